@@ -1,0 +1,1 @@
+"""A small CivitAI-compatible server on loopback and its catalogue (standard library only)."""

@@ -1,0 +1,1 @@
+"""What things are: values and pure rules. No I/O, no third-party import."""

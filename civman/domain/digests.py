@@ -1,0 +1,44 @@
+"""Digests of files, as CivitAI names them. All text is lower-case hex."""
+
+import re
+from dataclasses import dataclass
+from typing import NewType
+
+Sha256 = NewType("Sha256", str)
+"""64 lower-case hex digits."""
+
+_HEX = re.compile(r"[0-9a-f]+")
+EMPTY_AUTOV3 = "e3b0c44298fc"
+"""AutoV3 of an empty body: says nothing about a file. Source: SHA-256 of no bytes."""
+
+
+def sha256_from(text: str) -> Sha256:
+    """The digest that `text` spells in any case. Raises: ValueError: it is not 64 hex digits."""
+    lowered = text.strip().lower()
+    if len(lowered) != 64 or not _HEX.fullmatch(lowered):
+        raise ValueError(f"not a SHA-256: {text!r}")
+    return Sha256(lowered)
+
+
+def autov2(digest: Sha256) -> str:
+    """AutoV2, the first ten digits of the SHA-256, which A1111 and CivitAI show as "model hash"."""
+    return digest[:10]
+
+
+@dataclass(frozen=True, slots=True)
+class Hashes:
+    """What CivitAI declares about a file's bytes; any may be missing (new uploads have none).
+
+    `autov3` is the first 12 digits, also where old answers gave 64.
+    """
+
+    sha256: Sha256 | None = None
+    blake3: str | None = None
+    crc32: str | None = None
+    autov1: str | None = None
+    autov2: str | None = None
+    autov3: str | None = None
+
+    def known(self) -> dict[str, str]:
+        """Name → digest of those that are declared."""
+        return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
