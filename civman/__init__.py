@@ -12,13 +12,24 @@ _HOMES = {
     "Settings": "civman.settings",
     "CivmanError": "civman.errors",
     "ExitCode": "civman.errors",
-    "Ref": "civman.domain.refs",
+    "parse_ref": "civman.domain.refs",
     "Model": "civman.domain.catalog",
     "ModelVersion": "civman.domain.catalog",
     "ModelFile": "civman.domain.catalog",
     "Asset": "civman.domain.catalog",
 }
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = [
+    "Asset",
+    "CivmanError",
+    "ExitCode",
+    "Library",
+    "Model",
+    "ModelFile",
+    "ModelVersion",
+    "Settings",
+    "parse_ref",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

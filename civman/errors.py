@@ -142,7 +142,10 @@ class HashMismatch(IntegrityError):
     def __init__(self, *, name: str, expected: str, actual: str, algorithm: str = "sha256") -> None:
         super().__init__(
             f"wrong bytes in `{name}`: {algorithm} should be {expected}, is {actual}",
-            name=name, expected=expected, actual=actual, algorithm=algorithm,
+            name=name,
+            expected=expected,
+            actual=actual,
+            algorithm=algorithm,
         )
 
 
@@ -191,11 +194,18 @@ class Interrupted(CivmanError):
     exit_code = ExitCode.INTERRUPTED
 
 
-class PartlyFailed(CivmanError):
-    """Of several things some failed; each failure was reported, the rest is done. Ends with the first failure's code."""
+class PartlyFailedError(CivmanError):
+    """Of several things some failed, and were told of; the rest is done. Ends with the first failure's code."""
 
     code = "partly-failed"
 
-    def __init__(self, message: str, *, exit_code: ExitCode, **facts: Fact) -> None:
-        super().__init__(message, **facts)
+    def __init__(self, message: str, *, exit_code: ExitCode, refs: list[str]) -> None:
+        super().__init__(message, refs=refs)
         self.exit_code = exit_code
+
+
+class CannotRender(CivmanError):
+    """No picture that could be called one can come of it: parts missing, memory short, or the pixels are spoilt."""
+
+    code = "cannot-render"
+    exit_code = ExitCode.CANNOT_RENDER

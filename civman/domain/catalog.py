@@ -141,7 +141,7 @@ class ModelFile:
     type: str
     """CivitAI's word: "Model", "Pruned Model", "VAE", "Config", "Training Data" …"""
     size_bytes: int | None
-    hashes: Hashes = Hashes()
+    hashes: Hashes = Hashes()  # noqa: RUF009  # frozen: sharing one is safe
     is_primary: bool = False
     is_linked: bool = False
     """It belongs to another version (a shared VAE): its id does not work in this version's download address."""

@@ -79,7 +79,23 @@ class Notice:
     message: str
 
 
-Event = Started | Received | Waiting | Restarted | Verifying | Finished | Failed | Notice
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The model has finished `step` of `steps` of one pass over pictures `first` … `first + pictures - 1` of `count`.
+
+    `stage` is "first" or "hires".
+    """
+
+    key: str
+    step: int
+    steps: int
+    first: int = 1
+    pictures: int = 1
+    count: int = 1
+    stage: str = "first"
+
+
+Event = Started | Received | Waiting | Restarted | Verifying | Finished | Failed | Notice | Step
 OnEvent = Callable[[Event], None]
 
 

@@ -1,0 +1,271 @@
+"""CivitAI as civman uses it: questions in, domain values out. Bulk bytes are `storage`'s."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from functools import partial
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from civman.civitai import lookups, redirects, wire
+from civman.civitai.answers import Account, DownloadAddress, Glance, Picture, SearchPage
+from civman.civitai.causes import Asked, Endpoint, cause, is_login_address, login_page
+from civman.civitai.forms import OnNotice
+from civman.civitai.paging import matches
+from civman.civitai.transport import Params, Transport, quiet, utc_now
+from civman.domain.catalog import FileId, ModelFile, ModelId, ModelVersion, VersionId
+from civman.domain.digests import Sha256
+from civman.domain.refs import ANY_FILE, FileWish
+from civman.domain.search import ModelPage, SearchQuery, checked_id
+from civman.errors import AmbiguousRef, BadAnswer, CivmanError, InvalidRef, NotFound
+
+_HASHES_PER_QUESTION = 10_000
+_IDS_PER_QUESTION = 100
+_DOWNLOADS = "/api/download/"
+
+
+class CivitaiClient:
+    """The site's public API, with one key or none. Close it, or use it as a context manager.
+
+    Args:
+        transport: how it is reached.
+        clock: gives the time by which early access is judged.
+        on_notice: hears what is no error but should be known: entries left out, filters the site ignored.
+
+    Every method raises CivmanError by cause (see `causes`), Offline, and BadAnswer where the answer is not what was
+    asked for; numbers that cannot be ids raise UsageError before anything is sent.
+    """
+
+    def __init__(
+        self, transport: Transport, *, clock: Callable[[], datetime] = utc_now, on_notice: OnNotice = quiet
+    ) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._on_notice = on_notice
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def search(self, query: SearchQuery) -> Iterator[ModelPage]:
+        """Models that match, lazily: a page is asked for when its first model is."""
+        what = f"creator `{query.username}`" if query.username else "the search"
+        return matches(partial(self._search_page, what), query, now=self._clock(), on_notice=self._on_notice)
+
+    def model(self, model_id: ModelId) -> ModelPage:
+        """A model with its versions, archived or not. `versions` may be empty for minutes after an update."""
+        answer = self._get(f"/api/v1/models/{checked_id(model_id, 'model')}", f"model {model_id}")
+        page = wire.page(answer, now=self._clock(), on_notice=self._on_notice)
+        _check_same(page.model.id, model_id, "model")
+        return page
+
+    def version(self, version_id: VersionId) -> ModelVersion:
+        """A version with its files and a few words on its model."""
+        answer = self._get(
+            f"/api/v1/model-versions/{checked_id(version_id, 'version')}", f"version {version_id}"
+        )  # fmt: skip
+        version = wire.version(answer, now=self._clock(), on_notice=self._on_notice)
+        _check_same(version.id, version_id, "version")
+        return version
+
+    def by_hash(self, digest: str) -> tuple[ModelVersion, ModelFile]:
+        """The version and its file that has `digest` (any kind, any case; 8, 10, 12 or 64 hex digits).
+
+        Raises: AmbiguousRef: several files of the version share a short digest. BadAnswer: none has it.
+        """
+        wanted = digest.strip().lower()
+        if not re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{10}|[0-9a-f]{12}|[0-9a-f]{64}", wanted):
+            raise InvalidRef(f"not a digest CivitAI knows by: `{digest[:80]}`", hint="8, 10, 12 or 64 hex digits")
+        answer = self._get(f"/api/v1/model-versions/by-hash/{wanted.upper()}", f"a file with hash {wanted}")
+        version = wire.version(answer, now=self._clock(), on_notice=self._on_notice)
+        found = [file for file in version.files if _has_digest(file, wanted)]
+        if not found:
+            raise BadAnswer(
+                f"CivitAI answers hash {wanted} with version {version.id}, none of whose files has it",
+                code="wrong-answer", hint="look the version up by its number", version_id=version.id,
+            )  # fmt: skip
+        if len({file.hashes.sha256 for file in found}) > 1:
+            raise AmbiguousRef(
+                f"several files of version {version.id} have hash {wanted}",
+                hint="name one by its SHA-256", candidates=[file.hashes.sha256 or file.name for file in found],
+            )  # fmt: skip
+        return version, next((file for file in found if file.is_primary), found[0])
+
+    def identify(self, sha256s: Iterable[Sha256]) -> dict[Sha256, tuple[ModelId, VersionId]]:
+        """Which model and version each digest belongs to; unknown ones are absent.
+
+        Where several versions hold the same file, the one with the lowest number, which was first.
+        """
+        asked = list(dict.fromkeys(sha256s))
+        found: dict[Sha256, tuple[ModelId, VersionId]] = {}
+        for start in range(0, len(asked), _HASHES_PER_QUESTION):
+            chunk = asked[start : start + _HASHES_PER_QUESTION]
+            answer = self._transport.post_json(
+                "/api/v1/model-versions/by-hash/ids", list(chunk), asked=self._asked(f"{len(chunk)} hashes")
+            )
+            wanted = set(chunk)
+            for digest, model_id, version_id in lookups.identities(
+                answer, now=self._clock(), on_notice=self._on_notice
+            ):
+                if digest in wanted and (digest not in found or version_id < found[digest][1]):
+                    found[digest] = (model_id, version_id)
+        return found
+
+    def models_by_ids(self, ids: Iterable[ModelId]) -> Iterator[ModelPage]:
+        """Those of the models that the site's list shows, of any rating and archived ones too, in its order."""
+        asked = list(dict.fromkeys(ids))
+        for start in range(0, len(asked), _IDS_PER_QUESTION):
+            chunk = tuple(asked[start : start + _IDS_PER_QUESTION])
+            yield from self.search(SearchQuery(ids=chunk, nsfw=True, include_archived=True, limit=None))
+
+    def mini(self, version_id: VersionId, file_id: FileId | None = None) -> Glance:
+        """The freshest word on a file of a version, past all caches; None: the version's primary file."""
+        params = [("modelFileId", str(checked_id(file_id, "file")))] if file_id is not None else []
+        path = f"/api/v1/model-versions/mini/{checked_id(version_id, 'version')}"
+        answer = self._get(path, f"version {version_id}" + (f", file {file_id}" if file_id else ""), params)
+        return lookups.glance(answer, file_id, now=self._clock(), on_notice=self._on_notice)
+
+    def tensor_metadata(self, file_id: FileId) -> list[tuple[str, str, tuple[int, ...]]] | None:
+        """(name, dtype, shape) of each tensor without downloading; None where the site offers no such list."""
+        try:
+            answer = self._get(
+                f"/api/v1/model-files/{checked_id(file_id, 'file')}/tensor-metadata", f"the tensors of file {file_id}"
+            )
+        except CivmanError as error:
+            if error.facts.get("status") in (400, 404, 422):
+                return None
+            raise
+        return lookups.tensors(answer, now=self._clock(), on_notice=self._on_notice)
+
+    def me(self) -> Account:
+        """Whose key it is. Raises: NotAllowed: `no-key` or `bad-key`; the one place where a bad key shows."""
+        answer = self._transport.get_json("/api/v1/me", asked=self._asked("your account", Endpoint.ACCOUNT))
+        return lookups.account(answer, now=self._clock(), on_notice=self._on_notice)
+
+    def enums(self) -> dict[str, tuple[str, ...]]:
+        """The site's own tables: "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
+        return lookups.enums(self._get("/api/v1/enums", "its table of legal values"))
+
+    def image(self, image_id: int) -> Picture:
+        """A published picture with its generation data. Raises: NotFound: unknown, or not to be seen."""
+        params = [
+            ("imageId", str(checked_id(image_id, "picture"))),
+            *(("nsfw", "X"), ("withMeta", "true"), ("flatMeta", "true")),
+        ]
+        answer = self._get("/api/v1/images", f"picture {image_id}", params)
+        found = lookups.pictures(answer, now=self._clock(), on_notice=self._on_notice)
+        # for an invisible picture the site answers with others
+        match = next((picture for picture in found if picture.id == image_id), None)
+        if match is None:
+            raise NotFound(f"CivitAI does not show picture {image_id}", hint="it may be private, blocked or deleted")
+        return match
+
+    def download_address(self, version_id: VersionId, file: ModelFile | FileWish = ANY_FILE) -> DownloadAddress:
+        """Where the bytes of a version's file are now; asks the site once and reads no body.
+
+        Raises: NotAllowed by gate (`no-key`, `early-access` …), NotFound, Gone (`archived`), UnsafeRedirect.
+        """
+        checked_id(version_id, "version")
+        asked = self._asked(f"version {version_id}", Endpoint.DOWNLOAD)
+        *before, last = self._download_urls(version_id, file)
+        for url in before:
+            try:
+                return self._resolved(url, asked)
+            except NotFound as error:
+                if error.facts.get("status") != 404:
+                    raise
+                self._on_notice(f"file {file.name if isinstance(file, ModelFile) else ''}: asked by its own address")
+        return self._resolved(last, asked)
+
+    def _download_urls(self, version_id: VersionId, file: ModelFile | FileWish) -> list[str]:
+        """Addresses on the configured site to try in turn; a later one only where a digest proves the bytes."""
+        bare = f"{_DOWNLOADS}models/{version_id}"
+        if isinstance(file, FileWish):
+            return [self._transport.url(bare, _wish_params(file))]
+        own = self._own_url(file.download_url)
+        if file.id is not None and not file.is_linked:
+            by_id = self._transport.url(bare, [("fileId", str(checked_id(file.id, "file")))])
+            return [by_id, own] if own not in (None, by_id) and own and file.hashes.sha256 else [by_id]
+        if own is None:
+            raise NotFound(
+                f"CivitAI gives no address for file `{file.name}` of version {version_id}",
+                hint="look at its page on the site; archived models have none", version_id=version_id,
+            )  # fmt: skip
+        return [own]
+
+    def _own_url(self, download_url: str | None) -> str | None:
+        """Path and query of the address an answer gave, on the configured site; the host in it may be anybody's."""
+        try:
+            parts = urlsplit(download_url or "")
+        except ValueError:
+            return None
+        _, mark, rest = parts.path.partition(_DOWNLOADS)
+        if not mark or ".." in rest:
+            return None
+        query = [(name, value) for name, value in parse_qsl(parts.query) if name != "token"]
+        return self._transport.url(_DOWNLOADS + rest) + (f"?{urlencode(query)}" if query else "")
+
+    def _resolved(self, url: str, asked: Asked) -> DownloadAddress:
+        home = self._transport.address
+        for _ in range(redirects.MAX_HOPS):
+            answer = self._transport.first_hop(url, asked=asked)
+            if answer.status < 300:
+                return DownloadAddress(url, send_token=True)
+            location = answer.headers["location"]
+            if is_login_address(location):
+                raise login_page(asked)
+            target = redirects.follow(url, location, loopback_allowed=redirects.is_loopback(home))
+            if not target.startswith(home + "/"):
+                return DownloadAddress(target)
+            if re.match(r"/(model-versions|models)/\d+", target[len(home) :]):
+                raise cause(answer.status, answer.headers, b"", asked)
+            if not target.startswith(home + _DOWNLOADS):
+                return DownloadAddress(target)
+            url = target  # from one download path of the site to another: still the site's own question
+        raise BadAnswer(f"CivitAI sends {asked.what} round in a circle", code="redirect-loop")
+
+    def _search_page(self, what: str, params: Params) -> SearchPage:
+        answer = self._transport.get_json("/api/v1/models", params, asked=self._asked(what, Endpoint.SEARCH))
+        return wire.search_page(answer, now=self._clock(), on_notice=self._on_notice)
+
+    def _get(self, path: str, what: str, params: Params = ()) -> object:
+        return self._transport.get_json(path, params, asked=self._asked(what))
+
+    def _asked(self, what: str, endpoint: Endpoint = Endpoint.LOOKUP) -> Asked:
+        return Asked(what, endpoint, self._transport.has_key)
+
+
+def _check_same(given: int, asked: int, what: str) -> None:
+    if given != asked:
+        raise BadAnswer(
+            f"asked for {what} {asked}, CivitAI answered with {what} {given}",
+            code="wrong-answer", hint="something in between may be caching wrongly",
+        )  # fmt: skip
+
+
+def _has_digest(file: ModelFile, wanted: str) -> bool:
+    """Whether any declared digest is `wanted`; AutoV3 is known by its first 12 digits only."""
+    if wanted in file.hashes.known().values():
+        return True
+    return file.hashes.autov3 is not None and wanted[:12] == file.hashes.autov3
+
+
+def _wish_params(wish: FileWish) -> list[tuple[str, str]]:
+    pairs = {
+        "fileId": str(wish.file_id) if wish.file_id is not None else None,
+        "type": wish.type,
+        "format": wish.format,
+        "size": wish.size,
+        "fp": wish.precision,
+        "quantType": wish.quant_type,
+    }
+    return [(name, value) for name, value in pairs.items() if value is not None]

@@ -1,0 +1,140 @@
+"""One meaning, many spellings: how single values looked in CivitAI's answers from 2023 to 2026.
+
+Pure functions from a raw JSON value to a domain value. What cannot be read is told through `tell` or raises
+ValueError; nothing is made up.
+
+Source: CivitAI's public REST API, saved answers of 2023-07, 2024-01, 2025 and 2026.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
+
+from civman.domain.catalog import Gate
+from civman.domain.digests import EMPTY_AUTOV3, Hashes, sha256_from
+
+OnNotice = Callable[[str], None]
+
+_RISING = ("Image", "RentCivit", "Rent", "Sell")
+"""Commercial permissions, each including those before it when it stood alone (2023)."""
+_LENGTHS = {"blake3": 64, "crc32": 8, "autov1": 8, "autov2": 10}
+_HEX = re.compile(r"[0-9a-f]+")
+_IMAGE_LEVELS = {"none": 1, "soft": 2, "mature": 4, "x": 8, "blocked": 32}
+
+
+def commercial_use(raw: object) -> tuple[str, ...] | None:
+    """What may be sold, from `["Image"]`, `"{Image,Rent}"` or one word that implied the lower ones; None: not said."""
+    if raw is None:
+        return None
+    if isinstance(raw, str) and not raw.strip().startswith("{"):
+        word = raw.strip()
+        words = list(_RISING[: _RISING.index(word) + 1]) if word in _RISING else [word]
+    elif isinstance(raw, str):
+        words = [part.strip().strip('"') for part in raw.strip().strip("{}").split(",")]
+    elif isinstance(raw, list):
+        words = [str(part).strip() for part in raw if part is not None]
+    elif raw == {}:
+        words = []
+    else:
+        raise ValueError("neither a word nor a list of words")
+    given = dict.fromkeys(word for word in words if word and word != "None")
+    return tuple([word for word in _RISING if word in given] + [word for word in given if word not in _RISING])
+
+
+def trained_words(entries: Iterable[str]) -> tuple[str, ...]:
+    """Trigger words, one each; an entry may itself be a comma list."""
+    parts = (part.strip() for entry in entries for part in entry.split(","))
+    return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def hashes(raw: Mapping[str, object], tell: OnNotice) -> Hashes:
+    """Digests in lower case; one that cannot be one is left out and told."""
+    found: dict[str, str] = {}
+    for name, value in raw.items():
+        key, text = name.lower(), str(value or "").strip().lower()
+        if not text or key not in Hashes.__slots__:
+            continue
+        if key == "autov3" and len(text) == 64:
+            text = text[:12]  # early 2024 answers carry the whole digest
+        if len(text) != {**_LENGTHS, "sha256": 64, "autov3": 12}[key] or not _HEX.fullmatch(text):
+            tell(f"the declared {name} is no digest and is left out")
+        elif not (key == "autov3" and text == EMPTY_AUTOV3):
+            found[key] = text
+    sha256 = found.pop("sha256", None)
+    return Hashes(sha256=sha256_from(sha256) if sha256 else None, **found)
+
+
+def size_bytes(size_kb: float | None) -> int | None:
+    """Exact bytes from CivitAI's kilobytes (1024 bytes each, sent as a float)."""
+    return None if size_kb is None else round(size_kb * 1024)
+
+
+def timestamp(text: str) -> datetime:
+    """An aware time in UTC; without a zone it is UTC already. Raises: ValueError: no ISO 8601."""
+    moment = datetime.fromisoformat(text.strip())
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def image_level(nsfw_level: object, nsfw: object) -> int:
+    """Bit of a picture's rating from its integer level (2024 on) or its word (before, and in `/images`)."""
+    for raw in (nsfw_level, nsfw):
+        if isinstance(raw, int) and not isinstance(raw, bool):
+            return raw
+        if isinstance(raw, str) and raw.casefold() in _IMAGE_LEVELS:
+            return _IMAGE_LEVELS[raw.casefold()]
+    return 0
+
+
+def gate(
+    *,
+    paid_access: tuple[bool, datetime | None] | None,
+    ends: Iterable[datetime | None],
+    days_after_publication: int | None,
+    published_at: datetime | None,
+    availability: str | None,
+    now: datetime,
+) -> Gate | None:
+    """The paid or early access in force at `now`, from whichever generation of signals the answer carries.
+
+    `paid_access` is (permanent, end) of 2026, `ends` are the dates of 2024 to 2026, `days_after_publication` is
+    of 2023, `availability` "EarlyAccess" of 2025. Dates that have passed mean no gate: answers are cached.
+    """
+    if paid_access is not None:
+        permanent, end = paid_access
+        if permanent:
+            return Gate(permanent=True)
+        return Gate(ends_at=end) if end is None or end > now else None
+    known = [end for end in ends if end is not None]
+    if published_at is not None and days_after_publication and days_after_publication > 0:
+        known.append(published_at + timedelta(days=min(days_after_publication, 36500)))
+    if known:
+        return Gate(ends_at=max(known)) if max(known) > now else None
+    return Gate() if availability == "EarlyAccess" else None
+
+
+def file_id_in(download_url: str | None) -> int | None:
+    """The `fileId` that a download address names, if any."""
+    try:
+        query = parse_qs(urlsplit(download_url or "").query)
+    except ValueError:  # brackets that are no IPv6 address
+        return None
+    digits = next(iter(query.get("fileId", [])), "")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
+
+
+def linked_places(files: list[tuple[str, bool, str | None]], *, has_linked_vae: bool) -> set[int]:
+    """Places of those files, given as (type, primary, address), that belong to another version (a shared VAE).
+
+    Answers do not mark them. They are appended at the end with type VAE, and their address names no `fileId` where
+    those of the version's own files do (September 2026), or the version carries a `vaeId` (before).
+    """
+    others_name_ids = any(file_id_in(url) is not None for _, _, url in files)
+    found: set[int] = set()
+    for place in range(len(files) - 1, -1, -1):
+        kind, primary, url = files[place]
+        if kind != "VAE" or primary or file_id_in(url) is not None or url is None:
+            break
+        if others_name_ids or has_linked_vae:
+            found.add(place)
+    return found

@@ -1,0 +1,123 @@
+"""The configured site: its address, its key, and a client that keeps the one with the other."""
+
+import importlib.metadata
+import logging
+import ssl
+from collections.abc import Generator
+from urllib.parse import urlsplit
+
+import httpx
+
+from civman.civitai.answers import safe_url
+from civman.civitai.redirects import is_loopback
+from civman.errors import ConfigError
+
+
+def user_agent() -> str:
+    """What civman calls itself. CivitAI treats a name that contains a browser's as a browser (no JSON errors)."""
+    try:
+        return f"civman/{importlib.metadata.version('civman')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "civman/0"
+
+
+def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.Client:
+    """A client that shows `token` to the origin of `address` and to nobody else, and follows no redirect.
+
+    Proxies and certificates come from the environment, except that loopback is never proxied.
+    Raises: ConfigError: what the environment names cannot be used.
+    """
+    # its debug log holds redirect addresses whole, and with them the storage's signature
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
+    direct: dict[str, httpx.BaseTransport | None] = {f"all://{httpx.URL(address).host}": None}
+    # loading the trust store takes 50 ms; plain http on loopback gets a TLS context that trusts nobody
+    needs_tls = not (is_loopback(address) and address.startswith("http:"))
+    try:
+        return httpx.Client(
+            auth=_Key(address, token),
+            verify=True if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            headers={"User-Agent": user_agent()},
+            timeout=httpx.Timeout(timeout_s, pool=None),
+            limits=httpx.Limits(max_connections=2, max_keepalive_connections=2),
+            follow_redirects=False,
+            event_hooks={"response": [_set_target_aside]},
+            mounts=direct if is_loopback(address) else None,
+        )
+    except (ImportError, ValueError, TypeError) as error:  # all that httpx says of a proxy address it cannot use
+        raise ConfigError(
+            "the proxy named by the environment cannot be used", code="bad-proxy",
+            hint="check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY: only http:// and https:// proxies work",
+        ) from error  # fmt: skip
+    except OSError as error:
+        raise ConfigError(
+            f"the certificates named by the environment cannot be read: {error.strerror or 'no certificate in there'}",
+            code="bad-certificates", hint="check SSL_CERT_FILE and SSL_CERT_DIR",
+        ) from error  # fmt: skip
+
+
+def checked_address(address: str, *, has_token: bool) -> str:
+    """`address` without a trailing slash, if the site can be asked there. Raises: ConfigError."""
+    shown = safe_url(address)
+    try:
+        parts = urlsplit(address.strip())
+        port = parts.port
+    except ValueError:
+        raise ConfigError(f"not a site address: {shown}", hint="it looks like `https://civitai.com`") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError(f"not a site address: {shown}", hint="it looks like `https://civitai.com`")
+    if parts.username or parts.password:
+        raise ConfigError(f"the site address must not carry a login: {shown}", hint="give the key by its own setting")
+    if parts.scheme == "http" and has_token and not is_loopback(address):
+        raise ConfigError(
+            f"the key would travel in the clear to {shown}", code="insecure-address",
+            hint="use https, or leave the key out for this site",
+        )  # fmt: skip
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}" + (f":{port}" if port else "") + parts.path.rstrip("/")
+
+
+def checked_token(token: str) -> str:
+    """`token` without blanks around it, if it fits into a header. Raises: ConfigError."""
+    text = token.strip()
+    if not text.isascii() or not text.isprintable() or " " in text or not text:
+        raise ConfigError("the key holds characters that no key has", code="malformed-key", hint="copy it again, whole")
+    return text
+
+
+_ASIDE = "x-civman-location"
+
+
+def _set_target_aside(response: httpx.Response) -> None:
+    """Hide a redirect's target from httpx, which parses it even when it does not follow and fails on odd ones."""
+    if "location" in response.headers:
+        response.headers[_ASIDE] = response.headers.pop("location")
+
+
+def headers_of(response: httpx.Response) -> httpx.Headers:
+    """The headers of a response of such a client, as they were sent."""
+    headers = httpx.Headers(response.headers)
+    if _ASIDE in headers:
+        headers["location"] = headers.pop(_ASIDE)
+    return headers
+
+
+class _Key(httpx.Auth):
+    """Puts the key on requests to the configured origin, and takes any other credential off.
+
+    Given to httpx explicitly, it also keeps httpx from making up credentials of its own (netrc, userinfo).
+    """
+
+    def __init__(self, address: str, token: str | None) -> None:
+        self._origin = _origin(httpx.URL(address))
+        self._token = token
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Set or drop the Authorization header."""
+        request.headers.pop("Authorization", None)
+        if self._token and _origin(request.url) == self._origin:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        yield request
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)

@@ -1,0 +1,117 @@
+"""The root command, and `main`: the one place where an error becomes words and an exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from civman import __version__
+from civman.cli import (
+    demo,
+    doctor,
+    download,
+    listing,
+    login,
+    remove,
+    search,
+    show,
+    verify,
+)
+from civman.cli.output import Output
+from civman.errors import CivmanError, ExitCode, Interrupted, UsageError
+
+app = typer.Typer(
+    name="civman",
+    help="Find, download, verify and manage Stable Diffusion models from CivitAI.\n\n"
+    "Nothing reports success unless it is proven.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for name, command in (
+    ("search", search.search),
+    ("show", show.show),
+    ("download", download.download),
+    ("list", listing.list_assets),
+    ("verify", verify.verify),
+    ("remove", remove.remove),
+    ("login", login.login),
+    ("doctor", doctor.doctor),
+    ("demo", demo.demo),
+):
+    app.command(name)(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"civman {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print a traceback with any error.")] = False,
+) -> None:
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code; every error has been told when this returns."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    output = Output(as_json="--json" in arguments)
+    wants_trace = "--debug" in arguments
+    try:
+        app(arguments, prog_name="civman", standalone_mode=False)
+    except CivmanError as error:
+        output.failure(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        output.failure(Interrupted("stopped"))
+        code = ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # whoever read our output has enough; a second try at exit would print a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+    except Exception as error:  # noqa: BLE001  # the boundary: what gets here is a bug
+        return _refused_by_typer(error, output) or _bug(error, output)
+    else:
+        return ExitCode.DONE
+    if wants_trace:
+        traceback.print_exc()
+    return code
+
+
+def _refused_by_typer(error: Exception, output: Output) -> int | None:
+    """The exit code for what typer itself raises: `--help`, a wrong option, an interrupted prompt."""
+    kind = type(error).__name__
+    if kind == "Exit":
+        return int(getattr(error, "exit_code", 0)) or None
+    if kind == "NoArgsIsHelpError":
+        typer.echo(getattr(error, "message", ""))
+        return ExitCode.USAGE
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
+        return None
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "civman"
+    output.failure(UsageError(str(format_message()), hint=f"`{path} --help` lists what it takes"))
+    return ExitCode.USAGE
+
+
+def _bug(error: Exception, output: Output) -> int:
+    traceback.print_exception(error)
+    output.failure(
+        CivmanError(
+            f"civman has a bug: {type(error).__name__}",
+            code="bug",
+            hint="please report the traceback above with the command that led to it",
+        )
+    )
+    return ExitCode.BUG

@@ -1,0 +1,181 @@
+"""Events of the library as bars on a terminal, or as plain lines elsewhere."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from civman.cli.output import Output, clean, size
+from civman.domain.events import (
+    Event,
+    Failed,
+    Finished,
+    Notice,
+    OnEvent,
+    Received,
+    Restarted,
+    Started,
+    Verifying,
+    Waiting,
+)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+@contextmanager
+def shown(output: Output) -> Iterator[OnEvent]:
+    """A listener for the time of a command, fit for events from several threads."""
+    if not output.is_live:
+        lines = _Lines(output)
+        yield lines.on_event
+        return
+    from rich.progress import (  # 0.06 s, for a terminal only
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    progress = Progress(
+        TextColumn("{task.fields[label]}", justify="left"),
+        BarColumn(bar_width=None),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[state]}"),
+        console=output.console(to_stderr=True),
+        transient=False,
+        speed_estimate_period=10,
+    )
+    with progress:
+        yield _Bars(progress).on_event
+
+
+@contextmanager
+def reading(output: Output) -> Iterator[OnEvent]:
+    """A listener for the time in which stored files are read again: a bar on a terminal, silence elsewhere."""
+    if not output.is_live:
+        yield lambda event: output.notice(event.message) if isinstance(event, Notice) else None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # see `shown`
+
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=output.console(to_stderr=True),
+        transient=True,
+    )
+    with progress:
+        task = progress.add_task("")
+
+        def on_event(event: Event) -> None:
+            match event:
+                case Started(_, name, total, _):
+                    progress.reset(task, description=_short(name), total=total)
+                case Verifying(_, done, _):
+                    progress.update(task, completed=done)
+                case Notice(_, message):
+                    progress.console.print(f"Note: {clean(message)}")
+                case _:
+                    pass
+
+        yield on_event
+
+
+class _Bars:
+    def __init__(self, progress: "Progress") -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._tasks: dict[str, TaskID] = {}
+        self._received: dict[str, int] = {}
+
+    def on_event(self, event: Event) -> None:
+        with self._lock:
+            self._show(event)
+
+    def _show(self, event: Event) -> None:  # noqa: C901  # one short case an event
+        progress = self._progress
+        match event:
+            case Started(key, name, total, held):
+                self._received[key] = held
+                if key not in self._tasks:
+                    self._tasks[key] = progress.add_task("", label=_short(name), state="", total=total)
+                progress.update(self._tasks[key], completed=held, total=total)
+                if held:
+                    progress.console.print(f"{clean(name)}: going on from {size(held)}")
+            case Received(key, count):
+                self._received[key] = self._received.get(key, 0) + count
+                progress.update(self._tasks[key], completed=self._received[key], state="")
+            case Waiting(key, reason, seconds):
+                words = f"{reason}, {seconds:.0f} s" if seconds else reason
+                progress.update(self._tasks[key], state=clean(words))
+            case Restarted(key, reason):
+                progress.console.print(f"starting over: {clean(reason)}")
+                if key in self._tasks:
+                    self._received[key] = 0
+                    progress.update(self._tasks[key], completed=0)
+            case Verifying(key, done, total):
+                if key in self._tasks and self._received.get(key, 0) >= total:
+                    progress.update(self._tasks[key], state="verified" if done >= total else "verifying")
+            case Finished(key, name, total, was_present):
+                if key not in self._tasks:
+                    self._tasks[key] = progress.add_task("", label=_short(name), state="", total=total)
+                state = "was here" if was_present else "verified"
+                progress.update(self._tasks[key], completed=total, total=total, state=state)
+            case Failed(key, name, _, message):
+                if key in self._tasks:
+                    progress.update(self._tasks[key], state="failed")
+                progress.console.print(f"{clean(name)}: {clean(message)}", style="red")
+            case Notice(_, message):
+                progress.console.print(f"Note: {clean(message)}")
+
+
+class _Lines:
+    """For logs and pipes: what begins, what ends, and a sign of life every ten seconds."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._lock = threading.Lock()
+        self._names: dict[str, tuple[str, int | None]] = {}
+        self._received: dict[str, int] = {}
+        self._told_at = time.monotonic()
+
+    def on_event(self, event: Event) -> None:
+        with self._lock:
+            match event:
+                case Started(key, name, total, held):
+                    if key not in self._names or held:
+                        start = f", {size(held)} are here already" if held else ""
+                        self._output.notice(f"{name}: {size(total)}{start}")
+                    self._names[key], self._received[key] = (name, total), held
+                case Received(key, count):
+                    self._received[key] = self._received.get(key, 0) + count
+                    if time.monotonic() - self._told_at > 10:
+                        self._told_at = time.monotonic()
+                        for key, (name, total) in self._names.items():
+                            self._output.notice(f"{name}: {size(self._received[key])} of {size(total)}")
+                case Waiting(_, reason, seconds):
+                    self._output.notice(f"waiting: {reason}" + (f" ({seconds:.0f} s)" if seconds else ""))
+                case Restarted(_, reason):
+                    self._output.notice(f"starting over: {reason}")
+                case Finished(key, name, total, was_present):
+                    self._names.pop(key, None)
+                    self._output.notice(f"{name}: {'was here' if was_present else 'verified'}, {size(total)}")
+                case Failed(key, name, code, message):
+                    self._names.pop(key, None)
+                    self._output.notice(f"{name}: failed [{code}]: {message}")
+                case Notice(_, message):
+                    self._output.notice(message)
+                case Verifying():
+                    pass
+
+
+def _short(name: str) -> str:
+    name = clean(name)
+    return name if len(name) <= 36 else f"{name[:24]}…{name[-11:]}"

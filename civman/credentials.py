@@ -1,0 +1,126 @@
+"""The API key at rest: in the system keyring where there is one, else in a file that only its owner can read.
+
+The key leaves this module as a plain string to one caller, the HTTP client; it is in no message and no setting.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from civman.errors import ConfigError
+from civman.settings import TOKEN_VARIABLE, Settings
+
+_FILE = "credentials.json"
+_SERVICE = "civman"
+_TOKEN = re.compile(r"[!-~]{8,512}")
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """Where the key comes from, in words for `civman doctor`, and the key itself, which `repr` hides."""
+
+    source: str
+    token: str | None
+
+    def __repr__(self) -> str:
+        return f"Credential(source={self.source!r}, token={'(hidden)' if self.token else None})"
+
+
+def load(settings: Settings) -> Credential:
+    """The key that holds now. Raises: ConfigError: it is there and cannot be read."""
+    if settings.token_from_environment:
+        return Credential(f"environment {TOKEN_VARIABLE}", check_shape(settings.token_from_environment))
+    path = settings.config_folder / _FILE
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored.get("store") == "keyring":
+            return Credential("system keyring", _from_keyring(settings.civitai_url))
+        token = stored.get("tokens", {}).get(settings.civitai_url)
+    except FileNotFoundError:
+        return Credential("none", None)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"cannot read `{path}`", hint="`civman login` writes it anew", path=str(path)) from error
+    return Credential(str(path), token) if token else Credential("none", None)
+
+
+def save(settings: Settings, token: str, *, use_keyring: bool) -> str:
+    """Keep `token` for the configured CivitAI address; where it went, in words. Raises: ConfigError."""
+    path = settings.config_folder / _FILE
+    token = check_shape(token)
+    if use_keyring and importlib.util.find_spec("keyring") is not None:
+        keyring = importlib.import_module("keyring")  # 0.1 s and a desktop service: only when somebody logs in
+
+        try:
+            keyring.set_password(_SERVICE, settings.civitai_url, token)
+        except keyring.errors.KeyringError:
+            pass  # no desktop session here: the file is next
+        else:
+            _write(path, {"store": "keyring"})
+            return "the system keyring"
+    tokens = _tokens(path)
+    tokens[settings.civitai_url] = token
+    _write(path, {"store": "file", "tokens": tokens})
+    return str(path)
+
+
+def forget(settings: Settings) -> bool:
+    """Remove the stored key for the configured address; whether there was one."""
+    path = settings.config_folder / _FILE
+    tokens = _tokens(path)
+    had = tokens.pop(settings.civitai_url, None) is not None
+    if path.exists():
+        _write(path, {"store": "file", "tokens": tokens})
+    return had
+
+
+def check_shape(token: str) -> str:
+    """`token` without surrounding white space. Raises: ConfigError: it cannot be a key (the key is not shown)."""
+    token = token.strip()
+    if not _TOKEN.fullmatch(token):
+        raise ConfigError(
+            "that is not an API key: it should be one word of letters and digits",
+            code="bad-key-shape",
+            hint="copy it again from https://civitai.com/user/account, section API Keys",
+        )
+    return token
+
+
+def _tokens(path: Path) -> dict[str, str]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8")).get("tokens", {})
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return dict(stored) if isinstance(stored, dict) else {}
+
+
+def _from_keyring(address: str) -> str | None:
+    if importlib.util.find_spec("keyring") is None:
+        raise ConfigError(
+            "the key is in the system keyring, and the keyring package is not installed",
+            hint="pip install 'civman[keyring]', or `civman login` again",
+        )
+    keyring = importlib.import_module("keyring")  # see save
+
+    try:
+        token = keyring.get_password(_SERVICE, address)
+    except keyring.errors.KeyringError as error:
+        raise ConfigError(f"the system keyring does not answer: {error}", hint=f"set {TOKEN_VARIABLE}") from error
+    return None if token is None else str(token)
+
+
+def _write(path: Path, stored: dict[str, object]) -> None:
+    """Only the owner can read it, from its first byte on."""
+    temporary = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(stored, file)
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write `{path}`: {error.strerror}", hint=f"set {TOKEN_VARIABLE} instead") from error

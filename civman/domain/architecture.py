@@ -1,0 +1,183 @@
+"""The words for what a model file is: kind, architecture, adapter, key format, precision.
+
+Owns: the closed sets and the value `Identity` that `civman.domain.identify` reads off a header. What CivitAI calls a
+base model ("Pony") is not here: see `civman.domain.base_models`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from civman.domain.catalog import ModelType
+
+
+class Kind(StrEnum):
+    """What part of a picture's making the file is."""
+
+    CHECKPOINT = "checkpoint"
+    """A diffusion model, with or without its text encoders and VAE: see `Identity.has_text_encoder`."""
+    ADAPTER = "adapter"
+    EMBEDDING = "embedding"
+    VAE = "vae"
+    CONTROLNET = "controlnet"
+    TEXT_ENCODER = "text-encoder"
+    CLIP_VISION = "clip-vision"
+    MOTION_MODULE = "motion-module"
+    IP_ADAPTER = "ip-adapter"
+    UPSCALER = "upscaler"
+    UNKNOWN = "unknown"
+
+
+class Architecture(StrEnum):
+    """Families whose tensors have one layout; what differs only in weights (Pony, Illustrious) is one here."""
+
+    SD1 = "sd1"
+    SD2 = "sd2"
+    SDXL = "sdxl"
+    SDXL_REFINER = "sdxl-refiner"
+    SD = "sd"
+    """A VAE that SD 1, SD 2 and SDXL share by its layout."""
+    SD3 = "sd3"
+    FLUX1 = "flux1"
+    FLUX2 = "flux2"
+    FLUX3 = "flux3"
+    CHROMA = "chroma"
+    AURAFLOW = "auraflow"
+    WAN = "wan"
+    QWEN_IMAGE = "qwen-image"
+    Z_IMAGE = "z-image"
+    LUMINA2 = "lumina2"
+    HUNYUAN_VIDEO = "hunyuan-video"
+    HUNYUAN_IMAGE = "hunyuan-image"
+    HUNYUAN_DIT = "hunyuan-dit"
+    HIDREAM = "hidream"
+    ANIMA = "anima"
+    COSMOS = "cosmos"
+    PIXART = "pixart"
+    SANA = "sana"
+    CASCADE = "cascade"
+    LTX_VIDEO = "ltx-video"
+    LTX2 = "ltx2"
+    MOCHI = "mochi"
+    COGVIDEOX = "cogvideox"
+    KOLORS = "kolors"
+    SVD = "svd"
+    KREA2 = "krea2"
+    UNKNOWN = "unknown"
+
+
+class Adapter(StrEnum):
+    """How an adapter writes its change of a weight."""
+
+    LORA = "lora"
+    DORA = "dora"
+    LOHA = "loha"
+    LOKR = "lokr"
+    OFT = "oft"
+    BOFT = "boft"
+    GLORA = "glora"
+    IA3 = "ia3"
+    FULL = "full"
+
+
+class KeyFormat(StrEnum):
+    """Whose tensor names the file uses."""
+
+    LDM = "ldm"
+    DIFFUSERS = "diffusers"
+    KOHYA = "kohya"
+    BFL = "bfl"
+    COMFY = "comfy"
+    XLABS = "xlabs"
+    ORIGINAL = "original"
+    UNKNOWN = "unknown"
+
+
+class Precision(StrEnum):
+    """Type of the weights; MIXED where no one type has nine tenths of them."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FP8 = "fp8"
+    FP4 = "fp4"
+    INT8 = "int8"
+    FP64 = "fp64"
+    MIXED = "mixed"
+    UNKNOWN = "unknown"
+
+
+class Confidence(StrEnum):
+    """How sure: CERTAIN from names and widths, LIKELY where one layout serves several families, NONE for unknown."""
+
+    CERTAIN = "certain"
+    LIKELY = "likely"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a file is, as its tensors show it.
+
+    `rules` are the ids of the identification rules that spoke (see `civman.domain.rules`), `reasons` say the same in
+    words. `variant` is free text below the architecture ("3.5-large", "schnell"). `flags` are further facts:
+    "inpainting", "v-prediction", "zero-terminal-snr", "distilled-layers", "thin" (other widths than the family's),
+    "conv" (an adapter of 3x3 convolutions too), "ema", "quantised" …
+    """
+
+    kind: Kind = Kind.UNKNOWN
+    architecture: Architecture = Architecture.UNKNOWN
+    variant: str = ""
+    key_format: KeyFormat = KeyFormat.UNKNOWN
+    adapter: Adapter | None = None
+    ranks: tuple[int, ...] = ()
+    """Most common rank first, then the smallest and the largest where they differ."""
+    precision: Precision = Precision.UNKNOWN
+    flags: tuple[str, ...] = ()
+    confidence: Confidence = Confidence.NONE
+    rules: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    tensor_count: int = 0
+    parameter_count: int = 0
+    context_width: int | None = None
+    """Width of the text conditioning that a UNet's cross-attention takes."""
+    latent_channels: int | None = None
+    text_widths: tuple[int, ...] = ()
+    """Widths of an embedding's vectors or of a checkpoint's CLIP text encoders, smallest first."""
+    module_count: int = 0
+    """Modules that an adapter changes."""
+    has_text_encoder: bool = False
+    has_vae: bool = False
+    has_diffusion_model: bool = False
+
+    @property
+    def rank(self) -> int | None:
+        """The rank that most modules have."""
+        return self.ranks[0] if self.ranks else None
+
+    @property
+    def model_type(self) -> ModelType:
+        """CivitAI's type for such a file."""
+        if self.kind is Kind.ADAPTER:
+            if self.adapter is Adapter.DORA:
+                return ModelType.DORA
+            plain = self.adapter is Adapter.LORA and "conv" not in self.flags
+            return ModelType.LORA if plain else ModelType.LOCON
+        return _TYPES.get(self.kind, ModelType.OTHER)
+
+    def describe(self) -> str:
+        """One line for a person, such as "checkpoint, sdxl, fp16, with text encoder and VAE"."""
+        words = [str(self.adapter) if self.adapter else str(self.kind), str(self.architecture)]
+        words += [word for word in (self.variant, str(self.precision)) if word and word != "unknown"]
+        words += [f"rank {self.rank}"] if self.rank else []
+        if self.kind is Kind.CHECKPOINT:
+            inside = [name for has, name in ((self.has_text_encoder, "text encoder"), (self.has_vae, "VAE")) if has]
+            words.append("with " + " and ".join(inside) if inside else "without text encoder and VAE")
+        return ", ".join([*words, *self.flags])
+
+
+_TYPES = {
+    Kind.CHECKPOINT: ModelType.CHECKPOINT, Kind.EMBEDDING: ModelType.EMBEDDING, Kind.VAE: ModelType.VAE,
+    Kind.CONTROLNET: ModelType.CONTROLNET, Kind.TEXT_ENCODER: ModelType.TEXT_ENCODER,
+    Kind.CLIP_VISION: ModelType.CLIP_VISION, Kind.MOTION_MODULE: ModelType.MOTION_MODULE,
+    Kind.UPSCALER: ModelType.UPSCALER,
+}  # fmt: skip

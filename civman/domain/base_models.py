@@ -1,0 +1,90 @@
+"""CivitAI's base-model labels: which belong together, and what the site says goes with what.
+
+Owns: `label_support`, which answers as the site does, and what tensors to expect behind a label. A label is the
+uploader's word and free text: an unknown one goes with itself only.
+
+Source: CivitAI's published constants (August 2026), rewritten in `data/base_models.json`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib.resources import files
+
+from civman.domain.architecture import Architecture
+from civman.domain.catalog import ModelType
+
+
+class Support(StrEnum):
+    """The site's three answers."""
+
+    FULL = "full"
+    PARTIAL = "partial"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    ecosystems: Mapping[str, str]
+    """Label → ecosystem."""
+    architectures: Mapping[str, frozenset[Architecture]]
+    """Ecosystem → architectures."""
+    few_steps: frozenset[str]
+    partial: Mapping[str, Mapping[str, frozenset[str]]]
+    """Model type → checkpoint's ecosystem → the resources' ecosystems."""
+
+
+@cache
+def _table() -> _Table:
+    data = json.loads(files("civman.domain").joinpath("data/base_models.json").read_text(encoding="utf-8"))
+    return _Table(
+        ecosystems={label: name for name, entry in data["ecosystems"].items() for label in entry["labels"]},
+        architectures={
+            name: frozenset(map(Architecture, entry.get("architectures", ())))
+            for name, entry in data["ecosystems"].items()
+        },
+        few_steps=frozenset(data["few_steps"]),
+        partial={
+            kind: {checkpoint: frozenset(resources) for checkpoint, resources in rows.items()}
+            for kind, rows in data["partial"].items()
+        },
+    )
+
+
+def known_labels() -> tuple[str, ...]:
+    """All labels that CivitAI had when the table was written."""
+    return tuple(_table().ecosystems)
+
+
+def ecosystem_of(label: str | None) -> str | None:
+    """CivitAI's unit of compatibility for a label; None for an unknown one."""
+    return _table().ecosystems.get(label or "")
+
+
+def architectures_of(label: str | None) -> frozenset[Architecture]:
+    """What the tensors behind a label look like; empty where nothing is known."""
+    table = _table()
+    return table.architectures.get(table.ecosystems.get(label or "", ""), frozenset())
+
+
+def is_few_steps(label: str | None) -> bool:
+    """Whether the label names models distilled to draw in a few steps (Turbo, Lightning, LCM, Hyper …)."""
+    return label in _table().few_steps
+
+
+def label_support(checkpoint_label: str, resource_label: str, model_type: ModelType) -> Support:
+    """What the site answers when a resource of one label is put on a checkpoint of another.
+
+    >>> label_support("Illustrious", "Pony", ModelType.LORA).value
+    'partial'
+    """
+    table = _table()
+    checkpoint, resource = table.ecosystems.get(checkpoint_label), table.ecosystems.get(resource_label)
+    if checkpoint_label == resource_label or (checkpoint is not None and checkpoint == resource):
+        return Support.FULL
+    if checkpoint is None or resource is None:
+        return Support.NONE
+    partial = table.partial.get(model_type.value, {}).get(checkpoint, frozenset())
+    return Support.PARTIAL if resource in partial else Support.NONE

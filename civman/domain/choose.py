@@ -1,0 +1,93 @@
+"""Which file of a version is meant."""
+
+from civman.domain.catalog import FileId, ModelFile, ModelVersion
+from civman.errors import AmbiguousRef, NotFound
+
+WEIGHT_TYPES = ("Model", "Pruned Model", "Diffusion Model", "UNet", "Negative")
+"""File types that carry a version's own weights. Source: CivitAI's primary weight file types."""
+PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
+
+
+def is_pickle(file: ModelFile) -> bool:
+    """Whether loading the file could run code: by its suffix, or by CivitAI's word where the suffix is silent."""
+    return file.suffix in PICKLE_SUFFIXES or (file.format == "PickleTensor" and file.suffix != ".safetensors")
+
+
+def choose_file(version: ModelVersion, wish: str | None = None, file_id: FileId | None = None) -> ModelFile:
+    """The file of `version` that `wish` or `file_id` names, else its primary safetensors.
+
+    `wish`: a file id, a file name, or words that only one file answers to ("fp16 pruned", "vae").
+    Without either: the primary if it is safetensors, else the safetensors file that CivitAI would rank first
+    (weights before side files, pruned before full, fp16 before others), else the primary.
+
+    Raises: NotFound: no such file, or the version has none. AmbiguousRef: `wish` fits several.
+    """
+    if not version.files:
+        raise NotFound(
+            f"version {version.id} of `{version.model.name}` lists no files",
+            code="no-files",
+            hint="its creator may have archived it; `civman show` tells",
+            version_id=version.id,
+        )
+    if file_id is not None:
+        wish = str(file_id)
+    if wish:
+        return _wished(version, wish)
+    primary = next((file for file in version.files if file.is_primary), None)
+    if primary is not None and primary.suffix == ".safetensors":
+        return primary
+    safe = [file for file in version.files if file.suffix == ".safetensors" and file.type in WEIGHT_TYPES]
+    if safe:
+        return max(safe, key=_rank)
+    if primary is not None:
+        return primary
+    return max(version.files, key=_rank)
+
+
+def describe(file: ModelFile) -> str:
+    """One line that tells the file from its siblings: "33 model.safetensors (Model, pruned, fp16)"."""
+    words = [word for word in (file.type, file.size_class, file.precision, file.quant_type) if word]
+    return f"{file.id or '?'} {file.name} ({', '.join(words)})"
+
+
+def _wished(version: ModelVersion, wish: str) -> ModelFile:
+    by_id = [file for file in version.files if wish.isdigit() and file.id == int(wish)]
+    by_name = [file for file in version.files if file.name.casefold() == wish.casefold()]
+    words = wish.casefold().split()
+    by_words = [file for file in version.files if words and all(_answers(file, word) for word in words)]
+    found = by_id or by_name or by_words
+    if not found:
+        raise NotFound(
+            f"no file `{wish}` in version {version.id} of `{version.model.name}`",
+            code="no-such-file",
+            hint="files: " + "; ".join(describe(file) for file in version.files),
+            version_id=version.id,
+        )
+    if len(found) > 1:
+        raise AmbiguousRef(
+            f"`{wish}` fits {len(found)} files of version {version.id}",
+            hint="say which by its id: " + "; ".join(describe(file) for file in found),
+            candidates=[str(file.id) for file in found],
+        )
+    return found[0]
+
+
+def _answers(file: ModelFile, word: str) -> bool:
+    facts = (file.type, file.format, file.precision, file.size_class, file.quant_type, file.suffix.lstrip("."))
+    return any(fact is not None and word in fact.casefold().split() for fact in facts) or word in (
+        "primary" if file.is_primary else "",
+        file.type.casefold(),
+    )
+
+
+def _rank(file: ModelFile) -> float:
+    """CivitAI's order: 1000 for weights, format 100, size 10, fp 1, each up or down by its default preference."""
+    rank = 1000.0 if file.type in WEIGHT_TYPES else 0.0
+    for value, wanted, worth in (
+        (file.format, "SafeTensor", 100.0),
+        (file.size_class, "pruned", 10.0),
+        (file.precision, "fp16", 1.0),
+    ):
+        if value is not None:
+            rank += worth if value == wanted else -worth
+    return rank

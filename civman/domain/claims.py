@@ -1,0 +1,154 @@
+"""What a file says about itself in its metadata: a witness, not a proof.
+
+Owns: reading kohya's `ss_…` and the model specification's `modelspec.…` entries, tolerating whatever stands in them.
+
+Source: kohya's training scripts (names and types of `ss_` entries), the Stability model metadata standard 1.0.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from civman.domain.architecture import Architecture
+
+A = Architecture
+_MAX_JSON = 8 << 20
+_MAX_TAGS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """A file's own words; empty text, None and () where it is silent or unreadable."""
+
+    architecture: A = A.UNKNOWN
+    base: str = ""
+    """The base as the file writes it: `modelspec.architecture`, else `ss_base_model_version`."""
+    title: str = ""
+    author: str = ""
+    licence: str = ""
+    description: str = ""
+    prediction_type: str = ""
+    """"epsilon", "v" or what the file says."""
+    resolution: str = ""
+    network_module: str = ""
+    network_args: tuple[tuple[str, str], ...] = ()
+    network_dim: int | None = None
+    network_alpha: float | None = None
+    trained_on: str = ""
+    """Name of the checkpoint it was trained on."""
+    trigger_phrase: str = ""
+    tags: tuple[tuple[str, int], ...] = ()
+    """Words of the training captions with how often they stood there, most frequent first."""
+    has_thumbnail: bool = False
+    unreadable: tuple[str, ...] = ()
+    """Entries that should hold JSON and do not."""
+
+    @property
+    def trigger_words(self) -> tuple[str, ...]:
+        """The declared phrase, else the captions' words that stand in at least half of them (ten at most)."""
+        if self.trigger_phrase:
+            return tuple(word.strip() for word in self.trigger_phrase.split(",") if word.strip())
+        most = self.tags[0][1] if self.tags else 0
+        return tuple(word for word, count in self.tags[:10] if count * 2 >= most)
+
+
+_BASES: tuple[tuple[str, A], ...] = (
+    (r"stable-diffusion-xl.*refiner|sdxl.*refiner", A.SDXL_REFINER), (r"stable-diffusion-xl|^sdxl|^sd_xl", A.SDXL),
+    (r"stable-diffusion-v?3|^sd[_-]?3", A.SD3), (r"stable-diffusion-v?2|^sd[_-]v?2", A.SD2),
+    (r"stable-diffusion-v?1|^sd[_-]v?1", A.SD1), (r"chroma", A.CHROMA), (r"flux[._-]?2", A.FLUX2),
+    (r"flux[._-]?1|^flux", A.FLUX1), (r"hunyuan[_-]?image", A.HUNYUAN_IMAGE),
+    (r"hunyuan[_-]?video|framepack", A.HUNYUAN_VIDEO), (r"lumina", A.LUMINA2), (r"z[_-]?image", A.Z_IMAGE),
+    (r"qwen[_-]?image", A.QWEN_IMAGE), (r"^wan", A.WAN), (r"anima", A.ANIMA), (r"hidream", A.HIDREAM),
+    (r"auraflow|pony-?v7", A.AURAFLOW), (r"kolors", A.KOLORS), (r"ltx[_-]?v?2", A.LTX2), (r"ltx", A.LTX_VIDEO),
+    (r"cosmos", A.COSMOS), (r"pixart", A.PIXART), (r"sana", A.SANA), (r"cascade|wurstchen", A.CASCADE),
+)  # fmt: skip
+"""What the entry's text looks like → family; the first that is found."""
+
+
+def claimed_architecture(text: str) -> A:
+    """The family that such an entry names.
+
+    >>> claimed_architecture("stable-diffusion-xl-v1-base/lora").value
+    'sdxl'
+    """
+    lowered = text.strip().lower()
+    return next((family for expression, family in _BASES if re.search(expression, lowered)), A.UNKNOWN)
+
+
+def claims(metadata: Mapping[str, str]) -> Claims:
+    """What the metadata says; never fails, whatever stands there."""
+    get = metadata.get
+    unreadable: list[str] = []
+
+    def loaded(key: str) -> object:
+        text = get(key, "")
+        if not text or text == "None":
+            return None
+        try:
+            return json.loads(text) if len(text) <= _MAX_JSON else None
+        except (ValueError, RecursionError):
+            unreadable.append(key)
+            return None
+
+    base = get("modelspec.architecture") or get("ss_base_model_version") or ""
+    architecture = claimed_architecture(base)
+    if architecture is A.UNKNOWN:
+        architecture = claimed_architecture(get("ss_base_model_version", ""))
+    arguments = loaded("ss_network_args")
+    return Claims(
+        architecture=architecture,
+        base=base,
+        title=get("modelspec.title") or get("ss_output_name") or "",
+        author=get("modelspec.author", ""),
+        licence=get("modelspec.license", ""),
+        description=get("modelspec.description", ""),
+        prediction_type=prediction_type(metadata),
+        resolution=get("modelspec.resolution") or _resolution(get("ss_resolution", "")),
+        network_module=get("ss_network_module", ""),
+        network_args=tuple((str(k), str(v)) for k, v in arguments.items()) if isinstance(arguments, dict) else (),
+        network_dim=_whole(get("ss_network_dim", "")),
+        network_alpha=_number(get("ss_network_alpha", "")),
+        trained_on=get("ss_sd_model_name", ""),
+        trigger_phrase=get("modelspec.trigger_phrase", ""),
+        tags=_tags(loaded("ss_tag_frequency")),
+        has_thumbnail="modelspec.thumbnail" in metadata,
+        unreadable=tuple(unreadable),
+    )
+
+
+def prediction_type(metadata: Mapping[str, str]) -> str:
+    """What the metadata says the model predicts: "epsilon", "v", its own word, or "" where it is silent."""
+    said = metadata.get("modelspec.prediction_type", "").strip().lower()
+    if said:
+        return {"eps": "epsilon", "v_prediction": "v", "v-prediction": "v"}.get(said, said)
+    base = metadata.get("ss_base_model_version", "").lower()
+    flagged = metadata.get("ss_v_parameterization", "").lower() == "true"
+    return "v" if flagged or base.endswith("_v") else ""
+
+
+def _resolution(text: str) -> str:
+    numbers = re.findall(r"\d{1,6}", text[:60])
+    return "x".join(numbers[:2])
+
+
+def _tags(value: object) -> tuple[tuple[str, int], ...]:
+    """Sums up `{folder: {tag: count}}`; also takes the flat form."""
+    counts: Counter[str] = Counter()
+    folders = value.values() if isinstance(value, dict) else ()
+    flat = {tag: count for tag, count in value.items() if type(count) is int} if isinstance(value, dict) else {}
+    for folder in [*folders, flat]:
+        for tag, count in folder.items() if isinstance(folder, dict) else ():
+            if type(count) is int and count > 0 and (word := " ".join(str(tag).split())):
+                counts[word] += count
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(ordered[:_MAX_TAGS])
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\d{1,7}", text.strip()) else None
+
+
+def _number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"\d{1,7}(\.\d{1,9})?", text.strip()) else None

@@ -1,0 +1,300 @@
+"""Which weight of a checkpoint a module name means, in every naming convention.
+
+Owns: taking an adapter's module name apart (`locate`) and an index of a checkpoint's weights under all names that
+trainers use for them (`ModuleIndex`). The names of diffusers' UNet and those of the original one are joined by walking
+the block structure of the tensor list itself, so other widths, depths and missing blocks need no table. Refuses to
+do: judging (`civman.domain.compat`).
+
+Source: the two public UNet layouts (latent-diffusion and diffusers), OpenCLIP's and transformers' CLIP layouts.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+
+Shape = tuple[int, ...]
+
+_PREFIXES = (
+    ("lora_unet_", "unet"), ("lora_te1_", "te1"), ("lora_te2_", "te2"), ("lora_te3_", "te3"), ("lora_te_", "te1"),
+    ("oft_unet_", "unet"), ("oft_te1_", "te1"), ("oft_te2_", "te2"), ("oft_te_", "te1"),
+    ("lycoris_unet_", "unet"), ("lycoris_te1_", "te1"), ("lycoris_te2_", "te2"), ("lycoris_te_", "te1"),
+    ("lora_transformer_", "unet"), ("lora_prior_unet_", "unet"), ("lora_prior_te_", "te1"),
+    ("lycoris_text_model_", "te1"), ("lycoris_", "unet"),
+    ("text_encoder_3.", "te3"), ("text_encoder_2.", "te2"), ("text_encoder.", "te1"),
+    ("text_encoders.clip_l.", "te1"), ("text_encoders.clip_g.", "te2"), ("text_encoders.t5xxl.", "te3"),
+    ("clip_l.", "te1"), ("clip_g.", "te2"), ("model.diffusion_model.", "unet"), ("diffusion_model.", "unet"),
+    ("base_model.model.text_model.", "te1"), ("base_model.model.", "unet"), ("transformer.text_model.", "te1"),
+    ("transformer.", "unet"), ("unet.", "unet"), ("text_model.", "te1"),
+)  # fmt: skip
+"""Beginning of an adapter's module name → part of the model. Longer ones stand before what they begin with."""
+
+_TEXT_LEADS = ("transformer_text_model_", "text_model_", "transformer_")
+
+
+def locate(module: str) -> tuple[str, str]:
+    """The part ("unet", "te1", "te2", "te3") and the path in it, dots written as underscores.
+
+    >>> locate("lora_te2_text_model_encoder_layers_0_mlp_fc1")
+    ('te2', 'encoder_layers_0_mlp_fc1')
+    """
+    part, rest = "unet", module
+    for prefix, found in _PREFIXES:
+        if module.startswith(prefix):
+            part, rest = found, module[len(prefix) :]
+            break
+    path = rest.replace(".", "_")
+    if part != "unet":
+        for lead in _TEXT_LEADS:
+            path = path.removeprefix(lead)
+    return part, path
+
+
+class ModuleIndex:
+    """All weights of one checkpoint under all their names: `find(part, path)` gives the shape or None."""
+
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+        self._weights: dict[tuple[str, str], Shape] = {}
+        self.parts: frozenset[str]
+        backbone, texts = split_parts(shapes)
+        self._add_backbone(backbone)
+        for part, tensors in texts.items():
+            self._add_text(part, tensors)
+        self.parts = frozenset(part for part, _ in self._weights)
+
+    def find(self, part: str, path: str) -> Shape | None:
+        """Shape (out, in, *kernel) of the weight, or (width,) of a norm's."""
+        found = self._weights.get((part, path))
+        if found is None and part == "te1" and "te1" not in self.parts:
+            return self._weights.get(("te2", path))  # the refiner has only the second encoder
+        return found
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def _add_backbone(self, tensors: Mapping[str, Shape]) -> None:
+        weights = {name[:-7]: shape for name, shape in tensors.items() if name.endswith(".weight")}
+        renames = unet_names(tensors)
+        for name, shape in weights.items():
+            self._weights["unet", name.replace(".", "_")] = shape
+            if renames and (other := _other_unet_name(name, renames)):
+                self._weights["unet", other.replace(".", "_")] = shape
+        if not renames:
+            for name, shape in weights.items():
+                for alias, part_shape in _translations(name, shape):
+                    self._weights["unet", alias.replace(".", "_")] = part_shape
+
+    def _add_text(self, part: str, tensors: Mapping[str, Shape]) -> None:
+        for name, shape in tensors.items():
+            if name.endswith("in_proj_weight"):
+                layer = _open_clip(name.removesuffix(".in_proj_weight"))
+                for which in "qkv":
+                    path = f"{layer}_{which}_proj"
+                    self._weights[part, path] = (shape[0] // 3, shape[1])
+            elif name.endswith((".weight", "text_projection", "positional_embedding")):
+                path = _open_clip(name.removesuffix(".weight"))
+                self._weights[part, path] = shape
+
+
+_BACKBONE_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.", "net.")
+_TEXT_PREFIXES = (
+    ("cond_stage_model.transformer.", "te1"), ("cond_stage_model.model.", "te1"),
+    ("conditioner.embedders.0.transformer.", "te1"), ("conditioner.embedders.1.model.", "te2"),
+    ("conditioner.embedders.0.model.", "te2"),
+    ("text_encoders.clip_l.transformer.", "te1"), ("text_encoders.clip_l.", "te1"),
+    ("text_encoders.clip_g.transformer.", "te2"), ("text_encoders.clip_g.", "te2"),
+    ("text_encoders.t5xxl.transformer.", "te3"), ("text_encoders.t5xxl.", "te3"),
+    ("text_encoder_3.", "te3"), ("text_encoder_2.", "te2"), ("text_encoder.", "te1"),
+)  # fmt: skip
+_OTHER_PREFIXES = ("first_stage_model.", "vae.", "model_ema.", "text_encoders.", "cond_stage_model.", "conditioner.")
+
+
+def split_parts(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[str, dict[str, Shape]]]:
+    """The diffusion model's tensors without their prefix, and those of the text encoders by part."""
+    backbone: dict[str, Shape] = {}
+    bare: dict[str, Shape] = {}
+    texts: dict[str, dict[str, Shape]] = {}
+    for name, shape in shapes.items():
+        for prefix in _BACKBONE_PREFIXES:
+            if name.startswith(prefix):
+                backbone[name[len(prefix) :]] = shape
+                break
+        else:
+            for prefix, part in _TEXT_PREFIXES:
+                if name.startswith(prefix):
+                    texts.setdefault(part, {})[name[len(prefix) :]] = shape
+                    break
+            else:
+                if not name.startswith(_OTHER_PREFIXES):
+                    bare[name] = shape
+    return backbone or bare, texts
+
+
+def unet_names(tensors: Iterable[str]) -> dict[str, str]:
+    """Module of a UNet → its name in the other convention, down to blocks; empty for anything but such a UNet."""
+    heads = {".".join(parts) for name in tensors for parts in _heads(name)}
+    if "input_blocks.0" in heads and "input_blocks.0.0" in heads:
+        return _from_ldm(heads)
+    if "conv_in" in heads and "down_blocks.0.resnets.0" in heads:
+        return {theirs: ours for ours, theirs in _from_diffusers(heads).items()}
+    return {}
+
+
+def _heads(name: str) -> Iterable[list[str]]:
+    parts = name.split(".")
+    return (parts[:count] for count in (1, 2, 3, 4) if count < len(parts))
+
+
+_LDM_BLOCKS = ("input_blocks.", "output_blocks.", "middle_block.", "time_embed.", "label_emb.", "out.")
+_ENDS = {
+    "input_blocks.0.0": "conv_in", "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2",
+    "out.0": "conv_norm_out", "out.2": "conv_out",
+}  # fmt: skip
+_RES_TO_DIFFUSERS = {
+    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
+    "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
+}  # fmt: skip
+_RES_TO_LDM = {theirs: ours for ours, theirs in _RES_TO_DIFFUSERS.items()}
+
+
+def _other_unet_name(name: str, renames: Mapping[str, str]) -> str:
+    for block, inner in _cuts(name):
+        if block in renames:
+            inner_names = _RES_TO_DIFFUSERS if block.startswith(_LDM_BLOCKS) else _RES_TO_LDM
+            inner = inner_names.get(inner, inner)
+            return f"{renames[block]}.{inner}" if inner else renames[block]
+    return ""
+
+
+def _from_ldm(heads: set[str]) -> dict[str, str]:
+    names = {ours: theirs for ours, theirs in _ENDS.items() if ours in heads}
+    level = index = 0
+    for number in range(1, _count(heads, "input_blocks")):
+        block = f"input_blocks.{number}"
+        if f"{block}.0.op" in heads:
+            names[f"{block}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+            level, index = level + 1, 0
+            continue
+        names[f"{block}.0"] = f"down_blocks.{level}.resnets.{index}"
+        names[f"{block}.1"] = f"down_blocks.{level}.attentions.{index}"
+        index += 1
+    resnets = 0
+    for number in range(_count(heads, "middle_block")):
+        block = f"middle_block.{number}"
+        if f"{block}.in_layers" in heads:
+            names[block], resnets = f"mid_block.resnets.{resnets}", resnets + 1
+        else:
+            names[block] = "mid_block.attentions.0"
+    level = index = 0
+    for number in range(_count(heads, "output_blocks")):
+        block = f"output_blocks.{number}"
+        names[f"{block}.0"] = f"up_blocks.{level}.resnets.{index}"
+        ends = False
+        for inner in (1, 2):
+            if f"{block}.{inner}.conv" in heads:
+                names[f"{block}.{inner}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
+                ends = True
+            elif f"{block}.{inner}" in heads:
+                names[f"{block}.{inner}"] = f"up_blocks.{level}.attentions.{index}"
+        level, index = (level + 1, 0) if ends else (level, index + 1)
+    return names
+
+
+def _from_diffusers(heads: set[str]) -> dict[str, str]:
+    """The same table, original name → diffusers name, walked along diffusers' blocks."""
+    names = {ours: theirs for ours, theirs in _ENDS.items() if theirs in heads}
+    number = 1
+    for level in range(_count(heads, "down_blocks")):
+        block = f"down_blocks.{level}"
+        for index in range(_count(heads, f"{block}.resnets")):
+            names[f"input_blocks.{number}.0"] = f"{block}.resnets.{index}"
+            names[f"input_blocks.{number}.1"] = f"{block}.attentions.{index}"
+            number += 1
+        if f"{block}.downsamplers" in heads:
+            names[f"input_blocks.{number}.0.op"] = f"{block}.downsamplers.0.conv"
+            number += 1
+    has_attention = "mid_block.attentions" in heads
+    names["middle_block.0"] = "mid_block.resnets.0"
+    if has_attention:
+        names["middle_block.1"] = "mid_block.attentions.0"
+    names["middle_block.2" if has_attention else "middle_block.1"] = "mid_block.resnets.1"
+    number = 0
+    for level in range(_count(heads, "up_blocks")):
+        block = f"up_blocks.{level}"
+        count = _count(heads, f"{block}.resnets")
+        for index in range(count):
+            names[f"output_blocks.{number}.0"] = f"{block}.resnets.{index}"
+            attends = f"{block}.attentions.{index}" in heads
+            if attends:
+                names[f"output_blocks.{number}.1"] = f"{block}.attentions.{index}"
+            if index == count - 1 and f"{block}.upsamplers" in heads:
+                names[f"output_blocks.{number}.{2 if attends else 1}.conv"] = f"{block}.upsamplers.0.conv"
+            number += 1
+    return names
+
+
+def _count(heads: set[str], block: str) -> int:
+    """How many numbered children `block` has: highest number plus one, holes counted."""
+    start = len(block) + 1
+    numbers = [head[start:] for head in heads if head.startswith(f"{block}.") and head[start:].isdigit()]
+    return max((int(number[:6]) for number in numbers), default=-1) % 4096 + 1 if numbers else 0
+
+
+def _cuts(name: str) -> Iterable[tuple[str, str]]:
+    """Ways to cut a module's name into a block's name (five parts at most) and the rest, longest block first."""
+    parts = name.split(".")
+    return ((".".join(parts[:count]), ".".join(parts[count:])) for count in range(min(5, len(parts)), 0, -1))
+
+
+_OPEN_CLIP = (
+    (re.compile(r"^(?:transformer\.)?resblocks\.(\d+)\."), r"encoder.layers.\1."),
+    (re.compile(r"\.ln_([12])$"), r".layer_norm\1"), (re.compile(r"\.attn(\.|$)"), r".self_attn\1"),
+    (re.compile(r"\.mlp\.c_fc$"), ".mlp.fc1"), (re.compile(r"\.mlp\.c_proj$"), ".mlp.fc2"),
+    (re.compile(r"^token_embedding$"), "embeddings.token_embedding"), (re.compile(r"^ln_final$"), "final_layer_norm"),
+    (re.compile(r"^positional_embedding$"), "embeddings.position_embedding"),
+)  # fmt: skip
+
+
+def _open_clip(name: str) -> str:
+    """A text encoder's module under transformers' name, underscored, without the `text_model` level."""
+    if not name.startswith("text_model."):
+        for pattern, instead in _OPEN_CLIP:
+            name = pattern.sub(instead, name)
+    return name.removeprefix("text_model.").replace(".", "_")
+
+
+@cache
+def _translation_rules() -> dict[str, list[tuple[str, str]]]:
+    text = files("civman.domain").joinpath("data/module_names.json").read_text(encoding="utf-8")
+    found: dict[str, list[tuple[str, str]]] = {}
+    for pairs in json.loads(text)["pairs"].values():
+        for original, theirs, part in pairs:
+            found.setdefault(original, []).append((theirs, part))
+    return found
+
+
+_BLOCK_NUMBER = re.compile(r"(?<=blocks\.)\d+|(?<=layers\.)\d+|(?<=refiner\.)\d+")
+
+
+def _translations(name: str, shape: Shape) -> Iterable[tuple[str, Shape]]:
+    """Names in diffusers' convention of (a slice of) a transformer's weight."""
+    number = _BLOCK_NUMBER.search(name)
+    pattern = f"{name[: number.start()]}#{name[number.end() :]}" if number else name
+    for theirs, part in _translation_rules().get(pattern, ()):
+        yield theirs.replace("#", number[0] if number else "", 1), _slice(shape, part)
+
+
+def _slice(shape: Shape, part: str) -> Shape:
+    """Shape of a part of a joint layer: a query is as wide as the input, keys and values share the rest."""
+    if part == "whole" or len(shape) < 2:
+        return shape
+    width = shape[1]
+    match part:
+        case "q" | "width":
+            return (width, width)
+        case "kv":
+            return ((shape[0] - width) // 2, width)
+        case _:  # "rest": behind query, key and value
+            return (shape[0] - 3 * width, width)

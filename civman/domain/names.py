@@ -1,0 +1,33 @@
+"""File names that no file system chokes on, from whatever a stranger wrote."""
+
+import re
+import unicodedata
+
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³")}
+_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]')
+_MOST_BYTES = 200
+"""Below every file system's 255, with room for a suffix such as `.preview.png`."""
+
+
+def safe_name(name: str, fallback: str = "file") -> str:
+    """`name` as one path component for Linux, macOS and Windows; `fallback` where nothing usable is left.
+
+    Any folder part, control and direction characters, names reserved on Windows, outer dots and spaces go; the
+    suffix survives shortening. Idempotent.
+    """
+    text = unicodedata.normalize("NFC", name)
+    text = text.encode("utf-8", "ignore").decode()  # lone surrogates
+    text = re.split(r"[/\\]", text)[-1]
+    text = _UNSAFE.sub("_", text).strip(" .")
+    stem, dot, suffix = text.rpartition(".")
+    if not dot or len(suffix.encode()) > 20:
+        stem, dot, suffix = text, "", ""
+    stem = _shortened(stem, _MOST_BYTES - len(suffix.encode()) - len(dot)).rstrip(" .")
+    if stem.partition(".")[0].rstrip().casefold() in _RESERVED:
+        stem = f"_{stem}"
+    return f"{stem or fallback}{dot}{suffix}"
+
+
+def _shortened(text: str, most_bytes: int) -> str:
+    data = text.encode()
+    return text if len(data) <= most_bytes else data[:most_bytes].decode("utf-8", "ignore")

@@ -1,0 +1,483 @@
+r"""One grammar for whatever a person may type or paste to point at something. Text in, text out; nothing is looked up.
+
+    123                                   a number: model or version, the library finds out which
+    civitai:123                           a model
+    123@456   @456                        a version (of model 123)
+    123@456+789?type=VAE                  one of its files, by id or by CivitAI's words
+    urn:air:sdxl:lora:civitai:123@456     an AIR, with or without its first parts
+    https://civitai.com/models/123 …      page, API, download, picture and post addresses, with or without https
+    d15fa1b2c3   sha256:…   hash:12345678 a digest: 8, 10, 12 or 64 hex digits
+    ./x.safetensors   C:\x\y   path:x     a file here
+    anything else   name:123              a name or an alias
+
+`str(ref)` is the canonical text and `parse_ref(str(ref)) == ref` for every ref. Source: the AIR grammar and the
+addresses that CivitAI's site and client use.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+
+from civman.domain.catalog import FileId, ModelId, ModelType, ModelVersion, VersionId
+from civman.errors import InvalidRef
+
+LARGEST_ID = 2_147_483_647
+"""CivitAI's ids are positive 32-bit integers."""
+HOSTS = frozenset({"civitai.com", "civitai.red", "civitai.green"})
+SUFFIXES = (
+    ".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx",
+    ".zip", ".yaml", ".yml", ".json", ".png", ".jpg", ".jpeg", ".webp",
+)  # fmt: skip
+"""Endings by which a bare word is taken for a file."""
+
+
+class HashKind(StrEnum):
+    """Digests by which CivitAI knows files."""
+
+    SHA256 = "sha256"
+    BLAKE3 = "blake3"
+    CRC32 = "crc32"
+    AUTOV1 = "autov1"
+    AUTOV2 = "autov2"
+    AUTOV3 = "autov3"
+
+
+_DIGITS = {
+    HashKind.SHA256: 64,
+    HashKind.BLAKE3: 64,
+    HashKind.CRC32: 8,
+    HashKind.AUTOV1: 8,
+    HashKind.AUTOV2: 10,
+    HashKind.AUTOV3: 12,
+}
+_AIR_TYPES = {
+    ModelType.LOCON: "lycoris",
+    ModelType.EMBEDDING: "embedding",
+    ModelType.HYPERNETWORK: "hypernet",
+    ModelType.AESTHETIC_GRADIENT: "ag",
+    ModelType.MOTION_MODULE: "motion",
+    ModelType.TEXT_ENCODER: "text_encoders",
+    ModelType.OTHER: "unknown",
+}
+_WISHES = {"type": "type", "format": "format", "size": "size", "fp": "precision", "quantType": "quant_type"}
+"""CivitAI's query keys and our fields."""
+
+
+def _require(holds: bool, message: str, value: object) -> None:
+    if not holds:
+        raise InvalidRef(f"{message}: {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileWish:
+    """Which file of a version is meant; all None: the primary one. All but `file_id` are CivitAI's words, verbatim."""
+
+    file_id: FileId | None = None
+    type: str | None = None
+    format: str | None = None
+    size: str | None = None
+    precision: str | None = None
+    quant_type: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.file_id is None or 0 < self.file_id <= LARGEST_ID, "not a file id", self.file_id)
+        _require("" not in (self.type, self.format, self.size, self.precision, self.quant_type), "empty wish", "")
+
+    def __str__(self) -> str:
+        wishes = {key: value for key, field in _WISHES.items() if (value := getattr(self, field)) is not None}
+        return (f"+{self.file_id}" if self.file_id else "") + (f"?{urlencode(wishes)}" if wishes else "")
+
+
+ANY_FILE = FileWish()
+
+
+@dataclass(frozen=True, slots=True)
+class NumberRef:
+    """A bare number: a model's id or a version's, the reader of the ref has to find out."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        _require(0 < self.number <= LARGEST_ID, "not an id", self.number)
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model page; which of its versions is left open."""
+
+    model_id: ModelId
+    file: FileWish = ANY_FILE
+
+    def __post_init__(self) -> None:
+        _require(0 < self.model_id <= LARGEST_ID, "not a model id", self.model_id)
+
+    def __str__(self) -> str:
+        return f"civitai:{self.model_id}{self.file}"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRef:
+    """A version; `model_id` where the text named it (the version decides)."""
+
+    version_id: VersionId
+    model_id: ModelId | None = None
+    file: FileWish = ANY_FILE
+
+    def __post_init__(self) -> None:
+        _require(0 < self.version_id <= LARGEST_ID, "not a version id", self.version_id)
+        _require(self.model_id is None or 0 < self.model_id <= LARGEST_ID, "not a model id", self.model_id)
+
+    def __str__(self) -> str:
+        return f"{self.model_id or ''}@{self.version_id}{self.file}"
+
+
+@dataclass(frozen=True, slots=True)
+class Air:
+    """An AI resource name on CivitAI. Ecosystem and type are kept as written (lower case), never trusted.
+
+    Without an ecosystem there can be no type: a single word in front is always the ecosystem.
+    """
+
+    model_id: ModelId
+    version_id: VersionId | None = None
+    ecosystem: str | None = None
+    type: str | None = None
+    file_id: FileId | None = None
+    format: str | None = None
+
+    def __post_init__(self) -> None:
+        for number in (self.model_id, self.version_id, self.file_id):
+            _require(number is None or 0 < number <= LARGEST_ID, "not an id", number)
+        for word in (self.ecosystem, self.type, self.format):
+            _require(word is None or _AIR_WORD.fullmatch(word) is not None, "no word of an AIR", word)
+        _require(self.format is None or "/" not in self.format, "no format of an AIR", self.format)
+        _require(self.ecosystem is not None or self.type is None, "an AIR's type needs an ecosystem", self.type)
+
+    @classmethod
+    def of(cls, version: ModelVersion, *, ecosystem: str | None = None, file_id: FileId | None = None) -> "Air":
+        """The AIR of `version`: CivitAI's own where it gave one, else built from what is known.
+
+        Without an ecosystem the type is left out too, as the grammar wants.
+        """
+        given = parse_ref(version.air) if version.air else None
+        if isinstance(given, Air):
+            ecosystem, kind = given.ecosystem, given.type
+        else:
+            kind = _AIR_TYPES.get(version.model.type, version.model.type.value.lower()) if ecosystem else None
+        return cls(version.model.id, version.id, ecosystem, kind, file_id)
+
+    @property
+    def target(self) -> "ModelRef | VersionRef":
+        """What it points at, without ecosystem and type."""
+        return _numbered(self.model_id, self.version_id, FileWish(self.file_id, format=self.format))
+
+    def __str__(self) -> str:
+        words = [word for word in (self.ecosystem, self.type) if word]
+        text = ":".join(["urn:air", *words, "civitai", str(self.model_id)])
+        text += f"@{self.version_id}" if self.version_id else ""
+        text += f"+{self.file_id}" if self.file_id else ""
+        return text + (f".{self.format}" if self.format else "")
+
+
+@dataclass(frozen=True, slots=True)
+class HashRef:
+    """A digest, lower case. `kind` None: any kind of that length (see `kinds`)."""
+
+    digest: str
+    kind: HashKind | None = None
+
+    def __post_init__(self) -> None:
+        _require(_HEX.fullmatch(self.digest) is not None and bool(self.kinds), "not a digest", self.digest)
+
+    @property
+    def kinds(self) -> tuple[HashKind, ...]:
+        """What the digest may be."""
+        fitting = tuple(kind for kind, digits in _DIGITS.items() if digits == len(self.digest))
+        return fitting if self.kind is None else tuple(kind for kind in fitting if kind is self.kind)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.digest}" if self.kind else _escaped("hash", self.digest, self)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """A picture on CivitAI."""
+
+    image_id: int
+
+    def __post_init__(self) -> None:
+        _require(0 < self.image_id <= LARGEST_ID, "not a picture's id", self.image_id)
+
+    def __str__(self) -> str:
+        return f"https://civitai.com/images/{self.image_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class PostRef:
+    """A post of pictures on CivitAI."""
+
+    post_id: int
+
+    def __post_init__(self) -> None:
+        _require(0 < self.post_id <= LARGEST_ID, "not a post's id", self.post_id)
+
+    def __str__(self) -> str:
+        return f"https://civitai.com/posts/{self.post_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class PathRef:
+    """A file on this machine, as typed. A bare file name may also be the name of something in the library."""
+
+    path: str
+
+    def __post_init__(self) -> None:
+        _require(bool(self.path) and _readable(self.path), "not a path", self.path)
+
+    def __str__(self) -> str:
+        return _escaped("path", self.path, self)
+
+
+@dataclass(frozen=True, slots=True)
+class NameRef:
+    """A name or an alias, as typed."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name) and _readable(self.name), "not a name", self.name)
+
+    def __str__(self) -> str:
+        return _escaped("name", self.name, self)
+
+
+Ref = NumberRef | ModelRef | VersionRef | Air | HashRef | ImageRef | PostRef | PathRef | NameRef
+
+_HEX = re.compile(r"[0-9a-f]+")
+_AIR_WORD = re.compile(r"[a-z0-9_/-]+")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://|//", re.IGNORECASE)
+_BARE_HOST = re.compile(r"([a-z0-9-]+\.)*civitai\.(com|red|green)(:[0-9]+)?([/?#]|$)", re.IGNORECASE)
+_PLAIN_PATH = re.compile(r"[.~/\\]|[a-z]:[\\/]", re.IGNORECASE)
+_FORCED = re.compile(r"(name|path|hash|sha256|blake3|crc32|autov[123]):\s*(.+)", re.IGNORECASE)
+_SHORT = re.compile(r"(?:civitai:([0-9]+)|([0-9]*)@([0-9]+))(?:\+([0-9]+))?(?:\?(.*))?", re.IGNORECASE)
+_AIR = re.compile(
+    r"(?P<urn>urn:)?(?P<air>air:)?(?:(?P<ecosystem>[a-z0-9_/-]+):(?:(?P<type>[a-z0-9_/-]+):)?)?"
+    r"(?P<source>[a-z0-9_/-]+):(?P<id>[0-9]+)(?:@(?P<version>[0-9]+))?"
+    r"(?:\+(?P<file>[0-9]+))?(?:\.(?P<format>[a-z0-9_-]+))?",
+    re.IGNORECASE,
+)
+_AIR_LIKE = re.compile(r"(urn|air):|(.*:)?civitai:", re.IGNORECASE)
+_OTHER_SOURCE = re.compile(
+    r"(?:[a-z0-9_/-]+:)*?(huggingface|hf|openai|leonardo|replicate|orchestrator|stability|oci):\S+", re.IGNORECASE
+)
+_NOT_MODELS = {
+    "user": "a creator's page",
+    "collections": "a collection",
+    "articles": "an article",
+    "bounties": "a bounty",
+    "3d-models": "a 3D model",
+    "challenges": "a challenge",
+    "search": "a search page",
+    "login": "the login page",
+}
+
+
+def parse_ref(text: str) -> Ref:
+    """What `text` points at.
+
+    Raises: InvalidRef: it has the form of an id, AIR, address or digest but is none that civman can use. The
+    message never repeats an address's query, where keys to the account may stand.
+    """
+    text = text.strip()
+    if not text or not _readable(text):
+        raise _invalid("nothing to look up: the text is empty" if not text else "control characters in the text", text)
+    if forced := _FORCED.fullmatch(text):
+        return _forced(forced[1].lower(), forced[2], text)
+    if _SCHEME.match(text) or _BARE_HOST.match(text):
+        return _from_address(text)
+    if _PLAIN_PATH.match(text):
+        return PathRef(text)
+    if text.isascii() and text.isdigit():
+        return _from_digits(text)
+    if short := _SHORT.fullmatch(text):
+        model, version = short[1] or short[2], short[3]
+        wish = _strict_wish(short[5] or "", short[4], text)
+        return _numbered(_id(model, text) if model else None, _id(version, text) if version else None, wish)
+    if re.match(r"[0-9]*@", text):
+        raise _invalid(
+            f"no version id after the @: {_shown(text)}", text, hint="write `model@version` or `@version`, as numbers"
+        )
+    if _AIR_LIKE.match(text) or _OTHER_SOURCE.fullmatch(text):
+        return _from_air(text)
+    if "/" in text or "\\" in text or text.lower().endswith(SUFFIXES):
+        return PathRef(text)
+    return _bare_digest(text) or NameRef(text)
+
+
+def _from_digits(text: str) -> Ref:
+    if text[0] != "0" and len(text) <= 10 and int(text) <= LARGEST_ID:
+        return NumberRef(int(text))
+    if digest := _bare_digest(text):
+        return digest
+    raise _invalid(f"no id and no hash: {_shown(text)}", text)
+
+
+def _bare_digest(text: str) -> HashRef | None:
+    lowered = text.lower()
+    return HashRef(lowered) if len(lowered) in _DIGITS.values() and _HEX.fullmatch(lowered) else None
+
+
+def _forced(word: str, rest: str, text: str) -> Ref:
+    if word == "name":
+        return NameRef(rest)
+    if word == "path":
+        return PathRef(rest)
+    digest = rest.lower()
+    kind = None if word == "hash" else HashKind(word)
+    if kind is HashKind.AUTOV3 and len(digest) == 64:
+        digest = digest[:12]  # answers of early 2024 gave it in full
+    lengths = set(_DIGITS.values()) if kind is None else {_DIGITS[kind]}
+    if not _HEX.fullmatch(digest) or len(digest) not in lengths:
+        wanted = " or ".join(map(str, sorted(lengths)))
+        raise _invalid(
+            f"not a digest: {_shown(text)}", text, hint=f"`{word}:` wants {wanted} hex digits, here are {len(digest)}"
+        )
+    return HashRef(digest, kind)
+
+
+def _from_air(text: str) -> Ref:
+    """Forms with `urn:`, `air:` or an ecosystem become an `Air`; plain `civitai:1@2` what it points at."""
+    if (found := _AIR.fullmatch(text)) is None or found["source"].lower() != "civitai":
+        if other := _OTHER_SOURCE.fullmatch(text):
+            raise _invalid(
+                f"not on CivitAI but on {other[1].lower()}: {_shown(text)}",
+                text,
+                hint="only `civitai` can be looked up",
+            )
+        if found:
+            raise _invalid(f"not on CivitAI but on {found['source'].lower()}: {_shown(text)}", text)
+        raise _invalid(
+            f"not an AIR: {_shown(text)}", text, hint="the form is `urn:air:sdxl:lora:civitai:MODEL@VERSION`"
+        )
+    lowered = {key: value.lower() for key, value in found.groupdict().items() if value}
+    model_id = ModelId(_id(lowered["id"], text))
+    version_id = VersionId(_id(lowered["version"], text)) if "version" in lowered else None
+    file_id = FileId(_id(lowered["file"], text)) if "file" in lowered else None
+    if lowered.keys() & {"urn", "air", "ecosystem"}:
+        return Air(model_id, version_id, lowered.get("ecosystem"), lowered.get("type"), file_id, lowered.get("format"))
+    return _numbered(model_id, version_id, FileWish(file_id, format=lowered.get("format")))
+
+
+def _from_address(text: str) -> Ref:
+    try:
+        url = urlsplit(text if "//" in text.split("?")[0] and _SCHEME.match(text) else f"//{text}")
+        host = (url.hostname or "").removeprefix("www.")
+    except ValueError:
+        # `from None`: the cause repeats the address, user name and password included.
+        raise _invalid(f"not an address: {_shown(text)}", text) from None
+    if url.scheme not in ("", "http", "https") or not (host in HOSTS or host == "image.civitai.com"):
+        hint = (
+            "give the path itself" if url.scheme == "file" else "paste the address of the model's page on civitai.com"
+        )
+        raise _invalid(f"not a page of CivitAI: {_shown(text)}", text, hint=hint)
+    path = "/".join(part for part in url.path.split("/") if part)
+    if host == "image.civitai.com":
+        if found := re.search(r"/([0-9]+)\.[a-z0-9]+$", path):
+            return ImageRef(_id(found[1], text))
+        raise _invalid(f"the picture's address tells no id: {_shown(text)}", text)
+    return _from_page(path, url, text)
+
+
+def _from_page(path: str, url: SplitResult, text: str) -> Ref:
+    query = dict(reversed(parse_qsl(url.query)))  # of a repeated key the first counts
+    found: Ref | None = None
+    match path.removeprefix("api/v1/").split("/"):
+        case ["api", "download", "models", version]:
+            found = VersionRef(VersionId(_id(version, text)), file=_wish(url.query, query.get("fileId"), text))
+        case ["api", "download", "training-data", version]:
+            found = VersionRef(VersionId(_id(version, text)), file=FileWish(type="Training Data"))
+        case ["models", model, "model-versions", version, *_]:
+            found = VersionRef(VersionId(_id(version, text)), ModelId(_id(model, text)))
+        case ["models", model, *_]:
+            wanted = query.get("modelVersionId")
+            found = _numbered(_id(model, text), _id(wanted, text) if wanted else None, ANY_FILE)
+        case ["model-versions", "by-hash", digest]:
+            found = _bare_digest(digest)
+        case ["model-versions", "mini", version]:
+            found = VersionRef(VersionId(_id(version, text)), file=_wish("", query.get("modelFileId"), text))
+        case ["model-versions", version, *_]:
+            found = VersionRef(VersionId(_id(version, text)))
+        case ["images" | "posts" as section, *rest]:
+            found = _picture(section, rest, query, text)
+    if found is None:
+        what = _NOT_MODELS.get(path.split("/")[0])
+        message = f"{what}, not a model" if what else "no model in the address"
+        raise _invalid(f"{message}: {_shown(text)}", text, hint="paste an address like https://civitai.com/models/123")
+    return found
+
+
+def _picture(section: str, rest: list[str], query: dict[str, str], text: str) -> ImageRef | PostRef | None:
+    """Of `/images/1`, `/posts/1` and the API's `/images?imageId=1` or `?postId=1`."""
+    if section == "posts":
+        return PostRef(_id(rest[0], text)) if rest else None
+    if rest or "imageId" in query:
+        return ImageRef(_id(rest[0] if rest else query["imageId"], text))
+    return PostRef(_id(query["postId"], text)) if "postId" in query else None
+
+
+def _wish(query: str, file_id: str | None, text: str) -> FileWish:
+    """The wish in an address's query. Other keys, `token` above all, are dropped."""
+    given = dict(reversed(parse_qsl(query)))
+    wishes = {field: given[key] for key, field in _WISHES.items() if key in given}
+    return FileWish(FileId(_id(file_id, text)) if file_id else None, **wishes)
+
+
+def _strict_wish(query: str, file_id: str | None, text: str) -> FileWish:
+    """The wish in canonical text, where another key is a slip."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    if any(key not in _WISHES or not value for key, value in pairs):
+        raise _invalid(
+            f"not a wish for a file: {_shown(text)}", text, hint=f"after the ? may stand {', '.join(_WISHES)}"
+        )
+    return _wish(query, file_id, text)
+
+
+def _numbered(model_id: int | None, version_id: int | None, wish: FileWish) -> ModelRef | VersionRef:
+    if version_id is not None:
+        return VersionRef(VersionId(version_id), None if model_id is None else ModelId(model_id), wish)
+    assert model_id is not None
+    return ModelRef(ModelId(model_id), wish)
+
+
+def _id(digits: str, text: str) -> int:
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 20 or not 0 < int(digits) <= LARGEST_ID:
+        raise _invalid(
+            f"no id: `{_shown(digits)}` in {_shown(text)}", text, hint=f"ids are whole numbers up to {LARGEST_ID}"
+        )
+    return int(digits)
+
+
+def _escaped(word: str, text: str, ref: Ref) -> str:
+    """`text` where it reads as `ref` by itself, else with the word in front that makes it so."""
+    try:
+        return text if parse_ref(text) == ref else f"{word}:{text}"
+    except InvalidRef:
+        return f"{word}:{text}"
+
+
+def _readable(text: str) -> bool:
+    return text == text.strip() and not any(ord(char) < 32 or ord(char) == 127 for char in text)
+
+
+def _shown(text: str) -> str:
+    """`text` fit for a message: no query, no user name, not endless."""
+    bare = re.sub(r"//[^/@]*@", "//", re.split(r"[?#]", text, maxsplit=1)[0])
+    return bare if len(bare) <= 100 else f"{bare[:97]}..."
+
+
+def _invalid(message: str, text: str, *, hint: str | None = None) -> InvalidRef:
+    return InvalidRef(message, hint=hint, text=_shown(text))

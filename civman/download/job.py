@@ -1,0 +1,239 @@
+"""A download as a whole: which file is meant, whether it may be had, its bytes, its place in the index."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from civman.civitai.client import CivitaiClient
+from civman.civitai.storage import Network, StorageConnection, tls_context
+from civman.domain.catalog import Asset, Blob, ModelFile, ModelVersion, Preview
+from civman.domain.choose import choose_file
+from civman.domain.events import Failed, Notice, OnEvent
+from civman.domain.gates import Permits, check_gates
+from civman.domain.names import safe_name
+from civman.download.fetch import Fetched, Fetcher, partial_key
+from civman.download.limits import RateLimit
+from civman.download.transfer import Pace
+from civman.errors import CivmanError, Interrupted, UsageError
+from civman.index import Index
+from civman.inspecting import facts_of_file
+from civman.resolving import Meant
+from civman.sidecar import write_sidecar
+from civman.store.blobs import BlobStore
+
+_MOST_CONNECTIONS = 16
+_PREVIEW_BYTES = 32 << 20
+_SAFE_LEVEL = 1
+"""CivitAI's PG."""
+
+
+class Previews(StrEnum):
+    """Which preview picture is kept beside a file."""
+
+    SAFE = "safe"
+    ANY = "any"
+    NONE = "none"
+
+
+def previews_named(name: str) -> Previews:
+    """The choice called `name`. Raises: UsageError."""
+    try:
+        return Previews(name.lower())
+    except ValueError:
+        raise UsageError(f"`{name}` is no choice of preview", hint="one of: safe, any, none") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a download should go."""
+
+    connections: int | None = None
+    """To one file; None: as many as pay."""
+    files_at_once: int = 3
+    limit: RateLimit | None = None
+    preview: Previews = Previews.SAFE
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One file to be had."""
+
+    ref: str
+    meant: Meant
+    file: ModelFile
+    name: str
+    """The file's name, safe for any file system."""
+    notices: tuple[str, ...]
+    held: Asset | None
+    """The asset, where these bytes are here and known as this file already."""
+    is_stored: bool
+    """Whether the bytes are here already, whatever they are known as."""
+
+    @property
+    def version(self) -> ModelVersion:
+        """The version that the file belongs to."""
+        return self.meant.version
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one ref: an asset, or an error."""
+
+    ref: str
+    asset: Asset | None = None
+    error: CivmanError | None = None
+    was_present: bool = False
+
+
+class Downloads:
+    """Downloads of one command. For one thread; it uses others inside."""
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        store: BlobStore,
+        client: CivitaiClient,
+        network: Network,
+        meant: Callable[[str], Meant],
+        clock: Callable[[], datetime],
+    ) -> None:
+        """`meant` resolves refs; `network` says how storage is reached and holds the key."""
+        self._index = index
+        self._store = store
+        self._client = client
+        self._network = network
+        self._meant = meant
+        self._clock = clock
+
+    def plan(self, ref: str, *, wish: str | None, permits: Permits) -> Job:
+        """Which file `ref` means. Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused: it cannot be had."""
+        meant = self._meant(ref)
+        version = meant.version
+        file = choose_file(version, wish or meant.file_wish)
+        stored = self._store.find(file.hashes.sha256) if file.hashes.sha256 else None
+        held = next(
+            (
+                asset
+                for asset in self._index.find_by_version(version.id)
+                if stored is not None and asset.blob.sha256 == stored.sha256
+            ),
+            None,
+        )
+        notices: list[str] = []
+        if held is None:
+            notices = check_gates(
+                version, file, permits=permits, has_token=self._network.token is not None, now=self._clock()
+            )
+        name = safe_name(file.name, fallback=f"version-{version.id}")
+        return Job(ref, meant, file, name, tuple(notices), held, stored is not None)
+
+    def run(
+        self, refs: Sequence[str], *, wish: str | None, permits: Permits, wishes: Wishes, on_event: OnEvent
+    ) -> list[Outcome]:
+        """All of `refs`, some at a time; an outcome for each, in their order.
+
+        Raises: Interrupted, KeyboardInterrupt: after every connection was closed; what has arrived is kept.
+        """
+        at_once = max(1, min(wishes.files_at_once, len(refs)))
+        pace = Pace(max_connections=wishes.connections, limit=wishes.limit, most=max(1, _MOST_CONNECTIONS // at_once))
+        fetcher = Fetcher(self._client, self._store, self._connection, pace)
+        cancel = threading.Event()
+        outcomes: dict[int, Outcome] = {}
+        running: dict[Future[Fetched], tuple[int, Job]] = {}
+        pool = ThreadPoolExecutor(at_once, thread_name_prefix="file")
+        try:
+            for number, ref in enumerate(refs):
+                job = self._planned(ref, wish, permits, on_event)
+                if isinstance(job, Outcome):
+                    outcomes[number] = job
+                else:
+                    future = pool.submit(fetcher.fetch, job.version, job.file, on_event=on_event, cancel=cancel)
+                    running[future] = number, job
+                while len(running) >= 2 * at_once:
+                    self._collect(running, outcomes, wishes, on_event)
+            while running:
+                self._collect(running, outcomes, wishes, on_event)
+        finally:
+            cancel.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+        return [outcomes[number] for number in sorted(outcomes)]
+
+    def _planned(self, ref: str, wish: str | None, permits: Permits, on_event: OnEvent) -> Job | Outcome:
+        try:
+            job = self.plan(ref, wish=wish, permits=permits)
+        except CivmanError as error:
+            on_event(Failed(ref, ref, error.code, error.message))
+            return Outcome(ref, error=error)
+        for notice in job.notices:
+            on_event(Notice(partial_key(job.version, job.file), notice))
+        return job
+
+    def _collect(
+        self,
+        running: dict[Future[Fetched], tuple[int, Job]],
+        outcomes: dict[int, Outcome],
+        wishes: Wishes,
+        on_event: OnEvent,
+    ) -> None:
+        """Take in what has finished, waiting a moment for the first."""
+        done, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
+        for future in done:
+            number, job = running.pop(future)
+            try:
+                outcomes[number] = self._kept(job, future.result(), wishes, on_event)
+            except Interrupted:
+                raise
+            except CivmanError as error:
+                on_event(Failed(partial_key(job.version, job.file), job.name, error.code, error.message))
+                outcomes[number] = Outcome(job.ref, error=error)
+
+    def _kept(self, job: Job, fetched: Fetched, wishes: Wishes, on_event: OnEvent) -> Outcome:
+        """Give the proven bytes their place in the index. The row comes last: a crash leaves bytes, never a row."""
+        if job.held is not None and fetched.was_present:
+            return Outcome(job.ref, job.held, was_present=True)
+        stored, now = fetched.blob, self._clock()
+        blob = Blob(stored.sha256, stored.size_bytes, stored.suffix, fetched.declared_by, now)
+        asset = self._index.record(
+            blob=blob,
+            path=str(stored.path),
+            name=job.name,
+            origin="civitai",
+            version=job.version,
+            file=job.file,
+            facts=facts_of_file(stored.path, job.version.base_model),
+            added_at=now,
+        )
+        write_sidecar(self._store, self._index, stored.sha256)
+        if wishes.preview is not Previews.NONE and self._store.preview(stored.sha256) is None:
+            self._keep_preview(job, asset, wishes.preview, on_event)
+        return Outcome(job.ref, asset, was_present=fetched.was_present)
+
+    def _keep_preview(self, job: Job, asset: Asset, wanted: Previews, on_event: OnEvent) -> None:
+        preview = next(_suitable(job.version.previews, wanted), None)
+        if preview is None:
+            return
+        connection = self._connection()
+        try:
+            body = connection.open(preview.url, start=0, end=None)
+            data = body.read_all(_PREVIEW_BYTES)
+            suffix = PurePosixPath(urlsplit(preview.url).path).suffix.lower()
+            self._store.write_preview(asset.blob.sha256, data, suffix)
+        except CivmanError as error:
+            on_event(Notice(partial_key(job.version, job.file), f"no preview of `{job.name}`: {error.message}"))
+        finally:
+            connection.close()
+
+    def _connection(self) -> StorageConnection:
+        return StorageConnection(self._network, tls_context)
+
+
+def _suitable(previews: Sequence[Preview], wanted: Previews) -> Iterator[Preview]:
+    for preview in previews:
+        if preview.media == "image" and (wanted is Previews.ANY or preview.nsfw_level == _SAFE_LEVEL):
+            yield preview

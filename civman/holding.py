@@ -1,0 +1,70 @@
+"""Which of the files that the library holds a ref means. Asks nobody but the index."""
+
+from collections.abc import Sequence
+
+from civman.domain.catalog import Asset, ModelId, VersionId
+from civman.domain.refs import Air, HashRef, ModelRef, NameRef, NumberRef, PathRef, Ref, VersionRef
+from civman.errors import AmbiguousRef, NotFound
+from civman.index import Index
+
+
+def held(index: Index, ref: Ref) -> list[Asset]:
+    """The assets that `ref` means: all files of a version, all versions of a model.
+
+    Raises: NotFound: none. AmbiguousRef: a number that is both, a name that several answer to.
+    """
+    found = _found(index, ref)
+    if not found:
+        raise NotFound(
+            f"`{ref}` is not in the library",
+            hint="`civman list` shows what is; `civman download` fetches it",
+        )
+    return found
+
+
+def ambiguous(text: str, assets: Sequence[Asset]) -> AmbiguousRef:
+    """The error for a ref that several assets answer to, naming a ref for each."""
+    refs = {_own_ref(asset): asset for asset in assets}
+    shown = [f"{ref} ({asset.model_name or asset.name} {asset.version_name})".strip() for ref, asset in refs.items()]
+    more = f"; and {len(shown) - 8} more" if len(shown) > 8 else ""
+    return AmbiguousRef(
+        f"`{text}` could be {len(refs)} things in the library",
+        hint="say which: " + "; ".join(shown[:8]) + more,
+        candidates=list(refs),
+    )
+
+
+def _found(index: Index, ref: Ref) -> list[Asset]:
+    match ref:
+        case NumberRef():
+            of_model = index.find_by_model(ModelId(ref.number))
+            of_version = index.find_by_version(VersionId(ref.number))
+            if of_model and of_version and {asset.model_id for asset in of_version} != {ref.number}:
+                raise ambiguous(str(ref), [*of_model, *of_version])
+            return of_model or of_version
+        case ModelRef():
+            return index.find_by_model(ref.model_id)
+        case VersionRef():
+            return _narrowed(index.find_by_version(ref.version_id), ref.file.file_id)
+        case Air():
+            if ref.version_id is None:
+                return index.find_by_model(ref.model_id)
+            return _narrowed(index.find_by_version(ref.version_id), ref.file_id)
+        case HashRef():
+            return index.find_by_digest(ref.digest, ref.kind)
+        case NameRef():
+            named = index.find_by_name(ref.name)
+            if len({asset.blob.sha256 for asset in named}) > 1:
+                raise ambiguous(ref.name, named)
+            return named
+        case PathRef():
+            return [asset for asset in index.assets() if asset.path == ref.path]
+    return []
+
+
+def _narrowed(assets: list[Asset], file_id: int | None) -> list[Asset]:
+    return [asset for asset in assets if file_id is None or asset.file_id == file_id]
+
+
+def _own_ref(asset: Asset) -> str:
+    return f"@{asset.version_id}" if asset.version_id is not None else f"sha256:{asset.blob.sha256}"

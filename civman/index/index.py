@@ -1,0 +1,265 @@
+"""The library's memory: what CivitAI said, which bytes are held, and what they are.
+
+Reading goes through SQLite's own module and costs milliseconds; the first write of a process imports SQLAlchemy and
+SQLModel (0.5 to 1.3 s). Opening creates or upgrades the database where needed.
+"""
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from civman.domain.catalog import (
+    Asset,
+    Blob,
+    FileFacts,
+    FileId,
+    Model,
+    ModelFile,
+    ModelId,
+    ModelType,
+    ModelVersion,
+    VersionId,
+)
+from civman.domain.digests import Hashes, Sha256
+from civman.domain.refs import HashKind, NameRef, parse_ref
+from civman.errors import InvalidRef, NotFound, UsageError
+from civman.index import assets, catalogue
+from civman.index.database import Reader
+from civman.index.opening import prepare
+from civman.index.values import EVERYTHING, UNREAD, AssetFilter, Record, SeenFile, Snapshot, Source
+
+if TYPE_CHECKING:
+    from civman.index.writing import Writer
+
+Page = tuple[Model, tuple[ModelVersion, ...]]
+
+
+class Index:
+    """One library's database. A context manager, for one thread at a time. All methods may raise LibraryError."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens what `prepare` left; use `Index.open`."""
+        self._path = path
+        self._reader = Reader(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "Index":
+        """The index in the file `path`, created or upgraded first where needed.
+
+        Raises: NewerLibrary: a newer civman wrote it. LibraryError: SQLite cannot use it.
+        """
+        prepare(path)
+        return cls(path)
+
+    def close(self) -> None:
+        """Gives the file back."""
+        self._reader.close()
+        if "_writer" in self.__dict__:
+            self._writer.close()
+
+    def __enter__(self) -> "Index":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # What is held
+
+    def assets(self, wanted: AssetFilter = EVERYTHING, *, limit: int | None = None, offset: int = 0) -> list[Asset]:
+        """Assets that pass the filter, newest first."""
+        return assets.select(self._reader, wanted, limit=limit, offset=offset)
+
+    def count(self, wanted: AssetFilter = EVERYTHING) -> int:
+        """How many assets pass the filter."""
+        return assets.count(self._reader, wanted)
+
+    def find_sha256(self, sha256: Sha256) -> Asset | None:
+        """The newest asset with these bytes."""
+        return next(iter(self.referrers(sha256)), None)
+
+    def find_by_digest(self, digest: str, kind: HashKind | None = None) -> list[Asset]:
+        """Assets with a digest of that kind, or of any kind; the beginning of a SHA-256 is enough."""
+        return assets.by_digest(self._reader, digest, kind)
+
+    def find_by_version(self, version_id: VersionId) -> list[Asset]:
+        """The files held of a version, newest first."""
+        return assets.where(self._reader, "a.version_id = ?", [version_id])
+
+    def find_by_model(self, model_id: ModelId) -> list[Asset]:
+        """The files held of a model's versions, newest first."""
+        return assets.where(self._reader, "a.model_id = ?", [model_id])
+
+    def find_by_file(self, file_id: FileId) -> list[Asset]:
+        """The assets that are CivitAI's file `file_id`; a shared file may be held as part of several versions."""
+        return assets.where(self._reader, "a.file_key IN (SELECT key FROM file WHERE file_id = ?)", [file_id])
+
+    def find_by_name(self, name: str) -> list[Asset]:
+        """What `name` may mean: by alias, file name, model name, beginning, part; the first that finds any decides."""
+        return assets.by_name(self._reader, name)
+
+    def referrers(self, sha256: Sha256) -> list[Asset]:
+        """All assets with these bytes, newest first. Once it is empty, nothing speaks for keeping them."""
+        return assets.where(self._reader, "a.blob_sha256 = ?", [sha256])
+
+    def blobs(self) -> Iterator[tuple[Sha256, int, str]]:
+        """Digest, size in bytes and suffix of all that is held."""
+        yield from self._reader.all("SELECT sha256, size_bytes, suffix FROM blob ORDER BY sha256")
+
+    def seen_files(self, paths: Iterable[str] | None = None) -> dict[str, SeenFile]:
+        """What is known of files outside the store, by path; all of them, or of `paths` those that are known."""
+        return catalogue.seen_files(self._reader, paths)
+
+    # What CivitAI said
+
+    def version(self, version_id: VersionId) -> ModelVersion | None:
+        """A version as last remembered, with its files, previews and model."""
+        return catalogue.version(self._reader, version_id)
+
+    def model(self, model_id: ModelId) -> Page | None:
+        """A model and its versions: in the creator's order, then those that the page no longer lists, newest first."""
+        return catalogue.model(self._reader, model_id)
+
+    def snapshot_of_model(self, model_id: ModelId) -> Snapshot | None:
+        """When the model was last fetched, from where, and whether CivitAI still has it."""
+        return catalogue.snapshot(self._reader, "model", model_id)
+
+    def snapshot_of_version(self, version_id: VersionId) -> Snapshot | None:
+        """As `snapshot_of_model`, for a version."""
+        return catalogue.snapshot(self._reader, "version", version_id)
+
+    # Writing
+
+    @cached_property
+    def _writer(self) -> "Writer":
+        from civman.index.writing import Writer  # 0.5 to 1.3 s for SQLAlchemy and SQLModel
+
+        return Writer(self._path)
+
+    def record(
+        self,
+        *,
+        blob: Blob,
+        path: str,
+        name: str,
+        origin: str,
+        version: ModelVersion | None,
+        file: ModelFile | None,
+        added_at: datetime,
+        facts: FileFacts = UNREAD,
+        hashes: Hashes | None = None,
+        model_type: ModelType | None = None,
+    ) -> Asset:
+        """Writes a file that is held, and gives it as an asset; see `Record` for the parts.
+
+        The same blob, version and file again updates. A version that is not yet known is remembered along with it;
+        one that is stays as it is (`remember` renews it).
+        """
+        item = Record(blob, path, name, origin, added_at, version, file, facts, hashes, model_type)
+        number = self._record([item])[0]
+        return assets.where(self._reader, "a.id = ?", [number])[0]
+
+    def record_all(self, records: Iterable[Record]) -> int:
+        """As `record` for many, in one transaction; gives how many there were."""
+        return len(self._record(list(records)))
+
+    def _record(self, records: list[Record]) -> list[int]:
+        from civman.index import recording
+
+        chunks = (records[start : start + recording.CHUNK] for start in range(0, len(records), recording.CHUNK))
+        with self._writer.transaction() as connection:
+            return [
+                number for chunk in chunks for number in recording.record(connection, chunk, folder=self._reader.folder)
+            ]
+
+    def remember(self, page: ModelVersion | Page, *, fetched_at: datetime, source: Source) -> None:
+        """Saves what CivitAI said of a version, or of a model and its versions. Poorer answers never wipe richer."""
+        from civman.index import remembering
+
+        model, versions = (page.model, (page,)) if isinstance(page, ModelVersion) else page
+        with self._writer.transaction() as connection:
+            remembering.remember(connection, model, versions, fetched_at=fetched_at, source=source)
+
+    def mark_model_gone(self, model_id: ModelId, *, status: int, at: datetime) -> bool:
+        """Notes that CivitAI answered `status` (404, 410) for a model. What was saved stays. False: nothing was."""
+        return self._mark_gone("model", model_id, status, at)
+
+    def mark_version_gone(self, version_id: VersionId, *, status: int, at: datetime) -> bool:
+        """As `mark_model_gone`, for a version."""
+        return self._mark_gone("version", version_id, status, at)
+
+    def _mark_gone(self, table: str, number: int, status: int, at: datetime) -> bool:
+        from civman.index import remembering, tables
+
+        with self._writer.transaction() as connection:
+            return remembering.mark_gone(connection, tables.metadata.tables[table], number, status=status, at=at)
+
+    def set_alias(self, asset: Asset, alias: str | None) -> Asset:
+        """Gives the asset a name of the user's own; None takes it away.
+
+        Raises: UsageError: the alias reads as something else or belongs to another asset. NotFound.
+        """
+        from civman.index import recording
+
+        if alias is not None:
+            _require_name(alias)
+        with self._writer.transaction() as connection:
+            number = recording.asset_id(connection, asset)
+            if number is None:
+                raise NotFound(f"not in the library: {asset.name}", name=asset.name)
+            if alias is not None and recording.alias_owner(connection, alias) not in (None, number):
+                hint = f"take it from the other one first: `civman alias --remove {alias}`"
+                raise UsageError(
+                    f"the alias belongs to another file: {alias}", code="alias-taken", hint=hint, alias=alias
+                )
+            recording.set_alias(connection, number, alias)
+        return assets.where(self._reader, "a.id = ?", [number])[0]
+
+    def forget(self, asset: Asset) -> bool:
+        """Removes the asset, and its blob's row with the last asset. False: it was not there."""
+        from civman.index import recording
+
+        with self._writer.transaction() as connection:
+            return recording.forget(connection, asset)
+
+    def update_facts(self, sha256: Sha256, facts: FileFacts, *, model_type: ModelType | None = None) -> bool:
+        """Writes what the file shows of itself; the type only for assets without a version. False: no such blob."""
+        from civman.index import recording
+
+        with self._writer.transaction() as connection:
+            return recording.update_facts(connection, sha256, facts, model_type)
+
+    def set_verified(self, sha256: Sha256, at: datetime) -> bool:
+        """Writes when the bytes were last read and found right. False: no such blob."""
+        from civman.index import recording
+
+        with self._writer.transaction() as connection:
+            return recording.set_verified(connection, sha256, at)
+
+    def mark_used(self, digests: Iterable[Sha256], at: datetime) -> None:
+        """Writes when files were last put to use."""
+        from civman.index import recording
+
+        with self._writer.transaction() as connection:
+            recording.mark_used(connection, digests, at)
+
+    def save_seen(self, files: Iterable[SeenFile]) -> None:
+        """Writes what files outside the store hashed to."""
+        from civman.index import recording
+
+        with self._writer.transaction() as connection:
+            recording.save_seen(connection, list(files))
+
+
+def _require_name(alias: str) -> None:
+    try:
+        readable = parse_ref(alias) == NameRef(alias)
+    except InvalidRef:
+        readable = False
+    if not readable:
+        hint = "choose a word that is no number, hash, address or path"
+        raise UsageError(f"cannot be an alias: {alias!r}", code="bad-alias", hint=hint, alias=alias)

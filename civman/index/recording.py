@@ -1,0 +1,225 @@
+"""Writes what the library holds: blobs, and which file of which version each is."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from civman.domain.catalog import Asset, FileFacts, ModelType
+from civman.domain.digests import Hashes, Sha256
+from civman.index import rows
+from civman.index.remembering import add_missing, file_identity, file_keys, refresh_assets
+from civman.index.tables import ASSET, BLOB, FILE, SEEN_FILE
+from civman.index.values import UNREAD, Record, SeenFile, Source
+
+CHUNK = 500
+"""Records per set of statements: few enough for SQLite's limit of bound values, enough to make statements cheap."""
+_DIGESTS = ("blake3", "crc32", "autov1", "autov3")
+
+
+def record(connection: Connection, records: Sequence[Record], *, folder: Path) -> list[int]:
+    """Writes blobs and assets, and gives the assets' row ids in the records' order.
+
+    A record that says the same blob, version and file again updates its row. One that knows the version takes over
+    a row that did not; one without a version says nothing new of a blob that has a row.
+    """
+    versions = [(item.version, item.added_at) for item in records if item.version is not None]
+    add_missing(connection, versions, source=Source.RECORD)
+    files = [(item.version, item.file) for item in records if item.version is not None and item.file is not None]
+    keys = file_keys(connection, files)
+    _save_blobs(connection, records, folder)
+    held = _held(connection, {item.blob.sha256 for item in records})
+    added: list[rows.Values] = []
+    changed: list[rows.Values] = []
+    ids = []
+    next_id = (connection.scalar(select(func.max(ASSET.c.id))) or 0) + 1
+    for item in records:
+        file_key = keys[item.version.id, file_identity(item.file)] if item.version and item.file else None
+        row = _same(held.setdefault(item.blob.sha256, []), item, file_key)
+        if row is None:
+            row = _new_row(item, file_key, next_id)
+            next_id += 1
+            held[item.blob.sha256].append(row)
+            added.append(row)
+        else:
+            _take_over(row, item, file_key)
+            changed.append(row)
+        ids.append(row["id"])
+    if added:
+        connection.execute(insert(ASSET), added)
+    if changed:
+        names = ("model_id", "version_id", "file_key", "name", "name_key", "stem_key", "origin", "type", "type_raw")
+        change = update(ASSET).where(ASSET.c.id == bindparam("asset_id"))
+        connection.execute(
+            change.values({name: bindparam(name) for name in names}),
+            [{"asset_id": row["id"]} | {name: row[name] for name in names} for row in changed],
+        )
+    refresh_assets(connection, ASSET.c.id.in_(ids))
+    return ids
+
+
+def update_facts(connection: Connection, sha256: Sha256, facts: FileFacts, model_type: ModelType | None) -> bool:
+    """Writes what a file shows of itself, and the type of its assets that have no version."""
+    change = update(BLOB).where(BLOB.c.sha256 == sha256).values(rows.facts_values(facts))
+    if model_type is not None:
+        loose = update(ASSET).where(ASSET.c.blob_sha256 == sha256, ASSET.c.version_id.is_(None))
+        connection.execute(loose.values(type=model_type.value, type_raw=model_type.value))
+    return connection.execute(change).rowcount > 0
+
+
+def set_verified(connection: Connection, sha256: Sha256, at: datetime) -> bool:
+    """Writes when the bytes were last read and found right."""
+    change = update(BLOB).where(BLOB.c.sha256 == sha256).values(verified_at=rows.moment(at))
+    return connection.execute(change).rowcount > 0
+
+
+def mark_used(connection: Connection, digests: Iterable[Sha256], at: datetime) -> None:
+    """Writes when assets were last put to use."""
+    change = update(ASSET).where(ASSET.c.blob_sha256.in_(list(digests)))
+    connection.execute(change.values(last_used_at=rows.moment(at)))
+
+
+def set_alias(connection: Connection, number: int, alias: str | None) -> None:
+    """Writes the alias of the asset with this row id."""
+    connection.execute(update(ASSET).where(ASSET.c.id == number).values(alias=alias))
+    refresh_assets(connection, ASSET.c.id == number)
+
+
+def alias_owner(connection: Connection, alias: str) -> int | None:
+    """Row id of the asset that has this alias."""
+    found: int | None = connection.scalar(select(ASSET.c.id).where(ASSET.c.alias == alias))
+    return found
+
+
+def forget(connection: Connection, asset: Asset) -> bool:
+    """Removes the asset's row, and the blob's with the last of its assets. Gives whether there was one."""
+    number = asset_id(connection, asset)
+    if number is None:
+        return False
+    sha256 = asset.blob.sha256
+    connection.execute(delete(ASSET).where(ASSET.c.id == number))
+    others = select(ASSET.c.id).where(ASSET.c.blob_sha256 == sha256)
+    if connection.scalar(others) is None:
+        connection.execute(delete(BLOB).where(BLOB.c.sha256 == sha256))
+    return True
+
+
+def save_seen(connection: Connection, files: Sequence[SeenFile]) -> None:
+    """Writes what files outside the store hashed to."""
+    if not files:
+        return
+    statement = upsert(SEEN_FILE)
+    names = [column.name for column in SEEN_FILE.columns if column.name != "path"]
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["path"], set_={name: statement.excluded[name] for name in names}
+        ),
+        [
+            {
+                "path": file.path,
+                "device": str(file.device),
+                "inode": str(file.inode),
+                "size_bytes": file.size_bytes,
+                "mtime_ns": file.mtime_ns,
+                "sha256": file.sha256,
+            }
+            for file in files
+        ],
+    )
+
+
+def asset_id(connection: Connection, asset: Asset) -> int | None:
+    """The row of `asset`, told by blob, version and file, and by name where these are not enough."""
+    joined = ASSET.outerjoin(FILE, FILE.c.key == ASSET.c.file_key)
+    same = (
+        ASSET.c.blob_sha256 == asset.blob.sha256,
+        ASSET.c.version_id.is_(None) if asset.version_id is None else ASSET.c.version_id == asset.version_id,
+        FILE.c.file_id.is_(None) if asset.file_id is None else FILE.c.file_id == asset.file_id,
+    )
+    best = case((ASSET.c.name == asset.name, 0), else_=1)
+    found: int | None = connection.scalar(select(ASSET.c.id).select_from(joined).where(*same).order_by(best))
+    return found
+
+
+def _save_blobs(connection: Connection, records: Sequence[Record], folder: Path) -> None:
+    statement = upsert(BLOB)
+    new = statement.excluded
+    always: dict[str, Any] = {name: new[name] for name in ("size_bytes", "suffix", "path")}
+    always |= {name: func.coalesce(new[name], BLOB.c[name]) for name in _DIGESTS}
+    always["verified_at"] = func.max(new.verified_at, BLOB.c.verified_at)
+    always["declared_by"] = case((BLOB.c.declared_by == "civitai", "civitai"), else_=new.declared_by)
+    facts = {name: new[name] for name in rows.facts_values(UNREAD)}
+    for read, changes in ((True, always | facts), (False, always)):  # unread files leave known facts alone
+        values = [
+            rows.blob_values(item.blob, rows.kept_path(item.path, folder), item.facts, _digests(item))
+            for item in records
+            if (item.facts != UNREAD) is read
+        ]
+        if values:
+            connection.execute(statement.on_conflict_do_update(index_elements=["sha256"], set_=changes), values)
+
+
+def _digests(item: Record) -> Hashes:
+    if item.hashes is not None:
+        return item.hashes
+    if item.file is not None and item.file.hashes.sha256 == item.blob.sha256:
+        return item.file.hashes
+    return Hashes()
+
+
+def _held(connection: Connection, digests: set[Sha256]) -> dict[str, list[rows.Values]]:
+    held: dict[str, list[rows.Values]] = {}
+    found = connection.execute(select(ASSET).where(ASSET.c.blob_sha256.in_(digests)).order_by(ASSET.c.id))
+    for row in found.mappings():
+        held.setdefault(row["blob_sha256"], []).append(dict(row))
+    return held
+
+
+def _same(held: list[rows.Values], item: Record, file_key: int | None) -> rows.Values | None:
+    """The row that `item` speaks of."""
+    if item.version is None:
+        return held[0] if held else None
+    of_version = [row for row in held if row["version_id"] == item.version.id]
+    exact = (row for row in of_version if row["file_key"] == file_key)
+    vague = (row for row in of_version if row["file_key"] is None or file_key is None)
+    loose = (row for row in held if row["version_id"] is None)
+    return next(exact, None) or next(vague, None) or next(loose, None)
+
+
+def _new_row(item: Record, file_key: int | None, number: int) -> rows.Values:
+    row: dict[str, Any] = {
+        "id": number,
+        "blob_sha256": item.blob.sha256,
+        "model_id": None,
+        "version_id": None,
+        "file_key": None,
+        "model_key": "",
+        "search_text": "",
+        "alias": None,
+        "base_model": None,
+        "added_at": rows.moment(item.added_at),
+    }
+    _take_over(row, item, file_key)
+    return row
+
+
+def _take_over(row: rows.Values, item: Record, file_key: int | None) -> None:
+    if item.version is None and row["version_id"] is not None:
+        return
+    row |= {"name": item.name, "name_key": rows.key(item.name), "stem_key": rows.key(stem(item.name))}
+    row["origin"] = item.origin
+    kind = item.model_type or ModelType.of(item.facts.kind)
+    if kind is not ModelType.OTHER or "type" not in row:
+        row |= {"type": kind.value, "type_raw": kind.value}
+    if item.version is not None:
+        row |= {"model_id": item.version.model.id, "version_id": item.version.id}
+        row["file_key"] = file_key if file_key is not None else row["file_key"]
+
+
+def stem(name: str) -> str:
+    """A file name without its ending."""
+    head, dot, tail = name.rpartition(".")
+    return head if dot and head and tail.isalnum() else name

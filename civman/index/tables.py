@@ -1,0 +1,237 @@
+"""The tables, as SQLModel classes. They never leave this package: values of `civman.domain` go in and come out.
+
+Times are ISO-8601 text in UTC with microseconds, so that they sort as text. Lists are JSON text. `*_key` columns hold
+case-folded text for look-ups without regard to case. `raw` is CivitAI's JSON as received.
+
+Importing this module takes 0.5 to 1.3 s (SQLModel brings pydantic and SQLAlchemy): only writing does.
+"""
+
+from typing import Any, ClassVar
+
+from sqlalchemy import CheckConstraint, MetaData, UniqueConstraint
+from sqlalchemy import Index as SqlIndex
+from sqlmodel import Field, SQLModel
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class Row(SQLModel):
+    """Base of all tables; keeps them off SQLModel's process-wide metadata."""
+
+    metadata: ClassVar[MetaData] = metadata
+    __table_args__: ClassVar[Any] = ()
+
+
+class ModelRow(Row, table=True):
+    """A model page as CivitAI last told it."""
+
+    __tablename__ = "model"
+    __table_args__ = (CheckConstraint("id > 0", name="id"),)
+
+    id: int = Field(primary_key=True)
+    name: str
+    type: str
+    type_raw: str
+    nsfw: bool
+    nsfw_level: int
+    real_person: bool
+    mode: str | None
+    creator: str | None
+    creator_key: str | None = Field(index=True)
+    tags: str
+    description: str | None
+    credit_required: bool | None
+    commercial_use: str | None
+    derivatives_allowed: bool | None
+    different_licence_allowed: bool | None
+    download_count: int | None
+    thumbs_up_count: int | None
+    is_complete: bool
+    raw: str
+    fetched_at: str
+    source: str
+    gone_at: str | None
+    gone_status: int | None
+
+
+class VersionRow(Row, table=True):
+    """A version as CivitAI last told it. `position`: its place on the model's page, NULL when not on the last one."""
+
+    __tablename__ = "version"
+    __table_args__ = (CheckConstraint("id > 0", name="id"),)
+
+    id: int = Field(primary_key=True)
+    model_id: int = Field(foreign_key="model.id", index=True)
+    position: int | None
+    name: str
+    base_model: str | None
+    base_model_type: str | None
+    published_at: str | None
+    trained_words: str
+    description: str | None
+    air: str | None
+    is_gated: bool
+    gate_permanent: bool
+    gate_ends_at: str | None
+    usage_control: str | None
+    status: str | None
+    availability: str | None
+    nsfw_level: int
+    download_url: str | None
+    download_count: int | None
+    thumbs_up_count: int | None
+    raw: str
+    fetched_at: str
+    source: str
+    gone_at: str | None
+    gone_status: int | None
+
+
+class FileRow(Row, table=True):
+    """A file of a version. `file_id` is CivitAI's; `position` NULL: the last answer no longer listed it."""
+
+    __tablename__ = "file"
+
+    key: int = Field(primary_key=True)
+    version_id: int = Field(foreign_key="version.id", index=True)
+    position: int | None
+    file_id: int | None = Field(index=True)
+    name: str
+    type: str
+    size_bytes: int | None
+    sha256: str | None = Field(index=True)
+    blake3: str | None
+    crc32: str | None
+    autov1: str | None
+    autov2: str | None
+    autov3: str | None
+    is_primary: bool
+    is_linked: bool
+    format: str | None
+    precision: str | None
+    size_class: str | None
+    quant_type: str | None
+    pickle_scan: str
+    virus_scan: str
+    scan_message: str | None
+    download_url: str | None
+    raw: str
+
+
+class PreviewRow(Row, table=True):
+    """A picture CivitAI shows for a version."""
+
+    __tablename__ = "preview"
+
+    version_id: int = Field(primary_key=True, foreign_key="version.id", ondelete="CASCADE")
+    position: int = Field(primary_key=True)
+    url: str
+    nsfw_level: int
+    width: int | None
+    height: int | None
+    media: str
+
+
+class BlobRow(Row, table=True):
+    """Proven bytes, with what the file shows of itself.
+
+    `path` is relative to the database's folder where the bytes lie below it (the library may be moved), else absolute.
+    """
+
+    __tablename__ = "blob"
+    __table_args__ = (
+        CheckConstraint("length(sha256) = 64 AND sha256 NOT GLOB '*[^0-9a-f]*'", name="sha256"),
+        CheckConstraint("size_bytes >= 0", name="size_bytes"),
+        CheckConstraint("declared_by IN ('civitai', 'civman')", name="declared_by"),
+        CheckConstraint("path <> ''", name="path"),
+    )
+
+    sha256: str = Field(primary_key=True)
+    size_bytes: int
+    suffix: str
+    declared_by: str
+    verified_at: str
+    path: str
+    blake3: str | None = Field(index=True)
+    crc32: str | None = Field(index=True)
+    autov1: str | None = Field(index=True)
+    autov3: str | None = Field(index=True)
+    kind: str = Field(index=True)
+    architecture: str = Field(index=True)
+    adapter: str
+    key_format: str
+    precision: str
+    rank: int | None
+    tensor_count: int | None
+    claimed_base: str
+    trigger_words: str
+    flags: str
+    conflicts: str
+
+
+class AssetRow(Row, table=True):
+    """Which file of which version a blob is; for files from elsewhere just a name.
+
+    `type` and `base_model` repeat the version's, `search_text` holds all words by which it is found, case-folded.
+    """
+
+    __tablename__ = "asset"
+    __table_args__ = (
+        UniqueConstraint("blob_sha256", "version_id", "file_key"),
+        UniqueConstraint("alias"),
+        CheckConstraint("name <> ''", name="name"),
+        CheckConstraint("alias <> ''", name="alias"),
+        CheckConstraint("version_id IS NULL OR model_id IS NOT NULL", name="version_has_model"),
+        CheckConstraint("file_key IS NULL OR version_id IS NOT NULL", name="file_has_version"),
+        SqlIndex(None, "added_at", "id"),
+        SqlIndex(None, "type", "added_at", "id"),
+        SqlIndex(None, "base_model", "added_at", "id"),
+    )
+
+    id: int = Field(primary_key=True)
+    blob_sha256: str = Field(foreign_key="blob.sha256", index=True)
+    model_id: int | None = Field(foreign_key="model.id", index=True)
+    version_id: int | None = Field(foreign_key="version.id", index=True)
+    file_key: int | None = Field(foreign_key="file.key", index=True)
+    name: str
+    name_key: str = Field(index=True)
+    stem_key: str = Field(index=True)
+    model_key: str = Field(index=True)
+    search_text: str
+    alias: str | None
+    origin: str
+    type: str
+    type_raw: str
+    base_model: str | None
+    added_at: str
+    last_used_at: str | None
+
+
+class SeenFileRow(Row, table=True):
+    """What a file outside the store hashed to, good as long as device, inode, size and time are the same.
+
+    Device and inode are text: they may need all 64 bits unsigned, SQLite's integers are signed.
+    """
+
+    __tablename__ = "seen_file"
+    __table_args__ = (CheckConstraint("length(sha256) = 64", name="sha256"),)
+
+    path: str = Field(primary_key=True)
+    device: str
+    inode: str
+    size_bytes: int
+    mtime_ns: int
+    sha256: str = Field(index=True)
+
+
+MODEL, VERSION, FILE, PREVIEW, BLOB, ASSET, SEEN_FILE = (
+    metadata.tables[name] for name in ("model", "version", "file", "preview", "blob", "asset", "seen_file")
+)

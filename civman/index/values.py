@@ -1,0 +1,97 @@
+"""What the index takes and gives beyond the values of the domain."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from civman.domain.catalog import Blob, FileFacts, ModelFile, ModelId, ModelType, ModelVersion
+from civman.domain.digests import Hashes, Sha256
+
+
+class Source(StrEnum):
+    """Which kind of answer a row came from."""
+
+    MODEL = "model"
+    """`/models/{id}`: the whole page, all versions in the creator's order."""
+    SEARCH = "search"
+    """`/models`: versions may be narrowed to those that match."""
+    VERSION = "version"
+    HASH = "by-hash"
+    SIDECAR = "sidecar"
+    RECORD = "record"
+    """Came along with a file and nothing had been remembered before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How current a saved model or version is. Gone: CivitAI answered `gone_status` (404, 410) at `gone_at`."""
+
+    fetched_at: datetime
+    source: str
+    gone_at: datetime | None = None
+    gone_status: int | None = None
+
+
+UNREAD = FileFacts()
+"""The facts of a file that nobody has looked into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A file to be recorded: proven bytes, where they are, and what they are as far as known.
+
+    `hashes` are further digests of these bytes; None: the file's declared ones, where its SHA-256 agrees.
+    `model_type` counts only without a version (see `Identity.model_type`).
+    """
+
+    blob: Blob
+    path: str
+    name: str
+    origin: str
+    added_at: datetime
+    version: ModelVersion | None = None
+    file: ModelFile | None = None
+    facts: FileFacts = UNREAD
+    hashes: Hashes | None = None
+    model_type: ModelType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SeenFile:
+    """A file outside the store and what it hashed to; the digest holds while the other fields do."""
+
+    path: str
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    sha256: Sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Fits:
+    """What may go with some checkpoint: files of these architectures, and unread ones with these base models."""
+
+    architectures: tuple[str, ...] = ()
+    base_models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AssetFilter:
+    """Which assets are wanted: within a field any of its values, all fields together; empty asks nothing.
+
+    `words` must all occur somewhere in names, alias, creator, tags, trigger words or base model, in any case.
+    `base_models` and `creator` are compared without regard to case.
+    """
+
+    types: tuple[ModelType, ...] = ()
+    base_models: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    creator: str | None = None
+    words: tuple[str, ...] = ()
+    fits: Fits | None = None
+    model_id: ModelId | None = None
+
+
+EVERYTHING = AssetFilter()

@@ -1,0 +1,239 @@
+r"""Prompts as people write them for A1111 and on CivitAI: what the brackets, tags and words in capitals mean.
+
+`(x)` times 1.1, `[x]` divided by 1.1, `(x:1.3)` times 1.3, nested ones multiply; round and square brackets need not
+nest in each other, and one never closed counts to the end. `\` takes the next character as it is. `BREAK` ends a chunk.
+`<lora:name:scale>` (and `:te:unet`, and `lyco`) asks for an adapter and is no part of the text.
+
+What would need more than one set of embeddings a picture (`AND`, `[from:to:when]`, `[a|b]`) and tags of other kinds
+are refused by name and place, never ignored. Needs nothing but the standard library.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+
+from civman.errors import UsageError
+
+_ROUND, _SQUARE = 1.1, 1 / 1.1
+_TAG = re.compile(r"<(\w+):([^<>]*)>")
+_ADAPTERS = ("lora", "lyco")
+_AND = re.compile(r"\bAND\b")
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_WEIGHT = re.compile(r":\s*([+-]?[.\d]+)\s*\)")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
+_WHEN = re.compile(r"(?<!\\)(?:\\\\)*:\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$")
+_SPECIAL = re.compile(r"[\\()\[\]]")
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A stretch of text with one weight. Each fragment is tokenized by itself."""
+
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoraRequest:
+    """An adapter asked for inside a prompt; who reads it finds the file by name."""
+
+    name: str
+    te_scale: float
+    unet_scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedPrompt:
+    """A prompt taken apart: sections between `BREAK`s, each of fragments, and the adapters it asks for.
+
+    `text` is the prompt without its tags.
+    """
+
+    text: str
+    sections: tuple[tuple[Fragment, ...], ...]
+    loras: tuple[LoraRequest, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left to encode."""
+        return not self.text.strip()
+
+
+def parse(prompt: str) -> ParsedPrompt:
+    """The prompt taken apart.
+
+    >>> parse("a (cat:1.3), [dog] <lora:ink:0.8>").sections
+    ((Fragment(text='a ', weight=1.0), Fragment(text='cat', weight=1.3), Fragment(text=', ', weight=1.0), \
+Fragment(text='dog', weight=0.9090909090909091), Fragment(text=' ', weight=1.0)),)
+
+    Raises: UsageError (`code` `prompt-syntax`): it uses what civman does not support, or a number cannot be read;
+    `position` counts characters from 1.
+    """
+    loras = tuple(_lora(prompt, tag) for tag in _TAG.finditer(prompt))
+    inside = {place for tag in _TAG.finditer(prompt) for place in range(*tag.span())}
+    places = [place for place in range(len(prompt)) if place not in inside]
+    text = "".join(prompt[place] for place in places)
+    if (word := _AND.search(text)) is not None:
+        raise _refusal(prompt, places[word.start()], "`AND` (several prompts in one picture) is not supported")
+    scanner = _Scanner(prompt, text, places)
+    return ParsedPrompt(text, scanner.sections(), loras)
+
+
+def escape(text: str) -> str:
+    r"""The text with a backslash before all that brackets would do, so that `parse` gives it back at weight 1.
+
+    Words in capitals and tags have no escape.
+
+    >>> escape("a (b)")
+    'a \\(b\\)'
+    """
+    return _SPECIAL.sub(lambda letter: f"\\{letter[0]}", text)
+
+
+def _refusal(prompt: str, place: int, reason: str) -> UsageError:
+    near = prompt[max(0, place - 10) : place + 30]
+    return UsageError(
+        f"prompt, character {place + 1}: {reason}: `{near}`",
+        code="prompt-syntax",
+        hint="a backslash before a bracket makes it plain text",
+        position=place + 1,
+        near=near,
+    )
+
+
+def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
+    """Source: A1111, `<lora:name:te:unet>`; one number is for both; `te=` and `unet=` may name them."""
+    kind, place = tag[1].lower(), tag.start()
+    if kind not in _ADAPTERS:
+        raise _refusal(prompt, place, f"tags of the kind `{kind}` are not supported")
+    name, *arguments = (part.strip() for part in tag[2].split(":"))
+    if not name:
+        raise _refusal(prompt, place, "the tag names no file")
+    positional = [argument for argument in arguments if "=" not in argument]
+    named = dict(_setting(argument) for argument in arguments if "=" in argument)
+    if len(positional) > 2 or not set(named) <= {"te", "unet"}:
+        raise _refusal(prompt, place, "of a tag only a name and the scales of text encoder and UNet are supported")
+
+    def number(written: str) -> float:
+        try:
+            value = float(written)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise _refusal(prompt, place, f"`{written}` is not a number")
+        return value
+
+    te = number(named.get("te", positional[0] if positional else "1"))
+    unet = number(positional[1]) if len(positional) > 1 else te
+    return LoraRequest(name, te, number(named["unet"]) if "unet" in named else unet)
+
+
+def _setting(argument: str) -> tuple[str, str]:
+    name, _, value = argument.partition("=")
+    return name.strip().lower(), value.strip()
+
+
+@dataclass(slots=True)
+class _Open:
+    """A bracket not closed yet: where it stands, the first span inside it, where a bar stands directly in it."""
+
+    place: int
+    span: int
+    bar: int | None = None
+
+
+@dataclass(slots=True)
+class _Span:
+    text: str
+    weight: float = 1.0
+    starts_section: bool = False
+
+
+@dataclass(slots=True)
+class _Scanner:
+    """One pass from left to right; brackets weigh the spans written since they were opened."""
+
+    prompt: str
+    text: str
+    places: list[int]
+    spans: list[_Span] = field(default_factory=list)
+    literal: list[str] = field(default_factory=list)
+    rounds: list[_Open] = field(default_factory=list)
+    squares: list[_Open] = field(default_factory=list)
+
+    def sections(self) -> tuple[tuple[Fragment, ...], ...]:
+        at = 0
+        while at < len(self.text):
+            at = self._step(at)
+        self._flush()
+        for left, factor in ((self.rounds, _ROUND), (self.squares, _SQUARE)):
+            while left:
+                self._weigh(left.pop(), factor)
+        return self._joined()
+
+    def _step(self, at: int) -> int:
+        """Take in what stands at `at`; where the next begins."""
+        letter = self.text[at]
+        if letter == "\\":
+            self.literal.append(self.text[at + 1 : at + 2])
+            return at + 2
+        if letter in "([":
+            self._flush()
+            (self.rounds if letter == "(" else self.squares).append(_Open(at, len(self.spans)))
+        elif letter == ":" and self.rounds and (weight := _WEIGHT.match(self.text, at)):
+            self._close(self.rounds, self._weight(weight))
+            return weight.end()
+        elif letter == ")" and self.rounds:
+            self._close(self.rounds, _ROUND)
+        elif letter == "]" and self.squares:
+            self._require_no_editing(self.squares[-1], at)
+            self._close(self.squares, _SQUARE)
+        else:
+            self._note_bar(letter, at)
+            self.literal.append(letter)
+        return at + 1
+
+    def _weight(self, found: re.Match[str]) -> float:
+        if not _NUMBER.fullmatch(found[1]):
+            raise _refusal(self.prompt, self.places[found.start()], f"`{found[1]}` is not a number")
+        return float(found[1])
+
+    def _note_bar(self, letter: str, at: int) -> None:
+        square = self.squares[-1] if self.squares else None
+        if letter == "|" and square and not (self.rounds and self.rounds[-1].place > square.place):
+            square.bar = at
+
+    def _require_no_editing(self, square: _Open, at: int) -> None:
+        place = self.places[square.place]
+        if square.bar is not None:
+            raise _refusal(self.prompt, place, "`[a|b]` (taking turns from step to step) is not supported")
+        if _WHEN.search(self.text[square.place + 1 : at]):
+            raise _refusal(self.prompt, place, "`[from:to:when]` (another prompt from some step on) is not supported")
+
+    def _close(self, stack: list[_Open], factor: float) -> None:
+        self._flush()
+        self._weigh(stack.pop(), factor)
+
+    def _weigh(self, opened: _Open, factor: float) -> None:
+        for span in self.spans[opened.span :]:
+            span.weight *= factor
+
+    def _flush(self) -> None:
+        text = "".join(self.literal)
+        self.literal.clear()
+        for number, part in enumerate(_BREAK.split(text)):
+            if part or number:
+                self.spans.append(_Span(part, starts_section=number > 0))
+
+    def _joined(self) -> tuple[tuple[Fragment, ...], ...]:
+        """Sections of fragments; neighbours of equal weight become one."""
+        sections: list[list[Fragment]] = [[]]
+        for span in self.spans:
+            if span.starts_section:
+                sections.append([])
+            section = sections[-1]
+            if section and section[-1].weight == span.weight:
+                section[-1] = Fragment(section[-1].text + span.text, span.weight)
+            elif span.text:
+                section.append(Fragment(span.text, span.weight))
+        return tuple(tuple(section) for section in sections)

@@ -1,0 +1,292 @@
+"""Which family a checkpoint is of, and the dimensions of its parts, read from tensor names and shapes. No torch.
+
+What the shapes tell wins over the family's usual numbers, so that thin, pruned and tiny variants load as they are.
+Three numbers are in no shape: attention heads, norm groups and the VAE's scale. They follow the family's rule; a file
+may state its own in the metadata entry `civman.config` (JSON: component → {option: value}).
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from importlib.resources import files
+from typing import Any, cast
+
+from civman.errors import CannotRender, InvalidModelFile
+
+Shapes = Mapping[str, tuple[int, ...]]
+Config = dict[str, Any]
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+METADATA_KEY = "civman.config"
+
+
+class Family(StrEnum):
+    """Checkpoint families that can be rendered."""
+
+    SD1 = "sd1"
+    SD2 = "sd2"
+    SDXL = "sdxl"
+    REFINER = "sdxl-refiner"
+
+    @property
+    def facts(self) -> Config:
+        """The family's usual numbers, from `configs/`."""
+        return cast("Config", json.loads(files(__package__).joinpath("configs", f"{self}.json").read_text("utf-8")))
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether sizes and a pooled text vector go into the UNet beside the prompt."""
+        return self in (Family.SDXL, Family.REFINER)
+
+
+_BY_CONTEXT = {768: Family.SD1, 1024: Family.SD2, 2048: Family.SDXL, 1280: Family.REFINER}
+
+
+def family_of(names: Shapes) -> Family:
+    """The family whose text encoders the file holds; without any, the one of the UNet's context width.
+
+    Raises: CannotRender: no UNet in the original layout, or one of a family that civman does not render.
+    """
+    if f"{UNET}input_blocks.0.0.weight" not in names:
+        raise CannotRender(
+            "the file has no UNet of Stable Diffusion 1, 2 or XL in the original layout",
+            hint="choose a checkpoint; adapters, embeddings and VAEs only go with one",
+            code="missing-part",
+            part="unet",
+        )
+    second = any(name.startswith("conditioner.embedders.1.model.") for name in names)
+    if second:
+        return Family.SDXL
+    if any(name.startswith("conditioner.embedders.0.model.") for name in names):
+        return Family.REFINER
+    if any(name.startswith("cond_stage_model.model.") for name in names):
+        return Family.SD2
+    if any(name.startswith("cond_stage_model.transformer.") for name in names):
+        return Family.SD1
+    width = _context_width(names)
+    if width not in _BY_CONTEXT:
+        raise CannotRender(
+            f"a UNet with context width {width} belongs to no family that civman renders", code="unknown-family"
+        )
+    return _BY_CONTEXT[width]
+
+
+def component_configs(
+    family: Family, shapes: Shapes, vae: Shapes, metadata: Mapping[str, str], stated: Mapping[str, Config]
+) -> dict[str, Config]:
+    """Component → construction arguments, for every component the family has.
+
+    `shapes` are the checkpoint's, `vae` those of the VAE to use (names without prefix); `stated` wins over everything
+    (a config folder), then the file's own metadata, then the shapes, then the family.
+    """
+    facts = family.facts
+    own = _own_words(metadata)
+    result = {"unet": unet_config(facts["unet"], shapes, _pooled_width(family, shapes))}
+    if vae:
+        result["vae"] = vae_config(facts["vae"], vae)
+    for name, usual in facts["text_encoders"].items():
+        prefix = text_prefix(usual, shapes)
+        if prefix is not None:
+            result[name] = text_config(usual, shapes, prefix)
+    for component, config in result.items():
+        config.update(own.get(component, {}))
+        config.update(stated.get(component, {}))
+    return result
+
+
+def text_prefix(usual: Config, names: Shapes) -> str | None:
+    """Where in the file this text encoder is, or None when it is not there."""
+    probe = "embeddings.token_embedding.weight" if usual["layout"] == "transformers" else "token_embedding.weight"
+    return next((p for p in usual["prefixes"] if p + probe in names), None)
+
+
+def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Config:
+    """Arguments of diffusers' UNet2DConditionModel for these shapes (names with the UNet's prefix)."""
+    down = _levels(shapes, "input_blocks", start=1)
+    up = _levels(shapes, "output_blocks", start=0)
+    if not down or len(up) != len(down):
+        raise InvalidModelFile("the UNet's blocks do not form a U", levels_down=len(down), levels_up=len(up))
+    channels = [level[-1].channels for level in down]
+    middle = _depth(shapes, "middle_block.1.")
+    depths = _depths_per_level(down, middle)
+    config = {k: v for k, v in usual.items() if k not in ("heads", "addition_time_ids")}
+    heads = [_heads(usual["heads"], width) for width in channels]
+    config |= {
+        "in_channels": shapes[f"{UNET}input_blocks.0.0.weight"][1],
+        "out_channels": shapes[f"{UNET}out.2.weight"][0],
+        "block_out_channels": channels,
+        "down_block_types": ["CrossAttnDownBlock2D" if _attends(level) else "DownBlock2D" for level in down],
+        "up_block_types": ["CrossAttnUpBlock2D" if _attends(level) else "UpBlock2D" for level in up],
+        "layers_per_block": _one_or_all([len(level) for level in down]),
+        "attention_head_dim": _one_or_all(heads),
+        "cross_attention_dim": _context_width(shapes),
+        "use_linear_projection": _projects_linearly(shapes),
+        "transformer_layers_per_block": _one_or_all(depths),
+        "norm_num_groups": _groups(usual["norm_num_groups"], channels),
+    }
+    climbing = _depths_per_level(up, middle)
+    if climbing != depths[::-1] and any(isinstance(d, list) for d in [*depths, *climbing]):
+        config["reverse_transformer_layers_per_block"] = climbing
+    if middle == 0:
+        config["mid_block_type"] = "UNetMidBlock2D"
+    label = shapes.get(f"{UNET}label_emb.0.0.weight")
+    if "addition_embed_type" in usual and label is not None and pooled_width is not None:
+        config["projection_class_embeddings_input_dim"] = label[1]
+        config["addition_time_embed_dim"] = (label[1] - pooled_width) // int(usual["addition_time_ids"])
+    return config
+
+
+def vae_config(usual: Config, shapes: Shapes) -> Config:
+    """Arguments of diffusers' AutoencoderKL for these shapes (names without prefix)."""
+    channels, level = [], 0
+    while (shape := shapes.get(f"encoder.down.{level}.block.0.conv1.weight")) is not None:
+        channels.append(shape[0])
+        level += 1
+    layers = _count(shapes, "encoder.down.0.block.")
+    groups = int(usual["norm_num_groups"])
+    return usual | {
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "block_out_channels": channels,
+        "layers_per_block": layers,
+        "down_block_types": ["DownEncoderBlock2D"] * level,
+        "up_block_types": ["UpDecoderBlock2D"] * level,
+        # the family's 128 channels in 32 groups: four channels a group where 32 do not fit
+        "norm_num_groups": groups if _fits(groups, channels) else _groups(max(1, min(channels) // 4), channels),
+    }
+
+
+def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
+    """Arguments of transformers' CLIPTextConfig for the encoder under `prefix`."""
+    if usual["layout"] == "transformers":
+        table, places = shapes[f"{prefix}embeddings.token_embedding.weight"], "embeddings.position_embedding.weight"
+        layers, inner = _count(shapes, f"{prefix}encoder.layers."), "encoder.layers.0.mlp.fc1.weight"
+    else:
+        table, places = shapes[f"{prefix}token_embedding.weight"], "positional_embedding"
+        layers, inner = _count(shapes, f"{prefix}transformer.resblocks."), "transformer.resblocks.0.mlp.c_fc.weight"
+    hidden = table[1]
+    # SD 2 ends one layer early; 23 layers are what is left in a file already pruned to that
+    dropped = 0 if layers == 23 else int(usual["drop_last_layers"])
+    return {
+        "vocab_size": table[0],
+        "hidden_size": hidden,
+        "max_position_embeddings": shapes[prefix + places][0],
+        "num_hidden_layers": layers - dropped,
+        "intermediate_size": shapes[prefix + inner][0],
+        "num_attention_heads": hidden // 64 if hidden % 64 == 0 else _divisor(int(usual["heads"]), hidden),
+        "projection_dim": _projection_width(shapes, prefix) or hidden,
+        "hidden_act": usual["hidden_act"],
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": 49406,
+        # with the hub's value 2, transformers pools at the highest id, which an added embedding's rows would be
+        "eos_token_id": 49407,
+        "pad_token_id": 49407 if usual["layout"] == "transformers" else 0,
+    }
+
+
+class _Layer:
+    """One numbered block of the UNet: its width and how many transformer blocks it has (0: no attention)."""
+
+    __slots__ = ("channels", "depth")
+
+    def __init__(self, channels: int, depth: int) -> None:
+        self.channels = channels
+        self.depth = depth
+
+
+def _levels(shapes: Shapes, side: str, *, start: int) -> list[list[_Layer]]:
+    levels: list[list[_Layer]] = [[]]
+    index = start
+    while True:
+        block = f"{UNET}{side}.{index}."
+        if f"{block}0.op.weight" in shapes:
+            levels.append([])
+        elif (shape := shapes.get(f"{block}0.in_layers.2.weight")) is not None:
+            levels[-1].append(_Layer(shape[0], _depth(shapes, f"{side}.{index}.1.")))
+            if f"{block}1.conv.weight" in shapes or f"{block}2.conv.weight" in shapes:
+                levels.append([])
+        else:
+            return [level for level in levels if level]
+        index += 1
+
+
+def _depth(shapes: Shapes, block: str) -> int:
+    return _count(shapes, f"{UNET}{block}transformer_blocks.")
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    return len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)})
+
+
+def _attends(level: Iterable[_Layer]) -> bool:
+    return any(layer.depth for layer in level)
+
+
+def _depths_per_level(levels: list[list[_Layer]], middle: int) -> list[Any]:
+    """Transformer blocks of each level; the last one's number is also the middle block's, which has the say there."""
+    depths: list[Any] = []
+    for number, level in enumerate(levels):
+        if not _attends(level):
+            depths.append((middle or 1) if number == len(levels) - 1 else 1)
+        else:
+            depths.append(_one_or_all([layer.depth for layer in level]))
+    return depths
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else values
+
+
+def _context_width(shapes: Shapes) -> int:
+    pattern = re.compile(re.escape(UNET) + r".*\.attn2\.to_k\.weight")
+    return next((shape[1] for name, shape in shapes.items() if pattern.fullmatch(name)), 0)
+
+
+def _projects_linearly(shapes: Shapes) -> bool:
+    return any(name.endswith(".proj_in.weight") and len(s) == 2 for name, s in shapes.items() if name.startswith(UNET))
+
+
+def _heads(rule: Mapping[str, int], width: int) -> int:
+    if "count" in rule:
+        return _divisor(rule["count"], width)
+    return width // rule["width"] if width % rule["width"] == 0 else max(1, width // 8)
+
+
+def _divisor(wanted: int, number: int) -> int:
+    return next(n for n in range(min(wanted, number), 0, -1) if number % n == 0)
+
+
+def _fits(groups: int, channels: list[int]) -> bool:
+    return all(width % groups == 0 for width in channels)
+
+
+def _groups(wanted: int, channels: list[int]) -> int:
+    return next(n for n in range(wanted, 0, -1) if _fits(n, channels))
+
+
+def _pooled_width(family: Family, shapes: Shapes) -> int | None:
+    if not family.is_xl:
+        return None
+    usual = family.facts["text_encoders"]["text_encoder_2"]
+    prefix = text_prefix(usual, shapes)
+    return 1280 if prefix is None else _projection_width(shapes, prefix)
+
+
+def _projection_width(shapes: Shapes, prefix: str) -> int | None:
+    if (bare := shapes.get(f"{prefix}text_projection")) is not None:
+        return bare[1]
+    linear = shapes.get(f"{prefix}text_projection.weight")
+    return None if linear is None else linear[0]
+
+
+def _own_words(metadata: Mapping[str, str]) -> dict[str, Config]:
+    try:
+        words = json.loads(metadata.get(METADATA_KEY, "{}"))
+    except ValueError as error:
+        raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not JSON") from error
+    if not isinstance(words, dict) or not all(isinstance(value, dict) for value in words.values()):
+        raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not an object of objects")
+    return words

@@ -1,0 +1,68 @@
+"""What may not pass for a picture, and torch's failures as ours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from civman.errors import CannotRender
+
+
+def check_pixels(pixels: Tensor, *, seed: int) -> None:
+    """Refuses what is no picture: `pixels` is (3, H, W) between 0 and 1.
+
+    Raises: CannotRender: `not-a-number`, `black-picture` or `flat-picture`.
+    """
+    if not bool(torch.isfinite(pixels).all()):
+        raise CannotRender(
+            f"seed {seed}: the picture has values that are no numbers",
+            hint="render in another precision (`float32`), or use another VAE", code="not-a-number", seed=seed,
+        )  # fmt: skip
+    shown = (pixels * 255).round()
+    low, high = shown.amin(dim=(1, 2)), shown.amax(dim=(1, 2))
+    if float(high.max()) == 0:
+        raise CannotRender(
+            f"seed {seed}: the picture is all black",
+            hint="render in another precision (`float32`), or use another VAE", code="black-picture", seed=seed,
+        )  # fmt: skip
+    if float((high - low).max()) <= 1:
+        raise CannotRender(
+            f"seed {seed}: the picture is one flat colour",
+            hint="the checkpoint may predict v where epsilon was assumed, or the guidance is far too high",
+            code="flat-picture", seed=seed,
+        )  # fmt: skip
+
+
+def check_latents(latents: Tensor, *, seeds: list[int]) -> None:
+    """Refuses latents that are no numbers. Raises: CannotRender: `not-a-number`, `facts["seed"]` names the first."""
+    for seed, one in zip(seeds, latents, strict=True):
+        if not bool(torch.isfinite(one).all()):
+            raise CannotRender(
+                f"seed {seed}: the model's output is no number",
+                hint="render in another precision (`bfloat16` or `float32`)", code="not-a-number", seed=seed,
+            )  # fmt: skip
+
+
+@contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Out-of-memory inside becomes CannotRender (`out-of-memory`) that says what to do."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(what) from error
+    except RuntimeError as error:
+        # torch has no class for host memory that runs out; this is its allocator's own wording
+        if "can't allocate memory" not in str(error) and "MPS backend out of memory" not in str(error):
+            raise
+        raise _out_of_memory(what) from error
+
+
+def _out_of_memory(what: str) -> CannotRender:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return CannotRender(
+        f"not enough memory while {what}",
+        hint="make the picture or the batch smaller, or choose a plan for little memory", code="out-of-memory",
+        stage=what,
+    )  # fmt: skip

@@ -1,0 +1,128 @@
+"""How much memory a rendering will take, from the file's header, and what to do where there is less."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import torch
+
+from civman.errors import CannotRender
+from civman.render.families import UNET, VAE, Shapes
+
+if TYPE_CHECKING:
+    from civman.render.loader import LoadedModel
+
+
+class MemoryPlan(StrEnum):
+    """Ways to render, from the fastest to the one that needs the least memory on the device."""
+
+    RESIDENT = "resident"
+    """Everything on the device."""
+    TILED = "tiled"
+    """Everything on the device, the VAE works in tiles (seams are blended; pixels differ slightly)."""
+    ONE_AT_A_TIME = "one-at-a-time"
+    """Each component is on the device only while it works; the VAE works in tiles."""
+    LAYER_BY_LAYER = "layer-by-layer"
+    """Each layer is; several times slower. The VAE works in tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes on the device. Weights are exact; `unet_work` and `vae_work` (activations) good to about a quarter."""
+
+    unet: int
+    vae: int
+    text: int
+    unet_work: int
+    vae_work: int
+
+    def needed(self, plan: MemoryPlan) -> int:
+        """Peak bytes under a plan."""
+        tile = min(self.vae_work, _TILE_WORK)
+        if plan is MemoryPlan.RESIDENT:
+            return self.unet + self.vae + self.text + max(self.unet_work, self.vae_work)
+        if plan is MemoryPlan.TILED:
+            return self.unet + self.vae + self.text + max(self.unet_work, tile)
+        if plan is MemoryPlan.ONE_AT_A_TIME:
+            return max(self.unet + self.unet_work, self.vae + tile, self.text)
+        return max(self.unet_work, tile) + _LAYER
+
+    def plan(self, available: int) -> MemoryPlan:
+        """The fastest plan that fits, with a tenth to spare. Raises: CannotRender: none does."""
+        for plan in MemoryPlan:
+            if self.needed(plan) * 1.1 <= available:
+                return plan
+        least = self.needed(MemoryPlan.LAYER_BY_LAYER)
+        raise CannotRender(
+            f"the picture needs {least / 2**30:.1f} GiB at the least, {available / 2**30:.1f} are there",
+            hint="make the picture or the batch smaller", code="out-of-memory", needed=least, available=available,
+        )  # fmt: skip
+
+
+# activations in multiples of one value per latent (UNet, first width) and per pixel (VAE, first width)
+_UNET_FACTOR, _VAE_FACTOR = 16, 8
+_TILE_WORK, _LAYER = 2**30, 2**28
+
+
+def estimate(
+    shapes: Shapes, *, width: int, height: int, batch: int = 1, is_guided: bool = True, dtype_bytes: int = 2,
+    vae_bytes: int | None = None,
+) -> Estimate:  # fmt: skip
+    """What a checkpoint with these shapes (`Weights.shapes`) needs for pictures of this size."""
+    parts = {"unet": 0, "vae": 0, "text": 0}
+    for name, shape in shapes.items():
+        if not name.startswith("model_ema."):
+            parts[_part(name)] += math.prod(shape)
+    vae_bytes = vae_bytes or dtype_bytes
+    first = shapes.get(f"{UNET}input_blocks.0.0.weight", (320,))[0]
+    last = shapes.get(f"{VAE}decoder.conv_out.weight", (3, 128))[1]
+    pictures = batch * (2 if is_guided else 1)
+    return Estimate(
+        unet=parts["unet"] * dtype_bytes, vae=parts["vae"] * vae_bytes, text=parts["text"] * dtype_bytes,
+        unet_work=pictures * (width // 8) * (height // 8) * first * _UNET_FACTOR * dtype_bytes,
+        vae_work=width * height * last * _VAE_FACTOR * vae_bytes,
+    )  # fmt: skip
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory on the device; the CPU's from the system's own count of what can be had."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return _host_bytes()
+
+
+def apply(plan: MemoryPlan, model: "LoadedModel", device: torch.device) -> None:
+    """Makes a model, loaded on the CPU or (first two plans) on `device`, work on `device` under a plan."""
+    if plan is not MemoryPlan.RESIDENT:
+        model.vae.enable_tiling()
+    if plan in (MemoryPlan.RESIDENT, MemoryPlan.TILED):
+        for module in model.components.values():
+            module.to(device)
+    else:
+        # only plans for little memory need accelerate: 0.3 s
+        from accelerate import cpu_offload, cpu_offload_with_hook
+
+        for module in model.components.values():
+            if plan is MemoryPlan.LAYER_BY_LAYER:
+                cpu_offload(module, execution_device=device)
+            else:
+                cpu_offload_with_hook(module, device)
+    model.device = device
+
+
+def _part(name: str) -> str:
+    return "unet" if name.startswith(UNET) else "vae" if name.startswith(VAE) else "text"
+
+
+def _host_bytes() -> int:
+    import os
+
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 0
+
+
+_ = Mapping

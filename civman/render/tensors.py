@@ -1,0 +1,63 @@
+"""Opening adapter and embedding files: safetensors only, read tensor by tensor through the memory map."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from civman.errors import InvalidModelFile, Refused
+
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
+"""A zip archive (torch.save since 1.6) and a bare pickle of protocol 2 or later."""
+
+
+class _Slice(Protocol):
+    def get_shape(self) -> list[int]: ...
+
+
+class TensorFile(Protocol):
+    """An open safetensors file."""
+
+    def keys(self) -> list[str]:
+        """Names of the tensors."""
+
+    def get_tensor(self, name: str) -> Tensor:
+        """One tensor, a view into the memory map."""
+
+    def get_slice(self, name: str) -> _Slice:
+        """One tensor's shape without its bytes."""
+
+    def metadata(self) -> dict[str, str] | None:
+        """What the header says besides tensors."""
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """The open file.
+
+    Raises:
+        Refused: it is a pickle, which runs code when it is read (`code` is `pickle`).
+        InvalidModelFile: it is not a safetensors file or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise InvalidModelFile(f"cannot read `{path.name}`: {error.strerror}", name=path.name) from error
+    # safetensors begins with the length of its header in 8 bytes, which may well be an 0x80 but is never above 4 GiB
+    if start.startswith(_PICKLE_STARTS) and start[4:] != bytes(4):
+        raise Refused(
+            f"`{path.name}` is a pickle: reading it would run code from the file",
+            code="pickle",
+            hint="look for a .safetensors version of it",
+            name=path.name,
+        )
+    try:
+        opened = safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise InvalidModelFile(f"`{path.name}` is not a safetensors file: {error}", name=path.name) from error
+    with opened as tensors:
+        yield tensors

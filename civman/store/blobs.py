@@ -1,0 +1,199 @@
+"""The content-addressed store: a file under its digest's name *is* that digest.
+
+Layout: `blobs/sha256/ab/<sha256><suffix>`, read-only, beside it `<sha256>.civman.json` (what the index knew, enough
+to rebuild it) and `<sha256>.preview.<ext>`. Downloads under way live in `partial/`. Nothing else writes there.
+"""
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from civman.domain.digests import Sha256
+from civman.errors import HashMismatch, StoreError
+from civman.store.partial import Partial, store_error
+
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,12}")
+_BLOB = re.compile(r"([0-9a-f]{64})(\.[a-z0-9]{1,12})?")
+_READ_BYTES = 4 << 20
+_SIDECAR = ".civman.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A file in the store, by its name; whether its bytes are still right only `digest` tells."""
+
+    sha256: Sha256
+    suffix: str
+    path: Path
+    size_bytes: int
+
+
+class BlobStore:
+    """Verified files by digest, and the partials that may become some."""
+
+    def __init__(self, root: Path) -> None:
+        """`root` is the library's folder; nothing is made until something is stored."""
+        self._blobs = root / "blobs" / "sha256"
+        self._partials = root / "partial"
+
+    def find(self, sha256: Sha256) -> StoredBlob | None:
+        """The blob with this digest, if it is here."""
+        try:
+            entries = [entry for entry in (self._blobs / sha256[:2]).iterdir() if entry.name.startswith(sha256)]
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise store_error(error, self._blobs) from error
+        return next((blob for entry in entries if (blob := _as_blob(entry)) is not None), None)
+
+    def place_of(self, sha256: Sha256, suffix: str) -> Path:
+        """Where a blob with this digest lies or would lie."""
+        return self._blobs / sha256[:2] / (sha256 + (suffix if _SUFFIX.fullmatch(suffix) else ""))
+
+    def blobs(self) -> Iterator[StoredBlob]:
+        """All blobs, by digest."""
+        try:
+            for folder in sorted(self._blobs.iterdir()) if self._blobs.is_dir() else []:
+                for entry in sorted(folder.iterdir()):
+                    blob = _as_blob(entry)
+                    if blob is not None:
+                        yield blob
+        except OSError as error:
+            raise store_error(error, self._blobs) from error
+
+    def partial(self, key: str) -> Partial:
+        """The partial under `key`, not yet acquired. The same key means the same wanted bytes."""
+        return Partial(self._partials, key)
+
+    def commit(
+        self, partial: Partial, *, expected: Sha256 | None, actual: Sha256, name: str, suffix: str
+    ) -> StoredBlob:
+        """Give a complete partial its name, if `actual` (the digest read back from disk) is what was expected.
+
+        Raises: HashMismatch: it is not; the partial is discarded. StoreError.
+        """
+        if expected is not None and expected != actual:
+            partial.close(discard=True)
+            raise HashMismatch(name=name, expected=expected, actual=actual)
+        size_bytes = partial.size_bytes or 0
+        partial.seal()
+        target = self.place_of(actual, suffix)
+        present = self.find(actual)
+        if present is not None:
+            partial.close(discard=True)
+            return present
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.path.chmod(0o444)
+            partial.path.rename(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise store_error(error, target) from error
+        partial.close(discard=True)
+        return StoredBlob(actual, target.suffix, target, size_bytes)
+
+    def remove(self, sha256: Sha256) -> int:
+        """Delete the blob and what lies beside it; the bytes freed."""
+        freed = 0
+        folder = self._blobs / sha256[:2]
+        try:
+            for entry in folder.iterdir() if folder.is_dir() else []:
+                if entry.name.startswith(sha256):
+                    freed += entry.stat().st_size
+                    entry.chmod(stat.S_IWUSR | stat.S_IRUSR)  # Windows does not delete read-only files
+                    entry.unlink()
+        except OSError as error:
+            raise store_error(error, folder) from error
+        return freed
+
+    def write_sidecar(self, sha256: Sha256, facts: dict[str, Any]) -> Path:
+        """Keep `facts` (plain JSON values) beside the blob, replacing what was there."""
+        path = self._beside(sha256, _SIDECAR)
+        self._write(path, json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=True).encode())
+        return path
+
+    def read_sidecar(self, sha256: Sha256) -> dict[str, Any] | None:
+        """What `write_sidecar` kept, or None where it is absent or spoilt."""
+        try:
+            facts = json.loads(self._beside(sha256, _SIDECAR).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return facts if isinstance(facts, dict) else None
+
+    def write_preview(self, sha256: Sha256, data: bytes, suffix: str) -> Path:
+        """Keep a preview picture beside the blob."""
+        path = self._beside(sha256, f".preview{suffix if _SUFFIX.fullmatch(suffix) else '.bin'}")
+        self._write(path, data)
+        return path
+
+    def preview(self, sha256: Sha256) -> Path | None:
+        """The preview beside the blob, if one was kept."""
+        return next(iter(sorted((self._blobs / sha256[:2]).glob(f"{sha256}.preview.*"))), None)
+
+    def _beside(self, sha256: Sha256, ending: str) -> Path:
+        return self._blobs / sha256[:2] / f"{sha256}{ending}"
+
+    @staticmethod
+    def _write(path: Path, data: bytes) -> None:
+        temporary = path.with_name(path.name + ".new")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise store_error(error, path) from error
+
+
+def digest_of(path: Path, on_progress: Callable[[int], None] | None = None) -> Sha256:
+    """SHA-256 of the bytes at `path`, read in full; `on_progress` gets the bytes read so far.
+
+    Raises: StoreError: it cannot be read.
+    """
+    sha256 = hashlib.sha256()
+    view = memoryview(bytearray(_READ_BYTES))
+    done = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(view):
+                sha256.update(view[:count])
+                done += count
+                if on_progress is not None:
+                    on_progress(done)
+    except OSError as error:
+        raise store_error(error, path) from error
+    return Sha256(sha256.hexdigest())
+
+
+def require_folder(root: Path) -> None:
+    """Make the library's folder. Raises: StoreError: it cannot be made, or something else is there."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StoreError(f"`{root}` is not a folder", hint="choose another library with --library") from error
+    except OSError as error:
+        raise store_error(error, root) from error
+
+
+def _as_blob(entry: Path) -> StoredBlob | None:
+    match = _BLOB.fullmatch(entry.name)
+    if match is None:
+        return None
+    return StoredBlob(Sha256(match[1]), match[2] or "", entry, entry.stat().st_size)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,76 @@
+"""One process at a time: an advisory lock on a file, released by the system when its holder dies."""
+
+import os
+import sys
+from pathlib import Path
+
+from civman.errors import StoreError
+
+if sys.platform == "win32":  # pragma: no cover
+    import msvcrt
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+class FileLock:
+    """An exclusive lock held from a successful `acquire` until `release` or the end of the process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free. False: another process (or another holder in this one) has it.
+
+        Raises: StoreError: the folder cannot be written, or the file system has no locks.
+        """
+        while self._descriptor is None:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+                locked = _try_lock(descriptor)
+            except OSError as error:
+                raise StoreError(
+                    f"cannot lock `{self._path}`: {error.strerror}",
+                    hint="choose a library folder you may write to with --library",
+                    path=str(self._path),
+                ) from error
+            if not locked:
+                os.close(descriptor)
+                return False
+            if self._is_current(descriptor):
+                self._descriptor = descriptor
+            else:  # its last holder removed the file between our open and our lock
+                os.close(descriptor)
+        return True
+
+    def release(self) -> None:
+        """Give the lock back and remove its file."""
+        if self._descriptor is None:
+            return
+        if sys.platform != "win32":  # Windows does not remove open files; the empty file stays there
+            self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def _is_current(self, descriptor: int) -> bool:
+        ours = os.fstat(descriptor)
+        try:
+            named = self._path.stat()
+        except FileNotFoundError:
+            return False
+        return (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)

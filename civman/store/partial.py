@@ -1,0 +1,325 @@
+"""A file on its way into the store: bytes in place, digested as they come, and resumable.
+
+The digest is taken from the bytes on disk, read back by one thread that follows the unbroken run from byte 0, so it
+is ready moments after the last byte is.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from civman.domain.ranges import Ranges
+from civman.errors import DiskFull, StoreError
+from civman.store.journal import Journal, Memory, Validator, allocated_bytes, promised_bytes
+from civman.store.locks import FileLock
+
+_JOURNAL_EVERY_BYTES = 4 << 20
+"""The journal falls behind by this much at most (less for small files): what a kill costs."""
+_SYNC_EVERY_S = 0.2
+_SYNC_FROM_BYTES = 8 << 20
+"""Smaller files are synced once, at the end."""
+_READ_BYTES = 2 << 20
+
+
+class Partial:
+    """One download's bytes and journal, owned by one process at a time through its lock.
+
+    Threads may `write` at once; the rest belongs to the owner.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.key = key
+        self.path = folder / f"{key}.part"
+        self.size_bytes: int | None = None
+        self.validator: Validator | None = None
+        self.ranges = Ranges()
+        self.held_bytes = 0
+        """Bytes that an earlier attempt left and that count."""
+        self.discarded = ""
+        """Why an earlier attempt's bytes do not count; empty when they do, or when there were none."""
+        self.changed = threading.Condition()
+        """Guards `ranges`; notified when they change."""
+        self._folder = folder
+        self._journal = Journal(folder, key)
+        self._lock = FileLock(folder / f"{key}.lock")
+        self._descriptor = -1
+        self._unjournaled_bytes = 0
+        self._syncer: _Repeat | None = None
+
+    def acquire(self) -> bool:
+        """Take ownership and read what an earlier attempt left. False: another process has it.
+
+        Raises: StoreError: the folder cannot be written.
+        """
+        if not self._lock.acquire():
+            return False
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            self._resume()
+        except OSError as error:
+            self.close()
+            raise store_error(error, self.path) from error
+        return True
+
+    def journaled_bytes(self) -> int:
+        """How far the owning process has come; for those who wait for it."""
+        memory = self._journal.recall()
+        return memory.ranges.total_bytes if memory else 0
+
+    def reserve(self, size_bytes: int) -> None:
+        """Fix the full size and take the disk space for it, before the first byte.
+
+        Raises: DiskFull: there is not enough beside what other downloads were promised. StoreError.
+        """
+        if self.size_bytes is not None and self.size_bytes != size_bytes:
+            self.reset()
+        needed = max(0, size_bytes - allocated_bytes(os.fstat(self._descriptor)))
+        promised = promised_bytes(self._folder, but_not=self.key)
+        free = shutil.disk_usage(self._folder).free
+        if needed + promised > free:
+            raise DiskFull(
+                f"no room in `{self._folder}`: {_mib(needed)} needed"
+                + (f", {_mib(promised)} promised to other downloads" if promised else "")
+                + f", {_mib(free)} free",
+                hint=_DISK_HINT,
+                needed_bytes=needed,
+                promised_bytes=promised,
+                free_bytes=free,
+            )
+        try:
+            if needed and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._descriptor, 0, size_bytes)
+            os.ftruncate(self._descriptor, size_bytes)
+            self.size_bytes = size_bytes
+            with self.changed:
+                self._journal.note(self._memory())
+        except OSError as error:
+            raise store_error(error, self.path) from error
+        if size_bytes >= _SYNC_FROM_BYTES:
+            self._syncer = _Repeat(self._sync, _SYNC_EVERY_S)
+
+    def write(self, offset: int, data: memoryview | bytes) -> int:
+        """Put `data` at `offset`; how many of its bytes were not there before. Raises: DiskFull, StoreError."""
+        try:
+            write_at(self._descriptor, data, offset)
+            with self.changed:
+                before = self.ranges.total_bytes
+                self.ranges.add(offset, offset + len(data))
+                fresh = self.ranges.total_bytes - before
+                self._unjournaled_bytes += fresh
+                if self._unjournaled_bytes >= min(_JOURNAL_EVERY_BYTES, (self.size_bytes or 0) // 200):
+                    self._journal.note(self._memory())
+                    self._unjournaled_bytes = 0
+                self.changed.notify_all()
+        except OSError as error:
+            raise store_error(error, self.path) from error
+        return fresh
+
+    def missing(self) -> list[tuple[int, int]]:
+        """The gaps, in order."""
+        with self.changed:
+            return self.ranges.missing(self.size_bytes or 0)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every byte is there."""
+        return self.size_bytes is not None and self.ranges.frontier >= self.size_bytes
+
+    def reset(self) -> None:
+        """Forget all bytes; `reserve` starts from nothing."""
+        self._stop_syncing()
+        with self.changed:
+            self.ranges = Ranges()
+            self.validator, self.size_bytes, self.held_bytes, self._unjournaled_bytes = None, None, 0, 0
+            self._journal.forget()
+            os.ftruncate(self._descriptor, 0)
+            self.changed.notify_all()
+
+    def seal(self) -> None:
+        """Bring every byte to the disk itself. Raises: StoreError."""
+        self._stop_syncing()
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise store_error(error, self.path) from error
+
+    def close(self, *, discard: bool = False) -> None:
+        """Let go. What has arrived stays for the next attempt with a journal up to date, unless `discard`."""
+        self._stop_syncing()
+        discard = discard or not self.ranges.total_bytes
+        if self._descriptor >= 0:
+            if not discard and self.size_bytes is not None and self.path.exists():
+                self._journal.note(self._memory())
+            os.close(self._descriptor)
+            self._descriptor = -1
+        if discard:
+            self.path.unlink(missing_ok=True)
+            self._journal.forget()
+        self._lock.release()
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill `view` from disk at `offset`; the number of bytes read. Raises: StoreError."""
+        try:
+            count = read_at(self._descriptor, view, offset)
+        except OSError as error:
+            raise store_error(error, self.path) from error
+        if not count:
+            raise StoreError(f"`{self.path}` became shorter while it was read", path=str(self.path))
+        return count
+
+    def _resume(self) -> None:
+        memory = self._journal.recall()
+        actual = os.fstat(self._descriptor).st_size
+        if memory is not None and memory.size_bytes == actual:
+            self.size_bytes, self.ranges, self.validator = memory.size_bytes, memory.ranges, memory.validator
+            self.held_bytes = self.ranges.total_bytes
+        elif actual:
+            self.discarded = "the journal of the earlier attempt is missing or does not match its bytes"
+            os.ftruncate(self._descriptor, 0)
+
+    def _memory(self) -> Memory:
+        return Memory(self.size_bytes or 0, self.ranges, self.validator)
+
+    def _sync(self) -> None:
+        with self.changed:
+            memory = Memory(self.size_bytes or 0, self.ranges.copy(), self.validator)
+        os.fdatasync(self._descriptor) if hasattr(os, "fdatasync") else os.fsync(self._descriptor)
+        self._journal.note_synced(memory)
+
+    def _stop_syncing(self) -> None:
+        if self._syncer is not None:
+            self._syncer.stop()
+            self._syncer = None
+
+
+class Digester:
+    """SHA-256 of a partial's bytes on disk, taken by a thread that follows its unbroken run from byte 0."""
+
+    def __init__(self, partial: Partial, on_progress: Callable[[int], None]) -> None:
+        """`on_progress` gets the number of bytes digested so far, from the thread."""
+        self._partial = partial
+        self._on_progress = on_progress
+        self._sha256 = hashlib.sha256()
+        self._stopped = False
+        self._error: StoreError | None = None
+        self.done_bytes = 0
+        self._thread = threading.Thread(target=self._follow, name="digester", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> str:
+        """Wait until the whole file is digested; its SHA-256. Raises: StoreError: the disk cannot be read."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._sha256.hexdigest()
+
+    def stop(self) -> None:
+        """Give up; the digest is void."""
+        with self._partial.changed:
+            self._stopped = True
+            self._partial.changed.notify_all()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        view = memoryview(bytearray(_READ_BYTES))
+        partial = self._partial
+        try:
+            while (frontier := self._wait()) is not None:
+                while self.done_bytes < frontier and not self._stopped:
+                    count = partial.read_into(view[: min(len(view), frontier - self.done_bytes)], self.done_bytes)
+                    self._sha256.update(view[:count])
+                    self.done_bytes += count
+                    self._on_progress(self.done_bytes)
+        except StoreError as error:
+            self._error = error
+
+    def _wait(self) -> int | None:
+        partial = self._partial
+        with partial.changed:
+            while not self._stopped:
+                if partial.size_bytes is not None and self.done_bytes >= partial.size_bytes:
+                    return None
+                if partial.ranges.frontier > self.done_bytes:
+                    return partial.ranges.frontier
+                partial.changed.wait()
+        return None
+
+
+class _Repeat:
+    """Runs a job in a thread at an interval until stopped. The job's OSError ends it: the final sync will tell."""
+
+    def __init__(self, job: Callable[[], None], interval_s: float) -> None:
+        self._stop = threading.Event()
+        self._job = job
+        self._interval_s = interval_s
+        self._thread = threading.Thread(target=self._run, name="syncer", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            try:
+                self._job()
+            except OSError:
+                return
+
+
+_DISK_HINT = "make room (`civman remove`) or choose another library with --library; what has arrived is kept"
+
+
+def store_error(error: OSError, path: Path) -> StoreError:
+    """The error that tells a person what the system said about `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"the disk is full: `{path.parent}`", hint=_DISK_HINT, path=str(path))
+    hint = ""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = "the library's folder must be writable; choose another with --library"
+    return StoreError(f"`{path}`: {error.strerror or error}", hint=hint, path=str(path))
+
+
+if sys.platform == "win32":  # pragma: no cover
+    _SEEK = threading.Lock()  # no positioned reads and writes there: one at a time
+
+    def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> None:
+        """Write all of `data` at `offset`."""
+        view = memoryview(data)
+        with _SEEK:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            while view:
+                view = view[os.write(descriptor, view) :]
+
+    def read_at(descriptor: int, view: memoryview, offset: int) -> int:
+        """Fill `view` from `offset`; the number of bytes read."""
+        with _SEEK:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            data = os.read(descriptor, len(view))
+        view[: len(data)] = data
+        return len(data)
+else:
+
+    def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> None:
+        """Write all of `data` at `offset`."""
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(descriptor, view, offset)
+            view, offset = view[count:], offset + count
+
+    def read_at(descriptor: int, view: memoryview, offset: int) -> int:
+        """Fill `view` from `offset`; the number of bytes read."""
+        if hasattr(os, "preadv"):
+            return os.preadv(descriptor, [view], offset)
+        data = os.pread(descriptor, len(view), offset)
+        view[: len(data)] = data
+        return len(data)
+
+
+def _mib(count_bytes: int) -> str:
+    return f"{count_bytes / (1 << 20):,.1f} MiB"

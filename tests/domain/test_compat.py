@@ -1,0 +1,346 @@
+"""What goes with what: by label, by architecture, module by module; the deeper witness wins."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rule_cases import CASES, kohya, lora, unet
+
+from civman.domain.base_models import Support
+from civman.domain.catalog import ModelType
+from civman.domain.compat import Depth, Part, Verdict, check
+from civman.domain.deltas import read_deltas
+from civman.domain.identify import identify
+from civman.domain.modules import ModuleIndex, locate, unet_names
+from civman.errors import ExitCode, Incompatible
+from tests.headers import SHARED, made, of_file, recorded
+
+
+def part(header, label=None, *, name="part", model_type=None):
+    header = recorded(header) if isinstance(header, str) else header
+    identity = identify(header)
+    return Part(name, model_type or identity.model_type, label, identity, header)
+
+
+def one(checkpoint, *parts):
+    return check(checkpoint, parts).parts[0]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "checkpoint", "modules"),
+    [
+        ("lora-sd1-kohya", "ckpt-sd15", 264), ("loha-sd1-lycoris", "ckpt-sd15", 266), ("ia3-sd1-lycoris",
+        "ckpt-sd15", 266),
+        ("glora-sd1-lycoris", "ckpt-sd15", 266), ("full-sd1-lycoris", "ckpt-sd15", 266), ("dora-sd1-lycoris",
+        "ckpt-sd15", 266),
+        ("lora-sd1-peft-te", "ckpt-sd15", 208), ("kohya-sd2-lora", "ckpt-sd2", 330), ("kohya-sdxl-lora",
+        "ckpt-sdxl", 986),
+        ("kohya-sdxl-locon-unet-only", "ckpt-sdxl", 788), ("kohya-sdxl-oft", "ckpt-sdxl", 560),
+        ("lokr-sdxl-lycoris", "ckpt-sdxl", 990), ("lora-sdxl-diffusers-legacy", "ckpt-sdxl", 560),
+        ("kohya-sdxl-locon-unet-only", "unet-sdxl-diffusers", 788),
+        ("lora-sdxl-diffusers-legacy", "unet-sdxl-diffusers", 560), ("lora-flux-kohya", "bfl-flux-dev", 304),
+        ("lora-flux-diffusers", "bfl-flux-dev", 494), ("lora-flux-aitoolkit", "bfl-flux-dev-comfy", 228),
+        ("lora-flux-xlabs", "bfl-flux-dev", 12), ("kohya-flux2-dev-lora", "bfl-flux2-dev", 160),
+        ("kohya-sd3m-lora", "orig-sd3m", 237), ("kohya-sd35l-lora", "orig-sd35l", 377),
+        ("kohya-qwen-image-lora", "orig-qwen-image", 840), ("lora-qwen-peft", "orig-qwen-image", 240),
+        ("kohya-lumina2-lora", "orig-lumina2", 180), ("lora-lumina2-diffusers", "orig-lumina2", 120),
+        ("kohya-hunyuan-video-lora", "orig-hunyuan-video", 240),
+    ],
+)  # fmt: skip
+def test_every_module_of_an_adapter_is_found_in_its_checkpoint(adapter, checkpoint, modules):
+    result = one(part(checkpoint), part(adapter))
+
+    assert result.modules.words == f"{modules} of {modules} modules fit"
+    assert (result.verdict, result.depth) == (Verdict.FITS, Depth.MODULES)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "checkpoint"),
+    [
+        ("lora-sd1-kohya", "ckpt-sdxl"), ("lora-sd1-kohya", "ckpt-sd2"), ("kohya-sdxl-lora", "ckpt-sd15"),
+        ("kohya-sd2-lora", "ckpt-sd15"), ("kohya-sdxl-lora", "ckpt-sdxl-refiner"), ("lora-flux-kohya", "ckpt-sdxl"),
+        ("kohya-sd35l-lora", "orig-sd3m"), ("kohya-hunyuan-video-lora", "bfl-flux-dev"),
+        ("kohya-flux2-dev-lora", "bfl-flux-dev"), ("kohya-wan21-t2v-14b-lora", "orig-wan21-t2v-1.3b"),
+        ("lora-qwen-peft", "bfl-flux-dev"),
+    ],
+)  # fmt: skip
+def test_adapter_of_another_family_cannot_work_even_where_names_or_labels_agree(adapter, checkpoint):
+    result = one(part(checkpoint, "SDXL 1.0"), part(adapter, "SDXL 1.0"))
+
+    assert result.verdict is Verdict.CANNOT
+
+
+def test_module_of_another_width_is_named_with_both_shapes():
+    tensors = {
+        **CASES["sdxl-width"],
+        "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (640, 2048),
+    }
+    adapter = kohya(("input_blocks_4_1_transformer_blocks_0_attn2_to_k", 320, 768))
+
+    result = one(part(made(tensors)), part(made(adapter)))
+
+    assert result.modules.mismatched == (
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k: 320x768 against 640x2048",
+    )
+    assert result.modules.words == "0 of 1 modules fit (1 of another shape)"
+
+
+def test_tiny_lora_fits_the_tiny_checkpoint_and_no_other():
+    folder = SHARED / "fixtures" / "models"
+    if not folder.is_dir():
+        pytest.skip("the tiny models are not here")
+    checkpoint, adapter = (
+        part(of_file(folder / f"{name}.safetensors"), "SD 1.5") for name in ("tiny-shapes-v0", "tiny-outline-v0")
+    )
+
+    assert one(checkpoint, adapter).reasons == ("160 of 160 modules fit",)
+    assert one(checkpoint, adapter).verdict is Verdict.FITS
+    assert one(part("ckpt-sd15", "SD 1.5"), adapter).verdict is Verdict.CANNOT
+    assert one(checkpoint, part("lora-sd1-kohya", "SD 1.5")).verdict is Verdict.CANNOT
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "adapter", "words"),
+    [
+        pytest.param(("ckpt-sdxl", "Illustrious"), ("kohya-sdxl-lora", "Pony"), "partial", id="other sub-family"),
+        pytest.param(("ckpt-sdxl", "SDXL Lightning"), ("kohya-sdxl-lora", "SDXL 1.0"), "few steps", id="few steps"),
+        pytest.param(("ckpt-sd15-inpaint", "SD 1.5"), ("lora-sd1-kohya", "SD 1.5"), "inpainting", id="inpainting"),
+        pytest.param(("ckpt-sdxl", "SDXL 1.0"), ("kohya-sdxl-lora", "SD 1.5"), "the tensors overrule it",
+        id="label no"),
+        pytest.param(("ckpt-sdxl", "SD 1.5"), ("kohya-sdxl-lora", "SDXL 1.0"), "overrule", id="checkpoint's label no"),
+        pytest.param(("unet-sdxl-diffusers", None), ("kohya-sdxl-lora", None), "another file", id="bare UNet"),
+    ],
+)  # fmt: skip
+def test_what_fits_with_a_doubt_says_so(checkpoint, adapter, words):
+    result = one(part(*checkpoint), part(*adapter))
+
+    assert result.verdict is Verdict.CAUTION
+    assert any(words in reason for reason in result.reasons)
+
+
+def test_labels_that_agree_do_not_help_tensors_that_do_not():
+    result = one(part("ckpt-sdxl", "SDXL 1.0"), part("lora-sd1-kohya", "SDXL 1.0"))
+
+    assert (result.verdict, result.support) == (Verdict.CANNOT, Support.FULL)
+    assert "CivitAI says SDXL 1.0 of `part`, its tensors show sd1" in result.reasons
+    assert any("tensors overrule" in reason for reason in result.reasons)
+
+
+def test_label_that_contradicts_the_checkpoint_s_tensors_is_a_caution_by_itself():
+    outcome = check(part("ckpt-sdxl", "SD 1.5", name="ck"), [])
+
+    assert outcome.verdict is Verdict.CAUTION
+    assert outcome.reasons == ("CivitAI says SD 1.5 of `ck`, its tensors show sdxl",)
+
+
+@pytest.mark.parametrize(
+    ("marks", "metadata", "words"),
+    [
+        ({"v_pred": ()}, {}, "does not say"), ({"v_pred": ()}, {"modelspec.prediction_type": "epsilon"}, "for noise"),
+        ({"v_pred": ()}, {"modelspec.prediction_type": "v"}, None), ({}, {"modelspec.prediction_type": "v"},
+        "shows none"),
+        ({}, {}, None),
+    ],
+)  # fmt: skip
+def test_mixing_noise_and_v_prediction_is_a_caution(marks, metadata, words):
+    checkpoint = part(made({**unet(2048, blocks=8, label=2816), **marks}))
+    adapter = part(made(kohya(("input_blocks_1_1_transformer_blocks_0_attn2_to_k", 320, 2048)), metadata))
+
+    result = one(checkpoint, adapter)
+
+    assert result.verdict is (Verdict.CAUTION if words else Verdict.FITS)
+    assert words is None or words in result.reasons[-1]
+
+
+def test_adapter_for_a_missing_block_applies_partly_and_names_it():
+    names = ("input_blocks_1_1_transformer_blocks_0_attn2_to_k", "input_blocks_8_1_transformer_blocks_0_attn2_to_k")
+    adapter = made(kohya(*((name, 320, 768) for name in names)))
+
+    outcome = check(part(made(unet(768))), [part(adapter)])
+
+    assert outcome.verdict is Verdict.PARTLY
+    assert outcome.parts[0].modules.missing == (f"lora_unet_{names[1]}",)
+    with pytest.raises(Incompatible) as caught:
+        outcome.raise_if_blocked()
+    assert (caught.value.code, caught.value.exit_code) == ("partly-applies", ExitCode.INCOMPATIBLE)
+    outcome.raise_if_blocked(allow_partial=True)
+
+
+def test_damaged_module_does_not_fit():
+    tensors = kohya(("input_blocks_1_1_transformer_blocks_0_attn2_to_k", 320, 768))
+    del tensors["lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_k.lora_up.weight"]
+
+    assert one(part(made(unet(768))), part(made(tensors))).verdict is not Verdict.FITS
+
+
+EMBEDDINGS = {
+    "sd1": {"emb_params": (2, 768)}, "sd2": {"emb_params": (2, 1024)}, "sdxl": {"clip_l": (2, 768),
+    "clip_g": (2, 1280)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("embedding", "checkpoint", "verdict"),
+    [
+        ("sd1", "ckpt-sd15", Verdict.FITS), ("sd2", "ckpt-sd2", Verdict.FITS), ("sdxl", "ckpt-sdxl", Verdict.FITS),
+        ("sd1", "ckpt-sdxl", Verdict.PARTLY), ("sdxl", "ckpt-sd15", Verdict.CANNOT), ("sd1", "ckpt-sd2",
+        Verdict.CANNOT),
+        ("sd2", "ckpt-sdxl", Verdict.CANNOT), ("sdxl", "unet-sdxl-diffusers", Verdict.FITS),
+        ("sd1", "orig-qwen-image", Verdict.CANNOT),
+    ],
+)  # fmt: skip
+def test_embedding_is_compared_with_the_widths_of_the_text_encoders(embedding, checkpoint, verdict):
+    assert one(part(checkpoint), part(made(EMBEDDINGS[embedding]))).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("vae", "checkpoint", "verdict"),
+    [
+        (("vae-sd-ldm", "SDXL 1.0"), ("ckpt-sdxl", "SDXL 1.0"), Verdict.FITS),
+        (("vae-sd-ldm", "SD 1.5"), ("ckpt-sdxl", "SDXL 1.0"), Verdict.CANNOT),
+        (("vae-sd-ldm", "SDXL 1.0"), ("ckpt-sdxl", "Pony"), Verdict.CAUTION),
+        (("vae-sd-diffusers", None), ("ckpt-sdxl", None), Verdict.CAUTION),
+        (("bfl-flux-ae", "Flux.1 D"), ("ckpt-sdxl", "SDXL 1.0"), Verdict.CANNOT),
+        (("bfl-flux-ae", "Flux.1 D"), ("bfl-flux-schnell", "Flux.1 S"), Verdict.FITS),
+        (("bfl-flux-ae", None), ("bfl-flux2-dev", None), Verdict.CANNOT),
+    ],
+)  # fmt: skip
+def test_vae_goes_by_latent_channels_and_where_they_agree_by_label(vae, checkpoint, verdict):
+    assert one(part(*checkpoint), part(*vae)).verdict is verdict
+
+
+def test_labels_alone_answer_where_nothing_was_read():
+    def asked(ours, theirs, model_type=ModelType.LORA):
+        return one(Part("c", ModelType.CHECKPOINT, ours), Part("p", model_type, theirs))
+
+    assert (asked("Pony", "Pony").verdict, asked("Pony", "Pony").depth) == (Verdict.FITS, Depth.LABELS)
+    assert asked("Illustrious", "Pony").verdict is Verdict.CAUTION
+    assert asked("SDXL 1.0", "SD 1.5").verdict is Verdict.CANNOT
+    assert (asked("SDXL 1.0", None).verdict, asked(None, None).depth) == (Verdict.UNKNOWN, Depth.NOTHING)
+
+
+def test_architecture_answers_where_the_checkpoint_s_tensors_are_not_at_hand():
+    checkpoint = Part("c", ModelType.CHECKPOINT, None, identify(recorded("ckpt-sdxl")))
+
+    assert one(checkpoint, part("kohya-sdxl-lora")).depth is Depth.ARCHITECTURE
+    assert one(checkpoint, part("kohya-sdxl-lora")).verdict is Verdict.FITS
+    assert one(checkpoint, part("lora-sd1-kohya")).verdict is Verdict.CANNOT
+
+
+def test_refiner_and_wrong_kinds_are_called_what_they_are():
+    refiner = check(part("ckpt-sdxl-refiner", "SDXL 1.0"), [])
+    swapped = check(part("kohya-sdxl-lora", name="x"), [part("kohya-sdxl-lora")])
+    posing = one(part("ckpt-sdxl"), part("vae-sd-ldm", model_type=ModelType.LORA))
+
+    assert refiner.verdict is Verdict.CAUTION
+    assert "is a refiner" in refiner.reasons[0]
+    assert (swapped.verdict, swapped.parts[0].verdict) == (Verdict.CANNOT, Verdict.CANNOT)
+    assert posing.verdict is Verdict.CANNOT
+
+
+def test_controlnet_goes_by_architecture_and_upscaler_with_anything():
+    assert one(part("ckpt-sd15"), part("controlnet-sd1-diffusers")).verdict is Verdict.FITS
+    assert one(part("ckpt-sdxl"), part("controlnet-sd1-diffusers")).verdict is Verdict.CANNOT
+    assert one(part("bfl-flux-dev"), part("controlnet-flux-instantx")).verdict is Verdict.FITS
+    assert one(part("ckpt-sd15"), part(made(CASES["esrgan"]))).verdict is Verdict.FITS
+
+
+def test_names_nobody_has_joined_leave_the_answer_to_the_architecture():
+    checkpoint = part(made(CASES["hidream"]))
+    adapter = part(made(lora(("lora_unet_single_stream_blocks_0_block_attn1_to_q", 64, 64))))
+
+    result = one(checkpoint, adapter)
+
+    assert (result.verdict, result.depth) == (Verdict.FITS, Depth.ARCHITECTURE)
+
+
+def test_the_two_unet_conventions_name_each_other_through_the_whole_of_sdxl():
+    ours = ModuleIndex(recorded("ckpt-sdxl").shapes)
+    theirs = ModuleIndex(recorded("unet-sdxl-diffusers").shapes)
+    both = unet_names(name.removeprefix("model.diffusion_model.") for name in recorded("ckpt-sdxl").tensors)
+    back = unet_names(recorded("unet-sdxl-diffusers").tensors)
+
+    paths = {name.removesuffix(".weight").replace(".", "_") for name in recorded("unet-sdxl-diffusers").tensors
+             if name.endswith(".weight")}  # fmt: skip
+    assert {path: ours.find("unet", path) for path in paths}.keys() == paths
+    for path in paths:
+        assert len(ours.find("unet", path)) == len(theirs.find("unet", path))
+        assert ours.find("unet", path) == theirs.find("unet", path)
+    assert all(both[theirs] == other for other, theirs in back.items() if theirs in both and other in both.values())
+
+
+@pytest.mark.parametrize(
+    ("module", "where"),
+    [
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1", ("te1", "encoder_layers_0_mlp_fc1")),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1", ("te1", "encoder_layers_0_mlp_fc1")),
+        ("text_encoder_2.text_model.encoder.layers.0.mlp.fc1", ("te2", "encoder_layers_0_mlp_fc1")),
+        ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1", ("te1", "encoder_layers_0_mlp_fc1")),
+        ("unet.mid_block.attentions.0.proj_in", ("unet", "mid_block_attentions_0_proj_in")),
+        ("lycoris_mid_block_attentions_0_proj_in", ("unet", "mid_block_attentions_0_proj_in")),
+        ("transformer.single_transformer_blocks.0.proj_out", ("unet", "single_transformer_blocks_0_proj_out")),
+        ("transformer_blocks.0.attn.to_q", ("unet", "transformer_blocks_0_attn_to_q")),
+        ("base_model.model.blocks.0.attn.q", ("unet", "blocks_0_attn_q")),
+        ("diffusion_model.layers.0.attention.out", ("unet", "layers_0_attention_out")),
+    ],
+)
+def test_module_names_of_all_trainers_are_taken_apart(module, where):
+    assert locate(module) == where
+
+
+def test_open_clip_s_joint_projection_answers_for_query_key_and_value():
+    index = ModuleIndex(recorded("ckpt-sdxl").shapes)
+
+    for which in "qkv":
+        assert index.find("te2", f"encoder_layers_31_self_attn_{which}_proj") == (1280, 1280)
+    assert index.find("te2", "encoder_layers_0_mlp_fc1") == (5120, 1280)
+    assert index.find("te2", "encoder_layers_32_mlp_fc1") is None
+
+
+def test_every_tensor_of_an_adapter_belongs_to_a_module():
+    for name in ("kohya-sdxl-lora", "lokr-sdxl-lycoris", "glora-sd1-lycoris", "lora-flux-xlabs"):
+        deltas = read_deltas(recorded(name).shapes)
+        assert deltas.loose == ()
+        assert all(delta.is_whole for delta in deltas.modules)
+
+
+POOL = (
+    ("kohya-sdxl-lora", "Pony"), ("kohya-sdxl-lora", "SDXL 1.0"), ("lora-sd1-kohya", "SD 1.5"), ("vae-sd-ldm",
+    "SDXL 1.0"),
+    ("kohya-sdxl-oft", None), ("lora-flux-kohya", "Flux.1 D"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoints():
+    return [part("ckpt-sdxl", label) for label in ("SDXL 1.0", "Pony", None)]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return [part(name, label, name=f"{name} {label}") for name, label in POOL]
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_verdict_and_each_result_do_not_depend_on_the_order(pool, checkpoints, data):
+    chosen = data.draw(st.lists(st.sampled_from(pool), max_size=4, unique_by=lambda item: item.name))
+    shuffled = data.draw(st.permutations(chosen))
+    checkpoint = data.draw(st.sampled_from(checkpoints))
+
+    one_way, other_way = check(checkpoint, chosen), check(checkpoint, shuffled)
+
+    assert one_way.verdict is other_way.verdict
+    assert one_way.reasons == other_way.reasons
+    assert sorted(map(repr, one_way.parts)) == sorted(map(repr, other_way.parts))
+
+
+def test_verdict_of_several_is_the_worst_of_each(pool):
+    checkpoint = part("ckpt-sdxl", "SDXL 1.0")
+    order = list(Verdict)
+
+    for pair in itertools.combinations(pool, 2):
+        outcome = check(checkpoint, pair)
+        assert order.index(outcome.verdict) == max(order.index(result.verdict) for result in outcome.parts)
+        assert [result.name for result in outcome.parts] == [item.name for item in pair]
