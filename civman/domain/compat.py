@@ -340,7 +340,7 @@ def fit_modules(deltas: Iterable[Delta], index: ModuleIndex) -> ModuleFit:
 
 def _fits(delta: Delta, weight: tuple[int, ...]) -> bool:
     """Same width out, same width in; a 1x1 convolution is as good as a linear layer."""
-    if not delta.is_whole:
+    if not delta.is_whole or not weight:
         return False
     if not delta.shape:
         flat = math.prod(weight[1:]) if len(weight) > 1 else weight[0]

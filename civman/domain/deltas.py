@@ -47,7 +47,7 @@ _XLABS = {
 }  # fmt: skip
 _BARE_SIDES = ("down.weight", "up.weight")
 _MARKS = (
-    "lora", "hada_w", "lokr_w", "oft_", ".diff", ".set_weight", ".a1.weight", ".on_input", "_norm\n",
+    "lora", "hada_w", "lokr_w", "oft_", ".diff\n", ".diff_b\n", ".set_weight", ".a1.weight", ".on_input", "_norm\n",
     "magnitude_vector",
 )  # fmt: skip
 _BUNDLED = "bundle_emb."
@@ -132,8 +132,8 @@ def read_deltas(shapes: Mapping[str, Shape]) -> Deltas:
         if ending in _BARE_SIDES:
             module = _xlabs_module(module)
         groups.setdefault(module, {})[part] = shape
-        if kind is not None:
-            kinds[module] = kind
+        if kind is not None and (kind is not Adapter.FULL or module not in kinds):
+            kinds[module] = kind  # a changed bias may come along with any kind
     deltas = tuple(_delta(module, kinds[module], parts) for module, parts in groups.items() if module in kinds)
     loose.extend(module for module in groups if module not in kinds)
     return Deltas(modules=deltas, loose=tuple(loose), bundled=tuple(sorted(bundled)))
@@ -183,7 +183,7 @@ def _lokr(parts: Mapping[str, Shape]) -> _Read:
     left, right = _factor(parts, "w1"), _factor(parts, "w2")
     if left is None or right is None:
         return _BROKEN
-    ranks = [parts[name][0] for name in ("w1b", "w2b") if name in parts]
+    ranks = [parts[name][0] for name in ("w1b", "w2b") if parts.get(name)]
     shape = (left[0] * right[0], left[1] * right[1], *right[2:])
     return shape, (), min(ranks) if ranks else None, True
 

@@ -26,7 +26,7 @@ def check_gates(
 
     Raises: Gone, NotAllowed: CivitAI will not hand it out. Refused: civman will not, without a permit.
     """
-    _check_site(version, has_token=has_token, now=now)
+    check_version(version, has_token=has_token, now=now)
     notices = []
     if version.model.mode == "TakenDown":
         notices.append("CivitAI has taken this model down; the file may be refused")
@@ -54,7 +54,8 @@ def check_gates(
     return notices
 
 
-def _check_site(version: ModelVersion, *, has_token: bool, now: datetime) -> None:
+def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> None:
+    """Pass if CivitAI hands out files of `version` at all. Raises: Gone, NotAllowed."""
     if version.model.mode == "Archived":
         raise Gone(
             f"`{version.model.name}` is archived: CivitAI no longer hands out its files",

@@ -25,7 +25,9 @@ _PREFIXES = (
     ("text_encoder_3.", "te3"), ("text_encoder_2.", "te2"), ("text_encoder.", "te1"),
     ("text_encoders.clip_l.", "te1"), ("text_encoders.clip_g.", "te2"), ("text_encoders.t5xxl.", "te3"),
     ("clip_l.", "te1"), ("clip_g.", "te2"), ("model.diffusion_model.", "unet"), ("diffusion_model.", "unet"),
-    ("base_model.model.text_model.", "te1"), ("base_model.model.", "unet"), ("transformer.text_model.", "te1"),
+    ("base_model.model.transformer.", "unet"), ("base_model.model.unet.", "unet"),
+    ("base_model.model.text_encoder.", "te1"), ("base_model.model.text_model.", "te1"),
+    ("base_model.model.", "unet"), ("transformer.text_model.", "te1"),
     ("transformer.", "unet"), ("unet.", "unet"), ("text_model.", "te1"),
 )  # fmt: skip
 """Beginning of an adapter's module name → part of the model. Longer ones stand before what they begin with."""
@@ -87,7 +89,7 @@ class ModuleIndex:
 
     def _add_text(self, part: str, tensors: Mapping[str, Shape]) -> None:
         for name, shape in tensors.items():
-            if name.endswith("in_proj_weight"):
+            if name.endswith("in_proj_weight") and len(shape) == 2:
                 layer = _open_clip(name.removesuffix(".in_proj_weight"))
                 for which in "qkv":
                     path = f"{layer}_{which}_proj"
@@ -128,12 +130,14 @@ def split_parts(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[str
             else:
                 if not name.startswith(_OTHER_PREFIXES):
                     bare[name] = shape
+    if not backbone and bare and all(name.startswith("model.") for name in bare):
+        bare = {name[6:]: shape for name, shape in bare.items()}  # AuraFlow's own files
     return backbone or bare, texts
 
 
 def unet_names(tensors: Iterable[str]) -> dict[str, str]:
     """Module of a UNet → its name in the other convention, down to blocks; empty for anything but such a UNet."""
-    heads = {".".join(parts) for name in tensors for parts in _heads(name)}
+    heads = _Heads(tensors)
     if "input_blocks.0" in heads and "input_blocks.0.0" in heads:
         return _from_ldm(heads)
     if "conv_in" in heads and "down_blocks.0.resnets.0" in heads:
@@ -141,11 +145,33 @@ def unet_names(tensors: Iterable[str]) -> dict[str, str]:
     return {}
 
 
-def _heads(name: str) -> Iterable[list[str]]:
-    parts = name.split(".")
-    return (parts[:count] for count in (1, 2, 3, 4) if count < len(parts))
+class _Heads:
+    """The beginnings of names, up to four parts, and how many numbered children each has."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._heads: set[str] = set()
+        self._counts: dict[str, int] = {}
+        for name in names:
+            parts = name.split(".")
+            for count in range(1, min(5, len(parts))):
+                head = ".".join(parts[:count])
+                if head not in self._heads:
+                    self._heads.add(head)
+                    if count > 1 and parts[count - 1].isdecimal():
+                        block = ".".join(parts[: count - 1])
+                        number = int(parts[count - 1][:6])
+                        self._counts[block] = min(max(self._counts.get(block, 0), number + 1), _MAX_BLOCKS)
+
+    def __contains__(self, head: str) -> bool:
+        return head in self._heads
+
+    def count(self, block: str) -> int:
+        """Highest number of a child plus one."""
+        return self._counts.get(block, 0)
 
 
+_MAX_BLOCKS = 64
+"""More than any UNet has; keeps a hostile name from asking for a walk through a million blocks."""
 _LDM_BLOCKS = ("input_blocks.", "output_blocks.", "middle_block.", "time_embed.", "label_emb.", "out.")
 _ENDS = {
     "input_blocks.0.0": "conv_in", "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
@@ -168,10 +194,10 @@ def _other_unet_name(name: str, renames: Mapping[str, str]) -> str:
     return ""
 
 
-def _from_ldm(heads: set[str]) -> dict[str, str]:
+def _from_ldm(heads: _Heads) -> dict[str, str]:
     names = {ours: theirs for ours, theirs in _ENDS.items() if ours in heads}
     level = index = 0
-    for number in range(1, _count(heads, "input_blocks")):
+    for number in range(1, heads.count("input_blocks")):
         block = f"input_blocks.{number}"
         if f"{block}.0.op" in heads:
             names[f"{block}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
@@ -181,14 +207,14 @@ def _from_ldm(heads: set[str]) -> dict[str, str]:
         names[f"{block}.1"] = f"down_blocks.{level}.attentions.{index}"
         index += 1
     resnets = 0
-    for number in range(_count(heads, "middle_block")):
+    for number in range(heads.count("middle_block")):
         block = f"middle_block.{number}"
         if f"{block}.in_layers" in heads:
             names[block], resnets = f"mid_block.resnets.{resnets}", resnets + 1
         else:
             names[block] = "mid_block.attentions.0"
     level = index = 0
-    for number in range(_count(heads, "output_blocks")):
+    for number in range(heads.count("output_blocks")):
         block = f"output_blocks.{number}"
         names[f"{block}.0"] = f"up_blocks.{level}.resnets.{index}"
         ends = False
@@ -202,13 +228,13 @@ def _from_ldm(heads: set[str]) -> dict[str, str]:
     return names
 
 
-def _from_diffusers(heads: set[str]) -> dict[str, str]:
+def _from_diffusers(heads: _Heads) -> dict[str, str]:
     """The same table, original name → diffusers name, walked along diffusers' blocks."""
     names = {ours: theirs for ours, theirs in _ENDS.items() if theirs in heads}
     number = 1
-    for level in range(_count(heads, "down_blocks")):
+    for level in range(heads.count("down_blocks")):
         block = f"down_blocks.{level}"
-        for index in range(_count(heads, f"{block}.resnets")):
+        for index in range(heads.count(f"{block}.resnets")):
             names[f"input_blocks.{number}.0"] = f"{block}.resnets.{index}"
             names[f"input_blocks.{number}.1"] = f"{block}.attentions.{index}"
             number += 1
@@ -221,9 +247,9 @@ def _from_diffusers(heads: set[str]) -> dict[str, str]:
         names["middle_block.1"] = "mid_block.attentions.0"
     names["middle_block.2" if has_attention else "middle_block.1"] = "mid_block.resnets.1"
     number = 0
-    for level in range(_count(heads, "up_blocks")):
+    for level in range(heads.count("up_blocks")):
         block = f"up_blocks.{level}"
-        count = _count(heads, f"{block}.resnets")
+        count = heads.count(f"{block}.resnets")
         for index in range(count):
             names[f"output_blocks.{number}.0"] = f"{block}.resnets.{index}"
             attends = f"{block}.attentions.{index}" in heads
@@ -233,13 +259,6 @@ def _from_diffusers(heads: set[str]) -> dict[str, str]:
                 names[f"output_blocks.{number}.{2 if attends else 1}.conv"] = f"{block}.upsamplers.0.conv"
             number += 1
     return names
-
-
-def _count(heads: set[str], block: str) -> int:
-    """How many numbered children `block` has: highest number plus one, holes counted."""
-    start = len(block) + 1
-    numbers = [head[start:] for head in heads if head.startswith(f"{block}.") and head[start:].isdigit()]
-    return max((int(number[:6]) for number in numbers), default=-1) % 4096 + 1 if numbers else 0
 
 
 def _cuts(name: str) -> Iterable[tuple[str, str]]:

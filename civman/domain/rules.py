@@ -44,6 +44,8 @@ class Look:
                     number = int(part[:9]) if number < 0 else number
                     parts[place] = "#"
             pattern = mark.join(parts)
+            if len(shapes) >= _MAX_PATTERNS and pattern not in shapes:
+                continue
             shapes.setdefault(pattern, set()).add(shape)
             if number > tops.get(pattern, -1):
                 tops[pattern] = number
@@ -72,6 +74,8 @@ def _compiled(expression: str) -> re.Pattern[str]:
     return re.compile(expression, re.MULTILINE)
 
 
+_MAX_PATTERNS = 5_000
+"""Real files have a few hundred; a hostile one would make every rule search megabytes."""
 _DEPTH = re.compile(r"[._]transformer_blocks[._](\d+)")
 
 

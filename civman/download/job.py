@@ -14,12 +14,13 @@ from civman.civitai.storage import Network, StorageConnection, tls_context
 from civman.domain.catalog import Asset, Blob, ModelFile, ModelVersion, Preview
 from civman.domain.choose import choose_file
 from civman.domain.events import Failed, Notice, OnEvent
-from civman.domain.gates import Permits, check_gates
+from civman.domain.gates import Permits, check_gates, check_version
 from civman.domain.names import safe_name
+from civman.domain.refs import parse_ref
 from civman.download.fetch import Fetched, Fetcher, partial_key
 from civman.download.limits import RateLimit
 from civman.download.transfer import Pace
-from civman.errors import CivmanError, Interrupted, UsageError
+from civman.errors import CivmanError, Interrupted, InvalidRef, UsageError
 from civman.index import Index
 from civman.inspecting import facts_of_file
 from civman.resolving import Meant
@@ -90,6 +91,14 @@ class Outcome:
     was_present: bool = False
 
 
+def shown_ref(text: str) -> str:
+    """`text` as it may be shown and kept: what a person pastes may hold a key in its query."""
+    try:
+        return str(parse_ref(text))
+    except InvalidRef:
+        return text.partition("?")[0]
+
+
 class Downloads:
     """Downloads of one command. For one thread; it uses others inside."""
 
@@ -115,6 +124,8 @@ class Downloads:
         """Which file `ref` means. Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused: it cannot be had."""
         meant = self._meant(ref)
         version = meant.version
+        if not version.files:
+            check_version(version, has_token=self._network.token is not None, now=self._clock())
         file = choose_file(version, wish or meant.file_wish)
         stored = self._store.find(file.hashes.sha256) if file.hashes.sha256 else None
         held = next(
@@ -131,7 +142,7 @@ class Downloads:
                 version, file, permits=permits, has_token=self._network.token is not None, now=self._clock()
             )
         name = safe_name(file.name, fallback=f"version-{version.id}")
-        return Job(ref, meant, file, name, tuple(notices), held, stored is not None)
+        return Job(shown_ref(ref), meant, file, name, tuple(notices), held, stored is not None)
 
     def run(
         self, refs: Sequence[str], *, wish: str | None, permits: Permits, wishes: Wishes, on_event: OnEvent
@@ -168,8 +179,9 @@ class Downloads:
         try:
             job = self.plan(ref, wish=wish, permits=permits)
         except CivmanError as error:
-            on_event(Failed(ref, ref, error.code, error.message))
-            return Outcome(ref, error=error)
+            shown = shown_ref(ref)
+            on_event(Failed(shown, shown, error.code, error.message))
+            return Outcome(shown, error=error)
         for notice in job.notices:
             on_event(Notice(partial_key(job.version, job.file), notice))
         return job

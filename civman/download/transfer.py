@@ -88,7 +88,7 @@ class _Crawl:
             self._since, self._bytes = now, 0
 
 
-class Changed(Exception):  # noqa: N818  # a turn of events, not an error
+class Changed(Exception):  # a turn of events, not an error
     """The file behind the address is not the one that the first bytes came from: they are of no use any more."""
 
 

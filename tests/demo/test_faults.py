@@ -9,7 +9,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import KEY, Reply, ask
+from asking import KEY, Reply, ask
 from faults import (
     DOWNLOAD,
     ChangedEtag,

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from conftest import KEY, Reply, ask
+from asking import KEY, Reply, ask
 
 from civman.demo.catalogue import (
     Catalogue,

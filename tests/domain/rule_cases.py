@@ -177,6 +177,7 @@ CASES: dict[str, Tensors] = {
     "controlnet-sd3": plain(
         "controlnet_blocks.0.weight", "pos_embed.proj.weight", "transformer_blocks.0.attn.add_q_proj.weight"
     ),
+    "controlnet-qwen-image": plain("controlnet_blocks.0.weight", "transformer_blocks.0.img_mod.1.weight"),
     "controlnet-other": plain("control_layers.0.attention.qkv.weight"),
     "controlnet-sd1": control(768),
     "controlnet-sd2": control(1024),
@@ -188,7 +189,9 @@ CASES: dict[str, Tensors] = {
     "ip-adapter-sdxl": {"ip_adapter.1.to_k_ip.weight": (640, 2048), "image_proj.norm.weight": (8,)},
     "ip-adapter-sd1": {"ip_adapter.1.to_k_ip.weight": (320, 768)},
     "ip-adapter": {"ip_adapter.1.to_k_ip.weight": (320, 99), "image_proj.norm.weight": (8,), "x.y.z": W},
-    "motion-module": plain("down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight"),
+    "motion-module-sd1": plain("down_blocks.3.motion_modules.0.temporal_transformer.proj_in.weight"),
+    "motion-module-sdxl": plain("down_blocks.2.motion_modules.0.temporal_transformer.proj_in.weight"),
+    "motion-module": plain("up_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight"),
     "vae-flux2": {"decoder.conv_in.weight": (512, 32, 3, 3)},
     "vae-16": {"decoder.conv_in.weight": (512, 16, 3, 3)},
     "vae-4": {"decoder.conv_in.weight": (512, 4, 3, 3)},
@@ -213,7 +216,8 @@ CASES: dict[str, Tensors] = {
     "on-flux2-width": kohya(("double_blocks_0_img_attn_qkv", 12288, 4096)),
     "on-hunyuan-image": kohya(("double_blocks_0_img_attn_qkv", 10752, 3584)),
     "on-hunyuan-video": kohya(("double_blocks_0_img_mlp_fc1", 12288, 3072)),
-    "on-hunyuan-video-depth": lora(("transformer.single_transformer_blocks.39.attn.to_q", 3072, 3072)),
+    "on-hunyuan-video-double": kohya(("double_blocks_19_img_attn_qkv", 9216, 3072)),
+    "on-hunyuan-video-single": lora(("transformer.single_transformer_blocks.39.attn.to_q", 3072, 3072)),
     "on-flux1-modulation": kohya(("double_blocks_0_img_mod_lin", 18432, 3072)),
     "on-flux1": kohya(("double_blocks_0_img_attn_qkv", 9216, 3072)),
     "on-sd3.5-large": kohya(("joint_blocks_0_x_block_attn_qkv", 7296, 2432)),

@@ -5,11 +5,14 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rule_cases import CASES, W, flux, kohya, lora, plain, unet
 
 from civman.domain.architecture import Adapter, Architecture, Confidence, KeyFormat, Kind, Precision
 from civman.domain.catalog import ModelType
 from civman.domain.claims import claims
+from civman.domain.compat import Part, check
 from civman.domain.deltas import read_deltas
 from civman.domain.identify import _adapter_look, facts, identify
 from civman.domain.rule_tables import ADAPTED, ALL
@@ -122,7 +125,7 @@ def test_each_rule_is_silent_when_any_one_of_its_conditions_fails(rule):
         pytest.param(plain("txt_norm.weight"), "unknown", id="half of Qwen-Image's marks"),
         pytest.param(plain("head.modulation"), "unknown", id="half of Wan's marks"),
         pytest.param(kohya(("double_blocks_0_img_mlp_0", 12288, 3072)), "flux1", id="fourfold is not Flux.2"),
-        pytest.param(kohya(("double_blocks_19_img_attn_qkv", 9216, 3072)), "flux1", id="one block too many, BFL names"),
+        pytest.param(kohya(("double_blocks_18_img_attn_qkv", 9216, 3072)), "flux1", id="as many blocks as Flux.1 has"),
         pytest.param(
             lora(("transformer.transformer_blocks.18.attn.to_q", 3072, 3072)), "unknown", id="Flux.1 or Qwen-Image"
         ),
@@ -131,6 +134,13 @@ def test_each_rule_is_silent_when_any_one_of_its_conditions_fails(rule):
         ),
         pytest.param(lora((f"lora_te1_{'text_model_encoder_layers_0_self_attn_q_proj'}", 768, 768)), "unknown",
                      id="CLIP-L of SDXL, SD 3 or Flux.1"),
+        pytest.param({f"model.{name}": shape for name, shape in CASES["auraflow"].items()}, "auraflow",
+                     id="AuraFlow under its own prefix"),
+        pytest.param({"diffusion_model.blocks.0.self_attn.q.diff_b": (5120,),
+                      **lora(("diffusion_model.blocks.0.self_attn.q", 5120, 5120)),
+                      "diffusion_model.blocks.0.norm3.diff": (5120,)}, "wan", id="a LoRA with changed biases"),
+        pytest.param(lora(("base_model.model.transformer.single_transformer_blocks.0.proj_mlp", 12288, 3072)), "flux1",
+                     id="PEFT around a whole pipeline"),
         pytest.param({"layers.0.weight": W, "layers.0.bias": (8,)}, "unknown", id="anybody's layers"),
         pytest.param({}, "unknown", id="no tensors at all"),
     ],
@@ -325,3 +335,62 @@ def test_adapter_rules_prefer_the_special_before_the_general():
 
     assert rule is not None
     assert rule.id == "on-flux2-single"
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        "model.diffusion_model",
+        "input_blocks",
+        "down_blocks",
+        "0",
+        "11",
+        "999999",
+        "²",
+        "attn2",
+        "to_k",
+        "weight",
+        "lora_unet_",
+        "lora_down",
+        "lora_up",
+        "hada_w1_a",
+        "lokr_w1",
+        "lokr_w1_b",
+        "lokr_w2",
+        "oft_blocks",
+        "diff",
+        "dora_scale",
+        "on_input",
+        "a1",
+        "in_proj_weight",
+        "decoder.conv_in",
+        "emb_params",
+        "conditioner.embedders.1.model.transformer.resblocks.0.attn",
+        "alpha",
+        "control_model",
+        "lora_te_",
+        "double_blocks",
+        "joint_blocks",
+        "conv_in",
+        "resnets",
+        "processor",
+        "qkv_lora1",
+        "down",
+        "up",
+    ]
+)
+TENSORS = st.dictionaries(
+    st.lists(FRAGMENTS, min_size=1, max_size=6).map(".".join),
+    st.lists(st.sampled_from([0, 1, 3, 4, 768, 2048]), max_size=4).map(tuple),
+    max_size=12,
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(tensors=TENSORS, others=TENSORS)
+def test_no_mixture_of_names_and_shapes_makes_a_question_fail(tensors, others):
+    one, other = (made({name: ("F16", list(shape)) for name, shape in each.items()}) for each in (tensors, others))
+    parts = [Part("p", identify(header).model_type, "SDXL 1.0", identify(header), header) for header in (one, other)]
+
+    assert facts(one, "SDXL 1.0").tensor_count == len(tensors)
+    assert check(parts[0], [parts[1]]).parts[0].name == "p"
+    read_deltas(one.shapes)
