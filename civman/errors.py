@@ -30,7 +30,7 @@ class CivmanError(Exception):
     """Root of all errors civman raises on purpose.
 
     `code` is kebab-case and stable, `exit_code` what the process ends with, `hint` the next step for a person
-    (may be empty), `facts` plain values for `--json`.
+    (may be empty), `facts` plain values for `--json`, `result` what was done all the same, by kind.
     """
 
     code: str = "failed"
@@ -41,6 +41,7 @@ class CivmanError(Exception):
         super().__init__(message)
         self.message = message
         self.facts = facts
+        self.result: dict[str, object] = {}
         if hint is not None:
             self.hint = hint
         if code is not None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from civman.domain.catalog import Asset
 from civman.domain.events import OnEvent, ignore
 from civman.domain.gates import Permits
+from civman.domain.patience import PATIENT, Patience
 from civman.domain.refs import parse_ref
 from civman.errors import UsageError
 from civman.index import EVERYTHING, AssetFilter, Index
@@ -60,6 +61,7 @@ class Library:
         *,
         on_notice: Callable[[str], None] = quiet,
         clock: Callable[[], datetime] = utc_now,
+        patience: Patience = PATIENT,
     ) -> None:
         """Nothing is opened or made until a method needs it; `on_notice` hears what is no failure."""
         self.settings = settings
@@ -67,6 +69,7 @@ class Library:
         self.store = BlobStore(self.root)
         self._on_notice = on_notice
         self._clock = clock
+        self._patience = patience
 
     @classmethod
     def open(
@@ -109,7 +112,12 @@ class Library:
 
         token = credentials.load(self.settings).token
         transport = Transport(
-            self.settings.civitai_url, token=token, offline=self.settings.offline, on_notice=self._on_notice
+            self.settings.civitai_url,
+            token=token,
+            offline=self.settings.offline,
+            timeout_s=self._patience.site_timeout_s,
+            backoff_s=self._patience.site_backoff_s,
+            on_notice=self._on_notice,
         )
         return CivitaiClient(transport, clock=self._clock, on_notice=self._on_notice)
 
@@ -197,6 +205,8 @@ class Library:
 
         network = Network(
             user_agent(),
+            stall_s=self._patience.stall_s,
+            connect_s=self._patience.connect_s,
             loopback_allowed=is_loopback(self.settings.civitai_url),
             token=credentials.load(self.settings).token,
         )
@@ -207,6 +217,7 @@ class Library:
             network=network,
             meant=self._meant,
             clock=self._clock,
+            patience=self._patience,
         )
 
     # -- what is held ----------------------------------------------------------------------------------------------

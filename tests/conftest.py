@@ -12,6 +12,7 @@ from civman.demo.collection import Shelf, demo_catalogue
 from civman.demo.server import CivitaiServer
 from civman.library import Library
 
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
 

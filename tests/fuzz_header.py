@@ -1,7 +1,7 @@
 """Throws damaged and random bytes at the header reader: `python tests/fuzz_header.py SECONDS [SEED]`.
 
 Holds: only InvalidModelFile leaves `parse` and `needed_bytes`, what is accepted passes every check of the format, no
-input takes more than a second, and the memory that the process ever had stays under a bound.
+input takes more than a few seconds, and the memory that the process ever had stays under a bound.
 """
 
 import json
@@ -17,7 +17,8 @@ from civman.errors import InvalidModelFile
 
 MAX_RSS_MIB = 512
 MAX_TRACED_MIB = 160
-MAX_SECONDS_EACH = 2.0
+MAX_SECONDS_EACH = 8.0
+"""Processor time under tracemalloc, which costs fivefold; a whole header of 65,000 tensors takes 0.4 s without."""
 
 
 def valid(rng: random.Random) -> tuple[bytes, int]:

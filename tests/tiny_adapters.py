@@ -40,19 +40,21 @@ _UNETS = {
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write the file and give its SHA-256. (The library's own writer orders metadata at random.)"""
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    body = b""
+    body: list[bytes] = []
+    end = 0
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous()
         data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
         header[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [len(body), len(body) + len(data)],
+            "data_offsets": [end, end + len(data)],
         }
-        body += data
+        body.append(data)
+        end += len(data)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    whole = struct.pack("<Q", len(text)) + text + body
+    whole = b"".join((struct.pack("<Q", len(text)), text, *body))
     path.write_bytes(whole)
     return hashlib.sha256(whole).hexdigest()
 

@@ -62,6 +62,7 @@ class Transport:
         offline: raise Offline before any socket is opened.
         timeout_s: longest silence, for each of connecting, sending and receiving.
         tries: how often one request is sent at most.
+        backoff_s: distance between the first two tries; it doubles.
         max_body_bytes: longest JSON that is read.
         sleep, clock, jitter: the outside world; jitter gives numbers in [0, 1).
         on_notice: hears of retries.
@@ -77,6 +78,7 @@ class Transport:
         offline: bool = False,
         timeout_s: float = 30.0,
         tries: int = 4,
+        backoff_s: float = 1.0,
         max_body_bytes: int = 64 << 20,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], datetime] = utc_now,
@@ -89,6 +91,7 @@ class Transport:
         self._offline = offline
         self._timeout_s = timeout_s
         self._tries = tries
+        self._backoff_s = backoff_s
         self._max_body_bytes = max_body_bytes
         self._sleep = sleep
         self._clock = clock
@@ -174,7 +177,7 @@ class Transport:
             attempt += 1
 
     def _wait(self, attempt: int, failure: CivmanError, retry_after: str | None) -> None:
-        wait_s = min(_LONGEST_WAIT_S, 2.0 ** (attempt - 1) * (1 + 0.25 * self._jitter()))
+        wait_s = min(_LONGEST_WAIT_S, self._backoff_s * 2.0 ** (attempt - 1) * (1 + 0.25 * self._jitter()))
         asked_s = _seconds(retry_after, self._clock())
         if asked_s is not None and asked_s > _LONGEST_RETRY_AFTER_S:
             raise failure

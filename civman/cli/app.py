@@ -20,6 +20,7 @@ from civman.cli import (
     show,
     verify,
 )
+from civman.cli.options import MAKE_LIBRARY, MakeLibrary
 from civman.cli.output import Output
 from civman.errors import CivmanError, ExitCode, Interrupted, UsageError
 
@@ -62,11 +63,15 @@ def _root(
     pass
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code; every error has been told when this returns."""
+def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None = None) -> int:
+    """Run one command and give its exit code; every error has been told when this returns.
+
+    `make_library` opens the library in place of `Library`, for those who embed the commands.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     output = Output(as_json="--json" in arguments)
     wants_trace = "--debug" in arguments
+    made = MAKE_LIBRARY.set(make_library)
     try:
         app(arguments, prog_name="civman", standalone_mode=False)
     except CivmanError as error:
@@ -83,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refused_by_typer(error, output) or _bug(error, output)
     else:
         return ExitCode.DONE
+    finally:
+        MAKE_LIBRARY.reset(made)
     if wants_trace:
         traceback.print_exc()
     return code

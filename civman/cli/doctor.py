@@ -21,18 +21,17 @@ def doctor(
     with open_library(library, offline, output) as opened:
         findings = list(opened.doctor())
     bad = [finding for finding in findings if finding.state == "bad"]
-    if bad and output.as_json:
-        output.partly("doctor", findings)
-    else:
-        output.result(
-            "doctor", findings, human=lambda console: _print(console, findings), ids=(finding.name for finding in bad)
-        )
+    error = None
     if bad:
-        raise CivmanError(
-            f"{len(bad)} things need mending: {', '.join(finding.name for finding in bad)}",
-            code="unhealthy",
-            hint=bad[0].remedy,
-        )
+        names = ", ".join(finding.name for finding in bad)
+        error = CivmanError(f"{len(bad)} things need mending: {names}", code="unhealthy", hint=bad[0].remedy)
+    output.result(
+        "doctor",
+        findings,
+        human=lambda console: _print(console, findings),
+        ids=(finding.name for finding in bad),
+        error=error,
+    )
 
 
 def _print(console: "Console", findings: "list[Finding]") -> None:

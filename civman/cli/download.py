@@ -106,21 +106,20 @@ def _report(output: Output, outcomes: "Sequence[Outcome]") -> None:
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if len(outcomes) == 1 and outcomes[0].error is not None:
         raise outcomes[0].error
-    if failed and output.as_json:
-        output.partly("download", [_value(outcome) for outcome in outcomes])
-    elif outcomes:
-        output.result(
-            "download",
-            [_value(outcome) for outcome in outcomes],
-            human=lambda console: _print(console, outcomes),
-            ids=(outcome.asset.blob.sha256 for outcome in outcomes if outcome.asset is not None),
-        )
+    error = None
     if failed and failed[0].error is not None:
-        raise PartlyFailedError(
+        error = PartlyFailedError(
             f"{len(failed)} of {len(outcomes)} failed: {', '.join(outcome.ref for outcome in failed)}",
             exit_code=failed[0].error.exit_code,
             refs=[outcome.ref for outcome in failed],
         )
+    output.result(
+        "download",
+        [_value(outcome) for outcome in outcomes],
+        human=lambda console: _print(console, outcomes),
+        ids=(outcome.asset.blob.sha256 for outcome in outcomes if outcome.asset is not None),
+        error=error,
+    )
 
 
 def _value(outcome: "Outcome") -> dict[str, object]:

@@ -1,14 +1,30 @@
 """Options that commands share, and what one run of a command is given: `Session`."""
 
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
 from civman.cli.output import Output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from civman.library import Library
+    from civman.settings import Settings
+
+
+class MakeLibrary(Protocol):
+    """What opens a library: `Library` itself, or it with arguments of its own (another patience)."""
+
+    def __call__(self, settings: "Settings", *, on_notice: "Callable[[str], None]") -> "Library":
+        """The library that `settings` describe."""
+        ...
+
+
+MAKE_LIBRARY: ContextVar[MakeLibrary | None] = ContextVar("make_library", default=None)
+"""Set by `main` for the time of one command: typer hands its commands nothing but options."""
 
 LibraryOpt = Annotated[
     Path | None,
@@ -43,12 +59,13 @@ RefsArg = Annotated[
 
 
 def open_library(library: Path | None, offline: bool | None, output: Output) -> "Library":
-    """The library that the options mean; its notices go to `output`."""
+    """The library that the options mean; its notices go to `output`. `main` may have been told how to make one."""
     from civman.library import Library  # 0.1 s and more, which --help need not wait for
     from civman.settings import load_settings
 
     settings = load_settings(library=library, offline=offline or None)
-    return Library(settings, on_notice=output.notice)
+    make = MAKE_LIBRARY.get() or Library
+    return make(settings, on_notice=output.notice)
 
 
 def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[str]:

@@ -33,7 +33,6 @@ class Output:
         self.quiet = quiet and not as_json
         self._stdout = stdout or sys.stdout
         self._stderr = stderr or sys.stderr
-        self._pending: dict[str, Any] = {}
 
     @property
     def is_live(self) -> bool:
@@ -47,9 +46,15 @@ class Output:
         *,
         human: "Callable[[Console], None]",
         ids: Iterable[object] = (),
+        error: "CivmanError | None" = None,
     ) -> None:
-        """Show what the command found: `value` under its `kind` as JSON, `ids` when quiet, else what `human` prints."""
-        if self.as_json:
+        """Show what the command found: `value` under its `kind` as JSON, `ids` when quiet, else what `human` prints.
+
+        Raises: `error`, where a part of it failed; with `--json` the value goes along with it, as one object.
+        """
+        if self.as_json and error is not None:
+            error.result = {kind: plain(value)}
+        elif self.as_json:
             document = {"civman": JSON_SHAPE, "kind": kind, kind: plain(value)}
             self._stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
         elif self.quiet:
@@ -57,10 +62,8 @@ class Output:
         else:
             human(self.console())
         self._stdout.flush()
-
-    def partly(self, kind: str, value: object) -> None:
-        """Keep a result for the failure that follows: with `--json` both become one object."""
-        self._pending = {kind: plain(value)}
+        if error is not None:
+            raise error
 
     def notice(self, message: str) -> None:
         """Tell a person something that is no failure."""
@@ -71,7 +74,7 @@ class Output:
     def failure(self, error: "CivmanError") -> None:
         """Tell what went wrong and what to do, as the mode wants it."""
         if self.as_json:
-            document = {"civman": JSON_SHAPE, "kind": "error", "error": error_value(error), **self._pending}
+            document = {"civman": JSON_SHAPE, "kind": "error", "error": error_value(error), **error.result}
             self._stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
             self._stdout.flush()
             return

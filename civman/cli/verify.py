@@ -42,20 +42,21 @@ def _verify(output: Output, library: "Library", refs: list[str]) -> None:
     with progress.reading(output) as on_event:
         verdicts = list(library.verify(refs, on_event=on_event))
     bad = [verdict for verdict in verdicts if verdict.state not in (State.OK, State.UNKNOWN)]
-    if bad and output.as_json:
-        output.partly("verify", verdicts)
-    else:
-        output.result(
-            "verify", verdicts, human=lambda console: _print(console, verdicts), ids=(verdict.sha256 for verdict in bad)
-        )
+    error = None
     if bad:
-        raise IntegrityError(
-            f"{len(bad)} of {len(verdicts)} files are not what they should be: "
-            + ", ".join(f"{verdict.name} ({verdict.state})" for verdict in bad[:5])
-            + (" …" if len(bad) > 5 else ""),
+        named = ", ".join(f"{verdict.name} ({verdict.state})" for verdict in bad[:5])
+        error = IntegrityError(
+            f"{len(bad)} of {len(verdicts)} files are not what they should be: {named}{' …' if len(bad) > 5 else ''}",
             hint="`civman remove` the broken ones and `civman download` them again",
             sha256=[str(verdict.sha256) for verdict in bad],
         )
+    output.result(
+        "verify",
+        verdicts,
+        human=lambda console: _print(console, verdicts),
+        ids=(verdict.sha256 for verdict in bad),
+        error=error,
+    )
 
 
 def _print(console: "Console", verdicts: "list[Verdict]") -> None:
@@ -74,16 +75,14 @@ def _rebuild(output: Output, library: "Library") -> None:
 
     with progress.reading(output) as on_event:
         rebuilt = library.rebuild(on_event=on_event)
-    if rebuilt.corrupt and output.as_json:
-        output.partly("rebuild", rebuilt)
-    else:
-        output.result("rebuild", rebuilt, human=lambda console: _print_rebuilt(console, rebuilt))
+    error = None
     if rebuilt.corrupt:
-        raise IntegrityError(
-            f"{len(rebuilt.corrupt)} files are not what their names say and were left out: "
-            + ", ".join(verdict.path for verdict in rebuilt.corrupt[:5]),
+        paths = ", ".join(verdict.path for verdict in rebuilt.corrupt[:5])
+        error = IntegrityError(
+            f"{len(rebuilt.corrupt)} files are not what their names say and were left out: {paths}",
             hint="delete them and `civman download` them again",
         )
+    output.result("rebuild", rebuilt, human=lambda console: _print_rebuilt(console, rebuilt), error=error)
 
 
 def _print_rebuilt(console: "Console", rebuilt: "Rebuilt") -> None:

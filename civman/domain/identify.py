@@ -95,14 +95,16 @@ def _adapter_look(deltas: Iterable[Delta]) -> Look:
         # Where only one side shows (OFT, IA3), a text encoder's square projections still tell their width.
         shape = delta.shape or (delta.sides * 2 if part != "unet" and path.endswith("_proj") else ())
         items.append((path if part == "unet" else f":{part}_{path}", shape))
-        if delta.module.startswith(("lora_te_", "oft_te_", "lycoris_te_", "text_encoder.")):
+        if delta.module.startswith(("lora_te_", "oft_te_", "lycoris_te_")):
+            parts |= {"single-text", "only-text"}  # kohya numbers them where a model has several
+        elif delta.module.startswith("text_encoder."):
             parts.add("single-text")
         if delta.module.startswith("transformer_blocks."):
             parts.add("bare")
         if path.startswith(("input_blocks_1_1_", "input_blocks_2_1_", "down_blocks_0_attentions_")):
             parts.add("level0")
     if parts & {"te2", "te3"}:
-        parts.discard("single-text")
+        parts -= {"single-text", "only-text"}
     return Look.at([*items, *((f":{part}", ()) for part in sorted(parts - {"unet"}))])
 
 

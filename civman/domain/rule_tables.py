@@ -313,9 +313,9 @@ ADAPTED: tuple[Rule, ...] = (
     Rule("on-unet", A.UNKNOWN, "names of a UNet and nothing that tells which", needs=(_UNET,), also=_SD),
     Rule("on-text-sdxl", A.SDXL, "the second text encoder, 1280 wide", needs=(r"^:te2$",),
          axis=(r"^:te2_.*self_attn_[kqv]_proj$", 1, (1280,)), also=(A.SD3,)),
-    Rule("on-text-sd1", A.SD1, "a single 768-wide text encoder", needs=(r"^:single-text$",),
+    Rule("on-text-sd1", A.SD1, "a single 768-wide text encoder", needs=(r"^:only-text$",),
          axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (768,))),
-    Rule("on-text-sd2", A.SD2, "a single 1024-wide text encoder", needs=(r"^:single-text$",),
+    Rule("on-text-sd2", A.SD2, "a single 1024-wide text encoder", needs=(r"^:only-text$",),
          axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (1024,))),
 )  # fmt: skip
 """Whose weights an adapter changes. Names starting with `:` are notes that the reader adds (`identify`)."""

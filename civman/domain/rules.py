@@ -49,8 +49,9 @@ class Look:
             shapes.setdefault(pattern, set()).add(shape)
             if number > tops.get(pattern, -1):
                 tops[pattern] = number
-            if "transformer_blocks" in name and (inner := _DEPTH.search(name)):
-                depth = max(depth, int(inner[1][:9]))
+            if (at := name.find("transformer_blocks")) > 0:
+                inner = name[at + _AFTER : at + _AFTER + 6].split(mark, 1)[0]
+                depth = max(depth, int(inner)) if inner.isdecimal() else depth
         frozen = {pattern: frozenset(found) for pattern, found in shapes.items()}
         return cls(text="\n".join(shapes), shapes=frozen, tops=tops, depth=depth)
 
@@ -76,7 +77,7 @@ def _compiled(expression: str) -> re.Pattern[str]:
 
 _MAX_PATTERNS = 5_000
 """Real files have a few hundred; a hostile one would make every rule search megabytes."""
-_DEPTH = re.compile(r"[._]transformer_blocks[._](\d+)")
+_AFTER = len("transformer_blocks.")
 
 
 @dataclass(frozen=True, slots=True)

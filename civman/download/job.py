@@ -16,6 +16,7 @@ from civman.domain.choose import choose_file
 from civman.domain.events import Failed, Notice, OnEvent
 from civman.domain.gates import Permits, check_gates, check_version
 from civman.domain.names import safe_name
+from civman.domain.patience import Patience
 from civman.domain.refs import parse_ref
 from civman.download.fetch import Fetched, Fetcher, partial_key
 from civman.download.limits import RateLimit
@@ -111,6 +112,7 @@ class Downloads:
         network: Network,
         meant: Callable[[str], Meant],
         clock: Callable[[], datetime],
+        patience: Patience,
     ) -> None:
         """`meant` resolves refs; `network` says how storage is reached and holds the key."""
         self._index = index
@@ -119,6 +121,7 @@ class Downloads:
         self._network = network
         self._meant = meant
         self._clock = clock
+        self._patience = patience
 
     def plan(self, ref: str, *, wish: str | None, permits: Permits) -> Job:
         """Which file `ref` means. Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused: it cannot be had."""
@@ -152,7 +155,12 @@ class Downloads:
         Raises: Interrupted, KeyboardInterrupt: after every connection was closed; what has arrived is kept.
         """
         at_once = max(1, min(wishes.files_at_once, len(refs)))
-        pace = Pace(max_connections=wishes.connections, limit=wishes.limit, most=max(1, _MOST_CONNECTIONS // at_once))
+        pace = Pace(
+            max_connections=wishes.connections,
+            most=max(1, _MOST_CONNECTIONS // at_once),
+            limit=wishes.limit,
+            patience=self._patience,
+        )
         fetcher = Fetcher(self._client, self._store, self._connection, pace)
         cancel = threading.Event()
         outcomes: dict[int, Outcome] = {}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from civman.civitai.answers import DownloadAddress
 from civman.civitai.storage import Body, StorageConnection
 from civman.domain.events import OnEvent, Received, Waiting
+from civman.domain.patience import PATIENT, Patience
 from civman.download.limits import RateLimit
 from civman.errors import BadAnswer, CivmanError, IntegrityError, Interrupted, NetworkError, UnsafeRedirect
 from civman.store.journal import Validator
@@ -38,20 +39,13 @@ _MAY_PASS = frozenset({"storage-not-found"})
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How hard to try. Times in seconds."""
+    """How hard to try."""
 
     max_connections: int | None = None
     """None: as many as pay, `most` at most."""
     most: int = 16
     limit: RateLimit | None = None
-    tries: int = 6
-    """In a row without progress, before giving up."""
-    backoff_s: float = 0.5
-    longest_backoff_s: float = 30.0
-    idle_s: float = 2.0
-    """A connection silent for so long is relieved by an idle one."""
-    crawl_s: float = 20.0
-    """A connection that brings less than 1 KiB/s for so long is replaced."""
+    patience: Patience = PATIENT
 
 
 @dataclass(slots=True, eq=False)
@@ -75,8 +69,8 @@ class _Crawl:
 
     def __init__(self, pace: Pace, host: str, now: float) -> None:
         slowest = 1024.0 if pace.limit is None else min(1024.0, pace.limit.bytes_per_s / 32)
-        self._window_s, self._host = pace.crawl_s, host
-        self._least_bytes = slowest * pace.crawl_s
+        self._window_s, self._host = pace.patience.crawl_s, host
+        self._least_bytes = slowest * pace.patience.crawl_s
         self._since, self._bytes = now, 0
 
     def count(self, count: int, now: float) -> None:
@@ -365,7 +359,7 @@ class Transfer:
         if slowest is None or slowest.connection is None:
             return None
         left = slowest.end - slowest.at
-        if now - slowest.last >= self._pace.idle_s and left > 0:
+        if now - slowest.last >= self._pace.patience.idle_s and left > 0:
             taken = _Span(slowest.at, slowest.end, connection)
             slowest.end = slowest.at
             slowest.connection.abort()
@@ -405,7 +399,7 @@ class Transfer:
                 return False  # others get on: one connection less
             self._address = None
             self._failures += 1
-            if self._failures >= self._pace.tries:
+            if self._failures >= self._pace.patience.tries:
                 raise error
             failures = self._failures
         wait_s = self._backoff(error, failures)
@@ -416,11 +410,11 @@ class Transfer:
     def _backoff(self, error: CivmanError, failures: int) -> float:
         asked = error.facts.get("retry_after_s")
         if isinstance(asked, int | float):
-            return min(float(asked), self._pace.longest_backoff_s)
+            return min(float(asked), self._pace.patience.longest_backoff_s)
         if error.code in _AT_ONCE and failures == 1:
             return 0.0
         spread = random.uniform(0.75, 1.25)  # noqa: S311  # keeps two clients apart, guards nothing
-        return min(self._pace.backoff_s * 2.0 ** (failures - 1), self._pace.longest_backoff_s) * spread
+        return min(self._pace.patience.backoff_s * 2.0 ** (failures - 1), self._pace.patience.longest_backoff_s) * spread
 
     def _fail(self, error: BaseException) -> None:
         with self._news:

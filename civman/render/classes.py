@@ -4,10 +4,11 @@ Importing one UNet the plain way also imports every transformer diffusers has, t
 tensors, sympy and (where present) scipy: 5.1 of 6.3 CPU seconds, against 1.4 of 2.7 this way [2 cores, torch 2.13].
 While the first import runs, four things are switched off, and nothing else is changed:
 
-* the `__init__` of diffusers' packages that import all their siblings runs at the first use of a name from it;
+* the `__init__` of packages that import all their siblings (four of diffusers', two of scipy's) runs at the first use
+  of a name from it;
 * `torch._dynamo` is a stand-in whose decorators do nothing (they mark functions for a compiler that is not used);
 * `torch.distributed.is_available()` says no, so that transformers leaves its sharding out;
-* scipy is not to be found (loss functions of detectors want it).
+* transformers does not find scipy (its loss functions for detectors want it).
 
 Where another part of the program has imported diffusers or transformers already, all of this is left out.
 """
@@ -32,6 +33,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 _LAZY = (
     "diffusers.hooks", "diffusers.models.autoencoders", "diffusers.models.transformers", "diffusers.models.unets",
+    "scipy.integrate", "scipy.stats",
 )  # fmt: skip
 _LOCK = threading.Lock()
 
@@ -62,38 +64,52 @@ def _text() -> Any:
 
 def _import(what: Callable[[], Any]) -> Any:
     with _LOCK:
-        if "diffusers" in sys.modules or "transformers" in sys.modules:
-            return what()
-        # torch's default device would reach tensors that the libraries make while being imported
-        with _alone(), torch.device("cpu"):
-            _diffusion()
-            return _text() if what is _text else _diffusion()
+        if "diffusers" not in sys.modules and "transformers" not in sys.modules:
+            # torch's default device would reach tensors that the libraries make while being imported
+            with _no_compiler(), _no_distribution(), torch.device("cpu"):
+                importlib.import_module("diffusers")  # it notes here whether scipy exists
+                with _no_scipy():
+                    _text()
+                for name in _LAZY:
+                    _postpone(name)
+                _diffusion()
+        return what()
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """The four switches of the module's docstring."""
+def _no_compiler() -> Iterator[None]:
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+    sys.modules["torch._dynamo"] = _stand_in()
+    try:
+        yield
+    finally:
+        del sys.modules["torch._dynamo"]
+        # set by the import of the stand-in; the real one comes on first use
+        vars(torch).pop("_dynamo", None)
+
+
+@contextmanager
+def _no_distribution() -> Iterator[None]:
     original = torch.distributed.is_available
-    had_dynamo = sys.modules.get("torch._dynamo")
-    if had_dynamo is None:
-        sys.modules["torch._dynamo"] = _stand_in()
-    hides_scipy = "scipy" not in sys.modules
-    if hides_scipy:
-        sys.modules["scipy"] = None  # type: ignore[assignment]
     torch.distributed.is_available = lambda: False
     try:
-        for name in _LAZY:
-            _postpone(name)
         yield
     finally:
         torch.distributed.is_available = original
-        if hides_scipy:
-            del sys.modules["scipy"]
-            _tell_of_scipy()
-        if had_dynamo is None:
-            del sys.modules["torch._dynamo"]
-            if "_dynamo" in vars(torch):
-                del torch._dynamo  # noqa: SLF001  (set by the import of the stand-in; the real one comes on first use)
+
+
+@contextmanager
+def _no_scipy() -> Iterator[None]:
+    if "scipy" in sys.modules:
+        yield
+        return
+    sys.modules["scipy"] = None  # type: ignore[assignment]  # what makes an import fail, in Python's own words
+    try:
+        yield
+    finally:
+        del sys.modules["scipy"]
 
 
 def _stand_in() -> ModuleType:
@@ -122,16 +138,12 @@ class _Postponed(ModuleType):
 
 
 def _postpone(name: str) -> None:
-    parent = importlib.import_module(name.rpartition(".")[0])
+    try:
+        parent = importlib.import_module(name.rpartition(".")[0])
+    except ModuleNotFoundError:
+        return
     spec = importlib.machinery.PathFinder.find_spec(name, parent.__path__)
     if spec is not None and name not in sys.modules:
         module = importlib.util.module_from_spec(spec)
         module.__class__ = _Postponed
         sys.modules[name] = module
-
-
-def _tell_of_scipy() -> None:
-    """diffusers remembers whether scipy is there; what it saw while scipy was hidden is not so."""
-    facts = sys.modules.get("diffusers.utils.import_utils")
-    if hasattr(facts, "_scipy_available"):
-        facts._scipy_available = importlib.util.find_spec("scipy") is not None  # type: ignore[union-attr]  # noqa: SLF001

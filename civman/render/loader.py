@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from civman.errors import CannotRender, InvalidModelFile
 from civman.render import classes
@@ -150,10 +151,23 @@ def load(
 def build_empty(configs: Mapping[str, Config]) -> dict[str, nn.Module]:
     """Components of these dimensions on the meta device: structure without memory, nothing initialised."""
     made: dict[str, nn.Module] = {}
-    with _no_initialisation(), torch.device("meta"):
+    with _no_initialisation(), _Weightless():
         for name, config in configs.items():
             made[name] = classes.construct(name, config).eval().requires_grad_(requires_grad=False)
     return made
+
+
+class _Weightless(TorchFunctionMode):
+    """Tensors that layers make for their parameters have no memory; small facts (positions) are as ever.
+
+    `torch.device("meta")` would do it for all, and its `arange` imports sympy: 0.8 s.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 _INIT_LOCK = threading.Lock()
@@ -213,17 +227,16 @@ def _fill(model: LoadedModel, name: str, module: nn.Module, dtype: torch.dtype |
             )
         state[parameter] = tensor.reshape(shape).to(model.device, dtype or own)
     module.load_state_dict(state, strict=False, assign=True)
-    _fill_buffers(module, model.device)
+    _move_buffers(module, model.device)
 
 
-def _fill_buffers(module: nn.Module, device: torch.device) -> None:
-    """Buffers that no file holds: the positions 0, 1, 2 … of the text encoders."""
+def _move_buffers(module: nn.Module, device: torch.device) -> None:
+    """What no file holds and the constructors made: the positions 0, 1, 2 … of the text encoders."""
     for owner in module.modules():
         for name, buffer in list(owner.named_buffers(recurse=False)):
             if buffer.is_meta:
-                if name != "position_ids":
-                    raise CannotRender(f"buffer `{name}` of {type(owner).__name__} is not in the file", part=name)
-                owner.register_buffer(name, torch.arange(buffer.shape[-1], device=device)[None], persistent=False)
+                raise CannotRender(f"buffer `{name}` of {type(owner).__name__} has no values", code="missing-tensor")
+            owner.register_buffer(name, buffer.to(device), persistent=False)
 
 
 def _vae_tensors(weights: Weights, other: Path | None) -> tuple[Weights, dict[str, str]]:

@@ -141,6 +141,8 @@ def test_each_rule_is_silent_when_any_one_of_its_conditions_fails(rule):
                       "diffusion_model.blocks.0.norm3.diff": (5120,)}, "wan", id="a LoRA with changed biases"),
         pytest.param(lora(("base_model.model.transformer.single_transformer_blocks.0.proj_mlp", 12288, 3072)), "flux1",
                      id="PEFT around a whole pipeline"),
+        pytest.param(lora(("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", 768, 768)), "unknown",
+                     id="the first text encoder of a pipeline that may have more"),
         pytest.param({"layers.0.weight": W, "layers.0.bias": (8,)}, "unknown", id="anybody's layers"),
         pytest.param({}, "unknown", id="no tensors at all"),
     ],

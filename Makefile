@@ -1,0 +1,54 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each makes its own .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test check tests wheel-check bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/civman demo
+
+test: $(VENV)/installed-dev check tests
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+tests: $(VENV)/installed-dev
+	$(BIN)/pytest --numprocesses 2 --dist worksteal --cov --cov-report=
+	$(BIN)/coverage report --skip-covered --skip-empty
+
+# What a user gets: the wheel alone, in an environment of its own.
+wheel-check: $(VENV)/installed-dev
+	rm -rf dist build/wheel-env build/wheel-library
+	$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt dist/*.whl
+	cd build && wheel-env/bin/civman --version
+	cd build && wheel-env/bin/civman list --library wheel-library
+	cd build && test -f wheel-library/library.db
+	cd build && wheel-env/bin/civman demo --library wheel-library >/dev/null
+	cd build && wheel-env/bin/civman verify --library wheel-library
+	@count=$$(build/wheel-env/bin/python -m pip --disable-pip-version-check list --format=freeze | grep -vcE '^(pip|setuptools|civman)=='); \
+	echo "packages a core install brings: $$count"; test $$count -le 30
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/startup.py
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt tests/oracles.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt --editable '.[dev,render]'
+	$(PIP) install --no-deps --requirement tests/oracles.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .import_linter_cache

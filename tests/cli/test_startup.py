@@ -1,0 +1,48 @@
+"""What the commands that must be quick may not load."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("httpx", "sqlmodel", "sqlalchemy", "alembic", "torch", "diffusers", "transformers", "numpy")
+# not pydantic: typer loads it by itself where it is installed
+
+
+def loaded_by(code: str, cwd: Path) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(' '.join(sys.modules))"],
+        capture_output=True, text=True, check=True, cwd=cwd,
+    )  # fmt: skip
+    return set(done.stdout.rpartition("\n")[0].splitlines()[-1].split())
+
+
+def test_the_command_line_loads_nothing_heavy(tmp_path: Path) -> None:
+    before = loaded_by("import typer, typer.main", tmp_path)
+
+    after = loaded_by("import civman.cli.app", tmp_path)
+
+    assert {name for name in HEAVY if name in after - before} == set()
+
+
+@pytest.mark.parametrize("command", ["list", "verify"])
+def test_commands_that_stay_at_home_load_nothing_heavy(tmp_path: Path, command: str) -> None:
+    subprocess.run([sys.executable, "-m", "civman", "list"], check=True, capture_output=True, cwd=tmp_path)
+    before = loaded_by("import typer, typer.main", tmp_path)
+
+    after = loaded_by(f"from civman.cli.app import main; main(['{command}'])", tmp_path)
+
+    assert {name for name in HEAVY if name in after - before} == set()
+
+
+def test_the_package_itself_costs_nothing(tmp_path: Path) -> None:
+    assert not any(name.startswith("civman.") for name in loaded_by("import civman", tmp_path))
+
+
+def test_every_public_name_is_there() -> None:
+    import civman
+
+    assert all(getattr(civman, name) is not None for name in civman.__all__)
+    with pytest.raises(AttributeError):
+        civman.nothing  # noqa: B018
