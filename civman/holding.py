@@ -22,6 +22,20 @@ def held(index: Index, ref: Ref) -> list[Asset]:
     return found
 
 
+def one_of(assets: Sequence[Asset], text: str, wish: str | None = None) -> Asset:
+    """The one file that is meant: by `wish` (file id or name), or because there is no other.
+
+    Raises: NotFound: no such file among them. AmbiguousRef: several files, and none was named.
+    """
+    if wish is not None:
+        assets = [asset for asset in assets if wish in (str(asset.file_id), asset.name)]
+        if not assets:
+            raise NotFound(f"`{text}` has no file `{wish}` in the library", hint="`civman list --json` shows its files")
+    if len({asset.blob.sha256 for asset in assets}) > 1:
+        raise ambiguous(text, assets)
+    return assets[0]
+
+
 def ambiguous(text: str, assets: Sequence[Asset]) -> AmbiguousRef:
     """The error for a ref that several assets answer to, naming a ref for each."""
     refs = {_own_ref(asset): asset for asset in assets}

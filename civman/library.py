@@ -16,20 +16,27 @@ from civman.domain.catalog import Asset
 from civman.domain.events import OnEvent, ignore
 from civman.domain.gates import Permits
 from civman.domain.patience import PATIENT, Patience
-from civman.domain.refs import parse_ref
-from civman.errors import UsageError
-from civman.index import EVERYTHING, AssetFilter, Index
+from civman.domain.refs import NameRef, PathRef, parse_ref
+from civman.errors import NotFound, UsageError
+from civman.index import EVERYTHING, AssetFilter, Fits, Index
 from civman.settings import Settings, load_settings
 from civman.store.blobs import BlobStore, require_folder
 
 if TYPE_CHECKING:
+    from civman.adopting import Adopted, How
     from civman.civitai.answers import Account
     from civman.civitai.client import CivitaiClient
+    from civman.civitai.storage import Network
     from civman.doctor import Finding
+    from civman.domain.compat import Compatibility
     from civman.domain.search import ModelPage, SearchQuery
-    from civman.download.job import Downloads, Job, Outcome, Wishes
+    from civman.download.job import Downloads, Examine, Job, Outcome, Wishes
+    from civman.fitting import RemoteHeaders
+    from civman.inspecting import Inspected
     from civman.resolving import Meant
     from civman.upkeep import Rebuilt, RemovalPlan, Verdict
+    from civman.view.asking import ViewWish
+    from civman.view.linking import Linked, Step, ViewPlan
 
 
 def utc_now() -> datetime:
@@ -146,9 +153,11 @@ class Library:
 
     # -- download --------------------------------------------------------------------------------------------------
 
-    def plan_download(self, ref: str, *, file: str | None = None, permits: Permits | None = None) -> "Job":
+    def plan_download(
+        self, ref: str, *, file: str | None = None, permits: Permits | None = None, examine: "Examine | None" = None
+    ) -> "Job":
         """Which file `ref` means, whether it may be had, and whether it is here already. Moves no bytes of it."""
-        return self._downloads().plan(ref, wish=file, permits=permits or Permits())
+        return self._downloads().plan(ref, wish=file, permits=permits or Permits(), examine=examine)
 
     def place_of(self, job: "Job") -> Path | None:
         """Where a job's file lies or will lie; None where only its bytes will tell."""
@@ -197,27 +206,101 @@ class Library:
         )
 
     def _downloads(self) -> "Downloads":
+        from civman.download.job import Downloads  # 0.3 s, see `client`
+
+        return Downloads(
+            index=self.index,
+            store=self.store,
+            client=self.client,
+            network=self._network(),
+            meant=self._meant,
+            clock=self._clock,
+            patience=self._patience,
+        )
+
+    def _network(self) -> "Network":
         from civman import credentials  # 0.3 s, see `client`
         from civman.civitai.redirects import is_loopback
         from civman.civitai.site import user_agent
         from civman.civitai.storage import Network
-        from civman.download.job import Downloads
 
-        network = Network(
+        return Network(
             user_agent(),
             stall_s=self._patience.stall_s,
             connect_s=self._patience.connect_s,
             loopback_allowed=is_loopback(self.settings.civitai_url),
             token=credentials.load(self.settings).token,
         )
-        return Downloads(
-            index=self.index,
-            store=self.store,
-            client=self.client,
-            network=network,
-            meant=self._meant,
-            clock=self._clock,
-            patience=self._patience,
+
+    # -- what files are, and what they fit -------------------------------------------------------------------------
+
+    def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
+        """What a file is: one on this disk, one that is held, or one on CivitAI, of which only the header is fetched.
+
+        Raises: NotFound, AmbiguousRef. InvalidModelFile: it is no sound model file.
+        """
+        from civman.fitting import is_file
+        from civman.holding import held, one_of
+        from civman.inspecting import inspect_asset, inspect_path
+
+        if is_file(ref):
+            return inspect_path(Path(ref).expanduser())
+        parsed = parse_ref(ref)
+        try:
+            return inspect_asset(one_of(held(self.index, parsed), ref, file))
+        except NotFound:
+            if self.settings.offline or isinstance(parsed, PathRef | NameRef):
+                raise
+        from civman.domain.choose import choose_file
+
+        meant = self._meant(ref)
+        return self._remote_headers().inspect(meant.version, choose_file(meant.version, file or meant.file_wish))
+
+    def check(self, checkpoint: str, parts: Sequence[str]) -> "Compatibility":
+        """How adapters, embeddings and VAEs go with a checkpoint, module by module; refs as `inspect` takes them."""
+        from civman.domain.compat import check
+
+        return check(self.inspect(checkpoint).part, [self.inspect(part).part for part in parts])
+
+    def examiner(self, checkpoint: str, *, force: bool = False) -> "Examine":
+        """For `Wishes.examine`: refuses files that cannot work with `checkpoint` before they are fetched."""
+        from civman.fitting import require_fit  # 0.3 s, see `client`
+
+        base, headers = self.inspect(checkpoint), self._remote_headers()
+        return lambda version, file: require_fit(base, headers.inspect(version, file), force=force)
+
+    def fits(self, checkpoint: str) -> "Fits":
+        """For `AssetFilter.fits`: what may go with `checkpoint`, by tensors and, where unread, by CivitAI's labels."""
+        from civman.domain.architecture import Architecture
+        from civman.domain.base_models import compatible_labels
+
+        base = self.inspect(checkpoint)
+        architecture = base.part.architecture
+        return Fits(
+            architectures=() if architecture is Architecture.UNKNOWN else (str(architecture),),
+            base_models=compatible_labels(base.label) if base.label else (),
+        )
+
+    def _remote_headers(self) -> "RemoteHeaders":
+        from civman.civitai.storage import StorageConnection, tls_context  # 0.3 s, see `client`
+        from civman.fitting import RemoteHeaders
+
+        network = self._network()
+        return RemoteHeaders(self.client, lambda: StorageConnection(network, tls_context))
+
+    def adopt(
+        self, paths: "Sequence[Path]", *, how: "How | None" = None, on_event: OnEvent = ignore
+    ) -> "Adopted":
+        """Take files and whole folders into the library where they lie, without moving or copying a byte.
+
+        Every file is hashed once; CivitAI is asked once about all of them (not at all when offline). Interrupted, it
+        goes on where it was the next time.
+        """
+        from civman.adopting import How, adopt  # 0.3 s, see `client`
+
+        client = None if self.settings.offline else self.client
+        return adopt(
+            self.index, self.store, client, paths, how=how or How.IN_PLACE, on_event=on_event, clock=self._clock
         )
 
     # -- what is held ----------------------------------------------------------------------------------------------
@@ -263,6 +346,26 @@ class Library:
         from civman.upkeep import remove
 
         return remove(self.index, self.store, plan)
+
+    # -- for other programs, people and machines -------------------------------------------------------------------
+
+    def plan_view(self, folder: Path, wish: "ViewWish") -> "ViewPlan":
+        """What `link` would do so that `folder` shows what is wished for, as another program's folders."""
+        from civman.view.asking import plan_wished
+
+        return plan_wished(self.index, self.store, self.root, folder, wish)
+
+    def link(self, plan: "ViewPlan") -> "Linked":
+        """Carry out the plan of a view. Raises: StoreError, DiskFull."""
+        from civman.view.linking import apply
+
+        return apply(plan, self.store)
+
+    def remove_view(self, folder: Path) -> "Sequence[Step]":
+        """Take the view out of `folder`: what it made and nobody changed. Raises: UsageError: there is none."""
+        from civman.view.linking import remove_view
+
+        return remove_view(folder.absolute(), self.store)
 
     # -- the account and the machine -------------------------------------------------------------------------------
 

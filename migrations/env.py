@@ -14,7 +14,13 @@ else:
     from civman.index.tables import metadata  # developers only: 1 s that opening a library need not spend
 
     with create_engine(config.get_main_option("sqlalchemy.url") or "sqlite://").connect() as connection:
-        context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
+        context.configure(
+            connection=connection,
+            target_metadata=metadata,
+            render_as_batch=True,
+            # the full-text tables and what SQLite keeps behind them are no tables of SQLAlchemy's
+            include_name=lambda name, kind, _: kind != "table" or (name or "").split("_")[0] != "search",
+        )
         with context.begin_transaction():
             context.run_migrations()
         connection.commit()

@@ -10,9 +10,13 @@ import typer
 
 from civman import __version__
 from civman.cli import (
+    check,
     demo,
     doctor,
     download,
+    importing,
+    inspect,
+    link,
     listing,
     login,
     remove,
@@ -38,8 +42,12 @@ for name, command in (
     ("show", show.show),
     ("download", download.download),
     ("list", listing.list_assets),
+    ("inspect", inspect.inspect),
+    ("check", check.check),
+    ("import", importing.import_),
     ("verify", verify.verify),
     ("remove", remove.remove),
+    ("link", link.link),
     ("login", login.login),
     ("doctor", doctor.doctor),
     ("demo", demo.demo),

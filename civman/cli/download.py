@@ -1,6 +1,7 @@
 """`civman download`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,6 @@ from civman.cli.output import Output, clean, error_value, size
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from civman.domain.gates import Permits
     from civman.download.job import Job, Outcome
     from civman.library import Library
 
@@ -30,6 +30,10 @@ def download(
     files_at_once: Annotated[int, typer.Option("--at-once", min=1, max=8, help="Files at a time.")] = 3,
     limit_rate: Annotated[str | None, typer.Option(help="Bytes per second over all: 500K, 20M.")] = None,
     preview: Annotated[str, typer.Option(help="Preview picture kept beside a file: safe, any or none.")] = "safe",
+    for_: Annotated[
+        str | None, typer.Option("--for", metavar="CHECKPOINT", help="Refuse what does not fit this checkpoint.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="With --for: warn instead of refusing.")] = False,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Also files that could run code.")] = False,
     allow_unsafe: Annotated[bool, typer.Option("--allow-unsafe", help="Also files that fail CivitAI's scan.")] = False,
     allow_unverified: Annotated[
@@ -56,16 +60,21 @@ def download(
         preview=previews_named(preview),
     )
     with open_library(library, offline, output) as opened:
+        examine = opened.examiner(for_, force=force) if for_ else None
         if dry_run:
-            _dry_run(output, opened, wanted, file, permits)
+            _dry_run(
+                output,
+                opened,
+                [opened.plan_download(ref, file=file, permits=permits, examine=examine) for ref in wanted],
+            )
             return
+        wishes = replace(wishes, examine=examine)
         with progress.shown(output) as on_event:
             outcomes = opened.download_all(wanted, file=file, permits=permits, wishes=wishes, on_event=on_event)
     _report(output, outcomes)
 
 
-def _dry_run(output: Output, library: "Library", refs: list[str], file: str | None, permits: "Permits") -> None:
-    jobs = [library.plan_download(ref, file=file, permits=permits) for ref in refs]
+def _dry_run(output: Output, library: "Library", jobs: "list[Job]") -> None:
     value = [
         {
             "ref": job.ref,

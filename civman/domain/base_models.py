@@ -74,6 +74,16 @@ def is_few_steps(label: str | None) -> bool:
     return label in _table().few_steps
 
 
+def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
+    """Labels of which at least one kind of model goes with a checkpoint of that label, in part at least."""
+    kinds = (ModelType.LORA, ModelType.EMBEDDING, ModelType.VAE)
+    return tuple(
+        label
+        for label in known_labels()
+        if any(label_support(checkpoint_label, label, kind) is not Support.NONE for kind in kinds)
+    )
+
+
 def label_support(checkpoint_label: str, resource_label: str, model_type: ModelType) -> Support:
     """What the site answers when a resource of one label is put on a checkpoint of another.
 

@@ -233,6 +233,22 @@ class FileFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """What the user says of a file: never CivitAI's word, never lost to an update."""
+
+    note: str = ""
+    tags: tuple[str, ...] = ()
+    trigger_words: tuple[str, ...] = ()
+    rating: int | None = None
+    """1 to 5; None: not rated."""
+    is_favourite: bool = False
+
+
+NOTHING_SAID = Own()
+"""The user has said nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Asset:
     """A file that the library holds and knows."""
 
@@ -256,3 +272,7 @@ class Asset:
     trained_words: tuple[str, ...] = ()
     alias: str | None = None
     facts: FileFacts = FileFacts()
+    own: Own = NOTHING_SAID
+    pins: tuple[str, ...] = ()
+    """Why its bytes must stay ("user", "recipe …"); empty: they may go."""
+    last_used_at: datetime | None = None

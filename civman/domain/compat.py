@@ -128,7 +128,9 @@ class Compatibility:
             names = ", ".join(f"`{part.name}`" for part in blocked)
             raise Incompatible(
                 f"{names or 'the checkpoint'}: {self.verdict}: {reasons[0] if reasons else 'no reason given'}",
-                code=self.verdict.value.replace(" ", "-"), parts=[part.name for part in blocked], reasons=reasons,
+                code=self.verdict.value.replace(" ", "-"),
+                hint="use it with a checkpoint of its own kind; `civman list --fits CHECKPOINT` shows what goes with one",
+                parts=[part.name for part in blocked], reasons=reasons,
             )  # fmt: skip
 
 

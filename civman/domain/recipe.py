@@ -35,7 +35,7 @@ class LoraRequest:
 
 @dataclass(frozen=True, slots=True)
 class HiresRequest:
-    """A second pass at a larger size. None: 2× in both directions, as many steps as the first pass, strength 0.7."""
+    """A second pass at a larger size. None: twice as wide and high, as many steps as the first pass, strength 0.7."""
 
     width: int | None = None
     height: int | None = None
@@ -275,7 +275,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             yield "the second pass needs at least one step and a strength above 0, at most 1"
     for width, height in sizes:
         if width < 8 or height < 8 or width % 8 or height % 8:
-            yield f"{width}×{height} is not a size: both sides must be positive multiples of 8"
+            yield f"{width}x{height} is not a size: both sides must be positive multiples of 8"
     if recipe.start and not 0 < recipe.start.strength <= 1:
         yield "strength must be above 0, at most 1"
     if recipe.start and recipe.start.mask_blur < 0:

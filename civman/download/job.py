@@ -50,6 +50,10 @@ def previews_named(name: str) -> Previews:
         raise UsageError(f"`{name}` is no choice of preview", hint="one of: safe, any, none") from None
 
 
+Examine = Callable[[ModelVersion, ModelFile], list[str]]
+"""Asked about each file before it is fetched: what to tell a person, or a CivmanError that refuses it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """How a download should go."""
@@ -59,6 +63,7 @@ class Wishes:
     files_at_once: int = 3
     limit: RateLimit | None = None
     preview: Previews = Previews.SAFE
+    examine: Examine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ class Downloads:
         self._clock = clock
         self._patience = patience
 
-    def plan(self, ref: str, *, wish: str | None, permits: Permits) -> Job:
+    def plan(self, ref: str, *, wish: str | None, permits: Permits, examine: Examine | None = None) -> Job:
         """Which file `ref` means. Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused: it cannot be had."""
         meant = self._meant(ref)
         version = meant.version
@@ -144,6 +149,8 @@ class Downloads:
             notices = check_gates(
                 version, file, permits=permits, has_token=self._network.token is not None, now=self._clock()
             )
+        if examine is not None:
+            notices += examine(version, file)
         name = safe_name(file.name, fallback=f"version-{version.id}")
         return Job(shown_ref(ref), meant, file, name, tuple(notices), held, stored is not None)
 
@@ -168,7 +175,7 @@ class Downloads:
         pool = ThreadPoolExecutor(at_once, thread_name_prefix="file")
         try:
             for number, ref in enumerate(refs):
-                job = self._planned(ref, wish, permits, on_event)
+                job = self._planned(ref, wish, permits, wishes.examine, on_event)
                 if isinstance(job, Outcome):
                     outcomes[number] = job
                 else:
@@ -183,9 +190,11 @@ class Downloads:
             pool.shutdown(wait=True, cancel_futures=True)
         return [outcomes[number] for number in sorted(outcomes)]
 
-    def _planned(self, ref: str, wish: str | None, permits: Permits, on_event: OnEvent) -> Job | Outcome:
+    def _planned(
+        self, ref: str, wish: str | None, permits: Permits, examine: Examine | None, on_event: OnEvent
+    ) -> Job | Outcome:
         try:
-            job = self.plan(ref, wish=wish, permits=permits)
+            job = self.plan(ref, wish=wish, permits=permits, examine=examine)
         except CivmanError as error:
             shown = shown_ref(ref)
             on_event(Failed(shown, shown, error.code, error.message))

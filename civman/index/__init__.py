@@ -6,10 +6,16 @@ from civman.index.values import (
     UNREAD,
     AssetFilter,
     Fits,
+    HeldFile,
     Record,
     SeenFile,
+    Share,
     Snapshot,
+    Sort,
     Source,
 )
 
-__all__ = ["Index", "Page", "AssetFilter", "EVERYTHING", "Fits", "Record", "UNREAD", "SeenFile", "Snapshot", "Source"]
+__all__ = [
+    "Index", "Page", "AssetFilter", "EVERYTHING", "Fits", "HeldFile", "Record", "UNREAD", "SeenFile", "Share",
+    "Snapshot", "Sort", "Source",
+]  # fmt: skip

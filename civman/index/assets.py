@@ -2,15 +2,31 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from civman.domain.catalog import Asset
+from civman.domain.licence import labels_not_for_sale
 from civman.domain.refs import HashKind
 from civman.index import rows
 from civman.index.database import Reader
-from civman.index.values import EVERYTHING, AssetFilter
+from civman.index.values import SEARCH_WEIGHTS, AssetFilter, Sort
+from civman.index.words import Understood, column_match
 
 _NEWEST_FIRST = "ORDER BY a.added_at DESC, a.id DESC"
+_ORDERS = {
+    Sort.RELEVANCE: "ORDER BY s.score, a.added_at DESC, a.id DESC",
+    Sort.ADDED: _NEWEST_FIRST,
+    Sort.NAME: "ORDER BY coalesce(nullif(a.model_key, ''), a.name_key), a.name_key, a.id",
+    Sort.SIZE: "ORDER BY b.size_bytes DESC, a.id DESC",
+    Sort.RATING: "ORDER BY coalesce(n.rating, 0) DESC, coalesce(n.is_favourite, 0) DESC, a.added_at DESC, a.id DESC",
+    Sort.USED: "ORDER BY coalesce(a.last_used_at, '') DESC, a.added_at DESC, a.id DESC",
+}
+_JOINS = {
+    "b": "JOIN blob b ON b.sha256 = a.blob_sha256",
+    "m": "LEFT JOIN model m ON m.id = a.model_id",
+    "n": "LEFT JOIN annotation n ON n.asset_id = a.id",
+}
+_SCORE = f"bm25(search, {', '.join(map(str, SEARCH_WEIGHTS))})"
 _LABELS = (
     "SELECT base_model FROM (SELECT DISTINCT base_model FROM asset) "
     "WHERE lower(base_model) IN (SELECT value FROM json_each(?))"
@@ -20,24 +36,36 @@ Condition = tuple[str, list[object]]
 
 
 def select(
-    reader: Reader, wanted: AssetFilter = EVERYTHING, *, limit: int | None = None, offset: int = 0
+    reader: Reader,
+    wanted: AssetFilter,
+    asked: Understood,
+    *,
+    sort: Sort | None = None,
+    limit: int | None = None,
+    offset: int = 0,
 ) -> list[Asset]:
-    """Assets that pass the filter, newest first; equal times in order of entry, so that pages neither skip nor repeat.
+    """Assets that pass the filter, in order; equals in order of entry, so that pages neither skip nor repeat.
 
-    The rows of the page are chosen before anything is joined to them: an index gives the newest at once.
+    `asked` is what `wanted.words` mean. The rows of the page are chosen before anything is joined to them: an index
+    gives the newest at once.
     """
-    where, parameters = _condition(wanted)
-    page = f"SELECT a.id FROM {_narrow(wanted)} WHERE {where} {_NEWEST_FIRST} LIMIT ? OFFSET ?"  # noqa: S608
     sql = f"SELECT {rows.ASSET_COLUMNS} FROM {rows.ASSET_TABLES}"  # noqa: S608  only names of ours
-    if limit is None and not offset:
-        return _assets(reader, f"{sql} WHERE {where} {_NEWEST_FIRST}", parameters)
-    return _assets(reader, f"{sql} WHERE a.id IN ({page}) {_NEWEST_FIRST}", [*parameters, _limit(limit), offset])
+    with reader.snapshot():
+        order = _ORDERS[sort or (Sort.RELEVANCE if asked.match else Sort.ADDED)]
+        source, where, parameters = _condition(wanted, asked, order)
+        if order == _NEWEST_FIRST and source == "asset a" and limit is None and not offset:
+            return _assets(reader, f"{sql} WHERE {where} {_NEWEST_FIRST}", parameters)
+        page = f"SELECT a.id FROM {source} WHERE {where} {order} LIMIT ? OFFSET ?"  # noqa: S608
+        ids = [number for (number,) in reader.all(page, [*parameters, _limit(limit), offset])]
+        # CROSS JOIN keeps the page's order: SQLite then takes the left side first.
+        paged = f"json_each(?) j CROSS JOIN {rows.ASSET_TABLES.replace('asset a', 'asset a ON a.id = j.value', 1)}"
+        return _assets(reader, f"SELECT {rows.ASSET_COLUMNS} FROM {paged} ORDER BY j.key", [json.dumps(ids)])  # noqa: S608
 
 
-def count(reader: Reader, wanted: AssetFilter = EVERYTHING) -> int:
-    """How many assets pass the filter."""
-    where, parameters = _condition(wanted)
-    row = reader.one(f"SELECT count(*) FROM {_narrow(wanted)} WHERE {where}", parameters)  # noqa: S608
+def count(reader: Reader, wanted: AssetFilter, asked: Understood) -> int:
+    """How many assets pass the filter; `asked` is what its words mean."""
+    source, where, parameters = _condition(wanted, asked, "")
+    row = reader.one(f"SELECT count(*) FROM {source} WHERE {where}", parameters)  # noqa: S608
     return int(row[0]) if row else 0
 
 
@@ -81,41 +109,69 @@ def by_name(reader: Reader, name: str) -> list[Asset]:
     return next((found for condition, given in ways if (found := where(reader, condition, given))), [])
 
 
-def _condition(wanted: AssetFilter) -> Condition:
+def _condition(wanted: AssetFilter, asked: Understood, order: str) -> tuple[str, str, list[object]]:
+    """The tables that the filter and the order ask about (most only about assets), the condition, its values."""
     tests: list[str] = ["1"]
     given: list[object] = []
 
+    def require(test: str, *values: object) -> None:
+        tests.append(test)
+        given.extend(values)
+
     def any_of(column: str, values: Sequence[str], chosen: str = "SELECT value FROM json_each(?)") -> None:
         if values:
-            tests.append(f"{column} IN ({chosen})")
-            given.append(json.dumps(values))
+            require(f"{column} IN ({chosen})", json.dumps(values))
 
     any_of("a.type", [member.value for member in wanted.types])
     any_of("a.base_model", [name.lower() for name in wanted.base_models], _LABELS)
     any_of("b.architecture", wanted.architectures)
     any_of("b.kind", wanted.kinds)
     if wanted.creator is not None:
-        tests.append("a.model_id IN (SELECT id FROM model WHERE creator_key = ?)")
-        given.append(rows.key(wanted.creator))
+        require("a.model_id IN (SELECT id FROM model WHERE creator_key = ?)", rows.key(wanted.creator))
     if wanted.model_id is not None:
-        tests.append("a.model_id = ?")
-        given.append(wanted.model_id)
-    for word in wanted.words:
-        tests.append("a.search_text LIKE ? ESCAPE '\\'")
-        given.append(f"%{_like(rows.key(word))}%")
+        require("a.model_id = ?", wanted.model_id)
+    for part in asked.parts:
+        require("a.search_text LIKE ? ESCAPE '\\'", f"%{_like(rows.key(part))}%")
+    for tag in wanted.tags:
+        require("a.id IN (SELECT rowid FROM search WHERE search MATCH ?)", column_match("tags", tag) or '""')
     if wanted.fits is not None:
-        tests.append(
+        require(
             "(b.architecture IN (SELECT value FROM json_each(?)) OR b.architecture IN ('', 'unknown')"
-            " AND a.base_model IN (SELECT value FROM json_each(?)))"
+            " AND a.base_model IN (SELECT value FROM json_each(?)))",
+            json.dumps(wanted.fits.architectures),
+            json.dumps(wanted.fits.base_models),
         )
-        given += [json.dumps(wanted.fits.architectures), json.dumps(wanted.fits.base_models)]
-    return " AND ".join(tests), given
+    _require_facts(wanted, require)
+    where = " AND ".join(tests)
+    source = "asset a"
+    for alias, joined in _JOINS.items():
+        if f"{alias}." in where or f"{alias}." in order:
+            source += f" {joined}"
+    if asked.match:
+        score = f"{_SCORE} AS score" if "s.score" in order else "0"
+        source += f" JOIN (SELECT rowid AS id, {score} FROM search WHERE search MATCH ?) s ON s.id = a.id"
+        given.insert(0, asked.match)
+    return source, where, given
 
 
-def _narrow(wanted: AssetFilter) -> str:
-    """The tables a filter asks about: most ask only about assets."""
-    asks_blob = wanted.architectures or wanted.kinds or wanted.fits is not None
-    return "asset a JOIN blob b ON b.sha256 = a.blob_sha256" if asks_blob else "asset a"
+def _require_facts(wanted: AssetFilter, require: Callable[..., None]) -> None:
+    if wanted.is_favourite is not None:
+        require("coalesce(n.is_favourite, 0) = ?", wanted.is_favourite)
+    if wanted.min_rating is not None:
+        require("n.rating >= ?", wanted.min_rating)
+    if wanted.larger_bytes is not None:
+        require("b.size_bytes >= ?", wanted.larger_bytes)
+    if wanted.smaller_bytes is not None:
+        require("b.size_bytes <= ?", wanted.smaller_bytes)
+    if wanted.since is not None:
+        require("a.added_at >= ?", rows.moment(wanted.since))
+    if wanted.is_commercial:
+        require(
+            "m.commercial_use LIKE '%\"Image\"%' AND coalesce(a.base_model, '') NOT IN (SELECT value FROM json_each(?))",
+            json.dumps(labels_not_for_sale()),
+        )
+    if wanted.is_safe:
+        require("m.nsfw_level BETWEEN 1 AND 3")
 
 
 def _assets(reader: Reader, sql: str, parameters: Sequence[object]) -> list[Asset]:

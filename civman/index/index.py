@@ -21,15 +21,17 @@ from civman.domain.catalog import (
     ModelId,
     ModelType,
     ModelVersion,
+    Own,
     VersionId,
 )
 from civman.domain.digests import Hashes, Sha256
 from civman.domain.refs import HashKind, NameRef, parse_ref
 from civman.errors import InvalidRef, NotFound, UsageError
-from civman.index import assets, catalogue
+from civman.index import assets, catalogue, upkeep
 from civman.index.database import Reader
 from civman.index.opening import prepare
-from civman.index.values import EVERYTHING, UNREAD, AssetFilter, Record, SeenFile, Snapshot, Source
+from civman.index.values import EVERYTHING, UNREAD, AssetFilter, HeldFile, Record, SeenFile, Share, Snapshot, Sort, Source
+from civman.index.words import Understood, understand
 
 if TYPE_CHECKING:
     from civman.index.writing import Writer
@@ -44,6 +46,8 @@ class Index:
         """Opens what `prepare` left; use `Index.open`."""
         self._path = path
         self._reader = Reader(path)
+        self._asked: tuple[object, Understood] = ((), Understood())
+        """The words last looked up, with the state of the database, and what they mean: listing asks three times."""
 
     @classmethod
     def open(cls, path: Path) -> "Index":
@@ -70,13 +74,28 @@ class Index:
 
     # What is held
 
-    def assets(self, wanted: AssetFilter = EVERYTHING, *, limit: int | None = None, offset: int = 0) -> list[Asset]:
-        """Assets that pass the filter, newest first."""
-        return assets.select(self._reader, wanted, limit=limit, offset=offset)
+    def assets(
+        self,
+        wanted: AssetFilter = EVERYTHING,
+        *,
+        sort: Sort | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[Asset]:
+        """Assets that pass the filter; without `sort` the best match first, newest first where no words are given."""
+        asked = self.understood(wanted.words)
+        return assets.select(self._reader, wanted, asked, sort=sort, limit=limit, offset=offset)
+
+    def understood(self, words: Iterable[str]) -> Understood:
+        """How words are looked for here: with `corrections` where nothing is written as they are."""
+        state = (tuple(words), self._reader.one("PRAGMA data_version"))
+        if self._asked[0] != state:
+            self._asked = state, understand(self._reader, state[0])
+        return self._asked[1]
 
     def count(self, wanted: AssetFilter = EVERYTHING) -> int:
         """How many assets pass the filter."""
-        return assets.count(self._reader, wanted)
+        return assets.count(self._reader, wanted, self.understood(wanted.words))
 
     def find_sha256(self, sha256: Sha256) -> Asset | None:
         """The newest asset with these bytes."""
@@ -109,6 +128,26 @@ class Index:
     def blobs(self) -> Iterator[tuple[Sha256, int, str]]:
         """Digest, size in bytes and suffix of all that is held."""
         yield from self._reader.all("SELECT sha256, size_bytes, suffix FROM blob ORDER BY sha256")
+
+    def held_files(self, digests: Iterable[Sha256] | None = None) -> list[HeldFile]:
+        """The file of each blob, with what it looked like when last proven; all of them, or of `digests`."""
+        return upkeep.held_files(self._reader, digests)
+
+    def pins(self) -> dict[Sha256, tuple[str, ...]]:
+        """Why bytes must stay, by digest; also of bytes that are not here."""
+        return upkeep.pins(self._reader)
+
+    def shares(self, group: str) -> list[Share]:
+        """How many files and bytes by "type", "base_model", "architecture" or "used", the largest first."""
+        return upkeep.shares(self._reader, group)
+
+    def sidecars_due(self, sha256: Sha256 | None = None) -> list[tuple[Sha256, str]]:
+        """Blobs whose rows are newer than what is kept beside them, each with the token for `sidecar_kept`."""
+        return upkeep.sidecars_due(self._reader, sha256)
+
+    def hashes(self, sha256: Sha256) -> Hashes:
+        """The further digests of a blob."""
+        return upkeep.hashes(self._reader, sha256)
 
     def seen_files(self, paths: Iterable[str] | None = None) -> dict[str, SeenFile]:
         """What is known of files outside the store, by path; all of them, or of `paths` those that are known."""
@@ -212,12 +251,63 @@ class Index:
             if number is None:
                 raise NotFound(f"not in the library: {asset.name}", name=asset.name)
             if alias is not None and recording.alias_owner(connection, alias) not in (None, number):
-                hint = f"take it from the other one first: `civman alias --remove {alias}`"
+                hint = f"take it from the other one first: `civman edit {alias} --no-alias`"
                 raise UsageError(
                     f"the alias belongs to another file: {alias}", code="alias-taken", hint=hint, alias=alias
                 )
             recording.set_alias(connection, number, alias)
         return assets.where(self._reader, "a.id = ?", [number])[0]
+
+    def annotate(self, asset: Asset, own: Own) -> Asset:
+        """Writes what the user says of an asset, all of it. Raises: NotFound."""
+        from civman.index import annotating, recording
+
+        with self._writer.transaction() as connection:
+            number = recording.asset_id(connection, asset)
+            if number is None:
+                raise NotFound(f"not in the library: {asset.name}", name=asset.name)
+            annotating.annotate(connection, number, own)
+        return assets.where(self._reader, "a.id = ?", [number])[0]
+
+    def pin(self, sha256: Sha256, reason: str, at: datetime) -> None:
+        """Writes that these bytes must stay: "user", or "recipe <id>" for what needs them to be drawn again."""
+        from civman.index import annotating
+
+        with self._writer.transaction() as connection:
+            annotating.pin(connection, sha256, reason, at)
+
+    def unpin(self, sha256: Sha256, reason: str) -> None:
+        """Takes a reason to stay away."""
+        from civman.index import annotating
+
+        with self._writer.transaction() as connection:
+            annotating.unpin(connection, sha256, reason)
+
+    def sidecar_kept(self, due: Iterable[tuple[Sha256, str]]) -> None:
+        """Notes that sidecars were written, unless a row has changed since the token was read."""
+        from civman.index import annotating
+
+        with self._writer.transaction() as connection:
+            annotating.sidecar_kept(connection, due)
+
+    @property
+    def has_written(self) -> bool:
+        """Whether this index has opened its write side."""
+        return "_writer" in self.__dict__
+
+    def forget_seen(self, paths: Iterable[str]) -> None:
+        """Takes away what is known of files that are no more."""
+        from civman.index import annotating
+
+        with self._writer.transaction() as connection:
+            annotating.forget_seen(connection, paths)
+
+    def refill_search(self) -> None:
+        """Makes the full-text table again from the rows."""
+        from civman.index import searching
+
+        with self._writer.transaction() as connection:
+            searching.refill(connection)
 
     def forget(self, asset: Asset) -> bool:
         """Removes the asset, and its blob's row with the last asset. False: it was not there."""
@@ -239,6 +329,16 @@ class Index:
 
         with self._writer.transaction() as connection:
             return recording.set_verified(connection, sha256, at)
+
+    def save_proofs(self, files: Iterable[SeenFile], at: datetime) -> None:
+        """Writes that these files were read just now and are what their digests say, and how they look."""
+        from civman.index import recording
+
+        proven = list(files)
+        with self._writer.transaction() as connection:
+            recording.save_seen(connection, proven)
+            for file in proven:
+                recording.set_verified(connection, file.sha256, at)
 
     def mark_used(self, digests: Iterable[Sha256], at: datetime) -> None:
         """Writes when files were last put to use."""

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from civman.domain.catalog import Asset, FileFacts, ModelType
 from civman.domain.digests import Hashes, Sha256
-from civman.index import rows
+from civman.index import annotating, rows, searching
 from civman.index.remembering import add_missing, file_identity, file_keys, refresh_assets
 from civman.index.tables import ASSET, BLOB, FILE, SEEN_FILE
 from civman.index.values import UNREAD, Record, SeenFile, Source
@@ -64,10 +64,12 @@ def record(connection: Connection, records: Sequence[Record], *, folder: Path) -
 def update_facts(connection: Connection, sha256: Sha256, facts: FileFacts, model_type: ModelType | None) -> bool:
     """Writes what a file shows of itself, and the type of its assets that have no version."""
     change = update(BLOB).where(BLOB.c.sha256 == sha256).values(rows.facts_values(facts))
+    found = connection.execute(change).rowcount > 0
     if model_type is not None:
         loose = update(ASSET).where(ASSET.c.blob_sha256 == sha256, ASSET.c.version_id.is_(None))
         connection.execute(loose.values(type=model_type.value, type_raw=model_type.value))
-    return connection.execute(change).rowcount > 0
+    searching.refresh(connection, connection.scalars(select(ASSET.c.id).where(ASSET.c.blob_sha256 == sha256)))
+    return found
 
 
 def set_verified(connection: Connection, sha256: Sha256, at: datetime) -> bool:
@@ -100,9 +102,11 @@ def forget(connection: Connection, asset: Asset) -> bool:
     if number is None:
         return False
     sha256 = asset.blob.sha256
+    searching.forget(connection, number)
     connection.execute(delete(ASSET).where(ASSET.c.id == number))
     others = select(ASSET.c.id).where(ASSET.c.blob_sha256 == sha256)
     if connection.scalar(others) is None:
+        annotating.sidecar_goes(connection, sha256)
         connection.execute(delete(BLOB).where(BLOB.c.sha256 == sha256))
     return True
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, bindparam, func, insert, select, update
 
 from civman.domain.catalog import Model, ModelFile, ModelType, ModelVersion
-from civman.index import rows
+from civman.index import annotating, rows, searching
 from civman.index.tables import ASSET, FILE, MODEL, PREVIEW, VERSION
 from civman.index.values import Source
 
@@ -77,6 +77,8 @@ def add_missing(connection: Connection, versions: Iterable[tuple[ModelVersion, d
 def mark_gone(connection: Connection, table: Table, number: int, *, status: int, at: datetime) -> bool:
     """Notes on the row of a model or version that CivitAI no longer has it. Gives whether there is such a row."""
     change = update(table).where(table.c.id == number).values(gone_at=rows.moment(at), gone_status=status)
+    held = ASSET.c.model_id if table is MODEL else ASSET.c.version_id
+    annotating.sidecar_is_due(connection, connection.scalars(select(ASSET.c.id).where(held == number)))
     return connection.execute(change).rowcount > 0
 
 
@@ -118,6 +120,9 @@ def refresh_assets(connection: Connection, condition: Any) -> None:
         names = [name for name in changes[0] if name != "asset_id"]
         change = update(ASSET).where(ASSET.c.id == bindparam("asset_id"))
         connection.execute(change.values({name: bindparam(name) for name in names}), changes)
+        ids = [row["id"] for row in found]
+        searching.refresh(connection, ids)
+        annotating.sidecar_is_due(connection, ids)
 
 
 def _repeated(row: Any) -> rows.Values:

@@ -18,10 +18,12 @@ from civman.domain.catalog import (
     FileFacts,
     Gate,
     Licence,
+    NOTHING_SAID,
     Model,
     ModelFile,
     ModelType,
     ModelVersion,
+    Own,
     Preview,
     Scan,
 )
@@ -48,11 +50,14 @@ ASSET_COLUMNS = (
     "b.kind, b.architecture, b.adapter, b.key_format, b.precision, b.rank, b.tensor_count, b.claimed_base, "
     "b.trigger_words, b.flags, b.conflicts, "
     "a.name, a.origin, a.added_at, a.type, a.type_raw, a.base_model, a.model_id, a.version_id, a.alias, "
-    "f.file_id, m.name, m.creator, v.name, v.trained_words"
+    "f.file_id, m.name, m.creator, v.name, v.trained_words, "
+    "a.last_used_at, n.asset_id, n.note, n.tags, n.trigger_words, n.rating, n.is_favourite, "
+    "(SELECT json_group_array(reason) FROM pin WHERE pin.blob_sha256 = a.blob_sha256)"
 )
 ASSET_TABLES = (
     "asset a JOIN blob b ON b.sha256 = a.blob_sha256 LEFT JOIN file f ON f.key = a.file_key "
-    "LEFT JOIN version v ON v.id = a.version_id LEFT JOIN model m ON m.id = a.model_id"
+    "LEFT JOIN version v ON v.id = a.version_id LEFT JOIN model m ON m.id = a.model_id "
+    "LEFT JOIN annotation n ON n.asset_id = a.id"
 )
 
 
@@ -248,7 +253,8 @@ def asset_from(row: Sequence[Any], folder: str) -> Asset:
     (sha256, size, suffix, declared_by, verified_at, path,
      kind, architecture, adapter, key_format, precision, rank, tensors, claimed, triggers, flags, conflicts,
      name, origin, added_at, model_type, type_raw, base_model, model_id, version_id, alias,
-     file_id, model_name, creator, version_name, trained) = row  # fmt: skip
+     file_id, model_name, creator, version_name, trained,
+     used_at, said, note, own_tags, own_words, rating, favourite, pins) = row  # fmt: skip
     facts = FileFacts(
         kind, architecture, adapter, key_format, precision, rank, tensors, claimed,
         from_words(triggers), from_words(flags), from_words(conflicts),
@@ -258,7 +264,20 @@ def asset_from(row: Sequence[Any], folder: str) -> Asset:
         origin, datetime.fromisoformat(added_at), _TYPES.get(model_type, ModelType.OTHER), type_raw, base_model,
         model_id, version_id, file_id, model_name or "", version_name or "", creator,
         from_words(trained) if trained else (), alias, facts,
+        NOTHING_SAID if said is None else Own(note, from_words(own_tags), from_words(own_words), rating, bool(favourite)),
+        from_words(pins), when(used_at),
     )  # fmt: skip
+
+
+def own_values(own: Own) -> Values:
+    """Columns of what the user says."""
+    return {
+        "note": own.note,
+        "tags": words(own.tags),
+        "trigger_words": words(own.trigger_words),
+        "rating": own.rating,
+        "is_favourite": own.is_favourite,
+    }
 
 
 def kept_path(path: str | Path, folder: Path) -> str:

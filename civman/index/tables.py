@@ -232,6 +232,55 @@ class SeenFileRow(Row, table=True):
     sha256: str = Field(index=True)
 
 
-MODEL, VERSION, FILE, PREVIEW, BLOB, ASSET, SEEN_FILE = (
-    metadata.tables[name] for name in ("model", "version", "file", "preview", "blob", "asset", "seen_file")
-)
+class AnnotationRow(Row, table=True):
+    """What the user says of an asset; no row where nothing is said."""
+
+    __tablename__ = "annotation"
+    __table_args__ = (CheckConstraint("rating BETWEEN 1 AND 5", name="rating"),)
+
+    asset_id: int = Field(primary_key=True, foreign_key="asset.id", ondelete="CASCADE")
+    note: str
+    tags: str
+    trigger_words: str
+    rating: int | None
+    is_favourite: bool
+
+
+class PinRow(Row, table=True):
+    """Bytes that must stay, and why: "user", or "recipe <id>" for one that needs them to be drawn again.
+
+    Without a foreign key: a pin outlives the rows of the file it is about, which may come back.
+    """
+
+    __tablename__ = "pin"
+    __table_args__ = (
+        CheckConstraint("length(blob_sha256) = 64", name="blob_sha256"),
+        CheckConstraint("reason <> ''", name="reason"),
+    )
+
+    blob_sha256: str = Field(primary_key=True)
+    reason: str = Field(primary_key=True)
+    pinned_at: str
+
+
+class SidecarDueRow(Row, table=True):
+    """Blobs whose rows have changed since what is kept beside them was written; `token` tells one change from the next.
+
+    Written in the transaction of the change, so that a crash before the file is written loses nothing.
+    """
+
+    __tablename__ = "sidecar_due"
+
+    blob_sha256: str = Field(primary_key=True)
+    token: str
+
+
+MODEL, VERSION, FILE, PREVIEW, BLOB, ASSET, SEEN_FILE, ANNOTATION, PIN, SIDECAR_DUE = (
+    metadata.tables[name]
+    for name in (
+        "model", "version", "file", "preview", "blob", "asset", "seen_file", "annotation", "pin", "sidecar_due",
+    )
+)  # fmt: skip
+
+SEARCH_TABLES = ("search", "search_word")
+"""SQLite's own kind (FTS5): made by a revision, filled by `searching`, unknown to SQLModel."""

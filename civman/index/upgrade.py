@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from civman.errors import LibraryError
 from civman.index.database import connect, library_error, translated, use_wal
 from civman.index.revisions import read_revision, refuse_unknown, revision_of
+from civman.index.searching import refill_if_empty
 
 KEPT_BACKUPS = 3
 
@@ -49,6 +50,7 @@ def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head")
             config.set_main_option("script_location", str(scripts.dir).replace("%", "%%"))
             config.attributes["connection"] = connection
             command.upgrade(config, target)
+            refill_if_empty(connection)
             _check_references(driver, path)
     with translated(path):
         with_log = connect(path)

@@ -77,11 +77,54 @@ class Fits:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldFile:
+    """A blob's file as the index knows it. `seen`: what it looked like when its bytes were last proven."""
+
+    sha256: Sha256
+    size_bytes: int
+    path: str
+    kept_path: str
+    """The path as `seen_file` knows it: relative to the library where it lies below."""
+    verified_at: datetime
+    name: str
+    seen: SeenFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one group of files takes: `label` is the group's name, empty where there is none."""
+
+    label: str
+    count: int
+    size_bytes: int
+
+
+class Sort(StrEnum):
+    """In which order assets come. Ranked by the words asked for, the best first; newest first without words."""
+
+    RELEVANCE = "relevance"
+    ADDED = "added"
+    NAME = "name"
+    SIZE = "size"
+    RATING = "rating"
+    USED = "used"
+
+
+SEARCH_COLUMNS = (
+    "name", "model", "version", "alias", "trigger_words", "tags", "creator", "base_model", "note", "description",
+)  # fmt: skip
+"""Columns of the full-text table, in its order."""
+SEARCH_WEIGHTS = (6.0, 10.0, 3.0, 12.0, 5.0, 4.0, 4.0, 2.0, 5.0, 1.0)
+"""How much a hit in each of them counts: names and the user's own words over what a creator tells at length."""
+
+
+@dataclass(frozen=True, slots=True)
 class AssetFilter:
     """Which assets are wanted: within a field any of its values, all fields together; empty asks nothing.
 
-    `words` must all occur somewhere in names, alias, creator, tags, trigger words or base model, in any case.
-    `base_models` and `creator` are compared without regard to case.
+    `words` must all occur in names, alias, creator, tags, trigger words, base model, notes or descriptions, without
+    regard to case and accents; beginnings of words are enough, and what nothing begins with is looked for inside
+    words, then among words spelled alike. `base_models` and `creator` are compared without regard to case.
     """
 
     types: tuple[ModelType, ...] = ()
@@ -92,6 +135,18 @@ class AssetFilter:
     words: tuple[str, ...] = ()
     fits: Fits | None = None
     model_id: ModelId | None = None
+    tags: tuple[str, ...] = ()
+    """All of these must be among CivitAI's tags and the user's."""
+    is_favourite: bool | None = None
+    min_rating: int | None = None
+    larger_bytes: int | None = None
+    smaller_bytes: int | None = None
+    since: datetime | None = None
+    """Added then or later."""
+    is_commercial: bool = False
+    """Pictures may be sold, as far as the creator's and the base model's licence are known."""
+    is_safe: bool = False
+    """CivitAI rates all pictures of the model PG or PG-13."""
 
 
 EVERYTHING = AssetFilter()

@@ -92,8 +92,7 @@ class _Change:
             up, down, strength = factors
             total.flatten(1).addmm_(up, down, alpha=self.scale * strength)
             # |UD|² = tr(UᵀU · DDᵀ): the product itself, as large as the weight, is never formed
-            up, down = up.double(), down.double()
-            square = float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0)) * strength**2
+            square = float(((up.T @ up) * (down @ down.T)).sum(dtype=torch.float64).clamp(min=0)) * strength**2
         else:
             delta = deltas.change(self.kind, self.parts, weight)
             total.add_(delta, alpha=self.scale)

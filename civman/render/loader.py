@@ -151,22 +151,22 @@ def load(
 def build_empty(configs: Mapping[str, Config]) -> dict[str, nn.Module]:
     """Components of these dimensions on the meta device: structure without memory, nothing initialised."""
     made: dict[str, nn.Module] = {}
-    with _no_initialisation(), _Weightless():
+    with _no_initialisation(), torch.device("meta"), _PositionsOnCpu():
         for name, config in configs.items():
             made[name] = classes.construct(name, config).eval().requires_grad_(requires_grad=False)
     return made
 
 
-class _Weightless(TorchFunctionMode):
-    """Tensors that layers make for their parameters have no memory; small facts (positions) are as ever.
+class _PositionsOnCpu(TorchFunctionMode):
+    """Under torch's meta device, `arange` gives numbers all the same: those that the text encoders' positions are.
 
-    `torch.device("meta")` would do it for all, and its `arange` imports sympy: 0.8 s.
+    Without memory they would have to be made again, and torch would import sympy for them: 0.8 s.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
         kwargs = kwargs or {}
-        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
+        if func is torch.arange:
+            kwargs["device"] = "cpu"
         return func(*args, **kwargs)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,6 +99,32 @@ class BlobStore:
         partial.close(discard=True)
         return StoredBlob(actual, target.suffix, target, size_bytes)
 
+    def take_in(self, path: Path, sha256: Sha256, suffix: str, *, by_link: bool) -> StoredBlob:
+        """Make the file at `path`, which was found to hash to `sha256`, a blob; the file itself stays.
+
+        `by_link`: by a hard link where the file system can (the file becomes read-only under both names), else by a
+        copy that is read back. Raises: HashMismatch: the copy differs. StoreError.
+        """
+        target = self.place_of(sha256, suffix)
+        temporary = self._partials / f"{sha256}.incoming"
+        try:
+            self._partials.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)
+            if not (by_link and _linked(path, temporary)):
+                shutil.copyfile(path, temporary)
+                actual = digest_of(temporary)
+                if actual != sha256:
+                    temporary.unlink()
+                    raise HashMismatch(name=path.name, expected=sha256, actual=actual)
+            _sync_file(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.chmod(0o444)
+            temporary.rename(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise store_error(error, target) from error
+        return StoredBlob(sha256, target.suffix, target, target.stat().st_size)
+
     def remove(self, sha256: Sha256) -> int:
         """Delete the blob and what lies beside it; the bytes freed."""
         freed = 0
@@ -187,6 +214,19 @@ def _as_blob(entry: Path) -> StoredBlob | None:
     if match is None:
         return None
     return StoredBlob(Sha256(match[1]), match[2] or "", entry, entry.stat().st_size)
+
+
+def _linked(path: Path, target: Path) -> bool:
+    try:
+        target.hardlink_to(path)
+    except OSError:  # another file system, or one without links
+        return False
+    return True
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

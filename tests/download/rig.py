@@ -12,7 +12,7 @@ from running import Run
 
 from civman.cli.app import main
 from civman.demo import weights
-from civman.demo.catalogue import Catalogue, Content, DemoFile, DemoModel, DemoVersion
+from civman.demo.catalogue import Catalogue, Content, DemoFile, DemoImage, DemoModel, DemoVersion
 from civman.demo.messages import Request
 from civman.domain.patience import Patience
 from civman.index import Index
@@ -46,7 +46,7 @@ OTHER_DATA = model_bytes(600_000, seed="another upload")
 def rig_catalogue(data: bytes = DATA, **changes: object) -> Catalogue:
     """A catalogue of one model with one file; `changes` are fields of the file."""
     file = DemoFile(**{"id": FILE, "name": "rig.safetensors", "content": Content.of(data), **changes})
-    version = DemoVersion(VERSION, "v1", "SD 1.5", (file,))
+    version = DemoVersion(VERSION, "v1", "SD 1.5", (file,), (DemoImage(903),))
     return Catalogue([DemoModel(MODEL, "Rig", "LORA", (version,))])
 
 
@@ -56,7 +56,7 @@ def many_files(count: int, size_bytes: int) -> Catalogue:
     for number in range(count):
         content = Content.of(model_bytes(size_bytes, seed=f"file {number}"))
         file = DemoFile(FILE + number, f"file_{number}.safetensors", content)
-        version = DemoVersion(VERSION + number, "v1", "SD 1.5", (file,))
+        version = DemoVersion(VERSION + number, "v1", "SD 1.5", (file,), (DemoImage(FILE + number),))
         models.append(DemoModel(MODEL + 1000 + number, f"Model {number}", "LORA", (version,)))
     return Catalogue(models)
 
@@ -125,7 +125,9 @@ def names_in(folder: Path) -> list[str]:
 def blobs(root: Path) -> list[Path]:
     """The model files under `blobs/`."""
     found = (root / "blobs").rglob("*") if (root / "blobs").is_dir() else []
-    return sorted(path for path in found if path.is_file() and ".civman." not in path.name and ".preview" not in path.name)
+    return sorted(
+        path for path in found if path.is_file() and ".civman." not in path.name and ".preview" not in path.name
+    )
 
 
 def assert_sound(root: Path) -> None:

@@ -278,7 +278,8 @@ def test_page_of_the_newest_comes_from_an_index_without_sorting_all(index: Index
     index.assets(AssetFilter(types=(ModelType.LORA,)), limit=5)
     index._reader._connection.set_trace_callback(None)
 
-    plans = [[row[3] for row in index._reader.all(f"EXPLAIN QUERY PLAN {statement}")] for statement in statements]
+    choices = [statement for statement in statements if statement.startswith("SELECT a.id")]
+    plans = [[row[3] for row in index._reader.all(f"EXPLAIN QUERY PLAN {statement}")] for statement in choices]
 
     assert any("USING COVERING INDEX ix_asset_added_at_id" in step for step in plans[0])
     assert any("USING COVERING INDEX ix_asset_type_added_at_id" in step for step in plans[1])

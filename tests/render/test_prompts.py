@@ -61,7 +61,8 @@ def encode_sdxl(encoders, prompt, clip_skip=1, **more):
 @pytest.mark.parametrize("prompt", PLAIN)
 def test_plain_prompts_equal_the_sd1_pipeline_bit_for_bit(sd1, words, vae, prompt):
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=sd1[0], tokenizer=words, unet=tiny_unet("sd1"), scheduler=EulerDiscreteScheduler(steps_offset=1),
+        vae=vae, text_encoder=sd1[0], tokenizer=words, unet=tiny_unet("sd1"),
+        scheduler=EulerDiscreteScheduler(steps_offset=1),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     expected, _ = pipeline.encode_prompt(prompt, "cpu", 1, do_classifier_free_guidance=False)

@@ -1,0 +1,169 @@
+"""What licences allow, in words: of one model, and of a checkpoint with its adapters together.
+
+Two licences speak for every file: what its creator ticked on CivitAI, and the licence of the base model it was made
+from. The stricter one counts, and what nobody said is not read as a yes. No legal advice.
+
+Source: CivitAI's published constants (August 2026) and the licences they name, read into `data/licences.json`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib.resources import files
+
+from civman.domain.catalog import Licence
+
+
+class Answer(StrEnum):
+    """To a question about a licence."""
+
+    YES = "yes"
+    CONDITIONAL = "conditional"
+    """Yes, if a condition named in the reasons is met."""
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One model of a combination."""
+
+    name: str
+    licence: Licence = Licence()
+    base_model: str | None = None
+    creator: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for pictures made with all parts together, and why."""
+
+    sell_pictures: Answer
+    must_credit: Answer
+    credit_to: tuple[str, ...] = ()
+    """Models to be named, with their creator where known."""
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The answers as sentences: selling, then credit."""
+        selling = {
+            Answer.YES: "pictures may be sold",
+            Answer.CONDITIONAL: "pictures may be sold on a condition",
+            Answer.NO: "pictures may not be sold",
+            Answer.UNKNOWN: "whether pictures may be sold is not known",
+        }[self.sell_pictures]
+        credit = {
+            Answer.YES: f"credit required: {', '.join(self.credit_to)}",
+            Answer.NO: "no credit required",
+        }.get(self.must_credit, "whether credit is required is not known")
+        return selling, credit
+
+
+@dataclass(frozen=True, slots=True)
+class BaseLicence:
+    """The licence of a base model. `pictures`: whether they may be sold; `note`: the condition, or the reason."""
+
+    name: str
+    url: str
+    pictures: Answer
+    note: str = ""
+
+
+@cache
+def _by_label() -> Mapping[str, BaseLicence]:
+    data = json.loads(files("civman.domain").joinpath("data/licences.json").read_text(encoding="utf-8"))
+    return {
+        label: BaseLicence(name, entry["url"], Answer(entry["pictures"]), entry["note"])
+        for name, entry in data["licences"].items()
+        for label in entry["labels"]
+    }
+
+
+def base_licence(label: str | None) -> BaseLicence | None:
+    """The licence behind CivitAI's label for a base model; None where none is known."""
+    return _by_label().get(label or "")
+
+
+def labels_not_for_sale() -> tuple[str, ...]:
+    """Labels of base models whose licence forbids to earn money with them."""
+    return tuple(label for label, licence in _by_label().items() if licence.pictures is Answer.NO)
+
+
+def terms_of(parts: Sequence[Part]) -> Terms:
+    """What holds for pictures made with all of `parts`: each may forbid, and all have to allow.
+
+    >>> terms_of([Part("Harbour", Licence(False, ("Image",)), "SD 1.5")]).words
+    ('pictures may be sold', 'no credit required')
+    """
+    selling: list[Answer] = []
+    credit: list[Answer] = []
+    reasons: list[str] = []
+    named: list[str] = []
+    for part in parts:
+        answer, why = _creator_on_selling(part)
+        base_answer, base_why = _base_on_selling(part)
+        selling += [answer, base_answer]
+        reasons += [*why, *base_why]
+        required = part.licence.credit_required
+        credit.append(Answer.UNKNOWN if required is None else Answer.YES if required else Answer.NO)
+        if required:
+            named.append(f"{part.name} by {part.creator}" if part.creator else part.name)
+    return Terms(
+        _strictest(selling, (Answer.NO, Answer.UNKNOWN, Answer.CONDITIONAL)),
+        _strictest(credit, (Answer.YES, Answer.UNKNOWN), otherwise=Answer.NO),
+        tuple(dict.fromkeys(named)),
+        tuple(dict.fromkeys(reasons)),
+    )
+
+
+def licence_words(licence: Licence) -> str:
+    """What a creator allows, in words.
+
+    >>> licence_words(Licence(True, (), False))
+    'no commercial use; credit required; no merges'
+    """
+    if licence.commercial_use is None:
+        return "not said"
+    uses = {
+        "Image": "sell pictures",
+        "RentCivit": "run on CivitAI for pay",
+        "Rent": "run for pay",
+        "Sell": "sell the model",
+    }
+    allowed = [uses.get(use, use) for use in licence.commercial_use if use != "None"]
+    words = ["may " + ", ".join(allowed) if allowed else "no commercial use"]
+    if licence.credit_required is not None:
+        words.append("credit required" if licence.credit_required else "no credit required")
+    if licence.derivatives_allowed is not None:
+        words.append("merges allowed" if licence.derivatives_allowed else "no merges")
+    return "; ".join(words)
+
+
+def _creator_on_selling(part: Part) -> tuple[Answer, list[str]]:
+    uses = part.licence.commercial_use
+    if uses is None:
+        return Answer.UNKNOWN, [f"{part.name}: its creator's terms are not known"]
+    if "Image" not in uses:
+        return Answer.NO, [f"{part.name}: its creator does not allow pictures to be sold"]
+    return Answer.YES, []
+
+
+def _base_on_selling(part: Part) -> tuple[Answer, list[str]]:
+    licence = base_licence(part.base_model)
+    if licence is None:
+        label = f"base model {part.base_model}" if part.base_model else "its base model"
+        return Answer.UNKNOWN, [f"{part.name}: the licence of {label} is not known"]
+    if licence.pictures is Answer.YES:
+        return Answer.YES, []
+    note = f" ({licence.note})" if licence.note else ""
+    return licence.pictures, [f"{part.name}: base model {part.base_model} has the {licence.name}{note}: {licence.url}"]
+
+
+def _strictest(answers: Iterable[Answer], order: Sequence[Answer], *, otherwise: Answer = Answer.YES) -> Answer:
+    given = set(answers)
+    if not given:
+        return Answer.UNKNOWN
+    return next((answer for answer in order if answer in given), otherwise)

@@ -1,0 +1,47 @@
+"""Refs with scales, as they are written on a command line: `REF`, `REF:0.8`, `REF:unet:te`."""
+
+import re
+from dataclasses import dataclass
+
+from civman.domain.refs import NameRef, PathRef, parse_ref
+from civman.errors import InvalidRef, UsageError
+
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
+_MOST = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """What a person typed, and how strongly the adapter is to act; None where they did not say."""
+
+    ref: str
+    unet: float | None = None
+    text_encoder: float | None = None
+
+
+def parse_scaled(text: str) -> Scaled:
+    """Take up to two numbers off the end of `text`, where what is left is still a ref.
+
+    `civitai:123` and `sha256:…` are refs, not scales. Raises: InvalidRef; UsageError: a scale beyond ±100.
+    """
+    head = text
+    numbers: list[float] = []
+    while len(numbers) < 2 and not _is_precise(head):
+        left, colon, tail = head.rpartition(":")
+        if not colon or not left or not _NUMBER.fullmatch(tail):
+            break
+        head = left
+        numbers.insert(0, float(tail))
+    parse_ref(head)
+    if any(abs(number) > _MOST for number in numbers):
+        raise UsageError(f"a scale beyond ±{_MOST:.0f} in `{text}`", hint="scales are mostly between 0 and 1.5")
+    unet = numbers[0] if numbers else None
+    return Scaled(head, unet, numbers[1] if len(numbers) == 2 else unet)
+
+
+def _is_precise(text: str) -> bool:
+    """Whether `text` as a whole is a ref that means something by its form."""
+    try:
+        return not isinstance(parse_ref(text), NameRef | PathRef)
+    except InvalidRef:
+        return False

@@ -1,0 +1,1 @@
+"""The library under human names in another program's folders."""

@@ -1,0 +1,181 @@
+"""What a view made itself: one JSON file in its folder. Whatever it does not name belongs to somebody else."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from civman.domain.digests import Sha256
+from civman.errors import StoreError
+from civman.store.blobs import digest_of
+from civman.store.partial import store_error
+
+FILE = ".civman-view.json"
+_FORMAT = 1
+
+
+class Method(StrEnum):
+    """How a file is given to another program; in the order they are tried."""
+
+    REFLINK = "reflink"
+    HARDLINK = "hardlink"
+    SYMLINK = "symlink"
+    COPY = "copy"
+
+
+class State(StrEnum):
+    """What became of an entry since it was made."""
+
+    OURS = "ours"
+    MISSING = "missing"
+    FOREIGN = "foreign"
+    """Another file is there, or another content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file that the view made. `inode` 0: it was about to be made when something broke."""
+
+    path: str
+    """Below the view's folder, with slashes."""
+    of: Sha256
+    """The model that it is, or lies beside."""
+    kind: str
+    """"model", or a companion's kind."""
+    size_bytes: int
+    sha256: Sha256
+    method: Method = Method.COPY
+    inode: int = 0
+    mtime_ns: int = 0
+    target: str = ""
+    """Where a symbolic link points."""
+
+    @property
+    def folder(self) -> str:
+        """The folder part of `path`."""
+        return str(PurePosixPath(self.path).parent)
+
+    @property
+    def name(self) -> str:
+        """The last part of `path`."""
+        return PurePosixPath(self.path).name
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the view was asked to hold; empty asks for everything."""
+
+    refs: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    base_models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A view's memory."""
+
+    layout: str
+    library: str
+    method: str = "auto"
+    has_companions: bool = True
+    wanted: Wanted = Wanted()
+    entries: tuple[Entry, ...] = ()
+    folders: tuple[str, ...] = field(default=())
+    """Folders that the view made, below its own; removed with it when empty."""
+
+
+def read(folder: Path) -> Manifest | None:
+    """The view's memory; None where there is no view. Raises: StoreError: it is spoilt."""
+    path = folder / FILE
+    try:
+        raw = json.loads(path.read_bytes())
+        if raw["format"] != _FORMAT:
+            raise StoreError(
+                f"`{path}` was written by another civman (format {raw['format']})", hint="update civman", path=str(path)
+            )
+        return Manifest(
+            layout=str(raw["layout"]),
+            library=str(raw["library"]),
+            method=str(raw["method"]),
+            has_companions=bool(raw["has_companions"]),
+            wanted=Wanted(*(tuple(map(str, raw["wanted"][key])) for key in ("refs", "types", "base_models"))),
+            entries=tuple(_entry(item) for item in raw["entries"]),
+            folders=tuple(map(str, raw["folders"])),
+        )
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise store_error(error, path) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"`{path}` is spoilt: what the view made can no longer be told from other files",
+            hint="delete it together with the links you no longer want, then link again",
+            path=str(path),
+        ) from error
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Keep the view's memory, replaced whole. Raises: StoreError."""
+    path = folder / FILE
+    facts = {"format": _FORMAT, **asdict(manifest)}
+    facts["entries"] = sorted(facts["entries"], key=lambda item: item["path"])
+    temporary = path.with_name(FILE + ".new")
+    try:
+        temporary.write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise store_error(error, path) from error
+
+
+def state_of(folder: Path, entry: Entry, blob: Path | None) -> State:
+    """Whether the file at the entry's place is still the one that the view made. `blob`: the model's bytes."""
+    path = folder / entry.path
+    try:
+        found = path.lstat()
+        if not entry.inode and entry.kind == "model":
+            is_ours = _is_unfinished(path, entry, blob)
+        elif path.is_symlink():
+            is_ours = entry.method is Method.SYMLINK and str(path.readlink()) == entry.target
+        elif entry.kind != "model":
+            is_ours = found.st_size == entry.size_bytes and digest_of(path) == entry.sha256
+        elif entry.method is Method.HARDLINK:
+            is_ours = found.st_ino == entry.inode
+        else:
+            known = (entry.inode, entry.size_bytes, entry.mtime_ns)
+            is_ours = entry.method is not Method.SYMLINK and (found.st_ino, found.st_size, found.st_mtime_ns) == known
+    except FileNotFoundError:
+        return State.MISSING
+    except OSError as error:
+        raise store_error(error, path) from error
+    return State.OURS if is_ours else State.FOREIGN
+
+
+def entries_by_path(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """The entries by their place."""
+    return {entry.path: entry for entry in entries}
+
+
+def _is_unfinished(path: Path, entry: Entry, blob: Path | None) -> bool:
+    if blob is not None and blob.exists() and path.exists() and os.path.samefile(path, blob):  # noqa: PTH121  # both forms stat twice
+        return True
+    return not path.is_symlink() and path.stat().st_size == entry.size_bytes and digest_of(path) == entry.sha256
+
+
+def _entry(item: dict[str, Any]) -> Entry:
+    path = PurePosixPath(item["path"])
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(item["path"])
+    return Entry(
+        path=str(path),
+        of=Sha256(item["of"]),
+        kind=str(item["kind"]),
+        size_bytes=int(item["size_bytes"]),
+        sha256=Sha256(item["sha256"]),
+        method=Method(item["method"]),
+        inode=int(item["inode"]),
+        mtime_ns=int(item["mtime_ns"]),
+        target=str(item["target"]),
+    )

@@ -1,0 +1,161 @@
+"""A recipe says everything, reads back as itself, and its digest depends on nothing but what it says."""
+
+import hashlib
+import json
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from civman.domain.digests import Sha256
+from civman.domain.recipe import (
+    EmbeddingUse,
+    Hires,
+    HiresRequest,
+    LoraUse,
+    Recipe,
+    RenderRequest,
+    Resolved,
+    StartImage,
+    complete,
+)
+from civman.errors import UsageError
+
+A, B = Sha256("a" * 64), Sha256("b" * 64)
+FOUND = Resolved(
+    checkpoint=A, native_size=512, prediction="epsilon", is_zero_snr=False, precision="float32", sampler="DPM++ 2M",
+    schedule="Karras", seed=42,
+)  # fmt: skip
+FULL = Recipe(
+    checkpoint=A, prompt="a harbour at dawn, naïve ☃", negative_prompt="blurry", sampler="DPM++ 2M SDE",
+    schedule="Karras", steps=30, guidance_scale=5.5, width=768, height=512, seed=7, clip_skip=2,
+    prediction="v_prediction", is_zero_snr=True, precision="float16", guidance_rescale=0.7, count=4, batch_size=2,
+    rng="nv", eta_seed_delta=31337, pad_prompts=True, rounding="down", vae=B, loras=(LoraUse(B, 0.8, 0.5),),
+    embeddings=(EmbeddingUse(B, "bad-hands"),), start=StartImage(A, 0.6, B, 8),
+    hires=Hires(1536, 1024, 15, 0.4, "lanczos"),
+)  # fmt: skip
+
+sha256s = st.binary(min_size=32, max_size=32).map(lambda raw: Sha256(raw.hex()))
+scales = st.floats(-4, 4)
+sides = st.integers(1, 256).map(lambda n: 8 * n)
+recipes = st.builds(
+    Recipe, checkpoint=sha256s, prompt=st.text(), negative_prompt=st.text(), sampler=st.text(), schedule=st.text(),
+    steps=st.integers(1, 999), guidance_scale=st.floats(0, 100), width=sides, height=sides,
+    seed=st.integers(0, 2**62), clip_skip=st.integers(1, 12), prediction=st.sampled_from(["epsilon", "v_prediction"]),
+    is_zero_snr=st.booleans(), precision=st.sampled_from(["float32", "float16", "bfloat16"]),
+    guidance_rescale=st.floats(0, 1), count=st.integers(1, 99), batch_size=st.integers(1, 9),
+    rng=st.sampled_from(["cpu", "nv"]), eta_seed_delta=st.integers(0, 99999), pad_prompts=st.booleans(),
+    rounding=st.sampled_from(["nearest", "down"]), vae=st.none() | sha256s,
+    loras=st.lists(st.builds(LoraUse, sha256s, scales, scales), max_size=3).map(tuple),
+    embeddings=st.lists(st.builds(EmbeddingUse, sha256s, st.text()), max_size=2).map(tuple),
+    start=st.none() | st.builds(StartImage, sha256s, st.floats(0.01, 1), st.none() | sha256s, st.integers(0, 64)),
+    hires=st.none() | st.builds(Hires, sides, sides, st.integers(1, 99), st.floats(0.01, 1), st.just("latent")),
+)  # fmt: skip
+
+
+@given(recipes)
+def test_a_recipe_reads_back_as_itself(recipe: Recipe) -> None:
+    again = Recipe.from_json(recipe.to_json())
+
+    assert again == recipe
+    assert again.sha256 == recipe.sha256
+
+
+@given(recipes, st.randoms())
+def test_the_digest_does_not_depend_on_the_order_of_keys_or_on_spaces(recipe: Recipe, random: object) -> None:
+    value = json.loads(recipe.to_json())
+    keys = list(value)
+    random.shuffle(keys)  # type: ignore[attr-defined]
+
+    again = Recipe.from_json(json.dumps({key: value[key] for key in keys}, indent=3))
+
+    assert again.sha256 == recipe.sha256
+
+
+def test_the_digest_is_the_sha256_of_the_canonical_text() -> None:
+    assert FULL.sha256 == hashlib.sha256(FULL.to_json().encode()).hexdigest()
+    assert json.loads(FULL.to_json())["schema"] == 1
+    assert list(json.loads(FULL.to_json())) == sorted(json.loads(FULL.to_json()))
+
+
+def test_the_canonical_text_of_a_known_recipe_never_changes() -> None:
+    # a change here makes every stored recipe's digest wrong: raise the schema instead
+    assert FULL.sha256 == "@@"
+
+
+def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
+    value = json.loads(FULL.to_json()) | {"guidance_scale": 5}
+
+    assert Recipe.from_json(json.dumps(value)) == replace(FULL, guidance_scale=5.0)
+    assert Recipe.from_json(json.dumps(value)).sha256 == replace(FULL, guidance_scale=5.0).sha256
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
+def test_nothing_may_be_left_out(name: str) -> None:
+    value = json.loads(FULL.to_json())
+    del value[name]
+
+    with pytest.raises(UsageError, match=f"`recipe.{name}` is missing"):
+        Recipe.from_json(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"checkpoint": "abc"}, {"steps": "20"}, {"steps": True}, {"prompt": None}, {"loras": {}}, {"loras": [1]},
+     {"unheard_of": 1}, {"start": {"sha256": A}}, {"guidance_scale": "7"}, {"steps": 0}, {"width": 63},
+     {"width": 0}, {"precision": "int8"}, {"rng": "gpu"}, {"seed": -1}, {"guidance_scale": -1.0}, {"count": 0}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_recipe_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError) as caught:
+        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | change))
+
+    assert caught.value.code == "bad-recipe"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"schema": "1"}', "{"])
+def test_other_texts_are_no_recipes(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Recipe.from_json(text)
+
+    assert caught.value.code == "bad-recipe"
+
+
+def test_a_later_schema_says_to_update() -> None:
+    with pytest.raises(UsageError) as caught:
+        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 2}))
+
+    assert caught.value.code == "newer-recipe"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused(number: float) -> None:
+    with pytest.raises(UsageError):
+        replace(FULL, guidance_scale=number)
+
+
+def test_a_bare_request_gets_what_is_usual() -> None:
+    recipe = complete(RenderRequest(checkpoint="a model", prompt="a cat"), FOUND)
+
+    assert (recipe.width, recipe.height, recipe.steps, recipe.guidance_scale) == (512, 512, 20, 7.0)
+    assert (recipe.seed, recipe.sampler, recipe.schedule) == (42, "DPM++ 2M", "Karras")
+    assert (recipe.count, recipe.batch_size, recipe.start, recipe.hires) == (1, 1, None, None)
+
+
+def test_what_was_asked_for_wins() -> None:
+    request = RenderRequest(
+        checkpoint="a model", prompt="a cat", width=640, height=448, steps=9, guidance_scale=3, seed=5, count=8,
+        batch_size=4, strength=0.3, hires=HiresRequest(scale=1.5),
+    )  # fmt: skip
+    recipe = complete(request, replace(FOUND, init_image=B))
+
+    assert (recipe.width, recipe.height, recipe.steps, recipe.seed, recipe.batch_size) == (640, 448, 9, 5, 4)
+    assert recipe.start == StartImage(B, 0.3)
+    assert recipe.hires == Hires(960, 672, 9, 0.7, "latent")
+    assert isinstance(recipe.guidance_scale, float)
+
+
+def test_impossible_sizes_are_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(UsageError, match="multiples of 8"):
+        complete(RenderRequest(checkpoint="a model", width=500), FOUND)

@@ -1,0 +1,18 @@
+"""Tiny checkpoints of every family, written once for all rendering tests."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    import tiny_models
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return {
+        kind: tiny_models.write(folder / f"{kind}.safetensors", kind, vocab=tiny_models.SMALL_VOCAB)
+        for kind in tiny_models.KINDS
+    }
