@@ -1,0 +1,46 @@
+"""The pages say what the program does."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from civman import errors
+from civman.errors import ExitCode
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_the_page_of_commands_is_what_the_commands_say() -> None:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    assert (DOCS / "cli.md").read_text(encoding="utf-8") == module.page(), "run `python docs/generate.py`"
+
+
+def test_every_exit_code_is_documented() -> None:
+    page = (DOCS / "exit-codes.md").read_text(encoding="utf-8")
+
+    documented = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+
+    assert documented == set(ExitCode)
+
+
+def test_every_error_has_a_code_of_its_own_and_a_documented_exit() -> None:
+    classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+
+    codes = [kind.code for kind in classes]
+
+    assert len(codes) == len(set(codes))
+    assert all(kind.exit_code in set(ExitCode) for kind in classes)
+
+
+@pytest.mark.parametrize("page", sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md"], key=str), ids=lambda p: p.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
