@@ -28,6 +28,7 @@ class Look:
     """Pattern → the highest number at its first `#`."""
     depth: int = -1
     """Highest number of a transformer block inside a UNet's attention; -1 where there is none."""
+    _found: dict[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def at(cls, items: Iterable[tuple[str, Shape]]) -> "Look":
@@ -37,13 +38,8 @@ class Look:
         depth = -1
         for name, shape in items:
             mark = "." if "." in name else "_"
-            parts = name.split(mark)
-            number = -1
-            for place, part in enumerate(parts):
-                if part.isdecimal():
-                    number = int(part[:9]) if number < 0 else number
-                    parts[place] = "#"
-            pattern = mark.join(parts)
+            pattern, count = _NUMBERS[mark].subn("#", name)
+            number = int(_NUMBERS[mark].search(name)[0][:9]) if count else -1  # type: ignore[index]  # it was found
             if len(shapes) >= _MAX_PATTERNS and pattern not in shapes:
                 continue
             shapes.setdefault(pattern, set()).add(shape)
@@ -65,9 +61,11 @@ class Look:
         return _compiled(expression).search(self.text) is not None
 
     def found(self, expression: str) -> list[str]:
-        """The patterns that match."""
-        search = _compiled(expression).search
-        return [pattern for pattern in self.shapes if search(pattern)]
+        """The patterns that match. Several rules ask for the same ones."""
+        if expression not in self._found:
+            search = _compiled(expression).search
+            self._found[expression] = [pattern for pattern in self.shapes if search(pattern)]
+        return self._found[expression]
 
 
 @cache
@@ -75,6 +73,8 @@ def _compiled(expression: str) -> re.Pattern[str]:
     return re.compile(expression, re.MULTILINE)
 
 
+_NUMBERS = {mark: re.compile(rf"(?<![^{mark}])[0-9]+(?![^{mark}])") for mark in "._"}
+"""Numbers that stand alone between two marks."""
 _MAX_PATTERNS = 5_000
 """Real files have a few hundred; a hostile one would make every rule search megabytes."""
 _AFTER = len("transformer_blocks.")

@@ -1,4 +1,4 @@
-"""Every saved answer of CivitAI goes through the client into domain values, and comes back out of the index unchanged."""
+"""Every saved answer of CivitAI goes through the client into domain values, and comes out of the index unchanged."""
 
 import importlib.util
 import json
