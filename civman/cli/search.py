@@ -29,6 +29,9 @@ def search(
     nsfw: Annotated[bool, typer.Option("--nsfw", help="Also what is rated above PG.")] = False,
     early_access: Annotated[bool, typer.Option("--early-access", help="Only models in early access.")] = False,
     archived: Annotated[bool, typer.Option("--archived", help="Also models that are archived.")] = False,
+    fits: Annotated[
+        str | None, typer.Option("--fits", metavar="CHECKPOINT", help="Only what goes with it, by CivitAI's labels.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many models at most.")] = 20,
     library: LibraryOpt = None,
     offline: OfflineOpt = None,
@@ -53,7 +56,7 @@ def search(
         include_archived=archived,
     )
     with open_library(library, offline, output) as opened:
-        pages = list(opened.search(query))
+        pages = list(opened.search(query, fits=fits))
         held = {asset.model_id for asset in opened.list() if asset.model_id is not None} if opened.has_index else set()
     output.result(
         "search",

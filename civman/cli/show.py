@@ -64,6 +64,17 @@ def _print(console: "Console", shown: "Shown") -> None:
         for file in version.files:
             table.add_row("", *_file_row(file, held))
         console.print(table)
+        for asset in shown.assets:
+            if asset.version_id == version.id:
+                for conflict in asset.facts.conflicts:
+                    console.print(f"  contradiction in {clean(asset.name)}: {clean(conflict)}", style="red")
+
+
+def facts_words(asset: "Asset") -> str:
+    """What the file shows of itself, in a few words: "checkpoint sd1 fp16"."""
+    facts = asset.facts
+    words = (facts.adapter or facts.kind, facts.architecture, facts.precision, *facts.flags)
+    return " ".join(word for word in words if word) or asset.blob.suffix.lstrip(".")
 
 
 def _about(version: "ModelVersion") -> str:
@@ -89,7 +100,7 @@ def _file_row(file: "ModelFile", held: "dict[Sha256, Asset]") -> list[str]:
         size(file.size_bytes),
         " ".join(fact for fact in facts if fact),
         f"sha256 {sha256[:12]}…" if sha256 else "no hash",
-        "here" if asset is not None else "",
+        f"here: {facts_words(asset)}" if asset is not None else "",
         f"scan: {', '.join(sorted(scans))}" if scans else "",
     ]
 

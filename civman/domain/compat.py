@@ -129,7 +129,7 @@ class Compatibility:
             raise Incompatible(
                 f"{names or 'the checkpoint'}: {self.verdict}: {reasons[0] if reasons else 'no reason given'}",
                 code=self.verdict.value.replace(" ", "-"),
-                hint="use it with a checkpoint of its own kind; `civman list --fits CHECKPOINT` shows what goes with one",
+                hint="`civman list --fits CHECKPOINT` shows what goes with a checkpoint",
                 parts=[part.name for part in blocked], reasons=reasons,
             )  # fmt: skip
 

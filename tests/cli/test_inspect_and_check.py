@@ -132,3 +132,23 @@ def test_scales_are_taken_off_refs(text: str, ref: str, scales: tuple[float | No
     found = parse_scaled(text)
 
     assert (found.ref, (found.unet, found.text_encoder)) == (ref, scales)
+
+
+def test_a_search_for_what_fits_leaves_out_other_bases(stocked: CivitaiServer, civman: Civman) -> None:
+    for_sd1 = {
+        page["model"]["id"] for page in civman("search", "--fits", SD1, "--type", "LORA", "--json").json["search"]
+    }
+    for_sdxl = {
+        page["model"]["id"] for page in civman("search", "--fits", SDXL, "--type", "LORA", "--json").json["search"]
+    }
+
+    assert 139562 in for_sd1 - for_sdxl
+    assert 80233 in for_sdxl - for_sd1
+
+
+def test_what_a_held_file_shows_stands_in_show(stocked: CivitaiServer, civman: Civman) -> None:
+    civman("download", MISLABELLED)
+
+    assert "here:" in civman("show", SD1).out
+    assert civman("show", SD1, "--json").json["show"]["held"][0]["facts"]["architecture"] == "sd1"
+    assert "contradiction" in civman("show", MISLABELLED).out
