@@ -1,11 +1,13 @@
-"""Which of the files that the library holds a ref means. Asks nobody but the index."""
+"""Which of the files that the library holds a ref means, and how a file looks. Asks nobody but the index."""
 
+import os
 from collections.abc import Sequence
 
 from civman.domain.catalog import Asset, ModelId, VersionId
+from civman.domain.digests import Sha256
 from civman.domain.refs import Air, HashRef, ModelRef, NameRef, NumberRef, PathRef, Ref, VersionRef
 from civman.errors import AmbiguousRef, NotFound
-from civman.index import Index
+from civman.index import Index, SeenFile
 
 
 def held(index: Index, ref: Ref) -> list[Asset]:
@@ -46,6 +48,18 @@ def ambiguous(text: str, assets: Sequence[Asset]) -> AmbiguousRef:
         hint="say which: " + "; ".join(shown[:8]) + more,
         candidates=list(refs),
     )
+
+
+def seen_now(path: str, sha256: Sha256, *, kept_path: str | None = None) -> SeenFile | None:
+    """How the file looks whose bytes were just proven; None where it is gone.
+
+    It is unchanged as long as device, inode, size and time of change are the same.
+    """
+    try:
+        stats = os.stat(path)  # noqa: PTH116  asked of 30,000 files
+    except OSError:
+        return None
+    return SeenFile(kept_path or path, stats.st_dev, stats.st_ino, stats.st_size, stats.st_mtime_ns, sha256)
 
 
 def _found(index: Index, ref: Ref) -> list[Asset]:

@@ -5,9 +5,10 @@ needs it: `civman list` opens an SQLite file and nothing else.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -17,13 +18,14 @@ from civman.domain.events import OnEvent, ignore
 from civman.domain.gates import Permits
 from civman.domain.patience import PATIENT, Patience
 from civman.domain.refs import NameRef, PathRef, parse_ref
-from civman.errors import NotFound, UsageError
-from civman.index import EVERYTHING, AssetFilter, Fits, Index
+from civman.errors import LibraryError, NotFound, StoreError, UsageError
+from civman.index import EVERYTHING, AssetFilter, Fits, Index, Sort
 from civman.settings import Settings, load_settings
 from civman.store.blobs import BlobStore, require_folder
 
 if TYPE_CHECKING:
     from civman.adopting import Adopted, How
+    from civman.bundle import Brought, Exported
     from civman.civitai.answers import Account
     from civman.civitai.client import CivitaiClient
     from civman.civitai.storage import Network
@@ -33,10 +35,19 @@ if TYPE_CHECKING:
     from civman.download.job import Downloads, Examine, Job, Outcome, Wishes
     from civman.fitting import RemoteHeaders
     from civman.inspecting import Inspected
+    from civman.own import Edit
+    from civman.removal import Collection, RemovalPlan, Restored
     from civman.resolving import Meant
-    from civman.upkeep import Rebuilt, RemovalPlan, Verdict
+    from civman.store.trash import Removal
+    from civman.syncing import Added, Synced, Syncing
+    from civman.updates import Outlook
+    from civman.upkeep import Rebuilt, Verdict
+    from civman.usage import Usage
     from civman.view.asking import ViewWish
     from civman.view.linking import Linked, Step, ViewPlan
+
+_PLAIN_LABELS = ("SD 1.5", "SD 2.1", "SDXL 1.0", "Flux.1 D")
+"""Where several labels share an architecture, the one that says least beyond it."""
 
 
 def utc_now() -> datetime:
@@ -94,10 +105,20 @@ class Library:
         self.close()
 
     def close(self) -> None:
-        """Give back the database and the connections."""
+        """Write what is still to be kept beside files, and give back the database and the connections."""
+        if "index" in self.__dict__ and self.index.has_written:
+            self._keep_sidecars()
         for name in ("index", "client"):
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
+
+    def _keep_sidecars(self) -> None:
+        from civman.sidecar import write_due
+
+        try:
+            write_due(self.store, self.index)
+        except (StoreError, LibraryError) as error:  # what is due stays due: the next command tries again
+            self._on_notice(f"what is kept beside the files is not up to date yet: {error.message}")
 
     @cached_property
     def index(self) -> Index:
@@ -130,13 +151,44 @@ class Library:
 
     # -- search and show -------------------------------------------------------------------------------------------
 
-    def search(self, query: "SearchQuery") -> "Iterator[ModelPage]":
-        """Models on CivitAI that match, page by page as they are asked for."""
-        return self.client.search(query)
+    def search(self, query: "SearchQuery", *, fits: str | None = None) -> "Iterator[ModelPage]":
+        """Models on CivitAI that match, page by page as they are asked for.
+
+        `fits`: only those of which a version goes with this checkpoint, in part at least, by CivitAI's labels; a ref
+        as `inspect` takes it. Nobody has looked at their tensors yet: `download --for` does.
+        """
+        if fits is None:
+            return self.client.search(query)
+        from civman.domain.base_models import Support, label_support
+
+        label = self._label_of(fits)
+        pages = (
+            page
+            for page in self.client.search(replace(query, limit=None))
+            if any(
+                label_support(label, version.base_model or "", page.model.type) is not Support.NONE
+                for version in page.versions
+            )
+        )
+        return islice(pages, query.limit)
+
+    def _label_of(self, checkpoint: str) -> str:
+        """CivitAI's label for a checkpoint: as CivitAI says, else the plainest one for what its tensors show."""
+        from civman.domain.base_models import architectures_of, known_labels
+
+        seen = self.inspect(checkpoint)
+        labels = [label for label in known_labels() if seen.part.architecture in architectures_of(label)]
+        label = seen.label or next((name for name in _PLAIN_LABELS if name in labels), next(iter(labels), None))
+        if label is None:
+            raise UsageError(f"CivitAI has no label for what `{checkpoint}` is", hint="try `civman inspect` on it")
+        return label
 
     def show(self, ref: str) -> Shown:
         """What CivitAI says about `ref`, or said when it was last asked, and what of it is held."""
+        from civman.resolving import remember  # 0.3 s, see `client`
+
         meant = self._meant(ref)
+        remember(self.index, meant, self._clock())
         return Shown(meant, tuple(self.index.find_by_model(meant.page.model.id)))
 
     def _meant(self, ref: str) -> "Meant":
@@ -305,9 +357,16 @@ class Library:
 
     # -- what is held ----------------------------------------------------------------------------------------------
 
-    def list(self, wanted: AssetFilter = EVERYTHING, *, limit: int | None = None, offset: int = 0) -> Sequence[Asset]:
-        """What the library holds, newest first. Needs no network."""
-        return self.index.assets(wanted, limit=limit, offset=offset)
+    def list(
+        self,
+        wanted: AssetFilter = EVERYTHING,
+        *,
+        sort: Sort | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> Sequence[Asset]:
+        """What the library holds: without `sort` the best match first, newest first without words. Needs no network."""
+        return self.index.assets(wanted, sort=sort, limit=limit, offset=offset)
 
     def count(self, wanted: AssetFilter = EVERYTHING) -> int:
         """How many assets pass the filter."""
@@ -322,12 +381,36 @@ class Library:
 
         return held(self.index, parse_ref(ref))
 
-    def verify(self, refs: Iterable[str] = (), *, on_event: OnEvent = ignore) -> "Iterator[Verdict]":
-        """Read every byte of what is held (or of `refs`) and compare digests; a verdict for each file."""
+    def edit(self, ref: str, edit: "Edit") -> Sequence[Asset]:
+        """Write what the user says of a file, into the index and beside the file. Raises: NotFound, UsageError."""
+        from civman.own import apply
+
+        return apply(self.index, self.store, self.held(ref), edit, now=self._clock())
+
+    def verify(
+        self, refs: Iterable[str] = (), *, is_full: bool = False, on_event: OnEvent = ignore
+    ) -> "Iterator[Verdict]":
+        """Prove what is held (or `refs`), reading what has changed since it was last proven; a verdict for each file.
+
+        `is_full` reads every byte. `on_event` is called from several threads.
+        """
         from civman.upkeep import verify
 
         assets = [asset for ref in refs for asset in self.held(ref)]
-        return verify(self.index, self.store, assets, on_event=on_event, clock=self._clock)
+        return verify(self.index, self.store, assets, is_full=is_full, on_event=on_event, clock=self._clock)
+
+    def repair(self, verdicts: "Iterable[Verdict]", *, on_event: OnEvent = ignore) -> "Iterator[Verdict]":
+        """Fetch what is broken or gone again; a verdict for each. The broken file lies in the trash afterwards."""
+        from civman.upkeep import refetch, repair
+
+        return repair(
+            verdicts,
+            self.index,
+            self.store,
+            fetch=lambda asset: refetch(asset, self.plan_download, self.download, on_event),
+            now=self._clock(),
+            on_event=on_event,
+        )
 
     def rebuild(self, *, on_event: OnEvent = ignore) -> "Rebuilt":
         """Fill the index again from the blobs and what is kept beside them, reading and proving every byte."""
@@ -337,17 +420,60 @@ class Library:
 
     def plan_removal(self, refs: Sequence[str]) -> "RemovalPlan":
         """What removing `refs` would take away: assets, and the bytes that nothing else refers to."""
-        from civman.upkeep import plan_removal
+        from civman.removal import plan_removal
 
-        return plan_removal(self.index, [asset for ref in refs for asset in self.held(ref)])
+        return plan_removal(self.index, self.store, [asset for ref in refs for asset in self.held(ref)])
 
-    def remove(self, plan: "RemovalPlan") -> int:
-        """Carry out a plan: rows first, then bytes. The bytes freed."""
-        from civman.upkeep import remove
+    def remove(self, plan: "RemovalPlan", *, force: bool = False) -> "Removal | None":
+        """Carry out a plan: rows first, then bytes into the trash. Raises: Refused: `pinned`, without `force`."""
+        from civman.removal import remove
 
-        return remove(self.index, self.store, plan)
+        return remove(self.index, self.store, plan, force=force, now=self._clock())
+
+    def trash(self) -> "Sequence[Removal]":
+        """What was removed and can still come back, the last removal first."""
+        from civman.store.trash import Trash
+
+        return Trash(self.store).removals()
+
+    def restore(self, name: str | None = None) -> "Restored":
+        """Undo the last removal, or the one that `name` means: its id, or a name, ref or digest of what was in it."""
+        from civman.removal import removal_named, undo
+
+        removal = removal_named(self.store, name)
+        return undo(self.index, self.store, removal, now=self._clock(), on_notice=self._on_notice)
+
+    def plan_collection(self, *, partials_after: timedelta, trash_after: timedelta) -> "Collection":
+        """What nobody needs: files unknown to the index, partial downloads and trash untouched for so long."""
+        from civman.removal import plan_collection
+
+        return plan_collection(
+            self.index, self.store, now=self._clock(), partials_after=partials_after, trash_after=trash_after
+        )
+
+    def collect(self, plan: "Collection") -> int:
+        """Carry out a plan; the bytes freed."""
+        from civman.removal import collect
+
+        return collect(self.index, self.store, plan, now=self._clock())
+
+    def usage(self, group: str) -> "Usage":
+        """What the library takes: by "type", "base_model", "architecture" or "used", and by kind of storage."""
+        from civman.usage import usage
+
+        return usage(self.index, self.store, group)
 
     # -- for other programs, people and machines -------------------------------------------------------------------
+
+    def outdated(self, refs: Sequence[str] = (), *, any_base: bool = False) -> "Outlook":
+        """What CivitAI has that is newer than what is held (or than `refs`), what it replaced, what it took away.
+
+        `any_base`: versions for another base model count too. Raises: NotFound, AmbiguousRef, NetworkError.
+        """
+        from civman.updates import outlook  # 0.3 s, see `client`
+
+        assets = [asset for ref in refs for asset in self.held(ref)] if refs else self.index.assets()
+        return outlook(self.index, self.client, assets, any_base=any_base, clock=self._clock)
 
     def plan_view(self, folder: Path, wish: "ViewWish") -> "ViewPlan":
         """What `link` would do so that `folder` shows what is wished for, as another program's folders."""
@@ -363,9 +489,101 @@ class Library:
 
     def remove_view(self, folder: Path) -> "Sequence[Step]":
         """Take the view out of `folder`: what it made and nobody changed. Raises: UsageError: there is none."""
+        from civman.view.asking import tidy
         from civman.view.linking import remove_view
 
-        return remove_view(folder.absolute(), self.store)
+        return remove_view(tidy(folder), self.store)
+
+    def add(
+        self,
+        refs: Sequence[str],
+        *,
+        folder: Path,
+        file: str | None = None,
+        download: bool = True,
+        permits: Permits | None = None,
+        on_event: OnEvent = ignore,
+    ) -> "Sequence[Added]":
+        """Write what `refs` mean into the project that `folder` is in, down to their bytes; an outcome for each.
+
+        Raises: ConfigError: civman.toml or civman.lock cannot be read or written.
+        """
+        return self._syncing(folder, file, permits, on_event).add(refs, download=download)
+
+    def sync(
+        self,
+        *,
+        folder: Path,
+        check: bool = False,
+        relock: bool = False,
+        permits: Permits | None = None,
+        on_event: OnEvent = ignore,
+    ) -> "Sequence[Synced]":
+        """Fetch exactly what the lock of the project names and is not here; an outcome for each of its entries.
+
+        `check`: only tell. `relock`: bring the lock up to date first. Raises: ConfigError: `lock-missing`,
+        `lock-stale`.
+        """
+        syncing = self._syncing(folder, None, permits, on_event)
+        failed = [added for added in syncing.relock() if added.error is not None] if relock else []
+        if failed and failed[0].error is not None:
+            raise failed[0].error
+        return syncing.check() if check else syncing.sync()
+
+    def export(
+        self,
+        target: Path,
+        refs: Sequence[str] = (),
+        *,
+        project: Path | None = None,
+        with_notes: bool = False,
+        replace: bool = False,
+        on_event: OnEvent = ignore,
+    ) -> "Exported":
+        """Write a bundle of `refs`, or of what the lock of the project in `project` names, or of everything.
+
+        Raises: NotFound, AmbiguousRef: a ref. UsageError: nothing to write, or `target` exists. HashMismatch.
+        """
+        from civman.bundle import export_bundle
+
+        if project is not None:
+            assets: Sequence[Asset] = self._locked_assets(project)
+        else:
+            assets = [asset for ref in refs for asset in self.held(ref)] if refs else self.index.assets()
+        return export_bundle(
+            target, assets, self.index, self.store, with_notes=with_notes, replace=replace, on_event=on_event
+        )
+
+    def _locked_assets(self, folder: Path) -> Sequence[Asset]:
+        synced = self.sync(folder=folder, check=True)
+        for each in synced:
+            if each.error is not None:
+                raise each.error
+        return [each.asset for each in synced if each.asset is not None]
+
+    def import_bundle(
+        self, path: Path, *, permits: Permits | None = None, on_event: OnEvent = ignore
+    ) -> "Sequence[Brought]":
+        """Take in a bundle, every file proven. Asks nobody. Raises: IntegrityError: it is altered; Refused: pickles."""
+        from civman.bundle import import_bundle
+
+        return import_bundle(
+            path, self.index, self.store, permits=permits or Permits(), clock=self._clock, on_event=on_event
+        )
+
+    def _syncing(self, folder: Path, file: str | None, permits: Permits | None, on_event: OnEvent) -> "Syncing":
+        from civman.download.job import Wishes  # 0.3 s, see `client`
+        from civman.project import Project
+        from civman.syncing import Syncing
+
+        return Syncing(
+            Project.nearest(folder),
+            self.index,
+            fetch=lambda refs, examine: self.download_all(
+                refs, file=file, permits=permits, wishes=Wishes(examine=examine), on_event=on_event
+            ),
+            plan=lambda ref: self.plan_download(ref, file=file, permits=permits),
+        )
 
     # -- the account and the machine -------------------------------------------------------------------------------
 

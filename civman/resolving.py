@@ -37,7 +37,11 @@ class Meant:
 
 
 class Resolver:
-    """Asks CivitAI, keeps what it says, and falls back to what was kept when CivitAI has forgotten."""
+    """Asks CivitAI, and falls back to what was kept when CivitAI has forgotten.
+
+    What it hears is for the caller to keep (`remember`): a write costs half a second of imports, which a download hides
+    behind its transfer.
+    """
 
     def __init__(self, client: CivitaiClient, index: Index, now: datetime) -> None:
         self._client = client
@@ -165,9 +169,7 @@ class Resolver:
             trained_words=own.trained_words or (listed.trained_words if listed is not None else ()),
         )
         versions = tuple(joined if other.id == joined.id else other for other in page.versions)
-        whole = ModelPage(page.model, versions if listed is not None else (*versions, joined))
-        self._index.remember((whole.model, whole.versions), fetched_at=self._now, source=Source.MODEL)
-        return Meant(whole, joined, wish)
+        return Meant(ModelPage(page.model, versions if listed is not None else (*versions, joined)), joined, wish)
 
     def _page(self, model_id: ModelId) -> tuple[ModelPage | None, NotFound | None]:
         try:
@@ -227,6 +229,12 @@ class Resolver:
             else "its page may name them in words",
             candidates=[f"@{number}" for number in picture.version_ids],
         )
+
+
+def remember(index: Index, meant: Meant, now: datetime) -> None:
+    """Keep what CivitAI said."""
+    if not meant.is_saved_copy:
+        index.remember((meant.page.model, meant.page.versions), fetched_at=now, source=Source.MODEL)
 
 
 def offline_meant(ref: Ref, index: Index) -> Meant:

@@ -53,7 +53,7 @@ def load_settings(
     folder = Path.cwd() if folder is None else folder
     config_folder = Path(environ.get("CIVMAN_CONFIG_DIR") or platformdirs.user_config_path("civman"))
     flags = {"library": library, "civitai_url": civitai_url, "offline": offline}
-    project = _nearest(folder)
+    project = nearest_project_file(folder)
     layers: list[tuple[str, Mapping[str, object], Path]] = [
         ("flag", {key: value for key, value in flags.items() if value is not None}, folder),
         ("environment", _from_environment(environ), folder),
@@ -82,7 +82,8 @@ def load_settings(
     )
 
 
-def _nearest(folder: Path) -> Path | None:
+def nearest_project_file(folder: Path) -> Path | None:
+    """The nearest civman.toml from `folder` upwards."""
     for place in (folder, *folder.parents):
         candidate = place / PROJECT_FILE
         if candidate.is_file():

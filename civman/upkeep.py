@@ -1,25 +1,41 @@
-"""Keeping a library sound: every byte proven again, the index refilled from the files, removal by a plan."""
+"""Keeping a library sound: bytes proven again, broken ones fetched again, the index refilled from the files.
 
+A file that looks as it did when its bytes were last proven (device, inode, size, time of change) is not read again,
+and said to be unchanged rather than sound.
+"""
+
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-from civman.domain.catalog import Asset, Blob, FileFacts
+from civman.domain.catalog import Asset, Blob
 from civman.domain.digests import Sha256
 from civman.domain.events import Notice, OnEvent, Started, Verifying
-from civman.errors import InvalidModelFile, StoreError
-from civman.index import Index
-from civman.inspecting import facts_of_file
-from civman.sidecar import restore, write_sidecar
+from civman.domain.gates import Permits
+from civman.errors import CivmanError, IntegrityError, LibraryError, StoreError
+from civman.holding import seen_now
+from civman.index import HeldFile, Index, SeenFile
+from civman.sidecar import file_facts, restore
 from civman.store.blobs import BlobStore, StoredBlob, digest_of
+from civman.store.trash import Trash, blob_lock
+
+WHOLE = "verify"
+"""The key of the `Started` that tells how much there is to read in all."""
+_SAVE_EVERY = 200
 
 
 class State(StrEnum):
-    """What reading a file again showed."""
+    """What a file turned out to be."""
 
     OK = "ok"
+    """Read just now, and what its name says."""
+    UNCHANGED = "unchanged"
+    """Looks as it did when it was last read; not read now."""
     CORRUPT = "corrupt"
     """Its bytes are not what its name says."""
     MISSING = "missing"
@@ -27,11 +43,16 @@ class State(StrEnum):
     UNREADABLE = "unreadable"
     UNKNOWN = "unknown"
     """It is sound, and the index does not know it."""
+    REPAIRED = "repaired"
+    """It was broken or gone; the right bytes are back."""
+
+
+BROKEN = frozenset({State.CORRUPT, State.MISSING, State.UNREADABLE})
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one file."""
+    """What became of one file. `proven_at`: when its bytes were last read and right."""
 
     sha256: Sha256
     name: str
@@ -40,6 +61,7 @@ class Verdict:
     size_bytes: int
     actual_sha256: Sha256 | None = None
     problem: str = ""
+    proven_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,60 +73,118 @@ class Rebuilt:
     corrupt: tuple[Verdict, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RemovalPlan:
-    """Assets to forget, and those of their blobs that nothing else refers to."""
-
-    assets: tuple[Asset, ...]
-    blobs: tuple[Blob, ...]
-    kept: tuple[Asset, ...]
-    """Others that still need some of the bytes, which therefore stay."""
-
-    @property
-    def freed_bytes(self) -> int:
-        """Bytes of disk that come free, previews aside."""
-        return sum(blob.size_bytes for blob in self.blobs)
-
-
 def verify(
-    index: Index, store: BlobStore, assets: Sequence[Asset], *, on_event: OnEvent, clock: Callable[[], datetime]
+    index: Index,
+    store: BlobStore,
+    assets: Sequence[Asset],
+    *,
+    is_full: bool,
+    on_event: OnEvent,
+    clock: Callable[[], datetime],
 ) -> Iterator[Verdict]:
-    """A verdict for each file of `assets`, or of the whole library where there are none given."""
-    wanted = assets or index.assets()
-    known: set[Sha256] = set()
-    for asset in wanted:
-        if asset.blob.sha256 not in known:
-            known.add(asset.blob.sha256)
-            verdict = _read_again(asset.blob.sha256, asset.name, Path(asset.path), asset.blob.size_bytes, on_event)
-            if verdict.state is State.OK:
-                index.set_verified(asset.blob.sha256, clock())
-            yield verdict
+    """A verdict for each file of `assets`, or of the whole library where there are none given, as they come.
+
+    Files are read by several threads, as many as their disk takes well; `on_event` is called from them. `is_full`
+    reads what looks unchanged too.
+    """
+    files = index.held_files({asset.blob.sha256 for asset in assets} if assets else None)
+    to_read: list[HeldFile] = []
+    for file in files:
+        if (
+            not is_full
+            and file.seen is not None
+            and seen_now(file.path, file.sha256, kept_path=file.kept_path) == file.seen
+        ):
+            yield _verdict(file, State.UNCHANGED, proven_at=file.verified_at)
+        else:
+            to_read.append(file)
     if not assets:
-        for stored in store.blobs():
-            if stored.sha256 not in known:
-                yield _stray(stored, on_event)
+        known = {file.sha256 for file in files}
+        strays = [blob for blob in store.blobs() if blob.sha256 not in known]
+        to_read += [_as_held(blob, clock()) for blob in strays]
+    else:
+        strays = []
+    yield from _read_all(index, to_read, {blob.sha256 for blob in strays}, on_event, clock)
+
+
+def repair(
+    verdicts: Iterable[Verdict],
+    index: Index,
+    store: BlobStore,
+    *,
+    fetch: Callable[[Asset], Asset],
+    now: datetime,
+    on_event: OnEvent,
+) -> Iterator[Verdict]:
+    """Each broken file fetched again; a verdict for each. Sound ones pass through.
+
+    What is broken moves to the trash first and stays there; `fetch` proves what it brings, or raises.
+    """
+    for verdict in verdicts:
+        assets = index.referrers(verdict.sha256)
+        if verdict.state not in BROKEN or not assets:
+            yield verdict
+            continue
+        if Path(verdict.path).parent != store.place_of(verdict.sha256, "").parent.absolute():
+            yield _changed(verdict, f"{verdict.problem}; it lies outside the store, where civman changes nothing")
+            continue
+        if verdict.state is not State.MISSING:
+            trash = Trash(store)
+            entry: dict[str, Any] = {"sha256": verdict.sha256, "name": verdict.name, "sidecar": {"assets": []}}
+            with blob_lock(store, verdict.sha256):
+                trash.take(trash.begin([entry], reason="broken", now=now), verdict.sha256)
+        try:
+            fetched = fetch(assets[0])
+        except CivmanError as error:
+            on_event(Notice(verdict.sha256, f"`{verdict.name}` could not be fetched again: {error.message}"))
+            yield _changed(verdict, f"{verdict.problem}; fetching it again failed: {error.message}")
+            continue
+        if fetched.blob.sha256 != verdict.sha256:
+            yield _changed(verdict, f"{verdict.problem}; CivitAI now has other bytes: {fetched.blob.sha256[:10]}")
+            continue
+        yield Verdict(
+            verdict.sha256, verdict.name, fetched.path, State.REPAIRED, verdict.size_bytes, verdict.sha256,
+            f"was {verdict.state.value}; fetched again and proven", now,
+        )  # fmt: skip
+
+
+def refetch(
+    asset: Asset,
+    plan: Callable[..., Any],
+    download: Callable[..., Asset],
+    on_event: OnEvent,
+) -> Asset:
+    """The asset's bytes from CivitAI again, by its version and file, else by its digest; only if they are the same.
+
+    `plan` and `download` are the library's. Raises: IntegrityError: CivitAI now has other bytes; and as they do.
+    """
+    ref = f"@{asset.version_id}" if asset.version_id is not None else f"sha256:{asset.blob.sha256}"
+    file = str(asset.file_id) if asset.file_id is not None else None
+    permits = Permits(pickle=True, unsafe=True)  # it was let in before, and only the same bytes count
+    declared = plan(ref, file=file, permits=permits).file.hashes.sha256
+    if declared != asset.blob.sha256:
+        raise IntegrityError(
+            f"CivitAI now has other bytes behind {ref}: {(declared or 'undeclared')[:10]}", code="changed-upstream"
+        )
+    return download(ref, file=file, permits=permits, on_event=on_event)
 
 
 def rebuild(index: Index, store: BlobStore, *, on_event: OnEvent, clock: Callable[[], datetime]) -> Rebuilt:
-    """Put every sound blob back into the index with what is kept beside it. What the index knows stays."""
+    """Put every sound blob back into the index with what is kept beside it. What the index knows stays.
+
+    Files outside the store come back too where they still lie at the place that their sidecar names.
+    """
     count, bare, corrupt = 0, 0, []
-    for stored in store.blobs():
-        sidecar = store.read_sidecar(stored.sha256)
+    for stored, sidecar in _documented(store):
         name = _name_in(sidecar) or stored.path.name
-        verdict = _read_again(stored.sha256, name, stored.path, stored.size_bytes, on_event)
+        held = HeldFile(stored.sha256, stored.size_bytes, str(stored.path), _kept(stored.path, store), clock(), name)
+        verdict, seen = _read_again(held, on_event)
         if verdict.state is not State.OK:
             corrupt.append(verdict)
             continue
-        facts = _facts(stored, on_event)
+        facts = file_facts(stored, sidecar, _teller(stored.sha256, on_event))
         if sidecar is not None:
-            count += restore(
-                sidecar,
-                stored,
-                index,
-                facts,
-                now=clock(),
-                on_notice=_teller(stored.sha256, on_event),
-            )
+            count += restore(sidecar, stored, index, facts, now=clock(), on_notice=_teller(stored.sha256, on_event))
         else:
             now = clock()
             blob = Blob(stored.sha256, stored.size_bytes, stored.suffix, "civman", now)
@@ -119,76 +199,144 @@ def rebuild(index: Index, store: BlobStore, *, on_event: OnEvent, clock: Callabl
                 added_at=now,
             )
             bare += 1
+        if seen is not None:
+            index.save_proofs([seen], clock())
     return Rebuilt(count, bare, tuple(corrupt))
 
 
-def plan_removal(index: Index, assets: Iterable[Asset]) -> RemovalPlan:
-    """What removing `assets` takes away. A blob that another asset needs stays."""
-    chosen = list({(asset.blob.sha256, asset.version_id, asset.file_id): asset for asset in assets}.values())
-    blobs, kept = [], []
-    for sha256, blob in {asset.blob.sha256: asset.blob for asset in chosen}.items():
-        others = [
-            other
-            for other in index.referrers(sha256)
-            if not any((other.version_id, other.file_id) == (asset.version_id, asset.file_id) for asset in chosen)
-        ]
-        kept += others
-        if not others:
-            blobs.append(blob)
-    return RemovalPlan(tuple(chosen), tuple(blobs), tuple(kept))
-
-
-def remove(index: Index, store: BlobStore, plan: RemovalPlan) -> int:
-    """Rows first, then bytes: a crash leaves a file that nobody refers to, never a row without its file."""
-    for asset in plan.assets:
-        index.forget(asset)
-    freed = 0
-    for blob in plan.blobs:
-        if not index.referrers(blob.sha256):
-            freed += store.remove(blob.sha256)
-    for sha256 in {asset.blob.sha256 for asset in plan.kept}:
-        write_sidecar(store, index, sha256)
-    return freed
-
-
-def _read_again(sha256: Sha256, name: str, path: Path, size_bytes: int, on_event: OnEvent) -> Verdict:
-    on_event(Started(sha256, name, size_bytes))
+def _read_all(
+    index: Index, files: list[HeldFile], strays: set[Sha256], on_event: OnEvent, clock: Callable[[], datetime]
+) -> Iterator[Verdict]:
+    if not files:
+        return
+    on_event(Started(WHOLE, f"{len(files)} files", sum(file.size_bytes for file in files)))
+    proven: list[SeenFile] = []
+    pools = {device: ThreadPoolExecutor(readers, "verify") for device, readers in _disks(files).items()}
     try:
-        actual = digest_of(path, lambda done: on_event(Verifying(sha256, done, size_bytes)))
+        running = [pools[_device(file.path)].submit(_read_again, file, on_event) for file in files]
+        for future in as_completed(running):
+            verdict, seen = future.result()
+            if verdict.sha256 in strays:
+                verdict = _stray(verdict)
+                if seen is None and not Path(verdict.path).exists():
+                    continue  # collected meanwhile
+            elif verdict.state is State.MISSING and not index.referrers(verdict.sha256):
+                continue  # removed meanwhile: no row, so nothing is missing
+            elif seen is not None:
+                proven.append(seen)
+            if len(proven) >= _SAVE_EVERY:
+                _save(index, proven, clock(), on_event)
+            yield verdict
+    finally:
+        for pool in pools.values():
+            pool.shutdown(wait=True, cancel_futures=True)
+        _save(index, proven, clock(), on_event)
+
+
+def _save(index: Index, proven: list[SeenFile], at: datetime, on_event: OnEvent) -> None:
+    """Remember what was proven; a library that cannot be written is verified all the same."""
+    if not proven:
+        return
+    try:
+        index.save_proofs(proven, at)
+    except LibraryError as error:
+        if error.code not in ("library-read-only", "disk-full"):
+            raise
+        on_event(Notice(WHOLE, f"the next run will read all again: {error.message}"))
+    proven.clear()
+
+
+def _read_again(file: HeldFile, on_event: OnEvent) -> tuple[Verdict, SeenFile | None]:
+    """The verdict, and how the file looked before it was read where it is right."""
+    path = Path(file.path)
+    seen = seen_now(file.path, file.sha256, kept_path=file.kept_path)
+    on_event(Started(file.sha256, file.name, file.size_bytes))
+    try:
+        actual = digest_of(path, lambda done: on_event(Verifying(file.sha256, done, file.size_bytes)))
     except StoreError as error:
         if not path.exists():
-            return Verdict(sha256, name, str(path), State.MISSING, size_bytes, problem="the file is gone")
-        return Verdict(sha256, name, str(path), State.UNREADABLE, size_bytes, problem=error.message)
-    if actual != sha256:
-        return Verdict(sha256, name, str(path), State.CORRUPT, size_bytes, actual, "its bytes have changed")
-    return Verdict(sha256, name, str(path), State.OK, size_bytes, actual)
+            return _verdict(file, State.MISSING, problem="the file is gone"), None
+        return _verdict(file, State.UNREADABLE, problem=error.message), None
+    if actual != file.sha256:
+        return _verdict(file, State.CORRUPT, actual, "its bytes have changed"), None
+    return _verdict(file, State.OK, actual), seen
+
+
+def _verdict(
+    file: HeldFile,
+    state: State,
+    actual: Sha256 | None = None,
+    problem: str = "",
+    *,
+    proven_at: datetime | None = None,
+) -> Verdict:
+    return Verdict(file.sha256, file.name, file.path, state, file.size_bytes, actual, problem, proven_at)
+
+
+def _changed(verdict: Verdict, problem: str) -> Verdict:
+    return Verdict(
+        verdict.sha256, verdict.name, verdict.path, verdict.state, verdict.size_bytes, verdict.actual_sha256, problem
+    )
+
+
+def _stray(verdict: Verdict) -> Verdict:
+    if verdict.state is not State.OK:
+        return verdict
+    problem = "sound, but the index does not know it; `civman verify --rebuild` takes it in, `civman gc` puts it away"
+    return Verdict(
+        verdict.sha256, verdict.name, verdict.path, State.UNKNOWN, verdict.size_bytes, verdict.actual_sha256, problem
+    )
+
+
+def _disks(files: list[HeldFile]) -> dict[int, int]:
+    """How many threads should read from each disk: one from a spinning one, whose head would only run to and fro."""
+    most = max(1, min(4, os.cpu_count() or 1))
+    return {device: 1 if _spins(device) else most for device in {_device(file.path) for file in files}}
+
+
+def _device(path: str) -> int:
+    try:
+        return os.stat(path).st_dev  # noqa: PTH116  asked of 30,000 files
+    except OSError:
+        return 0
+
+
+def _spins(device: int) -> bool:
+    if not device or not hasattr(os, "major"):
+        return False
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    for place in (block / "queue" / "rotational", block / ".." / "queue" / "rotational"):
+        try:
+            # virtual disks say that they spin, too: they have no vendor
+            return place.read_text().strip() == "1" and (place.parent.parent / "device" / "vendor").exists()
+        except OSError:
+            continue
+    return False
+
+
+def _documented(store: BlobStore) -> Iterator[tuple[StoredBlob, dict[str, Any] | None]]:
+    """All blobs with their sidecars, and files outside the store that a sidecar tells of."""
+    for stored in store.blobs():
+        yield stored, store.read_sidecar(stored.sha256)
+    for path in sorted((store.root / "blobs" / "sha256").glob("*/*.civman.json")):
+        sha256 = Sha256(path.name.partition(".")[0])
+        sidecar = store.read_sidecar(sha256)
+        outside = Path(str(sidecar["path"])) if sidecar and sidecar.get("path") else None
+        if outside is not None and outside.is_file() and store.find(sha256) is None:
+            yield StoredBlob(sha256, outside.suffix.lower(), outside, outside.stat().st_size), sidecar
+
+
+def _as_held(blob: StoredBlob, now: datetime) -> HeldFile:
+    return HeldFile(blob.sha256, blob.size_bytes, str(blob.path), str(blob.path), now, blob.path.name)
+
+
+def _kept(path: Path, store: BlobStore) -> str:
+    root = store.root.absolute()
+    return path.absolute().relative_to(root).as_posix() if path.absolute().is_relative_to(root) else str(path)
 
 
 def _teller(sha256: Sha256, on_event: OnEvent) -> Callable[[str], None]:
     return lambda text: on_event(Notice(sha256, text))
-
-
-def _stray(stored: StoredBlob, on_event: OnEvent) -> Verdict:
-    verdict = _read_again(stored.sha256, stored.path.name, stored.path, stored.size_bytes, on_event)
-    if verdict.state is not State.OK:
-        return verdict
-    return Verdict(
-        stored.sha256,
-        verdict.name,
-        verdict.path,
-        State.UNKNOWN,
-        stored.size_bytes,
-        verdict.actual_sha256,
-        "sound, but the index does not know it; `civman verify --rebuild` takes it in",
-    )
-
-
-def _facts(stored: StoredBlob, on_event: OnEvent) -> FileFacts:
-    try:
-        return facts_of_file(stored.path, None)
-    except InvalidModelFile as error:
-        on_event(Notice(stored.sha256, error.message))
-        return FileFacts()
 
 
 def _name_in(sidecar: dict[str, object] | None) -> str:

@@ -46,6 +46,24 @@ class Fault:
         wire.send(answer)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Together(Fault):
+    """Several faults in one answer: each spoils it in turn, the last one transmits it."""
+
+    faults: tuple[Fault, ...]
+
+    def matches(self, request: Request) -> bool:
+        return super().matches(request) and all(fault.matches(request) for fault in self.faults)
+
+    def spoil(self, request: Request, answer: Answer, server: "FaultyServer") -> Answer:
+        for fault in self.faults:
+            answer = fault.spoil(request, answer, server)
+        return answer
+
+    def transmit(self, request: Request, answer: Answer, wire: Wire, server: "FaultyServer") -> None:
+        self.faults[-1].transmit(request, answer, wire, server)
+
+
 # What the connection does ------------------------------------------------------------------------------------------
 
 
@@ -347,8 +365,23 @@ class EndlessHeaders(Fault):
 # The server --------------------------------------------------------------------------------------------------------
 
 
+class _Metered(Wire):
+    """The same connection; counts the bytes of bodies that were handed to it."""
+
+    def __init__(self, wire: Wire, server: "FaultyServer") -> None:
+        self.__dict__ = wire.__dict__  # one state under two views: `must_close` is read from the other
+        self._server = server
+
+    def data(self, data: bytes | memoryview) -> None:
+        super().data(data)
+        self._server.count_sent(len(data))
+
+
 class FaultyServer(CivitaiServer):
-    """The embedded CivitAI with faults; `struck` lists each fault each time it struck."""
+    """The embedded CivitAI with faults; `struck` lists each fault each time it struck.
+
+    `sent_bytes` is how much of bodies the storage has sent, and may have been lost on the way.
+    """
 
     def __init__(self, catalogue: Catalogue | None = None, *faults: Fault, **options: Any) -> None:
         super().__init__(catalogue, **options)
@@ -356,6 +389,11 @@ class FaultyServer(CivitaiServer):
         self._faults = list(faults)
         self._seen: Counter[int] = Counter()
         self._lock = threading.Lock()
+        self.sent_bytes = 0
+
+    def count_sent(self, count: int) -> None:
+        with self._lock:
+            self.sent_bytes += count
 
     def inject(self, *faults: Fault) -> None:
         """From now on these too."""
@@ -370,6 +408,8 @@ class FaultyServer(CivitaiServer):
 
     def respond(self, request: Request, answer: Answer, wire: Wire) -> None:
         fault = self._due(request)
+        if request.server == "storage":
+            wire = _Metered(wire, self)
         if fault is None:
             super().respond(request, answer, wire)
         else:

@@ -5,12 +5,13 @@ network; none of these is followed.
 """
 
 import ipaddress
-import socket
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from civman.errors import NetworkError, UnsafeRedirect
+from civman.errors import UnsafeRedirect
 
 MAX_HOPS = 5
+_KEPT = "%/:=&?~#+!$,;'@()*[]"
+"""What `follow` leaves as it is: reserved characters, and escapes that are there already."""
 
 
 def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
@@ -19,8 +20,13 @@ def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
     `loopback_allowed`: the configured CivitAI address is itself on loopback (a mirror, the demo, a test).
     Raises: UnsafeRedirect.
     """
-    parts = urlsplit(url)
-    host = parts.hostname or ""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise UnsafeRedirect(
+            "the server points at something that is no address", hint="nothing was fetched; try again later"
+        ) from None
     if parts.scheme not in ("http", "https") or not host:
         raise UnsafeRedirect(
             f"the server points at `{parts.scheme or 'nothing'}:`, which is no web address",
@@ -54,36 +60,18 @@ def check_ip(address: str, *, host: str, loopback_allowed: bool) -> None:
         )
 
 
-def connect(host: str, port: int, timeout_s: float, *, loopback_allowed: bool) -> socket.socket:
-    """A TCP connection to an address of `host` that passed `check_ip`: what was checked is what is dialled.
+def follow(base: str, location: str, *, loopback_allowed: bool) -> str:
+    """The absolute address that `location` means at `base`, if acceptable. Raises: UnsafeRedirect.
 
-    Raises: UnsafeRedirect. NetworkError: no address answers.
+    Characters that servers forget to quote (spaces, anything beyond ASCII) are quoted, as browsers do.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise NetworkError(f"cannot find `{host}`: {error.strerror or error}", hint=_ONLINE_HINT, host=host) from error
-    last: OSError | None = None
-    for family, kind, protocol, _, address in found:
-        check_ip(str(address[0]), host=host, loopback_allowed=loopback_allowed)
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.settimeout(timeout_s)
-            connection.connect(address)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as error:
-            connection.close()
-            last = error
-        else:
-            return connection
-    raise NetworkError(f"cannot reach `{host}`: {last}", hint=_ONLINE_HINT, host=host)
-
-
-def follow(base: str, location: str, *, loopback_allowed: bool) -> str:
-    """The absolute address that `location` means at `base`, if acceptable. Raises: UnsafeRedirect."""
-    target = urljoin(base, location)
-    check_address(target, loopback_allowed=loopback_allowed)
-    return target
+        target = urljoin(base, location)
+    except ValueError:
+        target = ""
+    parts = check_address(target, loopback_allowed=loopback_allowed)
+    path, query = (quote(part, safe=_KEPT, errors="replace") for part in (parts.path, parts.query))
+    return parts._replace(path=path, query=query, fragment="").geturl()
 
 
 def is_loopback(url: str) -> bool:
@@ -91,9 +79,6 @@ def is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     literal = _literal(host)
     return host == "localhost" or (literal is not None and literal.is_loopback)
-
-
-_ONLINE_HINT = "check the network, or HTTPS_PROXY where you are behind a proxy; what has arrived is kept"
 
 
 def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

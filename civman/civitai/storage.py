@@ -4,26 +4,28 @@ Beside httpx on purpose: on one core a 1 GB file takes 3.0-3.6 s through httpx s
 nothing is copied between the socket and the buffer that is written to disk. TLS settings are httpx's own.
 """
 
-import base64
 import http.client
 import re
 import socket
 import ssl
-import urllib.request
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
 from civman.civitai import redirects
 from civman.civitai.causes import storage_cause
-from civman.errors import BadAnswer, ConfigError, NetworkError
+from civman.civitai.dialing import dial, shut
+from civman.errors import BadAnswer, NetworkError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 _ERROR_BODY_BYTES = 1 << 16
 _FIRST_READ_BYTES = 1 << 16
+_SMALL_BODY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,22 @@ class Network:
 class Body:
     """The bytes of one answer, `[start, end)` of a file of `total_bytes` (None: the server did not say)."""
 
-    def __init__(self, response: http.client.HTTPResponse, start: int, total_bytes: int | None, host: str) -> None:
+    def __init__(
+        self,
+        response: http.client.HTTPResponse,
+        *,
+        start: int,
+        length: int | None,
+        total_bytes: int | None,
+        host: str,
+    ) -> None:
         self.start = start
         self.total_bytes = total_bytes
         self.host = host
         self.is_partial = response.status == http.HTTPStatus.PARTIAL_CONTENT
         self.etag = response.headers.get("ETag")
-        self.left_bytes = response.length
+        self.left_bytes = length
+        """None: the end of the connection is the end of the body, and a cut cannot be told from it."""
         self._response = response
         self._started = False
 
@@ -63,7 +74,9 @@ class Body:
         try:
             count = self._read(view)
         except TimeoutError as error:
-            raise NetworkError(f"`{self.host}` sends nothing any more", code="stalled", host=self.host) from error
+            raise NetworkError(
+                f"`{self.host}` sends nothing any more", code="stalled", hint=_CUT_HINT, host=self.host
+            ) from error
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             # ValueError and AttributeError: another thread closed the connection under this read
             raise _cut(self.host, error) from error
@@ -76,11 +89,14 @@ class Body:
         return count
 
     def read_all(self, most_bytes: int) -> bytes:
-        """The whole body, for small things. Raises: NetworkError, BadAnswer: it is longer than `most_bytes`."""
+        """The whole body, for small things. Raises: NetworkError, BadAnswer: longer than `most_bytes` or a minute."""
         data = bytearray()
         view = memoryview(bytearray(_FIRST_READ_BYTES))
+        deadline = time.monotonic() + _SMALL_BODY_S
         while count := self.read_into(view):
             data += view[:count]
+            if time.monotonic() > deadline:
+                raise NetworkError(f"`{self.host}` sends next to nothing", code="stalled", host=self.host)
             if len(data) > most_bytes:
                 raise BadAnswer(f"`{self.host}` sends more than {most_bytes:,} bytes", code="too-long", host=self.host)
         return bytes(data)
@@ -98,7 +114,7 @@ class Body:
 
 
 class StorageConnection:
-    """One connection to wherever a file lies, reused from range to range."""
+    """One connection to wherever a file lies, reused from range to range. For one thread, but for `abort`."""
 
     def __init__(self, network: Network, tls: Callable[[], ssl.SSLContext]) -> None:
         self._network = network
@@ -106,11 +122,19 @@ class StorageConnection:
         self._connection: http.client.HTTPConnection | None = None
         self._origin: tuple[str, str] | None = None
         self._body: Body | None = None
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        """What `abort` shuts down; http.client forgets its own where the server closes after the answer."""
+        self.is_aborted = False
+        """Set by `abort`, for good: nothing comes from this connection any more."""
+        self.is_dialling = False
+        """Looking up a name or connecting, which another thread cannot end; `abort` makes it come to nothing."""
 
     def open(self, url: str, *, start: int, end: int | None, send_token: bool = False, etag: str | None = None) -> Body:
         """Ask for `[start, end)` (None: to the end) of what `url` leads to, following safe redirects.
 
-        `etag` goes along as If-Range: a changed file comes back whole, from 0. A server without ranges does so too.
+        `etag` goes along as If-Range: a changed file comes back whole, from 0. A server without ranges does so too,
+        and so does any server when `start` is 0 and `end` None, which is no range at all.
 
         Raises: NetworkError, NotAllowed, NotFound by what the server answered; UnsafeRedirect; BadAnswer: a web
             page, a compressed body or a range that was not asked for.
@@ -119,10 +143,11 @@ class StorageConnection:
             "User-Agent": self._network.user_agent,
             "Accept": "*/*",
             "Accept-Encoding": "identity",
-            "Range": f"bytes={start}-{'' if end is None else end - 1}",
         }
-        if etag and not etag.startswith("W/"):
-            headers["If-Range"] = etag
+        if start or end is not None:
+            headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+            if etag and not etag.startswith("W/"):
+                headers["If-Range"] = etag
         if send_token and self._network.token:
             headers["Authorization"] = f"Bearer {self._network.token}"
         for _ in range(redirects.MAX_HOPS + 1):
@@ -132,24 +157,23 @@ class StorageConnection:
             if response.status not in (301, 302, 303, 307, 308) or location is None:
                 return self._accept(response, parts, start, end)
             self.close()
-            target = redirects.follow(url, location, loopback_allowed=self._network.loopback_allowed)
+            target = redirects.follow(url, _as_text(location), loopback_allowed=self._network.loopback_allowed)
             if _origin(urlsplit(target)) != _origin(parts):
                 headers.pop("Authorization", None)
             url = target
         raise BadAnswer(f"more than {redirects.MAX_HOPS} redirects", code="redirect-loop", host=parts.hostname)
 
     def abort(self) -> None:
-        """End the transfer from another thread: a waiting read fails at once."""
-        connection = self._connection
-        sock = connection.sock if connection is not None else None
-        if sock is not None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return  # it is gone already, which was the wish
+        """End the transfer from another thread: a waiting read fails at once, and so does all that follows."""
+        with self._lock:
+            self.is_aborted = True
+            if self._socket is not None:
+                shut(self._socket)
 
     def close(self) -> None:
         """Drop the connection; the next `open` makes a new one."""
+        with self._lock:
+            self._socket = None
         if self._connection is not None:
             self._connection.close()
         self._connection, self._origin, self._body = None, None, None
@@ -162,7 +186,7 @@ class StorageConnection:
             return self._exchange(parts, headers)
         except NetworkError:
             self.close()
-            if not is_reused:
+            if not is_reused or self.is_aborted:
                 raise
         return self._exchange(parts, headers)  # a kept-alive connection may have been closed meanwhile
 
@@ -170,14 +194,14 @@ class StorageConnection:
         host = parts.hostname or ""
         try:
             if self._connection is None:
-                self._connection = _connection(parts, self._network, self._tls)
+                self._connection = self._dialled(parts, host)
                 self._origin = _origin(parts)
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             self._connection.request("GET", target, headers=headers)
             return self._connection.getresponse()
         except TimeoutError as error:
             self.close()
-            raise NetworkError(f"`{host}` does not answer", code="stalled", host=host) from error
+            raise NetworkError(f"`{host}` does not answer", code="stalled", hint=_CUT_HINT, host=host) from error
         except ssl.SSLCertVerificationError as error:
             self.close()
             raise NetworkError(
@@ -191,9 +215,34 @@ class StorageConnection:
             if isinstance(error, http.client.RemoteDisconnected):
                 raise _cut(host, error) from error
             raise BadAnswer(f"`{host}` does not speak HTTP as it should: {type(error).__name__}", host=host) from error
-        except OSError as error:
+        except (OSError, ValueError, AttributeError) as error:
+            # ValueError and AttributeError: another thread shut the connection down under this request
             self.close()
             raise _cut(host, error) from error
+
+    def _dialled(self, parts: SplitResult, host: str) -> http.client.HTTPConnection:
+        self.is_dialling = True
+        try:
+            sock = dial(
+                parts,
+                tls=self._tls,
+                connect_s=self._network.connect_s,
+                loopback_allowed=self._network.loopback_allowed,
+                publish=self._publish,
+            )
+        finally:
+            self.is_dialling = False
+        sock.settimeout(self._network.stall_s)
+        kind = _OverTls if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(host, parts.port)
+        connection.sock = sock
+        return connection
+
+    def _publish(self, sock: socket.socket) -> None:
+        with self._lock:
+            if self.is_aborted:
+                raise ConnectionAbortedError("aborted")
+            self._socket = sock
 
     def _accept(self, response: http.client.HTTPResponse, parts: SplitResult, start: int, end: int | None) -> Body:
         host = parts.hostname or ""
@@ -215,11 +264,18 @@ class StorageConnection:
             code, problem = refusal
             raise BadAnswer(f"`{host}` {problem}", code=code, host=host, hint=_NOT_A_FILE_HINT)
         if response.status == http.HTTPStatus.OK:
-            self._body = Body(response, 0, response.length, host)
+            length = response.length
+            self._body = Body(response, start=0, length=length, total_bytes=length, host=host)
         else:
-            total = _CONTENT_RANGE.fullmatch(response.headers["Content-Range"])
-            self._body = Body(response, start, int(total[3]) if total and total[3] != "*" else None, host)
+            first, last, total = _range_in(response)
+            self._body = Body(response, start=first, length=last - first + 1, total_bytes=total, host=host)
         return self._body
+
+
+class _OverTls(http.client.HTTPConnection):
+    """Given a socket that speaks TLS already; http.client's own would load every certificate again."""
+
+    default_port = http.client.HTTPS_PORT
 
 
 def tls_context() -> ssl.SSLContext:
@@ -227,6 +283,7 @@ def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+_CUT_HINT = "try again; what has arrived is kept"
 _NOT_A_FILE_HINT = "nothing was kept of it; try again, and look at `civman doctor` if it repeats"
 
 
@@ -240,61 +297,29 @@ def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) ->
         return "compressed-body", f"compressed the file ({encoding}) although it was asked not to"
     if response.status == http.HTTPStatus.OK:
         return None
-    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range") or "")
-    if match is None:
+    if _CONTENT_RANGE.fullmatch(headers.get("Content-Range") or "") is None:
         return "bad-range", "sent a part of the file without saying which"
-    first, last = int(match[1]), int(match[2])
+    first, last, total = _range_in(response)
     wrong = first != start or last < first or (end is not None and last >= end)
-    wrong = wrong or (match[3] != "*" and last >= int(match[3]))
+    wrong = wrong or (total is not None and last >= total)
     if wrong or (response.length is not None and response.length != last - first + 1):
         return "bad-range", f"sent bytes {first}-{last} where {start}-{'' if end is None else end - 1} were asked for"
     return None
 
 
-def _connection(parts: SplitResult, network: Network, tls: Callable[[], ssl.SSLContext]) -> http.client.HTTPConnection:
-    host, secure = parts.hostname or "", parts.scheme == "https"
-    port = parts.port or (443 if secure else 80)
-    proxy = None if redirects.is_loopback(parts.geturl()) else _proxy_for(parts.scheme, host)
-    if proxy is not None:
-        connection = http.client.HTTPSConnection(
-            proxy.hostname or "", proxy.port or 8080, timeout=network.stall_s, context=tls()
-        )
-        raw = socket.create_connection((proxy.hostname or "", proxy.port or 8080), network.connect_s)
-        auth = {}
-        if proxy.username:
-            login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-            auth["Proxy-Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
-        connection.set_tunnel(host, port, auth)
-        # http.client opens the tunnel inside connect(); hand it the plain connection to the proxy
-        connection._create_connection = lambda *_: raw  # type: ignore[attr-defined]  # noqa: SLF001
-        connection.connect()
-        raw.settimeout(network.stall_s)
-        return connection
-    sock = redirects.connect(host, port, network.connect_s, loopback_allowed=network.loopback_allowed)
-    sock.settimeout(network.stall_s)
-    if not secure:
-        plain = http.client.HTTPConnection(host, port)
-        plain.sock = sock
-        return plain
-    connection = http.client.HTTPSConnection(host, port, context=tls())
-    connection.sock = tls().wrap_socket(sock, server_hostname=host)
-    return connection
+def _range_in(response: http.client.HTTPResponse) -> tuple[int, int, int | None]:
+    """First and last byte of a 206 and the whole length where it is told; the header was matched before."""
+    match = _CONTENT_RANGE.fullmatch(response.headers["Content-Range"])
+    first, last, total = match.groups() if match else ("0", "-1", "*")
+    return int(first), int(last), None if total == "*" else int(total)
 
 
-def _proxy_for(scheme: str, host: str) -> SplitResult | None:
-    if urllib.request.proxy_bypass(host):
-        return None
-    proxies = urllib.request.getproxies()
-    address = proxies.get(scheme) or proxies.get("all")
-    if not address:
-        return None
-    parts = urlsplit(address if "://" in address else f"http://{address}")
-    if parts.scheme != "http":
-        raise ConfigError(
-            f"a {parts.scheme} proxy is not supported for downloads",
-            hint="set HTTPS_PROXY to an http:// proxy, or NO_PROXY for CivitAI's hosts",
-        )
-    return parts
+def _as_text(header: str) -> str:
+    """A header as its sender meant it: http.client reads Latin-1, and servers write UTF-8."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return header
 
 
 def _origin(parts: SplitResult) -> tuple[str, str]:
@@ -310,4 +335,4 @@ def _some(response: http.client.HTTPResponse) -> bytes:
 
 def _cut(host: str, error: Exception | None) -> NetworkError:
     why = f": {error}" if isinstance(error, ConnectionError) and str(error) else ""
-    return NetworkError(f"the connection to `{host}` broke{why}", code="connection-cut", host=host)
+    return NetworkError(f"the connection to `{host}` broke{why}", code="connection-cut", hint=_CUT_HINT, host=host)

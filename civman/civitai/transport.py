@@ -178,7 +178,7 @@ class Transport:
 
     def _wait(self, attempt: int, failure: CivmanError, retry_after: str | None) -> None:
         wait_s = min(_LONGEST_WAIT_S, self._backoff_s * 2.0 ** (attempt - 1) * (1 + 0.25 * self._jitter()))
-        asked_s = _seconds(retry_after, self._clock())
+        asked_s = retry_after_s(retry_after, self._clock())
         if asked_s is not None and asked_s > _LONGEST_RETRY_AFTER_S:
             raise failure
         wait_s = max(wait_s, asked_s or 0.0)
@@ -289,8 +289,8 @@ def _no_constant(name: str) -> Json:
     raise ValueError(f"{name} is no JSON")
 
 
-def _seconds(retry_after: str | None, now: datetime) -> float | None:
-    """Seconds that a Retry-After header asks for, from its number or its date."""
+def retry_after_s(retry_after: str | None, now: datetime) -> float | None:
+    """Seconds that a Retry-After header asks for, from its number or its date; None: it asks for nothing."""
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])

@@ -14,14 +14,19 @@ from civman.cli import (
     demo,
     doctor,
     download,
+    export,
+    edit,
     importing,
     inspect,
     link,
     listing,
     login,
+    outdated,
+    project,
     remove,
     search,
     show,
+    space,
     verify,
 )
 from civman.cli.options import MAKE_LIBRARY, MakeLibrary
@@ -46,8 +51,18 @@ for name, command in (
     ("check", check.check),
     ("import", importing.import_),
     ("verify", verify.verify),
+    ("edit", edit.edit),
     ("remove", remove.remove),
+    ("restore", remove.restore),
+    ("gc", space.gc),
+    ("du", space.du),
     ("link", link.link),
+    ("outdated", outdated.outdated),
+    ("update", outdated.update),
+    ("add", project.add),
+    ("drop", project.drop),
+    ("sync", project.sync),
+    ("export", export.export),
     ("login", login.login),
     ("doctor", doctor.doctor),
     ("demo", demo.demo),
@@ -81,12 +96,13 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
     wants_trace = "--debug" in arguments
     made = MAKE_LIBRARY.set(make_library)
     try:
-        app(arguments, prog_name="civman", standalone_mode=False)
+        if app(arguments, prog_name="civman", standalone_mode=False) == ExitCode.INTERRUPTED:
+            raise KeyboardInterrupt  # noqa: TRY301  # which typer turned into a number
     except CivmanError as error:
         output.failure(error)
         code = error.exit_code
     except KeyboardInterrupt:
-        output.failure(Interrupted("stopped"))
+        output.failure(Interrupted("stopped", hint="run the same command again; a download goes on where it stopped"))
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         # whoever read our output has enough; a second try at exit would print a traceback

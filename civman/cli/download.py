@@ -71,7 +71,7 @@ def download(
         wishes = replace(wishes, examine=examine)
         with progress.shown(output) as on_event:
             outcomes = opened.download_all(wanted, file=file, permits=permits, wishes=wishes, on_event=on_event)
-    _report(output, outcomes)
+    report(output, outcomes)
 
 
 def _dry_run(output: Output, library: "Library", jobs: "list[Job]") -> None:
@@ -108,7 +108,7 @@ def _print_plan(console: "Console", library: "Library", jobs: "list[Job]") -> No
             console.print(f"  note    {clean(notice)}")
 
 
-def _report(output: Output, outcomes: "Sequence[Outcome]") -> None:
+def report(output: Output, outcomes: "Sequence[Outcome]") -> None:
     """One failed: its error is the command's. Of several: all are told, and the exit code is the first failure's."""
     from civman.errors import PartlyFailedError
 

@@ -19,6 +19,9 @@ def import_(
     copy: Annotated[bool, typer.Option("--copy", help="Copy into the store instead of leaving them in place.")] = False,
     link: Annotated[bool, typer.Option("--link", help="Hard-link into the store (makes the files read-only).")] = False,
     move: Annotated[bool, typer.Option("--move", help="Move into the store.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also files of a bundle that could run code.")
+    ] = False,
     library: LibraryOpt = None,
     offline: OfflineOpt = None,
     as_json: JsonOpt = False,
@@ -28,11 +31,16 @@ def import_(
 
     No byte is moved or copied unless asked. Each file is hashed once and CivitAI is asked once about all of them;
     what it does not know is kept with what the files and their sidecars say. Interrupt it and run it again as you
-    like.
+    like. A bundle (`civman export`) is copied into the store, every byte proven.
     """
-    from civman.cli import progress
+    from civman.bundle import is_bundle
+    from civman.cli import export, progress
 
     output = Output(as_json=as_json, quiet=quiet)
+    if len(paths) == 1 and is_bundle(paths[0]):
+        with open_library(library, offline, output) as opened:
+            export.take_bundle(output, opened, paths[0], allow_pickle=allow_pickle)
+        return
     with open_library(library, offline, output) as opened, progress.reading(output) as on_event:
         adopted = opened.adopt(paths, how=_how(copy, link, move), on_event=on_event)
     output.result("import", adopted, human=lambda console: _print(console, adopted), ids=[adopted.taken])

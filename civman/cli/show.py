@@ -2,14 +2,21 @@
 
 from typing import TYPE_CHECKING
 
+from civman.cli.edit import own_lines
+from civman.cli.listing import asset_value
 from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, RefArg, open_library
 from civman.cli.output import Output, clean, size
+from civman.domain.licence import Part, licence_words, terms_of
+from civman.domain.replaced import replaced
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
-    from civman.domain.catalog import Asset, Licence, ModelFile, ModelVersion
+    from civman.domain.catalog import Asset, ModelFile, ModelVersion
     from civman.domain.digests import Sha256
+    from civman.domain.licence import Terms
     from civman.library import Shown
 
 
@@ -29,7 +36,9 @@ def show(
         "model": meant.page.model,
         "version": meant.version,
         "versions": meant.page.versions,
-        "held": shown.assets,
+        "licence": licence_terms(meant.version),
+        "held": [asset_value(asset) for asset in shown.assets],
+        "replaced": [each for version in meant.page.versions for each in replaced(version, shown.assets)],
         "is_saved_copy": meant.is_saved_copy,
         "saved_at": meant.saved_at,
     }
@@ -53,21 +62,33 @@ def _print(console: "Console", shown: "Shown") -> None:
     about += [f"tags: {clean(', '.join(model.tags))}"] if model.tags else []
     console.print(" · ".join(about))
     console.print(f"licence: {licence_words(model.licence)}")
+    terms = licence_terms(chosen)
+    for line in (*terms.words, *terms.reasons):
+        console.print(f"  {clean(line)}", soft_wrap=True)
     held = {asset.blob.sha256: asset for asset in shown.assets}
     for version in shown.meant.page.versions:
         console.print()
         mark = "→ " if version.id == chosen.id else "  "
         console.print(Text(f"{mark}{clean(version.name)}", style="bold"), f"@{version.id}", _about(version))
-        if version.trained_words:
-            console.print(f"  trigger words: {clean(', '.join(version.trained_words))}")
+        held_here = [asset for asset in shown.assets if asset.version_id == version.id]
+        for line in _trigger_lines(version, held_here):
+            console.print(f"  {line}")
         table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
         for file in version.files:
             table.add_row("", *_file_row(file, held))
         console.print(table)
-        for asset in shown.assets:
-            if asset.version_id == version.id:
-                for conflict in asset.facts.conflicts:
-                    console.print(f"  contradiction in {clean(asset.name)}: {clean(conflict)}", style="red")
+        for each in replaced(version, held_here):
+            console.print(
+                f"  CivitAI replaced the bytes of {clean(each.file_name)}: {each.held_sha256[:12]} is held,"
+                f" {each.declared_sha256[:12]} is declared now",
+                style="red",
+                soft_wrap=True,
+            )
+        for asset in held_here:
+            for conflict in asset.facts.conflicts:
+                console.print(f"  contradiction in {clean(asset.name)}: {clean(conflict)}", style="red")
+            for line in own_lines(asset):
+                console.print(f"  {line}")
 
 
 def facts_words(asset: "Asset") -> str:
@@ -75,6 +96,17 @@ def facts_words(asset: "Asset") -> str:
     facts = asset.facts
     words = (facts.adapter or facts.kind, facts.architecture, facts.precision, *facts.flags)
     return " ".join(word for word in words if word) or asset.blob.suffix.lstrip(".")
+
+
+def _trigger_lines(version: "ModelVersion", held: "Sequence[Asset]") -> list[str]:
+    """Trigger words by who says so: CivitAI, the metadata of a held file, the user."""
+    sources = {
+        "trigger words": version.trained_words,
+        "trigger words in the file": tuple(
+            word for asset in held for word in asset.facts.trigger_words if word not in version.trained_words
+        ),
+    }
+    return [f"{name}: {clean(', '.join(dict.fromkeys(words)))}" for name, words in sources.items() if words]
 
 
 def _about(version: "ModelVersion") -> str:
@@ -105,20 +137,7 @@ def _file_row(file: "ModelFile", held: "dict[Sha256, Asset]") -> list[str]:
     ]
 
 
-def licence_words(licence: "Licence") -> str:
-    """What the creator allows, in words."""
-    if licence.commercial_use is None:
-        return "not said"
-    uses = {
-        "Image": "sell pictures",
-        "RentCivit": "run on CivitAI for pay",
-        "Rent": "run for pay",
-        "Sell": "sell the model",
-    }
-    allowed = [uses.get(use, use) for use in licence.commercial_use]
-    words = ["may " + ", ".join(allowed) if allowed else "no commercial use"]
-    if licence.credit_required is not None:
-        words.append("credit required" if licence.credit_required else "no credit required")
-    if licence.derivatives_allowed is not None:
-        words.append("merges allowed" if licence.derivatives_allowed else "no merges")
-    return "; ".join(words)
+def licence_terms(version: "ModelVersion") -> "Terms":
+    """What holds for pictures made with this version: its creator's terms, and its base model's."""
+    model = version.model
+    return terms_of([Part(model.name, model.licence, version.base_model, model.creator)])

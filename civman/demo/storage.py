@@ -31,7 +31,7 @@ class Storage:
 
     def signed_target(self, file: DemoFile, name: str) -> str:
         """Path and query under which the file may be fetched for a while; never the same twice."""
-        path = f"/{_BUCKET}/{file.id}/{quote(file.name)}"
+        path = f"/{_BUCKET}/{file.id}/{quote(file.name, safe='')}"
         parameters = {
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
             "X-Amz-Credential": f"demo{next(self._serial)}/auto/s3/aws4_request",
@@ -85,7 +85,7 @@ def etag(data: bytes | memoryview) -> str:
 
 def disposition(name: str) -> str:
     """`Content-Disposition` for a file name; other than ASCII goes into the extended form (RFC 6266)."""
-    plain = name.encode("ascii", "replace").decode().replace('"', "'")
+    plain = re.sub(r"[\x00-\x1f\x7f]", "_", name.encode("ascii", "replace").decode()).replace('"', "'")
     extended = "" if name.isascii() else f"; filename*=UTF-8''{quote(name)}"
     return f'attachment; filename="{plain}"{extended}'
 

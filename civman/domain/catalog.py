@@ -276,3 +276,16 @@ class Asset:
     pins: tuple[str, ...] = ()
     """Why its bytes must stay ("user", "recipe …"); empty: they may go."""
     last_used_at: datetime | None = None
+
+    @property
+    def trigger_words(self) -> dict[str, tuple[str, ...]]:
+        """All trigger words, and who says so of each: "CivitAI", "file" (its metadata), "you"."""
+        found: dict[str, tuple[str, ...]] = {}
+        for source, words in (
+            ("you", self.own.trigger_words),
+            ("CivitAI", self.trained_words),
+            ("file", self.facts.trigger_words),
+        ):
+            for word in words:
+                found[word] = (*found.get(word, ()), source)
+        return found

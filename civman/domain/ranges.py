@@ -40,18 +40,19 @@ class Ranges:
         """Length of the unbroken run from byte 0."""
         return self._ends[0] if self._starts and self._starts[0] == 0 else 0
 
-    def missing(self, size_bytes: int) -> list[tuple[int, int]]:
-        """The gaps in `[0, size_bytes)`, in order."""
+    def missing(self, stop: int, *, start: int = 0) -> list[tuple[int, int]]:
+        """The gaps in `[start, stop)`, in order."""
         gaps = []
-        at = 0
-        for start, end in self:
-            if start >= size_bytes:
+        at = start
+        for index in range(bisect_right(self._ends, start), len(self._starts)):
+            low, high = self._starts[index], self._ends[index]
+            if low >= stop:
                 break
-            if start > at:
-                gaps.append((at, start))
-            at = end
-        if at < size_bytes:
-            gaps.append((at, size_bytes))
+            if low > at:
+                gaps.append((at, low))
+            at = high
+        if at < stop:
+            gaps.append((at, stop))
         return gaps
 
     def copy(self) -> "Ranges":

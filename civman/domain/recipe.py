@@ -266,6 +266,22 @@ def _or(value: T | None, usual: T) -> T:
 
 def _problems(recipe: Recipe) -> Iterator[str]:
     """What keeps it from being rendered, in words."""
+    yield from _size_problems(recipe)
+    yield from _number_problems(recipe)
+    if recipe.start and not 0 < recipe.start.strength <= 1:
+        yield "strength must be above 0, at most 1"
+    if recipe.start and recipe.start.mask_blur < 0:
+        yield "the mask's blur cannot be negative"
+    closed = {
+        "rng": ("cpu", "nv"), "precision": PRECISIONS, "rounding": ("nearest", "down"),
+        "prediction": ("epsilon", "v_prediction"),
+    }  # fmt: skip
+    for name, allowed in closed.items():
+        if getattr(recipe, name) not in allowed:
+            yield f"{name} `{getattr(recipe, name)}` is none of {', '.join(allowed)}"
+
+
+def _size_problems(recipe: Recipe) -> Iterator[str]:
     sizes = [(recipe.width, recipe.height)]
     if recipe.hires:
         sizes.append((recipe.hires.width, recipe.hires.height))
@@ -276,26 +292,20 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     for width, height in sizes:
         if width < 8 or height < 8 or width % 8 or height % 8:
             yield f"{width}x{height} is not a size: both sides must be positive multiples of 8"
-    if recipe.start and not 0 < recipe.start.strength <= 1:
-        yield "strength must be above 0, at most 1"
-    if recipe.start and recipe.start.mask_blur < 0:
-        yield "the mask's blur cannot be negative"
-    if recipe.steps < 1 or recipe.count < 1 or not recipe.batch_size >= 1 or recipe.clip_skip < 1:
+
+
+def _number_problems(recipe: Recipe) -> Iterator[str]:
+    if min(recipe.steps, recipe.count, recipe.batch_size, recipe.clip_skip) < 1:
         yield "steps, count, batch size and clip skip are at least 1"
     if not 0 <= recipe.seed <= MAX_SEED - recipe.count:
         yield f"seed must be 0 to {MAX_SEED - recipe.count}"
-    if not 0 <= recipe.seed + recipe.eta_seed_delta <= MAX_SEED:
+    if not 0 <= recipe.seed + recipe.eta_seed_delta <= MAX_SEED - recipe.count:
         yield "seed and eta seed delta leave the range of seeds"
-    scales = [use.scale for use in recipe.loras] + [use.text_scale for use in recipe.loras]
-    if not all(math.isfinite(n) for n in (recipe.guidance_scale, recipe.guidance_rescale, *scales)):
+    scales = [scale for use in recipe.loras for scale in (use.scale, use.text_scale)]
+    if not all(math.isfinite(number) for number in (recipe.guidance_scale, recipe.guidance_rescale, *scales)):
         yield "guidance and scales must be finite numbers"
     if recipe.guidance_scale < 0 or not 0 <= recipe.guidance_rescale <= 1:
         yield "guidance cannot be negative, its rescaling lies between 0 and 1"
-    closed = {"rng": ("cpu", "nv"), "precision": PRECISIONS, "rounding": ("nearest", "down"),
-              "prediction": ("epsilon", "v_prediction")}  # fmt: skip
-    for name, allowed in closed.items():
-        if getattr(recipe, name) not in allowed:
-            yield f"{name} `{getattr(recipe, name)}` is none of {', '.join(allowed)}"
 
 
 def _read(kind: Any, value: object, where: str) -> Any:

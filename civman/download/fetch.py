@@ -16,8 +16,9 @@ from civman.domain.header import Sniffed, sniff
 from civman.download.transfer import Changed, Pace, Transfer
 from civman.errors import HashMismatch, IntegrityError, Interrupted, InvalidModelFile
 from civman.store.blobs import BlobStore, StoredBlob
+from civman.store.digester import Digester
 from civman.store.header import read_first, read_header
-from civman.store.partial import Digester, Partial
+from civman.store.partial import Partial
 
 _ATTEMPTS = 2
 _POLL_S = 0.2
@@ -52,6 +53,8 @@ class Fetcher:
             it is known to be wrong.
         """
         declared_by = "civitai" if _has_declaration(file.hashes) else "civman"
+        if file.size_bytes == 0:
+            raise InvalidModelFile(f"`{file.name}` is no model: CivitAI says that it is empty", name=file.name)
         partial = self.store.partial(partial_key(version, file))
         present = self._take(partial, file, on_event, cancel)
         if present is not None:
@@ -68,20 +71,23 @@ class Fetcher:
         """Own the partial, or find the blob: another process may be fetching the same file, and is let finish."""
         has_told = False
         while True:
-            owned = partial.acquire()
-            present = self.store.find(file.hashes.sha256) if file.hashes.sha256 else None
+            present = self._present(file)
             if present is not None:
-                if owned:
+                return present
+            if partial.acquire():
+                present = self._present(file)  # it may have come between the look and the lock
+                if present is not None:
                     partial.close(discard=True)
                 return present
-            if owned:
-                return None
             if not has_told:
                 on_event(Started(partial.key, file.name, file.size_bytes, partial.journaled_bytes()))
                 on_event(Waiting(partial.key, "another civman is fetching this file"))
                 has_told = True
             if cancel.wait(_POLL_S):
                 raise Interrupted(f"`{file.name}` was stopped")
+
+    def _present(self, file: ModelFile) -> StoredBlob | None:
+        return self.store.find(file.hashes.sha256) if file.hashes.sha256 else None
 
     def _fetch_into(
         self, partial: Partial, version: ModelVersion, file: ModelFile, on_event: OnEvent, cancel: threading.Event
@@ -94,7 +100,7 @@ class Fetcher:
         for attempt in range(_ATTEMPTS):
             on_event(Started(partial.key, file.name, file.size_bytes, partial.held_bytes))
             try:
-                actual = self._bytes(partial, version, file, on_event, cancel)
+                actual = self._bytes(partial, version, file, on_event, cancel, is_first=attempt == 0)
             except Changed as change:
                 reason = str(change)
             else:
@@ -112,7 +118,14 @@ class Fetcher:
         )
 
     def _bytes(
-        self, partial: Partial, version: ModelVersion, file: ModelFile, on_event: OnEvent, cancel: threading.Event
+        self,
+        partial: Partial,
+        version: ModelVersion,
+        file: ModelFile,
+        on_event: OnEvent,
+        cancel: threading.Event,
+        *,
+        is_first: bool,
     ) -> Sha256:
         """All bytes in the partial; their SHA-256 as read back from disk."""
         if partial.size_bytes is not None:
@@ -126,23 +139,26 @@ class Fetcher:
                 told = done
                 on_event(Verifying(partial.key, done, size))
 
-        digester = Digester(partial, tell)
+        has_digest = file.hashes.sha256 is not None
         transfer = Transfer(
             partial,
             address=lambda: self.client.download_address(version.id, file),
             connect=self.connect,
             size_bytes=file.size_bytes,
             name=file.name,
+            has_digest=has_digest,
+            # replicas of one file may have an ETag each; where a digest decides, they are believed once
+            compares_etags=is_first or not has_digest,
             pace=self.pace,
             on_event=on_event,
             cancel=cancel,
         )
+        digester = Digester(partial, tell)
         try:
             transfer.run()
-        except BaseException:
+            return digester.finish(cancel)
+        finally:
             digester.stop()
-            raise
-        return Sha256(digester.finish())
 
     def _prove(self, partial: Partial, file: ModelFile, actual: Sha256) -> StoredBlob:
         try:
@@ -158,7 +174,8 @@ class Fetcher:
 
 def partial_key(version: ModelVersion, file: ModelFile) -> str:
     """The name of the partial: the digest it must have, or the file's identity where none is declared."""
-    return file.hashes.sha256 or f"version-{version.id}-file-{file.id or 0}"
+    named = file.id or hashlib.sha256(file.name.encode("utf-8", "replace")).hexdigest()[:12]
+    return file.hashes.sha256 or f"version-{version.id}-file-{named}"
 
 
 def check_content(path: Path, file: ModelFile) -> None:

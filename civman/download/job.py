@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
@@ -21,12 +22,14 @@ from civman.domain.refs import parse_ref
 from civman.download.fetch import Fetched, Fetcher, partial_key
 from civman.download.limits import RateLimit
 from civman.download.transfer import Pace
-from civman.errors import CivmanError, Interrupted, InvalidRef, UsageError
+from civman.errors import CivmanError, Interrupted, InvalidRef, StoreError, UsageError
+from civman.holding import seen_now
 from civman.index import Index
 from civman.inspecting import facts_of_file
-from civman.resolving import Meant
+from civman.resolving import Meant, remember
 from civman.sidecar import write_sidecar
 from civman.store.blobs import BlobStore
+from civman.store.trash import blob_lock, take_back
 
 _MOST_CONNECTIONS = 16
 _PREVIEW_BYTES = 32 << 20
@@ -124,6 +127,7 @@ class Downloads:
         self._store = store
         self._client = client
         self._network = network
+        self._tls = cache(tls_context)  # 0.03 s a piece
         self._meant = meant
         self._clock = clock
         self._patience = patience
@@ -179,8 +183,10 @@ class Downloads:
                 if isinstance(job, Outcome):
                     outcomes[number] = job
                 else:
-                    future = pool.submit(fetcher.fetch, job.version, job.file, on_event=on_event, cancel=cancel)
+                    file = replace(job.file, name=job.name)
+                    future = pool.submit(fetcher.fetch, job.version, file, on_event=on_event, cancel=cancel)
                     running[future] = number, job
+                    remember(self._index, job.meant, self._clock())  # while the bytes come
                 while len(running) >= 2 * at_once:
                     self._collect(running, outcomes, wishes, on_event)
             while running:
@@ -228,17 +234,26 @@ class Downloads:
             return Outcome(job.ref, job.held, was_present=True)
         stored, now = fetched.blob, self._clock()
         blob = Blob(stored.sha256, stored.size_bytes, stored.suffix, fetched.declared_by, now)
-        asset = self._index.record(
-            blob=blob,
-            path=str(stored.path),
-            name=job.name,
-            origin="civitai",
-            version=job.version,
-            file=job.file,
-            facts=facts_of_file(stored.path, job.version.base_model),
-            added_at=now,
-        )
-        write_sidecar(self._store, self._index, stored.sha256)
+        # bytes and row belong together: nobody removes or collects the blob between the two
+        with blob_lock(self._store, stored.sha256):
+            if take_back(self._store, stored.sha256) is None:
+                raise StoreError(
+                    f"`{job.name}` was removed by another program", code="removed-meanwhile", hint="download it again"
+                )
+            asset = self._index.record(
+                blob=blob,
+                path=str(stored.path),
+                name=job.name,
+                origin="civitai",
+                version=job.version,
+                file=job.file,
+                facts=facts_of_file(stored.path, job.version.base_model),
+                added_at=now,
+            )
+            write_sidecar(self._store, self._index, stored.sha256)
+        seen = seen_now(str(stored.path), stored.sha256, kept_path=stored.path.relative_to(self._store.root).as_posix())
+        if seen is not None and not fetched.was_present:  # its bytes were read back from disk just now
+            self._index.save_seen([seen])
         if wishes.preview is not Previews.NONE and self._store.preview(stored.sha256) is None:
             self._keep_preview(job, asset, wishes.preview, on_event)
         return Outcome(job.ref, asset, was_present=fetched.was_present)
@@ -259,7 +274,7 @@ class Downloads:
             connection.close()
 
     def _connection(self) -> StorageConnection:
-        return StorageConnection(self._network, tls_context)
+        return StorageConnection(self._network, self._tls)
 
 
 def _suitable(previews: Sequence[Preview], wanted: Previews) -> Iterator[Preview]:

@@ -23,14 +23,12 @@ class RateLimit:
         """The most that one read should ask for."""
         return max(1024, int(self.bytes_per_s * _BURST_S))
 
-    def spend(self, count: int) -> None:
-        """Take note of `count` bytes read, and wait until the rate allows the next ones."""
+    def spend(self, count: int) -> float:
+        """Take note of `count` bytes read; the seconds to wait before the next ones."""
         with self._lock:
             now = time.monotonic()
             self._next = max(self._next, now - _BURST_S) + count / self.bytes_per_s
-            wait_s = self._next - now
-        if wait_s > 0:
-            time.sleep(wait_s)
+            return max(0.0, self._next - now)
 
 
 def parse_rate(text: str) -> float:

@@ -2,39 +2,37 @@
 
 Workers claim the lowest missing span, so that the unbroken run from byte 0, which the digest follows, stays close to
 the end. When nothing is left to claim, an idle worker takes half of the slowest one's span, or all of it where that
-one is silent. A worker that fails while others get on retires; the last one backs off and tries again.
+one is silent. A worker that fails without having brought anything retires while others get on; the last one backs
+off and tries again.
 """
 
-import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from civman.civitai.answers import DownloadAddress
 from civman.civitai.storage import Body, StorageConnection
 from civman.domain.events import OnEvent, Received, Waiting
 from civman.domain.patience import PATIENT, Patience
 from civman.download.limits import RateLimit
-from civman.errors import BadAnswer, CivmanError, IntegrityError, Interrupted, NetworkError, UnsafeRedirect
+from civman.download.setbacks import Setbacks
+from civman.download.spans import SMALLEST_SPAN, Span, Spans
+from civman.errors import BadAnswer, CivmanError, IntegrityError, Interrupted, NetworkError
 from civman.store.journal import Validator
 from civman.store.partial import Partial
 
 _BUFFER_BYTES = 1 << 20
 _FLUSH_S = 0.1
-_SMALLEST_SPAN = 4 << 20
-_LARGEST_SPAN = 64 << 20
-_SMALLEST_HALF = 1 << 20
 _PROGRESS_BYTES = 1 << 16
-"""A try that brought this much was worth it: the count of failures starts again."""
+"""A try that brought this much was worth it."""
 _FIRST_WORKERS = 4
 _RAMP_S = 0.1
 _RAMP_GAIN = 1.1
-_AT_ONCE = frozenset({"link-expired", "range-ignored"})
-"""Worth another try with a fresh address and without waiting."""
-_FATAL = frozenset({"login-page"})
-_MAY_PASS = frozenset({"storage-not-found"})
-"""Not a network's failure, and yet a fresh address may cure it."""
+_LIMITED_BYTES_PER_S = 1_000_000
+"""Under a speed limit, what one connection brings with ease."""
+_UNANSWERED_CRAWLS = 3
+"""Headers may trickle for so many times `crawl_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +45,18 @@ class Pace:
     limit: RateLimit | None = None
     patience: Patience = PATIENT
 
+    @property
+    def connections(self) -> int:
+        """How many there may be."""
+        if self.max_connections is not None:
+            return self.max_connections
+        if self.limit is not None:
+            return max(1, min(self.most, int(self.limit.bytes_per_s / _LIMITED_BYTES_PER_S)))
+        return self.most
 
-@dataclass(slots=True, eq=False)
-class _Span:
-    """What one worker is after: `[at, end)`; `end` may move down when another takes over."""
 
-    at: int
-    end: int
-    connection: StorageConnection | None = None
-    since: float = field(default_factory=time.monotonic)
-    last: float = field(default_factory=time.monotonic)
-    count: int = 0
-
-    def eta_s(self, now: float) -> float:
-        speed = self.count / max(now - self.since, 1e-3)
-        return (self.end - self.at) / speed if speed else float("inf")
+class Changed(Exception):  # a turn of events, not an error
+    """The file behind the address is not the one that the first bytes came from: they are of no use any more."""
 
 
 class _Crawl:
@@ -70,7 +65,7 @@ class _Crawl:
     def __init__(self, pace: Pace, host: str, now: float) -> None:
         slowest = 1024.0 if pace.limit is None else min(1024.0, pace.limit.bytes_per_s / 32)
         self._window_s, self._host = pace.patience.crawl_s, host
-        self._least_bytes = slowest * pace.patience.crawl_s
+        self._least_bytes = slowest * self._window_s
         self._since, self._bytes = now, 0
 
     def count(self, count: int, now: float) -> None:
@@ -82,8 +77,21 @@ class _Crawl:
             self._since, self._bytes = now, 0
 
 
-class Changed(Exception):  # a turn of events, not an error
-    """The file behind the address is not the one that the first bytes came from: they are of no use any more."""
+class _Worker:
+    """A thread and its connection. `is_asking`: it waits for CivitAI's API, which nobody can end."""
+
+    def __init__(self, work: "Callable[[_Worker], None]", connection: StorageConnection, number: int) -> None:
+        self.connection = connection
+        self.is_asking = False
+        self.thread = threading.Thread(target=work, args=(self,), name=f"fetch-{number}", daemon=True)
+
+    def join(self) -> None:
+        """Wait for its end, unless it waits for a name, a connection or an address, after which it ends by itself.
+
+        Nothing of it is used then: its connection is aborted, so no byte can come of it.
+        """
+        while self.thread.is_alive() and not self.is_asking and not self.connection.is_dialling:
+            self.thread.join(0.02)
 
 
 class Transfer:
@@ -97,13 +105,17 @@ class Transfer:
         connect: Callable[[], StorageConnection],
         size_bytes: int | None,
         name: str,
+        has_digest: bool,
+        compares_etags: bool,
         pace: Pace,
         on_event: OnEvent,
         cancel: threading.Event,
     ) -> None:
         """`address` asks CivitAI for a fresh signed address; `size_bytes` is what CivitAI declares, if it does.
 
-        `on_event` is called from several threads. Setting `cancel` ends the transfer.
+        `has_digest`: all bytes will be compared with a declared SHA-256. Without one, bytes of an earlier attempt
+        count only if the storage calls both by one ETag. `compares_etags`: whether a changed ETag ends the transfer
+        with Changed. `on_event` is called from several threads. Setting `cancel` ends the transfer.
         """
         self._cancel = cancel
         self._partial = partial
@@ -111,20 +123,25 @@ class Transfer:
         self._connect = connect
         self._size_bytes = size_bytes
         self._name = name
+        self._has_digest = has_digest
+        self._compares_etags = compares_etags
         self._pace = pace
         self._on_event = on_event
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
-        self._spans: list[_Span] = []
-        self._workers: list[threading.Thread] = []
+        self._asking = threading.Lock()
         self._address: DownloadAddress | None = None
-        self._failures = 0
+        self._spans = Spans(pace.patience, pace.connections)
+        self._setbacks = Setbacks(pace.patience)
+        self._workers: list[_Worker] = []
+        self._most = pace.connections
+        self._best_rate = 0.0
         self._progress_bytes = 0
         self._received_bytes = 0
         self._error: BaseException | None = None
         self._stopped = threading.Event()
         self._whole_bodies = False
-        self._ignored_ranges = 0
+        self._has_ignored_range = False
         self._is_open = False
 
     def run(self) -> None:
@@ -133,22 +150,20 @@ class Transfer:
         Raises: Changed. Interrupted: `cancel` was set. Else what the last failure was; what has arrived stays in the
             partial.
         """
-        if self._partial.size_bytes is not None and not self._partial.missing():
+        if self._partial.is_complete:
             return
         try:
             self._spawn()
-            last_ramp, last_bytes, best_rate = time.monotonic(), 0, 0.0
+            last_ramp, last_bytes = time.monotonic(), 0
             with self._news:
-                while any(worker.is_alive() for worker in self._workers):
+                while any(worker.thread.is_alive() for worker in self._workers):
                     self._news.wait(_RAMP_S / 2)
                     if self._cancel.is_set():
                         raise Interrupted(f"`{self._name}` was stopped")
+                    self._spans.abort_unanswered(_UNANSWERED_CRAWLS * self._pace.patience.crawl_s)
                     now = time.monotonic()
                     if self._error is None and self._is_open and now - last_ramp >= _RAMP_S:
-                        rate = (self._received_bytes - last_bytes) / (now - last_ramp)
-                        if rate > best_rate * _RAMP_GAIN:
-                            self._grow()
-                        best_rate = max(best_rate, rate)
+                        self._ramp((self._received_bytes - last_bytes) / (now - last_ramp))
                         last_ramp, last_bytes = now, self._received_bytes
         finally:
             self._stop()
@@ -157,135 +172,124 @@ class Transfer:
         if not self._partial.is_complete:
             raise NetworkError(f"`{self._name}` is incomplete and nothing more comes", code="connection-cut")
 
-    def _grow(self) -> None:
-        if self._whole_bodies:
+    def _ramp(self, rate: float) -> None:
+        """More workers while that makes it faster."""
+        if rate <= self._best_rate * _RAMP_GAIN or self._whole_bodies:
             return
-        alive = sum(worker.is_alive() for worker in self._workers)
-        most = self._pace.max_connections or self._pace.most
-        unclaimed = -(-self._unclaimed_bytes() // _SMALLEST_SPAN)
-        more = min(most - alive, max(alive, _FIRST_WORKERS - 1), unclaimed)
-        if self._pace.max_connections is not None:
-            more = min(most - alive, unclaimed)
-        for _ in range(more):
+        self._best_rate = rate
+        alive = sum(worker.thread.is_alive() for worker in self._workers)
+        unclaimed = -(-self._spans.unclaimed_bytes(self._partial.missing()) // SMALLEST_SPAN)
+        more = unclaimed if self._pace.max_connections is not None else max(alive, _FIRST_WORKERS - 1)
+        for _ in range(min(self._most - alive, more, unclaimed)):
             self._spawn()
 
     def _spawn(self) -> None:
-        worker = threading.Thread(target=self._work, name=f"fetch-{len(self._workers)}", daemon=True)
+        worker = _Worker(self._work, self._connect(), len(self._workers))
         self._workers.append(worker)
-        worker.start()
+        worker.thread.start()
 
     def _stop(self) -> None:
         self._stopped.set()
         with self._lock:
-            for span in self._spans:
-                if span.connection is not None:
-                    span.connection.abort()
+            self._spans.abort()
             self._news.notify_all()
         for worker in self._workers:
             worker.join()
-        self._workers.clear()
-        self._spans.clear()
 
     # -- one worker ------------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        connection = self._connect()
+    def _work(self, worker: _Worker) -> None:
         view = memoryview(bytearray(_BUFFER_BYTES))
         try:
             while not self._stopped.is_set():
-                span = self._claim(connection)
+                if worker.connection.is_aborted:
+                    worker.connection.close()
+                    worker.connection = self._connect()
+                span = self._claim(worker.connection)
                 if span is None:
                     return
+                began = time.monotonic()
+                address = None
                 try:
-                    self._fetch(connection, span, view)
+                    address = self._current_address(worker)
+                    self._fetch(address, span, view)
                 except CivmanError as error:
-                    connection.close()
-                    if not self._carry_on(span, error):
+                    worker.connection.close()
+                    if not self._carry_on(span, error, address, began):
                         return
                 finally:
                     self._release(span)
         except BaseException as error:  # noqa: BLE001  # a bug in a thread must reach the caller, not vanish with it
             self._fail(error)
         finally:
-            connection.close()
+            worker.connection.close()
             with self._news:
                 self._news.notify_all()
 
-    def _fetch(self, connection: StorageConnection, span: _Span, view: memoryview) -> None:
+    def _current_address(self, worker: _Worker) -> DownloadAddress:
+        """The address in use, asked for by one worker at a time and not under the lock: CivitAI may take minutes."""
+        worker.is_asking = True
+        try:
+            with self._asking:
+                address = self._address
+                if address is None:
+                    address = self._ask()
+                    self._address = address
+                return address
+        finally:
+            worker.is_asking = False
+
+    def _fetch(self, address: DownloadAddress, span: Span, view: memoryview) -> None:
         with self._lock:
-            address = self._current_address()
-            validator = self._partial.validator
-            start, end = (0, None) if self._whole_bodies else (span.at, span.end)
-        opening = end is None or self._partial.size_bytes is None
-        body = connection.open(
-            address.url,
-            start=start,
-            end=None if opening and end is None else end,
-            send_token=address.send_token,
-            etag=validator.etag if validator else None,
-        )
+            validator = self._partial.validator if self._compares_etags else None
+            start, end = (0, None) if span.is_whole else (span.at, span.end)
+            span.last = span.asked_at = time.monotonic()
+        if end is not None and end <= start:
+            return  # relieved meanwhile
+        try:
+            body = span.connection.open(
+                address.url,
+                start=start,
+                end=end,
+                send_token=address.send_token,
+                etag=validator.etag if validator else None,
+            )
+        finally:
+            span.asked_at = 0.0
         self._examine(body, span)
+        self._read(body, span, view)
+        if body.left_bytes != 0:
+            span.connection.close()  # the rest belongs to somebody else now
+
+    def _read(self, body: Body, span: Span, view: memoryview) -> None:
+        """The body into the partial, in pieces. Raises: NetworkError: it ends early; what came of it is kept."""
+        limit = self._pace.limit
         filled, flushed_at = 0, time.monotonic()
         crawl = _Crawl(self._pace, body.host, flushed_at)
-        while span.at < span.end and not self._stopped.is_set():
-            room = min(len(view) - filled, span.end - span.at - filled)
-            if room <= 0:
-                break
-            limit = self._pace.limit
-            count = body.read_into(view[filled : filled + (min(room, limit.burst_bytes) if limit else room)])
-            if limit is not None:
-                limit.spend(count)
-            filled += count
-            now = time.monotonic()
-            span.last = now
-            crawl.count(count, now)
-            is_last = count == 0 or filled >= span.end - span.at
-            if is_last or filled == len(view) or now - flushed_at >= _FLUSH_S:
-                self._put(span, view[:filled])
-                filled, flushed_at = 0, now
-            if count == 0:
-                break
-        if filled:
+        try:
+            while not self._stopped.is_set():
+                room = min(len(view) - filled, span.end - span.at - filled)
+                if room <= 0:
+                    return
+                count = body.read_into(view[filled : filled + (min(room, limit.burst_bytes) if limit else room)])
+                filled += count
+                now = time.monotonic()
+                crawl.count(count, now)
+                if count == 0:
+                    break
+                wait_s = limit.spend(count) if limit is not None else 0.0
+                span.last = now + wait_s
+                if filled >= span.end - span.at or filled == len(view) or now - flushed_at >= _FLUSH_S:
+                    self._put(span, view[:filled])
+                    filled, flushed_at = 0, now
+                if wait_s > 0:
+                    self._stopped.wait(wait_s)
+        finally:
             self._put(span, view[:filled])
-        if body.left_bytes != 0:
-            connection.close()  # the rest belongs to somebody else now
+        if body.left_bytes is None and span.left_bytes and not self._stopped.is_set():
+            raise NetworkError(f"`{body.host}` ended before the file did", code="connection-cut", host=body.host)
 
-    def _examine(self, body: Body, span: _Span) -> None:
-        """Hold an answer against what is known of the file. Raises: Changed, IntegrityError, StoreError."""
-        with self._lock:
-            declared = self._size_bytes
-            if body.total_bytes is not None and declared is not None and body.total_bytes != declared:
-                raise IntegrityError(
-                    f"`{self._name}` should have {declared:,} bytes, `{body.host}` offers {body.total_bytes:,}",
-                    code="size-mismatch",
-                    expected_bytes=declared,
-                    offered_bytes=body.total_bytes,
-                    hint="the file behind this version has changed, or something answers in CivitAI's place; "
-                    "look at `civman show` again later",
-                )
-            known = self._partial.validator
-            if known and body.etag and known.host == body.host and known.etag != body.etag:
-                raise Changed("the file behind the address was replaced")
-            size = body.total_bytes or declared
-            if size is None:
-                raise BadAnswer(f"`{body.host}` does not say how long `{self._name}` is", code="no-length")
-            if self._partial.size_bytes is None or not self._is_open:
-                if self._partial.size_bytes not in (None, size):
-                    raise Changed(f"it had {self._partial.size_bytes:,} bytes before and has {size:,} now")
-                self._partial.reserve(size)
-                span.end = min(span.end, size)
-            if body.etag and (known is None or known.host != body.host):
-                self._partial.validator = Validator(body.host, body.etag)
-            if not body.is_partial:
-                self._ignored_ranges += 1
-                if self._ignored_ranges == 1 and span.at > 0:
-                    raise NetworkError(f"`{body.host}` ignored the range", code="range-ignored", host=body.host)
-                self._whole_bodies = True
-                span.at, span.end = 0, size
-            self._is_open = True
-            self._news.notify_all()
-
-    def _put(self, span: _Span, data: memoryview) -> None:
+    def _put(self, span: Span, data: memoryview) -> None:
         data = data[: max(0, span.end - span.at)]
         if not len(data):
             return
@@ -295,133 +299,134 @@ class Transfer:
             span.count += len(data)
             self._received_bytes += fresh
             if self._received_bytes - self._progress_bytes >= _PROGRESS_BYTES:
-                self._failures = 0
+                self._setbacks.forget()
                 self._progress_bytes = self._received_bytes
         if fresh:
             self._on_event(Received(self._partial.key, fresh))
 
+    # -- is it the file that was meant -----------------------------------------------------------------------------
+
+    def _examine(self, body: Body, span: Span) -> None:
+        """Hold an answer against what is known of the file. Raises: Changed, IntegrityError, StoreError."""
+        with self._lock:
+            self._check_size(body.total_bytes, body.host)
+            self._check_etag(body)
+            size = body.total_bytes or self._size_bytes
+            if size is None:
+                raise BadAnswer(f"`{body.host}` does not say how long `{self._name}` is", code="no-length")
+            if not self._is_open:
+                if self._partial.size_bytes not in (None, size):
+                    raise Changed(f"it had {self._partial.size_bytes:,} bytes before and has {size:,} now")
+                self._partial.reserve(size)
+                span.end = min(span.end, size)
+            if body.etag:
+                self._partial.validator = Validator(body.host, body.etag)
+            if not body.is_partial and not span.is_whole:
+                if span.at > 0 and not self._has_ignored_range:
+                    self._has_ignored_range = True
+                    raise NetworkError(f"`{body.host}` ignored the range", code="range-ignored", host=body.host)
+                self._whole_bodies = span.is_whole = True
+                span.at, span.end = 0, size
+            self._is_open = True
+            self._news.notify_all()
+
+    def _check_size(self, offered: int | None, host: str) -> None:
+        declared = self._size_bytes
+        if offered is not None and declared is not None and offered != declared:
+            raise IntegrityError(
+                f"`{self._name}` should have {declared:,} bytes, `{host}` offers {offered:,}",
+                code="size-mismatch",
+                expected_bytes=declared,
+                offered_bytes=offered,
+                hint="the file behind this version has changed, or something answers in CivitAI's place; "
+                "look at `civman show` again later",
+            )
+
+    def _check_etag(self, body: Body) -> None:
+        known = self._partial.validator
+        is_same_host = known is not None and known.host == body.host
+        if self._compares_etags and known and is_same_host and body.etag and known.etag != body.etag:
+            raise Changed("the file behind the address was replaced")
+        if self._is_open or self._has_digest or not self._partial.held_bytes:
+            return
+        if not (known and is_same_host and known.etag == body.etag and not known.etag.startswith("W/")):
+            raise Changed("nothing proves that the bytes kept from an earlier attempt are of the same file")
+
     # -- who does what ---------------------------------------------------------------------------------------------
 
-    def _claim(self, connection: StorageConnection) -> _Span | None:
+    def _claim(self, connection: StorageConnection) -> Span | None:
         with self._news:
             while not self._stopped.is_set():
                 span = self._next_span(connection)
                 if span is not None:
-                    self._spans.append(span)
                     return span
-                if not self._spans:
+                if not len(self._spans):
                     return None
                 self._news.wait(0.1)
         return None
 
-    def _next_span(self, connection: StorageConnection) -> _Span | None:
+    def _next_span(self, connection: StorageConnection) -> Span | None:
         size = self._partial.size_bytes
-        if size is None or not self._is_open:  # nobody has seen an answer yet: one worker goes ahead
-            if self._spans:
-                return None
-            gaps = self._partial.missing() if size is not None else []
-            start, end = gaps[0] if gaps else (0, size or self._size_bytes or _LARGEST_SPAN)
-            return _Span(start, min(end, start + self._span_bytes(size or self._size_bytes)), connection)
         if self._whole_bodies:
-            return _Span(0, size, connection) if not self._spans and self._partial.missing() else None
-        for start, end in self._partial.missing():
-            for low, high in self._outside_claims(start, end):
-                return _Span(low, min(high, low + self._span_bytes(size)), connection)
-        return self._relieve(connection)
+            is_free = not len(self._spans) and not self._partial.is_complete
+            return self._spans.whole(size or self._size_bytes or 0, connection) if is_free else None
+        if size is None or not self._is_open:  # nobody has seen an answer yet: one worker goes ahead
+            if len(self._spans) or self._partial.is_complete:
+                return None
+            gap = next(iter(self._partial.missing()), None)
+            start, end = gap or (0, self._size_bytes)
+            return self._spans.first(start, end, connection)
+        return self._spans.next(self._partial.missing(), size, connection)
 
-    def _span_bytes(self, size: int | None) -> int:
-        connections = self._pace.max_connections or self._pace.most
-        return max(_SMALLEST_SPAN, min(_LARGEST_SPAN, (size or 0) // (4 * connections)))
-
-    def _outside_claims(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Parts of `[start, end)` that no worker is after."""
-        free = [(start, end)]
-        for span in self._spans:
-            cut = []
-            for low, high in free:
-                if span.end <= low or span.at >= high:
-                    cut.append((low, high))
-                    continue
-                if low < span.at:
-                    cut.append((low, span.at))
-                if span.end < high:
-                    cut.append((span.end, high))
-            free = cut
-        return free
-
-    def _unclaimed_bytes(self) -> int:
-        gaps = self._partial.missing()
-        return sum(high - low for gap in gaps for low, high in self._outside_claims(*gap))
-
-    def _relieve(self, connection: StorageConnection) -> _Span | None:
-        now = time.monotonic()
-        slowest = max(self._spans, key=lambda span: span.eta_s(now), default=None)
-        if slowest is None or slowest.connection is None:
-            return None
-        left = slowest.end - slowest.at
-        if now - slowest.last >= self._pace.patience.idle_s and left > 0:
-            taken = _Span(slowest.at, slowest.end, connection)
-            slowest.end = slowest.at
-            slowest.connection.abort()
-            return taken
-        if left >= 2 * _SMALLEST_HALF and slowest.eta_s(now) > 0.5 and now - slowest.since > 0.2:
-            middle = slowest.at + left // 2
-            taken = _Span(middle, slowest.end, connection)
-            slowest.end = middle
-            return taken
-        return None
-
-    def _release(self, span: _Span) -> None:
+    def _release(self, span: Span) -> None:
         with self._news:
-            if span in self._spans:
-                self._spans.remove(span)
+            self._spans.release(span)
             self._news.notify_all()
 
     # -- when things go wrong --------------------------------------------------------------------------------------
 
-    def _current_address(self) -> DownloadAddress:
-        if self._address is None:
-            self._address = self._ask()
-        return self._address
-
-    def _carry_on(self, span: _Span, error: CivmanError) -> bool:
+    def _carry_on(self, span: Span, error: CivmanError, address: DownloadAddress | None, began: float) -> bool:
         """Whether this worker tries again after `error`. Raises: the error, when it is final."""
-        if self._stopped.is_set() or span.at >= span.end:
+        if self._stopped.is_set() or not span.left_bytes:
             return not self._stopped.is_set()  # relieved of its span: nothing went wrong
-        may_pass = isinstance(error, NetworkError) or error.code in _MAY_PASS
-        if not may_pass or isinstance(error, UnsafeRedirect) or error.code in _FATAL:
-            raise error
         with self._lock:
             if error.code == "range-not-satisfiable":
-                raise Changed("the server has fewer bytes than it had")
-            if self._is_open and len(self._spans) > 1 and error.code not in _AT_ONCE:
-                self._spans.remove(span)  # in the same breath, or two could leave for each other's sake
+                self._examine_refusal(span, error)
+            if address is not self._address and error.code == "link-expired":
+                return True  # another worker has a fresh one already
+            self._best_rate = 0.0  # with fewer connections, or after a pause, more may pay again
+            if self._is_open and len(self._spans) > 1 and span.count < _PROGRESS_BYTES and _is_local(error):
+                if error.code == "storage-busy":
+                    self._most = max(1, len(self._spans) - 1)
+                self._spans.release(span)  # in the same breath, or two could leave for each other's sake
                 return False  # others get on: one connection less
-            self._address = None
-            self._failures += 1
-            if self._failures >= self._pace.patience.tries:
-                raise error
-            failures = self._failures
-        wait_s = self._backoff(error, failures)
+        wait_s = self._setbacks.weigh(error, began)
+        with self._lock:
+            if address is self._address and self._setbacks.needs_address(error):
+                self._address = None
         if wait_s >= 1:
             self._on_event(Waiting(self._partial.key, error.message, wait_s))
         return not self._stopped.wait(wait_s)
 
-    def _backoff(self, error: CivmanError, failures: int) -> float:
-        asked = error.facts.get("retry_after_s")
-        if isinstance(asked, int | float):
-            return min(float(asked), self._pace.patience.longest_backoff_s)
-        if error.code in _AT_ONCE and failures == 1:
-            return 0.0
-        spread = random.uniform(0.75, 1.25)  # noqa: S311  # keeps two clients apart, guards nothing
-        return min(self._pace.patience.backoff_s * 2.0 ** (failures - 1), self._pace.patience.longest_backoff_s) * spread
+    def _examine_refusal(self, span: Span, error: CivmanError) -> None:
+        """What a 416 tells: another length, or a server that knows no ranges. Raises: IntegrityError, Changed."""
+        total = error.facts.get("total_bytes")
+        offered = total if isinstance(total, int) else None
+        self._check_size(offered, str(error.facts.get("host")))
+        if offered is not None and self._partial.size_bytes not in (None, offered):
+            raise Changed("the server has another number of bytes than it had")
+        if not span.is_whole:
+            self._whole_bodies = True
 
     def _fail(self, error: BaseException) -> None:
         with self._news:
             if self._error is None and not self._stopped.is_set():
                 self._error = error
             self._stopped.set()
-            for span in self._spans:
-                if span.connection is not None:
-                    span.connection.abort()
+            self._spans.abort()
             self._news.notify_all()
+
+
+def _is_local(error: CivmanError) -> bool:
+    """Whether `error` may be of one connection only, so that fewer of them may do."""
+    return error.code in ("connection-cut", "stalled", "storage-busy", "unreachable", "bad-range", "compressed-body")

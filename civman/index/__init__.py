@@ -4,6 +4,7 @@ from civman.index.index import Index, Page
 from civman.index.values import (
     EVERYTHING,
     UNREAD,
+    USER_PIN,
     AssetFilter,
     Fits,
     HeldFile,
@@ -16,6 +17,6 @@ from civman.index.values import (
 )
 
 __all__ = [
-    "Index", "Page", "AssetFilter", "EVERYTHING", "Fits", "HeldFile", "Record", "UNREAD", "SeenFile", "Share",
-    "Snapshot", "Sort", "Source",
+    "Index", "Page", "AssetFilter", "EVERYTHING", "Fits", "HeldFile", "Record", "UNREAD", "USER_PIN", "SeenFile",
+    "Share", "Snapshot", "Sort", "Source",
 ]  # fmt: skip

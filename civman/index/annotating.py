@@ -48,9 +48,7 @@ def sidecar_is_due(connection: Connection, ids: Iterable[int]) -> None:
 def sidecar_kept(connection: Connection, due: Iterable[tuple[Sha256, str]]) -> None:
     """Takes away what was due, where it is still the same change."""
     for sha256, token in due:
-        connection.execute(
-            delete(SIDECAR_DUE).where(SIDECAR_DUE.c.blob_sha256 == sha256, SIDECAR_DUE.c.token == token)
-        )
+        connection.execute(delete(SIDECAR_DUE).where(SIDECAR_DUE.c.blob_sha256 == sha256, SIDECAR_DUE.c.token == token))
 
 
 def sidecar_goes(connection: Connection, sha256: Sha256) -> None:
@@ -66,4 +64,4 @@ def forget_seen(connection: Connection, paths: Iterable[str]) -> None:
 
 
 def _due(connection: Connection, values: str, parameter: str) -> None:
-    connection.exec_driver_sql(f"INSERT OR REPLACE INTO sidecar_due (blob_sha256, token) {values}", (parameter,))  # noqa: S608
+    connection.exec_driver_sql(f"INSERT OR REPLACE INTO sidecar_due (blob_sha256, token) {values}", (parameter,))

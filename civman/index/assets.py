@@ -149,7 +149,8 @@ def _condition(wanted: AssetFilter, asked: Understood, order: str) -> tuple[str,
             source += f" {joined}"
     if asked.match:
         score = f"{_SCORE} AS score" if "s.score" in order else "0"
-        source += f" JOIN (SELECT rowid AS id, {score} FROM search WHERE search MATCH ?) s ON s.id = a.id"
+        found = f"SELECT rowid AS id, {score} FROM search WHERE search MATCH ?"  # noqa: S608
+        source += f" JOIN ({found}) s ON s.id = a.id"
         given.insert(0, asked.match)
     return source, where, given
 
@@ -167,7 +168,8 @@ def _require_facts(wanted: AssetFilter, require: Callable[..., None]) -> None:
         require("a.added_at >= ?", rows.moment(wanted.since))
     if wanted.is_commercial:
         require(
-            "m.commercial_use LIKE '%\"Image\"%' AND coalesce(a.base_model, '') NOT IN (SELECT value FROM json_each(?))",
+            "m.commercial_use LIKE '%\"Image\"%' "
+            "AND coalesce(a.base_model, '') NOT IN (SELECT value FROM json_each(?))",
             json.dumps(labels_not_for_sale()),
         )
     if wanted.is_safe:

@@ -30,7 +30,18 @@ from civman.errors import InvalidRef, NotFound, UsageError
 from civman.index import assets, catalogue, upkeep
 from civman.index.database import Reader
 from civman.index.opening import prepare
-from civman.index.values import EVERYTHING, UNREAD, AssetFilter, HeldFile, Record, SeenFile, Share, Snapshot, Sort, Source
+from civman.index.values import (
+    EVERYTHING,
+    UNREAD,
+    AssetFilter,
+    HeldFile,
+    Record,
+    SeenFile,
+    Share,
+    Snapshot,
+    Sort,
+    Source,
+)
 from civman.index.words import Understood, understand
 
 if TYPE_CHECKING:

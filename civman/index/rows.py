@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from civman.domain.catalog import (
+    NOTHING_SAID,
     Asset,
     Blob,
     FileFacts,
     Gate,
     Licence,
-    NOTHING_SAID,
     Model,
     ModelFile,
     ModelType,
@@ -264,7 +264,9 @@ def asset_from(row: Sequence[Any], folder: str) -> Asset:
         origin, datetime.fromisoformat(added_at), _TYPES.get(model_type, ModelType.OTHER), type_raw, base_model,
         model_id, version_id, file_id, model_name or "", version_name or "", creator,
         from_words(trained) if trained else (), alias, facts,
-        NOTHING_SAID if said is None else Own(note, from_words(own_tags), from_words(own_words), rating, bool(favourite)),
+        NOTHING_SAID
+        if said is None
+        else Own(note, from_words(own_tags), from_words(own_words), rating, bool(favourite)),
         from_words(pins), when(used_at),
     )  # fmt: skip
 

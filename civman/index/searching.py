@@ -1,5 +1,6 @@
-"""Keeps the words by which assets are found: one row of the FTS5 table `search` for each asset, written in the same
-transaction as the rows it is made from. All of it can be made again from them.
+"""Keeps the words by which assets are found: one row of the FTS5 table `search` for each asset.
+
+Written in the same transaction as the rows it is made from, and made again from them at any time.
 """
 
 import html

@@ -34,13 +34,14 @@ def held_files(reader: Reader, digests: Iterable[Sha256] | None = None) -> list[
         found = reader.all(f"{sql} ORDER BY b.sha256")
     else:
         given = [json.dumps(list(digests))]
-        found = reader.all(f"{sql} WHERE b.sha256 IN (SELECT value FROM json_each(?)) ORDER BY b.sha256", given)
+        found = reader.all(f"{sql} WHERE b.sha256 IN (SELECT value FROM json_each(?)) ORDER BY b.sha256", given)  # noqa: S608
     files = []
     for sha256, size, kept, verified_at, name, device, inode, seen_size, mtime_ns, seen_sha256 in found:
         seen = None
         if device is not None:
             seen = SeenFile(kept, int(device), int(inode), seen_size, mtime_ns, seen_sha256)
-        path = kept if os.path.isabs(kept) else os.path.join(reader.folder, *kept.split("/"))  # noqa: PTH117, PTH118  30,000 of them
+        # no Path objects: there are 30,000 of them
+        path = kept if os.path.isabs(kept) else os.path.join(reader.folder, *kept.split("/"))  # noqa: PTH117, PTH118
         files.append(HeldFile(sha256, size, path, kept, datetime.fromisoformat(verified_at), name or "", seen))
     return files
 
@@ -56,7 +57,9 @@ def pins(reader: Reader) -> dict[Sha256, tuple[str, ...]]:
 def shares(reader: Reader, group: str) -> list[Share]:
     """Files and bytes by group; bytes that several assets of a group share count once."""
     label = _GROUPS[group]
-    inner = f"SELECT DISTINCT {label} AS label, b.sha256, b.size_bytes FROM asset a JOIN blob b ON b.sha256 = a.blob_sha256"  # noqa: S608
+    inner = (
+        f"SELECT DISTINCT {label} AS label, b.sha256, b.size_bytes FROM asset a JOIN blob b ON b.sha256 = a.blob_sha256"  # noqa: S608
+    )
     sql = f"SELECT label, count(*), sum(size_bytes) FROM ({inner}) GROUP BY label ORDER BY 3 DESC, 1"  # noqa: S608
     return [Share(label, count, size) for label, count, size in reader.all(sql)]
 

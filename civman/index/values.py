@@ -32,6 +32,8 @@ class Snapshot:
     gone_status: int | None = None
 
 
+USER_PIN = "user"
+"""The reason of a pin that a person set; others are "recipe <id>"."""
 UNREAD = FileFacts()
 """The facts of a file that nobody has looked into."""
 

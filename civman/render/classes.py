@@ -39,13 +39,13 @@ _LOCK = threading.Lock()
 
 
 def construct(component: str, config: dict[str, Any]) -> nn.Module:
-    """The component ("unet", "vae", "text_encoder", "text_encoder_2") with these arguments, on torch's default device."""
+    """A component ("unet", "vae", "text_encoder", "text_encoder_2") with these arguments, on torch's default device."""
     if component in ("unet", "vae"):
         made: nn.Module = _import(_diffusion)[component](**config)
         return made
     plain, projecting, configuration = _import(_text)
-    made = (projecting if component == "text_encoder_2" else plain)(configuration(**config))
-    return made
+    encoder: nn.Module = (projecting if component == "text_encoder_2" else plain)(configuration(**config))
+    return encoder
 
 
 def _diffusion() -> Any:

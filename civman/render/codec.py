@@ -42,7 +42,7 @@ def decode(model: LoadedModel, latents: Tensor) -> Decoded:
 
 @torch.no_grad()
 def encode(model: LoadedModel, pixels: Tensor) -> Tensor:
-    """Latents (B, 4, H/8, W/8) float32 of pictures in −1 … 1: the mean of what the VAE allows, so nothing is drawn.
+    """Latents (B, 4, H/8, W/8) float32 of pictures in -1 … 1: the mean of what the VAE allows, so nothing is drawn.
 
     A1111 draws from the VAE's (narrow) distribution with a random generator of its own; the mean is repeatable.
     """

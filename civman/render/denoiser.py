@@ -1,4 +1,3 @@
-
 """The model as samplers see it: a noisy x and its level in, the clean picture out. Guidance and masks are here."""
 
 import math

@@ -63,19 +63,20 @@ def deterministic() -> Iterator[None]:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = (
-        torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.get_deterministic_debug_mode(),
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
     )  # fmt: skip
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    # the same switch as use_deterministic_algorithms, which would import torch's compiler: 3 s
+    torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[2:4]
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[4:6]
+        torch.set_deterministic_debug_mode(before[0])
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[1:3]
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[3:5]
 
 
 def environment(device: torch.device) -> Environment:

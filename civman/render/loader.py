@@ -40,7 +40,9 @@ class LoadedModel:
     """A checkpoint's components, ready to compute, and the files behind them.
 
     `prediction` is "epsilon" or "v_prediction"; `is_zero_snr` that its last noise level is pure noise. `notes` are
-    sentences for people (conversions, assumptions); `unused` the file's tensors that no component took.
+    sentences for people (conversions, assumptions); `unused` the file's tensors that no component took. `files` and
+    `sources` say which open file a component is from and which tensor each parameter is; `pipelines` are diffusers'
+    own, once built.
     """
 
     path: Path
@@ -54,9 +56,9 @@ class LoadedModel:
     notes: tuple[str, ...]
     unused: tuple[str, ...]
     tensor_count: int
-    _files: dict[str, Weights] = field(repr=False)
-    _sources: dict[str, dict[str, Source]] = field(repr=False)
-    _shared: dict[str, Any] = field(default_factory=dict, repr=False)
+    files: dict[str, Weights] = field(repr=False)
+    sources: dict[str, dict[str, Source]] = field(repr=False)
+    pipelines: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def unet(self) -> Any:
@@ -74,13 +76,13 @@ class LoadedModel:
 
     def base_tensor(self, component: str, parameter: str) -> Tensor:
         """A parameter as the file has it: a view of the mapping on the CPU, file dtype, the parameter's shape."""
-        tensor = self._files[component].read(self._sources[component][parameter])
+        tensor = self.files[component].read(self.sources[component][parameter])
         return tensor.reshape(self.components[component].get_parameter(parameter).shape)
 
     def restore(self, component: str, parameters: Iterable[str] | None = None) -> int:
         """Puts the file's values back into `parameters` (None: all of the component). Gives their number."""
         module = self.components[component]
-        wanted = list(self._sources[component] if parameters is None else parameters)
+        wanted = list(self.sources[component] if parameters is None else parameters)
         for name in wanted:
             current = module.get_parameter(name)
             current.data = self.base_tensor(component, name).to(current.device, current.dtype)
@@ -95,9 +97,9 @@ class LoadedModel:
         # imported when asked for: see the docstring
         from civman.render.pipeline import build
 
-        if kind not in self._shared or tokenizers:
-            self._shared[kind] = build(self, kind, tokenizers or {})
-        return self._shared[kind]
+        if kind not in self.pipelines or tokenizers:
+            self.pipelines[kind] = build(self, kind, tokenizers or {})
+        return self.pipelines[kind]
 
 
 def load(
@@ -136,11 +138,11 @@ def load(
     model = LoadedModel(
         path=path, family=family, prediction="", is_zero_snr=False, components={}, configs=configs,
         metadata=weights.metadata, device=target, notes=(), unused=(), tensor_count=len(weights.shapes),
-        _files=dict.fromkeys(configs, weights) | {"vae": vae_file}, _sources={},
+        files=dict.fromkeys(configs, weights) | {"vae": vae_file}, sources={},
     )  # fmt: skip
     notes: list[str] = []
     for name, module in build_empty(configs).items():
-        model._sources[name] = _sources(name, module, model, vae_names)
+        model.sources[name] = _sources(name, module, model, vae_names)
         _fill(model, name, module, _wanted_dtype(name, dtype, target, family), notes)
     model.prediction, model.is_zero_snr = _prediction(model, weights, prediction, is_zero_snr, notes)
     model.unused = _unused(weights, model)
@@ -163,7 +165,7 @@ class _PositionsOnCpu(TorchFunctionMode):
     Without memory they would have to be made again, and torch would import sympy for them: 0.8 s.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.arange:
             kwargs["device"] = "cpu"
@@ -197,12 +199,12 @@ def _sources(name: str, module: nn.Module, model: LoadedModel, vae_names: Mappin
         plain = vae_sources(parameters, config, "")
         return {parameter: Source(vae_names.get(source.name, source.name)) for parameter, source in plain.items()}
     usual = model.family.facts["text_encoders"][name]
-    names = model._files[name].shapes
+    names = model.files[name].shapes
     return text_sources(parameters, usual["layout"], text_prefix(usual, names) or "", names)
 
 
 def _fill(model: LoadedModel, name: str, module: nn.Module, dtype: torch.dtype | None, notes: list[str]) -> None:
-    weights, sources = model._files[name], model._sources[name]
+    weights, sources = model.files[name], model.sources[name]
     missing = sorted({source.name for source in sources.values()} - weights.shapes.keys())
     if missing:
         raise CannotRender(
@@ -307,10 +309,10 @@ def _prediction(
 
 
 def _unused(weights: Weights, model: LoadedModel) -> tuple[str, ...]:
-    used = {source.name for name, table in model._sources.items() if model._files[name] is weights
+    used = {source.name for name, table in model.sources.items() if model.files[name] is weights
             for source in table.values()}  # fmt: skip
     by_design = [*_KNOWN_EXTRAS]
-    if model._files["vae"] is not weights:
+    if model.files["vae"] is not weights:
         by_design.append(VAE)
     if model.family is Family.SD2:  # its last layer is left out on purpose
         last = model.configs["text_encoder"]["num_hidden_layers"]

@@ -41,7 +41,7 @@ def finished(pixels: Tensor, *, seed: int, rounding: str, decoded_in: str, notes
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
-    """(1, 3, H, W) float32 in −1 … 1, what a VAE takes."""
+    """(1, 3, H, W) float32 in -1 … 1, what a VAE takes."""
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 

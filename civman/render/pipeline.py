@@ -50,9 +50,10 @@ def build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
 
 
 def _scheduler(model: LoadedModel) -> Any:
-    from diffusers import EulerDiscreteScheduler
+    import diffusers
 
-    return EulerDiscreteScheduler(
+    kind: Any = diffusers.EulerDiscreteScheduler
+    return kind(
         num_train_timesteps=TRAIN_STEPS, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
         timestep_spacing="linspace", steps_offset=1, prediction_type=model.prediction,
         rescale_betas_zero_snr=model.is_zero_snr,
@@ -81,7 +82,7 @@ class PipelineScheduler:
             skip_prk_steps=True, _class_name=type(self).__name__,
         )  # fmt: skip
         self.timesteps = torch.empty(0)
-        self.init_noise_sigma = 1.0
+        self.init_noise_sigma: float = 1.0
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Prepares a run of so many steps."""
@@ -113,8 +114,9 @@ class PipelineScheduler:
         clean = self._clean(sample.float(), sigma, model_output.float())
         if self._running is None:
             self._running = self._start(sample.float(), sigma, generator)
+        result: Any
         try:
-            result, _ = self._running.send(clean)
+            result, _level = self._running.send(clean)
         except StopIteration as stop:
             result = stop.value * self._plan.end_scale
         self._done += 1
@@ -141,6 +143,7 @@ class PipelineScheduler:
             low = min(s for s in levels if s > 0)
             paths = [PictureNoise(seed).brownian(shape, low, levels[0]) for seed in seeds]
             return lambda here, after: torch.stack([path.noise(here, after) for path in paths]).to(x)
+
         def draw(_here: float, _after: float) -> Tensor:
             rows = [torch.randn(shape, generator=g, device=g.device if g else "cpu") for g in generators]
             return torch.stack(rows).to(x)

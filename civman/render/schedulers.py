@@ -90,7 +90,9 @@ SAMPLERS: Final = (
         automatic=Schedule.KARRAS, noise=Kind.ANCESTRAL,
     ),
     Sampler("DDIM", solvers.euler, "same", "diffusers DDIMScheduler (eta 0)", "DDIMScheduler", own_table="ddim"),
-    Sampler("PLMS", solvers.plms, "near", "diffusers PNDMScheduler (skip_prk_steps)", "PNDMScheduler", own_table="ddim"),
+    Sampler(
+        "PLMS", solvers.plms, "same", "diffusers PNDMScheduler (skip_prk_steps)", "PNDMScheduler", own_table="ddim",
+    ),
     Sampler(
         "UniPC", solvers.unipc, "same", "diffusers UniPCMultistepScheduler (order 3, bh1)", "UniPCMultistepScheduler",
         ("uni_pc",), own_table="unipc",
@@ -109,8 +111,9 @@ NOT_OFFERED: Final = {
 """Samplers known by name that nothing here computes, and which one to try instead."""
 
 _SCHEDULE_ALIASES: Final = {
-    "auto": Schedule.AUTOMATIC, "default": Schedule.AUTOMATIC, "uniform": Schedule.NORMAL, "poly": Schedule.POLYEXPONENTIAL,
-    "poly exponential": Schedule.POLYEXPONENTIAL, "sgm": Schedule.SGM_UNIFORM, "ays": Schedule.ALIGN_YOUR_STEPS,
+    "auto": Schedule.AUTOMATIC, "default": Schedule.AUTOMATIC, "uniform": Schedule.NORMAL,
+    "poly": Schedule.POLYEXPONENTIAL, "poly exponential": Schedule.POLYEXPONENTIAL,
+    "sgm": Schedule.SGM_UNIFORM, "ays": Schedule.ALIGN_YOUR_STEPS,
     "kl": Schedule.KL_OPTIMAL, "ddim uniform": Schedule.DDIM,
 }  # fmt: skip
 

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF002  (the letters of the papers)
 """Noise levels: the model's own thousand, and the tables of n steps that people choose from by name.
 
 Plain Python floats (double precision) throughout, so that a table does not depend on device, dtype or library.

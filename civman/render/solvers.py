@@ -1,4 +1,3 @@
-# ruff: noqa: RUF002  (the letters of the papers)
 """The samplers' arithmetic, in the form of Karras et al.: x = clean picture + σ · noise.
 
 A solver is a generator. It yields (x, σ) where it wants the model asked, is sent the model's clean picture back, and

@@ -40,6 +40,7 @@ class BlobStore:
 
     def __init__(self, root: Path) -> None:
         """`root` is the library's folder; nothing is made until something is stored."""
+        self.root = root
         self._blobs = root / "blobs" / "sha256"
         self._partials = root / "partial"
 
@@ -90,10 +91,11 @@ class BlobStore:
             partial.close(discard=True)
             return present
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            made = _make_folders(target.parent)
             partial.path.chmod(0o444)
             partial.path.rename(target)
-            _sync_folder(target.parent)
+            for folder in (target.parent, *made):  # or a power cut could take the file and leave its row
+                _sync_folder(folder)
         except OSError as error:
             raise store_error(error, target) from error
         partial.close(discard=True)
@@ -227,6 +229,13 @@ def _linked(path: Path, target: Path) -> bool:
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make `folder`; the folders in which an entry was added for it."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return [place.parent for place in missing]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -122,8 +122,8 @@ def _read(path: Path) -> tuple[Memory, str] | None:
             return None
         validator = Validator(*map(str, entry["validator"])) if entry["validator"] else None
         return Memory(size, ranges, validator), str(entry["boot"])
-    except (OSError, ValueError, TypeError, KeyError):  # absent, torn or of another format: as good as none
-        return None
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None  # absent, torn or of another format: as good as none
 
 
 def _pairs(listed: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

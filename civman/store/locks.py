@@ -33,6 +33,11 @@ class FileLock:
         self._path = path
         self._descriptor: int | None = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it is ours now."""
+        return self._descriptor is not None
+
     def acquire(self) -> bool:
         """Take the lock if it is free. False: another process (or another holder in this one) has it.
 
@@ -42,7 +47,11 @@ class FileLock:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-                locked = _try_lock(descriptor)
+                try:
+                    locked = _try_lock(descriptor)
+                except OSError:
+                    os.close(descriptor)
+                    raise
             except OSError as error:
                 raise StoreError(
                     f"cannot lock `{self._path}`: {error.strerror}",
@@ -62,10 +71,14 @@ class FileLock:
         """Give the lock back and remove its file."""
         if self._descriptor is None:
             return
-        if sys.platform != "win32":  # Windows does not remove open files; the empty file stays there
-            self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-        self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        try:
+            if sys.platform != "win32":  # Windows does not remove open files; the empty file stays there
+                self._path.unlink(missing_ok=True)
+        except OSError:
+            pass  # the folder has become read-only: an empty file that nobody holds does no harm
+        finally:
+            os.close(descriptor)
 
     def _is_current(self, descriptor: int) -> bool:
         ours = os.fstat(descriptor)

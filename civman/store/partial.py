@@ -1,11 +1,6 @@
-"""A file on its way into the store: bytes in place, digested as they come, and resumable.
-
-The digest is taken from the bytes on disk, read back by one thread that follows the unbroken run from byte 0, so it
-is ready moments after the last byte is.
-"""
+"""A file on its way into the store: bytes in place, and resumable. Bytes once written are never written again."""
 
 import errno
-import hashlib
 import os
 import shutil
 import sys
@@ -15,7 +10,7 @@ from pathlib import Path
 
 from civman.domain.ranges import Ranges
 from civman.errors import DiskFull, StoreError
-from civman.store.journal import Journal, Memory, Validator, allocated_bytes, promised_bytes
+from civman.store.journal import Journal, Memory, Validator, allocated_bytes, boot_id, promised_bytes
 from civman.store.locks import FileLock
 
 _JOURNAL_EVERY_BYTES = 4 << 20
@@ -23,7 +18,6 @@ _JOURNAL_EVERY_BYTES = 4 << 20
 _SYNC_EVERY_S = 0.2
 _SYNC_FROM_BYTES = 8 << 20
 """Smaller files are synced once, at the end."""
-_READ_BYTES = 2 << 20
 
 
 class Partial:
@@ -48,6 +42,8 @@ class Partial:
         self._journal = Journal(folder, key)
         self._lock = FileLock(folder / f"{key}.lock")
         self._descriptor = -1
+        self._claimed = Ranges()
+        """Written or being written: no byte on disk is ever replaced, for the digester may have read it."""
         self._unjournaled_bytes = 0
         self._syncer: _Repeat | None = None
 
@@ -59,10 +55,12 @@ class Partial:
         if not self._lock.acquire():
             return False
         try:
+            if self.path.exists() and not os.access(self.path, os.W_OK):
+                self.path.chmod(0o644)  # killed between being made read-only and getting its name
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
             self._resume()
         except OSError as error:
-            self.close()
+            self._let_go()
             raise store_error(error, self.path) from error
         return True
 
@@ -91,9 +89,10 @@ class Partial:
                 promised_bytes=promised,
                 free_bytes=free,
             )
+        self._stop_syncing()
         try:
-            if needed and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._descriptor, 0, size_bytes)
+            if needed:
+                _allocate(self._descriptor, size_bytes)
             os.ftruncate(self._descriptor, size_bytes)
             self.size_bytes = size_bytes
             with self.changed:
@@ -104,13 +103,21 @@ class Partial:
             self._syncer = _Repeat(self._sync, _SYNC_EVERY_S)
 
     def write(self, offset: int, data: memoryview | bytes) -> int:
-        """Put `data` at `offset`; how many of its bytes were not there before. Raises: DiskFull, StoreError."""
+        """Put `data` at `offset`; how many of its bytes were not there before. Bytes that are there stay as they are.
+
+        Raises: DiskFull, StoreError.
+        """
+        view = memoryview(data)
+        with self.changed:
+            gaps = self._claimed.missing(offset + len(view), start=offset)
+            self._claimed.add(offset, offset + len(view))
+        fresh = sum(end - start for start, end in gaps)
         try:
-            write_at(self._descriptor, data, offset)
+            for start, end in gaps:
+                write_at(self._descriptor, view[start - offset : end - offset], start)
             with self.changed:
-                before = self.ranges.total_bytes
-                self.ranges.add(offset, offset + len(data))
-                fresh = self.ranges.total_bytes - before
+                for start, end in gaps:
+                    self.ranges.add(start, end)
                 self._unjournaled_bytes += fresh
                 if self._unjournaled_bytes >= min(_JOURNAL_EVERY_BYTES, (self.size_bytes or 0) // 200):
                     self._journal.note(self._memory())
@@ -131,36 +138,46 @@ class Partial:
         return self.size_bytes is not None and self.ranges.frontier >= self.size_bytes
 
     def reset(self) -> None:
-        """Forget all bytes; `reserve` starts from nothing."""
+        """Forget all bytes; `reserve` starts from nothing. Raises: StoreError."""
         self._stop_syncing()
-        with self.changed:
-            self.ranges = Ranges()
-            self.validator, self.size_bytes, self.held_bytes, self._unjournaled_bytes = None, None, 0, 0
-            self._journal.forget()
-            os.ftruncate(self._descriptor, 0)
-            self.changed.notify_all()
+        try:
+            with self.changed:
+                self.ranges, self._claimed = Ranges(), Ranges()
+                self.validator, self.size_bytes, self.held_bytes, self._unjournaled_bytes = None, None, 0, 0
+                self._journal.forget()
+                os.ftruncate(self._descriptor, 0)
+                self.changed.notify_all()
+        except OSError as error:
+            raise store_error(error, self.path) from error
 
     def seal(self) -> None:
-        """Bring every byte to the disk itself. Raises: StoreError."""
+        """Bring every byte to the disk itself and close the file, still owned. Raises: StoreError."""
         self._stop_syncing()
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             raise store_error(error, self.path) from error
+        self._close_file()  # Windows renames no open file
 
     def close(self, *, discard: bool = False) -> None:
-        """Let go. What has arrived stays for the next attempt with a journal up to date, unless `discard`."""
+        """Let go. What has arrived stays for the next attempt with a journal up to date, unless `discard`.
+
+        A journal that cannot be written (the disk is full) stays as it was: a little less is remembered.
+        """
+        if not self._lock.is_held:
+            return
         self._stop_syncing()
-        discard = discard or not self.ranges.total_bytes
-        if self._descriptor >= 0:
-            if not discard and self.size_bytes is not None and self.path.exists():
-                self._journal.note(self._memory())
-            os.close(self._descriptor)
-            self._descriptor = -1
-        if discard:
-            self.path.unlink(missing_ok=True)
-            self._journal.forget()
-        self._lock.release()
+        try:
+            if discard or not self.ranges.total_bytes:
+                self._close_file()
+                self.path.unlink(missing_ok=True)
+                self._journal.forget()
+            elif self.size_bytes is not None and self.path.exists():
+                self._remember()
+        except OSError:
+            pass  # whatever led here is the error to tell; nothing wrong is left, at most something useless
+        finally:
+            self._let_go()
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """Fill `view` from disk at `offset`; the number of bytes read. Raises: StoreError."""
@@ -178,12 +195,31 @@ class Partial:
         if memory is not None and memory.size_bytes == actual:
             self.size_bytes, self.ranges, self.validator = memory.size_bytes, memory.ranges, memory.validator
             self.held_bytes = self.ranges.total_bytes
+            self._claimed = self.ranges.copy()
         elif actual:
             self.discarded = "the journal of the earlier attempt is missing or does not match its bytes"
             os.ftruncate(self._descriptor, 0)
 
     def _memory(self) -> Memory:
         return Memory(self.size_bytes or 0, self.ranges, self.validator)
+
+    def _remember(self) -> None:
+        memory = self._memory()
+        self._journal.note(memory)
+        if not boot_id() and self._descriptor >= 0:  # no way to tell a restart: only what is synced will count
+            os.fsync(self._descriptor)
+            self._journal.note_synced(memory)
+
+    def _close_file(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _let_go(self) -> None:
+        try:
+            self._close_file()
+        finally:
+            self._lock.release()
 
     def _sync(self) -> None:
         with self.changed:
@@ -195,59 +231,6 @@ class Partial:
         if self._syncer is not None:
             self._syncer.stop()
             self._syncer = None
-
-
-class Digester:
-    """SHA-256 of a partial's bytes on disk, taken by a thread that follows its unbroken run from byte 0."""
-
-    def __init__(self, partial: Partial, on_progress: Callable[[int], None]) -> None:
-        """`on_progress` gets the number of bytes digested so far, from the thread."""
-        self._partial = partial
-        self._on_progress = on_progress
-        self._sha256 = hashlib.sha256()
-        self._stopped = False
-        self._error: StoreError | None = None
-        self.done_bytes = 0
-        self._thread = threading.Thread(target=self._follow, name="digester", daemon=True)
-        self._thread.start()
-
-    def finish(self) -> str:
-        """Wait until the whole file is digested; its SHA-256. Raises: StoreError: the disk cannot be read."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._sha256.hexdigest()
-
-    def stop(self) -> None:
-        """Give up; the digest is void."""
-        with self._partial.changed:
-            self._stopped = True
-            self._partial.changed.notify_all()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        view = memoryview(bytearray(_READ_BYTES))
-        partial = self._partial
-        try:
-            while (frontier := self._wait()) is not None:
-                while self.done_bytes < frontier and not self._stopped:
-                    count = partial.read_into(view[: min(len(view), frontier - self.done_bytes)], self.done_bytes)
-                    self._sha256.update(view[:count])
-                    self.done_bytes += count
-                    self._on_progress(self.done_bytes)
-        except StoreError as error:
-            self._error = error
-
-    def _wait(self) -> int | None:
-        partial = self._partial
-        with partial.changed:
-            while not self._stopped:
-                if partial.size_bytes is not None and self.done_bytes >= partial.size_bytes:
-                    return None
-                if partial.ranges.frontier > self.done_bytes:
-                    return partial.ranges.frontier
-                partial.changed.wait()
-        return None
 
 
 class _Repeat:
@@ -275,11 +258,24 @@ class _Repeat:
 _DISK_HINT = "make room (`civman remove`) or choose another library with --library; what has arrived is kept"
 
 
+def _allocate(descriptor: int, size_bytes: int) -> None:
+    """Take the disk space where the file system can; elsewhere a full disk shows when it is written to."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+
+
 def store_error(error: OSError, path: Path) -> StoreError:
     """The error that tells a person what the system said about `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"the disk is full: `{path.parent}`", hint=_DISK_HINT, path=str(path))
     hint = ""
+    if error.errno == errno.EFBIG:
+        hint = "this file system or a limit of the account allows no file so large; choose another with --library"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = "the library's folder must be writable; choose another with --library"
     return StoreError(f"`{path}`: {error.strerror or error}", hint=hint, path=str(path))

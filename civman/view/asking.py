@@ -1,5 +1,6 @@
 """What a person wants of a view, joined with what the view was asked for before."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +34,16 @@ def plan_wished(index: Index, store: BlobStore, root: Path, folder: Path, wish: 
 
     Raises: UsageError: no layout is known, or the folder cannot hold a view. NotFound, AmbiguousRef: a ref.
     """
-    folder = folder.absolute()
+    folder = tidy(folder)
     _check_folder(folder, root)
     before = memory.read(folder)
     after = _joined(before, wish, root, folder)
     return plan_view(folder, _assets(index, after.wanted, is_asked_now=bool(wish.refs)), index, store, after, before)
+
+
+def tidy(folder: Path) -> Path:
+    """`folder`, absolute and without `..`."""
+    return Path(os.path.abspath(folder))  # noqa: PTH100  # pathlib keeps `..`, and resolving would follow links
 
 
 def _check_folder(folder: Path, root: Path) -> None:

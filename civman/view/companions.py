@@ -1,17 +1,14 @@
 """What lies beside a model for another program: CivitAI's words in the form that program reads, and a picture."""
 
-import html
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from civman.domain.architecture import Architecture
 from civman.domain.catalog import Asset, ModelVersion
+from civman.domain.prose import plain_text
 from civman.view.layouts import Companion
 
-_TAG = re.compile(r"<[^>]*>")
-_BLOCK = re.compile(r"<(?:/p|/li|/h\d|br)\b[^>]*>", re.IGNORECASE)
 _PICTURES = {b"\x89PNG": ".preview.png", b"\xff\xd8\xff": ".preview.jpg"}
 _WEBUI_VERSIONS = {Architecture.SD1: "SD1", Architecture.SD2: "SD2", Architecture.SDXL: "SDXL"}
 """A1111's words for what a network was trained on."""
@@ -45,13 +42,6 @@ def companions(
         if data is not None:
             found.append(Beside(kind, ending, data))
     return found
-
-
-def plain_text(description: str | None) -> str:
-    """A creator's HTML as text, a line for each paragraph."""
-    text = html.unescape(_TAG.sub("", _BLOCK.sub("\n", description or "")))
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return "\n".join(line for line in lines if line)
 
 
 def _picture_ending(picture: bytes | None) -> str:

@@ -36,7 +36,8 @@ def test_a_search_ends_in_a_verified_indexed_file(online: CivitaiServer, civman:
 
     verified = civman("verify", "--json")
     assert verified.code == 0
-    assert [verdict["state"] for verdict in verified.json["verify"]] == ["ok"]
+    assert [verdict["state"] for verdict in verified.json["verify"]] == ["unchanged"]
+    assert [verdict["state"] for verdict in civman("verify", "--full", "--json").json["verify"]] == ["ok"]
 
 
 def test_the_primary_safetensors_file_is_chosen_though_it_is_not_the_first(

@@ -2,18 +2,16 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faults import Fault, faulty_server
-from rig import QUICK, Rig, rig_catalogue
+from rig import QUICK, MakeRig, Rig, rig_catalogue
 
 from civman.demo.catalogue import Catalogue
 from civman.domain.patience import Patience
 from civman.index import Index
-
-MakeRig = Callable[..., Rig]
 
 
 @pytest.fixture(scope="session")

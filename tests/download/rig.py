@@ -1,6 +1,9 @@
 """One small model on a server that misbehaves, and civman run against it through its front door."""
 
 import hashlib
+import json
+import random
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -11,9 +14,7 @@ from faults import Fault, FaultyServer
 from running import Run
 
 from civman.cli.app import main
-from civman.demo import weights
 from civman.demo.catalogue import Catalogue, Content, DemoFile, DemoImage, DemoModel, DemoVersion
-from civman.demo.messages import Request
 from civman.domain.patience import Patience
 from civman.index import Index
 from civman.library import Library
@@ -35,8 +36,12 @@ QUICK = Patience(
 
 
 def model_bytes(size_bytes: int, seed: str = "rig") -> bytes:
-    """A safetensors file of about that size."""
-    return weights.safetensors_bytes({"weight": (max(1, size_bytes // 2 // 64), 64)}, seed=seed)
+    """A safetensors file of about that size; its one tensor holds noise."""
+    rows = max(1, size_bytes // 128)
+    tensor = {"dtype": "F16", "shape": [rows, 64], "data_offsets": [0, rows * 128]}
+    header = json.dumps({"weight": tensor}).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + random.Random(seed).randbytes(rows * 128)
 
 
 DATA = model_bytes(600_000)
@@ -94,27 +99,19 @@ class Rig:
         return self.run("download", *([] if named else [REF]), "--preview", "none", *argv)
 
     def start(self, *faults: Fault) -> int:
-        """Other faults from now on; a mark for `asked_bytes`."""
+        """Other faults from now on; how much the storage has sent so far."""
         self.server.heal()
         self.server.inject(*faults)
-        return len(self.server.requests)
-
-    def asked_bytes(self, since: int = 0) -> int:
-        """Bytes that the storage was asked for, by the ranges in the requests."""
-        return sum(map(self._asked, self.server.requests[since:]))
-
-    def _asked(self, request: Request) -> int:
-        file = self.server.catalogue.file(int(request.path.split("/")[2])) if request.server == "storage" else None
-        if file is None:
-            return 0
-        size = len(file.content.data)
-        low, _, high = request.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")
-        return max(0, min(int(high or size - 1), size - 1) - int(low) + 1)
+        return self.server.sent_bytes
 
     @property
     def partials(self) -> list[str]:
         """What lies in `partial/`."""
         return names_in(self.root / "partial")
+
+
+MakeRig = Callable[..., Rig]
+"""A rig with these faults from the start: `rigged(Cut(after=1), catalogue=…, patience=…)`."""
 
 
 def names_in(folder: Path) -> list[str]:
@@ -130,8 +127,8 @@ def blobs(root: Path) -> list[Path]:
     )
 
 
-def assert_sound(root: Path) -> None:
-    """No file under a wrong name, no row without its file, no lock without a holder."""
+def assert_sound(root: Path, *, was_killed: bool = False) -> None:
+    """No file under a wrong name, no row without its file, and unless its holder `was_killed` no lock left."""
     for path in blobs(root):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name.partition(".")[0]
         assert not path.stat().st_mode & 0o222
@@ -139,7 +136,8 @@ def assert_sound(root: Path) -> None:
         with closing(Index.open(root / "library.db")) as index:
             rows: Sequence[Path] = [Path(asset.path) for asset in index.assets()]
         assert [row for row in rows if not row.is_file()] == []
-    assert [name for name in names_in(root / "partial") if name.endswith(".lock")] == []
+    if not was_killed:
+        assert [name for name in names_in(root / "partial") if name.endswith((".lock", ".new"))] == []
 
 
 def _is_ours(thread: threading.Thread) -> bool:

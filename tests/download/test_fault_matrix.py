@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from conftest import MakeRig
 from faults import (
     DOWNLOAD,
     ChangedEtag,
@@ -32,6 +31,7 @@ from faults import (
     Stall,
     Status,
     Throttle,
+    Together,
     Truncate,
     WrongContentRange,
     WrongLength,
@@ -39,13 +39,14 @@ from faults import (
     too_many_requests,
     web_page,
 )
-from rig import DATA, FILE, MODEL, OTHER_DATA, REF, VERSION, Rig, blobs, model_bytes, rig_catalogue
+from rig import DATA, FILE, MODEL, OTHER_DATA, VERSION, MakeRig, Rig, blobs, model_bytes, rig_catalogue
 
 from civman.demo.catalogue import Catalogue, Content, DemoGate
 from civman.demo.storage import storage_error
 
 SIZE = len(DATA)
 HALF = SIZE // 2
+HALF_A_FILE = (Cut(after=HALF, times=1), Cut(after=0))
 API_VERSION = r"^/api/v1/model-versions/"
 XML = {"Content-Type": "application/xml"}
 BUSY = bytes(storage_error(503, "SlowDown", "Please reduce your request rate.").body)
@@ -66,12 +67,12 @@ class Case:
     code: int = 0
     error: str = ""
     says: tuple[str, ...] = ()
-    asked_at_most: float = 1.02
-    """Of the file's size: what the storage was asked for in the run under test."""
+    sent_at_most: float = 1.01
+    """Of the file's size: what the storage sent in the run under test."""
     keeps: bool = False
     """After a failure: whether what had arrived stays for the next try."""
-    next_asks_at_most: float = 1.0
-    """Of the file's size: what a healed server is asked for by the next try."""
+    next_sends_at_most: float = 1.0
+    """Of the file's size: what a healed storage sends in the next try."""
     data: bytes = DATA
 
 
@@ -100,10 +101,8 @@ CONNECTIONS = [
     broken(*cuts(1, seed=1), id="cut once at a random place"),
     broken(*cuts(4, seed=2), id="cut four times at random places"),
     broken(Cut(after=70_000), id="cut on every connection, each brings a little"),
-    broken(
-        Cut(after=0), id="cut on every connection, none brings a byte", code=5, error="connection-cut", asked_at_most=10
-    ),
-    broken(Cut(after=1, times=3), id="cut after one byte, three times", asked_at_most=5),
+    broken(Cut(after=0), id="cut on every connection, none brings a byte", code=5, error="connection-cut"),
+    broken(Cut(after=1, times=3), id="cut after one byte, three times"),
     broken(
         Cut(after=HALF, times=1),
         Cut(after=0),
@@ -112,65 +111,65 @@ CONNECTIONS = [
         error="connection-cut",
         says=("kept",),
         keeps=True,
-        next_asks_at_most=0.52,
-        asked_at_most=6,
+        next_sends_at_most=0.52,
     ),
-    broken(Reset(after=HALF, times=2), id="reset half way, twice", asked_at_most=2),
-    broken(Reset(), id="reset on every connection", code=5, error="connection-cut", asked_at_most=10),
-    broken(Stall(after=HALF, seconds=60, times=1), id="stall half way, once", asked_at_most=1.6),
-    broken(Stall(after=0, seconds=60), id="stall on every connection", code=5, error="stalled", asked_at_most=10),
-    broken(Silence(seconds=60, times=1), id="silence before the headers, once", asked_at_most=2.1),
-    broken(Silence(seconds=60), id="silence before the headers for ever", code=5, error="stalled", asked_at_most=10),
-    broken(Drip(bytes_per_s=200), id="byte by byte on every connection", code=5, error="stalled", asked_at_most=10),
-    broken(Drip(bytes_per_s=200, times=1), id="byte by byte on the first connection", asked_at_most=2.1),
+    broken(Reset(after=HALF, times=2), id="reset half way, twice", sent_at_most=2),
+    broken(Reset(), id="reset on every connection", code=5, error="connection-cut"),
+    broken(Stall(after=HALF, seconds=60, times=1), id="stall half way, once"),
+    broken(Stall(after=0, seconds=60), id="stall on every connection", code=5, error="stalled"),
+    broken(Silence(seconds=60, times=1), id="silence before the headers, once"),
+    broken(Silence(seconds=60), id="silence before the headers for ever", code=5, error="stalled"),
+    broken(Drip(bytes_per_s=200), id="byte by byte on every connection", keeps=True, code=5, error="stalled"),
+    broken(Drip(bytes_per_s=200, times=1), id="byte by byte on the first connection"),
     broken(Silence(seconds=60, on="api", path=DOWNLOAD, times=1), id="the API is silent once"),
 ]
 ANSWERS = [
-    broken(IgnoreRange(times=1), id="200 to the first range", asked_at_most=1.1),
+    broken(IgnoreRange(times=1), id="200 to the first range"),
     broken(IgnoreRange(), id="200 to every range"),
     broken(
         IgnoreRange(times=1),
         id="200 to the first range of a resumed file",
-        before=(Cut(after=HALF, times=1), Cut(after=0)),
-        asked_at_most=1.1,
+        sent_at_most=1.55,
+        before=HALF_A_FILE,
     ),
     broken(
         IgnoreRange(),
         id="200 to every range of a resumed file",
-        before=(Cut(after=HALF, times=1), Cut(after=0)),
-        asked_at_most=1.6,
+        sent_at_most=2.05,
+        before=HALF_A_FILE,
     ),
-    broken(RefuseRange(times=1), id="416 to the first range", asked_at_most=2.1),
-    broken(RefuseRange(), id="416 to every range", asked_at_most=2.1),
+    broken(RefuseRange(times=1), id="416 to the first range"),
+    broken(RefuseRange(), id="416 to every range"),
     broken(
         RefuseRange(),
         id="416 to every range of a resumed file",
-        before=(Cut(after=HALF, times=1), Cut(after=0)),
-        asked_at_most=2.1,
+        before=HALF_A_FILE,
     ),
-    broken(WrongLength(off_by=100), id="Content-Length too long", code=5, error="bad-range", asked_at_most=10),
-    broken(WrongLength(off_by=-100, times=2), id="Content-Length too short, twice", asked_at_most=3.1),
+    broken(WrongLength(off_by=100), id="Content-Length too long", sent_at_most=6.1, code=5, error="bad-range"),
+    broken(WrongLength(off_by=-100, times=2), id="Content-Length too short, twice", sent_at_most=3.1),
     broken(NoLength(), id="no Content-Length"),
-    broken(NoLength(after=100_000), id="no Content-Length and cut each time", asked_at_most=4.5),
-    broken(NoLength(after=0), id="no Content-Length and no byte", code=5, error="connection-cut", asked_at_most=10),
-    broken(WrongContentRange(times=1), id="wrong Content-Range, once", asked_at_most=2.1),
-    broken(WrongContentRange(), id="wrong Content-Range for ever", code=5, error="bad-range", asked_at_most=10),
+    broken(NoLength(after=100_000), id="no Content-Length and cut each time"),
+    broken(NoLength(after=0), id="no Content-Length and no byte", code=5, error="connection-cut"),
+    broken(WrongContentRange(times=1), id="wrong Content-Range, once", sent_at_most=2.1),
+    broken(WrongContentRange(), id="wrong Content-Range for ever", sent_at_most=6.1, code=5, error="bad-range"),
     broken(
         WrongContentRange(value="chunks 1-2/3"),
         id="nonsense in Content-Range",
+        sent_at_most=6.1,
         code=5,
         error="bad-range",
-        asked_at_most=10,
     ),
-    broken(Gzip(times=1), id="compressed once", asked_at_most=2.1),
-    broken(Gzip(), id="compressed for ever", code=5, error="compressed-body", asked_at_most=10),
-    broken(ChangedEtag(), id="another ETag than in the first try", before=(Cut(after=HALF, times=1), Cut(after=0))),
-    broken(Cut(after=HALF, times=1), ChangedEtag(skip=1), id="another ETag in mid-flight", asked_at_most=1.6),
+    broken(Gzip(times=1), id="compressed once", sent_at_most=2.1),
+    broken(Gzip(), id="compressed for ever", sent_at_most=6.1, code=5, error="compressed-body"),
+    broken(ChangedEtag(), id="another ETag than in the first try", sent_at_most=2.1, before=HALF_A_FILE),
+    broken(Cut(after=HALF, times=1), ChangedEtag(), id="another ETag in mid-flight", sent_at_most=2.6),
     broken(
-        *(ChangedEtag(etag=f'"replica {number}"', skip=number, times=1) for number in range(4)),
-        Cut(after=HALF // 4),
+        *(
+            Together(faults=(ChangedEtag(etag=f'"replica {number}"'), Cut(after=HALF // 4)), times=1)
+            for number in range(4)
+        ),
         id="replicas that each have their own ETag",
-        asked_at_most=12,
+        sent_at_most=3,
     ),
     broken(
         Truncate(keep=HALF),
@@ -186,40 +185,35 @@ ANSWERS = [
         code=6,
         error="size-mismatch",
         keeps=True,
-        next_asks_at_most=0.3,
+        next_sends_at_most=0.3,
     ),
     broken(
-        HugeHeader(on="storage"), id="a header of a megabyte from storage", code=5, error="bad-answer", asked_at_most=10
+        HugeHeader(on="storage"), id="a header of a megabyte from storage", sent_at_most=6.1, code=5, error="bad-answer"
     ),
     broken(
         EndlessHeaders(on="storage"),
         id="headers without end from storage",
         code=5,
         error="bad-answer",
-        asked_at_most=10,
     ),
 ]
 ADDRESSES = [
-    broken(Expire(times=1), id="the address has expired at once", asked_at_most=2.1),
-    broken(Expire(after=HALF, times=1), id="the address expires at 50 %", asked_at_most=2.1),
-    broken(Expire(after=SIZE * 98 // 100, times=1), id="the address expires at 98 %", asked_at_most=1.1),
-    broken(Expire(), id="every address has expired", code=5, error="link-expired", asked_at_most=10),
-    broken(
-        Status(status=403, body="error code: 1010", on="storage", times=2), id="storage 403 twice", asked_at_most=3.1
-    ),
+    broken(Expire(times=1), id="the address has expired at once"),
+    broken(Expire(after=HALF, times=1), id="the address expires at 50 %"),
+    broken(Expire(after=SIZE * 98 // 100, times=1), id="the address expires at 98 %"),
+    broken(Expire(), id="every address has expired", code=5, error="link-expired"),
+    broken(Status(status=403, body="error code: 1010", on="storage", times=2), id="storage 403 twice"),
     broken(
         Status(status=404, body="<Error><Code>NoSuchKey</Code></Error>", headers=XML, on="storage"),
         id="storage 404",
         code=3,
         error="storage-not-found",
-        asked_at_most=10,
     ),
-    broken(Status(status=410, on="storage"), id="storage 410", code=3, error="storage-not-found", asked_at_most=10),
-    broken(too_many_requests(on="storage", times=2), id="storage 429 twice", asked_at_most=3.1),
+    broken(Status(status=410, on="storage"), id="storage 410", code=3, error="storage-not-found"),
+    broken(too_many_requests(on="storage", times=2), id="storage 429 twice"),
     broken(
         Status(status=429, headers={"Retry-After": "1"}, on="storage", times=1),
         id="storage 429 with Retry-After",
-        asked_at_most=2.1,
     ),
     broken(
         Status(status=429, headers={"Retry-After": "86400"}, on="storage"),
@@ -227,14 +221,12 @@ ADDRESSES = [
         code=5,
         error="storage-busy",
         says=("86400",),
-        asked_at_most=1.1,
     ),
     broken(
         Status(status=503, body=BUSY, headers=XML, on="storage", times=3),
         id="storage 503 three times",
-        asked_at_most=4.1,
     ),
-    broken(Status(status=500, on="storage"), id="storage 500 for ever", code=5, error="storage-busy", asked_at_most=10),
+    broken(Status(status=500, on="storage"), id="storage 500 for ever", code=5, error="storage-busy"),
     broken(
         Cut(after=HALF, times=1),
         Status(status=500, on="storage"),
@@ -242,8 +234,7 @@ ADDRESSES = [
         code=5,
         error="storage-busy",
         keeps=True,
-        next_asks_at_most=0.52,
-        asked_at_most=10,
+        next_sends_at_most=0.52,
     ),
     broken(
         web_page(on="storage"),
@@ -259,8 +250,7 @@ ADDRESSES = [
         code=5,
         error="login-page",
         keeps=True,
-        next_asks_at_most=0.52,
-        asked_at_most=1.6,
+        next_sends_at_most=0.52,
     ),
     broken(
         Status(status=200, body=LOGIN, headers={"Content-Type": "application/octet-stream"}, on="storage"),
@@ -280,78 +270,88 @@ ADDRESSES = [
         id="storage redirects to itself",
         code=5,
         error="redirect-loop",
-        asked_at_most=10,
     ),
     broken(
         Redirect(to="file:///etc/passwd"),
         id="a redirect to a local file",
         code=5,
         error="unsafe-redirect",
-        asked_at_most=0,
+        sent_at_most=0,
     ),
     broken(
         Redirect(to="http://10.0.0.1/rig"),
         id="a redirect into a private network",
         code=5,
         error="unsafe-redirect",
-        asked_at_most=0,
+        sent_at_most=0,
     ),
     broken(
         Redirect(to="https://169.254.169.254/latest"),
         id="a redirect to a cloud's metadata",
         code=5,
         error="unsafe-redirect",
-        asked_at_most=0,
+        sent_at_most=0,
     ),
     broken(
         Redirect(to="//storage.example/rig"),
         id="a redirect without a scheme",
         code=5,
         error="unsafe-redirect",
-        asked_at_most=0,
+        sent_at_most=0,
     ),
     broken(
         Redirect(to="http://storage.example/rig"),
         id="a redirect to plain http",
         code=5,
         error="unsafe-redirect",
-        asked_at_most=0,
+        sent_at_most=0,
     ),
-    broken(Redirect(to="http://[::1/rig"), id="a redirect to a broken address", code=5, asked_at_most=0),
-    broken(Redirect(to="https://a..b/rig"), id="a redirect to an impossible name", code=5, asked_at_most=0),
-    broken(Redirect(to="https://127.0.0.1:99999/rig"), id="a redirect to an impossible port", code=5, asked_at_most=0),
     broken(
-        Redirect(to="/a b/\u00fc\u4e2d", on="storage", path="", times=1),
+        Redirect(to="http://[::1/rig"),
+        id="a redirect to a broken address",
+        code=5,
+        error="unsafe-redirect",
+        sent_at_most=0,
+    ),
+    broken(
+        Redirect(to="https://a..b/rig"), id="a redirect to an impossible name", code=5, error="network", sent_at_most=0
+    ),
+    broken(
+        Redirect(to="https://127.0.0.1:99999/rig"),
+        id="a redirect to an impossible port",
+        code=5,
+        error="unsafe-redirect",
+        sent_at_most=0,
+    ),
+    broken(
+        Redirect(to="/a b/\u00fc", on="storage", path="", times=1),
         id="a redirect to an unquoted path",
-        asked_at_most=2.1,
     ),
     broken(
         Redirect(to="file:///etc/passwd", on="storage", path=""),
         id="storage redirects to a local file",
         code=5,
         error="unsafe-redirect",
-        asked_at_most=1.1,
     ),
 ]
 BYTES = [
     broken(FlipByte(at=HALF), id="one wrong byte", code=6, error="hash-mismatch", says=("sha256",)),
     broken(
         id="one wrong byte in what an earlier try left",
-        before=(FlipByte(at=1000, times=1), Cut(after=0)),
-        asked_at_most=2.1,
+        sent_at_most=1.55,
+        before=(Together(faults=(FlipByte(at=1000), Cut(after=HALF)), times=1), Cut(after=0)),
     ),
     broken(
         FlipByte(at=SIZE - 1000, times=1),
         id="one wrong byte in the second half of a resumed file",
-        before=(Cut(after=HALF, times=1), Cut(after=0)),
-        asked_at_most=1.6,
+        sent_at_most=1.55,
+        before=HALF_A_FILE,
     ),
     broken(
-        IgnoreRange(),
-        FlipByte(at=1000),
+        Together(faults=(IgnoreRange(), FlipByte(at=1000))),
         id="whole bodies over a sound partial, not byte for byte the same",
-        before=(Cut(after=HALF, times=1), Cut(after=0)),
-        asked_at_most=1.6,
+        sent_at_most=2.05,
+        before=HALF_A_FILE,
     ),
     broken(
         id="the bytes behind the version were replaced without a word",
@@ -376,7 +376,7 @@ SITE = [
     broken(too_many_requests(path=DOWNLOAD, retry_after="1", times=1), id="the API says 429 with Retry-After"),
     broken(Status(status=502, path=DOWNLOAD, times=3), id="the API says 502 three times"),
     broken(
-        Status(status=503, path=DOWNLOAD), id="the API says 503 for ever", code=5, error="server-error", asked_at_most=0
+        Status(status=503, path=DOWNLOAD), id="the API says 503 for ever", code=5, error="server-error", sent_at_most=0
     ),
     broken(
         Status(
@@ -389,38 +389,42 @@ SITE = [
         code=5,
         error="quota",
         says=("tomorrow",),
-        asked_at_most=0,
+        sent_at_most=0,
     ),
-    broken(region_blocked(path=DOWNLOAD), id="the region is blocked", code=4, error="region-blocked", asked_at_most=0),
+    broken(region_blocked(path=DOWNLOAD), id="the region is blocked", code=4, error="region-blocked", sent_at_most=0),
     broken(
         Redirect(to="/login?returnUrl=x"),
         id="the API redirects to its login page",
         code=5,
         error="login-page",
-        asked_at_most=0,
+        sent_at_most=0,
     ),
     broken(
-        web_page(path=DOWNLOAD), id="the API answers with its login page", code=5, error="login-page", asked_at_most=0
+        web_page(path=DOWNLOAD, text="Sign in"),
+        id="the API answers with its login page",
+        code=5,
+        error="login-page",
+        sent_at_most=0,
     ),
     broken(
         Status(status=200, body=b"\x00\xff garbage", path=API_VERSION),
         id="garbage for a version",
         code=5,
         error="bad-answer",
-        asked_at_most=0,
+        sent_at_most=0,
     ),
     broken(
         Status(status=200, body='{"id": "nine", "files": 7}', path=API_VERSION),
         id="JSON that is no version",
         code=5,
-        asked_at_most=0,
+        sent_at_most=0,
     ),
-    broken(HugeHeader(path=API_VERSION), id="a header of a megabyte from the API", code=5, asked_at_most=0),
+    broken(HugeHeader(path=API_VERSION), id="a header of a megabyte from the API", code=5, sent_at_most=0),
     broken(
         EndlessHeaders(path=API_VERSION, most_bytes=2_000_000),
         id="headers without end from the API",
         code=5,
-        asked_at_most=0,
+        sent_at_most=0,
     ),
 ]
 GATES = [
@@ -430,14 +434,14 @@ GATES = [
         code=4,
         error="no-key",
         says=("civman login",),
-        asked_at_most=0,
+        sent_at_most=0,
     ),
     broken(
         id="a wrong key",
         environ=(("CIVITAI_API_TOKEN", "wrong-key-0123456789"),),
         code=4,
         error="bad-key",
-        asked_at_most=0,
+        sent_at_most=0,
     ),
     broken(
         id="downloads disabled",
@@ -445,14 +449,14 @@ GATES = [
         code=4,
         error="downloads-disabled",
         says=("no key changes that",),
-        asked_at_most=0,
+        sent_at_most=0,
     ),
     broken(
         id="early access, with the date",
         code=4,
         error="early-access",
         says=("2099-12-31",),
-        asked_at_most=0,
+        sent_at_most=0,
         change=changed_version(gate=DemoGate(ends_at=datetime(2099, 12, 31, tzinfo=UTC))),
     ),
     broken(
@@ -460,18 +464,18 @@ GATES = [
         change=changed_version(gate=DemoGate(permanent=True)),
         code=4,
         error="paid-access",
-        asked_at_most=0,
+        sent_at_most=0,
     ),
-    broken(id="archived", change=changed_model(mode="Archived"), code=3, error="archived", asked_at_most=0),
-    broken(id="taken down", change=changed_model(mode="TakenDown"), code=3, asked_at_most=0),
-    broken(id="private", change=changed_version(availability="Private"), code=4, error="private", asked_at_most=0),
+    broken(id="archived", change=changed_model(mode="Archived"), code=3, error="archived", sent_at_most=0),
+    broken(id="taken down", change=changed_model(mode="TakenDown"), says=("taken this model down",)),
+    broken(id="private", change=changed_version(availability="Private"), code=4, error="private", sent_at_most=0),
     broken(
         id="a pickle",
         change=changed_file(name="rig.ckpt", format="PickleTensor"),
         code=4,
         error="pickle",
         says=("--allow-pickle",),
-        asked_at_most=0,
+        sent_at_most=0,
     ),
     broken(
         id="a pickle, allowed", change=changed_file(name="rig.ckpt", format="PickleTensor"), argv=("--allow-pickle",)
@@ -481,7 +485,7 @@ GATES = [
         change=changed_file(virus_scan="Danger"),
         code=4,
         error="scan-danger",
-        asked_at_most=0,
+        sent_at_most=0,
     ),
     broken(id="a scan that failed", change=changed_file(virus_scan="Error"), says=("scan failed",)),
     broken(
@@ -489,7 +493,7 @@ GATES = [
         argv=("--allow-pickle",),
         code=4,
         error="scan-error",
-        asked_at_most=0,
+        sent_at_most=0,
         change=changed_file(name="rig.pt", format="PickleTensor", pickle_scan="Error"),
     ),
     broken(id="a scan that is pending", change=changed_file(virus_scan="Pending"), says=("has not finished",)),
@@ -499,7 +503,7 @@ GATES = [
         code=4,
         error="no-hash",
         says=("--allow-unverified",),
-        asked_at_most=0,
+        sent_at_most=0,
     ),
     broken(id="no hash, allowed", change=changed_file(has_hashes=False), argv=("--allow-unverified",)),
     broken(
@@ -512,11 +516,12 @@ GATES = [
     broken(
         ChangedEtag(),
         id="no hash, and another ETag than in the first try",
+        sent_at_most=2.1,
         argv=("--allow-unverified",),
         change=changed_file(has_hashes=False),
-        before=(Cut(after=HALF, times=1), Cut(after=0)),
+        before=HALF_A_FILE,
     ),
-    broken(id="offline", argv=("--offline",), code=3, asked_at_most=0),
+    broken(id="offline", argv=("--offline",), code=3, sent_at_most=0),
 ]
 NAMES = [
     broken(id=f"a file called {name[:24]!r}", change=changed_file(name=name))
@@ -551,8 +556,8 @@ def test_a_broken_download_ends_as_it_should(case: Case, rigged: MakeRig, monkey
 
     assert (run.code, f"[{case.error}]" in run.err) == (case.code, bool(case.error)), run.err
     assert [words for words in case.says if words not in run.err] == []
-    assert rig.asked_bytes(mark) <= case.asked_at_most * SIZE
-    assert {fault for fault in rig.server.struck if fault in case.faults} == set(case.faults)
+    assert rig.server.sent_bytes - mark <= case.sent_at_most * SIZE
+    assert [fault for fault in case.faults if fault not in rig.server.struck] == []
     assert len(blobs(rig.root)) == (case.code == 0)
     assert bool(rig.partials) is case.keeps
     assert "\x1b" not in run.out + run.err
@@ -565,7 +570,7 @@ def assert_the_next_try_goes_on(case: Case, rig: Rig) -> None:
     mark = rig.start()
     run = rig.download(*case.argv)
     assert run.code == 0, run.err
-    assert rig.asked_bytes(mark) <= case.next_asks_at_most * SIZE
+    assert rig.server.sent_bytes - mark <= case.next_sends_at_most * SIZE
     assert rig.partials == []
 
 
@@ -575,13 +580,14 @@ def assert_nothing_outside(rig: Rig) -> None:
         "library.db-wal",
         "library.db-shm",
         "blobs",
+        "locks",
         "partial",
     }
     assert {entry.name for entry in rig.root.parent.iterdir()} <= {"library", "config"}
 
 
 def test_the_key_never_reaches_another_port(rigged: MakeRig) -> None:
-    rig = rigged(Cut(after=HALF, times=1), Expire(times=1, skip=1))
+    rig = rigged(Cut(after=HALF, times=1), Expire(times=1))
 
     assert rig.download().code == 0
 
@@ -631,11 +637,3 @@ def test_a_failure_is_told_in_every_mode(rigged: MakeRig, argv: tuple[str, ...])
 
     assert run.code == 6
     assert "hash-mismatch" in run.out + run.err
-
-
-def test_a_spoilt_partial_is_told_and_replaced(rigged: MakeRig) -> None:
-    rig = rigged(FlipByte(at=1000, times=1), Cut(after=0))
-    rig.server.inject()
-    rig.server.heal()
-    rig.server.inject(FlipByte(at=1000, times=1))
-    assert REF.startswith("@")

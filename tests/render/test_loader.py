@@ -1,3 +1,4 @@
+# ruff: noqa: E402  (imports that need torch come after the question whether it is there)
 """Checkpoints become components without the network, without copies, and tensor for tensor as diffusers reads them."""
 
 import json
@@ -18,8 +19,12 @@ from civman.render.loader import load
 VOCAB = tiny_models.SMALL_VOCAB
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "models"
 FAMILIES = {
-    "sd1": Family.SD1, "sd1-inpaint": Family.SD1, "sd2": Family.SD2, "sdxl": Family.SDXL,
-    "sdxl-vpred": Family.SDXL, "refiner": Family.REFINER,
+    "sd1": Family.SD1,
+    "sd1-inpaint": Family.SD1,
+    "sd2": Family.SD2,
+    "sdxl": Family.SDXL,
+    "sdxl-vpred": Family.SDXL,
+    "refiner": Family.REFINER,
 }
 
 
@@ -56,8 +61,12 @@ def test_every_tensor_equals_what_diffusers_reads(tiny_files: dict[str, Path], t
     for name, cls in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
         if name in tiny_models.KINDS[kind]:
             oracles[name] = create_diffusers_clip_model_from_ldm(
-                cls, checkpoint=load_file(tiny_files[kind]), subfolder=name, config=str(folder),
-                torch_dtype=torch.float16, local_files_only=True,
+                cls,
+                checkpoint=load_file(tiny_files[kind]),
+                subfolder=name,
+                config=str(folder),
+                torch_dtype=torch.float16,
+                local_files_only=True,
             )
 
     assert oracles.keys() == model.components.keys()
@@ -89,8 +98,11 @@ def test_the_fixture_with_its_config_folder_equals_from_single_file() -> None:
 def test_parameters_are_views_of_the_file_and_not_copies(tiny_files: dict[str, Path]) -> None:
     model = load(tiny_files["sdxl"])
 
-    maps = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()
-            if str(tiny_files["sdxl"]) in line]
+    maps = [
+        line.split()[0].split("-")
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if str(tiny_files["sdxl"]) in line
+    ]
     ranges = [(int(a, 16), int(b, 16)) for a, b in maps]
     for component in model.components.values():
         for name, parameter in component.named_parameters():
@@ -121,10 +133,14 @@ def test_another_dtype_is_converted_once_and_said(tiny_files: dict[str, Path]) -
 def test_v_prediction_and_zero_snr_are_read_from_the_file_or_its_metadata(
     tiny_files: dict[str, Path], tmp_path: Path
 ) -> None:
-    claimed = tiny_models.write(tmp_path / "v.safetensors", "sd2", vocab=VOCAB,
-                                metadata={"modelspec.prediction_type": "v"})
+    claimed = tiny_models.write(
+        tmp_path / "v.safetensors", "sd2", vocab=VOCAB, metadata={"modelspec.prediction_type": "v"}
+    )
 
-    assert (load(tiny_files["sdxl-vpred"]).prediction, load(tiny_files["sdxl-vpred"]).is_zero_snr) == ("v_prediction", True)
+    assert (load(tiny_files["sdxl-vpred"]).prediction, load(tiny_files["sdxl-vpred"]).is_zero_snr) == (
+        "v_prediction",
+        True,
+    )
     assert (load(tiny_files["sdxl"]).prediction, load(tiny_files["sdxl"]).is_zero_snr) == ("epsilon", False)
     assert load(claimed).prediction == "v_prediction"
     assert load(claimed, prediction="epsilon").prediction == "epsilon"
@@ -149,8 +165,7 @@ def test_a_missing_part_is_named_with_the_remedy(tmp_path: Path, prefix: str, pa
 
 
 def test_a_missing_second_text_encoder_does_not_pass_for_another_family(tmp_path: Path) -> None:
-    file = tiny_models.write(tmp_path / "x.safetensors", "sdxl", vocab=VOCAB,
-                             leave_out=("conditioner.embedders.0.",))
+    file = tiny_models.write(tmp_path / "x.safetensors", "sdxl", vocab=VOCAB, leave_out=("conditioner.embedders.0.",))
 
     with pytest.raises(CannotRender) as caught:
         load(file)
@@ -175,7 +190,7 @@ def test_a_tensor_of_the_wrong_shape_is_named(tmp_path: Path) -> None:
     tensors[name] = torch.zeros(5)
     tiny_models.save(tensors, tmp_path / "x.safetensors", {})
 
-    with pytest.raises(InvalidModelFile, match="output_blocks.3.0.in_layers.2.bias"):
+    with pytest.raises(InvalidModelFile, match=r"output_blocks\.3\.0\.in_layers\.2\.bias"):
         load(tmp_path / "x.safetensors")
 
 

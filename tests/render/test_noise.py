@@ -1,6 +1,8 @@
+# ruff: noqa: E402  (imports that need torch come after the question whether it is there)
 """A seed means one picture: alone, in a batch, on any device."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -52,7 +54,7 @@ def test_the_brownian_path_is_torchsde_s(schedule: Schedule, seed: int) -> None:
     tree = torchsde.BrownianTree(levels[-1], torch.zeros(SHAPE), levels[0], entropy=seed)
     path = BrownianPath(seed, SHAPE, float(levels[-1]), float(levels[0]), rng=Rng.CPU)
 
-    for here, after in zip(levels, levels[1:], strict=False):
+    for here, after in pairwise(levels):
         theirs = tree(after, here) / (here - after).sqrt()
         assert float((path.noise(float(here), float(after)) - theirs).abs().max()) < 5e-6
 

@@ -1,6 +1,8 @@
+# ruff: noqa: E402  (imports that need torch come after the question whether it is there)
 """The table of samplers says what was measured; names are read as people write them."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -71,7 +73,7 @@ def test_ddim_equals_diffusers_on_the_same_times() -> None:
     times = ddim_times(STEPS)
     scheduler = diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False)
     x = START
-    for here, after in zip(times, times[1:], strict=False):
+    for here, after in pairwise(times):
         scheduler.num_inference_steps = 1000 // (here - after)
         x = scheduler.step(_model_output(x, LEVELS.sigmas[here]), here, x).prev_sample
 
@@ -208,5 +210,3 @@ def test_the_tail_of_a_plan_begins_at_its_own_first_level() -> None:
 
     assert tail.sigmas == made.sigmas[-6:]
     assert tail.start_scale == made.sigmas[-6]
-
-

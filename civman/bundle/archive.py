@@ -1,0 +1,229 @@
+"""The bundle's form: an uncompressed tar whose every byte but the files' own follows from its manifest.
+
+`civman-bundle.json` comes first and lists the blobs by digest; then, in its order, for each blob its sidecar, its
+preview and its bytes. A reader knows from the manifest which header comes where, and takes no other: names that lead
+elsewhere, links, duplicates and extra members cannot occur. `tar tf` lists it as usual.
+
+Source: POSIX.1-1988 ustar; sizes of 8 GiB and more in GNU's base 256.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from civman.domain.digests import Sha256, sha256_from
+from civman.errors import IntegrityError, StoreError
+from civman.store.partial import store_error
+
+MANIFEST = "civman-bundle.json"
+BLOCK = 512
+MOST_MANIFEST_BYTES = 64 << 20
+MOST_SIDECAR_BYTES = 16 << 20
+MOST_PREVIEW_BYTES = 32 << 20
+_FORMAT = 1
+_OCTAL_LIMIT = 8 << 30
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Small:
+    """A sidecar or a preview: its bytes' digest and length."""
+
+    sha256: Sha256
+    size_bytes: int
+    suffix: str = ".json"
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One blob of a bundle and what lies beside it."""
+
+    sha256: Sha256
+    size_bytes: int
+    suffix: str
+    sidecar: Small
+    preview: Small | None = None
+
+    def members(self) -> Iterator[tuple[str, int]]:
+        """Names and sizes of its members, in their order."""
+        yield f"sidecars/{self.sha256}.json", self.sidecar.size_bytes
+        if self.preview is not None:
+            yield f"previews/{self.sha256}{self.preview.suffix}", self.preview.size_bytes
+        yield f"blobs/{self.sha256}{self.suffix}", self.size_bytes
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether the file begins as a bundle does; False for what cannot be read."""
+    try:
+        with path.open("rb") as file:
+            block = file.read(BLOCK)
+    except OSError:
+        return False
+    return len(block) == BLOCK and block.startswith(MANIFEST.encode() + b"\0") and block[257:262] == b"ustar"
+
+
+def bad_bundle(why: str, **facts: str | int) -> IntegrityError:
+    """The error for a bundle that cannot be trusted."""
+    hint = "make it again with `civman export`, and compare the files' SHA-256 after carrying it over"
+    return IntegrityError(f"the bundle is not as civman writes it: {why}", code="bad-bundle", hint=hint, **facts)
+
+
+def header(name: str, size_bytes: int) -> bytes:
+    """The tar header of a member: nothing in it depends on when, where or by whom it was made."""
+    is_small = size_bytes < _OCTAL_LIMIT
+    size = f"{size_bytes:011o}\0".encode() if is_small else b"\x80" + size_bytes.to_bytes(11, "big")
+    start = name.encode().ljust(100, b"\0") + b"0000444\0" + b"0000000\0" * 2 + size + b"00000000000\0"
+    end = (b"0" + bytes(100) + b"ustar\0" + b"00").ljust(BLOCK - 156, b"\0")
+    checksum = sum(start) + 8 * 32 + sum(end)
+    return start + f"{checksum:06o}\0 ".encode() + end
+
+
+def padding(size_bytes: int) -> bytes:
+    """The zeros after a member."""
+    return bytes(-size_bytes % BLOCK)
+
+
+def manifest_bytes(packed: list[Packed]) -> bytes:
+    """The manifest of these blobs, sorted: the same bytes for the same content."""
+    facts = {"format": _FORMAT, "blobs": [asdict(each) for each in sorted(packed, key=lambda each: each.sha256)]}
+    return json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def total_bytes(manifest_size: int, packed: list[Packed]) -> int:
+    """The length of the whole file."""
+    sizes = [manifest_size, *(size for each in packed for _, size in each.members())]
+    return sum(BLOCK + size + -size % BLOCK for size in sizes) + 2 * BLOCK
+
+
+class Reader:
+    """Reads a bundle from front to back. What it gives is as long as declared; digests are the caller's to compare.
+
+    Every method raises IntegrityError (`bad-bundle`) for a bundle that is cut, extended or altered in its form.
+    """
+
+    def __init__(self, file: IO[bytes], size_bytes: int) -> None:
+        """`size_bytes`: how long the file is."""
+        self._file = file
+        block = self._take(BLOCK)
+        declared = _declared_size(block)
+        if declared is None or declared > MOST_MANIFEST_BYTES or block != header(MANIFEST, declared):
+            raise bad_bundle("it does not begin with its manifest")
+        data = self._take(declared)
+        self._end_member(declared)
+        self.packed = _packed_from(data)
+        expected = total_bytes(declared, self.packed)
+        if size_bytes != expected:
+            what = "is cut short" if size_bytes < expected else "goes on after its end"
+            raise bad_bundle(f"it {what} ({size_bytes} bytes, not {expected})")
+
+    def small(self, name: str, size_bytes: int) -> bytes:
+        """A sidecar or preview as a whole."""
+        self._begin(name, size_bytes)
+        data = self._take(size_bytes)
+        self._end_member(size_bytes)
+        return data
+
+    def blob(self, name: str, size_bytes: int, view: memoryview) -> Iterator[memoryview]:
+        """A blob's bytes, piece by piece in `view`."""
+        self._begin(name, size_bytes)
+        left = size_bytes
+        while left:
+            count = self._read_into(view[: min(len(view), left)])
+            left -= count
+            yield view[:count]
+        self._end_member(size_bytes)
+
+    def end(self) -> None:
+        """Pass if nothing but the tar's own end follows."""
+        if self._take(2 * BLOCK) != bytes(2 * BLOCK) or self._file.read(1):
+            raise bad_bundle("something follows its last file")
+
+    def _begin(self, name: str, size_bytes: int) -> None:
+        if self._take(BLOCK) != header(name, size_bytes):
+            raise bad_bundle(f"something else lies where `{name}` should be", name=name)
+
+    def _end_member(self, size_bytes: int) -> None:
+        zeros = padding(size_bytes)
+        if zeros and self._take(len(zeros)) != zeros:
+            raise bad_bundle("there are bytes between its files")
+
+    def _take(self, count: int) -> bytes:
+        try:
+            data = self._file.read(count)
+        except OSError as error:
+            raise StoreError(f"the bundle cannot be read: {error.strerror}") from error
+        if len(data) != count:
+            raise bad_bundle("it is cut short")
+        return data
+
+    def _read_into(self, view: memoryview) -> int:
+        data = self._file.read(len(view))
+        if not data:
+            raise bad_bundle("it is cut short")
+        view[: len(data)] = data
+        return len(data)
+
+
+def open_bundle(path: Path) -> IO[bytes]:
+    """The file at `path`, for reading. Raises: StoreError."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise store_error(error, path) from error
+
+
+def _declared_size(block: bytes) -> int | None:
+    digits = block[124:135]
+    return int(digits, 8) if re.fullmatch(rb"[0-7]{11}", digits) else None
+
+
+def _packed_from(data: bytes) -> list[Packed]:
+    try:
+        facts = json.loads(data)
+        if facts["format"] != _FORMAT:
+            raise bad_bundle(f"its format is {facts['format']!r}; this civman reads {_FORMAT}")
+        packed = [_packed(item) for item in facts["blobs"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise bad_bundle("its manifest cannot be read") from error
+    if [each.sha256 for each in packed] != sorted({each.sha256 for each in packed}):
+        raise bad_bundle("its manifest names a file twice or out of order")
+    return packed
+
+
+def _packed(item: dict[str, Any]) -> Packed:
+    preview = item["preview"]
+    return Packed(
+        sha256=_digest(item["sha256"]),
+        size_bytes=_size(item["size_bytes"], None),
+        suffix=_suffix(item["suffix"], may_lack=True),
+        sidecar=_small(item["sidecar"], MOST_SIDECAR_BYTES),
+        preview=None if preview is None else _small(preview, MOST_PREVIEW_BYTES),
+    )
+
+
+def _small(item: dict[str, Any], most_bytes: int) -> Small:
+    return Small(_digest(item["sha256"]), _size(item["size_bytes"], most_bytes), _suffix(item["suffix"]))
+
+
+def _digest(text: object) -> Sha256:
+    digest = sha256_from(str(text))
+    if digest != text:
+        raise ValueError(text)
+    return digest
+
+
+def _size(number: object, most: int | None) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1 or number >= 1 << 60:
+        raise ValueError(number)
+    if most is not None and number > most:
+        raise bad_bundle(f"a file beside a model has {number} bytes; {most} are the most")
+    return number
+
+
+def _suffix(text: object, *, may_lack: bool = False) -> str:
+    if not isinstance(text, str) or not (_SUFFIX.fullmatch(text) or (may_lack and not text)):
+        raise ValueError(text)
+    return text

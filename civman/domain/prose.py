@@ -1,0 +1,21 @@
+"""A creator's HTML as plain text."""
+
+import html
+import re
+
+_TAG = re.compile(r"<[^>]*>")
+_BLOCK = re.compile(r"<(?:/p|/li|/h\d|br)\b[^>]*>", re.IGNORECASE)
+_LINE = 160
+
+
+def plain_text(description: str | None) -> str:
+    """`description` without markup, a line for each paragraph."""
+    text = html.unescape(_TAG.sub("", _BLOCK.sub("\n", description or "")))
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def first_line(description: str | None) -> str:
+    """The first line of it, shortened."""
+    line = plain_text(description).partition("\n")[0]
+    return line if len(line) <= _LINE else line[: _LINE - 1].rstrip() + "…"

@@ -1,0 +1,77 @@
+"""The digest of a partial, taken from the bytes on disk while they come.
+
+One thread reads them back along the unbroken run from byte 0, so the digest is ready moments after the last byte is.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable
+
+from civman.domain.digests import Sha256
+from civman.errors import Interrupted
+from civman.store.partial import Partial
+
+_READ_BYTES = 2 << 20
+_POLL_S = 0.1
+
+
+class Digester:
+    """SHA-256 of a partial's bytes on disk, taken by a thread that follows its unbroken run from byte 0."""
+
+    def __init__(self, partial: Partial, on_progress: Callable[[int], None]) -> None:
+        """`on_progress` gets the number of bytes digested so far, from the thread."""
+        self._partial = partial
+        self._on_progress = on_progress
+        self._sha256 = hashlib.sha256()
+        self._stopped = False
+        self._error: BaseException | None = None
+        self.done_bytes = 0
+        self._thread = threading.Thread(target=self._follow, name="digester", daemon=True)
+        self._thread.start()
+
+    def finish(self, cancel: threading.Event) -> Sha256:
+        """Wait until the whole file is digested; its SHA-256.
+
+        Raises: StoreError: the disk cannot be read. Interrupted: `cancel` was set. What `on_progress` raised.
+        """
+        while self._thread.is_alive():
+            self._thread.join(_POLL_S)
+            if cancel.is_set():
+                self.stop()
+                raise Interrupted("stopped while the file was verified")
+        if self._error is not None:
+            raise self._error
+        if self.done_bytes != self._partial.size_bytes:
+            raise AssertionError("a digest of a part is no digest of the file")
+        return Sha256(self._sha256.hexdigest())
+
+    def stop(self) -> None:
+        """Give up; the digest is void."""
+        with self._partial.changed:
+            self._stopped = True
+            self._partial.changed.notify_all()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        view = memoryview(bytearray(_READ_BYTES))
+        partial = self._partial
+        try:
+            while (frontier := self._wait()) is not None:
+                while self.done_bytes < frontier and not self._stopped:
+                    count = partial.read_into(view[: min(len(view), frontier - self.done_bytes)], self.done_bytes)
+                    self._sha256.update(view[:count])
+                    self.done_bytes += count
+                    self._on_progress(self.done_bytes)
+        except BaseException as error:  # noqa: BLE001  # a thread's error is `finish`'s to tell, whatever it is
+            self._error = error
+
+    def _wait(self) -> int | None:
+        partial = self._partial
+        with partial.changed:
+            while not self._stopped:
+                if partial.size_bytes is not None and self.done_bytes >= partial.size_bytes:
+                    return None
+                if partial.ranges.frontier > self.done_bytes:
+                    return partial.ranges.frontier
+                partial.changed.wait()
+        return None

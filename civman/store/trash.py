@@ -1,0 +1,178 @@
+"""Removed files, kept for a while: one folder for each removal in `trash/`, on the library's own disk.
+
+Moving is renaming: no byte is copied, and what comes back is the file that went. Beside the files lies `removal.json`,
+written before anything moves, with all that is needed to put the rows back.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from civman.domain.digests import Sha256
+from civman.errors import StoreError
+from civman.store.blobs import BlobStore, StoredBlob
+from civman.store.locks import FileLock
+from civman.store.partial import store_error
+
+_NOTE = "removal.json"
+_FORMAT = 1
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """One removal: when and why, and for each blob what has to come back (`entries`, as its maker wrote them)."""
+
+    folder: Path
+    removed_at: datetime
+    reason: str
+    entries: tuple[dict[str, Any], ...]
+
+    @property
+    def id(self) -> str:
+        """The folder's name, by which a person points at it."""
+        return self.folder.name
+
+    @property
+    def size_bytes(self) -> int:
+        """What lies in it now."""
+        return sum(path.stat().st_size for path in self.folder.iterdir()) if self.folder.is_dir() else 0
+
+    @property
+    def digests(self) -> tuple[Sha256, ...]:
+        """The blobs it is about."""
+        return tuple(Sha256(str(entry["sha256"])) for entry in self.entries)
+
+
+class Trash:
+    """The library's trash."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+        self.folder = store.root / "trash"
+
+    def begin(self, entries: list[dict[str, Any]], *, reason: str, now: datetime) -> Removal:
+        """A removal on disk that has not taken anything yet. Raises: StoreError."""
+        name = f"{now:%Y%m%dT%H%M%S}-{now.microsecond:06d}-{os.getpid()}"
+        folder = self.folder / name
+        try:
+            folder.mkdir(parents=True)
+            note = {"format": _FORMAT, "removed_at": now.isoformat(), "reason": reason, "entries": entries}
+            with (folder / _NOTE).open("w", encoding="utf-8") as file:
+                json.dump(note, file, ensure_ascii=False, indent=1, sort_keys=True)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise store_error(error, folder) from error
+        return Removal(folder, now, reason, tuple(entries))
+
+    def take(self, removal: Removal, sha256: Sha256) -> int:
+        """Move a blob and what lies beside it into the removal; the bytes moved. The blob itself goes last."""
+        return _move(self._store.place_of(sha256, "").parent, removal.folder, sha256)
+
+    def give_back(self, removal: Removal, sha256: Sha256) -> StoredBlob | None:
+        """Move a blob and what lies beside it to its old place; None where neither place has it."""
+        if self._store.find(sha256) is None:
+            _move(removal.folder, self._store.place_of(sha256, "").parent, sha256)
+        return self._store.find(sha256)
+
+    def removals(self) -> list[Removal]:
+        """All removals, the last one first."""
+        try:
+            folders = sorted(self.folder.iterdir(), reverse=True) if self.folder.is_dir() else []
+        except OSError as error:
+            raise store_error(error, self.folder) from error
+        return [removal for folder in folders if (removal := _read(folder)) is not None]
+
+    def find(self, sha256: Sha256) -> Removal | None:
+        """The last removal in which this blob's file lies."""
+        return next((removal for removal in self.removals() if has_blob(removal, sha256)), None)
+
+    def empty(self, removal: Removal) -> int:
+        """Delete a removal with all that is in it, for good; the bytes freed."""
+        freed = 0
+        try:
+            # the note goes last: what a crash leaves can still be told and emptied
+            for path in sorted(removal.folder.iterdir(), key=lambda path: path.name == _NOTE):
+                freed += path.stat().st_size
+                path.chmod(stat.S_IWUSR | stat.S_IRUSR)  # Windows does not delete read-only files
+                path.unlink()
+            removal.folder.rmdir()
+        except FileNotFoundError:
+            return freed  # another process empties it too
+        except OSError as error:
+            raise store_error(error, removal.folder) from error
+        return freed
+
+
+def take_back(store: BlobStore, sha256: Sha256) -> StoredBlob | None:
+    """The blob, fetched from the trash where somebody has just put it there; None where it is nowhere.
+
+    The caller holds the blob's lock.
+    """
+    found = store.find(sha256)
+    trash = Trash(store)
+    removal = trash.find(sha256) if found is None else None
+    return found if removal is None else trash.give_back(removal, sha256)
+
+
+def has_blob(removal: Removal, sha256: Sha256) -> bool:
+    """Whether the blob's own file lies in the removal."""
+    return any(_is_blob(path, sha256) for path in removal.folder.glob(f"{sha256}*"))
+
+
+@contextmanager
+def blob_lock(store: BlobStore, sha256: Sha256, *, wait_s: float = 60.0) -> Iterator[None]:
+    """What belongs together about one blob (its file, its rows, what lies beside it) changes in one process at a time.
+
+    Raises: StoreError: `blob-busy`, another process holds it longer than `wait_s`; or the library cannot be written.
+    """
+    lock = FileLock(store.root / "locks" / f"{sha256}.lock")
+    deadline = monotonic() + wait_s
+    while not lock.acquire():
+        if monotonic() >= deadline:
+            raise StoreError(
+                f"another civman is busy with {sha256[:10]}",
+                code="blob-busy",
+                hint="wait until it is done, then try again",
+                sha256=sha256,
+            )
+        sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _move(source: Path, target: Path, sha256: Sha256) -> int:
+    moved = 0
+    try:
+        found = [path for path in source.iterdir() if path.name.startswith(sha256)] if source.is_dir() else []
+        if found:
+            target.mkdir(parents=True, exist_ok=True)
+        # what lies beside goes first and arrives first: whoever finds a blob finds what is known of it
+        for path in sorted(found, key=lambda path: _is_blob(path, sha256)):
+            moved += path.stat().st_size
+            path.replace(target / path.name)
+    except OSError as error:
+        raise store_error(error, source) from error
+    return moved
+
+
+def _is_blob(path: Path, sha256: Sha256) -> bool:
+    return "." not in path.name[len(sha256) + 1 :]
+
+
+def _read(folder: Path) -> Removal | None:
+    try:
+        note = json.loads((folder / _NOTE).read_bytes())
+        return Removal(folder, datetime.fromisoformat(note["removed_at"]), str(note["reason"]), tuple(note["entries"]))
+    except (OSError, ValueError, KeyError, TypeError):  # no removal, or one that a crash left without its note
+        return None

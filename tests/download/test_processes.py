@@ -1,0 +1,156 @@
+"""Several civman processes, and what signals do to one."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from crashing import start, wait_until_sent
+from faults import Silence, Throttle, faulty_server
+from rig import assert_sound, blobs, many_files, model_bytes, names_in, rig_catalogue
+
+from civman.index import Index
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="signals are of another kind there"),
+]
+DATA = model_bytes(3_000_000)
+SLOW = Throttle(bytes_per_s=len(DATA) / 3, piece_bytes=8192)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "library"
+    root.mkdir()
+    Index.open(root / "library.db").close()
+    return root
+
+
+def wait_for(process: "subprocess.Popen[str]", words: str) -> str:
+    """All of stderr up to the line with these words."""
+    told = ""
+    for line in process.stderr:
+        told += line
+        if words in line:
+            return told
+    raise AssertionError(f"never said `{words}`: {told}")
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_of_two_processes_one_downloads_and_the_other_waits_and_finds_it(root: Path) -> None:
+    with faulty_server(rig_catalogue(DATA), SLOW) as server:
+        first = start(server, root)
+        wait_until_sent(server, 100_000, first)
+        second = start(server, root)
+        waiting = wait_for(second, "waiting")
+        code, out, err = ended(first)
+        other_code, other_out, other_err = ended(second)
+
+    assert (code, other_code) == (0, 0), err + other_err
+    assert "another civman" in waiting
+    assert "downloaded and verified" in out
+    assert "was here already" in other_out
+    assert server.sent_bytes <= 1.05 * len(DATA)
+    assert_sound(root)
+
+
+def test_when_the_first_process_dies_the_second_takes_over(root: Path) -> None:
+    with faulty_server(rig_catalogue(DATA), SLOW) as server:
+        first = start(server, root)
+        wait_until_sent(server, 100_000, first)
+        second = start(server, root)
+        wait_for(second, "waiting")
+        wait_until_sent(server, len(DATA) * 2 // 3, first)
+        first.kill()
+        first.communicate()
+        code, out, err = ended(second)
+
+    assert code == 0, err
+    assert "downloaded and verified" in out
+    assert server.sent_bytes <= 1.3 * len(DATA)
+    assert_sound(root)
+    assert names_in(root / "partial") == []
+
+
+def test_control_c_ends_at_once_and_says_how_to_go_on(root: Path) -> None:
+    with faulty_server(rig_catalogue(DATA), SLOW) as server:
+        process = start(server, root)
+        wait_until_sent(server, len(DATA) // 2, process)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        code, out, err = ended(process)
+        took_s = time.monotonic() - began
+        sent = server.sent_bytes
+        again = start(server, root)
+        code_again, _, err_again = ended(again)
+
+    assert (code, out) == (130, ""), err
+    assert "Traceback" not in err
+    assert "Error [interrupted]" in err
+    assert re.search(r"Hint: .*again", err)
+    assert took_s < 5
+    assert code_again == 0, err_again
+    assert "are here already" in err_again
+    assert server.sent_bytes - sent <= 0.7 * len(DATA)
+
+
+def test_control_c_ends_at_once_while_the_api_is_silent(root: Path) -> None:
+    with faulty_server(rig_catalogue(DATA), Silence(seconds=60, on="api", path="^/api/download")) as server:
+        process = start(server, root)
+        deadline = time.monotonic() + 30
+        while not server.requests_to("api", "/api/download") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        code, _, err = ended(process)
+        took_s = time.monotonic() - began
+
+    assert code == 130, err
+    assert "Traceback" not in err
+    assert took_s < 5
+
+
+def test_twenty_files_at_once_all_land_or_are_named(root: Path) -> None:
+    catalogue = many_files(20, 200_000)
+    bad = catalogue.file(902 + 13)
+    catalogue.replace_bytes(bad.id, model_bytes(200_000, seed="other"), declare=False)
+    with faulty_server(catalogue) as server:
+        process = start(server, root, *(f"@{901 + number}" for number in range(20)), "--at-once", "8")
+        code, out, err = ended(process)
+
+    assert code == 6
+    assert len(blobs(root)) == 19
+    assert "1 of 20 failed: @914" in err
+    assert out.count("downloaded and verified") == 19
+    assert_sound(root)
+    assert names_in(root / "partial") == []
+
+
+def test_one_speed_limit_holds_for_all_files_together(root: Path) -> None:
+    size, rate = 1_200_000, 4_000_000
+    catalogue = many_files(20, size)
+    with faulty_server(catalogue) as server:
+        words = [*(f"@{901 + number}" for number in range(20)), "--at-once", "8", "--limit-rate", "4M"]
+        process = start(server, root, *words)
+        wait_until_sent(server, 1, process)
+        began = time.monotonic()
+        ends = threading.Thread(target=process.wait)
+        ends.start()
+        while len(blobs(root)) < 20 and process.poll() is None:
+            time.sleep(0.01)
+        took_s = time.monotonic() - began
+        code, _, err = ended(process)
+        ends.join()
+
+    assert code == 0, err
+    measured = 20 * size / took_s
+    assert 0.85 * rate <= measured <= 1.15 * rate, f"{measured:,.0f} B/s"
