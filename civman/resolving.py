@@ -130,8 +130,11 @@ class Resolver:
         try:
             version = self._client.version(version_id)
         except NotFound as error:
-            self._mark_gone(error, version_id=version_id)
             saved_version = self._index.version(version_id)
+            listed = self._listed(version_id, model_id or (saved_version.model.id if saved_version else None))
+            if listed is not None:  # unrated versions are on their model's page and nowhere else
+                return self._complete(*listed, wish)
+            self._mark_gone(error, version_id=version_id)
             if saved_version is None:
                 raise
             saved = self._saved_page(saved_version.model.id)
@@ -148,6 +151,12 @@ class Resolver:
         if page is None:
             page = ModelPage(version.model, (version,))
         return self._complete(page, version, wish)
+
+    def _listed(self, version_id: VersionId, model_id: ModelId | None) -> tuple[ModelPage, ModelVersion] | None:
+        page = self._page(model_id)[0] if model_id is not None else None
+        versions = page.versions if page is not None else ()
+        version = next((version for version in versions if version.id == version_id), None)
+        return (page, version) if page is not None and version is not None else None
 
     def _complete(self, page: ModelPage, version: ModelVersion, wish: str | None) -> Meant:
         """Join what the model's page and the version's own answer say; each leaves out what the other has."""

@@ -59,7 +59,7 @@ def test_files_are_taken_in_where_they_lie_and_nothing_moves(
     assert (done["found"], done["taken"], done["on_civitai"], done["duplicates"]) == (6, 3, 2, 1)
     assert {Path(problem["path"]).name for problem in done["broken"]} == {"broken.safetensors", "page.safetensors"}
     assert state_of(tree) == before
-    assert not (root / "blobs").exists()
+    assert not list((root / "blobs").rglob("*.safetensors"))
     known = {asset["name"]: asset for asset in civman("list", "--json").json["list"]["assets"]}
     assert known["harbour.safetensors"]["model_name"] == "Harbour Light"
     assert known["harbour.safetensors"]["path"] == str(tree / "Stable-diffusion" / "harbour.safetensors")

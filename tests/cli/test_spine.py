@@ -260,3 +260,13 @@ def test_a_preview_that_is_safe_is_kept_beside_the_file(online: CivitaiServer, c
 
     civman("download", "60344", "--preview", "none")
     assert len(list((root / "blobs").rglob("*.preview.*"))) == 1
+
+
+def test_a_version_that_only_its_models_page_lists_is_not_gone(online: CivitaiServer, civman: Civman) -> None:
+    online.catalogue.change_version(88410, images=())
+    civman("show", "51207")
+
+    shown = civman("show", "51207@88410", "--json").json["show"]
+
+    assert not shown["is_saved_copy"]
+    assert shown["version"]["id"] == 88410
