@@ -45,8 +45,7 @@ def like(path: Path, words: str) -> Callable[[], object]:
     texts = "a.search_text || coalesce(m.description, '') || coalesce(v.description, '')"
     tests = " AND ".join(f"{texts} LIKE ?" for _ in words.split())
     source = (
-        "FROM asset a LEFT JOIN model m ON m.id = a.model_id LEFT JOIN version v ON v.id = a.version_id "
-        f"WHERE {tests}"
+        f"FROM asset a LEFT JOIN model m ON m.id = a.model_id LEFT JOIN version v ON v.id = a.version_id WHERE {tests}"
     )
     given = [f"%{word}%" for word in words.replace('"', "").split()]
 
@@ -79,9 +78,12 @@ def main() -> None:
             index.refill_search()
             refill_s = time.perf_counter() - started
             whole, search = sizes(path)
-            print(f"{index.count():,} files; all rows written in {built_s:.1f} s, the full text again in {refill_s:.1f} s")
+            print(
+                f"{index.count():,} files; all rows written in {built_s:.1f} s, the full text again in {refill_s:.1f} s"
+            )
             print(f"database {whole / 1e6:.0f} MB, of it full text {search / 1e6:.0f} MB\n")
-            print("| query | found | ranked, first 50 and count | LIKE, by date, first 50 and count | `civman list` | × `civman --help` |")
+            print("First 50 of them and their number, in one process; the commands in processes of their own:\n")
+            print("| query | found | ranked | LIKE, by date | `civman list` | × `civman --help` |")
             print("|---|---:|---:|---:|---:|---:|")
             for words in QUERIES:
                 wanted = AssetFilter(words=(words,))

@@ -119,7 +119,7 @@ def judge(root: Path, environ: dict[str, str], outcome: Outcome) -> None:
 
     def civman(*argv: str) -> dict[str, object]:
         done = subprocess.run([sys.executable, "-m", "civman", *argv, "--json"], env=environ, cwd=REPOSITORY,
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
+                              capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
         if done.returncode:
             outcome.problems.append(f"afterwards {' '.join(argv)} ended with {done.returncode}: {done.stdout[-3000:]}")
             return {}
@@ -128,7 +128,9 @@ def judge(root: Path, environ: dict[str, str], outcome: Outcome) -> None:
 
     verdicts = civman("verify", "--full").get("verify", [])
     states = Counter(verdict["state"] for verdict in verdicts)  # type: ignore[attr-defined]
-    outcome.problems += [f"verify: {state} {count}" for state, count in states.items() if state not in ("ok", "unknown")]
+    outcome.problems += [
+        f"verify: {state} {count}" for state, count in states.items() if state not in ("ok", "unknown")
+    ]
     print(f"verify --full: {dict(states)}")
     if states["ok"] or not states:
         civman("gc", "--yes", "--trash", "30")

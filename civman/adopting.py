@@ -26,8 +26,10 @@ from civman.domain.identify import facts, identify
 from civman.domain.names import safe_name
 from civman.errors import CivmanError, InvalidModelFile, NetworkError, NotFound
 from civman.index import Index, Record, SeenFile, Source
+from civman.sidecar import write_due
 from civman.store.blobs import BlobStore, digest_of
 from civman.store.header import read_first, read_header
+from civman.store.trash import blob_lock
 
 MODEL_SUFFIXES = frozenset({".safetensors", ".gguf", *PICKLE_SUFFIXES})
 _IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", ".git", ".venv", "venv"})
@@ -107,8 +109,16 @@ def adopt(
         if not _examine(by_digest[sha256], broken):
             del by_digest[sha256]
     versions = _identified(index, client, by_digest, on_event, clock())
-    records = [_record(found, versions.get(sha256), store, how, clock()) for sha256, found in by_digest.items()]
-    index.record_all(records)
+    records = []
+    if how is How.IN_PLACE:
+        records = [_record(found, versions.get(sha256), store, how, clock()) for sha256, found in by_digest.items()]
+        index.record_all(records)
+    else:
+        for sha256, found in by_digest.items():
+            with blob_lock(store, sha256):  # or a collection could find the blob before its row is there
+                records.append(_record(found, versions.get(sha256), store, how, clock()))
+                index.record_all(records[-1:])
+    write_due(store, index, most=len(records))
     ours = {known.sha256 for known in seen.values()}
     return Adopted(
         found=len(files),

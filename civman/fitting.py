@@ -5,12 +5,11 @@ of the file itself, less than a megabyte.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 from civman.civitai.client import CivitaiClient
 from civman.civitai.storage import StorageConnection
 from civman.domain.catalog import ModelFile, ModelVersion
-from civman.domain.compat import Compatibility, Verdict, check
+from civman.domain.compat import Verdict, check
 from civman.domain.header import Header, Tensor, needed_bytes, parse
 from civman.errors import BadAnswer, CivmanError, Incompatible
 from civman.inspecting import Inspected, inspect_header
@@ -76,22 +75,4 @@ def require_fit(checkpoint: Inspected, candidate: Inspected, *, force: bool) -> 
         except Incompatible as error:
             error.hint = "nothing was fetched; --force fetches it all the same"
             raise
-    return [] if found.verdict is Verdict.FITS else sentences(found)
-
-
-def sentences(found: Compatibility) -> list[str]:
-    """The verdict of each part that does not simply fit, with its first reasons."""
-    parts = [
-        f"`{part.name}`: {part.verdict}: {'; '.join(part.reasons[:3]) or 'no reason known'}"
-        for part in found.parts
-        if part.verdict is not Verdict.FITS
-    ]
-    return [*found.reasons, *parts]
-
-
-def is_file(text: str) -> bool:
-    """Whether `text` names a file on this disk."""
-    try:
-        return Path(text).expanduser().is_file()
-    except OSError:
-        return False
+    return [] if found.verdict is Verdict.FITS else list(found.cautions)

@@ -41,6 +41,15 @@ class Inspected:
         return Part(self.name, self.model_type, self.label, self.identity, self.header)
 
 
+def path_of(text: str) -> Path | None:
+    """The file on this disk that `text` names; None where it names none."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # too long, no such home, a null in it: no path
+        return None
+
+
 def inspect_path(path: Path) -> Inspected:
     """What the file at `path` is. Raises: NotFound. InvalidModelFile: a broken safetensors file. StoreError."""
     if not path.is_file():

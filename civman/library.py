@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from civman.domain.catalog import Asset
+from civman.domain.catalog import Asset, Licence
 from civman.domain.events import OnEvent, ignore
 from civman.domain.gates import Permits
 from civman.domain.patience import PATIENT, Patience
@@ -31,12 +31,16 @@ if TYPE_CHECKING:
     from civman.civitai.storage import Network
     from civman.doctor import Finding
     from civman.domain.compat import Compatibility
+    from civman.domain.licence import Terms
+    from civman.domain.recipe import Recipe, RenderRequest
     from civman.domain.search import ModelPage, SearchQuery
     from civman.download.job import Downloads, Examine, Job, Outcome, Wishes
     from civman.fitting import RemoteHeaders
     from civman.inspecting import Inspected
     from civman.own import Edit
     from civman.removal import Collection, RemovalPlan, Restored
+    from civman.rendering.planning import Conditions
+    from civman.rendering.plans import Planned, Rendering
     from civman.resolving import Meant
     from civman.store.trash import Removal
     from civman.syncing import Added, Synced, Syncing
@@ -188,7 +192,10 @@ class Library:
         from civman.resolving import remember  # 0.3 s, see `client`
 
         meant = self._meant(ref)
-        remember(self.index, meant, self._clock())
+        try:
+            remember(self.index, meant, self._clock())
+        except LibraryError as error:  # a library that cannot be written can still be looked at
+            self._on_notice(f"what CivitAI says was not kept: {error.message}")
         return Shown(meant, tuple(self.index.find_by_model(meant.page.model.id)))
 
     def _meant(self, ref: str) -> "Meant":
@@ -291,12 +298,11 @@ class Library:
 
         Raises: NotFound, AmbiguousRef. InvalidModelFile: it is no sound model file.
         """
-        from civman.fitting import is_file
         from civman.holding import held, one_of
-        from civman.inspecting import inspect_asset, inspect_path
+        from civman.inspecting import inspect_asset, inspect_path, path_of
 
-        if is_file(ref):
-            return inspect_path(Path(ref).expanduser())
+        if (path := path_of(ref)) is not None:
+            return inspect_path(path)
         parsed = parse_ref(ref)
         try:
             return inspect_asset(one_of(held(self.index, parsed), ref, file))
@@ -313,6 +319,20 @@ class Library:
         from civman.domain.compat import check
 
         return check(self.inspect(checkpoint).part, [self.inspect(part).part for part in parts])
+
+    def terms(self, refs: Sequence[str]) -> "Terms":
+        """What the licences of models used together allow; refs as `inspect` takes them."""
+        from civman.domain import licence
+
+        parts = []
+        for seen in (self.inspect(ref) for ref in refs):
+            asset = seen.asset
+            version = self.index.version(asset.version_id) if asset is not None and asset.version_id else None
+            allowed = version.model.licence if version is not None else Licence()
+            creator = version.model.creator if version is not None else None
+            name = version.model.name if version is not None else seen.name
+            parts.append(licence.Part(name, allowed, seen.label, creator))
+        return licence.terms_of(parts)
 
     def examiner(self, checkpoint: str, *, force: bool = False) -> "Examine":
         """For `Wishes.examine`: refuses files that cannot work with `checkpoint` before they are fetched."""
@@ -354,6 +374,51 @@ class Library:
         return adopt(
             self.index, self.store, client, paths, how=how or How.IN_PLACE, on_event=on_event, clock=self._clock
         )
+
+    # -- pictures --------------------------------------------------------------------------------------------------
+
+    def plan(
+        self, request: "RenderRequest", conditions: "Conditions | None" = None, *, on_event: OnEvent = ignore
+    ) -> "Planned":
+        """Settle everything that decides the pictures, before a weight is loaded. Needs no network.
+
+        Raises: NotFound, AmbiguousRef, Incompatible, IntegrityError: the files. UsageError: the values. CannotRender.
+        """
+        from civman.rendering.planning import Conditions, plan
+
+        return plan(self.index, request, conditions or Conditions(), on_event=on_event)
+
+    def plan_recipe(self, recipe: "Recipe", pictures: Sequence[Path] = (), *, on_event: OnEvent = ignore) -> "Planned":
+        """A recipe as it stands, its files found by digest; `pictures` are those that it may start from."""
+        from civman.rendering.planning import plan_recipe
+
+        return plan_recipe(self.index, recipe, pictures, on_event=on_event)
+
+    def render(
+        self,
+        what: "Planned | Recipe | Sequence[Planned]",
+        *,
+        output: Path | None = None,
+        device: str | None = None,
+        low_vram: bool = False,
+        on_event: OnEvent = ignore,
+    ) -> "Sequence[Rendering]":
+        """The pictures of a plan, a recipe or several plans, kept in `output` (default: renders/ of the library).
+
+        Never reaches for the network. Raises: CannotRender, Incompatible, StoreError; Interrupted: what was made
+        until then is kept.
+        """
+        from civman.domain.recipe import Recipe
+        from civman.rendering.plans import Planned
+
+        if isinstance(what, Recipe):
+            what = self.plan_recipe(what, on_event=on_event)
+        plans = [what] if isinstance(what, Planned) else list(what)
+        from civman.rendering.making import Machine, make  # torch: 2 s and more, so last of all
+
+        made = make(plans, output or self.root / "renders", machine=Machine(device, low_vram), on_event=on_event)
+        self.index.mark_used({file.sha256 for planned in plans for file in planned.files}, self._clock())
+        return made
 
     # -- what is held ----------------------------------------------------------------------------------------------
 

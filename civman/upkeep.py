@@ -100,7 +100,7 @@ def verify(
             to_read.append(file)
     if not assets:
         known = {file.sha256 for file in files}
-        strays = [blob for blob in store.blobs() if blob.sha256 not in known]
+        strays = list(_strays(store, known))
         to_read += [_as_held(blob, clock()) for blob in strays]
     else:
         strays = []
@@ -312,6 +312,19 @@ def _spins(device: int) -> bool:
         except OSError:
             continue
     return False
+
+
+def _strays(store: BlobStore, known: set[Sha256]) -> Iterator[StoredBlob]:
+    """Blobs that are none of `known`. Told by their names alone: `store.blobs` looks at each file, 0.5 s for 30,000."""
+    folder = store.root / "blobs" / "sha256"
+    try:
+        names = {name[:64] for place in os.scandir(folder) if place.is_dir() for name in os.listdir(place)}  # noqa: PTH208
+    except FileNotFoundError:
+        return
+    for sha256 in sorted(names - known):
+        stored = store.find(Sha256(sha256)) if len(sha256) == 64 else None
+        if stored is not None:
+            yield stored
 
 
 def _documented(store: BlobStore) -> Iterator[tuple[StoredBlob, dict[str, Any] | None]]:

@@ -118,6 +118,22 @@ class Stall(Fault):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hold(Fault):
+    """Nothing moves after so many bytes of the body until `released` is set, then the rest comes."""
+
+    after: int
+    released: threading.Event
+
+    def transmit(self, request: Request, answer: Answer, wire: Wire, server: "FaultyServer") -> None:
+        _begin(answer, wire)
+        wire.data(answer.body[: self.after])
+        while not self.released.is_set() and not wire.is_stopping:
+            wire.data(b"")
+            self.released.wait(0.05)
+        wire.data(answer.body[self.after :])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Throttle(Fault):
     """The body comes at this rate, in pieces of this size, on each connection."""
 
@@ -359,6 +375,18 @@ class EndlessHeaders(Fault):
             if wire.is_stopping:
                 break
             wire.raw(block)
+        wire.hang_up()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrickledHeaders(Fault):
+    """Headers that come a few bytes at a time and never end."""
+
+    def transmit(self, request: Request, answer: Answer, wire: Wire, server: "FaultyServer") -> None:
+        wire.raw(b"HTTP/1.1 206 Partial Content\r\nX-Slow: ")
+        while not wire.is_stopping:
+            wire.raw(b"x")
+            wire.wait(0.05)
         wire.hang_up()
 
 

@@ -5,13 +5,11 @@ network; none of these is followed.
 """
 
 import ipaddress
-from urllib.parse import SplitResult, quote, urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from civman.errors import UnsafeRedirect
 
 MAX_HOPS = 5
-_KEPT = "%/:=&?~#+!$,;'@()*[]"
-"""What `follow` leaves as it is: reserved characters, and escapes that are there already."""
 
 
 def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
@@ -61,17 +59,13 @@ def check_ip(address: str, *, host: str, loopback_allowed: bool) -> None:
 
 
 def follow(base: str, location: str, *, loopback_allowed: bool) -> str:
-    """The absolute address that `location` means at `base`, if acceptable. Raises: UnsafeRedirect.
-
-    Characters that servers forget to quote (spaces, anything beyond ASCII) are quoted, as browsers do.
-    """
+    """The absolute address that `location` means at `base`, if acceptable. Raises: UnsafeRedirect."""
     try:
         target = urljoin(base, location)
     except ValueError:
         target = ""
-    parts = check_address(target, loopback_allowed=loopback_allowed)
-    path, query = (quote(part, safe=_KEPT, errors="replace") for part in (parts.path, parts.query))
-    return parts._replace(path=path, query=query, fragment="").geturl()
+    check_address(target, loopback_allowed=loopback_allowed)
+    return target
 
 
 def is_loopback(url: str) -> bool:

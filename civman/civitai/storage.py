@@ -6,13 +6,14 @@ nothing is copied between the socket and the buffer that is written to disk. TLS
 
 import http.client
 import re
+import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import httpx
 
@@ -23,6 +24,8 @@ from civman.errors import BadAnswer, NetworkError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
+_KEPT = "%/:=&?~#+!$,;'@()*[]"
+"""Not quoted in an address: reserved characters, and escapes that are there already."""
 _ERROR_BODY_BYTES = 1 << 16
 _FIRST_READ_BYTES = 1 << 16
 _SMALL_BODY_S = 60.0
@@ -51,6 +54,7 @@ class Body:
         length: int | None,
         total_bytes: int | None,
         host: str,
+        sock: socket.socket,
     ) -> None:
         self.start = start
         self.total_bytes = total_bytes
@@ -60,6 +64,7 @@ class Body:
         self.left_bytes = length
         """None: the end of the connection is the end of the body, and a cut cannot be told from it."""
         self._response = response
+        self._socket = sock
         self._started = False
 
     def read_into(self, view: memoryview) -> int:
@@ -87,6 +92,16 @@ class Body:
             if self.left_bytes == 0:
                 self._response.close()  # lets the connection be used again
         return count
+
+    def is_ready(self, within_s: float) -> bool:
+        """Whether `read_into` would not wait, now or `within_s`; also True where only a try can tell."""
+        pending = getattr(self._socket, "pending", None)
+        if not self._started or self.left_bytes == 0 or (pending is not None and pending()):
+            return True
+        try:
+            return _is_readable(self._socket, within_s)
+        except (OSError, ValueError):  # another thread closed it: the read will say so
+            return True
 
     def read_all(self, most_bytes: int) -> bytes:
         """The whole body, for small things. Raises: NetworkError, BadAnswer: longer than `most_bytes` or a minute."""
@@ -196,8 +211,7 @@ class StorageConnection:
             if self._connection is None:
                 self._connection = self._dialled(parts, host)
                 self._origin = _origin(parts)
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            self._connection.request("GET", target, headers=headers)
+            self._connection.request("GET", _target(parts), headers=headers)
             return self._connection.getresponse()
         except TimeoutError as error:
             self.close()
@@ -263,12 +277,15 @@ class StorageConnection:
             self.close()
             code, problem = refusal
             raise BadAnswer(f"`{host}` {problem}", code=code, host=host, hint=_NOT_A_FILE_HINT)
+        sock = self._socket
+        if sock is None:
+            raise AssertionError("an answer came, so there is a socket")
         if response.status == http.HTTPStatus.OK:
             length = response.length
-            self._body = Body(response, start=0, length=length, total_bytes=length, host=host)
+            self._body = Body(response, start=0, length=length, total_bytes=length, host=host, sock=sock)
         else:
             first, last, total = _range_in(response)
-            self._body = Body(response, start=first, length=last - first + 1, total_bytes=total, host=host)
+            self._body = Body(response, start=first, length=last - first + 1, total_bytes=total, host=host, sock=sock)
         return self._body
 
 
@@ -322,8 +339,22 @@ def _as_text(header: str) -> str:
         return header
 
 
+def _target(parts: SplitResult) -> str:
+    """Path and query as they go out: what servers forget to quote (spaces, all beyond ASCII) is, as browsers do."""
+    path, query = (quote(part, safe=_KEPT) for part in (parts.path or "/", parts.query))
+    return f"{path}?{query}" if query else path
+
+
 def _origin(parts: SplitResult) -> tuple[str, str]:
     return parts.scheme, parts.netloc.rpartition("@")[2].lower()
+
+
+def _is_readable(sock: socket.socket, within_s: float) -> bool:
+    if not hasattr(select, "poll"):  # pragma: no cover  # Windows, whose select takes sockets of any number
+        return bool(select.select([sock], [], [], within_s)[0])
+    waiting = select.poll()
+    waiting.register(sock, select.POLLIN)
+    return bool(waiting.poll(within_s * 1000))
 
 
 def _some(response: http.client.HTTPResponse) -> bytes:

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, open_library
-from civman.cli.output import Output, clean
+from civman.cli.output import Output, clean, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from civman.domain.compat import Compatibility
+    from civman.domain.licence import Terms
 
 _REASONS = 6
 
@@ -43,15 +44,22 @@ def check(
     parts = [parse_scaled(text).ref for text in lora or []] + list(embedding or []) + ([vae] if vae else [])
     with open_library(library, offline, output) as opened:
         found = opened.check(checkpoint, parts)
+        terms = opened.terms([checkpoint, *parts])
     error = None
     try:
         found.raise_if_blocked(allow_partial=allow_partial)
     except Incompatible as blocked:
         error = blocked
-    output.result("check", found, human=lambda console: _print(console, found), ids=[found.verdict], error=error)
+    output.result(
+        "check",
+        {**plain(found), "licence": terms},
+        human=lambda console: _print(console, found, terms),
+        ids=[found.verdict],
+        error=error,
+    )
 
 
-def _print(console: "Console", found: "Compatibility") -> None:
+def _print(console: "Console", found: "Compatibility", terms: "Terms") -> None:
     for reason in found.reasons:
         console.print(f"the checkpoint: {clean(reason)}", style="yellow")
     for part in found.parts:
@@ -67,3 +75,6 @@ def _print(console: "Console", found: "Compatibility") -> None:
             console.print(f"  … and {len(part.reasons) - _REASONS} more; --json has them all")
     if len(found.parts) != 1:
         console.print(f"all together: {found.verdict}")
+    console.print(f"licence of the combination: {clean('; '.join(terms.words))}")
+    for reason in terms.reasons:
+        console.print(f"  {clean(reason)}", style="dim")

@@ -76,6 +76,7 @@ def own_lines(asset: "Asset") -> list[str]:
         "trigger words": ", ".join(own.trigger_words),
         "rating": "★" * (own.rating or 0),
         "favourite": "yes" if own.is_favourite else "",
-        "pinned": ", ".join(asset.pins),
     }
-    return [f"your {name}: {clean(text)}" for name, text in lines.items() if text]
+    pinned = ["by you" if reason == "user" else f"for {reason}" for reason in asset.pins]
+    said = [f"your {name}: {clean(text)}" for name, text in lines.items() if text]
+    return said + ([f"pinned {clean(', '.join(pinned))}"] if pinned else [])

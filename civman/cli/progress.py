@@ -16,6 +16,7 @@ from civman.domain.events import (
     Received,
     Restarted,
     Started,
+    Step,
     Verifying,
     Waiting,
 )
@@ -80,6 +81,44 @@ def reading(output: Output) -> Iterator[OnEvent]:
                     progress.reset(task, description=_short(name), total=total)
                 case Verifying(_, done, _):
                     progress.update(task, completed=done)
+                case Notice(_, message):
+                    progress.console.print(f"Note: {clean(message)}")
+                case _:
+                    pass
+
+        yield on_event
+
+
+@contextmanager
+def drawing(output: Output, plans: int) -> Iterator[OnEvent]:
+    """A listener for the time in which plans become pictures: a bar of steps on a terminal, silence elsewhere."""
+    if not output.is_live:
+        yield lambda event: output.notice(event.message) if isinstance(event, Notice) else None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # see `shown`
+
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        console=output.console(to_stderr=True),
+        transient=True,
+    )
+    with progress:
+        task = progress.add_task("loading the model", total=None)
+        begun = 0
+
+        def on_event(event: Event) -> None:
+            nonlocal begun
+            match event:
+                case Step(step=step, steps=steps, first=first, pictures=pictures, count=count, stage=stage):
+                    begun += step == 1 and first == 1 and stage == "first"
+                    last = first + pictures - 1
+                    which = f"{first} to {last}" if pictures > 1 else str(first)
+                    words = [f"picture {which} of {count}"] + ["second pass"] * (stage == "hires")
+                    words += [f"prompt {begun} of {plans}"] * (plans > 1)
+                    progress.update(task, description=", ".join(words), completed=step, total=steps)
                 case Notice(_, message):
                     progress.console.print(f"Note: {clean(message)}")
                 case _:

@@ -32,7 +32,7 @@ def remove(
         plan = opened.plan_removal(given_refs(refs))
         if not yes and not dry_run:
             _print(output.console(to_stderr=True), plan)
-            if not output.confirm(f"Move {len(plan.assets)} files, {size(plan.freed_bytes)}, to the trash?"):
+            if not output.confirm(f"Move {_files(len(plan.assets))}, {size(plan.freed_bytes)}, to the trash?"):
                 output.notice("nothing was removed")
                 return
         if not dry_run:
@@ -111,8 +111,9 @@ def _print(console: "Console", plan: "RemovalPlan") -> None:
 
 def _print_removed(console: "Console", plan: "RemovalPlan") -> None:
     console.print(
-        f"removed {len(plan.assets)} files; {size(plan.freed_bytes)} lie in the trash: "
-        "`civman restore` brings them back, `civman gc` frees the space after 30 days"
+        f"removed {_files(len(plan.assets))}, {size(plan.freed_bytes)} to the trash: "
+        "`civman restore` undoes it, `civman gc` frees the space after 30 days",
+        soft_wrap=True,
     )
 
 
@@ -140,4 +141,8 @@ def _print_trash(console: "Console", removals: "Sequence[Removal]") -> None:
 
 
 def _print_restored(console: "Console", restored: "Restored") -> None:
-    console.print(f"{restored.assets} files are back")
+    console.print(f"back in the library: {_files(restored.assets)}")
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"

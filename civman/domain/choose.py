@@ -51,7 +51,7 @@ def describe(file: ModelFile) -> str:
 
 
 def _wished(version: ModelVersion, wish: str) -> ModelFile:
-    by_id = [file for file in version.files if wish.isdigit() and file.id == int(wish)]
+    by_id = [file for file in version.files if wish.isdecimal() and file.id == int(wish)]
     by_name = [file for file in version.files if file.name.casefold() == wish.casefold()]
     words = wish.casefold().split()
     by_words = [file for file in version.files if words and all(_answers(file, word) for word in words)]

@@ -119,6 +119,16 @@ class Compatibility:
     parts: tuple[PartResult, ...] = ()
     """In the order asked."""
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What to know before the parts are used, in sentences: each that does not simply fit, with first reasons."""
+        parts = (
+            f"`{part.name}`: {part.verdict}: {'; '.join(part.reasons[:3]) or 'no reason known'}"
+            for part in self.parts
+            if part.verdict is not Verdict.FITS
+        )
+        return (*self.reasons, *parts)
+
     def raise_if_blocked(self, *, allow_partial: bool = False) -> None:
         """Raises: Incompatible: a part cannot work, or applies in part only and that is not allowed."""
         blocking = (Verdict.CANNOT,) if allow_partial else (Verdict.CANNOT, Verdict.PARTLY)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from civman.domain.catalog import ModelFile, ModelVersion, Scan
+from civman.domain.catalog import Gate, ModelFile, ModelVersion, Scan
 from civman.domain.choose import describe, is_pickle
 from civman.errors import Gone, NotAllowed, Refused
 
@@ -30,7 +30,7 @@ def check_gates(
     notices = []
     if version.model.mode == "TakenDown":
         notices.append("CivitAI has taken this model down; the file may be refused")
-    if version.gate is not None:
+    if _gate(version, now) is not None:
         notices.append(f"this version is in {_gate_words(version, now)}; it comes only if your account has bought it")
     if is_pickle(file) and not permits.pickle:
         other = next((other for other in version.files if other.suffix == ".safetensors"), None)
@@ -72,14 +72,21 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
             version_id=version.id,
             usage_control=version.usage_control,
         )
-    if version.gate is not None and not has_token:
+    gate = _gate(version, now)
+    if gate is not None and not has_token:
         raise NotAllowed(
             f"`{version.model.name}` `{version.name}` is in {_gate_words(version, now)}",
             code="early-access",
             hint="buy it on the site and `civman login` with that account, or wait",
             version_id=version.id,
-            ends_at=version.gate.ends_at.isoformat() if version.gate.ends_at else None,
+            ends_at=gate.ends_at.isoformat() if gate.ends_at else None,
         )
+
+
+def _gate(version: ModelVersion, now: datetime) -> Gate | None:
+    """The gate that is in force now: a saved answer may name one that has opened since."""
+    gate = version.gate
+    return None if gate is not None and gate.ends_at is not None and gate.ends_at <= now else gate
 
 
 def _gate_words(version: ModelVersion, now: datetime) -> str:

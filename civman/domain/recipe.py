@@ -77,6 +77,8 @@ class RenderRequest:
     is_zero_snr: bool | None = None
     precision: str | None = None
     pad_prompts: bool | None = None
+    config: str | None = None
+    """A folder of diffusers-style `<component>/config.json`, for dimensions that no shape tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,8 @@ class Recipe:
     embeddings: tuple[EmbeddingUse, ...] = ()
     start: StartImage | None = None
     hires: Hires | None = None
+    config: str = ""
+    """What was said of the checkpoint's dimensions beside its file: JSON, component → {option: value}."""
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -219,6 +223,7 @@ class Resolved:
     vae: Sha256 | None = None
     init_image: Sha256 | None = None
     mask_image: Sha256 | None = None
+    config: str = ""
 
 
 def complete(request: RenderRequest, found: Resolved) -> Recipe:
@@ -246,6 +251,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         prediction=found.prediction, is_zero_snr=found.is_zero_snr, precision=found.precision,
         vae=found.vae, loras=found.loras, embeddings=found.embeddings, start=start,
         hires=_hires(request.hires, width, height, steps) if request.hires else None,
+        config=found.config,
     )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from civman.domain.catalog import ModelFile, ModelVersion
 from civman.domain.digests import Hashes, Sha256
 from civman.domain.events import Finished, OnEvent, Restarted, Started, Verifying, Waiting
 from civman.domain.header import Sniffed, sniff
-from civman.download.transfer import Changed, Pace, Transfer
+from civman.download.pace import Pace
+from civman.download.transfer import Changed, Transfer
 from civman.errors import HashMismatch, IntegrityError, Interrupted, InvalidModelFile
 from civman.store.blobs import BlobStore, StoredBlob
 from civman.store.digester import Digester

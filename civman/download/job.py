@@ -21,7 +21,7 @@ from civman.domain.patience import Patience
 from civman.domain.refs import parse_ref
 from civman.download.fetch import Fetched, Fetcher, partial_key
 from civman.download.limits import RateLimit
-from civman.download.transfer import Pace
+from civman.download.pace import Pace
 from civman.errors import CivmanError, Interrupted, InvalidRef, StoreError, UsageError
 from civman.holding import seen_now
 from civman.index import Index

@@ -9,13 +9,11 @@ off and tries again.
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from civman.civitai.answers import DownloadAddress
 from civman.civitai.storage import Body, StorageConnection
 from civman.domain.events import OnEvent, Received, Waiting
-from civman.domain.patience import PATIENT, Patience
-from civman.download.limits import RateLimit
+from civman.download.pace import Crawl, Pace
 from civman.download.setbacks import Setbacks
 from civman.download.spans import SMALLEST_SPAN, Span, Spans
 from civman.errors import BadAnswer, CivmanError, IntegrityError, Interrupted, NetworkError
@@ -29,52 +27,12 @@ _PROGRESS_BYTES = 1 << 16
 _FIRST_WORKERS = 4
 _RAMP_S = 0.1
 _RAMP_GAIN = 1.1
-_LIMITED_BYTES_PER_S = 1_000_000
-"""Under a speed limit, what one connection brings with ease."""
 _UNANSWERED_CRAWLS = 3
 """Headers may trickle for so many times `crawl_s`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How hard to try."""
-
-    max_connections: int | None = None
-    """None: as many as pay, `most` at most."""
-    most: int = 16
-    limit: RateLimit | None = None
-    patience: Patience = PATIENT
-
-    @property
-    def connections(self) -> int:
-        """How many there may be."""
-        if self.max_connections is not None:
-            return self.max_connections
-        if self.limit is not None:
-            return max(1, min(self.most, int(self.limit.bytes_per_s / _LIMITED_BYTES_PER_S)))
-        return self.most
-
-
 class Changed(Exception):  # a turn of events, not an error
     """The file behind the address is not the one that the first bytes came from: they are of no use any more."""
-
-
-class _Crawl:
-    """Notices a connection that is alive and useless."""
-
-    def __init__(self, pace: Pace, host: str, now: float) -> None:
-        slowest = 1024.0 if pace.limit is None else min(1024.0, pace.limit.bytes_per_s / 32)
-        self._window_s, self._host = pace.patience.crawl_s, host
-        self._least_bytes = slowest * self._window_s
-        self._since, self._bytes = now, 0
-
-    def count(self, count: int, now: float) -> None:
-        """Take note of `count` bytes. Raises: NetworkError: too few came in the last window."""
-        self._bytes += count
-        if now - self._since >= self._window_s:
-            if self._bytes < self._least_bytes:
-                raise NetworkError(f"`{self._host}` sends next to nothing", code="stalled", host=self._host)
-            self._since, self._bytes = now, 0
 
 
 class _Worker:
@@ -265,12 +223,16 @@ class Transfer:
         """The body into the partial, in pieces. Raises: NetworkError: it ends early; what came of it is kept."""
         limit = self._pace.limit
         filled, flushed_at = 0, time.monotonic()
-        crawl = _Crawl(self._pace, body.host, flushed_at)
+        crawl = Crawl(self._pace, body.host, flushed_at)
         try:
             while not self._stopped.is_set():
                 room = min(len(view) - filled, span.end - span.at - filled)
                 if room <= 0:
                     return
+                if filled and not body.is_ready(max(0.0, flushed_at + _FLUSH_S - time.monotonic())):
+                    self._put(span, view[:filled])  # or a silent connection would keep what a kill then loses
+                    filled, flushed_at = 0, time.monotonic()
+                    continue
                 count = body.read_into(view[filled : filled + (min(room, limit.burst_bytes) if limit else room)])
                 filled += count
                 now = time.monotonic()

@@ -348,8 +348,7 @@ class Index:
         proven = list(files)
         with self._writer.transaction() as connection:
             recording.save_seen(connection, proven)
-            for file in proven:
-                recording.set_verified(connection, file.sha256, at)
+            recording.set_all_verified(connection, [file.sha256 for file in proven], at)
 
     def mark_used(self, digests: Iterable[Sha256], at: datetime) -> None:
         """Writes when files were last put to use."""

@@ -78,6 +78,13 @@ def set_verified(connection: Connection, sha256: Sha256, at: datetime) -> bool:
     return connection.execute(change).rowcount > 0
 
 
+def set_all_verified(connection: Connection, digests: Sequence[Sha256], at: datetime) -> None:
+    """As `set_verified`, for many."""
+    if digests:
+        change = "UPDATE blob SET verified_at = ? WHERE sha256 = ?"
+        connection.exec_driver_sql(change, [(rows.moment(at), sha256) for sha256 in digests])
+
+
 def mark_used(connection: Connection, digests: Iterable[Sha256], at: datetime) -> None:
     """Writes when assets were last put to use."""
     change = update(ASSET).where(ASSET.c.blob_sha256.in_(list(digests)))

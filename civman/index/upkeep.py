@@ -24,17 +24,17 @@ _GROUPS = {
 
 
 def held_files(reader: Reader, digests: Iterable[Sha256] | None = None) -> list[HeldFile]:
-    """The file of each blob that an asset refers to, by digest."""
+    """The file of each blob that an asset refers to, in the order of their rows."""
     sql = (
         "SELECT b.sha256, b.size_bytes, b.path, b.verified_at, "
-        "(SELECT a.name FROM asset a WHERE a.blob_sha256 = b.sha256 ORDER BY a.added_at DESC LIMIT 1), "
+        "(SELECT a.name FROM asset a WHERE a.blob_sha256 = b.sha256 LIMIT 1), "
         "s.device, s.inode, s.size_bytes, s.mtime_ns, s.sha256 FROM blob b LEFT JOIN seen_file s ON s.path = b.path"
     )
     if digests is None:
-        found = reader.all(f"{sql} ORDER BY b.sha256")
+        found = reader.all(sql)
     else:
         given = [json.dumps(list(digests))]
-        found = reader.all(f"{sql} WHERE b.sha256 IN (SELECT value FROM json_each(?)) ORDER BY b.sha256", given)  # noqa: S608
+        found = reader.all(f"{sql} WHERE b.sha256 IN (SELECT value FROM json_each(?))", given)  # noqa: S608
     files = []
     for sha256, size, kept, verified_at, name, device, inode, seen_size, mtime_ns, seen_sha256 in found:
         seen = None

@@ -91,7 +91,7 @@ def _one(reader: Reader, token: str) -> tuple[str, str]:
     near = _near(reader, token)
     if not near:
         return _quoted(token), ""
-    return f"({' OR '.join(map(_quoted, near))})", ", ".join(near)
+    return f"({' OR '.join(f'{_quoted(term)} *' for term in near)})", ", ".join(near)
 
 
 def _occurs(reader: Reader, match: str) -> bool:
@@ -119,8 +119,10 @@ def _near(reader: Reader, token: str) -> list[str]:
             distance = min(spelling_distance(token, part, slack) for part in {term, term[: len(token)]})
             if distance <= slack:
                 rated.append((distance, term[0] != token[0], -count, term))
-    rated.sort()
-    return [term for distance, *_, term in rated if distance == rated[0][0]][:_MOST_NEAR]
+    rated.sort(key=lambda one: (*one[:3], len(one[3]), one[3]))
+    near = [term for distance, *_, term in rated if distance == rated[0][0]]
+    # a word that begins with another of them is found along with it
+    return [term for term in near if not any(term != other and term.startswith(other) for other in near)][:_MOST_NEAR]
 
 
 def spelling_distance(one: str, other: str, most: int) -> int:

@@ -22,6 +22,11 @@ VAE = "first_stage_model."
 METADATA_KEY = "civman.config"
 
 
+TITLES = {
+    "unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder",
+}  # fmt: skip
+
+
 class Family(StrEnum):
     """Checkpoint families that can be rendered."""
 
@@ -94,6 +99,19 @@ def component_configs(
         config.update(own.get(component, {}))
         config.update(stated.get(component, {}))
     return result
+
+
+def require_parts(family: Family, parts: Iterable[str], name: str) -> None:
+    """Raises: CannotRender (`missing-part`): the file called `name` lacks a component that its family needs."""
+    held = set(parts)
+    for part in ("vae", *family.facts["text_encoders"]):
+        if part not in held:
+            hint = (
+                "name a VAE file for it" if part == "vae" else "use a file of this model that carries its text encoders"
+            )
+            raise CannotRender(
+                f"`{name}` holds no {TITLES[part]}", hint=hint, code="missing-part", part=part, file=name
+            )
 
 
 def text_prefix(usual: Config, names: Shapes) -> str | None:

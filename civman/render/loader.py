@@ -19,13 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from civman.errors import CannotRender, InvalidModelFile
 from civman.render import classes
-from civman.render.families import VAE, Config, Family, component_configs, family_of, text_prefix
+from civman.render.families import TITLES, VAE, Config, Family, component_configs, family_of, require_parts, text_prefix
 from civman.render.layouts import Source, text_sources, unet_sources, vae_sources
 from civman.render.weights import Weights
 
-_TITLES = {
-    "unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder",
-}  # fmt: skip
 # tensors that real files carry and no component wants
 _KNOWN_EXTRAS = (
     "model_ema.", "alphas_cumprod", "alphas_cumprod_prev", "betas", "log_one_minus_alphas_cumprod", "posterior_",
@@ -88,19 +85,6 @@ class LoadedModel:
             current.data = self.base_tensor(component, name).to(current.device, current.dtype)
         return len(wanted)
 
-    def pipeline(self, kind: str = "txt2img", *, tokenizers: Mapping[str, Any] | None = None) -> Any:
-        """Diffusers' own pipeline around these components; `kind` is "txt2img", "img2img" or "inpaint".
-
-        Several kinds share the components. Without `tokenizers` ("tokenizer", "tokenizer_2") the pipeline takes
-        prompt embeddings only. Costs the import of diffusers' pipelines (about 2 s), which `render` does without.
-        """
-        # imported when asked for: see the docstring
-        from civman.render.pipeline import build
-
-        if kind not in self.pipelines or tokenizers:
-            self.pipelines[kind] = build(self, kind, tokenizers or {})
-        return self.pipelines[kind]
-
 
 def load(
     path: Path,
@@ -108,7 +92,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     vae: Path | None = None,
-    config: Path | None = None,
+    config: Path | Mapping[str, Config] | None = None,
     prediction: str | None = None,
     is_zero_snr: bool | None = None,
 ) -> LoadedModel:
@@ -119,7 +103,8 @@ def load(
         device: where the components go; on "cpu" parameters stay views of the file.
         dtype: what to compute in; None keeps the file's own.
         vae: another VAE file (original or diffusers layout) to use instead of the checkpoint's.
-        config: a folder of diffusers-style `<component>/config.json`, for dimensions that no shape tells.
+        config: a folder of diffusers-style `<component>/config.json`, for dimensions that no shape tells; or what
+            such files hold, by component.
         prediction: "epsilon" or "v_prediction" where the caller knows (SD 2 does not say).
         is_zero_snr: as above, for zero terminal signal-to-noise.
 
@@ -131,9 +116,9 @@ def load(
     family = family_of(weights.shapes)
     vae_file, vae_names = _vae_tensors(weights, vae)
     vae_shapes = {plain: vae_file.shapes[actual] for plain, actual in vae_names.items()}
-    stated = _stated_configs(config) if config else {}
+    stated = _stated_configs(config) if isinstance(config, Path) else config or {}
     configs = component_configs(family, weights.shapes, vae_shapes, weights.metadata, stated)
-    _require_parts(family, configs, path)
+    require_parts(family, configs, path.name)
     target = torch.device(device)
     model = LoadedModel(
         path=path, family=family, prediction="", is_zero_snr=False, components={}, configs=configs,
@@ -208,7 +193,7 @@ def _fill(model: LoadedModel, name: str, module: nn.Module, dtype: torch.dtype |
     missing = sorted({source.name for source in sources.values()} - weights.shapes.keys())
     if missing:
         raise CannotRender(
-            f"the {_TITLES[name]} in `{weights.path.name}` lacks {len(missing)} tensors, the first is `{missing[0]}`",
+            f"the {TITLES[name]} in `{weights.path.name}` lacks {len(missing)} tensors, the first is `{missing[0]}`",
             hint="the file is incomplete or of a kind civman does not know; another file of this version may be whole",
             code="missing-tensor",
             part=name,
@@ -218,7 +203,7 @@ def _fill(model: LoadedModel, name: str, module: nn.Module, dtype: torch.dtype |
     if dtype is None and own.itemsize == 1:
         dtype = torch.float16
     if dtype not in (None, own):
-        notes.append(f"{_TITLES[name]}: {_short(own)} in the file, computed in {_short(dtype)}")
+        notes.append(f"{TITLES[name]}: {_short(own)} in the file, computed in {_short(dtype)}")
     model.components[name] = module
     state = {}
     for parameter, source in sources.items():
@@ -265,22 +250,11 @@ def _modern_attention(name: str) -> str:
 
 def _stated_configs(folder: Path) -> dict[str, Config]:
     stated = {}
-    for component in _TITLES:
+    for component in TITLES:
         file = folder / component / "config.json"
         if file.is_file():
             stated[component] = {k: v for k, v in json.loads(file.read_text("utf-8")).items() if not k.startswith("_")}
     return stated
-
-
-def _require_parts(family: Family, configs: Mapping[str, Config], path: Path) -> None:
-    for part in ("vae", *family.facts["text_encoders"]):
-        if part not in configs:
-            hint = (
-                "name a VAE file for it" if part == "vae" else "use a file of this model that carries its text encoders"
-            )
-            raise CannotRender(
-                f"`{path.name}` holds no {_TITLES[part]}", hint=hint, code="missing-part", part=part, file=path.name
-            )
 
 
 def _wanted_dtype(name: str, dtype: torch.dtype | None, device: torch.device, family: Family) -> torch.dtype | None:

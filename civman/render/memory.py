@@ -5,13 +5,15 @@ import math
 import os
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from civman.errors import CannotRender
 from civman.render.families import UNET, VAE, Shapes
-from civman.render.loader import LoadedModel
+
+if TYPE_CHECKING:  # the estimate is asked for before torch is there
+    import torch
+
+    from civman.render.loader import LoadedModel
 
 
 class MemoryPlan(StrEnum):
@@ -86,14 +88,16 @@ def estimate(
     )  # fmt: skip
 
 
-def available_bytes(device: torch.device) -> int:
+def available_bytes(device: "torch.device") -> int:
     """Free memory on the device; the CPU's from the system's own count of what can be had."""
     if device.type == "cuda":
+        import torch  # see above
+
         return int(torch.cuda.mem_get_info(device)[0])
     return _host_bytes()
 
 
-def apply(plan: MemoryPlan, model: LoadedModel, device: torch.device) -> None:
+def apply(plan: MemoryPlan, model: "LoadedModel", device: "torch.device") -> None:
     """Makes a model, loaded on the CPU or (first two plans) on `device`, work on `device` under a plan."""
     if plan is not MemoryPlan.RESIDENT:
         model.vae.enable_tiling()

@@ -25,8 +25,22 @@ _KINDS = {
 }  # fmt: skip
 
 
-def build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
-    """A diffusers pipeline that shares the model's components. Raises: UsageError: no such kind."""
+def pipeline_of(
+    model: LoadedModel, kind: str = "txt2img", *, tokenizers: Mapping[str, Any] | None = None
+) -> Any:
+    """Diffusers' own pipeline around the model's components; `kind` is "txt2img", "img2img" or "inpaint".
+
+    Several kinds share the components. Without `tokenizers` ("tokenizer", "tokenizer_2") the pipeline takes prompt
+    embeddings only. Costs the import of diffusers' pipelines (about 2 s), which `render` does without.
+
+    Raises: UsageError: no such kind.
+    """
+    if kind not in model.pipelines or tokenizers:
+        model.pipelines[kind] = _build(model, kind, tokenizers or {})
+    return model.pipelines[kind]
+
+
+def _build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
     import diffusers  # 2 s for the pipelines, which only callers of this function pay
 
     if (kind, model.family.is_xl) not in _KINDS:

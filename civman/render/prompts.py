@@ -64,6 +64,12 @@ def encode(
     return torch.cat(contexts, dim=-1), pooled
 
 
+def lengthened(context: Tensor, filling: Tensor, tokens: int) -> Tensor:
+    """`context` (1, n, width) with `filling` (1, m, width) repeated after it, `tokens` long (A1111's "Pad conds")."""
+    missing = (tokens - context.shape[1]) // filling.shape[1]
+    return torch.cat([context, *[filling] * missing], dim=1) if missing > 0 else context
+
+
 def _zeros(text_encoders: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
     last: Any = text_encoders[-1]
     like = next(last.parameters())

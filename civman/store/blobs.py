@@ -4,6 +4,7 @@ Layout: `blobs/sha256/ab/<sha256><suffix>`, read-only, beside it `<sha256>.civma
 to rebuild it) and `<sha256>.preview.<ext>`. Downloads under way live in `partial/`. Nothing else writes there.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -178,6 +179,8 @@ class BlobStore:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise store_error(error, path) from error
 
 

@@ -58,9 +58,10 @@ class Journal:
         return synced[0] if synced is not None else None
 
     def forget(self) -> None:
-        """Remove both files."""
-        self._live.unlink(missing_ok=True)
-        self._synced.unlink(missing_ok=True)
+        """Remove both files, and what a kill left of their successors."""
+        for path in (self._live, self._synced):
+            path.unlink(missing_ok=True)
+            _newer(path).unlink(missing_ok=True)
 
     @staticmethod
     def _replace(path: Path, memory: Memory, *, is_synced: bool) -> None:
@@ -73,13 +74,17 @@ class Journal:
                 "ranges": list(memory.ranges),
             }
         )
-        temporary = path.with_name(path.name + ".new")
-        with temporary.open("w", encoding="ascii") as file:
-            file.write(text)
-            if is_synced:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary = _newer(path)
+        try:
+            with temporary.open("w", encoding="ascii") as file:
+                file.write(text)
+                if is_synced:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # half a journal, left by a full disk
+            raise
 
 
 def promised_bytes(folder: Path, *, but_not: str) -> int:
@@ -109,6 +114,10 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def _newer(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
 
 
 def _read(path: Path) -> tuple[Memory, str] | None:

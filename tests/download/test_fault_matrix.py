@@ -6,7 +6,7 @@ name, no row without its file, no key in any output, no thread left behind.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,7 +39,7 @@ from faults import (
     too_many_requests,
     web_page,
 )
-from rig import DATA, FILE, MODEL, OTHER_DATA, VERSION, MakeRig, Rig, blobs, model_bytes, rig_catalogue
+from rig import DATA, FILE, MODEL, OTHER_DATA, QUICK, VERSION, MakeRig, Rig, blobs, model_bytes, rig_catalogue
 
 from civman.demo.catalogue import Catalogue, Content, DemoGate
 from civman.demo.storage import storage_error
@@ -616,11 +616,12 @@ def test_the_quota_is_asked_about_once(rigged: MakeRig) -> None:
 
 
 def test_an_address_that_expires_under_many_connections_is_renewed_once(rigged: MakeRig) -> None:
-    data = model_bytes(40_000_000)
+    data = model_bytes(33_000_000)
     rig = rigged(
         Throttle(bytes_per_s=8_000_000, times=8),
         Expire(skip=4, times=1, after=100_000),
         catalogue=rig_catalogue(data),
+        patience=replace(QUICK, stall_s=10.0, crawl_s=10.0),
     )
 
     run = rig.download("--connections", "8")

@@ -17,7 +17,7 @@ from test_run import PLAIN, prompt
 
 from civman.errors import UsageError
 from civman.render.loader import load
-from civman.render.pipeline import PipelineScheduler
+from civman.render.pipeline import PipelineScheduler, pipeline_of
 from civman.render.run import render
 
 
@@ -36,27 +36,27 @@ def test_pipelines_are_diffusers_own_and_share_the_components(
 ) -> None:
     model = load(tiny_files[kind])
 
-    pipeline = model.pipeline(wish)
+    pipeline = pipeline_of(model, wish)
 
     assert type(pipeline).__name__ == name
     assert pipeline.unet is model.unet
     assert pipeline.vae is model.vae
     assert pipeline.text_encoder is model.components.get("text_encoder")
-    assert model.pipeline(wish) is pipeline
+    assert pipeline_of(model, wish) is pipeline
 
 
 def test_a_kind_of_pipeline_that_is_none_is_refused(tiny_files: dict[str, Path]) -> None:
     with pytest.raises(UsageError):
-        load(tiny_files["sd1"]).pipeline("txt2video")
+        pipeline_of(load(tiny_files["sd1"]), "txt2video")
     with pytest.raises(UsageError):
-        load(tiny_files["refiner"]).pipeline("txt2img")
+        pipeline_of(load(tiny_files["refiner"]), "txt2img")
 
 
 @pytest.mark.parametrize("name", ["Euler", "Heun", "DPM++ 2M", "DPM++ 2S a", "DPM++ SDE", "DDIM"])
 def test_our_scheduler_in_diffusers_loop_makes_our_picture(tiny_files: dict[str, Path], name: str) -> None:
     model = load(tiny_files["sd1"], dtype=torch.float32)
     given = prompt(model)
-    pipeline = model.pipeline()
+    pipeline = pipeline_of(model)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = PipelineScheduler(name)
 
@@ -74,7 +74,10 @@ def test_loading_imports_neither_the_compiler_nor_sympy_and_spoils_nothing(tiny_
 import sys
 from pathlib import Path
 from civman.render.loader import load
+from civman.render.environment import deterministic
 model = load(Path({str(tiny_files["sd1"])!r}))
+with deterministic():
+    pass
 unwanted = ("torch._dynamo", "sympy", "torch.distributed.tensor", "scipy.optimize")
 heavy = [name for name in unwanted if name in sys.modules]
 assert heavy == [], heavy
@@ -82,7 +85,8 @@ import torch, diffusers, torch._dynamo
 assert torch._dynamo.__file__ and torch.distributed.is_available()
 assert diffusers.UNet1DModel.__name__ == "UNet1DModel"
 assert diffusers.FluxTransformer2DModel.__name__ == "FluxTransformer2DModel"
-assert type(model.pipeline()).__name__ == "StableDiffusionPipeline"
+from civman.render.pipeline import pipeline_of
+assert type(pipeline_of(model)).__name__ == "StableDiffusionPipeline"
 diffusers.LMSDiscreteScheduler().set_timesteps(3)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)

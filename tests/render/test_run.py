@@ -20,6 +20,7 @@ from civman.domain.recipe import Hires, Recipe, StartImage
 from civman.errors import CannotRender, UsageError
 from civman.render.denoiser import Conditioning
 from civman.render.loader import LoadedModel, load
+from civman.render.pipeline import pipeline_of
 from civman.render.run import Inputs, render
 from civman.render.schedulers import SAMPLERS
 
@@ -97,7 +98,7 @@ def test_euler_equals_diffusers_own_pipeline(models: Models) -> None:
     """The same components, prompt embeddings and start noise through diffusers' loop."""
     model = models("sd1")
     given = prompt(model)
-    pipeline = model.pipeline()
+    pipeline = pipeline_of(model)
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     pipeline.scheduler.set_timesteps(3)
@@ -123,7 +124,7 @@ def test_euler_equals_diffusers_own_pipeline(models: Models) -> None:
 def test_sdxl_equals_diffusers_own_pipeline(models: Models) -> None:
     model = models("sdxl")
     given = prompt(model)
-    pipeline = model.pipeline()
+    pipeline = pipeline_of(model)
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     pipeline.scheduler.set_timesteps(3)
@@ -366,3 +367,12 @@ def test_the_switches_for_determinism_are_put_back(models: Models) -> None:
     render(PLAIN, models("sd1"), prompt(models("sd1")))
 
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_the_switches_for_determinism_are_set_while_rendering(models: Models) -> None:
+    seen: list[bool] = []
+
+    render(PLAIN, models("sd1"), prompt(models("sd1")),
+           on_event=lambda _: seen.append(torch.are_deterministic_algorithms_enabled()))  # fmt: skip
+
+    assert seen == [True, True, True]

@@ -1,0 +1,230 @@
+"""`civman render`."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, open_library
+from civman.cli.output import Output, clean, size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from civman.domain.recipe import HiresRequest, LoraRequest, RenderRequest
+    from civman.library import Library
+    from civman.rendering.plans import Planned, Rendering
+
+_SIZE = re.compile(r"(\d+)[x×](\d+)")
+_SHOWN = 3
+
+
+def render(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A ref or a file.", show_default=False)],
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)] = None,
+    negative: Annotated[str, typer.Option("--negative", "-n", help="What not to draw.")] = "",
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="A file of prompts, one a line, for one loaded model.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", "-l", metavar="REF[:UNET[:TE]]", help="An adapter with its scales (repeatable)."),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None, typer.Option("--embedding", "-e", metavar="REF", help="A textual inversion (repeatable).")
+    ] = None,
+    vae: Annotated[str | None, typer.Option("--vae", metavar="REF", help="Another VAE.")] = None,
+    trigger: Annotated[
+        str, typer.Option(help="auto: add the LoRAs' trigger words where the prompt has none; off.")
+    ] = "auto",
+    sampler: Annotated[str | None, typer.Option("--sampler", "-s", help='For example "DPM++ 2M Karras".')] = None,
+    schedule: Annotated[str | None, typer.Option(help="Karras, Exponential, SGM Uniform, Beta …")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", show_default="20")] = None,
+    cfg: Annotated[float | None, typer.Option(help="Guidance by the prompt.", show_default="7")] = None,
+    cfg_rescale: Annotated[float | None, typer.Option(help="Tames strong guidance, 0 to 1.", show_default="0")] = None,
+    picture_size: Annotated[
+        str | None, typer.Option("--size", metavar="WxH", help="Pixels, multiples of 8.", show_default="the model's")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the first picture.", show_default="drawn")] = None,
+    count: Annotated[int, typer.Option(help="Pictures; picture n has seed + n.")] = 1,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures at a time.", show_default="1")] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="As A1111 counts: 1 is the last layer.")] = None,
+    rng: Annotated[str | None, typer.Option(help="Whose random numbers: cpu or nv.", show_default="cpu")] = None,
+    ensd: Annotated[int | None, typer.Option(help="Eta noise seed delta.", show_default="0")] = None,
+    pad_prompts: Annotated[bool, typer.Option("--pad-prompts", help="Pad both prompts to one length.")] = False,
+    init: Annotated[str | None, typer.Option(metavar="FILE", help="The picture to start from.")] = None,
+    mask: Annotated[str | None, typer.Option(metavar="FILE", help="White is painted anew.")] = None,
+    mask_blur: Annotated[
+        int | None, typer.Option(help="Pixels by which its edge is softened.", show_default="4")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How far from the picture, up to 1.", show_default="0.75")
+    ] = None,
+    hires: Annotated[
+        str | None, typer.Option(metavar="SCALE|WxH", help="A second pass, so many times larger or at this size.")
+    ] = None,
+    hires_steps: Annotated[int | None, typer.Option(help="Its steps.", show_default="as the first")] = None,
+    hires_strength: Annotated[float | None, typer.Option(help="Its strength.", show_default="0.7")] = None,
+    upscaler: Annotated[str, typer.Option(help="latent, lanczos, nearest …")] = "latent",
+    prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction, where the file is silent.")] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Component configs, for what no tensor shape tells.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16.", show_default="half on a GPU")
+    ] = None,
+    low_vram: Annotated[bool, typer.Option("--low-vram", help="Keep on the GPU only what works there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Try what compatibility says cannot work.")] = False,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Be content where only a part of an adapter applies.")
+    ] = False,
+    output_to: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A PNG file or a folder.", show_default="the library's renders"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Settle everything, load and draw nothing.")] = False,
+    library: LibraryOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Draw pictures with a checkpoint and any number of LoRAs, from what the library holds. Never asks the network.
+
+    Prompts are written as for A1111: (emphasis:1.2), BREAK, <lora:name:0.8>, embeddings by name. Everything is
+    checked before a weight is loaded; the pictures carry their recipe and are never written over others.
+    """
+    from civman.cli import progress
+    from civman.domain.recipe import RenderRequest
+    from civman.rendering.extra import require_render_extra
+
+    require_render_extra()
+    output = Output(as_json=as_json, quiet=quiet)
+    width, height = _size_of(picture_size) if picture_size else (None, None)
+    request = RenderRequest(
+        checkpoint=checkpoint, negative_prompt=negative, loras=_loras(lora or []), embeddings=tuple(embedding or ()),
+        vae=vae, sampler=sampler, schedule=schedule, steps=steps, guidance_scale=cfg, guidance_rescale=cfg_rescale,
+        width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, rng=rng,
+        eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,
+        hires=_hires(hires, hires_steps, hires_strength, upscaler) if hires else None, prediction=prediction,
+        precision=precision, pad_prompts=pad_prompts, config=config,
+    )  # fmt: skip
+    wanted = [replace(request, prompt=text) for text in _prompts(prompt, prompts)]
+    with open_library(library, True, output) as opened:
+        plans = _plans(opened, wanted, device, trigger, output, force=force, allow_partial=allow_partial)
+        if dry_run:
+            output.result(
+                "plan", [_plan_value(plan) for plan in plans],
+                human=lambda console: _print_plans(console, plans), ids=(plan.recipe.sha256 for plan in plans),
+            )  # fmt: skip
+            return
+        with progress.drawing(output, len(plans)) as on_event:
+            made = opened.render(plans, output=output_to, device=device, low_vram=low_vram, on_event=on_event)
+    output.result("render", made, human=lambda console: _print(console, made), ids=(each.path for each in made))
+
+
+def _plans(
+    library: "Library", wanted: "Sequence[RenderRequest]", device: str | None, trigger: str, output: Output, *,
+    force: bool, allow_partial: bool,
+) -> "list[Planned]":  # fmt: skip
+    from civman.cli import progress
+    from civman.errors import UsageError
+    from civman.rendering.planning import Conditions
+
+    if trigger not in ("auto", "off"):
+        raise UsageError(f"--trigger is auto or off, not `{trigger}`")
+    conditions = Conditions(device, force, allow_partial, trigger == "auto")
+    with progress.reading(output) as on_event:
+        plans = [library.plan(request, conditions, on_event=on_event) for request in wanted]
+    for notice in dict.fromkeys(notice for plan in plans for notice in plan.notices):
+        output.notice(notice)
+    return plans
+
+
+def _prompts(prompt: str | None, file: Path | None) -> list[str]:
+    from civman.errors import UsageError
+
+    if (prompt is None) == (file is None):
+        raise UsageError("a prompt or a file of prompts is needed, one of the two", hint="`civman render --help`")
+    if file is None:
+        return [prompt or ""]
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read `{file}`: {error}") from error
+    found = [line for line in lines if line]
+    if not found:
+        raise UsageError(f"`{file}` holds no prompt")
+    return found
+
+
+def _loras(texts: list[str]) -> "tuple[LoraRequest, ...]":
+    from civman.domain.recipe import LoraRequest
+    from civman.domain.scaled import parse_scaled
+
+    scaled = [parse_scaled(text) for text in texts]
+    return tuple(LoraRequest(each.ref, 1.0 if each.unet is None else each.unet, each.text_encoder) for each in scaled)
+
+
+def _size_of(text: str) -> tuple[int, int]:
+    from civman.errors import UsageError
+
+    found = _SIZE.fullmatch(text.strip().lower())
+    if found is None:
+        raise UsageError(f"not a size: `{text}`", hint="width x height in pixels, such as 832x1216", code="bad-size")
+    return int(found[1]), int(found[2])
+
+
+def _hires(text: str, steps: int | None, strength: float | None, upscaler: str) -> "HiresRequest":
+    from civman.domain.recipe import HiresRequest
+    from civman.errors import UsageError
+
+    try:
+        scale = float(text)
+    except ValueError:
+        width, height = _size_of(text)
+        return HiresRequest(width, height, steps=steps, strength=strength, upscaler=upscaler)
+    if not 1 <= scale <= 8:
+        raise UsageError(f"--hires {text}: a scale from 1 to 8, or a size", code="bad-size")
+    return HiresRequest(scale=scale, steps=steps, strength=strength, upscaler=upscaler)
+
+
+def _plan_value(plan: "Planned") -> dict[str, object]:
+    return {
+        "recipe": plan.recipe, "recipe_sha256": plan.recipe.sha256, "files": plan.files, "notices": plan.notices,
+        "memory": plan.memory,
+    }  # fmt: skip
+
+
+def _print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
+    for plan in plans:
+        recipe = plan.recipe
+        console.print(f"recipe {recipe.sha256[:12]}: {clean(recipe.prompt) or '(no prompt)'}", soft_wrap=True)
+        for file in plan.files:
+            console.print(f"  {file.role:<10} {clean(file.name)}  sha256 {file.sha256[:12]}…", soft_wrap=True)
+        for use in recipe.loras:
+            console.print(f"  scale      {clean(plan.name(use.sha256))}: UNet {use.scale:g}, text {use.text_scale:g}")
+        console.print(
+            f"  {recipe.width}x{recipe.height}, {recipe.steps} steps of {recipe.sampler} ({recipe.schedule}), "
+            f"cfg {recipe.guidance_scale:g}, clip skip {recipe.clip_skip}, {recipe.precision}"
+        )
+        console.print(f"  {recipe.count} from seed {recipe.seed} ({recipe.rng}), {recipe.batch_size} at a time")
+        weights = plan.memory.unet + plan.memory.vae + plan.memory.text
+        console.print(f"  memory     {size(weights)} of weights; about {size(plan.needed_bytes)} at the peak")
+
+
+def _print(console: "Console", made: "Sequence[Rendering]") -> None:
+    for each in made:
+        console.print(f"{clean(str(each.path))}  (seed {each.seed})", soft_wrap=True)
+    for note in dict.fromkeys(note for each in made for note in each.notes):
+        console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
+    for use in {(use.sha256, use.scale): use for each in made for use in each.applied}.values():
+        rest = f", {len(use.unmatched)} of its own fit nothing" if use.unmatched else ""
+        console.print(
+            f"  {clean(use.name)}: changed {use.matched} modules at scale {use.scale:g}{rest}", soft_wrap=True
+        )
+        for name in use.unmatched[:_SHOWN]:
+            console.print(f"    {clean(name)}", soft_wrap=True)

@@ -1,0 +1,191 @@
+"""From plans to kept pictures: a model is loaded once and serves as long as plans agree on it.
+
+Between plans that differ in adapters alone, the weights get the file's own bits back before the others are merged.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from civman.domain.events import Notice, OnEvent, ignore
+from civman.domain.recipe import LoraUse, Recipe
+from civman.errors import Interrupted
+from civman.render import adapters, memory
+from civman.render.denoiser import Conditioning
+from civman.render.embeddings import Embedding, load_embedding
+from civman.render.emphasis import ParsedPrompt, parse
+from civman.render.environment import choose_device, choose_dtype, environment
+from civman.render.guard import memory_errors
+from civman.render.loader import LoadedModel, load
+from civman.render.prompts import encode, lengthened
+from civman.render.run import Inputs, iterate
+from civman.render.tokenizer import ClipTokenizer, clip_tokenizer
+from civman.rendering.inputs import read_picture
+from civman.rendering.keeping import Place, png_bytes
+from civman.rendering.plans import Applied, Planned, Rendering
+
+_ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where to compute. `device` None: the best there is; `low_vram`: with as little memory there as it takes."""
+
+    device: str | None = None
+    low_vram: bool = False
+
+
+def make(plans: Iterable[Planned], output: Path, *, machine: Machine, on_event: OnEvent = ignore) -> list[Rendering]:
+    """The pictures of all plans in their order, each kept in `output` (a folder or a PNG file) as soon as it is done.
+
+    Raises: CannotRender: memory is short, or what comes out is no picture. Incompatible: an adapter or embedding does
+        not go with the model. Interrupted: by the user; what was done is kept. UsageError, StoreError.
+    """
+    place = Place(output)
+    made: list[Rendering] = []
+    try:
+        for rendering in _render(plans, machine, place, on_event):
+            made.append(rendering)  # noqa: PERF402  # what is done counts when the next one is interrupted
+    except KeyboardInterrupt:
+        done = f"; {len(made)} done are kept in `{place.folder}`" if made else ""
+        raise Interrupted(f"stopped{done}", paths=[str(rendering.path) for rendering in made]) from None
+    return made
+
+
+def _render(plans: Iterable[Planned], machine: Machine, place: Place, on_event: OnEvent) -> Iterator[Rendering]:
+    setup: _Setup | None = None
+    for planned in plans:
+        if setup is None or not setup.serves(planned):
+            setup = None  # the old model's memory goes before the new one is loaded
+            setup = _Setup(planned, machine, on_event)
+        yield from setup.render(planned, place, on_event)
+
+
+class _Setup:
+    """A loaded model with adapters merged in."""
+
+    def __init__(self, planned: Planned, machine: Machine, on_event: OnEvent) -> None:
+        recipe = planned.recipe
+        self._recipe = recipe
+        self._device = choose_device(machine.device)
+        self._plan = self._memory_plan(planned, machine, on_event)
+        self._is_whole = self._plan in (memory.MemoryPlan.RESIDENT, memory.MemoryPlan.TILED)
+        with memory_errors("loading the model"):
+            self._model: LoadedModel = load(
+                planned.path(recipe.checkpoint),
+                device=self._device if self._is_whole else "cpu",
+                dtype=choose_dtype(self._device, recipe.precision),
+                vae=planned.path(recipe.vae) if recipe.vae else None,
+                config=json.loads(recipe.config) if recipe.config else None,
+                prediction=recipe.prediction,
+                is_zero_snr=recipe.is_zero_snr,
+            )
+        self._tokenizers = _tokenizers(self._model)
+        self._coverages = self._merge(planned)
+        if self._plan is not memory.MemoryPlan.RESIDENT:
+            memory.apply(self._plan, self._model, self._device)
+
+    def serves(self, planned: Planned) -> bool:
+        """Whether this model, with other adapters at most, is what the plan's recipe means."""
+        ours, theirs = self._recipe, planned.recipe
+        same = all(
+            getattr(ours, name) == getattr(theirs, name)
+            for name in ("checkpoint", "vae", "precision", "prediction", "is_zero_snr", "config")
+        )
+        return same and (self._is_whole or ours.loras == theirs.loras)
+
+    def render(self, planned: Planned, place: Place, on_event: OnEvent) -> Iterator[Rendering]:
+        """The plan's pictures."""
+        recipe = planned.recipe
+        if recipe.loras != self._recipe.loras:
+            adapters.restore(self._model.components, self._model.base_tensor, self._coverages)
+            self._coverages = []
+            self._coverages = self._merge(planned)
+        self._recipe = recipe
+        applied = tuple(_applied(each, use) for each, use in zip(self._coverages, recipe.loras, strict=True))
+        facts = environment(self._device).to_facts()
+        done = 0
+        for batch in iterate(recipe, self._model, self._conditioning(planned), inputs=_inputs(planned),
+                             on_event=on_event):  # fmt: skip
+            own = replace(recipe, seed=recipe.seed + done, count=len(batch), batch_size=len(batch))
+            for picture in batch:
+                path = place.keep(png_bytes(picture.pixels, own), own, picture.seed)
+                yield Rendering(
+                    path, picture.seed, picture.sha256, own, facts, (*self._model.notes, *picture.notes), applied
+                )
+            done += len(batch)
+
+    def _memory_plan(self, planned: Planned, machine: Machine, on_event: OnEvent) -> memory.MemoryPlan:
+        """As asked; on the CPU everything is in place anyway, and where a GPU is short of memory it is said."""
+        if self._device.type == "cpu":
+            return memory.MemoryPlan.RESIDENT
+        free = memory.available_bytes(self._device)
+        if machine.low_vram:
+            return planned.memory.plan(free)
+        needed = planned.memory.needed(memory.MemoryPlan.RESIDENT)
+        if needed > free:
+            words = f"about {needed / 2**30:.1f} GiB are needed on {self._device}, {free / 2**30:.1f} are free"
+            on_event(Notice("render", f"{words}: --low-vram needs less"))
+        return memory.MemoryPlan.RESIDENT
+
+    def _merge(self, planned: Planned) -> list[adapters.Coverage]:
+        chosen = [
+            adapters.Adapter(planned.path(use.sha256), use.sha256, use.scale, use.text_scale, planned.name(use.sha256))
+            for use in planned.recipe.loras
+        ]
+        targets = {
+            name: self._model.components[name] for name in ("unet", *_ENCODERS) if name in self._model.components
+        }
+        return adapters.apply(targets, self._model.base_tensor, chosen, allow_partial=planned.allow_partial)
+
+    def _conditioning(self, planned: Planned) -> Conditioning:
+        recipe = planned.recipe
+        embeddings = _embeddings(planned, self._model)
+        contexts = [self._encode(parse(recipe.prompt), recipe, embeddings, is_negative=False)]
+        if recipe.guidance_scale > 1:  # below, nobody asks what is not wanted
+            contexts.append(self._encode(parse(recipe.negative_prompt), recipe, embeddings, is_negative=True))
+        if recipe.pad_prompts and len(contexts) == 2:
+            contexts = self._padded(contexts, recipe)
+        (cond, pooled), (uncond, uncond_pooled) = contexts[0], contexts[1] if len(contexts) == 2 else (None, None)
+        return Conditioning(cond, uncond, pooled, uncond_pooled)
+
+    def _encode(
+        self, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
+    ) -> tuple[Any, Any]:
+        encoders = [self._model.components[name] for name in _ENCODERS if name in self._model.components]
+        return encode(encoders, self._tokenizers, parsed, recipe.clip_skip, embeddings, is_negative=is_negative)
+
+    def _padded(self, contexts: list[tuple[Any, Any]], recipe: Recipe) -> list[tuple[Any, Any]]:
+        """The shorter context brought to the longer one's length by chunks of nothing, as A1111's "Pad conds" does."""
+        longest = max(context.shape[1] for context, _ in contexts)
+        empty, _ = self._encode(parse(""), recipe, (), is_negative=False)
+        return [(lengthened(context, empty, longest), pooled) for context, pooled in contexts]
+
+
+def _tokenizers(model: LoadedModel) -> list[ClipTokenizer]:
+    shared = clip_tokenizer()
+    return [
+        shared.padded_with(int(model.configs[name]["pad_token_id"])) for name in _ENCODERS if name in model.components
+    ]
+
+
+def _embeddings(planned: Planned, model: LoadedModel) -> list[Embedding]:
+    widths = [int(model.configs[name]["hidden_size"]) for name in _ENCODERS if name in model.components]
+    return [load_embedding(planned.path(use.sha256), widths, name=use.word) for use in planned.recipe.embeddings]
+
+
+def _inputs(planned: Planned) -> Inputs:
+    start = planned.recipe.start
+    if start is None:
+        return Inputs()
+    mask = read_picture(planned.path(start.mask_sha256), is_mask=True).pixels if start.mask_sha256 else None
+    return Inputs(read_picture(planned.path(start.sha256)).pixels, mask)
+
+
+def _applied(coverage: adapters.Coverage, use: LoraUse) -> Applied:
+    return Applied(
+        coverage.name, coverage.sha256, use.scale, use.text_scale, coverage.kinds, len(coverage.matched),
+        tuple(f"{each.module}: {each.reason}" for each in coverage.unmatched), coverage.norms,
+    )  # fmt: skip

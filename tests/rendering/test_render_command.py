@@ -1,0 +1,248 @@
+"""`civman render` through its front door: from imported files to pictures, without a network."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from running import SHARED, Civman, Run
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from PIL import Image
+from rendering_stock import QUICK, picture
+
+from civman.domain.events import Step
+from civman.domain.recipe import Recipe, RenderRequest
+from civman.errors import Interrupted
+from civman.library import Library
+
+SHAPES = SHARED / "fixtures" / "models" / "tiny-shapes-v0.safetensors"
+
+
+def pixels(run: Run) -> list[str]:
+    assert run.code == 0, run.out + run.err
+    return [each["pixel_sha256"] for each in run.json["render"]]
+
+
+@pytest.mark.usefixtures("no_sockets", "stocked")
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_every_family_draws_from_the_command_line_with_sockets_disabled(civman: Civman, kind: str) -> None:
+    done = civman("render", f"tiny-{kind}", "a red cat", "-n", "blurry", *QUICK, "--json")
+
+    assert done.code == 0, done.out + done.err
+    (made,) = done.json["render"]
+    with Image.open(made["path"]) as image:
+        image.load()
+        assert image.size == (64, 64)
+        assert Recipe.from_json(image.text["civman"]) == Recipe.from_json(json.dumps({"schema": 1, **made["recipe"]}))
+    assert made["environment"]["device"] == "cpu"
+
+
+@pytest.mark.usefixtures("no_sockets")
+@pytest.mark.skipif(not SHAPES.is_file(), reason="shared fixtures are not here")
+def test_the_tiny_model_draws_what_it_was_taught(civman: Civman) -> None:
+    import numpy as np
+
+    civman("import", "--offline", SHAPES)
+
+    done = civman(
+        "render", "tiny-shapes-v0", "a large red circle on a blue background", "--config",
+        SHAPES.with_name("tiny-shapes-v0-config"), *QUICK, "--steps", "12", "--cfg", "4", "--quiet",
+    )  # fmt: skip
+
+    with Image.open(done.out.strip()) as image:
+        array = np.asarray(image).astype(int)
+    red, _, blue = array[28:36, 28:36].mean(axis=(0, 1))
+    corner_red, _, corner_blue = array[:6, :6].mean(axis=(0, 1))
+    assert red > blue + 100
+    assert corner_blue > corner_red + 100
+
+
+@pytest.mark.usefixtures("stocked")
+def test_the_same_seed_gives_the_same_bytes_beside_each_other(civman: Civman, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "cat.png"
+
+    paths = [
+        Path(civman("render", "tiny-sd1", "a cat", *QUICK, "--output", target, "--quiet").out.strip()) for _ in range(2)
+    ]
+
+    assert [path.name for path in paths] == ["cat.png", "cat-2.png"]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert sorted(path.name for path in target.parent.iterdir()) == ["cat-2.png", "cat.png"]
+
+
+@pytest.mark.usefixtures("stocked")
+def test_names_say_seed_words_and_recipe(civman: Civman, root: Path) -> None:
+    done = civman("render", "tiny-sd1", "a (red:1.2) cat/dog", *QUICK, "--json")
+
+    (made,) = done.json["render"]
+    recipe = Recipe.from_json(json.dumps({"schema": 1, **made["recipe"]}))
+    assert Path(made["path"]) == root / "renders" / f"7-a-red-1-2-cat-dog-{recipe.sha256[:8]}.png"
+
+
+@pytest.mark.usefixtures("stocked")
+def test_scale_zero_equals_no_lora_and_a_scale_changes_the_picture(civman: Civman) -> None:
+    bare = pixels(civman("render", "tiny-sd1", "a cat", *QUICK, "--json"))
+    zero = pixels(civman("render", "tiny-sd1", "a cat", *QUICK, "--lora", "ink:0", "--json"))
+    full = civman("render", "tiny-sd1", "a cat", *QUICK, "--lora", "ink:1", "--json")
+    tagged = pixels(civman("render", "tiny-sd1", "a cat <lora:ink:1>", *QUICK, "--json"))
+
+    assert zero == bare
+    assert pixels(full) != bare
+    assert tagged == pixels(full)
+    (applied,) = full.json["render"][0]["applied"]
+    assert (applied["matched"], applied["unmatched"]) == (2, [])
+
+
+@pytest.mark.usefixtures("stocked")
+@pytest.mark.parametrize(("lora", "code"), [("empty", "adapter-no-change"), ("part", "partly-applies")])
+def test_a_lora_that_does_nothing_or_only_half_is_an_error(civman: Civman, lora: str, code: str) -> None:
+    done = civman("render", "tiny-sd1", "a cat", *QUICK, "--lora", lora, "--json")
+
+    assert done.code == 7
+    assert done.json["error"]["code"] == code
+
+
+@pytest.mark.usefixtures("stocked")
+def test_half_a_lora_is_told_of_when_it_is_allowed(civman: Civman) -> None:
+    done = civman("render", "tiny-sd1", "a cat", *QUICK, "--lora", "part", "--allow-partial", "--json")
+
+    assert done.code == 0, done.out
+    (applied,) = done.json["render"][0]["applied"]
+    assert applied["matched"] == 2
+    assert len(applied["unmatched"]) == 1
+
+
+@pytest.mark.usefixtures("stocked")
+def test_picture_n_of_many_is_the_one_that_its_seed_gives_alone(civman: Civman) -> None:
+    three = civman("render", "tiny-sd1", "a cat", *QUICK, "--sampler", "Euler a", "--count", "3", "--json")
+    alone = civman("render", "tiny-sd1", "a cat", *QUICK, "--sampler", "Euler a", "--seed", "9", "--json")
+
+    assert [each["seed"] for each in three.json["render"]] == [7, 8, 9]
+    assert len(set(pixels(three))) == 3
+    assert pixels(three)[2:] == pixels(alone)
+    assert three.json["render"][2]["recipe"] == alone.json["render"][0]["recipe"]
+
+
+@pytest.mark.usefixtures("stocked")
+def test_prompts_from_a_file_equal_single_ones_also_when_their_loras_differ(civman: Civman, tmp_path: Path) -> None:
+    lines = ["a cat <lora:ink:1>", "a dog", "", "a cat"]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+
+    together = civman("render", "tiny-sd1", "--prompts", tmp_path / "prompts.txt", *QUICK, "--json")
+
+    alone = [pixels(civman("render", "tiny-sd1", line, *QUICK, "--json"))[0] for line in lines if line]
+    assert pixels(together) == alone
+
+
+@pytest.mark.usefixtures("stocked")
+def test_an_embedding_is_found_by_its_name_in_either_prompt(civman: Civman, tmp_path: Path) -> None:
+    plan = civman("render", "tiny-sd1", "a cat", "-n", "ugly, EasyDream", *QUICK, "--dry-run", "--json")
+    other = civman("render", "tiny-sd1", "a cat", "-n", "ugly, dream", *QUICK, "--dry-run", "--json")
+    unfit = civman("render", "tiny-sdxl", "a cat, easydream", *QUICK, "--dry-run", "--json")
+    used = pixels(civman("render", "tiny-sd1", "a cat", "-n", "easydream", *QUICK, "--json"))
+
+    assert [use["word"] for use in plan.json["plan"][0]["recipe"]["embeddings"]] == ["easydream"]
+    assert other.json["plan"][0]["recipe"]["embeddings"] == []
+    assert unfit.json["plan"][0]["recipe"]["embeddings"] == []
+    assert used != pixels(civman("render", "tiny-sd1", "a cat", "-n", "zzz", *QUICK, "--json"))
+
+
+@pytest.mark.usefixtures("stocked")
+def test_trigger_words_come_into_the_prompt_unless_told_not_to(civman: Civman) -> None:
+    assert civman("edit", "ink", "--trigger", "inkstyle").code == 0
+    words = ("render", "tiny-sd1", "a cat", *QUICK, "--lora", "ink", "--dry-run", "--json")
+
+    auto, off = civman(*words), civman(*words, "--trigger", "off")
+    there = civman(*words[:2], "an Inkstyle cat", *words[3:])
+
+    assert auto.json["plan"][0]["recipe"]["prompt"] == "a cat, inkstyle"
+    assert "inkstyle" in auto.err
+    assert off.json["plan"][0]["recipe"]["prompt"] == "a cat"
+    assert there.json["plan"][0]["recipe"]["prompt"] == "an Inkstyle cat"
+
+
+@pytest.mark.usefixtures("stocked")
+def test_a_picture_to_start_from_a_mask_and_a_second_pass(civman: Civman, tmp_path: Path) -> None:
+    start, mask = picture(tmp_path / "start.png", (72, 64)), picture(tmp_path / "mask.png", (72, 64), half=True)
+    bare = [word for word in QUICK if word not in ("--size", "64x64")]
+
+    img2img = civman("render", "tiny-sd1", "a cat", *bare, "--init", start, "--strength", "0.9", "--json")
+    masked = civman("render", "tiny-sd1", "a cat", *bare, "--init", start, "--mask", mask, "--mask-blur", "0", "--json")
+    larger = civman("render", "tiny-sd1", "a cat", *QUICK, "--hires", "1.5", "--hires-steps", "1", "--json")
+
+    assert len({*pixels(img2img), *pixels(masked)}) == 2
+    with Image.open(masked.json["render"][0]["path"]) as kept, Image.open(start) as first:
+        assert kept.size == (72, 64)
+        assert kept.crop((0, 0, 30, 64)).tobytes() == first.crop((0, 0, 30, 64)).tobytes()
+    assert pixels(larger)
+    with Image.open(larger.json["render"][0]["path"]) as large:
+        assert large.size == (96, 96)
+
+
+@pytest.mark.usefixtures("stocked")
+def test_an_interrupted_run_keeps_what_was_done_and_says_so(root: Path) -> None:
+    def stop_in_the_second_picture(event: object) -> None:
+        if isinstance(event, Step) and event.first == 2:
+            raise KeyboardInterrupt
+
+    with Library.open(root, offline=True) as library:
+        planned = library.plan(RenderRequest("tiny-sd1", "a cat", steps=2, width=64, height=64, count=3))
+        with pytest.raises(Interrupted, match="1 done") as caught:
+            library.render(planned, on_event=stop_in_the_second_picture)
+
+    kept = list((root / "renders").iterdir())
+    assert [str(path) for path in kept] == caught.value.facts["paths"]
+    with Image.open(kept[0]) as image:
+        image.load()
+
+
+@pytest.mark.usefixtures("stocked")
+def test_a_seed_is_drawn_and_recorded_where_none_is_given(root: Path) -> None:
+    with Library.open(root, offline=True) as library:
+        plans = [library.plan(RenderRequest("tiny-sd1", "a cat")) for _ in range(2)]
+
+    assert plans[0].recipe.seed != plans[1].recipe.seed
+    assert plans[0].recipe == replace(plans[1].recipe, seed=plans[0].recipe.seed)
+    assert (plans[0].recipe.sampler, plans[0].recipe.schedule) == ("DPM++ 2M", "Karras")
+
+
+def test_a_recipe_alone_draws_the_same_picture_again(stocked: Path, civman: Civman, root: Path) -> None:
+    made = civman("render", "tiny-sdxl", "a cat", *QUICK, "--lora", "xl-ink:0.7", "--json").json["render"][0]
+    with Image.open(made["path"]) as image:
+        recipe = Recipe.from_json(image.text["civman"])
+
+    with Library.open(root, offline=True) as library:
+        (again,) = library.render(recipe)
+        used = [asset.name for asset in library.list() if asset.last_used_at is not None]
+
+    assert again.pixel_sha256 == made["pixel_sha256"]
+    assert again.path != Path(made["path"])
+    assert again.path.read_bytes() == Path(made["path"]).read_bytes()
+    assert sorted(used) == ["tiny-sdxl.safetensors", "xl-ink.safetensors"]
+
+
+def test_a_file_on_this_disk_needs_no_import(stock: Path, civman: Civman) -> None:
+    done = civman("render", stock / "tiny-sd1.safetensors", "a cat", *QUICK, "--dry-run", "--json")
+
+    assert done.code == 0, done.out
+    (file,) = done.json["plan"][0]["files"]
+    assert file["path"] == str(stock / "tiny-sd1.safetensors")
+    assert file["sha256"] == done.json["plan"][0]["recipe"]["checkpoint"]
+
+
+def test_a_file_that_was_changed_since_it_was_proven_is_not_rendered(
+    civman: Civman, stock: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "mine.safetensors"
+    copy.write_bytes((stock / "tiny-sd1.safetensors").read_bytes())
+    civman("import", "--offline", copy)
+    data = bytearray(copy.read_bytes())
+    data[-1] ^= 1
+    copy.write_bytes(data)
+
+    done = civman("render", "mine", "a cat", *QUICK, "--json")
+
+    assert (done.code, done.json["error"]["code"]) == (6, "hash-mismatch")
