@@ -1,7 +1,9 @@
-"""Times `civman check` of an SDXL checkpoint and a LoRA from their headers: `python benchmarks/check.py [CHECKPOINT LORA]`.
+"""Times the check of an SDXL checkpoint and a LoRA from their headers.
 
-Without arguments the demo's files are used: the names of a full-size SDXL file and of a LoRA on all its attention, at thin
-widths. The cost depends on how many names there are, not on widths. Imports are not counted.
+    python benchmarks/check.py [CHECKPOINT LORA]
+
+Without arguments the demo's files are used: the names of a full-size SDXL file and of a LoRA on all its attention, at
+thin widths. The cost depends on how many names there are, not on widths. Imports are not counted.
 """
 
 import statistics
@@ -38,7 +40,8 @@ def main() -> None:
         tensors = [len(part.header.tensors) for part in parts if part.header]
     print(f"{tensors[0]} and {tensors[1]} tensors; {found.verdict}: {fit.words if fit else ''}")
     for name, times in (("read, identify and check", whole[1:]), ("check alone", only[1:])):
-        print(f"{name:<26} min {min(times):5.1f}  median {statistics.median(times):5.1f}  max {max(times):5.1f} ms of CPU")
+        median = statistics.median(times)
+        print(f"{name:<26} min {min(times):5.1f}  median {median:5.1f}  max {max(times):5.1f} ms of CPU")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/download.py [--size 1G] [--rounds 5] [--folder DIR]
 
-Needs nginx, curl and aria2c. Two servers: (a) unthrottled, (b) 50 MB/s per connection. In each round every tool runs once,
-in turn, into an empty folder; figures are whole processes, start to exit. civman verifies SHA-256, parses the header, syncs
+Needs nginx, curl and aria2c. Two servers: (a) unthrottled, (b) 50 MB/s per connection. In each round every tool
+runs once, in turn, into an empty folder; figures are whole processes, start to exit, the library's
+database having been made before. civman verifies SHA-256, parses the header, syncs
 the file to disk and indexes it; the others do what their row says.
 """
 
@@ -102,7 +103,7 @@ def timed(command: list[str], environ: dict[str, str]) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     elapsed = time.perf_counter() - start
     if os.waitstatus_to_exitcode(status) != 0:
-        raise SystemExit(f"failed: {command}: {process.stderr.read().decode() if process.stderr else str()}")
+        raise SystemExit(f"failed: {command}: {process.stderr.read().decode() if process.stderr else ''}")
     return elapsed, usage.ru_maxrss / 1024
 
 
@@ -148,6 +149,7 @@ def run_case(case: str, work: Path, size: int, sha256: str, rounds: int) -> None
                     **os.environ, "CIVMAN_CIVITAI_URL": address, "CIVMAN_LIBRARY": str(target / "library"),
                     "CIVITAI_API_TOKEN": "benchmark", "CIVMAN_CONFIG_DIR": str(target / "config"), "PWD": str(target),
                 }  # fmt: skip
+                subprocess.run([sys.executable, "-m", "civman", "list", "--quiet"], env=environ, check=True)
                 before = Path.cwd()
                 os.chdir(target)
                 figures[name].append(timed(command, environ))

@@ -64,7 +64,8 @@ def main() -> None:
         base = "bare typer --help" if name == "civman --help" else "civman --help"
         ratio = statistics.median(own / other for own, other in zip(found, times[base], strict=True))
         words = "" if name.startswith("bare") else f"{ratio:.2f} x {base}"
-        print(f"{name:<24} {min(found) * 1e3:7.0f} {statistics.median(found) * 1e3:10.0f} {max(found) * 1e3:7.0f}   {words}")
+        figures = (min(found) * 1e3, statistics.median(found) * 1e3, max(found) * 1e3)
+        print("{:<24} {:7.0f} {:10.0f} {:7.0f}   {}".format(name, *figures, words))
 
 
 if __name__ == "__main__":

@@ -360,9 +360,7 @@ class Library:
         network = self._network()
         return RemoteHeaders(self.client, lambda: StorageConnection(network, tls_context))
 
-    def adopt(
-        self, paths: "Sequence[Path]", *, how: "How | None" = None, on_event: OnEvent = ignore
-    ) -> "Adopted":
+    def adopt(self, paths: "Sequence[Path]", *, how: "How | None" = None, on_event: OnEvent = ignore) -> "Adopted":
         """Take files and whole folders into the library where they lie, without moving or copying a byte.
 
         Every file is hashed once; CivitAI is asked once about all of them (not at all when offline). Interrupted, it

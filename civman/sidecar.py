@@ -14,7 +14,6 @@ from civman.domain.catalog import NOTHING_SAID, Asset, Blob, FileFacts, ModelFil
 from civman.domain.digests import Hashes, Sha256
 from civman.errors import InvalidModelFile, UsageError
 from civman.index import Index, Snapshot, Source
-from civman.inspecting import facts_of_file
 from civman.store.blobs import BlobStore, StoredBlob
 from civman.store.partial import store_error
 from civman.store.trash import blob_lock
@@ -111,6 +110,8 @@ def restore(
 
 def file_facts(stored: StoredBlob, facts: dict[str, Any] | None, on_notice: Callable[[str], None]) -> FileFacts:
     """What the file shows of itself today, held against the label that its sidecar tells of."""
+    from civman.inspecting import facts_of_file  # 0.05 s of rules, which only a rebuild reads
+
     first = ((facts or {}).get("assets") or [{}])[0]
     label = (first.get("version") or {}).get("baseModel")
     try:

@@ -168,9 +168,7 @@ def test_checks_and_cascades_are_those_of_the_tables(tmp_path: Path) -> None:
         return sorted(line.strip().rstrip(",") for line in sql.replace("\t", "").splitlines())
 
     ours = {name: sql for name, sql in made.items() if name != "alembic_version" and is_ours(name, "table", None)}
-    assert {name: parts(sql) for name, sql in ours.items()} == {
-        name: parts(sql) for name, sql in expected.items()
-    }
+    assert {name: parts(sql) for name, sql in ours.items()} == {name: parts(sql) for name, sql in expected.items()}
 
 
 @pytest.mark.parametrize("revision", [script.revision for script in REVISIONS])

@@ -95,17 +95,18 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     output = Output(as_json="--json" in arguments)
-    wants_trace = "--debug" in arguments
     made = MAKE_LIBRARY.set(make_library)
     try:
         if app(arguments, prog_name="civman", standalone_mode=False) == ExitCode.INTERRUPTED:
             raise KeyboardInterrupt  # noqa: TRY301  # which typer turned into a number
     except CivmanError as error:
+        if "--debug" in arguments:
+            traceback.print_exception(error)
         output.failure(error)
-        code = error.exit_code
+        return error.exit_code
     except KeyboardInterrupt:
         output.failure(Interrupted("stopped", hint="run the same command again; a download goes on where it stopped"))
-        code = ExitCode.INTERRUPTED
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # whoever read our output has enough; a second try at exit would print a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -116,9 +117,6 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
         return ExitCode.DONE
     finally:
         MAKE_LIBRARY.reset(made)
-    if wants_trace:
-        traceback.print_exc()
-    return code
 
 
 def _refused_by_typer(error: Exception, output: Output) -> int | None:

@@ -18,6 +18,8 @@ from civman.errors import UsageError
 T = TypeVar("T")
 
 SCHEMA: Final = 1
+_LATER: Final = frozenset({"config"})
+"""Entries that came after the first recipes were made: written only where they say something."""
 MAX_SEED: Final = 2**63 - 1
 UPSCALERS: Final = ("latent", "latent-bicubic", "latent-nearest", "latent-nearest-exact", "lanczos", "nearest")
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
@@ -167,7 +169,7 @@ class Recipe:
     def to_json(self) -> str:
         """The canonical text: equal recipes have equal texts."""
         return json.dumps(
-            {"schema": SCHEMA, **asdict(self)},
+            {"schema": SCHEMA, **{name: item for name, item in asdict(self).items() if item or name not in _LATER}},
             sort_keys=True,
             separators=(",", ":"),
             ensure_ascii=False,
@@ -343,7 +345,7 @@ def _read_object(kind: Any, value: object, where: str) -> Any:
     if unknown := sorted(map(str, value.keys() - known)):
         raise UsageError(f"not a recipe: unknown entry `{where}.{unknown[0]}`", code="bad-recipe")
     # a recipe leaves nothing to a default, not even when read
-    if missing := sorted(known - value.keys()):
+    if missing := sorted(known - value.keys() - (_LATER if kind is Recipe else set())):
         raise UsageError(f"not a recipe: `{where}.{missing[0]}` is missing", code="bad-recipe")
     return kind(**{name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()})
 

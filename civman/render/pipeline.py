@@ -25,9 +25,7 @@ _KINDS = {
 }  # fmt: skip
 
 
-def pipeline_of(
-    model: LoadedModel, kind: str = "txt2img", *, tokenizers: Mapping[str, Any] | None = None
-) -> Any:
+def pipeline_of(model: LoadedModel, kind: str = "txt2img", *, tokenizers: Mapping[str, Any] | None = None) -> Any:
     """Diffusers' own pipeline around the model's components; `kind` is "txt2img", "img2img" or "inpaint".
 
     Several kinds share the components. Without `tokenizers` ("tokenizer", "tokenizer_2") the pipeline takes prompt

@@ -29,8 +29,13 @@ class Checkpoint:
     notices: tuple[str, ...]
 
 
-def read_checkpoint(found: Found, *, has_other_vae: bool, config: str) -> Checkpoint:
-    """The checkpoint's facts. Raises: CannotRender: no family that civman renders, or a part of it is missing."""
+def read_checkpoint(
+    found: Found, *, has_other_vae: bool, config: str = "", prediction: str | None = None
+) -> Checkpoint:
+    """The checkpoint's facts; `prediction` is what the caller knows better.
+
+    Raises: CannotRender: no family that civman renders, or a part of it is missing.
+    """
     shapes, metadata = found.header.shapes, found.header.metadata
     family = family_of(shapes)
     configs = _configs(found, json.loads(config) if config else {})
@@ -42,11 +47,16 @@ def read_checkpoint(found: Found, *, has_other_vae: bool, config: str) -> Checkp
         )
     facts, flags, label = family.facts, found.identity.flags, found.inspected.label
     notices: tuple[str, ...] = ()
-    prediction = "v_prediction" if "v-prediction" in flags or label in _V_LABELS else str(facts["prediction"])
-    if family is Family.SD2 and prediction == "epsilon" and "modelspec.prediction_type" not in metadata:
+    is_silent = prediction is None and family is Family.SD2 and "modelspec.prediction_type" not in metadata
+    if prediction is None:
+        prediction = "v_prediction" if "v-prediction" in flags or label in _V_LABELS else str(facts["prediction"])
+    if is_silent and prediction == "epsilon":
         notices = ("the file does not say whether it predicts epsilon or v: epsilon assumed (--prediction says it)",)
+    native = _native_size(metadata)
+    if native is None:  # SD 2's models for noise were trained at 512, those for v at 768 px
+        native = 512 if family is Family.SD2 and prediction == "epsilon" else int(facts["native_size"])
     return Checkpoint(
-        family, str(facts["title"]), _native_size(metadata, label) or int(facts["native_size"]), prediction,
+        family, str(facts["title"]), native, prediction,
         "zero-terminal-snr" in flags,
         int(configs["text_encoder"]["num_hidden_layers"]) if family is Family.SD1 else None, notices,
     )  # fmt: skip
@@ -87,9 +97,7 @@ def _configs(found: Found, stated: Mapping[str, Config]) -> dict[str, Any]:
     return component_configs(family_of(shapes), shapes, vae, found.header.metadata, stated)
 
 
-def _native_size(metadata: Mapping[str, str], label: str | None) -> int | None:
-    """The side of the square that the file says it was trained on, or CivitAI's label does."""
+def _native_size(metadata: Mapping[str, str]) -> int | None:
+    """The side of the square that the file says it was trained on."""
     said = _SIZE.fullmatch(metadata.get("modelspec.resolution", "").strip())
-    if said and (side := int((int(said[1]) * int(said[2])) ** 0.5) // 8 * 8):
-        return side
-    return 768 if label in _V_LABELS else None
+    return (int((int(said[1]) * int(said[2])) ** 0.5) // 8 * 8 or None) if said else None

@@ -67,7 +67,7 @@ def plan(
     found = finder.find("checkpoint", request.checkpoint)
     vae = finder.find("vae", request.vae) if request.vae is not None else None
     config = stated_dimensions(found, Path(request.config)) if request.config is not None else ""
-    checkpoint = read_checkpoint(found, has_other_vae=vae is not None, config=config)
+    checkpoint = read_checkpoint(found, has_other_vae=vae is not None, config=config, prediction=request.prediction)
     loras = _loras(finder, request, words)
     prompt, told = wording.add_triggers(words.prompt, loras) if conditions.triggers else (words.prompt, ())
     embeddings, uses = wording.embeddings(
@@ -82,7 +82,7 @@ def plan(
         request,
         Resolved(
             checkpoint=found.sha256, native_size=checkpoint.native_size,
-            prediction=request.prediction or checkpoint.prediction,
+            prediction=checkpoint.prediction,
             is_zero_snr=checkpoint.is_zero_snr if request.is_zero_snr is None else request.is_zero_snr,
             precision=request.precision or "float32", sampler=sampler.name, schedule=schedule.value,
             seed=secrets.randbelow(_SEEDS),
@@ -111,7 +111,9 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     wording.read(recipe.prompt, recipe.negative_prompt)
     finder = Finder(index, on_event)
     found = finder.with_digest("checkpoint", recipe.checkpoint)
-    checkpoint = read_checkpoint(found, has_other_vae=recipe.vae is not None, config=recipe.config)
+    checkpoint = read_checkpoint(
+        found, has_other_vae=recipe.vae is not None, config=recipe.config, prediction=recipe.prediction
+    )
     parts = [finder.with_digest("lora", use.sha256) for use in recipe.loras]
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings]
     parts += [finder.with_digest("vae", recipe.vae)] if recipe.vae else []

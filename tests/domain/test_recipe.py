@@ -91,7 +91,8 @@ def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
     assert Recipe.from_json(json.dumps(value)).sha256 == replace(FULL, guidance_scale=5.0).sha256
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
+# `config` came later and is written only where it says something, so that older digests hold
+@pytest.mark.parametrize("name", [field.name for field in fields(Recipe) if field.name != "config"])
 def test_nothing_may_be_left_out(name: str) -> None:
     value = json.loads(FULL.to_json())
     del value[name]

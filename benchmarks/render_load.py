@@ -1,0 +1,327 @@
+"""Times loading: civman against plain diffusers, on full-size checkpoints with random weights and two LoRAs.
+
+    python benchmarks/render_load.py [--families sdxl sd1] [--rounds 3] [--work DIR] [--tiny]
+
+Per family, each in processes of their own, taken in turn, files in the page cache:
+* load: from the file to a model with two LoRAs merged (`from_single_file` + `load_lora_weights` + `fuse_lora` with a
+  local config), libraries imported before; then every weight is read once, and the peak of resident memory noted;
+* start: from the start of the process to the end of the first denoising step (256 px, one step's UNet calls).
+
+Full size needs 7 GB (SDXL) and 2.2 GB of disk; the start in float32 14 GB of memory for SDXL. `--tiny` only shows that
+it runs. Files are kept in DIR and used again.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PROMPT, LORAS = "a harbour at dawn, oil painting", ("first", "second")
+KINDS = {"sd1": "sd1", "sdxl": "sdxl"}
+PIPELINES = {"sd1": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
+_WIDE = {"sample_size": 64, "norm_num_groups": 32}
+_VAE = {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32, "sample_size": 512}
+_CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+           "projection_dim": 768}  # fmt: skip
+FULL: dict[str, dict[str, dict[str, Any]]] = {
+    "sd1": {
+        "unet": _WIDE | {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768},
+        "vae": _VAE, "text_encoder": _CLIP_L,
+    },
+    "sdxl": {
+        "unet": _WIDE | {
+            "block_out_channels": [320, 640, 1280], "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048,
+            "transformer_layers_per_block": [1, 2, 10], "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        "vae": _VAE, "text_encoder": _CLIP_L,
+        "text_encoder_2": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
+                           "num_attention_heads": 20, "projection_dim": 1280},
+    },
+}  # fmt: skip
+"""Where the published dimensions differ from those of the tests' tiny models."""
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def make_files(family: str, folder: Path, *, tiny: bool) -> None:
+    """Checkpoint, config folder with tokenizers, and two LoRAs; nothing where they are there already."""
+    if (folder / "done").is_file():
+        return
+    import torch
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    shapes = importlib.import_module("tiny_models")
+    if not tiny:
+        for name, config in FULL[family].items():
+            shapes.KINDS[family][name] |= config
+        # structure only: a full model in float32 would need 14 GB to be thrown away
+        shapes._randomized = lambda model, _seed: {  # noqa: SLF001
+            name: value for name, value in sorted(model.state_dict().items()) if value.is_floating_point()
+        }
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if tiny:
+        shapes.write(folder / "base.safetensors", family)
+    else:
+        with torch.device("meta"):
+            tensors = shapes.tensors_of(family)
+        write_random(folder / "base.safetensors", {name: tuple(value.shape) for name, value in tensors.items()}, 0)
+    write_configs(shapes, family, folder / "config")
+    for seed, name in enumerate(LORAS, start=1):
+        write_random(folder / f"{name}.safetensors", lora_shapes(shapes.KINDS[family]), seed)
+    (folder / "done").touch()
+
+
+def write_random(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
+    """float16 noise around 0 under these names, streamed."""
+    import torch
+
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in sorted(shapes.items()):
+        count = 2
+        for side in shape:
+            count *= side
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [end, end + count]}
+        end += count
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    pool = (torch.randn(1 << 22, generator=torch.Generator().manual_seed(seed)) * 0.02).half().numpy().tobytes()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        while end > 0:
+            end -= file.write(pool[: min(end, len(pool))])
+
+
+def write_configs(shapes: Any, family: str, folder: Path) -> None:
+    """What `from_single_file(config=…)` wants, tokenizers included."""
+    from civman.render.tokenizer import END, ZERO, transformers_tokenizer
+
+    shapes.write_configs(folder, family)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = PIPELINES[family]
+    for name, padding in (("tokenizer", END), ("tokenizer_2", ZERO))[: 2 if family == "sdxl" else 1]:
+        transformers_tokenizer(folder, padding)
+        (folder / f"clip-{padding}").rename(folder / name)
+        index[name] = ["transformers", "CLIPTokenizer"]
+    index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def lora_shapes(configs: dict[str, dict[str, Any]], rank: int = 16) -> dict[str, tuple[int, ...]]:
+    """Every attention and feed-forward matrix of the UNet, in kohya's names."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**configs["unet"])
+    found: dict[str, tuple[int, ...]] = {}
+    for name, module in unet.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".transformer_blocks." in name:
+            key = f"lora_unet_{name.replace('.', '_')}"
+            found[f"{key}.lora_down.weight"] = (rank, module.in_features)
+            found[f"{key}.lora_up.weight"] = (module.out_features, rank)
+    return found
+
+
+# -- what is measured, each in a process of its own ------------------------------------------------------------------
+
+
+def plain_pipeline(family: str, folder: Path, dtype: Any) -> Any:
+    """The script that everybody writes."""
+    import diffusers
+
+    pipeline = getattr(diffusers, PIPELINES[family]).from_single_file(
+        str(folder / "base.safetensors"), config=str(folder / "config"), torch_dtype=dtype, local_files_only=True
+    )
+    for name in LORAS:
+        pipeline.load_lora_weights(str(folder), weight_name=f"{name}.safetensors", adapter_name=name)
+    pipeline.set_adapters(list(LORAS), [0.7, 0.5])
+    pipeline.fuse_lora(adapter_names=list(LORAS))
+    return pipeline
+
+
+def load_plain(family: str, folder: Path) -> dict[str, float]:
+    import torch
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # noqa: F401  # imports are not measured
+
+    start = time.perf_counter()
+    pipeline = plain_pipeline(family, folder, torch.float16)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds} | touched([pipeline.components[name] for name in FULL[family]])
+
+
+def load_civman(_family: str, folder: Path) -> dict[str, float]:
+    import torch
+
+    from civman.render import adapters, classes, loader
+
+    classes.construct("unet", {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",),
+                               "up_block_types": ("UpBlock2D",)})  # fmt: skip  # imports are not measured
+    classes.construct("text_encoder", {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1})
+    start = time.perf_counter()
+    model = loader.load(folder / "base.safetensors", device="cpu", dtype=torch.float16)
+    chosen = [
+        adapters.Adapter(folder / f"{name}.safetensors", str(scale), scale, scale)
+        for name, scale in zip(LORAS, (0.7, 0.5), strict=True)
+    ]
+    targets = {name: module for name, module in model.components.items() if name != "vae"}
+    adapters.apply(targets, model.base_tensor, chosen)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds} | touched(list(model.components.values()))
+
+
+def touched(modules: list[Any]) -> dict[str, float]:
+    """Every page of every weight read once, as computing would; then the peak of resident memory in GB."""
+    start = time.perf_counter()
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.data.reshape(-1)[::2048].float().sum()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {"touch_seconds": time.perf_counter() - start, "peak_gb": peak}
+
+
+def start_plain(family: str, folder: Path) -> None:
+    import torch
+
+    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
+    pipeline = plain_pipeline(family, folder, dtype).to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def after_step(_pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        tell({"at": time.time()})
+        os._exit(0)
+        return values
+
+    pipeline(
+        PROMPT, negative_prompt="blurry", width=256, height=256, num_inference_steps=4, callback_on_step_end=after_step
+    )
+
+
+def start_civman(_family: str, folder: Path) -> None:
+    from civman.domain.events import Event, Step
+    from civman.domain.recipe import LoraRequest, RenderRequest
+    from civman.library import Library
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Step):
+            tell({"at": time.time()})
+            os._exit(0)
+
+    loras = tuple(
+        LoraRequest(str(folder / f"{name}.safetensors"), scale) for name, scale in zip(LORAS, (0.7, 0.5), strict=True)
+    )
+    request = RenderRequest(
+        str(folder / "base.safetensors"), PROMPT, "blurry", loras, sampler="Euler", width=256, height=256, steps=4
+    )
+    with Library.open(folder / "library", offline=True) as library:
+        library.render(library.plan(request), on_event=on_event)
+
+
+def tell(values: dict[str, float]) -> None:
+    print("RESULT " + json.dumps(values), flush=True)
+
+
+MEASURED = {
+    "load plain": load_plain,
+    "load civman": load_civman,
+    "start plain": start_plain,
+    "start civman": start_civman,
+}
+
+
+# -- the run ---------------------------------------------------------------------------------------------------------
+
+
+def measured(what: str, family: str, folder: Path) -> dict[str, float]:
+    """One process; the time from its start to its first step for `start`."""
+    for path in folder.glob("*.safetensors"):  # into the page cache
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+    begun = time.time()
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", what, "--families", family, "--work", str(folder)],
+        check=False, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise SystemExit(f"{what} {family} gave nothing:\n{done.stderr[-3000:]}")
+    values: dict[str, float] = json.loads(lines[-1].removeprefix("RESULT "))
+    return {"seconds": values["at"] - begun} if "at" in values else values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--families", nargs="+", choices=KINDS, default=["sdxl", "sd1"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/civman-render-load"))
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--one", choices=MEASURED)
+    options = parser.parse_args()
+    if options.one:
+        found = MEASURED[options.one](options.families[0], options.work)
+        if found:
+            tell(found)
+        return
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores; medians of {options.rounds}")
+    for family in options.families:
+        folder = options.work / f"{family}{'-tiny' if options.tiny else ''}"
+        subprocess.run(
+            [sys.executable, "-c", _MAKE, str(ROOT / "benchmarks"), family, str(folder), str(int(options.tiny))],
+            check=True,
+        )
+        prove(folder)
+        report(family, {what: [measured(what, family, folder) for _ in range(options.rounds)] for what in MEASURED})
+
+
+_MAKE = """
+import sys, pathlib
+sys.path.insert(0, sys.argv[1])
+import render_load
+render_load.make_files(sys.argv[2], pathlib.Path(sys.argv[3]), tiny=sys.argv[4] == "1")
+"""
+"""In a process of its own, so that this one stays small."""
+
+
+def prove(folder: Path) -> None:
+    """The library takes the files in, hashing them once, as a download would have."""
+    from civman.library import Library
+
+    with Library.open(folder / "library", offline=True) as library:
+        library.adopt(sorted(folder.glob("*.safetensors")))
+
+
+def report(family: str, found: dict[str, list[dict[str, float]]]) -> None:
+    """Medians, and civman's share of the plain script's."""
+
+    def median(what: str, key: str) -> float:
+        return statistics.median(each[key] for each in found[what])
+
+    rows = (
+        ("load", "seconds", "s"),
+        ("load", "touch_seconds", "s more to read every weight"),
+        ("load", "peak_gb", "GB at the peak"),
+        ("start", "seconds", "s to the first step"),
+    )
+    print(f"{family:<6} {'plain':>8} {'civman':>8}   share")
+    for what, key, unit in rows:
+        plain, ours = median(f"{what} plain", key), median(f"{what} civman", key)
+        print(f"{what:<6} {plain:8.2f} {ours:8.2f}   {ours / plain:5.2f}   {unit}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Train the tiny model, part by part, each into DIR; a part goes on where it was stopped.
+
+python -m training.train vae DIR --samples 35200
+python -m training.train steady DIR --samples 10000
+python -m training.train pool DIR --samples 20000
+python -m training.train unet DIR --samples 200000
+python -m training.train outline DIR --samples 40000 (and stripes, night, diamond)
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from training import adapters, autoencoder, diffusion
+
+
+def main() -> None:
+    """Read the command line and train the named part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("vae", "steady", "pool", "unet", *adapters.STYLES, "diamond"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--samples", type=int, required=True)
+    parser.add_argument("--earlier", type=Path, help="a checkpoint of ours that the UNet starts from")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    # the UNet's two processes have one thread each
+    torch.set_num_threads(1 if args.part == "unet" else args.threads)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if args.part == "vae":
+        autoencoder.train(args.folder, samples=args.samples)
+    elif args.part == "steady":
+        autoencoder.steady(args.folder, samples=args.samples)
+    elif args.part == "pool":
+        diffusion.prepare(args.folder, count=args.samples)
+    elif args.part == "unet":
+        diffusion.train(args.folder, samples=args.samples, earlier=args.earlier)
+    elif args.part == "diamond":
+        adapters.train_word(args.folder, samples=args.samples)
+    else:
+        adapters.train_style(args.folder, args.part, samples=args.samples)
+
+
+if __name__ == "__main__":
+    main()
