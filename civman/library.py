@@ -320,12 +320,12 @@ class Library:
 
         return check(self.inspect(checkpoint).part, [self.inspect(part).part for part in parts])
 
-    def terms(self, refs: Sequence[str]) -> "Terms":
-        """What the licences of models used together allow; refs as `inspect` takes them."""
+    def terms(self, models: "Sequence[Inspected]") -> "Terms":
+        """What the licences of models used together allow."""
         from civman.domain import licence
 
         parts = []
-        for seen in (self.inspect(ref) for ref in refs):
+        for seen in models:
             asset = seen.asset
             version = self.index.version(asset.version_id) if asset is not None and asset.version_id else None
             allowed = version.model.licence if version is not None else Licence()

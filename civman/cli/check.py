@@ -37,14 +37,16 @@ def check(
 
     Ends with 7 if something cannot work, or applies only in part.
     """
+    from civman.domain.compat import check as judge
     from civman.domain.scaled import parse_scaled
     from civman.errors import Incompatible
 
     output = Output(as_json=as_json, quiet=quiet)
     parts = [parse_scaled(text).ref for text in lora or []] + list(embedding or []) + ([vae] if vae else [])
     with open_library(library, offline, output) as opened:
-        found = opened.check(checkpoint, parts)
-        terms = opened.terms([checkpoint, *parts])
+        models = [opened.inspect(ref) for ref in (checkpoint, *parts)]
+        found = judge(models[0].part, [model.part for model in models[1:]])
+        terms = opened.terms(models)
     error = None
     try:
         found.raise_if_blocked(allow_partial=allow_partial)

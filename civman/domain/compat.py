@@ -14,7 +14,7 @@ from civman.domain.architecture import Architecture, Identity, Kind
 from civman.domain.base_models import Support, architectures_of, is_few_steps, label_support
 from civman.domain.catalog import ModelType
 from civman.domain.claims import prediction_type
-from civman.domain.deltas import Delta, read_deltas
+from civman.domain.deltas import Delta, deltas_of
 from civman.domain.header import Header
 from civman.domain.modules import ModuleIndex, locate
 from civman.errors import Incompatible
@@ -304,7 +304,7 @@ def _training_cautions(checkpoint: Part, part: Part, finding: _Finding) -> None:
 def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | None:
     """By every module; None where the two files name their modules in ways that nobody has joined."""
     assert part.header is not None
-    deltas = read_deltas(part.header.shapes).modules
+    deltas = deltas_of(part.header).modules
     fit = fit_modules(deltas, index)
     asked = fit.total - len(fit.elsewhere)
     ours, theirs = checkpoint.architecture, part.architecture

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from civman.domain.architecture import Adapter
+from civman.domain.header import Header
 
 Shape = tuple[int, ...]
 
@@ -137,6 +138,13 @@ def read_deltas(shapes: Mapping[str, Shape]) -> Deltas:
     deltas = tuple(_delta(module, kinds[module], parts) for module, parts in groups.items() if module in kinds)
     loose.extend(module for module in groups if module not in kinds)
     return Deltas(modules=deltas, loose=tuple(loose), bundled=tuple(sorted(bundled)))
+
+
+def deltas_of(header: Header) -> Deltas:
+    """As `read_deltas`, worked out once for a header: identification and the check of modules both ask."""
+    found: Deltas = header.notes.get("deltas") or read_deltas(header.shapes)
+    header.notes["deltas"] = found
+    return found
 
 
 def _xlabs_module(module: str) -> str:

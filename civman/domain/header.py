@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, NoReturn, TypeGuard
+from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 from civman.errors import InvalidModelFile
 
@@ -97,6 +97,8 @@ class Header:
     header_bytes: int
     """Bytes before the first tensor: eight for the length, then the JSON text."""
     file_size: int
+    notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What others worked out from these tensors and need again; never anything else."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

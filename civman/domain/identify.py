@@ -23,7 +23,7 @@ from civman.domain.architecture import (
 from civman.domain.base_models import architectures_of
 from civman.domain.catalog import FileFacts
 from civman.domain.claims import Claims, claims
-from civman.domain.deltas import Delta, Deltas, read_deltas
+from civman.domain.deltas import Delta, Deltas, deltas_of
 from civman.domain.header import Header, Tensor
 from civman.domain.modules import locate, split_parts
 from civman.domain.rules import Look, Rule, Shape
@@ -52,7 +52,7 @@ def identify(header: Header) -> Identity:
         tensor_count=len(shapes),
         parameter_count=header.parameter_count,
     )
-    deltas = read_deltas(shapes)
+    deltas = deltas_of(header)
     if deltas.modules and len(deltas.loose) <= len(deltas.modules):
         return _adapter(base, shapes, deltas, said)
     for question in (_embedding, _control, _diffusion_model, _other_part):

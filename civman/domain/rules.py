@@ -63,9 +63,17 @@ class Look:
     def found(self, expression: str) -> list[str]:
         """The patterns that match. Several rules ask for the same ones."""
         if expression not in self._found:
-            search = _compiled(expression).search
-            self._found[expression] = [pattern for pattern in self.shapes if search(pattern)]
+            self._found[expression] = list(dict.fromkeys(self._lines(_compiled(expression))))
         return self._found[expression]
+
+    def _lines(self, expression: re.Pattern[str]) -> Iterable[str]:
+        """The lines that match, found in one pass over the text: a search for each of them takes ten times as long."""
+        for match in expression.finditer(self.text):
+            if "\n" in match[0]:  # it ran over an end of line, which no single pattern does
+                yield from (pattern for pattern in self.shapes if expression.search(pattern))
+                return
+            end = self.text.find("\n", match.end())
+            yield self.text[self.text.rfind("\n", 0, match.start()) + 1 : end if end >= 0 else len(self.text)]
 
 
 @cache
