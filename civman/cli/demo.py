@@ -18,8 +18,9 @@ _STEPS: tuple[tuple[str, ...], ...] = (
     ("download", "51207"),
     ("search", "ink", "wash", "--type", "LORA"),
     ("download", "civitai:139562", "urn:air:sdxl:checkpoint:civitai:60344@139700"),
+    ("check", "51207", "--lora", "civitai:139562:0.8"),
     ("list",),
-    ("verify",),
+    ("verify", "--full"),
 )
 
 
