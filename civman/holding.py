@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from civman.domain.catalog import Asset, ModelId, VersionId
 from civman.domain.digests import Sha256
@@ -81,13 +82,20 @@ def _found(index: Index, ref: Ref) -> list[Asset]:
         case HashRef():
             return index.find_by_digest(ref.digest, ref.kind)
         case NameRef():
-            named = index.find_by_name(ref.name)
-            if len({asset.blob.sha256 for asset in named}) > 1:
-                raise ambiguous(ref.name, named)
-            return named
+            return _one_name(index, ref.name)
         case PathRef():
-            return [asset for asset in index.assets() if asset.path == ref.path]
+            path = str(Path(ref.path).expanduser().absolute())
+            by_path = [asset for asset in index.assets() if asset.path == path]
+            is_bare = Path(ref.path).name == ref.path  # "model.safetensors" may be a file here, or one that is held
+            return by_path or (_one_name(index, ref.path) if is_bare else [])
     return []
+
+
+def _one_name(index: Index, name: str) -> list[Asset]:
+    named = index.find_by_name(name)
+    if len({asset.blob.sha256 for asset in named}) > 1:
+        raise ambiguous(name, named)
+    return named
 
 
 def _narrowed(assets: list[Asset], file_id: int | None) -> list[Asset]:

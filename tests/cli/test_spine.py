@@ -270,3 +270,11 @@ def test_a_version_that_only_its_models_page_lists_is_not_gone(online: CivitaiSe
 
     assert not shown["is_saved_copy"]
     assert shown["version"]["id"] == 88410
+
+
+def test_a_held_file_answers_to_its_file_name(online: CivitaiServer, civman: Civman) -> None:
+    civman("download", "51207")
+
+    seen = civman("inspect", "harbourLight_v20.safetensors", "--offline", "--json")
+
+    assert seen.json["inspect"]["asset"]["version_id"] == 114620
