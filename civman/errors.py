@@ -19,6 +19,8 @@ class ExitCode(IntEnum):
     INTEGRITY = 6
     INCOMPATIBLE = 7
     CANNOT_RENDER = 8
+    CLOSE = 9
+    DIFFERENT = 10
     BUG = 70
     INTERRUPTED = 130
 
@@ -210,3 +212,14 @@ class CannotRender(CivmanError):
 
     code = "cannot-render"
     exit_code = ExitCode.CANNOT_RENDER
+
+
+class NotIdentical(CivmanError):
+    """A picture was made again and its pixels are not the same: `close` or `different`."""
+
+    code = "different"
+    exit_code = ExitCode.DIFFERENT
+
+    def __init__(self, message: str, *, is_close: bool, hint: str | None = None, **facts: Fact) -> None:
+        super().__init__(message, hint=hint, code="close" if is_close else "different", **facts)
+        self.exit_code = ExitCode.CLOSE if is_close else ExitCode.DIFFERENT

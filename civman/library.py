@@ -36,11 +36,17 @@ if TYPE_CHECKING:
     from civman.domain.search import ModelPage, SearchQuery
     from civman.download.job import Downloads, Examine, Job, Outcome, Wishes
     from civman.fitting import RemoteHeaders
+    from civman.index.pictures import KeptPicture, PictureFilter
     from civman.inspecting import Inspected
     from civman.own import Edit
     from civman.removal import Collection, RemovalPlan, Restored
+    from civman.rendering.keeping import Manner
+    from civman.rendering.making import Drawn
+    from civman.rendering.origins import Missing, Told
     from civman.rendering.planning import Conditions
     from civman.rendering.plans import Planned, Rendering
+    from civman.rendering.replaying import Again
+    from civman.rendering.varying import Change
     from civman.resolving import Meant
     from civman.store.trash import Removal
     from civman.syncing import Added, Synced, Syncing
@@ -392,13 +398,36 @@ class Library:
 
         return plan_recipe(self.index, recipe, pictures, on_event=on_event)
 
+    def vary(
+        self,
+        what: "Recipe | Told",
+        changes: "Sequence[Change]",
+        *,
+        pictures: Sequence[Path] = (),
+        conditions: "Conditions | None" = None,
+        on_event: OnEvent = ignore,
+    ) -> "Planned":
+        """A recipe with fields changed (`civman.rendering.varying.FIELDS`); a picture's is remembered as its parent."""
+        from civman.domain.recipe import Recipe
+        from civman.rendering.inputs import kept_inputs
+        from civman.rendering.origins import recipe_of
+        from civman.rendering.planning import Conditions
+        from civman.rendering.varying import vary
+
+        recipe = what if isinstance(what, Recipe) else recipe_of(what)
+        kept = kept_inputs(self.root, recipe, pictures)
+        planned = vary(self.index, recipe, changes, conditions or Conditions(), pictures=kept, on_event=on_event)
+        return planned if isinstance(what, Recipe) else replace(planned, parent=recipe.sha256)
+
     def render(
         self,
         what: "Planned | Recipe | Sequence[Planned]",
         *,
         output: Path | None = None,
+        manner: "Manner | None" = None,
         device: str | None = None,
         low_vram: bool = False,
+        threads: int | None = None,
         on_event: OnEvent = ignore,
     ) -> "Sequence[Rendering]":
         """The pictures of a plan, a recipe or several plans, kept in `output` (default: renders/ of the library).
@@ -407,16 +436,83 @@ class Library:
         until then is kept.
         """
         from civman.domain.recipe import Recipe
+        from civman.rendering.keeping import Manner, Place
         from civman.rendering.plans import Planned
 
         if isinstance(what, Recipe):
             what = self.plan_recipe(what, on_event=on_event)
         plans = [what] if isinstance(what, Planned) else list(what)
-        from civman.rendering.making import Machine, make  # torch: 2 s and more, so last of all
+        place = Place(output or self.root / "renders", manner or Manner())
+        from civman.rendering.making import Machine  # torch: 2 s and more, so last of all
+        from civman.rendering.session import render
 
-        made = make(plans, output or self.root / "renders", machine=Machine(device, low_vram), on_event=on_event)
-        self.index.mark_used({file.sha256 for planned in plans for file in planned.files}, self._clock())
-        return made
+        machine = Machine(device, low_vram, threads)
+        return render(self.index, self.root, plans, place, machine=machine, clock=self._clock, on_event=on_event)
+
+    def pictures(
+        self, wanted: "PictureFilter | None" = None, *, limit: int | None = None, offset: int = 0
+    ) -> "Sequence[KeptPicture]":
+        """Pictures that this library made and that pass the filter, newest first."""
+        return self.index.pictures(wanted, limit=limit, offset=offset) if self.has_index else []
+
+    def told(self, what: str) -> "Told":
+        """What a picture, a recipe's JSON, a picture's number or a recipe's digest tells.
+
+        Raises: NotFound, AmbiguousRef; UsageError (`bad-picture`, `bad-recipe`); IntegrityError (`edited-recipe`).
+        """
+        from civman.rendering.origins import told_by
+
+        return told_by(self.index, what)
+
+    def missing(self, told: "Told") -> "Sequence[Missing]":
+        """The model files that a picture was made with and that are not here."""
+        from civman.rendering.origins import missing
+
+        return missing(self.index, told)
+
+    def regain(self, missing: "Sequence[Missing]", *, on_event: OnEvent = ignore) -> "Sequence[Asset]":
+        """Fetch them from CivitAI by their ids, each verified by its digest.
+
+        Raises: Gone (`deleted-upstream`), IntegrityError (`replaced-upstream`), NotFound (`not-on-civitai`); as
+            `download`.
+        """
+        from civman.regaining import regain
+
+        return regain(missing, self._meant, lambda ref: self.download(ref, on_event=on_event), self._on_notice)
+
+    def replay(
+        self,
+        told: "Told",
+        *,
+        pictures: Sequence[Path] = (),
+        device: str | None = None,
+        low_vram: bool = False,
+        threads: int | None = None,
+        on_event: OnEvent = ignore,
+    ) -> "Sequence[Again]":
+        """Make a picture again and compare; its files must be here (`missing`, `regain`). Keeps nothing.
+
+        Raises: NotFound (`missing-files`); CannotRender, Incompatible, IntegrityError.
+        """
+        from civman.rendering.inputs import kept_inputs
+        from civman.rendering.origins import recipe_of, require_all
+        from civman.rendering.planning import plan_again
+
+        require_all(self.missing(told))
+        kept = kept_inputs(self.root, recipe_of(told), pictures)
+        planned = plan_again(self.index, told, tuple(kept.values()), on_event=on_event)
+        from civman.rendering.making import Machine  # torch, see `render`
+        from civman.rendering.replaying import again
+
+        return again(told, planned, machine=Machine(device, low_vram, threads), on_event=on_event)
+
+    def keep(
+        self, drawn: "Sequence[Drawn]", *, output: Path | None = None, manner: "Manner | None" = None
+    ) -> "Sequence[Rendering]":
+        """Write pictures that `replay` made into `output` (default: renders/ of the library), and remember them."""
+        from civman.rendering.session import keep
+
+        return keep(self.index, drawn, output or self.root / "renders", manner, self._clock())
 
     # -- what is held ----------------------------------------------------------------------------------------------
 

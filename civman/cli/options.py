@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from civman.library import Library
+    from civman.rendering.keeping import Manner
     from civman.settings import Settings
 
 
@@ -93,3 +94,28 @@ def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[st
 def _lines(text: str) -> list[str]:
     stripped = (line.split(" #", 1)[0].strip() for line in text.splitlines())
     return [line for line in stripped if line and not line.startswith("#")]
+
+
+FormatOpt = Annotated[
+    str | None, typer.Option("--format", help="png, jpeg or webp.", show_default="as --output's name says, else png")
+]
+QualityOpt = Annotated[
+    int | None, typer.Option("--quality", help="Of JPEG and WebP, 1 to 100.", show_default="95, WebP lossless")
+]
+NoMetadataOpt = Annotated[bool, typer.Option("--no-metadata", help="The picture tells nothing of its making.")]
+StripPromptOpt = Annotated[
+    bool, typer.Option("--strip-prompt", help="It tells settings and models, but no prompt and no recipe.")
+]
+DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps.", show_default="the best")]
+LowVramOpt = Annotated[bool, typer.Option("--low-vram", help="Keep on the GPU only what works there.")]
+
+
+def manner_of(format: str | None, quality: int | None, *, no_metadata: bool, strip_prompt: bool) -> "Manner":  # noqa: A002
+    """How pictures are to be written. Raises: UsageError: two options that exclude each other."""
+    from civman.errors import UsageError
+    from civman.rendering.keeping import Manner, Telling
+
+    if no_metadata and strip_prompt:
+        raise UsageError("--no-metadata already leaves the prompt out: --strip-prompt is for keeping the rest")
+    telling = Telling.NOTHING if no_metadata else Telling.NO_WORDS if strip_prompt else Telling.ALL
+    return Manner(format, quality, telling)

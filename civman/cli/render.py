@@ -1,5 +1,6 @@
 """`civman render`."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, open_library
+from civman.cli.options import (
+    DeviceOpt,
+    FormatOpt,
+    JsonOpt,
+    LibraryOpt,
+    LowVramOpt,
+    NoMetadataOpt,
+    QualityOpt,
+    QuietOpt,
+    StripPromptOpt,
+    manner_of,
+    open_library,
+)
 from civman.cli.output import Output, clean, size
 
 if TYPE_CHECKING:
@@ -52,6 +65,9 @@ def render(
     seed: Annotated[int | None, typer.Option(help="Of the first picture.", show_default="drawn")] = None,
     count: Annotated[int, typer.Option(help="Pictures; picture n has seed + n.")] = 1,
     batch_size: Annotated[int | None, typer.Option(help="Pictures at a time.", show_default="1")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="One picture at a time: each has the bytes it would have alone.")
+    ] = False,
     clip_skip: Annotated[int | None, typer.Option(help="As A1111 counts: 1 is the last layer.")] = None,
     rng: Annotated[str | None, typer.Option(help="Whose random numbers: cpu or nv.", show_default="cpu")] = None,
     ensd: Annotated[int | None, typer.Option(help="Eta noise seed delta.", show_default="0")] = None,
@@ -74,19 +90,26 @@ def render(
     config: Annotated[
         str | None, typer.Option(metavar="DIR", help="Component configs, for what no tensor shape tells.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best")] = None,
+    device: DeviceOpt = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Of the CPU; decides the last bit.", show_default="torch's")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16.", show_default="half on a GPU")
     ] = None,
-    low_vram: Annotated[bool, typer.Option("--low-vram", help="Keep on the GPU only what works there.")] = False,
+    low_vram: LowVramOpt = False,
     force: Annotated[bool, typer.Option("--force", help="Try what compatibility says cannot work.")] = False,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Be content where only a part of an adapter applies.")
     ] = False,
     output_to: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A PNG file or a folder.", show_default="the library's renders"),
+        typer.Option("--output", "-o", help="A picture's file or a folder.", show_default="the library's renders"),
     ] = None,
+    format: FormatOpt = None,  # noqa: A002  # the option's name
+    quality: QualityOpt = None,
+    no_metadata: NoMetadataOpt = False,
+    strip_prompt: StripPromptOpt = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Settle everything, load and draw nothing.")] = False,
     library: LibraryOpt = None,
     as_json: JsonOpt = False,
@@ -99,10 +122,14 @@ def render(
     """
     from civman.cli import progress
     from civman.domain.recipe import RenderRequest
+    from civman.errors import UsageError
     from civman.rendering.extra import require_render_extra
 
     require_render_extra()
     output = Output(as_json=as_json, quiet=quiet)
+    manner = manner_of(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
+    if exact and batch_size not in (None, 1):
+        raise UsageError(f"--exact draws one picture at a time, --batch-size asks for {batch_size}")
     width, height = _size_of(picture_size) if picture_size else (None, None)
     request = RenderRequest(
         checkpoint=checkpoint, negative_prompt=negative, loras=_loras(lora or []), embeddings=tuple(embedding or ()),
@@ -122,8 +149,14 @@ def render(
             )  # fmt: skip
             return
         with progress.drawing(output, len(plans)) as on_event:
-            made = opened.render(plans, output=output_to, device=device, low_vram=low_vram, on_event=on_event)
-    output.result("render", made, human=lambda console: _print(console, made), ids=(each.path for each in made))
+            made = opened.render(
+                plans, output=output_to, manner=manner, device=device, low_vram=low_vram, threads=threads,
+                on_event=on_event,
+            )  # fmt: skip
+    output.result(
+        "render", [rendering_value(each) for each in made],
+        human=lambda console: print_renderings(console, made), ids=(each.path for each in made),
+    )  # fmt: skip
 
 
 def _plans(
@@ -194,7 +227,8 @@ def _hires(text: str, steps: int | None, strength: float | None, upscaler: str) 
 
 def _plan_value(plan: "Planned") -> dict[str, object]:
     return {
-        "recipe": plan.recipe, "recipe_sha256": plan.recipe.sha256, "files": plan.files, "notices": plan.notices,
+        "recipe": json.loads(plan.recipe.to_json()), "recipe_sha256": plan.recipe.sha256,
+        "files": plan.files, "notices": plan.notices,
         "memory": plan.memory,
     }  # fmt: skip
 
@@ -216,9 +250,20 @@ def _print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
         console.print(f"  memory     {size(weights)} of weights; about {size(plan.needed_bytes)} at the peak")
 
 
-def _print(console: "Console", made: "Sequence[Rendering]") -> None:
+def rendering_value(made: "Rendering") -> dict[str, object]:
+    """A picture that was made, as `--json` gives it."""
+    record = made.record
+    return {
+        "id": made.id, "path": made.path, "seed": made.seed, "pixel_sha256": made.pixel_sha256,
+        "recipe": json.loads(record.recipe.to_json()), "recipe_sha256": record.recipe.sha256, "parent": record.parent,
+        "environment": record.environment, "notes": record.notes, "applied": made.applied,
+    }  # fmt: skip
+
+
+def print_renderings(console: "Console", made: "Sequence[Rendering]") -> None:
+    """Pictures that were made, and what their adapters did."""
     for each in made:
-        console.print(f"{clean(str(each.path))}  (seed {each.seed})", soft_wrap=True)
+        console.print(f"{clean(str(each.path))}  (picture {each.id}, seed {each.seed})", soft_wrap=True)
     for note in dict.fromkeys(note for each in made for note in each.notes):
         console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
     for use in {(use.sha256, use.scale): use for each in made for use in each.applied}.values():

@@ -17,9 +17,8 @@ from civman.errors import UsageError
 
 T = TypeVar("T")
 
-SCHEMA: Final = 1
-_LATER: Final = frozenset({"config"})
-"""Entries that came after the first recipes were made: written only where they say something."""
+SCHEMA: Final = 2
+"""1 had no `files` and `sampling`, and `config` only where it said something."""
 MAX_SEED: Final = 2**63 - 1
 UPSCALERS: Final = ("latent", "latent-bicubic", "latent-nearest", "latent-nearest-exact", "lanczos", "nearest")
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
@@ -80,7 +79,8 @@ class RenderRequest:
     precision: str | None = None
     pad_prompts: bool | None = None
     config: str | None = None
-    """A folder of diffusers-style `<component>/config.json`, for dimensions that no shape tells."""
+    """A folder of diffusers-style `<component>/config.json`, or their JSON as a recipe keeps it, for dimensions that
+    no shape tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,41 @@ class Hires:
 
 
 @dataclass(frozen=True, slots=True)
+class RecipeFile:
+    """Where a file that a recipe names can be had again.
+
+    `air`: its AI resource name on CivitAI with model and version, None where it did not come from there. `file_id`:
+    CivitAI's number of the file within the version. The digest decides; these tell where to look for it.
+    """
+
+    sha256: Sha256
+    size_bytes: int
+    air: str | None = None
+    file_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The numbers behind the names of samplers and schedules, as this civman computes with them.
+
+    Training: β from `beta_start` to `beta_end`, linear in its root, `train_steps` times. `rho`: Karras' curve.
+    `beta_shape`: both parameters of the beta distribution. `eta`, `noise_scale`: of ancestral and SDE samplers.
+    """
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    train_steps: int = 1000
+    rho: float = 7.0
+    beta_shape: float = 0.6
+    eta: float = 1.0
+    noise_scale: float = 1.0
+
+
+SAMPLING: Final = Sampling()
+"""What the engine in `civman.render` uses."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """All that determines `count` pictures (seeds `seed`, `seed`+1, …) but machine and library versions.
 
@@ -161,6 +196,9 @@ class Recipe:
     hires: Hires | None = None
     config: str = ""
     """What was said of the checkpoint's dimensions beside its file: JSON, component → {option: value}."""
+    files: tuple[RecipeFile, ...] = ()
+    """One for each model file that is named above, by digest; none in recipes of schema 1."""
+    sampling: Sampling = SAMPLING
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -168,40 +206,73 @@ class Recipe:
 
     def to_json(self) -> str:
         """The canonical text: equal recipes have equal texts."""
-        return json.dumps(
-            {"schema": SCHEMA, **{name: item for name, item in asdict(self).items() if item or name not in _LATER}},
-            sort_keys=True,
-            separators=(",", ":"),
-            ensure_ascii=False,
-            allow_nan=False,
-        )
+        return canonical({"schema": SCHEMA, **asdict(self)})
 
     @property
     def sha256(self) -> Sha256:
         """SHA-256 of the canonical text in UTF-8."""
         return Sha256(hashlib.sha256(self.to_json().encode()).hexdigest())
 
+    @property
+    def digests(self) -> dict[str, tuple[Sha256, ...]]:
+        """The model files by role: "checkpoint", "vae", "lora", "embedding"; each digest once a role."""
+        found = {
+            "checkpoint": (self.checkpoint,), "vae": (self.vae,) if self.vae else (),
+            "lora": tuple(use.sha256 for use in self.loras), "embedding": tuple(use.sha256 for use in self.embeddings),
+        }  # fmt: skip
+        return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}
+
+    def file(self, sha256: Sha256) -> RecipeFile | None:
+        """Where the file with this digest can be had, if the recipe says so."""
+        return next((file for file in self.files if file.sha256 == sha256), None)
+
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """The recipe a text holds, in any key order; inverse of `to_json`.
+        """The recipe a text holds, in any key order, of this schema or an earlier one; inverse of `to_json`.
 
         Raises: UsageError: `bad-recipe` (not a recipe), `newer-recipe` (a later schema).
         """
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise UsageError(f"not a recipe: {error}", code="bad-recipe") from error
-        if not isinstance(value, dict) or not isinstance(value.get("schema"), int):
+        return cls.from_value(read_json(text))
+
+    @classmethod
+    def from_value(cls, value: object) -> "Recipe":
+        """As `from_json`, from what the text means."""
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if not isinstance(value, dict) or not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
             raise UsageError("not a recipe: no schema number", code="bad-recipe")
-        if value["schema"] > SCHEMA:
+        if schema > SCHEMA:
             raise UsageError(
-                f"the recipe has schema {value['schema']}, this civman knows {SCHEMA}",
+                f"the recipe has schema {schema}, this civman knows {SCHEMA}",
                 hint="update civman", code="newer-recipe",
             )  # fmt: skip
-        value = {key: item for key, item in value.items() if key != "schema"}
-        recipe = _read(cls, value, "recipe")
+        entries = {key: item for key, item in value.items() if key != "schema"}
+        if schema == 1:
+            entries = {"config": "", "files": [], "sampling": asdict(SAMPLING)} | entries
+        recipe = _read(cls, entries, "recipe")
         assert isinstance(recipe, cls)
         return recipe
+
+
+def canonical(value: object) -> str:
+    """JSON with sorted keys, no spaces, nothing but numbers that JSON has; text as it is."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def read_json(text: str) -> object:
+    """What a text means as JSON. Raises: UsageError (`bad-recipe`): nothing, or one name twice in an object."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"not a recipe: {error}", hint="a recipe is taken whole, as civman wrote it", code="bad-recipe"
+        ) from error
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("an entry is there twice")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +297,7 @@ class Resolved:
     init_image: Sha256 | None = None
     mask_image: Sha256 | None = None
     config: str = ""
+    files: tuple[RecipeFile, ...] = ()
 
 
 def complete(request: RenderRequest, found: Resolved) -> Recipe:
@@ -253,7 +325,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         prediction=found.prediction, is_zero_snr=found.is_zero_snr, precision=found.precision,
         vae=found.vae, loras=found.loras, embeddings=found.embeddings, start=start,
         hires=_hires(request.hires, width, height, steps) if request.hires else None,
-        config=found.config,
+        config=found.config, files=tuple(sorted(set(found.files), key=lambda file: file.sha256)),
     )  # fmt: skip
 
 
@@ -280,6 +352,11 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield "strength must be above 0, at most 1"
     if recipe.start and recipe.start.mask_blur < 0:
         yield "the mask's blur cannot be negative"
+    if recipe.sampling != SAMPLING:
+        yield "it was made with other numbers for noise levels and samplers than this civman's"
+    named = {digest for digests in recipe.digests.values() for digest in digests}
+    if recipe.files and sorted(file.sha256 for file in recipe.files) != sorted(named):
+        yield "the files it lists are not the ones it names"
     closed = {
         "rng": ("cpu", "nv"), "precision": PRECISIONS, "rounding": ("nearest", "down"),
         "prediction": ("epsilon", "v_prediction"),
@@ -345,7 +422,7 @@ def _read_object(kind: Any, value: object, where: str) -> Any:
     if unknown := sorted(map(str, value.keys() - known)):
         raise UsageError(f"not a recipe: unknown entry `{where}.{unknown[0]}`", code="bad-recipe")
     # a recipe leaves nothing to a default, not even when read
-    if missing := sorted(known - value.keys() - (_LATER if kind is Recipe else set())):
+    if missing := sorted(known - value.keys()):
         raise UsageError(f"not a recipe: `{where}.{missing[0]}` is missing", code="bad-recipe")
     return kind(**{name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()})
 

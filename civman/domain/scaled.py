@@ -39,6 +39,15 @@ def parse_scaled(text: str) -> Scaled:
     return Scaled(head, unet, numbers[1] if len(numbers) == 2 else unet)
 
 
+def parse_scale_pair(text: str) -> tuple[float, float]:
+    """The scales for UNet and text encoders in `0.8` (both) or `0.8:0.5`. Raises: ValueError."""
+    unet, colon, encoder = text.strip().partition(":")
+    for part in (unet, *([encoder] if colon else [])):
+        if not _NUMBER.fullmatch(part):
+            raise ValueError(f"not a scale: {part!r}")
+    return float(unet), float(encoder) if colon else float(unet)
+
+
 def _is_precise(text: str) -> bool:
     """Whether `text` as a whole is a ref that means something by its form."""
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from civman.errors import LibraryError, NewerLibrary
 from civman.index.database import connect_reader
 
-HEAD = "20261123_search"
+HEAD = "20261124_renderings"
 """The newest revision in migrations/ (a test compares): lets an up-to-date library open without Alembic."""
 
 

@@ -275,10 +275,44 @@ class SidecarDueRow(Row, table=True):
     token: str
 
 
-MODEL, VERSION, FILE, PREVIEW, BLOB, ASSET, SEEN_FILE, ANNOTATION, PIN, SIDECAR_DUE = (
+class RenderingRow(Row, table=True):
+    """A picture that was made: what it was made of, and where it was kept. One row a file.
+
+    `record` is the JSON of `civman.domain.record.Record`; the other columns are taken from it, to be searched.
+    """
+
+    __tablename__ = "rendering"
+    __table_args__ = (
+        UniqueConstraint("path"),
+        CheckConstraint("length(recipe_sha256) = 64", name="recipe_sha256"),
+        CheckConstraint("length(pixel_sha256) = 64", name="pixel_sha256"),
+        SqlIndex(None, "made_at", "id"),
+    )
+
+    id: int = Field(primary_key=True)
+    path: str
+    recipe_sha256: str = Field(index=True)
+    pixel_sha256: str = Field(index=True)
+    parent_sha256: str | None
+    search_text: str
+    record: str
+    made_at: str
+
+
+class RenderingFileRow(Row, table=True):
+    """Which model files a picture was made of. Without a foreign key to blobs: the picture outlives them."""
+
+    __tablename__ = "rendering_file"
+
+    rendering_id: int = Field(primary_key=True, foreign_key="rendering.id", ondelete="CASCADE")
+    sha256: str = Field(primary_key=True, index=True)
+
+
+MODEL, VERSION, FILE, PREVIEW, BLOB, ASSET, SEEN_FILE, ANNOTATION, PIN, SIDECAR_DUE, RENDERING, RENDERING_FILE = (
     metadata.tables[name]
     for name in (
         "model", "version", "file", "preview", "blob", "asset", "seen_file", "annotation", "pin", "sidecar_due",
+        "rendering", "rendering_file",
     )
 )  # fmt: skip
 

@@ -1,6 +1,8 @@
 """Where and in what precision to compute, what makes it repeatable, and what it depended on."""
 
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -8,6 +10,7 @@ from importlib.metadata import version
 
 import torch
 
+from civman import __version__
 from civman.errors import CannotRender
 
 
@@ -15,12 +18,19 @@ from civman.errors import CannotRender
 class Environment:
     """What, beside the recipe, decides the bits of a picture. Equal environments give equal bytes."""
 
+    civman: str
     torch: str
     diffusers: str
     transformers: str
+    numpy: str
     device: str
     capability: str
+    cuda: str
+    cudnn: int
+    """Both empty, 0, where there is no CUDA device."""
+    attention: str
     threads: int
+    platform: str
 
     def to_facts(self) -> dict[str, str | int]:
         """As plain values, for a record."""
@@ -88,7 +98,29 @@ def environment(device: torch.device) -> Environment:
         )
     else:
         name, capability = device.type, torch.backends.cpu.get_cpu_capability()
+    is_cuda = device.type == "cuda"
     return Environment(
-        torch=torch.__version__, diffusers=version("diffusers"), transformers=version("transformers"),
-        device=name, capability=capability, threads=torch.get_num_threads(),
+        civman=__version__, torch=torch.__version__, diffusers=version("diffusers"),
+        transformers=version("transformers"), numpy=version("numpy"), device=name, capability=capability,
+        cuda=(torch.version.cuda or "") if is_cuda else "",
+        cudnn=_cudnn() if is_cuda else 0,
+        attention="sdpa", threads=torch.get_num_threads(), platform=f"{sys.platform}-{platform.machine()}",
     )  # fmt: skip
+
+
+def _cudnn() -> int:
+    found: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return found or 0
+
+
+@contextmanager
+def threads(wanted: int | None) -> Iterator[None]:
+    """While this holds, torch computes with so many threads of the CPU; None: as before."""
+    before = torch.get_num_threads()
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        if wanted is not None:
+            torch.set_num_threads(before)

@@ -16,8 +16,9 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Final
 
-TRAIN_STEPS: Final = 1000
-_BETA_START, _BETA_END = 0.00085, 0.012
+from civman.domain.recipe import SAMPLING
+
+TRAIN_STEPS: Final = SAMPLING.train_steps
 # what the last cumulative product is set to instead of 0, for which there is no finite noise level
 _ZERO_SNR_ALPHA: Final = 4.8973451890853435e-08
 
@@ -50,7 +51,7 @@ class NoiseLevels:
     @classmethod
     def of_model(cls, *, is_zero_snr: bool = False) -> "NoiseLevels":
         """Stable Diffusion's: β from .00085 to .012, linear in √β, 1000 times. Source: Rombach et al. 2022."""
-        low, high = math.sqrt(_BETA_START), math.sqrt(_BETA_END)
+        low, high = math.sqrt(SAMPLING.beta_start), math.sqrt(SAMPLING.beta_end)
         alphas, product = [], 1.0
         for t in range(TRAIN_STEPS):
             product *= 1.0 - (low + (high - low) * t / (TRAIN_STEPS - 1)) ** 2
@@ -110,8 +111,8 @@ def _normal(n: int, levels: NoiseLevels) -> list[float]:
 
 
 def _karras(n: int, levels: NoiseLevels) -> list[float]:
-    root = 1 / 7
-    return [*(r**7 for r in _line(levels.greatest**root, levels.least**root, n)), 0.0]
+    root = 1 / SAMPLING.rho
+    return [*(r**SAMPLING.rho for r in _line(levels.greatest**root, levels.least**root, n)), 0.0]
 
 
 def _exponential(n: int, levels: NoiseLevels) -> list[float]:
@@ -129,7 +130,7 @@ def _simple(n: int, levels: NoiseLevels) -> list[float]:
 
 def _beta(n: int, levels: NoiseLevels) -> list[float]:
     span = levels.greatest - levels.least
-    return [*(levels.least + beta_quantile(1 - x, 0.6) * span for x in _line(0, 1, n)), 0.0]
+    return [*(levels.least + beta_quantile(1 - x, SAMPLING.beta_shape) * span for x in _line(0, 1, n)), 0.0]
 
 
 def _kl_optimal(n: int, levels: NoiseLevels) -> list[float]:

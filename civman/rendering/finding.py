@@ -10,7 +10,8 @@ from civman.domain.compat import Part
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, Started, Verifying
 from civman.domain.header import Header, Sniffed
-from civman.domain.refs import NameRef, PathRef, parse_ref
+from civman.domain.recipe import RecipeFile
+from civman.domain.refs import Air, HashKind, HashRef, NameRef, PathRef, parse_ref
 from civman.errors import HashMismatch, NotFound, Refused, UsageError
 from civman.holding import ambiguous, held, one_of, seen_now
 from civman.index import AssetFilter, Index
@@ -36,6 +37,14 @@ class Found:
     header: Header
     identity: Identity
     asset: Asset | None = None
+    air: str | None = None
+    autov3: str = ""
+
+    @property
+    def in_recipe(self) -> RecipeFile:
+        """The file as a recipe lists it."""
+        file_id = self.asset.file_id if self.asset and self.air else None
+        return RecipeFile(self.sha256, self.path.stat().st_size, self.air, file_id)
 
     @property
     def part(self) -> Part:
@@ -51,7 +60,9 @@ class Found:
     @property
     def planned(self) -> PlannedFile:
         """The file as a plan names it."""
-        return PlannedFile(self.role, self.inspected.name, self.sha256, self.path)
+        asset = self.asset
+        said = (asset.model_name, asset.version_name) if asset else ("", "")
+        return PlannedFile(self.role, self.inspected.name, self.sha256, self.path, *said, self.autov3)
 
 
 class Finder:
@@ -71,6 +82,8 @@ class Finder:
         if path is not None:
             return self._of_path(role, path.absolute())
         parsed = parse_ref(ref)
+        if isinstance(parsed, HashRef) and parsed.kind in (None, HashKind.SHA256) and len(parsed.digest) == 64:
+            return self.with_digest(role, Sha256(parsed.digest))
         try:
             assets = held(self._index, parsed)
         except NotFound as error:
@@ -120,7 +133,7 @@ class Finder:
                 raise HashMismatch(name=asset.name, expected=asset.blob.sha256, actual=actual)
             if now is not None:
                 self._index.save_seen([now])
-        return _found(role, Path(asset.path), asset.blob.sha256, inspected, asset)
+        return self._found(role, Path(asset.path), asset.blob.sha256, inspected, asset)
 
     def _of_path(self, role: str, path: Path) -> Found:
         inspected = inspect_path(path)
@@ -133,12 +146,27 @@ class Finder:
             now = seen_now(str(path), sha256)
             if now is not None:
                 self._index.save_seen([now])
-        return _found(role, path, sha256, inspected, self._index.find_sha256(sha256))
+        return self._found(role, path, sha256, inspected, self._index.find_sha256(sha256))
+
+    def _found(self, role: str, path: Path, sha256: Sha256, inspected: Inspected, asset: Asset | None) -> Found:
+        if inspected.header is None or inspected.identity is None:
+            raise AssertionError("a safetensors file has been inspected without its header")
+        version = self._index.version(asset.version_id) if asset and asset.version_id else None
+        air = str(Air.of(version)) if version else None
+        autov3 = (self._index.hashes(sha256).autov3 or "") if asset else ""
+        return Found(role, path, sha256, inspected, inspected.header, inspected.identity, asset, air, autov3)
 
     def _read(self, path: Path) -> Sha256:
         total = path.stat().st_size
         self._on_event(Started("plan", path.name, total))
         return digest_of(path, _teller(self._on_event, total))
+
+
+def seen_here(index: Index, sha256: Sha256) -> bool:
+    """Whether a file with these bytes is held, or known on this disk and looking as it did when it was read."""
+    if any(Path(asset.path).exists() for asset in index.referrers(sha256)):
+        return True
+    return any(seen.sha256 == sha256 and seen_now(seen.path, sha256) == seen for seen in index.seen_files().values())
 
 
 def _teller(on_event: OnEvent, total: int) -> Callable[[int], None]:
@@ -183,9 +211,3 @@ def _article(kind: Kind) -> str:
 
 def _title(role: str) -> str:
     return {"lora": "LoRA", "vae": "VAE"}.get(role, role)
-
-
-def _found(role: str, path: Path, sha256: Sha256, inspected: Inspected, asset: Asset | None) -> Found:
-    if inspected.header is None or inspected.identity is None:
-        raise AssertionError("a safetensors file has been inspected without its header")
-    return Found(role, path, sha256, inspected, inspected.header, inspected.identity, asset)

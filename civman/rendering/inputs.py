@@ -1,12 +1,18 @@
 """Pictures to start from: read whole before anything is loaded, as 8-bit RGB, masks as grey."""
 
 import hashlib
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from civman.domain.digests import Sha256
+from civman.domain.recipe import Recipe
 from civman.errors import UsageError
+from civman.rendering.plans import Planned
+from civman.store.blobs import digest_of
+from civman.store.partial import store_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +61,37 @@ def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
         factor = (native * native / (width * height)) ** 0.5
         width, height = int(width * factor), int(height * factor)
     return max(8, width // 8 * 8), max(8, height // 8 * 8)
+
+
+def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[Sha256, Path]:
+    """Where the pictures are that a recipe starts from: those given, then those that the library kept."""
+    if recipe.start is None:
+        return {}
+    wanted = {digest for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest}
+    found = {digest_of(path): path for path in given}
+    for digest in wanted - found.keys():
+        here = next(iter(sorted(_folder(root).glob(f"{digest}.*"))), None)
+        if here is not None and digest_of(here) == digest:
+            found[digest] = here
+    return {digest: path for digest, path in found.items() if digest in wanted}
+
+
+def keep_inputs(root: Path, planned: Planned) -> None:
+    """Copies of the pictures that the plan starts from: their files may go, the recipe needs them."""
+    for file in planned.files:
+        if file.role not in ("picture", "mask"):
+            continue
+        copy = _folder(root) / f"{file.sha256}{file.path.suffix.lower() or '.png'}"
+        if copy.exists():
+            continue
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            partial = copy.with_name(f".{copy.name}.part")
+            shutil.copyfile(file.path, partial)
+            partial.replace(copy)
+        except OSError as error:
+            raise store_error(error, copy) from error
+
+
+def _folder(root: Path) -> Path:
+    return root / "renders" / "inputs"

@@ -1,70 +1,115 @@
-"""Finished pictures as files: PNGs that carry their recipe, named by what they show, never written over another."""
+"""Finished pictures as files that tell of their making, named by what they show, never written over another."""
 
-import io
 import os
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from civman.domain.names import safe_name
-from civman.domain.recipe import Recipe
+from civman.domain.record import Record, stripped
 from civman.errors import UsageError
+from civman.pictures import container
+from civman.rendering import describing
 from civman.store.partial import store_error
 
-KEYWORD = "civman"
-"""Of the iTXt chunk that holds the recipe's canonical JSON."""
+FORMATS = ("png", "jpeg", "webp")
+_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _WORDS = 6
 
 
-def png_bytes(pixels: Any, recipe: Recipe) -> bytes:
-    """(H, W, 3) uint8 as a PNG that carries the recipe. The same pixels and recipe give the same bytes."""
-    from PIL import Image  # 0.1 s, when there is a picture
-    from PIL.PngImagePlugin import PngInfo
+class Telling(StrEnum):
+    """What a picture tells of its making."""
 
-    notes = PngInfo()
-    notes.add_itxt(KEYWORD, recipe.to_json())
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG", pnginfo=notes)
-    return data.getvalue()
+    ALL = "all"
+    NO_WORDS = "no-words"
+    """Settings and the recipe's digest, no prompts: only the library that made it can make it again."""
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How pictures are written. `format` None: as the file's name says, else PNG; `quality`: of JPEG and WebP."""
+
+    format: str | None = None
+    quality: int | None = None
+    telling: Telling = Telling.ALL
 
 
 class Place:
     """Where the pictures of one command go: a folder, or one file that gets numbers from the second picture on."""
 
-    def __init__(self, output: Path) -> None:
-        """Raises: UsageError: no PNG is meant. StoreError: the folder cannot be made."""
+    def __init__(self, output: Path, manner: Manner = Manner()) -> None:
+        """Raises: UsageError: the name and the format say different things. StoreError: the folder cannot be made."""
         output = output.expanduser()
-        suffix = output.suffix.lower()
-        if suffix in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff") and not output.is_dir():
-            raise UsageError(f"pictures are kept as PNG, not as `{suffix}`", hint="name a folder or a .png file")
-        self._file = output if suffix == ".png" and not output.is_dir() else None
+        said = container.SUFFIXES.get(output.suffix.lower())
+        is_file = bool(said) and not output.is_dir()
+        if output.suffix.lower() in (".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl") and not output.is_dir():
+            raise UsageError(f"pictures are kept as PNG, JPEG or WebP, not as `{output.suffix}`", code="bad-format")
+        if manner.format not in (None, *FORMATS):
+            raise UsageError(f"`{manner.format}` is no format", hint="one of png, jpeg, webp", code="bad-format")
+        if is_file and manner.format not in (None, said):
+            raise UsageError(f"`{output.name}` is the name of a {said}, not of a {manner.format}", code="bad-format")
+        if manner.quality is not None and not 1 <= manner.quality <= 100:
+            raise UsageError(f"quality is 1 to 100, not {manner.quality}", code="bad-format")
+        self._format: container.Format = (said if is_file and said else None) or _known(manner.format)
+        if manner.quality is not None and self._format == "png":
+            raise UsageError("a PNG has no quality: it loses nothing", code="bad-format")
+        self._manner = manner
+        self._file = output if is_file else None
         self.folder = output.parent if self._file else output
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise store_error(error, self.folder) from error
 
-    def keep(self, data: bytes, recipe: Recipe, seed: int) -> Path:
-        """Write a picture whole under a name that was free, and give its path. Raises: StoreError."""
-        name = self._file.name if self._file else _name(recipe, seed)
+    def keep(self, pixels: Any, record: Record) -> Path:
+        """Write a picture whole under a name that was free, and give its path.
+
+        Raises: StoreError. UsageError: the format cannot hold the picture or what it is to tell.
+        """
+        data = picture_bytes(pixels, record, self._format, self._manner)
+        has_words = self._manner.telling is Telling.ALL
+        name = self._file.name if self._file else _name(record, _SUFFIXES[self._format], has_words=has_words)
+        return keep_new(self.folder, name, data)
+
+
+def picture_bytes(pixels: Any, record: Record, format: container.Format, manner: Manner = Manner()) -> bytes:  # noqa: A002
+    """(H, W, 3) uint8 as a file that tells of its making. The same pixels and record give the same bytes."""
+    if manner.telling is Telling.NOTHING:
+        return container.write(pixels, record=None, parameters=None, format=format, quality=manner.quality)
+    has_words = manner.telling is Telling.ALL
+    own = record.to_json() if has_words else stripped(record)
+    parameters = describing.parameters(record, with_words=has_words)
+    return container.write(pixels, record=own, parameters=parameters, format=format, quality=manner.quality)
+
+
+def keep_new(folder: Path, name: str, data: bytes) -> Path:
+    """Write a file whole under `name`, or with the first number that is free, and give its path. Raises: StoreError."""
+    try:
+        path = _reserved(folder, name)
         try:
-            path = _reserved(self.folder, name)
-            try:
-                _write(path, data)
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise store_error(error, self.folder / name) from error
-        return path
+            _write(path, data)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise store_error(error, folder / name) from error
+    return path
 
 
-def _name(recipe: Recipe, seed: int) -> str:
-    words = re.findall(r"\w+", recipe.prompt)[:_WORDS]
-    return safe_name(f"{seed}-{'-'.join(words)[:60]}-{recipe.sha256[:8]}.png".replace("--", "-"))
+def _known(name: str | None) -> container.Format:
+    formats: dict[str, container.Format] = {"png": "png", "jpeg": "jpeg", "webp": "webp"}
+    return formats[name or "png"]
+
+
+def _name(record: Record, suffix: str, *, has_words: bool) -> str:
+    words = re.findall(r"\w+", record.recipe.prompt)[:_WORDS] if has_words else []
+    return safe_name(f"{record.seed}-{'-'.join(words)[:60]}-{record.recipe.sha256[:8]}{suffix}".replace("--", "-"))
 
 
 def _reserved(folder: Path, name: str) -> Path:

@@ -5,62 +5,72 @@ Between plans that differ in adapters alone, the weights get the file's own bits
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from civman.domain.digests import Sha256
 from civman.domain.events import Notice, OnEvent, ignore
 from civman.domain.recipe import LoraUse, Recipe
-from civman.errors import Interrupted
+from civman.domain.record import Record
 from civman.render import adapters, memory
 from civman.render.denoiser import Conditioning
 from civman.render.embeddings import Embedding, load_embedding
 from civman.render.emphasis import ParsedPrompt, parse
-from civman.render.environment import choose_device, choose_dtype, environment
+from civman.render.environment import choose_device, choose_dtype, environment, threads
 from civman.render.guard import memory_errors
 from civman.render.loader import LoadedModel, load
 from civman.render.prompts import encode, lengthened
 from civman.render.run import Inputs, iterate
 from civman.render.tokenizer import ClipTokenizer, clip_tokenizer
 from civman.rendering.inputs import read_picture
-from civman.rendering.keeping import Place, png_bytes
-from civman.rendering.plans import Applied, Planned, Rendering
+from civman.rendering.keeping import Place
+from civman.rendering.plans import MODEL_FIELDS, Applied, Planned, Rendering
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where to compute. `device` None: the best there is; `low_vram`: with as little memory there as it takes."""
+    """Where to compute. `device` None: the best there is; `low_vram`: with as little memory there as it takes.
+
+    `threads` of the CPU: their number decides the last bit; None: as many as torch takes.
+    """
 
     device: str | None = None
     low_vram: bool = False
+    threads: int | None = None
 
 
-def make(plans: Iterable[Planned], output: Path, *, machine: Machine, on_event: OnEvent = ignore) -> list[Rendering]:
-    """The pictures of all plans in their order, each kept in `output` (a folder or a PNG file) as soon as it is done.
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One picture that was made: (H, W, 3) uint8, and what there is to tell of it."""
+
+    pixels: Any = field(repr=False, compare=False)
+    record: Record
+    applied: tuple[Applied, ...]
+
+
+def draw(plans: Iterable[Planned], machine: Machine, on_event: OnEvent = ignore) -> Iterator[Drawn]:
+    """The pictures of all plans in their order, one after the other as they come.
 
     Raises: CannotRender: memory is short, or what comes out is no picture. Incompatible: an adapter or embedding does
-        not go with the model. Interrupted: by the user; what was done is kept. UsageError, StoreError.
+        not go with the model.
     """
-    place = Place(output)
-    made: list[Rendering] = []
-    try:
-        for rendering in _render(plans, machine, place, on_event):
-            made.append(rendering)  # noqa: PERF402  # what is done counts when the next one is interrupted
-    except KeyboardInterrupt:
-        done = f"; {len(made)} done are kept in `{place.folder}`" if made else ""
-        raise Interrupted(f"stopped{done}", paths=[str(rendering.path) for rendering in made]) from None
-    return made
-
-
-def _render(plans: Iterable[Planned], machine: Machine, place: Place, on_event: OnEvent) -> Iterator[Rendering]:
     setup: _Setup | None = None
-    for planned in plans:
-        if setup is None or not setup.serves(planned):
-            setup = None  # the old model's memory goes before the new one is loaded
-            setup = _Setup(planned, machine, on_event)
-        yield from setup.render(planned, place, on_event)
+    with threads(machine.threads):
+        for planned in plans:
+            if setup is None or not setup.serves(planned):
+                setup = None  # the old model's memory goes before the new one is loaded
+                setup = _Setup(planned, machine, on_event)
+            yield from setup.draw(planned, on_event)
+
+
+def make(
+    plans: Iterable[Planned], place: Place, *, machine: Machine, on_event: OnEvent = ignore
+) -> Iterator[Rendering]:
+    """As `draw`, each picture kept in `place` as soon as it is done. Raises: besides, UsageError, StoreError."""
+    for drawn in draw(plans, machine, on_event):
+        yield Rendering(place.keep(drawn.pixels, drawn.record), drawn.record, drawn.applied)
 
 
 class _Setup:
@@ -90,13 +100,10 @@ class _Setup:
     def serves(self, planned: Planned) -> bool:
         """Whether this model, with other adapters at most, is what the plan's recipe means."""
         ours, theirs = self._recipe, planned.recipe
-        same = all(
-            getattr(ours, name) == getattr(theirs, name)
-            for name in ("checkpoint", "vae", "precision", "prediction", "is_zero_snr", "config")
-        )
+        same = all(getattr(ours, name) == getattr(theirs, name) for name in MODEL_FIELDS)
         return same and (self._is_whole or ours.loras == theirs.loras)
 
-    def render(self, planned: Planned, place: Place, on_event: OnEvent) -> Iterator[Rendering]:
+    def draw(self, planned: Planned, on_event: OnEvent) -> Iterator[Drawn]:
         """The plan's pictures."""
         recipe = planned.recipe
         if recipe.loras != self._recipe.loras:
@@ -111,10 +118,11 @@ class _Setup:
                              on_event=on_event):  # fmt: skip
             own = replace(recipe, seed=recipe.seed + done, count=len(batch), batch_size=len(batch))
             for picture in batch:
-                path = place.keep(png_bytes(picture.pixels, own), own, picture.seed)
-                yield Rendering(
-                    path, picture.seed, picture.sha256, own, facts, (*self._model.notes, *picture.notes), applied
-                )
+                record = Record(
+                    own, picture.seed, Sha256(picture.sha256), facts, planned.names,
+                    (*self._model.notes, *picture.notes), planned.parent, planned.typed,
+                )  # fmt: skip
+                yield Drawn(picture.pixels, record, applied)
             done += len(batch)
 
     def _memory_plan(self, planned: Planned, machine: Machine, on_event: OnEvent) -> memory.MemoryPlan:

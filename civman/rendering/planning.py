@@ -13,6 +13,7 @@ from civman.domain.compat import Compatibility, check
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipe import LoraUse, Recipe, RenderRequest, Resolved, complete
+from civman.domain.record import TypedPrompts
 from civman.errors import CannotRender, Incompatible, UsageError
 from civman.index import Index
 from civman.render import schedulers
@@ -24,6 +25,7 @@ from civman.rendering.checkpoints import Checkpoint, read_checkpoint, stated_dim
 from civman.rendering.extra import require_render_extra
 from civman.rendering.finding import Finder, Found
 from civman.rendering.inputs import InputPicture, read_picture, size_like
+from civman.rendering.origins import Told, recipe_of
 from civman.rendering.plans import Planned, PlannedFile
 from civman.rendering.wording import ScaledLora
 
@@ -58,7 +60,8 @@ def plan(
         Incompatible: the parts cannot work together. IntegrityError: a file is not what it is held to be.
     """
     require_render_extra()
-    words = wording.read(request.prompt, request.negative_prompt)
+    typed = (request.prompt, request.negative_prompt)
+    words = wording.read(*typed)
     sampler, schedule = schedulers.parse(request.sampler or SAMPLER, request.schedule)
     if schedule is Schedule.AUTOMATIC and not sampler.own_table:
         schedule = sampler.automatic
@@ -66,7 +69,7 @@ def plan(
     finder = Finder(index, on_event)
     found = finder.find("checkpoint", request.checkpoint)
     vae = finder.find("vae", request.vae) if request.vae is not None else None
-    config = stated_dimensions(found, Path(request.config)) if request.config is not None else ""
+    config = _dimensions(found, request.config)
     checkpoint = read_checkpoint(found, has_other_vae=vae is not None, config=config, prediction=request.prediction)
     loras = _loras(finder, request, words)
     prompt, told = wording.add_triggers(words.prompt, loras) if conditions.triggers else (words.prompt, ())
@@ -90,6 +93,7 @@ def plan(
             embeddings=tuple(uses), vae=vae.sha256 if vae else None,
             init_image=pictures[0].sha256 if pictures else None,
             mask_image=pictures[1].sha256 if len(pictures) > 1 else None, config=config,
+            files=tuple(file.in_recipe for file in (found, *parts)),
         ),
     )  # fmt: skip
     _require_levels(recipe, checkpoint)
@@ -99,6 +103,7 @@ def plan(
     return Planned(
         recipe, tuple(files.values()), _memory(recipe, found),
         (*checkpoint.notices, *warned, *limited, *told), conditions.allow_partial or conditions.force,
+        typed=None if typed == (recipe.prompt, recipe.negative_prompt) else TypedPrompts(*typed),
     )  # fmt: skip
 
 
@@ -129,6 +134,23 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
                 )  # fmt: skip
         files |= _as_files([here[digest] for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest])
     return Planned(recipe, tuple(files.values()), _memory(recipe, found), checkpoint.notices)
+
+
+def plan_again(index: Index, told: Told, pictures: Sequence[Path], *, on_event: OnEvent = ignore) -> Planned:
+    """The recipe as it stands, ready to be drawn. Raises: as `plan_recipe`."""
+    planned = plan_recipe(index, recipe_of(told), pictures, on_event=on_event)
+    record = told.record
+    parent, typed = (record.parent, record.typed) if record else (None, None)
+    return replace(
+        planned, allow_partial=True, parent=parent, typed=typed
+    )  # the verdict tells whether it came out the same
+
+
+def _dimensions(found: Found, config: str | None) -> str:
+    """What was said of the dimensions: in a folder of configs, or by a recipe, as the JSON that it keeps."""
+    if config is None or config.startswith("{"):
+        return config or ""
+    return stated_dimensions(found, Path(config))
 
 
 def _pictures(request: RenderRequest) -> list[InputPicture]:

@@ -3,20 +3,32 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from civman.domain.digests import Sha256
 from civman.domain.recipe import Recipe
+from civman.domain.record import Environment, FileName, Record, TypedPrompts
 from civman.render.memory import Estimate, MemoryPlan
+
+
+MODEL_FIELDS: Final = ("checkpoint", "vae", "precision", "prediction", "is_zero_snr", "config")
+"""The recipe's fields that decide which weights are loaded, and as what; adapters come and go in place."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """One file of a plan. `role` is "checkpoint", "lora", "embedding", "vae", "picture" or "mask"."""
+    """One file of a plan. `role` is "checkpoint", "lora", "embedding", "vae", "picture" or "mask".
+
+    `model`, `version`: what CivitAI calls them; `autov3`: its digest without the header. Empty: not known.
+    """
 
     role: str
     name: str
     sha256: Sha256
     path: Path
+    model: str = ""
+    version: str = ""
+    autov3: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,9 @@ class Planned:
     notices: tuple[str, ...] = ()
     allow_partial: bool = False
     """Be content where only a part of an adapter applies."""
+    typed: TypedPrompts | None = None
+    parent: Sha256 | None = None
+    """SHA-256 of the recipe that this one was varied from."""
 
     @property
     def needed_bytes(self) -> int:
@@ -38,6 +53,15 @@ class Planned:
     def path(self, sha256: Sha256) -> Path:
         """Where the file with this digest is. Raises: KeyError."""
         return next(file.path for file in self.files if file.sha256 == sha256)
+
+    @property
+    def names(self) -> tuple[FileName, ...]:
+        """What people call the model files, by digest."""
+        return tuple(
+            FileName(file.sha256, file.name, file.model, file.version, file.autov3)
+            for file in sorted(self.files, key=lambda file: file.sha256)
+            if file.role not in ("picture", "mask")
+        )
 
     def name(self, sha256: Sha256) -> str:
         """What people call it."""
@@ -63,14 +87,36 @@ class Applied:
 class Rendering:
     """One picture that was made and kept.
 
-    `recipe` makes this picture again: of one picture, or of the batch it was computed in (`seed` tells which).
-    `environment` is what else decides the bits: versions, device, threads.
+    `record.recipe` makes this picture again: of one picture, or of the batch it was computed in (`record.seed` tells
+    which). `id` is the library's number for it, None where nobody keeps it in mind.
     """
 
     path: Path
-    seed: int
-    pixel_sha256: str
-    recipe: Recipe
-    environment: Mapping[str, str | int]
-    notes: tuple[str, ...] = ()
+    record: Record
     applied: tuple[Applied, ...] = ()
+    id: int | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """What makes it again."""
+        return self.record.recipe
+
+    @property
+    def seed(self) -> int:
+        """Its own."""
+        return self.record.seed
+
+    @property
+    def pixel_sha256(self) -> Sha256:
+        """SHA-256 of its pixels."""
+        return self.record.pixel_sha256
+
+    @property
+    def environment(self) -> Environment:
+        """What else decides the bits: versions, device, threads."""
+        return self.record.environment
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What had to be done to get it."""
+        return self.record.notes

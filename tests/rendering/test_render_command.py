@@ -1,6 +1,5 @@
 """`civman render` through its front door: from imported files to pictures, without a network."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from rendering_stock import QUICK, picture
 
 from civman.domain.events import Step
 from civman.domain.recipe import Recipe, RenderRequest
+from civman.domain.record import read_origin
 from civman.errors import Interrupted
 from civman.library import Library
 
@@ -36,7 +36,7 @@ def test_every_family_draws_from_the_command_line_with_sockets_disabled(civman: 
     with Image.open(made["path"]) as image:
         image.load()
         assert image.size == (64, 64)
-        assert Recipe.from_json(image.text["civman"]) == Recipe.from_json(json.dumps({"schema": 1, **made["recipe"]}))
+        assert read_origin(image.text["civman"]).recipe == Recipe.from_value(made["recipe"])
     assert made["environment"]["device"] == "cpu"
 
 
@@ -78,7 +78,7 @@ def test_names_say_seed_words_and_recipe(civman: Civman, root: Path) -> None:
     done = civman("render", "tiny-sd1", "a (red:1.2) cat/dog", *QUICK, "--json")
 
     (made,) = done.json["render"]
-    recipe = Recipe.from_json(json.dumps({"schema": 1, **made["recipe"]}))
+    recipe = Recipe.from_value(made["recipe"])
     assert Path(made["path"]) == root / "renders" / f"7-a-red-1-2-cat-dog-{recipe.sha256[:8]}.png"
 
 
@@ -212,7 +212,7 @@ def test_a_seed_is_drawn_and_recorded_where_none_is_given(root: Path) -> None:
 def test_a_recipe_alone_draws_the_same_picture_again(stocked: Path, civman: Civman, root: Path) -> None:
     made = civman("render", "tiny-sdxl", "a cat", *QUICK, "--lora", "xl-ink:0.7", "--json").json["render"][0]
     with Image.open(made["path"]) as image:
-        recipe = Recipe.from_json(image.text["civman"])
+        recipe = read_origin(image.text["civman"]).recipe
 
     with Library.open(root, offline=True) as library:
         (again,) = library.render(recipe)

@@ -1,0 +1,191 @@
+"""Generation data in A1111's form, read as strangers write it: tolerant, and never failing on bad text.
+
+Forge, SD.Next, CivitAI's generator, Fooocus and many others write the same form with habits of their own; `foreign`
+tells them apart. Sources: AUTOMATIC1111's reader (1.10), CivitAI's (run, August 2026).
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+_NEGATIVE: Final = "Negative prompt:"
+_STEPS: Final = re.compile(r"\s*Steps: ?[0-9]")
+_PAIR: Final = re.compile(r"(?:^|,)\s*\w[\w /-]{0,60}:")
+_MOST_KEY: Final = 200
+_MOST_FAILED: Final = 100
+"""Values that only look like JSON: an error of Python's counts the lines of all that went before."""
+_NOT_IN_KEYS: Final = frozenset('"{}[]')
+_TAG: Final = re.compile(r"<(lora|lyco|hypernet):([^:<>]{1,300}+):?([^<>]{0,800}+)>")
+_DIGITS: Final = re.compile(r"-?[0-9]{1,20}(\.0*)?")
+_SIZE: Final = re.compile(r"\s*([0-9]{1,6})\s*x\s*([0-9]{1,6})\s*")
+_SCALE: Final = re.compile(r"(?:te=|unet=)?([+-]?(?:[0-9]{1,20}\.?[0-9]{0,350}|\.[0-9]{1,350}))")
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """`<lora:name:scale>` in a prompt; `kind` is lora, lyco or hypernet."""
+
+    kind: str
+    name: str
+    scale: float = 1.0
+    text_scale: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CivitaiEntry:
+    """One of the `Civitai resources`: a model version of the site's, and the weight where it has one."""
+
+    version_id: int | None
+    kind: str = ""
+    weight: float | None = None
+    air: str | None = None
+    model_name: str = ""
+    version_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What the text says. `details` are the settings as they are written, in order, JSON values as JSON text."""
+
+    prompt: str
+    negative: str
+    details: Mapping[str, str]
+
+    def whole(self, key: str) -> int | None:
+        """A setting as a whole number, None where it is missing or none."""
+        value = self.details.get(key, "")
+        return int(value.partition(".")[0]) if _DIGITS.fullmatch(value) else None
+
+    def number(self, key: str) -> float | None:
+        """A setting as a number, None where it is missing or none."""
+        return number(self.details.get(key, ""))
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(width, height) in pixels of the first pass."""
+        match = _SIZE.fullmatch(self.details.get("Size", ""))
+        return (int(match[1]), int(match[2])) if match else None
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The `Hashes`: "model", "lora:<name>", "embed:<name>" … → hash."""
+        value = _json(self.details.get("Hashes", ""))
+        return {key: item for key, item in value.items() if isinstance(item, str)} if isinstance(value, dict) else {}
+
+    @property
+    def lora_hashes(self) -> dict[str, str]:
+        """Name → hash of the LoRAs."""
+        return dict(pairs(self.details.get("Lora hashes", "")))
+
+    @property
+    def civitai(self) -> tuple[CivitaiEntry, ...]:
+        """The `Civitai resources`."""
+        value = _json(self.details.get("Civitai resources", ""))
+        return tuple(_entry(item) for item in value if isinstance(item, dict)) if isinstance(value, list) else ()
+
+    @property
+    def tags(self) -> tuple[Tag, ...]:
+        """The tags in the prompt, in order."""
+        return tuple(_tags(self.prompt))
+
+
+def read(text: str) -> Parsed:
+    """A text in A1111's form, taken apart; where there is no line of settings, all of it is prompt."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    at = _details_at(lines)
+    details = dict(_settings(lines[at])) if at < len(lines) else {}
+    words = "\n".join(lines[:at])
+    match = re.search(rf"(?:^|\n)[^\S\n]*{_NEGATIVE}", words)
+    if match is None:
+        return Parsed(words.strip(), "", details)
+    return Parsed(words[: match.start()].strip(), words[match.end() :].strip(), details)
+
+
+def is_infotext(text: str) -> bool:
+    """Whether there is a line of settings in it."""
+    lines = text.split("\n")
+    return _details_at(lines) < len(lines)
+
+
+def _details_at(lines: list[str]) -> int:
+    """The last line that begins with the steps, else the last one if it has three settings or more."""
+    for at in range(len(lines) - 1, -1, -1):
+        if _STEPS.match(lines[at]):
+            return at
+    filled = [at for at, line in enumerate(lines) if line.strip()]
+    if filled and len(_PAIR.findall(lines[filled[-1]])) >= 3:
+        return filled[-1]
+    return len(lines)
+
+
+def _settings(line: str) -> Iterator[tuple[str, str]]:
+    """Key by key, by plain searches: patterns take quadratic time on lines that are made for it."""
+    at, decoder, failed = 0, json.JSONDecoder(), 0
+    while (colon := line.find(":", at)) >= 0:
+        key = line[line.rfind(",", at, colon) + 1 or at : colon].strip()
+        at = colon + 1
+        if not key or len(key) > _MOST_KEY or not _NOT_IN_KEYS.isdisjoint(key):
+            continue
+        at += len(line[at : at + 10]) - len(line[at : at + 10].lstrip())
+        if line[at : at + 1] in ('"', "{", "[") and failed < _MOST_FAILED:
+            try:
+                value, end = decoder.raw_decode(line, at)
+                yield key, value if isinstance(value, str) else line[at:end]
+                at = end
+                continue
+            except (ValueError, RecursionError):
+                failed += 1
+        end = line.find(",", at)
+        end = len(line) if end < 0 else end
+        yield key, line[at:end].strip()
+        at = end
+
+
+def pairs(text: str) -> Iterator[tuple[str, str]]:
+    """`name: value, name: value` taken apart; what is none is passed over."""
+    for item in text.split(","):
+        name, colon, value = item.rpartition(":")
+        if colon and name.strip() and value.strip():
+            yield name.strip(), value.strip()
+
+
+def number(text: str) -> float | None:
+    """A number that a text says, None where it says none."""
+    match = _SCALE.fullmatch(text.strip())
+    return float(match[1]) if match else None
+
+
+def _tags(prompt: str) -> Iterator[Tag]:
+    for match in _TAG.finditer(prompt):
+        scales = [number(word) for word in match[3].split(":") if word.strip()]
+        first = scales[0] if scales else 1.0
+        second = scales[1] if len(scales) > 1 else None
+        if first is None:
+            continue
+        yield Tag(match[1], match[2].strip(), first if second is None else second, None if second is None else first)
+
+
+def _entry(value: dict[str, Any]) -> CivitaiEntry:
+    air = value.get("air") if isinstance(value.get("air"), str) else None
+    version = value.get("modelVersionId")
+    if air and (match := re.search(r"@([0-9]{1,18})", air)):
+        version = int(match[1])
+    weight = value.get("weight")
+    kind = value.get("type")
+    if air and len(air.split(":")) >= 4:
+        kind = air.split(":")[3]
+    return CivitaiEntry(
+        version if isinstance(version, int) and not isinstance(version, bool) else None,
+        kind if isinstance(kind, str) else "",
+        float(weight) if isinstance(weight, int | float) and not isinstance(weight, bool) else None,
+        air, str(value.get("modelName") or ""), str(value.get("modelVersionName") or value.get("versionName") or ""),
+    )  # fmt: skip
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
