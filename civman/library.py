@@ -40,12 +40,15 @@ if TYPE_CHECKING:
     from civman.inspecting import Inspected
     from civman.own import Edit
     from civman.removal import Collection, RemovalPlan, Restored
+    from civman.rendering.about import About
+    from civman.rendering.gridding import Axis, DrawnGrid, Grid
     from civman.rendering.keeping import Manner
     from civman.rendering.making import Drawn
     from civman.rendering.origins import Missing, Told
     from civman.rendering.planning import Conditions
     from civman.rendering.plans import Planned, Rendering
     from civman.rendering.replaying import Again
+    from civman.rendering.scanning import Scanned
     from civman.rendering.varying import Change
     from civman.resolving import Meant
     from civman.store.trash import Removal
@@ -449,11 +452,76 @@ class Library:
         machine = Machine(device, low_vram, threads)
         return render(self.index, self.root, plans, place, machine=machine, clock=self._clock, on_event=on_event)
 
+    def plan_grid(
+        self,
+        what: "RenderRequest | Recipe | Told",
+        axes: "Sequence[Axis]",
+        *,
+        changes: "Sequence[Change]" = (),
+        pictures: Sequence[Path] = (),
+        conditions: "Conditions | None" = None,
+        on_event: OnEvent = ignore,
+    ) -> "Grid":
+        """Every cell of a grid, settled: of a request, or of variations of a picture's recipe with `changes` for all.
+
+        Raises: UsageError (`bad-grid`); as `plan` and `vary`, of whichever cell.
+        """
+        from civman.domain.recipe import Recipe, RenderRequest
+        from civman.rendering.gridding import of_recipe, of_request
+        from civman.rendering.origins import recipe_of
+        from civman.rendering.planning import Conditions
+
+        if isinstance(what, RenderRequest):
+            return of_request(self.index, what, axes, conditions or Conditions(), on_event=on_event)
+
+        def vary(cell: "Sequence[Change]") -> "Planned":
+            return self.vary(what, cell, pictures=pictures, conditions=conditions, on_event=on_event)
+
+        recipe = what if isinstance(what, Recipe) else recipe_of(what)
+        record = None if isinstance(what, Recipe) else what.record
+        return of_recipe(self.index, recipe, axes, vary, seed=record.seed if record else None, changes=changes)
+
+    def draw_grid(
+        self,
+        grid: "Grid",
+        *,
+        output: Path | None = None,
+        manner: "Manner | None" = None,
+        device: str | None = None,
+        low_vram: bool = False,
+        threads: int | None = None,
+        on_event: OnEvent = ignore,
+    ) -> "DrawnGrid":
+        """Every cell as a picture of its own, and a labelled sheet in `output`: a folder, or the sheet's PNG.
+
+        Raises: as `render`; what was done until then is kept, without a sheet.
+        """
+        from civman.rendering.gridding import draw
+        from civman.rendering.keeping import Manner
+        from civman.rendering.making import Machine  # torch, see `render`
+
+        return draw(
+            self.index, self.root, grid, output or self.root / "renders", manner or Manner(),
+            machine=Machine(device, low_vram, threads), clock=self._clock, on_event=on_event,
+        )  # fmt: skip
+
     def pictures(
         self, wanted: "PictureFilter | None" = None, *, limit: int | None = None, offset: int = 0
     ) -> "Sequence[KeptPicture]":
         """Pictures that this library made and that pass the filter, newest first."""
         return self.index.pictures(wanted, limit=limit, offset=offset) if self.has_index else []
+
+    def scan_pictures(self, folder: Path) -> "Scanned":
+        """Take in pictures below `folder` that carry a recipe of civman's."""
+        from civman.rendering.scanning import scan
+
+        return scan(self.index, folder)
+
+    def about(self, path: Path) -> "About":
+        """All that a picture tells, whoever made it, and which of its models are here. Raises: UsageError."""
+        from civman.rendering.about import about
+
+        return about(self.index if self.has_index else None, path)
 
     def told(self, what: str) -> "Told":
         """What a picture, a recipe's JSON, a picture's number or a recipe's digest tells.
@@ -575,7 +643,11 @@ class Library:
         """Fill the index again from the blobs and what is kept beside them, reading and proving every byte."""
         from civman.upkeep import rebuild
 
-        return rebuild(self.index, self.store, on_event=on_event, clock=self._clock)
+        rebuilt = rebuild(self.index, self.store, on_event=on_event, clock=self._clock)
+        renders = self.root / "renders"
+        if renders.is_dir():
+            self.scan_pictures(renders)
+        return rebuilt
 
     def plan_removal(self, refs: Sequence[str]) -> "RemovalPlan":
         """What removing `refs` would take away: assets, and the bytes that nothing else refers to."""

@@ -94,7 +94,7 @@ def list_assets(
             is_safe=safe,
             larger_bytes=_size(larger, "--larger"),
             smaller_bytes=_size(smaller, "--smaller"),
-            since=_since(since),
+            since=since_of(since),
             tags=tuple(tag or ()),
             is_favourite=favourite,
             min_rating=rating,
@@ -154,7 +154,8 @@ def _size(text: str | None, option: str) -> int | None:
         raise UsageError(f"{option} is no size: `{text}`", hint="for example 500MB or 2GB") from None
 
 
-def _since(text: str | None) -> datetime | None:
+def since_of(text: str | None) -> datetime | None:
+    """The time that `--since` means. Raises: UsageError."""
     from civman.errors import UsageError
 
     if text is None:

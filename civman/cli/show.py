@@ -1,11 +1,14 @@
 """`civman show`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from civman.cli.edit import own_lines
 from civman.cli.listing import asset_value
 from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, RefArg, open_library
 from civman.cli.output import Output, clean, size
+from civman.cli.picture import is_picture_file, show_picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,16 +26,29 @@ _COLUMNS = 8
 
 def show(
     ref: RefArg,
+    recipe: Annotated[
+        bool, typer.Option("--recipe", help="Of a picture: its recipe's JSON, for `civman replay`.")
+    ] = False,
     library: LibraryOpt = None,
     offline: OfflineOpt = None,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Tell all about a model: versions, files, hashes, trigger words, licence, and what of it is here."""
+    """Tell all about a model, or about a picture.
+
+    Of a model: versions, files, hashes, trigger words, licence, and what of it is here. Of a PNG, JPEG or WebP, whoever
+    made it: prompts, settings, models, which of them are here, and civman's recipe.
+    """
     from civman.domain.replaced import replaced  # 0.02 s that --help need not wait for
+    from civman.errors import UsageError
 
     output = Output(as_json=as_json, quiet=quiet)
     with open_library(library, offline, output) as opened:
+        if is_picture_file(ref):
+            show_picture(opened, ref, output, recipe=recipe)
+            return
+        if recipe:
+            raise UsageError(f"`{ref}` is no picture", hint="--recipe prints the recipe in a PNG, JPEG or WebP")
         shown = opened.show(ref)
     meant = shown.meant
     value = {

@@ -124,12 +124,12 @@ def text(generation: Generation) -> str:
 def sampler_name(sampler: str, schedule: str) -> str:
     """The one name CivitAI has for a sampler with its schedule, where it has one; else the sampler's."""
     both = f"{sampler} {schedule}"
-    return both if both in names()["site_samplers"] else sampler
+    return both if both in _names()["site_samplers"] else sampler
 
 
 @cache
-def names() -> dict[str, Any]:
-    """Other tools' names for samplers, schedules and upscalers (names.json)."""
+def _names() -> dict[str, Any]:
+    """Other tools' names for samplers and upscalers (names.json)."""
     data: dict[str, Any] = json.loads(resources.files(__package__).joinpath("names.json").read_text("utf-8"))
     return data
 
@@ -155,7 +155,7 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
     if hires is not None:
         yield "Hires resize", f"{hires.width}x{hires.height}"
         yield "Hires steps", str(hires.steps)
-        yield "Hires upscaler", _plain(names()["upscalers"].get(hires.upscaler, hires.upscaler), "Latent")
+        yield "Hires upscaler", _plain(_names()["upscalers"].get(hires.upscaler, hires.upscaler), "Latent")
     yield "RNG", _plain(generation.rng) if generation.rng else ""
     yield "ENSD", str(generation.ensd) if generation.ensd else ""
 

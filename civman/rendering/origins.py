@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from civman.errors import AmbiguousRef, NotFound, UsageError
 from civman.index import Index
 from civman.index.pictures import KeptPicture, PictureFilter
 from civman.pictures import container
+from civman.rendering import sheet
 from civman.rendering.finding import seen_here
 
 _MOST_JSON = 8 << 20
+_MOST_NAMED = 24
+"""Cells of a contact sheet that a message names."""
 _DIGEST = re.compile(r"[0-9a-f]{6,64}")
 
 
@@ -89,8 +92,12 @@ def _of_kept(kept: KeptPicture) -> Told:
 
 
 def _of_file(index: Index, path: Path) -> Told:
-    if not is_picture(path):
-        return Told(path.name, read_origin(_text(path)))
+    if not container.is_picture(path):
+        origin = read_origin(_text(path))
+        kept = _kept(index.pictures(PictureFilter(recipe=origin.recipe_sha256)), path, origin)
+        if kept is None or origin.record is None:
+            return Told(path.name, origin)
+        return replace(_of_kept(kept), name=path.name)
     carried = container.read(path)
     is_lossless = carried.format == "png"
     if carried.record is not None:
@@ -99,6 +106,8 @@ def _of_file(index: Index, path: Path) -> Told:
         if origin.recipe is None and kept is not None:  # its words were left out, but this library knows them
             origin = Origin.of(kept.record)
         return Told(path.name, origin, path, is_lossless, kept)
+    if told := sheet.contents(carried.entries):
+        raise _is_sheet(index, path, told)
     known = index.pictures(PictureFilter(pixel_sha256=pixel_sha256(container.pixels(path))))
     if known:
         return Told(path.name, Origin.of(known[0].record), path, is_lossless, known[0])
@@ -108,21 +117,28 @@ def _of_file(index: Index, path: Path) -> Told:
     )  # fmt: skip
 
 
+def _is_sheet(index: Index, path: Path, told: sheet.Contents) -> UsageError:
+    """A sheet is none of its cells: says which those are, with their numbers where this library made them."""
+    lines, numbers = [], []
+    for values, digest in told.cells:
+        made = index.pictures(PictureFilter(recipe=digest), limit=1) if _DIGEST.fullmatch(digest) else []
+        numbers.append(str(made[0].id) if made else digest)
+        lines.append(f"  {', '.join(values)}: {f'picture {made[0].id}' if made else f'recipe {digest[:12]}'}")
+    shown = lines if len(lines) <= _MOST_NAMED else [*lines[:_MOST_NAMED], f"  … {len(lines) - _MOST_NAMED} more"]
+    return UsageError(
+        "\n".join([f"`{path.name}` is a contact sheet of {len(lines)} cells and no single picture:", *shown]),
+        hint=f"make one of its cells again, such as `civman replay {numbers[0]}`" if numbers else None,
+        code="contact-sheet", path=str(path), cells=[digest for _, digest in told.cells],
+    )  # fmt: skip
+
+
 def _kept(known: Iterable[KeptPicture], path: Path, origin: Origin) -> KeptPicture | None:
     """The row of this very file, else of one with the same recipe and the same pixels."""
-    alike = [each for each in known if each.record.pixel_sha256 == origin.pixel_sha256]
+    alike = sorted(
+        (each for each in known if each.record.pixel_sha256 == origin.pixel_sha256), key=lambda each: not each.is_here
+    )
     same = (each for each in alike if Path(each.path) == path.absolute())
     return next(same, None) or next(iter(alike), None)
-
-
-def is_picture(path: Path) -> bool:
-    """Whether the file begins as a PNG, JPEG or WebP does. Raises: UsageError: it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(12)
-    except OSError as error:
-        raise UsageError(f"cannot read `{path}`: {error.strerror}") from error
-    return head.startswith((b"\x89PNG", b"\xff\xd8\xff")) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
 
 
 def _text(path: Path) -> str:
