@@ -352,6 +352,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield "strength must be above 0, at most 1"
     if recipe.start and recipe.start.mask_blur < 0:
         yield "the mask's blur cannot be negative"
+    if not all(_is_text(words) for words in (recipe.prompt, recipe.negative_prompt)):
+        yield "a prompt holds what is no Unicode text"
     if recipe.sampling != SAMPLING:
         yield "it was made with other numbers for noise levels and samplers than this civman's"
     named = {digest for digests in recipe.digests.values() for digest in digests}
@@ -364,6 +366,14 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     for name, allowed in closed.items():
         if getattr(recipe, name) not in allowed:
             yield f"{name} `{getattr(recipe, name)}` is none of {', '.join(allowed)}"
+
+
+def _is_text(words: str) -> bool:
+    try:
+        words.encode()
+    except UnicodeEncodeError:  # half a surrogate pair: bytes on a command line that were no UTF-8
+        return False
+    return True
 
 
 def _size_problems(recipe: Recipe) -> Iterator[str]:
