@@ -34,6 +34,8 @@ class RemovalPlan:
     """Files that lie outside the store: civman forgets them and leaves them where they are."""
     pinned: tuple[Asset, ...] = ()
     """Those whose bytes would go though they are pinned."""
+    pictures: int = 0
+    """Made here with files whose bytes would go: replaying them would have to fetch those again."""
 
     @property
     def freed_bytes(self) -> int:
@@ -99,7 +101,8 @@ def plan_removal(index: Index, store: BlobStore, assets: Iterable[Asset]) -> Rem
             outside.append(asset)
         else:
             blobs.append(asset.blob)
-    return RemovalPlan(tuple(chosen), tuple(blobs), tuple(kept), tuple(outside), tuple(pinned))
+    pictures = index.pictures_with([blob.sha256 for blob in blobs])
+    return RemovalPlan(tuple(chosen), tuple(blobs), tuple(kept), tuple(outside), tuple(pinned), pictures)
 
 
 def remove(index: Index, store: BlobStore, plan: RemovalPlan, *, force: bool, now: datetime) -> Removal | None:

@@ -43,6 +43,7 @@ def remove(
         "kept_for": plan.kept,
         "outside": plan.outside,
         "pinned": plan.pinned,
+        "pictures": plan.pictures,
         "freed_bytes": plan.freed_bytes,
     }
     output.result(
@@ -107,6 +108,8 @@ def _print(console: "Console", plan: "RemovalPlan") -> None:
     for asset in plan.kept:
         title = f"{asset.model_name} {asset.version_name}".strip() or asset.name
         console.print(f"  the bytes of {asset.blob.sha256[:10]} stay: {clean(title)} needs them")
+    for line in _pictures(plan):
+        console.print(f"  {line}")
 
 
 def _print_removed(console: "Console", plan: "RemovalPlan") -> None:
@@ -115,6 +118,15 @@ def _print_removed(console: "Console", plan: "RemovalPlan") -> None:
         "`civman restore` undoes it, `civman gc` frees the space after 30 days",
         soft_wrap=True,
     )
+    for line in _pictures(plan):
+        console.print(line)
+
+
+def _pictures(plan: "RemovalPlan") -> list[str]:
+    if not plan.pictures:
+        return []
+    made = "1 picture was" if plan.pictures == 1 else f"{plan.pictures} pictures were"
+    return [f"{made} made with it here; `civman replay … --fetch` would have to fetch it again"]
 
 
 def _removal_value(removal: "Removal") -> dict[str, object]:

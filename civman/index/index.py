@@ -182,11 +182,11 @@ class Index:
 
         return pictures.count(self._reader, wanted)
 
-    def pictures_with(self, sha256: Sha256) -> int:
-        """How many pictures were made with a file."""
+    def pictures_with(self, digests: Iterable[Sha256]) -> int:
+        """How many pictures were made with one of these files."""
         from civman.index import pictures
 
-        return pictures.made_with(self._reader, sha256)
+        return pictures.made_with(self._reader, digests)
 
     def record_pictures(self, made: "Iterable[tuple[Path, PictureRecord]]", at: datetime) -> list[int]:
         """Writes pictures that were made and where their files are; gives their numbers, in order."""
@@ -224,7 +224,7 @@ class Index:
 
     @cached_property
     def _writer(self) -> "Writer":
-        from civman.index.writing import Writer  # 0.5 to 1.3 s for SQLAlchemy and SQLModel
+        from civman.index.writing import Writer
 
         return Writer(self._path)
 
@@ -281,10 +281,10 @@ class Index:
         return self._mark_gone("version", version_id, status, at)
 
     def _mark_gone(self, table: str, number: int, status: int, at: datetime) -> bool:
-        from civman.index import remembering, tables
+        from civman.index import remembering
 
         with self._writer.transaction() as connection:
-            return remembering.mark_gone(connection, tables.metadata.tables[table], number, status=status, at=at)
+            return remembering.mark_gone(connection, table, number, status=status, at=at)
 
     def set_alias(self, asset: Asset, alias: str | None) -> Asset:
         """Gives the asset a name of the user's own; None takes it away.

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -61,9 +61,12 @@ def count(reader: Reader, wanted: PictureFilter) -> int:
     return int(row[0]) if row else 0
 
 
-def made_with(reader: Reader, sha256: Sha256) -> int:
-    """How many pictures were made with a file."""
-    row = reader.one("SELECT count(*) FROM rendering_file WHERE sha256 = ?", [sha256])
+def made_with(reader: Reader, digests: Iterable[Sha256]) -> int:
+    """How many pictures were made with one of these files."""
+    row = reader.one(
+        "SELECT count(DISTINCT rendering_id) FROM rendering_file WHERE sha256 IN (SELECT value FROM json_each(?))",
+        [json.dumps(list(digests))],
+    )
     return int(row[0]) if row else 0
 
 
