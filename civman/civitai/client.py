@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from civman.civitai import lookups, redirects, wire
+from civman.civitai import redirects, wire
 from civman.civitai.answers import Account, DownloadAddress, Glance, Picture, SearchPage
 from civman.civitai.causes import Asked, Endpoint, cause, is_login_address, login_page
 from civman.civitai.forms import OnNotice
@@ -105,6 +105,8 @@ class CivitaiClient:
 
         Where several versions hold the same file, the one with the lowest number, which was first.
         """
+        from civman.civitai import lookups  # 0.02 s, see `wire`
+
         asked = list(dict.fromkeys(sha256s))
         found: dict[Sha256, tuple[ModelId, VersionId]] = {}
         for start in range(0, len(asked), _HASHES_PER_QUESTION):
@@ -129,6 +131,8 @@ class CivitaiClient:
 
     def mini(self, version_id: VersionId, file_id: FileId | None = None) -> Glance:
         """The freshest word on a file of a version, past all caches; None: the version's primary file."""
+        from civman.civitai import lookups  # 0.02 s, see `wire`
+
         params = [("modelFileId", str(checked_id(file_id, "file")))] if file_id is not None else []
         path = f"/api/v1/model-versions/mini/{checked_id(version_id, 'version')}"
         answer = self._get(path, f"version {version_id}" + (f", file {file_id}" if file_id else ""), params)
@@ -136,6 +140,8 @@ class CivitaiClient:
 
     def tensor_metadata(self, file_id: FileId) -> list[tuple[str, str, tuple[int, ...]]] | None:
         """(name, dtype, shape) of each tensor without downloading; None where the site offers no such list."""
+        from civman.civitai import lookups  # 0.02 s, see `wire`
+
         try:
             answer = self._get(
                 f"/api/v1/model-files/{checked_id(file_id, 'file')}/tensor-metadata", f"the tensors of file {file_id}"
@@ -148,15 +154,21 @@ class CivitaiClient:
 
     def me(self) -> Account:
         """Whose key it is. Raises: NotAllowed: `no-key` or `bad-key`; the one place where a bad key shows."""
+        from civman.civitai import lookups  # 0.02 s, see `wire`
+
         answer = self._transport.get_json("/api/v1/me", asked=self._asked("your account", Endpoint.ACCOUNT))
         return lookups.account(answer, now=self._clock(), on_notice=self._on_notice)
 
     def enums(self) -> dict[str, tuple[str, ...]]:
         """The site's own tables: "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
+        from civman.civitai import lookups  # 0.02 s, see `wire`
+
         return lookups.enums(self._get("/api/v1/enums", "its table of legal values"))
 
     def image(self, image_id: int) -> Picture:
         """A published picture with its generation data. Raises: NotFound: unknown, or not to be seen."""
+        from civman.civitai import lookups  # 0.02 s, see `wire`
+
         params = [
             ("imageId", str(checked_id(image_id, "picture"))),
             *(("nsfw", "X"), ("withMeta", "true"), ("flatMeta", "true")),

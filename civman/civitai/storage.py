@@ -1,16 +1,14 @@
 """Bulk bytes: one kept-alive connection that reads ranges of a file straight into a caller's buffer.
 
 Beside httpx on purpose: on one core a 1 GB file takes 3.0-3.6 s through httpx streams and 1.4-1.7 s here, because
-nothing is copied between the socket and the buffer that is written to disk. TLS settings are httpx's own.
+nothing is copied between the socket and the buffer that is written to disk (`body`). TLS settings are httpx's own.
 """
 
 import http.client
 import re
-import select
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, quote, urlsplit
@@ -18,6 +16,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 import httpx
 
 from civman.civitai import redirects
+from civman.civitai.body import CUT_HINT, Body, connection_cut
 from civman.civitai.causes import storage_cause
 from civman.civitai.dialing import dial, shut
 from civman.errors import BadAnswer, NetworkError
@@ -27,8 +26,6 @@ _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 _KEPT = "%/:=&?~#+!$,;'@()*[]"
 """Not quoted in an address: reserved characters, and escapes that are there already."""
 _ERROR_BODY_BYTES = 1 << 16
-_FIRST_READ_BYTES = 1 << 16
-_SMALL_BODY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,91 +40,6 @@ class Network:
     """Sent only to an address that says so, and never past its first hop."""
 
 
-class Body:
-    """The bytes of one answer, `[start, end)` of a file of `total_bytes` (None: the server did not say)."""
-
-    def __init__(
-        self,
-        response: http.client.HTTPResponse,
-        *,
-        start: int,
-        length: int | None,
-        total_bytes: int | None,
-        host: str,
-        sock: socket.socket,
-    ) -> None:
-        self.start = start
-        self.total_bytes = total_bytes
-        self.host = host
-        self.is_partial = response.status == http.HTTPStatus.PARTIAL_CONTENT
-        self.etag = response.headers.get("ETag")
-        self.left_bytes = length
-        """None: the end of the connection is the end of the body, and a cut cannot be told from it."""
-        self._response = response
-        self._socket = sock
-        self._started = False
-
-    def read_into(self, view: memoryview) -> int:
-        """Put what has arrived into `view`, waiting for at least one byte; 0 at the end.
-
-        Raises: NetworkError: cut short (`connection-cut`) or silent for `stall_s` (`stalled`).
-        """
-        if self.left_bytes is not None:
-            view = view[: self.left_bytes]
-        if not len(view):
-            return 0
-        try:
-            count = self._read(view)
-        except TimeoutError as error:
-            raise NetworkError(
-                f"`{self.host}` sends nothing any more", code="stalled", hint=_CUT_HINT, host=self.host
-            ) from error
-        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
-            # ValueError and AttributeError: another thread closed the connection under this read
-            raise _cut(self.host, error) from error
-        if self.left_bytes is not None:
-            if count == 0:
-                raise _cut(self.host, None)
-            self.left_bytes -= count
-            if self.left_bytes == 0:
-                self._response.close()  # lets the connection be used again
-        return count
-
-    def is_ready(self, within_s: float) -> bool:
-        """Whether `read_into` would not wait, now or `within_s`; also True where only a try can tell."""
-        pending = getattr(self._socket, "pending", None)
-        if not self._started or self.left_bytes == 0 or (pending is not None and pending()):
-            return True
-        try:
-            return _is_readable(self._socket, within_s)
-        except (OSError, ValueError):  # another thread closed it: the read will say so
-            return True
-
-    def read_all(self, most_bytes: int) -> bytes:
-        """The whole body, for small things. Raises: NetworkError, BadAnswer: longer than `most_bytes` or a minute."""
-        data = bytearray()
-        view = memoryview(bytearray(_FIRST_READ_BYTES))
-        deadline = time.monotonic() + _SMALL_BODY_S
-        while count := self.read_into(view):
-            data += view[:count]
-            if time.monotonic() > deadline:
-                raise NetworkError(f"`{self.host}` sends next to nothing", code="stalled", host=self.host)
-            if len(data) > most_bytes:
-                raise BadAnswer(f"`{self.host}` sends more than {most_bytes:,} bytes", code="too-long", host=self.host)
-        return bytes(data)
-
-    def _read(self, view: memoryview) -> int:
-        if self._response.chunked:
-            return self._response.readinto(view[:_FIRST_READ_BYTES])
-        if self._started:  # past http.client's buffer: from the socket into the caller's memory
-            return int(self._response.fp.raw.readinto(view) or 0)
-        wanted = min(len(view), _FIRST_READ_BYTES)
-        data = self._response.fp.read1(wanted)
-        self._started = len(data) < wanted
-        view[: len(data)] = data
-        return len(data)
-
-
 class StorageConnection:
     """One connection to wherever a file lies, reused from range to range. For one thread, but for `abort`."""
 
@@ -135,6 +47,7 @@ class StorageConnection:
         self._network = network
         self._tls = tls
         self._connection: http.client.HTTPConnection | None = None
+        self._response: http.client.HTTPResponse | None = None
         self._origin: tuple[str, str] | None = None
         self._body: Body | None = None
         self._lock = threading.Lock()
@@ -167,7 +80,7 @@ class StorageConnection:
             headers["Authorization"] = f"Bearer {self._network.token}"
         for _ in range(redirects.MAX_HOPS + 1):
             parts = redirects.check_address(url, loopback_allowed=self._network.loopback_allowed)
-            response = self._request(parts, headers)
+            self._response = response = self._request(parts, headers)
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or location is None:
                 return self._accept(response, parts, start, end)
@@ -191,7 +104,9 @@ class StorageConnection:
             self._socket = None
         if self._connection is not None:
             self._connection.close()
-        self._connection, self._origin, self._body = None, None, None
+        if self._response is not None:
+            self._response.close()  # http.client lets go of one after which the server closes
+        self._connection, self._response, self._origin, self._body = None, None, None, None
 
     def _request(self, parts: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
         if self._origin != _origin(parts) or self._body is None or self._body.left_bytes != 0:
@@ -215,7 +130,7 @@ class StorageConnection:
             return self._connection.getresponse()
         except TimeoutError as error:
             self.close()
-            raise NetworkError(f"`{host}` does not answer", code="stalled", hint=_CUT_HINT, host=host) from error
+            raise NetworkError(f"`{host}` does not answer", code="stalled", hint=CUT_HINT, host=host) from error
         except ssl.SSLCertVerificationError as error:
             self.close()
             raise NetworkError(
@@ -227,12 +142,12 @@ class StorageConnection:
         except http.client.HTTPException as error:
             self.close()
             if isinstance(error, http.client.RemoteDisconnected):
-                raise _cut(host, error) from error
+                raise connection_cut(host, error) from error
             raise BadAnswer(f"`{host}` does not speak HTTP as it should: {type(error).__name__}", host=host) from error
         except (OSError, ValueError, AttributeError) as error:
             # ValueError and AttributeError: another thread shut the connection down under this request
             self.close()
-            raise _cut(host, error) from error
+            raise connection_cut(host, error) from error
 
     def _dialled(self, parts: SplitResult, host: str) -> http.client.HTTPConnection:
         self.is_dialling = True
@@ -281,11 +196,11 @@ class StorageConnection:
         if sock is None:
             raise AssertionError("an answer came, so there is a socket")
         if response.status == http.HTTPStatus.OK:
-            length = response.length
-            self._body = Body(response, start=0, length=length, total_bytes=length, host=host, sock=sock)
+            start, length, total = 0, response.length, response.length
         else:
-            first, last, total = _range_in(response)
-            self._body = Body(response, start=first, length=last - first + 1, total_bytes=total, host=host, sock=sock)
+            start, last, total = _range_in(response)
+            length = last - start + 1
+        self._body = Body(response, sock, start, length, total, host=host, stall_s=self._network.stall_s)
         return self._body
 
 
@@ -300,7 +215,6 @@ def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-_CUT_HINT = "try again; what has arrived is kept"
 _NOT_A_FILE_HINT = "nothing was kept of it; try again, and look at `civman doctor` if it repeats"
 
 
@@ -349,21 +263,8 @@ def _origin(parts: SplitResult) -> tuple[str, str]:
     return parts.scheme, parts.netloc.rpartition("@")[2].lower()
 
 
-def _is_readable(sock: socket.socket, within_s: float) -> bool:
-    if not hasattr(select, "poll"):  # pragma: no cover  # Windows, whose select takes sockets of any number
-        return bool(select.select([sock], [], [], within_s)[0])
-    waiting = select.poll()
-    waiting.register(sock, select.POLLIN)
-    return bool(waiting.poll(within_s * 1000))
-
-
 def _some(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read(_ERROR_BODY_BYTES)
     except (OSError, http.client.HTTPException):
         return b""
-
-
-def _cut(host: str, error: Exception | None) -> NetworkError:
-    why = f": {error}" if isinstance(error, ConnectionError) and str(error) else ""
-    return NetworkError(f"the connection to `{host}` broke{why}", code="connection-cut", hint=_CUT_HINT, host=host)

@@ -13,8 +13,9 @@ from civman.domain.catalog import ModelFile, ModelVersion
 from civman.domain.digests import Hashes, Sha256
 from civman.domain.events import Finished, OnEvent, Restarted, Started, Verifying, Waiting
 from civman.domain.header import Sniffed, sniff
+from civman.download.identity import Changed, Identity
 from civman.download.pace import Pace
-from civman.download.transfer import Changed, Transfer
+from civman.download.transfer import Transfer
 from civman.errors import HashMismatch, IntegrityError, Interrupted, InvalidModelFile
 from civman.store.blobs import BlobStore, StoredBlob
 from civman.store.digester import Digester
@@ -145,11 +146,15 @@ class Fetcher:
             partial,
             address=lambda: self.client.download_address(version.id, file),
             connect=self.connect,
-            size_bytes=file.size_bytes,
+            identity=Identity(
+                partial,
+                size_bytes=file.size_bytes,
+                name=file.name,
+                has_digest=has_digest,
+                # replicas of one file may have an ETag each; where a digest decides, they are believed once
+                compares_etags=is_first or not has_digest,
+            ),
             name=file.name,
-            has_digest=has_digest,
-            # replicas of one file may have an ETag each; where a digest decides, they are believed once
-            compares_etags=is_first or not has_digest,
             pace=self.pace,
             on_event=on_event,
             cancel=cancel,

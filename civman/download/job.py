@@ -186,6 +186,7 @@ class Downloads:
                     future = pool.submit(fetcher.fetch, job.version, file, on_event=on_event, cancel=cancel)
                     running[future] = number, job
                     remember(self._index, job.meant, self._clock())  # while the bytes come
+                    from civman import inspecting  # noqa: F401  0.05 s of rules, for when they are there
                 while len(running) >= 2 * at_once:
                     self._collect(running, outcomes, wishes, on_event)
             while running:

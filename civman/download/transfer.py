@@ -11,16 +11,17 @@ import time
 from collections.abc import Callable
 
 from civman.civitai.answers import DownloadAddress
-from civman.civitai.storage import Body, StorageConnection
+from civman.civitai.body import Body
+from civman.civitai.storage import StorageConnection
 from civman.domain.events import OnEvent, Received, Waiting
+from civman.download.identity import Identity
 from civman.download.pace import Crawl, Pace
 from civman.download.setbacks import Setbacks
 from civman.download.spans import SMALLEST_SPAN, Span, Spans
-from civman.errors import BadAnswer, CivmanError, IntegrityError, Interrupted, NetworkError
-from civman.store.journal import Validator
+from civman.errors import CivmanError, Interrupted, NetworkError
 from civman.store.partial import Partial
 
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 2 << 20
 _FLUSH_S = 0.1
 _PROGRESS_BYTES = 1 << 16
 """A try that brought this much was worth it."""
@@ -30,10 +31,6 @@ _RAMP_WAIT_S = 0.25
 """After more workers have joined, before what they bring is judged."""
 _UNANSWERED_CRAWLS = 3
 """Headers may trickle for so many times `crawl_s`."""
-
-
-class Changed(Exception):  # a turn of events, not an error
-    """The file behind the address is not the one that the first bytes came from: they are of no use any more."""
 
 
 class _Worker:
@@ -62,28 +59,22 @@ class Transfer:
         *,
         address: Callable[[], DownloadAddress],
         connect: Callable[[], StorageConnection],
-        size_bytes: int | None,
+        identity: Identity,
         name: str,
-        has_digest: bool,
-        compares_etags: bool,
         pace: Pace,
         on_event: OnEvent,
         cancel: threading.Event,
     ) -> None:
-        """`address` asks CivitAI for a fresh signed address; `size_bytes` is what CivitAI declares, if it does.
+        """`address` asks CivitAI for a fresh signed address; `identity` knows the file that is meant.
 
-        `has_digest`: all bytes will be compared with a declared SHA-256. Without one, bytes of an earlier attempt
-        count only if the storage calls both by one ETag. `compares_etags`: whether a changed ETag ends the transfer
-        with Changed. `on_event` is called from several threads. Setting `cancel` ends the transfer.
+        `on_event` is called from several threads. Setting `cancel` ends the transfer.
         """
         self._cancel = cancel
         self._partial = partial
         self._ask = address
         self._connect = connect
-        self._size_bytes = size_bytes
+        self._identity = identity
         self._name = name
-        self._has_digest = has_digest
-        self._compares_etags = compares_etags
         self._pace = pace
         self._on_event = on_event
         self._lock = threading.RLock()
@@ -209,7 +200,7 @@ class Transfer:
 
     def _fetch(self, address: DownloadAddress, span: Span, view: memoryview) -> None:
         with self._lock:
-            validator = self._partial.validator if self._compares_etags else None
+            etag = self._identity.etag
             start, end = (0, None) if span.is_whole else (span.at, span.end)
             span.last = span.asked_at = time.monotonic()
         if end is not None and end <= start:
@@ -220,7 +211,7 @@ class Transfer:
                 start=start,
                 end=end,
                 send_token=address.send_token,
-                etag=validator.etag if validator else None,
+                etag=etag,
             )
         finally:
             span.asked_at = 0.0
@@ -230,34 +221,23 @@ class Transfer:
             span.connection.close()  # the rest belongs to somebody else now
 
     def _read(self, body: Body, span: Span, view: memoryview) -> None:
-        """The body into the partial, in pieces. Raises: NetworkError: it ends early; what came of it is kept."""
+        """The body into the partial, a buffer at a time. Raises: NetworkError: it ends early; what came of it is kept.
+
+        After `_FLUSH_S` a buffer is written even half empty: a kill would lose what a slow connection keeps there.
+        """
         limit = self._pace.limit
-        filled, flushed_at = 0, time.monotonic()
-        crawl = Crawl(self._pace, body.host, flushed_at)
-        try:
-            while not self._stopped.is_set():
-                room = min(len(view) - filled, span.end - span.at - filled)
-                if room <= 0:
-                    return
-                if filled and not body.is_ready(max(0.0, flushed_at + _FLUSH_S - time.monotonic())):
-                    self._put(span, view[:filled])  # or a silent connection would keep what a kill then loses
-                    filled, flushed_at = 0, time.monotonic()
-                    continue
-                count = body.read_into(view[filled : filled + (min(room, limit.burst_bytes) if limit else room)])
-                filled += count
-                now = time.monotonic()
-                crawl.count(count, now)
-                if count == 0:
-                    break
-                wait_s = limit.spend(count) if limit is not None else 0.0
+        most = len(view) if limit is None else min(len(view), limit.burst_bytes)
+        crawl = Crawl(self._pace, body.host, time.monotonic())
+        while not self._stopped.is_set() and span.left_bytes and not body.is_over:
+            count = body.fill(view[: min(most, span.left_bytes)], _FLUSH_S)
+            now = time.monotonic()
+            wait_s = limit.spend(count) if limit is not None else 0.0
+            if count:
                 span.last = now + wait_s
-                if filled >= span.end - span.at or filled == len(view) or now - flushed_at >= _FLUSH_S:
-                    self._put(span, view[:filled])
-                    filled, flushed_at = 0, now
-                if wait_s > 0:
-                    self._stopped.wait(wait_s)
-        finally:
-            self._put(span, view[:filled])
+                self._put(span, view[:count])
+            crawl.count(count, now)
+            if wait_s > 0:
+                self._stopped.wait(wait_s)
         if body.left_bytes is None and span.left_bytes and not self._stopped.is_set():
             raise NetworkError(f"`{body.host}` ended before the file did", code="connection-cut", host=body.host)
 
@@ -276,23 +256,14 @@ class Transfer:
         if fresh:
             self._on_event(Received(self._partial.key, fresh))
 
-    # -- is it the file that was meant -----------------------------------------------------------------------------
-
     def _examine(self, body: Body, span: Span) -> None:
-        """Hold an answer against what is known of the file. Raises: Changed, IntegrityError, StoreError."""
+        """Hold an answer against what is known of the file. Raises: Changed, IntegrityError, BadAnswer, StoreError."""
         with self._lock:
-            self._check_size(body.total_bytes, body.host)
-            self._check_etag(body)
-            size = body.total_bytes or self._size_bytes
-            if size is None:
-                raise BadAnswer(f"`{body.host}` does not say how long `{self._name}` is", code="no-length")
+            size = self._identity.check(body, is_first=not self._is_open)
             if not self._is_open:
-                if self._partial.size_bytes not in (None, size):
-                    raise Changed(f"it had {self._partial.size_bytes:,} bytes before and has {size:,} now")
                 self._partial.reserve(size)
                 span.end = min(span.end, size)
-            if body.etag:
-                self._partial.validator = Validator(body.host, body.etag)
+            self._identity.keep(body)
             if not body.is_partial and not span.is_whole:
                 if span.at > 0 and not self._has_ignored_range:
                     self._has_ignored_range = True
@@ -301,28 +272,6 @@ class Transfer:
                 span.at, span.end = 0, size
             self._is_open = True
             self._news.notify_all()
-
-    def _check_size(self, offered: int | None, host: str) -> None:
-        declared = self._size_bytes
-        if offered is not None and declared is not None and offered != declared:
-            raise IntegrityError(
-                f"`{self._name}` should have {declared:,} bytes, `{host}` offers {offered:,}",
-                code="size-mismatch",
-                expected_bytes=declared,
-                offered_bytes=offered,
-                hint="the file behind this version has changed, or something answers in CivitAI's place; "
-                "look at `civman show` again later",
-            )
-
-    def _check_etag(self, body: Body) -> None:
-        known = self._partial.validator
-        is_same_host = known is not None and known.host == body.host
-        if self._compares_etags and known and is_same_host and body.etag and known.etag != body.etag:
-            raise Changed("the file behind the address was replaced")
-        if self._is_open or self._has_digest or not self._partial.held_bytes:
-            return
-        if not (known and is_same_host and known.etag == body.etag and not known.etag.startswith("W/")):
-            raise Changed("nothing proves that the bytes kept from an earlier attempt are of the same file")
 
     # -- who does what ---------------------------------------------------------------------------------------------
 
@@ -341,12 +290,12 @@ class Transfer:
         size = self._partial.size_bytes
         if self._whole_bodies:
             is_free = not len(self._spans) and not self._partial.is_complete
-            return self._spans.whole(size or self._size_bytes or 0, connection) if is_free else None
+            return self._spans.whole(size or self._identity.size_bytes or 0, connection) if is_free else None
         if size is None or not self._is_open:  # nobody has seen an answer yet: one worker goes ahead
             if len(self._spans) or self._partial.is_complete:
                 return None
             gap = next(iter(self._partial.missing()), None)
-            start, end = gap or (0, self._size_bytes)
+            start, end = gap or (0, self._identity.size_bytes)
             return self._spans.first(start, end, connection)
         return self._spans.next(self._partial.missing(), size, connection)
 
@@ -363,7 +312,8 @@ class Transfer:
             return not self._stopped.is_set()  # relieved of its span: nothing went wrong
         with self._lock:
             if error.code == "range-not-satisfiable":
-                self._examine_refusal(span, error)
+                self._identity.check_refusal(error)
+                self._whole_bodies = self._whole_bodies or not span.is_whole  # or it knows no ranges
             if address is not self._address and error.code == "link-expired":
                 return True  # another worker has a fresh one already
             self._judged = 0, 0.0  # with fewer connections, or after a pause, more may pay again
@@ -379,16 +329,6 @@ class Transfer:
         if wait_s >= 1:
             self._on_event(Waiting(self._partial.key, error.message, wait_s))
         return not self._stopped.wait(wait_s)
-
-    def _examine_refusal(self, span: Span, error: CivmanError) -> None:
-        """What a 416 tells: another length, or a server that knows no ranges. Raises: IntegrityError, Changed."""
-        total = error.facts.get("total_bytes")
-        offered = total if isinstance(total, int) else None
-        self._check_size(offered, str(error.facts.get("host")))
-        if offered is not None and self._partial.size_bytes not in (None, offered):
-            raise Changed("the server has another number of bytes than it had")
-        if not span.is_whole:
-            self._whole_bodies = True
 
     def _fail(self, error: BaseException) -> None:
         with self._news:

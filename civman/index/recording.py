@@ -5,18 +5,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
-
 from civman.domain.catalog import Asset, FileFacts, ModelType
 from civman.domain.digests import Hashes, Sha256
 from civman.index import annotating, rows, searching
 from civman.index.remembering import add_missing, file_identity, file_keys, refresh_assets
-from civman.index.tables import ASSET, BLOB, FILE, SEEN_FILE
 from civman.index.values import UNREAD, Record, SeenFile, Source
+from civman.index.writing import IN_LIST, Connection, insert, insert_or_update, listed, named, scalar, update
 
 CHUNK = 500
 """Records per set of statements: few enough for SQLite's limit of bound values, enough to make statements cheap."""
+_OF_FILE = ("model_id", "version_id", "file_key", "name", "name_key", "stem_key", "origin", "type", "type_raw")
+"""Columns of an asset that a further record of it may change."""
 _DIGESTS = ("blake3", "crc32", "autov1", "autov3")
 
 
@@ -35,7 +34,7 @@ def record(connection: Connection, records: Sequence[Record], *, folder: Path) -
     added: list[rows.Values] = []
     changed: list[rows.Values] = []
     ids = []
-    next_id = (connection.scalar(select(func.max(ASSET.c.id))) or 0) + 1
+    next_id = (scalar(connection, "SELECT max(id) FROM asset") or 0) + 1
     for item in records:
         file_key = keys[item.version.id, file_identity(item.file)] if item.version and item.file else None
         row = _same(held.setdefault(item.blob.sha256, []), item, file_key)
@@ -48,58 +47,53 @@ def record(connection: Connection, records: Sequence[Record], *, folder: Path) -
             _take_over(row, item, file_key)
             changed.append(row)
         ids.append(row["id"])
-    if added:
-        connection.execute(insert(ASSET), added)
+    insert(connection, "asset", added)
     if changed:
-        names = ("model_id", "version_id", "file_key", "name", "name_key", "stem_key", "origin", "type", "type_raw")
-        change = update(ASSET).where(ASSET.c.id == bindparam("asset_id"))
-        connection.execute(
-            change.values({name: bindparam(name) for name in names}),
-            [{"asset_id": row["id"]} | {name: row[name] for name in names} for row in changed],
-        )
-    refresh_assets(connection, ASSET.c.id.in_(ids))
+        update(connection, "asset", _OF_FILE, "id = :id", changed)
+    refresh_assets(connection, f"a.id {IN_LIST}", listed(ids))
     return ids
 
 
 def update_facts(connection: Connection, sha256: Sha256, facts: FileFacts, model_type: ModelType | None) -> bool:
     """Writes what a file shows of itself, and the type of its assets that have no version."""
-    change = update(BLOB).where(BLOB.c.sha256 == sha256).values(rows.facts_values(facts))
-    found = connection.execute(change).rowcount > 0
+    values = rows.facts_values(facts)
+    found = update(connection, "blob", values, "sha256 = :sha256", [values | {"sha256": sha256}]) > 0
     if model_type is not None:
-        loose = update(ASSET).where(ASSET.c.blob_sha256 == sha256, ASSET.c.version_id.is_(None))
-        connection.execute(loose.values(type=model_type.value, type_raw=model_type.value))
-    searching.refresh(connection, connection.scalars(select(ASSET.c.id).where(ASSET.c.blob_sha256 == sha256)))
+        loose = "UPDATE asset SET type = ?1, type_raw = ?1 WHERE blob_sha256 = ?2 AND version_id IS NULL"
+        connection.execute(loose, (model_type.value, sha256))
+    held = connection.execute("SELECT id FROM asset WHERE blob_sha256 = ?", (sha256,)).fetchall()
+    searching.refresh(connection, [number for (number,) in held])
     return found
 
 
 def set_verified(connection: Connection, sha256: Sha256, at: datetime) -> bool:
     """Writes when the bytes were last read and found right."""
-    change = update(BLOB).where(BLOB.c.sha256 == sha256).values(verified_at=rows.moment(at))
-    return connection.execute(change).rowcount > 0
+    change = "UPDATE blob SET verified_at = ? WHERE sha256 = ?"
+    return connection.execute(change, (rows.moment(at), sha256)).rowcount > 0
 
 
 def set_all_verified(connection: Connection, digests: Sequence[Sha256], at: datetime) -> None:
     """As `set_verified`, for many."""
     if digests:
         change = "UPDATE blob SET verified_at = ? WHERE sha256 = ?"
-        connection.exec_driver_sql(change, [(rows.moment(at), sha256) for sha256 in digests])
+        connection.executemany(change, [(rows.moment(at), sha256) for sha256 in digests])
 
 
 def mark_used(connection: Connection, digests: Iterable[Sha256], at: datetime) -> None:
     """Writes when assets were last put to use."""
-    change = update(ASSET).where(ASSET.c.blob_sha256.in_(list(digests)))
-    connection.execute(change.values(last_used_at=rows.moment(at)))
+    change = f"UPDATE asset SET last_used_at = ? WHERE blob_sha256 {IN_LIST}"  # noqa: S608
+    connection.execute(change, (rows.moment(at), listed(digests)))
 
 
 def set_alias(connection: Connection, number: int, alias: str | None) -> None:
     """Writes the alias of the asset with this row id."""
-    connection.execute(update(ASSET).where(ASSET.c.id == number).values(alias=alias))
-    refresh_assets(connection, ASSET.c.id == number)
+    connection.execute("UPDATE asset SET alias = ? WHERE id = ?", (alias, number))
+    refresh_assets(connection, "a.id = ?", number)
 
 
 def alias_owner(connection: Connection, alias: str) -> int | None:
     """Row id of the asset that has this alias."""
-    found: int | None = connection.scalar(select(ASSET.c.id).where(ASSET.c.alias == alias))
+    found: int | None = scalar(connection, "SELECT id FROM asset WHERE alias = ?", [alias])
     return found
 
 
@@ -110,24 +104,21 @@ def forget(connection: Connection, asset: Asset) -> bool:
         return False
     sha256 = asset.blob.sha256
     searching.forget(connection, number)
-    connection.execute(delete(ASSET).where(ASSET.c.id == number))
-    others = select(ASSET.c.id).where(ASSET.c.blob_sha256 == sha256)
-    if connection.scalar(others) is None:
+    connection.execute("DELETE FROM asset WHERE id = ?", (number,))
+    if scalar(connection, "SELECT id FROM asset WHERE blob_sha256 = ? LIMIT 1", [sha256]) is None:
         annotating.sidecar_goes(connection, sha256)
-        connection.execute(delete(BLOB).where(BLOB.c.sha256 == sha256))
+        connection.execute("DELETE FROM blob WHERE sha256 = ?", (sha256,))
     return True
 
 
 def save_seen(connection: Connection, files: Sequence[SeenFile]) -> None:
     """Writes what files outside the store hashed to."""
-    if not files:
-        return
-    statement = upsert(SEEN_FILE)
-    names = [column.name for column in SEEN_FILE.columns if column.name != "path"]
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["path"], set_={name: statement.excluded[name] for name in names}
-        ),
+    names = ("device", "inode", "size_bytes", "mtime_ns", "sha256")
+    insert_or_update(
+        connection,
+        "seen_file",
+        "path",
+        {name: f"excluded.{name}" for name in names},
         [
             {
                 "path": file.path,
@@ -144,33 +135,28 @@ def save_seen(connection: Connection, files: Sequence[SeenFile]) -> None:
 
 def asset_id(connection: Connection, asset: Asset) -> int | None:
     """The row of `asset`, told by blob, version and file, and by name where these are not enough."""
-    joined = ASSET.outerjoin(FILE, FILE.c.key == ASSET.c.file_key)
-    same = (
-        ASSET.c.blob_sha256 == asset.blob.sha256,
-        ASSET.c.version_id.is_(None) if asset.version_id is None else ASSET.c.version_id == asset.version_id,
-        FILE.c.file_id.is_(None) if asset.file_id is None else FILE.c.file_id == asset.file_id,
+    found: int | None = scalar(
+        connection,
+        "SELECT a.id FROM asset a LEFT JOIN file f ON f.key = a.file_key "
+        "WHERE a.blob_sha256 = ? AND a.version_id IS ? AND f.file_id IS ? ORDER BY a.name <> ? LIMIT 1",
+        [asset.blob.sha256, asset.version_id, asset.file_id, asset.name],
     )
-    best = case((ASSET.c.name == asset.name, 0), else_=1)
-    found: int | None = connection.scalar(select(ASSET.c.id).select_from(joined).where(*same).order_by(best))
     return found
 
 
 def _save_blobs(connection: Connection, records: Sequence[Record], folder: Path) -> None:
-    statement = upsert(BLOB)
-    new = statement.excluded
-    always: dict[str, Any] = {name: new[name] for name in ("size_bytes", "suffix", "path")}
-    always |= {name: func.coalesce(new[name], BLOB.c[name]) for name in _DIGESTS}
-    always["verified_at"] = func.max(new.verified_at, BLOB.c.verified_at)
-    always["declared_by"] = case((BLOB.c.declared_by == "civitai", "civitai"), else_=new.declared_by)
-    facts = {name: new[name] for name in rows.facts_values(UNREAD)}
+    always = {name: f"excluded.{name}" for name in ("size_bytes", "suffix", "path")}
+    always |= {name: f"coalesce(excluded.{name}, blob.{name})" for name in _DIGESTS}
+    always["verified_at"] = "max(excluded.verified_at, blob.verified_at)"
+    always["declared_by"] = "CASE WHEN blob.declared_by = 'civitai' THEN 'civitai' ELSE excluded.declared_by END"
+    facts = {name: f"excluded.{name}" for name in rows.facts_values(UNREAD)}
     for read, changes in ((True, always | facts), (False, always)):  # unread files leave known facts alone
         values = [
             rows.blob_values(item.blob, rows.kept_path(item.path, folder), item.facts, _digests(item))
             for item in records
             if (item.facts != UNREAD) is read
         ]
-        if values:
-            connection.execute(statement.on_conflict_do_update(index_elements=["sha256"], set_=changes), values)
+        insert_or_update(connection, "blob", "sha256", changes, values)
 
 
 def _digests(item: Record) -> Hashes:
@@ -183,8 +169,12 @@ def _digests(item: Record) -> Hashes:
 
 def _held(connection: Connection, digests: set[Sha256]) -> dict[str, list[rows.Values]]:
     held: dict[str, list[rows.Values]] = {}
-    found = connection.execute(select(ASSET).where(ASSET.c.blob_sha256.in_(digests)).order_by(ASSET.c.id))
-    for row in found.mappings():
+    found = named(
+        connection,
+        f"SELECT * FROM asset WHERE blob_sha256 {IN_LIST} ORDER BY id",  # noqa: S608
+        [listed(digests)],
+    )
+    for row in found:
         held.setdefault(row["blob_sha256"], []).append(dict(row))
     return held
 

@@ -8,9 +8,8 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection
-
 from civman.index.values import SEARCH_COLUMNS
+from civman.index.writing import IN_LIST, Connection, listed
 
 _TAG = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[A-Za-z])(?=[0-9])")
@@ -27,30 +26,30 @@ def refresh(connection: Connection, ids: Iterable[int]) -> None:
     """Write the words of these assets anew, after their rows and those they point at."""
     numbers = list(ids)
     for start in range(0, len(numbers), _CHUNK):
-        listed = json.dumps(numbers[start : start + _CHUNK])
-        connection.exec_driver_sql("DELETE FROM search WHERE rowid IN (SELECT value FROM json_each(?))", (listed,))
-        _add(connection, f"{_SOURCES} WHERE a.id IN (SELECT value FROM json_each(?))", (listed,))  # noqa: S608
+        some = listed(numbers[start : start + _CHUNK])
+        connection.execute(f"DELETE FROM search WHERE rowid {IN_LIST}", (some,))  # noqa: S608
+        _add(connection, f"{_SOURCES} WHERE a.id {IN_LIST}", (some,))
 
 
 def forget(connection: Connection, number: int) -> None:
     """Take out the words of an asset that goes."""
-    connection.exec_driver_sql("DELETE FROM search WHERE rowid = ?", (number,))
+    connection.execute("DELETE FROM search WHERE rowid = ?", (number,))
 
 
 def refill(connection: Connection) -> None:
     """Make the whole table again from the rows, and pack it."""
-    connection.exec_driver_sql("DELETE FROM search")
+    connection.execute("DELETE FROM search")
     _add(connection, _SOURCES, ())
-    connection.exec_driver_sql("INSERT INTO search (search) VALUES ('optimize')")
+    connection.execute("INSERT INTO search (search) VALUES ('optimize')")
 
 
 def refill_if_empty(connection: Connection) -> None:
     """As `refill` where a revision has left the table without words; nothing where there is no such table yet."""
     is_there = "SELECT 1 FROM sqlite_master WHERE name = 'search'"
-    if connection.exec_driver_sql(is_there).first() is None:
+    if connection.execute(is_there).fetchone() is None:
         return
     lacking = "SELECT 1 FROM asset WHERE id NOT IN (SELECT id FROM search_docsize) LIMIT 1"
-    if connection.exec_driver_sql(lacking).first() is not None:
+    if connection.execute(lacking).fetchone() is not None:
         refill(connection)
 
 
@@ -78,10 +77,10 @@ def spread(name: str) -> str:
 def _add(connection: Connection, sql: str, parameters: Sequence[object]) -> None:
     places = ", ".join("?" * (len(SEARCH_COLUMNS) + 1))
     insert = f"INSERT INTO search (rowid, {', '.join(SEARCH_COLUMNS)}) VALUES ({places})"  # noqa: S608
-    found = connection.exec_driver_sql(sql, tuple(parameters))
+    found = connection.execute(sql, tuple(parameters))
     described: dict[tuple[str | None, str | None], str] = {}
     while rows := found.fetchmany(_CHUNK):
-        connection.exec_driver_sql(insert, [_words(row, described) for row in rows])
+        connection.executemany(insert, [_words(row, described) for row in rows])
 
 
 def _words(row: Sequence[str | None], described: dict[tuple[str | None, str | None], str]) -> tuple[object, ...]:

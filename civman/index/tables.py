@@ -3,7 +3,8 @@
 Times are ISO-8601 text in UTC with microseconds, so that they sort as text. Lists are JSON text. `*_key` columns hold
 case-folded text for look-ups without regard to case. `raw` is CivitAI's JSON as received.
 
-Importing this module takes 0.5 to 1.3 s (SQLModel brings pydantic and SQLAlchemy): only writing does.
+Importing this module takes 0.5 to 1.3 s (SQLModel brings pydantic and SQLAlchemy): only making and upgrading a database
+does. What is written day by day goes through `writing`; a test holds its columns against these.
 """
 
 from typing import Any, ClassVar

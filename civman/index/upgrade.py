@@ -50,7 +50,7 @@ def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head")
             config.set_main_option("script_location", str(scripts.dir).replace("%", "%%"))
             config.attributes["connection"] = connection
             command.upgrade(config, target)
-            refill_if_empty(connection)
+            refill_if_empty(driver)
             _check_references(driver, path)
     with translated(path):
         with_log = connect(path)

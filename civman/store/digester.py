@@ -61,6 +61,7 @@ class Digester:
                     count = partial.read_into(view[: min(len(view), frontier - self.done_bytes)], self.done_bytes)
                     self._sha256.update(view[:count])
                     self.done_bytes += count
+                    partial.digested_bytes = self.done_bytes
                     self._on_progress(self.done_bytes)
         except BaseException as error:  # noqa: BLE001  # a thread's error is `finish`'s to tell, whatever it is
             self._error = error

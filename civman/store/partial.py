@@ -3,21 +3,28 @@
 import errno
 import os
 import shutil
-import sys
 import threading
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 from civman.domain.ranges import Ranges
 from civman.errors import DiskFull, StoreError
+from civman.store.disk import Repeat, allocate, forget_pages, read_at, sync_data, write_at
 from civman.store.journal import Journal, Memory, Validator, allocated_bytes, boot_id, promised_bytes
 from civman.store.locks import FileLock
 
 _JOURNAL_EVERY_BYTES = 4 << 20
 """The journal falls behind by this much at most (less for small files): what a kill costs."""
+_LOOK_EVERY_S = 0.05
 _SYNC_EVERY_S = 0.2
+_SYNC_EVERY_BYTES = 32 << 20
+"""Whichever comes first: fast transfers are synced more often, so that little waits for the disk at the end."""
 _SYNC_FROM_BYTES = 8 << 20
 """Smaller files are synced once, at the end."""
+_RELEASED_FROM_BYTES = 256 << 20
+"""Larger files do not stay in memory once they are on the disk and digested: they would push out what other programs
+keep there, and memory used again is cheap where new memory is not (1 GiB of it costs a virtual machine 1 to 2 s)."""
+_RELEASED_AT_ONCE = 8 << 20
 
 
 class Partial:
@@ -36,6 +43,8 @@ class Partial:
         """Bytes that an earlier attempt left and that count."""
         self.discarded = ""
         """Why an earlier attempt's bytes do not count; empty when they do, or when there were none."""
+        self.digested_bytes = 0
+        """How far the digester has read: up to there nobody needs the bytes in memory."""
         self.changed = threading.Condition()
         """Guards `ranges`; notified when they change."""
         self._folder = folder
@@ -45,7 +54,8 @@ class Partial:
         self._claimed = Ranges()
         """Written or being written: no byte on disk is ever replaced, for the digester may have read it."""
         self._unjournaled_bytes = 0
-        self._syncer: _Repeat | None = None
+        self._syncer: Repeat | None = None
+        self._synced_at, self._synced_bytes, self._released_bytes = 0.0, 0, 0
 
     def acquire(self) -> bool:
         """Take ownership and read what an earlier attempt left. False: another process has it.
@@ -92,7 +102,7 @@ class Partial:
         self._stop_syncing()
         try:
             if needed:
-                _allocate(self._descriptor, size_bytes)
+                allocate(self._descriptor, size_bytes)
             os.ftruncate(self._descriptor, size_bytes)
             self.size_bytes = size_bytes
             with self.changed:
@@ -100,7 +110,7 @@ class Partial:
         except OSError as error:
             raise store_error(error, self.path) from error
         if size_bytes >= _SYNC_FROM_BYTES:
-            self._syncer = _Repeat(self._sync, _SYNC_EVERY_S)
+            self._syncer = Repeat(self._sync, _LOOK_EVERY_S)
 
     def write(self, offset: int, data: memoryview | bytes) -> int:
         """Put `data` at `offset`; how many of its bytes were not there before. Bytes that are there stay as they are.
@@ -144,6 +154,7 @@ class Partial:
             with self.changed:
                 self.ranges, self._claimed = Ranges(), Ranges()
                 self.validator, self.size_bytes, self.held_bytes, self._unjournaled_bytes = None, None, 0, 0
+                self.digested_bytes = self._synced_bytes = self._released_bytes = 0
                 self._journal.forget()
                 os.ftruncate(self._descriptor, 0)
                 self.changed.notify_all()
@@ -222,10 +233,20 @@ class Partial:
             self._lock.release()
 
     def _sync(self) -> None:
+        now = time.monotonic()
         with self.changed:
+            written = self.ranges.total_bytes
+            if written - self._synced_bytes < _SYNC_EVERY_BYTES and now - self._synced_at < _SYNC_EVERY_S:
+                return
             memory = Memory(self.size_bytes or 0, self.ranges.copy(), self.validator)
-        os.fdatasync(self._descriptor) if hasattr(os, "fdatasync") else os.fsync(self._descriptor)
+        sync_data(self._descriptor)
         self._journal.note_synced(memory)
+        self._synced_at, self._synced_bytes = now, written
+        if memory.size_bytes >= _RELEASED_FROM_BYTES:
+            start, end = self._released_bytes, min(self.digested_bytes, memory.ranges.frontier)
+            end -= end % _RELEASED_AT_ONCE
+            forget_pages(self._descriptor, start, end)
+            self._released_bytes = end
 
     def _stop_syncing(self) -> None:
         if self._syncer is not None:
@@ -233,40 +254,7 @@ class Partial:
             self._syncer = None
 
 
-class _Repeat:
-    """Runs a job in a thread at an interval until stopped. The job's OSError ends it: the final sync will tell."""
-
-    def __init__(self, job: Callable[[], None], interval_s: float) -> None:
-        self._stop = threading.Event()
-        self._job = job
-        self._interval_s = interval_s
-        self._thread = threading.Thread(target=self._run, name="syncer", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            try:
-                self._job()
-            except OSError:
-                return
-
-
 _DISK_HINT = "make room (`civman remove`) or choose another library with --library; what has arrived is kept"
-
-
-def _allocate(descriptor: int, size_bytes: int) -> None:
-    """Take the disk space where the file system can; elsewhere a full disk shows when it is written to."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(descriptor, 0, size_bytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
 
 
 def store_error(error: OSError, path: Path) -> StoreError:
@@ -279,42 +267,6 @@ def store_error(error: OSError, path: Path) -> StoreError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = "the library's folder must be writable; choose another with --library"
     return StoreError(f"`{path}`: {error.strerror or error}", hint=hint, path=str(path))
-
-
-if sys.platform == "win32":  # pragma: no cover
-    _SEEK = threading.Lock()  # no positioned reads and writes there: one at a time
-
-    def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> None:
-        """Write all of `data` at `offset`."""
-        view = memoryview(data)
-        with _SEEK:
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            while view:
-                view = view[os.write(descriptor, view) :]
-
-    def read_at(descriptor: int, view: memoryview, offset: int) -> int:
-        """Fill `view` from `offset`; the number of bytes read."""
-        with _SEEK:
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            data = os.read(descriptor, len(view))
-        view[: len(data)] = data
-        return len(data)
-else:
-
-    def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> None:
-        """Write all of `data` at `offset`."""
-        view = memoryview(data)
-        while view:
-            count = os.pwrite(descriptor, view, offset)
-            view, offset = view[count:], offset + count
-
-    def read_at(descriptor: int, view: memoryview, offset: int) -> int:
-        """Fill `view` from `offset`; the number of bytes read."""
-        if hasattr(os, "preadv"):
-            return os.preadv(descriptor, [view], offset)
-        data = os.pread(descriptor, len(view), offset)
-        view[: len(data)] = data
-        return len(data)
 
 
 def _mib(count_bytes: int) -> str:

@@ -9,11 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from index_values import FACTS, NOON, blob, sha, version
+from index_values import FACTS, NOON, blob, model, sha, version
 
-from civman.domain.catalog import ModelType
+from civman.domain.catalog import NOTHING_SAID, ModelType
+from civman.domain.digests import Hashes
 from civman.errors import ExitCode, LibraryError, NewerLibrary
-from civman.index import AssetFilter, Index, Source
+from civman.index import UNREAD, AssetFilter, Index, Source, rows
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -45,8 +46,8 @@ def test_library_uses_a_write_ahead_log_and_foreign_keys(index: Index, path: Pat
 
     assert index._reader.one("PRAGMA journal_mode") == ("wal",)
     with index._writer.transaction() as connection:
-        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
-        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+        assert connection.execute("PRAGMA foreign_keys").fetchone() == (1,)
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
 def test_reading_side_cannot_write(index: Index) -> None:
@@ -114,7 +115,7 @@ def test_damaged_database_is_named_so(index: Index, path: Path) -> None:
 def test_library_locked_for_too_long_is_named_so(index: Index, path: Path) -> None:
     fill(index)
     with index._writer.transaction() as connection:
-        connection.exec_driver_sql("PRAGMA busy_timeout = 50")
+        connection.execute("PRAGMA busy_timeout = 50")
 
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -139,9 +140,8 @@ def test_full_disk_is_named_so_and_loses_nothing(index: Index, path: Path) -> No
         with Index.open(Path(sys.argv[1])) as index:
             index.save_seen([])
             with index._writer.transaction() as connection:
-                pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
-            with index._writer._engine.connect() as connection:
-                connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+                (pages,) = connection.execute("PRAGMA page_count").fetchone()
+                connection.execute(f"PRAGMA max_page_count = {pages}")
             try:
                 index.save_seen([SeenFile(f"{n:0200}", 1, 2, 3, 4, "0" * 64) for n in range(10_000)])
             except LibraryError as error:
@@ -176,7 +176,6 @@ def test_library_that_may_not_be_written_can_still_be_read(
         from pathlib import Path
         from civman.errors import LibraryError
         from civman.index import Index, recording, writing
-        import sqlalchemy.dialects.sqlite.pysqlite
         os.setgroups([]), os.setgid(65534), os.setuid(65534)  # after the imports, which only root may be able to read
         with Index.open(Path(sys.argv[1])) as index:
             print([asset.name for asset in index.assets()])
@@ -259,7 +258,7 @@ def test_lock_of_a_dead_process_does_not_remain(index: Index, path: Path) -> Non
         from civman.index import Index
         index = Index.open(Path(sys.argv[1]))
         with index._writer.transaction() as connection:
-            connection.exec_driver_sql("DELETE FROM asset")
+            connection.execute("DELETE FROM asset")
             os._exit(9)
         """,
         path,
@@ -296,3 +295,42 @@ def test_benchmark_fills_an_index_that_reads_back(tmp_path: Path) -> None:
     with Index.open(tmp_path / "library.db") as index:
         assert index.count() == len(index.assets()) == 1200
         assert index.count(AssetFilter(types=(ModelType.CHECKPOINT,))) > 50
+
+
+def test_writing_loads_neither_sqlmodel_nor_sqlalchemy(index: Index, path: Path) -> None:
+    fill(index)
+    index.close()
+
+    done = python(
+        """
+        import sys
+        from datetime import UTC, datetime
+        from pathlib import Path
+        from civman.index import Index, Source
+        with Index.open(Path(sys.argv[1])) as index:
+            (asset,) = index.assets()
+            version = index.version(asset.version_id)
+            index.remember(version, fetched_at=datetime.now(UTC), source=Source.VERSION)
+            index.set_alias(asset, "reynard")
+            print(index.assets()[0].alias, [name for name in ("sqlmodel", "sqlalchemy") if name in sys.modules])
+        """,
+        path,
+    )
+
+    assert (done.stdout, done.stderr) == ("reynard []\n", "")
+
+
+def test_columns_that_are_written_are_those_of_the_tables() -> None:
+    from civman.index.tables import metadata  # not at the top: reading must do without, and other tests look
+
+    written = {
+        "model": rows.model_values(model()),
+        "version": rows.version_values(version()),
+        "file": rows.file_values(version().files[0]),
+        "blob": rows.blob_values(blob("x2"), "x", UNREAD, Hashes()),
+        "annotation": rows.own_values(NOTHING_SAID),
+    }
+
+    for table, values in written.items():
+        assert set(values) <= set(metadata.tables[table].columns.keys()), table
+    assert set(written["blob"]) == set(metadata.tables["blob"].columns.keys())

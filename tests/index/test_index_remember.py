@@ -106,7 +106,7 @@ def _pages(draw: st.DrawFn) -> Page:
 def test_every_page_of_domain_values_comes_back_equal(index: Index, page: Page, serial: int) -> None:
     with index._writer.transaction() as connection:  # every example starts from nothing
         for table in ("preview", "file", "version", "model"):
-            connection.exec_driver_sql(f"DELETE FROM {table}")
+            connection.execute(f"DELETE FROM {table}")
 
     index.remember(page, fetched_at=NOON, source=Source.MODEL)
 

@@ -1,0 +1,182 @@
+"""The bytes of one answer, from the socket straight into a caller's buffer."""
+
+import contextlib
+import http.client
+import select
+import socket
+import struct
+import sys
+import time
+
+from civman.errors import BadAnswer, NetworkError
+
+CUT_HINT = "try again; what has arrived is kept"
+_FIRST_READ_BYTES = 1 << 16
+_SMALL_BODY_S = 60.0
+_PATIENT_S = 0.1
+"""How long the system waits for a plain socket's buffer to fill, in one call."""
+_PATIENCE = struct.pack("@ll", 0, int(_PATIENT_S * 1e6))
+_CAN_FILL = sys.platform in ("linux", "darwin")
+"""Where SO_RCVTIMEO takes a pair of longs."""
+
+
+class Body:
+    """The bytes of one answer, `[start, start + length)` of a file of `total_bytes` (None: the server did not say)."""
+
+    def __init__(
+        self,
+        response: http.client.HTTPResponse,
+        sock: socket.socket,
+        start: int,
+        length: int | None,
+        total_bytes: int | None,
+        *,
+        host: str,
+        stall_s: float,
+    ) -> None:
+        self.start = start
+        self.total_bytes = total_bytes
+        self.host = host
+        self.is_partial = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        self.etag = response.headers.get("ETag")
+        self.left_bytes = length
+        """None: the end of the connection is the end of the body, and a cut cannot be told from it."""
+        self.is_over = False
+        """Whether nothing more will come."""
+        self._response = response
+        self._socket = sock
+        self._stall_s = stall_s
+        self._heard_at = time.monotonic()
+        self._is_past_head = False
+        """Whether http.client's own buffer is empty, so that the socket can be read around it."""
+        self._can_fill = _CAN_FILL and type(sock) is socket.socket and not response.chunked
+
+    def fill(self, view: memoryview, within_s: float) -> int:
+        """Put what arrives within `within_s` into `view`; less than fits, maybe nothing, where no more has come.
+
+        Raises: NetworkError: cut short (`connection-cut`) or silent for `stall_s` (`stalled`).
+        """
+        if self.left_bytes is not None:
+            view = view[: self.left_bytes]
+        deadline = time.monotonic() + within_s
+        filled = 0
+        while filled < len(view) and not self.is_over:
+            try:
+                if self._is_past_head and self._can_fill and within_s >= _PATIENT_S:
+                    filled += self._filled(view[filled:])
+                    break
+                if not self._is_ready(deadline - time.monotonic()):
+                    break
+                filled += self.read_into(view[filled:])
+            except NetworkError:
+                if not filled:
+                    raise
+                break  # what came before the end is kept, and the next call meets the end again
+        now = time.monotonic()
+        if filled:
+            self._heard_at = now
+        elif len(view) and not self.is_over and now - self._heard_at >= self._stall_s:
+            raise self._stalled()
+        return filled
+
+    def read_into(self, view: memoryview) -> int:
+        """Put what has arrived into `view`, waiting for at least one byte; 0 at the end.
+
+        Raises: as `fill`.
+        """
+        if self.left_bytes is not None:
+            view = view[: self.left_bytes]
+        if not len(view):
+            return 0
+        try:
+            count = self._read(view)
+        except TimeoutError as error:
+            raise self._stalled() from error
+        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+            # ValueError and AttributeError: another thread closed the connection under this read
+            raise connection_cut(self.host, error) from error
+        return self._counted(count)
+
+    def read_all(self, most_bytes: int) -> bytes:
+        """The whole body, for small things. Raises: NetworkError, BadAnswer: longer than `most_bytes` or a minute."""
+        data = bytearray()
+        view = memoryview(bytearray(_FIRST_READ_BYTES))
+        deadline = time.monotonic() + _SMALL_BODY_S
+        while count := self.read_into(view):
+            data += view[:count]
+            if time.monotonic() > deadline:
+                raise NetworkError(f"`{self.host}` sends next to nothing", code="stalled", host=self.host)
+            if len(data) > most_bytes:
+                raise BadAnswer(f"`{self.host}` sends more than {most_bytes:,} bytes", code="too-long", host=self.host)
+        return bytes(data)
+
+    def _filled(self, view: memoryview) -> int:
+        """As `fill`, in one system call.
+
+        With one for whatever has arrived, the threads of a fast transfer hand the interpreter to and fro all the time.
+        """
+        try:
+            self._socket.settimeout(None)  # of a socket with a timeout the system does not wait for the rest
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+            count = self._socket.recv_into(view, 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            count = None
+        except (OSError, ValueError) as error:
+            raise connection_cut(self.host, error) from error
+        finally:
+            self._settle()
+        return 0 if count is None else self._counted(count)
+
+    def _settle(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # another thread closed it: the next read will say so
+            self._socket.settimeout(self._stall_s)
+
+    def _counted(self, count: int) -> int:
+        if count == 0:
+            if self.left_bytes is not None:
+                raise connection_cut(self.host, None)
+            self.is_over = True
+        elif self.left_bytes is not None:
+            self.left_bytes -= count
+            if self.left_bytes == 0:
+                self.is_over = True
+                self._response.close()  # lets the connection be used again
+        return count
+
+    def _read(self, view: memoryview) -> int:
+        if self._response.chunked:
+            return self._response.readinto(view[:_FIRST_READ_BYTES])
+        if self._is_past_head:  # past http.client's buffer: from the socket into the caller's memory
+            return int(self._response.fp.raw.readinto(view) or 0)
+        wanted = min(len(view), _FIRST_READ_BYTES)
+        data = self._response.fp.read1(wanted)
+        self._is_past_head = len(data) < wanted
+        view[: len(data)] = data
+        return len(data)
+
+    def _is_ready(self, within_s: float) -> bool:
+        """Whether `read_into` would not wait, now or `within_s`; also True where only a try can tell."""
+        pending = getattr(self._socket, "pending", None)
+        if not self._is_past_head or (pending is not None and pending()):
+            return True
+        try:
+            return _is_readable(self._socket, max(0.0, within_s))
+        except (OSError, ValueError):  # another thread closed it: the read will say so
+            return True
+
+    def _stalled(self) -> NetworkError:
+        return NetworkError(f"`{self.host}` sends nothing any more", code="stalled", hint=CUT_HINT, host=self.host)
+
+
+def connection_cut(host: str, error: Exception | None) -> NetworkError:
+    """The error for a connection that ended in the middle of something."""
+    why = f": {error}" if isinstance(error, ConnectionError) and str(error) else ""
+    return NetworkError(f"the connection to `{host}` broke{why}", code="connection-cut", hint=CUT_HINT, host=host)
+
+
+def _is_readable(sock: socket.socket, within_s: float) -> bool:
+    if not hasattr(select, "poll"):  # pragma: no cover  # Windows, whose select takes sockets of any number
+        return bool(select.select([sock], [], [], within_s)[0])
+    waiting = select.poll()
+    waiting.register(sock, select.POLLIN)
+    return bool(waiting.poll(within_s * 1000))
