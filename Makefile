@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test check tests wheel-check bench clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed-render
 	$(BIN)/civman demo
 
 test: $(VENV)/installed-dev check tests
@@ -39,9 +39,9 @@ wheel-check: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/startup.py
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed-render: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt --editable .
+	$(PIP) install --constraint constraints.txt --editable '.[render]'
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt tests/oracles.txt

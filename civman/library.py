@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from civman.own import Edit
     from civman.removal import Collection, RemovalPlan, Restored
     from civman.rendering.about import About
-    from civman.rendering.gridding import Axis, DrawnGrid, Grid
+    from civman.rendering.axes import Axis
+    from civman.rendering.gridding import DrawnGrid, Grid
     from civman.rendering.keeping import Manner
     from civman.rendering.making import Drawn
     from civman.rendering.origins import Missing, Told

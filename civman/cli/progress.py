@@ -90,7 +90,7 @@ def reading(output: Output) -> Iterator[OnEvent]:
 
 
 @contextmanager
-def drawing(output: Output, plans: int) -> Iterator[OnEvent]:
+def drawing(output: Output, plans: int, *, called: str = "prompt") -> Iterator[OnEvent]:
     """A listener for the time in which plans become pictures: a bar of steps on a terminal, silence elsewhere."""
     if not output.is_live:
         yield lambda event: output.notice(event.message) if isinstance(event, Notice) else None
@@ -117,7 +117,7 @@ def drawing(output: Output, plans: int) -> Iterator[OnEvent]:
                     last = first + pictures - 1
                     which = f"{first} to {last}" if pictures > 1 else str(first)
                     words = [f"picture {which} of {count}"] + ["second pass"] * (stage == "hires")
-                    words += [f"prompt {begun} of {plans}"] * (plans > 1)
+                    words += [f"{called} {begun} of {plans}"] * (plans > 1)
                     progress.update(task, description=", ".join(words), completed=step, total=steps)
                 case Notice(_, message):
                     progress.console.print(f"Note: {clean(message)}")

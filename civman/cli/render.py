@@ -1,6 +1,5 @@
 """`civman render`."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli.drawn import plan_value, print_plans, print_renderings, rendering_value
+from civman.cli.grid import GridOpt, axes_of, draw_grid, has_prompts
 from civman.cli.options import (
     DeviceOpt,
     FormatOpt,
@@ -21,19 +22,17 @@ from civman.cli.options import (
     manner_of,
     open_library,
 )
-from civman.cli.output import Output, clean, size
+from civman.cli.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import Console
-
     from civman.domain.recipe import HiresRequest, LoraRequest, RenderRequest
     from civman.library import Library
-    from civman.rendering.plans import Planned, Rendering
+    from civman.rendering.planning import Conditions
+    from civman.rendering.plans import Planned
 
 _SIZE = re.compile(r"(\d+)[x×](\d+)")
-_SHOWN = 3
 
 
 def render(
@@ -68,6 +67,7 @@ def render(
     exact: Annotated[
         bool, typer.Option("--exact", help="One picture at a time: each has the bytes it would have alone.")
     ] = False,
+    grid: GridOpt = None,
     clip_skip: Annotated[int | None, typer.Option(help="As A1111 counts: 1 is the last layer.")] = None,
     rng: Annotated[str | None, typer.Option(help="Whose random numbers: cpu or nv.", show_default="cpu")] = None,
     ensd: Annotated[int | None, typer.Option(help="Eta noise seed delta.", show_default="0")] = None,
@@ -128,6 +128,9 @@ def render(
     require_render_extra()
     output = Output(as_json=as_json, quiet=quiet)
     manner = manner_of(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
+    axes = axes_of(grid)
+    if axes and prompts is not None:
+        raise UsageError("--prompts and --grid exclude each other", hint='--grid "prompt=a cat|a dog" varies it')
     if exact and batch_size not in (None, 1):
         raise UsageError(f"--exact draws one picture at a time, --batch-size asks for {batch_size}")
     width, height = _size_of(picture_size) if picture_size else (None, None)
@@ -139,13 +142,22 @@ def render(
         hires=_hires(hires, hires_steps, hires_strength, upscaler) if hires else None, prediction=prediction,
         precision=precision, pad_prompts=pad_prompts, config=config,
     )  # fmt: skip
-    wanted = [replace(request, prompt=text) for text in _prompts(prompt, prompts)]
+    wanted = [replace(request, prompt=text) for text in _prompts(prompt, prompts, brought=has_prompts(axes))]
     with open_library(library, True, output) as opened:
+        if axes:
+            conditions = _conditions(device, trigger, force=force, allow_partial=allow_partial)
+            with progress.reading(output) as on_event:
+                planned = opened.plan_grid(wanted[0], axes, conditions=conditions, on_event=on_event)
+            draw_grid(
+                opened, planned, output, output_to=output_to, manner=manner, device=device, low_vram=low_vram,
+                threads=threads, dry_run=dry_run,
+            )  # fmt: skip
+            return
         plans = _plans(opened, wanted, device, trigger, output, force=force, allow_partial=allow_partial)
         if dry_run:
             output.result(
-                "plan", [_plan_value(plan) for plan in plans],
-                human=lambda console: _print_plans(console, plans), ids=(plan.recipe.sha256 for plan in plans),
+                "plan", [plan_value(plan) for plan in plans],
+                human=lambda console: print_plans(console, plans), ids=(plan.recipe.sha256 for plan in plans),
             )  # fmt: skip
             return
         with progress.drawing(output, len(plans)) as on_event:
@@ -164,12 +176,8 @@ def _plans(
     force: bool, allow_partial: bool,
 ) -> "list[Planned]":  # fmt: skip
     from civman.cli import progress
-    from civman.errors import UsageError
-    from civman.rendering.planning import Conditions
 
-    if trigger not in ("auto", "off"):
-        raise UsageError(f"--trigger is auto or off, not `{trigger}`")
-    conditions = Conditions(device, force, allow_partial, trigger == "auto")
+    conditions = _conditions(device, trigger, force=force, allow_partial=allow_partial)
     with progress.reading(output) as on_event:
         plans = [library.plan(request, conditions, on_event=on_event) for request in wanted]
     for notice in dict.fromkeys(notice for plan in plans for notice in plan.notices):
@@ -177,20 +185,39 @@ def _plans(
     return plans
 
 
-def _prompts(prompt: str | None, file: Path | None) -> list[str]:
+def _conditions(device: str | None, trigger: str, *, force: bool, allow_partial: bool) -> "Conditions":
+    from civman.errors import UsageError
+    from civman.rendering.planning import Conditions
+
+    if trigger not in ("auto", "off"):
+        raise UsageError(f"--trigger is auto or off, not `{trigger}`")
+    return Conditions(device, force, allow_partial, trigger == "auto")
+
+
+def _prompts(prompt: str | None, file: Path | None, *, brought: bool) -> list[str]:
+    """The prompts; `brought`: a grid has its own."""
     from civman.errors import UsageError
 
+    if prompt is None and brought:
+        return [""]
     if (prompt is None) == (file is None):
         raise UsageError("a prompt or a file of prompts is needed, one of the two", hint="`civman render --help`")
     if file is None:
         return [prompt or ""]
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read `{file}`: {error}") from error
-    found = [line for line in lines if line]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
+    except OSError as error:
+        raise UsageError(f"cannot read `{file}`: {error.strerror or error}", code="unreadable-prompts") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"cannot read `{file}`: it is no text in UTF-8", hint="save it as UTF-8", code="unreadable-prompts"
+        ) from error
+    found = [line for line in lines if line and not line.startswith("#")]
     if not found:
-        raise UsageError(f"`{file}` holds no prompt")
+        raise UsageError(
+            f"`{file}` holds no prompt", hint="one a line; empty lines and those that begin with # are left out",
+            code="unreadable-prompts",
+        )  # fmt: skip
     return found
 
 
@@ -223,53 +250,3 @@ def _hires(text: str, steps: int | None, strength: float | None, upscaler: str) 
     if not 1 <= scale <= 8:
         raise UsageError(f"--hires {text}: a scale from 1 to 8, or a size", code="bad-size")
     return HiresRequest(scale=scale, steps=steps, strength=strength, upscaler=upscaler)
-
-
-def _plan_value(plan: "Planned") -> dict[str, object]:
-    return {
-        "recipe": json.loads(plan.recipe.to_json()), "recipe_sha256": plan.recipe.sha256,
-        "files": plan.files, "notices": plan.notices,
-        "memory": plan.memory,
-    }  # fmt: skip
-
-
-def _print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
-    for plan in plans:
-        recipe = plan.recipe
-        console.print(f"recipe {recipe.sha256[:12]}: {clean(recipe.prompt) or '(no prompt)'}", soft_wrap=True)
-        for file in plan.files:
-            console.print(f"  {file.role:<10} {clean(file.name)}  sha256 {file.sha256[:12]}…", soft_wrap=True)
-        for use in recipe.loras:
-            console.print(f"  scale      {clean(plan.name(use.sha256))}: UNet {use.scale:g}, text {use.text_scale:g}")
-        console.print(
-            f"  {recipe.width}x{recipe.height}, {recipe.steps} steps of {recipe.sampler} ({recipe.schedule}), "
-            f"cfg {recipe.guidance_scale:g}, clip skip {recipe.clip_skip}, {recipe.precision}"
-        )
-        console.print(f"  {recipe.count} from seed {recipe.seed} ({recipe.rng}), {recipe.batch_size} at a time")
-        weights = plan.memory.unet + plan.memory.vae + plan.memory.text
-        console.print(f"  memory     {size(weights)} of weights; about {size(plan.needed_bytes)} at the peak")
-
-
-def rendering_value(made: "Rendering") -> dict[str, object]:
-    """A picture that was made, as `--json` gives it."""
-    record = made.record
-    return {
-        "id": made.id, "path": made.path, "seed": made.seed, "pixel_sha256": made.pixel_sha256,
-        "recipe": json.loads(record.recipe.to_json()), "recipe_sha256": record.recipe.sha256, "parent": record.parent,
-        "environment": record.environment, "notes": record.notes, "applied": made.applied,
-    }  # fmt: skip
-
-
-def print_renderings(console: "Console", made: "Sequence[Rendering]") -> None:
-    """Pictures that were made, and what their adapters did."""
-    for each in made:
-        console.print(f"{clean(str(each.path))}  (picture {each.id}, seed {each.seed})", soft_wrap=True)
-    for note in dict.fromkeys(note for each in made for note in each.notes):
-        console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
-    for use in {(use.sha256, use.scale): use for each in made for use in each.applied}.values():
-        rest = f", {len(use.unmatched)} of its own fit nothing" if use.unmatched else ""
-        console.print(
-            f"  {clean(use.name)}: changed {use.matched} modules at scale {use.scale:g}{rest}", soft_wrap=True
-        )
-        for name in use.unmatched[:_SHOWN]:
-            console.print(f"    {clean(name)}", soft_wrap=True)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli.drawn import print_renderings, rendering_value
+from civman.cli.grid import GridOpt, axes_of, draw_grid
 from civman.cli.options import (
     DeviceOpt,
     FormatOpt,
@@ -49,6 +51,7 @@ def replay(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Make a variation: seed=8, lora:REF=0.5 … (repeatable)."),
     ] = None,
+    grid: GridOpt = None,
     picture: Annotated[
         list[Path] | None,
         typer.Option("--picture", metavar="FILE", help="The picture or mask it starts from, if it is not kept here."),
@@ -77,7 +80,8 @@ def replay(
     """Make a picture again from its recipe and say whether it came out the same: identical, close or different.
 
     The recipe travels in the picture and names every file by its SHA-256. Exit 0: identical pixels; 9: close; 10:
-    different. With --set it makes a variation, which has its own recipe and remembers where it came from.
+    different. With --set it makes a variation, which has its own recipe and remembers where it came from; with --grid a
+    contact sheet of them.
     """
     from civman.cli import progress
     from civman.rendering.extra import require_render_extra
@@ -86,9 +90,23 @@ def replay(
     output = Output(as_json=as_json, quiet=quiet)
     manner = manner_of(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
     parsed = [_change(text) for text in changes or []]
+    axes = axes_of(grid)
     with open_library(library, offline, output) as opened:
         told = opened.told(what)
         _complete(opened, opened.missing(told), output, fetch=fetch)
+        if axes:
+            from civman.rendering.planning import Conditions
+
+            with progress.reading(output) as on_event:
+                cells = opened.plan_grid(
+                    told, axes, changes=parsed, pictures=picture or (), conditions=Conditions(device),
+                    on_event=on_event,
+                )  # fmt: skip
+            draw_grid(
+                opened, cells, output, output_to=output_to, manner=manner, device=device, low_vram=low_vram,
+                threads=threads,
+            )  # fmt: skip
+            return
         if parsed:
             from civman.rendering.planning import Conditions
 
@@ -153,8 +171,6 @@ def _keep(
 
 
 def _show_variation(output: Output, told: "Told", made: "Sequence[Rendering]") -> None:
-    from civman.cli.render import print_renderings, rendering_value
-
     def human(console: "Console") -> None:
         print_renderings(console, made)
         console.print(f"  a variation of {told.origin.recipe_sha256[:12]} ({clean(told.name)})", style="dim")
@@ -163,8 +179,6 @@ def _show_variation(output: Output, told: "Told", made: "Sequence[Rendering]") -
 
 
 def _show_verdict(output: Output, told: "Told", done: "Sequence[Again]", kept: "Sequence[Rendering]") -> None:
-    from civman.cli.render import rendering_value
-
     value = {
         "of": told.name,
         "recipe_sha256": told.origin.recipe_sha256,

@@ -9,12 +9,16 @@ _NEEDED = ("torch", "diffusers", "transformers", "safetensors", "tokenizers", "P
 
 def require_render_extra() -> None:
     """Raises: CannotRender: `no-render-extra`, with the command that installs it."""
-    missing = [name for name in _NEEDED if not _is_installed(name)]
-    if missing:
+    if missing := missing_parts():
         raise CannotRender(
             f"rendering needs packages that are not installed: {', '.join(missing)}",
             hint='`pip install "civman[render]"` installs them', code="no-render-extra", missing=missing,
         )  # fmt: skip
+
+
+def missing_parts() -> list[str]:
+    """Packages that rendering needs and that are not installed."""
+    return [name for name in _NEEDED if not _is_installed(name)]
 
 
 def _is_installed(name: str) -> bool:

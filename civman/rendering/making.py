@@ -93,7 +93,8 @@ class _Setup:
                 is_zero_snr=recipe.is_zero_snr,
             )
         self._tokenizers = _tokenizers(self._model)
-        self._coverages = self._merge(planned)
+        with memory_errors("merging the adapters"):
+            self._coverages = self._merge(planned)
         if self._plan is not memory.MemoryPlan.RESIDENT:
             memory.apply(self._plan, self._model, self._device)
 
@@ -126,16 +127,18 @@ class _Setup:
             done += len(batch)
 
     def _memory_plan(self, planned: Planned, machine: Machine, on_event: OnEvent) -> memory.MemoryPlan:
-        """As asked; on the CPU everything is in place anyway, and where a GPU is short of memory it is said."""
-        if self._device.type == "cpu":
-            return memory.MemoryPlan.RESIDENT
+        """As asked; on the CPU everything is in place anyway. Where memory looks too small, it is said."""
+        is_cpu = self._device.type == "cpu"
         free = memory.available_bytes(self._device)
-        if machine.low_vram:
+        if machine.low_vram and not is_cpu:
             return planned.memory.plan(free)
+        if machine.low_vram:
+            on_event(Notice("render", "--low-vram has no effect on the CPU"))
         needed = planned.memory.needed(memory.MemoryPlan.RESIDENT)
-        if needed > free:
+        if 0 < free < needed:
             words = f"about {needed / 2**30:.1f} GiB are needed on {self._device}, {free / 2**30:.1f} are free"
-            on_event(Notice("render", f"{words}: --low-vram needs less"))
+            way = "a smaller picture or batch" if is_cpu else "--low-vram"
+            on_event(Notice("render", f"{words}: {way} needs less"))
         return memory.MemoryPlan.RESIDENT
 
     def _merge(self, planned: Planned) -> list[adapters.Coverage]:
@@ -146,7 +149,9 @@ class _Setup:
         targets = {
             name: self._model.components[name] for name in ("unet", *_ENCODERS) if name in self._model.components
         }
-        return adapters.apply(targets, self._model.base_tensor, chosen, allow_partial=planned.allow_partial)
+        return adapters.apply(
+            targets, self._model.base_tensor, chosen, allow_partial=planned.allow_partial, done_with=self._model.forget
+        )
 
     def _conditioning(self, planned: Planned) -> Conditioning:
         recipe = planned.recipe

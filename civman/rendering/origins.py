@@ -145,12 +145,15 @@ def _text(path: Path) -> str:
     try:
         if path.stat().st_size > _MOST_JSON:
             raise UsageError(f"`{path}` is neither a picture nor a recipe: too large", code="bad-recipe")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    if not text.lstrip().startswith("{"):
         raise UsageError(
             f"`{path}` is neither a picture nor a recipe", hint="PNG, JPEG, WebP and recipes in JSON can be read",
             code="bad-recipe",
-        ) from error  # fmt: skip
+        )  # fmt: skip
+    return text
 
 
 def pixel_sha256(pixels: Any) -> Sha256:

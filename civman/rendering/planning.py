@@ -17,9 +17,9 @@ from civman.domain.record import TypedPrompts
 from civman.errors import CannotRender, Incompatible, UsageError
 from civman.index import Index
 from civman.render import schedulers
-from civman.render.families import Family
+from civman.render.families import Family, family_of
 from civman.render.memory import Estimate, estimate
-from civman.render.sigmas import NoiseLevels, Schedule
+from civman.render.sigmas import Schedule
 from civman.rendering import wording
 from civman.rendering.checkpoints import Checkpoint, read_checkpoint, stated_dimensions
 from civman.rendering.extra import require_render_extra
@@ -232,7 +232,7 @@ def _within_limits(
 def _require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raises: UsageError: no table of noise levels can be made for so many steps."""
     sampler, schedule = schedulers.parse(recipe.sampler, recipe.schedule)
-    levels = NoiseLevels.of_model(is_zero_snr=recipe.is_zero_snr)
+    levels = sampler.levels(is_zero_snr=recipe.is_zero_snr)
     passes = [recipe.steps]
     if recipe.hires:
         passes.append(int(recipe.hires.steps / min(recipe.hires.strength, 0.999)))
@@ -251,7 +251,11 @@ def _usual_precision(device: str | None) -> str:
 def _memory(recipe: Recipe, checkpoint: Found) -> Estimate:
     sizes = [(recipe.width, recipe.height)] + ([(recipe.hires.width, recipe.hires.height)] if recipe.hires else [])
     width, height = max(sizes, key=lambda size: size[0] * size[1])
+    shapes = checkpoint.header.shapes
+    single = recipe.precision == "float32"
     return estimate(
-        checkpoint.header.shapes, width=width, height=height, batch=recipe.batch_size,
-        is_guided=recipe.guidance_scale > 1, dtype_bytes=4 if recipe.precision == "float32" else 2,
+        shapes, width=width, height=height, batch=recipe.batch_size, is_guided=recipe.guidance_scale > 1,
+        dtype_bytes=4 if single else 2,
+        # in half precision SDXL's VAE overflows and is held in single, see `civman.render.loader`
+        vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).is_xl) else 2,
     )  # fmt: skip

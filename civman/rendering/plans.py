@@ -10,7 +10,6 @@ from civman.domain.recipe import Recipe
 from civman.domain.record import Environment, FileName, Record, TypedPrompts
 from civman.render.memory import Estimate, MemoryPlan
 
-
 MODEL_FIELDS: Final = ("checkpoint", "vae", "precision", "prediction", "is_zero_snr", "config")
 """The recipe's fields that decide which weights are loaded, and as what; adapters come and go in place."""
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from civman.domain.events import OnEvent, ignore
-from civman.errors import Interrupted
+from civman.errors import CivmanError, Interrupted
 from civman.index import Index
 from civman.rendering.inputs import keep_inputs
 from civman.rendering.keeping import Manner, Place
@@ -20,8 +20,10 @@ def render(
 ) -> list[Rendering]:  # fmt: skip
     """The pictures of all plans in their order, each kept and remembered as soon as it is done.
 
+    What was done is kept whatever happens; errors list it (`paths`).
+
     Raises: CannotRender, Incompatible: as `civman.rendering.making.draw`. StoreError, LibraryError. Interrupted: by
-        the user; what was done is kept.
+        the user.
     """
     plans = list(plans)
     for planned in plans:
@@ -34,6 +36,9 @@ def render(
     except KeyboardInterrupt:
         done = f"; {len(made)} done are kept in `{place.folder}`" if made else ""
         raise Interrupted(f"stopped{done}", paths=[str(rendering.path) for rendering in made]) from None
+    except CivmanError as error:  # of a later picture: those before it are done
+        error.facts["paths"] = [str(rendering.path) for rendering in made]
+        raise
     index.mark_used({file.sha256 for planned in plans for file in planned.files}, clock())
     return made
 

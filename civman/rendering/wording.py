@@ -9,6 +9,7 @@ from civman.render import emphasis
 from civman.rendering.finding import Finder, Found
 
 _MOST_SCALE = 100.0
+_MOST_TOLD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +56,21 @@ def read(prompt: str, negative: str) -> Words:
 def add_triggers(prompt: str, loras: Sequence[ScaledLora]) -> tuple[str, tuple[str, ...]]:
     """The prompt with the trigger words that it lacks at its end, and notices that say which.
 
-    Of each adapter the words by its nearest witness: you, else CivitAI, else the file. A prompt that has one of an
-    adapter's words has made its choice and gets none; nor are there any for scales of 0 and below.
+    Of each adapter the first entry by its nearest witness: you, else CivitAI, else the file. Lists hold alternatives
+    more often than words that belong together (those stand in one entry), so the others are only told. A prompt that
+    has one of them has made its choice and gets none; nor are there any for scales of 0 and below.
     """
     notices = []
     for lora in loras:
         if lora.found.asset is None or lora.scale <= 0:
             continue
-        own = [word for word in map(_plain, _trigger_words(lora.found)) if word]
-        if not own or any(_mentions(prompt, word) for word in own):
+        own = list(dict.fromkeys(word for word in map(_plain, _trigger_words(lora.found)) if word))
+        if not own or any(_mentions(prompt, word.partition(",")[0]) for word in own):
             continue
-        added = ", ".join(dict.fromkeys(own))
+        added, others = own[0], own[1:]
         prompt = f"{prompt.rstrip().rstrip(',')}, {added}" if prompt.strip() else added
-        notices.append(f"trigger words of `{lora.found.inspected.name}` added to the prompt: {added}")
+        told = f" (not added: {', '.join(others[:_MOST_TOLD])}{' …' if others[_MOST_TOLD:] else ''})" if others else ""
+        notices.append(f"trigger words of `{lora.found.inspected.name}` added to the prompt: {added}{told}")
     return prompt, tuple(notices)
 
 
