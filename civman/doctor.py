@@ -16,6 +16,7 @@ from civman.index import Index
 from civman.settings import Settings
 
 _LITTLE_SPACE_BYTES = 20_000_000_000
+_REBUILD = "move it away; `civman verify --rebuild` makes it again from the files"
 
 
 class State(StrEnum):
@@ -82,14 +83,19 @@ def _index(settings: Settings) -> Finding:
         return Finding("index", State.OK, "none yet (made when first needed)")
     try:
         with Index.open(database) as index:
-            return Finding("index", State.OK, f"{index.count():,} files known")
+            count = index.count()
+        from civman.index.soundness import faults  # SQLModel and Alembic, 1 s
+
+        if wrong := faults(database):
+            return Finding("index", State.BAD, "; ".join(wrong[:5]), str(database), _REBUILD)
+        return Finding("index", State.OK, f"{count:,} files known; its tables are as they should be")
     except CivmanError as error:
         return Finding(
             "index",
             State.BAD,
             error.message,
             str(database),
-            error.hint or "move it away; `civman verify --rebuild` makes it again from the files",
+            error.hint or _REBUILD,
         )
 
 
