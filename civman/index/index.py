@@ -182,6 +182,12 @@ class Index:
 
         return pictures.count(self._reader, wanted)
 
+    def picture_paths(self) -> set[str]:
+        """Where the files of all pictures were put, absolute."""
+        from civman.index import pictures
+
+        return pictures.paths(self._reader)
+
     def pictures_with(self, digests: Iterable[Sha256]) -> int:
         """How many pictures were made with one of these files."""
         from civman.index import pictures

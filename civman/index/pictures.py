@@ -61,6 +61,11 @@ def count(reader: Reader, wanted: PictureFilter) -> int:
     return int(row[0]) if row else 0
 
 
+def paths(reader: Reader) -> set[str]:
+    """Where the files of all pictures were put, absolute."""
+    return {_full(reader, path) for (path,) in reader.all("SELECT path FROM rendering")}
+
+
 def made_with(reader: Reader, digests: Iterable[Sha256]) -> int:
     """How many pictures were made with one of these files."""
     row = reader.one(
@@ -74,8 +79,11 @@ def _pictures(reader: Reader, found: list[tuple[int, str, str, str]]) -> Iterato
     for number, path, text, made_at in found:
         record = read_origin(text).record
         assert record is not None
-        full = path if os.path.isabs(path) else str(reader.folder / path)  # noqa: PTH117
-        yield KeptPicture(number, full, record, datetime.fromisoformat(made_at))
+        yield KeptPicture(number, _full(reader, path), record, datetime.fromisoformat(made_at))
+
+
+def _full(reader: Reader, path: str) -> str:
+    return path if os.path.isabs(path) else str(reader.folder / path)  # noqa: PTH117
 
 
 def _condition(wanted: PictureFilter) -> tuple[str, list[object]]:

@@ -24,7 +24,7 @@ class Scanned:
 
 def scan(index: Index, folder: Path) -> Scanned:
     """Take in all pictures below `folder` that carry a record; their files' times are when they were made."""
-    known = {picture.path for picture in index.pictures()}
+    known = index.picture_paths()
     found: list[tuple[Path, Record, datetime]] = []
     counts = {"known": 0, "others": 0}
     problems: list[str] = []
