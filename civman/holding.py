@@ -42,7 +42,8 @@ def one_of(assets: Sequence[Asset], text: str, wish: str | None = None) -> Asset
 def ambiguous(text: str, assets: Sequence[Asset]) -> AmbiguousRef:
     """The error for a ref that several assets answer to, naming a ref for each."""
     refs = {_own_ref(asset): asset for asset in assets}
-    shown = [f"{ref} ({asset.model_name or asset.name} {asset.version_name})".strip() for ref, asset in refs.items()]
+    names = {ref: f"{asset.model_name or asset.name} {asset.version_name}".strip() for ref, asset in refs.items()}
+    shown = [f"{ref} ({name})" for ref, name in names.items()]
     more = f"; and {len(shown) - 8} more" if len(shown) > 8 else ""
     return AmbiguousRef(
         f"`{text}` could be {len(refs)} things in the library",

@@ -67,7 +67,8 @@ def inspect_asset(asset: Asset) -> Inspected:
 
 def inspect_header(header: Header, *, name: str, label: str | None, model_type: ModelType) -> Inspected:
     """What a file is whose header was read over the network."""
-    identity, said = identify(header), claims(header.metadata)
+    said = claims(header.metadata)
+    identity = identify(header, said)
     return Inspected(
         name, None, header.file_size or None, Sniffed.SAFETENSORS, label, model_type, identity, said,
         conflicts(identity, said, label), header,
@@ -92,7 +93,8 @@ def _inspected(
             raise InvalidModelFile(f"`{name}` is no safetensors file: it looks like {content}", name=name)
         return Inspected(name, str(path), size, content, label, model_type or ModelType.OTHER, asset=asset)
     header = read_header(path)
-    identity, said = identify(header), claims(header.metadata)
+    said = claims(header.metadata)
+    identity = identify(header, said)
     return Inspected(
         name, str(path), size, content, label, model_type or identity.model_type, identity, said,
         conflicts(identity, said, label), header, asset,

@@ -85,7 +85,7 @@ def render(
     ] = None,
     hires_steps: Annotated[int | None, typer.Option(help="Its steps.", show_default="as the first")] = None,
     hires_strength: Annotated[float | None, typer.Option(help="Its strength.", show_default="0.7")] = None,
-    upscaler: Annotated[str, typer.Option(help="latent, lanczos, nearest …")] = "latent",
+    upscaler: Annotated[str | None, typer.Option(help="latent, lanczos, nearest …", show_default="latent")] = None,
     prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction, where the file is silent.")] = None,
     config: Annotated[
         str | None, typer.Option(metavar="DIR", help="Component configs, for what no tensor shape tells.")
@@ -139,7 +139,7 @@ def render(
         vae=vae, sampler=sampler, schedule=schedule, steps=steps, guidance_scale=cfg, guidance_rescale=cfg_rescale,
         width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,
-        hires=_hires(hires, hires_steps, hires_strength, upscaler) if hires else None, prediction=prediction,
+        hires=_hires(hires, hires_steps, hires_strength, upscaler), prediction=prediction,
         precision=precision, pad_prompts=pad_prompts, config=config,
     )  # fmt: skip
     wanted = [replace(request, prompt=text) for text in _prompts(prompt, prompts, brought=has_prompts(axes))]
@@ -238,15 +238,25 @@ def _size_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _hires(text: str, steps: int | None, strength: float | None, upscaler: str) -> "HiresRequest":
+def _hires(
+    text: str | None, steps: int | None, strength: float | None, upscaler: str | None
+) -> "HiresRequest | None":
     from civman.domain.recipe import HiresRequest
     from civman.errors import UsageError
 
+    if text is None:
+        asked = {"--hires-steps": steps, "--hires-strength": strength, "--upscaler": upscaler}
+        if alone := [option for option, value in asked.items() if value is not None]:
+            raise UsageError(
+                f"{alone[0]} is about the second pass, which nothing asks for", hint="`--hires 2` asks for it"
+            )
+        return None
+    request = HiresRequest(steps=steps, strength=strength, upscaler=upscaler or "latent")
     try:
         scale = float(text)
     except ValueError:
         width, height = _size_of(text)
-        return HiresRequest(width, height, steps=steps, strength=strength, upscaler=upscaler)
+        return replace(request, width=width, height=height)
     if not 1 <= scale <= 8:
         raise UsageError(f"--hires {text}: a scale from 1 to 8, or a size", code="bad-size")
-    return HiresRequest(scale=scale, steps=steps, strength=strength, upscaler=upscaler)
+    return replace(request, scale=scale)

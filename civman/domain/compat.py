@@ -5,7 +5,6 @@ tensors, and every module of an adapter against the checkpoint's weights, shape 
 witness it rests on. docs/compatibility.md lists every place where tensors overrule labels.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,9 +13,10 @@ from civman.domain.architecture import Architecture, Identity, Kind
 from civman.domain.base_models import Support, architectures_of, is_few_steps, label_support
 from civman.domain.catalog import ModelType
 from civman.domain.claims import prediction_type
-from civman.domain.deltas import Delta, deltas_of
+from civman.domain.deltas import deltas_of
 from civman.domain.header import Header
-from civman.domain.modules import ModuleIndex, locate
+from civman.domain.module_fit import ModuleFit, fit_modules
+from civman.domain.modules import ModuleIndex
 from civman.errors import Incompatible
 
 
@@ -75,29 +75,6 @@ _KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class ModuleFit:
-    """An adapter's modules against the checkpoint's weights."""
-
-    total: int
-    fitting: int
-    elsewhere: tuple[str, ...] = ()
-    """Modules of a part (a text encoder) that the checkpoint's file does not hold at all."""
-    missing: tuple[str, ...] = ()
-    mismatched: tuple[str, ...] = ()
-    """Module, its shape and the weight's: "…attn2_to_k: 320x768 against 640x2048"."""
-
-    @property
-    def words(self) -> str:
-        """One line: "264 of 264 modules fit"."""
-        notes = (
-            (self.missing, "not in the checkpoint"), (self.mismatched, "of another shape"),
-            (self.elsewhere, "for text encoders that the file does not hold"),
-        )  # fmt: skip
-        rest = ", ".join(f"{len(names)} {what}" for names, what in notes if names)
-        return f"{self.fitting} of {self.total} modules fit" + (f" ({rest})" if rest else "")
-
-
-@dataclass(frozen=True, slots=True)
 class PartResult:
     """How one part goes with the checkpoint."""
 
@@ -147,7 +124,7 @@ class Compatibility:
 def check(checkpoint: Part, parts: Sequence[Part]) -> Compatibility:
     """How the parts go with the checkpoint. The verdict and each part's result do not depend on their order."""
     own, base_verdict = _about_checkpoint(checkpoint)
-    index = ModuleIndex(checkpoint.header.shapes) if checkpoint.header and _wants_modules(parts) else None
+    index = ModuleIndex(checkpoint.header) if checkpoint.header and _wants_modules(parts) else None
     results = tuple(_result(checkpoint, part, index) for part in parts)
     if base_verdict is Verdict.CANNOT:
         results = tuple(
@@ -327,46 +304,6 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
     else:
         finding.at_least(Verdict.PARTLY, "the modules that fit can be applied, the others cannot")
     return finding
-
-
-def fit_modules(deltas: Iterable[Delta], index: ModuleIndex) -> ModuleFit:
-    """Each module looked up by name and compared by shape."""
-    total = fitting = 0
-    elsewhere: list[str] = []
-    missing: list[str] = []
-    mismatched: list[str] = []
-    for delta in deltas:
-        total += 1
-        part, path = locate(delta.module)
-        weight = index.find(part, path)
-        if weight is None:
-            absent = part != "unet" and not index.parts & {"te1", "te2", "te3"}
-            (elsewhere if absent else missing).append(delta.module)
-        elif _fits(delta, weight):
-            fitting += 1
-        else:
-            shown = delta.shape or delta.sides
-            mismatched.append(f"{delta.module}: {'x'.join(map(str, shown))} against {'x'.join(map(str, weight))}")
-    return ModuleFit(total, fitting, tuple(elsewhere), tuple(missing), tuple(mismatched))
-
-
-def _fits(delta: Delta, weight: tuple[int, ...]) -> bool:
-    """Same width out, same width in; a 1x1 convolution is as good as a linear layer."""
-    if not delta.is_whole or not weight:
-        return False
-    if not delta.shape:
-        flat = math.prod(weight[1:]) if len(weight) > 1 else weight[0]
-        return any(side in (weight[0], weight[1] if len(weight) > 1 else flat, flat) for side in delta.sides)
-    ours, theirs = _trimmed(delta.shape), _trimmed(weight)
-    if len(ours) > 2 and len(theirs) > 2:
-        return ours == theirs
-    return ours[0] == theirs[0] and math.prod(ours[1:]) == math.prod(theirs[1:])
-
-
-def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while len(shape) > 2 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
 
 
 _TEXT_WIDTHS = {

@@ -10,9 +10,11 @@ the LyCORIS paper (Yeh et al. 2023, section 4).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from civman.domain.architecture import Adapter
 from civman.domain.header import Header
+from civman.domain.modules import locate
 
 Shape = tuple[int, ...]
 
@@ -54,9 +56,8 @@ _MARKS = (
 _BUNDLED = "bundle_emb."
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """The change of one module's weight.
+class Delta(NamedTuple):
+    """The change of one module's weight; a tuple, since a LoRA has a thousand and a frozen dataclass costs thrice that.
 
     `shape` is the weight's (out, in, *kernel) as far as the change shows it: (out, in·kernel) where a convolution was
     written flat, (out,) for a norm, empty where only one side shows; then `sides` holds the widths that the weight
@@ -64,6 +65,10 @@ class Delta:
     """
 
     module: str
+    part: str
+    """"unet", "te1", "te2" or "te3"."""
+    path: str
+    """The module's path in that part, written with underscores."""
     kind: Adapter
     shape: Shape = ()
     sides: tuple[int, ...] = ()
@@ -98,10 +103,14 @@ def split_name(name: str) -> tuple[str, str]:
     >>> split_name("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight")
     ('lora_unet_mid_block_attentions_0_proj_in', 'lora_down.weight')
     """
-    parts = name.rsplit(".", 3)
-    for count in (3, 2, 1):
-        if len(parts) > count and (ending := ".".join(parts[-count:])) in _ENDINGS:
-            module = name[: -len(ending) - 1]
+    module, _, ending = name.partition(".")
+    if ending in _ENDINGS and ending not in _BARE_SIDES:
+        return module, ending  # kohya's names have no other dot; no ending is longer than what follows the first
+    last = name.rfind(".")
+    middle = name.rfind(".", 0, max(last, 0))
+    for dot in (name.rfind(".", 0, max(middle, 0)), middle, last):
+        if dot >= 0 and (ending := name[dot + 1 :]) in _ENDINGS:
+            module = name[:dot]
             if ending not in _BARE_SIDES or module.rpartition(".")[2] in _XLABS:
                 return module, ending
             if not module.endswith("_lora"):
@@ -160,7 +169,7 @@ def _delta(module: str, kind: Adapter, parts: Mapping[str, Shape]) -> Delta:
         kind = Adapter.DORA
     if (scale := parts.get("dora")) and len(shape) > 1:
         whole = whole and max(scale) in (shape[0], shape[1], math.prod(shape[1:]))
-    return Delta(module, kind, shape, sides, rank, whole)
+    return Delta(module, *locate(module), kind, shape, sides, rank, whole)
 
 
 _Read = tuple[Shape, tuple[int, ...], int | None, bool]

@@ -24,8 +24,8 @@ from civman.domain.base_models import architectures_of
 from civman.domain.catalog import FileFacts
 from civman.domain.claims import Claims, claims
 from civman.domain.deltas import Delta, Deltas, deltas_of
-from civman.domain.header import Header, Tensor
-from civman.domain.modules import locate, split_parts
+from civman.domain.header import Header
+from civman.domain.modules import parts_of
 from civman.domain.rules import Look, Rule, Shape
 
 _FAMILIES = {
@@ -43,12 +43,12 @@ _LATENT = {
 """Channels of the latent picture. Source: the models' own configurations."""
 
 
-def identify(header: Header) -> Identity:
-    """What the file is. Unknown stays unknown."""
+def identify(header: Header, said: Claims | None = None) -> Identity:
+    """What the file is. Unknown stays unknown. `said`: what its metadata says, where the caller has read it."""
     shapes = header.shapes
-    said = claims(header.metadata)
+    said = said or claims(header.metadata)
     base = Identity(
-        precision=_precision(header.tensors.values()),
+        precision=_precision(header.elements),
         tensor_count=len(shapes),
         parameter_count=header.parameter_count,
     )
@@ -56,13 +56,14 @@ def identify(header: Header) -> Identity:
     if deltas.modules and len(deltas.loose) <= len(deltas.modules):
         return _adapter(base, shapes, deltas, said)
     for question in (_embedding, _control, _diffusion_model, _other_part):
-        if found := question(base, shapes, said):
+        if found := question(base, header, said):
             return found
     return replace(base, reasons=("no rule knows these tensor names",))
 
 
 def _adapter(base: Identity, shapes: Mapping[str, Shape], deltas: Deltas, said: Claims) -> Identity:
-    special = rules.first([rule for rule in rule_tables.PARTS if rule.id.startswith("control-l")], Look.names(shapes))
+    names = Look.names([*deltas.loose, *(delta.module for delta in deltas.modules)])
+    special = rules.first([rule for rule in rule_tables.PARTS if rule.id.startswith("control-l")], names)
     if special:
         return _spoken(replace(base, kind=special.kind or Kind.UNKNOWN), special, said)
     kinds = Counter(delta.kind for delta in deltas.modules)
@@ -90,7 +91,7 @@ def _adapter_look(deltas: Iterable[Delta]) -> Look:
     items: list[tuple[str, Shape]] = []
     parts: set[str] = set()
     for delta in deltas:
-        part, path = locate(delta.module)
+        part, path = delta.part, delta.path
         parts.add(part)
         # Where only one side shows (OFT, IA3), a text encoder's square projections still tell their width.
         shape = delta.shape or (delta.sides * 2 if part != "unet" and path.endswith("_proj") else ())
@@ -120,8 +121,9 @@ def _adapter_format(shapes: Mapping[str, Shape], deltas: tuple[Delta, ...]) -> K
     return KeyFormat.BFL if bfl else KeyFormat.DIFFUSERS
 
 
-def _embedding(base: Identity, shapes: Mapping[str, Shape], _: Claims) -> Identity | None:
+def _embedding(base: Identity, header: Header, _: Claims) -> Identity | None:
     """Vectors for words: a few tensors of a few rows."""
+    shapes = header.shapes
     small = 0 < len(shapes) <= 4 and all(
         1 <= len(shape) <= 2 and 0 < shape[-1] <= 8192 and math.prod(shape[:-1]) <= 512 for shape in shapes.values()
     )
@@ -147,7 +149,8 @@ def _embedding(base: Identity, shapes: Mapping[str, Shape], _: Claims) -> Identi
 _CONTROL = ("control_model.", "controlnet_", "input_hint_block.", "zero_convs.", "control_layers.")
 
 
-def _control(base: Identity, shapes: Mapping[str, Shape], said: Claims) -> Identity | None:
+def _control(base: Identity, header: Header, said: Claims) -> Identity | None:
+    shapes = header.shapes
     if not any(name.startswith(_CONTROL) for name in shapes):
         return None
     ldm = any(name.startswith("control_model.") for name in shapes)
@@ -159,8 +162,9 @@ def _control(base: Identity, shapes: Mapping[str, Shape], said: Claims) -> Ident
     return _spoken(replace(base, kind=Kind.CONTROLNET, key_format=form), rule, said)
 
 
-def _diffusion_model(base: Identity, shapes: Mapping[str, Shape], said: Claims) -> Identity | None:
-    backbone, texts = split_parts(shapes)
+def _diffusion_model(base: Identity, header: Header, said: Claims) -> Identity | None:
+    shapes = header.shapes
+    backbone, texts = parts_of(header)
     look = Look.at(backbone.items())
     rule = rules.first(rule_tables.BACKBONES, look)
     if rule is None:
@@ -191,8 +195,10 @@ def _diffusion_model(base: Identity, shapes: Mapping[str, Shape], said: Claims) 
     return identity
 
 
-def _other_part(base: Identity, shapes: Mapping[str, Shape], said: Claims) -> Identity | None:
-    inner = {name.removeprefix("first_stage_model.").removeprefix("vae."): shape for name, shape in shapes.items()}
+def _other_part(base: Identity, header: Header, said: Claims) -> Identity | None:
+    inner = {
+        name.removeprefix("first_stage_model.").removeprefix("vae."): shape for name, shape in header.shapes.items()
+    }
     look = Look.at(inner.items())
     rule = rules.first(rule_tables.PARTS, look)
     if rule is None:
@@ -258,14 +264,10 @@ def _text_widths(texts: Mapping[str, Mapping[str, Shape]]) -> tuple[int, ...]:
     return tuple(sorted(widths))
 
 
-def _precision(tensors: Iterable[Tensor]) -> Precision:
-    """By the number of weights: nine tenths of one type, else mixed; counters and scalars do not count."""
-    by_type: dict[str, int] = {}  # not by Precision: hashing an enum's member 2,515 times takes a millisecond
-    for tensor in tensors:
-        if tensor.shape:
-            by_type[tensor.dtype] = by_type.get(tensor.dtype, 0) + math.prod(tensor.shape)
+def _precision(elements: Mapping[str, int]) -> Precision:
+    """By the number of weights: nine tenths of one type, else mixed."""
     counts: Counter[Precision] = Counter()
-    for dtype, count in by_type.items():
+    for dtype, count in elements.items():
         if dtype in _FAMILIES:
             counts[_FAMILIES[dtype]] += count
     total = sum(counts.values())
@@ -280,7 +282,8 @@ def facts(header: Header, civitai_base_model: str | None = None) -> FileFacts:
 
     `conflicts` names each contradiction in words; the tensors win.
     """
-    identity, said = identify(header), claims(header.metadata)
+    said = claims(header.metadata)
+    identity = identify(header, said)
     flags = identity.flags
     if identity.kind is Kind.CHECKPOINT:
         lacking = (("no-text-encoder", identity.has_text_encoder), ("no-vae", identity.has_vae))

@@ -10,13 +10,16 @@ Source: the two public UNet layouts (latent-diffusion and diffusers), OpenCLIP's
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 
+from civman.domain.header import Header
+
 Shape = tuple[int, ...]
 
-_PREFIXES = (
+_LEADS = (
     ("lora_unet_", "unet"), ("lora_te1_", "te1"), ("lora_te2_", "te2"), ("lora_te3_", "te3"), ("lora_te_", "te1"),
     ("oft_unet_", "unet"), ("oft_te1_", "te1"), ("oft_te2_", "te2"), ("oft_te_", "te1"),
     ("lycoris_unet_", "unet"), ("lycoris_te1_", "te1"), ("lycoris_te2_", "te2"), ("lycoris_te_", "te1"),
@@ -31,6 +34,8 @@ _PREFIXES = (
     ("transformer.", "unet"), ("unet.", "unet"), ("text_model.", "te1"),
 )  # fmt: skip
 """Beginning of an adapter's module name → part of the model. Longer ones stand before what they begin with."""
+_PREFIXES = dict(_LEADS)
+_PREFIX = re.compile("|".join(map(re.escape, _PREFIXES)))
 
 _TEXT_LEADS = ("transformer_text_model_", "text_model_", "transformer_")
 
@@ -41,11 +46,8 @@ def locate(module: str) -> tuple[str, str]:
     >>> locate("lora_te2_text_model_encoder_layers_0_mlp_fc1")
     ('te2', 'encoder_layers_0_mlp_fc1')
     """
-    part, rest = "unet", module
-    for prefix, found in _PREFIXES:
-        if module.startswith(prefix):
-            part, rest = found, module[len(prefix) :]
-            break
+    found = _PREFIX.match(module)
+    part, rest = (_PREFIXES[found[0]], module[found.end() :]) if found else ("unet", module)
     path = rest.replace(".", "_")
     if part != "unet":
         for lead in _TEXT_LEADS:
@@ -56,47 +58,53 @@ def locate(module: str) -> tuple[str, str]:
 class ModuleIndex:
     """All weights of one checkpoint under all their names: `find(part, path)` gives the shape or None."""
 
-    def __init__(self, shapes: Mapping[str, Shape]) -> None:
-        self._weights: dict[tuple[str, str], Shape] = {}
-        self.parts: frozenset[str]
-        backbone, texts = split_parts(shapes)
-        self._add_backbone(backbone)
+    def __init__(self, header: Header) -> None:
+        backbone, texts = parts_of(header)
+        self._weights: dict[str, dict[str, Shape]] = {"unet": _backbone_weights(backbone)}
         for part, tensors in texts.items():
-            self._add_text(part, tensors)
-        self.parts = frozenset(part for part, _ in self._weights)
+            self._weights[part] = _text_weights(tensors)
+        self.parts = frozenset(part for part, weights in self._weights.items() if weights)
 
     def find(self, part: str, path: str) -> Shape | None:
         """Shape (out, in, *kernel) of the weight, or (width,) of a norm's."""
-        found = self._weights.get((part, path))
-        if found is None and part == "te1" and "te1" not in self.parts:
-            return self._weights.get(("te2", path))  # the refiner has only the second encoder
-        return found
+        if part == "te1" and "te1" not in self.parts:
+            part = "te2"  # the refiner has only the second encoder
+        return self._weights.get(part, {}).get(path)
 
     def __len__(self) -> int:
-        return len(self._weights)
+        return sum(map(len, self._weights.values()))
 
-    def _add_backbone(self, tensors: Mapping[str, Shape]) -> None:
-        weights = {name[:-7]: shape for name, shape in tensors.items() if name.endswith(".weight")}
-        renames = unet_names(tensors)
+
+def _backbone_weights(tensors: Mapping[str, Shape]) -> dict[str, Shape]:
+    weights = {name[:-7]: shape for name, shape in tensors.items() if name.endswith(".weight")}
+    found = {name.replace(".", "_"): shape for name, shape in weights.items()}
+    renames = unet_names(tensors)
+    names = sorted(weights) if renames else []
+    for block, other in renames.items():
+        inner_names = _RES_TO_DIFFUSERS if block.startswith(_LDM_BLOCKS) else _RES_TO_LDM
+        stem = other.replace(".", "_")
+        if block in weights:
+            found[stem] = weights[block]
+        for name in names[bisect_left(names, f"{block}.") : bisect_left(names, f"{block}/")]:  # "/" follows "."
+            inner = name[len(block) + 1 :]
+            found[f"{stem}_{inner_names.get(inner, inner).replace('.', '_')}"] = weights[name]
+    if not renames:
         for name, shape in weights.items():
-            self._weights["unet", name.replace(".", "_")] = shape
-            if renames and (other := _other_unet_name(name, renames)):
-                self._weights["unet", other.replace(".", "_")] = shape
-        if not renames:
-            for name, shape in weights.items():
-                for alias, part_shape in _translations(name, shape):
-                    self._weights["unet", alias.replace(".", "_")] = part_shape
+            for alias, part_shape in _translations(name, shape):
+                found[alias.replace(".", "_")] = part_shape
+    return found
 
-    def _add_text(self, part: str, tensors: Mapping[str, Shape]) -> None:
-        for name, shape in tensors.items():
-            if name.endswith("in_proj_weight") and len(shape) == 2:
-                layer = _open_clip(name.removesuffix(".in_proj_weight"))
-                for which in "qkv":
-                    path = f"{layer}_{which}_proj"
-                    self._weights[part, path] = (shape[0] // 3, shape[1])
-            elif name.endswith((".weight", "text_projection", "positional_embedding")):
-                path = _open_clip(name.removesuffix(".weight"))
-                self._weights[part, path] = shape
+
+def _text_weights(tensors: Mapping[str, Shape]) -> dict[str, Shape]:
+    found: dict[str, Shape] = {}
+    for name, shape in tensors.items():
+        if name.endswith("in_proj_weight") and len(shape) == 2:
+            layer = _open_clip(name.removesuffix(".in_proj_weight"))
+            for which in "qkv":
+                found[f"{layer}_{which}_proj"] = (shape[0] // 3, shape[1])
+        elif name.endswith((".weight", "text_projection", "positional_embedding")):
+            found[_open_clip(name.removesuffix(".weight"))] = shape
+    return found
 
 
 _BACKBONE_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.", "net.")
@@ -112,27 +120,32 @@ _TEXT_PREFIXES = (
 _OTHER_PREFIXES = ("first_stage_model.", "vae.", "model_ema.", "text_encoders.", "cond_stage_model.", "conditioner.")
 
 
-def split_parts(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[str, dict[str, Shape]]]:
-    """The diffusion model's tensors without their prefix, and those of the text encoders by part."""
-    backbone: dict[str, Shape] = {}
+_PART_OF = {
+    **dict.fromkeys(_BACKBONE_PREFIXES, "unet"), **dict(_TEXT_PREFIXES), **dict.fromkeys(_OTHER_PREFIXES, ""),
+}  # fmt: skip
+_PART = re.compile("|".join(map(re.escape, _PART_OF)))
+
+
+def parts_of(header: Header) -> tuple[dict[str, Shape], dict[str, dict[str, Shape]]]:
+    """The diffusion model's tensors without their prefix, and those of the text encoders by part; made once."""
+    found: tuple[dict[str, Shape], dict[str, dict[str, Shape]]] | None = header.notes.get("parts")
+    if found is None:
+        found = header.notes["parts"] = _split_parts(header.shapes)
+    return found
+
+
+def _split_parts(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[str, dict[str, Shape]]]:
     bare: dict[str, Shape] = {}
-    texts: dict[str, dict[str, Shape]] = {}
+    parts: dict[str, dict[str, Shape]] = {part: {} for part in ("unet", "te1", "te2", "te3", "")}
     for name, shape in shapes.items():
-        for prefix in _BACKBONE_PREFIXES:
-            if name.startswith(prefix):
-                backbone[name[len(prefix) :]] = shape
-                break
+        if prefix := _PART.match(name):
+            parts[_PART_OF[prefix[0]]][name[prefix.end() :]] = shape
         else:
-            for prefix, part in _TEXT_PREFIXES:
-                if name.startswith(prefix):
-                    texts.setdefault(part, {})[name[len(prefix) :]] = shape
-                    break
-            else:
-                if not name.startswith(_OTHER_PREFIXES):
-                    bare[name] = shape
+            bare[name] = shape
+    backbone = parts["unet"]
     if not backbone and bare and all(name.startswith("model.") for name in bare):
         bare = {name[6:]: shape for name, shape in bare.items()}  # AuraFlow's own files
-    return backbone or bare, texts
+    return backbone or bare, {part: found for part, found in parts.items() if found and part.startswith("te")}
 
 
 def unet_names(tensors: Iterable[str]) -> dict[str, str]:
@@ -151,9 +164,9 @@ class _Heads:
     def __init__(self, names: Iterable[str]) -> None:
         self._heads: set[str] = set()
         self._counts: dict[str, int] = {}
-        for name in names:
-            parts = name.split(".")
-            for count in range(1, min(5, len(parts))):
+        for lead in {found[0] for name in names if (found := _LEAD.match(name))}:
+            parts = lead.split(".")[:-1]
+            for count in range(1, len(parts) + 1):
                 head = ".".join(parts[:count])
                 if head not in self._heads:
                     self._heads.add(head)
@@ -170,6 +183,7 @@ class _Heads:
         return self._counts.get(block, 0)
 
 
+_LEAD = re.compile(r"(?:[^.]*+\.){1,4}+")
 _MAX_BLOCKS = 64
 """More than any UNet has; keeps a hostile name from asking for a walk through a million blocks."""
 _LDM_BLOCKS = ("input_blocks.", "output_blocks.", "middle_block.", "time_embed.", "label_emb.", "out.")
@@ -183,15 +197,6 @@ _RES_TO_DIFFUSERS = {
     "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
 }  # fmt: skip
 _RES_TO_LDM = {theirs: ours for ours, theirs in _RES_TO_DIFFUSERS.items()}
-
-
-def _other_unet_name(name: str, renames: Mapping[str, str]) -> str:
-    for block, inner in _cuts(name):
-        if block in renames:
-            inner_names = _RES_TO_DIFFUSERS if block.startswith(_LDM_BLOCKS) else _RES_TO_LDM
-            inner = inner_names.get(inner, inner)
-            return f"{renames[block]}.{inner}" if inner else renames[block]
-    return ""
 
 
 def _from_ldm(heads: _Heads) -> dict[str, str]:
@@ -259,12 +264,6 @@ def _from_diffusers(heads: _Heads) -> dict[str, str]:
                 names[f"output_blocks.{number}.{2 if attends else 1}.conv"] = f"{block}.upsamplers.0.conv"
             number += 1
     return names
-
-
-def _cuts(name: str) -> Iterable[tuple[str, str]]:
-    """Ways to cut a module's name into a block's name (five parts at most) and the rest, longest block first."""
-    parts = name.split(".")
-    return ((".".join(parts[:count]), ".".join(parts[count:])) for count in range(min(5, len(parts)), 0, -1))
 
 
 _OPEN_CLIP = (

@@ -20,6 +20,8 @@ T = TypeVar("T")
 SCHEMA: Final = 2
 """1 had no `files` and `sampling`, and `config` only where it said something."""
 MAX_SEED: Final = 2**63 - 1
+MAX_SIDE: Final = 16384
+"""Pixels. Beyond it a size is a slip of the finger, and the attempt takes the machine's memory."""
 UPSCALERS: Final = ("latent", "latent-bicubic", "latent-nearest", "latent-nearest-exact", "lanczos", "nearest")
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
 
@@ -387,6 +389,8 @@ def _size_problems(recipe: Recipe) -> Iterator[str]:
     for width, height in sizes:
         if width < 8 or height < 8 or width % 8 or height % 8:
             yield f"{width}x{height} is not a size: both sides must be positive multiples of 8"
+        elif max(width, height) > MAX_SIDE:
+            yield f"{width}x{height} is too large: at most {MAX_SIDE} a side"
 
 
 def _number_problems(recipe: Recipe) -> Iterator[str]:

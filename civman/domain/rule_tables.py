@@ -144,7 +144,7 @@ MARKS: tuple[Rule, ...] = (
          needs=(r"\.(scale_weight|weight_scale|quant_state\.|absmax|qweight|comfy_quant|smooth_factor)"
                 r"|^scaled_fp8$|\.input_scale$",)),
 )  # fmt: skip
-"""Facts told by tensors outside the diffusion model, on the whole list of names."""
+"""Facts told by tensors outside the diffusion model, on the patterns of all names."""
 
 _VAE_IN = r"^decoder\.conv_in\.weight$"
 

@@ -7,9 +7,10 @@ rules themselves stand in `civman.domain.rule_tables`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 
 from civman.domain.architecture import Architecture, Kind
 
@@ -33,28 +34,28 @@ class Look:
     @classmethod
     def at(cls, items: Iterable[tuple[str, Shape]]) -> "Look":
         """The look of these names."""
-        shapes: dict[str, set[Shape]] = {}
+        by_mark: dict[str, list[tuple[str, Shape]]] = {".": [], "_": []}
+        for item in items:
+            by_mark["." if "." in item[0] else "_"].append(item)
+        shapes: dict[str, frozenset[Shape]] = {}
         tops: dict[str, int] = {}
         depth = -1
-        for name, shape in items:
-            mark = "." if "." in name else "_"
-            pattern, count = _NUMBERS[mark].subn("#", name)
-            number = int(_NUMBERS[mark].search(name)[0][:9]) if count else -1  # type: ignore[index]  # it was found
-            if len(shapes) >= _MAX_PATTERNS and pattern not in shapes:
-                continue
-            shapes.setdefault(pattern, set()).add(shape)
-            if number > tops.get(pattern, -1):
-                tops[pattern] = number
-            if (at := name.find("transformer_blocks")) > 0:
-                inner = name[at + _AFTER : at + _AFTER + 6].split(mark, 1)[0]
-                depth = max(depth, int(inner)) if inner.isdecimal() else depth
-        frozen = {pattern: frozenset(found) for pattern, found in shapes.items()}
-        return cls(text="\n".join(shapes), shapes=frozen, tops=tops, depth=depth)
+        for mark, named in by_mark.items():
+            alike: dict[str, list[tuple[str, Shape]]] = {}
+            for item, pattern in zip(named, _patterns([name for name, _ in named], mark), strict=True):
+                alike.setdefault(pattern, []).append(item)
+            for pattern, members in islice(alike.items(), _MAX_PATTERNS - len(shapes)):
+                shapes[pattern] = frozenset([shape for _, shape in members])
+                if (at := pattern.find("#")) >= 0:
+                    tops[pattern] = _highest({name[at : at + 9] for name, _ in members}, mark)
+                if pattern.find(_INNER) > 0:
+                    depth = max(depth, _highest({name.partition(_INNER)[2][1:8] for name, _ in members}, mark))
+        return cls(text="\n".join(shapes), shapes=shapes, tops=tops, depth=depth)
 
     @classmethod
-    def names(cls, names: Iterable[str]) -> "Look":
-        """A look at the names as they are, without shapes: cheap, for rules that ask for no more."""
-        return cls(text="\n".join(names), shapes={}, tops={})
+    def names(cls, names: Collection[str]) -> "Look":
+        """A look at names alone, without shapes: cheap, for rules that ask for no more."""
+        return cls(text="\n".join(dict.fromkeys(_patterns(names, "."))), shapes={}, tops={})
 
     def has(self, expression: str) -> bool:
         """Whether a pattern matches."""
@@ -81,11 +82,23 @@ def _compiled(expression: str) -> re.Pattern[str]:
     return re.compile(expression, re.MULTILINE)
 
 
-_NUMBERS = {mark: re.compile(rf"(?<![^{mark}])[0-9]+(?![^{mark}])") for mark in "._"}
-"""Numbers that stand alone between two marks."""
+def _patterns(names: Collection[str], mark: str) -> list[str]:
+    """Each name with `#` for every number that stands alone between two marks, all taken apart at once."""
+    ends = f"{mark}\n{mark}"
+    parts = ends.join([name.replace("\n", " ") for name in names]).split(mark)
+    numbers = {part: "#" for part in set(parts) if part.isascii() and part.isdecimal()}
+    return mark.join(map(numbers.get, parts, parts)).split(ends) if names else []
+
+
+def _highest(texts: set[str], mark: str) -> int:
+    """The highest of the numbers that these begin with, up to the mark; -1 where none does."""
+    numbers = {text.split(mark, 1)[0] for text in texts}
+    return max((int(number) for number in numbers if number.isdecimal()), default=-1)
+
+
 _MAX_PATTERNS = 5_000
 """Real files have a few hundred; a hostile one would make every rule search megabytes."""
-_AFTER = len("transformer_blocks.")
+_INNER = "transformer_blocks"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from civman.domain.catalog import Asset
 from civman.domain.events import OnEvent, ignore
@@ -95,6 +95,24 @@ class Drawing(Models):
 
         machine = Machine(device, low_vram, threads)
         return render(self.index, self.root, plans, place, machine=machine, clock=self._clock, on_event=on_event)
+
+    def pipeline(
+        self,
+        planned: "Planned",
+        kind: str = "txt2img",
+        *,
+        device: str | None = None,
+        low_vram: bool = False,
+        on_event: OnEvent = ignore,
+    ) -> Any:
+        """Diffusers' own pipeline around a plan's model, its adapters merged: all that diffusers offers, from there on.
+
+        `kind`: "txt2img", "img2img" or "inpaint". The plan's sampler and schedule are in it; prompts, seed and size
+        are its call's. Nothing is kept or recorded. Raises: CannotRender, Incompatible; UsageError: no such kind.
+        """
+        from civman.rendering.making import Machine, pipeline
+
+        return pipeline(planned, kind, machine=Machine(device, low_vram), on_event=on_event)
 
     def plan_grid(
         self,

@@ -1,11 +1,13 @@
 """diffusers' and transformers' model classes, imported when a model is built and without the rest of those libraries.
 
 Importing one UNet the plain way also imports every transformer diffusers has, torch's compiler, its distributed
-tensors, sympy and (where present) scipy: 5.1 of 6.3 CPU seconds, against 1.4 of 2.7 this way [2 cores, torch 2.13].
-While the first import runs, four things are switched off, and nothing else is changed:
+tensors, PEFT, sympy and (where present) scipy: 5.1 of 6.3 CPU seconds, against 1.1 of 2.4 this way [2 cores, torch
+2.13]. While the first import runs, five things are switched off, and nothing else is changed:
 
-* the `__init__` of packages that import all their siblings (four of diffusers', two of scipy's) runs at the first use
-  of a name from it;
+* the `__init__` of packages that import or list all their siblings (four of diffusers', two of transformers', two of
+  scipy's) runs at the first use of a name from it;
+* PEFT is a stand-in with the one class that diffusers asks for, which answers as the real one once that is imported;
+  and a UNet's call does not import it either, to scale layers that only PEFT makes;
 * `torch._dynamo` is a stand-in whose decorators do nothing (they mark functions for a compiler that is not used);
 * `torch.distributed.is_available()` says no, so that transformers leaves its sharding out;
 * transformers does not find scipy (its loss functions for detectors want it).
@@ -31,6 +33,7 @@ from torch import nn
 # civman's pictures come from files it holds; nothing that is imported below may think of asking a hub
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+_LAZY_FIRST = ("transformers.models", "transformers.models.clip")
 _LAZY = (
     "diffusers.hooks", "diffusers.models.autoencoders", "diffusers.models.transformers", "diffusers.models.unets",
     "scipy.integrate", "scipy.stats",
@@ -67,12 +70,15 @@ def _import(what: Callable[[], Any]) -> Any:
         if "diffusers" not in sys.modules and "transformers" not in sys.modules:
             # torch's default device would reach tensors that the libraries make while being imported
             with _no_compiler(), _no_distribution(), torch.device("cpu"):
-                importlib.import_module("diffusers")  # it notes here whether scipy exists
+                importlib.import_module("diffusers")  # it notes here whether scipy and PEFT exist
                 with _no_scipy():
+                    for name in _LAZY_FIRST:
+                        _postpone(name)
                     _text()
                 for name in _LAZY:
                     _postpone(name)
-                _diffusion()
+                with _no_peft():
+                    _diffusion()
         return what()
 
 
@@ -112,6 +118,66 @@ def _no_scipy() -> Iterator[None]:
         del sys.modules["scipy"]
 
 
+_PEFT = ("peft", "peft.tuners", "peft.tuners.tuners_utils")
+
+
+@contextmanager
+def _no_peft() -> Iterator[None]:
+    if _PEFT[0] in sys.modules:
+        yield
+        return
+    for name in _PEFT:
+        sys.modules[name] = _PeftStandIn(name)
+    vars(sys.modules[_PEFT[2]])["BaseTunerLayer"] = _TunerLayer
+    try:
+        yield
+        _scale_where_peft_is()
+    finally:
+        _forget_peft()
+
+
+def _scale_where_peft_is() -> None:
+    """Each call of a UNet scales PEFT's layers, importing PEFT to find them: where it was never imported, none is."""
+    utils = importlib.import_module("diffusers.utils.peft_utils")
+    for name in ("scale_lora_layers", "unscale_lora_layers"):
+        setattr(utils, name, _only_with_peft(getattr(utils, name)))
+
+
+def _only_with_peft(function: Callable[..., None]) -> Callable[..., None]:
+    def wrapped(*arguments: Any, **named: Any) -> None:
+        if _PEFT[2] in sys.modules:
+            function(*arguments, **named)
+
+    return wrapped
+
+
+def _forget_peft() -> None:
+    for name in _PEFT:
+        if isinstance(sys.modules.get(name), _PeftStandIn):
+            del sys.modules[name]
+
+
+class _PeftStandIn(ModuleType):
+    """Becomes the real package as soon as somebody wants anything else of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _forget_peft()
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+class _IsTunerLayer(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        # without the real module there is no such layer
+        real = sys.modules.get(_PEFT[2])
+        return real is not None and isinstance(instance, real.BaseTunerLayer)
+
+
+class _TunerLayer(metaclass=_IsTunerLayer):
+    """What diffusers holds as PEFT's BaseTunerLayer: it only asks whether a module is one."""
+
+
 def _stand_in() -> ModuleType:
     """Enough of torch._dynamo for decorators. Its submodules are the real ones."""
 
@@ -132,9 +198,15 @@ class _Postponed(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or self.__spec__ is None or self.__spec__.loader is None:
             raise AttributeError(name)
-        self.__class__ = ModuleType  # type: ignore[assignment]
-        self.__spec__.loader.exec_module(self)
-        return getattr(self, name)
+        if "__postponed__" in vars(self):
+            del vars(self)["__postponed__"]
+            self.__spec__.loader.exec_module(self)
+            if name in vars(self):
+                return vars(self)[name]
+        real = sys.modules[self.__name__]  # transformers puts another module in its own place
+        if real is self:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(real, name)
 
 
 def _postpone(name: str) -> None:
@@ -146,4 +218,5 @@ def _postpone(name: str) -> None:
     if spec is not None and name not in sys.modules:
         module = importlib.util.module_from_spec(spec)
         module.__class__ = _Postponed
+        vars(module)["__postponed__"] = True
         sys.modules[name] = module

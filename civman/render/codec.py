@@ -1,5 +1,6 @@
 """Between pixels and latents: the VAE, kept from overflowing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,14 @@ class Decoded:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """(B, 4, H/8, W/8) float32, and what had to be done."""
+
+    latents: Tensor
+    notes: tuple[str, ...] = ()
+
+
 @torch.no_grad()
 def decode(model: LoadedModel, latents: Tensor) -> Decoded:
     """Pictures of latents (B, 4, h, w), one by one so that a batch costs no more memory than a picture.
@@ -26,36 +35,39 @@ def decode(model: LoadedModel, latents: Tensor) -> Decoded:
     Where half precision overflows (SDXL's first VAE does), the whole is decoded again in single precision and said so.
     Values that are no numbers even then are handed on, for `guard.check_pixels` to refuse.
     """
-    dtype = _dtype(model)
     with memory_errors("decoding the picture"):
-        pixels = _decode(model, latents)
-    if bool(torch.isfinite(pixels).all()) or dtype is torch.float32:
-        return Decoded(pixels, _name(dtype))
-    model.vae.to(torch.float32)
-    try:
-        with memory_errors("decoding the picture in single precision"):
-            pixels = _decode(model, latents)
-    finally:
-        model.vae.to(dtype)
-    return Decoded(pixels, "float32", (f"the VAE overflowed in {_name(dtype)}; decoded again in float32",))
+        values, dtype = _finite(model, lambda: _decode(model, latents))
+    return Decoded((values / 2 + 0.5).clamp(0, 1), _name(dtype), _overflowed(model, dtype, "decoded"))
 
 
 @torch.no_grad()
-def encode(model: LoadedModel, pixels: Tensor) -> Tensor:
-    """Latents (B, 4, H/8, W/8) float32 of pictures in -1 … 1: the mean of what the VAE allows, so nothing is drawn.
+def encode(model: LoadedModel, pixels: Tensor) -> Encoded:
+    """What pictures in -1 … 1 are as latents: the mean of what the VAE allows, so nothing is drawn.
 
-    A1111 draws from the VAE's (narrow) distribution with a random generator of its own; the mean is repeatable.
+    A1111 draws from the VAE's (narrow) distribution with a random generator whose state no picture records.
     """
     with memory_errors("encoding the picture"):
-        found = _encode(model, pixels)
-        if not bool(torch.isfinite(found).all()) and _dtype(model) is not torch.float32:
-            dtype = _dtype(model)
-            model.vae.to(torch.float32)
-            try:
-                found = _encode(model, pixels)
-            finally:
-                model.vae.to(dtype)
-    return found
+        latents, dtype = _finite(model, lambda: _encode(model, pixels))
+    return Encoded(latents, _overflowed(model, dtype, "encoded"))
+
+
+def _finite(model: LoadedModel, compute: Callable[[], Tensor]) -> tuple[Tensor, torch.dtype]:
+    """The VAE's answer and the dtype that gave it: single precision where its own gives what is no number."""
+    dtype = _dtype(model)
+    found = compute()
+    if dtype is torch.float32 or bool(torch.isfinite(found).all()):
+        return found, dtype
+    del found
+    model.vae.to(torch.float32)
+    try:
+        return compute(), torch.float32
+    finally:
+        model.vae.to(dtype)
+
+
+def _overflowed(model: LoadedModel, dtype: torch.dtype, done: str) -> tuple[str, ...]:
+    own = _dtype(model)
+    return () if dtype is own else (f"the VAE overflowed in {_name(own)}; {done} again in {_name(dtype)}",)
 
 
 def _encode(model: LoadedModel, pixels: Tensor) -> Tensor:
@@ -68,7 +80,7 @@ def _decode(model: LoadedModel, latents: Tensor) -> Tensor:
     vae: Any = model.vae
     scaled = (latents / float(vae.config.scaling_factor)).to(_dtype(model))
     rows = [vae.decode(one[None], return_dict=False)[0].float() for one in scaled]
-    return (torch.cat(rows) / 2 + 0.5).clamp(0, 1)
+    return torch.cat(rows)
 
 
 def _dtype(model: LoadedModel) -> torch.dtype:

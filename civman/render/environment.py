@@ -13,6 +13,9 @@ import torch
 from civman import __version__
 from civman.errors import CannotRender
 
+# cuBLAS reads it once, at its first product: which may be a prompt's encoding, long before a picture is computed
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:
@@ -46,11 +49,19 @@ def choose_device(wanted: str | None = None) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
-        raise CannotRender(f"no such device: `{wanted}`", code="no-device") from error
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, False):
-        raise CannotRender(f"device `{wanted}` is not available here", code="no-device", device=wanted)
+        raise CannotRender(f"no such device: `{wanted}`", hint=_devices_hint(), code="no-device") from error
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if not (device.index or 0) < there.get(device.type, 0):
+        raise CannotRender(
+            f"device `{wanted}` is not available here", hint=_devices_hint(), code="no-device", device=wanted
+        )
     return device
+
+
+def _devices_hint() -> str:
+    cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    apple = ["mps"] if torch.backends.mps.is_available() else []
+    return "here: " + ", ".join([*cards, *apple, "cpu"])
 
 
 def choose_dtype(device: torch.device, wanted: str | None = None) -> torch.dtype:
@@ -71,7 +82,6 @@ def deterministic() -> Iterator[None]:
     convolutions, no TF32, cuBLAS with a fixed workspace. They are put back afterwards. The number of CPU threads and
     the batch size also decide the last bit and are the caller's to keep; `environment` and the recipe record them.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = (
         torch.get_deterministic_debug_mode(),
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,

@@ -8,6 +8,11 @@ from torch import Tensor
 
 from civman.errors import CannotRender
 
+_OUT_OF_MEMORY = (
+    "can't allocate memory", "not enough memory: you tried to allocate", "MPS backend out of memory",
+    "Invalid buffer size", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
+
 
 def check_pixels(pixels: Tensor, *, seed: int) -> None:
     """Refuses what is no picture: `pixels` is (3, H, W) between 0 and 1.
@@ -52,8 +57,8 @@ def memory_errors(what: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(what) from error
     except RuntimeError as error:
-        # torch has no class for host memory that runs out; this is its allocator's own wording
-        if "can't allocate memory" not in str(error) and "MPS backend out of memory" not in str(error):
+        # torch has no class for host memory that runs out, nor for what libraries under it say; these are their words
+        if not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
         raise _out_of_memory(what) from error
 
@@ -63,6 +68,7 @@ def _out_of_memory(what: str) -> CannotRender:
         torch.cuda.empty_cache()
     return CannotRender(
         f"not enough memory while {what}",
-        hint="make the picture or the batch smaller, or choose a plan for little memory", code="out-of-memory",
+        hint="make the picture (--size) or the batch (--batch-size) smaller; on a GPU, --low-vram needs less",
+        code="out-of-memory",
         stage=what,
     )  # fmt: skip

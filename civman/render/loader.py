@@ -8,6 +8,7 @@ Refuses a file that lacks a parameter; names tensors that it did not use.
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,17 @@ from torch.overrides import TorchFunctionMode
 
 from civman.errors import CannotRender, InvalidModelFile
 from civman.render import classes
-from civman.render.families import TITLES, VAE, Config, Family, component_configs, family_of, require_parts, text_prefix
+from civman.render.families import (
+    TITLES,
+    UNET,
+    VAE,
+    Config,
+    Family,
+    component_configs,
+    family_of,
+    require_parts,
+    text_prefix,
+)
 from civman.render.layouts import Source, text_sources, unet_sources, vae_sources
 from civman.render.weights import Weights
 
@@ -76,6 +87,10 @@ class LoadedModel:
         tensor = self.files[component].read(self.sources[component][parameter])
         return tensor.reshape(self.components[component].get_parameter(parameter).shape)
 
+    def forget(self, component: str, parameter: str) -> None:
+        """What `base_tensor` gave is copied: its pages are the page cache's alone again."""
+        self.files[component].forget(self.sources[component][parameter].name)
+
     def restore(self, component: str, parameters: Iterable[str] | None = None) -> int:
         """Puts the file's values back into `parameters` (None: all of the component). Gives their number."""
         module = self.components[component]
@@ -126,9 +141,13 @@ def load(
         files=dict.fromkeys(configs, weights) | {"vae": vae_file}, sources={},
     )  # fmt: skip
     notes: list[str] = []
-    for name, module in build_empty(configs).items():
+    with ThreadPoolExecutor(max_workers=1) as pool:  # no part of the import below needs the other core
+        coming = pool.submit(_moved_unet, weights, target, _wanted_dtype("unet", dtype, target, family))
+        modules = build_empty(configs)
+    for name, module in modules.items():
         model.sources[name] = _sources(name, module, model, vae_names)
-        _fill(model, name, module, _wanted_dtype(name, dtype, target, family), notes)
+        moved = coming.result() if name == "unet" else {}
+        _fill(model, name, module, _wanted_dtype(name, dtype, target, family), notes, moved)
     model.prediction, model.is_zero_snr = _prediction(model, weights, prediction, is_zero_snr, notes)
     model.unused = _unused(weights, model)
     model.notes = tuple(notes)
@@ -188,7 +207,27 @@ def _sources(name: str, module: nn.Module, model: LoadedModel, vae_names: Mappin
     return text_sources(parameters, usual["layout"], text_prefix(usual, names) or "", names)
 
 
-def _fill(model: LoadedModel, name: str, module: nn.Module, dtype: torch.dtype | None, notes: list[str]) -> None:
+def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The UNet's tensors where and as they will compute; nothing where they stay views of the file."""
+    names = [name for name in weights.shapes if name.startswith(UNET)]
+    own = weights.dtype_of(names) if names else torch.float32
+    dtype = dtype or (torch.float16 if own.itemsize == 1 else own)
+    if device.type == "cpu" and dtype == own:
+        return {}
+    read = [weights.read(Source(name)) for name in names]
+    made = [torch.empty(tensor.shape, dtype=dtype, device=device) for tensor in read]
+    torch._foreach_copy_(made, read)  # one call: between calls it would wait for the interpreter each time
+    return dict(zip(names, made, strict=True))
+
+
+def _fill(
+    model: LoadedModel,
+    name: str,
+    module: nn.Module,
+    dtype: torch.dtype | None,
+    notes: list[str],
+    moved: dict[str, Tensor],
+) -> None:
     weights, sources = model.files[name], model.sources[name]
     missing = sorted({source.name for source in sources.values()} - weights.shapes.keys())
     if missing:
@@ -208,11 +247,14 @@ def _fill(model: LoadedModel, name: str, module: nn.Module, dtype: torch.dtype |
     state = {}
     for parameter, source in sources.items():
         tensor, shape = weights.read(source), module.get_parameter(parameter).shape
+        ready = moved.pop(source.name, tensor) if source == Source(source.name) else tensor
         if tensor.numel() != shape.numel():
             raise InvalidModelFile(
                 f"`{source.name}` has shape {list(tensor.shape)} where {list(shape)} is needed", tensor=source.name
             )
-        state[parameter] = tensor.reshape(shape).to(model.device, dtype or own)
+        state[parameter] = ready.reshape(shape).to(model.device, dtype or own)
+        if state[parameter].data_ptr() != tensor.data_ptr():
+            weights.forget(source.name)
     module.load_state_dict(state, strict=False, assign=True)
     _move_buffers(module, model.device)
 
@@ -259,7 +301,7 @@ def _stated_configs(folder: Path) -> dict[str, Config]:
 
 def _wanted_dtype(name: str, dtype: torch.dtype | None, device: torch.device, family: Family) -> torch.dtype | None:
     # SDXL's original VAE overflows in half precision: hold it in single precision (335 MB) instead of casting each time
-    if name == "vae" and family.is_xl and device.type != "cpu" and dtype is not torch.bfloat16:
+    if name == "vae" and family.is_xl and (dtype is torch.float16 or (device.type != "cpu" and dtype is None)):
         return torch.float32
     return dtype
 

@@ -3,8 +3,10 @@
 import importlib
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from civman.errors import CannotRender
@@ -89,12 +91,14 @@ def estimate(
 
 
 def available_bytes(device: "torch.device") -> int:
-    """Free memory on the device; the CPU's from the system's own count of what can be had."""
-    if device.type == "cuda":
-        import torch  # see above
+    """Free memory on the device; the CPU's as the system tells it, 0 where it does not."""
+    if device.type == "cpu":
+        return _host_bytes()
+    import torch  # see above
 
-        return int(torch.cuda.mem_get_info(device)[0])
-    return _host_bytes()
+    if device.type == "mps":
+        return max(int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()), 0)
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def apply(plan: MemoryPlan, model: "LoadedModel", device: "torch.device") -> None:
@@ -105,19 +109,41 @@ def apply(plan: MemoryPlan, model: "LoadedModel", device: "torch.device") -> Non
         for module in model.components.values():
             module.to(device)
     else:
-        # only plans for little memory need accelerate: 0.3 s
-        accelerate: Any = importlib.import_module("accelerate")
-        before = None
-        for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
-            if name not in model.components:
-                continue
-            module = model.components[name]
-            if plan is MemoryPlan.LAYER_BY_LAYER:
+        modules = list(model.components.values())
+        if plan is MemoryPlan.ONE_AT_A_TIME:
+            take_turns(modules, device)
+        else:
+            accelerate: Any = importlib.import_module("accelerate")  # only plans for little memory need it: 0.3 s
+            for module in modules:
                 accelerate.cpu_offload(module, execution_device=device)
-            else:
-                # each sends the one before it back when its turn comes
-                _, before = accelerate.cpu_offload_with_hook(module, device, before)
     model.device = device
+
+
+def take_turns(modules: "Sequence[torch.nn.Module]", device: "torch.device") -> None:
+    """Lets each module come to `device` when it is called, and sends the one that was there back to the CPU first.
+
+    accelerate's own chain (`cpu_offload_with_hook`) knows one order; here the VAE may come before the UNet (picture to
+    picture), after it, and before it again (the second pass).
+    """
+    hooks: Any = importlib.import_module("accelerate.hooks")
+    operations: Any = importlib.import_module("accelerate.utils.operations")
+    clear: Any = importlib.import_module("accelerate.utils.memory").clear_device_cache
+    here: list[torch.nn.Module] = []
+
+    class Turn(hooks.ModelHook):  # type: ignore[misc]  # a class of accelerate's, which is imported when it is needed
+        execution_device = device  # where diffusers' pipelines put what they make themselves
+
+        def pre_forward(self, module: "torch.nn.Module", *arguments: Any, **named: Any) -> tuple[Any, Any]:
+            if here != [module]:
+                while here:
+                    here.pop().to("cpu")
+                    clear()
+                module.to(device)
+                here.append(module)
+            return operations.send_to_device(arguments, device), operations.send_to_device(named, device)
+
+    for module in modules:
+        hooks.add_hook_to_module(module.to("cpu"), Turn())
 
 
 def _part(name: str) -> str:
@@ -125,7 +151,12 @@ def _part(name: str) -> str:
 
 
 def _host_bytes() -> int:
+    try:  # Linux's own estimate counts what files occupy for now, as the model's file itself does
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
+    except (AttributeError, ValueError, OSError):  # macOS counts no such pages, Windows has no such function
         return 0

@@ -16,7 +16,7 @@ from civman.render import schedulers, solvers
 from civman.render.families import Family
 from civman.render.loader import LoadedModel
 from civman.render.noise import PictureNoise
-from civman.render.sigmas import TRAIN_STEPS, NoiseLevels
+from civman.render.sigmas import TRAIN_STEPS
 
 _KINDS = {
     ("txt2img", False): "StableDiffusionPipeline", ("txt2img", True): "StableDiffusionXLPipeline",
@@ -84,7 +84,7 @@ class PipelineScheduler:
     def __init__(self, name: str, schedule: str | None = None, *, prediction: str = "epsilon",
                  is_zero_snr: bool = False, is_xl: bool = False) -> None:  # fmt: skip
         self._sampler, self._schedule = schedulers.parse(name, schedule)
-        self._levels = NoiseLevels.of_model(is_zero_snr=is_zero_snr)
+        self._levels = self._sampler.levels(is_zero_snr=is_zero_snr)
         self._is_xl = is_xl
         self._running: Generator[tuple[Any, float], Any, Any] | None = None
         self._asked: list[float] = []

@@ -72,9 +72,15 @@ def lengthened(context: Tensor, filling: Tensor, tokens: int) -> Tensor:
 
 def _zeros(text_encoders: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
     last: Any = text_encoders[-1]
-    like = next(last.parameters())
+    where: Any = {"dtype": next(last.parameters()).dtype, "device": _device(last)}
     width = sum(int(_config(encoder).hidden_size) for encoder in text_encoders)
-    return like.new_zeros(1, CHUNK + 2, width), like.new_zeros(1, int(last.text_projection.weight.shape[0]))
+    return torch.zeros(1, CHUNK + 2, width, **where), torch.zeros(1, int(last.text_projection.weight.shape[0]), **where)
+
+
+def _device(encoder: nn.Module) -> torch.device:
+    """Where its inputs go: layers that wait for their turn are nowhere ("meta") and fetch what they are given."""
+    device = next(encoder.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _config(encoder: Any) -> Any:
@@ -97,7 +103,7 @@ def _run(
     ids = ids[: first_end + 1] if padding != END else ids
     ids += [padding] * (CHUNK + 2 - len(ids))
     model = getattr(encoder, "text_model", encoder)
-    tokens = torch.tensor([ids], device=next(encoder.parameters()).device)
+    tokens = torch.tensor([ids], device=_device(encoder))
     with _inserted(model.embeddings.token_embedding, chunk, vectors):
         states = encoder(tokens, output_hidden_states=True)
     at_end = states.last_hidden_state[:, first_end]

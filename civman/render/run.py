@@ -23,7 +23,6 @@ from civman.render.guard import check_latents, check_pixels, memory_errors
 from civman.render.loader import LoadedModel
 from civman.render.noise import PictureNoise, Rng
 from civman.render.pictures import Picture, Pixels, composite, finished, latent_mask, resized, to_tensor
-from civman.render.sigmas import NoiseLevels
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,8 @@ def iterate(
     for first in range(0, recipe.count, recipe.batch_size):
         seeds = [recipe.seed + first + i for i in range(min(recipe.batch_size, recipe.count - first))]
         with torch.no_grad(), deterministic():
-            yield job.batch(first, seeds)
+            made = job.batch(first, seeds)
+        yield made  # outside: what the caller does meanwhile is not under our switches
 
 
 class _Job:
@@ -94,12 +94,17 @@ class _Job:
             )
         self._recipe, self._model, self._prompt, self._hires_prompt = recipe, model, prompt, hires_prompt
         self._on_event = on_event
-        self._levels = NoiseLevels.of_model(is_zero_snr=recipe.is_zero_snr)
         self._sampler, self._schedule = schedulers.parse(recipe.sampler, recipe.schedule)
+        self._levels = self._sampler.levels(is_zero_snr=recipe.is_zero_snr)
         self._image, self._mask, self._kept = self._read_start(inputs)
 
     def batch(self, first: int, seeds: list[int]) -> list[Picture]:
+        with memory_errors("computing the picture"):
+            return self._batch(first, seeds)
+
+    def _batch(self, first: int, seeds: list[int]) -> list[Picture]:
         recipe = self._recipe
+        self._notes: list[str] = []
         noises = [self._noise(seed) for seed in seeds]
         plan, latents = self._first_x(noises)
         known = Known(self._kept, self._mask) if self._kept is not None and self._mask is not None else None
@@ -109,10 +114,9 @@ class _Job:
         if known is not None:
             latents = latents * known.mask + known.latents * (1 - known.mask)
         check_latents(latents, seeds=seeds)
-        notes: tuple[str, ...] = ()
         if recipe.hires is not None:
-            latents, notes = self._second_pass(latents, recipe.hires, seeds, first)
-        return self._finish(latents, seeds, notes)
+            latents = self._second_pass(latents, recipe.hires, seeds, first)
+        return self._finish(latents, seeds)
 
     def _first_x(self, noises: Sequence[PictureNoise]) -> tuple[schedulers.Plan, Tensor]:
         recipe = self._recipe
@@ -123,16 +127,24 @@ class _Job:
         # A1111's count: strength shortens the table, and one step more than its share is taken
         taken = int(min(recipe.start.strength, 0.999) * recipe.steps)
         plan = plan.tail(min(taken + 1, plan.steps))
-        kept = codec.encode(self._model, self._image.to(self._model.device))
+        kept = self._encoded(self._image)
         if self._mask is not None:
             self._kept = kept
         return plan, kept + noise * plan.sigmas[0]
 
-    def _second_pass(
-        self, latents: Tensor, hires: Hires, seeds: list[int], first: int
-    ) -> tuple[Tensor, tuple[str, ...]]:
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        encoded = codec.encode(self._model, pixels.to(self._model.device))
+        self._notes += encoded.notes
+        return encoded.latents
+
+    def _decoded(self, latents: Tensor) -> codec.Decoded:
+        decoded = codec.decode(self._model, latents)
+        self._notes += decoded.notes
+        return decoded
+
+    def _second_pass(self, latents: Tensor, hires: Hires, seeds: list[int], first: int) -> Tensor:
         size = (hires.width, hires.height)
-        latents, notes = self._enlarged(latents, hires)
+        latents = self._enlarged(latents, hires)
         # as many steps as asked for, out of a table long enough that they begin at the wanted strength
         plan = self._plan(int(hires.steps / min(hires.strength, 0.999)))
         plan = plan.tail(min(hires.steps, plan.steps))
@@ -141,16 +153,15 @@ class _Job:
         x = self._sample(x, plan, noises, self._hires_prompt, size, None, self._inpaint_input(size),
                          first=first, stage="hires")  # fmt: skip
         check_latents(x, seeds=seeds)
-        return x, notes
+        return x
 
-    def _enlarged(self, latents: Tensor, hires: Hires) -> tuple[Tensor, tuple[str, ...]]:
+    def _enlarged(self, latents: Tensor, hires: Hires) -> Tensor:
         if hires.upscaler.startswith("latent"):
             mode = hires.upscaler.removeprefix("latent").removeprefix("-") or "bilinear"
             size = (hires.height // 8, hires.width // 8)
-            return torch.nn.functional.interpolate(latents, size=size, mode=mode), ()
-        decoded = codec.decode(self._model, latents)
-        larger = [self._enlarged_pixels(pixels, hires) for pixels in decoded.pixels]
-        return codec.encode(self._model, torch.cat(larger)), decoded.notes
+            return torch.nn.functional.interpolate(latents, size=size, mode=mode)
+        larger = [self._enlarged_pixels(pixels, hires) for pixels in self._decoded(latents).pixels]
+        return self._encoded(torch.cat(larger))
 
     def _enlarged_pixels(self, pixels: Tensor, hires: Hires) -> Tensor:
         if hires.upscaler == "nearest":
@@ -180,13 +191,12 @@ class _Job:
             self._model, prompt, self._levels, guidance=recipe.guidance_scale, rescale=recipe.guidance_rescale,
             size=size, known=known, extra=extra, on_call=count,
         )  # fmt: skip
-        with memory_errors("computing the picture"):
-            x = solvers.solve(plan.sampler.solver, x, plan.sigmas, self._step_noise(plan, noises, x), denoiser)
+        x = solvers.solve(plan.sampler.solver, x, plan.sigmas, self._step_noise(plan, noises, x), denoiser)
         return x * plan.end_scale
 
-    def _finish(self, latents: Tensor, seeds: list[int], notes: tuple[str, ...]) -> list[Picture]:
+    def _finish(self, latents: Tensor, seeds: list[int]) -> list[Picture]:
         recipe = self._recipe
-        decoded = codec.decode(self._model, latents)
+        decoded = self._decoded(latents)
         pictures = []
         for seed, pixels in zip(seeds, decoded.pixels, strict=True):
             check_pixels(pixels, seed=seed)
@@ -194,7 +204,7 @@ class _Job:
                 original = self._image[0].to(pixels.device) / 2 + 0.5
                 pixels = composite(pixels, original, self._mask_pixels, recipe.start.mask_blur)
             pictures.append(finished(pixels, seed=seed, rounding=recipe.rounding, decoded_in=decoded.dtype,
-                                     notes=(*notes, *decoded.notes)))  # fmt: skip
+                                     notes=tuple(dict.fromkeys(self._notes))))  # fmt: skip
         return pictures
 
     def _read_start(self, inputs: Inputs) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -229,7 +239,7 @@ class _Job:
             assert self._mask_pixels is not None
             keep = 1 - (torch.from_numpy(self._mask_pixels.copy()).float() / 255).round()
             hidden, mask = self._image * keep, self._mask
-        return torch.cat([mask.to(device), codec.encode(self._model, hidden.to(device))], dim=1)
+        return torch.cat([mask.to(device), self._encoded(hidden)], dim=1)
 
     def _plan(self, steps: int) -> schedulers.Plan:
         return schedulers.plan(self._sampler, self._schedule, steps, self._levels, is_xl=self._model.family.is_xl)

@@ -1,8 +1,9 @@
 """Samplers and schedules by the names people know, joined to what computes them: one table.
 
-`match` is measured, not claimed (tests/render/test_schedulers.py): "same" means that the latents after 20 steps lie
-within 1e-5 of those of `against`, with every schedule and with the same noise draws; "near" that the method is the
-same and details differ. Names that nothing here computes are in `NOT_OFFERED`, so that they can be refused by name.
+`match` is measured, not claimed (tests/render/sampler_oracles.py, docs/samplers.md): "same" means that the latents
+after 20 steps lie within 1e-5 of those of `against`, with every schedule that it has and with the same noise draws;
+"near" that the method is the same and details differ. Names that nothing here computes are in `NOT_OFFERED`, so that
+they can be refused by name.
 """
 
 import difflib
@@ -39,7 +40,13 @@ class Sampler:
     noise: Kind = Kind.NONE
     drops_penultimate: bool = False
     own_table: str = ""
-    """The table it uses under Automatic where that is none of the named ones: "ddim", "unipc" or "lcm"."""
+    """The table it uses under Automatic where that is none of the named ones: "ddim" or "unipc"."""
+    every: int = 1
+    """The models it is for know every so many-th time only."""
+
+    def levels(self, *, is_zero_snr: bool = False) -> NoiseLevels:
+        """The noise levels of the models it is for."""
+        return NoiseLevels.of_model(is_zero_snr=is_zero_snr, every=self.every)
 
     @property
     def is_variance_preserving(self) -> bool:
@@ -97,8 +104,10 @@ SAMPLERS: Final = (
         "UniPC", solvers.unipc, "same", "diffusers UniPCMultistepScheduler (order 3, bh1)", "UniPCMultistepScheduler",
         ("uni_pc",), own_table="unipc",
     ),
-    Sampler("LCM", solvers.lcm, "near", "diffusers LCMScheduler", "LCMScheduler", own_table="lcm",
-            noise=Kind.ANCESTRAL),
+    Sampler(
+        "LCM", solvers.lcm, "same", "A1111's LCM, its rule written a second time", "LCMScheduler",
+        noise=Kind.ANCESTRAL, every=20,
+    ),
     Sampler("DEIS", solvers.deis, "same", "diffusers DEISMultistepScheduler (order 2)", "DEISMultistepScheduler"),
 )  # fmt: skip
 
@@ -156,13 +165,17 @@ def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
             rest = _schedule(wanted[len(spelling) :].strip() or "automatic", text)
             apart = _schedule(_plain(schedule), schedule) if schedule else Schedule.AUTOMATIC
             if Schedule.AUTOMATIC not in (rest, apart) and rest is not apart:
-                raise UsageError(f"two schedules for one sampler: {rest} and {apart}", code="two-schedules")
+                raise UsageError(f"two schedules for one sampler: {rest} and {apart}", code="two-schedules",
+                                 hint="name one of them")  # fmt: skip
             return sampler, apart if rest is Schedule.AUTOMATIC else rest
     raise _unknown(text, wanted)
 
 
 def plan(sampler: Sampler, schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = False) -> Plan:
-    """The levels that `steps` steps pass. Raises: UsageError: fewer than one step, or more than the model has."""
+    """The levels that `steps` steps pass; `levels` as `sampler.levels` gives them.
+
+    Raises: UsageError: fewer than one step, or more than the model has.
+    """
     if not 1 <= steps <= TRAIN_STEPS:
         raise UsageError(f"steps must be 1 to {TRAIN_STEPS}, not {steps}", code="bad-steps")
     if schedule is Schedule.AUTOMATIC and sampler.own_table:
@@ -185,12 +198,7 @@ def _own_table(name: str, steps: int, levels: NoiseLevels) -> list[float]:
     if name == "ddim":
         times: list[float] = [float(t) for t in ddim_times(steps)]
         return [levels.sigma(t) for t in times] if len(times) > 1 else [levels.sigma(times[0]), levels.sigma(0)]
-    last = TRAIN_STEPS - 1
-    if name == "unipc":
-        return [levels.sigma(last * (1 - i / steps)) for i in range(steps + 1)]
-    # LCM was distilled on every twentieth time, from 999 down to 19
-    first, count = 19, max(steps - 1, 1)
-    return [*(levels.sigma(last - (last - first) * i / count) for i in range(steps)), 0.0]
+    return [levels.sigma((TRAIN_STEPS - 1) * (1 - i / steps)) for i in range(steps + 1)]
 
 
 def _spellings() -> Iterator[tuple[str, Sampler]]:
@@ -210,6 +218,9 @@ def _schedule(plain: str, original: str) -> Schedule:
     if plain not in known:
         near = difflib.get_close_matches(plain, known, n=1, cutoff=0.5)
         nearest = known[near[0]].value if near else ""
+        samplers = {_plain(sampler.name): sampler.name for sampler in SAMPLERS}
+        if not near and (near := difflib.get_close_matches(_plain(original), samplers, n=1, cutoff=0.8)):
+            nearest = samplers[near[0]]
         raise UsageError(
             f"unknown schedule in `{original}`: {plain}",
             hint=f"did you mean `{nearest}`?" if nearest else "schedules: " + ", ".join(Schedule),

@@ -42,14 +42,19 @@ class Schedule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NoiseLevels:
-    """The levels a model was trained on: `alphas[t]` is the share of signal (ᾱ) left at time t, falling."""
+    """The levels a model was trained on: `alphas[t]` is the share of signal (ᾱ) left at time t, falling.
+
+    `every`: the model knows only every so many-th time (LCM: 19, 39, … 999); between those levels are interpolated,
+    and it is asked at the nearest one.
+    """
 
     alphas: tuple[float, ...]
     sigmas: tuple[float, ...]
+    every: int
     _logs: tuple[float, ...]
 
     @classmethod
-    def of_model(cls, *, is_zero_snr: bool = False) -> "NoiseLevels":
+    def of_model(cls, *, is_zero_snr: bool = False, every: int = 1) -> "NoiseLevels":
         """Stable Diffusion's: β from .00085 to .012, linear in √β, 1000 times. Source: Rombach et al. 2022."""
         low, high = math.sqrt(SAMPLING.beta_start), math.sqrt(SAMPLING.beta_end)
         alphas, product = [], 1.0
@@ -62,12 +67,22 @@ class NoiseLevels:
             alphas = [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in alphas]
             alphas[-1] = _ZERO_SNR_ALPHA
         sigmas = [math.sqrt((1 - a) / a) for a in alphas]
-        return cls(tuple(alphas), tuple(sigmas), tuple(math.log(s) for s in sigmas))
+        return cls(tuple(alphas), tuple(sigmas), every, tuple(math.log(s) for s in sigmas[every - 1 :: every]))
+
+    @property
+    def first_time(self) -> int:
+        """The earliest time the model knows: 0 where it knows all."""
+        return self.every - 1
+
+    @property
+    def known(self) -> tuple[float, ...]:
+        """σ at the times the model knows, rising."""
+        return self.sigmas[self.first_time :: self.every]
 
     @property
     def least(self) -> float:
-        """σ at time 0."""
-        return self.sigmas[0]
+        """σ at the earliest time."""
+        return self.sigmas[self.first_time]
 
     @property
     def greatest(self) -> float:
@@ -76,14 +91,19 @@ class NoiseLevels:
 
     def sigma(self, time: float) -> float:
         """σ at a time that may lie between two: linear in log σ."""
-        time = min(max(time, 0.0), TRAIN_STEPS - 1.0)
-        low = int(time)
-        high = min(low + 1, TRAIN_STEPS - 1)
-        return math.exp(self._logs[low] + (time - low) * (self._logs[high] - self._logs[low]))
+        place = min(max((time - self.first_time) / self.every, 0.0), len(self._logs) - 1.0)
+        low = int(place)
+        high = min(low + 1, len(self._logs) - 1)
+        return math.exp(self._logs[low] + (place - low) * (self._logs[high] - self._logs[low]))
 
     def time(self, sigma: float) -> float:
-        """The time at which σ is reached, not rounded; the inverse of `sigma`, held inside 0 … 999."""
+        """The time at which to ask the model about σ, within 0 … 999: not rounded, the inverse of `sigma`.
+
+        Where it knows some times only, the nearest of them in log σ.
+        """
         log = math.log(sigma)
+        if self.every > 1:
+            return min(range(len(self._logs)), key=lambda i: abs(self._logs[i] - log)) * self.every + self.first_time
         low = min(max(bisect_right(self._logs, log) - 1, 0), TRAIN_STEPS - 2)
         share = (log - self._logs[low]) / (self._logs[low + 1] - self._logs[low])
         return low + min(max(share, 0.0), 1.0)
@@ -107,7 +127,7 @@ def table(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = 
 
 
 def _normal(n: int, levels: NoiseLevels) -> list[float]:
-    return [*(levels.sigma(t) for t in _line(TRAIN_STEPS - 1, 0, n)), 0.0]
+    return [*(levels.sigma(t) for t in _line(TRAIN_STEPS - 1, levels.first_time, n)), 0.0]
 
 
 def _karras(n: int, levels: NoiseLevels) -> list[float]:
@@ -120,12 +140,12 @@ def _exponential(n: int, levels: NoiseLevels) -> list[float]:
 
 
 def _sgm_uniform(n: int, levels: NoiseLevels) -> list[float]:
-    return [*(levels.sigma(t) for t in _line(TRAIN_STEPS - 1, 0, n + 1)[:-1]), 0.0]
+    return [*(levels.sigma(t) for t in _line(TRAIN_STEPS - 1, levels.first_time, n + 1)[:-1]), 0.0]
 
 
 def _simple(n: int, levels: NoiseLevels) -> list[float]:
-    stride = TRAIN_STEPS / n
-    return [*(levels.sigmas[-(1 + int(i * stride))] for i in range(n)), 0.0]
+    known = levels.known
+    return [*(known[-(1 + int(i * len(known) / n))] for i in range(n)), 0.0]
 
 
 def _beta(n: int, levels: NoiseLevels) -> list[float]:
@@ -139,8 +159,8 @@ def _kl_optimal(n: int, levels: NoiseLevels) -> list[float]:
 
 
 def _ddim(n: int, levels: NoiseLevels) -> list[float]:
-    stride = max(TRAIN_STEPS // n, 1)
-    return [*(levels.sigmas[t] for t in reversed(range(1, TRAIN_STEPS, stride))), 0.0]
+    known = levels.known
+    return [*(known[i] for i in reversed(range(1, len(known), max(len(known) // n, 1)))), 0.0]
 
 
 def _turbo(n: int, levels: NoiseLevels) -> list[float]:

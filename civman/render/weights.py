@@ -1,15 +1,16 @@
 """A safetensors file opened for reading: names, shapes, metadata, and tensors as views of a read-only mapping."""
 
-import json
-import struct
+import mmap
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from civman.domain.header import Tensor as Entry
+from civman.domain.header import needed_bytes, parse
 from civman.errors import InvalidModelFile
 from civman.render.layouts import Source
 
@@ -19,6 +20,8 @@ _DTYPES: Final = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # fmt: skip
+_FORGET: Final = getattr(mmap, "MADV_DONTNEED", None)
+"""None on Windows."""
 
 
 class Weights:
@@ -28,48 +31,60 @@ class Weights:
     `read` gives that page again.
     """
 
-    __slots__ = ("_file", "dtypes", "metadata", "path", "shapes")
+    __slots__ = ("_begin", "_entries", "_map", "dtypes", "metadata", "path", "shapes")
 
     def __init__(self, path: Path) -> None:
+        """Raises: InvalidModelFile."""
         self.path = path
-        header = _read_header(path)
-        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        self.dtypes: dict[str, str] = {name: entry["dtype"] for name, entry in header.items()}
         try:
-            self._file: Any = safe_open(path, framework="pt", device="cpu")
-        except (SafetensorError, OSError) as error:
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                first = file.read(512)
+                rest = file.read(needed_bytes(first, size) - len(first))
+                # private and writable, since torch warns of a buffer that is not
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
             raise InvalidModelFile(f"cannot read `{path.name}`: {error}") from error
+        header = parse(first + rest, file_size=size)
+        self._entries = header.tensors
+        self._begin = header.header_bytes
+        self.metadata: dict[str, str] = dict(header.metadata)
+        self.shapes: dict[str, tuple[int, ...]] = header.shapes
+        self.dtypes: dict[str, str] = {name: entry.dtype for name, entry in header.tensors.items()}
 
     def read(self, source: Source) -> Tensor:
-        """The values behind `source`, still a view of the mapping, in the file's dtype. Raises: KeyError."""
-        tensor: Tensor = self._file.get_tensor(source.name)
+        """The values behind `source`, still a view of the mapping, in the file's dtype.
+
+        Raises: KeyError. InvalidModelFile: numbers of a kind that torch does not know.
+        """
+        tensor = self._tensor(self._entries[source.name])
         if source.third is not None:
             rows = tensor.shape[0] // 3
             tensor = tensor[source.third * rows : (source.third + 1) * rows]
         return tensor.T if source.is_transposed else tensor
 
+    def forget(self, name: str) -> None:
+        """The pages of a tensor that was copied elsewhere no longer count as this process's; who reads it again may."""
+        entry = self._entries[name]
+        begin = -(-(self._begin + entry.start) // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (self._begin + entry.end) // mmap.PAGESIZE * mmap.PAGESIZE - begin
+        if _FORGET is not None and length > 0:
+            self._map.madvise(_FORGET, begin, length)
+
     def dtype_of(self, names: Iterable[str]) -> torch.dtype:
         """The dtype that most bytes of these tensors have."""
         counts: dict[str, int] = {}
         for name in names:
-            size = 1
-            for length in self.shapes[name]:
-                size *= length
-            counts[self.dtypes[name]] = counts.get(self.dtypes[name], 0) + size
-        most = max(counts, key=lambda key: counts[key])
-        if most not in _DTYPES:
-            raise InvalidModelFile(f"`{self.path.name}` holds numbers of a kind civman cannot compute with: {most}")
-        return _DTYPES[most]
+            counts[self.dtypes[name]] = counts.get(self.dtypes[name], 0) + prod(self.shapes[name])
+        return self._dtype(max(counts, key=lambda key: counts[key]))
 
+    def _dtype(self, name: str) -> torch.dtype:
+        if name not in _DTYPES:
+            raise InvalidModelFile(f"`{self.path.name}` holds numbers of a kind civman cannot compute with: {name}")
+        return _DTYPES[name]
 
-def _read_header(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise InvalidModelFile(f"`{path.name}` ends inside its header")
-            header: dict[str, Any] = json.loads(file.read(length))
-    except (OSError, ValueError, struct.error) as error:
-        raise InvalidModelFile(f"`{path.name}` has no safetensors header: {error}") from error
-    return header
+    def _tensor(self, entry: Entry) -> Tensor:
+        dtype, count = self._dtype(entry.dtype), prod(entry.shape)
+        if count == 0:
+            return torch.empty(entry.shape, dtype=dtype)
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=self._begin + entry.start).view(entry.shape)

@@ -101,8 +101,14 @@ class Finder:
                 hint="`civman list` shows what is held; `civman download` fetches more", name=name,
             )  # fmt: skip
         if len({asset.blob.sha256 for asset in assets}) > 1:
-            raise ambiguous(name, assets)
+            error = ambiguous(name, assets)
+            error.hint = f"use --lora with a ref, or give one a name (`civman edit REF --alias NAME`); {error.hint}"
+            raise error
         return self.of_asset(role, assets[0])
+
+    def holds(self, role: str, name: str) -> bool:
+        """Whether a held file with this name can play the role."""
+        return any(_plays(asset, role) for asset in self._index.find_by_name(name))
 
     def with_digest(self, role: str, sha256: Sha256) -> Found:
         """The file with these bytes: held, or seen on this disk. Raises: NotFound."""
@@ -130,7 +136,12 @@ class Finder:
         if known is None or known.seen is None or known.seen != now:
             actual = self._read(Path(asset.path))
             if actual != asset.blob.sha256:
-                raise HashMismatch(name=asset.name, expected=asset.blob.sha256, actual=actual)
+                error = HashMismatch(name=asset.name, expected=asset.blob.sha256, actual=actual)
+                error.hint = (
+                    f"`{asset.path}` is no longer the file that was taken in: put it back, or take it in as it is now"
+                    f" (`civman import {asset.path}`)"
+                )
+                raise error
             if now is not None:
                 self._index.save_seen([now])
         return self._found(role, Path(asset.path), asset.blob.sha256, inspected, asset)

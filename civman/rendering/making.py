@@ -6,6 +6,8 @@ Between plans that differ in adapters alone, the weights get the file's own bits
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from civman.domain.digests import Sha256
@@ -19,9 +21,10 @@ from civman.render.emphasis import ParsedPrompt, parse
 from civman.render.environment import choose_device, choose_dtype, environment, threads
 from civman.render.guard import memory_errors
 from civman.render.loader import LoadedModel, load
+from civman.render.pipeline import PipelineScheduler, pipeline_of
 from civman.render.prompts import encode, lengthened
 from civman.render.run import Inputs, iterate
-from civman.render.tokenizer import ClipTokenizer, clip_tokenizer
+from civman.render.tokenizer import ClipTokenizer, clip_tokenizer, transformers_tokenizer
 from civman.rendering.inputs import read_picture
 from civman.rendering.keeping import Place
 from civman.rendering.plans import MODEL_FIELDS, Applied, Planned, Rendering
@@ -71,6 +74,16 @@ def make(
     """As `draw`, each picture kept in `place` as soon as it is done. Raises: besides, UsageError, StoreError."""
     for drawn in draw(plans, machine, on_event):
         yield Rendering(place.keep(drawn.pixels, drawn.record), drawn.record, drawn.applied)
+
+
+def pipeline(planned: Planned, kind: str, *, machine: Machine, on_event: OnEvent = ignore) -> Any:
+    """Diffusers' own pipeline ("txt2img", "img2img", "inpaint") around the plan's model, its adapters merged.
+
+    Sampler and schedule are the plan's; prompts, seed, size and all else are arguments of the pipeline's call.
+
+    Raises: CannotRender, Incompatible: as `draw`. UsageError: no such kind.
+    """
+    return _Setup(planned, machine, on_event).pipeline(kind)
 
 
 class _Setup:
@@ -125,6 +138,22 @@ class _Setup:
                 )  # fmt: skip
                 yield Drawn(picture.pixels, record, applied)
             done += len(batch)
+
+    def pipeline(self, kind: str) -> Any:
+        """Diffusers' own around this model."""
+        recipe, model = self._recipe, self._model
+        with TemporaryDirectory() as folder:
+            tokenizers = {
+                name.replace("text_encoder", "tokenizer"): transformers_tokenizer(Path(folder), each.padding)
+                for name, each in zip([name for name in _ENCODERS if name in model.components], self._tokenizers,
+                                      strict=True)
+            }  # fmt: skip
+        made = pipeline_of(model, kind, tokenizers=tokenizers)
+        made.scheduler = PipelineScheduler(
+            recipe.sampler, recipe.schedule, prediction=model.prediction, is_zero_snr=model.is_zero_snr,
+            is_xl=model.family.is_xl,
+        )  # fmt: skip
+        return made
 
     def _memory_plan(self, planned: Planned, machine: Machine, on_event: OnEvent) -> memory.MemoryPlan:
         """As asked; on the CPU everything is in place anyway. Where memory looks too small, it is said."""

@@ -14,7 +14,7 @@ from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipe import LoraUse, Recipe, RenderRequest, Resolved, complete
 from civman.domain.record import TypedPrompts
-from civman.errors import CannotRender, Incompatible, UsageError
+from civman.errors import CannotRender, Incompatible, NotFound, UsageError
 from civman.index import Index
 from civman.render import schedulers
 from civman.render.families import Family, family_of
@@ -62,7 +62,7 @@ def plan(
     require_render_extra()
     typed = (request.prompt, request.negative_prompt)
     words = wording.read(*typed)
-    sampler, schedule = schedulers.parse(request.sampler or SAMPLER, request.schedule)
+    sampler, schedule = schedulers.parse(SAMPLER if request.sampler is None else request.sampler, request.schedule)
     if schedule is Schedule.AUTOMATIC and not sampler.own_table:
         schedule = sampler.automatic
     pictures = _pictures(request)
@@ -177,13 +177,23 @@ def _as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
 def _loras(finder: Finder, request: RenderRequest, words: wording.Words) -> list[ScaledLora]:
     named = [
         ScaledLora(
-            finder.find("lora", asked.ref), asked.scale, asked.scale if asked.text_scale is None else asked.text_scale
+            _lora(finder, asked.ref), asked.scale, asked.scale if asked.text_scale is None else asked.text_scale
         )
         for asked in request.loras
     ]
     return named + [
         ScaledLora(finder.named("lora", tag.name), tag.unet_scale, tag.te_scale) for tag in words.loras
     ]  # fmt: skip
+
+
+def _lora(finder: Finder, ref: str) -> Found:
+    try:
+        return finder.find("lora", ref)
+    except NotFound as error:
+        name, colon, _ = ref.partition(":")
+        if colon and finder.holds("lora", name):
+            error.hint = f"a scale is one number or two, as in `{name}:0.7` or `{name}:0.7:0.5`"
+        raise
 
 
 def _fits(checkpoint: Found, file: Found) -> bool:

@@ -256,8 +256,8 @@ def test_names_nobody_has_joined_leave_the_answer_to_the_architecture():
 
 
 def test_the_two_unet_conventions_name_each_other_through_the_whole_of_sdxl():
-    ours = ModuleIndex(recorded("ckpt-sdxl").shapes)
-    theirs = ModuleIndex(recorded("unet-sdxl-diffusers").shapes)
+    ours = ModuleIndex(recorded("ckpt-sdxl"))
+    theirs = ModuleIndex(recorded("unet-sdxl-diffusers"))
     both = unet_names(name.removeprefix("model.diffusion_model.") for name in recorded("ckpt-sdxl").tensors)
     back = unet_names(recorded("unet-sdxl-diffusers").tensors)
 
@@ -290,7 +290,7 @@ def test_module_names_of_all_trainers_are_taken_apart(module, where):
 
 
 def test_open_clip_s_joint_projection_answers_for_query_key_and_value():
-    index = ModuleIndex(recorded("ckpt-sdxl").shapes)
+    index = ModuleIndex(recorded("ckpt-sdxl"))
 
     for which in "qkv":
         assert index.find("te2", f"encoder_layers_31_self_attn_{which}_proj") == (1280, 1280)

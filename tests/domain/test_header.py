@@ -189,6 +189,58 @@ def test_bombs_cost_little_time_and_memory():
     assert peak < 150 << 20
 
 
+def forms(document):
+    """The same header as every way of writing it: the first two are read in one pass, the others by the scanner."""
+    last = {name: document[name] for name in sorted(document, key=lambda name: name == "__metadata__")}
+    yield json.dumps(document, separators=(",", ":"))
+    yield json.dumps(document) + "   "
+    yield json.dumps(document, indent=1)
+    yield json.dumps(last)
+    yield json.dumps(document, separators=(",", ":")) + " " * (4 << 20)
+
+
+def test_every_way_of_writing_a_header_is_read_alike():
+    tensors = {f"blocks.{n}.é": ("F16" if n % 3 else "F32", [n % 5, 3][: n % 3]) for n in range(300)}
+    metadata = {"k": 'v "1" é\n', "{": "}"}
+    head, size = prefix(tensors, metadata)
+    document = json.loads(head[8:])
+
+    read_headers = [
+        (header.tensors, dict(header.metadata), list(header.tensors))
+        for text in map(str.encode, forms(document))
+        for header in [parse(struct.pack("<Q", len(text)) + text, file_size=size - len(head) + 8 + len(text))]
+    ]
+
+    assert len(read_headers) == 5
+    assert all(each == read_headers[0] for each in read_headers)
+    assert read_headers[0][1] == metadata
+
+
+EMPTY = '"%s":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("{" + EMPTY % "a" + "}" + EMPTY % "b" + "}", id="closed in the middle"),
+        pytest.param("{" + EMPTY % "a" + ",}", id="comma before the end"),
+        pytest.param("{" + EMPTY % "a" + ",", id="no end"),
+        pytest.param("{" + EMPTY % "a" + "," + EMPTY % "b" + "}x", id="text behind the end"),
+        pytest.param("{" + EMPTY % "a" + ",x" + EMPTY % "b" + "}", id="text between"),
+        pytest.param("{" + EMPTY % "a" + EMPTY % "b" + "}", id="nothing between"),
+        pytest.param("{" + EMPTY % "a" + "\x0b," + EMPTY % "b" + "}", id="white space that JSON does not know"),
+        pytest.param("{" + (EMPTY % "a").replace("[0]", "[0,]") + "}", id="comma in a shape"),
+        pytest.param("{" + (EMPTY % "a").replace("[0]", "[\u0663]") + "}", id="digits of another script"),
+        pytest.param("{" + EMPTY % "a" + " " * 3_000_000 + "," + " ," * 9 + "}", id="endless white space"),
+    ],
+)
+def test_what_stands_between_well_written_tensors_is_refused(text):
+    began = time.process_time()
+
+    assert cause_of(file_of(text.encode(), b"")) == "bad-header"
+    assert time.process_time() - began < 5
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
 def test_short_fuzz_raises_only_our_error_and_stays_small():
     outcome = run(1.5, seed=7)

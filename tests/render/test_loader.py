@@ -3,6 +3,7 @@
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+import headers
 import tiny_models
 
 from civman.errors import CannotRender, InvalidModelFile
@@ -266,3 +268,51 @@ def test_modules_are_listed_by_name(tiny_files: dict[str, Path]) -> None:
 
     assert isinstance(modules["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"], torch.nn.Linear)
     assert "" not in modules
+
+
+def resident_bytes() -> int:
+    """This process's resident memory, mapped files included."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what is resident")
+@pytest.mark.parametrize(
+    ("name", "family", "unet_parameters"),
+    [("ckpt-sd15", Family.SD1, 859_520_964), ("ckpt-sdxl", Family.SDXL, 2_567_463_684)],
+)
+def test_a_file_of_full_size_loads_without_a_weight_being_read(
+    tmp_path: Path, tiny_files: dict[str, Path], name: str, family: Family, unet_parameters: int
+) -> None:
+    load(tiny_files["sdxl"])  # the imports are not what is measured
+    file = headers.write_sparse(name, tmp_path / "model.safetensors")
+    size = file.stat().st_size
+    if file.stat().st_blocks * 512 > 8 << 20:
+        pytest.skip("this file system keeps no holes")
+    before = resident_bytes()
+
+    model = load(file)
+
+    assert size > 2_000_000_000
+    assert resident_bytes() - before < 64 << 20
+    assert model.family is family
+    assert sum(each.numel() for each in model.unet.parameters()) == unet_parameters
+    loaded = {tensor.data_ptr() for module in model.components.values() for tensor in module.parameters()}
+    mapped = sum(tensor.numel() * tensor.element_size() for module in model.components.values()
+                 for tensor in module.parameters())  # fmt: skip
+    assert max(loaded) - min(loaded) < size
+    assert 0.9 * size < mapped <= size
+    parameter = model.unet.get_parameter("conv_in.weight")
+    assert torch.equal(parameter, torch.zeros_like(parameter))
+
+
+def test_weights_that_were_let_go_are_read_again(tiny_files: dict[str, Path]) -> None:
+    model = load(tiny_files["sdxl"])
+    names = [name for name, _ in model.unet.named_parameters()]
+    before = {name: model.base_tensor("unet", name).clone() for name in names}
+
+    for name in names:
+        model.forget("unet", name)
+
+    assert all(torch.equal(model.base_tensor("unet", name), before[name]) for name in names)
+    assert all(torch.equal(model.unet.get_parameter(name), before[name]) for name in names)

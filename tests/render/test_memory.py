@@ -1,6 +1,7 @@
 # ruff: noqa: E402  (imports that need torch come after the question whether it is there)
 """What a rendering needs is known before loading, and the plans for little memory give the same picture."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,20 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+import tiny_models
 from test_run import PLAIN, prompt
 
+from civman.domain.recipe import Hires, StartImage
 from civman.errors import CannotRender
+from civman.render.denoiser import Conditioning
+from civman.render.emphasis import parse
 from civman.render.environment import choose_device, choose_dtype, environment
 from civman.render.guard import memory_errors
 from civman.render.loader import load
-from civman.render.memory import Estimate, MemoryPlan, apply, available_bytes, estimate
-from civman.render.run import render
+from civman.render.memory import Estimate, MemoryPlan, apply, available_bytes, estimate, take_turns
+from civman.render.prompts import encode
+from civman.render.run import Inputs, render
+from civman.render.tokenizer import clip_tokenizer
 from civman.render.weights import Weights
 
 
@@ -66,19 +73,111 @@ def test_every_plan_gives_the_same_picture(tiny_files: dict[str, Path], plan: Me
     assert np.abs(made.pixels.astype(int) - usual.pixels.astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("plan", MemoryPlan)
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_every_plan_encodes_prompts_and_pictures_alike(tmp_path: Path, kind: str, plan: MemoryPlan) -> None:
+    """Layers that wait for their turn have no values and no device of their own."""
+    path = tiny_models.write(tmp_path / "whole.safetensors", kind)
+    usual, planned = (load(path, dtype=torch.float32) for _ in range(2))
+    apply(plan, planned, torch.device("cpu"))
+    image = np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    recipe = replace(PLAIN, start=StartImage(PLAIN.checkpoint, 0.5), hires=Hires(96, 96, 2, 0.5, "lanczos"))
+
+    results = []
+    for model in (usual, planned):
+        encoders = [model.components[name] for name in ("text_encoder", "text_encoder_2") if name in model.components]
+        pads = [
+            int(model.configs[name]["pad_token_id"]) for name in ("text_encoder", "text_encoder_2")[: len(encoders)]
+        ]
+        tokenizers = [clip_tokenizer().padded_with(pad) for pad in pads]
+        (cond, pooled), (uncond, unpooled) = (
+            encode(encoders, tokenizers, parse(text), 1, is_negative=not text) for text in ("a (red:1.3) cat", "")
+        )
+        results.append(
+            (cond, render(recipe, model, Conditioning(cond, uncond, pooled, unpooled), inputs=Inputs(image)))
+        )
+
+    (context, (made,)), (other_context, (other,)) = results
+    assert torch.equal(context, other_context)
+    assert np.abs(made.pixels.astype(int) - other.pixels.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("plan", MemoryPlan)
+def test_every_plan_runs_an_overflowing_vae_again_in_single_precision(
+    tiny_files: dict[str, Path], plan: MemoryPlan
+) -> None:
+    model = load(tiny_files["sd1"], dtype=torch.float16)
+    first = model.vae.decoder.conv_in  # a factor that half precision cannot hold, taken back by the norms behind it
+    first.weight.data, first.bias.data = first.weight * 30000, first.bias * 30000
+    apply(plan, model, torch.device("cpu"))
+
+    for _ in range(2):  # the second time from weights that went to single precision and came back
+        (made,) = render(PLAIN, model, prompt(model))
+
+        assert made.decoded_in == "float32"
+        assert made.notes == ("the VAE overflowed in float16; decoded again in float32",)
+
+
+class Traveller(torch.nn.Linear):
+    """Says where it is sent."""
+
+    def __init__(self, name: str, heard: list[str]) -> None:
+        super().__init__(1, 1)
+        self.name, self.heard = name, heard
+
+    def to(self, device: object) -> "Traveller":  # type: ignore[override]
+        self.heard.append(f"{self.name} to {torch.device(device).type}")  # type: ignore[arg-type]
+        return self
+
+
+def test_only_the_component_whose_turn_it_is_is_on_the_device() -> None:
+    heard: list[str] = []
+    text, unet, vae = (Traveller(name, heard) for name in ("text", "unet", "vae"))
+    take_turns([text, unet, vae], torch.device("meta"))
+    heard.clear()
+
+    # a picture is encoded before the UNet, which comes back after each decoding
+    for module in (text, vae, unet, unet, vae, unet, vae, text):
+        module._hf_hook.pre_forward(module)  # as diffusers calls it for the VAE, which has no forward of its own
+
+    assert heard == [
+        "text to meta", "text to cpu", "vae to meta", "vae to cpu", "unet to meta", "unet to cpu", "vae to meta",
+        "vae to cpu", "unet to meta", "unet to cpu", "vae to meta", "vae to cpu", "text to meta",
+    ]  # fmt: skip
+
+
+def test_sdxl_s_vae_is_held_in_single_precision_on_the_cpu_too(tiny_files: dict[str, Path]) -> None:
+    """Plans for little memory load on the CPU and compute elsewhere; theirs must be the resident picture."""
+    model = load(tiny_files["sdxl"], device="cpu", dtype=torch.float16)
+
+    assert {part: next(module.parameters()).dtype for part, module in model.components.items()} == {
+        "unet": torch.float16, "vae": torch.float32, "text_encoder": torch.float16, "text_encoder_2": torch.float16,
+    }  # fmt: skip
+    shapes = Weights(tiny_files["sdxl"]).shapes
+    found = estimate(shapes, width=64, height=64, vae_bytes=4)
+    assert found.vae == sum(p.numel() * p.element_size() for p in model.vae.parameters())
+
+
 def test_free_memory_is_a_number_of_bytes() -> None:
     assert available_bytes(torch.device("cpu")) > 2**20
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("… can't allocate memory: …")]
-)
+    "error",
+    [
+        MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("… can't allocate memory: …"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Invalid buffer size: 20.00 GiB"),
+    ],
+)  # fmt: skip
 def test_running_out_of_memory_says_what_to_do(error: Exception) -> None:
     with pytest.raises(CannotRender) as caught, memory_errors("decoding the picture"):
         raise error
 
     assert caught.value.code == "out-of-memory"
-    assert caught.value.hint
+    assert caught.value.facts["stage"] == "decoding the picture"
+    for way in ("--size", "--batch-size", "--low-vram"):
+        assert way in caught.value.hint
 
 
 def test_other_failures_are_not_taken_for_a_lack_of_memory() -> None:

@@ -78,16 +78,33 @@ from civman.render.environment import deterministic
 model = load(Path({str(tiny_files["sd1"])!r}))
 with deterministic():
     pass
-unwanted = ("torch._dynamo", "sympy", "torch.distributed.tensor", "scipy.optimize")
+import torch
+width = model.unet.config.cross_attention_dim
+asked = torch.zeros(1, 4, 8, 8).half(), torch.tensor(3), torch.zeros(1, 77, width).half()
+with torch.no_grad():
+    plain = model.unet(*asked).sample
+unwanted = ("torch._dynamo", "sympy", "torch.distributed.tensor", "scipy.optimize", "peft")
 heavy = [name for name in unwanted if name in sys.modules]
 assert heavy == [], heavy
-import torch, diffusers, torch._dynamo
+import diffusers, torch._dynamo
 assert torch._dynamo.__file__ and torch.distributed.is_available()
 assert diffusers.UNet1DModel.__name__ == "UNet1DModel"
 assert diffusers.FluxTransformer2DModel.__name__ == "FluxTransformer2DModel"
 from civman.render.pipeline import pipeline_of
 assert type(pipeline_of(model)).__name__ == "StableDiffusionPipeline"
 diffusers.LMSDiscreteScheduler().set_timesteps(3)
+import transformers
+assert transformers.models.bert.BertModel.__name__ == "BertModel"
+assert transformers.models.clip.CLIPTextConfig is type(model.components["text_encoder"].config)
+import peft
+model.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+with torch.no_grad():
+    full, none = (
+        model.unet(*asked, cross_attention_kwargs=dict(scale=scale)).sample for scale in (1.0, 0.0)
+    )
+assert not torch.equal(full, plain) and torch.allclose(none, plain, atol=1e-3)
+from diffusers.loaders.lora_base import BaseTunerLayer
+assert any(isinstance(module, BaseTunerLayer) for module in model.unet.modules())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
 

@@ -258,7 +258,7 @@ def _through_the_vae(model: LoadedModel, image: Any) -> Any:
     from civman.render.codec import decode, encode
     from civman.render.pictures import to_tensor
 
-    pixels = decode(model, encode(model, to_tensor(image))).pixels[0]
+    pixels = decode(model, encode(model, to_tensor(image)).latents).pixels[0]
     return (pixels * 255).round().permute(1, 2, 0).numpy().astype(int)
 
 
@@ -349,6 +349,28 @@ def test_a_vae_that_overflows_in_half_precision_is_run_again_in_single(tiny_file
     assert made.decoded_in == "float32"
     assert made.notes == ("the VAE overflowed in float16; decoded again in float32",)
     assert next(model.vae.parameters()).dtype is torch.float16
+
+
+def test_encoding_that_overflows_in_half_precision_is_run_again_and_said_so(tiny_files: dict[str, Path]) -> None:
+    model = load(tiny_files["sd1"], dtype=torch.float16)
+    first = model.vae.encoder.conv_in
+    first.weight.data, first.bias.data = first.weight * 30000, first.bias * 30000
+    recipe = replace(PLAIN, start=StartImage(NO_FILE, 0.5), hires=Hires(96, 96, 2, 0.5, "lanczos"))
+
+    (made,) = render(recipe, model, prompt(model), inputs=Inputs(picture()))
+
+    assert made.notes == ("the VAE overflowed in float16; encoded again in float32",)
+    assert made.decoded_in == "float16"
+
+
+def test_an_answer_beyond_half_precision_is_not_taken_for_white(tiny_files: dict[str, Path]) -> None:
+    model = load(tiny_files["sd1"], dtype=torch.float16)
+    last = model.vae.decoder.conv_out
+    last.weight.data = last.weight * 60000  # endless after the last layer: no number, though it could be cut to 1
+
+    (made,) = render(PLAIN, model, prompt(model))
+
+    assert made.decoded_in == "float32"
 
 
 def test_rounding_down_is_never_above_rounding_to_nearest(models: Models) -> None:

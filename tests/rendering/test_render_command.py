@@ -151,6 +151,22 @@ def test_an_embedding_is_found_by_its_name_in_either_prompt(civman: Civman, tmp_
 
 
 @pytest.mark.usefixtures("stocked")
+def test_a_file_of_prompts_may_have_comments_and_empty_lines(civman: Civman, tmp_path: Path) -> None:
+    words = ("render", "tiny-sd1", *QUICK, "--dry-run", "--json", "--prompts")
+    (tmp_path / "good.txt").write_bytes("\ufeffa cat\r\n\r\n# a comment\r\n  a red dog, \u2028 barking  \r\n".encode())
+    (tmp_path / "empty.txt").write_text("\n# nothing\n")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+
+    good = civman(*words, tmp_path / "good.txt").json["plan"]
+    bad = [civman(*words, tmp_path / name).json["error"] for name in ("empty.txt", "latin.txt", "gone.txt")]
+
+    assert [each["recipe"]["prompt"] for each in good] == ["a cat", "a red dog, \u2028 barking"]
+    assert {error["code"] for error in bad} == {"unreadable-prompts"}
+    assert "begin with #" in bad[0]["hint"]
+    assert "UTF-8" in bad[1]["hint"]
+
+
+@pytest.mark.usefixtures("stocked")
 def test_trigger_words_come_into_the_prompt_unless_told_not_to(civman: Civman) -> None:
     assert civman("edit", "ink", "--trigger", "inkstyle").code == 0
     words = ("render", "tiny-sd1", "a cat", *QUICK, "--lora", "ink", "--dry-run", "--json")
@@ -162,6 +178,24 @@ def test_trigger_words_come_into_the_prompt_unless_told_not_to(civman: Civman) -
     assert "inkstyle" in auto.err
     assert off.json["plan"][0]["recipe"]["prompt"] == "a cat"
     assert there.json["plan"][0]["recipe"]["prompt"] == "an Inkstyle cat"
+
+
+@pytest.mark.usefixtures("stocked")
+def test_of_several_trigger_words_the_first_entry_is_added_and_the_others_are_told(civman: Civman) -> None:
+    assert civman("edit", "ink", "--trigger", "inkstyle, brush", "--trigger", "inkwash", "--trigger", "sumi").code == 0
+    words = ("render", "tiny-sd1", *QUICK, "--lora", "ink", "--dry-run", "--json")
+
+    prompts = {
+        typed: civman(*words[:2], typed, *words[2:]) for typed in ("a cat", "a Sumi cat", "inkstyle cat", "a brush")
+    }
+
+    assert {typed: done.json["plan"][0]["recipe"]["prompt"] for typed, done in prompts.items()} == {
+        "a cat": "a cat, inkstyle, brush",
+        "a Sumi cat": "a Sumi cat",
+        "inkstyle cat": "inkstyle cat",
+        "a brush": "a brush, inkstyle, brush",
+    }
+    assert "inkstyle, brush (not added: inkwash, sumi)" in prompts["a cat"].err
 
 
 @pytest.mark.usefixtures("stocked")
@@ -246,3 +280,4 @@ def test_a_file_that_was_changed_since_it_was_proven_is_not_rendered(
     done = civman("render", "mine", "a cat", *QUICK, "--json")
 
     assert (done.code, done.json["error"]["code"]) == (6, "hash-mismatch")
+    assert f"civman import {copy}" in done.json["error"]["hint"]

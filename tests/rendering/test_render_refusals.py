@@ -41,8 +41,14 @@ CASES = {
     "missing lora by its tag": (["{prompt}a cat <lora:nobody:1>"], 3, "not-found"),
     "missing vae": (["--vae", "sha256:" + "0" * 64], 3, "not-found"),
     "unknown sampler": (["--sampler", "DPM++ 2N Karras"], 2, "unknown-sampler"),
+    "no sampler's name": (["--sampler", ""], 2, "unknown-sampler"),
+    "two schedules": (["--sampler", "Euler Karras", "--schedule", "Beta"], 2, "two-schedules"),
+    "about a second pass without one": (["--upscaler", "lanczos"], 2, "usage"),
+    "unknown upscaler": (["--hires", "2", "--upscaler", "esrgan"], 2, "bad-recipe"),
+    "second pass that makes it smaller": (["--hires", "0.5"], 2, "bad-size"),
     "unknown schedule": (["--sampler", "Euler", "--schedule", "Karos"], 2, "unknown-schedule"),
     "size that is none": (["--size", "big"], 2, "bad-size"),
+    "size beyond reason": (["--size", "100000x100000"], 2, "bad-recipe"),
     "size not in eights": (["--size", "70x64"], 2, "bad-recipe"),
     "no steps": (["--steps", "0"], 2, "bad-recipe"),
     "too many steps": (["--steps", "1001"], 2, "bad-steps"),
@@ -51,6 +57,8 @@ CASES = {
     "start that is not there": (["--init", PLACE + "/gone.png"], 2, "unreadable-picture"),
     "mask without a picture": (["--mask", PLACE + "/whole.png"], 2, "no-start-image"),
     "strength beyond one": (["--init", PLACE + "/whole.png", "--strength", "1.5"], 2, "bad-recipe"),
+    "scale that is no number": (["--lora", "ink:strong"], 3, "not-found"),
+    "three scales": (["--lora", "ink:1:2:3"], 3, "not-found"),
     "scale out of range": (["--lora", "ink:1000"], 2, "usage"),
     "scale out of range in a tag": (["{prompt}a cat <lora:ink:1000>"], 2, "bad-scale"),
     "prompt syntax": (["{prompt}a cat AND a dog"], 2, "prompt-syntax"),
@@ -107,7 +115,8 @@ def test_it_is_refused_by_cause_before_torch_is_imported(outcomes: dict[str, dic
     assert found["code"] == exit_code, answer
     if exit_code:
         assert answer["error"]["code"] == code
-        assert answer["error"]["hint"] or code in ("bad-recipe", "bad-steps", "clip-skip", "usage", "prompt-syntax")
+        spelled_out = ("bad-recipe", "bad-size", "bad-steps", "clip-skip", "usage", "prompt-syntax")
+        assert answer["error"]["hint"] or code in spelled_out
 
 
 def test_refusals_name_the_way_out(outcomes: dict[str, dict[str, Any]]) -> None:
@@ -116,6 +125,9 @@ def test_refusals_name_the_way_out(outcomes: dict[str, dict[str, Any]]) -> None:
     assert "`civman download 678@910`" in hints["missing lora"]
     assert "civman download 4384@128713" in hints["missing checkpoint"]
     assert "`DPM++ 2M`" in hints["unknown sampler"]
+    for case in ("scale that is no number", "three scales"):
+        assert "`ink:0.7`" in hints[case]
+    assert "--hires 2" in hints["about a second pass without one"]
     assert "--force" in hints["lora for another base"]
 
 
