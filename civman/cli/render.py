@@ -238,9 +238,7 @@ def _size_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _hires(
-    text: str | None, steps: int | None, strength: float | None, upscaler: str | None
-) -> "HiresRequest | None":
+def _hires(text: str | None, steps: int | None, strength: float | None, upscaler: str | None) -> "HiresRequest | None":
     from civman.domain.recipe import HiresRequest
     from civman.errors import UsageError
 

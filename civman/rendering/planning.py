@@ -176,9 +176,7 @@ def _as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
 
 def _loras(finder: Finder, request: RenderRequest, words: wording.Words) -> list[ScaledLora]:
     named = [
-        ScaledLora(
-            _lora(finder, asked.ref), asked.scale, asked.scale if asked.text_scale is None else asked.text_scale
-        )
+        ScaledLora(_lora(finder, asked.ref), asked.scale, asked.scale if asked.text_scale is None else asked.text_scale)
         for asked in request.loras
     ]
     return named + [
