@@ -3,12 +3,14 @@
     python benchmarks/render_load.py [--families sdxl sd1] [--rounds 3] [--work DIR] [--tiny]
 
 Per family, each in processes of their own, taken in turn, files in the page cache:
-* load: from the file to a model with two LoRAs merged (`from_single_file` + `load_lora_weights` + `fuse_lora` with a
-  local config), libraries imported before; then every weight is read once, and the peak of resident memory noted;
-* start: from the start of the process to the end of the first denoising step (256 px, one step's UNet calls).
+* load: from the file to a model with two LoRAs merged in float16 (`from_single_file` + `load_lora_weights` +
+  `fuse_lora` with a local config), libraries imported before; then every weight is read once, and the peak of resident
+  memory noted, before and after that;
+* start: from the start of the process to the first denoising step: until the UNet is called, and until the step is
+  done (256 px); in `--dtype`, the same on both sides (float16 on CUDA).
 
-Full size needs 7 GB (SDXL) and 2.2 GB of disk; the start in float32 14 GB of memory for SDXL. `--tiny` only shows that
-it runs. Files are kept in DIR and used again.
+Full size needs 7 GB (SDXL) and 2.2 GB of disk; the start in float32 14 GB of memory for SDXL, in bfloat16 half of it.
+`--tiny` only shows that it runs. Files are kept in DIR and used again.
 """
 
 import argparse
@@ -31,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 PROMPT, LORAS = "a harbour at dawn, oil painting", ("first", "second")
 KINDS = {"sd1": "sd1", "sdxl": "sdxl"}
 PIPELINES = {"sd1": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
+PRECISIONS = ("float32", "bfloat16")
 _WIDE = {"sample_size": 64, "norm_num_groups": 32}
 _VAE = {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32, "sample_size": 512}
 _CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
@@ -159,10 +162,9 @@ def load_plain(family: str, folder: Path) -> dict[str, float]:
     import torch
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # noqa: F401  # imports are not measured
 
-    start = time.perf_counter()
+    begun = clocks()
     pipeline = plain_pipeline(family, folder, torch.float16)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds} | touched([pipeline.components[name] for name in FULL[family]])
+    return since(begun) | touched([pipeline.components[name] for name in FULL[family]])
 
 
 def load_civman(_family: str, folder: Path) -> dict[str, float]:
@@ -173,32 +175,47 @@ def load_civman(_family: str, folder: Path) -> dict[str, float]:
     classes.construct("unet", {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",),
                                "up_block_types": ("UpBlock2D",)})  # fmt: skip  # imports are not measured
     classes.construct("text_encoder", {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1})
-    start = time.perf_counter()
+    begun = clocks()
     model = loader.load(folder / "base.safetensors", device="cpu", dtype=torch.float16)
     chosen = [
         adapters.Adapter(folder / f"{name}.safetensors", str(scale), scale, scale)
         for name, scale in zip(LORAS, (0.7, 0.5), strict=True)
     ]
     targets = {name: module for name, module in model.components.items() if name != "vae"}
-    adapters.apply(targets, model.base_tensor, chosen)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds} | touched(list(model.components.values()))
+    adapters.apply(targets, model.base_tensor, chosen, done_with=model.forget)
+    return since(begun) | touched(list(model.components.values()))
+
+
+def clocks() -> tuple[float, float]:
+    """Wall clock, and processor time of this process so far, in the kernel too."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(begun: tuple[float, float]) -> dict[str, float]:
+    now = clocks()
+    return {"seconds": now[0] - begun[0], "cpu_seconds": now[1] - begun[1]}
 
 
 def touched(modules: list[Any]) -> dict[str, float]:
     """Every page of every weight read once, as computing would; then the peak of resident memory in GB."""
+    loaded = peak_gb()
     start = time.perf_counter()
     for module in modules:
         for parameter in module.parameters():
             parameter.data.reshape(-1)[::2048].float().sum()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return {"touch_seconds": time.perf_counter() - start, "peak_gb": peak}
+    return {"touch_seconds": time.perf_counter() - start, "loaded_gb": loaded, "peak_gb": peak_gb()}
+
+
+def peak_gb() -> float:
+    """Most memory that was resident at a time so far, mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def start_plain(family: str, folder: Path) -> None:
     import torch
 
-    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
+    tell_when_the_unet_is_called()
+    dtype = torch.float16 if torch.cuda.is_available() else getattr(torch, os.environ["START_DTYPE"])
     pipeline = plain_pipeline(family, folder, dtype).to("cuda" if torch.cuda.is_available() else "cpu")
 
     def after_step(_pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -216,6 +233,8 @@ def start_civman(_family: str, folder: Path) -> None:
     from civman.domain.recipe import LoraRequest, RenderRequest
     from civman.library import Library
 
+    tell_when_the_unet_is_called()
+
     def on_event(event: Event) -> None:
         if isinstance(event, Step):
             tell({"at": time.time()})
@@ -225,10 +244,22 @@ def start_civman(_family: str, folder: Path) -> None:
         LoraRequest(str(folder / f"{name}.safetensors"), scale) for name, scale in zip(LORAS, (0.7, 0.5), strict=True)
     )
     request = RenderRequest(
-        str(folder / "base.safetensors"), PROMPT, "blurry", loras, sampler="Euler", width=256, height=256, steps=4
-    )
+        str(folder / "base.safetensors"), PROMPT, "blurry", loras, sampler="Euler", width=256, height=256, steps=4,
+        precision=os.environ["START_DTYPE"],
+    )  # fmt: skip
     with Library.open(folder / "library", offline=True) as library:
         library.render(library.plan(request), on_event=on_event)
+
+
+def tell_when_the_unet_is_called() -> None:
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    def before(module: Any, _arguments: Any) -> None:
+        if type(module).__name__ == "UNet2DConditionModel":
+            hook.remove()
+            tell({"called_at": time.time()})
+
+    hook = register_module_forward_pre_hook(before)
 
 
 def tell(values: dict[str, float]) -> None:
@@ -246,22 +277,29 @@ MEASURED = {
 # -- the run ---------------------------------------------------------------------------------------------------------
 
 
-def measured(what: str, family: str, folder: Path) -> dict[str, float]:
+def measured(what: str, family: str, folder: Path, dtype: str) -> dict[str, float]:
     """One process; the time from its start to its first step for `start`."""
     for path in folder.glob("*.safetensors"):  # into the page cache
         with path.open("rb") as file:
             while file.read(1 << 24):
                 pass
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begun = time.time()
     done = subprocess.run(
         [sys.executable, __file__, "--one", what, "--families", family, "--work", str(folder)],
-        check=False, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "START_DTYPE": dtype},
     )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         raise SystemExit(f"{what} {family} gave nothing:\n{done.stderr[-3000:]}")
-    values: dict[str, float] = json.loads(lines[-1].removeprefix("RESULT "))
-    return {"seconds": values["at"] - begun} if "at" in values else values
+    values: dict[str, float] = {}
+    for line in lines:
+        values |= json.loads(line.removeprefix("RESULT "))
+    if "at" in values:
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return {"called": values["called_at"] - begun, "seconds": values["at"] - begun, "cpu_seconds": cpu}
+    return values
 
 
 def main() -> None:
@@ -271,6 +309,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/civman-render-load"))
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--one", choices=MEASURED)
+    parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="of the start, on a CPU")
+    parser.add_argument("--measure", nargs="+", choices=MEASURED, default=list(MEASURED))
     options = parser.parse_args()
     if options.one:
         found = MEASURED[options.one](options.families[0], options.work)
@@ -285,7 +325,11 @@ def main() -> None:
             check=True,
         )
         prove(folder)
-        report(family, {what: [measured(what, family, folder) for _ in range(options.rounds)] for what in MEASURED})
+        found: dict[str, list[dict[str, float]]] = {what: [] for what in options.measure}
+        for _ in range(options.rounds):
+            for what in options.measure:
+                found[what].append(measured(what, family, folder, options.dtype))
+        report(family, found)
 
 
 _MAKE = """
@@ -313,12 +357,18 @@ def report(family: str, found: dict[str, list[dict[str, float]]]) -> None:
 
     rows = (
         ("load", "seconds", "s"),
+        ("load", "cpu_seconds", "s of processor time"),
         ("load", "touch_seconds", "s more to read every weight"),
-        ("load", "peak_gb", "GB at the peak"),
-        ("start", "seconds", "s to the first step"),
+        ("load", "loaded_gb", "GB at the peak of loading"),
+        ("load", "peak_gb", "GB at the peak, every weight read"),
+        ("start", "called", "s until the UNet is called"),
+        ("start", "seconds", "s until the first step is done"),
+        ("start", "cpu_seconds", "s of processor time until then"),
     )
     print(f"{family:<6} {'plain':>8} {'civman':>8}   share")
     for what, key, unit in rows:
+        if not {f"{what} plain", f"{what} civman"} <= found.keys():
+            continue
         plain, ours = median(f"{what} plain", key), median(f"{what} civman", key)
         print(f"{what:<6} {plain:8.2f} {ours:8.2f}   {ours / plain:5.2f}   {unit}")
 
