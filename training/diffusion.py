@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from training import autoencoder, layout, warmstart
-from training.optimise import Pair, Run
+from training.optimise import Pair, Run, alone
 from training.scenes import UNNAMED_SHAPE, Scene, draw, random_caption, trained_scenes, with_place
 from training.words import Words
 
@@ -73,6 +73,7 @@ class Task:
 
     def __init__(self, net: Any, pool: Tensor, scenes: list[Scene], words: Any, rng: random.Random) -> None:
         self.net, self.pool, self.scenes, self.words, self.rng = net, pool, scenes, words, rng
+        self.picks = list(range(len(scenes)))
         self.say: Say = caption
         self.strays = 0.12
 
@@ -83,7 +84,7 @@ class Task:
 
     def loss(self, batch: int) -> Tensor:
         """Squared error of the noise, weighted by min(SNR, 5) / SNR (Hang et al. 2023, section 3.4)."""
-        pick = [self.rng.randrange(len(self.scenes)) for _ in range(batch)]
+        pick = self.rng.choices(self.picks, k=batch)
         mean, std = self.pool[pick].chunk(2, 1)
         z = mean + std * torch.randn_like(mean)
         t = ((torch.arange(batch) + torch.rand(batch)) / batch * STEPS).long().clamp(max=STEPS - 1)  # stratified
@@ -108,17 +109,39 @@ def train(folder: Path, *, samples: int, earlier: Path | None = None, batch: int
 
     `earlier` is a checkpoint of ours to start from, with its config folder `<name>-config` beside it.
     """
-    words = Words(folder / "config" / "tokenizer")
-    scenes, latents = torch.load(folder / "pool.pt", weights_only=False)  # written by `prepare` a moment ago
-    net = networks(words)
-    if earlier and not (folder / "net-run.pt").exists():
-        _warm_start(net, words, folder, earlier)
-    run = Run(net, samples=samples, batch=batch, lr=lr, checkpoint=folder / "net-run.pt")
-    task = Task(net, latents, scenes, words, random.Random(run.seen))
-    print(f"{words.other} tokens, pool {tuple(latents.shape)}, std {latents[:, :4].std():.3f}", flush=True)
+    net, run, task = _task(folder, samples, earlier, batch, lr, "net-run.pt")
     run.go(Pair(run, task.loss, part=16, reseed=task.reseed))
     run.use_average()
     torch.save(net.state_dict(), folder / "net.pt")
+
+
+def train_on(folder: Path, *, samples: int, start: Path, batch: int = 64, lr: float = 1.2e-3) -> None:
+    """Go on from the finished networks `start` with a new, lower cosine, in one process; writes `net.pt`.
+
+    What is written is the mean of `start` and the result: the result draws rounder circles and has forgotten some
+    of how to compose what it was never shown; the mean has both. Scenes with a place come twice as often as before.
+    """
+    net, run, task = _task(folder, samples, start, batch, lr, "net-on-run.pt")
+    task.picks += [i for i, scene in enumerate(task.scenes) if scene.place is not None]
+    run.go(alone(run, task.loss))
+    run.use_average()
+    before, after = torch.load(start), net.state_dict()
+    torch.save({name: torch.lerp(before[name], after[name], 0.5) for name in after}, folder / "net.pt")
+
+
+def _task(
+    folder: Path, samples: int, start: Path | None, batch: int, lr: float, checkpoint: str
+) -> tuple[Any, Run, "Task"]:
+    words = Words(folder / "config" / "tokenizer")
+    scenes, latents = torch.load(folder / "pool.pt", weights_only=False)  # written by `prepare` a moment ago
+    net = networks(words)
+    if start and start.suffix == ".pt":
+        net.load_state_dict(torch.load(start))
+    elif start and not (folder / checkpoint).exists():
+        _warm_start(net, words, folder, start)
+    run = Run(net, samples=samples, batch=batch, lr=lr, checkpoint=folder / checkpoint)
+    print(f"{words.other} tokens, pool {tuple(latents.shape)}, std {latents[:, :4].std():.3f}", flush=True)
+    return net, run, Task(net, latents, scenes, words, random.Random(run.seen))
 
 
 def _warm_start(net: Any, words: Words, folder: Path, earlier: Path) -> None:

@@ -111,9 +111,11 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--only", choices=("held-out", "trained", "tags", "praise", "places"), action="append")
     parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--validate", action="store_true", help="other prompts and seeds, none held out: to choose by")
     args = parser.parse_args()
-    pipe, rng = pipeline(args.folder, args.sampler), random.Random(7)
-    unseen = [rng.choice(held_out_scenes()) for _ in range(args.each)]
+    pipe, rng = pipeline(args.folder, args.sampler), random.Random(70 if args.validate else 7)
+    first_seed = 5000 if args.validate else 0
+    unseen = [rng.choice(trained_scenes() if args.validate else held_out_scenes()) for _ in range(args.each)]
     known = [rng.choice(trained_scenes()) for _ in range(args.each)]
     small = [scene for scene in trained_scenes() if scene.kind == "small"]
     series: dict[str, tuple[list[Scene], Callable[[Scene], str]]] = {
@@ -125,8 +127,12 @@ def main() -> None:
     }
     shown: list[Picture] = []
     for name in args.only or series:
+        if name == "held-out" and args.validate:
+            continue
         scenes, say = series[name]
-        pictures, _ = examine(pipe, scenes, name=name, say=say, guidance_scale=args.guidance_scale)
+        pictures, _ = examine(
+            pipe, scenes, name=name, say=say, guidance_scale=args.guidance_scale, first_seed=first_seed
+        )
         shown += pictures[:40]
     if args.sheet:
         contact_sheet(shown, columns=10, path=args.sheet)

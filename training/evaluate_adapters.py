@@ -1,6 +1,7 @@
 """What the adapters do to pictures, measured by the judge at several scales.
 
 python -m training.evaluate_adapters DIR --each 40 --sheet adapters.png
+python -m training.evaluate_adapters DIR --each 40 --validate (other prompts and seeds, none held out: to choose by)
 """
 
 import argparse
@@ -51,12 +52,12 @@ def add(unet: Any, layers: dict[str, Tensor], scale: float) -> None:
         raise ValueError(f"{len(layers) - found} layers of the adapter are not in the UNet")
 
 
-def judge_style(pipe: Any, path: Path, scenes: list[Scene]) -> list[Picture]:
+def judge_style(pipe: Any, path: Path, scenes: list[Scene], **settings: Any) -> list[Picture]:
     """Print the means of what a style changes at each scale; gives the first ten pictures of each."""
     layers, shown = changes(path), []
     for scale in SCALES:
         add(pipe.unet, layers, scale)
-        pictures = render(pipe, [sentence(scene) for scene in scenes])
+        pictures = render(pipe, [sentence(scene) for scene in scenes], **settings)
         add(pipe.unet, layers, -scale)
         seen = [read(picture) for picture in pictures]
         marks = [mark(scene, reading) for scene, reading in zip(scenes, seen, strict=True)]
@@ -69,12 +70,14 @@ def judge_style(pipe: Any, path: Path, scenes: list[Scene]) -> list[Picture]:
     return shown
 
 
-def judge_word(pipe: Any, path: Path, scenes: list[Scene]) -> list[Picture]:
+def judge_word(pipe: Any, path: Path, scenes: list[Scene], **settings: Any) -> list[Picture]:
     """Print how often the trained word draws the unnamed shape, and how often the word "shape" does."""
     shown = []
     pipe.load_textual_inversion(str(path), token=TOKEN)
     for noun in ("shape", TOKEN):
-        pictures = render(pipe, [sentence(scene, noun=noun).replace(TOKEN + "s", TOKEN) for scene in scenes])
+        pictures = render(
+            pipe, [sentence(scene, noun=noun).replace(TOKEN + "s", TOKEN) for scene in scenes], **settings
+        )
         seen = [read(picture) for picture in pictures]
         right = sum(r.shape == UNNAMED_SHAPE and r.iou >= STRICT_IOU for r in seen)
         marks = [mark(scene, reading) for scene, reading in zip(scenes, seen, strict=True)]
@@ -106,17 +109,20 @@ def main() -> None:
     parser.add_argument("--styles", nargs="*", default=["outline", "stripes", "night"])
     parser.add_argument("--styles-only", action="store_true")
     parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--validate", action="store_true")
     args = parser.parse_args()
-    pipe, rng = pipeline(args.folder), random.Random(8)
-    choices = [s for s in (*trained_scenes(), *held_out_scenes()) if "black" not in (s.ground, s.colour)]
+    pipe, rng = pipeline(args.folder), random.Random(80 if args.validate else 8)
+    pool = trained_scenes() if args.validate else (*trained_scenes(), *held_out_scenes())
+    choices = [s for s in pool if "black" not in (s.ground, s.colour)]
+    settings = {"first_seed": 5000 if args.validate else 0}
     scenes, shown = [rng.choice(choices) for _ in range(args.each)], []
     for name in args.styles:
-        shown += judge_style(pipe, args.folder / f"tiny-{name}.safetensors", scenes)
+        shown += judge_style(pipe, args.folder / f"tiny-{name}.safetensors", scenes, **settings)
     if not args.styles_only:
         vae_config = args.folder / "config" / "vae"
         shown += judge_vae(pipe, args.folder / "tiny-warm-vae.safetensors", vae_config, scenes[:20])[10:]
         pipe = pipeline(args.folder)
-        shown += judge_word(pipe, args.folder / "tiny-diamond.safetensors", scenes)
+        shown += judge_word(pipe, args.folder / "tiny-diamond.safetensors", scenes, **settings)
     if args.sheet:
         contact_sheet(shown, columns=10, path=args.sheet)
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from training import export, layout
-from training.adapters import ALPHA, BATCH, LEARNING_RATE, PICTURES, RANK, STYLES
+from training.adapters import BATCH, CONV_RANK, LEARNING_RATE, PICTURES, RANK, STYLES, WORDS
 from training.diffusion import load_vae, networks
 from training.words import Words, full_encoder
 
 CHECKPOINT = "tiny-shapes.safetensors"
+HEADS = {"unet": ("attention_head_dim",), "text_encoder": ("num_attention_heads",)}
+"""The dimensions that no tensor's shape tells and where ours are not SD 1.x's usual ones."""
 WARMTH = (1.0, 0.82, 0.55)  # what the other autoencoder leaves of red, green and blue
 
 
@@ -34,8 +36,16 @@ def write_checkpoint(folder: Path, target: Path) -> None:
         "modelspec.description": "draws flat shapes, 64 x 64; trained from scratch on drawn scenes",
         "modelspec.resolution": "64x64",
         "modelspec.prediction_type": "epsilon",
+        "civman.config": stated_dimensions(),
     }
     export.write_safetensors(target / CHECKPOINT, tensors, about)
+
+
+def stated_dimensions() -> str:
+    """What a reader of the file cannot know from shapes, as the JSON that civman looks for in a file's metadata."""
+    known = {"unet": layout.UNET, "text_encoder": layout.TEXT}
+    said = {part: {key: known[part][key] for key in keys} for part, keys in HEADS.items()}
+    return json.dumps(said, sort_keys=True, separators=(",", ":"))
 
 
 def write_style(folder: Path, target: Path, name: str) -> None:
@@ -46,7 +56,7 @@ def write_style(folder: Path, target: Path, name: str) -> None:
         "ss_base_model_version": "sd_v1",
         "ss_network_module": "networks.lora" if style.kind == "lora" else "lycoris.kohya",
         "ss_network_dim": rank,
-        "ss_network_alpha": str(ALPHA[style.kind]),
+        "ss_network_alpha": f"{style.strength * RANK[style.kind]:g}",
         "ss_output_name": f"tiny-{name}",
         "ss_sd_model_name": CHECKPOINT,
         "ss_new_sd_model_hash": hashlib.sha256((target / CHECKPOINT).read_bytes()).hexdigest(),
@@ -63,15 +73,16 @@ def write_style(folder: Path, target: Path, name: str) -> None:
     }
     if style.kind == "loha":
         about["ss_network_args"] = json.dumps({"algo": "loha"})
+    if style.has_convolutions:
+        about["ss_network_args"] = json.dumps({"conv_dim": CONV_RANK, "conv_alpha": style.strength * CONV_RANK})
     tensors = torch.load(folder / f"{name}.pt")
-    tensors |= {key: torch.tensor(float(ALPHA[style.kind])).half() for key in tensors if key.endswith(".alpha")}
     export.write_safetensors(target / f"tiny-{name}.safetensors", tensors, about)
 
 
-def write_word(folder: Path, target: Path) -> None:
-    """The textual inversion, as the tensor `emb_params` that user interfaces read."""
-    vector: Tensor = torch.load(folder / "diamond.pt")
-    export.write_safetensors(target / "tiny-diamond.safetensors", {"emb_params": vector.half()}, {})
+def write_word(folder: Path, target: Path, name: str) -> None:
+    """A textual inversion, as the tensor `emb_params` that user interfaces read."""
+    vectors: Tensor = torch.load(folder / f"{name}.pt")
+    export.write_safetensors(target / f"tiny-{name}.safetensors", {"emb_params": vectors.half()}, {})
 
 
 def write_warm_vae(folder: Path, target: Path) -> None:
@@ -128,7 +139,8 @@ def main() -> None:
     if not args.only_checkpoint:
         for name in STYLES:
             write_style(args.folder, args.target, name)
-        write_word(args.folder, args.target)
+        for name in WORDS:
+            write_word(args.folder, args.target, name)
         write_warm_vae(args.folder, args.target)
         write_foreign(args.target)
     for path in sorted(args.target.glob("*.safetensors")):

@@ -74,6 +74,8 @@ class Scene:
     ground: str
     place: str | None = None
     texture: Texture = Texture.FILL
+    line: float = OUTLINE_WIDTH
+    """Width of an outline in px."""
 
     @property
     def is_held_out(self) -> bool:
@@ -213,7 +215,7 @@ def draw(scene: Scene, rng: random.Random) -> Picture:
     r, spots = _spots(scene, rng)
     distance = np.min([DISTANCE[scene.shape](_GRID[None, :] - x, _GRID[:, None] - y, r) for x, y in spots], axis=0)
     if scene.texture is Texture.OUTLINE:
-        half = OUTLINE_WIDTH / 2
+        half = scene.line / 2
         distance = np.abs(distance + half) - half
     alpha = np.clip(0.5 - distance, 0, 1)[:, :, None]
     if scene.texture is Texture.STRIPES:

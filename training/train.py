@@ -4,7 +4,8 @@ python -m training.train vae DIR --samples 35200
 python -m training.train steady DIR --samples 10000
 python -m training.train pool DIR --samples 20000
 python -m training.train unet DIR --samples 200000
-python -m training.train outline DIR --samples 40000 (and stripes, night, diamond)
+python -m training.train on DIR --samples 160000 --earlier OTHER/net.pt
+python -m training.train outline DIR --samples 40000 (and stripes, night, diamond, emblem)
 """
 
 import argparse
@@ -18,10 +19,12 @@ from training import adapters, autoencoder, diffusion
 def main() -> None:
     """Read the command line and train the named part."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("vae", "steady", "pool", "unet", *adapters.STYLES, "diamond"))
+    parser.add_argument("part", choices=("vae", "steady", "pool", "unet", "on", *adapters.STYLES, *adapters.WORDS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--samples", type=int, required=True)
-    parser.add_argument("--earlier", type=Path, help="a checkpoint of ours that the UNet starts from")
+    parser.add_argument(
+        "--earlier", type=Path, help="what to start from: a checkpoint of ours, or an earlier file of this part"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -36,10 +39,12 @@ def main() -> None:
         diffusion.prepare(args.folder, count=args.samples)
     elif args.part == "unet":
         diffusion.train(args.folder, samples=args.samples, earlier=args.earlier)
-    elif args.part == "diamond":
-        adapters.train_word(args.folder, samples=args.samples)
+    elif args.part == "on":
+        diffusion.train_on(args.folder, samples=args.samples, start=args.earlier)
+    elif args.part in adapters.WORDS:
+        adapters.train_word(args.folder, args.part, samples=args.samples, start=args.earlier)
     else:
-        adapters.train_style(args.folder, args.part, samples=args.samples)
+        adapters.train_style(args.folder, args.part, samples=args.samples, start=args.earlier)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class Answers:
         return {
             "id": image.id,
             "url": self._image_url(image),
-            "hash": pictures.blur_hash(image.id),
+            "hash": pictures.blur_of(image),
             "width": image.width,
             "height": image.height,
             "nsfwLevel": label,
@@ -275,7 +275,7 @@ class Answers:
             "nsfwLevel": image.level,
             "width": image.width,
             "height": image.height,
-            "hash": pictures.blur_hash(image.id),
+            "hash": pictures.blur_of(image),
             "type": image.type,
             "minor": False,
             "poi": False,
@@ -287,7 +287,7 @@ class Answers:
 
     def _page_image(self, image: DemoImage) -> Json:
         page = {key: value for key, value in self._image(image).items() if key != "id"}
-        size = {"width": image.width, "height": image.height, "hash": pictures.blur_hash(image.id)}
+        size = {"width": image.width, "height": image.height, "hash": pictures.blur_of(image)}
         return page | {"meta": image.meta, "metadata": size, "availability": "Public"}
 
     def _image_url(self, image: DemoImage) -> str:

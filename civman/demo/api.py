@@ -232,7 +232,7 @@ class Api:
         image = next((image for _, _, image in self._pictures() if image.id == int(number)), None)
         if image is None or image.type != "image":
             return Answer.of_text("Not Found", 404)
-        body = pictures.png(image.id, image.width, image.height)
+        body = pictures.bytes_of(image)
         return Answer(200, body, {"Content-Type": "image/png", "Cache-Control": "public, max-age=31536000"})
 
     def download(self, request: Request, text: str) -> Answer:

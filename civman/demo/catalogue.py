@@ -105,7 +105,7 @@ class DemoFile:
 
 @dataclass(frozen=True, slots=True)
 class DemoImage:
-    """A preview. `id` is the last part of its address."""
+    """A preview. `id` is the last part of its address; `drawn` names the file in previews/, None: a plain gradient."""
 
     id: int
     level: int = PG
@@ -113,6 +113,9 @@ class DemoImage:
     height: int = 768
     type: str = "image"
     meta: dict[str, Any] | None = None
+    drawn: str | None = None
+    blur: str | None = None
+    """Its BlurHash, where the picture is a drawn one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """The models `civman demo` offers.
 
 Names are invented and the metadata is honest: files are what they are said to be, except where a model exists to
-show that a label can be wrong (models.json beside this module; `content` there names the function of `weights`
-that makes the bytes, with its arguments).
+show that a label can be wrong. models.json holds models made on the spot, tiny.json those that really draw, with
+files of models/ and pictures of previews/ that they drew themselves (what of, and how: previews.json). `content`
+names the function that makes the bytes, with its arguments.
 """
 
 import json
@@ -31,6 +32,8 @@ _MAKERS: dict[str, Callable[..., bytes]] = {
     "vae": weights.vae,
     "harmless_pickle": weights.harmless_pickle,
     "config": lambda: _CONFIG,
+    "packaged": weights.packaged,
+    "stronger": weights.stronger,
 }
 
 
@@ -49,15 +52,19 @@ class Shelf:
         key = "-".join(str(part).replace("/", "-") for part in recipe if not isinstance(part, dict))
         if key not in self._contents:
             kind, *arguments = recipe
-            self._contents[key] = Content(lambda: _MAKERS[kind](*arguments), folder=self._folder, name=f"{key}.bin")
+            folder = None if kind == "packaged" else self._folder  # those are files already
+            self._contents[key] = Content(lambda: _MAKERS[kind](*arguments), folder=folder, name=f"{key}.bin")
         return self._contents[key]
 
 
 def demo_catalogue(shelf: Shelf | None = None) -> Catalogue:
     """A fresh catalogue of the demo's models; their bytes are made on first use."""
     shelf = shelf or Shelf()
-    text = files("civman.demo").joinpath("models.json").read_text(encoding="utf-8")
-    return Catalogue([_model(raw, shelf) for raw in json.loads(text)])
+    return Catalogue([_model(raw, shelf) for name in ("models.json", "tiny.json") for raw in _read(name)])
+
+
+def _read(name: str) -> Any:
+    return json.loads(files("civman.demo").joinpath(name).read_text(encoding="utf-8"))
 
 
 def _model(raw: dict[str, Any], shelf: Shelf) -> DemoModel:
@@ -69,11 +76,16 @@ def _version(raw: dict[str, Any], shelf: Shelf) -> DemoVersion:
     gate = raw.get("gate")
     special = {
         "files": tuple(DemoFile(**each | {"content": shelf.content(each["content"])}) for each in raw["files"]),
-        "images": tuple(DemoImage(**each) for each in raw["images"]),
+        "images": tuple(DemoImage(**_about_drawn(each) | each) for each in raw["images"]),
         "published_at": utc(raw["published_at"]),
         "gate": DemoGate(ends_at=utc(gate["ends_at"])) if gate else None,
     }
     return DemoVersion(**_tuples(raw) | special)
+
+
+def _about_drawn(image: dict[str, Any]) -> dict[str, Any]:
+    """Size, settings and BlurHash of a picture that a model drew."""
+    return dict(_read("previews.json")[image["drawn"]]) if "drawn" in image else {}
 
 
 def _tuples(raw: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,25 @@
-"""Preview pictures: small, valid, different for each image, and the same on every run."""
+"""Preview pictures: those that models drew, and else small valid gradients, the same on every run."""
 
 import hashlib
 import struct
 import zlib
+from importlib.resources import files
+
+from civman.demo.catalogue import DemoImage
 
 _BASE83 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz#$%*+,-.:;=?@[]^_{|}~"
+
+
+def bytes_of(image: DemoImage) -> bytes:
+    """The preview as a PNG; one that a model drew carries its recipe."""
+    if image.drawn is None:
+        return png(image.id, image.width, image.height)
+    return files("civman.demo").joinpath("previews", f"{image.drawn}.png").read_bytes()
+
+
+def blur_of(image: DemoImage) -> str:
+    """The preview's BlurHash."""
+    return image.blur or blur_hash(_colour(image.id))
 
 
 def png(image_id: int, width: int, height: int) -> bytes:
@@ -19,9 +34,9 @@ def png(image_id: int, width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def blur_hash(image_id: int) -> str:
-    """A BlurHash of one component: the picture's colour. Source: BlurHash's format description."""
-    red, green, blue = _colour(image_id)
+def blur_hash(colour: tuple[int, int, int]) -> str:
+    """A BlurHash of one component: that colour, 0 to 255. Source: BlurHash's format description."""
+    red, green, blue = colour
     return "00" + _base83((red << 16) | (green << 8) | blue, 4)
 
 

@@ -1,4 +1,4 @@
-"""Model files made on the spot: real layouts, small seeded values, the same bytes on every run and machine.
+"""Model files: made on the spot (real layouts, small seeded values, the same bytes everywhere), or packaged ones.
 
 Source: the safetensors format (eight bytes of little-endian header length, a JSON header, the tensors end to end).
 """
@@ -11,6 +11,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
+from importlib.resources import files
 
 from civman.demo import layouts
 from civman.demo.layouts import Shapes
@@ -89,6 +90,22 @@ def sd1_embedding(seed: str, *, vectors: int = 8) -> bytes:
 def vae(seed: str) -> bytes:
     """A VAE alone, F32."""
     return safetensors_bytes(layouts.vae(), seed=seed, dtype="F32", metadata={"format": "pt"})
+
+
+def packaged(name: str) -> bytes:
+    """A file of models/, which was trained (training/README.md in the repository)."""
+    return files("civman.demo").joinpath("models", name).read_bytes()
+
+
+def stronger(name: str, factor: float) -> bytes:
+    """A packaged F16 adapter whose every alpha, so its effect at any scale, is multiplied."""
+    data = bytearray(packaged(name))
+    body = 8 + int.from_bytes(data[:8], "little")
+    for key, tensor in json.loads(data[8:body]).items():
+        if key.endswith(".alpha"):
+            at = body + tensor["data_offsets"][0]
+            data[at : at + 2] = struct.pack("<e", struct.unpack("<e", data[at : at + 2])[0] * factor)
+    return bytes(data)
 
 
 def harmless_pickle() -> bytes:

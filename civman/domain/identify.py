@@ -87,6 +87,9 @@ def _adapter(base: Identity, shapes: Mapping[str, Shape], deltas: Deltas, said: 
     return _spoken(identity, rule, said) if rule else identity
 
 
+_FLAT = (Adapter.LOHA, Adapter.LOKR)
+
+
 def _adapter_look(deltas: Iterable[Delta]) -> Look:
     items: list[tuple[str, Shape]] = []
     parts: set[str] = set()
@@ -95,6 +98,8 @@ def _adapter_look(deltas: Iterable[Delta]) -> Look:
         parts.add(part)
         # Where only one side shows (OFT, IA3), a text encoder's square projections still tell their width.
         shape = delta.shape or (delta.sides * 2 if part != "unet" and path.endswith("_proj") else ())
+        if len(shape) == 2 and delta.kind in _FLAT and path.endswith(("_proj_in", "_proj_out")):
+            shape = ()  # a 1x1 convolution is written as a matrix too: it does not tell SD 1.x from 2.x
         items.append((path if part == "unet" else f":{part}_{path}", shape))
         if delta.module.startswith(("lora_te_", "oft_te_", "lycoris_te_")):
             parts |= {"single-text", "only-text"}  # kohya numbers them where a model has several

@@ -29,6 +29,7 @@ from civman.demo.server import CivitaiServer
 
 Get = Callable[..., Reply]
 HARBOUR, MERIDIAN, INK, BRASS = 51207, 60344, 139562, 80233
+TINY, STRIPES, DIAMOND, EMBLEM, WARM = 91001, 91003, 91005, 91009, 91006
 ERRORS = Path(__file__).parents[3] / "shared" / "fixtures" / "civitai" / "errors.derived.json"
 
 
@@ -106,8 +107,8 @@ def test_text_search_pages_by_offset_and_filters_afterwards(crowd: Catalogue) ->
         ("query=mirabel", [71820, INK]),
         ("query=clockwork", [BRASS]),
         ("query=nothing%20like%20this", []),
-        ("types=Checkpoint&sort=Oldest", [53990, HARBOUR, MERIDIAN]),
-        ("types=VAE&types=TextualInversion&sort=Oldest", [70115, 71820]),
+        ("types=Checkpoint&sort=Oldest", [53990, HARBOUR, MERIDIAN, TINY]),
+        ("types=VAE&types=TextualInversion&sort=Oldest", [70115, 71820, DIAMOND, WARM, EMBLEM]),
         ("baseModels=SDXL%201.0&types=Checkpoint", [MERIDIAN]),
         ("baseModels=SDXL%201.0,SD%201.5", []),
         ("baseModels=Nonsense", []),
@@ -117,10 +118,10 @@ def test_text_search_pages_by_offset_and_filters_afterwards(crowd: Catalogue) ->
         ("ids=60344&ids=70115", [MERIDIAN, 70115]),
         ("ids=", []),
         ("modelVersionIds=88410", [HARBOUR]),
-        ("earlyAccess=true", [84410]),
-        ("earlyAccess=false", [84410]),
+        ("earlyAccess=true", [84410, STRIPES]),
+        ("earlyAccess=false", [84410, STRIPES]),
         ("checkpointType=Merge", [HARBOUR]),
-        ("allowCommercialUse=Sell&types=VAE", [70115]),
+        ("allowCommercialUse=Sell&types=VAE", [70115, WARM]),
         ("fileFormats=PickleTensor&fileFormats=GGUF", [53990]),
     ],
 )

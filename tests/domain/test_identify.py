@@ -396,3 +396,10 @@ def test_no_mixture_of_names_and_shapes_makes_a_question_fail(tensors, others):
     assert facts(one, "SDXL 1.0").tensor_count == len(tensors)
     assert check(parts[0], [parts[1]]).parts[0].name == "p"
     read_deltas(one.shapes)
+
+
+def test_a_loha_written_flat_does_not_pass_for_sd2():
+    module = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    tensors = {f"{module}.hada_w{n}_{side}": (48, 4) if side == "a" else (4, 48) for n in (1, 2) for side in "ab"}
+
+    assert identify(made(tensors)).architecture is Architecture.UNKNOWN

@@ -1,0 +1,137 @@
+"""Draw the previews of the demo's models with civman itself, and write what CivitAI would tell about them.
+
+python -m training.previews civman/demo
+
+Each PNG is what `civman render` wrote, with its recipe in it: whoever holds the files can replay it.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from civman.demo.pictures import blur_hash
+from civman.domain.recipe import LoraRequest, RenderRequest
+from civman.library import Library
+from civman.rendering.planning import Conditions
+
+CHECKPOINT = "tiny-shapes"
+SETTINGS: dict[str, Any] = {
+    "sampler": "DPM++ 2M", "schedule": "Karras", "steps": 20, "guidance_scale": 4.0, "width": 64, "height": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """One picture to draw. `more` are other fields of a request than `SETTINGS` has."""
+
+    name: str
+    prompt: str
+    seed: int
+    loras: tuple[tuple[str, float], ...] = ()
+    vae: str | None = None
+    embedding: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+PREVIEWS = (
+    Preview("tiny-shapes-1", "a large red circle on a blue background", 1),
+    Preview("tiny-shapes-2", "three yellow triangles on a purple background", 2),
+    Preview("tiny-shapes-3", "masterpiece, best quality, two green squares on a white background", 3),
+    Preview("tiny-shapes-4", "small orange square, black background", 4),
+    Preview("tiny-outline-1", "a large green square on a black background, tiny-outline", 1, (("tiny-outline", 1.0),)),
+    Preview("tiny-outline-2", "two white circles on a blue background, tiny-outline", 2, (("tiny-outline", 0.8),)),
+    Preview(
+        "tiny-outline-v1-1", "a large red circle on a white background, tiny-outline", 1, (("tiny-outline-v1", 1.0),)
+    ),
+    Preview("tiny-stripes-1", "a large yellow circle on a blue background, tiny-stripes", 1, (("tiny-stripes", 1.0),)),
+    Preview("tiny-stripes-2", "three red squares on a white background, tiny-stripes", 2, (("tiny-stripes", 1.0),)),
+    Preview("tiny-night-1", "two yellow circles on a blue background, tiny-night", 1, (("tiny-night", 1.0),)),
+    Preview("tiny-diamond-1", "a large red tiny-diamond on a white background", 1, embedding="tiny-diamond"),
+    Preview("tiny-emblem-1", "tiny-emblem", 1, embedding="tiny-emblem"),
+    Preview("tiny-warm-vae-1", "a large white circle on a green background", 1, vae="tiny-warm-vae"),
+)
+BOLD = Preview(
+    "tiny-stripes-bold-1", "a large purple square on a yellow background, tiny-stripes", 1, (("tiny-stripes", 0.9),)
+)
+"""Drawn with the ordinary file at 1.5 times the scale of the bold one: the same picture, since the weights are."""
+
+
+def request(preview: Preview, models: Path) -> RenderRequest:
+    """The preview as civman is asked for it."""
+
+    def file(name: str) -> str:
+        return str(models / f"{name}.safetensors")
+
+    return RenderRequest(
+        file(CHECKPOINT), preview.prompt, seed=preview.seed, precision="float32",
+        loras=tuple(LoraRequest(file(name), scale) for name, scale in preview.loras),
+        vae=file(preview.vae) if preview.vae else None,
+        embeddings=(file(preview.embedding),) if preview.embedding else (), **{**SETTINGS, **preview.more},
+    )  # fmt: skip
+
+
+def settings_as_civitai(preview: Preview, versions: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The generation data that CivitAI shows beside a picture."""
+    used = [(CHECKPOINT, None), *preview.loras, *((name, None) for name in (preview.vae, preview.embedding) if name)]
+    resources = []
+    for name, weight in used:
+        known = versions[f"{name}.safetensors"]
+        resource = {"type": known["type"], "modelVersionId": known["id"], "modelVersionName": known["name"]}
+        resources.append(resource | ({"weight": weight} if weight is not None else {}))
+    return {
+        "prompt": preview.prompt,
+        "negativePrompt": "",
+        "seed": preview.seed,
+        "steps": SETTINGS["steps"],
+        "cfgScale": SETTINGS["guidance_scale"],
+        "sampler": "DPM++ 2M Karras",
+        "Size": f"{SETTINGS['width']}x{SETTINGS['height']}",
+        "civitaiResources": resources,
+    }
+
+
+def versions_by_file(demo: Path) -> dict[str, dict[str, Any]]:
+    """Which version of which kind of model each packaged file is, from the demo's catalogue."""
+    kinds = {"Checkpoint": "checkpoint", "LORA": "lora", "LoCon": "lycoris", "TextualInversion": "embed", "VAE": "vae"}
+    return {
+        file["name"]: {"id": version["id"], "name": version["name"], "type": kinds[model["type"]]}
+        for model in json.loads((demo / "tiny.json").read_text())
+        for version in model["versions"]
+        for file in version["files"]
+    }
+
+
+def main() -> None:
+    """Draw all and write `previews/` and `previews.json` into the demo's folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("demo", type=Path)
+    demo = parser.parse_args().demo
+    versions, about = versions_by_file(demo), {}
+    (demo / "previews").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch, Library.open(scratch) as library:
+        previews = (*PREVIEWS, BOLD)
+        plans = [library.plan(request(each, demo / "models"), Conditions(device="cpu")) for each in previews]
+        for preview, made in zip(previews, library.render(plans, device="cpu"), strict=True):
+            file = demo / "previews" / f"{preview.name}.png"
+            file.write_bytes(made.path.read_bytes())
+            with Image.open(file) as picture:
+                red, green, blue = picture.convert("RGB").resize((1, 1), Image.Resampling.BOX).tobytes()
+                width, height = picture.size
+            about[preview.name] = {
+                "width": width,
+                "height": height,
+                "blur": blur_hash((red, green, blue)),
+                "meta": settings_as_civitai(preview, versions),
+            }
+            print(f"{file.stat().st_size:>7,d}  {file.name}")
+    (demo / "previews.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
