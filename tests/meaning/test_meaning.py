@@ -1,7 +1,7 @@
 """What prompts, scales and settings do to a picture, read back from the pixels by a program.
 
-Every number below is a mean over seeds 0 to 5 on the CPU in float32. Prompts and margins were chosen at these seeds: they
-hold what the program does, and say little of how well the model learned.
+Every number below is a mean over seeds 0 to 5 on the CPU in float32. Prompts and margins were chosen at these seeds:
+they hold what the program does, and say little of how well the model learned.
 """
 
 from itertools import pairwise
