@@ -108,7 +108,8 @@ def plan_removal(index: Index, store: BlobStore, assets: Iterable[Asset]) -> Rem
 def remove(index: Index, store: BlobStore, plan: RemovalPlan, *, force: bool, now: datetime) -> Removal | None:
     """Carry out a plan; the removal in the trash by which it can be undone.
 
-    Raises: Refused: `pinned`, some must stay and `force` was not given. StoreError.
+    Raises: Refused: `pinned`, some must stay and `force` was not given. NotFound: another process has removed them all
+        meanwhile. StoreError.
     """
     if plan.pinned and not force:
         named = "; ".join(f"{asset.name} ({', '.join(asset.pins)})" for asset in plan.pinned[:5])
@@ -124,42 +125,56 @@ def remove(index: Index, store: BlobStore, plan: RemovalPlan, *, force: bool, no
     for asset in plan.assets:
         by_blob.setdefault(asset.blob.sha256, []).append(asset)
     entries = [_manifest(index, store, assets) for assets in by_blob.values()]
-    trash = Trash(store)
-    removal = trash.begin(entries, reason="remove", now=now)
-    for sha256, assets in by_blob.items():
-        with blob_lock(store, sha256):
-            for asset in assets:
-                index.forget(asset)
-            if index.referrers(sha256):
-                write_sidecar(store, index, sha256)
-                continue
-            if force:
-                index.unpin(sha256, USER_PIN)
-            trash.take(removal, sha256)
+    trash, done = Trash(store), 0
+    with trash.begin(entries, reason="remove", now=now) as removal:
+        for sha256, assets in by_blob.items():
+            with blob_lock(store, sha256):
+                done += sum(index.forget(asset) for asset in assets)
+                if index.referrers(sha256):
+                    write_sidecar(store, index, sha256)
+                    continue
+                if force:
+                    index.unpin(sha256, USER_PIN)
+                done += trash.take(removal, sha256)
+        if not done:
+            trash.empty(removal)
+            raise NotFound(
+                f"another civman was quicker to remove {', '.join(asset.name for asset in plan.assets[:5])}",
+                hint="`civman restore` brings it back",
+            )
     return removal
 
 
 def undo(
     index: Index, store: BlobStore, removal: Removal, *, now: datetime, on_notice: Callable[[str], None]
 ) -> Restored:
-    """Put back what a removal took: files to their places, rows with all that the user had said."""
+    """Put back what a removal took: files to their places, rows with all that the user had said.
+
+    Raises: NotFound: another process brought it back or emptied it meanwhile.
+    """
     trash = Trash(store)
     count, lost = 0, []
-    for entry in removal.entries:
-        sha256 = Sha256(str(entry["sha256"]))
-        with blob_lock(store, sha256):
-            stored = _proven(entry, _come_back(trash, removal, entry, sha256))
-            if stored is None:
-                lost.append(str(entry.get("name", sha256)))
-                continue
-            facts = file_facts(stored, entry["sidecar"], on_notice)
-            count += restore(entry["sidecar"], stored, index, facts, now=now, on_notice=on_notice)
-            seen = seen_now(str(stored.path), sha256, kept_path=_kept_path(stored.path, store))
-            if seen is not None:
-                index.save_seen([seen])
-            write_sidecar(store, index, sha256)
-    if not lost:
-        trash.empty(removal)
+    with trash.held(removal):
+        if not removal.folder.is_dir():
+            raise NotFound(
+                f"removal {removal.id} is no longer in the trash: another civman was quicker",
+                hint="`civman list` shows what came back, `civman restore --list` what is still there",
+            )
+        for entry in removal.entries:
+            sha256 = Sha256(str(entry["sha256"]))
+            with blob_lock(store, sha256):
+                stored = _come_back(store, removal, entry, sha256)
+                if stored is None:
+                    lost.append(str(entry.get("name", sha256)))
+                    continue
+                facts = file_facts(stored, entry["sidecar"], on_notice)
+                count += restore(entry["sidecar"], stored, index, facts, now=now, on_notice=on_notice)
+                seen = seen_now(str(stored.path), sha256, kept_path=_kept_path(stored.path, store))
+                if seen is not None:
+                    index.save_seen([seen])
+                write_sidecar(store, index, sha256)
+        if not lost:
+            trash.empty(removal)
     return Restored(removal.id, count, tuple(lost))
 
 
@@ -193,7 +208,8 @@ def plan_collection(
             code="index-empty",
             hint="`civman verify --rebuild` takes them in first",
         )
-    old = [removal for removal in Trash(store).removals() if now - removal.removed_at >= trash_after]
+    trash = Trash(store)
+    old = [removal for removal in trash.removals() if now - removal.removed_at >= trash_after]
     last = {
         sha256
         for removal in old
@@ -203,7 +219,7 @@ def plan_collection(
     return Collection(
         tuple(blob for blob in strangers if blob.sha256 not in pins),
         tuple(_stale(store.root / "partial", now - partials_after)),
-        tuple(removal for removal in old if not last.intersection(removal.digests)),
+        (*(removal for removal in old if not last.intersection(removal.digests)), *trash.leavings()),
         (*(blob.sha256 for blob in strangers if blob.sha256 in pins), *sorted(last)),
     )
 
@@ -213,14 +229,19 @@ def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) 
     trash = Trash(store)
     if plan.orphans:
         entries = [_orphan(store, blob) for blob in plan.orphans]
-        removal = trash.begin(entries, reason="gc", now=now)
-        for blob in plan.orphans:
-            with blob_lock(store, blob.sha256):
-                if not index.referrers(blob.sha256):
-                    trash.take(removal, blob.sha256)
+        with trash.begin(entries, reason="gc", now=now) as removal:
+            taken = 0
+            for blob in plan.orphans:
+                with blob_lock(store, blob.sha256):
+                    if not index.referrers(blob.sha256):
+                        taken += trash.take(removal, blob.sha256)
+            if not taken:
+                trash.empty(removal)
     freed = sum(_discard(partial) for partial in plan.partials)
-    for removal in plan.removals:
-        freed += trash.empty(removal)
+    # the oldest first: what was removed again later lies in the later removal, and is there for the earlier one
+    for old in sorted(plan.removals, key=lambda removal: removal.id):
+        with trash.held(old):
+            freed += trash.empty(old)
     _tidy(store.root)
     gone = [seen.path for seen in index.seen_files().values() if not _exists(store.root, seen.path)]
     if gone:
@@ -267,21 +288,31 @@ def _orphan(store: BlobStore, blob: StoredBlob) -> dict[str, Any]:
     }
 
 
-def _come_back(trash: Trash, removal: Removal, entry: dict[str, Any], sha256: Sha256) -> StoredBlob | None:
-    if not entry.get("outside"):
-        return trash.give_back(removal, sha256)
-    path = Path(str(entry["outside"]))
-    return StoredBlob(sha256, path.suffix.lower(), path, path.stat().st_size) if path.is_file() else None
-
-
-def _proven(entry: dict[str, Any], stored: StoredBlob | None) -> StoredBlob | None:
-    """The blob, if it still looks as it did when it went, or reads as its digest."""
-    if stored is None:
+def _come_back(store: BlobStore, removal: Removal, entry: dict[str, Any], sha256: Sha256) -> StoredBlob | None:
+    """The entry's file in its old place, proven before it moves there; None where it is gone or has changed."""
+    if entry.get("outside"):
+        path = Path(str(entry["outside"]))
+        found = StoredBlob(sha256, path.suffix.lower(), path, path.stat().st_size) if path.is_file() else None
+        return found if found is not None and _is_proven(entry, path, sha256) else None
+    here = store.find(sha256)
+    if here is not None:
+        return here if _is_proven(entry, here.path, sha256) else None
+    trash = Trash(store)
+    lying = trash.lying(removal, sha256)
+    if lying is None or not _is_proven(entry, lying[1], sha256):
         return None
-    now = seen_now(str(stored.path), stored.sha256)
+    return trash.give_back(lying[0], sha256)
+
+
+def _is_proven(entry: dict[str, Any], path: Path, sha256: Sha256) -> bool:
+    """Whether the file still looks as it did when it went, or reads as its digest."""
+    now = seen_now(str(path), sha256)
     if now is not None and entry.get("looks") == [now.inode, now.size_bytes, now.mtime_ns]:
-        return stored
-    return stored if digest_of(stored.path) == stored.sha256 else None
+        return True
+    try:
+        return digest_of(path) == sha256
+    except FileNotFoundError:  # emptied under our eyes
+        return False
 
 
 def _refs(entry: dict[str, Any]) -> Iterator[str]:

@@ -131,8 +131,8 @@ def repair(
         if verdict.state is not State.MISSING:
             trash = Trash(store)
             entry: dict[str, Any] = {"sha256": verdict.sha256, "name": verdict.name, "sidecar": {"assets": []}}
-            with blob_lock(store, verdict.sha256):
-                trash.take(trash.begin([entry], reason="broken", now=now), verdict.sha256)
+            with trash.begin([entry], reason="broken", now=now) as removal, blob_lock(store, verdict.sha256):
+                trash.take(removal, verdict.sha256)
         try:
             fetched = fetch(assets[0])
         except CivmanError as error:

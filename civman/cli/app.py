@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
         output.failure(error)
         return error.exit_code
     except KeyboardInterrupt:
+        exec("")  # noqa: S102  # Ctrl-C inside an `exec` (a dataclass) has `python -m` kill itself at its end; not so now
         output.failure(Interrupted("stopped", hint="run the same command again; a download goes on where it stopped"))
         return ExitCode.INTERRUPTED
     except BrokenPipeError:

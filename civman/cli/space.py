@@ -86,7 +86,8 @@ def _print(console: "Console", plan: "Collection") -> None:
         )
     for removal in plan.removals:
         names = ", ".join(str(entry.get("name") or entry["sha256"]) for entry in removal.entries[:3])
-        console.print(f"  for good: {clean(names)}  {size(removal.size_bytes)}  removed {removal.removed_at:%Y-%m-%d}")
+        when = f"removed {removal.removed_at:%Y-%m-%d}" if names else "what an interrupted `gc` left of the trash"
+        console.print(f"  for good: {clean(names)}  {size(removal.size_bytes)}  {when}", soft_wrap=True)
     for sha256 in plan.kept:
         console.print(f"  stays: {sha256[:10]} is pinned, and this is its last copy")
     if plan.is_empty:

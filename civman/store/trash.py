@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -24,6 +24,7 @@ from civman.store.partial import store_error
 _NOTE = "removal.json"
 _FORMAT = 1
 _POLL_S = 0.02
+_EMPTIED = ".emptied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +59,29 @@ class Trash:
         self._store = store
         self.folder = store.root / "trash"
 
-    def begin(self, entries: list[dict[str, Any]], *, reason: str, now: datetime) -> Removal:
-        """A removal on disk that has not taken anything yet. Raises: StoreError."""
+    @contextmanager
+    def begin(self, entries: list[dict[str, Any]], *, reason: str, now: datetime) -> Iterator[Removal]:
+        """A removal on disk that has not taken anything yet, held while it takes. Raises: StoreError."""
         name = f"{now:%Y%m%dT%H%M%S}-{now.microsecond:06d}-{os.getpid()}"
         folder = self.folder / name
-        try:
-            folder.mkdir(parents=True)
-            note = {"format": _FORMAT, "removed_at": now.isoformat(), "reason": reason, "entries": entries}
-            with (folder / _NOTE).open("w", encoding="utf-8") as file:
-                json.dump(note, file, ensure_ascii=False, indent=1, sort_keys=True)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise store_error(error, folder) from error
-        return Removal(folder, now, reason, tuple(entries))
+        removal = Removal(folder, now, reason, tuple(entries))
+        with self.held(removal):
+            try:
+                folder.mkdir(parents=True)
+                note = {"format": _FORMAT, "removed_at": now.isoformat(), "reason": reason, "entries": entries}
+                with (folder / _NOTE).open("w", encoding="utf-8") as file:
+                    json.dump(note, file, ensure_ascii=False, indent=1, sort_keys=True)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise store_error(error, folder) from error
+            yield removal
+
+    @contextmanager
+    def held(self, removal: Removal) -> Iterator[None]:
+        """A removal is filled, undone or emptied by one process at a time. Raises: StoreError: `removal-busy`."""
+        with _locked(self._store.root / "locks" / f"{removal.id}.lock", f"removal {removal.id}", "removal-busy"):
+            yield
 
     def take(self, removal: Removal, sha256: Sha256) -> int:
         """Move a blob and what lies beside it into the removal; the bytes moved. The blob itself goes last."""
@@ -83,33 +93,47 @@ class Trash:
             _move(removal.folder, self._store.place_of(sha256, "").parent, sha256)
         return self._store.find(sha256)
 
+    def lying(self, removal: Removal, sha256: Sha256) -> tuple[Removal, Path] | None:
+        """The blob's file and the removal it lies in: this one, else the last that has it; None where none has."""
+        for place in (removal, *self.removals()):
+            path = _blob_in(place, sha256)
+            if path is not None:
+                return place, path
+        return None
+
     def removals(self) -> list[Removal]:
-        """All removals, the last one first."""
+        """All removals that can still be undone, the last one first."""
         try:
             folders = sorted(self.folder.iterdir(), reverse=True) if self.folder.is_dir() else []
         except OSError as error:
             raise store_error(error, self.folder) from error
-        return [removal for folder in folders if (removal := _read(folder)) is not None]
+        return [
+            removal
+            for folder in folders
+            if not folder.name.endswith(_EMPTIED) and (removal := _read(folder)) is not None
+        ]
 
     def find(self, sha256: Sha256) -> Removal | None:
         """The last removal in which this blob's file lies."""
         return next((removal for removal in self.removals() if has_blob(removal, sha256)), None)
 
     def empty(self, removal: Removal) -> int:
-        """Delete a removal with all that is in it, for good; the bytes freed."""
-        freed = 0
+        """Delete a removal with all that is in it, for good; the bytes freed. From its first moment it is no more."""
+        if removal.id.endswith(_EMPTIED):
+            return _delete(removal.folder)
+        doomed = removal.folder.with_name(removal.id + _EMPTIED)
         try:
-            # the note goes last: what a crash leaves can still be told and emptied
-            for path in sorted(removal.folder.iterdir(), key=lambda path: path.name == _NOTE):
-                freed += path.stat().st_size
-                path.chmod(stat.S_IWUSR | stat.S_IRUSR)  # Windows does not delete read-only files
-                path.unlink()
-            removal.folder.rmdir()
+            removal.folder.rename(doomed)
         except FileNotFoundError:
-            return freed  # another process empties it too
+            return 0  # another process was quicker
         except OSError as error:
             raise store_error(error, removal.folder) from error
-        return freed
+        return _delete(doomed)
+
+    def leavings(self) -> list[Removal]:
+        """What a crash left of removals that were being emptied."""
+        folders = sorted(self.folder.glob(f"*{_EMPTIED}"))
+        return [Removal(folder, datetime.fromtimestamp(0, UTC), "emptied", ()) for folder in folders]
 
 
 def take_back(store: BlobStore, sha256: Sha256) -> StoredBlob | None:
@@ -125,7 +149,7 @@ def take_back(store: BlobStore, sha256: Sha256) -> StoredBlob | None:
 
 def has_blob(removal: Removal, sha256: Sha256) -> bool:
     """Whether the blob's own file lies in the removal."""
-    return any(_is_blob(path, sha256) for path in removal.folder.glob(f"{sha256}*"))
+    return _blob_in(removal, sha256) is not None
 
 
 @contextmanager
@@ -134,21 +158,43 @@ def blob_lock(store: BlobStore, sha256: Sha256, *, wait_s: float = 60.0) -> Iter
 
     Raises: StoreError: `blob-busy`, another process holds it longer than `wait_s`; or the library cannot be written.
     """
-    lock = FileLock(store.root / "locks" / f"{sha256}.lock")
+    with _locked(store.root / "locks" / f"{sha256}.lock", sha256[:10], "blob-busy", wait_s, sha256=sha256):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, what: str, code: str, wait_s: float = 60.0, **facts: str) -> Iterator[None]:
+    lock = FileLock(path)
     deadline = monotonic() + wait_s
     while not lock.acquire():
         if monotonic() >= deadline:
             raise StoreError(
-                f"another civman is busy with {sha256[:10]}",
-                code="blob-busy",
-                hint="wait until it is done, then try again",
-                sha256=sha256,
+                f"another civman is busy with {what}", code=code, hint="wait until it is done, then try again", **facts
             )
         sleep(_POLL_S)
     try:
         yield
     finally:
         lock.release()
+
+
+def _blob_in(removal: Removal, sha256: Sha256) -> Path | None:
+    return next((path for path in removal.folder.glob(f"{sha256}*") if _is_blob(path, sha256)), None)
+
+
+def _delete(folder: Path) -> int:
+    freed = 0
+    try:
+        for path in folder.iterdir():
+            freed += path.stat().st_size
+            path.chmod(stat.S_IWUSR | stat.S_IRUSR)  # Windows does not delete read-only files
+            path.unlink()
+        folder.rmdir()
+    except FileNotFoundError:
+        return freed  # another process deletes it too
+    except OSError as error:
+        raise store_error(error, folder) from error
+    return freed
 
 
 def _move(source: Path, target: Path, sha256: Sha256) -> int:

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -172,3 +173,19 @@ def test_one_speed_limit_holds_for_all_files_together(root: Path) -> None:
     assert code == 0, err
     measured = 20 * size / took_s
     assert 0.85 * rate <= measured <= 1.15 * rate, f"{measured:,.0f} B/s"
+
+
+def test_control_c_in_the_making_of_a_class_ends_with_our_code_too(tmp_path: Path) -> None:
+    # Python kills itself at its end where Ctrl-C hit an `exec`, as dataclasses use, whoever caught it
+    script = """
+        import os, signal, sys
+        from civman.cli.app import main
+        def interrupted(*args, **kwargs):
+            exec("import os, signal; os.kill(os.getpid(), signal.SIGINT)\\nwhile True: pass")
+        sys.exit(main(["list"], make_library=interrupted))
+    """
+    (tmp_path / "hit.py").write_text(textwrap.dedent(script))
+    done = subprocess.run([sys.executable, "-m", "hit"], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 130, done.stderr
+    assert "Error [interrupted]" in done.stderr

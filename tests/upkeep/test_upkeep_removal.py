@@ -11,10 +11,10 @@ from running import Civman
 
 from civman.demo.server import CivitaiServer
 from civman.domain.digests import Sha256
-from civman.errors import Refused
+from civman.errors import NotFound, Refused
 from civman.library import Library
-from civman.removal import StalePartial
-from civman.store.trash import blob_lock
+from civman.removal import StalePartial, undo
+from civman.store.trash import Trash, blob_lock
 
 CHECKPOINT, LORA = "51207", "60344"
 
@@ -163,6 +163,65 @@ def test_a_file_that_changed_in_the_trash_does_not_come_back(held: dict[str, Any
 
     assert result.code == 6
     assert listed(civman) == []
+    assert files_below(root / "blobs") == [], "wrong bytes never get a name, not even on the way"
+    assert blob.exists()
+
+
+def test_of_two_that_remove_the_same_at_once_one_does_and_the_other_says_so(
+    held: dict[str, Any], library: Library
+) -> None:
+    first, second = library.plan_removal(["harbour"]), library.plan_removal(["harbour"])
+    removal = library.remove(first)
+    assert removal is not None
+
+    with pytest.raises(NotFound, match="another civman"):
+        library.remove(second)
+
+    assert [gone.id for gone in library.trash()] == [removal.id]
+    assert library.restore().assets == 1
+
+
+def test_a_removal_killed_before_it_took_anything_finds_its_bytes_in_another(
+    held: dict[str, Any], library: Library, root: Path
+) -> None:
+    trash = Trash(library.store)
+    first = library.remove(library.plan_removal(["harbour"]))
+    assert first is not None
+    with trash.begin(list(first.entries), reason="remove", now=library._clock()):
+        pass  # as a kill leaves it: told on disk, nothing taken
+
+    assert library.trash()[0].id != first.id
+    assert library.restore().assets == 1
+    assert [gone.id for gone in library.trash()] == [first.id]
+    assert library.restore().lost == ()
+    assert library.trash() == []
+
+
+def test_a_half_emptied_removal_is_no_longer_offered_and_gc_finishes_it(
+    held: dict[str, Any], library: Library, root: Path
+) -> None:
+    removal = library.remove(library.plan_removal(["harbour"]))
+    assert removal is not None
+    removal.folder.rename(removal.folder.with_name(removal.id + ".emptied"))  # as a kill leaves it
+
+    with pytest.raises(NotFound, match="empty"):
+        library.restore()
+    plan = library.plan_collection(partials_after=timedelta(0), trash_after=timedelta(days=30))
+
+    assert not plan.is_empty
+    promised = plan.freed_bytes
+    assert promised > held["blob"]["size_bytes"]
+    assert library.collect(plan) == promised
+    assert files_below(root / "trash") == []
+
+
+def test_who_restores_what_another_has_just_brought_back_is_told(held: dict[str, Any], library: Library) -> None:
+    removal = library.remove(library.plan_removal(["harbour"]))
+    assert removal is not None
+    library.restore()
+
+    with pytest.raises(NotFound, match="another civman was quicker"):
+        undo(library.index, library.store, removal, now=library._clock(), on_notice=print)
 
 
 def test_collecting_puts_strangers_away_and_frees_what_is_old(held: dict[str, Any], civman: Civman, root: Path) -> None:
