@@ -1,14 +1,15 @@
-"""Times loading: civman against plain diffusers, on full-size checkpoints with random weights and two LoRAs.
+"""Times and weighs loading: civman against plain diffusers, on full-size random checkpoints with two LoRAs.
 
     python benchmarks/render_load.py [--families sdxl sd1] [--rounds 3] [--work DIR] [--tiny]
 
 Per family, each in processes of their own, taken in turn, files in the page cache:
 * load: from the file to a model with two LoRAs merged in float16 (`from_single_file` + `load_lora_weights` +
-  `fuse_lora` with a local config), libraries imported before; then every weight is read once, and the peak of resident
-  memory noted, before and after that;
+  `fuse_lora` with a local config), libraries imported before; then the UNet is called once (64 px), and the peak of
+  resident memory noted, before and after that;
 * start: from the start of the process to the first denoising step: until the UNet is called, and until the step is
-  done (256 px); in `--dtype`, the same on both sides (float16 on CUDA).
+  done (256 px), with the peak of resident memory until then; in `--dtype`, the same on all sides (float16 on CUDA).
 
+civman comes twice: with the whole model in memory, and with `--low-vram` ("sparing"), which leaves it in its file.
 Full size needs 7 GB (SDXL) and 2.2 GB of disk; the start in float32 14 GB of memory for SDXL, in bfloat16 half of it.
 `--tiny` only shows that it runs. Files are kept in DIR and used again.
 """
@@ -16,6 +17,7 @@ Full size needs 7 GB (SDXL) and 2.2 GB of disk; the start in float32 14 GB of me
 import argparse
 import importlib
 import json
+import math
 import os
 import platform
 import resource
@@ -164,26 +166,36 @@ def load_plain(family: str, folder: Path) -> dict[str, float]:
 
     begun = clocks()
     pipeline = plain_pipeline(family, folder, torch.float16)
-    return since(begun) | touched([pipeline.components[name] for name in FULL[family]])
+    return since(begun) | called(pipeline.unet)
 
 
 def load_civman(_family: str, folder: Path) -> dict[str, float]:
+    return _load_civman(folder, sparing=False)
+
+
+def load_sparing(_family: str, folder: Path) -> dict[str, float]:
+    return _load_civman(folder, sparing=True)
+
+
+def _load_civman(folder: Path, *, sparing: bool) -> dict[str, float]:
     import torch
 
-    from civman.render import adapters, classes, loader
+    from civman.render import adapters, classes, loader, streaming
 
     classes.construct("unet", {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",),
                                "up_block_types": ("UpBlock2D",)})  # fmt: skip  # imports are not measured
     classes.construct("text_encoder", {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1})
     begun = clocks()
-    model = loader.load(folder / "base.safetensors", device="cpu", dtype=torch.float16)
+    leaves = streaming.SMALL if sparing else None
+    model = loader.load(folder / "base.safetensors", device="cpu", dtype=torch.float16, leaves=leaves)
+    later = streaming.stream(model) if sparing else None
     chosen = [
         adapters.Adapter(folder / f"{name}.safetensors", str(scale), scale, scale)
         for name, scale in zip(LORAS, (0.7, 0.5), strict=True)
     ]
     targets = {name: module for name, module in model.components.items() if name != "vae"}
-    adapters.apply(targets, model.base_tensor, chosen, done_with=model.forget)
-    return since(begun) | touched(list(model.components.values()))
+    adapters.apply(targets, model.base_tensor, chosen, done_with=model.forget, later=later)
+    return since(begun) | called(model.unet)
 
 
 def clocks() -> tuple[float, float]:
@@ -196,14 +208,21 @@ def since(begun: tuple[float, float]) -> dict[str, float]:
     return {"seconds": now[0] - begun[0], "cpu_seconds": now[1] - begun[1]}
 
 
-def touched(modules: list[Any]) -> dict[str, float]:
-    """Every page of every weight read once, as computing would; then the peak of resident memory in GB."""
+def called(unet: Any) -> dict[str, float]:
+    """The UNet called once, so that it needed every weight; the peak of resident memory in GB, before and after."""
+    import torch
+
     loaded = peak_gb()
+    more = {}
+    if unet.config.addition_embed_type == "text_time":
+        width = unet.add_embedding.linear_1.in_features - 6 * unet.config.addition_time_embed_dim
+        pooled = torch.zeros(1, width, dtype=torch.float16)
+        more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.zeros(1, 6)}
+    context = torch.zeros(1, 77, unet.config.cross_attention_dim, dtype=torch.float16)
     start = time.perf_counter()
-    for module in modules:
-        for parameter in module.parameters():
-            parameter.data.reshape(-1)[::2048].float().sum()
-    return {"touch_seconds": time.perf_counter() - start, "loaded_gb": loaded, "peak_gb": peak_gb()}
+    with torch.no_grad():
+        unet(torch.zeros(1, 4, 8, 8, dtype=torch.float16), torch.tensor(1.0), encoder_hidden_states=context, **more)
+    return {"call_seconds": time.perf_counter() - start, "loaded_gb": loaded, "peak_gb": peak_gb()}
 
 
 def peak_gb() -> float:
@@ -219,7 +238,7 @@ def start_plain(family: str, folder: Path) -> None:
     pipeline = plain_pipeline(family, folder, dtype).to("cuda" if torch.cuda.is_available() else "cpu")
 
     def after_step(_pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
-        tell({"at": time.time()})
+        tell({"at": time.time(), "peak_gb": peak_gb()})
         os._exit(0)
         return values
 
@@ -229,6 +248,14 @@ def start_plain(family: str, folder: Path) -> None:
 
 
 def start_civman(_family: str, folder: Path) -> None:
+    _start_civman(folder, sparing=False)
+
+
+def start_sparing(_family: str, folder: Path) -> None:
+    _start_civman(folder, sparing=True)
+
+
+def _start_civman(folder: Path, *, sparing: bool) -> None:
     from civman.domain.events import Event, Step
     from civman.domain.recipe import LoraRequest, RenderRequest
     from civman.library import Library
@@ -237,7 +264,7 @@ def start_civman(_family: str, folder: Path) -> None:
 
     def on_event(event: Event) -> None:
         if isinstance(event, Step):
-            tell({"at": time.time()})
+            tell({"at": time.time(), "peak_gb": peak_gb()})
             os._exit(0)
 
     loras = tuple(
@@ -248,7 +275,7 @@ def start_civman(_family: str, folder: Path) -> None:
         precision=os.environ["START_DTYPE"],
     )  # fmt: skip
     with Library.open(folder / "library", offline=True) as library:
-        library.render(library.plan(request), on_event=on_event)
+        library.render(library.plan(request), low_vram=sparing, on_event=on_event)
 
 
 def tell_when_the_unet_is_called() -> None:
@@ -269,8 +296,10 @@ def tell(values: dict[str, float]) -> None:
 MEASURED = {
     "load plain": load_plain,
     "load civman": load_civman,
+    "load sparing": load_sparing,
     "start plain": start_plain,
     "start civman": start_civman,
+    "start sparing": start_sparing,
 }
 
 
@@ -298,7 +327,8 @@ def measured(what: str, family: str, folder: Path, dtype: str) -> dict[str, floa
         values |= json.loads(line.removeprefix("RESULT "))
     if "at" in values:
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return {"called": values["called_at"] - begun, "seconds": values["at"] - begun, "cpu_seconds": cpu}
+        return {"called": values["called_at"] - begun, "seconds": values["at"] - begun, "cpu_seconds": cpu,
+                "peak_gb": values["peak_gb"]}  # fmt: skip
     return values
 
 
@@ -358,19 +388,24 @@ def report(family: str, found: dict[str, list[dict[str, float]]]) -> None:
     rows = (
         ("load", "seconds", "s"),
         ("load", "cpu_seconds", "s of processor time"),
-        ("load", "touch_seconds", "s more to read every weight"),
+        ("load", "call_seconds", "s more to call the UNet once, 64 px"),
         ("load", "loaded_gb", "GB at the peak of loading"),
-        ("load", "peak_gb", "GB at the peak, every weight read"),
+        ("load", "peak_gb", "GB at the peak, the UNet called"),
         ("start", "called", "s until the UNet is called"),
         ("start", "seconds", "s until the first step is done"),
         ("start", "cpu_seconds", "s of processor time until then"),
+        ("start", "peak_gb", "GB at the peak until then"),
     )
-    print(f"{family:<6} {'plain':>8} {'civman':>8}   share")
+    print(f"{family:<6} {'plain':>8} {'civman':>8} {'share':>7} {'sparing':>8} {'share':>7}")
     for what, key, unit in rows:
-        if not {f"{what} plain", f"{what} civman"} <= found.keys():
+        if f"{what} plain" not in found:
             continue
-        plain, ours = median(f"{what} plain", key), median(f"{what} civman", key)
-        print(f"{what:<6} {plain:8.2f} {ours:8.2f}   {ours / plain:5.2f}   {unit}")
+        plain = median(f"{what} plain", key)
+        line = f"{what:<6} {plain:8.2f}"
+        for whose in ("civman", "sparing"):
+            ours = median(f"{what} {whose}", key) if f"{what} {whose}" in found else math.nan
+            line += f" {ours:8.2f} {ours / plain:7.2f}"
+        print(f"{line}   {unit}")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ StripPromptOpt = Annotated[
     bool, typer.Option("--strip-prompt", help="It tells settings and models, but no prompt and no recipe.")
 ]
 DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps.", show_default="the best")]
-LowVramOpt = Annotated[bool, typer.Option("--low-vram", help="Keep on the GPU only what works there.")]
+LowVramOpt = Annotated[bool, typer.Option("--low-vram", help="Hold in memory only what works; slower.")]
 
 
 def manner_of(format: str | None, quality: int | None, *, no_metadata: bool, strip_prompt: bool) -> "Manner":  # noqa: A002

@@ -24,7 +24,7 @@ from civman.render.kinds import Kind
 from civman.render.matching import Adapter, Coverage, Plan, match, require_coverage
 from civman.render.tensors import open_tensors
 
-__all__ = ["Adapter", "Base", "Coverage", "apply", "restore"]
+__all__ = ["Adapter", "Base", "Coverage", "Later", "apply", "restore"]
 
 Base = Callable[[str, str], Tensor]
 """(component, parameter) → the parameter's tensor as the checkpoint's file has it, in the parameter's shape."""
@@ -42,6 +42,7 @@ def apply(
     *,
     allow_partial: bool = False,
     done_with: Callable[[str, str], None] = lambda _component, _parameter: None,
+    later: "Later | None" = None,
 ) -> list[Coverage]:
     """Merge the adapters into the components; one report per adapter, in the order given.
 
@@ -54,6 +55,7 @@ def apply(
         adapters: any number; the same file may come twice.
         allow_partial: accept an adapter some of whose modules fit nothing.
         done_with: told of each of `base`'s tensors that will not be read again.
+        later: what keeps the changes of weights that have no values yet (meta device); it forgets those it had.
 
     Raises:
         Incompatible: an adapter fits nothing (`code` `adapter-no-match`), fits only partly (`adapter-partial`),
@@ -69,7 +71,9 @@ def apply(
         ]
         for plan in plans:
             require_coverage(plan, allow_partial=allow_partial)
-        _merge_all(components, base, plans, done_with)
+        places = _merge_all(components, base, plans, done_with, later)
+        if later is not None:
+            later.keep(places, stack.pop_all())
     return [plan.coverage() for plan in plans]
 
 
@@ -87,6 +91,7 @@ class _Change:
     kind: Kind
     parts: Mapping[str, Tensor]
     scale: float
+    device: torch.device
 
     @property
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
@@ -114,9 +119,52 @@ def _precise(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
+class Later:
+    """Changes of weights that wait in their file, made each time a layer is called: the same bits as `apply` writes."""
+
+    def __init__(self, device: torch.device) -> None:
+        """`device`: where the weights will be."""
+        self.device = device
+        self._places: dict[tuple[str, str], list[Plan]] = {}
+        self._files = ExitStack()
+        self._buffers: SimpleQueue[_Buffer] = SimpleQueue()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __contains__(self, place: tuple[str, str]) -> bool:
+        return place in self._places
+
+    def keep(self, places: dict[tuple[str, str], list[Plan]], files: ExitStack) -> None:
+        """These changes from now on; `files` are what they are read from."""
+        self._files.close()
+        self._places, self._files = places, files
+
+    def write(self, place: tuple[str, str], base: Tensor, into: Tensor) -> None:
+        """`into` becomes `base`, the file's tensor, with all changes; its strides are those of `base`."""
+        with torch.no_grad(), _full_precision(), _one_thread_each() as threads:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(threads)
+                self._buffers = _buffers(threads)
+            changes = [_read(plan, place, self.device) for plan in self._places[place]]
+            product = _product(base, into, changes)
+            if product is None:
+                with _borrowed(self._buffers) as buffer:
+                    _add_up(base, into, changes, buffer)
+                return
+
+            def one(rows: slice) -> None:
+                with _borrowed(self._buffers) as buffer:
+                    product.write(base, into, rows, buffer)
+
+            list(self._pool.map(one, product.pieces(into)))
+
+
 def _merge_all(
-    components: Mapping[str, nn.Module], base: Base, plans: Sequence[Plan], done_with: Callable[[str, str], None]
-) -> None:
+    components: Mapping[str, nn.Module],
+    base: Base,
+    plans: Sequence[Plan],
+    done_with: Callable[[str, str], None],
+    later: Later | None,
+) -> dict[tuple[str, str], list[Plan]]:
     ordered = sorted(plans, key=lambda plan: (plan.adapter.sha256, plan.adapter.unet_scale, plan.adapter.te_scale))
     places: dict[tuple[str, str], list[Plan]] = {}
     for plan in ordered:
@@ -129,15 +177,24 @@ def _merge_all(
     def merge(place: tuple[str, str], acting: list[Plan], buffer: _Buffer) -> list[float]:
         component, name = place
         parameter = components[component].get_parameter(name)
-        changes = [_read(plan, place, parameter.device) for plan in acting]
+        device = later.device if parameter.is_meta and later is not None else parameter.device
+        changes = [_read(plan, place, device) for plan in acting]
         values = base(component, name)
-        _prove(values, parameter, changes, buffer)
-        written.add(place)
-        squares = _write(values, parameter, changes, buffer)
+        _prove(values, parameter.dtype, changes, buffer)
+        if parameter.is_meta:
+            squares = _examine(values, parameter, changes, buffer)
+            waiting[place] = acting
+        else:
+            written.add(place)
+            fresh = _room(parameter, values)
+            squares = _write(values, fresh, changes, buffer)
+            parameter.data = fresh
         done_with(component, name)
         return squares
 
-    on_cpu = all(parameter.device.type == "cpu" for module in components.values() for parameter in module.parameters())
+    waiting: dict[tuple[str, str], list[Plan]] = {}
+    kinds = {parameter.device.type for module in components.values() for parameter in module.parameters()}
+    on_cpu = kinds - {"meta"} == {"cpu"}
     try:
         for (place, acting), squares in zip(places.items(), _all(merge, places, on_cpu=on_cpu), strict=True):
             for plan, square in zip(acting, squares, strict=True):
@@ -147,6 +204,7 @@ def _merge_all(
     except BaseException:
         _restore(components, base, written)
         raise
+    return waiting
 
 
 def _all(
@@ -160,24 +218,25 @@ def _all(
     So no thread waits for the others 6,000 times, which takes several times as long where other programs are at work,
     and the weights do not depend on how many threads there are.
     """
-    threads = torch.get_num_threads()
-    buffers: SimpleQueue[_Buffer] = SimpleQueue()
+    with _one_thread_each() as threads:
+        workers = threads if on_cpu else 1
+        buffers = _buffers(workers)
 
-    def one(item: tuple[tuple[str, str], list[Plan]]) -> list[float]:
-        buffer = buffers.get()
-        try:
-            with torch.no_grad():  # it holds for the thread that says so
+        def one(item: tuple[tuple[str, str], list[Plan]]) -> list[float]:
+            with _borrowed(buffers) as buffer:
                 return merge(*item, buffer)
-        finally:
-            buffers.put(buffer)
 
-    workers = threads if on_cpu else 1
-    for _ in range(workers):
-        buffers.put(_Buffer())
-    torch.set_num_threads(1)
-    try:
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(one, places.items()))
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[int]:
+    """Torch computes with one thread, wherever it is called; gives how many it had."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
     finally:
         torch.set_num_threads(threads)
 
@@ -189,56 +248,89 @@ def _read(plan: Plan, place: tuple[str, str], device: torch.device) -> _Change:
         parts["alpha"] = plan.file.get_tensor(act.parts["alpha"]).float()
     if act.alpha is not None:
         parts["alpha"] = torch.tensor(act.alpha)
-    return _Change(plan, act.kind, parts, plan.adapter.scale(place[0]))
+    return _Change(plan, act.kind, parts, plan.adapter.scale(place[0]), device)
 
 
-def _prove(base: Tensor, parameter: nn.Parameter, changes: Sequence[_Change], buffer: "_Buffer") -> None:
+def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[_Change], buffer: "_Buffer") -> None:
     """Note of each adapter whether it alone changes a bit of this weight, until it has changed one."""
     for change in changes:
         if not change.plan.changes_bits:
-            weight = buffer.holding(base, parameter.device)
+            weight = buffer.holding(base, change.device)
             alone = weight.clone()
             change.add_to(alone, weight)
-            change.plan.changes_bits = not torch.equal(alone.to(parameter.dtype), weight.to(parameter.dtype))
+            change.plan.changes_bits = not torch.equal(alone.to(dtype), weight.to(dtype))
 
 
-def _write(base: Tensor, parameter: nn.Parameter, changes: Sequence[_Change], buffer: "_Buffer") -> list[float]:
-    """The parameter becomes W + Σ s · Δ(W), rounded once; the sum of squares of each s · Δ(W)."""
-    if all(change.factors is not None for change in changes) and base.is_contiguous() and parameter.is_contiguous():
-        factors = [change.factors for change in changes if change.factors is not None]
-        squares = [_square(*each) for each in factors]
-        if all(square < _SUSPECT**2 for square in squares):
-            up = torch.cat([up * strength for up, _, strength in factors], dim=1)
-            _write_product(base, parameter, up, torch.cat([down for _, down, _ in factors]), buffer)
-            return squares
-    weight = buffer.holding(base, parameter.device)
+def _write(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Buffer") -> list[float]:
+    """`into` becomes W + Σ s · Δ(W), rounded once; the sum of squares of each s · Δ(W)."""
+    product = _product(base, into, changes)
+    if product is None:
+        return _add_up(base, into, changes, buffer)
+    for rows in product.pieces(into):
+        product.write(base, into, rows, buffer)
+    return product.squares
+
+
+def _examine(base: Tensor, parameter: nn.Parameter, changes: Sequence[_Change], buffer: "_Buffer") -> list[float]:
+    """As `_write`, without keeping the values; made at all only where they may not be finite."""
+    product = _product(base, parameter, changes)
+    if product is not None:
+        return product.squares
+    return _add_up(base, torch.empty_like(parameter, device=changes[0].device), changes, buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """The changes of one weight as one product `up` · `down`, in pieces that the CPU's cache holds."""
+
+    up: Tensor
+    down: Tensor
+    squares: list[float]
+
+    def pieces(self, into: Tensor) -> list[slice]:
+        """Rows of the weight that are computed at once."""
+        count, width = len(self.up), self.down.shape[1]
+        rows = max(1, _PIECE // width) if into.device.type == "cpu" else count
+        return [slice(row, row + rows) for row in range(0, count, rows)]
+
+    def write(self, base: Tensor, into: Tensor, rows: slice, buffer: "_Buffer") -> None:
+        """These rows of `into` become W + up · down."""
+        piece = buffer.holding(base.flatten(1)[rows], into.device)
+        into.flatten(1)[rows].copy_(piece.addmm_(self.up[rows], self.down))
+
+
+def _product(base: Tensor, into: Tensor, changes: Sequence[_Change]) -> _Product | None:
+    """None where a change is no product, or so large that each entry has to be looked at."""
+    factors = [change.factors for change in changes]
+    known = [each for each in factors if each is not None]
+    if len(known) < len(factors) or not base.is_contiguous() or not into.is_contiguous():
+        return None
+    squares = [_square(*each) for each in known]
+    if not all(square < _SUSPECT**2 for square in squares):
+        return None
+    up = torch.cat([up * strength for up, _, strength in known], dim=1)
+    return _Product(up, torch.cat([down for _, down, _ in known]), squares)
+
+
+def _add_up(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Buffer") -> list[float]:
+    """`into` becomes W + Σ s · Δ(W), one change after the other."""
+    weight = buffer.holding(base, into.device)
     apart = len(changes) > 1 and any(change.factors is None for change in changes)
     total = weight.clone() if apart else weight
     squares = []
     for change in changes:
         squares.append(change.add_to(total, weight))
         # a bound on the largest entry spares reading every weight once more
-        if not squares[-1] < _SUSPECT**2 and not torch.isfinite(total.to(parameter.dtype)).all():
+        if not squares[-1] < _SUSPECT**2 and not torch.isfinite(total.to(into.dtype)).all():
             label = change.plan.adapter.label
             raise Incompatible(
-                f"adapter `{label}` makes weights that are not finite numbers in {parameter.dtype}",
+                f"adapter `{label}` makes weights that are not finite numbers in {into.dtype}",
                 code="adapter-not-finite",
                 hint="the file is damaged, or the scale far too large",
                 adapter=label,
             )
-    _put(parameter, base, total)
+    into.copy_(total)
     return squares
-
-
-def _write_product(base: Tensor, parameter: nn.Parameter, up: Tensor, down: Tensor, buffer: "_Buffer") -> None:
-    """The parameter becomes W + up · down: all adapters in one product; on the CPU in pieces that its cache holds."""
-    fresh = _room(parameter, base)
-    into, source = fresh.flatten(1), base.flatten(1)
-    rows = max(1, _PIECE // source.shape[1]) if parameter.device.type == "cpu" else source.shape[0]
-    for row in range(0, source.shape[0], rows):
-        piece = buffer.holding(source[row : row + rows], parameter.device)
-        into[row : row + rows].copy_(piece.addmm_(up[row : row + rows], down))
-    parameter.data = fresh
 
 
 def _check_change(plan: Plan) -> None:
@@ -253,10 +345,6 @@ def _check_change(plan: Plan) -> None:
         )
 
 
-def _put(parameter: nn.Parameter, base: Tensor, values: Tensor) -> None:
-    parameter.data = _room(parameter, base).copy_(values)
-
-
 def _room(parameter: nn.Parameter, base: Tensor) -> Tensor:
     """Where the parameter's new values may go: its own memory, unless that is the mapped file's."""
     return torch.empty_like(parameter) if parameter.data_ptr() == base.data_ptr() else parameter.data
@@ -265,12 +353,14 @@ def _room(parameter: nn.Parameter, base: Tensor) -> Tensor:
 def _restore(components: Mapping[str, nn.Module], base: Base, places: Iterable[tuple[str, str]]) -> None:
     for component, name in places:
         parameter = components[component].get_parameter(name)
+        if parameter.is_meta:  # its values are made when they are needed
+            continue
         bits = base(component, name)
         same = (bits.dtype, bits.device, bits.stride()) == (parameter.dtype, parameter.device, parameter.stride())
         if same:
             parameter.data = bits
         else:
-            _put(parameter, bits, bits)
+            parameter.data = _room(parameter, bits).copy_(bits)
 
 
 class _Buffer:
@@ -284,6 +374,24 @@ class _Buffer:
             self._flat = torch.empty(tensor.numel(), device=device)
         copy = self._flat[: tensor.numel()].view(tensor.shape)
         return copy.copy_(tensor)
+
+
+def _buffers(count: int) -> "SimpleQueue[_Buffer]":
+    buffers: SimpleQueue[_Buffer] = SimpleQueue()
+    for _ in range(count):
+        buffers.put(_Buffer())
+    return buffers
+
+
+@contextmanager
+def _borrowed(buffers: "SimpleQueue[_Buffer]") -> Iterator[_Buffer]:
+    """A buffer that nobody else has, in a thread that computes no gradients (each thread says so for itself)."""
+    buffer = buffers.get()
+    try:
+        with torch.no_grad():
+            yield buffer
+    finally:
+        buffers.put(buffer)
 
 
 @contextmanager

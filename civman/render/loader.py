@@ -110,6 +110,7 @@ def load(
     config: Path | Mapping[str, Config] | None = None,
     prediction: str | None = None,
     is_zero_snr: bool | None = None,
+    leaves: int | None = None,
 ) -> LoadedModel:
     """Opens a checkpoint of the original single-file layout and builds its components.
 
@@ -122,6 +123,8 @@ def load(
             such files hold, by component.
         prediction: "epsilon" or "v_prediction" where the caller knows (SD 2 does not say).
         is_zero_snr: as above, for zero terminal signal-to-noise.
+        leaves: parameters of more numbers than this get no values (meta device, the dtype to compute in);
+            `streaming.stream` makes such a model work.
 
     Raises:
         CannotRender: no such family, or a part or a parameter is missing (`facts["part"]`, `facts["missing"]`).
@@ -142,12 +145,14 @@ def load(
     )  # fmt: skip
     notes: list[str] = []
     with ThreadPoolExecutor(max_workers=1) as pool:  # no part of the import below needs the other core
-        coming = pool.submit(_moved_unet, weights, target, _wanted_dtype("unet", dtype, target, family))
+        moving = () if leaves is not None else (weights, target, _wanted_dtype("unet", dtype, target, family))
+        coming = pool.submit(_moved_unet, *moving) if moving else None
         modules = build_empty(configs)
     for name, module in modules.items():
         model.sources[name] = _sources(name, module, model, vae_names)
-        moved = coming.result() if name == "unet" else {}
-        _fill(model, name, module, _wanted_dtype(name, dtype, target, family), notes, moved)
+        moved = coming.result() if name == "unet" and coming is not None else {}
+        wanted = _wanted_dtype(name, dtype, target, family)
+        _fill(model, name, module, wanted, notes, moved, leaves)
     model.prediction, model.is_zero_snr = _prediction(model, weights, prediction, is_zero_snr, notes)
     model.unused = _unused(weights, model)
     model.notes = tuple(notes)
@@ -227,6 +232,7 @@ def _fill(
     dtype: torch.dtype | None,
     notes: list[str],
     moved: dict[str, Tensor],
+    leaves: int | None,
 ) -> None:
     weights, sources = model.files[name], model.sources[name]
     missing = sorted({source.name for source in sources.values()} - weights.shapes.keys())
@@ -252,6 +258,9 @@ def _fill(
             raise InvalidModelFile(
                 f"`{source.name}` has shape {list(tensor.shape)} where {list(shape)} is needed", tensor=source.name
             )
+        if leaves is not None and tensor.numel() > leaves:
+            state[parameter] = torch.empty_like(tensor.reshape(shape), dtype=dtype or own, device="meta")
+            continue
         state[parameter] = ready.reshape(shape).to(model.device, dtype or own)
         if state[parameter].data_ptr() != tensor.data_ptr():
             weights.forget(source.name)

@@ -28,7 +28,7 @@ class MemoryPlan(StrEnum):
     ONE_AT_A_TIME = "one-at-a-time"
     """Each component is on the device only while it works; the VAE works in tiles."""
     LAYER_BY_LAYER = "layer-by-layer"
-    """Each layer is; several times slower. The VAE works in tiles."""
+    """Weights stay in the file, each layer's are made when it works; slower on a GPU. The VAE works in tiles there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +102,17 @@ def available_bytes(device: "torch.device") -> int:
 
 
 def apply(plan: MemoryPlan, model: "LoadedModel", device: "torch.device") -> None:
-    """Makes a model, loaded on the CPU or (first two plans) on `device`, work on `device` under a plan."""
-    if plan is not MemoryPlan.RESIDENT:
+    """Makes a model work on `device` under a plan.
+
+    It was loaded on the CPU or (first two plans) on `device`; for layer by layer it was loaded and streamed there.
+    """
+    if plan is MemoryPlan.TILED or (plan is not MemoryPlan.RESIDENT and device.type != "cpu"):
         model.vae.enable_tiling()
     if plan in (MemoryPlan.RESIDENT, MemoryPlan.TILED):
         for module in model.components.values():
             module.to(device)
-    else:
-        modules = list(model.components.values())
-        if plan is MemoryPlan.ONE_AT_A_TIME:
-            take_turns(modules, device)
-        else:
-            accelerate: Any = importlib.import_module("accelerate")  # only plans for little memory need it: 0.3 s
-            for module in modules:
-                accelerate.cpu_offload(module, execution_device=device)
+    elif plan is MemoryPlan.ONE_AT_A_TIME:
+        take_turns(list(model.components.values()), device)
     model.device = device
 
 

@@ -78,9 +78,8 @@ def _zeros(text_encoders: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
 
 
 def _device(encoder: nn.Module) -> torch.device:
-    """Where its inputs go: layers that wait for their turn are nowhere ("meta") and fetch what they are given."""
-    device = next(encoder.parameters()).device
-    return torch.device("cpu") if device.type == "meta" else device
+    """Where its inputs go. Large weights may be nowhere ("meta") until their layer is called."""
+    return next(parameter.device for parameter in encoder.parameters() if not parameter.is_meta)
 
 
 def _config(encoder: Any) -> Any:

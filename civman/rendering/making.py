@@ -24,6 +24,7 @@ from civman.render.loader import LoadedModel, load
 from civman.render.pipeline import PipelineScheduler, pipeline_of
 from civman.render.prompts import encode, lengthened
 from civman.render.run import Inputs, iterate
+from civman.render.streaming import SMALL, stream
 from civman.render.tokenizer import ClipTokenizer, clip_tokenizer, transformers_tokenizer
 from civman.rendering.inputs import read_picture
 from civman.rendering.keeping import Place
@@ -94,17 +95,19 @@ class _Setup:
         self._recipe = recipe
         self._device = choose_device(machine.device)
         self._plan = self._memory_plan(planned, machine, on_event)
-        self._is_whole = self._plan in (memory.MemoryPlan.RESIDENT, memory.MemoryPlan.TILED)
+        by_layer = self._plan is memory.MemoryPlan.LAYER_BY_LAYER
         with memory_errors("loading the model"):
             self._model: LoadedModel = load(
                 planned.path(recipe.checkpoint),
-                device=self._device if self._is_whole else "cpu",
+                device="cpu" if self._plan is memory.MemoryPlan.ONE_AT_A_TIME else self._device,
                 dtype=choose_dtype(self._device, recipe.precision),
                 vae=planned.path(recipe.vae) if recipe.vae else None,
                 config=json.loads(recipe.config) if recipe.config else None,
                 prediction=recipe.prediction,
                 is_zero_snr=recipe.is_zero_snr,
+                leaves=SMALL if by_layer else None,
             )
+        self._later = stream(self._model) if by_layer else None
         self._tokenizers = _tokenizers(self._model)
         with memory_errors("merging the adapters"):
             self._coverages = self._merge(planned)
@@ -115,7 +118,7 @@ class _Setup:
         """Whether this model, with other adapters at most, is what the plan's recipe means."""
         ours, theirs = self._recipe, planned.recipe
         same = all(getattr(ours, name) == getattr(theirs, name) for name in MODEL_FIELDS)
-        return same and (self._is_whole or ours.loras == theirs.loras)
+        return same and (self._plan is not memory.MemoryPlan.ONE_AT_A_TIME or ours.loras == theirs.loras)
 
     def draw(self, planned: Planned, on_event: OnEvent) -> Iterator[Drawn]:
         """The plan's pictures."""
@@ -156,19 +159,20 @@ class _Setup:
         return made
 
     def _memory_plan(self, planned: Planned, machine: Machine, on_event: OnEvent) -> memory.MemoryPlan:
-        """As asked; on the CPU everything is in place anyway. Where memory looks too small, it is said."""
-        is_cpu = self._device.type == "cpu"
-        free = memory.available_bytes(self._device)
-        if machine.low_vram and not is_cpu:
-            return planned.memory.plan(free)
+        """As asked. The CPU leaves weights in their file where all of them would take more than half of what is free.
+
+        There the picture is the same to the byte, sooner begun and a little slower in each step.
+        """
+        resident, by_layer = memory.MemoryPlan.RESIDENT, memory.MemoryPlan.LAYER_BY_LAYER
+        free, needed = memory.available_bytes(self._device), planned.memory.needed(resident)
+        if self._device.type == "cpu":
+            return by_layer if machine.low_vram or 0 < free < 2 * needed else resident
         if machine.low_vram:
-            on_event(Notice("render", "--low-vram has no effect on the CPU"))
-        needed = planned.memory.needed(memory.MemoryPlan.RESIDENT)
+            return planned.memory.plan(free)
         if 0 < free < needed:
             words = f"about {needed / 2**30:.1f} GiB are needed on {self._device}, {free / 2**30:.1f} are free"
-            way = "a smaller picture or batch" if is_cpu else "--low-vram"
-            on_event(Notice("render", f"{words}: {way} needs less"))
-        return memory.MemoryPlan.RESIDENT
+            on_event(Notice("render", f"{words}: --low-vram needs less"))
+        return resident
 
     def _merge(self, planned: Planned) -> list[adapters.Coverage]:
         chosen = [
@@ -179,8 +183,9 @@ class _Setup:
             name: self._model.components[name] for name in ("unet", *_ENCODERS) if name in self._model.components
         }
         return adapters.apply(
-            targets, self._model.base_tensor, chosen, allow_partial=planned.allow_partial, done_with=self._model.forget
-        )
+            targets, self._model.base_tensor, chosen, allow_partial=planned.allow_partial,
+            done_with=self._model.forget, later=self._later,
+        )  # fmt: skip
 
     def _conditioning(self, planned: Planned) -> Conditioning:
         recipe = planned.recipe

@@ -15,6 +15,7 @@ from civman.render.loader import load
 from civman.render.memory import MemoryPlan, apply
 from civman.render.noise import PictureNoise, Rng
 from civman.render.run import render
+from civman.render.streaming import stream
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,7 +45,10 @@ def test_on_a_card_plans_for_little_memory_give_the_resident_picture(
     cuda = torch.device("cuda")
     resident = load(tiny_files[kind], device=cuda, dtype=torch.float16)
     (usual,) = render(PLAIN, resident, prompt(resident))
-    sparing = load(tiny_files[kind], device=cuda if plan is MemoryPlan.TILED else "cpu", dtype=torch.float16)
+    by_layer, device = plan is MemoryPlan.LAYER_BY_LAYER, "cpu" if plan is MemoryPlan.ONE_AT_A_TIME else cuda
+    sparing = load(tiny_files[kind], device=device, dtype=torch.float16, leaves=100 if by_layer else None)
+    if by_layer:
+        stream(sparing)
     apply(plan, sparing, cuda)
 
     (made,) = render(PLAIN, sparing, prompt(sparing))

@@ -21,12 +21,13 @@ ON_CPU = Conditions(device="cpu")
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' and transformers' own
 @pytest.mark.usefixtures("stocked", "no_sockets")
+@pytest.mark.parametrize("low_vram", [False, True])
 @pytest.mark.parametrize(
     ("kind", "lora", "name"),
     [("sd1", "ink", "StableDiffusionPipeline"), ("sdxl", "xl-ink", "StableDiffusionXLPipeline")],
 )
 def test_diffusers_own_pipeline_draws_the_plan_s_picture(
-    library: Library, tmp_path: Path, kind: str, lora: str, name: str
+    library: Library, tmp_path: Path, kind: str, lora: str, name: str, low_vram: bool
 ) -> None:
     request = RenderRequest(
         f"tiny-{kind}", "a red cat", "a dog", loras=(LoraRequest(lora, 0.8),), sampler="DPM++ 2M Karras", steps=3,
@@ -35,7 +36,7 @@ def test_diffusers_own_pipeline_draws_the_plan_s_picture(
     planned = library.plan(request, ON_CPU)
     (ours,) = library.render(planned, device="cpu", output=tmp_path / "ours.png")
 
-    pipe = library.pipeline(planned, device="cpu")
+    pipe = library.pipeline(planned, device="cpu", low_vram=low_vram)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
         "a red cat", negative_prompt="a dog", num_inference_steps=3, guidance_scale=3.0, height=64, width=64,

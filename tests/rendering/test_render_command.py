@@ -97,6 +97,15 @@ def test_scale_zero_equals_no_lora_and_a_scale_changes_the_picture(civman: Civma
 
 
 @pytest.mark.usefixtures("stocked")
+@pytest.mark.parametrize(("kind", "loras"), [("sd1", ("ink:1",)), ("sdxl", ("xl-ink:0.5",)), ("sd2", ())])
+def test_little_memory_gives_the_same_picture(civman: Civman, kind: str, loras: tuple[str, ...]) -> None:
+    words = ["render", f"tiny-{kind}", "a (red:1.2) cat", *QUICK, "--json"]
+    words += [word for lora in loras for word in ("--lora", lora)]
+
+    assert pixels(civman(*words, "--low-vram")) == pixels(civman(*words))
+
+
+@pytest.mark.usefixtures("stocked")
 @pytest.mark.parametrize(("lora", "code"), [("empty", "adapter-no-change"), ("part", "partly-applies")])
 def test_a_lora_that_does_nothing_or_only_half_is_an_error(civman: Civman, lora: str, code: str) -> None:
     done = civman("render", "tiny-sd1", "a cat", *QUICK, "--lora", lora, "--json")
