@@ -30,7 +30,7 @@ from civman.sidecar import write_sidecar
 from civman.store.blobs import BlobStore
 from civman.store.trash import blob_lock, take_back
 
-_MOST_CONNECTIONS = 16
+_MOST_CONNECTIONS = 24
 _PREVIEW_BYTES = 32 << 20
 _SAFE_LEVEL = 1
 """CivitAI's PG."""

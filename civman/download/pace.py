@@ -16,7 +16,7 @@ class Pace:
 
     max_connections: int | None = None
     """None: as many as pay, `most` at most."""
-    most: int = 16
+    most: int = 24
     limit: RateLimit | None = None
     patience: Patience = PATIENT
 

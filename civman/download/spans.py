@@ -9,6 +9,8 @@ from civman.domain.patience import Patience
 
 SMALLEST_SPAN = 4 << 20
 _LARGEST_SPAN = 64 << 20
+_ANSWERS_LONG = 20
+"""A span should take so many times as long as its request waits for an answer: 5 % of waiting."""
 _SMALLEST_HALF = 1 << 20
 _WORTH_HALVING_S = 0.5
 _JUDGED_AFTER_S = 0.2
@@ -30,6 +32,7 @@ class Span:
     """When bytes last came, or will at the earliest where a speed limit holds them back."""
     asked_at: float = 0.0
     """When the request was sent; 0 while there is none that has not been answered."""
+    answered_at: float = 0.0
     count: int = 0
 
     @property
@@ -51,6 +54,9 @@ class Spans:
         self._idle_s = patience.idle_s
         self._connections = connections
         self._spans: list[Span] = []
+        self._answer_s = 0.0
+        self._speed = 0.0
+        """Bytes per second of one connection, once answered."""
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -72,10 +78,17 @@ class Spans:
             return self._taken(Span(start, min(end, start + self._span_bytes(size)), connection))
         return self._relieve(connection)
 
+    def answered(self, span: Span) -> None:
+        """The request for `span` has its answer."""
+        span.answered_at = time.monotonic()
+        self._answer_s = _smoothed(self._answer_s, span.answered_at - span.asked_at)
+
     def release(self, span: Span) -> None:
         """`span` is over."""
         if span in self._spans:
             self._spans.remove(span)
+            if span.answered_at and span.count:
+                self._speed = _smoothed(self._speed, span.count / max(time.monotonic() - span.answered_at, 1e-3))
 
     def unclaimed_bytes(self, gaps: Gaps) -> int:
         """How much of `gaps` nobody is after."""
@@ -98,7 +111,9 @@ class Spans:
         return span
 
     def _span_bytes(self, size: int | None) -> int:
-        return max(SMALLEST_SPAN, min(_LARGEST_SPAN, (size or 0) // (4 * self._connections)))
+        """Small, so that the unbroken run from byte 0 is never far behind; as large as waiting for answers asks for."""
+        most = min(_LARGEST_SPAN, (size or 0) // (4 * self._connections))
+        return max(SMALLEST_SPAN, min(most, int(_ANSWERS_LONG * self._answer_s * self._speed)))
 
     def _unclaimed(self, gaps: Gaps) -> Iterator[tuple[int, int]]:
         claims = sorted((span.at, span.end) for span in self._spans)
@@ -127,3 +142,7 @@ class Spans:
             slowest.end = middle
             return self._taken(taken)
         return None
+
+
+def _smoothed(before: float, now: float) -> float:
+    return (before + now) / 2 if before else now

@@ -21,13 +21,15 @@ from civman.download.spans import SMALLEST_SPAN, Span, Spans
 from civman.errors import CivmanError, Interrupted, NetworkError
 from civman.store.partial import Partial
 
-_BUFFER_BYTES = 2 << 20
+_BUFFER_BYTES = 1 << 20
+"""What a core's own cache holds: twice as much and the bytes are fetched from memory again on their way to the file."""
 _FLUSH_S = 0.1
 _PROGRESS_BYTES = 1 << 16
 """A try that brought this much was worth it."""
 _FIRST_WORKERS = 8
-_RAMP_S = 0.1
-_RAMP_WAIT_S = 0.25
+_RAMP_S = 0.01
+"""How long the first one is alone once it was answered."""
+_RAMP_WAIT_S = 0.1
 """After more workers have joined, before what they bring is judged."""
 _UNANSWERED_CRAWLS = 3
 """Headers may trickle for so many times `crawl_s`."""
@@ -108,7 +110,7 @@ class Transfer:
             last_ramp, last_bytes, wait_s = time.monotonic(), 0, _RAMP_S
             with self._news:
                 while any(worker.thread.is_alive() for worker in self._workers):
-                    self._news.wait(_RAMP_S / 2)
+                    self._news.wait(_RAMP_S)
                     if self._cancel.is_set():
                         raise Interrupted(f"`{self._name}` was stopped")
                     self._spans.abort_unanswered(_UNANSWERED_CRAWLS * self._pace.patience.crawl_s)
@@ -126,15 +128,15 @@ class Transfer:
     def _ramp(self, rate: float) -> float:
         """More workers while the last ones brought at least half of their share; when to look again, in seconds.
 
-        Where each connection is throttled, eight bring eight times as much as one. Where the wire or the machine is the
-        limit, more of them get in each other's way (1 GB over loopback: 1.6 s with eight, 2.2 s with sixteen).
+        Where each connection is throttled, eight bring eight times as much as one, and thrice as many may follow. Where
+        the wire or the machine is the limit, more of them get in each other's way.
         """
         alive = sum(worker.thread.is_alive() for worker in self._workers)
         had, brought = self._judged
         if self._whole_bodies or rate < brought * (1 + (alive / max(1, had) - 1) / 2):
             return _RAMP_WAIT_S
         unclaimed = -(-self._spans.unclaimed_bytes(self._partial.missing()) // SMALLEST_SPAN)
-        more = unclaimed if self._pace.max_connections is not None else max(alive, _FIRST_WORKERS - alive)
+        more = unclaimed if self._pace.max_connections is not None else max(2 * alive, _FIRST_WORKERS - alive)
         more = min(self._most - alive, more, unclaimed)
         if more > 0:
             self._judged = alive, rate
@@ -213,6 +215,8 @@ class Transfer:
                 send_token=address.send_token,
                 etag=etag,
             )
+            with self._lock:
+                self._spans.answered(span)
         finally:
             span.asked_at = 0.0
         self._examine(body, span)

@@ -1,10 +1,12 @@
 """Files by descriptor and offset, on all systems: room, reads, writes, and what the system keeps of them in memory."""
 
 import errno
+import mmap
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 if sys.platform == "win32":  # pragma: no cover
     _SEEK = threading.Lock()  # no positioned reads and writes there: one at a time
@@ -40,6 +42,21 @@ else:
         data = os.pread(descriptor, len(view), offset)
         view[: len(data)] = data
         return len(data)
+
+
+@contextmanager
+def mapped(descriptor: int, start: int, end: int) -> Iterator[memoryview]:
+    """The bytes `[start, end)` where the system keeps them, read-only and not copied.
+
+    For what was written a moment ago only: bytes that the disk cannot give back end the process instead of an error.
+    """
+    before = start % mmap.ALLOCATIONGRANULARITY
+    with (
+        mmap.mmap(descriptor, end - start + before, access=mmap.ACCESS_READ, offset=start - before) as whole,
+        memoryview(whole) as view,
+        view[before:] as wanted,
+    ):
+        yield wanted
 
 
 def allocate(descriptor: int, size_bytes: int) -> None:

@@ -5,16 +5,19 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from civman.domain.ranges import Ranges
 from civman.errors import DiskFull, StoreError
-from civman.store.disk import Repeat, allocate, forget_pages, read_at, sync_data, write_at
+from civman.store.disk import Repeat, allocate, forget_pages, mapped, read_at, sync_data, write_at
 from civman.store.journal import Journal, Memory, Validator, allocated_bytes, boot_id, promised_bytes
 from civman.store.locks import FileLock
 
 _JOURNAL_EVERY_BYTES = 4 << 20
-"""The journal falls behind by this much at most (less for small files): what a kill costs."""
+_JOURNAL_EVERY_S = 0.02
+"""The journal is behind by so many bytes (fewer for small files), or by so long where more come: what a kill costs."""
 _LOOK_EVERY_S = 0.05
 _SYNC_EVERY_S = 0.2
 _SYNC_EVERY_BYTES = 32 << 20
@@ -53,7 +56,7 @@ class Partial:
         self._descriptor = -1
         self._claimed = Ranges()
         """Written or being written: no byte on disk is ever replaced, for the digester may have read it."""
-        self._unjournaled_bytes = 0
+        self._unjournaled_bytes, self._journaled_at = 0, 0.0
         self._syncer: Repeat | None = None
         self._synced_at, self._synced_bytes, self._released_bytes = 0.0, 0, 0
 
@@ -130,8 +133,10 @@ class Partial:
                     self.ranges.add(start, end)
                 self._unjournaled_bytes += fresh
                 if self._unjournaled_bytes >= min(_JOURNAL_EVERY_BYTES, (self.size_bytes or 0) // 200):
-                    self._journal.note(self._memory())
-                    self._unjournaled_bytes = 0
+                    now = time.monotonic()
+                    if now - self._journaled_at >= _JOURNAL_EVERY_S:
+                        self._journal.note(self._memory())
+                        self._unjournaled_bytes, self._journaled_at = 0, now
                 self.changed.notify_all()
         except OSError as error:
             raise store_error(error, self.path) from error
@@ -199,6 +204,17 @@ class Partial:
         if not count:
             raise StoreError(f"`{self.path}` became shorter while it was read", path=str(self.path))
         return count
+
+    @contextmanager
+    def mapped(self, start: int, end: int) -> Iterator[memoryview]:
+        """The bytes `[start, end)`, written a moment ago, as the system holds them. Raises: StoreError."""
+        try:
+            with mapped(self._descriptor, start, end) as view:
+                yield view
+        except OSError as error:
+            raise store_error(error, self.path) from error
+        except ValueError as error:
+            raise StoreError(f"`{self.path}` became shorter while it was read", path=str(self.path)) from error
 
     def _resume(self) -> None:
         memory = self._journal.recall()

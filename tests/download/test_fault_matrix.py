@@ -616,7 +616,7 @@ def test_the_quota_is_asked_about_once(rigged: MakeRig) -> None:
 
 
 def test_an_address_that_expires_under_many_connections_is_renewed_once(rigged: MakeRig) -> None:
-    data = model_bytes(33_000_000)
+    data = model_bytes(50_000_000)
     rig = rigged(
         Throttle(bytes_per_s=8_000_000, times=8),
         Expire(times=1, after=100_000),  # strikes what the eight ask for next

@@ -296,7 +296,7 @@ def test_a_wait_that_is_no_number_is_ours_to_choose(header: str) -> None:
 def test_a_speed_limit_needs_few_connections() -> None:
     assert Pace(limit=RateLimit(500_000)).connections == 1
     assert Pace(limit=RateLimit(5e6)).connections == 5
-    assert Pace(limit=RateLimit(1e9)).connections == 16
+    assert Pace(limit=RateLimit(1e9)).connections == 24
     assert Pace(limit=RateLimit(500_000), max_connections=3).connections == 3
 
 
