@@ -27,7 +27,8 @@ _FLUSH_S = 0.1
 _PROGRESS_BYTES = 1 << 16
 """A try that brought this much was worth it."""
 _FIRST_WORKERS = 8
-_RAMP_S = 0.01
+_LOOK_S = 0.015
+_RAMP_S = 0.05
 """How long the first one is alone once it was answered."""
 _RAMP_WAIT_S = 0.1
 """After more workers have joined, before what they bring is judged."""
@@ -107,15 +108,17 @@ class Transfer:
             return
         try:
             self._spawn()
-            last_ramp, last_bytes, wait_s = time.monotonic(), 0, _RAMP_S
+            last_ramp, last_bytes, wait_s = 0.0, 0, _RAMP_S
             with self._news:
                 while any(worker.thread.is_alive() for worker in self._workers):
-                    self._news.wait(_RAMP_S)
+                    self._news.wait(_LOOK_S)
                     if self._cancel.is_set():
                         raise Interrupted(f"`{self._name}` was stopped")
                     self._spans.abort_unanswered(_UNANSWERED_CRAWLS * self._pace.patience.crawl_s)
                     now = time.monotonic()
-                    if self._error is None and self._is_open and now - last_ramp >= wait_s:
+                    if not self._is_open or not last_ramp:
+                        last_ramp = now if self._is_open else 0.0
+                    elif self._error is None and now - last_ramp >= wait_s:
                         wait_s = self._ramp((self._received_bytes - last_bytes) / (now - last_ramp))
                         last_ramp, last_bytes = now, self._received_bytes
         finally:
@@ -126,14 +129,14 @@ class Transfer:
             raise NetworkError(f"`{self._name}` is incomplete and nothing more comes", code="connection-cut")
 
     def _ramp(self, rate: float) -> float:
-        """More workers while the last ones brought at least half of their share; when to look again, in seconds.
+        """More workers while the last ones brought at least a third of their share; when to look again, in seconds.
 
         Where each connection is throttled, eight bring eight times as much as one, and thrice as many may follow. Where
         the wire or the machine is the limit, more of them get in each other's way.
         """
         alive = sum(worker.thread.is_alive() for worker in self._workers)
         had, brought = self._judged
-        if self._whole_bodies or rate < brought * (1 + (alive / max(1, had) - 1) / 2):
+        if self._whole_bodies or rate < brought * (1 + (alive / max(1, had) - 1) / 3):
             return _RAMP_WAIT_S
         unclaimed = -(-self._spans.unclaimed_bytes(self._partial.missing()) // SMALLEST_SPAN)
         more = unclaimed if self._pace.max_connections is not None else max(2 * alive, _FIRST_WORKERS - alive)
