@@ -1,6 +1,5 @@
 """The configured site: its address, its key, and a client that keeps the one with the other."""
 
-import importlib.metadata
 import logging
 import ssl
 from collections.abc import Generator
@@ -8,6 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from civman import __version__
 from civman.civitai.answers import safe_url
 from civman.civitai.redirects import is_loopback
 from civman.errors import ConfigError
@@ -15,10 +15,7 @@ from civman.errors import ConfigError
 
 def user_agent() -> str:
     """What civman calls itself. CivitAI treats a name that contains a browser's as a browser (no JSON errors)."""
-    try:
-        return f"civman/{importlib.metadata.version('civman')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "civman/0"
+    return f"civman/{__version__}"
 
 
 def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.Client:

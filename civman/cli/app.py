@@ -77,10 +77,6 @@ for name, command in (
     app.command(name)(command)
 
 
-_GARBAGE_EVERY = 100_000
-"""Containers made between two searches for circles of garbage; Python's own 700 take 0.04 s of a command's imports."""
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"civman {__version__}")
@@ -103,8 +99,6 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
     `make_library` opens the library in place of `Library`, for those who embed the commands.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:  # the process is ours
-        gc.set_threshold(_GARBAGE_EVERY)
     output = Output(as_json="--json" in arguments)
     made = MAKE_LIBRARY.set(make_library)
     try:
@@ -129,7 +123,7 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
         return ExitCode.DONE
     finally:
         MAKE_LIBRARY.reset(made)
-        if argv is None:
+        if argv is None:  # the process is ours
             gc.freeze()  # or the interpreter's end looks for circles among all that was imported: 0.03 s
 
 

@@ -54,7 +54,8 @@ class Spans:
         self._idle_s = patience.idle_s
         self._connections = connections
         self._spans: list[Span] = []
-        self._answer_s = 0.0
+        self.answer_s = 0.0
+        """How long a request waits for its answer."""
         self._speed = 0.0
         """Bytes per second of one connection, once answered."""
 
@@ -81,7 +82,7 @@ class Spans:
     def answered(self, span: Span) -> None:
         """The request for `span` has its answer."""
         span.answered_at = time.monotonic()
-        self._answer_s = _smoothed(self._answer_s, span.answered_at - span.asked_at)
+        self.answer_s = _smoothed(self.answer_s, span.answered_at - span.asked_at)
 
     def release(self, span: Span) -> None:
         """`span` is over."""
@@ -113,7 +114,7 @@ class Spans:
     def _span_bytes(self, size: int | None) -> int:
         """Small, so that the unbroken run from byte 0 is never far behind; as large as waiting for answers asks for."""
         most = min(_LARGEST_SPAN, (size or 0) // (4 * self._connections))
-        return max(SMALLEST_SPAN, min(most, int(_ANSWERS_LONG * self._answer_s * self._speed)))
+        return max(SMALLEST_SPAN, min(most, int(_ANSWERS_LONG * self.answer_s * self._speed)))
 
     def _unclaimed(self, gaps: Gaps) -> Iterator[tuple[int, int]]:
         claims = sorted((span.at, span.end) for span in self._spans)

@@ -30,8 +30,10 @@ _FIRST_WORKERS = 8
 _LOOK_S = 0.015
 _RAMP_S = 0.05
 """How long the first one is alone once it was answered."""
-_RAMP_WAIT_S = 0.1
+_RAMP_WAIT_S = 0.08
 """After more workers have joined, before what they bring is judged."""
+_RAMP_ANSWERS = 4
+"""Both last as long as so many answers wait at the least: connections to far away gather speed slowly."""
 _UNANSWERED_CRAWLS = 3
 """Headers may trickle for so many times `crawl_s`."""
 
@@ -118,9 +120,9 @@ class Transfer:
                     now = time.monotonic()
                     if not self._is_open or not last_ramp:
                         last_ramp = now if self._is_open else 0.0
-                    elif self._error is None and now - last_ramp >= wait_s:
-                        wait_s = self._ramp((self._received_bytes - last_bytes) / (now - last_ramp))
-                        last_ramp, last_bytes = now, self._received_bytes
+                    elif self._error is None and now - last_ramp >= max(wait_s, _RAMP_ANSWERS * self._spans.answer_s):
+                        self._ramp((self._received_bytes - last_bytes) / (now - last_ramp))
+                        last_ramp, last_bytes, wait_s = now, self._received_bytes, _RAMP_WAIT_S
         finally:
             self._stop()
         if self._error is not None:
@@ -128,8 +130,8 @@ class Transfer:
         if not self._partial.is_complete:
             raise NetworkError(f"`{self._name}` is incomplete and nothing more comes", code="connection-cut")
 
-    def _ramp(self, rate: float) -> float:
-        """More workers while the last ones brought at least a third of their share; when to look again, in seconds.
+    def _ramp(self, rate: float) -> None:
+        """More workers while the last ones brought at least a third of their share.
 
         Where each connection is throttled, eight bring eight times as much as one, and thrice as many may follow. Where
         the wire or the machine is the limit, more of them get in each other's way.
@@ -137,7 +139,7 @@ class Transfer:
         alive = sum(worker.thread.is_alive() for worker in self._workers)
         had, brought = self._judged
         if self._whole_bodies or rate < brought * (1 + (alive / max(1, had) - 1) / 3):
-            return _RAMP_WAIT_S
+            return
         unclaimed = -(-self._spans.unclaimed_bytes(self._partial.missing()) // SMALLEST_SPAN)
         more = unclaimed if self._pace.max_connections is not None else max(2 * alive, _FIRST_WORKERS - alive)
         more = min(self._most - alive, more, unclaimed)
@@ -145,7 +147,6 @@ class Transfer:
             self._judged = alive, rate
         for _ in range(more):
             self._spawn()
-        return _RAMP_WAIT_S
 
     def _spawn(self) -> None:
         worker = _Worker(self._work, self._connect(), len(self._workers))
