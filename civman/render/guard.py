@@ -68,7 +68,7 @@ def _out_of_memory(what: str) -> CannotRender:
         torch.cuda.empty_cache()
     return CannotRender(
         f"not enough memory while {what}",
-        hint="make the picture (--size) or the batch (--batch-size) smaller; on a GPU, --low-vram needs less",
+        hint="make the picture (--size) or the batch (--batch-size) smaller; --low-vram needs less",
         code="out-of-memory",
         stage=what,
     )  # fmt: skip
