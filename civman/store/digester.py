@@ -28,6 +28,7 @@ class Digester:
         self._stopped = False
         self._error: BaseException | None = None
         self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._can_map = True
         self.done_bytes = 0
         self._thread = threading.Thread(target=self._follow, name="digester", daemon=True)
         self._thread.start()
@@ -61,7 +62,7 @@ class Digester:
             while (frontier := self._wait()) is not None:
                 while self.done_bytes < frontier and not self._stopped:
                     # what an earlier attempt left may have to come from the disk, whose errors a mapping cannot tell
-                    if frontier - self.done_bytes >= _READ_BYTES and not partial.held_bytes:
+                    if self._can_map and frontier - self.done_bytes >= _READ_BYTES and not partial.held_bytes:
                         self._take_mapped(min(frontier, self.done_bytes + _MAPPED_BYTES))
                     else:
                         self._take_read(frontier)
@@ -71,8 +72,12 @@ class Digester:
             self._error = error
 
     def _take_mapped(self, end: int) -> None:
-        with self._partial.mapped(self.done_bytes, end) as view:
-            self._sha256.update(view)
+        try:
+            with self._partial.mapped(self.done_bytes, end) as view:
+                self._sha256.update(view)
+        except OSError:
+            self._can_map = False
+            return
         self.done_bytes = end
 
     def _take_read(self, end: int) -> None:

@@ -207,12 +207,13 @@ class Partial:
 
     @contextmanager
     def mapped(self, start: int, end: int) -> Iterator[memoryview]:
-        """The bytes `[start, end)`, written a moment ago, as the system holds them. Raises: StoreError."""
+        """The bytes `[start, end)`, written a moment ago, as the system holds them.
+
+        Raises: OSError: this file system or system maps no files; `read_into` works there. StoreError.
+        """
         try:
             with mapped(self._descriptor, start, end) as view:
                 yield view
-        except OSError as error:
-            raise store_error(error, self.path) from error
         except ValueError as error:
             raise StoreError(f"`{self.path}` became shorter while it was read", path=str(self.path)) from error
 

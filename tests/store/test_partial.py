@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -348,3 +349,35 @@ def test_the_systems_word_becomes_a_cause_and_a_way_out(number: int, code: str, 
 
     assert error.code == code
     assert hint in error.hint
+
+
+class Unmappable(Partial):
+    """On a file system that maps no files."""
+
+    def mapped(self, start: int, end: int) -> NoReturn:  # type: ignore[override]
+        raise OSError(errno.ENODEV, "No such device")
+
+
+@pytest.mark.parametrize("kind", [Partial, Unmappable])
+def test_the_digest_is_that_of_the_file_wherever_its_bytes_are_taken_from(folder: Path, kind: type[Partial]) -> None:
+    data = os.urandom(20_000_000)
+    partial = kind(folder, KEY)
+    assert partial.acquire()
+    partial.reserve(len(data))
+    digester = Digester(partial, lambda done: None)
+
+    # out of order, so that the unbroken run jumps by odd amounts
+    for start, end in ((7_000_001, 20_000_000), (0, 3), (3, 1_500_000), (1_500_000, 7_000_001)):
+        partial.write(start, data[start:end])
+
+    assert digester.finish(threading.Event()) == hashlib.sha256(data).hexdigest()
+    partial.close()
+
+
+def test_a_file_that_became_shorter_under_the_digester_is_an_error(folder: Path) -> None:
+    partial = opened(folder, 4_000_000)
+    os.truncate(partial.path, 1000)
+
+    with pytest.raises(StoreError, match="shorter"), partial.mapped(0, 4_000_000):
+        pass
+    partial.close(discard=True)
