@@ -12,9 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from civman.demo.weights import sdxl_checkpoint, sdxl_lora
-from civman.domain.compat import check
-from civman.inspecting import inspect_path
+from civman.demo.demo_weights import sdxl_checkpoint, sdxl_lora
+from civman.domain.compatibility import check
+from civman.manage.inspection import inspect_path
 
 ROUNDS = 15
 

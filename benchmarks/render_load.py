@@ -114,7 +114,7 @@ def write_random(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> N
 
 def write_configs(shapes: Any, family: str, folder: Path) -> None:
     """What `from_single_file(config=…)` wants, tokenizers included."""
-    from civman.render.tokenizer import END, ZERO, transformers_tokenizer
+    from civman.prompts.tokenizer import END, ZERO, transformers_tokenizer
 
     shapes.write_configs(folder, family)
     index = json.loads((folder / "model_index.json").read_text())
@@ -180,21 +180,21 @@ def load_sparing(_family: str, folder: Path) -> dict[str, float]:
 def _load_civman(folder: Path, *, sparing: bool) -> dict[str, float]:
     import torch
 
-    from civman.render import adapters, classes, loader, streaming
+    from civman.diffusion import layer_streaming, loader, merge_adapters, model_classes
 
-    classes.construct("unet", {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",),
+    model_classes.construct("unet", {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",),
                                "up_block_types": ("UpBlock2D",)})  # fmt: skip  # imports are not measured
-    classes.construct("text_encoder", {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1})
+    model_classes.construct("text_encoder", {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1})
     begun = clocks()
-    leaves = streaming.SMALL if sparing else None
+    leaves = layer_streaming.SMALL if sparing else None
     model = loader.load(folder / "base.safetensors", device="cpu", dtype=torch.float16, leaves=leaves)
-    later = streaming.stream(model) if sparing else None
+    later = layer_streaming.stream(model) if sparing else None
     chosen = [
-        adapters.Adapter(folder / f"{name}.safetensors", str(scale), scale, scale)
+        merge_adapters.Adapter(folder / f"{name}.safetensors", str(scale), scale, scale)
         for name, scale in zip(LORAS, (0.7, 0.5), strict=True)
     ]
     targets = {name: module for name, module in model.components.items() if name != "vae"}
-    adapters.apply(targets, model.base_tensor, chosen, done_with=model.forget, later=later)
+    merge_adapters.apply(targets, model.base_tensor, chosen, done_with=model.forget, later=later)
     return since(begun) | called(model.unet)
 
 
@@ -257,7 +257,7 @@ def start_sparing(_family: str, folder: Path) -> None:
 
 def _start_civman(folder: Path, *, sparing: bool) -> None:
     from civman.domain.events import Event, Step
-    from civman.domain.recipe import LoraRequest, RenderRequest
+    from civman.domain.recipes.recipe import LoraRequest, RenderRequest
     from civman.library import Library
 
     tell_when_the_unet_is_called()

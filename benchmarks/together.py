@@ -19,7 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from civman.demo.collection import Shelf, demo_catalogue
+from civman.demo.demo_models import Shelf, demo_catalogue
 from civman.demo.server import CivitaiServer
 
 REFS = ("51207", "60344", "civitai:139562", "81977")

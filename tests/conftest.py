@@ -7,8 +7,8 @@ import pytest
 from running import Civman, Run
 
 from civman.cli.app import main
-from civman.demo.catalogue import Catalogue
-from civman.demo.collection import Shelf, demo_catalogue
+from civman.demo.demo_catalog import Catalogue
+from civman.demo.demo_models import Shelf, demo_catalogue
 from civman.demo.server import CivitaiServer
 from civman.library import Library
 

@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from civman.demo.catalogue import Catalogue
-from civman.demo.messages import Answer, Request
+from civman.demo.demo_catalog import Catalogue
+from civman.demo.http_messages import Answer, Request
 from civman.demo.server import CivitaiServer, Wire
-from civman.demo.storage import expired, storage_error
+from civman.demo.storage_server import expired, storage_error
 
 DOWNLOAD = r"^/api/download/models/"
 

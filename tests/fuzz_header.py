@@ -12,7 +12,7 @@ import sys
 import time
 import tracemalloc
 
-from civman.domain.header import BITS, parse, sniff
+from civman.domain.files.header import BITS, parse, sniff
 from civman.errors import InvalidModelFile
 
 MAX_RSS_MIB = 512

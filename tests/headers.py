@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from civman.domain.header import BITS, Header, parse
+from civman.domain.files.header import BITS, Header, parse
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 FOLDER = SHARED / "fixtures" / "headers"

@@ -17,7 +17,7 @@ from civman.domain.catalog import (
 )
 from civman.domain.digests import Hashes, Sha256
 from civman.index import Index
-from civman.index.values import Record
+from civman.index.index_types import Record
 from civman.store.blobs import BlobStore
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -22,9 +22,9 @@ from sqlalchemy import create_engine
 from civman.domain.catalog import VersionId
 from civman.errors import LibraryError
 from civman.index import AssetFilter, Index
+from civman.index.migrate import migrations_folder, upgrade
 from civman.index.revisions import HEAD, read_revision
 from civman.index.tables import metadata
-from civman.index.upgrade import migrations_folder, upgrade
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPTS = ScriptDirectory(str(migrations_folder()))
@@ -274,7 +274,7 @@ def test_process_that_dies_inside_a_revision_leaves_the_library_usable(old: Path
         [sys.executable, "-c", textwrap.dedent("""
             import sys
             from pathlib import Path
-            from civman.index.upgrade import upgrade
+            from civman.index.migrate import upgrade
             upgrade(Path(sys.argv[1]), migrations=Path(sys.argv[2]))
         """), str(old), str(next_migrations)], cwd=REPOSITORY, timeout=60,
     )  # fmt: skip
@@ -291,7 +291,7 @@ def test_processes_that_upgrade_at_once_do_it_once(old: Path, next_migrations: P
     code = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from civman.index.upgrade import upgrade
+        from civman.index.migrate import upgrade
         print("ready", flush=True); sys.stdin.readline()
         upgrade(Path(sys.argv[1]), migrations=Path(sys.argv[2]))
     """)

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from civman.library import Library
-from civman.rendering.planning import Conditions
+from civman.planning.plan import Conditions
 from training.previews import Preview, request
 
 SIDE, GAP, LABEL, TITLE, SEED = 96, 6, 15, 150, 3

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from civman.domain.recipe import RenderRequest
+from civman.domain.recipes.recipe import RenderRequest
 from civman.library import Library
-from civman.rendering.planning import Conditions
+from civman.planning.plan import Conditions
 from training.evaluate import summary
 from training.judge import mark, read
 from training.scenes import held_out_scenes, sentence

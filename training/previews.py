@@ -15,10 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from civman.demo.pictures import blur_hash
-from civman.domain.recipe import LoraRequest, RenderRequest
+from civman.demo.preview_pictures import blur_hash
+from civman.domain.recipes.recipe import LoraRequest, RenderRequest
 from civman.library import Library
-from civman.rendering.planning import Conditions
+from civman.planning.plan import Conditions
 
 CHECKPOINT = "tiny-shapes"
 SETTINGS: dict[str, Any] = {

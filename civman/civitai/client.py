@@ -8,16 +8,16 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from civman.civitai import redirects, wire
-from civman.civitai.answers import Account, DownloadAddress, Glance, Picture, SearchPage
-from civman.civitai.causes import Asked, Endpoint, cause, is_login_address, login_page
-from civman.civitai.forms import OnNotice
+from civman.civitai import allowed_urls, wire_models
+from civman.civitai.failures import Asked, Endpoint, cause, is_login_address, login_page
 from civman.civitai.paging import matches
+from civman.civitai.responses import Account, DownloadAddress, Glance, Picture, SearchPage
 from civman.civitai.transport import Params, Transport, quiet, utc_now
+from civman.civitai.wire_values import OnNotice
 from civman.domain.catalog import FileId, ModelFile, ModelId, ModelVersion, VersionId
 from civman.domain.digests import Sha256
 from civman.domain.refs import ANY_FILE, FileWish
-from civman.domain.search import ModelPage, SearchQuery, checked_id
+from civman.domain.search_query import ModelPage, SearchQuery, checked_id
 from civman.errors import AmbiguousRef, BadAnswer, CivmanError, InvalidRef, NotFound
 
 _HASHES_PER_QUESTION = 10_000
@@ -64,7 +64,7 @@ class CivitaiClient:
     def model(self, model_id: ModelId) -> ModelPage:
         """A model with its versions, archived or not. `versions` may be empty for minutes after an update."""
         answer = self._get(f"/api/v1/models/{checked_id(model_id, 'model')}", f"model {model_id}")
-        page = wire.page(answer, now=self._clock(), on_notice=self._on_notice)
+        page = wire_models.page(answer, now=self._clock(), on_notice=self._on_notice)
         _check_same(page.model.id, model_id, "model")
         return page
 
@@ -73,7 +73,7 @@ class CivitaiClient:
         answer = self._get(
             f"/api/v1/model-versions/{checked_id(version_id, 'version')}", f"version {version_id}"
         )  # fmt: skip
-        version = wire.version(answer, now=self._clock(), on_notice=self._on_notice)
+        version = wire_models.version(answer, now=self._clock(), on_notice=self._on_notice)
         _check_same(version.id, version_id, "version")
         return version
 
@@ -86,7 +86,7 @@ class CivitaiClient:
         if not re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{10}|[0-9a-f]{12}|[0-9a-f]{64}", wanted):
             raise InvalidRef(f"not a digest CivitAI knows by: `{digest[:80]}`", hint="8, 10, 12 or 64 hex digits")
         answer = self._get(f"/api/v1/model-versions/by-hash/{wanted.upper()}", f"a file with hash {wanted}")
-        version = wire.version(answer, now=self._clock(), on_notice=self._on_notice)
+        version = wire_models.version(answer, now=self._clock(), on_notice=self._on_notice)
         found = [file for file in version.files if _has_digest(file, wanted)]
         if not found:
             raise BadAnswer(
@@ -105,7 +105,7 @@ class CivitaiClient:
 
         Where several versions hold the same file, the one with the lowest number, which was first.
         """
-        from civman.civitai import lookups  # 0.02 s, see `wire`
+        from civman.civitai import wire_lookups  # 0.02 s, see `wire`
 
         asked = list(dict.fromkeys(sha256s))
         found: dict[Sha256, tuple[ModelId, VersionId]] = {}
@@ -115,7 +115,7 @@ class CivitaiClient:
                 "/api/v1/model-versions/by-hash/ids", list(chunk), asked=self._asked(f"{len(chunk)} hashes")
             )
             wanted = set(chunk)
-            for digest, model_id, version_id in lookups.identities(
+            for digest, model_id, version_id in wire_lookups.identities(
                 answer, now=self._clock(), on_notice=self._on_notice
             ):
                 if digest in wanted and (digest not in found or version_id < found[digest][1]):
@@ -131,16 +131,16 @@ class CivitaiClient:
 
     def mini(self, version_id: VersionId, file_id: FileId | None = None) -> Glance:
         """The freshest word on a file of a version, past all caches; None: the version's primary file."""
-        from civman.civitai import lookups  # 0.02 s, see `wire`
+        from civman.civitai import wire_lookups  # 0.02 s, see `wire`
 
         params = [("modelFileId", str(checked_id(file_id, "file")))] if file_id is not None else []
         path = f"/api/v1/model-versions/mini/{checked_id(version_id, 'version')}"
         answer = self._get(path, f"version {version_id}" + (f", file {file_id}" if file_id else ""), params)
-        return lookups.glance(answer, file_id, now=self._clock(), on_notice=self._on_notice)
+        return wire_lookups.glance(answer, file_id, now=self._clock(), on_notice=self._on_notice)
 
     def tensor_metadata(self, file_id: FileId) -> list[tuple[str, str, tuple[int, ...]]] | None:
         """(name, dtype, shape) of each tensor without downloading; None where the site offers no such list."""
-        from civman.civitai import lookups  # 0.02 s, see `wire`
+        from civman.civitai import wire_lookups  # 0.02 s, see `wire`
 
         try:
             answer = self._get(
@@ -150,31 +150,31 @@ class CivitaiClient:
             if error.facts.get("status") in (400, 404, 422):
                 return None
             raise
-        return lookups.tensors(answer, now=self._clock(), on_notice=self._on_notice)
+        return wire_lookups.tensors(answer, now=self._clock(), on_notice=self._on_notice)
 
     def me(self) -> Account:
         """Whose key it is. Raises: NotAllowed: `no-key` or `bad-key`; the one place where a bad key shows."""
-        from civman.civitai import lookups  # 0.02 s, see `wire`
+        from civman.civitai import wire_lookups  # 0.02 s, see `wire`
 
         answer = self._transport.get_json("/api/v1/me", asked=self._asked("your account", Endpoint.ACCOUNT))
-        return lookups.account(answer, now=self._clock(), on_notice=self._on_notice)
+        return wire_lookups.account(answer, now=self._clock(), on_notice=self._on_notice)
 
     def enums(self) -> dict[str, tuple[str, ...]]:
         """The site's own tables: "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
-        from civman.civitai import lookups  # 0.02 s, see `wire`
+        from civman.civitai import wire_lookups  # 0.02 s, see `wire`
 
-        return lookups.enums(self._get("/api/v1/enums", "its table of legal values"))
+        return wire_lookups.enums(self._get("/api/v1/enums", "its table of legal values"))
 
     def image(self, image_id: int) -> Picture:
         """A published picture with its generation data. Raises: NotFound: unknown, or not to be seen."""
-        from civman.civitai import lookups  # 0.02 s, see `wire`
+        from civman.civitai import wire_lookups  # 0.02 s, see `wire`
 
         params = [
             ("imageId", str(checked_id(image_id, "picture"))),
             *(("nsfw", "X"), ("withMeta", "true"), ("flatMeta", "true")),
         ]
         answer = self._get("/api/v1/images", f"picture {image_id}", params)
-        found = lookups.pictures(answer, now=self._clock(), on_notice=self._on_notice)
+        found = wire_lookups.pictures(answer, now=self._clock(), on_notice=self._on_notice)
         # for an invisible picture the site answers with others
         match = next((picture for picture in found if picture.id == image_id), None)
         if match is None:
@@ -228,14 +228,14 @@ class CivitaiClient:
 
     def _resolved(self, url: str, asked: Asked) -> DownloadAddress:
         home = self._transport.address
-        for _ in range(redirects.MAX_HOPS):
+        for _ in range(allowed_urls.MAX_HOPS):
             answer = self._transport.first_hop(url, asked=asked)
             if answer.status < 300:
                 return DownloadAddress(url, send_token=True)
             location = answer.headers["location"]
             if is_login_address(location):
                 raise login_page(asked)
-            target = redirects.follow(url, location, loopback_allowed=redirects.is_loopback(home))
+            target = allowed_urls.follow(url, location, loopback_allowed=allowed_urls.is_loopback(home))
             if not target.startswith(home + "/"):
                 return DownloadAddress(target)
             if re.match(r"/(model-versions|models)/\d+", target[len(home) :]):
@@ -247,7 +247,7 @@ class CivitaiClient:
 
     def _search_page(self, what: str, params: Params) -> SearchPage:
         answer = self._transport.get_json("/api/v1/models", params, asked=self._asked(what, Endpoint.SEARCH))
-        return wire.search_page(answer, now=self._clock(), on_notice=self._on_notice)
+        return wire_models.search_page(answer, now=self._clock(), on_notice=self._on_notice)
 
     def _get(self, path: str, what: str, params: Params = ()) -> object:
         return self._transport.get_json(path, params, asked=self._asked(what))

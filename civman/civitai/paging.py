@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from urllib.parse import parse_qsl, urlsplit
 
-from civman.civitai.answers import SearchPage
-from civman.civitai.forms import OnNotice
+from civman.civitai.responses import SearchPage
 from civman.civitai.transport import Params
-from civman.domain.search import ModelPage, Period, SearchQuery
+from civman.civitai.wire_values import OnNotice
+from civman.domain.search_query import ModelPage, Period, SearchQuery
 
 PAGE_SIZE = 100
 EMPTY_PAGES = 10

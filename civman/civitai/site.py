@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from civman import __version__
-from civman.civitai.answers import safe_url
-from civman.civitai.redirects import is_loopback
+from civman.civitai.allowed_urls import is_loopback
+from civman.civitai.responses import safe_url
 from civman.errors import ConfigError
 
 

@@ -18,10 +18,10 @@ from urllib.parse import urlencode, urlsplit
 
 import httpx
 
-from civman.civitai.answers import Json, safe_url
-from civman.civitai.causes import Asked, cause
-from civman.civitai.forms import OnNotice
+from civman.civitai.failures import Asked, cause
+from civman.civitai.responses import Json, safe_url
 from civman.civitai.site import checked_address, checked_token, headers_of, open_client
+from civman.civitai.wire_values import OnNotice
 from civman.errors import BadAnswer, CivmanError, ConfigError, NetworkError, Offline
 
 Params = Sequence[tuple[str, str]]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from civman.library import Library
-    from civman.rendering.keeping import Manner
+    from civman.rendering.save_pictures import Manner
     from civman.settings import Settings
 
 
@@ -113,7 +113,7 @@ LowVramOpt = Annotated[bool, typer.Option("--low-vram", help="Hold in memory onl
 def manner_of(format: str | None, quality: int | None, *, no_metadata: bool, strip_prompt: bool) -> "Manner":  # noqa: A002
     """How pictures are to be written. Raises: UsageError: two options that exclude each other."""
     from civman.errors import UsageError
-    from civman.rendering.keeping import Manner, Telling
+    from civman.rendering.save_pictures import Manner, Telling
 
     if no_metadata and strip_prompt:
         raise UsageError("--no-metadata already leaves the prompt out: --strip-prompt is for keeping the rest")

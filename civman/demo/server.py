@@ -16,13 +16,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
 
-from civman.demo.api import Api
-from civman.demo.catalogue import Catalogue
-from civman.demo.collection import demo_catalogue
-from civman.demo.downloads import Downloads
-from civman.demo.messages import Answer, Request
-from civman.demo.storage import Storage
-from civman.demo.vocabulary import Vocabulary
+from civman.demo.api_server import Api
+from civman.demo.demo_catalog import Catalogue
+from civman.demo.demo_models import demo_catalogue
+from civman.demo.download_endpoint import Downloads
+from civman.demo.enums import Vocabulary
+from civman.demo.http_messages import Answer, Request
+from civman.demo.storage_server import Storage
 
 DEMO_TOKEN = "civman-demo-key"
 """The key the demo accepts. Not a secret: it opens nothing but the demo."""

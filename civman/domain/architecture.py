@@ -1,7 +1,7 @@
 """The words for what a model file is: kind, architecture, adapter, key format, precision.
 
-Owns: the closed sets and the value `Identity` that `civman.domain.identify` reads off a header. What CivitAI calls a
-base model ("Pony") is not here: see `civman.domain.base_models`.
+Owns: the closed sets and the value `Identity` that `civman.domain.identification.identify` reads off a header. What
+CivitAI calls a base model ("Pony") is not here: see `civman.domain.base_models`.
 """
 
 from dataclasses import dataclass
@@ -118,10 +118,10 @@ class Confidence(StrEnum):
 class Identity:
     """What a file is, as its tensors show it.
 
-    `rules` are the ids of the identification rules that spoke (see `civman.domain.rules`), `reasons` say the same in
-    words. `variant` is free text below the architecture ("3.5-large", "schnell"). `flags` are further facts:
-    "inpainting", "v-prediction", "zero-terminal-snr", "distilled-layers", "thin" (other widths than the family's),
-    "conv" (an adapter of 3x3 convolutions too), "ema", "quantised" …
+    `rules` are the ids of the identification rules that spoke (see `civman.domain.identification.rules`), `reasons` say
+    the same in words. `variant` is free text below the architecture ("3.5-large", "schnell"). `flags` are further
+    facts: "inpainting", "v-prediction", "zero-terminal-snr", "distilled-layers", "thin" (other widths than the
+    family's), "conv" (an adapter of 3x3 convolutions too), "ema", "quantised" …
     """
 
     kind: Kind = Kind.UNKNOWN

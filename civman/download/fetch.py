@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from civman.civitai.client import CivitaiClient
-from civman.civitai.storage import StorageConnection
+from civman.civitai.storage_connection import StorageConnection
 from civman.domain.catalog import ModelFile, ModelVersion
 from civman.domain.digests import Hashes, Sha256
 from civman.domain.events import Finished, OnEvent, Restarted, Started, Verifying, Waiting
-from civman.domain.header import Sniffed, sniff
-from civman.download.identity import Changed, Identity
-from civman.download.pace import Pace
+from civman.domain.files.header import Sniffed, sniff
+from civman.download.same_file import Changed, Identity
+from civman.download.speed import Pace
 from civman.download.transfer import Transfer
 from civman.errors import HashMismatch, IntegrityError, Interrupted, InvalidModelFile
 from civman.store.blobs import BlobStore, StoredBlob
 from civman.store.digester import Digester
-from civman.store.header import read_first, read_header
 from civman.store.partial import Partial
+from civman.store.read_header import read_first, read_header
 
 _ATTEMPTS = 2
 _POLL_S = 0.2

@@ -11,22 +11,22 @@ from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from civman.civitai.client import CivitaiClient
-from civman.civitai.storage import Network, StorageConnection, tls_context
+from civman.civitai.storage_connection import Network, StorageConnection, tls_context
+from civman.domain.access import Permits, check_gates, check_version
 from civman.domain.catalog import Asset, Blob, ModelFile, ModelVersion, Preview
-from civman.domain.choose import choose_file
 from civman.domain.events import Failed, Notice, OnEvent
-from civman.domain.gates import Permits, check_gates, check_version
-from civman.domain.names import safe_name
-from civman.domain.patience import Patience
+from civman.domain.file_choice import choose_file
+from civman.domain.file_names import safe_name
 from civman.domain.refs import parse_ref
+from civman.domain.timeouts import Patience
 from civman.download.fetch import Fetched, Fetcher, partial_key
-from civman.download.limits import RateLimit
-from civman.download.pace import Pace
+from civman.download.rate_limit import RateLimit
+from civman.download.speed import Pace
 from civman.errors import CivmanError, Interrupted, InvalidRef, StoreError, UsageError
-from civman.holding import seen_now
 from civman.index import Index
-from civman.resolving import Meant, remember
-from civman.sidecar import write_sidecar
+from civman.manage.held import seen_now
+from civman.manage.resolve import Meant, remember
+from civman.manage.sidecar import write_sidecar
 from civman.store.blobs import BlobStore
 from civman.store.trash import blob_lock, take_back
 
@@ -186,7 +186,7 @@ class Downloads:
                     future = pool.submit(fetcher.fetch, job.version, file, on_event=on_event, cancel=cancel)
                     running[future] = number, job
                     remember(self._index, job.meant, self._clock())  # while the bytes come
-                    from civman import inspecting  # noqa: F401  0.05 s of rules, for when they are there
+                    from civman.manage import inspection  # noqa: F401  0.05 s of rules, for when they are there
                 while len(running) >= 2 * at_once:
                     self._collect(running, outcomes, wishes, on_event)
             while running:
@@ -232,7 +232,7 @@ class Downloads:
         """Give the proven bytes their place in the index. The row comes last: a crash leaves bytes, never a row."""
         if job.held is not None and fetched.was_present:
             return Outcome(job.ref, job.held, was_present=True)
-        from civman.inspecting import facts_of_file  # 0.05 s of rules, which the first byte need not wait for
+        from civman.manage.inspection import facts_of_file  # 0.05 s of rules, which the first byte need not wait for
 
         stored, now = fetched.blob, self._clock()
         blob = Blob(stored.sha256, stored.size_bytes, stored.suffix, fetched.declared_by, now)

@@ -10,14 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from civman.civitai.answers import DownloadAddress
-from civman.civitai.body import Body
-from civman.civitai.storage import StorageConnection
+from civman.civitai.response_body import Body
+from civman.civitai.responses import DownloadAddress
+from civman.civitai.storage_connection import StorageConnection
 from civman.domain.events import OnEvent, Received, Waiting
-from civman.download.identity import Identity
-from civman.download.pace import Crawl, Pace
-from civman.download.setbacks import Setbacks
-from civman.download.spans import SMALLEST_SPAN, Span, Spans
+from civman.download.retry import Setbacks
+from civman.download.same_file import Identity
+from civman.download.segments import SMALLEST_SPAN, Span, Spans
+from civman.download.speed import Crawl, Pace
 from civman.errors import CivmanError, Interrupted, NetworkError
 from civman.store.partial import Partial
 

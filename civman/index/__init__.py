@@ -1,7 +1,7 @@
 """The only code that knows SQL."""
 
 from civman.index.index import Index, Page
-from civman.index.values import (
+from civman.index.index_types import (
     EVERYTHING,
     UNREAD,
     USER_PIN,

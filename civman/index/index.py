@@ -27,10 +27,10 @@ from civman.domain.catalog import (
 from civman.domain.digests import Hashes, Sha256
 from civman.domain.refs import HashKind, NameRef, parse_ref
 from civman.errors import InvalidRef, NotFound, UsageError
-from civman.index import assets, catalogue, upkeep
+from civman.index import read_assets, read_catalog, read_maintenance
 from civman.index.database import Reader
-from civman.index.opening import prepare
-from civman.index.values import (
+from civman.index.full_text_query import Understood, understand
+from civman.index.index_types import (
     EVERYTHING,
     UNREAD,
     AssetFilter,
@@ -42,12 +42,12 @@ from civman.index.values import (
     Sort,
     Source,
 )
-from civman.index.words import Understood, understand
+from civman.index.open_database import prepare
 
 if TYPE_CHECKING:
-    from civman.domain.record import Record as PictureRecord
-    from civman.index.pictures import KeptPicture, PictureFilter
-    from civman.index.writing import Writer
+    from civman.domain.recipes.record import Record as PictureRecord
+    from civman.index.read_pictures import KeptPicture, PictureFilter
+    from civman.index.transactions import Writer
 
 Page = tuple[Model, tuple[ModelVersion, ...]]
 
@@ -97,7 +97,7 @@ class Index:
     ) -> list[Asset]:
         """Assets that pass the filter; without `sort` the best match first, newest first where no words are given."""
         asked = self.understood(wanted.words)
-        return assets.select(self._reader, wanted, asked, sort=sort, limit=limit, offset=offset)
+        return read_assets.select(self._reader, wanted, asked, sort=sort, limit=limit, offset=offset)
 
     def understood(self, words: Iterable[str]) -> Understood:
         """How words are looked for here: with `corrections` where nothing is written as they are."""
@@ -108,7 +108,7 @@ class Index:
 
     def count(self, wanted: AssetFilter = EVERYTHING) -> int:
         """How many assets pass the filter."""
-        return assets.count(self._reader, wanted, self.understood(wanted.words))
+        return read_assets.count(self._reader, wanted, self.understood(wanted.words))
 
     def find_sha256(self, sha256: Sha256) -> Asset | None:
         """The newest asset with these bytes."""
@@ -116,27 +116,27 @@ class Index:
 
     def find_by_digest(self, digest: str, kind: HashKind | None = None) -> list[Asset]:
         """Assets with a digest of that kind, or of any kind; the beginning of a SHA-256 is enough."""
-        return assets.by_digest(self._reader, digest, kind)
+        return read_assets.by_digest(self._reader, digest, kind)
 
     def find_by_version(self, version_id: VersionId) -> list[Asset]:
         """The files held of a version, newest first."""
-        return assets.where(self._reader, "a.version_id = ?", [version_id])
+        return read_assets.where(self._reader, "a.version_id = ?", [version_id])
 
     def find_by_model(self, model_id: ModelId) -> list[Asset]:
         """The files held of a model's versions, newest first."""
-        return assets.where(self._reader, "a.model_id = ?", [model_id])
+        return read_assets.where(self._reader, "a.model_id = ?", [model_id])
 
     def find_by_file(self, file_id: FileId) -> list[Asset]:
         """The assets that are CivitAI's file `file_id`; a shared file may be held as part of several versions."""
-        return assets.where(self._reader, "a.file_key IN (SELECT key FROM file WHERE file_id = ?)", [file_id])
+        return read_assets.where(self._reader, "a.file_key IN (SELECT key FROM file WHERE file_id = ?)", [file_id])
 
     def find_by_name(self, name: str) -> list[Asset]:
         """What `name` may mean: by alias, file name, model name, beginning, part; the first that finds any decides."""
-        return assets.by_name(self._reader, name)
+        return read_assets.by_name(self._reader, name)
 
     def referrers(self, sha256: Sha256) -> list[Asset]:
         """All assets with these bytes, newest first. Once it is empty, nothing speaks for keeping them."""
-        return assets.where(self._reader, "a.blob_sha256 = ?", [sha256])
+        return read_assets.where(self._reader, "a.blob_sha256 = ?", [sha256])
 
     def blobs(self) -> Iterator[tuple[Sha256, int, str]]:
         """Digest, size in bytes and suffix of all that is held."""
@@ -144,27 +144,27 @@ class Index:
 
     def held_files(self, digests: Iterable[Sha256] | None = None) -> list[HeldFile]:
         """The file of each blob, with what it looked like when last proven; all of them, or of `digests`."""
-        return upkeep.held_files(self._reader, digests)
+        return read_maintenance.held_files(self._reader, digests)
 
     def pins(self) -> dict[Sha256, tuple[str, ...]]:
         """Why bytes must stay, by digest; also of bytes that are not here."""
-        return upkeep.pins(self._reader)
+        return read_maintenance.pins(self._reader)
 
     def shares(self, group: str) -> list[Share]:
         """How many files and bytes by "type", "base_model", "architecture" or "used", the largest first."""
-        return upkeep.shares(self._reader, group)
+        return read_maintenance.shares(self._reader, group)
 
     def sidecars_due(self, sha256: Sha256 | None = None) -> list[tuple[Sha256, str]]:
         """Blobs whose rows are newer than what is kept beside them, each with the token for `sidecar_kept`."""
-        return upkeep.sidecars_due(self._reader, sha256)
+        return read_maintenance.sidecars_due(self._reader, sha256)
 
     def hashes(self, sha256: Sha256) -> Hashes:
         """The further digests of a blob."""
-        return upkeep.hashes(self._reader, sha256)
+        return read_maintenance.hashes(self._reader, sha256)
 
     def seen_files(self, paths: Iterable[str] | None = None) -> dict[str, SeenFile]:
         """What is known of files outside the store, by path; all of them, or of `paths` those that are known."""
-        return catalogue.seen_files(self._reader, paths)
+        return read_catalog.seen_files(self._reader, paths)
 
     # Pictures that were made
 
@@ -172,65 +172,65 @@ class Index:
         self, wanted: "PictureFilter | None" = None, *, limit: int | None = None, offset: int = 0
     ) -> "list[KeptPicture]":
         """Pictures that pass the filter, newest first; all of them without one."""
-        from civman.index import pictures  # with the recipe 0.02 s, which listing files need not spend
+        from civman.index import read_pictures  # with the recipe 0.02 s, which listing files need not spend
 
-        return pictures.select(self._reader, wanted or pictures.PictureFilter(), limit=limit, offset=offset)
+        return read_pictures.select(self._reader, wanted or read_pictures.PictureFilter(), limit=limit, offset=offset)
 
     def count_pictures(self, wanted: "PictureFilter") -> int:
         """How many pictures pass the filter."""
-        from civman.index import pictures
+        from civman.index import read_pictures
 
-        return pictures.count(self._reader, wanted)
+        return read_pictures.count(self._reader, wanted)
 
     def picture_paths(self) -> set[str]:
         """Where the files of all pictures were put, absolute."""
-        from civman.index import pictures
+        from civman.index import read_pictures
 
-        return pictures.paths(self._reader)
+        return read_pictures.paths(self._reader)
 
     def pictures_with(self, digests: Iterable[Sha256]) -> int:
         """How many pictures were made with one of these files."""
-        from civman.index import pictures
+        from civman.index import read_pictures
 
-        return pictures.made_with(self._reader, digests)
+        return read_pictures.made_with(self._reader, digests)
 
     def record_pictures(self, made: "Iterable[tuple[Path, PictureRecord]]", at: datetime) -> list[int]:
         """Writes pictures that were made and where their files are; gives their numbers, in order."""
-        from civman.index import picturing
+        from civman.index import write_pictures
 
         with self._writer.transaction() as connection:
-            return picturing.record(connection, made, at=at, folder=self._reader.folder)
+            return write_pictures.record(connection, made, at=at, folder=self._reader.folder)
 
     def forget_pictures(self, numbers: Iterable[int]) -> int:
         """Takes pictures' rows away; their files stay. Gives how many there were."""
-        from civman.index import picturing
+        from civman.index import write_pictures
 
         with self._writer.transaction() as connection:
-            return picturing.forget(connection, numbers)
+            return write_pictures.forget(connection, numbers)
 
     # What CivitAI said
 
     def version(self, version_id: VersionId) -> ModelVersion | None:
         """A version as last remembered, with its files, previews and model."""
-        return catalogue.version(self._reader, version_id)
+        return read_catalog.version(self._reader, version_id)
 
     def model(self, model_id: ModelId) -> Page | None:
         """A model and its versions: in the creator's order, then those that the page no longer lists, newest first."""
-        return catalogue.model(self._reader, model_id)
+        return read_catalog.model(self._reader, model_id)
 
     def snapshot_of_model(self, model_id: ModelId) -> Snapshot | None:
         """When the model was last fetched, from where, and whether CivitAI still has it."""
-        return catalogue.snapshot(self._reader, "model", model_id)
+        return read_catalog.snapshot(self._reader, "model", model_id)
 
     def snapshot_of_version(self, version_id: VersionId) -> Snapshot | None:
         """As `snapshot_of_model`, for a version."""
-        return catalogue.snapshot(self._reader, "version", version_id)
+        return read_catalog.snapshot(self._reader, "version", version_id)
 
     # Writing
 
     @cached_property
     def _writer(self) -> "Writer":
-        from civman.index.writing import Writer
+        from civman.index.transactions import Writer
 
         return Writer(self._path)
 
@@ -255,28 +255,30 @@ class Index:
         """
         item = Record(blob, path, name, origin, added_at, version, file, facts, hashes, model_type)
         number = self._record([item])[0]
-        return assets.where(self._reader, "a.id = ?", [number])[0]
+        return read_assets.where(self._reader, "a.id = ?", [number])[0]
 
     def record_all(self, records: Iterable[Record]) -> int:
         """As `record` for many, in one transaction; gives how many there were."""
         return len(self._record(list(records)))
 
     def _record(self, records: list[Record]) -> list[int]:
-        from civman.index import recording
+        from civman.index import write_assets
 
-        chunks = (records[start : start + recording.CHUNK] for start in range(0, len(records), recording.CHUNK))
+        chunks = (records[start : start + write_assets.CHUNK] for start in range(0, len(records), write_assets.CHUNK))
         with self._writer.transaction() as connection:
             return [
-                number for chunk in chunks for number in recording.record(connection, chunk, folder=self._reader.folder)
+                number
+                for chunk in chunks
+                for number in write_assets.record(connection, chunk, folder=self._reader.folder)
             ]
 
     def remember(self, page: ModelVersion | Page, *, fetched_at: datetime, source: Source) -> None:
         """Saves what CivitAI said of a version, or of a model and its versions. Poorer answers never wipe richer."""
-        from civman.index import remembering
+        from civman.index import write_catalog
 
         model, versions = (page.model, (page,)) if isinstance(page, ModelVersion) else page
         with self._writer.transaction() as connection:
-            remembering.remember(connection, model, versions, fetched_at=fetched_at, source=source)
+            write_catalog.remember(connection, model, versions, fetched_at=fetched_at, source=source)
 
     def mark_model_gone(self, model_id: ModelId, *, status: int, at: datetime) -> bool:
         """Notes that CivitAI answered `status` (404, 410) for a model. What was saved stays. False: nothing was."""
@@ -287,63 +289,63 @@ class Index:
         return self._mark_gone("version", version_id, status, at)
 
     def _mark_gone(self, table: str, number: int, status: int, at: datetime) -> bool:
-        from civman.index import remembering
+        from civman.index import write_catalog
 
         with self._writer.transaction() as connection:
-            return remembering.mark_gone(connection, table, number, status=status, at=at)
+            return write_catalog.mark_gone(connection, table, number, status=status, at=at)
 
     def set_alias(self, asset: Asset, alias: str | None) -> Asset:
         """Gives the asset a name of the user's own; None takes it away.
 
         Raises: UsageError: the alias reads as something else or belongs to another asset. NotFound.
         """
-        from civman.index import recording
+        from civman.index import write_assets
 
         if alias is not None:
             _require_name(alias)
         with self._writer.transaction() as connection:
-            number = recording.asset_id(connection, asset)
+            number = write_assets.asset_id(connection, asset)
             if number is None:
                 raise NotFound(f"not in the library: {asset.name}", name=asset.name)
-            if alias is not None and recording.alias_owner(connection, alias) not in (None, number):
+            if alias is not None and write_assets.alias_owner(connection, alias) not in (None, number):
                 hint = f"take it from the other one first: `civman edit {alias} --no-alias`"
                 raise UsageError(
                     f"the alias belongs to another file: {alias}", code="alias-taken", hint=hint, alias=alias
                 )
-            recording.set_alias(connection, number, alias)
-        return assets.where(self._reader, "a.id = ?", [number])[0]
+            write_assets.set_alias(connection, number, alias)
+        return read_assets.where(self._reader, "a.id = ?", [number])[0]
 
     def annotate(self, asset: Asset, own: Own) -> Asset:
         """Writes what the user says of an asset, all of it. Raises: NotFound."""
-        from civman.index import annotating, recording
+        from civman.index import write_assets, write_notes
 
         with self._writer.transaction() as connection:
-            number = recording.asset_id(connection, asset)
+            number = write_assets.asset_id(connection, asset)
             if number is None:
                 raise NotFound(f"not in the library: {asset.name}", name=asset.name)
-            annotating.annotate(connection, number, own)
-        return assets.where(self._reader, "a.id = ?", [number])[0]
+            write_notes.annotate(connection, number, own)
+        return read_assets.where(self._reader, "a.id = ?", [number])[0]
 
     def pin(self, sha256: Sha256, reason: str, at: datetime) -> None:
         """Writes that these bytes must stay: "user", or "recipe <id>" for what needs them to be drawn again."""
-        from civman.index import annotating
+        from civman.index import write_notes
 
         with self._writer.transaction() as connection:
-            annotating.pin(connection, sha256, reason, at)
+            write_notes.pin(connection, sha256, reason, at)
 
     def unpin(self, sha256: Sha256, reason: str) -> None:
         """Takes a reason to stay away."""
-        from civman.index import annotating
+        from civman.index import write_notes
 
         with self._writer.transaction() as connection:
-            annotating.unpin(connection, sha256, reason)
+            write_notes.unpin(connection, sha256, reason)
 
     def sidecar_kept(self, due: Iterable[tuple[Sha256, str]]) -> None:
         """Notes that sidecars were written, unless a row has changed since the token was read."""
-        from civman.index import annotating
+        from civman.index import write_notes
 
         with self._writer.transaction() as connection:
-            annotating.sidecar_kept(connection, due)
+            write_notes.sidecar_kept(connection, due)
 
     @property
     def has_written(self) -> bool:
@@ -352,61 +354,61 @@ class Index:
 
     def forget_seen(self, paths: Iterable[str]) -> None:
         """Takes away what is known of files that are no more."""
-        from civman.index import annotating
+        from civman.index import write_notes
 
         with self._writer.transaction() as connection:
-            annotating.forget_seen(connection, paths)
+            write_notes.forget_seen(connection, paths)
 
     def refill_search(self) -> None:
         """Makes the full-text table again from the rows."""
-        from civman.index import searching
+        from civman.index import search_rows
 
         with self._writer.transaction() as connection:
-            searching.refill(connection)
+            search_rows.refill(connection)
 
     def forget(self, asset: Asset) -> bool:
         """Removes the asset, and its blob's row with the last asset. False: it was not there."""
-        from civman.index import recording
+        from civman.index import write_assets
 
         with self._writer.transaction() as connection:
-            return recording.forget(connection, asset)
+            return write_assets.forget(connection, asset)
 
     def update_facts(self, sha256: Sha256, facts: FileFacts, *, model_type: ModelType | None = None) -> bool:
         """Writes what the file shows of itself; the type only for assets without a version. False: no such blob."""
-        from civman.index import recording
+        from civman.index import write_assets
 
         with self._writer.transaction() as connection:
-            return recording.update_facts(connection, sha256, facts, model_type)
+            return write_assets.update_facts(connection, sha256, facts, model_type)
 
     def set_verified(self, sha256: Sha256, at: datetime) -> bool:
         """Writes when the bytes were last read and found right. False: no such blob."""
-        from civman.index import recording
+        from civman.index import write_assets
 
         with self._writer.transaction() as connection:
-            return recording.set_verified(connection, sha256, at)
+            return write_assets.set_verified(connection, sha256, at)
 
     def save_proofs(self, files: Iterable[SeenFile], at: datetime) -> None:
         """Writes that these files were read just now and are what their digests say, and how they look."""
-        from civman.index import recording
+        from civman.index import write_assets
 
         proven = list(files)
         with self._writer.transaction() as connection:
-            recording.save_seen(connection, proven)
-            recording.set_all_verified(connection, [file.sha256 for file in proven], at)
+            write_assets.save_seen(connection, proven)
+            write_assets.set_all_verified(connection, [file.sha256 for file in proven], at)
 
     def mark_used(self, digests: Iterable[Sha256], at: datetime) -> None:
         """Writes when files were last put to use."""
-        from civman.index import recording
+        from civman.index import write_assets
 
         with self._writer.transaction() as connection:
-            recording.mark_used(connection, digests, at)
+            write_assets.mark_used(connection, digests, at)
 
     def save_seen(self, files: Iterable[SeenFile]) -> None:
         """Writes what files outside the store hashed to."""
-        from civman.index import recording
+        from civman.index import write_assets
 
         with self._writer.transaction() as connection:
-            recording.save_seen(connection, list(files))
+            write_assets.save_seen(connection, list(files))
 
 
 def _require_name(alias: str) -> None:

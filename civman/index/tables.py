@@ -279,7 +279,7 @@ class SidecarDueRow(Row, table=True):
 class RenderingRow(Row, table=True):
     """A picture that was made: what it was made of, and where it was kept. One row a file.
 
-    `record` is the JSON of `civman.domain.record.Record`; the other columns are taken from it, to be searched.
+    `record` is the JSON of `civman.domain.recipes.record.Record`; the other columns are taken from it, to be searched.
     """
 
     __tablename__ = "rendering"

@@ -14,8 +14,8 @@ from civman.library.opened import quiet, utc_now
 from civman.library.sharing import Sharing
 
 if TYPE_CHECKING:
-    from civman.civitai.answers import Account
-    from civman.doctor import Finding
+    from civman.civitai.responses import Account
+    from civman.manage.doctor import Finding
 
 __all__ = ["Library", "Shown", "quiet", "utc_now"]
 
@@ -28,7 +28,7 @@ class Library(Drawing, Sharing):
 
     def login(self, token: str, *, use_keyring: bool = True) -> "tuple[Account, str]":
         """Prove `token` with CivitAI, then keep it; whose it is and where it went. Raises: NotAllowed: `bad-key`."""
-        from civman import credentials  # see `client`
+        from civman.civitai import credentials  # see `client`
         from civman.civitai.client import CivitaiClient
         from civman.civitai.transport import Transport
 
@@ -41,6 +41,6 @@ class Library(Drawing, Sharing):
 
     def doctor(self) -> "Iterator[Finding]":
         """What holds here and what is wrong, finding by finding."""
-        from civman.doctor import examine
+        from civman.manage.doctor import examine
 
         return examine(self.settings)

@@ -9,19 +9,19 @@ from civman.domain.catalog import Asset
 from civman.domain.events import OnEvent, ignore
 
 if TYPE_CHECKING:
-    from civman.domain.recipe import Recipe, RenderRequest
-    from civman.index.pictures import KeptPicture, PictureFilter
-    from civman.rendering.about import About
-    from civman.rendering.axes import Axis
-    from civman.rendering.gridding import DrawnGrid, Grid
-    from civman.rendering.keeping import Manner
-    from civman.rendering.making import Drawn
-    from civman.rendering.origins import Missing, Told
-    from civman.rendering.planning import Conditions
-    from civman.rendering.plans import Planned, Rendering
-    from civman.rendering.replaying import Again
-    from civman.rendering.scanning import Scanned
-    from civman.rendering.varying import Change
+    from civman.domain.recipes.recipe import Recipe, RenderRequest
+    from civman.index.read_pictures import KeptPicture, PictureFilter
+    from civman.planning.grid_axes import Axis
+    from civman.planning.plan import Conditions
+    from civman.planning.plan_types import Planned, Rendering
+    from civman.planning.recipe_sources import Missing, Told
+    from civman.planning.vary import Change
+    from civman.rendering.draw import Drawn
+    from civman.rendering.grid import DrawnGrid, Grid
+    from civman.rendering.import_pictures import Scanned
+    from civman.rendering.picture_report import About
+    from civman.rendering.replay import Again
+    from civman.rendering.save_pictures import Manner
 from civman.library.models import Models
 
 
@@ -35,13 +35,13 @@ class Drawing(Models):
 
         Raises: NotFound, AmbiguousRef, Incompatible, IntegrityError: the files. UsageError: the values. CannotRender.
         """
-        from civman.rendering.planning import Conditions, plan
+        from civman.planning.plan import Conditions, plan
 
         return plan(self.index, request, conditions or Conditions(), on_event=on_event)
 
     def plan_recipe(self, recipe: "Recipe", pictures: Sequence[Path] = (), *, on_event: OnEvent = ignore) -> "Planned":
         """A recipe as it stands, its files found by digest; `pictures` are those that it may start from."""
-        from civman.rendering.planning import plan_recipe
+        from civman.planning.plan import plan_recipe
 
         return plan_recipe(self.index, recipe, pictures, on_event=on_event)
 
@@ -54,12 +54,12 @@ class Drawing(Models):
         conditions: "Conditions | None" = None,
         on_event: OnEvent = ignore,
     ) -> "Planned":
-        """A recipe with fields changed (`civman.rendering.varying.FIELDS`); a picture's is remembered as its parent."""
-        from civman.domain.recipe import Recipe
-        from civman.rendering.inputs import kept_inputs
-        from civman.rendering.origins import recipe_of
-        from civman.rendering.planning import Conditions
-        from civman.rendering.varying import vary
+        """A recipe with fields changed (`civman.planning.vary.FIELDS`); a picture's is remembered as its parent."""
+        from civman.domain.recipes.recipe import Recipe
+        from civman.planning.input_pictures import kept_inputs
+        from civman.planning.plan import Conditions
+        from civman.planning.recipe_sources import recipe_of
+        from civman.planning.vary import vary
 
         recipe = what if isinstance(what, Recipe) else recipe_of(what)
         kept = kept_inputs(self.root, recipe, pictures)
@@ -82,16 +82,16 @@ class Drawing(Models):
         Never reaches for the network. Raises: CannotRender, Incompatible, StoreError; Interrupted: what was made
         until then is kept.
         """
-        from civman.domain.recipe import Recipe
-        from civman.rendering.keeping import Manner, Place
-        from civman.rendering.plans import Planned
+        from civman.domain.recipes.recipe import Recipe
+        from civman.planning.plan_types import Planned
+        from civman.rendering.save_pictures import Manner, Place
 
         if isinstance(what, Recipe):
             what = self.plan_recipe(what, on_event=on_event)
         plans = [what] if isinstance(what, Planned) else list(what)
         place = Place(output or self.root / "renders", manner or Manner())
-        from civman.rendering.making import Machine  # torch: 2 s and more, so last of all
-        from civman.rendering.session import render
+        from civman.rendering.draw import Machine  # torch: 2 s and more, so last of all
+        from civman.rendering.render_and_save import render
 
         machine = Machine(device, low_vram, threads)
         return render(self.index, self.root, plans, place, machine=machine, clock=self._clock, on_event=on_event)
@@ -110,7 +110,7 @@ class Drawing(Models):
         `kind`: "txt2img", "img2img" or "inpaint". The plan's sampler and schedule are in it; prompts, seed and size
         are its call's. Nothing is kept or recorded. Raises: CannotRender, Incompatible; UsageError: no such kind.
         """
-        from civman.rendering.making import Machine, pipeline
+        from civman.rendering.draw import Machine, pipeline
 
         return pipeline(planned, kind, machine=Machine(device, low_vram), on_event=on_event)
 
@@ -128,10 +128,10 @@ class Drawing(Models):
 
         Raises: UsageError (`bad-grid`); as `plan` and `vary`, of whichever cell.
         """
-        from civman.domain.recipe import Recipe, RenderRequest
-        from civman.rendering.gridding import of_recipe, of_request
-        from civman.rendering.origins import recipe_of
-        from civman.rendering.planning import Conditions
+        from civman.domain.recipes.recipe import Recipe, RenderRequest
+        from civman.planning.plan import Conditions
+        from civman.planning.recipe_sources import recipe_of
+        from civman.rendering.grid import of_recipe, of_request
 
         if isinstance(what, RenderRequest):
             return of_request(self.index, what, axes, conditions or Conditions(), on_event=on_event)
@@ -158,9 +158,9 @@ class Drawing(Models):
 
         Raises: as `render`; what was done until then is kept, without a sheet.
         """
-        from civman.rendering.gridding import draw
-        from civman.rendering.keeping import Manner
-        from civman.rendering.making import Machine  # torch, see `render`
+        from civman.rendering.draw import Machine  # torch, see `render`
+        from civman.rendering.grid import draw
+        from civman.rendering.save_pictures import Manner
 
         return draw(
             self.index, self.root, grid, output or self.root / "renders", manner or Manner(),
@@ -175,13 +175,13 @@ class Drawing(Models):
 
     def scan_pictures(self, folder: Path) -> "Scanned":
         """Take in pictures below `folder` that carry a recipe of civman's."""
-        from civman.rendering.scanning import scan
+        from civman.rendering.import_pictures import scan
 
         return scan(self.index, folder)
 
     def about(self, path: Path) -> "About":
         """All that a picture tells, whoever made it, and which of its models are here. Raises: UsageError."""
-        from civman.rendering.about import about
+        from civman.rendering.picture_report import about
 
         return about(self.index if self.has_index else None, path)
 
@@ -190,13 +190,13 @@ class Drawing(Models):
 
         Raises: NotFound, AmbiguousRef; UsageError (`bad-picture`, `bad-recipe`); IntegrityError (`edited-recipe`).
         """
-        from civman.rendering.origins import told_by
+        from civman.planning.recipe_sources import told_by
 
         return told_by(self.index, what)
 
     def missing(self, told: "Told") -> "Sequence[Missing]":
         """The model files that a picture was made with and that are not here."""
-        from civman.rendering.origins import missing
+        from civman.planning.recipe_sources import missing
 
         return missing(self.index, told)
 
@@ -206,7 +206,7 @@ class Drawing(Models):
         Raises: Gone (`deleted-upstream`), IntegrityError (`replaced-upstream`), NotFound (`not-on-civitai`); as
             `download`.
         """
-        from civman.regaining import regain
+        from civman.download.fetch_missing import regain
 
         return regain(missing, self._meant, lambda ref: self.download(ref, on_event=on_event), self._on_notice)
 
@@ -224,15 +224,15 @@ class Drawing(Models):
 
         Raises: NotFound (`missing-files`); CannotRender, Incompatible, IntegrityError.
         """
-        from civman.rendering.inputs import kept_inputs
-        from civman.rendering.origins import recipe_of, require_all
-        from civman.rendering.planning import plan_again
+        from civman.planning.input_pictures import kept_inputs
+        from civman.planning.plan import plan_again
+        from civman.planning.recipe_sources import recipe_of, require_all
 
         require_all(self.missing(told))
         kept = kept_inputs(self.root, recipe_of(told), pictures)
         planned = plan_again(self.index, told, tuple(kept.values()), on_event=on_event)
-        from civman.rendering.making import Machine  # torch, see `render`
-        from civman.rendering.replaying import again
+        from civman.rendering.draw import Machine  # torch, see `render`
+        from civman.rendering.replay import again
 
         return again(told, planned, machine=Machine(device, low_vram, threads), on_event=on_event)
 
@@ -240,6 +240,6 @@ class Drawing(Models):
         self, drawn: "Sequence[Drawn]", *, output: Path | None = None, manner: "Manner | None" = None
     ) -> "Sequence[Rendering]":
         """Write pictures that `replay` made into `output` (default: renders/ of the library), and remember them."""
-        from civman.rendering.session import keep
+        from civman.rendering.render_and_save import keep
 
         return keep(self.index, drawn, output or self.root / "renders", manner, self._clock())

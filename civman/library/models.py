@@ -6,23 +6,23 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from civman.domain.access import Permits
 from civman.domain.catalog import Asset, Licence
 from civman.domain.events import OnEvent, ignore
-from civman.domain.gates import Permits
 from civman.domain.refs import NameRef, PathRef, parse_ref
 from civman.errors import LibraryError, NotFound, UsageError
 from civman.index import Fits
 
 if TYPE_CHECKING:
-    from civman.adopting import Adopted, How
-    from civman.civitai.storage import Network
-    from civman.domain.compat import Compatibility
+    from civman.civitai.storage_connection import Network
+    from civman.domain.compatibility import Compatibility
     from civman.domain.licence import Terms
-    from civman.domain.search import ModelPage, SearchQuery
+    from civman.domain.search_query import ModelPage, SearchQuery
     from civman.download.job import Downloads, Examine, Job, Outcome, Wishes
-    from civman.fitting import RemoteHeaders
-    from civman.inspecting import Inspected
-    from civman.resolving import Meant
+    from civman.manage.import_files import Adopted, How
+    from civman.manage.inspection import Inspected
+    from civman.manage.remote_headers import RemoteHeaders
+    from civman.manage.resolve import Meant
 from civman.library.opened import Opened
 
 _PLAIN_LABELS = ("SD 1.5", "SD 2.1", "SDXL 1.0", "Flux.1 D")
@@ -74,7 +74,7 @@ class Models(Opened):
 
     def show(self, ref: str) -> Shown:
         """What CivitAI says about `ref`, or said when it was last asked, and what of it is held."""
-        from civman.resolving import remember  # 0.3 s, see `client`
+        from civman.manage.resolve import remember  # 0.3 s, see `client`
 
         meant = self._meant(ref)
         try:
@@ -84,7 +84,7 @@ class Models(Opened):
         return Shown(meant, tuple(self.index.find_by_model(meant.page.model.id)))
 
     def _meant(self, ref: str) -> "Meant":
-        from civman.resolving import Resolver, offline_meant  # 0.3 s, see `client`
+        from civman.manage.resolve import Resolver, offline_meant  # 0.3 s, see `client`
 
         parsed = parse_ref(ref)
         if self.settings.offline:
@@ -161,10 +161,10 @@ class Models(Opened):
         )
 
     def _network(self) -> "Network":
-        from civman import credentials  # 0.3 s, see `client`
-        from civman.civitai.redirects import is_loopback
+        from civman.civitai import credentials  # 0.3 s, see `client`
+        from civman.civitai.allowed_urls import is_loopback
         from civman.civitai.site import user_agent
-        from civman.civitai.storage import Network
+        from civman.civitai.storage_connection import Network
 
         return Network(
             user_agent(),
@@ -179,8 +179,8 @@ class Models(Opened):
 
         Raises: NotFound, AmbiguousRef. InvalidModelFile: it is no sound model file.
         """
-        from civman.holding import held, one_of
-        from civman.inspecting import inspect_asset, inspect_path, path_of
+        from civman.manage.held import held, one_of
+        from civman.manage.inspection import inspect_asset, inspect_path, path_of
 
         if (path := path_of(ref)) is not None:
             return inspect_path(path)
@@ -190,14 +190,14 @@ class Models(Opened):
         except NotFound:
             if self.settings.offline or isinstance(parsed, PathRef | NameRef):
                 raise
-        from civman.domain.choose import choose_file
+        from civman.domain.file_choice import choose_file
 
         meant = self._meant(ref)
         return self._remote_headers().inspect(meant.version, choose_file(meant.version, file or meant.file_wish))
 
     def check(self, checkpoint: str, parts: Sequence[str]) -> "Compatibility":
         """How adapters, embeddings and VAEs go with a checkpoint, module by module; refs as `inspect` takes them."""
-        from civman.domain.compat import check
+        from civman.domain.compatibility import check
 
         return check(self.inspect(checkpoint).part, [self.inspect(part).part for part in parts])
 
@@ -217,7 +217,7 @@ class Models(Opened):
 
     def examiner(self, checkpoint: str, *, force: bool = False) -> "Examine":
         """For `Wishes.examine`: refuses files that cannot work with `checkpoint` before they are fetched."""
-        from civman.fitting import require_fit  # 0.3 s, see `client`
+        from civman.manage.remote_headers import require_fit  # 0.3 s, see `client`
 
         base, headers = self.inspect(checkpoint), self._remote_headers()
         return lambda version, file: require_fit(base, headers.inspect(version, file), force=force)
@@ -235,8 +235,8 @@ class Models(Opened):
         )
 
     def _remote_headers(self) -> "RemoteHeaders":
-        from civman.civitai.storage import StorageConnection, tls_context  # 0.3 s, see `client`
-        from civman.fitting import RemoteHeaders
+        from civman.civitai.storage_connection import StorageConnection, tls_context  # 0.3 s, see `client`
+        from civman.manage.remote_headers import RemoteHeaders
 
         network = self._network()
         return RemoteHeaders(self.client, lambda: StorageConnection(network, tls_context))
@@ -247,7 +247,7 @@ class Models(Opened):
         Every file is hashed once; CivitAI is asked once about all of them (not at all when offline). Interrupted, it
         goes on where it was the next time.
         """
-        from civman.adopting import How, adopt  # 0.3 s, see `client`
+        from civman.manage.import_files import How, adopt  # 0.3 s, see `client`
 
         client = None if self.settings.offline else self.client
         return adopt(

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from civman.domain.patience import PATIENT, Patience
+from civman.domain.timeouts import PATIENT, Patience
 from civman.errors import LibraryError, StoreError
 from civman.index import Index
 from civman.settings import Settings, load_settings
@@ -69,7 +69,7 @@ class Opened:
                 self.__dict__.pop(name).close()
 
     def _keep_sidecars(self) -> None:
-        from civman.sidecar import write_due
+        from civman.manage.sidecar import write_due
 
         try:
             write_due(self.store, self.index)
@@ -90,7 +90,7 @@ class Opened:
     @cached_property
     def client(self) -> "CivitaiClient":
         """CivitAI, with the stored key if there is one."""
-        from civman import credentials  # with httpx and pydantic 0.3 s: not for commands that stay at home
+        from civman.civitai import credentials  # with httpx and pydantic 0.3 s: not for commands that stay at home
         from civman.civitai.client import CivitaiClient
         from civman.civitai.transport import Transport
 

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from civman.domain.access import Permits
 from civman.domain.catalog import Asset
 from civman.domain.events import OnEvent, ignore
-from civman.domain.gates import Permits
 
 if TYPE_CHECKING:
-    from civman.bundle import Brought, Exported
-    from civman.syncing import Added, Synced, Syncing
-    from civman.updates import Outlook
-    from civman.view.asking import ViewWish
-    from civman.view.linking import Linked, Step, ViewPlan
+    from civman.exchange.bundle_export import Exported
+    from civman.exchange.bundle_import import Brought
+    from civman.exchange.sync import Added, Synced, Syncing
+    from civman.exchange.view_links import Linked, Step, ViewPlan
+    from civman.exchange.view_request import ViewWish
+    from civman.manage.outdated import Outlook
 from civman.library.tending import Tending
 
 
@@ -25,27 +26,27 @@ class Sharing(Tending):
 
         `any_base`: versions for another base model count too. Raises: NotFound, AmbiguousRef, NetworkError.
         """
-        from civman.updates import outlook  # 0.3 s, see `client`
+        from civman.manage.outdated import outlook  # 0.3 s, see `client`
 
         assets = [asset for ref in refs for asset in self.held(ref)] if refs else self.index.assets()
         return outlook(self.index, self.client, assets, any_base=any_base, clock=self._clock)
 
     def plan_view(self, folder: Path, wish: "ViewWish") -> "ViewPlan":
         """What `link` would do so that `folder` shows what is wished for, as another program's folders."""
-        from civman.view.asking import plan_wished
+        from civman.exchange.view_request import plan_wished
 
         return plan_wished(self.index, self.store, self.root, folder, wish)
 
     def link(self, plan: "ViewPlan") -> "Linked":
         """Carry out the plan of a view. Raises: StoreError, DiskFull."""
-        from civman.view.linking import apply
+        from civman.exchange.view_links import apply
 
         return apply(plan, self.store)
 
     def remove_view(self, folder: Path) -> "Sequence[Step]":
         """Take the view out of `folder`: what it made and nobody changed. Raises: UsageError: there is none."""
-        from civman.view.asking import tidy
-        from civman.view.linking import remove_view
+        from civman.exchange.view_links import remove_view
+        from civman.exchange.view_request import tidy
 
         return remove_view(tidy(folder), self.store)
 
@@ -99,7 +100,7 @@ class Sharing(Tending):
 
         Raises: NotFound, AmbiguousRef: a ref. UsageError: nothing to write, or `target` exists. HashMismatch.
         """
-        from civman.bundle import export_bundle
+        from civman.exchange.bundle_export import export_bundle
 
         if project is not None:
             assets: Sequence[Asset] = self._locked_assets(project)
@@ -120,7 +121,7 @@ class Sharing(Tending):
         self, path: Path, *, permits: Permits | None = None, on_event: OnEvent = ignore
     ) -> "Sequence[Brought]":
         """Take in a bundle, every file proven. Asks nobody. Raises: IntegrityError: it is altered; Refused: pickles."""
-        from civman.bundle import import_bundle
+        from civman.exchange.bundle_import import import_bundle
 
         return import_bundle(
             path, self.index, self.store, permits=permits or Permits(), clock=self._clock, on_event=on_event
@@ -128,8 +129,8 @@ class Sharing(Tending):
 
     def _syncing(self, folder: Path, file: str | None, permits: Permits | None, on_event: OnEvent) -> "Syncing":
         from civman.download.job import Wishes  # 0.3 s, see `client`
-        from civman.project import Project
-        from civman.syncing import Syncing
+        from civman.exchange.project import Project
+        from civman.exchange.sync import Syncing
 
         return Syncing(
             Project.nearest(folder),

@@ -10,11 +10,11 @@ from civman.domain.refs import parse_ref
 from civman.index import EVERYTHING, AssetFilter, Sort
 
 if TYPE_CHECKING:
-    from civman.own import Edit
-    from civman.removal import Collection, RemovalPlan, Restored
+    from civman.manage.annotate import Edit
+    from civman.manage.disk_usage import Usage
+    from civman.manage.remove import Collection, RemovalPlan, Restored
+    from civman.manage.verify import Rebuilt, Verdict
     from civman.store.trash import Removal
-    from civman.upkeep import Rebuilt, Verdict
-    from civman.usage import Usage
 from civman.library.models import Models
 
 
@@ -41,13 +41,13 @@ class Tending(Models):
 
         Raises: NotFound: none. AmbiguousRef: a name that several could answer to.
         """
-        from civman.holding import held
+        from civman.manage.held import held
 
         return held(self.index, parse_ref(ref))
 
     def edit(self, ref: str, edit: "Edit") -> Sequence[Asset]:
         """Write what the user says of a file, into the index and beside the file. Raises: NotFound, UsageError."""
-        from civman.own import apply
+        from civman.manage.annotate import apply
 
         return apply(self.index, self.store, self.held(ref), edit, now=self._clock())
 
@@ -58,14 +58,14 @@ class Tending(Models):
 
         `is_full` reads every byte. `on_event` is called from several threads.
         """
-        from civman.upkeep import verify
+        from civman.manage.verify import verify
 
         assets = [asset for ref in refs for asset in self.held(ref)]
         return verify(self.index, self.store, assets, is_full=is_full, on_event=on_event, clock=self._clock)
 
     def repair(self, verdicts: "Iterable[Verdict]", *, on_event: OnEvent = ignore) -> "Iterator[Verdict]":
         """Fetch what is broken or gone again; a verdict for each. The broken file lies in the trash afterwards."""
-        from civman.upkeep import refetch, repair
+        from civman.manage.verify import refetch, repair
 
         return repair(
             verdicts,
@@ -78,8 +78,8 @@ class Tending(Models):
 
     def rebuild(self, *, on_event: OnEvent = ignore) -> "Rebuilt":
         """Fill the index again from the blobs and what is kept beside them, reading and proving every byte."""
-        from civman.rendering.scanning import scan
-        from civman.upkeep import rebuild
+        from civman.manage.verify import rebuild
+        from civman.rendering.import_pictures import scan
 
         rebuilt = rebuild(self.index, self.store, on_event=on_event, clock=self._clock)
         renders = self.root / "renders"
@@ -89,13 +89,13 @@ class Tending(Models):
 
     def plan_removal(self, refs: Sequence[str]) -> "RemovalPlan":
         """What removing `refs` would take away: assets, and the bytes that nothing else refers to."""
-        from civman.removal import plan_removal
+        from civman.manage.remove import plan_removal
 
         return plan_removal(self.index, self.store, [asset for ref in refs for asset in self.held(ref)])
 
     def remove(self, plan: "RemovalPlan", *, force: bool = False) -> "Removal | None":
         """Carry out a plan: rows first, then bytes into the trash. Raises: Refused: `pinned`, without `force`."""
-        from civman.removal import remove
+        from civman.manage.remove import remove
 
         return remove(self.index, self.store, plan, force=force, now=self._clock())
 
@@ -107,14 +107,14 @@ class Tending(Models):
 
     def restore(self, name: str | None = None) -> "Restored":
         """Undo the last removal, or the one that `name` means: its id, or a name, ref or digest of what was in it."""
-        from civman.removal import removal_named, undo
+        from civman.manage.remove import removal_named, undo
 
         removal = removal_named(self.store, name)
         return undo(self.index, self.store, removal, now=self._clock(), on_notice=self._on_notice)
 
     def plan_collection(self, *, partials_after: timedelta, trash_after: timedelta) -> "Collection":
         """What nobody needs: files unknown to the index, partial downloads and trash untouched for so long."""
-        from civman.removal import plan_collection
+        from civman.manage.remove import plan_collection
 
         return plan_collection(
             self.index, self.store, now=self._clock(), partials_after=partials_after, trash_after=trash_after
@@ -122,12 +122,12 @@ class Tending(Models):
 
     def collect(self, plan: "Collection") -> int:
         """Carry out a plan; the bytes freed."""
-        from civman.removal import collect
+        from civman.manage.remove import collect
 
         return collect(self.index, self.store, plan, now=self._clock())
 
     def usage(self, group: str) -> "Usage":
         """What the library takes: by "type", "base_model", "architecture" or "used", and by kind of storage."""
-        from civman.usage import usage
+        from civman.manage.disk_usage import usage
 
         return usage(self.index, self.store, group)

@@ -1,5 +1,5 @@
-"""What pictures carry beside their pixels, and how it is written and read: no torch, no network, no library.
+"""What image files carry beside their pixels, and how it is written and read. No torch, no network, no library.
 
-`container` knows the file formats, `parameters` the text that A1111 and CivitAI read, `foreign` the habits of other
-tools. Pillow is loaded when there is a picture.
+`image_text` knows the file formats, `parameters_text` the text that A1111 and CivitAI read, and `other_programs` the
+metadata of other programs. Pillow is imported only when there is an image to read.
 """

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from civman.pictures import infotext
-from civman.pictures.told import Generator, Resource, Settings, Told
+from civman.pictures.metadata import Generator, Resource, Settings, Told
 
 _FORGE: Final = re.compile(r"f[0-9]|forge|neo", re.IGNORECASE)
 _FORGE_KEYS: Final = ("Module 1", "Distilled CFG Scale", "Diffusion in Low Bits")

@@ -1,4 +1,1 @@
-"""Pictures over a library: `plan` settles everything before a weight is loaded, `render` makes the pictures.
-
-Planning needs no torch; `civman.rendering.making` is where the engine in `civman.render` is called.
-"""
+"""Run plans: draw, save and record images, replay and compare them, import and describe them."""

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from civman.domain.ranges import Ranges
+from civman.domain.byte_ranges import Ranges
 from civman.errors import DiskFull, StoreError
-from civman.store.disk import Repeat, allocate, forget_pages, mapped, read_at, sync_data, write_at
-from civman.store.journal import Journal, Memory, Validator, allocated_bytes, boot_id, promised_bytes
-from civman.store.locks import FileLock
+from civman.store.resume_journal import Journal, Memory, Validator, allocated_bytes, boot_id, promised_bytes
+from civman.system.file_io import Repeat, allocate, forget_pages, mapped, read_at, sync_data, write_at
+from civman.system.process_lock import FileLock
 
 _JOURNAL_EVERY_BYTES = 4 << 20
 _JOURNAL_EVERY_S = 0.02

@@ -18,8 +18,8 @@ from typing import Any
 from civman.domain.digests import Sha256
 from civman.errors import StoreError
 from civman.store.blobs import BlobStore, StoredBlob
-from civman.store.locks import FileLock
 from civman.store.partial import store_error
+from civman.system.process_lock import FileLock
 
 _NOTE = "removal.json"
 _FORMAT = 1

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from scripted_server import TOKEN, Canned, ScriptedServer
 
-from civman.civitai.answers import DownloadAddress, safe_url
-from civman.civitai.causes import Asked, Endpoint, cause, storage_cause
 from civman.civitai.client import CivitaiClient
+from civman.civitai.failures import Asked, Endpoint, cause, storage_cause
+from civman.civitai.responses import DownloadAddress, safe_url
 from civman.civitai.transport import Transport
 from civman.domain.catalog import VersionId
 from civman.errors import BadAnswer, CivmanError, ExitCode, Gone, NetworkError, NotAllowed, NotFound, UsageError

@@ -9,7 +9,7 @@ from scripted_server import NOW, Canned, ScriptedServer
 
 from civman.civitai.client import CivitaiClient
 from civman.domain.catalog import ModelId, ModelType, VersionId
-from civman.domain.search import (
+from civman.domain.search_query import (
     Period,
     SearchQuery,
     Sort,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scripted_server import NOW, TOKEN, Canned, ScriptedServer
 
-from civman.civitai.causes import Asked
+from civman.civitai.failures import Asked
 from civman.civitai.site import user_agent
 from civman.civitai.transport import Transport
 from civman.errors import BadAnswer, CivmanError, ConfigError, NetworkError, Offline

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from scripted_server import NOW
 
-from civman.civitai import forms, lookups, wire
+from civman.civitai import wire_lookups, wire_models, wire_values
 from civman.domain.catalog import Gate, ModelType, Scan
-from civman.domain.search import ModelPage
+from civman.domain.search_query import ModelPage
 from civman.errors import BadAnswer
 
 Saved = Callable[[str], Any]
@@ -17,11 +17,11 @@ Saved = Callable[[str], Any]
 
 @pytest.fixture
 def page(saved: Saved) -> Callable[[str], ModelPage]:
-    return lambda name: wire.page(saved(name), now=NOW, on_notice=pytest.fail)
+    return lambda name: wire_models.page(saved(name), now=NOW, on_notice=pytest.fail)
 
 
 def read_page(answer: object, told: list[str]) -> ModelPage:
-    return wire.page(answer, now=NOW, on_notice=told.append)
+    return wire_models.page(answer, now=NOW, on_notice=told.append)
 
 
 def test_config_side_file_keeps_its_scan_error_and_is_not_primary(page: Callable[[str], ModelPage]) -> None:
@@ -57,7 +57,7 @@ def test_time_frame_gates_for_so_many_days_after_publication(saved: Saved, days:
     published = datetime(2023, 4, 12, 9, tzinfo=UTC)
     answer["modelVersions"][0]["publishedAt"] = "2023-04-12T09:00:00"
 
-    version = wire.page(answer, now=published + timedelta(days=days), on_notice=pytest.fail).versions[0]
+    version = wire_models.page(answer, now=published + timedelta(days=days), on_notice=pytest.fail).versions[0]
 
     assert version.gate == (Gate(ends_at=published + timedelta(days=5)) if gated else None)
     assert version.files[0].precision == "fp32"
@@ -152,7 +152,7 @@ def test_taken_down_model_keeps_its_files_and_loses_its_pictures(page: Callable[
 
 
 def test_list_item_of_2026_is_read_whole(saved: Saved) -> None:
-    found = wire.search_page(saved("models-list-item-current-shape.2026-08"), now=NOW, on_notice=pytest.fail)
+    found = wire_models.search_page(saved("models-list-item-current-shape.2026-08"), now=NOW, on_notice=pytest.fail)
 
     assert (found.received_count, found.next_cursor, found.next_page) == (1, None, None)
     model, version = found.items[0].model, found.items[0].versions[0]
@@ -167,7 +167,7 @@ def test_list_item_of_2026_is_read_whole(saved: Saved) -> None:
 
 
 def test_list_page_of_2025_is_the_last_one(saved: Saved) -> None:
-    found = wire.search_page(saved("models-list-page.2025-05"), now=NOW, on_notice=pytest.fail)
+    found = wire_models.search_page(saved("models-list-page.2025-05"), now=NOW, on_notice=pytest.fail)
 
     assert found.next_cursor is None
     assert [version.id for version in found.items[0].versions] == [127062, 13966]
@@ -178,7 +178,7 @@ def test_list_page_of_2025_is_the_last_one(saved: Saved) -> None:
 
 
 def test_version_of_2025_names_its_model_and_reads_times_without_zone(saved: Saved) -> None:
-    version = wire.version(saved("version-checkpoint-by-id.2025-05"), now=NOW, on_notice=pytest.fail)
+    version = wire_models.version(saved("version-checkpoint-by-id.2025-05"), now=NOW, on_notice=pytest.fail)
 
     assert (version.id, version.model.id, version.model.is_complete) == (1805971, 1595884, False)
     assert (version.model.name, version.model.type) == ("Hyphoria [Illu & NAI]", ModelType.CHECKPOINT)
@@ -188,11 +188,11 @@ def test_version_of_2025_names_its_model_and_reads_times_without_zone(saved: Sav
     assert version.files[0].hashes.known()["autov3"] == "c4879d8bb77a"
     assert version.download_count == 17096
     assert version.raw.startswith('{"id":1805971,"modelId":1595884,')
-    assert forms.timestamp("2025-05-19T02:43:46.31") == datetime(2025, 5, 19, 2, 43, 46, 310000, tzinfo=UTC)
+    assert wire_values.timestamp("2025-05-19T02:43:46.31") == datetime(2025, 5, 19, 2, 43, 46, 310000, tzinfo=UTC)
 
 
 def test_version_of_2024_has_nulls_everywhere(saved: Saved) -> None:
-    version = wire.version(saved("version-lora-by-id.2024-01"), now=NOW, on_notice=pytest.fail)
+    version = wire_models.version(saved("version-lora-by-id.2024-01"), now=NOW, on_notice=pytest.fail)
 
     assert (version.id, version.model.id, version.base_model_type) == (242807, 215485, None)
     assert (version.files[0].size_class, version.files[0].precision) == (None, None)
@@ -201,7 +201,7 @@ def test_version_of_2024_has_nulls_everywhere(saved: Saved) -> None:
 
 
 def test_version_of_september_2026_names_file_ids_in_addresses_and_links_a_vae(saved: Saved) -> None:
-    version = wire.version(saved("version-multifile-fileid-urls.2026-09"), now=NOW, on_notice=pytest.fail)
+    version = wire_models.version(saved("version-multifile-fileid-urls.2026-09"), now=NOW, on_notice=pytest.fail)
 
     assert [(file.id, file.type, file.is_primary, file.is_linked) for file in version.files] == [
         (2863150, "Text Encoder", False, False),
@@ -215,17 +215,17 @@ def test_version_of_september_2026_names_file_ids_in_addresses_and_links_a_vae(s
 def test_paid_access_of_2026_has_three_states(saved: Saved) -> None:
     answer = {**saved("versions-paid-access-states.2026-08"), "id": 1}
 
-    versions = wire.page(answer, now=NOW, on_notice=pytest.fail).versions
+    versions = wire_models.page(answer, now=NOW, on_notice=pytest.fail).versions
 
     ends = datetime(2026, 8, 23, 20, 55, 59, 248000, tzinfo=UTC)
     assert [version.gate for version in versions] == [Gate(ends_at=ends), Gate(), Gate(permanent=True)]
     assert versions[0].download_count is None
-    late = wire.page(answer, now=ends, on_notice=pytest.fail).versions
+    late = wire_models.page(answer, now=ends, on_notice=pytest.fail).versions
     assert late[0].gate is None
 
 
 def test_picture_keeps_its_resources(saved: Saved) -> None:
-    picture = lookups.pictures(saved("images-page-with-meta.2024"), now=NOW, on_notice=pytest.fail)[0]
+    picture = wire_lookups.pictures(saved("images-page-with-meta.2024"), now=NOW, on_notice=pytest.fail)[0]
 
     assert (picture.id, picture.width, picture.height, picture.nsfw_level) == (9173928, 832, 1216, 1)
     assert picture.meta is not None
@@ -238,7 +238,7 @@ def test_picture_keeps_its_resources(saved: Saved) -> None:
 def test_wrapped_generation_data_is_unwrapped() -> None:
     answer = {"items": [{"id": 3, "url": "https://x/3.jpeg", "meta": {"id": 3, "meta": {"steps": "28"}}}]}
 
-    assert lookups.pictures(answer, now=NOW, on_notice=pytest.fail)[0].meta == {"steps": "28"}
+    assert wire_lookups.pictures(answer, now=NOW, on_notice=pytest.fail)[0].meta == {"steps": "28"}
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_broken_entries_are_left_out_and_told_and_the_others_stay() -> None:
 def test_empty_body_digest_says_nothing() -> None:
     told: list[str] = []
 
-    assert forms.hashes({"AutoV3": "E3B0C44298FC", "crc32": ""}, told.append).known() == {}
+    assert wire_values.hashes({"AutoV3": "E3B0C44298FC", "crc32": ""}, told.append).known() == {}
     assert told == []
 
 
@@ -336,18 +336,18 @@ def test_what_is_no_model_is_refused(answer: object) -> None:
 @pytest.mark.parametrize("answer", [None, [], {}, {"items": None}, {"items": {}}, {"items": "x"}])
 def test_what_is_no_page_is_refused(answer: object) -> None:
     with pytest.raises(BadAnswer, match="not a page"):
-        wire.search_page(answer, now=NOW, on_notice=lambda _: None)
+        wire_models.search_page(answer, now=NOW, on_notice=lambda _: None)
 
 
 def test_version_without_a_model_is_refused() -> None:
     with pytest.raises(BadAnswer, match="does not name its model"):
-        wire.version({"id": 5}, now=NOW, on_notice=pytest.fail)
+        wire_models.version({"id": 5}, now=NOW, on_notice=pytest.fail)
 
 
 def test_tensor_list_with_a_hole_is_refused() -> None:
     whole = {"tensors": [{"name": "a", "dtype": "F16", "shape": [2, 3], "sizeBytes": 12}]}
     holed = {"tensors": [*whole["tensors"], {"name": "b"}]}
 
-    assert lookups.tensors(whole, now=NOW, on_notice=pytest.fail) == [("a", "F16", (2, 3))]
+    assert wire_lookups.tensors(whole, now=NOW, on_notice=pytest.fail) == [("a", "F16", (2, 3))]
     with pytest.raises(BadAnswer, match="tensors"):
-        lookups.tensors(holed, now=NOW, on_notice=pytest.fail)
+        wire_lookups.tensors(holed, now=NOW, on_notice=pytest.fail)

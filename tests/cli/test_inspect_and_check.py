@@ -127,7 +127,7 @@ def test_force_fetches_what_does_not_fit_and_says_so(stocked: CivitaiServer, civ
     ],
 )
 def test_scales_are_taken_off_refs(text: str, ref: str, scales: tuple[float | None, float | None]) -> None:
-    from civman.domain.scaled import parse_scaled
+    from civman.domain.scales import parse_scaled
 
     found = parse_scaled(text)
 

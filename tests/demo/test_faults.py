@@ -40,7 +40,7 @@ from faults import (
     web_page,
 )
 
-from civman.demo.catalogue import Catalogue
+from civman.demo.demo_catalog import Catalogue
 from civman.demo.server import CivitaiServer
 
 FILE, VERSION = 127444, 151090

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from asking import KEY, Reply, ask
 
-from civman.demo.catalogue import (
+from civman.demo.demo_catalog import (
     Catalogue,
     Content,
     DemoFile,
@@ -24,7 +24,7 @@ from civman.demo.catalogue import (
     DemoVersion,
     utc,
 )
-from civman.demo.collection import Shelf, demo_catalogue
+from civman.demo.demo_models import Shelf, demo_catalogue
 from civman.demo.server import CivitaiServer
 
 Get = Callable[..., Reply]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from civman.demo import layouts, weights
+from civman.demo import demo_weights, model_layouts
 
 HEADERS = Path(__file__).parents[3] / "shared" / "fixtures" / "headers"
 
@@ -20,14 +20,14 @@ def header_of(data: bytes) -> dict:
 @pytest.mark.parametrize(
     ("fixture", "shapes"),
     [
-        ("ckpt-sd15", layouts.sd1_checkpoint()),
-        ("ckpt-sdxl", layouts.sdxl_checkpoint()),
-        ("vae-sd-ldm", layouts.vae()),
-        ("lora-sd1-kohya", layouts.kohya_lora(layouts.sd1_checkpoint(), 4)),
-        ("kohya-sdxl-lora", layouts.kohya_lora(layouts.sdxl_checkpoint(), 4)),
+        ("ckpt-sd15", model_layouts.sd1_checkpoint()),
+        ("ckpt-sdxl", model_layouts.sdxl_checkpoint()),
+        ("vae-sd-ldm", model_layouts.vae()),
+        ("lora-sd1-kohya", model_layouts.kohya_lora(model_layouts.sd1_checkpoint(), 4)),
+        ("kohya-sdxl-lora", model_layouts.kohya_lora(model_layouts.sdxl_checkpoint(), 4)),
     ],
 )
-def test_layout_has_the_names_and_ranks_of_the_real_file(fixture: str, shapes: layouts.Shapes) -> None:
+def test_layout_has_the_names_and_ranks_of_the_real_file(fixture: str, shapes: model_layouts.Shapes) -> None:
     path = HEADERS / f"{fixture}.json"
     if not path.exists():
         pytest.skip("the headers of real files are not here")
@@ -39,18 +39,18 @@ def test_layout_has_the_names_and_ranks_of_the_real_file(fixture: str, shapes: l
 
 
 def test_checkpoint_weights_are_the_same_on_every_machine() -> None:
-    digest = hashlib.sha256(weights.sd1_checkpoint("a seed")).hexdigest()
+    digest = hashlib.sha256(demo_weights.sd1_checkpoint("a seed")).hexdigest()
 
     assert digest == "aa747e400587bbe94c60af0364a4642e77a38a68b5833de65180982a899e9ad9"
 
 
 def test_lora_of_another_seed_has_other_bytes() -> None:
-    assert weights.sd1_lora("a", tags={}) != weights.sd1_lora("b", tags={})
+    assert demo_weights.sd1_lora("a", tags={}) != demo_weights.sd1_lora("b", tags={})
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("F16", "e"), ("F32", "f")])
 def test_values_are_finite_and_small(dtype: str, code: str) -> None:
-    data = weights.safetensors_bytes({"w": (1000, 50)}, seed="s", dtype=dtype)
+    data = demo_weights.safetensors_bytes({"w": (1000, 50)}, seed="s", dtype=dtype)
     body = data[8 + int.from_bytes(data[:8], "little") :]
 
     values = struct.unpack(f"<50000{code}", body)
@@ -60,7 +60,7 @@ def test_values_are_finite_and_small(dtype: str, code: str) -> None:
 
 
 def test_offsets_run_end_to_end_and_cover_the_file() -> None:
-    data = weights.sdxl_lora("x", tags={"a": 1})
+    data = demo_weights.sdxl_lora("x", tags={"a": 1})
     header = header_of(data)
     header.pop("__metadata__")
 
@@ -73,7 +73,7 @@ def test_offsets_run_end_to_end_and_cover_the_file() -> None:
 
 
 def test_lora_says_what_kohya_says() -> None:
-    metadata = header_of(weights.sdxl_lora("brass/v1", tags={"brass": 3}, rank=4))["__metadata__"]
+    metadata = header_of(demo_weights.sdxl_lora("brass/v1", tags={"brass": 3}, rank=4))["__metadata__"]
 
     assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
     assert metadata["ss_network_module"] == "networks.lora"
@@ -82,8 +82,8 @@ def test_lora_says_what_kohya_says() -> None:
 
 
 def test_each_lora_module_fits_its_checkpoint() -> None:
-    checkpoint = layouts.sd1_checkpoint()
-    lora = layouts.kohya_lora(checkpoint, 4)
+    checkpoint = model_layouts.sd1_checkpoint()
+    lora = model_layouts.kohya_lora(checkpoint, 4)
     name = "lora_unet_up_blocks_1_attentions_2_transformer_blocks_0_attn2_to_k"
     weight = checkpoint["model.diffusion_model.output_blocks.5.1.transformer_blocks.0.attn2.to_k.weight"]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from civman.domain.catalog import FileId, Model, ModelFile, ModelId, ModelType, ModelVersion, VersionId
-from civman.domain.choose import choose_file, is_pickle
+from civman.domain.file_choice import choose_file, is_pickle
 from civman.errors import AmbiguousRef, NotFound
 
 MODEL = Model(ModelId(1), "Harbour", ModelType.CHECKPOINT, "Checkpoint")

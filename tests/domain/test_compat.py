@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rule_cases import CASES, kohya, lora, unet
 
+from civman.domain.adapters.adapter_tensors import read_deltas
+from civman.domain.adapters.module_names import ModuleIndex, locate, unet_names
 from civman.domain.base_models import Support
 from civman.domain.catalog import ModelType
-from civman.domain.compat import Depth, Part, Verdict, check
-from civman.domain.deltas import read_deltas
-from civman.domain.identify import identify
-from civman.domain.modules import ModuleIndex, locate, unet_names
+from civman.domain.compatibility import Depth, Part, Verdict, check
+from civman.domain.identification.identify import identify
 from civman.errors import ExitCode, Incompatible
 from tests.headers import SHARED, made, of_file, recorded
 

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from civman.domain.access import Permits, check_gates
 from civman.domain.catalog import FileId, Gate, Model, ModelFile, ModelId, ModelType, ModelVersion, Scan, VersionId
 from civman.domain.digests import Hashes, Sha256
-from civman.domain.gates import Permits, check_gates
 from civman.errors import CivmanError, Gone, NotAllowed, Refused
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from civman.domain.header import BITS, Sniffed, needed_bytes, parse, sniff
+from civman.domain.files.header import BITS, Sniffed, needed_bytes, parse, sniff
 from civman.errors import ExitCode, InvalidModelFile
 from tests.fuzz_header import mutated, run, valid
 from tests.headers import NAMES, case, made, of_file, prefix, write_sparse

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rule_cases import CASES, W, flux, kohya, lora, plain, unet
 
+from civman.domain.adapters.adapter_tensors import read_deltas
 from civman.domain.architecture import Adapter, Architecture, Confidence, KeyFormat, Kind, Precision
 from civman.domain.catalog import ModelType
-from civman.domain.claims import claims
-from civman.domain.compat import Part, check
-from civman.domain.deltas import read_deltas
-from civman.domain.identify import _adapter_look, facts, identify
-from civman.domain.rule_tables import ADAPTED, ALL
-from civman.domain.rules import Look, Rule, first
+from civman.domain.compatibility import Part, check
+from civman.domain.identification.claims import claims
+from civman.domain.identification.identify import _adapter_look, facts, identify
+from civman.domain.identification.rule_tables import ADAPTED, ALL
+from civman.domain.identification.rules import Look, Rule, first
 from tests.headers import NAMES, SHARED, case, made, of_file, recorded
 
 

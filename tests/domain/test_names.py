@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from civman.domain.names import safe_name
+from civman.domain.file_names import safe_name
 
 NAMES = st.one_of(
     st.text(max_size=300),

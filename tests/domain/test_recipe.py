@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from civman.domain.digests import Sha256
-from civman.domain.recipe import (
+from civman.domain.recipes.recipe import (
     EmbeddingUse,
     Hires,
     HiresRequest,

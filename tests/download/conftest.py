@@ -9,8 +9,8 @@ import pytest
 from faults import Fault, faulty_server
 from rig import QUICK, MakeRig, Rig, rig_catalogue
 
-from civman.demo.catalogue import Catalogue
-from civman.domain.patience import Patience
+from civman.demo.demo_catalog import Catalogue
+from civman.domain.timeouts import Patience
 from civman.index import Index
 
 

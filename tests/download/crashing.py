@@ -14,7 +14,7 @@ from pathlib import Path
 from faults import FaultyServer, Throttle, faulty_server
 from rig import REF, assert_sound, rig_catalogue
 
-from civman.store.journal import Journal
+from civman.store.resume_journal import Journal
 
 CONNECTIONS = 4
 LONGEST_START_S = 60.0

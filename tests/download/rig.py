@@ -14,8 +14,8 @@ from faults import Fault, FaultyServer
 from running import Run
 
 from civman.cli.app import main
-from civman.demo.catalogue import Catalogue, Content, DemoFile, DemoImage, DemoModel, DemoVersion
-from civman.domain.patience import Patience
+from civman.demo.demo_catalog import Catalogue, Content, DemoFile, DemoImage, DemoModel, DemoVersion
+from civman.domain.timeouts import Patience
 from civman.index import Index
 from civman.library import Library
 

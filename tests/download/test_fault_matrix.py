@@ -41,8 +41,8 @@ from faults import (
 )
 from rig import DATA, FILE, MODEL, OTHER_DATA, QUICK, VERSION, MakeRig, Rig, blobs, model_bytes, rig_catalogue
 
-from civman.demo.catalogue import Catalogue, Content, DemoGate
-from civman.demo.storage import storage_error
+from civman.demo.demo_catalog import Catalogue, Content, DemoGate
+from civman.demo.storage_server import storage_error
 
 SIZE = len(DATA)
 HALF = SIZE // 2

@@ -16,7 +16,7 @@ from faults import Hold, Silence, faulty_server
 from rig import assert_sound, blobs, many_files, model_bytes, names_in, rig_catalogue
 
 from civman.index import Index
-from civman.store.journal import Journal
+from civman.store.resume_journal import Journal
 
 pytestmark = [
     pytest.mark.slow,

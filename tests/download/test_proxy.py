@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from civman.civitai.storage import Network, StorageConnection
+from civman.civitai.storage_connection import Network, StorageConnection
 from civman.errors import CivmanError, ConfigError, NetworkError
 
 HOST = "files.civman.example"

@@ -11,17 +11,17 @@ import pytest
 from faults import Hold, NoLength, Reset, Silence, Stall, Status, Throttle, TrickledHeaders, faulty_server
 from rig import DATA, QUICK, REF, MakeRig, assert_sound, model_bytes, names_in, rig_catalogue
 
-from civman.civitai.storage import Network, StorageConnection
+from civman.civitai.storage_connection import Network, StorageConnection
 from civman.domain.events import Event, Received
-from civman.domain.patience import Patience
-from civman.download.limits import RateLimit
-from civman.download.pace import Pace
-from civman.download.setbacks import Setbacks
-from civman.download.spans import Spans
+from civman.domain.timeouts import Patience
+from civman.download.rate_limit import RateLimit
+from civman.download.retry import Setbacks
+from civman.download.segments import Spans
+from civman.download.speed import Pace
 from civman.errors import BadAnswer, Interrupted, NetworkError, NotAllowed, NotFound, UnsafeRedirect
 from civman.library import Library
 from civman.settings import load_settings
-from civman.store.journal import Journal
+from civman.store.resume_journal import Journal
 
 MB = 1_000_000
 LARGE = model_bytes(24 * MB)

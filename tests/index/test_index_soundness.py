@@ -8,7 +8,7 @@ import pytest
 from running import Civman
 
 from civman.index import Index
-from civman.index.soundness import faults
+from civman.index.schema_check import faults
 
 
 def spoil(path: Path, sql: str) -> None:

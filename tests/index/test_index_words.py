@@ -9,8 +9,8 @@ from index_values import NOON, file, model, version
 
 from civman.domain.catalog import Asset, FileFacts, Licence, ModelType, Own
 from civman.index import AssetFilter, Index, Sort, Source
-from civman.index.searching import plain_text, spread
-from civman.index.words import spelling_distance, tokens_of, understand
+from civman.index.full_text_query import spelling_distance, tokens_of, understand
+from civman.index.search_rows import plain_text, spread
 
 
 def names(index: Index, *words: str, sort: Sort | None = None, **more: object) -> list[str]:

@@ -12,7 +12,7 @@ from running import SHARED
 
 from civman.civitai.client import CivitaiClient
 from civman.civitai.transport import Transport
-from civman.domain.search import SearchQuery
+from civman.domain.search_query import SearchQuery
 from civman.index import Index, Source
 
 SAVED = SHARED / "fixtures" / "civitai"

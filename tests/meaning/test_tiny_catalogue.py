@@ -16,9 +16,9 @@ from PIL import Image
 from running import Civman
 from tiny_studio import MODELS
 
-from civman.demo.catalogue import Catalogue, DemoImage
+from civman.demo.demo_catalog import Catalogue, DemoImage
 from civman.demo.server import CivitaiServer
-from civman.domain.record import read_origin
+from civman.domain.recipes.record import read_origin
 from civman.errors import ExitCode
 
 TINY = range(91001, 91010)

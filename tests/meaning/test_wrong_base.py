@@ -14,7 +14,7 @@ from running import Civman
 from tiny_studio import MODELS, model
 
 from civman.errors import ExitCode
-from civman.store.header import read_header
+from civman.store.read_header import read_header
 
 CHECKPOINT, XL = model("tiny-shapes"), model("large-lines-xl")
 WHY = "`large-lines-xl.safetensors`: cannot work: 0 of 16 modules fit (2 not in the checkpoint, 14 of another shape)"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from civman.domain.recipe import LoraRequest, RenderRequest
+from civman.domain.recipes.recipe import LoraRequest, RenderRequest
 from civman.library import Library
-from civman.rendering.planning import Conditions
+from civman.planning.plan import Conditions
 from training.judge import Reading, read
 
 MODELS = Path(__file__).parents[2] / "civman" / "demo" / "models"

@@ -14,8 +14,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from running import SHARED
 
-from civman.pictures import container, foreign
-from civman.pictures.foreign import Generator, Resource, Told
+from civman.pictures import image_text, other_programs
+from civman.pictures.other_programs import Generator, Resource, Told
 
 FOLDER = SHARED / "fixtures" / "images"
 EXPECTED: dict[str, Any] = (
@@ -26,16 +26,16 @@ SETTINGS = {name: name for name in ("steps", "sampler", "cfg", "seed", "width", 
 }
 
 
-def png(**texts: str) -> container.Carried:
+def png(**texts: str) -> image_text.Carried:
     notes, data = PngInfo(), io.BytesIO()
     for name, text in texts.items():
         notes.add_itxt(name.replace("_", "-") if name == "sd_metadata" else name, text)
     Image.new("RGB", (8, 8)).save(data, "PNG", pnginfo=notes)
-    return container.read(data.getvalue())
+    return image_text.read(data.getvalue())
 
 
 def told(**texts: str) -> Told:
-    found = foreign.read(png(**texts))
+    found = other_programs.read(png(**texts))
     assert found is not None
     return found
 
@@ -59,7 +59,7 @@ def test_real_pictures_read_as_expected(file: str):
     entry = EXPECTED[file]
     expected: Mapping[str, Any] = entry["expected"]
 
-    found = foreign.read(container.read(FOLDER / file))
+    found = other_programs.read(image_text.read(FOLDER / file))
 
     assert found is not None
     assert entry["generator"].startswith(found.generator.value)
@@ -294,7 +294,7 @@ def test_comfyuis_webp_has_the_graph_in_exif():
     exif[0x010F] = "workflow:{}"
     Image.new("RGB", (8, 8)).save(data, "WEBP", exif=exif)
 
-    found = foreign.read(container.read(data.getvalue()))
+    found = other_programs.read(image_text.read(data.getvalue()))
 
     assert found is not None
     assert found.settings.seed == 77
@@ -307,8 +307,8 @@ def test_a_workflow_alone_is_said_to_be_that():
 
 
 def test_a_picture_without_data_tells_nothing():
-    assert foreign.read(png()) is None
-    assert foreign.read(png(Comment="made with love", Software="GIMP")) is None
+    assert other_programs.read(png()) is None
+    assert other_programs.read(png(Comment="made with love", Software="GIMP")) is None
 
 
 def test_graphs_that_go_in_circles_come_to_an_end():
@@ -339,9 +339,9 @@ JSON = st.recursive(
 @given(st.sampled_from(("parameters", "prompt", "invokeai_metadata", "sd-metadata", "Dream", "Comment", "Model")), JSON)
 def test_no_json_makes_a_reader_fail(name: str, value: object):
     text = json.dumps(value)
-    carried = container.Carried("png", (8, 8), None, text if name == "parameters" else None, {name: text})
+    carried = image_text.Carried("png", (8, 8), None, text if name == "parameters" else None, {name: text})
 
-    found = foreign.read(carried)
+    found = other_programs.read(carried)
 
     assert found is None or isinstance(found, Told)
 
@@ -349,9 +349,9 @@ def test_no_json_makes_a_reader_fail(name: str, value: object):
 @pytest.mark.parametrize("name", ["parameters", "prompt", "invokeai_metadata", "sd-metadata", "Comment"])
 def test_json_nested_without_end_is_nothing_and_no_crash(name: str):
     text = '{"a":' + "[" * 100_000
-    carried = container.Carried("png", (8, 8), None, text if name == "parameters" else None, {name: text})
+    carried = image_text.Carried("png", (8, 8), None, text if name == "parameters" else None, {name: text})
 
-    found = foreign.read(carried)
+    found = other_programs.read(carried)
 
     assert found is None or not found.prompt
 
@@ -367,10 +367,10 @@ def test_json_nested_without_end_is_nothing_and_no_crash(name: str):
 def test_texts_made_to_take_long_do_not(name: str, text: str):
     """Each takes milliseconds; a search that goes quadratic takes minutes."""
     text = f"{text}\nSteps: 1, Sampler: x, Seed: 2, {text}" if name == "parameters" else text
-    carried = container.Carried("png", (8, 8), None, text if name == "parameters" else None, {name: text})
+    carried = image_text.Carried("png", (8, 8), None, text if name == "parameters" else None, {name: text})
     before = time.process_time()
 
-    found = foreign.read(carried)
+    found = other_programs.read(carried)
     _ = found and found.resources
 
     assert time.process_time() - before < 3

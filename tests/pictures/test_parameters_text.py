@@ -11,8 +11,8 @@ from sd_prompt_reader.format.a1111 import A1111
 from site_rules import JS_SPACE, DiscardedError, Meta, judge
 
 from civman.errors import UsageError
-from civman.pictures import parameters
-from civman.pictures.parameters import Generation, Part, SecondPass
+from civman.pictures import parameters_text
+from civman.pictures.parameters_text import Generation, Part, SecondPass
 
 HEX = "0123456789abcdef"
 NASTY = (
@@ -85,7 +85,7 @@ any_generation = lambda test: settings(max_examples=60, deadline=None)(given(GEN
 
 @any_generation
 def test_both_prompts_stand_in_the_text_with_nothing_but_tags_more(generation: Generation):
-    prompt, negative = parts_of(parameters.text(generation))
+    prompt, negative = parts_of(parameters_text.text(generation))
 
     assert bare(prompt).startswith(bare(generation.prompt))
     assert re.fullmatch("(<lora:[^<>]+>)*", bare(prompt)[len(bare(generation.prompt)) :])
@@ -94,7 +94,7 @@ def test_both_prompts_stand_in_the_text_with_nothing_but_tags_more(generation: G
 
 @any_generation
 def test_the_site_keeps_everything_of_any_generation(generation: Generation):
-    text = parameters.text(generation)
+    text = parameters_text.text(generation)
 
     meta = judge(text)
 
@@ -107,7 +107,7 @@ def test_the_site_keeps_everything_of_any_generation(generation: Generation):
 
 @any_generation
 def test_the_site_finds_every_resource_that_has_an_id_or_a_hash(generation: Generation):
-    meta = judge(parameters.text(generation))
+    meta = judge(parameters_text.text(generation))
 
     expected = []
     for part in filter(None, (generation.model, generation.vae, *generation.loras, *generation.embeddings)):
@@ -123,9 +123,9 @@ def test_the_site_finds_every_resource_that_has_an_id_or_a_hash(generation: Gene
 
 @any_generation
 def test_civman_reads_back_what_it_wrote(generation: Generation):
-    text = parameters.text(generation)
+    text = parameters_text.text(generation)
 
-    parsed = parameters.read(text)
+    parsed = parameters_text.read(text)
 
     assert (parsed.prompt, parsed.negative) == parts_of(text)
     assert (parsed.whole("Steps"), parsed.whole("Seed")) == (generation.steps, generation.seed)
@@ -138,7 +138,7 @@ def test_civman_reads_back_what_it_wrote(generation: Generation):
 
 @any_generation
 def test_sd_parsers_reads_the_same(generation: Generation):
-    text = parameters.text(generation)
+    text = parameters_text.text(generation)
 
     info = AUTOMATIC1111Parser().parse({"parameters": text})
 
@@ -146,13 +146,13 @@ def test_sd_parsers_reads_the_same(generation: Generation):
     assert (info.full_prompt, info.full_negative_prompt) == parts_of(text)
     assert (sampler.parameters["steps"], sampler.parameters["seed"]) == (str(generation.steps), str(generation.seed))
     assert float(sampler.parameters["cfg_scale"]) == generation.cfg
-    assert sampler.name == parameters.sampler_name(generation.sampler, generation.schedule)
+    assert sampler.name == parameters_text.sampler_name(generation.sampler, generation.schedule)
     assert (sampler.model.hash if sampler.model else None) == (generation.model.autov2 if generation.model else None)
 
 
 @any_generation
 def test_sd_prompt_reader_reads_the_same(generation: Generation):
-    text = parameters.text(generation)
+    text = parameters_text.text(generation)
 
     reader = A1111(info={"parameters": text})
     reader.parse()
@@ -173,12 +173,12 @@ def test_sd_prompt_reader_reads_the_same(generation: Generation):
     ],
 )  # fmt: skip
 def test_prompts_that_nothing_splits_arrive_to_the_letter_everywhere(prompt: str):
-    text = parameters.text(plain(prompt=prompt))
+    text = parameters_text.text(plain(prompt=prompt))
     reader = A1111(info={"parameters": text})
     reader.parse()
 
     seen = {
-        judge(text).prompt, parameters.read(text).prompt, reader.positive,
+        judge(text).prompt, parameters_text.read(text).prompt, reader.positive,
         AUTOMATIC1111Parser().parse({"parameters": text}).full_prompt,
     }  # fmt: skip
 
@@ -197,19 +197,19 @@ def test_prompts_that_nothing_splits_arrive_to_the_letter_everywhere(prompt: str
     ],
 )
 def test_words_that_would_split_the_text_keep_only_a_space_more(typed: str, written: str):
-    assert judge(parameters.text(plain(prompt=typed))).prompt == written
+    assert judge(parameters_text.text(plain(prompt=typed))).prompt == written
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_of_any_kind_upsets_no_reader(name: str):
     loras = (Part("first", autov3="a" * 12), Part(name, autov3="b" * 12, version_id=4, scale=0.1))
-    text = parameters.text(
+    text = parameters_text.text(
         plain(loras=loras, model=Part(name, autov2="c" * 10), embeddings=(Part(name, autov2="d" * 10),))
     )
     reader = A1111(info={"parameters": text})
     reader.parse()
 
-    meta, parsed, info = judge(text), parameters.read(text), AUTOMATIC1111Parser().parse({"parameters": text})
+    meta, parsed, info = judge(text), parameters_text.read(text), AUTOMATIC1111Parser().parse({"parameters": text})
 
     sampler = info.samplers[0]
     assert {"a" * 12, "b" * 12, "c" * 10, "d" * 10} == set(meta.hashes.values()) == set(parsed.hashes.values())
@@ -222,47 +222,47 @@ def test_a_name_of_any_kind_upsets_no_reader(name: str):
 def test_a_lora_with_spaces_dots_and_a_negative_weight_is_found_by_hash_id_and_tag():
     lora = Part("my lora v1.2", autov3="0123456789ab", version_id=9, scale=-0.75)
 
-    text = parameters.text(plain(loras=(lora,)))
+    text = parameters_text.text(plain(loras=(lora,)))
 
-    meta, parsed = judge(text), parameters.read(text)
+    meta, parsed = judge(text), parameters_text.read(text)
     assert (9, -0.75) in meta.versions
     assert meta.hashes["lora:my lora v1.2"] == "0123456789ab"
     assert [(tag.name, tag.scale) for tag in parsed.tags] == [("my lora v1.2", -0.75)]
 
 
 def test_a_plain_lora_reaches_the_site_with_hash_and_weight_from_its_tag():
-    meta = judge(parameters.text(plain(loras=(Part("detail.v2", autov2="aaaaaaaaaa", scale=0.5),))))
+    meta = judge(parameters_text.text(plain(loras=(Part("detail.v2", autov2="aaaaaaaaaa", scale=0.5),))))
 
     assert {"type": "lora", "name": "detail.v2", "weight": 0.5, "hash": "aaaaaaaaaa"} in meta.resources
 
 
 def test_a_tag_that_the_prompt_has_is_not_added_again():
-    text = parameters.text(plain(prompt="a cat <lora:detail:0.5>", loras=(Part("detail", scale=0.5),)))
+    text = parameters_text.text(plain(prompt="a cat <lora:detail:0.5>", loras=(Part("detail", scale=0.5),)))
 
     assert text.count("<lora:") == 1
 
 
 def test_two_scales_are_told_as_a1111_takes_them_text_encoder_first():
-    text = parameters.text(plain(prompt="", loras=(Part("a", scale=0.8, text_scale=0.25),)))
+    text = parameters_text.text(plain(prompt="", loras=(Part("a", scale=0.8, text_scale=0.25),)))
 
     assert text.startswith("<lora:a:0.25:0.8>\n")
-    assert [(tag.scale, tag.text_scale) for tag in parameters.read(text).tags] == [(0.8, 0.25)]
+    assert [(tag.scale, tag.text_scale) for tag in parameters_text.read(text).tags] == [(0.8, 0.25)]
 
 
 def test_two_loras_of_one_name_keep_both_hashes():
-    meta = judge(parameters.text(plain(loras=(Part("a", autov2="a" * 10), Part("a", autov2="b" * 10)))))
+    meta = judge(parameters_text.text(plain(loras=(Part("a", autov2="a" * 10), Part("a", autov2="b" * 10)))))
 
     assert {"a" * 10, "b" * 10} <= set(meta.hashes.values())
 
 
 def test_a_sampler_is_named_with_its_schedule_where_the_site_has_such_a_name():
-    assert judge(parameters.text(plain())).values["sampler"] == "DPM++ 2M Karras"
-    assert judge(parameters.text(plain(schedule="Beta"))).values["sampler"] == "DPM++ 2M"
-    assert judge(parameters.text(plain(schedule="Beta"))).values["Schedule type"] == "Beta"
+    assert judge(parameters_text.text(plain())).values["sampler"] == "DPM++ 2M Karras"
+    assert judge(parameters_text.text(plain(schedule="Beta"))).values["sampler"] == "DPM++ 2M"
+    assert judge(parameters_text.text(plain(schedule="Beta"))).values["Schedule type"] == "Beta"
 
 
 def test_everything_the_form_has_a_place_for_is_in_it():
-    text = parameters.text(plain(
+    text = parameters_text.text(plain(
         vae=Part("kl-f8", autov2="b" * 10), hires=SecondPass(1024, 1536, 10, 0.6, "latent-bicubic"), rng="NV",
         ensd=31337,
         embeddings=(Part("bad hands", autov2="c" * 10, version_id=77),),
@@ -282,7 +282,7 @@ def test_everything_the_form_has_a_place_for_is_in_it():
 @pytest.mark.parametrize("cfg", [float("nan"), float("inf")])
 def test_a_number_that_is_none_is_refused(cfg: float):
     with pytest.raises(UsageError) as caught:
-        parameters.text(plain(cfg=cfg))
+        parameters_text.text(plain(cfg=cfg))
 
     assert caught.value.code == "bad-parameters"
 
@@ -308,9 +308,9 @@ def test_the_judge_itself_discards_what_the_site_discards(spoilt: str):
     | st.lists(st.sampled_from(("a:", '"', "{", "[", ",", "Steps: 1", "\n", ":", "}"))).map("".join)
 )
 def test_reading_never_fails_on_any_text(text: str):
-    parsed = parameters.read(text)
+    parsed = parameters_text.read(text)
 
-    assert isinstance(parsed, parameters.Parsed)
+    assert isinstance(parsed, parameters_text.Parsed)
     assert json.dumps([parsed.prompt, parsed.hashes, parsed.size, len(parsed.civitai), len(parsed.tags)])
 
 

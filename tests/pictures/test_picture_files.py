@@ -15,8 +15,8 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 from civman.errors import UsageError
-from civman.pictures import container, parameters
-from civman.pictures.parameters import Generation, Part
+from civman.pictures import image_text, parameters_text
+from civman.pictures.parameters_text import Generation, Part
 
 FORMATS = ("png", "jpeg", "webp")
 SMALL = np.arange(16 * 24 * 3, dtype=np.uint32).reshape(16, 24, 3).astype(np.uint8)
@@ -25,12 +25,14 @@ RECORD = '{"schema":1,"prompt":"猫 \\"é\\" <&> 😀","seed":9007199254740993}'
 
 def text_of(prompt: str = "a cat, 猫 😀") -> str:
     lora = Part("my lora v1.2", autov3="0123456789ab", scale=-0.75)
-    return parameters.text(Generation(prompt, "blurry", 20, "Euler a", 7.5, 123, 512, 768, "civman 0.3", loras=(lora,)))
+    return parameters_text.text(
+        Generation(prompt, "blurry", 20, "Euler a", 7.5, 123, 512, 768, "civman 0.3", loras=(lora,))
+    )
 
 
 def damaged(data: bytes) -> UsageError:
     with pytest.raises(UsageError) as caught:
-        container.read(data)
+        image_text.read(data)
     assert caught.value.code == "bad-picture"
     return caught.value
 
@@ -41,7 +43,7 @@ def damaged(data: bytes) -> UsageError:
 def test_record_and_parameters_come_back_to_the_letter(form: Any, record: str | None, prompt: str):
     written = text_of(prompt)
 
-    carried = container.read(container.write(SMALL, record=record, parameters=written, format=form))
+    carried = image_text.read(image_text.write(SMALL, record=record, parameters=written, format=form))
 
     assert (carried.record, carried.parameters) == (record, written)
     assert (carried.format, carried.size) == (form, (24, 16))
@@ -49,16 +51,16 @@ def test_record_and_parameters_come_back_to_the_letter(form: Any, record: str | 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_same_picture_is_the_same_bytes(form: Any):
-    first, second = (container.write(SMALL, record=RECORD, parameters=text_of(), format=form) for _ in range(2))
+    first, second = (image_text.write(SMALL, record=RECORD, parameters=text_of(), format=form) for _ in range(2))
 
     assert first == second
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_without_texts_there_is_nothing_of_them_in_the_file(form: Any):
-    data = container.write(SMALL, record=None, parameters=None, format=form)
+    data = image_text.write(SMALL, record=None, parameters=None, format=form)
 
-    carried = container.read(data)
+    carried = image_text.read(data)
 
     assert (carried.record, carried.parameters, carried.entries) == (None, None, {})
     assert b"civman" not in data
@@ -66,16 +68,16 @@ def test_without_texts_there_is_nothing_of_them_in_the_file(form: Any):
 
 @pytest.mark.parametrize("form", ["png", "webp"])
 def test_lossless_formats_keep_every_pixel(form: Any):
-    data = container.write(SMALL, record=None, parameters=text_of(), format=form)
+    data = image_text.write(SMALL, record=None, parameters=text_of(), format=form)
 
-    assert np.array_equal(container.pixels(data), SMALL)
+    assert np.array_equal(image_text.pixels(data), SMALL)
 
 
 def test_a_jpeg_keeps_colours_at_full_size_and_close():
     red = np.zeros((16, 16, 3), np.uint8)
     red[:, 1::2, 0] = 255
 
-    pixels = container.pixels(container.write(red, record=None, parameters=None, format="jpeg"))
+    pixels = image_text.pixels(image_text.write(red, record=None, parameters=None, format="jpeg"))
 
     assert int(np.abs(pixels.astype(int) - red).max()) < 40  # subsampled, the columns would run together
 
@@ -84,7 +86,7 @@ def test_a_jpeg_keeps_colours_at_full_size_and_close():
 @pytest.mark.parametrize("prompt", ["plain", 'quotes "and", commas:\nlines', "猫が座っている 😀", "x" * 2000])
 def test_sd_parsers_reads_the_file(form: Any, prompt: str, tmp_path: Path):
     path = tmp_path / f"picture.{form}"
-    path.write_bytes(container.write(SMALL, record=RECORD, parameters=text_of(prompt), format=form))
+    path.write_bytes(image_text.write(SMALL, record=RECORD, parameters=text_of(prompt), format=form))
 
     info = ParserManager().parse(path)
 
@@ -94,8 +96,8 @@ def test_sd_parsers_reads_the_file(form: Any, prompt: str, tmp_path: Path):
 
 
 def test_latin_1_goes_into_a_text_chunk_and_more_into_an_international_one():
-    latin = container.write(SMALL, record=None, parameters=text_of("é ü ß"), format="png")
-    more = container.write(SMALL, record=None, parameters=text_of("猫"), format="png")
+    latin = image_text.write(SMALL, record=None, parameters=text_of("é ü ß"), format="png")
+    more = image_text.write(SMALL, record=None, parameters=text_of("猫"), format="png")
 
     assert b"tEXtparameters\0" in latin
     assert b"iTXtparameters\0" in more
@@ -103,7 +105,7 @@ def test_latin_1_goes_into_a_text_chunk_and_more_into_an_international_one():
 
 @pytest.mark.parametrize("form", ["jpeg", "webp"])
 def test_the_user_comment_is_utf_16_with_the_big_end_first(form: Any):
-    data = container.write(SMALL, record=None, parameters=text_of(), format=form)
+    data = image_text.write(SMALL, record=None, parameters=text_of(), format=form)
 
     with Image.open(io.BytesIO(data)) as image:
         comment = image.getexif().get_ifd(0x8769)[0x9286]
@@ -113,14 +115,14 @@ def test_the_user_comment_is_utf_16_with_the_big_end_first(form: Any):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_cut_of_a_picture_is_an_error_in_words(form: Any):
-    data = container.write(SMALL, record=RECORD, parameters=text_of(), format=form)
+    data = image_text.write(SMALL, record=RECORD, parameters=text_of(), format=form)
 
     for length in range(len(data)):
         assert damaged(data[:length]).hint
 
 
 def test_every_flipped_byte_of_a_png_is_an_error_or_leaves_the_texts_alone():
-    data = container.write(SMALL, record=RECORD, parameters=text_of(), format="png")
+    data = image_text.write(SMALL, record=RECORD, parameters=text_of(), format="png")
 
     for at in range(8, len(data), 3):
         damaged(data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 :])
@@ -130,11 +132,11 @@ def test_every_flipped_byte_of_a_png_is_an_error_or_leaves_the_texts_alone():
 @settings(max_examples=150, deadline=None)
 @given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_damage_never_ends_in_anything_but_an_answer_or_an_error(form: Any, at: int, bit: int):
-    data = bytearray(container.write(SMALL, record=RECORD, parameters=text_of(), format=form))
+    data = bytearray(image_text.write(SMALL, record=RECORD, parameters=text_of(), format=form))
     data[at % len(data)] ^= 1 << bit
 
     try:
-        seen: object = container.read(bytes(data)).size
+        seen: object = image_text.read(bytes(data)).size
     except UsageError as error:
         seen = error.code
 
@@ -150,7 +152,7 @@ def test_what_is_no_picture_is_an_error(data: bytes):
 
 def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path):
     with pytest.raises(UsageError, match=r"gone\.png.*No such file"):
-        container.read(tmp_path / "gone.png")
+        image_text.read(tmp_path / "gone.png")
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -158,7 +160,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_with(*chunks: bytes) -> bytes:
-    data = container.write(SMALL, record=None, parameters=None, format="png")
+    data = image_text.write(SMALL, record=None, parameters=None, format="png")
     return data[:33] + b"".join(chunks) + data[33:]
 
 
@@ -187,12 +189,12 @@ def test_two_records_that_differ_are_refused():
     def record(text: bytes) -> bytes:
         return chunk(b"iTXt", b"civman\0\0\0\0\0" + text)
 
-    assert container.read(png_with(record(b"{}"), record(b"{}"))).record == "{}"
+    assert image_text.read(png_with(record(b"{}"), record(b"{}"))).record == "{}"
     assert "two records" in damaged(png_with(record(b"{}"), record(b'{"a":1}'))).message
 
 
 def test_pixels_that_are_missing_are_an_error_though_every_checksum_fits():
-    data = container.write(SMALL, record=RECORD, parameters=None, format="png")
+    data = image_text.write(SMALL, record=RECORD, parameters=None, format="png")
     at = data.index(b"IDAT") - 4
     length = int.from_bytes(data[at : at + 4], "big")
 
@@ -202,7 +204,7 @@ def test_pixels_that_are_missing_are_an_error_though_every_checksum_fits():
 def test_large_packed_texts_of_others_are_read_beyond_pillows_own_limit():
     graph = json.dumps({"1": {"class_type": "Note", "inputs": {"text": "x" * 3_000_000}}})
 
-    carried = container.read(png_with(chunk(b"zTXt", b"workflow\0\0" + zlib.compress(graph.encode()))))
+    carried = image_text.read(png_with(chunk(b"zTXt", b"workflow\0\0" + zlib.compress(graph.encode()))))
 
     assert carried.entries["workflow"] == graph
 
@@ -211,30 +213,30 @@ def test_large_packed_texts_of_others_are_read_beyond_pillows_own_limit():
 def test_a_record_of_hundreds_of_kilobytes_fits(form: Any):
     record = json.dumps({"prompt": "a long tale of 猫 and <dogs> " * 10_000}, ensure_ascii=False)
 
-    carried = container.read(container.write(SMALL, record=record, parameters=None, format=form))
+    carried = image_text.read(image_text.write(SMALL, record=record, parameters=None, format=form))
 
     assert carried.record == record
 
 
 def test_a_text_that_a_jpeg_cannot_hold_is_refused_with_the_way_out():
     with pytest.raises(UsageError, match="a JPEG cannot carry so long a text") as caught:
-        container.write(SMALL, record=None, parameters=text_of("x" * 40_000), format="jpeg")
+        image_text.write(SMALL, record=None, parameters=text_of("x" * 40_000), format="jpeg")
 
     assert (caught.value.code, "PNG" in caught.value.hint) == ("text-too-long", True)
     for form in ("png", "webp"):
-        data = container.write(SMALL, record=None, parameters=text_of("x" * 40_000), format=form)  # type: ignore[arg-type]
-        assert container.read(data).parameters == text_of("x" * 40_000)
+        data = image_text.write(SMALL, record=None, parameters=text_of("x" * 40_000), format=form)  # type: ignore[arg-type]
+        assert image_text.read(data).parameters == text_of("x" * 40_000)
 
 
 def test_a_picture_too_large_for_the_format_is_refused():
     with pytest.raises(UsageError) as caught:
-        container.write(np.zeros((1, 17_000, 3), np.uint8), record=None, parameters=None, format="webp")
+        image_text.write(np.zeros((1, 17_000, 3), np.uint8), record=None, parameters=None, format="webp")
 
     assert caught.value.code == "unwritable-picture"
 
 
 def test_damaged_exif_of_others_is_an_error_and_no_warning_of_pillows():
-    data = container.write(SMALL, record=None, parameters=text_of(), format="jpeg")
+    data = image_text.write(SMALL, record=None, parameters=text_of(), format="jpeg")
     at = data.index(b"UNICODE")
 
     damaged(data[: at - 10] + b"\xff\xff" + data[at - 8 :])
@@ -250,11 +252,11 @@ def test_user_comments_are_read_whichever_end_comes_first(order: str, tiff: str)
     data = io.BytesIO()
     Image.fromarray(SMALL).save(data, "JPEG", exif=exif)
 
-    assert container.read(data.getvalue()).parameters == text_of("一一一 Ā")
+    assert image_text.read(data.getvalue()).parameters == text_of("一一一 Ā")
 
 
 def test_transparency_palettes_and_grey_are_read_as_rgb():
     for mode in ("RGBA", "P", "L", "1", "I;16"):
         data = io.BytesIO()
         Image.new(mode, (3, 2)).save(data, "PNG")
-        assert container.pixels(data.getvalue()).shape == (2, 3, 3)
+        assert image_text.pixels(data.getvalue()).shape == (2, 3, 3)

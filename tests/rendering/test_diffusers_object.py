@@ -11,10 +11,10 @@ diffusers = pytest.importorskip("diffusers")
 
 from PIL import Image
 
-from civman.domain.recipe import LoraRequest, RenderRequest
+from civman.domain.recipes.recipe import LoraRequest, RenderRequest
 from civman.errors import UsageError
 from civman.library import Library
-from civman.rendering.planning import Conditions
+from civman.planning.plan import Conditions
 
 ON_CPU = Conditions(device="cpu")
 

@@ -14,14 +14,13 @@ import numpy as np
 from rendering_stock import QUICK
 
 from civman.domain.events import Event, Step
-from civman.domain.recipe import RenderRequest
+from civman.domain.recipes.recipe import RenderRequest
 from civman.errors import Interrupted, UsageError
 from civman.library import Library
-from civman.pictures import container
-from civman.rendering import sheet
-from civman.rendering.axes import MOST_CELLS, axes_of
-from civman.rendering.gridding import Grid, drawing_order
-from civman.rendering.planning import Conditions
+from civman.pictures import contact_sheet, image_text
+from civman.planning.grid_axes import MOST_CELLS, axes_of
+from civman.planning.plan import Conditions
+from civman.rendering.grid import Grid, drawing_order
 
 CAT = ("render", "tiny-sd1", "a red cat", *QUICK)
 ON_CPU = Conditions(device="cpu")
@@ -136,7 +135,7 @@ def test_as_many_cells_as_are_allowed_are_allowed() -> None:
         (("--grid", "checkpoint=tiny-sd1,nobody"), "not-found"),
         (("--grid", "s/r=green,blue"), "bad-grid"),
         (("--grid", "seed=1,2", "--count", "2"), "bad-grid"),
-        (("--grid", "seed=1,2", "--output", "sheet.jpg"), "usage"),
+        (("--grid", "seed=1,2", "--output", "contact_sheet.jpg"), "usage"),
     ],
 )
 def test_a_bad_value_is_refused_before_a_weight_is_loaded(
@@ -326,12 +325,12 @@ def test_the_sheet_shows_each_cell_at_its_place_twice_as_large(civman: Civman, t
     grid = grid_of(civman(*CAT, "--grid", "lora:ink=0,0.5,1", "--grid", "seed=7..8", "-o", tmp_path, "--json"))
 
     path = Path(grid["sheet"])
-    pixels = container.pixels(path)
+    pixels = image_text.pixels(path)
     assert path.parent == tmp_path
     assert path.name.startswith("grid-lora-ink-x-seed-")
     found = {}
     for each in grid["cells"]:
-        wanted = container.pixels(Path(each["path"])).repeat(2, axis=0).repeat(2, axis=1)
+        wanted = image_text.pixels(Path(each["path"])).repeat(2, axis=0).repeat(2, axis=1)
         (found[each["column"], each["row"]],) = places(pixels, wanted)
     assert [found[column, 0][0] for column in range(3)] == [found[column, 1][0] for column in range(3)]
     lefts = [found[column, 0][0] for column in range(3)]
@@ -350,14 +349,14 @@ def places(sheet_pixels: Any, wanted: Any) -> list[tuple[int, int]]:
 def test_a_sheet_tells_its_cells_and_is_no_picture_to_replay(civman: Civman) -> None:
     grid = grid_of(civman(*CAT, "--grid", "lora:ink=0,1", "--grid", "seed=7..8", "--json"))
 
-    carried = container.read(Path(grid["sheet"]))
-    told = sheet.contents(carried.entries)
+    carried = image_text.read(Path(grid["sheet"]))
+    told = contact_sheet.contents(carried.entries)
     done = civman("replay", grid["sheet"])
     shown = civman("show", grid["sheet"])
 
     digests = [each["recipe_sha256"] for each in grid["cells"]]
     assert (carried.record, carried.parameters) == (None, None)
-    assert told == sheet.Contents(
+    assert told == contact_sheet.Contents(
         (("lora:ink", ("0", "1")), ("seed", ("7", "8"))), (tuple(digests[:2]), tuple(digests[2:]))
     )
     assert done.code == 2
@@ -369,10 +368,10 @@ def test_a_sheet_tells_its_cells_and_is_no_picture_to_replay(civman: Civman) -> 
 
 @pytest.mark.usefixtures("stocked")
 def test_a_sheet_from_elsewhere_names_recipes(civman: Civman, tmp_path: Path) -> None:
-    told = sheet.Contents((("seed", ("1", "2")),), (("ab" * 32, "cd" * 32),))
-    (tmp_path / "sheet.png").write_bytes(sheet.as_png(np.zeros((8, 8, 3), np.uint8), told))
+    told = contact_sheet.Contents((("seed", ("1", "2")),), (("ab" * 32, "cd" * 32),))
+    (tmp_path / "contact_sheet.png").write_bytes(contact_sheet.as_png(np.zeros((8, 8, 3), np.uint8), told))
 
-    done = civman("replay", tmp_path / "sheet.png", "--json")
+    done = civman("replay", tmp_path / "contact_sheet.png", "--json")
 
     assert "seed=2: recipe cdcdcdcdcdcd" in done.json["error"]["message"]
     assert done.json["error"]["facts"]["cells"] == ["ab" * 32, "cd" * 32]
@@ -387,7 +386,7 @@ def test_a_sheet_from_elsewhere_names_recipes(civman: Civman, tmp_path: Path) ->
 )  # fmt: skip
 def test_a_damaged_list_of_cells_is_told(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        sheet.contents({sheet.KEYWORD: text})
+        contact_sheet.contents({contact_sheet.KEYWORD: text})
 
     assert caught.value.code == "bad-grid"
 
@@ -400,7 +399,7 @@ def test_a_sheet_tells_no_more_than_its_cells(civman: Civman, option: str) -> No
     data = Path(grid["sheet"]).read_bytes()
     replaced = grid_of(civman("render", "tiny-sd1", "a secret", *QUICK, "--grid", "s/r=secret,wish", option, "--json"))
     assert b"secret" not in data + Path(replaced["sheet"]).read_bytes()
-    assert (sheet.KEYWORD.encode() in data) == (option == "--strip-prompt")
+    assert (contact_sheet.KEYWORD.encode() in data) == (option == "--strip-prompt")
 
 
 @pytest.mark.usefixtures("stocked")
@@ -425,9 +424,9 @@ def block(width: int, height: int, shade: int = 90) -> Any:
 )  # fmt: skip
 @pytest.mark.parametrize("size", [(64, 64), (8, 200), (320, 64)])
 def test_whatever_a_label_says_it_stays_in_its_place(value: str, size: tuple[int, int]) -> None:
-    labels = sheet.Labels(value, ("1", value))
+    labels = contact_sheet.Labels(value, ("1", value))
 
-    pixels = sheet.drawn([[block(*size)] * 2] * 2, labels, labels)
+    pixels = contact_sheet.drawn([[block(*size)] * 2] * 2, labels, labels)
 
     ink = (pixels < 60).all(axis=2)
     assert ink.any()
@@ -441,8 +440,8 @@ def test_whatever_a_label_says_it_stays_in_its_place(value: str, size: tuple[int
 
 
 def test_labels_in_letters_that_the_font_lacks_can_still_be_told_apart() -> None:
-    one = sheet.drawn([[block(128, 128)] * 2], sheet.Labels("prompt", ("猫", "犬")))
-    two = sheet.drawn([[block(128, 128)] * 2], sheet.Labels("prompt", ("犬", "犬")))
+    one = contact_sheet.drawn([[block(128, 128)] * 2], contact_sheet.Labels("prompt", ("猫", "犬")))
+    two = contact_sheet.drawn([[block(128, 128)] * 2], contact_sheet.Labels("prompt", ("犬", "犬")))
 
     halves = np.array_split(one[:60, 8:-8], 2, axis=1)
     assert not np.array_equal(*halves)
@@ -450,20 +449,24 @@ def test_labels_in_letters_that_the_font_lacks_can_still_be_told_apart() -> None
 
 
 def test_a_long_axis_is_broken_into_lines() -> None:
-    pixels = sheet.drawn([[block(128, 128)] * 20], sheet.Labels("seed", tuple(map(str, range(20)))))
+    pixels = contact_sheet.drawn([[block(128, 128)] * 20], contact_sheet.Labels("seed", tuple(map(str, range(20)))))
 
     assert 7 * 128 < pixels.shape[1] < 8 * 128
     assert pixels.shape[0] > 3 * 128
 
 
 def test_a_sheet_of_many_large_cells_stays_readable() -> None:
-    pixels = sheet.drawn([[block(2048, 2048)] * 4] * 3, sheet.Labels("a", ("1",) * 4), sheet.Labels("b", ("1",) * 3))
+    pixels = contact_sheet.drawn(
+        [[block(2048, 2048)] * 4] * 3, contact_sheet.Labels("a", ("1",) * 4), contact_sheet.Labels("b", ("1",) * 3)
+    )
 
     assert 20_000_000 < pixels.shape[0] * pixels.shape[1] < 30_000_000
 
 
 def test_cells_of_several_sizes_keep_their_proportions() -> None:
-    pixels = sheet.drawn([[block(256, 256), block(128, 64, 91)]], sheet.Labels("size", ("256x256", "128x64")))
+    pixels = contact_sheet.drawn(
+        [[block(256, 256), block(128, 64, 91)]], contact_sheet.Labels("size", ("256x256", "128x64"))
+    )
 
     assert (pixels == 90).all(axis=2).sum() >= 256 * 256
     assert (pixels == 91).all(axis=2).sum() == 128 * 64

@@ -13,8 +13,8 @@ from PIL import Image
 from rendering_stock import QUICK, picture
 
 from civman.domain.events import Step
-from civman.domain.recipe import Recipe, RenderRequest
-from civman.domain.record import read_origin
+from civman.domain.recipes.recipe import Recipe, RenderRequest
+from civman.domain.recipes.record import read_origin
 from civman.errors import Interrupted
 from civman.library import Library
 

@@ -8,10 +8,10 @@ from running import SHARED
 
 pytest.importorskip("torch")
 
-from civman.domain.recipe import HiresRequest, LoraRequest, Recipe, RenderRequest
+from civman.domain.recipes.recipe import HiresRequest, LoraRequest, Recipe, RenderRequest
 from civman.errors import CannotRender, CivmanError, UsageError
 from civman.library import Library
-from civman.rendering.planning import Conditions
+from civman.planning.plan import Conditions
 
 SHAPES = SHARED / "fixtures" / "models" / "tiny-shapes-v0.safetensors"
 ON_CPU = Conditions(device="cpu")

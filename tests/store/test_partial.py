@@ -11,12 +11,12 @@ from typing import NoReturn
 
 import pytest
 
-from civman.domain.ranges import Ranges
+from civman.domain.byte_ranges import Ranges
 from civman.errors import Interrupted, StoreError
 from civman.store.digester import Digester
-from civman.store.journal import Journal, Memory, Validator, boot_id, promised_bytes
-from civman.store.locks import FileLock
 from civman.store.partial import Partial, store_error
+from civman.store.resume_journal import Journal, Memory, Validator, boot_id, promised_bytes
+from civman.system.process_lock import FileLock
 
 SIZE = 1 << 20
 KEY = "ab" * 32

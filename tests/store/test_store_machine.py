@@ -15,8 +15,8 @@ from civman.domain.digests import Sha256
 from civman.errors import HashMismatch
 from civman.store.blobs import BlobStore
 from civman.store.digester import Digester
-from civman.store.locks import FileLock
 from civman.store.partial import Partial
+from civman.system.process_lock import FileLock
 
 SIZE = 4000
 TRUTHS = [(bytes(range(number, 251)) * 17)[:SIZE] for number in range(3)]

@@ -9,9 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from civman.domain.header import Header  # noqa: E402
-from civman.render.families import VAE, component_configs, family_of  # noqa: E402
-from civman.store.header import read_header  # noqa: E402
+from civman.diffusion.families import VAE, component_configs, family_of  # noqa: E402
+from civman.domain.files.header import Header  # noqa: E402
+from civman.store.read_header import read_header  # noqa: E402
 from training import adapters, layout  # noqa: E402
 from training.evaluate_adapters import changes  # noqa: E402
 from training.export import write_safetensors  # noqa: E402

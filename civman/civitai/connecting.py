@@ -1,0 +1,142 @@
+"""TCP, proxy and TLS under a storage connection. What was checked is what is dialled."""
+
+import base64
+import contextlib
+import re
+import socket
+import ssl
+import urllib.request
+from collections.abc import Callable
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from civman.civitai import allowed_urls
+from civman.errors import ConfigError, NetworkError
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})([^\r\n]*)")
+_LONGEST_HEAD_BYTES = 1 << 16
+
+Publish = Callable[[socket.socket], None]
+
+
+def dial(
+    parts: SplitResult,
+    *,
+    tls: Callable[[], ssl.SSLContext],
+    connect_s: float,
+    loopback_allowed: bool,
+    publish: Publish,
+) -> socket.socket:
+    """A connected socket to the host of `parts`, through the proxy that the environment names and TLS where due.
+
+    `publish` is given the socket as soon as there is one, and again when TLS has wrapped it, so that another thread
+    can shut it down meanwhile.
+    Raises: UnsafeRedirect, NetworkError, ConfigError: a proxy that cannot be used. OSError: it broke.
+    """
+    host, secure = parts.hostname or "", parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    proxy = None if allowed_urls.is_loopback(parts.geturl()) else proxy_for(parts.scheme, host)
+    if proxy is None:
+        sock = _connected(host, port, connect_s, loopback_allowed=loopback_allowed)
+    else:
+        sock = _proxy_socket(proxy, connect_s)
+    try:
+        publish(sock)
+        if proxy is not None:
+            _tunnel(sock, proxy, host, port)
+        if secure:
+            sock = tls().wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+            publish(sock)
+            sock.do_handshake()
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def proxy_for(scheme: str, host: str) -> SplitResult | None:
+    """The proxy that the environment names for `host`, if any. Raises: ConfigError: not an http:// one."""
+    if urllib.request.proxy_bypass(host):
+        return None
+    proxies = urllib.request.getproxies()
+    address = proxies.get(scheme) or proxies.get("all")
+    if not address:
+        return None
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    if parts.scheme != "http":
+        raise ConfigError(
+            f"a {parts.scheme} proxy is not supported for downloads",
+            hint="set HTTPS_PROXY to an http:// proxy, or NO_PROXY for CivitAI's hosts",
+        )
+    return parts
+
+
+def _connected(host: str, port: int, timeout_s: float, *, loopback_allowed: bool) -> socket.socket:
+    """A TCP connection to an address of `host` that passed `allowed_urls.check_ip`."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name that DNS could hold
+        reason = getattr(error, "strerror", None) or "no such name"
+        raise NetworkError(f"cannot find `{host}`: {reason}", hint=_ONLINE_HINT, host=host) from error
+    last: OSError | None = None
+    for family, kind, protocol, _, address in found:
+        allowed_urls.check_ip(str(address[0]), host=host, loopback_allowed=loopback_allowed)
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(timeout_s)
+            connection.connect(address)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            connection.close()
+            last = error
+        else:
+            return connection
+    raise NetworkError(f"cannot reach `{host}`: {last}", code="unreachable", hint=_ONLINE_HINT, host=host)
+
+
+def _proxy_socket(proxy: SplitResult, timeout_s: float) -> socket.socket:
+    try:
+        return socket.create_connection((proxy.hostname or "", proxy.port or 8080), timeout_s)
+    except (OSError, UnicodeError) as error:
+        raise _proxy_error(proxy, str(error)) from error
+
+
+def _tunnel(sock: socket.socket, proxy: SplitResult, host: str, port: int) -> None:
+    """Have the proxy connect `sock` to `host`. Source: RFC 9110, section 9.3.6."""
+    name = f"[{host}]" if ":" in host else host.encode("idna").decode()
+    lines = [f"CONNECT {name}:{port} HTTP/1.1", f"Host: {name}:{port}"]
+    if proxy.username:
+        login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+        lines.append("Proxy-Authorization: Basic " + base64.b64encode(login.encode()).decode())
+    sock.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
+    head = bytearray()
+    while b"\r\n\r\n" not in head and len(head) < _LONGEST_HEAD_BYTES:
+        part = sock.recv(4096)  # the other end of the tunnel is silent until TLS begins: nothing of it is read here
+        if not part:
+            raise _proxy_error(proxy, "it closed the connection")
+        head += part
+    status = _STATUS_LINE.match(head)
+    if status is None:
+        raise _proxy_error(proxy, "it does not speak HTTP")
+    if not 200 <= int(status[1]) < 300:
+        raise _proxy_error(proxy, (status[1] + status[2]).decode("latin-1").strip()[:80])
+
+
+def _proxy_error(proxy: SplitResult, reason: str) -> NetworkError:
+    return NetworkError(
+        f"the proxy `{proxy.hostname}` does not let civman through: {reason}",
+        code="proxy",
+        hint="check HTTPS_PROXY (user and password go into its address) and NO_PROXY",
+        host=proxy.hostname,
+    )
+
+
+def shut(sock: socket.socket) -> None:
+    """End whatever another thread waits for on `sock`.
+
+    Past SSLSocket's own `shutdown`, which would let that thread go on reading, then without decryption.
+    """
+    with contextlib.suppress(OSError):  # it is gone already, which was the wish
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+_ONLINE_HINT = "check the network, or HTTPS_PROXY where you are behind a proxy; what has arrived is kept"

@@ -1,0 +1,354 @@
+"""What went wrong, from status, headers and body: one cause, one stable code, one next step.
+
+CivitAI tells most causes apart only by a sentence in the body, and the sentence sits in different places. Hence the
+texts here. Codes: no-key, bad-key, downloads-disabled, early-access, paid-access, private, banned, not-allowed,
+not-found, archived, region-blocked, blocked-client, login-page, redirected, bad-request, bad-cursor, quota,
+page-cap, rate-limited, server-error, bad-answer; of storage: link-expired, storage-refused, storage-not-found,
+storage-busy, storage-error.
+
+Source: CivitAI's handlers (civitai/civitai, August 2026) and published answers of the live site.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import urljoin, urlsplit
+
+from civman.civitai.responses import Json, safe_url
+from civman.errors import BadAnswer, CivmanError, Gone, NetworkError, NotAllowed, NotFound, UsageError
+
+_KEY_HINT = "make a key at https://civitai.com/user/account, then `civman login` (or set CIVITAI_API_TOKEN)"
+_LATER_HINT = "try again later; what has arrived is kept"
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
+_EDGE_CODE = re.compile(r"error code: (\d{3,4})")
+
+
+class Endpoint(StrEnum):
+    """What was asked, as far as it changes what an answer means."""
+
+    LOOKUP = "lookup"
+    SEARCH = "search"
+    DOWNLOAD = "download"
+    ACCOUNT = "account"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked, for messages: `what` reads as in "CivitAI does not know <what>"."""
+
+    what: str
+    endpoint: Endpoint = Endpoint.LOOKUP
+    has_key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """An error answer taken apart: `text` is the site's own word, `all_text` every word in it, lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+    all_text: str
+    fields: Mapping[str, Json]
+    is_web_page: bool
+
+
+def cause(status: int, headers: Mapping[str, str], body: bytes, asked: Asked) -> CivmanError:
+    """The error that an answer other than the expected one stands for; the caller raises it."""
+    said = _said(status, headers, body)
+    if 300 <= status < 400:
+        return _redirected(said, asked)
+    edge = _edge(said)
+    if edge is not None:
+        return edge
+    if said.is_web_page and status < 500 and status not in (401, 429):
+        return _web_page(said, asked)
+    by_status = {400: _bad_request, 401: _unauthorized, 403: _forbidden, 404: _unknown, 410: _gone, 429: _too_many}
+    if status in by_status:
+        return by_status[status](said, asked)
+    if status == 451:
+        return _region(said)
+    if status >= 500:
+        return _server(said)
+    return BadAnswer(
+        f"CivitAI answered {asked.what} with status {status}{_quoted(said.text)}",
+        hint="check the site address in the settings: what answers there may not be CivitAI",
+        status=status,
+    )
+
+
+def storage_cause(status: int, headers: Mapping[str, str], body: bytes) -> CivmanError:
+    """The error that an answer of the storage behind a download address stands for; the caller raises it.
+
+    Storage speaks the XML of S3 or the JSON of B2 (`code`, `message`); a mirror that serves its own bytes speaks as
+    CivitAI does (`error`) and is read so.
+    """
+    said = _said(status, headers, body)
+    if "error" in said.fields:
+        return cause(status, headers, body, Asked("the file", Endpoint.DOWNLOAD, has_key=True))
+    words = said.all_text
+    reason = _xml_code(body) or _text(said.fields.get("code"))
+    if status in (401, 403) or (status == 400 and ("expired" in words or "authorizationqueryparameters" in words)):
+        return NetworkError(
+            "the download address has expired or was refused by the storage" + _quoted(reason),
+            code="link-expired", hint="civman asks for a new address; if this repeats, check the computer's clock",
+            status=status,
+        )  # fmt: skip
+    if status == 400:
+        return NetworkError(
+            "the storage refused the request" + _quoted(reason),
+            code="storage-refused", hint="a proxy may add an Authorization header; try without it", status=status,
+        )  # fmt: skip
+    if status in (404, 410):
+        return NotFound(
+            "the storage does not hold the file that CivitAI points at",
+            code="storage-not-found", hint="try another file or version; the upload may be broken", status=status,
+        )  # fmt: skip
+    if status in (408, 425, 429) or status >= 500:
+        return NetworkError(
+            f"the storage is busy or broken: status {status}" + _quoted(reason), code="storage-busy", hint=_LATER_HINT,
+            status=status, retry_after=_header(headers, "retry-after"),
+        )  # fmt: skip
+    return BadAnswer(f"the storage answered with status {status}", code="storage-error", status=status)
+
+
+def is_login_address(url: str) -> bool:
+    """Whether `url` is a page that asks a person to log in."""
+    try:
+        path = urlsplit(url).path
+    except ValueError:
+        return False
+    return path.rstrip("/").endswith("/login") or "/login/" in path or "/auth/signin" in path
+
+
+def login_page(asked: Asked) -> CivmanError:
+    """The error for being sent to the login page instead of an answer."""
+    hint = "check the key with `civman doctor`" if asked.has_key else _KEY_HINT
+    return BadAnswer(f"CivitAI answered {asked.what} with its login page", code="login-page", hint=hint)
+
+
+def _redirected(said: _Said, asked: Asked) -> CivmanError:
+    location = _header(said.headers, "location") or ""
+    try:
+        path = urlsplit(urljoin("https://civitai.invalid/", location)).path
+    except ValueError:
+        path = ""
+    if is_login_address(location):
+        return login_page(asked)
+    if asked.endpoint is Endpoint.DOWNLOAD and re.match(r"/(model-versions|models)/\d+", path):
+        # what a browser gets where a program gets 403: the page that sells early access
+        return _early_access(asked, None)
+    if not location:
+        return BadAnswer(f"CivitAI answered {asked.what} with a redirect to nowhere", status=said.status)
+    return BadAnswer(
+        f"CivitAI answered {asked.what} with a redirect to {safe_url(location)}",
+        code="redirected", hint="if the site has moved, set its new address in the settings", status=said.status,
+    )  # fmt: skip
+
+
+def _edge(said: _Said) -> CivmanError | None:
+    """Cloudflare's own refusals, which come as text or as its web pages."""
+    match = _EDGE_CODE.search(said.all_text) if not said.fields else None
+    code = int(match[1]) if match else 0
+    if code == 1009:
+        return _region(said)
+    if code == 1015:
+        return _rate_limited(said)
+    challenged = said.status in (403, 503) and said.is_web_page and (
+        _header(said.headers, "cf-mitigated") is not None
+        or any(word in said.all_text for word in ("just a moment", "attention required", "cf-challenge"))
+    )  # fmt: skip
+    if challenged or 1000 <= code < 1100:
+        return NetworkError(
+            "Cloudflare refuses this program before CivitAI sees it" + (f": error {code}" if code else ""),
+            code="blocked-client",
+            hint="a proxy may be changing the User-Agent, or your address is blocked; try another network",
+            status=said.status,
+        )
+    return None
+
+
+def _web_page(said: _Said, asked: Asked) -> CivmanError:
+    if "login" in said.all_text or "sign in" in said.all_text:
+        return login_page(asked)
+    return BadAnswer(
+        f"CivitAI answered {asked.what} with a web page, status {said.status}",
+        hint="check the site address in the settings, and any proxy or captive portal in between",
+        status=said.status,
+    )
+
+
+def _bad_request(said: _Said, asked: Asked) -> CivmanError:
+    if "invalid cursor" in said.all_text:
+        return NetworkError(
+            "CivitAI no longer accepts its own page mark", code="bad-cursor", hint="start the search again", status=400
+        )
+    return UsageError(
+        f"CivitAI refuses the request for {asked.what}{_quoted(_issue(said.text))}",
+        code="bad-request", hint="change what the message names; if it should be legal, civman may be out of date",
+        status=400,
+    )  # fmt: skip
+
+
+def _unauthorized(said: _Said, asked: Asked) -> CivmanError:
+    if "disabled downloads" in said.all_text:
+        return NotAllowed(
+            f"the creator has disabled downloads: {asked.what}",
+            code="downloads-disabled", hint="your key is fine; this file can only be used on the site", status=401,
+        )  # fmt: skip
+    if asked.has_key:
+        return NotAllowed(
+            "CivitAI does not accept the key: it is wrong, expired or of a banned account",
+            code="bad-key", hint=_KEY_HINT.replace("a key", "a new key", 1), status=401,
+        )  # fmt: skip
+    return NotAllowed(f"CivitAI wants a key for {asked.what}", code="no-key", hint=_KEY_HINT, status=401)
+
+
+def _forbidden(said: _Said, asked: Asked) -> CivmanError:
+    words = said.all_text
+    deadline = said.fields.get("deadline")
+    if "early access" in words or deadline:
+        return _early_access(asked, deadline if isinstance(deadline, str) else None)
+    if "do not have access" in words:
+        return NotAllowed(
+            f"private, and this key has no access: {asked.what}",
+            code="private", hint="ask its creator, or use the key of an account that has access", status=403,
+        )  # fmt: skip
+    if said.text.strip().casefold() == "forbidden":
+        return NotAllowed(
+            "CivitAI has banned this account or network address from downloading",
+            code="banned", hint="contact support@civitai.com", status=403,
+        )  # fmt: skip
+    return NotAllowed(
+        f"CivitAI does not hand out {asked.what}{_quoted(said.text)}",
+        hint="open its page on the site to see why", status=403,
+    )  # fmt: skip
+
+
+def _early_access(asked: Asked, deadline: str | None) -> CivmanError:
+    if deadline:
+        return NotAllowed(
+            f"in early access until {_quotable(deadline)}: {asked.what}",
+            code="early-access", hint="wait until then, or buy access on its page on the site",
+            status=403, deadline=deadline,
+        )  # fmt: skip
+    return NotAllowed(
+        f"only for those who paid, with no end announced: {asked.what}",
+        code="paid-access", hint="buy access on its page on the site", status=403,
+    )  # fmt: skip
+
+
+def _unknown(said: _Said, asked: Asked) -> CivmanError:
+    hint = "check the number; what was published minutes ago may not show yet (caches lag, for hashes up to 90 minutes)"
+    if asked.endpoint is Endpoint.DOWNLOAD:
+        hint = "it may be unpublished, deleted, of a real person, or the wish for format and size matches no file"
+    elif asked.endpoint is Endpoint.SEARCH:
+        hint = "check the spelling of the creator's name"
+    detail = {"missing model file": ": it has no files"}.get(said.text.strip().casefold(), "")
+    return NotFound(f"CivitAI does not know {asked.what}{detail}", hint=hint, status=404)
+
+
+def _gone(said: _Said, asked: Asked) -> CivmanError:
+    return Gone(
+        f"archived by its creator and not to be downloaded any more: {asked.what}",
+        code="archived", hint="look for another version, or for the same file by its hash", status=said.status,
+    )  # fmt: skip
+
+
+def _too_many(said: _Said, _asked: Asked) -> CivmanError:
+    if "unusual amount" in said.all_text:
+        return NetworkError(
+            "CivitAI's download quota for this account is used up",
+            code="quota", hint="it counts the last 24 hours: go on tomorrow; what has arrived is kept", status=429,
+        )  # fmt: skip
+    if "too many pages" in said.all_text:
+        return NetworkError(
+            "CivitAI pages no further", code="page-cap", hint="narrow the search with more filters", status=429
+        )
+    return _rate_limited(said)
+
+
+def _rate_limited(said: _Said) -> CivmanError:
+    return NetworkError(
+        "CivitAI asks to slow down", code="rate-limited", hint="wait a few minutes and try again",
+        status=said.status, retry_after=_header(said.headers, "retry-after"),
+    )  # fmt: skip
+
+
+def _region(said: _Said) -> CivmanError:
+    return NotAllowed(
+        "CivitAI does not serve your region for legal reasons",
+        code="region-blocked", hint="what the library already holds works without CivitAI", status=said.status,
+    )  # fmt: skip
+
+
+def _server(said: _Said) -> CivmanError:
+    text = "" if said.is_web_page else said.text
+    return NetworkError(
+        f"CivitAI is busy or broken: status {said.status}{_quoted(text)}", code="server-error", hint=_LATER_HINT,
+        status=said.status, retry_after=_header(said.headers, "retry-after"),
+    )  # fmt: skip
+
+
+def _said(status: int, headers: Mapping[str, str], body: bytes) -> _Said:
+    raw = body[:65536].decode("utf-8", "replace").lstrip("\ufeff")
+    fields: dict[str, Json] = {}
+    try:
+        parsed = json.loads(raw)
+    except (ValueError, RecursionError):
+        parsed = None
+    if isinstance(parsed, dict):
+        fields = parsed
+    elif isinstance(parsed, list):
+        fields = {"error": raw}
+    texts = [text for text in (_text(fields.get("error")), _text(fields.get("message"))) if text]
+    error = fields.get("error")
+    if not texts and isinstance(error, dict):
+        texts = [_text(error.get("message"))]
+    page = "html" in _content_type(headers) or raw.lstrip()[:200].lower().startswith(("<!doctype html", "<html"))
+    text = texts[0] if texts else raw
+    return _Said(status, headers, text, " ".join(texts or [raw]).casefold(), fields, page and not fields)
+
+
+def _text(value: Json) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _issue(text: str) -> str:
+    """The first complaint of a validation error, which CivitAI sends as JSON inside a string."""
+    start = text.find("[")
+    try:
+        issues = json.loads(text[start:]) if start >= 0 else None
+    except (ValueError, RecursionError):
+        issues = None
+    if not (isinstance(issues, list) and issues and isinstance(issues[0], dict)):
+        return text
+    path = ".".join(str(part) for part in issues[0].get("path") or ())
+    return f"{path}: {issues[0].get('message', '')}" if path else str(issues[0].get("message", ""))
+
+
+def _quoted(text: str) -> str:
+    shown = _quotable(text)
+    return f": {shown}" if shown else ""
+
+
+def _quotable(text: str) -> str:
+    """A stranger's words on one line, without control characters and without what addresses may carry."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    line = _URL.sub(lambda match: safe_url(match[0]), line)
+    return line if len(line) <= 200 else line[:199] + "…"
+
+
+def _xml_code(body: bytes) -> str:
+    match = re.search(rb"<Code>([A-Za-z0-9]{1,60})</Code>", body[:65536])
+    return match[1].decode() if match else ""
+
+
+def _header(headers: Mapping[str, str], name: str) -> str | None:
+    return next((value for key, value in headers.items() if key.lower() == name), None)
+
+
+def _content_type(headers: Mapping[str, str]) -> str:
+    return (_header(headers, "content-type") or "").partition(";")[0].strip().lower()

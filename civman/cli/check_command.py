@@ -1,0 +1,82 @@
+"""`civman check`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, open_library
+from civman.cli.output import Output, clean, plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from civman.domain.compatibility import Compatibility
+    from civman.domain.licence import Terms
+
+_REASONS = 6
+
+
+def check(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A ref or a file.", show_default=False)],
+    lora: Annotated[
+        list[str] | None, typer.Option("--lora", "-l", metavar="REF[:SCALE]", help="An adapter (repeatable).")
+    ] = None,
+    embedding: Annotated[
+        list[str] | None, typer.Option("--embedding", "-e", metavar="REF", help="A textual inversion (repeatable).")
+    ] = None,
+    vae: Annotated[str | None, typer.Option("--vae", metavar="REF", help="A VAE.")] = None,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Be content where only a part of an adapter applies.")
+    ] = False,
+    library: LibraryOpt = None,
+    offline: OfflineOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Tell whether adapters, embeddings and a VAE go with a checkpoint, module by module, from headers alone.
+
+    Ends with 7 if something cannot work, or applies only in part.
+    """
+    from civman.domain.compatibility import check as judge
+    from civman.domain.scales import parse_scaled
+    from civman.errors import Incompatible
+
+    output = Output(as_json=as_json, quiet=quiet)
+    parts = [parse_scaled(text).ref for text in lora or []] + list(embedding or []) + ([vae] if vae else [])
+    with open_library(library, offline, output) as opened:
+        models = [opened.inspect(ref) for ref in (checkpoint, *parts)]
+        found = judge(models[0].part, [model.part for model in models[1:]])
+        terms = opened.terms(models)
+    error = None
+    try:
+        found.raise_if_blocked(allow_partial=allow_partial)
+    except Incompatible as blocked:
+        error = blocked
+    output.result(
+        "check",
+        {**plain(found), "licence": terms},
+        human=lambda console: _print(console, found, terms),
+        ids=[found.verdict],
+        error=error,
+    )
+
+
+def _print(console: "Console", found: "Compatibility", terms: "Terms") -> None:
+    for reason in found.reasons:
+        console.print(f"the checkpoint: {clean(reason)}", style="yellow")
+    for part in found.parts:
+        style = {"fits": "green", "cannot work": "red", "partly applies": "red"}.get(part.verdict, "yellow")
+        console.print(f"{clean(part.name)}: ", end="")
+        console.print(str(part.verdict), style=style, end="")
+        console.print(f" (judged by {part.depth})")
+        if part.support is not None:
+            console.print(f"  CivitAI's table says {part.support} for the two labels", style="dim")
+        for reason in part.reasons[:_REASONS]:
+            console.print(f"  {clean(reason)}")
+        if len(part.reasons) > _REASONS:
+            console.print(f"  … and {len(part.reasons) - _REASONS} more; --json has them all")
+    if len(found.parts) != 1:
+        console.print(f"all together: {found.verdict}")
+    console.print(f"licence of the combination: {clean('; '.join(terms.words))}")
+    for reason in terms.reasons:
+        console.print(f"  {clean(reason)}", style="dim")

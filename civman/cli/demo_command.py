@@ -1,0 +1,114 @@
+"""`civman demo`."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from civman.cli.options import LibraryOpt
+
+_STEPS: tuple[tuple[str, ...], ...] = (
+    ("search", "--type", "Checkpoint", "--sort", "Most Downloaded"),
+    ("show", "51207"),
+    ("download", "51207", "--dry-run"),
+    ("download", "51207"),
+    ("search", "ink", "wash", "--type", "LORA"),
+    ("download", "civitai:139562", "urn:air:sdxl:checkpoint:civitai:60344@139700"),
+    ("check", "51207", "--lora", "civitai:139562:0.8"),
+    ("list",),
+    ("verify", "--full"),
+)
+_DRAWING: tuple[tuple[str, ...], ...] = (
+    ("download", "91001", "civitai:91003"),
+    (
+        "render", "91001", "a large red circle on a blue background", "--lora", "91003:1", "--cfg", "4", "--seed", "1",
+        "--threads", "1",
+        "--grid", "s/r=red circle,green square,yellow triangle", "--grid", "lora:91003=0,0.5,1",
+    ),
+    ("renders", "--limit", "3"),
+)  # fmt: skip
+"""What comes besides where the parts for rendering are installed; then the newest picture is made again."""
+
+
+def demo(
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Only run the server, until Ctrl-C, for commands in another terminal.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="The server's port; 0 takes any free one.")] = 0,
+    library: LibraryOpt = None,
+) -> None:
+    """Watch civman work, without a network: a small CivitAI on this machine, and the real commands against it."""
+    from civman.demo.server import CivitaiServer
+    from civman.planning.render_extra import missing_parts
+    from civman.settings import load_settings
+
+    settings = load_settings(library=library)
+    place = settings.library
+    if settings.sources["library"] == "default":
+        place = place.with_name("demo-library")  # a person's own library is not the place for demo models
+    with CivitaiServer(port=port) as server:
+        environ = {
+            **os.environ,
+            "CIVMAN_CIVITAI_URL": server.url,
+            "CIVITAI_API_TOKEN": server.token,
+            "CIVMAN_LIBRARY": str(place),
+            "CIVMAN_OFFLINE": "",
+        }
+        if serve:
+            _serve(environ)
+            return
+        for step in _STEPS:
+            _run(step, environ)
+        if can_draw := not missing_parts():
+            for step in _DRAWING:
+                _run(step, environ)
+            newest = subprocess.run(
+                [sys.executable, "-m", "civman", "renders", "--limit", "1", "--quiet"],
+                env=environ, check=True, capture_output=True, text=True,
+            ).stdout.strip()  # fmt: skip
+            _run(("replay", newest), environ)
+    _farewell(place, can_draw=can_draw)
+
+
+def _run(step: tuple[str, ...], environ: dict[str, str]) -> None:
+    """Show a command and what it prints. Raises: CivmanError (`demo-failed`): it failed."""
+    from civman.errors import CivmanError, ExitCode
+
+    typer.echo(f"$ civman {shlex.join(step)}")
+    sys.stdout.flush()
+    code = subprocess.run([sys.executable, "-m", "civman", *step], env=environ, check=False).returncode  # noqa: S603
+    if code != ExitCode.DONE:
+        raise CivmanError(
+            f"the demo stopped: `civman {' '.join(step)}` ended with {code}",
+            code="demo-failed",
+            hint="`civman doctor` may tell why",
+        )
+    typer.echo()
+
+
+def _serve(environ: dict[str, str]) -> None:
+    import threading
+
+    typer.echo("A small CivitAI is running. In another terminal:\n")
+    for name in ("CIVMAN_CIVITAI_URL", "CIVITAI_API_TOKEN", "CIVMAN_LIBRARY"):
+        typer.echo(f"  export {name}={environ[name]}")
+    typer.echo("  civman search\n\nCtrl-C stops it.")
+    sys.stdout.flush()
+    threading.Event().wait()
+
+
+def _farewell(place: Path, *, can_draw: bool) -> None:
+    if can_draw:
+        sheets = sorted((place / "renders").glob("grid-*.png"), key=lambda path: path.stat().st_mtime)
+        typer.echo(f"Look at what it drew: {sheets[-1]}\n")
+    else:
+        typer.echo("With `pip install 'civman[render]'` the demo also draws a picture, and draws it again.\n")
+    typer.echo(f"The library stays in {place}. Go on, for example:\n")
+    option = f" --library {place}"
+    for line in (f"list{option} --type LORA", f"show 51207{option} --offline", f"verify{option}"):
+        typer.echo(f"  civman {line}")
+    typer.echo("\n`civman demo --serve` keeps the server running for your own commands.")

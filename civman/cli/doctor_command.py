@@ -1,0 +1,45 @@
+"""`civman doctor`."""
+
+from typing import TYPE_CHECKING
+
+from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, open_library
+from civman.cli.output import Output, clean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from civman.manage.doctor import Finding
+
+
+def doctor(
+    library: LibraryOpt = None, offline: OfflineOpt = None, as_json: JsonOpt = False, quiet: QuietOpt = False
+) -> None:
+    """Tell which settings hold and where they come from, and what is wrong and how to mend it."""
+    from civman.errors import CivmanError
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with open_library(library, offline, output) as opened:
+        findings = list(opened.doctor())
+    bad = [finding for finding in findings if finding.state == "bad"]
+    error = None
+    if bad:
+        names = ", ".join(finding.name for finding in bad)
+        error = CivmanError(f"{len(bad)} things need mending: {names}", code="unhealthy", hint=bad[0].remedy)
+    output.result(
+        "doctor",
+        findings,
+        human=lambda console: _print(console, findings),
+        ids=(finding.name for finding in bad),
+        error=error,
+    )
+
+
+def _print(console: "Console", findings: "list[Finding]") -> None:
+    for finding in findings:
+        style = {"ok": "green", "note": "yellow", "bad": "red"}[finding.state]
+        console.print(f"{finding.state:<5}", style=style, end="")
+        console.print(f"{finding.name:<12} {clean(finding.value)}", soft_wrap=True)
+        if finding.source:
+            console.print(f"{'':17} from {clean(finding.source)}", style="dim", soft_wrap=True)
+        if finding.remedy and finding.state != "ok":
+            console.print(f"{'':17} → {clean(finding.remedy)}", soft_wrap=True)

@@ -1,0 +1,82 @@
+"""`civman edit`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, RefArg, open_library
+from civman.cli.output import Output, clean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from civman.domain.catalog import Asset
+
+_Words = list[str] | None
+
+
+def edit(
+    ref: RefArg,
+    note: Annotated[str | None, typer.Option(help="A note; empty takes it away.")] = None,
+    tag: Annotated[_Words, typer.Option("--tag", help="A tag of yours (repeatable).")] = None,
+    no_tag: Annotated[_Words, typer.Option("--no-tag", help="Take a tag away (repeatable).")] = None,
+    trigger: Annotated[_Words, typer.Option("--trigger", help="A trigger word that you know of (repeatable).")] = None,
+    no_trigger: Annotated[_Words, typer.Option("--no-trigger", help="Take one away (repeatable).")] = None,
+    rating: Annotated[int | None, typer.Option(min=0, max=5, help="1 to 5 stars; 0 takes them away.")] = None,
+    favourite: Annotated[bool | None, typer.Option("--favourite/--no-favourite", help="One of the best.")] = None,
+    alias: Annotated[str | None, typer.Option(help="A name to call it by.")] = None,
+    no_alias: Annotated[bool, typer.Option("--no-alias", help="Take the name away.")] = False,
+    pin: Annotated[bool | None, typer.Option("--pin/--unpin", help="Never remove it without --force.")] = None,
+    library: LibraryOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Note, tag, rate, name and pin what you hold. Kept in the index and beside the file; no update touches it."""
+    from civman.cli.list_command import asset_value
+    from civman.manage.annotate import Edit
+
+    output = Output(as_json=as_json, quiet=quiet)
+    wanted = Edit(
+        note=note,
+        tags=tuple(tag or ()),
+        no_tags=tuple(no_tag or ()),
+        trigger_words=tuple(trigger or ()),
+        no_trigger_words=tuple(no_trigger or ()),
+        rating=rating,
+        is_favourite=favourite,
+        alias="" if no_alias else alias,
+        is_pinned=pin,
+    )
+    with open_library(library, True, output) as opened:
+        assets = opened.edit(ref, wanted)
+    output.result(
+        "edit",
+        [asset_value(asset) for asset in assets],
+        human=lambda console: _print(console, assets),
+        ids=(asset.blob.sha256 for asset in assets),
+    )
+
+
+def _print(console: "Console", assets: "Sequence[Asset]") -> None:
+    for asset in assets:
+        console.print(clean(f"{asset.model_name} {asset.version_name}".strip() or asset.name), style="bold")
+        for line in own_lines(asset):
+            console.print(f"  {line}")
+
+
+def own_lines(asset: "Asset") -> list[str]:
+    """What the user says of an asset, a line each."""
+    own = asset.own
+    lines = {
+        "alias": asset.alias or "",
+        "note": own.note,
+        "tags": ", ".join(own.tags),
+        "trigger words": ", ".join(own.trigger_words),
+        "rating": "★" * (own.rating or 0),
+        "favourite": "yes" if own.is_favourite else "",
+    }
+    pinned = ["by you" if reason == "user" else f"for {reason}" for reason in asset.pins]
+    said = [f"your {name}: {clean(text)}" for name, text in lines.items() if text]
+    return said + ([f"pinned {clean(', '.join(pinned))}"] if pinned else [])

@@ -1,0 +1,112 @@
+"""`--grid` of `civman render` and `civman replay`: the option, and what they show of a grid."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.output import Output, clean
+from civman.cli.plan_output import plan_value, print_plans, rendering_value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from civman.library import Library
+    from civman.planning.grid_axes import Axis
+    from civman.rendering.grid import Cell, DrawnGrid, Grid
+    from civman.rendering.save_pictures import Manner
+
+_SHOWN = 40
+
+GridOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grid", metavar="FIELD=VALUES",
+        help="A contact sheet: seed=1..4, lora:REF=0,0.5,1, sampler=…, s/r=red,blue; once across, twice also down.",
+        show_default=False,
+    ),
+]  # fmt: skip
+
+
+def axes_of(texts: list[str] | None) -> "Sequence[Axis]":
+    """The axes that were asked for, none where no grid was. Raises: UsageError (`bad-grid`)."""
+    if not texts:
+        return ()
+    from civman.planning.grid_axes import axes_of  # with the index 0.1 s, which --help need not wait for
+
+    return axes_of(texts)
+
+
+def has_prompts(axes: "Sequence[Axis]") -> bool:
+    """Whether an axis brings the prompts."""
+    return any(axis.field == "prompt" for axis in axes)
+
+
+def draw_grid(
+    library: "Library", grid: "Grid", output: Output, *, output_to: "Path | None", manner: "Manner",
+    device: str | None, low_vram: bool, threads: int | None, dry_run: bool = False,
+) -> None:  # fmt: skip
+    """Show a planned grid, or draw it and show what came of it."""
+    from civman.cli import progress_bars
+
+    for notice in grid.notices:
+        output.notice(notice)
+    if dry_run:
+        output.result(
+            "grid_plan", {"axes": grid.axes, "cells": [_planned_value(cell) for cell in grid.cells]},
+            human=lambda console: _print_plan(console, grid), ids=(cell.planned.recipe.sha256 for cell in grid.cells),
+        )  # fmt: skip
+        return
+    with progress_bars.drawing(output, len(grid.cells), called="cell") as on_event:
+        drawn = library.draw_grid(
+            grid, output=output_to, manner=manner, device=device, low_vram=low_vram, threads=threads,
+            on_event=on_event,
+        )  # fmt: skip
+    output.result(
+        "grid", _value(drawn), human=lambda console: _print(console, drawn),
+        ids=(*(each.path for each in drawn.pictures), drawn.path),
+    )  # fmt: skip
+
+
+def _place(cell: "Cell") -> dict[str, object]:
+    return {"column": cell.column, "row": cell.row, "values": dict(cell.values)}
+
+
+def _planned_value(cell: "Cell") -> dict[str, object]:
+    return {**_place(cell), **plan_value(cell.planned)}
+
+
+def _value(drawn: "DrawnGrid") -> dict[str, object]:
+    cells = zip(drawn.grid.cells, drawn.pictures, strict=True)
+    return {
+        "axes": drawn.grid.axes,
+        "sheet": drawn.path,
+        "cells": [{**_place(cell), **rendering_value(made)} for cell, made in cells],
+    }
+
+
+def _print_plan(console: "Console", grid: "Grid") -> None:
+    print_plans(console, [grid.cells[0].planned])
+    console.print(f"{_words(grid)}; above, the first:")
+    for cell in grid.cells:
+        console.print(f"  {clean(cell.name)}: recipe {cell.planned.recipe.sha256[:12]}", soft_wrap=True)
+
+
+def _print(console: "Console", drawn: "DrawnGrid") -> None:
+    console.print(clean(str(drawn.path)), soft_wrap=True)
+    console.print(f"  {_words(drawn.grid)}, kept beside it:", style="dim")
+    cells = list(zip(drawn.grid.cells, drawn.pictures, strict=True))
+    for cell, made in cells[:_SHOWN]:
+        console.print(f"  {clean(cell.name)}: picture {made.id}, {clean(made.path.name)}", soft_wrap=True)
+    if len(cells) > _SHOWN:
+        console.print(f"  … and {len(cells) - _SHOWN} more")
+    for note in dict.fromkeys(note for _, made in cells for note in made.notes):
+        console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
+
+
+def _words(grid: "Grid") -> str:
+    sizes = " × ".join(str(len(axis.values)) for axis in grid.axes)
+    names = ", ".join(f"{clean(axis.name)} {way}" for axis, way in zip(grid.axes, ("across", "down"), strict=False))
+    return f"{sizes} cells ({names})"

@@ -1,0 +1,87 @@
+"""`civman inspect`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, RefArg, open_library
+from civman.cli.output import Output, clean, size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from civman.domain.identification.claims import Claims
+    from civman.manage.inspection import Inspected
+
+
+def inspect(
+    ref: RefArg,
+    file: Annotated[str | None, typer.Option("--file", "-f", help="Which file, where there are several.")] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Also every tensor's name, type and shape.")] = False,
+    library: LibraryOpt = None,
+    offline: OfflineOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Tell what a file really is: its kind, architecture, format and precision, and who says what of its base.
+
+    REF may be a file on this disk, one in the library, or one on CivitAI, of which only the header is fetched.
+    """
+    output = Output(as_json=as_json, quiet=quiet)
+    with open_library(library, offline, output) as opened:
+        found = opened.inspect(ref, file=file)
+    output.result(
+        "inspect",
+        _value(found, tensors),
+        human=lambda console: _print(console, found, tensors),
+        ids=[str(found.identity.architecture) if found.identity else str(found.content)],
+    )
+
+
+def _value(found: "Inspected", tensors: bool) -> dict[str, object]:
+    value: dict[str, object] = {
+        "name": found.name,
+        "path": found.path,
+        "size_bytes": found.size_bytes,
+        "content": found.content,
+        "civitai_says": found.label,
+        "tensors_show": found.identity,
+        "file_claims": found.claims,
+        "conflicts": found.conflicts,
+        "asset": found.asset,
+    }
+    if tensors and found.header is not None:
+        value["tensors"] = {
+            name: {"dtype": tensor.dtype, "shape": tensor.shape} for name, tensor in found.header.tensors.items()
+        }
+    return value
+
+
+def _print(console: "Console", found: "Inspected", tensors: bool) -> None:
+    console.print(f"{clean(found.name)}  {size(found.size_bytes)}")
+    if found.path is None:
+        console.print("read from CivitAI: the header only, nothing is stored")
+    identity = found.identity
+    if identity is None:
+        console.print(f"  no safetensors file: it looks like {found.content}; civman does not open it")
+        return
+    console.print(f"  tensors show   {clean(identity.describe())}")
+    for reason in identity.reasons[:4]:
+        console.print(f"                 because {clean(reason)}", style="dim")
+    console.print(f"  CivitAI says   {clean(found.label or 'nothing (not known there, or not asked)')}")
+    claims = found.claims
+    console.print(f"  the file says  {clean(_claims(claims)) if claims else 'nothing'}")
+    if claims is not None and claims.trigger_words:
+        console.print(f"  trigger words  {clean(', '.join(claims.trigger_words))} (from its training metadata)")
+    for conflict in found.conflicts:
+        console.print(f"  contradiction  {clean(conflict)}", style="red")
+    if tensors and found.header is not None:
+        for name, tensor in found.header.tensors.items():
+            console.print(f"  {tensor.dtype:<8} {'x'.join(map(str, tensor.shape)) or 'scalar':<18} {clean(name)}")
+
+
+def _claims(claims: "Claims") -> str:
+    words = [claims.base, claims.title and f"title {claims.title}", claims.author and f"by {claims.author}"]
+    words += [claims.trained_on and f"trained on {claims.trained_on}", claims.resolution and f"at {claims.resolution}"]
+    words += [claims.prediction_type and f"{claims.prediction_type} prediction"]
+    return ", ".join(word for word in words if word) or "nothing"

@@ -1,0 +1,155 @@
+"""`civman link`."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, open_library
+from civman.cli.output import Output, clean, size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console
+
+    from civman.exchange.view_links import Linked, Step, ViewPlan
+
+
+def link(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the other program looks.", show_default=False)],
+    refs: Annotated[
+        list[str] | None, typer.Argument(metavar="[REF]...", help="Only these; everything if none is named.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option("--layout", "-l", help="comfyui, a1111, forge, invokeai or swarmui.")
+    ] = None,
+    type_: Annotated[list[str] | None, typer.Option("--type", "-t", help="Only this type (repeatable)")] = None,
+    base_model: Annotated[
+        list[str] | None, typer.Option("--base-model", "-b", help="Only this label of CivitAI's (repeatable)")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Everything again, in a view that was narrowed before.")
+    ] = False,
+    method: Annotated[
+        str | None, typer.Option(help="reflink, hardlink, symlink or copy.", show_default="the first that works")
+    ] = None,
+    sidecars: Annotated[
+        bool | None, typer.Option("--sidecars/--no-sidecars", help="Descriptions and previews beside the models.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the view away; the library stays as it is.")] = False,
+    library: LibraryOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Show the library to another program, in its folders and under human names, without a second copy.
+
+    Call it again to refresh: it adds, renames and removes only what it made itself.
+    """
+    from civman.domain.search_query import model_type_named
+    from civman.exchange.view_request import ViewWish
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with open_library(library, True, output) as opened:
+        if remove:
+            steps = opened.remove_view(folder)
+            output.result(
+                "unlink", _rows(steps), human=lambda console: _print_removed(console, folder, steps), ids=_paths(steps)
+            )
+            return
+        wish = ViewWish(
+            layout=layout,
+            method=method,
+            has_companions=sidecars,
+            refs=tuple(refs or ()),
+            types=tuple(model_type_named(name) for name in type_ or []),
+            base_models=tuple(base_model or ()),
+            everything=everything,
+        )
+        plan = opened.plan_view(folder, wish)
+        linked = None if dry_run else opened.link(plan)
+    output.result(
+        "link",
+        _value(plan, linked),
+        human=lambda console: _print(console, plan, linked),
+        ids=_paths(plan.steps),
+    )
+
+
+def _value(plan: "ViewPlan", linked: "Linked | None") -> dict[str, object]:
+    return {
+        "folder": plan.folder,
+        "layout": plan.layout.name,
+        "is_done": linked is not None,
+        "methods": _methods(linked) if linked is not None else {},
+        "notices": linked.notices if linked is not None else [],
+        "steps": _rows(plan.steps, linked),
+        "skipped": [
+            {"name": each.asset.name, "sha256": each.asset.blob.sha256, "reason": each.reason} for each in plan.skipped
+        ],
+    }
+
+
+def _rows(steps: "Iterable[Step]", linked: "Linked | None" = None) -> list[dict[str, object]]:
+    made = {entry.path: entry for entry in linked.entries} if linked is not None else {}
+    return [
+        {
+            "act": step.act,
+            "path": step.path,
+            "old_path": step.old_path or None,
+            "kind": step.entry.kind,
+            "sha256": step.entry.of,
+            "size_bytes": step.entry.size_bytes,
+            "method": made[step.path].method if step.path in made else None,
+            "reason": step.reason or None,
+        }
+        for step in steps
+    ]
+
+
+def _paths(steps: "Iterable[Step]") -> "list[str]":
+    return [step.path for step in steps if step.act != "remove"]
+
+
+def _methods(linked: "Linked") -> dict[str, int]:
+    counts = Counter(entry.method.value for entry in linked.entries if entry.kind == "model")
+    return dict(sorted(counts.items()))
+
+
+def _print(console: "Console", plan: "ViewPlan", linked: "Linked | None") -> None:
+    for step in plan.steps:
+        if step.act != "keep" and (step.entry.kind == "model" or step.act == "leave"):
+            old = f"{clean(step.old_path)} → " if step.old_path else ""
+            console.print(
+                f"  {step.act.value:<7}{old}{clean(step.path)}"
+                + (f"  ({clean(step.reason)})" if step.reason else f"  {size(step.entry.size_bytes)}"),
+                soft_wrap=True,
+            )
+    for skipped in plan.skipped:
+        console.print(f"  skip   {clean(skipped.asset.name)}  ({clean(skipped.reason)})", soft_wrap=True)
+    models = [step for step in plan.steps if step.entry.kind == "model" and step.act != "remove"]
+    beside = [step for step in plan.steps if step.entry.kind != "model" and step.act != "remove"]
+    if linked is None:
+        console.print(f"{len(models)} models and {len(beside)} files beside them; nothing was changed (--dry-run)")
+        return
+    for notice in linked.notices:
+        console.print(f"note: {clean(notice)}")
+    how = ", ".join(f"{count} by {method}" for method, count in _methods(linked).items()) or "none"
+    written = sum(entry.size_bytes for entry in linked.entries if entry.kind != "model" or entry.method == "copy")
+    console.print(
+        f"{clean(str(plan.folder))} shows {len(models)} models to {plan.layout.name} ({how}),"
+        f" {len(beside)} files beside them; disk used: {size(written)}",
+        soft_wrap=True,
+    )
+
+
+def _print_removed(console: "Console", folder: Path, steps: "Sequence[Step]") -> None:
+    for step in steps:
+        if step.act == "leave":
+            console.print(f"  left    {clean(step.path)}  ({clean(step.reason)})", soft_wrap=True)
+    gone = sum(step.act == "remove" for step in steps)
+    console.print(
+        f"took {gone} files of the view out of {clean(str(folder))}; the library is as it was", soft_wrap=True
+    )

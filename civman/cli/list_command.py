@@ -1,0 +1,213 @@
+"""`civman list`."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, open_library
+from civman.cli.output import Output, clean, size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from civman.domain.catalog import Asset, ModelType
+    from civman.index import Sort
+
+_FILTERS = "What it is"
+_YOURS = "What you said of it"
+
+
+def list_assets(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Words in names, tags, trigger words, notes, descriptions; beginnings are enough.", show_default=False
+        ),
+    ] = None,
+    type_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type", "-t", help="Checkpoint, LORA, TextualInversion, VAE … (repeatable)", rich_help_panel=_FILTERS
+        ),
+    ] = None,
+    base_model: Annotated[
+        list[str] | None,
+        typer.Option("--base-model", "-b", help="CivitAI's label (repeatable)", rich_help_panel=_FILTERS),
+    ] = None,
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option("--architecture", "-a", help="What the tensors show (repeatable)", rich_help_panel=_FILTERS),
+    ] = None,
+    fits: Annotated[
+        str | None,
+        typer.Option("--fits", metavar="CHECKPOINT", help="What may go with it.", rich_help_panel=_FILTERS),
+    ] = None,
+    creator: Annotated[str | None, typer.Option(help="A creator's user name.", rich_help_panel=_FILTERS)] = None,
+    commercial: Annotated[
+        bool, typer.Option("--commercial", help="Only where pictures may be sold.", rich_help_panel=_FILTERS)
+    ] = False,
+    safe: Annotated[
+        bool, typer.Option("--safe", help="Only what CivitAI rates PG or PG-13.", rich_help_panel=_FILTERS)
+    ] = False,
+    larger: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="At least so large: 500MB, 2GB.", rich_help_panel=_FILTERS)
+    ] = None,
+    smaller: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="At most so large.", rich_help_panel=_FILTERS)
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="Added then or later: 2026-03-01, or 30d.", rich_help_panel=_FILTERS),
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", help="Yours or CivitAI's (repeatable).", rich_help_panel=_YOURS)
+    ] = None,
+    favourite: Annotated[
+        bool | None, typer.Option("--favourite/--no-favourite", help="Favourites only.", rich_help_panel=_YOURS)
+    ] = None,
+    rating: Annotated[
+        int | None, typer.Option(min=1, max=5, help="At least so many stars.", rich_help_panel=_YOURS)
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="relevance, added, name, size, rating or used.", show_default="relevance, added")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="How many at most; 0 is all.")] = 50,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="Leave out the first so many.")] = 0,
+    library: LibraryOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Search what the library holds: best match first, newest first without words. Needs no network."""
+    from civman.index import AssetFilter
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with open_library(library, True, output) as opened:
+        wanted = AssetFilter(
+            types=tuple(_type(name) for name in type_ or []),
+            base_models=tuple(base_model or ()),
+            architectures=tuple(architecture or ()),
+            fits=opened.fits(fits) if fits else None,
+            creator=creator,
+            is_commercial=commercial,
+            is_safe=safe,
+            larger_bytes=_size(larger, "--larger"),
+            smaller_bytes=_size(smaller, "--smaller"),
+            since=since_of(since),
+            tags=tuple(tag or ()),
+            is_favourite=favourite,
+            min_rating=rating,
+            words=tuple(words or ()),
+        )
+        assets = opened.list(wanted, sort=_sort(sort), limit=limit or None, offset=skip)
+        total = len(assets) if not skip and (not limit or len(assets) < limit) else opened.count(wanted)
+        corrections = dict(opened.index.understood(wanted.words).corrections)
+    if not output.as_json:
+        for typed, read in corrections.items():
+            output.notice(f"nothing has `{typed}`; showing results for {read}")
+    output.result(
+        "list",
+        {"total": total, "skip": skip, "corrections": corrections, "assets": [asset_value(asset) for asset in assets]},
+        human=lambda console: _table(console, assets, total, skip),
+        ids=(asset.blob.sha256 for asset in assets),
+    )
+
+
+def asset_value(asset: "Asset") -> dict[str, object]:
+    """An asset as JSON, its trigger words with where each comes from."""
+    import dataclasses
+
+    value: dict[str, object] = {field.name: getattr(asset, field.name) for field in dataclasses.fields(asset)}
+    value["trigger_words"] = [{"word": word, "from": list(sources)} for word, sources in asset.trigger_words.items()]
+    return value
+
+
+def _type(name: str) -> "ModelType":
+    from civman.domain.search_query import model_type_named
+
+    return model_type_named(name)
+
+
+def _sort(name: str | None) -> "Sort | None":
+    from civman.errors import UsageError
+    from civman.index import Sort
+
+    if name is None or name == Sort.RELEVANCE:
+        return None
+    try:
+        return Sort(name.lower())
+    except ValueError:
+        raise UsageError(f"nothing is sorted by `{name}`", hint=f"one of: {', '.join(Sort)}") from None
+
+
+def _size(text: str | None, option: str) -> int | None:
+    from civman.errors import UsageError
+
+    if text is None:
+        return None
+    number = text.strip().lower().removesuffix("b").rstrip()
+    factor = {"k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}.get(number[-1:], 1)
+    try:
+        return round(float(number.rstrip("kmgt")) * factor)
+    except (ValueError, OverflowError):
+        raise UsageError(f"{option} is no size: `{text}`", hint="for example 500MB or 2GB") from None
+
+
+def since_of(text: str | None) -> datetime | None:
+    """The time that `--since` means. Raises: UsageError."""
+    from civman.errors import UsageError
+
+    if text is None:
+        return None
+    units = {"d": 1, "w": 7, "m": 30, "y": 365}
+    try:
+        if text[-1:].lower() in units and text[:-1].isdecimal():
+            return datetime.now(UTC) - timedelta(days=int(text[:-1]) * units[text[-1].lower()])
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UsageError(f"--since is no date: `{text}`", hint="for example 2026-03-01, or 30d") from None
+
+
+def _table(console: "Console", assets: "Sequence[Asset]", total: int, skip: int) -> None:
+    from rich.table import Table
+
+    if not assets:
+        console.print("nothing in the library matches" if total or skip else "the library holds nothing like that yet")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, style in (("ref", "cyan"), ("name", ""), ("type", ""), ("base model", ""), ("is", "dim")):
+        table.add_column(name, style=style or None, overflow="fold")
+    table.add_column("size", justify="right")
+    table.add_column("sha256", style="dim", overflow="fold")
+    has_marks = any(_marks(asset) for asset in assets)
+    if has_marks:
+        table.add_column("yours", overflow="fold")
+    for asset in assets:
+        ref = f"{asset.model_id}@{asset.version_id}" if asset.version_id else asset.alias or asset.blob.sha256[:10]
+        title = f"{asset.model_name} {asset.version_name}".strip() or asset.name
+        row = [
+            ref,
+            clean(title),
+            asset.type_raw or asset.type.value,
+            asset.base_model or "",
+            asset.facts.architecture,
+            size(asset.blob.size_bytes),
+            asset.blob.sha256[:10],
+        ]
+        table.add_row(*row, *([_marks(asset)] if has_marks else []))
+    console.print(table)
+    if skip + len(assets) < total:
+        console.print(f"{len(assets)} of {total:,}; --limit 0 shows all, --skip {skip + len(assets)} the next")
+
+
+def _marks(asset: "Asset") -> str:
+    """What the user says of it, in a few signs."""
+    own = asset.own
+    words = [f"={asset.alias}"] if asset.alias else []
+    words += ["♥"] if own.is_favourite else []
+    words += ["★" * own.rating] if own.rating else []
+    words += ["pinned"] if asset.pins else []
+    words += [f"#{tag}" for tag in own.tags]
+    words += [own.note] if own.note else []
+    return clean(" ".join(words))

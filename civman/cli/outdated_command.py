@@ -1,0 +1,122 @@
+"""`civman outdated` and `civman update`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, RefsArg, YesOpt, open_library
+from civman.cli.output import Output, clean, size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from civman.manage.outdated import Offer, Outlook
+
+AnyBaseOpt = Annotated[bool, typer.Option("--any-base", help="Also versions for another base model.")]
+
+
+def outdated(
+    refs: RefsArg = None,
+    any_base: AnyBaseOpt = False,
+    library: LibraryOpt = None,
+    offline: OfflineOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Tell what CivitAI has that is newer, what it replaced under a held id, and what it took away."""
+    output = Output(as_json=as_json, quiet=quiet)
+    with open_library(library, offline, output) as opened:
+        found = opened.outdated(refs or (), any_base=any_base)
+    output.result("outdated", _value(found), human=lambda console: _print(console, found), ids=found.refs)
+
+
+def update(
+    refs: RefsArg = None,
+    any_base: AnyBaseOpt = False,
+    early_access: Annotated[
+        bool, typer.Option("--early-access", help="Also versions in early access, if your account has bought them.")
+    ] = False,
+    yes: YesOpt = False,
+    library: LibraryOpt = None,
+    offline: OfflineOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Fetch what `civman outdated` tells of; shows it and asks. What is held stays."""
+    from civman.cli import progress_bars
+    from civman.cli.download_command import report
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with open_library(library, offline, output) as opened:
+        found = opened.outdated(refs or (), any_base=any_base)
+        wanted = [*found.refs, *(offer.ref for offer in found.early_access if early_access)]
+        if not wanted:
+            output.result("outdated", _value(found), human=lambda console: _print(console, found))
+            return
+        if not yes:
+            _print(output.console(to_stderr=True), found)
+            more = sum(offer.size_bytes or 0 for offer in found.early_access if early_access)
+            if not output.confirm(f"Fetch {len(wanted)} files, {size(found.total_bytes + more)}?"):
+                output.notice("nothing was fetched")
+                return
+        with progress_bars.shown(output) as on_event:
+            outcomes = opened.download_all(wanted, on_event=on_event)
+    for each in found.replaced:
+        output.notice(f"the earlier bytes of `{each.file_name}` ({each.held_sha256[:10]}) are kept beside the new ones")
+    report(output, outcomes)
+
+
+def _value(found: "Outlook") -> dict[str, object]:
+    return {
+        "offers": found.offers,
+        "early_access": found.early_access,
+        "replaced": found.replaced,
+        "lost": found.lost,
+        "models": found.models,
+        "unknown": found.unknown,
+        "total_bytes": found.total_bytes,
+    }
+
+
+def _print(console: "Console", found: "Outlook") -> None:
+    for offer in found.offers:
+        _print_offer(console, offer)
+    for each in found.replaced:
+        console.print(
+            f"ALARM  {clean(each.model_name)} {clean(each.version_name)}: CivitAI replaced the bytes of"
+            f" {clean(each.file_name)} under the same id ({each.held_sha256[:10]} is held,"
+            f" {each.declared_sha256[:10]} is declared now)  {size(each.size_bytes)}  {each.ref}",
+            style="red",
+            soft_wrap=True,
+        )
+    for offer in found.early_access:
+        _print_offer(console, offer)
+    for lost in found.lost:
+        what = {
+            "model-deleted": "CivitAI deleted this model",
+            "version-deleted": f"CivitAI deleted version {clean(lost.version_name)}",
+            "archived": "archived: CivitAI no longer hands out its files",
+            "taken-down": "taken down by CivitAI",
+            "unclear": "CivitAI lists no versions of it at the moment; ask again later",
+        }[lost.loss]
+        kept = "" if lost.loss == "unclear" else f"; the {lost.assets} held here stay"
+        console.print(f"{clean(lost.model_name)}: {what}{kept}", style="yellow", soft_wrap=True)
+    unknown = f"; {found.unknown} files are unknown to CivitAI" if found.unknown else ""
+    if found.refs:
+        console.print(f"{len(found.refs)} files to fetch, {size(found.total_bytes)} in all{unknown}")
+    else:
+        console.print(f"nothing newer to fetch for {found.models} models{unknown}")
+
+
+def _print_offer(console: "Console", offer: "Offer") -> None:
+    words = [f"{clean(offer.held_version_name)} → {clean(offer.version_name)}"]
+    if offer.base_model != offer.held_base_model:
+        words.append(f"{clean(offer.held_base_model or '?')} → {clean(offer.base_model or '?')}")
+    words += [f"{offer.published_at:%Y-%m-%d}"] if offer.published_at else []
+    words.append(f"{size(offer.size_bytes)} (held: {size(offer.held_size_bytes)})")
+    words.append(offer.ref)
+    if offer.is_gated:
+        words.append(f"early access{f' until {offer.ends_at:%Y-%m-%d}' if offer.ends_at else ''}")
+    console.print(f"{clean(offer.model_name)}: {'  '.join(words)}", soft_wrap=True)
+    if offer.description:
+        console.print(f"  {clean(offer.description)}", soft_wrap=True)

@@ -1,0 +1,67 @@
+"""What plans and pictures look like on the command line: as `--json` gives them, and for people."""
+
+import json
+from typing import TYPE_CHECKING
+
+from civman.cli.output import clean, size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from civman.planning.plan_types import Planned, Rendering
+
+_SHOWN = 3
+
+
+def plan_value(plan: "Planned") -> dict[str, object]:
+    """A plan, as `--json` gives it."""
+    return {
+        "recipe": json.loads(plan.recipe.to_json()), "recipe_sha256": plan.recipe.sha256,
+        "files": plan.files, "notices": plan.notices,
+        "memory": plan.memory,
+    }  # fmt: skip
+
+
+def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
+    """What was settled, and what it needs."""
+    for plan in plans:
+        recipe = plan.recipe
+        console.print(f"recipe {recipe.sha256[:12]}: {clean(recipe.prompt) or '(no prompt)'}", soft_wrap=True)
+        for file in plan.files:
+            console.print(f"  {file.role:<10} {clean(file.name)}  sha256 {file.sha256[:12]}…", soft_wrap=True)
+        for use in recipe.loras:
+            console.print(f"  scale      {clean(plan.name(use.sha256))}: UNet {use.scale:g}, text {use.text_scale:g}")
+        console.print(
+            f"  {recipe.width}x{recipe.height}, {recipe.steps} steps of {recipe.sampler} ({recipe.schedule}), "
+            f"cfg {recipe.guidance_scale:g}, clip skip {recipe.clip_skip}, {recipe.precision}"
+        )
+        console.print(f"  {recipe.count} from seed {recipe.seed} ({recipe.rng}), {recipe.batch_size} at a time")
+        weights = plan.memory.unet + plan.memory.vae + plan.memory.text
+        console.print(f"  memory     {size(weights)} of weights; about {size(plan.needed_bytes)} at the peak")
+
+
+def rendering_value(made: "Rendering") -> dict[str, object]:
+    """A picture that was made, as `--json` gives it."""
+    record = made.record
+    return {
+        "id": made.id, "path": made.path, "seed": made.seed, "pixel_sha256": made.pixel_sha256,
+        "recipe": json.loads(record.recipe.to_json()), "recipe_sha256": record.recipe.sha256, "parent": record.parent,
+        "environment": record.environment, "notes": record.notes, "applied": made.applied,
+    }  # fmt: skip
+
+
+def print_renderings(console: "Console", made: "Sequence[Rendering]") -> None:
+    """Pictures that were made, and what their adapters did."""
+    for each in made:
+        console.print(f"{clean(str(each.path))}  (picture {each.id}, seed {each.seed})", soft_wrap=True)
+    for note in dict.fromkeys(note for each in made for note in each.notes):
+        console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
+    for use in {(use.sha256, use.scale): use for each in made for use in each.applied}.values():
+        rest = f", {len(use.unmatched)} of its own fit nothing" if use.unmatched else ""
+        console.print(
+            f"  {clean(use.name)}: changed {use.matched} modules at scale {use.scale:g}{rest}", soft_wrap=True
+        )
+        for name in use.unmatched[:_SHOWN]:
+            console.print(f"    {clean(name)}", soft_wrap=True)

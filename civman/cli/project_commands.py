@@ -1,0 +1,165 @@
+"""`civman add`, `civman drop` and `civman sync`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, RefsArg, given_refs, open_library
+from civman.cli.output import Output, clean, error_value, size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from civman.errors import CivmanError
+    from civman.exchange.sync import Added, Synced
+
+AllowPickleOpt = Annotated[bool, typer.Option("--allow-pickle", help="Also files that could run code.")]
+
+
+def add(
+    refs: RefsArg = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", help='Which file: its id, name, or words like "fp16 pruned".')
+    ] = None,
+    no_download: Annotated[
+        bool, typer.Option("--no-download", help="Lock what CivitAI declares; fetch with `civman sync` later.")
+    ] = False,
+    allow_pickle: AllowPickleOpt = False,
+    library: LibraryOpt = None,
+    offline: OfflineOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Write models into the project: civman.toml says which, civman.lock which bytes.
+
+    A ref without a version is locked to what is the default now; add it again to move on.
+    """
+    from civman.cli import progress_bars
+    from civman.domain.access import Permits
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with open_library(library, offline, output) as opened, progress_bars.shown(output) as on_event:
+        added = opened.add(
+            given_refs(refs),
+            folder=Path.cwd(),
+            file=file,
+            download=not no_download,
+            permits=Permits(pickle=allow_pickle),
+            on_event=on_event,
+        )
+    output.result(
+        "add",
+        [_added_value(each) for each in added],
+        human=lambda console: _print_added(console, added),
+        ids=(each.entry.sha256 for each in added if each.entry is not None),
+        error=_first([(each.ref, each.error) for each in added]),
+    )
+
+
+def drop(
+    refs: RefsArg = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Take models out of the project's two files. The library keeps its files."""
+    from civman.exchange.project import Project
+
+    output = Output(as_json=as_json, quiet=quiet)
+    dropped = Project.nearest(Path.cwd()).drop(given_refs(refs))
+    output.result(
+        "drop",
+        dropped,
+        human=lambda console: console.print("\n".join(clean(f"dropped {each.title or each.name}") for each in dropped)),
+        ids=(entry.sha256 for entry in dropped),
+    )
+
+
+def sync(
+    check: Annotated[bool, typer.Option("--check", help="Only tell what is missing; ends with 3 if something is.")] = (
+        False
+    ),
+    lock: Annotated[bool, typer.Option("--lock", help="Bring civman.lock up to date with civman.toml first.")] = False,
+    allow_pickle: AllowPickleOpt = False,
+    library: LibraryOpt = None,
+    offline: OfflineOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Make the library hold exactly the bytes that civman.lock names. Other bytes are refused; nothing is removed."""
+    from civman.cli import progress_bars
+    from civman.domain.access import Permits
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with open_library(library, offline, output) as opened, progress_bars.shown(output) as on_event:
+        synced = opened.sync(
+            folder=Path.cwd(), check=check, relock=lock, permits=Permits(pickle=allow_pickle), on_event=on_event
+        )
+    output.result(
+        "sync",
+        [_synced_value(each) for each in synced],
+        human=lambda console: _print_synced(console, synced),
+        ids=(each.entry.sha256 for each in synced if each.asset is not None),
+        error=_first([(each.entry.ref, each.error) for each in synced]),
+    )
+
+
+def _first(results: "Sequence[tuple[str, CivmanError | None]]") -> "CivmanError | None":
+    """The command's error: the only one there is, or one that names all that failed."""
+    from civman.errors import PartlyFailedError
+
+    failed = [(ref, error) for ref, error in results if error is not None]
+    if not failed:
+        return None
+    if len(failed) == 1:
+        return failed[0][1]
+    refs = [ref for ref, _ in failed]
+    return PartlyFailedError(
+        f"{len(failed)} of {len(results)} failed: {', '.join(refs)}", exit_code=failed[0][1].exit_code, refs=refs
+    )
+
+
+def _added_value(added: "Added") -> dict[str, object]:
+    error = error_value(added.error) if added.error is not None else None
+    return {"ref": added.ref, "entry": added.entry, "is_new": added.is_new, "error": error}
+
+
+def _synced_value(synced: "Synced") -> dict[str, object]:
+    error = error_value(synced.error) if synced.error is not None else None
+    is_here = synced.asset is not None
+    return {"entry": synced.entry, "is_here": is_here, "was_present": synced.was_present, "error": error}
+
+
+def _print_added(console: "Console", added: "Sequence[Added]") -> None:
+    for each in added:
+        if each.entry is not None:
+            entry = each.entry
+            how = "added" if each.is_new else "locked again"
+            console.print(
+                f"{how}  {entry.ref}  {clean(entry.title or entry.name)}  {size(entry.size_bytes)}"
+                f"  sha256 {entry.sha256[:12]}…",
+                soft_wrap=True,
+            )
+        elif each.error is not None:
+            _print_failed(console, each.ref, each.error)
+
+
+def _print_synced(console: "Console", synced: "Sequence[Synced]") -> None:
+    for each in synced:
+        if each.error is not None:
+            _print_failed(console, each.entry.ref, each.error)
+        else:
+            how = "here    " if each.was_present else "fetched "
+            console.print(
+                f"{how}  {clean(each.entry.title or each.entry.name)}  {size(each.entry.size_bytes)}"
+                f"  sha256 {each.entry.sha256[:12]}…",
+                soft_wrap=True,
+            )
+    here = sum(each.asset is not None for each in synced)
+    console.print(f"{here} of {len(synced)} locked files are here")
+
+
+def _print_failed(console: "Console", ref: str, error: "CivmanError") -> None:
+    console.print(f"failed    {clean(ref)} [{error.code}]: {clean(error.message)}", style="red", soft_wrap=True)

@@ -1,0 +1,160 @@
+"""`civman remove` and `civman restore`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, RefsArg, YesOpt, given_refs, open_library
+from civman.cli.output import Output, clean, size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from civman.manage.remove import RemovalPlan, Restored
+    from civman.store.trash import Removal
+
+
+def remove(
+    refs: RefsArg = None,
+    yes: YesOpt = False,
+    force: Annotated[bool, typer.Option("--force", help="Also what is pinned or used by a recipe.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
+    library: LibraryOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Move files to the library's trash; shows what goes, and asks. `civman restore` undoes it."""
+    output = Output(as_json=as_json, quiet=quiet)
+    removal = None
+    with open_library(library, True, output) as opened:
+        plan = opened.plan_removal(given_refs(refs))
+        if not yes and not dry_run:
+            _print(output.console(to_stderr=True), plan)
+            if not output.confirm(f"Move {_files(len(plan.assets))}, {size(plan.freed_bytes)}, to the trash?"):
+                output.notice("nothing was removed")
+                return
+        if not dry_run:
+            removal = opened.remove(plan, force=force)
+    value = {
+        "removal": removal.id if removal is not None else None,
+        "removed": plan.assets,
+        "kept_for": plan.kept,
+        "outside": plan.outside,
+        "pinned": plan.pinned,
+        "pictures": plan.pictures,
+        "freed_bytes": plan.freed_bytes,
+    }
+    output.result(
+        "remove",
+        value,
+        human=lambda console: _print(console, plan) if removal is None else _print_removed(console, plan),
+        ids=(asset.blob.sha256 for asset in plan.assets),
+    )
+
+
+def restore(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[REF]", help="What to bring back; the last removal if none is named."),
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Show what is in the trash.")] = False,
+    library: LibraryOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Bring back what was removed, with your notes and tags."""
+    from civman.errors import IntegrityError
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with open_library(library, True, output) as opened:
+        if listed:
+            removals = opened.trash()
+            output.result(
+                "trash",
+                [_removal_value(removal) for removal in removals],
+                human=lambda console: _print_trash(console, removals),
+                ids=(removal.id for removal in removals),
+            )
+            return
+        restored = opened.restore(name)
+    error = None
+    if restored.lost:
+        error = IntegrityError(
+            f"not brought back, their bytes are gone or have changed: {', '.join(restored.lost)}",
+            hint="`civman download` fetches them again",
+        )
+    output.result(
+        "restore",
+        restored,
+        human=lambda console: _print_restored(console, restored),
+        ids=[restored.removal],
+        error=error,
+    )
+
+
+def _print(console: "Console", plan: "RemovalPlan") -> None:
+    gone = {blob.sha256 for blob in plan.blobs}
+    for asset in plan.assets:
+        title = f"{asset.model_name} {asset.version_name}".strip() or asset.name
+        console.print(f"  {clean(title)}  {clean(asset.name)}  {size(asset.blob.size_bytes)}  {asset.blob.sha256[:10]}")
+        if asset.alias:
+            console.print(f"    its alias goes with it: {clean(asset.alias)}")
+        if asset.pins and asset.blob.sha256 in gone:
+            console.print(f"    pinned: {clean(', '.join(asset.pins))}; only --force removes it")
+    for asset in plan.outside:
+        console.print(f"  stays where it is, and is forgotten: {clean(asset.path)}")
+    for asset in plan.kept:
+        title = f"{asset.model_name} {asset.version_name}".strip() or asset.name
+        console.print(f"  the bytes of {asset.blob.sha256[:10]} stay: {clean(title)} needs them")
+    for line in _pictures(plan):
+        console.print(f"  {line}")
+
+
+def _print_removed(console: "Console", plan: "RemovalPlan") -> None:
+    console.print(
+        f"removed {_files(len(plan.assets))}, {size(plan.freed_bytes)} to the trash: "
+        "`civman restore` undoes it, `civman gc` frees the space after 30 days",
+        soft_wrap=True,
+    )
+    for line in _pictures(plan):
+        console.print(line)
+
+
+def _pictures(plan: "RemovalPlan") -> list[str]:
+    if not plan.pictures:
+        return []
+    made = "1 picture was" if plan.pictures == 1 else f"{plan.pictures} pictures were"
+    return [f"{made} made with it here; `civman replay … --fetch` would have to fetch it again"]
+
+
+def _removal_value(removal: "Removal") -> dict[str, object]:
+    return {
+        "id": removal.id,
+        "removed_at": removal.removed_at,
+        "reason": removal.reason,
+        "size_bytes": removal.size_bytes,
+        "files": [{"name": entry.get("name"), "sha256": entry["sha256"]} for entry in removal.entries],
+    }
+
+
+def _print_trash(console: "Console", removals: "Sequence[Removal]") -> None:
+    for removal in removals:
+        names = [str(entry.get("name") or entry["sha256"]) for entry in removal.entries]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        told = {"gc": "unknown to the index", "broken": "broken, replaced by verify --repair"}.get(removal.reason, "")
+        console.print(
+            f"{removal.id}  {removal.removed_at:%Y-%m-%d %H:%M}  {size(removal.size_bytes)}  "
+            f"{clean(', '.join(names[:3]))}{more}{f'  ({told})' if told else ''}"
+        )
+    if not removals:
+        console.print("the trash is empty")
+
+
+def _print_restored(console: "Console", restored: "Restored") -> None:
+    console.print(f"back in the library: {_files(restored.assets)}")
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"

@@ -1,0 +1,107 @@
+"""`civman renders`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.list_command import since_of
+from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, open_library
+from civman.cli.output import Output, clean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from civman.index.read_pictures import KeptPicture
+
+_PROMPT = 60
+
+
+def renders(
+    words: Annotated[
+        list[str] | None, typer.Argument(help="Words in prompts and names of models.", show_default=False)
+    ] = None,
+    made_with: Annotated[
+        str | None, typer.Option("--with", metavar="REF", help="Made with this checkpoint, LoRA, embedding or VAE.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(metavar="DATE", help="Made then or later: 2026-03-01, or 30d.")] = None,
+    scan: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="First take in what lies there and carries a recipe.")
+    ] = None,
+    forget: Annotated[
+        bool, typer.Option("--forget-missing", help="Forget those of the listed whose files are gone.")
+    ] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="How many at most; 0 is all.")] = 50,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="Leave out the first so many.")] = 0,
+    library: LibraryOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """List pictures that were made here, newest first, with the numbers that `civman replay` and `show` take."""
+    from civman.errors import UsageError
+    from civman.index.read_pictures import PictureFilter
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with open_library(library, True, output) as opened:
+        if scan is not None:
+            if not scan.is_dir():
+                raise UsageError(f"no folder: `{scan}`")
+            scanned = opened.scan_pictures(scan)
+            output.notice(
+                f"{scanned.taken} pictures taken in, {scanned.known} were known, {scanned.others} carry no recipe of"
+                " civman's"
+            )
+            for problem in scanned.problems:
+                output.notice(problem)
+        digests = tuple({asset.blob.sha256 for asset in opened.held(made_with)}) if made_with else ()
+        wanted = PictureFilter(words=tuple(words or ()), digests=digests, since=since_of(since))
+        found = opened.pictures(wanted, limit=limit or None, offset=skip)
+        total = opened.index.count_pictures(wanted) if opened.has_index else 0
+        gone = [each for each in found if not each.is_here]
+        if forget and gone:
+            opened.index.forget_pictures([each.id for each in gone])
+            output.notice(f"{len(gone)} forgotten, whose files are gone")
+            found, total = [each for each in found if each.is_here], total - len(gone)
+    output.result(
+        "renders", {"total": total, "skip": skip, "pictures": [picture_value(each) for each in found]},
+        human=lambda console: _table(console, found, total, skip), ids=(each.id for each in found),
+    )  # fmt: skip
+
+
+def picture_value(picture: "KeptPicture") -> dict[str, object]:
+    """A picture as `--json` gives it."""
+    record = picture.record
+    recipe = record.recipe
+    return {
+        "id": picture.id, "path": picture.path, "is_here": picture.is_here, "made_at": picture.made_at,
+        "seed": record.seed, "prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt,
+        "width": recipe.width, "height": recipe.height, "sampler": recipe.sampler, "steps": recipe.steps,
+        "files": record.names, "recipe_sha256": recipe.sha256, "pixel_sha256": record.pixel_sha256,
+        "parent": record.parent,
+    }  # fmt: skip
+
+
+def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip: int) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not found:
+        console.print("no pictures" if not total else f"only {total} pictures")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title, justify in (("", "right"), ("made", "left"), ("seed", "right"), ("prompt", "left"), ("file", "left")):
+        table.add_column(title, justify="right" if justify == "right" else "left", overflow="fold")
+    for each in found:
+        prompt = clean(" ".join(each.record.recipe.prompt.split())) or "(no prompt)"
+        prompt = prompt if len(prompt) <= _PROMPT else f"{prompt[: _PROMPT - 1]}…"
+        where = clean(Path(each.path).name)
+        table.add_row(
+            str(each.id), f"{each.made_at:%Y-%m-%d %H:%M}", str(each.record.seed), Text(prompt),
+            Text(where) if each.is_here else Text(f"{where} (gone)", style="dim"),
+        )  # fmt: skip
+    console.print(table)
+    shown = skip + len(found)
+    if shown < total:
+        console.print(f"{skip + 1} to {shown} of {total}; --skip {shown} shows more", style="dim")

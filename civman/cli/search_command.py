@@ -1,0 +1,92 @@
+"""`civman search`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, open_library
+from civman.cli.output import Output, clean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from civman.domain.catalog import ModelId
+    from civman.domain.search_query import ModelPage
+
+
+def search(
+    words: Annotated[list[str] | None, typer.Argument(help="Words to look for.", show_default=False)] = None,
+    type_: Annotated[
+        list[str] | None, typer.Option("--type", "-t", help="Checkpoint, LORA, TextualInversion, VAE … (repeatable)")
+    ] = None,
+    base_model: Annotated[
+        list[str] | None, typer.Option("--base-model", "-b", help='"SD 1.5", "SDXL 1.0", "Pony" … (repeatable)')
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="One tag.")] = None,
+    creator: Annotated[str | None, typer.Option(help="A creator's user name.")] = None,
+    sort: Annotated[str | None, typer.Option(help="Most Downloaded, Newest, Highest Rated …")] = None,
+    period: Annotated[str, typer.Option(help="Day, Week, Month, Year or AllTime.")] = "AllTime",
+    nsfw: Annotated[bool, typer.Option("--nsfw", help="Also what is rated above PG.")] = False,
+    early_access: Annotated[bool, typer.Option("--early-access", help="Only models in early access.")] = False,
+    archived: Annotated[bool, typer.Option("--archived", help="Also models that are archived.")] = False,
+    fits: Annotated[
+        str | None, typer.Option("--fits", metavar="CHECKPOINT", help="Only what goes with it, by CivitAI's labels.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many models at most.")] = 20,
+    library: LibraryOpt = None,
+    offline: OfflineOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Find models on CivitAI."""
+    from civman.domain.search_query import SearchQuery, base_model_named, model_type_named, period_named, sort_named
+
+    output = Output(as_json=as_json, quiet=quiet)
+    query = SearchQuery(
+        text=" ".join(words or []),
+        types=tuple(model_type_named(name) for name in type_ or []),
+        base_models=tuple(base_model_named(name) for name in base_model or []),
+        tag=tag,
+        username=creator,
+        sort=sort_named(sort) if sort else None,
+        period=period_named(period),
+        nsfw=nsfw,
+        limit=limit,
+        early_access=early_access,
+        include_archived=archived,
+    )
+    with open_library(library, offline, output) as opened:
+        pages = list(opened.search(query, fits=fits))
+        held = {asset.model_id for asset in opened.list() if asset.model_id is not None} if opened.has_index else set()
+    output.result(
+        "search",
+        [{"model": page.model, "versions": page.versions, "is_held": page.model.id in held} for page in pages],
+        human=lambda console: _table(console, pages, held),
+        ids=(page.model.id for page in pages),
+    )
+
+
+def _table(console: "Console", pages: "list[ModelPage]", held: "set[ModelId]") -> None:
+    from rich.table import Table
+
+    if not pages:
+        console.print("nothing matches")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, style in (("model", "cyan"), ("name", ""), ("type", ""), ("base model", ""), ("by", "dim")):
+        table.add_column(name, style=style or None, overflow="fold")
+    table.add_column("downloads", justify="right")
+    table.add_column("here")
+    for page in pages:
+        model, version = page.model, page.versions[0] if page.versions else None
+        count = "" if model.download_count is None else f"{model.download_count:,}"
+        table.add_row(
+            str(model.id),
+            clean(model.name),
+            model.type_raw,
+            version.base_model or "" if version else "",
+            clean(model.creator or ""),
+            count,
+            "yes" if model.id in held else "",
+        )
+    console.print(table)

@@ -1,0 +1,114 @@
+"""`civman gc` and `civman du`."""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, YesOpt, open_library
+from civman.cli.output import Output, clean, size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from civman.manage.disk_usage import Usage
+    from civman.manage.remove import Collection
+
+
+def gc(
+    yes: YesOpt = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
+    partials: Annotated[int, typer.Option(min=0, metavar="DAYS", help="Partial downloads untouched so long.")] = 14,
+    trash: Annotated[int, typer.Option(min=0, metavar="DAYS", help="What was removed so long ago, for good.")] = 30,
+    library: LibraryOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Free what nobody needs: old trash, old partial downloads; files unknown to the index move to the trash."""
+    output = Output(as_json=as_json, quiet=quiet)
+    freed = 0
+    with open_library(library, True, output) as opened:
+        plan = opened.plan_collection(partials_after=timedelta(days=partials), trash_after=timedelta(days=trash))
+        if not plan.is_empty and not dry_run:
+            if not yes:
+                _print(output.console(to_stderr=True), plan)
+                if not output.confirm(f"Free {size(plan.freed_bytes)}?"):
+                    output.notice("nothing was freed")
+                    return
+            freed = opened.collect(plan)
+    value = {
+        "orphans": plan.orphans,
+        "partials": plan.partials,
+        "trash": [
+            {"id": gone.id, "removed_at": gone.removed_at, "size_bytes": gone.size_bytes} for gone in plan.removals
+        ],
+        "kept_pinned": plan.kept,
+        "freed_bytes": freed,
+    }
+    output.result(
+        "gc",
+        value,
+        human=lambda console: (
+            _print(console, plan) if dry_run or plan.is_empty else console.print(f"freed {size(freed)}")
+        ),
+        ids=(blob.sha256 for blob in plan.orphans),
+    )
+
+
+def du(
+    by: Annotated[str, typer.Option("--by", help="type, base-model, architecture or used.")] = "type",
+    library: LibraryOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Tell what takes the space: by type, base model, architecture, or when it was last used."""
+    output = Output(as_json=as_json, quiet=quiet)
+    with open_library(library, True, output) as opened:
+        usage = opened.usage(by)
+    output.result(
+        "du",
+        usage,
+        human=lambda console: _print_usage(console, usage),
+        ids=(f"{share.size_bytes} {share.label}" for share in usage.shares),
+    )
+
+
+def _print(console: "Console", plan: "Collection") -> None:
+    for blob in plan.orphans:
+        console.print(
+            f"  to the trash: {blob.sha256[:10]}  {size(blob.size_bytes)}  the index does not know it", soft_wrap=True
+        )
+    for partial in plan.partials:
+        console.print(
+            f"  for good: {clean(partial.path.stem[:20])}  {size(partial.size_bytes)}  "
+            f"partial, untouched since {partial.touched_at:%Y-%m-%d}",
+            soft_wrap=True,
+        )
+    for removal in plan.removals:
+        names = ", ".join(str(entry.get("name") or entry["sha256"]) for entry in removal.entries[:3])
+        when = f"removed {removal.removed_at:%Y-%m-%d}" if names else "what an interrupted `gc` left of the trash"
+        console.print(f"  for good: {clean(names)}  {size(removal.size_bytes)}  {when}", soft_wrap=True)
+    for sha256 in plan.kept:
+        console.print(f"  stays: {sha256[:10]} is pinned, and this is its last copy")
+    if plan.is_empty:
+        console.print("nothing to free")
+
+
+def _print_usage(console: "Console", usage: "Usage") -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(usage.group.replace("_", " "))
+    table.add_column("files", justify="right")
+    table.add_column("size", justify="right")
+    for share in usage.shares:
+        table.add_row(clean(share.label) or "not known", f"{share.count:,}", size(share.size_bytes))
+    console.print(table)
+    parts = {
+        "in the store": usage.store_bytes,
+        "in place elsewhere": usage.outside_bytes,
+        "partial downloads": usage.partial_bytes,
+        "trash": usage.trash_bytes,
+        "index": usage.index_bytes,
+    }
+    console.print(" · ".join(f"{name} {size(count)}" for name, count in parts.items() if count))

@@ -1,0 +1,92 @@
+"""The models `civman demo` offers.
+
+Names are invented and the metadata is honest: files are what they are said to be, except where a model exists to
+show that a label can be wrong. models.json holds models made on the spot, tiny.json those that really draw, with
+files of models/ and pictures of previews/ that they drew themselves (what of, and how: previews.json). `content`
+names the function that makes the bytes, with its arguments.
+"""
+
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from civman.demo import demo_weights
+from civman.demo.demo_catalog import Catalogue, Content, DemoFile, DemoGate, DemoImage, DemoModel, DemoVersion, utc
+
+_CONFIG = b"""model:
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    linear_start: 0.00085
+    linear_end: 0.0120
+    timesteps: 1000
+    scale_factor: 0.18215
+"""
+_MAKERS: dict[str, Callable[..., bytes]] = {
+    "sd1_checkpoint": lambda seed, dtype="F16": demo_weights.sd1_checkpoint(seed, dtype=dtype),
+    "sdxl_checkpoint": demo_weights.sdxl_checkpoint,
+    "sd1_lora": lambda seed, tags: demo_weights.sd1_lora(seed, tags=tags),
+    "sdxl_lora": lambda seed, tags: demo_weights.sdxl_lora(seed, tags=tags),
+    "sd1_embedding": demo_weights.sd1_embedding,
+    "vae": demo_weights.vae,
+    "harmless_pickle": demo_weights.harmless_pickle,
+    "config": lambda: _CONFIG,
+    "packaged": demo_weights.packaged,
+    "stronger": demo_weights.stronger,
+}
+
+
+class Shelf:
+    """Contents, each made once; give one shelf to several catalogues to make their bytes only once.
+
+    With `folder` they outlive the process.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._contents: dict[str, Content] = {}
+
+    def content(self, recipe: list[Any]) -> Content:
+        """What `recipe` (a maker's name and its arguments) makes, when its bytes are first asked for."""
+        key = "-".join(str(part).replace("/", "-") for part in recipe if not isinstance(part, dict))
+        if key not in self._contents:
+            kind, *arguments = recipe
+            folder = None if kind == "packaged" else self._folder  # those are files already
+            self._contents[key] = Content(lambda: _MAKERS[kind](*arguments), folder=folder, name=f"{key}.bin")
+        return self._contents[key]
+
+
+def demo_catalogue(shelf: Shelf | None = None) -> Catalogue:
+    """A fresh catalogue of the demo's models; their bytes are made on first use."""
+    shelf = shelf or Shelf()
+    return Catalogue([_model(raw, shelf) for name in ("models.json", "tiny.json") for raw in _read(name)])
+
+
+def _read(name: str) -> Any:
+    return json.loads(files("civman.demo").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _model(raw: dict[str, Any], shelf: Shelf) -> DemoModel:
+    versions = tuple(_version(each, shelf) for each in raw["versions"])
+    return DemoModel(**_tuples(raw) | {"versions": versions})
+
+
+def _version(raw: dict[str, Any], shelf: Shelf) -> DemoVersion:
+    gate = raw.get("gate")
+    special = {
+        "files": tuple(DemoFile(**each | {"content": shelf.content(each["content"])}) for each in raw["files"]),
+        "images": tuple(DemoImage(**_about_drawn(each) | each) for each in raw["images"]),
+        "published_at": utc(raw["published_at"]),
+        "gate": DemoGate(ends_at=utc(gate["ends_at"])) if gate else None,
+    }
+    return DemoVersion(**_tuples(raw) | special)
+
+
+def _about_drawn(image: dict[str, Any]) -> dict[str, Any]:
+    """Size, settings and BlurHash of a picture that a model drew."""
+    return dict(_read("previews.json")[image["drawn"]]) if "drawn" in image else {}
+
+
+def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if key in ("tags", "trained_words") else value for key, value in raw.items()}

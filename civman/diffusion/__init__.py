@@ -1,0 +1,1 @@
+"""The engine that turns model files into images. The only code that imports torch, transformers or diffusers."""

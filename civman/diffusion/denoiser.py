@@ -1,0 +1,142 @@
+"""The model as samplers see it: a noisy x and its level in, the clean picture out. Guidance and masks are here."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from civman.diffusion.families import Family
+from civman.diffusion.loader import LoadedModel
+from civman.diffusion.noise_levels import NoiseLevels
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """A prompt and its negative as tensors, for one picture: contexts (1, tokens, width), pooled (1, width) for SDXL.
+
+    The two contexts may differ in length; they are not padded, the UNet is then called once for each. `uncond` None:
+    no negative pass, whatever the guidance.
+    """
+
+    cond: Tensor
+    uncond: Tensor | None = None
+    pooled: Tensor | None = None
+    uncond_pooled: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Latents that stay: where `mask` (1, 1, h, w) is 0 the clean picture is `latents` (1 or B, 4, h, w)."""
+
+    latents: Tensor
+    mask: Tensor
+
+
+class Denoiser:
+    """Asks the UNet and turns its answer (ε or v) into the clean picture. Source: Karras et al. 2022, table 1 (VP).
+
+    `extra` is what inpainting checkpoints want beside the latents: (1 or B, 5, h, w).
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        prompt: Conditioning,
+        levels: NoiseLevels,
+        *,
+        guidance: float,
+        rescale: float = 0.0,
+        size: tuple[int, int],
+        known: Known | None = None,
+        extra: Tensor | None = None,
+        on_call: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._unet = model.unet
+        self._levels = levels
+        self._predicts_v = model.prediction == "v_prediction"
+        self._guidance = guidance
+        self._rescale = rescale
+        self._known = known
+        self._extra = extra
+        self._on_call = on_call
+        self._dtype: torch.dtype = next(self._unet.parameters()).dtype
+        self._passes = self._plan(model, prompt, size)
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """The clean picture the model sees in x (B, 4, h, w) float32, same shape and dtype."""
+        scaled = x / math.sqrt(sigma**2 + 1)
+        inputs = scaled if self._extra is None else torch.cat([scaled, self._extra.expand(len(x), -1, -1, -1)], dim=1)
+        time = torch.tensor(self._levels.time(sigma), dtype=torch.float32, device=x.device)
+        answers = [answer for contexts, added in self._passes for answer in self._ask(inputs, time, contexts, added)]
+        clean = self._clean(x, sigma, self._guided(answers))
+        if self._known is not None:
+            clean = clean * self._known.mask + self._known.latents * (1 - self._known.mask)
+        self._on_call()
+        return clean
+
+    def _plan(
+        self, model: LoadedModel, prompt: Conditioning, size: tuple[int, int]
+    ) -> list[tuple[list[Tensor], list[dict[str, Tensor]]]]:
+        """UNet calls of one evaluation; each with one context or, where the lengths agree, two."""
+        device = model.device
+
+        def entry(context: Tensor, pooled: Tensor | None, *, positive: bool) -> tuple[Tensor, dict[str, Tensor]]:
+            added = {}
+            if pooled is not None and model.family.is_xl:
+                ids = _sizes(model.family, size, positive=positive)
+                added = {
+                    "text_embeds": pooled.to(device, self._dtype),
+                    "time_ids": torch.tensor([ids], dtype=torch.float32, device=device),
+                }
+            return context.to(device, self._dtype), added
+
+        entries = [entry(prompt.cond, prompt.pooled, positive=True)]
+        # at 1 the negative prompt cancels out, and below it would be followed
+        if prompt.uncond is not None and self._guidance > 1:
+            entries.append(entry(prompt.uncond, prompt.uncond_pooled, positive=False))
+        if len({context.shape for context, _ in entries}) == 1:
+            return [([context for context, _ in entries], [added for _, added in entries])]
+        return [([context], [added]) for context, added in entries]
+
+    def _ask(
+        self, inputs: Tensor, time: Tensor, contexts: list[Tensor], added: list[dict[str, Tensor]]
+    ) -> list[Tensor]:
+        count, batch = len(contexts), len(inputs)
+        joined = torch.cat([context.expand(batch, -1, -1) for context in contexts])
+        more: dict[str, Any] = {}
+        if added[0]:
+            more["added_cond_kwargs"] = {
+                key: torch.cat([one[key].expand(batch, -1) for one in added]) for key in added[0]
+            }
+        answer: Tensor = self._unet(
+            inputs.to(self._dtype).repeat(count, 1, 1, 1), time, encoder_hidden_states=joined, return_dict=False, **more
+        )[0]
+        return list(answer.float().chunk(count))
+
+    def _guided(self, answers: list[Tensor]) -> Tensor:
+        if len(answers) == 1:
+            return answers[0]
+        cond, uncond = answers
+        mixed = uncond + (cond - uncond) * self._guidance
+        if self._rescale:
+            # Lin et al. 2023, section 3.4: strong guidance overexposes models trained to zero terminal SNR
+            dims = tuple(range(1, cond.ndim))
+            fitted = mixed * (cond.std(dim=dims, keepdim=True) / mixed.std(dim=dims, keepdim=True))
+            mixed = fitted * self._rescale + mixed * (1 - self._rescale)
+        return mixed
+
+    def _clean(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
+        if self._predicts_v:
+            return x / (sigma**2 + 1) - answer * (sigma / math.sqrt(sigma**2 + 1))
+        return x - answer * sigma
+
+
+def _sizes(family: Family, size: tuple[int, int], *, positive: bool) -> list[float]:
+    """SDXL's numbers beside the prompt: original size, crop corner, then target size or the refiner's taste score."""
+    width, height = map(float, size)
+    if family is Family.REFINER:
+        return [height, width, 0.0, 0.0, 6.0 if positive else 2.5]
+    return [height, width, 0.0, 0.0, height, width]

@@ -1,0 +1,96 @@
+"""Weights that stay in their file: a layer's are made when it is called, and dropped when it is done.
+
+So a model takes the memory of its largest layer instead of its size, on any device. What a layer computes with is to
+the bit what a loaded model holds: the file's numbers converted, the adapters' changes merged by the same arithmetic.
+Each call costs reading, converting and merging again; the page cache keeps the file at hand where there is room.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from civman.diffusion.loader import LoadedModel
+from civman.diffusion.merge_adapters import Later
+
+__all__ = ["SMALL", "stream"]
+
+SMALL = 1 << 14
+"""Numbers in a parameter that is held in memory in any case: biases and norms, also of the largest models."""
+
+
+def stream(model: LoadedModel) -> Later:
+    """Makes a model work whose large weights were left in the file (`load(…, leaves=SMALL)`).
+
+    Gives what adapters hand their changes to (`adapters.apply(…, later=…)`).
+    """
+    later = Later(model.device)
+    room = _Room(model.device)
+    for component, whole in model.components.items():
+        for name, module in whole.named_modules():
+            waiting = [key for key, weight in module.named_parameters(recurse=False) if weight.is_meta]
+            if waiting:
+                _attend(model, component, name, module, waiting, later, room)
+        # where diffusers' pipelines put what they make themselves
+        setattr(whole, "_hf_hook", SimpleNamespace(execution_device=model.device))  # noqa: B010  # its name, not ours
+    return later
+
+
+def _attend(
+    model: LoadedModel, component: str, name: str, module: nn.Module, waiting: list[str], later: Later, room: "_Room"
+) -> None:
+    def fetch(module: nn.Module, _inputs: Any) -> None:
+        with torch.no_grad():
+            for number, key in enumerate(waiting):
+                empty[key] = module.get_parameter(key)
+                values = _values(model, (component, f"{name}.{key}"), empty[key].dtype, later, room.at(number))
+                setattr(module, key, nn.Parameter(values, requires_grad=False))
+
+    def drop(module: nn.Module, _inputs: Any, _output: Any) -> None:
+        while empty:
+            key, weight = empty.popitem()
+            setattr(module, key, weight)
+            model.forget(component, f"{name}.{key}")
+
+    empty: dict[str, nn.Parameter] = {}
+    module.register_forward_pre_hook(fetch)
+    module.register_forward_hook(drop, always_call=True)
+
+
+def _values(
+    model: LoadedModel, place: tuple[str, str], dtype: torch.dtype, later: Later,
+    room: "Callable[[Tensor, torch.dtype], Tensor]",
+) -> Tensor:  # fmt: skip
+    """What the parameter has to be, on the model's device: the file's own bytes where they will do."""
+    base = model.base_tensor(*place)
+    if place in later:
+        into = room(base, dtype)
+        later.write(place, base, into)
+        return into
+    if base.dtype is dtype and model.device.type == "cpu":
+        return base
+    return room(base, dtype).copy_(base)
+
+
+class _Room:
+    """Memory used again and again: fresh pages cost more than the numbers that go into them.
+
+    One allocation for each weight that a layer has, for each type of number.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._flat: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def at(self, place: int) -> Callable[[Tensor, torch.dtype], Tensor]:
+        def room(like: Tensor, dtype: torch.dtype) -> Tensor:
+            flat = self._flat.get((place, dtype))
+            if flat is None or flat.numel() < like.numel():
+                flat = self._flat[place, dtype] = torch.empty(like.numel(), dtype=dtype, device=self._device)
+            # the strides of the file's tensor, as conversion keeps them: another order may give other last bits
+            strides = torch.empty_like(like, device="meta").stride()
+            return flat[: like.numel()].as_strided(like.shape, strides)
+
+        return room

@@ -1,0 +1,352 @@
+"""From one checkpoint file to working components, without the network and without copying the weights.
+
+Modules are built on torch's meta device with initialisation off; each parameter then becomes a view of the mapped
+file (`layouts` says which tensor it is). A dtype other than the file's is converted once, and said so in `notes`.
+Refuses a file that lacks a parameter; names tensors that it did not use.
+"""
+
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from civman.diffusion import model_classes
+from civman.diffusion.component_layouts import Source, text_sources, unet_sources, vae_sources
+from civman.diffusion.families import (
+    TITLES,
+    UNET,
+    VAE,
+    Config,
+    Family,
+    component_configs,
+    family_of,
+    require_parts,
+    text_prefix,
+)
+from civman.diffusion.mapped_weights import Weights
+from civman.errors import CannotRender, InvalidModelFile
+
+# tensors that real files carry and no component wants
+_KNOWN_EXTRAS = (
+    "model_ema.", "alphas_cumprod", "alphas_cumprod_prev", "betas", "log_one_minus_alphas_cumprod", "posterior_",
+    "sqrt_", "logvar", "cond_stage_model.logit_scale", "v_pred", "ztsnr", "denoiser.sigmas", "embedding_manager.",
+    "first_stage_model.loss.", "edm_",
+)  # fmt: skip
+_KNOWN_TAILS = (".position_ids", ".logit_scale", ".text_projection", ".text_projection.weight", ".attn_mask")
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A checkpoint's components, ready to compute, and the files behind them.
+
+    `prediction` is "epsilon" or "v_prediction"; `is_zero_snr` that its last noise level is pure noise. `notes` are
+    sentences for people (conversions, assumptions); `unused` the file's tensors that no component took. `files` and
+    `sources` say which open file a component is from and which tensor each parameter is; `pipelines` are diffusers'
+    own, once built.
+    """
+
+    path: Path
+    family: Family
+    prediction: str
+    is_zero_snr: bool
+    components: dict[str, nn.Module]
+    configs: dict[str, Config]
+    metadata: dict[str, str]
+    device: torch.device
+    notes: tuple[str, ...]
+    unused: tuple[str, ...]
+    tensor_count: int
+    files: dict[str, Weights] = field(repr=False)
+    sources: dict[str, dict[str, Source]] = field(repr=False)
+    pipelines: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def unet(self) -> Any:
+        """Diffusers' UNet2DConditionModel."""
+        return self.components["unet"]
+
+    @property
+    def vae(self) -> Any:
+        """Diffusers' AutoencoderKL."""
+        return self.components["vae"]
+
+    def modules(self, component: str) -> dict[str, nn.Module]:
+        """Every submodule of a component by its dotted name, containers included, the component itself not."""
+        return {name: module for name, module in self.components[component].named_modules() if name}
+
+    def base_tensor(self, component: str, parameter: str) -> Tensor:
+        """A parameter as the file has it: a view of the mapping on the CPU, file dtype, the parameter's shape."""
+        tensor = self.files[component].read(self.sources[component][parameter])
+        return tensor.reshape(self.components[component].get_parameter(parameter).shape)
+
+    def forget(self, component: str, parameter: str) -> None:
+        """What `base_tensor` gave is copied: its pages are the page cache's alone again."""
+        self.files[component].forget(self.sources[component][parameter].name)
+
+    def restore(self, component: str, parameters: Iterable[str] | None = None) -> int:
+        """Puts the file's values back into `parameters` (None: all of the component). Gives their number."""
+        module = self.components[component]
+        wanted = list(self.sources[component] if parameters is None else parameters)
+        for name in wanted:
+            current = module.get_parameter(name)
+            current.data = self.base_tensor(component, name).to(current.device, current.dtype)
+        return len(wanted)
+
+
+def load(
+    path: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    vae: Path | None = None,
+    config: Path | Mapping[str, Config] | None = None,
+    prediction: str | None = None,
+    is_zero_snr: bool | None = None,
+    leaves: int | None = None,
+) -> LoadedModel:
+    """Opens a checkpoint of the original single-file layout and builds its components.
+
+    Args:
+        path: a `.safetensors` checkpoint of Stable Diffusion 1, 2, XL base or refiner, also inpainting.
+        device: where the components go; on "cpu" parameters stay views of the file.
+        dtype: what to compute in; None keeps the file's own.
+        vae: another VAE file (original or diffusers layout) to use instead of the checkpoint's.
+        config: a folder of diffusers-style `<component>/config.json`, for dimensions that no shape tells; or what
+            such files hold, by component.
+        prediction: "epsilon" or "v_prediction" where the caller knows (SD 2 does not say).
+        is_zero_snr: as above, for zero terminal signal-to-noise.
+        leaves: parameters of more numbers than this get no values (meta device, the dtype to compute in);
+            `streaming.stream` makes such a model work.
+
+    Raises:
+        CannotRender: no such family, or a part or a parameter is missing (`facts["part"]`, `facts["missing"]`).
+        InvalidModelFile: not a readable safetensors file, or a shape that does not fit.
+    """
+    weights = Weights(path)
+    family = family_of(weights.shapes)
+    vae_file, vae_names = _vae_tensors(weights, vae)
+    vae_shapes = {plain: vae_file.shapes[actual] for plain, actual in vae_names.items()}
+    stated = _stated_configs(config) if isinstance(config, Path) else config or {}
+    configs = component_configs(family, weights.shapes, vae_shapes, weights.metadata, stated)
+    require_parts(family, configs, path.name)
+    target = torch.device(device)
+    model = LoadedModel(
+        path=path, family=family, prediction="", is_zero_snr=False, components={}, configs=configs,
+        metadata=weights.metadata, device=target, notes=(), unused=(), tensor_count=len(weights.shapes),
+        files=dict.fromkeys(configs, weights) | {"vae": vae_file}, sources={},
+    )  # fmt: skip
+    notes: list[str] = []
+    with ThreadPoolExecutor(max_workers=1) as pool:  # no part of the import below needs the other core
+        moving = () if leaves is not None else (weights, target, _wanted_dtype("unet", dtype, target, family))
+        coming = pool.submit(_moved_unet, *moving) if moving else None
+        modules = build_empty(configs)
+    for name, module in modules.items():
+        model.sources[name] = _sources(name, module, model, vae_names)
+        moved = coming.result() if name == "unet" and coming is not None else {}
+        wanted = _wanted_dtype(name, dtype, target, family)
+        _fill(model, name, module, wanted, notes, moved, leaves)
+    model.prediction, model.is_zero_snr = _prediction(model, weights, prediction, is_zero_snr, notes)
+    model.unused = _unused(weights, model)
+    model.notes = tuple(notes)
+    return model
+
+
+def build_empty(configs: Mapping[str, Config]) -> dict[str, nn.Module]:
+    """Components of these dimensions on the meta device: structure without memory, nothing initialised."""
+    made: dict[str, nn.Module] = {}
+    with _no_initialisation(), torch.device("meta"), _PositionsOnCpu():
+        for name, config in configs.items():
+            made[name] = model_classes.construct(name, config).eval().requires_grad_(requires_grad=False)
+    return made
+
+
+class _PositionsOnCpu(TorchFunctionMode):
+    """Under torch's meta device, `arange` gives numbers all the same: those that the text encoders' positions are.
+
+    Without memory they would have to be made again, and torch would import sympy for them: 0.8 s.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.arange:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+_INIT_LOCK = threading.Lock()
+_SELF_INITIALISING: tuple[Any, ...] = (nn.Linear, nn.Conv2d, nn.Embedding, nn.LayerNorm, nn.GroupNorm)
+
+
+@contextmanager
+def _no_initialisation() -> Iterator[None]:
+    """Torch's layers built inside do not fill themselves with random numbers, which the file replaces anyway."""
+    with _INIT_LOCK:
+        saved = [layer.reset_parameters for layer in _SELF_INITIALISING]
+        for layer in _SELF_INITIALISING:
+            layer.reset_parameters = lambda _layer: None
+        try:
+            yield
+        finally:
+            for layer, original in zip(_SELF_INITIALISING, saved, strict=True):
+                layer.reset_parameters = original
+
+
+def _sources(name: str, module: nn.Module, model: LoadedModel, vae_names: Mapping[str, str]) -> dict[str, Source]:
+    parameters = [parameter for parameter, _ in module.named_parameters()]
+    config = model.configs[name]
+    if name == "unet":
+        return unet_sources(parameters, config)
+    if name == "vae":
+        plain = vae_sources(parameters, config, "")
+        return {parameter: Source(vae_names.get(source.name, source.name)) for parameter, source in plain.items()}
+    usual = model.family.facts["text_encoders"][name]
+    names = model.files[name].shapes
+    return text_sources(parameters, usual["layout"], text_prefix(usual, names) or "", names)
+
+
+def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The UNet's tensors where and as they will compute; nothing where they stay views of the file."""
+    names = [name for name in weights.shapes if name.startswith(UNET)]
+    own = weights.dtype_of(names) if names else torch.float32
+    dtype = dtype or (torch.float16 if own.itemsize == 1 else own)
+    if device.type == "cpu" and dtype == own:
+        return {}
+    read = [weights.read(Source(name)) for name in names]
+    made = [torch.empty(tensor.shape, dtype=dtype, device=device) for tensor in read]
+    torch._foreach_copy_(made, read)  # one call: between calls it would wait for the interpreter each time
+    return dict(zip(names, made, strict=True))
+
+
+def _fill(
+    model: LoadedModel,
+    name: str,
+    module: nn.Module,
+    dtype: torch.dtype | None,
+    notes: list[str],
+    moved: dict[str, Tensor],
+    leaves: int | None,
+) -> None:
+    weights, sources = model.files[name], model.sources[name]
+    missing = sorted({source.name for source in sources.values()} - weights.shapes.keys())
+    if missing:
+        raise CannotRender(
+            f"the {TITLES[name]} in `{weights.path.name}` lacks {len(missing)} tensors, the first is `{missing[0]}`",
+            hint="the file is incomplete or of a kind civman does not know; another file of this version may be whole",
+            code="missing-tensor",
+            part=name,
+            missing=missing[:20],
+        )
+    own = weights.dtype_of(source.name for source in sources.values())
+    if dtype is None and own.itemsize == 1:
+        dtype = torch.float16
+    if dtype not in (None, own):
+        notes.append(f"{TITLES[name]}: {_short(own)} in the file, computed in {_short(dtype)}")
+    model.components[name] = module
+    state = {}
+    for parameter, source in sources.items():
+        tensor, shape = weights.read(source), module.get_parameter(parameter).shape
+        ready = moved.pop(source.name, tensor) if source == Source(source.name) else tensor
+        if tensor.numel() != shape.numel():
+            raise InvalidModelFile(
+                f"`{source.name}` has shape {list(tensor.shape)} where {list(shape)} is needed", tensor=source.name
+            )
+        if leaves is not None and tensor.numel() > leaves:
+            state[parameter] = torch.empty_like(tensor.reshape(shape), dtype=dtype or own, device="meta")
+            continue
+        state[parameter] = ready.reshape(shape).to(model.device, dtype or own)
+        if state[parameter].data_ptr() != tensor.data_ptr():
+            weights.forget(source.name)
+    module.load_state_dict(state, strict=False, assign=True)
+    _move_buffers(module, model.device)
+
+
+def _move_buffers(module: nn.Module, device: torch.device) -> None:
+    """What no file holds and the constructors made: the positions 0, 1, 2 … of the text encoders."""
+    for owner in module.modules():
+        for name, buffer in list(owner.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                raise CannotRender(f"buffer `{name}` of {type(owner).__name__} has no values", code="missing-tensor")
+            owner.register_buffer(name, buffer.to(device), persistent=False)
+
+
+def _vae_tensors(weights: Weights, other: Path | None) -> tuple[Weights, dict[str, str]]:
+    """The file that holds the VAE, and original VAE name → the name there."""
+    if other is None:
+        return weights, {name.removeprefix(VAE): name for name in weights.shapes if name.startswith(VAE)}
+    file = Weights(other)
+    names = {name.removeprefix(VAE): name for name in file.shapes}
+    if any(name.startswith("decoder.up_blocks.") for name in names):
+        levels = len({name.split(".")[2] for name in names if name.startswith("encoder.down_blocks.")})
+        modern = {_modern_attention(name): actual for name, actual in names.items()}
+        sources = vae_sources(modern, {"block_out_channels": [0] * levels}, "")
+        names = {source.name: modern[name] for name, source in sources.items()}
+    if "decoder.conv_in.weight" not in names:
+        raise CannotRender(f"`{other.name}` is not a VAE of Stable Diffusion", code="missing-part", part="vae")
+    return file, names
+
+
+def _modern_attention(name: str) -> str:
+    for old, new in ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")):
+        name = name.replace(old, new)
+    return name
+
+
+def _stated_configs(folder: Path) -> dict[str, Config]:
+    stated = {}
+    for component in TITLES:
+        file = folder / component / "config.json"
+        if file.is_file():
+            stated[component] = {k: v for k, v in json.loads(file.read_text("utf-8")).items() if not k.startswith("_")}
+    return stated
+
+
+def _wanted_dtype(name: str, dtype: torch.dtype | None, device: torch.device, family: Family) -> torch.dtype | None:
+    # SDXL's original VAE overflows in half precision: hold it in single precision (335 MB) instead of casting each time
+    if name == "vae" and family.is_xl and (dtype is torch.float16 or (device.type != "cpu" and dtype is None)):
+        return torch.float32
+    return dtype
+
+
+def _prediction(
+    model: LoadedModel, weights: Weights, said: str | None, said_zero: bool | None, notes: list[str]
+) -> tuple[str, bool]:
+    zero = said_zero if said_zero is not None else "ztsnr" in weights.shapes
+    claimed = weights.metadata.get("modelspec.prediction_type", "").casefold()
+    if said is not None:
+        kind = said
+    elif "v_pred" in weights.shapes or claimed in ("v", "v_prediction", "v-prediction", "vpred"):
+        kind = "v_prediction"
+    else:
+        kind = str(model.family.facts["prediction"])
+        if model.family is Family.SD2 and not claimed:
+            notes.append("the file does not say whether it predicts epsilon or v: epsilon assumed")
+    if kind not in ("epsilon", "v_prediction"):
+        raise CannotRender(f"unknown kind of prediction: {kind}", code="unknown-prediction")
+    return kind, zero
+
+
+def _unused(weights: Weights, model: LoadedModel) -> tuple[str, ...]:
+    used = {source.name for name, table in model.sources.items() if model.files[name] is weights
+            for source in table.values()}  # fmt: skip
+    by_design = [*_KNOWN_EXTRAS]
+    if model.files["vae"] is not weights:
+        by_design.append(VAE)
+    if model.family is Family.SD2:  # its last layer is left out on purpose
+        last = model.configs["text_encoder"]["num_hidden_layers"]
+        by_design += [f"cond_stage_model.model.transformer.resblocks.{last}."]
+    skip = tuple(by_design)
+    return tuple(
+        sorted(n for n in weights.shapes if n not in used and not n.startswith(skip) and not n.endswith(_KNOWN_TAILS))
+    )
+
+
+def _short(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,90 @@
+"""A safetensors file opened for reading: names, shapes, metadata, and tensors as views of a read-only mapping."""
+
+import mmap
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from civman.diffusion.component_layouts import Source
+from civman.domain.files.header import Tensor as Entry
+from civman.domain.files.header import needed_bytes, parse
+from civman.errors import InvalidModelFile
+
+_DTYPES: Final = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+_FORGET: Final = getattr(mmap, "MADV_DONTNEED", None)
+"""None on Windows."""
+
+
+class Weights:
+    """One open file. Its tensors share the mapping: no byte is copied until somebody converts or moves them.
+
+    Writing into such a tensor changes this process's private page, never the file; nobody should, since
+    `read` gives that page again.
+    """
+
+    __slots__ = ("_begin", "_entries", "_map", "dtypes", "metadata", "path", "shapes")
+
+    def __init__(self, path: Path) -> None:
+        """Raises: InvalidModelFile."""
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                first = file.read(512)
+                rest = file.read(needed_bytes(first, size) - len(first))
+                # private and writable, since torch warns of a buffer that is not
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise InvalidModelFile(f"cannot read `{path.name}`: {error}") from error
+        header = parse(first + rest, file_size=size)
+        self._entries = header.tensors
+        self._begin = header.header_bytes
+        self.metadata: dict[str, str] = dict(header.metadata)
+        self.shapes: dict[str, tuple[int, ...]] = header.shapes
+        self.dtypes: dict[str, str] = {name: entry.dtype for name, entry in header.tensors.items()}
+
+    def read(self, source: Source) -> Tensor:
+        """The values behind `source`, still a view of the mapping, in the file's dtype.
+
+        Raises: KeyError. InvalidModelFile: numbers of a kind that torch does not know.
+        """
+        tensor = self._tensor(self._entries[source.name])
+        if source.third is not None:
+            rows = tensor.shape[0] // 3
+            tensor = tensor[source.third * rows : (source.third + 1) * rows]
+        return tensor.T if source.is_transposed else tensor
+
+    def forget(self, name: str) -> None:
+        """The pages of a tensor that was copied elsewhere no longer count as this process's; who reads it again may."""
+        entry = self._entries[name]
+        begin = -(-(self._begin + entry.start) // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (self._begin + entry.end) // mmap.PAGESIZE * mmap.PAGESIZE - begin
+        if _FORGET is not None and length > 0:
+            self._map.madvise(_FORGET, begin, length)
+
+    def dtype_of(self, names: Iterable[str]) -> torch.dtype:
+        """The dtype that most bytes of these tensors have."""
+        counts: dict[str, int] = {}
+        for name in names:
+            counts[self.dtypes[name]] = counts.get(self.dtypes[name], 0) + prod(self.shapes[name])
+        return self._dtype(max(counts, key=lambda key: counts[key]))
+
+    def _dtype(self, name: str) -> torch.dtype:
+        if name not in _DTYPES:
+            raise InvalidModelFile(f"`{self.path.name}` holds numbers of a kind civman cannot compute with: {name}")
+        return _DTYPES[name]
+
+    def _tensor(self, entry: Entry) -> Tensor:
+        dtype, count = self._dtype(entry.dtype), prod(entry.shape)
+        if count == 0:
+            return torch.empty(entry.shape, dtype=dtype)
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=self._begin + entry.start).view(entry.shape)

@@ -1,0 +1,271 @@
+"""Noise levels: the model's own thousand, and the tables of n steps that people choose from by name.
+
+Plain Python floats (double precision) throughout, so that a table does not depend on device, dtype or library.
+Every table falls from the first level of a picture to 0, except KL Optimal's, which ends at the least level.
+Sources: Karras et al. 2022 (table 1, equation 5); Lin et al. 2023 (zero terminal SNR); Lee et al. 2024 (beta);
+Sabour et al. 2024 (Align Your Steps, tables of the paper's page); Li et al. 2024 (KL optimal, tan-spaced);
+names and ends as in AUTOMATIC1111's web UI.
+"""
+
+import math
+import struct
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from typing import Final
+
+from civman.domain.recipes.recipe import SAMPLING
+
+TRAIN_STEPS: Final = SAMPLING.train_steps
+# what the last cumulative product is set to instead of 0, for which there is no finite noise level
+_ZERO_SNR_ALPHA: Final = 4.8973451890853435e-08
+
+
+class Schedule(StrEnum):
+    """How the steps are spread over the noise levels."""
+
+    AUTOMATIC = "Automatic"
+    NORMAL = "Normal"
+    KARRAS = "Karras"
+    EXPONENTIAL = "Exponential"
+    POLYEXPONENTIAL = "Polyexponential"
+    SGM_UNIFORM = "SGM Uniform"
+    SIMPLE = "Simple"
+    BETA = "Beta"
+    KL_OPTIMAL = "KL Optimal"
+    ALIGN_YOUR_STEPS = "Align Your Steps"
+    DDIM = "DDIM"
+    TURBO = "Turbo"
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseLevels:
+    """The levels a model was trained on: `alphas[t]` is the share of signal (ᾱ) left at time t, falling.
+
+    `every`: the model knows only every so many-th time (LCM: 19, 39, … 999); between those levels are interpolated,
+    and it is asked at the nearest one.
+    """
+
+    alphas: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    every: int
+    _logs: tuple[float, ...]
+
+    @classmethod
+    def of_model(cls, *, is_zero_snr: bool = False, every: int = 1) -> "NoiseLevels":
+        """Stable Diffusion's: β from .00085 to .012, linear in √β, 1000 times. Source: Rombach et al. 2022."""
+        low, high = math.sqrt(SAMPLING.beta_start), math.sqrt(SAMPLING.beta_end)
+        alphas, product = [], 1.0
+        for t in range(TRAIN_STEPS):
+            product *= 1.0 - (low + (high - low) * t / (TRAIN_STEPS - 1)) ** 2
+            # kept in single precision by everybody: the least level differs in its fifth digit without this
+            alphas.append(_single(product))
+        if is_zero_snr:
+            first, last = math.sqrt(alphas[0]), math.sqrt(alphas[-1])
+            alphas = [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in alphas]
+            alphas[-1] = _ZERO_SNR_ALPHA
+        sigmas = [math.sqrt((1 - a) / a) for a in alphas]
+        return cls(tuple(alphas), tuple(sigmas), every, tuple(math.log(s) for s in sigmas[every - 1 :: every]))
+
+    @property
+    def first_time(self) -> int:
+        """The earliest time the model knows: 0 where it knows all."""
+        return self.every - 1
+
+    @property
+    def known(self) -> tuple[float, ...]:
+        """σ at the times the model knows, rising."""
+        return self.sigmas[self.first_time :: self.every]
+
+    @property
+    def least(self) -> float:
+        """σ at the earliest time."""
+        return self.sigmas[self.first_time]
+
+    @property
+    def greatest(self) -> float:
+        """σ at time 999."""
+        return self.sigmas[-1]
+
+    def sigma(self, time: float) -> float:
+        """σ at a time that may lie between two: linear in log σ."""
+        place = min(max((time - self.first_time) / self.every, 0.0), len(self._logs) - 1.0)
+        low = int(place)
+        high = min(low + 1, len(self._logs) - 1)
+        return math.exp(self._logs[low] + (place - low) * (self._logs[high] - self._logs[low]))
+
+    def time(self, sigma: float) -> float:
+        """The time at which to ask the model about σ, within 0 … 999: not rounded, the inverse of `sigma`.
+
+        Where it knows some times only, the nearest of them in log σ.
+        """
+        log = math.log(sigma)
+        if self.every > 1:
+            return min(range(len(self._logs)), key=lambda i: abs(self._logs[i] - log)) * self.every + self.first_time
+        low = min(max(bisect_right(self._logs, log) - 1, 0), TRAIN_STEPS - 2)
+        share = (log - self._logs[low]) / (self._logs[low + 1] - self._logs[low])
+        return low + min(max(share, 0.0), 1.0)
+
+
+def table(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = False) -> list[float]:
+    """The n+1 levels that n steps pass, falling to 0 (KL Optimal: to the least level).
+
+    `is_xl` chooses between the two published Align-Your-Steps tables. Simple, DDIM and Beta may repeat a level when
+    there are many steps; repeated levels are kept, as they are where the names come from.
+
+    Raises: ValueError: fewer than one step, or AUTOMATIC, which only a sampler can resolve.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    if schedule is Schedule.AUTOMATIC:
+        raise ValueError("Automatic is a sampler's choice, not a table")
+    if schedule is Schedule.ALIGN_YOUR_STEPS:
+        return _align_your_steps(steps, is_xl=is_xl)
+    return _TABLES[schedule](steps, levels)
+
+
+def _normal(n: int, levels: NoiseLevels) -> list[float]:
+    return [*(levels.sigma(t) for t in _line(TRAIN_STEPS - 1, levels.first_time, n)), 0.0]
+
+
+def _karras(n: int, levels: NoiseLevels) -> list[float]:
+    root = 1 / SAMPLING.rho
+    return [*(r**SAMPLING.rho for r in _line(levels.greatest**root, levels.least**root, n)), 0.0]
+
+
+def _exponential(n: int, levels: NoiseLevels) -> list[float]:
+    return [*(math.exp(r) for r in _line(math.log(levels.greatest), math.log(levels.least), n)), 0.0]
+
+
+def _sgm_uniform(n: int, levels: NoiseLevels) -> list[float]:
+    return [*(levels.sigma(t) for t in _line(TRAIN_STEPS - 1, levels.first_time, n + 1)[:-1]), 0.0]
+
+
+def _simple(n: int, levels: NoiseLevels) -> list[float]:
+    known = levels.known
+    return [*(known[-(1 + int(i * len(known) / n))] for i in range(n)), 0.0]
+
+
+def _beta(n: int, levels: NoiseLevels) -> list[float]:
+    span = levels.greatest - levels.least
+    return [*(levels.least + beta_quantile(1 - x, SAMPLING.beta_shape) * span for x in _line(0, 1, n)), 0.0]
+
+
+def _kl_optimal(n: int, levels: NoiseLevels) -> list[float]:
+    high, low = math.atan(levels.greatest), math.atan(levels.least)
+    return [math.tan(high + (low - high) * i / n) for i in range(n + 1)]
+
+
+def _ddim(n: int, levels: NoiseLevels) -> list[float]:
+    known = levels.known
+    return [*(known[i] for i in reversed(range(1, len(known), max(len(known) // n, 1)))), 0.0]
+
+
+def _turbo(n: int, levels: NoiseLevels) -> list[float]:
+    return [*(levels.sigmas[min(max(round(TRAIN_STEPS / n * i - 1), 0), 999)] for i in range(n, 0, -1)), 0.0]
+
+
+_AYS: Final = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+_AYS_XL: Final = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
+
+
+def _align_your_steps(n: int, *, is_xl: bool) -> list[float]:
+    logs = [math.log(s) for s in (_AYS_XL if is_xl else _AYS)]
+    return [*(math.exp(_between(logs, x)) for x in _line(0, len(logs) - 1, n)), 0.0]
+
+
+_TABLES: Final[dict[Schedule, Callable[[int, NoiseLevels], list[float]]]] = {
+    Schedule.NORMAL: _normal,
+    Schedule.KARRAS: _karras,
+    Schedule.EXPONENTIAL: _exponential,
+    Schedule.POLYEXPONENTIAL: _exponential,  # the exponent people leave alone is 1, where the two are one
+    Schedule.SGM_UNIFORM: _sgm_uniform,
+    Schedule.SIMPLE: _simple,
+    Schedule.BETA: _beta,
+    Schedule.KL_OPTIMAL: _kl_optimal,
+    Schedule.DDIM: _ddim,
+    Schedule.TURBO: _turbo,
+}
+
+
+def _single(number: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", number))[0])
+
+
+def _line(start: float, end: float, count: int) -> list[float]:
+    if count == 1:
+        return [float(start)]
+    return [start + (end - start) * i / (count - 1) for i in range(count)]
+
+
+def _between(values: Sequence[float], position: float) -> float:
+    low = min(int(position), len(values) - 2)
+    return values[low] + (position - low) * (values[low + 1] - values[low])
+
+
+def beta_quantile(probability: float, shape: float) -> float:
+    """X at which the symmetric Beta(shape, shape) distribution reaches `probability`. Accurate to about 1e-13.
+
+    Bisection on the distribution function, itself a sum over √-spaced Gauss nodes of t = sin²θ, where the integrand
+    is smooth. scipy would do it too, and its import costs 0.4 s.
+    """
+    if probability <= 0 or probability >= 1:
+        return float(min(max(probability, 0.0), 1.0))
+    if probability > 0.5:
+        return 1 - beta_quantile(1 - probability, shape)
+    power = 2 * shape - 1
+    whole = _sine_integral(math.pi / 2, power)
+    low, high = 0.0, math.pi / 4
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _sine_integral(middle, power) < probability * whole else (low, middle)
+    return math.sin((low + high) / 2) ** 2
+
+
+def _sine_integral(end: float, power: float) -> float:
+    """∫₀ᵉ (sin θ cos θ)ᵖ dθ for p > 0, after θ = e·u⁵ has taken the root out of the lower end."""
+    if end > math.pi / 4:
+        return 2 * _sine_integral(math.pi / 4, power) - _sine_integral(math.pi / 2 - end, power)
+    total = 0.0
+    panels = 3
+    for panel in range(panels):
+        for node, weight in _GAUSS:
+            u = (panel + node) / panels
+            theta = end * u**5
+            total += weight * (math.sin(theta) * math.cos(theta)) ** power * 5 * end * u**4
+    return total / panels
+
+
+def _gauss_legendre(count: int) -> list[tuple[float, float]]:
+    """Nodes and weights on [0, 1], by Newton's method on the Legendre polynomial."""
+    pairs = []
+    for index in range(count):
+        x = math.cos(math.pi * (index + 0.75) / (count + 0.5))
+        for _ in range(50):
+            before, here = 1.0, x
+            for k in range(2, count + 1):
+                before, here = here, ((2 * k - 1) * x * here - (k - 1) * before) / k
+            slope = count * (x * here - before) / (x * x - 1)
+            x -= here / slope
+        pairs.append(((1 + x) / 2, 1 / ((1 - x * x) * slope * slope)))
+    return pairs
+
+
+_GAUSS: Final = _gauss_legendre(12)
+
+
+def drop_penultimate(sigmas: list[float]) -> list[float]:
+    """The table without the level before the last, for samplers that divide badly by a small step at the end."""
+    return [*sigmas[:-2], sigmas[-1]]
+
+
+def ddim_times(steps: int) -> list[int]:
+    """DDIM's and PLMS's times, falling: 1, 1 + 1000//n, … (so that n steps give n−1 moves from one to the next)."""
+    return [min(t + 1, TRAIN_STEPS - 1) for t in range(0, TRAIN_STEPS, TRAIN_STEPS // steps)][::-1]
+
+
+def is_falling(sigmas: Sequence[float]) -> bool:
+    """Whether every level is below the one before."""
+    return all(a > b for a, b in pairwise(sigmas))

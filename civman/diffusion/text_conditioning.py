@@ -1,0 +1,149 @@
+"""From a parsed prompt to what the UNet is conditioned on: weights, clip skip, padding and pooling as A1111 has them.
+
+Which rules hold is read off the encoders: one with a `text_projection` makes it SDXL (or its refiner), a single one
+with `gelu` is SD 2.x's OpenCLIP, any other single one SD 1.x's CLIP-L. SD 2.x's encoder is taken to be built without
+its last layer, as diffusers lays it out, so that its last hidden state is the penultimate one.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from civman.diffusion.textual_inversions import Embedding
+from civman.errors import UsageError
+from civman.prompts.emphasis import ParsedPrompt
+from civman.prompts.token_chunks import Chunk, cut
+from civman.prompts.tokenizer import CHUNK, END, START, ClipTokenizer
+
+
+def encode(
+    text_encoders: Sequence[nn.Module],
+    tokenizers: Sequence[ClipTokenizer],
+    parsed: ParsedPrompt,
+    clip_skip: int = 1,
+    embeddings: Sequence[Embedding] = (),
+    *,
+    is_negative: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Context (1, 77·chunks, width) and, for SDXL, pooled (1, projection), in the encoders' dtype and device.
+
+    Chunks run one by one, so that a chunk's bits do not depend on what else the prompt says. Prompts of different
+    length give contexts of different length; nothing is padded to match.
+
+    Args:
+        text_encoders: CLIPTextModel or CLIPTextModelWithProjection, in the model's order.
+        tokenizers: one for each encoder; they differ in padding.
+        parsed: the prompt.
+        clip_skip: A1111's number: 1 is the last layer, 2 the one before. SD 1.x only; the others have theirs fixed.
+        embeddings: those that the prompt may call.
+        is_negative: whether it is the negative prompt: SDXL's, when empty, is all zeros instead of an encoding of "".
+
+    Raises:
+        UsageError: clip skip is out of range, or two embeddings have the same name.
+        Incompatible: an embedding is too long.
+    """
+    is_xl = any(hasattr(encoder, "text_projection") for encoder in text_encoders)
+    if is_xl and is_negative and parsed.is_empty:
+        return _zeros(text_encoders)
+    lengths = {embedding.name: embedding.length for embedding in embeddings}
+    contexts: list[Tensor] = []
+    pooled: Tensor | None = None
+    with torch.no_grad():
+        for number, (encoder, tokenizer) in enumerate(zip(text_encoders, tokenizers, strict=True)):
+            vectors = {embedding.name: embedding.vectors[number] for embedding in embeddings}
+            parts = []
+            for place, chunk in enumerate(cut(parsed, tokenizer, lengths)):
+                hidden, end = _run(encoder, chunk, tokenizer.padding, vectors, clip_skip, is_xl=is_xl)
+                parts.append(_weighted(hidden, chunk))
+                if place == 0 and hasattr(encoder, "text_projection"):
+                    pooled = _projection(encoder)(end)
+            contexts.append(torch.cat(parts, dim=1))
+    return torch.cat(contexts, dim=-1), pooled
+
+
+def lengthened(context: Tensor, filling: Tensor, tokens: int) -> Tensor:
+    """`context` (1, n, width) with `filling` (1, m, width) repeated after it, `tokens` long (A1111's "Pad conds")."""
+    missing = (tokens - context.shape[1]) // filling.shape[1]
+    return torch.cat([context, *[filling] * missing], dim=1) if missing > 0 else context
+
+
+def _zeros(text_encoders: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
+    last: Any = text_encoders[-1]
+    where: Any = {"dtype": next(last.parameters()).dtype, "device": _device(last)}
+    width = sum(int(_config(encoder).hidden_size) for encoder in text_encoders)
+    return torch.zeros(1, CHUNK + 2, width, **where), torch.zeros(1, int(last.text_projection.weight.shape[0]), **where)
+
+
+def _device(encoder: nn.Module) -> torch.device:
+    """Where its inputs go. Large weights may be nowhere ("meta") until their layer is called."""
+    return next(parameter.device for parameter in encoder.parameters() if not parameter.is_meta)
+
+
+def _config(encoder: Any) -> Any:
+    return encoder.config
+
+
+def _projection(encoder: Any) -> Any:
+    return encoder.text_projection
+
+
+def _run(
+    encoder: Any, chunk: Chunk, padding: int, vectors: dict[str, Tensor], clip_skip: int, *, is_xl: bool
+) -> tuple[Tensor, Tensor]:
+    """One chunk through one encoder: hidden states (1, 77, width), and the last one at the first end mark (1, width).
+
+    `hidden_states[-1]` is the last layer's output before the final norm (transformers 5.17 to 5.23).
+    """
+    ids = [START, *chunk.ids, END]
+    first_end = ids.index(END)  # a prompt may spell the mark out; nothing after the first one is read
+    ids = ids[: first_end + 1] if padding != END else ids
+    ids += [padding] * (CHUNK + 2 - len(ids))
+    model = getattr(encoder, "text_model", encoder)
+    tokens = torch.tensor([ids], device=_device(encoder))
+    with _inserted(model.embeddings.token_embedding, chunk, vectors):
+        states = encoder(tokens, output_hidden_states=True)
+    at_end = states.last_hidden_state[:, first_end]
+    if is_xl:
+        return states.hidden_states[-2], at_end
+    if clip_skip == 1 or encoder.config.hidden_act == "gelu":
+        return states.last_hidden_state, at_end
+    layers = int(encoder.config.num_hidden_layers)
+    if not 1 <= clip_skip <= layers:
+        raise UsageError(
+            f"clip skip {clip_skip} is not between 1 and {layers}, the text encoder's layers",
+            code="clip-skip",
+            clip_skip=clip_skip,
+            layers=layers,
+        )
+    return model.final_layer_norm(states.hidden_states[-clip_skip]), at_end
+
+
+@contextmanager
+def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) -> Iterator[None]:
+    """While this holds, the embeddings' vectors stand in their tokens' places; the table itself is not touched."""
+
+    def put(_module: nn.Module, _arguments: object, output: Tensor) -> Tensor:
+        for insert in chunk.inserts:
+            start = insert.offset + 1  # after the start mark
+            output[:, start : start + insert.length] = vectors[insert.name].to(output)
+        return output
+
+    hook = embedding.register_forward_hook(put)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _weighted(hidden: Tensor, chunk: Chunk) -> Tensor:
+    """Every token's vector times its weight, then the whole scaled back to the mean it had (A1111's "original")."""
+    if all(weight == 1 for weight in chunk.weights):
+        return hidden
+    weights = torch.ones(CHUNK + 2)
+    weights[1 : 1 + len(chunk.weights)] = torch.tensor(chunk.weights)
+    exact = hidden.float()
+    turned = exact * weights.to(hidden.device)[None, :, None]
+    return (turned * (exact.mean() / turned.mean())).to(hidden.dtype)

@@ -1,0 +1,119 @@
+"""Whether a file may be fetched, as far as its description tells: said before any transfer."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from civman.domain.catalog import Gate, ModelFile, ModelVersion, Scan
+from civman.domain.file_choice import describe, is_pickle
+from civman.errors import Gone, NotAllowed, Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Permits:
+    """Dangers a person has accepted by name."""
+
+    pickle: bool = False
+    unsafe: bool = False
+    """Files that CivitAI's scan flags, or has not finished with."""
+    unverified: bool = False
+    """Files for which CivitAI declares no digest."""
+
+
+def check_gates(
+    version: ModelVersion, file: ModelFile, *, permits: Permits, has_token: bool, now: datetime
+) -> list[str]:
+    """What a person should know before this file is fetched, in sentences; empty when all is well.
+
+    Raises: Gone, NotAllowed: CivitAI will not hand it out. Refused: civman will not, without a permit.
+    """
+    check_version(version, has_token=has_token, now=now)
+    notices = []
+    if version.model.mode == "TakenDown":
+        notices.append("CivitAI has taken this model down; the file may be refused")
+    if _gate(version, now) is not None:
+        notices.append(f"this version is in {_gate_words(version, now)}; it comes only if your account has bought it")
+    if is_pickle(file) and not permits.pickle:
+        other = next((other for other in version.files if other.suffix == ".safetensors"), None)
+        raise Refused(
+            f"`{file.name}` is a pickle: loading it can run any code",
+            code="pickle",
+            name=file.name,
+            hint=f"take `--file {other.id}` ({describe(other)}) instead"
+            if other is not None
+            else "--allow-pickle stores it all the same; civman never opens it",
+        )
+    notices += _check_scans(file, permits)
+    if file.hashes.sha256 is None and not permits.unverified:
+        raise Refused(
+            f"CivitAI declares no SHA-256 for `{file.name}`"
+            + (" (its scan has not finished)" if file.virus_scan is Scan.PENDING else ""),
+            code="no-hash",
+            name=file.name,
+            hint="try again later; --allow-unverified stores it under the digest that arrives, marked as unproven",
+        )
+    return notices
+
+
+def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> None:
+    """Pass if CivitAI hands out files of `version` at all. Raises: Gone, NotAllowed."""
+    if version.model.mode == "Archived":
+        raise Gone(
+            f"`{version.model.name}` is archived: CivitAI no longer hands out its files",
+            code="archived",
+            hint="if you have the file, `civman import` keeps it together with what CivitAI says about it",
+            model_id=version.model.id,
+            version_id=version.id,
+        )
+    if version.usage_control not in (None, "Download"):
+        raise NotAllowed(
+            f"the creator of `{version.model.name}` has disabled downloads of `{version.name}`",
+            code="downloads-disabled",
+            hint="it can be used on the site only; no key changes that",
+            version_id=version.id,
+            usage_control=version.usage_control,
+        )
+    gate = _gate(version, now)
+    if gate is not None and not has_token:
+        raise NotAllowed(
+            f"`{version.model.name}` `{version.name}` is in {_gate_words(version, now)}",
+            code="early-access",
+            hint="buy it on the site and `civman login` with that account, or wait",
+            version_id=version.id,
+            ends_at=gate.ends_at.isoformat() if gate.ends_at else None,
+        )
+
+
+def _gate(version: ModelVersion, now: datetime) -> Gate | None:
+    """The gate that is in force now: a saved answer may name one that has opened since."""
+    gate = version.gate
+    return None if gate is not None and gate.ends_at is not None and gate.ends_at <= now else gate
+
+
+def _gate_words(version: ModelVersion, now: datetime) -> str:
+    gate = version.gate
+    if gate is None or gate.permanent:
+        return "paid access without an end"
+    if gate.ends_at is None:
+        return "early access without a date yet"
+    days = (gate.ends_at - now).days
+    return f"early access until {gate.ends_at:%Y-%m-%d} ({'less than a day' if days < 1 else f'{days} days'} left)"
+
+
+def _check_scans(file: ModelFile, permits: Permits) -> list[str]:
+    notices = []
+    for scan, what in ((file.pickle_scan, "pickle"), (file.virus_scan, "virus")):
+        if scan in (Scan.SUCCESS, Scan.UNKNOWN):
+            continue
+        words = {Scan.DANGER: "found a danger in", Scan.ERROR: "failed on", Scan.PENDING: "has not finished with"}[scan]
+        message = f"CivitAI's {what} scan {words} `{file.name}`" + (
+            f": {file.scan_message}" if file.scan_message and scan is Scan.DANGER else ""
+        )
+        if (scan is Scan.DANGER or is_pickle(file)) and not permits.unsafe:
+            raise Refused(
+                message,
+                code=f"scan-{scan.value.lower()}",
+                name=file.name,
+                hint="--allow-unsafe stores it all the same; civman never opens pickles",
+            )
+        notices.append(message)
+    return notices

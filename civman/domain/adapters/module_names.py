@@ -1,0 +1,318 @@
+"""Which weight of a checkpoint a module name means, in every naming convention.
+
+Owns: taking an adapter's module name apart (`locate`) and an index of a checkpoint's weights under all names that
+trainers use for them (`ModuleIndex`). The names of diffusers' UNet and those of the original one are joined by walking
+the block structure of the tensor list itself, so other widths, depths and missing blocks need no table. Refuses to
+do: judging (`civman.domain.compatibility`).
+
+Source: the two public UNet layouts (latent-diffusion and diffusers), OpenCLIP's and transformers' CLIP layouts.
+"""
+
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+
+from civman.domain.files.header import Header
+
+Shape = tuple[int, ...]
+
+_LEADS = (
+    ("lora_unet_", "unet"), ("lora_te1_", "te1"), ("lora_te2_", "te2"), ("lora_te3_", "te3"), ("lora_te_", "te1"),
+    ("oft_unet_", "unet"), ("oft_te1_", "te1"), ("oft_te2_", "te2"), ("oft_te_", "te1"),
+    ("lycoris_unet_", "unet"), ("lycoris_te1_", "te1"), ("lycoris_te2_", "te2"), ("lycoris_te_", "te1"),
+    ("lora_transformer_", "unet"), ("lora_prior_unet_", "unet"), ("lora_prior_te_", "te1"),
+    ("lycoris_text_model_", "te1"), ("lycoris_", "unet"),
+    ("text_encoder_3.", "te3"), ("text_encoder_2.", "te2"), ("text_encoder.", "te1"),
+    ("text_encoders.clip_l.", "te1"), ("text_encoders.clip_g.", "te2"), ("text_encoders.t5xxl.", "te3"),
+    ("clip_l.", "te1"), ("clip_g.", "te2"), ("model.diffusion_model.", "unet"), ("diffusion_model.", "unet"),
+    ("base_model.model.transformer.", "unet"), ("base_model.model.unet.", "unet"),
+    ("base_model.model.text_encoder.", "te1"), ("base_model.model.text_model.", "te1"),
+    ("base_model.model.", "unet"), ("transformer.text_model.", "te1"),
+    ("transformer.", "unet"), ("unet.", "unet"), ("text_model.", "te1"),
+)  # fmt: skip
+"""Beginning of an adapter's module name → part of the model. Longer ones stand before what they begin with."""
+_PREFIXES = dict(_LEADS)
+_PREFIX = re.compile("|".join(map(re.escape, _PREFIXES)))
+
+_TEXT_LEADS = ("transformer_text_model_", "text_model_", "transformer_")
+
+
+def locate(module: str) -> tuple[str, str]:
+    """The part ("unet", "te1", "te2", "te3") and the path in it, dots written as underscores.
+
+    >>> locate("lora_te2_text_model_encoder_layers_0_mlp_fc1")
+    ('te2', 'encoder_layers_0_mlp_fc1')
+    """
+    found = _PREFIX.match(module)
+    part, rest = (_PREFIXES[found[0]], module[found.end() :]) if found else ("unet", module)
+    path = rest.replace(".", "_")
+    if part != "unet":
+        for lead in _TEXT_LEADS:
+            path = path.removeprefix(lead)
+    return part, path
+
+
+class ModuleIndex:
+    """All weights of one checkpoint under all their names: `find(part, path)` gives the shape or None."""
+
+    def __init__(self, header: Header) -> None:
+        backbone, texts = parts_of(header)
+        self._weights: dict[str, dict[str, Shape]] = {"unet": _backbone_weights(backbone)}
+        for part, tensors in texts.items():
+            self._weights[part] = _text_weights(tensors)
+        self.parts = frozenset(part for part, weights in self._weights.items() if weights)
+
+    def find(self, part: str, path: str) -> Shape | None:
+        """Shape (out, in, *kernel) of the weight, or (width,) of a norm's."""
+        if part == "te1" and "te1" not in self.parts:
+            part = "te2"  # the refiner has only the second encoder
+        return self._weights.get(part, {}).get(path)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._weights.values()))
+
+
+def _backbone_weights(tensors: Mapping[str, Shape]) -> dict[str, Shape]:
+    weights = {name[:-7]: shape for name, shape in tensors.items() if name.endswith(".weight")}
+    found = {name.replace(".", "_"): shape for name, shape in weights.items()}
+    renames = unet_names(tensors)
+    names = sorted(weights) if renames else []
+    for block, other in renames.items():
+        inner_names = _RES_TO_DIFFUSERS if block.startswith(_LDM_BLOCKS) else _RES_TO_LDM
+        stem = other.replace(".", "_")
+        if block in weights:
+            found[stem] = weights[block]
+        for name in names[bisect_left(names, f"{block}.") : bisect_left(names, f"{block}/")]:  # "/" follows "."
+            inner = name[len(block) + 1 :]
+            found[f"{stem}_{inner_names.get(inner, inner).replace('.', '_')}"] = weights[name]
+    if not renames:
+        for name, shape in weights.items():
+            for alias, part_shape in _translations(name, shape):
+                found[alias.replace(".", "_")] = part_shape
+    return found
+
+
+def _text_weights(tensors: Mapping[str, Shape]) -> dict[str, Shape]:
+    found: dict[str, Shape] = {}
+    for name, shape in tensors.items():
+        if name.endswith("in_proj_weight") and len(shape) == 2:
+            layer = _open_clip(name.removesuffix(".in_proj_weight"))
+            for which in "qkv":
+                found[f"{layer}_{which}_proj"] = (shape[0] // 3, shape[1])
+        elif name.endswith((".weight", "text_projection", "positional_embedding")):
+            found[_open_clip(name.removesuffix(".weight"))] = shape
+    return found
+
+
+_BACKBONE_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.", "net.")
+_TEXT_PREFIXES = (
+    ("cond_stage_model.transformer.", "te1"), ("cond_stage_model.model.", "te1"),
+    ("conditioner.embedders.0.transformer.", "te1"), ("conditioner.embedders.1.model.", "te2"),
+    ("conditioner.embedders.0.model.", "te2"),
+    ("text_encoders.clip_l.transformer.", "te1"), ("text_encoders.clip_l.", "te1"),
+    ("text_encoders.clip_g.transformer.", "te2"), ("text_encoders.clip_g.", "te2"),
+    ("text_encoders.t5xxl.transformer.", "te3"), ("text_encoders.t5xxl.", "te3"),
+    ("text_encoder_3.", "te3"), ("text_encoder_2.", "te2"), ("text_encoder.", "te1"),
+)  # fmt: skip
+_OTHER_PREFIXES = ("first_stage_model.", "vae.", "model_ema.", "text_encoders.", "cond_stage_model.", "conditioner.")
+
+
+_PART_OF = {
+    **dict.fromkeys(_BACKBONE_PREFIXES, "unet"), **dict(_TEXT_PREFIXES), **dict.fromkeys(_OTHER_PREFIXES, ""),
+}  # fmt: skip
+_PART = re.compile("|".join(map(re.escape, _PART_OF)))
+
+
+def parts_of(header: Header) -> tuple[dict[str, Shape], dict[str, dict[str, Shape]]]:
+    """The diffusion model's tensors without their prefix, and those of the text encoders by part; made once."""
+    found: tuple[dict[str, Shape], dict[str, dict[str, Shape]]] | None = header.notes.get("parts")
+    if found is None:
+        found = header.notes["parts"] = _split_parts(header.shapes)
+    return found
+
+
+def _split_parts(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[str, dict[str, Shape]]]:
+    bare: dict[str, Shape] = {}
+    parts: dict[str, dict[str, Shape]] = {part: {} for part in ("unet", "te1", "te2", "te3", "")}
+    for name, shape in shapes.items():
+        if prefix := _PART.match(name):
+            parts[_PART_OF[prefix[0]]][name[prefix.end() :]] = shape
+        else:
+            bare[name] = shape
+    backbone = parts["unet"]
+    if not backbone and bare and all(name.startswith("model.") for name in bare):
+        bare = {name[6:]: shape for name, shape in bare.items()}  # AuraFlow's own files
+    return backbone or bare, {part: found for part, found in parts.items() if found and part.startswith("te")}
+
+
+def unet_names(tensors: Iterable[str]) -> dict[str, str]:
+    """Module of a UNet → its name in the other convention, down to blocks; empty for anything but such a UNet."""
+    heads = _Heads(tensors)
+    if "input_blocks.0" in heads and "input_blocks.0.0" in heads:
+        return _from_ldm(heads)
+    if "conv_in" in heads and "down_blocks.0.resnets.0" in heads:
+        return {theirs: ours for ours, theirs in _from_diffusers(heads).items()}
+    return {}
+
+
+class _Heads:
+    """The beginnings of names, up to four parts, and how many numbered children each has."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._heads: set[str] = set()
+        self._counts: dict[str, int] = {}
+        for lead in {found[0] for name in names if (found := _LEAD.match(name))}:
+            parts = lead.split(".")[:-1]
+            for count in range(1, len(parts) + 1):
+                head = ".".join(parts[:count])
+                if head not in self._heads:
+                    self._heads.add(head)
+                    if count > 1 and parts[count - 1].isdecimal():
+                        block = ".".join(parts[: count - 1])
+                        number = int(parts[count - 1][:6])
+                        self._counts[block] = min(max(self._counts.get(block, 0), number + 1), _MAX_BLOCKS)
+
+    def __contains__(self, head: str) -> bool:
+        return head in self._heads
+
+    def count(self, block: str) -> int:
+        """Highest number of a child plus one."""
+        return self._counts.get(block, 0)
+
+
+_LEAD = re.compile(r"(?:[^.]*+\.){1,4}+")
+_MAX_BLOCKS = 64
+"""More than any UNet has; keeps a hostile name from asking for a walk through a million blocks."""
+_LDM_BLOCKS = ("input_blocks.", "output_blocks.", "middle_block.", "time_embed.", "label_emb.", "out.")
+_ENDS = {
+    "input_blocks.0.0": "conv_in", "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2",
+    "out.0": "conv_norm_out", "out.2": "conv_out",
+}  # fmt: skip
+_RES_TO_DIFFUSERS = {
+    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
+    "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
+}  # fmt: skip
+_RES_TO_LDM = {theirs: ours for ours, theirs in _RES_TO_DIFFUSERS.items()}
+
+
+def _from_ldm(heads: _Heads) -> dict[str, str]:
+    names = {ours: theirs for ours, theirs in _ENDS.items() if ours in heads}
+    level = index = 0
+    for number in range(1, heads.count("input_blocks")):
+        block = f"input_blocks.{number}"
+        if f"{block}.0.op" in heads:
+            names[f"{block}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+            level, index = level + 1, 0
+            continue
+        names[f"{block}.0"] = f"down_blocks.{level}.resnets.{index}"
+        names[f"{block}.1"] = f"down_blocks.{level}.attentions.{index}"
+        index += 1
+    resnets = 0
+    for number in range(heads.count("middle_block")):
+        block = f"middle_block.{number}"
+        if f"{block}.in_layers" in heads:
+            names[block], resnets = f"mid_block.resnets.{resnets}", resnets + 1
+        else:
+            names[block] = "mid_block.attentions.0"
+    level = index = 0
+    for number in range(heads.count("output_blocks")):
+        block = f"output_blocks.{number}"
+        names[f"{block}.0"] = f"up_blocks.{level}.resnets.{index}"
+        ends = False
+        for inner in (1, 2):
+            if f"{block}.{inner}.conv" in heads:
+                names[f"{block}.{inner}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
+                ends = True
+            elif f"{block}.{inner}" in heads:
+                names[f"{block}.{inner}"] = f"up_blocks.{level}.attentions.{index}"
+        level, index = (level + 1, 0) if ends else (level, index + 1)
+    return names
+
+
+def _from_diffusers(heads: _Heads) -> dict[str, str]:
+    """The same table, original name → diffusers name, walked along diffusers' blocks."""
+    names = {ours: theirs for ours, theirs in _ENDS.items() if theirs in heads}
+    number = 1
+    for level in range(heads.count("down_blocks")):
+        block = f"down_blocks.{level}"
+        for index in range(heads.count(f"{block}.resnets")):
+            names[f"input_blocks.{number}.0"] = f"{block}.resnets.{index}"
+            names[f"input_blocks.{number}.1"] = f"{block}.attentions.{index}"
+            number += 1
+        if f"{block}.downsamplers" in heads:
+            names[f"input_blocks.{number}.0.op"] = f"{block}.downsamplers.0.conv"
+            number += 1
+    has_attention = "mid_block.attentions" in heads
+    names["middle_block.0"] = "mid_block.resnets.0"
+    if has_attention:
+        names["middle_block.1"] = "mid_block.attentions.0"
+    names["middle_block.2" if has_attention else "middle_block.1"] = "mid_block.resnets.1"
+    number = 0
+    for level in range(heads.count("up_blocks")):
+        block = f"up_blocks.{level}"
+        count = heads.count(f"{block}.resnets")
+        for index in range(count):
+            names[f"output_blocks.{number}.0"] = f"{block}.resnets.{index}"
+            attends = f"{block}.attentions.{index}" in heads
+            if attends:
+                names[f"output_blocks.{number}.1"] = f"{block}.attentions.{index}"
+            if index == count - 1 and f"{block}.upsamplers" in heads:
+                names[f"output_blocks.{number}.{2 if attends else 1}.conv"] = f"{block}.upsamplers.0.conv"
+            number += 1
+    return names
+
+
+_OPEN_CLIP = (
+    (re.compile(r"^(?:transformer\.)?resblocks\.(\d+)\."), r"encoder.layers.\1."),
+    (re.compile(r"\.ln_([12])$"), r".layer_norm\1"), (re.compile(r"\.attn(\.|$)"), r".self_attn\1"),
+    (re.compile(r"\.mlp\.c_fc$"), ".mlp.fc1"), (re.compile(r"\.mlp\.c_proj$"), ".mlp.fc2"),
+    (re.compile(r"^token_embedding$"), "embeddings.token_embedding"), (re.compile(r"^ln_final$"), "final_layer_norm"),
+    (re.compile(r"^positional_embedding$"), "embeddings.position_embedding"),
+)  # fmt: skip
+
+
+def _open_clip(name: str) -> str:
+    """A text encoder's module under transformers' name, underscored, without the `text_model` level."""
+    if not name.startswith("text_model."):
+        for pattern, instead in _OPEN_CLIP:
+            name = pattern.sub(instead, name)
+    return name.removeprefix("text_model.").replace(".", "_")
+
+
+@cache
+def _translation_rules() -> dict[str, list[tuple[str, str]]]:
+    text = files("civman.domain.adapters").joinpath("data/module_names.json").read_text(encoding="utf-8")
+    found: dict[str, list[tuple[str, str]]] = {}
+    for pairs in json.loads(text)["pairs"].values():
+        for original, theirs, part in pairs:
+            found.setdefault(original, []).append((theirs, part))
+    return found
+
+
+_BLOCK_NUMBER = re.compile(r"(?<=blocks\.)\d+|(?<=layers\.)\d+|(?<=refiner\.)\d+")
+
+
+def _translations(name: str, shape: Shape) -> Iterable[tuple[str, Shape]]:
+    """Names in diffusers' convention of (a slice of) a transformer's weight."""
+    number = _BLOCK_NUMBER.search(name)
+    pattern = f"{name[: number.start()]}#{name[number.end() :]}" if number else name
+    for theirs, part in _translation_rules().get(pattern, ()):
+        yield theirs.replace("#", number[0] if number else "", 1), _slice(shape, part)
+
+
+def _slice(shape: Shape, part: str) -> Shape:
+    """Shape of a part of a joint layer: a query is as wide as the input, keys and values share the rest."""
+    if part == "whole" or len(shape) < 2:
+        return shape
+    width = shape[1]
+    match part:
+        case "q" | "width":
+            return (width, width)
+        case "kv":
+            return ((shape[0] - width) // 2, width)
+        case _:  # "rest": behind query, key and value
+            return (shape[0] - 3 * width, width)

@@ -1,0 +1,368 @@
+"""Whether parts go together: `check(checkpoint, parts)` gives a verdict with reasons. Pure; no file is opened.
+
+Three depths, each overruling the one before: CivitAI's labels by the site's own table, the architectures read off the
+tensors, and every module of an adapter against the checkpoint's weights, shape by shape. A verdict names the deepest
+witness it rests on. docs/compatibility.md lists every place where tensors overrule labels.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from civman.domain.adapters.adapter_tensors import deltas_of
+from civman.domain.adapters.module_fit import ModuleFit, fit_modules
+from civman.domain.adapters.module_names import ModuleIndex
+from civman.domain.architecture import Architecture, Identity, Kind
+from civman.domain.base_models import Support, architectures_of, is_few_steps, label_support
+from civman.domain.catalog import ModelType
+from civman.domain.files.header import Header
+from civman.domain.identification.claims import prediction_type
+from civman.errors import Incompatible
+
+
+class Verdict(StrEnum):
+    """The answer for a part, or for all of them: the worst one. From best to worst."""
+
+    FITS = "fits"
+    CAUTION = "fits with caution"
+    UNKNOWN = "unknown"
+    PARTLY = "partly applies"
+    CANNOT = "cannot work"
+
+
+_WORSE = {verdict: place for place, verdict in enumerate(Verdict)}
+
+
+class Depth(StrEnum):
+    """The witness that a verdict rests on."""
+
+    NOTHING = "nothing"
+    LABELS = "labels"
+    ARCHITECTURE = "architecture"
+    MODULES = "modules"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file as far as it is known; whatever is None does not count."""
+
+    name: str
+    model_type: ModelType = ModelType.OTHER
+    label: str | None = None
+    """CivitAI's base model, verbatim."""
+    identity: Identity | None = None
+    header: Header | None = field(default=None, repr=False)
+
+    @property
+    def kind(self) -> Kind:
+        """What it is: by its tensors, else by CivitAI's type."""
+        if self.identity is not None and self.identity.kind is not Kind.UNKNOWN:
+            return self.identity.kind
+        return _KINDS.get(self.model_type, Kind.UNKNOWN)
+
+    @property
+    def architecture(self) -> Architecture:
+        """By its tensors; UNKNOWN without them."""
+        return self.identity.architecture if self.identity else Architecture.UNKNOWN
+
+
+_KINDS = {
+    ModelType.CHECKPOINT: Kind.CHECKPOINT, ModelType.UNET: Kind.CHECKPOINT, ModelType.LORA: Kind.ADAPTER,
+    ModelType.LOCON: Kind.ADAPTER, ModelType.DORA: Kind.ADAPTER, ModelType.EMBEDDING: Kind.EMBEDDING,
+    ModelType.VAE: Kind.VAE, ModelType.CONTROLNET: Kind.CONTROLNET, ModelType.UPSCALER: Kind.UPSCALER,
+    ModelType.MOTION_MODULE: Kind.MOTION_MODULE, ModelType.TEXT_ENCODER: Kind.TEXT_ENCODER,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PartResult:
+    """How one part goes with the checkpoint."""
+
+    name: str
+    verdict: Verdict
+    depth: Depth
+    reasons: tuple[str, ...] = ()
+    support: Support | None = None
+    """The site's answer for the two labels; None where one is missing."""
+    modules: ModuleFit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compatibility:
+    """The worst verdict of all parts, the reasons that concern the checkpoint, and each part's own result."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+    parts: tuple[PartResult, ...] = ()
+    """In the order asked."""
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What to know before the parts are used, in sentences: each that does not simply fit, with first reasons."""
+        parts = (
+            f"`{part.name}`: {part.verdict}: {'; '.join(part.reasons[:3]) or 'no reason known'}"
+            for part in self.parts
+            if part.verdict is not Verdict.FITS
+        )
+        return (*self.reasons, *parts)
+
+    def raise_if_blocked(self, *, allow_partial: bool = False) -> None:
+        """Raises: Incompatible: a part cannot work, or applies in part only and that is not allowed."""
+        blocking = (Verdict.CANNOT,) if allow_partial else (Verdict.CANNOT, Verdict.PARTLY)
+        blocked = [part for part in self.parts if part.verdict in blocking]
+        if blocked or self.verdict in blocking:
+            reasons = [reason for part in blocked for reason in part.reasons] or list(self.reasons)
+            names = ", ".join(f"`{part.name}`" for part in blocked)
+            raise Incompatible(
+                f"{names or 'the checkpoint'}: {self.verdict}: {reasons[0] if reasons else 'no reason given'}",
+                code=self.verdict.value.replace(" ", "-"),
+                hint="`civman list --fits CHECKPOINT` shows what goes with a checkpoint",
+                parts=[part.name for part in blocked], reasons=reasons,
+            )  # fmt: skip
+
+
+def check(checkpoint: Part, parts: Sequence[Part]) -> Compatibility:
+    """How the parts go with the checkpoint. The verdict and each part's result do not depend on their order."""
+    own, base_verdict = _about_checkpoint(checkpoint)
+    index = ModuleIndex(checkpoint.header) if checkpoint.header and _wants_modules(parts) else None
+    results = tuple(_result(checkpoint, part, index) for part in parts)
+    if base_verdict is Verdict.CANNOT:
+        results = tuple(
+            PartResult(result.name, Verdict.CANNOT, result.depth, own, result.support) for result in results
+        )
+    verdict = _worst([base_verdict, *(result.verdict for result in results)])
+    return Compatibility(verdict=verdict, reasons=own, parts=results)
+
+
+def _worst(verdicts: Iterable[Verdict]) -> Verdict:
+    return max(verdicts, key=_WORSE.__getitem__, default=Verdict.FITS)
+
+
+def _wants_modules(parts: Sequence[Part]) -> bool:
+    return any(part.header is not None and part.kind is Kind.ADAPTER for part in parts)
+
+
+def _about_checkpoint(checkpoint: Part) -> tuple[tuple[str, ...], Verdict]:
+    if checkpoint.kind not in (Kind.CHECKPOINT, Kind.UNKNOWN):
+        return (f"`{checkpoint.name}` is no checkpoint: its tensors show {checkpoint.kind}",), Verdict.CANNOT
+    reasons = [*_label_conflict(checkpoint)]
+    if checkpoint.architecture is Architecture.SDXL_REFINER:
+        reasons.append(f"`{checkpoint.name}` is a refiner: it finishes another model's pictures")
+    return tuple(reasons), Verdict.CAUTION if reasons else Verdict.FITS
+
+
+def _label_conflict(part: Part) -> tuple[str, ...]:
+    known = architectures_of(part.label)
+    if not known or part.architecture in (Architecture.UNKNOWN, Architecture.SD, *known) or part.kind is Kind.VAE:
+        return ()
+    return (f"CivitAI says {part.label} of `{part.name}`, its tensors show {part.architecture}",)
+
+
+@dataclass(slots=True)
+class _Finding:
+    """A verdict while it is being made."""
+
+    verdict: Verdict
+    depth: Depth
+    reasons: list[str]
+    modules: ModuleFit | None = None
+
+    def at_least(self, verdict: Verdict, reason: str) -> None:
+        self.reasons.append(reason)
+        self.verdict = _worst((self.verdict, verdict))
+
+
+def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResult:
+    support = None
+    if checkpoint.label and part.label:
+        support = label_support(checkpoint.label, part.label, _asked_type(part))
+    match part.kind:
+        case Kind.ADAPTER:
+            finding = _adapter(checkpoint, part, index, support)
+        case Kind.EMBEDDING:
+            finding = _embedding(checkpoint, part, support)
+        case Kind.VAE:
+            finding = _vae(checkpoint, part, support)
+        case Kind.UPSCALER:
+            finding = _Finding(Verdict.FITS, Depth.ARCHITECTURE, ["an upscaler works on finished pictures"])
+        case _:
+            finding = _by_family(checkpoint, part, support)
+    for conflict in _label_conflict(part):
+        finding.at_least(Verdict.CAUTION, conflict)
+    if part.model_type.is_adapter and part.kind is not Kind.ADAPTER:
+        finding.at_least(Verdict.CANNOT, f"CivitAI says {part.model_type}, the tensors show {part.kind}")
+    reasons = tuple(dict.fromkeys(finding.reasons))
+    return PartResult(part.name, finding.verdict, finding.depth, reasons, support, finding.modules)
+
+
+def _asked_type(part: Part) -> ModelType:
+    if part.model_type is ModelType.OTHER and part.identity is not None:
+        return part.identity.model_type
+    return part.model_type
+
+
+def _by_labels(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
+    pair = f"{part.label} on {checkpoint.label}"
+    match support:
+        case Support.FULL:
+            return _Finding(Verdict.FITS, Depth.LABELS, [f"{pair}: CivitAI's table says they go together"])
+        case Support.PARTIAL:
+            return _Finding(Verdict.CAUTION, Depth.LABELS, [_partial(checkpoint, part)])
+        case Support.NONE:
+            return _Finding(Verdict.CANNOT, Depth.LABELS, [f"{pair}: CivitAI's table says they do not go together"])
+    return _Finding(Verdict.UNKNOWN, Depth.NOTHING, [f"nothing is known that joins `{part.name}` and the checkpoint"])
+
+
+def _partial(checkpoint: Part, part: Part) -> str:
+    return f"{part.label} on {checkpoint.label}: CivitAI's table says partial: it loads, how well it works is not sure"
+
+
+def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
+    """By architecture, where both are known, else by label."""
+    ours, theirs = checkpoint.architecture, part.architecture
+    if Architecture.UNKNOWN in (ours, theirs):
+        return _by_labels(checkpoint, part, support)
+    if ours is not theirs:
+        return _Finding(Verdict.CANNOT, Depth.ARCHITECTURE, [f"made for {theirs}, the checkpoint is {ours}"])
+    finding = _Finding(Verdict.FITS, Depth.ARCHITECTURE, [f"both are {ours}"])
+    _weigh_labels(checkpoint, part, support, finding)
+    return finding
+
+
+def _weigh_labels(checkpoint: Part, part: Part, support: Support | None, finding: _Finding) -> None:
+    """What the site's table adds to what the tensors have shown."""
+    if finding.verdict in (Verdict.CANNOT, Verdict.PARTLY):
+        if support is Support.FULL:
+            finding.reasons.append(
+                f"CivitAI's table would let {part.label} go with {checkpoint.label}: the tensors overrule it"
+            )
+    elif support is Support.PARTIAL:
+        finding.at_least(Verdict.CAUTION, _partial(checkpoint, part))
+    elif support is Support.NONE:
+        finding.at_least(
+            Verdict.CAUTION,
+            f"CivitAI's table says {part.label} and {checkpoint.label} do not go together: the tensors overrule it",
+        )
+
+
+def _adapter(checkpoint: Part, part: Part, index: ModuleIndex | None, support: Support | None) -> _Finding:
+    finding = None
+    if index is not None and part.header is not None:
+        finding = _by_modules(checkpoint, part, index)
+        if finding is not None:
+            _weigh_labels(checkpoint, part, support, finding)
+    if finding is None:
+        finding = _by_family(checkpoint, part, support)
+    if finding.verdict is Verdict.CANNOT:
+        return finding
+    _training_cautions(checkpoint, part, finding)
+    return finding
+
+
+def _training_cautions(checkpoint: Part, part: Part, finding: _Finding) -> None:
+    flags = checkpoint.identity.flags if checkpoint.identity else ()
+    said = prediction_type(part.header.metadata) if part.header else ""
+    if "v-prediction" in flags and said != "v":
+        what = "says it was trained for noise" if said else "does not say what it was trained for"
+        finding.at_least(Verdict.CAUTION, f"the checkpoint predicts v (v-prediction); `{part.name}` {what}")
+    elif said == "v" and "v-prediction" not in flags and checkpoint.header is not None:
+        finding.at_least(Verdict.CAUTION, f"`{part.name}` was trained for v-prediction, the checkpoint shows none")
+    if is_few_steps(checkpoint.label) and not is_few_steps(part.label):
+        finding.at_least(
+            Verdict.CAUTION, f"{checkpoint.label} draws in few steps: keep its own steps and guidance, try other scales"
+        )
+    for flag in ("inpainting", "edit", "depth", "upscaling"):
+        if flag in flags:
+            finding.at_least(Verdict.CAUTION, f"the checkpoint takes further input channels ({flag})")
+    if part.identity is not None and "damaged-modules" in part.identity.flags:
+        finding.at_least(Verdict.CAUTION, f"some modules of `{part.name}` are incomplete")
+
+
+def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | None:
+    """By every module; None where the two files name their modules in ways that nobody has joined."""
+    assert part.header is not None
+    deltas = deltas_of(part.header).modules
+    fit = fit_modules(deltas, index)
+    asked = fit.total - len(fit.elsewhere)
+    ours, theirs = checkpoint.architecture, part.architecture
+    known = Architecture.UNKNOWN not in (ours, theirs)
+    if not asked or (known and ours is theirs and not fit.fitting and not fit.mismatched):
+        return None
+    finding = _Finding(Verdict.FITS, Depth.MODULES, [fit.words], fit)
+    if fit.fitting == asked:
+        if fit.elsewhere:
+            finding.at_least(Verdict.CAUTION, "its changes to text encoders need them from another file")
+        if known and ours is not theirs:
+            finding.at_least(Verdict.CAUTION, f"made for {theirs}, the checkpoint is {ours}, yet every module fits")
+        return finding
+    finding.reasons.extend(fit.mismatched[:3])
+    finding.reasons.extend(f"{name}: not in the checkpoint" for name in fit.missing[:3])
+    if known and ours is not theirs:
+        finding.at_least(Verdict.CANNOT, f"made for {theirs}, the checkpoint is {ours}")
+    elif fit.fitting * 2 < asked and (fit.mismatched or not known):
+        finding.at_least(Verdict.CANNOT, "most of its modules do not fit")
+    else:
+        finding.at_least(Verdict.PARTLY, "the modules that fit can be applied, the others cannot")
+    return finding
+
+
+_TEXT_WIDTHS = {
+    Architecture.SD1: (768,), Architecture.SD2: (1024,), Architecture.SDXL: (768, 1280),
+    Architecture.SDXL_REFINER: (1280,), Architecture.SD3: (768, 1280), Architecture.FLUX1: (768,),
+}  # fmt: skip
+"""Widths of the CLIP text encoders. Source: the models' own configurations."""
+
+
+def _embedding(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
+    ours = checkpoint.identity.text_widths if checkpoint.identity else ()
+    ours = ours or _TEXT_WIDTHS.get(checkpoint.architecture, ())
+    theirs = part.identity.text_widths if part.identity else ()
+    if not ours or not theirs:
+        return _by_family(checkpoint, part, support)
+    shown = f"vectors {' and '.join(map(str, theirs))} wide, text encoders {' and '.join(map(str, ours))}"
+    reached = [width for width in ours if width in theirs]
+    foreign = [width for width in theirs if width not in ours]
+    if not reached or foreign:
+        finding = _Finding(Verdict.CANNOT, Depth.MODULES, [shown])
+    elif len(reached) < len(ours):
+        words = f"reaches {len(reached)} of {len(ours)} text encoders"
+        finding = _Finding(Verdict.PARTLY, Depth.MODULES, [shown, words])
+    else:
+        finding = _Finding(Verdict.FITS, Depth.MODULES, [shown])
+    _weigh_labels(checkpoint, part, support, finding)
+    return finding
+
+
+_VAE_FAMILIES = {
+    Architecture.SD: {Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER,
+                      Architecture.KOLORS, Architecture.PIXART, Architecture.AURAFLOW, Architecture.HUNYUAN_DIT},
+    Architecture.FLUX1: {Architecture.FLUX1, Architecture.SD3, Architecture.CHROMA, Architecture.Z_IMAGE,
+                         Architecture.LUMINA2, Architecture.HIDREAM},
+    Architecture.WAN: {Architecture.WAN, Architecture.QWEN_IMAGE, Architecture.ANIMA},
+}  # fmt: skip
+"""Architecture of a VAE → the models whose latent pictures have that layout."""
+
+
+def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
+    """By latent channels; the scale of the latent picture is in no tensor, so equal layouts leave it to the labels."""
+    ours = checkpoint.identity.latent_channels if checkpoint.identity else None
+    theirs = part.identity.latent_channels if part.identity else None
+    if ours and theirs and ours != theirs:
+        return _Finding(Verdict.CANNOT, Depth.MODULES, [f"{theirs} latent channels, the checkpoint has {ours}"])
+    allowed = _VAE_FAMILIES.get(part.architecture, {part.architecture})
+    known = Architecture.UNKNOWN not in (checkpoint.architecture, part.architecture)
+    if known and checkpoint.architecture not in allowed:
+        return _Finding(
+            Verdict.CANNOT, Depth.ARCHITECTURE, [f"an autoencoder of another kind than {checkpoint.architecture}'s"]
+        )
+    if support is not None:
+        finding = _by_labels(checkpoint, part, support)
+        if support is Support.NONE and ours and theirs:
+            finding.reasons.append("the layouts are alike, but not the scale, which no tensor shows")
+        return finding
+    if known and len(allowed) == 1:
+        return _Finding(Verdict.FITS, Depth.ARCHITECTURE, [f"both are {checkpoint.architecture}"])
+    if known:
+        words = "the layout is right; several families share it, and no tensor shows the scale"
+        return _Finding(Verdict.CAUTION, Depth.ARCHITECTURE, [words])
+    return _by_labels(checkpoint, part, support)

@@ -1,0 +1,1 @@
+"""Model files as bytes: the safetensors header."""

@@ -1,0 +1,173 @@
+"""A safetensors header as a value: names, types, shapes and places of the tensors, and the file's metadata.
+
+Owns: reading the bytes that somebody else fetched (from disk or over a ranged request) and refusing whatever is not
+a whole, well-formed safetensors file. Refuses to do: any input or output, any look at the weights themselves.
+
+The JSON text itself is read in `civman.domain.files.header_text`.
+
+Source: the safetensors format description (8 bytes little-endian length, JSON header, tensors end to end).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from operator import itemgetter
+from typing import Any
+
+from civman.domain.files.header_text import BITS, Tensor, read_text, refuse, short
+
+__all__ = ["BITS", "MAX_HEADER_BYTES", "Header", "Sniffed", "Tensor", "needed_bytes", "parse", "sniff"]
+
+MAX_HEADER_BYTES = 100_000_000
+"""The reference implementation's limit."""
+
+
+class Sniffed(StrEnum):
+    """What the first bytes of a file look like."""
+
+    SAFETENSORS = "safetensors"
+    HTML = "html"
+    JSON = "json"
+    XML = "xml"
+    PICKLE = "pickle"
+    ZIP = "zip"
+    GGUF = "gguf"
+    PNG = "png"
+    JPEG = "jpeg"
+    GZIP = "gzip"
+    SEVEN_ZIP = "7z"
+    GIT_LFS = "git-lfs"
+    EMPTY = "empty"
+    UNKNOWN = "unknown"
+
+
+_SAID = {
+    Sniffed.HTML: "an HTML page, not a model (a login or error page?)",
+    Sniffed.JSON: "JSON text, not a model (an error message?)",
+    Sniffed.XML: "XML text, not a model (a storage error message?)",
+    Sniffed.PICKLE: "a pickle, not safetensors: opening it could run code",
+    Sniffed.ZIP: "a ZIP archive, not safetensors",
+    Sniffed.GGUF: "a GGUF file, not safetensors",
+    Sniffed.PNG: "a PNG picture, not a model",
+    Sniffed.JPEG: "a JPEG picture, not a model",
+    Sniffed.GZIP: "gzip data, not safetensors",
+    Sniffed.SEVEN_ZIP: "a 7z archive, not safetensors",
+    Sniffed.GIT_LFS: "a Git LFS pointer, not the file itself",
+    Sniffed.EMPTY: "empty",
+}
+
+_MAGIC = (
+    (b"GGUF", Sniffed.GGUF), (b"\x89PNG", Sniffed.PNG), (b"\xff\xd8\xff", Sniffed.JPEG), (b"\x1f\x8b", Sniffed.GZIP),
+    (b"7z\xbc\xaf", Sniffed.SEVEN_ZIP), (b"version https://git-lfs", Sniffed.GIT_LFS),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A whole, checked safetensors header. `tensors` keeps the header's own order."""
+
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    metadata: Mapping[str, str] = field(repr=False)
+    header_bytes: int
+    """Bytes before the first tensor: eight for the length, then the JSON text."""
+    file_size: int
+    notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What others worked out from these tensors and need again; never anything else."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape; made once, so not to be changed."""
+        if "shapes" not in self.notes:
+            self.notes["shapes"] = {name: tensor.shape for name, tensor in self.tensors.items()}
+        found: dict[str, tuple[int, ...]] = self.notes["shapes"]
+        return found
+
+    @property
+    def elements(self) -> dict[str, int]:
+        """Type → elements of all tensors of it that have a shape at all: counters and scalars do not count."""
+        found: dict[str, int] = {}
+        for (dtype, shape), count in Counter(map(itemgetter(0, 1), self.tensors.values())).items():
+            if shape:
+                found[dtype] = found.get(dtype, 0) + math.prod(shape) * count
+        return found
+
+    @property
+    def parameter_count(self) -> int:
+        """Elements of all tensors together."""
+        return sum(map(math.prod, self.shapes.values()))
+
+
+def sniff(first: bytes) -> Sniffed:
+    """What a file beginning with `first` looks like; 512 bytes are plenty, eight give a first guess."""
+    if not first:
+        return Sniffed.EMPTY
+    # A header's length may begin with the bytes of another format's mark, so the brace behind it is asked first.
+    plausible = len(first) >= 8 and 2 <= int.from_bytes(first[:8], "little") <= MAX_HEADER_BYTES
+    if plausible and first[8:].lstrip(b" \t\r\n")[:1] in (b"{", b""):
+        return Sniffed.SAFETENSORS
+    for magic, said in _MAGIC:
+        if first.startswith(magic):
+            return said
+    if first.startswith(b"PK\x03\x04"):
+        return Sniffed.PICKLE if b"data.pkl" in first[:512] else Sniffed.ZIP
+    if first[0] == 0x80 and first[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return Sniffed.PICKLE
+    text = first[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"<?xml"):
+        return Sniffed.XML
+    if text.startswith((b"<!doc", b"<html", b"<head", b"<body", b"<script", b"<!--")):
+        return Sniffed.HTML
+    return Sniffed.JSON if text.startswith((b"{", b"[")) else Sniffed.UNKNOWN
+
+
+def needed_bytes(first: bytes, file_size: int) -> int:
+    """How many bytes from the start `parse` wants, read off the first eight (more give better messages).
+
+    Raises: InvalidModelFile: it cannot be a safetensors file of `file_size` bytes.
+    """
+    found = sniff(first)
+    if found in _SAID:
+        refuse(f"the file is {_SAID[found]}", cause=f"is-{found.value}")
+    if len(first) < 8 or file_size < 8:
+        refuse(f"the file is too short to be a model: {file_size} bytes", cause="truncated")
+    length = int.from_bytes(first[:8], "little")
+    if length > MAX_HEADER_BYTES or length < 2 or found is not Sniffed.SAFETENSORS:
+        refuse("the file is not safetensors: it does not begin with a header", cause="no-header")
+    if 8 + length > file_size:
+        refuse(f"truncated: the header alone takes {8 + length} bytes, the file has {file_size}", cause="truncated")
+    return 8 + length
+
+
+def parse(prefix: bytes, *, file_size: int) -> Header:
+    """The header of a file of `file_size` bytes that begins with `prefix` (see `needed_bytes` for how much).
+
+    Checked: types, shapes, that the tensors lie end to end from the header to the file's last byte, that no name
+    occurs twice.
+
+    Raises: InvalidModelFile: anything else, with the cause in words and in `facts["cause"]`.
+    """
+    needed = needed_bytes(prefix[:512], file_size)
+    if len(prefix) < needed:
+        refuse(f"truncated: the header takes {needed} bytes, {len(prefix)} were read", cause="truncated")
+    tensors, metadata = read_text(prefix, needed)
+    _check_places(tensors, data_bytes=file_size - needed, header_bytes=needed)
+    return Header(tensors=tensors, metadata=metadata, header_bytes=needed, file_size=file_size)
+
+
+def _check_places(tensors: Mapping[str, Tensor], *, data_bytes: int, header_bytes: int) -> None:
+    at = 0
+    for tensor in sorted(tensors.values(), key=itemgetter(2, 3)):  # by start, then end
+        if tensor.start != at:
+            name = next(name for name, each in tensors.items() if each is tensor)
+            what = "overlaps another tensor" if tensor.start < at else "leaves a hole before it"
+            refuse(f"`{short(name)}` {what}: at byte {tensor.start}, expected {at}", cause="bad-layout")
+        at = tensor.end
+    if at > data_bytes:
+        refuse(
+            f"truncated: the header promises {header_bytes + at} bytes, the file has {header_bytes + data_bytes}",
+            cause="truncated", hint="download it again",
+        )  # fmt: skip
+    if at < data_bytes:
+        refuse(f"{data_bytes - at} bytes follow the last tensor", cause="trailing-bytes")

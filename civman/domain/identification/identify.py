@@ -1,0 +1,326 @@
+"""What a file is, from its header alone: `identify`, and `facts` with the three witnesses kept apart.
+
+Owns: the order of the questions (adapter? diffusion model? something else?); the answers stand in
+`civman.domain.identification.rules`. The tensors decide. The file's metadata is asked only where several families share
+one layout, and what contradicts the tensors is said, never believed.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from civman.domain.adapters.adapter_tensors import Delta, Deltas, deltas_of
+from civman.domain.adapters.module_names import parts_of
+from civman.domain.architecture import (
+    Adapter,
+    Architecture,
+    Confidence,
+    Identity,
+    KeyFormat,
+    Kind,
+    Precision,
+)
+from civman.domain.base_models import architectures_of
+from civman.domain.catalog import FileFacts
+from civman.domain.files.header import Header
+from civman.domain.identification import rule_tables, rules
+from civman.domain.identification.claims import Claims, claims
+from civman.domain.identification.rules import Look, Rule, Shape
+
+_FAMILIES = {
+    "F64": Precision.FP64, "F32": Precision.FP32, "F16": Precision.FP16, "BF16": Precision.BF16,
+    "F8_E4M3": Precision.FP8, "F8_E5M2": Precision.FP8, "F8_E4M3FNUZ": Precision.FP8, "F8_E5M2FNUZ": Precision.FP8,
+    "F4": Precision.FP4, "I8": Precision.INT8, "U8": Precision.INT8,
+}  # fmt: skip
+_LATENT = {
+    Architecture.SD1: 4, Architecture.SD2: 4, Architecture.SDXL: 4, Architecture.SDXL_REFINER: 4,
+    Architecture.KOLORS: 4, Architecture.PIXART: 4, Architecture.AURAFLOW: 4, Architecture.HUNYUAN_DIT: 4,
+    Architecture.SD3: 16, Architecture.FLUX1: 16, Architecture.CHROMA: 16, Architecture.Z_IMAGE: 16,
+    Architecture.LUMINA2: 16, Architecture.HIDREAM: 16, Architecture.FLUX2: 32, Architecture.QWEN_IMAGE: 16,
+    Architecture.WAN: 16, Architecture.ANIMA: 16, Architecture.HUNYUAN_VIDEO: 16, Architecture.LTX_VIDEO: 128,
+}  # fmt: skip
+"""Channels of the latent picture. Source: the models' own configurations."""
+
+
+def identify(header: Header, said: Claims | None = None) -> Identity:
+    """What the file is. Unknown stays unknown. `said`: what its metadata says, where the caller has read it."""
+    shapes = header.shapes
+    said = said or claims(header.metadata)
+    base = Identity(
+        precision=_precision(header.elements),
+        tensor_count=len(shapes),
+        parameter_count=header.parameter_count,
+    )
+    deltas = deltas_of(header)
+    if deltas.modules and len(deltas.loose) <= len(deltas.modules):
+        return _adapter(base, shapes, deltas, said)
+    for question in (_embedding, _control, _diffusion_model, _other_part):
+        if found := question(base, header, said):
+            return found
+    return replace(base, reasons=("no rule knows these tensor names",))
+
+
+def _adapter(base: Identity, shapes: Mapping[str, Shape], deltas: Deltas, said: Claims) -> Identity:
+    names = Look.names([*deltas.loose, *(delta.module for delta in deltas.modules)])
+    special = rules.first([rule for rule in rule_tables.PARTS if rule.id.startswith("control-l")], names)
+    if special:
+        return _spoken(replace(base, kind=special.kind or Kind.UNKNOWN), special, said)
+    kinds = Counter(delta.kind for delta in deltas.modules)
+    kind = max(kinds, key=lambda item: (kinds[item], str(item)))
+    flags = ["conv"] if any(delta.is_conv for delta in deltas.modules) else []
+    flags += [f"also-{other}" for other in sorted(kinds) if other is not kind]
+    flags += ["bundled-embeddings"] if deltas.bundled else []
+    flags += ["damaged-modules"] if not all(delta.is_whole for delta in deltas.modules) else []
+    look = _adapter_look(deltas.modules)
+    ranks = Counter(delta.rank for delta in deltas.modules if delta.rank is not None)
+    common = max(ranks, key=lambda item: (ranks[item], item), default=None)
+    spread = () if common is None else tuple(dict.fromkeys((common, min(ranks), max(ranks))))
+    widths = {size for name in look.found(rule_tables.CROSS_KV) for shape in look.shapes[name] for size in shape[1:2]}
+    identity = replace(
+        base, kind=Kind.ADAPTER, adapter=kind, ranks=spread, flags=tuple(flags), module_count=len(deltas.modules),
+        key_format=_adapter_format(shapes, deltas.modules), context_width=max(widths, default=None),
+        has_text_encoder=look.has(r"^:te\d$"), has_diffusion_model=look.has(r"^(?!:)"),
+        reasons=(f"{len(deltas.modules)} modules written as {kind}",),
+    )  # fmt: skip
+    rule = rules.first(rule_tables.ADAPTED, look)
+    return _spoken(identity, rule, said) if rule else identity
+
+
+_FLAT = (Adapter.LOHA, Adapter.LOKR)
+
+
+def _adapter_look(deltas: Iterable[Delta]) -> Look:
+    items: list[tuple[str, Shape]] = []
+    parts: set[str] = set()
+    for delta in deltas:
+        part, path = delta.part, delta.path
+        parts.add(part)
+        # Where only one side shows (OFT, IA3), a text encoder's square projections still tell their width.
+        shape = delta.shape or (delta.sides * 2 if part != "unet" and path.endswith("_proj") else ())
+        if len(shape) == 2 and delta.kind in _FLAT and path.endswith(("_proj_in", "_proj_out")):
+            shape = ()  # a 1x1 convolution is written as a matrix too: it does not tell SD 1.x from 2.x
+        items.append((path if part == "unet" else f":{part}_{path}", shape))
+        if delta.module.startswith(("lora_te_", "oft_te_", "lycoris_te_")):
+            parts |= {"single-text", "only-text"}  # kohya numbers them where a model has several
+        elif delta.module.startswith("text_encoder."):
+            parts.add("single-text")
+        if delta.module.startswith("transformer_blocks."):
+            parts.add("bare")
+        if path.startswith(("input_blocks_1_1_", "input_blocks_2_1_", "down_blocks_0_attentions_")):
+            parts.add("level0")
+    if parts & {"te2", "te3"}:
+        parts -= {"single-text", "only-text"}
+    return Look.at([*items, *((f":{part}", ()) for part in sorted(parts - {"unet"}))])
+
+
+def _adapter_format(shapes: Mapping[str, Shape], deltas: tuple[Delta, ...]) -> KeyFormat:
+    names = [delta.module for delta in deltas]
+    if any(".processor." in name and "_lora" in name for name in shapes) and any("double_blocks" in n for n in names):
+        return KeyFormat.XLABS
+    if any(name.startswith(("lora_", "oft_", "lycoris_", "lllite_")) for name in names):
+        return KeyFormat.KOHYA
+    bfl = any("double_blocks." in name or "single_blocks." in name for name in names)
+    if any(name.startswith(("diffusion_model.", "model.diffusion_model.")) for name in names):
+        return KeyFormat.BFL if bfl else KeyFormat.COMFY
+    return KeyFormat.BFL if bfl else KeyFormat.DIFFUSERS
+
+
+def _embedding(base: Identity, header: Header, _: Claims) -> Identity | None:
+    """Vectors for words: a few tensors of a few rows."""
+    shapes = header.shapes
+    small = 0 < len(shapes) <= 4 and all(
+        1 <= len(shape) <= 2 and 0 < shape[-1] <= 8192 and math.prod(shape[:-1]) <= 512 for shape in shapes.values()
+    )
+    known = {"emb_params", "clip_l", "clip_g", "t5xxl"} & set(shapes)
+    if not small or not (known or (len(shapes) == 1 and "." not in next(iter(shapes)))):
+        return None
+    widths = tuple(sorted(shape[-1] for shape in shapes.values()))
+    by_width = {
+        (768,): Architecture.SD1, (1024,): Architecture.SD2, (768, 1280): Architecture.SDXL, (1280,): Architecture.SDXL,
+        (768, 1280, 4096): Architecture.SD3,
+    }  # fmt: skip
+    architecture = by_width.get(widths, Architecture.UNKNOWN)
+    if not known and architecture is Architecture.UNKNOWN:
+        return None
+    sure = Confidence.CERTAIN if known and architecture is not Architecture.UNKNOWN else Confidence.LIKELY
+    return replace(
+        base, kind=Kind.EMBEDDING, architecture=architecture, text_widths=widths, rules=("embedding",),
+        confidence=sure if architecture is not Architecture.UNKNOWN else Confidence.NONE,
+        reasons=(f"word vectors, {' and '.join(map(str, widths))} wide",),
+    )  # fmt: skip
+
+
+_CONTROL = ("control_model.", "controlnet_", "input_hint_block.", "zero_convs.", "control_layers.")
+
+
+def _control(base: Identity, header: Header, said: Claims) -> Identity | None:
+    shapes = header.shapes
+    if not any(name.startswith(_CONTROL) for name in shapes):
+        return None
+    ldm = any(name.startswith("control_model.") for name in shapes)
+    inner = {name.removeprefix("control_model."): shape for name, shape in shapes.items()}
+    rule = rules.first([rule for rule in rule_tables.PARTS if rule.kind is Kind.CONTROLNET], Look.at(inner.items()))
+    if rule is None:
+        return None
+    form = KeyFormat.LDM if ldm or "input_blocks.0.0.weight" in inner else KeyFormat.DIFFUSERS
+    return _spoken(replace(base, kind=Kind.CONTROLNET, key_format=form), rule, said)
+
+
+def _diffusion_model(base: Identity, header: Header, said: Claims) -> Identity | None:
+    shapes = header.shapes
+    backbone, texts = parts_of(header)
+    look = Look.at(backbone.items())
+    rule = rules.first(rule_tables.BACKBONES, look)
+    if rule is None:
+        return None
+    roots = {name.split(".", 1)[0] for name in shapes}
+    cross = {size for name in look.found(rule_tables.CROSS) for shape in look.shapes[name] for size in shape[1:2]}
+    identity = replace(
+        base, kind=Kind.CHECKPOINT, key_format=_full_format(rule.says, backbone, shapes),
+        has_diffusion_model=True, has_vae=bool(roots & {"first_stage_model", "vae"}),
+        has_text_encoder=bool(texts) or bool(roots & {"text_encoders", "cond_stage_model", "conditioner"}),
+        text_widths=_text_widths(texts), context_width=max(cross, default=None),
+        latent_channels=_LATENT.get(rule.says),
+    )  # fmt: skip
+    identity = _spoken(identity, rule, said)
+    member = rules.first([rule for rule in rule_tables.VARIANTS if rule.says is identity.architecture], look)
+    if member:
+        identity = _also(replace(identity, variant=member.variant), member)
+    for flag in rule_tables.FLAGS:
+        if flag.says in (Architecture.UNKNOWN, identity.architecture) and flag.holds(look):
+            identity = _also(identity, flag)
+    whole = Look.names(shapes)
+    for mark in rule_tables.MARKS:
+        if mark.holds(whole):
+            identity = _also(identity, mark)
+    if said.prediction_type == "v" and "v-prediction" not in identity.flags:
+        words = (*identity.reasons, "its metadata says v-prediction")
+        identity = replace(identity, flags=(*identity.flags, "v-prediction"), reasons=words)
+    return identity
+
+
+def _other_part(base: Identity, header: Header, said: Claims) -> Identity | None:
+    inner = {
+        name.removeprefix("first_stage_model.").removeprefix("vae."): shape for name, shape in header.shapes.items()
+    }
+    look = Look.at(inner.items())
+    rule = rules.first(rule_tables.PARTS, look)
+    if rule is None:
+        return None
+    form = KeyFormat.UNKNOWN
+    latent = None
+    if rule.kind is Kind.VAE:
+        diffusers = look.has(r"^(de|en)coder\.(mid_block|up_blocks|down_blocks)\.")
+        form = KeyFormat.DIFFUSERS if diffusers else KeyFormat.LDM
+        if form is KeyFormat.LDM and rule.says in (Architecture.FLUX1, Architecture.FLUX2):
+            form = KeyFormat.BFL
+        heads = [inner[name] for name in ("decoder.conv_in.weight", "decoder.conv_in.conv.weight") if name in inner]
+        latent = heads[0][1] if heads and len(heads[0]) > 1 else None
+    return _spoken(replace(base, kind=rule.kind or Kind.UNKNOWN, key_format=form, latent_channels=latent), rule, said)
+
+
+def _spoken(identity: Identity, rule: Rule, said: Claims) -> Identity:
+    """The identity with what a rule says; the metadata chooses among families that share the layout."""
+    architecture, why = rule.says, [rule.why]
+    confidence = Confidence.LIKELY if rule.also else Confidence.CERTAIN
+    if rule.also and said.architecture in rule.also and identity.kind is Kind.ADAPTER:
+        architecture = said.architecture
+        why.append(f"its metadata says {said.base}")
+    elif rule.also:
+        why.append(f"{', '.join(rule.also)} look the same")
+    if architecture is Architecture.UNKNOWN:
+        confidence = Confidence.NONE
+    flags = (*identity.flags, rule.flag) if rule.flag else identity.flags
+    return replace(
+        identity, architecture=architecture, confidence=confidence, variant=rule.variant or identity.variant,
+        flags=flags, rules=(*identity.rules, rule.id), reasons=(*identity.reasons, "; ".join(why)),
+    )  # fmt: skip
+
+
+def _also(identity: Identity, rule: Rule) -> Identity:
+    flags = (*identity.flags, rule.flag) if rule.flag else identity.flags
+    return replace(identity, flags=flags, rules=(*identity.rules, rule.id), reasons=(*identity.reasons, rule.why))
+
+
+def _full_format(family: Architecture, backbone: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> KeyFormat:
+    if any(name.startswith(("input_blocks.", "output_blocks.")) for name in backbone):
+        return KeyFormat.LDM
+    if any(name.startswith(("model.diffusion_model.", "diffusion_model.")) for name in shapes):
+        return KeyFormat.COMFY
+    if family in (Architecture.FLUX1, Architecture.FLUX2, Architecture.CHROMA) and any(
+        name.startswith("double_blocks.") for name in backbone
+    ):
+        return KeyFormat.BFL
+    marks = ("down_blocks.", "single_transformer_blocks.", "time_text_embed.", "condition_embedder.", "adaln_single.")
+    if family is Architecture.QWEN_IMAGE:
+        return KeyFormat.ORIGINAL
+    return KeyFormat.DIFFUSERS if any(name.startswith(marks) for name in backbone) else KeyFormat.ORIGINAL
+
+
+def _text_widths(texts: Mapping[str, Mapping[str, Shape]]) -> tuple[int, ...]:
+    widths = [
+        shape[1]
+        for part, tensors in sorted(texts.items())
+        if part != "te3"
+        for name, shape in tensors.items()
+        if name.endswith(("token_embedding.weight",)) and len(shape) == 2
+    ]
+    return tuple(sorted(widths))
+
+
+def _precision(elements: Mapping[str, int]) -> Precision:
+    """By the number of weights: nine tenths of one type, else mixed."""
+    counts: Counter[Precision] = Counter()
+    for dtype, count in elements.items():
+        if dtype in _FAMILIES:
+            counts[_FAMILIES[dtype]] += count
+    total = sum(counts.values())
+    if not total:
+        return Precision.UNKNOWN
+    most, count = counts.most_common(1)[0]
+    return most if count * 10 >= total * 9 else Precision.MIXED
+
+
+def facts(header: Header, civitai_base_model: str | None = None) -> FileFacts:
+    """The columns that the index keeps of a file: tensors, metadata and CivitAI's label as three witnesses.
+
+    `conflicts` names each contradiction in words; the tensors win.
+    """
+    said = claims(header.metadata)
+    identity = identify(header, said)
+    flags = identity.flags
+    if identity.kind is Kind.CHECKPOINT:
+        lacking = (("no-text-encoder", identity.has_text_encoder), ("no-vae", identity.has_vae))
+        flags = (*flags, *(name for name, has in lacking if not has))
+    return FileFacts(
+        kind=str(identity.kind),
+        architecture="" if identity.architecture is Architecture.UNKNOWN else str(identity.architecture),
+        adapter=str(identity.adapter) if identity.adapter else "",
+        key_format="" if identity.key_format is KeyFormat.UNKNOWN else str(identity.key_format),
+        precision="" if identity.precision is Precision.UNKNOWN else str(identity.precision),
+        rank=identity.rank,
+        tensor_count=identity.tensor_count,
+        claimed_base=said.base,
+        trigger_words=said.trigger_words,
+        flags=(*flags, identity.variant) if identity.variant else flags,
+        conflicts=conflicts(identity, said, civitai_base_model),
+    )
+
+
+def conflicts(identity: Identity, said: Claims, label: str | None) -> tuple[str, ...]:
+    """Where the tensors, the file's metadata and CivitAI's label contradict each other, in words."""
+    found: list[str] = []
+    family = identity.architecture
+    shown = family not in (Architecture.UNKNOWN, Architecture.SD) and identity.kind is not Kind.VAE
+    labelled = architectures_of(label)
+    if shown and labelled and family not in labelled:
+        found.append(f"CivitAI says {label}, the tensors show {family}")
+    if shown and said.architecture not in (Architecture.UNKNOWN, family):
+        found.append(f"the file's metadata says {said.base}, the tensors show {family}")
+    if labelled and said.architecture is not Architecture.UNKNOWN and said.architecture not in labelled:
+        found.append(f"CivitAI says {label}, the file's metadata says {said.base}")
+    dim = said.network_dim
+    if identity.adapter in (Adapter.LORA, Adapter.DORA) and dim and identity.ranks and dim not in identity.ranks:
+        found.append(f"the file's metadata says rank {dim}, the tensors show {identity.rank}")
+    return tuple(found)

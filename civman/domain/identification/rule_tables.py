@@ -1,0 +1,323 @@
+"""The identification rules, as one readable table per question.
+
+In each table the first rule that holds wins, so special ones stand before general ones. Nothing here knows a file's
+name or what somebody claims about it.
+
+Source: layouts as the model authors' and trainers' public code writes them.
+"""
+
+from civman.domain.architecture import Architecture, Kind
+from civman.domain.identification.rules import Rule
+
+A = Architecture
+
+_UNET = r"^(input_blocks|down_blocks|output_blocks|up_blocks|middle_block|mid_block)[._]"
+CROSS = r"attn2\.to_[kv]\.weight$"
+_LABEL = r"^(label_emb\.#\.#|add_embedding\.linear_1)\.weight$"
+_PROJ_IN = r"[._]proj_in\.weight$"
+
+BACKBONES: tuple[Rule, ...] = (
+    Rule("svd", A.SVD, "time-mixing blocks inside a UNet", needs=(_UNET, r"time_stack|temporal_transformer_blocks")),
+    Rule("kolors", A.KOLORS, "UNet whose extra conditioning is 5632 wide", needs=(_UNET,), axis=(_LABEL, 1, (5632,))),
+    Rule("kolors-proj", A.KOLORS, "UNet with a projection for a language model", needs=(_UNET, r"^encoder_hid_proj\.")),
+    Rule("sdxl-width", A.SDXL, "UNet with 2048-wide cross-attention", needs=(_UNET,), axis=(CROSS, 1, (2048,))),
+    Rule("refiner-width", A.SDXL_REFINER, "UNet with 1280-wide cross-attention and extra conditioning",
+         needs=(_UNET, _LABEL), axis=(CROSS, 1, (1280,))),
+    Rule("sd2-width", A.SD2, "UNet with 1024-wide cross-attention", needs=(_UNET,), axis=(CROSS, 1, (1024,))),
+    Rule("sd1-width", A.SD1, "UNet with 768-wide cross-attention", needs=(_UNET,), axis=(CROSS, 1, (768,))),
+    *(Rule(f"{name}-layout-{where}", family, f"the block layout of {said} in other widths", flag="thin",
+           needs=(_UNET, _LABEL, CROSS), top=(f"^{blocks}", top, top))
+      for name, family, said, tops in (("sdxl", A.SDXL, "SDXL", (8, 2)),
+                                       ("refiner", A.SDXL_REFINER, "SDXL's refiner", (11, 3)))
+      for where, blocks, top in (("ldm", "input_blocks", tops[0]), ("diffusers", "down_blocks", tops[1]))),
+    Rule("sd1-layout", A.SD1, "the block layout of SD 1.x (attention projected by 1x1 convolutions) in other widths",
+         needs=(_UNET, CROSS), lacks=(_LABEL,), dims=(_PROJ_IN, 4), flag="thin"),
+    Rule("sd2-layout", A.SD2, "the block layout of SD 2.x (attention projected by linear layers) in other widths",
+         needs=(_UNET, CROSS), lacks=(_LABEL,), dims=(_PROJ_IN, 2), flag="thin"),
+    Rule("flux2", A.FLUX2, "one modulation shared by all blocks",
+         needs=(r"^single_stream_modulation\.lin(ear)?\.weight$",)),
+    Rule("flux3", A.FLUX3, "modulations of early streams", needs=(r"^early_stream_modulations\.image\.lin\.weight$",)),
+    Rule("chroma", A.CHROMA, "a distilled guidance layer", needs=(r"^distilled_guidance_layer\.",)),
+    Rule("hunyuan-image", A.HUNYUAN_IMAGE, "double and single blocks, 3584 wide, with a token refiner",
+         needs=(r"individual_token_refiner|token_refiner\.refiner_blocks",),
+         axis=(r"^(double_blocks\.#\.img_attn[._]qkv|transformer_blocks\.#\.attn\.to_q)\.weight$", 1, (3584,))),
+    Rule("hunyuan-video", A.HUNYUAN_VIDEO, "double blocks with a token refiner for a language model",
+         needs=(r"individual_token_refiner|token_refiner\.refiner_blocks",)),
+    Rule("flux1", A.FLUX1, "double and single stream blocks",
+         needs=(r"^double_blocks\.#\.img_attn\.norm\.key_norm\.(scale|weight)$", r"^double_blocks\.#\.img_mod\.lin\.")),
+    Rule("flux1-diffusers", A.FLUX1, "joint and single transformer blocks",
+         needs=(r"^single_transformer_blocks\.#\.proj_mlp\.", r"^context_embedder\.",
+                r"^single_transformer_blocks\.#\.norm\.linear\.")),
+    Rule("sd3", A.SD3, "joint blocks", needs=(r"^joint_blocks\.#\.context_block\.adaLN_modulation\.#\.",)),
+    Rule("sd3-diffusers", A.SD3, "joint transformer blocks with a position table",
+         needs=(r"^pos_embed\.proj\.", r"^transformer_blocks\.#\.attn\.add_q_proj\.", r"^context_embedder\.")),
+    Rule("auraflow", A.AURAFLOW, "double layers with w1q projections",
+         needs=(r"^double_layers\.#\.attn\.w1q\.weight$|^joint_transformer_blocks\.#\.attn\.add_q_proj",)),
+    Rule("hidream", A.HIDREAM, "double stream blocks with experts",
+         needs=(r"^double_stream_blocks\.#\.block\.adaLN_modulation",)),
+    Rule("z-image-width", A.Z_IMAGE, "refiner and main layers, 3840 wide",
+         needs=(r"^cap_embedder\.#",), axis=(r"^cap_embedder\.#\.weight$", 0, (3840,))),
+    Rule("lumina2-width", A.LUMINA2, "refiner and main layers, 2304 wide",
+         needs=(r"^cap_embedder\.#|^time_caption_embed\.",),
+         axis=(r"^(cap_embedder\.#|layers\.#\.attn\.to_q)\.weight$", 0, (2304,))),
+    Rule("krea2", A.KREA2, "a fusion of text streams", needs=(r"^txtfusion\.projector\.weight$",)),
+    Rule("qwen-image", A.QWEN_IMAGE, "joint blocks with separate picture and text modulation",
+         needs=(r"^txt_norm\.weight$", r"^transformer_blocks\.#\.attn\.add_k_proj\.weight$")),
+    Rule("qwen-image-2", A.QWEN_IMAGE, "joint blocks behind a normed text input", variant="2",
+         needs=(r"^txt_in\.text_norm\.weight$",)),
+    Rule("wan", A.WAN, "video blocks with a modulated head",
+         needs=(r"^head\.modulation$", r"^patch_embedding\.weight$")),
+    Rule("wan-diffusers", A.WAN, "video blocks with a scale-shift table",
+         needs=(r"^scale_shift_table$", r"^condition_embedder\.", r"^blocks\.#\.attn2\.to_q\.")),
+    Rule("anima", A.ANIMA, "Cosmos blocks with an adapter for a language model", needs=(r"^llm_adapter\.",)),
+    Rule("cosmos", A.COSMOS, "Cosmos blocks",
+         needs=(r"^x_embedder\.proj\.#\.weight$", r"^blocks\.#\.self_attn\.q_proj\.weight$")),
+    Rule("sana", A.SANA, "linear attention with convolutions between",
+         needs=(r"^blocks\.#\.mlp\.depth_conv\.conv\.weight$|^transformer_blocks\.#\.ff\.conv_depth\.",)),
+    Rule("pixart", A.PIXART, "cross-attention with a joint key-value layer",
+         needs=(r"^blocks\.#\.cross_attn\.kv_linear\.weight$", r"^t_block\.#\.weight$")),
+    Rule("pixart-diffusers", A.PIXART, "blocks with an adaptive single norm over patches",
+         needs=(r"^adaln_single\.linear\.weight$", r"^pos_embed\.proj\.weight$")),
+    Rule("ltx2", A.LTX2, "sound and picture attending to each other", needs=(r"^av_ca_|audio_to_video_attn",)),
+    Rule("ltx-video", A.LTX_VIDEO, "a patch projection and a scale-shift table",
+         needs=(r"^(patchify_proj|proj_in)\.weight$", r"^scale_shift_table$", r"^(adaln_single|time_embed)\.")),
+    Rule("mochi", A.MOCHI, "asymmetric attention", needs=(r"^blocks\.#\.attn\.qkv_x\.weight$",)),
+    Rule("hunyuan-dit", A.HUNYUAN_DIT, "a projection of T5's output", needs=(r"^mlp_t5\.#\.weight$",)),
+    Rule("cogvideox", A.COGVIDEOX, "joint attention over patches of a video",
+         needs=(r"^patch_embed\.proj\.weight$", r"^transformer_blocks\.#\.norm1\.linear\.", r"^norm_final\.weight$")),
+    Rule("cascade-c", A.CASCADE, "a mapping from CLIP's pooled text", variant="stage-c",
+         needs=(r"^clip_txt_mapper\.weight$",)),
+    Rule("cascade-b", A.CASCADE, "channel-wise blocks", variant="stage-b",
+         needs=(r"^down_blocks\.#\.#\.channelwise\.#\.weight$",)),
+)  # fmt: skip
+"""Which family a diffusion model belongs to."""
+
+_CONV_IN = r"^(input_blocks\.#\.#\.weight|conv_in\.weight)$"
+_IMG_IN = r"^(img_in|x_embedder)\.weight$"
+_GUIDE = r"^(guidance_in|time_text_embed\.guidance_embedder)\."
+_WAN_IN = r"^patch_embedding\.weight$"
+
+VARIANTS: tuple[Rule, ...] = (
+    Rule("flux1-fill", A.FLUX1, "384 input channels: picture and mask", axis=(_IMG_IN, 1, (384,)), variant="fill"),
+    Rule("flux1-control", A.FLUX1, "128 input channels: a control picture", axis=(_IMG_IN, 1, (128,)),
+         variant="control"),
+    Rule("flux1-dev", A.FLUX1, "embeds a guidance scale", needs=(_GUIDE,), variant="dev"),
+    Rule("flux1-schnell", A.FLUX1, "embeds no guidance scale", lacks=(_GUIDE,), variant="schnell"),
+    Rule("flux2-dev", A.FLUX2, "6144 wide", axis=(_IMG_IN, 0, (6144,)), variant="dev"),
+    Rule("flux2-klein-9b", A.FLUX2, "4096 wide", axis=(_IMG_IN, 0, (4096,)), variant="klein-9b"),
+    Rule("flux2-klein-4b", A.FLUX2, "3072 wide", axis=(_IMG_IN, 0, (3072,)), variant="klein-4b"),
+    Rule("sd3.5-large", A.SD3, "38 joint blocks", variant="3.5-large",
+         top=(r"^(joint_blocks|transformer_blocks)\.#\.", 37, 99)),
+    Rule("sd3.5-medium", A.SD3, "a second attention in its blocks", variant="3.5-medium",
+         needs=(r"\.x_block\.attn2\.|^transformer_blocks\.#\.attn2\.",)),
+    Rule("sd3-medium", A.SD3, "24 joint blocks", variant="3-medium", lacks=(r"\.ln_q\.|\.norm_q\.",),
+         top=(r"^(joint_blocks|transformer_blocks)\.#\.", 23, 23)),
+    Rule("wan-vace", A.WAN, "control blocks", needs=(r"^vace_blocks\.",), variant="vace"),
+    Rule("wan-i2v-14b", A.WAN, "36 input channels, 5120 wide", variant="i2v-14b", needs=(r".",),
+         axis=(_WAN_IN, 1, (36,))),
+    Rule("wan-ti2v-5b", A.WAN, "48 input channels", axis=(_WAN_IN, 1, (48,)), variant="ti2v-5b"),
+    Rule("wan-14b", A.WAN, "5120 wide", axis=(_WAN_IN, 0, (5120,)), variant="t2v-14b"),
+    Rule("wan-1.3b", A.WAN, "1536 wide", axis=(_WAN_IN, 0, (1536,)), variant="t2v-1.3b"),
+    Rule("chroma-radiance", A.CHROMA, "works on pixels", needs=(r"^nerf_",), variant="radiance"),
+)  # fmt: skip
+"""Which member of the family; asked only within the family named."""
+
+_SD = (A.SD1, A.SD2, A.SDXL, A.SDXL_REFINER, A.KOLORS)
+
+FLAGS: tuple[Rule, ...] = (
+    Rule("inpainting", A.UNKNOWN, "9 input channels: picture and mask", axis=(_CONV_IN, 1, (9,)), flag="inpainting"),
+    Rule("edit", A.UNKNOWN, "8 input channels: a picture to edit", axis=(_CONV_IN, 1, (8,)), flag="edit"),
+    Rule("depth", A.UNKNOWN, "5 input channels: a depth map", axis=(_CONV_IN, 1, (5,)), flag="depth"),
+    Rule("upscaling", A.UNKNOWN, "7 input channels: a small picture", axis=(_CONV_IN, 1, (7,)), flag="upscaling"),
+    Rule("distilled-sdxl", A.SDXL, "fewer transformer blocks than SDXL", needs=(_UNET,), depth=(0, 8),
+         axis=(CROSS, 1, (2048,)), flag="distilled-layers"),
+)  # fmt: skip
+"""Further facts of a diffusion model; every rule that holds speaks."""
+
+MARKS: tuple[Rule, ...] = (
+    Rule("v-pred", A.UNKNOWN, "the tensor `v_pred`", needs=(r"^v_pred$",), flag="v-prediction"),
+    Rule("ztsnr", A.UNKNOWN, "the tensor `ztsnr`", needs=(r"^ztsnr$",), flag="zero-terminal-snr"),
+    Rule("edm-v", A.UNKNOWN, "the tensor `edm_vpred.sigma_max`", needs=(r"^edm_vpred\.sigma_max$",), flag="edm-v"),
+    Rule("edm", A.UNKNOWN, "the tensor `edm_mean`", needs=(r"^edm_mean$",), flag="edm"),
+    Rule("ema", A.UNKNOWN, "averaged weights beside the others", needs=(r"^model_ema\.",), flag="ema"),
+    Rule("quantised", A.UNKNOWN, "quantisation tables beside the weights", flag="quantised",
+         needs=(r"\.(scale_weight|weight_scale|quant_state\.|absmax|qweight|comfy_quant|smooth_factor)"
+                r"|^scaled_fp8$|\.input_scale$",)),
+)  # fmt: skip
+"""Facts told by tensors outside the diffusion model, on the patterns of all names."""
+
+_VAE_IN = r"^decoder\.conv_in\.weight$"
+
+PARTS: tuple[Rule, ...] = (
+    Rule("controlnet-flux", A.FLUX1, "control blocks beside Flux's", kind=Kind.CONTROLNET,
+         needs=(r"^controlnet_blocks\.#", r"^(single_transformer_blocks|double_blocks|controlnet_x_embedder)")),
+    Rule("controlnet-sd3", A.SD3, "control blocks beside SD 3's", kind=Kind.CONTROLNET,
+         needs=(r"^controlnet_blocks\.#", r"^pos_embed\.proj\.weight$", r"^transformer_blocks\.#\.attn\.add_q_proj")),
+    Rule("controlnet-qwen-image", A.QWEN_IMAGE, "control blocks beside Qwen-Image's", kind=Kind.CONTROLNET,
+         needs=(r"^controlnet_blocks\.#", r"^transformer_blocks\.#\.img_mod\.")),
+    Rule("controlnet-other", A.UNKNOWN, "control blocks beside transformer blocks", kind=Kind.CONTROLNET,
+         needs=(r"^(controlnet_blocks|control_layers)\.#",)),
+    *(Rule(f"controlnet-{family}", family, f"a UNet's half with a condition input, {width} wide", kind=Kind.CONTROLNET,
+           needs=(r"^(controlnet_cond_embedding|input_hint_block|zero_convs|controlnet_down_blocks)\.",),
+           axis=(CROSS, 1, (width,)))
+      for family, width in ((A.SD1, 768), (A.SD2, 1024), (A.SDXL, 2048))),
+    Rule("controlnet-unknown", A.UNKNOWN, "a condition input beside blocks", kind=Kind.CONTROLNET,
+         needs=(r"^(controlnet_cond_embedding|input_hint_block|zero_convs)\.",)),
+    Rule("control-lora", A.UNKNOWN, "marked as a control LoRA", kind=Kind.CONTROLNET, needs=(r"^lora_controlnet$",)),
+    Rule("control-lllite", A.SDXL, "control modules on SDXL's attention", kind=Kind.CONTROLNET,
+         needs=(r"^lllite_unet",), also=(A.SD1,)),
+    Rule("t2i-adapter", A.UNKNOWN, "feature extractors for a UNet", kind=Kind.CONTROLNET,
+         needs=(r"^(adapter\.)?body\.#\.(resnets\.#\.)?block1\.weight$", r"^(adapter\.)?conv_in\.weight$")),
+    Rule("ip-adapter-sdxl", A.SDXL, "picture attention, 2048 wide", kind=Kind.IP_ADAPTER,
+         axis=(r"^ip_adapter\.#\.to_k_ip\.weight$", 1, (2048,))),
+    Rule("ip-adapter-sd1", A.SD1, "picture attention, 768 wide", kind=Kind.IP_ADAPTER,
+         axis=(r"^ip_adapter\.#\.to_k_ip\.weight$", 1, (768,))),
+    Rule("ip-adapter", A.UNKNOWN, "picture attention", kind=Kind.IP_ADAPTER, needs=(r"^(ip_adapter|image_proj)\.",)),
+    *(Rule(f"motion-module-{family}", family, "time-mixing modules alone, for a UNet of this many levels",
+           kind=Kind.MOTION_MODULE, needs=(r"motion_modules\.#\.temporal_transformer\.",),
+           lacks=(r"resnets\.#\.conv1",), top=(r"^down_blocks\.", top, top))
+      for family, top in ((A.SD1, 3), (A.SDXL, 2))),
+    Rule("motion-module", A.UNKNOWN, "time-mixing modules alone", kind=Kind.MOTION_MODULE,
+         needs=(r"motion_modules\.#\.temporal_transformer\.",), lacks=(r"resnets\.#\.conv1",), also=(A.SD1, A.SDXL)),
+    Rule("vae-flux2", A.FLUX2, "autoencoder with 32 latent channels", kind=Kind.VAE, axis=(_VAE_IN, 1, (32,))),
+    Rule("vae-16", A.FLUX1, "autoencoder with 16 latent channels, as Flux.1's and SD 3's", kind=Kind.VAE,
+         axis=(_VAE_IN, 1, (16,)), dims=(_VAE_IN, 4), also=(A.SD3, A.Z_IMAGE, A.CHROMA, A.HIDREAM, A.LUMINA2)),
+    Rule("vae-4", A.SD, "autoencoder with 4 latent channels, as SD 1, SD 2 and SDXL have it", kind=Kind.VAE,
+         axis=(_VAE_IN, 1, (4,)), dims=(_VAE_IN, 4), also=(A.SD1, A.SD2, A.SDXL, A.SDXL_REFINER)),
+    Rule("vae-wan", A.WAN, "autoencoder of gated residuals", kind=Kind.VAE, also=(A.QWEN_IMAGE, A.ANIMA),
+         needs=(r"^decoder\.(middle\.#\.residual\.#|mid_block\.resnets\.#\.norm1)\.gamma$",)),
+    Rule("vae-hunyuan-video", A.HUNYUAN_VIDEO, "causal autoencoder with 16 latent channels", kind=Kind.VAE,
+         axis=(r"^decoder\.conv_in\.conv\.weight$", 1, (16,))),
+    Rule("vae-ltx", A.LTX_VIDEO, "causal autoencoder with 128 latent channels", kind=Kind.VAE,
+         axis=(r"^decoder\.conv_in\.conv\.weight$", 1, (128,))),
+    Rule("vae-sana", A.SANA, "deep-compression autoencoder", kind=Kind.VAE, needs=(r"^decoder\.stages\.#\.",)),
+    Rule("vae-other", A.UNKNOWN, "an encoder and a decoder", kind=Kind.VAE, needs=(_VAE_IN, r"^encoder\.conv_in\.")),
+    Rule("clip-vision", A.UNKNOWN, "a picture encoder", kind=Kind.CLIP_VISION,
+         needs=(r"^(vision_model\.(embeddings|encoder)|visual\.transformer\.resblocks)\.",)),
+    Rule("clip-text", A.UNKNOWN, "CLIP's text encoder", kind=Kind.TEXT_ENCODER,
+         needs=(r"(^|\.)text_model\.encoder\.layers\.#\.self_attn\.q_proj\.weight$",)),
+    Rule("open-clip-text", A.UNKNOWN, "OpenCLIP's text encoder", kind=Kind.TEXT_ENCODER,
+         needs=(r"^(model\.)?transformer\.resblocks\.#\.attn\.in_proj_weight$",)),
+    Rule("t5", A.UNKNOWN, "T5's encoder", kind=Kind.TEXT_ENCODER,
+         needs=(r"encoder\.block\.#\.layer\.#\.SelfAttention\.q\.",)),
+    Rule("language-model", A.UNKNOWN, "a language model's layers", kind=Kind.TEXT_ENCODER,
+         needs=(r"(^|\.)layers\.#\.self_attn\.q_proj\.", r"(^|\.)layers\.#\.mlp\.gate_proj\.")),
+    Rule("esrgan", A.UNKNOWN, "residual-in-residual dense blocks", kind=Kind.UPSCALER,
+         needs=(r"(^|\.)[rR][dD][bB]\d\.conv\d(\.#)?\.weight$",)),
+    Rule("swinir", A.UNKNOWN, "residual groups of window attention", kind=Kind.UPSCALER,
+         needs=(r"^layers\.#\.(residual_group\.blocks|blocks)\.#\.",), lacks=(r"^cap_embedder", r"adaLN")),
+    Rule("compact-upscaler", A.UNKNOWN, "a plain stack of convolutions", kind=Kind.UPSCALER,
+         needs=(r"^body\.#\.weight$",), dims=(r"^body\.#\.weight$", 4), lacks=(r"^(?!body\.#\.)",)),
+)  # fmt: skip
+"""What a file is that is neither a diffusion model nor an adapter."""
+
+_DIT_WIDTH = r"^double_blocks_#_(img|txt)_(attn_(qkv|proj)|mod_lin(ear)?)$"
+_NUMBERED = r"^(layers|noise_refiner|context_refiner)_#_"
+_JOINT = r"^transformer_blocks_#_attn_(to_[qkv]|to_out_#|add_[qkv]_proj|to_add_out)$"
+CROSS_KV = r"attn2_to_[kv]$"
+_DOUBLE = r"^(double|single)_blocks_#_"
+
+ADAPTED: tuple[Rule, ...] = (
+    Rule("on-flux2-modulation", A.FLUX2, "names of Flux.2's blocks",
+         needs=(r"^(double|single)_stream_modulation|^single_transformer_blocks_#_attn_to_qkv_mlp_proj",)),
+    Rule("on-chroma", A.CHROMA, "changes the distilled guidance layer", needs=(r"^distilled_guidance_layer_",)),
+    Rule("on-flux2-single", A.FLUX2, "single blocks nine times as wide inside", needs=(r"^single_blocks_#_linear1$",),
+         ratio=(r"^single_blocks_#_linear1$", 8.5, 9.5)),
+    Rule("on-flux2-double", A.FLUX2, "double blocks with a gated sixfold layer",
+         ratio=(r"^double_blocks_#_(img|txt)_mlp_#$", 5.5, 6.5)),
+    Rule("on-flux2-width", A.FLUX2, "double blocks, 6144 or 4096 wide", axis=(_DIT_WIDTH, 1, (6144, 4096))),
+    Rule("on-hunyuan-image", A.HUNYUAN_IMAGE, "double blocks, 3584 wide", axis=(_DIT_WIDTH, 1, (3584,))),
+    Rule("on-hunyuan-video", A.HUNYUAN_VIDEO, "double blocks with Hunyuan's names",
+         needs=(r"^double_blocks_#_(img|txt)_(mlp_fc\d|mod_linear)$|token_refiner|^single_blocks_#_modulation_linear$",)),
+    Rule("on-hunyuan-video-single", A.HUNYUAN_VIDEO, "more single blocks than Flux.1 has",
+         needs=(_DOUBLE + "|^single_transformer_blocks_#_attn_to_q$",), lacks=(r"^joint_transformer_blocks",),
+         top=(r"^(single_blocks|single_transformer_blocks)_#", 38, 39)),
+    Rule("on-hunyuan-video-double", A.HUNYUAN_VIDEO, "more double blocks than Flux.1 has",
+         top=(r"^double_blocks_#", 19, 19)),
+    Rule("on-flux1-modulation", A.FLUX1, "changes the modulation of Flux.1's blocks",
+         needs=(r"^(double_blocks_#_(img|txt)_mod_lin|single_blocks_#_modulation_lin)$",)),
+    Rule("on-flux1", A.FLUX1, "names of Flux.1's double and single blocks", needs=(_DOUBLE,),
+         also=(A.CHROMA, A.HUNYUAN_VIDEO, A.FLUX2)),
+    Rule("on-sd3.5-large", A.SD3, "joint blocks, 2432 wide", needs=(r"^joint_blocks_#_",), variant="3.5-large",
+         axis=(r"^joint_blocks_#_", 1, (2432,))),
+    Rule("on-sd3", A.SD3, "joint blocks", needs=(r"^joint_blocks_#_",)),
+    Rule("on-auraflow", A.AURAFLOW, "double and single layers",
+         needs=(r"^(double_layers|single_layers|joint_transformer_blocks)_#_",)),
+    Rule("on-hidream", A.HIDREAM, "double and single stream blocks",
+         needs=(r"^(double_stream_blocks|single_stream_blocks)_#_",)),
+    Rule("on-flux1-diffusers", A.FLUX1, "joint and single transformer blocks",
+         needs=(r"^single_transformer_blocks_#_(attn_to_|proj_mlp|proj_out|norm_linear)",),
+         also=(A.CHROMA, A.HUNYUAN_VIDEO)),
+    Rule("on-qwen-image", A.QWEN_IMAGE, "joint blocks with separate picture and text layers",
+         needs=(r"^transformer_blocks_#_(img|txt)_(mod|mlp)_",)),
+    Rule("on-qwen-image-depth", A.QWEN_IMAGE, "more joint blocks than Flux.1 has, 3072 wide",
+         needs=(_JOINT,), axis=(_JOINT, 1, (3072,)), top=(_JOINT, 19, 59)),
+    Rule("on-sd3-joint", A.SD3, "joint transformer blocks, 1536 or 2432 wide", axis=(_JOINT, 1, (1536, 2432))),
+    Rule("on-flux1-joint", A.FLUX1, "joint blocks with plain feed-forward layers, 3072 wide", axis=(_JOINT, 1, (3072,)),
+         needs=(r"^transformer_blocks_#_(ff_net_#|ff_context_net_#|norm1_linear|norm1_context_linear)",)),
+    Rule("on-qwen-bare", A.QWEN_IMAGE, "joint blocks named without a prefix, 3072 wide, as Qwen-Image's trainers do",
+         needs=(_JOINT, r"^:bare$"), axis=(_JOINT, 1, (3072,)), also=(A.FLUX1,)),
+    Rule("on-joint", A.UNKNOWN, "joint blocks that Flux.1 and Qwen-Image share", axis=(_JOINT, 1, (3072,)),
+         also=(A.FLUX1, A.QWEN_IMAGE)),
+    Rule("on-ltx2", A.LTX2, "sound and picture attention",
+         needs=(r"audio_attn|audio_to_video|video_to_audio|^av_ca_",)),
+    Rule("on-anima-adapter", A.ANIMA, "changes the adapter for a language model", needs=(r"^llm_adapter_",)),
+    Rule("on-anima", A.ANIMA, "Cosmos blocks, 2048 wide, as Anima's", also=(A.COSMOS,),
+         axis=(r"^blocks_#_(self_attn|cross_attn)_([qkv]|output)_proj$|^blocks_#_mlp_layer1$", 1, (2048,))),
+    Rule("on-cosmos", A.COSMOS, "Cosmos blocks", also=(A.ANIMA,),
+         needs=(r"^blocks_#_(self_attn|cross_attn)_output_proj$|^blocks_#_mlp_layer\d$|^blocks_#_adaln_modulation_",)),
+    Rule("on-wan-14b", A.WAN, "video blocks, 5120 wide", variant="14b",
+         axis=(r"^blocks_#_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv])$", 1, (5120,))),
+    Rule("on-wan-1.3b", A.WAN, "video blocks, 1536 wide", variant="1.3b",
+         axis=(r"^blocks_#_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv])$", 1, (1536,))),
+    Rule("on-wan-5b", A.WAN, "video blocks, 3072 wide", variant="5b",
+         axis=(r"^blocks_#_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv])$", 1, (3072,))),
+    Rule("on-wan", A.WAN, "names of Wan's blocks",
+         needs=(r"^blocks_#_((self_attn|cross_attn)_[qkvo]|ffn_#|ffn_net_#(_proj)?)$",)),
+    Rule("on-z-image", A.Z_IMAGE, "refiner and main layers, 3840 wide", axis=(_NUMBERED, 1, (3840,))),
+    Rule("on-lumina2", A.LUMINA2, "refiner and main layers, 2304 wide", axis=(_NUMBERED, 1, (2304,))),
+    Rule("on-z-image-names", A.Z_IMAGE, "layers with `attention.to_q`", needs=(_NUMBERED + r"attention_to_[qkv]$",)),
+    Rule("on-lumina2-names", A.LUMINA2, "layers with `attn.to_q`", needs=(_NUMBERED + r"attn_to_[qkv]$",)),
+    Rule("on-hunyuan-dit", A.HUNYUAN_DIT, "names of Hunyuan-DiT's blocks",
+         needs=(r"^blocks_#_(attn1_Wqkv|attn2_(kv|q)_proj)$",)),
+    Rule("on-mochi", A.MOCHI, "asymmetric attention", needs=(r"^blocks_#_attn_(qkv|proj)_[xy]$",)),
+    Rule("on-sana", A.SANA, "linear attention with convolutions",
+         needs=(r"^blocks_#_cross_attn_q_linear$|_ff_conv_(inverted|depth|point)$",), lacks=(r"cross_attn_kv_linear",)),
+    Rule("on-pixart", A.PIXART, "cross-attention with a joint key-value layer",
+         needs=(r"^blocks_#_cross_attn_kv_linear$",)),
+    Rule("on-pixart-diffusers", A.PIXART, "transformer blocks, 1152 wide",
+         axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (1152,))),
+    Rule("on-ltx", A.LTX_VIDEO, "transformer blocks, 2048 or 4096 wide", also=(A.COSMOS,),
+         axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (2048, 4096)), needs=(r"^transformer_blocks_#_attn2_",)),
+    Rule("on-cogvideox", A.COGVIDEOX, "transformer blocks of joint attention, 1920 or 3072 wide",
+         axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (1920, 3072)), lacks=(r"^transformer_blocks_#_attn2_",)),
+    Rule("on-svd", A.SVD, "time-mixing blocks inside a UNet", needs=(r"temporal_transformer_blocks_#|time_stack",)),
+    Rule("on-sdxl", A.SDXL, "cross-attention to 2048-wide text", needs=(_UNET,), axis=(CROSS_KV, 1, (2048,)),
+         also=(A.KOLORS,)),
+    Rule("on-refiner", A.SDXL_REFINER, "cross-attention to 1280-wide text", needs=(_UNET,),
+         axis=(CROSS_KV, 1, (1280,))),
+    Rule("on-sd2", A.SD2, "cross-attention to 1024-wide text", needs=(_UNET,), axis=(CROSS_KV, 1, (1024,))),
+    Rule("on-sd1", A.SD1, "cross-attention to 768-wide text", needs=(_UNET,), axis=(CROSS_KV, 1, (768,))),
+    Rule("on-sdxl-depth", A.SDXL, "up to ten transformer blocks in one attention", needs=(_UNET,), depth=(4, 9)),
+    Rule("on-sdxl-te2", A.SDXL, "a UNet with two text encoders", needs=(_UNET, r"^:te2$")),
+    Rule("on-sd2-text", A.SD2, "a UNet with a 1024-wide text encoder", needs=(_UNET,),
+         axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (1024,))),
+    Rule("on-sd1-text", A.SD1, "a UNet with one 768-wide text encoder", needs=(_UNET, r"^:single-text$"),
+         axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (768,))),
+    Rule("on-sd1-layout", A.SD1, "attention projected by 1x1 convolutions, as SD 1.x has it", needs=(_UNET,),
+         dims=(r"attentions_#_proj_(in|out)$|blocks?_#_#_proj_(in|out)$", 4)),
+    Rule("on-sd2-layout", A.SD2, "attention on the first level, projected by linear layers, as SD 2.x has it",
+         needs=(r"^:level0$",), dims=(r"attentions_#_proj_(in|out)$|blocks?_#_#_proj_(in|out)$", 2)),
+    Rule("on-sd-layout", A.UNKNOWN, "attention on the first level, as SD 1.x and 2.x have it", needs=(r"^:level0$",),
+         also=(A.SD1, A.SD2)),
+    Rule("on-unet", A.UNKNOWN, "names of a UNet and nothing that tells which", needs=(_UNET,), also=_SD),
+    Rule("on-text-sdxl", A.SDXL, "the second text encoder, 1280 wide", needs=(r"^:te2$",),
+         axis=(r"^:te2_.*self_attn_[kqv]_proj$", 1, (1280,)), also=(A.SD3,)),
+    Rule("on-text-sd1", A.SD1, "a single 768-wide text encoder", needs=(r"^:only-text$",),
+         axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (768,))),
+    Rule("on-text-sd2", A.SD2, "a single 1024-wide text encoder", needs=(r"^:only-text$",),
+         axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (1024,))),
+)  # fmt: skip
+"""Whose weights an adapter changes. Names starting with `:` are notes that the reader adds (`identify`)."""
+
+ALL: tuple[Rule, ...] = (*BACKBONES, *VARIANTS, *FLAGS, *MARKS, *PARTS, *ADAPTED)

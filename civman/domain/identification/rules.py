@@ -1,0 +1,159 @@
+"""How an identification rule is written, and how a file looks to it.
+
+A rule looks at *patterns*: tensor names (or, for adapters, module names written with underscores) without their
+prefix, numbers between dots (or, there, underscores) replaced by `#`, one per line. `needs` and `lacks` are regular
+expressions on those lines; `axis`, `ratio`, `dims`, `top` and `depth` look at shapes and at the highest number. The
+rules themselves stand in `civman.domain.identification.rule_tables`.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
+
+from civman.domain.architecture import Architecture, Kind
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A file's names as the rules see them."""
+
+    text: str
+    """The patterns, one per line."""
+    shapes: Mapping[str, frozenset[Shape]] = field(repr=False)
+    """Pattern → the shapes that occur."""
+    tops: Mapping[str, int] = field(repr=False)
+    """Pattern → the highest number at its first `#`."""
+    depth: int = -1
+    """Highest number of a transformer block inside a UNet's attention; -1 where there is none."""
+    _found: dict[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def at(cls, items: Iterable[tuple[str, Shape]]) -> "Look":
+        """The look of these names."""
+        by_mark: dict[str, list[tuple[str, Shape]]] = {".": [], "_": []}
+        for item in items:
+            by_mark["." if "." in item[0] else "_"].append(item)
+        shapes: dict[str, frozenset[Shape]] = {}
+        tops: dict[str, int] = {}
+        depth = -1
+        for mark, named in by_mark.items():
+            alike: dict[str, list[tuple[str, Shape]]] = {}
+            for item, pattern in zip(named, _patterns([name for name, _ in named], mark), strict=True):
+                alike.setdefault(pattern, []).append(item)
+            for pattern, members in islice(alike.items(), _MAX_PATTERNS - len(shapes)):
+                shapes[pattern] = frozenset([shape for _, shape in members])
+                if (at := pattern.find("#")) >= 0:
+                    tops[pattern] = _highest({name[at : at + 9] for name, _ in members}, mark)
+                if pattern.find(_INNER) > 0:
+                    depth = max(depth, _highest({name.partition(_INNER)[2][1:8] for name, _ in members}, mark))
+        return cls(text="\n".join(shapes), shapes=shapes, tops=tops, depth=depth)
+
+    @classmethod
+    def names(cls, names: Collection[str]) -> "Look":
+        """A look at names alone, without shapes: cheap, for rules that ask for no more."""
+        return cls(text="\n".join(dict.fromkeys(_patterns(names, "."))), shapes={}, tops={})
+
+    def has(self, expression: str) -> bool:
+        """Whether a pattern matches."""
+        return _compiled(expression).search(self.text) is not None
+
+    def found(self, expression: str) -> list[str]:
+        """The patterns that match. Several rules ask for the same ones."""
+        if expression not in self._found:
+            self._found[expression] = list(dict.fromkeys(self._lines(_compiled(expression))))
+        return self._found[expression]
+
+    def _lines(self, expression: re.Pattern[str]) -> Iterable[str]:
+        """The lines that match, found in one pass over the text: a search for each of them takes ten times as long."""
+        for match in expression.finditer(self.text):
+            if "\n" in match[0]:  # it ran over an end of line, which no single pattern does
+                yield from (pattern for pattern in self.shapes if expression.search(pattern))
+                return
+            end = self.text.find("\n", match.end())
+            yield self.text[self.text.rfind("\n", 0, match.start()) + 1 : end if end >= 0 else len(self.text)]
+
+
+@cache
+def _compiled(expression: str) -> re.Pattern[str]:
+    return re.compile(expression, re.MULTILINE)
+
+
+def _patterns(names: Collection[str], mark: str) -> list[str]:
+    """Each name with `#` for every number that stands alone between two marks, all taken apart at once."""
+    ends = f"{mark}\n{mark}"
+    parts = ends.join([name.replace("\n", " ") for name in names]).split(mark)
+    numbers = {part: "#" for part in set(parts) if part.isascii() and part.isdecimal()}
+    return mark.join(map(numbers.get, parts, parts)).split(ends) if names else []
+
+
+def _highest(texts: set[str], mark: str) -> int:
+    """The highest of the numbers that these begin with, up to the mark; -1 where none does."""
+    numbers = {text.split(mark, 1)[0] for text in texts}
+    return max((int(number) for number in numbers if number.isdecimal()), default=-1)
+
+
+_MAX_PATTERNS = 5_000
+"""Real files have a few hundred; a hostile one would make every rule search megabytes."""
+_INNER = "transformer_blocks"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What to look for and what it says. `also`: families whose tensors may look the same."""
+
+    id: str
+    says: Architecture
+    why: str
+    needs: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    axis: tuple[str, int, tuple[int, ...]] | None = None
+    """(pattern, axis, sizes): some matching tensor has one of these sizes there."""
+    ratio: tuple[str, float, float] | None = None
+    """(pattern, from, below): size out divided by size in of some matching tensor."""
+    dims: tuple[str, int] | None = None
+    """(pattern, how many axes)."""
+    top: tuple[str, int, int] | None = None
+    """(pattern, least, most): the highest first number of all matching patterns."""
+    depth: tuple[int, int] | None = None
+    also: tuple[Architecture, ...] = ()
+    variant: str = ""
+    kind: Kind | None = None
+    flag: str = ""
+
+    def holds(self, look: Look) -> bool:
+        """Whether everything that the rule asks for is so."""
+        if not all(look.has(name) for name in self.needs) or any(look.has(name) for name in self.lacks):
+            return False
+        return self._shape_holds(look) and self._number_holds(look)
+
+    def _shape_holds(self, look: Look) -> bool:
+        if self.axis:
+            name, axis, sizes = self.axis
+            if not any(len(shape) > axis and shape[axis] in sizes for shape in _shapes(look, name)):
+                return False
+        if self.ratio:
+            name, least, below = self.ratio
+            if not any(len(s) > 1 and s[1] and least <= s[0] / s[1] < below for s in _shapes(look, name)):
+                return False
+        return not self.dims or any(len(shape) == self.dims[1] for shape in _shapes(look, self.dims[0]))
+
+    def _number_holds(self, look: Look) -> bool:
+        if self.top:
+            name, least, most = self.top
+            tops = [look.tops.get(pattern, -1) for pattern in look.found(name)]
+            if not tops or not least <= max(tops) <= most:
+                return False
+        return not self.depth or self.depth[0] <= look.depth <= self.depth[1]
+
+
+def _shapes(look: Look, name: str) -> Iterable[Shape]:
+    return (shape for pattern in look.found(name) for shape in look.shapes[pattern])
+
+
+def first(rules: Iterable[Rule], look: Look) -> Rule | None:
+    """The first rule that holds."""
+    return next((rule for rule in rules if rule.holds(look)), None)

@@ -1,0 +1,197 @@
+"""What a picture tells of its making: the recipe, and beside it what it came to and where.
+
+The recipe is what determines the picture; a `Record` adds what was found out by making it (the pixels' digest, the
+environment) and what people call the files. Its JSON travels in pictures and lies in the index.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from civman.domain.digests import Sha256, sha256_from
+from civman.domain.recipes.recipe import Recipe, canonical, read_json
+from civman.errors import IntegrityError, UsageError
+
+SCHEMA: Final = 1
+Environment = Mapping[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class FileName:
+    """What people call a file of a recipe. `autov3`: CivitAI's digest of a LoRA without its header, if known."""
+
+    sha256: Sha256
+    name: str
+    model: str = ""
+    version: str = ""
+    autov3: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TypedPrompts:
+    """Both prompts as a person typed them: with tags, without the trigger words that were added."""
+
+    prompt: str
+    negative_prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One picture that was made: of `recipe`, the one with `seed`.
+
+    `typed`: how the prompts were asked for, where that differs; two ways to type one wish give one recipe.
+
+    `pixel_sha256` is of the pixels (rows, RGB, 8 bits), not of a file. `environment` is what beside the recipe decides
+    them. `parent`: SHA-256 of the recipe this one was varied from.
+    """
+
+    recipe: Recipe
+    seed: int
+    pixel_sha256: Sha256
+    environment: Environment
+    names: tuple[FileName, ...] = ()
+    notes: tuple[str, ...] = ()
+    parent: Sha256 | None = None
+    typed: TypedPrompts | None = None
+
+    def __post_init__(self) -> None:
+        if not self.recipe.seed <= self.seed < self.recipe.seed + self.recipe.count:
+            raise UsageError(f"the recipe makes no picture with seed {self.seed}", code="bad-recipe", seed=self.seed)
+
+    def to_json(self) -> str:
+        """The canonical text: equal records have equal texts."""
+        return canonical({
+            "civman_picture": SCHEMA,
+            "recipe": json.loads(self.recipe.to_json()),
+            "recipe_sha256": self.recipe.sha256,
+            "seed": self.seed,
+            "pixel_sha256": self.pixel_sha256,
+            "environment": dict(self.environment),
+            "names": [
+                {"sha256": n.sha256, "name": n.name, "model": n.model, "version": n.version, "autov3": n.autov3}
+                for n in self.names
+            ],
+            "notes": list(self.notes),
+            "parent": self.parent,
+            "typed": [self.typed.prompt, self.typed.negative_prompt] if self.typed else None,
+        })  # fmt: skip
+
+    def name_of(self, sha256: Sha256) -> FileName:
+        """What people call the file; its digest's beginning where nobody said."""
+        return next((name for name in self.names if name.sha256 == sha256), FileName(sha256, f"sha256:{sha256[:12]}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a text or picture tells: a recipe with its record, a bare recipe, or only digests of both."""
+
+    recipe_sha256: Sha256
+    recipe: Recipe | None = None
+    record: Record | None = None
+    pixel_sha256: Sha256 | None = None
+
+    @classmethod
+    def of(cls, record: Record) -> "Origin":
+        """All that a record tells."""
+        return cls(record.recipe.sha256, record.recipe, record, record.pixel_sha256)
+
+
+def stripped(record: Record) -> str:
+    """The canonical text of a record that keeps the words to itself: who has the recipe knows it by its digest."""
+    return canonical({
+        "civman_picture": SCHEMA, "recipe_sha256": record.recipe.sha256, "seed": record.seed,
+        "pixel_sha256": record.pixel_sha256,
+    })  # fmt: skip
+
+
+def read_origin(text: str) -> Origin:
+    """What a record's, a recipe's or a stripped record's text says, in any key order.
+
+    Raises: UsageError (`bad-recipe`, `newer-recipe`): none of these, or cut short. IntegrityError (`edited-recipe`):
+        the recipe is not the one whose digest stands beside it.
+    """
+    value = read_json(text)
+    if not isinstance(value, dict):
+        raise UsageError("not a recipe: no object", code="bad-recipe")
+    if "civman_picture" not in value:
+        recipe = Recipe.from_value(value)
+        return Origin(recipe.sha256, recipe)
+    if value["civman_picture"] != SCHEMA:
+        raise UsageError(
+            f"the record has schema {value['civman_picture']}, this civman knows {SCHEMA}",
+            hint="update civman", code="newer-recipe",
+        )  # fmt: skip
+    stated = _sha256(value, "recipe_sha256")
+    if "recipe" not in value:
+        return Origin(stated, pixel_sha256=_sha256(value, "pixel_sha256"))
+    recipe = _unedited(value["recipe"], stated)
+    record = Record(
+        recipe, _whole(value, "seed"), _sha256(value, "pixel_sha256"), _environment(value), _names(value),
+        tuple(str(note) for note in _list(value, "notes")),
+        None if value.get("parent") is None else _sha256(value, "parent"), _typed(value),
+    )  # fmt: skip
+    return Origin(stated, recipe, record, record.pixel_sha256)
+
+
+def _unedited(value: object, stated: Sha256) -> Recipe:
+    recipe = Recipe.from_value(value)
+    if (
+        recipe.sha256 != stated and hashlib.sha256(canonical(value).encode()).hexdigest() != stated
+    ):  # the latter: of an earlier schema
+        raise IntegrityError(
+            f"the recipe was changed after the picture was made: its SHA-256 is {recipe.sha256[:12]}…, the picture"
+            f" says {stated[:12]}…",
+            hint="take the picture as civman wrote it; `civman replay … --set FIELD=VALUE` makes a variation",
+            code="edited-recipe", expected=stated, actual=recipe.sha256,
+        )  # fmt: skip
+    return recipe
+
+
+def _sha256(value: dict[str, Any], name: str) -> Sha256:
+    found = value.get(name)
+    try:
+        return sha256_from(found if isinstance(found, str) else "")
+    except ValueError as error:
+        raise UsageError(f"not a recipe: `{name}` is not a SHA-256", code="bad-recipe") from error
+
+
+def _whole(value: dict[str, Any], name: str) -> int:
+    found = value.get(name)
+    if type(found) is not int:
+        raise UsageError(f"not a recipe: `{name}` is not a whole number", code="bad-recipe")
+    return found
+
+
+def _list(value: dict[str, Any], name: str) -> list[Any]:
+    found = value.get(name, [])
+    if not isinstance(found, list):
+        raise UsageError(f"not a recipe: `{name}` is not a list", code="bad-recipe")
+    return found
+
+
+def _environment(value: dict[str, Any]) -> Environment:
+    found = value.get("environment")
+    if not isinstance(found, dict) or not all(type(item) in (str, int) for item in found.values()):
+        raise UsageError("not a recipe: `environment` is not one", code="bad-recipe")
+    return found
+
+
+def _typed(value: dict[str, Any]) -> TypedPrompts | None:
+    match value.get("typed"):
+        case None:
+            return None
+        case [str() as prompt, str() as negative]:
+            return TypedPrompts(prompt, negative)
+    raise UsageError("not a recipe: `typed` is not two texts", code="bad-recipe")
+
+
+def _names(value: dict[str, Any]) -> tuple[FileName, ...]:
+    names = []
+    for item in _list(value, "names"):
+        if not isinstance(item, dict):
+            raise UsageError("not a recipe: `names` has an entry that is none", code="bad-recipe")
+        rest = [str(item.get(key, "")) for key in ("name", "model", "version", "autov3")]
+        names.append(FileName(_sha256(item, "sha256"), *rest))
+    return tuple(names)

@@ -1,0 +1,193 @@
+"""What one asks CivitAI's search, checked before anything is sent, and what it gives.
+
+CivitAI punishes a misspelt filter with an empty answer (base models), with the whole catalogue (tags) or with an
+error that names no way out (types, sorts), so every name is resolved here, with near names offered.
+
+Source: CivitAI's public REST API, `GET /api/v1/models`, as of August 2026.
+"""
+
+import difflib
+import functools
+import importlib.resources
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import TypeVar
+
+from civman.domain.catalog import Model, ModelId, ModelType, ModelVersion, VersionId
+from civman.errors import UsageError
+
+LARGEST_ID = 2**31 - 1
+"""CivitAI's ids are PostgreSQL `int4`; a larger one is answered with a server error."""
+
+
+class Sort(StrEnum):
+    """Orders of a search, in CivitAI's spelling."""
+
+    HIGHEST_RATED = "Highest Rated"
+    MOST_DOWNLOADED = "Most Downloaded"
+    MOST_LIKED = "Most Liked"
+    MOST_DISCUSSED = "Most Discussed"
+    MOST_COLLECTED = "Most Collected"
+    MOST_IMAGES = "Most Images"
+    NEWEST = "Newest"
+    OLDEST = "Oldest"
+
+
+class Period(StrEnum):
+    """How young a model's last version must be."""
+
+    DAY = "Day"
+    WEEK = "Week"
+    MONTH = "Month"
+    YEAR = "Year"
+    ALL_TIME = "AllTime"
+
+    @property
+    def longest(self) -> timedelta | None:
+        """The longest this period can last; None for all time."""
+        days = {Period.DAY: 1, Period.WEEK: 7, Period.MONTH: 31, Period.YEAR: 366}.get(self)
+        return None if days is None else timedelta(days=days)
+
+
+class CheckpointType(StrEnum):
+    """How a checkpoint was made."""
+
+    TRAINED = "Trained"
+    MERGE = "Merge"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPage:
+    """A model and those of its versions that the answer held, in the creator's order (the first is the default).
+
+    `versions` may be empty for a live model: CivitAI's caches lag for minutes after an update.
+    """
+
+    model: Model
+    versions: tuple[ModelVersion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SearchQuery:
+    """What to look for. All filters must hold at once; several types or base models mean any of them.
+
+    `limit` counts models, None is all of them. `nsfw` adds what is rated above PG. `early_access` asks for models with
+    a running timed gate only, `include_archived` adds what cannot be downloaded any more.
+
+    Raises: UsageError: a value CivitAI would refuse, or would silently ignore.
+    """
+
+    text: str = ""
+    types: tuple[ModelType, ...] = ()
+    base_models: tuple[str, ...] = ()
+    tag: str | None = None
+    username: str | None = None
+    sort: Sort | None = None
+    period: Period = Period.ALL_TIME
+    nsfw: bool = False
+    limit: int | None = 100
+    ids: tuple[ModelId, ...] = ()
+    version_ids: tuple[VersionId, ...] = ()
+    checkpoint_type: CheckpointType | None = None
+    include_archived: bool = False
+    early_access: bool = False
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"a search needs a limit of at least 1, not {self.limit}", code="bad-limit")
+        if self.text and self.ids:
+            raise UsageError("CivitAI cannot search a text among given ids", hint="ask for one or the other")
+        for number in (*self.ids, *self.version_ids):
+            checked_id(number, "id")
+        for name, value in (("tag", self.tag), ("creator", self.username)):
+            if value is not None and not value.strip():
+                raise UsageError(f"the {name} to search for is empty")
+        if self.tag is not None and "," in self.tag:
+            raise UsageError(
+                f"CivitAI takes one tag per search: `{self.tag}`", hint="tags with a comma do not exist; pick one"
+            )
+
+
+def checked_id(number: int, what: str) -> int:
+    """`number`, if CivitAI can have such an id. Raises: UsageError: it cannot."""
+    if isinstance(number, bool) or not 1 <= number <= LARGEST_ID:
+        raise UsageError(f"no {what} on CivitAI: {number}", code="bad-id", hint=f"ids go from 1 to {LARGEST_ID}")
+    return number
+
+
+_TYPE_ALIASES = {
+    "embedding": ModelType.EMBEDDING,
+    "ti": ModelType.EMBEDDING,
+    "lycoris": ModelType.LOCON,
+    "hypernet": ModelType.HYPERNETWORK,
+    "motion": ModelType.MOTION_MODULE,
+}
+
+
+def model_type_named(text: str) -> ModelType:
+    """The kind of model that `text` names, in any case. Raises: UsageError: none; near names are in the hint."""
+    return _named(text, {**{member.value: member for member in ModelType}, **_TYPE_ALIASES}, "model type")
+
+
+def sort_named(text: str) -> Sort:
+    """The order that `text` names ("newest", "most-downloaded"). Raises: UsageError."""
+    return _named(text, {member.value: member for member in Sort}, "sort order")
+
+
+def period_named(text: str) -> Period:
+    """The period that `text` names ("week", "all-time"). Raises: UsageError."""
+    return _named(text, {member.value: member for member in Period}, "period")
+
+
+def checkpoint_type_named(text: str) -> CheckpointType:
+    """The way of making that `text` names. Raises: UsageError."""
+    return _named(text, {member.value: member for member in CheckpointType}, "checkpoint type")
+
+
+def base_model_named(text: str) -> str:
+    """CivitAI's spelling of the base model that `text` names ("sdxl 1.0" → "SDXL 1.0").
+
+    CivitAI adds base models every few weeks: `=Name` stands for exactly `Name`, known here or not.
+
+    Raises: UsageError: not known; near names are in the hint.
+    """
+    if text.startswith("=") and text[1:].strip():
+        return text[1:]
+    escape = f"for a base model newer than this civman write `={text}`"
+    return _named(text, {name: name for name in known_base_models()}, "base model", more=escape)
+
+
+@functools.cache
+def known_base_models() -> tuple[str, ...]:
+    """The labels CivitAI used when this civman was made, in alphabetical order."""
+    text = importlib.resources.files("civman.domain").joinpath("data/search_names.json").read_text("utf-8")
+    return tuple(json.loads(text)["base_models"])
+
+
+T = TypeVar("T")
+
+
+def _named(text: str, known: Mapping[str, T], what: str, *, more: str = "") -> T:
+    by_key = {_key(name): (name, value) for name, value in known.items()}
+    wanted = _key(text)
+    if wanted in by_key:
+        return by_key[wanted][1]
+    near = [by_key[key][0] for key in difflib.get_close_matches(wanted, by_key, n=4, cutoff=0.6)]
+    near = near or [name for key, (name, _) in by_key.items() if wanted and wanted in key][:4]
+    hints = [_either(near)] if near else ([_either(known)] if len(known) < 30 else [])
+    raise UsageError(
+        f"no such {what}: `{text}`", code="unknown-name", hint="; ".join([*hints, *([more] if more else [])]),
+        suggestions=near,
+    )  # fmt: skip
+
+
+def _either(names: Iterable[str]) -> str:
+    return "did you mean " + ", ".join(f"`{name}`" for name in names) + "?"
+
+
+def _key(name: str) -> str:
+    """What stays of a name when case, blanks, dashes and underscores do not count."""
+    return "".join(char for char in name.casefold() if char not in " -_")

@@ -1,0 +1,197 @@
+"""Reading a bundle: each file goes the way of a download, written aside, read back, proven, named, indexed."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from civman.domain.access import Permits
+from civman.domain.catalog import Asset
+from civman.domain.digests import Sha256
+from civman.domain.events import Finished, Notice, OnEvent, Started, Verifying
+from civman.domain.file_choice import PICKLE_SUFFIXES
+from civman.domain.file_names import safe_name
+from civman.errors import BadAnswer, HashMismatch, IntegrityError, Refused, StoreError
+from civman.exchange.bundle_archive import Packed, Reader, Small, bad_bundle, open_bundle
+from civman.index import Index
+from civman.manage.sidecar import file_facts, restore, write_sidecar
+from civman.store.blobs import BlobStore, StoredBlob
+from civman.store.digester import Digester
+from civman.store.partial import Partial
+from civman.store.read_header import read_header
+from civman.store.trash import blob_lock
+
+_READ_BYTES = 4 << 20
+_MOST_ASSETS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """One file of a bundle that is now in the library, proven. `was_present`: its bytes were here before."""
+
+    sha256: Sha256
+    size_bytes: int
+    assets: tuple[Asset, ...]
+    was_present: bool
+
+
+def import_bundle(
+    path: Path,
+    index: Index,
+    store: BlobStore,
+    *,
+    permits: Permits,
+    clock: Callable[[], datetime],
+    on_event: OnEvent,
+) -> list[Brought]:
+    """Take in every file of the bundle at `path`. Asks nobody; holds a few megabytes in memory.
+
+    Raises: IntegrityError: the bundle is altered or cut (`bad-bundle`), a file is not what it should be. Refused: it
+        holds pickles. StoreError, DiskFull. What was proven before stays.
+    """
+    with open_bundle(path) as file:
+        reader = Reader(file, path.stat().st_size)
+        _check_permits(reader.packed, permits)
+        taker = _Taker(index, store, clock, on_event)
+        brought = [taker.take(reader, packed) for packed in reader.packed]
+        reader.end()
+    return brought
+
+
+class _Taker:
+    def __init__(self, index: Index, store: BlobStore, clock: Callable[[], datetime], on_event: OnEvent) -> None:
+        self._index, self._store, self._clock, self._on_event = index, store, clock, on_event
+        self._view = memoryview(bytearray(_READ_BYTES))
+
+    def take(self, reader: Reader, packed: Packed) -> Brought:
+        names = [name for name, _ in packed.members()]
+        facts = checked_facts(self._small(reader, names[0], packed.sidecar), self._clock())
+        preview = self._small(reader, names[1], packed.preview) if packed.preview is not None else None
+        name = str(facts["assets"][0]["name"])
+        stored, was_present = self._blob(reader, names[-1], packed, name)
+        with blob_lock(self._store, packed.sha256):
+            if self._store.find(packed.sha256) is None:
+                raise StoreError(f"`{name}` was removed by another program", code="removed-meanwhile", hint="try again")
+            self._record(stored, facts)
+            if preview is not None and packed.preview is not None and self._store.preview(packed.sha256) is None:
+                self._store.write_preview(packed.sha256, preview, packed.preview.suffix)
+        assets = tuple(self._index.referrers(packed.sha256))
+        self._on_event(Finished(packed.sha256, name, packed.size_bytes, was_present))
+        return Brought(packed.sha256, packed.size_bytes, assets, was_present)
+
+    def _record(self, stored: StoredBlob, facts: dict[str, Any]) -> None:
+        tell = self._teller(stored.sha256)
+        try:
+            restore(facts, stored, self._index, file_facts(stored, facts, tell), now=self._clock(), on_notice=tell)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise bad_bundle(f"what it says of {stored.sha256[:12]} cannot be read") from error
+        write_sidecar(self._store, self._index, stored.sha256)
+
+    def _small(self, reader: Reader, name: str, small: Small) -> bytes:
+        data = reader.small(name, small.size_bytes)
+        actual = Sha256(hashlib.sha256(data).hexdigest())
+        if actual != small.sha256:
+            raise HashMismatch(name=name, expected=small.sha256, actual=actual)
+        return data
+
+    def _blob(self, reader: Reader, member: str, packed: Packed, name: str) -> tuple[StoredBlob, bool]:
+        present = self._store.find(packed.sha256)
+        if present is not None:
+            self._skip(reader, member, packed)
+            return present, True
+        partial = self._store.partial(packed.sha256)
+        if not partial.acquire():
+            raise StoreError(f"another civman is fetching `{name}`", hint="try again when it is done")
+        try:
+            return self._receive(reader, member, packed, partial, name), False
+        finally:
+            partial.close()
+
+    def _receive(self, reader: Reader, member: str, packed: Packed, partial: Partial, name: str) -> StoredBlob:
+        if partial.held_bytes:
+            partial.reset()
+        self._on_event(Started(packed.sha256, name, packed.size_bytes))
+        partial.reserve(packed.size_bytes)
+        digester = Digester(partial, lambda done: self._on_event(Verifying(packed.sha256, done, packed.size_bytes)))
+        try:
+            offset = 0
+            for piece in reader.blob(member, packed.size_bytes, self._view):
+                partial.write(offset, piece)
+                offset += len(piece)
+            actual = digester.finish(threading.Event())
+        except BaseException:
+            digester.stop()
+            partial.close(discard=True)
+            raise
+        if actual == packed.sha256 and packed.suffix == ".safetensors":
+            try:
+                read_header(partial.path)
+            except IntegrityError:
+                partial.close(discard=True)
+                raise
+        return self._store.commit(partial, expected=packed.sha256, actual=actual, name=name, suffix=packed.suffix)
+
+    def _skip(self, reader: Reader, member: str, packed: Packed) -> None:
+        """Pass over bytes that are here already; they are compared all the same: a broken bundle should be known."""
+        sha256 = hashlib.sha256()
+        for piece in reader.blob(member, packed.size_bytes, self._view):
+            sha256.update(piece)
+        if sha256.hexdigest() != packed.sha256:
+            raise HashMismatch(name=member, expected=packed.sha256, actual=sha256.hexdigest())
+
+    def _teller(self, sha256: Sha256) -> Callable[[str], None]:
+        return lambda text: self._on_event(Notice(sha256, text))
+
+
+def checked_facts(data: bytes, now: datetime) -> dict[str, Any]:
+    """A sidecar from a stranger, reduced to what may be believed of it: names are made safe, no time is later than now.
+
+    Raises: IntegrityError: `bad-bundle`.
+    """
+    try:
+        facts = json.loads(data)
+        entries = facts["assets"]
+        if not isinstance(entries, list) or not 0 < len(entries) <= _MOST_ASSETS:
+            raise bad_bundle("a sidecar names no file or too many")
+        return {**facts, "pins": [], "assets": [_entry(entry, now) for entry in entries]}
+    except (BadAnswer, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise bad_bundle("a sidecar cannot be read") from error
+
+
+def _entry(entry: dict[str, Any], now: datetime) -> dict[str, Any]:
+    added_at = datetime.fromisoformat(entry["added_at"])
+    if entry.get("model") and entry.get("version"):
+        from civman.civitai import wire_models  # 0.2 s for pydantic
+
+        # before its bytes are taken in, not after
+        wire_models.page({**entry["model"], "modelVersions": [entry["version"]]}, now=now, on_notice=lambda _: None)
+    asked = {what: _asked((entry.get("asked") or {}).get(what), now) for what in ("model", "version")}
+    return {
+        **entry,
+        "name": safe_name(str(entry["name"])),
+        "origin": "civitai" if entry["origin"] == "civitai" else "import",
+        "added_at": min(added_at, now).isoformat(),
+        "asked": asked,
+    }
+
+
+def _asked(raw: dict[str, Any] | None, now: datetime) -> dict[str, Any] | None:
+    """An answer from the future would keep every later one out of the index."""
+    if not raw or datetime.fromisoformat(raw["at"]) > now:
+        return None
+    return raw
+
+
+def _check_permits(packed: list[Packed], permits: Permits) -> None:
+    pickles = [each.sha256 for each in packed if each.suffix in PICKLE_SUFFIXES]
+    if pickles and not permits.pickle:
+        raise Refused(
+            f"the bundle holds {len(pickles)} pickles: loading them can run any code",
+            code="pickle",
+            hint="--allow-pickle stores them all the same; civman never opens them",
+            sha256=[str(sha256) for sha256 in pickles],
+        )

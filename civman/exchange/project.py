@@ -1,0 +1,319 @@
+"""A project's models as two files: `[[models]]` in civman.toml (what is wanted) and civman.lock (exactly which bytes).
+
+civman.toml belongs to a person: comments, order and spacing stay. civman.lock belongs to civman: sorted, the same
+text for the same content on every machine.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from civman.domain.catalog import Asset, FileId, ModelFile, ModelId, ModelVersion, VersionId
+from civman.domain.digests import Sha256, sha256_from
+from civman.domain.file_names import safe_name
+from civman.domain.refs import Air, FileWish, VersionRef, parse_ref
+from civman.errors import CivmanError, ConfigError, NotFound, UsageError
+from civman.settings import PROJECT_FILE, nearest_project_file
+
+LOCK_FILE = "civman.lock"
+_LOCK_VERSION = 1
+_LOCK_HEAD = "# Written by civman; `civman add` and `civman sync --lock` change it. Keep it with civman.toml.\n\n"
+_OTHER_LOCK = "update civman"
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """One file that the project needs, down to its bytes. `ref` is the entry of civman.toml that asked for it."""
+
+    ref: str
+    name: str
+    sha256: Sha256
+    size_bytes: int
+    air: str = ""
+    model_id: ModelId | None = None
+    version_id: VersionId | None = None
+    file_id: FileId | None = None
+    title: str = ""
+    base_model: str = ""
+
+    @property
+    def exact_ref(self) -> str | None:
+        """The ref by which CivitAI knows this file; None for one that it never knew."""
+        if self.version_id is None:
+            return None
+        return str(VersionRef(self.version_id, self.model_id, FileWish(self.file_id)))
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """How civman.lock differs from civman.toml."""
+
+    missing: tuple[str, ...] = ()
+    """Wanted, and not in the lock."""
+    extra: tuple[str, ...] = ()
+    """In the lock, and no longer wanted."""
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.extra)
+
+
+class Project:
+    """The two files of one folder. Reads them when asked, writes them whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest = folder / PROJECT_FILE
+        self.lock = folder / LOCK_FILE
+
+    @classmethod
+    def nearest(cls, folder: Path) -> "Project":
+        """The project that `folder` is in: the nearest civman.toml upwards, or else `folder` itself."""
+        found = nearest_project_file(folder)
+        return cls(found.parent if found is not None else folder)
+
+    def wanted(self) -> list[str]:
+        """The refs of civman.toml, in its order and their canonical form. Raises: ConfigError."""
+        return [_canonical(ref) for ref in _refs(self._document_plain(), self.manifest)]
+
+    def locked(self) -> list[Locked]:
+        """The lock's files; none where there is no lock. Raises: ConfigError: it is spoilt or of a newer civman."""
+        try:
+            raw = tomllib.loads(self.lock.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise self._spoilt(error) from error
+        if raw.get("version") != _LOCK_VERSION:
+            raise ConfigError(f"`{self.lock}` has version {raw.get('version')}, not {_LOCK_VERSION}", hint=_OTHER_LOCK)
+        try:
+            return [_locked_from(item) for item in raw.get("models", [])]
+        except (KeyError, TypeError, ValueError, CivmanError) as error:
+            raise self._spoilt(error) from error
+
+    def stale(self) -> Stale:
+        """Whether the lock still answers what civman.toml wants."""
+        wanted, locked = self.wanted(), {entry.ref for entry in self.locked()}
+        return Stale(
+            tuple(ref for ref in dict.fromkeys(wanted) if ref not in locked), tuple(sorted(locked - set(wanted)))
+        )
+
+    def add(self, entries: Sequence[Locked]) -> list[str]:
+        """Write entries into both files, over earlier ones of the same ref; the refs that civman.toml did not have."""
+        known = set(self.wanted())
+        fresh = [entry for entry in entries if entry.ref not in known]
+        if fresh:
+            self._write(self.manifest, _with_models(self._document(), fresh))
+        refs = {entry.ref for entry in entries}
+        self.write_lock([*(entry for entry in self.locked() if entry.ref not in refs), *entries])
+        return [entry.ref for entry in fresh]
+
+    def drop(self, refs: Sequence[str]) -> list[Locked]:
+        """Take entries out of both files; what the lock said of them. No file of the library is touched.
+
+        Raises: NotFound: the project has no such entry.
+        """
+        locked, wanted = self.locked(), self.wanted()
+        chosen: set[str] = set()
+        for ref in refs:
+            found = {entry for entry in wanted if _means(ref, entry, locked)}
+            if not found:
+                raise NotFound(
+                    f"`{ref}` is not in `{self.manifest}`",
+                    hint="entries: " + ", ".join(wanted) if wanted else "`civman add REF` puts one there",
+                )
+            chosen |= found
+        self._write(self.manifest, _without_models(self._document(), chosen))
+        self.write_lock([entry for entry in locked if entry.ref not in chosen])
+        return [entry for entry in locked if entry.ref in chosen]
+
+    def write_lock(self, entries: Iterable[Locked]) -> None:
+        """Write the lock: sorted by what the entries are, not by when they came."""
+        import tomlkit  # 0.04 s, for writing only
+
+        document = tomlkit.document()
+        document["version"] = _LOCK_VERSION
+        tables = tomlkit.aot()
+        for entry in sorted(set(entries), key=_order):
+            table = tomlkit.table()
+            for key, value in _facts(entry):
+                table[key] = value
+            tables.append(table)
+        if tables:
+            document["models"] = tables
+        self._write(self.lock, _LOCK_HEAD + tomlkit.dumps(document))
+
+    def _document_plain(self) -> dict[str, Any]:
+        try:
+            return tomllib.loads(self.manifest.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"cannot read `{self.manifest}`: {error}", hint="mend that file") from error
+
+    def _document(self) -> str:
+        self._document_plain()
+        return self.manifest.read_text(encoding="utf-8") if self.manifest.exists() else ""
+
+    def _spoilt(self, error: Exception) -> ConfigError:
+        return ConfigError(
+            f"`{self.lock}` is spoilt: {error}", hint="take it back from version control, or `civman sync --lock`"
+        )
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        temporary = path.with_name(path.name + ".new")
+        try:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise ConfigError(f"cannot write `{path}`: {error.strerror}") from error
+
+
+def locked_asset(ref: str, asset: Asset, version: ModelVersion | None) -> Locked:
+    """The lock's entry for a held file: its bytes are proven."""
+    return Locked(
+        ref=_canonical(ref),
+        name=asset.name,
+        sha256=asset.blob.sha256,
+        size_bytes=asset.blob.size_bytes,
+        air=str(Air.of(version, file_id=asset.file_id)) if version is not None else "",
+        model_id=asset.model_id,
+        version_id=asset.version_id,
+        file_id=asset.file_id,
+        title=f"{asset.model_name} {asset.version_name}".strip(),
+        base_model=asset.base_model or "",
+    )
+
+
+def locked_file(ref: str, version: ModelVersion, file: ModelFile) -> Locked:
+    """The lock's entry for a file that only CivitAI has. Raises: UsageError: CivitAI declares no digest or size."""
+    if file.hashes.sha256 is None or file.size_bytes is None:
+        raise UsageError(
+            f"CivitAI declares no SHA-256 for `{file.name}`, so it cannot be locked unseen",
+            hint="add it without --no-download",
+        )
+    return Locked(
+        ref=_canonical(ref),
+        name=safe_name(file.name),
+        sha256=file.hashes.sha256,
+        size_bytes=file.size_bytes,
+        air=str(Air.of(version, file_id=file.id)),
+        model_id=version.model.id,
+        version_id=version.id,
+        file_id=file.id,
+        title=f"{version.model.name} {version.name}".strip(),
+        base_model=version.base_model or "",
+    )
+
+
+def _canonical(ref: str) -> str:
+    return str(parse_ref(ref))
+
+
+def _refs(document: dict[str, Any], path: Path) -> list[str]:
+    models = document.get("models", [])
+    refs = []
+    for item in models if isinstance(models, list) else [None]:
+        ref = item.get("ref") if isinstance(item, dict) else item
+        if not isinstance(ref, str) or not ref.strip():
+            raise ConfigError(
+                f'`models` in `{path}` is not a list of tables with a `ref = "…"` each', hint="mend that file"
+            )
+        refs.append(ref)
+    return refs
+
+
+def _with_models(text: str, entries: Sequence[Locked]) -> str:
+    import tomlkit  # see `write_lock`
+    from tomlkit.items import AoT, Array
+
+    document = tomlkit.parse(text)
+    models = document.get("models")
+    for entry in entries:
+        if isinstance(models, Array):  # `models = [{ref = "…"}]` in one line is a person's choice, too
+            inline = tomlkit.inline_table()
+            inline.update({"ref": entry.ref, **({"name": entry.title} if entry.title else {})})
+            models.append(inline)
+            continue
+        table = tomlkit.table()
+        table["ref"] = entry.ref
+        if entry.title:
+            table["name"] = entry.title
+        if not isinstance(models, AoT):
+            if document.as_string().strip():
+                document.add(tomlkit.nl())
+            models = tomlkit.aot()
+            models.append(table)
+            document["models"] = models
+        else:
+            models.append(table)
+    return tomlkit.dumps(document)
+
+
+def _without_models(text: str, refs: set[str]) -> str:
+    import tomlkit  # see `write_lock`
+
+    document = tomlkit.parse(text)
+    models: Any = document["models"]
+    for place in reversed(range(len(models))):
+        item = models[place]
+        ref = item["ref"] if isinstance(item, dict) else item
+        if _canonical(str(ref)) in refs:
+            del models[place]
+    if not models:
+        del document["models"]
+    return tomlkit.dumps(document)
+
+
+def _means(typed: str, entry: str, locked: Sequence[Locked]) -> bool:
+    """Whether what a person typed means this entry: its ref, its model, version, file, digest or name."""
+    if _canonical(typed) == entry:
+        return True
+    words = typed.casefold()
+    for each in locked:
+        ids = {f"{each.model_id}", f"civitai:{each.model_id}", f"@{each.version_id}", each.air, each.exact_ref or ""}
+        ids |= {f"{each.model_id}@{each.version_id}", each.name, each.title, each.sha256, each.sha256[:10]}
+        if each.ref == entry and words in {word.casefold() for word in ids if word}:
+            return True
+    return False
+
+
+def _order(entry: Locked) -> tuple[int, int, int, str, str]:
+    return entry.model_id or 0, entry.version_id or 0, entry.file_id or 0, entry.sha256, entry.ref
+
+
+def _facts(entry: Locked) -> list[tuple[str, str | int]]:
+    facts: list[tuple[str, str | int | None]] = [
+        ("ref", entry.ref),
+        ("title", entry.title or None),
+        ("air", entry.air or None),
+        ("model_id", entry.model_id),
+        ("version_id", entry.version_id),
+        ("file_id", entry.file_id),
+        ("name", entry.name),
+        ("base_model", entry.base_model or None),
+        ("sha256", entry.sha256),
+        ("size_bytes", entry.size_bytes),
+    ]
+    return [(key, value) for key, value in facts if value is not None]
+
+
+def _locked_from(item: dict[str, Any]) -> Locked:
+    ids = {key: int(item[key]) if key in item else None for key in ("model_id", "version_id", "file_id")}
+    return Locked(
+        ref=_canonical(str(item["ref"])),
+        name=safe_name(str(item["name"])),
+        sha256=sha256_from(str(item["sha256"])),
+        size_bytes=int(item["size_bytes"]),
+        air=str(item.get("air", "")),
+        model_id=ModelId(ids["model_id"]) if ids["model_id"] is not None else None,
+        version_id=VersionId(ids["version_id"]) if ids["version_id"] is not None else None,
+        file_id=FileId(ids["file_id"]) if ids["file_id"] is not None else None,
+        title=str(item.get("title", "")),
+        base_model=str(item.get("base_model", "")),
+    )

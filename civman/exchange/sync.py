@@ -1,0 +1,194 @@
+"""Making a library hold exactly the bytes that a project's lock names, and writing that lock."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from civman.domain.catalog import Asset, FileId, ModelFile, ModelVersion, VersionId
+from civman.domain.digests import Sha256
+from civman.domain.refs import FileWish, HashRef, ImageRef, NameRef, NumberRef, PathRef, VersionRef, parse_ref
+from civman.download.job import Examine, Job, Outcome
+from civman.errors import CivmanError, ConfigError, HashMismatch, IntegrityError, NotFound
+from civman.exchange.project import Locked, Project, locked_asset, locked_file
+from civman.index import Index
+from civman.manage.held import ambiguous, held
+
+Fetch = Callable[[Sequence[str], Examine | None], Sequence[Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What became of one entry of the lock: its bytes are here, were fetched, are missing, or could not be had."""
+
+    entry: Locked
+    asset: Asset | None = None
+    was_present: bool = False
+    error: CivmanError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What became of one ref: its entry in the lock, or an error. `is_new`: civman.toml did not have it."""
+
+    ref: str
+    entry: Locked | None = None
+    is_new: bool = False
+    error: CivmanError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Syncing:
+    """A project, a library's index, and the way to fetch into it."""
+
+    project: Project
+    index: Index
+    fetch: Fetch
+    """Downloads refs; each job is shown to the second argument first."""
+    plan: Callable[[str], Job]
+
+    def add(self, refs: Sequence[str], *, download: bool) -> list[Added]:
+        """Lock what `refs` mean now and write them into the project; those that fail are left out."""
+        found = self._locked_held(refs) if download else {}
+        rest = [ref for ref in refs if ref not in found]
+        found |= self._fetched(rest) if download else {ref: self._unseen(ref) for ref in rest}
+        fresh = self.project.add([entry for ref in refs if isinstance(entry := found[ref], Locked)])
+        return [
+            Added(ref, entry, entry.ref in fresh) if isinstance(entry, Locked) else Added(ref, error=entry)
+            for ref in refs
+            for entry in (found[ref],)
+        ]
+
+    def relock(self) -> list[Added]:
+        """Bring the lock up to date with civman.toml: new entries are locked as they are now, others stay as locked."""
+        stale = self.project.stale()
+        entries = [entry for entry in self.project.locked() if entry.ref not in stale.extra]
+        self.project.write_lock(entries)
+        return self.add(stale.missing, download=True)
+
+    def sync(self) -> list[Synced]:
+        """Fetch what the lock names and the library lacks, exactly those bytes. Nothing is removed."""
+        entries = self.entries()
+        missing = [entry for entry in entries if self._here(entry) is None and entry.exact_ref is not None]
+        wanted = {(entry.version_id, entry.file_id): entry for entry in missing}
+
+        def examine(version: ModelVersion, file: ModelFile) -> list[str]:
+            check_declared(wanted, version, file)
+            return []
+
+        refs = [entry.exact_ref for entry in missing if entry.exact_ref is not None]
+        outcomes = dict(zip(missing, self.fetch(refs, examine), strict=True)) if refs else {}
+        return [self._synced(entry, outcomes.get(entry)) for entry in entries]
+
+    def check(self) -> list[Synced]:
+        """Which of the lock's files the library holds. Changes nothing, asks nobody."""
+        return [self._synced(entry, None) for entry in self.entries()]
+
+    def entries(self) -> list[Locked]:
+        """The lock, if it answers civman.toml. Raises: ConfigError: `lock-missing`, `lock-stale`."""
+        entries, stale = self.project.locked(), self.project.stale()
+        if not self.project.lock.exists() and stale:
+            raise ConfigError(
+                f"there is no `{self.project.lock.name}` beside `{self.project.manifest}`",
+                code="lock-missing",
+                hint="`civman sync --lock` writes it",
+            )
+        if stale:
+            words = [f"lacks {ref}" for ref in stale.missing] + [f"still has {ref}" for ref in stale.extra]
+            raise ConfigError(
+                f"`{self.project.lock}` is out of date: it {', '.join(words)}",
+                code="lock-stale",
+                hint="`civman sync --lock` brings it up to date",
+                missing=list(stale.missing),
+                extra=list(stale.extra),
+            )
+        return entries
+
+    def _synced(self, entry: Locked, outcome: Outcome | None) -> Synced:
+        if outcome is not None and outcome.error is not None:
+            return Synced(entry, error=outcome.error)
+        asset = self._here(entry)
+        if asset is not None:
+            return Synced(entry, asset, was_present=outcome is None or outcome.was_present)
+        if outcome is not None and outcome.asset is not None:
+            error: CivmanError = HashMismatch(name=entry.name, expected=entry.sha256, actual=outcome.asset.blob.sha256)
+        elif entry.exact_ref is None:
+            error = NotFound(
+                f"`{entry.name}` is not here, and CivitAI does not know it",
+                hint="bring it with `civman import FILE.civman`",
+            )
+        else:
+            error = NotFound(f"`{entry.name}` is not here", code="missing", hint="`civman sync` fetches it")
+        return Synced(entry, error=error)
+
+    def _here(self, entry: Locked) -> Asset | None:
+        found = (asset for asset in self.index.referrers(entry.sha256) if Path(asset.path).is_file())
+        return next(found, None)
+
+    def _locked_held(self, refs: Sequence[str]) -> dict[str, Locked | CivmanError]:
+        """Names, digests and paths mean files that are here; only what CivitAI never knew stays out of its hands."""
+        found: dict[str, Locked | CivmanError] = {}
+        for ref in refs:
+            parsed = parse_ref(ref)
+            if not isinstance(parsed, NameRef | HashRef | PathRef):
+                continue
+            try:
+                assets = held(self.index, parsed)
+            except NotFound:
+                continue
+            if len({asset.blob.sha256 for asset in assets}) > 1:
+                found[ref] = ambiguous(ref, assets)
+            else:
+                found[ref] = self._lock(ref, assets[0])
+        return found
+
+    def _fetched(self, refs: Sequence[str]) -> dict[str, Locked | CivmanError]:
+        found: dict[str, Locked | CivmanError] = {}
+        for ref, outcome in zip(refs, self.fetch(refs, None) if refs else (), strict=True):
+            if outcome.asset is not None:
+                found[ref] = self._lock(ref, outcome.asset)
+            elif outcome.error is not None:
+                found[ref] = outcome.error
+        return found
+
+    def _unseen(self, ref: str) -> Locked | CivmanError:
+        try:
+            job = self.plan(ref)
+            return locked_file(_wish(ref, job.version, job.file.id, job.file.hashes.sha256), job.version, job.file)
+        except CivmanError as error:
+            return error
+
+    def _lock(self, ref: str, asset: Asset) -> Locked:
+        version = self.index.version(asset.version_id) if asset.version_id is not None else None
+        return locked_asset(_wish(ref, version, asset.file_id, asset.blob.sha256), asset, version)
+
+
+def check_declared(
+    wanted: dict[tuple[VersionId | None, FileId | None], Locked], version: ModelVersion, file: ModelFile
+) -> None:
+    """Pass if CivitAI still declares the locked bytes for a file. Raises: IntegrityError, before a byte is fetched."""
+    entry = wanted.get((version.id, file.id))
+    declared = file.hashes.sha256
+    if entry is not None and declared is not None and declared != entry.sha256:
+        raise IntegrityError(
+            f"`{entry.name}` is no longer what the lock names: {entry.sha256[:12]} is locked, CivitAI now declares"
+            f" {declared[:12]} under the same id; nothing was fetched",
+            code="lock-mismatch",
+            hint="bring the locked bytes with a bundle (`civman import FILE.civman`), or lock the new ones:"
+            f" `civman add {entry.ref}`",
+            name=entry.name,
+            expected=entry.sha256,
+            actual=declared,
+        )
+
+
+def _wish(ref: str, version: ModelVersion | None, file_id: FileId | None, sha256: Sha256 | None) -> str:
+    """What civman.toml should say: as typed where that is plain; names, digests and bare numbers by what they mean."""
+    parsed = parse_ref(ref)
+    if isinstance(parsed, NameRef | HashRef | PathRef | NumberRef | ImageRef):
+        if version is None:
+            return f"sha256:{sha256}"
+        if str(version.model.id) == str(parsed):
+            return f"civitai:{version.model.id}"
+        is_exact = isinstance(parsed, NameRef | HashRef | PathRef)
+        return str(VersionRef(version.id, version.model.id, FileWish(file_id if is_exact else None)))
+    return str(parsed)

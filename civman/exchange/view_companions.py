@@ -1,0 +1,108 @@
+"""What lies beside a model for another program: CivitAI's words in the form that program reads, and a picture."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from civman.domain.architecture import Architecture
+from civman.domain.catalog import Asset, ModelVersion
+from civman.domain.html_text import plain_text
+from civman.exchange.view_folders import Companion
+
+_PICTURES = {b"\x89PNG": ".preview.png", b"\xff\xd8\xff": ".preview.jpg"}
+_WEBUI_VERSIONS = {Architecture.SD1: "SD1", Architecture.SD2: "SD2", Architecture.SDXL: "SDXL"}
+"""A1111's words for what a network was trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A small file: its kind, what is put after the model's name without suffix, and its bytes."""
+
+    kind: Companion
+    ending: str
+    data: bytes
+
+
+def companions(
+    asset: Asset, version: ModelVersion | None, picture: bytes | None, wanted: tuple[Companion, ...]
+) -> list[Beside]:
+    """The companions of one model, as far as something is known to put into them."""
+    found = []
+    for kind in wanted:
+        match kind:
+            case Companion.PREVIEW:
+                ending = _picture_ending(picture)
+                data = picture if ending else None
+            case Companion.CIVITAI_INFO:
+                ending, data = ".civitai.info", _civitai_info(version) if version is not None else None
+            case Companion.WEBUI_JSON:
+                ending, data = ".json", _webui_json(asset, version)
+            case Companion.SWARM_JSON:
+                ending, data = ".swarm.json", _swarm_json(asset, version)
+        if data is not None:
+            found.append(Beside(kind, ending, data))
+    return found
+
+
+def _picture_ending(picture: bytes | None) -> str:
+    if picture is None:
+        return ""
+    if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
+        return ".preview.webp"
+    return next((ending for magic, ending in _PICTURES.items() if picture.startswith(magic)), "")
+
+
+def _civitai_info(version: ModelVersion) -> bytes:
+    """The version as CivitAI's `/model-versions` answer has it, which is what readers of this file expect."""
+    raw: dict[str, Any] = json.loads(version.raw)
+    model = version.model
+    said = raw.get("model") if isinstance(raw.get("model"), dict) else {}
+    raw["modelId"] = model.id
+    raw["model"] = {
+        **(said or {}),
+        "name": model.name,
+        "type": model.type_raw,
+        "nsfw": model.nsfw,
+        "poi": model.real_person,
+        "description": model.description,
+        "tags": list(model.tags),
+    }
+    raw.setdefault("id", version.id)
+    raw.setdefault("trainedWords", list(version.trained_words))
+    return _json(raw)
+
+
+def _webui_json(asset: Asset, version: ModelVersion | None) -> bytes | None:
+    words = ", ".join(asset.trained_words)
+    description = plain_text(version.description or version.model.description) if version is not None else ""
+    if not words and not description:
+        return None
+    known = {member.value: word for member, word in _WEBUI_VERSIONS.items()}
+    return _json(
+        {
+            "description": description,
+            "sd version": known.get(asset.facts.architecture, "Unknown"),
+            "activation text": words,
+            "preferred weight": 0,
+            "notes": "",
+        }
+    )
+
+
+def _swarm_json(asset: Asset, version: ModelVersion | None) -> bytes:
+    facts = {
+        "title": f"{asset.model_name} {asset.version_name}".strip() or asset.name.rpartition(".")[0] or asset.name,
+        "author": asset.creator,
+        "trigger_phrase": ", ".join(asset.trained_words),
+        "hash_sha256": f"0x{asset.blob.sha256}",
+    }
+    if version is not None:
+        texts = (plain_text(version.description), plain_text(version.model.description))
+        facts["description"] = "\n".join(text for text in texts if text)
+        facts["tags"] = ",".join(version.model.tags)
+        facts["date"] = version.published_at.date().isoformat() if version.published_at else None
+    return _json({f"modelspec.{name}": value for name, value in facts.items() if value})
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True).encode()

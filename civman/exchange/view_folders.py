@@ -1,0 +1,104 @@
+"""Which folder a program looks in for which part, and which part a file is.
+
+Facts in view_folders.json. Source: the programs' own defaults (ComfyUI `folder_paths`, A1111 and Forge `models/` and
+`embeddings/`, SwarmUI `Paths` settings); InvokeAI scans any folder and tells kinds apart itself.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.resources import files
+
+from civman.domain.catalog import Asset, ModelType
+from civman.errors import UsageError
+
+
+class Slot(StrEnum):
+    """A part of a program that a file can fill."""
+
+    CHECKPOINT = "checkpoint"
+    DIFFUSION_MODEL = "diffusion-model"
+    """A checkpoint without text encoder and VAE."""
+    ADAPTER = "adapter"
+    VAE = "vae"
+    EMBEDDING = "embedding"
+    CONTROLNET = "controlnet"
+    UPSCALER = "upscaler"
+    TEXT_ENCODER = "text-encoder"
+    CLIP_VISION = "clip-vision"
+    HYPERNETWORK = "hypernetwork"
+    MOTION_MODULE = "motion-module"
+    IP_ADAPTER = "ip-adapter"
+
+
+class Companion(StrEnum):
+    """What lies beside a model for a program to read."""
+
+    CIVITAI_INFO = "civitai-info"
+    PREVIEW = "preview"
+    WEBUI_JSON = "webui-json"
+    SWARM_JSON = "swarm-json"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A program's folder scheme. `place` says what in that program the view's folder stands for."""
+
+    name: str
+    place: str
+    folders: dict[Slot, str]
+    companions: tuple[Companion, ...]
+
+
+_WEIGHTS = frozenset({".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx"})
+_BY_KIND = {slot.value: slot for slot in Slot}
+_BY_TYPE = {
+    ModelType.CHECKPOINT: Slot.CHECKPOINT,
+    ModelType.LORA: Slot.ADAPTER,
+    ModelType.LOCON: Slot.ADAPTER,
+    ModelType.DORA: Slot.ADAPTER,
+    ModelType.EMBEDDING: Slot.EMBEDDING,
+    ModelType.HYPERNETWORK: Slot.HYPERNETWORK,
+    ModelType.CONTROLNET: Slot.CONTROLNET,
+    ModelType.UPSCALER: Slot.UPSCALER,
+    ModelType.MOTION_MODULE: Slot.MOTION_MODULE,
+    ModelType.VAE: Slot.VAE,
+    ModelType.TEXT_ENCODER: Slot.TEXT_ENCODER,
+    ModelType.CLIP: Slot.TEXT_ENCODER,
+    ModelType.UNET: Slot.DIFFUSION_MODEL,
+    ModelType.CLIP_VISION: Slot.CLIP_VISION,
+}
+
+
+def layouts() -> dict[str, Layout]:
+    """All layouts by name."""
+    raw = json.loads(files("civman.exchange").joinpath("view_folders.json").read_text(encoding="utf-8"))
+    return {
+        name: Layout(
+            name,
+            facts["place"],
+            {Slot(slot): folder for slot, folder in facts["folders"].items()},
+            tuple(Companion(companion) for companion in facts["companions"]),
+        )
+        for name, facts in raw.items()
+    }
+
+
+def layout_named(name: str) -> Layout:
+    """The layout called `name`. Raises: UsageError."""
+    known = layouts()
+    try:
+        return known[name.lower()]
+    except KeyError:
+        raise UsageError(f"`{name}` is no layout", hint=f"one of: {', '.join(known)}") from None
+
+
+def slot_of(asset: Asset) -> Slot | None:
+    """The part that a file fills: by its tensors where they tell, else by CivitAI's word; None for other files."""
+    if asset.blob.suffix not in _WEIGHTS:
+        return None
+    slot = _BY_KIND.get(asset.facts.kind) or _BY_TYPE.get(asset.type)
+    is_bare = {"no-text-encoder", "no-vae"} <= set(asset.facts.flags)
+    if slot is Slot.CHECKPOINT and (is_bare or asset.blob.suffix == ".gguf"):
+        return Slot.DIFFUSION_MODEL
+    return slot

@@ -1,0 +1,409 @@
+"""Making, refreshing and taking away a view. It removes and changes only what its manifest names and finds as made.
+
+A name once given stays with its blob as long as the blob is in the view.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+
+from civman.domain.catalog import Asset
+from civman.domain.digests import Sha256
+from civman.errors import StoreError, UsageError
+from civman.exchange import view_manifest as memory
+from civman.exchange.view_companions import Beside, companions
+from civman.exchange.view_files import place, write_companion
+from civman.exchange.view_folders import Companion, Layout, layout_named, slot_of
+from civman.exchange.view_manifest import Entry, Manifest, Method, State
+from civman.exchange.view_names import free_name, stem_key
+from civman.index import Index
+from civman.store.blobs import BlobStore
+from civman.store.partial import store_error
+from civman.system.process_lock import FileLock
+
+_LOCK = ".civman-view.lock"
+
+
+class Act(StrEnum):
+    """What happens to one path of a view."""
+
+    ADD = "add"
+    RENAME = "rename"
+    RENEW = "renew"
+    """Made again in the same place: another method, other words beside it, or the blob was fetched anew."""
+    REMOVE = "remove"
+    KEEP = "keep"
+    LEAVE = "leave"
+    """Somebody else's file is there; it is not touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One path of the plan. `old_path`: where it was before a rename."""
+
+    act: Act
+    entry: Entry
+    asset: Asset | None = None
+    data: bytes | None = None
+    old_path: str = ""
+    reason: str = ""
+
+    @property
+    def path(self) -> str:
+        """Below the view's folder, with slashes."""
+        return self.entry.path
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An asset that the view cannot show, and why."""
+
+    asset: Asset
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ViewPlan:
+    """All that linking would do."""
+
+    folder: Path
+    layout: Layout
+    before: Manifest | None
+    after: Manifest
+    steps: tuple[Step, ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """What linking did. `notices` say which methods did not work, and why."""
+
+    plan: ViewPlan
+    entries: tuple[Entry, ...]
+    notices: tuple[str, ...]
+
+
+def plan_view(
+    folder: Path, assets: Iterable[Asset], index: Index, store: BlobStore, after: Manifest, before: Manifest | None
+) -> ViewPlan:
+    """What has to happen in `folder` so that it shows `assets` as `after` wants. Changes nothing.
+
+    Raises: UsageError: the folder shows another program's view. StoreError.
+    """
+    layout = layout_named(after.layout)
+    if before is not None and before.layout != after.layout:
+        raise UsageError(
+            f"`{folder}` is a view for {before.layout}",
+            hint=f"choose another folder, or take it away first: `civman link {folder} --remove`",
+        )
+    planner = _Planner(folder, layout, index, store, after, before)
+    return planner.plan(assets)
+
+
+def apply(plan: ViewPlan, store: BlobStore) -> Linked:
+    """Carry out the plan. Raises: StoreError, DiskFull: what was made until then is remembered as the view's."""
+    lock = _locked(plan.folder)
+    try:
+        if memory.read(plan.folder) != plan.before:
+            raise StoreError("another civman has just changed this view", hint="try again", path=str(plan.folder))
+        return _Worker(plan, store).run()
+    finally:
+        lock.release()
+
+
+def remove_view(folder: Path, store: BlobStore) -> list[Step]:
+    """Take the view away: its files as far as they are as it made them, then its empty folders. Blobs stay."""
+    before = memory.read(folder)
+    if before is None:
+        raise UsageError(f"there is no view in `{folder}`", hint="`civman link DIR --layout NAME` makes one")
+    lock = _locked(folder)
+    try:
+        steps = [_removal(folder, entry, store) for entry in before.entries]
+        for step in steps:
+            if step.act is Act.REMOVE:
+                (folder / step.path).unlink(missing_ok=True)
+        _remove_folders(folder, before.folders)
+        (folder / memory.FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise store_error(error, folder) from error
+    finally:
+        lock.release()
+    return steps
+
+
+class _Planner:
+    def __init__(
+        self, folder: Path, layout: Layout, index: Index, store: BlobStore, after: Manifest, before: Manifest | None
+    ) -> None:
+        self._folder, self._layout, self._index, self._store, self._after = folder, layout, index, store, after
+        self._before = before.entries if before is not None else ()
+        self._manifest = before
+        self._home = folder.resolve()
+        self._by_path = memory.entries_by_path(self._before)
+        self._taken: dict[tuple[str, str], Asset | None] = {}
+        self._listed: dict[str, set[str]] = {}
+        self._steps: list[Step] = []
+
+    def plan(self, assets: Iterable[Asset]) -> ViewPlan:
+        placed, skipped = self._placed(assets)
+        models = {(entry.folder, entry.of): entry for entry in self._before if entry.kind == "model"}
+        elsewhere = {entry.of: entry for entry in self._before if entry.kind == "model"}
+        wanted = {(folder, asset.blob.sha256) for folder, asset in placed}
+        for folder, asset in placed:
+            kept = models.get((folder, asset.blob.sha256))
+            if kept is not None:
+                self._taken[stem_key(folder, kept.name)] = asset
+        for folder, asset in placed:
+            kept = models.get((folder, asset.blob.sha256))
+            moved = elsewhere.get(asset.blob.sha256)
+            if kept is not None:
+                self._keep(kept, asset)
+            elif moved is not None and (moved.folder, moved.of) not in wanted:
+                self._add(folder, asset, moved)
+            else:
+                self._add(folder, asset, None)
+        self._drop_others()
+        after = replace(self._after, folders=self._manifest.folders if self._manifest is not None else ())
+        return ViewPlan(self._folder, self._layout, self._manifest, after, tuple(self._steps), tuple(skipped))
+
+    def _placed(self, assets: Iterable[Asset]) -> tuple[list[tuple[str, Asset]], list[Skipped]]:
+        """The oldest asset of each blob with its folder, oldest first: the first comer gets the plain name."""
+        found: dict[tuple[str, Sha256], Asset] = {}
+        skipped: list[Skipped] = []
+        for asset in sorted(assets, key=lambda asset: (asset.added_at, asset.blob.sha256)):
+            slot = slot_of(asset)
+            folder = self._layout.folders.get(slot) if slot is not None else None
+            if folder is None:
+                what = asset.type_raw or asset.blob.suffix or asset.type.value
+                skipped.append(Skipped(asset, f"{self._layout.name} has no folder for it ({what})"))
+            elif not Path(asset.path).is_file():
+                skipped.append(Skipped(asset, "its bytes are missing; `civman verify` tells"))
+            elif Path(asset.path).resolve().is_relative_to(self._home):
+                skipped.append(Skipped(asset, "it lies in this folder already"))
+            else:
+                found.setdefault((folder, asset.blob.sha256), asset)
+        return [(folder, asset) for (folder, _), asset in found.items()], skipped
+
+    def _keep(self, entry: Entry, asset: Asset) -> None:
+        blob = Path(asset.path)
+        state = memory.state_of(self._folder, entry, blob)
+        if state is State.FOREIGN:
+            self._steps.append(Step(Act.LEAVE, entry, asset, reason="it is no longer the file that civman put there"))
+            self._steps += [Step(Act.KEEP, other) for other in self._beside(entry) if other.path not in self._done()]
+            return
+        act = Act.ADD if state is State.MISSING else Act.RENEW if self._is_stale(entry, blob) else Act.KEEP
+        self._steps.append(Step(act, entry, asset))
+        self._companions(entry, asset)
+
+    def _is_stale(self, entry: Entry, blob: Path) -> bool:
+        if self._after.method not in ("auto", entry.method) or not entry.inode:
+            return True
+        path = self._folder / entry.path
+        if entry.method is Method.SYMLINK:
+            return not path.exists()
+        return entry.method is Method.HARDLINK and blob.exists() and not path.samefile(blob)
+
+    def _add(self, folder: str, asset: Asset, moved: Entry | None) -> None:
+        named = replace(asset, name=moved.name) if moved is not None else asset
+        rival = self._taken.get(stem_key(folder, free_name(named, folder, (), None)))
+        name = free_name(named, folder, self._taken.keys() | self._strangers(folder), rival)
+        self._taken[stem_key(folder, name)] = asset
+        path = str(PurePosixPath(folder) / name)
+        blob = asset.blob
+        entry = Entry(path, blob.sha256, "model", blob.size_bytes, blob.sha256)
+        if moved is not None and memory.state_of(self._folder, moved, Path(asset.path)) is State.OURS:
+            entry = replace(moved, path=path)
+            self._steps.append(Step(Act.RENAME, entry, asset, old_path=moved.path))
+        else:
+            self._steps.append(Step(Act.ADD, entry, asset))
+        self._companions(entry, asset)
+
+    def _strangers(self, folder: str) -> set[tuple[str, str]]:
+        """Names in a folder of the view that are not the view's own."""
+        if folder not in self._listed:
+            try:
+                self._listed[folder] = {entry.name for entry in (self._folder / folder).iterdir()}
+            except (FileNotFoundError, NotADirectoryError):
+                self._listed[folder] = set()
+        return {stem_key(folder, name) for name in self._listed[folder] if self._is_strange(folder, name)}
+
+    def _is_strange(self, folder: str, name: str) -> bool:
+        entry = self._by_path.get(str(PurePosixPath(folder) / name))
+        return entry is None or memory.state_of(self._folder, entry, None) is State.FOREIGN
+
+    def _companions(self, model: Entry, asset: Asset) -> None:
+        if not self._after.has_companions:
+            return
+        for beside in self._wanted_beside(asset):
+            path = model.path.removesuffix(PurePosixPath(model.path).suffix) + beside.ending
+            digest = Sha256(hashlib.sha256(beside.data).hexdigest())
+            entry = Entry(path, asset.blob.sha256, beside.kind.value, len(beside.data), digest)
+            old = self._by_path.get(path)
+            if old is None:
+                is_free = not os.path.lexists(self._folder / path)
+                reason = "" if is_free else "a file of that name was there before"
+                self._steps.append(Step(Act.ADD if is_free else Act.LEAVE, entry, data=beside.data, reason=reason))
+                continue
+            state = memory.state_of(self._folder, old, None)
+            if state is State.FOREIGN:
+                self._steps.append(Step(Act.LEAVE, old, reason="it was edited since civman wrote it"))
+            else:
+                act = Act.ADD if state is State.MISSING else Act.KEEP if old.sha256 == digest else Act.RENEW
+                self._steps.append(Step(act, old if act is Act.KEEP else entry, data=beside.data))
+
+    def _wanted_beside(self, asset: Asset) -> list[Beside]:
+        wanted = self._layout.companions
+        if not wanted:
+            return []
+        version = self._index.version(asset.version_id) if asset.version_id is not None else None
+        preview = self._store.preview(asset.blob.sha256) if Companion.PREVIEW in wanted else None
+        try:
+            picture = preview.read_bytes() if preview is not None else None
+        except OSError as error:
+            raise store_error(error, preview or self._folder) from error
+        return companions(asset, version, picture, wanted)
+
+    def _beside(self, model: Entry) -> list[Entry]:
+        return [
+            entry
+            for entry in self._before
+            if entry.kind != "model" and entry.of == model.of and entry.folder == model.folder
+        ]
+
+    def _done(self) -> set[str]:
+        return {step.path for step in self._steps} | {step.old_path for step in self._steps if step.old_path}
+
+    def _drop_others(self) -> None:
+        done = self._done()
+        self._steps += [_removal(self._folder, entry, self._store) for entry in self._before if entry.path not in done]
+
+
+class _Worker:
+    def __init__(self, plan: ViewPlan, store: BlobStore) -> None:
+        self._plan = plan
+        self._store = store
+        self._entries: dict[str, Entry] = memory.entries_by_path(plan.before.entries if plan.before else ())
+        self._folders = list(plan.after.folders)
+        self._notices: dict[str, None] = {}
+
+    def run(self) -> Linked:
+        plan = self._plan
+        try:
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            self._announce()
+            for act in (Act.REMOVE, Act.RENAME, Act.RENEW, Act.ADD, Act.LEAVE):
+                for step in plan.steps:
+                    if step.act is act:
+                        _ACTS[act](self, step)
+        except OSError as error:
+            raise store_error(error, plan.folder) from error
+        finally:
+            self._remember()
+        kept = _remove_folders(plan.folder, self._folders)
+        self._folders = [folder for folder in self._folders if folder in kept]
+        self._remember()
+        return Linked(plan, tuple(self._entries.values()), tuple(self._notices))
+
+    def _announce(self) -> None:
+        """Before anything is made, its place is written down: what a crash leaves is known as the view's own."""
+        coming = {step.path: step.entry for step in self._plan.steps if step.act in (Act.ADD, Act.RENAME)}
+        memory.write(
+            self._plan.folder,
+            replace(self._plan.after, entries=tuple(({**coming, **self._entries}).values())),
+        )
+
+    def _remember(self) -> None:
+        if self._plan.folder.is_dir():
+            entries = tuple(self._entries.values())
+            memory.write(self._plan.folder, replace(self._plan.after, entries=entries, folders=tuple(self._folders)))
+
+    def remove(self, step: Step) -> None:
+        (self._plan.folder / step.path).unlink(missing_ok=True)
+        self._entries.pop(step.path, None)
+
+    def rename(self, step: Step) -> None:
+        target = self._plan.folder / step.path
+        if os.path.lexists(target):
+            raise StoreError(f"`{target}` appeared while the view was made; it is left alone", path=str(target))
+        self._make_folder(step.entry.folder)
+        if step.entry.method is Method.SYMLINK:  # it is relative: its words change with its place
+            (self._plan.folder / step.old_path).unlink()
+            self._entries.pop(step.old_path, None)
+            self.add(step)
+            return
+        (self._plan.folder / step.old_path).rename(target)
+        self._entries.pop(step.old_path, None)
+        self._entries[step.path] = step.entry
+
+    def renew(self, step: Step) -> None:
+        if step.data is None:
+            (self._plan.folder / step.path).unlink()
+        self.add(step)
+
+    def add(self, step: Step) -> None:
+        self._make_folder(step.entry.folder)
+        if step.data is not None:
+            self._entries[step.path] = write_companion(self._plan.folder, step.entry, step.data)
+        elif step.asset is not None:
+            made, reasons = place(Path(step.asset.path), self._plan.folder, step.entry, self._methods())
+            self._entries[step.path] = made
+            self._notices.update(dict.fromkeys(reasons))
+
+    def leave(self, step: Step) -> None:
+        """What stays wanted stays known, so that nothing else takes its name; what is no longer wanted is let go."""
+        if step.asset is None and step.entry.kind == "model":
+            self._entries.pop(step.path, None)
+
+    def _methods(self) -> tuple[Method, ...]:
+        chosen = self._plan.after.method
+        return tuple(Method) if chosen == "auto" else (Method(chosen),)
+
+    def _make_folder(self, folder: str) -> None:
+        missing = []
+        place_ = PurePosixPath(folder)
+        while str(place_) != "." and not (self._plan.folder / place_).is_dir():
+            missing.append(str(place_))
+            place_ = place_.parent
+        for name in reversed(missing):
+            (self._plan.folder / name).mkdir()
+            if name not in self._folders:
+                self._folders.append(name)
+
+
+_ACTS: dict[Act, Callable[[_Worker, Step], None]] = {
+    Act.REMOVE: _Worker.remove,
+    Act.RENAME: _Worker.rename,
+    Act.RENEW: _Worker.renew,
+    Act.ADD: _Worker.add,
+    Act.LEAVE: _Worker.leave,
+}
+
+
+def _removal(folder: Path, entry: Entry, store: BlobStore) -> Step:
+    stored = store.find(entry.of) if not entry.inode else None
+    state = memory.state_of(folder, entry, stored.path if stored is not None else None)
+    if state is State.FOREIGN:
+        return Step(Act.LEAVE, entry, reason="it is no longer the file that civman put there")
+    return Step(Act.REMOVE, entry)
+
+
+def _remove_folders(folder: Path, made: Sequence[str]) -> set[str]:
+    """Remove those of `made` that are empty, the deepest first; the others."""
+    kept = set()
+    for name in sorted(made, key=lambda name: name.count("/"), reverse=True):
+        path = folder / name
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        elif path.is_dir():
+            kept.add(name)
+    return kept
+
+
+def _locked(folder: Path) -> FileLock:
+    lock = FileLock(folder / _LOCK)
+    if not lock.acquire():
+        raise StoreError(f"another civman is working on `{folder}`", hint="wait for it, then try again")
+    return lock

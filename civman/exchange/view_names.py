@@ -1,0 +1,43 @@
+"""Human names that never collide and never change while their file stays. Pure."""
+
+import re
+from collections.abc import Collection, Iterator
+
+from civman.domain.catalog import Asset
+from civman.domain.digests import autov2
+from civman.domain.file_names import safe_name
+
+_BREAKS = re.compile(r"[^\w.+-]+")
+
+
+def stem_key(folder: str, name: str) -> tuple[str, str]:
+    """What two names may not share: folder and name up to the suffix, whatever their case.
+
+    Programs take `x.safetensors` and `x.ckpt` for one model, and so would their companions.
+    """
+    return folder.casefold(), name.rpartition(".")[0].casefold()
+
+
+def free_name(asset: Asset, folder: str, taken: Collection[tuple[str, str]], rival: Asset | None) -> str:
+    """The first of the asset's names that is free: its own, then with what tells it from `rival`, then its digest."""
+    candidates = list(_candidates(asset, rival))
+    return next((name for name in candidates if stem_key(folder, name) not in taken), candidates[-1])
+
+
+def _candidates(asset: Asset, rival: Asset | None) -> Iterator[str]:
+    plain = safe_name(asset.name, fallback=autov2(asset.blob.sha256))
+    stem, dot, suffix = plain.rpartition(".")
+    if not stem or not dot:
+        stem, dot, suffix = plain, ".", asset.blob.suffix.lstrip(".")
+    yield f"{stem}{dot}{suffix}"
+    if rival is not None:
+        for own, other in (
+            (asset.facts.precision, rival.facts.precision),
+            (asset.version_name, rival.version_name),
+            (asset.model_name, rival.model_name),
+        ):
+            word = _BREAKS.sub("-", own).strip("-.")[:40]
+            if word and own != other:
+                yield safe_name(f"{stem}_{word}{dot}{suffix}")
+    yield safe_name(f"{stem}_{autov2(asset.blob.sha256)}{dot}{suffix}")
+    yield safe_name(f"{stem[:40]}_{asset.blob.sha256}{dot}{suffix}")

@@ -1,0 +1,94 @@
+"""What a person wants of a view, joined with what the view was asked for before."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from civman.domain.catalog import Asset, ModelType
+from civman.domain.refs import parse_ref
+from civman.errors import NotFound, UsageError
+from civman.exchange import view_manifest as memory
+from civman.exchange.view_links import ViewPlan, plan_view
+from civman.exchange.view_manifest import Manifest, Method, Wanted
+from civman.index import AssetFilter, Index
+from civman.manage.held import held
+from civman.store.blobs import BlobStore
+
+
+@dataclass(frozen=True, slots=True)
+class ViewWish:
+    """What was asked this time; None and empty: as the view was asked before, else everything."""
+
+    layout: str | None = None
+    method: str | None = None
+    has_companions: bool | None = None
+    refs: tuple[str, ...] = ()
+    types: tuple[ModelType, ...] = ()
+    base_models: tuple[str, ...] = ()
+    everything: bool = False
+    """Forget which files the view was narrowed to."""
+
+
+def plan_wished(index: Index, store: BlobStore, root: Path, folder: Path, wish: ViewWish) -> ViewPlan:
+    """The plan for the view in `folder` over the library in `root`. Changes nothing.
+
+    Raises: UsageError: no layout is known, or the folder cannot hold a view. NotFound, AmbiguousRef: a ref.
+    """
+    folder = tidy(folder)
+    _check_folder(folder, root)
+    before = memory.read(folder)
+    after = _joined(before, wish, root, folder)
+    return plan_view(folder, _assets(index, after.wanted, is_asked_now=bool(wish.refs)), index, store, after, before)
+
+
+def tidy(folder: Path) -> Path:
+    """`folder`, absolute and without `..`."""
+    return Path(os.path.abspath(folder))  # noqa: PTH100  # pathlib keeps `..`, and resolving would follow links
+
+
+def _check_folder(folder: Path, root: Path) -> None:
+    resolved = folder.resolve()
+    if resolved.is_relative_to(root.resolve()):
+        raise UsageError(f"`{folder}` is inside the library", hint="choose a folder outside it")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"`{folder}` is not a folder")
+
+
+def _joined(before: Manifest | None, wish: ViewWish, root: Path, folder: Path) -> Manifest:
+    layout = wish.layout or (before.layout if before is not None else None)
+    if layout is None:
+        raise UsageError(
+            f"which program is `{folder}` for?",
+            hint="say --layout comfyui, a1111, forge, invokeai or swarmui; later runs remember it",
+        )
+    if wish.method not in (None, "auto", *Method):
+        raise UsageError(f"`{wish.method}` is no method", hint=f"one of: auto, {', '.join(Method)}")
+    given = Wanted(wish.refs, tuple(kind.value for kind in wish.types), wish.base_models)
+    wanted = given if given != Wanted() or wish.everything or before is None else before.wanted
+    known = before or Manifest(layout.lower(), str(root))
+    return Manifest(
+        layout=layout.lower(),
+        library=str(root),
+        method=wish.method or known.method,
+        has_companions=known.has_companions if wish.has_companions is None else wish.has_companions,
+        wanted=wanted,
+    )
+
+
+def _assets(index: Index, wanted: Wanted, *, is_asked_now: bool) -> list[Asset]:
+    types = tuple(ModelType.of(name) for name in wanted.types)
+    if not wanted.refs:
+        return index.assets(AssetFilter(types=types, base_models=wanted.base_models))
+    found: list[Asset] = []
+    for ref in wanted.refs:
+        try:
+            found += held(index, parse_ref(ref))
+        except NotFound:  # a view that is refreshed loses what the library has lost
+            if is_asked_now:
+                raise
+    labels = {label.casefold() for label in wanted.base_models}
+    return [
+        asset
+        for asset in found
+        if (not types or asset.type in types) and (not labels or (asset.base_model or "").casefold() in labels)
+    ]

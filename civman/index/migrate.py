@@ -1,0 +1,133 @@
+"""Brings a database to the newest revision. Imports Alembic: only `opening.prepare` should import this, and late."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, NullPool, create_engine, event
+from sqlalchemy.exc import DBAPIError
+
+from civman.errors import LibraryError
+from civman.index.database import connect, library_error, translated, use_wal
+from civman.index.revisions import read_revision, refuse_unknown, revision_of
+from civman.index.search_rows import refill_if_empty
+
+KEPT_BACKUPS = 3
+
+
+def migrations_folder() -> Path:
+    """Where the revisions are: inside an installed package, at the top of a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "_migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head") -> None:
+    """Upgrades (or creates) the database at `path` to `target`, all or nothing; a copy of an older one stays beside it.
+
+    Several processes may do this at once: the first does the work, the others wait and find it done.
+
+    Raises: NewerLibrary, LibraryError.
+    """
+    scripts = ScriptDirectory(str(migrations or migrations_folder()))
+    known = frozenset(script.revision for script in scripts.walk_revisions())
+    wanted = scripts.as_revision_number(target)
+    with translated(path):
+        refuse_unknown(path, read_revision(path), known)  # before anything is written, be it the journal's mode
+    with _locked(path) as connection:
+        driver = _driver(connection)
+        revision = revision_of(driver, path)
+        refuse_unknown(path, revision, known)
+        if revision != wanted:
+            if revision is not None:
+                back_up(path, label=revision)
+            config = Config()
+            config.set_main_option("script_location", str(scripts.dir).replace("%", "%%"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, target)
+            refill_if_empty(driver)
+            _check_references(driver, path)
+    with translated(path):
+        with_log = connect(path)
+        try:
+            use_wal(with_log)
+        finally:
+            with_log.close()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[Connection]:
+    """A connection inside `BEGIN IMMEDIATE`, foreign keys off: committed at the end, rolled back on any error.
+
+    With foreign keys on, rebuilding a parent table would silently delete its ON DELETE CASCADE children. They cannot
+    be switched off inside a transaction, so it happens on connecting.
+    """
+
+    def make() -> sqlite3.Connection:
+        connection = connect(path, mode="rwc")
+        connection.execute("PRAGMA foreign_keys = OFF")
+        return connection
+
+    engine = create_engine("sqlite://", creator=make, poolclass=NullPool, hide_parameters=True)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    try:
+        with translated(path), engine.begin() as connection:
+            yield connection
+    except DBAPIError as error:
+        if isinstance(error.orig, sqlite3.Error):
+            raise library_error(path, error.orig) from error
+        raise
+    finally:
+        engine.dispose()
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver
+
+
+def _check_references(driver: sqlite3.Connection, path: Path) -> None:
+    broken = driver.execute("PRAGMA foreign_key_check").fetchall()
+    if broken:
+        tables = sorted({str(row[0]) for row in broken})
+        raise LibraryError(
+            f"the upgrade would leave rows that point at nothing, so it was undone: {', '.join(tables)}",
+            code="library-upgrade",
+            hint="report this, with the civman versions before and after",
+            path=str(path),
+            tables=tables,
+        )
+
+
+def back_up(path: Path, *, label: str) -> Path:
+    """Copies the database aside as it is now, and keeps the newest three copies. Gives the copy's path."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    copy = path.with_name(f"{path.name}.backup-{stamp}-{label}")
+    unfinished = path.with_name(f"{path.name}.unfinished-{stamp}")
+    try:
+        with translated(path):
+            source, sink = connect(path), sqlite3.connect(unfinished)
+            try:
+                source.backup(sink)
+            finally:
+                sink.close()
+                source.close()
+        unfinished.replace(copy)
+        for old in sorted(path.parent.glob(f"{path.name}.backup-*"))[:-KEPT_BACKUPS]:
+            old.unlink()
+    except OSError as error:
+        raise LibraryError(
+            f"no copy could be made before the upgrade: {copy}",
+            code="library-backup",
+            hint="free some room",
+            path=str(copy),
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return copy

@@ -1,0 +1,82 @@
+"""Reads what keeping a library sound asks for, on SQLite's own module."""
+
+import json
+import os
+from collections.abc import Iterable
+from datetime import datetime
+
+from civman.domain.digests import Hashes, Sha256
+from civman.index.database import Reader
+from civman.index.index_types import HeldFile, SeenFile, Share
+
+_GROUPS = {
+    "type": "a.type_raw",
+    "base_model": "coalesce(a.base_model, '')",
+    "architecture": "b.architecture",
+    "used": (
+        "CASE WHEN a.last_used_at IS NULL THEN 'never' "
+        "WHEN a.last_used_at >= strftime('%Y-%m-%dT%H:%M:%S', 'now', '-7 days') THEN 'within a week' "
+        "WHEN a.last_used_at >= strftime('%Y-%m-%dT%H:%M:%S', 'now', '-30 days') THEN 'within a month' "
+        "WHEN a.last_used_at >= strftime('%Y-%m-%dT%H:%M:%S', 'now', '-365 days') THEN 'within a year' "
+        "ELSE 'longer ago' END"
+    ),
+}
+
+
+def held_files(reader: Reader, digests: Iterable[Sha256] | None = None) -> list[HeldFile]:
+    """The file of each blob that an asset refers to, in the order of their rows."""
+    sql = (
+        "SELECT b.sha256, b.size_bytes, b.path, b.verified_at, "
+        "(SELECT a.name FROM asset a WHERE a.blob_sha256 = b.sha256 LIMIT 1), "
+        "s.device, s.inode, s.size_bytes, s.mtime_ns, s.sha256 FROM blob b LEFT JOIN seen_file s ON s.path = b.path"
+    )
+    if digests is None:
+        found = reader.all(sql)
+    else:
+        given = [json.dumps(list(digests))]
+        found = reader.all(f"{sql} WHERE b.sha256 IN (SELECT value FROM json_each(?))", given)  # noqa: S608
+    files = []
+    for sha256, size, kept, verified_at, name, device, inode, seen_size, mtime_ns, seen_sha256 in found:
+        seen = None
+        if device is not None:
+            seen = SeenFile(kept, int(device), int(inode), seen_size, mtime_ns, seen_sha256)
+        # no Path objects: there are 30,000 of them
+        path = kept if os.path.isabs(kept) else os.path.join(reader.folder, *kept.split("/"))  # noqa: PTH117, PTH118
+        files.append(HeldFile(sha256, size, path, kept, datetime.fromisoformat(verified_at), name or "", seen))
+    return files
+
+
+def pins(reader: Reader) -> dict[Sha256, tuple[str, ...]]:
+    """Reasons to stay by digest."""
+    found: dict[Sha256, tuple[str, ...]] = {}
+    for sha256, reason in reader.all("SELECT blob_sha256, reason FROM pin ORDER BY blob_sha256, reason"):
+        found[sha256] = (*found.get(sha256, ()), reason)
+    return found
+
+
+def shares(reader: Reader, group: str) -> list[Share]:
+    """Files and bytes by group; bytes that several assets of a group share count once."""
+    label = _GROUPS[group]
+    inner = (
+        f"SELECT DISTINCT {label} AS label, b.sha256, b.size_bytes FROM asset a JOIN blob b ON b.sha256 = a.blob_sha256"  # noqa: S608
+    )
+    sql = f"SELECT label, count(*), sum(size_bytes) FROM ({inner}) GROUP BY label ORDER BY 3 DESC, 1"  # noqa: S608
+    return [Share(label, count, size) for label, count, size in reader.all(sql)]
+
+
+def sidecars_due(reader: Reader, sha256: Sha256 | None = None) -> list[tuple[Sha256, str]]:
+    """Blobs and tokens of what has to be written."""
+    if sha256 is None:
+        return [(digest, token) for digest, token in reader.all("SELECT blob_sha256, token FROM sidecar_due")]
+    return [
+        (digest, token)
+        for digest, token in reader.all("SELECT blob_sha256, token FROM sidecar_due WHERE blob_sha256 = ?", [sha256])
+    ]
+
+
+def hashes(reader: Reader, sha256: Sha256) -> Hashes:
+    """Further digests of a blob."""
+    row = reader.one("SELECT blake3, crc32, autov1, autov3 FROM blob WHERE sha256 = ?", [sha256])
+    if row is None:
+        return Hashes()
+    return Hashes(sha256=sha256, blake3=row[0], crc32=row[1], autov1=row[2], autov3=row[3])

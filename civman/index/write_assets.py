@@ -1,0 +1,226 @@
+"""Writes what the library holds: blobs, and which file of which version each is."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from civman.domain.catalog import Asset, FileFacts, ModelType
+from civman.domain.digests import Hashes, Sha256
+from civman.index import rows, search_rows, write_notes
+from civman.index.index_types import UNREAD, Record, SeenFile, Source
+from civman.index.transactions import IN_LIST, Connection, insert, insert_or_update, listed, named, scalar, update
+from civman.index.write_catalog import add_missing, file_identity, file_keys, refresh_assets
+
+CHUNK = 500
+"""Records per set of statements: few enough for SQLite's limit of bound values, enough to make statements cheap."""
+_OF_FILE = ("model_id", "version_id", "file_key", "name", "name_key", "stem_key", "origin", "type", "type_raw")
+"""Columns of an asset that a further record of it may change."""
+_DIGESTS = ("blake3", "crc32", "autov1", "autov3")
+
+
+def record(connection: Connection, records: Sequence[Record], *, folder: Path) -> list[int]:
+    """Writes blobs and assets, and gives the assets' row ids in the records' order.
+
+    A record that says the same blob, version and file again updates its row. One that knows the version takes over
+    a row that did not; one without a version says nothing new of a blob that has a row.
+    """
+    versions = [(item.version, item.added_at) for item in records if item.version is not None]
+    add_missing(connection, versions, source=Source.RECORD)
+    files = [(item.version, item.file) for item in records if item.version is not None and item.file is not None]
+    keys = file_keys(connection, files)
+    _save_blobs(connection, records, folder)
+    held = _held(connection, {item.blob.sha256 for item in records})
+    added: list[rows.Values] = []
+    changed: list[rows.Values] = []
+    ids = []
+    next_id = (scalar(connection, "SELECT max(id) FROM asset") or 0) + 1
+    for item in records:
+        file_key = keys[item.version.id, file_identity(item.file)] if item.version and item.file else None
+        row = _same(held.setdefault(item.blob.sha256, []), item, file_key)
+        if row is None:
+            row = _new_row(item, file_key, next_id)
+            next_id += 1
+            held[item.blob.sha256].append(row)
+            added.append(row)
+        else:
+            _take_over(row, item, file_key)
+            changed.append(row)
+        ids.append(row["id"])
+    insert(connection, "asset", added)
+    if changed:
+        update(connection, "asset", _OF_FILE, "id = :id", changed)
+    refresh_assets(connection, f"a.id {IN_LIST}", listed(ids))
+    return ids
+
+
+def update_facts(connection: Connection, sha256: Sha256, facts: FileFacts, model_type: ModelType | None) -> bool:
+    """Writes what a file shows of itself, and the type of its assets that have no version."""
+    values = rows.facts_values(facts)
+    found = update(connection, "blob", values, "sha256 = :sha256", [values | {"sha256": sha256}]) > 0
+    if model_type is not None:
+        loose = "UPDATE asset SET type = ?1, type_raw = ?1 WHERE blob_sha256 = ?2 AND version_id IS NULL"
+        connection.execute(loose, (model_type.value, sha256))
+    held = connection.execute("SELECT id FROM asset WHERE blob_sha256 = ?", (sha256,)).fetchall()
+    search_rows.refresh(connection, [number for (number,) in held])
+    return found
+
+
+def set_verified(connection: Connection, sha256: Sha256, at: datetime) -> bool:
+    """Writes when the bytes were last read and found right."""
+    change = "UPDATE blob SET verified_at = ? WHERE sha256 = ?"
+    return connection.execute(change, (rows.moment(at), sha256)).rowcount > 0
+
+
+def set_all_verified(connection: Connection, digests: Sequence[Sha256], at: datetime) -> None:
+    """As `set_verified`, for many."""
+    if digests:
+        change = "UPDATE blob SET verified_at = ? WHERE sha256 = ?"
+        connection.executemany(change, [(rows.moment(at), sha256) for sha256 in digests])
+
+
+def mark_used(connection: Connection, digests: Iterable[Sha256], at: datetime) -> None:
+    """Writes when assets were last put to use."""
+    change = f"UPDATE asset SET last_used_at = ? WHERE blob_sha256 {IN_LIST}"  # noqa: S608
+    connection.execute(change, (rows.moment(at), listed(digests)))
+
+
+def set_alias(connection: Connection, number: int, alias: str | None) -> None:
+    """Writes the alias of the asset with this row id."""
+    connection.execute("UPDATE asset SET alias = ? WHERE id = ?", (alias, number))
+    refresh_assets(connection, "a.id = ?", number)
+
+
+def alias_owner(connection: Connection, alias: str) -> int | None:
+    """Row id of the asset that has this alias."""
+    found: int | None = scalar(connection, "SELECT id FROM asset WHERE alias = ?", [alias])
+    return found
+
+
+def forget(connection: Connection, asset: Asset) -> bool:
+    """Removes the asset's row, and the blob's with the last of its assets. Gives whether there was one."""
+    number = asset_id(connection, asset)
+    if number is None:
+        return False
+    sha256 = asset.blob.sha256
+    search_rows.forget(connection, number)
+    connection.execute("DELETE FROM asset WHERE id = ?", (number,))
+    if scalar(connection, "SELECT id FROM asset WHERE blob_sha256 = ? LIMIT 1", [sha256]) is None:
+        write_notes.sidecar_goes(connection, sha256)
+        connection.execute("DELETE FROM blob WHERE sha256 = ?", (sha256,))
+    return True
+
+
+def save_seen(connection: Connection, files: Sequence[SeenFile]) -> None:
+    """Writes what files outside the store hashed to."""
+    names = ("device", "inode", "size_bytes", "mtime_ns", "sha256")
+    insert_or_update(
+        connection,
+        "seen_file",
+        "path",
+        {name: f"excluded.{name}" for name in names},
+        [
+            {
+                "path": file.path,
+                "device": str(file.device),
+                "inode": str(file.inode),
+                "size_bytes": file.size_bytes,
+                "mtime_ns": file.mtime_ns,
+                "sha256": file.sha256,
+            }
+            for file in files
+        ],
+    )
+
+
+def asset_id(connection: Connection, asset: Asset) -> int | None:
+    """The row of `asset`, told by blob, version and file, and by name where these are not enough."""
+    found: int | None = scalar(
+        connection,
+        "SELECT a.id FROM asset a LEFT JOIN file f ON f.key = a.file_key "
+        "WHERE a.blob_sha256 = ? AND a.version_id IS ? AND f.file_id IS ? ORDER BY a.name <> ? LIMIT 1",
+        [asset.blob.sha256, asset.version_id, asset.file_id, asset.name],
+    )
+    return found
+
+
+def _save_blobs(connection: Connection, records: Sequence[Record], folder: Path) -> None:
+    always = {name: f"excluded.{name}" for name in ("size_bytes", "suffix", "path")}
+    always |= {name: f"coalesce(excluded.{name}, blob.{name})" for name in _DIGESTS}
+    always["verified_at"] = "max(excluded.verified_at, blob.verified_at)"
+    always["declared_by"] = "CASE WHEN blob.declared_by = 'civitai' THEN 'civitai' ELSE excluded.declared_by END"
+    facts = {name: f"excluded.{name}" for name in rows.facts_values(UNREAD)}
+    for read, changes in ((True, always | facts), (False, always)):  # unread files leave known facts alone
+        values = [
+            rows.blob_values(item.blob, rows.kept_path(item.path, folder), item.facts, _digests(item))
+            for item in records
+            if (item.facts != UNREAD) is read
+        ]
+        insert_or_update(connection, "blob", "sha256", changes, values)
+
+
+def _digests(item: Record) -> Hashes:
+    if item.hashes is not None:
+        return item.hashes
+    if item.file is not None and item.file.hashes.sha256 == item.blob.sha256:
+        return item.file.hashes
+    return Hashes()
+
+
+def _held(connection: Connection, digests: set[Sha256]) -> dict[str, list[rows.Values]]:
+    held: dict[str, list[rows.Values]] = {}
+    found = named(
+        connection,
+        f"SELECT * FROM asset WHERE blob_sha256 {IN_LIST} ORDER BY id",  # noqa: S608
+        [listed(digests)],
+    )
+    for row in found:
+        held.setdefault(row["blob_sha256"], []).append(dict(row))
+    return held
+
+
+def _same(held: list[rows.Values], item: Record, file_key: int | None) -> rows.Values | None:
+    """The row that `item` speaks of."""
+    if item.version is None:
+        return held[0] if held else None
+    of_version = [row for row in held if row["version_id"] == item.version.id]
+    exact = (row for row in of_version if row["file_key"] == file_key)
+    vague = (row for row in of_version if row["file_key"] is None or file_key is None)
+    loose = (row for row in held if row["version_id"] is None)
+    return next(exact, None) or next(vague, None) or next(loose, None)
+
+
+def _new_row(item: Record, file_key: int | None, number: int) -> rows.Values:
+    row: dict[str, Any] = {
+        "id": number,
+        "blob_sha256": item.blob.sha256,
+        "model_id": None,
+        "version_id": None,
+        "file_key": None,
+        "model_key": "",
+        "search_text": "",
+        "alias": None,
+        "base_model": None,
+        "added_at": rows.moment(item.added_at),
+    }
+    _take_over(row, item, file_key)
+    return row
+
+
+def _take_over(row: rows.Values, item: Record, file_key: int | None) -> None:
+    if item.version is None and row["version_id"] is not None:
+        return
+    row |= {"name": item.name, "name_key": rows.key(item.name), "stem_key": rows.key(stem(item.name))}
+    row["origin"] = item.origin
+    kind = item.model_type or ModelType.of(item.facts.kind)
+    if kind is not ModelType.OTHER or "type" not in row:
+        row |= {"type": kind.value, "type_raw": kind.value}
+    if item.version is not None:
+        row |= {"model_id": item.version.model.id, "version_id": item.version.id}
+        row["file_key"] = file_key if file_key is not None else row["file_key"]
+
+
+def stem(name: str) -> str:
+    """A file name without its ending."""
+    head, dot, tail = name.rpartition(".")
+    return head if dot and head and tail.isalnum() else name

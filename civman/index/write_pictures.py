@@ -1,0 +1,36 @@
+"""Writes pictures that were made."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+from civman.domain.recipes.record import Record
+from civman.index import rows
+from civman.index.transactions import IN_LIST, Connection, insert, listed, scalar
+
+
+def record(connection: Connection, made: Iterable[tuple[Path, Record]], *, at: datetime, folder: Path) -> list[int]:
+    """Writes pictures and gives their numbers. A path that was known is now this picture's."""
+    numbers = []
+    for path, each in made:
+        kept = rows.kept_path(path, folder)
+        connection.execute("DELETE FROM rendering WHERE path = ?", (kept,))
+        recipe = each.recipe
+        words = [recipe.prompt, recipe.negative_prompt]
+        words += [each.typed.prompt] if each.typed else []
+        words += [text for name in each.names for text in (name.name, name.model)]
+        insert(connection, "rendering", [{
+            "path": kept, "recipe_sha256": recipe.sha256, "pixel_sha256": each.pixel_sha256,
+            "parent_sha256": each.parent, "search_text": rows.key("\n".join(words)), "record": each.to_json(),
+            "made_at": rows.moment(at),
+        }])  # fmt: skip
+        number = int(scalar(connection, "SELECT last_insert_rowid()"))
+        numbers.append(number)
+        digests = {digest for digests in recipe.digests.values() for digest in digests}
+        insert(connection, "rendering_file", [{"rendering_id": number, "sha256": digest} for digest in sorted(digests)])
+    return numbers
+
+
+def forget(connection: Connection, numbers: Iterable[int]) -> int:
+    """Takes pictures' rows away; their files stay. Gives how many there were."""
+    return connection.execute(f"DELETE FROM rendering WHERE id {IN_LIST}", (listed(numbers),)).rowcount  # noqa: S608

@@ -1,0 +1,140 @@
+"""What holds on this machine, and what is wrong with it: settings, key, folder, index, renderer."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from civman import __version__
+from civman.civitai import credentials
+from civman.errors import CivmanError
+from civman.index import Index
+from civman.settings import Settings
+
+_LITTLE_SPACE_BYTES = 20_000_000_000
+_REBUILD = "move it away; `civman verify --rebuild` makes it again from the files"
+
+
+class State(StrEnum):
+    """How a finding is to be taken."""
+
+    OK = "ok"
+    NOTE = "note"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    state: State
+    value: str
+    source: str = ""
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Everything, cheapest first. Errors become findings."""
+    yield Finding("civman", State.OK, f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
+    yield _folder(settings)
+    yield _disk(settings)
+    yield _index(settings)
+    yield Finding("civitai", State.OK, settings.civitai_url, settings.sources.get("civitai_url", ""))
+    if settings.offline:
+        yield Finding("offline", State.NOTE, "the network is switched off", settings.sources.get("offline", ""))
+    yield _key(settings)
+    yield from _renderer()
+
+
+def _folder(settings: Settings) -> Finding:
+    place = settings.library
+    source = settings.sources.get("library", "")
+    existing = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        return Finding(
+            "library",
+            State.BAD,
+            f"{place} cannot be written",
+            source,
+            "make the folder writable, or name another with --library or CIVMAN_LIBRARY",
+        )
+    return Finding("library", State.OK, f"{place}{'' if place.exists() else ' (made when first needed)'}", source)
+
+
+def _disk(settings: Settings) -> Finding:
+    existing = next(folder for folder in (settings.library, *settings.library.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    words = f"{free / 1e9:,.0f} GB free"
+    if free < _LITTLE_SPACE_BYTES:
+        return Finding(
+            "disk", State.NOTE, words, remedy="a checkpoint takes 2 to 24 GB; make room, or use another disk"
+        )
+    return Finding("disk", State.OK, words)
+
+
+def _index(settings: Settings) -> Finding:
+    database = settings.library / "library.db"
+    if not database.exists():
+        return Finding("index", State.OK, "none yet (made when first needed)")
+    try:
+        with Index.open(database) as index:
+            count = index.count()
+        from civman.index.schema_check import faults  # SQLModel and Alembic, 1 s
+
+        if wrong := faults(database):
+            return Finding("index", State.BAD, "; ".join(wrong[:5]), str(database), _REBUILD)
+        return Finding("index", State.OK, f"{count:,} files known; its tables are as they should be")
+    except CivmanError as error:
+        return Finding(
+            "index",
+            State.BAD,
+            error.message,
+            str(database),
+            error.hint or _REBUILD,
+        )
+
+
+def _key(settings: Settings) -> Finding:
+    try:
+        credential = credentials.load(settings)
+    except CivmanError as error:
+        return Finding("key", State.BAD, error.message, remedy=error.hint)
+    if credential.token is None:
+        return Finding(
+            "key",
+            State.NOTE,
+            "none: CivitAI hands out no file without one",
+            remedy="make one at https://civitai.com/user/account, then `civman login`",
+        )
+    if settings.offline:
+        return Finding("key", State.NOTE, "there is one, not proven: civman is offline", credential.source)
+    from civman.civitai.client import CivitaiClient  # httpx and pydantic, 0.3 s
+    from civman.civitai.transport import Transport
+
+    try:
+        with CivitaiClient(Transport(settings.civitai_url, token=credential.token, tries=1)) as client:
+            return Finding("key", State.OK, f"belongs to {client.me().name}", credential.source)
+    except CivmanError as error:
+        return Finding("key", State.BAD, error.message, credential.source, error.hint)
+
+
+def _renderer() -> Iterator[Finding]:
+    if importlib.util.find_spec("torch") is None:
+        yield Finding("renderer", State.NOTE, "not installed", remedy="pip install 'civman[render]' to make pictures")
+        return
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("torch", "diffusers", "transformers")
+        if importlib.util.find_spec(name) is not None
+    )
+    devices = sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*"))
+    yield Finding("renderer", State.OK, versions)
+    yield Finding(
+        "gpu", State.OK if devices else State.NOTE, ", ".join(devices) or "no NVIDIA device: rendering uses the CPU"
+    )

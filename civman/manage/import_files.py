@@ -1,0 +1,343 @@
+"""Taking in what people already have: files and whole folders of other programs, where they lie.
+
+Each file is hashed once; what it hashed to is remembered by device, inode, size and time of change, so that a second
+look reads nothing. CivitAI is asked once about all digests. What it does not know is kept all the same, with what the
+sidecars of other programs say.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+
+from civman.civitai import wire_models
+from civman.civitai.client import CivitaiClient
+from civman.domain.catalog import Blob, FileFacts, ModelFile, ModelId, ModelType, ModelVersion, VersionId
+from civman.domain.digests import Sha256
+from civman.domain.events import Notice, OnEvent, Started, Verifying
+from civman.domain.file_choice import PICKLE_SUFFIXES
+from civman.domain.file_names import safe_name
+from civman.domain.files.header import sniff
+from civman.domain.identification.identify import facts, identify
+from civman.errors import CivmanError, InvalidModelFile, NetworkError, NotFound
+from civman.index import Index, Record, SeenFile, Source
+from civman.manage.sidecar import write_due
+from civman.store.blobs import BlobStore, digest_of
+from civman.store.read_header import read_first, read_header
+from civman.store.trash import blob_lock
+
+MODEL_SUFFIXES = frozenset({".safetensors", ".gguf", *PICKLE_SUFFIXES})
+_IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", ".git", ".venv", "venv"})
+_SAVE_EVERY = 64
+_HASHERS = 2
+_SIDECARS = (".civitai.info", ".metadata.json", ".json")
+
+
+class How(StrEnum):
+    """What happens to the bytes."""
+
+    IN_PLACE = "in place"
+    COPY = "copy"
+    LINK = "link"
+    MOVE = "move"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file that was not taken in, and why."""
+
+    path: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What became of the files."""
+
+    found: int
+    taken: int
+    """Assets that are new."""
+    known_before: int
+    on_civitai: int
+    """Of those taken, how many CivitAI knows."""
+    duplicates: int
+    """Files with the same bytes as another."""
+    read_bytes: int
+    """Bytes that had to be hashed."""
+    broken: tuple[Problem, ...]
+
+
+@dataclass(slots=True)
+class _Found:
+    """One file on its way in."""
+
+    path: Path
+    seen: SeenFile
+    facts: FileFacts = field(default_factory=FileFacts)
+    model_type: ModelType = ModelType.OTHER
+
+
+def adopt(
+    index: Index,
+    store: BlobStore,
+    client: CivitaiClient | None,
+    paths: Sequence[Path],
+    *,
+    how: How,
+    on_event: OnEvent,
+    clock: Callable[[], datetime],
+) -> Adopted:
+    """Take `paths` (files, or folders with all that is in them) into the index; `client` None asks nobody.
+
+    Raises: NotFound: a path is not there. KeyboardInterrupt passes through; what was hashed is remembered.
+    """
+    files = list(model_files(paths))
+    broken: list[Problem] = []
+    seen, read_bytes = _digests(index, files, broken, on_event)
+    held = {sha256 for sha256, _, _ in index.blobs()}
+    by_digest: dict[Sha256, _Found] = {}
+    for path in files:
+        known = seen.get(str(path))
+        if known is not None and known.sha256 not in held and known.sha256 not in by_digest:
+            by_digest[known.sha256] = _Found(path, known)
+    for sha256 in list(by_digest):
+        if not _examine(by_digest[sha256], broken):
+            del by_digest[sha256]
+    versions = _identified(index, client, by_digest, on_event, clock())
+    records = []
+    if how is How.IN_PLACE:
+        records = [_record(found, versions.get(sha256), store, how, clock()) for sha256, found in by_digest.items()]
+        index.record_all(records)
+    else:
+        for sha256, found in by_digest.items():
+            with blob_lock(store, sha256):  # or a collection could find the blob before its row is there
+                records.append(_record(found, versions.get(sha256), store, how, clock()))
+                index.record_all(records[-1:])
+    write_due(store, index, most=len(records))
+    ours = {known.sha256 for known in seen.values()}
+    return Adopted(
+        found=len(files),
+        taken=len(records),
+        known_before=len(ours & held),
+        on_civitai=sum(record.version is not None for record in records),
+        duplicates=len(seen) - len(ours),
+        read_bytes=read_bytes,
+        broken=tuple(broken),
+    )
+
+
+def model_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """The model files among `paths` and inside them, in a stable order, each once. Raises: NotFound."""
+    told: set[Path] = set()
+    for start in paths:
+        start = start.expanduser().absolute()
+        if not start.exists():
+            raise NotFound(f"`{start}` is not there", hint="name a model file, or a folder with some in it")
+        for path in [start] if start.is_file() else _below(start):
+            if path not in told:
+                told.add(path)
+                yield path
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = sorted(name for name in folders if name not in _IGNORED_FOLDERS and not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            if path.suffix.lower() in MODEL_SUFFIXES and not name.startswith("."):
+                yield path
+
+
+def _digests(
+    index: Index, files: Sequence[Path], broken: list[Problem], on_event: OnEvent
+) -> tuple[dict[str, SeenFile], int]:
+    """What each file hashes to, from memory where the file has not changed; and the bytes that were read."""
+    remembered = index.seen_files()
+    seen: dict[str, SeenFile] = {}
+    fresh: list[tuple[Path, os.stat_result]] = []
+    for path in files:
+        try:
+            stats = path.stat()
+        except OSError as error:
+            broken.append(Problem(str(path), error.strerror or str(error)))
+            continue
+        known = remembered.get(str(path))
+        if known is not None and _same(known, stats):
+            seen[str(path)] = known
+        else:
+            fresh.append((path, stats))
+    read_bytes = 0
+    total_bytes = sum(stats.st_size for _, stats in fresh)
+    unsaved: list[SeenFile] = []
+    if fresh:
+        on_event(Started("import", f"{len(fresh)} files", total_bytes))
+    try:
+        for path, stats, result in _hashed(fresh):
+            if isinstance(result, CivmanError):
+                broken.append(Problem(str(path), result.message))
+                continue
+            read_bytes += stats.st_size
+            on_event(Verifying("import", read_bytes, total_bytes))
+            seen[str(path)] = SeenFile(
+                str(path), stats.st_dev, stats.st_ino, stats.st_size, stats.st_mtime_ns, result
+            )  # fmt: skip
+            unsaved.append(seen[str(path)])
+            if len(unsaved) >= _SAVE_EVERY:
+                index.save_seen(unsaved)
+                unsaved = []
+    finally:  # also when interrupted: what was read need not be read again
+        if unsaved:
+            index.save_seen(unsaved)
+    return seen, read_bytes
+
+
+def _hashed(
+    files: Sequence[tuple[Path, os.stat_result]],
+) -> Iterator[tuple[Path, os.stat_result, Sha256 | CivmanError]]:
+    """Digests as they get ready, a few files at a time; a file that changes meanwhile is an error of its own."""
+    waiting = iter(files)
+    with ThreadPoolExecutor(_HASHERS, thread_name_prefix="hash") as pool:
+        running: dict[Future[Sha256 | CivmanError], tuple[Path, os.stat_result]] = {}
+        while True:
+            for path, stats in islice(waiting, 2 * _HASHERS - len(running)):
+                running[pool.submit(_digest, path, stats)] = path, stats
+            if not running:
+                return
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield *running.pop(future), future.result()
+
+
+def _digest(path: Path, before: os.stat_result) -> Sha256 | CivmanError:
+    try:
+        digest = digest_of(path)
+        after = path.stat()
+    except CivmanError as error:
+        return error
+    except OSError as error:
+        return NotFound(error.strerror or str(error))
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        return InvalidModelFile("it changed while it was read; is something still writing it?")
+    return digest
+
+
+def _same(known: SeenFile, stats: os.stat_result) -> bool:
+    now = (stats.st_dev, stats.st_ino, stats.st_size, stats.st_mtime_ns)
+    return (known.device, known.inode, known.size_bytes, known.mtime_ns) == now
+
+
+def _examine(found: _Found, broken: list[Problem]) -> bool:
+    """Read the header. False: the file is not what its name says, and stays out."""
+    if found.path.suffix.lower() != ".safetensors":
+        content = sniff(read_first(found.path))
+        if content in ("html", "xml", "empty", "git-lfs"):
+            broken.append(Problem(str(found.path), f"no model: it looks like {content}"))
+            return False
+        return True
+    try:
+        header = read_header(found.path)
+    except CivmanError as error:
+        broken.append(Problem(str(found.path), error.message))
+        return False
+    found.facts, found.model_type = facts(header, None), identify(header).model_type
+    return True
+
+
+def _identified(
+    index: Index, client: CivitaiClient | None, by_digest: dict[Sha256, _Found], on_event: OnEvent, now: datetime
+) -> dict[Sha256, tuple[ModelVersion, ModelFile | None]]:
+    """The version that each digest belongs to: CivitAI's answer, else what a sidecar says."""
+    found: dict[Sha256, tuple[ModelVersion, ModelFile | None]] = {}
+    if client is not None and by_digest:
+        try:
+            found = _asked(index, client, by_digest, now)
+        except NetworkError as error:
+            on_event(Notice("import", f"CivitAI was not asked: {error.message}; import again when it can be reached"))
+    for sha256, file in by_digest.items():
+        if sha256 not in found:
+            version = _from_sidecar(file.path, now)
+            if version is not None:
+                found[sha256] = version, _file_with(version, sha256)
+    return found
+
+
+def _asked(
+    index: Index, client: CivitaiClient, by_digest: dict[Sha256, _Found], now: datetime
+) -> dict[Sha256, tuple[ModelVersion, ModelFile | None]]:
+    found: dict[Sha256, tuple[ModelVersion, ModelFile | None]] = {}
+    ids: dict[Sha256, tuple[ModelId, VersionId]] = client.identify(by_digest)
+    for page in client.models_by_ids(dict.fromkeys(model_id for model_id, _ in ids.values())):
+        index.remember((page.model, page.versions), fetched_at=now, source=Source.SEARCH)
+        versions = {version.id: version for version in page.versions}
+        for sha256, (model_id, version_id) in ids.items():
+            if model_id == page.model.id and version_id in versions:
+                found[sha256] = versions[version_id], _file_with(versions[version_id], sha256)
+    for sha256, (_, version_id) in ids.items():
+        if sha256 not in found:  # the list leaves out what it does not show: unlisted, archived with files hidden
+            try:
+                version = client.version(version_id)
+            except NotFound:
+                continue
+            found[sha256] = version, _file_with(version, sha256)
+    return found
+
+
+def _file_with(version: ModelVersion, sha256: Sha256) -> ModelFile | None:
+    return next((file for file in version.files if file.hashes.sha256 == sha256), None)
+
+
+def _from_sidecar(path: Path, now: datetime) -> ModelVersion | None:
+    """The version that another program noted beside the file, if it noted one."""
+    for ending in _SIDECARS:
+        sidecar = path.with_suffix(ending)
+        try:
+            noted = json.loads(sidecar.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(noted, dict) and isinstance(noted.get("civitai"), dict):
+            noted = noted["civitai"]
+        try:
+            return wire_models.version(noted, now=now, on_notice=lambda _: None)
+        except CivmanError:
+            continue  # a note of another kind
+    return None
+
+
+def _record(
+    found: _Found, known: tuple[ModelVersion, ModelFile | None] | None, store: BlobStore, how: How, now: datetime
+) -> Record:
+    version, file = known or (None, None)
+    sha256, path = found.seen.sha256, found.path
+    if how is not How.IN_PLACE:
+        path = _brought(found, store, how)
+    file_facts = found.facts
+    if version is not None and path.suffix == ".safetensors":
+        file_facts = facts(read_header(path), version.base_model)
+    declared = file is not None
+    return Record(
+        blob=Blob(sha256, found.seen.size_bytes, found.path.suffix.lower(), "civitai" if declared else "civman", now),
+        path=str(path),
+        name=safe_name(found.path.name),
+        origin="import",
+        added_at=now,
+        version=version,
+        file=file,
+        facts=file_facts,
+        model_type=found.model_type if version is None else None,
+    )
+
+
+def _brought(found: _Found, store: BlobStore, how: How) -> Path:
+    """The file's place in the store, its bytes proven there before anything is taken away from where it was."""
+    sha256 = found.seen.sha256
+    stored = store.find(sha256) or store.take_in(
+        found.path, sha256, found.path.suffix.lower(), by_link=how is not How.COPY
+    )
+    if how is How.MOVE:
+        found.path.unlink()
+    return stored.path

@@ -1,0 +1,364 @@
+"""What goes, and how it comes back: removal by a plan into the trash, its undoing, and collecting what nobody needs.
+
+Rows go before bytes, and bytes come before rows: a crash at any point leaves a file too many, never a row too many.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from civman.domain.catalog import Asset, Blob
+from civman.domain.digests import Sha256
+from civman.errors import NotFound, Refused
+from civman.index import USER_PIN, Index
+from civman.manage.held import seen_now
+from civman.manage.sidecar import described, file_facts, restore, write_sidecar
+from civman.store.blobs import BlobStore, StoredBlob, digest_of
+from civman.store.partial import store_error
+from civman.store.resume_journal import allocated_bytes
+from civman.store.trash import Removal, Trash, blob_lock, has_blob
+from civman.system.process_lock import FileLock
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalPlan:
+    """Assets to forget, and those of their blobs that nothing else refers to."""
+
+    assets: tuple[Asset, ...]
+    blobs: tuple[Blob, ...]
+    kept: tuple[Asset, ...]
+    """Others that still need some of the bytes, which therefore stay."""
+    outside: tuple[Asset, ...] = ()
+    """Files that lie outside the store: civman forgets them and leaves them where they are."""
+    pinned: tuple[Asset, ...] = ()
+    """Those whose bytes would go though they are pinned."""
+    pictures: int = 0
+    """Made here with files whose bytes would go: replaying them would have to fetch those again."""
+
+    @property
+    def freed_bytes(self) -> int:
+        """Bytes of disk that come free once the trash is emptied, previews aside."""
+        return sum(blob.size_bytes for blob in self.blobs)
+
+
+@dataclass(frozen=True, slots=True)
+class StalePartial:
+    """What an earlier download left, and nobody has gone on with since `touched_at`."""
+
+    path: Path
+    size_bytes: int
+    touched_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What nobody needs: blobs that the index does not know, old partials, old trash."""
+
+    orphans: tuple[StoredBlob, ...] = ()
+    partials: tuple[StalePartial, ...] = ()
+    removals: tuple[Removal, ...] = ()
+    kept: tuple[Sha256, ...] = ()
+    """Blobs that would be among them, were they not pinned."""
+
+    @property
+    def freed_bytes(self) -> int:
+        """Bytes that come free at once: orphans only move to the trash."""
+        return sum(partial.size_bytes for partial in self.partials) + sum(gone.size_bytes for gone in self.removals)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.orphans or self.partials or self.removals)
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What came back from the trash, and names of what did not."""
+
+    removal: str
+    assets: int
+    lost: tuple[str, ...] = ()
+
+
+def plan_removal(index: Index, store: BlobStore, assets: Iterable[Asset]) -> RemovalPlan:
+    """What removing `assets` takes away. A blob that another asset needs stays."""
+    chosen = list({_identity(asset): asset for asset in assets}.values())
+    identities = {_identity(asset) for asset in chosen}
+    blobs: list[Blob] = []
+    kept: list[Asset] = []
+    outside: list[Asset] = []
+    pinned: list[Asset] = []
+    for sha256, asset in {asset.blob.sha256: asset for asset in chosen}.items():
+        others = [other for other in index.referrers(sha256) if _identity(other) not in identities]
+        kept += others
+        if others:
+            continue
+        if asset.pins:
+            pinned.append(asset)
+        if _is_outside(asset, store):
+            outside.append(asset)
+        else:
+            blobs.append(asset.blob)
+    pictures = index.pictures_with([blob.sha256 for blob in blobs])
+    return RemovalPlan(tuple(chosen), tuple(blobs), tuple(kept), tuple(outside), tuple(pinned), pictures)
+
+
+def remove(index: Index, store: BlobStore, plan: RemovalPlan, *, force: bool, now: datetime) -> Removal | None:
+    """Carry out a plan; the removal in the trash by which it can be undone.
+
+    Raises: Refused: `pinned`, some must stay and `force` was not given. NotFound: another process has removed them all
+        meanwhile. StoreError.
+    """
+    if plan.pinned and not force:
+        named = "; ".join(f"{asset.name} ({', '.join(asset.pins)})" for asset in plan.pinned[:5])
+        raise Refused(
+            f"pinned: {named}",
+            code="pinned",
+            hint="`civman edit REF --unpin` takes your own pin away; --force removes it all the same",
+            sha256=[str(asset.blob.sha256) for asset in plan.pinned],
+        )
+    if not plan.assets:
+        return None
+    by_blob: dict[Sha256, list[Asset]] = {}
+    for asset in plan.assets:
+        by_blob.setdefault(asset.blob.sha256, []).append(asset)
+    entries = [_manifest(index, store, assets) for assets in by_blob.values()]
+    trash, done = Trash(store), 0
+    with trash.begin(entries, reason="remove", now=now) as removal:
+        for sha256, assets in by_blob.items():
+            with blob_lock(store, sha256):
+                done += sum(index.forget(asset) for asset in assets)
+                if index.referrers(sha256):
+                    write_sidecar(store, index, sha256)
+                    continue
+                if force:
+                    index.unpin(sha256, USER_PIN)
+                done += trash.take(removal, sha256)
+        if not done:
+            trash.empty(removal)
+            raise NotFound(
+                f"another civman was quicker to remove {', '.join(asset.name for asset in plan.assets[:5])}",
+                hint="`civman restore` brings it back",
+            )
+    return removal
+
+
+def undo(
+    index: Index, store: BlobStore, removal: Removal, *, now: datetime, on_notice: Callable[[str], None]
+) -> Restored:
+    """Put back what a removal took: files to their places, rows with all that the user had said.
+
+    Raises: NotFound: another process brought it back or emptied it meanwhile.
+    """
+    trash = Trash(store)
+    count, lost = 0, []
+    with trash.held(removal):
+        if not removal.folder.is_dir():
+            raise NotFound(
+                f"removal {removal.id} is no longer in the trash: another civman was quicker",
+                hint="`civman list` shows what came back, `civman restore --list` what is still there",
+            )
+        for entry in removal.entries:
+            sha256 = Sha256(str(entry["sha256"]))
+            with blob_lock(store, sha256):
+                stored = _come_back(store, removal, entry, sha256)
+                if stored is None:
+                    lost.append(str(entry.get("name", sha256)))
+                    continue
+                facts = file_facts(stored, entry["sidecar"], on_notice)
+                count += restore(entry["sidecar"], stored, index, facts, now=now, on_notice=on_notice)
+                seen = seen_now(str(stored.path), sha256, kept_path=_kept_path(stored.path, store))
+                if seen is not None:
+                    index.save_seen([seen])
+                write_sidecar(store, index, sha256)
+        if not lost:
+            trash.empty(removal)
+    return Restored(removal.id, count, tuple(lost))
+
+
+def removal_named(store: BlobStore, name: str | None) -> Removal:
+    """The removal with this id or holding this digest; the last one where none is named. Raises: NotFound."""
+    removals = Trash(store).removals()
+    for removal in removals:
+        digests = removal.digests
+        if name is None or removal.id == name or any(len(name) >= 6 and digest.startswith(name) for digest in digests):
+            return removal
+        if any(name in (str(entry.get("name")), *_refs(entry)) for entry in removal.entries):
+            return removal
+    if name is None:
+        raise NotFound("the trash is empty", hint="nothing was removed, or `civman gc` has emptied it")
+    raise NotFound(f"nothing in the trash is `{name}`", hint="`civman restore --list` shows what is")
+
+
+def plan_collection(
+    index: Index, store: BlobStore, *, now: datetime, partials_after: timedelta, trash_after: timedelta
+) -> Collection:
+    """What nobody needs: orphans, partials untouched for `partials_after`, trash older than `trash_after`.
+
+    Raises: Refused: `index-empty`, the index knows nothing and would have everything collected.
+    """
+    known = {file.sha256 for file in index.held_files()}
+    pins = index.pins()
+    strangers = [blob for blob in store.blobs() if blob.sha256 not in known]
+    if strangers and not known:
+        raise Refused(
+            f"the index knows none of the {len(strangers)} files in the store",
+            code="index-empty",
+            hint="`civman verify --rebuild` takes them in first",
+        )
+    trash = Trash(store)
+    old = [removal for removal in trash.removals() if now - removal.removed_at >= trash_after]
+    last = {
+        sha256
+        for removal in old
+        for sha256 in removal.digests
+        if sha256 in pins and has_blob(removal, sha256) and store.find(sha256) is None
+    }
+    return Collection(
+        tuple(blob for blob in strangers if blob.sha256 not in pins),
+        tuple(_stale(store.root / "partial", now - partials_after)),
+        (*(removal for removal in old if not last.intersection(removal.digests)), *trash.leavings()),
+        (*(blob.sha256 for blob in strangers if blob.sha256 in pins), *sorted(last)),
+    )
+
+
+def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) -> int:
+    """Carry out a plan; the bytes freed. What another process has taken up in the meantime is left alone."""
+    trash = Trash(store)
+    if plan.orphans:
+        entries = [_orphan(store, blob) for blob in plan.orphans]
+        with trash.begin(entries, reason="gc", now=now) as removal:
+            taken = 0
+            for blob in plan.orphans:
+                with blob_lock(store, blob.sha256):
+                    if not index.referrers(blob.sha256):
+                        taken += trash.take(removal, blob.sha256)
+            if not taken:
+                trash.empty(removal)
+    freed = sum(_discard(partial) for partial in plan.partials)
+    # the oldest first: what was removed again later lies in the later removal, and is there for the earlier one
+    for old in sorted(plan.removals, key=lambda removal: removal.id):
+        with trash.held(old):
+            freed += trash.empty(old)
+    _tidy(store.root)
+    gone = [seen.path for seen in index.seen_files().values() if not _exists(store.root, seen.path)]
+    if gone:
+        index.forget_seen(gone)
+    return freed
+
+
+def _identity(asset: Asset) -> tuple[Sha256, int | None, int | None]:
+    return asset.blob.sha256, asset.version_id, asset.file_id
+
+
+def _is_outside(asset: Asset, store: BlobStore) -> bool:
+    return Path(asset.path).parent != store.place_of(asset.blob.sha256, "").parent.absolute()
+
+
+def _manifest(index: Index, store: BlobStore, assets: Sequence[Asset]) -> dict[str, Any]:
+    asset = assets[0]
+    seen = seen_now(asset.path, asset.blob.sha256)
+    return {
+        "sha256": asset.blob.sha256,
+        "suffix": asset.blob.suffix,
+        "size_bytes": asset.blob.size_bytes,
+        "name": asset.name,
+        "outside": asset.path if _is_outside(asset, store) else None,
+        "looks": [seen.inode, seen.size_bytes, seen.mtime_ns] if seen is not None else None,
+        "sidecar": described(index, assets, store),
+    }
+
+
+def _orphan(store: BlobStore, blob: StoredBlob) -> dict[str, Any]:
+    seen = seen_now(str(blob.path), blob.sha256)
+    sidecar = store.read_sidecar(blob.sha256) or {
+        "assets": [{"name": blob.path.name, "origin": "import", "added_at": "1970-01-01T00:00:00+00:00"}]
+    }
+    return {
+        "sha256": blob.sha256,
+        "suffix": blob.suffix,
+        "size_bytes": blob.size_bytes,
+        "name": str((sidecar.get("assets") or [{}])[0].get("name") or blob.path.name),
+        "outside": None,
+        # nobody has proven these bytes lately: coming back, they are read
+        "looks": None if seen is None else [0, seen.size_bytes, 0],
+        "sidecar": sidecar,
+    }
+
+
+def _come_back(store: BlobStore, removal: Removal, entry: dict[str, Any], sha256: Sha256) -> StoredBlob | None:
+    """The entry's file in its old place, proven before it moves there; None where it is gone or has changed."""
+    if entry.get("outside"):
+        path = Path(str(entry["outside"]))
+        found = StoredBlob(sha256, path.suffix.lower(), path, path.stat().st_size) if path.is_file() else None
+        return found if found is not None and _is_proven(entry, path, sha256) else None
+    here = store.find(sha256)
+    if here is not None:
+        return here if _is_proven(entry, here.path, sha256) else None
+    trash = Trash(store)
+    lying = trash.lying(removal, sha256)
+    if lying is None or not _is_proven(entry, lying[1], sha256):
+        return None
+    return trash.give_back(lying[0], sha256)
+
+
+def _is_proven(entry: dict[str, Any], path: Path, sha256: Sha256) -> bool:
+    """Whether the file still looks as it did when it went, or reads as its digest."""
+    now = seen_now(str(path), sha256)
+    if now is not None and entry.get("looks") == [now.inode, now.size_bytes, now.mtime_ns]:
+        return True
+    try:
+        return digest_of(path) == sha256
+    except FileNotFoundError:  # emptied under our eyes
+        return False
+
+
+def _refs(entry: dict[str, Any]) -> Iterator[str]:
+    for asset in entry.get("sidecar", {}).get("assets", []):
+        version, model = asset.get("version") or {}, asset.get("model") or {}
+        yield from filter(None, (asset.get("alias"), asset.get("name")))
+        if version.get("id"):
+            yield from (f"@{version['id']}", f"{model.get('id')}@{version['id']}", str(model.get("id")))
+
+
+def _stale(folder: Path, before: datetime) -> Iterator[StalePartial]:
+    for path in sorted(folder.glob("*.part")) if folder.is_dir() else []:
+        beside = (path, path.with_suffix(".live"), path.with_suffix(".synced"))
+        touched = max(file.stat().st_mtime for file in beside if file.exists())
+        touched_at = datetime.fromtimestamp(touched, before.tzinfo)
+        if touched_at <= before:
+            yield StalePartial(path, allocated_bytes(path.stat()), touched_at)
+
+
+def _discard(partial: StalePartial) -> int:
+    """Delete a partial with its journal, unless a download has it."""
+    lock = FileLock(partial.path.with_suffix(".lock"))
+    if not lock.acquire():
+        return 0
+    try:
+        for path in (partial.path, partial.path.with_suffix(".live"), partial.path.with_suffix(".synced")):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise store_error(error, partial.path) from error
+    finally:
+        lock.release()
+    return partial.size_bytes
+
+
+def _tidy(root: Path) -> None:
+    """Delete locks that a kill left and nobody holds."""
+    for path in (root / "locks").glob("*.lock"):
+        lock = FileLock(path)
+        if lock.acquire():
+            lock.release()
+
+
+def _exists(root: Path, path: str) -> bool:
+    return (root / path).exists()  # an absolute path stays what it is
+
+
+def _kept_path(path: Path, store: BlobStore) -> str:
+    root = store.root.absolute()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

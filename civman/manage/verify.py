@@ -1,0 +1,358 @@
+"""Keeping a library sound: bytes proven again, broken ones fetched again, the index refilled from the files.
+
+A file that looks as it did when its bytes were last proven (device, inode, size, time of change) is not read again,
+and said to be unchanged rather than sound.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from civman.domain.access import Permits
+from civman.domain.catalog import Asset, Blob
+from civman.domain.digests import Sha256
+from civman.domain.events import Notice, OnEvent, Started, Verifying
+from civman.errors import CivmanError, IntegrityError, LibraryError, StoreError
+from civman.index import HeldFile, Index, SeenFile
+from civman.manage.held import seen_now
+from civman.manage.sidecar import file_facts, restore
+from civman.store.blobs import BlobStore, StoredBlob, digest_of
+from civman.store.trash import Trash, blob_lock
+
+WHOLE = "verify"
+"""The key of the `Started` that tells how much there is to read in all."""
+_SAVE_EVERY = 200
+
+
+class State(StrEnum):
+    """What a file turned out to be."""
+
+    OK = "ok"
+    """Read just now, and what its name says."""
+    UNCHANGED = "unchanged"
+    """Looks as it did when it was last read; not read now."""
+    CORRUPT = "corrupt"
+    """Its bytes are not what its name says."""
+    MISSING = "missing"
+    """The index knows it, and it is gone."""
+    UNREADABLE = "unreadable"
+    UNKNOWN = "unknown"
+    """It is sound, and the index does not know it."""
+    REPAIRED = "repaired"
+    """It was broken or gone; the right bytes are back."""
+
+
+BROKEN = frozenset({State.CORRUPT, State.MISSING, State.UNREADABLE})
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one file. `proven_at`: when its bytes were last read and right."""
+
+    sha256: Sha256
+    name: str
+    path: str
+    state: State
+    size_bytes: int
+    actual_sha256: Sha256 | None = None
+    problem: str = ""
+    proven_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a rebuild brought back. `bare` files were sound and had nothing beside them that says what they are."""
+
+    assets: int
+    bare: int
+    corrupt: tuple[Verdict, ...]
+
+
+def verify(
+    index: Index,
+    store: BlobStore,
+    assets: Sequence[Asset],
+    *,
+    is_full: bool,
+    on_event: OnEvent,
+    clock: Callable[[], datetime],
+) -> Iterator[Verdict]:
+    """A verdict for each file of `assets`, or of the whole library where there are none given, as they come.
+
+    Files are read by several threads, as many as their disk takes well; `on_event` is called from them. `is_full`
+    reads what looks unchanged too.
+    """
+    files = index.held_files({asset.blob.sha256 for asset in assets} if assets else None)
+    to_read: list[HeldFile] = []
+    for file in files:
+        if (
+            not is_full
+            and file.seen is not None
+            and seen_now(file.path, file.sha256, kept_path=file.kept_path) == file.seen
+        ):
+            yield _verdict(file, State.UNCHANGED, proven_at=file.verified_at)
+        else:
+            to_read.append(file)
+    if not assets:
+        known = {file.sha256 for file in files}
+        strays = list(_strays(store, known))
+        to_read += [_as_held(blob, clock()) for blob in strays]
+    else:
+        strays = []
+    yield from _read_all(index, to_read, {blob.sha256 for blob in strays}, on_event, clock)
+
+
+def repair(
+    verdicts: Iterable[Verdict],
+    index: Index,
+    store: BlobStore,
+    *,
+    fetch: Callable[[Asset], Asset],
+    now: datetime,
+    on_event: OnEvent,
+) -> Iterator[Verdict]:
+    """Each broken file fetched again; a verdict for each. Sound ones pass through.
+
+    What is broken moves to the trash first and stays there; `fetch` proves what it brings, or raises.
+    """
+    for verdict in verdicts:
+        assets = index.referrers(verdict.sha256)
+        if verdict.state not in BROKEN or not assets:
+            yield verdict
+            continue
+        if Path(verdict.path).parent != store.place_of(verdict.sha256, "").parent.absolute():
+            yield _changed(verdict, f"{verdict.problem}; it lies outside the store, where civman changes nothing")
+            continue
+        if verdict.state is not State.MISSING:
+            trash = Trash(store)
+            entry: dict[str, Any] = {"sha256": verdict.sha256, "name": verdict.name, "sidecar": {"assets": []}}
+            with trash.begin([entry], reason="broken", now=now) as removal, blob_lock(store, verdict.sha256):
+                trash.take(removal, verdict.sha256)
+        try:
+            fetched = fetch(assets[0])
+        except CivmanError as error:
+            on_event(Notice(verdict.sha256, f"`{verdict.name}` could not be fetched again: {error.message}"))
+            yield _changed(verdict, f"{verdict.problem}; fetching it again failed: {error.message}")
+            continue
+        if fetched.blob.sha256 != verdict.sha256:
+            yield _changed(verdict, f"{verdict.problem}; CivitAI now has other bytes: {fetched.blob.sha256[:10]}")
+            continue
+        yield Verdict(
+            verdict.sha256, verdict.name, fetched.path, State.REPAIRED, verdict.size_bytes, verdict.sha256,
+            f"was {verdict.state.value}; fetched again and proven", now,
+        )  # fmt: skip
+
+
+def refetch(
+    asset: Asset,
+    plan: Callable[..., Any],
+    download: Callable[..., Asset],
+    on_event: OnEvent,
+) -> Asset:
+    """The asset's bytes from CivitAI again, by its version and file, else by its digest; only if they are the same.
+
+    `plan` and `download` are the library's. Raises: IntegrityError: CivitAI now has other bytes; and as they do.
+    """
+    ref = f"@{asset.version_id}" if asset.version_id is not None else f"sha256:{asset.blob.sha256}"
+    file = str(asset.file_id) if asset.file_id is not None else None
+    permits = Permits(pickle=True, unsafe=True)  # it was let in before, and only the same bytes count
+    declared = plan(ref, file=file, permits=permits).file.hashes.sha256
+    if declared != asset.blob.sha256:
+        raise IntegrityError(
+            f"CivitAI now has other bytes behind {ref}: {(declared or 'undeclared')[:10]}", code="changed-upstream"
+        )
+    return download(ref, file=file, permits=permits, on_event=on_event)
+
+
+def rebuild(index: Index, store: BlobStore, *, on_event: OnEvent, clock: Callable[[], datetime]) -> Rebuilt:
+    """Put every sound blob back into the index with what is kept beside it. What the index knows stays.
+
+    Files outside the store come back too where they still lie at the place that their sidecar names.
+    """
+    count, bare, corrupt = 0, 0, []
+    for stored, sidecar in _documented(store):
+        name = _name_in(sidecar) or stored.path.name
+        held = HeldFile(stored.sha256, stored.size_bytes, str(stored.path), _kept(stored.path, store), clock(), name)
+        verdict, seen = _read_again(held, on_event)
+        if verdict.state is not State.OK:
+            corrupt.append(verdict)
+            continue
+        facts = file_facts(stored, sidecar, _teller(stored.sha256, on_event))
+        if sidecar is not None:
+            count += restore(sidecar, stored, index, facts, now=clock(), on_notice=_teller(stored.sha256, on_event))
+        else:
+            now = clock()
+            blob = Blob(stored.sha256, stored.size_bytes, stored.suffix, "civman", now)
+            index.record(
+                blob=blob,
+                path=str(stored.path),
+                name=stored.path.name,
+                origin="import",
+                version=None,
+                file=None,
+                facts=facts,
+                added_at=now,
+            )
+            bare += 1
+        if seen is not None:
+            index.save_proofs([seen], clock())
+    return Rebuilt(count, bare, tuple(corrupt))
+
+
+def _read_all(
+    index: Index, files: list[HeldFile], strays: set[Sha256], on_event: OnEvent, clock: Callable[[], datetime]
+) -> Iterator[Verdict]:
+    if not files:
+        return
+    on_event(Started(WHOLE, f"{len(files)} files", sum(file.size_bytes for file in files)))
+    proven: list[SeenFile] = []
+    pools = {device: ThreadPoolExecutor(readers, "verify") for device, readers in _disks(files).items()}
+    try:
+        running = [pools[_device(file.path)].submit(_read_again, file, on_event) for file in files]
+        for future in as_completed(running):
+            verdict, seen = future.result()
+            if verdict.sha256 in strays:
+                verdict = _stray(verdict)
+                if seen is None and not Path(verdict.path).exists():
+                    continue  # collected meanwhile
+            elif verdict.state is State.MISSING and not index.referrers(verdict.sha256):
+                continue  # removed meanwhile: no row, so nothing is missing
+            elif seen is not None:
+                proven.append(seen)
+            if len(proven) >= _SAVE_EVERY:
+                _save(index, proven, clock(), on_event)
+            yield verdict
+    finally:
+        for pool in pools.values():
+            pool.shutdown(wait=True, cancel_futures=True)
+        _save(index, proven, clock(), on_event)
+
+
+def _save(index: Index, proven: list[SeenFile], at: datetime, on_event: OnEvent) -> None:
+    """Remember what was proven; a library that cannot be written is verified all the same."""
+    if not proven:
+        return
+    try:
+        index.save_proofs(proven, at)
+    except LibraryError as error:
+        if error.code not in ("library-read-only", "disk-full"):
+            raise
+        on_event(Notice(WHOLE, f"the next run will read all again: {error.message}"))
+    proven.clear()
+
+
+def _read_again(file: HeldFile, on_event: OnEvent) -> tuple[Verdict, SeenFile | None]:
+    """The verdict, and how the file looked before it was read where it is right."""
+    path = Path(file.path)
+    seen = seen_now(file.path, file.sha256, kept_path=file.kept_path)
+    on_event(Started(file.sha256, file.name, file.size_bytes))
+    try:
+        actual = digest_of(path, lambda done: on_event(Verifying(file.sha256, done, file.size_bytes)))
+    except StoreError as error:
+        if not path.exists():
+            return _verdict(file, State.MISSING, problem="the file is gone"), None
+        return _verdict(file, State.UNREADABLE, problem=error.message), None
+    if actual != file.sha256:
+        return _verdict(file, State.CORRUPT, actual, "its bytes have changed"), None
+    return _verdict(file, State.OK, actual), seen
+
+
+def _verdict(
+    file: HeldFile,
+    state: State,
+    actual: Sha256 | None = None,
+    problem: str = "",
+    *,
+    proven_at: datetime | None = None,
+) -> Verdict:
+    return Verdict(file.sha256, file.name, file.path, state, file.size_bytes, actual, problem, proven_at)
+
+
+def _changed(verdict: Verdict, problem: str) -> Verdict:
+    return Verdict(
+        verdict.sha256, verdict.name, verdict.path, verdict.state, verdict.size_bytes, verdict.actual_sha256, problem
+    )
+
+
+def _stray(verdict: Verdict) -> Verdict:
+    if verdict.state is not State.OK:
+        return verdict
+    problem = "sound, but the index does not know it; `civman verify --rebuild` takes it in, `civman gc` puts it away"
+    return Verdict(
+        verdict.sha256, verdict.name, verdict.path, State.UNKNOWN, verdict.size_bytes, verdict.actual_sha256, problem
+    )
+
+
+def _disks(files: list[HeldFile]) -> dict[int, int]:
+    """How many threads should read from each disk: one from a spinning one, whose head would only run to and fro."""
+    most = max(1, min(4, os.cpu_count() or 1))
+    return {device: 1 if _spins(device) else most for device in {_device(file.path) for file in files}}
+
+
+def _device(path: str) -> int:
+    try:
+        return os.stat(path).st_dev  # noqa: PTH116  asked of 30,000 files
+    except OSError:
+        return 0
+
+
+def _spins(device: int) -> bool:
+    if not device or not hasattr(os, "major"):
+        return False
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    for place in (block / "queue" / "rotational", block / ".." / "queue" / "rotational"):
+        try:
+            # virtual disks say that they spin, too: they have no vendor
+            return place.read_text().strip() == "1" and (place.parent.parent / "device" / "vendor").exists()
+        except OSError:
+            continue
+    return False
+
+
+def _strays(store: BlobStore, known: set[Sha256]) -> Iterator[StoredBlob]:
+    """Blobs that are none of `known`. Told by their names alone: `store.blobs` looks at each file, 0.5 s for 30,000."""
+    folder = store.root / "blobs" / "sha256"
+    try:
+        names = {name[:64] for place in os.scandir(folder) if place.is_dir() for name in os.listdir(place)}  # noqa: PTH208
+    except FileNotFoundError:
+        return
+    for sha256 in sorted(names - known):
+        stored = store.find(Sha256(sha256)) if len(sha256) == 64 else None
+        if stored is not None:
+            yield stored
+
+
+def _documented(store: BlobStore) -> Iterator[tuple[StoredBlob, dict[str, Any] | None]]:
+    """All blobs with their sidecars, and files outside the store that a sidecar tells of."""
+    for stored in store.blobs():
+        yield stored, store.read_sidecar(stored.sha256)
+    for path in sorted((store.root / "blobs" / "sha256").glob("*/*.civman.json")):
+        sha256 = Sha256(path.name.partition(".")[0])
+        sidecar = store.read_sidecar(sha256)
+        outside = Path(str(sidecar["path"])) if sidecar and sidecar.get("path") else None
+        if outside is not None and outside.is_file() and store.find(sha256) is None:
+            yield StoredBlob(sha256, outside.suffix.lower(), outside, outside.stat().st_size), sidecar
+
+
+def _as_held(blob: StoredBlob, now: datetime) -> HeldFile:
+    return HeldFile(blob.sha256, blob.size_bytes, str(blob.path), str(blob.path), now, blob.path.name)
+
+
+def _kept(path: Path, store: BlobStore) -> str:
+    root = store.root.absolute()
+    return path.absolute().relative_to(root).as_posix() if path.absolute().is_relative_to(root) else str(path)
+
+
+def _teller(sha256: Sha256, on_event: OnEvent) -> Callable[[str], None]:
+    return lambda text: on_event(Notice(sha256, text))
+
+
+def _name_in(sidecar: dict[str, object] | None) -> str:
+    assets = (sidecar or {}).get("assets")
+    first = assets[0] if isinstance(assets, list) and assets else {}
+    return str(first.get("name", "")) if isinstance(first, dict) else ""

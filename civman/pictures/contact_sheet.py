@@ -1,0 +1,258 @@
+"""Contact sheets: pictures in rows and columns with labels, as one PNG that says which recipes its cells have.
+
+A sheet has no recipe of its own and never passes for a picture that has one.
+"""
+
+import io
+import math
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from civman.domain.recipes.recipe import canonical, read_json
+from civman.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont
+
+KEYWORD: Final = "civman-grid"
+"""Of the PNG text in which a sheet lists its axes and its cells' recipes."""
+SCHEMA: Final = 1
+_LEAST_SIDE: Final = 128
+"""Pixels of a cell's longer side: smaller ones are enlarged by whole numbers, so that each pixel stays itself."""
+_MOST_PIXELS: Final = 24_000_000
+"""Of a sheet; beyond, cells are shown smaller. Their own files keep what the sheet loses."""
+_MOST_ACROSS: Final = 8
+"""Cells of a single axis in one line."""
+_GAP: Final = 6
+_HEADER_LINES: Final = 3
+_PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (95, 95, 95)
+_SPELT: Final = {"×": "x", "→": "->", "–": "-", "—": "-", "−": "-", "’": "'", "ß": "ss", "ø": "o", "ł": "l"}
+"""What Pillow's own font lacks and ASCII can say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """An axis as the sheet writes it: what varies, and the values in their order."""
+
+    title: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a sheet tells of itself: axes as (name, values), and each row's recipes by digest."""
+
+    axes: tuple[tuple[str, tuple[str, ...]], ...]
+    recipes: tuple[tuple[str, ...], ...]
+
+    @property
+    def cells(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Each cell as one reads: ("name=value", …) of its axes, and its recipe's digest."""
+        for row, digests in enumerate(self.recipes):
+            for column, digest in enumerate(digests):
+                places = zip(self.axes, (column, row), strict=False)
+                yield tuple(f"{name}={values[place]}" for (name, values), place in places), digest
+
+    def to_json(self) -> str:
+        """The canonical text; inverse of `contents`."""
+        axes = [{"name": name, "values": values} for name, values in self.axes]
+        text = canonical({"civman_grid": SCHEMA, "axes": axes, "recipes": self.recipes})
+        return text.encode(errors="replace").decode()  # a file name may hold half a surrogate pair
+
+
+def contents(entries: Mapping[str, str]) -> Contents | None:
+    """What a picture's texts tell of a sheet; None: it is none. Raises: UsageError (`bad-grid`): damaged or newer."""
+    if KEYWORD not in entries:
+        return None
+    try:
+        value: Any = read_json(entries[KEYWORD])
+        if value["civman_grid"] == SCHEMA:
+            axes = tuple((str(axis["name"]), tuple(map(str, axis["values"]))) for axis in value["axes"])
+            told = Contents(axes, tuple(tuple(map(str, row)) for row in value["recipes"]))
+            _ = list(told.cells)  # as many values as there are cells
+            return told
+    except (UsageError, KeyError, IndexError, TypeError) as error:
+        raise UsageError("a contact sheet whose list of cells is damaged", code="bad-grid") from error
+    raise UsageError("a contact sheet that a newer civman wrote", hint="update civman", code="bad-grid")
+
+
+def as_png(pixels: Any, told: Contents | None) -> bytes:
+    """(H, W, 3) uint8 as a PNG that carries `told`. The same input gives the same bytes."""
+    from PIL import Image  # 0.1 s, when there is a picture
+    from PIL.PngImagePlugin import PngInfo
+
+    notes = PngInfo()
+    if told is not None:
+        notes.add_itxt(KEYWORD, told.to_json())
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG", pnginfo=notes)
+    return data.getvalue()
+
+
+def drawn(rows: Sequence[Sequence[Any]], across: Labels, down: Labels | None = None) -> Any:
+    """Pictures, (H, W, 3) uint8 of any sizes, as one sheet of the same type: `across` labels columns, `down` rows.
+
+    Without `down` there is one row, broken into lines where it is long. Small cells are enlarged pixel by pixel to at
+    least 128 px, large ones shown smaller where the sheet would pass 24 megapixels; smaller ones among larger ones
+    stay in proportion.
+    """
+    import numpy as np
+    from PIL import Image  # 0.1 s, when there is a picture
+
+    images = [[Image.fromarray(pixels) for pixels in row] for row in rows]
+    layout = _Layout(images, across, down)
+    return np.asarray(layout.draw())
+
+
+class _Layout:
+    """Where everything goes, in pixels."""
+
+    def __init__(self, images: "list[list[Image]]", across: Labels, down: Labels | None) -> None:
+        from PIL import ImageFont
+
+        self._across, self._down, self._images = across, down, images
+        width, height = (max(getattr(each, side) for row in images for each in row) for side in ("width", "height"))
+        self._factor = _factor(width, height, sum(map(len, images)))
+        self._cell = (max(1, round(width * self._factor)), max(1, round(height * self._factor)))
+        size = max(16, min(64, max(self._cell) // 22))
+        self._font = _font(ImageFont, size)
+        self._line = sum(self._font.getmetrics())
+        values = _readable(across.values, self._font)
+        self._columns = [_wrapped(each, self._font, self._cell[0], _HEADER_LINES) for each in values]
+        self._rows: list[list[str]] = []
+        self._gutter, self._corner = 0, [""]
+        if down is not None:
+            self._place_rows(down)
+        count = len(across.values)
+        lines = 1 if down else math.ceil(count / _MOST_ACROSS)
+        self._each = math.ceil(count / lines)
+        wide = max(self._each * (self._cell[0] + _GAP) - _GAP, 12 * self._line)
+        self._title = _wrapped(_readable([across.title], self._font)[0], self._font, wide, _HEADER_LINES)
+
+    def _place_rows(self, down: Labels) -> None:
+        most = max(self._cell[0], 8 * self._line)
+        values, (title,) = _readable(down.values, self._font), _readable([down.title], self._font)
+        lines = max(1, self._cell[1] // self._line)
+        self._corner = _wrapped(title, self._font, most, _HEADER_LINES)
+        self._rows = [_wrapped(each, self._font, most, lines) for each in values]
+        widest = max(self._font.getlength(line) for label in (*self._rows, self._corner) for line in label)
+        self._gutter = math.ceil(widest) + 2 * _GAP
+
+    def draw(self) -> "Image":
+        """The sheet."""
+        from PIL import Image, ImageDraw
+
+        header = max(len(label) for label in (*self._columns, self._corner)) * self._line + _GAP
+        starts = range(0, len(self._across.values), self._each)
+        blocks = len(starts)
+        across, down = self._cell[0] + _GAP, self._cell[1] + _GAP
+        titled = len(self._title) * self._line + _GAP
+        wide = max(self._each * across, math.ceil(max(map(self._font.getlength, self._title))))
+        height = titled + blocks * (header + len(self._images) * down) + 2 * _GAP
+        sheet = Image.new("RGB", (self._gutter + wide + 2 * _GAP, height), _PAPER)
+        pen = ImageDraw.Draw(sheet)
+        left = self._gutter + _GAP
+        self._write(pen, self._title, (left, _GAP), self._each * across - _GAP, _FAINT)
+        y = titled
+        for start in starts:
+            self._write(pen, self._corner, (_GAP, y + header - _GAP - len(self._corner) * self._line), None, _FAINT)
+            for column, label in enumerate(self._columns[start : start + self._each]):
+                top = y + header - _GAP - len(label) * self._line
+                self._write(pen, label, (left + column * across, top), self._cell[0], _INK)
+            for row, images in enumerate(self._images):
+                top = y + header + row * down
+                if self._rows:
+                    middle = top + max(0, (self._cell[1] - len(self._rows[row]) * self._line) // 2)
+                    self._write(pen, self._rows[row], (_GAP, middle), None, _INK)
+                for column, image in enumerate(images[start : start + self._each]):
+                    self._paste(sheet, image, (left + column * across, top))
+            y += header + len(self._images) * down
+        return sheet
+
+    def _paste(self, sheet: "Image", image: "Image", corner: tuple[int, int]) -> None:
+        from PIL import Image
+
+        size = (max(1, round(image.width * self._factor)), max(1, round(image.height * self._factor)))
+        if size != image.size:
+            how = Image.Resampling.NEAREST if self._factor > 1 else Image.Resampling.LANCZOS
+            image = image.resize(size, how)
+        x, y = ((box - side) // 2 for box, side in zip(self._cell, size, strict=True))
+        sheet.paste(image, (corner[0] + x, corner[1] + y))
+
+    def _write(
+        self, pen: "ImageDraw", lines: Sequence[str], corner: tuple[int, int], width: int | None,
+        colour: tuple[int, int, int],
+    ) -> None:  # fmt: skip
+        """Lines below one another, centred in `width` where that is given."""
+        x, y = corner
+        for line in lines:
+            free = max(0, width - self._font.getlength(line)) / 2 if width else 0
+            pen.text((x + free, y), line, font=self._font, fill=colour)
+            y += self._line
+
+
+def _factor(width: int, height: int, cells: int) -> float:
+    if max(width, height) < _LEAST_SIDE:
+        return math.ceil(_LEAST_SIDE / max(width, height))
+    return min(1.0, math.sqrt(_MOST_PIXELS / (width * height * cells)))
+
+
+def _font(module: Any, size: int) -> "FreeTypeFont":
+    font: FreeTypeFont = module.load_default(size=size)
+    return font
+
+
+def _readable(values: Sequence[str], font: "FreeTypeFont") -> list[str]:
+    """The values in letters that the font has; boxes for the rest, and then numbers that tell the values apart."""
+    missing = _picture(font, "\U0010fffe")
+    found, is_whole = [], True
+    for value in values:
+        plain = " ".join(value.encode(errors="replace").decode().split()) or "(none)"
+        folded = unicodedata.normalize("NFKD", "".join(_SPELT.get(char, char) for char in plain))
+        letters = ""
+        for char in folded:
+            if unicodedata.combining(char) or unicodedata.category(char) == "Cf":
+                continue
+            is_known = char == " " or (char.isprintable() and _picture(font, char) != missing)
+            is_whole &= is_known
+            letters += char if is_known else "\U0010fffe"
+        found.append(letters)
+    if is_whole or len(values) == 1:
+        return found
+    return [f"({number}) {text}" for number, text in enumerate(found, 1)]
+
+
+def _picture(font: "FreeTypeFont", char: str) -> tuple[tuple[int, int], bytes]:
+    mask: Any = font.getmask(char)
+    return mask.size, bytes(mask)
+
+
+def _wrapped(text: str, font: "FreeTypeFont", width: int, most: int) -> list[str]:
+    """The text in at most `most` lines no wider than `width`, broken at spaces where that works, cut with "…"."""
+    lines: list[str] = []
+    rest = text
+    while rest and len(lines) < most:
+        if font.getlength(rest) <= width:
+            return [*lines, rest]
+        fits = max(1, _fitting(rest, font, width))
+        cut = rest.rfind(" ", 1, fits + 1)
+        cut = cut if cut > fits // 3 else fits
+        lines.append(rest[:cut].rstrip())
+        rest = rest[cut:].lstrip()
+    if rest and lines:
+        last = lines[-1]
+        lines[-1] = last[: _fitting(last, font, width - font.getlength("…"))].rstrip() + "…"
+    return lines or [""]
+
+
+def _fitting(text: str, font: "FreeTypeFont", width: float) -> int:
+    """How many characters from the beginning fit."""
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if font.getlength(text[:middle]) <= width else (low, middle - 1)
+    return low

@@ -1,0 +1,215 @@
+"""Pictures that other tools made: who made it, from which words, settings and models.
+
+A1111's text and ComfyUI's graphs have readers of their own (`a1111`, `comfy`); here are the rest, and the order in
+which they are asked, which is CivitAI's: text first. InvokeAI's two old forms are read by the library sd-parsers; for
+the others it is silent (SwarmUI, RuinedFooocus, CivitAI), or measured to be wrong (ComfyUI's models and white space,
+NovelAI's steps, A1111's quoted hashes, Fooocus' sizes, InvokeAI's models since version 4).
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from civman.pictures import a1111, comfyui
+from civman.pictures.image_text import Carried
+from civman.pictures.metadata import Generator, Loose, Resource, Settings, Told, loads, number, whole
+
+__all__ = ["Generator", "Settings", "Resource", "Told", "read", "read_text"]
+
+_MOST_LEGACY: Final = {"sd-metadata": 100_000, "Dream": 10_000}
+"""Characters of InvokeAI's old forms; the second one's reader takes quadratic time."""
+_SIZE: Final = re.compile(r"\(?\s*([0-9]{1,6})\s*[,x×*]\s*([0-9]{1,6})\s*\)?")
+_RUINED_LORA: Final = re.compile(r"\s*([+-]?[0-9.]{1,20}) - (.+)", re.DOTALL)
+
+
+def read(carried: Carried) -> Told | None:
+    """What a picture tells of its making, None where it says nothing that is known. Never fails on bad text."""
+    entries = carried.entries
+    for text in (carried.parameters or "", *_legacy_exif(entries)):
+        if told := read_text(text):
+            return told
+    readers: tuple[Callable[[Mapping[str, str]], Told | None], ...] = (_comfy, _invoke, _invoke_old, _novelai)
+    for reader in readers:
+        if told := reader(entries):
+            return told
+    if any(key in entries for key in ("prompt", "workflow")) or "workflow:" in entries.get("ImageDescription", ""):
+        return Told(Generator.COMFYUI, notes=("only the editor's workflow is in it, or a graph that cannot be read",))
+    return None
+
+
+def read_text(text: str) -> Told | None:
+    """What a `parameters` text tells, in any of the forms that are put there."""
+    if not text.lstrip().startswith("{"):
+        return a1111.read(text)
+    value = Loose(loads(text))
+    if "sui_image_params" in value:
+        return _swarm(value)
+    if value.text("software").startswith("RuinedFooocus"):
+        return _ruined(value)
+    if "base_model" in value and ("guidance_scale" in value or "metadata_scheme" in value):
+        return _fooocus(value)
+    return comfyui.read(text) or a1111.read(text)
+
+
+def _legacy_exif(entries: Mapping[str, str]) -> Iterator[str]:
+    """Where ComfyUI's WebP and old SwarmUI put theirs."""
+    for name in ("Model", "Make", "ImageDescription"):
+        text = entries.get(name, "")
+        if text.startswith(("prompt:", "{")):
+            yield text.removeprefix("prompt:")
+
+
+def _comfy(entries: Mapping[str, str]) -> Told | None:
+    return comfyui.read(entries.get("prompt", ""))
+
+
+def _swarm(value: Loose) -> Told:
+    params, weights = value.inner("sui_image_params"), {}
+    # one LoRA alone is written without a list
+    names, scales = (params.items(key) or params.text(key).split(",") for key in ("loras", "loraweights"))
+    for name, scale in zip(names, scales, strict=False):
+        weights[_stem(str(name))] = number(scale)
+    digests = {_stem(entry.text("name")): a1111.hex_of(entry.text("hash"))
+               for entry in map(Loose, value.items("sui_models"))}  # fmt: skip
+
+    def part(kind: str, name: str, weight: float | None = None) -> Resource:
+        digest = digests.get(_stem(name))
+        # of the file without its header, as AutoV3 is
+        return Resource(kind, name, digest[:12] if digest else None, weight=weight)
+
+    parts = [part("checkpoint", params.text("model"))] if params.text("model") else []
+    parts += [part("lora", name, weight) for name, weight in weights.items() if name]
+    if (vae := params.text("vae")) and vae not in ("Automatic", "None"):
+        parts.append(part("vae", vae))
+    return Told(
+        Generator.SWARMUI, params.text("prompt"), params.text("negativeprompt"),
+        Settings(
+            params.whole("steps"), params.text("sampler") or None, params.text("scheduler") or None,
+            params.number("cfgscale"), params.whole("seed"), params.whole("width"), params.whole("height"),
+            -stop if (stop := params.whole("clipstopatlayer")) is not None and stop < 0 else None,
+            params.number("initimagecreativity"),
+        ), tuple(parts),
+    )  # fmt: skip
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".safetensors").strip()
+
+
+def _fooocus(value: Loose) -> Told:
+    size = _SIZE.fullmatch(value.text("resolution").replace("'", ""))
+    parts = [Resource("checkpoint", value.text("base_model"), a1111.hex_of(value.text("base_model_hash")))]
+    if (refiner := value.text("refiner_model")) not in ("", "None"):
+        parts.append(Resource("refiner", refiner, a1111.hex_of(value.text("refiner_model_hash"))))
+    for item in value.items("loras"):
+        if isinstance(item, list) and len(item) >= 2:
+            digest = a1111.hex_of(str(item[2])) if len(item) > 2 else None
+            parts.append(Resource("lora", str(item[0]), digest, weight=number(item[1])))
+    if (vae := value.text("vae")) and not vae.startswith("Default"):
+        parts.append(Resource("vae", vae))
+    notes = [f"{name}: {text}" for name in ("styles", "performance") if (text := value.text(name))]
+    return Told(
+        Generator.FOOOCUS, value.text("prompt"), value.text("negative_prompt"),
+        Settings(
+            value.whole("steps"), value.text("sampler") or None, value.text("scheduler") or None,
+            value.number("guidance_scale"), value.whole("seed"), int(size[1]) if size else None,
+            int(size[2]) if size else None, value.whole("clip_skip"),
+        ), tuple(parts), tuple(notes),
+    )  # fmt: skip
+
+
+def _ruined(value: Loose) -> Told:
+    parts = []
+    if name := value.text("base_model_name"):
+        parts.append(Resource("checkpoint", name, a1111.hex_of(value.text("base_model_hash"))))
+    for item in value.items("loras"):
+        match = _RUINED_LORA.fullmatch(str(item[1])) if isinstance(item, list) and len(item) == 2 else None
+        if match:
+            parts.append(Resource("lora", match[2], a1111.hex_of(str(item[0])), weight=number(match[1])))
+    return Told(
+        Generator.RUINED_FOOOCUS, value.text("Prompt", "prompt"), value.text("Negative"),
+        Settings(
+            value.whole("steps"), value.text("sampler_name") or None, value.text("scheduler") or None,
+            value.number("cfg"), value.whole("seed"), value.whole("width"), value.whole("height"),
+            value.whole("clip_skip"), value.number("denoise"),
+        ), tuple(parts),
+    )  # fmt: skip
+
+
+def _invoke(entries: Mapping[str, str]) -> Told | None:
+    """InvokeAI since version 3: one JSON object."""
+    if "invokeai_metadata" not in entries:
+        return None
+    value = Loose(loads(entries["invokeai_metadata"]))
+    parts = [_invoke_model("checkpoint", value.inner("model"), None)] if value.inner("model").value else []
+    for entry in map(Loose, value.items("loras")):
+        model = entry.inner("model") if entry.inner("model").value else entry.inner("lora")
+        parts.append(_invoke_model("lora", model, entry.number("weight")))
+    if value.inner("vae").value:
+        parts.append(_invoke_model("vae", value.inner("vae"), None))
+    skipped = value.whole("clip_skip")
+    return Told(
+        Generator.INVOKEAI, value.text("positive_prompt"), value.text("negative_prompt"),
+        Settings(
+            value.whole("steps"), value.text("scheduler") or None, None, value.number("cfg_scale"),
+            value.whole("seed"), value.whole("width"), value.whole("height"),
+            None if skipped is None else skipped + 1,  # InvokeAI counts the layers left out, A1111 from the last one
+            value.number("strength"),
+        ), tuple(parts),
+    )  # fmt: skip
+
+
+def _invoke_model(kind: str, model: Loose, weight: float | None) -> Resource:
+    """BLAKE3 is what InvokeAI keeps; others only where a model came with them."""
+    algorithm, colon, digest = model.text("hash").partition(":")
+    known = a1111.hex_of(digest if colon else algorithm)
+    return Resource(kind, model.text("name", "model_name"), known, weight=weight)
+
+
+def _invoke_old(entries: Mapping[str, str]) -> Told | None:
+    """InvokeAI 1 and 2: a command line, or JSON of its own shape."""
+    data: dict[str, object] = {
+        name: entries[name] for name, most in _MOST_LEGACY.items() if 0 < len(entries.get(name, "")) <= most
+    }
+    if not data:
+        return None
+    from sd_parsers.exceptions import ParserError  # 50 ms, and few pictures need it
+    from sd_parsers.parsers import InvokeAIParser
+
+    try:
+        info = InvokeAIParser().parse(data)
+        words = (str(info.full_prompt), str(info.full_negative_prompt))
+    # beside its own error, whatever its way through foreign JSON ends in
+    except (ParserError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        return None
+    sampler, found, more = info.samplers[0], Loose(info.samplers[0].parameters), Loose(info.metadata)
+    model = sampler.model
+    return Told(
+        Generator.INVOKEAI, *words,
+        Settings(
+            found.whole("steps"), str(sampler.name), None, found.number("cfg_scale"), found.whole("seed"),
+            more.whole("width"), more.whole("height"),
+        ), (Resource("checkpoint", str(model.name or ""), a1111.hex_of(str(model.hash or ""))),) if model else (),
+    )  # fmt: skip
+
+
+def _novelai(entries: Mapping[str, str]) -> Told | None:
+    value = Loose(loads(entries.get("Comment", "")))
+    if entries.get("Software") != "NovelAI" and not ("uc" in value and "scale" in value):
+        return None
+    notes = []
+    characters = value.inner("v4_prompt").inner("caption").items("char_captions")
+    texts = [text for item in characters if (text := Loose(item).text("char_caption"))]
+    if texts:
+        notes.append(f"prompts for {len(texts)} characters: {' | '.join(texts)}")
+    name, _, last = entries.get("Source", "").rpartition(" ")
+    digest = a1111.hex_of(last) if len(last) == 8 else None
+    name = name if digest else entries.get("Source", "")
+    return Told(
+        Generator.NOVELAI, value.text("prompt") or entries.get("Description", ""), value.text("uc"),
+        Settings(
+            whole(value.value.get("steps")), value.text("sampler") or None, value.text("noise_schedule") or None,
+            value.number("scale"), value.whole("seed"), value.whole("width"), value.whole("height"), None,
+            value.number("strength"),
+        ), (Resource("checkpoint", name, digest),) if name else (), tuple(notes),
+    )  # fmt: skip

@@ -1,0 +1,261 @@
+"""The text under a picture that A1111 began and CivitAI reads: from values, and back into what it says.
+
+Writing keeps every rule of the site's reader, which throws all of it away for one bad number or bracket. What the form
+cannot hold is spelled differently, never left to chance: `,` `:` `"` and brackets in names become `_`, and a prompt's
+`Steps:` or `Negative prompt:` gets a space before its colon (the same tokens for the text encoder). civman's own record
+has the exact words. Sources: CivitAI's reader and schema (run, August 2026); AUTOMATIC1111's own reader (1.10).
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from importlib import resources
+from typing import Any, Final
+
+from civman.errors import UsageError
+from civman.pictures.infotext import Parsed, read
+
+__all__ = ["Part", "SecondPass", "Generation", "text", "Parsed", "read"]
+
+_NOT_IN_NAMES: Final = re.compile(r'[,:"{}\[\]<>\x00-\x1f\x7f-\x9f\u2028\u2029]+')
+_ENDS_THAT_CUT: Final = ("resources", "hashed prompt", "hashed negative prompt", "negative prompt")
+"""A name that ends so, with its colon, would end the text, or be taken for the negative prompt."""
+_KEYS: Final = frozenset({
+    "steps", "sampler", "schedule type", "cfg scale", "seed", "size", "model", "model hash", "vae", "vae hash",
+    "clip skip", "denoising strength", "rng", "ensd", "version", "hashes", "lora hashes", "civitai resources",
+    "civitai metadata", "template", "negative template", "hires resize", "hires steps", "hires upscaler",
+})  # fmt: skip
+"""A LoRA of such a name would be read as the setting by simpler readers."""
+_SPLITTER: Final = re.compile(r"((?:^|\n)[^\S\n]*(?:Steps|Template|Negative Template)|Negative prompt)(?=:)")
+_TAG: Final = re.compile(r"<lora:([^:>]+)")
+_HASH: Final = re.compile(r"[0-9a-f]{8,64}")
+_AIR: Final = re.compile(r"urn:air:[a-z0-9_-]+:(?P<kind>[a-z0-9_-]+):civitai:[0-9]+@(?P<version>[0-9]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A model that had a part in the picture; unknown facts are None.
+
+    `name` is what people call it: a file name without suffix; of an embedding the word in the prompt. Hashes are
+    lower-case hex. `version_id` is CivitAI's, and its best way to find the model; `air` names it too.
+    """
+
+    name: str
+    autov2: str | None = None
+    autov3: str | None = None
+    version_id: int | None = None
+    air: str | None = None
+    scale: float = 1.0
+    """Of a LoRA, on the UNet."""
+    text_scale: float | None = None
+    """Of a LoRA, on the text encoders. None: as `scale`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecondPass:
+    """The hires pass: final size in pixels, steps, share of noise, and the upscaler by civman's or A1111's name."""
+
+    width: int
+    height: int
+    steps: int
+    denoising: float
+    upscaler: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """All that the text can say of one picture. `version` is what made it, such as "civman 0.3".
+
+    `sampler` is A1111's name, with or without the schedule in it; `schedule` A1111's too ("Karras"), "" where none.
+    `prompt` may hold LoRA tags; those that are missing are added.
+    """
+
+    prompt: str
+    negative: str
+    steps: int
+    sampler: str
+    cfg: float
+    seed: int
+    width: int
+    height: int
+    version: str
+    schedule: str = ""
+    clip_skip: int | None = None
+    model: Part | None = None
+    loras: tuple[Part, ...] = ()
+    embeddings: tuple[Part, ...] = ()
+    vae: Part | None = None
+    hires: SecondPass | None = None
+    denoising: float | None = None
+    """Of a picture made from another: how much of it was painted anew."""
+    rng: str = ""
+    """A1111's "CPU" or "NV", "" where it is its default."""
+    ensd: int | None = None
+
+
+def text(generation: Generation) -> str:
+    """The `parameters` text: prompt, negative prompt and one line of details, as CivitAI and A1111 read it.
+
+    Raises: UsageError (`bad-parameters`): a number that is none (infinite, not a number).
+    """
+    loras = _named(generation.loras)
+    prompt = _harmless(generation.prompt)
+    if missing := list(_missing_tags(prompt, loras)):
+        prompt = " ".join([prompt, *missing] if prompt else missing)
+    lines = [prompt]
+    if generation.negative.strip():
+        lines.append(f"Negative prompt: {_harmless(generation.negative)}")
+    details = [f"{key}: {value}" for key, value in _details(generation) if value]
+    if listed := ", ".join(f"{name}: {_hash(lora)}" for name, lora in loras if _hash(lora)):
+        details.append(f'Lora hashes: "{listed}"')
+    details.append(f"Version: {_plain(generation.version)}")
+    if hashes := dict(_hashes(generation, loras)):
+        details.append(f"Hashes: {_json(hashes)}")
+    if known := list(_resources(generation)):
+        details.append(f"Civitai resources: {_json(known)}")
+    lines.append(", ".join(details))
+    return "\n".join(lines)
+
+
+def sampler_name(sampler: str, schedule: str) -> str:
+    """The one name CivitAI has for a sampler with its schedule, where it has one; else the sampler's."""
+    both = f"{sampler} {schedule}"
+    return both if both in _names()["site_samplers"] else sampler
+
+
+@cache
+def _names() -> dict[str, Any]:
+    """Other tools' names for samplers and upscalers (names.json)."""
+    data: dict[str, Any] = json.loads(resources.files(__package__).joinpath("parameter_names.json").read_text("utf-8"))
+    return data
+
+
+def _details(generation: Generation) -> Iterator[tuple[str, str]]:
+    model, vae, hires = generation.model, generation.vae, generation.hires
+    yield "Steps", str(generation.steps)
+    yield "Sampler", _plain(sampler_name(generation.sampler, generation.schedule))
+    yield "Schedule type", _plain(generation.schedule) if generation.schedule else ""
+    yield "CFG scale", _number(generation.cfg)
+    yield "Seed", str(generation.seed)
+    yield "Size", f"{generation.width}x{generation.height}"
+    if model is not None:
+        # a hash without a name is no link for the site
+        yield "Model hash", _short(model.autov2)
+        yield "Model", _plain(model.name, _short(model.autov2) or "model")
+    if vae is not None:
+        yield "VAE hash", _short(vae.autov2)
+        yield "VAE", _plain(vae.name, "vae")
+    denoising = generation.denoising if generation.denoising is not None or hires is None else hires.denoising
+    yield "Denoising strength", "" if denoising is None else _number(denoising)
+    yield "Clip skip", "" if generation.clip_skip is None else str(generation.clip_skip)
+    if hires is not None:
+        yield "Hires resize", f"{hires.width}x{hires.height}"
+        yield "Hires steps", str(hires.steps)
+        yield "Hires upscaler", _plain(_names()["upscalers"].get(hires.upscaler, hires.upscaler), "Latent")
+    yield "RNG", _plain(generation.rng) if generation.rng else ""
+    yield "ENSD", str(generation.ensd) if generation.ensd else ""
+
+
+def _hashes(generation: Generation, loras: Iterable[tuple[str, Part]]) -> Iterator[tuple[str, str]]:
+    if generation.model is not None and (digest := _short(generation.model.autov2)):
+        yield "model", digest
+    if generation.vae is not None and (digest := _short(generation.vae.autov2)):
+        yield "vae", digest
+    for kind, parts in (("lora", loras), ("embed", _named(generation.embeddings))):
+        for name, part in parts:
+            if digest := _hash(part):
+                yield f"{kind}:{name}", digest
+
+
+def _resources(generation: Generation) -> Iterator[dict[str, object]]:
+    """What CivitAI has an id for. One entry without an id would lose them all."""
+    parts = [("checkpoint", generation.model), ("vae", generation.vae)]
+    parts += [("lora", part) for part in generation.loras] + [("embedding", part) for part in generation.embeddings]
+    for kind, part in parts:
+        if part is None:
+            continue
+        match = _AIR.fullmatch(part.air.lower()) if part.air else None
+        version = part.version_id if part.version_id is not None else int(match["version"]) if match else None
+        if version is None:
+            continue
+        entry: dict[str, object] = {"type": kind}
+        if kind == "lora":
+            entry["weight"] = _finite(part.scale)
+        entry["modelVersionId"] = version
+        if match and int(match["version"]) == version:
+            entry["air"] = match[0]
+        yield entry
+
+
+def _missing_tags(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[str]:
+    """Tags of the LoRAs that the prompt does not name: the only way A1111 gets to know their scales."""
+    there = {_plain(name) for name in _TAG.findall(prompt)}
+    for name, lora in loras:
+        if name not in there:
+            text_scale = lora.scale if lora.text_scale is None else lora.text_scale
+            scales = [lora.scale] if text_scale == lora.scale else [text_scale, lora.scale]
+            yield f"<lora:{name}:{':'.join(map(_number, scales))}>"
+
+
+def _named(parts: Sequence[Part]) -> list[tuple[str, Part]]:
+    """Each part under a name that the text can hold and that no other has."""
+    named: dict[str, Part] = {}
+    for part in parts:
+        name = first = _plain(part.name, _hash(part) or "unnamed")
+        number = 2
+        while name in named:
+            name, number = f"{first}_{number}", number + 1
+        named[name] = part
+    return list(named.items())
+
+
+def _plain(name: str, otherwise: str = "unnamed") -> str:
+    text = _NOT_IN_NAMES.sub("_", _whole(name)).strip()
+    if text.casefold() in _KEYS or text.casefold().endswith(_ENDS_THAT_CUT):
+        text += "_"
+    return text or otherwise
+
+
+def _harmless(prompt: str) -> str:
+    return _SPLITTER.sub(r"\1 ", _whole(prompt).strip())
+
+
+def _whole(words: str) -> str:
+    """Without what no file can hold (halves of surrogate pairs, NUL), and with one kind of line break."""
+    whole = words.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
+    return whole.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _short(digest: str | None) -> str:
+    """A checkpoint's hash in the form the site and A1111 use, "" where there is none."""
+    return _checked(digest)[:10]
+
+
+def _hash(part: Part) -> str:
+    """Of a LoRA AutoV3, which A1111 writes; AutoV2 where that is not known."""
+    return _checked(part.autov3)[:12] or _short(part.autov2)
+
+
+def _checked(digest: str | None) -> str:
+    lowered = (digest or "").lower()
+    return lowered if _HASH.fullmatch(lowered) else ""
+
+
+def _number(value: float) -> str:
+    """Digits and a point, no exponent: what every reader takes for a number."""
+    written = format(Decimal(repr(float(_finite(value)))), "f")
+    return written.rstrip("0").rstrip(".") if "." in written else written
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise UsageError(f"{value} is no number that a picture can carry", code="bad-parameters")
+    return value
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

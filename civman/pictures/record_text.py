@@ -1,0 +1,42 @@
+"""A record as the `parameters` text that A1111, CivitAI and others read under a picture."""
+
+from civman.domain.digests import Sha256, autov2
+from civman.domain.recipes.record import Record
+from civman.domain.refs import Air, VersionRef, parse_ref
+from civman.pictures.parameters_text import Generation, Part, SecondPass, text
+
+
+def parameters(record: Record, *, with_words: bool = True) -> str:
+    """The text for one picture; without its words, settings and models alone."""
+    recipe = record.recipe
+    hires, start = recipe.hires, recipe.start
+    return text(Generation(
+        prompt=recipe.prompt if with_words else "", negative=recipe.negative_prompt if with_words else "",
+        steps=recipe.steps, sampler=recipe.sampler, schedule=recipe.schedule, cfg=recipe.guidance_scale,
+        seed=record.seed, width=recipe.width, height=recipe.height,
+        clip_skip=recipe.clip_skip if recipe.clip_skip > 1 else None,
+        model=_part(record, recipe.checkpoint), vae=_part(record, recipe.vae) if recipe.vae else None,
+        loras=tuple(_part(record, use.sha256, use.scale, use.text_scale) for use in recipe.loras),
+        embeddings=tuple(_part(record, use.sha256, name=use.word) for use in recipe.embeddings),
+        hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, hires.upscaler) if hires else None,
+        denoising=start.strength if start else None,
+        rng=recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
+        version=f"civman {record.environment.get('civman', '')}".strip(),
+    ))  # fmt: skip
+
+
+def _part(
+    record: Record, sha256: Sha256, scale: float = 1.0, text_scale: float | None = None, name: str | None = None
+) -> Part:
+    called, listed = record.name_of(sha256), record.recipe.file(sha256)
+    air = listed.air if listed else None
+    return Part(
+        name or called.name.removesuffix(".safetensors"), autov2(sha256), called.autov3 or None,
+        _version_id(air), air, scale, text_scale,
+    )  # fmt: skip
+
+
+def _version_id(air: str | None) -> int | None:
+    parsed = parse_ref(air) if air else None
+    target = parsed.target if isinstance(parsed, Air) else None
+    return int(target.version_id) if isinstance(target, VersionRef) else None

@@ -1,0 +1,1 @@
+"""Settle everything that decides an image before a weight is loaded. No torch."""

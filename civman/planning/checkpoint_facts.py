@@ -1,0 +1,103 @@
+"""What a checkpoint's header says about how it is rendered: family, usual size, what it predicts. No torch."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from civman.diffusion.families import VAE, Config, Family, component_configs, family_of, require_parts
+from civman.errors import CannotRender, UsageError
+from civman.planning.find_files import Found
+
+_SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
+_V_LABELS = ("SD 2.0 768", "SD 2.1 768")
+"""CivitAI's labels for the SD 2 checkpoints that predict v, at 768 px; their files do not say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What rendering goes by. `clip_layers`: the text encoder's, where clip skip has a meaning."""
+
+    family: Family
+    title: str
+    native_size: int
+    prediction: str
+    is_zero_snr: bool
+    clip_layers: int | None
+    notices: tuple[str, ...]
+
+
+def read_checkpoint(
+    found: Found, *, has_other_vae: bool, config: str = "", prediction: str | None = None
+) -> Checkpoint:
+    """The checkpoint's facts; `prediction` is what the caller knows better.
+
+    Raises: CannotRender: no family that civman renders, or a part of it is missing.
+    """
+    shapes, metadata = found.header.shapes, found.header.metadata
+    family = family_of(shapes)
+    configs = _configs(found, json.loads(config) if config else {})
+    require_parts(family, {*configs, "vae"} if has_other_vae else configs, found.inspected.name)
+    channels = configs["unet"]["in_channels"]
+    if channels not in (4, 9):
+        raise CannotRender(
+            f"a UNet with {channels} input channels is none civman can feed", code="odd-input", channels=channels
+        )
+    facts, flags, label = family.facts, found.identity.flags, found.inspected.label
+    notices: tuple[str, ...] = ()
+    is_silent = prediction is None and family is Family.SD2 and "modelspec.prediction_type" not in metadata
+    if prediction is None:
+        prediction = "v_prediction" if "v-prediction" in flags or label in _V_LABELS else str(facts["prediction"])
+    if is_silent and prediction == "epsilon":
+        notices = ("the file does not say whether it predicts epsilon or v: epsilon assumed (--prediction says it)",)
+    native = _native_size(metadata)
+    if native is None:  # SD 2's models for noise were trained at 512, those for v at 768 px
+        native = 512 if family is Family.SD2 and prediction == "epsilon" else int(facts["native_size"])
+    return Checkpoint(
+        family, str(facts["title"]), native, prediction,
+        "zero-terminal-snr" in flags,
+        int(configs["text_encoder"]["num_hidden_layers"]) if family is Family.SD1 else None, notices,
+    )  # fmt: skip
+
+
+def stated_dimensions(found: Found, folder: Path) -> str:
+    """What `folder`'s `<component>/config.json` say otherwise than the file's shapes, as canonical JSON.
+
+    Raises: UsageError (`bad-config`): no such files, or they cannot be read. CannotRender: as `read_checkpoint`.
+    """
+    files = [(name, folder.expanduser() / name / "config.json") for name in
+             ("unet", "vae", "text_encoder", "text_encoder_2")]  # fmt: skip
+    known = _configs(found, {})
+    stated: dict[str, Config] = {}
+    try:
+        for name, file in files:
+            if file.is_file():
+                said = json.loads(file.read_text("utf-8"))
+                own = known.get(name, {})
+                different = {
+                    key: said[key]
+                    for key in own
+                    if key in said and said[key] != own[key] and not key.endswith("_token_id")
+                }
+                stated |= {name: different} if different else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"cannot read `{file}`: {error}", code="bad-config") from error
+    if not any(file.is_file() for _, file in files):
+        raise UsageError(
+            f"`{folder}` holds no config of a component", hint="it needs files like unet/config.json", code="bad-config"
+        )
+    return json.dumps(stated, sort_keys=True, separators=(",", ":")) if stated else ""
+
+
+def _configs(found: Found, stated: Mapping[str, Config]) -> dict[str, Any]:
+    shapes = found.header.shapes
+    vae = {name.removeprefix(VAE): shape for name, shape in shapes.items() if name.startswith(VAE)}
+    return component_configs(family_of(shapes), shapes, vae, found.header.metadata, stated)
+
+
+def _native_size(metadata: Mapping[str, str]) -> int | None:
+    """The side of the square that the file says it was trained on."""
+    said = _SIZE.fullmatch(metadata.get("modelspec.resolution", "").strip())
+    return (int((int(said[1]) * int(said[2])) ** 0.5) // 8 * 8 or None) if said else None

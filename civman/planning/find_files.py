@@ -1,0 +1,224 @@
+"""From refs to proven files: held assets, or files on this disk whose digest is remembered or taken now."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from civman.domain.architecture import Identity, Kind
+from civman.domain.catalog import Asset, ModelType
+from civman.domain.compatibility import Part
+from civman.domain.digests import Sha256
+from civman.domain.events import OnEvent, Started, Verifying
+from civman.domain.files.header import Header, Sniffed
+from civman.domain.recipes.recipe import RecipeFile
+from civman.domain.refs import Air, HashKind, HashRef, NameRef, PathRef, parse_ref
+from civman.errors import HashMismatch, NotFound, Refused, UsageError
+from civman.index import AssetFilter, Index
+from civman.manage.held import ambiguous, held, one_of, seen_now
+from civman.manage.inspection import Inspected, inspect_asset, inspect_path, path_of
+from civman.planning.plan_types import PlannedFile
+from civman.store.blobs import digest_of
+
+_WANTED = {
+    "checkpoint": (Kind.CHECKPOINT,), "lora": (Kind.ADAPTER,), "embedding": (Kind.EMBEDDING,), "vae": (Kind.VAE,),
+}  # fmt: skip
+
+_TYPES = {"checkpoint": (ModelType.CHECKPOINT,), "embedding": (ModelType.EMBEDDING,), "vae": (ModelType.VAE,)}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file for one role: where it is, what its bytes hash to, what its header shows."""
+
+    role: str
+    path: Path
+    sha256: Sha256
+    inspected: Inspected
+    header: Header
+    identity: Identity
+    asset: Asset | None = None
+    air: str | None = None
+    autov3: str = ""
+
+    @property
+    def in_recipe(self) -> RecipeFile:
+        """The file as a recipe lists it."""
+        file_id = self.asset.file_id if self.asset and self.air else None
+        return RecipeFile(self.sha256, self.path.stat().st_size, self.air, file_id)
+
+    @property
+    def part(self) -> Part:
+        """The file as the compatibility check takes it."""
+        return self.inspected.part
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a prompt may call it: its alias, its file name without the ending."""
+        alias = (self.asset.alias,) if self.asset and self.asset.alias else ()
+        return (*alias, Path(self.inspected.name).stem)
+
+    @property
+    def planned(self) -> PlannedFile:
+        """The file as a plan names it."""
+        asset = self.asset
+        said = (asset.model_name, asset.version_name) if asset else ("", "")
+        return PlannedFile(self.role, self.inspected.name, self.sha256, self.path, *said, self.autov3)
+
+
+class Finder:
+    """Looks files up and proves them. Files that look as when they were last read are not read again."""
+
+    def __init__(self, index: Index, on_event: OnEvent) -> None:
+        self._index = index
+        self._on_event = on_event
+
+    def find(self, role: str, ref: str) -> Found:
+        """The file that `ref` means in this role.
+
+        Raises: NotFound, AmbiguousRef: no file, or several. UsageError (`wrong-kind`): it is another kind of file.
+            HashMismatch: a held file was changed. InvalidModelFile, Refused: no file to load weights from.
+        """
+        path = path_of(ref)
+        if path is not None:
+            return self._of_path(role, path.absolute())
+        parsed = parse_ref(ref)
+        if isinstance(parsed, HashRef) and parsed.kind in (None, HashKind.SHA256) and len(parsed.digest) == 64:
+            return self.with_digest(role, Sha256(parsed.digest))
+        try:
+            assets = held(self._index, parsed)
+        except NotFound as error:
+            if not isinstance(parsed, NameRef | PathRef):
+                error.hint = f"`civman download {ref}` fetches it"
+            raise
+        return self.of_asset(role, one_of(_for_role(assets, role), ref))
+
+    def named(self, role: str, name: str) -> Found:
+        """The held file that a prompt calls `name`. Raises: as `find`."""
+        assets = [asset for asset in self._index.find_by_name(name) if _plays(asset, role)]
+        if not assets:
+            raise NotFound(
+                f"the library holds no {_title(role)} called `{name}`, which the prompt asks for",
+                hint="`civman list` shows what is held; `civman download` fetches more", name=name,
+            )  # fmt: skip
+        if len({asset.blob.sha256 for asset in assets}) > 1:
+            error = ambiguous(name, assets)
+            error.hint = f"use --lora with a ref, or give one a name (`civman edit REF --alias NAME`); {error.hint}"
+            raise error
+        return self.of_asset(role, assets[0])
+
+    def holds(self, role: str, name: str) -> bool:
+        """Whether a held file with this name can play the role."""
+        return any(_plays(asset, role) for asset in self._index.find_by_name(name))
+
+    def with_digest(self, role: str, sha256: Sha256) -> Found:
+        """The file with these bytes: held, or seen on this disk. Raises: NotFound."""
+        asset = self._index.find_sha256(sha256)
+        if asset is not None:
+            return self.of_asset(role, asset)
+        for seen in self._index.seen_files().values():
+            if seen.sha256 == sha256 and seen_now(seen.path, sha256) == seen:
+                return self._of_path(role, Path(seen.path))
+        raise NotFound(
+            f"the {_title(role)} with sha256 {sha256[:12]}… is not in the library",
+            hint=f"`civman download sha256:{sha256}` fetches it, if CivitAI has it", sha256=sha256,
+        )  # fmt: skip
+
+    def embeddings(self) -> Sequence[Asset]:
+        """All held embeddings."""
+        return self._index.assets(AssetFilter(kinds=(Kind.EMBEDDING.value,)))
+
+    def of_asset(self, role: str, asset: Asset) -> Found:
+        """A held file, proven. Raises: as `find`."""
+        inspected = inspect_asset(asset)
+        _require_kind(role, inspected)
+        known = next(iter(self._index.held_files([asset.blob.sha256])), None)
+        now = seen_now(asset.path, asset.blob.sha256, kept_path=known.kept_path if known else None)
+        if known is None or known.seen is None or known.seen != now:
+            actual = self._read(Path(asset.path))
+            if actual != asset.blob.sha256:
+                error = HashMismatch(name=asset.name, expected=asset.blob.sha256, actual=actual)
+                error.hint = (
+                    f"`{asset.path}` is no longer the file that was taken in: put it back, or take it in as it is now"
+                    f" (`civman import {asset.path}`)"
+                )
+                raise error
+            if now is not None:
+                self._index.save_seen([now])
+        return self._found(role, Path(asset.path), asset.blob.sha256, inspected, asset)
+
+    def _of_path(self, role: str, path: Path) -> Found:
+        inspected = inspect_path(path)
+        _require_kind(role, inspected)
+        known = self._index.seen_files([str(path)]).get(str(path))
+        if known is not None and seen_now(str(path), known.sha256) == known:
+            sha256 = known.sha256
+        else:
+            sha256 = self._read(path)
+            now = seen_now(str(path), sha256)
+            if now is not None:
+                self._index.save_seen([now])
+        return self._found(role, path, sha256, inspected, self._index.find_sha256(sha256))
+
+    def _found(self, role: str, path: Path, sha256: Sha256, inspected: Inspected, asset: Asset | None) -> Found:
+        if inspected.header is None or inspected.identity is None:
+            raise AssertionError("a safetensors file has been inspected without its header")
+        version = self._index.version(asset.version_id) if asset and asset.version_id else None
+        air = str(Air.of(version)) if version else None
+        autov3 = (self._index.hashes(sha256).autov3 or "") if asset else ""
+        return Found(role, path, sha256, inspected, inspected.header, inspected.identity, asset, air, autov3)
+
+    def _read(self, path: Path) -> Sha256:
+        total = path.stat().st_size
+        self._on_event(Started("plan", path.name, total))
+        return digest_of(path, _teller(self._on_event, total))
+
+
+def seen_here(index: Index, sha256: Sha256) -> bool:
+    """Whether a file with these bytes is held, or known on this disk and looking as it did when it was read."""
+    if any(Path(asset.path).exists() for asset in index.referrers(sha256)):
+        return True
+    return any(seen.sha256 == sha256 and seen_now(seen.path, sha256) == seen for seen in index.seen_files().values())
+
+
+def _teller(on_event: OnEvent, total: int) -> Callable[[int], None]:
+    return lambda done: on_event(Verifying("plan", done, total))
+
+
+def _for_role(assets: Sequence[Asset], role: str) -> Sequence[Asset]:
+    """Those of a version's files that can play the role; all of them where none is known to."""
+    return [asset for asset in assets if _plays(asset, role)] or assets
+
+
+def _plays(asset: Asset, role: str) -> bool:
+    if asset.facts.kind:
+        return asset.facts.kind in _WANTED[role]
+    return (role == "lora" and asset.type.is_adapter) or asset.type in _TYPES.get(role, ())
+
+
+def _require_kind(role: str, inspected: Inspected) -> None:
+    if inspected.content is not Sniffed.SAFETENSORS:
+        raise Refused(
+            f"`{inspected.name}` is no safetensors file: it looks like {inspected.content}",
+            hint="civman renders from safetensors files only: others may run code when they are opened",
+            code="not-safetensors",
+        )  # fmt: skip
+    kind = inspected.part.kind
+    if kind not in (*_WANTED[role], Kind.UNKNOWN):
+        raise UsageError(
+            f"`{inspected.name}` is no {_title(role)}: its tensors show {_article(kind)}",
+            hint=_OPTIONS.get(kind, "`civman inspect` tells what a file is"), code="wrong-kind", kind=kind.value,
+        )  # fmt: skip
+
+
+_OPTIONS = {
+    Kind.ADAPTER: "name it with --lora", Kind.EMBEDDING: "name it with --embedding", Kind.VAE: "name it with --vae",
+    Kind.CHECKPOINT: "name it as the checkpoint",
+}  # fmt: skip
+
+
+def _article(kind: Kind) -> str:
+    return f"{'an' if kind.value[0] in 'aeiou' else 'a'} {kind.value}"
+
+
+def _title(role: str) -> str:
+    return {"lora": "LoRA", "vae": "VAE"}.get(role, role)

@@ -1,0 +1,124 @@
+"""The axes of a grid: what varies, and each of its values as a change of a recipe's fields."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final
+
+from civman.errors import UsageError
+from civman.planning.vary import Change, field_of, is_number
+
+MOST_CELLS: Final = 400
+REPLACE: Final = "s/r"
+"""The axis that replaces a part of the prompts: its first value is what is looked for."""
+WORDS: Final = ("prompt", "negative_prompt")
+ONE_PICTURE: Final = ("count", "batch_size")
+"""Fields that a cell, being one picture, has no use for."""
+_RANK: Final = {"checkpoint": 0, "sampler": 1, "hires": 1}
+"""What is changed before the rest: a sampler brings its own schedule, a second pass the fields of one."""
+_RANGE: Final = re.compile(r"([+-]?\d+(?:\.\d+)?)\.\.([+-]?\d+(?:\.\d+)?)(?:/(\d+(?:\.\d+)?))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What varies in one direction: a field's name as for `--set` or "s/r", and at least two values as text."""
+
+    name: str
+    values: tuple[str, ...]
+
+    @property
+    def field(self) -> str:
+        """The field by its one name."""
+        return REPLACE if self.name.lower() == REPLACE else field_of(self.name)
+
+    @property
+    def title(self) -> str:
+        """The name for people: of an axis that replaces, with what it looks for."""
+        return f"{REPLACE} {self.values[0]}" if self.field == REPLACE else self.name
+
+
+def axes_of(texts: Sequence[str]) -> tuple[Axis, ...]:
+    """Axes from FIELD=VALUES: `seed=1..4`, `lora:678=0,0.5,1`, `cfg=4..8/0.5`, `size=512x768|768x512`, `s/r=red,blue`.
+
+    Raises: UsageError (`bad-grid`): none that could be drawn.
+    """
+    axes = tuple(_axis(text) for text in texts)
+    if not 1 <= len(axes) <= 2:
+        raise bad_grid(f"a grid has one axis or two, not {len(axes)}")
+    fields = [axis.field for axis in axes]
+    replaced = {axis.values[0] for axis in axes if axis.field == REPLACE}
+    is_twice = len(set(fields)) < len(fields) and len(replaced) < 2
+    if is_twice or ("size" in fields and {"width", "height"} & set(fields)):
+        raise bad_grid(f"both axes are about one thing: {axes[0].name} and {axes[-1].name}")
+    cells = len(axes[0].values) * (len(axes[1].values) if len(axes) > 1 else 1)
+    if cells > MOST_CELLS:
+        raise bad_grid(f"the grid has {cells} cells, {MOST_CELLS} at most are drawn at once", "draw it in parts")
+    return axes
+
+
+def changes_of(values: Sequence[tuple[Axis, str]], prompts: tuple[str, str]) -> Iterator[Change]:
+    """The cell's values as changes of fields, in an order in which none undoes another."""
+    plain = [(axis, value) for axis, value in values if axis.field != REPLACE]
+    now = dict(zip(WORDS, prompts, strict=True))
+    for axis, value in sorted(plain, key=lambda each: _RANK.get(each[0].field, 2)):
+        now |= {axis.field: value} if axis.field in WORDS else {}
+        yield axis.name, value
+    replacing = [(axis.values[0], value) for axis, value in values if axis.field == REPLACE]
+    for wanted, value in replacing:
+        if not any(wanted in text for text in now.values()):
+            raise bad_grid(
+                f"`{wanted}` does not occur in the prompt", "s/r looks for its first value, letter by letter"
+            )
+        now = {field: text.replace(wanted, value) for field, text in now.items()}
+    if replacing:
+        yield from now.items()
+
+
+def bad_grid(message: str, hint: str | None = None) -> UsageError:
+    """The error for a grid that makes no sense."""
+    return UsageError(message, hint=hint, code="bad-grid")
+
+
+def _axis(text: str) -> Axis:
+    is_lora = text.strip().lower().startswith("lora:")  # whose ref may be an address with "=" in it, its scales not
+    name, sign, listed = text.rpartition("=") if is_lora else text.partition("=")
+    name = name.strip()
+    if not sign or not name:
+        raise bad_grid(f"--grid {text}: FIELD=VALUE,VALUE is meant, such as seed=1..4")
+    separator = "|" if re.search(r"(?<!\\)\|", listed) else ","
+    parts = [
+        part.replace(f"\\{separator}", separator).strip()
+        for part in re.split(rf"(?<!\\){re.escape(separator)}", listed)
+    ]
+    axis = Axis(name, tuple(value for part in parts for value in _counted(name, part)))
+    if axis.field in ONE_PICTURE:
+        raise bad_grid(f"--grid {text}: a cell is one picture", "--grid seed=1..4 varies the seed")
+    if len(axis.values) < 2:
+        raise bad_grid(
+            f"--grid {text}: an axis needs at least two values",
+            "separate them with commas, or with | where they hold commas",
+        )
+    if axis.field == REPLACE and not axis.values[0]:
+        raise bad_grid(f"--grid {text}: the first value is what is looked for in the prompt")
+    twice = next((value for position, value in enumerate(axis.values) if value in axis.values[:position]), None)
+    if twice is not None:
+        raise bad_grid(f"--grid {text}: `{twice}` is there twice")
+    return axis
+
+
+def _counted(name: str, part: str) -> Sequence[str]:
+    """`1..4` as its numbers, where the field has numbers; anything else as it is."""
+    found = _RANGE.fullmatch(part) if is_number(name) else None
+    if found is None:
+        return [part]
+    first, last, step = Decimal(found[1]), Decimal(found[2]), Decimal(found[3] or "1")
+    if found[3] is None and not (first == int(first) and last == int(last)):
+        raise bad_grid(f"`{part}`: a range of fractions needs a step", "such as 0..1/0.25")
+    if step == 0:
+        raise bad_grid(f"`{part}`: the step is 0")
+    count = int(abs(last - first) / step) + 1
+    if count > MOST_CELLS:
+        raise bad_grid(f"`{part}` has {count} values, a grid at most {MOST_CELLS} cells")
+    towards = step if last >= first else -step
+    return [f"{(first + towards * number).normalize():f}" for number in range(count)]

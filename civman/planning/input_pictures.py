@@ -1,0 +1,97 @@
+"""Pictures to start from: read whole before anything is loaded, as 8-bit RGB, masks as grey."""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from civman.domain.digests import Sha256
+from civman.domain.recipes.recipe import Recipe
+from civman.errors import UsageError
+from civman.planning.plan_types import Planned
+from civman.store.blobs import digest_of
+from civman.store.partial import store_error
+
+
+@dataclass(frozen=True, slots=True)
+class InputPicture:
+    """A picture on this disk: SHA-256 of its file, its size in pixels."""
+
+    path: Path
+    sha256: Sha256
+    width: int
+    height: int
+    pixels: Any = field(repr=False, compare=False)
+    """(H, W, 3) uint8, a mask (H, W) uint8."""
+
+
+def read_picture(path: Path, *, is_mask: bool = False) -> InputPicture:
+    """The picture at `path`, turned as its EXIF entry says, transparent parts on white.
+
+    Raises: UsageError (`unreadable-picture`): it is not there, or no picture that can be read to its end.
+    """
+    import numpy as np  # with Pillow 0.15 s, which text to picture can do without
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        data = path.expanduser().read_bytes()
+        with Image.open(path.expanduser()) as opened:
+            image: Any = ImageOps.exif_transpose(opened)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("L" if is_mask else "RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        why = (
+            error.strerror if isinstance(error, OSError) and error.strerror else "it is no picture, or not a whole one"
+        )
+        raise UsageError(
+            f"cannot read the {'mask' if is_mask else 'picture'} `{path}`: {why}",
+            hint="PNG, JPEG and WebP can be read", code="unreadable-picture",
+        ) from error  # fmt: skip
+    return InputPicture(path, Sha256(hashlib.sha256(data).hexdigest()), image.width, image.height, np.asarray(image))
+
+
+def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
+    """The size to render at when none is asked for: the picture's own, in eights; large ones at the native area."""
+    width, height = picture.width, picture.height
+    if width * height > 4 * native * native:
+        factor = (native * native / (width * height)) ** 0.5
+        width, height = int(width * factor), int(height * factor)
+    return max(8, width // 8 * 8), max(8, height // 8 * 8)
+
+
+def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[Sha256, Path]:
+    """Where the pictures are that a recipe starts from: those given, then those that the library kept."""
+    if recipe.start is None:
+        return {}
+    wanted = {digest for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest}
+    found = {digest_of(path): path for path in given}
+    for digest in wanted - found.keys():
+        here = next(iter(sorted(_folder(root).glob(f"{digest}.*"))), None)
+        if here is not None and digest_of(here) == digest:
+            found[digest] = here
+    return {digest: path for digest, path in found.items() if digest in wanted}
+
+
+def keep_inputs(root: Path, planned: Planned) -> None:
+    """Copies of the pictures that the plan starts from: their files may go, the recipe needs them."""
+    for file in planned.files:
+        if file.role not in ("picture", "mask"):
+            continue
+        copy = _folder(root) / f"{file.sha256}{file.path.suffix.lower() or '.png'}"
+        if copy.exists():
+            continue
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            partial = copy.with_name(f".{copy.name}.part")
+            shutil.copyfile(file.path, partial)
+            partial.replace(copy)
+        except OSError as error:
+            raise store_error(error, copy) from error
+
+
+def _folder(root: Path) -> Path:
+    return root / "renders" / "inputs"

@@ -1,0 +1,269 @@
+"""From a request to a plan: every file found and proven, every name understood, every number in range.
+
+Nothing here loads a weight, and torch is imported last and only where nobody said what to compute in: whatever can be
+refused is refused before.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from civman.diffusion import samplers
+from civman.diffusion.families import Family, family_of
+from civman.diffusion.memory_plan import Estimate, estimate
+from civman.diffusion.noise_levels import Schedule
+from civman.domain.compatibility import Compatibility, check
+from civman.domain.digests import Sha256
+from civman.domain.events import OnEvent, ignore
+from civman.domain.recipes.recipe import LoraUse, Recipe, RenderRequest, Resolved, complete
+from civman.domain.recipes.record import TypedPrompts
+from civman.errors import CannotRender, Incompatible, NotFound, UsageError
+from civman.index import Index
+from civman.planning import prompt_references
+from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
+from civman.planning.find_files import Finder, Found
+from civman.planning.input_pictures import InputPicture, read_picture, size_like
+from civman.planning.plan_types import Planned, PlannedFile
+from civman.planning.prompt_references import ScaledLora
+from civman.planning.recipe_sources import Told, recipe_of
+from civman.planning.render_extra import require_render_extra
+
+SAMPLER = "DPM++ 2M"
+"""Where none is asked for."""
+_SEEDS = 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Under what conditions a request may become a plan, beside what it asks for.
+
+    `device`: where it will be computed, which decides the precision; None: the best there is. `force`: go on where
+    compatibility says that it cannot work. `allow_partial`: be content where an adapter applies in part. `triggers`:
+    add the trigger words that the prompt lacks.
+    """
+
+    device: str | None = None
+    force: bool = False
+    allow_partial: bool = False
+    triggers: bool = True
+
+
+def plan(
+    index: Index, request: RenderRequest, conditions: Conditions = Conditions(), *, on_event: OnEvent = ignore
+) -> Planned:
+    """Everything that decides the pictures, settled.
+
+    Raises:
+        CannotRender: the extra is not installed, or the checkpoint is none that civman renders.
+        UsageError: a value, name, ref, prompt or picture that makes no sense. NotFound, AmbiguousRef: a file.
+        Incompatible: the parts cannot work together. IntegrityError: a file is not what it is held to be.
+    """
+    require_render_extra()
+    typed = (request.prompt, request.negative_prompt)
+    words = prompt_references.read(*typed)
+    sampler, schedule = samplers.parse(SAMPLER if request.sampler is None else request.sampler, request.schedule)
+    if schedule is Schedule.AUTOMATIC and not sampler.own_table:
+        schedule = sampler.automatic
+    pictures = _pictures(request)
+    finder = Finder(index, on_event)
+    found = finder.find("checkpoint", request.checkpoint)
+    vae = finder.find("vae", request.vae) if request.vae is not None else None
+    config = _dimensions(found, request.config)
+    checkpoint = read_checkpoint(found, has_other_vae=vae is not None, config=config, prediction=request.prediction)
+    loras = _loras(finder, request, words)
+    prompt, told = prompt_references.add_triggers(words.prompt, loras) if conditions.triggers else (words.prompt, ())
+    embeddings, uses = prompt_references.embeddings(
+        finder, request.embeddings, (prompt, words.negative), fits=lambda file: _fits(found, file)
+    )
+    parts = [*(lora.found for lora in loras), *embeddings, *([vae] if vae else [])]
+    warned = _compatible(found, parts, conditions)
+    request, limited = _within_limits(
+        replace(request, prompt=prompt, negative_prompt=words.negative), checkpoint, pictures
+    )
+    recipe = complete(
+        request,
+        Resolved(
+            checkpoint=found.sha256, native_size=checkpoint.native_size,
+            prediction=checkpoint.prediction,
+            is_zero_snr=checkpoint.is_zero_snr if request.is_zero_snr is None else request.is_zero_snr,
+            precision=request.precision or "float32", sampler=sampler.name, schedule=schedule.value,
+            seed=secrets.randbelow(_SEEDS),
+            loras=tuple(LoraUse(lora.found.sha256, lora.scale, lora.text_scale) for lora in loras),
+            embeddings=tuple(uses), vae=vae.sha256 if vae else None,
+            init_image=pictures[0].sha256 if pictures else None,
+            mask_image=pictures[1].sha256 if len(pictures) > 1 else None, config=config,
+            files=tuple(file.in_recipe for file in (found, *parts)),
+        ),
+    )  # fmt: skip
+    _require_levels(recipe, checkpoint)
+    if request.precision is None:
+        recipe = replace(recipe, precision=_usual_precision(conditions.device))
+    files = {file.sha256: file.planned for file in (found, *parts)} | _as_files(pictures)
+    return Planned(
+        recipe, tuple(files.values()), _memory(recipe, found),
+        (*checkpoint.notices, *warned, *limited, *told), conditions.allow_partial or conditions.force,
+        typed=None if typed == (recipe.prompt, recipe.negative_prompt) else TypedPrompts(*typed),
+    )  # fmt: skip
+
+
+def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, on_event: OnEvent = ignore) -> Planned:
+    """A recipe as it stands, its files found by digest; `pictures` are those that it may start from.
+
+    Raises: NotFound: a file is not here. UsageError: a picture is not. CannotRender, IntegrityError.
+    """
+    require_render_extra()
+    prompt_references.read(recipe.prompt, recipe.negative_prompt)
+    finder = Finder(index, on_event)
+    found = finder.with_digest("checkpoint", recipe.checkpoint)
+    checkpoint = read_checkpoint(
+        found, has_other_vae=recipe.vae is not None, config=recipe.config, prediction=recipe.prediction
+    )
+    parts = [finder.with_digest("lora", use.sha256) for use in recipe.loras]
+    parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings]
+    parts += [finder.with_digest("vae", recipe.vae)] if recipe.vae else []
+    _require_levels(recipe, checkpoint)
+    files = {file.sha256: file.planned for file in (found, *parts)}
+    if recipe.start:
+        here = {picture.sha256: picture for picture in map(read_picture, pictures)}
+        for wanted in (recipe.start.sha256, recipe.start.mask_sha256):
+            if wanted is not None and wanted not in here:
+                raise UsageError(
+                    f"the recipe starts from a picture that is not here: sha256 {wanted}",
+                    hint="name its file", code="no-start-image",
+                )  # fmt: skip
+        files |= _as_files([here[digest] for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest])
+    return Planned(recipe, tuple(files.values()), _memory(recipe, found), checkpoint.notices)
+
+
+def plan_again(index: Index, told: Told, pictures: Sequence[Path], *, on_event: OnEvent = ignore) -> Planned:
+    """The recipe as it stands, ready to be drawn. Raises: as `plan_recipe`."""
+    planned = plan_recipe(index, recipe_of(told), pictures, on_event=on_event)
+    record = told.record
+    parent, typed = (record.parent, record.typed) if record else (None, None)
+    return replace(
+        planned, allow_partial=True, parent=parent, typed=typed
+    )  # the verdict tells whether it came out the same
+
+
+def _dimensions(found: Found, config: str | None) -> str:
+    """What was said of the dimensions: in a folder of configs, or by a recipe, as the JSON that it keeps."""
+    if config is None or config.startswith("{"):
+        return config or ""
+    return stated_dimensions(found, Path(config))
+
+
+def _pictures(request: RenderRequest) -> list[InputPicture]:
+    """The picture to start from and its mask, read."""
+    if request.init_image is None:
+        asked = {"a mask": request.mask_image, "a strength": request.strength, "a mask's blur": request.mask_blur}
+        if alone := [name for name, value in asked.items() if value is not None]:
+            raise UsageError(f"{alone[0]} needs a picture to start from", hint="--init names it", code="no-start-image")
+        return []
+    if request.mask_image is None and request.mask_blur is not None:
+        raise UsageError("a mask's blur needs a mask", hint="--mask names it", code="no-start-image")
+    first = read_picture(Path(request.init_image))
+    return [first, read_picture(Path(request.mask_image), is_mask=True)] if request.mask_image else [first]
+
+
+def _as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
+    roles = ("picture", "mask")
+    return {
+        picture.sha256: PlannedFile(role, picture.path.name, picture.sha256, picture.path.expanduser().absolute())
+        for role, picture in zip(roles, pictures, strict=False)
+    }
+
+
+def _loras(finder: Finder, request: RenderRequest, words: prompt_references.Words) -> list[ScaledLora]:
+    named = [
+        ScaledLora(_lora(finder, asked.ref), asked.scale, asked.scale if asked.text_scale is None else asked.text_scale)
+        for asked in request.loras
+    ]
+    return named + [
+        ScaledLora(finder.named("lora", tag.name), tag.unet_scale, tag.te_scale) for tag in words.loras
+    ]  # fmt: skip
+
+
+def _lora(finder: Finder, ref: str) -> Found:
+    try:
+        return finder.find("lora", ref)
+    except NotFound as error:
+        name, colon, _ = ref.partition(":")
+        if colon and finder.holds("lora", name):
+            error.hint = f"a scale is one number or two, as in `{name}:0.7` or `{name}:0.7:0.5`"
+        raise
+
+
+def _fits(checkpoint: Found, file: Found) -> bool:
+    try:
+        check(checkpoint.part, [file.part]).raise_if_blocked()
+    except Incompatible:
+        return False
+    return True
+
+
+def _compatible(checkpoint: Found, parts: Sequence[Found], conditions: Conditions) -> tuple[str, ...]:
+    found: Compatibility = check(checkpoint.part, [part.part for part in parts])
+    if not conditions.force:
+        try:
+            found.raise_if_blocked(allow_partial=conditions.allow_partial)
+        except Incompatible as error:
+            option = "--allow-partial is content with that" if error.code == "partly-applies" else "--force tries it"
+            error.hint = f"`civman list --fits CHECKPOINT` shows what goes with it; {option}"
+            raise
+    return found.cautions
+
+
+def _within_limits(
+    request: RenderRequest, checkpoint: Checkpoint, pictures: Sequence[InputPicture]
+) -> tuple[RenderRequest, tuple[str, ...]]:
+    """The request with the numbers that depend on the checkpoint's kind or on the picture, and what to know."""
+    notices: tuple[str, ...] = ()
+    if checkpoint.family is Family.REFINER and not pictures:
+        raise CannotRender("a refiner only works on a picture", hint="--init names one", code="needs-picture")
+    if pictures and request.width is None and request.height is None:
+        width, height = size_like(pictures[0], checkpoint.native_size)
+        request = replace(request, width=width, height=height)
+    skip, layers = request.clip_skip, checkpoint.clip_layers
+    if skip is not None and skip != 1:
+        if layers is None:
+            notices = (f"clip skip has no effect on {checkpoint.title}: its text encoders have theirs fixed",)
+            request = replace(request, clip_skip=1)
+        elif not 1 <= skip <= layers:
+            raise UsageError(
+                f"clip skip {skip} is not between 1 and {layers}, the text encoder's layers",
+                code="clip-skip", clip_skip=skip, layers=layers,
+            )  # fmt: skip
+    return request, notices
+
+
+def _require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raises: UsageError: no table of noise levels can be made for so many steps."""
+    sampler, schedule = samplers.parse(recipe.sampler, recipe.schedule)
+    levels = sampler.levels(is_zero_snr=recipe.is_zero_snr)
+    passes = [recipe.steps]
+    if recipe.hires:
+        passes.append(int(recipe.hires.steps / min(recipe.hires.strength, 0.999)))
+    for steps in passes:
+        samplers.plan(sampler, schedule, steps, levels, is_xl=checkpoint.family.is_xl)
+
+
+def _usual_precision(device: str | None) -> str:
+    if device == "cpu":
+        return "float32"
+    from civman.diffusion.environment import choose_device, choose_dtype  # torch, 2 s: only it knows the devices
+
+    return str(choose_dtype(choose_device(device))).removeprefix("torch.")
+
+
+def _memory(recipe: Recipe, checkpoint: Found) -> Estimate:
+    sizes = [(recipe.width, recipe.height)] + ([(recipe.hires.width, recipe.hires.height)] if recipe.hires else [])
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    shapes = checkpoint.header.shapes
+    single = recipe.precision == "float32"
+    return estimate(
+        shapes, width=width, height=height, batch=recipe.batch_size, is_guided=recipe.guidance_scale > 1,
+        dtype_bytes=4 if single else 2,
+        # in half precision SDXL's VAE overflows and is held in single, see `civman.diffusion.loader`
+        vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).is_xl) else 2,
+    )  # fmt: skip

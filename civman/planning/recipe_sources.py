@@ -1,0 +1,205 @@
+"""From what a person names to the recipe behind it: a picture, a recipe's JSON, or the library's number for one."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from civman.domain.digests import Sha256
+from civman.domain.recipes.recipe import Recipe
+from civman.domain.recipes.record import Origin, Record, read_origin
+from civman.errors import AmbiguousRef, NotFound, UsageError
+from civman.index import Index
+from civman.index.read_pictures import KeptPicture, PictureFilter
+from civman.pictures import contact_sheet, image_text
+from civman.planning.find_files import seen_here
+
+_MOST_JSON = 8 << 20
+_MOST_NAMED = 24
+"""Cells of a contact sheet that a message names."""
+_DIGEST = re.compile(r"[0-9a-f]{6,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is known of a picture's making. `path`: its file; None where only a recipe is known.
+
+    `is_lossless`: the file's pixels are the ones that were computed, unless somebody changed them.
+    """
+
+    name: str
+    origin: Origin
+    path: Path | None = None
+    is_lossless: bool = False
+    kept: KeptPicture | None = field(default=None)
+
+    @property
+    def record(self) -> Record | None:
+        """What was noted when it was made."""
+        return self.origin.record
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A file that a recipe needs and that is not here; `name` is what it was called when the picture was made."""
+
+    role: str
+    sha256: Sha256
+    name: str
+    size_bytes: int | None = None
+    air: str | None = None
+    file_id: int | None = None
+
+
+def told_by(index: Index, what: str) -> Told:
+    """What `what` tells: a picture's or JSON file, a number of `civman renders`, or the beginning of a recipe's digest.
+
+    Pictures without metadata are known by their pixels if this library made them.
+
+    Raises: NotFound: nothing of this name, or a picture that tells nothing of civman. AmbiguousRef. UsageError
+        (`bad-picture`, `bad-recipe`, `newer-recipe`). IntegrityError (`edited-recipe`).
+    """
+    path = Path(what).expanduser()
+    if path.is_file():
+        return _of_file(index, path)
+    if what.isdecimal() and len(what) < 12:
+        found = index.pictures(PictureFilter(number=int(what)))
+        if found:
+            return _of_kept(found[0])
+    if _DIGEST.fullmatch(what.lower()):
+        found = index.pictures(PictureFilter(recipe=what.lower()))
+        if len({each.record.recipe.sha256 for each in found}) > 1:
+            raise AmbiguousRef(
+                f"`{what}` begins several recipes", hint="give more digits",
+                candidates=sorted({str(each.record.recipe.sha256) for each in found}),
+            )  # fmt: skip
+        if found:
+            return _of_kept(next((each for each in found if each.is_here), found[0]))
+    raise NotFound(
+        f"no picture, recipe or number of a picture: `{what}`",
+        hint="`civman renders` lists what was made here, with numbers", name=what,
+    )  # fmt: skip
+
+
+def _of_kept(kept: KeptPicture) -> Told:
+    record = kept.record
+    path = Path(kept.path)
+    is_lossless = path.suffix.lower() == ".png"
+    return Told(f"picture {kept.id}", Origin.of(record), path if path.is_file() else None, is_lossless, kept)
+
+
+def _of_file(index: Index, path: Path) -> Told:
+    if not image_text.is_picture(path):
+        origin = read_origin(_text(path))
+        kept = _kept(index.pictures(PictureFilter(recipe=origin.recipe_sha256)), path, origin)
+        if kept is None or origin.record is None:
+            return Told(path.name, origin)
+        return replace(_of_kept(kept), name=path.name)
+    carried = image_text.read(path)
+    is_lossless = carried.format == "png"
+    if carried.record is not None:
+        origin = read_origin(carried.record)
+        kept = _kept(index.pictures(PictureFilter(recipe=origin.recipe_sha256)), path, origin)
+        if origin.recipe is None and kept is not None:  # its words were left out, but this library knows them
+            origin = Origin.of(kept.record)
+        return Told(path.name, origin, path, is_lossless, kept)
+    if told := contact_sheet.contents(carried.entries):
+        raise _is_sheet(index, path, told)
+    known = index.pictures(PictureFilter(pixel_sha256=pixel_sha256(image_text.pixels(path))))
+    if known:
+        return Told(path.name, Origin.of(known[0].record), path, is_lossless, known[0])
+    raise NotFound(
+        f"`{path.name}` carries no recipe of civman's, and its pixels are of no picture that this library made",
+        hint="`civman show` tells what other programs wrote into it", code="no-recipe", path=str(path),
+    )  # fmt: skip
+
+
+def _is_sheet(index: Index, path: Path, told: contact_sheet.Contents) -> UsageError:
+    """A sheet is none of its cells: says which those are, with their numbers where this library made them."""
+    lines, numbers = [], []
+    for values, digest in told.cells:
+        made = index.pictures(PictureFilter(recipe=digest), limit=1) if _DIGEST.fullmatch(digest) else []
+        numbers.append(str(made[0].id) if made else digest)
+        lines.append(f"  {', '.join(values)}: {f'picture {made[0].id}' if made else f'recipe {digest[:12]}'}")
+    shown = lines if len(lines) <= _MOST_NAMED else [*lines[:_MOST_NAMED], f"  … {len(lines) - _MOST_NAMED} more"]
+    return UsageError(
+        "\n".join([f"`{path.name}` is a contact sheet of {len(lines)} cells and no single picture:", *shown]),
+        hint=f"make one of its cells again, such as `civman replay {numbers[0]}`" if numbers else None,
+        code="contact-sheet", path=str(path), cells=[digest for _, digest in told.cells],
+    )  # fmt: skip
+
+
+def _kept(known: Iterable[KeptPicture], path: Path, origin: Origin) -> KeptPicture | None:
+    """The row of this very file, else of one with the same recipe and the same pixels."""
+    alike = sorted(
+        (each for each in known if each.record.pixel_sha256 == origin.pixel_sha256), key=lambda each: not each.is_here
+    )
+    same = (each for each in alike if Path(each.path) == path.absolute())
+    return next(same, None) or next(iter(alike), None)
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MOST_JSON:
+            raise UsageError(f"`{path}` is neither a picture nor a recipe: too large", code="bad-recipe")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    if not text.lstrip().startswith("{"):
+        raise UsageError(
+            f"`{path}` is neither a picture nor a recipe", hint="PNG, JPEG, WebP and recipes in JSON can be read",
+            code="bad-recipe",
+        )  # fmt: skip
+    return text
+
+
+def pixel_sha256(pixels: Any) -> Sha256:
+    """SHA-256 of (H, W, 3) uint8, row by row: what a record holds."""
+    return Sha256(hashlib.sha256(pixels.tobytes()).hexdigest())
+
+
+def pixels_of(told: Told) -> Any:
+    """The pixels of the picture's file, (H, W, 3) uint8; None where there is no file."""
+    return image_text.pixels(told.path) if told.path is not None else None
+
+
+def missing(index: Index, told: Told) -> tuple[Missing, ...]:
+    """The model files that the recipe names and that are neither held nor known on this disk."""
+    recipe, record = recipe_of(told), told.record
+    lacking = []
+    for role, digests in recipe.digests.items():
+        for sha256 in digests:
+            if not seen_here(index, sha256):
+                file = recipe.file(sha256)
+                name = record.name_of(sha256).name if record else f"sha256:{sha256[:12]}"
+                facts = (file.size_bytes, file.air, file.file_id) if file else (None, None, None)
+                lacking.append(Missing(role, sha256, name, *facts))
+    return tuple(lacking)
+
+
+def require_all(lacking: Sequence[Missing]) -> None:
+    """Raises: NotFound (`missing-files`): something is missing; says what, and where it can be had."""
+    if not lacking:
+        return
+    named = "; ".join(f"{each.role} `{each.name}` ({each.air or f'sha256 {each.sha256[:12]}…'})" for each in lacking)
+    local = [each.name for each in lacking if each.air is None]
+    hint = "--fetch gets them from CivitAI by their ids, verified by hash"
+    if local:
+        hint += f"; `{local[0]}` did not come from there: `civman import FILE` takes in a copy"
+    raise NotFound(
+        f"not here: {named}", hint=hint, code="missing-files", sha256=[str(each.sha256) for each in lacking],
+        air=[each.air or "" for each in lacking],
+    )  # fmt: skip
+
+
+def recipe_of(told: Told) -> Recipe:
+    """The recipe. Raises: NotFound (`no-recipe`): the picture was told to keep it to itself."""
+    if told.origin.recipe is None:
+        raise NotFound(
+            f"`{told.name}` names its recipe ({told.origin.recipe_sha256[:12]}…) without its words, and this library"
+            " did not make it",
+            hint="replay it where it was made, or from its recipe's JSON", code="no-recipe",
+        )  # fmt: skip
+    return told.origin.recipe

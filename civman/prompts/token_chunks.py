@@ -1,0 +1,177 @@
+"""Cutting a parsed prompt into the stretches of 75 tokens that a CLIP text encoder reads at a time. No torch.
+
+Rules (A1111 1.6 to 1.10): every fragment is tokenized by itself; `BREAK` ends a chunk; a full chunk whose last comma
+stands at most 20 tokens back hands what follows that comma on to the next; an embedding's vectors stay together.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from civman.errors import Incompatible, UsageError
+from civman.prompts.emphasis import ParsedPrompt
+from civman.prompts.tokenizer import CHUNK, COMMA, ClipTokenizer
+
+_BACKTRACK = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """Where an embedding's vectors take the place of tokens: from `offset` on, counted without the start mark."""
+
+    offset: int
+    name: str
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """At most 75 tokens with their weights; ids under an `Insert` mean nothing (0)."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    inserts: tuple[Insert, ...] = ()
+
+
+def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, int] | None = None) -> tuple[Chunk, ...]:
+    """The prompt's chunks, at least one.
+
+    Args:
+        parsed: the prompt.
+        tokenizer: any of the model's (their words are the same).
+        lengths: name of each embedding that may be used → its number of vectors.
+
+    Raises:
+        UsageError: two embeddings have names that read the same, or one has a name without a letter.
+        Incompatible: an embedding has more vectors than a chunk has room for.
+    """
+    lengths = lengths or {}
+    for name, length in lengths.items():
+        if length > CHUNK:
+            raise Incompatible(
+                f"embedding `{name}` has {length} vectors, a text encoder reads {CHUNK} tokens at a time",
+                code="embedding-too-long",
+                embedding=name,
+                vectors=length,
+            )
+    finder = _Finder(lengths, tokenizer)
+    packer = _Packer()
+    for number, section in enumerate(parsed.sections):
+        if number:
+            packer.close()
+        for fragment in section:
+            for found in finder.pieces(fragment.text):
+                if isinstance(found, str):
+                    packer.insert(found, lengths[found], fragment.weight)
+                else:
+                    packer.add(found, fragment.weight)
+    return packer.finished()
+
+
+def used(chunks: Iterable[Chunk]) -> frozenset[str]:
+    """Names of the embeddings that the prompt really calls."""
+    return frozenset(insert.name for chunk in chunks for insert in chunk.inserts)
+
+
+class _Finder:
+    """Finds embeddings in a fragment by their names' token ids; the longest name wins.
+
+    A name that begins or ends with punctuation, `<cat-toy>`, is first looked for as text: what stands next to it
+    would melt into one token with it.
+    """
+
+    def __init__(self, names: Iterable[str], tokenizer: ClipTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._by_first: dict[int, list[tuple[tuple[int, ...], str]]] = {}
+        self._by_text: dict[str, str] = {}
+        seen: dict[tuple[int, ...], str] = {}
+        for name in sorted(names):
+            ids = tuple(tokenizer.ids(name))
+            if not ids:
+                raise UsageError(f"an embedding cannot be called `{name}`: a prompt could not name it")
+            if ids in seen:
+                raise UsageError(
+                    f"the embeddings `{seen[ids]}` and `{name}` have names that read the same",
+                    code="ambiguous-embedding",
+                    hint="give one of them another name",
+                )
+            seen[ids] = name
+            self._by_first.setdefault(ids[0], []).append((ids, name))
+            plain = name.strip()
+            if not (plain[0].isalnum() and plain[-1].isalnum()):
+                self._by_text[plain.lower()] = name
+        for same_start in self._by_first.values():
+            same_start.sort(key=lambda entry: -len(entry[0]))
+        ordered = sorted(self._by_text, key=len, reverse=True)
+        self._text = re.compile("(" + "|".join(map(re.escape, ordered)) + ")", re.IGNORECASE) if ordered else None
+
+    def pieces(self, text: str) -> Iterator[int | str]:
+        """Token ids, and names of embeddings where they stand."""
+        for part in self._text.split(text) if self._text else (text,):
+            if (name := self._by_text.get(part.lower())) is not None:
+                yield name
+            else:
+                yield from self._in_tokens(self._tokenizer.ids(part))
+
+    def _in_tokens(self, ids: list[int]) -> Iterator[int | str]:
+        at = 0
+        while at < len(ids):
+            for wanted, name in self._by_first.get(ids[at], ()):
+                if tuple(ids[at : at + len(wanted)]) == wanted:
+                    yield name
+                    at += len(wanted)
+                    break
+            else:
+                yield ids[at]
+                at += 1
+
+
+@dataclass(slots=True)
+class _Packer:
+    """Fills chunks from left to right."""
+
+    done: list[Chunk] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    inserts: list[Insert] = field(default_factory=list)
+    comma: int | None = None
+
+    def add(self, token: int, weight: float) -> None:
+        if token == COMMA:
+            self.comma = len(self.ids)
+        else:
+            self._move_tail()
+        if len(self.ids) == CHUNK:
+            self.close()
+            # a comma that opens a chunk is none to go back to
+        self.ids.append(token)
+        self.weights.append(weight)
+
+    def insert(self, name: str, length: int, weight: float) -> None:
+        self._move_tail()
+        if len(self.ids) + length > CHUNK:
+            self.close()
+        self.inserts.append(Insert(len(self.ids), name, length))
+        self.ids += [0] * length
+        self.weights += [weight] * length
+
+    def close(self) -> None:
+        self.done.append(Chunk(tuple(self.ids), tuple(self.weights), tuple(self.inserts)))
+        self.ids, self.weights, self.inserts, self.comma = [], [], [], None
+
+    def finished(self) -> tuple[Chunk, ...]:
+        if self.ids or not self.done:
+            self.close()
+        return tuple(self.done)
+
+    def _move_tail(self) -> None:
+        """When the chunk is full, begin the next with what stands after the last comma, if that is near."""
+        if len(self.ids) != CHUNK or self.comma is None or CHUNK - self.comma > _BACKTRACK:
+            return
+        start = self.comma + 1
+        ids, weights = self.ids[start:], self.weights[start:]
+        moved = [Insert(each.offset - start, each.name, each.length) for each in self.inserts if each.offset >= start]
+        self.inserts = [each for each in self.inserts if each.offset < start]
+        del self.ids[start:], self.weights[start:]
+        self.close()
+        self.ids, self.weights, self.inserts = ids, weights, moved

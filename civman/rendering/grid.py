@@ -1,0 +1,320 @@
+"""Grids: what changes along one axis or two, each cell planned before any is drawn, and a sheet of them all.
+
+A cell is a picture like any other: its own recipe, its own file, its own row in the index.
+"""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from civman.domain.digests import Sha256
+from civman.domain.events import OnEvent, ignore
+from civman.domain.file_names import safe_name
+from civman.domain.recipes.recipe import Recipe, RenderRequest
+from civman.domain.scales import parse_scale_pair
+from civman.errors import CivmanError, Interrupted, UsageError
+from civman.index import Index
+from civman.pictures import contact_sheet, image_text
+from civman.planning.find_files import Finder
+from civman.planning.grid_axes import ONE_PICTURE, REPLACE, WORDS, Axis, bad_grid, changes_of
+from civman.planning.plan import Conditions, plan
+from civman.planning.plan_types import MODEL_FIELDS, Planned, Rendering
+from civman.planning.vary import Change, DigestOf, changed, field_of
+from civman.rendering.save_pictures import Manner, Place, Telling, keep_new
+
+if TYPE_CHECKING:
+    from civman.rendering.draw import Machine
+
+_FILES: Final = ("checkpoint", "vae")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One place of a grid: what its axes say there, and the plan that comes of it."""
+
+    column: int
+    row: int
+    values: tuple[tuple[str, str], ...]
+    planned: Planned
+
+    @property
+    def name(self) -> str:
+        """Such as "lora:678=0.5, seed=1"."""
+        return ", ".join(f"{name}={value}" for name, value in self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """All cells, planned: the first axis runs across, the second down; `cells` as one reads, line by line."""
+
+    axes: tuple[Axis, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def contents(self) -> contact_sheet.Contents:
+        """What the sheet tells of itself."""
+        across = len(self.axes[0].values)
+        digests = [str(cell.planned.recipe.sha256) for cell in self.cells]
+        rows = tuple(tuple(digests[start : start + across]) for start in range(0, len(digests), across))
+        return contact_sheet.Contents(tuple((axis.title, axis.values) for axis in self.axes), rows)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What to know of any of the plans, each once."""
+        found = dict.fromkeys(notice for cell in self.cells for notice in cell.planned.notices)
+        if any(axis.field in (*WORDS, REPLACE) for axis in self.axes):
+            return tuple(found)
+        prompts = {cell.planned.recipe.prompt for cell in self.cells}
+        if len(prompts) > 1:
+            words = "the cells' prompts differ: trigger words go where their LoRA acts; --trigger off adds none"
+            return (*found, words)
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnGrid:
+    """A grid that was drawn: `pictures` in the order of its cells, `path` of the sheet."""
+
+    grid: Grid
+    pictures: tuple[Rendering, ...]
+    path: Path
+
+
+def of_request(
+    index: Index, request: RenderRequest, axes: Sequence[Axis], conditions: Conditions, *, on_event: OnEvent = ignore
+) -> Grid:
+    """The grid whose every cell is what the request with that cell's values gives alone.
+
+    Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`); as `civman.planning.plan.plan`.
+    """
+    if request.count != 1 or (request.batch_size or 1) != 1:
+        raise bad_grid(
+            "a cell is one picture: a grid goes without --count and --batch-size", "--grid seed=1..4 varies it"
+        )
+    digest_of = _remembered(Finder(index, on_event))
+    _require_different(axes, digest_of)
+    if request.seed is None:  # one for all, or the cells would differ in more than their axes say
+        request = replace(request, seed=secrets.randbelow(2**32))
+    fixed = [("schedule", request.schedule)] if request.schedule is not None else []
+
+    def plan_cell(changes: Sequence[Change]) -> Planned:
+        asked = request
+        for name, text in changes:
+            asked = changed(asked, name, text, digest_of)
+            if field_of(name) == "sampler":  # which forgets a schedule that was asked for beside it
+                asked = replace(asked, schedule=dict(fixed).get("schedule"))
+        planned = plan(index, asked, conditions, on_event=on_event)
+        _require_scales(planned, changes, digest_of)
+        return planned
+
+    return _grid(axes, plan_cell, (request.prompt, request.negative_prompt))
+
+
+def of_recipe(
+    index: Index, recipe: Recipe, axes: Sequence[Axis], vary: Callable[[Sequence[Change]], Planned], *,
+    seed: int | None = None, changes: Sequence[Change] = (),
+) -> Grid:  # fmt: skip
+    """The grid around a recipe, each cell a variation of it; `changes` are for all cells, `seed` of the one picture.
+
+    Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`); as `civman.planning.vary.vary`.
+    """
+    _require_different(axes, _remembered(Finder(index, ignore)))
+    single = [("count", "1"), ("batch_size", "1")]
+    if seed is not None:
+        single.append(("seed", str(seed)))
+    said = {field_of(name): text for name, text in changes}
+    if set(ONE_PICTURE) & said.keys():
+        raise bad_grid("a cell is one picture: a grid goes without count and batch_size")
+    prompts = (said.get("prompt", recipe.prompt), said.get("negative_prompt", recipe.negative_prompt))
+    return _grid(axes, lambda more: vary([*single, *changes, *more]), prompts)
+
+
+def drawing_order(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells so that a model is loaded once and adapters change least; within that, as one reads."""
+    found = list(cells)
+    models, adapters = [_model(cell) for cell in found], [cell.planned.recipe.loras for cell in found]
+    return sorted(found, key=lambda cell: (models.index(_model(cell)), adapters.index(cell.planned.recipe.loras)))
+
+
+def draw(
+    index: Index, root: Path, grid: Grid, output: Path, manner: Manner, *, machine: "Machine",
+    clock: Callable[[], datetime], on_event: OnEvent = ignore,
+) -> DrawnGrid:  # fmt: skip
+    """Every cell kept and remembered as soon as it is done, then the sheet beside them.
+
+    `output`: a folder, or the sheet's file, which then is a PNG. What was done is kept whatever happens; a grid with
+    cells missing gets no sheet.
+
+    Raises: Interrupted; CannotRender, Incompatible, StoreError, LibraryError.
+    """
+    name = output.name if output.suffix.lower() == ".png" and not output.is_dir() else None
+    if name is None and output.suffix.lower() in image_text.SUFFIXES and not output.is_dir():
+        raise UsageError(
+            f"the sheet is a PNG, `{output.name}` is not its name", hint="name a folder, and --format for the cells"
+        )
+    place = Place(output.parent if name else output, manner)
+    order = drawing_order(grid.cells)
+    from civman.rendering import render_and_save  # torch: 2 s and more, and by now everything is settled
+
+    made: list[Rendering] = []
+    try:
+        made = render_and_save.render(
+            index, root, [cell.planned for cell in order], place, machine=machine, clock=clock, on_event=on_event
+        )
+        by_place = {(cell.row, cell.column): each for cell, each in zip(order, made, strict=True)}
+        pictures = tuple(by_place[cell.row, cell.column] for cell in grid.cells)
+        data = _sheet(grid, pictures, manner.telling)
+        path = keep_new(place.folder, name or _name(grid), data)
+    except KeyboardInterrupt:
+        error = Interrupted("stopped")
+        _tell_unfinished(error, order, made, place)
+        raise error from None
+    except CivmanError as error:
+        _tell_unfinished(error, order, made, place)
+        raise
+    return DrawnGrid(grid, pictures, path)
+
+
+def labels(grid: Grid) -> tuple[contact_sheet.Labels, ...]:
+    """The axes in words for people: models by their files' names, LoRAs with theirs."""
+    found = []
+    for position, axis in enumerate(grid.axes):
+        values, title = axis.values, axis.title
+        along = [cell for cell in grid.cells if (cell.row, cell.column)[position] == 0]
+        if axis.field in _FILES:
+            names = tuple(
+                _file_name(cell.planned, axis.field) or value for cell, value in zip(along, values, strict=True)
+            )
+            values = names if len(set(names)) == len(names) else values
+        elif axis.name.startswith("lora:"):
+            title = _lora_title(axis, along)
+        found.append(contact_sheet.Labels(title, values))
+    return tuple(found)
+
+
+def _grid(axes: Sequence[Axis], plan_cell: Callable[[Sequence[Change]], Planned], prompts: tuple[str, str]) -> Grid:
+    across, down = axes[0], axes[1] if len(axes) > 1 else None
+    plan_cell = _alike_but_for_seeds(plan_cell)
+    cells = []
+    for (row, below), (column, beside) in product(enumerate(down.values if down else [None]), enumerate(across.values)):
+        values = [(across, beside)] + ([(down, below)] if down and below is not None else [])
+        planned = plan_cell(list(changes_of(values, prompts)))
+        cells.append(Cell(column, row, tuple((axis.title, value) for axis, value in values), planned))
+    return Grid(tuple(axes), tuple(cells))
+
+
+def _alike_but_for_seeds(plan_cell: Callable[[Sequence[Change]], Planned]) -> Callable[[Sequence[Change]], Planned]:
+    """As `plan_cell`, once for all seeds: planning reads every header, 20 ms and more, and no seed changes one."""
+    known: dict[tuple[Change, ...], Planned] = {}
+
+    def planned(changes: Sequence[Change]) -> Planned:
+        rest = tuple(change for change in changes if field_of(change[0]) != "seed")
+        if rest not in known:
+            known[rest] = plan_cell(changes)
+        found, request = known[rest], RenderRequest("")
+        for name, text in changes:
+            if field_of(name) == "seed":
+                request = changed(request, name, text, Sha256)
+        seed = found.recipe.seed if request.seed is None else request.seed
+        return replace(found, recipe=replace(found.recipe, seed=seed))
+
+    return planned
+
+
+def _require_different(axes: Sequence[Axis], digest_of: DigestOf) -> None:
+    refs = [axis.name.partition(":")[2] for axis in axes if axis.name.startswith("lora:")]
+    if len({digest_of(ref) for ref in refs}) < len(refs):
+        raise bad_grid(f"both axes are about one LoRA: {axes[0].name} and {axes[-1].name}")
+
+
+def _require_scales(planned: Planned, changes: Sequence[Change], digest_of: DigestOf) -> None:
+    """A tag in the prompt may say otherwise than the axis."""
+    for name, text in changes:
+        kind, _, ref = name.partition(":")
+        if kind != "lora":
+            continue
+        wanted = int(any(parse_scale_pair(text)))
+        if sum(use.sha256 == digest_of(ref) for use in planned.recipe.loras) != wanted:
+            raise bad_grid(
+                f"a tag in the prompt and the axis `{name}` are about one LoRA", "take the tag out of the prompt"
+            )
+
+
+def _remembered(finder: Finder) -> DigestOf:
+    known: dict[str, Sha256] = {}
+
+    def digest_of(ref: str) -> Sha256:
+        if ref not in known:
+            known[ref] = finder.find("lora", ref).sha256
+        return known[ref]
+
+    return digest_of
+
+
+def _model(cell: Cell) -> tuple[object, ...]:
+    return tuple(getattr(cell.planned.recipe, name) for name in MODEL_FIELDS)
+
+
+def _sheet(grid: Grid, pictures: Sequence[Rendering], telling: Telling) -> bytes:
+    across = len(grid.axes[0].values)
+    pixels = [image_text.pixels(each.path) for each in pictures]
+    rows = [pixels[start : start + across] for start in range(0, len(pixels), across)]
+    return contact_sheet.as_png(contact_sheet.drawn(rows, *labels(grid)), _told(grid, telling))
+
+
+def _told(grid: Grid, telling: Telling) -> contact_sheet.Contents | None:
+    """What the sheet's text says: as much as the cells' own texts."""
+    if telling is Telling.NOTHING:
+        return None
+    told = grid.contents
+    if telling is Telling.ALL:
+        return told
+    axes = tuple(
+        (
+            axis.name,
+            tuple(map(str, range(1, len(axis.values) + 1))) if axis.field in (*WORDS, REPLACE) else axis.values,
+        )
+        for axis in grid.axes
+    )
+    return replace(told, axes=axes)
+
+
+def _name(grid: Grid) -> str:
+    about = "-x-".join("-".join(re.findall(r"\w+", axis.name))[:40] for axis in grid.axes)
+    digest = hashlib.sha256(grid.contents.to_json().encode()).hexdigest()
+    return safe_name(f"grid-{about}-{digest[:8]}.png")
+
+
+def _tell_unfinished(error: CivmanError, order: Sequence[Cell], made: Sequence[Rendering], place: Place) -> None:
+    """The error says what is kept, and at which cell it came."""
+    paths = error.facts.get("paths")
+    done = len(made) or (len(paths) if isinstance(paths, list) else 0)
+    if isinstance(error, Interrupted):
+        error.message = "stopped"
+    elif done < len(order):
+        error.message = f"cell {order[done].name}: {error.message}"
+    kept = f"{done} of {len(order)} cells are kept in `{place.folder}`, " if done else ""
+    error.message += f"; {kept}no sheet was made"
+    error.args = (error.message,)
+    error.facts |= {"cells": len(order), "done": done}
+
+
+def _file_name(planned: Planned, role: str) -> str:
+    return next((Path(file.name).stem for file in planned.files if file.role == role), "")
+
+
+def _lora_title(axis: Axis, along: Sequence[Cell]) -> str:
+    """With the file's name, where the ref does not say it."""
+    ref = axis.name.partition(":")[2]
+    for cell, value in zip(along, axis.values, strict=True):
+        mine = [file for file in cell.planned.files if file.role == "lora"]
+        if any(parse_scale_pair(value)) and len(mine) == 1:
+            name = Path(mine[0].name).stem
+            return axis.name if name.casefold() in ref.casefold() else f"{axis.name} ({name})"
+    return axis.name

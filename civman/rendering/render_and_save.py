@@ -1,0 +1,55 @@
+"""Rendering over a library: pictures kept, remembered with their records, and what they started from kept too."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from civman.domain.events import OnEvent, ignore
+from civman.errors import CivmanError, Interrupted
+from civman.index import Index
+from civman.planning.input_pictures import keep_inputs
+from civman.planning.plan_types import Planned, Rendering
+from civman.rendering.draw import Drawn, Machine, make
+from civman.rendering.save_pictures import Manner, Place
+
+
+def render(
+    index: Index, root: Path, plans: Iterable[Planned], place: Place, *, machine: Machine,
+    clock: Callable[[], datetime], on_event: OnEvent = ignore,
+) -> list[Rendering]:  # fmt: skip
+    """The pictures of all plans in their order, each kept and remembered as soon as it is done.
+
+    What was done is kept whatever happens; errors list it (`paths`).
+
+    Raises: CannotRender, Incompatible: as `civman.rendering.draw.draw`. StoreError, LibraryError. Interrupted: by
+        the user.
+    """
+    plans = list(plans)
+    for planned in plans:
+        keep_inputs(root, planned)
+    made: list[Rendering] = []
+    try:
+        for rendering in make(plans, place, machine=machine, on_event=on_event):
+            (number,) = index.record_pictures([(rendering.path.absolute(), rendering.record)], clock())
+            made.append(replace(rendering, id=number))
+    except KeyboardInterrupt:
+        done = f"; {len(made)} done are kept in `{place.folder}`" if made else ""
+        raise Interrupted(f"stopped{done}", paths=[str(rendering.path) for rendering in made]) from None
+    except CivmanError as error:  # of a later picture: those before it are done
+        error.facts["paths"] = [str(rendering.path) for rendering in made]
+        raise
+    index.mark_used({file.sha256 for planned in plans for file in planned.files}, clock())
+    return made
+
+
+def keep(index: Index, drawn: Sequence[Drawn], output: Path, manner: Manner | None, at: datetime) -> list[Rendering]:
+    """Write pictures and remember them. Raises: UsageError, StoreError, LibraryError."""
+    place = Place(output, manner or Manner())
+    paths = [place.keep(each.pixels, each.record) for each in drawn]
+    made = [(path.absolute(), each.record) for path, each in zip(paths, drawn, strict=True)]
+    numbers = index.record_pictures(made, at)
+    return [
+        Rendering(path, each.record, each.applied, number)
+        for path, each, number in zip(paths, drawn, numbers, strict=True)
+    ]

@@ -1,0 +1,139 @@
+"""What a partial download remembers of itself across a cut, a kill and a reboot.
+
+Two small files beside the bytes. `<key>.live` names what was handed to the system: right as long as the machine has
+not restarted since, which its boot id tells. `<key>.synced` names what a sync has brought to the disk itself: right
+always. Both are replaced whole, so a crash leaves the old or the new one.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from civman.domain.byte_ranges import Ranges
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Validator:
+    """What tells two contents behind one address apart: the ETag a host gave. Two hosts' are not comparable."""
+
+    host: str
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """One journal entry: the file's full size, the ranges that are there, and what the server called them."""
+
+    size_bytes: int
+    ranges: Ranges
+    validator: Validator | None
+
+
+class Journal:
+    """The two files of one partial. Not thread-safe: the owner holds a lock."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._live = folder / f"{key}.live"
+        self._synced = folder / f"{key}.synced"
+
+    def note(self, memory: Memory) -> None:
+        """Remember what was written. Cheap: nothing is synced. Raises: OSError."""
+        self._replace(self._live, memory, is_synced=False)
+
+    def note_synced(self, memory: Memory) -> None:
+        """Remember what is on the disk itself. Raises: OSError."""
+        self._replace(self._synced, memory, is_synced=True)
+
+    def recall(self) -> Memory | None:
+        """What can be relied on now, or None where nothing can."""
+        live = _read(self._live)
+        if live is not None and live[1] == boot_id() != "":
+            return live[0]
+        synced = _read(self._synced)
+        return synced[0] if synced is not None else None
+
+    def forget(self) -> None:
+        """Remove both files, and what a kill left of their successors."""
+        for path in (self._live, self._synced):
+            path.unlink(missing_ok=True)
+            _newer(path).unlink(missing_ok=True)
+
+    @staticmethod
+    def _replace(path: Path, memory: Memory, *, is_synced: bool) -> None:
+        text = json.dumps(
+            {
+                "format": _FORMAT,
+                "boot": boot_id(),
+                "size": memory.size_bytes,
+                "validator": [memory.validator.host, memory.validator.etag] if memory.validator else None,
+                "ranges": list(memory.ranges),
+            }
+        )
+        temporary = _newer(path)
+        try:
+            with temporary.open("w", encoding="ascii") as file:
+                file.write(text)
+                if is_synced:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # half a journal, left by a full disk
+            raise
+
+
+def promised_bytes(folder: Path, *, but_not: str) -> int:
+    """Disk space that other partials in `folder` still have to take, in bytes."""
+    promised = 0
+    for path in folder.glob("*.live"):
+        entry = _read(path)
+        if path.stem == but_not or entry is None:
+            continue
+        try:
+            promised += max(0, entry[0].size_bytes - allocated_bytes(path.with_suffix(".part").stat()))
+        except FileNotFoundError:
+            continue
+    return promised
+
+
+def allocated_bytes(stats: os.stat_result) -> int:
+    """Bytes of disk a file takes; where the system does not say, its length."""
+    blocks = getattr(stats, "st_blocks", None)
+    return stats.st_size if blocks is None else int(blocks) * 512
+
+
+@cache
+def boot_id() -> str:
+    """A text that changes when the machine restarts; empty where the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _newer(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
+def _read(path: Path) -> tuple[Memory, str] | None:
+    try:
+        entry = json.loads(path.read_bytes())
+        if entry["format"] != _FORMAT:
+            return None
+        ranges = Ranges(_pairs(entry["ranges"]))
+        size = int(entry["size"])
+        if any(end > size for _, end in ranges):
+            return None
+        validator = Validator(*map(str, entry["validator"])) if entry["validator"] else None
+        return Memory(size, ranges, validator), str(entry["boot"])
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None  # absent, torn or of another format: as good as none
+
+
+def _pairs(listed: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [(int(start), int(end)) for start, end in listed]

@@ -1,1 +1,0 @@
-"""The library under human names in another program's folders."""

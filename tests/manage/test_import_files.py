@@ -1,0 +1,188 @@
+"""Taking in folders of other programs where they lie."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+from running import Civman
+
+from civman.demo.demo_models import Shelf
+from civman.demo.demo_weights import safetensors_bytes
+from civman.demo.server import CivitaiServer
+
+
+def bytes_of(server: CivitaiServer, file_id: int) -> bytes:
+    return server.catalogue.file(file_id).content.data
+
+
+def small_model(number: int) -> bytes:
+    shapes = {f"lora_unet_block_{number}.lora_down.weight": (4, 8), f"lora_unet_block_{number}.lora_up.weight": (8, 4)}
+    return safetensors_bytes(shapes, seed=str(number))
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int, int, int]]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        stats = path.stat()
+        found[str(path)] = (stats.st_ino, stats.st_size, stats.st_mtime_ns, stats.st_mode)
+    return found
+
+
+@pytest.fixture
+def tree(tmp_path: Path, online: CivitaiServer) -> Path:
+    """An A1111 folder: two files that CivitAI knows (one twice), one that nobody knows, three that are no models."""
+    folder = tmp_path / "webui" / "models"
+    (folder / "Stable-diffusion").mkdir(parents=True)
+    (folder / "Lora" / "styles").mkdir(parents=True)
+    (folder / "Stable-diffusion" / "harbour.safetensors").write_bytes(bytes_of(online, 98103))
+    lora = next(file for file in online.catalogue.version(160211)[1].files if file.name.endswith("safetensors"))
+    (folder / "Lora" / "ink.safetensors").write_bytes(lora.content.data)
+    (folder / "Lora" / "styles" / "ink copy.safetensors").write_bytes(lora.content.data)
+    (folder / "Lora" / "mine.safetensors").write_bytes(small_model(1))
+    (folder / "Lora" / "broken.safetensors").write_bytes(small_model(2)[:-5])
+    (folder / "Lora" / "page.safetensors").write_text("<html>log in</html>")
+    (folder / "Lora" / "readme.txt").write_text("not a model")
+    return folder
+
+
+def test_files_are_taken_in_where_they_lie_and_nothing_moves(
+    online: CivitaiServer, civman: Civman, tree: Path, root: Path
+) -> None:
+    before = state_of(tree)
+
+    result = civman("import", tree, "--json")
+
+    done = result.json["import"]
+    assert result.code == 0
+    assert (done["found"], done["taken"], done["on_civitai"], done["duplicates"]) == (6, 3, 2, 1)
+    assert {Path(problem["path"]).name for problem in done["broken"]} == {"broken.safetensors", "page.safetensors"}
+    assert state_of(tree) == before
+    assert not list((root / "blobs").rglob("*.safetensors"))
+    known = {asset["name"]: asset for asset in civman("list", "--json").json["list"]["assets"]}
+    assert known["harbour.safetensors"]["model_name"] == "Harbour Light"
+    assert known["harbour.safetensors"]["path"] == str(tree / "Stable-diffusion" / "harbour.safetensors")
+    assert known["mine.safetensors"]["version_id"] is None
+
+
+def test_one_question_identifies_them_all(online: CivitaiServer, civman: Civman, tree: Path) -> None:
+    civman("import", tree)
+
+    questions = [request for request in online.requests if "/by-hash" in request.path]
+    assert [(request.method, request.path) for request in questions] == [("POST", "/api/v1/model-versions/by-hash/ids")]
+
+
+def test_a_second_import_reads_nothing(online: CivitaiServer, civman: Civman, tree: Path) -> None:
+    civman("import", tree)
+
+    again = civman("import", tree, "--json").json["import"]
+
+    assert (again["taken"], again["read_bytes"], again["known_before"]) == (0, 0, 3)
+
+
+def test_a_file_that_changed_is_read_again(online: CivitaiServer, civman: Civman, tree: Path) -> None:
+    civman("import", tree)
+    mine = tree / "Lora" / "mine.safetensors"
+    mine.write_bytes(small_model(77))
+
+    again = civman("import", tree, "--json").json["import"]
+
+    assert (again["taken"], again["read_bytes"]) == (1, mine.stat().st_size)
+
+
+def test_offline_everything_is_kept_and_a_later_import_online_is_not_needed_for_listing(
+    online: CivitaiServer, civman: Civman, tree: Path
+) -> None:
+    result = civman("import", tree, "--offline", "--json").json["import"]
+
+    assert (result["taken"], result["on_civitai"]) == (3, 0)
+    assert not [request for request in online.requests if "by-hash" in request.path]
+    assert civman("list", "--json").json["list"]["total"] == 3
+
+
+def test_a_sidecar_says_what_civitai_no_longer_knows(
+    online: CivitaiServer, civman: Civman, tree: Path, shelf: Shelf
+) -> None:
+    model = tree / "Lora" / "mine.safetensors"
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    note = {
+        "id": 777001, "modelId": 777000, "name": "v3", "baseModel": "SD 1.5", "trainedWords": ["gone style"],
+        "model": {"name": "Gone Model", "type": "LORA"},
+        "files": [{"id": 9, "name": "mine.safetensors", "sizeKB": 1.0, "type": "Model", "hashes": {"SHA256": digest}}],
+    }  # fmt: skip
+    model.with_suffix(".civitai.info").write_text(json.dumps(note))
+
+    civman("import", tree)
+
+    known = {asset["name"]: asset for asset in civman("list", "--json").json["list"]["assets"]}
+    assert known["mine.safetensors"]["model_name"] == "Gone Model"
+    assert known["mine.safetensors"]["trained_words"] == ["gone style"]
+
+
+@pytest.mark.parametrize(("option", "stays"), [("--copy", True), ("--link", True), ("--move", False)])
+def test_bytes_come_into_the_store_when_asked(
+    online: CivitaiServer, civman: Civman, tree: Path, root: Path, option: str, stays: bool
+) -> None:
+    source = tree / "Stable-diffusion" / "harbour.safetensors"
+    inode = source.stat().st_ino
+
+    assert civman("import", tree / "Stable-diffusion", option).code == 0
+
+    blob = next((root / "blobs").rglob("*.safetensors"))
+    assert source.exists() is stays
+    assert (blob.stat().st_ino == inode) is (option != "--copy")
+    assert blob.stat().st_mode & 0o222 == 0
+    assert civman("verify").code == 0
+
+
+def test_removing_an_adopted_file_forgets_it_and_leaves_the_bytes(
+    online: CivitaiServer, civman: Civman, tree: Path
+) -> None:
+    civman("import", tree)
+    before = state_of(tree)
+
+    assert civman("remove", "51207", "--yes").code == 0
+
+    assert state_of(tree) == before
+    assert civman("list", "--json").json["list"]["total"] == 2
+
+
+def test_a_folder_that_is_not_there_is_named(civman: Civman, tmp_path: Path) -> None:
+    result = civman("import", tmp_path / "nowhere", "--offline", "--json")
+
+    assert result.code == 3
+    assert "nowhere" in result.json["error"]["message"]
+
+
+@pytest.mark.slow
+def test_two_thousand_files_with_duplicates_and_broken_ones(
+    online: CivitaiServer, civman: Civman, tmp_path: Path
+) -> None:
+    folder = tmp_path / "many"
+    rng = random.Random(5)
+    for number in range(2000):
+        place = folder / f"group {number % 40}"
+        place.mkdir(parents=True, exist_ok=True)
+        kind = rng.random()
+        if kind < 0.80:
+            data = small_model(number)
+        elif kind < 0.90:
+            data = small_model(number % 50)
+        elif kind < 0.95:
+            data = small_model(number)[: rng.randrange(4, 60)]
+        else:
+            data = rng.randbytes(200)
+        (place / f"file {number}.safetensors").write_bytes(data)
+    before = state_of(folder)
+
+    first = civman("import", folder, "--json").json["import"]
+    second = civman("import", folder, "--json").json["import"]
+
+    assert first["found"] == 2000
+    assert first["taken"] + first["duplicates"] + len(first["broken"]) >= 2000 - first["duplicates"]
+    assert 150 < len(first["broken"]) < 260
+    assert second["read_bytes"] == 0
+    assert second["taken"] == 0
+    assert state_of(folder) == before
+    assert len([request for request in online.requests if "by-hash" in request.path]) == 1
