@@ -32,6 +32,8 @@ _KEYS: Final = frozenset({
 """A LoRA of such a name would be read as the setting by simpler readers."""
 _SPLITTER: Final = re.compile(r"((?:^|\n)[^\S\n]*(?:Steps|Template|Negative Template)|Negative prompt)(?=:)")
 _TAG: Final = re.compile(r"<lora:([^:>]+)")
+_SITE_TAG: Final = re.compile(r"<lora:([a-zA-Z0-9_.\-]+):[0-9.]+>")
+"""The only LoRA tags that CivitAI reads a strength from: a plain name, and one strength that is not negative."""
 _HASH: Final = re.compile(r"[0-9a-f]{8,64}")
 _AIR: Final = re.compile(r"urn:air:[a-z0-9_-]+:(?P<kind>[a-z0-9_-]+):civitai:[0-9]+@(?P<version>[0-9]+)")
 
@@ -110,7 +112,7 @@ def text(generation: Generation) -> str:
     if generation.negative.strip():
         lines.append(f"Negative prompt: {_harmless(generation.negative)}")
     details = [f"{key}: {value}" for key, value in _details(generation) if value]
-    if listed := ", ".join(f"{name}: {_hash(lora)}" for name, lora in loras if _hash(lora)):
+    if listed := ", ".join(f"{name}: {_hash(lora)}" for name, lora in _listed_by_hash(prompt, loras)):
         details.append(f'Lora hashes: "{listed}"')
     details.append(f"Version: {_plain(generation.version)}")
     if hashes := dict(_hashes(generation, loras)):
@@ -160,6 +162,16 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
     yield "ENSD", str(generation.ensd) if generation.ensd else ""
 
 
+def _listed_by_hash(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[tuple[str, Part]]:
+    """The LoRAs that belong into `Lora hashes`.
+
+    CivitAI joins an entry there with the tag of the same name and stores strength 1 where it cannot read the tag, even
+    if `Civitai resources` gives the strength. A LoRA with such a tag is therefore listed in `Hashes` alone.
+    """
+    read_by_site = set(_SITE_TAG.findall(prompt))
+    return ((name, lora) for name, lora in loras if name in read_by_site and _hash(lora))
+
+
 def _hashes(generation: Generation, loras: Iterable[tuple[str, Part]]) -> Iterator[tuple[str, str]]:
     if generation.model is not None and (digest := _short(generation.model.autov2)):
         yield "model", digest
@@ -172,8 +184,12 @@ def _hashes(generation: Generation, loras: Iterable[tuple[str, Part]]) -> Iterat
 
 
 def _resources(generation: Generation) -> Iterator[dict[str, object]]:
-    """What CivitAI has an id for. One entry without an id would lose them all."""
-    parts = [("checkpoint", generation.model), ("vae", generation.vae)]
+    """What CivitAI has an id for. One entry without an id would lose them all.
+
+    CivitAI takes an entry's name from its type (from its AIR where there is one) and links no part that is named "vae".
+    A VAE is therefore of type "VAE" and has no AIR.
+    """
+    parts = [("checkpoint", generation.model), ("VAE", generation.vae)]
     parts += [("lora", part) for part in generation.loras] + [("embedding", part) for part in generation.embeddings]
     for kind, part in parts:
         if part is None:
@@ -186,7 +202,7 @@ def _resources(generation: Generation) -> Iterator[dict[str, object]]:
         if kind == "lora":
             entry["weight"] = _finite(part.scale)
         entry["modelVersionId"] = version
-        if match and int(match["version"]) == version:
+        if match and int(match["version"]) == version and kind != "VAE":
             entry["air"] = match[0]
         yield entry
 

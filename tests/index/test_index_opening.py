@@ -175,7 +175,7 @@ def test_library_that_may_not_be_written_can_still_be_read(
         from datetime import UTC, datetime
         from pathlib import Path
         from civman.errors import LibraryError
-        from civman.index import Index, recording, writing
+        from civman.index import Index, transactions, write_assets
         os.setgroups([]), os.setgid(65534), os.setuid(65534)  # after the imports, which only root may be able to read
         with Index.open(Path(sys.argv[1])) as index:
             print([asset.name for asset in index.assets()])

@@ -35,7 +35,7 @@ def test_four_processes_open_a_new_library_at_once(tmp_path: Path) -> None:
     code = """
         import sys
         from pathlib import Path
-        from civman.index import Index, SeenFile, upgrade, recording, writing
+        from civman.index import Index, SeenFile, migrate, transactions, write_assets
         print("ready", flush=True); sys.stdin.readline()
         with Index.open(Path(sys.argv[1])) as index:
             index.save_seen([SeenFile(sys.argv[2], 1, 2, 3, 4, "0" * 64)])

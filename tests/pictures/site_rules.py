@@ -60,6 +60,25 @@ def judge(text: str) -> Meta:
     return meta
 
 
+def stored_strengths(meta: Meta, versions: dict[str, int]) -> dict[int, float | None]:
+    """The strength the site's database keeps for each version; `versions` are the ids it knows hashes by.
+
+    What comes from `Lora hashes` wins over `Civitai resources`, and is 1 where no tag gave it a weight.
+    """
+    strengths = dict(meta.versions)
+    for resource in meta.resources:
+        if (version := versions.get(str(resource.get("hash")))) is not None:
+            weight = resource.get("weight", 1.0)
+            assert isinstance(weight, float)
+            strengths[version] = weight
+    return strengths
+
+
+def linked_vaes(entries: list[dict[str, object]]) -> list[object]:
+    """The VAEs among `Civitai resources` that the site links: named by type, unless an AIR names it "vae" again."""
+    return [entry["modelVersionId"] for entry in entries if entry["type"] == "VAE" and "air" not in entry]
+
+
 def _cut(line: str, pattern: str) -> tuple[object, str]:
     match = re.search(pattern, line)
     if match is None:

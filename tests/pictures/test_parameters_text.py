@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sd_parsers.parsers import AUTOMATIC1111Parser
 from sd_prompt_reader.format.a1111 import A1111
-from site_rules import JS_SPACE, DiscardedError, Meta, judge
+from site_rules import JS_SPACE, DiscardedError, Meta, judge, linked_vaes, stored_strengths
 
 from civman.errors import UsageError
 from civman.pictures import parameters_text
@@ -247,6 +247,39 @@ def test_two_scales_are_told_as_a1111_takes_them_text_encoder_first():
 
     assert text.startswith("<lora:a:0.25:0.8>\n")
     assert [(tag.scale, tag.text_scale) for tag in parameters_text.read(text).tags] == [(0.8, 0.25)]
+
+
+@pytest.mark.parametrize("scales", [(0.8, None), (-0.35, None), (0.8, 0.3), (0.0, None), (1e-7, None), (12.5, 12.5)])
+@pytest.mark.parametrize(
+    "name", ["detail", "my.lora_v1-2", "my lora", "lora (v2)", "lora [v2]", "猫 v2", "Steps", "a:b"]
+)
+@pytest.mark.parametrize("prompt", ["a cat", ""])
+def test_the_site_stores_the_strength_of_every_lora(name: str, scales: tuple[float, float | None], prompt: str):
+    lora = Part(name, autov3="0123456789ab", version_id=9, scale=scales[0], text_scale=scales[1])
+    other = Part("other", autov3="ba9876543210", version_id=7, scale=0.5)
+
+    meta = judge(parameters_text.text(plain(prompt=prompt, loras=(other, lora))))
+
+    assert stored_strengths(meta, {"0123456789ab": 9, "ba9876543210": 7}) == {128713: None, 9: scales[0], 7: 0.5}
+    assert {"0123456789ab", "ba9876543210"} <= set(meta.hashes.values())
+
+
+def test_a_lora_whose_tag_in_the_prompt_has_two_scales_is_not_listed_as_plain():
+    lora = Part("ink", autov3="0123456789ab", version_id=9, scale=0.3, text_scale=0.8)
+
+    meta = judge(parameters_text.text(plain(prompt="a cat <lora:ink:0.8:0.3>", loras=(lora,))))
+
+    assert stored_strengths(meta, {"0123456789ab": 9}) == {128713: None, 9: 0.3}
+
+
+def test_a_vae_links_by_its_type_without_an_air():
+    vae = Part("vae-ft", autov2="b" * 10, air="urn:air:sd1:vae:civitai:1@5")
+    text = parameters_text.text(plain(vae=vae))
+
+    entries = json.loads(text.partition("Civitai resources: ")[2])
+
+    assert linked_vaes(entries) == [5]
+    judge(text)
 
 
 def test_two_loras_of_one_name_keep_both_hashes():
