@@ -100,7 +100,7 @@ def test_writers_in_two_processes_wait_for_each_other(index: Index, path: Path) 
         import sys
         sys.path.insert(0, "tests/index")
         from pathlib import Path
-        from civman.index import Index, recording, writing
+        from civman.index import Index, transactions, write_assets
         from index_values import FACTS, NOON, blob
         with Index.open(Path(sys.argv[1])) as index:
             print("ready", flush=True); sys.stdin.readline()
