@@ -1,6 +1,6 @@
-"""Connections to the library's database and what its failures mean. Standard library only.
+"""Connections to the library's database, and the translation of SQLite's errors. Standard library only.
 
-SQLite's own module serves all reading, since SQLModel and SQLAlchemy take 0.5 to 1.3 s to import and `civman list`
+All reading uses the standard `sqlite3` module: importing SQLModel and SQLAlchemy takes 0.5 to 1.3 s, and `civman list`
 should take about as long as `civman --help`.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 from civman.errors import LibraryError
 
 BUSY_TIMEOUT_S = 30.0
-"""How long to wait for another process that writes."""
+"""How long to wait for a lock that another process holds."""
 
-_MEANINGS = {  # primary result code → our code, words, way out
+_MEANINGS = {  # SQLite's primary result code → our error code, the message and the hint
     sqlite3.SQLITE_BUSY: ("library-locked", "is in use by another program", "wait until it is done, then try again"),
     sqlite3.SQLITE_LOCKED: ("library-locked", "is in use by another program", "wait until it is done, then try again"),
     sqlite3.SQLITE_CORRUPT: (
@@ -40,10 +40,10 @@ _MEANINGS = {  # primary result code → our code, words, way out
 
 
 def library_error(path: Path, error: sqlite3.Error) -> LibraryError:
-    """What SQLite's `error` means to a person, judged by its result code alone."""
+    """The LibraryError for a SQLite error, chosen by its result code alone."""
     number = getattr(error, "sqlite_errorcode", None)
     if number is None:
-        raise error  # misuse of the driver: a bug of ours
+        raise error  # wrong use of the driver: a bug in civman
     code, words, hint = _MEANINGS.get(
         number & 0xFF,
         ("index", f"cannot be used ({error})", "run `civman verify --rebuild` on a copy, or report this"),
@@ -55,7 +55,7 @@ def library_error(path: Path, error: sqlite3.Error) -> LibraryError:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turns SQLite's errors into ours, and text that cannot be stored (a file name that is not UTF-8) too."""
+    """Turn SQLite's errors into ours; also text that cannot be stored, such as a file name that is not UTF-8."""
     try:
         yield
     except sqlite3.Error as error:
@@ -74,7 +74,7 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def connect(path: Path, *, mode: str = "rw", timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
-    """A connection in autocommit, foreign keys on. `mode` as in SQLite's addresses, or "immutable"."""
+    """Open a connection in autocommit mode with foreign keys on. `mode` is as in SQLite URIs, or "immutable"."""
     query = "mode=ro&immutable=1" if mode == "immutable" else f"mode={mode}"
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{query}",
@@ -92,10 +92,11 @@ def connect(path: Path, *, mode: str = "rw", timeout_s: float = BUSY_TIMEOUT_S) 
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write, also to a file or in a folder where nobody may.
+    """Open a read-only connection, even to a file or folder that this user may not write.
 
-    A database in WAL mode needs its side files even to be read. Where they can be neither found nor made, the file
-    is read as immutable, which is right as long as nobody writes: no one can here, and no log is left beside it.
+    A database in WAL mode needs its side files even for reading. If they neither exist nor can be created, the file is
+    opened as immutable. That is correct as long as nobody writes, and here nobody can: this user has no permission, and
+    there is no log file whose contents could be missed.
     """
     last: sqlite3.Error | None = None
     for mode in ("rw", "ro", "immutable"):
@@ -108,7 +109,8 @@ def connect_reader(path: Path) -> sqlite3.Connection:
             continue
         try:
             connection.execute("PRAGMA query_only = ON")
-            # 64 MB: walking 30,000 rows by another table's index reads each page many times over with SQLite's 2 MB
+            # 64 MB page cache: walking 30,000 rows via another table's index rereads pages many times with SQLite's 2
+            # MB default
             connection.execute("PRAGMA cache_size = -65536")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
@@ -123,10 +125,10 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 
 
 def use_wal(connection: sqlite3.Connection) -> None:
-    """Switches to write-ahead logging, by which readers and a writer do not wait for each other.
+    """Switch to write-ahead logging, so that readers and a writer do not block each other.
 
-    The switch wants the file for itself and does not always honour the busy timeout. Whoever fails leaves it to the
-    next one: the older journal is as safe.
+    The switch needs exclusive access and does not always honour the busy timeout. If it fails, the next process tries
+    again; the older rollback journal is just as safe.
     """
     deadline = time.monotonic() + 2.0
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
@@ -141,7 +143,7 @@ def use_wal(connection: sqlite3.Connection) -> None:
 
 
 class Reader:
-    """Queries on one connection that cannot write."""
+    """Queries on one read-only connection."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -150,19 +152,19 @@ class Reader:
             self._connection = connect_reader(path)
 
     def all(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """All rows of one statement, which is one snapshot."""
+        """All rows of one statement, read from one consistent snapshot."""
         with translated(self.path):
             return self._connection.execute(sql, parameters).fetchall()
 
     def one(self, sql: str, parameters: Sequence[object] = ()) -> tuple[Any, ...] | None:
-        """The first row, if any."""
+        """The first row, or None."""
         with translated(self.path):
             row: tuple[Any, ...] | None = self._connection.execute(sql, parameters).fetchone()
             return row
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """All queries within see the same state, whatever others write."""
+        """Make all queries inside the block see the same state, whatever other processes write."""
         with translated(self.path):
             self._connection.execute("BEGIN")
         try:
@@ -172,7 +174,7 @@ class Reader:
                 self._connection.execute("COMMIT")
 
     def close(self) -> None:
-        """Gives the connection back."""
+        """Close the connection."""
         with translated(self.path):
             self._connection.close()
 

@@ -1,6 +1,6 @@
-"""What a person typed, as a full-text query: nothing they type is an operator, and a slip of the finger still finds.
+"""Turn what a person typed into a full-text query. Nothing they type acts as an operator, and typos still find matches.
 
-Each word is looked up in the vocabulary: what begins with it, else what holds it, else what is spelled nearly so.
+Each word is matched against the words in the index: first as a prefix, then as a part of a word, then by spelling.
 """
 
 import re
@@ -13,28 +13,28 @@ from civman.index.database import Reader
 _QUOTED = re.compile(r'"([^"]*)"?|(\S+)')
 _TOKEN = re.compile(r"[^\W_]+")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
-"""Scripts written without spaces: a word of theirs is looked for inside others too."""
+"""Scripts written without spaces between words: these are also searched for inside longer words."""
 _MOST_TERMS = 40
 _MOST_NEAR = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Understood:
-    """A query: the `match` expression, parts that only a comparison of text can find, and what was read differently."""
+    """A parsed query: the `match` expression, the parts that only a text comparison finds, and the corrected words."""
 
     match: str = ""
     parts: tuple[str, ...] = ()
     corrections: tuple[tuple[str, str], ...] = ()
-    """What was typed, and the words that were looked for in its place."""
+    """Pairs of a typed word and the words searched for instead."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether it asks nothing."""
+        """Whether the query has no conditions."""
         return not self.match and not self.parts
 
 
 def understand(reader: Reader, words: Iterable[str]) -> Understood:
-    """The query that `words` mean in this library. Text in double quotes has to occur as it stands."""
+    """Parse search words for this library. Text in double quotes must occur exactly as written."""
     matches: list[str] = []
     parts: list[str] = []
     corrections: list[tuple[str, str]] = []
@@ -43,7 +43,7 @@ def understand(reader: Reader, words: Iterable[str]) -> Understood:
         return Understood(parts=tuple(text for _, text, _ in pieces))
     for is_phrase, text, tokens in pieces:
         if not tokens:
-            continue  # `fox & owl`: what is no word asks nothing beside words
+            continue  # in `fox & owl`, the `&` is not a word and adds no condition
         if is_phrase:
             matches.append(_quoted(" ".join(tokens)))
         elif len(tokens) > 1:
@@ -60,13 +60,13 @@ def understand(reader: Reader, words: Iterable[str]) -> Understood:
 
 
 def column_match(column: str, text: str) -> str:
-    """The query for `text` as a phrase in one column; empty where there is no word in it."""
+    """A query for `text` as a phrase in one column; an empty string if `text` contains no word."""
     tokens = tokens_of(text)
     return f"{{{column}}} : {_quoted(' '.join(tokens))}" if tokens else ""
 
 
 def tokens_of(text: str) -> list[str]:
-    """The words of `text` as the full-text table has them: case and accents folded.
+    """The words of `text` as the full-text table stores them, without case and accents.
 
     >>> tokens_of("Café_Noir-v2")
     ['cafe', 'noir', 'v2']
@@ -81,7 +81,7 @@ def _pieces(words: Iterable[str]) -> list[tuple[bool, str]]:
 
 
 def _one(reader: Reader, token: str) -> tuple[str, str]:
-    """The expression for one word, and the words it was replaced by if it had to be."""
+    """The expression for one word, and the words it was replaced by, if any."""
     begins = reader.one("SELECT 1 FROM search_word WHERE term >= ? AND term < ? LIMIT 1", [token, token + "\U0010ffff"])
     if begins is not None and not _UNSPACED.search(token):
         return f"({_quoted(token)} OR {_quoted(token)} *)", ""
@@ -106,7 +106,7 @@ def _holding(reader: Reader, token: str) -> list[str]:
 
 
 def _near(reader: Reader, token: str) -> list[str]:
-    """Words spelled nearly as `token`, nearest first, of equals the one in most files."""
+    """Words with a similar spelling, the nearest first; of equally near ones, the most frequent first."""
     slack = 0 if len(token) < 4 or token.isdigit() else 1 if len(token) < 6 else 2
     if not slack:
         return []
@@ -115,18 +115,19 @@ def _near(reader: Reader, token: str) -> list[str]:
     rated = []
     for term, count in reader.all(sql, [len(token) - slack, len(token) + slack + 3]):
         shared = sum(pair in term for pair in pairs)
-        if shared >= len(pairs) - 2 * slack - 1:  # one slip touches two neighbouring pairs, a swap three
+        # one wrong letter changes two adjacent letter pairs, two swapped letters change three
+        if shared >= len(pairs) - 2 * slack - 1:
             distance = min(spelling_distance(token, part, slack) for part in {term, term[: len(token)]})
             if distance <= slack:
                 rated.append((distance, term[0] != token[0], -count, term))
     rated.sort(key=lambda one: (*one[:3], len(one[3]), one[3]))
     near = [term for distance, *_, term in rated if distance == rated[0][0]]
-    # a word that begins with another of them is found along with it
+    # search matches by prefix, so a longer word that starts with another search word is already covered
     return [term for term in near if not any(term != other and term.startswith(other) for other in near)][:_MOST_NEAR]
 
 
 def spelling_distance(one: str, other: str, most: int) -> int:
-    """Letters to change, add, leave out or swap with a neighbour; any number above `most` stands for more.
+    """The number of letters to change, insert, delete or swap. Any number above `most` means "more than `most`".
 
     >>> spelling_distance("harbuor", "harbour", 2)
     1

@@ -1,7 +1,7 @@
-"""The library's memory: what CivitAI said, which bytes are held, and what they are.
+"""The library's index: CivitAI metadata, which files are stored, and what they are.
 
-Reading goes through SQLite's own module and costs milliseconds; the first write of a process imports SQLAlchemy and
-SQLModel (0.5 to 1.3 s). Opening creates or upgrades the database where needed.
+Reads and writes use the standard `sqlite3` module and take milliseconds. Opening creates the database or upgrades it if
+needed, which imports SQLAlchemy and SQLModel (0.5 to 1.3 s).
 """
 
 from collections.abc import Iterable, Iterator
@@ -53,18 +53,21 @@ Page = tuple[Model, tuple[ModelVersion, ...]]
 
 
 class Index:
-    """One library's database. A context manager, for one thread at a time. All methods may raise LibraryError."""
+    """One library's database. A context manager, for use by one thread at a time.
+
+    Every method may raise LibraryError.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Opens what `prepare` left; use `Index.open`."""
+        """Use `Index.open`, which creates or upgrades the database first."""
         self._path = path
         self._reader = Reader(path)
         self._asked: tuple[object, Understood] = ((), Understood())
-        """The words last looked up, with the state of the database, and what they mean: listing asks three times."""
+        """The last query with the database state it was parsed for: `civman list` needs the same one three times."""
 
     @classmethod
     def open(cls, path: Path) -> "Index":
-        """The index in the file `path`, created or upgraded first where needed.
+        """Open the index in the file `path`, creating or upgrading it first if needed.
 
         Raises: NewerLibrary: a newer civman wrote it. LibraryError: SQLite cannot use it.
         """
@@ -72,7 +75,7 @@ class Index:
         return cls(path)
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Close the database."""
         self._reader.close()
         if "_writer" in self.__dict__:
             self._writer.close()
@@ -85,7 +88,7 @@ class Index:
     ) -> None:
         self.close()
 
-    # What is held
+    # Stored files
 
     def assets(
         self,
@@ -95,135 +98,142 @@ class Index:
         limit: int | None = None,
         offset: int = 0,
     ) -> list[Asset]:
-        """Assets that pass the filter; without `sort` the best match first, newest first where no words are given."""
+        """Assets that match the filter.
+
+        Without `sort`, the best match comes first; without search words, the newest.
+        """
         asked = self.understood(wanted.words)
         return read_assets.select(self._reader, wanted, asked, sort=sort, limit=limit, offset=offset)
 
     def understood(self, words: Iterable[str]) -> Understood:
-        """How words are looked for here: with `corrections` where nothing is written as they are."""
+        """How the search words are understood in this library, with `corrections` for words that occur nowhere."""
         state = (tuple(words), self._reader.one("PRAGMA data_version"))
         if self._asked[0] != state:
             self._asked = state, understand(self._reader, state[0])
         return self._asked[1]
 
     def count(self, wanted: AssetFilter = EVERYTHING) -> int:
-        """How many assets pass the filter."""
+        """The number of assets that match the filter."""
         return read_assets.count(self._reader, wanted, self.understood(wanted.words))
 
     def find_sha256(self, sha256: Sha256) -> Asset | None:
-        """The newest asset with these bytes."""
+        """The newest asset with these bytes, or None."""
         return next(iter(self.referrers(sha256)), None)
 
     def find_by_digest(self, digest: str, kind: HashKind | None = None) -> list[Asset]:
-        """Assets with a digest of that kind, or of any kind; the beginning of a SHA-256 is enough."""
+        """Assets with this digest, of the given kind or of any kind. A prefix of a SHA-256 is enough."""
         return read_assets.by_digest(self._reader, digest, kind)
 
     def find_by_version(self, version_id: VersionId) -> list[Asset]:
-        """The files held of a version, newest first."""
+        """The stored files of a version, newest first."""
         return read_assets.where(self._reader, "a.version_id = ?", [version_id])
 
     def find_by_model(self, model_id: ModelId) -> list[Asset]:
-        """The files held of a model's versions, newest first."""
+        """The stored files of all versions of a model, newest first."""
         return read_assets.where(self._reader, "a.model_id = ?", [model_id])
 
     def find_by_file(self, file_id: FileId) -> list[Asset]:
-        """The assets that are CivitAI's file `file_id`; a shared file may be held as part of several versions."""
+        """The assets for CivitAI's file `file_id`; a file may belong to several versions."""
         return read_assets.where(self._reader, "a.file_key IN (SELECT key FROM file WHERE file_id = ?)", [file_id])
 
     def find_by_name(self, name: str) -> list[Asset]:
-        """What `name` may mean: by alias, file name, model name, beginning, part; the first that finds any decides."""
+        """Assets that `name` may mean.
+
+        Alias, file name, model name, prefix and part of a name are tried in this order.
+        """
         return read_assets.by_name(self._reader, name)
 
     def referrers(self, sha256: Sha256) -> list[Asset]:
-        """All assets with these bytes, newest first. Once it is empty, nothing speaks for keeping them."""
+        """All assets with these bytes, newest first. When none is left, the file is no longer needed."""
         return read_assets.where(self._reader, "a.blob_sha256 = ?", [sha256])
 
     def blobs(self) -> Iterator[tuple[Sha256, int, str]]:
-        """Digest, size in bytes and suffix of all that is held."""
+        """SHA-256, size in bytes and file extension of every stored file."""
         yield from self._reader.all("SELECT sha256, size_bytes, suffix FROM blob ORDER BY sha256")
 
     def held_files(self, digests: Iterable[Sha256] | None = None) -> list[HeldFile]:
-        """The file of each blob, with what it looked like when last proven; all of them, or of `digests`."""
+        """The file of each blob (or of those in `digests`) and its stat information at the last verification."""
         return read_maintenance.held_files(self._reader, digests)
 
     def pins(self) -> dict[Sha256, tuple[str, ...]]:
-        """Why bytes must stay, by digest; also of bytes that are not here."""
+        """Why files must not be removed, by SHA-256; includes files that are not stored here."""
         return read_maintenance.pins(self._reader)
 
     def shares(self, group: str) -> list[Share]:
-        """How many files and bytes by "type", "base_model", "architecture" or "used", the largest first."""
+        """Number of files and bytes by "type", "base_model", "architecture" or "used", largest first."""
         return read_maintenance.shares(self._reader, group)
 
     def sidecars_due(self, sha256: Sha256 | None = None) -> list[tuple[Sha256, str]]:
-        """Blobs whose rows are newer than what is kept beside them, each with the token for `sidecar_kept`."""
+        """Blobs whose rows are newer than their sidecar file, each with the token that `sidecar_kept` needs."""
         return read_maintenance.sidecars_due(self._reader, sha256)
 
     def hashes(self, sha256: Sha256) -> Hashes:
-        """The further digests of a blob."""
+        """The other digests of a blob (AutoV1, AutoV3, CRC32, BLAKE3)."""
         return read_maintenance.hashes(self._reader, sha256)
 
     def seen_files(self, paths: Iterable[str] | None = None) -> dict[str, SeenFile]:
-        """What is known of files outside the store, by path; all of them, or of `paths` those that are known."""
+        """What is known about files outside the store, by path; all of them, or those in `paths`."""
         return read_catalog.seen_files(self._reader, paths)
 
-    # Pictures that were made
+    # Images made with this library
 
     def pictures(
         self, wanted: "PictureFilter | None" = None, *, limit: int | None = None, offset: int = 0
     ) -> "list[KeptPicture]":
-        """Pictures that pass the filter, newest first; all of them without one."""
-        from civman.index import read_pictures  # with the recipe 0.02 s, which listing files need not spend
+        """Images that match the filter, newest first; all of them without a filter."""
+        # importing this module loads the recipe types (0.02 s), which listing files does not need
+        from civman.index import read_pictures
 
         return read_pictures.select(self._reader, wanted or read_pictures.PictureFilter(), limit=limit, offset=offset)
 
     def count_pictures(self, wanted: "PictureFilter") -> int:
-        """How many pictures pass the filter."""
+        """The number of images that match the filter."""
         from civman.index import read_pictures
 
         return read_pictures.count(self._reader, wanted)
 
     def picture_paths(self) -> set[str]:
-        """Where the files of all pictures were put, absolute."""
+        """The absolute paths where all images were saved."""
         from civman.index import read_pictures
 
         return read_pictures.paths(self._reader)
 
     def pictures_with(self, digests: Iterable[Sha256]) -> int:
-        """How many pictures were made with one of these files."""
+        """The number of images that were made with one of these files."""
         from civman.index import read_pictures
 
         return read_pictures.made_with(self._reader, digests)
 
     def record_pictures(self, made: "Iterable[tuple[Path, PictureRecord]]", at: datetime) -> list[int]:
-        """Writes pictures that were made and where their files are; gives their numbers, in order."""
+        """Record images and where they were saved. Returns their ids in the same order."""
         from civman.index import write_pictures
 
         with self._writer.transaction() as connection:
             return write_pictures.record(connection, made, at=at, folder=self._reader.folder)
 
     def forget_pictures(self, numbers: Iterable[int]) -> int:
-        """Takes pictures' rows away; their files stay. Gives how many there were."""
+        """Remove the rows of these images; their files stay on disk. Returns the number removed."""
         from civman.index import write_pictures
 
         with self._writer.transaction() as connection:
             return write_pictures.forget(connection, numbers)
 
-    # What CivitAI said
+    # CivitAI metadata
 
     def version(self, version_id: VersionId) -> ModelVersion | None:
-        """A version as last remembered, with its files, previews and model."""
+        """A version as last saved, with its files, previews and model."""
         return read_catalog.version(self._reader, version_id)
 
     def model(self, model_id: ModelId) -> Page | None:
-        """A model and its versions: in the creator's order, then those that the page no longer lists, newest first."""
+        """A model and its versions: first in the creator's order, then those no longer on its page, newest first."""
         return read_catalog.model(self._reader, model_id)
 
     def snapshot_of_model(self, model_id: ModelId) -> Snapshot | None:
-        """When the model was last fetched, from where, and whether CivitAI still has it."""
+        """When and from where the model was last fetched, and whether CivitAI still has it."""
         return read_catalog.snapshot(self._reader, "model", model_id)
 
     def snapshot_of_version(self, version_id: VersionId) -> Snapshot | None:
-        """As `snapshot_of_model`, for a version."""
+        """When and from where the version was last fetched, and whether CivitAI still has it."""
         return read_catalog.snapshot(self._reader, "version", version_id)
 
     # Writing
@@ -248,17 +258,17 @@ class Index:
         hashes: Hashes | None = None,
         model_type: ModelType | None = None,
     ) -> Asset:
-        """Writes a file that is held, and gives it as an asset; see `Record` for the parts.
+        """Add a stored file to the index and return it as an asset; see `Record` for the fields.
 
-        The same blob, version and file again updates. A version that is not yet known is remembered along with it;
-        one that is stays as it is (`remember` renews it).
+        Recording the same blob, version and file again updates the entry. An unknown version is added; an existing one
+        is left unchanged (`remember` refreshes it).
         """
         item = Record(blob, path, name, origin, added_at, version, file, facts, hashes, model_type)
         number = self._record([item])[0]
         return read_assets.where(self._reader, "a.id = ?", [number])[0]
 
     def record_all(self, records: Iterable[Record]) -> int:
-        """As `record` for many, in one transaction; gives how many there were."""
+        """Add many stored files in one transaction. Returns the number of records."""
         return len(self._record(list(records)))
 
     def _record(self, records: list[Record]) -> list[int]:
@@ -273,7 +283,10 @@ class Index:
             ]
 
     def remember(self, page: ModelVersion | Page, *, fetched_at: datetime, source: Source) -> None:
-        """Saves what CivitAI said of a version, or of a model and its versions. Poorer answers never wipe richer."""
+        """Save what CivitAI returned for a version, or for a model and its versions.
+
+        Less complete data never replaces more complete data.
+        """
         from civman.index import write_catalog
 
         model, versions = (page.model, (page,)) if isinstance(page, ModelVersion) else page
@@ -281,11 +294,14 @@ class Index:
             write_catalog.remember(connection, model, versions, fetched_at=fetched_at, source=source)
 
     def mark_model_gone(self, model_id: ModelId, *, status: int, at: datetime) -> bool:
-        """Notes that CivitAI answered `status` (404, 410) for a model. What was saved stays. False: nothing was."""
+        """Record that CivitAI returned `status` (404 or 410) for a model. Saved data stays.
+
+        Returns whether the model was known.
+        """
         return self._mark_gone("model", model_id, status, at)
 
     def mark_version_gone(self, version_id: VersionId, *, status: int, at: datetime) -> bool:
-        """As `mark_model_gone`, for a version."""
+        """Record that CivitAI returned `status` (404 or 410) for a version. Returns whether the version was known."""
         return self._mark_gone("version", version_id, status, at)
 
     def _mark_gone(self, table: str, number: int, status: int, at: datetime) -> bool:
@@ -295,9 +311,9 @@ class Index:
             return write_catalog.mark_gone(connection, table, number, status=status, at=at)
 
     def set_alias(self, asset: Asset, alias: str | None) -> Asset:
-        """Gives the asset a name of the user's own; None takes it away.
+        """Give the asset an alias; None removes it.
 
-        Raises: UsageError: the alias reads as something else or belongs to another asset. NotFound.
+        Raises: UsageError: the alias could be read as another kind of ref, or belongs to another asset. NotFound.
         """
         from civman.index import write_assets
 
@@ -316,7 +332,7 @@ class Index:
         return read_assets.where(self._reader, "a.id = ?", [number])[0]
 
     def annotate(self, asset: Asset, own: Own) -> Asset:
-        """Writes what the user says of an asset, all of it. Raises: NotFound."""
+        """Replace all of the user's annotations of an asset. Raises: NotFound."""
         from civman.index import write_assets, write_notes
 
         with self._writer.transaction() as connection:
@@ -327,21 +343,21 @@ class Index:
         return read_assets.where(self._reader, "a.id = ?", [number])[0]
 
     def pin(self, sha256: Sha256, reason: str, at: datetime) -> None:
-        """Writes that these bytes must stay: "user", or "recipe <id>" for what needs them to be drawn again."""
+        """Record why these bytes must be kept: "user", or "recipe <id>" for a recipe that needs them."""
         from civman.index import write_notes
 
         with self._writer.transaction() as connection:
             write_notes.pin(connection, sha256, reason, at)
 
     def unpin(self, sha256: Sha256, reason: str) -> None:
-        """Takes a reason to stay away."""
+        """Remove one reason why these bytes must be kept."""
         from civman.index import write_notes
 
         with self._writer.transaction() as connection:
             write_notes.unpin(connection, sha256, reason)
 
     def sidecar_kept(self, due: Iterable[tuple[Sha256, str]]) -> None:
-        """Notes that sidecars were written, unless a row has changed since the token was read."""
+        """Record that sidecar files were written, unless a row has changed since its token was read."""
         from civman.index import write_notes
 
         with self._writer.transaction() as connection:
@@ -349,46 +365,49 @@ class Index:
 
     @property
     def has_written(self) -> bool:
-        """Whether this index has opened its write side."""
+        """Whether this index has been written to since it was opened."""
         return "_writer" in self.__dict__
 
     def forget_seen(self, paths: Iterable[str]) -> None:
-        """Takes away what is known of files that are no more."""
+        """Remove what is known about files that no longer exist."""
         from civman.index import write_notes
 
         with self._writer.transaction() as connection:
             write_notes.forget_seen(connection, paths)
 
     def refill_search(self) -> None:
-        """Makes the full-text table again from the rows."""
+        """Rebuild the full-text table from the rows."""
         from civman.index import search_rows
 
         with self._writer.transaction() as connection:
             search_rows.refill(connection)
 
     def forget(self, asset: Asset) -> bool:
-        """Removes the asset, and its blob's row with the last asset. False: it was not there."""
+        """Remove the asset, and the blob's row if this was its last asset. Returns whether the asset existed."""
         from civman.index import write_assets
 
         with self._writer.transaction() as connection:
             return write_assets.forget(connection, asset)
 
     def update_facts(self, sha256: Sha256, facts: FileFacts, *, model_type: ModelType | None = None) -> bool:
-        """Writes what the file shows of itself; the type only for assets without a version. False: no such blob."""
+        """Save what the file's header shows; the type is set only on assets without a version.
+
+        Returns whether the blob exists.
+        """
         from civman.index import write_assets
 
         with self._writer.transaction() as connection:
             return write_assets.update_facts(connection, sha256, facts, model_type)
 
     def set_verified(self, sha256: Sha256, at: datetime) -> bool:
-        """Writes when the bytes were last read and found right. False: no such blob."""
+        """Record when the file's contents were last verified. Returns whether the blob exists."""
         from civman.index import write_assets
 
         with self._writer.transaction() as connection:
             return write_assets.set_verified(connection, sha256, at)
 
     def save_proofs(self, files: Iterable[SeenFile], at: datetime) -> None:
-        """Writes that these files were read just now and are what their digests say, and how they look."""
+        """Record that these files were just read and match their digests, with their stat information."""
         from civman.index import write_assets
 
         proven = list(files)
@@ -397,14 +416,14 @@ class Index:
             write_assets.set_all_verified(connection, [file.sha256 for file in proven], at)
 
     def mark_used(self, digests: Iterable[Sha256], at: datetime) -> None:
-        """Writes when files were last put to use."""
+        """Record when files were last used."""
         from civman.index import write_assets
 
         with self._writer.transaction() as connection:
             write_assets.mark_used(connection, digests, at)
 
     def save_seen(self, files: Iterable[SeenFile]) -> None:
-        """Writes what files outside the store hashed to."""
+        """Save the digests of files outside the store."""
         from civman.index import write_assets
 
         with self._writer.transaction() as connection:

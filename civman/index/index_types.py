@@ -1,4 +1,4 @@
-"""What the index takes and gives beyond the values of the domain."""
+"""Parameters and results of the index that are not already types of the domain."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,22 +9,22 @@ from civman.domain.digests import Hashes, Sha256
 
 
 class Source(StrEnum):
-    """Which kind of answer a row came from."""
+    """Which API response a row was saved from."""
 
     MODEL = "model"
-    """`/models/{id}`: the whole page, all versions in the creator's order."""
+    """`/models/{id}`: the whole page with all versions in the creator's order."""
     SEARCH = "search"
-    """`/models`: versions may be narrowed to those that match."""
+    """`/models`: the response may contain only the versions that match the search."""
     VERSION = "version"
     HASH = "by-hash"
     SIDECAR = "sidecar"
     RECORD = "record"
-    """Came along with a file and nothing had been remembered before."""
+    """Saved together with a file, when nothing was known of the version before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How current a saved model or version is. Gone: CivitAI answered `gone_status` (404, 410) at `gone_at`."""
+    """How current a saved model or version is. If CivitAI returned 404 or 410, `gone_status` and `gone_at` say so."""
 
     fetched_at: datetime
     source: str
@@ -33,17 +33,17 @@ class Snapshot:
 
 
 USER_PIN = "user"
-"""The reason of a pin that a person set; others are "recipe <id>"."""
+"""The reason of a pin that a user set; other reasons are "recipe <id>"."""
 UNREAD = FileFacts()
-"""The facts of a file that nobody has looked into."""
+"""The facts of a file whose header has not been read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A file to be recorded: proven bytes, where they are, and what they are as far as known.
+    """A file to add to the index: verified bytes, their path, and what is known about them.
 
-    `hashes` are further digests of these bytes; None: the file's declared ones, where its SHA-256 agrees.
-    `model_type` counts only without a version (see `Identity.model_type`).
+    `hashes` are further digests of these bytes; if None, the digests that CivitAI declares are used, provided that its
+    SHA-256 agrees. `model_type` is used only for files without a version (see `Identity.model_type`).
     """
 
     blob: Blob
@@ -60,7 +60,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class SeenFile:
-    """A file outside the store and what it hashed to; the digest holds while the other fields do."""
+    """A file outside the store and its SHA-256, valid as long as the other fields are unchanged."""
 
     path: str
     device: int
@@ -72,7 +72,7 @@ class SeenFile:
 
 @dataclass(frozen=True, slots=True)
 class Fits:
-    """What may go with some checkpoint: files of these architectures, and unread ones with these base models."""
+    """Which files may fit a checkpoint: those of these architectures, and those not yet read with these base models."""
 
     architectures: tuple[str, ...] = ()
     base_models: tuple[str, ...] = ()
@@ -80,13 +80,13 @@ class Fits:
 
 @dataclass(frozen=True, slots=True)
 class HeldFile:
-    """A blob's file as the index knows it. `seen`: what it looked like when its bytes were last proven."""
+    """A blob's file as recorded in the index. `seen` is its stat information when its contents were last verified."""
 
     sha256: Sha256
     size_bytes: int
     path: str
     kept_path: str
-    """The path as `seen_file` knows it: relative to the library where it lies below."""
+    """The path as stored in the database: relative if the file is inside the library's folder."""
     verified_at: datetime
     name: str
     seen: SeenFile | None = None
@@ -94,7 +94,7 @@ class HeldFile:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one group of files takes: `label` is the group's name, empty where there is none."""
+    """The number of files and bytes in one group. `label` is the group's name; empty means that the files have none."""
 
     label: str
     count: int
@@ -102,7 +102,7 @@ class Share:
 
 
 class Sort(StrEnum):
-    """In which order assets come. Ranked by the words asked for, the best first; newest first without words."""
+    """The order of assets. The default is by relevance if there are search words, else newest first."""
 
     RELEVANCE = "relevance"
     ADDED = "added"
@@ -115,18 +115,20 @@ class Sort(StrEnum):
 SEARCH_COLUMNS = (
     "name", "model", "version", "alias", "trigger_words", "tags", "creator", "base_model", "note", "description",
 )  # fmt: skip
-"""Columns of the full-text table, in its order."""
+"""The columns of the full-text table, in order."""
 SEARCH_WEIGHTS = (6.0, 10.0, 3.0, 12.0, 5.0, 4.0, 4.0, 2.0, 5.0, 1.0)
-"""How much a hit in each of them counts: names and the user's own words over what a creator tells at length."""
+"""How much a match in each column counts: names and the user's own notes count more than a long description."""
 
 
 @dataclass(frozen=True, slots=True)
 class AssetFilter:
-    """Which assets are wanted: within a field any of its values, all fields together; empty asks nothing.
+    """Which assets to return.
 
-    `words` must all occur in names, alias, creator, tags, trigger words, base model, notes or descriptions, without
-    regard to case and accents; beginnings of words are enough, and what nothing begins with is looked for inside
-    words, then among words spelled alike. `base_models` and `creator` are compared without regard to case.
+    All fields must match; within a field, any of its values is enough; an empty field matches all.
+
+    `words` must all occur in names, alias, creator, tags, trigger words, base model, notes or descriptions. Case and
+    accents are ignored and a prefix of a word is enough; a word that is not a prefix of anything is searched for inside
+    words, then by similar spelling. `base_models` and `creator` ignore case.
     """
 
     types: tuple[ModelType, ...] = ()
@@ -138,17 +140,17 @@ class AssetFilter:
     fits: Fits | None = None
     model_id: ModelId | None = None
     tags: tuple[str, ...] = ()
-    """All of these must be among CivitAI's tags and the user's."""
+    """The asset must have all of these tags, from CivitAI or from the user."""
     is_favourite: bool | None = None
     min_rating: int | None = None
     larger_bytes: int | None = None
     smaller_bytes: int | None = None
     since: datetime | None = None
-    """Added then or later."""
+    """Added at this time or later."""
     is_commercial: bool = False
-    """Pictures may be sold, as far as the creator's and the base model's licence are known."""
+    """Only files whose licence and whose base model's licence allow selling images, as far as they are known."""
     is_safe: bool = False
-    """CivitAI rates all pictures of the model PG or PG-13."""
+    """Only models whose images CivitAI all rates PG or PG-13."""
 
 
 EVERYTHING = AssetFilter()

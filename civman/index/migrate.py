@@ -1,4 +1,7 @@
-"""Brings a database to the newest revision. Imports Alembic: only `opening.prepare` should import this, and late."""
+"""Upgrade a database to the newest revision.
+
+Imports Alembic, so only `open_database.prepare` imports this, when needed.
+"""
 
 import sqlite3
 from collections.abc import Iterator
@@ -21,16 +24,18 @@ KEPT_BACKUPS = 3
 
 
 def migrations_folder() -> Path:
-    """Where the revisions are: inside an installed package, at the top of a checkout."""
+    """The folder of the migrations: inside an installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "_migrations"
     return installed if installed.is_dir() else package.parent / "migrations"
 
 
 def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head") -> None:
-    """Upgrades (or creates) the database at `path` to `target`, all or nothing; a copy of an older one stays beside it.
+    """Create or upgrade the database at `path` to `target`, completely or not at all.
 
-    Several processes may do this at once: the first does the work, the others wait and find it done.
+    A copy of the older one is kept next to it.
+
+    Several processes may call this at once: the first one does the work, the others wait.
 
     Raises: NewerLibrary, LibraryError.
     """
@@ -38,7 +43,7 @@ def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head")
     known = frozenset(script.revision for script in scripts.walk_revisions())
     wanted = scripts.as_revision_number(target)
     with translated(path):
-        refuse_unknown(path, read_revision(path), known)  # before anything is written, be it the journal's mode
+        refuse_unknown(path, read_revision(path), known)  # before anything is written, including the journal mode
     with _locked(path) as connection:
         driver = _driver(connection)
         revision = revision_of(driver, path)
@@ -62,10 +67,10 @@ def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head")
 
 @contextmanager
 def _locked(path: Path) -> Iterator[Connection]:
-    """A connection inside `BEGIN IMMEDIATE`, foreign keys off: committed at the end, rolled back on any error.
+    """A connection inside `BEGIN IMMEDIATE` with foreign keys off: committed at the end, rolled back on any error.
 
-    With foreign keys on, rebuilding a parent table would silently delete its ON DELETE CASCADE children. They cannot
-    be switched off inside a transaction, so it happens on connecting.
+    With foreign keys on, rebuilding a parent table would silently delete its ON DELETE CASCADE children. They cannot be
+    switched off inside a transaction, so this is done when connecting.
     """
 
     def make() -> sqlite3.Connection:
@@ -106,7 +111,7 @@ def _check_references(driver: sqlite3.Connection, path: Path) -> None:
 
 
 def back_up(path: Path, *, label: str) -> Path:
-    """Copies the database aside as it is now, and keeps the newest three copies. Gives the copy's path."""
+    """Copy the database to a backup file and keep the three newest backups. Returns the path of the copy."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     copy = path.with_name(f"{path.name}.backup-{stamp}-{label}")
     unfinished = path.with_name(f"{path.name}.unfinished-{stamp}")

@@ -1,4 +1,4 @@
-"""Makes sure that a database is there and has this civman's tables, before anybody reads or writes."""
+"""Make sure that the database exists and has the tables of this version of civman, before anyone reads or writes."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from civman.index.revisions import HEAD, read_revision
 
 
 def prepare(path: Path) -> None:
-    """Creates the database at `path` or brings it up to date; does nothing to one that is.
+    """Create the database at `path` or upgrade it; does nothing if it is up to date.
 
-    Raises: NewerLibrary: a revision this civman does not know; the file stays as it is. LibraryError: not ours, or
-    SQLite cannot use it.
+    Raises: NewerLibrary: the database has an unknown revision; it is left unchanged. LibraryError: it is not a civman
+        library, or SQLite cannot use it.
     """
     with translated(path):
         if read_revision(path) == HEAD:
             return
-    # 0.5 to 1.2 s for Alembic and SQLAlchemy, spent only where there is something to do.
+    # importing Alembic and SQLAlchemy takes 0.5 to 1.2 s, so do it only if there is something to upgrade
     from civman.index.migrate import upgrade
 
     try:

@@ -1,4 +1,4 @@
-"""Finding assets: what is asked becomes one SELECT, on SQLite's own module."""
+"""Find assets: each request becomes one SELECT statement, run with the standard `sqlite3` module."""
 
 import json
 import os
@@ -31,7 +31,7 @@ _LABELS = (
     "SELECT base_model FROM (SELECT DISTINCT base_model FROM asset) "
     "WHERE lower(base_model) IN (SELECT value FROM json_each(?))"
 )
-"""CivitAI's labels in any case, so that the index on them still serves."""
+"""Compare CivitAI's base models without case, in a form that still uses the index."""
 Condition = tuple[str, list[object]]
 
 
@@ -44,10 +44,10 @@ def select(
     limit: int | None = None,
     offset: int = 0,
 ) -> list[Asset]:
-    """Assets that pass the filter, in order; equals in order of entry, so that pages neither skip nor repeat.
+    """Assets that match the filter, in order. Ties are sorted by row id, so that pages neither skip nor repeat rows.
 
-    `asked` is what `wanted.words` mean. The rows of the page are chosen before anything is joined to them: an index
-    gives the newest at once.
+    `asked` is the parsed form of `wanted.words`. The rows of the page are chosen before other tables are joined, so
+    that the newest rows come straight from an index.
     """
     sql = f"SELECT {rows.ASSET_COLUMNS} FROM {rows.ASSET_TABLES}"  # noqa: S608  only names of ours
     with reader.snapshot():
@@ -57,26 +57,29 @@ def select(
             return _assets(reader, f"{sql} WHERE {where} {_NEWEST_FIRST}", parameters)
         page = f"SELECT a.id FROM {source} WHERE {where} {order} LIMIT ? OFFSET ?"  # noqa: S608
         ids = [number for (number,) in reader.all(page, [*parameters, _limit(limit), offset])]
-        # CROSS JOIN keeps the page's order: SQLite then takes the left side first.
+        # CROSS JOIN keeps the page's order: SQLite then reads the left side first
         paged = f"json_each(?) j CROSS JOIN {rows.ASSET_TABLES.replace('asset a', 'asset a ON a.id = j.value', 1)}"
         return _assets(reader, f"SELECT {rows.ASSET_COLUMNS} FROM {paged} ORDER BY j.key", [json.dumps(ids)])  # noqa: S608
 
 
 def count(reader: Reader, wanted: AssetFilter, asked: Understood) -> int:
-    """How many assets pass the filter; `asked` is what its words mean."""
+    """The number of assets that match the filter; `asked` is the parsed form of its words."""
     source, where, parameters = _condition(wanted, asked, "")
     row = reader.one(f"SELECT count(*) FROM {source} WHERE {where}", parameters)  # noqa: S608
     return int(row[0]) if row else 0
 
 
 def where(reader: Reader, condition: str, parameters: Sequence[object]) -> list[Asset]:
-    """Assets for which `condition` holds, newest first. The condition may name a(sset), b(lob), f(ile), v, m."""
+    """Assets that satisfy `condition`, newest first.
+
+    It may use the tables a(sset), b(lob), f(ile), v(ersion), m(odel).
+    """
     sql = f"SELECT {rows.ASSET_COLUMNS} FROM {rows.ASSET_TABLES} WHERE {condition} {_NEWEST_FIRST}"  # noqa: S608
     return _assets(reader, sql, parameters)
 
 
 def by_digest(reader: Reader, digest: str, kind: HashKind | None) -> list[Asset]:
-    """Assets with this digest: of `kind`, or of any kind it may be. Beginnings of a SHA-256 count."""
+    """Assets with this digest, of `kind` or of any kind that it may be. A prefix of a SHA-256 is enough."""
     tests: list[str] = []
     if kind in (None, HashKind.SHA256, HashKind.AUTOV2):
         tests.append("(b.sha256 >= ?1 AND b.sha256 < ?1 || 'g')")
@@ -88,9 +91,9 @@ def by_digest(reader: Reader, digest: str, kind: HashKind | None) -> list[Asset]
 
 
 def by_name(reader: Reader, name: str) -> list[Asset]:
-    """Assets called `name`: by alias, else file name with or without ending, model name, beginning, any part.
+    """Assets called `name`: by alias, else by file name with or without extension, model name, prefix, then part.
 
-    The first way that finds any decides; several assets mean that the name does not tell them apart.
+    The first way that matches anything decides. If it returns several assets, the name is ambiguous.
     """
     wanted = rows.key(name)
     if not wanted:
@@ -110,7 +113,7 @@ def by_name(reader: Reader, name: str) -> list[Asset]:
 
 
 def _condition(wanted: AssetFilter, asked: Understood, order: str) -> tuple[str, str, list[object]]:
-    """The tables that the filter and the order ask about (most only about assets), the condition, its values."""
+    """The tables that the filter and the order need (usually only assets), the condition, and its parameters."""
     tests: list[str] = ["1"]
     given: list[object] = []
 

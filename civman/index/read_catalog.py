@@ -1,4 +1,4 @@
-"""Reads what CivitAI said, on SQLite's own module."""
+"""Read the saved CivitAI metadata with the standard `sqlite3` module."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from civman.index.index_types import SeenFile, Snapshot
 
 
 def version(reader: Reader, version_id: VersionId) -> ModelVersion | None:
-    """The version as last remembered."""
+    """A version as last saved, or None."""
     with reader.snapshot():
         row = reader.one(f"SELECT model_id, {rows.VERSION_COLUMNS} FROM version WHERE id = ?", [version_id])  # noqa: S608
         found = None if row is None else _model(reader, row[0])
@@ -20,7 +20,7 @@ def version(reader: Reader, version_id: VersionId) -> ModelVersion | None:
 
 
 def model(reader: Reader, model_id: ModelId) -> tuple[Model, tuple[ModelVersion, ...]] | None:
-    """The model with all versions: the page's in their order, then others by id, newest first."""
+    """A model with all its versions: those on its page in their order, then the others by id, newest first."""
     with reader.snapshot():
         if (found := _model(reader, model_id)) is None:
             return None
@@ -30,7 +30,7 @@ def model(reader: Reader, model_id: ModelId) -> tuple[Model, tuple[ModelVersion,
 
 
 def snapshot(reader: Reader, table: str, number: int) -> Snapshot | None:
-    """How current a row of `table` (model, version) is."""
+    """How current a row of `table` (model or version) is."""
     sql = f"SELECT fetched_at, source, gone_at, gone_status FROM {table} WHERE id = ?"  # noqa: S608
     if (row := reader.one(sql, [number])) is None:
         return None

@@ -1,4 +1,4 @@
-"""Reads what keeping a library sound asks for, on SQLite's own module."""
+"""Read what verifying, removing and measuring a library needs, with the standard `sqlite3` module."""
 
 import json
 import os
@@ -24,7 +24,7 @@ _GROUPS = {
 
 
 def held_files(reader: Reader, digests: Iterable[Sha256] | None = None) -> list[HeldFile]:
-    """The file of each blob that an asset refers to, in the order of their rows."""
+    """The file of each blob that an asset refers to, in row order."""
     sql = (
         "SELECT b.sha256, b.size_bytes, b.path, b.verified_at, "
         "(SELECT a.name FROM asset a WHERE a.blob_sha256 = b.sha256 LIMIT 1), "
@@ -40,14 +40,14 @@ def held_files(reader: Reader, digests: Iterable[Sha256] | None = None) -> list[
         seen = None
         if device is not None:
             seen = SeenFile(kept, int(device), int(inode), seen_size, mtime_ns, seen_sha256)
-        # no Path objects: there are 30,000 of them
+        # strings instead of Path objects: there may be 30,000 of them
         path = kept if os.path.isabs(kept) else os.path.join(reader.folder, *kept.split("/"))  # noqa: PTH117, PTH118
         files.append(HeldFile(sha256, size, path, kept, datetime.fromisoformat(verified_at), name or "", seen))
     return files
 
 
 def pins(reader: Reader) -> dict[Sha256, tuple[str, ...]]:
-    """Reasons to stay by digest."""
+    """Why files must not be removed, by SHA-256."""
     found: dict[Sha256, tuple[str, ...]] = {}
     for sha256, reason in reader.all("SELECT blob_sha256, reason FROM pin ORDER BY blob_sha256, reason"):
         found[sha256] = (*found.get(sha256, ()), reason)
@@ -55,7 +55,7 @@ def pins(reader: Reader) -> dict[Sha256, tuple[str, ...]]:
 
 
 def shares(reader: Reader, group: str) -> list[Share]:
-    """Files and bytes by group; bytes that several assets of a group share count once."""
+    """Files and bytes by group; bytes shared by several assets of a group count once."""
     label = _GROUPS[group]
     inner = (
         f"SELECT DISTINCT {label} AS label, b.sha256, b.size_bytes FROM asset a JOIN blob b ON b.sha256 = a.blob_sha256"  # noqa: S608
@@ -65,7 +65,7 @@ def shares(reader: Reader, group: str) -> list[Share]:
 
 
 def sidecars_due(reader: Reader, sha256: Sha256 | None = None) -> list[tuple[Sha256, str]]:
-    """Blobs and tokens of what has to be written."""
+    """Blobs whose sidecar file must be written, each with its token."""
     if sha256 is None:
         return [(digest, token) for digest, token in reader.all("SELECT blob_sha256, token FROM sidecar_due")]
     return [
@@ -75,7 +75,7 @@ def sidecars_due(reader: Reader, sha256: Sha256 | None = None) -> list[tuple[Sha
 
 
 def hashes(reader: Reader, sha256: Sha256) -> Hashes:
-    """Further digests of a blob."""
+    """The other digests of a blob."""
     row = reader.one("SELECT blake3, crc32, autov1, autov3 FROM blob WHERE sha256 = ?", [sha256])
     if row is None:
         return Hashes()

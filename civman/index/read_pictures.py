@@ -1,4 +1,4 @@
-"""Pictures that were made, read on SQLite's own module."""
+"""Read the images that were made with this library, with the standard `sqlite3` module."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from civman.index.database import Reader
 
 @dataclass(frozen=True, slots=True)
 class KeptPicture:
-    """A picture that was made: the library's number for it, where its file was put, its record."""
+    """An image that was made: its id in the library, the path it was saved to, and its record."""
 
     id: int
     path: str
@@ -24,15 +24,15 @@ class KeptPicture:
 
     @property
     def is_here(self) -> bool:
-        """Whether there still is a file at its path."""
+        """Whether a file still exists at its path."""
         return Path(self.path).is_file()
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFilter:
-    """Which pictures are wanted; empty asks nothing. `words` must all occur in prompts or names of files.
+    """Which images to return; an empty filter matches all. `words` must all occur in the prompts or in file names.
 
-    `digests`: made with one of these files. `recipe`: the beginning of their recipe's SHA-256.
+    `digests`: made with one of these files. `recipe`: a prefix of the recipe's SHA-256.
     """
 
     words: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class PictureFilter:
 
 
 def select(reader: Reader, wanted: PictureFilter, *, limit: int | None = None, offset: int = 0) -> list[KeptPicture]:
-    """Pictures that pass the filter, newest first. A row that cannot be read any more raises as `read_origin` does."""
+    """Images that match the filter, newest first. A row that cannot be read raises the same errors as `read_origin`."""
     where, parameters = _condition(wanted)
     found = reader.all(
         f"SELECT id, path, record, made_at FROM rendering WHERE {where} "  # noqa: S608  only words of ours
@@ -55,19 +55,19 @@ def select(reader: Reader, wanted: PictureFilter, *, limit: int | None = None, o
 
 
 def count(reader: Reader, wanted: PictureFilter) -> int:
-    """How many pictures pass the filter."""
+    """The number of images that match the filter."""
     where, parameters = _condition(wanted)
     row = reader.one(f"SELECT count(*) FROM rendering WHERE {where}", parameters)  # noqa: S608
     return int(row[0]) if row else 0
 
 
 def paths(reader: Reader) -> set[str]:
-    """Where the files of all pictures were put, absolute."""
+    """The absolute paths where all images were saved."""
     return {_full(reader, path) for (path,) in reader.all("SELECT path FROM rendering")}
 
 
 def made_with(reader: Reader, digests: Iterable[Sha256]) -> int:
-    """How many pictures were made with one of these files."""
+    """The number of images that were made with one of these files."""
     row = reader.one(
         "SELECT count(DISTINCT rendering_id) FROM rendering_file WHERE sha256 IN (SELECT value FROM json_each(?))",
         [json.dumps(list(digests))],

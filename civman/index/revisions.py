@@ -1,4 +1,4 @@
-"""Which revision a database is at, and whether this civman knows it. Standard library only."""
+"""Which revision a database has, and whether this version of civman knows it. Standard library only."""
 
 import sqlite3
 from pathlib import Path
@@ -7,13 +7,13 @@ from civman.errors import LibraryError, NewerLibrary
 from civman.index.database import connect_reader
 
 HEAD = "20261124_renderings"
-"""The newest revision in migrations/ (a test compares): lets an up-to-date library open without Alembic."""
+"""The newest revision in migrations/ (checked by a test). Lets an up-to-date library open without importing Alembic."""
 
 
 def read_revision(path: Path) -> str | None:
-    """The revision a database is at; None where there is none yet or the file is empty.
+    """The revision of a database; None if it does not exist yet or the file is empty.
 
-    Raises: LibraryError: a database, but no library. sqlite3.Error.
+    Raises: LibraryError: the file is a database but not a civman library. sqlite3.Error.
     """
     if not path.exists():
         return None
@@ -25,7 +25,7 @@ def read_revision(path: Path) -> str | None:
 
 
 def revision_of(connection: sqlite3.Connection, path: Path) -> str | None:
-    """As `read_revision`, on an open connection."""
+    """The revision of a database that is already open."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if "alembic_version" in tables:
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
@@ -42,7 +42,7 @@ def revision_of(connection: sqlite3.Connection, path: Path) -> str | None:
 
 
 def refuse_unknown(path: Path, revision: str | None, known: frozenset[str]) -> None:
-    """Raises: NewerLibrary: `revision` is none of `known`."""
+    """Raise NewerLibrary if `revision` is not in `known`."""
     if revision is not None and revision not in known:
         raise NewerLibrary(
             f"a newer civman wrote this library (revision {revision}): {path}",

@@ -1,6 +1,6 @@
-"""Between domain values and rows: pure functions, used by reading and writing alike.
+"""Convert between domain values and database rows: pure functions, used for reading and writing.
 
-Rows are read by position, in the order of the `*_COLUMNS` below: building 30,000 assets has to take a fraction of a
+Rows are read by position, in the order of the `*_COLUMNS` below, so that building 30,000 assets takes a fraction of a
 second.
 """
 
@@ -62,41 +62,41 @@ ASSET_TABLES = (
 
 
 def moment(when: datetime) -> str:
-    """`when` as the text that is stored. Raises: ValueError: it has no zone."""
+    """A time as the text that the database stores. Raises: ValueError: it has no time zone."""
     if when.tzinfo is None:
         raise ValueError(f"a time without a zone: {when}")
     return when.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def maybe_moment(when: datetime | None) -> str | None:
-    """As `moment`; None stays None."""
+    """A time as stored text; None stays None."""
     return None if when is None else moment(when)
 
 
 def when(text: str | None) -> datetime | None:
-    """The time that `text` stores."""
+    """The time that a stored text represents."""
     return None if text is None else datetime.fromisoformat(text)
 
 
 def key(text: str) -> str:
-    """`text` for comparing without regard to case, composition and outer spaces."""
+    """`text` normalised for comparison: without case, Unicode composition differences and surrounding spaces."""
     if text.isascii():
         return text.strip().lower()
     return unicodedata.normalize("NFKC", text).strip().casefold()
 
 
 def words(given: Sequence[str]) -> str:
-    """A list as JSON."""
+    """A list of strings as JSON."""
     return json.dumps(list(given)) if given else "[]"
 
 
 def from_words(text: str) -> tuple[str, ...]:
-    """The list that `text` stores."""
+    """The list of strings that a JSON text represents."""
     return () if text == "[]" else tuple(json.loads(text))
 
 
 def model_values(model: Model) -> Values:
-    """Columns of a model."""
+    """The column values of a model."""
     licence = model.licence
     return {
         "id": model.id,
@@ -123,7 +123,7 @@ def model_values(model: Model) -> Values:
 
 
 def model_from(row: Sequence[Any]) -> Model:
-    """The model of a row of MODEL_COLUMNS."""
+    """The model in a row of MODEL_COLUMNS."""
     (number, name, kind, type_raw, nsfw, level, real, mode, creator, tags, description,
      credit, commercial, derivatives, different, downloads, thumbs, complete, raw) = row  # fmt: skip
     uses = None if commercial is None else from_words(commercial)
@@ -135,7 +135,7 @@ def model_from(row: Sequence[Any]) -> Model:
 
 
 def version_values(version: ModelVersion) -> Values:
-    """Columns of a version."""
+    """The column values of a version."""
     gate = version.gate
     return {
         "id": version.id,
@@ -162,7 +162,7 @@ def version_values(version: ModelVersion) -> Values:
 
 
 def version_from(row: Sequence[Any], model: Model, files: Sequence[Any], previews: Sequence[Any]) -> ModelVersion:
-    """The version of a row of VERSION_COLUMNS with rows of its files and previews."""
+    """The version in a row of VERSION_COLUMNS with the rows of its files and previews."""
     (number, name, base, base_type, published, trained, description, air, gated, permanent, ends, usage, status,
      availability, level, url, downloads, thumbs, raw) = row  # fmt: skip
     return ModelVersion(
@@ -173,7 +173,7 @@ def version_from(row: Sequence[Any], model: Model, files: Sequence[Any], preview
 
 
 def file_values(file: ModelFile) -> Values:
-    """Columns of a file."""
+    """The column values of a file."""
     return {
         "file_id": file.id,
         "name": file.name,
@@ -200,7 +200,7 @@ def file_values(file: ModelFile) -> Values:
 
 
 def file_from(row: Sequence[Any]) -> ModelFile:
-    """The file of a row of FILE_COLUMNS."""
+    """The file in a row of FILE_COLUMNS."""
     (number, name, kind, size, sha256, blake3, crc32, autov1, autov2, autov3, primary, linked, form, precision,
      size_class, quant, pickle_scan, virus_scan, message, url, raw) = row  # fmt: skip
     return ModelFile(
@@ -210,12 +210,12 @@ def file_from(row: Sequence[Any]) -> ModelFile:
 
 
 def preview_values(preview: Preview) -> Values:
-    """Columns of a preview."""
+    """The column values of a preview."""
     return {name: getattr(preview, name) for name in ("url", "nsfw_level", "width", "height", "media")}
 
 
 def facts_values(facts: FileFacts) -> Values:
-    """Columns of what a file shows of itself."""
+    """The column values of what a file's header shows."""
     return {
         "kind": facts.kind,
         "architecture": facts.architecture,
@@ -232,7 +232,7 @@ def facts_values(facts: FileFacts) -> Values:
 
 
 def blob_values(blob: Blob, path: str, facts: FileFacts, hashes: Hashes) -> Values:
-    """Columns of a blob; `path` as `kept_path` gives it."""
+    """The column values of a blob; `path` as returned by `kept_path`."""
     return {
         "sha256": blob.sha256,
         "size_bytes": blob.size_bytes,
@@ -249,7 +249,7 @@ def blob_values(blob: Blob, path: str, facts: FileFacts, hashes: Hashes) -> Valu
 
 
 def asset_from(row: Sequence[Any], folder: str) -> Asset:
-    """The asset of a row of ASSET_COLUMNS; `folder` holds the database and ends in a separator."""
+    """The asset in a row of ASSET_COLUMNS; `folder` contains the database and ends with a separator."""
     (sha256, size, suffix, declared_by, verified_at, path,
      kind, architecture, adapter, key_format, precision, rank, tensors, claimed, triggers, flags, conflicts,
      name, origin, added_at, model_type, type_raw, base_model, model_id, version_id, alias,
@@ -272,7 +272,7 @@ def asset_from(row: Sequence[Any], folder: str) -> Asset:
 
 
 def own_values(own: Own) -> Values:
-    """Columns of what the user says."""
+    """The column values of the user's annotations."""
     return {
         "note": own.note,
         "tags": words(own.tags),
@@ -283,13 +283,13 @@ def own_values(own: Own) -> Values:
 
 
 def kept_path(path: str | Path, folder: Path) -> str:
-    """How a path is stored: relative to the database's folder with `/` where it lies below, else absolute."""
+    """A path as stored: relative to the database's folder, with `/`, if it is inside that folder; else absolute."""
     absolute = Path(os.path.normpath(Path(path).absolute()))
     return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
 
 
 def search_text(values: Mapping[str, Any], model: Model | None, version_name: str, trained: Sequence[str]) -> str:
-    """All words by which an asset is found, one a line."""
+    """All words by which an asset can be found, one per line."""
     about = [model.name, model.creator or "", *model.tags] if model else []
     parts = [values["name"], values["alias"] or "", *about, version_name, *trained, values["base_model"] or ""]
     return "\n".join(key(part) for part in parts if part)

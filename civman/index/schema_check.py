@@ -1,4 +1,4 @@
-"""Whether a database is whole, and its tables are the ones this civman means. Imports SQLModel: for `doctor` alone."""
+"""Check that a database is intact and has the expected tables. Imports SQLModel, so only `doctor` uses it."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from civman.index.tables import SEARCH_TABLES, metadata
 
 
 def faults(path: Path) -> tuple[str, ...]:
-    """What is wrong with the database, in words: damaged pages, rows that point at nothing, odd tables or columns.
+    """Problems of the database as sentences: damaged pages, dangling references, unexpected tables or columns.
 
     Raises: LibraryError: SQLite cannot read it at all.
     """
@@ -28,12 +28,12 @@ def faults(path: Path) -> tuple[str, ...]:
 
 
 def _is_ours(name: str | None, kind: str, _: object) -> bool:
-    """Not the full-text tables, which are SQLite's own kind, nor what SQLite keeps behind them."""
+    """Whether the table is one of ours, not a full-text table or one of SQLite's internal tables."""
     return kind != "table" or (name or "").split("_")[0] not in {table.split("_")[0] for table in SEARCH_TABLES}
 
 
 def _words(change: object) -> str:
-    """One of Alembic's changes, which would make the database what the tables say."""
+    """Describe one of Alembic's changes that would make the database match the table definitions."""
     first = change[0] if isinstance(change, (list, tuple)) and change else change
     step = first if isinstance(first, tuple) else change
     if not isinstance(step, tuple) or len(step) < 2:

@@ -1,6 +1,6 @@
-"""Keeps the words by which assets are found: one row of the FTS5 table `search` for each asset.
+"""Maintain the words by which assets are found: one row of the FTS5 table `search` per asset.
 
-Written in the same transaction as the rows it is made from, and made again from them at any time.
+They are written in the same transaction as the rows they are made from, and can be rebuilt from them at any time.
 """
 
 import html
@@ -23,7 +23,7 @@ _CHUNK = 1000
 
 
 def refresh(connection: Connection, ids: Iterable[int]) -> None:
-    """Write the words of these assets anew, after their rows and those they point at."""
+    """Update the search words of these assets, after their rows and the rows they refer to have changed."""
     numbers = list(ids)
     for start in range(0, len(numbers), _CHUNK):
         some = listed(numbers[start : start + _CHUNK])
@@ -32,19 +32,19 @@ def refresh(connection: Connection, ids: Iterable[int]) -> None:
 
 
 def forget(connection: Connection, number: int) -> None:
-    """Take out the words of an asset that goes."""
+    """Remove the search words of an asset that is being removed."""
     connection.execute("DELETE FROM search WHERE rowid = ?", (number,))
 
 
 def refill(connection: Connection) -> None:
-    """Make the whole table again from the rows, and pack it."""
+    """Rebuild the whole table from the rows and optimise it."""
     connection.execute("DELETE FROM search")
     _add(connection, _SOURCES, ())
     connection.execute("INSERT INTO search (search) VALUES ('optimize')")
 
 
 def refill_if_empty(connection: Connection) -> None:
-    """As `refill` where a revision has left the table without words; nothing where there is no such table yet."""
+    """Rebuild the table if a migration left it empty; does nothing if the table does not exist yet."""
     is_there = "SELECT 1 FROM sqlite_master WHERE name = 'search'"
     if connection.execute(is_there).fetchone() is None:
         return
@@ -54,7 +54,7 @@ def refill_if_empty(connection: Connection) -> None:
 
 
 def plain_text(markup: str | None) -> str:
-    """The words of a creator's HTML.
+    """The text of a creator's HTML description.
 
     >>> plain_text("<p>Use <b>0.8</b> &amp; up</p>")
     'Use 0.8 & up'
@@ -65,7 +65,7 @@ def plain_text(markup: str | None) -> str:
 
 
 def spread(name: str) -> str:
-    """A name, and its parts where words run together.
+    """A name followed by its parts, if several words are written as one.
 
     >>> spread("dreamShaperXL_v10")
     'dreamShaperXL_v10 dream Shaper XL v 10'

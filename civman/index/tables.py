@@ -1,10 +1,10 @@
-"""The tables, as SQLModel classes. They never leave this package: values of `civman.domain` go in and come out.
+"""The tables, as SQLModel classes. They are used only in this package, which converts rows to and from domain values.
 
 Times are ISO-8601 text in UTC with microseconds, so that they sort as text. Lists are JSON text. `*_key` columns hold
-case-folded text for look-ups without regard to case. `raw` is CivitAI's JSON as received.
+case-folded text for lookups that ignore case. `raw` is CivitAI's JSON as received.
 
-Importing this module takes 0.5 to 1.3 s (SQLModel brings pydantic and SQLAlchemy): only making and upgrading a database
-does. What is written day by day goes through `writing`; a test holds its columns against these.
+Importing this module takes 0.5 to 1.3 s (SQLModel imports pydantic and SQLAlchemy), so only creating, upgrading and
+checking a database does it. Everyday writes use `transactions`; a test compares their columns with these classes.
 """
 
 from typing import Any, ClassVar
@@ -25,14 +25,14 @@ metadata = MetaData(
 
 
 class Row(SQLModel):
-    """Base of all tables; keeps them off SQLModel's process-wide metadata."""
+    """Base class of all tables; keeps them out of SQLModel's process-wide metadata."""
 
     metadata: ClassVar[MetaData] = metadata
     __table_args__: ClassVar[Any] = ()
 
 
 class ModelRow(Row, table=True):
-    """A model page as CivitAI last told it."""
+    """A model page as CivitAI last returned it."""
 
     __tablename__ = "model"
     __table_args__ = (CheckConstraint("id > 0", name="id"),)
@@ -64,7 +64,10 @@ class ModelRow(Row, table=True):
 
 
 class VersionRow(Row, table=True):
-    """A version as CivitAI last told it. `position`: its place on the model's page, NULL when not on the last one."""
+    """A version as CivitAI last returned it.
+
+    `position` is its place on the model's page, NULL if no longer listed there.
+    """
 
     __tablename__ = "version"
     __table_args__ = (CheckConstraint("id > 0", name="id"),)
@@ -97,7 +100,10 @@ class VersionRow(Row, table=True):
 
 
 class FileRow(Row, table=True):
-    """A file of a version. `file_id` is CivitAI's; `position` NULL: the last answer no longer listed it."""
+    """A file of a version.
+
+    `file_id` is CivitAI's id; `position` is NULL if the last response no longer listed the file.
+    """
 
     __tablename__ = "file"
 
@@ -128,7 +134,7 @@ class FileRow(Row, table=True):
 
 
 class PreviewRow(Row, table=True):
-    """A picture CivitAI shows for a version."""
+    """A preview image that CivitAI shows for a version."""
 
     __tablename__ = "preview"
 
@@ -142,9 +148,10 @@ class PreviewRow(Row, table=True):
 
 
 class BlobRow(Row, table=True):
-    """Proven bytes, with what the file shows of itself.
+    """Verified bytes, with what the file's header shows.
 
-    `path` is relative to the database's folder where the bytes lie below it (the library may be moved), else absolute.
+    `path` is relative to the database's folder if the file is inside it (so that the library can be moved), else
+    absolute.
     """
 
     __tablename__ = "blob"
@@ -179,9 +186,10 @@ class BlobRow(Row, table=True):
 
 
 class AssetRow(Row, table=True):
-    """Which file of which version a blob is; for files from elsewhere just a name.
+    """Which file of which version a blob is; for files that are not from CivitAI, only a name.
 
-    `type` and `base_model` repeat the version's, `search_text` holds all words by which it is found, case-folded.
+    `type` and `base_model` are copied from the version. `search_text` contains all words by which the asset is found,
+    case-folded.
     """
 
     __tablename__ = "asset"
@@ -217,9 +225,9 @@ class AssetRow(Row, table=True):
 
 
 class SeenFileRow(Row, table=True):
-    """What a file outside the store hashed to, good as long as device, inode, size and time are the same.
+    """The SHA-256 of a file outside the store, valid as long as device, inode, size and change time are the same.
 
-    Device and inode are text: they may need all 64 bits unsigned, SQLite's integers are signed.
+    Device and inode are stored as text, because they may need all 64 bits unsigned and SQLite's integers are signed.
     """
 
     __tablename__ = "seen_file"
@@ -234,7 +242,7 @@ class SeenFileRow(Row, table=True):
 
 
 class AnnotationRow(Row, table=True):
-    """What the user says of an asset; no row where nothing is said."""
+    """The user's annotations of an asset; there is no row if there are none."""
 
     __tablename__ = "annotation"
     __table_args__ = (CheckConstraint("rating BETWEEN 1 AND 5", name="rating"),)
@@ -248,9 +256,9 @@ class AnnotationRow(Row, table=True):
 
 
 class PinRow(Row, table=True):
-    """Bytes that must stay, and why: "user", or "recipe <id>" for one that needs them to be drawn again.
+    """Bytes that must be kept, and why: "user", or "recipe <id>" for a recipe that needs them.
 
-    Without a foreign key: a pin outlives the rows of the file it is about, which may come back.
+    There is no foreign key: a pin outlives the rows of its file, which may be restored later.
     """
 
     __tablename__ = "pin"
@@ -265,9 +273,10 @@ class PinRow(Row, table=True):
 
 
 class SidecarDueRow(Row, table=True):
-    """Blobs whose rows have changed since what is kept beside them was written; `token` tells one change from the next.
+    """Blobs whose rows changed after their sidecar file was written. `token` distinguishes one change from the next.
 
-    Written in the transaction of the change, so that a crash before the file is written loses nothing.
+    The row is written in the same transaction as the change, so that a crash before the sidecar is written loses
+    nothing.
     """
 
     __tablename__ = "sidecar_due"
@@ -277,9 +286,9 @@ class SidecarDueRow(Row, table=True):
 
 
 class RenderingRow(Row, table=True):
-    """A picture that was made: what it was made of, and where it was kept. One row a file.
+    """An image that was made: its recipe, and where it was saved. One row per file.
 
-    `record` is the JSON of `civman.domain.recipes.record.Record`; the other columns are taken from it, to be searched.
+    `record` is the JSON of `civman.domain.recipes.record.Record`; the other columns are copied from it for searching.
     """
 
     __tablename__ = "rendering"
@@ -301,7 +310,7 @@ class RenderingRow(Row, table=True):
 
 
 class RenderingFileRow(Row, table=True):
-    """Which model files a picture was made of. Without a foreign key to blobs: the picture outlives them."""
+    """Which model files an image was made with. There is no foreign key to blobs, because images outlive them."""
 
     __tablename__ = "rendering_file"
 
@@ -318,4 +327,4 @@ MODEL, VERSION, FILE, PREVIEW, BLOB, ASSET, SEEN_FILE, ANNOTATION, PIN, SIDECAR_
 )  # fmt: skip
 
 SEARCH_TABLES = ("search", "search_word")
-"""SQLite's own kind (FTS5): made by a revision, filled by `searching`, unknown to SQLModel."""
+"""FTS5 tables: created by a migration, filled by `search_rows`, and not known to SQLModel."""

@@ -1,8 +1,8 @@
-"""The write side: one transaction per use case, and the few shapes of statement that all of it is made of.
+"""Writing to the database: one transaction per operation, and the few kinds of statement they consist of.
 
-On SQLite's own module, as reading is: SQLAlchemy takes 0.4 s of CPU to import and 0.15 s to tear down, which a download
-would pay twice over, since its threads wait for the interpreter meanwhile. The tables themselves are SQLModel's
-(`tables`, `migrations/`); a test holds the columns that are written here against them.
+Uses the standard `sqlite3` module, as reading does: SQLAlchemy takes 0.4 s of CPU to import and 0.15 s to shut down,
+and a download would pay that twice, because its threads wait for the interpreter meanwhile. The tables themselves are
+SQLModel classes (`tables`, `migrations/`); a test compares the columns written here with them.
 """
 
 import json
@@ -17,14 +17,14 @@ from civman.index.database import connect, translated, use_wal
 Connection = sqlite3.Connection
 Values = Mapping[str, Any]
 IN_LIST = "IN (SELECT value FROM json_each(?))"
-"""For a parameter made by `listed`: as many values as there are, and one statement for all numbers of them."""
+"""For a parameter made by `listed`: one statement for any number of values."""
 
 
 class Writer:
-    """One connection that writes, made on first use. Every transaction takes the write lock at its start.
+    """One connection for writing, opened on first use. Every transaction takes the write lock when it starts.
 
-    `BEGIN IMMEDIATE` rather than the driver's default: a transaction that starts by reading and writes later fails at
-    once when another process wrote in between, whatever the busy timeout.
+    It uses `BEGIN IMMEDIATE` instead of the driver's default: a transaction that starts by reading and writes later
+    fails at once if another process wrote in between, whatever the busy timeout.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +33,7 @@ class Writer:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """All of it is written or nothing. Raises: LibraryError."""
+        """Commit all changes inside the block, or none. Raises: LibraryError."""
         with translated(self._path):
             if self._connection is None:
                 self._connection = self._connect()
@@ -43,12 +43,12 @@ class Writer:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:  # a full disk may have ended it already
+                if connection.in_transaction:  # a full disk may have ended the transaction already
                     connection.execute("ROLLBACK")
                 raise
 
     def close(self) -> None:
-        """Gives the connection back."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -57,7 +57,7 @@ class Writer:
         connection = connect(self._path)
         try:
             use_wal(connection)
-            # FULL: a row that was reported as written survives a power cut.
+            # FULL: a row that was reported as written survives a power failure
             connection.execute("PRAGMA synchronous = FULL")
         except sqlite3.Error:
             connection.close()
@@ -66,7 +66,7 @@ class Writer:
 
 
 def insert(connection: Connection, table: str, rows: Sequence[Values]) -> None:
-    """Adds rows, all with the columns of the first."""
+    """Insert rows that all have the columns of the first one."""
     if rows:
         connection.executemany(_insert_into(table, rows[0]), rows)
 
@@ -74,36 +74,37 @@ def insert(connection: Connection, table: str, rows: Sequence[Values]) -> None:
 def insert_or_update(
     connection: Connection, table: str, key: str, changes: Mapping[str, str], rows: Sequence[Values]
 ) -> None:
-    """Adds rows; of those whose `key` is there already, `changes` says which column becomes which expression."""
+    """Insert rows; for those whose `key` already exists, `changes` maps columns to the expressions they are set to."""
     if rows:
         changed = ", ".join(f'"{name}" = {expression}' for name, expression in changes.items())
         connection.executemany(f"{_insert_into(table, rows[0])} ON CONFLICT ({key}) DO UPDATE SET {changed}", rows)
 
 
 def update(connection: Connection, table: str, names: Iterable[str], where: str, rows: Sequence[Values]) -> int:
-    """Sets the columns `names` where `where` holds, once for each of `rows`; how many rows of the table that changed.
+    """Set the columns `names` where `where` holds, once for each of `rows`. Returns the number of changed rows.
 
-    Values stand in statements as `:name`.
+    Values appear in the statement as `:name`.
     """
     changed = ", ".join(f'"{name}" = :{name}' for name in names)
     return connection.executemany(f"UPDATE {table} SET {changed} WHERE {where}", rows).rowcount  # noqa: S608
 
 
 def named(connection: Connection, sql: str, parameters: Sequence[object] = ()) -> list[sqlite3.Row]:
-    """The rows of a SELECT, by column name."""
+    """The rows of a SELECT, with access by column name."""
     cursor = connection.cursor()
     cursor.row_factory = sqlite3.Row
     return cursor.execute(sql, parameters).fetchall()
 
 
-def scalar(connection: Connection, sql: str, parameters: Sequence[object] = ()) -> Any:  # whatever the column holds
+# the type depends on the column
+def scalar(connection: Connection, sql: str, parameters: Sequence[object] = ()) -> Any:
     """The first column of the first row, or None."""
     row = connection.execute(sql, parameters).fetchone()
     return None if row is None else row[0]
 
 
 def listed(values: Iterable[object]) -> str:
-    """The parameter for `IN_LIST`."""
+    """The parameter value for `IN_LIST`."""
     return json.dumps(list(values))
 
 

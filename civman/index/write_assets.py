@@ -1,4 +1,4 @@
-"""Writes what the library holds: blobs, and which file of which version each is."""
+"""Write which files the library stores: blobs, and which file of which version each one is."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -13,17 +13,17 @@ from civman.index.transactions import IN_LIST, Connection, insert, insert_or_upd
 from civman.index.write_catalog import add_missing, file_identity, file_keys, refresh_assets
 
 CHUNK = 500
-"""Records per set of statements: few enough for SQLite's limit of bound values, enough to make statements cheap."""
+"""Records per group of statements: below SQLite's limit of bound values, large enough for speed."""
 _OF_FILE = ("model_id", "version_id", "file_key", "name", "name_key", "stem_key", "origin", "type", "type_raw")
-"""Columns of an asset that a further record of it may change."""
+"""The columns of an asset that recording it again may change."""
 _DIGESTS = ("blake3", "crc32", "autov1", "autov3")
 
 
 def record(connection: Connection, records: Sequence[Record], *, folder: Path) -> list[int]:
-    """Writes blobs and assets, and gives the assets' row ids in the records' order.
+    """Write blobs and assets. Returns the assets' row ids in the order of the records.
 
-    A record that says the same blob, version and file again updates its row. One that knows the version takes over
-    a row that did not; one without a version says nothing new of a blob that has a row.
+    A record with the same blob, version and file as an existing row updates that row. A record with a version replaces
+    a row without one; a record without a version adds nothing if the blob already has a row.
     """
     versions = [(item.version, item.added_at) for item in records if item.version is not None]
     add_missing(connection, versions, source=Source.RECORD)
@@ -55,7 +55,7 @@ def record(connection: Connection, records: Sequence[Record], *, folder: Path) -
 
 
 def update_facts(connection: Connection, sha256: Sha256, facts: FileFacts, model_type: ModelType | None) -> bool:
-    """Writes what a file shows of itself, and the type of its assets that have no version."""
+    """Write what a file's header shows, and the type of its assets that have no version."""
     values = rows.facts_values(facts)
     found = update(connection, "blob", values, "sha256 = :sha256", [values | {"sha256": sha256}]) > 0
     if model_type is not None:
@@ -67,38 +67,38 @@ def update_facts(connection: Connection, sha256: Sha256, facts: FileFacts, model
 
 
 def set_verified(connection: Connection, sha256: Sha256, at: datetime) -> bool:
-    """Writes when the bytes were last read and found right."""
+    """Record when the file's contents were last verified."""
     change = "UPDATE blob SET verified_at = ? WHERE sha256 = ?"
     return connection.execute(change, (rows.moment(at), sha256)).rowcount > 0
 
 
 def set_all_verified(connection: Connection, digests: Sequence[Sha256], at: datetime) -> None:
-    """As `set_verified`, for many."""
+    """Record for many files when their contents were last verified."""
     if digests:
         change = "UPDATE blob SET verified_at = ? WHERE sha256 = ?"
         connection.executemany(change, [(rows.moment(at), sha256) for sha256 in digests])
 
 
 def mark_used(connection: Connection, digests: Iterable[Sha256], at: datetime) -> None:
-    """Writes when assets were last put to use."""
+    """Record when assets were last used."""
     change = f"UPDATE asset SET last_used_at = ? WHERE blob_sha256 {IN_LIST}"  # noqa: S608
     connection.execute(change, (rows.moment(at), listed(digests)))
 
 
 def set_alias(connection: Connection, number: int, alias: str | None) -> None:
-    """Writes the alias of the asset with this row id."""
+    """Set the alias of the asset with this row id."""
     connection.execute("UPDATE asset SET alias = ? WHERE id = ?", (alias, number))
     refresh_assets(connection, "a.id = ?", number)
 
 
 def alias_owner(connection: Connection, alias: str) -> int | None:
-    """Row id of the asset that has this alias."""
+    """The row id of the asset with this alias."""
     found: int | None = scalar(connection, "SELECT id FROM asset WHERE alias = ?", [alias])
     return found
 
 
 def forget(connection: Connection, asset: Asset) -> bool:
-    """Removes the asset's row, and the blob's with the last of its assets. Gives whether there was one."""
+    """Remove the asset's row, and the blob's row if this was its last asset. Returns whether the asset existed."""
     number = asset_id(connection, asset)
     if number is None:
         return False
@@ -112,7 +112,7 @@ def forget(connection: Connection, asset: Asset) -> bool:
 
 
 def save_seen(connection: Connection, files: Sequence[SeenFile]) -> None:
-    """Writes what files outside the store hashed to."""
+    """Save the digests of files outside the store."""
     names = ("device", "inode", "size_bytes", "mtime_ns", "sha256")
     insert_or_update(
         connection,
@@ -134,7 +134,7 @@ def save_seen(connection: Connection, files: Sequence[SeenFile]) -> None:
 
 
 def asset_id(connection: Connection, asset: Asset) -> int | None:
-    """The row of `asset`, told by blob, version and file, and by name where these are not enough."""
+    """The row id of `asset`, found by blob, version and file, and by name if these are not enough."""
     found: int | None = scalar(
         connection,
         "SELECT a.id FROM asset a LEFT JOIN file f ON f.key = a.file_key "
@@ -150,7 +150,8 @@ def _save_blobs(connection: Connection, records: Sequence[Record], folder: Path)
     always["verified_at"] = "max(excluded.verified_at, blob.verified_at)"
     always["declared_by"] = "CASE WHEN blob.declared_by = 'civitai' THEN 'civitai' ELSE excluded.declared_by END"
     facts = {name: f"excluded.{name}" for name in rows.facts_values(UNREAD)}
-    for read, changes in ((True, always | facts), (False, always)):  # unread files leave known facts alone
+    # files whose header was not read do not overwrite known facts
+    for read, changes in ((True, always | facts), (False, always)):
         values = [
             rows.blob_values(item.blob, rows.kept_path(item.path, folder), item.facts, _digests(item))
             for item in records
@@ -180,7 +181,7 @@ def _held(connection: Connection, digests: set[Sha256]) -> dict[str, list[rows.V
 
 
 def _same(held: list[rows.Values], item: Record, file_key: int | None) -> rows.Values | None:
-    """The row that `item` speaks of."""
+    """The existing row that `item` refers to."""
     if item.version is None:
         return held[0] if held else None
     of_version = [row for row in held if row["version_id"] == item.version.id]
@@ -221,6 +222,6 @@ def _take_over(row: rows.Values, item: Record, file_key: int | None) -> None:
 
 
 def stem(name: str) -> str:
-    """A file name without its ending."""
+    """A file name without its extension."""
     head, dot, tail = name.rpartition(".")
     return head if dot and head and tail.isalnum() else name

@@ -1,9 +1,9 @@
-"""Writes what CivitAI says. Nothing is ever deleted, and a poorer answer never replaces a richer one.
+"""Save CivitAI metadata. Nothing is ever deleted, and less complete data never replaces more complete data.
 
-- A partial description of a model never touches a complete one, an older answer never a newer one.
-- Fields that some endpoints leave out keep their old value when a newer answer has None.
-- An empty list of files or previews (an archived or taken down model) leaves the old ones.
-- Files that a newer answer does not list stay as rows without a position.
+- An incomplete description of a model never overwrites a complete one, and older data never overwrites newer data.
+- Fields that some endpoints leave out keep their old value if the newer response has None.
+- An empty list of files or previews (an archived or removed model) leaves the old ones in place.
+- Files that a newer response does not list stay as rows without a position.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -37,7 +37,7 @@ _REPEATED = (
 def remember(
     connection: Connection, model: Model, versions: Sequence[ModelVersion], *, fetched_at: datetime, source: Source
 ) -> None:
-    """Saves a model and some of its versions as CivitAI told them at `fetched_at`."""
+    """Save a model and some of its versions as CivitAI returned them at `fetched_at`."""
     before = _known(connection, "version", [version.id for version in versions])
     _remember_model(connection, model, fetched_at=fetched_at, source=source)
     add_missing(connection, [(version, fetched_at) for version in versions], source=source)
@@ -49,7 +49,7 @@ def remember(
 
 
 def add_missing(connection: Connection, versions: Iterable[tuple[ModelVersion, datetime]], *, source: Source) -> None:
-    """Adds the models and versions that have no row yet, with the time of each; others stay as they are."""
+    """Add the models and versions that have no row yet, each with its time; existing rows are left unchanged."""
     given = {version.id: (version, at) for version, at in versions}
     known_models = _known(connection, "model", {version.model.id for version, _ in given.values()})
     known = _known(connection, "version", given)
@@ -80,7 +80,7 @@ def add_missing(connection: Connection, versions: Iterable[tuple[ModelVersion, d
 
 
 def mark_gone(connection: Connection, table: str, number: int, *, status: int, at: datetime) -> bool:
-    """Notes on the row of a "model" or "version" that CivitAI no longer has it. Gives whether there is such a row."""
+    """Mark the row of a "model" or "version" as no longer on CivitAI. Returns whether the row exists."""
     write_notes.sidecar_is_due(
         connection,
         [asset for (asset,) in connection.execute(f"SELECT id FROM asset WHERE {table}_id = ?", (number,))],  # noqa: S608
@@ -90,7 +90,7 @@ def mark_gone(connection: Connection, table: str, number: int, *, status: int, a
 
 
 def file_keys(connection: Connection, files: Iterable[tuple[ModelVersion, ModelFile]]) -> dict[tuple[int, str], int]:
-    """Key of each file's row, by version and `file_identity`; rows that are missing are added."""
+    """The key of each file's row, by version and `file_identity`; missing rows are added."""
     wanted = {(version.id, file_identity(file)): file for version, file in files}
     keys = _file_keys(connection, {version_id for version_id, _ in wanted})
     extra = [
@@ -105,12 +105,12 @@ def file_keys(connection: Connection, files: Iterable[tuple[ModelVersion, ModelF
 
 
 def file_identity(file: ModelFile) -> str:
-    """By what one file of a version is told from another: CivitAI's id, or type and name where there is none."""
+    """What identifies a file within its version: CivitAI's file id, or the type and name if there is none."""
     return _identity(file.id, file.type, file.name)
 
 
 def refresh_assets(connection: Connection, condition: str, parameter: object) -> None:
-    """Writes anew what assets (`a`) repeat from their version, and the text by which they are found."""
+    """Update what assets (`a`) copy from their version, and their search text."""
     found = named(connection, f"{_REPEATED} WHERE {condition}", [parameter])
     changes = [{"id": row["id"], **_repeated(row)} for row in found]
     if changes:
@@ -182,7 +182,10 @@ def _renew_files(connection: Connection, version: ModelVersion) -> None:
 
 
 def _place(connection: Connection, model: Model, versions: Sequence[ModelVersion], *, source: Source) -> None:
-    """Keeps the creator's order. Only a whole page may change it; other answers begin one where there is none."""
+    """Keep the versions in the creator's order.
+
+    Only a whole page may change an existing order; other responses may start one.
+    """
     if not versions:
         return
     if source is not Source.MODEL:
@@ -200,7 +203,7 @@ def _known(connection: Connection, table: str, numbers: Collection[int]) -> dict
 
 
 def _file_keys(connection: Connection, versions: Collection[int]) -> dict[tuple[int, str], int]:
-    # Newest first, so that of two rows with one identity the older one counts.
+    # newest first, so that of two rows with the same identity the older one wins
     wanted = f"SELECT key, version_id, file_id, type, name FROM file WHERE version_id {IN_LIST} ORDER BY key DESC"  # noqa: S608
     found = connection.execute(wanted, (listed(versions),))
     return {(version_id, _identity(number, kind, name)): key for key, version_id, number, kind, name in found}

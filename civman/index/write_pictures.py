@@ -1,4 +1,4 @@
-"""Writes pictures that were made."""
+"""Record the images that were made."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -10,7 +10,7 @@ from civman.index.transactions import IN_LIST, Connection, insert, listed, scala
 
 
 def record(connection: Connection, made: Iterable[tuple[Path, Record]], *, at: datetime, folder: Path) -> list[int]:
-    """Writes pictures and gives their numbers. A path that was known is now this picture's."""
+    """Record images and return their ids. If a path is already known, its row is replaced."""
     numbers = []
     for path, each in made:
         kept = rows.kept_path(path, folder)
@@ -32,5 +32,5 @@ def record(connection: Connection, made: Iterable[tuple[Path, Record]], *, at: d
 
 
 def forget(connection: Connection, numbers: Iterable[int]) -> int:
-    """Takes pictures' rows away; their files stay. Gives how many there were."""
+    """Remove the rows of these images; their files stay on disk. Returns the number removed."""
     return connection.execute(f"DELETE FROM rendering WHERE id {IN_LIST}", (listed(numbers),)).rowcount  # noqa: S608
