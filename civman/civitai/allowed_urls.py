@@ -1,7 +1,7 @@
-"""Where civman is willing to go: https and public addresses, except on a person's own loopback.
+"""Which URLs civman may open: https and public addresses only, except that a configured loopback address is allowed.
 
-A server's redirect is a stranger's word. It may point at a file, at plain http, or at a machine inside the user's
-network; none of these is followed.
+A redirect comes from a server that we do not trust. It could point to a local file, to plain http, or to a machine
+inside the user's network; such redirects are refused.
 """
 
 import ipaddress
@@ -13,9 +13,10 @@ MAX_HOPS = 5
 
 
 def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
-    """`url` taken apart, if its scheme and literal address are acceptable.
+    """Split `url` into its parts after checking its scheme and, if the host is an IP address, the address.
 
-    `loopback_allowed`: the configured CivitAI address is itself on loopback (a mirror, the demo, a test).
+    `loopback_allowed`: the configured CivitAI URL is itself on loopback (a mirror, the demo, a test).
+
     Raises: UnsafeRedirect.
     """
     try:
@@ -43,7 +44,7 @@ def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
 
 
 def check_ip(address: str, *, host: str, loopback_allowed: bool) -> None:
-    """Pass if `address` is public, or loopback where that is allowed. Raises: UnsafeRedirect."""
+    """Check that an IP address is public, or loopback where that is allowed. Raises: UnsafeRedirect."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     mapped = getattr(ip, "ipv4_mapped", None)
     ip = mapped or ip
@@ -59,7 +60,7 @@ def check_ip(address: str, *, host: str, loopback_allowed: bool) -> None:
 
 
 def follow(base: str, location: str, *, loopback_allowed: bool) -> str:
-    """The absolute address that `location` means at `base`, if acceptable. Raises: UnsafeRedirect."""
+    """The absolute URL of a `Location` header relative to `base`. Raises: UnsafeRedirect: the URL is not allowed."""
     try:
         target = urljoin(base, location)
     except ValueError:
@@ -69,7 +70,7 @@ def follow(base: str, location: str, *, loopback_allowed: bool) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether `url` names this machine's loopback."""
+    """Whether the host of `url` is a loopback address."""
     host = urlsplit(url).hostname or ""
     literal = _literal(host)
     return host == "localhost" or (literal is not None and literal.is_loopback)

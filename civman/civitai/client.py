@@ -1,4 +1,4 @@
-"""CivitAI as civman uses it: questions in, domain values out. Bulk bytes are `storage`'s."""
+"""The client for CivitAI's API: it returns domain values. File contents are read by `storage_connection`."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -26,15 +26,15 @@ _DOWNLOADS = "/api/download/"
 
 
 class CivitaiClient:
-    """The site's public API, with one key or none. Close it, or use it as a context manager.
+    """The site's public API, with or without an API key. Close it, or use it as a context manager.
 
     Args:
-        transport: how it is reached.
-        clock: gives the time by which early access is judged.
-        on_notice: hears what is no error but should be known: entries left out, filters the site ignored.
+        transport: sends the requests.
+        clock: the current time, which decides whether early access is still in force.
+        on_notice: receives notices that are not errors, such as skipped entries or filters that the site ignored.
 
-    Every method raises CivmanError by cause (see `causes`), Offline, and BadAnswer where the answer is not what was
-    asked for; numbers that cannot be ids raise UsageError before anything is sent.
+    Every method raises a CivmanError that depends on the cause (see `failures`), Offline, or BadAnswer if the response
+    is not what was requested. Numbers that cannot be ids raise UsageError before a request is sent.
     """
 
     def __init__(
@@ -57,19 +57,19 @@ class CivitaiClient:
         self._transport.close()
 
     def search(self, query: SearchQuery) -> Iterator[ModelPage]:
-        """Models that match, lazily: a page is asked for when its first model is."""
+        """Models that match the query. Pages are requested one at a time, when their first model is needed."""
         what = f"creator `{query.username}`" if query.username else "the search"
         return matches(partial(self._search_page, what), query, now=self._clock(), on_notice=self._on_notice)
 
     def model(self, model_id: ModelId) -> ModelPage:
-        """A model with its versions, archived or not. `versions` may be empty for minutes after an update."""
+        """A model with its versions, archived or not. For some minutes after an update, `versions` may be empty."""
         answer = self._get(f"/api/v1/models/{checked_id(model_id, 'model')}", f"model {model_id}")
         page = wire_models.page(answer, now=self._clock(), on_notice=self._on_notice)
         _check_same(page.model.id, model_id, "model")
         return page
 
     def version(self, version_id: VersionId) -> ModelVersion:
-        """A version with its files and a few words on its model."""
+        """A model version with its files and a short summary of its model."""
         answer = self._get(
             f"/api/v1/model-versions/{checked_id(version_id, 'version')}", f"version {version_id}"
         )  # fmt: skip
@@ -78,9 +78,9 @@ class CivitaiClient:
         return version
 
     def by_hash(self, digest: str) -> tuple[ModelVersion, ModelFile]:
-        """The version and its file that has `digest` (any kind, any case; 8, 10, 12 or 64 hex digits).
+        """The version and the file with this digest (any kind and case; 8, 10, 12 or 64 hex digits).
 
-        Raises: AmbiguousRef: several files of the version share a short digest. BadAnswer: none has it.
+        Raises: AmbiguousRef: several files of the version share a short digest. BadAnswer: no file has it.
         """
         wanted = digest.strip().lower()
         if not re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{10}|[0-9a-f]{12}|[0-9a-f]{64}", wanted):
@@ -101,11 +101,12 @@ class CivitaiClient:
         return version, next((file for file in found if file.is_primary), found[0])
 
     def identify(self, sha256s: Iterable[Sha256]) -> dict[Sha256, tuple[ModelId, VersionId]]:
-        """Which model and version each digest belongs to; unknown ones are absent.
+        """The model and version that each digest belongs to; unknown digests are left out.
 
-        Where several versions hold the same file, the one with the lowest number, which was first.
+        If several versions contain the same file, the oldest one (with the lowest id) is returned.
         """
-        from civman.civitai import wire_lookups  # 0.02 s, see `wire`
+        # importing this module takes 0.02 s, which other requests can do without
+        from civman.civitai import wire_lookups
 
         asked = list(dict.fromkeys(sha256s))
         found: dict[Sha256, tuple[ModelId, VersionId]] = {}
@@ -123,15 +124,18 @@ class CivitaiClient:
         return found
 
     def models_by_ids(self, ids: Iterable[ModelId]) -> Iterator[ModelPage]:
-        """Those of the models that the site's list shows, of any rating and archived ones too, in its order."""
+        """The models with these ids that CivitAI lists, with any rating, also archived ones, in the site's order."""
         asked = list(dict.fromkeys(ids))
         for start in range(0, len(asked), _IDS_PER_QUESTION):
             chunk = tuple(asked[start : start + _IDS_PER_QUESTION])
             yield from self.search(SearchQuery(ids=chunk, nsfw=True, include_archived=True, limit=None))
 
     def mini(self, version_id: VersionId, file_id: FileId | None = None) -> Glance:
-        """The freshest word on a file of a version, past all caches; None: the version's primary file."""
-        from civman.civitai import wire_lookups  # 0.02 s, see `wire`
+        """The current state of one file of a version, past all caches.
+
+        With `file_id` None: the version's primary file.
+        """
+        from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
 
         params = [("modelFileId", str(checked_id(file_id, "file")))] if file_id is not None else []
         path = f"/api/v1/model-versions/mini/{checked_id(version_id, 'version')}"
@@ -139,8 +143,8 @@ class CivitaiClient:
         return wire_lookups.glance(answer, file_id, now=self._clock(), on_notice=self._on_notice)
 
     def tensor_metadata(self, file_id: FileId) -> list[tuple[str, str, tuple[int, ...]]] | None:
-        """(name, dtype, shape) of each tensor without downloading; None where the site offers no such list."""
-        from civman.civitai import wire_lookups  # 0.02 s, see `wire`
+        """The name, dtype and shape of each tensor, without a download; None if the site has no list for it."""
+        from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
 
         try:
             answer = self._get(
@@ -153,21 +157,24 @@ class CivitaiClient:
         return wire_lookups.tensors(answer, now=self._clock(), on_notice=self._on_notice)
 
     def me(self) -> Account:
-        """Whose key it is. Raises: NotAllowed: `no-key` or `bad-key`; the one place where a bad key shows."""
-        from civman.civitai import wire_lookups  # 0.02 s, see `wire`
+        """The account that the API key belongs to. Only this endpoint reveals an invalid key.
+
+        Raises: NotAllowed (`no-key`, `bad-key`).
+        """
+        from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
 
         answer = self._transport.get_json("/api/v1/me", asked=self._asked("your account", Endpoint.ACCOUNT))
         return wire_lookups.account(answer, now=self._clock(), on_notice=self._on_notice)
 
     def enums(self) -> dict[str, tuple[str, ...]]:
-        """The site's own tables: "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
-        from civman.civitai import wire_lookups  # 0.02 s, see `wire`
+        """The site's own lists: "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
+        from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
 
         return wire_lookups.enums(self._get("/api/v1/enums", "its table of legal values"))
 
     def image(self, image_id: int) -> Picture:
-        """A published picture with its generation data. Raises: NotFound: unknown, or not to be seen."""
-        from civman.civitai import wire_lookups  # 0.02 s, see `wire`
+        """A published image with its generation data. Raises: NotFound: unknown, or not visible to this account."""
+        from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
 
         params = [
             ("imageId", str(checked_id(image_id, "picture"))),
@@ -175,16 +182,16 @@ class CivitaiClient:
         ]
         answer = self._get("/api/v1/images", f"picture {image_id}", params)
         found = wire_lookups.pictures(answer, now=self._clock(), on_notice=self._on_notice)
-        # for an invisible picture the site answers with others
+        # if the image is not visible, the site returns other images instead
         match = next((picture for picture in found if picture.id == image_id), None)
         if match is None:
             raise NotFound(f"CivitAI does not show picture {image_id}", hint="it may be private, blocked or deleted")
         return match
 
     def download_address(self, version_id: VersionId, file: ModelFile | FileWish = ANY_FILE) -> DownloadAddress:
-        """Where the bytes of a version's file are now; asks the site once and reads no body.
+        """The current download URL of a version's file. Sends one request to the site and reads no body.
 
-        Raises: NotAllowed by gate (`no-key`, `early-access` …), NotFound, Gone (`archived`), UnsafeRedirect.
+        Raises: NotAllowed (`no-key`, `early-access` …), NotFound, Gone (`archived`), UnsafeRedirect.
         """
         checked_id(version_id, "version")
         asked = self._asked(f"version {version_id}", Endpoint.DOWNLOAD)
@@ -199,7 +206,7 @@ class CivitaiClient:
         return self._resolved(last, asked)
 
     def _download_urls(self, version_id: VersionId, file: ModelFile | FileWish) -> list[str]:
-        """Addresses on the configured site to try in turn; a later one only where a digest proves the bytes."""
+        """URLs on the configured site to try in turn; later ones are used only if a digest will verify the bytes."""
         bare = f"{_DOWNLOADS}models/{version_id}"
         if isinstance(file, FileWish):
             return [self._transport.url(bare, _wish_params(file))]
@@ -215,7 +222,10 @@ class CivitaiClient:
         return [own]
 
     def _own_url(self, download_url: str | None) -> str | None:
-        """Path and query of the address an answer gave, on the configured site; the host in it may be anybody's."""
+        """The path and query of a URL from a response, on the configured site.
+
+        The host in the response is not trusted.
+        """
         try:
             parts = urlsplit(download_url or "")
         except ValueError:
@@ -242,7 +252,7 @@ class CivitaiClient:
                 raise cause(answer.status, answer.headers, b"", asked)
             if not target.startswith(home + _DOWNLOADS):
                 return DownloadAddress(target)
-            url = target  # from one download path of the site to another: still the site's own question
+            url = target  # a redirect from one download path of the site to another one on the same site
         raise BadAnswer(f"CivitAI sends {asked.what} round in a circle", code="redirect-loop")
 
     def _search_page(self, what: str, params: Params) -> SearchPage:
@@ -265,7 +275,7 @@ def _check_same(given: int, asked: int, what: str) -> None:
 
 
 def _has_digest(file: ModelFile, wanted: str) -> bool:
-    """Whether any declared digest is `wanted`; AutoV3 is known by its first 12 digits only."""
+    """Whether any declared digest equals `wanted`; of AutoV3 only the first 12 digits are known."""
     if wanted in file.hashes.known().values():
         return True
     return file.hashes.autov3 is not None and wanted[:12] == file.hashes.autov3

@@ -1,6 +1,6 @@
-"""The API key at rest: in the system keyring where there is one, else in a file that only its owner can read.
+"""Storage of the API key: in the system keyring if there is one, else in a file that only its owner can read.
 
-The key leaves this module as a plain string to one caller, the HTTP client; it is in no message and no setting.
+Only the HTTP client receives the key as a plain string. It appears in no message and no setting.
 """
 
 import importlib
@@ -21,7 +21,7 @@ _TOKEN = re.compile(r"[!-~]{8,512}")
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Where the key comes from, in words for `civman doctor`, and the key itself, which `repr` hides."""
+    """The API key, which `repr` hides, and a description of where it comes from for `civman doctor`."""
 
     source: str
     token: str | None
@@ -31,7 +31,7 @@ class Credential:
 
 
 def load(settings: Settings) -> Credential:
-    """The key that holds now. Raises: ConfigError: it is there and cannot be read."""
+    """The API key that is in effect. Raises: ConfigError: a key is stored but cannot be read."""
     if settings.token_from_environment:
         return Credential(f"environment {TOKEN_VARIABLE}", check_shape(settings.token_from_environment))
     path = settings.config_folder / _FILE
@@ -48,16 +48,17 @@ def load(settings: Settings) -> Credential:
 
 
 def save(settings: Settings, token: str, *, use_keyring: bool) -> str:
-    """Keep `token` for the configured CivitAI address; where it went, in words. Raises: ConfigError."""
+    """Store `token` for the configured CivitAI URL and return a description of where. Raises: ConfigError."""
     path = settings.config_folder / _FILE
     token = check_shape(token)
     if use_keyring and importlib.util.find_spec("keyring") is not None:
-        keyring = importlib.import_module("keyring")  # 0.1 s and a desktop service: only when somebody logs in
+        # takes 0.1 s and needs a desktop service, so import it only for `civman login`
+        keyring = importlib.import_module("keyring")
 
         try:
             keyring.set_password(_SERVICE, settings.civitai_url, token)
         except keyring.errors.KeyringError:
-            pass  # no desktop session here: the file is next
+            pass  # there is no desktop session, so the file is used instead
         else:
             _write(path, {"store": "keyring"})
             return "the system keyring"
@@ -68,7 +69,7 @@ def save(settings: Settings, token: str, *, use_keyring: bool) -> str:
 
 
 def forget(settings: Settings) -> bool:
-    """Remove the stored key for the configured address; whether there was one."""
+    """Remove the stored key for the configured URL. Returns whether there was one."""
     path = settings.config_folder / _FILE
     tokens = _tokens(path)
     had = tokens.pop(settings.civitai_url, None) is not None
@@ -78,7 +79,10 @@ def forget(settings: Settings) -> bool:
 
 
 def check_shape(token: str) -> str:
-    """`token` without surrounding white space. Raises: ConfigError: it cannot be a key (the key is not shown)."""
+    """The key without surrounding white space.
+
+    Raises: ConfigError: it cannot be a key (the message does not show it).
+    """
     token = token.strip()
     if not _TOKEN.fullmatch(token):
         raise ConfigError(
@@ -103,7 +107,7 @@ def _from_keyring(address: str) -> str | None:
             "the key is in the system keyring, and the keyring package is not installed",
             hint="pip install 'civman[keyring]', or `civman login` again",
         )
-    keyring = importlib.import_module("keyring")  # see save
+    keyring = importlib.import_module("keyring")  # takes 0.1 s, see `save`
 
     try:
         token = keyring.get_password(_SERVICE, address)
@@ -113,7 +117,7 @@ def _from_keyring(address: str) -> str | None:
 
 
 def _write(path: Path, stored: dict[str, object]) -> None:
-    """Only the owner can read it, from its first byte on."""
+    """Write the file so that only its owner can read it, from the first byte on."""
     temporary = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

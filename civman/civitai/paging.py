@@ -1,7 +1,7 @@
-"""A search, page after page, as far as it is wanted; what CivitAI's filters let slip is filtered again here.
+"""Search CivitAI page by page, as far as results are needed, and filter again what the site's filters let through.
 
-CivitAI drops a tag or a creator it does not know and answers with the whole catalogue; with a text it fills pages
-before it filters, so that short and empty pages come with a cursor. `page=` is ignored by the site and never sent.
+CivitAI ignores an unknown tag or creator and returns the whole catalogue. With a search text it filters after cutting
+the pages, so that short and even empty pages have a cursor. The site ignores `page=`, so it is never sent.
 
 Source: CivitAI's public REST API, `GET /api/v1/models`, August 2026.
 """
@@ -22,14 +22,18 @@ _CACHE_LAG = timedelta(hours=1)
 
 
 def search_params(query: SearchQuery) -> list[tuple[str, str]]:
-    """The parameters of the first page. Lists are repeated; a flag that is off is left out, since any text is "on"."""
+    """The query parameters of the first page.
+
+    Lists are repeated; a false flag is left out, because any text counts as true.
+    """
     pairs = [("limit", str(min(PAGE_SIZE, query.limit or PAGE_SIZE)))]
     pairs += [("query", query.text)] if query.text else []
     pairs += [("types", kind.value) for kind in query.types]
     pairs += [("baseModels", name) for name in query.base_models]
     pairs += [("tag", query.tag)] if query.tag else []
     if query.username:
-        # `username` loses all but letters, digits and `_` on the way; `user` is taken as it is
+        # the site removes all characters but letters, digits and `_` from `username`, so the name is compared again
+        # below
         plain = re.fullmatch(r"[A-Za-z0-9_]+", query.username)
         pairs.append(("username" if plain else "user", query.username))
     pairs += [("sort", query.sort.value)] if query.sort else []
@@ -44,7 +48,7 @@ def search_params(query: SearchQuery) -> list[tuple[str, str]]:
 def matches(
     ask: Callable[[Params], SearchPage], query: SearchQuery, *, now: datetime, on_notice: OnNotice
 ) -> Iterator[ModelPage]:
-    """Each model that matches, once, asking for the next page only when it is needed."""
+    """Each matching model once. The next page is requested only when it is needed."""
     if query.text and query.sort:
         on_notice("CivitAI orders the matches of a text by relevance and ignores the sort order")
     seen: set[int] = set()
@@ -80,7 +84,7 @@ def matches(
 
 
 def _next(page: SearchPage, first: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
-    """The parameters of the page after `page`: its cursor, else those of its `nextPage`, untouched but for a key."""
+    """The query parameters of the page after `page`, from its cursor, or else from its `nextPage` without the key."""
     if page.next_cursor:
         return [*first, ("cursor", page.next_cursor)]
     if not page.next_page:
@@ -93,14 +97,14 @@ def _next(page: SearchPage, first: list[tuple[str, str]]) -> list[tuple[str, str
 
 
 def _is_unfiltered(page: SearchPage, query: SearchQuery) -> bool:
-    """Whether the site answered as if the tag or the creator had not been asked for."""
+    """Whether the site responded as if no tag or creator had been requested."""
     if not page.items or not (query.tag or query.username):
         return False
     return not any(_has_tag(item, query) and _is_by(item, query) for item in page.items)
 
 
 def _narrowed(item: ModelPage, query: SearchQuery, now: datetime) -> ModelPage | None:
-    """`item` with the versions that match, or None where it does not."""
+    """`item` with only the versions that match, or None if none does."""
     if query.types and item.model.type not in query.types:
         return None
     if not (_has_tag(item, query) and _is_by(item, query)):
@@ -110,7 +114,8 @@ def _narrowed(item: ModelPage, query: SearchQuery, now: datetime) -> ModelPage |
     if query.base_models and item.versions:
         fitting = tuple(version for version in item.versions if version.base_model in query.base_models)
         return ModelPage(item.model, fitting) if fitting else None
-    # with a text the site filters late; base models take away the last version, which the period is about
+    # with a search text the site filters late, and the base model filter may remove the last version, which decides the
+    # period
     return None if query.text and not query.base_models and not _is_young(item, query, now) else item
 
 
@@ -119,7 +124,7 @@ def _has_tag(item: ModelPage, query: SearchQuery) -> bool:
 
 
 def _is_by(item: ModelPage, query: SearchQuery) -> bool:
-    if query.username is None or item.model.creator is None:  # the house account is not named in answers
+    if query.username is None or item.model.creator is None:  # responses leave out the name of the site's own account
         return True
     return item.model.creator.casefold() == query.username.strip().casefold()
 

@@ -1,4 +1,4 @@
-"""Values that only CivitAI gives: accounts, published pictures, search pages, fresh glances at one file."""
+"""Values that exist only in CivitAI's responses: accounts, published images, search pages, the state of a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whose key it is."""
+    """The account that an API key belongs to."""
 
     id: int
     name: str
     tier: str | None = None
-    """CivitAI's word: "free", "founder", "bronze", "silver", "gold"."""
+    """CivitAI's own value: "free", "founder", "bronze", "silver" or "gold"."""
     is_member: bool = False
     status: str | None = None
     """"active", "muted" or "banned"."""
@@ -26,18 +26,18 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class SearchPage:
-    """One page of a search as the site gave it; without a cursor and a next page it is the last."""
+    """One page of search results. Without a cursor and a next page it is the last one."""
 
     items: tuple[ModelPage, ...]
     next_cursor: str | None = None
     next_page: str | None = field(default=None, repr=False)
     received_count: int = 0
-    """Items in the answer, with those that could not be read."""
+    """The number of items in the response, including those that could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """The freshest word on one file of a version, past all caches."""
+    """The current state of one file of a version, past all caches."""
 
     file: ModelFile
     air: str | None = None
@@ -50,7 +50,7 @@ class Glance:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture somebody published, with what its file said about its making."""
+    """A published image with the generation data from its file."""
 
     id: int
     url: str
@@ -62,14 +62,14 @@ class Picture:
     base_model: str | None = None
     version_ids: tuple[VersionId, ...] = ()
     meta: Mapping[str, Json] | None = None
-    """Generation data with CivitAI's keys ("prompt", "seed", "civitaiResources" …); None where there is none."""
+    """Generation data under CivitAI's keys ("prompt", "seed", "civitaiResources" …); None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadAddress:
-    """Where the bytes are now. Storage addresses are signed: they hold a secret and last hours.
+    """The current download URL. Storage URLs are signed: they contain a secret and expire within hours.
 
-    `send_token` is True only where the configured site itself serves the bytes.
+    `send_token` is True only if the configured site serves the file itself.
     """
 
     url: str = field(repr=False)
@@ -80,7 +80,7 @@ class DownloadAddress:
 
 
 def safe_url(url: str) -> str:
-    """`url` fit to be shown, logged and kept: without user, password, query and fragment."""
+    """A URL that is safe to show, log and store: without user, password, query and fragment."""
     try:
         parts = urlsplit(url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -1,4 +1,4 @@
-"""The configured site: its address, its key, and a client that keeps the one with the other."""
+"""The configured site: its URL, its API key, and an HTTP client that sends the key to that site only."""
 
 import logging
 import ssl
@@ -14,20 +14,24 @@ from civman.errors import ConfigError
 
 
 def user_agent() -> str:
-    """What civman calls itself. CivitAI treats a name that contains a browser's as a browser (no JSON errors)."""
+    """The User-Agent header.
+
+    CivitAI treats a value that contains a browser's name as a browser and sends no JSON errors.
+    """
     return f"civman/{__version__}"
 
 
 def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.Client:
-    """A client that shows `token` to the origin of `address` and to nobody else, and follows no redirect.
+    """An HTTP client that sends `token` only to the origin of `address` and follows no redirects.
 
-    Proxies and certificates come from the environment, except that loopback is never proxied.
-    Raises: ConfigError: what the environment names cannot be used.
+    Proxies and certificates come from the environment, except that loopback never goes through a proxy.
+
+    Raises: ConfigError: a proxy or certificate setting in the environment cannot be used.
     """
-    # its debug log holds redirect addresses whole, and with them the storage's signature
+    # httpx's debug log contains redirect URLs in full, including the storage's signature
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     direct: dict[str, httpx.BaseTransport | None] = {f"all://{httpx.URL(address).host}": None}
-    # loading the trust store takes 50 ms; plain http on loopback gets a TLS context that trusts nobody
+    # loading the trust store takes 50 ms, so plain http on loopback gets a TLS context that trusts no certificate
     needs_tls = not (is_loopback(address) and address.startswith("http:"))
     try:
         return httpx.Client(
@@ -40,7 +44,7 @@ def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.C
             event_hooks={"response": [_set_target_aside]},
             mounts=direct if is_loopback(address) else None,
         )
-    except (ImportError, ValueError, TypeError) as error:  # all that httpx says of a proxy address it cannot use
+    except (ImportError, ValueError, TypeError) as error:  # the exceptions httpx raises for a proxy URL it cannot use
         raise ConfigError(
             "the proxy named by the environment cannot be used", code="bad-proxy",
             hint="check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY: only http:// and https:// proxies work",
@@ -53,7 +57,7 @@ def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.C
 
 
 def checked_address(address: str, *, has_token: bool) -> str:
-    """`address` without a trailing slash, if the site can be asked there. Raises: ConfigError."""
+    """The CivitAI URL without a trailing slash, after checking that it can be used. Raises: ConfigError."""
     shown = safe_url(address)
     try:
         parts = urlsplit(address.strip())
@@ -74,7 +78,7 @@ def checked_address(address: str, *, has_token: bool) -> str:
 
 
 def checked_token(token: str) -> str:
-    """`token` without blanks around it, if it fits into a header. Raises: ConfigError."""
+    """The API key without surrounding blanks, after checking that it fits into a header. Raises: ConfigError."""
     text = token.strip()
     if not text.isascii() or not text.isprintable() or " " in text or not text:
         raise ConfigError("the key holds characters that no key has", code="malformed-key", hint="copy it again, whole")
@@ -85,13 +89,13 @@ _ASIDE = "x-civman-location"
 
 
 def _set_target_aside(response: httpx.Response) -> None:
-    """Hide a redirect's target from httpx, which parses it even when it does not follow and fails on odd ones."""
+    """Hide a redirect's target from httpx, which parses it without following it and fails on malformed ones."""
     if "location" in response.headers:
         response.headers[_ASIDE] = response.headers.pop("location")
 
 
 def headers_of(response: httpx.Response) -> httpx.Headers:
-    """The headers of a response of such a client, as they were sent."""
+    """The raw headers of an `httpx` response, exactly as the server sent them."""
     headers = httpx.Headers(response.headers)
     if _ASIDE in headers:
         headers["location"] = headers.pop(_ASIDE)
@@ -99,9 +103,9 @@ def headers_of(response: httpx.Response) -> httpx.Headers:
 
 
 class _Key(httpx.Auth):
-    """Puts the key on requests to the configured origin, and takes any other credential off.
+    """Adds the API key to requests to the configured origin, and removes any other credentials.
 
-    Given to httpx explicitly, it also keeps httpx from making up credentials of its own (netrc, userinfo).
+    Because it is passed to httpx explicitly, httpx does not add credentials of its own (netrc, userinfo).
     """
 
     def __init__(self, address: str, token: str | None) -> None:
@@ -109,7 +113,7 @@ class _Key(httpx.Auth):
         self._token = token
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Set or drop the Authorization header."""
+        """Set or remove the Authorization header."""
         request.headers.pop("Authorization", None)
         if self._token and _origin(request.url) == self._origin:
             request.headers["Authorization"] = f"Bearer {self._token}"

@@ -36,17 +36,17 @@ _OUR_STATUSES = (200, 206)
 
 
 def utc_now() -> datetime:
-    """The time, aware."""
+    """The current UTC time as a timezone-aware datetime."""
     return datetime.now(UTC)
 
 
 def quiet(notice: str) -> None:
-    """The listener of those who do not listen."""
+    """Ignore a notice: the default for `on_notice`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as far as it was read."""
+    """A response, as far as it was read."""
 
     status: int
     headers: Mapping[str, str]
@@ -104,30 +104,33 @@ class Transport:
         return f"Transport({self.address!r}, has_key={self.has_key})"
 
     def close(self) -> None:
-        """Close the connections. A closed transport opens new ones when asked again."""
+        """Close the connections. They are opened again if another request is sent."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None:
             client.close()
 
     def url(self, path: str, params: Params = ()) -> str:
-        """The absolute address of `path` (from `/`) on the configured site."""
+        """The absolute URL of `path` (which starts with `/`) on the configured site."""
         query = urlencode(params)
         return f"{self.address}{path}" + (f"{'&' if '?' in path else '?'}{query}" if query else "")
 
     def get_json(self, path: str, params: Params = (), *, asked: Asked) -> Json:
-        """What `GET path` answers. Raises: CivmanError by cause; BadAnswer: no JSON, or too much of it."""
+        """The JSON response to `GET path`.
+
+        Raises: CivmanError by cause; BadAnswer: the body is not JSON, or too large.
+        """
         return self._json(self._persist("GET", self.url(path, params), asked), asked)
 
     def post_json(self, path: str, content: Json, *, asked: Asked) -> Json:
-        """What `POST path` answers. Only for lookups: it is sent again after a failure like a GET."""
+        """The JSON response to `POST path`. Only for lookups, because it is retried after a failure like a GET."""
         body = json.dumps(content, separators=(",", ":")).encode()
         return self._json(self._persist("POST", self.url(path), asked, content=body), asked)
 
     def first_hop(self, url: str, *, asked: Asked) -> Answer:
-        """Status and headers of `GET url` at the site itself: a redirect or the start of a file, body unread.
+        """Status and headers of `GET url` on the site itself: a redirect or the start of a file. The body is not read.
 
-        Raises: CivmanError: by cause, for any other answer.
+        Raises: CivmanError: any other response, by cause.
         """
         answer = self._persist("GET", url, asked, wants_file=True)
         if 300 <= answer.status < 400 and answer.headers.get("location"):
@@ -153,7 +156,7 @@ class Transport:
     def _persist(
         self, method: str, url: str, asked: Asked, *, content: bytes | None = None, wants_file: bool = False
     ) -> Answer:
-        """The first answer worth having, in at most `tries` requests. Only for requests that change nothing."""
+        """The first usable response within `tries` requests. Only for requests that change nothing."""
         if self._offline:
             raise Offline(f"civman is offline and cannot ask CivitAI for {asked.what}")
         attempt = 1
@@ -220,11 +223,11 @@ class Transport:
         return self._without_token(b"".join(parts)[:limit])
 
     def _without_token(self, body: bytes) -> bytes:
-        """`body` without our key, should a server echo it: bodies end up in messages and in the database."""
+        """`body` without our API key, in case a server echoes it: bodies end up in messages and in the database."""
         return body.replace(self._token.encode(), b"***") if self._token else body
 
     def _translated(self, error: Exception) -> tuple[CivmanError, bool]:
-        """Our error for httpx's, and whether another try may help."""
+        """Our error for one of httpx's, and whether another try may help."""
         host = urlsplit(self.address).hostname or ""
         tls = _cause_of_kind(error, ssl.SSLError)
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
@@ -258,7 +261,7 @@ _TLS_HINT = "check the clock and SSL_CERT_FILE; a proxy that opens TLS needs its
 
 
 class _UnreachedError(Exception):
-    """Carries our error out of one try, with whether another may help."""
+    """Carries our error out of one try, together with whether another one may help."""
 
     def __init__(self, failure: CivmanError, may_pass: bool) -> None:
         super().__init__(failure.message)
@@ -276,10 +279,10 @@ def _is_file(response: httpx.Response) -> bool:
 
 
 def _parsed(body: bytes) -> Json:
-    """The JSON in `body`. Raises: ValueError, RecursionError: it is none, or holds NaN."""
+    """The JSON value in `body`. Raises: ValueError, RecursionError: invalid JSON, or NaN."""
     value: Json = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
     if rb"\ud" in body.lower():
-        # half a surrogate pair is legal JSON, but no UTF-8 and so no database will take it
+        # half a surrogate pair is legal JSON but cannot be encoded as UTF-8, so no database could store it
         text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         value = json.loads(text)
     return value
@@ -290,7 +293,7 @@ def _no_constant(name: str) -> Json:
 
 
 def retry_after_s(retry_after: str | None, now: datetime) -> float | None:
-    """Seconds that a Retry-After header asks for, from its number or its date; None: it asks for nothing."""
+    """The seconds that a Retry-After header asks to wait, given as a number or a date; None if it gives neither."""
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])

@@ -1,6 +1,6 @@
-"""Accounts, published pictures, tensor lists and the like as CivitAI sends them, as values of `answers`.
+"""Parse accounts, published images, tensor lists and other lookups from CivitAI's JSON into values of `responses`.
 
-Source: CivitAI's public REST API, version 1; answers of 2024 to 2026-08.
+Source: CivitAI's public REST API, version 1; responses of 2024 to 2026-08.
 """
 
 from datetime import datetime
@@ -81,7 +81,7 @@ class _IdentityList(Wire):
 
 
 def pictures(answer: object, *, now: datetime, on_notice: OnNotice) -> tuple[Picture, ...]:
-    """The pictures of `GET /images`. Raises: BadAnswer: the answer is no such page."""
+    """The images of `GET /images`. Raises: BadAnswer: the response has another form."""
     got = read(_ImageList, answer, Reading(now, on_notice), "a page of pictures")
     return tuple(
         Picture(
@@ -102,7 +102,7 @@ def pictures(answer: object, *, now: datetime, on_notice: OnNotice) -> tuple[Pic
 
 
 def _unwrapped(meta: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Generation data out of `{"id": …, "meta": {…}}`, which some lookups put around it."""
+    """Generation data, taken out of the `{"id": …, "meta": {…}}` that some endpoints wrap around it."""
     if meta is not None and set(meta) <= {"id", "meta"} and "meta" in meta:
         inner = meta["meta"]
         return inner if isinstance(inner, dict) else None
@@ -116,7 +116,7 @@ def account(answer: object, *, now: datetime, on_notice: OnNotice) -> Account:
 
 
 def glance(answer: object, file_id: FileId | None, *, now: datetime, on_notice: OnNotice) -> Glance:
-    """The file of `GET /model-versions/mini/{id}`, which names no ids itself. Raises: BadAnswer."""
+    """The file of `GET /model-versions/mini/{id}`, whose response contains no ids. Raises: BadAnswer."""
     got = read(_Mini, answer, Reading(now, on_notice), "a file")
     file = ModelFile(
         id=file_id,
@@ -140,16 +140,16 @@ def glance(answer: object, file_id: FileId | None, *, now: datetime, on_notice: 
 
 
 def tensors(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(name, dtype, shape) of each tensor of `GET /model-files/{id}/tensor-metadata`.
+    """The name, dtype and shape of each tensor of `GET /model-files/{id}/tensor-metadata`.
 
-    Raises: BadAnswer: any entry is broken, since a list with holes would describe another file.
+    Raises: BadAnswer: an entry cannot be read. An incomplete list would describe a different file.
     """
     got = read(_Tensors, answer, Reading(now, on_notice), "a list of tensors")
     return [(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in got.tensors]
 
 
 def identities(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tuple[Sha256, ModelId, VersionId]]:
-    """(digest, model, version) of `POST /model-versions/by-hash/ids`. Raises: BadAnswer: it is no array."""
+    """Digest, model id and version id of `POST /model-versions/by-hash/ids`. Raises: BadAnswer: not an array."""
     if not isinstance(answer, list):
         raise BadAnswer("CivitAI's answer is not a list of versions by hash")
     got = read(_IdentityList, {"items": answer}, Reading(now, on_notice), "a list of versions by hash")
@@ -163,7 +163,7 @@ def identities(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tu
 
 
 def enums(answer: object) -> dict[str, tuple[str, ...]]:
-    """Name → legal values, of `GET /enums`. Raises: BadAnswer."""
+    """The allowed values by name, of `GET /enums`. Raises: BadAnswer."""
     try:
         return TypeAdapter(dict[str, tuple[str, ...]]).validate_python(answer)
     except ValidationError:

@@ -1,9 +1,9 @@
-"""Models, versions and files as CivitAI sends them, of all eras since 2023, as domain values.
+"""Parse models, versions and files from CivitAI's JSON, in all forms since 2023, into domain values.
 
-What cannot be read inside a model or version is left out and told through `on_notice` (see `reading`). A primary
-file that is left out leaves a version without a primary file: none is chosen in its place.
+Anything inside a model or version that cannot be read is skipped and reported through `on_notice` (see `wire_reading`).
+If the primary file is skipped, the version has no primary file; no other file is chosen instead.
 
-Source: CivitAI's public REST API, version 1; answers of 2023-07 to 2026-09.
+Source: CivitAI's public REST API, version 1; responses of 2023-07 to 2026-09.
 """
 
 from datetime import datetime
@@ -87,7 +87,7 @@ class _File(Wire):
 
 
 class ImageShape(Wire):
-    """A picture of a version; `/images` sends it with more."""
+    """An image of a version; `/images` returns it with more fields."""
 
     model_config = ConfigDict(title="picture")
     id: Maybe[int] = None
@@ -100,11 +100,11 @@ class ImageShape(Wire):
 
     @property
     def media(self) -> str:
-        """What it is: "image", "video" or "audio"."""
+        """The kind of media: "image", "video" or "audio"."""
         return self.type or ("video" if self.url.lower().endswith((".mp4", ".webm")) else "image")
 
     def translated(self) -> Preview:
-        """The picture as a preview."""
+        """The image as a domain value."""
         level = wire_values.image_level(self.nsfw_level, self.nsfw)
         return Preview(self.url, level, self.width, self.height, self.media)
 
@@ -247,7 +247,7 @@ class _Model(Wire):
             description=self.description,
             licence=Licence(
                 credit_required=None if self.allow_no_credit is None else not self.allow_no_credit,
-                # `allowCommercialUse: []` is a statement (nothing allowed), unlike `null`
+                # `allowCommercialUse: []` means that nothing is allowed; `null` means unknown
                 commercial_use=self.allow_commercial_use,
                 derivatives_allowed=self.allow_derivatives,
                 different_licence_allowed=self.allow_different_license,
@@ -278,22 +278,22 @@ class _ModelList(Wire):
 
 
 def page(answer: object, *, now: datetime, on_notice: OnNotice) -> ModelPage:
-    """The model of `GET /models/{id}`, or of one list item, with its versions. Raises: BadAnswer: it is none."""
+    """The model of `GET /models/{id}`, or of one item of a list, with its versions. Raises: BadAnswer."""
     reading = Reading(now, on_notice)
     return read(_Model, answer, reading, "a model").translated(reading)
 
 
 def version(answer: object, *, now: datetime, on_notice: OnNotice) -> ModelVersion:
-    """The version of `GET /model-versions/{id}` or `by-hash`; its model holds only a few words.
+    """The version of `GET /model-versions/{id}` or `by-hash`, with a short summary of its model.
 
-    Raises: BadAnswer: it is none, or names no model.
+    Raises: BadAnswer: not a version, or without a model id.
     """
     reading = Reading(now, on_notice)
     return read(_Version, answer, reading, "a model version").translated_alone(reading)
 
 
 def search_page(answer: object, *, now: datetime, on_notice: OnNotice) -> SearchPage:
-    """A page of `GET /models`; models that cannot be read are left out and told. Raises: BadAnswer: it is none."""
+    """A page of `GET /models`. Models that cannot be read are skipped and reported. Raises: BadAnswer."""
     reading = Reading(now, on_notice)
     got = read(_ModelList, answer, reading, "a page of models")
     metadata = got.metadata or _PageMetadata.model_construct()

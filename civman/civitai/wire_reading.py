@@ -1,9 +1,9 @@
-"""How civman reads JSON that follows no fixed shape: pydantic with two kinds of patience.
+"""Read JSON that has no fixed schema, with pydantic models that tolerate two kinds of errors.
 
-Every field may be missing, null or `[]`; every word may be new. The object that was asked for must be one and carry
-its id, else BadAnswer. Inside it, a field that cannot be read counts as missing (`Maybe`), and a list entry that
-cannot be read is left out (`Each`); both are told through `Reading.tell`, so that one broken entry neither hides the
-others nor goes unseen.
+Every field may be missing, null or `[]`, and every word may be new. The requested object itself must have the right
+form and an id, else BadAnswer is raised. Inside it, a field that cannot be read counts as missing (`Maybe`), and a list
+entry that cannot be read is skipped (`Each`). Both are reported through `Reading.tell`, so that one broken entry
+neither hides the others nor goes unnoticed.
 """
 
 import json
@@ -37,7 +37,7 @@ W = TypeVar("W", bound="Wire")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What validators need to know: the time, and whom to tell."""
+    """What the validators need: the current time, and where to report skipped data."""
 
     now: datetime
     tell: OnNotice
@@ -91,14 +91,14 @@ Moment = Annotated[datetime, BeforeValidator(lambda raw: wire_values.timestamp(r
 
 
 class Wire(BaseModel):
-    """An object of an answer; `received` is what came, untouched."""
+    """An object in a response; `received` is the original JSON, unchanged."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
         coerce_numbers_to_str=True,
         protected_namespaces=(),
         allow_inf_nan=False,
-        hide_input_in_errors=True,  # an answer may hold signed addresses
+        hide_input_in_errors=True,  # a response may contain signed URLs
     )
     _received: dict[str, Any] = PrivateAttr(default_factory=dict)
 
@@ -115,13 +115,13 @@ class Wire(BaseModel):
         return self._received
 
     def raw(self, *, without: str = "") -> str:
-        """The object as received, as compact JSON, but for the key `without`."""
+        """The object as received, as compact JSON without the key `without`."""
         kept = {key: value for key, value in self._received.items() if key != without}
         return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
 
 
 def read(shape: type[W], answer: object, reading: Reading, what: str) -> W:
-    """`answer` as `shape`; `what` is its name in words. Raises: BadAnswer: it is none."""
+    """Validate `answer` as `shape`; `what` names it in messages. Raises: BadAnswer."""
     try:
         return shape.model_validate(answer, context=reading)
     except ValidationError as error:

@@ -1,9 +1,9 @@
-"""One meaning, many spellings: how single values looked in CivitAI's answers from 2023 to 2026.
+"""Convert single values that CivitAI has written in different forms between 2023 and 2026.
 
-Pure functions from a raw JSON value to a domain value. What cannot be read is told through `tell` or raises
-ValueError; nothing is made up.
+Pure functions from a raw JSON value to a domain value. A value that cannot be read is reported through `tell` or raises
+ValueError; nothing is guessed.
 
-Source: CivitAI's public REST API, saved answers of 2023-07, 2024-01, 2025 and 2026.
+Source: CivitAI's public REST API, saved responses of 2023-07, 2024-01, 2025 and 2026.
 """
 
 import re
@@ -17,14 +17,17 @@ from civman.domain.digests import EMPTY_AUTOV3, Hashes, sha256_from
 OnNotice = Callable[[str], None]
 
 _RISING = ("Image", "RentCivit", "Rent", "Sell")
-"""Commercial permissions, each including those before it when it stood alone (2023)."""
+"""Commercial permissions. In 2023 a single one included those listed before it."""
 _LENGTHS = {"blake3": 64, "crc32": 8, "autov1": 8, "autov2": 10}
 _HEX = re.compile(r"[0-9a-f]+")
 _IMAGE_LEVELS = {"none": 1, "soft": 2, "mature": 4, "x": 8, "blocked": 32}
 
 
 def commercial_use(raw: object) -> tuple[str, ...] | None:
-    """What may be sold, from `["Image"]`, `"{Image,Rent}"` or one word that implied the lower ones; None: not said."""
+    """The permitted commercial uses, from `["Image"]`, `"{Image,Rent}"` or a single word that includes the lower ones.
+
+    None means that the response does not say.
+    """
     if raw is None:
         return None
     if isinstance(raw, str) and not raw.strip().startswith("{"):
@@ -43,20 +46,20 @@ def commercial_use(raw: object) -> tuple[str, ...] | None:
 
 
 def trained_words(entries: Iterable[str]) -> tuple[str, ...]:
-    """Trigger words, one each; an entry may itself be a comma list."""
+    """Trigger words, one per entry; an entry of the response may be a comma-separated list."""
     parts = (part.strip() for entry in entries for part in entry.split(","))
     return tuple(dict.fromkeys(part for part in parts if part))
 
 
 def hashes(raw: Mapping[str, object], tell: OnNotice) -> Hashes:
-    """Digests in lower case; one that cannot be one is left out and told."""
+    """Digests in lower case; one that is not a valid digest is skipped and reported."""
     found: dict[str, str] = {}
     for name, value in raw.items():
         key, text = name.lower(), str(value or "").strip().lower()
         if not text or key not in Hashes.__slots__:
             continue
         if key == "autov3" and len(text) == 64:
-            text = text[:12]  # early 2024 answers carry the whole digest
+            text = text[:12]  # responses of early 2024 contain the whole digest
         if len(text) != {**_LENGTHS, "sha256": 64, "autov3": 12}[key] or not _HEX.fullmatch(text):
             tell(f"the declared {name} is no digest and is left out")
         elif not (key == "autov3" and text == EMPTY_AUTOV3):
@@ -66,18 +69,18 @@ def hashes(raw: Mapping[str, object], tell: OnNotice) -> Hashes:
 
 
 def size_bytes(size_kb: float | None) -> int | None:
-    """Exact bytes from CivitAI's kilobytes (1024 bytes each, sent as a float)."""
+    """The size in bytes from CivitAI's kilobytes (1024 bytes each, sent as a float)."""
     return None if size_kb is None else round(size_kb * 1024)
 
 
 def timestamp(text: str) -> datetime:
-    """An aware time in UTC; without a zone it is UTC already. Raises: ValueError: no ISO 8601."""
+    """A timezone-aware time in UTC; a text without a zone is UTC. Raises: ValueError: not ISO 8601."""
     moment = datetime.fromisoformat(text.strip())
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def image_level(nsfw_level: object, nsfw: object) -> int:
-    """Bit of a picture's rating from its integer level (2024 on) or its word (before, and in `/images`)."""
+    """The bit of an image's rating, from its integer level (since 2024) or its word (before, and in `/images`)."""
     for raw in (nsfw_level, nsfw):
         if isinstance(raw, int) and not isinstance(raw, bool):
             return raw
@@ -95,10 +98,10 @@ def gate(
     availability: str | None,
     now: datetime,
 ) -> Gate | None:
-    """The paid or early access in force at `now`, from whichever generation of signals the answer carries.
+    """The paid or early access in force at `now`, from whichever of the site's fields the response contains.
 
-    `paid_access` is (permanent, end) of 2026, `ends` are the dates of 2024 to 2026, `days_after_publication` is
-    of 2023, `availability` "EarlyAccess" of 2025. Dates that have passed mean no gate: answers are cached.
+    `paid_access` is (permanent, end) of 2026, `ends` are the dates of 2024 to 2026, `days_after_publication` is of
+    2023, `availability` "EarlyAccess" of 2025. Dates in the past mean no gate, because responses are cached.
     """
     if paid_access is not None:
         permanent, end = paid_access
@@ -114,20 +117,20 @@ def gate(
 
 
 def file_id_in(download_url: str | None) -> int | None:
-    """The `fileId` that a download address names, if any."""
+    """The `fileId` in a download URL, or None."""
     try:
         query = parse_qs(urlsplit(download_url or "").query)
-    except ValueError:  # brackets that are no IPv6 address
+    except ValueError:  # square brackets that do not enclose an IPv6 address
         return None
     digits = next(iter(query.get("fileId", [])), "")
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
 
 
 def linked_places(files: list[tuple[str, bool, str | None]], *, has_linked_vae: bool) -> set[int]:
-    """Places of those files, given as (type, primary, address), that belong to another version (a shared VAE).
+    """Positions of the files, given as (type, primary, URL), that belong to another version (a shared VAE).
 
-    Answers do not mark them. They are appended at the end with type VAE, and their address names no `fileId` where
-    those of the version's own files do (September 2026), or the version carries a `vaeId` (before).
+    Responses do not mark them. They come last with type VAE, and either their URL has no `fileId` although those of the
+    version's own files do (September 2026), or the version has a `vaeId` (before).
     """
     others_name_ids = any(file_id_in(url) is not None for _, _, url in files)
     found: set[int] = set()

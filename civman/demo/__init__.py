@@ -1,1 +1,1 @@
-"""A small CivitAI-compatible server on loopback and its catalogue (standard library only)."""
+"""A small CivitAI-compatible server on loopback with its own models. Standard library only."""

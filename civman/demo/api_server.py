@@ -1,4 +1,4 @@
-"""The first server: CivitAI's public API, its download address and its preview pictures, by path.
+"""The main server: CivitAI's public API, its download URL and its preview images, by path.
 
 Source: CivitAI's public source and API documentation, August 2026.
 """
@@ -34,7 +34,7 @@ _IMAGE_LEVELS = {"None": 1, "Soft": 3, "Mature": 7, "X": 31, "Blocked": 32, "tru
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """Answers requests to the main host."""
+    """Responds to requests to the main host."""
 
     catalogue: Catalogue
     vocabulary: Vocabulary
@@ -43,7 +43,7 @@ class Api:
     origin: str
 
     def answer(self, request: Request) -> Answer:
-        """The answer CivitAI would give; HTML 404 for a path it has no API for."""
+        """The response that CivitAI would send; an HTML 404 for a path that is not part of the API."""
         if request.headers.get("user-agent", "").lower().startswith("python-urllib"):
             return Answer.of_text("error code: 1010", 403)
         for pattern, handler, is_public in _ROUTES:
@@ -130,7 +130,7 @@ class Api:
         return Answer.of_json(page, Cache_Control=_HASHED)
 
     def by_hashes(self, request: Request) -> Answer:
-        """`POST /model-versions/by-hash`; its addresses are broken, as the service's are."""
+        """`POST /model-versions/by-hash`. The download URLs in it are broken, as they are on the real site."""
         digests = _digests(request, _BULK)
         if isinstance(digests, Answer):
             return digests
@@ -228,7 +228,7 @@ class Api:
         return Answer.of_json({"items": items[start : start + limit], "metadata": metadata}, Cache_Control=_PUBLIC)
 
     def picture(self, _request: Request, number: str) -> Answer:
-        """A preview, whatever size is asked for."""
+        """A preview image; the requested size is ignored."""
         image = next((image for _, _, image in self._pictures() if image.id == int(number)), None)
         if image is None or image.type != "image":
             return Answer.of_text("Not Found", 404)
@@ -240,11 +240,11 @@ class Api:
         return self.downloads.answer(request, int(text))
 
     def training_data(self, _request: Request, text: str) -> Answer:
-        """The old address of training data."""
+        """The old URL of training data."""
         return Answer.redirect(f"/api/download/models/{text}?type=Training%20Data", 308)
 
     def page(self, _request: Request, *_parts: str) -> Answer:
-        """A page for people: it answers 200 and is no model."""
+        """An HTML page for humans: returns 200 but is not a model file."""
         return Answer.of_text("<!DOCTYPE html><html><title>Civitai</title></html>", 200, "text/html; charset=utf-8")
 
     def _published(self, version_id: int) -> tuple[DemoModel, DemoVersion] | None:
@@ -274,7 +274,7 @@ class Api:
 _V1 = "/api/v1"
 _Endpoint = Callable[..., Answer]
 _ROUTES: tuple[tuple[str, _Endpoint, bool], ...] = (
-    # pattern, endpoint, whether it answers any method
+    # path pattern, endpoint, whether it accepts any HTTP method
     (f"{_V1}/models", Api.models, False),
     (f"{_V1}/models/([^/]+)", Api.model, True),
     (f"{_V1}/model-versions/by-hash/([^/]+)(?<!/ids)", Api.by_hash, True),
@@ -301,7 +301,7 @@ def _zod_error(issues: list[Issue]) -> Answer:
 
 
 def _id(text: str) -> int | str:
-    """The id, or the complaint about it."""
+    """The id in a path, or the validation error."""
     if not re.fullmatch(r"[+-]?\d+", text):
         return "✖ Invalid input: expected number, received NaN\n  → at id"
     if int(text) > INT4:
@@ -310,7 +310,7 @@ def _id(text: str) -> int | str:
 
 
 def _digests(request: Request, most: int) -> list[str] | Answer:
-    """The SHA-256 digests of a bulk request, or the answer to a wrong one."""
+    """Parse the SHA-256 digests of a bulk request; returns an error response if the request is invalid."""
     if request.method != "POST":
         return error(405, "Method not allowed")
     issues: list[dict[str, Any]] = []

@@ -1,9 +1,9 @@
-"""The models `civman demo` offers.
+"""The models that `civman demo` offers.
 
-Names are invented and the metadata is honest: files are what they are said to be, except where a model exists to
-show that a label can be wrong. models.json holds models made on the spot, tiny.json those that really draw, with
-files of models/ and pictures of previews/ that they drew themselves (what of, and how: previews.json). `content`
-names the function that makes the bytes, with its arguments.
+Names are invented and the metadata is honest: files are what their labels say, except for models that exist to show
+that a label can be wrong. models.json contains models created on the spot; tiny.json those that really generate images,
+with files in models/ and images in previews/ that they generated themselves (previews.json lists the settings).
+`content` names the function that creates the bytes, with its arguments.
 """
 
 import json
@@ -38,9 +38,9 @@ _MAKERS: dict[str, Callable[..., bytes]] = {
 
 
 class Shelf:
-    """Contents, each made once; give one shelf to several catalogues to make their bytes only once.
+    """Contents, each created once. Pass one shelf to several catalogues to create their bytes only once.
 
-    With `folder` they outlive the process.
+    With `folder`, they are stored for later processes.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -48,17 +48,17 @@ class Shelf:
         self._contents: dict[str, Content] = {}
 
     def content(self, recipe: list[Any]) -> Content:
-        """What `recipe` (a maker's name and its arguments) makes, when its bytes are first asked for."""
+        """The content that `recipe` (a function name and its arguments) describes; its bytes are made when needed."""
         key = "-".join(str(part).replace("/", "-") for part in recipe if not isinstance(part, dict))
         if key not in self._contents:
             kind, *arguments = recipe
-            folder = None if kind == "packaged" else self._folder  # those are files already
+            folder = None if kind == "packaged" else self._folder  # these are already files
             self._contents[key] = Content(lambda: _MAKERS[kind](*arguments), folder=folder, name=f"{key}.bin")
         return self._contents[key]
 
 
 def demo_catalogue(shelf: Shelf | None = None) -> Catalogue:
-    """A fresh catalogue of the demo's models; their bytes are made on first use."""
+    """A new catalogue of the demo's models; their bytes are created on first use."""
     shelf = shelf or Shelf()
     return Catalogue([_model(raw, shelf) for name in ("models.json", "tiny.json") for raw in _read(name)])
 
@@ -84,7 +84,7 @@ def _version(raw: dict[str, Any], shelf: Shelf) -> DemoVersion:
 
 
 def _about_drawn(image: dict[str, Any]) -> dict[str, Any]:
-    """Size, settings and BlurHash of a picture that a model drew."""
+    """Size, settings and BlurHash of an image that a model generated."""
     return dict(_read("previews.json")[image["drawn"]]) if "drawn" in image else {}
 
 

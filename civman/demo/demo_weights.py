@@ -1,6 +1,6 @@
-"""Model files: made on the spot (real layouts, small seeded values, the same bytes everywhere), or packaged ones.
+"""Model files: created on the spot (real layouts, small seeded values, the same bytes everywhere), or packaged ones.
 
-Source: the safetensors format (eight bytes of little-endian header length, a JSON header, the tensors end to end).
+Source: the safetensors format (eight bytes of little-endian header length, a JSON header, then the tensors).
 """
 
 import hashlib
@@ -88,17 +88,17 @@ def sd1_embedding(seed: str, *, vectors: int = 8) -> bytes:
 
 
 def vae(seed: str) -> bytes:
-    """A VAE alone, F32."""
+    """A VAE on its own, F32."""
     return safetensors_bytes(model_layouts.vae(), seed=seed, dtype="F32", metadata={"format": "pt"})
 
 
 def packaged(name: str) -> bytes:
-    """A file of models/, which was trained (training/README.md in the repository)."""
+    """A file of models/; training/README.md in the repository describes how it was trained."""
     return files("civman.demo").joinpath("models", name).read_bytes()
 
 
 def stronger(name: str, factor: float) -> bytes:
-    """A packaged F16 adapter whose every alpha, so its effect at any scale, is multiplied."""
+    """A packaged F16 adapter with every alpha multiplied by `factor`, and thus its effect at any scale."""
     data = bytearray(packaged(name))
     body = 8 + int.from_bytes(data[:8], "little")
     for key, tensor in json.loads(data[8:body]).items():
@@ -109,7 +109,7 @@ def stronger(name: str, factor: float) -> bytes:
 
 
 def harmless_pickle() -> bytes:
-    """A `.ckpt` in PyTorch's zip form that holds an empty state dictionary and nothing that could run."""
+    """A `.ckpt` in PyTorch's zip format that contains an empty state dictionary and no code."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in (
@@ -123,7 +123,7 @@ def harmless_pickle() -> bytes:
 
 def _values(seed: str, dtype: str, count_bytes: int) -> bytes:
     random = int.from_bytes(hashlib.shake_256(seed.encode()).digest(count_bytes), "little")
-    # `position_ids` may leave a tail that is no multiple of the value's width; it is overwritten by the caller.
+    # `position_ids` may leave a rest that is no multiple of the value's size; the caller overwrites it
     repeats = -(-count_bytes // len(_KEEP[dtype]))
     keep = int.from_bytes((_KEEP[dtype] * repeats)[:count_bytes], "little")
     pin = int.from_bytes((_PIN[dtype] * repeats)[:count_bytes], "little")

@@ -1,4 +1,4 @@
-"""`/api/download/models/{version id}`: the gates, the choice of a file, the redirect to storage.
+"""`/api/download/models/{version id}`: access checks, choice of the file, redirect to storage.
 
 Source: CivitAI's public source (download endpoint), August 2026.
 """
@@ -19,13 +19,13 @@ _BROWSERS = ("mozilla", "chrome", "safari", "firefox", "opera", "edge")
 
 
 def error(status: int, text: str) -> Answer:
-    """The shape most of CivitAI's errors have."""
+    """An error in the form that most of CivitAI's errors have."""
     return Answer.of_json({"error": text}, status)
 
 
 @dataclass(frozen=True, slots=True)
 class Downloads:
-    """Hands out signed addresses to those who may have the file."""
+    """Returns signed URLs to clients that may download the file."""
 
     catalogue: Catalogue
     vocabulary: Vocabulary
@@ -34,16 +34,16 @@ class Downloads:
     clock: Callable[[], datetime]
     token: str
     granted: frozenset[int]
-    """Versions whose early access the token's owner has bought."""
+    """Versions whose early access the owner of the token has bought."""
 
     def is_signed_in(self, request: Request) -> bool:
-        """Whether the request carries the valid key: second word of the header, else `?token=`."""
+        """Whether the request carries the valid key: the second word of the header, else `?token=`."""
         words = request.headers.get("authorization", "").split()
         given = words[1] if len(words) > 1 else request.first.get("token")
         return given == self.token
 
     def refusal(self, request: Request, model: DemoModel, version: DemoVersion) -> Answer | None:
-        """Why this request may not have the version's files, None if it may."""
+        """The response that refuses this request the version's files, or None if it may have them."""
         if model.mode == "Archived":
             return error(410, "Model archived, not available for download")
         if version.usage_control != "Download":
@@ -63,13 +63,13 @@ class Downloads:
         return None
 
     def answer(self, request: Request, version_id: int) -> Answer:
-        """The redirect to storage, or the refusal in the form this User-Agent gets."""
+        """The redirect to storage, or the refusal in the form that this User-Agent gets."""
         answer = self._answer(request, version_id)
         return self._for_browser(answer, version_id) if _is_browser(request) else answer
 
     def _answer(self, request: Request, version_id: int) -> Answer:
         if request.method == "HEAD":
-            return error(401, "Unauthorized")  # seen live, with a valid key too
+            return error(401, "Unauthorized")  # observed on the live site, also with a valid key
         complaint = self._wrong_parameter(request)
         if complaint:
             return error(400, complaint)

@@ -1,6 +1,6 @@
-"""The closed lists that CivitAI's validation and its `/enums` answer are made of.
+"""The closed lists of values that CivitAI's validation and its `/enums` endpoint use.
 
-Source: enums.json beside this module, taken from CivitAI's public source and API documentation (August 2026).
+Source: enums.json next to this module, taken from CivitAI's public source and API documentation (August 2026).
 """
 
 import json
@@ -11,18 +11,18 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """CivitAI's lists; each word exactly as the API spells it."""
+    """CivitAI's lists, with each word spelled exactly as in the API."""
 
     enums: dict[str, list[str]]
-    """The answer of `GET /api/v1/enums`."""
+    """The response of `GET /api/v1/enums`."""
     sets: dict[str, tuple[str, ...]]
-    """Values a query parameter may take: "model_sort", "period", "file_format" …"""
+    """The values a query parameter may take: "model_sort", "period", "file_format" …"""
     air_types: dict[str, str]
     air_ecosystems: dict[str, str]
 
     @classmethod
     def load(cls) -> "Vocabulary":
-        """The lists that come with the package."""
+        """Load the lists that are part of the package."""
         raw: dict[str, Any] = json.loads(files("civman.demo").joinpath("enums.json").read_text(encoding="utf-8"))
         return cls(
             enums={name: values for name, values in raw.items() if name[0].isupper()},

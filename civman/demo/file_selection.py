@@ -1,4 +1,4 @@
-"""Which file of a version CivitAI calls primary, which one a download request gets, and what it is named.
+"""Which file of a version CivitAI calls primary, which one a download request gets, and what it is called.
 
 Source: CivitAI's public source (file preference weights, file name rules), August 2026.
 """
@@ -17,18 +17,18 @@ _NAME_LENGTH = 20
 
 
 def metadata_of(file: DemoFile) -> dict[str, str]:
-    """What the uploader said of the file, by CivitAI's keys; what was not said is absent."""
+    """The uploader's metadata of the file under CivitAI's keys; missing values are left out."""
     said = {"format": file.format, "size": file.size, "fp": file.fp, "quantType": file.quant_type}
     return {key: value for key, value in said.items() if value is not None}
 
 
 def public_files(version: DemoVersion) -> list[DemoFile]:
-    """The version's files that everybody may see."""
+    """The version's files that are visible to everyone."""
     return [file for file in version.files if file.visibility == "Public"]
 
 
 def primary_file(version: DemoVersion) -> DemoFile | None:
-    """The file CivitAI shows as primary, None where the version has no public file."""
+    """The file that CivitAI shows as primary, or None if the version has no public file."""
     return _best(public_files(version), {})
 
 
@@ -39,10 +39,10 @@ def linked_file(catalogue: Catalogue, version: DemoVersion) -> DemoFile | None:
 
 
 def requested_file(catalogue: Catalogue, version: DemoVersion, query: Mapping[str, str]) -> DemoFile | None:
-    """The file that `/api/download/models/{version}?…` sends, None for its 404.
+    """The file that `/api/download/models/{version}?…` sends, or None for its 404.
 
-    Without `fileId` the best scored file is taken first and only then compared with the wish, so a wish that some
-    other file would meet still fails: CivitAI does the same.
+    Without `fileId`, CivitAI first takes the file with the best score and only then compares it with the request, so
+    that a request may fail although another file matches it. This does the same.
     """
     candidates = public_files(version)
     if "fileId" in query:
@@ -59,14 +59,14 @@ def requested_file(catalogue: Catalogue, version: DemoVersion, query: Mapping[st
 
 
 def download_query(version: DemoVersion, file: DemoFile) -> str:
-    """What follows the version's download address for this file: nothing for the primary one."""
+    """The query of this file's download URL: empty for the primary file."""
     if file is primary_file(version):
         return ""
     return "?" + urlencode({"type": file.type, **metadata_of(file)}, quote_via=quote)
 
 
 def computed_name(model: DemoModel, version: DemoVersion, file: DemoFile) -> str:
-    """The file name CivitAI shows, made from the model's and version's names; two files may get the same."""
+    """The file name CivitAI shows, made from the model's and version's names; two files may get the same one."""
     model_part = _camel(model.name)
     if file.override_name:
         return file.override_name
@@ -91,7 +91,7 @@ def _best(candidates: list[DemoFile], wish: Mapping[str, str]) -> DemoFile | Non
         points = sum(value if said[key] == wanted[key] else -value for key, value in _POINTS.items() if key in said)
         return 1000 + points + (1000 if file.type in _WEIGHT_TYPES else 0)
 
-    return max(candidates, key=score, default=None)  # max keeps the first of equals, as the site does
+    return max(candidates, key=score, default=None)  # max returns the first of equal values, as the site does
 
 
 def _camel(text: str) -> str:

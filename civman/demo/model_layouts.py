@@ -25,7 +25,7 @@ class _UNet:
     channels: int
     multipliers: tuple[int, ...]
     depths: tuple[int, ...]
-    """Transformer blocks per attention, by level; 0: the level has no attention."""
+    """Transformer blocks per attention, by level; 0 means that the level has no attention."""
     context: int
     linear_projection: bool
     label: bool
@@ -257,7 +257,7 @@ _OPEN_CLIP_NAMES = {
 
 
 def _lora_targets(checkpoint: Shapes) -> _Named:
-    """Kohya's module name and the weight's shape, for each module that kohya trains by default."""
+    """Kohya's module name and the weight's shape of each module that kohya trains by default."""
     is_sdxl = any(name.startswith("conditioner.") for name in checkpoint)
     for name, shape in checkpoint.items():
         if name.startswith(_UNET) and _UNET_TARGET.search(name):
@@ -272,7 +272,7 @@ def _lora_targets(checkpoint: Shapes) -> _Named:
 
 
 def _diffusers_path(path: str) -> str:
-    """The path of an SD 1.x attention module as diffusers numbers it: kohya names SD 1.x modules so."""
+    """The path of an SD 1.x attention module in diffusers' numbering, which kohya uses for SD 1.x modules."""
     side, rest = path.split(".", 1)
     if side == "middle_block":
         return "mid_block.attentions.0." + rest.split(".", 1)[1]

@@ -1,4 +1,4 @@
-"""Preview pictures: those that models drew, and else small valid gradients, the same on every run."""
+"""Preview images: those that models generated, else small valid gradients that are the same on every run."""
 
 import hashlib
 import struct
@@ -11,7 +11,7 @@ _BASE83 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz#$%*+,-
 
 
 def bytes_of(image: DemoImage) -> bytes:
-    """The preview as a PNG; one that a model drew carries its recipe."""
+    """The preview as PNG bytes; generated previews contain their recipe."""
     if image.drawn is None:
         return png(image.id, image.width, image.height)
     return files("civman.demo").joinpath("previews", f"{image.drawn}.png").read_bytes()
@@ -23,7 +23,7 @@ def blur_of(image: DemoImage) -> str:
 
 
 def png(image_id: int, width: int, height: int) -> bytes:
-    """An 8-bit RGB PNG of that size in pixels: one colour that darkens downwards."""
+    """An 8-bit RGB PNG of this size in pixels: one colour that darkens downwards."""
     red, green, blue = _colour(image_id)
     rows = bytearray()
     for row in range(height):
@@ -35,7 +35,7 @@ def png(image_id: int, width: int, height: int) -> bytes:
 
 
 def blur_hash(colour: tuple[int, int, int]) -> str:
-    """A BlurHash of one component: that colour, 0 to 255. Source: BlurHash's format description."""
+    """A BlurHash with a single component of this colour (0 to 255). Source: BlurHash's format description."""
     red, green, blue = colour
     return "00" + _base83((red << 16) | (green << 8) | blue, 4)
 

@@ -1,4 +1,4 @@
-"""Query parameters read as CivitAI's schema reads them, with its complaints in its own words.
+"""Parse query parameters as CivitAI's schema does, with the same error messages.
 
 Source: the site's public schema, run on sample queries (August 2026).
 """
@@ -19,21 +19,21 @@ _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 class Reader:
-    """Reads query parameters and collects what CivitAI's schema would complain about."""
+    """Parses query parameters and collects the errors that CivitAI's schema would report."""
 
     def __init__(self, params: Params) -> None:
         self._params = params
         self.issues: list[Issue] = []
 
     def text(self, name: str) -> str | None:
-        """A single value, None where absent or empty."""
+        """A single value; None if missing or empty."""
         values = self._params.get(name, [])
         if len(values) > 1:
             self._wrong_type(name, "string", "array")
         return values[0] or None if values else None
 
     def one_of(self, name: str, allowed: Sequence[str], default: str | None = None) -> str | None:
-        """One word of a list."""
+        """One value from a list of allowed words."""
         values = self._params.get(name, [])
         if not values:
             return default
@@ -42,7 +42,7 @@ class Reader:
         return values[0]
 
     def some_of(self, name: str, allowed: Sequence[str]) -> list[str]:
-        """Any number of words of a list; a comma does not part them."""
+        """Any number of allowed words; a comma does not separate them."""
         values = list(self._params.get(name, []))
         for place, value in enumerate(values):
             if value not in allowed:
@@ -67,18 +67,18 @@ class Reader:
         return value
 
     def boolean(self, name: str) -> bool:
-        """A flag that knows its words."""
+        """A flag that accepts only certain words."""
         text = (self._params.get(name, ["false"])[0] or "false").lower()
         if text not in _TRUE + _FALSE:
             self._not_allowed([name], _TRUE + _FALSE)
         return text in _TRUE
 
     def presence(self, name: str) -> bool:
-        """A flag that any text sets, "false" included."""
+        """A flag that any text sets, including "false"."""
         return bool(self._params.get(name, [""])[0])
 
     def integers(self, name: str) -> frozenset[int] | None:
-        """Numbers, comma list or repeated; None where absent, an empty text is 0."""
+        """Integers, separated by commas or repeated. None if missing; an empty text is 0."""
         if name not in self._params:
             return None
         parts = [part.strip() or "0" for value in self._params[name] for part in value.split(",")]
@@ -88,7 +88,7 @@ class Reader:
         return frozenset(int(part) for part in parts)
 
     def unreachable(self) -> None:
-        """Complain about parameters whose real type cannot be said in a query."""
+        """Report parameters whose type cannot be expressed in a query."""
         for name in self._params:
             kind = "array" if re.fullmatch(r"excluded\w+Ids", name) else _NOT_OVER_HTTP.get(name)
             if kind:

@@ -1,6 +1,6 @@
-"""The JSON CivitAI answers with. Its shapes differ by endpoint: list, model page, version page, hash, mini.
+"""The JSON of CivitAI's responses. It differs by endpoint: list, model page, version page, hash, mini.
 
-Source: CivitAI's public source and saved answers, August 2026.
+Source: CivitAI's public source and saved responses, August 2026.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,13 +28,13 @@ _PAGE_IMAGES = 10
 
 
 def iso(moment: datetime) -> str:
-    """A moment as CivitAI writes it: milliseconds, Z."""
+    """A time as CivitAI writes it: with milliseconds and Z."""
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Answers about a catalogue at one moment; `origin` begins every address inside them."""
+    """Responses about a catalogue at one point in time; `origin` is the beginning of every URL in them."""
 
     catalogue: Catalogue
     vocabulary: Vocabulary
@@ -42,13 +42,13 @@ class Answers:
     now: datetime
 
     def list_item(self, model: DemoModel, versions: Sequence[DemoVersion], *, nsfw: bool, primary_only: bool) -> Json:
-        """A model inside `GET /models`."""
+        """A model in the list of `GET /models`."""
         shown = [(index, version) for index, version in enumerate(model.versions) if version in versions]
         items = [self._list_version(model, v, index, nsfw=nsfw, primary_only=primary_only) for index, v in shown]
         return self._model(model, versions) | {"modelVersions": items}
 
     def model_page(self, model: DemoModel) -> Json:
-        """`GET /models/{id}`: empty keys of versions are left out, pictures have no id, every level is shown."""
+        """`GET /models/{id}`: empty fields of versions are left out, images have no id and may have any rating."""
         pages = []
         for index, version in enumerate(model.versions):
             if version.status != "Published" or not public_files(version):
@@ -61,7 +61,7 @@ class Answers:
         return self._model(model, model.published) | {"modelVersions": pages}
 
     def version_page(self, model: DemoModel, version: DemoVersion, *, by_hash: bool = False) -> Json:
-        """`GET /model-versions/{id}`, or the slightly different `by-hash` answer."""
+        """`GET /model-versions/{id}`, or the slightly different response of `by-hash`."""
         owner: Json = {"name": model.name, "type": model.type, "nsfw": model.nsfw, "poi": model.poi}
         if model.mode:
             owner["mode"] = model.mode
@@ -125,7 +125,7 @@ class Answers:
         return page
 
     def image_item(self, model: DemoModel, version: DemoVersion, image: DemoImage, *, meta: Any) -> Json:
-        """A picture inside `GET /images`."""
+        """An image in the list of `GET /images`."""
         label = {0: "None", PG: "None", 2: "Soft", 4: "Mature", 8: "X", 16: "X"}.get(image.level, "Blocked")
         stats = dict.fromkeys(("cryCount", "laughCount", "likeCount", "dislikeCount", "heartCount", "commentCount"), 0)
         return {
@@ -148,7 +148,7 @@ class Answers:
         }
 
     def air(self, model: DemoModel, version: DemoVersion) -> str:
-        """The version's AIR, in full form."""
+        """The version's complete AIR."""
         ecosystem = self.vocabulary.air_ecosystems.get(version.base_model, version.base_model.lower().replace(" ", ""))
         kind = self.vocabulary.air_types.get(model.type, "unknown")
         return f"urn:air:{ecosystem}:{kind}:civitai:{model.id}@{version.id}"
@@ -225,7 +225,7 @@ class Answers:
         return page
 
     def _files(self, model: DemoModel, version: DemoVersion) -> list[Json]:
-        """Files as both kinds of answer share them; none for an archived model, a linked VAE last."""
+        """The files as both kinds of response contain them: none for an archived model, a linked VAE last."""
         if model.mode == "Archived":
             return []
         files = [self._file(model, version, file) for file in public_files(version)]
@@ -262,7 +262,7 @@ class Answers:
         page = {key: value for key, value in file.items() if by_hash or key != "overrideName"}
         page["metadata"] = {key: value for key, value in file["metadata"].items() if key != "quantType"}
         if page["scannedAt"] and not by_hash:
-            page["scannedAt"] = page["scannedAt"].removesuffix("Z")  # this route leaves the zone out
+            page["scannedAt"] = page["scannedAt"].removesuffix("Z")  # this endpoint leaves out the time zone
         return page
 
     def _images(self, model: DemoModel, version: DemoVersion) -> tuple[DemoImage, ...]:

@@ -1,7 +1,7 @@
-"""`GET /api/v1/models`: validation as CivitAI's schema does it, the filters, the order, the cursors.
+"""`GET /api/v1/models`: validation as in CivitAI's schema, the filters, the order, the cursors.
 
-Source: CivitAI's public source, August 2026; the odd behaviours (a page number that is ignored, flags that are true
-for any text, an unknown tag that drops its filter) are the service's own and clients have to live with them.
+Source: CivitAI's public source, August 2026. The odd behaviour (an ignored page number, flags that are true for any
+    text, an unknown tag that removes its filter) is the real site's, and clients have to cope with it.
 """
 
 import re
@@ -47,7 +47,7 @@ class Search:
 
 
 def read_search(params: Params, vocabulary: Vocabulary) -> Search | list[Issue]:
-    """The search these parameters ask for, or the schema's complaints."""
+    """The search that these parameters describe, or the schema's errors."""
     reader, sets = Reader(params), vocabulary.sets
     reader.unreachable()
     if len(params.get("fileFormats", [])) == 1:
@@ -84,12 +84,15 @@ def read_search(params: Params, vocabulary: Vocabulary) -> Search | list[Issue]:
 
 
 def slug(username: str) -> str:
-    """A name as the `username` filter reads it: names with dots or dashes cannot be found."""
+    """A name in the form the `username` filter expects. The filter cannot find names that contain dots or dashes."""
     return re.sub(r"[^a-z0-9_]", "", username.lower().replace(" ", "_", 1))
 
 
 def wanted_uses(value: list[str] | str) -> set[str]:
-    """The commercial uses any of CivitAI's three forms allows; the old single word implied the lower ones."""
+    """The commercial uses that any of CivitAI's three forms allows.
+
+    In the old form, a single word includes the lower ones.
+    """
     ladder = ["Image", "RentCivit", "Rent", "Sell"]
     if isinstance(value, list):
         return set(value)
@@ -103,7 +106,7 @@ Hit = tuple[DemoModel, list[DemoVersion]]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a search found; `wrong_cursor` is the complaint where the cursor fits another sort."""
+    """The results of a search; `wrong_cursor` is the error message if the cursor belongs to another sort order."""
 
     hits: list[Hit]
     next_cursor: str | None = None
@@ -111,7 +114,7 @@ class Page:
 
 
 def find(catalogue: Catalogue, search: Search, now: datetime) -> Page:
-    """One page. With a text query the filters apply after the page is cut, so pages may be short or empty."""
+    """One page. With a search text, filters apply after the page is cut, so pages may be short or empty."""
     if search.query:
         return _by_text(catalogue, search, now)
     hits = [hit for model in catalogue if (hit := _visible(catalogue, model, search, now))]
@@ -153,7 +156,10 @@ def _by_text(catalogue: Catalogue, search: Search, now: datetime) -> Page:
 
 
 def _relevance(model: DemoModel, words: Sequence[str]) -> int:
-    """0 for no match; every word has to begin a word of the name, the creator, the triggers or be a file's hash."""
+    """The relevance of a model, 0 for no match. Every search word must match.
+
+    A word matches as a prefix of a word in the name, the creator or the trigger words, or as a file's hash.
+    """
     name = re.findall(r"\w+", model.name.lower())
     rest = [model.creator or "", *(word for version in model.versions for word in version.trained_words)]
     others = [word for text in rest for word in re.findall(r"\w+", text.lower())]
@@ -170,8 +176,8 @@ def _relevance(model: DemoModel, words: Sequence[str]) -> int:
 
 
 def _visible(catalogue: Catalogue, model: DemoModel, search: Search, now: datetime) -> Hit | None:
-    """The model with the versions to show, None where some filter leaves it out."""
-    ids = None if search.query else search.ids  # what the text search found overwrites the wish
+    """The model with the versions to show, or None if a filter excludes it."""
+    ids = None if search.query else search.ids  # the result of the text search replaces the requested ids
     if not _is_listed(model, search) or (ids is not None and model.id not in ids):
         return None
     known_tag = search.tag and any(_has_tag(each, search.tag) for each in catalogue)
@@ -224,7 +230,7 @@ def _last_published(model: DemoModel) -> datetime:
 
 
 def _key(model: DemoModel, sort: str) -> tuple[int, ...]:
-    """What the models are ordered by; ends in the id, so that it is unique."""
+    """The sort key of a model; it ends with the id, so that it is unique."""
     if sort in ("Newest", "Oldest"):
         return round(_last_published(model).timestamp() * 1000), model.id
     thumbs, downloads, comments = model.thumbs_up or 0, model.downloads or 0, model.comments or 0

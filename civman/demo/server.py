@@ -1,6 +1,6 @@
-"""An embedded CivitAI on loopback: one port for the site, one for its storage.
+"""A CivitAI-compatible server on loopback: one port for the site, one for its storage.
 
-`CivitaiServer.respond` is where an answer meets the wire; a subclass may spoil it there (the tests do).
+`CivitaiServer.respond` writes each response to the connection; the tests override it in a subclass to cause faults.
 """
 
 import contextlib
@@ -25,70 +25,70 @@ from civman.demo.http_messages import Answer, Request
 from civman.demo.storage_server import Storage
 
 DEMO_TOKEN = "civman-demo-key"
-"""The key the demo accepts. Not a secret: it opens nothing but the demo."""
+"""The API key that the demo accepts. It is not a secret: it gives access to nothing but the demo."""
 
 
 def utc_now() -> datetime:
-    """The present moment."""
+    """The current UTC time."""
     return datetime.now(UTC)
 
 
 class Wire:
-    """The connection under one answer."""
+    """The connection that a response is written to."""
 
     def __init__(self, connection: socket.socket, request: Request, stopped: threading.Event) -> None:
         self._connection = connection
         self._request = request
         self._stopped = stopped
         self.must_close = False
-        """Whether the connection ends after this answer."""
+        """Whether the connection is closed after this response."""
 
     def send(self, answer: Answer) -> None:
-        """The whole answer, well formed."""
+        """Send the whole response, well formed."""
         self.head(answer.status, {"Content-Length": str(len(answer.body)), **answer.headers})
         self.data(answer.body)
 
     def head(self, status: int, headers: Mapping[str, str]) -> None:
-        """Status line and exactly these headers."""
+        """Send the status line and exactly these headers."""
         phrase = responses.get(status, "Unknown")
         lines = [f"HTTP/1.1 {status} {phrase}", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         self.raw("\r\n".join(lines).encode("latin-1"))
 
     def data(self, data: bytes | memoryview) -> None:
-        """Bytes of the body; nothing for HEAD."""
+        """Send bytes of the body; nothing in response to HEAD."""
         if self._request.method != "HEAD":
             self.raw(data)
 
     def raw(self, data: bytes | memoryview) -> None:
-        """Bytes as they are. Raises: OSError: the other side has gone."""
+        """Send bytes unchanged. Raises: OSError: the client has disconnected."""
         self._connection.sendall(data)
 
     def wait(self, seconds: float) -> None:
-        """Nothing, for so long or until the server stops."""
+        """Wait for this time, or until the server stops."""
         self._stopped.wait(seconds)
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the server is being stopped, so that endless answers should end."""
+        """Whether the server is being stopped, so that endless responses should end."""
         return self._stopped.is_set()
 
     def hang_up(self) -> None:
-        """End the connection in the ordinary way, wherever the answer is."""
+        """Close the connection normally, even in the middle of a response."""
         self.must_close = True
         self._connection.shutdown(socket.SHUT_RDWR)
 
     def reset(self) -> None:
-        """End the connection with a TCP reset."""
+        """Close the connection with a TCP reset."""
         self.must_close = True
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         socket.close(self._connection.detach())
 
 
 class CivitaiServer:
-    """CivitAI's API and storage on two loopback ports, from entering the context until leaving it.
+    """CivitAI's API and storage on two loopback ports. A context manager that starts and stops the server.
 
-    `requests` logs what arrived, in order of arrival. `token` is the one valid key; `granted` are the version ids
-    whose early access it has bought. Ports of 0 are chosen by the system. `clock` gives the server's present.
+    `requests` lists the received requests in order. `token` is the only valid key; `granted` are the version ids whose
+    early access its owner has bought. A port of 0 lets the system choose one. `clock` is the server's time.
     """
 
     def __init__(
@@ -117,12 +117,12 @@ class CivitaiServer:
 
     @property
     def url(self) -> str:
-        """Where the site is: `http://127.0.0.1:port`, no slash at the end."""
+        """The URL of the site: `http://127.0.0.1:port`, without a trailing slash."""
         return self._listeners["api"].url
 
     @property
     def storage_url(self) -> str:
-        """Where the storage is."""
+        """The URL of the storage."""
         return self._listeners["storage"].url
 
     @property
@@ -131,7 +131,7 @@ class CivitaiServer:
         return self._stopped.is_set()
 
     def start(self) -> Self:
-        """Serve in the background."""
+        """Start serving in background threads."""
         for listener in self._listeners.values():
             thread = threading.Thread(target=listener.accept_until_stopped, daemon=True)
             thread.start()
@@ -139,7 +139,7 @@ class CivitaiServer:
         return self
 
     def stop(self) -> None:
-        """End all connections and give the ports back."""
+        """Close all connections and release the ports."""
         self._stopped.set()
         for listener, thread in zip(self._listeners.values(), self._threads, strict=False):
             listener.wake()
@@ -158,19 +158,19 @@ class CivitaiServer:
         self.stop()
 
     def requests_to(self, server: str, path: str = "") -> list[Request]:
-        """The logged requests to "api" or "storage" whose path begins so."""
+        """The received requests to "api" or "storage" whose path starts with `path`."""
         return [each for each in tuple(self.requests) if each.server == server and each.path.startswith(path)]
 
     def answer(self, request: Request) -> Answer:
-        """The right answer to a request."""
+        """The correct response to a request."""
         return self._api.answer(request) if request.server == "api" else self.storage.answer(request)
 
     def respond(self, request: Request, answer: Answer, wire: Wire) -> None:  # noqa: ARG002 - for those who override it
-        """Put the answer on the wire. A subclass may do worse."""
+        """Write the response to the connection. A subclass may cause faults here."""
         wire.send(answer)
 
     def exchange(self, request: Request, connection: socket.socket) -> bool:
-        """Log, answer, respond; whether the connection may be used again."""
+        """Read one request, log it and respond. Returns whether the connection may be used again."""
         self.requests.append(request)
         wire = Wire(connection, request, self._stopped)
         self.respond(request, self.answer(request), wire)
@@ -194,11 +194,15 @@ class _Listener(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def accept_until_stopped(self) -> None:
-        """Not `serve_forever`: its polling would make every stop, so every test, wait."""
+        """Accept connections until the server stops.
+
+        Unlike `serve_forever` it does not poll, so stopping is immediate.
+        """
         while True:
             try:
                 connection, address = self.get_request()
-            except OSError:  # the caller left before it was accepted, or no descriptor is free at this moment
+            # the client disconnected before it was accepted, or no file descriptor is free at the moment
+            except OSError:
                 time.sleep(0.01)
                 continue
             if self.owner.is_stopping:
@@ -207,7 +211,7 @@ class _Listener(ThreadingHTTPServer):
             self.process_request(connection, address)
 
     def wake(self) -> None:
-        """Let the accepting thread notice that it should stop."""
+        """Wake the accepting thread so that it notices that the server stops."""
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", self.server_address[1]), timeout=5).close()
 
@@ -230,13 +234,13 @@ class _Listener(ThreadingHTTPServer):
         with self._lock:
             connections, workers = tuple(self._connections), tuple(self._workers)
         for connection in connections:
-            with contextlib.suppress(OSError):  # the other side may have closed it already
+            with contextlib.suppress(OSError):  # the client may have closed it already
                 connection.shutdown(socket.SHUT_RDWR)
         for worker in workers:
             worker.join(timeout=5)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Stay silent where the other side left; anything else is a fault of ours and is shown."""
+        """Ignore disconnected clients; print any other error, because it is a bug."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -257,4 +261,4 @@ class _Connection(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = serve  # noqa: N815 - names the base class looks up
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Say nothing: `CivitaiServer.requests` is the log."""
+        """Print nothing: `CivitaiServer.requests` is the log."""

@@ -1,6 +1,6 @@
-"""The second server: signed, expiring addresses and files in ranges, as object storage behind CivitAI does it.
+"""The storage server: signed, expiring URLs and files in ranges, as the object storage behind CivitAI serves them.
 
-It answers 400 to any request that carries `Authorization`: a client that forwards its key is seen at once.
+It responds with 400 to any request with an `Authorization` header, so that a client that forwards its key is noticed.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _STAMP = "%Y%m%dT%H%M%SZ"
 
 
 class Storage:
-    """Signs addresses and answers requests for them."""
+    """Signs URLs and responds to requests for them."""
 
     def __init__(self, catalogue: Catalogue, clock: Callable[[], datetime], url_lifetime_s: int) -> None:
         self._catalogue = catalogue
@@ -30,7 +30,7 @@ class Storage:
         self._revoked: set[str] = set()
 
     def signed_target(self, file: DemoFile, name: str) -> str:
-        """Path and query under which the file may be fetched for a while; never the same twice."""
+        """The path and query under which the file can be downloaded for a while; different on every call."""
         path = f"/{_BUCKET}/{file.id}/{quote(file.name, safe='')}"
         parameters = {
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
@@ -44,11 +44,11 @@ class Storage:
         return f"{path}?{urlencode(parameters, quote_via=quote)}"
 
     def revoke(self, target: str) -> None:
-        """From now on the address of this path and query has expired."""
+        """Make the URL with this path and query expire now."""
         self._revoked.add(target)
 
     def answer(self, request: Request) -> Answer:
-        """The file, a part of it, or the storage's XML complaint."""
+        """The file, a part of it, or the storage's XML error."""
         if "authorization" in request.headers:
             return storage_error(400, "InvalidRequest", "Missing x-amz-content-sha256")
         if request.headers.get("user-agent", "").lower().startswith("aria2"):
@@ -68,13 +68,13 @@ class Storage:
 
 
 def storage_error(status: int, code: str, message: str) -> Answer:
-    """An error as object storage words it."""
+    """An error in the form that object storage uses."""
     text = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
     return Answer.of_text(text, status, "application/xml")
 
 
 def expired() -> Answer:
-    """The answer to an address whose time is over."""
+    """The response to a URL that has expired."""
     return storage_error(403, "AccessDenied", "Request has expired")
 
 
@@ -96,7 +96,7 @@ def _signature(path: str, parameters: dict[str, str]) -> str:
 
 
 def _ranged(file: DemoFile, request: Request, content_disposition: str) -> Answer:
-    """Whole or part by `Range` (RFC 9110, section 14): one range only, several or nonsense give the whole."""
+    """The whole file or a part, by `Range` (RFC 9110, section 14); several or invalid ranges return the whole file."""
     data = memoryview(file.content.data)
     tag = etag(data)
     changed = format_datetime(file.scanned_at or datetime(2025, 1, 1, tzinfo=UTC), usegmt=True)
