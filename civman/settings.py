@@ -1,7 +1,7 @@
-"""What civman was told, read once: flag > environment > nearest civman.toml > user's config.toml > default.
+"""The settings, read once. Precedence: flag > environment > nearest civman.toml > user's config.toml > default.
 
-Every value keeps where it came from, for `civman doctor`. The API key is not among the values: it is read when a
-command needs it, and never printed.
+The source of every value is kept for `civman doctor`. The API key is not a setting here: it is read when a command
+needs it, and never printed.
 """
 
 import os
@@ -27,7 +27,7 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one run of civman works with. `sources` names the origin of each of the other fields."""
+    """The settings of one run of civman. `sources` names the origin of each of the other fields."""
 
     library: Path
     civitai_url: str = DEFAULT_URL
@@ -45,9 +45,9 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Settings:
-    """The settings that hold in `folder` (default: the working folder) under `environ` (default: the process's).
+    """The settings in effect in `folder` (default: the working folder) with `environ` (default: the process's).
 
-    The first three arguments are flags and win. Raises: ConfigError: a file or a value cannot be used.
+    The first three arguments are flags and take precedence. Raises: ConfigError: a file or a value cannot be used.
     """
     environ = os.environ if environ is None else environ
     folder = Path.cwd() if folder is None else folder
@@ -83,7 +83,7 @@ def load_settings(
 
 
 def nearest_project_file(folder: Path) -> Path | None:
-    """The nearest civman.toml from `folder` upwards."""
+    """The nearest civman.toml in `folder` or a folder above it."""
     for place in (folder, *folder.parents):
         candidate = place / PROJECT_FILE
         if candidate.is_file():

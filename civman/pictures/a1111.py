@@ -1,6 +1,6 @@
-"""Pictures with A1111's text: A1111 itself, Forge, SD.Next, CivitAI's generator, and others that borrow the form.
+"""Read the metadata of A1111, Forge, SD.Next, CivitAI's generator and other programs that write A1111's text.
 
-CivitAI's generator writes settings that mean nothing (`Sampler: Undefined`, a clip skip for Flux); they are left out
+CivitAI's generator writes some meaningless settings (`Sampler: Undefined`, a clip skip for Flux). They are left out,
 and a note says so.
 """
 
@@ -24,7 +24,7 @@ _HEX: Final = re.compile(r"(?:0x)?([0-9a-fA-F]{6,64})")
 
 
 def read(text: str) -> Told | None:
-    """What an A1111 text tells, None where it has no line of settings."""
+    """The metadata in an A1111 text; None if it contains no line of settings."""
     if not infotext.is_infotext(text):
         return None
     parsed = infotext.read(text)
@@ -74,7 +74,10 @@ def _settings(parsed: infotext.Parsed, generator: Generator) -> tuple[Settings, 
 
 
 def _resources(parsed: infotext.Parsed) -> Iterator[Resource]:
-    """Checkpoint first; a LoRA by its name, and once more by its version id where no name joins the two."""
+    """The models: the checkpoint first.
+
+    A LoRA may appear twice, by name and by version id, if nothing links the two.
+    """
     details, entries = parsed.details, list(parsed.civitai)
     yield from _checkpoint(parsed, entries)
     yield from _loras(parsed, entries)
@@ -103,7 +106,7 @@ def _checkpoint(parsed: infotext.Parsed, entries: list[infotext.CivitaiEntry]) -
     name = parsed.details.get("Model", "")
     same = [entry for entry in entries if entry.kind.casefold() in ("checkpoint", "model")]
     if name or digest:
-        if len(same) == 1:  # there is but one checkpoint, so that the two are the same
+        if len(same) == 1:  # there is only one checkpoint, so both entries mean the same one
             entries.remove(same[0])
             yield Resource("checkpoint", name, digest, same[0].version_id, same[0].air)
         else:
@@ -139,6 +142,6 @@ def _name_and_hash(text: str) -> tuple[str, str | None]:
 
 
 def hex_of(text: str) -> str | None:
-    """A hash in lower case, without `0x`; None where the text is none."""
+    """A hash in lower case without `0x`; None if the text is not a hash."""
     match = _HEX.fullmatch(text.strip())
     return match[1].lower() if match else None

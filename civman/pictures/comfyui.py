@@ -1,8 +1,9 @@
-"""ComfyUI's graphs: what they say of prompt, settings and models, found by following the links.
+"""Read prompt, settings and models from ComfyUI graphs by following the links between nodes.
 
-A graph has no schema, and custom nodes add to it at will. So nothing goes by the type of a node where the names of its
-inputs tell: from the nodes that save pictures upwards, the samplers on the way, and what feeds them. Source: ComfyUI's
-API format (`prompt`), node id → {class_type, inputs}; a link is [node id, output].
+Graphs have no schema and custom nodes extend them freely, so nodes are recognised by their input names rather than by
+type where possible: from the nodes that save images upwards to the samplers, and from there to their inputs.
+
+Source: ComfyUI's API format (`prompt`), node id → {class_type, inputs}; a link is [node id, output].
 """
 
 import re
@@ -13,7 +14,7 @@ from civman.pictures.metadata import Generator, Loose, Resource, Settings, Told,
 
 _MOST_NODES: Final = 5000
 _MOST_STEPS: Final = 200
-"""Nodes that are followed for one value; graphs may go in circles."""
+"""The number of nodes followed for one value, because graphs may contain cycles."""
 _OUTPUT: Final = re.compile(r"save|preview|output", re.IGNORECASE)
 _MODELS: Final = {
     "ckpt_name": "checkpoint", "unet_name": "checkpoint", "model_name": "checkpoint", "vae_name": "vae",
@@ -23,13 +24,13 @@ _MODELS: Final = {
 _TEXTS: Final = ("text", "text_g", "text_l", "t5xxl", "clip_l", "prompt", "string", "value", "populated_text")
 _LATENTS: Final = ("latent_image", "samples", "latent", "latents")
 _AROUND: Final = ("guider", "sigmas", "sampler", "noise")
-"""Inputs through which a sampler of several nodes is put together."""
+"""The inputs that connect a sampler to its parts if it consists of several nodes."""
 _AIR: Final = re.compile(r"urn:air:[^:]+:(?P<kind>[^:]+):civitai:[0-9]+@(?P<version>[0-9]{1,18})")
 _EMBEDDING: Final = re.compile(r"embedding:([^\s,:()\[\]{}]{1,200})")
 
 
 def read(text: str) -> Told | None:
-    """What a graph in API form tells, None where the text is none."""
+    """The metadata in a graph in API format; None if the text is not such a graph."""
     value = loads(text.removeprefix("prompt:").strip())
     if not isinstance(value, dict):
         return None
@@ -45,7 +46,7 @@ def read(text: str) -> Told | None:
 
 
 def _by_civitai(told: Told, extra: Loose) -> Told:
-    """CivitAI's own generator runs ComfyUI: models by AIR, and what was asked for beside the graph."""
+    """Add what CivitAI's own generator writes next to its ComfyUI graph: models by AIR, and the requested settings."""
     was, listed = told.settings, {part.version_id for part in told.resources if part.version_id}
     more = [
         Resource("model", version_id=entry.whole("modelVersionId"), weight=entry.number("strength", "weight"))
@@ -88,13 +89,13 @@ class _Graph:
         return inputs if isinstance(inputs, dict) else {}
 
     def _target(self, value: object) -> str | None:
-        """The node a link leads to."""
+        """The node that a link refers to, or None."""
         if isinstance(value, list) and len(value) == 2 and str(value[0]) in self._nodes:
             return str(value[0])
         return None
 
     def _outputs(self) -> list[str]:
-        """Nodes that save pictures; where there are none, those that feed no other."""
+        """The nodes that save images; if there are none, the nodes that no other node uses."""
         saving = [key for key, node in self._nodes.items() if _OUTPUT.search(str(node["class_type"]))
                   and any(self._target(value) for value in self._inputs(key).values())]  # fmt: skip
         fed = {self._target(value) for key in self._nodes for value in self._inputs(key).values()}
@@ -104,7 +105,7 @@ class _Graph:
         """All nodes that these depend on, the nearest first."""
         found = dict.fromkeys(starts)
         queue = list(starts)
-        for key in queue:  # grows while it is read
+        for key in queue:  # the list grows during iteration
             for value in self._inputs(key).values():
                 target = self._target(value)
                 if target is not None and target not in found:
@@ -113,12 +114,12 @@ class _Graph:
         return list(found)
 
     def _before(self, key: str) -> list[str]:
-        """What the latents that a sampler starts from depend on."""
+        """The nodes that a sampler's input latents depend on."""
         starts = [target for name in _LATENTS if (target := self._target(self._inputs(key).get(name)))]
         return self._upwards(starts)
 
     def _first_pass(self, key: str) -> str:
-        """The sampler that made what this one goes on from, and so on."""
+        """The first sampler of the chain: the one whose result the others continue from."""
         seen: set[str] = set()
         while key not in seen:
             seen.add(key)
@@ -132,7 +133,7 @@ class _Graph:
         return has_latent and (("steps" in inputs and "positive" in inputs) or ("sigmas" in inputs))
 
     def _around(self, key: str, *names: str) -> object:
-        """A literal of the sampler itself, else of the nodes it is put together from."""
+        """A literal value of the sampler itself, or of the nodes it consists of."""
         nodes = [key, *filter(None, (self._target(self._inputs(key).get(name)) for name in _AROUND))]
         for node in nodes:
             for name in names:
@@ -142,7 +143,7 @@ class _Graph:
         return None
 
     def _literal(self, value: object, seen: set[str] | None = None) -> object:
-        """A value, followed to the node that holds it where it is a link."""
+        """A value; if it is a link, the value in the node that it refers to."""
         target = self._target(value)
         if target is None:
             return value if isinstance(value, str | int | float) else None
@@ -169,7 +170,7 @@ class _Graph:
         )  # fmt: skip
 
     def _size(self, key: str) -> tuple[int | None, int | None]:
-        """Of the empty latents that the sampler starts from."""
+        """The size of the empty latents that the sampler starts from."""
         for other in self._before(key):
             inputs = self._inputs(other)
             width, height = (whole(self._literal(inputs.get(name))) for name in ("width", "height"))
@@ -186,7 +187,7 @@ class _Graph:
         return self._text(positive, set()), self._text(inputs.get("negative"), set())
 
     def _text(self, link: object, seen: set[str]) -> str:
-        """The words behind a conditioning, as they are; several joined by a line break."""
+        """The text behind a conditioning, unchanged; several texts are joined by a line break."""
         key = self._target(link)
         if key is None or key in seen or len(seen) > _MOST_STEPS or self._is_zero(key):
             return ""
@@ -226,7 +227,7 @@ class _Graph:
             yield _model("lora", file, number(self._literal(inputs.get("strength_model", inputs.get("strength")))))
         for value in inputs.values():
             for entry in map(Loose, value if isinstance(value, list) else [value]):
-                # stacks of LoRAs in one node: rgthree's, and LoRA Manager's
+                # nodes that hold a list of LoRAs: rgthree's and LoRA Manager's
                 name, is_on = entry.text("lora", "name"), entry.value.get("on", entry.value.get("active", False))
                 if name and is_on is True and entry.number("strength") is not None:
                     yield _model("lora", name, entry.number("strength"))

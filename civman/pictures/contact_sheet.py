@@ -1,6 +1,6 @@
-"""Contact sheets: pictures in rows and columns with labels, as one PNG that says which recipes its cells have.
+"""Contact sheets: images in rows and columns with labels, as one PNG that lists the recipes of its cells.
 
-A sheet has no recipe of its own and never passes for a picture that has one.
+A sheet has no recipe of its own and is never treated as an image that has one.
 """
 
 import io
@@ -19,24 +19,27 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 KEYWORD: Final = "civman-grid"
-"""Of the PNG text in which a sheet lists its axes and its cells' recipes."""
+"""The PNG text keyword under which a sheet lists its axes and the recipes of its cells."""
 SCHEMA: Final = 1
 _LEAST_SIDE: Final = 128
-"""Pixels of a cell's longer side: smaller ones are enlarged by whole numbers, so that each pixel stays itself."""
+"""The minimum longer side of a cell in pixels. Smaller images are enlarged by an integer factor, with sharp pixels."""
 _MOST_PIXELS: Final = 24_000_000
-"""Of a sheet; beyond, cells are shown smaller. Their own files keep what the sheet loses."""
+"""The maximum number of pixels of a sheet.
+
+Larger ones show their cells smaller; the cells' own files are unaffected.
+"""
 _MOST_ACROSS: Final = 8
-"""Cells of a single axis in one line."""
+"""The maximum number of cells in one line if there is only one axis."""
 _GAP: Final = 6
 _HEADER_LINES: Final = 3
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (95, 95, 95)
 _SPELT: Final = {"×": "x", "→": "->", "–": "-", "—": "-", "−": "-", "’": "'", "ß": "ss", "ø": "o", "ł": "l"}
-"""What Pillow's own font lacks and ASCII can say."""
+"""ASCII replacements for characters that Pillow's built-in font lacks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """An axis as the sheet writes it: what varies, and the values in their order."""
+    """The labels of an axis: what varies, and the values in order."""
 
     title: str
     values: tuple[str, ...]
@@ -44,28 +47,31 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a sheet tells of itself: axes as (name, values), and each row's recipes by digest."""
+    """The axes of a sheet as (name, values), and the SHA-256 of the recipe of each cell, row by row."""
 
     axes: tuple[tuple[str, tuple[str, ...]], ...]
     recipes: tuple[tuple[str, ...], ...]
 
     @property
     def cells(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Each cell as one reads: ("name=value", …) of its axes, and its recipe's digest."""
+        """Each cell as its labels ("name=value", …) and its recipe's SHA-256."""
         for row, digests in enumerate(self.recipes):
             for column, digest in enumerate(digests):
                 places = zip(self.axes, (column, row), strict=False)
                 yield tuple(f"{name}={values[place]}" for (name, values), place in places), digest
 
     def to_json(self) -> str:
-        """The canonical text; inverse of `contents`."""
+        """The canonical JSON text; the inverse of `contents`."""
         axes = [{"name": name, "values": values} for name, values in self.axes]
         text = canonical({"civman_grid": SCHEMA, "axes": axes, "recipes": self.recipes})
-        return text.encode(errors="replace").decode()  # a file name may hold half a surrogate pair
+        return text.encode(errors="replace").decode()  # a file name may contain half a surrogate pair
 
 
 def contents(entries: Mapping[str, str]) -> Contents | None:
-    """What a picture's texts tell of a sheet; None: it is none. Raises: UsageError (`bad-grid`): damaged or newer."""
+    """The sheet described by an image's text entries; None if the image is not a sheet.
+
+    Raises: UsageError (`bad-grid`): the entry is damaged, or a newer civman wrote it.
+    """
     if KEYWORD not in entries:
         return None
     try:
@@ -81,8 +87,8 @@ def contents(entries: Mapping[str, str]) -> Contents | None:
 
 
 def as_png(pixels: Any, told: Contents | None) -> bytes:
-    """(H, W, 3) uint8 as a PNG that carries `told`. The same input gives the same bytes."""
-    from PIL import Image  # 0.1 s, when there is a picture
+    """Encode (H, W, 3) uint8 pixels as a PNG that contains `told`. The same input gives the same bytes."""
+    from PIL import Image  # importing Pillow takes 0.1 s, so import it only when there is an image to write
     from PIL.PngImagePlugin import PngInfo
 
     notes = PngInfo()
@@ -94,14 +100,14 @@ def as_png(pixels: Any, told: Contents | None) -> bytes:
 
 
 def drawn(rows: Sequence[Sequence[Any]], across: Labels, down: Labels | None = None) -> Any:
-    """Pictures, (H, W, 3) uint8 of any sizes, as one sheet of the same type: `across` labels columns, `down` rows.
+    """Arrange (H, W, 3) uint8 images of any size into one contact sheet: `across` labels the columns, `down` the rows.
 
-    Without `down` there is one row, broken into lines where it is long. Small cells are enlarged pixel by pixel to at
-    least 128 px, large ones shown smaller where the sheet would pass 24 megapixels; smaller ones among larger ones
-    stay in proportion.
+    Without `down` there is a single row, wrapped if it is long. Small cells are upscaled (nearest neighbour) to at
+    least 128 px; large ones are shrunk if the sheet would exceed 24 megapixels. Cells of different sizes keep their
+    proportions.
     """
     import numpy as np
-    from PIL import Image  # 0.1 s, when there is a picture
+    from PIL import Image  # importing Pillow takes 0.1 s, so import it only when there is an image to draw
 
     images = [[Image.fromarray(pixels) for pixels in row] for row in rows]
     layout = _Layout(images, across, down)
@@ -109,7 +115,7 @@ def drawn(rows: Sequence[Sequence[Any]], across: Labels, down: Labels | None = N
 
 
 class _Layout:
-    """Where everything goes, in pixels."""
+    """The position of every part of a sheet, in pixels."""
 
     def __init__(self, images: "list[list[Image]]", across: Labels, down: Labels | None) -> None:
         from PIL import ImageFont
@@ -143,7 +149,7 @@ class _Layout:
         self._gutter = math.ceil(widest) + 2 * _GAP
 
     def draw(self) -> "Image":
-        """The sheet."""
+        """Draw the sheet."""
         from PIL import Image, ImageDraw
 
         header = max(len(label) for label in (*self._columns, self._corner)) * self._line + _GAP
@@ -187,7 +193,7 @@ class _Layout:
         self, pen: "ImageDraw", lines: Sequence[str], corner: tuple[int, int], width: int | None,
         colour: tuple[int, int, int],
     ) -> None:  # fmt: skip
-        """Lines below one another, centred in `width` where that is given."""
+        """Write lines below each other, centred in `width` if it is given."""
         x, y = corner
         for line in lines:
             free = max(0, width - self._font.getlength(line)) / 2 if width else 0
@@ -207,7 +213,7 @@ def _font(module: Any, size: int) -> "FreeTypeFont":
 
 
 def _readable(values: Sequence[str], font: "FreeTypeFont") -> list[str]:
-    """The values in letters that the font has; boxes for the rest, and then numbers that tell the values apart."""
+    """The values in characters that the font has. Others become boxes, and numbers tell such values apart."""
     missing = _picture(font, "\U0010fffe")
     found, is_whole = [], True
     for value in values:
@@ -232,7 +238,7 @@ def _picture(font: "FreeTypeFont", char: str) -> tuple[tuple[int, int], bytes]:
 
 
 def _wrapped(text: str, font: "FreeTypeFont", width: int, most: int) -> list[str]:
-    """The text in at most `most` lines no wider than `width`, broken at spaces where that works, cut with "…"."""
+    """The text in at most `most` lines no wider than `width`, broken at spaces if possible and cut with "…"."""
     lines: list[str] = []
     rest = text
     while rest and len(lines) < most:
@@ -250,7 +256,7 @@ def _wrapped(text: str, font: "FreeTypeFont", width: int, most: int) -> list[str
 
 
 def _fitting(text: str, font: "FreeTypeFont", width: float) -> int:
-    """How many characters from the beginning fit."""
+    """How many characters from the start of the text fit."""
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""The two notes a JPEG or WebP has room for: EXIF's user comment, and civman's record as an XMP property.
+"""Read and write the two texts of a JPEG or WebP: EXIF's user comment, and civman's record as an XMP property.
 
 Sources: Exif 2.32 (section 4.6: user comment and its character codes), TIFF 6.0 (directories), XMP part 1.
 """
@@ -19,20 +19,20 @@ _TEXT_TAGS: Final = {
 }  # fmt: skip
 _MOST_ENTRIES: Final = 2000
 _ITEM_BYTES: Final = {1: 1, 2: 1, 6: 1, 7: 1, 129: 1}
-"""Types of which text is made, by the bytes of one item (129 is Exif 3's UTF-8)."""
+"""The field types that may contain text, with the size of one item in bytes (129 is UTF-8, from Exif 3)."""
 _SIGNS: Final = ("Steps: ", "sui_image_params", '{"', "{\n")
-"""What generation data has in it: tells the right byte order from the wrong one."""
+"""Strings that occur in generation data and thus reveal the right byte order."""
 
 _NAMESPACE: Final = "urn:civman:1.0/"
 _PLAIN: Final = re.compile("[\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0001fffd]*")
 _MOST_PLAIN: Final = 60_000
-"""Bytes of UTF-8; above, the record is packed so that it still fits one JPEG segment."""
+"""The maximum size in UTF-8 bytes of an uncompressed record; larger ones are compressed to fit a JPEG segment."""
 _MOST_RECORD: Final = 64 * 1024 * 1024
 _RECORD: Final = re.compile(rb"<civman:(?P<tag>record|packed)>(?P<text>[^<]*)</civman:(?P=tag)>", re.DOTALL)
 
 
 def exif_with(comment: str) -> bytes:
-    """An EXIF block (a TIFF, without the `Exif` prefix) of one user comment: UTF-16, big end first, as A1111 does."""
+    """An EXIF block (a TIFF without the `Exif` prefix) with one user comment in big-endian UTF-16, as in A1111."""
     value = b"UNICODE\0" + comment.encode("utf-16-be")
     main = struct.pack(">HHHIII", 1, _EXIF_DIRECTORY, 4, 1, 26, 0)
     inner = struct.pack(">HHHIII", 1, _USER_COMMENT, 7, len(value), 44, 0)
@@ -40,9 +40,9 @@ def exif_with(comment: str) -> bytes:
 
 
 def exif_texts(block: bytes) -> dict[str, str]:
-    """The entries of an EXIF block that hold text, by the standard's names.
+    """The entries of an EXIF block that contain text, under the standard's names.
 
-    Raises: ValueError: it is no EXIF block, or one that points outside of itself.
+    Raises: ValueError: not an EXIF block, or one with offsets outside of itself.
     """
     block = block.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
@@ -78,10 +78,11 @@ def _entries(block: bytes, order: str, start: int, depth: int) -> Iterator[tuple
 
 
 def comment_text(value: bytes) -> str:
-    """A user comment as text, in whichever of the ways that are about it was written.
+    """Decode a user comment in any of the encodings that programs use.
 
-    The standard leaves open which end of UTF-16 comes first, and the TIFF's own order does not tell (CivitAI's
-    pictures differ): the one that makes generation data wins, else the one with more plain letters.
+    The standard does not specify the byte order of UTF-16, and the TIFF's own byte order does not determine it
+    (CivitAI's images differ). The order that results in generation data is chosen, otherwise the one with more plain
+    letters.
     """
     code, body = value[:8], value[8:]
     if code == b"UNICODE\0":
@@ -110,7 +111,10 @@ def _plain_text(value: bytes) -> str:
 
 
 def xmp_with(record: str) -> bytes:
-    """An XMP packet whose one property is the record: as it is, or packed (zlib, base64) where XML cannot hold it."""
+    """An XMP packet with the record as its only property.
+
+    The record is plain text, or compressed (zlib, base64) if XML cannot contain it.
+    """
     data = record.encode("utf-8")
     if _PLAIN.fullmatch(record) and len(escape(record).encode()) <= _MOST_PLAIN:
         tag, text = "record", escape(record)
@@ -125,9 +129,9 @@ def xmp_with(record: str) -> bytes:
 
 
 def record_in(packet: bytes) -> str | None:
-    """The record of an XMP packet, None where it has none of ours.
+    """The record in an XMP packet, or None if there is none.
 
-    Raises: ValueError: there is one, and it cannot be read whole; or there are two.
+    Raises: ValueError: the record is damaged, or there are two.
     """
     found = {(match["tag"], match["text"]) for match in _RECORD.finditer(packet)}
     if not found:

@@ -1,8 +1,9 @@
-"""Picture files taken apart without decoding: sizes and notes, from headers that may lie.
+"""Take image files apart without decoding them: their size and their texts, from headers that may be wrong.
 
-Each walker goes through the whole file, so that a cut or damaged one is an error and no half answer. All lengths come
-from strangers: each is checked before it is believed. Sources: PNG (third edition), ITU-T T.81 annex B, the WebP
-container specification.
+Every reader walks through the whole file, so that a truncated or damaged file is an error and not half a result. All
+lengths come from untrusted files and are checked before use.
+
+Sources: PNG (third edition), ITU-T T.81 annex B, the WebP container specification.
 """
 
 import re
@@ -15,20 +16,20 @@ from civman.pictures import exif
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _MOST_TEXT: Final = 64 * 1024 * 1024
-"""Bytes of all notes of a picture together, unpacked. The largest ComfyUI graphs have a few."""
+"""The maximum size in bytes of all texts of an image, uncompressed. The largest ComfyUI graphs have a few megabytes."""
 _MOST_NOTES: Final = 10_000
 _XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
 _MARKER: Final = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
-"""In JPEG data: a marker that is neither a stuffed byte nor a restart."""
+"""A marker in JPEG data that is neither a stuffed byte nor a restart marker."""
 _SCAN: Final = 0xDA
 _COMMENT: Final = 0xFE
 _NO_FRAME: Final = (0xC4, 0xC8, 0xCC)
-"""Markers between C0 and CF that start no frame."""
+"""Markers between C0 and CF that do not start a frame."""
 
 
 @dataclass(slots=True)
 class Notes:
-    """Size in pixels, and the texts found, in the order of the file."""
+    """The size in pixels and the texts found, in the order of the file."""
 
     width: int = 0
     height: int = 0
@@ -37,7 +38,7 @@ class Notes:
     room: int = _MOST_TEXT
 
     def add(self, name: str, text: str) -> None:
-        """Keep a text. Raises: ValueError: too much of it."""
+        """Add a text. Raises: ValueError: the texts are too large."""
         self.room -= len(text) + 100
         if self.room < 0 or len(self.texts) >= _MOST_NOTES:
             raise ValueError("it carries more text than a picture would")
@@ -45,7 +46,7 @@ class Notes:
 
 
 def png(data: bytes) -> Notes:
-    """The notes of a PNG. Raises: ValueError: with the reason in words."""
+    """The texts of a PNG. Raises: ValueError, with the reason."""
     notes = Notes()
     records = set()
     for kind, body in _png_chunks(data):
@@ -66,9 +67,9 @@ def png(data: bytes) -> Notes:
 
 
 def pixels_only(data: bytes) -> bytes:
-    """A picture that has been gone through, with nothing left in it but what the pixels need (a WebP as it is).
+    """A verified image reduced to what is needed to decode its pixels (a WebP is returned unchanged).
 
-    For Pillow, which has lower limits of its own for texts, and warns of what it does not like in EXIF.
+    For Pillow, which has lower limits for text chunks and warns about unusual EXIF data.
     """
     if data.startswith(_PNG):
         return _png_pixels(data)
@@ -123,7 +124,7 @@ def _inflated(data: bytes, most: int) -> bytes:
 
 
 def jpeg(data: bytes) -> Notes:
-    """The notes of a JPEG. Raises: ValueError: with the reason in words."""
+    """The texts of a JPEG. Raises: ValueError, with the reason."""
     notes = Notes()
     for marker, body in _jpeg_segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME and len(body) >= 5 and not notes.width:
@@ -143,7 +144,7 @@ def _jpeg_pixels(data: bytes) -> bytes:
     for marker, body in _jpeg_segments(data):
         if marker == _SCAN:
             break
-        # the two that say how colours are stored stay
+        # keep the two segments that say how colours are stored
         if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == _COMMENT):
             parts += bytes((0xFF, marker)), (len(body) + 2).to_bytes(2, "big"), body
     return b"".join([*parts, data[_first_scan(data) :]])
@@ -167,7 +168,7 @@ def _add_xmp(notes: Notes, packet: bytes) -> None:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Up to the end-of-image marker, which has to be there."""
+    """The segments up to the end-of-image marker, which is required."""
     at, has_scan = 2, False
     while True:
         match = _MARKER.match(data, at)
@@ -192,7 +193,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def webp(data: bytes) -> Notes:
-    """The notes of a WebP. Raises: ValueError: with the reason in words."""
+    """The texts of a WebP. Raises: ValueError, with the reason."""
     notes = Notes()
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):

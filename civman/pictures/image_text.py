@@ -1,8 +1,10 @@
-"""Pictures as files that carry text: PNG, JPEG and WebP, out and in again.
+"""Write images as PNG, JPEG or WebP files that contain texts, and read them again.
 
-Where the texts go: `parameters` (what A1111 and CivitAI read) in a PNG's text chunk of that name, in a JPEG or WebP in
-EXIF's user comment; civman's own record in a PNG's iTXt chunk `civman`, elsewhere in an XMP property. Never in a JPEG
-comment, where other tools expect Fooocus' data. Source of the places: CivitAI's upload page (run, August 2026).
+A PNG holds `parameters` (the text that A1111 and CivitAI read) in a text chunk of that name; a JPEG or WebP holds it in
+EXIF's user comment. civman's own record is in a PNG's iTXt chunk `civman`, elsewhere in an XMP property. A JPEG comment
+is never used, because other programs expect Fooocus data there.
+
+Source: CivitAI's upload page (run, August 2026).
 """
 
 import io
@@ -17,27 +19,30 @@ from civman.pictures import exif, image_chunks
 
 Format = Literal["png", "jpeg", "webp"]
 SUFFIXES: Final[Mapping[str, Format]] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-"""File suffix (lower case) → format."""
+"""File extension in lower case → format."""
 _JPEG_QUALITY: Final = 95
 _MOST_SEGMENT: Final = 65_500
-"""Bytes of one JPEG segment, less its length and prefix."""
+"""The maximum size in bytes of one JPEG segment, without its length and prefix."""
 _MOST_BYTES: Final = 1024 * 1024 * 1024
 _MOST_PIXELS: Final = 89_000_000
-"""A little less than where Pillow begins to warn of decompression bombs."""
+"""The maximum number of pixels: slightly below the limit at which Pillow warns about decompression bombs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What a picture file holds: `size` is (width, height) in pixels; texts are exactly what was written."""
+    """The contents of an image file: `size` is (width, height) in pixels; texts are exactly as they were written."""
 
     format: Format
     size: tuple[int, int]
     record: str | None = None
-    """civman's own, as given to `write`."""
+    """civman's own record, as passed to `write`."""
     parameters: str | None = None
-    """Of a PNG's `parameters` chunk or EXIF's user comment, whoever wrote it and in whatever form."""
+    """The text of a PNG's `parameters` chunk or of EXIF's user comment, in any program's format."""
     entries: Mapping[str, str] = field(default_factory=dict)
-    """All texts by their names (PNG keywords, EXIF's entry names, `comment`, `xmp`), the first where there are two."""
+    """All texts by name (PNG keywords, EXIF entries, `comment`, `xmp`).
+
+    If a name occurs twice, the first one counts.
+    """
 
 
 def write(
@@ -48,14 +53,14 @@ def write(
     format: Format,  # noqa: A002 - as Pillow calls it
     quality: int | None = None,
 ) -> bytes:
-    """(H, W, 3) uint8 as a file that carries both texts. The same input gives the same bytes.
+    """Encode (H, W, 3) uint8 pixels as a file that contains both texts. The same input gives the same bytes.
 
-    `quality` 1 … 100: of JPEG (None: 95; never with subsampled colours), of WebP (None: lossless); PNG has none.
+    `quality` is 1 to 100 for JPEG (None: 95; chroma is never subsampled) and for WebP (None: lossless); PNG has none.
 
-    Raises: UsageError: `text-too-long` (a JPEG cannot hold it), `unwritable-picture` (too large for the format, or a
-    text with half a surrogate pair).
+    Raises: UsageError: `text-too-long` (it does not fit into a JPEG), `unwritable-picture` (too large for the format,
+        or a text with half a surrogate pair).
     """
-    from PIL import Image  # 0.1 s, when there is a picture
+    from PIL import Image  # importing Pillow takes 0.1 s, so import it only when there is an image to write
 
     data = io.BytesIO()
     image = Image.fromarray(pixels)
@@ -107,9 +112,9 @@ def _check_segments(options: Mapping[str, Any]) -> None:
 
 
 def read(source: Path | bytes) -> Carried:
-    """What a picture carries. The whole file is gone through and decoded: a cut or damaged one is an error.
+    """Read the texts of an image. The whole file is checked and decoded, so a truncated or damaged one is an error.
 
-    Raises: UsageError (`bad-picture`): not there, not a PNG, JPEG or WebP, cut short, damaged, or larger than sense.
+    Raises: UsageError (`bad-picture`): missing, not a PNG, JPEG or WebP, truncated, damaged, or too large.
     """
     data, name = _bytes(source), _name(source)
     kind, notes = _notes(data, name)
@@ -126,20 +131,20 @@ def read(source: Path | bytes) -> Carried:
 
 
 def pixels(source: Path | bytes) -> Any:
-    """(H, W, 3) uint8: what the file decodes to, colours as they are, no turning by EXIF, transparency dropped.
+    """Decode a file to (H, W, 3) uint8. Colours are unchanged, EXIF rotation is ignored, transparency is dropped.
 
     Raises: UsageError (`bad-picture`): as `read`.
     """
     data, name = _bytes(source), _name(source)
     kind, notes = _notes(data, name)
     image = _decoded(data, kind, (notes.width, notes.height), name)
-    import numpy as np  # only who wants pixels needs it: looking at what a picture tells does not
+    import numpy as np  # numpy is needed only for pixels, not for reading an image's texts
 
     return np.asarray(image)
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the file begins as a PNG, JPEG or WebP does. Raises: UsageError: it cannot be read."""
+    """Whether the file starts with the signature of a PNG, JPEG or WebP. Raises: UsageError: it cannot be read."""
     try:
         with path.open("rb") as file:
             head = file.read(12)
@@ -185,7 +190,7 @@ def _notes(data: bytes, name: str) -> tuple[Format, image_chunks.Notes]:
 
 
 def _decoded(data: bytes, kind: Format, size: tuple[int, int], name: str) -> Any:
-    from PIL import Image  # 0.1 s, when there is a picture
+    from PIL import Image  # importing Pillow takes 0.1 s, so import it only when there is an image to read
 
     try:
         with Image.open(io.BytesIO(image_chunks.pixels_only(data)), formats=[kind.upper()]) as image:

@@ -1,7 +1,9 @@
-"""Generation data in A1111's form, read as strangers write it: tolerant, and never failing on bad text.
+"""Read generation data in A1111's format as written by many programs. Malformed text never causes an error.
 
-Forge, SD.Next, CivitAI's generator, Fooocus and many others write the same form with habits of their own; `foreign`
-tells them apart. Sources: AUTOMATIC1111's reader (1.10), CivitAI's (run, August 2026).
+Forge, SD.Next, CivitAI's generator, Fooocus and many others write this format with small differences; `other_programs`
+tells them apart.
+
+Sources: AUTOMATIC1111's reader (1.10), CivitAI's (run, August 2026).
 """
 
 import json
@@ -15,7 +17,7 @@ _STEPS: Final = re.compile(r"\s*Steps: ?[0-9]")
 _PAIR: Final = re.compile(r"(?:^|,)\s*\w[\w /-]{0,60}:")
 _MOST_KEY: Final = 200
 _MOST_FAILED: Final = 100
-"""Values that only look like JSON: an error of Python's counts the lines of all that went before."""
+"""The number of values that look like JSON but are not: each parse error costs time, because Python counts lines."""
 _NOT_IN_KEYS: Final = frozenset('"{}[]')
 _TAG: Final = re.compile(r"<(lora|lyco|hypernet):([^:<>]{1,300}+):?([^<>]{0,800}+)>")
 _DIGITS: Final = re.compile(r"-?[0-9]{1,20}(\.0*)?")
@@ -25,7 +27,7 @@ _SCALE: Final = re.compile(r"(?:te=|unet=)?([+-]?(?:[0-9]{1,20}\.?[0-9]{0,350}|\
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """`<lora:name:scale>` in a prompt; `kind` is lora, lyco or hypernet."""
+    """A tag `<lora:name:scale>` in a prompt; `kind` is lora, lyco or hypernet."""
 
     kind: str
     name: str
@@ -35,7 +37,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class CivitaiEntry:
-    """One of the `Civitai resources`: a model version of the site's, and the weight where it has one."""
+    """An entry of `Civitai resources`: a model version on CivitAI, and its weight if there is one."""
 
     version_id: int | None
     kind: str = ""
@@ -47,41 +49,41 @@ class CivitaiEntry:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What the text says. `details` are the settings as they are written, in order, JSON values as JSON text."""
+    """The parsed text. `details` are the settings as written, in order; JSON values stay JSON text."""
 
     prompt: str
     negative: str
     details: Mapping[str, str]
 
     def whole(self, key: str) -> int | None:
-        """A setting as a whole number, None where it is missing or none."""
+        """A setting as an integer, or None if it is missing or not an integer."""
         value = self.details.get(key, "")
         return int(value.partition(".")[0]) if _DIGITS.fullmatch(value) else None
 
     def number(self, key: str) -> float | None:
-        """A setting as a number, None where it is missing or none."""
+        """A setting as a number, or None if it is missing or not a number."""
         return number(self.details.get(key, ""))
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(width, height) in pixels of the first pass."""
+        """The width and height in pixels of the first pass."""
         match = _SIZE.fullmatch(self.details.get("Size", ""))
         return (int(match[1]), int(match[2])) if match else None
 
     @property
     def hashes(self) -> dict[str, str]:
-        """The `Hashes`: "model", "lora:<name>", "embed:<name>" … → hash."""
+        """The entries of `Hashes`: "model", "lora:<name>", "embed:<name>" … → hash."""
         value = _json(self.details.get("Hashes", ""))
         return {key: item for key, item in value.items() if isinstance(item, str)} if isinstance(value, dict) else {}
 
     @property
     def lora_hashes(self) -> dict[str, str]:
-        """Name → hash of the LoRAs."""
+        """The hashes of the LoRAs by name."""
         return dict(pairs(self.details.get("Lora hashes", "")))
 
     @property
     def civitai(self) -> tuple[CivitaiEntry, ...]:
-        """The `Civitai resources`."""
+        """The entries of `Civitai resources`."""
         value = _json(self.details.get("Civitai resources", ""))
         return tuple(_entry(item) for item in value if isinstance(item, dict)) if isinstance(value, list) else ()
 
@@ -92,7 +94,7 @@ class Parsed:
 
 
 def read(text: str) -> Parsed:
-    """A text in A1111's form, taken apart; where there is no line of settings, all of it is prompt."""
+    """Parse a text in A1111's format. If it has no line of settings, the whole text is the prompt."""
     lines = text.replace("\r\n", "\n").split("\n")
     at = _details_at(lines)
     details = dict(_settings(lines[at])) if at < len(lines) else {}
@@ -104,13 +106,13 @@ def read(text: str) -> Parsed:
 
 
 def is_infotext(text: str) -> bool:
-    """Whether there is a line of settings in it."""
+    """Whether the text contains a line of settings."""
     lines = text.split("\n")
     return _details_at(lines) < len(lines)
 
 
 def _details_at(lines: list[str]) -> int:
-    """The last line that begins with the steps, else the last one if it has three settings or more."""
+    """The last line that starts with the steps, else the last line if it has at least three settings."""
     for at in range(len(lines) - 1, -1, -1):
         if _STEPS.match(lines[at]):
             return at
@@ -121,7 +123,7 @@ def _details_at(lines: list[str]) -> int:
 
 
 def _settings(line: str) -> Iterator[tuple[str, str]]:
-    """Key by key, by plain searches: patterns take quadratic time on lines that are made for it."""
+    """Parse key by key with plain string searches: regular expressions take quadratic time on crafted input."""
     at, decoder, failed = 0, json.JSONDecoder(), 0
     while (colon := line.find(":", at)) >= 0:
         key = line[line.rfind(",", at, colon) + 1 or at : colon].strip()
@@ -144,7 +146,7 @@ def _settings(line: str) -> Iterator[tuple[str, str]]:
 
 
 def pairs(text: str) -> Iterator[tuple[str, str]]:
-    """`name: value, name: value` taken apart; what is none is passed over."""
+    """Parse `name: value, name: value`; parts of another form are skipped."""
     for item in text.split(","):
         name, colon, value = item.rpartition(":")
         if colon and name.strip() and value.strip():
@@ -152,7 +154,7 @@ def pairs(text: str) -> Iterator[tuple[str, str]]:
 
 
 def number(text: str) -> float | None:
-    """A number that a text says, None where it says none."""
+    """The number that a text represents, or None."""
     match = _SCALE.fullmatch(text.strip())
     return float(match[1]) if match else None
 

@@ -1,4 +1,4 @@
-"""What a picture tells of its making, in one form for all tools; and JSON whose types nobody vouches for."""
+"""The metadata of an image in one form for all programs, and reading JSON whose types cannot be trusted."""
 
 import json
 import math
@@ -12,7 +12,7 @@ _MOST_JSON: Final = 32 * 1024 * 1024
 
 
 class Generator(StrEnum):
-    """Who wrote the picture's data."""
+    """The program that wrote the metadata."""
 
     CIVMAN = "civman"
     A1111 = "A1111"
@@ -29,7 +29,7 @@ class Generator(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Numbers and names as the tool wrote them; None where it says nothing. Sizes in pixels, of the first pass."""
+    """Numbers and names as the program wrote them; None if missing. Sizes are in pixels, of the first pass."""
 
     steps: int | None = None
     sampler: str | None = None
@@ -44,10 +44,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A model that the data names.
+    """A model that the metadata names.
 
-    `kind`: checkpoint, lora, embedding, vae, hypernetwork, controlnet, text-encoder, refiner, module or model.
-    `hash` is lower-case hex of whatever length was written (AutoV2, AutoV3, SHA-256); `version_id` CivitAI's.
+    `kind`: checkpoint, lora, embedding, vae, hypernetwork, controlnet, text-encoder, refiner, module or model. `hash`
+    is lower-case hex of whatever length was written (AutoV2, AutoV3, SHA-256); `version_id` is CivitAI's.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Prompt, settings and resources of a picture. `notes` say what was not understood, or is told in other words."""
+    """Prompt, settings and models of an image. `notes` describe what was not understood or was translated."""
 
     generator: Generator
     prompt: str = ""
@@ -71,39 +71,39 @@ class Told:
 
 
 class Loose:
-    """A JSON object read without trust: what is missing or of another type is None or empty."""
+    """A JSON object from an untrusted source: a value that is missing or has another type is None or empty."""
 
     def __init__(self, value: object) -> None:
-        """Anything but an object counts as an empty one."""
+        """Any value that is not an object counts as an empty object."""
         self.value: Mapping[str, Any] = value if isinstance(value, dict) else {}
 
     def __contains__(self, key: str) -> bool:
         return key in self.value
 
     def text(self, *keys: str) -> str:
-        """The first of `keys` that is text with something in it, else ""."""
+        """The value of the first of `keys` that is a non-empty string, else ""."""
         return next((item for key in keys if isinstance(item := self.value.get(key), str) and item), "")
 
     def whole(self, *keys: str) -> int | None:
-        """The first of `keys` that is a whole number, also one written as text."""
+        """The value of the first of `keys` that is an integer, or a string with an integer."""
         return next((found for key in keys if (found := whole(self.value.get(key))) is not None), None)
 
     def number(self, *keys: str) -> float | None:
-        """The first of `keys` that is a number, also one written as text."""
+        """The value of the first of `keys` that is a number, or a string with a number."""
         return next((found for key in keys if (found := number(self.value.get(key))) is not None), None)
 
     def inner(self, key: str) -> "Loose":
-        """An object within."""
+        """The object under this key."""
         return Loose(self.value.get(key))
 
     def items(self, key: str) -> list[Any]:
-        """A list within."""
+        """The list under this key."""
         value = self.value.get(key)
         return value if isinstance(value, list) else []
 
 
 def loads(text: str) -> Any:
-    """The JSON a text holds, None where it is none (or absurdly long or deep)."""
+    """The JSON value in a text; None if it is invalid, or extremely long or deep."""
     if len(text) > _MOST_JSON:
         return None
     try:
@@ -113,17 +113,17 @@ def loads(text: str) -> Any:
 
 
 def whole(value: object) -> int | None:
-    """A whole number from a number or a text, None where it is none."""
+    """An integer from a number or a string, or None."""
     found = number(value) if not isinstance(value, int) else value
     if found is None or isinstance(value, bool) or found != int(found) or abs(found) > _MOST_WHOLE:
         return None
     if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
-        return int(value)  # a float would lose a seed's last digits
+        return int(value)  # a float would lose the last digits of a seed
     return int(found)
 
 
 def number(value: object) -> float | None:
-    """A number from a number or a text, None where it is none."""
+    """A number from a number or a string, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and len(value) > 40:

@@ -1,9 +1,9 @@
-"""Pictures that other tools made: who made it, from which words, settings and models.
+"""Read the metadata of images from other programs: which program, prompts, settings and models.
 
-A1111's text and ComfyUI's graphs have readers of their own (`a1111`, `comfy`); here are the rest, and the order in
-which they are asked, which is CivitAI's: text first. InvokeAI's two old forms are read by the library sd-parsers; for
-the others it is silent (SwarmUI, RuinedFooocus, CivitAI), or measured to be wrong (ComfyUI's models and white space,
-NovelAI's steps, A1111's quoted hashes, Fooocus' sizes, InvokeAI's models since version 4).
+A1111's text and ComfyUI's graphs have modules of their own (`a1111`, `comfyui`). This one reads the rest and decides
+the order, which is CivitAI's: text first. InvokeAI's two old formats are read with the library sd-parsers; for the
+others it returns nothing (SwarmUI, RuinedFooocus, CivitAI) or was measured to be wrong (ComfyUI's models and white
+space, NovelAI's steps, A1111's quoted hashes, Fooocus' sizes, InvokeAI's models since version 4).
 """
 
 import re
@@ -17,13 +17,13 @@ from civman.pictures.metadata import Generator, Loose, Resource, Settings, Told,
 __all__ = ["Generator", "Settings", "Resource", "Told", "read", "read_text"]
 
 _MOST_LEGACY: Final = {"sd-metadata": 100_000, "Dream": 10_000}
-"""Characters of InvokeAI's old forms; the second one's reader takes quadratic time."""
+"""The maximum length in characters of InvokeAI's old formats; reading the second one takes quadratic time."""
 _SIZE: Final = re.compile(r"\(?\s*([0-9]{1,6})\s*[,x×*]\s*([0-9]{1,6})\s*\)?")
 _RUINED_LORA: Final = re.compile(r"\s*([+-]?[0-9.]{1,20}) - (.+)", re.DOTALL)
 
 
 def read(carried: Carried) -> Told | None:
-    """What a picture tells of its making, None where it says nothing that is known. Never fails on bad text."""
+    """The metadata of an image; None if there is none that is known. Malformed text never causes an error."""
     entries = carried.entries
     for text in (carried.parameters or "", *_legacy_exif(entries)):
         if told := read_text(text):
@@ -38,7 +38,7 @@ def read(carried: Carried) -> Told | None:
 
 
 def read_text(text: str) -> Told | None:
-    """What a `parameters` text tells, in any of the forms that are put there."""
+    """The metadata in a `parameters` text, in any of the formats that programs write there."""
     if not text.lstrip().startswith("{"):
         return a1111.read(text)
     value = Loose(loads(text))
@@ -52,7 +52,7 @@ def read_text(text: str) -> Told | None:
 
 
 def _legacy_exif(entries: Mapping[str, str]) -> Iterator[str]:
-    """Where ComfyUI's WebP and old SwarmUI put theirs."""
+    """The EXIF texts in which ComfyUI's WebP files and old SwarmUI versions put their metadata."""
     for name in ("Model", "Make", "ImageDescription"):
         text = entries.get(name, "")
         if text.startswith(("prompt:", "{")):
@@ -65,7 +65,7 @@ def _comfy(entries: Mapping[str, str]) -> Told | None:
 
 def _swarm(value: Loose) -> Told:
     params, weights = value.inner("sui_image_params"), {}
-    # one LoRA alone is written without a list
+    # a single LoRA is written without a list
     names, scales = (params.items(key) or params.text(key).split(",") for key in ("loras", "loraweights"))
     for name, scale in zip(names, scales, strict=False):
         weights[_stem(str(name))] = number(scale)
@@ -74,7 +74,7 @@ def _swarm(value: Loose) -> Told:
 
     def part(kind: str, name: str, weight: float | None = None) -> Resource:
         digest = digests.get(_stem(name))
-        # of the file without its header, as AutoV3 is
+        # the hash of the file without its header, which is AutoV3
         return Resource(kind, name, digest[:12] if digest else None, weight=weight)
 
     parts = [part("checkpoint", params.text("model"))] if params.text("model") else []
@@ -137,7 +137,7 @@ def _ruined(value: Loose) -> Told:
 
 
 def _invoke(entries: Mapping[str, str]) -> Told | None:
-    """InvokeAI since version 3: one JSON object."""
+    """Metadata of InvokeAI since version 3: one JSON object."""
     if "invokeai_metadata" not in entries:
         return None
     value = Loose(loads(entries["invokeai_metadata"]))
@@ -153,33 +153,34 @@ def _invoke(entries: Mapping[str, str]) -> Told | None:
         Settings(
             value.whole("steps"), value.text("scheduler") or None, None, value.number("cfg_scale"),
             value.whole("seed"), value.whole("width"), value.whole("height"),
-            None if skipped is None else skipped + 1,  # InvokeAI counts the layers left out, A1111 from the last one
+            # InvokeAI counts the layers that are left out, A1111 counts from the last layer
+            None if skipped is None else skipped + 1,
             value.number("strength"),
         ), tuple(parts),
     )  # fmt: skip
 
 
 def _invoke_model(kind: str, model: Loose, weight: float | None) -> Resource:
-    """BLAKE3 is what InvokeAI keeps; others only where a model came with them."""
+    """A model of InvokeAI, which stores BLAKE3; other hashes exist only if they came with the model."""
     algorithm, colon, digest = model.text("hash").partition(":")
     known = a1111.hex_of(digest if colon else algorithm)
     return Resource(kind, model.text("name", "model_name"), known, weight=weight)
 
 
 def _invoke_old(entries: Mapping[str, str]) -> Told | None:
-    """InvokeAI 1 and 2: a command line, or JSON of its own shape."""
+    """Metadata of InvokeAI 1 and 2: a command line, or JSON of another form."""
     data: dict[str, object] = {
         name: entries[name] for name, most in _MOST_LEGACY.items() if 0 < len(entries.get(name, "")) <= most
     }
     if not data:
         return None
-    from sd_parsers.exceptions import ParserError  # 50 ms, and few pictures need it
+    from sd_parsers.exceptions import ParserError  # importing sd-parsers takes 50 ms, and few images need it
     from sd_parsers.parsers import InvokeAIParser
 
     try:
         info = InvokeAIParser().parse(data)
         words = (str(info.full_prompt), str(info.full_negative_prompt))
-    # beside its own error, whatever its way through foreign JSON ends in
+    # the library's own error, and whatever else unexpected JSON causes inside it
     except (ParserError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return None
     sampler, found, more = info.samplers[0], Loose(info.samplers[0].parameters), Loose(info.metadata)

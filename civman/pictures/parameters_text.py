@@ -1,9 +1,11 @@
-"""The text under a picture that A1111 began and CivitAI reads: from values, and back into what it says.
+"""Write and read the `parameters` text in an image, which A1111 introduced and CivitAI reads.
 
-Writing keeps every rule of the site's reader, which throws all of it away for one bad number or bracket. What the form
-cannot hold is spelled differently, never left to chance: `,` `:` `"` and brackets in names become `_`, and a prompt's
-`Steps:` or `Negative prompt:` gets a space before its colon (the same tokens for the text encoder). civman's own record
-has the exact words. Sources: CivitAI's reader and schema (run, August 2026); AUTOMATIC1111's own reader (1.10).
+The text follows every rule of CivitAI's reader, which discards all of it because of one bad number or bracket. What the
+format cannot express is written differently: `,` `:` `"` and brackets in names become `_`, and a prompt's `Steps:` or
+`Negative prompt:` gets a space before its colon (which gives the text encoder the same tokens). civman's own record
+contains the exact words.
+
+Sources: CivitAI's reader and schema (run, August 2026); AUTOMATIC1111's own reader (1.10).
 """
 
 import json
@@ -23,13 +25,13 @@ __all__ = ["Part", "SecondPass", "Generation", "text", "Parsed", "read"]
 
 _NOT_IN_NAMES: Final = re.compile(r'[,:"{}\[\]<>\x00-\x1f\x7f-\x9f\u2028\u2029]+')
 _ENDS_THAT_CUT: Final = ("resources", "hashed prompt", "hashed negative prompt", "negative prompt")
-"""A name that ends so, with its colon, would end the text, or be taken for the negative prompt."""
+"""A name with such an ending, followed by a colon, would end the text or be read as the negative prompt."""
 _KEYS: Final = frozenset({
     "steps", "sampler", "schedule type", "cfg scale", "seed", "size", "model", "model hash", "vae", "vae hash",
     "clip skip", "denoising strength", "rng", "ensd", "version", "hashes", "lora hashes", "civitai resources",
     "civitai metadata", "template", "negative template", "hires resize", "hires steps", "hires upscaler",
 })  # fmt: skip
-"""A LoRA of such a name would be read as the setting by simpler readers."""
+"""Setting names: simple readers would take a LoRA with such a name for the setting."""
 _SPLITTER: Final = re.compile(r"((?:^|\n)[^\S\n]*(?:Steps|Template|Negative Template)|Negative prompt)(?=:)")
 _TAG: Final = re.compile(r"<lora:([^:>]+)")
 _SITE_TAG: Final = re.compile(r"<lora:([a-zA-Z0-9_.\-]+):[0-9.]+>")
@@ -40,10 +42,10 @@ _AIR: Final = re.compile(r"urn:air:[a-z0-9_-]+:(?P<kind>[a-z0-9_-]+):civitai:[0-
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A model that had a part in the picture; unknown facts are None.
+    """A model used for the image; unknown facts are None.
 
-    `name` is what people call it: a file name without suffix; of an embedding the word in the prompt. Hashes are
-    lower-case hex. `version_id` is CivitAI's, and its best way to find the model; `air` names it too.
+    `name` is the file name without extension, or the word in the prompt for an embedding. Hashes are lower-case hex.
+    CivitAI finds a model best by `version_id`; `air` contains it too.
     """
 
     name: str
@@ -52,14 +54,14 @@ class Part:
     version_id: int | None = None
     air: str | None = None
     scale: float = 1.0
-    """Of a LoRA, on the UNet."""
+    """The scale of a LoRA on the UNet."""
     text_scale: float | None = None
-    """Of a LoRA, on the text encoders. None: as `scale`."""
+    """The scale of a LoRA on the text encoders; None means the same as `scale`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecondPass:
-    """The hires pass: final size in pixels, steps, share of noise, and the upscaler by civman's or A1111's name."""
+    """The hires pass: final size in pixels, steps, denoising strength, and the upscaler by civman's or A1111's name."""
 
     width: int
     height: int
@@ -70,10 +72,10 @@ class SecondPass:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """All that the text can say of one picture. `version` is what made it, such as "civman 0.3".
+    """Everything that the text can express about one image. `version` names the program, such as "civman 0.3".
 
-    `sampler` is A1111's name, with or without the schedule in it; `schedule` A1111's too ("Karras"), "" where none.
-    `prompt` may hold LoRA tags; those that are missing are added.
+    `sampler` is A1111's name, with or without the schedule; `schedule` is A1111's name too ("Karras"), or "". `prompt`
+    may contain LoRA tags; missing ones are added.
     """
 
     prompt: str
@@ -93,16 +95,16 @@ class Generation:
     vae: Part | None = None
     hires: SecondPass | None = None
     denoising: float | None = None
-    """Of a picture made from another: how much of it was painted anew."""
+    """The denoising strength, if the image was made from another image."""
     rng: str = ""
-    """A1111's "CPU" or "NV", "" where it is its default."""
+    """A1111's "CPU" or "NV"; "" means A1111's default."""
     ensd: int | None = None
 
 
 def text(generation: Generation) -> str:
-    """The `parameters` text: prompt, negative prompt and one line of details, as CivitAI and A1111 read it.
+    """The `parameters` text: prompt, negative prompt and one line of settings, as CivitAI and A1111 read it.
 
-    Raises: UsageError (`bad-parameters`): a number that is none (infinite, not a number).
+    Raises: UsageError (`bad-parameters`): a number is infinite or not a number.
     """
     loras = _named(generation.loras)
     prompt = _harmless(generation.prompt)
@@ -124,14 +126,14 @@ def text(generation: Generation) -> str:
 
 
 def sampler_name(sampler: str, schedule: str) -> str:
-    """The one name CivitAI has for a sampler with its schedule, where it has one; else the sampler's."""
+    """CivitAI's single name for a sampler with its schedule, if it has one; else the sampler's name."""
     both = f"{sampler} {schedule}"
     return both if both in _names()["site_samplers"] else sampler
 
 
 @cache
 def _names() -> dict[str, Any]:
-    """Other tools' names for samplers and upscalers (names.json)."""
+    """Other programs' names for samplers and upscalers (parameter_names.json)."""
     data: dict[str, Any] = json.loads(resources.files(__package__).joinpath("parameter_names.json").read_text("utf-8"))
     return data
 
@@ -145,7 +147,7 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
     yield "Seed", str(generation.seed)
     yield "Size", f"{generation.width}x{generation.height}"
     if model is not None:
-        # a hash without a name is no link for the site
+        # CivitAI ignores a hash without a name
         yield "Model hash", _short(model.autov2)
         yield "Model", _plain(model.name, _short(model.autov2) or "model")
     if vae is not None:
@@ -184,7 +186,7 @@ def _hashes(generation: Generation, loras: Iterable[tuple[str, Part]]) -> Iterat
 
 
 def _resources(generation: Generation) -> Iterator[dict[str, object]]:
-    """What CivitAI has an id for. One entry without an id would lose them all.
+    """The models that have an id on CivitAI. A single entry without an id would make CivitAI discard all of them.
 
     CivitAI takes an entry's name from its type (from its AIR where there is one) and links no part that is named "vae".
     A VAE is therefore of type "VAE" and has no AIR.
@@ -208,7 +210,7 @@ def _resources(generation: Generation) -> Iterator[dict[str, object]]:
 
 
 def _missing_tags(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[str]:
-    """Tags of the LoRAs that the prompt does not name: the only way A1111 gets to know their scales."""
+    """Tags for the LoRAs that the prompt does not contain: A1111 learns their scales only from tags."""
     there = {_plain(name) for name in _TAG.findall(prompt)}
     for name, lora in loras:
         if name not in there:
@@ -218,7 +220,7 @@ def _missing_tags(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[st
 
 
 def _named(parts: Sequence[Part]) -> list[tuple[str, Part]]:
-    """Each part under a name that the text can hold and that no other has."""
+    """Each model under a name that the text can express and that no other model has."""
     named: dict[str, Part] = {}
     for part in parts:
         name = first = _plain(part.name, _hash(part) or "unnamed")
@@ -241,18 +243,18 @@ def _harmless(prompt: str) -> str:
 
 
 def _whole(words: str) -> str:
-    """Without what no file can hold (halves of surrogate pairs, NUL), and with one kind of line break."""
+    """The text without what no file can contain (half surrogate pairs, NUL), and with one kind of line break."""
     whole = words.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
     return whole.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _short(digest: str | None) -> str:
-    """A checkpoint's hash in the form the site and A1111 use, "" where there is none."""
+    """A checkpoint's hash in the form that CivitAI and A1111 use; "" if there is none."""
     return _checked(digest)[:10]
 
 
 def _hash(part: Part) -> str:
-    """Of a LoRA AutoV3, which A1111 writes; AutoV2 where that is not known."""
+    """The hash of a LoRA: AutoV3, which A1111 writes, or AutoV2 if that is unknown."""
     return _checked(part.autov3)[:12] or _short(part.autov2)
 
 
@@ -262,7 +264,7 @@ def _checked(digest: str | None) -> str:
 
 
 def _number(value: float) -> str:
-    """Digits and a point, no exponent: what every reader takes for a number."""
+    """A number with digits and a point but no exponent, which every reader understands."""
     written = format(Decimal(repr(float(_finite(value)))), "f")
     return written.rstrip("0").rstrip(".") if "." in written else written
 

@@ -1,4 +1,4 @@
-"""A record as the `parameters` text that A1111, CivitAI and others read under a picture."""
+"""Convert a record into the `parameters` text that A1111, CivitAI and others read."""
 
 from civman.domain.digests import Sha256, autov2
 from civman.domain.recipes.record import Record
@@ -7,7 +7,7 @@ from civman.pictures.parameters_text import Generation, Part, SecondPass, text
 
 
 def parameters(record: Record, *, with_words: bool = True) -> str:
-    """The text for one picture; without its words, settings and models alone."""
+    """The text for one image; with `with_words=False`, only settings and models without prompts."""
     recipe = record.recipe
     hires, start = recipe.hires, recipe.start
     return text(Generation(

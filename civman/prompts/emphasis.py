@@ -1,11 +1,12 @@
-r"""Prompts as people write them for A1111 and on CivitAI: what the brackets, tags and words in capitals mean.
+r"""Parse prompts in A1111's syntax: the meaning of brackets, tags and `BREAK`.
 
-`(x)` times 1.1, `[x]` divided by 1.1, `(x:1.3)` times 1.3, nested ones multiply; round and square brackets need not
-nest in each other, and one never closed counts to the end. `\` takes the next character as it is. `BREAK` ends a chunk.
-`<lora:name:scale>` (and `:te:unet`, and `lyco`) asks for an adapter and is no part of the text.
+`(x)` multiplies the weight by 1.1, `[x]` divides it by 1.1, `(x:1.3)` multiplies it by 1.3, and nested ones multiply.
+Round and square brackets need not be nested properly; an unclosed one lasts to the end. `\` makes the next character
+literal. `BREAK` ends a chunk. `<lora:name:scale>` (also `:te:unet`, and `lyco`) requests an adapter and is not part of
+the text.
 
-What would need more than one set of embeddings a picture (`AND`, `[from:to:when]`, `[a|b]`) and tags of other kinds
-are refused by name and place, never ignored. Needs nothing but the standard library.
+Syntax that needs more than one set of embeddings per image (`AND`, `[from:to:when]`, `[a|b]`) and other kinds of tags
+are refused with their name and position, never ignored. Standard library only.
 """
 
 import math
@@ -27,7 +28,7 @@ _SPECIAL = re.compile(r"[\\()\[\]]")
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A stretch of text with one weight. Each fragment is tokenized by itself."""
+    """A piece of text with one weight. Each fragment is tokenized separately."""
 
     text: str
     weight: float
@@ -35,7 +36,7 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class LoraRequest:
-    """An adapter asked for inside a prompt; who reads it finds the file by name."""
+    """An adapter requested by a tag in the prompt; the caller looks up the file by name."""
 
     name: str
     te_scale: float
@@ -44,7 +45,7 @@ class LoraRequest:
 
 @dataclass(frozen=True, slots=True)
 class ParsedPrompt:
-    """A prompt taken apart: sections between `BREAK`s, each of fragments, and the adapters it asks for.
+    """A parsed prompt: sections separated by `BREAK`, each a tuple of fragments, and the requested adapters.
 
     `text` is the prompt without its tags.
     """
@@ -55,12 +56,12 @@ class ParsedPrompt:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is left to encode."""
+        """Whether there is no text to encode."""
         return not self.text.strip()
 
 
 def parse(prompt: str) -> ParsedPrompt:
-    """The prompt taken apart.
+    """Parse a prompt.
 
     >>> parse("a (cat:1.3), [dog] <lora:ink:0.8>").sections
     ((Fragment(text='a ', weight=1.0), Fragment(text='cat', weight=1.3), Fragment(text=', ', weight=1.0), \
@@ -80,9 +81,9 @@ Fragment(text='dog', weight=0.9090909090909091), Fragment(text=' ', weight=1.0))
 
 
 def escape(text: str) -> str:
-    r"""The text with a backslash before all that brackets would do, so that `parse` gives it back at weight 1.
+    r"""Escape brackets with backslashes, so that `parse` returns the text with weight 1.
 
-    Words in capitals and tags have no escape.
+    Words in capitals and tags cannot be escaped.
 
     >>> escape("a (b)")
     'a \\(b\\)'
@@ -102,7 +103,11 @@ def _refusal(prompt: str, place: int, reason: str) -> UsageError:
 
 
 def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
-    """Source: A1111, `<lora:name:te:unet>`; one number is for both; `te=` and `unet=` may name them."""
+    """The adapter that a tag requests.
+
+    A single number applies to both the UNet and the text encoder; `te=` and `unet=` may name them. Source: A1111,
+    `<lora:name:te:unet>`.
+    """
     kind, place = tag[1].lower(), tag.start()
     if kind not in _ADAPTERS:
         raise _refusal(prompt, place, f"tags of the kind `{kind}` are not supported")
@@ -135,7 +140,7 @@ def _setting(argument: str) -> tuple[str, str]:
 
 @dataclass(slots=True)
 class _Open:
-    """A bracket not closed yet: where it stands, the first span inside it, where a bar stands directly in it."""
+    """An open bracket: its position, the first span inside it, and the position of a `|` directly inside it."""
 
     place: int
     span: int
@@ -151,7 +156,7 @@ class _Span:
 
 @dataclass(slots=True)
 class _Scanner:
-    """One pass from left to right; brackets weigh the spans written since they were opened."""
+    """Scans the prompt once from left to right; a closing bracket weights the spans since it was opened."""
 
     prompt: str
     text: str
@@ -172,7 +177,7 @@ class _Scanner:
         return self._joined()
 
     def _step(self, at: int) -> int:
-        """Take in what stands at `at`; where the next begins."""
+        """Process the syntax at position `at` and return the position after it."""
         letter = self.text[at]
         if letter == "\\":
             self.literal.append(self.text[at + 1 : at + 2])
@@ -226,7 +231,7 @@ class _Scanner:
                 self.spans.append(_Span(part, starts_section=number > 0))
 
     def _joined(self) -> tuple[tuple[Fragment, ...], ...]:
-        """Sections of fragments; neighbours of equal weight become one."""
+        """Sections of fragments; adjacent fragments with equal weights are joined."""
         sections: list[list[Fragment]] = [[]]
         for span in self.spans:
             if span.starts_section:

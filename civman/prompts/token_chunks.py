@@ -1,7 +1,7 @@
-"""Cutting a parsed prompt into the stretches of 75 tokens that a CLIP text encoder reads at a time. No torch.
+"""Split a parsed prompt into chunks of 75 tokens, which a CLIP text encoder reads one at a time. No torch.
 
-Rules (A1111 1.6 to 1.10): every fragment is tokenized by itself; `BREAK` ends a chunk; a full chunk whose last comma
-stands at most 20 tokens back hands what follows that comma on to the next; an embedding's vectors stay together.
+Rules (A1111 1.6 to 1.10): every fragment is tokenized separately; `BREAK` ends a chunk; if the last comma of a full
+chunk is at most 20 tokens back, what follows the comma moves to the next chunk; an embedding's vectors stay together.
 """
 
 import re
@@ -17,7 +17,7 @@ _BACKTRACK = 20
 
 @dataclass(frozen=True, slots=True)
 class Insert:
-    """Where an embedding's vectors take the place of tokens: from `offset` on, counted without the start mark."""
+    """The position where an embedding's vectors replace tokens, counted without the start token."""
 
     offset: int
     name: str
@@ -26,7 +26,7 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """At most 75 tokens with their weights; ids under an `Insert` mean nothing (0)."""
+    """At most 75 tokens with their weights; token ids at the position of an `Insert` are 0 and have no meaning."""
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
@@ -34,16 +34,16 @@ class Chunk:
 
 
 def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, int] | None = None) -> tuple[Chunk, ...]:
-    """The prompt's chunks, at least one.
+    """Split a prompt into chunks, at least one.
 
     Args:
         parsed: the prompt.
-        tokenizer: any of the model's (their words are the same).
-        lengths: name of each embedding that may be used → its number of vectors.
+        tokenizer: any of the model's tokenizers (they have the same vocabulary).
+        lengths: the number of vectors of each embedding that may be used, by name.
 
     Raises:
-        UsageError: two embeddings have names that read the same, or one has a name without a letter.
-        Incompatible: an embedding has more vectors than a chunk has room for.
+        UsageError: two embeddings have names that give the same tokens, or a name has no letter.
+        Incompatible: an embedding has more vectors than a chunk can hold.
     """
     lengths = lengths or {}
     for name, length in lengths.items():
@@ -69,15 +69,15 @@ def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, in
 
 
 def used(chunks: Iterable[Chunk]) -> frozenset[str]:
-    """Names of the embeddings that the prompt really calls."""
+    """Names of the embeddings that the prompt actually uses."""
     return frozenset(insert.name for chunk in chunks for insert in chunk.inserts)
 
 
 class _Finder:
-    """Finds embeddings in a fragment by their names' token ids; the longest name wins.
+    """Finds embeddings in a fragment by the token ids of their names; the longest name wins.
 
-    A name that begins or ends with punctuation, `<cat-toy>`, is first looked for as text: what stands next to it
-    would melt into one token with it.
+    A name that starts or ends with punctuation, such as `<cat-toy>`, is searched for as text first, because the
+    neighbouring characters would be part of the same token.
     """
 
     def __init__(self, names: Iterable[str], tokenizer: ClipTokenizer) -> None:
@@ -106,7 +106,7 @@ class _Finder:
         self._text = re.compile("(" + "|".join(map(re.escape, ordered)) + ")", re.IGNORECASE) if ordered else None
 
     def pieces(self, text: str) -> Iterator[int | str]:
-        """Token ids, and names of embeddings where they stand."""
+        """Token ids, and names of embeddings where they occur."""
         for part in self._text.split(text) if self._text else (text,):
             if (name := self._by_text.get(part.lower())) is not None:
                 yield name
@@ -143,7 +143,7 @@ class _Packer:
             self._move_tail()
         if len(self.ids) == CHUNK:
             self.close()
-            # a comma that opens a chunk is none to go back to
+            # a comma at the start of a chunk does not count
         self.ids.append(token)
         self.weights.append(weight)
 
@@ -165,7 +165,7 @@ class _Packer:
         return tuple(self.done)
 
     def _move_tail(self) -> None:
-        """When the chunk is full, begin the next with what stands after the last comma, if that is near."""
+        """When the chunk is full, move the tokens after the last comma to the next one if the comma is near the end."""
         if len(self.ids) != CHUNK or self.comma is None or CHUNK - self.comma > _BACKTRACK:
             return
         start = self.comma + 1

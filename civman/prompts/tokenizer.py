@@ -1,6 +1,7 @@
-"""CLIP's tokenizer from the merges that ship with civman: no download, no torch.
+"""CLIP's tokenizer, built from the merges shipped with civman. No download, no torch.
 
-Source: OpenAI CLIP, `simple_tokenizer.py`: 256 byte symbols, the same ending a word, 48,894 merges, two marks.
+Source: OpenAI CLIP, `simple_tokenizer.py`: 256 byte symbols, the same 256 with an end-of-word suffix, 48,894 merges and
+    two special tokens.
 """
 
 import gzip
@@ -10,12 +11,12 @@ from importlib.resources import files
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 START, END = 49406, 49407
-"""Ids of the marks around every chunk."""
+"""The ids of the special tokens at the start and end of every chunk."""
 ZERO = 0
-"""The id OpenCLIP's encoders (SD 2.x, SDXL's second) are padded with; its token is `!`."""
+"""The padding id of OpenCLIP's encoders (SD 2.x, SDXL's second one); its token is `!`."""
 COMMA = 267
 CHUNK = 75
-"""Tokens between the marks."""
+"""The number of tokens between the start and the end token."""
 
 START_TEXT, END_TEXT, ZERO_TEXT = "<|startoftext|>", "<|endoftext|>", "!"
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -23,13 +24,13 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 
 @dataclass(frozen=True, slots=True)
 class ClipTokenizer:
-    """Text → token ids, and the id a text encoder's chunks are filled up with."""
+    """Converts text to token ids. `padding` is the id that fills up a text encoder's chunks."""
 
     words: Tokenizer
     padding: int = END
 
     def ids(self, text: str) -> list[int]:
-        """Ids of a text, without marks.
+        """The token ids of a text, without special tokens.
 
         >>> clip_tokenizer().ids("a photo of a cat")
         [320, 1125, 539, 320, 2368]
@@ -37,12 +38,12 @@ class ClipTokenizer:
         return list(self.words.encode(text, add_special_tokens=False).ids)
 
     def padded_with(self, padding: int) -> "ClipTokenizer":
-        """The same words for an encoder with another padding."""
+        """The same vocabulary with another padding id."""
         return ClipTokenizer(self.words, padding)
 
 
 def clip_tokenizer(padding: int = END) -> ClipTokenizer:
-    """A new tokenizer (about 0.2 s: build one and share it, `padded_with` costs nothing).
+    """A new tokenizer. It takes about 0.2 s to build, so build one and share it; `padded_with` costs nothing.
 
     `padding` is END for CLIP-L (SD 1.x, SDXL's first encoder), ZERO for OpenCLIP.
     """
@@ -85,7 +86,7 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
 
 
 def _byte_symbols() -> list[str]:
-    """A printable letter for each byte: itself where it is one, else the next letter from 256 on."""
+    """A printable character for each byte: the byte's own if it is printable, else the next one from 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = 256 - len(printable)
     return [chr(code) for code in (*printable, *range(256, 256 + others))]
