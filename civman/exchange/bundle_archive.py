@@ -1,8 +1,8 @@
-"""The bundle's form: an uncompressed tar whose every byte but the files' own follows from its manifest.
+"""The format of a bundle: an uncompressed tar file. Apart from the files' contents, its manifest determines every byte.
 
-`civman-bundle.json` comes first and lists the blobs by digest; then, in its order, for each blob its sidecar, its
-preview and its bytes. A reader knows from the manifest which header comes where, and takes no other: names that lead
-elsewhere, links, duplicates and extra members cannot occur. `tar tf` lists it as usual.
+`civman-bundle.json` comes first and lists the blobs by SHA-256; then, in this order, each blob's sidecar, preview and
+contents. The reader knows from the manifest which tar header comes where and accepts no other, so path traversal,
+links, duplicates and extra members are impossible. `tar tf` can list the file.
 
 Source: POSIX.1-1988 ustar; sizes of 8 GiB and more in GNU's base 256.
 """
@@ -30,7 +30,7 @@ _SUFFIX = re.compile(r"\.[a-z0-9]{1,12}")
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """A sidecar or a preview: its bytes' digest and length."""
+    """A sidecar or preview: the SHA-256 and size of its contents."""
 
     sha256: Sha256
     size_bytes: int
@@ -39,7 +39,7 @@ class Small:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One blob of a bundle and what lies beside it."""
+    """One blob of a bundle with its sidecar and preview."""
 
     sha256: Sha256
     size_bytes: int
@@ -48,7 +48,7 @@ class Packed:
     preview: Small | None = None
 
     def members(self) -> Iterator[tuple[str, int]]:
-        """Names and sizes of its members, in their order."""
+        """The names and sizes of its tar members, in order."""
         yield f"sidecars/{self.sha256}.json", self.sidecar.size_bytes
         if self.preview is not None:
             yield f"previews/{self.sha256}{self.preview.suffix}", self.preview.size_bytes
@@ -56,7 +56,7 @@ class Packed:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether the file begins as a bundle does; False for what cannot be read."""
+    """Whether the file starts like a bundle; False if it cannot be read."""
     try:
         with path.open("rb") as file:
             block = file.read(BLOCK)
@@ -66,13 +66,13 @@ def is_bundle(path: Path) -> bool:
 
 
 def bad_bundle(why: str, **facts: str | int) -> IntegrityError:
-    """The error for a bundle that cannot be trusted."""
+    """The error for a bundle that is damaged or was changed."""
     hint = "make it again with `civman export`, and compare the files' SHA-256 after carrying it over"
     return IntegrityError(f"the bundle is not as civman writes it: {why}", code="bad-bundle", hint=hint, **facts)
 
 
 def header(name: str, size_bytes: int) -> bytes:
-    """The tar header of a member: nothing in it depends on when, where or by whom it was made."""
+    """The tar header of a member. It does not depend on when, where or by whom the bundle was made."""
     is_small = size_bytes < _OCTAL_LIMIT
     size = f"{size_bytes:011o}\0".encode() if is_small else b"\x80" + size_bytes.to_bytes(11, "big")
     start = name.encode().ljust(100, b"\0") + b"0000444\0" + b"0000000\0" * 2 + size + b"00000000000\0"
@@ -82,30 +82,30 @@ def header(name: str, size_bytes: int) -> bytes:
 
 
 def padding(size_bytes: int) -> bytes:
-    """The zeros after a member."""
+    """The zero bytes after a member."""
     return bytes(-size_bytes % BLOCK)
 
 
 def manifest_bytes(packed: list[Packed]) -> bytes:
-    """The manifest of these blobs, sorted: the same bytes for the same content."""
+    """The manifest of these blobs, sorted: the same content always gives the same bytes."""
     facts = {"format": _FORMAT, "blobs": [asdict(each) for each in sorted(packed, key=lambda each: each.sha256)]}
     return json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def total_bytes(manifest_size: int, packed: list[Packed]) -> int:
-    """The length of the whole file."""
+    """The size of the whole file."""
     sizes = [manifest_size, *(size for each in packed for _, size in each.members())]
     return sum(BLOCK + size + -size % BLOCK for size in sizes) + 2 * BLOCK
 
 
 class Reader:
-    """Reads a bundle from front to back. What it gives is as long as declared; digests are the caller's to compare.
+    """Reads a bundle from start to end. Contents have the declared size; the caller must check the digests.
 
-    Every method raises IntegrityError (`bad-bundle`) for a bundle that is cut, extended or altered in its form.
+    Every method raises IntegrityError (`bad-bundle`) if the bundle is truncated, extended or its structure was changed.
     """
 
     def __init__(self, file: IO[bytes], size_bytes: int) -> None:
-        """`size_bytes`: how long the file is."""
+        """Start reading; `size_bytes` is the size of the file."""
         self._file = file
         block = self._take(BLOCK)
         declared = _declared_size(block)
@@ -120,14 +120,14 @@ class Reader:
             raise bad_bundle(f"it {what} ({size_bytes} bytes, not {expected})")
 
     def small(self, name: str, size_bytes: int) -> bytes:
-        """A sidecar or preview as a whole."""
+        """The whole contents of a sidecar or preview."""
         self._begin(name, size_bytes)
         data = self._take(size_bytes)
         self._end_member(size_bytes)
         return data
 
     def blob(self, name: str, size_bytes: int, view: memoryview) -> Iterator[memoryview]:
-        """A blob's bytes, piece by piece in `view`."""
+        """A blob's contents, piece by piece in `view`."""
         self._begin(name, size_bytes)
         left = size_bytes
         while left:
@@ -137,7 +137,7 @@ class Reader:
         self._end_member(size_bytes)
 
     def end(self) -> None:
-        """Pass if nothing but the tar's own end follows."""
+        """Check that only the end of the tar file follows."""
         if self._take(2 * BLOCK) != bytes(2 * BLOCK) or self._file.read(1):
             raise bad_bundle("something follows its last file")
 
@@ -168,7 +168,7 @@ class Reader:
 
 
 def open_bundle(path: Path) -> IO[bytes]:
-    """The file at `path`, for reading. Raises: StoreError."""
+    """Open the file at `path` for reading. Raises: StoreError."""
     try:
         return path.open("rb")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Writing a bundle: every blob is read and proven on its way in, and the file gets its name last."""
+"""Write a bundle. Every blob is read and verified while it is written, and the file gets its final name last."""
 
 import hashlib
 import json
@@ -30,12 +30,12 @@ from civman.store.partial import store_error
 
 _READ_BYTES = 4 << 20
 _PRIVATE = ("note", "tags", "trigger_words", "rating", "is_favourite", "alias")
-"""What the user says of an asset: it goes along only when asked for."""
+"""The user's own annotations of an asset, which are included only on request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A bundle that was written. `sha256` is of the whole file."""
+    """A bundle that was written. `sha256` is the digest of the whole file."""
 
     path: Path
     size_bytes: int
@@ -53,9 +53,10 @@ def export_bundle(
     replace: bool = False,
     on_event: OnEvent,
 ) -> Exported:
-    """Write `assets` with all that is known of them to `target`; the same bytes for the same content.
+    """Write `assets` with their metadata to `target`; the same content always gives the same bytes.
 
-    Raises: UsageError: nothing to write, or `target` exists. HashMismatch: a stored file is broken. StoreError.
+    Raises: UsageError: there is nothing to write, or `target` exists. HashMismatch: a stored file is corrupt.
+        StoreError.
     """
     if target.exists() and not replace:
         raise UsageError(f"`{target}` exists", hint="choose another name, or say --force")
@@ -94,7 +95,7 @@ class _Hashing:
 
 
 class _Beside:
-    """Sidecars and previews, made anew when they are needed: none of them stays in memory."""
+    """Creates sidecars and previews when they are needed, so that they do not stay in memory."""
 
     def __init__(self, index: Index, store: BlobStore, *, with_notes: bool) -> None:
         self._index, self._store, self._with_notes = index, store, with_notes
@@ -112,7 +113,7 @@ class _Beside:
 
     def sidecar(self, sha256: Sha256) -> bytes:
         facts = described(self._index, self._index.referrers(sha256), self._store)
-        for own in ("path", "pins"):  # of this machine, not of the model
+        for own in ("path", "pins"):  # these facts belong to this machine, not to the model
             facts.pop(own, None)
         facts["assets"] = [self._public(entry) for entry in facts["assets"]]
         return json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=True).encode()

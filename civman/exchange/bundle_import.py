@@ -1,4 +1,4 @@
-"""Reading a bundle: each file goes the way of a download, written aside, read back, proven, named, indexed."""
+"""Import a bundle. Each file is handled like a download: written aside, read back, verified, stored and indexed."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ _MOST_ASSETS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """One file of a bundle that is now in the library, proven. `was_present`: its bytes were here before."""
+    """One verified file of a bundle that is now in the library. `was_present`: the library had its bytes before."""
 
     sha256: Sha256
     size_bytes: int
@@ -48,10 +48,10 @@ def import_bundle(
     clock: Callable[[], datetime],
     on_event: OnEvent,
 ) -> list[Brought]:
-    """Take in every file of the bundle at `path`. Asks nobody; holds a few megabytes in memory.
+    """Import every file of the bundle at `path`. Needs no network and a few megabytes of memory.
 
-    Raises: IntegrityError: the bundle is altered or cut (`bad-bundle`), a file is not what it should be. Refused: it
-        holds pickles. StoreError, DiskFull. What was proven before stays.
+    Raises: IntegrityError: the bundle is damaged or was changed (`bad-bundle`), or a file has wrong contents. Refused:
+        it contains pickles. StoreError, DiskFull. Files that were verified before the error stay in the library.
     """
     with open_bundle(path) as file:
         reader = Reader(file, path.stat().st_size)
@@ -136,7 +136,7 @@ class _Taker:
         return self._store.commit(partial, expected=packed.sha256, actual=actual, name=name, suffix=packed.suffix)
 
     def _skip(self, reader: Reader, member: str, packed: Packed) -> None:
-        """Pass over bytes that are here already; they are compared all the same: a broken bundle should be known."""
+        """Skip data that the library already has, but still compare it, so that a corrupt bundle is detected."""
         sha256 = hashlib.sha256()
         for piece in reader.blob(member, packed.size_bytes, self._view):
             sha256.update(piece)
@@ -148,7 +148,7 @@ class _Taker:
 
 
 def checked_facts(data: bytes, now: datetime) -> dict[str, Any]:
-    """A sidecar from a stranger, reduced to what may be believed of it: names are made safe, no time is later than now.
+    """The trustworthy part of a sidecar from another machine: names are made safe, and no time is in the future.
 
     Raises: IntegrityError: `bad-bundle`.
     """
@@ -165,9 +165,9 @@ def checked_facts(data: bytes, now: datetime) -> dict[str, Any]:
 def _entry(entry: dict[str, Any], now: datetime) -> dict[str, Any]:
     added_at = datetime.fromisoformat(entry["added_at"])
     if entry.get("model") and entry.get("version"):
-        from civman.civitai import wire_models  # 0.2 s for pydantic
+        from civman.civitai import wire_models  # importing pydantic takes 0.2 s
 
-        # before its bytes are taken in, not after
+        # checked before the file's contents are imported, not after
         wire_models.page({**entry["model"], "modelVersions": [entry["version"]]}, now=now, on_notice=lambda _: None)
     asked = {what: _asked((entry.get("asked") or {}).get(what), now) for what in ("model", "version")}
     return {
@@ -180,7 +180,7 @@ def _entry(entry: dict[str, Any], now: datetime) -> dict[str, Any]:
 
 
 def _asked(raw: dict[str, Any] | None, now: datetime) -> dict[str, Any] | None:
-    """An answer from the future would keep every later one out of the index."""
+    """Replace times in the future: a response dated in the future would keep all later ones out of the index."""
     if not raw or datetime.fromisoformat(raw["at"]) > now:
         return None
     return raw

@@ -1,7 +1,7 @@
-"""A project's models as two files: `[[models]]` in civman.toml (what is wanted) and civman.lock (exactly which bytes).
+"""A project's models in two files: `[[models]]` in civman.toml (what is wanted) and civman.lock (exactly which bytes).
 
-civman.toml belongs to a person: comments, order and spacing stay. civman.lock belongs to civman: sorted, the same
-text for the same content on every machine.
+civman.toml belongs to the user: comments, order and spacing are preserved. civman.lock belongs to civman: it is sorted,
+and the same content gives the same text on every machine.
 """
 
 import os
@@ -26,7 +26,10 @@ _OTHER_LOCK = "update civman"
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """One file that the project needs, down to its bytes. `ref` is the entry of civman.toml that asked for it."""
+    """One file that the project needs, identified by its digest.
+
+    `ref` is the entry of civman.toml that it belongs to.
+    """
 
     ref: str
     name: str
@@ -41,7 +44,7 @@ class Locked:
 
     @property
     def exact_ref(self) -> str | None:
-        """The ref by which CivitAI knows this file; None for one that it never knew."""
+        """The ref that identifies exactly this file on CivitAI; None if it is not from CivitAI."""
         if self.version_id is None:
             return None
         return str(VersionRef(self.version_id, self.model_id, FileWish(self.file_id)))
@@ -49,19 +52,19 @@ class Locked:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """How civman.lock differs from civman.toml."""
+    """The differences between civman.lock and civman.toml."""
 
     missing: tuple[str, ...] = ()
-    """Wanted, and not in the lock."""
+    """Refs in civman.toml that are not in the lock."""
     extra: tuple[str, ...] = ()
-    """In the lock, and no longer wanted."""
+    """Refs in the lock that are no longer in civman.toml."""
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.extra)
 
 
 class Project:
-    """The two files of one folder. Reads them when asked, writes them whole."""
+    """The two files of one project folder. They are read on request and always written whole."""
 
     def __init__(self, folder: Path) -> None:
         self.manifest = folder / PROJECT_FILE
@@ -69,16 +72,19 @@ class Project:
 
     @classmethod
     def nearest(cls, folder: Path) -> "Project":
-        """The project that `folder` is in: the nearest civman.toml upwards, or else `folder` itself."""
+        """The project that `folder` belongs to: the nearest civman.toml in it or above it, or else `folder` itself."""
         found = nearest_project_file(folder)
         return cls(found.parent if found is not None else folder)
 
     def wanted(self) -> list[str]:
-        """The refs of civman.toml, in its order and their canonical form. Raises: ConfigError."""
+        """The refs of civman.toml in their canonical form and in order. Raises: ConfigError."""
         return [_canonical(ref) for ref in _refs(self._document_plain(), self.manifest)]
 
     def locked(self) -> list[Locked]:
-        """The lock's files; none where there is no lock. Raises: ConfigError: it is spoilt or of a newer civman."""
+        """The entries of the lock; empty if there is no lock.
+
+        Raises: ConfigError: it is damaged, or from a newer civman.
+        """
         try:
             raw = tomllib.loads(self.lock.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -93,14 +99,17 @@ class Project:
             raise self._spoilt(error) from error
 
     def stale(self) -> Stale:
-        """Whether the lock still answers what civman.toml wants."""
+        """How the lock differs from civman.toml."""
         wanted, locked = self.wanted(), {entry.ref for entry in self.locked()}
         return Stale(
             tuple(ref for ref in dict.fromkeys(wanted) if ref not in locked), tuple(sorted(locked - set(wanted)))
         )
 
     def add(self, entries: Sequence[Locked]) -> list[str]:
-        """Write entries into both files, over earlier ones of the same ref; the refs that civman.toml did not have."""
+        """Write entries to both files, replacing earlier ones with the same ref.
+
+        Returns the refs new in civman.toml.
+        """
         known = set(self.wanted())
         fresh = [entry for entry in entries if entry.ref not in known]
         if fresh:
@@ -110,7 +119,7 @@ class Project:
         return [entry.ref for entry in fresh]
 
     def drop(self, refs: Sequence[str]) -> list[Locked]:
-        """Take entries out of both files; what the lock said of them. No file of the library is touched.
+        """Remove entries from both files and return them. The library's files are not touched.
 
         Raises: NotFound: the project has no such entry.
         """
@@ -129,8 +138,8 @@ class Project:
         return [entry for entry in locked if entry.ref in chosen]
 
     def write_lock(self, entries: Iterable[Locked]) -> None:
-        """Write the lock: sorted by what the entries are, not by when they came."""
-        import tomlkit  # 0.04 s, for writing only
+        """Write the lock, sorted by content."""
+        import tomlkit  # importing tomlkit takes 0.04 s and is only needed for writing
 
         document = tomlkit.document()
         document["version"] = _LOCK_VERSION
@@ -175,7 +184,7 @@ class Project:
 
 
 def locked_asset(ref: str, asset: Asset, version: ModelVersion | None) -> Locked:
-    """The lock's entry for a held file: its bytes are proven."""
+    """The lock entry for a stored file, whose bytes have been verified."""
     return Locked(
         ref=_canonical(ref),
         name=asset.name,
@@ -191,7 +200,7 @@ def locked_asset(ref: str, asset: Asset, version: ModelVersion | None) -> Locked
 
 
 def locked_file(ref: str, version: ModelVersion, file: ModelFile) -> Locked:
-    """The lock's entry for a file that only CivitAI has. Raises: UsageError: CivitAI declares no digest or size."""
+    """The lock entry for a file that is only on CivitAI. Raises: UsageError: CivitAI declares no digest or size."""
     if file.hashes.sha256 is None or file.size_bytes is None:
         raise UsageError(
             f"CivitAI declares no SHA-256 for `{file.name}`, so it cannot be locked unseen",
@@ -229,13 +238,13 @@ def _refs(document: dict[str, Any], path: Path) -> list[str]:
 
 
 def _with_models(text: str, entries: Sequence[Locked]) -> str:
-    import tomlkit  # see `write_lock`
+    import tomlkit  # importing tomlkit takes 0.04 s, see `write_lock`
     from tomlkit.items import AoT, Array
 
     document = tomlkit.parse(text)
     models = document.get("models")
     for entry in entries:
-        if isinstance(models, Array):  # `models = [{ref = "…"}]` in one line is a person's choice, too
+        if isinstance(models, Array):  # `models = [{ref = "…"}]` on a single line is valid too
             inline = tomlkit.inline_table()
             inline.update({"ref": entry.ref, **({"name": entry.title} if entry.title else {})})
             models.append(inline)
@@ -256,7 +265,7 @@ def _with_models(text: str, entries: Sequence[Locked]) -> str:
 
 
 def _without_models(text: str, refs: set[str]) -> str:
-    import tomlkit  # see `write_lock`
+    import tomlkit  # importing tomlkit takes 0.04 s, see `write_lock`
 
     document = tomlkit.parse(text)
     models: Any = document["models"]
@@ -271,7 +280,7 @@ def _without_models(text: str, refs: set[str]) -> str:
 
 
 def _means(typed: str, entry: str, locked: Sequence[Locked]) -> bool:
-    """Whether what a person typed means this entry: its ref, its model, version, file, digest or name."""
+    """Whether a typed text means this entry: its ref, its model, version, file, digest or name."""
     if _canonical(typed) == entry:
         return True
     words = typed.casefold()

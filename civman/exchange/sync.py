@@ -1,4 +1,4 @@
-"""Making a library hold exactly the bytes that a project's lock names, and writing that lock."""
+"""Make the library contain exactly the files that a project's lock lists, and write that lock."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Fetch = Callable[[Sequence[str], Examine | None], Sequence[Outcome]]
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What became of one entry of the lock: its bytes are here, were fetched, are missing, or could not be had."""
+    """The result for one entry of the lock: its file is in the library, was downloaded, is missing, or an error."""
 
     entry: Locked
     asset: Asset | None = None
@@ -28,7 +28,7 @@ class Synced:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What became of one ref: its entry in the lock, or an error. `is_new`: civman.toml did not have it."""
+    """The result for one ref: its entry in the lock, or an error. `is_new`: the ref was not in civman.toml before."""
 
     ref: str
     entry: Locked | None = None
@@ -38,16 +38,16 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Syncing:
-    """A project, a library's index, and the way to fetch into it."""
+    """A project, the library's index, and the function that downloads files."""
 
     project: Project
     index: Index
     fetch: Fetch
-    """Downloads refs; each job is shown to the second argument first."""
+    """Downloads refs; the second argument checks each file before its download."""
     plan: Callable[[str], Job]
 
     def add(self, refs: Sequence[str], *, download: bool) -> list[Added]:
-        """Lock what `refs` mean now and write them into the project; those that fail are left out."""
+        """Resolve `refs` now, and write them to the project and its lock; refs with errors are left out."""
         found = self._locked_held(refs) if download else {}
         rest = [ref for ref in refs if ref not in found]
         found |= self._fetched(rest) if download else {ref: self._unseen(ref) for ref in rest}
@@ -59,14 +59,14 @@ class Syncing:
         ]
 
     def relock(self) -> list[Added]:
-        """Bring the lock up to date with civman.toml: new entries are locked as they are now, others stay as locked."""
+        """Update the lock to match civman.toml: new entries are resolved now, others stay as they are."""
         stale = self.project.stale()
         entries = [entry for entry in self.project.locked() if entry.ref not in stale.extra]
         self.project.write_lock(entries)
         return self.add(stale.missing, download=True)
 
     def sync(self) -> list[Synced]:
-        """Fetch what the lock names and the library lacks, exactly those bytes. Nothing is removed."""
+        """Download exactly the files that the lock lists and the library lacks. Nothing is removed."""
         entries = self.entries()
         missing = [entry for entry in entries if self._here(entry) is None and entry.exact_ref is not None]
         wanted = {(entry.version_id, entry.file_id): entry for entry in missing}
@@ -80,11 +80,11 @@ class Syncing:
         return [self._synced(entry, outcomes.get(entry)) for entry in entries]
 
     def check(self) -> list[Synced]:
-        """Which of the lock's files the library holds. Changes nothing, asks nobody."""
+        """Which files of the lock the library contains. Changes nothing and needs no network."""
         return [self._synced(entry, None) for entry in self.entries()]
 
     def entries(self) -> list[Locked]:
-        """The lock, if it answers civman.toml. Raises: ConfigError: `lock-missing`, `lock-stale`."""
+        """The entries of the lock, if it matches civman.toml. Raises: ConfigError: `lock-missing`, `lock-stale`."""
         entries, stale = self.project.locked(), self.project.stale()
         if not self.project.lock.exists() and stale:
             raise ConfigError(
@@ -125,7 +125,7 @@ class Syncing:
         return next(found, None)
 
     def _locked_held(self, refs: Sequence[str]) -> dict[str, Locked | CivmanError]:
-        """Names, digests and paths mean files that are here; only what CivitAI never knew stays out of its hands."""
+        """Resolve names, digests and paths to stored files; files that are on CivitAI are resolved there."""
         found: dict[str, Locked | CivmanError] = {}
         for ref in refs:
             parsed = parse_ref(ref)
@@ -165,7 +165,10 @@ class Syncing:
 def check_declared(
     wanted: dict[tuple[VersionId | None, FileId | None], Locked], version: ModelVersion, file: ModelFile
 ) -> None:
-    """Pass if CivitAI still declares the locked bytes for a file. Raises: IntegrityError, before a byte is fetched."""
+    """Check that CivitAI still declares the locked bytes for a file.
+
+    Raises: IntegrityError, before anything is downloaded.
+    """
     entry = wanted.get((version.id, file.id))
     declared = file.hashes.sha256
     if entry is not None and declared is not None and declared != entry.sha256:
@@ -182,7 +185,7 @@ def check_declared(
 
 
 def _wish(ref: str, version: ModelVersion | None, file_id: FileId | None, sha256: Sha256 | None) -> str:
-    """What civman.toml should say: as typed where that is plain; names, digests and bare numbers by what they mean."""
+    """The ref to write to civman.toml: as typed if it is unambiguous; else what it resolved to."""
     parsed = parse_ref(ref)
     if isinstance(parsed, NameRef | HashRef | PathRef | NumberRef | ImageRef):
         if version is None:

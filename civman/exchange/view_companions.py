@@ -1,4 +1,4 @@
-"""What lies beside a model for another program: CivitAI's words in the form that program reads, and a picture."""
+"""The small files next to a model that another program reads: CivitAI metadata in that program's format, a preview."""
 
 import json
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from civman.exchange.view_folders import Companion
 
 _PICTURES = {b"\x89PNG": ".preview.png", b"\xff\xd8\xff": ".preview.jpg"}
 _WEBUI_VERSIONS = {Architecture.SD1: "SD1", Architecture.SD2: "SD2", Architecture.SDXL: "SDXL"}
-"""A1111's words for what a network was trained on."""
+"""A1111's names for the base models a network was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A small file: its kind, what is put after the model's name without suffix, and its bytes."""
+    """A small file: its kind, the suffix after the model's name, and its contents."""
 
     kind: Companion
     ending: str
@@ -26,7 +26,7 @@ class Beside:
 def companions(
     asset: Asset, version: ModelVersion | None, picture: bytes | None, wanted: tuple[Companion, ...]
 ) -> list[Beside]:
-    """The companions of one model, as far as something is known to put into them."""
+    """The companion files of one model for which there is any content."""
     found = []
     for kind in wanted:
         match kind:
@@ -53,7 +53,7 @@ def _picture_ending(picture: bytes | None) -> str:
 
 
 def _civitai_info(version: ModelVersion) -> bytes:
-    """The version as CivitAI's `/model-versions` answer has it, which is what readers of this file expect."""
+    """The version in the form of CivitAI's `/model-versions` response, which programs expect in this file."""
     raw: dict[str, Any] = json.loads(version.raw)
     model = version.model
     said = raw.get("model") if isinstance(raw.get("model"), dict) else {}

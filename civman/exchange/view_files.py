@@ -1,4 +1,4 @@
-"""Giving a blob a second name: shared blocks, a hard link, a symbolic link, or a copy. Never touches the blob."""
+"""Give a blob a second name: by shared blocks, a hard link, a symbolic link, or a copy. Never changes the blob."""
 
 import errno
 import os
@@ -14,18 +14,19 @@ from civman.store.blobs import digest_of
 from civman.store.partial import store_error
 
 _FICLONE = 0x40049409
-"""Linux: make a file share another's blocks. Source: ioctl_ficlone(2)."""
+"""Linux ioctl that makes a file share another one's blocks. Source: ioctl_ficlone(2)."""
 
 
 def place(blob: Path, folder: Path, entry: Entry, methods: tuple[Method, ...]) -> tuple[Entry, list[str]]:
-    """Make the entry's file out of `blob` by the first method that works; the entry as made, and why others failed.
+    """Create the entry's file from `blob` with the first method that works.
 
-    Raises: StoreError: none works, or something is already there.
+    Returns the entry as created, and why the other methods failed. Raises: StoreError: none works, or a file already
+    exists there.
     """
     path = folder / entry.path
     if os.path.lexists(path):
         raise StoreError(f"`{path}` appeared while the view was made; it is left alone", path=str(path))
-    _temporary(path).unlink(missing_ok=True)  # a kill may have left one
+    _temporary(path).unlink(missing_ok=True)  # a killed process may have left one
     reasons = []
     for method in methods:
         refusal = _MAKERS[method](blob, path, entry.sha256)
@@ -41,7 +42,7 @@ def place(blob: Path, folder: Path, entry: Entry, methods: tuple[Method, ...]) -
 
 
 def write_companion(folder: Path, entry: Entry, data: bytes) -> Entry:
-    """Write a small file of the view, replacing one of its own; the entry as made. Raises: StoreError."""
+    """Write a small file of the view, replacing an older one, and return its entry. Raises: StoreError."""
     path = folder / entry.path
     temporary = _temporary(path)
     try:
@@ -52,13 +53,13 @@ def write_companion(folder: Path, entry: Entry, data: bytes) -> Entry:
     return _as_made(path, entry)
 
 
-# Each maker gives why the method does not work between these two places; "" when the file is there.
+# Each function returns why its method does not work between these two places; "" means that the file was created.
 
 
 def _reflink(blob: Path, path: Path, _: Sha256) -> str:
     if sys.platform != "linux":  # pragma: no cover
         return "shared blocks are used on Linux only"
-    import fcntl  # absent on Windows
+    import fcntl  # does not exist on Windows
 
     temporary = _temporary(path)
     try:

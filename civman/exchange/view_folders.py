@@ -1,7 +1,7 @@
-"""Which folder a program looks in for which part, and which part a file is.
+"""Which folder a program expects each kind of file in, and which kind a file is.
 
-Facts in view_folders.json. Source: the programs' own defaults (ComfyUI `folder_paths`, A1111 and Forge `models/` and
-`embeddings/`, SwarmUI `Paths` settings); InvokeAI scans any folder and tells kinds apart itself.
+The facts are in view_folders.json. Source: the programs' defaults (ComfyUI `folder_paths`, A1111 and Forge `models/`
+and `embeddings/`, SwarmUI `Paths` settings); InvokeAI scans any folder and identifies files itself.
 """
 
 import json
@@ -14,7 +14,7 @@ from civman.errors import UsageError
 
 
 class Slot(StrEnum):
-    """A part of a program that a file can fill."""
+    """A kind of file that a program has a folder for."""
 
     CHECKPOINT = "checkpoint"
     DIFFUSION_MODEL = "diffusion-model"
@@ -32,7 +32,7 @@ class Slot(StrEnum):
 
 
 class Companion(StrEnum):
-    """What lies beside a model for a program to read."""
+    """A small file next to a model that a program reads."""
 
     CIVITAI_INFO = "civitai-info"
     PREVIEW = "preview"
@@ -42,7 +42,7 @@ class Companion(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A program's folder scheme. `place` says what in that program the view's folder stands for."""
+    """A program's folder layout. `place` describes which folder of the program the view's folder is meant for."""
 
     name: str
     place: str
@@ -85,7 +85,7 @@ def layouts() -> dict[str, Layout]:
 
 
 def layout_named(name: str) -> Layout:
-    """The layout called `name`. Raises: UsageError."""
+    """The layout with this name. Raises: UsageError."""
     known = layouts()
     try:
         return known[name.lower()]
@@ -94,7 +94,7 @@ def layout_named(name: str) -> Layout:
 
 
 def slot_of(asset: Asset) -> Slot | None:
-    """The part that a file fills: by its tensors where they tell, else by CivitAI's word; None for other files."""
+    """The kind of a file: from its tensors if they tell, else from CivitAI's type; None for other files."""
     if asset.blob.suffix not in _WEIGHTS:
         return None
     slot = _BY_KIND.get(asset.facts.kind) or _BY_TYPE.get(asset.type)

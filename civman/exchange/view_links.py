@@ -1,4 +1,4 @@
-"""Making, refreshing and taking away a view. It removes and changes only what its manifest names and finds as made.
+"""Create, refresh and remove a view. It changes only files that its manifest lists and that are still unchanged.
 
 A name once given stays with its blob as long as the blob is in the view.
 """
@@ -33,16 +33,16 @@ class Act(StrEnum):
     ADD = "add"
     RENAME = "rename"
     RENEW = "renew"
-    """Made again in the same place: another method, other words beside it, or the blob was fetched anew."""
+    """Created again in the same place: with another method, with changed companion files, or after a new download."""
     REMOVE = "remove"
     KEEP = "keep"
     LEAVE = "leave"
-    """Somebody else's file is there; it is not touched."""
+    """Another program's or the user's file exists there; it is not touched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One path of the plan. `old_path`: where it was before a rename."""
+    """One path of the plan. `old_path` is its path before a rename."""
 
     act: Act
     entry: Entry
@@ -53,7 +53,7 @@ class Step:
 
     @property
     def path(self) -> str:
-        """Below the view's folder, with slashes."""
+        """The path below the view's folder, with slashes."""
         return self.entry.path
 
 
@@ -67,7 +67,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class ViewPlan:
-    """All that linking would do."""
+    """Everything that `apply` would do."""
 
     folder: Path
     layout: Layout
@@ -79,7 +79,7 @@ class ViewPlan:
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """What linking did. `notices` say which methods did not work, and why."""
+    """What was done. `notices` list the methods that did not work, and why."""
 
     plan: ViewPlan
     entries: tuple[Entry, ...]
@@ -89,9 +89,9 @@ class Linked:
 def plan_view(
     folder: Path, assets: Iterable[Asset], index: Index, store: BlobStore, after: Manifest, before: Manifest | None
 ) -> ViewPlan:
-    """What has to happen in `folder` so that it shows `assets` as `after` wants. Changes nothing.
+    """What must happen in `folder` so that it shows `assets` as `after` specifies. Changes nothing.
 
-    Raises: UsageError: the folder shows another program's view. StoreError.
+    Raises: UsageError: the folder contains another program's view. StoreError.
     """
     layout = layout_named(after.layout)
     if before is not None and before.layout != after.layout:
@@ -104,7 +104,10 @@ def plan_view(
 
 
 def apply(plan: ViewPlan, store: BlobStore) -> Linked:
-    """Carry out the plan. Raises: StoreError, DiskFull: what was made until then is remembered as the view's."""
+    """Carry out the plan.
+
+    Raises: StoreError, DiskFull: what was created before the error is recorded in the manifest.
+    """
     lock = _locked(plan.folder)
     try:
         if memory.read(plan.folder) != plan.before:
@@ -115,7 +118,7 @@ def apply(plan: ViewPlan, store: BlobStore) -> Linked:
 
 
 def remove_view(folder: Path, store: BlobStore) -> list[Step]:
-    """Take the view away: its files as far as they are as it made them, then its empty folders. Blobs stay."""
+    """Remove the view: its files, if unchanged, then its empty folders. Blobs stay."""
     before = memory.read(folder)
     if before is None:
         raise UsageError(f"there is no view in `{folder}`", hint="`civman link DIR --layout NAME` makes one")
@@ -170,7 +173,7 @@ class _Planner:
         return ViewPlan(self._folder, self._layout, self._manifest, after, tuple(self._steps), tuple(skipped))
 
     def _placed(self, assets: Iterable[Asset]) -> tuple[list[tuple[str, Asset]], list[Skipped]]:
-        """The oldest asset of each blob with its folder, oldest first: the first comer gets the plain name."""
+        """The oldest asset of each blob with its folder, oldest first, so that the oldest gets the plain name."""
         found: dict[tuple[str, Sha256], Asset] = {}
         skipped: list[Skipped] = []
         for asset in sorted(assets, key=lambda asset: (asset.added_at, asset.blob.sha256)):
@@ -222,7 +225,7 @@ class _Planner:
         self._companions(entry, asset)
 
     def _strangers(self, folder: str) -> set[tuple[str, str]]:
-        """Names in a folder of the view that are not the view's own."""
+        """File names in a folder of the view that do not belong to the view."""
         if folder not in self._listed:
             try:
                 self._listed[folder] = {entry.name for entry in (self._folder / folder).iterdir()}
@@ -308,7 +311,7 @@ class _Worker:
         return Linked(plan, tuple(self._entries.values()), tuple(self._notices))
 
     def _announce(self) -> None:
-        """Before anything is made, its place is written down: what a crash leaves is known as the view's own."""
+        """Write the manifest before creating any file, so that files left by a crash are recognised as the view's."""
         coming = {step.path: step.entry for step in self._plan.steps if step.act in (Act.ADD, Act.RENAME)}
         memory.write(
             self._plan.folder,
@@ -329,7 +332,7 @@ class _Worker:
         if os.path.lexists(target):
             raise StoreError(f"`{target}` appeared while the view was made; it is left alone", path=str(target))
         self._make_folder(step.entry.folder)
-        if step.entry.method is Method.SYMLINK:  # it is relative: its words change with its place
+        if step.entry.method is Method.SYMLINK:  # a relative link must be rewritten when its place changes
             (self._plan.folder / step.old_path).unlink()
             self._entries.pop(step.old_path, None)
             self.add(step)
@@ -353,7 +356,7 @@ class _Worker:
             self._notices.update(dict.fromkeys(reasons))
 
     def leave(self, step: Step) -> None:
-        """What stays wanted stays known, so that nothing else takes its name; what is no longer wanted is let go."""
+        """Keep an entry that is still wanted, so that its name stays taken; drop an entry that is no longer wanted."""
         if step.asset is None and step.entry.kind == "model":
             self._entries.pop(step.path, None)
 
@@ -391,7 +394,7 @@ def _removal(folder: Path, entry: Entry, store: BlobStore) -> Step:
 
 
 def _remove_folders(folder: Path, made: Sequence[str]) -> set[str]:
-    """Remove those of `made` that are empty, the deepest first; the others."""
+    """Remove those of `made` that are empty, the deepest first. Returns the others."""
     kept = set()
     for name in sorted(made, key=lambda name: name.count("/"), reverse=True):
         path = folder / name

@@ -1,4 +1,7 @@
-"""What a view made itself: one JSON file in its folder. Whatever it does not name belongs to somebody else."""
+"""The record of which files civman created in a view: a JSON file in the view's folder.
+
+All other files are not ours.
+"""
 
 import json
 import os
@@ -18,7 +21,7 @@ _FORMAT = 1
 
 
 class Method(StrEnum):
-    """How a file is given to another program; in the order they are tried."""
+    """The methods of giving a file to another program, in the order in which they are tried."""
 
     REFLINK = "reflink"
     HARDLINK = "hardlink"
@@ -27,31 +30,31 @@ class Method(StrEnum):
 
 
 class State(StrEnum):
-    """What became of an entry since it was made."""
+    """The state of an entry since it was created."""
 
     OURS = "ours"
     MISSING = "missing"
     FOREIGN = "foreign"
-    """Another file is there, or another content."""
+    """There is another file, or the file has other contents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file that the view made. `inode` 0: it was about to be made when something broke."""
+    """One file that the view created. `inode` 0 means that an error occurred before it was created."""
 
     path: str
-    """Below the view's folder, with slashes."""
+    """The path below the view's folder, with slashes."""
     of: Sha256
-    """The model that it is, or lies beside."""
+    """The SHA-256 of the model: the file itself, or the one it is a companion of."""
     kind: str
-    """"model", or a companion's kind."""
+    """"model", or the kind of companion."""
     size_bytes: int
     sha256: Sha256
     method: Method = Method.COPY
     inode: int = 0
     mtime_ns: int = 0
     target: str = ""
-    """Where a symbolic link points."""
+    """The target of a symbolic link."""
 
     @property
     def folder(self) -> str:
@@ -66,7 +69,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the view was asked to hold; empty asks for everything."""
+    """What the view was requested to contain; an empty value means everything."""
 
     refs: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
@@ -75,7 +78,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A view's memory."""
+    """The record of which files, links and folders civman created in a view."""
 
     layout: str
     library: str
@@ -84,11 +87,11 @@ class Manifest:
     wanted: Wanted = Wanted()
     entries: tuple[Entry, ...] = ()
     folders: tuple[str, ...] = field(default=())
-    """Folders that the view made, below its own; removed with it when empty."""
+    """Folders that civman created below the view's own folder; they are removed with the view if they are empty."""
 
 
 def read(folder: Path) -> Manifest | None:
-    """The view's memory; None where there is no view. Raises: StoreError: it is spoilt."""
+    """Read the manifest; None if there is no view. Raises: StoreError: it is damaged."""
     path = folder / FILE
     try:
         raw = json.loads(path.read_bytes())
@@ -118,7 +121,7 @@ def read(folder: Path) -> Manifest | None:
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Keep the view's memory, replaced whole. Raises: StoreError."""
+    """Write the manifest, replacing it atomically. Raises: StoreError."""
     path = folder / FILE
     facts = {"format": _FORMAT, **asdict(manifest)}
     facts["entries"] = sorted(facts["entries"], key=lambda item: item["path"])
@@ -131,7 +134,7 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 def state_of(folder: Path, entry: Entry, blob: Path | None) -> State:
-    """Whether the file at the entry's place is still the one that the view made. `blob`: the model's bytes."""
+    """Whether the file at the entry's path is still the one that was created. `blob` is the model's path."""
     path = folder / entry.path
     try:
         found = path.lstat()
@@ -154,7 +157,7 @@ def state_of(folder: Path, entry: Entry, blob: Path | None) -> State:
 
 
 def entries_by_path(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """The entries by their place."""
+    """The entries by path."""
     return {entry.path: entry for entry in entries}
 
 

@@ -1,4 +1,4 @@
-"""Human names that never collide and never change while their file stays. Pure."""
+"""File names in views that never collide and never change while their file stays. Pure functions."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -11,15 +11,18 @@ _BREAKS = re.compile(r"[^\w.+-]+")
 
 
 def stem_key(folder: str, name: str) -> tuple[str, str]:
-    """What two names may not share: folder and name up to the suffix, whatever their case.
+    """What two names may not share: the folder and the name without extension, ignoring case.
 
-    Programs take `x.safetensors` and `x.ckpt` for one model, and so would their companions.
+    Programs treat `x.safetensors` and `x.ckpt` as the same model, and their companion files would have the same names.
     """
     return folder.casefold(), name.rpartition(".")[0].casefold()
 
 
 def free_name(asset: Asset, folder: str, taken: Collection[tuple[str, str]], rival: Asset | None) -> str:
-    """The first of the asset's names that is free: its own, then with what tells it from `rival`, then its digest."""
+    """The first free name for the asset.
+
+    It is its own name, then its own name plus a suffix that distinguishes it from `rival`, then its digest.
+    """
     candidates = list(_candidates(asset, rival))
     return next((name for name in candidates if stem_key(folder, name) not in taken), candidates[-1])
 

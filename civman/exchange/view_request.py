@@ -1,4 +1,4 @@
-"""What a person wants of a view, joined with what the view was asked for before."""
+"""What the user wants in a view, combined with what was requested when the view was created."""
 
 import os
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from civman.store.blobs import BlobStore
 
 @dataclass(frozen=True, slots=True)
 class ViewWish:
-    """What was asked this time; None and empty: as the view was asked before, else everything."""
+    """The current request. None and empty values mean: as when the view was created, else everything."""
 
     layout: str | None = None
     method: str | None = None
@@ -26,13 +26,13 @@ class ViewWish:
     types: tuple[ModelType, ...] = ()
     base_models: tuple[str, ...] = ()
     everything: bool = False
-    """Forget which files the view was narrowed to."""
+    """Whether to drop the earlier restriction to some files."""
 
 
 def plan_wished(index: Index, store: BlobStore, root: Path, folder: Path, wish: ViewWish) -> ViewPlan:
-    """The plan for the view in `folder` over the library in `root`. Changes nothing.
+    """Plan the view in `folder` for the library in `root`. Changes nothing.
 
-    Raises: UsageError: no layout is known, or the folder cannot hold a view. NotFound, AmbiguousRef: a ref.
+    Raises: UsageError: no layout was given, or the folder cannot hold a view. NotFound, AmbiguousRef: a ref.
     """
     folder = tidy(folder)
     _check_folder(folder, root)
@@ -42,7 +42,7 @@ def plan_wished(index: Index, store: BlobStore, root: Path, folder: Path, wish: 
 
 
 def tidy(folder: Path) -> Path:
-    """`folder`, absolute and without `..`."""
+    """The absolute path of `folder` without `..`."""
     return Path(os.path.abspath(folder))  # noqa: PTH100  # pathlib keeps `..`, and resolving would follow links
 
 
@@ -83,7 +83,7 @@ def _assets(index: Index, wanted: Wanted, *, is_asked_now: bool) -> list[Asset]:
     for ref in wanted.refs:
         try:
             found += held(index, parse_ref(ref))
-        except NotFound:  # a view that is refreshed loses what the library has lost
+        except NotFound:  # refreshing a view drops links to files that are no longer in the library
             if is_asked_now:
                 raise
     labels = {label.casefold() for label in wanted.base_models}
