@@ -1,14 +1,14 @@
-"""Every exception civman raises on purpose, and every exit code.
+"""Every exception that civman raises on purpose, and every exit code.
 
-An error names its cause in the message, the way out in `hint`, and carries its facts as plain strings and
-numbers, so that a caller can act on them and `--json` can print them.
+An error names its cause in the message and the remedy in `hint`. It carries its facts as plain strings and numbers, so
+that callers can act on them and `--json` can print them.
 """
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a civman process ends with. Documented in docs/exit-codes.md, never reused."""
+    """The exit code of a civman process. Documented in docs/exit-codes.md and never reused."""
 
     DONE = 0
     FAILED = 1
@@ -29,10 +29,10 @@ Fact = str | int | float | bool | None | list[str] | list[int]
 
 
 class CivmanError(Exception):
-    """Root of all errors civman raises on purpose.
+    """Base class of all errors that civman raises on purpose.
 
-    `code` is kebab-case and stable, `exit_code` what the process ends with, `hint` the next step for a person
-    (may be empty), `facts` plain values for `--json`, `result` what was done all the same, by kind.
+    `code` is kebab-case and stable, `exit_code` is the process's exit code, `hint` is the next step for the user (may
+    be empty), `facts` are plain values for `--json`, and `result` is what was completed despite the error, by kind.
     """
 
     code: str = "failed"
@@ -51,93 +51,93 @@ class CivmanError(Exception):
 
 
 class UsageError(CivmanError):
-    """The command was asked for something that makes no sense as typed."""
+    """The command line or an argument is invalid."""
 
     code = "usage"
     exit_code = ExitCode.USAGE
 
 
 class InvalidRef(UsageError):
-    """The text names nothing civman knows how to look up."""
+    """The text is not a ref in any known form."""
 
     code = "invalid-ref"
     hint = "try a model id, `model@version`, a civitai.com address, an AIR, a hash or a file path"
 
 
 class AmbiguousRef(UsageError):
-    """The text could mean several things; `facts['candidates']` lists refs that mean one each."""
+    """The text could mean several things; `facts['candidates']` lists refs that each mean exactly one."""
 
     code = "ambiguous-ref"
 
 
 class ConfigError(UsageError):
-    """A setting cannot be read or makes no sense."""
+    """A setting is invalid or cannot be read."""
 
     code = "bad-setting"
 
 
 class NotFound(CivmanError):
-    """Neither CivitAI nor the library knows it."""
+    """Neither CivitAI nor the library has it."""
 
     code = "not-found"
     exit_code = ExitCode.NOT_FOUND
 
 
 class Gone(NotFound):
-    """CivitAI knew it and took it away: archived, taken down or deleted."""
+    """It was on CivitAI but is no longer available: archived, taken down or deleted."""
 
     code = "gone"
 
 
 class NotAllowed(CivmanError):
-    """CivitAI knows it but will not hand it to this key: `code` tells which gate."""
+    """CivitAI has it but refuses it to this API key; `code` says why."""
 
     code = "not-allowed"
     exit_code = ExitCode.NOT_ALLOWED
 
 
 class Refused(CivmanError):
-    """civman itself declines for safety (a pickle, a failed scan, no hash to verify by)."""
+    """civman refuses for safety: a pickle, a failed scan, or no digest to verify against."""
 
     code = "refused"
     exit_code = ExitCode.NOT_ALLOWED
 
 
 class NetworkError(CivmanError):
-    """The other side could not be reached, or answered in a way that may pass."""
+    """The server could not be reached, or responded with an error that may be temporary."""
 
     code = "network"
     exit_code = ExitCode.NETWORK
 
 
 class Offline(NetworkError):
-    """The network is needed and switched off."""
+    """The command needs the network, but civman is offline."""
 
     code = "offline"
     hint = "unset CIVMAN_OFFLINE or leave out --offline"
 
 
 class BadAnswer(NetworkError):
-    """The other side answered with something that is not what was asked for (a login page, broken JSON)."""
+    """The server sent something other than what was requested, such as a login page or invalid JSON."""
 
     code = "bad-answer"
 
 
 class UnsafeRedirect(NetworkError):
-    """The other side pointed at a place civman does not follow."""
+    """The server redirected to a URL that civman does not open."""
 
     code = "unsafe-redirect"
 
 
 class IntegrityError(CivmanError):
-    """Bytes are not what they are declared to be."""
+    """Data differs from what was declared."""
 
     code = "integrity"
     exit_code = ExitCode.INTEGRITY
 
 
 class HashMismatch(IntegrityError):
-    """The bytes are not the bytes that were declared."""
+    """A file's bytes do not match the declared digest."""
 
     code = "hash-mismatch"
     hint = "download again; if it repeats, the file behind this version has changed"
@@ -153,7 +153,7 @@ class HashMismatch(IntegrityError):
 
 
 class InvalidModelFile(IntegrityError):
-    """The file is not a model file of the kind its name says (broken header, web page, truncated)."""
+    """The file is not a model file of the kind that its name suggests: invalid header, web page, truncated."""
 
     code = "invalid-model-file"
 
@@ -165,7 +165,7 @@ class StoreError(CivmanError):
 
 
 class DiskFull(StoreError):
-    """There is not room enough."""
+    """Not enough disk space."""
 
     code = "disk-full"
 
@@ -177,28 +177,31 @@ class LibraryError(CivmanError):
 
 
 class NewerLibrary(LibraryError):
-    """A newer civman wrote this database."""
+    """A newer version of civman wrote this database."""
 
     code = "newer-library"
     hint = "update civman, or use another library with --library"
 
 
 class Incompatible(CivmanError):
-    """The parts cannot work together."""
+    """The files cannot work together."""
 
     code = "incompatible"
     exit_code = ExitCode.INCOMPATIBLE
 
 
 class Interrupted(CivmanError):
-    """The user stopped it; what can be kept was kept."""
+    """The user interrupted it; finished results were kept."""
 
     code = "interrupted"
     exit_code = ExitCode.INTERRUPTED
 
 
 class PartlyFailedError(CivmanError):
-    """Of several things some failed, and were told of; the rest is done. Ends with the first failure's code."""
+    """Some of several items failed, and their errors were shown; the others are done.
+
+    Has the first failure's exit code.
+    """
 
     code = "partly-failed"
 
@@ -208,14 +211,14 @@ class PartlyFailedError(CivmanError):
 
 
 class CannotRender(CivmanError):
-    """No picture that could be called one can come of it: parts missing, memory short, or the pixels are spoilt."""
+    """No valid image can be made: parts are missing, memory is too small, or the output is invalid."""
 
     code = "cannot-render"
     exit_code = ExitCode.CANNOT_RENDER
 
 
 class NotIdentical(CivmanError):
-    """A picture was made again and its pixels are not the same: `close` or `different`."""
+    """A replayed image does not have the same pixels: it is `close` or `different`."""
 
     code = "different"
     exit_code = ExitCode.DIFFERENT

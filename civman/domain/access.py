@@ -1,4 +1,4 @@
-"""Whether a file may be fetched, as far as its description tells: said before any transfer."""
+"""Whether a file may be downloaded, as far as its metadata says: early access, scans, pickles, missing digests."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,21 +10,21 @@ from civman.errors import Gone, NotAllowed, Refused
 
 @dataclass(frozen=True, slots=True)
 class Permits:
-    """Dangers a person has accepted by name."""
+    """The risks that the user has explicitly accepted."""
 
     pickle: bool = False
     unsafe: bool = False
-    """Files that CivitAI's scan flags, or has not finished with."""
+    """Accept files that CivitAI's scan flags or has not finished scanning."""
     unverified: bool = False
-    """Files for which CivitAI declares no digest."""
+    """Accept files without a digest on CivitAI."""
 
 
 def check_gates(
     version: ModelVersion, file: ModelFile, *, permits: Permits, has_token: bool, now: datetime
 ) -> list[str]:
-    """What a person should know before this file is fetched, in sentences; empty when all is well.
+    """Check whether a file may be downloaded. Returns notes for the user as sentences; empty if there are none.
 
-    Raises: Gone, NotAllowed: CivitAI will not hand it out. Refused: civman will not, without a permit.
+    Raises: Gone, NotAllowed: CivitAI does not offer it. Refused: civman refuses it without a permit.
     """
     check_version(version, has_token=has_token, now=now)
     notices = []
@@ -55,7 +55,7 @@ def check_gates(
 
 
 def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> None:
-    """Pass if CivitAI hands out files of `version` at all. Raises: Gone, NotAllowed."""
+    """Check whether CivitAI offers the files of `version` at all. Raises: Gone, NotAllowed."""
     if version.model.mode == "Archived":
         raise Gone(
             f"`{version.model.name}` is archived: CivitAI no longer hands out its files",
@@ -84,7 +84,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
 
 
 def _gate(version: ModelVersion, now: datetime) -> Gate | None:
-    """The gate that is in force now: a saved answer may name one that has opened since."""
+    """The gate in force now: saved metadata may contain one that has ended since."""
     gate = version.gate
     return None if gate is not None and gate.ends_at is not None and gate.ends_at <= now else gate
 

@@ -1,7 +1,7 @@
-"""CivitAI's base-model labels: which belong together, and what the site says goes with what.
+"""CivitAI's base-model labels: which belong together, and which combinations the site supports.
 
-Owns: `label_support`, which answers as the site does, and what tensors to expect behind a label. A label is the
-uploader's word and free text: an unknown one goes with itself only.
+Contains `label_support`, which answers as the site does, and the architectures to expect behind a label. A label is
+free text from the uploader: an unknown one is compatible only with itself.
 
 Source: CivitAI's published constants (August 2026), rewritten in `data/base_models.json`.
 """
@@ -18,7 +18,7 @@ from civman.domain.catalog import ModelType
 
 
 class Support(StrEnum):
-    """The site's three answers."""
+    """The site's three levels of support."""
 
     FULL = "full"
     PARTIAL = "partial"
@@ -33,7 +33,7 @@ class _Table:
     """Ecosystem → architectures."""
     few_steps: frozenset[str]
     partial: Mapping[str, Mapping[str, frozenset[str]]]
-    """Model type → checkpoint's ecosystem → the resources' ecosystems."""
+    """Model type → checkpoint's ecosystem → ecosystems of supported resources."""
 
 
 @cache
@@ -59,23 +59,23 @@ def known_labels() -> tuple[str, ...]:
 
 
 def ecosystem_of(label: str | None) -> str | None:
-    """CivitAI's unit of compatibility for a label; None for an unknown one."""
+    """The ecosystem of a label, which is CivitAI's unit of compatibility; None for an unknown label."""
     return _table().ecosystems.get(label or "")
 
 
 def architectures_of(label: str | None) -> frozenset[Architecture]:
-    """What the tensors behind a label look like; empty where nothing is known."""
+    """The architectures that files with this label have; empty if unknown."""
     table = _table()
     return table.architectures.get(table.ecosystems.get(label or "", ""), frozenset())
 
 
 def is_few_steps(label: str | None) -> bool:
-    """Whether the label names models distilled to draw in a few steps (Turbo, Lightning, LCM, Hyper …)."""
+    """Whether the label is of models distilled for few steps (Turbo, Lightning, LCM, Hyper …)."""
     return label in _table().few_steps
 
 
 def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
-    """Labels of which at least one kind of model goes with a checkpoint of that label, in part at least."""
+    """Labels that a checkpoint with this label supports, fully or partially, for at least one kind of model."""
     kinds = (ModelType.LORA, ModelType.EMBEDDING, ModelType.VAE)
     return tuple(
         label
@@ -85,7 +85,7 @@ def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
 
 
 def label_support(checkpoint_label: str, resource_label: str, model_type: ModelType) -> Support:
-    """What the site answers when a resource of one label is put on a checkpoint of another.
+    """CivitAI's answer for a resource with one label on a checkpoint with another.
 
     >>> label_support("Illustrious", "Pony", ModelType.LORA).value
     'partial'

@@ -1,13 +1,13 @@
-"""Which parts of a file are there: a small set of half-open byte ranges."""
+"""Which parts of a file are present: a small set of half-open byte ranges."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
 
 class Ranges:
-    """Sorted, disjoint, never touching ranges `[start, end)` of bytes.
+    """Sorted, disjoint, non-adjacent ranges `[start, end)` of bytes.
 
-    Not thread-safe: the owner holds a lock.
+    Not thread-safe: the owner must hold a lock.
     """
 
     __slots__ = ("_ends", "_starts", "total_bytes")
@@ -20,7 +20,7 @@ class Ranges:
             self.add(start, end)
 
     def add(self, start: int, end: int) -> None:
-        """Put in `[start, end)`, joining what it overlaps or touches. Raises: ValueError: not a range."""
+        """Add `[start, end)`, merging ranges that it overlaps or touches. Raises: ValueError: not a range."""
         if start < 0 or end < start:
             raise ValueError(f"not a byte range: {start}-{end}")
         if start == end:
@@ -37,7 +37,7 @@ class Ranges:
 
     @property
     def frontier(self) -> int:
-        """Length of the unbroken run from byte 0."""
+        """The length of the contiguous range that starts at byte 0."""
         return self._ends[0] if self._starts and self._starts[0] == 0 else 0
 
     def missing(self, stop: int, *, start: int = 0) -> list[tuple[int, int]]:

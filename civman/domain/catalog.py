@@ -1,7 +1,7 @@
-"""CivitAI's three levels (model, version, file) as civman sees them, and what the library holds.
+"""CivitAI's three levels (model, version, file), and the files that the library stores.
 
-CivitAI's sets are open: an unknown model type is `ModelType.OTHER` with the raw text kept beside it, and every
-field that CivitAI may leave out is optional here. Times are aware, in UTC. Sizes are bytes.
+CivitAI's sets of values are open: an unknown model type becomes `ModelType.OTHER` with the original text kept, and
+every field that CivitAI may leave out is optional here. Times are timezone-aware, in UTC. Sizes are in bytes.
 
 Source: CivitAI's public REST API, version 1.
 """
@@ -19,7 +19,7 @@ FileId = NewType("FileId", int)
 
 
 class ModelType(StrEnum):
-    """Kinds of model, in CivitAI's spelling (`types=` wants exactly this case)."""
+    """Kinds of model, in CivitAI's spelling (`types=` is case-sensitive)."""
 
     CHECKPOINT = "Checkpoint"
     LORA = "LORA"
@@ -47,18 +47,18 @@ class ModelType(StrEnum):
 
     @classmethod
     def of(cls, raw: str | None) -> "ModelType":
-        """The member whose value is `raw` in any case, or OTHER."""
+        """The member whose value is `raw`, ignoring case, or OTHER."""
         wanted = (raw or "").casefold()
         return next((member for member in cls if member.value.casefold() == wanted), cls.OTHER)
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it changes a checkpoint's weights rather than standing alone."""
+        """Whether it modifies a checkpoint's weights and cannot be used alone."""
         return self in (ModelType.LORA, ModelType.LOCON, ModelType.DORA)
 
 
 class Scan(StrEnum):
-    """CivitAI's verdict on a file."""
+    """The result of CivitAI's scan of a file."""
 
     PENDING = "Pending"
     SUCCESS = "Success"
@@ -68,16 +68,16 @@ class Scan(StrEnum):
 
     @classmethod
     def of(cls, raw: str | None) -> "Scan":
-        """The member named `raw`; UNKNOWN where CivitAI says nothing or something new."""
+        """The member named `raw`; UNKNOWN if CivitAI gives none or a new one."""
         return next((member for member in cls if member.value == raw), cls.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """What the creator allows; None where CivitAI did not say.
+    """What the creator allows; None where CivitAI does not say.
 
-    `commercial_use` holds CivitAI's words ("Image", "RentCivit", "Rent", "Sell"), lower permissions that an old
-    single value implied are spelled out; empty means none.
+    `commercial_use` contains CivitAI's values ("Image", "RentCivit", "Rent", "Sell"), including the lower ones that an
+    old single value implied; empty means none.
     """
 
     credit_required: bool | None = None
@@ -88,7 +88,7 @@ class Licence:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model page without its versions. `/model-versions/*` answers fill only the first fields."""
+    """A model page without its versions. `/model-versions/*` responses fill only the first fields."""
 
     id: ModelId
     name: str
@@ -96,26 +96,26 @@ class Model:
     type_raw: str
     nsfw: bool = False
     nsfw_level: int = 0
-    """Bit mask over its pictures: 1 PG, 2 PG-13, 4 R, 8 X, 16 XXX, 32 blocked; 0 unrated."""
+    """The bit mask of its images' ratings: 1 PG, 2 PG-13, 4 R, 8 X, 16 XXX, 32 blocked; 0 means unrated."""
     real_person: bool = False
     mode: str | None = None
-    """None when normal, else "Archived" or "TakenDown"."""
+    """None if normal, else "Archived" or "TakenDown"."""
     creator: str | None = None
     tags: tuple[str, ...] = ()
     description: str | None = None
-    """HTML as the creator wrote it."""
+    """The creator's description as HTML."""
     licence: Licence = Licence()
     download_count: int | None = None
     thumbs_up_count: int | None = None
     is_complete: bool = True
-    """False where the answer described a version and gave only a few words on its model."""
+    """False if the response was about a version and contained only a short summary of its model."""
     raw: str = field(default="{}", repr=False, compare=False)
     """The JSON object as received, without its versions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Paid or early access that is in force. `ends_at` None and not permanent: no end set yet."""
+    """Paid or early access that is in force. `ends_at` None and not permanent: no end has been set yet."""
 
     permanent: bool = False
     ends_at: datetime | None = None
@@ -123,7 +123,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A picture or clip CivitAI shows for a version."""
+    """An image or video that CivitAI shows for a version."""
 
     url: str
     nsfw_level: int = 0
@@ -139,14 +139,14 @@ class ModelFile:
     id: FileId | None
     name: str
     type: str
-    """CivitAI's word: "Model", "Pruned Model", "VAE", "Config", "Training Data" …"""
+    """CivitAI's value: "Model", "Pruned Model", "VAE", "Config", "Training Data" …"""
     size_bytes: int | None
     hashes: Hashes = Hashes()  # noqa: RUF009  # frozen: sharing one is safe
     is_primary: bool = False
     is_linked: bool = False
-    """It belongs to another version (a shared VAE): its id does not work in this version's download address."""
+    """Whether it belongs to another version (a shared VAE), so its id does not work in this version's download URL."""
     format: str | None = None
-    """"SafeTensor", "PickleTensor", "GGUF", "Other" … (CivitAI's claim; trust the suffix and the bytes)."""
+    """CivitAI's value: "SafeTensor", "PickleTensor", "GGUF", "Other" … The file extension and contents are safer."""
     precision: str | None = None
     size_class: str | None = None
     """"full" or "pruned"."""
@@ -159,7 +159,7 @@ class ModelFile:
 
     @property
     def suffix(self) -> str:
-        """Last part of the name from the dot on, lower case: ".safetensors"; "" where there is none."""
+        """The file extension in lower case, such as ".safetensors"; "" if there is none."""
         stem, dot, tail = self.name.rpartition(".")
         return f".{tail.lower()}" if dot and stem and tail.isalnum() else ""
 
@@ -172,18 +172,18 @@ class ModelVersion:
     model: Model
     name: str
     base_model: str | None
-    """CivitAI's label, verbatim ("SDXL 1.0", "Pony"): the uploader's word."""
+    """CivitAI's label, unchanged ("SDXL 1.0", "Pony"), as chosen by the uploader."""
     files: tuple[ModelFile, ...] = ()
     base_model_type: str | None = None
     published_at: datetime | None = None
     trained_words: tuple[str, ...] = ()
-    """Trigger words, split at commas where the creator wrote several in one entry."""
+    """Trigger words, split at commas if the creator wrote several in one entry."""
     description: str | None = None
     air: str | None = None
     gate: Gate | None = None
-    """None: free to download as far as the answer tells."""
+    """None: free to download, as far as the response says."""
     usage_control: str | None = None
-    """Anything but None or "Download": cannot be downloaded."""
+    """Any value other than None and "Download" means that it cannot be downloaded."""
     status: str | None = None
     availability: str | None = None
     nsfw_level: int = 0
@@ -197,10 +197,10 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes under their digest, proven when `verified_at` was written.
+    """Stored bytes, identified by their digest and verified at `verified_at`.
 
-    `declared_by` says whose digest the bytes were compared with: "civitai", or "civman" where nobody declared one
-    and the digest is simply what the bytes hash to.
+    `declared_by` says which digest they were compared with: "civitai", or "civman" if there was no declared digest and
+    it was computed from the bytes.
     """
 
     sha256: Sha256
@@ -212,9 +212,9 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a file shows of itself (filled from its header; empty text and None where nothing is known).
+    """What a file's header shows (empty strings and None where nothing is known).
 
-    These are the columns on which compatibility rests; `flags` holds further words such as "v-prediction".
+    Compatibility checks use these columns; `flags` contains further facts such as "v-prediction".
     """
 
     kind: str = ""
@@ -225,38 +225,38 @@ class FileFacts:
     rank: int | None = None
     tensor_count: int | None = None
     claimed_base: str = ""
-    """What the file's own metadata says about its base."""
+    """The base model according to the file's own metadata."""
     trigger_words: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
-    """Contradictions between what CivitAI says, what the metadata says and what the tensors show, in words."""
+    """Contradictions between CivitAI's label, the file's metadata and its tensors, as sentences."""
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What the user says of a file: never CivitAI's word, never lost to an update."""
+    """The user's own annotations of a file. Updates from CivitAI never change them."""
 
     note: str = ""
     tags: tuple[str, ...] = ()
     trigger_words: tuple[str, ...] = ()
     rating: int | None = None
-    """1 to 5; None: not rated."""
+    """1 to 5; None means not rated."""
     is_favourite: bool = False
 
 
 NOTHING_SAID = Own()
-"""The user has said nothing."""
+"""The annotations of a file that has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file that the library holds and knows."""
+    """A file that the library has, with its metadata."""
 
     blob: Blob
     name: str
-    """File name without any folder, fit for any file system."""
+    """The file name without folder, valid on every file system."""
     path: str
-    """Where the bytes are, absolute."""
+    """The absolute path of the file."""
     origin: str
     """"civitai" or "import"."""
     added_at: datetime
@@ -274,12 +274,12 @@ class Asset:
     facts: FileFacts = FileFacts()
     own: Own = NOTHING_SAID
     pins: tuple[str, ...] = ()
-    """Why its bytes must stay ("user", "recipe …"); empty: they may go."""
+    """Why its bytes must be kept ("user", "recipe …"); empty if they may be removed."""
     last_used_at: datetime | None = None
 
     @property
     def trigger_words(self) -> dict[str, tuple[str, ...]]:
-        """All trigger words, and who says so of each: "CivitAI", "file" (its metadata), "you"."""
+        """All trigger words by their source: "CivitAI", "file" (its metadata), "you"."""
         found: dict[str, tuple[str, ...]] = {}
         for source, words in (
             ("you", self.own.trigger_words),

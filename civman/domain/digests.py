@@ -1,4 +1,4 @@
-"""Digests of files, as CivitAI names them. All text is lower-case hex."""
+"""Digests of files, under CivitAI's names. All are lower-case hex."""
 
 import re
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ Sha256 = NewType("Sha256", str)
 
 _HEX = re.compile(r"[0-9a-f]+")
 EMPTY_AUTOV3 = "e3b0c44298fc"
-"""AutoV3 of an empty body: says nothing about a file. Source: SHA-256 of no bytes."""
+"""The AutoV3 of an empty body, which identifies no file. Source: SHA-256 of no bytes."""
 
 
 def sha256_from(text: str) -> Sha256:
-    """The digest that `text` spells in any case. Raises: ValueError: it is not 64 hex digits."""
+    """The digest in `text`, ignoring case. Raises: ValueError: it is not 64 hex digits."""
     lowered = text.strip().lower()
     if len(lowered) != 64 or not _HEX.fullmatch(lowered):
         raise ValueError(f"not a SHA-256: {text!r}")
@@ -21,15 +21,15 @@ def sha256_from(text: str) -> Sha256:
 
 
 def autov2(digest: Sha256) -> str:
-    """AutoV2, the first ten digits of the SHA-256, which A1111 and CivitAI show as "model hash"."""
+    """AutoV2: the first ten digits of the SHA-256, which A1111 and CivitAI show as "model hash"."""
     return digest[:10]
 
 
 @dataclass(frozen=True, slots=True)
 class Hashes:
-    """What CivitAI declares about a file's bytes; any may be missing (new uploads have none).
+    """The digests that CivitAI declares for a file; any may be missing (new uploads have none).
 
-    `autov3` is the first 12 digits, also where old answers gave 64.
+    `autov3` has 12 digits, even if an old response had 64.
     """
 
     sha256: Sha256 | None = None
@@ -40,5 +40,5 @@ class Hashes:
     autov3: str | None = None
 
     def known(self) -> dict[str, str]:
-        """Name → digest of those that are declared."""
+        """The declared digests by name."""
         return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}

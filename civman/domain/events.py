@@ -1,6 +1,6 @@
-"""Progress as values. The library tells, callers show; nothing here prints.
+"""Progress events as plain values. The library emits them and callers display them; nothing here prints.
 
-Every event of a transfer carries `key`, one string per file for the length of a command.
+Every event of a transfer has a `key`, which identifies the file within one command.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A transfer begins: `held_bytes` of `total_bytes` are already proven on disk from an earlier attempt."""
+    """A transfer starts; `held_bytes` of `total_bytes` are already on disk from an earlier attempt."""
 
     key: str
     name: str
@@ -19,7 +19,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """`count_bytes` more have been written to disk."""
+    """`count_bytes` more bytes have been written to disk."""
 
     key: str
     count_bytes: int
@@ -27,7 +27,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Nothing moves for a reason: another process has the file, a rate limit, a back-off."""
+    """The transfer is waiting: for another process, a rate limit, or before a retry."""
 
     key: str
     reason: str
@@ -36,7 +36,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """What was held is of no use and the transfer starts from nothing."""
+    """The bytes from an earlier attempt cannot be used, and the transfer starts from zero."""
 
     key: str
     reason: str
@@ -53,7 +53,7 @@ class Verifying:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The file is proven and stored."""
+    """The file is verified and stored."""
 
     key: str
     name: str
@@ -63,7 +63,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The file will not come; `message` is for people."""
+    """The transfer has failed; `message` is for the user."""
 
     key: str
     name: str
@@ -73,7 +73,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something a person should know that is no failure."""
+    """Information for the user that is not an error."""
 
     key: str
     message: str
@@ -81,7 +81,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The model has finished `step` of `steps` of one pass over pictures `first` … `first + pictures - 1` of `count`.
+    """The sampler has finished `step` of `steps` for images `first` … `first + pictures - 1` of `count`.
 
     `stage` is "first" or "hires".
     """
@@ -100,4 +100,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The listener of those who do not listen."""
+    """Ignore an event: the default for `on_event`."""

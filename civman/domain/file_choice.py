@@ -1,15 +1,15 @@
-"""Which file of a version is meant."""
+"""Choose the file of a version that a request means."""
 
 from civman.domain.catalog import FileId, ModelFile, ModelVersion
 from civman.errors import AmbiguousRef, NotFound
 
 WEIGHT_TYPES = ("Model", "Pruned Model", "Diffusion Model", "UNet", "Negative")
-"""File types that carry a version's own weights. Source: CivitAI's primary weight file types."""
+"""File types that contain a version's own weights. Source: CivitAI's primary weight file types."""
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 
 
 def is_pickle(file: ModelFile) -> bool:
-    """Whether loading the file could run code: by its suffix, or by CivitAI's word where the suffix is silent."""
+    """Whether loading the file could run code: by its extension, or by CivitAI's format if that is unclear."""
     return file.suffix in PICKLE_SUFFIXES or (file.format == "PickleTensor" and file.suffix != ".safetensors")
 
 
@@ -45,7 +45,7 @@ def choose_file(version: ModelVersion, wish: str | None = None, file_id: FileId 
 
 
 def describe(file: ModelFile) -> str:
-    """One line that tells the file from its siblings: "33 model.safetensors (Model, pruned, fp16)"."""
+    """One line that distinguishes the file from the others: "33 model.safetensors (Model, pruned, fp16)"."""
     words = [word for word in (file.type, file.size_class, file.precision, file.quant_type) if word]
     return f"{file.id or '?'} {file.name} ({', '.join(words)})"
 
@@ -81,7 +81,7 @@ def _answers(file: ModelFile, word: str) -> bool:
 
 
 def _rank(file: ModelFile) -> float:
-    """CivitAI's order: 1000 for weights, format 100, size 10, fp 1, each up or down by its default preference."""
+    """CivitAI's ranking: 1000 for weights, format 100, size 10, precision 1, each added or subtracted by preference."""
     rank = 1000.0 if file.type in WEIGHT_TYPES else 0.0
     for value, wanted, worth in (
         (file.format, "SafeTensor", 100.0),

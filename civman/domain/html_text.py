@@ -1,4 +1,4 @@
-"""A creator's HTML as plain text."""
+"""Convert a creator's HTML description to plain text."""
 
 import html
 import re
@@ -9,13 +9,13 @@ _LINE = 160
 
 
 def plain_text(description: str | None) -> str:
-    """`description` without markup, a line for each paragraph."""
+    """The description without markup, one line per paragraph."""
     text = html.unescape(_TAG.sub("", _BLOCK.sub("\n", description or "")))
     lines = (" ".join(line.split()) for line in text.splitlines())
     return "\n".join(line for line in lines if line)
 
 
 def first_line(description: str | None) -> str:
-    """The first line of it, shortened."""
+    """The first line of the description, shortened."""
     line = plain_text(description).partition("\n")[0]
     return line if len(line) <= _LINE else line[: _LINE - 1].rstrip() + "…"

@@ -1,7 +1,7 @@
-"""What licences allow, in words: of one model, and of a checkpoint with its adapters together.
+"""What licences allow, as sentences: for one model, and for a checkpoint with its adapters together.
 
-Two licences speak for every file: what its creator ticked on CivitAI, and the licence of the base model it was made
-from. The stricter one counts, and what nobody said is not read as a yes. No legal advice.
+Two licences apply to every file: what its creator chose on CivitAI, and the licence of its base model. The stricter one
+counts, and unknown is not treated as permission. This is not legal advice.
 
 Source: CivitAI's published constants (August 2026) and the licences they name, read into `data/licences.json`.
 """
@@ -17,7 +17,7 @@ from civman.domain.catalog import Licence
 
 
 class Answer(StrEnum):
-    """To a question about a licence."""
+    """The answer to a question about a licence."""
 
     YES = "yes"
     CONDITIONAL = "conditional"
@@ -38,17 +38,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What holds for pictures made with all parts together, and why."""
+    """What applies to images made with all parts together, and why."""
 
     sell_pictures: Answer
     must_credit: Answer
     credit_to: tuple[str, ...] = ()
-    """Models to be named, with their creator where known."""
+    """Models that must be credited, with their creator if known."""
     reasons: tuple[str, ...] = ()
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The answers as sentences: selling, then credit."""
+        """The answers as sentences: first selling, then credit."""
         selling = {
             Answer.YES: "pictures may be sold",
             Answer.CONDITIONAL: "pictures may be sold on a condition",
@@ -64,7 +64,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class BaseLicence:
-    """The licence of a base model. `pictures`: whether they may be sold; `note`: the condition, or the reason."""
+    """The licence of a base model. `pictures`: whether images may be sold; `note`: the condition, or the reason."""
 
     name: str
     url: str
@@ -83,17 +83,17 @@ def _by_label() -> Mapping[str, BaseLicence]:
 
 
 def base_licence(label: str | None) -> BaseLicence | None:
-    """The licence behind CivitAI's label for a base model; None where none is known."""
+    """The licence of CivitAI's base-model label; None if unknown."""
     return _by_label().get(label or "")
 
 
 def labels_not_for_sale() -> tuple[str, ...]:
-    """Labels of base models whose licence forbids to earn money with them."""
+    """Base-model labels whose licence forbids commercial use."""
     return tuple(label for label, licence in _by_label().items() if licence.pictures is Answer.NO)
 
 
 def terms_of(parts: Sequence[Part]) -> Terms:
-    """What holds for pictures made with all of `parts`: each may forbid, and all have to allow.
+    """What applies to images made with all of `parts`: any part can forbid, and all must allow.
 
     >>> terms_of([Part("Harbour", Licence(False, ("Image",)), "SD 1.5")]).words
     ('pictures may be sold', 'no credit required')

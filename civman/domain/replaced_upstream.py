@@ -1,4 +1,4 @@
-"""Whether CivitAI declares other bytes today under an id whose bytes are held."""
+"""Detect that CivitAI now declares other bytes for a file than the library has."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from civman.domain.refs import FileWish, VersionRef
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """CivitAI now declares other bytes under an id whose bytes are held. Both can be kept."""
+    """CivitAI now declares other bytes for a file that the library has. Both can be kept."""
 
     ref: str
     model_id: ModelId
@@ -25,7 +25,7 @@ class Replaced:
 
 
 def replaced(version: ModelVersion, assets: Sequence[Asset]) -> list[Replaced]:
-    """The files of `version` that are held, and of whose held bytes none is what CivitAI declares."""
+    """The files of `version` that the library has, but not with the bytes that CivitAI now declares."""
     found = []
     for file in version.files:
         of_file = [asset for asset in assets if asset.version_id == version.id and _is_file(asset, file)]

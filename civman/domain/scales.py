@@ -1,4 +1,4 @@
-"""Refs with scales, as they are written on a command line: `REF`, `REF:0.8`, `REF:unet:te`."""
+"""Refs with scales, as typed on a command line: `REF`, `REF:0.8`, `REF:unet:te`."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _MOST = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """What a person typed, and how strongly the adapter is to act; None where they did not say."""
+    """A typed ref with the adapter's scales; None where no scale was given."""
 
     ref: str
     unet: float | None = None
@@ -20,7 +20,7 @@ class Scaled:
 
 
 def parse_scaled(text: str) -> Scaled:
-    """Take up to two numbers off the end of `text`, where what is left is still a ref.
+    """Split up to two numbers off the end of `text`, if the rest is still a ref.
 
     `civitai:123` and `sha256:…` are refs, not scales. Raises: InvalidRef; UsageError: a scale beyond ±100.
     """
@@ -49,7 +49,7 @@ def parse_scale_pair(text: str) -> tuple[float, float]:
 
 
 def _is_precise(text: str) -> bool:
-    """Whether `text` as a whole is a ref that means something by its form."""
+    """Whether the whole text has the form of a ref."""
     try:
         return not isinstance(parse_ref(text), NameRef | PathRef)
     except InvalidRef:

@@ -1,7 +1,7 @@
-"""What one asks CivitAI's search, checked before anything is sent, and what it gives.
+"""A query for CivitAI's search, validated before it is sent, and the type of its results.
 
-CivitAI punishes a misspelt filter with an empty answer (base models), with the whole catalogue (tags) or with an
-error that names no way out (types, sorts), so every name is resolved here, with near names offered.
+CivitAI responds to a misspelt filter with an empty result (base models), with the whole catalogue (tags) or with an
+error without explanation (types, sort orders). So every name is checked here, and similar names are suggested.
 
 Source: CivitAI's public REST API, `GET /api/v1/models`, as of August 2026.
 """
@@ -20,11 +20,11 @@ from civman.domain.catalog import Model, ModelId, ModelType, ModelVersion, Versi
 from civman.errors import UsageError
 
 LARGEST_ID = 2**31 - 1
-"""CivitAI's ids are PostgreSQL `int4`; a larger one is answered with a server error."""
+"""CivitAI's ids are PostgreSQL `int4`; larger numbers cause a server error."""
 
 
 class Sort(StrEnum):
-    """Orders of a search, in CivitAI's spelling."""
+    """Sort orders of a search, in CivitAI's spelling."""
 
     HIGHEST_RATED = "Highest Rated"
     MOST_DOWNLOADED = "Most Downloaded"
@@ -37,7 +37,7 @@ class Sort(StrEnum):
 
 
 class Period(StrEnum):
-    """How young a model's last version must be."""
+    """How recent a model's last version must be."""
 
     DAY = "Day"
     WEEK = "Week"
@@ -47,7 +47,7 @@ class Period(StrEnum):
 
     @property
     def longest(self) -> timedelta | None:
-        """The longest this period can last; None for all time."""
+        """The maximum length of the period; None for all time."""
         days = {Period.DAY: 1, Period.WEEK: 7, Period.MONTH: 31, Period.YEAR: 366}.get(self)
         return None if days is None else timedelta(days=days)
 
@@ -61,9 +61,9 @@ class CheckpointType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelPage:
-    """A model and those of its versions that the answer held, in the creator's order (the first is the default).
+    """A model and its versions from the response, in the creator's order (the first is the default).
 
-    `versions` may be empty for a live model: CivitAI's caches lag for minutes after an update.
+    `versions` may be empty for an existing model: CivitAI's caches lag for minutes after an update.
     """
 
     model: Model
@@ -72,12 +72,12 @@ class ModelPage:
 
 @dataclass(frozen=True, slots=True)
 class SearchQuery:
-    """What to look for. All filters must hold at once; several types or base models mean any of them.
+    """What to search for. All filters must match; several types or base models mean any of them.
 
-    `limit` counts models, None is all of them. `nsfw` adds what is rated above PG. `early_access` asks for models with
-    a running timed gate only, `include_archived` adds what cannot be downloaded any more.
+    `limit` counts models; None means all. `nsfw` includes models rated above PG. `early_access` restricts the search to
+    models with a timed gate in force; `include_archived` adds models that cannot be downloaded any more.
 
-    Raises: UsageError: a value CivitAI would refuse, or would silently ignore.
+    Raises: UsageError: a value that CivitAI would refuse or silently ignore.
     """
 
     text: str = ""
@@ -112,7 +112,7 @@ class SearchQuery:
 
 
 def checked_id(number: int, what: str) -> int:
-    """`number`, if CivitAI can have such an id. Raises: UsageError: it cannot."""
+    """Check that `number` can be an id on CivitAI, and return it. Raises: UsageError."""
     if isinstance(number, bool) or not 1 <= number <= LARGEST_ID:
         raise UsageError(f"no {what} on CivitAI: {number}", code="bad-id", hint=f"ids go from 1 to {LARGEST_ID}")
     return number
@@ -128,31 +128,31 @@ _TYPE_ALIASES = {
 
 
 def model_type_named(text: str) -> ModelType:
-    """The kind of model that `text` names, in any case. Raises: UsageError: none; near names are in the hint."""
+    """The model type named `text`, ignoring case. Raises: UsageError: unknown; the hint suggests similar names."""
     return _named(text, {**{member.value: member for member in ModelType}, **_TYPE_ALIASES}, "model type")
 
 
 def sort_named(text: str) -> Sort:
-    """The order that `text` names ("newest", "most-downloaded"). Raises: UsageError."""
+    """The sort order named `text` ("newest", "most-downloaded"). Raises: UsageError."""
     return _named(text, {member.value: member for member in Sort}, "sort order")
 
 
 def period_named(text: str) -> Period:
-    """The period that `text` names ("week", "all-time"). Raises: UsageError."""
+    """The period named `text` ("week", "all-time"). Raises: UsageError."""
     return _named(text, {member.value: member for member in Period}, "period")
 
 
 def checkpoint_type_named(text: str) -> CheckpointType:
-    """The way of making that `text` names. Raises: UsageError."""
+    """The checkpoint type named `text`. Raises: UsageError."""
     return _named(text, {member.value: member for member in CheckpointType}, "checkpoint type")
 
 
 def base_model_named(text: str) -> str:
-    """CivitAI's spelling of the base model that `text` names ("sdxl 1.0" → "SDXL 1.0").
+    """CivitAI's spelling of the base model named `text` ("sdxl 1.0" → "SDXL 1.0").
 
-    CivitAI adds base models every few weeks: `=Name` stands for exactly `Name`, known here or not.
+    CivitAI adds base models every few weeks, so `=Name` means exactly `Name`, whether it is known here or not.
 
-    Raises: UsageError: not known; near names are in the hint.
+    Raises: UsageError: unknown; the hint suggests similar names.
     """
     if text.startswith("=") and text[1:].strip():
         return text[1:]
@@ -162,7 +162,7 @@ def base_model_named(text: str) -> str:
 
 @functools.cache
 def known_base_models() -> tuple[str, ...]:
-    """The labels CivitAI used when this civman was made, in alphabetical order."""
+    """The base models on CivitAI when this version of civman was made, in alphabetical order."""
     text = importlib.resources.files("civman.domain").joinpath("data/search_names.json").read_text("utf-8")
     return tuple(json.loads(text)["base_models"])
 
@@ -189,5 +189,5 @@ def _either(names: Iterable[str]) -> str:
 
 
 def _key(name: str) -> str:
-    """What stays of a name when case, blanks, dashes and underscores do not count."""
+    """A name without case, blanks, dashes and underscores, for comparison."""
     return "".join(char for char in name.casefold() if char not in " -_")

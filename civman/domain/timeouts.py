@@ -1,4 +1,4 @@
-"""How long civman waits for others before it does something about it."""
+"""Timeouts, retry counts and back-off times for servers."""
 
 from dataclasses import dataclass
 
@@ -9,22 +9,22 @@ class Patience:
 
     connect_s: float = 15.0
     stall_s: float = 20.0
-    """Longest silence on a connection that should bring bytes."""
+    """The maximum time without data on a download connection."""
     idle_s: float = 2.0
-    """A connection silent for so long is relieved by another one that has nothing to do."""
+    """A connection without data for this long hands part of its work to an idle one."""
     crawl_s: float = 20.0
-    """A connection that brings less than 1 KiB/s for so long is replaced."""
+    """A connection slower than 1 KiB/s for this long is replaced."""
     tries: int = 6
-    """In a row without progress, before a file is given up."""
+    """Attempts without progress before a file is given up."""
     backoff_s: float = 0.5
-    """Before the second try; doubled each time."""
+    """The delay before the second attempt; it doubles each time."""
     longest_backoff_s: float = 30.0
     longest_retry_after_s: float = 120.0
-    """A server that asks for more than this is an error, not a wait."""
+    """If a server asks to wait longer than this, the download fails instead of waiting."""
     site_timeout_s: float = 30.0
-    """Longest silence of CivitAI's API."""
+    """The maximum time without data from CivitAI's API."""
     site_backoff_s: float = 1.0
-    """Before an API request is sent again; doubled each time."""
+    """The delay before an API request is sent again; it doubles each time."""
 
 
 PATIENT = Patience()

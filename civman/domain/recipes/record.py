@@ -1,7 +1,7 @@
-"""What a picture tells of its making: the recipe, and beside it what it came to and where.
+"""The record in an image: its recipe, the resulting pixels' digest and the environment.
 
-The recipe is what determines the picture; a `Record` adds what was found out by making it (the pixels' digest, the
-environment) and what people call the files. Its JSON travels in pictures and lies in the index.
+The recipe determines the image. A `Record` adds what is known only afterwards (the digest of the pixels, the
+environment) and the names of the files. Its JSON is written into images and into the index.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ Environment = Mapping[str, str | int]
 
 @dataclass(frozen=True, slots=True)
 class FileName:
-    """What people call a file of a recipe. `autov3`: CivitAI's digest of a LoRA without its header, if known."""
+    """The name of a file in a recipe. `autov3`: CivitAI's digest of a LoRA without its header, if known."""
 
     sha256: Sha256
     name: str
@@ -31,7 +31,7 @@ class FileName:
 
 @dataclass(frozen=True, slots=True)
 class TypedPrompts:
-    """Both prompts as a person typed them: with tags, without the trigger words that were added."""
+    """Both prompts as typed: with tags, and without trigger words that civman added."""
 
     prompt: str
     negative_prompt: str
@@ -39,12 +39,11 @@ class TypedPrompts:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One picture that was made: of `recipe`, the one with `seed`.
+    """One image that was made: the one with `seed` from the batch of `recipe`.
 
-    `typed`: how the prompts were asked for, where that differs; two ways to type one wish give one recipe.
-
-    `pixel_sha256` is of the pixels (rows, RGB, 8 bits), not of a file. `environment` is what beside the recipe decides
-    them. `parent`: SHA-256 of the recipe this one was varied from.
+    `typed` contains the prompts as typed, if they differ from the recipe's. `pixel_sha256` is the digest of the pixels
+    (rows of 8-bit RGB), not of a file. `environment` lists what else determines the pixels. `parent` is the SHA-256 of
+    the recipe that this one was varied from.
     """
 
     recipe: Recipe
@@ -61,7 +60,7 @@ class Record:
             raise UsageError(f"the recipe makes no picture with seed {self.seed}", code="bad-recipe", seed=self.seed)
 
     def to_json(self) -> str:
-        """The canonical text: equal records have equal texts."""
+        """The canonical JSON text: equal records have equal texts."""
         return canonical({
             "civman_picture": SCHEMA,
             "recipe": json.loads(self.recipe.to_json()),
@@ -79,13 +78,13 @@ class Record:
         })  # fmt: skip
 
     def name_of(self, sha256: Sha256) -> FileName:
-        """What people call the file; its digest's beginning where nobody said."""
+        """The name of the file; the beginning of its digest if it has none."""
         return next((name for name in self.names if name.sha256 == sha256), FileName(sha256, f"sha256:{sha256[:12]}"))
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a text or picture tells: a recipe with its record, a bare recipe, or only digests of both."""
+    """What a text or image contains: a recipe with its record, a recipe alone, or only the digests of both."""
 
     recipe_sha256: Sha256
     recipe: Recipe | None = None
@@ -94,12 +93,12 @@ class Origin:
 
     @classmethod
     def of(cls, record: Record) -> "Origin":
-        """All that a record tells."""
+        """The origin that consists of a complete record."""
         return cls(record.recipe.sha256, record.recipe, record, record.pixel_sha256)
 
 
 def stripped(record: Record) -> str:
-    """The canonical text of a record that keeps the words to itself: who has the recipe knows it by its digest."""
+    """The canonical text of a record without prompts. Whoever has the recipe can recognise it by its digest."""
     return canonical({
         "civman_picture": SCHEMA, "recipe_sha256": record.recipe.sha256, "seed": record.seed,
         "pixel_sha256": record.pixel_sha256,
@@ -107,10 +106,10 @@ def stripped(record: Record) -> str:
 
 
 def read_origin(text: str) -> Origin:
-    """What a record's, a recipe's or a stripped record's text says, in any key order.
+    """Parse the JSON of a record, a recipe or a record without prompts, in any key order.
 
-    Raises: UsageError (`bad-recipe`, `newer-recipe`): none of these, or cut short. IntegrityError (`edited-recipe`):
-        the recipe is not the one whose digest stands beside it.
+    Raises: UsageError (`bad-recipe`, `newer-recipe`): none of these, or truncated. IntegrityError (`edited-recipe`):
+        the recipe does not match the digest next to it.
     """
     value = read_json(text)
     if not isinstance(value, dict):
