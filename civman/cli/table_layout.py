@@ -1,0 +1,110 @@
+"""Tables that stay readable at any terminal width.
+
+References and digests are never broken, words are never split, and less important columns are left out when the
+terminal is too narrow for all of them. Without a terminal nothing is cut.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from civman.cli.output import clean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_GAP = 2
+"""Blanks between two columns."""
+_LONGEST_WORD = 24
+"""A word up to this length is never shortened; longer ones, such as file names, end with "…" if there is no room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    `is_whole`: its values are never broken or shortened (references, digests, sizes). `drop`: 0 if the column is
+    always shown; of the others, those with the highest number are left out first.
+    """
+
+    title: str
+    style: str = ""
+    is_whole: bool = False
+    drop: int = 0
+    is_right: bool = False
+
+
+def print_table(
+    console: "Console", columns: Sequence[Column], rows: Sequence[Sequence[str]], *, has_header: bool = True
+) -> None:
+    """Print `rows` under `columns`, fitted to the width of `console`. Columns without any value are left out."""
+    from rich.table import Table  # 0.02 s, which --json and --quiet can skip
+    from rich.text import Text
+
+    cells = [[clean(cell) for cell in row] for row in rows]
+    chosen = [index for index in range(len(columns)) if any(row[index] for row in cells) or not cells]
+    limit = console.width if console.is_terminal or console.width < UNLIMITED else None
+    widths = fitted_widths([columns[index] for index in chosen], [[row[i] for i in chosen] for row in cells], limit)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_header=has_header)
+    shown = [(index, width) for index, width in zip(chosen, widths, strict=True) if width]
+    for index, width in shown:
+        column = columns[index]
+        table.add_column(
+            column.title, style=column.style or None, justify="right" if column.is_right else "left", width=width,
+            no_wrap=column.is_whole, overflow="ignore" if column.is_whole else "ellipsis",
+        )  # fmt: skip
+    for row in cells:
+        table.add_row(*(Text(row[index]) for index, _ in shown))
+    if limit is None:
+        console.width = max(console.width, _total(widths, range(len(widths))))
+    console.print(table, crop=False)
+
+
+UNLIMITED = 200
+"""The console width without a terminal, see `Output.console`: nothing is cut then."""
+
+
+def fitted_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], limit: int | None) -> list[int]:
+    """The width of each column in cells; 0 for a column that is left out. `limit` None: as wide as needed."""
+    from rich.cells import cell_len
+
+    def longest(texts: Sequence[str]) -> int:
+        return max(map(cell_len, texts), default=0)
+
+    natural = [longest([column.title, *(row[i] for row in rows)]) for i, column in enumerate(columns)]
+    if limit is None:
+        return natural
+    least = [
+        wide if column.is_whole else min(wide, max(cell_len(column.title), _longest_word(rows, i)))
+        for i, (column, wide) in enumerate(zip(columns, natural, strict=True))
+    ]
+    kept = list(range(len(columns)))
+    while _total(least, kept) > limit and any(columns[i].drop for i in kept):
+        kept.remove(max(kept, key=lambda i: columns[i].drop))
+    return _shared_out(columns, natural, least, kept, limit)
+
+
+def _shared_out(
+    columns: Sequence[Column], natural: Sequence[int], least: Sequence[int], kept: Sequence[int], limit: int
+) -> list[int]:
+    """Give every kept column its least width, then what is left to those that can use it, one cell at a time."""
+    widths = [least[i] if i in kept else 0 for i in range(len(columns))]
+    room = limit - _total(widths, kept)
+    while room > 0 and (hungry := [i for i in kept if widths[i] < natural[i]]):
+        widths[min(hungry, key=lambda i: widths[i] / natural[i])] += 1
+        room -= 1
+    while room < 0 and (soft := [i for i in kept if not columns[i].is_whole and widths[i] > 1]):
+        widths[max(soft, key=lambda i: widths[i])] -= 1
+        room += 1
+    return widths
+
+
+def _total(widths: Sequence[int], kept: Sequence[int]) -> int:
+    return sum(widths[i] for i in kept) + _GAP * max(len(kept) - 1, 0)
+
+
+def _longest_word(rows: Sequence[Sequence[str]], column: int) -> int:
+    from rich.cells import cell_len
+
+    words = (cell_len(word) for row in rows for word in row[column].split())
+    return min(max(words, default=0), _LONGEST_WORD)
