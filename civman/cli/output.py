@@ -1,7 +1,7 @@
-"""The one place that writes: results to stdout, everything else to stderr.
+"""The only place that writes output: results go to stdout, everything else to stderr.
 
-Three modes. Human: rich tables, colours on a terminal only. `--json`: one object on stdout, `{"civman": 1, "kind": …}`,
-failures too, and nothing else. `--quiet`: one id or path a line.
+There are three modes. The default is text for people, with colours on a terminal. `--json` writes a single object to
+stdout, `{"civman": 1, "kind": …}`, also for errors. `--quiet` writes one id or path per line.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from civman.errors import CivmanError
 
 JSON_SHAPE = 1
-"""Grows when a field changes its meaning or goes; new fields may come at any time."""
+"""Increases when a field is removed or changes its meaning; new fields may be added at any time."""
 
 
 class Output:
-    """Where one command's words go, in the mode its options chose."""
+    """Writes the output of one command, in the mode that its options select."""
 
     def __init__(
         self, *, as_json: bool = False, quiet: bool = False, stdout: TextIO | None = None, stderr: TextIO | None = None
@@ -36,7 +36,7 @@ class Output:
 
     @property
     def is_live(self) -> bool:
-        """Whether a person watches, so that bars make sense."""
+        """Whether progress bars make sense: stderr is a terminal and the output is for people."""
         return not self.as_json and not self.quiet and self._stderr.isatty()
 
     def result(
@@ -48,9 +48,9 @@ class Output:
         ids: Iterable[object] = (),
         error: "CivmanError | None" = None,
     ) -> None:
-        """Show what the command found: `value` under its `kind` as JSON, `ids` when quiet, else what `human` prints.
+        """Show the result: `value` under its `kind` with --json, `ids` with --quiet, else what `human` prints.
 
-        Raises: `error`, where a part of it failed; with `--json` the value goes along with it, as one object.
+        Raises: `error`, if a part of the command failed; with `--json` the value is part of the same object.
         """
         if self.as_json and error is not None:
             error.result = {kind: plain(value)}
@@ -66,44 +66,58 @@ class Output:
             raise error
 
     def notice(self, message: str) -> None:
-        """Tell a person something that is no failure."""
+        """Show a note that is not an error."""
         if not self.quiet:
-            self._stderr.write(f"Note: {clean(message)}\n")
-            self._stderr.flush()
+            self._say(f"Note: {message}")
 
     def failure(self, error: "CivmanError") -> None:
-        """Tell what went wrong and what to do, as the mode wants it."""
+        """Show an error and its hint, in the form that the mode requires."""
         if self.as_json:
             document = {"civman": JSON_SHAPE, "kind": "error", "error": error_value(error), **error.result}
             self._stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
             self._stdout.flush()
             return
-        self._stderr.write(f"Error [{error.code}]: {clean(error.message)}\n")
+        self._say(f"Error [{error.code}]: {error.message}")
         if error.hint:
-            self._stderr.write(f"Hint: {clean(error.hint)}\n")
+            self._say(f"Hint: {error.hint}")
+
+    def _say(self, message: str) -> None:
+        """Write a message to stderr; on a terminal, wrap it between words."""
+        lines = clean(message).split("\n")
+        if self._stderr.isatty():
+            import shutil  # 0.01 s with textwrap, for messages on a terminal only
+            import textwrap
+
+            width = max(shutil.get_terminal_size().columns, 20)
+            lines = [
+                part
+                for line in lines
+                for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
+            ]
+        self._stderr.write("".join(f"{line}\n" for line in lines))
         self._stderr.flush()
 
     def console(self, *, to_stderr: bool = False) -> "Console":
-        """A rich console on stdout or stderr; without a terminal it neither colours nor cuts lines."""
-        from rich.console import Console  # 0.03 s, which --json and --quiet need not wait for
+        """A rich console for stdout or stderr. Without a terminal it uses no colours and shortens nothing."""
+        from rich.console import Console  # importing it takes 0.03 s, which --json and --quiet can skip
 
         stream = self._stderr if to_stderr else self._stdout
         width = None if stream.isatty() or "COLUMNS" in os.environ else 200
         return Console(file=stream, width=width, highlight=False, soft_wrap=False, emoji=False, markup=False)
 
     def confirm(self, question: str) -> bool:
-        """Whether a person says yes. Raises: UsageError: there is nobody to ask."""
+        """Ask a yes/no question. Raises: UsageError: the command does not run in a terminal."""
         from civman.errors import UsageError
 
         if self.as_json or self.quiet or not sys.stdin.isatty():
-            raise UsageError(f"{question} nobody is there to say", hint="add --yes if that is what you want")
+            raise UsageError(f"{question} There is no terminal to ask in", hint="add --yes to confirm")
         self._stderr.write(f"{question} [y/N] ")
         self._stderr.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def plain(value: object) -> Any:  # JSON has no narrower type
-    """`value` as JSON can hold it: facts become objects without what CivitAI sent verbatim, times ISO 8601."""
+    """`value` as JSON types: dataclasses become objects without their `raw` field, times become ISO 8601."""
     match value:
         case None | bool() | int() | float():
             return value
@@ -126,7 +140,7 @@ def plain(value: object) -> Any:  # JSON has no narrower type
 
 
 def error_value(error: "CivmanError") -> dict[str, Any]:
-    """An error as JSON holds it."""
+    """An error as JSON."""
     return {
         "code": error.code,
         "exit_code": int(error.exit_code),
@@ -137,12 +151,12 @@ def error_value(error: "CivmanError") -> dict[str, Any]:
 
 
 def clean(text: str) -> str:
-    """`text` without characters that steer a terminal: names and messages come from strangers."""
+    """`text` without terminal control characters: names and messages may come from untrusted sources."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def size(size_bytes: int | None) -> str:
-    """Bytes for people: "6.46 GB" (thousands, as CivitAI counts)."""
+    """A size for people, such as "6.46 GB" (in powers of 1000, as on CivitAI)."""
     if size_bytes is None:
         return "?"
     value = float(size_bytes)
