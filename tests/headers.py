@@ -1,6 +1,12 @@
-"""The recorded headers of real model files, as headers and as sparse files of full size."""
+"""Headers of real model files, as headers and as sparse files of full size.
+
+There are two collections. The project's own lies in `fixtures/headers.json.xz`: `fixtures/make_headers.py` makes it
+with the libraries that define the models. The other was recorded from published files and is not part of the
+repository; tests over it are skipped where it is absent. `NAME` is a recorded case, `own/NAME` one of the project's.
+"""
 
 import json
+import lzma
 import struct
 from functools import cache
 from pathlib import Path
@@ -12,15 +18,48 @@ from civman.domain.files.header import BITS, Header, parse
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 FOLDER = SHARED / "fixtures" / "headers"
+OWN_FILE = Path(__file__).resolve().parent / "fixtures" / "headers.json.xz"
 
-NAMES = sorted(path.stem for path in FOLDER.glob("*.json") if path.stem != "index") if FOLDER.is_dir() else []
+RECORDED = sorted(path.stem for path in FOLDER.glob("*.json") if path.stem != "index") if FOLDER.is_dir() else []
+
+OTHER_NAMES = {
+    "lora-sd1-kohya": "kohya-sd1-lora",
+    "lora-flux-kohya": "kohya-flux-dev-lora",
+    "lora-qwen-peft": "peft-qwen-image-lora",
+    "lokr-sdxl-lycoris": "kohya-sdxl-lokr-unet-only", "glora-sd1-lycoris": "kohya-sd1-glora",
+    "kohya-sdxl-oft": "kohya-sdxl-oft-unet-only",
+    "controlnet-flux-instantx": "controlnet-flux-diffusers", "lora-flux-xlabs": "peft-flux-dev-lora",
+}  # fmt: skip
+"""What the project's own collection has in the place of a recorded case of another name."""
+
+
+@cache
+def own_headers() -> dict[str, Any]:
+    return json.loads(lzma.decompress(OWN_FILE.read_bytes()))["headers"]
+
+
+@cache
+def own_names() -> list[str]:
+    return [f"own/{name}" for name in own_headers()]
 
 
 def case(name: str) -> dict[str, Any]:
-    """The recorded case as it lies there; skips the test where the recordings are not at hand."""
-    if name not in NAMES:
+    """The case of that name; skips the test where a recorded one is not at hand."""
+    if name.startswith("own/"):
+        wanted = name.removeprefix("own/")
+        found = own_headers()[OTHER_NAMES.get(wanted, wanted)]
+        return {
+            "metadata": {},
+            **found,
+            "tensors": {key: _typed(key, shape) for key, shape in found["tensors"].items()},
+        }
+    if name not in RECORDED:
         pytest.skip("the recorded headers are not here")
     return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def _typed(key: str, shape: list[int]) -> tuple[str, list[int]]:
+    return ("I64" if key.endswith("position_ids") else "F16", shape)
 
 
 def entries(tensors: dict[str, tuple[str, list[int]]]) -> tuple[dict[str, Any], int]:
@@ -55,14 +94,14 @@ def made(tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> Hea
 
 @cache
 def recorded(name: str) -> Header:
-    """The header of a recorded case."""
+    """The header of a case."""
     data = case(name)
     head, size = prefix({key: tuple(value) for key, value in data["tensors"].items()}, data["metadata"] or None)
     return parse(head, file_size=size)
 
 
 def write_sparse(name: str, path: Path) -> Path:
-    """Writes the recorded case as a file of its real size whose weights are a hole."""
+    """Writes the case as a file of its real size whose weights are a hole."""
     data = case(name)
     head, size = prefix({key: tuple(value) for key, value in data["tensors"].items()}, data["metadata"] or None)
     with path.open("wb") as file:

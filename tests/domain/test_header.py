@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from civman.domain.files.header import BITS, Sniffed, needed_bytes, parse, sniff
 from civman.errors import ExitCode, InvalidModelFile
 from tests.fuzz_header import mutated, run, valid
-from tests.headers import NAMES, case, made, of_file, prefix, write_sparse
+from tests.headers import RECORDED, case, made, of_file, prefix, write_sparse
 
 ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
@@ -156,8 +156,8 @@ def test_lengths_beyond_the_format_s_limit_are_refused():
     assert cause_of(struct.pack("<Q", 2**63) + b"{", 2**40) == "no-header"
 
 
-@pytest.mark.parametrize("name", NAMES[:6])
-def test_sparse_file_of_full_size_reads_like_its_recording(name, tmp_path):
+@pytest.mark.parametrize("name", ["own/ckpt-sd15", "own/ckpt-sdxl", "own/orig-wan21-i2v-14b", *RECORDED[:6]])
+def test_sparse_file_of_full_size_reads_like_its_source(name, tmp_path):
     path = write_sparse(name, tmp_path / "model.safetensors")
 
     header = of_file(path)

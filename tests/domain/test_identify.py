@@ -17,7 +17,7 @@ from civman.domain.identification.claims import claims
 from civman.domain.identification.identify import _adapter_look, facts, identify
 from civman.domain.identification.rule_tables import ADAPTED, ALL
 from civman.domain.identification.rules import Look, Rule, first
-from tests.headers import NAMES, SHARED, case, made, of_file, recorded
+from tests.headers import RECORDED, SHARED, case, made, of_file, own_names, recorded
 
 
 def answer(name):
@@ -28,38 +28,74 @@ def answer(name):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES or [pytest.param("", marks=pytest.mark.skip(reason="no recorded headers"))])
-def test_recorded_header_is_what_its_source_says(name):
-    expected, also = case(name)["expected"], case(name)["also_ok"]
+NOT_YET: dict[str, set[str]] = {
+    "own/vae-hunyuan-video-15-diffusers": {"family"},
+    "own/vae-sana-diffusers": {"family"},
+    "own/vae-cogvideox-diffusers": {"family"},
+    "own/vae-mochi-diffusers": {"type", "format"},
+    "own/vae-cosmos-diffusers": {"type", "format"},
+    "own/vae-tiny-diffusers": {"type", "format"},
+    "own/motion-sd1-diffusers": {"type", "family"},
+    "own/motion-sdxl-diffusers": {"type", "family"},
+    "own/controlnet-qwen-image-diffusers": {"family"},
+    "own/lumina2-diffusers": {"format"},
+    "own/z-image-diffusers": {"format"},
+    "own/sana-diffusers": {"format"},
+    "own/hunyuan-dit-diffusers": {"type", "family", "format"},
+    "own/hidream-diffusers": {"format"},
+    "own/cogvideox-2b-diffusers": {"format"},
+    "own/ltx-diffusers": {"format"},
+    "own/ltx2-diffusers": {"format"},
+    "own/mochi-diffusers": {"type", "family", "format"},
+    "own/cosmos-diffusers": {"type", "family", "format"},
+    "own/peft-sd1-ia3": {"type", "family", "adapter", "format"},
+    "own/peft-sd1-oft": {"type", "family", "adapter", "format"},
+    "own/peft-sd1-boft": {"type", "family", "adapter", "format"},
+    "own/peft-sd1-lora-named-style": {"type", "family", "adapter", "format"},
+    "own/peft-sd1-lora-named-adapter_1": {"type", "family", "adapter", "format"},
+    "own/peft-sd1-lora-named-0": {"type", "family", "adapter", "format"},
+    "own/peft-sana-lora": {"family"},
+}
+"""What is not answered rightly yet. The list is exact: whoever makes one right takes it off here."""
 
-    wrong = {
+
+def wrong_answers(name):
+    expected, also = case(name)["expected"], case(name)["also_ok"]
+    return {
         key: (value, expected[key])
         for key, value in answer(name).items()
         if value != expected[key] and value not in also.get(key, [])
     }
 
-    assert not wrong
+
+@pytest.mark.parametrize("name", [*own_names(), *RECORDED])
+def test_header_is_what_its_source_says(name):
+    wrong = wrong_answers(name)
+
+    assert set(wrong) == NOT_YET.get(name, set()), wrong
 
 
-def test_table_of_recorded_headers_has_no_wrong_answer_and_three_percent_unknown_at_most(capsys):
-    if not NAMES:
+@pytest.mark.parametrize("names", [own_names(), RECORDED], ids=["own", "recorded"])
+def test_table_of_headers_has_no_wrong_answer_and_three_percent_unknown_at_most(names, capsys):
+    if not names:
         pytest.skip("the recorded headers are not here")
     outcome = Counter()
-    lines = [f"{'header':30} {'what it is':62} {'keys':10} {'sure':8} rules"]
-    for name in NAMES:
-        identity, expected = identify(recorded(name)), case(name)["expected"]
-        family, also = identity.architecture.value, case(name)["also_ok"].get("family", [])
-        right = family == expected["family"] or family in also
-        outcome["right" if right else "unknown" if family == "unknown" else "wrong"] += 1
+    lines = [f"{'header':34} {'what it is':62} {'keys':10} {'sure':8} rules"]
+    for name in names:
+        identity, wrong = identify(recorded(name)), wrong_answers(name)
+        known = "family" in NOT_YET.get(name, ())
+        family = identity.architecture.value
+        outcome["not yet" if known else "right" if "family" not in wrong else "unknown" if family == "unknown"
+                else "wrong"] += 1  # fmt: skip
         lines.append(
-            f"{name:30} {identity.describe():62} {identity.key_format:10} {identity.confidence:8} "
+            f"{name:34} {identity.describe():62} {identity.key_format:10} {identity.confidence:8} "
             + ", ".join(identity.rules)
         )
     with capsys.disabled():
         print("\n" + "\n".join(lines) + f"\n{dict(outcome)}")
 
     assert outcome["wrong"] == 0
-    assert outcome["unknown"] <= 0.03 * len(NAMES)
+    assert outcome["unknown"] <= 0.03 * len(names)
 
 
 def test_rule_ids_are_unique_and_every_rule_has_a_case():
