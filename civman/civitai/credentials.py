@@ -13,6 +13,7 @@ from pathlib import Path
 
 from civman.errors import ConfigError
 from civman.settings import TOKEN_VARIABLE, Settings
+from civman.system.move_files import remove_file, replace_file
 
 _FILE = "credentials.json"
 _SERVICE = "civman"
@@ -121,10 +122,10 @@ def _write(path: Path, stored: dict[str, object]) -> None:
     temporary = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
+        remove_file(temporary, missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(stored, file)
-        temporary.replace(path)
+        replace_file(temporary, path)
     except OSError as error:
         raise ConfigError(f"cannot write `{path}`: {error.strerror}", hint=f"set {TOKEN_VARIABLE} instead") from error

@@ -2,22 +2,15 @@
 
 import contextlib
 import http.client
-import select
 import socket
-import struct
-import sys
 import time
 
 from civman.errors import BadAnswer, NetworkError
+from civman.system import sockets
 
 CUT_HINT = "try again; what has arrived is kept"
 _FIRST_READ_BYTES = 1 << 16
 _SMALL_BODY_S = 60.0
-_PATIENT_S = 0.1
-"""How long the system waits for a plain socket's buffer to fill, in one call."""
-_PATIENCE = struct.pack("@ll", 0, int(_PATIENT_S * 1e6))
-_CAN_FILL = sys.platform in ("linux", "darwin")
-"""Where SO_RCVTIMEO takes a pair of longs."""
 
 
 class Body:
@@ -49,7 +42,7 @@ class Body:
         self._heard_at = time.monotonic()
         self._is_past_head = False
         """Whether http.client's own buffer is empty, so that the socket can be read around it."""
-        self._can_fill = _CAN_FILL and type(sock) is socket.socket and not response.chunked
+        self._can_fill = sockets.CAN_FILL and type(sock) is socket.socket and not response.chunked
 
     def fill(self, view: memoryview, within_s: float) -> int:
         """Put what arrives within `within_s` into `view`; less than fits, maybe nothing, where no more has come.
@@ -62,7 +55,7 @@ class Body:
         filled = 0
         while filled < len(view) and not self.is_over:
             try:
-                if self._is_past_head and self._can_fill and within_s >= _PATIENT_S:
+                if self._is_past_head and self._can_fill and within_s >= sockets.FILL_S:
                     filled += self._filled(view[filled:])
                     break
                 if not self._is_ready(deadline - time.monotonic()):
@@ -116,11 +109,7 @@ class Body:
         With one for whatever has arrived, the threads of a fast transfer hand the interpreter to and fro all the time.
         """
         try:
-            self._socket.settimeout(None)  # of a socket with a timeout the system does not wait for the rest
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
-            count = self._socket.recv_into(view, 0, socket.MSG_WAITALL)
-        except BlockingIOError:
-            count = None
+            count = sockets.fill(self._socket, view)
         except (OSError, ValueError) as error:
             raise connection_cut(self.host, error) from error
         finally:
@@ -160,7 +149,7 @@ class Body:
         if not self._is_past_head or (pending is not None and pending()):
             return True
         try:
-            return _is_readable(self._socket, max(0.0, within_s))
+            return sockets.is_readable(self._socket, max(0.0, within_s))
         except (OSError, ValueError):  # another thread closed it: the read will say so
             return True
 
@@ -172,11 +161,3 @@ def connection_cut(host: str, error: Exception | None) -> NetworkError:
     """The error for a connection that ended in the middle of something."""
     why = f": {error}" if isinstance(error, ConnectionError) and str(error) else ""
     return NetworkError(f"the connection to `{host}` broke{why}", code="connection-cut", hint=CUT_HINT, host=host)
-
-
-def _is_readable(sock: socket.socket, within_s: float) -> bool:
-    if not hasattr(select, "poll"):  # pragma: no cover  # Windows, whose select takes sockets of any number
-        return bool(select.select([sock], [], [], within_s)[0])
-    waiting = select.poll()
-    waiting.register(sock, select.POLLIN)
-    return bool(waiting.poll(within_s * 1000))

@@ -13,6 +13,7 @@ from civman.diffusion.component_layouts import Source
 from civman.domain.files.header import Tensor as Entry
 from civman.domain.files.header import needed_bytes, parse
 from civman.errors import InvalidModelFile
+from civman.system.file_io import forget_mapped
 
 _DTYPES: Final = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -20,8 +21,6 @@ _DTYPES: Final = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # fmt: skip
-_FORGET: Final = getattr(mmap, "MADV_DONTNEED", None)
-"""None on Windows."""
 
 
 class Weights:
@@ -64,12 +63,9 @@ class Weights:
         return tensor.T if source.is_transposed else tensor
 
     def forget(self, name: str) -> None:
-        """The pages of a tensor that was copied elsewhere no longer count as this process's; who reads it again may."""
+        """Drop a tensor that was copied elsewhere from this process's memory; it can be read again."""
         entry = self._entries[name]
-        begin = -(-(self._begin + entry.start) // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = (self._begin + entry.end) // mmap.PAGESIZE * mmap.PAGESIZE - begin
-        if _FORGET is not None and length > 0:
-            self._map.madvise(_FORGET, begin, length)
+        forget_mapped(self._map, self._begin + entry.start, self._begin + entry.end)
 
     def dtype_of(self, names: Iterable[str]) -> torch.dtype:
         """The dtype that most bytes of these tensors have."""

@@ -2,15 +2,14 @@
 
 import importlib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from civman.diffusion.families import UNET, VAE, Shapes
 from civman.errors import CannotRender
+from civman.system.machine import available_memory_bytes
 
 if TYPE_CHECKING:  # the estimate is asked for before torch is there
     import torch
@@ -90,10 +89,10 @@ def estimate(
     )  # fmt: skip
 
 
-def available_bytes(device: "torch.device") -> int:
-    """Free memory on the device; the CPU's as the system tells it, 0 where it does not."""
+def available_bytes(device: "torch.device") -> int | None:
+    """Free memory on the device in bytes; None for the CPU where the system does not report it."""
     if device.type == "cpu":
-        return _host_bytes()
+        return available_memory_bytes()
     import torch  # see above
 
     if device.type == "mps":
@@ -145,15 +144,3 @@ def take_turns(modules: "Sequence[torch.nn.Module]", device: "torch.device") -> 
 
 def _part(name: str) -> str:
     return "unet" if name.startswith(UNET) else "vae" if name.startswith(VAE) else "text"
-
-
-def _host_bytes() -> int:
-    try:  # Linux's own estimate counts what files occupy for now, as the model's file itself does
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # macOS counts no such pages, Windows has no such function
-        return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from civman.prompts import tokenizer
+from civman.system.move_files import replace_file
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -42,4 +43,4 @@ def _write(path: Path, text: str) -> None:
         return
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
         file.write(wanted)
-    Path(file.name).replace(path)
+    replace_file(Path(file.name), path)

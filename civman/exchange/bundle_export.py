@@ -27,6 +27,7 @@ from civman.index import Index
 from civman.manage.sidecar import described
 from civman.store.blobs import BlobStore
 from civman.store.partial import store_error
+from civman.system.move_files import remove_file, replace_file
 
 _READ_BYTES = 4 << 20
 _PRIVATE = ("note", "tags", "trigger_words", "rating", "is_favourite", "alias")
@@ -75,11 +76,11 @@ def export_bundle(
             out.write(bytes(2 * BLOCK))
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+        replace_file(temporary, target)
     except OSError as error:
         raise store_error(error, target) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_file(temporary, missing_ok=True)
     size = total_bytes(len(manifest_bytes(packed)), packed)
     return Exported(target, size, Sha256(out.sha256.hexdigest()), tuple(packed))
 

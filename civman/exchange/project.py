@@ -17,6 +17,7 @@ from civman.domain.file_names import safe_name
 from civman.domain.refs import Air, FileWish, VersionRef, parse_ref
 from civman.errors import CivmanError, ConfigError, NotFound, UsageError
 from civman.settings import PROJECT_FILE, nearest_project_file
+from civman.system.move_files import replace_file
 
 LOCK_FILE = "civman.lock"
 _LOCK_VERSION = 1
@@ -178,7 +179,7 @@ class Project:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            replace_file(temporary, path)
         except OSError as error:
             raise ConfigError(f"cannot write `{path}`: {error.strerror}") from error
 

@@ -1,20 +1,18 @@
 """Give a blob a second name: by shared blocks, a hard link, a symbolic link, or a copy. Never changes the blob."""
 
-import errno
 import os
 import shutil
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from civman.domain.digests import Sha256
 from civman.errors import IntegrityError, StoreError
 from civman.exchange.view_manifest import Entry, Method
-from civman.store.blobs import digest_of
+from civman.store.blobs import BlobStore, digest_of
 from civman.store.partial import store_error
-
-_FICLONE = 0x40049409
-"""Linux ioctl that makes a file share another one's blocks. Source: ioctl_ficlone(2)."""
+from civman.system.file_links import hard_link, link_refusal, share_blocks, symbolic_link
+from civman.system.move_files import remove_file, rename_file, replace_file
 
 
 def place(blob: Path, folder: Path, entry: Entry, methods: tuple[Method, ...]) -> tuple[Entry, list[str]]:
@@ -26,7 +24,7 @@ def place(blob: Path, folder: Path, entry: Entry, methods: tuple[Method, ...]) -
     path = folder / entry.path
     if os.path.lexists(path):
         raise StoreError(f"`{path}` appeared while the view was made; it is left alone", path=str(path))
-    _temporary(path).unlink(missing_ok=True)  # a killed process may have left one
+    remove_file(_temporary(path), missing_ok=True)  # a killed process may have left one
     reasons = []
     for method in methods:
         refusal = _MAKERS[method](blob, path, entry.sha256)
@@ -47,50 +45,47 @@ def write_companion(folder: Path, entry: Entry, data: bytes) -> Entry:
     temporary = _temporary(path)
     try:
         temporary.write_bytes(data)
-        temporary.replace(path)
+        replace_file(temporary, path)
     except OSError as error:
         raise store_error(error, path) from error
     return _as_made(path, entry)
+
+
+def remove_entry_file(folder: Path, entry: Entry, store: BlobStore) -> None:
+    """Remove the entry's file; a blob that shares its bytes as a hard link stays read-only. Raises: OSError."""
+    blob = store.find(entry.of) if entry.method is Method.HARDLINK and entry.kind == "model" else None
+    remove_file(folder / entry.path, missing_ok=True, twin=blob.path if blob is not None else None)
 
 
 # Each function returns why its method does not work between these two places; "" means that the file was created.
 
 
 def _reflink(blob: Path, path: Path, _: Sha256) -> str:
-    if sys.platform != "linux":  # pragma: no cover
-        return "shared blocks are used on Linux only"
-    import fcntl  # does not exist on Windows
-
     temporary = _temporary(path)
     try:
-        with blob.open("rb") as source, temporary.open("xb") as target:
-            fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
+        share_blocks(blob, temporary)
         shutil.copystat(blob, temporary)
         temporary.chmod(0o644)
-        temporary.rename(path)
+        rename_file(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        return _reason(Method.REFLINK, error)
+        remove_file(temporary, missing_ok=True)
+        return link_refusal("shared blocks", error)
     return ""
 
 
 def _hardlink(blob: Path, path: Path, _: Sha256) -> str:
-    try:
-        os.link(blob, path)
-    except OSError as error:
-        return _reason(Method.HARDLINK, error)
-    return ""
+    return _linked(hard_link, "hard links", blob, path)
 
 
 def _symlink(blob: Path, path: Path, _: Sha256) -> str:
+    return _linked(symbolic_link, "symbolic links", blob, path)
+
+
+def _linked(link: Callable[[Path, Path], None], what: str, blob: Path, path: Path) -> str:
     try:
-        target = os.path.relpath(blob.resolve(), path.parent.resolve())
-    except ValueError:  # Windows: another drive
-        target = str(blob.resolve())
-    try:
-        path.symlink_to(target)
+        link(blob, path)
     except OSError as error:
-        return _reason(Method.SYMLINK, error)
+        return link_refusal(what, error)
     return ""
 
 
@@ -100,11 +95,11 @@ def _copy(blob: Path, path: Path, sha256: Sha256) -> str:
         shutil.copyfile(blob, temporary)
         if digest_of(temporary) != sha256:
             raise IntegrityError(f"the copy of `{blob}` is not what it should be", hint="run `civman verify`")
-        temporary.rename(path)
+        rename_file(temporary, path)
     except OSError as error:
         raise store_error(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_file(temporary, missing_ok=True)
     return ""
 
 
@@ -119,12 +114,3 @@ def _as_made(path: Path, entry: Entry) -> Entry:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name[:180]}.civman-new")
-
-
-def _reason(method: Method, error: OSError) -> str:
-    what = {Method.REFLINK: "shared blocks", Method.HARDLINK: "hard links", Method.SYMLINK: "symbolic links"}[method]
-    if error.errno == errno.EXDEV:
-        return f"{what} cannot cross from the library's file system to the view's"
-    if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS):
-        return f"this file system has no {what}"
-    return f"{what}: {error.strerror}"

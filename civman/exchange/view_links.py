@@ -15,13 +15,14 @@ from civman.domain.digests import Sha256
 from civman.errors import StoreError, UsageError
 from civman.exchange import view_manifest as memory
 from civman.exchange.view_companions import Beside, companions
-from civman.exchange.view_files import place, write_companion
+from civman.exchange.view_files import place, remove_entry_file, write_companion
 from civman.exchange.view_folders import Companion, Layout, layout_named, slot_of
 from civman.exchange.view_manifest import Entry, Manifest, Method, State
 from civman.exchange.view_names import free_name, stem_key
 from civman.index import Index
 from civman.store.blobs import BlobStore
 from civman.store.partial import store_error
+from civman.system.move_files import remove_file, rename_file
 from civman.system.process_lock import FileLock
 
 _LOCK = ".civman-view.lock"
@@ -127,9 +128,9 @@ def remove_view(folder: Path, store: BlobStore) -> list[Step]:
         steps = [_removal(folder, entry, store) for entry in before.entries]
         for step in steps:
             if step.act is Act.REMOVE:
-                (folder / step.path).unlink(missing_ok=True)
+                remove_entry_file(folder, step.entry, store)
         _remove_folders(folder, before.folders)
-        (folder / memory.FILE).unlink(missing_ok=True)
+        remove_file(folder / memory.FILE, missing_ok=True)
     except OSError as error:
         raise store_error(error, folder) from error
     finally:
@@ -324,7 +325,7 @@ class _Worker:
             memory.write(self._plan.folder, replace(self._plan.after, entries=entries, folders=tuple(self._folders)))
 
     def remove(self, step: Step) -> None:
-        (self._plan.folder / step.path).unlink(missing_ok=True)
+        remove_entry_file(self._plan.folder, step.entry, self._store)
         self._entries.pop(step.path, None)
 
     def rename(self, step: Step) -> None:
@@ -333,17 +334,17 @@ class _Worker:
             raise StoreError(f"`{target}` appeared while the view was made; it is left alone", path=str(target))
         self._make_folder(step.entry.folder)
         if step.entry.method is Method.SYMLINK:  # a relative link must be rewritten when its place changes
-            (self._plan.folder / step.old_path).unlink()
+            remove_file(self._plan.folder / step.old_path)
             self._entries.pop(step.old_path, None)
             self.add(step)
             return
-        (self._plan.folder / step.old_path).rename(target)
+        rename_file(self._plan.folder / step.old_path, target)
         self._entries.pop(step.old_path, None)
         self._entries[step.path] = step.entry
 
     def renew(self, step: Step) -> None:
         if step.data is None:
-            (self._plan.folder / step.path).unlink()
+            remove_entry_file(self._plan.folder, step.entry, self._store)
         self.add(step)
 
     def add(self, step: Step) -> None:

@@ -15,6 +15,7 @@ from civman.domain.digests import Sha256
 from civman.errors import StoreError
 from civman.store.blobs import digest_of
 from civman.store.partial import store_error
+from civman.system.move_files import replace_file
 
 FILE = ".civman-view.json"
 _FORMAT = 1
@@ -128,7 +129,7 @@ def write(folder: Path, manifest: Manifest) -> None:
     temporary = path.with_name(FILE + ".new")
     try:
         temporary.write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        replace_file(temporary, path)
     except OSError as error:
         raise store_error(error, path) from error
 

@@ -19,6 +19,7 @@ from civman.errors import LibraryError
 from civman.index.database import connect, library_error, translated, use_wal
 from civman.index.revisions import read_revision, refuse_unknown, revision_of
 from civman.index.search_rows import refill_if_empty
+from civman.system.move_files import remove_file, replace_file
 
 KEPT_BACKUPS = 3
 
@@ -123,9 +124,9 @@ def back_up(path: Path, *, label: str) -> Path:
             finally:
                 sink.close()
                 source.close()
-        unfinished.replace(copy)
+        replace_file(unfinished, copy)
         for old in sorted(path.parent.glob(f"{path.name}.backup-*"))[:-KEPT_BACKUPS]:
-            old.unlink()
+            remove_file(old)
     except OSError as error:
         raise LibraryError(
             f"no copy could be made before the upgrade: {copy}",
@@ -134,5 +135,5 @@ def back_up(path: Path, *, label: str) -> Path:
             path=str(copy),
         ) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        remove_file(unfinished, missing_ok=True)
     return copy

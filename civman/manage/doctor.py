@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from civman import __version__
 from civman.civitai import credentials
 from civman.errors import CivmanError
 from civman.index import Index
 from civman.settings import Settings
+from civman.system.machine import gpu_names
 
 _LITTLE_SPACE_BYTES = 20_000_000_000
 _REBUILD = "move it away; `civman verify --rebuild` makes it again from the files"
@@ -133,8 +133,8 @@ def _renderer() -> Iterator[Finding]:
         for name in ("torch", "diffusers", "transformers")
         if importlib.util.find_spec(name) is not None
     )
-    devices = sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*"))
+    devices = gpu_names()
     yield Finding("renderer", State.OK, versions)
     yield Finding(
-        "gpu", State.OK if devices else State.NOTE, ", ".join(devices) or "no NVIDIA device: rendering uses the CPU"
+        "gpu", State.OK if devices else State.NOTE, ", ".join(devices) or "no GPU found: rendering uses the CPU"
     )

@@ -30,6 +30,7 @@ from civman.manage.sidecar import write_due
 from civman.store.blobs import BlobStore, digest_of
 from civman.store.read_header import read_first, read_header
 from civman.store.trash import blob_lock
+from civman.system.move_files import remove_file
 
 MODEL_SUFFIXES = frozenset({".safetensors", ".gguf", *PICKLE_SUFFIXES})
 _IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", ".git", ".venv", "venv"})
@@ -339,5 +340,5 @@ def _brought(found: _Found, store: BlobStore, how: How) -> Path:
         found.path, sha256, found.path.suffix.lower(), by_link=how is not How.COPY
     )
     if how is How.MOVE:
-        found.path.unlink()
+        remove_file(found.path)
     return stored.path

@@ -19,6 +19,7 @@ from civman.store.blobs import BlobStore, StoredBlob, digest_of
 from civman.store.partial import store_error
 from civman.store.resume_journal import allocated_bytes
 from civman.store.trash import Removal, Trash, blob_lock, has_blob
+from civman.system.move_files import remove_file
 from civman.system.process_lock import FileLock
 
 
@@ -339,7 +340,7 @@ def _discard(partial: StalePartial) -> int:
         return 0
     try:
         for path in (partial.path, partial.path.with_suffix(".live"), partial.path.with_suffix(".synced")):
-            path.unlink(missing_ok=True)
+            remove_file(path, missing_ok=True)
     except OSError as error:
         raise store_error(error, partial.path) from error
     finally:

@@ -23,6 +23,7 @@ from civman.manage.held import seen_now
 from civman.manage.sidecar import file_facts, restore
 from civman.store.blobs import BlobStore, StoredBlob, digest_of
 from civman.store.trash import Trash, blob_lock
+from civman.system.machine import spins
 
 WHOLE = "verify"
 """The key of the `Started` that tells how much there is to read in all."""
@@ -291,7 +292,7 @@ def _stray(verdict: Verdict) -> Verdict:
 def _disks(files: list[HeldFile]) -> dict[int, int]:
     """How many threads should read from each disk: one from a spinning one, whose head would only run to and fro."""
     most = max(1, min(4, os.cpu_count() or 1))
-    return {device: 1 if _spins(device) else most for device in {_device(file.path) for file in files}}
+    return {device: 1 if spins(device) else most for device in {_device(file.path) for file in files}}
 
 
 def _device(path: str) -> int:
@@ -299,19 +300,6 @@ def _device(path: str) -> int:
         return os.stat(path).st_dev  # noqa: PTH116  asked of 30,000 files
     except OSError:
         return 0
-
-
-def _spins(device: int) -> bool:
-    if not device or not hasattr(os, "major"):
-        return False
-    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-    for place in (block / "queue" / "rotational", block / ".." / "queue" / "rotational"):
-        try:
-            # virtual disks say that they spin, too: they have no vendor
-            return place.read_text().strip() == "1" and (place.parent.parent / "device" / "vendor").exists()
-        except OSError:
-            continue
-    return False
 
 
 def _strays(store: BlobStore, known: set[Sha256]) -> Iterator[StoredBlob]:

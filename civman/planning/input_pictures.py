@@ -13,6 +13,7 @@ from civman.errors import UsageError
 from civman.planning.plan_types import Planned
 from civman.store.blobs import digest_of
 from civman.store.partial import store_error
+from civman.system.move_files import replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def keep_inputs(root: Path, planned: Planned) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             partial = copy.with_name(f".{copy.name}.part")
             shutil.copyfile(file.path, partial)
-            partial.replace(copy)
+            replace_file(partial, copy)
         except OSError as error:
             raise store_error(error, copy) from error
 

@@ -166,8 +166,8 @@ class _Setup:
         """
         resident, by_layer = memory_plan.MemoryPlan.RESIDENT, memory_plan.MemoryPlan.LAYER_BY_LAYER
         free, needed = memory_plan.available_bytes(self._device), planned.memory.needed(resident)
-        if self._device.type == "cpu":
-            return by_layer if machine.low_vram or 0 < free < 2 * needed else resident
+        if free is None or self._device.type == "cpu":
+            return by_layer if machine.low_vram or (free is not None and free < 2 * needed) else resident
         if machine.low_vram:
             return planned.memory.plan(free)
         if 0 < free < needed:

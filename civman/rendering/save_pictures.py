@@ -15,6 +15,7 @@ from civman.domain.recipes.record import Record, stripped
 from civman.errors import UsageError
 from civman.pictures import image_text, record_text
 from civman.store.partial import store_error
+from civman.system.move_files import remove_file, replace_file
 
 FORMATS = ("png", "jpeg", "webp")
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -94,7 +95,7 @@ def keep_new(folder: Path, name: str, data: bytes) -> Path:
         try:
             _write(path, data)
         except BaseException:
-            path.unlink(missing_ok=True)
+            remove_file(path, missing_ok=True)
             raise
     except OSError as error:
         raise store_error(error, folder / name) from error
@@ -135,7 +136,7 @@ def _write(path: Path, data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
         Path(name).chmod(path.stat().st_mode & 0o777)
-        Path(name).replace(path)
+        replace_file(Path(name), path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        remove_file(Path(name), missing_ok=True)
         raise

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,9 @@ from typing import Any
 from civman.domain.digests import Sha256
 from civman.errors import HashMismatch, StoreError
 from civman.store.partial import Partial, store_error
+from civman.system.file_io import sync_file, sync_folder
+from civman.system.file_links import hard_link
+from civman.system.move_files import remove_file, rename_file, replace_file
 
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,12}")
 _BLOB = re.compile(r"([0-9a-f]{64})(\.[a-z0-9]{1,12})?")
@@ -94,9 +96,9 @@ class BlobStore:
         try:
             made = _make_folders(target.parent)
             partial.path.chmod(0o444)
-            partial.path.rename(target)
+            rename_file(partial.path, target)
             for folder in (target.parent, *made):  # or a power cut could take the file and leave its row
-                _sync_folder(folder)
+                sync_folder(folder)
         except OSError as error:
             raise store_error(error, target) from error
         partial.close(discard=True)
@@ -112,18 +114,18 @@ class BlobStore:
         temporary = self._partials / f"{sha256}.incoming"
         try:
             self._partials.mkdir(parents=True, exist_ok=True)
-            temporary.unlink(missing_ok=True)
+            remove_file(temporary, missing_ok=True)
             if not (by_link and _linked(path, temporary)):
                 shutil.copyfile(path, temporary)
                 actual = digest_of(temporary)
                 if actual != sha256:
-                    temporary.unlink()
+                    remove_file(temporary)
                     raise HashMismatch(name=path.name, expected=sha256, actual=actual)
-            _sync_file(temporary)
+            sync_file(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.chmod(0o444)
-            temporary.rename(target)
-            _sync_folder(target.parent)
+            rename_file(temporary, target)
+            sync_folder(target.parent)
         except OSError as error:
             raise store_error(error, target) from error
         return StoredBlob(sha256, target.suffix, target, target.stat().st_size)
@@ -136,8 +138,7 @@ class BlobStore:
             for entry in folder.iterdir() if folder.is_dir() else []:
                 if entry.name.startswith(sha256):
                     freed += entry.stat().st_size
-                    entry.chmod(stat.S_IWUSR | stat.S_IRUSR)  # Windows does not delete read-only files
-                    entry.unlink()
+                    remove_file(entry)
         except OSError as error:
             raise store_error(error, folder) from error
         return freed
@@ -177,10 +178,10 @@ class BlobStore:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            replace_file(temporary, path)
         except OSError as error:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                remove_file(temporary)
             raise store_error(error, path) from error
 
 
@@ -223,15 +224,10 @@ def _as_blob(entry: Path) -> StoredBlob | None:
 
 def _linked(path: Path, target: Path) -> bool:
     try:
-        target.hardlink_to(path)
+        hard_link(path, target)
     except OSError:  # another file system, or one without links
         return False
     return True
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _make_folders(folder: Path) -> list[Path]:
@@ -239,13 +235,3 @@ def _make_folders(folder: Path) -> list[Path]:
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return [place.parent for place in missing]
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

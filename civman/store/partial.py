@@ -11,8 +11,20 @@ from pathlib import Path
 
 from civman.domain.byte_ranges import Ranges
 from civman.errors import DiskFull, StoreError
-from civman.store.resume_journal import Journal, Memory, Validator, allocated_bytes, boot_id, promised_bytes
-from civman.system.file_io import Repeat, allocate, forget_pages, mapped, read_at, sync_data, write_at
+from civman.store.resume_journal import Journal, Memory, Validator, allocated_bytes, promised_bytes
+from civman.system.file_io import (
+    Repeat,
+    allocate,
+    forget_pages,
+    mapped,
+    open_for_update,
+    read_at,
+    sync_data,
+    write_at,
+)
+from civman.system.long_paths import LONG_PATHS_HINT, is_too_long
+from civman.system.machine import boot_id
+from civman.system.move_files import is_in_use, remove_file
 from civman.system.process_lock import FileLock
 
 _JOURNAL_EVERY_BYTES = 4 << 20
@@ -70,7 +82,7 @@ class Partial:
         try:
             if self.path.exists() and not os.access(self.path, os.W_OK):
                 self.path.chmod(0o644)  # killed between being made read-only and getting its name
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            self._descriptor = open_for_update(self.path)
             self._resume()
         except OSError as error:
             self._let_go()
@@ -186,7 +198,7 @@ class Partial:
         try:
             if discard or not self.ranges.total_bytes:
                 self._close_file()
-                self.path.unlink(missing_ok=True)
+                remove_file(self.path, missing_ok=True)
                 self._journal.forget()
             elif self.size_bytes is not None and self.path.exists():
                 self._remember()
@@ -275,9 +287,14 @@ _DISK_HINT = "make room (`civman remove`) or choose another library with --libra
 
 
 def store_error(error: OSError, path: Path) -> StoreError:
-    """The error that tells a person what the system said about `path`."""
+    """The error for what the system said about `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"the disk is full: `{path.parent}`", hint=_DISK_HINT, path=str(path))
+    if is_too_long(error, path):
+        return StoreError(f"the path `{path}` is too long for this system", hint=LONG_PATHS_HINT, path=str(path))
+    if is_in_use(error):
+        hint = "close the program that has it open, then run the same command again"
+        return StoreError(f"`{path}` is open in another program", code="file-in-use", hint=hint, path=str(path))
     hint = ""
     if error.errno == errno.EFBIG:
         hint = "this file system or a limit of the account allows no file so large; choose another with --library"

@@ -9,10 +9,11 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from civman.domain.byte_ranges import Ranges
+from civman.system.machine import boot_id
+from civman.system.move_files import remove_file, replace_file
 
 _FORMAT = 1
 
@@ -60,8 +61,8 @@ class Journal:
     def forget(self) -> None:
         """Remove both files, and what a kill left of their successors."""
         for path in (self._live, self._synced):
-            path.unlink(missing_ok=True)
-            _newer(path).unlink(missing_ok=True)
+            remove_file(path, missing_ok=True)
+            remove_file(_newer(path), missing_ok=True)
 
     @staticmethod
     def _replace(path: Path, memory: Memory, *, is_synced: bool) -> None:
@@ -81,9 +82,9 @@ class Journal:
                 if is_synced:
                     file.flush()
                     os.fsync(file.fileno())
-            temporary.replace(path)
+            replace_file(temporary, path)
         except OSError:
-            temporary.unlink(missing_ok=True)  # half a journal, left by a full disk
+            remove_file(temporary, missing_ok=True)  # half a journal, left by a full disk
             raise
 
 
@@ -105,15 +106,6 @@ def allocated_bytes(stats: os.stat_result) -> int:
     """Bytes of disk a file takes; where the system does not say, its length."""
     blocks = getattr(stats, "st_blocks", None)
     return stats.st_size if blocks is None else int(blocks) * 512
-
-
-@cache
-def boot_id() -> str:
-    """A text that changes when the machine restarts; empty where the system has none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def _newer(path: Path) -> Path:

@@ -6,7 +6,6 @@ written before anything moves, with all that is needed to put the rows back.
 
 import json
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from civman.domain.digests import Sha256
 from civman.errors import StoreError
 from civman.store.blobs import BlobStore, StoredBlob
 from civman.store.partial import store_error
+from civman.system.move_files import remove_file, rename_file, replace_file
 from civman.system.process_lock import FileLock
 
 _NOTE = "removal.json"
@@ -123,7 +123,7 @@ class Trash:
             return _delete(removal.folder)
         doomed = removal.folder.with_name(removal.id + _EMPTIED)
         try:
-            removal.folder.rename(doomed)
+            rename_file(removal.folder, doomed)
         except FileNotFoundError:
             return 0  # another process was quicker
         except OSError as error:
@@ -187,8 +187,7 @@ def _delete(folder: Path) -> int:
     try:
         for path in folder.iterdir():
             freed += path.stat().st_size
-            path.chmod(stat.S_IWUSR | stat.S_IRUSR)  # Windows does not delete read-only files
-            path.unlink()
+            remove_file(path)
         folder.rmdir()
     except FileNotFoundError:
         return freed  # another process deletes it too
@@ -206,7 +205,7 @@ def _move(source: Path, target: Path, sha256: Sha256) -> int:
         # what lies beside goes first and arrives first: whoever finds a blob finds what is known of it
         for path in sorted(found, key=lambda path: _is_blob(path, sha256)):
             moved += path.stat().st_size
-            path.replace(target / path.name)
+            replace_file(path, target / path.name)
     except OSError as error:
         raise store_error(error, source) from error
     return moved

@@ -1,1 +1,1 @@
-"""What differs between operating systems: file access by descriptor, process locks."""
+"""What differs between Linux, macOS and Windows. No other package asks which system it runs on."""

@@ -1,4 +1,4 @@
-"""Files by descriptor and offset, on all systems: room, reads, writes, and what the system keeps of them in memory."""
+"""Files by descriptor and offset on every system: allocation, reads, writes, syncs, and the system's page cache."""
 
 import errno
 import mmap
@@ -7,48 +7,50 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-if sys.platform == "win32":  # pragma: no cover
-    _SEEK = threading.Lock()  # no positioned reads and writes there: one at a time
+_SEEK = threading.Lock()
+"""For systems without positioned reads and writes (Windows): one access at a time."""
 
-    def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> None:
-        """Write all of `data` at `offset`."""
-        view = memoryview(data)
-        with _SEEK:
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            while view:
-                view = view[os.write(descriptor, view) :]
 
-    def read_at(descriptor: int, view: memoryview, offset: int) -> int:
-        """Fill `view` from `offset`; the number of bytes read."""
-        with _SEEK:
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            data = os.read(descriptor, len(view))
-        view[: len(data)] = data
-        return len(data)
-else:
+def open_for_update(path: Path) -> int:
+    """A descriptor of the file at `path`, made if it is missing, for reads and writes of bytes. Raises: OSError."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
 
-    def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> None:
-        """Write all of `data` at `offset`."""
-        view = memoryview(data)
+
+def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> None:
+    """Write all of `data` at `offset`. Raises: OSError."""
+    view = memoryview(data)
+    if sys.platform != "win32" and hasattr(os, "pwrite"):
         while view:
             count = os.pwrite(descriptor, view, offset)
             view, offset = view[count:], offset + count
+        return
+    with _SEEK:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        while view:
+            view = view[os.write(descriptor, view) :]
 
-    def read_at(descriptor: int, view: memoryview, offset: int) -> int:
-        """Fill `view` from `offset`; the number of bytes read."""
-        if hasattr(os, "preadv"):
-            return os.preadv(descriptor, [view], offset)
+
+def read_at(descriptor: int, view: memoryview, offset: int) -> int:
+    """Fill `view` from `offset`; the number of bytes read. Raises: OSError."""
+    if sys.platform != "win32" and hasattr(os, "preadv"):
+        return os.preadv(descriptor, [view], offset)
+    if sys.platform != "win32" and hasattr(os, "pread"):
         data = os.pread(descriptor, len(view), offset)
-        view[: len(data)] = data
-        return len(data)
+    else:
+        with _SEEK:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            data = os.read(descriptor, len(view))
+    view[: len(data)] = data
+    return len(data)
 
 
 @contextmanager
 def mapped(descriptor: int, start: int, end: int) -> Iterator[memoryview]:
-    """The bytes `[start, end)` where the system keeps them, read-only and not copied.
+    """The bytes `[start, end)` of a file, mapped into memory read-only instead of copied.
 
-    For what was written a moment ago only: bytes that the disk cannot give back end the process instead of an error.
+    Use it only for bytes that were written a moment ago: a read error of the disk ends the process.
     """
     before = start % mmap.ALLOCATIONGRANULARITY
     with (
@@ -60,7 +62,7 @@ def mapped(descriptor: int, start: int, end: int) -> Iterator[memoryview]:
 
 
 def allocate(descriptor: int, size_bytes: int) -> None:
-    """Take the disk space where the file system can; elsewhere a full disk shows when it is written to."""
+    """Reserve disk space where the file system can; elsewhere a full disk is found out when it is written to."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:
@@ -71,18 +73,42 @@ def allocate(descriptor: int, size_bytes: int) -> None:
 
 
 def sync_data(descriptor: int) -> None:
-    """Bring what was written to the disk itself."""
+    """Bring what was written to the disk itself. Raises: OSError."""
     os.fdatasync(descriptor) if hasattr(os, "fdatasync") else os.fsync(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Bring a writable file that somebody else wrote to the disk itself. Raises: OSError."""
+    with path.open("r+b" if sys.platform == "win32" else "rb") as file:  # Windows syncs no file opened for reading
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's entries to the disk itself, where the system opens folders (not Windows). Raises: OSError."""
+    if sys.platform != "win32":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def forget_pages(descriptor: int, start: int, end: int) -> None:
-    """Have the system give back the memory of `[start, end)`, which is on the disk; some systems take no advice."""
-    if end > start and hasattr(os, "posix_fadvise"):
+    """Let the system drop `[start, end)`, which is on the disk, from memory; some systems take no such advice."""
+    if end > start and sys.platform == "linux" and hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
+def forget_mapped(mapping: mmap.mmap, start: int, end: int) -> None:
+    """Let the system drop the whole pages within `[start, end)` of a mapping; they are read again when next used."""
+    begin = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = end // mmap.PAGESIZE * mmap.PAGESIZE - begin
+    if length > 0 and sys.platform != "win32" and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED, begin, length)
+
+
 class Repeat:
-    """Runs a job in a thread at an interval until stopped. The job's OSError ends it: the final sync will tell."""
+    """Runs a job in a thread at an interval until stopped. An OSError of the job ends it; the final sync reports it."""
 
     def __init__(self, job: Callable[[], None], interval_s: float) -> None:
         self._stop = threading.Event()
@@ -92,7 +118,7 @@ class Repeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """End it, after the job where that is running."""
+        """End the thread; a job that is running is finished first."""
         self._stop.set()
         self._thread.join()
 

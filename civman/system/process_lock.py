@@ -1,29 +1,35 @@
 """One process at a time: an advisory lock on a file, released by the system when its holder dies."""
 
+import contextlib
+import errno
 import os
 import sys
 from pathlib import Path
 
 from civman.errors import StoreError
 
-if sys.platform == "win32":  # pragma: no cover
+_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+
+if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
+    def _lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
 
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        _lock(descriptor)
+    except OSError as error:
+        if error.errno in _TAKEN:
             return False
-        return True
+        raise
+    return True
 
 
 class FileLock:
@@ -35,11 +41,11 @@ class FileLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether it is ours now."""
+        """Whether this object holds the lock."""
         return self._descriptor is not None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free. False: another process (or another holder in this one) has it.
+        """Take the lock if it is free. False: another process, or another lock object in this one, has it.
 
         Raises: StoreError: the folder cannot be written, or the file system has no locks.
         """
@@ -68,17 +74,18 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back and remove its file."""
+        """Release the lock and remove its file."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
-        try:
-            if sys.platform != "win32":  # Windows does not remove open files; the empty file stays there
+        # an empty file that nobody holds does no harm, where the folder has become read-only
+        with contextlib.suppress(OSError):
+            if sys.platform != "win32":
                 self._path.unlink(missing_ok=True)
-        except OSError:
-            pass  # the folder has become read-only: an empty file that nobody holds does no harm
-        finally:
-            os.close(descriptor)
+        os.close(descriptor)
+        if sys.platform == "win32":  # which removes no file that we, or whoever waits for the lock, have open
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)  # noqa: PTH108
 
     def _is_current(self, descriptor: int) -> bool:
         ours = os.fstat(descriptor)

@@ -15,7 +15,8 @@ from civman.domain.byte_ranges import Ranges
 from civman.errors import Interrupted, StoreError
 from civman.store.digester import Digester
 from civman.store.partial import Partial, store_error
-from civman.store.resume_journal import Journal, Memory, Validator, boot_id, promised_bytes
+from civman.store.resume_journal import Journal, Memory, Validator, promised_bytes
+from civman.system.machine import boot_id
 from civman.system.process_lock import FileLock
 
 SIZE = 1 << 20

@@ -1,0 +1,111 @@
+"""Facts about this machine: free memory, its last start, disks and GPUs. Where a system does not say, so do we."""
+
+import contextlib
+import ctypes
+import os
+import platform
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+_ASK_S: Final = 5.0
+_VM_PAGE: Final = re.compile(r"page size of (\d+) bytes")
+_VM_FREE: Final = re.compile(r"^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)\.", re.MULTILINE)
+
+
+class MemoryStatus(ctypes.Structure):
+    """Windows' MEMORYSTATUSEX, as GlobalMemoryStatusEx fills it."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load_percent", ctypes.c_uint32),
+        ("total_bytes", ctypes.c_uint64),
+        ("available_bytes", ctypes.c_uint64),
+        ("total_page_file_bytes", ctypes.c_uint64),
+        ("available_page_file_bytes", ctypes.c_uint64),
+        ("total_virtual_bytes", ctypes.c_uint64),
+        ("available_virtual_bytes", ctypes.c_uint64),
+        ("available_extended_bytes", ctypes.c_uint64),
+    )
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that programs can still take without swapping; None where the system does not say."""
+    if sys.platform == "win32":
+        status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
+        is_filled = ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status))
+        found = int(status.available_bytes) if is_filled else None
+    elif sys.platform == "darwin":
+        found = vm_stat_bytes(_output("/usr/bin/vm_stat"))
+    else:
+        found = _proc_bytes() or _sysconf_bytes()
+    return found
+
+
+def vm_stat_bytes(text: str) -> int | None:
+    """What macOS' `vm_stat` counts as free or quickly freed, in bytes; None where `text` is not its output."""
+    page = _VM_PAGE.search(text)
+    counts = _VM_FREE.findall(text)
+    return int(page[1]) * sum(map(int, counts)) if page and counts else None
+
+
+@cache
+def boot_id() -> str:
+    """A text that changes with every start of the machine; empty where the system has none (Windows)."""
+    found = ""
+    if sys.platform == "darwin":
+        found = _output("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid")
+    else:
+        with contextlib.suppress(OSError):
+            found = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    return found.strip()
+
+
+def spins(device: int) -> bool:
+    """Whether the disk with this device number (`st_dev`) is a spinning one; False where the system does not say."""
+    if device and sys.platform != "win32" and hasattr(os, "major"):
+        block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        for place in (block / "queue" / "rotational", block / ".." / "queue" / "rotational"):
+            with contextlib.suppress(OSError):
+                # virtual disks say that they spin, too: they have no vendor
+                is_spinning = place.read_text(encoding="ascii").strip() == "1"
+                return is_spinning and (place.parent.parent / "device" / "vendor").exists()
+    return False
+
+
+def gpu_names() -> list[str]:
+    """The GPUs that a renderer could use, as far as the system shows them without loading torch."""
+    if sys.platform == "win32":
+        driver = Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll")
+        found = [str(driver)] if driver.exists() else []
+    elif sys.platform == "darwin":
+        found = ["Apple GPU (mps)"] if platform.machine() == "arm64" else []
+    else:
+        found = sorted(str(path) for path in (*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("kfd")))
+    return found
+
+
+def _proc_bytes() -> int | None:
+    try:  # Linux's own estimate counts what files occupy for now, as the model's file itself does
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+
+
+def _sysconf_bytes() -> int | None:
+    if sys.platform != "win32" and hasattr(os, "sysconf"):
+        with contextlib.suppress(ValueError, OSError):  # a system that counts no such pages
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_ASK_S, check=True)  # noqa: S603  # fixed words
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode("utf-8", "replace")
