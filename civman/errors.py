@@ -4,7 +4,8 @@ An error names its cause in the message and the remedy in `hint`. It carries its
 that callers can act on them and `--json` can print them.
 """
 
-from enum import IntEnum
+from enum import Enum, IntEnum, StrEnum
+from typing import Self
 
 
 class ExitCode(IntEnum):
@@ -25,21 +26,252 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+class Recovery(Enum):
+    """What may help after a failure: nothing, the same request again, or a request to a fresh URL.
+
+    A download follows its storage URL until CivitAI has to be asked for a new one; each such request counts against
+    the account, so a URL that is probably still good is tried again first.
+    """
+
+    NONE = "none"
+    SAME_URL = "same-url"
+    SAME_URL_AT_ONCE = "same-url-at-once"
+    FRESH_URL = "fresh-url"
+    FRESH_URL_AT_ONCE = "fresh-url-at-once"
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether another try may succeed."""
+        return self is not Recovery.NONE
+
+    @property
+    def is_immediate(self) -> bool:
+        """Whether the first retry needs no waiting time before it."""
+        return self in (Recovery.SAME_URL_AT_ONCE, Recovery.FRESH_URL_AT_ONCE)
+
+    @property
+    def keeps_url(self) -> bool:
+        """Whether the first retries go to the URL that failed."""
+        return self in (Recovery.SAME_URL, Recovery.SAME_URL_AT_ONCE)
+
+
+class Cause(StrEnum):
+    """Every error code: stable, printed in messages and in JSON, and finer than the exit code.
+
+    `recovery` is what may help; `is_of_one_connection` says that other connections to the same server may work all
+    the same, so that a download can go on with fewer of them.
+    """
+
+    recovery: Recovery
+    is_of_one_connection: bool
+
+    def __new__(cls, code: str, recovery: Recovery = Recovery.NONE, is_of_one_connection: bool = False) -> Self:
+        """A member whose value is `code` alone."""
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.recovery = recovery
+        member.is_of_one_connection = is_of_one_connection
+        return member
+
+    # something on this computer
+    FAILED = "failed"
+    BUG = "bug"
+    DEMO_FAILED = "demo-failed"
+    UNHEALTHY = "unhealthy"
+    PARTLY_FAILED = "partly-failed"
+    STORE = "store"
+    DISK_FULL = "disk-full"
+    FILE_IN_USE = "file-in-use"
+    BLOB_BUSY = "blob-busy"
+    REMOVAL_BUSY = "removal-busy"
+    REMOVED_MEANWHILE = "removed-meanwhile"
+    INDEX = "index"
+    NEWER_LIBRARY = "newer-library"
+    LIBRARY_BACKUP = "library-backup"
+    LIBRARY_FOREIGN = "library-foreign"
+    LIBRARY_IO = "library-io"
+    LIBRARY_LOCKED = "library-locked"
+    LIBRARY_MALFORMED = "library-malformed"
+    LIBRARY_NOT_A_DATABASE = "library-not-a-database"
+    LIBRARY_READ_ONLY = "library-read-only"
+    LIBRARY_UPGRADE = "library-upgrade"
+    BAD_TEXT = "bad-text"
+
+    # the command as typed, a setting, a recipe or an input
+    USAGE = "usage"
+    ALIAS_TAKEN = "alias-taken"
+    AMBIGUOUS_EMBEDDING = "ambiguous-embedding"
+    AMBIGUOUS_REF = "ambiguous-ref"
+    BAD_ALIAS = "bad-alias"
+    BAD_CERTIFICATES = "bad-certificates"
+    BAD_CONFIG = "bad-config"
+    BAD_FORMAT = "bad-format"
+    BAD_GRID = "bad-grid"
+    BAD_ID = "bad-id"
+    BAD_KEY_SHAPE = "bad-key-shape"
+    BAD_KIND = "bad-kind"
+    BAD_LIMIT = "bad-limit"
+    BAD_PARAMETERS = "bad-parameters"
+    BAD_PICTURE = "bad-picture"
+    BAD_PROXY = "bad-proxy"
+    BAD_RECIPE = "bad-recipe"
+    BAD_REQUEST = "bad-request"
+    BAD_SCALE = "bad-scale"
+    BAD_SETTING = "bad-setting"
+    BAD_SIZE = "bad-size"
+    BAD_STEPS = "bad-steps"
+    BAD_VALUE = "bad-value"
+    CLIP_SKIP = "clip-skip"
+    CONTACT_SHEET = "contact-sheet"
+    EMBEDDING_UNUSED = "embedding-unused"
+    INSECURE_ADDRESS = "insecure-address"
+    INVALID_REF = "invalid-ref"
+    LOCK_MISSING = "lock-missing"
+    LOCK_STALE = "lock-stale"
+    MALFORMED_KEY = "malformed-key"
+    NEWER_RECIPE = "newer-recipe"
+    NO_START_IMAGE = "no-start-image"
+    PROMPT_SYNTAX = "prompt-syntax"
+    TEXT_TOO_LONG = "text-too-long"
+    TWO_SCHEDULES = "two-schedules"
+    UNKNOWN_FIELD = "unknown-field"
+    UNKNOWN_NAME = "unknown-name"
+    UNKNOWN_SAMPLER = "unknown-sampler"
+    UNKNOWN_SCHEDULE = "unknown-schedule"
+    UNREADABLE_PICTURE = "unreadable-picture"
+    UNREADABLE_PROMPTS = "unreadable-prompts"
+    UNWRITABLE_PICTURE = "unwritable-picture"
+    WRONG_KIND = "wrong-kind"
+
+    # not found, or no longer there
+    NOT_FOUND = "not-found"
+    ARCHIVED = "archived"
+    DELETED_UPSTREAM = "deleted-upstream"
+    GONE = "gone"
+    MISSING = "missing"
+    MISSING_FILES = "missing-files"
+    NO_FILES = "no-files"
+    NO_RECIPE = "no-recipe"
+    NO_SUCH_FILE = "no-such-file"
+    NO_VERSIONS = "no-versions"
+    NOT_ON_CIVITAI = "not-on-civitai"
+    OTHER_MODEL = "other-model"
+    STORAGE_NOT_FOUND = "storage-not-found", Recovery.FRESH_URL
+
+    # not allowed, or refused for safety
+    NOT_ALLOWED = "not-allowed"
+    REFUSED = "refused"
+    BAD_KEY = "bad-key"
+    BANNED = "banned"
+    DOWNLOADS_DISABLED = "downloads-disabled"
+    EARLY_ACCESS = "early-access"
+    INDEX_EMPTY = "index-empty"
+    NO_HASH = "no-hash"
+    NO_KEY = "no-key"
+    NOT_SAFETENSORS = "not-safetensors"
+    PAID_ACCESS = "paid-access"
+    PICKLE = "pickle"
+    PINNED = "pinned"
+    PRIVATE = "private"
+    REGION_BLOCKED = "region-blocked"
+    SCAN_DANGER = "scan-danger"
+    SCAN_ERROR = "scan-error"
+    SCAN_PENDING = "scan-pending"
+
+    # network
+    NETWORK = "network", Recovery.FRESH_URL
+    BAD_ANSWER = "bad-answer", Recovery.FRESH_URL
+    BAD_CURSOR = "bad-cursor"
+    BAD_RANGE = "bad-range", Recovery.FRESH_URL, True
+    BLOCKED_CLIENT = "blocked-client"
+    COMPRESSED_BODY = "compressed-body", Recovery.FRESH_URL, True
+    CONNECTION_CUT = "connection-cut", Recovery.SAME_URL, True
+    LINK_EXPIRED = "link-expired", Recovery.FRESH_URL_AT_ONCE
+    LOGIN_PAGE = "login-page"
+    LONG_HEADER = "long-header"
+    NO_LENGTH = "no-length"
+    NO_RANGES = "no-ranges"
+    OFFLINE = "offline"
+    PAGE_CAP = "page-cap"
+    PROXY = "proxy"
+    QUOTA = "quota"
+    RANGE_IGNORED = "range-ignored", Recovery.SAME_URL_AT_ONCE
+    RANGE_NOT_SATISFIABLE = "range-not-satisfiable", Recovery.SAME_URL_AT_ONCE
+    RATE_LIMITED = "rate-limited", Recovery.FRESH_URL
+    REDIRECT_LOOP = "redirect-loop"
+    REDIRECTED = "redirected", Recovery.FRESH_URL
+    SERVER_ERROR = "server-error", Recovery.FRESH_URL
+    STALLED = "stalled", Recovery.SAME_URL, True
+    STORAGE_BUSY = "storage-busy", Recovery.SAME_URL, True
+    STORAGE_ERROR = "storage-error", Recovery.FRESH_URL
+    STORAGE_REFUSED = "storage-refused", Recovery.FRESH_URL
+    TIMEOUT = "timeout", Recovery.FRESH_URL
+    TLS = "tls"
+    TOO_LONG = "too-long"
+    UNREACHABLE = "unreachable", Recovery.FRESH_URL, True
+    UNSAFE_REDIRECT = "unsafe-redirect"
+    WRONG_ANSWER = "wrong-answer", Recovery.FRESH_URL
+
+    # integrity
+    INTEGRITY = "integrity"
+    BAD_BUNDLE = "bad-bundle"
+    CHANGED = "changed"
+    CHANGED_UPSTREAM = "changed-upstream"
+    EDITED_RECIPE = "edited-recipe"
+    HASH_MISMATCH = "hash-mismatch"
+    INVALID_MODEL_FILE = "invalid-model-file"
+    LOCK_MISMATCH = "lock-mismatch"
+    REPLACED_UPSTREAM = "replaced-upstream"
+    SIZE_MISMATCH = "size-mismatch"
+
+    # incompatible
+    INCOMPATIBLE = "incompatible"
+    ADAPTER_NO_CHANGE = "adapter-no-change"
+    ADAPTER_NO_MATCH = "adapter-no-match"
+    ADAPTER_NOT_FINITE = "adapter-not-finite"
+    ADAPTER_PARTIAL = "adapter-partial"
+    CANNOT_WORK = "cannot-work"
+    EMBEDDING_TOO_LONG = "embedding-too-long"
+    EMBEDDING_WIDTH = "embedding-width"
+    PARTLY_APPLIES = "partly-applies"
+
+    # rendering and replay
+    CANNOT_RENDER = "cannot-render"
+    BAD_PRECISION = "bad-precision"
+    BLACK_PICTURE = "black-picture"
+    CLOSE = "close"
+    DIFFERENT = "different"
+    FLAT_PICTURE = "flat-picture"
+    MISSING_PART = "missing-part"
+    MISSING_TENSOR = "missing-tensor"
+    NEEDS_PICTURE = "needs-picture"
+    NO_DEVICE = "no-device"
+    NO_RENDER_EXTRA = "no-render-extra"
+    NOT_A_NUMBER = "not-a-number"
+    ODD_INPUT = "odd-input"
+    OUT_OF_MEMORY = "out-of-memory"
+    UNKNOWN_FAMILY = "unknown-family"
+    UNKNOWN_PREDICTION = "unknown-prediction"
+
+    # stopped by the user
+    INTERRUPTED = "interrupted"
+
+
 Fact = str | int | float | bool | None | list[str] | list[int]
 
 
 class CivmanError(Exception):
     """Base class of all errors that civman raises on purpose.
 
-    `code` is kebab-case and stable, `exit_code` is the process's exit code, `hint` is the next step for the user (may
+    `code` is the cause, `exit_code` is the process's exit code, `hint` is the next step for the user (may
     be empty), `facts` are plain values for `--json`, and `result` is what was completed despite the error, by kind.
     """
 
-    code: str = "failed"
+    code: Cause = Cause.FAILED
     exit_code: ExitCode = ExitCode.FAILED
     hint: str = ""
 
-    def __init__(self, message: str, *, hint: str | None = None, code: str | None = None, **facts: Fact) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, code: Cause | None = None, **facts: Fact) -> None:
         super().__init__(message)
         self.message = message
         self.facts = facts
@@ -53,93 +285,93 @@ class CivmanError(Exception):
 class UsageError(CivmanError):
     """The command line or an argument is invalid."""
 
-    code = "usage"
+    code = Cause.USAGE
     exit_code = ExitCode.USAGE
 
 
 class InvalidRef(UsageError):
     """The text is not a ref in any known form."""
 
-    code = "invalid-ref"
+    code = Cause.INVALID_REF
     hint = "try a model id, `model@version`, a civitai.com address, an AIR, a hash or a file path"
 
 
 class AmbiguousRef(UsageError):
     """The text could mean several things; `facts['candidates']` lists refs that each mean exactly one."""
 
-    code = "ambiguous-ref"
+    code = Cause.AMBIGUOUS_REF
 
 
 class ConfigError(UsageError):
     """A setting is invalid or cannot be read."""
 
-    code = "bad-setting"
+    code = Cause.BAD_SETTING
 
 
 class NotFound(CivmanError):
     """Neither CivitAI nor the library has it."""
 
-    code = "not-found"
+    code = Cause.NOT_FOUND
     exit_code = ExitCode.NOT_FOUND
 
 
 class Gone(NotFound):
     """It was on CivitAI but is no longer available: archived, taken down or deleted."""
 
-    code = "gone"
+    code = Cause.GONE
 
 
 class NotAllowed(CivmanError):
     """CivitAI has it but refuses it to this API key; `code` says why."""
 
-    code = "not-allowed"
+    code = Cause.NOT_ALLOWED
     exit_code = ExitCode.NOT_ALLOWED
 
 
 class Refused(CivmanError):
     """civman refuses for safety: a pickle, a failed scan, or no digest to verify against."""
 
-    code = "refused"
+    code = Cause.REFUSED
     exit_code = ExitCode.NOT_ALLOWED
 
 
 class NetworkError(CivmanError):
     """The server could not be reached, or responded with an error that may be temporary."""
 
-    code = "network"
+    code = Cause.NETWORK
     exit_code = ExitCode.NETWORK
 
 
 class Offline(NetworkError):
     """The command needs the network, but civman is offline."""
 
-    code = "offline"
+    code = Cause.OFFLINE
     hint = "unset CIVMAN_OFFLINE or leave out --offline"
 
 
 class BadAnswer(NetworkError):
     """The server sent something other than what was requested, such as a login page or invalid JSON."""
 
-    code = "bad-answer"
+    code = Cause.BAD_ANSWER
 
 
 class UnsafeRedirect(NetworkError):
     """The server redirected to a URL that civman does not open."""
 
-    code = "unsafe-redirect"
+    code = Cause.UNSAFE_REDIRECT
 
 
 class IntegrityError(CivmanError):
     """Data differs from what was declared."""
 
-    code = "integrity"
+    code = Cause.INTEGRITY
     exit_code = ExitCode.INTEGRITY
 
 
 class HashMismatch(IntegrityError):
     """A file's bytes do not match the declared digest."""
 
-    code = "hash-mismatch"
+    code = Cause.HASH_MISMATCH
     hint = "download again; if it repeats, the file behind this version has changed"
 
     def __init__(self, *, name: str, expected: str, actual: str, algorithm: str = "sha256") -> None:
@@ -155,45 +387,45 @@ class HashMismatch(IntegrityError):
 class InvalidModelFile(IntegrityError):
     """The file is not a model file of the kind that its name suggests: invalid header, web page, truncated."""
 
-    code = "invalid-model-file"
+    code = Cause.INVALID_MODEL_FILE
 
 
 class StoreError(CivmanError):
     """The library's folder cannot be read or written."""
 
-    code = "store"
+    code = Cause.STORE
 
 
 class DiskFull(StoreError):
     """Not enough disk space."""
 
-    code = "disk-full"
+    code = Cause.DISK_FULL
 
 
 class LibraryError(CivmanError):
     """The library's database cannot be used."""
 
-    code = "index"
+    code = Cause.INDEX
 
 
 class NewerLibrary(LibraryError):
     """A newer version of civman wrote this database."""
 
-    code = "newer-library"
+    code = Cause.NEWER_LIBRARY
     hint = "update civman, or use another library with --library"
 
 
 class Incompatible(CivmanError):
     """The files cannot work together."""
 
-    code = "incompatible"
+    code = Cause.INCOMPATIBLE
     exit_code = ExitCode.INCOMPATIBLE
 
 
 class Interrupted(CivmanError):
     """The user interrupted it; finished results were kept."""
 
-    code = "interrupted"
+    code = Cause.INTERRUPTED
     exit_code = ExitCode.INTERRUPTED
 
 
@@ -203,7 +435,7 @@ class PartlyFailedError(CivmanError):
     Has the first failure's exit code.
     """
 
-    code = "partly-failed"
+    code = Cause.PARTLY_FAILED
 
     def __init__(self, message: str, *, exit_code: ExitCode, refs: list[str]) -> None:
         super().__init__(message, refs=refs)
@@ -213,16 +445,16 @@ class PartlyFailedError(CivmanError):
 class CannotRender(CivmanError):
     """No valid image can be made: parts are missing, memory is too small, or the output is invalid."""
 
-    code = "cannot-render"
+    code = Cause.CANNOT_RENDER
     exit_code = ExitCode.CANNOT_RENDER
 
 
 class NotIdentical(CivmanError):
     """A replayed image does not have the same pixels: it is `close` or `different`."""
 
-    code = "different"
+    code = Cause.DIFFERENT
     exit_code = ExitCode.DIFFERENT
 
     def __init__(self, message: str, *, is_close: bool, hint: str | None = None, **facts: Fact) -> None:
-        super().__init__(message, hint=hint, code="close" if is_close else "different", **facts)
+        super().__init__(message, hint=hint, code=Cause.CLOSE if is_close else Cause.DIFFERENT, **facts)
         self.exit_code = ExitCode.CLOSE if is_close else ExitCode.DIFFERENT

@@ -18,7 +18,7 @@ from civman.domain.catalog import FileId, ModelFile, ModelId, ModelVersion, Vers
 from civman.domain.digests import Sha256
 from civman.domain.refs import ANY_FILE, FileWish
 from civman.domain.search_query import ModelPage, SearchQuery, checked_id
-from civman.errors import AmbiguousRef, BadAnswer, CivmanError, InvalidRef, NotFound
+from civman.errors import AmbiguousRef, BadAnswer, Cause, CivmanError, InvalidRef, NotFound
 
 _HASHES_PER_QUESTION = 10_000
 _IDS_PER_QUESTION = 100
@@ -91,7 +91,7 @@ class CivitaiClient:
         if not found:
             raise BadAnswer(
                 f"CivitAI answers hash {wanted} with version {version.id}, none of whose files has it",
-                code="wrong-answer", hint="look the version up by its number", version_id=version.id,
+                code=Cause.WRONG_ANSWER, hint="look the version up by its number", version_id=version.id,
             )  # fmt: skip
         if len({file.hashes.sha256 for file in found}) > 1:
             raise AmbiguousRef(
@@ -253,7 +253,7 @@ class CivitaiClient:
             if not target.startswith(home + _DOWNLOADS):
                 return DownloadAddress(target)
             url = target  # a redirect from one download path of the site to another one on the same site
-        raise BadAnswer(f"CivitAI sends {asked.what} round in a circle", code="redirect-loop")
+        raise BadAnswer(f"CivitAI sends {asked.what} round in a circle", code=Cause.REDIRECT_LOOP)
 
     def _search_page(self, what: str, params: Params) -> SearchPage:
         answer = self._transport.get_json("/api/v1/models", params, asked=self._asked(what, Endpoint.SEARCH))
@@ -270,7 +270,7 @@ def _check_same(given: int, asked: int, what: str) -> None:
     if given != asked:
         raise BadAnswer(
             f"asked for {what} {asked}, CivitAI answered with {what} {given}",
-            code="wrong-answer", hint="something in between may be caching wrongly",
+            code=Cause.WRONG_ANSWER, hint="something in between may be caching wrongly",
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from civman.civitai import allowed_urls
-from civman.errors import ConfigError, NetworkError
+from civman.errors import Cause, ConfigError, NetworkError
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})([^\r\n]*)")
 _LONGEST_HEAD_BYTES = 1 << 16
@@ -90,7 +90,7 @@ def _connected(host: str, port: int, timeout_s: float, *, loopback_allowed: bool
             last = error
         else:
             return connection
-    raise NetworkError(f"cannot reach `{host}`: {last}", code="unreachable", hint=_ONLINE_HINT, host=host)
+    raise NetworkError(f"cannot reach `{host}`: {last}", code=Cause.UNREACHABLE, hint=_ONLINE_HINT, host=host)
 
 
 def _proxy_socket(proxy: SplitResult, timeout_s: float) -> socket.socket:
@@ -124,7 +124,7 @@ def _tunnel(sock: socket.socket, proxy: SplitResult, host: str, port: int) -> No
 def _proxy_error(proxy: SplitResult, reason: str) -> NetworkError:
     return NetworkError(
         f"the proxy `{proxy.hostname}` does not let civman through: {reason}",
-        code="proxy",
+        code=Cause.PROXY,
         hint="check HTTPS_PROXY (user and password go into its address) and NO_PROXY",
         host=proxy.hostname,
     )

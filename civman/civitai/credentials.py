@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from civman.errors import ConfigError
+from civman.errors import Cause, ConfigError
 from civman.settings import TOKEN_VARIABLE, Settings
 from civman.system.move_files import remove_file, replace_file
 
@@ -88,7 +88,7 @@ def check_shape(token: str) -> str:
     if not _TOKEN.fullmatch(token):
         raise ConfigError(
             "that is not an API key: it should be one word of letters and digits",
-            code="bad-key-shape",
+            code=Cause.BAD_KEY_SHAPE,
             hint="copy it again from https://civitai.com/user/account, section API Keys",
         )
     return token

@@ -1,10 +1,7 @@
-"""What went wrong, from status, headers and body: one cause, one stable code, one next step.
+"""Translates an error response (status, headers, body) into one error with one cause and one next step.
 
-CivitAI tells most causes apart only by a sentence in the body, and the sentence sits in different places. Hence the
-texts here. Codes: no-key, bad-key, downloads-disabled, early-access, paid-access, private, banned, not-allowed,
-not-found, archived, region-blocked, blocked-client, login-page, redirected, bad-request, bad-cursor, quota,
-page-cap, rate-limited, server-error, bad-answer; of storage: link-expired, storage-refused, storage-not-found,
-storage-busy, storage-error.
+CivitAI distinguishes most causes only by a sentence in the body, and the sentence is in different places. Hence the
+texts below. The result is an error with a `Cause`, which says what may help.
 
 Source: CivitAI's handlers (civitai/civitai, August 2026) and published answers of the live site.
 """
@@ -17,7 +14,7 @@ from enum import StrEnum
 from urllib.parse import urljoin, urlsplit
 
 from civman.civitai.responses import Json, safe_url
-from civman.errors import BadAnswer, CivmanError, Gone, NetworkError, NotAllowed, NotFound, UsageError
+from civman.errors import BadAnswer, Cause, CivmanError, Gone, NetworkError, NotAllowed, NotFound, UsageError
 
 _KEY_HINT = "make a key at https://civitai.com/user/account, then `civman login` (or set CIVITAI_API_TOKEN)"
 _LATER_HINT = "try again later; what has arrived is kept"
@@ -93,25 +90,25 @@ def storage_cause(status: int, headers: Mapping[str, str], body: bytes) -> Civma
     if status in (401, 403) or (status == 400 and ("expired" in words or "authorizationqueryparameters" in words)):
         return NetworkError(
             "the download address has expired or was refused by the storage" + _quoted(reason),
-            code="link-expired", hint="civman asks for a new address; if this repeats, check the computer's clock",
+            code=Cause.LINK_EXPIRED, hint="civman asks for a new address; if this repeats, check the computer's clock",
             status=status,
         )  # fmt: skip
     if status == 400:
         return NetworkError(
             "the storage refused the request" + _quoted(reason),
-            code="storage-refused", hint="a proxy may add an Authorization header; try without it", status=status,
+            code=Cause.STORAGE_REFUSED, hint="a proxy may add an Authorization header; try without it", status=status,
         )  # fmt: skip
     if status in (404, 410):
         return NotFound(
             "the storage does not hold the file that CivitAI points at",
-            code="storage-not-found", hint="try another file or version; the upload may be broken", status=status,
+            code=Cause.STORAGE_NOT_FOUND, hint="try another file or version; the upload may be broken", status=status,
         )  # fmt: skip
     if status in (408, 425, 429) or status >= 500:
         return NetworkError(
-            f"the storage is busy or broken: status {status}" + _quoted(reason), code="storage-busy", hint=_LATER_HINT,
-            status=status, retry_after=_header(headers, "retry-after"),
+            f"the storage is busy or broken: status {status}" + _quoted(reason), code=Cause.STORAGE_BUSY,
+            hint=_LATER_HINT, status=status, retry_after=_header(headers, "retry-after"),
         )  # fmt: skip
-    return BadAnswer(f"the storage answered with status {status}", code="storage-error", status=status)
+    return BadAnswer(f"the storage answered with status {status}", code=Cause.STORAGE_ERROR, status=status)
 
 
 def is_login_address(url: str) -> bool:
@@ -126,7 +123,7 @@ def is_login_address(url: str) -> bool:
 def login_page(asked: Asked) -> CivmanError:
     """The error for being sent to the login page instead of an answer."""
     hint = "check the key with `civman doctor`" if asked.has_key else _KEY_HINT
-    return BadAnswer(f"CivitAI answered {asked.what} with its login page", code="login-page", hint=hint)
+    return BadAnswer(f"CivitAI answered {asked.what} with its login page", code=Cause.LOGIN_PAGE, hint=hint)
 
 
 def _redirected(said: _Said, asked: Asked) -> CivmanError:
@@ -144,7 +141,7 @@ def _redirected(said: _Said, asked: Asked) -> CivmanError:
         return BadAnswer(f"CivitAI answered {asked.what} with a redirect to nowhere", status=said.status)
     return BadAnswer(
         f"CivitAI answered {asked.what} with a redirect to {safe_url(location)}",
-        code="redirected", hint="if the site has moved, set its new address in the settings", status=said.status,
+        code=Cause.REDIRECTED, hint="if the site has moved, set its new address in the settings", status=said.status,
     )  # fmt: skip
 
 
@@ -163,7 +160,7 @@ def _edge(said: _Said) -> CivmanError | None:
     if challenged or 1000 <= code < 1100:
         return NetworkError(
             "Cloudflare refuses this program before CivitAI sees it" + (f": error {code}" if code else ""),
-            code="blocked-client",
+            code=Cause.BLOCKED_CLIENT,
             hint="a proxy may be changing the User-Agent, or your address is blocked; try another network",
             status=said.status,
         )
@@ -183,11 +180,14 @@ def _web_page(said: _Said, asked: Asked) -> CivmanError:
 def _bad_request(said: _Said, asked: Asked) -> CivmanError:
     if "invalid cursor" in said.all_text:
         return NetworkError(
-            "CivitAI no longer accepts its own page mark", code="bad-cursor", hint="start the search again", status=400
+            "CivitAI no longer accepts its own page mark",
+            code=Cause.BAD_CURSOR,
+            hint="start the search again",
+            status=400,
         )
     return UsageError(
         f"CivitAI refuses the request for {asked.what}{_quoted(_issue(said.text))}",
-        code="bad-request", hint="change what the message names; if it should be legal, civman may be out of date",
+        code=Cause.BAD_REQUEST, hint="change what the message names; if it should be legal, civman may be out of date",
         status=400,
     )  # fmt: skip
 
@@ -196,14 +196,14 @@ def _unauthorized(said: _Said, asked: Asked) -> CivmanError:
     if "disabled downloads" in said.all_text:
         return NotAllowed(
             f"the creator has disabled downloads: {asked.what}",
-            code="downloads-disabled", hint="your key is fine; this file can only be used on the site", status=401,
+            code=Cause.DOWNLOADS_DISABLED, hint="your key is fine; this file can only be used on the site", status=401,
         )  # fmt: skip
     if asked.has_key:
         return NotAllowed(
             "CivitAI does not accept the key: it is wrong, expired or of a banned account",
-            code="bad-key", hint=_KEY_HINT.replace("a key", "a new key", 1), status=401,
+            code=Cause.BAD_KEY, hint=_KEY_HINT.replace("a key", "a new key", 1), status=401,
         )  # fmt: skip
-    return NotAllowed(f"CivitAI wants a key for {asked.what}", code="no-key", hint=_KEY_HINT, status=401)
+    return NotAllowed(f"CivitAI wants a key for {asked.what}", code=Cause.NO_KEY, hint=_KEY_HINT, status=401)
 
 
 def _forbidden(said: _Said, asked: Asked) -> CivmanError:
@@ -214,12 +214,12 @@ def _forbidden(said: _Said, asked: Asked) -> CivmanError:
     if "do not have access" in words:
         return NotAllowed(
             f"private, and this key has no access: {asked.what}",
-            code="private", hint="ask its creator, or use the key of an account that has access", status=403,
+            code=Cause.PRIVATE, hint="ask its creator, or use the key of an account that has access", status=403,
         )  # fmt: skip
     if said.text.strip().casefold() == "forbidden":
         return NotAllowed(
             "CivitAI has banned this account or network address from downloading",
-            code="banned", hint="contact support@civitai.com", status=403,
+            code=Cause.BANNED, hint="contact support@civitai.com", status=403,
         )  # fmt: skip
     return NotAllowed(
         f"CivitAI does not hand out {asked.what}{_quoted(said.text)}",
@@ -231,12 +231,12 @@ def _early_access(asked: Asked, deadline: str | None) -> CivmanError:
     if deadline:
         return NotAllowed(
             f"in early access until {_quotable(deadline)}: {asked.what}",
-            code="early-access", hint="wait until then, or buy access on its page on the site",
+            code=Cause.EARLY_ACCESS, hint="wait until then, or buy access on its page on the site",
             status=403, deadline=deadline,
         )  # fmt: skip
     return NotAllowed(
         f"only for those who paid, with no end announced: {asked.what}",
-        code="paid-access", hint="buy access on its page on the site", status=403,
+        code=Cause.PAID_ACCESS, hint="buy access on its page on the site", status=403,
     )  # fmt: skip
 
 
@@ -253,7 +253,7 @@ def _unknown(said: _Said, asked: Asked) -> CivmanError:
 def _gone(said: _Said, asked: Asked) -> CivmanError:
     return Gone(
         f"archived by its creator and not to be downloaded any more: {asked.what}",
-        code="archived", hint="look for another version, or for the same file by its hash", status=said.status,
+        code=Cause.ARCHIVED, hint="look for another version, or for the same file by its hash", status=said.status,
     )  # fmt: skip
 
 
@@ -261,18 +261,18 @@ def _too_many(said: _Said, _asked: Asked) -> CivmanError:
     if "unusual amount" in said.all_text:
         return NetworkError(
             "CivitAI's download quota for this account is used up",
-            code="quota", hint="it counts the last 24 hours: go on tomorrow; what has arrived is kept", status=429,
+            code=Cause.QUOTA, hint="it counts the last 24 hours: go on tomorrow; what has arrived is kept", status=429,
         )  # fmt: skip
     if "too many pages" in said.all_text:
         return NetworkError(
-            "CivitAI pages no further", code="page-cap", hint="narrow the search with more filters", status=429
+            "CivitAI pages no further", code=Cause.PAGE_CAP, hint="narrow the search with more filters", status=429
         )
     return _rate_limited(said)
 
 
 def _rate_limited(said: _Said) -> CivmanError:
     return NetworkError(
-        "CivitAI asks to slow down", code="rate-limited", hint="wait a few minutes and try again",
+        "CivitAI asks to slow down", code=Cause.RATE_LIMITED, hint="wait a few minutes and try again",
         status=said.status, retry_after=_header(said.headers, "retry-after"),
     )  # fmt: skip
 
@@ -280,14 +280,14 @@ def _rate_limited(said: _Said) -> CivmanError:
 def _region(said: _Said) -> CivmanError:
     return NotAllowed(
         "CivitAI does not serve your region for legal reasons",
-        code="region-blocked", hint="what the library already holds works without CivitAI", status=said.status,
+        code=Cause.REGION_BLOCKED, hint="what the library already holds works without CivitAI", status=said.status,
     )  # fmt: skip
 
 
 def _server(said: _Said) -> CivmanError:
     text = "" if said.is_web_page else said.text
     return NetworkError(
-        f"CivitAI is busy or broken: status {said.status}{_quoted(text)}", code="server-error", hint=_LATER_HINT,
+        f"CivitAI is busy or broken: status {said.status}{_quoted(text)}", code=Cause.SERVER_ERROR, hint=_LATER_HINT,
         status=said.status, retry_after=_header(said.headers, "retry-after"),
     )  # fmt: skip
 

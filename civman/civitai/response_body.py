@@ -5,7 +5,7 @@ import http.client
 import socket
 import time
 
-from civman.errors import BadAnswer, NetworkError
+from civman.errors import BadAnswer, Cause, NetworkError
 from civman.system import sockets
 
 CUT_HINT = "try again; what has arrived is kept"
@@ -98,9 +98,11 @@ class Body:
         while count := self.read_into(view):
             data += view[:count]
             if time.monotonic() > deadline:
-                raise NetworkError(f"`{self.host}` sends next to nothing", code="stalled", host=self.host)
+                raise NetworkError(f"`{self.host}` sends next to nothing", code=Cause.STALLED, host=self.host)
             if len(data) > most_bytes:
-                raise BadAnswer(f"`{self.host}` sends more than {most_bytes:,} bytes", code="too-long", host=self.host)
+                raise BadAnswer(
+                    f"`{self.host}` sends more than {most_bytes:,} bytes", code=Cause.TOO_LONG, host=self.host
+                )
         return bytes(data)
 
     def _filled(self, view: memoryview) -> int:
@@ -154,10 +156,10 @@ class Body:
             return True
 
     def _stalled(self) -> NetworkError:
-        return NetworkError(f"`{self.host}` sends nothing any more", code="stalled", hint=CUT_HINT, host=self.host)
+        return NetworkError(f"`{self.host}` sends nothing any more", code=Cause.STALLED, hint=CUT_HINT, host=self.host)
 
 
 def connection_cut(host: str, error: Exception | None) -> NetworkError:
     """The error for a connection that ended in the middle of something."""
     why = f": {error}" if isinstance(error, ConnectionError) and str(error) else ""
-    return NetworkError(f"the connection to `{host}` broke{why}", code="connection-cut", hint=CUT_HINT, host=host)
+    return NetworkError(f"the connection to `{host}` broke{why}", code=Cause.CONNECTION_CUT, hint=CUT_HINT, host=host)

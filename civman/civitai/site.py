@@ -10,7 +10,7 @@ import httpx
 from civman import __version__
 from civman.civitai.allowed_urls import is_loopback
 from civman.civitai.responses import safe_url
-from civman.errors import ConfigError
+from civman.errors import Cause, ConfigError
 
 
 def user_agent() -> str:
@@ -46,13 +46,13 @@ def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.C
         )
     except (ImportError, ValueError, TypeError) as error:  # the exceptions httpx raises for a proxy URL it cannot use
         raise ConfigError(
-            "the proxy named by the environment cannot be used", code="bad-proxy",
+            "the proxy named by the environment cannot be used", code=Cause.BAD_PROXY,
             hint="check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY: only http:// and https:// proxies work",
         ) from error  # fmt: skip
     except OSError as error:
         raise ConfigError(
             f"the certificates named by the environment cannot be read: {error.strerror or 'no certificate in there'}",
-            code="bad-certificates", hint="check SSL_CERT_FILE and SSL_CERT_DIR",
+            code=Cause.BAD_CERTIFICATES, hint="check SSL_CERT_FILE and SSL_CERT_DIR",
         ) from error  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def checked_address(address: str, *, has_token: bool) -> str:
         raise ConfigError(f"the site address must not carry a login: {shown}", hint="give the key by its own setting")
     if parts.scheme == "http" and has_token and not is_loopback(address):
         raise ConfigError(
-            f"the key would travel in the clear to {shown}", code="insecure-address",
+            f"the key would travel in the clear to {shown}", code=Cause.INSECURE_ADDRESS,
             hint="use https, or leave the key out for this site",
         )  # fmt: skip
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -81,7 +81,9 @@ def checked_token(token: str) -> str:
     """The API key without surrounding blanks, after checking that it fits into a header. Raises: ConfigError."""
     text = token.strip()
     if not text.isascii() or not text.isprintable() or " " in text or not text:
-        raise ConfigError("the key holds characters that no key has", code="malformed-key", hint="copy it again, whole")
+        raise ConfigError(
+            "the key holds characters that no key has", code=Cause.MALFORMED_KEY, hint="copy it again, whole"
+        )
     return text
 
 

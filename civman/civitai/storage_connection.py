@@ -19,7 +19,7 @@ from civman.civitai import allowed_urls
 from civman.civitai.connecting import dial, shut
 from civman.civitai.failures import storage_cause
 from civman.civitai.response_body import CUT_HINT, Body, connection_cut
-from civman.errors import BadAnswer, NetworkError
+from civman.errors import BadAnswer, Cause, NetworkError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
@@ -89,7 +89,7 @@ class StorageConnection:
             if _origin(urlsplit(target)) != _origin(parts):
                 headers.pop("Authorization", None)
             url = target
-        raise BadAnswer(f"more than {allowed_urls.MAX_HOPS} redirects", code="redirect-loop", host=parts.hostname)
+        raise BadAnswer(f"more than {allowed_urls.MAX_HOPS} redirects", code=Cause.REDIRECT_LOOP, host=parts.hostname)
 
     def abort(self) -> None:
         """End the transfer from another thread: a waiting read fails at once, and so does all that follows."""
@@ -130,12 +130,12 @@ class StorageConnection:
             return self._connection.getresponse()
         except TimeoutError as error:
             self.close()
-            raise NetworkError(f"`{host}` does not answer", code="stalled", hint=CUT_HINT, host=host) from error
+            raise NetworkError(f"`{host}` does not answer", code=Cause.STALLED, hint=CUT_HINT, host=host) from error
         except ssl.SSLCertVerificationError as error:
             self.close()
             raise NetworkError(
                 f"the certificate of `{host}` is not trusted: {error.verify_message}",
-                code="tls",
+                code=Cause.TLS,
                 host=host,
                 hint="check the clock and SSL_CERT_FILE; a proxy that opens TLS needs its certificate there",
             ) from error
@@ -182,7 +182,7 @@ class StorageConnection:
                 unsatisfied = _UNSATISFIED.fullmatch(response.headers.get("Content-Range") or "")
                 raise BadAnswer(
                     f"`{host}` has no bytes from {start} on",
-                    code="range-not-satisfiable",
+                    code=Cause.RANGE_NOT_SATISFIABLE,
                     host=host,
                     total_bytes=int(unsatisfied[1]) if unsatisfied else None,
                 )
@@ -218,23 +218,26 @@ def tls_context() -> ssl.SSLContext:
 _NOT_A_FILE_HINT = "nothing was kept of it; try again, and look at `civman doctor` if it repeats"
 
 
-def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) -> tuple[str, str] | None:
+def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) -> tuple[Cause, str] | None:
     """Why a 200 or 206 is not the bytes that were asked for, as (code, words), or None."""
     headers = response.headers
     if headers.get_content_type() in ("text/html", "application/xhtml+xml"):
-        return "login-page", "sent a web page instead of the file"
+        return Cause.LOGIN_PAGE, "sent a web page instead of the file"
     encoding = (headers.get("Content-Encoding") or "identity").lower()
     if encoding != "identity":
-        return "compressed-body", f"compressed the file ({encoding}) although it was asked not to"
+        return Cause.COMPRESSED_BODY, f"compressed the file ({encoding}) although it was asked not to"
     if response.status == http.HTTPStatus.OK:
         return None
     if _CONTENT_RANGE.fullmatch(headers.get("Content-Range") or "") is None:
-        return "bad-range", "sent a part of the file without saying which"
+        return Cause.BAD_RANGE, "sent a part of the file without saying which"
     first, last, total = _range_in(response)
     wrong = first != start or last < first or (end is not None and last >= end)
     wrong = wrong or (total is not None and last >= total)
     if wrong or (response.length is not None and response.length != last - first + 1):
-        return "bad-range", f"sent bytes {first}-{last} where {start}-{'' if end is None else end - 1} were asked for"
+        return (
+            Cause.BAD_RANGE,
+            f"sent bytes {first}-{last} where {start}-{'' if end is None else end - 1} were asked for",
+        )
     return None
 
 

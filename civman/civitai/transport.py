@@ -22,7 +22,7 @@ from civman.civitai.failures import Asked, cause
 from civman.civitai.responses import Json, safe_url
 from civman.civitai.site import checked_address, checked_token, headers_of, open_client
 from civman.civitai.wire_values import OnNotice
-from civman.errors import BadAnswer, CivmanError, ConfigError, NetworkError, Offline
+from civman.errors import BadAnswer, Cause, CivmanError, ConfigError, NetworkError, Offline
 
 Params = Sequence[tuple[str, str]]
 
@@ -30,8 +30,6 @@ _LONGEST_WAIT_S = 30.0
 _LONGEST_RETRY_AFTER_S = 120.0
 _LONGEST_ANSWER_S = 180.0
 _ERROR_BODY_BYTES = 1 << 16
-_HOPELESS = frozenset({"quota", "page-cap", "blocked-client", "region-blocked"})
-"""Causes that waiting a few seconds does not cure."""
 _OUR_STATUSES = (200, 206)
 
 
@@ -174,7 +172,7 @@ class Transport:
                     return answer
                 failure = cause(answer.status, answer.headers, answer.body, asked)
                 retry_after = answer.headers.get("retry-after")
-                if failure.code in _HOPELESS or attempt >= self._tries:
+                if not failure.code.recovery.is_possible or attempt >= self._tries:
                     raise failure
             self._wait(attempt, failure, retry_after)
             attempt += 1
@@ -214,7 +212,7 @@ class Transport:
             if length > limit and is_answer:
                 raise BadAnswer(
                     f"CivitAI's answer for {asked.what} is longer than {limit} bytes",
-                    code="too-long", hint="check the site address in the settings", limit_bytes=limit,
+                    code=Cause.TOO_LONG, hint="check the site address in the settings", limit_bytes=limit,
                 )  # fmt: skip
             if length > limit:
                 break
@@ -233,20 +231,22 @@ class Transport:
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
             return ConfigError(f"not an address to ask: {safe_url(self.address)}"), False
         if isinstance(error, httpx.ProxyError):
-            return NetworkError(f"the proxy does not let civman reach `{host}`", code="proxy", hint=_PROXY_HINT), False
+            return NetworkError(
+                f"the proxy does not let civman reach `{host}`", code=Cause.PROXY, hint=_PROXY_HINT
+            ), False
         if tls is not None:
             untrusted = _cause_of_kind(error, ssl.SSLCertVerificationError)
             why = f"its certificate is not trusted: {untrusted.verify_message}" if untrusted else "no TLS handshake"
-            return NetworkError(f"no safe connection to `{host}`: {why}", code="tls", hint=_TLS_HINT), not untrusted
+            return NetworkError(f"no safe connection to `{host}`: {why}", code=Cause.TLS, hint=_TLS_HINT), not untrusted
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             refusal = _cause_of_kind(error, OSError)
             reason = f": {refusal.strerror or refusal}" if refusal is not None else ""
-            return NetworkError(f"cannot reach `{host}`{reason}", code="unreachable", hint=_PROXY_HINT), True
+            return NetworkError(f"cannot reach `{host}`{reason}", code=Cause.UNREACHABLE, hint=_PROXY_HINT), True
         if isinstance(error, httpx.TimeoutException):
-            return NetworkError(f"`{host}` does not answer", code="timeout", hint=_ONLINE_HINT), True
+            return NetworkError(f"`{host}` does not answer", code=Cause.TIMEOUT, hint=_ONLINE_HINT), True
         if isinstance(error, httpx.DecodingError):
-            return BadAnswer(f"the answer of `{host}` is not compressed as it says", code="bad-answer"), True
-        return NetworkError(f"the connection to `{host}` broke", code="connection-cut", hint=_ONLINE_HINT), True
+            return BadAnswer(f"the answer of `{host}` is not compressed as it says", code=Cause.BAD_ANSWER), True
+        return NetworkError(f"the connection to `{host}` broke", code=Cause.CONNECTION_CUT, hint=_ONLINE_HINT), True
 
     def _http(self) -> httpx.Client:
         with self._lock:

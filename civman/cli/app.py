@@ -35,7 +35,7 @@ from civman.cli import (
 )
 from civman.cli.options import MAKE_LIBRARY, MakeLibrary
 from civman.cli.output import Output
-from civman.errors import CivmanError, ExitCode, Interrupted, UsageError
+from civman.errors import Cause, CivmanError, ExitCode, Interrupted, UsageError
 
 app = typer.Typer(
     name="civman",
@@ -149,7 +149,7 @@ def _bug(error: Exception, output: Output) -> int:
     output.failure(
         CivmanError(
             f"civman has a bug: {type(error).__name__}",
-            code="bug",
+            code=Cause.BUG,
             hint="please report the traceback above with the command that led to it",
         )
     )

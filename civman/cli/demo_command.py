@@ -76,7 +76,7 @@ def demo(
 
 def _run(step: tuple[str, ...], environ: dict[str, str]) -> None:
     """Show a command and what it prints. Raises: CivmanError (`demo-failed`): it failed."""
-    from civman.errors import CivmanError, ExitCode
+    from civman.errors import Cause, CivmanError, ExitCode
 
     typer.echo(f"$ civman {shlex.join(step)}")
     sys.stdout.flush()
@@ -84,7 +84,7 @@ def _run(step: tuple[str, ...], environ: dict[str, str]) -> None:
     if code != ExitCode.DONE:
         raise CivmanError(
             f"the demo stopped: `civman {' '.join(step)}` ended with {code}",
-            code="demo-failed",
+            code=Cause.DEMO_FAILED,
             hint="`civman doctor` may tell why",
         )
     typer.echo()

@@ -15,7 +15,7 @@ def doctor(
     library: LibraryOpt = None, offline: OfflineOpt = None, as_json: JsonOpt = False, quiet: QuietOpt = False
 ) -> None:
     """Tell which settings hold and where they come from, and what is wrong and how to mend it."""
-    from civman.errors import CivmanError
+    from civman.errors import Cause, CivmanError
 
     output = Output(as_json=as_json, quiet=quiet)
     with open_library(library, offline, output) as opened:
@@ -24,7 +24,7 @@ def doctor(
     error = None
     if bad:
         names = ", ".join(finding.name for finding in bad)
-        error = CivmanError(f"{len(bad)} things need mending: {names}", code="unhealthy", hint=bad[0].remedy)
+        error = CivmanError(f"{len(bad)} things need mending: {names}", code=Cause.UNHEALTHY, hint=bad[0].remedy)
     output.result(
         "doctor",
         findings,

@@ -37,12 +37,12 @@ def show_picture(library: "Library", text: str, output: Output, *, recipe: bool)
 
 def print_recipe(about: "About") -> None:
     """The record's canonical JSON on stdout. Raises: NotFound: there is none."""
-    from civman.errors import NotFound
+    from civman.errors import Cause, NotFound
 
     if about.record is None:
         raise NotFound(
             f"`{about.path.name}` tells no recipe of civman's" + (f": {about.problem}" if about.problem else ""),
-            code="no-recipe",
+            code=Cause.NO_RECIPE,
         )
     sys.stdout.write(about.record.to_json() + "\n")
 

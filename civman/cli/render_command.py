@@ -196,7 +196,7 @@ def _conditions(device: str | None, trigger: str, *, force: bool, allow_partial:
 
 def _prompts(prompt: str | None, file: Path | None, *, brought: bool) -> list[str]:
     """The prompts; `brought`: a grid has its own."""
-    from civman.errors import UsageError
+    from civman.errors import Cause, UsageError
 
     if prompt is None and brought:
         return [""]
@@ -207,16 +207,16 @@ def _prompts(prompt: str | None, file: Path | None, *, brought: bool) -> list[st
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
     except OSError as error:
-        raise UsageError(f"cannot read `{file}`: {error.strerror or error}", code="unreadable-prompts") from error
+        raise UsageError(f"cannot read `{file}`: {error.strerror or error}", code=Cause.UNREADABLE_PROMPTS) from error
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"cannot read `{file}`: it is no text in UTF-8", hint="save it as UTF-8", code="unreadable-prompts"
+            f"cannot read `{file}`: it is no text in UTF-8", hint="save it as UTF-8", code=Cause.UNREADABLE_PROMPTS
         ) from error
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise UsageError(
             f"`{file}` holds no prompt", hint="one a line; empty lines and those that begin with # are left out",
-            code="unreadable-prompts",
+            code=Cause.UNREADABLE_PROMPTS,
         )  # fmt: skip
     return found
 
@@ -230,17 +230,19 @@ def _loras(texts: list[str]) -> "tuple[LoraRequest, ...]":
 
 
 def _size_of(text: str) -> tuple[int, int]:
-    from civman.errors import UsageError
+    from civman.errors import Cause, UsageError
 
     found = _SIZE.fullmatch(text.strip().lower())
     if found is None:
-        raise UsageError(f"not a size: `{text}`", hint="width x height in pixels, such as 832x1216", code="bad-size")
+        raise UsageError(
+            f"not a size: `{text}`", hint="width x height in pixels, such as 832x1216", code=Cause.BAD_SIZE
+        )
     return int(found[1]), int(found[2])
 
 
 def _hires(text: str | None, steps: int | None, strength: float | None, upscaler: str | None) -> "HiresRequest | None":
     from civman.domain.recipes.recipe import HiresRequest
-    from civman.errors import UsageError
+    from civman.errors import Cause, UsageError
 
     if text is None:
         asked = {"--hires-steps": steps, "--hires-strength": strength, "--upscaler": upscaler}
@@ -256,5 +258,5 @@ def _hires(text: str | None, steps: int | None, strength: float | None, upscaler
         width, height = _size_of(text)
         return replace(request, width=width, height=height)
     if not 1 <= scale <= 8:
-        raise UsageError(f"--hires {text}: a scale from 1 to 8, or a size", code="bad-size")
+        raise UsageError(f"--hires {text}: a scale from 1 to 8, or a size", code=Cause.BAD_SIZE)
     return replace(request, scale=scale)

@@ -16,7 +16,7 @@ from civman.diffusion.families import Family
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise import PictureNoise
 from civman.diffusion.noise_levels import TRAIN_STEPS
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 
 _KINDS = {
     ("txt2img", False): "StableDiffusionPipeline", ("txt2img", True): "StableDiffusionXLPipeline",
@@ -42,9 +42,9 @@ def _build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
     import diffusers  # 2 s for the pipelines, which only callers of this function pay
 
     if (kind, model.family.is_xl) not in _KINDS:
-        raise UsageError(f"no such kind of pipeline: `{kind}`", hint="txt2img, img2img or inpaint", code="bad-kind")
+        raise UsageError(f"no such kind of pipeline: `{kind}`", hint="txt2img, img2img or inpaint", code=Cause.BAD_KIND)
     if kind == "txt2img" and model.family is Family.REFINER:
-        raise UsageError("a refiner only works on a picture", hint="img2img", code="bad-kind")
+        raise UsageError("a refiner only works on a picture", hint="img2img", code=Cause.BAD_KIND)
     parts: dict[str, Any] = {
         "unet": model.unet, "vae": model.vae, "scheduler": _scheduler(model),
         "text_encoder": model.components.get("text_encoder"), "tokenizer": tokenizers.get("tokenizer"),

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import torch
 
 from civman import __version__
-from civman.errors import CannotRender
+from civman.errors import CannotRender, Cause
 
 # cuBLAS reads it once, at its first product: which may be a prompt's encoding, long before a picture is computed
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -49,11 +49,11 @@ def choose_device(wanted: str | None = None) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
-        raise CannotRender(f"no such device: `{wanted}`", hint=_devices_hint(), code="no-device") from error
+        raise CannotRender(f"no such device: `{wanted}`", hint=_devices_hint(), code=Cause.NO_DEVICE) from error
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if not (device.index or 0) < there.get(device.type, 0):
         raise CannotRender(
-            f"device `{wanted}` is not available here", hint=_devices_hint(), code="no-device", device=wanted
+            f"device `{wanted}` is not available here", hint=_devices_hint(), code=Cause.NO_DEVICE, device=wanted
         )
     return device
 
@@ -70,7 +70,7 @@ def choose_dtype(device: torch.device, wanted: str | None = None) -> torch.dtype
     if wanted is None:
         return torch.float32 if device.type == "cpu" else torch.float16
     if wanted not in names:
-        raise CannotRender(f"unknown precision `{wanted}`", hint="one of " + ", ".join(names), code="bad-precision")
+        raise CannotRender(f"unknown precision `{wanted}`", hint="one of " + ", ".join(names), code=Cause.BAD_PRECISION)
     return names[wanted]
 
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from importlib.resources import files
 from typing import Any, cast
 
-from civman.errors import CannotRender, InvalidModelFile
+from civman.errors import CannotRender, Cause, InvalidModelFile
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = dict[str, Any]
@@ -58,7 +58,7 @@ def family_of(names: Shapes) -> Family:
         raise CannotRender(
             "the file has no UNet of Stable Diffusion 1, 2 or XL in the original layout",
             hint="choose a checkpoint; adapters, embeddings and VAEs only go with one",
-            code="missing-part",
+            code=Cause.MISSING_PART,
             part="unet",
         )
     second = any(name.startswith("conditioner.embedders.1.model.") for name in names)
@@ -73,7 +73,7 @@ def family_of(names: Shapes) -> Family:
     width = _context_width(names)
     if width not in _BY_CONTEXT:
         raise CannotRender(
-            f"a UNet with context width {width} belongs to no family that civman renders", code="unknown-family"
+            f"a UNet with context width {width} belongs to no family that civman renders", code=Cause.UNKNOWN_FAMILY
         )
     return _BY_CONTEXT[width]
 
@@ -110,7 +110,7 @@ def require_parts(family: Family, parts: Iterable[str], name: str) -> None:
                 "name a VAE file for it" if part == "vae" else "use a file of this model that carries its text encoders"
             )
             raise CannotRender(
-                f"`{name}` holds no {TITLES[part]}", hint=hint, code="missing-part", part=part, file=name
+                f"`{name}` holds no {TITLES[part]}", hint=hint, code=Cause.MISSING_PART, part=part, file=name
             )
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from civman.errors import CannotRender
+from civman.errors import CannotRender, Cause
 
 _OUT_OF_MEMORY = (
     "can't allocate memory", "not enough memory: you tried to allocate", "MPS backend out of memory",
@@ -22,20 +22,20 @@ def check_pixels(pixels: Tensor, *, seed: int) -> None:
     if not bool(torch.isfinite(pixels).all()):
         raise CannotRender(
             f"seed {seed}: the picture has values that are no numbers",
-            hint="render in another precision (`float32`), or use another VAE", code="not-a-number", seed=seed,
+            hint="render in another precision (`float32`), or use another VAE", code=Cause.NOT_A_NUMBER, seed=seed,
         )  # fmt: skip
     shown = (pixels * 255).round()
     low, high = shown.amin(dim=(1, 2)), shown.amax(dim=(1, 2))
     if float(high.max()) == 0:
         raise CannotRender(
             f"seed {seed}: the picture is all black",
-            hint="render in another precision (`float32`), or use another VAE", code="black-picture", seed=seed,
+            hint="render in another precision (`float32`), or use another VAE", code=Cause.BLACK_PICTURE, seed=seed,
         )  # fmt: skip
     if float((high - low).max()) <= 1:
         raise CannotRender(
             f"seed {seed}: the picture is one flat colour",
             hint="the checkpoint may predict v where epsilon was assumed, or the guidance is far too high",
-            code="flat-picture", seed=seed,
+            code=Cause.FLAT_PICTURE, seed=seed,
         )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def check_latents(latents: Tensor, *, seeds: list[int]) -> None:
         if not bool(torch.isfinite(one).all()):
             raise CannotRender(
                 f"seed {seed}: the model's output is no number",
-                hint="render in another precision (`bfloat16` or `float32`)", code="not-a-number", seed=seed,
+                hint="render in another precision (`bfloat16` or `float32`)", code=Cause.NOT_A_NUMBER, seed=seed,
             )  # fmt: skip
 
 
@@ -69,6 +69,6 @@ def _out_of_memory(what: str) -> CannotRender:
     return CannotRender(
         f"not enough memory while {what}",
         hint="make the picture (--size) or the batch (--batch-size) smaller; --low-vram needs less",
-        code="out-of-memory",
+        code=Cause.OUT_OF_MEMORY,
         stage=what,
     )  # fmt: skip

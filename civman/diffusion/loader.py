@@ -32,7 +32,7 @@ from civman.diffusion.families import (
     text_prefix,
 )
 from civman.diffusion.mapped_weights import Weights
-from civman.errors import CannotRender, InvalidModelFile
+from civman.errors import CannotRender, Cause, InvalidModelFile
 
 # tensors that real files carry and no component wants
 _KNOWN_EXTRAS = (
@@ -240,7 +240,7 @@ def _fill(
         raise CannotRender(
             f"the {TITLES[name]} in `{weights.path.name}` lacks {len(missing)} tensors, the first is `{missing[0]}`",
             hint="the file is incomplete or of a kind civman does not know; another file of this version may be whole",
-            code="missing-tensor",
+            code=Cause.MISSING_TENSOR,
             part=name,
             missing=missing[:20],
         )
@@ -273,7 +273,9 @@ def _move_buffers(module: nn.Module, device: torch.device) -> None:
     for owner in module.modules():
         for name, buffer in list(owner.named_buffers(recurse=False)):
             if buffer.is_meta:
-                raise CannotRender(f"buffer `{name}` of {type(owner).__name__} has no values", code="missing-tensor")
+                raise CannotRender(
+                    f"buffer `{name}` of {type(owner).__name__} has no values", code=Cause.MISSING_TENSOR
+                )
             owner.register_buffer(name, buffer.to(device), persistent=False)
 
 
@@ -289,7 +291,7 @@ def _vae_tensors(weights: Weights, other: Path | None) -> tuple[Weights, dict[st
         sources = vae_sources(modern, {"block_out_channels": [0] * levels}, "")
         names = {source.name: modern[name] for name, source in sources.items()}
     if "decoder.conv_in.weight" not in names:
-        raise CannotRender(f"`{other.name}` is not a VAE of Stable Diffusion", code="missing-part", part="vae")
+        raise CannotRender(f"`{other.name}` is not a VAE of Stable Diffusion", code=Cause.MISSING_PART, part="vae")
     return file, names
 
 
@@ -329,7 +331,7 @@ def _prediction(
         if model.family is Family.SD2 and not claimed:
             notes.append("the file does not say whether it predicts epsilon or v: epsilon assumed")
     if kind not in ("epsilon", "v_prediction"):
-        raise CannotRender(f"unknown kind of prediction: {kind}", code="unknown-prediction")
+        raise CannotRender(f"unknown kind of prediction: {kind}", code=Cause.UNKNOWN_PREDICTION)
     return kind, zero
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from civman.diffusion import adapter_names, weight_change
 from civman.diffusion.adapter_formulas import Kind
 from civman.diffusion.tensor_files import TensorFile
-from civman.errors import Incompatible, InvalidModelFile
+from civman.errors import Cause, Incompatible, InvalidModelFile
 
 _SHOWN = 5
 """How many unmatched modules an error names in its text; all of them are in its facts."""
@@ -182,7 +182,7 @@ def require_coverage(plan: Plan, *, allow_partial: bool) -> None:
     if not plan.matched:
         raise Incompatible(
             f"adapter `{label}` fits nothing in this model" + (f": {reasons[0]}" if reasons else ": it is empty"),
-            code="adapter-no-match",
+            code=Cause.ADAPTER_NO_MATCH,
             hint="it was made for another kind of model",
             adapter=label,
             unmatched=reasons,
@@ -192,7 +192,7 @@ def require_coverage(plan: Plan, *, allow_partial: bool) -> None:
         raise Incompatible(
             f"adapter `{label}` fits only in part: {len(plan.matched)} modules match, {len(reasons)} do not "
             f"({'; '.join(reasons[:_SHOWN])}{rest})",
-            code="adapter-partial",
+            code=Cause.ADAPTER_PARTIAL,
             hint="use it as far as it fits with --allow-partial",
             adapter=label,
             matched=len(plan.matched),

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from civman.diffusion.families import UNET, VAE, Shapes
-from civman.errors import CannotRender
+from civman.errors import CannotRender, Cause
 from civman.system.machine import available_memory_bytes
 
 if TYPE_CHECKING:  # the estimate is asked for before torch is there
@@ -59,7 +59,7 @@ class Estimate:
         least = self.needed(MemoryPlan.LAYER_BY_LAYER)
         raise CannotRender(
             f"the picture needs {least / 2**30:.1f} GiB at the least, {available / 2**30:.1f} are there",
-            hint="make the picture or the batch smaller", code="out-of-memory", needed=least, available=available,
+            hint="make the picture or the batch smaller", code=Cause.OUT_OF_MEMORY, needed=least, available=available,
         )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from civman.diffusion import adapter_names, weight_change
 from civman.diffusion.adapter_formulas import Kind
 from civman.diffusion.match_adapter import Adapter, Coverage, Plan, match, require_coverage
 from civman.diffusion.tensor_files import open_tensors
-from civman.errors import Incompatible
+from civman.errors import Cause, Incompatible
 
 __all__ = ["Adapter", "Base", "Coverage", "Later", "apply", "restore"]
 
@@ -325,7 +325,7 @@ def _add_up(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Bu
             label = change.plan.adapter.label
             raise Incompatible(
                 f"adapter `{label}` makes weights that are not finite numbers in {into.dtype}",
-                code="adapter-not-finite",
+                code=Cause.ADAPTER_NOT_FINITE,
                 hint="the file is damaged, or the scale far too large",
                 adapter=label,
             )
@@ -338,7 +338,7 @@ def _check_change(plan: Plan) -> None:
         label = plan.adapter.label
         raise Incompatible(
             f"adapter `{label}` changes nothing: {len(plan.matched)} modules match, no weight differs by a bit",
-            code="adapter-no-change",
+            code=Cause.ADAPTER_NO_CHANGE,
             hint="its values are zero or too small at this scale",
             adapter=label,
             matched=len(plan.matched),

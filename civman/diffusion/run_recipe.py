@@ -22,7 +22,7 @@ from civman.diffusion.noise import PictureNoise, Rng
 from civman.diffusion.pixels import Picture, Pixels, composite, finished, latent_mask, resized, to_tensor
 from civman.domain.events import OnEvent, Step, ignore
 from civman.domain.recipes.recipe import Hires, Recipe
-from civman.errors import CannotRender, UsageError
+from civman.errors import CannotRender, Cause, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,10 @@ class _Job:
         on_event: OnEvent,
     ) -> None:  # fmt: skip
         if recipe.start is not None and inputs.image is None:
-            raise UsageError("the recipe starts from a picture, which was not handed in", code="no-start-image")
+            raise UsageError("the recipe starts from a picture, which was not handed in", code=Cause.NO_START_IMAGE)
         if model.family is Family.REFINER and recipe.start is None:
             raise CannotRender(
-                "a refiner only works on a picture", hint="give it one to start from", code="needs-picture"
+                "a refiner only works on a picture", hint="give it one to start from", code=Cause.NEEDS_PICTURE
             )
         self._recipe, self._model, self._prompt, self._hires_prompt = recipe, model, prompt, hires_prompt
         self._on_event = on_event
@@ -228,7 +228,7 @@ class _Job:
         if channels == 4:
             return None
         if channels != 9:
-            raise CannotRender(f"a UNet with {channels} input channels is none civman can feed", code="odd-input",
+            raise CannotRender(f"a UNet with {channels} input channels is none civman can feed", code=Cause.ODD_INPUT,
                                channels=channels)  # fmt: skip
         width, height = size
         device = self._model.device

@@ -15,7 +15,7 @@ from typing import Final
 
 from civman.diffusion import solvers
 from civman.diffusion.noise_levels import TRAIN_STEPS, NoiseLevels, Schedule, ddim_times, drop_penultimate, table
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 
 
 class Kind(StrEnum):
@@ -165,7 +165,7 @@ def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
             rest = _schedule(wanted[len(spelling) :].strip() or "automatic", text)
             apart = _schedule(_plain(schedule), schedule) if schedule else Schedule.AUTOMATIC
             if Schedule.AUTOMATIC not in (rest, apart) and rest is not apart:
-                raise UsageError(f"two schedules for one sampler: {rest} and {apart}", code="two-schedules",
+                raise UsageError(f"two schedules for one sampler: {rest} and {apart}", code=Cause.TWO_SCHEDULES,
                                  hint="name one of them")  # fmt: skip
             return sampler, apart if rest is Schedule.AUTOMATIC else rest
     raise _unknown(text, wanted)
@@ -177,7 +177,7 @@ def plan(sampler: Sampler, schedule: Schedule, steps: int, levels: NoiseLevels, 
     Raises: UsageError: fewer than one step, or more than the model has.
     """
     if not 1 <= steps <= TRAIN_STEPS:
-        raise UsageError(f"steps must be 1 to {TRAIN_STEPS}, not {steps}", code="bad-steps")
+        raise UsageError(f"steps must be 1 to {TRAIN_STEPS}, not {steps}", code=Cause.BAD_STEPS)
     if schedule is Schedule.AUTOMATIC and sampler.own_table:
         sigmas = _own_table(sampler.own_table, steps, levels)
     else:
@@ -224,7 +224,7 @@ def _schedule(plain: str, original: str) -> Schedule:
         raise UsageError(
             f"unknown schedule in `{original}`: {plain}",
             hint=f"did you mean `{nearest}`?" if nearest else "schedules: " + ", ".join(Schedule),
-            code="unknown-schedule",
+            code=Cause.UNKNOWN_SCHEDULE,
             nearest=[nearest] if nearest else [],
         )
     return known[plain]
@@ -234,7 +234,7 @@ def _unknown(text: str, wanted: str) -> UsageError:
     for name, instead in NOT_OFFERED.items():
         if wanted == _plain(name) or wanted.startswith(_plain(name) + " "):
             return UsageError(
-                f"civman has no sampler `{name}`", hint=f"`{instead}` comes nearest", code="unknown-sampler",
+                f"civman has no sampler `{name}`", hint=f"`{instead}` comes nearest", code=Cause.UNKNOWN_SAMPLER,
                 nearest=[instead],
             )  # fmt: skip
     names = {_plain(sampler.name): sampler.name for sampler in SAMPLERS}
@@ -244,7 +244,7 @@ def _unknown(text: str, wanted: str) -> UsageError:
         if near
         else "samplers: " + ", ".join(names.values())
     )
-    return UsageError(f"unknown sampler: `{text}`", hint=hint, code="unknown-sampler", nearest=near)
+    return UsageError(f"unknown sampler: `{text}`", hint=hint, code=Cause.UNKNOWN_SAMPLER, nearest=near)
 
 
 def _plain(text: str) -> str:

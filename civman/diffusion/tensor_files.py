@@ -8,7 +8,7 @@ from typing import Protocol
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from civman.errors import InvalidModelFile, Refused
+from civman.errors import Cause, InvalidModelFile, Refused
 
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 """A zip archive (torch.save since 1.6) and a bare pickle of protocol 2 or later."""
@@ -51,7 +51,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     if start.startswith(_PICKLE_STARTS) and start[4:] != bytes(4):
         raise Refused(
             f"`{path.name}` is a pickle: reading it would run code from the file",
-            code="pickle",
+            code=Cause.PICKLE,
             hint="look for a .safetensors version of it",
             name=path.name,
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from civman.diffusion.textual_inversions import Embedding
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 from civman.prompts.emphasis import ParsedPrompt
 from civman.prompts.token_chunks import Chunk, cut
 from civman.prompts.tokenizer import CHUNK, END, START, ClipTokenizer
@@ -114,7 +114,7 @@ def _run(
     if not 1 <= clip_skip <= layers:
         raise UsageError(
             f"clip skip {clip_skip} is not between 1 and {layers}, the text encoder's layers",
-            code="clip-skip",
+            code=Cause.CLIP_SKIP,
             clip_skip=clip_skip,
             layers=layers,
         )

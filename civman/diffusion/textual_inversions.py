@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from civman.diffusion.tensor_files import open_tensors
-from civman.errors import Incompatible, InvalidModelFile
+from civman.errors import Cause, Incompatible, InvalidModelFile
 
 _PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 _MATRIX = 2
@@ -54,7 +54,7 @@ def load_embedding(path: Path, widths: Sequence[int], *, name: str | None = None
         raise Incompatible(
             f"embedding `{name}` is made for text encoders of width {_listed(have)}, "
             f"the model's have {_listed(widths)}",
-            code="embedding-width",
+            code=Cause.EMBEDDING_WIDTH,
             embedding=name,
             widths=have,
             model_widths=list(widths),

@@ -5,7 +5,13 @@ from datetime import datetime
 
 from civman.domain.catalog import Gate, ModelFile, ModelVersion, Scan
 from civman.domain.file_choice import describe, is_pickle
-from civman.errors import Gone, NotAllowed, Refused
+from civman.errors import Cause, Gone, NotAllowed, Refused
+
+_SCAN_CAUSES = {
+    Scan.DANGER: Cause.SCAN_DANGER,
+    Scan.ERROR: Cause.SCAN_ERROR,
+    Scan.PENDING: Cause.SCAN_PENDING,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,7 @@ def check_gates(
         other = next((other for other in version.files if other.suffix == ".safetensors"), None)
         raise Refused(
             f"`{file.name}` is a pickle: loading it can run any code",
-            code="pickle",
+            code=Cause.PICKLE,
             name=file.name,
             hint=f"take `--file {other.id}` ({describe(other)}) instead"
             if other is not None
@@ -47,7 +53,7 @@ def check_gates(
         raise Refused(
             f"CivitAI declares no SHA-256 for `{file.name}`"
             + (" (its scan has not finished)" if file.virus_scan is Scan.PENDING else ""),
-            code="no-hash",
+            code=Cause.NO_HASH,
             name=file.name,
             hint="try again later; --allow-unverified stores it under the digest that arrives, marked as unproven",
         )
@@ -59,7 +65,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
     if version.model.mode == "Archived":
         raise Gone(
             f"`{version.model.name}` is archived: CivitAI no longer hands out its files",
-            code="archived",
+            code=Cause.ARCHIVED,
             hint="if you have the file, `civman import` keeps it together with what CivitAI says about it",
             model_id=version.model.id,
             version_id=version.id,
@@ -67,7 +73,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
     if version.usage_control not in (None, "Download"):
         raise NotAllowed(
             f"the creator of `{version.model.name}` has disabled downloads of `{version.name}`",
-            code="downloads-disabled",
+            code=Cause.DOWNLOADS_DISABLED,
             hint="it can be used on the site only; no key changes that",
             version_id=version.id,
             usage_control=version.usage_control,
@@ -76,7 +82,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
     if gate is not None and not has_token:
         raise NotAllowed(
             f"`{version.model.name}` `{version.name}` is in {_gate_words(version, now)}",
-            code="early-access",
+            code=Cause.EARLY_ACCESS,
             hint="buy it on the site and `civman login` with that account, or wait",
             version_id=version.id,
             ends_at=gate.ends_at.isoformat() if gate.ends_at else None,
@@ -111,7 +117,7 @@ def _check_scans(file: ModelFile, permits: Permits) -> list[str]:
         if (scan is Scan.DANGER or is_pickle(file)) and not permits.unsafe:
             raise Refused(
                 message,
-                code=f"scan-{scan.value.lower()}",
+                code=_SCAN_CAUSES[scan],
                 name=file.name,
                 hint="--allow-unsafe stores it all the same; civman never opens pickles",
             )

@@ -17,7 +17,7 @@ from civman.domain.base_models import Support, architectures_of, is_few_steps, l
 from civman.domain.catalog import ModelType
 from civman.domain.files.header import Header
 from civman.domain.identification.claims import prediction_type
-from civman.errors import Incompatible
+from civman.errors import Cause, Incompatible
 
 
 class Verdict(StrEnum):
@@ -115,7 +115,7 @@ class Compatibility:
             names = ", ".join(f"`{part.name}`" for part in blocked)
             raise Incompatible(
                 f"{names or 'the checkpoint'}: {self.verdict}: {reasons[0] if reasons else 'no reason given'}",
-                code=self.verdict.value.replace(" ", "-"),
+                code=Cause.CANNOT_WORK if self.verdict is Verdict.CANNOT else Cause.PARTLY_APPLIES,
                 hint="`civman list --fits CHECKPOINT` shows what goes with a checkpoint",
                 parts=[part.name for part in blocked], reasons=reasons,
             )  # fmt: skip

@@ -6,6 +6,8 @@ Every event of a transfer has a `key`, which identifies the file within one comm
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from civman.errors import Cause
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -67,7 +69,7 @@ class Failed:
 
     key: str
     name: str
-    code: str
+    code: Cause
     message: str
 
 

@@ -1,7 +1,7 @@
 """Choose the file of a version that a request means."""
 
 from civman.domain.catalog import FileId, ModelFile, ModelVersion
-from civman.errors import AmbiguousRef, NotFound
+from civman.errors import AmbiguousRef, Cause, NotFound
 
 WEIGHT_TYPES = ("Model", "Pruned Model", "Diffusion Model", "UNet", "Negative")
 """File types that contain a version's own weights. Source: CivitAI's primary weight file types."""
@@ -25,7 +25,7 @@ def choose_file(version: ModelVersion, wish: str | None = None, file_id: FileId 
     if not version.files:
         raise NotFound(
             f"version {version.id} of `{version.model.name}` lists no files",
-            code="no-files",
+            code=Cause.NO_FILES,
             hint="its creator may have archived it; `civman show` tells",
             version_id=version.id,
         )
@@ -59,7 +59,7 @@ def _wished(version: ModelVersion, wish: str) -> ModelFile:
     if not found:
         raise NotFound(
             f"no file `{wish}` in version {version.id} of `{version.model.name}`",
-            code="no-such-file",
+            code=Cause.NO_SUCH_FILE,
             hint="files: " + "; ".join(describe(file) for file in version.files),
             version_id=version.id,
         )

@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from civman.domain.catalog import Model, ModelId, ModelType, ModelVersion, VersionId
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 
 LARGEST_ID = 2**31 - 1
 """CivitAI's ids are PostgreSQL `int4`; larger numbers cause a server error."""
@@ -97,7 +97,7 @@ class SearchQuery:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise UsageError(f"a search needs a limit of at least 1, not {self.limit}", code="bad-limit")
+            raise UsageError(f"a search needs a limit of at least 1, not {self.limit}", code=Cause.BAD_LIMIT)
         if self.text and self.ids:
             raise UsageError("CivitAI cannot search a text among given ids", hint="ask for one or the other")
         for number in (*self.ids, *self.version_ids):
@@ -114,7 +114,7 @@ class SearchQuery:
 def checked_id(number: int, what: str) -> int:
     """Check that `number` can be an id on CivitAI, and return it. Raises: UsageError."""
     if isinstance(number, bool) or not 1 <= number <= LARGEST_ID:
-        raise UsageError(f"no {what} on CivitAI: {number}", code="bad-id", hint=f"ids go from 1 to {LARGEST_ID}")
+        raise UsageError(f"no {what} on CivitAI: {number}", code=Cause.BAD_ID, hint=f"ids go from 1 to {LARGEST_ID}")
     return number
 
 
@@ -179,7 +179,7 @@ def _named(text: str, known: Mapping[str, T], what: str, *, more: str = "") -> T
     near = near or [name for key, (name, _) in by_key.items() if wanted and wanted in key][:4]
     hints = [_either(near)] if near else ([_either(known)] if len(known) < 30 else [])
     raise UsageError(
-        f"no such {what}: `{text}`", code="unknown-name", hint="; ".join([*hints, *([more] if more else [])]),
+        f"no such {what}: `{text}`", code=Cause.UNKNOWN_NAME, hint="; ".join([*hints, *([more] if more else [])]),
         suggestions=near,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from civman.domain.files.header import Sniffed, sniff
 from civman.download.same_file import Changed, Identity
 from civman.download.speed import Pace
 from civman.download.transfer import Transfer
-from civman.errors import HashMismatch, IntegrityError, Interrupted, InvalidModelFile
+from civman.errors import Cause, HashMismatch, IntegrityError, Interrupted, InvalidModelFile
 from civman.store.blobs import BlobStore, StoredBlob
 from civman.store.digester import Digester
 from civman.store.partial import Partial
@@ -115,7 +115,7 @@ class Fetcher:
             partial.reset()
         raise IntegrityError(
             f"`{file.name}` changes while it is downloaded: {reason}",
-            code="changed",
+            code=Cause.CHANGED,
             hint="wait until its creator has finished uploading, then try again",
         )
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from civman.domain.catalog import Asset, FileId
 from civman.domain.digests import Sha256
 from civman.domain.refs import Air, parse_ref
-from civman.errors import CivmanError, Gone, IntegrityError, NetworkError, NotAllowed, NotFound
+from civman.errors import Cause, CivmanError, Gone, IntegrityError, NetworkError, NotAllowed, NotFound
 from civman.manage.resolve import Meant
 from civman.planning.recipe_sources import Missing
 
@@ -65,7 +65,7 @@ def _ref(lost: Missing, air: str, meant: Callable[[str], Meant]) -> str:
             f"`{lost.name}`: CivitAI has other bytes under {air} now (sha256 {now}; wanted {lost.sha256[:12]}…)",
             hint="somebody who has the old file can give it to you: `civman import FILE`; `civman render` makes a new"
             " picture with the new file",
-            code="replaced-upstream", expected=lost.sha256, air=air,
+            code=Cause.REPLACED_UPSTREAM, expected=lost.sha256, air=air,
         )  # fmt: skip
     parsed = parse_ref(air)
     file_id = declared[lost.sha256]
@@ -82,10 +82,10 @@ def _told(lost: Missing, by_id: CivmanError | None) -> CivmanError:
     if lost.air is None:
         return NotFound(
             f"`{lost.name}` did not come from CivitAI, which does not know these bytes (sha256 {lost.sha256[:12]}…)",
-            hint=hint, code="not-on-civitai", **facts,
+            hint=hint, code=Cause.NOT_ON_CIVITAI, **facts,
         )  # fmt: skip
     return Gone(
         f"`{lost.name}` is no longer on CivitAI: {lost.air} was deleted, and no other version has these bytes"
         f" (sha256 {lost.sha256[:12]}…)",
-        hint=hint, code="deleted-upstream", **facts,
+        hint=hint, code=Cause.DELETED_UPSTREAM, **facts,
     )  # fmt: skip

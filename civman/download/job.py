@@ -22,7 +22,7 @@ from civman.domain.timeouts import Patience
 from civman.download.fetch import Fetched, Fetcher, partial_key
 from civman.download.rate_limit import RateLimit
 from civman.download.speed import Pace
-from civman.errors import CivmanError, Interrupted, InvalidRef, StoreError, UsageError
+from civman.errors import Cause, CivmanError, Interrupted, InvalidRef, StoreError, UsageError
 from civman.index import Index
 from civman.manage.held import seen_now
 from civman.manage.resolve import Meant, remember
@@ -240,7 +240,9 @@ class Downloads:
         with blob_lock(self._store, stored.sha256):
             if take_back(self._store, stored.sha256) is None:
                 raise StoreError(
-                    f"`{job.name}` was removed by another program", code="removed-meanwhile", hint="download it again"
+                    f"`{job.name}` was removed by another program",
+                    code=Cause.REMOVED_MEANWHILE,
+                    hint="download it again",
                 )
             asset = self._index.record(
                 blob=blob,

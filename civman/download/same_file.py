@@ -1,7 +1,7 @@
 """Whether an answer is of the file that was meant, and of the same one as the bytes that are here."""
 
 from civman.civitai.response_body import Body
-from civman.errors import BadAnswer, CivmanError, IntegrityError
+from civman.errors import BadAnswer, Cause, CivmanError, IntegrityError
 from civman.store.partial import Partial
 from civman.store.resume_journal import Validator
 
@@ -42,7 +42,7 @@ class Identity:
         self._check_etag(body, is_first=is_first)
         size = body.total_bytes or self.size_bytes
         if size is None:
-            raise BadAnswer(f"`{body.host}` does not say how long `{self._name}` is", code="no-length")
+            raise BadAnswer(f"`{body.host}` does not say how long `{self._name}` is", code=Cause.NO_LENGTH)
         if is_first and self._partial.size_bytes not in (None, size):
             raise Changed(f"it had {self._partial.size_bytes:,} bytes before and has {size:,} now")
         return size
@@ -65,7 +65,7 @@ class Identity:
         if offered is not None and declared is not None and offered != declared:
             raise IntegrityError(
                 f"`{self._name}` should have {declared:,} bytes, `{host}` offers {offered:,}",
-                code="size-mismatch",
+                code=Cause.SIZE_MISMATCH,
                 expected_bytes=declared,
                 offered_bytes=offered,
                 hint="the file behind this version has changed, or something answers in CivitAI's place; "

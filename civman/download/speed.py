@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from civman.domain.timeouts import PATIENT, Patience
 from civman.download.rate_limit import RateLimit
-from civman.errors import NetworkError
+from civman.errors import Cause, NetworkError
 
 _LIMITED_BYTES_PER_S = 1_000_000
 """Under a speed limit, what one connection brings with ease."""
@@ -44,5 +44,5 @@ class Crawl:
         self._bytes += count
         if now - self._since >= self._window_s:
             if self._bytes < self._least_bytes:
-                raise NetworkError(f"`{self._host}` sends next to nothing", code="stalled", host=self._host)
+                raise NetworkError(f"`{self._host}` sends next to nothing", code=Cause.STALLED, host=self._host)
             self._since, self._bytes = now, 0

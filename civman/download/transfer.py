@@ -14,11 +14,11 @@ from civman.civitai.response_body import Body
 from civman.civitai.responses import DownloadAddress
 from civman.civitai.storage_connection import StorageConnection
 from civman.domain.events import OnEvent, Received, Waiting
-from civman.download.retry import Setbacks
+from civman.download.retry import Retries
 from civman.download.same_file import Identity
 from civman.download.segments import SMALLEST_SPAN, Span, Spans
 from civman.download.speed import Crawl, Pace
-from civman.errors import CivmanError, Interrupted, NetworkError
+from civman.errors import Cause, CivmanError, Interrupted, NetworkError
 from civman.store.partial import Partial
 
 _BUFFER_BYTES = 1 << 20
@@ -87,7 +87,7 @@ class Transfer:
         self._asking = threading.Lock()
         self._address: DownloadAddress | None = None
         self._spans = Spans(pace.patience, pace.connections)
-        self._setbacks = Setbacks(pace.patience)
+        self._retries = Retries(pace.patience)
         self._workers: list[_Worker] = []
         self._most = pace.connections
         self._judged = 0, 0.0
@@ -128,7 +128,7 @@ class Transfer:
         if self._error is not None:
             raise self._error
         if not self._partial.is_complete:
-            raise NetworkError(f"`{self._name}` is incomplete and nothing more comes", code="connection-cut")
+            raise NetworkError(f"`{self._name}` is incomplete and nothing more comes", code=Cause.CONNECTION_CUT)
 
     def _ramp(self, rate: float) -> None:
         """More workers while the last ones brought at least a third of their share.
@@ -247,7 +247,7 @@ class Transfer:
             if wait_s > 0:
                 self._stopped.wait(wait_s)
         if body.left_bytes is None and span.left_bytes and not self._stopped.is_set():
-            raise NetworkError(f"`{body.host}` ended before the file did", code="connection-cut", host=body.host)
+            raise NetworkError(f"`{body.host}` ended before the file did", code=Cause.CONNECTION_CUT, host=body.host)
 
     def _put(self, span: Span, data: memoryview) -> None:
         data = data[: max(0, span.end - span.at)]
@@ -259,7 +259,7 @@ class Transfer:
             span.count += len(data)
             self._received_bytes += fresh
             if self._received_bytes - self._progress_bytes >= _PROGRESS_BYTES:
-                self._setbacks.forget()
+                self._retries.reset()
                 self._progress_bytes = self._received_bytes
         if fresh:
             self._on_event(Received(self._partial.key, fresh))
@@ -275,7 +275,7 @@ class Transfer:
             if not body.is_partial and not span.is_whole:
                 if span.at > 0 and not self._has_ignored_range:
                     self._has_ignored_range = True
-                    raise NetworkError(f"`{body.host}` ignored the range", code="range-ignored", host=body.host)
+                    raise NetworkError(f"`{body.host}` ignored the range", code=Cause.RANGE_IGNORED, host=body.host)
                 self._whole_bodies = span.is_whole = True
                 span.at, span.end = 0, size
             self._is_open = True
@@ -319,20 +319,25 @@ class Transfer:
         if self._stopped.is_set() or not span.left_bytes:
             return not self._stopped.is_set()  # relieved of its span: nothing went wrong
         with self._lock:
-            if error.code == "range-not-satisfiable":
+            if error.code is Cause.RANGE_NOT_SATISFIABLE:
                 self._identity.check_refusal(error)
                 self._whole_bodies = self._whole_bodies or not span.is_whole  # or it knows no ranges
-            if address is not self._address and error.code == "link-expired":
+            if address is not self._address and error.code is Cause.LINK_EXPIRED:
                 return True  # another worker has a fresh one already
             self._judged = 0, 0.0  # with fewer connections, or after a pause, more may pay again
-            if self._is_open and len(self._spans) > 1 and span.count < _PROGRESS_BYTES and _is_local(error):
-                if error.code == "storage-busy":
+            if (
+                self._is_open
+                and len(self._spans) > 1
+                and span.count < _PROGRESS_BYTES
+                and error.code.is_of_one_connection
+            ):
+                if error.code is Cause.STORAGE_BUSY:
                     self._most = max(1, len(self._spans) - 1)
                 self._spans.release(span)  # in the same breath, or two could leave for each other's sake
                 return False  # others get on: one connection less
-        wait_s = self._setbacks.weigh(error, began)
+        wait_s = self._retries.delay_s(error, began)
         with self._lock:
-            if address is self._address and self._setbacks.needs_address(error):
+            if address is self._address and self._retries.needs_fresh_url(error):
                 self._address = None
         if wait_s >= 1:
             self._on_event(Waiting(self._partial.key, error.message, wait_s))
@@ -345,8 +350,3 @@ class Transfer:
             self._stopped.set()
             self._spans.abort()
             self._news.notify_all()
-
-
-def _is_local(error: CivmanError) -> bool:
-    """Whether `error` may be of one connection only, so that fewer of them may do."""
-    return error.code in ("connection-cut", "stalled", "storage-busy", "unreachable", "bad-range", "compressed-body")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from civman.domain.digests import Sha256, sha256_from
-from civman.errors import IntegrityError, StoreError
+from civman.errors import Cause, IntegrityError, StoreError
 from civman.store.partial import store_error
 
 MANIFEST = "civman-bundle.json"
@@ -68,7 +68,7 @@ def is_bundle(path: Path) -> bool:
 def bad_bundle(why: str, **facts: str | int) -> IntegrityError:
     """The error for a bundle that is damaged or was changed."""
     hint = "make it again with `civman export`, and compare the files' SHA-256 after carrying it over"
-    return IntegrityError(f"the bundle is not as civman writes it: {why}", code="bad-bundle", hint=hint, **facts)
+    return IntegrityError(f"the bundle is not as civman writes it: {why}", code=Cause.BAD_BUNDLE, hint=hint, **facts)
 
 
 def header(name: str, size_bytes: int) -> bytes:

@@ -15,7 +15,7 @@ from civman.domain.digests import Sha256
 from civman.domain.events import Finished, Notice, OnEvent, Started, Verifying
 from civman.domain.file_choice import PICKLE_SUFFIXES
 from civman.domain.file_names import safe_name
-from civman.errors import BadAnswer, HashMismatch, IntegrityError, Refused, StoreError
+from civman.errors import BadAnswer, Cause, HashMismatch, IntegrityError, Refused, StoreError
 from civman.exchange.bundle_archive import Packed, Reader, Small, bad_bundle, open_bundle
 from civman.index import Index
 from civman.manage.sidecar import file_facts, restore, write_sidecar
@@ -75,7 +75,9 @@ class _Taker:
         stored, was_present = self._blob(reader, names[-1], packed, name)
         with blob_lock(self._store, packed.sha256):
             if self._store.find(packed.sha256) is None:
-                raise StoreError(f"`{name}` was removed by another program", code="removed-meanwhile", hint="try again")
+                raise StoreError(
+                    f"`{name}` was removed by another program", code=Cause.REMOVED_MEANWHILE, hint="try again"
+                )
             self._record(stored, facts)
             if preview is not None and packed.preview is not None and self._store.preview(packed.sha256) is None:
                 self._store.write_preview(packed.sha256, preview, packed.preview.suffix)
@@ -191,7 +193,7 @@ def _check_permits(packed: list[Packed], permits: Permits) -> None:
     if pickles and not permits.pickle:
         raise Refused(
             f"the bundle holds {len(pickles)} pickles: loading them can run any code",
-            code="pickle",
+            code=Cause.PICKLE,
             hint="--allow-pickle stores them all the same; civman never opens them",
             sha256=[str(sha256) for sha256 in pickles],
         )

@@ -8,7 +8,7 @@ from civman.domain.catalog import Asset, FileId, ModelFile, ModelVersion, Versio
 from civman.domain.digests import Sha256
 from civman.domain.refs import FileWish, HashRef, ImageRef, NameRef, NumberRef, PathRef, VersionRef, parse_ref
 from civman.download.job import Examine, Job, Outcome
-from civman.errors import CivmanError, ConfigError, HashMismatch, IntegrityError, NotFound
+from civman.errors import Cause, CivmanError, ConfigError, HashMismatch, IntegrityError, NotFound
 from civman.exchange.project import Locked, Project, locked_asset, locked_file
 from civman.index import Index
 from civman.manage.held import ambiguous, held
@@ -89,14 +89,14 @@ class Syncing:
         if not self.project.lock.exists() and stale:
             raise ConfigError(
                 f"there is no `{self.project.lock.name}` beside `{self.project.manifest}`",
-                code="lock-missing",
+                code=Cause.LOCK_MISSING,
                 hint="`civman sync --lock` writes it",
             )
         if stale:
             words = [f"lacks {ref}" for ref in stale.missing] + [f"still has {ref}" for ref in stale.extra]
             raise ConfigError(
                 f"`{self.project.lock}` is out of date: it {', '.join(words)}",
-                code="lock-stale",
+                code=Cause.LOCK_STALE,
                 hint="`civman sync --lock` brings it up to date",
                 missing=list(stale.missing),
                 extra=list(stale.extra),
@@ -117,7 +117,7 @@ class Syncing:
                 hint="bring it with `civman import FILE.civman`",
             )
         else:
-            error = NotFound(f"`{entry.name}` is not here", code="missing", hint="`civman sync` fetches it")
+            error = NotFound(f"`{entry.name}` is not here", code=Cause.MISSING, hint="`civman sync` fetches it")
         return Synced(entry, error=error)
 
     def _here(self, entry: Locked) -> Asset | None:
@@ -175,7 +175,7 @@ def check_declared(
         raise IntegrityError(
             f"`{entry.name}` is no longer what the lock names: {entry.sha256[:12]} is locked, CivitAI now declares"
             f" {declared[:12]} under the same id; nothing was fetched",
-            code="lock-mismatch",
+            code=Cause.LOCK_MISMATCH,
             hint="bring the locked bytes with a bundle (`civman import FILE.civman`), or lock the new ones:"
             f" `civman add {entry.ref}`",
             name=entry.name,

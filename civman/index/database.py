@@ -12,30 +12,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from civman.errors import LibraryError
+from civman.errors import Cause, LibraryError
 
 BUSY_TIMEOUT_S = 30.0
 """How long to wait for a lock that another process holds."""
 
+_IN_USE = "is in use by another program"
 _MEANINGS = {  # SQLite's primary result code → our error code, the message and the hint
-    sqlite3.SQLITE_BUSY: ("library-locked", "is in use by another program", "wait until it is done, then try again"),
-    sqlite3.SQLITE_LOCKED: ("library-locked", "is in use by another program", "wait until it is done, then try again"),
+    sqlite3.SQLITE_BUSY: (
+        Cause.LIBRARY_LOCKED,
+        _IN_USE,
+        "wait until it is done, then try again",
+    ),
+    sqlite3.SQLITE_LOCKED: (
+        Cause.LIBRARY_LOCKED,
+        _IN_USE,
+        "wait until it is done, then try again",
+    ),
     sqlite3.SQLITE_CORRUPT: (
-        "library-malformed",
+        Cause.LIBRARY_MALFORMED,
         "is damaged",
         "put a copy `library.db.backup-…` in its place, or move the file away and run `civman verify --rebuild`",
     ),
     sqlite3.SQLITE_NOTADB: (
-        "library-not-a-database",
+        Cause.LIBRARY_NOT_A_DATABASE,
         "is not a database",
         "move the file away and run `civman verify --rebuild`, or use another library with --library",
     ),
-    sqlite3.SQLITE_FULL: ("disk-full", "cannot grow: the disk is full", "free some room, then try again"),
-    sqlite3.SQLITE_READONLY: ("library-read-only", "cannot be written", "check who owns the file and its folder"),
-    sqlite3.SQLITE_CANTOPEN: ("library-read-only", "cannot be opened", "check who owns the file and its folder"),
-    sqlite3.SQLITE_PERM: ("library-read-only", "cannot be opened", "check who owns the file and its folder"),
-    sqlite3.SQLITE_AUTH: ("library-read-only", "cannot be opened", "check who owns the file and its folder"),
-    sqlite3.SQLITE_IOERR: ("library-io", "cannot be read or written", "check the disk and its connection"),
+    sqlite3.SQLITE_FULL: (Cause.DISK_FULL, "cannot grow: the disk is full", "free some room, then try again"),
+    sqlite3.SQLITE_READONLY: (Cause.LIBRARY_READ_ONLY, "cannot be written", "check who owns the file and its folder"),
+    sqlite3.SQLITE_CANTOPEN: (Cause.LIBRARY_READ_ONLY, "cannot be opened", "check who owns the file and its folder"),
+    sqlite3.SQLITE_PERM: (Cause.LIBRARY_READ_ONLY, "cannot be opened", "check who owns the file and its folder"),
+    sqlite3.SQLITE_AUTH: (Cause.LIBRARY_READ_ONLY, "cannot be opened", "check who owns the file and its folder"),
+    sqlite3.SQLITE_IOERR: (Cause.LIBRARY_IO, "cannot be read or written", "check the disk and its connection"),
 }
 
 
@@ -46,7 +55,7 @@ def library_error(path: Path, error: sqlite3.Error) -> LibraryError:
         raise error  # wrong use of the driver: a bug in civman
     code, words, hint = _MEANINGS.get(
         number & 0xFF,
-        ("index", f"cannot be used ({error})", "run `civman verify --rebuild` on a copy, or report this"),
+        (Cause.INDEX, f"cannot be used ({error})", "run `civman verify --rebuild` on a copy, or report this"),
     )
     return LibraryError(
         f"the library's database {words}: {path}", hint=hint, code=code, path=str(path), sqlite=error.sqlite_errorname
@@ -63,13 +72,13 @@ def translated(path: Path) -> Iterator[None]:
     except OSError as error:
         raise LibraryError(
             f"the library's database cannot be reached ({error.strerror}): {path}",
-            code="library-read-only",
+            code=Cause.LIBRARY_READ_ONLY,
             hint="check who owns the file and its folder",
             path=str(path),
         ) from error
     except UnicodeEncodeError as error:
         raise LibraryError(
-            f"text that is not Unicode cannot be kept: {error.object!a}", code="bad-text", hint="rename the file"
+            f"text that is not Unicode cannot be kept: {error.object!a}", code=Cause.BAD_TEXT, hint="rename the file"
         ) from error
 
 

@@ -26,7 +26,7 @@ from civman.domain.catalog import (
 )
 from civman.domain.digests import Hashes, Sha256
 from civman.domain.refs import HashKind, NameRef, parse_ref
-from civman.errors import InvalidRef, NotFound, UsageError
+from civman.errors import Cause, InvalidRef, NotFound, UsageError
 from civman.index import read_assets, read_catalog, read_maintenance
 from civman.index.database import Reader
 from civman.index.full_text_query import Understood, understand
@@ -326,7 +326,7 @@ class Index:
             if alias is not None and write_assets.alias_owner(connection, alias) not in (None, number):
                 hint = f"take it from the other one first: `civman edit {alias} --no-alias`"
                 raise UsageError(
-                    f"the alias belongs to another file: {alias}", code="alias-taken", hint=hint, alias=alias
+                    f"the alias belongs to another file: {alias}", code=Cause.ALIAS_TAKEN, hint=hint, alias=alias
                 )
             write_assets.set_alias(connection, number, alias)
         return read_assets.where(self._reader, "a.id = ?", [number])[0]
@@ -437,4 +437,4 @@ def _require_name(alias: str) -> None:
         readable = False
     if not readable:
         hint = "choose a word that is no number, hash, address or path"
-        raise UsageError(f"cannot be an alias: {alias!r}", code="bad-alias", hint=hint, alias=alias)
+        raise UsageError(f"cannot be an alias: {alias!r}", code=Cause.BAD_ALIAS, hint=hint, alias=alias)

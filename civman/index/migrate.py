@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, NullPool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from civman.errors import LibraryError
+from civman.errors import Cause, LibraryError
 from civman.index.database import connect, library_error, translated, use_wal
 from civman.index.revisions import read_revision, refuse_unknown, revision_of
 from civman.index.search_rows import refill_if_empty
@@ -104,7 +104,7 @@ def _check_references(driver: sqlite3.Connection, path: Path) -> None:
         tables = sorted({str(row[0]) for row in broken})
         raise LibraryError(
             f"the upgrade would leave rows that point at nothing, so it was undone: {', '.join(tables)}",
-            code="library-upgrade",
+            code=Cause.LIBRARY_UPGRADE,
             hint="report this, with the civman versions before and after",
             path=str(path),
             tables=tables,
@@ -130,7 +130,7 @@ def back_up(path: Path, *, label: str) -> Path:
     except OSError as error:
         raise LibraryError(
             f"no copy could be made before the upgrade: {copy}",
-            code="library-backup",
+            code=Cause.LIBRARY_BACKUP,
             hint="free some room",
             path=str(copy),
         ) from error

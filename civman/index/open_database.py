@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from civman.errors import LibraryError
+from civman.errors import Cause, LibraryError
 from civman.index.database import translated
 from civman.index.revisions import HEAD, read_revision
 
@@ -24,7 +24,7 @@ def prepare(path: Path) -> None:
     except OSError as error:
         raise LibraryError(
             f"the library's folder cannot be made: {path.parent}",
-            code="library-read-only",
+            code=Cause.LIBRARY_READ_ONLY,
             hint="choose another place with --library",
             path=str(path.parent),
         ) from error

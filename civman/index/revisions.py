@@ -3,7 +3,7 @@
 import sqlite3
 from pathlib import Path
 
-from civman.errors import LibraryError, NewerLibrary
+from civman.errors import Cause, LibraryError, NewerLibrary
 from civman.index.database import connect_reader
 
 HEAD = "20261124_renderings"
@@ -35,7 +35,7 @@ def revision_of(connection: sqlite3.Connection, path: Path) -> str | None:
         return None
     raise LibraryError(
         f"a database, but not civman's: {path}",
-        code="library-foreign",
+        code=Cause.LIBRARY_FOREIGN,
         hint="use another library with --library",
         path=str(path),
     )

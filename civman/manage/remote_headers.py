@@ -11,7 +11,7 @@ from civman.civitai.storage_connection import StorageConnection
 from civman.domain.catalog import ModelFile, ModelVersion
 from civman.domain.compatibility import Verdict, check
 from civman.domain.files.header import Header, Tensor, needed_bytes, parse
-from civman.errors import BadAnswer, CivmanError, Incompatible
+from civman.errors import BadAnswer, Cause, CivmanError, Incompatible
 from civman.manage.inspection import Inspected, inspect_header
 
 _FIRST_BYTES = 1 << 16
@@ -49,12 +49,12 @@ class RemoteHeaders:
         try:
             body = connection.open(address.url, start=0, end=_FIRST_BYTES, send_token=address.send_token)
             if not body.is_partial or body.total_bytes is None:
-                raise BadAnswer(f"`{body.host}` does not give parts of `{file.name}`", code="no-ranges")
+                raise BadAnswer(f"`{body.host}` does not give parts of `{file.name}`", code=Cause.NO_RANGES)
             size = body.total_bytes
             first = body.read_all(_FIRST_BYTES)
             needed = needed_bytes(first, size)
             if needed > _MOST_BYTES:
-                raise BadAnswer(f"the header of `{file.name}` takes {needed:,} bytes", code="long-header")
+                raise BadAnswer(f"the header of `{file.name}` takes {needed:,} bytes", code=Cause.LONG_HEADER)
             if needed > len(first):
                 rest = connection.open(address.url, start=len(first), end=needed, send_token=address.send_token)
                 first += rest.read_all(needed)

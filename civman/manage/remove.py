@@ -11,7 +11,7 @@ from typing import Any
 
 from civman.domain.catalog import Asset, Blob
 from civman.domain.digests import Sha256
-from civman.errors import NotFound, Refused
+from civman.errors import Cause, NotFound, Refused
 from civman.index import USER_PIN, Index
 from civman.manage.held import seen_now
 from civman.manage.sidecar import described, file_facts, restore, write_sidecar
@@ -116,7 +116,7 @@ def remove(index: Index, store: BlobStore, plan: RemovalPlan, *, force: bool, no
         named = "; ".join(f"{asset.name} ({', '.join(asset.pins)})" for asset in plan.pinned[:5])
         raise Refused(
             f"pinned: {named}",
-            code="pinned",
+            code=Cause.PINNED,
             hint="`civman edit REF --unpin` takes your own pin away; --force removes it all the same",
             sha256=[str(asset.blob.sha256) for asset in plan.pinned],
         )
@@ -206,7 +206,7 @@ def plan_collection(
     if strangers and not known:
         raise Refused(
             f"the index knows none of the {len(strangers)} files in the store",
-            code="index-empty",
+            code=Cause.INDEX_EMPTY,
             hint="`civman verify --rebuild` takes them in first",
         )
     trash = Trash(store)

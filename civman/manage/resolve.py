@@ -19,7 +19,7 @@ from civman.domain.refs import (
     VersionRef,
 )
 from civman.domain.search_query import ModelPage
-from civman.errors import AmbiguousRef, Gone, NotFound, UsageError
+from civman.errors import AmbiguousRef, Cause, Gone, NotFound, UsageError
 from civman.index import Index, Source
 from civman.manage.held import ambiguous, held
 
@@ -120,7 +120,7 @@ class Resolver:
         if not page.versions:
             raise NotFound(
                 f"CivitAI lists no version of `{page.model.name}` at the moment",
-                code="no-versions",
+                code=Cause.NO_VERSIONS,
                 hint="after an update this lasts some minutes; a version is reached by its id: `@VERSION`",
                 model_id=model_id,
             )
@@ -142,7 +142,7 @@ class Resolver:
         if model_id is not None and version.model.id != model_id:
             raise NotFound(
                 f"version {version_id} belongs to model {version.model.id} (`{version.model.name}`), not {model_id}",
-                code="other-model",
+                code=Cause.OTHER_MODEL,
                 hint=f"say {version.model.id}@{version_id}, or only @{version_id}",
                 version_id=version_id,
                 model_id=version.model.id,

@@ -17,7 +17,7 @@ from civman.domain.access import Permits
 from civman.domain.catalog import Asset, Blob
 from civman.domain.digests import Sha256
 from civman.domain.events import Notice, OnEvent, Started, Verifying
-from civman.errors import CivmanError, IntegrityError, LibraryError, StoreError
+from civman.errors import Cause, CivmanError, IntegrityError, LibraryError, StoreError
 from civman.index import HeldFile, Index, SeenFile
 from civman.manage.held import seen_now
 from civman.manage.sidecar import file_facts, restore
@@ -165,7 +165,7 @@ def refetch(
     declared = plan(ref, file=file, permits=permits).file.hashes.sha256
     if declared != asset.blob.sha256:
         raise IntegrityError(
-            f"CivitAI now has other bytes behind {ref}: {(declared or 'undeclared')[:10]}", code="changed-upstream"
+            f"CivitAI now has other bytes behind {ref}: {(declared or 'undeclared')[:10]}", code=Cause.CHANGED_UPSTREAM
         )
     return download(ref, file=file, permits=permits, on_event=on_event)
 
@@ -241,7 +241,7 @@ def _save(index: Index, proven: list[SeenFile], at: datetime, on_event: OnEvent)
     try:
         index.save_proofs(proven, at)
     except LibraryError as error:
-        if error.code not in ("library-read-only", "disk-full"):
+        if error.code not in (Cause.LIBRARY_READ_ONLY, Cause.DISK_FULL):
             raise
         on_event(Notice(WHOLE, f"the next run will read all again: {error.message}"))
     proven.clear()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from civman.domain.recipes.recipe import canonical, read_json
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,8 +82,8 @@ def contents(entries: Mapping[str, str]) -> Contents | None:
             _ = list(told.cells)  # as many values as there are cells
             return told
     except (UsageError, KeyError, IndexError, TypeError) as error:
-        raise UsageError("a contact sheet whose list of cells is damaged", code="bad-grid") from error
-    raise UsageError("a contact sheet that a newer civman wrote", hint="update civman", code="bad-grid")
+        raise UsageError("a contact sheet whose list of cells is damaged", code=Cause.BAD_GRID) from error
+    raise UsageError("a contact sheet that a newer civman wrote", hint="update civman", code=Cause.BAD_GRID)
 
 
 def as_png(pixels: Any, told: Contents | None) -> bytes:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 from civman.pictures import exif, image_chunks
 
 Format = Literal["png", "jpeg", "webp"]
@@ -75,7 +75,7 @@ def write(
             options |= {"lossless": True, "quality": 80} if quality is None else {"quality": quality}
         image.save(data, format.upper(), **options)
     except (OSError, ValueError, struct.error) as error:
-        raise UsageError(f"cannot write the picture as {format}: {error}", code="unwritable-picture") from error
+        raise UsageError(f"cannot write the picture as {format}: {error}", code=Cause.UNWRITABLE_PICTURE) from error
     return data.getvalue()
 
 
@@ -107,7 +107,7 @@ def _check_segments(options: Mapping[str, Any]) -> None:
         if len(options.get(name, b"")) > _MOST_SEGMENT:
             raise UsageError(
                 f"a JPEG cannot carry so long a text: {what}, {len(options[name])} bytes, {_MOST_SEGMENT} fit",
-                hint="write a PNG or a WebP, or leave the metadata out", code="text-too-long",
+                hint="write a PNG or a WebP, or leave the metadata out", code=Cause.TEXT_TOO_LONG,
             )  # fmt: skip
 
 
@@ -204,5 +204,8 @@ def _decoded(data: bytes, kind: Format, size: tuple[int, int], name: str) -> Any
 def _bad(name: str, why: str) -> UsageError:
     what = f"the picture `{name}`" if name else "the picture"
     return UsageError(
-        f"cannot read {what}: {why}", hint="whole PNG, JPEG and WebP files can be read", code="bad-picture", path=name
+        f"cannot read {what}: {why}",
+        hint="whole PNG, JPEG and WebP files can be read",
+        code=Cause.BAD_PICTURE,
+        path=name,
     )

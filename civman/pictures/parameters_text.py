@@ -18,7 +18,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Final
 
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 from civman.pictures.infotext import Parsed, read
 
 __all__ = ["Part", "SecondPass", "Generation", "text", "Parsed", "read"]
@@ -271,7 +271,7 @@ def _number(value: float) -> str:
 
 def _finite(value: float) -> float:
     if not math.isfinite(value):
-        raise UsageError(f"{value} is no number that a picture can carry", code="bad-parameters")
+        raise UsageError(f"{value} is no number that a picture can carry", code=Cause.BAD_PARAMETERS)
     return value
 
 

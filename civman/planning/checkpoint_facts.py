@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from civman.diffusion.families import VAE, Config, Family, component_configs, family_of, require_parts
-from civman.errors import CannotRender, UsageError
+from civman.errors import CannotRender, Cause, UsageError
 from civman.planning.find_files import Found
 
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
@@ -43,7 +43,7 @@ def read_checkpoint(
     channels = configs["unet"]["in_channels"]
     if channels not in (4, 9):
         raise CannotRender(
-            f"a UNet with {channels} input channels is none civman can feed", code="odd-input", channels=channels
+            f"a UNet with {channels} input channels is none civman can feed", code=Cause.ODD_INPUT, channels=channels
         )
     facts, flags, label = family.facts, found.identity.flags, found.inspected.label
     notices: tuple[str, ...] = ()
@@ -83,10 +83,12 @@ def stated_dimensions(found: Found, folder: Path) -> str:
                 }
                 stated |= {name: different} if different else {}
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"cannot read `{file}`: {error}", code="bad-config") from error
+        raise UsageError(f"cannot read `{file}`: {error}", code=Cause.BAD_CONFIG) from error
     if not any(file.is_file() for _, file in files):
         raise UsageError(
-            f"`{folder}` holds no config of a component", hint="it needs files like unet/config.json", code="bad-config"
+            f"`{folder}` holds no config of a component",
+            hint="it needs files like unet/config.json",
+            code=Cause.BAD_CONFIG,
         )
     return json.dumps(stated, sort_keys=True, separators=(",", ":")) if stated else ""
 

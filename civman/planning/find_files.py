@@ -12,7 +12,7 @@ from civman.domain.events import OnEvent, Started, Verifying
 from civman.domain.files.header import Header, Sniffed
 from civman.domain.recipes.recipe import RecipeFile
 from civman.domain.refs import Air, HashKind, HashRef, NameRef, PathRef, parse_ref
-from civman.errors import HashMismatch, NotFound, Refused, UsageError
+from civman.errors import Cause, HashMismatch, NotFound, Refused, UsageError
 from civman.index import AssetFilter, Index
 from civman.manage.held import ambiguous, held, one_of, seen_now
 from civman.manage.inspection import Inspected, inspect_asset, inspect_path, path_of
@@ -200,13 +200,13 @@ def _require_kind(role: str, inspected: Inspected) -> None:
         raise Refused(
             f"`{inspected.name}` is no safetensors file: it looks like {inspected.content}",
             hint="civman renders from safetensors files only: others may run code when they are opened",
-            code="not-safetensors",
+            code=Cause.NOT_SAFETENSORS,
         )  # fmt: skip
     kind = inspected.part.kind
     if kind not in (*_WANTED[role], Kind.UNKNOWN):
         raise UsageError(
             f"`{inspected.name}` is no {_title(role)}: its tensors show {_article(kind)}",
-            hint=_OPTIONS.get(kind, "`civman inspect` tells what a file is"), code="wrong-kind", kind=kind.value,
+            hint=_OPTIONS.get(kind, "`civman inspect` tells what a file is"), code=Cause.WRONG_KIND, kind=kind.value,
         )  # fmt: skip
 
 

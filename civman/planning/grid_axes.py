@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 from civman.planning.vary import Change, field_of, is_number
 
 MOST_CELLS: Final = 400
@@ -77,7 +77,7 @@ def changes_of(values: Sequence[tuple[Axis, str]], prompts: tuple[str, str]) -> 
 
 def bad_grid(message: str, hint: str | None = None) -> UsageError:
     """The error for a grid that makes no sense."""
-    return UsageError(message, hint=hint, code="bad-grid")
+    return UsageError(message, hint=hint, code=Cause.BAD_GRID)
 
 
 def _axis(text: str) -> Axis:

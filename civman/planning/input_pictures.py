@@ -9,7 +9,7 @@ from typing import Any
 
 from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import Recipe
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 from civman.planning.plan_types import Planned
 from civman.store.blobs import digest_of
 from civman.store.partial import store_error
@@ -50,7 +50,7 @@ def read_picture(path: Path, *, is_mask: bool = False) -> InputPicture:
         )
         raise UsageError(
             f"cannot read the {'mask' if is_mask else 'picture'} `{path}`: {why}",
-            hint="PNG, JPEG and WebP can be read", code="unreadable-picture",
+            hint="PNG, JPEG and WebP can be read", code=Cause.UNREADABLE_PICTURE,
         ) from error  # fmt: skip
     return InputPicture(path, Sha256(hashlib.sha256(data).hexdigest()), image.width, image.height, np.asarray(image))
 

@@ -18,7 +18,7 @@ from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.recipe import LoraUse, Recipe, RenderRequest, Resolved, complete
 from civman.domain.recipes.record import TypedPrompts
-from civman.errors import CannotRender, Incompatible, NotFound, UsageError
+from civman.errors import CannotRender, Cause, Incompatible, NotFound, UsageError
 from civman.index import Index
 from civman.planning import prompt_references
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
@@ -130,7 +130,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
             if wanted is not None and wanted not in here:
                 raise UsageError(
                     f"the recipe starts from a picture that is not here: sha256 {wanted}",
-                    hint="name its file", code="no-start-image",
+                    hint="name its file", code=Cause.NO_START_IMAGE,
                 )  # fmt: skip
         files |= _as_files([here[digest] for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest])
     return Planned(recipe, tuple(files.values()), _memory(recipe, found), checkpoint.notices)
@@ -158,10 +158,12 @@ def _pictures(request: RenderRequest) -> list[InputPicture]:
     if request.init_image is None:
         asked = {"a mask": request.mask_image, "a strength": request.strength, "a mask's blur": request.mask_blur}
         if alone := [name for name, value in asked.items() if value is not None]:
-            raise UsageError(f"{alone[0]} needs a picture to start from", hint="--init names it", code="no-start-image")
+            raise UsageError(
+                f"{alone[0]} needs a picture to start from", hint="--init names it", code=Cause.NO_START_IMAGE
+            )
         return []
     if request.mask_image is None and request.mask_blur is not None:
-        raise UsageError("a mask's blur needs a mask", hint="--mask names it", code="no-start-image")
+        raise UsageError("a mask's blur needs a mask", hint="--mask names it", code=Cause.NO_START_IMAGE)
     first = read_picture(Path(request.init_image))
     return [first, read_picture(Path(request.mask_image), is_mask=True)] if request.mask_image else [first]
 
@@ -208,7 +210,8 @@ def _compatible(checkpoint: Found, parts: Sequence[Found], conditions: Condition
         try:
             found.raise_if_blocked(allow_partial=conditions.allow_partial)
         except Incompatible as error:
-            option = "--allow-partial is content with that" if error.code == "partly-applies" else "--force tries it"
+            is_partial = error.code is Cause.PARTLY_APPLIES
+            option = "--allow-partial applies the layers that fit" if is_partial else "--force tries it anyway"
             error.hint = f"`civman list --fits CHECKPOINT` shows what goes with it; {option}"
             raise
     return found.cautions
@@ -220,7 +223,7 @@ def _within_limits(
     """The request with the numbers that depend on the checkpoint's kind or on the picture, and what to know."""
     notices: tuple[str, ...] = ()
     if checkpoint.family is Family.REFINER and not pictures:
-        raise CannotRender("a refiner only works on a picture", hint="--init names one", code="needs-picture")
+        raise CannotRender("a refiner only works on a picture", hint="--init names one", code=Cause.NEEDS_PICTURE)
     if pictures and request.width is None and request.height is None:
         width, height = size_like(pictures[0], checkpoint.native_size)
         request = replace(request, width=width, height=height)
@@ -232,7 +235,7 @@ def _within_limits(
         elif not 1 <= skip <= layers:
             raise UsageError(
                 f"clip skip {skip} is not between 1 and {layers}, the text encoder's layers",
-                code="clip-skip", clip_skip=skip, layers=layers,
+                code=Cause.CLIP_SKIP, clip_skip=skip, layers=layers,
             )  # fmt: skip
     return request, notices
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from civman.domain.recipes.recipe import EmbeddingUse
-from civman.errors import AmbiguousRef, UsageError
+from civman.errors import AmbiguousRef, Cause, UsageError
 from civman.planning.find_files import Finder, Found
 from civman.prompts import emphasis
 
@@ -24,7 +24,7 @@ class ScaledLora:
         if any(not abs(scale) <= _MOST_SCALE for scale in (self.scale, self.text_scale)):
             raise UsageError(
                 f"a scale beyond ±{_MOST_SCALE:.0f} for `{self.found.inspected.name}`",
-                hint="scales are mostly between 0 and 1.5", code="bad-scale",
+                hint="scales are mostly between 0 and 1.5", code=Cause.BAD_SCALE,
             )  # fmt: skip
 
 
@@ -45,11 +45,11 @@ def read(prompt: str, negative: str) -> Words:
             f"the negative prompt asks for the adapter `{unwanted.loras[0].name}`",
             hint="an adapter changes the whole picture: put its tag into the prompt, with a negative scale if that is"
             " what is meant",
-            code="prompt-syntax",
+            code=Cause.PROMPT_SYNTAX,
         )
     text = wanted.text.strip() if wanted.loras else prompt
     if emphasis.parse(text).loras:
-        raise UsageError("the prompt has a tag inside a tag", code="prompt-syntax")
+        raise UsageError("the prompt has a tag inside a tag", code=Cause.PROMPT_SYNTAX)
     return Words(text, negative, wanted.loras)
 
 
@@ -125,7 +125,7 @@ def embeddings(
         if not any(words[name] is found for name in used):
             raise UsageError(
                 f"neither prompt calls the embedding `{found.inspected.name}`",
-                hint=f"write `{found.names[0]}` where it is meant", code="embedding-unused",
+                hint=f"write `{found.names[0]}` where it is meant", code=Cause.EMBEDDING_UNUSED,
             )  # fmt: skip
     files = [found for found in candidates if any(words[name] is found for name in used)]
     return files, [EmbeddingUse(words[name].sha256, name) for name in sorted(used)]

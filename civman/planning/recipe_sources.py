@@ -10,7 +10,7 @@ from typing import Any
 from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import Recipe
 from civman.domain.recipes.record import Origin, Record, read_origin
-from civman.errors import AmbiguousRef, NotFound, UsageError
+from civman.errors import AmbiguousRef, Cause, NotFound, UsageError
 from civman.index import Index
 from civman.index.read_pictures import KeptPicture, PictureFilter
 from civman.pictures import contact_sheet, image_text
@@ -112,7 +112,7 @@ def _of_file(index: Index, path: Path) -> Told:
         return Told(path.name, Origin.of(known[0].record), path, is_lossless, known[0])
     raise NotFound(
         f"`{path.name}` carries no recipe of civman's, and its pixels are of no picture that this library made",
-        hint="`civman show` tells what other programs wrote into it", code="no-recipe", path=str(path),
+        hint="`civman show` tells what other programs wrote into it", code=Cause.NO_RECIPE, path=str(path),
     )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def _is_sheet(index: Index, path: Path, told: contact_sheet.Contents) -> UsageEr
     return UsageError(
         "\n".join([f"`{path.name}` is a contact sheet of {len(lines)} cells and no single picture:", *shown]),
         hint=f"make one of its cells again, such as `civman replay {numbers[0]}`" if numbers else None,
-        code="contact-sheet", path=str(path), cells=[digest for _, digest in told.cells],
+        code=Cause.CONTACT_SHEET, path=str(path), cells=[digest for _, digest in told.cells],
     )  # fmt: skip
 
 
@@ -143,14 +143,14 @@ def _kept(known: Iterable[KeptPicture], path: Path, origin: Origin) -> KeptPictu
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > _MOST_JSON:
-            raise UsageError(f"`{path}` is neither a picture nor a recipe: too large", code="bad-recipe")
+            raise UsageError(f"`{path}` is neither a picture nor a recipe: too large", code=Cause.BAD_RECIPE)
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         text = ""
     if not text.lstrip().startswith("{"):
         raise UsageError(
             f"`{path}` is neither a picture nor a recipe", hint="PNG, JPEG, WebP and recipes in JSON can be read",
-            code="bad-recipe",
+            code=Cause.BAD_RECIPE,
         )  # fmt: skip
     return text
 
@@ -189,7 +189,7 @@ def require_all(lacking: Sequence[Missing]) -> None:
     if local:
         hint += f"; `{local[0]}` did not come from there: `civman import FILE` takes in a copy"
     raise NotFound(
-        f"not here: {named}", hint=hint, code="missing-files", sha256=[str(each.sha256) for each in lacking],
+        f"not here: {named}", hint=hint, code=Cause.MISSING_FILES, sha256=[str(each.sha256) for each in lacking],
         air=[each.air or "" for each in lacking],
     )  # fmt: skip
 
@@ -200,6 +200,6 @@ def recipe_of(told: Told) -> Recipe:
         raise NotFound(
             f"`{told.name}` names its recipe ({told.origin.recipe_sha256[:12]}…) without its words, and this library"
             " did not make it",
-            hint="replay it where it was made, or from its recipe's JSON", code="no-recipe",
+            hint="replay it where it was made, or from its recipe's JSON", code=Cause.NO_RECIPE,
         )  # fmt: skip
     return told.origin.recipe

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from civman.errors import CannotRender
+from civman.errors import CannotRender, Cause
 
 _NEEDED = ("torch", "diffusers", "transformers", "safetensors", "tokenizers", "PIL")
 
@@ -12,7 +12,7 @@ def require_render_extra() -> None:
     if missing := missing_parts():
         raise CannotRender(
             f"rendering needs packages that are not installed: {', '.join(missing)}",
-            hint='`pip install "civman[render]"` installs them', code="no-render-extra", missing=missing,
+            hint='`pip install "civman[render]"` installs them', code=Cause.NO_RENDER_EXTRA, missing=missing,
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.recipe import HiresRequest, LoraRequest, Recipe, RenderRequest
 from civman.domain.scales import parse_scale_pair
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 from civman.index import Index
 from civman.planning.find_files import Finder
 from civman.planning.plan import Conditions, plan
@@ -99,7 +99,7 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
         return replace(request, hires=_hires(name, text, request.hires))
     if field in _HIRES:
         if request.hires is None:
-            raise UsageError(f"`{name}` needs a second pass", hint="set hires=2 or a size first", code="bad-value")
+            raise UsageError(f"`{name}` needs a second pass", hint="set hires=2 or a size first", code=Cause.BAD_VALUE)
         return replace(request, hires=_second_pass(request.hires, field, name, text))
     value: Any
     if field in _TEXTS:
@@ -111,7 +111,9 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
     elif field in _TRUTHS:
         value = _truth(name, text)
     else:
-        raise UsageError(f"a recipe has no field `{name}`", hint="one of " + ", ".join(FIELDS), code="unknown-field")
+        raise UsageError(
+            f"a recipe has no field `{name}`", hint="one of " + ", ".join(FIELDS), code=Cause.UNKNOWN_FIELD
+        )
     return replace(request, **{field: value})
 
 
@@ -132,7 +134,7 @@ def _with_scale(request: RenderRequest, ref: str, text: str, digest_of: DigestOf
     try:
         scale, text_scale = parse_scale_pair(text)
     except ValueError as error:
-        raise UsageError(f"`lora:{ref}={text}`: not a scale", code="bad-value") from error
+        raise UsageError(f"`lora:{ref}={text}`: not a scale", code=Cause.BAD_VALUE) from error
     kept = [lora for lora in request.loras if digest_of(lora.ref) != wanted]
     here = [i for i, lora in enumerate(request.loras) if digest_of(lora.ref) == wanted]
     if scale or text_scale:
@@ -143,7 +145,7 @@ def _with_scale(request: RenderRequest, ref: str, text: str, digest_of: DigestOf
 def _size(name: str, text: str) -> tuple[int, int]:
     width, sign, height = text.lower().replace("×", "x").partition("x")
     if not sign:
-        raise UsageError(f"`{name}={text}`: width x height in pixels is meant, such as 832x1216", code="bad-value")
+        raise UsageError(f"`{name}={text}`: width x height in pixels is meant, such as 832x1216", code=Cause.BAD_VALUE)
     return int(_number(name, width, int)), int(_number(name, height, int))
 
 
@@ -167,13 +169,13 @@ def _number(name: str, text: str, kind: type[int] | type[float]) -> int | float:
         return kind(text.strip())
     except ValueError as error:
         wanted = "a whole number" if kind is int else "a number"
-        raise UsageError(f"`{name}={text}`: {wanted} is meant", code="bad-value") from error
+        raise UsageError(f"`{name}={text}`: {wanted} is meant", code=Cause.BAD_VALUE) from error
 
 
 def _truth(name: str, text: str) -> bool:
     values = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     if text.strip().lower() not in values:
-        raise UsageError(f"`{name}={text}`: yes or no is meant", code="bad-value")
+        raise UsageError(f"`{name}={text}`: yes or no is meant", code=Cause.BAD_VALUE)
     return values[text.strip().lower()]
 
 
@@ -181,6 +183,6 @@ def _picture(sha256: Sha256, pictures: Mapping[Sha256, Path]) -> str:
     if sha256 not in pictures:
         raise UsageError(
             f"the recipe starts from a picture that is not here: sha256 {sha256}",
-            hint="--picture names its file", code="no-start-image",
+            hint="--picture names its file", code=Cause.NO_START_IMAGE,
         )  # fmt: skip
     return str(pictures[sha256])

@@ -13,7 +13,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 
 _ROUND, _SQUARE = 1.1, 1 / 1.1
 _TAG = re.compile(r"<(\w+):([^<>]*)>")
@@ -95,7 +95,7 @@ def _refusal(prompt: str, place: int, reason: str) -> UsageError:
     near = prompt[max(0, place - 10) : place + 30]
     return UsageError(
         f"prompt, character {place + 1}: {reason}: `{near}`",
-        code="prompt-syntax",
+        code=Cause.PROMPT_SYNTAX,
         hint="a backslash before a bracket makes it plain text",
         position=place + 1,
         near=near,

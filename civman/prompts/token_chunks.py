@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from civman.errors import Incompatible, UsageError
+from civman.errors import Cause, Incompatible, UsageError
 from civman.prompts.emphasis import ParsedPrompt
 from civman.prompts.tokenizer import CHUNK, COMMA, ClipTokenizer
 
@@ -50,7 +50,7 @@ def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, in
         if length > CHUNK:
             raise Incompatible(
                 f"embedding `{name}` has {length} vectors, a text encoder reads {CHUNK} tokens at a time",
-                code="embedding-too-long",
+                code=Cause.EMBEDDING_TOO_LONG,
                 embedding=name,
                 vectors=length,
             )
@@ -92,7 +92,7 @@ class _Finder:
             if ids in seen:
                 raise UsageError(
                     f"the embeddings `{seen[ids]}` and `{name}` have names that read the same",
-                    code="ambiguous-embedding",
+                    code=Cause.AMBIGUOUS_EMBEDDING,
                     hint="give one of them another name",
                 )
             seen[ids] = name

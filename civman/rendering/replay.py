@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.record import Record
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 from civman.planning.plan_types import Planned
 from civman.planning.recipe_sources import Told, pixel_sha256, pixels_of
 from civman.rendering.compare_pictures import Difference, Distance, Verdict, differences, distance, judge
@@ -45,7 +45,7 @@ def again(told: Told, planned: Planned, *, machine: Machine, on_event: OnEvent =
         return [Again(Verdict.MADE, each, None) for each in drawn]
     mine = next((each for each in drawn if each.record.seed == then.seed), None)
     if mine is None:
-        raise UsageError(f"the recipe makes no picture with seed {then.seed}", code="bad-recipe")
+        raise UsageError(f"the recipe makes no picture with seed {then.seed}", code=Cause.BAD_RECIPE)
     return [_compared(told, then, mine)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from civman.domain.file_names import safe_name
 from civman.domain.recipes.record import Record, stripped
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 from civman.pictures import image_text, record_text
 from civman.store.partial import store_error
 from civman.system.move_files import remove_file, replace_file
@@ -49,16 +49,18 @@ class Place:
         said = image_text.SUFFIXES.get(output.suffix.lower())
         is_file = bool(said) and not output.is_dir()
         if output.suffix.lower() in (".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl") and not output.is_dir():
-            raise UsageError(f"pictures are kept as PNG, JPEG or WebP, not as `{output.suffix}`", code="bad-format")
+            raise UsageError(f"pictures are kept as PNG, JPEG or WebP, not as `{output.suffix}`", code=Cause.BAD_FORMAT)
         if manner.format not in (None, *FORMATS):
-            raise UsageError(f"`{manner.format}` is no format", hint="one of png, jpeg, webp", code="bad-format")
+            raise UsageError(f"`{manner.format}` is no format", hint="one of png, jpeg, webp", code=Cause.BAD_FORMAT)
         if is_file and manner.format not in (None, said):
-            raise UsageError(f"`{output.name}` is the name of a {said}, not of a {manner.format}", code="bad-format")
+            raise UsageError(
+                f"`{output.name}` is the name of a {said}, not of a {manner.format}", code=Cause.BAD_FORMAT
+            )
         if manner.quality is not None and not 1 <= manner.quality <= 100:
-            raise UsageError(f"quality is 1 to 100, not {manner.quality}", code="bad-format")
+            raise UsageError(f"quality is 1 to 100, not {manner.quality}", code=Cause.BAD_FORMAT)
         self._format: image_text.Format = (said if is_file and said else None) or _known(manner.format)
         if manner.quality is not None and self._format == "png":
-            raise UsageError("a PNG has no quality: it loses nothing", code="bad-format")
+            raise UsageError("a PNG has no quality: it loses nothing", code=Cause.BAD_FORMAT)
         self._manner = manner
         self._file = output if is_file else None
         self.folder = output.parent if self._file else output

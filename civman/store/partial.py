@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from civman.domain.byte_ranges import Ranges
-from civman.errors import DiskFull, StoreError
+from civman.errors import Cause, DiskFull, StoreError
 from civman.store.resume_journal import Journal, Memory, Validator, allocated_bytes, promised_bytes
 from civman.system.file_io import (
     Repeat,
@@ -294,7 +294,7 @@ def store_error(error: OSError, path: Path) -> StoreError:
         return StoreError(f"the path `{path}` is too long for this system", hint=LONG_PATHS_HINT, path=str(path))
     if is_in_use(error):
         hint = "close the program that has it open, then run the same command again"
-        return StoreError(f"`{path}` is open in another program", code="file-in-use", hint=hint, path=str(path))
+        return StoreError(f"`{path}` is open in another program", code=Cause.FILE_IN_USE, hint=hint, path=str(path))
     hint = ""
     if error.errno == errno.EFBIG:
         hint = "this file system or a limit of the account allows no file so large; choose another with --library"

@@ -15,7 +15,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from civman.domain.digests import Sha256
-from civman.errors import StoreError
+from civman.errors import Cause, StoreError
 from civman.store.blobs import BlobStore, StoredBlob
 from civman.store.partial import store_error
 from civman.system.move_files import remove_file, rename_file, replace_file
@@ -80,7 +80,7 @@ class Trash:
     @contextmanager
     def held(self, removal: Removal) -> Iterator[None]:
         """A removal is filled, undone or emptied by one process at a time. Raises: StoreError: `removal-busy`."""
-        with _locked(self._store.root / "locks" / f"{removal.id}.lock", f"removal {removal.id}", "removal-busy"):
+        with _locked(self._store.root / "locks" / f"{removal.id}.lock", f"removal {removal.id}", Cause.REMOVAL_BUSY):
             yield
 
     def take(self, removal: Removal, sha256: Sha256) -> int:
@@ -158,12 +158,12 @@ def blob_lock(store: BlobStore, sha256: Sha256, *, wait_s: float = 60.0) -> Iter
 
     Raises: StoreError: `blob-busy`, another process holds it longer than `wait_s`; or the library cannot be written.
     """
-    with _locked(store.root / "locks" / f"{sha256}.lock", sha256[:10], "blob-busy", wait_s, sha256=sha256):
+    with _locked(store.root / "locks" / f"{sha256}.lock", sha256[:10], Cause.BLOB_BUSY, wait_s, sha256=sha256):
         yield
 
 
 @contextmanager
-def _locked(path: Path, what: str, code: str, wait_s: float = 60.0, **facts: str) -> Iterator[None]:
+def _locked(path: Path, what: str, code: Cause, wait_s: float = 60.0, **facts: str) -> Iterator[None]:
     lock = FileLock(path)
     deadline = monotonic() + wait_s
     while not lock.acquire():

@@ -15,10 +15,9 @@ from civman.civitai.storage_connection import Network, StorageConnection
 from civman.domain.events import Event, Received
 from civman.domain.timeouts import Patience
 from civman.download.rate_limit import RateLimit
-from civman.download.retry import Setbacks
 from civman.download.segments import Spans
 from civman.download.speed import Pace
-from civman.errors import BadAnswer, Interrupted, NetworkError, NotAllowed, NotFound, UnsafeRedirect
+from civman.errors import Interrupted, NetworkError
 from civman.library import Library
 from civman.settings import load_settings
 from civman.store.resume_journal import Journal
@@ -202,7 +201,7 @@ def _no_tls() -> None:
     raise AssertionError("loopback speaks plain http")
 
 
-# Spans, setbacks, limits: plain values -----------------------------------------------------------------------------
+# Spans, limits: plain values ---------------------------------------------------------------------------------------
 
 
 def quiet_connection() -> StorageConnection:
@@ -238,59 +237,6 @@ def test_the_slowest_span_gives_up_half_and_a_silent_one_all() -> None:
     assert slow.left_bytes == 0
     assert slow.connection.is_aborted
     assert not half.connection.is_aborted
-
-
-def test_failures_are_counted_until_one_too_many_and_forgotten_with_progress() -> None:
-    setbacks = Setbacks(Patience(tries=3))
-    cut = NetworkError("cut", code="connection-cut")
-
-    waits = [setbacks.weigh(cut, time.monotonic()), setbacks.weigh(cut, time.monotonic())]
-    with pytest.raises(NetworkError):
-        setbacks.weigh(cut, time.monotonic())
-    setbacks.forget()
-
-    assert 0.3 < waits[0] < waits[1] < 1.3
-    assert setbacks.weigh(cut, time.monotonic()) < 0.7
-
-
-def test_requests_that_were_under_way_together_fail_once() -> None:
-    setbacks = Setbacks(Patience(tries=3))
-    began = time.monotonic()
-
-    waits = [setbacks.weigh(NetworkError("cut", code="connection-cut"), began) for _ in range(20)]
-
-    assert max(waits) < 0.7
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        NotAllowed("no", code="early-access"),
-        NotFound("gone"),
-        UnsafeRedirect("no"),
-        BadAnswer("page", code="login-page"),
-        NetworkError("quota", code="quota"),
-        NetworkError("busy", code="storage-busy", retry_after="121"),
-        NetworkError("busy", code="storage-busy", retry_after="Fri, 31 Dec 2100 23:59:59 GMT"),
-    ],
-)
-def test_what_no_try_cures_is_final_at_once(error: Exception) -> None:
-    with pytest.raises(type(error)):
-        Setbacks(Patience()).weigh(error, time.monotonic())
-
-
-@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("0", 0.0), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0)])
-def test_a_server_that_asks_for_a_wait_gets_it(header: str, seconds: float) -> None:
-    busy = NetworkError("busy", code="storage-busy", retry_after=header)
-
-    assert Setbacks(Patience()).weigh(busy, time.monotonic()) == seconds
-
-
-@pytest.mark.parametrize("header", ["soon", "", "-5", "1e9", "٣"])
-def test_a_wait_that_is_no_number_is_ours_to_choose(header: str) -> None:
-    busy = NetworkError("busy", code="storage-busy", retry_after=header)
-
-    assert 0 < Setbacks(Patience()).weigh(busy, time.monotonic()) < 1
 
 
 def test_a_speed_limit_needs_few_connections() -> None:

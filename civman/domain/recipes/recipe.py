@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from civman.domain.digests import Sha256, sha256_from
-from civman.errors import UsageError
+from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
 
@@ -204,7 +204,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
-            raise UsageError(f"the recipe cannot be rendered: {problem}", code="bad-recipe")
+            raise UsageError(f"the recipe cannot be rendered: {problem}", code=Cause.BAD_RECIPE)
 
     def to_json(self) -> str:
         """The canonical text: equal recipes have equal texts."""
@@ -241,11 +241,11 @@ class Recipe:
         """As `from_json`, from what the text means."""
         schema = value.get("schema") if isinstance(value, dict) else None
         if not isinstance(value, dict) or not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-            raise UsageError("not a recipe: no schema number", code="bad-recipe")
+            raise UsageError("not a recipe: no schema number", code=Cause.BAD_RECIPE)
         if schema > SCHEMA:
             raise UsageError(
                 f"the recipe has schema {schema}, this civman knows {SCHEMA}",
-                hint="update civman", code="newer-recipe",
+                hint="update civman", code=Cause.NEWER_RECIPE,
             )  # fmt: skip
         entries = {key: item for key, item in value.items() if key != "schema"}
         if schema == 1:
@@ -266,7 +266,7 @@ def read_json(text: str) -> object:
         return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"not a recipe: {error}", hint="a recipe is taken whole, as civman wrote it", code="bad-recipe"
+            f"not a recipe: {error}", hint="a recipe is taken whole, as civman wrote it", code=Cause.BAD_RECIPE
         ) from error
 
 
@@ -434,12 +434,12 @@ def _read_object(kind: Any, value: object, where: str) -> Any:
         raise _wrong(where, "an object")
     hints, known = get_type_hints(kind), {field.name for field in fields(kind)}
     if unknown := sorted(map(str, value.keys() - known)):
-        raise UsageError(f"not a recipe: unknown entry `{where}.{unknown[0]}`", code="bad-recipe")
+        raise UsageError(f"not a recipe: unknown entry `{where}.{unknown[0]}`", code=Cause.BAD_RECIPE)
     # a recipe leaves nothing to a default, not even when read
     if missing := sorted(known - value.keys()):
-        raise UsageError(f"not a recipe: `{where}.{missing[0]}` is missing", code="bad-recipe")
+        raise UsageError(f"not a recipe: `{where}.{missing[0]}` is missing", code=Cause.BAD_RECIPE)
     return kind(**{name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()})
 
 
 def _wrong(where: str, wanted: str) -> UsageError:
-    return UsageError(f"not a recipe: `{where}` is not {wanted}", code="bad-recipe")
+    return UsageError(f"not a recipe: `{where}` is not {wanted}", code=Cause.BAD_RECIPE)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from civman.domain.digests import Sha256, sha256_from
 from civman.domain.recipes.recipe import Recipe, canonical, read_json
-from civman.errors import IntegrityError, UsageError
+from civman.errors import Cause, IntegrityError, UsageError
 
 SCHEMA: Final = 1
 Environment = Mapping[str, str | int]
@@ -57,7 +57,9 @@ class Record:
 
     def __post_init__(self) -> None:
         if not self.recipe.seed <= self.seed < self.recipe.seed + self.recipe.count:
-            raise UsageError(f"the recipe makes no picture with seed {self.seed}", code="bad-recipe", seed=self.seed)
+            raise UsageError(
+                f"the recipe makes no picture with seed {self.seed}", code=Cause.BAD_RECIPE, seed=self.seed
+            )
 
     def to_json(self) -> str:
         """The canonical JSON text: equal records have equal texts."""
@@ -113,14 +115,14 @@ def read_origin(text: str) -> Origin:
     """
     value = read_json(text)
     if not isinstance(value, dict):
-        raise UsageError("not a recipe: no object", code="bad-recipe")
+        raise UsageError("not a recipe: no object", code=Cause.BAD_RECIPE)
     if "civman_picture" not in value:
         recipe = Recipe.from_value(value)
         return Origin(recipe.sha256, recipe)
     if value["civman_picture"] != SCHEMA:
         raise UsageError(
             f"the record has schema {value['civman_picture']}, this civman knows {SCHEMA}",
-            hint="update civman", code="newer-recipe",
+            hint="update civman", code=Cause.NEWER_RECIPE,
         )  # fmt: skip
     stated = _sha256(value, "recipe_sha256")
     if "recipe" not in value:
@@ -143,7 +145,7 @@ def _unedited(value: object, stated: Sha256) -> Recipe:
             f"the recipe was changed after the picture was made: its SHA-256 is {recipe.sha256[:12]}…, the picture"
             f" says {stated[:12]}…",
             hint="take the picture as civman wrote it; `civman replay … --set FIELD=VALUE` makes a variation",
-            code="edited-recipe", expected=stated, actual=recipe.sha256,
+            code=Cause.EDITED_RECIPE, expected=stated, actual=recipe.sha256,
         )  # fmt: skip
     return recipe
 
@@ -153,27 +155,27 @@ def _sha256(value: dict[str, Any], name: str) -> Sha256:
     try:
         return sha256_from(found if isinstance(found, str) else "")
     except ValueError as error:
-        raise UsageError(f"not a recipe: `{name}` is not a SHA-256", code="bad-recipe") from error
+        raise UsageError(f"not a recipe: `{name}` is not a SHA-256", code=Cause.BAD_RECIPE) from error
 
 
 def _whole(value: dict[str, Any], name: str) -> int:
     found = value.get(name)
     if type(found) is not int:
-        raise UsageError(f"not a recipe: `{name}` is not a whole number", code="bad-recipe")
+        raise UsageError(f"not a recipe: `{name}` is not a whole number", code=Cause.BAD_RECIPE)
     return found
 
 
 def _list(value: dict[str, Any], name: str) -> list[Any]:
     found = value.get(name, [])
     if not isinstance(found, list):
-        raise UsageError(f"not a recipe: `{name}` is not a list", code="bad-recipe")
+        raise UsageError(f"not a recipe: `{name}` is not a list", code=Cause.BAD_RECIPE)
     return found
 
 
 def _environment(value: dict[str, Any]) -> Environment:
     found = value.get("environment")
     if not isinstance(found, dict) or not all(type(item) in (str, int) for item in found.values()):
-        raise UsageError("not a recipe: `environment` is not one", code="bad-recipe")
+        raise UsageError("not a recipe: `environment` is not one", code=Cause.BAD_RECIPE)
     return found
 
 
@@ -183,14 +185,14 @@ def _typed(value: dict[str, Any]) -> TypedPrompts | None:
             return None
         case [str() as prompt, str() as negative]:
             return TypedPrompts(prompt, negative)
-    raise UsageError("not a recipe: `typed` is not two texts", code="bad-recipe")
+    raise UsageError("not a recipe: `typed` is not two texts", code=Cause.BAD_RECIPE)
 
 
 def _names(value: dict[str, Any]) -> tuple[FileName, ...]:
     names = []
     for item in _list(value, "names"):
         if not isinstance(item, dict):
-            raise UsageError("not a recipe: `names` has an entry that is none", code="bad-recipe")
+            raise UsageError("not a recipe: `names` has an entry that is none", code=Cause.BAD_RECIPE)
         rest = [str(item.get(key, "")) for key in ("name", "model", "version", "autov3")]
         names.append(FileName(_sha256(item, "sha256"), *rest))
     return tuple(names)
