@@ -1,4 +1,4 @@
-"""TCP, proxy and TLS under a storage connection. What was checked is what is dialled."""
+"""Open the TCP, proxy and TLS connection for a storage download. It connects only to addresses that were checked."""
 
 import base64
 import contextlib
@@ -26,11 +26,12 @@ def dial(
     loopback_allowed: bool,
     publish: Publish,
 ) -> socket.socket:
-    """A connected socket to the host of `parts`, through the proxy that the environment names and TLS where due.
+    """A connected socket to the host of `parts`, through the environment's proxy and TLS where needed.
 
-    `publish` is given the socket as soon as there is one, and again when TLS has wrapped it, so that another thread
-    can shut it down meanwhile.
-    Raises: UnsafeRedirect, NetworkError, ConfigError: a proxy that cannot be used. OSError: it broke.
+    `publish` receives the socket as soon as it exists, and again after TLS has wrapped it, so that another thread can
+    shut it down meanwhile.
+
+    Raises: UnsafeRedirect, NetworkError. ConfigError: a proxy that cannot be used. OSError: the connection failed.
     """
     host, secure = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
@@ -54,7 +55,7 @@ def dial(
 
 
 def proxy_for(scheme: str, host: str) -> SplitResult | None:
-    """The proxy that the environment names for `host`, if any. Raises: ConfigError: not an http:// one."""
+    """The proxy for `host` from the environment, or None. Raises: ConfigError: it is not an http:// proxy."""
     if urllib.request.proxy_bypass(host):
         return None
     proxies = urllib.request.getproxies()
@@ -71,10 +72,10 @@ def proxy_for(scheme: str, host: str) -> SplitResult | None:
 
 
 def _connected(host: str, port: int, timeout_s: float, *, loopback_allowed: bool) -> socket.socket:
-    """A TCP connection to an address of `host` that passed `allowed_urls.check_ip`."""
+    """A TCP connection to an IP address of `host` that `allowed_urls.check_ip` accepted."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name that DNS could hold
+    except (OSError, UnicodeError) as error:  # UnicodeError: the name cannot exist in DNS
         reason = getattr(error, "strerror", None) or "no such name"
         raise NetworkError(f"cannot find `{host}`: {reason}", hint=_ONLINE_HINT, host=host) from error
     last: OSError | None = None
@@ -101,7 +102,7 @@ def _proxy_socket(proxy: SplitResult, timeout_s: float) -> socket.socket:
 
 
 def _tunnel(sock: socket.socket, proxy: SplitResult, host: str, port: int) -> None:
-    """Have the proxy connect `sock` to `host`. Source: RFC 9110, section 9.3.6."""
+    """Make the proxy connect `sock` to `host`. Source: RFC 9110, section 9.3.6."""
     name = f"[{host}]" if ":" in host else host.encode("idna").decode()
     lines = [f"CONNECT {name}:{port} HTTP/1.1", f"Host: {name}:{port}"]
     if proxy.username:
@@ -110,7 +111,8 @@ def _tunnel(sock: socket.socket, proxy: SplitResult, host: str, port: int) -> No
     sock.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
     head = bytearray()
     while b"\r\n\r\n" not in head and len(head) < _LONGEST_HEAD_BYTES:
-        part = sock.recv(4096)  # the other end of the tunnel is silent until TLS begins: nothing of it is read here
+        # the server sends nothing through the tunnel before TLS starts, so no tunnelled data is consumed here
+        part = sock.recv(4096)
         if not part:
             raise _proxy_error(proxy, "it closed the connection")
         head += part
@@ -131,11 +133,11 @@ def _proxy_error(proxy: SplitResult, reason: str) -> NetworkError:
 
 
 def shut(sock: socket.socket) -> None:
-    """End whatever another thread waits for on `sock`.
+    """Interrupt whatever another thread is waiting for on `sock`.
 
-    Past SSLSocket's own `shutdown`, which would let that thread go on reading, then without decryption.
+    This bypasses SSLSocket's own `shutdown`, after which that thread would continue to read, but without decryption.
     """
-    with contextlib.suppress(OSError):  # it is gone already, which was the wish
+    with contextlib.suppress(OSError):  # it is already closed
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 

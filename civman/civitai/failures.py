@@ -23,7 +23,7 @@ _EDGE_CODE = re.compile(r"error code: (\d{3,4})")
 
 
 class Endpoint(StrEnum):
-    """What was asked, as far as it changes what an answer means."""
+    """The requested endpoint, as far as it changes the meaning of a response."""
 
     LOOKUP = "lookup"
     SEARCH = "search"
@@ -33,7 +33,7 @@ class Endpoint(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked, for messages: `what` reads as in "CivitAI does not know <what>"."""
+    """What was requested, for messages: `what` completes "CivitAI does not know <what>"."""
 
     what: str
     endpoint: Endpoint = Endpoint.LOOKUP
@@ -42,7 +42,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """An error answer taken apart: `text` is the site's own word, `all_text` every word in it, lower case."""
+    """A parsed error response: `text` is the site's message, `all_text` every word in it, in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -53,7 +53,7 @@ class _Said:
 
 
 def cause(status: int, headers: Mapping[str, str], body: bytes, asked: Asked) -> CivmanError:
-    """The error that an answer other than the expected one stands for; the caller raises it."""
+    """The error for a response other than the expected one; the caller raises it."""
     said = _said(status, headers, body)
     if 300 <= status < 400:
         return _redirected(said, asked)
@@ -77,10 +77,10 @@ def cause(status: int, headers: Mapping[str, str], body: bytes, asked: Asked) ->
 
 
 def storage_cause(status: int, headers: Mapping[str, str], body: bytes) -> CivmanError:
-    """The error that an answer of the storage behind a download address stands for; the caller raises it.
+    """The error for a response of the storage behind a download URL; the caller raises it.
 
-    Storage speaks the XML of S3 or the JSON of B2 (`code`, `message`); a mirror that serves its own bytes speaks as
-    CivitAI does (`error`) and is read so.
+    Storage responds with the XML of S3 or the JSON of B2 (`code`, `message`). A mirror that serves its own files may
+    respond like CivitAI (`error`), which is read too.
     """
     said = _said(status, headers, body)
     if "error" in said.fields:
@@ -112,7 +112,7 @@ def storage_cause(status: int, headers: Mapping[str, str], body: bytes) -> Civma
 
 
 def is_login_address(url: str) -> bool:
-    """Whether `url` is a page that asks a person to log in."""
+    """Whether `url` is a login page."""
     try:
         path = urlsplit(url).path
     except ValueError:
@@ -121,7 +121,7 @@ def is_login_address(url: str) -> bool:
 
 
 def login_page(asked: Asked) -> CivmanError:
-    """The error for being sent to the login page instead of an answer."""
+    """The error for a redirect to the login page."""
     hint = "check the key with `civman doctor`" if asked.has_key else _KEY_HINT
     return BadAnswer(f"CivitAI answered {asked.what} with its login page", code=Cause.LOGIN_PAGE, hint=hint)
 
@@ -135,7 +135,7 @@ def _redirected(said: _Said, asked: Asked) -> CivmanError:
     if is_login_address(location):
         return login_page(asked)
     if asked.endpoint is Endpoint.DOWNLOAD and re.match(r"/(model-versions|models)/\d+", path):
-        # what a browser gets where a program gets 403: the page that sells early access
+        # browsers get the page that sells early access where programs get 403
         return _early_access(asked, None)
     if not location:
         return BadAnswer(f"CivitAI answered {asked.what} with a redirect to nowhere", status=said.status)
@@ -146,7 +146,7 @@ def _redirected(said: _Said, asked: Asked) -> CivmanError:
 
 
 def _edge(said: _Said) -> CivmanError | None:
-    """Cloudflare's own refusals, which come as text or as its web pages."""
+    """The error for a refusal by Cloudflare, which comes as text or as a web page."""
     match = _EDGE_CODE.search(said.all_text) if not said.fields else None
     code = int(match[1]) if match else 0
     if code == 1009:
@@ -317,7 +317,7 @@ def _text(value: Json) -> str:
 
 
 def _issue(text: str) -> str:
-    """The first complaint of a validation error, which CivitAI sends as JSON inside a string."""
+    """The first message of a validation error, which CivitAI sends as JSON inside a string."""
     start = text.find("[")
     try:
         issues = json.loads(text[start:]) if start >= 0 else None
@@ -335,7 +335,7 @@ def _quoted(text: str) -> str:
 
 
 def _quotable(text: str) -> str:
-    """A stranger's words on one line, without control characters and without what addresses may carry."""
+    """Text from the server on one line, without control characters and without secrets from URLs."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     line = _URL.sub(lambda match: safe_url(match[0]), line)
     return line if len(line) <= 200 else line[:199] + "…"

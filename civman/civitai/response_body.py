@@ -1,4 +1,4 @@
-"""The bytes of one answer, from the socket straight into a caller's buffer."""
+"""Read the body of one response from the socket directly into a caller's buffer."""
 
 import contextlib
 import http.client
@@ -14,7 +14,7 @@ _SMALL_BODY_S = 60.0
 
 
 class Body:
-    """The bytes of one answer, `[start, start + length)` of a file of `total_bytes` (None: the server did not say)."""
+    """The body of one response: the bytes `[start, start + length)` of a file of `total_bytes` (None: unknown)."""
 
     def __init__(
         self,
@@ -33,21 +33,21 @@ class Body:
         self.is_partial = response.status == http.HTTPStatus.PARTIAL_CONTENT
         self.etag = response.headers.get("ETag")
         self.left_bytes = length
-        """None: the end of the connection is the end of the body, and a cut cannot be told from it."""
+        """None: the body ends when the connection closes, so a broken connection cannot be detected."""
         self.is_over = False
-        """Whether nothing more will come."""
+        """Whether the end of the body was reached."""
         self._response = response
         self._socket = sock
         self._stall_s = stall_s
         self._heard_at = time.monotonic()
         self._is_past_head = False
-        """Whether http.client's own buffer is empty, so that the socket can be read around it."""
+        """Whether http.client's own buffer is empty, so that the socket can be read directly."""
         self._can_fill = sockets.CAN_FILL and type(sock) is socket.socket and not response.chunked
 
     def fill(self, view: memoryview, within_s: float) -> int:
-        """Put what arrives within `within_s` into `view`; less than fits, maybe nothing, where no more has come.
+        """Read what arrives within `within_s` into `view`. Returns the number of bytes, possibly 0.
 
-        Raises: NetworkError: cut short (`connection-cut`) or silent for `stall_s` (`stalled`).
+        Raises: NetworkError: the connection broke (`connection-cut`) or sent nothing for `stall_s` (`stalled`).
         """
         if self.left_bytes is not None:
             view = view[: self.left_bytes]
@@ -64,7 +64,7 @@ class Body:
             except NetworkError:
                 if not filled:
                     raise
-                break  # what came before the end is kept, and the next call meets the end again
+                break  # keep the bytes before the end; the next call reports the end
         now = time.monotonic()
         if filled:
             self._heard_at = now
@@ -73,7 +73,7 @@ class Body:
         return filled
 
     def read_into(self, view: memoryview) -> int:
-        """Put what has arrived into `view`, waiting for at least one byte; 0 at the end.
+        """Read the available bytes into `view`, waiting for at least one. Returns 0 at the end of the body.
 
         Raises: as `fill`.
         """
@@ -86,12 +86,15 @@ class Body:
         except TimeoutError as error:
             raise self._stalled() from error
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
-            # ValueError and AttributeError: another thread closed the connection under this read
+            # ValueError and AttributeError mean that another thread closed the connection during this read
             raise connection_cut(self.host, error) from error
         return self._counted(count)
 
     def read_all(self, most_bytes: int) -> bytes:
-        """The whole body, for small things. Raises: NetworkError, BadAnswer: longer than `most_bytes` or a minute."""
+        """The whole body, for small responses.
+
+        Raises: NetworkError. BadAnswer: it is longer than `most_bytes`, or takes longer than a minute.
+        """
         data = bytearray()
         view = memoryview(bytearray(_FIRST_READ_BYTES))
         deadline = time.monotonic() + _SMALL_BODY_S
@@ -106,9 +109,9 @@ class Body:
         return bytes(data)
 
     def _filled(self, view: memoryview) -> int:
-        """As `fill`, in one system call.
+        """Like `fill`, in one system call.
 
-        With one for whatever has arrived, the threads of a fast transfer hand the interpreter to and fro all the time.
+        With one call for every arrival, the threads of a fast transfer would constantly compete for the interpreter.
         """
         try:
             count = sockets.fill(self._socket, view)
@@ -119,7 +122,8 @@ class Body:
         return 0 if count is None else self._counted(count)
 
     def _settle(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # another thread closed it: the next read will say so
+        # another thread closed the connection, and the next read reports it
+        with contextlib.suppress(OSError, ValueError):
             self._socket.settimeout(self._stall_s)
 
     def _counted(self, count: int) -> int:
@@ -131,13 +135,13 @@ class Body:
             self.left_bytes -= count
             if self.left_bytes == 0:
                 self.is_over = True
-                self._response.close()  # lets the connection be used again
+                self._response.close()  # lets the connection be reused
         return count
 
     def _read(self, view: memoryview) -> int:
         if self._response.chunked:
             return self._response.readinto(view[:_FIRST_READ_BYTES])
-        if self._is_past_head:  # past http.client's buffer: from the socket into the caller's memory
+        if self._is_past_head:  # read from the socket into the caller's memory, without http.client's buffer
             return int(self._response.fp.raw.readinto(view) or 0)
         wanted = min(len(view), _FIRST_READ_BYTES)
         data = self._response.fp.read1(wanted)
@@ -146,13 +150,13 @@ class Body:
         return len(data)
 
     def _is_ready(self, within_s: float) -> bool:
-        """Whether `read_into` would not wait, now or `within_s`; also True where only a try can tell."""
+        """Whether `read_into` would return immediately, now or `within_s`; also True if only a read can tell."""
         pending = getattr(self._socket, "pending", None)
         if not self._is_past_head or (pending is not None and pending()):
             return True
         try:
             return sockets.is_readable(self._socket, max(0.0, within_s))
-        except (OSError, ValueError):  # another thread closed it: the read will say so
+        except (OSError, ValueError):  # another thread closed the connection, and the read reports it
             return True
 
     def _stalled(self) -> NetworkError:
@@ -160,6 +164,6 @@ class Body:
 
 
 def connection_cut(host: str, error: Exception | None) -> NetworkError:
-    """The error for a connection that ended in the middle of something."""
+    """The error for a connection that broke during a response."""
     why = f": {error}" if isinstance(error, ConnectionError) and str(error) else ""
     return NetworkError(f"the connection to `{host}` broke{why}", code=Cause.CONNECTION_CUT, hint=CUT_HINT, host=host)

@@ -1,7 +1,7 @@
-"""Bulk bytes: one kept-alive connection that reads ranges of a file straight into a caller's buffer.
+"""Download ranges of a file over one kept-alive connection, directly into a caller's buffer.
 
-Beside httpx on purpose: on one core a 1 GB file takes 3.0-3.6 s through httpx streams and 1.4-1.7 s here, because
-nothing is copied between the socket and the buffer that is written to disk (`body`). TLS settings are httpx's own.
+This does not use httpx: on one core a 1 GB file takes 3.0-3.6 s with httpx streams and 1.4-1.7 s here, because nothing
+is copied between the socket and the buffer that is written to disk (`response_body`). The TLS settings are httpx's.
 """
 
 import http.client
@@ -24,24 +24,24 @@ from civman.errors import BadAnswer, Cause, NetworkError
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 _KEPT = "%/:=&?~#+!$,;'@()*[]"
-"""Not quoted in an address: reserved characters, and escapes that are there already."""
+"""Characters that are not quoted in a URL: reserved ones and existing escapes."""
 _ERROR_BODY_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """How connections are made: who we are, how long silence may last (seconds), and where we may go."""
+    """How connections are made: the user agent, the maximum silence in seconds, and which URLs are allowed."""
 
     user_agent: str
     stall_s: float = 20.0
     connect_s: float = 15.0
     loopback_allowed: bool = False
     token: str | None = field(default=None, repr=False)
-    """Sent only to an address that says so, and never past its first hop."""
+    """The API key. It is sent only to a URL for which that is requested, and never to the target of a redirect."""
 
 
 class StorageConnection:
-    """One connection to wherever a file lies, reused from range to range. For one thread, but for `abort`."""
+    """One connection to a file's host, reused for several ranges. For one thread, except for `abort`."""
 
     def __init__(self, network: Network, tls: Callable[[], ssl.SSLContext]) -> None:
         self._network = network
@@ -52,20 +52,23 @@ class StorageConnection:
         self._body: Body | None = None
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        """What `abort` shuts down; http.client forgets its own where the server closes after the answer."""
+        """The socket that `abort` shuts down; http.client drops its own reference if the server will close it."""
         self.is_aborted = False
-        """Set by `abort`, for good: nothing comes from this connection any more."""
+        """Set by `abort` permanently: the connection delivers nothing any more."""
         self.is_dialling = False
-        """Looking up a name or connecting, which another thread cannot end; `abort` makes it come to nothing."""
+        """Whether a name lookup or connect is in progress.
+
+        Another thread cannot stop it, but `abort` discards its result.
+        """
 
     def open(self, url: str, *, start: int, end: int | None, send_token: bool = False, etag: str | None = None) -> Body:
-        """Ask for `[start, end)` (None: to the end) of what `url` leads to, following safe redirects.
+        """Request the bytes `[start, end)` (None: to the end) of `url`, following safe redirects.
 
-        `etag` goes along as If-Range: a changed file comes back whole, from 0. A server without ranges does so too,
-        and so does any server when `start` is 0 and `end` None, which is no range at all.
+        `etag` is sent as If-Range: a changed file is returned whole, from 0. A server without ranges also returns the
+        whole file, and so does every server if `start` is 0 and `end` is None, because that is not a range request.
 
-        Raises: NetworkError, NotAllowed, NotFound by what the server answered; UnsafeRedirect; BadAnswer: a web
-            page, a compressed body or a range that was not asked for.
+        Raises: NetworkError, NotAllowed, NotFound, by the server's response. UnsafeRedirect. BadAnswer: a web page, a
+            compressed body, or a range that was not requested.
         """
         headers = {
             "User-Agent": self._network.user_agent,
@@ -92,20 +95,20 @@ class StorageConnection:
         raise BadAnswer(f"more than {allowed_urls.MAX_HOPS} redirects", code=Cause.REDIRECT_LOOP, host=parts.hostname)
 
     def abort(self) -> None:
-        """End the transfer from another thread: a waiting read fails at once, and so does all that follows."""
+        """Stop the transfer from another thread: a waiting read fails at once, and so do all later calls."""
         with self._lock:
             self.is_aborted = True
             if self._socket is not None:
                 shut(self._socket)
 
     def close(self) -> None:
-        """Drop the connection; the next `open` makes a new one."""
+        """Close the connection; the next `open` makes a new one."""
         with self._lock:
             self._socket = None
         if self._connection is not None:
             self._connection.close()
         if self._response is not None:
-            self._response.close()  # http.client lets go of one after which the server closes
+            self._response.close()  # http.client drops a connection that the server will close
         self._connection, self._response, self._origin, self._body = None, None, None, None
 
     def _request(self, parts: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
@@ -118,7 +121,7 @@ class StorageConnection:
             self.close()
             if not is_reused or self.is_aborted:
                 raise
-        return self._exchange(parts, headers)  # a kept-alive connection may have been closed meanwhile
+        return self._exchange(parts, headers)  # the server may have closed the kept-alive connection meanwhile
 
     def _exchange(self, parts: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
         host = parts.hostname or ""
@@ -145,7 +148,7 @@ class StorageConnection:
                 raise connection_cut(host, error) from error
             raise BadAnswer(f"`{host}` does not speak HTTP as it should: {type(error).__name__}", host=host) from error
         except (OSError, ValueError, AttributeError) as error:
-            # ValueError and AttributeError: another thread shut the connection down under this request
+            # ValueError and AttributeError mean that another thread shut down the connection during this request
             self.close()
             raise connection_cut(host, error) from error
 
@@ -205,13 +208,13 @@ class StorageConnection:
 
 
 class _OverTls(http.client.HTTPConnection):
-    """Given a socket that speaks TLS already; http.client's own would load every certificate again."""
+    """A connection over a socket that already uses TLS; http.client's own class would load all certificates again."""
 
     default_port = http.client.HTTPS_PORT
 
 
 def tls_context() -> ssl.SSLContext:
-    """Httpx's TLS settings: the certificates that SSL_CERT_FILE or SSL_CERT_DIR name, else certifi's."""
+    """The TLS settings of httpx: certificates from SSL_CERT_FILE or SSL_CERT_DIR, else from certifi."""
     return httpx.create_ssl_context()
 
 
@@ -219,7 +222,7 @@ _NOT_A_FILE_HINT = "nothing was kept of it; try again, and look at `civman docto
 
 
 def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) -> tuple[Cause, str] | None:
-    """Why a 200 or 206 is not the bytes that were asked for, as (code, words), or None."""
+    """Why a 200 or 206 response does not contain the requested bytes, as cause and message, or None."""
     headers = response.headers
     if headers.get_content_type() in ("text/html", "application/xhtml+xml"):
         return Cause.LOGIN_PAGE, "sent a web page instead of the file"
@@ -242,14 +245,14 @@ def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) ->
 
 
 def _range_in(response: http.client.HTTPResponse) -> tuple[int, int, int | None]:
-    """First and last byte of a 206 and the whole length where it is told; the header was matched before."""
+    """The first and last byte of a 206 response, and the file's size if given; the header was validated before."""
     match = _CONTENT_RANGE.fullmatch(response.headers["Content-Range"])
     first, last, total = match.groups() if match else ("0", "-1", "*")
     return int(first), int(last), None if total == "*" else int(total)
 
 
 def _as_text(header: str) -> str:
-    """A header as its sender meant it: http.client reads Latin-1, and servers write UTF-8."""
+    """A header value as its sender meant it: http.client decodes Latin-1, but servers send UTF-8."""
     try:
         return header.encode("latin-1").decode()
     except UnicodeDecodeError:
@@ -257,7 +260,10 @@ def _as_text(header: str) -> str:
 
 
 def _target(parts: SplitResult) -> str:
-    """Path and query as they go out: what servers forget to quote (spaces, all beyond ASCII) is, as browsers do."""
+    """The path and query to send.
+
+    Characters that servers forget to quote (spaces, non-ASCII) are quoted, as in browsers.
+    """
     path, query = (quote(part, safe=_KEPT) for part in (parts.path or "/", parts.query))
     return f"{path}?{query}" if query else path
 

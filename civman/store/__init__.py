@@ -1,1 +1,1 @@
-"""The only code that touches blobs."""
+"""The library's files on disk. The only code that writes them."""

@@ -1,7 +1,7 @@
-"""The content-addressed store: a file under its digest's name *is* that digest.
+"""The content-addressed store: a file named by a digest always has that digest.
 
-Layout: `blobs/sha256/ab/<sha256><suffix>`, read-only, beside it `<sha256>.civman.json` (what the index knew, enough
-to rebuild it) and `<sha256>.preview.<ext>`. Downloads under way live in `partial/`. Nothing else writes there.
+Layout: `blobs/sha256/ab/<sha256><suffix>`, read-only, next to it `<sha256>.civman.json` (a copy of the index's data,
+enough to rebuild it) and `<sha256>.preview.<ext>`. Downloads in progress are in `partial/`. No other code writes there.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _SIDECAR = ".civman.json"
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
-    """A file in the store, by its name; whether its bytes are still right only `digest` tells."""
+    """A file in the store, identified by its name. Only `digest` checks that its contents are still intact."""
 
     sha256: Sha256
     suffix: str
@@ -39,16 +39,16 @@ class StoredBlob:
 
 
 class BlobStore:
-    """Verified files by digest, and the partials that may become some."""
+    """The verified files by digest, and the partial files that may become such files."""
 
     def __init__(self, root: Path) -> None:
-        """`root` is the library's folder; nothing is made until something is stored."""
+        """`root` is the library's folder; nothing is created until a file is stored."""
         self.root = root
         self._blobs = root / "blobs" / "sha256"
         self._partials = root / "partial"
 
     def find(self, sha256: Sha256) -> StoredBlob | None:
-        """The blob with this digest, if it is here."""
+        """The blob with this digest, or None."""
         try:
             entries = [entry for entry in (self._blobs / sha256[:2]).iterdir() if entry.name.startswith(sha256)]
         except FileNotFoundError:
@@ -58,11 +58,11 @@ class BlobStore:
         return next((blob for entry in entries if (blob := _as_blob(entry)) is not None), None)
 
     def place_of(self, sha256: Sha256, suffix: str) -> Path:
-        """Where a blob with this digest lies or would lie."""
+        """The path that a blob with this digest has or would have."""
         return self._blobs / sha256[:2] / (sha256 + (suffix if _SUFFIX.fullmatch(suffix) else ""))
 
     def blobs(self) -> Iterator[StoredBlob]:
-        """All blobs, by digest."""
+        """All blobs, ordered by digest."""
         try:
             for folder in sorted(self._blobs.iterdir()) if self._blobs.is_dir() else []:
                 for entry in sorted(folder.iterdir()):
@@ -73,15 +73,17 @@ class BlobStore:
             raise store_error(error, self._blobs) from error
 
     def partial(self, key: str) -> Partial:
-        """The partial under `key`, not yet acquired. The same key means the same wanted bytes."""
+        """The partial file for `key`, not yet acquired. Use the same key for the same expected bytes."""
         return Partial(self._partials, key)
 
     def commit(
         self, partial: Partial, *, expected: Sha256 | None, actual: Sha256, name: str, suffix: str
     ) -> StoredBlob:
-        """Give a complete partial its name, if `actual` (the digest read back from disk) is what was expected.
+        """Rename a finished partial file to its final name, if its digest is the expected one.
 
-        Raises: HashMismatch: it is not; the partial is discarded. StoreError.
+        `actual` is the digest read back from disk.
+
+        Raises: HashMismatch: they differ; the partial file is deleted. StoreError.
         """
         if expected is not None and expected != actual:
             partial.close(discard=True)
@@ -97,7 +99,7 @@ class BlobStore:
             made = _make_folders(target.parent)
             partial.path.chmod(0o444)
             rename_file(partial.path, target)
-            for folder in (target.parent, *made):  # or a power cut could take the file and leave its row
+            for folder in (target.parent, *made):  # otherwise a power failure could lose the file but keep its row
                 sync_folder(folder)
         except OSError as error:
             raise store_error(error, target) from error
@@ -105,10 +107,10 @@ class BlobStore:
         return StoredBlob(actual, target.suffix, target, size_bytes)
 
     def take_in(self, path: Path, sha256: Sha256, suffix: str, *, by_link: bool) -> StoredBlob:
-        """Make the file at `path`, which was found to hash to `sha256`, a blob; the file itself stays.
+        """Add the file at `path`, whose SHA-256 is known, to the store; the file itself stays where it is.
 
-        `by_link`: by a hard link where the file system can (the file becomes read-only under both names), else by a
-        copy that is read back. Raises: HashMismatch: the copy differs. StoreError.
+        `by_link`: use a hard link if the file system supports it (the file becomes read-only under both names), else a
+        copy that is read back and compared. Raises: HashMismatch: the copy differs. StoreError.
         """
         target = self.place_of(sha256, suffix)
         temporary = self._partials / f"{sha256}.incoming"
@@ -131,7 +133,7 @@ class BlobStore:
         return StoredBlob(sha256, target.suffix, target, target.stat().st_size)
 
     def remove(self, sha256: Sha256) -> int:
-        """Delete the blob and what lies beside it; the bytes freed."""
+        """Delete the blob with its sidecar and preview. Returns the number of bytes freed."""
         freed = 0
         folder = self._blobs / sha256[:2]
         try:
@@ -144,13 +146,13 @@ class BlobStore:
         return freed
 
     def write_sidecar(self, sha256: Sha256, facts: dict[str, Any]) -> Path:
-        """Keep `facts` (plain JSON values) beside the blob, replacing what was there."""
+        """Write `facts` (plain JSON values) to the blob's sidecar file, replacing an earlier one."""
         path = self._beside(sha256, _SIDECAR)
         self._write(path, json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=True).encode())
         return path
 
     def read_sidecar(self, sha256: Sha256) -> dict[str, Any] | None:
-        """What `write_sidecar` kept, or None where it is absent or spoilt."""
+        """The contents of the blob's sidecar file; None if it is missing or damaged."""
         try:
             facts = json.loads(self._beside(sha256, _SIDECAR).read_bytes())
         except (OSError, ValueError):
@@ -158,13 +160,13 @@ class BlobStore:
         return facts if isinstance(facts, dict) else None
 
     def write_preview(self, sha256: Sha256, data: bytes, suffix: str) -> Path:
-        """Keep a preview picture beside the blob."""
+        """Store a preview image next to the blob."""
         path = self._beside(sha256, f".preview{suffix if _SUFFIX.fullmatch(suffix) else '.bin'}")
         self._write(path, data)
         return path
 
     def preview(self, sha256: Sha256) -> Path | None:
-        """The preview beside the blob, if one was kept."""
+        """The path of the blob's preview image, or None."""
         return next(iter(sorted((self._blobs / sha256[:2]).glob(f"{sha256}.preview.*"))), None)
 
     def _beside(self, sha256: Sha256, ending: str) -> Path:
@@ -186,7 +188,7 @@ class BlobStore:
 
 
 def digest_of(path: Path, on_progress: Callable[[int], None] | None = None) -> Sha256:
-    """SHA-256 of the bytes at `path`, read in full; `on_progress` gets the bytes read so far.
+    """The SHA-256 of the whole file at `path`; `on_progress` receives the number of bytes read so far.
 
     Raises: StoreError: it cannot be read.
     """
@@ -206,7 +208,7 @@ def digest_of(path: Path, on_progress: Callable[[int], None] | None = None) -> S
 
 
 def require_folder(root: Path) -> None:
-    """Make the library's folder. Raises: StoreError: it cannot be made, or something else is there."""
+    """Create the library's folder. Raises: StoreError: it cannot be created, or something else has that name."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -225,13 +227,13 @@ def _as_blob(entry: Path) -> StoredBlob | None:
 def _linked(path: Path, target: Path) -> bool:
     try:
         hard_link(path, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without hard links
         return False
     return True
 
 
 def _make_folders(folder: Path) -> list[Path]:
-    """Make `folder`; the folders in which an entry was added for it."""
+    """Create `folder` with its parents. Returns the folders that got a new entry."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return [place.parent for place in missing]

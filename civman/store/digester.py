@@ -1,6 +1,6 @@
-"""The digest of a partial, taken from the bytes on disk while they come.
+"""Compute the digest of a partial file while it is being downloaded, from the bytes on disk.
 
-One thread reads them back along the unbroken run from byte 0, so the digest is ready moments after the last byte is.
+A thread reads back the contiguous bytes from the start of the file, so the digest is ready moments after the last byte.
 """
 
 import hashlib
@@ -13,15 +13,15 @@ from civman.store.partial import Partial
 
 _READ_BYTES = 1 << 20
 _MAPPED_BYTES = 8 << 20
-"""Taken from the system's own memory at once, where so much is there: copying it out first costs a fifth more."""
+"""The number of bytes that are hashed directly from the page cache at once: copying them first costs a fifth more."""
 _POLL_S = 0.1
 
 
 class Digester:
-    """SHA-256 of a partial's bytes on disk, taken by a thread that follows its unbroken run from byte 0."""
+    """Computes the SHA-256 of a partial file in a thread that follows the contiguous bytes from the start."""
 
     def __init__(self, partial: Partial, on_progress: Callable[[int], None]) -> None:
-        """`on_progress` gets the number of bytes digested so far, from the thread."""
+        """`on_progress` is called from the thread with the number of bytes hashed so far."""
         self._partial = partial
         self._on_progress = on_progress
         self._sha256 = hashlib.sha256()
@@ -34,9 +34,9 @@ class Digester:
         self._thread.start()
 
     def finish(self, cancel: threading.Event) -> Sha256:
-        """Wait until the whole file is digested; its SHA-256.
+        """Wait until the whole file is hashed and return its SHA-256.
 
-        Raises: StoreError: the disk cannot be read. Interrupted: `cancel` was set. What `on_progress` raised.
+        Raises: StoreError: the disk cannot be read. Interrupted: `cancel` was set. Also what `on_progress` raised.
         """
         while self._thread.is_alive():
             self._thread.join(_POLL_S)
@@ -50,7 +50,7 @@ class Digester:
         return Sha256(self._sha256.hexdigest())
 
     def stop(self) -> None:
-        """Give up; the digest is void."""
+        """Stop without a result."""
         with self._partial.changed:
             self._stopped = True
             self._partial.changed.notify_all()
@@ -61,7 +61,8 @@ class Digester:
         try:
             while (frontier := self._wait()) is not None:
                 while self.done_bytes < frontier and not self._stopped:
-                    # what an earlier attempt left may have to come from the disk, whose errors a mapping cannot tell
+                    # bytes from an earlier attempt may have to be read from disk, and a memory mapping cannot report
+                    # read errors
                     if self._can_map and frontier - self.done_bytes >= _READ_BYTES and not partial.held_bytes:
                         self._take_mapped(min(frontier, self.done_bytes + _MAPPED_BYTES))
                     else:

@@ -1,4 +1,4 @@
-"""A file on its way into the store: bytes in place, and resumable. Bytes once written are never written again."""
+"""A partially downloaded file that can be resumed. Bytes once written are never overwritten."""
 
 import errno
 import os
@@ -29,23 +29,26 @@ from civman.system.process_lock import FileLock
 
 _JOURNAL_EVERY_BYTES = 4 << 20
 _JOURNAL_EVERY_S = 0.02
-"""The journal is behind by so many bytes (fewer for small files), or by so long where more come: what a kill costs."""
+"""The maximum delay of the journal in bytes (less for small files) or time: what a killed process loses."""
 _LOOK_EVERY_S = 0.05
 _SYNC_EVERY_S = 0.2
 _SYNC_EVERY_BYTES = 32 << 20
-"""Whichever comes first: fast transfers are synced more often, so that little waits for the disk at the end."""
+"""Sync after so many bytes or so much time, so that little is left to wait for at the end."""
 _SYNC_FROM_BYTES = 8 << 20
-"""Smaller files are synced once, at the end."""
+"""Smaller files are synced only once, at the end."""
 _RELEASED_FROM_BYTES = 256 << 20
-"""Larger files do not stay in memory once they are on the disk and digested: they would push out what other programs
-keep there, and memory used again is cheap where new memory is not (1 GiB of it costs a virtual machine 1 to 2 s)."""
+"""Larger files are dropped from the page cache once they are on disk and hashed.
+
+They would displace what other programs keep there. Reusing memory is also faster than allocating it: 1 GiB of new
+memory costs a virtual machine 1 to 2 s.
+"""
 _RELEASED_AT_ONCE = 8 << 20
 
 
 class Partial:
-    """One download's bytes and journal, owned by one process at a time through its lock.
+    """The bytes and the journal of one download. A lock makes sure that only one process owns it at a time.
 
-    Threads may `write` at once; the rest belongs to the owner.
+    Several threads may call `write` at once; all other methods belong to the owner.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -55,25 +58,28 @@ class Partial:
         self.validator: Validator | None = None
         self.ranges = Ranges()
         self.held_bytes = 0
-        """Bytes that an earlier attempt left and that count."""
+        """The number of usable bytes from an earlier attempt."""
         self.discarded = ""
-        """Why an earlier attempt's bytes do not count; empty when they do, or when there were none."""
+        """Why the bytes of an earlier attempt cannot be used; empty if they can, or if there are none."""
         self.digested_bytes = 0
-        """How far the digester has read: up to there nobody needs the bytes in memory."""
+        """How far the digester has read: these bytes are no longer needed in memory."""
         self.changed = threading.Condition()
-        """Guards `ranges`; notified when they change."""
+        """Guards `ranges` and is notified when they change."""
         self._folder = folder
         self._journal = Journal(folder, key)
         self._lock = FileLock(folder / f"{key}.lock")
         self._descriptor = -1
         self._claimed = Ranges()
-        """Written or being written: no byte on disk is ever replaced, for the digester may have read it."""
+        """The ranges that are written or being written.
+
+        Bytes on disk are never replaced, because they may be hashed already.
+        """
         self._unjournaled_bytes, self._journaled_at = 0, 0.0
         self._syncer: Repeat | None = None
         self._synced_at, self._synced_bytes, self._released_bytes = 0.0, 0, 0
 
     def acquire(self) -> bool:
-        """Take ownership and read what an earlier attempt left. False: another process has it.
+        """Take ownership and read what an earlier attempt left. Returns False if another process has it.
 
         Raises: StoreError: the folder cannot be written.
         """
@@ -81,7 +87,7 @@ class Partial:
             return False
         try:
             if self.path.exists() and not os.access(self.path, os.W_OK):
-                self.path.chmod(0o644)  # killed between being made read-only and getting its name
+                self.path.chmod(0o644)  # a process was killed after making the file read-only and before renaming it
             self._descriptor = open_for_update(self.path)
             self._resume()
         except OSError as error:
@@ -90,14 +96,14 @@ class Partial:
         return True
 
     def journaled_bytes(self) -> int:
-        """How far the owning process has come; for those who wait for it."""
+        """How many bytes the owning process has received, for processes that wait for it."""
         memory = self._journal.recall()
         return memory.ranges.total_bytes if memory else 0
 
     def reserve(self, size_bytes: int) -> None:
-        """Fix the full size and take the disk space for it, before the first byte.
+        """Set the full size and reserve the disk space for it, before the first byte is written.
 
-        Raises: DiskFull: there is not enough beside what other downloads were promised. StoreError.
+        Raises: DiskFull: not enough space besides what other downloads have reserved. StoreError.
         """
         if self.size_bytes is not None and self.size_bytes != size_bytes:
             self.reset()
@@ -128,7 +134,7 @@ class Partial:
             self._syncer = Repeat(self._sync, _LOOK_EVERY_S)
 
     def write(self, offset: int, data: memoryview | bytes) -> int:
-        """Put `data` at `offset`; how many of its bytes were not there before. Bytes that are there stay as they are.
+        """Write `data` at `offset` and return how many of its bytes are new. Existing bytes are not changed.
 
         Raises: DiskFull, StoreError.
         """
@@ -155,17 +161,17 @@ class Partial:
         return fresh
 
     def missing(self) -> list[tuple[int, int]]:
-        """The gaps, in order."""
+        """The ranges that are missing, in order."""
         with self.changed:
             return self.ranges.missing(self.size_bytes or 0)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every byte is there."""
+        """Whether every byte has been written."""
         return self.size_bytes is not None and self.ranges.frontier >= self.size_bytes
 
     def reset(self) -> None:
-        """Forget all bytes; `reserve` starts from nothing. Raises: StoreError."""
+        """Discard all bytes; `reserve` then starts from zero. Raises: StoreError."""
         self._stop_syncing()
         try:
             with self.changed:
@@ -179,18 +185,18 @@ class Partial:
             raise store_error(error, self.path) from error
 
     def seal(self) -> None:
-        """Bring every byte to the disk itself and close the file, still owned. Raises: StoreError."""
+        """Sync every byte to disk and close the file, but keep ownership. Raises: StoreError."""
         self._stop_syncing()
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             raise store_error(error, self.path) from error
-        self._close_file()  # Windows renames no open file
+        self._close_file()  # Windows cannot rename an open file
 
     def close(self, *, discard: bool = False) -> None:
-        """Let go. What has arrived stays for the next attempt with a journal up to date, unless `discard`.
+        """Release ownership. Without `discard`, the received bytes and an up-to-date journal stay for the next attempt.
 
-        A journal that cannot be written (the disk is full) stays as it was: a little less is remembered.
+        If the journal cannot be written (the disk is full), the old one stays, and fewer bytes are resumed.
         """
         if not self._lock.is_held:
             return
@@ -203,12 +209,12 @@ class Partial:
             elif self.size_bytes is not None and self.path.exists():
                 self._remember()
         except OSError:
-            pass  # whatever led here is the error to tell; nothing wrong is left, at most something useless
+            pass  # report the error that led here; nothing wrong is left behind, at most an unused file
         finally:
             self._let_go()
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill `view` from disk at `offset`; the number of bytes read. Raises: StoreError."""
+        """Fill `view` from the file at `offset`. Returns the number of bytes read. Raises: StoreError."""
         try:
             count = read_at(self._descriptor, view, offset)
         except OSError as error:
@@ -219,9 +225,9 @@ class Partial:
 
     @contextmanager
     def mapped(self, start: int, end: int) -> Iterator[memoryview]:
-        """The bytes `[start, end)`, written a moment ago, as the system holds them.
+        """The bytes `[start, end)`, written a moment ago, as a memory mapping.
 
-        Raises: OSError: this file system or system maps no files; `read_into` works there. StoreError.
+        Raises: OSError: the file system cannot map files; use `read_into` instead. StoreError.
         """
         try:
             with mapped(self._descriptor, start, end) as view:
@@ -246,7 +252,7 @@ class Partial:
     def _remember(self) -> None:
         memory = self._memory()
         self._journal.note(memory)
-        if not boot_id() and self._descriptor >= 0:  # no way to tell a restart: only what is synced will count
+        if not boot_id() and self._descriptor >= 0:  # a restart cannot be detected here, so only synced bytes count
             os.fsync(self._descriptor)
             self._journal.note_synced(memory)
 
@@ -287,7 +293,7 @@ _DISK_HINT = "make room (`civman remove`) or choose another library with --libra
 
 
 def store_error(error: OSError, path: Path) -> StoreError:
-    """The error for what the system said about `path`."""
+    """The StoreError for an operating system error at `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"the disk is full: `{path.parent}`", hint=_DISK_HINT, path=str(path))
     if is_too_long(error, path):

@@ -1,4 +1,4 @@
-"""The safetensors header of a file on disk, without torch and without touching the weights."""
+"""Read the safetensors header of a file on disk, without torch and without reading the weights."""
 
 import os
 from pathlib import Path
@@ -11,9 +11,9 @@ _FIRST_BYTES = 512
 
 
 def read_header(path: Path) -> Header:
-    """The checked header of the file at `path`: two reads, milliseconds whatever the file's size.
+    """The validated header of the file at `path`: two reads, milliseconds whatever the file's size.
 
-    Raises: InvalidModelFile: it is no whole safetensors file. StoreError: it cannot be read.
+    Raises: InvalidModelFile: not a complete safetensors file. StoreError: it cannot be read.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -26,7 +26,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_first(path: Path, count: int = _FIRST_BYTES) -> bytes:
-    """The first `count` bytes, or what there is. Raises: StoreError."""
+    """The first `count` bytes of a file, or the whole file if it is shorter. Raises: StoreError."""
     try:
         with path.open("rb") as file:
             return file.read(count)

@@ -1,8 +1,8 @@
-"""What a partial download remembers of itself across a cut, a kill and a reboot.
+"""The journal that lets a download resume after a broken connection, a killed process or a reboot.
 
-Two small files beside the bytes. `<key>.live` names what was handed to the system: right as long as the machine has
-not restarted since, which its boot id tells. `<key>.synced` names what a sync has brought to the disk itself: right
-always. Both are replaced whole, so a crash leaves the old or the new one.
+It consists of two small files next to the partial file. `<key>.live` lists the ranges that were written: they can be
+trusted until the machine restarts, which its boot id reveals. `<key>.synced` lists the ranges that were synced to disk:
+they can always be trusted. Both are replaced atomically.
 """
 
 import json
@@ -20,7 +20,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Validator:
-    """What tells two contents behind one address apart: the ETag a host gave. Two hosts' are not comparable."""
+    """An ETag with its host.
+
+    It distinguishes different contents behind one URL; ETags of different hosts differ anyway.
+    """
 
     host: str
     etag: str
@@ -28,7 +31,7 @@ class Validator:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """One journal entry: the file's full size, the ranges that are there, and what the server called them."""
+    """One journal entry: the full size of the file, the ranges on disk, and the server's validators."""
 
     size_bytes: int
     ranges: Ranges
@@ -36,22 +39,22 @@ class Memory:
 
 
 class Journal:
-    """The two files of one partial. Not thread-safe: the owner holds a lock."""
+    """The two journal files of one partial file. Not thread-safe: the owner must hold a lock."""
 
     def __init__(self, folder: Path, key: str) -> None:
         self._live = folder / f"{key}.live"
         self._synced = folder / f"{key}.synced"
 
     def note(self, memory: Memory) -> None:
-        """Remember what was written. Cheap: nothing is synced. Raises: OSError."""
+        """Record what was written. This is fast, because nothing is synced. Raises: OSError."""
         self._replace(self._live, memory, is_synced=False)
 
     def note_synced(self, memory: Memory) -> None:
-        """Remember what is on the disk itself. Raises: OSError."""
+        """Record what has been synced to disk. Raises: OSError."""
         self._replace(self._synced, memory, is_synced=True)
 
     def recall(self) -> Memory | None:
-        """What can be relied on now, or None where nothing can."""
+        """What can be trusted now, or None."""
         live = _read(self._live)
         if live is not None and live[1] == boot_id() != "":
             return live[0]
@@ -59,7 +62,7 @@ class Journal:
         return synced[0] if synced is not None else None
 
     def forget(self) -> None:
-        """Remove both files, and what a kill left of their successors."""
+        """Remove both files, and temporary files that a killed process left."""
         for path in (self._live, self._synced):
             remove_file(path, missing_ok=True)
             remove_file(_newer(path), missing_ok=True)
@@ -84,12 +87,12 @@ class Journal:
                     os.fsync(file.fileno())
             replace_file(temporary, path)
         except OSError:
-            remove_file(temporary, missing_ok=True)  # half a journal, left by a full disk
+            remove_file(temporary, missing_ok=True)  # an incomplete journal, left by a full disk
             raise
 
 
 def promised_bytes(folder: Path, *, but_not: str) -> int:
-    """Disk space that other partials in `folder` still have to take, in bytes."""
+    """The disk space in bytes that other partial files in `folder` have reserved but not yet used."""
     promised = 0
     for path in folder.glob("*.live"):
         entry = _read(path)
@@ -103,7 +106,7 @@ def promised_bytes(folder: Path, *, but_not: str) -> int:
 
 
 def allocated_bytes(stats: os.stat_result) -> int:
-    """Bytes of disk a file takes; where the system does not say, its length."""
+    """The bytes of disk space that a file uses; its length if the system does not tell."""
     blocks = getattr(stats, "st_blocks", None)
     return stats.st_size if blocks is None else int(blocks) * 512
 
@@ -124,7 +127,7 @@ def _read(path: Path) -> tuple[Memory, str] | None:
         validator = Validator(*map(str, entry["validator"])) if entry["validator"] else None
         return Memory(size, ranges, validator), str(entry["boot"])
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None  # absent, torn or of another format: as good as none
+        return None  # missing, damaged or of another format: ignored
 
 
 def _pairs(listed: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

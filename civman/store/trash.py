@@ -1,7 +1,7 @@
-"""Removed files, kept for a while: one folder for each removal in `trash/`, on the library's own disk.
+"""Removed files that can still be restored: a folder for each removal in `trash/`, on the library's own file system.
 
-Moving is renaming: no byte is copied, and what comes back is the file that went. Beside the files lies `removal.json`,
-written before anything moves, with all that is needed to put the rows back.
+Files are moved by renaming, so nothing is copied and a restored file is the original one. Next to the files,
+`removal.json` contains everything needed to restore the rows; it is written before any file is moved.
 """
 
 import json
@@ -29,7 +29,7 @@ _EMPTIED = ".emptied"
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """One removal: when and why, and for each blob what has to come back (`entries`, as its maker wrote them)."""
+    """One removal: its time and reason, and for each blob the data needed to restore it (`entries`)."""
 
     folder: Path
     removed_at: datetime
@@ -38,17 +38,17 @@ class Removal:
 
     @property
     def id(self) -> str:
-        """The folder's name, by which a person points at it."""
+        """The folder's name, which identifies the removal."""
         return self.folder.name
 
     @property
     def size_bytes(self) -> int:
-        """What lies in it now."""
+        """The size in bytes of the files in it."""
         return sum(path.stat().st_size for path in self.folder.iterdir()) if self.folder.is_dir() else 0
 
     @property
     def digests(self) -> tuple[Sha256, ...]:
-        """The blobs it is about."""
+        """The digests of the removed blobs."""
         return tuple(Sha256(str(entry["sha256"])) for entry in self.entries)
 
 
@@ -61,7 +61,10 @@ class Trash:
 
     @contextmanager
     def begin(self, entries: list[dict[str, Any]], *, reason: str, now: datetime) -> Iterator[Removal]:
-        """A removal on disk that has not taken anything yet, held while it takes. Raises: StoreError."""
+        """Create a removal on disk that contains no files yet, locked while files are moved into it.
+
+        Raises: StoreError.
+        """
         name = f"{now:%Y%m%dT%H%M%S}-{now.microsecond:06d}-{os.getpid()}"
         folder = self.folder / name
         removal = Removal(folder, now, reason, tuple(entries))
@@ -79,22 +82,28 @@ class Trash:
 
     @contextmanager
     def held(self, removal: Removal) -> Iterator[None]:
-        """A removal is filled, undone or emptied by one process at a time. Raises: StoreError: `removal-busy`."""
+        """Lock a removal, so that only one process fills, restores or empties it.
+
+        Raises: StoreError: `removal-busy`.
+        """
         with _locked(self._store.root / "locks" / f"{removal.id}.lock", f"removal {removal.id}", Cause.REMOVAL_BUSY):
             yield
 
     def take(self, removal: Removal, sha256: Sha256) -> int:
-        """Move a blob and what lies beside it into the removal; the bytes moved. The blob itself goes last."""
+        """Move a blob, its sidecar and its preview into the removal. The blob is moved last.
+
+        Returns the bytes moved.
+        """
         return _move(self._store.place_of(sha256, "").parent, removal.folder, sha256)
 
     def give_back(self, removal: Removal, sha256: Sha256) -> StoredBlob | None:
-        """Move a blob and what lies beside it to its old place; None where neither place has it."""
+        """Move a blob, its sidecar and its preview back to the store. Returns None if the file is in neither place."""
         if self._store.find(sha256) is None:
             _move(removal.folder, self._store.place_of(sha256, "").parent, sha256)
         return self._store.find(sha256)
 
     def lying(self, removal: Removal, sha256: Sha256) -> tuple[Removal, Path] | None:
-        """The blob's file and the removal it lies in: this one, else the last that has it; None where none has."""
+        """The blob's file and the removal that contains it: this one, else the most recent one, else None."""
         for place in (removal, *self.removals()):
             path = _blob_in(place, sha256)
             if path is not None:
@@ -102,7 +111,7 @@ class Trash:
         return None
 
     def removals(self) -> list[Removal]:
-        """All removals that can still be undone, the last one first."""
+        """All removals that can be undone, the most recent first."""
         try:
             folders = sorted(self.folder.iterdir(), reverse=True) if self.folder.is_dir() else []
         except OSError as error:
@@ -114,32 +123,35 @@ class Trash:
         ]
 
     def find(self, sha256: Sha256) -> Removal | None:
-        """The last removal in which this blob's file lies."""
+        """The most recent removal that contains this blob's file."""
         return next((removal for removal in self.removals() if has_blob(removal, sha256)), None)
 
     def empty(self, removal: Removal) -> int:
-        """Delete a removal with all that is in it, for good; the bytes freed. From its first moment it is no more."""
+        """Permanently delete a removal with its files. Returns the bytes freed.
+
+        It cannot be restored from the start on.
+        """
         if removal.id.endswith(_EMPTIED):
             return _delete(removal.folder)
         doomed = removal.folder.with_name(removal.id + _EMPTIED)
         try:
             rename_file(removal.folder, doomed)
         except FileNotFoundError:
-            return 0  # another process was quicker
+            return 0  # another process has already deleted it
         except OSError as error:
             raise store_error(error, removal.folder) from error
         return _delete(doomed)
 
     def leavings(self) -> list[Removal]:
-        """What a crash left of removals that were being emptied."""
+        """Folders left by a process that was killed while emptying the trash."""
         folders = sorted(self.folder.glob(f"*{_EMPTIED}"))
         return [Removal(folder, datetime.fromtimestamp(0, UTC), "emptied", ()) for folder in folders]
 
 
 def take_back(store: BlobStore, sha256: Sha256) -> StoredBlob | None:
-    """The blob, fetched from the trash where somebody has just put it there; None where it is nowhere.
+    """Restore the blob if another process has just moved it to the trash. Returns None if it is nowhere.
 
-    The caller holds the blob's lock.
+    The caller must hold the blob's lock.
     """
     found = store.find(sha256)
     trash = Trash(store)
@@ -148,15 +160,15 @@ def take_back(store: BlobStore, sha256: Sha256) -> StoredBlob | None:
 
 
 def has_blob(removal: Removal, sha256: Sha256) -> bool:
-    """Whether the blob's own file lies in the removal."""
+    """Whether the removal contains the blob's own file."""
     return _blob_in(removal, sha256) is not None
 
 
 @contextmanager
 def blob_lock(store: BlobStore, sha256: Sha256, *, wait_s: float = 60.0) -> Iterator[None]:
-    """What belongs together about one blob (its file, its rows, what lies beside it) changes in one process at a time.
+    """Lock one blob, so that its file, its rows and its sidecar are changed by one process at a time.
 
-    Raises: StoreError: `blob-busy`, another process holds it longer than `wait_s`; or the library cannot be written.
+    Raises: StoreError: `blob-busy`: another process holds the lock longer than `wait_s`; or the library is read-only.
     """
     with _locked(store.root / "locks" / f"{sha256}.lock", sha256[:10], Cause.BLOB_BUSY, wait_s, sha256=sha256):
         yield
@@ -190,7 +202,7 @@ def _delete(folder: Path) -> int:
             remove_file(path)
         folder.rmdir()
     except FileNotFoundError:
-        return freed  # another process deletes it too
+        return freed  # another process deletes it at the same time
     except OSError as error:
         raise store_error(error, folder) from error
     return freed
@@ -202,7 +214,7 @@ def _move(source: Path, target: Path, sha256: Sha256) -> int:
         found = [path for path in source.iterdir() if path.name.startswith(sha256)] if source.is_dir() else []
         if found:
             target.mkdir(parents=True, exist_ok=True)
-        # what lies beside goes first and arrives first: whoever finds a blob finds what is known of it
+        # sidecar and preview are moved first, so that whoever finds a blob also finds its data
         for path in sorted(found, key=lambda path: _is_blob(path, sha256)):
             moved += path.stat().st_size
             replace_file(path, target / path.name)
@@ -219,5 +231,6 @@ def _read(folder: Path) -> Removal | None:
     try:
         note = json.loads((folder / _NOTE).read_bytes())
         return Removal(folder, datetime.fromisoformat(note["removed_at"]), str(note["reason"]), tuple(note["entries"]))
-    except (OSError, ValueError, KeyError, TypeError):  # no removal, or one that a crash left without its note
+    # not a removal, or one left by a crash without its `removal.json`
+    except (OSError, ValueError, KeyError, TypeError):
         return None
