@@ -25,7 +25,7 @@ RECORDED = sorted(path.stem for path in FOLDER.glob("*.json") if path.stem != "i
 OTHER_NAMES = {
     "lora-sd1-kohya": "kohya-sd1-lora",
     "lora-flux-kohya": "kohya-flux-dev-lora",
-    "lora-qwen-peft": "peft-qwen-image-lora",
+    "lora-qwen-peft": "peft-qwen-image-lora", "orig-qwen-image": "qwen-image-diffusers",
     "lokr-sdxl-lycoris": "kohya-sdxl-lokr-unet-only", "glora-sd1-lycoris": "kohya-sd1-glora",
     "kohya-sdxl-oft": "kohya-sdxl-oft-unet-only",
     "controlnet-flux-instantx": "controlnet-flux-diffusers", "lora-flux-xlabs": "peft-flux-dev-lora",

@@ -1,4 +1,4 @@
-"""What a command did, and where the workshop's fixtures are."""
+"""What a command did, and where the fixtures are."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
-"""Fixtures of the workshop; a public clone does not have them."""
+"""Recorded fixtures that are not part of the repository; a clone by itself does not have them."""
+OWN_ANSWERS = Path(__file__).parent / "fixtures" / "civitai"
+"""Answers of CivitAI's API in its shapes, written for these tests."""
 
 
 @dataclass(frozen=True)

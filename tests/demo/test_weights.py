@@ -4,19 +4,18 @@ import hashlib
 import json
 import math
 import struct
-from pathlib import Path
 
+import headers
 import pytest
 
 from civman.demo import demo_weights, model_layouts
-
-HEADERS = Path(__file__).parents[3] / "shared" / "fixtures" / "headers"
 
 
 def header_of(data: bytes) -> dict:
     return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
+@pytest.mark.parametrize("source", ["own/", ""], ids=["own", "recorded"])
 @pytest.mark.parametrize(
     ("fixture", "shapes"),
     [
@@ -27,11 +26,10 @@ def header_of(data: bytes) -> dict:
         ("kohya-sdxl-lora", model_layouts.kohya_lora(model_layouts.sdxl_checkpoint(), 4)),
     ],
 )
-def test_layout_has_the_names_and_ranks_of_the_real_file(fixture: str, shapes: model_layouts.Shapes) -> None:
-    path = HEADERS / f"{fixture}.json"
-    if not path.exists():
-        pytest.skip("the headers of real files are not here")
-    real = json.loads(path.read_text())["tensors"]
+def test_layout_has_the_names_and_ranks_of_the_real_file(
+    source: str, fixture: str, shapes: model_layouts.Shapes
+) -> None:
+    real = headers.case(source + fixture)["tensors"]
 
     noise_schedule = {name for name in real if name.startswith(("betas", "alphas", "sqrt_", "log_", "posterior"))}
     assert set(shapes) == set(real) - noise_schedule - {"model_ema.decay", "model_ema.num_updates"}

@@ -279,7 +279,12 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what is resident")
 @pytest.mark.parametrize(
     ("name", "family", "unet_parameters"),
-    [("ckpt-sd15", Family.SD1, 859_520_964), ("ckpt-sdxl", Family.SDXL, 2_567_463_684)],
+    [
+        ("own/ckpt-sd15", Family.SD1, 859_520_964),
+        ("own/ckpt-sdxl", Family.SDXL, 2_567_463_684),
+        ("ckpt-sd15", Family.SD1, 859_520_964),
+        ("ckpt-sdxl", Family.SDXL, 2_567_463_684),
+    ],
 )
 def test_a_file_of_full_size_loads_without_a_weight_being_read(
     tmp_path: Path, tiny_files: dict[str, Path], name: str, family: Family, unet_parameters: int

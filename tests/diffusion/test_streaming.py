@@ -163,7 +163,7 @@ def test_diffusers_own_pipeline_draws_with_it_too(tiny_files: dict[str, Path], k
 
 def test_a_whole_model_takes_the_memory_of_a_layer(tmp_path: Path) -> None:
     """SD 1.5's own shapes, computed in single precision: 3.4 GB of weights where they are loaded."""
-    file = headers.write_sparse("ckpt-sd15", tmp_path / "model.safetensors")
+    file = headers.write_sparse("own/ckpt-sd15", tmp_path / "model.safetensors")
     if file.stat().st_blocks * 512 > 8 << 20:
         pytest.skip("this file system keeps no holes")
     model = load(file, dtype=torch.float32, leaves=SMALL)

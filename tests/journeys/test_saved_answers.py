@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import SHARED
+from running import OWN_ANSWERS, SHARED
 
 from civman.civitai.client import CivitaiClient
 from civman.civitai.transport import Transport
@@ -17,7 +17,7 @@ from civman.index import Index, Source
 
 SAVED = SHARED / "fixtures" / "civitai"
 NOW = datetime(2026, 8, 15, 12, tzinfo=UTC)
-pytestmark = pytest.mark.skipif(not SAVED.is_dir(), reason="the saved answers are not here")
+FOLDERS = {"own": OWN_ANSWERS, "saved": SAVED}
 
 
 def scripted_server() -> Any:
@@ -34,7 +34,12 @@ def scripted_server() -> Any:
 
 
 def names(pattern: str) -> list[str]:
-    return sorted(path.name for path in SAVED.glob(pattern))
+    return sorted(f"{which}/{path.name}" for which, folder in FOLDERS.items() for path in folder.glob(pattern))
+
+
+def read(name: str) -> Any:
+    which, file = name.split("/")
+    return json.loads((FOLDERS[which] / file).read_text("utf-8"))
 
 
 def kept(tmp_path: Path, model: Any, versions: tuple[Any, ...], source: Source) -> None:
@@ -53,7 +58,7 @@ def kept(tmp_path: Path, model: Any, versions: tuple[Any, ...], source: Source) 
 
 @pytest.mark.parametrize("name", names("model-*.json"))
 def test_a_model_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
-    answer = json.loads((SAVED / name).read_text("utf-8"))
+    answer = read(name)
     with scripted_server() as site, CivitaiClient(Transport(site.address), clock=lambda: NOW) as client:
         site.answers(answer)
         page = client.model(answer["id"])
@@ -64,7 +69,7 @@ def test_a_model_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", names("version-*.json"))
 def test_a_version_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
-    answer = json.loads((SAVED / name).read_text("utf-8"))
+    answer = read(name)
     with scripted_server() as site, CivitaiClient(Transport(site.address), clock=lambda: NOW) as client:
         site.answers(answer)
         version = client.version(answer["id"])
@@ -75,7 +80,7 @@ def test_a_version_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", names("models-list-*.json"))
 def test_a_page_of_a_search_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
-    answer = json.loads((SAVED / name).read_text("utf-8"))
+    answer = read(name)
     answer = answer if "items" in answer else {"items": [answer], "metadata": {}}
     with scripted_server() as site, CivitaiClient(Transport(site.address), clock=lambda: NOW) as client:
         site.answers(answer)
@@ -87,7 +92,10 @@ def test_a_page_of_a_search_comes_back_as_it_was(name: str, tmp_path: Path) -> N
 
 
 def test_the_three_states_of_paid_access_come_back_as_they_were(tmp_path: Path) -> None:
-    saved = json.loads((SAVED / "versions-paid-access-states.2026-08.json").read_text("utf-8"))
+    path = SAVED / "versions-paid-access-states.2026-08.json"
+    if not path.exists():
+        pytest.skip("the saved answers are not here")
+    saved = json.loads(path.read_text("utf-8"))
     versions = saved["modelVersions"]
     answer = {"id": 77, "name": "gated", "type": "LORA", "modelVersions": versions}
     with scripted_server() as site, CivitaiClient(Transport(site.address), clock=lambda: NOW) as client:
