@@ -29,10 +29,34 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Latents that stay: where `mask` (1, 1, h, w) is 0 the clean picture is `latents` (1 or B, 4, h, w)."""
+    """Latents that stay: where `mask` (1, 1, h, w) is 0 the clean picture is `latents` (1 or B, 4, h, w).
+
+    `is_shown`: the model sees them there without noise and the clean picture is left alone, which is how A1111 inpaints
+    with DDIM, PLMS and UniPC.
+    """
 
     latents: Tensor
     mask: Tensor
+    is_shown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """How far the picture follows the prompt: unguided + (guided − unguided) · `scale`, at 1 without the negative one.
+
+    `rescale`: how much of the guided answer's contrast is brought back to the prompt's own. `in_pairs`: the unguided
+    clean picture is given beside the guided one. `follows_below_1`: a scale below 1 is used as it is (rules 2).
+    """
+
+    scale: float
+    rescale: float = 0.0
+    in_pairs: bool = False
+    follows_below_1: bool = True
+
+    @property
+    def asks_negative(self) -> bool:
+        """Whether the model is asked about the negative prompt."""
+        return self.in_pairs or (self.scale != 1 if self.follows_below_1 else self.scale > 1)
 
 
 class Denoiser:
@@ -47,35 +71,42 @@ class Denoiser:
         prompt: Conditioning,
         levels: NoiseLevels,
         *,
-        guidance: float,
-        rescale: float = 0.0,
+        guidance: Guidance,
         size: tuple[int, int],
         known: Known | None = None,
         extra: Tensor | None = None,
-        on_call: Callable[[], None] = lambda: None,
+        on_call: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._unet = model.unet
         self._levels = levels
         self._predicts_v = model.prediction == "v_prediction"
         self._guidance = guidance
-        self._rescale = rescale
         self._known = known
         self._extra = extra
         self._on_call = on_call
         self._dtype: torch.dtype = next(self._unet.parameters()).dtype
         self._passes = self._plan(model, prompt, size)
 
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """The clean picture the model sees in x (B, 4, h, w) float32, same shape and dtype."""
-        scaled = x / math.sqrt(sigma**2 + 1)
+    def __call__(self, x: Tensor, sigma: float) -> Any:
+        """The clean picture that the model sees in x (B, 4, h, w) float32; in pairs, with the unguided one."""
+        known, seen = self._known, x
+        if known is not None and known.is_shown:
+            seen = x * known.mask + known.latents * (1 - known.mask) * math.sqrt(sigma**2 + 1)
+        scaled = seen / math.sqrt(sigma**2 + 1)
         inputs = scaled if self._extra is None else torch.cat([scaled, self._extra.expand(len(x), -1, -1, -1)], dim=1)
         time = torch.tensor(self._levels.time(sigma), dtype=torch.float32, device=x.device)
         answers = [answer for contexts, added in self._passes for answer in self._ask(inputs, time, contexts, added)]
-        clean = self._clean(x, sigma, self._guided(answers))
-        if self._known is not None:
-            clean = clean * self._known.mask + self._known.latents * (1 - self._known.mask)
-        self._on_call()
-        return clean
+        wanted = [self._guided(answers), answers[-1]] if self._guidance.in_pairs else [self._guided(answers)]
+        cleans = []
+        for answer in wanted:
+            clean = self._clean(seen, sigma, answer)
+            if known is not None and known.is_shown:
+                clean = clean + (x - seen)  # what the model took for noise is noise of x
+            elif known is not None:
+                clean = clean * known.mask + known.latents * (1 - known.mask)
+            cleans.append(clean)
+        self._on_call(sigma)
+        return tuple(cleans) if self._guidance.in_pairs else cleans[0]
 
     def _plan(
         self, model: LoadedModel, prompt: Conditioning, size: tuple[int, int]
@@ -94,8 +125,7 @@ class Denoiser:
             return context.to(device, self._dtype), added
 
         entries = [entry(prompt.cond, prompt.pooled, positive=True)]
-        # at 1 the negative prompt cancels out, and below it would be followed
-        if prompt.uncond is not None and self._guidance > 1:
+        if prompt.uncond is not None and self._guidance.asks_negative:
             entries.append(entry(prompt.uncond, prompt.uncond_pooled, positive=False))
         if len({context.shape for context, _ in entries}) == 1:
             return [([context for context, _ in entries], [added for _, added in entries])]
@@ -120,18 +150,23 @@ class Denoiser:
         if len(answers) == 1:
             return answers[0]
         cond, uncond = answers
-        mixed = uncond + (cond - uncond) * self._guidance
-        if self._rescale:
+        mixed = uncond + (cond - uncond) * self._guidance.scale
+        if self._guidance.rescale:
             # Lin et al. 2023, section 3.4: strong guidance overexposes models trained to zero terminal SNR
             dims = tuple(range(1, cond.ndim))
             fitted = mixed * (cond.std(dim=dims, keepdim=True) / mixed.std(dim=dims, keepdim=True))
-            mixed = fitted * self._rescale + mixed * (1 - self._rescale)
+            mixed = fitted * self._guidance.rescale + mixed * (1 - self._guidance.rescale)
         return mixed
 
     def _clean(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
-        if self._predicts_v:
-            return x / (sigma**2 + 1) - answer * (sigma / math.sqrt(sigma**2 + 1))
-        return x - answer * sigma
+        if not self._predicts_v:
+            return x - answer * sigma
+        if self._levels.is_by_alpha:
+            # A1111 turns v into noise with the level of the whole time below
+            signal = self._levels.alphas[int(self._levels.time(sigma))]
+            shared = x / math.sqrt(sigma**2 + 1)
+            return x - (answer * math.sqrt(signal) + shared * math.sqrt(1 - signal)) * sigma
+        return x / (sigma**2 + 1) - answer * (sigma / math.sqrt(sigma**2 + 1))
 
 
 def _sizes(family: Family, size: tuple[int, int], *, positive: bool) -> list[float]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from civman.diffusion import samplers, solvers
+from civman.diffusion import sampler_names, samplers, solvers
 from civman.diffusion.families import Family
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise import PictureNoise
@@ -83,7 +83,13 @@ class PipelineScheduler:
 
     def __init__(self, name: str, schedule: str | None = None, *, prediction: str = "epsilon",
                  is_zero_snr: bool = False, is_xl: bool = False) -> None:  # fmt: skip
-        self._sampler, self._schedule = samplers.parse(name, schedule)
+        self._sampler, self._schedule = sampler_names.parse(name, schedule)
+        if self._sampler.is_cfgpp or self._sampler.is_adaptive:
+            why = "needs the picture without guidance" if self._sampler.is_cfgpp else "asks as often as its answers say"
+            raise UsageError(
+                f"`{self._sampler.name}` {why}, which diffusers' pipelines have no way to give",
+                hint="`library.render` draws with it", code=Cause.NO_PIPELINE_SAMPLER,
+            )  # fmt: skip
         self._levels = self._sampler.levels(is_zero_snr=is_zero_snr)
         self._is_xl = is_xl
         self._running: Generator[tuple[Any, float], Any, Any] | None = None
@@ -135,7 +141,7 @@ class PipelineScheduler:
 
     def _start(self, x: Tensor, sigma: float, generator: Any) -> Generator[tuple[Any, float], Any, Any]:
         levels = [s for s in self._plan.sigmas if s <= sigma]
-        running = self._sampler.solver(x, levels, self._noise(x, levels, generator))
+        running = self._sampler.solver(x, levels, self._noise(x, generator), solvers.PLAIN)
         next(running)
         return running
 
@@ -144,14 +150,13 @@ class PipelineScheduler:
             return x / (sigma**2 + 1) - answer * (sigma / math.sqrt(sigma**2 + 1))
         return x - answer * sigma
 
-    def _noise(self, x: Tensor, levels: list[float], generator: Any) -> solvers.Noise:
+    def _noise(self, x: Tensor, generator: Any) -> solvers.Noise:
         generators = generator if isinstance(generator, list) else [generator] * len(x)
         shape = tuple(x.shape[1:])
         if self._sampler.noise is samplers.Kind.BROWNIAN:
             seeds = [g.initial_seed() + n * (not isinstance(generator, list)) if g else torch.seed()
                      for n, g in enumerate(generators)]  # fmt: skip
-            low = min(s for s in levels if s > 0)
-            paths = [PictureNoise(seed).brownian(shape, low, levels[0]) for seed in seeds]
+            paths = [PictureNoise(seed).brownian(shape, *self._plan.span) for seed in seeds]
             return lambda here, after: torch.stack([path.noise(here, after) for path in paths]).to(x)
 
         def draw(_here: float, _after: float) -> Tensor:

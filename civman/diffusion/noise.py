@@ -90,22 +90,30 @@ class PictureNoise:
         """The next draw for a step."""
         return self._steps.randn(shape)
 
-    def brownian(self, shape: tuple[int, ...], low: float, high: float) -> "BrownianPath":
+    def brownian(
+        self, shape: tuple[int, ...], low: float, high: float, *, falls_upwards: bool = False
+    ) -> "BrownianPath":
         """A random path over the levels low … high that only the seed determines."""
-        return BrownianPath(self._seed, shape, low, high, rng=self._rng)
+        return BrownianPath(self._seed, shape, low, high, rng=self._rng, falls_upwards=falls_upwards)
 
 
 class BrownianPath:
     """Brownian motion over [low, high], the same whatever is asked and in which order.
 
-    Equal to torchsde's `BrownianTree(t0, w0, t1, entropy=seed)` (0.2.6), which SDE samplers elsewhere use: a dyadic
-    tree whose nodes are split at the middle by a Brownian bridge, each with a seed spawned from `seed` by numpy's
-    SeedSequence, times rounded to six digits. torchsde itself is not needed.
+    The noise of a step from a high level to a low one is the path's increment downwards, as k-diffusion has it;
+    `falls_upwards`: its negative, which recipes by rules 1 were drawn with.
+
+    The path upwards equals torchsde's `BrownianTree(t0, w0, t1, entropy=seed)` (0.2.6), which SDE samplers elsewhere
+    use: a dyadic tree whose nodes are split at the middle by a Brownian bridge, each with a seed spawned from `seed` by
+    numpy's SeedSequence, times rounded to six digits. torchsde itself is not needed.
     """
 
-    __slots__ = ("_cache", "_high", "_low", "_rng", "_seed", "_shape", "_whole")
+    __slots__ = ("_cache", "_falls_upwards", "_high", "_low", "_rng", "_seed", "_shape", "_whole")
 
-    def __init__(self, seed: int, shape: tuple[int, ...], low: float, high: float, *, rng: Rng) -> None:
+    def __init__(
+        self, seed: int, shape: tuple[int, ...], low: float, high: float, *, rng: Rng, falls_upwards: bool = False
+    ) -> None:
+        self._falls_upwards = falls_upwards
         self._seed, self._shape, self._rng = seed, shape, rng
         low, high = float(np.float32(low)), float(np.float32(high))
         self._low, self._high = round(low, _DIGITS), round(high, _DIGITS)
@@ -114,12 +122,13 @@ class BrownianPath:
         self._cache: dict[tuple[int, int], Tensor] = {}
 
     def noise(self, here: float, after: float) -> Tensor:
-        """The path's increment between two levels, scaled to unit variance; its sign follows the direction up."""
+        """The path's increment from one level to the next, scaled to unit variance."""
         # levels are single precision elsewhere, and the tree's sixth digit would tell
         low, high = (float(np.float32(level)) for level in sorted((here, after)))
         a, b = (min(max(round(value, _DIGITS), self._low), self._high) for value in (low, high))
         increment = self._between(a, b, self._low, self._high, key=0, depth=0, whole=self._whole)
-        return increment / math.sqrt(high - low)
+        unit = increment / math.sqrt(high - low)
+        return unit if self._falls_upwards or here < after else -unit
 
     def _between(self, a: float, b: float, start: float, end: float, *, key: int, depth: int, whole: Tensor) -> Tensor:
         """Increment over [a, b] inside the node [start, end] whose own increment is `whole`."""

@@ -45,16 +45,17 @@ class NoiseLevels:
     """The levels a model was trained on: `alphas[t]` is the share of signal (ᾱ) left at time t, falling.
 
     `every`: the model knows only every so many-th time (LCM: 19, 39, … 999); between those levels are interpolated,
-    and it is asked at the nearest one.
+    and it is asked at the nearest one. `is_by_alpha`: between two times log ᾱ is linear (UniPC), not log σ.
     """
 
     alphas: tuple[float, ...]
     sigmas: tuple[float, ...]
     every: int
     _logs: tuple[float, ...]
+    is_by_alpha: bool = False
 
     @classmethod
-    def of_model(cls, *, is_zero_snr: bool = False, every: int = 1) -> "NoiseLevels":
+    def of_model(cls, *, is_zero_snr: bool = False, every: int = 1, by_alpha: bool = False) -> "NoiseLevels":
         """Stable Diffusion's: β from .00085 to .012, linear in √β, 1000 times. Source: Rombach et al. 2022."""
         low, high = math.sqrt(SAMPLING.beta_start), math.sqrt(SAMPLING.beta_end)
         alphas, product = [], 1.0
@@ -67,7 +68,8 @@ class NoiseLevels:
             alphas = [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in alphas]
             alphas[-1] = _ZERO_SNR_ALPHA
         sigmas = [math.sqrt((1 - a) / a) for a in alphas]
-        return cls(tuple(alphas), tuple(sigmas), every, tuple(math.log(s) for s in sigmas[every - 1 :: every]))
+        values = [-math.log(a) for a in alphas] if by_alpha else [math.log(s) for s in sigmas]
+        return cls(tuple(alphas), tuple(sigmas), every, tuple(values[every - 1 :: every]), by_alpha)
 
     @property
     def first_time(self) -> int:
@@ -90,18 +92,19 @@ class NoiseLevels:
         return self.sigmas[-1]
 
     def sigma(self, time: float) -> float:
-        """σ at a time that may lie between two: linear in log σ."""
+        """σ at a time that may lie between two: linear in log σ, or in log ᾱ."""
         place = min(max((time - self.first_time) / self.every, 0.0), len(self._logs) - 1.0)
         low = int(place)
         high = min(low + 1, len(self._logs) - 1)
-        return math.exp(self._logs[low] + (place - low) * (self._logs[high] - self._logs[low]))
+        value = self._logs[low] + (place - low) * (self._logs[high] - self._logs[low])
+        return math.sqrt(math.expm1(value)) if self.is_by_alpha else math.exp(value)
 
     def time(self, sigma: float) -> float:
         """The time at which to ask the model about σ, within 0 … 999: not rounded, the inverse of `sigma`.
 
         Where it knows some times only, the nearest of them in log σ.
         """
-        log = math.log(sigma)
+        log = math.log1p(sigma**2) if self.is_by_alpha else math.log(sigma)
         if self.every > 1:
             return min(range(len(self._logs)), key=lambda i: abs(self._logs[i] - log)) * self.every + self.first_time
         low = min(max(bisect_right(self._logs, log) - 1, 0), TRAIN_STEPS - 2)

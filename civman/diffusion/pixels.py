@@ -1,7 +1,8 @@
 """Pixels: from and to 8 bits, sizes, masks. Arrays are (H, W, 3) uint8, masks (H, W) uint8 with white to be painted."""
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,12 @@ def finished(pixels: Tensor, *, seed: int, rounding: str, decoded_in: str, notes
     scaled = scaled.round() if rounding == "nearest" else scaled.floor()
     array = np.ascontiguousarray(scaled.permute(1, 2, 0).to("cpu", torch.uint8).numpy())
     return Picture(array, seed, hashlib.sha256(array.tobytes()).hexdigest(), decoded_in, notes)
+
+
+def put_back(picture: Picture, kept: Callable[[Pixels], Pixels]) -> Picture:
+    """The picture with what was kept of the one it was made from."""
+    array = np.ascontiguousarray(kept(picture.pixels))
+    return replace(picture, pixels=array, sha256=hashlib.sha256(array.tobytes()).hexdigest())
 
 
 def to_tensor(pixels: Pixels) -> Tensor:

@@ -7,19 +7,22 @@ computes in. Picture n depends on seed + n only, not on its neighbours (up to th
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from civman.diffusion import samplers, solvers, vae_codec
-from civman.diffusion.denoiser import Conditioning, Denoiser, Known
+from civman.diffusion import sampler_names, samplers, second_pass, solvers, start_picture, vae_codec
+from civman.diffusion.denoiser import Conditioning, Denoiser, Guidance, Known
 from civman.diffusion.environment import deterministic
 from civman.diffusion.families import Family
 from civman.diffusion.guard import check_latents, check_pixels, memory_errors
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise import PictureNoise, Rng
-from civman.diffusion.pixels import Picture, Pixels, composite, finished, latent_mask, resized, to_tensor
+from civman.diffusion.pixels import Picture, Pixels, finished, put_back
+from civman.diffusion.samplers import Start
+from civman.diffusion.skip_sizes import doubled_then_resized
 from civman.domain.events import OnEvent, Step, ignore
 from civman.domain.recipes.recipe import Hires, Recipe
 from civman.errors import CannotRender, Cause, UsageError
@@ -72,8 +75,9 @@ def iterate(
 ) -> Iterator[list[Picture]]:
     """As `render`, a batch at a time, so that many pictures can be kept as they come."""
     job = _Job(recipe, model, prompt, hires_prompt or prompt, inputs, on_event)
-    for first in range(0, recipe.count, recipe.batch_size):
-        seeds = [recipe.seed + first + i for i in range(min(recipe.batch_size, recipe.count - first))]
+    size = 1 if job.goes_one_by_one else recipe.batch_size
+    for first in range(0, recipe.count, size):
+        seeds = [recipe.seed + first + i for i in range(min(size, recipe.count - first))]
         with torch.no_grad(), deterministic():
             made = job.batch(first, seeds)
         yield made  # outside: what the caller does meanwhile is not under our switches
@@ -94,20 +98,30 @@ class _Job:
             )
         self._recipe, self._model, self._prompt, self._hires_prompt = recipe, model, prompt, hires_prompt
         self._on_event = on_event
-        self._sampler, self._schedule = samplers.parse(recipe.sampler, recipe.schedule)
-        self._levels = self._sampler.levels(is_zero_snr=recipe.is_zero_snr)
-        self._image, self._mask, self._kept = self._read_start(inputs)
+        named, self._schedule = sampler_names.parse(recipe.sampler, recipe.schedule)
+        self._sampler = samplers.of_recipe(named.name, recipe.rules)
+        self._levels = self._sampler.levels(is_zero_snr=recipe.is_zero_snr, rules=recipe.rules)
+        self._tuning = self._sampler.tuning(recipe.sampling)
+        self._start: start_picture.StartPicture | None = None
+        if recipe.start is not None and inputs.image is not None:
+            prepare = start_picture.prepare if recipe.rules > 1 else start_picture.prepare_1
+            self._start = prepare(recipe.start, (recipe.width, recipe.height), inputs.image, inputs.mask)
+
+    @property
+    def goes_one_by_one(self) -> bool:
+        """Whether pictures computed together would change each other."""
+        return self._sampler.is_adaptive
 
     def batch(self, first: int, seeds: list[int]) -> list[Picture]:
-        with memory_errors("computing the picture"):
+        odd = doubled_then_resized(self._model.unet) if self._recipe.odd_sizes == "a1111" else nullcontext()
+        with memory_errors("computing the picture"), odd:
             return self._batch(first, seeds)
 
     def _batch(self, first: int, seeds: list[int]) -> list[Picture]:
         recipe = self._recipe
         self._notes: list[str] = []
         noises = [self._noise(seed) for seed in seeds]
-        plan, latents = self._first_x(noises)
-        known = Known(self._kept, self._mask) if self._kept is not None and self._mask is not None else None
+        plan, latents, known = self._first_x(noises, seeds)
         extra = self._inpaint_input((recipe.width, recipe.height))
         latents = self._sample(latents, plan, noises, self._prompt, (recipe.width, recipe.height), known, extra,
                                first=first, stage="first")  # fmt: skip
@@ -118,19 +132,29 @@ class _Job:
             latents = self._second_pass(latents, recipe.hires, seeds, first)
         return self._finish(latents, seeds)
 
-    def _first_x(self, noises: Sequence[PictureNoise]) -> tuple[samplers.Plan, Tensor]:
+    def _first_x(
+        self, noises: Sequence[PictureNoise], seeds: Sequence[int]
+    ) -> tuple[samplers.Plan, Tensor, Known | None]:
         recipe = self._recipe
-        plan = self._plan(recipe.steps)
         noise = self._start_noise(noises, recipe.width, recipe.height)
-        if recipe.start is None or self._image is None:
-            return plan, noise * plan.start_scale
-        # A1111's count: strength shortens the table, and one step more than its share is taken
-        taken = int(min(recipe.start.strength, 0.999) * recipe.steps)
-        plan = plan.tail(min(taken + 1, plan.steps))
-        kept = self._encoded(self._image)
-        if self._mask is not None:
-            self._kept = kept
-        return plan, kept + noise * plan.sigmas[0]
+        if recipe.start is None or self._start is None:
+            plan = self._plan(recipe.steps)
+            return plan, noise * plan.start_scale, None
+        plan = self._plan(recipe.steps, Start(recipe.start.strength))
+        kept = self._encoded(self._start.image)
+        if recipe.start.resize_mode == "just resize (latent upscale)":
+            kept = torch.nn.functional.interpolate(kept, size=noise.shape[-2:], mode="bilinear")
+        known = None
+        if self._start.mask is not None:
+            mask = self._start.mask.to(kept.device)
+            if recipe.start.masked_content == "latent noise":
+                fresh = self._start_noise([self._noise(seed) for seed in seeds], recipe.width, recipe.height)
+                kept = kept * (1 - mask) + fresh * mask
+            elif recipe.start.masked_content == "latent nothing":
+                kept = kept * (1 - mask)
+            known = Known(kept, mask, recipe.rules > 1 and self._sampler.is_variance_preserving)
+        noise = noise * recipe.start.noise_multiplier
+        return plan, kept * plan.picture_scale + noise * plan.start_scale, known
 
     def _encoded(self, pixels: Tensor) -> Tensor:
         encoded = vae_codec.encode(self._model, pixels.to(self._model.device))
@@ -144,80 +168,74 @@ class _Job:
 
     def _second_pass(self, latents: Tensor, hires: Hires, seeds: list[int], first: int) -> Tensor:
         size = (hires.width, hires.height)
-        latents = self._enlarged(latents, hires)
-        # as many steps as asked for, out of a table long enough that they begin at the wanted strength
-        plan = self._plan(int(hires.steps / min(hires.strength, 0.999)))
-        plan = plan.tail(min(hires.steps, plan.steps))
+        latents = second_pass.enlarged(
+            latents, hires, (self._recipe.width, self._recipe.height), rules=self._recipe.rules,
+            encode=self._encoded, decode=lambda given: self._decoded(given).pixels,
+        )  # fmt: skip
+        plan = self._plan(hires.steps, Start(hires.strength, keeps_steps=True))
         noises = [self._noise(seed) for seed in seeds]
-        x = latents + self._start_noise(noises, *size) * plan.sigmas[0]
+        x = latents * plan.picture_scale + self._start_noise(noises, *size) * plan.start_scale
         x = self._sample(x, plan, noises, self._hires_prompt, size, None, self._inpaint_input(size),
                          first=first, stage="hires")  # fmt: skip
         check_latents(x, seeds=seeds)
         return x
 
-    def _enlarged(self, latents: Tensor, hires: Hires) -> Tensor:
-        if hires.upscaler.startswith("latent"):
-            mode = hires.upscaler.removeprefix("latent").removeprefix("-") or "bilinear"
-            size = (hires.height // 8, hires.width // 8)
-            return torch.nn.functional.interpolate(latents, size=size, mode=mode)
-        larger = [self._enlarged_pixels(pixels, hires) for pixels in self._decoded(latents).pixels]
-        return self._encoded(torch.cat(larger))
-
-    def _enlarged_pixels(self, pixels: Tensor, hires: Hires) -> Tensor:
-        if hires.upscaler == "nearest":
-            return torch.nn.functional.interpolate(pixels[None] * 2 - 1, size=(hires.height, hires.width))
-        eight = finished(pixels, seed=0, rounding="nearest", decoded_in="", notes=())
-        return to_tensor(resized(eight.pixels, hires.width, hires.height))
-
     def _sample(
         self, x: Tensor, plan: samplers.Plan, noises: Sequence[PictureNoise], prompt: Conditioning,
         size: tuple[int, int], known: Known | None, extra: Tensor | None, *, first: int, stage: str,
     ) -> Tensor:  # fmt: skip
-        recipe = self._recipe
-        calls = len(solvers.evaluations(plan.sampler.solver, plan.sigmas))
-        done = 0
+        recipe, sampler = self._recipe, plan.sampler
+        told = 0
 
-        def count() -> None:
-            nonlocal done
-            done += 1
-            step, before = (math.ceil(n * plan.steps / calls) for n in (done, done - 1))
-            if step != before:
+        def tell(step: int) -> None:
+            nonlocal told
+            if step > told:
+                told = step
                 self._on_event(Step(
                     key="render", step=step, steps=plan.steps, first=first + 1, pictures=len(noises),
                     count=recipe.count, stage=stage,
                 ))  # fmt: skip
 
-        denoiser = Denoiser(
-            self._model, prompt, self._levels, guidance=recipe.guidance_scale, rescale=recipe.guidance_rescale,
-            size=size, known=known, extra=extra, on_call=count,
+        guidance = Guidance(
+            recipe.guidance_scale * sampler.guidance_factor, recipe.guidance_rescale, sampler.is_cfgpp,
+            recipe.rules > 1,
         )  # fmt: skip
-        x = solvers.solve(plan.sampler.solver, x, plan.sigmas, self._step_noise(plan, noises, x), denoiser)
+        denoiser = Denoiser(
+            self._model, prompt, self._levels, guidance=guidance, size=size, known=known, extra=extra,
+            on_call=self._counter(plan, tell),
+        )  # fmt: skip
+        x = solvers.solve(sampler.solver, x, plan.sigmas, self._step_noise(plan, noises, x), denoiser, self._tuning)
         return x * plan.end_scale
+
+    @staticmethod
+    def _counter(plan: samplers.Plan, tell: Callable[[int], None]) -> Callable[[float], None]:
+        """Turns calls of the model into steps: by their number, or by how far the noise fell where that is unknown."""
+        if plan.sampler.is_adaptive:
+            high, low = math.log(plan.sigmas[0]), math.log(plan.span[0])
+            return lambda sigma: tell(min(plan.steps, math.ceil(plan.steps * (high - math.log(sigma)) / (high - low))))
+        calls = len(solvers.evaluations(plan.sampler.solver, plan.sigmas, in_pairs=plan.sampler.is_cfgpp))
+        done = 0
+
+        def count(_: float) -> None:
+            nonlocal done
+            done += 1
+            tell(math.ceil(done * plan.steps / calls))
+
+        return count
 
     def _finish(self, latents: Tensor, seeds: list[int]) -> list[Picture]:
         recipe = self._recipe
         decoded = self._decoded(latents)
+        laid_over = self._start.put_back if self._start is not None and recipe.hires is None else None
         pictures = []
         for seed, pixels in zip(seeds, decoded.pixels, strict=True):
             check_pixels(pixels, seed=seed)
-            if self._image is not None and self._mask_pixels is not None and recipe.start and recipe.hires is None:
-                original = self._image[0].to(pixels.device) / 2 + 0.5
-                pixels = composite(pixels, original, self._mask_pixels, recipe.start.mask_blur)
-            pictures.append(finished(pixels, seed=seed, rounding=recipe.rounding, decoded_in=decoded.dtype,
-                                     notes=tuple(dict.fromkeys(self._notes))))  # fmt: skip
+            if laid_over is not None and recipe.rules == 1:
+                pixels = laid_over(pixels)
+            made = finished(pixels, seed=seed, rounding=recipe.rounding, decoded_in=decoded.dtype,
+                            notes=tuple(dict.fromkeys(self._notes)))  # fmt: skip
+            pictures.append(put_back(made, laid_over) if laid_over is not None and recipe.rules > 1 else made)
         return pictures
-
-    def _read_start(self, inputs: Inputs) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        recipe = self._recipe
-        self._mask_pixels: Pixels | None = None
-        if recipe.start is None or inputs.image is None:
-            return None, None, None
-        width, height = recipe.width, recipe.height
-        image = to_tensor(resized(inputs.image, width, height))
-        if inputs.mask is None:
-            return image, None, None
-        self._mask_pixels = resized(inputs.mask, width, height)
-        return image, latent_mask(self._mask_pixels, width // 8, height // 8).to(self._model.device), None
 
     def _inpaint_input(self, size: tuple[int, int]) -> Tensor | None:
         """What a nine-channel checkpoint wants beside the latents: the mask, then the picture without what it hides.
@@ -230,19 +248,26 @@ class _Job:
         if channels != 9:
             raise CannotRender(f"a UNet with {channels} input channels is none civman can feed", code=Cause.ODD_INPUT,
                                channels=channels)  # fmt: skip
-        width, height = size
-        device = self._model.device
-        if self._image is None or self._mask is None or size != (self._recipe.width, self._recipe.height):
-            # the middle grey that such checkpoints get elsewhere when nothing is to be kept
-            hidden, mask = torch.full((1, 3, height, width), 0.5), torch.ones(1, 1, height // 8, width // 8)
-        else:
-            assert self._mask_pixels is not None
-            keep = 1 - (torch.from_numpy(self._mask_pixels.copy()).float() / 255).round()
-            hidden, mask = self._image * keep, self._mask
-        return torch.cat([mask.to(device), self._encoded(hidden)], dim=1)
+        recipe, (width, height), device = self._recipe, size, self._model.device
+        begun = self._start if size == (recipe.width, recipe.height) else None
+        # what is hidden is middle grey: 0 between -1 and 1, where rules 1 took 0.5
+        shown, hidden = torch.full((1, 3, height, width), 0.0 if recipe.rules > 1 else 0.5), None
+        mask = torch.ones(1, 1, height // 8, width // 8)
+        if recipe.rules == 1 and begun is not None and begun.hidden is not None and begun.mask is not None:
+            shown, mask = begun.image * (1 - begun.hidden), begun.mask
+        elif recipe.rules > 1 and begun is not None and recipe.start is not None:
+            hidden = torch.ones(1, 1, height, width) if begun.hidden is None else begun.hidden
+            if begun.image.shape[-2:] == hidden.shape[-2:]:
+                weight = recipe.start.conditioning_weight
+                shown = begun.image * (1 - hidden * weight)
+            mask = torch.nn.functional.interpolate(hidden, size=mask.shape[-2:])
+        return torch.cat([mask.to(device), self._encoded(shown)], dim=1)
 
-    def _plan(self, steps: int) -> samplers.Plan:
-        return samplers.plan(self._sampler, self._schedule, steps, self._levels, is_xl=self._model.family.is_xl)
+    def _plan(self, steps: int, start: Start | None = None) -> samplers.Plan:
+        return samplers.plan(
+            self._sampler, self._schedule, steps, self._levels, is_xl=self._model.family.is_xl, start=start,
+            rules=self._recipe.rules,
+        )  # fmt: skip
 
     def _noise(self, seed: int) -> PictureNoise:
         return PictureNoise(seed, rng=Rng(self._recipe.rng), eta_seed_delta=self._recipe.eta_seed_delta)
@@ -256,7 +281,6 @@ class _Job:
     ) -> Callable[[float, float], Tensor]:
         shape = tuple(x.shape[1:])
         if plan.sampler.noise is samplers.Kind.BROWNIAN:
-            low, high = min(s for s in plan.sigmas if s > 0), plan.sigmas[0]
-            paths = [noise.brownian(shape, low, high) for noise in noises]
+            paths = [noise.brownian(shape, *plan.span, falls_upwards=self._recipe.rules == 1) for noise in noises]
             return lambda here, after: torch.stack([path.noise(here, after) for path in paths]).to(x.device)
         return lambda here, after: torch.stack([noise.next(shape) for noise in noises]).to(x.device)  # noqa: ARG005

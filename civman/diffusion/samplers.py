@@ -1,20 +1,19 @@
 """Samplers and schedules by the names people know, joined to what computes them: one table.
 
-`match` is measured, not claimed (tests/render/sampler_oracles.py, docs/samplers.md): "same" means that the latents
-after 20 steps lie within 1e-5 of those of `against`, with every schedule that it has and with the same noise draws;
-"near" that the method is the same and details differ. Names that nothing here computes are in `NOT_OFFERED`, so that
-they can be refused by name.
+`match` is measured, not claimed (tests/diffusion/sampler_oracles.py, docs/samplers.md): "same" means that the last
+latents lie within 1e-5 of those of `against`, its noise included. How names are read is in `sampler_names`.
 """
 
-import difflib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from civman.diffusion import solvers
+from civman.diffusion import solvers, solvers_dpm, solvers_rare
 from civman.diffusion.noise_levels import TRAIN_STEPS, NoiseLevels, Schedule, ddim_times, drop_penultimate, table
+from civman.diffusion.solvers import Tuning
+from civman.domain.recipes.recipe import RULES, Sampling
 from civman.errors import Cause, UsageError
 
 
@@ -26,6 +25,14 @@ class Kind(StrEnum):
     BROWNIAN = "brownian"
 
 
+class Table(StrEnum):
+    """The table of levels that a sampler uses under Automatic, where that is none of the named ones."""
+
+    NONE = ""
+    DDIM = "ddim"
+    UNIPC = "unipc"
+
+
 @dataclass(frozen=True, slots=True)
 class Sampler:
     """One row of the table. `diffusers` is the class that comes nearest, accepted as a name too."""
@@ -34,104 +41,180 @@ class Sampler:
     solver: solvers.Solver
     match: str
     against: str
-    diffusers: str
+    diffusers: str = ""
     aliases: tuple[str, ...] = ()
     automatic: Schedule = Schedule.NORMAL
     noise: Kind = Kind.NONE
     drops_penultimate: bool = False
-    own_table: str = ""
-    """The table it uses under Automatic where that is none of the named ones: "ddim" or "unipc"."""
+    own_table: Table = Table.NONE
     every: int = 1
     """The models it is for know every so many-th time only."""
+    takes_churn: bool = False
+    takes_s_noise: bool = False
+    guidance_factor: float = 1.0
+    """What the guidance is multiplied with before it is used."""
+    is_cfgpp: bool = False
+    """It steps along the picture without guidance, so the negative prompt is always asked."""
+    has_ends_only: bool = False
+    """Of a table it uses the two ends and the length."""
+    is_adaptive: bool = False
+    """How often it asks the model depends on the answers."""
 
-    def levels(self, *, is_zero_snr: bool = False) -> NoiseLevels:
+    def levels(self, *, is_zero_snr: bool = False, rules: int = RULES) -> NoiseLevels:
         """The noise levels of the models it is for."""
-        return NoiseLevels.of_model(is_zero_snr=is_zero_snr, every=self.every)
+        by_alpha = self.own_table is Table.UNIPC and rules > 1
+        return NoiseLevels.of_model(is_zero_snr=is_zero_snr, every=self.every, by_alpha=by_alpha)
 
     @property
     def is_variance_preserving(self) -> bool:
         """Whether it starts from plain unit noise and ends in the model's own scale (DDIM's relatives)."""
-        return self.own_table in ("ddim", "unipc")
+        return self.own_table is not Table.NONE
 
+    @property
+    def takes_eta(self) -> bool:
+        """Whether `eta` says how much noise its steps add; DDIM's relatives have their own, `eta_ddim`."""
+        return not self.is_variance_preserving and (
+            self.noise is Kind.BROWNIAN or (self.noise is Kind.ANCESTRAL and self.name not in _WITHOUT_ETA)
+        )
+
+    @property
+    def takes_eta_ddim(self) -> bool:
+        """Whether `eta_ddim` says how much noise its steps add."""
+        return self.own_table is Table.DDIM and self.name != "PLMS"
+
+    def tuning(self, sampling: Sampling) -> Tuning:
+        """The numbers of a recipe that this sampler takes; the others have no effect on it."""
+        return Tuning(
+            eta=sampling.eta_ddim if self.is_variance_preserving else sampling.eta if self.takes_eta else 1.0,
+            s_noise=sampling.noise_scale if self.takes_s_noise else 1.0,
+            s_churn=sampling.s_churn if self.takes_churn else 0.0,
+            s_tmin=sampling.s_tmin,
+            s_tmax=sampling.s_tmax or math.inf,
+        )
+
+    def without_effect(self, sampling: Sampling) -> dict[str, float]:
+        """The numbers of a recipe that differ from the usual and that this sampler does not take, by name."""
+        taken = {
+            "eta": self.takes_eta, "eta_ddim": self.takes_eta_ddim, "noise_scale": self.takes_s_noise,
+            "s_churn": self.takes_churn, "s_tmin": self.takes_churn, "s_tmax": self.takes_churn,
+        }  # fmt: skip
+        usual = Sampling()
+        return {
+            name: getattr(usual, name)
+            for name, is_taken in taken.items()
+            if not is_taken and getattr(sampling, name) != getattr(usual, name)
+        }
+
+
+_WITHOUT_ETA: Final = ("LCM", "Restart", "DDPM")
 
 SAMPLERS: Final = (
-    Sampler("Euler", solvers.euler, "same", "k-diffusion sample_euler", "EulerDiscreteScheduler", ("k_euler",)),
+    Sampler("Euler", solvers.euler, "same", "k-diffusion sample_euler", "EulerDiscreteScheduler", ("k_euler",),
+            takes_churn=True, takes_s_noise=True),
     Sampler(
         "Euler a", solvers.euler_ancestral, "same", "k-diffusion sample_euler_ancestral",
         "EulerAncestralDiscreteScheduler", ("euler ancestral", "k_euler_a", "k_euler_ancestral"), noise=Kind.ANCESTRAL,
     ),
-    Sampler("Heun", solvers.heun, "same", "k-diffusion sample_heun", "HeunDiscreteScheduler", ("k_heun",)),
+    Sampler("Heun", solvers.heun, "same", "k-diffusion sample_heun", "HeunDiscreteScheduler", ("k_heun",),
+            takes_churn=True, takes_s_noise=True),
     Sampler(
-        "DPM2", solvers.dpm2, "same", "k-diffusion sample_dpm_2", "KDPM2DiscreteScheduler", ("dpm_2", "k_dpm_2"),
-        automatic=Schedule.KARRAS, drops_penultimate=True,
+        "DPM2", solvers.dpm2, "same", "k-diffusion sample_dpm_2", "KDPM2DiscreteScheduler",
+        ("dpm_2", "k_dpm_2", "kdpm_2"),
+        automatic=Schedule.KARRAS, drops_penultimate=True, takes_churn=True, takes_s_noise=True,
     ),
     Sampler(
         "DPM2 a", solvers.dpm2_ancestral, "same", "k-diffusion sample_dpm_2_ancestral",
-        "KDPM2AncestralDiscreteScheduler", ("dpm2 ancestral", "dpm_2_ancestral", "k_dpm_2_a", "k_dpm_2_ancestral"),
-        automatic=Schedule.KARRAS, noise=Kind.ANCESTRAL, drops_penultimate=True,
+        "KDPM2AncestralDiscreteScheduler",
+        ("dpm2 ancestral", "dpm_2_ancestral", "dpm_2_a", "k_dpm_2_a", "k_dpm_2_ancestral", "kdpm_2_a"),
+        automatic=Schedule.KARRAS, noise=Kind.ANCESTRAL, drops_penultimate=True, takes_s_noise=True,
     ),
     Sampler("LMS", solvers.lms, "same", "k-diffusion sample_lms", "LMSDiscreteScheduler", ("k_lms",)),
     Sampler(
-        "DPM++ 2M", solvers.dpmpp_2m, "same", "k-diffusion sample_dpmpp_2m", "DPMSolverMultistepScheduler",
-        ("dpmpp_2m", "k_dpmpp_2m"), automatic=Schedule.KARRAS,
+        "DPM++ 2M", solvers_dpm.dpmpp_2m, "same", "k-diffusion sample_dpmpp_2m", "DPMSolverMultistepScheduler",
+        ("k_dpmpp_2m",), automatic=Schedule.KARRAS,
     ),
     Sampler(
-        "DPM++ 2M SDE", solvers.dpmpp_2m_sde, "same", "k-diffusion sample_dpmpp_2m_sde",
-        "", ("dpmpp_2m_sde", "k_dpmpp_2m_sde"), automatic=Schedule.EXPONENTIAL, noise=Kind.BROWNIAN,
+        "DPM++ 2M SDE", solvers_dpm.dpmpp_2m_sde, "same", "k-diffusion sample_dpmpp_2m_sde", "",
+        ("k_dpmpp_2m_sde",), automatic=Schedule.EXPONENTIAL, noise=Kind.BROWNIAN, takes_s_noise=True,
     ),
     Sampler(
-        "DPM++ 2M SDE Heun", solvers.dpmpp_2m_sde_heun, "same", "k-diffusion sample_dpmpp_2m_sde(solver_type='heun')",
-        "", ("dpmpp_2m_sde_heun",), automatic=Schedule.EXPONENTIAL, noise=Kind.BROWNIAN,
+        "DPM++ 2M SDE Heun", solvers_dpm.dpmpp_2m_sde_heun, "same",
+        "k-diffusion sample_dpmpp_2m_sde(solver_type='heun')", "", ("k_dpmpp_2m_sde_heun",),
+        automatic=Schedule.EXPONENTIAL, noise=Kind.BROWNIAN, takes_s_noise=True,
     ),
     Sampler(
-        "DPM++ 3M SDE", solvers.dpmpp_3m_sde, "same", "k-diffusion sample_dpmpp_3m_sde", "", ("dpmpp_3m_sde",),
-        automatic=Schedule.EXPONENTIAL, noise=Kind.BROWNIAN, drops_penultimate=True,
+        "DPM++ 3M SDE", solvers_dpm.dpmpp_3m_sde, "same", "k-diffusion sample_dpmpp_3m_sde", "",
+        ("k_dpmpp_3m_sde",), automatic=Schedule.EXPONENTIAL, noise=Kind.BROWNIAN, drops_penultimate=True,
+        takes_s_noise=True,
     ),
     Sampler(
-        "DPM++ SDE", solvers.dpmpp_sde, "same", "k-diffusion sample_dpmpp_sde", "DPMSolverSDEScheduler",
-        ("dpmpp_sde", "k_dpmpp_sde"), automatic=Schedule.KARRAS, noise=Kind.BROWNIAN,
+        "DPM++ SDE", solvers_dpm.dpmpp_sde, "same", "k-diffusion sample_dpmpp_sde", "DPMSolverSDEScheduler",
+        ("k_dpmpp_sde",), automatic=Schedule.KARRAS, noise=Kind.BROWNIAN, takes_s_noise=True,
     ),
     Sampler(
-        "DPM++ 2S a", solvers.dpmpp_2s_ancestral, "same", "k-diffusion sample_dpmpp_2s_ancestral",
-        "DPMSolverSinglestepScheduler", ("dpm++ 2s ancestral", "dpmpp_2s_a", "dpmpp_2s_ancestral", "k_dpmpp_2s_a"),
+        "DPM++ 2S a", solvers_dpm.dpmpp_2s_ancestral, "same", "k-diffusion sample_dpmpp_2s_ancestral",
+        "DPMSolverSinglestepScheduler", ("dpm++ 2s ancestral", "k_dpmpp_2s_a", "k_dpmpp_2s_ancestral"),
+        automatic=Schedule.KARRAS, noise=Kind.ANCESTRAL, takes_s_noise=True,
+    ),
+    Sampler(
+        "DPM fast", solvers_dpm.dpm_fast, "same", "k-diffusion sample_dpm_fast", "", ("k_dpm_fast",),
+        noise=Kind.ANCESTRAL, has_ends_only=True, takes_s_noise=True,
+    ),
+    Sampler(
+        "DPM adaptive", solvers_dpm.dpm_adaptive, "same", "k-diffusion sample_dpm_adaptive", "", ("k_dpm_ad",),
+        noise=Kind.ANCESTRAL, has_ends_only=True, is_adaptive=True,
+    ),
+    Sampler(
+        "Restart", solvers_rare.restart, "same", "A1111's Restart, its rule written a second time", "", (),
         automatic=Schedule.KARRAS, noise=Kind.ANCESTRAL,
     ),
-    Sampler("DDIM", solvers.euler, "same", "diffusers DDIMScheduler (eta 0)", "DDIMScheduler", own_table="ddim"),
+    Sampler("DDIM", solvers.ddim, "same", "A1111's DDIM, its rule written a second time", "DDIMScheduler",
+            own_table=Table.DDIM, noise=Kind.ANCESTRAL),
+    Sampler("DDIM CFG++", solvers_rare.ddim_cfgpp, "same", "A1111's DDIM CFG++, its rule written a second time",
+            own_table=Table.DDIM, noise=Kind.ANCESTRAL, is_cfgpp=True, guidance_factor=1 / 12.5),
+    Sampler("PLMS", solvers.plms, "same", "A1111's PLMS, its rule written a second time", "PNDMScheduler",
+            own_table=Table.DDIM),
     Sampler(
-        "PLMS", solvers.plms, "same", "diffusers PNDMScheduler (skip_prk_steps)", "PNDMScheduler", own_table="ddim",
+        "UniPC", solvers.unipc, "same", "A1111's UniPC (order 3, bh1, uniform times), its rule written a second time",
+        "UniPCMultistepScheduler", ("uni_pc",), own_table=Table.UNIPC,
     ),
     Sampler(
-        "UniPC", solvers.unipc, "same", "diffusers UniPCMultistepScheduler (order 3, bh1)", "UniPCMultistepScheduler",
-        ("uni_pc",), own_table="unipc",
-    ),
-    Sampler(
-        "LCM", solvers.lcm, "same", "A1111's LCM, its rule written a second time", "LCMScheduler",
+        "LCM", solvers.lcm, "same", "A1111's LCM, its rule written a second time", "LCMScheduler", ("k_lcm",),
         noise=Kind.ANCESTRAL, every=20,
     ),
-    Sampler("DEIS", solvers.deis, "same", "diffusers DEISMultistepScheduler (order 2)", "DEISMultistepScheduler"),
+    Sampler("Heun++", solvers_rare.heunpp, "same", "Forge's HeunPP2, its rule written a second time", "",
+            ("heunpp2", "heun++ 2", "heun++2"), takes_churn=True, takes_s_noise=True),
+    Sampler("iPNDM", solvers_rare.ipndm, "same", "Forge's IPNDM, its rule written a second time"),
+    Sampler("iPNDM_v", solvers_rare.ipndm_v, "same", "Forge's IPNDM_V, its rule written a second time"),
+    Sampler("DEIS", solvers_rare.deis_over_time, "same", "Forge's DEIS, its rule written a second time"),
+    Sampler("DEIS multistep", solvers.deis, "same", "diffusers DEISMultistepScheduler (order 2)",
+            "DEISMultistepScheduler"),
+    Sampler("DDPM", solvers_rare.ddpm, "same", "Forge's DDPM, its rule written a second time", "DDPMScheduler",
+            noise=Kind.ANCESTRAL),
+    Sampler("Gradient Estimation", solvers_rare.gradient_estimation, "same",
+            "ComfyUI's gradient_estimation, its rule written a second time"),
+    Sampler("RES multistep", solvers_rare.res_multistep, "same",
+            "ComfyUI's res_multistep, its rule written a second time"),
+    Sampler("RES multistep a", solvers_rare.res_multistep_ancestral, "same",
+            "ComfyUI's res_multistep_ancestral, its rule written a second time", "", ("res_multistep_ancestral",),
+            noise=Kind.ANCESTRAL, takes_s_noise=True),
+    Sampler("Euler CFG++", solvers_rare.euler_cfgpp, "same", "ComfyUI's euler_cfg_pp, its rule written a second time",
+            is_cfgpp=True),
+    Sampler("Euler a CFG++", solvers_rare.euler_ancestral_cfgpp, "same",
+            "ComfyUI's euler_ancestral_cfg_pp, its rule written a second time", "", ("euler_ancestral_cfg_pp",),
+            noise=Kind.ANCESTRAL, is_cfgpp=True, takes_s_noise=True),
+    Sampler("DPM++ 2M CFG++", solvers_rare.dpmpp_2m_cfgpp, "same",
+            "ComfyUI's dpmpp_2m_cfg_pp, its rule written a second time", is_cfgpp=True, automatic=Schedule.KARRAS),
 )  # fmt: skip
-
-NOT_OFFERED: Final = {
-    "Restart": "Heun", "DPM fast": "DPM++ 2M", "DPM adaptive": "DPM++ 2M", "DDIM CFG++": "DDIM",
-    "Euler CFG++": "Euler", "Euler a CFG++": "Euler a", "Heun++ 2": "Heun", "IPNDM": "DEIS", "IPNDM_V": "DEIS",
-    "SA-Solver": "DPM++ 2M SDE", "ER SDE": "DPM++ 3M SDE", "RES multistep": "DPM++ 2M", "TCD": "LCM",
-    "DDPM": "Euler a", "DPM++ 2S": "DPM++ 2M", "DPM++ 3M": "DPM++ 2M", "Gradient Estimation": "DPM++ 2M",
-}  # fmt: skip
-"""Samplers known by name that nothing here computes, and which one to try instead."""
-
-_SCHEDULE_ALIASES: Final = {
-    "auto": Schedule.AUTOMATIC, "default": Schedule.AUTOMATIC, "uniform": Schedule.NORMAL,
-    "poly": Schedule.POLYEXPONENTIAL, "poly exponential": Schedule.POLYEXPONENTIAL,
-    "sgm": Schedule.SGM_UNIFORM, "ays": Schedule.ALIGN_YOUR_STEPS,
-    "kl": Schedule.KL_OPTIMAL, "ddim uniform": Schedule.DDIM,
-}  # fmt: skip
+BY_NAME: Final = {sampler.name: sampler for sampler in SAMPLERS}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A sampler with its levels for one run: what is left once all names and defaults are resolved.
 
-    `start_scale` multiplies unit noise to make the first x; `end_scale` the last x to make latents.
+    The first x is the picture to start from times `picture_scale` plus unit noise times `start_scale`; the last x times
+    `end_scale` is the latents. `span`: the levels between which a Brownian path runs.
     """
 
     sampler: Sampler
@@ -139,6 +222,8 @@ class Plan:
     sigmas: tuple[float, ...]
     start_scale: float
     end_scale: float
+    span: tuple[float, float]
+    picture_scale: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -146,106 +231,103 @@ class Plan:
         return len(self.sigmas) - 1
 
     def tail(self, steps: int) -> "Plan":
-        """The last `steps` moves, for starting from a picture; starts from it plus noise of the first level."""
+        """By rules 1: the last `steps` moves, for starting from a picture, with noise of the first of their levels."""
         sigmas = self.sigmas[-(steps + 1) :]
-        return Plan(self.sampler, self.schedule, sigmas, sigmas[0], self.end_scale)
+        return replace(self, sigmas=sigmas, start_scale=sigmas[0], span=_span(sigmas))
 
 
-def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
-    """A sampler and a schedule from their names; the sampler's may carry the schedule ("DPM++ 2M SDE Karras").
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run begins that does not begin with noise alone: `strength` of the noise on a picture.
 
-    Longest sampler name wins, what is left is the schedule. diffusers' class names and the usual short ones
-    ("dpmpp_2m") are understood. A schedule given apart wins over Automatic only.
-
-    Raises: UsageError: unknown (`facts["nearest"]` says what is close), not offered, or two different schedules.
+    `keeps_steps`: as many steps as asked for out of a longer table, as A1111's second pass does; otherwise strength
+    shortens the table, as its img2img does.
     """
-    wanted = _plain(text)
-    for spelling, sampler in _spellings():
-        if wanted == spelling or wanted.startswith(f"{spelling} "):
-            rest = _schedule(wanted[len(spelling) :].strip() or "automatic", text)
-            apart = _schedule(_plain(schedule), schedule) if schedule else Schedule.AUTOMATIC
-            if Schedule.AUTOMATIC not in (rest, apart) and rest is not apart:
-                raise UsageError(f"two schedules for one sampler: {rest} and {apart}", code=Cause.TWO_SCHEDULES,
-                                 hint="name one of them")  # fmt: skip
-            return sampler, apart if rest is Schedule.AUTOMATIC else rest
-    raise _unknown(text, wanted)
+
+    strength: float
+    keeps_steps: bool = False
 
 
-def plan(sampler: Sampler, schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = False) -> Plan:
+def plan(
+    sampler: Sampler, schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = False,
+    start: Start | None = None, rules: int = RULES,
+) -> Plan:  # fmt: skip
     """The levels that `steps` steps pass; `levels` as `sampler.levels` gives them.
 
     Raises: UsageError: fewer than one step, or more than the model has.
     """
-    if not 1 <= steps <= TRAIN_STEPS:
-        raise UsageError(f"steps must be 1 to {TRAIN_STEPS}, not {steps}", code=Cause.BAD_STEPS)
+    # as A1111 counts: strength shortens the table, and one step more than its share is taken
+    share = min(start.strength, 0.999) if start else 1.0
+    whole = int(steps / share) if start and start.keeps_steps else steps
+    taken = (steps - 1 if start.keeps_steps else int(share * steps)) if start else None
+    if not 1 <= steps <= whole <= TRAIN_STEPS:
+        asked = f"{steps}" if whole == steps else f"{steps} from strength {share:g}, which makes {whole}"
+        raise UsageError(f"steps must be 1 to {TRAIN_STEPS}, not {asked}", code=Cause.BAD_STEPS)
     if schedule is Schedule.AUTOMATIC and sampler.own_table:
-        sigmas = _own_table(sampler.own_table, steps, levels)
+        if rules > 1:
+            return _by_times(sampler, whole, levels, taken)
+        sigmas = _own_table_1(sampler.own_table, whole, levels)
     else:
         schedule = sampler.automatic if schedule is Schedule.AUTOMATIC else schedule
-        sigmas = table(schedule, steps + sampler.drops_penultimate, levels, is_xl=is_xl)
+        sigmas = table(schedule, whole + sampler.drops_penultimate, levels, is_xl=is_xl)
         if sampler.drops_penultimate:
             sigmas = drop_penultimate(sigmas)
+    span = _span(sigmas)
+    if rules > 1 and taken is not None:
+        sigmas = sigmas[whole - taken - 1 :]
+    scale = sigmas[0]
+    if sampler.has_ends_only and taken is None:  # A1111 takes the model's ends there, whatever the table's are
+        sigmas = [levels.greatest, *sigmas[1:-2], levels.least, 0.0] if steps > 1 else [levels.greatest, levels.least]
     # with hundreds of steps the discrete tables repeat levels, and a step between equal levels divides by zero
     sigmas = [s for i, s in enumerate(sigmas) if i == 0 or s < sigmas[i - 1]]
+    end = 1.0
     if sampler.is_variance_preserving:
-        start, end = math.sqrt(1 + sigmas[0] ** 2), 1 / math.sqrt(1 + sigmas[-1] ** 2)
-    else:
-        start, end = sigmas[0], 1.0
-    return Plan(sampler, schedule, tuple(sigmas), start, end)
+        end = 1 / math.sqrt(1 + sigmas[-1] ** 2)
+        scale = math.sqrt(1 + sigmas[0] ** 2) if taken is None else scale
+    made = Plan(sampler, schedule, tuple(sigmas), scale, end, span)
+    if rules == 1 and taken is not None:
+        made = made.tail(min(taken + 1, made.steps))
+    return made
 
 
-def _own_table(name: str, steps: int, levels: NoiseLevels) -> list[float]:
-    if name == "ddim":
+def of_recipe(name: str, rules: int) -> Sampler:
+    """The sampler that a recipe's name means by its rules. Raises: KeyError: none of the table."""
+    return BY_NAME["DEIS multistep" if name == "DEIS" and rules == 1 else name]
+
+
+def _span(sigmas: Sequence[float]) -> tuple[float, float]:
+    return min(sigma for sigma in sigmas if sigma > 0), max(sigmas)
+
+
+def _by_times(sampler: Sampler, steps: int, levels: NoiseLevels, taken: int | None) -> Plan:
+    """DDIM's relatives, which count in times, and begin and end in the model's own scale.
+
+    From a picture A1111 adds the noise of one time more than the model is asked at first.
+    """
+    times = [float(time) for time in reversed(ddim_times(steps))]
+    used = times if taken is None else times[:taken]
+    noisy = None if taken is None else levels.sigma(times[min(taken, len(times) - 1)])
+    if not used:  # a strength so small that nothing is drawn: the picture with the least noise
+        used = times[:1]
+    if sampler.own_table is Table.UNIPC:
+        last, count = (TRAIN_STEPS - 1.0 if taken is None else used[-1]), len(used)
+        used = [last * i / count for i in range(count + 1)]
+    elif len(times) == 1:
+        used = [0.0, *times]
+    sigmas = [levels.sigma(time) for time in reversed(used)]
+    here = math.sqrt(1 + sigmas[0] ** 2)
+    end = 1 / math.sqrt(1 + sigmas[-1] ** 2)
+    if noisy is None:
+        return Plan(sampler, Schedule.AUTOMATIC, tuple(sigmas), here, end, _span(sigmas))
+    signal = 1 / math.sqrt(1 + noisy**2)
+    return Plan(
+        sampler, Schedule.AUTOMATIC, tuple(sigmas), here * noisy * signal, end, _span(sigmas), here * signal
+    )  # fmt: skip
+
+
+def _own_table_1(name: Table, steps: int, levels: NoiseLevels) -> list[float]:
+    """By rules 1."""
+    if name is Table.DDIM:
         times: list[float] = [float(t) for t in ddim_times(steps)]
         return [levels.sigma(t) for t in times] if len(times) > 1 else [levels.sigma(times[0]), levels.sigma(0)]
     return [levels.sigma((TRAIN_STEPS - 1) * (1 - i / steps)) for i in range(steps + 1)]
-
-
-def _spellings() -> Iterator[tuple[str, Sampler]]:
-    """Every accepted spelling, longest first."""
-    found = [
-        (_plain(spelling), sampler)
-        for sampler in SAMPLERS
-        for spelling in (sampler.name, sampler.diffusers, *sampler.aliases)
-        if spelling
-    ]
-    found += [(s.removesuffix("scheduler"), sampler) for s, sampler in found if s.endswith("scheduler")]
-    yield from sorted(found, key=lambda pair: -len(pair[0]))
-
-
-def _schedule(plain: str, original: str) -> Schedule:
-    known = {_plain(member.value): member for member in Schedule} | _SCHEDULE_ALIASES
-    if plain not in known:
-        near = difflib.get_close_matches(plain, known, n=1, cutoff=0.5)
-        nearest = known[near[0]].value if near else ""
-        samplers = {_plain(sampler.name): sampler.name for sampler in SAMPLERS}
-        if not near and (near := difflib.get_close_matches(_plain(original), samplers, n=1, cutoff=0.8)):
-            nearest = samplers[near[0]]
-        raise UsageError(
-            f"unknown schedule in `{original}`: {plain}",
-            hint=f"did you mean `{nearest}`?" if nearest else "schedules: " + ", ".join(Schedule),
-            code=Cause.UNKNOWN_SCHEDULE,
-            nearest=[nearest] if nearest else [],
-        )
-    return known[plain]
-
-
-def _unknown(text: str, wanted: str) -> UsageError:
-    for name, instead in NOT_OFFERED.items():
-        if wanted == _plain(name) or wanted.startswith(_plain(name) + " "):
-            return UsageError(
-                f"civman has no sampler `{name}`", hint=f"`{instead}` comes nearest", code=Cause.UNKNOWN_SAMPLER,
-                nearest=[instead],
-            )  # fmt: skip
-    names = {_plain(sampler.name): sampler.name for sampler in SAMPLERS}
-    near = [names[match] for match in difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)]
-    hint = (
-        "did you mean " + ", ".join(f"`{name}`" for name in near) + "?"
-        if near
-        else "samplers: " + ", ".join(names.values())
-    )
-    return UsageError(f"unknown sampler: `{text}`", hint=hint, code=Cause.UNKNOWN_SAMPLER, nearest=near)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())

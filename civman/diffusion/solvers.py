@@ -3,77 +3,133 @@
 A solver is a generator. It yields (x, σ) where it wants the model asked, is sent the model's clean picture back, and
 returns the last x. So it keeps its history in local variables, may ask as often as it likes per step, and runs the
 same on tensors and on plain numbers (which is how `evaluations` lists the levels it will ask for). `noise(σ, σ')`
-gives unit noise for the step between two levels.
+gives unit noise for the step between two levels. Here are the solvers of the Euler and Adams-Bashforth kinds; those of
+the DPM kind are in `solvers_dpm`, rarer ones in `solvers_rare`.
 
-Sources: Karras et al. 2022 (Euler, Heun, DPM2's midpoint in log σ); Liu et al. 2022 (PLMS); Lu et al. 2022 (DPM++);
-Zhang & Chen 2022 (DEIS); Zhao et al. 2023 (UniPC); Luo et al. 2023 (LCM). Ancestral steps split σ' so that
-σ_down² + σ_up² = σ'². Measured against k-diffusion and diffusers in tests/render/test_schedulers.py.
+Sources: Karras et al. 2022 (Euler, Heun, DPM2's midpoint in log σ); Liu et al. 2022 (PLMS); Zhang & Chen 2022 (DEIS);
+Zhao et al. 2023 (UniPC); Luo et al. 2023 (LCM); Song et al. 2021 (DDIM). Ancestral steps split σ' so that
+σ_down² + σ_up² = σ'². Measured against k-diffusion and diffusers in tests/diffusion/test_schedulers.py.
 """
 
 import math
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
 # a tensor in use, a float when dry-run; torch's own types would shut the second out
 X = Any
-Solver = Callable[[X, Sequence[float], Callable[[float, float], X]], Generator[tuple[X, float], X, X]]
 Noise = Callable[[float, float], X]
-Steps = Generator[tuple[X, float], X, X]
+Steps = Generator[tuple[X, float], Any, X]
 
 
-def solve(solver: Solver, x: X, sigmas: Sequence[float], noise: Noise, clean: Callable[[X, float], X]) -> X:
-    """Runs a solver to its end; `clean(x, σ)` is the model."""
-    steps = solver(x, sigmas, noise)
-    asked = next(steps)
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How much fresh noise a sampler adds.
+
+    `eta`: the share of what an ancestral or SDE step may add; `s_noise`: factor on it. `s_churn`, over all steps: noise
+    that Euler, Heun and DPM2 add before each step whose level lies within `s_tmin` and `s_tmax`. Source of the last
+    four: Karras et al. 2022, algorithm 2.
+    """
+
+    eta: float = 1.0
+    s_noise: float = 1.0
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = math.inf
+
+
+PLAIN: Final = Tuning()
+Solver = Callable[[X, Sequence[float], Noise, Tuning], Steps]
+
+
+def solve(
+    solver: Solver, x: X, sigmas: Sequence[float], noise: Noise, clean: Callable[[X, float], Any],
+    tuning: Tuning = PLAIN,
+) -> X:  # fmt: skip
+    """Runs a solver to its end; `clean(x, σ)` is the model. CFG++ solvers want (clean, clean without the prompt)."""
+    steps = solver(x, sigmas, noise, tuning)
+    answer = None
     while True:
         try:
-            asked = steps.send(clean(*asked))
+            asked = steps.send(answer)
         except StopIteration as stop:
             return stop.value
+        answer = clean(*asked)
 
 
-def evaluations(solver: Solver, sigmas: Sequence[float]) -> list[float]:
-    """The levels at which the model will be asked, in order."""
+def evaluations(solver: Solver, sigmas: Sequence[float], *, in_pairs: bool = False) -> list[float]:
+    """The levels at which the model will be asked, in order; `in_pairs`: the solver wants two clean pictures."""
     levels: list[float] = []
 
-    def note(_: X, sigma: float) -> float:
+    def note(_: X, sigma: float) -> Any:
         levels.append(sigma)
-        return 0.0
+        return (0.0, 0.0) if in_pairs else 0.0
 
     solve(solver, 0.0, sigmas, lambda _, __: 0.0, note)
     return levels
 
 
-def ancestral(here: float, after: float) -> tuple[float, float]:
+def ancestral(here: float, after: float, eta: float = 1.0) -> tuple[float, float]:
     """(σ_down, σ_up): how far to step down so that adding σ_up of fresh noise ends at `after`."""
-    up = min(after, math.sqrt(after**2 * (here**2 - after**2) / here**2))
+    if not eta:
+        return after, 0.0
+    # of two levels that differ in their last digits the rounded difference may be negative
+    up = min(after, eta * math.sqrt(max(after**2 * (here**2 - after**2) / here**2, 0.0)))
     return math.sqrt(after**2 - up**2), up
 
 
-def euler(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001  (one signature for all)
+def churned(x: X, here: float, after: float, count: int, noise: Noise, tuning: Tuning) -> tuple[X, float]:
+    """(x, σ) with the noise that `s_churn` adds before a step; unchanged where it adds none."""
+    if not tuning.s_churn:
+        return x, here
+    fresh = noise(here, after)  # drawn in every step, also where it is not added: the stream goes on as elsewhere
+    if not tuning.s_tmin <= here <= tuning.s_tmax:
+        return x, here
+    above = here * (1 + min(tuning.s_churn / count, math.sqrt(2) - 1))
+    return x + fresh * (tuning.s_noise * math.sqrt(above**2 - here**2)), above
+
+
+def euler(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
     """One evaluation a step, first order."""
-    for here, after in pairwise(sigmas):
+    for begin, after in pairwise(sigmas):
+        x, here = churned(x, begin, after, len(sigmas) - 1, noise, tuning)
         clean = yield x, here
         x = x + (x - clean) * ((after - here) / here)
     return x
 
 
-def euler_ancestral(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:
+def euler_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
     """Euler to below the next level, then fresh noise up to it."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
-        down, up = ancestral(here, after)
+        down, up = ancestral(here, after, tuning.eta)
         x = x + (x - clean) * ((down - here) / here)
         if after > 0:
-            x = x + noise(here, after) * up
+            x = x + noise(here, after) * (tuning.s_noise * up)
     return x
 
 
-def heun(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001
-    """Two evaluations a step, second order, the last step Euler."""
+def ddim(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
+    """Euler; with `eta` above 0, fresh noise takes the place of a share of the predicted one (Song et al. 2021)."""
     for here, after in pairwise(sigmas):
+        clean = yield x, here
+        if not tuning.eta:
+            x = x + (x - clean) * ((after - here) / here)
+            continue
+        signal, signal_after = 1 / (1 + here**2), 1 / (1 + after**2)
+        share = (1 - signal_after) / (1 - signal) * max(1 - signal / signal_after, 0.0)
+        fresh = tuning.eta * math.sqrt(share)
+        down = math.sqrt(max(1 - signal_after - fresh**2, 0.0) / signal_after)
+        x = clean + (x - clean) * (down / here) + noise(here, after) * (fresh / math.sqrt(signal_after))
+    return x
+
+
+def heun(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
+    """Two evaluations a step, second order, the last step Euler."""
+    for begin, after in pairwise(sigmas):
+        x, here = churned(x, begin, after, len(sigmas) - 1, noise, tuning)
         clean = yield x, here
         slope = (x - clean) / here
         ahead = x + slope * (after - here)
@@ -84,12 +140,16 @@ def heun(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001
     return x
 
 
-def dpm2(x: X, sigmas: Sequence[float], noise: Noise, *, is_ancestral: bool = False) -> Steps:
+def dpm2(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN, *, is_ancestral: bool = False) -> Steps:
     """Two evaluations a step: the second half way in log σ gives the slope; the last step Euler."""
-    for here, after in pairwise(sigmas):
+    for begin, after in pairwise(sigmas):
+        here, down, up = begin, after, 0.0
+        if is_ancestral:
+            down, up = ancestral(here, after, tuning.eta)
+        else:
+            x, here = churned(x, begin, after, len(sigmas) - 1, noise, tuning)
         clean = yield x, here
         slope = (x - clean) / here
-        down, up = ancestral(here, after) if is_ancestral else (after, 0.0)
         if down == 0:
             x = x + slope * (down - here)
             continue
@@ -98,11 +158,11 @@ def dpm2(x: X, sigmas: Sequence[float], noise: Noise, *, is_ancestral: bool = Fa
         clean = yield ahead, middle
         x = x + (ahead - clean) / middle * (down - here)
         if up > 0:
-            x = x + noise(here, after) * up
+            x = x + noise(here, after) * (tuning.s_noise * up)
     return x
 
 
-def lms(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001
+def lms(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
     """Adams-Bashforth over σ with up to four slopes."""
     slopes: list[X] = []
     for step, (here, _) in enumerate(pairwise(sigmas)):
@@ -114,107 +174,16 @@ def lms(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001
     return x
 
 
-def dpmpp_2m(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001
-    """DPM-Solver++ of second order with the step before as its second evaluation."""
-    before, width_before = None, 0.0
-    for here, after in pairwise(sigmas):
-        clean = yield x, here
-        width = _width(here, after)
-        aim = clean
-        if before is not None and after > 0:
-            lean = width / (2 * width_before)
-            aim = clean * (1 + lean) - before * lean
-        x = x * (after / here) - aim * math.expm1(-width)
-        before, width_before = clean, width
-    return x
+ADAMS_BASHFORTH: Final = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
-def dpmpp_2m_sde(x: X, sigmas: Sequence[float], noise: Noise, *, is_heun: bool = False) -> Steps:
-    """The same for the stochastic equation; `is_heun` chooses the corrector's other form."""
-    before, width_before = None, 0.0
-    for here, after in pairwise(sigmas):
-        clean = yield x, here
-        if after == 0:
-            return clean
-        width = _width(here, after)
-        gain = -math.expm1(-2 * width)
-        x = x * (after / here * math.exp(-width)) + clean * gain
-        if before is not None:
-            lean = (1 - gain / (2 * width)) if is_heun else gain / 2
-            x = x + (clean - before) * (lean * width / width_before)
-        x = x + noise(here, after) * (after * math.sqrt(gain))
-        before, width_before = clean, width
-    return x
-
-
-def dpmpp_3m_sde(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:
-    """Third order with two steps before."""
-    cleans: list[X] = []
-    widths: list[float] = []
-    for here, after in pairwise(sigmas):
-        clean = yield x, here
-        if after == 0:
-            return clean
-        width = _width(here, after)
-        wide = 2 * width
-        gain = -math.expm1(-wide)
-        x = x * math.exp(-wide) + clean * gain
-        second = 1 - gain / wide
-        if len(cleans) == 2:
-            r0, r1 = widths[0] / width, widths[1] / width
-            near, far = (clean - cleans[0]) / r0, (cleans[0] - cleans[1]) / r1
-            bend = (near - far) / (r0 + r1)
-            x = x + (near + bend * r0) * second - bend * (second / wide - 0.5)
-        elif cleans:
-            x = x + (clean - cleans[0]) * (second * width / widths[0])
-        x = x + noise(here, after) * (after * math.sqrt(gain))
-        cleans, widths = [clean, *cleans[:1]], [width, *widths[:1]]
-    return x
-
-
-def dpmpp_sde(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:
-    """Two evaluations a step, fresh noise at both."""
-    for here, after in pairwise(sigmas):
-        clean = yield x, here
-        if after == 0:
-            x = x + (x - clean) * ((after - here) / here)
-            continue
-        middle = math.sqrt(here * after)
-        down, up = ancestral(here, middle)
-        ahead = x * (down / here) - clean * math.expm1(math.log(down / here)) + noise(here, middle) * up
-        clean = yield ahead, middle
-        down, up = ancestral(here, after)
-        x = x * (down / here) - clean * math.expm1(math.log(down / here)) + noise(here, after) * up
-    return x
-
-
-def dpmpp_2s_ancestral(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:
-    """Two evaluations a step to below the next level, then fresh noise up to it."""
-    for here, after in pairwise(sigmas):
-        clean = yield x, here
-        down, up = ancestral(here, after)
-        if down == 0:
-            x = x + (x - clean) * ((down - here) / here)
-        else:
-            middle = math.sqrt(here * down)
-            ahead = x * (middle / here) - clean * math.expm1(-_width(here, middle))
-            clean = yield ahead, middle
-            x = x * (down / here) - clean * math.expm1(-_width(here, down))
-        if after > 0:
-            x = x + noise(here, after) * up
-    return x
-
-
-_ADAMS_BASHFORTH: Final = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
-
-
-def plms(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001
+def plms(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
     """Adams-Bashforth with fixed weights, begun with one step of Heun's kind."""
     slopes: list[X] = []
     for here, after in pairwise(sigmas):
         clean = yield x, here
         slopes = [(x - clean) / here, *slopes[:3]]
-        slope = sum(part * weight for part, weight in zip(slopes, _ADAMS_BASHFORTH[len(slopes) - 1], strict=True))
+        slope = sum(part * weight for part, weight in zip(slopes, ADAMS_BASHFORTH[len(slopes) - 1], strict=True))
         if len(slopes) == 1 and after > 0:
             ahead = x + slope * (after - here)
             clean = yield ahead, after
@@ -223,7 +192,7 @@ def plms(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001
     return x
 
 
-def deis(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001
+def deis(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
     """Second order, exponential integrator over log σ."""
     before, sigma_before = None, 0.0
     for here, after in pairwise(sigmas):
@@ -238,7 +207,7 @@ def deis(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001
     return x
 
 
-def unipc(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001
+def unipc(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
     """Third order, B(h) = h, corrector after every step but the last, order falling to 1 at the end."""
     count = len(sigmas) - 1
     cleans: list[X] = []
@@ -256,10 +225,10 @@ def unipc(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:  # noqa: ARG001
 def _unipc_move(x: X, cleans: list[X], sigmas: Sequence[float], step: int, order: int, *, arrived: X | None) -> X:
     """From level `step` to the next; with `arrived`, the clean picture found there, the corrector's better version."""
     here, after = sigmas[step], sigmas[step + 1]
-    width = _width(here, after)
+    width = step_width(here, after)
     latest = cleans[step]
     moved = x * (after / here) - latest * math.expm1(-width)
-    ratios = [_width(here, sigmas[step - back]) / width for back in range(1, order)]
+    ratios = [step_width(here, sigmas[step - back]) / width for back in range(1, order)]
     leans = [(cleans[step - back] - latest) / r for back, r in zip(range(1, order), ratios, strict=True)]
     if arrived is not None:
         ratios, leans = [*ratios, 1.0], [*leans, arrived - latest]
@@ -279,7 +248,7 @@ def _unipc_move(x: X, cleans: list[X], sigmas: Sequence[float], step: int, order
     return moved
 
 
-def lcm(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:
+def lcm(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
     """The clean picture with fresh noise of the next level, each step."""
     for here, after in pairwise(sigmas):
         x = yield x, here
@@ -289,10 +258,9 @@ def lcm(x: X, sigmas: Sequence[float], noise: Noise) -> Steps:
 
 
 dpm2_ancestral = partial(dpm2, is_ancestral=True)
-dpmpp_2m_sde_heun = partial(dpmpp_2m_sde, is_heun=True)
 
 
-def _width(here: float, after: float) -> float:
+def step_width(here: float, after: float) -> float:
     """Length of a step in −log σ; endless where it ends without noise."""
     return math.log(here / after) if after > 0 else math.inf
 

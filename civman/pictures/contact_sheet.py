@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from civman.domain.recipes.recipe import canonical, read_json
+from civman.domain.recipes.recipe_json import canonical, read_json
 from civman.errors import Cause, UsageError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from civman.domain.digests import Sha256
-from civman.domain.recipes.recipe import Recipe
+from civman.domain.recipes.recipe import RULES, Recipe
 from civman.errors import Cause, UsageError
 from civman.planning.plan_types import Planned
 from civman.store.blobs import digest_of
@@ -28,8 +28,10 @@ class InputPicture:
     """(H, W, 3) uint8, a mask (H, W) uint8."""
 
 
-def read_picture(path: Path, *, is_mask: bool = False) -> InputPicture:
+def read_picture(path: Path, *, is_mask: bool = False, rules: int = RULES) -> InputPicture:
     """The picture at `path`, turned as its EXIF entry says, transparent parts on white.
+
+    In a mask what is transparent is not painted; by rules 1 it was.
 
     Raises: UsageError (`unreadable-picture`): it is not there, or no picture that can be read to its end.
     """
@@ -42,7 +44,8 @@ def read_picture(path: Path, *, is_mask: bool = False) -> InputPicture:
             image: Any = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+                ground = "black" if is_mask and rules > 1 else "white"
+                image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
             image = image.convert("L" if is_mask else "RGB")
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         why = (

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from civman.diffusion import samplers
+from civman.diffusion import sampler_names, samplers
 from civman.diffusion.families import Family, family_of
 from civman.diffusion.memory_plan import Estimate, estimate
 from civman.diffusion.noise_levels import Schedule
@@ -62,7 +62,7 @@ def plan(
     require_render_extra()
     typed = (request.prompt, request.negative_prompt)
     words = prompt_references.read(*typed)
-    sampler, schedule = samplers.parse(SAMPLER if request.sampler is None else request.sampler, request.schedule)
+    sampler, schedule = sampler_names.parse(SAMPLER if request.sampler is None else request.sampler, request.schedule)
     if schedule is Schedule.AUTOMATIC and not sampler.own_table:
         schedule = sampler.automatic
     pictures = _pictures(request)
@@ -242,13 +242,14 @@ def _within_limits(
 
 def _require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raises: UsageError: no table of noise levels can be made for so many steps."""
-    sampler, schedule = samplers.parse(recipe.sampler, recipe.schedule)
-    levels = sampler.levels(is_zero_snr=recipe.is_zero_snr)
-    passes = [recipe.steps]
+    named, schedule = sampler_names.parse(recipe.sampler, recipe.schedule)
+    sampler = samplers.of_recipe(named.name, recipe.rules)
+    levels = sampler.levels(is_zero_snr=recipe.is_zero_snr, rules=recipe.rules)
+    passes = [(recipe.steps, samplers.Start(recipe.start.strength) if recipe.start else None)]
     if recipe.hires:
-        passes.append(int(recipe.hires.steps / min(recipe.hires.strength, 0.999)))
-    for steps in passes:
-        samplers.plan(sampler, schedule, steps, levels, is_xl=checkpoint.family.is_xl)
+        passes.append((recipe.hires.steps, samplers.Start(recipe.hires.strength, keeps_steps=True)))
+    for steps, start in passes:
+        samplers.plan(sampler, schedule, steps, levels, is_xl=checkpoint.family.is_xl, start=start, rules=recipe.rules)
 
 
 def _usual_precision(device: str | None) -> str:
@@ -265,7 +266,7 @@ def _memory(recipe: Recipe, checkpoint: Found) -> Estimate:
     shapes = checkpoint.header.shapes
     single = recipe.precision == "float32"
     return estimate(
-        shapes, width=width, height=height, batch=recipe.batch_size, is_guided=recipe.guidance_scale > 1,
+        shapes, width=width, height=height, batch=recipe.batch_size, is_guided=recipe.uses_negative,
         dtype_bytes=4 if single else 2,
         # in half precision SDXL's VAE overflows and is held in single, see `civman.diffusion.loader`
         vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).is_xl) else 2,

@@ -194,7 +194,7 @@ class _Setup:
         recipe = planned.recipe
         embeddings = _embeddings(planned, self._model)
         contexts = [self._encode(parse(recipe.prompt), recipe, embeddings, is_negative=False)]
-        if recipe.guidance_scale > 1:  # below, nobody asks what is not wanted
+        if recipe.uses_negative:
             contexts.append(self._encode(parse(recipe.negative_prompt), recipe, embeddings, is_negative=True))
         if recipe.pad_prompts and len(contexts) == 2:
             contexts = self._padded(contexts, recipe)
@@ -230,7 +230,9 @@ def _inputs(planned: Planned) -> Inputs:
     start = planned.recipe.start
     if start is None:
         return Inputs()
-    mask = read_picture(planned.path(start.mask_sha256), is_mask=True).pixels if start.mask_sha256 else None
+    mask = None
+    if start.mask_sha256:
+        mask = read_picture(planned.path(start.mask_sha256), is_mask=True, rules=planned.recipe.rules).pixels
     return Inputs(read_picture(planned.path(start.sha256)).pixels, mask)
 
 

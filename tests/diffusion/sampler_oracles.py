@@ -14,16 +14,26 @@ import numpy as np
 import pytest
 import torch
 
+from civman.diffusion.noise import BrownianPath, Rng
 from civman.diffusion.noise_levels import NoiseLevels, Schedule, ddim_times, table
-from civman.diffusion.samplers import NOT_OFFERED, SAMPLERS, Kind, Plan, Sampler, plan
-from civman.diffusion.solvers import solve
+from civman.diffusion.sampler_names import NOT_OFFERED
+from civman.diffusion.samplers import SAMPLERS, Kind, Plan, Sampler, plan
+from civman.diffusion.solvers import Tuning, solve
+from civman.domain.recipes.recipe import SAMPLING
 
+NOT_OFFERED_NEAREST = [(name, instead) for name, (_, instead) in NOT_OFFERED.items()]
 PAGE = Path(__file__).parents[2] / "docs" / "samplers.md"
 LEVELS = NoiseLevels.of_model()
 STEPS = 20
 SHAPE = (1, 4, 8, 8)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 SAME = 1e-5
+
+
+def USUAL(made: Plan) -> Tuning:  # noqa: N802
+    return made.sampler.tuning(SAMPLING)
+
+
 _generator = torch.Generator().manual_seed(0)
 MIX, SHIFT = torch.randn(4, 4, generator=_generator) * 0.4, torch.randn(4, generator=_generator)
 START = torch.randn(SHAPE, generator=_generator)
@@ -43,7 +53,12 @@ def noise(here: object, after: object) -> torch.Tensor:
 
 
 def ours(made: Plan) -> torch.Tensor:
-    return solve(made.sampler.solver, START * made.start_scale, made.sigmas, noise, clean) * made.end_scale
+    drawn = noise
+    if made.sampler.noise is Kind.BROWNIAN:
+        path = BrownianPath(5, SHAPE[1:], *made.span, rng=Rng.CPU)
+        drawn = lambda here, after: path.noise(float(here), float(after))[None]  # type: ignore[arg-type]  # noqa: E731
+    model = (lambda x, sigma: (clean(x, sigma), clean(x, sigma))) if made.sampler.is_cfgpp else clean
+    return solve(made.sampler.solver, START * made.start_scale, made.sigmas, drawn, model, USUAL(made)) * made.end_scale
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -58,16 +73,23 @@ def measured(sampler: Sampler, schedule: Schedule) -> float | None:
         return distance(ours(made), _ddim() if own else _k_diffusion(made, "sample_euler") * made.end_scale)
     if sampler.name == "PLMS":
         return distance(ours(made), _plms()) if own else None
-    if sampler.name in ("UniPC", "DEIS"):
+    if sampler.name in ("UniPC", "DEIS multistep"):
         return _diffusers_with_our_table(made)
     if sampler.name == "LCM":
         return distance(ours(made), _lcm(made))
+    if not sampler.against.startswith("k-diffusion") or sampler.has_ends_only:
+        return None
     return distance(ours(made), _k_diffusion(made, sampler.against.split()[1].partition("(")[0]))
 
 
 def _k_diffusion(made: Plan, function: str) -> torch.Tensor:
     oracle = k_oracle.sampling()
-    options: dict[str, object] = {"noise_sampler": noise} if made.sampler.noise is not Kind.NONE else {}
+    options: dict[str, object] = (
+        {"noise_sampler": noise} if made.sampler.noise is Kind.ANCESTRAL and not made.sampler.own_table else {}
+    )
+    if made.sampler.noise is Kind.BROWNIAN:
+        low, high = (torch.tensor(level) for level in made.span)
+        options["noise_sampler"] = oracle.BrownianTreeNoiseSampler(START, low, high, seed=[5])
     if "heun" in made.sampler.against.partition("(")[2]:
         options["solver_type"] = "heun"
     result: torch.Tensor = getattr(oracle, function)(
@@ -105,7 +127,9 @@ def _plms() -> torch.Tensor:
 
 def _diffusers_with_our_table(made: Plan) -> float:
     diffusers = pytest.importorskip("diffusers")
-    options = {"UniPC": {"solver_order": 3, "solver_type": "bh1"}, "DEIS": {"solver_order": 2}}[made.sampler.name]
+    options = {"UniPC": {"solver_order": 3, "solver_type": "bh1"}, "DEIS multistep": {"solver_order": 2}}[
+        made.sampler.name
+    ]
     # their last step to a level of exactly 0 is not a number when a table is put in: end just above it instead
     sigmas = [s or LEVELS.least / 10 for s in made.sigmas]
     scheduler = getattr(diffusers, made.sampler.diffusers)(**BETAS, **options)
@@ -249,7 +273,7 @@ def page() -> str:
         "",
         "| sampler | nearest |",
         "|---|---|",
-        *(f"| {name} | {nearest} |" for name, nearest in NOT_OFFERED.items()),
+        *(f"| {name} | {nearest} |" for name, nearest in NOT_OFFERED_NEAREST),
     ]
     return "\n".join(parts) + "\n"
 

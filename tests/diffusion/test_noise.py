@@ -4,6 +4,7 @@
 import math
 from itertools import pairwise
 
+import k_oracle
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -48,15 +49,21 @@ def test_seeds_and_kinds_differ_and_repeat(rng: Rng) -> None:
 @pytest.mark.parametrize("schedule", [Schedule.KARRAS, Schedule.NORMAL])
 @pytest.mark.parametrize("seed", [0, 123, 2**40 + 7])
 @pytest.mark.filterwarnings("ignore:Should have")  # torchsde rounds its own ends
-def test_the_brownian_path_is_torchsde_s(schedule: Schedule, seed: int) -> None:
-    torchsde = pytest.importorskip("torchsde")
+def test_the_brownian_noise_is_k_diffusion_s(schedule: Schedule, seed: int) -> None:
+    oracle = k_oracle.sampling()
     levels = torch.tensor(table(schedule, 12, NoiseLevels.of_model())[:-1])
-    tree = torchsde.BrownianTree(levels[-1], torch.zeros(SHAPE), levels[0], entropy=seed)
+    theirs = oracle.BrownianTreeNoiseSampler(torch.zeros(1, *SHAPE), levels[-1], levels[0], seed=[seed])
     path = BrownianPath(seed, SHAPE, float(levels[-1]), float(levels[0]), rng=Rng.CPU)
 
     for here, after in pairwise(levels):
-        theirs = tree(after, here) / (here - after).sqrt()
-        assert float((path.noise(float(here), float(after)) - theirs).abs().max()) < 5e-6
+        assert float((path.noise(float(here), float(after)) - theirs(here, after)[0]).abs().max()) < 5e-6
+        assert float((path.noise(float(after), float(here)) - theirs(after, here)[0]).abs().max()) < 5e-6
+
+
+def test_by_rules_1_the_brownian_noise_has_the_opposite_sign() -> None:
+    now, before = (BrownianPath(3, SHAPE, 0.03, 14.6, rng=Rng.CPU, falls_upwards=is_old) for is_old in (False, True))
+
+    assert torch.equal(now.noise(5.0, 2.0), -before.noise(5.0, 2.0))
 
 
 def test_the_brownian_path_does_not_depend_on_what_was_asked_before() -> None:

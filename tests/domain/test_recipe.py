@@ -76,17 +76,33 @@ def test_the_digest_does_not_depend_on_the_order_of_keys_or_on_spaces(recipe: Re
 
 def test_the_digest_is_the_sha256_of_the_canonical_text() -> None:
     assert FULL.sha256 == hashlib.sha256(FULL.to_json().encode()).hexdigest()
-    assert json.loads(FULL.to_json())["schema"] == 2
+    assert json.loads(FULL.to_json())["schema"] == 3
     assert list(json.loads(FULL.to_json())) == sorted(json.loads(FULL.to_json()))
 
 
 def test_the_canonical_text_of_a_known_recipe_never_changes() -> None:
     # a change here makes every stored recipe's digest wrong: raise the schema instead
-    assert FULL.sha256 == "0af93793895d0d76d8ee0bb0439ecc05e4146fb43b99cef898ba9be2ce52276b"
+    assert FULL.sha256 == "2ee0083940be37da3b384b67ac2ac5ba56fd1a840d8a84e5b898856cb4dc0985"
+
+
+def test_a_recipe_of_the_second_schema_keeps_its_text_and_its_digest() -> None:
+    old = replace(FULL, rules=1)
+
+    assert old.sha256 == "0af93793895d0d76d8ee0bb0439ecc05e4146fb43b99cef898ba9be2ce52276b"
+    assert json.loads(old.to_json())["schema"] == 2
+    assert Recipe.from_json(old.to_json()) == old
+    assert Recipe.from_json(old.to_json()).rules == 1
+
+
+def test_an_earlier_recipe_with_a_later_setting_has_the_later_schema_and_its_own_rules() -> None:
+    old = replace(FULL, rules=1, odd_sizes="a1111")
+
+    assert json.loads(old.to_json())["schema"] == 3
+    assert Recipe.from_json(old.to_json()) == old
 
 
 def test_a_recipe_of_the_first_schema_is_still_read() -> None:
-    value = json.loads(FULL.to_json()) | {"schema": 1}
+    value = json.loads(replace(FULL, rules=1).to_json()) | {"schema": 1}
     for later in ("config", "files", "sampling"):
         del value[later]
     text = canonical(value)
@@ -94,7 +110,7 @@ def test_a_recipe_of_the_first_schema_is_still_read() -> None:
         "7b711a1d749068c56a4a3f080574c7a8569117a38725312405374a0c148ae3d8"
     ), "not what schema 1 wrote"
 
-    assert Recipe.from_json(text) == FULL
+    assert Recipe.from_json(text) == replace(FULL, rules=1)
 
 
 def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
@@ -137,7 +153,7 @@ def test_other_texts_are_no_recipes(text: str) -> None:
 
 def test_a_later_schema_says_to_update() -> None:
     with pytest.raises(UsageError) as caught:
-        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 3}))
+        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 4}))
 
     assert caught.value.code == "newer-recipe"
 

@@ -5,25 +5,28 @@
 """
 
 import hashlib
-import json
-import math
-import types
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Any, Final, TypeVar
 
-from civman.domain.digests import Sha256, sha256_from
+from civman.domain.digests import Sha256
+from civman.domain.recipes.recipe_json import canonical, read_json, read_object
+from civman.domain.recipes.recipe_limits import problems
 from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
 
-SCHEMA: Final = 2
-"""1 had no `files` and `sampling`, and `config` only where it said something."""
-MAX_SEED: Final = 2**63 - 1
-MAX_SIDE: Final = 16384
-"""Pixels. Beyond it a size is a slip of the finger, and the attempt takes the machine's memory."""
-UPSCALERS: Final = ("latent", "latent-bicubic", "latent-nearest", "latent-nearest-exact", "lanczos", "nearest")
-PRECISIONS: Final = ("float32", "float16", "bfloat16")
+SCHEMA: Final = 3
+"""1 had no `files` and `sampling`, and `config` only where it said something. 2 had none of the entries in `_SINCE_3`:
+its pictures follow rules 1, and a recipe that says nothing beyond it is still written as schema 2."""
+RULES: Final = 2
+"""How recipes that are made now are drawn. 1: as civman did before schema 3, whose SDE samplers had the noise of
+k-diffusion with the opposite sign, and whose DDIM, masks and second pass differ from A1111's. 2: as A1111 does."""
+_SINCE_3: Final = {
+    "": ("rules", "odd_sizes"),
+    "start": ("resize_mode", "masked_content", "only_masked", "padding", "conditioning_weight", "noise_multiplier"),
+    "sampling": ("eta_ddim", "s_churn", "s_tmin", "s_tmax"),
+}
+"""Entries of a recipe, its start picture and its sampling that schema 3 added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,19 @@ class StartImage:
     strength: float
     mask_sha256: Sha256 | None = None
     mask_blur: int = 4
-    """Radius in pixels by which the mask's edge is softened when the kept part is put back."""
+    """Radius in pixels by which the mask's edge is softened."""
+    resize_mode: str = "just resize"
+    """How the picture gets the size of the rendering; one of `recipe_limits.RESIZE_MODES`."""
+    masked_content: str = "original"
+    """What the masked part holds at the beginning; one of `recipe_limits.MASKED_CONTENTS`."""
+    only_masked: bool = False
+    """The masked part with its surroundings is drawn alone at the rendering's size and put back into the picture."""
+    padding: int = 32
+    """With `only_masked`: pixels around the masked part that are drawn with it."""
+    conditioning_weight: float = 1.0
+    """How much of the masked part is hidden from an inpainting checkpoint: 1 hides it, 0 shows the picture."""
+    noise_multiplier: float = 1.0
+    """Factor on the noise that is added to the picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +158,9 @@ class Sampling:
     """The numbers behind the names of samplers and schedules, as this civman computes with them.
 
     Training: β from `beta_start` to `beta_end`, linear in its root, `train_steps` times. `rho`: Karras' curve.
-    `beta_shape`: both parameters of the beta distribution. `eta`, `noise_scale`: of ancestral and SDE samplers.
+    `beta_shape`: both parameters of the beta distribution. `eta`, `noise_scale`: how much fresh noise ancestral and SDE
+    samplers add, and the factor on it; `eta_ddim`: the same for DDIM. `s_churn`: how much noise Euler, Heun and DPM2
+    add before each step while the level lies within `s_tmin` and `s_tmax` (0: no upper end).
     """
 
     beta_start: float = 0.00085
@@ -153,10 +170,14 @@ class Sampling:
     beta_shape: float = 0.6
     eta: float = 1.0
     noise_scale: float = 1.0
+    eta_ddim: float = 0.0
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = 0.0
 
 
 SAMPLING: Final = Sampling()
-"""What the engine in `civman.diffusion` uses."""
+"""The usual numbers. The engine computes with others only where they say how much noise is added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +222,30 @@ class Recipe:
     files: tuple[RecipeFile, ...] = ()
     """One for each model file that is named above, by digest; none in recipes of schema 1."""
     sampling: Sampling = SAMPLING
+    rules: int = RULES
+    """By which rules it is drawn, see `RULES`. Recipes of earlier schemas keep the rules that they were drawn by."""
+    odd_sizes: str = "forge"
+    """What the UNet does at sizes that are no multiple of 64: "forge" enlarges each level to the size of its skip
+    connection, as Forge, ComfyUI and diffusers do; "a1111" doubles it and resizes the result, as A1111 does."""
 
     def __post_init__(self) -> None:
-        for problem in _problems(self):
+        for problem in problems(self):
             raise UsageError(f"the recipe cannot be rendered: {problem}", code=Cause.BAD_RECIPE)
 
     def to_json(self) -> str:
         """The canonical text: equal recipes have equal texts."""
-        return canonical({"schema": SCHEMA, **asdict(self)})
+        value = asdict(self)
+        earlier = _without_additions(value)
+        if self.rules == 1 and _with_additions(earlier) == value:
+            return canonical({"schema": 2, **earlier})
+        return canonical({"schema": SCHEMA, **value})
+
+    @property
+    def uses_negative(self) -> bool:
+        """Whether the negative prompt has a part in the picture: at a guidance of 1 it cancels out."""
+        if self.rules == 1:
+            return self.guidance_scale > 1
+        return self.guidance_scale != 1 or self.sampler.endswith("CFG++")
 
     @property
     def sha256(self) -> Sha256:
@@ -249,39 +286,44 @@ class Recipe:
             )  # fmt: skip
         entries = {key: item for key, item in value.items() if key != "schema"}
         if schema == 1:
-            entries = {"config": "", "files": [], "sampling": asdict(SAMPLING)} | entries
-        recipe = _read(cls, entries, "recipe")
+            entries = {"config": "", "files": [], "sampling": _without_additions({"sampling": asdict(SAMPLING)})[
+                "sampling"]} | entries  # fmt: skip
+        if schema <= 2:
+            entries = _with_additions(entries)
+        recipe = read_object(cls, entries, "recipe")
         assert isinstance(recipe, cls)
         return recipe
 
 
-def canonical(value: object) -> str:
-    """JSON with sorted keys, no spaces, nothing but numbers that JSON has; text as it is."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+def _without_additions(value: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's entries without those that schema 3 added."""
+    kept = {key: item for key, item in value.items() if key not in _SINCE_3[""]}
+    for part in ("start", "sampling"):
+        if isinstance(kept.get(part), dict):
+            kept[part] = {key: item for key, item in kept[part].items() if key not in _SINCE_3[part]}
+    return kept
 
 
-def read_json(text: str) -> object:
-    """What a text means as JSON. Raises: UsageError (`bad-recipe`): nothing, or one name twice in an object."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"not a recipe: {error}", hint="a recipe is taken whole, as civman wrote it", code=Cause.BAD_RECIPE
-        ) from error
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("an entry is there twice")
-    return value
+def _with_additions(value: dict[str, Any]) -> dict[str, Any]:
+    """The entries of an earlier schema with what they mean in this one. An entry that is there already stays."""
+    usual = {
+        "": {"rules": 1, "odd_sizes": "forge"},
+        "start": asdict(StartImage(Sha256(""), 1.0)),
+        "sampling": asdict(SAMPLING),
+    }
+    added = {part: {key: usual[part][key] for key in keys} for part, keys in _SINCE_3.items()}
+    whole = added[""] | value
+    for part in ("start", "sampling"):
+        if isinstance(whole.get(part), dict):
+            whole[part] = added[part] | whole[part]
+    return whole
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """What the library found out about a request: refs turned into digests, and what the checkpoint is.
 
-    `sampler` and `schedule` are the table's own names (`civman.diffusion.samplers.parse`); `seed` is the one to use
+    `sampler` and `schedule` are the table's own names (`diffusion.sampler_names.parse`); `seed` is the one to use
     where none was asked for.
     """
 
@@ -344,102 +386,3 @@ def _hires(asked: HiresRequest, width: int, height: int, steps: int) -> Hires:
 
 def _or(value: T | None, usual: T) -> T:
     return usual if value is None else value
-
-
-def _problems(recipe: Recipe) -> Iterator[str]:
-    """What keeps it from being rendered, in words."""
-    yield from _size_problems(recipe)
-    yield from _number_problems(recipe)
-    if recipe.start and not 0 < recipe.start.strength <= 1:
-        yield "strength must be above 0, at most 1"
-    if recipe.start and recipe.start.mask_blur < 0:
-        yield "the mask's blur cannot be negative"
-    if not all(_is_text(words) for words in (recipe.prompt, recipe.negative_prompt)):
-        yield "a prompt holds what is no Unicode text"
-    if recipe.sampling != SAMPLING:
-        yield "it was made with other numbers for noise levels and samplers than this civman's"
-    named = {digest for digests in recipe.digests.values() for digest in digests}
-    if recipe.files and sorted(file.sha256 for file in recipe.files) != sorted(named):
-        yield "the files it lists are not the ones it names"
-    closed = {
-        "rng": ("cpu", "nv"), "precision": PRECISIONS, "rounding": ("nearest", "down"),
-        "prediction": ("epsilon", "v_prediction"),
-    }  # fmt: skip
-    for name, allowed in closed.items():
-        if getattr(recipe, name) not in allowed:
-            yield f"{name} `{getattr(recipe, name)}` is none of {', '.join(allowed)}"
-
-
-def _is_text(words: str) -> bool:
-    try:
-        words.encode()
-    except UnicodeEncodeError:  # half a surrogate pair: bytes on a command line that were no UTF-8
-        return False
-    return True
-
-
-def _size_problems(recipe: Recipe) -> Iterator[str]:
-    sizes = [(recipe.width, recipe.height)]
-    if recipe.hires:
-        sizes.append((recipe.hires.width, recipe.hires.height))
-        if recipe.hires.upscaler not in UPSCALERS:
-            yield f"upscaler `{recipe.hires.upscaler}` is none of {', '.join(UPSCALERS)}"
-        if recipe.hires.steps < 1 or not 0 < recipe.hires.strength <= 1:
-            yield "the second pass needs at least one step and a strength above 0, at most 1"
-    for width, height in sizes:
-        if width < 8 or height < 8 or width % 8 or height % 8:
-            yield f"{width}x{height} is not a size: both sides must be positive multiples of 8"
-        elif max(width, height) > MAX_SIDE:
-            yield f"{width}x{height} is too large: at most {MAX_SIDE} a side"
-
-
-def _number_problems(recipe: Recipe) -> Iterator[str]:
-    if min(recipe.steps, recipe.count, recipe.batch_size, recipe.clip_skip) < 1:
-        yield "steps, count, batch size and clip skip are at least 1"
-    if not 0 <= recipe.seed <= MAX_SEED - recipe.count:
-        yield f"seed must be 0 to {MAX_SEED - recipe.count}"
-    if not 0 <= recipe.seed + recipe.eta_seed_delta <= MAX_SEED - recipe.count:
-        yield "seed and eta seed delta leave the range of seeds"
-    scales = [scale for use in recipe.loras for scale in (use.scale, use.text_scale)]
-    if not all(math.isfinite(number) for number in (recipe.guidance_scale, recipe.guidance_rescale, *scales)):
-        yield "guidance and scales must be finite numbers"
-    if recipe.guidance_scale < 0 or not 0 <= recipe.guidance_rescale <= 1:
-        yield "guidance cannot be negative, its rescaling lies between 0 and 1"
-
-
-def _read(kind: Any, value: object, where: str) -> Any:
-    """A JSON value as the type an annotation says; anything else is an error that says where."""
-    if get_origin(kind) in (Union, types.UnionType):
-        return None if value is None else _read(get_args(kind)[0], value, where)
-    if is_dataclass(kind):
-        return _read_object(kind, value, where)
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise _wrong(where, "a list")
-        return tuple(_read(get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if kind is Sha256:
-        try:
-            return sha256_from(value if isinstance(value, str) else "")
-        except ValueError as error:
-            raise _wrong(where, "a SHA-256") from error
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise _wrong(where, {str: "text", int: "a whole number", bool: "true or false"}.get(kind, "a number"))
-    return value
-
-
-def _read_object(kind: Any, value: object, where: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise _wrong(where, "an object")
-    hints, known = get_type_hints(kind), {field.name for field in fields(kind)}
-    if unknown := sorted(map(str, value.keys() - known)):
-        raise UsageError(f"not a recipe: unknown entry `{where}.{unknown[0]}`", code=Cause.BAD_RECIPE)
-    # a recipe leaves nothing to a default, not even when read
-    if missing := sorted(known - value.keys()):
-        raise UsageError(f"not a recipe: `{where}.{missing[0]}` is missing", code=Cause.BAD_RECIPE)
-    return kind(**{name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()})
-
-
-def _wrong(where: str, wanted: str) -> UsageError:
-    return UsageError(f"not a recipe: `{where}` is not {wanted}", code=Cause.BAD_RECIPE)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from civman.domain.digests import Sha256, sha256_from
-from civman.domain.recipes.recipe import Recipe, canonical, read_json
+from civman.domain.recipes.recipe import Recipe
+from civman.domain.recipes.recipe_json import canonical, read_json
 from civman.errors import Cause, IntegrityError, UsageError
 
 SCHEMA: Final = 1

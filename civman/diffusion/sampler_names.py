@@ -1,0 +1,168 @@
+"""Names of samplers and schedules as A1111, Forge, ComfyUI, diffusers, InvokeAI and CivitAI write them.
+
+Names are compared without case, with `_`, `-` and spaces alike and `pp` as `++`: "dpmpp_2m_sde_karras" is "DPM++ 2M SDE
+Karras". The longest name of a sampler wins, what follows it is the schedule.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Final
+
+from civman.diffusion.noise_levels import Schedule
+from civman.diffusion.samplers import BY_NAME, SAMPLERS, Sampler
+from civman.errors import Cause, UsageError
+
+NOT_OFFERED: Final = {
+    "SA-Solver": ("a stochastic Adams method of ComfyUI and diffusers", "DPM++ 2M SDE"),
+    "SA-Solver PECE": ("a stochastic Adams method of ComfyUI", "DPM++ 2M SDE"),
+    "ER SDE": ("a reverse-time SDE method of ComfyUI", "DPM++ 3M SDE"),
+    "SEEDS 2": ("an exponential SDE method of ComfyUI", "DPM++ SDE"),
+    "SEEDS 3": ("an exponential SDE method of ComfyUI", "DPM++ SDE"),
+    "TCD": ("the sampler of trajectory-consistency models", "LCM"),
+    "DPM++ 2S": ("DPM++ 2S a without its noise", "DPM++ 2S a"),
+    "DPM++ 3M": ("DPM++ 3M SDE without its noise", "DPM++ 2M"),
+    "DPM++ 2S a CFG++": ("a form of ComfyUI that combines DPM++ 2S a with CFG++", "Euler a CFG++"),
+    "RES multistep CFG++": ("a form of ComfyUI that combines RES multistep with CFG++", "DPM++ 2M CFG++"),
+    "RES multistep ancestral CFG++": ("a form of ComfyUI that combines RES with CFG++", "Euler a CFG++"),
+    "Gradient Estimation CFG++": ("a form of ComfyUI that combines it with CFG++", "Gradient Estimation"),
+    "DPM++ 2M alt": ("a private edit of DPM++ 2M that only its makers' files name", "DPM++ 2M"),
+    "DPM++ 2M Test": ("a private edit of DPM++ 2M that only its makers' files name", "DPM++ 2M"),
+    "uni_pc_bh2": ("UniPC with another function of the step's width", "UniPC"),
+    "Euler SMEA": ("an extension's sampler that enlarges the latents on the way", "Euler"),
+    "Euler a2": ("an extension's sampler that thresholds Euler a", "Euler a"),
+    "Kohaku LoNyu Yog": ("an extension's sampler", "Euler a"),
+    "Euler Dy": ("an extension's sampler that enlarges the latents on the way", "Euler"),
+    "Euler Max": ("an extension's sampler", "Euler"),
+    "FlowMatchEulerDiscreteScheduler": ("made for models of the flow kind, which civman does not draw with", "Euler"),
+    "FlowMatchHeunDiscreteScheduler": ("made for models of the flow kind, which civman does not draw with", "Heun"),
+    "FlowMatchLCMScheduler": ("made for models of the flow kind, which civman does not draw with", "LCM"),
+    "EDMEulerScheduler": ("made for models that were trained on noise levels directly", "Euler"),
+    "EDMDPMSolverMultistepScheduler": ("made for models that were trained on noise levels directly", "DPM++ 2M"),
+    "IPNDMScheduler": ("diffusers' form of iPNDM, which has levels of its own", "iPNDM"),
+    "SASolverScheduler": ("a stochastic Adams method", "DPM++ 2M SDE"),
+    "TCDScheduler": ("the sampler of trajectory-consistency models", "LCM"),
+    "DDPMParallelScheduler": ("a scheduler for training on several devices", "DDPM"),
+    "DDIMParallelScheduler": ("a scheduler for several devices", "DDIM"),
+    "DDIMInverseScheduler": ("it adds noise to a picture instead of taking it away", "DDIM"),
+    "DPMSolverMultistepInverseScheduler": ("it adds noise to a picture instead of taking it away", "DPM++ 2M"),
+    "CosineDPMSolverMultistepScheduler": ("made for audio models", "DPM++ 2M"),
+    "KarrasVeScheduler": ("made for models that were trained on noise levels directly", "Euler"),
+    "ScoreSdeVeScheduler": ("made for models that were trained on noise levels directly", "Euler a"),
+    "RePaintScheduler": ("a method of inpainting", "DDIM"),
+    "UnCLIPScheduler": ("made for Karlo", "DDPM"),
+    "VQDiffusionScheduler": ("made for VQ diffusion", "DDPM"),
+    "AmusedScheduler": ("made for aMUSEd", "DDPM"),
+    "DDPMWuerstchenScheduler": ("made for Würstchen", "DDPM"),
+    "CMStochasticIterativeScheduler": ("made for consistency models", "LCM"),
+    "ConsistencyDecoderScheduler": ("made for consistency decoders", "LCM"),
+}
+"""Samplers known by name that nothing here computes: what they are, and which one to try instead."""
+
+_SCHEDULE_ALIASES: Final = {
+    "auto": Schedule.AUTOMATIC, "default": Schedule.AUTOMATIC, "uniform": Schedule.NORMAL,
+    "poly": Schedule.POLYEXPONENTIAL, "poly exponential": Schedule.POLYEXPONENTIAL,
+    "sgm": Schedule.SGM_UNIFORM, "sgmuniform": Schedule.SGM_UNIFORM, "ays": Schedule.ALIGN_YOUR_STEPS,
+    "alignyoursteps": Schedule.ALIGN_YOUR_STEPS, "align your steps 11": Schedule.ALIGN_YOUR_STEPS,
+    "kl": Schedule.KL_OPTIMAL, "ddim uniform": Schedule.DDIM, "k": Schedule.KARRAS, "ka": Schedule.KARRAS,
+}  # fmt: skip
+_NO_SCHEDULES: Final = {
+    "align your steps gits": "Forge's table of the GITS paper", "align your steps 32": "Forge's table of 32 steps",
+    "linear quadratic": "ComfyUI's table for video models", "turbo discrete": "a table of SDXL Turbo",
+    "karras exponential": "an extension's mixture", "karras dynamic": "an extension's table",
+    "polyexponential test": "an extension's table", "cosine": "an extension's table",
+    "cosine exponential blend": "an extension's table", "phi": "an extension's table",
+    "laplace": "an extension's table", "bong tangent": "an extension's table",
+}  # fmt: skip
+
+
+def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
+    """A sampler and a schedule from their names; the sampler's may carry the schedule ("DPM++ 2M SDE Karras").
+
+    A schedule given apart wins over Automatic only.
+
+    Raises: UsageError: unknown (`facts["nearest"]` says what is close), not offered, or two different schedules.
+    """
+    wanted = plain(text)
+    for spelling, sampler in _spellings():
+        if wanted == spelling or wanted.startswith(f"{spelling} "):
+            if sampler is None:
+                raise _not_offered(spelling)
+            rest = wanted[len(spelling) :].strip().removeprefix("gpu").strip()
+            named = _schedule(rest or "automatic", text)
+            apart = _schedule(plain(schedule), schedule) if schedule else Schedule.AUTOMATIC
+            if Schedule.AUTOMATIC not in (named, apart) and named is not apart:
+                raise UsageError(f"two schedules for one sampler: {named} and {apart}", code=Cause.TWO_SCHEDULES,
+                                 hint="name one of them")  # fmt: skip
+            return sampler, apart if named is Schedule.AUTOMATIC else named
+    raise _unknown(text, wanted)
+
+
+def plain(text: str) -> str:
+    """A name as names are compared."""
+    words = re.sub(r"[\s_\-]+", " ", text.casefold()).strip()
+    return re.sub(r"\bdpmpp\b", "dpm++", re.sub(r"\bcfg ?pp\b", "cfg++", words)).replace("heunpp", "heun++")
+
+
+@cache
+def _spellings() -> tuple[tuple[str, Sampler | None], ...]:
+    """Every name that is known, longest first; None: known, and not offered."""
+    return tuple(sorted(_found(), key=lambda pair: -len(pair[0])))
+
+
+def _found() -> Iterator[tuple[str, Sampler | None]]:
+    for name in NOT_OFFERED:
+        yield plain(name), None
+    for sampler in SAMPLERS:
+        for spelling in (sampler.name, sampler.diffusers, *sampler.aliases):
+            if not spelling:
+                continue
+            short = plain(spelling)
+            yield short, sampler
+            if short.endswith("scheduler"):
+                yield short.removesuffix("scheduler"), sampler
+            if short.endswith(" a") or " a " in short:  # ComfyUI writes it out
+                yield re.sub(r" a\b", " ancestral", short), sampler
+
+
+def _schedule(wanted: str, original: str) -> Schedule:
+    known = {plain(member.value): member for member in Schedule} | _SCHEDULE_ALIASES
+    if wanted in _NO_SCHEDULES:
+        raise UsageError(
+            f"civman has no schedule `{wanted}`: it is {_NO_SCHEDULES[wanted]}",
+            hint="schedules: " + ", ".join(Schedule), code=Cause.UNKNOWN_SCHEDULE, nearest=[],
+        )  # fmt: skip
+    if wanted not in known:
+        near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
+        nearest = known[near[0]].value if near else ""
+        samplers = {plain(sampler.name): sampler.name for sampler in SAMPLERS}
+        if not near and (near := difflib.get_close_matches(plain(original), samplers, n=1, cutoff=0.8)):
+            nearest = samplers[near[0]]
+        raise UsageError(
+            f"unknown schedule in `{original}`: {wanted}",
+            hint=f"did you mean `{nearest}`?" if nearest else "schedules: " + ", ".join(Schedule),
+            code=Cause.UNKNOWN_SCHEDULE,
+            nearest=[nearest] if nearest else [],
+        )
+    return known[wanted]
+
+
+def _not_offered(spelling: str) -> UsageError:
+    name = next(name for name in NOT_OFFERED if plain(name) == spelling)
+    what, instead = NOT_OFFERED[name]
+    return UsageError(
+        f"civman has no sampler `{name}`: it is {what}", hint=f"`{instead}` comes nearest", code=Cause.UNKNOWN_SAMPLER,
+        nearest=[instead],
+    )  # fmt: skip
+
+
+def _unknown(text: str, wanted: str) -> UsageError:
+    names = {plain(name): name for name in BY_NAME}
+    near = [names[match] for match in difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)]
+    hint = (
+        "did you mean " + ", ".join(f"`{name}`" for name in near) + "?"
+        if near
+        else "samplers: " + ", ".join(names.values())
+    )
+    return UsageError(f"unknown sampler: `{text}`", hint=hint, code=Cause.UNKNOWN_SAMPLER, nearest=near)

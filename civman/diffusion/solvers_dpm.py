@@ -1,0 +1,213 @@
+"""Solvers of the DPM kind, in the form that `solvers` describes: exponential steps over λ = −log σ.
+
+Sources: Lu et al. 2022 (DPM-Solver, whose fast and adaptive forms are here; DPM-Solver++). Measured against
+k-diffusion, its noise included, in tests/diffusion/test_schedulers.py.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, Final
+
+from civman.diffusion.solvers import PLAIN, Noise, Steps, Tuning, X, ancestral, step_width
+
+
+def dpmpp_2m(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
+    """DPM-Solver++ of second order with the step before as its second evaluation."""
+    before, width_before = None, 0.0
+    for here, after in pairwise(sigmas):
+        clean = yield x, here
+        width = step_width(here, after)
+        aim = clean
+        if before is not None and after > 0:
+            lean = width / (2 * width_before)
+            aim = clean * (1 + lean) - before * lean
+        x = x * (after / here) - aim * math.expm1(-width)
+        before, width_before = clean, width
+    return x
+
+
+def dpmpp_2m_sde(
+    x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN, *, is_heun: bool = False
+) -> Steps:
+    """The same for the stochastic equation; `is_heun` chooses the corrector's other form."""
+    before, width_before = None, 0.0
+    for here, after in pairwise(sigmas):
+        clean = yield x, here
+        if after == 0:
+            return clean
+        width = step_width(here, after)
+        wide = (1 + tuning.eta) * width
+        gain = -math.expm1(-wide)
+        x = x * (after / here * math.exp(-tuning.eta * width)) + clean * gain
+        if before is not None:
+            lean = (1 - gain / wide) if is_heun else gain / 2
+            x = x + (clean - before) * (lean * width / width_before)
+        x = _freshened(x, here, after, noise, tuning)
+        before, width_before = clean, width
+    return x
+
+
+def dpmpp_3m_sde(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
+    """Third order with two steps before."""
+    cleans: list[X] = []
+    widths: list[float] = []
+    for here, after in pairwise(sigmas):
+        clean = yield x, here
+        if after == 0:
+            return clean
+        width = step_width(here, after)
+        wide = (1 + tuning.eta) * width
+        gain = -math.expm1(-wide)
+        x = x * math.exp(-wide) + clean * gain
+        second = 1 - gain / wide
+        if len(cleans) == 2:
+            r0, r1 = widths[0] / width, widths[1] / width
+            near, far = (clean - cleans[0]) / r0, (cleans[0] - cleans[1]) / r1
+            bend = (near - far) / (r0 + r1)
+            x = x + (near + bend * r0) * second - bend * (second / wide - 0.5)
+        elif cleans:
+            x = x + (clean - cleans[0]) * (second * width / widths[0])
+        x = _freshened(x, here, after, noise, tuning)
+        cleans, widths = [clean, *cleans[:1]], [width, *widths[:1]]
+    return x
+
+
+def dpmpp_sde(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
+    """Two evaluations a step, fresh noise at both."""
+    for here, after in pairwise(sigmas):
+        clean = yield x, here
+        if after == 0:
+            x = x + (x - clean) * ((after - here) / here)
+            continue
+        middle = math.sqrt(here * after)
+        down, up = ancestral(here, middle, tuning.eta)
+        fresh = noise(here, middle) * (tuning.s_noise * up)
+        ahead = x * (down / here) - clean * math.expm1(math.log(down / here)) + fresh
+        clean = yield ahead, middle
+        down, up = ancestral(here, after, tuning.eta)
+        fresh = noise(here, after) * (tuning.s_noise * up)
+        x = x * (down / here) - clean * math.expm1(math.log(down / here)) + fresh
+    return x
+
+
+def dpmpp_2s_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
+    """Two evaluations a step to below the next level, then fresh noise up to it."""
+    for here, after in pairwise(sigmas):
+        clean = yield x, here
+        down, up = ancestral(here, after, tuning.eta)
+        if down == 0:
+            x = x + (x - clean) * ((down - here) / here)
+        else:
+            middle = math.sqrt(here * down)
+            ahead = x * (middle / here) - clean * math.expm1(-step_width(here, middle))
+            clean = yield ahead, middle
+            x = x * (down / here) - clean * math.expm1(-step_width(here, down))
+        if after > 0:
+            x = x + noise(here, after) * (tuning.s_noise * up)
+    return x
+
+
+dpmpp_2m_sde_heun = partial(dpmpp_2m_sde, is_heun=True)
+
+
+def _freshened(x: X, here: float, after: float, noise: Noise, tuning: Tuning) -> X:
+    """With the noise that an SDE step of this width adds."""
+    if not tuning.eta:
+        return x
+    gain = -math.expm1(-2 * tuning.eta * step_width(here, after))
+    return x + noise(here, after) * (tuning.s_noise * (after * math.sqrt(gain)))
+
+
+def dpm_fast(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
+    """As many evaluations as the table has steps, in steps of third order and a shorter last one.
+
+    Of the table only its first level, the one before the last and its length count: the steps between are even in λ.
+    """
+    count, (start, end) = len(sigmas) - 1, _ends(sigmas)
+    parts = count // 3 + 1
+    orders = [3] * (parts - 2) + [2, 1] if count % 3 == 0 else [3] * (parts - 1) + [count % 3]
+    for place, order in enumerate(orders):
+        here, after = (start + (end - start) * at / parts for at in (place, place + 1))
+        target, up = _towards(here, after, end, tuning)
+        slope = (x - (yield x, math.exp(-here))) / math.exp(-here)
+        x = yield from _dpm_step(x, here, target, order, slope)
+        x = x + noise(math.exp(-here), math.exp(-after)) * (tuning.s_noise * up)
+    return x
+
+
+_RELATIVE: Final = 0.05
+_ABSOLUTE: Final = 0.0078
+_FIRST_WIDTH: Final = 0.05
+_ACCEPTED: Final = 0.81
+_CLOSE: Final = 1e-5
+
+
+def dpm_adaptive(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
+    """Steps as wide as the distance between second and third order allows; the table gives the two ends only.
+
+    Runs on tensors only: how often the model is asked depends on its answers.
+    """
+    here, end = _ends(sigmas)
+    width, power = _FIRST_WIDTH, 1 / (1.5 if tuning.eta else 3)
+    before = x
+    while here < end - _CLOSE:
+        after = min(end, here + width)
+        target, up = _towards(here, after, end, tuning)
+        slope = (x - (yield x, math.exp(-here))) / math.exp(-here)
+        low, third = yield from _dpm_pair(x, here, target, slope)
+        allowed = (low.abs().maximum(before.abs()) * _RELATIVE).clamp(min=_ABSOLUTE)
+        error = float(((low - third) / allowed).norm()) / math.sqrt(x.numel())
+        factor = 1 + math.atan((1 / (error + 1e-8)) ** power - 1)
+        if factor >= _ACCEPTED:
+            before = low
+            x = third + noise(math.exp(-here), math.exp(-after)) * (tuning.s_noise * up)
+            here = after
+        width *= factor
+    return x
+
+
+def _ends(sigmas: Sequence[float]) -> tuple[float, float]:
+    """λ of a table's first level and of the one before its last, or of its last where it has two above 0."""
+    low = sigmas[-2] if len(sigmas) > 2 or sigmas[-1] == 0 else sigmas[-1]
+    return -math.log(sigmas[0]), -math.log(low)
+
+
+def _towards(here: float, after: float, end: float, tuning: Tuning) -> tuple[float, float]:
+    """(λ to step to, σ of the noise to add there) for a step between two λ; never beyond the end."""
+    if not tuning.eta:
+        return after, 0.0
+    down, _ = ancestral(math.exp(-here), math.exp(-after), tuning.eta)
+    target = min(end, -math.log(down)) if down > 0 else end
+    return target, math.sqrt(max(math.exp(-2 * after) - math.exp(-2 * target), 0.0))
+
+
+def _dpm_step(x: X, here: float, after: float, order: int, slope: X) -> Any:
+    """One step of DPM-Solver of this order; yields for what it asks beside `slope`."""
+    if order == 3:
+        return (yield from _dpm_pair(x, here, after, slope))[1]
+    width, sigma = after - here, math.exp(-after)
+    moved = x - slope * (sigma * math.expm1(width))
+    if order == 1:
+        return moved
+    between = yield from _slope_at(x - slope * (math.exp(-here - width / 2) * math.expm1(width / 2)), here + width / 2)
+    return moved - (between - slope) * (sigma * math.expm1(width))
+
+
+def _dpm_pair(x: X, here: float, after: float, slope: X) -> Any:
+    """(second order, third order) with one and two evaluations at thirds of the step."""
+    width, sigma = after - here, math.exp(-after)
+    third, twice = width / 3, 2 * width / 3
+    first = yield from _slope_at(x - slope * (math.exp(-here - third) * math.expm1(third)), here + third)
+    moved = x - slope * (sigma * math.expm1(width))
+    low = moved - (first - slope) * (sigma * 1.5 * math.expm1(width))
+    bend = math.exp(-here - twice) * 2 * (math.expm1(twice) / twice - 1)
+    ahead = x - slope * (math.exp(-here - twice) * math.expm1(twice)) - (first - slope) * bend
+    second = yield from _slope_at(ahead, here + twice)
+    return low, moved - (second - slope) * (sigma * 1.5 * (math.expm1(width) / width - 1))
+
+
+def _slope_at(x: X, place: float) -> Any:
+    sigma = math.exp(-place)
+    return (x - (yield x, sigma)) / sigma

@@ -1,0 +1,108 @@
+"""What a recipe may say: the limits of its numbers, and the words that its closed fields take.
+
+Recipes are `Any` here because `recipe` asks this module before it lets one be.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Final
+
+MAX_SEED: Final = 2**63 - 1
+MAX_SIDE: Final = 16384
+"""Pixels. Beyond it a size is a slip of the finger, and the attempt takes the machine's memory."""
+UPSCALERS: Final = (
+    "latent", "latent-antialiased", "latent-bicubic", "latent-bicubic-antialiased", "latent-nearest",
+    "latent-nearest-exact", "lanczos", "nearest",
+)  # fmt: skip
+RESIZE_MODES: Final = ("just resize", "crop and resize", "resize and fill", "just resize (latent upscale)")
+"""A1111's words for how a picture to start from gets another size."""
+MASKED_CONTENTS: Final = ("fill", "original", "latent noise", "latent nothing")
+"""A1111's words for what the masked part holds at the beginning."""
+MAX_NOISE: Final = 10000
+"""The largest value of the numbers that say how much noise a sampler adds, and at which levels."""
+PRECISIONS: Final = ("float32", "float16", "bfloat16")
+
+
+def problems(recipe: Any) -> Iterator[str]:
+    """What keeps the recipe from being rendered, one sentence part each."""
+    yield from _size_problems(recipe)
+    yield from _number_problems(recipe)
+    if recipe.start:
+        yield from _start_problems(recipe.start)
+    if not all(_is_text(words) for words in (recipe.prompt, recipe.negative_prompt)):
+        yield "a prompt holds what is no Unicode text"
+    yield from _sampling_problems(recipe.sampling)
+    named = {digest for digests in recipe.digests.values() for digest in digests}
+    if recipe.files and sorted(file.sha256 for file in recipe.files) != sorted(named):
+        yield "the files it lists are not the ones it names"
+    closed = {
+        "rng": ("cpu", "nv"), "precision": PRECISIONS, "rounding": ("nearest", "down"),
+        "prediction": ("epsilon", "v_prediction"), "odd_sizes": ("forge", "a1111"), "rules": (1, 2),
+    }  # fmt: skip
+    for name, allowed in closed.items():
+        if getattr(recipe, name) not in allowed:
+            yield f"{name} `{getattr(recipe, name)}` is none of {', '.join(map(str, allowed))}"
+
+
+def _start_problems(start: Any) -> Iterator[str]:
+    if not 0 < start.strength <= 1:
+        yield "strength must be above 0, at most 1"
+    if start.mask_blur < 0 or start.padding < 0:
+        yield "the mask's blur and padding cannot be negative"
+    if not 0 <= start.conditioning_weight <= 1:
+        yield "the weight of the inpainting conditioning lies between 0 and 1"
+    if not 0 <= start.noise_multiplier <= 10:
+        yield "the noise multiplier lies between 0 and 10"
+    for name, word, allowed in (
+        ("resize mode", start.resize_mode, RESIZE_MODES), ("masked content", start.masked_content, MASKED_CONTENTS),
+    ):  # fmt: skip
+        if word not in allowed:
+            yield f"{name} `{word}` is none of {', '.join(allowed)}"
+
+
+def _sampling_problems(sampling: Any) -> Iterator[str]:
+    usual = type(sampling)()
+    fixed = ("beta_start", "beta_end", "train_steps", "rho", "beta_shape")
+    if any(getattr(sampling, name) != getattr(usual, name) for name in fixed):
+        yield "it was made with other numbers for noise levels and samplers than this civman's"
+    for name in ("eta", "noise_scale", "eta_ddim", "s_churn", "s_tmin", "s_tmax"):
+        number = getattr(sampling, name)
+        if not math.isfinite(number) or not 0 <= number <= MAX_NOISE:
+            yield f"{name} must be between 0 and {MAX_NOISE}"
+
+
+def _is_text(words: str) -> bool:
+    try:
+        words.encode()
+    except UnicodeEncodeError:  # half a surrogate pair: bytes on a command line that were no UTF-8
+        return False
+    return True
+
+
+def _size_problems(recipe: Any) -> Iterator[str]:
+    sizes = [(recipe.width, recipe.height)]
+    if recipe.hires:
+        sizes.append((recipe.hires.width, recipe.hires.height))
+        if recipe.hires.upscaler not in UPSCALERS:
+            yield f"upscaler `{recipe.hires.upscaler}` is none of {', '.join(UPSCALERS)}"
+        if recipe.hires.steps < 1 or not 0 < recipe.hires.strength <= 1:
+            yield "the second pass needs at least one step and a strength above 0, at most 1"
+    for width, height in sizes:
+        if width < 8 or height < 8 or width % 8 or height % 8:
+            yield f"{width}x{height} is not a size: both sides must be positive multiples of 8"
+        elif max(width, height) > MAX_SIDE:
+            yield f"{width}x{height} is too large: at most {MAX_SIDE} a side"
+
+
+def _number_problems(recipe: Any) -> Iterator[str]:
+    if min(recipe.steps, recipe.count, recipe.batch_size, recipe.clip_skip) < 1:
+        yield "steps, count, batch size and clip skip are at least 1"
+    if not 0 <= recipe.seed <= MAX_SEED - recipe.count:
+        yield f"seed must be 0 to {MAX_SEED - recipe.count}"
+    if not 0 <= recipe.seed + recipe.eta_seed_delta <= MAX_SEED - recipe.count:
+        yield "seed and eta seed delta leave the range of seeds"
+    scales = [scale for use in recipe.loras for scale in (use.scale, use.text_scale)]
+    if not all(math.isfinite(number) for number in (recipe.guidance_scale, recipe.guidance_rescale, *scales)):
+        yield "guidance and scales must be finite numbers"
+    if recipe.guidance_scale < 0 or not 0 <= recipe.guidance_rescale <= 1:
+        yield "guidance cannot be negative, its rescaling lies between 0 and 1"
