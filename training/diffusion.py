@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from training import autoencoder, layout, warmstart
+from training.noise_schedule import ALPHA_BAR, STEPS
 from training.optimise import Pair, Run, alone
 from training.scenes import UNNAMED_SHAPE, Scene, draw, random_caption, trained_scenes, with_place
 from training.words import Words
 
-STEPS, GAMMA = 1000, 5.0
-BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, STEPS, dtype=torch.float64) ** 2
-ALPHA_BAR = torch.cumprod(1 - BETAS, 0).float()
-"""SD 1.x's schedule, `scaled_linear` (Rombach et al. 2022, configuration files of the v1 release)."""
+GAMMA = 5.0
 
 Say = Callable[[Scene, random.Random], str]
 

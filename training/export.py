@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.noise_schedule import BETAS
+
 _DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64"}
 
 _UNET_ENDS = {"linear_1": "time_embed.0", "linear_2": "time_embed.2"}
@@ -71,8 +73,6 @@ def schedule() -> dict[str, Tensor]:
 
     Source: Ho et al. 2020, sections 2 and 3, for the posterior's terms.
     """
-    from training.diffusion import BETAS
-
     alphas = 1 - BETAS
     bar = torch.cumprod(alphas, 0)
     before = torch.cat([torch.ones(1, dtype=bar.dtype), bar[:-1]])
