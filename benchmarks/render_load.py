@@ -257,6 +257,7 @@ def start_sparing(_family: str, folder: Path) -> None:
 
 def _start_civman(folder: Path, *, sparing: bool) -> None:
     from civman.domain.events import Event, Step
+    from civman.domain.recipes.machine import Machine
     from civman.domain.recipes.recipe import LoraRequest, RenderRequest
     from civman.library import Library
 
@@ -275,7 +276,7 @@ def _start_civman(folder: Path, *, sparing: bool) -> None:
         precision=os.environ["START_DTYPE"],
     )  # fmt: skip
     with Library.open(folder / "library", offline=True) as library:
-        library.render(library.plan(request), low_vram=sparing, on_event=on_event)
+        library.render(library.plan(request), machine=Machine(low_vram=sparing), on_event=on_event)
 
 
 def tell_when_the_unet_is_called() -> None:
@@ -376,7 +377,7 @@ def prove(folder: Path) -> None:
     from civman.library import Library
 
     with Library.open(folder / "library", offline=True) as library:
-        library.adopt(sorted(folder.glob("*.safetensors")))
+        library.files.import_files(sorted(folder.glob("*.safetensors")))
 
 
 def report(family: str, found: dict[str, list[dict[str, float]]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from civman.domain.recipes.machine import Machine
 from civman.library import Library
 from civman.planning.plan import Conditions
 from training.previews import Preview, request
@@ -100,7 +101,9 @@ def main() -> None:
     pen = ImageDraw.Draw(sheet)
     with tempfile.TemporaryDirectory() as scratch, Library.open(scratch) as library:
         asked = [request(preview, args.models) for row in ROWS for _, preview in row.cells]
-        made = iter(library.render([library.plan(each, Conditions(device="cpu")) for each in asked], device="cpu"))
+        made = iter(
+            library.render([library.plan(each, Conditions(device="cpu")) for each in asked], machine=Machine("cpu"))
+        )
         for number, row in enumerate(ROWS):
             top = number * high
             pen.text((8, top + SIDE // 2), row.title, fill="black", font_size=15)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import RenderRequest
 from civman.library import Library
 from civman.planning.plan import Conditions
@@ -37,7 +38,7 @@ def main() -> None:
             )
             for seed, scene in enumerate(scenes)
         ]
-        made = library.render(plans, device="cpu")
+        made = library.render(plans, machine=Machine("cpu"))
         pictures = [_pixels(each.path) for each in made]
     marks = [mark(scene, read(picture)) for scene, picture in zip(scenes, pictures, strict=True)]
     print(summary("held-out, by civman", scenes, marks))

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from civman.demo.preview_pictures import blur_hash
+from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import LoraRequest, RenderRequest
 from civman.library import Library
 from civman.planning.plan import Conditions
@@ -117,7 +118,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, Library.open(scratch) as library:
         previews = (*PREVIEWS, BOLD)
         plans = [library.plan(request(each, demo / "models"), Conditions(device="cpu")) for each in previews]
-        for preview, made in zip(previews, library.render(plans, device="cpu"), strict=True):
+        for preview, made in zip(previews, library.render(plans, machine=Machine("cpu")), strict=True):
             file = demo / "previews" / f"{preview.name}.png"
             file.write_bytes(made.path.read_bytes())
             with Image.open(file) as picture:

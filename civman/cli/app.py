@@ -33,8 +33,8 @@ from civman.cli import (
     space_commands,
     verify_command,
 )
-from civman.cli.options import MAKE_LIBRARY, MakeLibrary
 from civman.cli.output import Output
+from civman.cli.session import MAKE_LIBRARY, MakeLibrary
 from civman.errors import Cause, CivmanError, ExitCode, Interrupted, UsageError
 
 app = typer.Typer(

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, open_library
-from civman.cli.output import Output, clean, plain
+from civman.cli.output import Result, clean, plain
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 _REASONS = 6
 
 
+@command(network="option")
 def check(
+    session: Session,
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A ref or a file.", show_default=False)],
     lora: Annotated[
         list[str] | None, typer.Option("--lora", "-l", metavar="REF[:SCALE]", help="An adapter (repeatable).")
@@ -28,11 +30,7 @@ def check(
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Be content where only a part of an adapter applies.")
     ] = False,
-    library: LibraryOpt = None,
-    offline: OfflineOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Tell whether adapters, embeddings and a VAE go with a checkpoint, module by module, from headers alone.
 
     Ends with 7 if something cannot work, or applies only in part.
@@ -41,18 +39,16 @@ def check(
     from civman.domain.scales import parse_scaled
     from civman.errors import Incompatible
 
-    output = Output(as_json=as_json, quiet=quiet)
     parts = [parse_scaled(text).ref for text in lora or []] + list(embedding or []) + ([vae] if vae else [])
-    with open_library(library, offline, output) as opened:
-        models = [opened.inspect(ref) for ref in (checkpoint, *parts)]
-        found = judge(models[0].part, [model.part for model in models[1:]])
-        terms = opened.terms(models)
+    models = [session.library.inspect(ref) for ref in (checkpoint, *parts)]
+    found = judge(models[0].part, [model.part for model in models[1:]])
+    terms = session.library.files.terms(models)
     error = None
     try:
         found.raise_if_blocked(allow_partial=allow_partial)
     except Incompatible as blocked:
         error = blocked
-    output.result(
+    return Result(
         "check",
         {**plain(found), "licence": terms},
         human=lambda console: _print(console, found, terms),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from civman.cli.options import LibraryOpt
+from civman.cli.session import LibraryOpt
 
 _STEPS: tuple[tuple[str, ...], ...] = (
     ("search", "--type", "Checkpoint", "--sort", "Most Downloaded"),

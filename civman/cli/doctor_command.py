@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, open_library
-from civman.cli.output import Output, clean
+from civman.cli.output import Result, clean
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -11,21 +11,20 @@ if TYPE_CHECKING:
     from civman.manage.doctor import Finding
 
 
+@command(network="option")
 def doctor(
-    library: LibraryOpt = None, offline: OfflineOpt = None, as_json: JsonOpt = False, quiet: QuietOpt = False
-) -> None:
+    session: Session,
+) -> Result:
     """Tell which settings hold and where they come from, and what is wrong and how to mend it."""
     from civman.errors import Cause, CivmanError
 
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, offline, output) as opened:
-        findings = list(opened.doctor())
+    findings = list(session.library.maintenance.doctor())
     bad = [finding for finding in findings if finding.state == "bad"]
     error = None
     if bad:
         names = ", ".join(finding.name for finding in bad)
         error = CivmanError(f"{len(bad)} things need mending: {names}", code=Cause.UNHEALTHY, hint=bad[0].remedy)
-    output.result(
+    return Result(
         "doctor",
         findings,
         human=lambda console: _print(console, findings),

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, RefsArg, given_refs, open_library
-from civman.cli.output import Output, clean, error_value, size
+from civman.cli.options import RefsArg, given_refs
+from civman.cli.output import Result, clean, error_value, size
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from civman.download.job import Job, Outcome
-    from civman.library import Library
 
 
+@command(network="option")
 def download(
+    session: Session,
     refs: RefsArg = None,
     file: Annotated[
         str | None, typer.Option("--file", "-f", help='Which file: its id, name, or words like "fp16 pruned".')
@@ -39,42 +41,33 @@ def download(
     allow_unverified: Annotated[
         bool, typer.Option("--allow-unverified", help="Also files for which CivitAI declares no hash.")
     ] = False,
-    library: LibraryOpt = None,
-    offline: OfflineOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Fetch files, verify them, and put them into the library; go on where an earlier try stopped."""
-    from civman.cli import progress_bars
     from civman.domain.access import Permits
-    from civman.download.job import Wishes, previews_named
+    from civman.download.job import DownloadOptions, previews_named
     from civman.download.rate_limit import RateLimit, parse_rate
 
-    output = Output(as_json=as_json, quiet=quiet)
     wanted = given_refs(refs, from_file)
     permits = Permits(pickle=allow_pickle, unsafe=allow_unsafe, unverified=allow_unverified)
-    wishes = Wishes(
+    options = DownloadOptions(
         connections=connections,
         files_at_once=files_at_once,
         limit=RateLimit(parse_rate(limit_rate)) if limit_rate else None,
         preview=previews_named(preview),
     )
-    with open_library(library, offline, output) as opened:
-        examine = opened.examiner(for_, force=force) if for_ else None
-        if dry_run:
-            _dry_run(
-                output,
-                opened,
-                [opened.plan_download(ref, file=file, permits=permits, examine=examine) for ref in wanted],
-            )
-            return
-        wishes = replace(wishes, examine=examine)
-        with progress_bars.shown(output) as on_event:
-            outcomes = opened.download_all(wanted, file=file, permits=permits, wishes=wishes, on_event=on_event)
-    report(output, outcomes)
+    downloads = session.library.downloads
+    examine = downloads.require_fit(for_, force=force) if for_ else None
+    if dry_run:
+        jobs = [downloads.plan(ref, file=file, permits=permits, examine=examine) for ref in wanted]
+        return _planned([(job, downloads.place_of(job)) for job in jobs])
+    options = replace(options, examine=examine)
+    with session.downloading() as on_event:
+        outcomes = downloads.fetch_all(wanted, file=file, permits=permits, options=options, on_event=on_event)
+    return report(outcomes)
 
 
-def _dry_run(output: Output, library: "Library", jobs: "list[Job]") -> None:
+def _planned(jobs: "list[tuple[Job, Path | None]]") -> Result:
+    """Jobs, each with the place where its file will be."""
     value = [
         {
             "ref": job.ref,
@@ -82,34 +75,34 @@ def _dry_run(output: Output, library: "Library", jobs: "list[Job]") -> None:
             "version_id": job.version.id,
             "file": job.file,
             "name": job.name,
-            "place": library.place_of(job),
+            "place": place,
             "is_here": job.is_stored,
             "notices": job.notices,
         }
-        for job in jobs
+        for job, place in jobs
     ]
-    output.result(
+    return Result(
         "plan",
         value,
-        human=lambda console: _print_plan(console, library, jobs),
-        ids=(job.file.hashes.sha256 or job.name for job in jobs),
+        human=lambda console: _print_plan(console, jobs),
+        ids=(job.file.hashes.sha256 or job.name for job, _ in jobs),
     )
 
 
-def _print_plan(console: "Console", library: "Library", jobs: "list[Job]") -> None:
-    for job in jobs:
+def _print_plan(console: "Console", jobs: "list[tuple[Job, Path | None]]") -> None:
+    for job, place in jobs:
         version = job.version
         console.print(f"{clean(version.model.name)} {clean(version.name)} ({version.base_model}), @{version.id}")
         console.print(f"  file    {job.file.id or '?'} {clean(job.name)}")
         console.print(f"  size    {size(job.file.size_bytes)}" + (" (here already)" if job.is_stored else ""))
         console.print(f"  sha256  {job.file.hashes.sha256 or 'not declared'}")
-        console.print(f"  place   {library.place_of(job)}", soft_wrap=True)
+        console.print(f"  place   {place}", soft_wrap=True)
         for notice in job.notices:
             console.print(f"  note    {clean(notice)}")
 
 
-def report(output: Output, outcomes: "Sequence[Outcome]") -> None:
-    """One failed: its error is the command's. Of several: all are told, and the exit code is the first failure's."""
+def report(outcomes: "Sequence[Outcome]") -> Result:
+    """The result of downloads. Raises: the error, where there was one download and it failed."""
     from civman.errors import PartlyFailedError
 
     failed = [outcome for outcome in outcomes if outcome.error is not None]
@@ -122,7 +115,7 @@ def report(output: Output, outcomes: "Sequence[Outcome]") -> None:
             exit_code=failed[0].error.exit_code,
             refs=[outcome.ref for outcome in failed],
         )
-    output.result(
+    return Result(
         "download",
         [_value(outcome) for outcome in outcomes],
         human=lambda console: _print(console, outcomes),

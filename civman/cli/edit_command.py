@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, RefArg, open_library
-from civman.cli.output import Output, clean
+from civman.cli.options import RefArg
+from civman.cli.output import Result, clean
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 _Words = list[str] | None
 
 
+@command()
 def edit(
+    session: Session,
     ref: RefArg,
     note: Annotated[str | None, typer.Option(help="A note; empty takes it away.")] = None,
     tag: Annotated[_Words, typer.Option("--tag", help="A tag of yours (repeatable).")] = None,
@@ -29,15 +32,11 @@ def edit(
     alias: Annotated[str | None, typer.Option(help="A name to call it by.")] = None,
     no_alias: Annotated[bool, typer.Option("--no-alias", help="Take the name away.")] = False,
     pin: Annotated[bool | None, typer.Option("--pin/--unpin", help="Never remove it without --force.")] = None,
-    library: LibraryOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Note, tag, rate, name and pin what you hold. Kept in the index and beside the file; no update touches it."""
     from civman.cli.list_command import asset_value
     from civman.manage.annotate import Edit
 
-    output = Output(as_json=as_json, quiet=quiet)
     wanted = Edit(
         note=note,
         tags=tuple(tag or ()),
@@ -49,9 +48,8 @@ def edit(
         alias="" if no_alias else alias,
         is_pinned=pin,
     )
-    with open_library(library, True, output) as opened:
-        assets = opened.edit(ref, wanted)
-    output.result(
+    assets = session.library.files.edit(ref, wanted)
+    return Result(
         "edit",
         [asset_value(asset) for asset in assets],
         human=lambda console: _print(console, assets),

@@ -5,19 +5,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, open_library
-from civman.cli.output import Output, clean, size
+from civman.cli.output import Result, clean, size
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
 
-    from civman.exchange.bundle_import import Brought
-    from civman.library import Library
+    from civman.exchange.bundle_import import ImportedFile
 
 
+@command()
 def export(
+    session: Session,
     target: Annotated[
         Path, typer.Argument(metavar="FILE", help="The bundle, for example models.civman.", show_default=False)
     ],
@@ -30,22 +31,17 @@ def export(
         bool, typer.Option("--with-notes", help="Your notes, tags, ratings and aliases go along.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
-    library: LibraryOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Write models with all that is known of them into one file, for a machine without a network.
 
     `civman import FILE` takes it in there and proves every byte.
     """
-    from civman.cli import progress_bars
     from civman.errors import UsageError
 
     if [bool(refs), lock, everything].count(True) != 1:
         raise UsageError("what should go into the bundle?", hint="name REFs, or say --lock, or --all: one of the three")
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, True, output) as opened, progress_bars.reading(output) as on_event:
-        exported = opened.export(
+    with session.reading() as on_event:
+        exported = session.library.bundles.export(
             target,
             refs or (),
             project=Path.cwd() if lock else None,
@@ -53,7 +49,7 @@ def export(
             replace=force,
             on_event=on_event,
         )
-    output.result(
+    return Result(
         "export",
         {
             "path": exported.path,
@@ -70,25 +66,25 @@ def export(
     )
 
 
-def take_bundle(output: Output, library: "Library", path: Path, *, allow_pickle: bool) -> None:
-    """Import one bundle and tell of it."""
-    from civman.cli import progress_bars
+def import_bundle(session: Session, path: Path, *, allow_pickle: bool) -> Result:
+    """Import one bundle."""
     from civman.domain.access import Permits
 
-    with progress_bars.reading(output) as on_event:
-        brought = library.import_bundle(path, permits=Permits(pickle=allow_pickle), on_event=on_event)
-    output.result(
+    permits = Permits(pickle=allow_pickle)
+    with session.reading() as on_event:
+        imported = session.library.bundles.import_bundle(path, permits=permits, on_event=on_event)
+    return Result(
         "import-bundle",
-        brought,
-        human=lambda console: _print(console, path, brought),
-        ids=(each.sha256 for each in brought),
+        imported,
+        human=lambda console: _print(console, path, imported),
+        ids=(each.sha256 for each in imported),
     )
 
 
-def _print(console: "Console", path: Path, brought: "Sequence[Brought]") -> None:
-    for each in brought:
+def _print(console: "Console", path: Path, imported: "Sequence[ImportedFile]") -> None:
+    for each in imported:
         asset = each.assets[0]
         title = clean(f"{asset.model_name} {asset.version_name}".strip() or asset.name)
         how = "was here already" if each.was_present else "taken in and verified"
         console.print(f"{title}: {how}, {size(each.size_bytes)}, sha256 {each.sha256[:12]}…", soft_wrap=True)
-    console.print(f"{len(brought)} files from {clean(str(path))}", soft_wrap=True)
+    console.print(f"{len(imported)} files from {clean(str(path))}", soft_wrap=True)

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.output import Output, clean
+from civman.cli.output import Result, clean
 from civman.cli.plan_output import plan_value, print_plans, rendering_value
+from civman.cli.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from civman.library import Library
+    from civman.domain.recipes.machine import Machine
     from civman.planning.grid_axes import Axis
     from civman.rendering.grid import Cell, DrawnGrid, Grid
-    from civman.rendering.save_pictures import Manner
+    from civman.rendering.save_pictures import OutputOptions
 
 _SHOWN = 40
 
@@ -45,26 +46,20 @@ def has_prompts(axes: "Sequence[Axis]") -> bool:
 
 
 def draw_grid(
-    library: "Library", grid: "Grid", output: Output, *, output_to: "Path | None", manner: "Manner",
-    device: str | None, low_vram: bool, threads: int | None, dry_run: bool = False,
-) -> None:  # fmt: skip
-    """Show a planned grid, or draw it and show what came of it."""
-    from civman.cli import progress_bars
-
+    session: Session, grid: "Grid", output: "Path | None", options: "OutputOptions", machine: "Machine", *,
+    dry_run: bool = False,
+) -> Result:  # fmt: skip
+    """Draw a planned grid, or only show its plan."""
     for notice in grid.notices:
-        output.notice(notice)
+        session.output.notice(notice)
     if dry_run:
-        output.result(
+        return Result(
             "grid_plan", {"axes": grid.axes, "cells": [_planned_value(cell) for cell in grid.cells]},
             human=lambda console: _print_plan(console, grid), ids=(cell.planned.recipe.sha256 for cell in grid.cells),
         )  # fmt: skip
-        return
-    with progress_bars.drawing(output, len(grid.cells), called="cell") as on_event:
-        drawn = library.draw_grid(
-            grid, output=output_to, manner=manner, device=device, low_vram=low_vram, threads=threads,
-            on_event=on_event,
-        )  # fmt: skip
-    output.result(
+    with session.drawing(len(grid.cells), called="cell") as on_event:
+        drawn = session.library.grids.draw(grid, output=output, options=options, machine=machine, on_event=on_event)
+    return Result(
         "grid", _value(drawn), human=lambda console: _print(console, drawn),
         ids=(*(each.path for each in drawn.pictures), drawn.path),
     )  # fmt: skip

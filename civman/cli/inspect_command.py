@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, RefArg, open_library
-from civman.cli.output import Output, clean, size
+from civman.cli.options import RefArg
+from civman.cli.output import Result, clean, size
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,23 +15,19 @@ if TYPE_CHECKING:
     from civman.manage.inspection import Inspected
 
 
+@command(network="option")
 def inspect(
+    session: Session,
     ref: RefArg,
     file: Annotated[str | None, typer.Option("--file", "-f", help="Which file, where there are several.")] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Also every tensor's name, type and shape.")] = False,
-    library: LibraryOpt = None,
-    offline: OfflineOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Tell what a file really is: its kind, architecture, format and precision, and who says what of its base.
 
     REF may be a file on this disk, one in the library, or one on CivitAI, of which only the header is fetched.
     """
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, offline, output) as opened:
-        found = opened.inspect(ref, file=file)
-    output.result(
+    found = session.library.inspect(ref, file=file)
+    return Result(
         "inspect",
         _value(found, tensors),
         human=lambda console: _print(console, found, tensors),

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, open_library
-from civman.cli.output import Output, clean, size
+from civman.cli.output import Result, clean, size
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from civman.exchange.view_links import Linked, Step, ViewPlan
 
 
+@command()
 def link(
+    session: Session,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the other program looks.", show_default=False)],
     refs: Annotated[
         list[str] | None, typer.Argument(metavar="[REF]...", help="Only these; everything if none is named.")
@@ -40,37 +42,31 @@ def link(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Take the view away; the library stays as it is.")] = False,
-    library: LibraryOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Show the library to another program, in its folders and under human names, without a second copy.
 
     Call it again to refresh: it adds, renames and removes only what it made itself.
     """
     from civman.domain.search_query import model_type_named
-    from civman.exchange.view_request import ViewWish
+    from civman.exchange.view_request import ViewRequest
 
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, True, output) as opened:
-        if remove:
-            steps = opened.remove_view(folder)
-            output.result(
-                "unlink", _rows(steps), human=lambda console: _print_removed(console, folder, steps), ids=_paths(steps)
-            )
-            return
-        wish = ViewWish(
-            layout=layout,
-            method=method,
-            has_companions=sidecars,
-            refs=tuple(refs or ()),
-            types=tuple(model_type_named(name) for name in type_ or []),
-            base_models=tuple(base_model or ()),
-            everything=everything,
+    if remove:
+        steps = session.library.views.remove(folder)
+        return Result(
+            "unlink", _rows(steps), human=lambda console: _print_removed(console, folder, steps), ids=_paths(steps)
         )
-        plan = opened.plan_view(folder, wish)
-        linked = None if dry_run else opened.link(plan)
-    output.result(
+    request = ViewRequest(
+        layout=layout,
+        method=method,
+        has_companions=sidecars,
+        refs=tuple(refs or ()),
+        types=tuple(model_type_named(name) for name in type_ or []),
+        base_models=tuple(base_model or ()),
+        everything=everything,
+    )
+    plan = session.library.views.plan(folder, request)
+    linked = None if dry_run else session.library.views.link(plan)
+    return Result(
         "link",
         _value(plan, linked),
         human=lambda console: _print(console, plan, linked),

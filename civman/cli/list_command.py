@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, open_library
-from civman.cli.output import Output, clean, size
+from civman.cli.output import Result, clean, size
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +19,9 @@ _FILTERS = "What it is"
 _YOURS = "What you said of it"
 
 
+@command()
 def list_assets(
+    session: Session,
     words: Annotated[
         list[str] | None,
         typer.Argument(
@@ -75,38 +77,33 @@ def list_assets(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="How many at most; 0 is all.")] = 50,
     skip: Annotated[int, typer.Option("--skip", min=0, help="Leave out the first so many.")] = 0,
-    library: LibraryOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Search what the library holds: best match first, newest first without words. Needs no network."""
     from civman.index import AssetFilter
 
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, True, output) as opened:
-        wanted = AssetFilter(
-            types=tuple(_type(name) for name in type_ or []),
-            base_models=tuple(base_model or ()),
-            architectures=tuple(architecture or ()),
-            fits=opened.fits(fits) if fits else None,
-            creator=creator,
-            is_commercial=commercial,
-            is_safe=safe,
-            larger_bytes=_size(larger, "--larger"),
-            smaller_bytes=_size(smaller, "--smaller"),
-            since=since_of(since),
-            tags=tuple(tag or ()),
-            is_favourite=favourite,
-            min_rating=rating,
-            words=tuple(words or ()),
-        )
-        assets = opened.list(wanted, sort=_sort(sort), limit=limit or None, offset=skip)
-        total = len(assets) if not skip and (not limit or len(assets) < limit) else opened.count(wanted)
-        corrections = dict(opened.index.understood(wanted.words).corrections)
-    if not output.as_json:
+    wanted = AssetFilter(
+        types=tuple(_type(name) for name in type_ or []),
+        base_models=tuple(base_model or ()),
+        architectures=tuple(architecture or ()),
+        fits=session.library.files.fits(fits) if fits else None,
+        creator=creator,
+        is_commercial=commercial,
+        is_safe=safe,
+        larger_bytes=_size(larger, "--larger"),
+        smaller_bytes=_size(smaller, "--smaller"),
+        since=since_of(since),
+        tags=tuple(tag or ()),
+        is_favourite=favourite,
+        min_rating=rating,
+        words=tuple(words or ()),
+    )
+    assets = session.library.list(wanted, sort=_sort(sort), limit=limit or None, offset=skip)
+    total = len(assets) if not skip and (not limit or len(assets) < limit) else session.library.files.count(wanted)
+    corrections = session.library.files.corrections(wanted.words)
+    if not session.output.as_json:
         for typed, read in corrections.items():
-            output.notice(f"nothing has `{typed}`; showing results for {read}")
-    output.result(
+            session.output.notice(f"nothing has `{typed}`; showing results for {read}")
+    return Result(
         "list",
         {"total": total, "skip": skip, "corrections": corrections, "assets": [asset_value(asset) for asset in assets]},
         human=lambda console: _table(console, assets, total, skip),

@@ -1,47 +1,14 @@
 """Options that commands share, and what one run of a command is given: `Session`."""
 
-from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.output import Output
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from civman.library import Library
-    from civman.rendering.save_pictures import Manner
-    from civman.settings import Settings
+    from civman.rendering.save_pictures import OutputOptions
 
 
-class MakeLibrary(Protocol):
-    """What opens a library: `Library` itself, or it with arguments of its own (another patience)."""
-
-    def __call__(self, settings: "Settings", *, on_notice: "Callable[[str], None]") -> "Library":
-        """The library that `settings` describe."""
-        ...
-
-
-MAKE_LIBRARY: ContextVar[MakeLibrary | None] = ContextVar("make_library", default=None)
-"""Set by `main` for the time of one command: typer hands its commands nothing but options."""
-
-LibraryOpt = Annotated[
-    Path | None,
-    typer.Option("--library", help="The library's folder.", show_default="settings", rich_help_panel="Common options"),
-]
-OfflineOpt = Annotated[
-    bool | None, typer.Option("--offline", help="Never use the network.", rich_help_panel="Common options")
-]
-JsonOpt = Annotated[
-    bool,
-    typer.Option("--json", help="One JSON object on stdout, failures too.", rich_help_panel="Common options"),
-]
-QuietOpt = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Only ids or paths, one a line.", rich_help_panel="Common options"),
-]
 YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 RefArg = Annotated[
     str,
@@ -57,16 +24,6 @@ RefsArg = Annotated[
         metavar="[REF]...", help="As many refs as you like; `-` reads them from stdin, one a line.", show_default=False
     ),
 ]
-
-
-def open_library(library: Path | None, offline: bool | None, output: Output) -> "Library":
-    """The library that the options mean; its notices go to `output`. `main` may have been told how to make one."""
-    from civman.library import Library  # 0.1 s and more, which --help need not wait for
-    from civman.settings import load_settings
-
-    settings = load_settings(library=library, offline=offline or None)
-    make = MAKE_LIBRARY.get() or Library
-    return make(settings, on_notice=output.notice)
 
 
 def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[str]:
@@ -110,12 +67,18 @@ DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda
 LowVramOpt = Annotated[bool, typer.Option("--low-vram", help="Hold in memory only what works; slower.")]
 
 
-def manner_of(format: str | None, quality: int | None, *, no_metadata: bool, strip_prompt: bool) -> "Manner":  # noqa: A002
+def output_options(
+    format: str | None,  # noqa: A002
+    quality: int | None,
+    *,
+    no_metadata: bool,
+    strip_prompt: bool,
+) -> "OutputOptions":
     """How pictures are to be written. Raises: UsageError: two options that exclude each other."""
     from civman.errors import UsageError
-    from civman.rendering.save_pictures import Manner, Telling
+    from civman.rendering.save_pictures import EmbeddedMetadata, OutputOptions
 
     if no_metadata and strip_prompt:
         raise UsageError("--no-metadata already leaves the prompt out: --strip-prompt is for keeping the rest")
-    telling = Telling.NOTHING if no_metadata else Telling.NO_WORDS if strip_prompt else Telling.ALL
-    return Manner(format, quality, telling)
+    metadata = EmbeddedMetadata.NO_PROMPTS if strip_prompt else EmbeddedMetadata.ALL
+    return OutputOptions(format, quality, EmbeddedMetadata.NOTHING if no_metadata else metadata)

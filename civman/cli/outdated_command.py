@@ -4,69 +4,61 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, RefsArg, YesOpt, open_library
-from civman.cli.output import Output, clean, size
+from civman.cli.options import RefsArg, YesOpt
+from civman.cli.output import Result, clean, size
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from civman.manage.outdated import Offer, Outlook
+    from civman.manage.outdated import Offer, UpdateReport
 
 AnyBaseOpt = Annotated[bool, typer.Option("--any-base", help="Also versions for another base model.")]
 
 
+@command(network="option")
 def outdated(
+    session: Session,
     refs: RefsArg = None,
     any_base: AnyBaseOpt = False,
-    library: LibraryOpt = None,
-    offline: OfflineOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Tell what CivitAI has that is newer, what it replaced under a held id, and what it took away."""
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, offline, output) as opened:
-        found = opened.outdated(refs or (), any_base=any_base)
-    output.result("outdated", _value(found), human=lambda console: _print(console, found), ids=found.refs)
+    found = session.library.updates.find(refs or (), any_base=any_base)
+    return Result("outdated", _value(found), human=lambda console: _print(console, found), ids=found.refs)
 
 
+@command(network="option")
 def update(
+    session: Session,
     refs: RefsArg = None,
     any_base: AnyBaseOpt = False,
     early_access: Annotated[
         bool, typer.Option("--early-access", help="Also versions in early access, if your account has bought them.")
     ] = False,
     yes: YesOpt = False,
-    library: LibraryOpt = None,
-    offline: OfflineOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result | None:
     """Fetch what `civman outdated` tells of; shows it and asks. What is held stays."""
-    from civman.cli import progress_bars
     from civman.cli.download_command import report
 
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, offline, output) as opened:
-        found = opened.outdated(refs or (), any_base=any_base)
-        wanted = [*found.refs, *(offer.ref for offer in found.early_access if early_access)]
-        if not wanted:
-            output.result("outdated", _value(found), human=lambda console: _print(console, found))
-            return
-        if not yes:
-            _print(output.console(to_stderr=True), found)
-            more = sum(offer.size_bytes or 0 for offer in found.early_access if early_access)
-            if not output.confirm(f"Fetch {len(wanted)} files, {size(found.total_bytes + more)}?"):
-                output.notice("nothing was fetched")
-                return
-        with progress_bars.shown(output) as on_event:
-            outcomes = opened.download_all(wanted, on_event=on_event)
+    found = session.library.updates.find(refs or (), any_base=any_base)
+    wanted = [*found.refs, *(offer.ref for offer in found.early_access if early_access)]
+    if not wanted:
+        return Result("outdated", _value(found), human=lambda console: _print(console, found))
+    if not yes:
+        more = sum(offer.size_bytes or 0 for offer in found.early_access if early_access)
+        question = f"Fetch {len(wanted)} files, {size(found.total_bytes + more)}?"
+        if not session.confirm(question, lambda console: _print(console, found), otherwise="nothing was fetched"):
+            return None
+    with session.downloading() as on_event:
+        outcomes = session.library.downloads.fetch_all(wanted, on_event=on_event)
     for each in found.replaced:
-        output.notice(f"the earlier bytes of `{each.file_name}` ({each.held_sha256[:10]}) are kept beside the new ones")
-    report(output, outcomes)
+        session.output.notice(
+            f"the earlier bytes of `{each.file_name}` ({each.held_sha256[:10]}) are kept beside the new ones"
+        )
+    return report(outcomes)
 
 
-def _value(found: "Outlook") -> dict[str, object]:
+def _value(found: "UpdateReport") -> dict[str, object]:
     return {
         "offers": found.offers,
         "early_access": found.early_access,
@@ -78,7 +70,7 @@ def _value(found: "Outlook") -> dict[str, object]:
     }
 
 
-def _print(console: "Console", found: "Outlook") -> None:
+def _print(console: "Console", found: "UpdateReport") -> None:
     for offer in found.offers:
         _print_offer(console, offer)
     for each in found.replaced:

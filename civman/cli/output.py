@@ -23,6 +23,17 @@ JSON_SHAPE = 1
 """Increases when a field is removed or changes its meaning; new fields may be added at any time."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """What a command found, for each way of showing it. `error`: what it ends with, if a part of it failed."""
+
+    kind: str
+    value: object
+    human: "Callable[[Console], None]"
+    ids: Iterable[object] = ()
+    error: "CivmanError | None" = None
+
+
 class Output:
     """Writes the output of one command, in the mode that its options select."""
 
@@ -39,28 +50,21 @@ class Output:
         """Whether progress bars make sense: stderr is a terminal and the output is for people."""
         return not self.as_json and not self.quiet and self._stderr.isatty()
 
-    def result(
-        self,
-        kind: str,
-        value: object,
-        *,
-        human: "Callable[[Console], None]",
-        ids: Iterable[object] = (),
-        error: "CivmanError | None" = None,
-    ) -> None:
-        """Show the result: `value` under its `kind` with --json, `ids` with --quiet, else what `human` prints.
+    def show(self, result: Result) -> None:
+        """Show the result: its `value` under its `kind` with --json, `ids` with --quiet, else what `human` prints.
 
-        Raises: `error`, if a part of the command failed; with `--json` the value is part of the same object.
+        Raises: its `error`, if a part of the command failed; with `--json` the value is part of the same object.
         """
+        kind, error = result.kind, result.error
         if self.as_json and error is not None:
-            error.result = {kind: plain(value)}
+            error.result = {kind: plain(result.value)}
         elif self.as_json:
-            document = {"civman": JSON_SHAPE, "kind": kind, kind: plain(value)}
+            document = {"civman": JSON_SHAPE, "kind": kind, kind: plain(result.value)}
             self._stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
         elif self.quiet:
-            self._stdout.writelines(f"{line}\n" for line in ids)
+            self._stdout.writelines(f"{line}\n" for line in result.ids)
         else:
-            human(self.console())
+            result.human(self.console())
         self._stdout.flush()
         if error is not None:
             raise error

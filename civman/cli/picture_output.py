@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from civman.cli.output import Output, clean
+from civman.cli.output import Result, clean
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from civman.library import Library
-    from civman.rendering.picture_report import About, Part
+    from civman.rendering.picture_report import PictureReport, UsedModel
 
 
 def is_picture_file(text: str) -> bool:
@@ -23,79 +23,79 @@ def is_picture_file(text: str) -> bool:
     return is_picture(path)
 
 
-def show_picture(library: "Library", text: str, output: Output, *, recipe: bool) -> None:
-    """All that a picture tells, or its recipe's JSON alone."""
-    about = library.about(Path(text).expanduser())
+def show_picture(library: "Library", text: str, *, recipe: bool) -> Result | None:
+    """All metadata of a picture; or only its recipe's JSON, which is printed as it is."""
+    report = library.pictures.describe(Path(text).expanduser())
     if recipe:
-        print_recipe(about)
-        return
-    output.result(
-        "picture", _value(about), human=lambda console: _print(console, about),
-        ids=[about.record.recipe.sha256] if about.record else [],
+        print_recipe(report)
+        return None
+    return Result(
+        "picture", _value(report), human=lambda console: _print(console, report),
+        ids=[report.record.recipe.sha256] if report.record else [],
     )  # fmt: skip
 
 
-def print_recipe(about: "About") -> None:
+def print_recipe(report: "PictureReport") -> None:
     """The record's canonical JSON on stdout. Raises: NotFound: there is none."""
     from civman.errors import Cause, NotFound
 
-    if about.record is None:
+    if report.record is None:
         raise NotFound(
-            f"`{about.path.name}` tells no recipe of civman's" + (f": {about.problem}" if about.problem else ""),
+            f"`{report.path.name}` tells no recipe of civman's" + (f": {report.problem}" if report.problem else ""),
             code=Cause.NO_RECIPE,
         )
-    sys.stdout.write(about.record.to_json() + "\n")
+    sys.stdout.write(report.record.to_json() + "\n")
 
 
-def _value(about: "About") -> dict[str, object]:
-    record = about.record
+def _value(report: "PictureReport") -> dict[str, object]:
+    record = report.record
     return {
-        "path": about.path, "format": about.carried.format, "size": about.carried.size, "told": about.told,
-        "parts": [{"resource": part.resource, "held": _held(part), "by": part.by} for part in about.parts],
-        "parameters": about.carried.parameters,
-        "id": about.number, "recipe_sha256": record.recipe.sha256 if record else None,
+        "path": report.path, "format": report.carried.format, "size": report.carried.size, "told": report.metadata,
+        "parts": [{"resource": part.resource, "held": _held(part), "by": part.by} for part in report.models],
+        "parameters": report.carried.parameters,
+        "id": report.number, "recipe_sha256": record.recipe.sha256 if record else None,
         "pixel_sha256": record.pixel_sha256 if record else None, "parent": record.parent if record else None,
-        "environment": record.environment if record else None, "problem": about.problem or None,
+        "environment": record.environment if record else None, "problem": report.problem or None,
     }  # fmt: skip
 
 
-def _held(part: "Part") -> dict[str, object] | None:
+def _held(part: "UsedModel") -> dict[str, object] | None:
     asset = part.held
     return {"sha256": asset.blob.sha256, "name": asset.name, "path": asset.path} if asset else None
 
 
-def _print(console: "Console", about: "About") -> None:
+def _print(console: "Console", report: "PictureReport") -> None:
     from rich.text import Text
 
-    width, height = about.carried.size
-    console.print(Text(clean(str(about.path)), style="bold"), f"({about.carried.format}, {width}x{height})")
-    told = about.told
-    if about.problem:
-        console.print(f"no recipe: {clean(about.problem)}", style="red", soft_wrap=True)
-    if told is None:
+    width, height = report.carried.size
+    console.print(Text(clean(str(report.path)), style="bold"), f"({report.carried.format}, {width}x{height})")
+    metadata = report.metadata
+    if report.problem:
+        console.print(f"no recipe: {clean(report.problem)}", style="red", soft_wrap=True)
+    if metadata is None:
         console.print("tells nothing of its making that civman can read")
         return
-    console.print(f"made by {told.generator.value}")
-    for title, words in (("prompt", told.prompt), ("negative", told.negative)):
+    console.print(f"made by {metadata.generator.value}")
+    for title, words in (("prompt", metadata.prompt), ("negative", metadata.negative)):
         if words:
             console.print(f"{title}: {clean(words)}", soft_wrap=True)
-    console.print(" · ".join(_settings(about)) or "no settings", soft_wrap=True)
-    for part in about.parts:
+    console.print(" · ".join(_settings(report)) or "no settings", soft_wrap=True)
+    for part in report.models:
         console.print(f"  {_resource(part)}", soft_wrap=True)
-    for note in told.notes:
+    for note in metadata.notes:
         console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
-    if about.record is not None:
-        number = f", picture {about.number}" if about.number else ""
-        console.print(f"recipe {about.record.recipe.sha256[:12]}{number}; `civman replay` makes it again")
-        if about.record.parent:
-            console.print(f"  a variation of {about.record.parent[:12]}")
+    if report.record is not None:
+        number = f", picture {report.number}" if report.number else ""
+        console.print(f"recipe {report.record.recipe.sha256[:12]}{number}; `civman replay` makes it again")
+        if report.record.parent:
+            console.print(f"  a variation of {report.record.parent[:12]}")
 
 
-def _settings(about: "About") -> list[str]:
-    told = about.told
-    if told is None:
+def _settings(report: "PictureReport") -> list[str]:
+    metadata = report.metadata
+    if metadata is None:
         return []
-    said = told.settings
+    said = metadata.settings
     words = [f"{said.steps} steps"] if said.steps is not None else []
     words += [" ".join(clean(name) for name in (said.sampler, said.schedule) if name)] if said.sampler else []
     words += [f"cfg {said.cfg:g}"] if said.cfg is not None else []
@@ -106,7 +106,7 @@ def _settings(about: "About") -> list[str]:
     return words
 
 
-def _resource(part: "Part") -> str:
+def _resource(part: "UsedModel") -> str:
     named = part.resource
     words = [f"{named.kind:<12}", clean(named.name) or (f"version {named.version_id}" if named.version_id else "?")]
     words += [f"at {named.weight:g}"] if named.weight is not None else []

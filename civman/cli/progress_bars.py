@@ -24,35 +24,22 @@ from civman.domain.events import (
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+_LEFT = "TimeRemainingColumn"
+_BYTES = ("DownloadColumn", "TransferSpeedColumn")
+_BYTES_LEFT = (*_BYTES, _LEFT)
+_STEPS_LEFT = ("MofNCompleteColumn", _LEFT)
+
 
 @contextmanager
-def shown(output: Output) -> Iterator[OnEvent]:
+def downloading(output: Output) -> Iterator[OnEvent]:
     """A listener for the time of a command, fit for events from several threads."""
     if not output.is_live:
-        lines = _Lines(output)
-        yield lines.on_event
+        yield _Lines(output).on_event
         return
-    from rich.progress import (  # 0.06 s, for a terminal only
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import TextColumn  # 0.06 s, for a terminal only
 
-    progress = Progress(
-        TextColumn("{task.fields[label]}", justify="left"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[state]}"),
-        console=output.console(to_stderr=True),
-        transient=False,
-        speed_estimate_period=10,
-    )
-    with progress:
+    with _progress(output, "{task.fields[label]}", *_BYTES_LEFT, transient=False) as progress:
+        progress.columns = (*progress.columns, TextColumn("{task.fields[state]}"))
         yield _Bars(progress).on_event
 
 
@@ -60,19 +47,9 @@ def shown(output: Output) -> Iterator[OnEvent]:
 def reading(output: Output) -> Iterator[OnEvent]:
     """A listener for the time in which stored files are read again: a bar on a terminal, silence elsewhere."""
     if not output.is_live:
-        yield lambda event: output.notice(event.message) if isinstance(event, Notice) else None
+        yield _notices(output)
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # see `shown`
-
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=output.console(to_stderr=True),
-        transient=True,
-    )
-    with progress:
+    with _progress(output, "{task.description}", *_BYTES) as progress:
         task = progress.add_task("")
 
         def on_event(event: Event) -> None:
@@ -81,10 +58,34 @@ def reading(output: Output) -> Iterator[OnEvent]:
                     progress.reset(task, description=_short(name), total=total)
                 case Verifying(_, done, _):
                     progress.update(task, completed=done)
-                case Notice(_, message):
-                    progress.console.print(f"Note: {clean(message)}")
                 case _:
-                    pass
+                    _print_notice(progress, event)
+
+        yield on_event
+
+
+@contextmanager
+def verifying(output: Output) -> Iterator[OnEvent]:
+    """A listener for the time in which files are read by several threads: one bar for all, with the time left."""
+    if not output.is_live:
+        yield _notices(output)
+        return
+    from civman.manage.verify import WHOLE
+
+    lock, read = threading.Lock(), dict[str, int]()
+    with _progress(output, "{task.description}", *_BYTES_LEFT) as progress:
+        task = progress.add_task("looking", total=None)
+
+        def on_event(event: Event) -> None:
+            with lock:
+                match event:
+                    case Started(key, name, total, _) if key == WHOLE:
+                        progress.update(task, description=f"reading {name}", total=total)
+                    case Verifying(key, count, _):
+                        progress.advance(task, count - read.get(key, 0))
+                        read[key] = count
+                    case _:
+                        _print_notice(progress, event)
 
         yield on_event
 
@@ -93,19 +94,9 @@ def reading(output: Output) -> Iterator[OnEvent]:
 def drawing(output: Output, plans: int, *, called: str = "prompt") -> Iterator[OnEvent]:
     """A listener for the time in which plans become pictures: a bar of steps on a terminal, silence elsewhere."""
     if not output.is_live:
-        yield lambda event: output.notice(event.message) if isinstance(event, Notice) else None
+        yield _notices(output)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # see `shown`
-
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        console=output.console(to_stderr=True),
-        transient=True,
-    )
-    with progress:
+    with _progress(output, "{task.description}", *_STEPS_LEFT) as progress:
         task = progress.add_task("loading the model", total=None)
         begun = 0
 
@@ -119,12 +110,31 @@ def drawing(output: Output, plans: int, *, called: str = "prompt") -> Iterator[O
                     words = [f"picture {which} of {count}"] + ["second pass"] * (stage == "hires")
                     words += [f"{called} {begun} of {plans}"] * (plans > 1)
                     progress.update(task, description=", ".join(words), completed=step, total=steps)
-                case Notice(_, message):
-                    progress.console.print(f"Note: {clean(message)}")
                 case _:
-                    pass
+                    _print_notice(progress, event)
 
         yield on_event
+
+
+def _notices(output: Output) -> OnEvent:
+    """Where nobody watches: notices as lines, nothing else."""
+    return lambda event: output.notice(event.message) if isinstance(event, Notice) else None
+
+
+def _print_notice(progress: "Progress", event: Event) -> None:
+    if isinstance(event, Notice):
+        progress.console.print(f"Note: {clean(event.message)}")
+
+
+def _progress(output: Output, text: str, *columns: str, transient: bool = True) -> "Progress":
+    """A bar with `text` before it and rich's columns of these names after it."""
+    from rich import progress as rich  # 0.06 s, for a terminal only
+
+    after = [rich.TimeRemainingColumn(compact=True) if name == _LEFT else getattr(rich, name)() for name in columns]
+    return rich.Progress(
+        rich.TextColumn(text), rich.BarColumn(bar_width=None), *after,
+        console=output.console(to_stderr=True), transient=transient, speed_estimate_period=30 if transient else 10,
+    )  # fmt: skip
 
 
 class _Bars:

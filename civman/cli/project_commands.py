@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, RefsArg, given_refs, open_library
-from civman.cli.output import Output, clean, error_value, size
+from civman.cli.options import RefsArg, given_refs
+from civman.cli.output import Result, clean, error_value, size
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 AllowPickleOpt = Annotated[bool, typer.Option("--allow-pickle", help="Also files that could run code.")]
 
 
+@command(network="option")
 def add(
+    session: Session,
     refs: RefsArg = None,
     file: Annotated[
         str | None, typer.Option("--file", "-f", help='Which file: its id, name, or words like "fp16 pruned".')
@@ -28,21 +31,15 @@ def add(
         bool, typer.Option("--no-download", help="Lock what CivitAI declares; fetch with `civman sync` later.")
     ] = False,
     allow_pickle: AllowPickleOpt = False,
-    library: LibraryOpt = None,
-    offline: OfflineOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Write models into the project: civman.toml says which, civman.lock which bytes.
 
     A ref without a version is locked to what is the default now; add it again to move on.
     """
-    from civman.cli import progress_bars
     from civman.domain.access import Permits
 
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, offline, output) as opened, progress_bars.shown(output) as on_event:
-        added = opened.add(
+    with session.downloading() as on_event:
+        added = session.library.project.add(
             given_refs(refs),
             folder=Path.cwd(),
             file=file,
@@ -50,7 +47,7 @@ def add(
             permits=Permits(pickle=allow_pickle),
             on_event=on_event,
         )
-    output.result(
+    return Result(
         "add",
         [_added_value(each) for each in added],
         human=lambda console: _print_added(console, added),
@@ -59,17 +56,16 @@ def add(
     )
 
 
+@command(has_library=False)
 def drop(
+    _session: Session,
     refs: RefsArg = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Take models out of the project's two files. The library keeps its files."""
     from civman.exchange.project import Project
 
-    output = Output(as_json=as_json, quiet=quiet)
     dropped = Project.nearest(Path.cwd()).drop(given_refs(refs))
-    output.result(
+    return Result(
         "drop",
         dropped,
         human=lambda console: console.print("\n".join(clean(f"dropped {each.title or each.name}") for each in dropped)),
@@ -77,27 +73,23 @@ def drop(
     )
 
 
+@command(network="option")
 def sync(
+    session: Session,
     check: Annotated[bool, typer.Option("--check", help="Only tell what is missing; ends with 3 if something is.")] = (
         False
     ),
     lock: Annotated[bool, typer.Option("--lock", help="Bring civman.lock up to date with civman.toml first.")] = False,
     allow_pickle: AllowPickleOpt = False,
-    library: LibraryOpt = None,
-    offline: OfflineOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Make the library hold exactly the bytes that civman.lock names. Other bytes are refused; nothing is removed."""
-    from civman.cli import progress_bars
     from civman.domain.access import Permits
 
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, offline, output) as opened, progress_bars.shown(output) as on_event:
-        synced = opened.sync(
+    with session.downloading() as on_event:
+        synced = session.library.project.sync(
             folder=Path.cwd(), check=check, relock=lock, permits=Permits(pickle=allow_pickle), on_event=on_event
         )
-    output.result(
+    return Result(
         "sync",
         [_synced_value(each) for each in synced],
         human=lambda console: _print_synced(console, synced),

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, RefsArg, YesOpt, given_refs, open_library
-from civman.cli.output import Output, clean, size
+from civman.cli.options import RefsArg, YesOpt, given_refs
+from civman.cli.output import Result, clean, size
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,27 +17,21 @@ if TYPE_CHECKING:
     from civman.store.trash import Removal
 
 
+@command()
 def remove(
+    session: Session,
     refs: RefsArg = None,
     yes: YesOpt = False,
     force: Annotated[bool, typer.Option("--force", help="Also what is pinned or used by a recipe.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
-    library: LibraryOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result | None:
     """Move files to the library's trash; shows what goes, and asks. `civman restore` undoes it."""
-    output = Output(as_json=as_json, quiet=quiet)
-    removal = None
-    with open_library(library, True, output) as opened:
-        plan = opened.plan_removal(given_refs(refs))
-        if not yes and not dry_run:
-            _print(output.console(to_stderr=True), plan)
-            if not output.confirm(f"Move {_files(len(plan.assets))}, {size(plan.freed_bytes)}, to the trash?"):
-                output.notice("nothing was removed")
-                return
-        if not dry_run:
-            removal = opened.remove(plan, force=force)
+    plan = session.library.trash.plan_removal(given_refs(refs))
+    question = f"Move {_files(len(plan.assets))}, {size(plan.freed_bytes)}, to the trash?"
+    is_agreed = yes or dry_run
+    if not is_agreed and not session.confirm(question, lambda out: _print(out, plan), otherwise="nothing was removed"):
+        return None
+    removal = None if dry_run else session.library.remove(plan, force=force)
     value = {
         "removal": removal.id if removal is not None else None,
         "removed": plan.assets,
@@ -46,7 +41,7 @@ def remove(
         "pictures": plan.pictures,
         "freed_bytes": plan.freed_bytes,
     }
-    output.result(
+    return Result(
         "remove",
         value,
         human=lambda console: _print(console, plan) if removal is None else _print_removed(console, plan),
@@ -54,38 +49,34 @@ def remove(
     )
 
 
+@command()
 def restore(
+    session: Session,
     name: Annotated[
         str | None,
         typer.Argument(metavar="[REF]", help="What to bring back; the last removal if none is named."),
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show what is in the trash.")] = False,
-    library: LibraryOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Bring back what was removed, with your notes and tags."""
     from civman.errors import IntegrityError
 
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, True, output) as opened:
-        if listed:
-            removals = opened.trash()
-            output.result(
-                "trash",
-                [_removal_value(removal) for removal in removals],
-                human=lambda console: _print_trash(console, removals),
-                ids=(removal.id for removal in removals),
-            )
-            return
-        restored = opened.restore(name)
+    if listed:
+        removals = session.library.trash.list()
+        return Result(
+            "trash",
+            [_removal_value(removal) for removal in removals],
+            human=lambda console: _print_trash(console, removals),
+            ids=(removal.id for removal in removals),
+        )
+    restored = session.library.trash.restore(name)
     error = None
     if restored.lost:
         error = IntegrityError(
             f"not brought back, their bytes are gone or have changed: {', '.join(restored.lost)}",
             hint="`civman download` fetches them again",
         )
-    output.result(
+    return Result(
         "restore",
         restored,
         human=lambda console: _print_restored(console, restored),

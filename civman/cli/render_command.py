@@ -11,31 +11,26 @@ from civman.cli.grid_option import GridOpt, axes_of, draw_grid, has_prompts
 from civman.cli.options import (
     DeviceOpt,
     FormatOpt,
-    JsonOpt,
-    LibraryOpt,
     LowVramOpt,
     NoMetadataOpt,
     QualityOpt,
-    QuietOpt,
     StripPromptOpt,
-    manner_of,
-    open_library,
+    output_options,
 )
-from civman.cli.output import Output
+from civman.cli.output import Result
 from civman.cli.plan_output import plan_value, print_plans, print_renderings, rendering_value
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from civman.domain.recipes.recipe import HiresRequest, LoraRequest, RenderRequest
-    from civman.library import Library
+    from civman.domain.recipes.recipe import HiresRequest, LoraRequest
     from civman.planning.plan import Conditions
-    from civman.planning.plan_types import Planned
 
 _SIZE = re.compile(r"(\d+)[x×](\d+)")
 
 
+@command()
 def render(
+    session: Session,
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A ref or a file.", show_default=False)],
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)] = None,
     negative: Annotated[str, typer.Option("--negative", "-n", help="What not to draw.")] = "",
@@ -102,7 +97,7 @@ def render(
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Be content where only a part of an adapter applies.")
     ] = False,
-    output_to: Annotated[
+    output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A picture's file or a folder.", show_default="the library's renders"),
     ] = None,
@@ -111,23 +106,19 @@ def render(
     no_metadata: NoMetadataOpt = False,
     strip_prompt: StripPromptOpt = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Settle everything, load and draw nothing.")] = False,
-    library: LibraryOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Draw pictures with a checkpoint and any number of LoRAs, from what the library holds. Never asks the network.
 
     Prompts are written as for A1111: (emphasis:1.2), BREAK, <lora:name:0.8>, embeddings by name. Everything is
     checked before a weight is loaded; the pictures carry their recipe and are never written over others.
     """
-    from civman.cli import progress_bars
+    from civman.domain.recipes.machine import Machine
     from civman.domain.recipes.recipe import RenderRequest
     from civman.errors import UsageError
     from civman.planning.render_extra import require_render_extra
 
     require_render_extra()
-    output = Output(as_json=as_json, quiet=quiet)
-    manner = manner_of(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
+    options = output_options(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
     axes = axes_of(grid)
     if axes and prompts is not None:
         raise UsageError("--prompts and --grid exclude each other", hint='--grid "prompt=a cat|a dog" varies it')
@@ -143,46 +134,27 @@ def render(
         precision=precision, pad_prompts=pad_prompts, config=config,
     )  # fmt: skip
     wanted = [replace(request, prompt=text) for text in _prompts(prompt, prompts, brought=has_prompts(axes))]
-    with open_library(library, True, output) as opened:
-        if axes:
-            conditions = _conditions(device, trigger, force=force, allow_partial=allow_partial)
-            with progress_bars.reading(output) as on_event:
-                planned = opened.plan_grid(wanted[0], axes, conditions=conditions, on_event=on_event)
-            draw_grid(
-                opened, planned, output, output_to=output_to, manner=manner, device=device, low_vram=low_vram,
-                threads=threads, dry_run=dry_run,
-            )  # fmt: skip
-            return
-        plans = _plans(opened, wanted, device, trigger, output, force=force, allow_partial=allow_partial)
-        if dry_run:
-            output.result(
-                "plan", [plan_value(plan) for plan in plans],
-                human=lambda console: print_plans(console, plans), ids=(plan.recipe.sha256 for plan in plans),
-            )  # fmt: skip
-            return
-        with progress_bars.drawing(output, len(plans)) as on_event:
-            made = opened.render(
-                plans, output=output_to, manner=manner, device=device, low_vram=low_vram, threads=threads,
-                on_event=on_event,
-            )  # fmt: skip
-    output.result(
+    conditions = _conditions(device, trigger, force=force, allow_partial=allow_partial)
+    machine = Machine(device, low_vram, threads)
+    if axes:
+        with session.reading() as on_event:
+            grid_plan = session.library.grids.plan(wanted[0], axes, conditions=conditions, on_event=on_event)
+        return draw_grid(session, grid_plan, output, options, machine, dry_run=dry_run)
+    with session.reading() as on_event:
+        plans = [session.library.plan(each, conditions, on_event=on_event) for each in wanted]
+    for notice in dict.fromkeys(notice for plan in plans for notice in plan.notices):
+        session.output.notice(notice)
+    if dry_run:
+        return Result(
+            "plan", [plan_value(plan) for plan in plans],
+            human=lambda console: print_plans(console, plans), ids=(plan.recipe.sha256 for plan in plans),
+        )  # fmt: skip
+    with session.drawing(len(plans)) as on_event:
+        made = session.library.render(plans, output=output, options=options, machine=machine, on_event=on_event)
+    return Result(
         "render", [rendering_value(each) for each in made],
         human=lambda console: print_renderings(console, made), ids=(each.path for each in made),
     )  # fmt: skip
-
-
-def _plans(
-    library: "Library", wanted: "Sequence[RenderRequest]", device: str | None, trigger: str, output: Output, *,
-    force: bool, allow_partial: bool,
-) -> "list[Planned]":  # fmt: skip
-    from civman.cli import progress_bars
-
-    conditions = _conditions(device, trigger, force=force, allow_partial=allow_partial)
-    with progress_bars.reading(output) as on_event:
-        plans = [library.plan(request, conditions, on_event=on_event) for request in wanted]
-    for notice in dict.fromkeys(notice for plan in plans for notice in plan.notices):
-        output.notice(notice)
-    return plans
 
 
 def _conditions(device: str | None, trigger: str, *, force: bool, allow_partial: bool) -> "Conditions":

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli.list_command import since_of
-from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, open_library
-from civman.cli.output import Output, clean
+from civman.cli.output import Result, clean
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 _PROMPT = 60
 
 
+@command()
 def renders(
+    session: Session,
     words: Annotated[
         list[str] | None, typer.Argument(help="Words in prompts and names of models.", show_default=False)
     ] = None,
@@ -35,36 +37,32 @@ def renders(
     ] = False,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="How many at most; 0 is all.")] = 50,
     skip: Annotated[int, typer.Option("--skip", min=0, help="Leave out the first so many.")] = 0,
-    library: LibraryOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """List pictures that were made here, newest first, with the numbers that `civman replay` and `show` take."""
     from civman.errors import UsageError
     from civman.index.read_pictures import PictureFilter
 
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, True, output) as opened:
-        if scan is not None:
-            if not scan.is_dir():
-                raise UsageError(f"no folder: `{scan}`")
-            scanned = opened.scan_pictures(scan)
-            output.notice(
-                f"{scanned.taken} pictures taken in, {scanned.known} were known, {scanned.others} carry no recipe of"
-                " civman's"
-            )
-            for problem in scanned.problems:
-                output.notice(problem)
-        digests = tuple({asset.blob.sha256 for asset in opened.held(made_with)}) if made_with else ()
-        wanted = PictureFilter(words=tuple(words or ()), digests=digests, since=since_of(since))
-        found = opened.pictures(wanted, limit=limit or None, offset=skip)
-        total = opened.index.count_pictures(wanted) if opened.has_index else 0
-        gone = [each for each in found if not each.is_here]
-        if forget and gone:
-            opened.index.forget_pictures([each.id for each in gone])
-            output.notice(f"{len(gone)} forgotten, whose files are gone")
-            found, total = [each for each in found if each.is_here], total - len(gone)
-    output.result(
+    pictures = session.library.pictures
+    if scan is not None:
+        if not scan.is_dir():
+            raise UsageError(f"no folder: `{scan}`")
+        imported = pictures.import_folder(scan)
+        session.output.notice(
+            f"{imported.taken} pictures taken in, {imported.known} were known, {imported.others} carry no recipe of"
+            " civman's"
+        )
+        for problem in imported.problems:
+            session.output.notice(problem)
+    digests = tuple({asset.blob.sha256 for asset in session.library.files.find(made_with)}) if made_with else ()
+    wanted = PictureFilter(words=tuple(words or ()), digests=digests, since=since_of(since))
+    found = pictures.list(wanted, limit=limit or None, offset=skip)
+    total = pictures.count(wanted)
+    gone = [each for each in found if not each.is_here]
+    if forget and gone:
+        pictures.forget(gone)
+        session.output.notice(f"{len(gone)} forgotten, whose files are gone")
+        found, total = [each for each in found if each.is_here], total - len(gone)
+    return Result(
         "renders", {"total": total, "skip": skip, "pictures": [picture_value(each) for each in found]},
         human=lambda console: _table(console, found, total, skip), ids=(each.id for each in found),
     )  # fmt: skip

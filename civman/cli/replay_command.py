@@ -10,19 +10,15 @@ from civman.cli.grid_option import GridOpt, axes_of, draw_grid
 from civman.cli.options import (
     DeviceOpt,
     FormatOpt,
-    JsonOpt,
-    LibraryOpt,
     LowVramOpt,
     NoMetadataOpt,
-    OfflineOpt,
     QualityOpt,
-    QuietOpt,
     StripPromptOpt,
-    manner_of,
-    open_library,
+    output_options,
 )
-from civman.cli.output import Output, clean, size
+from civman.cli.output import Result, clean, size
 from civman.cli.plan_output import print_renderings, rendering_value
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,12 +28,14 @@ if TYPE_CHECKING:
     from civman.errors import CivmanError
     from civman.library import Library
     from civman.planning.plan_types import Rendering
-    from civman.planning.recipe_sources import Missing, Told
-    from civman.rendering.replay import Again
-    from civman.rendering.save_pictures import Manner
+    from civman.planning.recipe_sources import Missing, RecipeSource
+    from civman.rendering.replay import ReplayResult
+    from civman.rendering.save_pictures import OutputOptions
 
 
+@command(network="option")
 def replay(
+    session: Session,
     what: Annotated[
         str,
         typer.Argument(
@@ -61,7 +59,7 @@ def replay(
         int | None, typer.Option(min=1, max=1024, help="Of the CPU.", show_default="as then")
     ] = None,
     low_vram: LowVramOpt = False,
-    output_to: Annotated[
+    output: Annotated[
         Path | None,
         typer.Option(
             "--output", "-o", help="Keep the new picture in this file or folder.",
@@ -72,63 +70,45 @@ def replay(
     quality: QualityOpt = None,
     no_metadata: NoMetadataOpt = False,
     strip_prompt: StripPromptOpt = False,
-    library: LibraryOpt = None,
-    offline: OfflineOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:  # fmt: skip
+) -> Result:  # fmt: skip
     """Make a picture again from its recipe and say whether it came out the same: identical, close or different.
 
     The recipe travels in the picture and names every file by its SHA-256. Exit 0: identical pixels; 9: close; 10:
     different. With --set it makes a variation, which has its own recipe and remembers where it came from; with --grid a
     contact sheet of them.
     """
-    from civman.cli import progress_bars
+    from civman.domain.recipes.machine import Machine
     from civman.planning.render_extra import require_render_extra
 
     require_render_extra()
-    output = Output(as_json=as_json, quiet=quiet)
-    manner = manner_of(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
+    options = output_options(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
     parsed = [_change(text) for text in changes or []]
     axes = axes_of(grid)
-    with open_library(library, offline, output) as opened:
-        told = opened.told(what)
-        _complete(opened, opened.missing(told), output, fetch=fetch)
-        if axes:
-            from civman.planning.plan import Conditions
+    library, machine, inputs = session.library, Machine(device, low_vram, threads), picture or ()
+    source = library.pictures.find_recipe(what)
+    _fetch_missing(session, library.pictures.missing_files(source), is_agreed=fetch)
+    if not axes and not parsed:
+        with session.drawing(1) as on_event:
+            results = library.replay(source, pictures=inputs, machine=machine, on_event=on_event)
+        return _verdict(source, results, _save(library, source, results, output, options))
+    from civman.planning.plan import Conditions
 
-            with progress_bars.reading(output) as on_event:
-                cells = opened.plan_grid(
-                    told, axes, changes=parsed, pictures=picture or (), conditions=Conditions(device),
-                    on_event=on_event,
-                )  # fmt: skip
-            draw_grid(
-                opened, cells, output, output_to=output_to, manner=manner, device=device, low_vram=low_vram,
-                threads=threads,
-            )  # fmt: skip
-            return
-        if parsed:
-            from civman.planning.plan import Conditions
-
-            with progress_bars.reading(output) as on_event:
-                planned = opened.vary(
-                    told, parsed, pictures=picture or (), conditions=Conditions(device), on_event=on_event
-                )
-            for notice in planned.notices:
-                output.notice(notice)
-            with progress_bars.drawing(output, 1) as on_event:
-                made = opened.render(
-                    planned, output=output_to, manner=manner, device=device, low_vram=low_vram, threads=threads,
-                    on_event=on_event,
-                )  # fmt: skip
-            _show_variation(output, told, made)
-            return
-        with progress_bars.drawing(output, 1) as on_event:
-            done = opened.replay(
-                told, pictures=picture or (), device=device, low_vram=low_vram, threads=threads, on_event=on_event
+    conditions = Conditions(device)
+    if axes:
+        with session.reading() as on_event:
+            cells = library.grids.plan(
+                source, axes, changes=parsed, pictures=inputs, conditions=conditions, on_event=on_event
             )
-        kept = _keep(opened, told, done, output_to, manner)
-    _show_verdict(output, told, done, kept)
+        return draw_grid(session, cells, output, options, machine)
+    with session.reading() as on_event:
+        planned = library.pictures.plan_variation(
+            source, parsed, pictures=inputs, conditions=conditions, on_event=on_event
+        )
+    for notice in planned.notices:
+        session.output.notice(notice)
+    with session.drawing(1) as on_event:
+        made = library.render(planned, output=output, options=options, machine=machine, on_event=on_event)
+    return _variation(source, made)
 
 
 def _change(text: str) -> tuple[str, str]:
@@ -140,76 +120,79 @@ def _change(text: str) -> tuple[str, str]:
     return name.strip(), value
 
 
-def _complete(library: "Library", missing: "Sequence[Missing]", output: Output, *, fetch: bool) -> None:
-    """Get what is missing, if the user wants that. Raises: NotFound (`missing-files`): not."""
+def _fetch_missing(session: Session, missing: "Sequence[Missing]", *, is_agreed: bool) -> None:
+    """Download what is missing, if the user agrees. Raises: NotFound (`missing-files`): the user does not."""
     if not missing:
         return
-    from civman.cli import progress_bars
     from civman.planning.recipe_sources import require_all
 
+    output = session.output
     for each in missing:
         where = each.air or "not from CivitAI"
         output.notice(f"missing: {each.role} `{each.name}` ({size(each.size_bytes)}, {where})")
     total = sum(each.size_bytes or 0 for each in missing)
     can_ask = output.is_live and sys.stdin.isatty()
-    if not fetch and not (can_ask and output.confirm(f"Fetch {size(total)} from CivitAI?")):
+    if not is_agreed and not (can_ask and output.confirm(f"Fetch {size(total)} from CivitAI?")):
         require_all(missing)
-    with progress_bars.shown(output) as on_event:
-        library.regain(missing, on_event=on_event)
+    with session.downloading() as on_event:
+        session.library.pictures.fetch_missing(missing, on_event=on_event)
 
 
-def _keep(
-    library: "Library", told: "Told", done: "Sequence[Again]", output_to: Path | None, manner: "Manner"
-) -> "Sequence[Rendering]":
-    """What is not there already is kept."""
+def _save(
+    library: "Library", source: "RecipeSource", results: "Sequence[ReplayResult]", output: Path | None,
+    options: "OutputOptions",
+) -> "Sequence[Rendering]":  # fmt: skip
+    """Save the new pictures, unless they are those of the file that was replayed."""
     from civman.rendering.compare_pictures import Verdict
 
-    is_there = told.path is not None and all(each.verdict is Verdict.IDENTICAL for each in done)
-    if is_there and output_to is None:
+    is_there = source.path is not None and all(each.verdict is Verdict.IDENTICAL for each in results)
+    if is_there and output is None:
         return ()
-    return library.keep([each.drawn for each in done], output=output_to, manner=manner)
+    return library.pictures.save([each.drawn for each in results], output=output, options=options)
 
 
-def _show_variation(output: Output, told: "Told", made: "Sequence[Rendering]") -> None:
+def _variation(source: "RecipeSource", made: "Sequence[Rendering]") -> Result:
     def human(console: "Console") -> None:
         print_renderings(console, made)
-        console.print(f"  a variation of {told.origin.recipe_sha256[:12]} ({clean(told.name)})", style="dim")
+        console.print(f"  a variation of {source.origin.recipe_sha256[:12]} ({clean(source.name)})", style="dim")
 
-    output.result("render", [rendering_value(each) for each in made], human=human, ids=(each.path for each in made))
+    return Result("render", [rendering_value(each) for each in made], human=human, ids=(each.path for each in made))
 
 
-def _show_verdict(output: Output, told: "Told", done: "Sequence[Again]", kept: "Sequence[Rendering]") -> None:
+def _verdict(source: "RecipeSource", results: "Sequence[ReplayResult]", saved: "Sequence[Rendering]") -> Result:
     value = {
-        "of": told.name,
-        "recipe_sha256": told.origin.recipe_sha256,
-        "pictures": [_value(each) for each in done],
-        "kept": [rendering_value(each) for each in kept],
+        "of": source.name,
+        "recipe_sha256": source.origin.recipe_sha256,
+        "pictures": [_value(each) for each in results],
+        "kept": [rendering_value(each) for each in saved],
     }
-    output.result(
+    return Result(
         "replay", value,
-        human=lambda console: _print(console, told, done, kept),
-        ids=(each.verdict.value for each in done),
-        error=_error(told, done),
+        human=lambda console: _print(console, source, results, saved),
+        ids=(each.verdict.value for each in results),
+        error=_error(source, results),
     )  # fmt: skip
 
 
-def _value(again: "Again") -> dict[str, object]:
+def _value(result: "ReplayResult") -> dict[str, object]:
     return {
-        "verdict": again.verdict.value,
-        "seed": again.record.seed,
-        "pixel_sha256": again.record.pixel_sha256,
-        "was": again.then.pixel_sha256 if again.then else None,
-        "psnr_db": again.apart.psnr_db if again.apart else None,
-        "largest_difference": again.apart.largest if again.apart else None,
-        "environment": [{"what": each.what, "then": each.then, "now": each.now} for each in again.environment],
-        "notices": again.notices,
+        "verdict": result.verdict.value,
+        "seed": result.record.seed,
+        "pixel_sha256": result.record.pixel_sha256,
+        "was": result.original.pixel_sha256 if result.original else None,
+        "psnr_db": result.distance.psnr_db if result.distance else None,
+        "largest_difference": result.distance.largest if result.distance else None,
+        "environment": [{"what": each.what, "then": each.then, "now": each.now} for each in result.environment],
+        "notices": result.notices,
     }
 
 
-def _print(console: "Console", told: "Told", done: "Sequence[Again]", kept: "Sequence[Rendering]") -> None:
+def _print(
+    console: "Console", source: "RecipeSource", results: "Sequence[ReplayResult]", saved: "Sequence[Rendering]"
+) -> None:
     from civman.rendering.compare_pictures import Verdict
 
-    for each in done:
+    for each in results:
         for notice in each.notices:
             console.print(f"note: {clean(notice)}", style="dim", soft_wrap=True)
         if each.verdict is Verdict.MADE:
@@ -221,37 +204,37 @@ def _print(console: "Console", told: "Told", done: "Sequence[Again]", kept: "Seq
             console.print("  though not all is as it was:", style="dim")
         for difference in each.environment:
             console.print(f"  {clean(str(difference))}", soft_wrap=True)
-    for rendering in kept:
+    for rendering in saved:
         console.print(f"{clean(str(rendering.path))}  (picture {rendering.id}, seed {rendering.seed})", soft_wrap=True)
-    if not kept:
-        console.print(f"  the same as {clean(str(told.path))}; nothing new was kept", style="dim", soft_wrap=True)
+    if not saved:
+        console.print(f"  the same as {clean(str(source.path))}; nothing new was kept", style="dim", soft_wrap=True)
 
 
-def _words(again: "Again") -> str:
+def _words(result: "ReplayResult") -> str:
     from civman.rendering.compare_pictures import Verdict
 
-    if again.verdict is Verdict.IDENTICAL:
-        return f"the same pixels, sha256 {again.record.pixel_sha256[:12]}…"
-    if again.apart is None:
+    if result.verdict is Verdict.IDENTICAL:
+        return f"the same pixels, sha256 {result.record.pixel_sha256[:12]}…"
+    if result.distance is None:
         return "other pixels than the recipe's record tells, and no picture to measure how far from"
-    apart = again.apart
+    apart = result.distance
     shown = "equal to what the file shows" if apart.psnr_db is None else f"PSNR {apart.psnr_db:.1f} dB"
     return f"{shown}, largest difference {apart.largest} of 255, {apart.share:.1%} of the pixels"
 
 
-def _error(told: "Told", done: "Sequence[Again]") -> "CivmanError | None":
+def _error(source: "RecipeSource", results: "Sequence[ReplayResult]") -> "CivmanError | None":
     """What a replay ends with that did not give the same pixels."""
     from civman.errors import NotIdentical
     from civman.rendering.compare_pictures import Verdict
 
-    worst = next((each for each in done if each.verdict in (Verdict.CLOSE, Verdict.DIFFERENT)), None)
+    worst = next((each for each in results if each.verdict in (Verdict.CLOSE, Verdict.DIFFERENT)), None)
     if worst is None:
         return None
     why = "; ".join(str(each) for each in worst.environment)
     because = f", because of what differs: {why}" if why else ", though the environment is the same as far as recorded"
     is_close = worst.verdict is Verdict.CLOSE
     return NotIdentical(
-        f"`{told.name}` came out {'close' if is_close else 'different'}{because}",
+        f"`{source.name}` came out {'close' if is_close else 'different'}{because}",
         is_close=is_close,
         hint="with the versions, device and threads of then it comes out identical" if why else
         "`civman doctor` looks for damage; a picture computed on a GPU may need the same GPU",

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, open_library
-from civman.cli.output import Output, clean
+from civman.cli.output import Result, clean
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from civman.domain.search_query import ModelPage
 
 
+@command(network="option")
 def search(
+    session: Session,
     words: Annotated[list[str] | None, typer.Argument(help="Words to look for.", show_default=False)] = None,
     type_: Annotated[
         list[str] | None, typer.Option("--type", "-t", help="Checkpoint, LORA, TextualInversion, VAE … (repeatable)")
@@ -33,15 +35,10 @@ def search(
         str | None, typer.Option("--fits", metavar="CHECKPOINT", help="Only what goes with it, by CivitAI's labels.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many models at most.")] = 20,
-    library: LibraryOpt = None,
-    offline: OfflineOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Find models on CivitAI."""
     from civman.domain.search_query import SearchQuery, base_model_named, model_type_named, period_named, sort_named
 
-    output = Output(as_json=as_json, quiet=quiet)
     query = SearchQuery(
         text=" ".join(words or []),
         types=tuple(model_type_named(name) for name in type_ or []),
@@ -55,10 +52,9 @@ def search(
         early_access=early_access,
         include_archived=archived,
     )
-    with open_library(library, offline, output) as opened:
-        pages = list(opened.search(query, fits=fits))
-        held = {asset.model_id for asset in opened.list() if asset.model_id is not None} if opened.has_index else set()
-    output.result(
+    pages = list(session.library.search(query, fits=fits))
+    held = session.library.files.model_ids()
+    return Result(
         "search",
         [{"model": page.model, "versions": page.versions, "is_held": page.model.id in held} for page in pages],
         human=lambda console: _table(console, pages, held),

@@ -6,9 +6,10 @@ import typer
 
 from civman.cli.edit_command import own_lines
 from civman.cli.list_command import asset_value
-from civman.cli.options import JsonOpt, LibraryOpt, OfflineOpt, QuietOpt, RefArg, open_library
-from civman.cli.output import Output, clean, size
+from civman.cli.options import RefArg
+from civman.cli.output import Result, clean, size
 from civman.cli.picture_output import is_picture_file, show_picture
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,16 +25,14 @@ _COLUMNS = 8
 """Of the table of files: an indent, then what `_file_row` gives."""
 
 
+@command(network="option")
 def show(
+    session: Session,
     ref: RefArg,
     recipe: Annotated[
         bool, typer.Option("--recipe", help="Of a picture: its recipe's JSON, for `civman replay`.")
     ] = False,
-    library: LibraryOpt = None,
-    offline: OfflineOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result | None:
     """Tell all about a model, or about a picture.
 
     Of a model: versions, files, hashes, trigger words, licence, and what of it is here. Of a PNG, JPEG or WebP, whoever
@@ -42,14 +41,11 @@ def show(
     from civman.domain.replaced_upstream import replaced  # 0.02 s that --help need not wait for
     from civman.errors import UsageError
 
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, offline, output) as opened:
-        if is_picture_file(ref):
-            show_picture(opened, ref, output, recipe=recipe)
-            return
-        if recipe:
-            raise UsageError(f"`{ref}` is no picture", hint="--recipe prints the recipe in a PNG, JPEG or WebP")
-        shown = opened.show(ref)
+    if is_picture_file(ref):
+        return show_picture(session.library, ref, recipe=recipe)
+    if recipe:
+        raise UsageError(f"`{ref}` is no picture", hint="--recipe prints the recipe in a PNG, JPEG or WebP")
+    shown = session.library.show(ref)
     meant = shown.meant
     value = {
         "model": meant.page.model,
@@ -61,7 +57,7 @@ def show(
         "is_saved_copy": meant.is_saved_copy,
         "saved_at": meant.saved_at,
     }
-    output.result(
+    return Result(
         "show",
         value,
         human=lambda console: _print(console, shown),

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, YesOpt, open_library
-from civman.cli.output import Output, clean, size
+from civman.cli.options import YesOpt
+from civman.cli.output import Result, clean, size
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,27 +16,23 @@ if TYPE_CHECKING:
     from civman.manage.remove import Collection
 
 
+@command()
 def gc(
+    session: Session,
     yes: YesOpt = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
     partials: Annotated[int, typer.Option(min=0, metavar="DAYS", help="Partial downloads untouched so long.")] = 14,
     trash: Annotated[int, typer.Option(min=0, metavar="DAYS", help="What was removed so long ago, for good.")] = 30,
-    library: LibraryOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result | None:
     """Free what nobody needs: old trash, old partial downloads; files unknown to the index move to the trash."""
-    output = Output(as_json=as_json, quiet=quiet)
-    freed = 0
-    with open_library(library, True, output) as opened:
-        plan = opened.plan_collection(partials_after=timedelta(days=partials), trash_after=timedelta(days=trash))
-        if not plan.is_empty and not dry_run:
-            if not yes:
-                _print(output.console(to_stderr=True), plan)
-                if not output.confirm(f"Free {size(plan.freed_bytes)}?"):
-                    output.notice("nothing was freed")
-                    return
-            freed = opened.collect(plan)
+    maintenance = session.library.maintenance
+    plan = maintenance.plan_gc(partials_after=timedelta(days=partials), trash_after=timedelta(days=trash))
+    is_carried_out = not plan.is_empty and not dry_run
+    if is_carried_out and not yes:
+        question = f"Free {size(plan.freed_bytes)}?"
+        if not session.confirm(question, lambda console: _print(console, plan), otherwise="nothing was freed"):
+            return None
+    freed = maintenance.gc(plan) if is_carried_out else 0
     value = {
         "orphans": plan.orphans,
         "partials": plan.partials,
@@ -45,7 +42,7 @@ def gc(
         "kept_pinned": plan.kept,
         "freed_bytes": freed,
     }
-    output.result(
+    return Result(
         "gc",
         value,
         human=lambda console: (
@@ -55,17 +52,14 @@ def gc(
     )
 
 
+@command()
 def du(
+    session: Session,
     by: Annotated[str, typer.Option("--by", help="type, base-model, architecture or used.")] = "type",
-    library: LibraryOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Tell what takes the space: by type, base model, architecture, or when it was last used."""
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, True, output) as opened:
-        usage = opened.usage(by)
-    output.result(
+    usage = session.library.maintenance.disk_usage(by)
+    return Result(
         "du",
         usage,
         human=lambda console: _print_usage(console, usage),

@@ -1,26 +1,23 @@
 """`civman verify`."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import JsonOpt, LibraryOpt, QuietOpt, open_library
-from civman.cli.output import Output, clean, size
-from civman.domain.events import Event, Notice, OnEvent, Started, Verifying
+from civman.cli.output import Result, clean, size
+from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from civman.library import Library
     from civman.manage.verify import Rebuilt, Verdict
 
 _SHOWN = 40
 
 
+@command(network="settings")
 def verify(
+    session: Session,
     refs: Annotated[
         list[str] | None, typer.Argument(metavar="[REF]...", help="What to verify; everything if none is named.")
     ] = None,
@@ -29,39 +26,30 @@ def verify(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Fill the index again from the files and what is kept beside them.")
     ] = False,
-    library: LibraryOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
+) -> Result:
     """Prove stored files: read those that changed since they were last proven. Ends with 6 if one is wrong."""
-    output = Output(as_json=as_json, quiet=quiet)
-    with open_library(library, None if repair else True, output) as opened:
-        if rebuild:
-            _rebuild(output, opened)
-        else:
-            _verify(output, opened, refs or [], is_full=full, wants_repair=repair)
-
-
-def _verify(output: Output, library: "Library", refs: list[str], *, is_full: bool, wants_repair: bool) -> None:
-    from civman.cli import progress_bars
+    if not repair:
+        session.offline = True
+    if rebuild:
+        return _rebuild(session)
     from civman.errors import IntegrityError
     from civman.manage.verify import BROKEN
 
-    with _reading(output) as on_event:
-        verdicts = list(library.verify(refs, is_full=is_full, on_event=on_event))
-    if wants_repair and any(verdict.state in BROKEN for verdict in verdicts):
-        with progress_bars.shown(output) as on_event:
-            verdicts = list(library.repair(verdicts, on_event=on_event))
+    with session.verifying() as on_event:
+        verdicts = list(session.library.verify(refs or (), is_full=full, on_event=on_event))
+    if repair and any(verdict.state in BROKEN for verdict in verdicts):
+        with session.downloading() as on_event:
+            verdicts = list(session.library.maintenance.repair(verdicts, on_event=on_event))
     bad = [verdict for verdict in verdicts if verdict.state in BROKEN]
     error = None
     if bad:
         named = ", ".join(f"{verdict.name} ({verdict.state})" for verdict in bad[:5])
         error = IntegrityError(
             f"{len(bad)} of {len(verdicts)} files are not what they should be: {named}{' …' if len(bad) > 5 else ''}",
-            hint=_way_out(bad, was_tried=wants_repair),
+            hint=_way_out(bad, was_tried=repair),
             sha256=[str(verdict.sha256) for verdict in bad],
         )
-    output.result(
+    return Result(
         "verify",
         verdicts,
         human=lambda console: _print(console, verdicts),
@@ -103,58 +91,11 @@ def _worst_first(verdict: "Verdict") -> tuple[int, str]:
     return order.index(verdict.state.value), verdict.name
 
 
-@contextmanager
-def _reading(output: Output) -> Iterator[OnEvent]:
-    """A listener for the time in which files are read by several threads: one bar for all, with the time left."""
-    if not output.is_live:
-        yield lambda event: output.notice(event.message) if isinstance(event, Notice) else None
-        return
-    from rich.progress import (  # 0.06 s, for a terminal only
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    from civman.manage.verify import WHOLE
-
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
-        console=output.console(to_stderr=True),
-        transient=True,
-    )
-    lock, done = threading.Lock(), dict[str, int]()
-    with progress:
-        task = progress.add_task("looking", total=None)
-
-        def on_event(event: Event) -> None:
-            with lock:
-                match event:
-                    case Started(key, name, total, _) if key == WHOLE:
-                        progress.update(task, description=f"reading {name}", total=total)
-                    case Verifying(key, count, _):
-                        progress.advance(task, count - done.get(key, 0))
-                        done[key] = count
-                    case Notice(_, message):
-                        progress.console.print(f"Note: {clean(message)}")
-                    case _:
-                        pass
-
-        yield on_event
-
-
-def _rebuild(output: Output, library: "Library") -> None:
-    from civman.cli import progress_bars
+def _rebuild(session: Session) -> Result:
     from civman.errors import IntegrityError
 
-    with progress_bars.reading(output) as on_event:
-        rebuilt = library.rebuild(on_event=on_event)
+    with session.reading() as on_event:
+        rebuilt = session.library.maintenance.rebuild(on_event=on_event)
     error = None
     if rebuilt.corrupt:
         paths = ", ".join(verdict.path for verdict in rebuilt.corrupt[:5])
@@ -162,7 +103,7 @@ def _rebuild(output: Output, library: "Library") -> None:
             f"{len(rebuilt.corrupt)} files are not what their names say and were left out: {paths}",
             hint="delete them and `civman download` them again",
         )
-    output.result("rebuild", rebuilt, human=lambda console: _print_rebuilt(console, rebuilt), error=error)
+    return Result("rebuild", rebuilt, human=lambda console: _print_rebuilt(console, rebuilt), error=error)
 
 
 def _print_rebuilt(console: "Console", rebuilt: "Rebuilt") -> None:

@@ -1,6 +1,6 @@
-"""Files that a recipe names and that are not here, had again from CivitAI: by id first, by digest where that fails.
+"""Downloading the files that a recipe names and that are not stored: by id first, by digest where that fails.
 
-Whatever comes is verified by its SHA-256, as any download is; another file under the same id is never taken for it.
+Every file is verified by its SHA-256; another file under the same id is never accepted for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from civman.planning.recipe_sources import Missing
 Download = Callable[[str], Asset]
 
 
-def regain(
+def fetch_missing(
     missing: Sequence[Missing], meant: Callable[[str], Meant], download: Download, on_notice: Callable[[str], None]
 ) -> list[Asset]:
     """Fetch all that is missing, in order; `meant` asks CivitAI what a ref is, `download` fetches and verifies.
@@ -26,12 +26,10 @@ def regain(
             the id now stands for other bytes. NotFound (`not-on-civitai`): it never came from there.
         NotAllowed, NetworkError, StoreError: as downloads do.
     """
-    return [_regain(each, meant, download, on_notice) for each in missing]
+    return [_fetch(each, meant, download, on_notice) for each in missing]
 
 
-def _regain(
-    lost: Missing, meant: Callable[[str], Meant], download: Download, on_notice: Callable[[str], None]
-) -> Asset:
+def _fetch(lost: Missing, meant: Callable[[str], Meant], download: Download, on_notice: Callable[[str], None]) -> Asset:
     by_id: CivmanError | None = None
     if lost.air is not None:
         try:
@@ -45,7 +43,7 @@ def _regain(
     except (NetworkError, NotAllowed):
         raise
     except CivmanError:
-        raise _told(lost, by_id) from by_id
+        raise _explained(lost, by_id) from by_id
     if by_id is not None:
         on_notice(
             f"`{lost.name}` was found under another id: {elsewhere.version.model.name}, version {elsewhere.version.id}"
@@ -74,7 +72,7 @@ def _ref(lost: Missing, air: str, meant: Callable[[str], Meant]) -> str:
     return air
 
 
-def _told(lost: Missing, by_id: CivmanError | None) -> CivmanError:
+def _explained(lost: Missing, by_id: CivmanError | None) -> CivmanError:
     if isinstance(by_id, IntegrityError):
         return by_id
     facts = {"sha256": str(lost.sha256), "air": lost.air or ""}

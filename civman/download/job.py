@@ -57,8 +57,8 @@ Examine = Callable[[ModelVersion, ModelFile], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """How a download should go."""
+class DownloadOptions:
+    """Connections, rate limit, preview and checks of a download."""
 
     connections: int | None = None
     """To one file; None: as many as pay."""
@@ -158,17 +158,17 @@ class Downloads:
         return Job(shown_ref(ref), meant, file, name, tuple(notices), held, stored is not None)
 
     def run(
-        self, refs: Sequence[str], *, wish: str | None, permits: Permits, wishes: Wishes, on_event: OnEvent
+        self, refs: Sequence[str], *, wish: str | None, permits: Permits, options: DownloadOptions, on_event: OnEvent
     ) -> list[Outcome]:
         """All of `refs`, some at a time; an outcome for each, in their order.
 
         Raises: Interrupted, KeyboardInterrupt: after every connection was closed; what has arrived is kept.
         """
-        at_once = max(1, min(wishes.files_at_once, len(refs)))
+        at_once = max(1, min(options.files_at_once, len(refs)))
         pace = Pace(
-            max_connections=wishes.connections,
+            max_connections=options.connections,
             most=max(1, _MOST_CONNECTIONS // at_once),
-            limit=wishes.limit,
+            limit=options.limit,
             patience=self._patience,
         )
         fetcher = Fetcher(self._client, self._store, self._connection, pace)
@@ -178,7 +178,7 @@ class Downloads:
         pool = ThreadPoolExecutor(at_once, thread_name_prefix="file")
         try:
             for number, ref in enumerate(refs):
-                job = self._planned(ref, wish, permits, wishes.examine, on_event)
+                job = self._planned(ref, wish, permits, options.examine, on_event)
                 if isinstance(job, Outcome):
                     outcomes[number] = job
                 else:
@@ -188,9 +188,9 @@ class Downloads:
                     remember(self._index, job.meant, self._clock())  # while the bytes come
                     from civman.manage import inspection  # noqa: F401  0.05 s of rules, for when they are there
                 while len(running) >= 2 * at_once:
-                    self._collect(running, outcomes, wishes, on_event)
+                    self._collect(running, outcomes, options, on_event)
             while running:
-                self._collect(running, outcomes, wishes, on_event)
+                self._collect(running, outcomes, options, on_event)
         finally:
             cancel.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -213,7 +213,7 @@ class Downloads:
         self,
         running: dict[Future[Fetched], tuple[int, Job]],
         outcomes: dict[int, Outcome],
-        wishes: Wishes,
+        options: DownloadOptions,
         on_event: OnEvent,
     ) -> None:
         """Take in what has finished, waiting a moment for the first."""
@@ -221,14 +221,14 @@ class Downloads:
         for future in done:
             number, job = running.pop(future)
             try:
-                outcomes[number] = self._kept(job, future.result(), wishes, on_event)
+                outcomes[number] = self._kept(job, future.result(), options, on_event)
             except Interrupted:
                 raise
             except CivmanError as error:
                 on_event(Failed(partial_key(job.version, job.file), job.name, error.code, error.message))
                 outcomes[number] = Outcome(job.ref, error=error)
 
-    def _kept(self, job: Job, fetched: Fetched, wishes: Wishes, on_event: OnEvent) -> Outcome:
+    def _kept(self, job: Job, fetched: Fetched, options: DownloadOptions, on_event: OnEvent) -> Outcome:
         """Give the proven bytes their place in the index. The row comes last: a crash leaves bytes, never a row."""
         if job.held is not None and fetched.was_present:
             return Outcome(job.ref, job.held, was_present=True)
@@ -258,8 +258,8 @@ class Downloads:
         seen = seen_now(str(stored.path), stored.sha256, kept_path=stored.path.relative_to(self._store.root).as_posix())
         if seen is not None and not fetched.was_present:  # its bytes were read back from disk just now
             self._index.save_seen([seen])
-        if wishes.preview is not Previews.NONE and self._store.preview(stored.sha256) is None:
-            self._keep_preview(job, asset, wishes.preview, on_event)
+        if options.preview is not Previews.NONE and self._store.preview(stored.sha256) is None:
+            self._keep_preview(job, asset, options.preview, on_event)
         return Outcome(job.ref, asset, was_present=fetched.was_present)
 
     def _keep_preview(self, job: Job, asset: Asset, wanted: Previews, on_event: OnEvent) -> None:

@@ -30,7 +30,7 @@ _MOST_ASSETS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
+class ImportedFile:
     """One verified file of a bundle that is now in the library. `was_present`: the library had its bytes before."""
 
     sha256: Sha256
@@ -47,7 +47,7 @@ def import_bundle(
     permits: Permits,
     clock: Callable[[], datetime],
     on_event: OnEvent,
-) -> list[Brought]:
+) -> list[ImportedFile]:
     """Import every file of the bundle at `path`. Needs no network and a few megabytes of memory.
 
     Raises: IntegrityError: the bundle is damaged or was changed (`bad-bundle`), or a file has wrong contents. Refused:
@@ -67,7 +67,7 @@ class _Taker:
         self._index, self._store, self._clock, self._on_event = index, store, clock, on_event
         self._view = memoryview(bytearray(_READ_BYTES))
 
-    def take(self, reader: Reader, packed: Packed) -> Brought:
+    def take(self, reader: Reader, packed: Packed) -> ImportedFile:
         names = [name for name, _ in packed.members()]
         facts = checked_facts(self._small(reader, names[0], packed.sidecar), self._clock())
         preview = self._small(reader, names[1], packed.preview) if packed.preview is not None else None
@@ -83,7 +83,7 @@ class _Taker:
                 self._store.write_preview(packed.sha256, preview, packed.preview.suffix)
         assets = tuple(self._index.referrers(packed.sha256))
         self._on_event(Finished(packed.sha256, name, packed.size_bytes, was_present))
-        return Brought(packed.sha256, packed.size_bytes, assets, was_present)
+        return ImportedFile(packed.sha256, packed.size_bytes, assets, was_present)
 
     def _record(self, stored: StoredBlob, facts: dict[str, Any]) -> None:
         tell = self._teller(stored.sha256)

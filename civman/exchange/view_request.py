@@ -16,7 +16,7 @@ from civman.store.blobs import BlobStore
 
 
 @dataclass(frozen=True, slots=True)
-class ViewWish:
+class ViewRequest:
     """The current request. None and empty values mean: as when the view was created, else everything."""
 
     layout: str | None = None
@@ -29,7 +29,7 @@ class ViewWish:
     """Whether to drop the earlier restriction to some files."""
 
 
-def plan_wished(index: Index, store: BlobStore, root: Path, folder: Path, wish: ViewWish) -> ViewPlan:
+def plan_requested_view(index: Index, store: BlobStore, root: Path, folder: Path, request: ViewRequest) -> ViewPlan:
     """Plan the view in `folder` for the library in `root`. Changes nothing.
 
     Raises: UsageError: no layout was given, or the folder cannot hold a view. NotFound, AmbiguousRef: a ref.
@@ -37,8 +37,8 @@ def plan_wished(index: Index, store: BlobStore, root: Path, folder: Path, wish: 
     folder = tidy(folder)
     _check_folder(folder, root)
     before = memory.read(folder)
-    after = _joined(before, wish, root, folder)
-    return plan_view(folder, _assets(index, after.wanted, is_asked_now=bool(wish.refs)), index, store, after, before)
+    after = _joined(before, request, root, folder)
+    return plan_view(folder, _assets(index, after.wanted, is_asked_now=bool(request.refs)), index, store, after, before)
 
 
 def tidy(folder: Path) -> Path:
@@ -54,23 +54,23 @@ def _check_folder(folder: Path, root: Path) -> None:
         raise UsageError(f"`{folder}` is not a folder")
 
 
-def _joined(before: Manifest | None, wish: ViewWish, root: Path, folder: Path) -> Manifest:
-    layout = wish.layout or (before.layout if before is not None else None)
+def _joined(before: Manifest | None, request: ViewRequest, root: Path, folder: Path) -> Manifest:
+    layout = request.layout or (before.layout if before is not None else None)
     if layout is None:
         raise UsageError(
             f"which program is `{folder}` for?",
             hint="say --layout comfyui, a1111, forge, invokeai or swarmui; later runs remember it",
         )
-    if wish.method not in (None, "auto", *Method):
-        raise UsageError(f"`{wish.method}` is no method", hint=f"one of: auto, {', '.join(Method)}")
-    given = Wanted(wish.refs, tuple(kind.value for kind in wish.types), wish.base_models)
-    wanted = given if given != Wanted() or wish.everything or before is None else before.wanted
+    if request.method not in (None, "auto", *Method):
+        raise UsageError(f"`{request.method}` is no method", hint=f"one of: auto, {', '.join(Method)}")
+    given = Wanted(request.refs, tuple(kind.value for kind in request.types), request.base_models)
+    wanted = given if given != Wanted() or request.everything or before is None else before.wanted
     known = before or Manifest(layout.lower(), str(root))
     return Manifest(
         layout=layout.lower(),
         library=str(root),
-        method=wish.method or known.method,
-        has_companions=known.has_companions if wish.has_companions is None else wish.has_companions,
+        method=request.method or known.method,
+        has_companions=known.has_companions if request.has_companions is None else request.has_companions,
         wanted=wanted,
     )
 

@@ -1,46 +1,293 @@
-"""The library: every wish a person has, as a method that says in which order the parts are called.
+"""The library as a Python object: `Library`, with what is done every day, and a named part for each other subject.
 
-It holds no rules of its own. What needs the network, the database's write side or torch is loaded when a wish first
-needs it: `civman list` opens an SQLite file and nothing else. The wishes stand by concern in the modules beside this.
+It holds no rules of its own: it says in which order the modules below are called. What needs the network, the
+database's write side or torch is loaded when it is first used: listing opens an SQLite file and nothing else.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
-from civman.errors import UsageError
-from civman.library.drawing import Drawing
-from civman.library.models import Shown
-from civman.library.opened import quiet, utc_now
-from civman.library.sharing import Sharing
+from civman.domain.access import Permits
+from civman.domain.catalog import Asset
+from civman.domain.events import OnEvent, ignore
+from civman.domain.timeouts import PATIENT, Patience
+from civman.errors import LibraryError
+from civman.index import EVERYTHING, AssetFilter, Sort
+from civman.library.account_part import AccountPart
+from civman.library.bundles_part import BundlesPart
+from civman.library.context import LibraryContext, ignore_notice, utc_now
+from civman.library.downloads_part import DownloadsPart
+from civman.library.files_part import FilesPart
+from civman.library.grids_part import GridsPart
+from civman.library.maintenance_part import MaintenancePart
+from civman.library.pictures_part import PicturesPart
+from civman.library.project_part import ProjectPart
+from civman.library.trash_part import TrashPart
+from civman.library.updates_part import UpdatesPart
+from civman.library.views_part import ViewsPart
+from civman.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from civman.civitai.responses import Account
-    from civman.manage.doctor import Finding
+    from civman.domain.compatibility import Compatibility
+    from civman.domain.recipes.machine import Machine
+    from civman.domain.recipes.recipe import Recipe, RenderRequest
+    from civman.domain.search_query import ModelPage, SearchQuery
+    from civman.download.job import DownloadOptions
+    from civman.manage.inspection import Inspected
+    from civman.manage.remove import RemovalPlan
+    from civman.manage.resolve import Meant
+    from civman.manage.verify import Verdict
+    from civman.planning.plan import Conditions
+    from civman.planning.plan_types import Planned, Rendering
+    from civman.planning.recipe_sources import RecipeSource
+    from civman.rendering.replay import ReplayResult
+    from civman.rendering.save_pictures import OutputOptions
+    from civman.store.trash import Removal
 
-__all__ = ["Library", "Shown", "quiet", "utc_now"]
+__all__ = ["Library", "Shown"]
 
 
-class Library(Drawing, Sharing):
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A model's page, the version that the ref means, and the stored files of the model."""
+
+    meant: "Meant"
+    assets: tuple[Asset, ...]
+
+
+class Library:
     """A folder of verified files, its index, and the CivitAI they come from. A context manager.
 
-    For one thread; downloads use threads of their own inside. Every method may raise CivmanError by cause.
+    For one thread; downloads use threads of their own inside. Every method may raise CivmanError by cause. `context`
+    is what the parts share: settings, store, index, client.
     """
 
-    def login(self, token: str, *, use_keyring: bool = True) -> "tuple[Account, str]":
-        """Prove `token` with CivitAI, then keep it; whose it is and where it went. Raises: NotAllowed: `bad-key`."""
-        from civman.civitai import credentials  # see `client`
-        from civman.civitai.client import CivitaiClient
-        from civman.civitai.transport import Transport
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_notice: Callable[[str], None] = ignore_notice,
+        clock: Callable[[], datetime] = utc_now,
+        patience: Patience = PATIENT,
+    ) -> None:
+        """Nothing is opened or made until a method needs it; `on_notice` is told what is no failure."""
+        self.context = LibraryContext(settings, on_notice=on_notice, clock=clock, patience=patience)
+        self.files = FilesPart(self.context)
+        self.downloads = DownloadsPart(self.context)
+        self.pictures = PicturesPart(self.context)
+        self.grids = GridsPart(self.context)
+        self.trash = TrashPart(self.context)
+        self.maintenance = MaintenancePart(self.context)
+        self.updates = UpdatesPart(self.context)
+        self.project = ProjectPart(self.context)
+        self.bundles = BundlesPart(self.context)
+        self.views = ViewsPart(self.context)
+        self.account = AccountPart(self.context)
 
-        token = credentials.check_shape(token)
-        if self.settings.offline:
-            raise UsageError("a key can only be proven online", hint="leave out --offline")
-        with CivitaiClient(Transport(self.settings.civitai_url, token=token), clock=self._clock) as client:
-            account = client.me()
-        return account, credentials.save(self.settings, token, use_keyring=use_keyring)
+    @classmethod
+    def open(
+        cls,
+        root: str | Path | None = None,
+        *,
+        offline: bool | None = None,
+        on_notice: Callable[[str], None] = ignore_notice,
+    ) -> Self:
+        """The library in the folder `root` (default: as settings say). Raises: ConfigError."""
+        return cls(load_settings(library=root, offline=offline), on_notice=on_notice)
 
-    def doctor(self) -> "Iterator[Finding]":
-        """What holds here and what is wrong, finding by finding."""
-        from civman.manage.doctor import examine
+    def __enter__(self) -> Self:
+        return self
 
-        return examine(self.settings)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write the sidecar files that are due, then close the database and the connections."""
+        self.context.close()
+
+    def search(self, query: "SearchQuery", *, fits: str | None = None) -> "Iterator[ModelPage]":
+        """Models on CivitAI that match, page by page as they are asked for.
+
+        `fits`: only those with a version that goes with this checkpoint, in part at least, by CivitAI's labels; a ref
+        as `inspect` takes it. Their tensors are not looked at: `civman download --for` does that.
+        """
+        if fits is None:
+            return self.context.client.search(query)
+        from civman.manage.search_fits import label_of, search_fitting
+
+        return search_fitting(self.context.client, query, label_of(self.inspect(fits)))
+
+    def show(self, ref: str) -> Shown:
+        """What CivitAI says about `ref`, or said when it was last asked, and what of it is stored."""
+        from civman.manage.resolve import remember  # 0.3 s, see `LibraryContext.client`
+
+        context = self.context
+        meant = context.resolve(ref)
+        try:
+            remember(context.index, meant, context.clock())
+        except LibraryError as error:  # a library that cannot be written can still be looked at
+            context.on_notice(f"what CivitAI says was not kept: {error.message}")
+        return Shown(meant, tuple(context.index.find_by_model(meant.page.model.id)))
+
+    def download(
+        self,
+        ref: str,
+        *,
+        file: str | None = None,
+        permits: Permits | None = None,
+        options: "DownloadOptions | None" = None,
+        on_event: OnEvent = ignore,
+    ) -> Asset:
+        """The file that `ref` means, verified, stored and indexed; at once where it is stored already.
+
+        Raises: NotFound, NotAllowed, Refused: it cannot be had. IntegrityError: it is not what CivitAI declares.
+            NetworkError, StoreError; what has arrived is kept for the next time.
+        """
+        return self.downloads.fetch(ref, file=file, permits=permits, options=options, on_event=on_event)
+
+    def list(
+        self,
+        wanted: AssetFilter = EVERYTHING,
+        *,
+        sort: Sort | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> Sequence[Asset]:
+        """What is stored: without `sort` the best match first, newest first without words. Needs no network."""
+        return self.context.index.assets(wanted, sort=sort, limit=limit, offset=offset)
+
+    def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
+        """What a file is: one on this disk, one that is stored, or one on CivitAI, of which only the header is fetched.
+
+        Raises: NotFound, AmbiguousRef. InvalidModelFile: it is no sound model file.
+        """
+        return self.files.inspect(ref, file=file)
+
+    def check(self, checkpoint: str, parts: Sequence[str]) -> "Compatibility":
+        """How adapters, embeddings and VAEs go with a checkpoint, module by module; refs as `inspect` takes them."""
+        from civman.domain.compatibility import check
+
+        return check(self.inspect(checkpoint).part, [self.inspect(part).part for part in parts])
+
+    def verify(
+        self, refs: Iterable[str] = (), *, is_full: bool = False, on_event: OnEvent = ignore
+    ) -> "Iterator[Verdict]":
+        """Verify stored files (or `refs`) by reading what changed since it was last verified; a verdict for each file.
+
+        `is_full` reads every byte. `on_event` is called from several threads.
+        """
+        from civman.manage.verify import verify
+
+        context, assets = self.context, self.context.find(list(refs))
+        return verify(context.index, context.store, assets, is_full=is_full, on_event=on_event, clock=context.clock)
+
+    def remove(self, what: "Sequence[str] | RemovalPlan", *, force: bool = False) -> "Removal | None":
+        """Move the files of refs, or of a plan (`trash.plan_removal`), into the trash.
+
+        Raises: Refused (`pinned`), without `force`. NotFound, AmbiguousRef: a ref.
+        """
+        from civman.manage.remove import RemovalPlan, remove
+
+        context = self.context
+        plan = what if isinstance(what, RemovalPlan) else self.trash.plan_removal(what)
+        return remove(context.index, context.store, plan, force=force, now=context.clock())
+
+    def plan(
+        self,
+        what: "RenderRequest | Recipe",
+        conditions: "Conditions | None" = None,
+        *,
+        pictures: Sequence[Path] = (),
+        on_event: OnEvent = ignore,
+    ) -> "Planned":
+        """Settle everything that decides the pictures, before a weight is loaded. Needs no network.
+
+        A recipe is planned as it stands, its files found by digest; `pictures` are those that it may start from.
+
+        Raises: NotFound, AmbiguousRef, Incompatible, IntegrityError: the files. UsageError: the values. CannotRender.
+        """
+        from civman.domain.recipes.recipe import Recipe
+        from civman.planning.plan import Conditions, plan, plan_recipe
+
+        if isinstance(what, Recipe):
+            return plan_recipe(self.context.index, what, pictures, on_event=on_event)
+        return plan(self.context.index, what, conditions or Conditions(), on_event=on_event)
+
+    def render(
+        self,
+        what: "Planned | Recipe | Sequence[Planned]",
+        *,
+        output: Path | None = None,
+        options: "OutputOptions | None" = None,
+        machine: "Machine | None" = None,
+        on_event: OnEvent = ignore,
+    ) -> "Sequence[Rendering]":
+        """The pictures of a plan, a recipe or several plans, saved in `output` (default: the library's renders/).
+
+        Never uses the network. Raises: CannotRender, Incompatible, StoreError; Interrupted: what was made until then
+        is kept.
+        """
+        from civman.domain.recipes.machine import Machine
+        from civman.domain.recipes.recipe import Recipe
+        from civman.planning.plan_types import Planned
+        from civman.rendering.save_pictures import OutputOptions, Place
+
+        if isinstance(what, Recipe):
+            what = self.plan(what, on_event=on_event)
+        plans, context = [what] if isinstance(what, Planned) else list(what), self.context
+        place = Place(output or context.renders, options or OutputOptions())
+        from civman.rendering.render_and_save import render  # torch: 2 s and more, so last of all
+
+        return render(
+            context.index, context.root, plans, place, machine=machine or Machine(), clock=context.clock,
+            on_event=on_event,
+        )  # fmt: skip
+
+    def pipeline(
+        self,
+        planned: "Planned",
+        kind: str = "txt2img",
+        *,
+        machine: "Machine | None" = None,
+        on_event: OnEvent = ignore,
+    ) -> Any:
+        """Diffusers' own pipeline around a plan's model, its adapters merged: all that diffusers offers, from there on.
+
+        `kind`: "txt2img", "img2img" or "inpaint". The plan's sampler and schedule are in it; prompts, seed and size
+        are arguments of its call. Nothing is saved. Raises: CannotRender, Incompatible; UsageError: no such kind.
+        """
+        from civman.domain.recipes.machine import Machine
+        from civman.rendering.draw import pipeline  # torch, see `render`
+
+        return pipeline(planned, kind, machine=machine or Machine(), on_event=on_event)
+
+    def replay(
+        self,
+        source: "RecipeSource",
+        *,
+        pictures: Sequence[Path] = (),
+        machine: "Machine | None" = None,
+        on_event: OnEvent = ignore,
+    ) -> "Sequence[ReplayResult]":
+        """Make a picture again (`pictures.find_recipe`) and compare. Saves nothing: `pictures.save` does.
+
+        Raises: NotFound (`missing-files`): `pictures.fetch_missing` downloads them; CannotRender, Incompatible,
+            IntegrityError.
+        """
+        from civman.domain.recipes.machine import Machine
+        from civman.planning.input_pictures import kept_inputs
+        from civman.planning.plan import plan_replay
+        from civman.planning.recipe_sources import recipe_of, require_all
+
+        require_all(self.pictures.missing_files(source))
+        inputs = kept_inputs(self.context.root, recipe_of(source), pictures)
+        planned = plan_replay(self.context.index, source, tuple(inputs.values()), on_event=on_event)
+        from civman.rendering.replay import replay  # torch, see `render`
+
+        return replay(source, planned, machine=machine or Machine(), on_event=on_event)

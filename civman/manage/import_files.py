@@ -1,4 +1,4 @@
-"""Taking in what people already have: files and whole folders of other programs, where they lie.
+"""Importing files that are on this disk already, and whole folders of other programs, where they are.
 
 Each file is hashed once; what it hashed to is remembered by device, inode, size and time of change, so that a second
 look reads nothing. CivitAI is asked once about all digests. What it does not know is kept all the same, with what the
@@ -39,8 +39,8 @@ _HASHERS = 2
 _SIDECARS = (".civitai.info", ".metadata.json", ".json")
 
 
-class How(StrEnum):
-    """What happens to the bytes."""
+class ImportMode(StrEnum):
+    """What happens to the imported files: they stay where they are, or go into the store."""
 
     IN_PLACE = "in place"
     COPY = "copy"
@@ -50,22 +50,22 @@ class How(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A file that was not taken in, and why."""
+    """A file that was not imported, and why."""
 
     path: str
     message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Adopted:
-    """What became of the files."""
+class ImportResult:
+    """How many files were found, imported, known before, and which could not be imported."""
 
     found: int
     taken: int
     """Assets that are new."""
     known_before: int
     on_civitai: int
-    """Of those taken, how many CivitAI knows."""
+    """How many of the imported files CivitAI knows."""
     duplicates: int
     """Files with the same bytes as another."""
     read_bytes: int
@@ -75,7 +75,7 @@ class Adopted:
 
 @dataclass(slots=True)
 class _Found:
-    """One file on its way in."""
+    """One file that is being imported."""
 
     path: Path
     seen: SeenFile
@@ -83,17 +83,17 @@ class _Found:
     model_type: ModelType = ModelType.OTHER
 
 
-def adopt(
+def import_files(
     index: Index,
     store: BlobStore,
     client: CivitaiClient | None,
     paths: Sequence[Path],
     *,
-    how: How,
+    mode: ImportMode,
     on_event: OnEvent,
     clock: Callable[[], datetime],
-) -> Adopted:
-    """Take `paths` (files, or folders with all that is in them) into the index; `client` None asks nobody.
+) -> ImportResult:
+    """Import `paths` (files, or folders with all that is in them) into the index; no `client`: CivitAI is not asked.
 
     Raises: NotFound: a path is not there. KeyboardInterrupt passes through; what was hashed is remembered.
     """
@@ -111,17 +111,17 @@ def adopt(
             del by_digest[sha256]
     versions = _identified(index, client, by_digest, on_event, clock())
     records = []
-    if how is How.IN_PLACE:
-        records = [_record(found, versions.get(sha256), store, how, clock()) for sha256, found in by_digest.items()]
+    if mode is ImportMode.IN_PLACE:
+        records = [_record(found, versions.get(sha256), store, mode, clock()) for sha256, found in by_digest.items()]
         index.record_all(records)
     else:
         for sha256, found in by_digest.items():
             with blob_lock(store, sha256):  # or a collection could find the blob before its row is there
-                records.append(_record(found, versions.get(sha256), store, how, clock()))
+                records.append(_record(found, versions.get(sha256), store, mode, clock()))
                 index.record_all(records[-1:])
     write_due(store, index, most=len(records))
     ours = {known.sha256 for known in seen.values()}
-    return Adopted(
+    return ImportResult(
         found=len(files),
         taken=len(records),
         known_before=len(ours & held),
@@ -310,12 +310,16 @@ def _from_sidecar(path: Path, now: datetime) -> ModelVersion | None:
 
 
 def _record(
-    found: _Found, known: tuple[ModelVersion, ModelFile | None] | None, store: BlobStore, how: How, now: datetime
+    found: _Found,
+    known: tuple[ModelVersion, ModelFile | None] | None,
+    store: BlobStore,
+    mode: ImportMode,
+    now: datetime,
 ) -> Record:
     version, file = known or (None, None)
     sha256, path = found.seen.sha256, found.path
-    if how is not How.IN_PLACE:
-        path = _brought(found, store, how)
+    if mode is not ImportMode.IN_PLACE:
+        path = _moved_to_store(found, store, mode)
     file_facts = found.facts
     if version is not None and path.suffix == ".safetensors":
         file_facts = facts(read_header(path), version.base_model)
@@ -333,12 +337,12 @@ def _record(
     )
 
 
-def _brought(found: _Found, store: BlobStore, how: How) -> Path:
+def _moved_to_store(found: _Found, store: BlobStore, mode: ImportMode) -> Path:
     """The file's place in the store, its bytes proven there before anything is taken away from where it was."""
     sha256 = found.seen.sha256
     stored = store.find(sha256) or store.take_in(
-        found.path, sha256, found.path.suffix.lower(), by_link=how is not How.COPY
+        found.path, sha256, found.path.suffix.lower(), by_link=mode is not ImportMode.COPY
     )
-    if how is How.MOVE:
+    if mode is ImportMode.MOVE:
         remove_file(found.path)
     return stored.path

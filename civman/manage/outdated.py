@@ -70,7 +70,7 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class UpdateReport:
     """All that changed on CivitAI for what is held. `unknown`: files that CivitAI never knew."""
 
     offers: tuple[Offer, ...] = ()
@@ -93,9 +93,9 @@ class Outlook:
         return tuple(dict.fromkeys(refs))
 
 
-def outlook(
+def find_updates(
     index: Index, client: CivitaiClient, assets: Iterable[Asset], *, any_base: bool, clock: Callable[[], datetime]
-) -> Outlook:
+) -> UpdateReport:
     """Compare `assets` with CivitAI, and remember what it says.
 
     `any_base`: a version for another base model counts as newer too. Raises: NetworkError.
@@ -111,7 +111,7 @@ class _Comparison:
         self._replaced: list[Replaced] = []
         self._lost: list[Lost] = []
 
-    def of(self, assets: Iterable[Asset]) -> Outlook:
+    def of(self, assets: Iterable[Asset]) -> UpdateReport:
         by_model: dict[ModelId, list[Asset]] = {}
         unknown = 0
         for asset in assets:
@@ -126,7 +126,7 @@ class _Comparison:
                 self._compare(page, by_model[model_id])
         by_name = sorted(by_model, key=lambda model_id: by_model[model_id][0].model_name.casefold())
         place = {model_id: number for number, model_id in enumerate(by_name)}
-        return Outlook(
+        return UpdateReport(
             tuple(sorted(self._offers, key=lambda offer: place[offer.model_id])),
             tuple(sorted(self._early, key=lambda offer: place[offer.model_id])),
             tuple(sorted(self._replaced, key=lambda each: (place[each.model_id], each.version_id, each.file_name))),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from civman.pictures import infotext
-from civman.pictures.metadata import Generator, Resource, Settings, Told
+from civman.pictures.metadata import Generator, PictureMetadata, Resource, Settings
 
 _FORGE: Final = re.compile(r"f[0-9]|forge|neo", re.IGNORECASE)
 _FORGE_KEYS: Final = ("Module 1", "Distilled CFG Scale", "Diffusion in Low Bits")
@@ -23,7 +23,7 @@ _KINDS: Final = {
 _HEX: Final = re.compile(r"(?:0x)?([0-9a-fA-F]{6,64})")
 
 
-def read(text: str) -> Told | None:
+def read(text: str) -> PictureMetadata | None:
     """The metadata in an A1111 text; None if it contains no line of settings."""
     if not infotext.is_infotext(text):
         return None
@@ -35,7 +35,7 @@ def read(text: str) -> Told | None:
     if upscaler := parsed.details.get("Hires upscaler"):
         scale = parsed.details.get("Hires upscale") or parsed.details.get("Hires resize", "")
         notes.append(f"second pass: {upscaler} {scale}".strip())
-    return Told(
+    return PictureMetadata(
         generator, parsed.prompt, parsed.negative, settings, tuple(dict.fromkeys(_resources(parsed))), tuple(notes)
     )
 

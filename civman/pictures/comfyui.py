@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from civman.pictures.metadata import Generator, Loose, Resource, Settings, Told, loads, number, whole
+from civman.pictures.metadata import Generator, Loose, PictureMetadata, Resource, Settings, loads, number, whole
 
 _MOST_NODES: Final = 5000
 _MOST_STEPS: Final = 200
@@ -29,7 +29,7 @@ _AIR: Final = re.compile(r"urn:air:[^:]+:(?P<kind>[^:]+):civitai:[0-9]+@(?P<vers
 _EMBEDDING: Final = re.compile(r"embedding:([^\s,:()\[\]{}]{1,200})")
 
 
-def read(text: str) -> Told | None:
+def read(text: str) -> PictureMetadata | None:
     """The metadata in a graph in API format; None if the text is not such a graph."""
     value = loads(text.removeprefix("prompt:").strip())
     if not isinstance(value, dict):
@@ -45,7 +45,7 @@ def read(text: str) -> Told | None:
     return _by_civitai(told, extra or Loose(None))
 
 
-def _by_civitai(told: Told, extra: Loose) -> Told:
+def _by_civitai(told: PictureMetadata, extra: Loose) -> PictureMetadata:
     """Add what CivitAI's own generator writes next to its ComfyUI graph: models by AIR, and the requested settings."""
     was, listed = told.settings, {part.version_id for part in told.resources if part.version_id}
     more = [
@@ -53,7 +53,7 @@ def _by_civitai(told: Told, extra: Loose) -> Told:
         for entry in map(Loose, extra.items("resources"))
         if entry.whole("modelVersionId") not in (None, *listed)
     ]
-    return Told(
+    return PictureMetadata(
         Generator.CIVITAI, extra.text("prompt") or told.prompt, extra.text("negativePrompt") or told.negative,
         Settings(
             extra.whole("steps") or was.steps, extra.text("sampler") or was.sampler, was.schedule,
@@ -68,7 +68,7 @@ class _Graph:
     def __init__(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
         self._nodes = nodes
 
-    def told(self) -> Told:
+    def told(self) -> PictureMetadata:
         used = self._upwards(self._outputs())
         samplers = [key for key in used if self._is_sampler(key)]
         notes = []
@@ -76,13 +76,17 @@ class _Graph:
             notes.append(f"{len(samplers)} sampling passes; the settings are those of the first")
         models = tuple(dict.fromkeys(part for key in used for part in self._models(key)))
         if not samplers:
-            return Told(Generator.COMFYUI, resources=models, notes=(*notes, "no sampler was found in the graph"))
+            return PictureMetadata(
+                Generator.COMFYUI, resources=models, notes=(*notes, "no sampler was found in the graph")
+            )
         first = self._first_pass(samplers[0])
         prompt, negative = self._prompts(first)
         embeddings = [Resource("embedding", name) for name in _EMBEDDING.findall(f"{prompt} {negative}")]
         order = {"checkpoint": 0, "lora": 1, "vae": 2}
         parts = sorted((*models, *dict.fromkeys(embeddings)), key=lambda part: order.get(part.kind, 3))
-        return Told(Generator.COMFYUI, prompt, negative, self._settings(first, used), tuple(parts), tuple(notes))
+        return PictureMetadata(
+            Generator.COMFYUI, prompt, negative, self._settings(first, used), tuple(parts), tuple(notes)
+        )
 
     def _inputs(self, key: str) -> Mapping[str, Any]:
         inputs = self._nodes[key].get("inputs")

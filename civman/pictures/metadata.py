@@ -59,7 +59,7 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class PictureMetadata:
     """Prompt, settings and models of an image. `notes` describe what was not understood or was translated."""
 
     generator: Generator

@@ -7,14 +7,14 @@ space, NovelAI's steps, A1111's quoted hashes, Fooocus' sizes, InvokeAI's models
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from civman.pictures import a1111, comfyui
 from civman.pictures.image_text import Carried
-from civman.pictures.metadata import Generator, Loose, Resource, Settings, Told, loads, number, whole
+from civman.pictures.metadata import Generator, Loose, PictureMetadata, Resource, Settings, loads, number, whole
 
-__all__ = ["Generator", "Settings", "Resource", "Told", "read", "read_text"]
+__all__ = ["Generator", "Settings", "Resource", "PictureMetadata", "read", "read_text"]
 
 _MOST_LEGACY: Final = {"sd-metadata": 100_000, "Dream": 10_000}
 """The maximum length in characters of InvokeAI's old formats; reading the second one takes quadratic time."""
@@ -22,22 +22,24 @@ _SIZE: Final = re.compile(r"\(?\s*([0-9]{1,6})\s*[,x×*]\s*([0-9]{1,6})\s*\)?")
 _RUINED_LORA: Final = re.compile(r"\s*([+-]?[0-9.]{1,20}) - (.+)", re.DOTALL)
 
 
-def read(carried: Carried) -> Told | None:
+def read(carried: Carried) -> PictureMetadata | None:
     """The metadata of an image; None if there is none that is known. Malformed text never causes an error."""
     entries = carried.entries
     for text in (carried.parameters or "", *_legacy_exif(entries)):
         if told := read_text(text):
             return told
-    readers: tuple[Callable[[Mapping[str, str]], Told | None], ...] = (_comfy, _invoke, _invoke_old, _novelai)
+    readers = (_comfy, _invoke, _invoke_old, _novelai)
     for reader in readers:
         if told := reader(entries):
             return told
     if any(key in entries for key in ("prompt", "workflow")) or "workflow:" in entries.get("ImageDescription", ""):
-        return Told(Generator.COMFYUI, notes=("only the editor's workflow is in it, or a graph that cannot be read",))
+        return PictureMetadata(
+            Generator.COMFYUI, notes=("only the editor's workflow is in it, or a graph that cannot be read",)
+        )
     return None
 
 
-def read_text(text: str) -> Told | None:
+def read_text(text: str) -> PictureMetadata | None:
     """The metadata in a `parameters` text, in any of the formats that programs write there."""
     if not text.lstrip().startswith("{"):
         return a1111.read(text)
@@ -59,11 +61,11 @@ def _legacy_exif(entries: Mapping[str, str]) -> Iterator[str]:
             yield text.removeprefix("prompt:")
 
 
-def _comfy(entries: Mapping[str, str]) -> Told | None:
+def _comfy(entries: Mapping[str, str]) -> PictureMetadata | None:
     return comfyui.read(entries.get("prompt", ""))
 
 
-def _swarm(value: Loose) -> Told:
+def _swarm(value: Loose) -> PictureMetadata:
     params, weights = value.inner("sui_image_params"), {}
     # a single LoRA is written without a list
     names, scales = (params.items(key) or params.text(key).split(",") for key in ("loras", "loraweights"))
@@ -81,7 +83,7 @@ def _swarm(value: Loose) -> Told:
     parts += [part("lora", name, weight) for name, weight in weights.items() if name]
     if (vae := params.text("vae")) and vae not in ("Automatic", "None"):
         parts.append(part("vae", vae))
-    return Told(
+    return PictureMetadata(
         Generator.SWARMUI, params.text("prompt"), params.text("negativeprompt"),
         Settings(
             params.whole("steps"), params.text("sampler") or None, params.text("scheduler") or None,
@@ -96,7 +98,7 @@ def _stem(name: str) -> str:
     return name.removesuffix(".safetensors").strip()
 
 
-def _fooocus(value: Loose) -> Told:
+def _fooocus(value: Loose) -> PictureMetadata:
     size = _SIZE.fullmatch(value.text("resolution").replace("'", ""))
     parts = [Resource("checkpoint", value.text("base_model"), a1111.hex_of(value.text("base_model_hash")))]
     if (refiner := value.text("refiner_model")) not in ("", "None"):
@@ -108,7 +110,7 @@ def _fooocus(value: Loose) -> Told:
     if (vae := value.text("vae")) and not vae.startswith("Default"):
         parts.append(Resource("vae", vae))
     notes = [f"{name}: {text}" for name in ("styles", "performance") if (text := value.text(name))]
-    return Told(
+    return PictureMetadata(
         Generator.FOOOCUS, value.text("prompt"), value.text("negative_prompt"),
         Settings(
             value.whole("steps"), value.text("sampler") or None, value.text("scheduler") or None,
@@ -118,7 +120,7 @@ def _fooocus(value: Loose) -> Told:
     )  # fmt: skip
 
 
-def _ruined(value: Loose) -> Told:
+def _ruined(value: Loose) -> PictureMetadata:
     parts = []
     if name := value.text("base_model_name"):
         parts.append(Resource("checkpoint", name, a1111.hex_of(value.text("base_model_hash"))))
@@ -126,7 +128,7 @@ def _ruined(value: Loose) -> Told:
         match = _RUINED_LORA.fullmatch(str(item[1])) if isinstance(item, list) and len(item) == 2 else None
         if match:
             parts.append(Resource("lora", match[2], a1111.hex_of(str(item[0])), weight=number(match[1])))
-    return Told(
+    return PictureMetadata(
         Generator.RUINED_FOOOCUS, value.text("Prompt", "prompt"), value.text("Negative"),
         Settings(
             value.whole("steps"), value.text("sampler_name") or None, value.text("scheduler") or None,
@@ -136,7 +138,7 @@ def _ruined(value: Loose) -> Told:
     )  # fmt: skip
 
 
-def _invoke(entries: Mapping[str, str]) -> Told | None:
+def _invoke(entries: Mapping[str, str]) -> PictureMetadata | None:
     """Metadata of InvokeAI since version 3: one JSON object."""
     if "invokeai_metadata" not in entries:
         return None
@@ -148,7 +150,7 @@ def _invoke(entries: Mapping[str, str]) -> Told | None:
     if value.inner("vae").value:
         parts.append(_invoke_model("vae", value.inner("vae"), None))
     skipped = value.whole("clip_skip")
-    return Told(
+    return PictureMetadata(
         Generator.INVOKEAI, value.text("positive_prompt"), value.text("negative_prompt"),
         Settings(
             value.whole("steps"), value.text("scheduler") or None, None, value.number("cfg_scale"),
@@ -167,7 +169,7 @@ def _invoke_model(kind: str, model: Loose, weight: float | None) -> Resource:
     return Resource(kind, model.text("name", "model_name"), known, weight=weight)
 
 
-def _invoke_old(entries: Mapping[str, str]) -> Told | None:
+def _invoke_old(entries: Mapping[str, str]) -> PictureMetadata | None:
     """Metadata of InvokeAI 1 and 2: a command line, or JSON of another form."""
     data: dict[str, object] = {
         name: entries[name] for name, most in _MOST_LEGACY.items() if 0 < len(entries.get(name, "")) <= most
@@ -185,7 +187,7 @@ def _invoke_old(entries: Mapping[str, str]) -> Told | None:
         return None
     sampler, found, more = info.samplers[0], Loose(info.samplers[0].parameters), Loose(info.metadata)
     model = sampler.model
-    return Told(
+    return PictureMetadata(
         Generator.INVOKEAI, *words,
         Settings(
             found.whole("steps"), str(sampler.name), None, found.number("cfg_scale"), found.whole("seed"),
@@ -194,7 +196,7 @@ def _invoke_old(entries: Mapping[str, str]) -> Told | None:
     )  # fmt: skip
 
 
-def _novelai(entries: Mapping[str, str]) -> Told | None:
+def _novelai(entries: Mapping[str, str]) -> PictureMetadata | None:
     value = Loose(loads(entries.get("Comment", "")))
     if entries.get("Software") != "NovelAI" and not ("uc" in value and "scale" in value):
         return None
@@ -206,7 +208,7 @@ def _novelai(entries: Mapping[str, str]) -> Told | None:
     name, _, last = entries.get("Source", "").rpartition(" ")
     digest = a1111.hex_of(last) if len(last) == 8 else None
     name = name if digest else entries.get("Source", "")
-    return Told(
+    return PictureMetadata(
         Generator.NOVELAI, value.text("prompt") or entries.get("Description", ""), value.text("uc"),
         Settings(
             whole(value.value.get("steps")), value.text("sampler") or None, value.text("noise_schedule") or None,

@@ -26,7 +26,7 @@ from civman.planning.find_files import Finder, Found
 from civman.planning.input_pictures import InputPicture, read_picture, size_like
 from civman.planning.plan_types import Planned, PlannedFile
 from civman.planning.prompt_references import ScaledLora
-from civman.planning.recipe_sources import Told, recipe_of
+from civman.planning.recipe_sources import RecipeSource, recipe_of
 from civman.planning.render_extra import require_render_extra
 
 SAMPLER = "DPM++ 2M"
@@ -136,10 +136,10 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     return Planned(recipe, tuple(files.values()), _memory(recipe, found), checkpoint.notices)
 
 
-def plan_again(index: Index, told: Told, pictures: Sequence[Path], *, on_event: OnEvent = ignore) -> Planned:
+def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *, on_event: OnEvent = ignore) -> Planned:
     """The recipe as it stands, ready to be drawn. Raises: as `plan_recipe`."""
-    planned = plan_recipe(index, recipe_of(told), pictures, on_event=on_event)
-    record = told.record
+    planned = plan_recipe(index, recipe_of(source), pictures, on_event=on_event)
+    record = source.record
     parent, typed = (record.parent, record.typed) if record else (None, None)
     return replace(
         planned, allow_partial=True, parent=parent, typed=typed

@@ -23,8 +23,8 @@ _DIGEST = re.compile(r"[0-9a-f]{6,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What is known of a picture's making. `path`: its file; None where only a recipe is known.
+class RecipeSource:
+    """A recipe and where it was found. `path`: the picture's file; None where only a recipe is known.
 
     `is_lossless`: the file's pixels are the ones that were computed, unless somebody changed them.
     """
@@ -53,8 +53,8 @@ class Missing:
     file_id: int | None = None
 
 
-def told_by(index: Index, what: str) -> Told:
-    """What `what` tells: a picture's or JSON file, a number of `civman renders`, or the beginning of a recipe's digest.
+def find_recipe(index: Index, what: str) -> RecipeSource:
+    """The recipe in a picture or a JSON file, of a number of `civman renders`, or whose digest begins with `what`.
 
     Pictures without metadata are known by their pixels if this library made them.
 
@@ -83,19 +83,19 @@ def told_by(index: Index, what: str) -> Told:
     )  # fmt: skip
 
 
-def _of_kept(kept: KeptPicture) -> Told:
+def _of_kept(kept: KeptPicture) -> RecipeSource:
     record = kept.record
     path = Path(kept.path)
     is_lossless = path.suffix.lower() == ".png"
-    return Told(f"picture {kept.id}", Origin.of(record), path if path.is_file() else None, is_lossless, kept)
+    return RecipeSource(f"picture {kept.id}", Origin.of(record), path if path.is_file() else None, is_lossless, kept)
 
 
-def _of_file(index: Index, path: Path) -> Told:
+def _of_file(index: Index, path: Path) -> RecipeSource:
     if not image_text.is_picture(path):
         origin = read_origin(_text(path))
         kept = _kept(index.pictures(PictureFilter(recipe=origin.recipe_sha256)), path, origin)
         if kept is None or origin.record is None:
-            return Told(path.name, origin)
+            return RecipeSource(path.name, origin)
         return replace(_of_kept(kept), name=path.name)
     carried = image_text.read(path)
     is_lossless = carried.format == "png"
@@ -104,22 +104,22 @@ def _of_file(index: Index, path: Path) -> Told:
         kept = _kept(index.pictures(PictureFilter(recipe=origin.recipe_sha256)), path, origin)
         if origin.recipe is None and kept is not None:  # its words were left out, but this library knows them
             origin = Origin.of(kept.record)
-        return Told(path.name, origin, path, is_lossless, kept)
-    if told := contact_sheet.contents(carried.entries):
-        raise _is_sheet(index, path, told)
+        return RecipeSource(path.name, origin, path, is_lossless, kept)
+    if sheet := contact_sheet.contents(carried.entries):
+        raise _is_sheet(index, path, sheet)
     known = index.pictures(PictureFilter(pixel_sha256=pixel_sha256(image_text.pixels(path))))
     if known:
-        return Told(path.name, Origin.of(known[0].record), path, is_lossless, known[0])
+        return RecipeSource(path.name, Origin.of(known[0].record), path, is_lossless, known[0])
     raise NotFound(
         f"`{path.name}` carries no recipe of civman's, and its pixels are of no picture that this library made",
         hint="`civman show` tells what other programs wrote into it", code=Cause.NO_RECIPE, path=str(path),
     )  # fmt: skip
 
 
-def _is_sheet(index: Index, path: Path, told: contact_sheet.Contents) -> UsageError:
+def _is_sheet(index: Index, path: Path, sheet: contact_sheet.Contents) -> UsageError:
     """A sheet is none of its cells: says which those are, with their numbers where this library made them."""
     lines, numbers = [], []
-    for values, digest in told.cells:
+    for values, digest in sheet.cells:
         made = index.pictures(PictureFilter(recipe=digest), limit=1) if _DIGEST.fullmatch(digest) else []
         numbers.append(str(made[0].id) if made else digest)
         lines.append(f"  {', '.join(values)}: {f'picture {made[0].id}' if made else f'recipe {digest[:12]}'}")
@@ -127,7 +127,7 @@ def _is_sheet(index: Index, path: Path, told: contact_sheet.Contents) -> UsageEr
     return UsageError(
         "\n".join([f"`{path.name}` is a contact sheet of {len(lines)} cells and no single picture:", *shown]),
         hint=f"make one of its cells again, such as `civman replay {numbers[0]}`" if numbers else None,
-        code=Cause.CONTACT_SHEET, path=str(path), cells=[digest for _, digest in told.cells],
+        code=Cause.CONTACT_SHEET, path=str(path), cells=[digest for _, digest in sheet.cells],
     )  # fmt: skip
 
 
@@ -160,14 +160,14 @@ def pixel_sha256(pixels: Any) -> Sha256:
     return Sha256(hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
-def pixels_of(told: Told) -> Any:
+def pixels_of(source: RecipeSource) -> Any:
     """The pixels of the picture's file, (H, W, 3) uint8; None where there is no file."""
-    return image_text.pixels(told.path) if told.path is not None else None
+    return image_text.pixels(source.path) if source.path is not None else None
 
 
-def missing(index: Index, told: Told) -> tuple[Missing, ...]:
+def missing(index: Index, source: RecipeSource) -> tuple[Missing, ...]:
     """The model files that the recipe names and that are neither held nor known on this disk."""
-    recipe, record = recipe_of(told), told.record
+    recipe, record = recipe_of(source), source.record
     lacking = []
     for role, digests in recipe.digests.items():
         for sha256 in digests:
@@ -194,12 +194,12 @@ def require_all(lacking: Sequence[Missing]) -> None:
     )  # fmt: skip
 
 
-def recipe_of(told: Told) -> Recipe:
-    """The recipe. Raises: NotFound (`no-recipe`): the picture was told to keep it to itself."""
-    if told.origin.recipe is None:
+def recipe_of(source: RecipeSource) -> Recipe:
+    """The recipe. Raises: NotFound (`no-recipe`): the picture was written without it."""
+    if source.origin.recipe is None:
         raise NotFound(
-            f"`{told.name}` names its recipe ({told.origin.recipe_sha256[:12]}…) without its words, and this library"
-            " did not make it",
+            f"`{source.name}` names its recipe ({source.origin.recipe_sha256[:12]}…) without its words, and this"
+            " library did not make it",
             hint="replay it where it was made, or from its recipe's JSON", code=Cause.NO_RECIPE,
         )  # fmt: skip
-    return told.origin.recipe
+    return source.origin.recipe

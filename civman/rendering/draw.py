@@ -23,6 +23,7 @@ from civman.diffusion.textual_inversions import Embedding, load_embedding
 from civman.diffusion.transformers_tokenizer import transformers_tokenizer
 from civman.domain.digests import Sha256
 from civman.domain.events import Notice, OnEvent, ignore
+from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import LoraUse, Recipe
 from civman.domain.recipes.record import Record
 from civman.planning.input_pictures import read_picture
@@ -32,18 +33,6 @@ from civman.prompts.tokenizer import ClipTokenizer, clip_tokenizer
 from civman.rendering.save_pictures import Place
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Where to compute. `device` None: the best there is; `low_vram`: with as little memory there as it takes.
-
-    `threads` of the CPU: their number decides the last bit; None: as many as torch takes.
-    """
-
-    device: str | None = None
-    low_vram: bool = False
-    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.file_names import safe_name
+from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import Recipe, RenderRequest
 from civman.domain.scales import parse_scale_pair
 from civman.errors import CivmanError, Interrupted, UsageError
@@ -26,10 +27,7 @@ from civman.planning.grid_axes import ONE_PICTURE, REPLACE, WORDS, Axis, bad_gri
 from civman.planning.plan import Conditions, plan
 from civman.planning.plan_types import MODEL_FIELDS, Planned, Rendering
 from civman.planning.vary import Change, DigestOf, changed, field_of
-from civman.rendering.save_pictures import Manner, Place, Telling, keep_new
-
-if TYPE_CHECKING:
-    from civman.rendering.draw import Machine
+from civman.rendering.save_pictures import EmbeddedMetadata, OutputOptions, Place, keep_new
 
 _FILES: Final = ("checkpoint", "vae")
 
@@ -143,7 +141,7 @@ def drawing_order(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def draw(
-    index: Index, root: Path, grid: Grid, output: Path, manner: Manner, *, machine: "Machine",
+    index: Index, root: Path, grid: Grid, output: Path, options: OutputOptions, *, machine: Machine,
     clock: Callable[[], datetime], on_event: OnEvent = ignore,
 ) -> DrawnGrid:  # fmt: skip
     """Every cell kept and remembered as soon as it is done, then the sheet beside them.
@@ -158,7 +156,7 @@ def draw(
         raise UsageError(
             f"the sheet is a PNG, `{output.name}` is not its name", hint="name a folder, and --format for the cells"
         )
-    place = Place(output.parent if name else output, manner)
+    place = Place(output.parent if name else output, options)
     order = drawing_order(grid.cells)
     from civman.rendering import render_and_save  # torch: 2 s and more, and by now everything is settled
 
@@ -169,7 +167,7 @@ def draw(
         )
         by_place = {(cell.row, cell.column): each for cell, each in zip(order, made, strict=True)}
         pictures = tuple(by_place[cell.row, cell.column] for cell in grid.cells)
-        data = _sheet(grid, pictures, manner.telling)
+        data = _sheet(grid, pictures, options.metadata)
         path = keep_new(place.folder, name or _name(grid), data)
     except KeyboardInterrupt:
         error = Interrupted("stopped")
@@ -261,20 +259,20 @@ def _model(cell: Cell) -> tuple[object, ...]:
     return tuple(getattr(cell.planned.recipe, name) for name in MODEL_FIELDS)
 
 
-def _sheet(grid: Grid, pictures: Sequence[Rendering], telling: Telling) -> bytes:
+def _sheet(grid: Grid, pictures: Sequence[Rendering], metadata: EmbeddedMetadata) -> bytes:
     across = len(grid.axes[0].values)
     pixels = [image_text.pixels(each.path) for each in pictures]
     rows = [pixels[start : start + across] for start in range(0, len(pixels), across)]
-    return contact_sheet.as_png(contact_sheet.drawn(rows, *labels(grid)), _told(grid, telling))
+    return contact_sheet.as_png(contact_sheet.drawn(rows, *labels(grid)), _sheet_contents(grid, metadata))
 
 
-def _told(grid: Grid, telling: Telling) -> contact_sheet.Contents | None:
-    """What the sheet's text says: as much as the cells' own texts."""
-    if telling is Telling.NOTHING:
+def _sheet_contents(grid: Grid, metadata: EmbeddedMetadata) -> contact_sheet.Contents | None:
+    """The sheet's metadata, with as many words as the cells' metadata have."""
+    if metadata is EmbeddedMetadata.NOTHING:
         return None
-    told = grid.contents
-    if telling is Telling.ALL:
-        return told
+    contents = grid.contents
+    if metadata is EmbeddedMetadata.ALL:
+        return contents
     axes = tuple(
         (
             axis.name,
@@ -282,7 +280,7 @@ def _told(grid: Grid, telling: Telling) -> contact_sheet.Contents | None:
         )
         for axis in grid.axes
     )
-    return replace(told, axes=axes)
+    return replace(contents, axes=axes)
 
 
 def _name(grid: Grid) -> str:

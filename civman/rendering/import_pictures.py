@@ -1,4 +1,4 @@
-"""Pictures that carry civman's record, taken into the index: from another library, another disk, or after a loss."""
+"""Importing pictures with civman's record into the index: from another library, another disk, or after a loss."""
 
 import os
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from civman.pictures import image_text
 
 
 @dataclass(frozen=True, slots=True)
-class Scanned:
-    """What became of a folder's pictures: taken in, known before, of other programs, and what is wrong with some."""
+class ImportedPictures:
+    """How many pictures of a folder were imported, known before, without a record, and which could not be read."""
 
     taken: int
     known: int
@@ -22,8 +22,8 @@ class Scanned:
     problems: tuple[str, ...]
 
 
-def scan(index: Index, folder: Path) -> Scanned:
-    """Take in all pictures below `folder` that carry a record; their files' times are when they were made."""
+def import_pictures(index: Index, folder: Path) -> ImportedPictures:
+    """Import all pictures below `folder` that carry a record; the times of their files are when they were made."""
     known = index.picture_paths()
     found: list[tuple[Path, Record, datetime]] = []
     counts = {"known": 0, "others": 0}
@@ -45,7 +45,7 @@ def scan(index: Index, folder: Path) -> Scanned:
     found.sort(key=lambda each: each[2])
     for path, record, made_at in found:
         index.record_pictures([(path, record)], made_at)
-    return Scanned(len(found), counts["known"], counts["others"], tuple(problems))
+    return ImportedPictures(len(found), counts["known"], counts["others"], tuple(problems))
 
 
 def _pictures(folder: Path) -> Iterator[Path]:

@@ -6,12 +6,13 @@ from datetime import datetime
 from pathlib import Path
 
 from civman.domain.events import OnEvent, ignore
+from civman.domain.recipes.machine import Machine
 from civman.errors import CivmanError, Interrupted
 from civman.index import Index
 from civman.planning.input_pictures import keep_inputs
 from civman.planning.plan_types import Planned, Rendering
-from civman.rendering.draw import Drawn, Machine, make
-from civman.rendering.save_pictures import Manner, Place
+from civman.rendering.draw import Drawn, make
+from civman.rendering.save_pictures import OutputOptions, Place
 
 
 def render(
@@ -43,9 +44,11 @@ def render(
     return made
 
 
-def keep(index: Index, drawn: Sequence[Drawn], output: Path, manner: Manner | None, at: datetime) -> list[Rendering]:
+def save(
+    index: Index, drawn: Sequence[Drawn], output: Path, options: OutputOptions | None, at: datetime
+) -> list[Rendering]:
     """Write pictures and remember them. Raises: UsageError, StoreError, LibraryError."""
-    place = Place(output, manner or Manner())
+    place = Place(output, options or OutputOptions())
     paths = [place.keep(each.pixels, each.record) for each in drawn]
     made = [(path.absolute(), each.record) for path, each in zip(paths, drawn, strict=True)]
     numbers = index.record_pictures(made, at)

@@ -3,65 +3,68 @@
 from dataclasses import dataclass, field, replace
 
 from civman.domain.events import OnEvent, ignore
+from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.record import Record
 from civman.errors import Cause, UsageError
 from civman.planning.plan_types import Planned
-from civman.planning.recipe_sources import Told, pixel_sha256, pixels_of
+from civman.planning.recipe_sources import RecipeSource, pixel_sha256, pixels_of
 from civman.rendering.compare_pictures import Difference, Distance, Verdict, differences, distance, judge
-from civman.rendering.draw import Drawn, Machine, draw
+from civman.rendering.draw import Drawn, draw
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
-    """A picture made again, beside what is known of the first one."""
+class ReplayResult:
+    """A picture made again, compared with the original. `original`: its record; `distance`: how far its pixels are."""
 
     verdict: Verdict
     drawn: Drawn = field(repr=False)
-    then: Record | None
-    apart: Distance | None = None
+    original: Record | None
+    distance: Distance | None = None
     environment: tuple[Difference, ...] = ()
-    """What is not as it was when the first one was made."""
+    """What differs from when the original was made: versions, device, threads."""
     notices: tuple[str, ...] = ()
 
     @property
     def record(self) -> Record:
-        """Of the picture made now."""
+        """The record of the picture made now."""
         return self.drawn.record
 
 
-def again(told: Told, planned: Planned, *, machine: Machine, on_event: OnEvent = ignore) -> list[Again]:
-    """Draw it, with as many threads as then unless `machine` says otherwise, and compare.
+def replay(
+    source: RecipeSource, planned: Planned, *, machine: Machine, on_event: OnEvent = ignore
+) -> list[ReplayResult]:
+    """Draw the picture again, with as many threads as recorded unless `machine` says otherwise, and compare.
 
     One picture where a record tells which; all of the recipe's where there is only the recipe.
 
     Raises: as `civman.rendering.draw.draw`.
     """
-    then = told.record
+    then = source.record
     if machine.threads is None and then is not None:
         recorded = then.environment.get("threads")
         machine = replace(machine, threads=recorded if isinstance(recorded, int) and 0 < recorded <= 1024 else None)
     drawn = list(draw([planned], machine, on_event))
     if then is None:
-        return [Again(Verdict.MADE, each, None) for each in drawn]
+        return [ReplayResult(Verdict.MADE, each, None) for each in drawn]
     mine = next((each for each in drawn if each.record.seed == then.seed), None)
     if mine is None:
         raise UsageError(f"the recipe makes no picture with seed {then.seed}", code=Cause.BAD_RECIPE)
-    return [_compared(told, then, mine)]
+    return [_compared(source, then, mine)]
 
 
-def _compared(told: Told, then: Record, mine: Drawn) -> Again:
-    before = pixels_of(told)
+def _compared(source: RecipeSource, then: Record, mine: Drawn) -> ReplayResult:
+    before = pixels_of(source)
     is_same = mine.record.pixel_sha256 == then.pixel_sha256
     notices = _renamed(then, mine.record)
-    if before is not None and told.is_lossless and pixel_sha256(before) != then.pixel_sha256:
-        notices += (f"the pixels of `{told.name}` are not those that were made: somebody changed the file since",)
+    if before is not None and source.is_lossless and pixel_sha256(before) != then.pixel_sha256:
+        notices += (f"the pixels of `{source.name}` are not those that were made: somebody changed the file since",)
         before = None
     apart = None
     if not is_same and before is not None:
         apart = distance(before, mine.pixels)
-        if not told.is_lossless:
-            notices += (f"`{told.name}` has lost detail when it was written: what is compared with is not all there",)
-    return Again(
+        if not source.is_lossless:
+            notices += (f"`{source.name}` has lost detail when it was written: what is compared with is not all there",)
+    return ReplayResult(
         judge(is_same, apart), mine, then, apart, differences(then.environment, mine.record.environment), notices
     )
 

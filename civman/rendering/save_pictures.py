@@ -22,46 +22,46 @@ _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _WORDS = 6
 
 
-class Telling(StrEnum):
-    """What a picture tells of its making."""
+class EmbeddedMetadata(StrEnum):
+    """How much of the metadata is written into a picture."""
 
     ALL = "all"
-    NO_WORDS = "no-words"
-    """Settings and the recipe's digest, no prompts: only the library that made it can make it again."""
+    NO_PROMPTS = "no-prompts"
+    """Settings and the recipe's digest, no prompts: only the library that made the picture can replay it."""
     NOTHING = "nothing"
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class OutputOptions:
     """How pictures are written. `format` None: as the file's name says, else PNG; `quality`: of JPEG and WebP."""
 
     format: str | None = None
     quality: int | None = None
-    telling: Telling = Telling.ALL
+    metadata: EmbeddedMetadata = EmbeddedMetadata.ALL
 
 
 class Place:
     """Where the pictures of one command go: a folder, or one file that gets numbers from the second picture on."""
 
-    def __init__(self, output: Path, manner: Manner = Manner()) -> None:
+    def __init__(self, output: Path, options: OutputOptions = OutputOptions()) -> None:
         """Raises: UsageError: the name and the format say different things. StoreError: the folder cannot be made."""
         output = output.expanduser()
         said = image_text.SUFFIXES.get(output.suffix.lower())
         is_file = bool(said) and not output.is_dir()
         if output.suffix.lower() in (".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl") and not output.is_dir():
             raise UsageError(f"pictures are kept as PNG, JPEG or WebP, not as `{output.suffix}`", code=Cause.BAD_FORMAT)
-        if manner.format not in (None, *FORMATS):
-            raise UsageError(f"`{manner.format}` is no format", hint="one of png, jpeg, webp", code=Cause.BAD_FORMAT)
-        if is_file and manner.format not in (None, said):
+        if options.format not in (None, *FORMATS):
+            raise UsageError(f"`{options.format}` is no format", hint="one of png, jpeg, webp", code=Cause.BAD_FORMAT)
+        if is_file and options.format not in (None, said):
             raise UsageError(
-                f"`{output.name}` is the name of a {said}, not of a {manner.format}", code=Cause.BAD_FORMAT
+                f"`{output.name}` is the name of a {said}, not of a {options.format}", code=Cause.BAD_FORMAT
             )
-        if manner.quality is not None and not 1 <= manner.quality <= 100:
-            raise UsageError(f"quality is 1 to 100, not {manner.quality}", code=Cause.BAD_FORMAT)
-        self._format: image_text.Format = (said if is_file and said else None) or _known(manner.format)
-        if manner.quality is not None and self._format == "png":
+        if options.quality is not None and not 1 <= options.quality <= 100:
+            raise UsageError(f"quality is 1 to 100, not {options.quality}", code=Cause.BAD_FORMAT)
+        self._format: image_text.Format = (said if is_file and said else None) or _known(options.format)
+        if options.quality is not None and self._format == "png":
             raise UsageError("a PNG has no quality: it loses nothing", code=Cause.BAD_FORMAT)
-        self._manner = manner
+        self._options = options
         self._file = output if is_file else None
         self.folder = output.parent if self._file else output
         try:
@@ -74,20 +74,25 @@ class Place:
 
         Raises: StoreError. UsageError: the format cannot hold the picture or what it is to tell.
         """
-        data = picture_bytes(pixels, record, self._format, self._manner)
-        has_words = self._manner.telling is Telling.ALL
+        data = picture_bytes(pixels, record, self._format, self._options)
+        has_words = self._options.metadata is EmbeddedMetadata.ALL
         name = self._file.name if self._file else _name(record, _SUFFIXES[self._format], has_words=has_words)
         return keep_new(self.folder, name, data)
 
 
-def picture_bytes(pixels: Any, record: Record, format: image_text.Format, manner: Manner = Manner()) -> bytes:  # noqa: A002
-    """(H, W, 3) uint8 as a file that tells of its making. The same pixels and record give the same bytes."""
-    if manner.telling is Telling.NOTHING:
-        return image_text.write(pixels, record=None, parameters=None, format=format, quality=manner.quality)
-    has_words = manner.telling is Telling.ALL
+def picture_bytes(
+    pixels: Any,
+    record: Record,
+    format: image_text.Format,  # noqa: A002
+    options: OutputOptions = OutputOptions(),
+) -> bytes:
+    """(H, W, 3) uint8 as a file with its metadata. The same pixels and record give the same bytes."""
+    if options.metadata is EmbeddedMetadata.NOTHING:
+        return image_text.write(pixels, record=None, parameters=None, format=format, quality=options.quality)
+    has_words = options.metadata is EmbeddedMetadata.ALL
     own = record.to_json() if has_words else stripped(record)
     parameters = record_text.parameters(record, with_words=has_words)
-    return image_text.write(pixels, record=own, parameters=parameters, format=format, quality=manner.quality)
+    return image_text.write(pixels, record=own, parameters=parameters, format=format, quality=options.quality)
 
 
 def keep_new(folder: Path, name: str, data: bytes) -> Path:

@@ -149,7 +149,7 @@ def test_an_error_of_the_listener_reaches_the_caller_and_leaves_no_thread(opened
         opened.download(REF, on_event=on_event)
 
     assert ours() == []
-    assert_sound(opened.root)
+    assert_sound(opened.context.root)
 
 
 def test_an_interrupt_keeps_what_has_arrived_and_leaves_no_thread(opened: Library) -> None:
@@ -165,7 +165,7 @@ def test_an_interrupt_keeps_what_has_arrived_and_leaves_no_thread(opened: Librar
         opened.download(REF, on_event=on_event)
 
     assert ours() == []
-    assert len(names_in(opened.root / "partial")) >= 2
+    assert len(names_in(opened.context.root / "partial")) >= 2
     assert opened.download(REF).blob.size_bytes == len(LARGE)
 
 

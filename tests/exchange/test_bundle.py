@@ -116,7 +116,7 @@ def test_a_project_travels_as_lock_and_bundle(
 
 def test_notes_stay_at_home_unless_they_are_asked_for(bundle: Path, civman: Civman, root: Path, tmp_path: Path) -> None:
     with Library.open(root) as library:
-        library.index.set_alias(library.held("@160211")[0], "my-secret-name")
+        library.context.index.set_alias(library.files.find("@160211")[0], "my-secret-name")
 
     civman("export", tmp_path / "plain.civman", "--all")
     civman("export", tmp_path / "noted.civman", "--all", "--with-notes")
@@ -170,7 +170,7 @@ def imported(tmp_path: Path, root: Path, data: bytes) -> CivmanError | None:
     path.write_bytes(data)
     with Library.open(root, offline=True) as library:
         try:
-            library.import_bundle(path)
+            library.bundles.import_bundle(path)
         except CivmanError as error:
             return error
     return None
@@ -238,7 +238,7 @@ def test_a_hostile_bundle_is_refused_and_leaves_nothing(tmp_path: Path, root: Pa
     assert not list((root / "partial").glob("*.part"))
     assert not list(tmp_path.glob("**/escaped"))
     with Library.open(root, offline=True) as library:
-        assert library.count() == 0
+        assert library.files.count() == 0
 
 
 def test_a_link_in_place_of_a_file_is_refused(tmp_path: Path, root: Path) -> None:
@@ -290,10 +290,10 @@ def test_memory_stays_small_for_large_files(tmp_path: Path, root: Path) -> None:
     path = tmp_path / "large.civman"
     path.write_bytes(handmade(data=data))
     with Library.open(root, offline=True) as library:
-        library.count()
+        library.files.count()
         tracemalloc.start()
-        library.import_bundle(path)
-        library.export(tmp_path / "out.civman", [f"sha256:{_digest(data)}"])
+        library.bundles.import_bundle(path)
+        library.bundles.export(tmp_path / "out.civman", [f"sha256:{_digest(data)}"])
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
 

@@ -77,7 +77,7 @@ def test_names_survive_reruns_additions_and_removals(civman: Civman, root: Path,
     assert names.items() <= names_by_inode(view).items()
 
     with Library.open(root) as library:
-        library.remove(library.plan_removal([records[8].blob.sha256]))
+        library.remove(library.trash.plan_removal([records[8].blob.sha256]))
     removed = civman("link", view, "--json").json["link"]
     gone = [step["path"] for step in removed["steps"] if step["act"] == "remove" and step["kind"] == "model"]
     assert gone == ["models/Lora/model_008.safetensors"]

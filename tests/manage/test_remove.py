@@ -97,41 +97,41 @@ def test_pinned_files_stay_without_force_and_their_last_copy_stays_with_it(
 
 def test_what_a_recipe_needs_is_not_even_emptied_from_the_trash(held: dict[str, Any], library: Library) -> None:
     sha256 = Sha256(held["blob"]["sha256"])
-    library.index.pin(sha256, "recipe 7", library._clock())
-    plan = library.plan_removal(["harbour"])
+    library.context.index.pin(sha256, "recipe 7", library.context.clock())
+    plan = library.trash.plan_removal(["harbour"])
 
     with pytest.raises(Refused, match="recipe 7"):
         library.remove(plan)
     library.remove(plan, force=True)
-    everything = library.plan_collection(partials_after=timedelta(0), trash_after=timedelta(0))
+    everything = library.maintenance.plan_gc(partials_after=timedelta(0), trash_after=timedelta(0))
 
     assert everything.removals == ()
     assert everything.kept == (sha256,)
-    library.index.unpin(sha256, "recipe 7")
-    assert len(library.plan_collection(partials_after=timedelta(0), trash_after=timedelta(0)).removals) == 1
+    library.context.index.unpin(sha256, "recipe 7")
+    assert len(library.maintenance.plan_gc(partials_after=timedelta(0), trash_after=timedelta(0)).removals) == 1
 
 
 def test_bytes_that_another_version_needs_stay(held: dict[str, Any], library: Library, root: Path) -> None:
-    asset = library.held("harbour")[0]
-    other = library.index.record(
+    asset = library.files.find("harbour")[0]
+    other = library.context.index.record(
         blob=asset.blob, path=asset.path, name="same.safetensors", origin="import", version=None, file=None,
         added_at=asset.added_at,
     )  # fmt: skip
     assert other.blob == asset.blob
-    page = library.index.model(asset.model_id)  # type: ignore[arg-type]
+    page = library.context.index.model(asset.model_id)  # type: ignore[arg-type]
     assert page is not None
     twin = next(version for version in page[1] if version.id != asset.version_id)
-    library.index.record(
+    library.context.index.record(
         blob=asset.blob, path=asset.path, name="twin.safetensors", origin="civitai", version=twin, file=None,
         added_at=asset.added_at,
     )  # fmt: skip
 
-    plan = library.plan_removal([f"@{asset.version_id}"])
+    plan = library.trash.plan_removal([f"@{asset.version_id}"])
     library.remove(plan)
 
     assert (plan.blobs, [kept.name for kept in plan.kept]) == ((), ["twin.safetensors"])
     assert Path(asset.path).is_file()
-    assert library.restore().assets == 1
+    assert library.trash.restore().assets == 1
     assert len(library.list()) == 2
 
 
@@ -170,64 +170,64 @@ def test_a_file_that_changed_in_the_trash_does_not_come_back(held: dict[str, Any
 def test_of_two_that_remove_the_same_at_once_one_does_and_the_other_says_so(
     held: dict[str, Any], library: Library
 ) -> None:
-    first, second = library.plan_removal(["harbour"]), library.plan_removal(["harbour"])
+    first, second = library.trash.plan_removal(["harbour"]), library.trash.plan_removal(["harbour"])
     removal = library.remove(first)
     assert removal is not None
 
     with pytest.raises(NotFound, match="another civman"):
         library.remove(second)
 
-    assert [gone.id for gone in library.trash()] == [removal.id]
-    assert library.restore().assets == 1
+    assert [gone.id for gone in library.trash.list()] == [removal.id]
+    assert library.trash.restore().assets == 1
 
 
 def test_a_removal_killed_before_it_took_anything_finds_its_bytes_in_another(
     held: dict[str, Any], library: Library, root: Path
 ) -> None:
-    trash = Trash(library.store)
-    first = library.remove(library.plan_removal(["harbour"]))
+    trash = Trash(library.context.store)
+    first = library.remove(library.trash.plan_removal(["harbour"]))
     assert first is not None
-    with trash.begin(list(first.entries), reason="remove", now=library._clock()):
+    with trash.begin(list(first.entries), reason="remove", now=library.context.clock()):
         pass  # as a kill leaves it: told on disk, nothing taken
 
-    assert library.trash()[0].id != first.id
-    assert library.restore().assets == 1
-    assert [gone.id for gone in library.trash()] == [first.id]
-    assert library.restore().lost == ()
-    assert library.trash() == []
+    assert library.trash.list()[0].id != first.id
+    assert library.trash.restore().assets == 1
+    assert [gone.id for gone in library.trash.list()] == [first.id]
+    assert library.trash.restore().lost == ()
+    assert library.trash.list() == []
 
 
 def test_a_half_emptied_removal_is_no_longer_offered_and_gc_finishes_it(
     held: dict[str, Any], library: Library, root: Path
 ) -> None:
-    removal = library.remove(library.plan_removal(["harbour"]))
+    removal = library.remove(library.trash.plan_removal(["harbour"]))
     assert removal is not None
     removal.folder.rename(removal.folder.with_name(removal.id + ".emptied"))  # as a kill leaves it
 
     with pytest.raises(NotFound, match="empty"):
-        library.restore()
-    plan = library.plan_collection(partials_after=timedelta(0), trash_after=timedelta(days=30))
+        library.trash.restore()
+    plan = library.maintenance.plan_gc(partials_after=timedelta(0), trash_after=timedelta(days=30))
 
     assert not plan.is_empty
     promised = plan.freed_bytes
     assert promised > held["blob"]["size_bytes"]
-    assert library.collect(plan) == promised
+    assert library.maintenance.gc(plan) == promised
     assert files_below(root / "trash") == []
 
 
 def test_who_restores_what_another_has_just_brought_back_is_told(held: dict[str, Any], library: Library) -> None:
-    removal = library.remove(library.plan_removal(["harbour"]))
+    removal = library.remove(library.trash.plan_removal(["harbour"]))
     assert removal is not None
-    library.restore()
+    library.trash.restore()
 
     with pytest.raises(NotFound, match="another civman was quicker"):
-        undo(library.index, library.store, removal, now=library._clock(), on_notice=print)
+        undo(library.context.index, library.context.store, removal, now=library.context.clock(), on_notice=print)
 
 
 def test_collecting_puts_strangers_away_and_frees_what_is_old(held: dict[str, Any], civman: Civman, root: Path) -> None:
     civman("download", LORA)
     library = Library.open(root)
-    library.index.forget(library.held(LORA)[0])  # as a crash between row and file leaves it
+    library.context.index.forget(library.files.find(LORA)[0])  # as a crash between row and file leaves it
     library.close()
     (root / "partial").mkdir(exist_ok=True)
     stale = root / "partial" / f"{'a' * 64}.part"
@@ -266,14 +266,14 @@ def test_collecting_refuses_where_the_index_knows_nothing(held: dict[str, Any], 
 
 
 def test_a_partial_that_a_download_has_is_left_alone(library: Library) -> None:
-    partial = library.store.partial("c" * 64)
+    partial = library.context.store.partial("c" * 64)
     assert partial.acquire()
     partial.reserve(1000)
     partial.write(0, b"x")
-    plan = library.plan_collection(partials_after=timedelta(days=-1), trash_after=timedelta(0))
+    plan = library.maintenance.plan_gc(partials_after=timedelta(days=-1), trash_after=timedelta(0))
     assert [type(one) for one in plan.partials] == [StalePartial]
 
-    freed = library.collect(plan)
+    freed = library.maintenance.gc(plan)
 
     assert freed == 0
     assert partial.path.exists()
@@ -286,9 +286,9 @@ def test_who_changes_a_blob_waits_for_whoever_holds_it(held: dict[str, Any], lib
     sha256 = Sha256(held["blob"]["sha256"])
 
     with (
-        blob_lock(library.store, sha256),
+        blob_lock(library.context.store, sha256),
         pytest.raises(StoreError) as caught,
-        blob_lock(library.store, sha256, wait_s=0.05),
+        blob_lock(library.context.store, sha256, wait_s=0.05),
     ):
         pass
 

@@ -104,7 +104,7 @@ def test_what_cannot_be_fetched_stays_told_and_the_broken_bytes_stay(
 
 def test_other_bytes_upstream_are_no_repair(two: CivitaiServer, civman: Civman, root: Path) -> None:
     library = Library.open(root)
-    asset = library.held(CHECKPOINT)[0]
+    asset = library.files.find(CHECKPOINT)[0]
     library.close()
     Path(asset.path).unlink()
     two.catalogue.replace_bytes(asset.file_id, two.catalogue.file(asset.file_id).content.data + b"")  # type: ignore[union-attr, arg-type]
@@ -136,9 +136,9 @@ def test_the_index_comes_back_with_all_that_the_user_said_and_civitai_once_said(
     assert civman("show", CHECKPOINT).code == 0, "and CivitAI's answer, that it is gone, is kept"
     before = civman("list", "--json").json["list"]["assets"]
     with Library.open(root) as library:
-        gone = library.index.snapshot_of_model(ModelId(51207))
-        version = library.index.version(VersionId(114620))
-        hashes = library.index.hashes(library.held("harbour")[0].blob.sha256)
+        gone = library.context.index.snapshot_of_model(ModelId(51207))
+        version = library.context.index.version(VersionId(114620))
+        hashes = library.context.index.hashes(library.files.find("harbour")[0].blob.sha256)
     assert gone is not None
     assert gone.gone_at is not None
 
@@ -155,11 +155,11 @@ def test_the_index_comes_back_with_all_that_the_user_said_and_civitai_once_said(
     assert facts(after) == facts(before)
     assert len(after) == 3
     with Library.open(root) as library:
-        again = library.index.snapshot_of_model(ModelId(51207))
+        again = library.context.index.snapshot_of_model(ModelId(51207))
         assert again is not None
         assert (again.gone_at, again.gone_status) == (gone.gone_at, gone.gone_status)
-        assert library.index.version(VersionId(114620)) == version
-        assert library.index.hashes(library.held("harbour")[0].blob.sha256) == hashes
+        assert library.context.index.version(VersionId(114620)) == version
+        assert library.context.index.hashes(library.files.find("harbour")[0].blob.sha256) == hashes
     assert [asset["alias"] for asset in civman("list", "boats", "--json").json["list"]["assets"]] == ["harbour"]
     assert states(civman) == ["unchanged"] * 3
 
@@ -183,16 +183,16 @@ def test_sidecars_of_the_first_format_are_still_read(two: CivitaiServer, civman:
 def test_a_sidecar_that_could_not_be_written_is_written_by_the_next_command(
     two: CivitaiServer, library: Library, civman: Civman
 ) -> None:
-    asset = library.held(CHECKPOINT)[0]
+    asset = library.files.find(CHECKPOINT)[0]
     from dataclasses import replace
 
-    library.index.annotate(asset, replace(asset.own, note="said before the crash"))  # and here the process dies
-    assert "said before" not in json.dumps(library.store.read_sidecar(asset.blob.sha256))
+    library.context.index.annotate(asset, replace(asset.own, note="said before the crash"))  # and here the process dies
+    assert "said before" not in json.dumps(library.context.store.read_sidecar(asset.blob.sha256))
 
     civman("edit", LORA, "--rating", "3")
 
-    assert "said before the crash" in json.dumps(library.store.read_sidecar(asset.blob.sha256))
-    assert library.index.sidecars_due() == []
+    assert "said before the crash" in json.dumps(library.context.store.read_sidecar(asset.blob.sha256))
+    assert library.context.index.sidecars_due() == []
 
 
 BOUND = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"]

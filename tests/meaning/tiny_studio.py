@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import LoraRequest, RenderRequest
 from civman.library import Library
 from civman.planning.plan import Conditions
@@ -75,7 +76,7 @@ def model(name: str) -> str:
 def shots(studio: Library, asks: Sequence[Ask], count: int) -> list[Shots]:
     """`count` pictures of each ask, computed together, seeds 0 and up."""
     plans = [studio.plan(ask.request(count), Conditions(device="cpu")) for ask in asks]
-    made = studio.render(plans, device="cpu")
+    made = studio.render(plans, machine=Machine("cpu"))
     assert [each.seed for each in made] == list(range(count)) * len(asks)
     out = []
     for start in range(0, len(made), count):

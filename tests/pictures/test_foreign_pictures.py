@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from running import SHARED
 
 from civman.pictures import image_text, other_programs
-from civman.pictures.other_programs import Generator, Resource, Told
+from civman.pictures.other_programs import Generator, PictureMetadata, Resource
 
 FOLDER = SHARED / "fixtures" / "images"
 EXPECTED: dict[str, Any] = (
@@ -34,18 +34,18 @@ def png(**texts: str) -> image_text.Carried:
     return image_text.read(data.getvalue())
 
 
-def told(**texts: str) -> Told:
+def told(**texts: str) -> PictureMetadata:
     found = other_programs.read(png(**texts))
     assert found is not None
     return found
 
 
-def numbers(found: Told) -> tuple[Any, ...]:
+def numbers(found: PictureMetadata) -> tuple[Any, ...]:
     kept = found.settings
     return (kept.steps, kept.sampler, kept.schedule, kept.cfg, kept.seed, kept.width, kept.height, kept.clip_skip)
 
 
-def names(found: Told, kind: str) -> list[str]:
+def names(found: PictureMetadata, kind: str) -> list[str]:
     return [part.name for part in found.resources if part.kind == kind]
 
 
@@ -343,7 +343,7 @@ def test_no_json_makes_a_reader_fail(name: str, value: object):
 
     found = other_programs.read(carried)
 
-    assert found is None or isinstance(found, Told)
+    assert found is None or isinstance(found, PictureMetadata)
 
 
 @pytest.mark.parametrize("name", ["parameters", "prompt", "invokeai_metadata", "sd-metadata", "Comment"])

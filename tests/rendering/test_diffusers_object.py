@@ -11,6 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from PIL import Image
 
+from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import LoraRequest, RenderRequest
 from civman.errors import UsageError
 from civman.library import Library
@@ -34,9 +35,9 @@ def test_diffusers_own_pipeline_draws_the_plan_s_picture(
         guidance_scale=3, width=64, height=64, seed=7,
     )  # fmt: skip
     planned = library.plan(request, ON_CPU)
-    (ours,) = library.render(planned, device="cpu", output=tmp_path / "ours.png")
+    (ours,) = library.render(planned, machine=Machine("cpu"), output=tmp_path / "ours.png")
 
-    pipe = library.pipeline(planned, device="cpu", low_vram=low_vram)
+    pipe = library.pipeline(planned, machine=Machine("cpu", low_vram))
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
         "a red cat", negative_prompt="a dog", num_inference_steps=3, guidance_scale=3.0, height=64, width=64,
@@ -53,4 +54,4 @@ def test_a_kind_of_pipeline_that_is_none_is_named(library: Library) -> None:
     planned = library.plan(RenderRequest("tiny-sd1", sampler="Euler"), ON_CPU)
 
     with pytest.raises(UsageError, match="txt2vid"):
-        library.pipeline(planned, "txt2vid", device="cpu")
+        library.pipeline(planned, "txt2vid", machine=Machine("cpu"))

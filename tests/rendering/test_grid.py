@@ -14,6 +14,7 @@ import numpy as np
 from rendering_stock import QUICK
 
 from civman.domain.events import Event, Step
+from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import RenderRequest
 from civman.errors import Interrupted, UsageError
 from civman.library import Library
@@ -41,7 +42,7 @@ def filled(stock: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library that holds all of the stock where it lies, made once: taking it in costs more than most tests."""
     root = tmp_path_factory.mktemp("filled") / "library"
     with Library.open(root) as library:
-        library.adopt([stock])
+        library.files.import_files([stock])
     return root
 
 
@@ -58,7 +59,7 @@ def held(stocked: Path, library: Library) -> Library:
 
 def planned(held: Library, *axes: str, checkpoint: str = "tiny-sd1", **options: Any) -> Grid:
     asked = {"width": 64, "height": 64, "steps": 2, "seed": 7, "sampler": "Euler"} | options
-    return held.plan_grid(RenderRequest(checkpoint, "a red cat", **asked), axes_of(axes), conditions=ON_CPU)
+    return held.grids.plan(RenderRequest(checkpoint, "a red cat", **asked), axes_of(axes), conditions=ON_CPU)
 
 
 # -- what is asked ---------------------------------------------------------------------------------------------------
@@ -209,8 +210,8 @@ def test_cells_are_drawn_so_that_models_are_loaded_once_and_loras_change_least(h
 def test_the_order_of_drawing_changes_no_pixel(held: Library) -> None:
     grid = planned(held, "lora:ink=0,1", "clip_skip=1,2")
 
-    drawn = held.draw_grid(grid, device="cpu")
-    backwards = held.render([each.planned for each in reversed(grid.cells)], device="cpu")
+    drawn = held.grids.draw(grid, machine=Machine("cpu"))
+    backwards = held.render([each.planned for each in reversed(grid.cells)], machine=Machine("cpu"))
 
     assert [each.pixel_sha256 for each in drawn.pictures] == [each.pixel_sha256 for each in reversed(backwards)]
     assert len({each.pixel_sha256 for each in drawn.pictures}) == 4
@@ -300,10 +301,10 @@ def test_an_interrupted_grid_keeps_its_finished_cells_and_makes_no_sheet(held: L
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match=r"2 of 4 cells are kept in .*no sheet was made"):
-        held.draw_grid(planned(held, "seed=1..4"), device="cpu", on_event=stop_in_the_third)
+        held.grids.draw(planned(held, "seed=1..4"), machine=Machine("cpu"), on_event=stop_in_the_third)
 
     assert len(list((root / "renders").iterdir())) == 2
-    assert [each.record.seed for each in held.pictures()] == [2, 1]
+    assert [each.record.seed for each in held.pictures.list()] == [2, 1]
 
 
 @pytest.mark.usefixtures("stocked")

@@ -19,7 +19,7 @@ ON_CPU = Conditions(device="cpu")
 
 @pytest.fixture
 def held(library: Library, stock: Path) -> Library:
-    library.adopt([stock])
+    library.files.import_files([stock])
     return library
 
 
@@ -100,12 +100,12 @@ def test_scales_that_are_none_are_refused(held: Library, scale: float) -> None:
 
 def test_recipes_of_files_that_are_not_here_say_how_to_get_them(library: Library, held: Library) -> None:
     recipe = held.plan(RenderRequest("tiny-sd1", "a cat"), ON_CPU).recipe
-    for asset in held.held("tiny-sd1"):
-        held.index.forget(asset)
-        held.index.forget_seen([asset.path])
+    for asset in held.files.find("tiny-sd1"):
+        held.context.index.forget(asset)
+        held.context.index.forget_seen([asset.path])
 
     with pytest.raises(CivmanError) as caught:
-        held.plan_recipe(recipe)
+        held.plan(recipe)
 
     assert caught.value.code == "not-found"
     assert f"civman download sha256:{recipe.checkpoint}" in caught.value.hint

@@ -1,0 +1,36 @@
+"""`library.account`: the API key."""
+
+from typing import TYPE_CHECKING
+
+from civman.errors import UsageError
+from civman.library.context import Part
+
+if TYPE_CHECKING:
+    from civman.civitai.responses import Account
+
+
+class AccountPart(Part):
+    """Log in to CivitAI and out again."""
+
+    def login(self, token: str, *, use_keyring: bool = True) -> "tuple[Account, str]":
+        """Ask CivitAI whose key `token` is, then store it; gives the account and the place of the key.
+
+        Raises: NotAllowed (`bad-key`): CivitAI refuses the key. UsageError: offline, or it cannot be a key.
+        """
+        from civman.civitai import credentials  # 0.3 s, see `LibraryContext.client`
+        from civman.civitai.client import CivitaiClient
+        from civman.civitai.transport import Transport
+
+        settings = self._context.settings
+        token = credentials.check_shape(token)
+        if settings.offline:
+            raise UsageError("a key can only be proven online", hint="leave out --offline")
+        with CivitaiClient(Transport(settings.civitai_url, token=token), clock=self._context.clock) as client:
+            account = client.me()
+        return account, credentials.save(settings, token, use_keyring=use_keyring)
+
+    def logout(self) -> bool:
+        """Remove the stored key; whether there was one."""
+        from civman.civitai import credentials
+
+        return credentials.forget(self._context.settings)

@@ -1,0 +1,65 @@
+"""`library.bundles`: models in one file, for a machine without a network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from civman.domain.access import Permits
+from civman.domain.catalog import Asset
+from civman.domain.events import OnEvent, ignore
+from civman.library.context import Part
+from civman.library.project_part import ProjectPart
+
+if TYPE_CHECKING:
+    from civman.exchange.bundle_export import Exported
+    from civman.exchange.bundle_import import ImportedFile
+
+
+class BundlesPart(Part):
+    """Export and import bundles."""
+
+    def export(
+        self,
+        target: Path,
+        refs: Sequence[str] = (),
+        *,
+        project: Path | None = None,
+        with_notes: bool = False,
+        replace: bool = False,
+        on_event: OnEvent = ignore,
+    ) -> "Exported":
+        """Write a bundle of `refs`, or of what the lock of the project in `project` names, or of everything.
+
+        Raises: NotFound, AmbiguousRef: a ref. UsageError: nothing to write, or `target` exists. HashMismatch.
+        """
+        from civman.exchange.bundle_export import export_bundle
+
+        context = self._context
+        if project is not None:
+            assets: Sequence[Asset] = self._locked_assets(project)
+        else:
+            assets = context.find(refs) if refs else context.index.assets()
+        return export_bundle(
+            target, assets, context.index, context.store, with_notes=with_notes, replace=replace, on_event=on_event
+        )
+
+    def _locked_assets(self, folder: Path) -> Sequence[Asset]:
+        synced = ProjectPart(self._context).sync(folder=folder, check=True)
+        for each in synced:
+            if each.error is not None:
+                raise each.error
+        return [each.asset for each in synced if each.asset is not None]
+
+    def import_bundle(
+        self, path: Path, *, permits: Permits | None = None, on_event: OnEvent = ignore
+    ) -> "Sequence[ImportedFile]":
+        """Store the files of a bundle, each verified. Needs no network.
+
+        Raises: IntegrityError: the bundle is altered. Refused: it holds pickles.
+        """
+        from civman.exchange.bundle_import import import_bundle
+
+        context = self._context
+        return import_bundle(
+            path, context.index, context.store, permits=permits or Permits(), clock=context.clock, on_event=on_event
+        )

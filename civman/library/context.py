@@ -1,0 +1,142 @@
+"""What every part of the library works with: settings, store, index, CivitAI, each opened when it is first needed."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from civman.domain.catalog import Asset
+from civman.domain.refs import parse_ref
+from civman.domain.timeouts import PATIENT, Patience
+from civman.errors import LibraryError, StoreError
+from civman.index import Index
+from civman.settings import Settings
+from civman.store.blobs import BlobStore, require_folder
+
+if TYPE_CHECKING:
+    from civman.civitai.client import CivitaiClient
+    from civman.civitai.storage_connection import Network
+    from civman.manage.resolve import Meant
+
+
+def utc_now() -> datetime:
+    """The current time, aware."""
+    return datetime.now(UTC)
+
+
+def ignore_notice(notice: str) -> None:
+    """The listener for callers that want no notices."""
+
+
+class LibraryContext:
+    """A library's folder with its store, its index and its connection to CivitAI, each opened on first use."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_notice: Callable[[str], None] = ignore_notice,
+        clock: Callable[[], datetime] = utc_now,
+        patience: Patience = PATIENT,
+    ) -> None:
+        """`on_notice` is told what is worth knowing and no failure; `patience` holds the timeouts."""
+        self.settings = settings
+        self.root = settings.library
+        self.renders = self.root / "renders"
+        self.store = BlobStore(self.root)
+        self.on_notice = on_notice
+        self.clock = clock
+        self.patience = patience
+
+    def close(self) -> None:
+        """Write the sidecar files that are due, then close the database and the connections."""
+        if "index" in self.__dict__ and self.index.has_written:
+            self._write_sidecars()
+        for name in ("index", "client"):
+            if name in self.__dict__:
+                self.__dict__.pop(name).close()
+
+    def _write_sidecars(self) -> None:
+        from civman.manage.sidecar import write_due
+
+        try:
+            write_due(self.store, self.index)
+        except (StoreError, LibraryError) as error:  # what is due stays due: the next command tries again
+            self.on_notice(f"what is kept beside the files is not up to date yet: {error.message}")
+
+    @cached_property
+    def index(self) -> Index:
+        """The index, created or upgraded on first use."""
+        require_folder(self.root)
+        return Index.open(self.root / "library.db")
+
+    @property
+    def has_index(self) -> bool:
+        """Whether this folder holds a library already; asking does not make one."""
+        return (self.root / "library.db").is_file()
+
+    @cached_property
+    def client(self) -> "CivitaiClient":
+        """CivitAI's API, with the stored key if there is one."""
+        from civman.civitai import credentials  # with httpx and pydantic 0.3 s: not for commands that stay at home
+        from civman.civitai.client import CivitaiClient
+        from civman.civitai.transport import Transport
+
+        token = credentials.load(self.settings).token
+        transport = Transport(
+            self.settings.civitai_url,
+            token=token,
+            offline=self.settings.offline,
+            timeout_s=self.patience.site_timeout_s,
+            backoff_s=self.patience.site_backoff_s,
+            on_notice=self.on_notice,
+        )
+        return CivitaiClient(transport, clock=self.clock, on_notice=self.on_notice)
+
+    @property
+    def network(self) -> "Network":
+        """ImportMode CivitAI's storage is reached, with the stored key if there is one."""
+        from civman.civitai import credentials  # 0.3 s, see `client`
+        from civman.civitai.allowed_urls import is_loopback
+        from civman.civitai.site import user_agent
+        from civman.civitai.storage_connection import Network
+
+        return Network(
+            user_agent(),
+            stall_s=self.patience.stall_s,
+            connect_s=self.patience.connect_s,
+            loopback_allowed=is_loopback(self.settings.civitai_url),
+            token=credentials.load(self.settings).token,
+        )
+
+    def resolve(self, ref: str) -> "Meant":
+        """The version that `ref` means: CivitAI is asked, offline the index.
+
+        Raises: NotFound, AmbiguousRef, UsageError; NetworkError.
+        """
+        from civman.manage.resolve import Resolver, offline_meant  # 0.3 s, see `client`
+
+        parsed = parse_ref(ref)
+        if self.settings.offline:
+            return offline_meant(parsed, self.index)
+        meant = Resolver(self.client, self.index, self.clock()).meant(parsed)
+        if meant.is_saved_copy:
+            when = f" on {meant.saved_at:%Y-%m-%d}" if meant.saved_at else ""
+            self.on_notice(f"CivitAI no longer knows `{ref}`; this is what it said{when}")
+        return meant
+
+    def find(self, refs: Sequence[str]) -> list[Asset]:
+        """The stored files that `refs` mean; every file of a version, every version of a model. Needs no network.
+
+        Raises: NotFound: one of them is not stored. AmbiguousRef: a name that stands for several.
+        """
+        from civman.manage.held import held
+
+        return [asset for ref in refs for asset in held(self.index, parse_ref(ref))]
+
+
+class Part:
+    """A part of the library: what belongs to one subject, over the shared context."""
+
+    def __init__(self, context: LibraryContext) -> None:
+        self._context = context

@@ -1,0 +1,119 @@
+"""`library.files`: the stored model files, what they are, and your notes on them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from civman.domain.catalog import Asset, Licence, ModelId
+from civman.domain.events import OnEvent, ignore
+from civman.domain.refs import NameRef, PathRef, parse_ref
+from civman.errors import NotFound
+from civman.index import EVERYTHING, AssetFilter, Fits
+from civman.library.context import Part
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from civman.domain.licence import Terms
+    from civman.manage.annotate import Edit
+    from civman.manage.import_files import ImportMode, ImportResult
+    from civman.manage.inspection import Inspected
+    from civman.manage.remote_headers import RemoteHeaders
+
+
+class FilesPart(Part):
+    """Find, count, import and annotate stored files; read what a file is."""
+
+    def find(self, ref: str) -> Sequence[Asset]:
+        """The stored files that `ref` means; every file of a version, every version of a model. Needs no network.
+
+        Raises: NotFound: none. AmbiguousRef: a name that stands for several.
+        """
+        return self._context.find([ref])
+
+    def count(self, wanted: AssetFilter = EVERYTHING) -> int:
+        """ImportMode many stored files pass the filter."""
+        return self._context.index.count(wanted)
+
+    def model_ids(self) -> set[ModelId]:
+        """CivitAI's ids of the models that are stored."""
+        found = self._context.index.assets() if self._context.has_index else ()
+        return {asset.model_id for asset in found if asset.model_id is not None}
+
+    def corrections(self, words: Sequence[str]) -> dict[str, str]:
+        """What a search in the index reads instead of words that no file has."""
+        return dict(self._context.index.understood(words).corrections)
+
+    def edit(self, ref: str, edit: "Edit") -> Sequence[Asset]:
+        """Write notes, tags and names for a file, into the index and beside the file. Raises: NotFound, UsageError."""
+        from civman.manage.annotate import apply
+
+        context = self._context
+        return apply(context.index, context.store, self.find(ref), edit, now=context.clock())
+
+    def import_files(
+        self, paths: "Sequence[Path]", *, mode: "ImportMode | None" = None, on_event: OnEvent = ignore
+    ) -> "ImportResult":
+        """Import files and whole folders where they are, without moving or copying a byte unless `mode` says so.
+
+        Every file is hashed once; CivitAI is asked once about all of them (not at all when offline). Interrupted, the
+        next call continues where this one stopped.
+        """
+        from civman.manage.import_files import ImportMode, import_files  # 0.3 s, see `LibraryContext.client`
+
+        context = self._context
+        return import_files(
+            context.index, context.store, None if context.settings.offline else context.client, paths,
+            mode=mode or ImportMode.IN_PLACE, on_event=on_event, clock=context.clock,
+        )  # fmt: skip
+
+    def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
+        """As `Library.inspect`."""
+        from civman.manage.held import held, one_of
+        from civman.manage.inspection import inspect_asset, inspect_path, path_of
+
+        if (path := path_of(ref)) is not None:
+            return inspect_path(path)
+        parsed = parse_ref(ref)
+        try:
+            return inspect_asset(one_of(held(self._context.index, parsed), ref, file))
+        except NotFound:
+            if self._context.settings.offline or isinstance(parsed, PathRef | NameRef):
+                raise
+        from civman.domain.file_choice import choose_file
+
+        meant = self._context.resolve(ref)
+        return self.remote_headers().inspect(meant.version, choose_file(meant.version, file or meant.file_wish))
+
+    def remote_headers(self) -> "RemoteHeaders":
+        """The reader of headers of files on CivitAI."""
+        from civman.civitai.storage_connection import StorageConnection, tls_context  # 0.3 s, see `client`
+        from civman.manage.remote_headers import RemoteHeaders
+
+        network = self._context.network
+        return RemoteHeaders(self._context.client, lambda: StorageConnection(network, tls_context))
+
+    def terms(self, models: "Sequence[Inspected]") -> "Terms":
+        """What the licences of models used together allow."""
+        from civman.domain import licence
+
+        parts = []
+        for seen in models:
+            asset = seen.asset
+            version = self._context.index.version(asset.version_id) if asset is not None and asset.version_id else None
+            allowed = version.model.licence if version is not None else Licence()
+            creator = version.model.creator if version is not None else None
+            name = version.model.name if version is not None else seen.name
+            parts.append(licence.Part(name, allowed, seen.label, creator))
+        return licence.terms_of(parts)
+
+    def fits(self, checkpoint: str) -> Fits:
+        """For `AssetFilter.fits`: what may go with `checkpoint`, by tensors and, where unread, by CivitAI's labels."""
+        from civman.domain.architecture import Architecture
+        from civman.domain.base_models import compatible_labels
+
+        base = self.inspect(checkpoint)
+        architecture = base.part.architecture
+        return Fits(
+            architectures=() if architecture is Architecture.UNKNOWN else (str(architecture),),
+            base_models=compatible_labels(base.label) if base.label else (),
+        )

@@ -1,0 +1,77 @@
+"""`library.grids`: contact sheets of pictures that differ along one axis or two."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from civman.domain.events import OnEvent, ignore
+from civman.library.context import Part
+from civman.library.pictures_part import PicturesPart
+
+if TYPE_CHECKING:
+    from civman.domain.recipes.machine import Machine
+    from civman.domain.recipes.recipe import Recipe, RenderRequest
+    from civman.planning.grid_axes import Axis
+    from civman.planning.plan import Conditions
+    from civman.planning.plan_types import Planned
+    from civman.planning.recipe_sources import RecipeSource
+    from civman.planning.vary import Change
+    from civman.rendering.grid import DrawnGrid, Grid
+    from civman.rendering.save_pictures import OutputOptions
+
+
+class GridsPart(Part):
+    """Plan and draw grids."""
+
+    def plan(
+        self,
+        of: "RenderRequest | Recipe | RecipeSource",
+        axes: "Sequence[Axis]",
+        *,
+        changes: "Sequence[Change]" = (),
+        pictures: Sequence[Path] = (),
+        conditions: "Conditions | None" = None,
+        on_event: OnEvent = ignore,
+    ) -> "Grid":
+        """Every cell of a grid, planned: of a request, or of variations of a recipe with `changes` for all cells.
+
+        Raises: UsageError (`bad-grid`); as `Library.plan` and `PicturesPart.plan_variation`, for any cell.
+        """
+        from civman.domain.recipes.recipe import Recipe, RenderRequest
+        from civman.planning.plan import Conditions
+        from civman.planning.recipe_sources import recipe_of
+        from civman.rendering.grid import of_recipe, of_request
+
+        index, variations = self._context.index, PicturesPart(self._context)
+        if isinstance(of, RenderRequest):
+            return of_request(index, of, axes, conditions or Conditions(), on_event=on_event)
+
+        def vary(cell: "Sequence[Change]") -> "Planned":
+            return variations.plan_variation(of, cell, pictures=pictures, conditions=conditions, on_event=on_event)
+
+        recipe = of if isinstance(of, Recipe) else recipe_of(of)
+        record = None if isinstance(of, Recipe) else of.record
+        return of_recipe(index, recipe, axes, vary, seed=record.seed if record else None, changes=changes)
+
+    def draw(
+        self,
+        grid: "Grid",
+        *,
+        output: Path | None = None,
+        options: "OutputOptions | None" = None,
+        machine: "Machine | None" = None,
+        on_event: OnEvent = ignore,
+    ) -> "DrawnGrid":
+        """Every cell as a picture of its own, and a labelled sheet in `output`: a folder, or the sheet's PNG.
+
+        Raises: as `Library.render`; the cells done until then are kept, without a sheet.
+        """
+        from civman.domain.recipes.machine import Machine
+        from civman.rendering.grid import draw
+        from civman.rendering.save_pictures import OutputOptions
+
+        context = self._context
+        return draw(
+            context.index, context.root, grid, output or context.renders, options or OutputOptions(),
+            machine=machine or Machine(), clock=context.clock, on_event=on_event,
+        )  # fmt: skip

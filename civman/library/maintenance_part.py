@@ -1,0 +1,71 @@
+"""`library.maintenance`: repair files, rebuild the index, free space, look for problems."""
+
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from civman.domain.events import OnEvent, ignore
+from civman.library.context import Part
+from civman.library.downloads_part import DownloadsPart
+
+if TYPE_CHECKING:
+    from civman.manage.disk_usage import Usage
+    from civman.manage.doctor import Finding
+    from civman.manage.remove import Collection
+    from civman.manage.verify import Rebuilt, Verdict
+
+
+class MaintenancePart(Part):
+    """Repair, rebuild, free space, examine."""
+
+    def repair(self, verdicts: "Iterable[Verdict]", *, on_event: OnEvent = ignore) -> "Iterator[Verdict]":
+        """Download broken and missing files again; a verdict for each. The broken file is in the trash afterwards."""
+        from civman.manage.verify import refetch, repair
+
+        context, downloads = self._context, DownloadsPart(self._context)
+        return repair(
+            verdicts,
+            context.index,
+            context.store,
+            fetch=lambda asset: refetch(asset, downloads.plan, downloads.fetch, on_event),
+            now=context.clock(),
+            on_event=on_event,
+        )
+
+    def rebuild(self, *, on_event: OnEvent = ignore) -> "Rebuilt":
+        """Fill the index again from the stored files and their sidecars, reading and verifying every byte."""
+        from civman.manage.verify import rebuild
+        from civman.rendering.import_pictures import import_pictures
+
+        context = self._context
+        rebuilt = rebuild(context.index, context.store, on_event=on_event, clock=context.clock)
+        if context.renders.is_dir():
+            import_pictures(context.index, context.renders)
+        return rebuilt
+
+    def plan_gc(self, *, partials_after: timedelta, trash_after: timedelta) -> "Collection":
+        """What could be freed: files unknown to the index, partial downloads and trash untouched for so long."""
+        from civman.manage.remove import plan_collection
+
+        context = self._context
+        return plan_collection(
+            context.index, context.store, now=context.clock(), partials_after=partials_after, trash_after=trash_after
+        )
+
+    def gc(self, plan: "Collection") -> int:
+        """Carry out a plan; the bytes freed."""
+        from civman.manage.remove import collect
+
+        return collect(self._context.index, self._context.store, plan, now=self._context.clock())
+
+    def disk_usage(self, group: str) -> "Usage":
+        """What the library takes: by "type", "base_model", "architecture" or "used", and by kind of storage."""
+        from civman.manage.disk_usage import usage
+
+        return usage(self._context.index, self._context.store, group)
+
+    def doctor(self) -> "Iterator[Finding]":
+        """Which settings apply and what is wrong, finding by finding."""
+        from civman.manage.doctor import examine
+
+        return examine(self._context.settings)

@@ -1,0 +1,68 @@
+"""`library.project`: the models that a project's civman.toml and civman.lock name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from civman.domain.access import Permits
+from civman.domain.events import OnEvent, ignore
+from civman.library.context import Part
+from civman.library.downloads_part import DownloadsPart
+
+if TYPE_CHECKING:
+    from civman.exchange.sync import Added, Synced, Syncing
+
+
+class ProjectPart(Part):
+    """Add models to a project, and fetch what its lock names. `folder` is the project's, or one below it."""
+
+    def add(
+        self,
+        refs: Sequence[str],
+        *,
+        folder: Path,
+        file: str | None = None,
+        download: bool = True,
+        permits: Permits | None = None,
+        on_event: OnEvent = ignore,
+    ) -> "Sequence[Added]":
+        """Write `refs` into the project's two files, down to their bytes; an outcome for each.
+
+        Raises: ConfigError: civman.toml or civman.lock cannot be read or written.
+        """
+        return self._syncing(folder, file, permits, on_event).add(refs, download=download)
+
+    def sync(
+        self,
+        *,
+        folder: Path,
+        check: bool = False,
+        relock: bool = False,
+        permits: Permits | None = None,
+        on_event: OnEvent = ignore,
+    ) -> "Sequence[Synced]":
+        """Fetch exactly what the lock names and is not stored; an outcome for each of its entries.
+
+        `check`: change nothing. `relock`: bring the lock up to date first. Raises: ConfigError: `lock-missing`,
+        `lock-stale`.
+        """
+        syncing = self._syncing(folder, None, permits, on_event)
+        failed = [added for added in syncing.relock() if added.error is not None] if relock else []
+        if failed and failed[0].error is not None:
+            raise failed[0].error
+        return syncing.check() if check else syncing.sync()
+
+    def _syncing(self, folder: Path, file: str | None, permits: Permits | None, on_event: OnEvent) -> "Syncing":
+        from civman.download.job import DownloadOptions  # 0.3 s, see `LibraryContext.client`
+        from civman.exchange.project import Project
+        from civman.exchange.sync import Syncing
+
+        downloads = DownloadsPart(self._context)
+        return Syncing(
+            Project.nearest(folder),
+            self._context.index,
+            fetch=lambda refs, examine: downloads.fetch_all(
+                refs, file=file, permits=permits, options=DownloadOptions(examine=examine), on_event=on_event
+            ),
+            plan=lambda ref: downloads.plan(ref, file=file, permits=permits),
+        )

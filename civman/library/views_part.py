@@ -1,0 +1,34 @@
+"""`library.views`: the stored files as another program's folders."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from civman.library.context import Part
+
+if TYPE_CHECKING:
+    from civman.exchange.view_links import Linked, Step, ViewPlan
+    from civman.exchange.view_request import ViewRequest
+
+
+class ViewsPart(Part):
+    """Plan, make, refresh and remove views."""
+
+    def plan(self, folder: Path, request: "ViewRequest") -> "ViewPlan":
+        """What `link` would do so that `folder` shows what is requested."""
+        from civman.exchange.view_request import plan_requested_view
+
+        return plan_requested_view(self._context.index, self._context.store, self._context.root, folder, request)
+
+    def link(self, plan: "ViewPlan") -> "Linked":
+        """Carry out a plan. Raises: StoreError, DiskFull."""
+        from civman.exchange.view_links import apply
+
+        return apply(plan, self._context.store)
+
+    def remove(self, folder: Path) -> "Sequence[Step]":
+        """Remove from `folder` what the view made and nobody changed. Raises: UsageError: there is no view."""
+        from civman.exchange.view_links import remove_view
+        from civman.exchange.view_request import tidy
+
+        return remove_view(tidy(folder), self._context.store)
