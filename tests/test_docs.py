@@ -1,27 +1,68 @@
 """The pages say what the program does."""
 
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
+import textwrap
+from operator import attrgetter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from civman import errors
 from civman.errors import ExitCode
+from civman.library import Library
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def test_the_page_of_commands_is_what_the_commands_say() -> None:
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
     spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
 
-    assert (DOCS / "cli.md").read_text(encoding="utf-8") == module.page(), "run `python docs/generate.py`"
+
+def test_the_page_of_commands_is_what_the_commands_say(generate: ModuleType) -> None:
+    assert (DOCS / "cli.md").read_text(encoding="utf-8") == generate.page(), "run `python docs/generate.py`"
+
+
+def test_the_page_of_the_python_api_is_what_the_library_offers(generate: ModuleType) -> None:
+    assert (DOCS / "python.md").read_text(encoding="utf-8") == generate.python_page(), "run `python docs/generate.py`"
+
+
+@pytest.mark.parametrize("page", sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md"], key=str), ids=lambda p: p.name)
+def test_every_call_of_the_library_in_the_pages_is_there(page: Path, library: Library) -> None:
+    calls = re.findall(r"\b(library(?:\.\w+)+)\(([^)\n|]*)\) \|", page.read_text(encoding="utf-8"))
+    calls += [(name, "") for name in re.findall(r"\b(library(?:\.\w+)+)\(", page.read_text(encoding="utf-8"))]
+
+    for name, parameters in calls:
+        method = attrgetter(name.partition(".")[2])(library)
+        offered = inspect.signature(method).parameters
+        assert set(filter(None, parameters.replace("`", "").split(", "))) <= set(offered), name
+        assert callable(method)
+
+
+def test_the_code_for_python_in_the_pages_compiles_and_finds_its_names() -> None:
+    blocks = [
+        block.removeprefix("python\n")
+        for page in (DOCS.parent / "README.md", DOCS / "rendering.md")
+        for block in page.read_text(encoding="utf-8").split("```")[1::2]
+        if block.startswith("python\n")
+    ]
+
+    imports = [line for block in blocks for line in block.splitlines() if line.startswith("from civman")]
+    assert len(imports) >= 3
+    for block in blocks:
+        compile(textwrap.dedent(block), "page", "exec")
+    for line in imports:
+        exec(line, {})
 
 
 def test_every_exit_code_is_documented() -> None:

@@ -31,7 +31,7 @@ class FilesPart(Part):
         return self._context.find([ref])
 
     def count(self, wanted: AssetFilter = EVERYTHING) -> int:
-        """ImportMode many stored files pass the filter."""
+        """How many stored files pass the filter."""
         return self._context.index.count(wanted)
 
     def model_ids(self) -> set[ModelId]:

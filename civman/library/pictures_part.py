@@ -34,7 +34,7 @@ class PicturesPart(Part):
         return context.index.pictures(wanted, limit=limit, offset=offset) if context.has_index else []
 
     def count(self, wanted: "PictureFilter") -> int:
-        """ImportMode many pictures pass the filter."""
+        """How many pictures pass the filter."""
         return self._context.index.count_pictures(wanted) if self._context.has_index else 0
 
     def forget(self, pictures: "Sequence[KeptPicture]") -> None:
