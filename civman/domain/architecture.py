@@ -23,6 +23,12 @@ class Kind(StrEnum):
     CLIP_VISION = "clip-vision"
     MOTION_MODULE = "motion-module"
     IP_ADAPTER = "ip-adapter"
+    STYLE_MODEL = "style-model"
+    """Turns a picture's encoding into text conditioning: Flux Redux, T2I-Adapter's style model."""
+    TINY_VAE = "tiny-vae"
+    """A small autoencoder for previews (TAESD); it does not stand in for a VAE."""
+    GLIGEN = "gligen"
+    HYPERNETWORK = "hypernetwork"
     UPSCALER = "upscaler"
     UNKNOWN = "unknown"
 
@@ -62,6 +68,31 @@ class Architecture(StrEnum):
     KOLORS = "kolors"
     SVD = "svd"
     KREA2 = "krea2"
+    ALLEGRO = "allegro"
+    AMUSED = "amused"
+    BRIA = "bria"
+    COGVIEW = "cogview"
+    DREAMLITE = "dreamlite"
+    EASYANIMATE = "easyanimate"
+    ERNIE_IMAGE = "ernie-image"
+    GLM_IMAGE = "glm-image"
+    HELIOS = "helios"
+    HUNYUAN_VIDEO_15 = "hunyuan-video-1.5"
+    IDEOGRAM4 = "ideogram4"
+    JOYIMAGE = "joyimage"
+    KANDINSKY3 = "kandinsky3"
+    KANDINSKY5 = "kandinsky5"
+    KANDINSKY6 = "kandinsky6"
+    LATTE = "latte"
+    LONGCAT_IMAGE = "longcat-image"
+    LUMINA_NEXT = "lumina-next"
+    MINIMAX_H3 = "minimax-h3"
+    MOTIF_VIDEO = "motif-video"
+    NUCLEUS_IMAGE = "nucleus-image"
+    OMNIGEN = "omnigen"
+    OVIS_IMAGE = "ovis-image"
+    PRX = "prx"
+    SANA_VIDEO = "sana-video"
     UNKNOWN = "unknown"
 
 
@@ -107,7 +138,11 @@ class Precision(StrEnum):
 
 
 class Confidence(StrEnum):
-    """How sure: CERTAIN from names and widths, LIKELY where one layout serves several families, NONE for unknown."""
+    """How sure the architecture is.
+
+    CERTAIN: names and widths that no other known family shares. LIKELY: several families look like this, see
+    `Identity.also`. NONE: unknown.
+    """
 
     CERTAIN = "certain"
     LIKELY = "likely"
@@ -134,6 +169,8 @@ class Identity:
     precision: Precision = Precision.UNKNOWN
     flags: tuple[str, ...] = ()
     confidence: Confidence = Confidence.NONE
+    also: tuple[Architecture, ...] = ()
+    """Further families whose files look the same; empty where the architecture is certain."""
     rules: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     tensor_count: int = 0
@@ -141,6 +178,9 @@ class Identity:
     context_width: int | None = None
     """Width of the text conditioning that a UNet's cross-attention takes."""
     latent_channels: int | None = None
+    """Channels of the latent picture, as the shapes of a diffusion model or of an autoencoder show them."""
+    downscale: int | None = None
+    """How many pixels of the picture, in each direction, one latent pixel of this autoencoder stands for."""
     text_widths: tuple[int, ...] = ()
     """Widths of an embedding's vectors or of a checkpoint's CLIP text encoders, smallest first."""
     module_count: int = 0
@@ -179,5 +219,5 @@ _TYPES = {
     Kind.CHECKPOINT: ModelType.CHECKPOINT, Kind.EMBEDDING: ModelType.EMBEDDING, Kind.VAE: ModelType.VAE,
     Kind.CONTROLNET: ModelType.CONTROLNET, Kind.TEXT_ENCODER: ModelType.TEXT_ENCODER,
     Kind.CLIP_VISION: ModelType.CLIP_VISION, Kind.MOTION_MODULE: ModelType.MOTION_MODULE,
-    Kind.UPSCALER: ModelType.UPSCALER,
+    Kind.UPSCALER: ModelType.UPSCALER, Kind.TINY_VAE: ModelType.VAE, Kind.HYPERNETWORK: ModelType.HYPERNETWORK,
 }  # fmt: skip

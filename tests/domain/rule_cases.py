@@ -1,6 +1,9 @@
 """One small file per identification rule: rule id → tensors (name → shape) that must make it speak."""
 
+import gzip
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
 Shape = tuple[int, ...]
 Tensors = dict[str, Shape]
@@ -81,6 +84,35 @@ def control(width: int) -> Tensors:
     }
 
 
+CLASSES_FILE = Path(__file__).parent.parent / "fixtures" / "diffusers_classes.json.gz"
+CLASSES: dict[str, Tensors] = {
+    name: {tensor: tuple(shape) for tensor, shape in tensors.items()}
+    for name, tensors in json.loads(gzip.decompress(CLASSES_FILE.read_bytes()))["classes"].items()
+}
+"""Every model class of diffusers, built from its defaults: see `tests/fixtures/make_diffusers_classes.py`."""
+
+
+def xs(width: int) -> Tensors:
+    return {"down_blocks.0.base_to_ctrl.0.weight": W, "controlnet_cond_embedding.conv_in.weight": W,
+            "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": (4, width)}  # fmt: skip
+
+
+def control_lora(width: int) -> Tensors:
+    return {**lora(("input_blocks.1.0.in_layers.2", 8, 8)), "lora_controlnet": (),
+            "input_blocks.4.1.transformer_blocks.0.attn2.to_k.down": (64, width),
+            "input_blocks.4.1.transformer_blocks.0.attn2.to_k.up": (640, 64)}  # fmt: skip
+
+
+def lllite(width: int) -> Tensors:
+    module = "lllite_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    return {f"{module}.down.0.weight": (64, width), f"{module}.up.0.weight": (640, 64),
+            f"{module}.conditioning1.0.weight": (16, 3, 4, 4)}  # fmt: skip
+
+
+def autoencoder(channels: int) -> Tensors:
+    return {"decoder.conv_in.weight": (512, channels, 3, 3), "decoder.mid.block_1.conv1.weight": (512, 512, 3, 3)}
+
+
 CLIP = "text_model_encoder_layers_0_self_attn_q_proj"
 SDXL_KV = "input_blocks_4_1_transformer_blocks_0_attn2_to_k"
 LEVEL0 = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -112,21 +144,16 @@ CASES: dict[str, Tensors] = {
         "double_blocks.0.img_attn_qkv.weight": (9216, 3072),
     },
     "flux1": flux(),
-    "flux1-diffusers": plain(
-        "single_transformer_blocks.0.proj_mlp.weight", "context_embedder.weight",
-        "single_transformer_blocks.0.norm.linear.weight"
-    ),
+    "flux1-diffusers": CLASSES["FluxTransformer2DModel"],
     "sd3": sd3(blocks=5),
-    "sd3-diffusers": plain(
-        "pos_embed.proj.weight", "transformer_blocks.0.attn.add_q_proj.weight", "context_embedder.weight"
-    ),
+    "sd3-diffusers": CLASSES["SD3Transformer2DModel"],
     "auraflow": plain("double_layers.0.attn.w1q.weight", "cond_seq_linear.weight"),
     "hidream": plain("double_stream_blocks.0.block.adaLN_modulation.1.bias"),
     "z-image-width": {"cap_embedder.0.weight": (2560,), "cap_embedder.1.weight": (3840, 2560)},
     "lumina2-width": {"cap_embedder.0.weight": (2304,), "cap_embedder.1.weight": (2304, 2304)},
     "krea2": plain("txtfusion.projector.weight"),
-    "qwen-image": plain("txt_norm.weight", "transformer_blocks.0.attn.add_k_proj.weight"),
-    "qwen-image-2": plain("txt_in.text_norm.weight"),
+    "qwen-image": CLASSES["QwenImageTransformer2DModel"],
+    "qwen-image-2": CLASSES["QwenImage21Transformer2DModel"],
     "wan": wan(1000, 17),
     "wan-diffusers": plain(
         "scale_shift_table", "condition_embedder.time_proj.weight", "blocks.0.attn2.to_q.weight"
@@ -135,14 +162,46 @@ CASES: dict[str, Tensors] = {
     "cosmos": plain("x_embedder.proj.1.weight", "blocks.0.self_attn.q_proj.weight"),
     "sana": plain("blocks.0.cross_attn.q_linear.weight", "blocks.0.mlp.depth_conv.conv.weight"),
     "pixart": plain("blocks.0.cross_attn.kv_linear.weight", "t_block.1.weight"),
-    "pixart-diffusers": plain("adaln_single.linear.weight", "pos_embed.proj.weight"),
+    "pixart-diffusers": CLASSES["PixArtTransformer2DModel"],
     "ltx2": plain("av_ca_a2v_gate_adaln_single.linear.weight", "patchify_proj.weight"),
-    "ltx-video": plain("patchify_proj.weight", "scale_shift_table", "adaln_single.linear.weight"),
+    "ltx-video": CLASSES["LTXVideoTransformer3DModel"],
     "mochi": plain("blocks.0.attn.qkv_x.weight"),
     "hunyuan-dit": plain("mlp_t5.0.weight"),
-    "cogvideox": plain("patch_embed.proj.weight", "transformer_blocks.0.norm1.linear.weight", "norm_final.weight"),
+    "cogvideox": CLASSES["CogVideoXTransformer3DModel"],
     "cascade-c": plain("clip_txt_mapper.weight"),
-    "cascade-b": plain("down_blocks.1.0.channelwise.0.weight"),
+    "cascade-b": plain("down_blocks.1.0.channelwise.0.weight", "effnet_mapper.0.weight"),
+    "unet-other": CLASSES["UNet3DConditionModel"],
+    "kandinsky3": CLASSES["Kandinsky3UNet"],
+    "dreamlite": CLASSES["DreamLiteUNetModel"],
+    "hunyuan-video-1.5": CLASSES["HunyuanVideo15Transformer3DModel"],
+    "joyimage": CLASSES["JoyImageEditTransformer3DModel"],
+    "bria-fibo": CLASSES["BriaFiboTransformer2DModel"],
+    "bria-fibo-2": CLASSES["BriaFibo2Transformer2DModel"],
+    "longcat-image": CLASSES["LongCatImageTransformer2DModel"],
+    "bria": CLASSES["BriaTransformer2DModel"],
+    "ovis-image": CLASSES["OvisImageTransformer2DModel"],
+    "motif-video": CLASSES["MotifVideoTransformer3DModel"],
+    "lumina-next": CLASSES["LuminaNextDiT2DModel"],
+    "nucleus-image": CLASSES["NucleusMoEImageTransformer2DModel"],
+    "helios": CLASSES["HeliosTransformer3DModel"],
+    "cosmos-diffusers": CLASSES["CosmosTransformer3DModel"],
+    "sana-video": CLASSES["SanaVideoTransformer3DModel"],
+    "allegro": CLASSES["AllegroTransformer3DModel"],
+    "latte": CLASSES["LatteTransformer3DModel"],
+    "mochi-diffusers": CLASSES["MochiTransformer3DModel"],
+    "hunyuan-dit-diffusers": CLASSES["HunyuanDiT2DModel"],
+    "easyanimate": CLASSES["EasyAnimateTransformer3DModel"],
+    "cogview": CLASSES["CogView4Transformer2DModel"],
+    "glm-image": CLASSES["GlmImageTransformer2DModel"],
+    "ernie-image": CLASSES["ErnieImageTransformer2DModel"],
+    "kandinsky6": CLASSES["Kandinsky6Transformer3DModel"],
+    "kandinsky5": CLASSES["Kandinsky5Transformer3DModel"],
+    "ideogram4": CLASSES["Ideogram4Transformer2DModel"],
+    "omnigen": CLASSES["OmniGenTransformer2DModel"],
+    "prx": CLASSES["PRXTransformer2DModel"],
+    "minimax-h3": CLASSES["MiniMaxH3Transformer3DModel"],
+    "amused": CLASSES["UVit2DModel"],
+    "cascade": CLASSES["StableCascadeUNet"],
     # members of a family
     "flux1-fill": flux(384),
     "flux1-control": flux(128),
@@ -154,6 +213,7 @@ CASES: dict[str, Tensors] = {
     "sd3.5-large": sd3(blocks=38, qk_norm=True),
     "sd3.5-medium": sd3(blocks=24, qk_norm=True, second=True),
     "sd3-medium": sd3(blocks=24),
+    "wan-animate": CLASSES["WanAnimateTransformer3DModel"],
     "wan-vace": {**wan(5120, 16), "vace_blocks.0.self_attn.q.weight": W},
     "wan-i2v-14b": wan(5120, 36),
     "wan-ti2v-5b": wan(3072, 48),
@@ -166,6 +226,11 @@ CASES: dict[str, Tensors] = {
     "depth": unet(1024, channels=5, linear=True),
     "upscaling": unet(1024, channels=7, linear=True),
     "distilled-sdxl": unet(2048, blocks=8, label=2816, linear=True),
+    "no-middle": {**unet(768), "model.diffusion_model.output_blocks.0.0.in_layers.0.weight": (1280,)},
+    "gligen-inside": {
+        **unet(768), "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.fuser.linear.weight": (320, 768)
+    },
+    "motion-inside": CLASSES["UNetMotionModel"],
     "v-pred": {**unet(2048, blocks=8, label=2816), "v_pred": ()},
     "ztsnr": {**unet(2048, blocks=8, label=2816), "ztsnr": ()},
     "edm-v": {**unet(2048, blocks=8, label=2816), "edm_vpred.sigma_max": ()},
@@ -174,9 +239,22 @@ CASES: dict[str, Tensors] = {
     "quantised": {**flux(), "double_blocks.0.img_mod.lin.weight_scale": ()},
     # other parts
     "controlnet-flux": plain("controlnet_blocks.0.weight", "controlnet_x_embedder.weight"),
-    "controlnet-sd3": plain(
-        "controlnet_blocks.0.weight", "pos_embed.proj.weight", "transformer_blocks.0.attn.add_q_proj.weight"
-    ),
+    "controlnet-sd3": CLASSES["SD3ControlNetModel"],
+    "unet-with-controlnet-xs": CLASSES["UNetControlNetXSModel"],
+    "controlnet-hunyuan-dit": CLASSES["HunyuanDiT2DControlNetModel"],
+    "controlnet-sana": CLASSES["SanaControlNetModel"],
+    "controlnet-z-image": CLASSES["ZImageControlNetModel"],
+    "controlnet-cosmos": CLASSES["CosmosControlNetModel"],
+    "controlnet-union": CLASSES["ControlNetUnionModel"],
+    "sparsectrl": CLASSES["SparseControlNetModel"],
+    "controlnet-xs-sd1": xs(768),
+    "controlnet-xs-sd2": xs(1024),
+    "controlnet-xs-sdxl": xs(2048),
+    "control-lora-sd1": control_lora(768),
+    "control-lora-sd2": control_lora(1024),
+    "control-lora-sdxl": control_lora(2048),
+    "control-lllite-sd1": lllite(768),
+    "control-lllite-sdxl": lllite(2048),
     "controlnet-qwen-image": plain("controlnet_blocks.0.weight", "transformer_blocks.0.img_mod.1.weight"),
     "controlnet-other": plain("control_layers.0.attention.qkv.weight"),
     "controlnet-sd1": control(768),
@@ -185,20 +263,52 @@ CASES: dict[str, Tensors] = {
     "controlnet-unknown": control(99),
     "control-lora": {**lora(("input_blocks.1.0.in_layers.2", 8, 8)), "lora_controlnet": ()},
     "control-lllite": lora(("lllite_unet_input_blocks_4_1_attn1_to_q", 8, 8)),
-    "t2i-adapter": plain("adapter.body.0.block1.weight", "adapter.conv_in.weight"),
+    "t2i-adapter": {"adapter.body.0.block1.weight": (8, 8, 3, 3), "adapter.conv_in.weight": (320, 99, 3, 3)},
+    "t2i-adapter-sd1": CLASSES["T2IAdapter"],
+    "t2i-adapter-sdxl": {"body.0.block1.weight": (8, 8, 3, 3), "conv_in.weight": (320, 768, 3, 3)},
+    "redux": CLASSES["ReduxImageEncoder"],
+    "t2i-style": {"style_embedding": (1, 8, 1024), "transformer_layes.0.ln_1.weight": (8,), "proj": (1024, 768)},
+    "ip-adapter-sd2": {"ip_adapter.1.to_k_ip.weight": (320, 1024)},
+    "ip-adapter-flux": plain("double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight"),
+    "gligen": {
+        "output_blocks.3.1.transformer_blocks.0.fuser.linear.weight": (1280, 768),
+        "position_net.linears.4.weight": (768, 512)
+    },
+    "gligen-other": plain(
+        "output_blocks.3.1.transformer_blocks.0.fuser.linear.weight", "position_net.linears.4.weight"
+    ),
+    "hypernetwork": plain("768.0.linear.0.weight", "768.1.linear.0.weight"),
     "ip-adapter-sdxl": {"ip_adapter.1.to_k_ip.weight": (640, 2048), "image_proj.norm.weight": (8,)},
     "ip-adapter-sd1": {"ip_adapter.1.to_k_ip.weight": (320, 768)},
     "ip-adapter": {"ip_adapter.1.to_k_ip.weight": (320, 99), "image_proj.norm.weight": (8,), "x.y.z": W},
     "motion-module-sd1": plain("down_blocks.3.motion_modules.0.temporal_transformer.proj_in.weight"),
     "motion-module-sdxl": plain("down_blocks.2.motion_modules.0.temporal_transformer.proj_in.weight"),
     "motion-module": plain("up_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight"),
-    "vae-flux2": {"decoder.conv_in.weight": (512, 32, 3, 3)},
-    "vae-16": {"decoder.conv_in.weight": (512, 16, 3, 3)},
-    "vae-4": {"decoder.conv_in.weight": (512, 4, 3, 3)},
-    "vae-wan": plain("decoder.middle.0.residual.0.gamma"),
-    "vae-hunyuan-video": {"decoder.conv_in.conv.weight": (512, 16, 3, 3, 3)},
-    "vae-ltx": {"decoder.conv_in.conv.weight": (512, 128, 3, 3, 3)},
-    "vae-sana": plain("decoder.stages.0.0.conv1.weight"),
+    "vae-flux2": {**autoencoder(32), "bn.running_mean": (128,)},
+    "vae-16": autoencoder(16),
+    "vae-4": autoencoder(4),
+    "vae-wan-2.1": CLASSES["AutoencoderKLWan"],
+    "vae-wan-2.2": {**plain("decoder.middle.0.residual.0.gamma"), "decoder.conv1.weight": (1024, 48, 3, 3, 3)},
+    "vae-qwen-image-2": CLASSES["AutoencoderKLQwenImage21"],
+    "vae-hunyuan-video": CLASSES["AutoencoderKLHunyuanVideo"],
+    "vae-hunyuan-video-1.5": CLASSES["AutoencoderKLHunyuanVideo15"],
+    "vae-hunyuan-image": CLASSES["AutoencoderKLHunyuanImage"],
+    "vae-ltx": CLASSES["AutoencoderKLLTXVideo"],
+    "vae-sana": CLASSES["AutoencoderDC"],
+    "vae-deep": plain("decoder.stages.0.0.conv1.weight"),
+    "vae-other-of-videos": CLASSES["AutoencoderVidTok"],
+    "vae-quantised": CLASSES["VQModel"],
+    "vae-asymmetric": CLASSES["AsymmetricAutoencoderKL"],
+    "vae-consistency": CLASSES["ConsistencyDecoderVAE"],
+    "vae-svd": CLASSES["AutoencoderKLTemporalDecoder"],
+    "vae-allegro": CLASSES["AutoencoderKLAllegro"],
+    "vae-easyanimate": CLASSES["AutoencoderKLMagvit"],
+    "vae-cosmos": CLASSES["AutoencoderKLCosmos"],
+    "vae-cogvideox": CLASSES["AutoencoderKLCogVideoX"],
+    "vae-mochi": CLASSES["AutoencoderKLMochi"],
+    "tiny-vae-4": CLASSES["AutoencoderTiny"],
+    "tiny-vae-16": {"decoder.layers.0.weight": (64, 16, 3, 3), "decoder.layers.2.conv.0.weight": (64, 64, 3, 3)},
+    "tiny-vae": plain("1.weight", "3.conv.0.weight"),
     "vae-other": {"decoder.conv_in.weight": (512, 7, 3, 3), "encoder.conv_in.weight": (8, 3, 3, 3)},
     "clip-vision": plain("vision_model.encoder.layers.0.mlp.fc1.weight"),
     "clip-text": plain("text_model.encoder.layers.0.self_attn.q_proj.weight"),
@@ -207,6 +317,9 @@ CASES: dict[str, Tensors] = {
     "language-model": plain("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.gate_proj.weight"),
     "esrgan": plain("model.1.sub.0.RDB1.conv1.0.weight"),
     "swinir": plain("layers.0.residual_group.blocks.0.attn.qkv.weight"),
+    "hat": plain("layers.0.residual_group.overlap_attn.q.weight", "conv_first.weight"),
+    "span": plain("block_1.c1_r.sk.weight"),
+    "plksr": plain("feats.1.lk.conv.weight"),
     "compact-upscaler": {"body.0.weight": (64, 3, 3, 3), "body.0.bias": (64,)},
     # adapters
     "on-flux2-modulation": kohya(("double_stream_modulation_img_lin", 8, 8)),

@@ -118,6 +118,10 @@ def near_misses(rule: Rule, look: Look):
     """The look with one condition of the rule broken at a time."""
     for expression in rule.needs:
         yield expression, without(look, look.found(expression))
+    for name, axis, _ in rule.where:
+        if found := look.found(name):
+            changed = {p: frozenset((*s[:axis], 7777, *s[axis + 1 :]) for s in look.shapes[p]) for p in found}
+            yield f"where {name}", replace(look, shapes={**look.shapes, **changed})
     for name, change in (
         (rule.axis and rule.axis[0], lambda s: tuple(size + 1 for size in s)),
         (rule.ratio and rule.ratio[0], lambda s: (s[0] * 3, *s[1:])),

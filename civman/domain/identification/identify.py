@@ -1,11 +1,12 @@
 """What a file is, from its header alone: `identify`, and `facts` with the three witnesses kept apart.
 
-Owns: the order of the questions (adapter? diffusion model? something else?); the answers stand in
-`civman.domain.identification.rules`. The tensors decide. The file's metadata is asked only where several families share
-one layout, and what contradicts the tensors is said, never believed.
+Owns: the order of the questions (adapter? diffusion model? something else?); the answers are the rules listed in
+`civman.domain.identification.rule_tables`. The tensors decide. The file's metadata chooses only among the families that
+the tensors allow; what contradicts the tensors is reported and not believed.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -33,14 +34,6 @@ _FAMILIES = {
     "F8_E4M3": Precision.FP8, "F8_E5M2": Precision.FP8, "F8_E4M3FNUZ": Precision.FP8, "F8_E5M2FNUZ": Precision.FP8,
     "F4": Precision.FP4, "I8": Precision.INT8, "U8": Precision.INT8,
 }  # fmt: skip
-_LATENT = {
-    Architecture.SD1: 4, Architecture.SD2: 4, Architecture.SDXL: 4, Architecture.SDXL_REFINER: 4,
-    Architecture.KOLORS: 4, Architecture.PIXART: 4, Architecture.AURAFLOW: 4, Architecture.HUNYUAN_DIT: 4,
-    Architecture.SD3: 16, Architecture.FLUX1: 16, Architecture.CHROMA: 16, Architecture.Z_IMAGE: 16,
-    Architecture.LUMINA2: 16, Architecture.HIDREAM: 16, Architecture.FLUX2: 32, Architecture.QWEN_IMAGE: 16,
-    Architecture.WAN: 16, Architecture.ANIMA: 16, Architecture.HUNYUAN_VIDEO: 16, Architecture.LTX_VIDEO: 128,
-}  # fmt: skip
-"""Channels of the latent picture. Source: the models' own configurations."""
 
 
 def identify(header: Header, said: Claims | None = None) -> Identity:
@@ -58,14 +51,19 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
     for question in (_embedding, _control, _diffusion_model, _other_part):
         if found := question(base, header, said):
             return found
-    return replace(base, reasons=("no rule knows these tensor names",))
+    reasons = ["no rule knows these tensor names"]
+    if said.architecture is not Architecture.UNKNOWN:
+        reasons.append(f"its metadata says {said.base}, which no tensor confirms")
+    return replace(base, reasons=tuple(reasons))
 
 
 def _adapter(base: Identity, shapes: Mapping[str, Shape], deltas: Deltas, said: Claims) -> Identity:
-    names = Look.names([*deltas.loose, *(delta.module for delta in deltas.modules)])
-    special = rules.first([rule for rule in rule_tables.PARTS if rule.id.startswith("control-l")], names)
-    if special:
-        return _spoken(replace(base, kind=special.kind or Kind.UNKNOWN), special, said)
+    if any(name == "lora_controlnet" or name.startswith("lllite_") for name in shapes):
+        special = rules.first(
+            [rule for rule in rule_tables.PARTS if rule.id.startswith("control-l")], Look.at(shapes.items())
+        )
+        if special:
+            return _spoken(replace(base, kind=special.kind or Kind.UNKNOWN), special, said)
     kinds = Counter(delta.kind for delta in deltas.modules)
     kind = max(kinds, key=lambda item: (kinds[item], str(item)))
     flags = ["conv"] if any(delta.is_conv for delta in deltas.modules) else []
@@ -84,7 +82,14 @@ def _adapter(base: Identity, shapes: Mapping[str, Shape], deltas: Deltas, said: 
         reasons=(f"{len(deltas.modules)} modules written as {kind}",),
     )  # fmt: skip
     rule = rules.first(rule_tables.ADAPTED, look)
-    return _spoken(identity, rule, said) if rule else identity
+    if rule is not None:
+        return _spoken(identity, rule, said)
+    if said.architecture is Architecture.UNKNOWN:
+        return identity
+    words = f"no rule knows the modules that it changes; its metadata says {said.base}"
+    return replace(
+        identity, architecture=said.architecture, confidence=Confidence.LIKELY, reasons=(*identity.reasons, words)
+    )
 
 
 _FLAT = (Adapter.LOHA, Adapter.LOKR)
@@ -151,7 +156,13 @@ def _embedding(base: Identity, header: Header, _: Claims) -> Identity | None:
     )  # fmt: skip
 
 
-_CONTROL = ("control_model.", "controlnet_", "input_hint_block.", "zero_convs.", "control_layers.")
+_CONTROL = (
+    "control_model.", "controlnet_", "input_hint_block.", "zero_convs.", "control_layers.", "control_blocks.",
+    "ctrl_conv_in.",
+)  # fmt: skip
+_CONTROL_RULES = frozenset(
+    rule.id for rule in rule_tables.PARTS if rule.id.startswith(("controlnet-", "unet-with-", "sparsectrl"))
+)
 
 
 def _control(base: Identity, header: Header, said: Claims) -> Identity | None:
@@ -160,11 +171,11 @@ def _control(base: Identity, header: Header, said: Claims) -> Identity | None:
         return None
     ldm = any(name.startswith("control_model.") for name in shapes)
     inner = {name.removeprefix("control_model."): shape for name, shape in shapes.items()}
-    rule = rules.first([rule for rule in rule_tables.PARTS if rule.kind is Kind.CONTROLNET], Look.at(inner.items()))
+    rule = rules.first([rule for rule in rule_tables.PARTS if rule.id in _CONTROL_RULES], Look.at(inner.items()))
     if rule is None:
         return None
     form = KeyFormat.LDM if ldm or "input_blocks.0.0.weight" in inner else KeyFormat.DIFFUSERS
-    return _spoken(replace(base, kind=Kind.CONTROLNET, key_format=form), rule, said)
+    return _spoken(replace(base, kind=rule.kind or Kind.CONTROLNET, key_format=form), rule, said)
 
 
 def _diffusion_model(base: Identity, header: Header, said: Claims) -> Identity | None:
@@ -181,7 +192,7 @@ def _diffusion_model(base: Identity, header: Header, said: Claims) -> Identity |
         has_diffusion_model=True, has_vae=bool(roots & {"first_stage_model", "vae"}),
         has_text_encoder=bool(texts) or bool(roots & {"text_encoders", "cond_stage_model", "conditioner"}),
         text_widths=_text_widths(texts), context_width=max(cross, default=None),
-        latent_channels=_LATENT.get(rule.says),
+        latent_channels=_latent_channels(rule, look),
     )  # fmt: skip
     identity = _spoken(identity, rule, said)
     member = rules.first([rule for rule in rule_tables.VARIANTS if rule.says is identity.architecture], look)
@@ -200,32 +211,97 @@ def _diffusion_model(base: Identity, header: Header, said: Claims) -> Identity |
     return identity
 
 
+def _latent_channels(rule: Rule, look: Look) -> int | None:
+    """The channels that the model's last layer (or its first) shows; None where the table has no row for it."""
+    for spoken, name, axis, pixels in rule_tables.LATENT:
+        if rule.id in spoken or rule.says in spoken:
+            sizes = {shape[axis] for found in look.found(name) for shape in look.shapes[found] if len(shape) > 1}
+            return sizes.pop() // pixels if len(sizes) == 1 else None
+    return None
+
+
 def _other_part(base: Identity, header: Header, said: Claims) -> Identity | None:
     inner = {
         name.removeprefix("first_stage_model.").removeprefix("vae."): shape for name, shape in header.shapes.items()
     }
     look = Look.at(inner.items())
+    if rule := rules.first(rule_tables.VAES, look):
+        return _spoken(_autoencoder(base, rule, look, inner), rule, said)
     rule = rules.first(rule_tables.PARTS, look)
     if rule is None:
         return None
-    form = KeyFormat.UNKNOWN
-    latent = None
-    if rule.kind is Kind.VAE:
-        diffusers = look.has(r"^(de|en)coder\.(mid_block|up_blocks|down_blocks)\.")
-        form = KeyFormat.DIFFUSERS if diffusers else KeyFormat.LDM
-        if form is KeyFormat.LDM and rule.says in (Architecture.FLUX1, Architecture.FLUX2):
-            form = KeyFormat.BFL
-        heads = [inner[name] for name in ("decoder.conv_in.weight", "decoder.conv_in.conv.weight") if name in inner]
-        latent = heads[0][1] if heads and len(heads[0]) > 1 else None
-    return _spoken(replace(base, kind=rule.kind or Kind.UNKNOWN, key_format=form, latent_channels=latent), rule, said)
+    identity = _spoken(replace(base, kind=rule.kind or Kind.UNKNOWN), rule, said)
+    scale = upscaler_scale(rule.variant, inner) if rule.kind is Kind.UPSCALER else None
+    return replace(identity, variant=f"{rule.variant} x{scale}") if scale else identity
+
+
+_LATENT_IN = ("decoder.conv_in.weight", "decoder.conv_in.conv.weight", "decoder.conv1.weight")
+_TINY_IN = r"^decoder\.layers\.#\.weight$"
+_RISES = r"^decoder\.up(_blocks)?\.#\.(upsample|upsamplers\.#)\.(conv\.)?conv\.weight$"
+_TOLD_BY_LEVELS = frozenset({
+    Architecture.SD, Architecture.FLUX1, Architecture.FLUX2, Architecture.COGVIDEOX, Architecture.HUNYUAN_VIDEO,
+})  # fmt: skip
+"""Autoencoders that enlarge by two at each level and nowhere else."""
+
+
+def _autoencoder(base: Identity, rule: Rule, look: Look, tensors: Mapping[str, Shape]) -> Identity:
+    diffusers = look.has(r"^(de|en)coder\.(mid_block|up_blocks|down_blocks)\.")
+    form = KeyFormat.DIFFUSERS if diffusers else KeyFormat.LDM
+    if form is KeyFormat.LDM and rule.says in (Architecture.FLUX1, Architecture.FLUX2):
+        form = KeyFormat.BFL
+    heads = [tensors[name] for name in _LATENT_IN if name in tensors]
+    channels = {shape[1] for shape in heads[:1] if len(shape) > 1}
+    if rule.kind is Kind.TINY_VAE:
+        channels = {shape[1] for name in look.found(_TINY_IN) for shape in look.shapes[name]} - {64}
+    # One level never enlarges: the first in LDM's count, which starts at 0 there, the last in that of diffusers.
+    rises = [look.tops[pattern] for pattern in look.found(_RISES)] if rule.says in _TOLD_BY_LEVELS else []
+    scale = 2 ** (max(rises) + (1 if diffusers else 0)) if rises and max(rises) < 8 else None
+    return replace(
+        base, kind=rule.kind or Kind.VAE, key_format=form, downscale=scale,
+        latent_channels=channels.pop() if len(channels) == 1 else None,
+    )  # fmt: skip
+
+
+def upscaler_scale(architecture: str, tensors: Mapping[str, Shape]) -> int | None:
+    """How many times larger an upscaler makes a picture, where its shapes tell.
+
+    Source: the published models' code (ESRGAN's two layouts, SwinIR's and HAT's pixel shuffle, SRVGG's last layer).
+    """
+
+    def size(name: str, axis: int) -> int:
+        shape = tensors.get(name, ())
+        return shape[axis] if len(shape) > axis else 0
+
+    def whole_root(number: float) -> int | None:
+        root = round(math.sqrt(number)) if number > 0 else 0
+        return root if root and root * root == number else None
+
+    if architecture == "esrgan" and (channels := size("conv_first.weight", 1)):
+        folded = whole_root(channels / 3)
+        rises = sum(f"conv_up{number}.weight" in tensors for number in (1, 2, 3))
+        rises = rises or sum(f"upconv{number}.weight" in tensors for number in (1, 2, 3))
+        return 2**rises // folded if folded and 2**rises % folded == 0 else None
+    if architecture == "esrgan":
+        layers = [int(name.split(".")[1]) for name in tensors if re.fullmatch(r"model\.\d{1,2}\.weight", name)]
+        return 2 ** ((max(layers) - 4) // 3) if layers and max(layers) in (4, 7, 10, 13) else None
+    if architecture in ("swinir", "hat"):
+        stages = [name for name in tensors if re.fullmatch(r"upsample\.\d{1,2}\.weight", name)]
+        if "conv_before_upsample.0.weight" not in tensors:
+            return whole_root(size("upsample.0.weight", 0) / 3)
+        return 3 if any(size(name, 0) == 9 * size(name, 1) for name in stages) else 2 ** len(stages)
+    if architecture == "compact":
+        last = max((int(name.split(".")[1]) for name in tensors if name.split(".")[1].isdecimal()), default=0)
+        return whole_root(size(f"body.{last}.weight", 0) / 3)
+    return None
 
 
 def _spoken(identity: Identity, rule: Rule, said: Claims) -> Identity:
-    """The identity with what a rule says; the metadata chooses among families that share the layout."""
-    architecture, why = rule.says, [rule.why]
-    confidence = Confidence.LIKELY if rule.also else Confidence.CERTAIN
-    if rule.also and said.architecture in rule.also and identity.kind is Kind.ADAPTER:
+    """The identity with what a rule says; the metadata chooses among the families that look the same."""
+    architecture, why, also = rule.says, [rule.why], rule.also
+    confidence = Confidence.LIKELY if rule.also or rule.flag == "thin" else Confidence.CERTAIN
+    if said.architecture in rule.also:
         architecture = said.architecture
+        also = tuple(family for family in (rule.says, *rule.also) if family not in (architecture, Architecture.UNKNOWN))
         why.append(f"its metadata says {said.base}")
     elif rule.also:
         why.append(f"{', '.join(rule.also)} look the same")
@@ -234,7 +310,7 @@ def _spoken(identity: Identity, rule: Rule, said: Claims) -> Identity:
     flags = (*identity.flags, rule.flag) if rule.flag else identity.flags
     return replace(
         identity, architecture=architecture, confidence=confidence, variant=rule.variant or identity.variant,
-        flags=flags, rules=(*identity.rules, rule.id), reasons=(*identity.reasons, "; ".join(why)),
+        also=also, flags=flags, rules=(*identity.rules, rule.id), reasons=(*identity.reasons, "; ".join(why)),
     )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 A rule looks at *patterns*: tensor names (or, for adapters, module names written with underscores) without their
 prefix, numbers between dots (or, there, underscores) replaced by `#`, one per line. `needs` and `lacks` are regular
-expressions on those lines; `axis`, `ratio`, `dims`, `top` and `depth` look at shapes and at the highest number. The
-rules themselves stand in `civman.domain.identification.rule_tables`.
+expressions on those lines: the evidence for the answer and what contradicts it. `axis`, `where`, `ratio`, `dims`,
+`top` and `depth` look at shapes and at the highest number. The rules themselves are listed in
+`civman.domain.identification.rule_tables`.
 """
 
 import re
@@ -103,7 +104,7 @@ _INNER = "transformer_blocks"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What to look for and what it says. `also`: families whose tensors may look the same."""
+    """What a file must have, what it must not have, and what it then is. `also`: families that look the same."""
 
     id: str
     says: Architecture
@@ -112,6 +113,8 @@ class Rule:
     lacks: tuple[str, ...] = ()
     axis: tuple[str, int, tuple[int, ...]] | None = None
     """(pattern, axis, sizes): some matching tensor has one of these sizes there."""
+    where: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    """(pattern, axis, sizes): every matching tensor of two axes or more has one of these sizes there."""
     ratio: tuple[str, float, float] | None = None
     """(pattern, from, below): size out divided by size in of some matching tensor."""
     dims: tuple[str, int] | None = None
@@ -134,6 +137,9 @@ class Rule:
         if self.axis:
             name, axis, sizes = self.axis
             if not any(len(shape) > axis and shape[axis] in sizes for shape in _shapes(look, name)):
+                return False
+        for name, axis, sizes in self.where:
+            if any(len(shape) > max(axis, 1) and shape[axis] not in sizes for shape in _shapes(look, name)):
                 return False
         if self.ratio:
             name, least, below = self.ratio

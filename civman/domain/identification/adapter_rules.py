@@ -1,0 +1,123 @@
+"""Rules that tell which family's weights an adapter changes, by module names and widths.
+
+The first rule that holds wins, so special ones stand before general ones.
+
+Source: layouts as the model authors' and trainers' public code writes them.
+"""
+
+from civman.domain.architecture import Architecture
+from civman.domain.identification.rules import Rule
+
+A = Architecture
+
+_UNET = r"^(input_blocks|down_blocks|output_blocks|up_blocks|middle_block|mid_block)[._]"
+_SD = (A.SD1, A.SD2, A.SDXL, A.SDXL_REFINER, A.KOLORS)
+
+_DIT_WIDTH = r"^double_blocks_#_(img|txt)_(attn_(qkv|proj)|mod_lin(ear)?)$"
+_NUMBERED = r"^(layers|noise_refiner|context_refiner)_#_"
+_JOINT = r"^transformer_blocks_#_attn_(to_[qkv]|to_out_#|add_[qkv]_proj|to_add_out)$"
+CROSS_KV = r"attn2_to_[kv]$"
+_DOUBLE = r"^(double|single)_blocks_#_"
+
+ADAPTED: tuple[Rule, ...] = (
+    Rule("on-flux2-modulation", A.FLUX2, "names of Flux.2's blocks",
+         needs=(r"^(double|single)_stream_modulation|^single_transformer_blocks_#_attn_to_qkv_mlp_proj",)),
+    Rule("on-chroma", A.CHROMA, "changes the distilled guidance layer", needs=(r"^distilled_guidance_layer_",)),
+    Rule("on-flux2-single", A.FLUX2, "single blocks nine times as wide inside", needs=(r"^single_blocks_#_linear1$",),
+         ratio=(r"^single_blocks_#_linear1$", 8.5, 9.5)),
+    Rule("on-flux2-double", A.FLUX2, "double blocks with a gated sixfold layer",
+         ratio=(r"^double_blocks_#_(img|txt)_mlp_#$", 5.5, 6.5)),
+    Rule("on-flux2-width", A.FLUX2, "double blocks, 6144 or 4096 wide", axis=(_DIT_WIDTH, 1, (6144, 4096))),
+    Rule("on-hunyuan-image", A.HUNYUAN_IMAGE, "double blocks, 3584 wide", axis=(_DIT_WIDTH, 1, (3584,))),
+    Rule("on-hunyuan-video", A.HUNYUAN_VIDEO, "double blocks with Hunyuan's names",
+         needs=(r"^double_blocks_#_(img|txt)_(mlp_fc\d|mod_linear)$|token_refiner|^single_blocks_#_modulation_linear$",)),
+    Rule("on-hunyuan-video-single", A.HUNYUAN_VIDEO, "more single blocks than Flux.1 has",
+         needs=(_DOUBLE + "|^single_transformer_blocks_#_attn_to_q$",), lacks=(r"^joint_transformer_blocks",),
+         top=(r"^(single_blocks|single_transformer_blocks)_#", 38, 39)),
+    Rule("on-hunyuan-video-double", A.HUNYUAN_VIDEO, "more double blocks than Flux.1 has",
+         top=(r"^double_blocks_#", 19, 19)),
+    Rule("on-flux1-modulation", A.FLUX1, "changes the modulation of Flux.1's blocks",
+         needs=(r"^(double_blocks_#_(img|txt)_mod_lin|single_blocks_#_modulation_lin)$",)),
+    Rule("on-flux1", A.FLUX1, "names of Flux.1's double and single blocks", needs=(_DOUBLE,),
+         also=(A.CHROMA, A.HUNYUAN_VIDEO, A.FLUX2)),
+    Rule("on-sd3.5-large", A.SD3, "joint blocks, 2432 wide", needs=(r"^joint_blocks_#_",), variant="3.5-large",
+         axis=(r"^joint_blocks_#_", 1, (2432,))),
+    Rule("on-sd3", A.SD3, "joint blocks", needs=(r"^joint_blocks_#_",)),
+    Rule("on-auraflow", A.AURAFLOW, "double and single layers",
+         needs=(r"^(double_layers|single_layers|joint_transformer_blocks)_#_",)),
+    Rule("on-hidream", A.HIDREAM, "double and single stream blocks",
+         needs=(r"^(double_stream_blocks|single_stream_blocks)_#_",)),
+    Rule("on-flux1-diffusers", A.FLUX1, "joint and single transformer blocks",
+         needs=(r"^single_transformer_blocks_#_(attn_to_|proj_mlp|proj_out|norm_linear)",),
+         also=(A.CHROMA, A.HUNYUAN_VIDEO)),
+    Rule("on-qwen-image", A.QWEN_IMAGE, "joint blocks with separate picture and text layers",
+         needs=(r"^transformer_blocks_#_(img|txt)_(mod|mlp)_",)),
+    Rule("on-qwen-image-depth", A.QWEN_IMAGE, "more joint blocks than Flux.1 has, 3072 wide",
+         needs=(_JOINT,), axis=(_JOINT, 1, (3072,)), top=(_JOINT, 19, 59)),
+    Rule("on-sd3-joint", A.SD3, "joint transformer blocks, 1536 or 2432 wide", axis=(_JOINT, 1, (1536, 2432))),
+    Rule("on-flux1-joint", A.FLUX1, "joint blocks with plain feed-forward layers, 3072 wide", axis=(_JOINT, 1, (3072,)),
+         needs=(r"^transformer_blocks_#_(ff_net_#|ff_context_net_#|norm1_linear|norm1_context_linear)",)),
+    Rule("on-qwen-bare", A.QWEN_IMAGE, "joint blocks named without a prefix, 3072 wide, as Qwen-Image's trainers do",
+         needs=(_JOINT, r"^:bare$"), axis=(_JOINT, 1, (3072,)), also=(A.FLUX1,)),
+    Rule("on-joint", A.UNKNOWN, "joint blocks that Flux.1 and Qwen-Image share", axis=(_JOINT, 1, (3072,)),
+         also=(A.FLUX1, A.QWEN_IMAGE)),
+    Rule("on-ltx2", A.LTX2, "sound and picture attention",
+         needs=(r"audio_attn|audio_to_video|video_to_audio|^av_ca_",)),
+    Rule("on-anima-adapter", A.ANIMA, "changes the adapter for a language model", needs=(r"^llm_adapter_",)),
+    Rule("on-anima", A.ANIMA, "Cosmos blocks, 2048 wide, as Anima's", also=(A.COSMOS,),
+         axis=(r"^blocks_#_(self_attn|cross_attn)_([qkv]|output)_proj$|^blocks_#_mlp_layer1$", 1, (2048,))),
+    Rule("on-cosmos", A.COSMOS, "Cosmos blocks", also=(A.ANIMA,),
+         needs=(r"^blocks_#_(self_attn|cross_attn)_output_proj$|^blocks_#_mlp_layer\d$|^blocks_#_adaln_modulation_",)),
+    Rule("on-wan-14b", A.WAN, "video blocks, 5120 wide", variant="14b",
+         axis=(r"^blocks_#_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv])$", 1, (5120,))),
+    Rule("on-wan-1.3b", A.WAN, "video blocks, 1536 wide", variant="1.3b",
+         axis=(r"^blocks_#_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv])$", 1, (1536,))),
+    Rule("on-wan-5b", A.WAN, "video blocks, 3072 wide", variant="5b",
+         axis=(r"^blocks_#_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv])$", 1, (3072,))),
+    Rule("on-wan", A.WAN, "names of Wan's blocks",
+         needs=(r"^blocks_#_((self_attn|cross_attn)_[qkvo]|ffn_#|ffn_net_#(_proj)?)$",)),
+    Rule("on-z-image", A.Z_IMAGE, "refiner and main layers, 3840 wide", axis=(_NUMBERED, 1, (3840,))),
+    Rule("on-lumina2", A.LUMINA2, "refiner and main layers, 2304 wide", axis=(_NUMBERED, 1, (2304,))),
+    Rule("on-z-image-names", A.Z_IMAGE, "layers with `attention.to_q`", needs=(_NUMBERED + r"attention_to_[qkv]$",)),
+    Rule("on-lumina2-names", A.LUMINA2, "layers with `attn.to_q`", needs=(_NUMBERED + r"attn_to_[qkv]$",)),
+    Rule("on-hunyuan-dit", A.HUNYUAN_DIT, "names of Hunyuan-DiT's blocks",
+         needs=(r"^blocks_#_(attn1_Wqkv|attn2_(kv|q)_proj)$",)),
+    Rule("on-mochi", A.MOCHI, "asymmetric attention", needs=(r"^blocks_#_attn_(qkv|proj)_[xy]$",)),
+    Rule("on-sana", A.SANA, "linear attention with convolutions",
+         needs=(r"^blocks_#_cross_attn_q_linear$|_ff_conv_(inverted|depth|point)$",), lacks=(r"cross_attn_kv_linear",)),
+    Rule("on-pixart", A.PIXART, "cross-attention with a joint key-value layer",
+         needs=(r"^blocks_#_cross_attn_kv_linear$",)),
+    Rule("on-pixart-diffusers", A.PIXART, "transformer blocks, 1152 wide",
+         axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (1152,))),
+    Rule("on-ltx", A.LTX_VIDEO, "transformer blocks, 2048 or 4096 wide", also=(A.COSMOS,),
+         axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (2048, 4096)), needs=(r"^transformer_blocks_#_attn2_",)),
+    Rule("on-cogvideox", A.COGVIDEOX, "transformer blocks of joint attention, 1920 or 3072 wide",
+         axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (1920, 3072)), lacks=(r"^transformer_blocks_#_attn2_",)),
+    Rule("on-svd", A.SVD, "time-mixing blocks inside a UNet", needs=(r"temporal_transformer_blocks_#|time_stack",)),
+    Rule("on-sdxl", A.SDXL, "cross-attention to 2048-wide text", needs=(_UNET,), axis=(CROSS_KV, 1, (2048,)),
+         also=(A.KOLORS,)),
+    Rule("on-refiner", A.SDXL_REFINER, "cross-attention to 1280-wide text", needs=(_UNET,),
+         axis=(CROSS_KV, 1, (1280,))),
+    Rule("on-sd2", A.SD2, "cross-attention to 1024-wide text", needs=(_UNET,), axis=(CROSS_KV, 1, (1024,))),
+    Rule("on-sd1", A.SD1, "cross-attention to 768-wide text", needs=(_UNET,), axis=(CROSS_KV, 1, (768,))),
+    Rule("on-sdxl-depth", A.SDXL, "up to ten transformer blocks in one attention", needs=(_UNET,), depth=(4, 9)),
+    Rule("on-sdxl-te2", A.SDXL, "a UNet with two text encoders", needs=(_UNET, r"^:te2$")),
+    Rule("on-sd2-text", A.SD2, "a UNet with a 1024-wide text encoder", needs=(_UNET,),
+         axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (1024,))),
+    Rule("on-sd1-text", A.SD1, "a UNet with one 768-wide text encoder", needs=(_UNET, r"^:single-text$"),
+         axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (768,))),
+    Rule("on-sd1-layout", A.SD1, "attention projected by 1x1 convolutions, as SD 1.x has it", needs=(_UNET,),
+         dims=(r"attentions_#_proj_(in|out)$|blocks?_#_#_proj_(in|out)$", 4)),
+    Rule("on-sd2-layout", A.SD2, "attention on the first level, projected by linear layers, as SD 2.x has it",
+         needs=(r"^:level0$",), dims=(r"attentions_#_proj_(in|out)$|blocks?_#_#_proj_(in|out)$", 2)),
+    Rule("on-sd-layout", A.UNKNOWN, "attention on the first level, as SD 1.x and 2.x have it", needs=(r"^:level0$",),
+         also=(A.SD1, A.SD2)),
+    Rule("on-unet", A.UNKNOWN, "names of a UNet and nothing that tells which", needs=(_UNET,), also=_SD),
+    Rule("on-text-sdxl", A.SDXL, "the second text encoder, 1280 wide", needs=(r"^:te2$",),
+         axis=(r"^:te2_.*self_attn_[kqv]_proj$", 1, (1280,)), also=(A.SD3,)),
+    Rule("on-text-sd1", A.SD1, "a single 768-wide text encoder", needs=(r"^:only-text$",),
+         axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (768,))),
+    Rule("on-text-sd2", A.SD2, "a single 1024-wide text encoder", needs=(r"^:only-text$",),
+         axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (1024,))),
+)  # fmt: skip
+"""Whose weights an adapter changes. Names that start with `:` are added by `identify`: see `_adapter_look` there."""

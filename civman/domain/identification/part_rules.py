@@ -1,0 +1,131 @@
+"""Rules for files that are no diffusion model, no autoencoder and no LoRA: ControlNets, picture adapters and others.
+
+The first rule that holds wins, so special ones stand before general ones.
+
+Source: layouts as the model authors' public code, diffusers and ComfyUI write them.
+"""
+
+from civman.domain.architecture import Architecture, Kind
+from civman.domain.identification.backbone_rules import CROSS
+from civman.domain.identification.rules import Rule
+
+A = Architecture
+C = Kind.CONTROLNET
+
+_HINT = r"^(controlnet_cond_embedding|input_hint_block|zero_convs|controlnet_down_blocks)\."
+_BLOCKS = r"^controlnet_blocks\.#"
+_MOTION = r"motion_modules\.#\.(temporal_transformer|transformer_blocks)\."
+
+_CONTROLNETS: tuple[Rule, ...] = (
+    Rule("unet-with-controlnet-xs", A.UNKNOWN, "a UNet with ControlNet-XS inside", kind=Kind.CHECKPOINT,
+         needs=(r"^ctrl_conv_in\.", r"^base_conv_in\.")),
+    Rule("controlnet-qwen-image", A.QWEN_IMAGE, "control blocks beside Qwen-Image's", kind=C,
+         needs=(_BLOCKS, r"^transformer_blocks\.#\.img_mod\.")),
+    Rule("controlnet-flux", A.FLUX1, "control blocks beside Flux's", kind=C,
+         needs=(_BLOCKS, r"^(single_transformer_blocks|double_blocks|controlnet_x_embedder)"),
+         lacks=(r"^transformer_blocks\.#\.img_mod\.", r"^time_embed\.", r"token_refiner")),
+    Rule("controlnet-sd3", A.SD3, "control blocks beside SD 3's", kind=C,
+         needs=(_BLOCKS, r"^pos_embed(_input)?\.proj\.weight$", r"^transformer_blocks\.#\.attn\.(add_q_proj|to_q)")),
+    Rule("controlnet-hunyuan-dit", A.HUNYUAN_DIT, "control blocks beside Hunyuan-DiT's", kind=C,
+         needs=(_BLOCKS, r"^time_extra_emb\.")),
+    Rule("controlnet-sana", A.SANA, "control blocks beside Sana's", kind=C,
+         needs=(_BLOCKS, r"^transformer_blocks\.#\.ff\.conv_depth\.")),
+    Rule("controlnet-z-image", A.Z_IMAGE, "control layers, 3840 wide", kind=C,
+         axis=(r"^control_layers\.#\.attention\.(qkv|to_q)\.weight$", 1, (3840,)), lacks=(r"^layers\.#\.",)),
+    Rule("controlnet-cosmos", A.COSMOS, "control blocks beside a patch embedding of Cosmos", kind=C,
+         needs=(r"^control_blocks\.#\.after_proj\.", r"^patch_embed_base\.proj\.")),
+    Rule("controlnet-other", A.UNKNOWN, "control blocks beside transformer blocks", kind=C,
+         needs=(r"^(controlnet_blocks|control_layers|control_blocks)\.#",)),
+    Rule("controlnet-union", A.SDXL, "a UNet's half for several kinds of conditions, 2048 wide", kind=C,
+         variant="union", needs=(_HINT, r"^(task_embedding$|control_add_embedding\.)"), axis=(CROSS, 1, (2048,)),
+         also=(A.KOLORS,)),
+    Rule("sparsectrl", A.SD1, "a UNet's half with motion modules, 768 wide", kind=C, variant="sparsectrl",
+         needs=(r"^(controlnet_cond_embedding|input_hint_block)", _MOTION), axis=(CROSS, 1, (768,))),
+    *(Rule(f"controlnet-xs-{family}", family, f"ControlNet-XS, {width} wide", kind=C, variant="xs",
+           needs=(r"^down_blocks\.#\.base_to_ctrl\.#",), axis=(CROSS, 1, (width,)))
+      for family, width in ((A.SD1, 768), (A.SD2, 1024), (A.SDXL, 2048))),
+    *(Rule(f"controlnet-{family}", family, f"a UNet's half with a condition input, {width} wide", kind=C, also=also,
+           needs=(_HINT,), lacks=(r"motion_modules|temporal", r"base_to_ctrl", r"ctrl_to_base"),
+           axis=(CROSS, 1, (width,)))
+      for family, width, also in ((A.SD1, 768, ()), (A.SD2, 1024, ()), (A.SDXL, 2048, (A.KOLORS,)))),
+    Rule("controlnet-unknown", A.UNKNOWN, "a condition input beside blocks", kind=C,
+         needs=(r"^(controlnet_cond_embedding|input_hint_block|zero_convs)\.",)),
+    *(Rule(f"control-lora-{family}", family, f"a ControlNet written as a LoRA, {width} wide", kind=C, variant="lora",
+           needs=(r"^lora_controlnet$",), axis=(r"attn2\.to_[kv]\.down(\.weight)?$", 1, (width,)))
+      for family, width in ((A.SD1, 768), (A.SD2, 1024), (A.SDXL, 2048))),
+    Rule("control-lora", A.UNKNOWN, "marked as a ControlNet written as a LoRA", kind=C, needs=(r"^lora_controlnet$",),
+         variant="lora"),
+    *(Rule(f"control-lllite-{family}", family, f"control modules on attention, {width} wide", kind=C, variant="lllite",
+           needs=(r"^lllite_unet",), axis=(r"^lllite_.*attn2_to_[kv]\.down\.#\.weight$", 1, (width,)))
+      for family, width in ((A.SD1, 768), (A.SDXL, 2048))),
+    Rule("control-lllite", A.SDXL, "control modules on a UNet's attention", kind=C, variant="lllite",
+         needs=(r"^lllite_unet",), also=(A.SD1,)),
+)  # fmt: skip
+
+_T2I_IN = r"^(adapter\.)?conv_in\.weight$"
+_T2I = (r"^(adapter\.)?body\.#\.((resnets|body)\.#\.)?block1\.weight$",)
+
+_PICTURE_ADAPTERS: tuple[Rule, ...] = (
+    *(Rule(f"t2i-adapter-{family}", family, f"feature extractors for a UNet, pictures folded {fold} times", kind=C,
+           variant="t2i-adapter", needs=_T2I, axis=(_T2I_IN, 1, (fold * fold, 3 * fold * fold)), also=also)
+      for family, fold, also in ((A.SDXL, 16, (A.KOLORS,)), (A.SD1, 8, (A.SD2,)))),
+    Rule("t2i-adapter", A.UNKNOWN, "feature extractors for a UNet", kind=C, needs=_T2I, variant="t2i-adapter",
+         dims=(r"^(adapter\.)?body\.#\.((resnets|body)\.#\.)?block1\.weight$", 4)),
+    Rule("redux", A.FLUX1, "layers between a picture encoder and Flux's text input", kind=Kind.STYLE_MODEL,
+         needs=(r"^redux_down\.weight$",), axis=(r"^redux_up\.weight$", 1, (1152,)), variant="redux"),
+    Rule("t2i-style", A.SD1, "a style model of T2I-Adapter, 768 wide", kind=Kind.STYLE_MODEL, variant="t2i-style",
+         needs=(r"^style_embedding$", r"^transformer_layes\.#\."), axis=(r"^proj$", 1, (768,))),
+    Rule("ip-adapter-sdxl", A.SDXL, "picture attention, 2048 wide", kind=Kind.IP_ADAPTER, also=(A.KOLORS,),
+         axis=(r"^ip_adapter\.#\.to_k_ip\.weight$", 1, (2048,))),
+    Rule("ip-adapter-sd2", A.SD2, "picture attention, 1024 wide", kind=Kind.IP_ADAPTER,
+         axis=(r"^ip_adapter\.#\.to_k_ip\.weight$", 1, (1024,))),
+    Rule("ip-adapter-sd1", A.SD1, "picture attention, 768 wide", kind=Kind.IP_ADAPTER,
+         axis=(r"^ip_adapter\.#\.to_k_ip\.weight$", 1, (768,))),
+    Rule("ip-adapter-flux", A.FLUX1, "picture attention in double blocks", kind=Kind.IP_ADAPTER,
+         needs=(r"^double_blocks\.#\.processor\.ip_adapter_double_stream_k_proj\.",)),
+    Rule("ip-adapter", A.UNKNOWN, "picture attention", kind=Kind.IP_ADAPTER, needs=(r"^(ip_adapter|image_proj)\.",)),
+    *(Rule(f"motion-module-{family}", family, "time-mixing modules alone, for a UNet of this many levels", also=also,
+           kind=Kind.MOTION_MODULE, needs=(_MOTION,), lacks=(r"resnets\.#\.conv1", r"^controlnet_"),
+           top=(r"^down_blocks\.", top, top))
+      for family, top, also in ((A.SD1, 3, (A.SD2,)), (A.SDXL, 2, ()))),
+    Rule("motion-module", A.UNKNOWN, "time-mixing modules alone", kind=Kind.MOTION_MODULE, also=(A.SD1, A.SDXL),
+         needs=(_MOTION,), lacks=(r"resnets\.#\.conv1", r"^controlnet_")),
+    Rule("gligen", A.SD1, "layers that place objects, 768 wide", kind=Kind.GLIGEN, needs=(r"\.fuser\.",),
+         lacks=(r"in_layers|resnets|attn2",), axis=(r"^position_net\.linears\.#\.weight$", 0, (768,))),
+    Rule("gligen-other", A.UNKNOWN, "layers that place objects", kind=Kind.GLIGEN,
+         needs=(r"\.fuser\.", r"^position_net\."), lacks=(r"in_layers|resnets|attn2",)),
+    Rule("hypernetwork", A.UNKNOWN, "pairs of layers for keys and values", kind=Kind.HYPERNETWORK,
+         needs=(r"^#\.#\.linear(1|\.#)\.weight$",), lacks=(r"^(?!#\.#\.linear)",)),
+)  # fmt: skip
+
+_ENCODERS: tuple[Rule, ...] = (
+    Rule("clip-vision", A.UNKNOWN, "a picture encoder", kind=Kind.CLIP_VISION,
+         needs=(r"^(vision_model\.(embeddings|encoder)|visual\.transformer\.resblocks)\.",)),
+    Rule("clip-text", A.UNKNOWN, "CLIP's text encoder", kind=Kind.TEXT_ENCODER,
+         needs=(r"(^|\.)text_model\.encoder\.layers\.#\.self_attn\.q_proj\.weight$",)),
+    Rule("open-clip-text", A.UNKNOWN, "OpenCLIP's text encoder", kind=Kind.TEXT_ENCODER,
+         needs=(r"^(model\.)?transformer\.resblocks\.#\.attn\.in_proj_weight$",)),
+    Rule("t5", A.UNKNOWN, "T5's encoder", kind=Kind.TEXT_ENCODER,
+         needs=(r"^(.*\.)?encoder\.block\.#\.layer\.#\.SelfAttention\.q\.",)),
+    Rule("language-model", A.UNKNOWN, "a language model's layers", kind=Kind.TEXT_ENCODER,
+         needs=(r"(^|\.)layers\.#\.self_attn\.q_proj\.", r"(^|\.)layers\.#\.mlp\.gate_proj\.")),
+)  # fmt: skip
+
+_UPSCALERS: tuple[Rule, ...] = (
+    Rule("esrgan", A.UNKNOWN, "residual-in-residual dense blocks", kind=Kind.UPSCALER, variant="esrgan",
+         needs=(r"(^|\.)[rR][dD][bB]\d\.conv\d(\.#)?\.weight$",)),
+    Rule("hat", A.UNKNOWN, "residual groups with overlapping attention", kind=Kind.UPSCALER, variant="hat",
+         needs=(r"^layers\.#\.residual_group\.overlap_attn\.", r"^conv_first\.")),
+    Rule("swinir", A.UNKNOWN, "residual groups of window attention", kind=Kind.UPSCALER, variant="swinir",
+         needs=(r"^layers\.#\.(residual_group\.blocks|blocks)\.#\.",),
+         lacks=(r"^cap_embedder", r"adaLN", r"overlap_attn", r"^before_RG\.")),
+    Rule("span", A.UNKNOWN, "a swift parameter-free attention network", kind=Kind.UPSCALER, variant="span",
+         needs=(r"^block_1\.c1_r\.sk\.weight$",)),
+    Rule("plksr", A.UNKNOWN, "blocks of partial large kernels", kind=Kind.UPSCALER, variant="plksr",
+         needs=(r"^feats\.#\.lk\.conv\.weight$",)),
+    Rule("compact-upscaler", A.UNKNOWN, "a plain stack of convolutions", kind=Kind.UPSCALER, variant="compact",
+         needs=(r"^body\.#\.weight$",), dims=(r"^body\.#\.weight$", 4), lacks=(r"^(?!body\.#\.)",)),
+)  # fmt: skip
+
+PARTS: tuple[Rule, ...] = (*_CONTROLNETS, *_PICTURE_ADAPTERS, *_ENCODERS, *_UPSCALERS)
+"""What a file is that is neither a diffusion model, an autoencoder nor an adapter of weights."""
