@@ -6,6 +6,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+import tiny_models
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
@@ -100,6 +101,17 @@ def tiny_components(family: str, *, vocabulary: int = 8) -> dict[str, nn.Module]
         zip(("text_encoder", "text_encoder_2"), tiny_text_encoders(family, vocabulary=vocabulary), strict=False)
     )
     return {"unet": tiny_unet(family), **encoders}
+
+
+def ldm_names(unet: nn.Module) -> dict[str, str]:
+    """Each module of a UNet under its original name, by the tests' own table of layouts."""
+    prefixes = tiny_models.unet_prefixes(unet.config)
+    return {
+        name.rpartition(".")[0]: tiny_models.unet_name(name, prefixes)
+        .rpartition(".")[0]
+        .removeprefix("model.diffusion_model.")
+        for name, _ in unet.named_parameters()
+    }
 
 
 class Originals:

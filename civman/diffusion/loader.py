@@ -78,6 +78,13 @@ class LoadedModel:
         """Diffusers' AutoencoderKL."""
         return self.components["vae"]
 
+    @property
+    def unused_layers(self) -> tuple[tuple[str, str], ...]:
+        """Layers that adapters may change and that this family leaves out, as `merge_adapters.apply` takes them."""
+        if self.family is not Family.SD2:
+            return ()
+        return (("te1", f"encoder_layers_{self.configs['text_encoder']['num_hidden_layers']}_"),)
+
     def modules(self, component: str) -> dict[str, nn.Module]:
         """Every submodule of a component by its dotted name, containers included, the component itself not."""
         return {name: module for name, module in self.components[component].named_modules() if name}

@@ -1,24 +1,31 @@
-"""Matching an adapter file against a model: what it acts on, what of it finds nothing, and the report of both.
+"""Matching an adapter file against a loaded model: what it acts on, what of it finds nothing, and the report of both.
 
-Reads names and shapes only, so a misfit is known before any weight is touched.
+Names and shapes are compared by `civman.domain.adapters.module_fit`, as `civman check` and the plan do; here the result
+is turned into what the merge does to each parameter. A misfit is known before any weight is touched.
 """
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
-from civman.diffusion import adapter_names, weight_change
-from civman.diffusion.adapter_formulas import Kind
 from civman.diffusion.tensor_files import TensorFile
+from civman.domain.adapters.adapter_kinds import label
+from civman.domain.adapters.adapter_tensors import Delta, StatedAlphas, read_deltas
+from civman.domain.adapters.module_fit import Outcome, match
+from civman.domain.adapters.module_names import ModuleIndex, Weight
+from civman.domain.architecture import Adapter as Kind
 from civman.errors import Cause, Incompatible, InvalidModelFile
 
+UNET = "unet"
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+_PARTS = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"}
+_COMPONENTS = {part: component for component, part in _PARTS.items()}
+_ON_BIAS = frozenset({"diff_b", "up_bias"})
 _SHOWN = 5
 """How many unmatched modules an error names in its text; all of them are in its facts."""
-_ENDINGS = sorted(weight_change.SUFFIXES, key=len, reverse=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,7 @@ class Adapter:
 
     def scale(self, component: str) -> float:
         """How strongly it acts on one component."""
-        return self.unet_scale if component == adapter_names.UNET else self.te_scale
+        return self.unet_scale if component == UNET else self.te_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +60,9 @@ class Unmatched:
 class Coverage:
     """What one adapter did.
 
-    `matched` are the model's modules it acts on, `unmatched` those of its own that found nothing to act on, `kinds`
-    the ways it stores changes, `norms` the Frobenius norm of scale · Δ per component (before rounding), `parameters`
-    what was written: (component, parameter).
+    `matched` are the model's modules it acts on, `unmatched` those of its own that found nothing to act on, `idle`
+    those that fit and by their own numbers change nothing (alpha 0), `kinds` the ways it stores changes, `norms` the
+    Frobenius norm of scale · Δ per component (before rounding), `parameters` what was written: (component, parameter).
     """
 
     name: str
@@ -65,15 +72,21 @@ class Coverage:
     unmatched: tuple[Unmatched, ...]
     norms: Mapping[str, float]
     parameters: tuple[tuple[str, str], ...]
+    idle: tuple[Unmatched, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What one module of an adapter file does to one parameter: which tensors play which part."""
+    """What one module of an adapter file does to one parameter: which tensors play which part.
+
+    `alpha` is what the file's metadata says, where no tensor does; `rank` what alpha is divided by for a bias.
+    """
 
     kind: Kind
     parts: Mapping[str, str]
     alpha: float | None
+    rank: int | None
+    is_bias: bool = False
 
 
 @dataclass(slots=True)
@@ -85,6 +98,7 @@ class Plan:
     acts: dict[tuple[str, str], Act] = field(default_factory=dict)
     matched: list[str] = field(default_factory=list)
     unmatched: list[Unmatched] = field(default_factory=list)
+    idle: list[Unmatched] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)
     squares: dict[str, float] = field(default_factory=dict)
     changes_bits: bool = False
@@ -92,7 +106,7 @@ class Plan:
     @property
     def is_asked_for_nothing(self) -> bool:
         """Whether its scales are 0 wherever it could act."""
-        return all(self.adapter.scale(component) == 0 for component, _ in self.acts)
+        return bool(self.acts) and all(self.adapter.scale(component) == 0 for component, _ in self.acts)
 
     def coverage(self) -> Coverage:
         """The report."""
@@ -104,128 +118,83 @@ class Plan:
             unmatched=tuple(self.unmatched),
             norms={component: math.sqrt(square) for component, square in sorted(self.squares.items())},
             parameters=tuple(place for place in self.acts if self.adapter.scale(place[0]) != 0),
+            idle=tuple(self.idle),
         )
 
+    def note(self, delta: Delta, weight: Weight, alpha: float | None) -> None:
+        """Keep what a module that fits does to the parameters of `weight`."""
+        component = _COMPONENTS[weight.part]
+        if not delta.parts.keys() <= _ON_BIAS | {"alpha"}:
+            parts = {part: name for part, name in delta.parts.items() if part not in _ON_BIAS}
+            self.acts[component, f"{weight.name}.weight"] = Act(delta.kind, parts, alpha, delta.rank)
+        if not _ON_BIAS.isdisjoint(delta.parts):
+            parts = {part: name for part, name in delta.parts.items() if part in _ON_BIAS | {"alpha"}}
+            self.acts[component, f"{weight.name}.bias"] = Act(delta.kind, parts, alpha, delta.rank, is_bias=True)
+        self.matched.append(f"{component}.{weight.name}")
+        self.kinds.add(label(delta.kind, delta.parts))
 
-def match(
-    adapter: Adapter,
-    file: TensorFile,
-    index: Mapping[str, adapter_names.Target],
-    parameters: Mapping[str, Mapping[str, nn.Parameter]],
-) -> Plan:
-    """What the file does to the model, and which of its modules do nothing.
 
-    `index` is `adapter_names.spellings` of the components, `parameters` each component's own by name.
+def weights_of(components: Mapping[str, nn.Module], unused: Iterable[tuple[str, str]] = ()) -> ModuleIndex:
+    """The weights of a model's components under all names that adapter files use.
+
+    `unused`: (part, beginning of a path) of layers that the checkpoint's file holds and the model leaves out.
+    """
+    return ModuleIndex(
+        {
+            _PARTS[name]: {parameter: tuple(value.shape) for parameter, value in module.named_parameters()}
+            for name, module in components.items()
+        },
+        unused,
+    )
+
+
+def match_file(adapter: Adapter, file: TensorFile, index: ModuleIndex) -> Plan:
+    """What the file does to the model whose weights are `index`, and which of its modules do nothing.
+
+    Raises: InvalidModelFile: its metadata cannot be read.
     """
     plan = Plan(adapter, file)
-    alphas = _PeftAlphas.read(file, adapter.path)
-    groups: dict[str, dict[str, str]] = {}
-    for key in sorted(file.keys()):
-        ending = next((ending for ending in _ENDINGS if key.endswith(f".{ending}")), None)
-        if ending is None:
-            plan.unmatched.append(Unmatched(key, "not a tensor of any known kind of adapter"))
-            continue
-        part = weight_change.SUFFIXES[ending]
-        if part == "on_input" and not bool(file.get_tensor(key).reshape(-1)[0]):
-            part = "on_output"
-        group = groups.setdefault(key[: -len(ending) - 1], {})
-        if part in group:
-            plan.unmatched.append(Unmatched(key, f"says the same as {group[part]}"))
-        group.setdefault(part, key)
-    for module, parts in groups.items():
-        reason = _match_module(plan, parts, index.get(module), parameters, alphas)
-        if reason is not None:
-            plan.unmatched.append(Unmatched(module, reason))
+    names = sorted(file.keys())
+    deltas = read_deltas({name: tuple(file.get_slice(name).get_shape()) for name in names})
+    numbers = {
+        name: float(file.get_tensor(name).reshape(-1)[0])
+        for delta in deltas.modules for part, name in delta.parts.items()
+        if part in ("alpha", "on_input") and math.prod(delta.shapes[part]) == 1
+    }  # fmt: skip
+    try:
+        alphas = StatedAlphas(file.metadata() or {})
+    except ValueError as error:
+        name = adapter.path.name
+        raise InvalidModelFile(f"`{name}`: its adapter metadata is not JSON", name=name) from error
+    for found in match(deltas, index, numbers):
+        if found.outcome is Outcome.APPLIES and found.delta is not None and found.weight is not None:
+            plan.note(found.delta, found.weight, alphas.of(found.delta))
+        else:
+            kept = plan.idle if found.outcome is Outcome.IDLE else plan.unmatched
+            kept.append(Unmatched(found.module, found.reason))
     return plan
-
-
-def _match_module(
-    plan: Plan,
-    parts: Mapping[str, str],
-    target: adapter_names.Target | None,
-    parameters: Mapping[str, Mapping[str, nn.Parameter]],
-    alphas: "_PeftAlphas",
-) -> str | None:
-    """Note in the plan what a module of the file does; why it does nothing, if so."""
-    if target is None:
-        return "not in the model"
-    kind = weight_change.kind_of(parts.keys())
-    if kind is None:
-        return f"tensors {', '.join(sorted(parts))} are no known kind of adapter"
-    own = parameters[target.component]
-    weight, bias = (f"{target.module}.{name}" for name in ("weight", "bias"))
-    if (target.component, weight) in plan.acts:
-        return f"names the same weight as another module of the file: {target}"
-    shapes = {part: tuple(plan.file.get_slice(key).get_shape()) for part, key in parts.items()}
-    reason = weight_change.misfit(kind, shapes, tuple(own[weight].shape))
-    if reason is None and "diff_b" in shapes:
-        found = tuple(own[bias].shape) if bias in own else None
-        if found != shapes["diff_b"]:
-            reason = f"bias of shape {shapes['diff_b']} against {found}"
-    if reason is not None:
-        return reason
-    alpha = alphas.of(target, shapes["down"][0]) if "down" in shapes and "alpha" not in shapes else None
-    plan.acts[target.component, weight] = Act(kind, {p: k for p, k in parts.items() if p != "diff_b"}, alpha)
-    if "diff_b" in parts:
-        whole = weight_change.kind_of({"diff"})
-        assert whole is not None
-        plan.acts[target.component, bias] = Act(whole, {"diff": parts["diff_b"]}, None)
-    plan.matched.append(str(target))
-    plan.kinds.add(weight_change.label(kind, parts.keys()))
-    return None
 
 
 def require_coverage(plan: Plan, *, allow_partial: bool) -> None:
     """Raises: Incompatible: it fits nothing, or only in part where that is not allowed."""
-    label = plan.adapter.label
+    name = plan.adapter.label
     reasons = [f"{miss.module}: {miss.reason}" for miss in plan.unmatched]
-    if not plan.matched:
+    if not plan.matched and not plan.idle:
         raise Incompatible(
-            f"adapter `{label}` fits nothing in this model" + (f": {reasons[0]}" if reasons else ": it is empty"),
+            f"adapter `{name}` fits nothing in this model" + (f": {reasons[0]}" if reasons else ": it is empty"),
             code=Cause.ADAPTER_NO_MATCH,
             hint="it was made for another kind of model",
-            adapter=label,
+            adapter=name,
             unmatched=reasons,
         )
     if reasons and not allow_partial:
         rest = f" and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
         raise Incompatible(
-            f"adapter `{label}` fits only in part: {len(plan.matched)} modules match, {len(reasons)} do not "
+            f"adapter `{name}` fits only in part: {len(plan.matched)} modules match, {len(reasons)} do not "
             f"({'; '.join(reasons[:_SHOWN])}{rest})",
             code=Cause.ADAPTER_PARTIAL,
-            hint="use it as far as it fits with --allow-partial",
-            adapter=label,
+            hint="--allow-partial applies the modules that fit",
+            adapter=name,
             matched=len(plan.matched),
             unmatched=reasons,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _PeftAlphas:
-    """Alpha where the file says it in its header, as diffusers has since 0.35: `lora_adapter_metadata`."""
-
-    said: Mapping[str, object]
-
-    @staticmethod
-    def read(file: TensorFile, path: Path) -> "_PeftAlphas":
-        text = (file.metadata() or {}).get("lora_adapter_metadata")
-        if text is None:
-            return _PeftAlphas({})
-        try:
-            said = json.loads(text)
-        except ValueError as error:
-            raise InvalidModelFile(f"`{path.name}`: its adapter metadata is not JSON", name=path.name) from error
-        return _PeftAlphas(said if isinstance(said, dict) else {})
-
-    def of(self, target: adapter_names.Target, rank: int) -> float | None:
-        """Alpha for one module such that alpha / rank is its scale; None when the header is silent."""
-        alpha = self.said.get(f"{target.component}.lora_alpha")
-        pattern = self.said.get(f"{target.component}.alpha_pattern")
-        for key, value in pattern.items() if isinstance(pattern, dict) else ():
-            if f".{target.module}".endswith(f".{key}"):
-                alpha = value
-                break
-        if not isinstance(alpha, (int, float)):
-            return None
-        # rank-stabilised LoRA divides by √rank
-        return alpha * math.sqrt(rank) if self.said.get(f"{target.component}.use_rslora") else float(alpha)

@@ -18,9 +18,8 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor, nn
 
-from civman.diffusion import adapter_names, weight_change
-from civman.diffusion.adapter_formulas import Kind
-from civman.diffusion.match_adapter import Adapter, Coverage, Plan, match, require_coverage
+from civman.diffusion import adapter_formulas, weight_change
+from civman.diffusion.match_adapter import Act, Adapter, Coverage, Plan, match_file, require_coverage, weights_of
 from civman.diffusion.tensor_files import open_tensors
 from civman.errors import Cause, Incompatible
 
@@ -41,6 +40,7 @@ def apply(
     adapters: Sequence[Adapter],
     *,
     allow_partial: bool = False,
+    unused: Iterable[tuple[str, str]] = (),
     done_with: Callable[[str, str], None] = lambda _component, _parameter: None,
     later: "Later | None" = None,
 ) -> list[Coverage]:
@@ -54,6 +54,7 @@ def apply(
         base: where the unchanged weights come from.
         adapters: any number; the same file may come twice.
         allow_partial: accept an adapter some of whose modules fit nothing.
+        unused: layers that the checkpoint's file holds and the model leaves out: (part, beginning of the path).
         done_with: told of each of `base`'s tensors that will not be read again.
         later: what keeps the changes of weights that have no values yet (meta device); it forgets those it had.
 
@@ -63,12 +64,9 @@ def apply(
             not finite (`adapter-not-finite`).
         InvalidModelFile, Refused: a file cannot be read.
     """
-    parameters = {name: dict(module.named_parameters()) for name, module in components.items()}
-    index = adapter_names.spellings(parameters)
+    index = weights_of(components, unused)
     with ExitStack() as stack, torch.no_grad(), _full_precision():
-        plans = [
-            match(adapter, stack.enter_context(open_tensors(adapter.path)), index, parameters) for adapter in adapters
-        ]
+        plans = [match_file(adapter, stack.enter_context(open_tensors(adapter.path)), index) for adapter in adapters]
         for plan in plans:
             require_coverage(plan, allow_partial=allow_partial)
         places = _merge_all(components, base, plans, done_with, later)
@@ -88,7 +86,7 @@ class _Change:
     """One adapter's change of one parameter, its tensors read: float32 on the parameter's device."""
 
     plan: Plan
-    kind: Kind
+    act: Act
     parts: Mapping[str, Tensor]
     scale: float
     device: torch.device
@@ -96,7 +94,7 @@ class _Change:
     @property
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
         """(up, down, how strongly) where the change is their product, times the adapter's scale."""
-        found = weight_change.low_rank(self.kind, self.parts)
+        found = None if self.act.is_bias else weight_change.low_rank(self.act.kind, self.parts)
         return None if found is None else (found[0], found[1], found[2] * self.scale)
 
     def add_to(self, total: Tensor, weight: Tensor) -> float:
@@ -104,7 +102,10 @@ class _Change:
         if (factors := self.factors) is not None:
             total.flatten(1).addmm_(factors[0], factors[1], alpha=factors[2])
             return _square(*factors)
-        delta = weight_change.change(self.kind, self.parts, weight)
+        if self.act.is_bias:
+            delta = adapter_formulas.bias(self.parts, self.act.rank)
+        else:
+            delta = weight_change.change(self.act.kind, self.parts, weight)
         total.add_(delta, alpha=self.scale)
         return float(torch.linalg.vector_norm(delta, dtype=_precise(delta))) ** 2 * self.scale**2
 
@@ -243,12 +244,14 @@ def _one_thread_each() -> Iterator[int]:
 
 def _read(plan: Plan, place: tuple[str, str], device: torch.device) -> _Change:
     act = plan.acts[place]
-    parts = {part: plan.file.get_tensor(key).to(device).float() for part, key in act.parts.items() if part != "alpha"}
-    if "alpha" in act.parts:  # one number, needed on the host
-        parts["alpha"] = plan.file.get_tensor(act.parts["alpha"]).float()
+    # alpha and IA3's flag are one number each, needed on the host
+    parts = {
+        part: plan.file.get_tensor(key).to("cpu" if part in ("alpha", "on_input") else device).float()
+        for part, key in act.parts.items()
+    }
     if act.alpha is not None:
         parts["alpha"] = torch.tensor(act.alpha)
-    return _Change(plan, act.kind, parts, plan.adapter.scale(place[0]), device)
+    return _Change(plan, act, parts, plan.adapter.scale(place[0]), device)
 
 
 def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[_Change], buffer: "_Buffer") -> None:
@@ -336,8 +339,9 @@ def _add_up(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Bu
 def _check_change(plan: Plan) -> None:
     if not plan.changes_bits and not plan.is_asked_for_nothing:
         label = plan.adapter.label
+        idle = f" ({len(plan.idle)} more: {plan.idle[0].reason})" if plan.idle else ""
         raise Incompatible(
-            f"adapter `{label}` changes nothing: {len(plan.matched)} modules match, no weight differs by a bit",
+            f"adapter `{label}` changes nothing: {len(plan.matched)} modules match, no weight differs by a bit{idle}",
             code=Cause.ADAPTER_NO_CHANGE,
             hint="its values are zero or too small at this scale",
             adapter=label,

@@ -5,11 +5,11 @@ tensors, and every module of an adapter against the checkpoint's weights, shape 
 witness it rests on. docs/compatibility.md lists every place where tensors overrule labels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from civman.domain.adapters.adapter_tensors import deltas_of
+from civman.domain.adapters.adapter_tensors import StatedAlphas, deltas_of
 from civman.domain.adapters.module_fit import ModuleFit, fit_modules
 from civman.domain.adapters.module_names import ModuleIndex
 from civman.domain.architecture import Architecture, Identity, Kind
@@ -52,6 +52,8 @@ class Part:
     """CivitAI's base model, verbatim."""
     identity: Identity | None = None
     header: Header | None = field(default=None, repr=False)
+    numbers: Mapping[str, float] | None = field(default=None, repr=False)
+    """Values of an adapter's tensors of one number (alphas), where the file was at hand."""
 
     @property
     def kind(self) -> Kind:
@@ -124,7 +126,7 @@ class Compatibility:
 def check(checkpoint: Part, parts: Sequence[Part]) -> Compatibility:
     """How the parts go with the checkpoint. The verdict and each part's result do not depend on their order."""
     own, base_verdict = _about_checkpoint(checkpoint)
-    index = ModuleIndex(checkpoint.header) if checkpoint.header and _wants_modules(parts) else None
+    index = ModuleIndex.of_header(checkpoint.header) if checkpoint.header and _wants_modules(parts) else None
     results = tuple(_result(checkpoint, part, index) for part in parts)
     if base_verdict is Verdict.CANNOT:
         results = tuple(
@@ -278,32 +280,56 @@ def _training_cautions(checkpoint: Part, part: Part, finding: _Finding) -> None:
         finding.at_least(Verdict.CAUTION, f"some modules of `{part.name}` are incomplete")
 
 
+_RENDERED = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER)
+"""Families whose modules are known under every name: what is not found there cannot be applied."""
+
+
 def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | None:
     """By every module; None where the two files name their modules in ways that nobody has joined."""
     assert part.header is not None
-    deltas = deltas_of(part.header).modules
-    fit = fit_modules(deltas, index)
+    fit = fit_modules(deltas_of(part.header), index, part.numbers)
     asked = fit.total - len(fit.elsewhere)
     ours, theirs = checkpoint.architecture, part.architecture
     known = Architecture.UNKNOWN not in (ours, theirs)
-    if not asked or (known and ours is theirs and not fit.fitting and not fit.mismatched):
+    if fit.elsewhere and not asked:
+        return None
+    if known and ours is theirs and ours not in _RENDERED and not fit.fitting and not fit.mismatched:
         return None
     finding = _Finding(Verdict.FITS, Depth.MODULES, [fit.words], fit)
+    if reason := _changes_nothing(part.header, fit):
+        finding.at_least(Verdict.CANNOT, reason)
+        return finding
     if fit.fitting == asked:
         if fit.elsewhere:
             finding.at_least(Verdict.CAUTION, "its changes to text encoders need them from another file")
         if known and ours is not theirs:
             finding.at_least(Verdict.CAUTION, f"made for {theirs}, the checkpoint is {ours}, yet every module fits")
+        if fit.idle:
+            finding.at_least(Verdict.CAUTION, f"{len(fit.idle)} modules change nothing: {fit.idle[0]}")
         return finding
     finding.reasons.extend(fit.mismatched[:3])
     finding.reasons.extend(f"{name}: not in the checkpoint" for name in fit.missing[:3])
+    finding.reasons.extend(fit.unknown[:3])
     if known and ours is not theirs:
         finding.at_least(Verdict.CANNOT, f"made for {theirs}, the checkpoint is {ours}")
-    elif fit.fitting * 2 < asked and (fit.mismatched or not known):
-        finding.at_least(Verdict.CANNOT, "most of its modules do not fit")
+    elif not fit.fitting or (fit.fitting * 2 < asked and (fit.mismatched or not known)):
+        finding.at_least(Verdict.CANNOT, "most of its modules do not fit" if fit.fitting else "no module of it fits")
     else:
         finding.at_least(Verdict.PARTLY, "the modules that fit can be applied, the others cannot")
     return finding
+
+
+def _changes_nothing(header: Header, fit: ModuleFit) -> str:
+    """Why the file cannot change a checkpoint at all, whichever; "" where nothing says so."""
+    if not fit.total:
+        return "it holds no change of any weight"
+    if fit.fitting and len(fit.idle) == fit.fitting == fit.total:
+        return f"it changes nothing: {fit.idle[0]}"
+    try:
+        StatedAlphas(header.metadata)
+    except ValueError:
+        return "its metadata entry `lora_adapter_metadata` is not JSON, so how strongly it acts is not known"
+    return ""
 
 
 _TEXT_WIDTHS = {

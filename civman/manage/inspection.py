@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
-from civman.domain.architecture import Identity
+from civman.domain.adapters.adapter_tensors import deltas_of
+from civman.domain.architecture import Identity, Kind
 from civman.domain.catalog import Asset, FileFacts, ModelType
 from civman.domain.compatibility import Part
 from civman.domain.files.header import Header, Sniffed, sniff
 from civman.domain.identification.claims import Claims, claims
 from civman.domain.identification.identify import conflicts, facts, identify
 from civman.errors import InvalidModelFile, NotFound
-from civman.store.read_header import read_first, read_header
+from civman.store.read_header import read_first, read_header, read_numbers
 
 _SAFETENSORS = ".safetensors"
 
@@ -37,8 +39,24 @@ class Inspected:
 
     @property
     def part(self) -> Part:
-        """The file as the compatibility check takes it."""
-        return Part(self.name, self.model_type, self.label, self.identity, self.header)
+        """The file as the compatibility check takes it. Raises: StoreError: an adapter's numbers cannot be read."""
+        return Part(self.name, self.model_type, self.label, self.identity, self.header, self._numbers())
+
+    def _numbers(self) -> dict[str, float] | None:
+        """An adapter's alphas and flags, which no header shows; None where only a header is at hand."""
+        if self.header is None or self.path is None or self.identity is None or self.identity.kind is not Kind.ADAPTER:
+            return None
+        notes = self.header.notes
+        if "numbers" in notes:
+            return cast("dict[str, float]", notes["numbers"])
+        names = [
+            delta.parts[part]
+            for delta in deltas_of(self.header).modules
+            for part in ("alpha", "on_input")
+            if part in delta.parts
+        ]
+        notes["numbers"] = found = read_numbers(Path(self.path), self.header, names)
+        return found
 
 
 def path_of(text: str) -> Path | None:

@@ -176,7 +176,7 @@ class _Setup:
         }
         return merge_adapters.apply(
             targets, self._model.base_tensor, chosen, allow_partial=planned.allow_partial,
-            done_with=self._model.forget, later=self._later,
+            unused=self._model.unused_layers, done_with=self._model.forget, later=self._later,
         )  # fmt: skip
 
     def _conditioning(self, planned: Planned) -> Conditioning:

@@ -1,6 +1,8 @@
 """Read the safetensors header of a file on disk, without torch and without reading the weights."""
 
 import os
+import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 from civman.domain.files.header import Header, needed_bytes, parse
@@ -23,6 +25,38 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise store_error(error, path) from error
     return parse(first + rest, file_size=size)
+
+
+def read_numbers(path: Path, header: Header, names: Iterable[str]) -> dict[str, float]:
+    """The values of those tensors of one number, by name; what is no single number, or of an odd type, is left out.
+
+    Raises: StoreError: the file cannot be read.
+    """
+    found: dict[str, float] = {}
+    try:
+        with path.open("rb", buffering=0) as file:
+            for name in names:
+                tensor = header.tensors[name]
+                form = _FORMS.get(tensor.dtype)
+                if form is not None and tensor.end - tensor.start == struct.calcsize(form):
+                    data = os.pread(file.fileno(), tensor.end - tensor.start, header.header_bytes + tensor.start)
+                    found[name] = _number(form, data)
+    except (OSError, struct.error) as error:
+        raise store_error(error if isinstance(error, OSError) else OSError(str(error)), path) from error
+    return found
+
+
+_FORMS = {
+    "F64": "<d", "F32": "<f", "F16": "<e", "BF16": "<H", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b", "U8": "<B",
+    "BOOL": "<?",
+}  # fmt: skip
+_BF16 = "<H"
+
+
+def _number(form: str, data: bytes) -> float:
+    if form == _BF16:  # the upper half of a float32
+        return float(struct.unpack("<f", b"\0\0" + data)[0])
+    return float(struct.unpack(form, data)[0])
 
 
 def read_first(path: Path, count: int = _FIRST_BYTES) -> bytes:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors import safe_open
-from tiny_adapters import FAMILIES, Originals, low_rank, tiny_components, tiny_unet, write_safetensors
+from tiny_adapters import FAMILIES, Originals, ldm_names, low_rank, tiny_components, tiny_unet, write_safetensors
 from torch import nn
 
-from civman.diffusion import adapter_names
+from civman.diffusion.match_adapter import weights_of
 from civman.diffusion.merge_adapters import Adapter, apply, restore
 from civman.errors import Incompatible, InvalidModelFile, Refused
 
@@ -56,7 +56,7 @@ def base(unet):
 def test_original_names_are_the_ones_that_diffusers_converts_from(family):
     unet = tiny_unet(family)
     parameters = dict(unet.named_parameters())
-    ldm = adapter_names.ldm_names({name.rpartition(".")[0] for name in parameters})
+    ldm, index = ldm_names(unet), weights_of({"unet": unet})
     checkpoint = {}
     for name in parameters:
         module, _, leaf = name.rpartition(".")
@@ -65,6 +65,8 @@ def test_original_names_are_the_ones_that_diffusers_converts_from(family):
     back = convert_ldm_unet_checkpoint(checkpoint, dict(unet.config))
 
     assert back == {name: name for name in parameters}
+    for module, original in ldm.items():
+        assert index.weight("unet", original.replace(".", "_")).name == module
 
 
 def layouts():

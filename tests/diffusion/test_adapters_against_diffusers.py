@@ -6,10 +6,9 @@ import warnings
 import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
-from tiny_adapters import FAMILIES, Originals, low_rank, tiny_components, write_safetensors
+from tiny_adapters import FAMILIES, Originals, ldm_names, low_rank, tiny_components, write_safetensors
 from torch import nn
 
-from civman.diffusion import adapter_names
 from civman.diffusion.merge_adapters import Adapter, apply, restore
 from civman.diffusion.transformers_tokenizer import transformers_tokenizer
 from civman.prompts.tokenizer import ZERO
@@ -17,6 +16,7 @@ from civman.prompts.tokenizer import ZERO
 pytest.importorskip("peft", reason="diffusers loads adapters with peft")
 
 SCALE = 0.8
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -43,7 +43,7 @@ def pipeline(request, tmp_path_factory):
 
 
 def order(parts) -> list[str]:
-    return ["unet", *(name for name in adapter_names.TEXT_ENCODERS if name in parts)]
+    return ["unet", *(name for name in TEXT_ENCODERS if name in parts)]
 
 
 def outputs(parts) -> list[torch.Tensor]:
@@ -76,7 +76,7 @@ def targets(parts, *, convolutions=False) -> dict[tuple[str, str], nn.Module]:
 
 
 def kohya(family, parts, **which):
-    ldm = adapter_names.ldm_names({name.rpartition(".")[0] for name, _ in parts["unet"].named_parameters()})
+    ldm = ldm_names(parts["unet"])
     prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te1_" if family == "sdxl" else "lora_te_"}
     written = {}
     for (component, name), module in targets(parts, **which).items():

@@ -8,10 +8,9 @@ import logging
 
 import pytest
 import torch
-from tiny_adapters import FAMILIES, Originals, tiny_unet, write_safetensors
+from tiny_adapters import FAMILIES, Originals, ldm_names, tiny_unet, write_safetensors
 from torch import nn
 
-from civman.diffusion import adapter_names
 from civman.diffusion.merge_adapters import Adapter, apply, restore
 
 pytest.importorskip("lycoris.modules", reason="lycoris-lora is only an oracle")
@@ -119,7 +118,7 @@ def try_case(models, family: str, case: str, scale: float, tmp_path) -> float:
     """The largest difference between a weight merged by us and the one that the oracle acts with."""
     unet, base = models[family]
     modules = dict(unet.named_modules())
-    ldm = adapter_names.ldm_names({name.rpartition(".")[0] for name, _ in unet.named_parameters()})
+    ldm = ldm_names(unet)
     tensors, expected = {}, {}
     for ending in CASES[case][3]:
         module = next(name for name in modules if name.endswith(f".{ending}"))

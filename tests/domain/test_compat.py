@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from rule_cases import CASES, kohya, lora, unet
 
 from civman.domain.adapters.adapter_tensors import read_deltas
-from civman.domain.adapters.module_names import ModuleIndex, locate, unet_names
+from civman.domain.adapters.module_names import ModuleIndex, unet_names
+from civman.domain.adapters.spellings import locate
 from civman.domain.base_models import Support
 from civman.domain.catalog import ModelType
 from civman.domain.compatibility import Depth, Part, Verdict, check
@@ -142,7 +143,7 @@ def test_module_of_another_width_is_named_with_both_shapes():
     result = one(part(made(tensors)), part(made(adapter)))
 
     assert result.modules.mismatched == (
-        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k: 320x768 against 640x2048",
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k: shape 320x768 against 640x2048",
     )
     assert result.modules.words == "0 of 1 modules fit (1 of another shape)"
 
@@ -327,8 +328,8 @@ def test_names_nobody_has_joined_leave_the_answer_to_the_architecture():
 
 @over_both
 def test_the_two_unet_conventions_name_each_other_through_the_whole_of_sdxl():
-    ours = ModuleIndex(known("ckpt-sdxl"))
-    theirs = ModuleIndex(known("unet-sdxl-diffusers"))
+    ours = ModuleIndex.of_header(known("ckpt-sdxl"))
+    theirs = ModuleIndex.of_header(known("unet-sdxl-diffusers"))
     both = unet_names(name.removeprefix("model.diffusion_model.") for name in known("ckpt-sdxl").tensors)
     back = unet_names(known("unet-sdxl-diffusers").tensors)
 
@@ -362,7 +363,7 @@ def test_module_names_of_all_trainers_are_taken_apart(module, where):
 
 @over_both
 def test_open_clip_s_joint_projection_answers_for_query_key_and_value():
-    index = ModuleIndex(known("ckpt-sdxl"))
+    index = ModuleIndex.of_header(known("ckpt-sdxl"))
 
     for which in "qkv":
         assert index.find("te2", f"encoder_layers_31_self_attn_{which}_proj") == (1280, 1280)

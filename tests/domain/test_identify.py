@@ -270,7 +270,7 @@ def test_ranks_give_the_common_one_and_the_range():
          Adapter.LOHA, ModelType.LOCON),
         ({"lokr_w1": (2, 2), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 4)}, Adapter.LOKR, ModelType.LOCON),
         ({"oft_blocks": (2, 4, 4), "alpha": ()}, Adapter.OFT, ModelType.LOCON),
-        ({"oft_blocks": (3, 2, 4, 4)}, Adapter.BOFT, ModelType.LOCON),
+        ({"oft_blocks": (2, 2, 4, 4)}, Adapter.BOFT, ModelType.LOCON),
         ({"a1.weight": (8, 4), "a2.weight": (4, 8), "b1.weight": (8, 4), "b2.weight": (4, 8)},
          Adapter.GLORA, ModelType.LOCON),
         ({"weight": (8,), "on_input": ()}, Adapter.IA3, ModelType.LOCON),

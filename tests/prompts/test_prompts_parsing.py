@@ -336,7 +336,7 @@ def test_the_examples_in_the_documentation_hold():
 def test_counting_tokens_needs_no_torch():
     code = (
         "import sys; from civman.prompts import emphasis, token_chunks, tokenizer;"
-        "from civman.diffusion import adapter_names;"
+        "from civman.domain.adapters import module_fit;"
         "token_chunks.cut(emphasis.parse('a cat'), tokenizer.clip_tokenizer());"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'diffusers')))"
     )

@@ -1,19 +1,52 @@
-"""An adapter's modules against a checkpoint's weights: looked up by name, compared by shape.
+"""The one matcher of adapters: each module of a file looked up among a model's weights and compared by shape.
 
-Refuses to do: judging what the numbers mean (`civman.domain.compatibility`).
+`civman check` and the plan match against the weights that a checkpoint's header lists, the merge against those of the
+loaded model, both through `match`. Refuses to do: judging what the numbers mean (`civman.domain.compatibility`).
 """
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
 
-from civman.domain.adapters.adapter_tensors import Delta
-from civman.domain.adapters.module_names import ModuleIndex
+from civman.domain.adapters import adapter_kinds
+from civman.domain.adapters.adapter_tensors import Delta, Deltas
+from civman.domain.adapters.module_names import ModuleIndex, Weight
+from civman.domain.adapters.spellings import says_which_encoder
+
+Numbers = Mapping[str, float]
+"""Tensors of one number → the number: alphas, and IA3's flags."""
+
+_ABSENT = "not in the model"
+
+
+class Outcome(Enum):
+    """What becomes of one module of an adapter."""
+
+    APPLIES = auto()
+    IDLE = auto()
+    """It fits and changes nothing: its alpha is 0, or no picture depends on the weight."""
+    ELSEWHERE = auto()
+    """It changes a text encoder, and the checkpoint's file holds none."""
+    MISSING = auto()
+    MISMATCHED = auto()
+    UNKNOWN = auto()
+    """No kind of adapter that is known."""
+
+
+class Match(NamedTuple):
+    """One module of an adapter's file: the weight it changes, or why it changes none."""
+
+    module: str
+    outcome: Outcome
+    reason: str = ""
+    delta: Delta | None = None
+    weight: Weight | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleFit:
-    """An adapter's modules against the checkpoint's weights."""
+    """An adapter's modules against the checkpoint's weights, counted."""
 
     total: int
     fitting: int
@@ -21,53 +54,80 @@ class ModuleFit:
     """Modules of a part (a text encoder) that the checkpoint's file does not hold at all."""
     missing: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
-    """Module, its shape and the weight's: "…attn2_to_k: 320x768 against 640x2048"."""
+    """Module and why: "…attn2_to_k: shape 320x768 against 640x2048"."""
+    unknown: tuple[str, ...] = ()
+    """Tensors and modules of no known kind of adapter, and why."""
+    idle: tuple[str, ...] = ()
+    """Modules that fit and change nothing, and why."""
 
     @property
     def words(self) -> str:
         """One line: "264 of 264 modules fit"."""
         notes = (
             (self.missing, "not in the checkpoint"), (self.mismatched, "of another shape"),
-            (self.elsewhere, "for text encoders that the file does not hold"),
+            (self.unknown, "of no known kind of adapter"),
+            (self.elsewhere, "for text encoders that the file does not hold"), (self.idle, "that change nothing"),
         )  # fmt: skip
         rest = ", ".join(f"{len(names)} {what}" for names, what in notes if names)
         return f"{self.fitting} of {self.total} modules fit" + (f" ({rest})" if rest else "")
 
 
-def fit_modules(deltas: Iterable[Delta], index: ModuleIndex) -> ModuleFit:
-    """Each module looked up by name and compared by shape."""
-    total = fitting = 0
-    elsewhere: list[str] = []
-    missing: list[str] = []
-    mismatched: list[str] = []
-    for delta in deltas:
-        total += 1
-        weight = index.find(delta.part, delta.path)
-        if weight is None:
-            absent = delta.part != "unet" and not index.parts & {"te1", "te2", "te3"}
-            (elsewhere if absent else missing).append(delta.module)
-        elif _fits(delta, weight):
-            fitting += 1
-        else:
-            shown = delta.shape or delta.sides
-            mismatched.append(f"{delta.module}: {'x'.join(map(str, shown))} against {'x'.join(map(str, weight))}")
-    return ModuleFit(total, fitting, tuple(elsewhere), tuple(missing), tuple(mismatched))
+def match(deltas: Deltas, index: ModuleIndex, numbers: Numbers | None = None) -> Iterator[Match]:
+    """What becomes of each module of a file, and of each tensor that belongs to none.
+
+    Args:
+        deltas: the file's changes.
+        index: the model's weights.
+        numbers: values of the file's one-number tensors; None: they are not at hand (only a header is).
+    """
+    taken: dict[tuple[str, str, str], str] = {}
+    two_encoders = {"te1", "te2"} <= index.parts
+    for delta in deltas.modules:
+        found = _match(delta, index, numbers or {}, two_encoders=two_encoders)
+        if found.weight is not None:
+            place = (found.weight.part, found.weight.name, found.weight.slice)
+            other = taken.setdefault(place, delta.module)
+            if other is not delta.module:
+                found = Match(
+                    delta.module, Outcome.MISMATCHED, f"names the same weight as another module of the file: {other}"
+                )
+        yield found
+    for name in deltas.loose:
+        other = deltas.twice.get(name, "")
+        yield Match(
+            name, Outcome.UNKNOWN, f"says the same as {other}" if other else "not a tensor of any known kind of adapter"
+        )
 
 
-def _fits(delta: Delta, weight: tuple[int, ...]) -> bool:
-    """Same width out, same width in; a 1x1 convolution is as good as a linear layer."""
-    if not delta.is_whole or not weight:
-        return False
-    if not delta.shape:
-        flat = math.prod(weight[1:]) if len(weight) > 1 else weight[0]
-        return any(side in (weight[0], weight[1] if len(weight) > 1 else flat, flat) for side in delta.sides)
-    ours, theirs = _trimmed(delta.shape), _trimmed(weight)
-    if len(ours) > 2 and len(theirs) > 2:
-        return ours == theirs
-    return ours[0] == theirs[0] and math.prod(ours[1:]) == math.prod(theirs[1:])
+def _match(delta: Delta, index: ModuleIndex, numbers: Numbers, *, two_encoders: bool) -> Match:
+    module = delta.module
+    if two_encoders and not says_which_encoder(module):
+        return Match(module, Outcome.MISSING, f"{_ABSENT}: it does not say which of the two text encoders it means")
+    weight = index.weight(delta.part, delta.path)
+    if weight is None:
+        if index.is_unused(delta.part, delta.path):
+            return Match(module, Outcome.IDLE, "no picture depends on this layer", delta)
+        if delta.part != "unet" and not index.parts & {"te1", "te2", "te3"}:
+            return Match(module, Outcome.ELSEWHERE, "a text encoder that the file does not hold")
+        return Match(module, Outcome.MISSING, _ABSENT)
+    flag = numbers.get(delta.parts["on_input"]) if "on_input" in delta.parts else None
+    reason = delta.misfit(weight.shape, weight.bias, on_input=None if flag is None else bool(flag))
+    if reason is not None:
+        return Match(module, Outcome.MISMATCHED, reason)
+    alpha = numbers.get(delta.parts["alpha"]) if "alpha" in delta.parts else None
+    if alpha == 0 and adapter_kinds.has_strength(delta.parts):
+        return Match(module, Outcome.IDLE, "its alpha is 0", delta)
+    return Match(module, Outcome.APPLIES, "", delta, weight)
 
 
-def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while len(shape) > 2 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
+def fit_modules(deltas: Deltas, index: ModuleIndex, numbers: Numbers | None = None) -> ModuleFit:
+    """As `match`, counted."""
+    said: dict[Outcome, list[str]] = {outcome: [] for outcome in Outcome}
+    for found in match(deltas, index, numbers):
+        plain = found.reason == _ABSENT or found.outcome in (Outcome.APPLIES, Outcome.ELSEWHERE)
+        said[found.outcome].append(found.module if plain else f"{found.module}: {found.reason}")
+    return ModuleFit(
+        sum(map(len, said.values())), len(said[Outcome.APPLIES]) + len(said[Outcome.IDLE]),
+        tuple(said[Outcome.ELSEWHERE]), tuple(said[Outcome.MISSING]), tuple(said[Outcome.MISMATCHED]),
+        tuple(said[Outcome.UNKNOWN]), tuple(said[Outcome.IDLE]),
+    )  # fmt: skip

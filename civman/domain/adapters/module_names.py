@@ -1,9 +1,8 @@
-"""Which weight of a checkpoint a module name means, in every naming convention.
+"""Which weight of a model a module's name means: an index of its weights under all names that trainers use for them.
 
-Owns: taking an adapter's module name apart (`locate`) and an index of a checkpoint's weights under all names that
-trainers use for them (`ModuleIndex`). The names of diffusers' UNet and those of the original one are joined by walking
-the block structure of the tensor list itself, so other widths, depths and missing blocks need no table. Refuses to
-do: judging (`civman.domain.compatibility`).
+The names of diffusers' UNet and those of the original one are joined by walking the block structure of the tensor list
+itself, so other widths, depths and missing blocks need no table. Refuses to do: taking an adapter's names apart
+(`civman.domain.adapters.spellings`), judging (`civman.domain.compatibility`).
 
 Source: the two public UNet layouts (latent-diffusion and diffusers), OpenCLIP's and transformers' CLIP layouts.
 """
@@ -14,70 +13,100 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
 
 from civman.domain.files.header import Header
 
 Shape = tuple[int, ...]
 
-_LEADS = (
-    ("lora_unet_", "unet"), ("lora_te1_", "te1"), ("lora_te2_", "te2"), ("lora_te3_", "te3"), ("lora_te_", "te1"),
-    ("oft_unet_", "unet"), ("oft_te1_", "te1"), ("oft_te2_", "te2"), ("oft_te_", "te1"),
-    ("lycoris_unet_", "unet"), ("lycoris_te1_", "te1"), ("lycoris_te2_", "te2"), ("lycoris_te_", "te1"),
-    ("lora_transformer_", "unet"), ("lora_prior_unet_", "unet"), ("lora_prior_te_", "te1"),
-    ("lycoris_text_model_", "te1"), ("lycoris_", "unet"),
-    ("text_encoder_3.", "te3"), ("text_encoder_2.", "te2"), ("text_encoder.", "te1"),
-    ("text_encoders.clip_l.", "te1"), ("text_encoders.clip_g.", "te2"), ("text_encoders.t5xxl.", "te3"),
-    ("clip_l.", "te1"), ("clip_g.", "te2"), ("model.diffusion_model.", "unet"), ("diffusion_model.", "unet"),
-    ("base_model.model.transformer.", "unet"), ("base_model.model.unet.", "unet"),
-    ("base_model.model.text_encoder.", "te1"), ("base_model.model.text_model.", "te1"),
-    ("base_model.model.", "unet"), ("transformer.text_model.", "te1"),
-    ("transformer.", "unet"), ("unet.", "unet"), ("text_model.", "te1"),
-)  # fmt: skip
-"""Beginning of an adapter's module name → part of the model. Longer ones stand before what they begin with."""
-_PREFIXES = dict(_LEADS)
-_PREFIX = re.compile("|".join(map(re.escape, _PREFIXES)))
 
-_TEXT_LEADS = ("transformer_text_model_", "text_model_", "transformer_")
+class Weight(NamedTuple):
+    """A weight of the model: its part, its module's name there, and which slice of a joint layer it is ("": all)."""
 
-
-def locate(module: str) -> tuple[str, str]:
-    """The part ("unet", "te1", "te2", "te3") and the path in it, dots written as underscores.
-
-    >>> locate("lora_te2_text_model_encoder_layers_0_mlp_fc1")
-    ('te2', 'encoder_layers_0_mlp_fc1')
-    """
-    found = _PREFIX.match(module)
-    part, rest = (_PREFIXES[found[0]], module[found.end() :]) if found else ("unet", module)
-    path = rest.replace(".", "_")
-    if part != "unet":
-        for lead in _TEXT_LEADS:
-            path = path.removeprefix(lead)
-    return part, path
+    part: str
+    name: str
+    shape: Shape
+    """(out, in, *kernel), or (width,) of a norm's."""
+    bias: Shape | None = None
+    slice: str = ""
 
 
 class ModuleIndex:
-    """All weights of one checkpoint under all their names: `find(part, path)` gives the shape or None."""
+    """All weights of one model under all their names: `weight(part, path)` gives the one that a path means."""
 
-    def __init__(self, header: Header) -> None:
-        backbone, texts = parts_of(header)
-        self._weights: dict[str, dict[str, Shape]] = {"unet": _backbone_weights(backbone)}
-        for part, tensors in texts.items():
-            self._weights[part] = _text_weights(tensors)
+    def __init__(self, parts: Mapping[str, Mapping[str, Shape]], unused: Iterable[tuple[str, str]] = ()) -> None:
+        """The weights of a model's parts ("unet", "te1", "te2", "te3"): name of the tensor → shape.
+
+        `unused`: (part, beginning of a path) of layers that a file may hold and the model leaves out.
+        """
+        self._weights: dict[str, dict[str, Weight]] = {}
+        # CLIP-L's projection: some files hold it, and no model here reads it
+        self._unused = (("te1", "text_projection"), *unused)
+        for part, tensors in parts.items():
+            if part == "unet":
+                self._weights[part] = _backbone_weights(tensors)
+                continue
+            self._weights[part] = _text_weights(part, tensors)
+            if (last := last_open_clip_layer(part, tensors)) is not None:
+                self._unused += ((part, f"encoder_layers_{last}_"),)
+        for part, beginning in self._unused:
+            weights = self._weights.get(part, {})
+            for path in [path for path in weights if path.startswith(beginning)]:
+                del weights[path]
         self.parts = frozenset(part for part, weights in self._weights.items() if weights)
+
+    @classmethod
+    def of_header(cls, header: Header) -> "ModuleIndex":
+        """The weights that a checkpoint's header lists."""
+        backbone, texts = parts_of(header)
+        return cls({"unet": backbone, **texts})
+
+    def weight(self, part: str, path: str) -> Weight | None:
+        """The weight, or None where the model has none under this name."""
+        if part == "te1" and "te1" not in self.parts:
+            part = "te2"  # the refiner has only the second encoder
+        weights = self._weights.get(part, {})
+        found = weights.get(path)
+        if found is None and path.endswith("_to_out"):
+            return weights.get(f"{path}_0")  # a list of a linear layer and a dropout in diffusers, one layer to others
+        return found
 
     def find(self, part: str, path: str) -> Shape | None:
         """Shape (out, in, *kernel) of the weight, or (width,) of a norm's."""
-        if part == "te1" and "te1" not in self.parts:
-            part = "te2"  # the refiner has only the second encoder
-        return self._weights.get(part, {}).get(path)
+        found = self.weight(part, path)
+        return None if found is None else found.shape
+
+    def is_unused(self, part: str, path: str) -> bool:
+        """Whether no picture depends on this layer, so that the model may leave it out."""
+        return any(part == where and path.startswith(beginning) for where, beginning in self._unused)
 
     def __len__(self) -> int:
         return sum(map(len, self._weights.values()))
 
 
-def _backbone_weights(tensors: Mapping[str, Shape]) -> dict[str, Shape]:
-    weights = {name[:-7]: shape for name, shape in tensors.items() if name.endswith(".weight")}
-    found = {name.replace(".", "_"): shape for name, shape in weights.items()}
+def last_open_clip_layer(part: str, tensors: Iterable[str]) -> int | None:
+    """The number of the last layer of SD 2's text encoder, which is left out; None where every layer is used.
+
+    SD 2 reads what comes out one layer early. 23 layers are what is left in a file already pruned to that: there it is
+    the one that would follow.
+    """
+    if part != "te1":
+        return None
+    layers = {int(found[1]) for name in tensors if (found := _RESBLOCK.match(name))}
+    if not layers:
+        return None
+    return 23 if len(layers) == 23 else max(layers)
+
+
+_RESBLOCK = re.compile(r"(?:transformer\.)?resblocks\.(\d{1,4})\.")
+
+
+def _backbone_weights(tensors: Mapping[str, Shape]) -> dict[str, Weight]:
+    weights = {
+        name[:-7]: Weight("unet", name[:-7], shape, tensors.get(f"{name[:-6]}bias"))
+        for name, shape in tensors.items() if name.endswith(".weight")
+    }  # fmt: skip
+    found = {name.replace(".", "_"): weight for name, weight in weights.items()}
     renames = unet_names(tensors)
     names = sorted(weights) if renames else []
     for block, other in renames.items():
@@ -89,21 +118,28 @@ def _backbone_weights(tensors: Mapping[str, Shape]) -> dict[str, Shape]:
             inner = name[len(block) + 1 :]
             found[f"{stem}_{inner_names.get(inner, inner).replace('.', '_')}"] = weights[name]
     if not renames:
-        for name, shape in weights.items():
-            for alias, part_shape in _translations(name, shape):
-                found[alias.replace(".", "_")] = part_shape
+        for name, weight in weights.items():
+            for alias, part_shape, which in _translations(name, weight.shape):
+                found[alias.replace(".", "_")] = Weight("unet", name, part_shape, weight.bias, which)
     return found
 
 
-def _text_weights(tensors: Mapping[str, Shape]) -> dict[str, Shape]:
-    found: dict[str, Shape] = {}
+def _text_weights(part: str, tensors: Mapping[str, Shape]) -> dict[str, Weight]:
+    found: dict[str, Weight] = {}
     for name, shape in tensors.items():
         if name.endswith("in_proj_weight") and len(shape) == 2:
-            layer = _open_clip(name.removesuffix(".in_proj_weight"))
+            stem = name.removesuffix(".in_proj_weight")
+            bias = tensors.get(f"{stem}.in_proj_bias")
+            third = None if bias is None else (bias[0] // 3,)
             for which in "qkv":
-                found[f"{layer}_{which}_proj"] = (shape[0] // 3, shape[1])
-        elif name.endswith((".weight", "text_projection", "positional_embedding")):
-            found[_open_clip(name.removesuffix(".weight"))] = shape
+                found[f"{_open_clip(stem)}_{which}_proj"] = Weight(part, stem, (shape[0] // 3, shape[1]), third, which)
+        elif name.endswith(".weight"):
+            stem = name.removesuffix(".weight")
+            found[_open_clip(stem)] = Weight(part, stem, shape, tensors.get(f"{stem}.bias"))
+        elif name.endswith("text_projection"):  # OpenCLIP's own, which multiplies from the right
+            found[_open_clip(name)] = Weight(part, name, shape[::-1])
+        elif name.endswith("positional_embedding"):
+            found[_open_clip(name)] = Weight(part, name, shape)
     return found
 
 
@@ -296,12 +332,13 @@ def _translation_rules() -> dict[str, list[tuple[str, str]]]:
 _BLOCK_NUMBER = re.compile(r"(?<=blocks\.)\d+|(?<=layers\.)\d+|(?<=refiner\.)\d+")
 
 
-def _translations(name: str, shape: Shape) -> Iterable[tuple[str, Shape]]:
-    """Names in diffusers' convention of (a slice of) a transformer's weight."""
+def _translations(name: str, shape: Shape) -> Iterable[tuple[str, Shape, str]]:
+    """Names in diffusers' convention of (a slice of) a transformer's weight, with its shape and which slice it is."""
     number = _BLOCK_NUMBER.search(name)
     pattern = f"{name[: number.start()]}#{name[number.end() :]}" if number else name
     for theirs, part in _translation_rules().get(pattern, ()):
-        yield theirs.replace("#", number[0] if number else "", 1), _slice(shape, part)
+        which = "" if part == "whole" else theirs  # two slices of one part ("kv") are told apart by their names
+        yield theirs.replace("#", number[0] if number else "", 1), _slice(shape, part), which
 
 
 def _slice(shape: Shape, part: str) -> Shape:

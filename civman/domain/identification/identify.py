@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from civman.domain.adapters.adapter_tensors import Delta, Deltas, deltas_of
 from civman.domain.adapters.module_names import parts_of
+from civman.domain.adapters.spellings import means_the_only_encoder
 from civman.domain.architecture import (
     Adapter,
     Architecture,
@@ -106,7 +107,7 @@ def _adapter_look(deltas: Iterable[Delta]) -> Look:
         if len(shape) == 2 and delta.kind in _FLAT and path.endswith(("_proj_in", "_proj_out")):
             shape = ()  # a 1x1 convolution is written as a matrix too: it does not tell SD 1.x from 2.x
         items.append((path if part == "unet" else f":{part}_{path}", shape))
-        if delta.module.startswith(("lora_te_", "oft_te_", "lycoris_te_")):
+        if means_the_only_encoder(delta.module):
             parts |= {"single-text", "only-text"}  # kohya numbers them where a model has several
         elif delta.module.startswith("text_encoder."):
             parts.add("single-text")

@@ -1,0 +1,347 @@
+"""The kinds of adapters: which tensors make one up, and which weights their shapes let it change. No arithmetic.
+
+A kind is known by the parts of the change that a module has in the file. The formulas are in
+`civman.diffusion.adapter_formulas`; what they need of shapes is checked here, so that a file's header settles it.
+
+Source: LoRA (Hu et al. 2021, 4.1), LoHa (Hyeon-Woo et al. 2022, FedPara, 2), LoKr and the file layouts (Yeh et al.
+2024, LyCORIS, 3), OFT (Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9), IA3 (Liu et
+al. 2022, 3.3), DoRA (Liu et al. 2024, eq. 5).
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from math import prod
+from typing import NamedTuple
+
+from civman.domain.architecture import Adapter
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+"""Part of the change → shape of its tensor."""
+
+
+class MisfitError(ValueError):
+    """The tensors contradict each other, or cannot act on a weight; the text says why."""
+
+
+class Described(NamedTuple):
+    """The weight that a module's tensors describe, as far as they show it.
+
+    `shape` is (out, in, *kernel): (out, in·kernel) where a convolution is written flat, (out,) for a norm, empty where
+    only one side shows; then `sides` holds the widths that the weight may have on either side.
+    """
+
+    shape: Shape = ()
+    sides: tuple[int, ...] = ()
+    rank: int | None = None
+
+
+class Layout(NamedTuple):
+    """One way to store a change: the parts it needs, and those that it may have besides."""
+
+    kind: Adapter
+    needs: frozenset[str]
+    allows: frozenset[str]
+
+
+_BIAS = frozenset({"diff_b"})
+_SCALED = _BIAS | {"alpha", "dora_scale", "magnitude"}
+_LOKR = _SCALED | {f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t1", "t2")}
+_LOHA = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
+
+LAYOUTS = (
+    Layout(Adapter.LORA, frozenset({"down", "up"}), _SCALED | {"mid", "up_bias"}),
+    Layout(Adapter.LOHA, _LOHA, _SCALED | {"hada_t1", "hada_t2"}),
+    Layout(Adapter.LOKR, frozenset({"lokr_w1"}), _LOKR),
+    Layout(Adapter.LOKR, frozenset({"lokr_w1_a", "lokr_w1_b"}), _LOKR),
+    Layout(Adapter.OFT, frozenset({"oft_blocks"}), _BIAS | {"alpha", "rescale"}),
+    Layout(Adapter.OFT, frozenset({"oft_diag"}), _BIAS | {"alpha", "rescale"}),
+    Layout(Adapter.GLORA, frozenset({"a1", "a2", "b1", "b2"}), _BIAS | {"alpha", "bm"}),
+    Layout(Adapter.IA3, frozenset({"factor", "on_input"}), frozenset()),
+    Layout(Adapter.FULL, frozenset({"diff"}), _BIAS | {"alpha"}),
+    Layout(Adapter.FULL, frozenset({"set_weight"}), _BIAS | {"alpha"}),
+    Layout(Adapter.FULL, _BIAS, frozenset({"alpha"})),
+)
+
+_SHOWS = {
+    "down": Adapter.LORA, "up": Adapter.LORA, "mid": Adapter.LORA, "up_bias": Adapter.LORA, "on_input": Adapter.IA3,
+    "a1": Adapter.GLORA, "a2": Adapter.GLORA, "b1": Adapter.GLORA, "b2": Adapter.GLORA, "bm": Adapter.GLORA,
+    "oft_blocks": Adapter.OFT, "oft_diag": Adapter.OFT, "diff": Adapter.FULL, "set_weight": Adapter.FULL,
+    "diff_b": Adapter.FULL,
+}  # fmt: skip
+
+
+@cache
+def kind_of(parts: frozenset[str]) -> Adapter | None:
+    """The kind that the parts hint at, whole or not; a changed bias may come along with any. None: no kind at all."""
+    hints = [kind for part in sorted(parts) if (kind := _hint(part)) is not None]
+    return next((kind for kind in hints if kind is not Adapter.FULL), hints[0] if hints else None)
+
+
+def _hint(part: str) -> Adapter | None:
+    if part.startswith("hada_"):
+        return Adapter.LOHA
+    return Adapter.LOKR if part.startswith("lokr_") else _SHOWS.get(part)
+
+
+def describe(kind: Adapter, shapes: Shapes) -> Described:
+    """The weight that the tensors describe. Raises: MisfitError: a part is missing, foreign, or of a wrong shape."""
+    if problem := _why_no_layout(kind, frozenset(shapes)):
+        raise MisfitError(problem)
+    for shape in shapes.values():
+        if 0 in shape:
+            raise MisfitError("its tensors are empty")
+    found = _DESCRIBERS[kind](shapes)
+    if "up_bias" in shapes and shapes["up_bias"] != found.shape[:1]:
+        raise MisfitError(f"a bias of shape {times(shapes['up_bias'])} for {found.shape[0]} outputs")
+    return found
+
+
+@cache  # a file's thousand modules have one or two sets of parts between them
+def _why_no_layout(kind: Adapter, have: frozenset[str]) -> str:
+    if any(layout.needs <= have <= layout.needs | layout.allows for layout in LAYOUTS):
+        return ""
+    wanted = [
+        layout.needs - have
+        for layout in LAYOUTS
+        if layout.kind is kind and have & layout.needs and have <= layout.needs | layout.allows
+    ]
+    missing = min(wanted, key=len, default=frozenset())
+    if missing:
+        return f"its {kind} is incomplete: {', '.join(sorted(missing))} missing"
+    return f"tensors {', '.join(sorted(have))} are no known kind of adapter"
+
+
+def misfit(
+    kind: Adapter, shapes: Shapes, found: Described, weight: Shape, bias: Shape | None, *, on_input: bool | None = None
+) -> str | None:
+    """Why the tensors, which describe `found`, cannot act on a weight of this shape; None: they can.
+
+    `bias` is the shape of the module's bias, None where it has none. `on_input`: what an IA3's flag says, where known.
+    """
+    if "up_bias" in shapes and bias is None:
+        return f"bias of shape {times(shapes['up_bias'])}, the layer has none"
+    if "diff_b" in shapes and shapes["diff_b"] != bias:
+        return f"bias of shape {times(shapes['diff_b'])} against {times(bias) if bias else 'none'}"
+    if kind is Adapter.FULL and not found.shape:
+        return None
+    if len(weight) < 2 and kind is not Adapter.FULL:
+        return f"a {kind} against a weight of one axis"
+    try:
+        _FITTERS.get(kind, _fit_shape)(shapes, found, weight)
+        if kind is Adapter.IA3:
+            _fit_factors(shapes["factor"], weight, on_input)
+        dora_axis(shapes, weight)
+    except MisfitError as reason:
+        return str(reason)
+    return None
+
+
+def has_strength(shapes: Collection[str]) -> bool:
+    """Whether alpha 0 makes the change nothing: OFT's alpha is a bound, and two whole factors have no rank."""
+    if {"dora_scale", "magnitude", "diff_b"} & set(shapes):
+        return False  # these change the weight or the bias even so
+    return bool({"down", "a1", "hada_w1_a", "lokr_w1_a", "lokr_w2_a"} & set(shapes))
+
+
+def label(kind: Adapter, parts: Collection[str]) -> str:
+    """What a report calls it: `lora`, `lokr`, `dora`, `loha+dora` and so on."""
+    decomposed = kind is not Adapter.DORA and bool({"dora_scale", "magnitude"} & set(parts))
+    return f"{kind}+dora" if decomposed else str(kind)
+
+
+def matrix(shape: Shape) -> tuple[int, int]:
+    """Rows and columns of a weight, kernel positions counted as columns."""
+    return shape[0], prod(shape[1:])
+
+
+def times(shape: Shape) -> str:
+    """A shape as text: `320x768`."""
+    return "x".join(map(str, shape))
+
+
+def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
+    """0: a magnitude per output row; 1: per input column; None: there is none.
+
+    Raises: MisfitError: the magnitudes are neither.
+    """
+    if "magnitude" in shapes:  # PEFT's own name: always per output, whichever axis its convolutions put it on
+        if prod(shapes["magnitude"]) != weight[0]:
+            raise MisfitError(f"magnitude of shape {times(shapes['magnitude'])} against {weight[0]} rows")
+        return 0
+    if "dora_scale" not in shapes:
+        return None
+    shape = shapes["dora_scale"]
+    if prod(shape) == weight[0] and shape[0] == weight[0]:
+        return 0
+    if prod(shape) == weight[1] and (len(shape) == 1 or shape[1] == weight[1]):
+        return 1
+    raise MisfitError(f"dora_scale of shape {times(shape)} against {times(weight)}")
+
+
+def glora_parts(shapes: Shapes, weight: Shape) -> tuple[str, str, str, str]:
+    """Names of (in→r, r→in, out←r, r←in); older files name each pair the other way round."""
+    now = (shapes["a1"][0], matrix(shapes["a2"])[1], shapes["b1"][0]) == (weight[1], weight[1], weight[0])
+    return ("a1", "a2", "b1", "b2") if now else ("a2", "a1", "b2", "b1")
+
+
+# --- what the tensors of each kind describe
+
+
+def _same_rank(first: int, second: int) -> None:
+    if first != second:
+        raise MisfitError(f"ranks {first} and {second} of its factors differ")
+
+
+def _two_axes(shape: Shape) -> Shape:
+    if len(shape) < 2:
+        raise MisfitError(f"a factor of shape {times(shape) or 'scalar'} is no matrix")
+    return shape
+
+
+def _lora(shapes: Shapes) -> Described:
+    up, down = _two_axes(shapes["up"]), _two_axes(shapes["down"])
+    rank = down[0]
+    if "mid" not in shapes:
+        _same_rank(matrix(up)[1], rank)
+        return Described((up[0], down[1], *down[2:]), rank=rank)
+    mid = _two_axes(shapes["mid"])
+    _same_rank(mid[0], matrix(up)[1])
+    _same_rank(mid[1], rank)
+    return Described((up[0], matrix(down)[1], *mid[2:]), rank=rank)
+
+
+def _loha(shapes: Shapes) -> Described:
+    tucker = "hada_t1" in shapes or "hada_t2" in shapes
+    found = set()
+    for half, core in (("hada_w1", "hada_t1"), ("hada_w2", "hada_t2")):
+        a, b = _two_axes(shapes[f"{half}_a"]), _two_axes(shapes[f"{half}_b"])
+        if not tucker:
+            _same_rank(matrix(a)[1], b[0])
+            found.add((a[0], *b[1:]))
+            continue
+        if core not in shapes:
+            raise MisfitError(f"{core} is missing")
+        _same_rank(_two_axes(shapes[core])[0], a[0])
+        _same_rank(shapes[core][1], b[0])
+        found.add((matrix(a)[1], matrix(b)[1], *shapes[core][2:]))
+    if len(found) != 1:
+        raise MisfitError("its two halves have different shapes")
+    return Described(found.pop(), rank=shapes["hada_w1_b"][0])
+
+
+def _lokr(shapes: Shapes) -> Described:
+    left, right = _factor(shapes, "lokr_w1", "lokr_t1"), _factor(shapes, "lokr_w2", "lokr_t2")
+    if any(size != 1 for size in left[2:]) and any(size != 1 for size in right[2:]):
+        raise MisfitError("both of its factors have a kernel")
+    ranks = [shapes[name][0] for name in ("lokr_w1_b", "lokr_w2_b") if name in shapes]
+    kernel = left[2:] if any(size != 1 for size in left[2:]) else right[2:]
+    return Described((left[0] * right[0], left[1] * right[1], *kernel), rank=min(ranks, default=None))
+
+
+def _factor(shapes: Shapes, name: str, core: str) -> Shape:
+    a, b = f"{name}_a", f"{name}_b"
+    if name in shapes:
+        return _two_axes(shapes[name])
+    if a not in shapes or b not in shapes:
+        raise MisfitError(f"its lokr is incomplete: {name} missing")
+    rows, columns = _two_axes(shapes[a]), _two_axes(shapes[b])
+    if core in shapes:
+        _same_rank(_two_axes(shapes[core])[0], rows[0])
+        _same_rank(shapes[core][1], columns[0])
+        return (rows[1], columns[1], *shapes[core][2:])
+    _same_rank(rows[1], columns[0])
+    return (rows[0], *columns[1:])
+
+
+def _oft(shapes: Shapes) -> Described:
+    name = "oft_blocks" if "oft_blocks" in shapes else "oft_diag"
+    blocks = shapes[name]
+    if blocks[-1:] != blocks[-2:-1] or len(blocks) not in ((3, 4) if name == "oft_blocks" else (3,)):
+        raise MisfitError(f"{name} of shape {times(blocks)} are no square blocks")
+    stages, count, size, _ = (1, *blocks)[-4:]
+    if len(blocks) == 4 and (size % 2 or count % 2 ** (stages - 1)):
+        raise MisfitError(f"{stages} butterfly stages do not fit {count} blocks of {size}")
+    return Described(sides=(count * size,), rank=size)
+
+
+def _glora(shapes: Shapes) -> Described:
+    b1, b2 = _two_axes(shapes["b1"]), _two_axes(shapes["b2"])
+    for name in ("a1", "a2"):
+        _two_axes(shapes[name])
+    up, down = (b1, b2) if b1[0] >= b1[1] else (b2, b1)
+    kernel = shapes["bm"][2:] if "bm" in shapes else down[2:]
+    return Described((up[0], down[1], *kernel), rank=down[0])
+
+
+def _full(shapes: Shapes) -> Described:
+    whole = shapes.get("diff") or shapes.get("set_weight")
+    return Described(whole) if whole else Described(sides=shapes.get("diff_b", ()))
+
+
+def _ia3(shapes: Shapes) -> Described:
+    factor = shapes["factor"]
+    if not factor or prod(factor) != max(factor):
+        raise MisfitError(f"factors of shape {times(factor) or 'scalar'} are no row")
+    return Described(sides=(max(factor),))
+
+
+_DESCRIBERS: dict[Adapter, Callable[[Shapes], Described]] = {
+    Adapter.LORA: _lora, Adapter.LOHA: _loha, Adapter.LOKR: _lokr, Adapter.OFT: _oft, Adapter.GLORA: _glora,
+    Adapter.FULL: _full, Adapter.IA3: _ia3,
+}  # fmt: skip
+
+
+# --- whether they can act on a weight
+
+
+def _fit_shape(_shapes: Shapes, found: Described, weight: Shape) -> None:
+    ours, theirs = matrix(found.shape), matrix(weight)
+    if ours != theirs:
+        raise MisfitError(f"shape {times(ours)} against {times(theirs)}")
+
+
+def _fit_lokr(shapes: Shapes, found: Described, weight: Shape) -> None:
+    _fit_shape(shapes, found, weight)
+    kernel = prod(weight[2:])
+    right = _factor(shapes, "lokr_w2", "lokr_t2")
+    if kernel != 1 and prod(found.shape[2:]) not in (1, kernel):
+        raise MisfitError(f"a kernel of {times(found.shape[2:])} against {times(weight[2:])}")
+    if prod(found.shape[2:]) == 1 and matrix(right)[1] % kernel:
+        raise MisfitError(f"{matrix(right)[1]} columns do not divide into kernels of {times(weight[2:])}")
+
+
+def _fit_rotation(shapes: Shapes, found: Described, weight: Shape) -> None:
+    if found.sides != weight[:1]:
+        raise MisfitError(f"blocks for {found.sides[0]} outputs against {weight[0]}")
+    if "rescale" in shapes and prod(shapes["rescale"]) != weight[0]:
+        raise MisfitError(f"rescale of shape {times(shapes['rescale'])} against {weight[0]} rows")
+
+
+def _fit_glora(shapes: Shapes, _found: Described, weight: Shape) -> None:
+    narrow, widen, out, inner = (_two_axes(shapes[name]) for name in glora_parts(shapes, weight))
+    _same_rank(matrix(narrow)[1], widen[0])
+    if (narrow[0], matrix(widen)[1]) != (weight[1], weight[1]):
+        raise MisfitError(f"input factors {times(narrow)} and {times(widen)} against {weight[1]} inputs")
+    columns = matrix(inner)[1]
+    if "bm" in shapes:
+        _same_rank(_two_axes(shapes["bm"])[0], matrix(out)[1])
+        _same_rank(shapes["bm"][1], inner[0])
+        columns *= prod(shapes["bm"][2:])
+    else:
+        _same_rank(matrix(out)[1], inner[0])
+    _fit_shape(shapes, Described((out[0], columns)), weight)
+
+
+def _fit_factors(factor: Shape, weight: Shape, on_input: bool | None) -> None:
+    count = prod(factor)
+    sides = weight[:2] if on_input is None else weight[1:2] if on_input else weight[:1]
+    if count not in sides:
+        words = "inputs or outputs" if on_input is None else "inputs" if on_input else "outputs"
+        raise MisfitError(f"{count} factors against {times(sides)} {words}")
+
+
+_FITTERS: dict[Adapter, Callable[[Shapes, Described, Shape], None]] = {
+    Adapter.LOKR: _fit_lokr, Adapter.OFT: _fit_rotation, Adapter.BOFT: _fit_rotation, Adapter.GLORA: _fit_glora,
+    Adapter.IA3: lambda _shapes, _found, _weight: None,
+}  # fmt: skip
