@@ -91,7 +91,7 @@ OWN_PAIRS = {
 }
 NOT_YET = {
     *(("ckpt-sd15", f"own/peft-sd1-{kind}") for kind in ("ia3", "oft", "boft")),
-    *(("ckpt-sd15", f"own/peft-sd1-lora-named-{name}") for name in ("style", "adapter_1", "0")),
+    ("ckpt-sd15", "own/peft-sd1-lora-named-0"),
     ("flux-dev-diffusers", "own/kohya-flux-dev-lora"),
 }
 """Pairs whose modules are not compared yet. The list is exact: whoever makes one right takes it off here."""
@@ -111,6 +111,11 @@ def test_every_module_that_a_library_made_is_found_in_the_library_s_checkpoint(c
 
     if (checkpoint, adapter) in NOT_YET:
         assert result.modules is None
+        return
+    if adapter == "own/kohya-sd1-full":  # made from layers that all have biases: the attention's real ones have none
+        assert result.verdict is Verdict.PARTLY
+        assert len(result.modules.mismatched) == 6
+        assert all("bias of shape" in each for each in result.modules.mismatched)
         return
     assert result.modules.words == f"{count} of {count} modules fit"
     assert (result.verdict, result.depth) == (Verdict.FITS, Depth.MODULES)

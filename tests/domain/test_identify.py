@@ -51,8 +51,6 @@ NOT_YET: dict[str, set[str]] = {
     "own/peft-sd1-ia3": {"type", "family", "adapter", "format"},
     "own/peft-sd1-oft": {"type", "family", "adapter", "format"},
     "own/peft-sd1-boft": {"type", "family", "adapter", "format"},
-    "own/peft-sd1-lora-named-style": {"type", "family", "adapter", "format"},
-    "own/peft-sd1-lora-named-adapter_1": {"type", "family", "adapter", "format"},
     "own/peft-sd1-lora-named-0": {"type", "family", "adapter", "format"},
     "own/peft-sana-lora": {"family"},
 }
