@@ -1,6 +1,7 @@
 """The `civman` program, also as `python -m civman`: what must be set before anything is imported, then the commands."""
 
 import gc
+import io
 import os
 import sys
 
@@ -13,6 +14,9 @@ def main() -> int:
     gc.set_threshold(_GARBAGE_EVERY)
     # or pydantic asks every package that is installed whether it has a plugin: 0.015 s
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no encoding but UTF-8 has every name: a `?` is better than an error
+            stream.reconfigure(errors="replace")
     from civman.cli.app import main as run
 
     return run()

@@ -60,7 +60,7 @@ class Output:
             error.result = {kind: plain(result.value)}
         elif self.as_json:
             document = {"civman": JSON_SHAPE, "kind": kind, kind: plain(result.value)}
-            self._stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+            self._stdout.write(json.dumps(document, ensure_ascii=not _holds_all(self._stdout), indent=1) + "\n")
         elif self.quiet:
             self._stdout.writelines(f"{line}\n" for line in result.ids)
         else:
@@ -78,7 +78,7 @@ class Output:
         """Show an error and its hint, in the form that the mode requires."""
         if self.as_json:
             document = {"civman": JSON_SHAPE, "kind": "error", "error": error_value(error), **error.result}
-            self._stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+            self._stdout.write(json.dumps(document, ensure_ascii=not _holds_all(self._stdout), indent=1) + "\n")
             self._stdout.flush()
             return
         self._say(f"Error [{error.code}]: {error.message}")
@@ -118,6 +118,11 @@ class Output:
         self._stderr.write(f"{question} [y/N] ")
         self._stderr.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _holds_all(stream: TextIO) -> bool:
+    """Whether the stream's encoding has every character, as UTF-8 does and what Windows gives to a pipe does not."""
+    return (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
 
 
 def plain(value: object) -> Any:  # JSON has no narrower type

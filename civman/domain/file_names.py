@@ -3,17 +3,18 @@
 import re
 import unicodedata
 
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³")}
+_PORTS = {f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"}
+_RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | _PORTS
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]')
-_MOST_BYTES = 200
+MOST_BYTES = 200
 """Below every file system's 255, with room for a suffix such as `.preview.png`."""
 
 
-def safe_name(name: str, fallback: str = "file") -> str:
+def safe_name(name: str, fallback: str = "file", *, most_bytes: int = MOST_BYTES) -> str:
     """`name` as one path component for Linux, macOS and Windows; `fallback` where nothing usable is left.
 
     Any folder part, control and direction characters, names reserved on Windows, outer dots and spaces go; the
-    suffix survives shortening. Idempotent.
+    suffix survives shortening to `most_bytes` (at least 32, and one more for a reserved name). Idempotent.
     """
     text = unicodedata.normalize("NFC", name)
     text = text.encode("utf-8", "ignore").decode()  # lone surrogates
@@ -22,10 +23,24 @@ def safe_name(name: str, fallback: str = "file") -> str:
     stem, dot, suffix = text.rpartition(".")
     if not dot or len(suffix.encode()) > 20:
         stem, dot, suffix = text, "", ""
-    stem = _shortened(stem, _MOST_BYTES - len(suffix.encode()) - len(dot)).rstrip(" .")
+    stem = _shortened(stem, most_bytes - len(suffix.encode()) - len(dot)).rstrip(" .")
     if stem.partition(".")[0].rstrip().casefold() in _RESERVED:
         stem = f"_{stem}"
     return f"{stem or fallback}{dot}{suffix}"
+
+
+def folded(name: str) -> str:
+    """What two names may not share in a folder that ignores case, as on Windows and macOS."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).upper().casefold())
+
+
+def marked_name(name: str, mark: str, *, most_bytes: int = MOST_BYTES) -> str:
+    """`name` with `mark` before its suffix; the stem is shortened, never the mark, which is short and safe itself."""
+    stem, dot, suffix = name.rpartition(".")
+    if not dot:
+        stem, suffix = name, ""
+    stem = _shortened(stem, max(0, most_bytes - len(f"_{mark}{dot}{suffix}".encode())))
+    return safe_name(f"{stem}_{mark}{dot}{suffix}" if stem else f"{mark}{dot}{suffix}", most_bytes=most_bytes)
 
 
 def _shortened(text: str, most_bytes: int) -> str:

@@ -28,6 +28,7 @@ from civman.manage.sidecar import described
 from civman.store.blobs import BlobStore
 from civman.store.partial import store_error
 from civman.system.move_files import remove_file, replace_file
+from civman.system.path_rules import require_file_name
 
 _READ_BYTES = 4 << 20
 _PRIVATE = ("note", "tags", "trigger_words", "rating", "is_favourite", "alias")
@@ -59,6 +60,7 @@ def export_bundle(
     Raises: UsageError: there is nothing to write, or `target` exists. HashMismatch: a stored file is corrupt.
         StoreError.
     """
+    require_file_name(target)
     if target.exists() and not replace:
         raise UsageError(f"`{target}` exists", hint="choose another name, or say --force")
     paths = {asset.blob.sha256: Path(asset.path) for asset in assets}

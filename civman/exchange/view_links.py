@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from civman.domain.catalog import Asset
 from civman.domain.digests import Sha256
+from civman.domain.file_names import MOST_BYTES
 from civman.errors import StoreError, UsageError
 from civman.exchange import view_manifest as memory
 from civman.exchange.view_companions import Beside, companions
@@ -23,9 +24,12 @@ from civman.index import Index
 from civman.store.blobs import BlobStore
 from civman.store.partial import store_error
 from civman.system.move_files import remove_file, rename_file
+from civman.system.path_rules import require_room
 from civman.system.process_lock import FileLock
 
 _LOCK = ".civman-view.lock"
+_SHORTEST_NAME = 40
+"""Room for a suffix and enough of a digest to tell two files apart."""
 
 
 class Act(StrEnum):
@@ -212,8 +216,9 @@ class _Planner:
 
     def _add(self, folder: str, asset: Asset, moved: Entry | None) -> None:
         named = replace(asset, name=moved.name) if moved is not None else asset
-        rival = self._taken.get(stem_key(folder, free_name(named, folder, (), None)))
-        name = free_name(named, folder, self._taken.keys() | self._strangers(folder), rival)
+        room = require_room(self._folder / folder, _SHORTEST_NAME, MOST_BYTES)
+        rival = self._taken.get(stem_key(folder, free_name(named, folder, (), None, room)))
+        name = free_name(named, folder, self._taken.keys() | self._strangers(folder), rival, room)
         self._taken[stem_key(folder, name)] = asset
         path = str(PurePosixPath(folder) / name)
         blob = asset.blob

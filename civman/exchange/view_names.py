@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 
 from civman.domain.catalog import Asset
 from civman.domain.digests import autov2
-from civman.domain.file_names import safe_name
+from civman.domain.file_names import MOST_BYTES, folded, marked_name, safe_name
 
 _BREAKS = re.compile(r"[^\w.+-]+")
 
@@ -15,24 +15,30 @@ def stem_key(folder: str, name: str) -> tuple[str, str]:
 
     Programs treat `x.safetensors` and `x.ckpt` as the same model, and their companion files would have the same names.
     """
-    return folder.casefold(), name.rpartition(".")[0].casefold()
+    return folded(folder), folded(name.rpartition(".")[0])
 
 
-def free_name(asset: Asset, folder: str, taken: Collection[tuple[str, str]], rival: Asset | None) -> str:
-    """The first free name for the asset.
+def free_name(
+    asset: Asset,
+    folder: str,
+    taken: Collection[tuple[str, str]],
+    rival: Asset | None,
+    most_bytes: int = MOST_BYTES,
+) -> str:
+    """The first free name for the asset, of `most_bytes` at most.
 
     It is its own name, then its own name plus a suffix that distinguishes it from `rival`, then its digest.
     """
-    candidates = list(_candidates(asset, rival))
+    candidates = list(_candidates(asset, rival, most_bytes))
     return next((name for name in candidates if stem_key(folder, name) not in taken), candidates[-1])
 
 
-def _candidates(asset: Asset, rival: Asset | None) -> Iterator[str]:
-    plain = safe_name(asset.name, fallback=autov2(asset.blob.sha256))
-    stem, dot, suffix = plain.rpartition(".")
+def _candidates(asset: Asset, rival: Asset | None, most_bytes: int) -> Iterator[str]:
+    plain = safe_name(asset.name, fallback=autov2(asset.blob.sha256), most_bytes=most_bytes)
+    stem, dot, _ = plain.rpartition(".")
     if not stem or not dot:
-        stem, dot, suffix = plain, ".", asset.blob.suffix.lstrip(".")
-    yield f"{stem}{dot}{suffix}"
+        plain = safe_name(f"{plain}.{asset.blob.suffix.lstrip('.')}", most_bytes=most_bytes)
+    yield plain
     if rival is not None:
         for own, other in (
             (asset.facts.precision, rival.facts.precision),
@@ -40,7 +46,7 @@ def _candidates(asset: Asset, rival: Asset | None) -> Iterator[str]:
             (asset.model_name, rival.model_name),
         ):
             word = _BREAKS.sub("-", own).strip("-.")[:40]
-            if word and own != other:
-                yield safe_name(f"{stem}_{word}{dot}{suffix}")
-    yield safe_name(f"{stem}_{autov2(asset.blob.sha256)}{dot}{suffix}")
-    yield safe_name(f"{stem[:40]}_{asset.blob.sha256}{dot}{suffix}")
+            if word and own != other and len(word.encode()) < most_bytes // 2:
+                yield marked_name(plain, word, most_bytes=most_bytes)
+    yield marked_name(plain, autov2(asset.blob.sha256), most_bytes=most_bytes)
+    yield marked_name(plain, asset.blob.sha256[: max(16, most_bytes - 60)], most_bytes=most_bytes)

@@ -15,7 +15,7 @@ from typing import Final
 
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
-from civman.domain.file_names import safe_name
+from civman.domain.file_names import MOST_BYTES, safe_name
 from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import Recipe, RenderRequest
 from civman.domain.scales import parse_scale_pair
@@ -28,6 +28,7 @@ from civman.planning.plan import Conditions, plan
 from civman.planning.plan_types import MODEL_FIELDS, Planned, Rendering
 from civman.planning.vary import Change, DigestOf, changed, field_of
 from civman.rendering.save_pictures import EmbeddedMetadata, OutputOptions, Place, keep_new
+from civman.system.path_rules import name_room
 
 _FILES: Final = ("checkpoint", "vae")
 
@@ -168,7 +169,7 @@ def draw(
         by_place = {(cell.row, cell.column): each for cell, each in zip(order, made, strict=True)}
         pictures = tuple(by_place[cell.row, cell.column] for cell in grid.cells)
         data = _sheet(grid, pictures, options.metadata)
-        path = keep_new(place.folder, name or _name(grid), data)
+        path = keep_new(place.folder, name or _name(grid, name_room(place.folder, MOST_BYTES)), data)
     except KeyboardInterrupt:
         error = Interrupted("stopped")
         _tell_unfinished(error, order, made, place)
@@ -283,8 +284,9 @@ def _sheet_contents(grid: Grid, metadata: EmbeddedMetadata) -> contact_sheet.Con
     return replace(contents, axes=axes)
 
 
-def _name(grid: Grid) -> str:
+def _name(grid: Grid, most_bytes: int) -> str:
     about = "-x-".join("-".join(re.findall(r"\w+", axis.name))[:40] for axis in grid.axes)
+    about = about.encode()[: max(0, most_bytes - len("grid--12345678.png"))].decode("utf-8", "ignore")
     digest = hashlib.sha256(grid.contents.to_json().encode()).hexdigest()
     return safe_name(f"grid-{about}-{digest[:8]}.png")
 

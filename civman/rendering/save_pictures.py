@@ -10,16 +10,19 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from civman.domain.file_names import safe_name
+from civman.domain.file_names import MOST_BYTES, safe_name
 from civman.domain.recipes.record import Record, stripped
 from civman.errors import Cause, UsageError
 from civman.pictures import image_text, record_text
 from civman.store.partial import store_error
 from civman.system.move_files import remove_file, replace_file
+from civman.system.path_rules import name_room, require_file_name, require_room
 
 FORMATS = ("png", "jpeg", "webp")
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-_WORDS = 6
+_WORDS, _WORDS_LENGTH = 6, 60
+_NO_WORDS = 40
+"""Bytes of a name without words of the prompt: the seed, eight digits of the digest, the suffix."""
 
 
 class EmbeddedMetadata(StrEnum):
@@ -64,6 +67,9 @@ class Place:
         self._options = options
         self._file = output if is_file else None
         self.folder = output.parent if self._file else output
+        if is_file:
+            require_file_name(output)
+        self._room = name_room(output.parent, MOST_BYTES) if is_file else require_room(output, _NO_WORDS, MOST_BYTES)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -75,8 +81,8 @@ class Place:
         Raises: StoreError. UsageError: the format cannot hold the picture or what it is to tell.
         """
         data = picture_bytes(pixels, record, self._format, self._options)
-        has_words = self._options.metadata is EmbeddedMetadata.ALL
-        name = self._file.name if self._file else _name(record, _SUFFIXES[self._format], has_words=has_words)
+        room = self._room if self._options.metadata is EmbeddedMetadata.ALL else _NO_WORDS
+        name = self._file.name if self._file else _name(record, _SUFFIXES[self._format], room)
         return keep_new(self.folder, name, data)
 
 
@@ -114,9 +120,10 @@ def _known(name: str | None) -> image_text.Format:
     return formats[name or "png"]
 
 
-def _name(record: Record, suffix: str, *, has_words: bool) -> str:
-    words = re.findall(r"\w+", record.recipe.prompt)[:_WORDS] if has_words else []
-    return safe_name(f"{record.seed}-{'-'.join(words)[:60]}-{record.recipe.sha256[:8]}{suffix}".replace("--", "-"))
+def _name(record: Record, suffix: str, most_bytes: int) -> str:
+    words = "-".join(re.findall(r"\w+", record.recipe.prompt)[:_WORDS])[:_WORDS_LENGTH]
+    words = words.encode()[: max(0, most_bytes - _NO_WORDS)].decode("utf-8", "ignore")
+    return safe_name(f"{record.seed}-{words}-{record.recipe.sha256[:8]}{suffix}".replace("--", "-"))
 
 
 def _reserved(folder: Path, name: str) -> Path:

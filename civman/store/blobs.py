@@ -21,11 +21,14 @@ from civman.store.partial import Partial, store_error
 from civman.system.file_io import sync_file, sync_folder
 from civman.system.file_links import hard_link
 from civman.system.move_files import remove_file, rename_file, replace_file
+from civman.system.path_rules import require_room
 
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,12}")
 _BLOB = re.compile(r"([0-9a-f]{64})(\.[a-z0-9]{1,12})?")
 _READ_BYTES = 4 << 20
 _SIDECAR = ".civman.json"
+_LONGEST_PLACE = len("blobs/sha256/ab/") + 64
+"""Characters of the longest path below the library's folder, without suffixes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +211,9 @@ def digest_of(path: Path, on_progress: Callable[[int], None] | None = None) -> S
 
 
 def require_folder(root: Path) -> None:
-    """Create the library's folder. Raises: StoreError: it cannot be created, or something else has that name."""
+    """Make the library's folder. Raises: StoreError: it cannot be made, is no folder, or its path is too long."""
     try:
+        require_room(root, _LONGEST_PLACE, _LONGEST_PLACE)
         root.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise StoreError(f"`{root}` is not a folder", hint="choose another library with --library") from error

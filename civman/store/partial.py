@@ -22,9 +22,9 @@ from civman.system.file_io import (
     sync_data,
     write_at,
 )
-from civman.system.long_paths import LONG_PATHS_HINT, is_too_long
 from civman.system.machine import boot_id
 from civman.system.move_files import is_in_use, remove_file
+from civman.system.path_rules import LONG_PATHS_HINT, is_too_long
 from civman.system.process_lock import FileLock
 
 _JOURNAL_EVERY_BYTES = 4 << 20

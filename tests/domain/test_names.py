@@ -7,11 +7,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from civman.domain.file_names import safe_name
+from civman.domain.file_names import folded, marked_name, safe_name
 
 NAMES = st.one_of(
     st.text(max_size=300),
-    st.text(alphabet="./\\: conauxlptCOMNUL019¹²³<>|?*\x00\n\u202e\ud800 ", max_size=40),
+    st.text(alphabet="./\\: conauxlptCOMNULiINUT$019¹²³<>|?*\x00\n\u202e\ud800 ", max_size=40),
 )
 RESERVED = {"con", "prn", "aux", "nul", "clock$", "conin$", "conout$"} | {
     f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"
@@ -71,3 +71,34 @@ def test_the_suffix_survives(stem: str) -> None:
 )
 def test_what_people_see(name: str, safe: str) -> None:
     assert safe_name(name) == safe
+
+
+@given(NAMES, st.integers(min_value=32, max_value=200))
+@example("CON" + "x" * 40 + ".safetensors", 32)
+def test_a_shortened_name_keeps_to_its_length_and_stays(name: str, most_bytes: int) -> None:
+    safe = safe_name(name, most_bytes=most_bytes)
+
+    assert len(safe.encode()) <= most_bytes + 1
+    assert safe_name(safe, most_bytes=most_bytes + 1) == safe
+
+
+@given(NAMES, NAMES, st.integers(min_value=40, max_value=200))
+def test_a_mark_tells_two_names_apart_however_short_they_must_be(one: str, other: str, most_bytes: int) -> None:
+    marks = "0123456789", "0123456780"
+    made = [
+        marked_name(safe_name(name), mark, most_bytes=most_bytes)
+        for name, mark in zip((one, other), marks, strict=True)
+    ]
+
+    assert folded(made[0]) != folded(made[1])
+    assert all(mark in name for mark, name in zip(marks, made, strict=True))
+    assert all(len(name.encode()) <= most_bytes + 1 for name in made)
+    assert all(safe_name(name, most_bytes=most_bytes + 1) == name for name in made)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("A.PT", "a.pt"), ("\u00e9", "e\u0301"), ("STRASSE", "straße"), ("\u017f", "s"), ("\u0131", "I"), ("Σ", "ς")],
+)
+def test_names_that_some_file_system_takes_for_one(one: str, other: str) -> None:
+    assert folded(one) == folded(other)
