@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from guards import let_children_be_interrupted, no_port_and_no_file_stays, no_process_stays  # noqa: F401
 from running import Civman, Run
 
 from civman.cli.app import main
@@ -11,6 +12,10 @@ from civman.demo.demo_catalog import Catalogue
 from civman.demo.demo_models import Shelf, demo_catalogue
 from civman.demo.server import CivitaiServer
 from civman.library import Library
+
+
+def pytest_configure() -> None:
+    let_children_be_interrupted()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -122,6 +122,23 @@ def test_control_c_ends_at_once_and_says_how_to_go_on(root: Path) -> None:
     assert server.sent_bytes - sent <= len(DATA) - HALF * 9 // 10
 
 
+def test_a_background_job_that_was_started_to_ignore_control_c_goes_on(root: Path) -> None:
+    released = threading.Event()
+    with faulty_server(rig_catalogue(DATA), Hold(after=HALF, released=released)) as server:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does before it starts a job with `&`
+        try:
+            process = start(server, root)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        wait_until_sent(server, HALF, process)
+        process.send_signal(signal.SIGINT)
+        released.set()
+        code, out, err = ended(process)
+
+    assert code == 0, err
+    assert "downloaded and verified" in out
+
+
 def test_control_c_ends_at_once_while_the_api_is_silent(root: Path) -> None:
     with faulty_server(rig_catalogue(DATA), Silence(seconds=60, on="api", path="^/api/download")) as server:
         process = start(server, root)
