@@ -1,10 +1,12 @@
 """What `civman show` says of a picture."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from civman.cli.output import Result, clean
+from civman.cli.recipe_lines import recipe_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +55,7 @@ def _value(report: "PictureReport") -> dict[str, object]:
         "path": report.path, "format": report.carried.format, "size": report.carried.size, "told": report.metadata,
         "parts": [{"resource": part.resource, "held": _held(part), "by": part.by} for part in report.models],
         "parameters": report.carried.parameters,
+        "recipe": json.loads(record.recipe.to_json()) if record else None,
         "id": report.number, "recipe_sha256": record.recipe.sha256 if record else None,
         "pixel_sha256": record.pixel_sha256 if record else None, "parent": record.parent if record else None,
         "environment": record.environment if record else None, "problem": report.problem or None,
@@ -80,6 +83,9 @@ def _print(console: "Console", report: "PictureReport") -> None:
         if words:
             console.print(f"{title}: {clean(words)}", soft_wrap=True)
     console.print(" · ".join(_settings(report)) or "no settings", soft_wrap=True)
+    if report.record is not None:
+        for line in recipe_lines(report.record.recipe):
+            console.print(clean(line), soft_wrap=True)
     for part in report.models:
         console.print(f"  {_resource(part)}", soft_wrap=True)
     for note in metadata.notes:
@@ -109,7 +115,9 @@ def _settings(report: "PictureReport") -> list[str]:
 def _resource(part: "UsedModel") -> str:
     named = part.resource
     words = [f"{named.kind:<12}", clean(named.name) or (f"version {named.version_id}" if named.version_id else "?")]
-    words += [f"at {named.weight:g}"] if named.weight is not None else []
+    if named.weight is not None:
+        text = "" if named.text_weight in (None, named.weight) else f", {named.text_weight:g} on the text encoder"
+        words.append(f"at {named.weight:g}{text}")
     words += [clean(named.air)] if named.air else []
     words += [f"hash {named.hash[:12]}"] if named.hash and not named.air else []
     if part.held is None:

@@ -142,10 +142,12 @@ def _save(
     library: "Library", source: "RecipeSource", results: "Sequence[ReplayResult]", output: Path | None,
     options: "OutputOptions",
 ) -> "Sequence[Rendering]":  # fmt: skip
-    """Save the new pictures, unless they are those of the file that was replayed."""
+    """Save the new pictures, unless the replayed file shows them unchanged."""
     from civman.rendering.compare_pictures import Verdict
 
-    is_there = source.path is not None and all(each.verdict is Verdict.IDENTICAL for each in results)
+    is_there = source.path is not None and all(
+        each.verdict is Verdict.IDENTICAL and each.file_change is None for each in results
+    )
     if is_there and output is None:
         return ()
     return library.pictures.save([each.drawn for each in results], output=output, options=options)
@@ -184,6 +186,7 @@ def _value(result: "ReplayResult") -> dict[str, object]:
         "largest_difference": result.distance.largest if result.distance else None,
         "environment": [{"what": each.what, "then": each.then, "now": each.now} for each in result.environment],
         "notices": result.notices,
+        "file_change": {"kind": change.kind.value, "words": change.words} if (change := result.file_change) else None,
     }
 
 
@@ -196,7 +199,7 @@ def _print(
         for notice in each.notices:
             console.print(f"note: {clean(notice)}", style="dim", soft_wrap=True)
         if each.verdict is Verdict.MADE:
-            console.print(f"made: seed {each.record.seed}; the recipe alone tells no pixels to compare with")
+            console.print(f"made: seed {each.record.seed}; a recipe alone has no pixels to compare with")
             continue
         style = {Verdict.IDENTICAL: "green", Verdict.CLOSE: "yellow", Verdict.DIFFERENT: "red"}[each.verdict]
         console.print(f"{each.verdict.value}: {_words(each)}", style=style, soft_wrap=True)
@@ -204,19 +207,24 @@ def _print(
             console.print("  though not all is as it was:", style="dim")
         for difference in each.environment:
             console.print(f"  {clean(str(difference))}", soft_wrap=True)
+        if each.file_change is not None:
+            console.print(
+                f"  `{clean(source.name)}` {each.file_change.words}; the image as it was made is saved as:",
+                style="yellow", soft_wrap=True,
+            )  # fmt: skip
     for rendering in saved:
         console.print(f"{clean(str(rendering.path))}  (picture {rendering.id}, seed {rendering.seed})", soft_wrap=True)
     if not saved:
-        console.print(f"  the same as {clean(str(source.path))}; nothing new was kept", style="dim", soft_wrap=True)
+        console.print(f"  the same as {clean(str(source.path))}; nothing new was saved", style="dim", soft_wrap=True)
 
 
 def _words(result: "ReplayResult") -> str:
     from civman.rendering.compare_pictures import Verdict
 
     if result.verdict is Verdict.IDENTICAL:
-        return f"the same pixels, sha256 {result.record.pixel_sha256[:12]}…"
+        return f"the same pixels as when it was made, sha256 {result.record.pixel_sha256[:12]}…"
     if result.distance is None:
-        return "other pixels than the recipe's record tells, and no picture to measure how far from"
+        return "the pixels are not the recorded ones, and there is no unchanged file to measure the difference from"
     apart = result.distance
     shown = "equal to what the file shows" if apart.psnr_db is None else f"PSNR {apart.psnr_db:.1f} dB"
     return f"{shown}, largest difference {apart.largest} of 255, {apart.share:.1%} of the pixels"

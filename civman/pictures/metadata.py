@@ -56,6 +56,8 @@ class Resource:
     version_id: int | None = None
     air: str | None = None
     weight: float | None = None
+    text_weight: float | None = None
+    """The weight of a LoRA on the text encoders, if it has one of its own."""
 
 
 @dataclass(frozen=True, slots=True)

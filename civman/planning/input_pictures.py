@@ -2,13 +2,13 @@
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from civman.domain.digests import Sha256
-from civman.domain.recipes.recipe import RULES, Recipe
+from civman.domain.recipes.recipe import RULES, Recipe, StartImage
 from civman.errors import Cause, UsageError
 from civman.planning.plan_types import Planned
 from civman.store.blobs import digest_of
@@ -68,7 +68,7 @@ def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
 
 
 def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[Sha256, Path]:
-    """Where the pictures are that a recipe starts from: those given, then those that the library kept."""
+    """The paths of the given files and of the library's copies of what the recipe starts from, by digest."""
     if recipe.start is None:
         return {}
     wanted = {digest for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest}
@@ -77,7 +77,28 @@ def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[
         here = next(iter(sorted(_folder(root).glob(f"{digest}.*"))), None)
         if here is not None and digest_of(here) == digest:
             found[digest] = here
-    return {digest: path for digest, path in found.items() if digest in wanted}
+    return found
+
+
+def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError | None:
+    """The error (`no-start-image`) that names each input of a recipe that is not `here`; None if all are.
+
+    Files that are none of the inputs are named too: the user may have given the wrong ones.
+    """
+    wanted = {"input image": start.sha256, "mask": start.mask_sha256}
+    missing = {role: digest for role, digest in wanted.items() if digest is not None and digest not in here}
+    if not missing:
+        return None
+    named = " and ".join(f"the {role} (sha256 {digest[:12]}…)" for role, digest in missing.items())
+    others = [f"`{path}`" for digest, path in here.items() if digest not in wanted.values()]
+    given = (
+        f"; {', '.join(others)} {'is not it' if len(missing) == len(others) == 1 else 'is neither'}" if others else ""
+    )
+    return UsageError(
+        f"{named}, which the recipe starts from, {'is' if len(missing) == 1 else 'are'} not here{given}",
+        hint="give the original file with --picture FILE (once for each)", code=Cause.NO_START_IMAGE,
+        missing=list(missing), sha256=[str(digest) for digest in missing.values()],
+    )  # fmt: skip
 
 
 def keep_inputs(root: Path, planned: Planned) -> None:

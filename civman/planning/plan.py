@@ -23,7 +23,7 @@ from civman.index import Index
 from civman.planning import prompt_references
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
 from civman.planning.find_files import Finder, Found
-from civman.planning.input_pictures import InputPicture, read_picture, size_like
+from civman.planning.input_pictures import InputPicture, missing_inputs, read_picture, size_like
 from civman.planning.plan_types import Planned, PlannedFile
 from civman.planning.prompt_references import ScaledLora
 from civman.planning.recipe_sources import RecipeSource, recipe_of
@@ -124,16 +124,21 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     parts += [finder.with_digest("vae", recipe.vae)] if recipe.vae else []
     _require_levels(recipe, checkpoint)
     files = {file.sha256: file.planned for file in (found, *parts)}
-    if recipe.start:
-        here = {picture.sha256: picture for picture in map(read_picture, pictures)}
-        for wanted in (recipe.start.sha256, recipe.start.mask_sha256):
-            if wanted is not None and wanted not in here:
-                raise UsageError(
-                    f"the recipe starts from a picture that is not here: sha256 {wanted}",
-                    hint="name its file", code=Cause.NO_START_IMAGE,
-                )  # fmt: skip
-        files |= _as_files([here[digest] for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest])
+    files |= _start_files(recipe, pictures)
     return Planned(recipe, tuple(files.values()), _memory(recipe, found), checkpoint.notices)
+
+
+def _start_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, PlannedFile]:
+    """The input image and mask that a recipe starts from, found among `pictures` by digest.
+
+    Raises: UsageError (`no-start-image`): one is missing; the message says which.
+    """
+    if recipe.start is None:
+        return {}
+    here = {picture.sha256: picture for picture in map(read_picture, pictures)}
+    if error := missing_inputs(recipe.start, {digest: picture.path for digest, picture in here.items()}):
+        raise error
+    return _as_files([here[digest] for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest])
 
 
 def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *, on_event: OnEvent = ignore) -> Planned:

@@ -15,6 +15,7 @@ from civman.domain.scales import parse_scale_pair
 from civman.errors import Cause, UsageError
 from civman.index import Index
 from civman.planning.find_files import Finder
+from civman.planning.input_pictures import missing_inputs
 from civman.planning.plan import Conditions, plan
 from civman.planning.plan_types import Planned
 
@@ -64,6 +65,8 @@ def vary(
 def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRequest:
     """The request that says all that the recipe says. Raises: UsageError (`no-start-image`): a picture is not here."""
     start, hires = recipe.start, recipe.hires
+    if start and (error := missing_inputs(start, pictures)):
+        raise error
     return RenderRequest(
         checkpoint=f"sha256:{recipe.checkpoint}", prompt=recipe.prompt, negative_prompt=recipe.negative_prompt,
         loras=tuple(LoraRequest(f"sha256:{use.sha256}", use.scale, use.text_scale) for use in recipe.loras),
@@ -73,8 +76,8 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         guidance_scale=recipe.guidance_scale, guidance_rescale=recipe.guidance_rescale,
         width=recipe.width, height=recipe.height, clip_skip=recipe.clip_skip, seed=recipe.seed,
         count=recipe.count, batch_size=recipe.batch_size, rng=recipe.rng, eta_seed_delta=recipe.eta_seed_delta,
-        init_image=_picture(start.sha256, pictures) if start else None,
-        mask_image=_picture(start.mask_sha256, pictures) if start and start.mask_sha256 else None,
+        init_image=str(pictures[start.sha256]) if start else None,
+        mask_image=str(pictures[start.mask_sha256]) if start and start.mask_sha256 else None,
         strength=start.strength if start else None,
         mask_blur=start.mask_blur if start and start.mask_sha256 else None,
         hires=HiresRequest(hires.width, hires.height, steps=hires.steps, strength=hires.strength,
@@ -177,12 +180,3 @@ def _truth(name: str, text: str) -> bool:
     if text.strip().lower() not in values:
         raise UsageError(f"`{name}={text}`: yes or no is meant", code=Cause.BAD_VALUE)
     return values[text.strip().lower()]
-
-
-def _picture(sha256: Sha256, pictures: Mapping[Sha256, Path]) -> str:
-    if sha256 not in pictures:
-        raise UsageError(
-            f"the recipe starts from a picture that is not here: sha256 {sha256}",
-            hint="--picture names its file", code=Cause.NO_START_IMAGE,
-        )  # fmt: skip
-    return str(pictures[sha256])

@@ -62,10 +62,11 @@ def describe(index: Index | None, path: Path) -> PictureReport:
 def _of_record(record: Record) -> PictureMetadata:
     """Civman's own record in the form that is common to all programs."""
     recipe = record.recipe
-    scales = {use.sha256: use.scale for use in recipe.loras}
+    uses = {use.sha256: use for use in recipe.loras}
     resources = [
         Resource(role, record.name_of(digest).name, digest, air=file.air if (file := recipe.file(digest)) else None,
-                 weight=scales.get(digest) if role == "lora" else None)
+                 weight=uses[digest].scale if role == "lora" else None,
+                 text_weight=uses[digest].text_scale if role == "lora" else None)
         for role, digests in recipe.digests.items() for digest in digests
     ]  # fmt: skip
     settings = Settings(

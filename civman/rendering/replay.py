@@ -1,6 +1,7 @@
 """Pictures made again from their recipes, and the verdict on what came of it."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.machine import Machine
@@ -10,6 +11,7 @@ from civman.planning.plan_types import Planned
 from civman.planning.recipe_sources import RecipeSource, pixel_sha256, pixels_of
 from civman.rendering.compare_pictures import Difference, Distance, Verdict, differences, distance, judge
 from civman.rendering.draw import Drawn, draw
+from civman.rendering.file_changes import ChangeKind, FileChange, change_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,8 @@ class ReplayResult:
     environment: tuple[Difference, ...] = ()
     """What differs from when the original was made: versions, device, threads."""
     notices: tuple[str, ...] = ()
+    file_change: FileChange | None = None
+    """How the replayed file differs from the image that was made; None: unchanged, or there is no file."""
 
     @property
     def record(self) -> Record:
@@ -53,20 +57,34 @@ def replay(
 
 
 def _compared(source: RecipeSource, then: Record, mine: Drawn) -> ReplayResult:
-    before = pixels_of(source)
     is_same = mine.record.pixel_sha256 == then.pixel_sha256
-    notices = _renamed(then, mine.record)
-    if before is not None and source.is_lossless and pixel_sha256(before) != then.pixel_sha256:
-        notices += (f"the pixels of `{source.name}` are not those that were made: somebody changed the file since",)
-        before = None
-    apart = None
-    if not is_same and before is not None:
+    before = pixels_of(source)
+    is_original = before is not None and pixel_sha256(before) == then.pixel_sha256
+    change = None
+    if source.path is not None and before is not None and not is_original:
+        change = _changed(source, source.path, mine, is_same=is_same)
+    apart, notices = None, _renamed(then, mine.record)
+    if not is_same and before is not None and change is None:
         apart = distance(before, mine.pixels)
         if not source.is_lossless:
-            notices += (f"`{source.name}` has lost detail when it was written: what is compared with is not all there",)
+            notices += (f"`{source.name}` is a lossy file, so it is compared without the details that it lost",)
     return ReplayResult(
-        judge(is_same, apart), mine, then, apart, differences(then.environment, mine.record.environment), notices
-    )
+        judge(is_same, apart), mine, then, apart, differences(then.environment, mine.record.environment), notices,
+        change,
+    )  # fmt: skip
+
+
+def _changed(source: RecipeSource, path: Path, mine: Drawn, *, is_same: bool) -> FileChange | None:
+    """How a file whose pixels are not the recorded ones differs from the image that was made.
+
+    Only if the replay has the recorded pixels can the file be compared with them. Otherwise a lossless file is known
+    to be changed, and nothing more; a lossy file may be as it was written.
+    """
+    if is_same:
+        return change_of(mine.pixels, path, is_lossless=source.is_lossless)
+    if source.is_lossless:
+        return FileChange(ChangeKind.RETOUCHED, "was changed after it was made: its pixels are not the recorded ones")
+    return None
 
 
 def _renamed(then: Record, now: Record) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """`civman render` through its front door: from imported files to pictures, without a network."""
 
+import shutil
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -223,6 +225,29 @@ def test_a_picture_to_start_from_a_mask_and_a_second_pass(civman: Civman, tmp_pa
     assert pixels(larger)
     with Image.open(larger.json["render"][0]["path"]) as large:
         assert large.size == (96, 96)
+
+
+def test_each_missing_input_of_a_replay_is_named_by_its_role(
+    stocked: Path, civman: Civman, root: Path, tmp_path: Path
+) -> None:
+    start, mask, other = (tmp_path / f"{name}.png" for name in ("start", "mask", "other"))
+    Image.new("RGB", (64, 64), "red").save(start)
+    Image.new("L", (64, 64), 255).save(mask)
+    Image.new("RGB", (64, 64), "blue").save(other)
+    bare = ("--steps", 1, "--size", "64x64", "--device", "cpu", "--init", start, "--mask", mask, "--json")
+    made = civman("render", "tiny-sd1", "a cat", *bare).json["render"][0]["path"]
+    shutil.rmtree(root / "renders" / "inputs")
+
+    both = civman("replay", made)
+    wrong = civman("replay", made, "--picture", start, "--picture", other)
+    right = civman("replay", made, "--picture", mask, "--picture", start)
+
+    assert (both.code, wrong.code, right.code) == (2, 2, 0)
+    assert "the input image (sha256 " in both.err
+    assert " and the mask (sha256 " in both.err
+    assert "the input image" not in wrong.err
+    assert f"the mask (sha256 {sha256(mask.read_bytes()).hexdigest()[:12]}…)" in wrong.err
+    assert f"`{other}` is not it" in wrong.err
 
 
 @pytest.mark.usefixtures("stocked")

@@ -285,17 +285,33 @@ def test_another_picture_is_different(at_home: Made, civman: Civman, tmp_path: P
     assert "though the environment is the same" in run.err
 
 
-def test_a_retouched_picture_is_noticed(at_home: Made, civman: Civman, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("retouched", "was retouched within"), ("resized", "was resized from 64x64 to 32x32"), ("cropped", "was cropped")],
+)
+def test_a_changed_file_is_named_and_the_original_is_saved_again(
+    at_home: Made, civman: Civman, tmp_path: Path, kind: str, words: str
+) -> None:
     path = at_home.pictures["circle.png"]
     pixels = np.array(image_text.pixels(path))
-    pixels[10:20, 10:20] = 255
-    touched = tmp_path / "touched.png"
-    touched.write_bytes(image_text.write(pixels, record=image_text.read(path).record, parameters=None, format="png"))
+    if kind == "retouched":
+        pixels[10:30, 10:30] = 255
+    elif kind == "resized":
+        pixels = np.asarray(Image.fromarray(pixels).resize((32, 32)))
+    else:
+        pixels = np.ascontiguousarray(pixels[3:40, 5:60])
+    changed = tmp_path / "changed.png"
+    changed.write_bytes(image_text.write(pixels, record=image_text.read(path).record, parameters=None, format="png"))
 
-    run = civman("replay", touched)
+    run = civman("replay", changed, "-o", tmp_path / "again.png")
+    told = civman("replay", changed, "--json").json["replay"]
 
     assert run.code == 0
-    assert "somebody changed the file since" in run.out
+    assert run.out.startswith("identical: ")
+    assert words in run.out
+    assert np.array_equal(image_text.pixels(tmp_path / "again.png"), image_text.pixels(path))
+    assert told["pictures"][0]["file_change"]["kind"] == kind
+    assert len(told["kept"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -16,19 +16,26 @@ def canonical(value: object) -> str:
 
 
 def read_json(text: str) -> object:
-    """What a text means as JSON. Raises: UsageError (`bad-recipe`): nothing, or one name twice in an object."""
+    """Parse JSON. Raises: UsageError (`bad-recipe`): it is invalid, cut short, or has a name twice in one object."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        is_cut = error.msg.startswith("Unterminated") or not text[error.pos :].strip()
+        why = f"cut short after {len(text)} characters" if is_cut else f"not valid JSON at character {error.pos + 1}"
         raise UsageError(
-            f"not a recipe: {error}", hint="a recipe is taken whole, as civman wrote it", code=Cause.BAD_RECIPE
+            f"not a recipe: the text is {why}", hint="use the whole text, as civman wrote it", code=Cause.BAD_RECIPE
+        ) from error
+    except (ValueError, RecursionError) as error:
+        why = "its JSON is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UsageError(
+            f"not a recipe: {why}", hint="use the whole text, as civman wrote it", code=Cause.BAD_RECIPE
         ) from error
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("an entry is there twice")
+        raise ValueError("an object contains the same name twice")
     return value
 
 

@@ -1,0 +1,62 @@
+"""A recipe's settings in words, none left out: what `civman show` prints beyond prompt, sampler and size."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import MISSING
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from civman.domain.recipes.recipe import Recipe
+
+_ELSEWHERE: Final = frozenset({
+    "checkpoint", "vae", "loras", "embeddings", "files", "prompt", "negative_prompt", "sampler", "schedule", "steps",
+    "guidance_scale", "width", "height", "seed", "clip_skip",
+})  # fmt: skip
+"""Fields that `civman show` prints in its other lines."""
+_TITLES: Final = {
+    "rng": "RNG", "eta_seed_delta": "ENSD", "guidance_rescale": "CFG rescale", "is_zero_snr": "zero terminal SNR",
+    "hires": "second pass", "start": "input image", "config": "model config",
+}  # fmt: skip
+
+
+def recipe_lines(recipe: "Recipe") -> Iterator[str]:
+    """One line for each group of settings, and one with all others; values that are the usual ones are left out."""
+    others = []
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name in _ELSEWHERE or value is None or value == field.default:
+            continue
+        if value is False and field.default is MISSING:
+            continue
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            if words := ", ".join(_parts(value, field.default)):
+                yield f"{_title(field.name)}: {words}"
+        else:
+            others.append(_setting(field.name, value))
+    if others:
+        yield "also: " + ", ".join(others)
+
+
+def _parts(value: Any, usual: object) -> Iterator[str]:
+    """The fields of a nested value; of one with a usual value, only those that differ from it."""
+    has_usual = usual is not MISSING and usual is not None
+    names = [field.name for field in dataclasses.fields(value)]
+    if {"width", "height"} <= set(names):
+        yield f"{value.width}x{value.height}"
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        expected = getattr(usual, field.name) if has_usual else field.default
+        if field.name not in ("width", "height") and item is not None and item != expected:
+            yield _setting(field.name, item)
+
+
+def _setting(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return _title(name) if value else f"{_title(name)} off"
+    if isinstance(value, float):
+        return f"{_title(name)} {value:g}"
+    return f"{_title(name)} {value}"
+
+
+def _title(name: str) -> str:
+    return _TITLES.get(name, name.removeprefix("is_").replace("_", " "))
