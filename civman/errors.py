@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     CANNOT_RENDER = 8
     CLOSE = 9
     DIFFERENT = 10
+    UNKNOWN = 11
     BUG = 70
     INTERRUPTED = 130
 
@@ -238,6 +239,7 @@ class Cause(StrEnum):
     EMBEDDING_TOO_LONG = "embedding-too-long"
     EMBEDDING_WIDTH = "embedding-width"
     PARTLY_APPLIES = "partly-applies"
+    UNKNOWN_FIT = "unknown-fit"
 
     # rendering and replay
     CANNOT_RENDER = "cannot-render"
@@ -424,6 +426,13 @@ class Incompatible(CivmanError):
 
     code = Cause.INCOMPATIBLE
     exit_code = ExitCode.INCOMPATIBLE
+
+
+class UnknownFit(CivmanError):
+    """Nothing that is known of the files says whether they work together."""
+
+    code = Cause.UNKNOWN_FIT
+    exit_code = ExitCode.UNKNOWN
 
 
 class Interrupted(CivmanError):

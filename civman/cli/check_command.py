@@ -33,20 +33,21 @@ def check(
 ) -> Result:
     """Tell whether adapters, embeddings and a VAE go with a checkpoint, module by module, from headers alone.
 
-    Ends with 7 if something cannot work, or applies only in part.
+    Ends with 7 if something cannot work, or applies only in part, and with 11 if nothing shows whether it works.
     """
     from civman.domain.compatibility import check as judge
     from civman.domain.scales import parse_scaled
-    from civman.errors import Incompatible
+    from civman.errors import CivmanError, Incompatible, UnknownFit
 
     parts = [parse_scaled(text).ref for text in lora or []] + list(embedding or []) + ([vae] if vae else [])
     models = [session.library.inspect(ref) for ref in (checkpoint, *parts)]
     found = judge(models[0].part, [model.part for model in models[1:]])
     terms = session.library.files.terms(models)
-    error = None
+    error: CivmanError | None = None
     try:
         found.raise_if_blocked(allow_partial=allow_partial)
-    except Incompatible as blocked:
+        found.raise_if_unknown()
+    except (Incompatible, UnknownFit) as blocked:
         error = blocked
     return Result(
         "check",

@@ -17,7 +17,7 @@ from civman.domain.base_models import Support, architectures_of, is_few_steps, l
 from civman.domain.catalog import ModelType
 from civman.domain.files.header import Header
 from civman.domain.identification.claims import prediction_type
-from civman.errors import Cause, Incompatible
+from civman.errors import Cause, Incompatible, UnknownFit
 
 
 class Verdict(StrEnum):
@@ -122,6 +122,19 @@ class Compatibility:
                 parts=[part.name for part in blocked], reasons=reasons,
             )  # fmt: skip
 
+    def raise_if_unknown(self) -> None:
+        """Raises: UnknownFit: nothing that can be read of a file says whether it goes with the others."""
+        if self.verdict is not Verdict.UNKNOWN:
+            return
+        unknown = [part for part in self.parts if part.verdict is Verdict.UNKNOWN]
+        reasons = [reason for part in unknown for reason in part.reasons] or list(self.reasons)
+        names = ", ".join(f"`{part.name}`" for part in unknown)
+        raise UnknownFit(
+            f"{names or 'the checkpoint'}: unknown: {reasons[0] if reasons else 'nothing is known of it'}",
+            hint="`civman inspect` shows what is known of a file",
+            parts=[part.name for part in unknown], reasons=reasons,
+        )  # fmt: skip
+
 
 def check(checkpoint: Part, parts: Sequence[Part]) -> Compatibility:
     """How the parts go with the checkpoint. The verdict and each part's result do not depend on their order."""
@@ -147,10 +160,20 @@ def _wants_modules(parts: Sequence[Part]) -> bool:
 def _about_checkpoint(checkpoint: Part) -> tuple[tuple[str, ...], Verdict]:
     if checkpoint.kind not in (Kind.CHECKPOINT, Kind.UNKNOWN):
         return (f"`{checkpoint.name}` is no checkpoint: its tensors show {checkpoint.kind}",), Verdict.CANNOT
+    if checkpoint.kind is Kind.UNKNOWN or (checkpoint.architecture is Architecture.UNKNOWN and not checkpoint.label):
+        return (_why_unknown(checkpoint),), Verdict.UNKNOWN
     reasons = [*_label_conflict(checkpoint)]
     if checkpoint.architecture is Architecture.SDXL_REFINER:
         reasons.append(f"`{checkpoint.name}` is a refiner: it finishes another model's pictures")
     return tuple(reasons), Verdict.CAUTION if reasons else Verdict.FITS
+
+
+def _why_unknown(checkpoint: Part) -> str:
+    if checkpoint.header is None:
+        return f"`{checkpoint.name}` is no safetensors file, so nothing shows what it is"
+    if checkpoint.kind is Kind.UNKNOWN:
+        return f"no rule knows the tensors of `{checkpoint.name}`, so it may be no checkpoint at all"
+    return f"no rule knows which family `{checkpoint.name}` is of"
 
 
 def _label_conflict(part: Part) -> tuple[str, ...]:
