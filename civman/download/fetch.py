@@ -14,8 +14,8 @@ from civman.domain.digests import Hashes, Sha256
 from civman.domain.events import Finished, OnEvent, Restarted, Started, Verifying, Waiting
 from civman.domain.files.header import Sniffed, sniff
 from civman.download.same_file import Changed, Identity
-from civman.download.speed import Pace
 from civman.download.transfer import Transfer
+from civman.download.transfer_options import TransferOptions
 from civman.errors import Cause, HashMismatch, IntegrityError, Interrupted, InvalidModelFile
 from civman.store.blobs import BlobStore, StoredBlob
 from civman.store.digester import Digester
@@ -44,7 +44,7 @@ class Fetcher:
     client: CivitaiClient
     store: BlobStore
     connect: Callable[[], StorageConnection]
-    pace: Pace = field(default_factory=Pace)
+    options: TransferOptions = field(default_factory=TransferOptions)
 
     def fetch(self, version: ModelVersion, file: ModelFile, *, on_event: OnEvent, cancel: threading.Event) -> Fetched:
         """The bytes of `file`, verified and in the store; from the store alone where they are there already.
@@ -144,7 +144,7 @@ class Fetcher:
         has_digest = file.hashes.sha256 is not None
         transfer = Transfer(
             partial,
-            address=lambda: self.client.download_address(version.id, file),
+            request_url=lambda: self.client.download_address(version.id, file),
             connect=self.connect,
             identity=Identity(
                 partial,
@@ -155,7 +155,7 @@ class Fetcher:
                 compares_etags=is_first or not has_digest,
             ),
             name=file.name,
-            pace=self.pace,
+            options=self.options,
             on_event=on_event,
             cancel=cancel,
         )

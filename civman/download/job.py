@@ -21,7 +21,7 @@ from civman.domain.refs import parse_ref
 from civman.domain.timeouts import Patience
 from civman.download.fetch import Fetched, Fetcher, partial_key
 from civman.download.rate_limit import RateLimit
-from civman.download.speed import Pace
+from civman.download.transfer_options import TransferOptions
 from civman.errors import Cause, CivmanError, Interrupted, InvalidRef, StoreError, UsageError
 from civman.index import Index
 from civman.manage.held import seen_now
@@ -165,13 +165,13 @@ class Downloads:
         Raises: Interrupted, KeyboardInterrupt: after every connection was closed; what has arrived is kept.
         """
         at_once = max(1, min(options.files_at_once, len(refs)))
-        pace = Pace(
+        transfer_options = TransferOptions(
             max_connections=options.connections,
             most=max(1, _MOST_CONNECTIONS // at_once),
             limit=options.limit,
             patience=self._patience,
         )
-        fetcher = Fetcher(self._client, self._store, self._connection, pace)
+        fetcher = Fetcher(self._client, self._store, self._connection, transfer_options)
         cancel = threading.Event()
         outcomes: dict[int, Outcome] = {}
         running: dict[Future[Fetched], tuple[int, Job]] = {}

@@ -16,7 +16,7 @@ from civman.domain.events import Event, Received
 from civman.domain.timeouts import Patience
 from civman.download.rate_limit import RateLimit
 from civman.download.segments import Spans
-from civman.download.speed import Pace
+from civman.download.transfer_options import TransferOptions
 from civman.errors import Interrupted, NetworkError
 from civman.library import Library
 from civman.settings import load_settings
@@ -240,10 +240,10 @@ def test_the_slowest_span_gives_up_half_and_a_silent_one_all() -> None:
 
 
 def test_a_speed_limit_needs_few_connections() -> None:
-    assert Pace(limit=RateLimit(500_000)).connections == 1
-    assert Pace(limit=RateLimit(5e6)).connections == 5
-    assert Pace(limit=RateLimit(1e9)).connections == 24
-    assert Pace(limit=RateLimit(500_000), max_connections=3).connections == 3
+    assert TransferOptions(limit=RateLimit(500_000)).connections == 1
+    assert TransferOptions(limit=RateLimit(5e6)).connections == 5
+    assert TransferOptions(limit=RateLimit(1e9)).connections == 24
+    assert TransferOptions(limit=RateLimit(500_000), max_connections=3).connections == 3
 
 
 def test_a_limit_tells_how_long_to_wait() -> None:

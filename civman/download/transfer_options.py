@@ -1,4 +1,4 @@
-"""How hard a file is fetched, and how slow a connection may be."""
+"""How a file is downloaded: the number of connections, the speed limit, and how slow a connection may be."""
 
 from dataclasses import dataclass
 
@@ -7,22 +7,22 @@ from civman.download.rate_limit import RateLimit
 from civman.errors import Cause, NetworkError
 
 _LIMITED_BYTES_PER_S = 1_000_000
-"""Under a speed limit, what one connection brings with ease."""
+"""What one connection brings with ease under a speed limit."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How hard to try."""
+class TransferOptions:
+    """How one file is downloaded."""
 
     max_connections: int | None = None
-    """None: as many as pay, `most` at most."""
+    """None: as many as pay, up to `most`."""
     most: int = 24
     limit: RateLimit | None = None
     patience: Patience = PATIENT
 
     @property
     def connections(self) -> int:
-        """How many there may be."""
+        """The largest number of connections."""
         if self.max_connections is not None:
             return self.max_connections
         if self.limit is not None:
@@ -30,17 +30,17 @@ class Pace:
         return self.most
 
 
-class Crawl:
-    """Notices a connection that is alive and useless."""
+class StallDetector:
+    """Notices a connection that is alive but too slow to be of use."""
 
-    def __init__(self, pace: Pace, host: str, now: float) -> None:
-        slowest = 1024.0 if pace.limit is None else min(1024.0, pace.limit.bytes_per_s / 32)
-        self._window_s, self._host = pace.patience.crawl_s, host
+    def __init__(self, options: TransferOptions, host: str, now: float) -> None:
+        slowest = 1024.0 if options.limit is None else min(1024.0, options.limit.bytes_per_s / 32)
+        self._window_s, self._host = options.patience.crawl_s, host
         self._least_bytes = slowest * self._window_s
         self._since, self._bytes = now, 0
 
     def count(self, count: int, now: float) -> None:
-        """Take note of `count` bytes. Raises: NetworkError: too few came in the last window."""
+        """Record that `count` bytes arrived. Raises: NetworkError: too few arrived in the last window."""
         self._bytes += count
         if now - self._since >= self._window_s:
             if self._bytes < self._least_bytes:

@@ -1,0 +1,88 @@
+"""The threads of one transfer, each with a connection of its own."""
+
+import threading
+from collections.abc import Callable
+
+from civman.civitai.storage_connection import StorageConnection
+from civman.download.ramp import Ramp, Reading
+
+
+class Worker:
+    """A thread and its connection. `is_requesting_url`: it waits for CivitAI's API, which nothing can interrupt."""
+
+    def __init__(self, work: "Callable[[Worker], None]", connection: StorageConnection, number: int) -> None:
+        self.connection = connection
+        self.is_requesting_url = False
+        self.thread = threading.Thread(target=work, args=(self,), name=f"fetch-{number}", daemon=True)
+
+    def join(self) -> None:
+        """Wait for the thread's end, unless it waits for a host name, a connection or a URL: then it ends by itself.
+
+        Nothing that it does after that counts: its connection is aborted, so it receives no more bytes.
+        """
+        while self.thread.is_alive() and not self.is_requesting_url and not self.connection.is_dialling:
+            self.thread.join(0.02)
+
+
+class Workers:
+    """All workers of a transfer, how many there may be, and the error that ended them. Thread-safe."""
+
+    def __init__(self, work: Callable[[Worker], None], connect: Callable[[], StorageConnection], ramp: Ramp) -> None:
+        """`work` is what each thread runs; it must return soon once `stopped` is set."""
+        self._work = work
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._ramp = ramp
+        self._workers: list[Worker] = []
+        self._error: BaseException | None = None
+        self.stopped = threading.Event()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the transfer, if something did."""
+        return self._error
+
+    def alive(self) -> int:
+        """How many threads run."""
+        with self._lock:
+            return sum(worker.thread.is_alive() for worker in self._workers)
+
+    def add(self, count: int = 1) -> None:
+        """Start `count` more threads."""
+        for _ in range(count):
+            connection = self._connect()
+            with self._lock:
+                worker = Worker(self._work, connection, len(self._workers))
+                self._workers.append(worker)
+            worker.thread.start()
+
+    def grow(self, now: float, *, received_bytes: int, response_s: float, spare_spans: Callable[[], int]) -> None:
+        """Add as many threads as pay, if it is time to decide. Call it again and again after the first response."""
+        with self._lock:
+            if self._ramp.began is None:
+                self._ramp = self._ramp.begin(now, received_bytes)
+            if self._error is not None or not self._ramp.is_due(now, response_s):
+                return
+        reading = Reading(now, received_bytes, self.alive(), spare_spans())
+        with self._lock:
+            self._ramp, more = self._ramp.decide(reading)
+        self.add(more)
+
+    def note_failure(self, *, most: int | None = None) -> None:
+        """A connection failed; `most`: the server said that it is busy, so use at most so many from now on."""
+        with self._lock:
+            self._ramp = self._ramp.after_failure() if most is None else self._ramp.after_failure().limited_to(most)
+
+    def fail(self, error: BaseException) -> None:
+        """Stop all threads because of `error`, unless they were stopped before."""
+        with self._lock:
+            if self._error is None and not self.stopped.is_set():
+                self._error = error
+            self.stopped.set()
+
+    def join(self) -> None:
+        """Wait for all threads."""
+        with self._lock:
+            workers = tuple(self._workers)
+        for worker in workers:
+            worker.join()
