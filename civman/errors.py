@@ -255,7 +255,9 @@ class Cause(StrEnum):
     NO_RENDER_EXTRA = "no-render-extra"
     NOT_A_NUMBER = "not-a-number"
     ODD_INPUT = "odd-input"
+    NO_STRUCTURE = "no-structure"
     OUT_OF_MEMORY = "out-of-memory"
+    QUANTISED_WEIGHTS = "quantised-weights"
     UNKNOWN_FAMILY = "unknown-family"
     UNKNOWN_PREDICTION = "unknown-prediction"
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 from importlib.resources import files
 from typing import Any, cast
 
+from civman.domain.files.weight_forms import WeightForm
 from civman.errors import CannotRender, Cause, InvalidModelFile
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -76,6 +77,40 @@ def family_of(names: Shapes) -> Family:
             f"a UNet with context width {width} belongs to no family that civman renders", code=Cause.UNKNOWN_FAMILY
         )
     return _BY_CONTEXT[width]
+
+
+def require_known_rules(names: Iterable[str], form: WeightForm, file: str) -> None:
+    """Refuse a checkpoint that a renderer would load and then draw wrong, by its name.
+
+    Raises:
+        CannotRender: the weights are packed in a way that civman cannot undo (`quantised-weights`), or the model was
+            trained for noise levels that civman does not have (`unknown-prediction`).
+    """
+    if not form.is_computable:
+        raise CannotRender(
+            f"the weights in `{file}` are stored as {form.quantisation}, which civman cannot compute with",
+            hint="choose a file of this version in fp16, bf16 or fp8",
+            code=Cause.QUANTISED_WEIGHTS,
+            file=file,
+            form=str(form.quantisation),
+        )
+    held = set(names)
+    for tensors, model in _EDM:
+        if tensors <= held:
+            raise CannotRender(
+                f"`{file}` was trained with EDM noise levels, as {model} was, and civman has no rule for them yet: any "
+                "other would spoil the picture",
+                hint="choose another checkpoint of SDXL",
+                code=Cause.UNKNOWN_PREDICTION,
+                file=file,
+            )
+
+
+_EDM = (
+    (frozenset({"edm_mean", "edm_std"}), "Playground 2.5"),
+    (frozenset({"edm_vpred.sigma_max"}), "CosXL"),
+)
+"""Tensors by which such checkpoints say so, and the model best known for them."""
 
 
 def component_configs(
@@ -147,7 +182,9 @@ def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Conf
     climbing = _depths_per_level(up, middle)
     if climbing != depths[::-1] and any(isinstance(d, list) for d in [*depths, *climbing]):
         config["reverse_transformer_layers_per_block"] = climbing
-    if middle == 0:
+    if f"{UNET}middle_block.0.in_layers.2.weight" not in shapes:  # distilled models like KOALA-700M have none
+        config["mid_block_type"] = None
+    elif middle == 0:
         config["mid_block_type"] = "UNetMidBlock2D"
     label = shapes.get(f"{UNET}label_emb.0.0.weight")
     if "addition_embed_type" in usual and label is not None and pooled_width is not None:

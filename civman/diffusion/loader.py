@@ -28,19 +28,24 @@ from civman.diffusion.families import (
     Family,
     component_configs,
     family_of,
+    require_known_rules,
     require_parts,
     text_prefix,
 )
 from civman.diffusion.mapped_weights import Weights
+from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, Quantisation
 from civman.errors import CannotRender, Cause, InvalidModelFile
 
 # tensors that real files carry and no component wants
 _KNOWN_EXTRAS = (
     "model_ema.", "alphas_cumprod", "alphas_cumprod_prev", "betas", "log_one_minus_alphas_cumprod", "posterior_",
     "sqrt_", "logvar", "cond_stage_model.logit_scale", "v_pred", "ztsnr", "denoiser.sigmas", "embedding_manager.",
-    "first_stage_model.loss.", "edm_",
+    "first_stage_model.loss.",
 )  # fmt: skip
-_KNOWN_TAILS = (".position_ids", ".logit_scale", ".text_projection", ".text_projection.weight", ".attn_mask")
+_KNOWN_TAILS = (
+    ".position_ids", ".logit_scale", ".text_projection", ".text_projection.weight", ".attn_mask",
+    *SCALES, *INPUT_SCALES, MARKER,
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -138,6 +143,7 @@ def load(
         InvalidModelFile: not a readable safetensors file, or a shape that does not fit.
     """
     weights = Weights(path)
+    require_known_rules(weights.shapes, weights.form, path.name)
     family = family_of(weights.shapes)
     vae_file, vae_names = _vae_tensors(weights, vae)
     vae_shapes = {plain: vae_file.shapes[actual] for plain, actual in vae_names.items()}
@@ -160,6 +166,8 @@ def load(
         moved = coming.result() if name == "unet" and coming is not None else {}
         wanted = _wanted_dtype(name, dtype, target, family)
         _fill(model, name, module, wanted, notes, moved, leaves)
+    if weights.form.quantisation is Quantisation.FP8_SCALED:
+        notes.append("8-bit weights: each was multiplied by the scale that the file has for it")
     model.prediction, model.is_zero_snr = _prediction(model, weights, prediction, is_zero_snr, notes)
     model.unused = _unused(weights, model)
     model.notes = tuple(notes)

@@ -1,4 +1,8 @@
-"""A safetensors file opened for reading: names, shapes, metadata, and tensors as views of a read-only mapping."""
+"""A safetensors file opened for reading: names, shapes, metadata, and tensors as views of a read-only mapping.
+
+A weight stored as 8-bit floats with a scale beside it (`X.weight` with `X.scale_weight` or `X.weight_scale`) is read as
+their product in float32; every other tensor is a view of the file.
+"""
 
 import mmap
 from collections.abc import Iterable
@@ -12,6 +16,7 @@ from torch import Tensor
 from civman.diffusion.component_layouts import Source
 from civman.domain.files.header import Tensor as Entry
 from civman.domain.files.header import needed_bytes, parse
+from civman.domain.files.weight_forms import WeightForm, scale_names, weight_form
 from civman.errors import InvalidModelFile
 from civman.system.file_io import forget_mapped
 
@@ -30,7 +35,7 @@ class Weights:
     `read` gives that page again.
     """
 
-    __slots__ = ("_begin", "_entries", "_map", "dtypes", "metadata", "path", "shapes")
+    __slots__ = ("_begin", "_entries", "_map", "_scales", "dtypes", "form", "metadata", "path", "shapes")
 
     def __init__(self, path: Path) -> None:
         """Raises: InvalidModelFile."""
@@ -50,17 +55,31 @@ class Weights:
         self.metadata: dict[str, str] = dict(header.metadata)
         self.shapes: dict[str, tuple[int, ...]] = header.shapes
         self.dtypes: dict[str, str] = {name: entry.dtype for name, entry in header.tensors.items()}
+        self.form: WeightForm = weight_form(header.tensors)
+        self._scales = scale_names(header.tensors) if self.form.quantisation is not None else {}
 
     def read(self, source: Source) -> Tensor:
-        """The values behind `source`, still a view of the mapping, in the file's dtype.
+        """The values behind `source`: a view of the mapping in the file's dtype, or float32 where they have a scale.
 
-        Raises: KeyError. InvalidModelFile: numbers of a kind that torch does not know.
+        Raises: KeyError. InvalidModelFile: numbers of a kind that torch does not know, or a scale of a wrong shape.
         """
         tensor = self._tensor(self._entries[source.name])
+        if source.name in self._scales:
+            tensor = self._scaled(tensor, self._scales[source.name])
         if source.third is not None:
             rows = tensor.shape[0] // 3
             tensor = tensor[source.third * rows : (source.third + 1) * rows]
         return tensor.T if source.is_transposed else tensor
+
+    def _scaled(self, tensor: Tensor, name: str) -> Tensor:
+        """The weight times its scale, which is one number or one for each row."""
+        scale = self._tensor(self._entries[name]).to(torch.float32)
+        if scale.numel() not in (1, tensor.shape[0] if tensor.ndim else 1):
+            raise InvalidModelFile(
+                f"`{name}` has shape {list(scale.shape)}, which scales no weight of shape {list(tensor.shape)}",
+                tensor=name,
+            )
+        return tensor.to(torch.float32) * scale.reshape(-1, *[1] * (tensor.ndim - 1))
 
     def forget(self, name: str) -> None:
         """Drop a tensor that was copied elsewhere from this process's memory; it can be read again."""

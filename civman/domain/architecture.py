@@ -167,6 +167,8 @@ class Identity:
     ranks: tuple[int, ...] = ()
     """Most common rank first, then the smallest and the largest where they differ."""
     precision: Precision = Precision.UNKNOWN
+    weights: str = ""
+    """How the weights are stored, in words, such as "UNet fp8 with scales, rest fp16"."""
     flags: tuple[str, ...] = ()
     confidence: Confidence = Confidence.NONE
     also: tuple[Architecture, ...] = ()
@@ -207,7 +209,7 @@ class Identity:
     def describe(self) -> str:
         """One line for a person, such as "checkpoint, sdxl, fp16, with text encoder and VAE"."""
         words = [str(self.adapter) if self.adapter else str(self.kind), str(self.architecture)]
-        words += [word for word in (self.variant, str(self.precision)) if word and word != "unknown"]
+        words += [word for word in (self.variant, self.weights or str(self.precision)) if word and word != "unknown"]
         words += [f"rank {self.rank}"] if self.rank else []
         if self.kind is Kind.CHECKPOINT:
             inside = [name for has, name in ((self.has_text_encoder, "text encoder"), (self.has_vae, "VAE")) if has]

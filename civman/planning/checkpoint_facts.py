@@ -7,13 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from civman.diffusion.families import VAE, Config, Family, component_configs, family_of, require_parts
+from civman.diffusion.families import (
+    VAE,
+    Config,
+    Family,
+    component_configs,
+    family_of,
+    require_known_rules,
+    require_parts,
+)
+from civman.domain.files.weight_forms import weight_form
 from civman.errors import CannotRender, Cause, UsageError
 from civman.planning.find_files import Found
 
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 _V_LABELS = ("SD 2.0 768", "SD 2.1 768")
 """CivitAI's labels for the SD 2 checkpoints that predict v, at 768 px; their files do not say so."""
+
+
+_ODD_INPUTS = {
+    5: "a depth map beside the noise", 7: "a small picture to enlarge beside the noise",
+    8: "a picture to edit beside the noise, as Instruct-Pix2Pix has it",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +52,17 @@ def read_checkpoint(
     Raises: CannotRender: no family that civman renders, or a part of it is missing.
     """
     shapes, metadata = found.header.shapes, found.header.metadata
+    require_known_rules(shapes, weight_form(found.header.tensors), found.inspected.name)
     family = family_of(shapes)
     configs = _configs(found, json.loads(config) if config else {})
     require_parts(family, {*configs, "vae"} if has_other_vae else configs, found.inspected.name)
     channels = configs["unet"]["in_channels"]
     if channels not in (4, 9):
+        kind = _ODD_INPUTS.get(channels, "no kind that civman knows")
         raise CannotRender(
-            f"a UNet with {channels} input channels is none civman can feed", code=Cause.ODD_INPUT, channels=channels
+            f"the UNet of `{found.inspected.name}` takes {channels} channels ({kind}); civman draws with 4 and with 9",
+            code=Cause.ODD_INPUT,
+            channels=channels,
         )
     facts, flags, label = family.facts, found.identity.flags, found.inspected.label
     notices: tuple[str, ...] = ()

@@ -26,6 +26,7 @@ from civman.domain.architecture import (
 from civman.domain.base_models import architectures_of
 from civman.domain.catalog import FileFacts
 from civman.domain.files.header import Header
+from civman.domain.files.weight_forms import weight_form
 from civman.domain.identification import rule_tables, rules
 from civman.domain.identification.claims import Claims, claims
 from civman.domain.identification.rules import Look, Rule, Shape
@@ -43,6 +44,7 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
     said = said or claims(header.metadata)
     base = Identity(
         precision=_precision(header.elements),
+        weights=weight_form(header.tensors).words,
         tensor_count=len(shapes),
         parameter_count=header.parameter_count,
     )

@@ -1,0 +1,160 @@
+"""In which form a file stores its weights: their precision part by part, and the kind of quantisation.
+
+Owns: recognising forms from names and types alone, and saying which of them civman can compute with. Refuses to do:
+reading any weight. Applying the scales of 8-bit floats is the work of `civman.diffusion.mapped_weights`.
+
+Source: the tensor names that ComfyUI (8-bit floats with scales), bitsandbytes, nunchaku, GPTQ and AWQ write.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from civman.domain.files.header_text import Tensor
+
+SCALES = (".scale_weight", ".weight_scale")
+"""Endings of a tensor that multiplies the weight of the same module, in ComfyUI's older and newer spelling."""
+INPUT_SCALES = (".scale_input", ".input_scale", ".comfy_quant")
+"""Endings of tensors that only an 8-bit matrix product needs; computing in 16 or 32 bits ignores them."""
+MARKER = "scaled_fp8"
+"""Name (behind any prefix) of the empty tensor by which ComfyUI's older files say that their weights have scales."""
+
+
+class Quantisation(StrEnum):
+    """How weights are packed into fewer bits."""
+
+    FP8_SCALED = "fp8 with scales"
+    INT8_SCALED = "int8 with scales"
+    MXFP8 = "mxfp8"
+    NVFP4 = "nvfp4"
+    NF4 = "nf4 (bitsandbytes)"
+    INT8_BITSANDBYTES = "int8 (bitsandbytes)"
+    SVDQUANT = "svdquant (nunchaku)"
+    PACKED_INT4 = "packed int4 (GPTQ or AWQ)"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightForm:
+    """How a file stores its weights.
+
+    `parts` is (part, precision) for each part that has weights, such as ("UNet", "fp8"); `quantisation` is the kind of
+    packing, None for plain numbers.
+    """
+
+    parts: tuple[tuple[str, str], ...] = ()
+    quantisation: Quantisation | None = None
+
+    @property
+    def is_computable(self) -> bool:
+        """Whether civman can turn the weights back into numbers."""
+        return self.quantisation in (None, Quantisation.FP8_SCALED)
+
+    @property
+    def words(self) -> str:
+        """For a person: "fp16", or "UNet fp8 with scales, rest fp16"; empty where nothing is known."""
+        said = dict(self.parts)
+        if self.quantisation is not None and self.quantisation is not Quantisation.FP8_SCALED:
+            return str(self.quantisation)
+        if len(set(said.values())) <= 1:
+            return next(iter(said.values()), "")
+        model = next(iter(said))
+        others = {precision for part, precision in said.items() if part != model}
+        if len(others) == 1:
+            return f"{model} {said[model]}, rest {others.pop()}"
+        return ", ".join(f"{part} {precision}" for part, precision in said.items())
+
+
+_PRECISIONS = {
+    "F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8",
+    "F8_E4M3FNUZ": "fp8", "F8_E5M2FNUZ": "fp8", "F8_E8M0": "fp8", "F4": "fp4", "I8": "int8", "U8": "int8",
+    "I32": "int32",
+}  # fmt: skip
+_FP8 = frozenset(("F8_E4M3", "F8_E5M2"))
+_PARTS = (
+    ("VAE", ("first_stage_model.", "vae.")),
+    ("text encoders", ("cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder")),
+    ("", ("model_ema.",)),
+)
+
+
+def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
+    """The form of these tensors' weights."""
+    found = _quantisation(tensors)
+    counts: dict[str, dict[str, int]] = {}
+    scaled: set[str] = set()
+    for name, tensor in tensors.items():
+        part = _part_of(name)
+        if found is Quantisation.FP8_SCALED and name.endswith(SCALES):
+            scaled.add(part)
+        precision = _PRECISIONS.get(tensor.dtype)
+        if precision is not None and tensor.shape and part:
+            row = counts.setdefault(part, {})
+            row[precision] = row.get(precision, 0) + math.prod(tensor.shape)
+    order = ("UNet", "transformer", "model", "text encoders", "VAE")
+    parts = []
+    for part in sorted(counts, key=order.index):
+        most = _most(counts[part])
+        if most:
+            parts.append((part, f"{most} with scales" if part in scaled and "fp8" in most else most))
+    return WeightForm(tuple(parts), found)
+
+
+def scale_names(tensors: Iterable[str]) -> dict[str, str]:
+    """Weight → the tensor that multiplies it, for every weight that has one."""
+    names = set(tensors)
+    found = {}
+    for name in names:
+        for ending in SCALES:
+            if name.endswith(ending) and (weight := f"{name.removesuffix(ending)}.weight") in names:
+                found[weight] = name
+    return found
+
+
+def _quantisation(tensors: Mapping[str, Tensor]) -> Quantisation | None:
+    endings = {ending: kind for kind, marks in _MARKS for ending in marks}
+    for name in tensors:
+        if ".quant_state.bitsandbytes__" in name:
+            return Quantisation.NF4
+        tail = name.rpartition(".")[2]
+        if tail in endings:
+            return endings[tail]
+    scales = scale_names(tensors)
+    types = {tensors[weight].dtype for weight in scales}
+    if any(tensors[scale].dtype == "F8_E8M0" for scale in scales.values()):
+        return Quantisation.MXFP8
+    if types & {"U8", "F4"}:
+        return Quantisation.NVFP4
+    if "I8" in types:
+        return Quantisation.INT8_SCALED
+    return Quantisation.FP8_SCALED if types else None
+
+
+_MARKS = (
+    (Quantisation.SVDQUANT, ("wscales", "smooth_factor", "proj_down")),
+    (Quantisation.PACKED_INT4, ("qzeros", "g_idx")),
+    (Quantisation.INT8_BITSANDBYTES, ("SCB",)),
+    (Quantisation.NVFP4, ("weight_scale_2",)),
+)
+"""Last words of tensor names that only one kind of packing has."""
+
+
+def _part_of(name: str) -> str:
+    for part, prefixes in _PARTS:
+        if name.startswith(prefixes):
+            return part
+    if name.startswith(("model.diffusion_model.input_blocks", "model.diffusion_model.output_blocks",
+                        "model.diffusion_model.middle_block", "model.diffusion_model.out.", "unet.",
+                        "model.diffusion_model.time_embed", "model.diffusion_model.label_emb")):  # fmt: skip
+        return "UNet"
+    return "transformer" if name.startswith(("model.diffusion_model.", "transformer.")) else "model"
+
+
+def _most(counts: Mapping[str, int]) -> str:
+    """The precision of nine tenths of a part's weights; else the two most common ones."""
+    total = sum(counts.values())
+    ordered = sorted(counts, key=lambda precision: (-counts[precision], precision))
+    if not total:
+        return ""
+    first = ordered[0]
+    return first if counts[first] * 10 >= total * 9 else " and ".join(ordered[:2])
