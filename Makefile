@@ -2,10 +2,12 @@
 
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check tests wheel-check bench clean
+CORE_TESTS := $(addprefix tests/,civitai cli demo domain download exchange index manage pictures prompts store system)
+
+.PHONY: demo test check tests core-tests wheel-check bench clean
 
 demo: $(VENV)/installed-render
 	$(BIN)/civman demo
@@ -24,6 +26,12 @@ check: $(VENV)/installed-dev
 tests: $(VENV)/installed-dev
 	$(BIN)/pytest --numprocesses 2 --dist worksteal --cov --cov-report=
 	$(BIN)/coverage report --skip-covered --skip-empty
+
+# What runs without torch, in an environment of its own, on every system: all rooms but those that draw.
+core-tests:
+	$(PYTHON) -m venv build/core-env
+	build/core-env/$(notdir $(BIN))/python -m pip --disable-pip-version-check --quiet install --editable '.[test]'
+	build/core-env/$(notdir $(BIN))/python -m pytest --numprocesses 2 --dist worksteal $(CORE_TESTS)
 
 # What a user gets: the wheel alone, in an environment of its own.
 wheel-check: $(VENV)/installed-dev

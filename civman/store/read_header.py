@@ -8,6 +8,7 @@ from pathlib import Path
 from civman.domain.files.header import Header, needed_bytes, parse
 from civman.errors import StoreError
 from civman.store.partial import store_error
+from civman.system.file_io import read_at
 
 _FIRST_BYTES = 512
 
@@ -39,8 +40,9 @@ def read_numbers(path: Path, header: Header, names: Iterable[str]) -> dict[str, 
                 tensor = header.tensors[name]
                 form = _FORMS.get(tensor.dtype)
                 if form is not None and tensor.end - tensor.start == struct.calcsize(form):
-                    data = os.pread(file.fileno(), tensor.end - tensor.start, header.header_bytes + tensor.start)
-                    found[name] = _number(form, data)
+                    data = memoryview(bytearray(tensor.end - tensor.start))
+                    count = read_at(file.fileno(), data, header.header_bytes + tensor.start)
+                    found[name] = _number(form, bytes(data[:count]))
     except (OSError, struct.error) as error:
         raise store_error(error if isinstance(error, OSError) else OSError(str(error)), path) from error
     return found
