@@ -11,6 +11,7 @@ from civman.errors import IntegrityError, StoreError
 from civman.exchange.view_manifest import Entry, Method
 from civman.store.blobs import BlobStore, digest_of
 from civman.store.partial import store_error
+from civman.store.trash import Trash
 from civman.system.file_links import hard_link, link_refusal, share_blocks, symbolic_link
 from civman.system.move_files import remove_file, rename_file, replace_file
 
@@ -53,8 +54,15 @@ def write_companion(folder: Path, entry: Entry, data: bytes) -> Entry:
 
 def remove_entry_file(folder: Path, entry: Entry, store: BlobStore) -> None:
     """Remove the entry's file; a blob that shares its bytes as a hard link stays read-only. Raises: OSError."""
-    blob = store.find(entry.of) if entry.method is Method.HARDLINK and entry.kind == "model" else None
-    remove_file(folder / entry.path, missing_ok=True, twin=blob.path if blob is not None else None)
+    twin = _blob_path(entry.of, store) if entry.method is Method.HARDLINK and entry.kind == "model" else None
+    remove_file(folder / entry.path, missing_ok=True, twin=twin)
+
+
+def _blob_path(sha256: Sha256, store: BlobStore) -> Path | None:
+    stored, trash = store.find(sha256), Trash(store)
+    removal = trash.find(sha256) if stored is None else None
+    found = trash.lying(removal, sha256) if removal is not None else None
+    return stored.path if stored is not None else found[1] if found is not None else None
 
 
 # Each function returns why its method does not work between these two places; "" means that the file was created.

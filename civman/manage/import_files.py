@@ -344,5 +344,5 @@ def _moved_to_store(found: _Found, store: BlobStore, mode: ImportMode) -> Path:
         found.path, sha256, found.path.suffix.lower(), by_link=mode is not ImportMode.COPY
     )
     if mode is ImportMode.MOVE:
-        remove_file(found.path)
+        remove_file(found.path, twin=stored.path)
     return stored.path
