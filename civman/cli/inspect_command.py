@@ -47,6 +47,17 @@ def _value(found: "Inspected", tensors: bool) -> dict[str, object]:
         "conflicts": found.conflicts,
         "asset": found.asset,
     }
+    if found.gguf is not None:
+        value["gguf"] = {
+            "version": found.gguf.version,
+            "architecture": found.gguf.architecture,
+            "quantisation": found.gguf.quantisation,
+            "tensor_count": len(found.gguf.tensors),
+        }
+        if tensors:
+            value["tensors"] = {
+                name: {"dtype": kind, "shape": shape} for name, (kind, shape) in found.gguf.tensors.items()
+            }
     if tensors and found.header is not None:
         value["tensors"] = {
             name: {"dtype": tensor.dtype, "shape": tensor.shape} for name, tensor in found.header.tensors.items()
@@ -59,6 +70,11 @@ def _print(console: "Console", found: "Inspected", tensors: bool) -> None:
     if found.path is None:
         console.print("read from CivitAI: the header only, nothing is stored")
     identity = found.identity
+    if found.gguf is not None:
+        console.print(f"  tensors show   {clean(found.gguf.words)}; civman draws from safetensors files alone")
+        for name, (kind, shape) in found.gguf.tensors.items() if tensors else ():
+            console.print(f"  {kind:<8} {'x'.join(map(str, shape)) or 'scalar':<18} {clean(name)}")
+        return
     if identity is None:
         console.print(f"  no safetensors file: it looks like {found.content}; civman does not open it")
         return

@@ -8,11 +8,12 @@ from civman.domain.adapters.adapter_tensors import deltas_of
 from civman.domain.architecture import Identity, Kind
 from civman.domain.catalog import Asset, FileFacts, ModelType
 from civman.domain.compatibility import Part
+from civman.domain.files.gguf import GgufHeader
 from civman.domain.files.header import Header, Sniffed, sniff
 from civman.domain.identification.claims import Claims, claims
 from civman.domain.identification.identify import conflicts, facts, identify
 from civman.errors import InvalidModelFile, NotFound
-from civman.store.read_header import read_first, read_header, read_numbers
+from civman.store.read_header import read_first, read_gguf, read_header, read_numbers
 
 _SAFETENSORS = ".safetensors"
 
@@ -36,6 +37,8 @@ class Inspected:
     conflicts: tuple[str, ...] = ()
     header: Header | None = field(default=None, repr=False)
     asset: Asset | None = None
+    gguf: GgufHeader | None = field(default=None, repr=False)
+    """Set for a GGUF file alone, which civman can describe but not draw from."""
 
     @property
     def part(self) -> Part:
@@ -109,7 +112,8 @@ def _inspected(
     if content is not Sniffed.SAFETENSORS:
         if path.suffix == _SAFETENSORS:
             raise InvalidModelFile(f"`{name}` is no safetensors file: it looks like {content}", name=name)
-        return Inspected(name, str(path), size, content, label, model_type or ModelType.OTHER, asset=asset)
+        gguf = read_gguf(path) if content is Sniffed.GGUF else None
+        return Inspected(name, str(path), size, content, label, model_type or ModelType.OTHER, asset=asset, gguf=gguf)
     header = read_header(path)
     said = claims(header.metadata)
     identity = identify(header, said)

@@ -5,12 +5,16 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from civman.domain.files.gguf import GgufHeader, NeedsMore, parse_gguf
 from civman.domain.files.header import Header, needed_bytes, parse
 from civman.errors import StoreError
 from civman.store.partial import store_error
 from civman.system.file_io import read_at
 
 _FIRST_BYTES = 512
+_FIRST_GGUF_BYTES = 1 << 18
+"""A diffusion model's header takes about 100 kB; a language model's, with its vocabulary, some megabytes."""
+_MAX_GGUF_BYTES = 256 << 20
 
 
 def read_header(path: Path) -> Header:
@@ -59,6 +63,20 @@ def _number(form: str, data: bytes) -> float:
     if form == _BF16:  # the upper half of a float32
         return float(struct.unpack("<f", b"\0\0" + data)[0])
     return float(struct.unpack(form, data)[0])
+
+
+def read_gguf(path: Path) -> GgufHeader:
+    """The header of the GGUF file at `path`. Raises: InvalidModelFile: not a sound one. StoreError."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise store_error(error, path) from error
+    count = min(size, _FIRST_GGUF_BYTES)
+    while True:
+        try:
+            return parse_gguf(read_first(path, count), is_whole=count >= size or count >= _MAX_GGUF_BYTES)
+        except NeedsMore:
+            count = min(size, count * 8, _MAX_GGUF_BYTES)
 
 
 def read_first(path: Path, count: int = _FIRST_BYTES) -> bytes:

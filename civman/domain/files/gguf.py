@@ -1,0 +1,146 @@
+"""A GGUF file's header as a value: architecture, quantisation, and the names, types and shapes of its tensors.
+
+Owns: reading the bytes that somebody else fetched, within limits, and refusing what is not a well-formed GGUF header.
+Refuses to do: input or output, and any look at the weights.
+
+Source: the GGUF specification of ggml (version 2 and 3): magic, counts, key-value pairs, tensor infos, little-endian.
+"""
+
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from civman.domain.files.header_text import refuse, short
+
+MAGIC = b"GGUF"
+MAX_ENTRIES = 100_000
+"""Limit of ours for keys and for tensors: the largest models have some thousands."""
+MAX_STRING_BYTES = 16 << 20
+MAX_ARRAY_ITEMS = 4_000_000
+"""Limit of ours: a language model's vocabulary has about 300,000 words."""
+
+_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
+    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+}  # fmt: skip
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+
+class NeedsMore(Exception):
+    """The header does not end within the bytes given; read more of the file and parse again."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """A whole GGUF header. Shapes are outermost first, as safetensors has them (the file has them reversed)."""
+
+    version: int
+    architecture: str
+    """`general.architecture`, such as "flux" or "sd3"; empty where the file does not say."""
+    quantisation: str
+    """The type that most weights have, such as "Q4_K"."""
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]] = field(repr=False)
+    """Name → type and shape."""
+    metadata: Mapping[str, str] = field(repr=False)
+    """The file's short text and number entries."""
+
+    @property
+    def words(self) -> str:
+        """For a person: "GGUF, flux, Q4_K, 780 tensors"."""
+        parts = ["GGUF", self.architecture, self.quantisation, f"{len(self.tensors)} tensors"]
+        return ", ".join(part for part in parts if part)
+
+
+def parse_gguf(prefix: bytes, *, is_whole: bool = False) -> GgufHeader:
+    """The header of a file that begins with `prefix`; `is_whole`: the file has no further bytes.
+
+    Raises: NeedsMore: it goes on behind `prefix`. InvalidModelFile: it is no sound GGUF header.
+    """
+    reader = _Reader(prefix)
+    try:
+        return _parse(reader)
+    except NeedsMore:
+        if is_whole:
+            refuse("truncated: the GGUF header goes on behind the file's end", cause="truncated")
+        raise
+
+
+def _parse(reader: "_Reader") -> GgufHeader:
+    if reader.take(4) != MAGIC:
+        refuse("the file is not GGUF: it does not begin with its mark", cause="no-header")
+    version = reader.number("I")
+    if version not in (2, 3):
+        refuse(f"GGUF of version {version}, which civman does not read", cause="bad-header")
+    tensor_count, key_count = reader.number("Q"), reader.number("Q")
+    if max(tensor_count, key_count) > MAX_ENTRIES:
+        refuse(f"the GGUF header lists more than {MAX_ENTRIES} entries", cause="too-many-tensors")
+    metadata: dict[str, str] = {}
+    for _ in range(key_count):
+        key = reader.text()
+        value = reader.value(reader.number("I"))
+        if value is not None and len(value) <= 1000:
+            metadata[key] = value
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for _ in range(tensor_count):
+        name = reader.text()
+        axes = reader.number("I")
+        if axes > 8:
+            refuse(f"`{short(name)}` has {axes} axes", cause="bad-shape")
+        shape = tuple(reader.number("Q") for _ in range(axes))[::-1]
+        kind = reader.number("I")
+        reader.number("Q")
+        if name in tensors:
+            refuse(f"the header names `{short(name)}` twice", cause="duplicate-name")
+        tensors[name] = (_TYPES.get(kind, f"type {kind}"), shape)
+    weights: Counter[str] = Counter()
+    for kind_name, shape in tensors.values():
+        weights[kind_name] += min(prod(shape), 1 << 62)
+    most = max(weights, key=lambda name: (weights[name], name), default="")
+    return GgufHeader(version, metadata.get("general.architecture", ""), most, tensors, metadata)
+
+
+class _Reader:
+    """Reads numbers, texts and arrays one after the other, and never more than the limits allow."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        if self._at + count > len(self._data):
+            raise NeedsMore
+        self._at += count
+        return self._data[self._at - count : self._at]
+
+    def number(self, form: str) -> int:
+        return int(struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))[0])
+
+    def text(self) -> str:
+        length = self.number("Q")
+        if length > MAX_STRING_BYTES:
+            refuse("the GGUF header holds a text larger than any real file's", cause="bad-text")
+        return self.take(length).decode("utf-8", errors="replace")
+
+    def value(self, kind: int, depth: int = 0) -> str | None:
+        """One value as text; None for an array, which is skipped."""
+        if kind == _STRING:
+            return self.text()
+        if kind in _NUMBERS:
+            form = _NUMBERS[kind]
+            return str(struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))[0])
+        if kind != _ARRAY or depth > 2:
+            refuse(f"the GGUF header holds a value of unknown kind {kind}", cause="bad-header")
+        inner, count = self.number("I"), self.number("Q")
+        if count > MAX_ARRAY_ITEMS:
+            refuse("the GGUF header holds an array larger than any real file's", cause="bad-header")
+        if inner in _NUMBERS:
+            self.take(count * struct.calcsize(f"<{_NUMBERS[inner]}"))
+        else:
+            for _ in range(count):
+                self.value(inner, depth + 1)
+        return None
