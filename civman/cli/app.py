@@ -10,71 +10,24 @@ from typing import Annotated
 import typer
 
 from civman import __version__
-from civman.cli import (
-    check_command,
-    demo_command,
-    doctor_command,
-    download_command,
-    edit_command,
-    export_command,
-    import_command,
-    inspect_command,
-    link_command,
-    list_command,
-    login_command,
-    outdated_command,
-    project_commands,
-    remove_command,
-    render_command,
-    renders_command,
-    replay_command,
-    search_command,
-    show_command,
-    space_commands,
-    verify_command,
-)
+from civman.cli.command_table import commands
 from civman.cli.output import Output
 from civman.cli.session import MAKE_LIBRARY, MakeLibrary
 from civman.errors import Cause, CivmanError, ExitCode, Interrupted, UsageError
 
 app = typer.Typer(
     name="civman",
-    help="Find, download, verify and manage Stable Diffusion models from CivitAI.\n\n"
-    "Nothing reports success unless it is proven.",
+    help="Find, download, check and manage Stable Diffusion models from CivitAI, and make images with them.\n\n"
+    "A command reports success only if the result was verified. New here? Try [bold]civman demo[/bold].",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, command in (
-    ("search", search_command.search),
-    ("show", show_command.show),
-    ("download", download_command.download),
-    ("list", list_command.list_assets),
-    ("inspect", inspect_command.inspect),
-    ("check", check_command.check),
-    ("import", import_command.import_),
-    ("render", render_command.render),
-    ("replay", replay_command.replay),
-    ("renders", renders_command.renders),
-    ("verify", verify_command.verify),
-    ("edit", edit_command.edit),
-    ("remove", remove_command.remove),
-    ("restore", remove_command.restore),
-    ("gc", space_commands.gc),
-    ("du", space_commands.du),
-    ("link", link_command.link),
-    ("outdated", outdated_command.outdated),
-    ("update", outdated_command.update),
-    ("add", project_commands.add),
-    ("drop", project_commands.drop),
-    ("sync", project_commands.sync),
-    ("export", export_command.export),
-    ("login", login_command.login),
-    ("doctor", doctor_command.doctor),
-    ("demo", demo_command.demo),
-):
-    app.command(name)(command)
+for panel, each in commands():
+    app.command(each.name, rich_help_panel=panel, epilog=each.epilog)(each.run)
+    if each.alias:
+        app.command(each.alias, hidden=True, epilog=each.epilog)(each.run)
 
 
 def _version(wanted: bool) -> None:
@@ -88,7 +41,7 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Print a traceback with any error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print a traceback with every error.")] = False,
 ) -> None:
     pass
 

@@ -13,7 +13,7 @@ class AccountPart(Part):
     """Log in to CivitAI and out again."""
 
     def login(self, token: str, *, use_keyring: bool = True) -> "tuple[Account, str]":
-        """Ask CivitAI whose key `token` is, then store it; gives the account and the place of the key.
+        """Check `token` with CivitAI and store it. Returns its account and where it is stored.
 
         Raises: NotAllowed (`bad-key`): CivitAI refuses the key. UsageError: offline, or it cannot be a key.
         """
@@ -24,13 +24,17 @@ class AccountPart(Part):
         settings = self._context.settings
         token = credentials.check_shape(token)
         if settings.offline:
-            raise UsageError("a key can only be proven online", hint="leave out --offline")
+            raise UsageError("a key can only be checked online", hint="leave out --offline")
         with CivitaiClient(Transport(settings.civitai_url, token=token), clock=self._context.clock) as client:
             account = client.me()
         return account, credentials.save(settings, token, use_keyring=use_keyring)
 
+    def current(self) -> "Account":
+        """The account that the key in use belongs to. Raises: NotAllowed: `no-key`, or `bad-key`."""
+        return self._context.client.me()
+
     def logout(self) -> bool:
-        """Remove the stored key; whether there was one."""
+        """Remove the stored key. Returns whether there was one."""
         from civman.civitai import credentials
 
         return credentials.forget(self._context.settings)

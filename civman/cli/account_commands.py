@@ -1,0 +1,88 @@
+"""`civman login`, `civman logout`, `civman whoami` and `civman config`."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli.output import Result, clean
+from civman.cli.session import Session, command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@command(network="settings")
+def login(
+    session: Session,
+    forget: Annotated[bool, typer.Option("--forget", help="Remove the stored key, as `civman logout` does.")] = False,
+    no_keyring: Annotated[
+        bool, typer.Option("--no-keyring", help="Store the key in a file, even if the system has a keyring.")
+    ] = False,
+) -> Result:
+    """Check an API key with CivitAI and store it where only you can read it.
+
+    Asks for the key, or reads it from stdin. Create a key at https://civitai.com/user/account. The key is never
+    printed.
+    """
+    if forget:
+        return _logout(session)
+    token = typer.prompt("CivitAI API key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
+    account, place = session.library.account.login(token, use_keyring=not no_keyring)
+    return Result(
+        "login",
+        {"name": account.name, "stored_in": place},
+        human=lambda console: console.print(f"the key belongs to {clean(account.name)}; it is stored in {place}"),
+        ids=[account.name],
+    )
+
+
+@command(network="settings")
+def logout(session: Session) -> Result:
+    """Remove the stored API key from this computer. On CivitAI the key stays valid until you delete it there."""
+    return _logout(session)
+
+
+def _logout(session: Session) -> Result:
+    had = session.library.account.logout()
+    return Result(
+        "login",
+        {"forgotten": had},
+        human=lambda console: console.print("the key was removed" if had else "no key was stored"),
+    )
+
+
+@command(network="settings")
+def whoami(session: Session) -> Result:
+    """Show the CivitAI account that the stored API key belongs to."""
+    account = session.library.account.current()
+    return Result(
+        "account",
+        account,
+        human=lambda console: console.print(
+            clean(account.name) + (f" ({account.tier} member)" if account.tier else "")
+        ),
+        ids=[account.name],
+    )
+
+
+@command(network="settings")
+def config(session: Session) -> Result:
+    """Show the settings in effect and where each one comes from.
+
+    Settings come from flags, the environment, the nearest civman.toml and the user's config.toml, in this order.
+    """
+    settings = session.library.context.settings
+    file = settings.config_folder / "config.toml"
+    values = {"library": settings.library, "civitai_url": settings.civitai_url, "offline": settings.offline}
+    listed = {name: {"value": value, "source": settings.sources.get(name, "default")} for name, value in values.items()}
+
+    def human(console: "Console") -> None:
+        for name, entry in listed.items():
+            console.print(
+                f"{name:<12} {clean(str(entry['value']))}  (from {clean(str(entry['source']))})", soft_wrap=True
+            )
+        state = "" if file.is_file() else " (does not exist yet)"
+        console.print(f"{'config file':<12} {clean(str(file))}{state}", soft_wrap=True)
+
+    return Result("config", {"settings": listed, "config_file": file}, human=human, ids=values)
