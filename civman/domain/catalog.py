@@ -230,6 +230,8 @@ class FileFacts:
     flags: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
     """Contradictions between CivitAI's label, the file's metadata and its tensors, as sentences."""
+    output_name: str = ""
+    """The name that the trainer gave the file (`ss_output_name`), which A1111 puts into prompts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,8 @@ class Index:
     def find_by_name(self, name: str) -> list[Asset]:
         """Assets that `name` may mean.
 
-        Alias, file name, model name, prefix and part of a name are tried in this order.
+        Alias, file name, model name, the name that the trainer gave the file, prefix and part of a name are tried in
+        this order.
         """
         return read_assets.by_name(self._reader, name)
 

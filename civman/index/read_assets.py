@@ -91,7 +91,7 @@ def by_digest(reader: Reader, digest: str, kind: HashKind | None) -> list[Asset]
 
 
 def by_name(reader: Reader, name: str) -> list[Asset]:
-    """Assets called `name`: by alias, else by file name with or without extension, model name, prefix, then part.
+    """Assets called `name`: by alias, file name with or without extension, model name, trainer's name, prefix, part.
 
     The first way that matches anything decides. If it returns several assets, the name is ambiguous.
     """
@@ -103,6 +103,7 @@ def by_name(reader: Reader, name: str) -> list[Asset]:
         ("a.alias = ?", [name.strip()]),
         ("a.name_key = ? OR a.stem_key = ?", [wanted, wanted]),
         ("a.model_key = ?", [wanted]),
+        ("lower(b.output_name) = ?", [name.strip().lower()]),
         (
             "a.stem_key LIKE ? ESCAPE '\\' OR a.model_key LIKE ? ESCAPE '\\' OR lower(a.alias) LIKE ? ESCAPE '\\'",
             [f"{part}%"] * 3,

@@ -48,7 +48,7 @@ PREVIEW_COLUMNS = "url, nsfw_level, width, height, media"
 ASSET_COLUMNS = (
     "b.sha256, b.size_bytes, b.suffix, b.declared_by, b.verified_at, b.path, "
     "b.kind, b.architecture, b.adapter, b.key_format, b.precision, b.rank, b.tensor_count, b.claimed_base, "
-    "b.trigger_words, b.flags, b.conflicts, "
+    "b.trigger_words, b.flags, b.conflicts, b.output_name, "
     "a.name, a.origin, a.added_at, a.type, a.type_raw, a.base_model, a.model_id, a.version_id, a.alias, "
     "f.file_id, m.name, m.creator, v.name, v.trained_words, "
     "a.last_used_at, n.asset_id, n.note, n.tags, n.trigger_words, n.rating, n.is_favourite, "
@@ -228,6 +228,7 @@ def facts_values(facts: FileFacts) -> Values:
         "trigger_words": words(facts.trigger_words),
         "flags": words(facts.flags),
         "conflicts": words(facts.conflicts),
+        "output_name": facts.output_name or None,
     }
 
 
@@ -251,13 +252,13 @@ def blob_values(blob: Blob, path: str, facts: FileFacts, hashes: Hashes) -> Valu
 def asset_from(row: Sequence[Any], folder: str) -> Asset:
     """The asset in a row of ASSET_COLUMNS; `folder` contains the database and ends with a separator."""
     (sha256, size, suffix, declared_by, verified_at, path,
-     kind, architecture, adapter, key_format, precision, rank, tensors, claimed, triggers, flags, conflicts,
+     kind, architecture, adapter, key_format, precision, rank, tensors, claimed, triggers, flags, conflicts, own_name,
      name, origin, added_at, model_type, type_raw, base_model, model_id, version_id, alias,
      file_id, model_name, creator, version_name, trained,
      used_at, said, note, own_tags, own_words, rating, favourite, pins) = row  # fmt: skip
     facts = FileFacts(
         kind, architecture, adapter, key_format, precision, rank, tensors, claimed,
-        from_words(triggers), from_words(flags), from_words(conflicts),
+        from_words(triggers), from_words(flags), from_words(conflicts), own_name or "",
     )  # fmt: skip
     return Asset(
         Blob(sha256, size, suffix, declared_by, datetime.fromisoformat(verified_at)), name, _full_path(path, folder),

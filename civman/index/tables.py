@@ -183,6 +183,7 @@ class BlobRow(Row, table=True):
     trigger_words: str
     flags: str
     conflicts: str
+    output_name: str | None
 
 
 class AssetRow(Row, table=True):

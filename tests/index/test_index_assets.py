@@ -22,6 +22,14 @@ def names(assets: list[Asset]) -> list[str]:
     return [asset.name for asset in assets]
 
 
+def test_the_name_that_the_trainer_gave_is_found_after_the_other_names(index: Index, add: Add) -> None:
+    add("renamed.safetensors", facts=FileFacts("adapter", "sd1", output_name="Ink"))
+    add("other.safetensors", facts=FileFacts("adapter", "sd1", output_name="renamed"))
+
+    assert [asset.name for asset in index.find_by_name("ink")] == ["renamed.safetensors"]
+    assert [asset.name for asset in index.find_by_name("renamed")] == ["renamed.safetensors"]
+
+
 def test_recorded_file_comes_back_whole(index: Index, path: Path) -> None:
     one = version()
     place = path.parent / "blobs" / "ab" / "x.safetensors"

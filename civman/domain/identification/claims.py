@@ -26,6 +26,8 @@ class Claims:
     base: str = ""
     """The base as the file writes it: `modelspec.architecture`, else `ss_base_model_version`."""
     title: str = ""
+    output_name: str = ""
+    """The name that the trainer gave the file: `ss_output_name`."""
     author: str = ""
     licence: str = ""
     description: str = ""
@@ -101,6 +103,7 @@ def claims(metadata: Mapping[str, str]) -> Claims:
         architecture=architecture,
         base=base,
         title=get("modelspec.title") or get("ss_output_name") or "",
+        output_name="" if get("ss_output_name") == "None" else get("ss_output_name", ""),
         author=get("modelspec.author", ""),
         licence=get("modelspec.license", ""),
         description=get("modelspec.description", ""),

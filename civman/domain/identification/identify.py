@@ -384,6 +384,7 @@ def facts(header: Header, civitai_base_model: str | None = None) -> FileFacts:
         trigger_words=said.trigger_words,
         flags=(*flags, identity.variant) if identity.variant else flags,
         conflicts=conflicts(identity, said, civitai_base_model),
+        output_name=said.output_name,
     )
 
 
