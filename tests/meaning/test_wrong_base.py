@@ -25,7 +25,7 @@ def test_check_refuses_it_and_names_the_modules(civman: Civman) -> None:
 
     assert done.code == ExitCode.INCOMPATIBLE
     assert f"Error [cannot-work]: {WHY}" in done.err
-    assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k: 640x640 against 64x64" in done.out
+    assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k: shape 640x640 against 64x64" in done.out
     assert "lora_te2_text_model_encoder_layers_0_self_attn_q_proj: not in the checkpoint" in done.out
 
 
