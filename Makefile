@@ -7,12 +7,31 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 CORE_TESTS := $(addprefix tests/,civitai cli demo domain download exchange index manage pictures prompts store system)
 
-.PHONY: demo test check tests core-tests wheel-check bench clean
+.PHONY: demo quick test test-all fixtures-check fuzz check tests core-tests wheel-check bench clean
 
 demo: $(VENV)/installed-render
 	$(BIN)/civman demo
 
+# What to run while writing: lint, and the tests that answer soonest; under 40 seconds on two cores.
+ONE_RENDER := tests/rendering/test_render_command.py::test_the_same_seed_gives_the_same_bytes_beside_each_other
+QUICK := tests/domain tests/store tests/journeys tests/test_settings.py tests/test_guards.py \
+	tests/rendering/test_render_planning.py $(ONE_RENDER)
+
+quick: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest --quiet --numprocesses 2 --dist worksteal --ignore tests/domain/test_diffusers_classes.py $(QUICK)
+
 test: $(VENV)/installed-dev check tests
+
+# All of `make test`, and what takes minutes more: the libraries make the header fixtures anew, the header reader is fuzzed.
+test-all: test fixtures-check fuzz
+
+fixtures-check: $(VENV)/installed-dev
+	$(BIN)/python -W ignore tests/fixtures/make_headers.py --check
+
+fuzz: $(VENV)/installed-dev
+	PYTHONPATH=. $(BIN)/python tests/fuzz_header.py 60
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
