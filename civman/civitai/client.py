@@ -16,7 +16,7 @@ from civman.civitai.transport import Params, Transport, quiet, utc_now
 from civman.civitai.wire_values import OnNotice
 from civman.domain.catalog import FileId, ModelFile, ModelId, ModelVersion, VersionId
 from civman.domain.digests import Sha256
-from civman.domain.refs import ANY_FILE, FileWish
+from civman.domain.refs import ANY_FILE, FileSelector
 from civman.domain.search_query import ModelPage, SearchQuery, checked_id
 from civman.errors import AmbiguousRef, BadAnswer, Cause, CivmanError, InvalidRef, NotFound
 
@@ -188,7 +188,7 @@ class CivitaiClient:
             raise NotFound(f"CivitAI does not show picture {image_id}", hint="it may be private, blocked or deleted")
         return match
 
-    def download_address(self, version_id: VersionId, file: ModelFile | FileWish = ANY_FILE) -> DownloadAddress:
+    def download_address(self, version_id: VersionId, file: ModelFile | FileSelector = ANY_FILE) -> DownloadAddress:
         """The current download URL of a version's file. Sends one request to the site and reads no body.
 
         Raises: NotAllowed (`no-key`, `early-access` …), NotFound, Gone (`archived`), UnsafeRedirect.
@@ -205,11 +205,11 @@ class CivitaiClient:
                 self._on_notice(f"file {file.name if isinstance(file, ModelFile) else ''}: asked by its own address")
         return self._resolved(last, asked)
 
-    def _download_urls(self, version_id: VersionId, file: ModelFile | FileWish) -> list[str]:
+    def _download_urls(self, version_id: VersionId, file: ModelFile | FileSelector) -> list[str]:
         """URLs on the configured site to try in turn; later ones are used only if a digest will verify the bytes."""
         bare = f"{_DOWNLOADS}models/{version_id}"
-        if isinstance(file, FileWish):
-            return [self._transport.url(bare, _wish_params(file))]
+        if isinstance(file, FileSelector):
+            return [self._transport.url(bare, _selector_params(file))]
         own = self._own_url(file.download_url)
         if file.id is not None and not file.is_linked:
             by_id = self._transport.url(bare, [("fileId", str(checked_id(file.id, "file")))])
@@ -281,13 +281,13 @@ def _has_digest(file: ModelFile, wanted: str) -> bool:
     return file.hashes.autov3 is not None and wanted[:12] == file.hashes.autov3
 
 
-def _wish_params(wish: FileWish) -> list[tuple[str, str]]:
+def _selector_params(file: FileSelector) -> list[tuple[str, str]]:
     pairs = {
-        "fileId": str(wish.file_id) if wish.file_id is not None else None,
-        "type": wish.type,
-        "format": wish.format,
-        "size": wish.size,
-        "fp": wish.precision,
-        "quantType": wish.quant_type,
+        "fileId": str(file.file_id) if file.file_id is not None else None,
+        "type": file.type,
+        "format": file.format,
+        "size": file.size,
+        "fp": file.precision,
+        "quantType": file.quant_type,
     }
     return [(name, value) for name, value in pairs.items() if value is not None]

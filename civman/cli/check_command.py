@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli.options import FileOpt
 from civman.cli.output import Result, clean, plain
 from civman.cli.session import Session, command
 
@@ -20,6 +21,7 @@ _REASONS = 6
 def check(
     session: Session,
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A ref or a file.", show_default=False)],
+    file: FileOpt = None,
     lora: Annotated[
         list[str] | None, typer.Option("--lora", "-l", metavar="REF[:SCALE]", help="An adapter (repeatable).")
     ] = None,
@@ -40,7 +42,7 @@ def check(
     from civman.errors import CivmanError, Incompatible, UnknownFit
 
     parts = [parse_scaled(text).ref for text in lora or []] + list(embedding or []) + ([vae] if vae else [])
-    models = [session.library.inspect(ref) for ref in (checkpoint, *parts)]
+    models = [session.library.inspect(checkpoint, file=file), *(session.library.inspect(ref) for ref in parts)]
     found = judge(models[0].part, [model.part for model in models[1:]])
     terms = session.library.files.terms(models)
     error: CivmanError | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import RefsArg, given_refs
+from civman.cli.options import FileOpt, RefsArg, given_refs
 from civman.cli.output import Result, clean, error_value, size
 from civman.cli.session import Session, command
 
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 def download(
     session: Session,
     refs: RefsArg = None,
-    file: Annotated[
-        str | None, typer.Option("--file", "-f", help='Which file: its id, name, or words like "fp16 pruned".')
-    ] = None,
+    file: FileOpt = None,
     from_file: Annotated[Path | None, typer.Option("--from", help="A file with refs, one a line.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Name file, size, hash and place; fetch nothing.")] = False,
     connections: Annotated[
@@ -58,47 +56,77 @@ def download(
     downloads = session.library.downloads
     examine = downloads.require_fit(for_, force=force) if for_ else None
     if dry_run:
-        jobs = [downloads.plan(ref, file=file, permits=permits, examine=examine) for ref in wanted]
-        return _planned([(job, downloads.place_of(job)) for job in jobs])
+        plans: list[Job | Outcome] = [
+            downloads.plan_or_find(ref, file=file, permits=permits, examine=examine) for ref in wanted
+        ]
+        return _planned([(plan, downloads.place_of(plan)) for plan in plans])
     options = replace(options, examine=examine)
     with session.downloading() as on_event:
         outcomes = downloads.fetch_all(wanted, file=file, permits=permits, options=options, on_event=on_event)
+    note_ambiguous(session, outcomes)
     return report(outcomes)
 
 
-def _planned(jobs: "list[tuple[Job, Path | None]]") -> Result:
-    """Jobs, each with the place where its file will be."""
-    value = [
-        {
-            "ref": job.ref,
-            "model_id": job.version.model.id,
-            "version_id": job.version.id,
-            "file": job.file,
-            "name": job.name,
-            "place": place,
-            "is_here": job.is_stored,
-            "notices": job.notices,
-        }
-        for job, place in jobs
-    ]
+def _planned(plans: "list[tuple[Job | Outcome, Path | None]]") -> Result:
+    """What a download would do, each with the place where its file will be."""
     return Result(
         "plan",
-        value,
-        human=lambda console: _print_plan(console, jobs),
-        ids=(job.file.hashes.sha256 or job.name for job, _ in jobs),
+        [_plan_value(plan, place) for plan, place in plans],
+        human=lambda console: _print_plans(console, plans),
+        ids=(str(_plan_value(plan, place)["sha256"]) for plan, place in plans),
     )
 
 
-def _print_plan(console: "Console", jobs: "list[tuple[Job, Path | None]]") -> None:
-    for job, place in jobs:
+def _plan_value(plan: "Job | Outcome", place: "Path | None") -> dict[str, object]:
+    from civman.domain.printed_refs import file_ref
+    from civman.download.job import Job
+
+    if isinstance(plan, Job):
+        version, sha256 = plan.version, plan.file.hashes.sha256
+        return {
+            "asked": plan.ref, "ref": file_ref(version, plan.file), "model_id": version.model.id,
+            "version_id": version.id, "file": plan.file, "name": plan.name, "sha256": sha256 or plan.name,
+            "place": place, "is_here": plan.is_stored, "notices": plan.notices,
+        }  # fmt: skip
+    asset = plan.asset
+    assert asset is not None
+    return {
+        "asked": plan.ref, "ref": asset.ref, "model_id": asset.model_id, "version_id": asset.version_id, "file": None,
+        "name": asset.name, "sha256": asset.blob.sha256, "place": place, "is_here": True, "notices": (),
+    }  # fmt: skip
+
+
+def _print_plans(console: "Console", plans: "list[tuple[Job | Outcome, Path | None]]") -> None:
+    from civman.domain.printed_refs import file_ref
+    from civman.download.job import Job
+
+    for job, place in plans:
+        if not isinstance(job, Job):
+            assert job.asset is not None
+            console.print(f"{clean(job.asset.name)}: stored already, and CivitAI does not have it")
+            console.print(f"  place   {place}", soft_wrap=True)
+            continue
         version = job.version
-        console.print(f"{clean(version.model.name)} {clean(version.name)} ({version.base_model}), @{version.id}")
-        console.print(f"  file    {job.file.id or '?'} {clean(job.name)}")
+        console.print(f"{clean(version.model.name)} {clean(version.name)} ({version.base_model})")
+        console.print(f"  file    {file_ref(version, job.file)} {clean(job.name)}")
         console.print(f"  size    {size(job.file.size_bytes)}" + (" (here already)" if job.is_stored else ""))
         console.print(f"  sha256  {job.file.hashes.sha256 or 'not declared'}")
         console.print(f"  place   {place}", soft_wrap=True)
         for notice in job.notices:
             console.print(f"  note    {clean(notice)}")
+
+
+def note_ambiguous(session: Session, outcomes: "Sequence[Outcome]") -> None:
+    """Note which models now have several stored files, so that their name or id no longer means one of them."""
+    fresh = [outcome.asset for outcome in outcomes if outcome.asset is not None and not outcome.was_present]
+    for model_id, name in {asset.model_id: asset.model_name for asset in fresh if asset.model_id is not None}.items():
+        files = session.library.files.of_model(model_id)
+        if len({file.blob.sha256 for file in files}) > 1:
+            refs = "; ".join(f"{file.ref} ({file.version_name}, {file.name})" for file in files)
+            session.output.notice(
+                f"the library now has {len(files)} files of `{name}`, so its name and its model id no longer mean one"
+                f" file; these refs do: {refs}"
+            )
 
 
 def report(outcomes: "Sequence[Outcome]") -> Result:
@@ -126,7 +154,8 @@ def report(outcomes: "Sequence[Outcome]") -> Result:
 
 def _value(outcome: "Outcome") -> dict[str, object]:
     return {
-        "ref": outcome.ref,
+        "asked": outcome.ref,
+        "ref": outcome.asset.ref if outcome.asset is not None else outcome.ref,
         "asset": outcome.asset,
         "was_present": outcome.was_present,
         "error": error_value(outcome.error) if outcome.error is not None else None,

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import RefArg
+from civman.cli.options import FileOpt, RefArg
 from civman.cli.output import Result, clean
 from civman.cli.session import Session, command
 
@@ -22,6 +22,7 @@ _Words = list[str] | None
 def edit(
     session: Session,
     ref: RefArg,
+    file: FileOpt = None,
     note: Annotated[str | None, typer.Option(help="A note; empty takes it away.")] = None,
     tag: Annotated[_Words, typer.Option("--tag", help="A tag of yours (repeatable).")] = None,
     no_tag: Annotated[_Words, typer.Option("--no-tag", help="Take a tag away (repeatable).")] = None,
@@ -48,7 +49,7 @@ def edit(
         alias="" if no_alias else alias,
         is_pinned=pin,
     )
-    assets = session.library.files.edit(ref, wanted)
+    assets = session.library.files.edit(ref, wanted, file=file)
     return Result(
         "edit",
         [asset_value(asset) for asset in assets],

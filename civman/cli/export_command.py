@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli.options import FileOpt
 from civman.cli.output import Result, clean, size
 from civman.cli.session import Session, command
 
@@ -25,6 +26,7 @@ def export(
     refs: Annotated[
         list[str] | None, typer.Argument(metavar="[REF]...", help="What goes into it.", show_default=False)
     ] = None,
+    file: FileOpt = None,
     lock: Annotated[bool, typer.Option("--lock", help="What the project's civman.lock names.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Everything the library holds.")] = False,
     with_notes: Annotated[
@@ -44,6 +46,7 @@ def export(
         exported = session.library.bundles.export(
             target,
             refs or (),
+            file=file,
             project=Path.cwd() if lock else None,
             with_notes=with_notes,
             replace=force,

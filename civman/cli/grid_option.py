@@ -94,7 +94,7 @@ def _print(console: "Console", drawn: "DrawnGrid") -> None:
     console.print(f"  {_words(drawn.grid)}, kept beside it:", style="dim")
     cells = list(zip(drawn.grid.cells, drawn.pictures, strict=True))
     for cell, made in cells[:_SHOWN]:
-        console.print(f"  {clean(cell.name)}: picture {made.id}, {clean(made.path.name)}", soft_wrap=True)
+        console.print(f"  {clean(cell.name)}: picture:{made.id}, {clean(made.path.name)}", soft_wrap=True)
     if len(cells) > _SHOWN:
         console.print(f"  … and {len(cells) - _SHOWN} more")
     for note in dict.fromkeys(note for _, made in cells for note in made.notes):

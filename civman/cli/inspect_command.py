@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import RefArg
+from civman.cli.options import FileOpt, RefArg
 from civman.cli.output import Result, clean, size
 from civman.cli.session import Session, command
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def inspect(
     session: Session,
     ref: RefArg,
-    file: Annotated[str | None, typer.Option("--file", "-f", help="Which file, where there are several.")] = None,
+    file: FileOpt = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Also every tensor's name, type and shape.")] = False,
 ) -> Result:
     """Tell what a file really is: its kind, architecture, format and precision, and who says what of its base.

@@ -1,7 +1,9 @@
 """`civman list`."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -180,11 +182,12 @@ def _table(console: "Console", assets: "Sequence[Asset]", total: int, skip: int)
     has_marks = any(_marks(asset) for asset in assets)
     if has_marks:
         table.add_column("yours", overflow="fold")
+    names = Counter(asset.name for asset in assets if asset.version_id is None)
+    same_names = {name for name, count in names.items() if count > 1}
     for asset in assets:
-        ref = f"{asset.model_id}@{asset.version_id}" if asset.version_id else asset.alias or asset.blob.sha256[:10]
-        title = f"{asset.model_name} {asset.version_name}".strip() or asset.name
+        title = f"{asset.model_name} {asset.version_name}".strip() or _place(asset, same_names)
         row = [
-            ref,
+            asset.ref,
             clean(title),
             asset.type_raw or asset.type.value,
             asset.base_model or "",
@@ -196,6 +199,11 @@ def _table(console: "Console", assets: "Sequence[Asset]", total: int, skip: int)
     console.print(table)
     if skip + len(assets) < total:
         console.print(f"{len(assets)} of {total:,}; --limit 0 shows all, --skip {skip + len(assets)} the next")
+
+
+def _place(asset: "Asset", same_names: "Collection[str]") -> str:
+    """The name of a file that CivitAI does not know; with its folder where others have the same name."""
+    return str(Path(Path(asset.path).parent.name, asset.name)) if asset.name in same_names else asset.name
 
 
 def _marks(asset: "Asset") -> str:

@@ -14,7 +14,7 @@ RefArg = Annotated[
     str,
     typer.Argument(
         metavar="REF",
-        help="Model or version id, model@version, AIR, address, hash, file path or name.",
+        help="Model or version id, model@version+file, AIR, address, hash, file path or name.",
         show_default=False,
     ),
 ]
@@ -22,6 +22,12 @@ RefsArg = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[REF]...", help="As many refs as you like; `-` reads them from stdin, one a line.", show_default=False
+    ),
+]
+FileOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--file", "-f", metavar="FILE", help='Which file of a version: its id, its name, or words like "fp16 pruned".'
     ),
 ]
 

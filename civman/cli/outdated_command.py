@@ -38,7 +38,7 @@ def update(
     yes: YesOpt = False,
 ) -> Result | None:
     """Fetch what `civman outdated` tells of; shows it and asks. What is held stays."""
-    from civman.cli.download_command import report
+    from civman.cli.download_command import note_ambiguous, report
 
     found = session.library.updates.find(refs or (), any_base=any_base)
     wanted = [*found.refs, *(offer.ref for offer in found.early_access if early_access)]
@@ -52,9 +52,8 @@ def update(
     with session.downloading() as on_event:
         outcomes = session.library.downloads.fetch_all(wanted, on_event=on_event)
     for each in found.replaced:
-        session.output.notice(
-            f"the earlier bytes of `{each.file_name}` ({each.held_sha256[:10]}) are kept beside the new ones"
-        )
+        session.output.notice(f"the earlier bytes of `{each.file_name}` stay in the library beside the new ones")
+    note_ambiguous(session, outcomes)
     return report(outcomes)
 
 

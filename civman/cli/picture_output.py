@@ -25,9 +25,31 @@ def is_picture_file(text: str) -> bool:
     return is_picture(path)
 
 
-def show_picture(library: "Library", text: str, *, recipe: bool) -> Result | None:
+def picture_path(library: "Library", text: str) -> Path | None:
+    """The file of a picture that `text` names: a path, or a ref such as `picture:12`; None if it names no picture.
+
+    Raises: NotFound: this library has made no picture with the number, or its file is gone.
+    """
+    from civman.domain.refs import PictureRef, parse_ref
+    from civman.errors import NotFound
+
+    if is_picture_file(text):
+        return Path(text).expanduser()
+    ref = parse_ref(text)
+    if not isinstance(ref, PictureRef):
+        return None
+    source = library.pictures.find_recipe(str(ref))
+    if source.path is None:
+        raise NotFound(
+            f"the file of `{ref}` is gone: {source.kept.path if source.kept else ''}",
+            hint=f"`civman replay {ref}` makes it again",
+        )
+    return source.path
+
+
+def show_picture(library: "Library", path: Path, *, recipe: bool) -> Result | None:
     """All metadata of a picture; or only its recipe's JSON, which is printed as it is."""
-    report = library.pictures.describe(Path(text).expanduser())
+    report = library.pictures.describe(path)
     if recipe:
         print_recipe(report)
         return None
@@ -91,7 +113,7 @@ def _print(console: "Console", report: "PictureReport") -> None:
     for note in metadata.notes:
         console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
     if report.record is not None:
-        number = f", picture {report.number}" if report.number else ""
+        number = f", picture:{report.number}" if report.number else ""
         console.print(f"recipe {report.record.recipe.sha256[:12]}{number}; `civman replay` makes it again")
         if report.record.parent:
             console.print(f"  a variation of {report.record.parent[:12]}")

@@ -55,7 +55,7 @@ def rendering_value(made: "Rendering") -> dict[str, object]:
 def print_renderings(console: "Console", made: "Sequence[Rendering]") -> None:
     """Pictures that were made, and what their adapters did."""
     for each in made:
-        console.print(f"{clean(str(each.path))}  (picture {each.id}, seed {each.seed})", soft_wrap=True)
+        console.print(f"{clean(str(each.path))}  (picture:{each.id}, seed {each.seed})", soft_wrap=True)
     for note in dict.fromkeys(note for each in made for note in each.notes):
         console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
     for use in {(use.sha256, use.scale): use for each in made for use in each.applied}.values():

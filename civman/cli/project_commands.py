@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import RefsArg, given_refs
+from civman.cli.options import FileOpt, RefsArg, given_refs
 from civman.cli.output import Result, clean, error_value, size
 from civman.cli.session import Session, command
 
@@ -24,9 +24,7 @@ AllowPickleOpt = Annotated[bool, typer.Option("--allow-pickle", help="Also files
 def add(
     session: Session,
     refs: RefsArg = None,
-    file: Annotated[
-        str | None, typer.Option("--file", "-f", help='Which file: its id, name, or words like "fp16 pruned".')
-    ] = None,
+    file: FileOpt = None,
     no_download: Annotated[
         bool, typer.Option("--no-download", help="Lock what CivitAI declares; fetch with `civman sync` later.")
     ] = False,
@@ -56,15 +54,13 @@ def add(
     )
 
 
-@command(has_library=False)
+@command()
 def drop(
-    _session: Session,
+    session: Session,
     refs: RefsArg = None,
 ) -> Result:
-    """Take models out of the project's two files. The library keeps its files."""
-    from civman.exchange.project import Project
-
-    dropped = Project.nearest(Path.cwd()).drop(given_refs(refs))
+    """Remove models from the project's two files. The library keeps its files."""
+    dropped = session.library.project.drop(given_refs(refs), folder=Path.cwd())
     return Result(
         "drop",
         dropped,

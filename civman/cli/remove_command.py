@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.options import RefsArg, YesOpt, given_refs
+from civman.cli.options import FileOpt, RefsArg, YesOpt, given_refs
 from civman.cli.output import Result, clean, size
 from civman.cli.session import Session, command
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 def remove(
     session: Session,
     refs: RefsArg = None,
+    file: FileOpt = None,
     yes: YesOpt = False,
     force: Annotated[bool, typer.Option("--force", help="Also what is pinned or used by a recipe.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
 ) -> Result | None:
     """Move files to the library's trash; shows what goes, and asks. `civman restore` undoes it."""
-    plan = session.library.trash.plan_removal(given_refs(refs))
+    plan = session.library.trash.plan_removal(given_refs(refs), file=file)
     question = f"Move {_files(len(plan.assets))}, {size(plan.freed_bytes)}, to the trash?"
     is_agreed = yes or dry_run
     if not is_agreed and not session.confirm(question, lambda out: _print(out, plan), otherwise="nothing was removed"):

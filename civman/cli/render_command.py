@@ -10,6 +10,7 @@ import typer
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid, has_prompts
 from civman.cli.options import (
     DeviceOpt,
+    FileOpt,
     FormatOpt,
     LowVramOpt,
     NoMetadataOpt,
@@ -33,6 +34,7 @@ def render(
     session: Session,
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A ref or a file.", show_default=False)],
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)] = None,
+    file: FileOpt = None,
     negative: Annotated[str, typer.Option("--negative", "-n", help="What not to draw.")] = "",
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="A file of prompts, one a line, for one loaded model.")
@@ -126,8 +128,9 @@ def render(
         raise UsageError(f"--exact draws one picture at a time, --batch-size asks for {batch_size}")
     width, height = _size_of(picture_size) if picture_size else (None, None)
     request = RenderRequest(
-        checkpoint=checkpoint, negative_prompt=negative, loras=_loras(lora or []), embeddings=tuple(embedding or ()),
-        vae=vae, sampler=sampler, schedule=schedule, steps=steps, guidance_scale=cfg, guidance_rescale=cfg_rescale,
+        checkpoint=checkpoint, file=file, negative_prompt=negative, loras=_loras(lora or []),
+        embeddings=tuple(embedding or ()), vae=vae, sampler=sampler, schedule=schedule, steps=steps,
+        guidance_scale=cfg, guidance_rescale=cfg_rescale,
         width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,
         hires=_hires(hires, hires_steps, hires_strength, upscaler), prediction=prediction,

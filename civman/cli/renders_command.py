@@ -38,7 +38,8 @@ def renders(
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="How many at most; 0 is all.")] = 50,
     skip: Annotated[int, typer.Option("--skip", min=0, help="Leave out the first so many.")] = 0,
 ) -> Result:
-    """List pictures that were made here, newest first, with the numbers that `civman replay` and `show` take."""
+    """List pictures that were made here, newest first; `civman show` and `replay` take refs like `picture:12`."""
+    from civman.domain.printed_refs import picture_ref
     from civman.errors import UsageError
     from civman.index.read_pictures import PictureFilter
 
@@ -64,16 +65,19 @@ def renders(
         found, total = [each for each in found if each.is_here], total - len(gone)
     return Result(
         "renders", {"total": total, "skip": skip, "pictures": [picture_value(each) for each in found]},
-        human=lambda console: _table(console, found, total, skip), ids=(each.id for each in found),
+        human=lambda console: _table(console, found, total, skip), ids=(picture_ref(each.id) for each in found),
     )  # fmt: skip
 
 
 def picture_value(picture: "KeptPicture") -> dict[str, object]:
     """A picture as `--json` gives it."""
+    from civman.domain.printed_refs import picture_ref
+
     record = picture.record
     recipe = record.recipe
     return {
-        "id": picture.id, "path": picture.path, "is_here": picture.is_here, "made_at": picture.made_at,
+        "ref": picture_ref(picture.id), "id": picture.id, "path": picture.path, "is_here": picture.is_here,
+        "made_at": picture.made_at,
         "seed": record.seed, "prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt,
         "width": recipe.width, "height": recipe.height, "sampler": recipe.sampler, "steps": recipe.steps,
         "files": record.names, "recipe_sha256": recipe.sha256, "pixel_sha256": record.pixel_sha256,
@@ -85,18 +89,20 @@ def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip:
     from rich.table import Table
     from rich.text import Text
 
+    from civman.domain.printed_refs import picture_ref
+
     if not found:
         console.print("no pictures" if not total else f"only {total} pictures")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title, justify in (("", "right"), ("made", "left"), ("seed", "right"), ("prompt", "left"), ("file", "left")):
+    for title, justify in (("ref", "left"), ("made", "left"), ("seed", "right"), ("prompt", "left"), ("file", "left")):
         table.add_column(title, justify="right" if justify == "right" else "left", overflow="fold")
     for each in found:
         prompt = clean(" ".join(each.record.recipe.prompt.split())) or "(no prompt)"
         prompt = prompt if len(prompt) <= _PROMPT else f"{prompt[: _PROMPT - 1]}…"
         where = clean(Path(each.path).name)
         table.add_row(
-            str(each.id), f"{each.made_at:%Y-%m-%d %H:%M}", str(each.record.seed), Text(prompt),
+            picture_ref(each.id), f"{each.made_at:%Y-%m-%d %H:%M}", str(each.record.seed), Text(prompt),
             Text(where) if each.is_here else Text(f"{where} (gone)", style="dim"),
         )  # fmt: skip
     console.print(table)

@@ -40,7 +40,7 @@ def replay(
         str,
         typer.Argument(
             metavar="PICTURE",
-            help="A picture's file, a recipe's JSON, a number of `civman renders`, or a recipe's digest.",
+            help="A picture's file, `picture:12` as `civman renders` prints it, a recipe's JSON, or a recipe's digest.",
             show_default=False,
         ),
     ],
@@ -213,7 +213,7 @@ def _print(
                 style="yellow", soft_wrap=True,
             )  # fmt: skip
     for rendering in saved:
-        console.print(f"{clean(str(rendering.path))}  (picture {rendering.id}, seed {rendering.seed})", soft_wrap=True)
+        console.print(f"{clean(str(rendering.path))}  (picture:{rendering.id}, seed {rendering.seed})", soft_wrap=True)
     if not saved:
         console.print(f"  the same as {clean(str(source.path))}; nothing new was saved", style="dim", soft_wrap=True)
 

@@ -56,10 +56,20 @@ def search(
     held = session.library.files.model_ids()
     return Result(
         "search",
-        [{"model": page.model, "versions": page.versions, "is_held": page.model.id in held} for page in pages],
+        [
+            {"ref": _ref(page), "model": page.model, "versions": page.versions, "is_held": page.model.id in held}
+            for page in pages
+        ],
         human=lambda console: _table(console, pages, held),
-        ids=(page.model.id for page in pages),
+        ids=(_ref(page) for page in pages),
     )
+
+
+def _ref(page: "ModelPage") -> str:
+    """The ref of what a download of the model fetches; of the model itself if it lists no version."""
+    from civman.domain.file_choice import version_ref
+
+    return version_ref(page.versions[0]) if page.versions else f"civitai:{page.model.id}"
 
 
 def _table(console: "Console", pages: "list[ModelPage]", held: "set[ModelId]") -> None:
@@ -69,7 +79,7 @@ def _table(console: "Console", pages: "list[ModelPage]", held: "set[ModelId]") -
         console.print("nothing matches")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, style in (("model", "cyan"), ("name", ""), ("type", ""), ("base model", ""), ("by", "dim")):
+    for name, style in (("ref", "cyan"), ("name", ""), ("type", ""), ("base model", ""), ("by", "dim")):
         table.add_column(name, style=style or None, overflow="fold")
     table.add_column("downloads", justify="right")
     table.add_column("here")
@@ -77,7 +87,7 @@ def _table(console: "Console", pages: "list[ModelPage]", held: "set[ModelId]") -
         model, version = page.model, page.versions[0] if page.versions else None
         count = "" if model.download_count is None else f"{model.download_count:,}"
         table.add_row(
-            str(model.id),
+            _ref(page),
             clean(model.name),
             model.type_raw,
             version.base_model or "" if version else "",

@@ -8,18 +8,18 @@ from civman.cli.edit_command import own_lines
 from civman.cli.list_command import asset_value
 from civman.cli.options import RefArg
 from civman.cli.output import Result, clean, size
-from civman.cli.picture_output import is_picture_file, show_picture
+from civman.cli.picture_output import picture_path, show_picture
 from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rich.console import Console
 
     from civman.domain.catalog import Asset, ModelFile, ModelVersion
     from civman.domain.digests import Sha256
     from civman.domain.licence import Terms
-    from civman.library import Shown
+    from civman.manage.resolve import ResolvedVersion
 
 _COLUMNS = 8
 """Of the table of files: an indent, then what `_file_row` gives."""
@@ -41,38 +41,65 @@ def show(
     from civman.domain.replaced_upstream import replaced  # 0.02 s that --help need not wait for
     from civman.errors import UsageError
 
-    if is_picture_file(ref):
-        return show_picture(session.library, ref, recipe=recipe)
+    if (path := picture_path(session.library, ref)) is not None:
+        return show_picture(session.library, path, recipe=recipe)
     if recipe:
         raise UsageError(f"`{ref}` is no picture", hint="--recipe prints the recipe in a PNG, JPEG or WebP")
     shown = session.library.show(ref)
-    meant = shown.meant
+    resolved, held = shown.resolved, [asset_value(asset) for asset in shown.assets]
+    if resolved is None:
+        asset = shown.assets[0]
+        return Result(
+            "show",
+            {"ref": asset.ref, "model": None, "version": None, "versions": [], "held": held},
+            human=lambda console: _print_unlisted(console, asset),
+            ids=[asset.ref],
+        )
+    versions = resolved.page.versions
     value = {
-        "model": meant.page.model,
-        "version": meant.version,
-        "versions": meant.page.versions,
-        "licence": licence_terms(meant.version),
-        "held": [asset_value(asset) for asset in shown.assets],
-        "replaced": [each for version in meant.page.versions for each in replaced(version, shown.assets)],
-        "is_saved_copy": meant.is_saved_copy,
-        "saved_at": meant.saved_at,
+        "ref": _version_ref(resolved.version, shown.assets),
+        "model": resolved.page.model,
+        "version": resolved.version,
+        "versions": versions,
+        "licence": licence_terms(resolved.version),
+        "held": held,
+        "replaced": [each for version in versions for each in replaced(version, shown.assets)],
+        "is_saved_copy": resolved.is_saved_copy,
+        "saved_at": resolved.saved_at,
     }
     return Result(
         "show",
         value,
-        human=lambda console: _print(console, shown),
-        ids=(version.id for version in meant.page.versions),
+        human=lambda console: _print(console, resolved, shown.assets),
+        ids=(_version_ref(version, shown.assets) for version in versions),
     )
 
 
-def _print(console: "Console", shown: "Shown") -> None:
+def _print_unlisted(console: "Console", asset: "Asset") -> None:
+    """A stored file that CivitAI does not know."""
+    from rich.text import Text
+
+    console.print(Text(clean(asset.name), style="bold"), f"{asset.ref}  {size(asset.blob.size_bytes)}")
+    console.print(f"  is      {clean(facts_words(asset))}")
+    console.print(f"  sha256  {asset.blob.sha256}")
+    console.print(f"  place   {clean(asset.path)}", soft_wrap=True)
+    console.print(f"  added   {asset.added_at:%Y-%m-%d}; CivitAI did not know it then")
+    if asset.facts.trigger_words:
+        console.print(f"  trigger words in the file: {clean(', '.join(asset.facts.trigger_words))}")
+    for conflict in asset.facts.conflicts:
+        console.print(f"  contradiction: {clean(conflict)}", style="red")
+    for line in own_lines(asset):
+        console.print(f"  {line}")
+
+
+def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[Asset]") -> None:
     from rich.table import Table
     from rich.text import Text
 
     from civman.domain.licence import licence_words
     from civman.domain.replaced_upstream import replaced  # 0.02 s that --help need not wait for
 
-    model, chosen = shown.meant.page.model, shown.meant.version
+    model, chosen = resolved.page.model, resolved.version
     console.print(Text(clean(model.name), style="bold"), f"({model.type_raw}, model {model.id})")
     about = [f"by {clean(model.creator)}"] if model.creator else []
     about += [f"{model.download_count:,} downloads"] if model.download_count is not None else []
@@ -83,19 +110,19 @@ def _print(console: "Console", shown: "Shown") -> None:
     terms = licence_terms(chosen)
     for line in (*terms.words, *terms.reasons):
         console.print(f"  {clean(line)}", soft_wrap=True)
-    held = {asset.blob.sha256: asset for asset in shown.assets}
-    for version in shown.meant.page.versions:
+    held = {asset.blob.sha256: asset for asset in assets}
+    for version in resolved.page.versions:
         console.print()
         mark = "→ " if version.id == chosen.id else "  "
-        console.print(Text(f"{mark}{clean(version.name)}", style="bold"), f"@{version.id}", _about(version))
-        held_here = [asset for asset in shown.assets if asset.version_id == version.id]
+        console.print(Text(f"{mark}{clean(version.name)}", style="bold"), f"version {version.id}", _about(version))
+        held_here = [asset for asset in assets if asset.version_id == version.id]
         for line in _trigger_lines(version, held_here):
             console.print(f"  {line}")
         table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
         for _ in range(_COLUMNS):
             table.add_column(overflow="fold")
         for file in version.files:
-            table.add_row("", *_file_row(file, held))
+            table.add_row("", *_file_row(version, file, held))
         console.print(table)
         for each in replaced(version, held_here):
             console.print(
@@ -141,13 +168,13 @@ def _about(version: "ModelVersion") -> str:
     return " · ".join(clean(word) for word in words)
 
 
-def _file_row(file: "ModelFile", held: "dict[Sha256, Asset]") -> list[str]:
+def _file_row(version: "ModelVersion", file: "ModelFile", held: "dict[Sha256, Asset]") -> list[str]:
     facts = [file.type, file.precision, file.size_class, "primary" if file.is_primary else None]
     sha256 = file.hashes.sha256
     asset = held.get(sha256) if sha256 is not None else None
     scans = {scan.value for scan in (file.pickle_scan, file.virus_scan)} & {"Danger", "Error", "Pending"}
     return [
-        str(file.id or "?"),
+        _ref(version, file, held.values()),
         clean(file.name),
         size(file.size_bytes),
         " ".join(fact for fact in facts if fact),
@@ -155,6 +182,20 @@ def _file_row(file: "ModelFile", held: "dict[Sha256, Asset]") -> list[str]:
         f"here: {facts_words(asset)}" if asset is not None else "",
         f"scan: {', '.join(sorted(scans))}" if scans else "",
     ]
+
+
+def _ref(version: "ModelVersion", file: "ModelFile", assets: "Iterable[Asset]") -> str:
+    """The ref of a version's file: as the library prints it if it is stored, which tells replaced bytes apart."""
+    from civman.domain.printed_refs import file_ref
+
+    stored = (asset for asset in assets if asset.version_id == version.id and asset.blob.sha256 == file.hashes.sha256)
+    return next((asset.ref for asset in stored), None) or file_ref(version, file)
+
+
+def _version_ref(version: "ModelVersion", assets: "Iterable[Asset]") -> str:
+    from civman.domain.file_choice import choose_file, version_ref
+
+    return _ref(version, choose_file(version), assets) if version.files else version_ref(version)
 
 
 def licence_terms(version: "ModelVersion") -> "Terms":

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli.options import FileOpt
 from civman.cli.output import Result, clean, size
 from civman.cli.session import Session, command
 
@@ -21,6 +22,7 @@ def verify(
     refs: Annotated[
         list[str] | None, typer.Argument(metavar="[REF]...", help="What to verify; everything if none is named.")
     ] = None,
+    file: FileOpt = None,
     full: Annotated[bool, typer.Option("--full", help="Read what looks unchanged, too.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Fetch broken and missing files again.")] = False,
     rebuild: Annotated[
@@ -36,7 +38,7 @@ def verify(
     from civman.manage.verify import BROKEN
 
     with session.verifying() as on_event:
-        verdicts = list(session.library.verify(refs or (), is_full=full, on_event=on_event))
+        verdicts = list(session.library.verify(refs or (), file=file, is_full=full, on_event=on_event))
     if repair and any(verdict.state in BROKEN for verdict in verdicts):
         with session.downloading() as on_event:
             verdicts = list(session.library.maintenance.repair(verdicts, on_event=on_event))

@@ -278,6 +278,8 @@ class Asset:
     pins: tuple[str, ...] = ()
     """Why its bytes must be kept ("user", "recipe …"); empty if they may be removed."""
     last_used_at: datetime | None = None
+    ref: str = field(default="", compare=False)
+    """How it is printed: a ref that every command accepts (see `civman.domain.printed_refs`). Set by the index."""
 
     @property
     def trigger_words(self) -> dict[str, tuple[str, ...]]:

@@ -1,6 +1,9 @@
 """Choose the file of a version that a request means."""
 
+from collections.abc import Sequence
+
 from civman.domain.catalog import FileId, ModelFile, ModelVersion
+from civman.domain.printed_refs import file_ref
 from civman.errors import AmbiguousRef, Cause, NotFound
 
 WEIGHT_TYPES = ("Model", "Pruned Model", "Diffusion Model", "UNet", "Negative")
@@ -13,14 +16,14 @@ def is_pickle(file: ModelFile) -> bool:
     return file.suffix in PICKLE_SUFFIXES or (file.format == "PickleTensor" and file.suffix != ".safetensors")
 
 
-def choose_file(version: ModelVersion, wish: str | None = None, file_id: FileId | None = None) -> ModelFile:
-    """The file of `version` that `wish` or `file_id` names, else its primary safetensors.
+def choose_file(version: ModelVersion, words: str | None = None, file_id: FileId | None = None) -> ModelFile:
+    """The file of `version` that `words` or `file_id` selects, else its default file.
 
-    `wish`: a file id, a file name, or words that only one file answers to ("fp16 pruned", "vae").
-    Without either: the primary if it is safetensors, else the safetensors file that CivitAI would rank first
+    `words`: a file id, a file name, or words that only one file matches ("fp16 pruned", "vae").
+    The default file is the primary one if it is safetensors, else the safetensors file that CivitAI would rank first
     (weights before side files, pruned before full, fp16 before others), else the primary.
 
-    Raises: NotFound: no such file, or the version has none. AmbiguousRef: `wish` fits several.
+    Raises: NotFound: no such file, or the version has none. AmbiguousRef: several files match `words`.
     """
     if not version.files:
         raise NotFound(
@@ -30,9 +33,9 @@ def choose_file(version: ModelVersion, wish: str | None = None, file_id: FileId 
             version_id=version.id,
         )
     if file_id is not None:
-        wish = str(file_id)
-    if wish:
-        return _wished(version, wish)
+        words = str(file_id)
+    if words:
+        return _selected(version, words)
     primary = next((file for file in version.files if file.is_primary), None)
     if primary is not None and primary.suffix == ".safetensors":
         return primary
@@ -44,32 +47,48 @@ def choose_file(version: ModelVersion, wish: str | None = None, file_id: FileId 
     return max(version.files, key=_rank)
 
 
+def matching_files(files: Sequence[ModelFile], words: str) -> list[ModelFile]:
+    """The files that `words` select: by file id, else by name, else by words of their type, format and precision."""
+    by_id = [file for file in files if words.isdecimal() and file.id == int(words)]
+    by_name = [file for file in files if file.name.casefold() == words.casefold()]
+    parts = words.casefold().split()
+    by_words = [file for file in files if parts and all(_answers(file, part) for part in parts)]
+    return by_id or by_name or by_words
+
+
+def version_ref(version: ModelVersion) -> str:
+    """The printed ref of a version: of the file that a download of it fetches."""
+    if not version.files:
+        return f"@{version.id}"
+    return file_ref(version, choose_file(version))
+
+
 def describe(file: ModelFile) -> str:
-    """One line that distinguishes the file from the others: "33 model.safetensors (Model, pruned, fp16)"."""
+    """The file's name and what distinguishes it from other files: "model.safetensors (Model, pruned, fp16)"."""
     words = [word for word in (file.type, file.size_class, file.precision, file.quant_type) if word]
-    return f"{file.id or '?'} {file.name} ({', '.join(words)})"
+    return f"{file.name} ({', '.join(words)})"
 
 
-def _wished(version: ModelVersion, wish: str) -> ModelFile:
-    by_id = [file for file in version.files if wish.isdecimal() and file.id == int(wish)]
-    by_name = [file for file in version.files if file.name.casefold() == wish.casefold()]
-    words = wish.casefold().split()
-    by_words = [file for file in version.files if words and all(_answers(file, word) for word in words)]
-    found = by_id or by_name or by_words
+def _selected(version: ModelVersion, words: str) -> ModelFile:
+    found = matching_files(version.files, words)
     if not found:
         raise NotFound(
-            f"no file `{wish}` in version {version.id} of `{version.model.name}`",
+            f"no file `{words}` in version {version.id} of `{version.model.name}`",
             code=Cause.NO_SUCH_FILE,
-            hint="files: " + "; ".join(describe(file) for file in version.files),
+            hint=f"its files: {_listed(version, version.files)}",
             version_id=version.id,
         )
     if len(found) > 1:
         raise AmbiguousRef(
-            f"`{wish}` fits {len(found)} files of version {version.id}",
-            hint="say which by its id: " + "; ".join(describe(file) for file in found),
-            candidates=[str(file.id) for file in found],
+            f"`{words}` matches {len(found)} files of version {version.id}",
+            hint=f"choose one of: {_listed(version, found)}",
+            candidates=[file_ref(version, file) for file in found],
         )
     return found[0]
+
+
+def _listed(version: ModelVersion, files: Sequence[ModelFile]) -> str:
+    return "; ".join(f"{file_ref(version, file)} {describe(file)}" for file in files)
 
 
 def _answers(file: ModelFile, word: str) -> bool:

@@ -6,7 +6,8 @@ r"""One grammar for whatever a person may type or paste to point at something. T
     123@456+789?type=VAE                  one of its files, by id or by CivitAI's words
     urn:air:sdxl:lora:civitai:123@456     an AIR, with or without its first parts
     https://civitai.com/models/123 …      page, API, download, picture and post addresses, with or without https
-    d15fa1b2c3   sha256:…   hash:12345678 a digest: 8, 10, 12 or 64 hex digits
+    d15fa1b2c3   sha256:…   hash:12345678 a digest: 8, 10, 12 or 64 hex digits; after sha256: any 10 to 64
+    picture:12                            a picture made here, by its number
     ./x.safetensors   C:\x\y   path:x     a file here
     anything else   name:123              a name or an alias
 
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
-from civman.domain.catalog import FileId, ModelId, ModelType, ModelVersion, VersionId
+from civman.domain.catalog import FileId, ModelId, VersionId
+from civman.domain.pasted_text import unwrapped
 from civman.errors import InvalidRef
 
 LARGEST_ID = 2_147_483_647
@@ -51,16 +53,9 @@ _DIGITS = {
     HashKind.AUTOV2: 10,
     HashKind.AUTOV3: 12,
 }
-_AIR_TYPES = {
-    ModelType.LOCON: "lycoris",
-    ModelType.EMBEDDING: "embedding",
-    ModelType.HYPERNETWORK: "hypernet",
-    ModelType.AESTHETIC_GRADIENT: "ag",
-    ModelType.MOTION_MODULE: "motion",
-    ModelType.TEXT_ENCODER: "text_encoders",
-    ModelType.OTHER: "unknown",
-}
-_WISHES = {"type": "type", "format": "format", "size": "size", "fp": "precision", "quantType": "quant_type"}
+_SHORTEST_SHA256 = 10
+"""Digits of a SHA-256 that `sha256:` needs at least: as many as AutoV2 has."""
+_SELECTOR_KEYS = {"type": "type", "format": "format", "size": "size", "fp": "precision", "quantType": "quant_type"}
 """CivitAI's query keys and our fields."""
 
 
@@ -70,8 +65,8 @@ def _require(holds: bool, message: str, value: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class FileWish:
-    """Which file of a version is meant; all None: the primary one. All but `file_id` are CivitAI's words, verbatim."""
+class FileSelector:
+    """Which file of a version a ref names; all None: the default file. Other fields hold CivitAI's words verbatim."""
 
     file_id: FileId | None = None
     type: str | None = None
@@ -82,14 +77,24 @@ class FileWish:
 
     def __post_init__(self) -> None:
         _require(self.file_id is None or 0 < self.file_id <= LARGEST_ID, "not a file id", self.file_id)
-        _require("" not in (self.type, self.format, self.size, self.precision, self.quant_type), "empty wish", "")
+        _require(
+            "" not in (self.type, self.format, self.size, self.precision, self.quant_type), "empty words for a file", ""
+        )
+
+    @property
+    def words(self) -> str | None:
+        """The selector as the option `--file` takes it: a file id, or words; None if it selects nothing."""
+        if self.file_id is not None:
+            return str(self.file_id)
+        words = (self.type, self.format, self.size, self.precision, self.quant_type)
+        return " ".join(word for word in words if word) or None
 
     def __str__(self) -> str:
-        wishes = {key: value for key, field in _WISHES.items() if (value := getattr(self, field)) is not None}
-        return (f"+{self.file_id}" if self.file_id else "") + (f"?{urlencode(wishes)}" if wishes else "")
+        words = {key: value for key, field in _SELECTOR_KEYS.items() if (value := getattr(self, field)) is not None}
+        return (f"+{self.file_id}" if self.file_id else "") + (f"?{urlencode(words)}" if words else "")
 
 
-ANY_FILE = FileWish()
+ANY_FILE = FileSelector()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ class ModelRef:
     """A model page; which of its versions is left open."""
 
     model_id: ModelId
-    file: FileWish = ANY_FILE
+    file: FileSelector = ANY_FILE
 
     def __post_init__(self) -> None:
         _require(0 < self.model_id <= LARGEST_ID, "not a model id", self.model_id)
@@ -125,7 +130,7 @@ class VersionRef:
 
     version_id: VersionId
     model_id: ModelId | None = None
-    file: FileWish = ANY_FILE
+    file: FileSelector = ANY_FILE
 
     def __post_init__(self) -> None:
         _require(0 < self.version_id <= LARGEST_ID, "not a version id", self.version_id)
@@ -157,23 +162,10 @@ class Air:
         _require(self.format is None or "/" not in self.format, "no format of an AIR", self.format)
         _require(self.ecosystem is not None or self.type is None, "an AIR's type needs an ecosystem", self.type)
 
-    @classmethod
-    def of(cls, version: ModelVersion, *, ecosystem: str | None = None, file_id: FileId | None = None) -> "Air":
-        """The AIR of `version`: CivitAI's own where it gave one, else built from what is known.
-
-        Without an ecosystem the type is left out too, as the grammar wants.
-        """
-        given = parse_ref(version.air) if version.air else None
-        if isinstance(given, Air):
-            ecosystem, kind = given.ecosystem, given.type
-        else:
-            kind = _AIR_TYPES.get(version.model.type, version.model.type.value.lower()) if ecosystem else None
-        return cls(version.model.id, version.id, ecosystem, kind, file_id)
-
     @property
     def target(self) -> "ModelRef | VersionRef":
         """What it points at, without ecosystem and type."""
-        return _numbered(self.model_id, self.version_id, FileWish(self.file_id, format=self.format))
+        return _numbered(self.model_id, self.version_id, FileSelector(self.file_id, format=self.format))
 
     def __str__(self) -> str:
         words = [word for word in (self.ecosystem, self.type) if word]
@@ -185,7 +177,7 @@ class Air:
 
 @dataclass(frozen=True, slots=True)
 class HashRef:
-    """A digest, lower case. `kind` None: any kind of that length (see `kinds`)."""
+    """A digest, lower case. `kind` None: any kind of that length (see `kinds`). A SHA-256 may be cut to 10 digits."""
 
     digest: str
     kind: HashKind | None = None
@@ -195,7 +187,9 @@ class HashRef:
 
     @property
     def kinds(self) -> tuple[HashKind, ...]:
-        """What the digest may be."""
+        """The kinds of digest that it may be."""
+        if self.kind is HashKind.SHA256 and _SHORTEST_SHA256 <= len(self.digest) <= 64:
+            return (HashKind.SHA256,)
         fitting = tuple(kind for kind, digits in _DIGITS.items() if digits == len(self.digest))
         return fitting if self.kind is None else tuple(kind for kind in fitting if kind is self.kind)
 
@@ -230,6 +224,19 @@ class PostRef:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureRef:
+    """A picture made with this library, by the number that `civman renders` prints."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        _require(0 < self.number <= LARGEST_ID, "not a picture's number", self.number)
+
+    def __str__(self) -> str:
+        return f"picture:{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
 class PathRef:
     """A file on this machine, as typed. A bare file name may also be the name of something in the library."""
 
@@ -255,14 +262,14 @@ class NameRef:
         return _escaped("name", self.name, self)
 
 
-Ref = NumberRef | ModelRef | VersionRef | Air | HashRef | ImageRef | PostRef | PathRef | NameRef
+Ref = NumberRef | ModelRef | VersionRef | Air | HashRef | ImageRef | PostRef | PictureRef | PathRef | NameRef
 
 _HEX = re.compile(r"[0-9a-f]+")
 _AIR_WORD = re.compile(r"[a-z0-9_/-]+")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://|//", re.IGNORECASE)
 _BARE_HOST = re.compile(r"([a-z0-9-]+\.)*civitai\.(com|red|green)(:[0-9]+)?([/?#]|$)", re.IGNORECASE)
 _PLAIN_PATH = re.compile(r"[.~/\\]|[a-z]:[\\/]", re.IGNORECASE)
-_FORCED = re.compile(r"(name|path|hash|sha256|blake3|crc32|autov[123]):\s*(.+)", re.IGNORECASE)
+_FORCED = re.compile(r"(name|path|picture|hash|sha256|blake3|crc32|autov[123]):\s*(.+)", re.IGNORECASE)
 _SHORT = re.compile(r"(?:civitai:([0-9]+)|([0-9]*)@([0-9]+))(?:\+([0-9]+))?(?:\?(.*))?", re.IGNORECASE)
 _AIR = re.compile(
     r"(?P<urn>urn:)?(?P<air>air:)?(?:(?P<ecosystem>[a-z0-9_/-]+):(?:(?P<type>[a-z0-9_/-]+):)?)?"
@@ -297,6 +304,9 @@ def parse_ref(text: str) -> Ref:
         raise _invalid("nothing to look up: the text is empty" if not text else "control characters in the text", text)
     if forced := _FORCED.fullmatch(text):
         return _forced(forced[1].lower(), forced[2], text)
+    bare = unwrapped(text)
+    if any(form(bare) for form in (_SCHEME.match, _BARE_HOST.match, _SHORT.fullmatch, _AIR.fullmatch, _bare_digest)):
+        text = bare
     if _SCHEME.match(text) or _BARE_HOST.match(text):
         return _from_address(text)
     if _PLAIN_PATH.match(text):
@@ -305,8 +315,8 @@ def parse_ref(text: str) -> Ref:
         return _from_digits(text)
     if short := _SHORT.fullmatch(text):
         model, version = short[1] or short[2], short[3]
-        wish = _strict_wish(short[5] or "", short[4], text)
-        return _numbered(_id(model, text) if model else None, _id(version, text) if version else None, wish)
+        file = _strict_selector(short[5] or "", short[4], text)
+        return _numbered(_id(model, text) if model else None, _id(version, text) if version else None, file)
     if re.match(r"[0-9]*@", text):
         raise _invalid(
             f"no version id after the @: {_shown(text)}", text, hint="write `model@version` or `@version`, as numbers"
@@ -336,15 +346,18 @@ def _forced(word: str, rest: str, text: str) -> Ref:
         return NameRef(rest)
     if word == "path":
         return PathRef(rest)
+    if word == "picture":
+        return PictureRef(_id(rest, text))
     digest = rest.lower()
     kind = None if word == "hash" else HashKind(word)
     if kind is HashKind.AUTOV3 and len(digest) == 64:
         digest = digest[:12]  # answers of early 2024 gave it in full
-    lengths = set(_DIGITS.values()) if kind is None else {_DIGITS[kind]}
-    if not _HEX.fullmatch(digest) or len(digest) not in lengths:
-        wanted = " or ".join(map(str, sorted(lengths)))
+    lengths = sorted(set(_DIGITS.values()) if kind is None else {_DIGITS[kind]})
+    is_cut = kind is HashKind.SHA256 and _SHORTEST_SHA256 <= len(digest) < 64
+    if not _HEX.fullmatch(digest) or not (is_cut or len(digest) in lengths):
+        wanted = "10 to 64" if kind is HashKind.SHA256 else " or ".join(map(str, lengths))
         raise _invalid(
-            f"not a digest: {_shown(text)}", text, hint=f"`{word}:` wants {wanted} hex digits, here are {len(digest)}"
+            f"not a digest: {_shown(text)}", text, hint=f"`{word}:` takes {wanted} hex digits, this has {len(digest)}"
         )
     return HashRef(digest, kind)
 
@@ -369,7 +382,7 @@ def _from_air(text: str) -> Ref:
     file_id = FileId(_id(lowered["file"], text)) if "file" in lowered else None
     if lowered.keys() & {"urn", "air", "ecosystem"}:
         return Air(model_id, version_id, lowered.get("ecosystem"), lowered.get("type"), file_id, lowered.get("format"))
-    return _numbered(model_id, version_id, FileWish(file_id, format=lowered.get("format")))
+    return _numbered(model_id, version_id, FileSelector(file_id, format=lowered.get("format")))
 
 
 def _from_address(text: str) -> Ref:
@@ -397,9 +410,9 @@ def _from_page(path: str, url: SplitResult, text: str) -> Ref:
     found: Ref | None = None
     match path.removeprefix("api/v1/").split("/"):
         case ["api", "download", "models", version]:
-            found = VersionRef(VersionId(_id(version, text)), file=_wish(url.query, query.get("fileId"), text))
+            found = VersionRef(VersionId(_id(version, text)), file=_selector(url.query, query.get("fileId"), text))
         case ["api", "download", "training-data", version]:
-            found = VersionRef(VersionId(_id(version, text)), file=FileWish(type="Training Data"))
+            found = VersionRef(VersionId(_id(version, text)), file=FileSelector(type="Training Data"))
         case ["models", model, "model-versions", version, *_]:
             found = VersionRef(VersionId(_id(version, text)), ModelId(_id(model, text)))
         case ["models", model, *_]:
@@ -408,7 +421,7 @@ def _from_page(path: str, url: SplitResult, text: str) -> Ref:
         case ["model-versions", "by-hash", digest]:
             found = _bare_digest(digest)
         case ["model-versions", "mini", version]:
-            found = VersionRef(VersionId(_id(version, text)), file=_wish("", query.get("modelFileId"), text))
+            found = VersionRef(VersionId(_id(version, text)), file=_selector("", query.get("modelFileId"), text))
         case ["model-versions", version, *_]:
             found = VersionRef(VersionId(_id(version, text)))
         case ["images" | "posts" as section, *rest]:
@@ -429,28 +442,30 @@ def _picture(section: str, rest: list[str], query: dict[str, str], text: str) ->
     return PostRef(_id(query["postId"], text)) if "postId" in query else None
 
 
-def _wish(query: str, file_id: str | None, text: str) -> FileWish:
-    """The wish in an address's query. Other keys, `token` above all, are dropped."""
+def _selector(query: str, file_id: str | None, text: str) -> FileSelector:
+    """The file that a URL's query selects. Other keys, `token` above all, are dropped."""
     given = dict(reversed(parse_qsl(query)))
-    wishes = {field: given[key] for key, field in _WISHES.items() if key in given}
-    return FileWish(FileId(_id(file_id, text)) if file_id else None, **wishes)
+    words = {field: given[key] for key, field in _SELECTOR_KEYS.items() if given.get(key)}
+    return FileSelector(FileId(_id(file_id, text)) if file_id else None, **words)
 
 
-def _strict_wish(query: str, file_id: str | None, text: str) -> FileWish:
-    """The wish in canonical text, where another key is a slip."""
+def _strict_selector(query: str, file_id: str | None, text: str) -> FileSelector:
+    """The file that the query of a canonical ref selects; unknown keys are an error."""
     pairs = parse_qsl(query, keep_blank_values=True)
-    if any(key not in _WISHES or not value for key, value in pairs):
+    if any(key not in _SELECTOR_KEYS or not value for key, value in pairs):
         raise _invalid(
-            f"not a wish for a file: {_shown(text)}", text, hint=f"after the ? may stand {', '.join(_WISHES)}"
+            f"no file can be selected by {_shown(text)}",
+            text,
+            hint=f"keys after the ?: {', '.join(_SELECTOR_KEYS)}",
         )
-    return _wish(query, file_id, text)
+    return _selector(query, file_id, text)
 
 
-def _numbered(model_id: int | None, version_id: int | None, wish: FileWish) -> ModelRef | VersionRef:
+def _numbered(model_id: int | None, version_id: int | None, file: FileSelector) -> ModelRef | VersionRef:
     if version_id is not None:
-        return VersionRef(VersionId(version_id), None if model_id is None else ModelId(model_id), wish)
+        return VersionRef(VersionId(version_id), None if model_id is None else ModelId(model_id), file)
     assert model_id is not None
-    return ModelRef(ModelId(model_id), wish)
+    return ModelRef(ModelId(model_id), file)
 
 
 def _id(digits: str, text: str) -> int:

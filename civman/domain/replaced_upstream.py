@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from civman.domain.catalog import Asset, FileId, ModelFile, ModelId, ModelVersion, VersionId
 from civman.domain.digests import Sha256
-from civman.domain.refs import FileWish, VersionRef
+from civman.domain.printed_refs import file_ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,6 @@ def replaced(version: ModelVersion, assets: Sequence[Asset]) -> list[Replaced]:
                 )
             )
     return found
-
-
-def file_ref(version: ModelVersion, file: ModelFile) -> str:
-    """The ref that means exactly this file."""
-    return str(VersionRef(version.id, version.model.id, FileWish(file.id)))
 
 
 def _is_file(asset: Asset, file: ModelFile) -> bool:

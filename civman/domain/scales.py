@@ -4,9 +4,10 @@ import re
 from dataclasses import dataclass
 
 from civman.domain.refs import NameRef, PathRef, parse_ref
-from civman.errors import InvalidRef, UsageError
+from civman.errors import Cause, InvalidRef, UsageError
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
+_WITH_COMMA = re.compile(r"[+-]?\d*,\d+")
 _MOST = 100.0
 
 
@@ -28,6 +29,11 @@ def parse_scaled(text: str) -> Scaled:
     numbers: list[float] = []
     while len(numbers) < 2 and not _is_precise(head):
         left, colon, tail = head.rpartition(":")
+        if colon and left and _WITH_COMMA.fullmatch(tail):
+            fixed = re.sub(r"(?<=:)([+-]?\d*),(\d+)", r"\1.\2", text)
+            raise UsageError(
+                f"a scale needs a decimal point, not a comma: `{text}`", hint=f"write `{fixed}`", code=Cause.BAD_SCALE
+            )
         if not colon or not left or not _NUMBER.fullmatch(tail):
             break
         head = left

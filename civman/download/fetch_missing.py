@@ -10,35 +10,40 @@ from civman.domain.catalog import Asset, FileId
 from civman.domain.digests import Sha256
 from civman.domain.refs import Air, parse_ref
 from civman.errors import Cause, CivmanError, Gone, IntegrityError, NetworkError, NotAllowed, NotFound
-from civman.manage.resolve import Meant
+from civman.manage.resolve import ResolvedVersion
 from civman.planning.recipe_sources import Missing
 
 Download = Callable[[str], Asset]
 
 
 def fetch_missing(
-    missing: Sequence[Missing], meant: Callable[[str], Meant], download: Download, on_notice: Callable[[str], None]
+    missing: Sequence[Missing],
+    resolve: Callable[[str], ResolvedVersion],
+    download: Download,
+    on_notice: Callable[[str], None],
 ) -> list[Asset]:
-    """Fetch all that is missing, in order; `meant` asks CivitAI what a ref is, `download` fetches and verifies.
+    """Fetch all that is missing, in order; `resolve` asks CivitAI what a ref means, `download` fetches and verifies.
 
     Raises:
         Gone: deleted upstream, and nobody there has the bytes under another id. IntegrityError (`replaced-upstream`):
             the id now stands for other bytes. NotFound (`not-on-civitai`): it never came from there.
         NotAllowed, NetworkError, StoreError: as downloads do.
     """
-    return [_fetch(each, meant, download, on_notice) for each in missing]
+    return [_fetch(each, resolve, download, on_notice) for each in missing]
 
 
-def _fetch(lost: Missing, meant: Callable[[str], Meant], download: Download, on_notice: Callable[[str], None]) -> Asset:
+def _fetch(
+    lost: Missing, resolve: Callable[[str], ResolvedVersion], download: Download, on_notice: Callable[[str], None]
+) -> Asset:
     by_id: CivmanError | None = None
     if lost.air is not None:
         try:
-            return download(_ref(lost, lost.air, meant))
+            return download(_ref(lost, lost.air, resolve))
         except (NotFound, IntegrityError) as error:
             by_id = error
     by_hash = f"sha256:{lost.sha256}"
     try:
-        elsewhere = meant(by_hash)
+        elsewhere = resolve(by_hash)
         asset = download(by_hash)
     except (NetworkError, NotAllowed):
         raise
@@ -51,9 +56,9 @@ def _fetch(lost: Missing, meant: Callable[[str], Meant], download: Download, on_
     return asset
 
 
-def _ref(lost: Missing, air: str, meant: Callable[[str], Meant]) -> str:
+def _ref(lost: Missing, air: str, resolve: Callable[[str], ResolvedVersion]) -> str:
     """A ref for the file with these bytes among the version's. Raises: IntegrityError: there is none any more."""
-    version = meant(air).version
+    version = resolve(air).version
     declared: dict[Sha256, int | None] = {
         file.hashes.sha256: file.id for file in version.files if file.hashes.sha256 is not None
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from civman.civitai.client import CivitaiClient
@@ -22,10 +22,10 @@ from civman.domain.timeouts import Patience
 from civman.download.fetch import Fetched, Fetcher, partial_key
 from civman.download.rate_limit import RateLimit
 from civman.download.transfer_options import TransferOptions
-from civman.errors import Cause, CivmanError, Interrupted, InvalidRef, StoreError, UsageError
+from civman.errors import AmbiguousRef, Cause, CivmanError, Interrupted, InvalidRef, NotFound, StoreError, UsageError
 from civman.index import Index
-from civman.manage.held import seen_now
-from civman.manage.resolve import Meant, remember
+from civman.manage.file_state import seen_now
+from civman.manage.resolve import ResolvedVersion, find_asset, remember
 from civman.manage.sidecar import write_sidecar
 from civman.store.blobs import BlobStore
 from civman.store.trash import blob_lock, take_back
@@ -73,7 +73,7 @@ class Job:
     """One file to be had."""
 
     ref: str
-    meant: Meant
+    resolved: ResolvedVersion
     file: ModelFile
     name: str
     """The file's name, safe for any file system."""
@@ -86,7 +86,7 @@ class Job:
     @property
     def version(self) -> ModelVersion:
         """The version that the file belongs to."""
-        return self.meant.version
+        return self.resolved.version
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,28 +117,28 @@ class Downloads:
         store: BlobStore,
         client: CivitaiClient,
         network: Network,
-        meant: Callable[[str], Meant],
+        resolve: Callable[[str], ResolvedVersion],
         clock: Callable[[], datetime],
         patience: Patience,
     ) -> None:
-        """`meant` resolves refs; `network` says how storage is reached and holds the key."""
+        """`network` describes how storage is reached, and contains the API key."""
         self._index = index
         self._store = store
         self._client = client
         self._network = network
         self._tls = cache(tls_context)  # 0.03 s a piece
-        self._meant = meant
+        self._resolve = resolve
         self._clock = clock
         self._patience = patience
 
-    def plan(self, ref: str, *, wish: str | None, permits: Permits, examine: Examine | None = None) -> Job:
+    def plan(self, ref: str, *, file: str | None, permits: Permits, examine: Examine | None = None) -> Job:
         """Which file `ref` means. Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused: it cannot be had."""
-        meant = self._meant(ref)
-        version = meant.version
+        resolved = self._resolve(ref)
+        version = resolved.version
         if not version.files:
             check_version(version, has_token=self._network.token is not None, now=self._clock())
-        file = choose_file(version, wish or meant.file_wish)
-        stored = self._store.find(file.hashes.sha256) if file.hashes.sha256 else None
+        chosen = choose_file(version, file or resolved.file)
+        stored = self._store.find(chosen.hashes.sha256) if chosen.hashes.sha256 else None
         held = next(
             (
                 asset
@@ -150,15 +150,24 @@ class Downloads:
         notices: list[str] = []
         if held is None:
             notices = check_gates(
-                version, file, permits=permits, has_token=self._network.token is not None, now=self._clock()
+                version, chosen, permits=permits, has_token=self._network.token is not None, now=self._clock()
             )
         if examine is not None:
-            notices += examine(version, file)
-        name = safe_name(file.name, fallback=f"version-{version.id}")
-        return Job(shown_ref(ref), meant, file, name, tuple(notices), held, stored is not None)
+            notices += examine(version, chosen)
+        name = safe_name(chosen.name, fallback=f"version-{version.id}")
+        return Job(shown_ref(ref), resolved, chosen, name, tuple(notices), held, stored is not None)
+
+    def find_stored(self, ref: str, file: str | None) -> Outcome | None:
+        """The library's file that `ref` means, for files that CivitAI does not have; None if there is none."""
+        try:
+            asset = find_asset(self._index, parse_ref(ref), file)
+        except (NotFound, AmbiguousRef, UsageError):
+            return None
+        is_there = Path(asset.path).is_file()
+        return Outcome(shown_ref(ref), asset=asset, was_present=True) if is_there else None
 
     def run(
-        self, refs: Sequence[str], *, wish: str | None, permits: Permits, options: DownloadOptions, on_event: OnEvent
+        self, refs: Sequence[str], *, file: str | None, permits: Permits, options: DownloadOptions, on_event: OnEvent
     ) -> list[Outcome]:
         """All of `refs`, some at a time; an outcome for each, in their order.
 
@@ -178,14 +187,14 @@ class Downloads:
         pool = ThreadPoolExecutor(at_once, thread_name_prefix="file")
         try:
             for number, ref in enumerate(refs):
-                job = self._planned(ref, wish, permits, options.examine, on_event)
+                job = self._planned(ref, file, permits, options.examine, on_event)
                 if isinstance(job, Outcome):
                     outcomes[number] = job
                 else:
-                    file = replace(job.file, name=job.name)
-                    future = pool.submit(fetcher.fetch, job.version, file, on_event=on_event, cancel=cancel)
+                    named = replace(job.file, name=job.name)
+                    future = pool.submit(fetcher.fetch, job.version, named, on_event=on_event, cancel=cancel)
                     running[future] = number, job
-                    remember(self._index, job.meant, self._clock())  # while the bytes come
+                    remember(self._index, job.resolved, self._clock())  # while the bytes come
                     from civman.manage import inspection  # noqa: F401  0.05 s of rules, for when they are there
                 while len(running) >= 2 * at_once:
                     self._collect(running, outcomes, options, on_event)
@@ -197,11 +206,13 @@ class Downloads:
         return [outcomes[number] for number in sorted(outcomes)]
 
     def _planned(
-        self, ref: str, wish: str | None, permits: Permits, examine: Examine | None, on_event: OnEvent
+        self, ref: str, file: str | None, permits: Permits, examine: Examine | None, on_event: OnEvent
     ) -> Job | Outcome:
         try:
-            job = self.plan(ref, wish=wish, permits=permits, examine=examine)
+            job = self.plan(ref, file=file, permits=permits, examine=examine)
         except CivmanError as error:
+            if isinstance(error, NotFound) and (stored := self.find_stored(ref, file)) is not None:
+                return stored
             shown = shown_ref(ref)
             on_event(Failed(shown, shown, error.code, error.message))
             return Outcome(shown, error=error)

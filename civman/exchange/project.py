@@ -14,7 +14,8 @@ from typing import Any
 from civman.domain.catalog import Asset, FileId, ModelFile, ModelId, ModelVersion, VersionId
 from civman.domain.digests import Sha256, sha256_from
 from civman.domain.file_names import safe_name
-from civman.domain.refs import Air, FileWish, VersionRef, parse_ref
+from civman.domain.printed_refs import air_of
+from civman.domain.refs import FileSelector, HashKind, HashRef, VersionRef, parse_ref
 from civman.errors import CivmanError, ConfigError, NotFound, UsageError
 from civman.settings import PROJECT_FILE, nearest_project_file
 from civman.system.move_files import replace_file
@@ -48,7 +49,7 @@ class Locked:
         """The ref that identifies exactly this file on CivitAI; None if it is not from CivitAI."""
         if self.version_id is None:
             return None
-        return str(VersionRef(self.version_id, self.model_id, FileWish(self.file_id)))
+        return str(VersionRef(self.version_id, self.model_id, FileSelector(self.file_id)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +120,22 @@ class Project:
         self.write_lock([*(entry for entry in self.locked() if entry.ref not in refs), *entries])
         return [entry.ref for entry in fresh]
 
+    def find(self, ref: str) -> set[str]:
+        """The entries of civman.toml that `ref` means."""
+        locked = self.locked()
+        return {entry for entry in self.wanted() if _means(ref, entry, locked)}
+
     def drop(self, refs: Sequence[str]) -> list[Locked]:
         """Remove entries from both files and return them. The library's files are not touched.
 
         Raises: NotFound: the project has no such entry.
         """
-        locked, wanted = self.locked(), self.wanted()
+        locked = self.locked()
         chosen: set[str] = set()
         for ref in refs:
-            found = {entry for entry in wanted if _means(ref, entry, locked)}
+            found = self.find(ref)
             if not found:
+                wanted = self.wanted()
                 raise NotFound(
                     f"`{ref}` is not in `{self.manifest}`",
                     hint="entries: " + ", ".join(wanted) if wanted else "`civman add REF` puts one there",
@@ -191,7 +198,7 @@ def locked_asset(ref: str, asset: Asset, version: ModelVersion | None) -> Locked
         name=asset.name,
         sha256=asset.blob.sha256,
         size_bytes=asset.blob.size_bytes,
-        air=str(Air.of(version, file_id=asset.file_id)) if version is not None else "",
+        air=str(air_of(version, file_id=asset.file_id)) if version is not None else "",
         model_id=asset.model_id,
         version_id=asset.version_id,
         file_id=asset.file_id,
@@ -212,7 +219,7 @@ def locked_file(ref: str, version: ModelVersion, file: ModelFile) -> Locked:
         name=safe_name(file.name),
         sha256=file.hashes.sha256,
         size_bytes=file.size_bytes,
-        air=str(Air.of(version, file_id=file.id)),
+        air=str(air_of(version, file_id=file.id)),
         model_id=version.model.id,
         version_id=version.id,
         file_id=file.id,
@@ -285,9 +292,20 @@ def _means(typed: str, entry: str, locked: Sequence[Locked]) -> bool:
     if _canonical(typed) == entry:
         return True
     words = typed.casefold()
+    parsed = parse_ref(typed)
+    digest = parsed.digest if isinstance(parsed, HashRef) and HashKind.SHA256 in parsed.kinds else None
     for each in locked:
+        if each.ref == entry and digest is not None and each.sha256.startswith(digest):
+            return True
         ids = {f"{each.model_id}", f"civitai:{each.model_id}", f"@{each.version_id}", each.air, each.exact_ref or ""}
-        ids |= {f"{each.model_id}@{each.version_id}", each.name, each.title, each.sha256, each.sha256[:10]}
+        ids |= {
+            f"@{each.version_id}+{each.file_id}",
+            f"{each.model_id}@{each.version_id}",
+            each.name,
+            each.title,
+            each.sha256,
+            each.sha256[:10],
+        }
         if each.ref == entry and words in {word.casefold() for word in ids if word}:
             return True
     return False

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from civman.domain.catalog import Asset, FileId, ModelFile, ModelVersion, VersionId
 from civman.domain.digests import Sha256
-from civman.domain.refs import FileWish, HashRef, ImageRef, NameRef, NumberRef, PathRef, VersionRef, parse_ref
+from civman.domain.refs import FileSelector, HashRef, ImageRef, NameRef, NumberRef, PathRef, VersionRef, parse_ref
 from civman.download.job import Examine, Job, Outcome
-from civman.errors import Cause, CivmanError, ConfigError, HashMismatch, IntegrityError, NotFound
+from civman.errors import AmbiguousRef, Cause, CivmanError, ConfigError, HashMismatch, IntegrityError, NotFound
 from civman.exchange.project import Locked, Project, locked_asset, locked_file
 from civman.index import Index
-from civman.manage.held import ambiguous, held
+from civman.manage.resolve import find_asset
 
 Fetch = Callable[[Sequence[str], Examine | None], Sequence[Outcome]]
 
@@ -45,6 +45,8 @@ class Syncing:
     fetch: Fetch
     """Downloads refs; the second argument checks each file before its download."""
     plan: Callable[[str], Job]
+    file: str | None = None
+    """Selects one of a version's files, as for `--file`."""
 
     def add(self, refs: Sequence[str], *, download: bool) -> list[Added]:
         """Resolve `refs` now, and write them to the project and its lock; refs with errors are left out."""
@@ -132,13 +134,11 @@ class Syncing:
             if not isinstance(parsed, NameRef | HashRef | PathRef):
                 continue
             try:
-                assets = held(self.index, parsed)
+                found[ref] = self._lock(ref, find_asset(self.index, parsed, self.file))
             except NotFound:
                 continue
-            if len({asset.blob.sha256 for asset in assets}) > 1:
-                found[ref] = ambiguous(ref, assets)
-            else:
-                found[ref] = self._lock(ref, assets[0])
+            except AmbiguousRef as error:
+                found[ref] = error
         return found
 
     def _fetched(self, refs: Sequence[str]) -> dict[str, Locked | CivmanError]:
@@ -193,5 +193,5 @@ def _wish(ref: str, version: ModelVersion | None, file_id: FileId | None, sha256
         if str(version.model.id) == str(parsed):
             return f"civitai:{version.model.id}"
         is_exact = isinstance(parsed, NameRef | HashRef | PathRef)
-        return str(VersionRef(version.id, version.model.id, FileWish(file_id if is_exact else None)))
+        return str(VersionRef(version.id, version.model.id, FileSelector(file_id if is_exact else None)))
     return str(parsed)

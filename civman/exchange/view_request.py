@@ -11,7 +11,7 @@ from civman.exchange import view_manifest as memory
 from civman.exchange.view_links import ViewPlan, plan_view
 from civman.exchange.view_manifest import Manifest, Method, Wanted
 from civman.index import AssetFilter, Index
-from civman.manage.held import held
+from civman.manage.resolve import find_assets
 from civman.store.blobs import BlobStore
 
 
@@ -82,7 +82,7 @@ def _assets(index: Index, wanted: Wanted, *, is_asked_now: bool) -> list[Asset]:
     found: list[Asset] = []
     for ref in wanted.refs:
         try:
-            found += held(index, parse_ref(ref))
+            found += find_assets(index, parse_ref(ref))
         except NotFound:  # refreshing a view drops links to files that are no longer in the library
             if is_asked_now:
                 raise

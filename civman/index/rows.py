@@ -28,6 +28,7 @@ from civman.domain.catalog import (
     Scan,
 )
 from civman.domain.digests import Hashes
+from civman.domain.printed_refs import print_ref
 
 Values = dict[str, Any]
 _TYPES = {member.value: member for member in ModelType}
@@ -52,8 +53,13 @@ ASSET_COLUMNS = (
     "a.name, a.origin, a.added_at, a.type, a.type_raw, a.base_model, a.model_id, a.version_id, a.alias, "
     "f.file_id, m.name, m.creator, v.name, v.trained_words, "
     "a.last_used_at, n.asset_id, n.note, n.tags, n.trigger_words, n.rating, n.is_favourite, "
-    "(SELECT json_group_array(reason) FROM pin WHERE pin.blob_sha256 = a.blob_sha256)"
+    "(SELECT json_group_array(reason) FROM pin WHERE pin.blob_sha256 = a.blob_sha256), "
+    "max((SELECT count(*) FROM file s WHERE s.version_id = a.version_id), "
+    "(SELECT count(DISTINCT o.blob_sha256) FROM asset o WHERE o.version_id = a.version_id)), "
+    "NOT EXISTS (SELECT 1 FROM asset o WHERE o.version_id = a.version_id AND o.file_key IS a.file_key "
+    "AND o.blob_sha256 <> a.blob_sha256)"
 )
+"""The last two columns decide how the asset's ref is printed."""
 ASSET_TABLES = (
     "asset a JOIN blob b ON b.sha256 = a.blob_sha256 LEFT JOIN file f ON f.key = a.file_key "
     "LEFT JOIN version v ON v.id = a.version_id LEFT JOIN model m ON m.id = a.model_id "
@@ -255,7 +261,7 @@ def asset_from(row: Sequence[Any], folder: str) -> Asset:
      kind, architecture, adapter, key_format, precision, rank, tensors, claimed, triggers, flags, conflicts, own_name,
      name, origin, added_at, model_type, type_raw, base_model, model_id, version_id, alias,
      file_id, model_name, creator, version_name, trained,
-     used_at, said, note, own_tags, own_words, rating, favourite, pins) = row  # fmt: skip
+     used_at, said, note, own_tags, own_words, rating, favourite, pins, file_count, is_exact) = row  # fmt: skip
     facts = FileFacts(
         kind, architecture, adapter, key_format, precision, rank, tensors, claimed,
         from_words(triggers), from_words(flags), from_words(conflicts), own_name or "",
@@ -269,6 +275,7 @@ def asset_from(row: Sequence[Any], folder: str) -> Asset:
         if said is None
         else Own(note, from_words(own_tags), from_words(own_words), rating, bool(favourite)),
         from_words(pins), when(used_at),
+        print_ref(version_id, file_id, file_count, sha256=sha256, alias=alias, is_exact=bool(is_exact)),
     )  # fmt: skip
 
 

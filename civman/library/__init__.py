@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 from civman.domain.access import Permits
 from civman.domain.catalog import Asset
 from civman.domain.events import OnEvent, ignore
+from civman.domain.refs import parse_ref
 from civman.domain.timeouts import PATIENT, Patience
-from civman.errors import LibraryError
+from civman.errors import LibraryError, NotFound
 from civman.index import EVERYTHING, AssetFilter, Sort
 from civman.library.account_part import AccountPart
 from civman.library.bundles_part import BundlesPart
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from civman.download.job import DownloadOptions
     from civman.manage.inspection import Inspected
     from civman.manage.remove import RemovalPlan
-    from civman.manage.resolve import Meant
+    from civman.manage.resolve import ResolvedVersion
     from civman.manage.verify import Verdict
     from civman.planning.plan import Conditions
     from civman.planning.plan_types import Planned, Rendering
@@ -53,9 +54,13 @@ __all__ = ["Library", "Shown"]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A model's page, the version that the ref means, and the stored files of the model."""
+    """What is known about a ref.
 
-    meant: "Meant"
+    `resolved`: its model and version; None if CivitAI does not know the file. `assets`: the stored files of the model,
+    or the one file that CivitAI does not know.
+    """
+
+    resolved: "ResolvedVersion | None"
     assets: tuple[Asset, ...]
 
 
@@ -124,16 +129,25 @@ class Library:
         return search_fitting(self.context.client, query, label_of(self.inspect(fits)))
 
     def show(self, ref: str) -> Shown:
-        """What CivitAI says about `ref`, or said when it was last asked, and what of it is stored."""
-        from civman.manage.resolve import remember  # 0.3 s, see `LibraryContext.client`
+        """What CivitAI says about `ref`, or said when it was last asked, and which of its files are stored.
+
+        A stored file that CivitAI does not know is shown by what the library knows about it.
+        """
+        from civman.manage.resolve import find_unlisted, remember
 
         context = self.context
-        meant = context.resolve(ref)
         try:
-            remember(context.index, meant, context.clock())
+            resolved = context.resolve(ref)
+        except NotFound:
+            asset = find_unlisted(context.index, parse_ref(ref))
+            if asset is None:
+                raise
+            return Shown(None, (asset,))
+        try:
+            remember(context.index, resolved, context.clock())
         except LibraryError as error:  # a library that cannot be written can still be looked at
-            context.on_notice(f"what CivitAI says was not kept: {error.message}")
-        return Shown(meant, tuple(context.index.find_by_model(meant.page.model.id)))
+            context.on_notice(f"what CivitAI says was not saved: {error.message}")
+        return Shown(resolved, tuple(context.index.find_by_model(resolved.page.model.id)))
 
     def download(
         self,
@@ -169,14 +183,22 @@ class Library:
         """
         return self.files.inspect(ref, file=file)
 
-    def check(self, checkpoint: str, parts: Sequence[str]) -> "Compatibility":
-        """How adapters, embeddings and VAEs go with a checkpoint, module by module; refs as `inspect` takes them."""
+    def check(self, checkpoint: str, parts: Sequence[str], *, file: str | None = None) -> "Compatibility":
+        """How adapters, embeddings and VAEs go with a checkpoint, module by module; refs as `inspect` takes them.
+
+        `file` selects one of the checkpoint's files.
+        """
         from civman.domain.compatibility import check
 
-        return check(self.inspect(checkpoint).part, [self.inspect(part).part for part in parts])
+        return check(self.inspect(checkpoint, file=file).part, [self.inspect(part).part for part in parts])
 
     def verify(
-        self, refs: Iterable[str] = (), *, is_full: bool = False, on_event: OnEvent = ignore
+        self,
+        refs: Iterable[str] = (),
+        *,
+        file: str | None = None,
+        is_full: bool = False,
+        on_event: OnEvent = ignore,
     ) -> "Iterator[Verdict]":
         """Verify stored files (or `refs`) by reading what changed since it was last verified; a verdict for each file.
 
@@ -184,7 +206,7 @@ class Library:
         """
         from civman.manage.verify import verify
 
-        context, assets = self.context, self.context.find(list(refs))
+        context, assets = self.context, self.context.find(list(refs), file=file)
         return verify(context.index, context.store, assets, is_full=is_full, on_event=on_event, clock=context.clock)
 
     def remove(self, what: "Sequence[str] | RemovalPlan", *, force: bool = False) -> "Removal | None":

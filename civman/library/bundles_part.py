@@ -23,12 +23,15 @@ class BundlesPart(Part):
         target: Path,
         refs: Sequence[str] = (),
         *,
+        file: str | None = None,
         project: Path | None = None,
         with_notes: bool = False,
         replace: bool = False,
         on_event: OnEvent = ignore,
     ) -> "Exported":
         """Write a bundle of `refs`, or of what the lock of the project in `project` names, or of everything.
+
+        `file` selects some of a version's files.
 
         Raises: NotFound, AmbiguousRef: a ref. UsageError: nothing to write, or `target` exists. HashMismatch.
         """
@@ -38,7 +41,7 @@ class BundlesPart(Part):
         if project is not None:
             assets: Sequence[Asset] = self._locked_assets(project)
         else:
-            assets = context.find(refs) if refs else context.index.assets()
+            assets = context.find(refs, file=file) if refs else context.index.assets()
         return export_bundle(
             target, assets, context.index, context.store, with_notes=with_notes, replace=replace, on_event=on_event
         )

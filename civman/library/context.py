@@ -16,7 +16,7 @@ from civman.store.blobs import BlobStore, require_folder
 if TYPE_CHECKING:
     from civman.civitai.client import CivitaiClient
     from civman.civitai.storage_connection import Network
-    from civman.manage.resolve import Meant
+    from civman.manage.resolve import ResolvedVersion
 
 
 def utc_now() -> datetime:
@@ -109,30 +109,29 @@ class LibraryContext:
             token=credentials.load(self.settings).token,
         )
 
-    def resolve(self, ref: str) -> "Meant":
+    def resolve(self, ref: str) -> "ResolvedVersion":
         """The version that `ref` means: CivitAI is asked, offline the index.
 
         Raises: NotFound, AmbiguousRef, UsageError; NetworkError.
         """
-        from civman.manage.resolve import Resolver, offline_meant  # 0.3 s, see `client`
+        from civman.manage.resolve import Resolver
 
-        parsed = parse_ref(ref)
-        if self.settings.offline:
-            return offline_meant(parsed, self.index)
-        meant = Resolver(self.client, self.index, self.clock()).meant(parsed)
-        if meant.is_saved_copy:
-            when = f" on {meant.saved_at:%Y-%m-%d}" if meant.saved_at else ""
+        client = None if self.settings.offline else self.client
+        resolved = Resolver(client, self.index, self.clock()).resolve(parse_ref(ref))
+        if resolved.is_saved_copy and client is not None:
+            when = f" on {resolved.saved_at:%Y-%m-%d}" if resolved.saved_at else ""
             self.on_notice(f"CivitAI no longer knows `{ref}`; this is what it said{when}")
-        return meant
+        return resolved
 
-    def find(self, refs: Sequence[str]) -> list[Asset]:
-        """The stored files that `refs` mean; every file of a version, every version of a model. Needs no network.
+    def find(self, refs: Sequence[str], *, file: str | None = None) -> list[Asset]:
+        """The stored files that `refs` mean: all files of a version, all versions of a model. Needs no network.
 
-        Raises: NotFound: one of them is not stored. AmbiguousRef: a name that stands for several.
+        `file` selects some of them: a file id, a file name, or words such as "fp16 pruned".
+        Raises: NotFound: one of them is not stored. AmbiguousRef: a number, name or digest that means several things.
         """
-        from civman.manage.held import held
+        from civman.manage.resolve import find_assets
 
-        return [asset for ref in refs for asset in held(self.index, parse_ref(ref))]
+        return [asset for ref in refs for asset in find_assets(self.index, parse_ref(ref), file)]
 
 
 class Part:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from civman.domain.access import Permits
 from civman.domain.catalog import Asset
 from civman.domain.events import OnEvent, ignore
+from civman.errors import NotFound
 from civman.library.context import Part
 from civman.library.files_part import FilesPart
 
@@ -24,10 +25,27 @@ class DownloadsPart(Part):
 
         Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused.
         """
-        return self._downloads().plan(ref, wish=file, permits=permits or Permits(), examine=examine)
+        return self._downloads().plan(ref, file=file, permits=permits or Permits(), examine=examine)
 
-    def place_of(self, job: "Job") -> Path | None:
+    def plan_or_find(
+        self, ref: str, *, file: str | None = None, permits: Permits | None = None, examine: "Examine | None" = None
+    ) -> "Job | Outcome":
+        """As `plan`; an outcome if CivitAI does not have the file but the library does."""
+        downloads = self._downloads()
+        try:
+            return downloads.plan(ref, file=file, permits=permits or Permits(), examine=examine)
+        except NotFound:
+            stored = downloads.find_stored(ref, file)
+            if stored is None:
+                raise
+            return stored
+
+    def place_of(self, job: "Job | Outcome") -> Path | None:
         """Where a job's file is or will be; None where CivitAI declares no hash, so that only its bytes will tell."""
+        from civman.download.job import Outcome  # 0.3 s, see `LibraryContext.client`
+
+        if isinstance(job, Outcome):
+            return None if job.asset is None else Path(job.asset.path)
         sha256 = job.file.hashes.sha256
         return None if sha256 is None else self._context.store.place_of(sha256, job.file.suffix)
 
@@ -65,7 +83,7 @@ class DownloadsPart(Part):
         from civman.download.job import DownloadOptions  # 0.3 s, see `LibraryContext.client`
 
         return self._downloads().run(
-            refs, wish=file, permits=permits or Permits(), options=options or DownloadOptions(), on_event=on_event
+            refs, file=file, permits=permits or Permits(), options=options or DownloadOptions(), on_event=on_event
         )
 
     def require_fit(self, checkpoint: str, *, force: bool = False) -> "Examine":
@@ -88,7 +106,7 @@ class DownloadsPart(Part):
             store=context.store,
             client=context.client,
             network=context.network,
-            meant=context.resolve,
+            resolve=context.resolve,
             clock=context.clock,
             patience=context.patience,
         )

@@ -23,12 +23,17 @@ if TYPE_CHECKING:
 class FilesPart(Part):
     """Find, count, import and annotate stored files; read what a file is."""
 
-    def find(self, ref: str) -> Sequence[Asset]:
-        """The stored files that `ref` means; every file of a version, every version of a model. Needs no network.
+    def find(self, ref: str, *, file: str | None = None) -> Sequence[Asset]:
+        """The stored files that `ref` means: all files of a version, all versions of a model. Needs no network.
 
-        Raises: NotFound: none. AmbiguousRef: a name that stands for several.
+        `file` selects some of them: a file id, a file name, or words such as "fp16 pruned".
+        Raises: NotFound: none. AmbiguousRef: a number, name or digest that means several things.
         """
-        return self._context.find([ref])
+        return self._context.find([ref], file=file)
+
+    def of_model(self, model_id: ModelId) -> Sequence[Asset]:
+        """The stored files of all versions of a model, newest first."""
+        return self._context.index.find_by_model(model_id)
 
     def count(self, wanted: AssetFilter = EVERYTHING) -> int:
         """How many stored files pass the filter."""
@@ -43,12 +48,12 @@ class FilesPart(Part):
         """What a search in the index reads instead of words that no file has."""
         return dict(self._context.index.understood(words).corrections)
 
-    def edit(self, ref: str, edit: "Edit") -> Sequence[Asset]:
+    def edit(self, ref: str, edit: "Edit", *, file: str | None = None) -> Sequence[Asset]:
         """Write notes, tags and names for a file, into the index and beside the file. Raises: NotFound, UsageError."""
         from civman.manage.annotate import apply
 
         context = self._context
-        return apply(context.index, context.store, self.find(ref), edit, now=context.clock())
+        return apply(context.index, context.store, self.find(ref, file=file), edit, now=context.clock())
 
     def import_files(
         self, paths: "Sequence[Path]", *, mode: "ImportMode | None" = None, on_event: OnEvent = ignore
@@ -68,21 +73,22 @@ class FilesPart(Part):
 
     def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
         """As `Library.inspect`."""
-        from civman.manage.held import held, one_of
         from civman.manage.inspection import inspect_asset, inspect_path, path_of
+        from civman.manage.resolve import find_asset
 
         if (path := path_of(ref)) is not None:
             return inspect_path(path)
         parsed = parse_ref(ref)
         try:
-            return inspect_asset(one_of(held(self._context.index, parsed), ref, file))
+            return inspect_asset(find_asset(self._context.index, parsed, file))
         except NotFound:
             if self._context.settings.offline or isinstance(parsed, PathRef | NameRef):
                 raise
         from civman.domain.file_choice import choose_file
 
-        meant = self._context.resolve(ref)
-        return self.remote_headers().inspect(meant.version, choose_file(meant.version, file or meant.file_wish))
+        resolved = self._context.resolve(ref)
+        chosen = choose_file(resolved.version, file or resolved.file)
+        return self.remote_headers().inspect(resolved.version, chosen)
 
     def remote_headers(self) -> "RemoteHeaders":
         """The reader of headers of files on CivitAI."""

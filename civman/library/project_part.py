@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from civman.domain.access import Permits
 from civman.domain.events import OnEvent, ignore
+from civman.errors import NotFound
 from civman.library.context import Part
 from civman.library.downloads_part import DownloadsPart
 
 if TYPE_CHECKING:
+    from civman.exchange.project import Locked, Project
     from civman.exchange.sync import Added, Synced, Syncing
 
 
@@ -31,6 +33,23 @@ class ProjectPart(Part):
         Raises: ConfigError: civman.toml or civman.lock cannot be read or written.
         """
         return self._syncing(folder, file, permits, on_event).add(refs, download=download)
+
+    def drop(self, refs: Sequence[str], *, folder: Path) -> "Sequence[Locked]":
+        """Remove the entries that `refs` mean from the project's two files. Raises: NotFound: there is none."""
+        from civman.exchange.project import Project
+
+        project = Project.nearest(folder)
+        return project.drop([ref if project.find(ref) else self._digest_of(project, ref) for ref in refs])
+
+    def _digest_of(self, project: "Project", ref: str) -> str:
+        """The SHA-256 of the stored file that `ref` means, if the project's lock names it; else `ref` itself."""
+        if not self._context.has_index:
+            return ref
+        try:
+            digests = {str(asset.blob.sha256) for asset in self._context.find([ref])}
+        except NotFound:
+            return ref
+        return next((digest for digest in digests if project.find(digest)), ref)
 
     def sync(
         self,
@@ -65,4 +84,5 @@ class ProjectPart(Part):
                 refs, file=file, permits=permits, options=DownloadOptions(examine=examine), on_event=on_event
             ),
             plan=lambda ref: downloads.plan(ref, file=file, permits=permits),
+            file=file,
         )

@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 class TrashPart(Part):
     """Plan a removal, list the trash, restore."""
 
-    def plan_removal(self, refs: Sequence[str]) -> "RemovalPlan":
-        """What removing `refs` would remove: stored files, and the bytes that no other file needs."""
+    def plan_removal(self, refs: Sequence[str], *, file: str | None = None) -> "RemovalPlan":
+        """What removing `refs` would remove: stored files, and the bytes that no other file needs.
+
+        `file` selects some of a version's files.
+        """
         from civman.manage.remove import plan_removal
 
-        return plan_removal(self._context.index, self._context.store, self._context.find(refs))
+        return plan_removal(self._context.index, self._context.store, self._context.find(refs, file=file))
 
     def list(self) -> "Sequence[Removal]":
         """What was removed and can still be restored, the last removal first."""

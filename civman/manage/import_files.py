@@ -28,6 +28,7 @@ from civman.errors import CivmanError, InvalidModelFile, NetworkError, NotFound
 from civman.index import Index, Record, SeenFile, Source
 from civman.manage.sidecar import write_due
 from civman.store.blobs import BlobStore, digest_of
+from civman.store.other_digests import other_digests
 from civman.store.read_header import read_first, read_header
 from civman.store.trash import blob_lock
 from civman.system.move_files import remove_file
@@ -333,6 +334,7 @@ def _record(
         version=version,
         file=file,
         facts=file_facts,
+        hashes=other_digests(path) if file is None else None,
         model_type=found.model_type if version is None else None,
     )
 

@@ -14,7 +14,8 @@ from civman.civitai.client import CivitaiClient
 from civman.domain.catalog import Asset, FileId, ModelFile, ModelId, ModelVersion, VersionId
 from civman.domain.file_choice import choose_file
 from civman.domain.html_text import first_line
-from civman.domain.replaced_upstream import Replaced, file_ref, replaced
+from civman.domain.printed_refs import file_ref
+from civman.domain.replaced_upstream import Replaced, replaced
 from civman.domain.search_query import ModelPage
 from civman.errors import NotFound
 from civman.index import Index, Source

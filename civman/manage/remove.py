@@ -13,7 +13,7 @@ from civman.domain.catalog import Asset, Blob
 from civman.domain.digests import Sha256
 from civman.errors import Cause, NotFound, Refused
 from civman.index import USER_PIN, Index
-from civman.manage.held import seen_now
+from civman.manage.file_state import seen_now
 from civman.manage.sidecar import described, file_facts, restore, write_sidecar
 from civman.store.blobs import BlobStore, StoredBlob, digest_of
 from civman.store.partial import store_error

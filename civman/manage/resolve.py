@@ -1,19 +1,40 @@
-"""From what a person typed to the version and file that are meant: asked of CivitAI, or of the library."""
+"""What a ref means: a version on CivitAI with its files, or files of the library.
 
+The two sources follow the same rules.
+
+- A number is a model or a version, or 8 or 10 decimal digits of a hash. If it could be several, it is ambiguous.
+- A model is its default version on CivitAI. In the library it is all stored versions of it.
+- A version is all its files where several are accepted. Where one file is needed, it is the only stored one, else the
+  version's primary file, with the bytes that CivitAI has now; without a primary file the ref is ambiguous.
+- A file is selected by its id, its name or by words for its type, format and precision, in the ref or by `--file`.
+- A hash may be of any kind that CivitAI knows. A name is an alias, a file name, a model name, or a part of one.
+- A path is the file there. The address of a picture on CivitAI is the model it was made with, if it names only one.
+
+The error for an ambiguous ref lists printed refs that mean one thing each.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from civman.civitai.client import CivitaiClient
-from civman.domain.catalog import FileId, Model, ModelId, ModelVersion, VersionId
+from civman.domain.catalog import Asset, ModelFile, ModelId, ModelVersion, VersionId
+from civman.domain.file_choice import matching_files, version_ref
+from civman.domain.printed_refs import ambiguous_ref, picture_ref
 from civman.domain.refs import (
+    ANY_FILE,
     Air,
-    FileWish,
+    FileSelector,
+    HashKind,
     HashRef,
     ImageRef,
     ModelRef,
     NameRef,
     NumberRef,
     PathRef,
+    PictureRef,
     PostRef,
     Ref,
     VersionRef,
@@ -21,136 +42,342 @@ from civman.domain.refs import (
 from civman.domain.search_query import ModelPage
 from civman.errors import AmbiguousRef, Cause, Gone, NotFound, UsageError
 from civman.index import Index, Source
-from civman.manage.held import ambiguous, held
+
+if TYPE_CHECKING:
+    from civman.civitai.client import CivitaiClient  # importing it takes 0.3 s, which `civman list` does without
+
+_MOST_SHOWN = 8
+_SHORT_HASHES = (8, 10)
+"""Digits of the hashes that can look like an id: CRC32 and AutoV1, AutoV2."""
+_LEAST_PREFIX = 10
+"""Digits of a SHA-256 that identify a file of the library."""
 
 
 @dataclass(frozen=True, slots=True)
-class Meant:
-    """A version with all that is known of its model, and the file where the ref named one."""
+class ResolvedVersion:
+    """A version with all that is known about its model, and the file that the ref selected."""
 
     page: ModelPage
     version: ModelVersion
-    file_wish: str | None = None
+    file: str | None = None
+    """A file id, or words that select a file, as for `--file`; None if the ref selects none."""
     is_saved_copy: bool = False
-    """CivitAI no longer knows it; this is what the library kept."""
+    """Whether this is what the library saved earlier, not CivitAI's current answer."""
     saved_at: datetime | None = None
 
 
-class Resolver:
-    """Asks CivitAI, and falls back to what was kept when CivitAI has forgotten.
+# Files of the library
 
-    What it hears is for the caller to keep (`remember`): a write costs half a second of imports, which a download hides
-    behind its transfer.
+
+def find_assets(index: Index, ref: Ref, file: str | None = None) -> list[Asset]:
+    """The assets that `ref` means: all files of a version, all versions of a model. `file` selects among them.
+
+    Raises: NotFound: none. AmbiguousRef: a number, name or digest that means several things.
+    """
+    assets = _matching(index, ref, file)
+    if isinstance(ref, NameRef | PathRef | HashRef) and len({asset.blob.sha256 for asset in assets}) > 1:
+        raise ambiguous(str(ref), assets)
+    return assets
+
+
+def find_asset(
+    index: Index, ref: Ref, file: str | None = None, *, suits: Callable[[Asset], bool] | None = None
+) -> Asset:
+    """The one file of the library that `ref` means; `suits` narrows several files to those that can be used.
+
+    Raises: NotFound: none. AmbiguousRef: several files, none of them the primary file of the only version.
+    """
+    assets = _matching(index, ref, file)
+    if suits is not None:
+        assets = [asset for asset in assets if suits(asset)] or assets
+    if len({asset.blob.sha256 for asset in assets}) > 1:
+        primary = _primary(index, assets) if file is None else None
+        if primary is None:
+            raise ambiguous(str(ref), assets)
+        return primary
+    return assets[0]
+
+
+def find_unlisted(index: Index, ref: Ref) -> Asset | None:
+    """The stored file that `ref` means, if there is one and CivitAI does not know it. Raises: AmbiguousRef."""
+    try:
+        asset = find_asset(index, ref)
+    except NotFound:
+        return None
+    return asset if asset.version_id is None else None
+
+
+def ambiguous(text: str, assets: Iterable[Asset]) -> AmbiguousRef:
+    """The error for a ref that means several assets, with a ref for each."""
+    names = {asset.ref: f"{asset.model_name or asset.name} {asset.version_name}".strip() for asset in assets}
+    by_name = {asset.ref: asset.name for asset in assets}
+    is_same = len(set(names.values())) < len(names)
+    return ambiguous_ref(f"`{text}` means {len(names)} files of the library", by_name if is_same else names)
+
+
+def _matching(index: Index, ref: Ref, file: str | None) -> list[Asset]:
+    _require_model(ref)
+    found = _stored(index, ref)
+    words = file or _selector(ref).words
+    selected = found if words is None else _select(index, found, words)
+    if not selected:
+        raise _not_stored(index, ref, found, words)
+    return selected
+
+
+def _stored(index: Index, ref: Ref) -> list[Asset]:
+    """The assets of the ref's model or version, with this digest, name or path; its file selector is not applied."""
+    match ref:
+        case NumberRef():
+            return _numbered(index, ref.number)
+        case ModelRef():
+            return index.find_by_model(ref.model_id)
+        case VersionRef():
+            return index.find_by_version(ref.version_id)
+        case Air():
+            if ref.version_id is None:
+                return index.find_by_model(ref.model_id)
+            return index.find_by_version(ref.version_id)
+        case HashRef():
+            return index.find_by_digest(ref.digest, ref.kind)
+        case NameRef():
+            return _named(index, ref.name)
+        case PathRef():
+            path = os.path.abspath(Path(ref.path).expanduser())  # noqa: PTH100  pathlib keeps `..`
+            at_path = [asset for asset in index.assets() if asset.path == path]
+            is_bare = Path(ref.path).name == ref.path  # "model.safetensors" may also be the name of a stored file
+            return at_path or (_named(index, ref.path) if is_bare else [])
+        case _:
+            return []
+
+
+def _numbered(index: Index, number: int) -> list[Asset]:
+    of_model, of_version = index.find_by_model(ModelId(number)), index.find_by_version(VersionId(number))
+    with_hash = index.find_by_digest(str(number)) if len(str(number)) in _SHORT_HASHES else []
+    is_both = bool(of_model and of_version) and {asset.model_id for asset in of_version} != {number}
+    if is_both or (with_hash and (of_model or of_version)):
+        raise ambiguous(str(number), [*of_model, *of_version, *with_hash])
+    return of_model or of_version or with_hash
+
+
+def _named(index: Index, name: str) -> list[Asset]:
+    found = index.find_by_name(name)
+    if not found and len(name) >= _LEAST_PREFIX and set(name.lower()) <= set("0123456789abcdef"):
+        return index.find_by_digest(name, HashKind.SHA256)
+    return found
+
+
+def _selector(ref: Ref) -> FileSelector:
+    match ref:
+        case ModelRef() | VersionRef():
+            return ref.file
+        case Air():
+            return FileSelector(ref.file_id)
+        case _:
+            return ANY_FILE
+
+
+def _select(index: Index, assets: Sequence[Asset], words: str) -> list[Asset]:
+    """Those of `assets` that `words` select, by what CivitAI lists about their files."""
+    return [asset for asset in assets if matching_files([_listed_file(index, asset)], words)]
+
+
+def _listed_file(index: Index, asset: Asset) -> ModelFile:
+    """What CivitAI listed about the asset's file; if it listed nothing, what the file itself shows."""
+    version = index.version(asset.version_id) if asset.version_id is not None else None
+    for file in version.files if version is not None else ():
+        if file.id == asset.file_id and (file.id is not None or file.name == asset.name):
+            return file
+    precision = asset.facts.precision or None
+    return ModelFile(asset.file_id, asset.name, asset.type_raw or "Model", asset.blob.size_bytes, precision=precision)
+
+
+def _primary(index: Index, assets: Sequence[Asset]) -> Asset | None:
+    """The primary file of a version, if all `assets` are of that version; of replaced bytes what CivitAI has now."""
+    version_ids, file_ids = {asset.version_id for asset in assets}, {asset.file_id for asset in assets}
+    if len(version_ids) > 1 or None in version_ids:
+        return None
+    listed = [(asset, _listed_file(index, asset)) for asset in assets]
+    primary = [(asset, file) for asset, file in listed if file.is_primary or len(file_ids) == 1]
+    declared = [(asset, file) for asset, file in primary if file.hashes.sha256 == asset.blob.sha256]
+    chosen = {asset.blob.sha256: asset for asset, _ in declared or primary}
+    return next(iter(chosen.values())) if len(chosen) == 1 else None
+
+
+def _not_stored(index: Index, ref: Ref, found: Sequence[Asset], words: str | None) -> NotFound:
+    if found:
+        files = "; ".join(f"{asset.ref} {asset.name}" for asset in found[:_MOST_SHOWN])
+        message = f"`{ref}` has no file `{words}` in the library"
+        return NotFound(message, hint=f"it has {files}", code=Cause.NO_SUCH_FILE)
+    if isinstance(ref, NumberRef) and _has_picture(index, ref.number):
+        return NotFound(
+            f"no model or version {ref.number} is in the library",
+            hint=f"the picture with this number is `{picture_ref(ref.number)}`",
+        )
+    return NotFound(
+        f"`{ref}` is not in the library", hint="`civman list` shows what is; `civman download` fetches more"
+    )
+
+
+def _require_model(ref: Ref) -> None:
+    """Raises: UsageError, NotFound: the ref is a picture or a post, which the library cannot look up."""
+    if isinstance(ref, PictureRef | PostRef):
+        raise _no_model(ref)
+    if isinstance(ref, ImageRef):
+        raise NotFound(
+            f"{ref} is a picture on CivitAI; the library does not know which model made it",
+            hint="`civman show` asks CivitAI and names the model",
+        )
+
+
+def _no_model(ref: PictureRef | PostRef) -> UsageError:
+    if isinstance(ref, PictureRef):
+        return UsageError(f"`{ref}` is a picture, not a model file", hint="`civman show` and `civman replay` take it")
+    return UsageError(
+        f"{ref} is a post, which may show many pictures", hint="open it and copy the address of one picture"
+    )
+
+
+def _has_picture(index: Index, number: int) -> bool:
+    from civman.index.read_pictures import PictureFilter  # loads the recipe types (0.02 s), only for this error
+
+    return bool(index.pictures(PictureFilter(number=number), limit=1))
+
+
+# Versions on CivitAI
+
+
+class Resolver:
+    """Resolves refs to versions: asks CivitAI, and uses what the library saved where CivitAI no longer knows.
+
+    Without a client only the library is used. Saving the answers is up to the caller (`remember`): a write costs half a
+    second of imports, which a download can do during its transfer.
     """
 
-    def __init__(self, client: CivitaiClient, index: Index, now: datetime) -> None:
+    def __init__(self, client: "CivitaiClient | None", index: Index, now: datetime) -> None:
         self._client = client
         self._index = index
         self._now = now
 
-    def meant(self, ref: Ref) -> Meant:
-        """The one version that `ref` means.
+    def resolve(self, ref: Ref) -> ResolvedVersion:
+        """The version that `ref` means.
 
-        Raises: NotFound, AmbiguousRef (its `candidates` are refs that mean one each), UsageError: a ref to something
-            that is no model; and what CivitAI's client raises.
+        Raises: NotFound; AmbiguousRef: its `candidates` are refs that mean one thing
+            each; UsageError: the ref is no model; and the errors of CivitAI's client.
         """
         match ref:
             case NumberRef():
                 return self._number(ref.number)
             case ModelRef():
-                return self._model(ref.model_id, None, _wish(ref.file))
+                return self._model(ref.model_id, None, ref.file.words)
             case VersionRef():
-                return self._version(ref.version_id, ref.model_id, _wish(ref.file))
+                return self._version(ref.version_id, ref.model_id, ref.file.words)
             case Air():
-                wish = str(ref.file_id) if ref.file_id is not None else None
+                file = str(ref.file_id) if ref.file_id is not None else None
                 if ref.version_id is None:
-                    return self._model(ref.model_id, None, wish)
-                return self._version(ref.version_id, ref.model_id, wish)
+                    return self._model(ref.model_id, None, file)
+                return self._version(ref.version_id, ref.model_id, file)
             case HashRef():
-                version, file = self._client.by_hash(ref.digest)
-                return self._version(version.id, None, str(file.id) if file.id is not None else file.name)
+                return self._hash(ref)
             case NameRef():
-                return self._name(ref.name)
-            case ImageRef():
-                return self._image(ref.image_id)
-            case PostRef():
-                raise UsageError(
-                    f"{ref} is a post: it may show many pictures", hint="open it and take the address of one picture"
-                )
+                return self._stored(ref, f'look for it on CivitAI: `civman search "{ref.name}"`')
             case PathRef():
-                raise UsageError(
-                    f"`{ref.path}` is a file path; CivitAI knows files by their content",
-                    hint=f"`civman inspect {ref.path}` tells what it is",
-                )
+                return self._stored(ref, f"`civman inspect {ref.path}` shows what a file on this disk is")
+            case ImageRef():
+                return self._image(ref)
+            case PostRef() | PictureRef():
+                raise _no_model(ref)
 
-    def _number(self, number: int) -> Meant:
-        model, model_error = self._page(ModelId(number))
-        try:
-            version = self._client.version(VersionId(number))
-        except NotFound:
-            version = None
-        if model is not None and version is not None and version.model.id != number:
-            raise AmbiguousRef(
-                f"{number} is the model `{model.model.name}` and also version `{version.name}` of"
-                f" `{version.model.name}`",
-                hint=f"say civitai:{number} for the model, @{number} for the version",
-                candidates=[f"civitai:{number}", f"@{number}"],
-            )
-        if model is not None:
-            return self._model(ModelId(number), model, None)
+    def _number(self, number: int) -> ResolvedVersion:
+        page, page_error = self._page(ModelId(number))
+        version = self._own_version(VersionId(number))
+        with_hash = self._index.find_by_digest(str(number)) if len(str(number)) in _SHORT_HASHES else []
+        meanings: dict[str, str] = {}
+        if page is not None:
+            ref = version_ref(page.versions[0]) if page.versions else f"civitai:{number}"
+            meanings[ref] = f"the model {page.model.name}"
+        if version is not None and version.model.id != number:
+            meanings[version_ref(version)] = f"the version {version.name} of {version.model.name}"
+        if meanings:
+            meanings |= {asset.ref: f"the file {asset.name} with this hash" for asset in with_hash}
+        if len(meanings) > 1:
+            raise ambiguous_ref(f"{number} is {' and also '.join(meanings.values())}", meanings)
+        if page is not None:
+            return self._model(ModelId(number), page, None)
         if version is not None:
             return self._version(version.id, version.model.id, None)
+        if with_hash or (self._client is not None and len(str(number)) in _SHORT_HASHES):
+            try:
+                return self._hash(HashRef(str(number)))
+            except NotFound:
+                if with_hash:
+                    raise
         saved = self._saved_page(ModelId(number))
-        if saved is not None:
+        if saved is not None and self._client is not None:
             return self._saved(saved, None)
-        raise NotFound(
-            f"CivitAI knows neither a model nor a version {number}",
-            hint="it may be deleted or private; `civman search WORDS` finds models by name",
-            number=number,
-        ) from model_error
+        raise self._unknown_number(number) from page_error
 
-    def _model(self, model_id: ModelId, page: ModelPage | None, wish: str | None) -> Meant:
+    def _unknown_number(self, number: int) -> NotFound:
+        hint = "it may be deleted or private; `civman search WORDS` finds models by name"
+        if _has_picture(self._index, number):
+            hint = f"the picture with this number is `{picture_ref(number)}`"
+        elif self._client is None:
+            return self._unknown_offline(str(number))
+        return NotFound(f"CivitAI knows neither a model nor a version {number}", hint=hint, number=number)
+
+    def _model(self, model_id: ModelId, page: ModelPage | None, file: str | None) -> ResolvedVersion:
         if page is None:
             page, error = self._page(model_id)
             if page is None:
                 saved = self._saved_page(model_id)
                 if saved is None:
                     raise error or NotFound(f"CivitAI knows no model {model_id}")
-                return self._saved(saved, None, wish)
+                return self._saved(saved, None, file)
         if not page.versions:
             raise NotFound(
                 f"CivitAI lists no version of `{page.model.name}` at the moment",
                 code=Cause.NO_VERSIONS,
-                hint="after an update this lasts some minutes; a version is reached by its id: `@VERSION`",
+                hint="after an update this lasts some minutes; a version can be named by its id: `@VERSION`",
                 model_id=model_id,
             )
-        return self._complete(page, page.versions[0], wish)
+        if self._client is None:
+            return self._saved(page, None, file)
+        return self._complete(page, page.versions[0], file)
 
-    def _version(self, version_id: VersionId, model_id: ModelId | None, wish: str | None) -> Meant:
+    def _version(self, version_id: VersionId, model_id: ModelId | None, file: str | None) -> ResolvedVersion:
+        if self._client is None:
+            return self._saved_version(version_id, file)
         try:
             version = self._client.version(version_id)
         except NotFound as error:
             saved_version = self._index.version(version_id)
             listed = self._listed(version_id, model_id or (saved_version.model.id if saved_version else None))
-            if listed is not None:  # unrated versions are on their model's page and nowhere else
-                return self._complete(*listed, wish)
+            if listed is not None:  # versions that are not rated yet are only on their model's page
+                return self._complete(*listed, file)
             self._mark_gone(error, version_id=version_id)
             if saved_version is None:
                 raise
-            saved = self._saved_page(saved_version.model.id)
-            return self._saved(saved or ModelPage(saved_version.model, (saved_version,)), version_id, wish)
+            return self._saved_version(version_id, file)
         if model_id is not None and version.model.id != model_id:
             raise NotFound(
                 f"version {version_id} belongs to model {version.model.id} (`{version.model.name}`), not {model_id}",
                 code=Cause.OTHER_MODEL,
-                hint=f"say {version.model.id}@{version_id}, or only @{version_id}",
+                hint=f"use {version_ref(version)}",
                 version_id=version_id,
                 model_id=version.model.id,
             )
         page, _ = self._page(version.model.id)
         if page is None:
             page = ModelPage(version.model, (version,))
-        return self._complete(page, version, wish)
+        return self._complete(page, version, file)
+
+    def _own_version(self, version_id: VersionId) -> ModelVersion | None:
+        if self._client is None:
+            return self._index.version(version_id)
+        try:
+            return self._client.version(version_id)
+        except NotFound:
+            return None
 
     def _listed(self, version_id: VersionId, model_id: ModelId | None) -> tuple[ModelPage, ModelVersion] | None:
         page = self._page(model_id)[0] if model_id is not None else None
@@ -158,17 +385,17 @@ class Resolver:
         version = next((version for version in versions if version.id == version_id), None)
         return (page, version) if page is not None and version is not None else None
 
-    def _complete(self, page: ModelPage, version: ModelVersion, wish: str | None) -> Meant:
-        """Join what the model's page and the version's own answer say; each leaves out what the other has."""
+    def _complete(self, page: ModelPage, version: ModelVersion, file: str | None) -> ResolvedVersion:
+        """Join the model's page and the version's own answer; each leaves out something that the other has."""
         listed = next((other for other in page.versions if other.id == version.id), None)
         own = version
-        if listed is version:
+        if listed is version and self._client is not None:
             try:
                 own = self._client.version(version.id)
             except Gone:
                 own = version
             except NotFound:
-                own = version  # caches lag: the page is the better witness
+                own = version  # CivitAI's caches lag behind its pages
         joined = replace(
             listed if listed is not None and listed.files else own,
             model=page.model,
@@ -178,9 +405,13 @@ class Resolver:
             trained_words=own.trained_words or (listed.trained_words if listed is not None else ()),
         )
         versions = tuple(joined if other.id == joined.id else other for other in page.versions)
-        return Meant(ModelPage(page.model, versions if listed is not None else (*versions, joined)), joined, wish)
+        joined_page = ModelPage(page.model, versions if listed is not None else (*versions, joined))
+        return ResolvedVersion(joined_page, joined, file)
 
     def _page(self, model_id: ModelId) -> tuple[ModelPage | None, NotFound | None]:
+        if self._client is None:
+            page = self._saved_page(model_id)
+            return page, None if page is not None else self._unknown_offline(f"civitai:{model_id}")
         try:
             return self._client.model(model_id), None
         except NotFound as error:
@@ -201,96 +432,69 @@ class Resolver:
         saved = self._index.model(model_id)
         return None if saved is None else ModelPage(*saved)
 
-    def _saved(self, page: ModelPage, version_id: VersionId | None, wish: str | None = None) -> Meant:
+    def _saved_version(self, version_id: VersionId, file: str | None) -> ResolvedVersion:
+        version = self._index.version(version_id)
+        if version is None:
+            raise self._unknown_offline(f"@{version_id}")
+        page = self._saved_page(version.model.id)
+        return self._saved(page or ModelPage(version.model, (version,)), version_id, file)
+
+    def _saved(self, page: ModelPage, version_id: VersionId | None, file: str | None = None) -> ResolvedVersion:
         chosen = next((version for version in page.versions if version.id == version_id), None)
         if chosen is None and not page.versions:
-            raise NotFound(f"nothing was kept of the versions of `{page.model.name}`", model_id=page.model.id)
+            raise NotFound(f"no version of `{page.model.name}` was saved", model_id=page.model.id)
         version = chosen or page.versions[0]
         snapshot = self._index.snapshot_of_version(version.id)
         saved_at = snapshot.fetched_at if snapshot is not None else None
-        return Meant(page, version, wish, is_saved_copy=True, saved_at=saved_at)
+        return ResolvedVersion(page, version, file, is_saved_copy=True, saved_at=saved_at)
 
-    def _name(self, name: str) -> Meant:
-        found = self._index.find_by_name(name)
-        if not found:
-            raise NotFound(
-                f"nothing in the library is called `{name}`",
-                hint=f'look on CivitAI: `civman search "{name}"`',
-                name=name,
-            )
-        if len({asset.version_id for asset in found}) > 1:
-            raise ambiguous(name, found)
-        asset = found[0]
+    def _hash(self, ref: HashRef) -> ResolvedVersion:
+        if self._client is None:
+            return self._stored(ref, "leave out --offline and unset CIVMAN_OFFLINE to ask CivitAI")
+        is_cut = ref.kind is HashKind.SHA256 and len(ref.digest) < 64
+        digest = ref.digest[:_LEAST_PREFIX] if is_cut else ref.digest  # CivitAI knows the first ten digits as AutoV2
+        try:
+            version, file = self._client.by_hash(digest)
+        except NotFound as error:
+            return self._stored(ref, error.hint, error)
+        if is_cut and file.hashes.sha256 is not None and not file.hashes.sha256.startswith(ref.digest):
+            return self._stored(ref, "CivitAI knows another file with the same first ten digits")
+        return self._version(version.id, None, str(file.id) if file.id is not None else file.name)
+
+    def _stored(self, ref: Ref, hint: str, error: NotFound | None = None) -> ResolvedVersion:
+        """The version of the library's file that `ref` means."""
+        assets = _stored(self._index, ref)
+        if not assets:
+            raise error or NotFound(f"`{ref}` is not in the library", hint=hint)
+        asset = find_asset(self._index, ref)
         if asset.version_id is None:
-            raise NotFound(
-                f"`{asset.name}` is in the library, but CivitAI does not know it", hint=f"see `civman inspect {name}`"
+            raise error or NotFound(
+                f"`{asset.name}` is in the library, but CivitAI does not know it",
+                hint=f"`civman show {asset.ref}` shows what the library knows",
             )
-        return self._version(asset.version_id, asset.model_id, _id_text(asset.file_id))
+        return self._version(asset.version_id, asset.model_id, str(asset.file_id) if asset.file_id else None)
 
-    def _image(self, image_id: int) -> Meant:
-        picture = self._client.image(image_id)
+    def _image(self, ref: ImageRef) -> ResolvedVersion:
+        if self._client is None:
+            raise self._unknown_offline(str(ref))
+        picture = self._client.image(ref.image_id)
         if len(picture.version_ids) == 1:
             return self._version(picture.version_ids[0], None, None)
-        raise AmbiguousRef(
-            f"picture {image_id} was made with {len(picture.version_ids) or 'no'} models that CivitAI names",
-            hint="take them one by one: " + ", ".join(f"@{number}" for number in picture.version_ids)
-            if picture.version_ids
-            else "its page may name them in words",
-            candidates=[f"@{number}" for number in picture.version_ids],
+        versions = [version for number in picture.version_ids if (version := self._own_version(number)) is not None]
+        made_with = {version_ref(version): f"{version.model.name} {version.name}" for version in versions}
+        message = f"picture {ref.image_id} was made with {len(picture.version_ids) or 'no'} models that CivitAI names"
+        if not made_with:
+            raise AmbiguousRef(message, hint="its page may name them in words", candidates=[])
+        raise ambiguous_ref(message, made_with)
+
+    def _unknown_offline(self, text: str) -> NotFound:
+        return NotFound(
+            f"the library knows nothing about `{text}`, and civman is offline",
+            hint="leave out --offline and unset CIVMAN_OFFLINE to ask CivitAI",
         )
 
 
-def remember(index: Index, meant: Meant, now: datetime) -> None:
-    """Keep what CivitAI said."""
-    if not meant.is_saved_copy:
-        index.remember((meant.page.model, meant.page.versions), fetched_at=now, source=Source.MODEL)
-
-
-def offline_meant(ref: Ref, index: Index) -> Meant:
-    """The one version in the library that `ref` means, as CivitAI last described it. Asks nobody.
-
-    Raises: NotFound: nothing was kept of it. AmbiguousRef: several versions are held.
-    """
-    found: tuple[Model, tuple[ModelVersion, ...]] | None = None
-    version_id: VersionId | None = None
-    match ref:
-        case NumberRef():
-            found = index.model(ModelId(ref.number))
-            if found is None:
-                version_id = VersionId(ref.number)
-        case VersionRef():
-            version_id = ref.version_id
-        case ModelRef() | Air():
-            found = index.model(ref.model_id)
-            version_id = ref.version_id if isinstance(ref, Air) else None
-        case _:
-            assets = held(index, ref)
-            version_ids = {asset.version_id for asset in assets if asset.version_id is not None}
-            if len(version_ids) > 1:
-                raise ambiguous(str(ref), assets)
-            version_id = next(iter(version_ids), None)
-    version = index.version(version_id) if version_id is not None else None
-    if found is None and version is not None:
-        found = index.model(version.model.id)
-    if found is None or not found[1]:
-        raise NotFound(
-            f"the library knows nothing of `{ref}`, and civman is offline", hint="unset CIVMAN_OFFLINE to ask CivitAI"
-        )
-    snapshot = index.snapshot_of_version((version or found[1][0]).id)
-    return Meant(
-        ModelPage(*found),
-        version or found[1][0],
-        is_saved_copy=True,
-        saved_at=snapshot.fetched_at if snapshot is not None else None,
-    )
-
-
-def _wish(wish: FileWish) -> str | None:
-    if wish.file_id is not None:
-        return str(wish.file_id)
-    words = [word for word in (wish.type, wish.format, wish.size, wish.precision, wish.quant_type) if word]
-    return " ".join(words) or None
-
-
-def _id_text(file_id: FileId | None) -> str | None:
-    return None if file_id is None else str(file_id)
+def remember(index: Index, resolved: ResolvedVersion, now: datetime) -> None:
+    """Save what CivitAI answered."""
+    if not resolved.is_saved_copy:
+        index.remember((resolved.page.model, resolved.page.versions), fetched_at=now, source=Source.MODEL)

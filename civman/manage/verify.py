@@ -19,7 +19,7 @@ from civman.domain.digests import Sha256
 from civman.domain.events import Notice, OnEvent, Started, Verifying
 from civman.errors import Cause, CivmanError, IntegrityError, LibraryError, StoreError
 from civman.index import HeldFile, Index, SeenFile
-from civman.manage.held import seen_now
+from civman.manage.file_state import seen_now
 from civman.manage.sidecar import file_facts, restore
 from civman.store.blobs import BlobStore, StoredBlob, digest_of
 from civman.store.trash import Trash, blob_lock

@@ -10,12 +10,14 @@ from civman.domain.compatibility import Part
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, Started, Verifying
 from civman.domain.files.header import Header, Sniffed
+from civman.domain.printed_refs import air_of
 from civman.domain.recipes.recipe import RecipeFile
-from civman.domain.refs import Air, HashKind, HashRef, NameRef, PathRef, parse_ref
+from civman.domain.refs import HashKind, HashRef, NameRef, PathRef, parse_ref
 from civman.errors import Cause, HashMismatch, NotFound, Refused, UsageError
 from civman.index import AssetFilter, Index
-from civman.manage.held import ambiguous, held, one_of, seen_now
+from civman.manage.file_state import seen_now
 from civman.manage.inspection import Inspected, inspect_asset, inspect_path, path_of
+from civman.manage.resolve import ambiguous, find_asset
 from civman.planning.plan_types import PlannedFile
 from civman.store.blobs import digest_of
 
@@ -72,8 +74,8 @@ class Finder:
         self._index = index
         self._on_event = on_event
 
-    def find(self, role: str, ref: str) -> Found:
-        """The file that `ref` means in this role.
+    def find(self, role: str, ref: str, file: str | None = None) -> Found:
+        """The file that `ref` means in this role; `file` selects one of a version's files, as for `--file`.
 
         Raises: NotFound, AmbiguousRef: no file, or several. UsageError (`wrong-kind`): it is another kind of file.
             HashMismatch: a held file was changed. InvalidModelFile, Refused: no file to load weights from.
@@ -85,12 +87,12 @@ class Finder:
         if isinstance(parsed, HashRef) and parsed.kind in (None, HashKind.SHA256) and len(parsed.digest) == 64:
             return self.with_digest(role, Sha256(parsed.digest))
         try:
-            assets = held(self._index, parsed)
+            asset = find_asset(self._index, parsed, file, suits=lambda asset: _plays(asset, role))
         except NotFound as error:
-            if not isinstance(parsed, NameRef | PathRef):
+            if not isinstance(parsed, NameRef | PathRef) and error.code is not Cause.NO_SUCH_FILE:
                 error.hint = f"`civman download {ref}` fetches it"
             raise
-        return self.of_asset(role, one_of(_for_role(assets, role), ref))
+        return self.of_asset(role, asset)
 
     def named(self, role: str, name: str) -> Found:
         """The held file that a prompt calls `name`. Raises: as `find`."""
@@ -163,7 +165,7 @@ class Finder:
         if inspected.header is None or inspected.identity is None:
             raise AssertionError("a safetensors file has been inspected without its header")
         version = self._index.version(asset.version_id) if asset and asset.version_id else None
-        air = str(Air.of(version)) if version else None
+        air = str(air_of(version)) if version else None
         autov3 = (self._index.hashes(sha256).autov3 or "") if asset else ""
         return Found(role, path, sha256, inspected, inspected.header, inspected.identity, asset, air, autov3)
 
@@ -182,11 +184,6 @@ def seen_here(index: Index, sha256: Sha256) -> bool:
 
 def _teller(on_event: OnEvent, total: int) -> Callable[[int], None]:
     return lambda done: on_event(Verifying("plan", done, total))
-
-
-def _for_role(assets: Sequence[Asset], role: str) -> Sequence[Asset]:
-    """Those of a version's files that can play the role; all of them where none is known to."""
-    return [asset for asset in assets if _plays(asset, role)] or assets
 
 
 def _plays(asset: Asset, role: str) -> bool:

@@ -67,7 +67,7 @@ def plan(
         schedule = sampler.automatic
     pictures = _pictures(request)
     finder = Finder(index, on_event)
-    found = finder.find("checkpoint", request.checkpoint)
+    found = finder.find("checkpoint", request.checkpoint, request.file)
     vae = finder.find("vae", request.vae) if request.vae is not None else None
     config = _dimensions(found, request.config)
     checkpoint = read_checkpoint(found, has_other_vae=vae is not None, config=config, prediction=request.prediction)

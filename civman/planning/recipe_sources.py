@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from civman.domain.digests import Sha256
+from civman.domain.printed_refs import picture_ref
 from civman.domain.recipes.recipe import Recipe
 from civman.domain.recipes.record import Origin, Record, read_origin
 from civman.errors import AmbiguousRef, Cause, NotFound, UsageError
@@ -64,8 +65,9 @@ def find_recipe(index: Index, what: str) -> RecipeSource:
     path = Path(what).expanduser()
     if path.is_file():
         return _of_file(index, path)
-    if what.isdecimal() and len(what) < 12:
-        found = index.pictures(PictureFilter(number=int(what)))
+    number = what.strip().lower().removeprefix("picture:").strip()
+    if number.isdecimal() and len(number) < 12:
+        found = index.pictures(PictureFilter(number=int(number)))
         if found:
             return _of_kept(found[0])
     if _DIGEST.fullmatch(what.lower()):
@@ -87,7 +89,7 @@ def _of_kept(kept: KeptPicture) -> RecipeSource:
     record = kept.record
     path = Path(kept.path)
     is_lossless = path.suffix.lower() == ".png"
-    return RecipeSource(f"picture {kept.id}", Origin.of(record), path if path.is_file() else None, is_lossless, kept)
+    return RecipeSource(picture_ref(kept.id), Origin.of(record), path if path.is_file() else None, is_lossless, kept)
 
 
 def _of_file(index: Index, path: Path) -> RecipeSource:
@@ -118,15 +120,15 @@ def _of_file(index: Index, path: Path) -> RecipeSource:
 
 def _is_sheet(index: Index, path: Path, sheet: contact_sheet.Contents) -> UsageError:
     """A sheet is none of its cells: says which those are, with their numbers where this library made them."""
-    lines, numbers = [], []
+    lines, refs = [], []
     for values, digest in sheet.cells:
         made = index.pictures(PictureFilter(recipe=digest), limit=1) if _DIGEST.fullmatch(digest) else []
-        numbers.append(str(made[0].id) if made else digest)
-        lines.append(f"  {', '.join(values)}: {f'picture {made[0].id}' if made else f'recipe {digest[:12]}'}")
+        refs.append(picture_ref(made[0].id) if made else digest)
+        lines.append(f"  {', '.join(values)}: {picture_ref(made[0].id) if made else f'recipe {digest[:12]}'}")
     shown = lines if len(lines) <= _MOST_NAMED else [*lines[:_MOST_NAMED], f"  … {len(lines) - _MOST_NAMED} more"]
     return UsageError(
         "\n".join([f"`{path.name}` is a contact sheet of {len(lines)} cells and no single picture:", *shown]),
-        hint=f"make one of its cells again, such as `civman replay {numbers[0]}`" if numbers else None,
+        hint=f"make one of its cells again, such as `civman replay {refs[0]}`" if refs else None,
         code=Cause.CONTACT_SHEET, path=str(path), cells=[digest for _, digest in sheet.cells],
     )  # fmt: skip
 

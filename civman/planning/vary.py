@@ -51,7 +51,7 @@ def vary(
     finder = Finder(index, on_event)
     request = as_request(recipe, pictures)
     if any(field_of(name) == "checkpoint" for name, _ in changes):  # what the old one predicts says nothing of another
-        request = replace(request, prediction=None, is_zero_snr=None)
+        request = replace(request, prediction=None, is_zero_snr=None, file=None)
     for name, text in changes:
         request = changed(request, name, text, lambda ref: finder.find("lora", ref).sha256)
     if (request.prompt, request.negative_prompt) != (recipe.prompt, recipe.negative_prompt):

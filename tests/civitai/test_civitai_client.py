@@ -10,7 +10,7 @@ from scripted_server import Canned, ScriptedServer
 from civman.civitai.client import CivitaiClient
 from civman.domain.catalog import FileId, ModelFile, ModelId, VersionId
 from civman.domain.digests import Hashes, Sha256, sha256_from
-from civman.domain.refs import FileWish
+from civman.domain.refs import FileSelector
 from civman.errors import (
     AmbiguousRef,
     BadAnswer,
@@ -252,7 +252,7 @@ def test_relative_redirects_are_resolved_and_download_paths_asked_on(
         Canned(307, headers={"Location": "/files/a.zip"}),
     )
 
-    address = client.download_address(VersionId(12), FileWish(type="Training Data"))
+    address = client.download_address(VersionId(12), FileSelector(type="Training Data"))
 
     assert (address.url, address.send_token) == (f"{site.address}/files/a.zip", False)
     assert [one.target for one in site.asked] == [

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from civman.domain.catalog import FileId, Model, ModelId, ModelType, ModelVersion, VersionId
+from civman.domain.printed_refs import air_of
 from civman.domain.refs import (
     ANY_FILE,
     LARGEST_ID,
     Air,
-    FileWish,
+    FileSelector,
     HashKind,
     HashRef,
     ImageRef,
@@ -20,6 +21,7 @@ from civman.domain.refs import (
     NameRef,
     NumberRef,
     PathRef,
+    PictureRef,
     PostRef,
     Ref,
     VersionRef,
@@ -39,9 +41,9 @@ READS_AS = [
     ("@678", VersionRef(VersionId(678))),
     ("civitai:1", ModelRef(M)),
     ("CivitAI:1@2", VersionRef(V, M)),
-    ("1@2+33", VersionRef(V, M, FileWish(F))),
-    ("1@2?type=VAE&fp=fp16", VersionRef(V, M, FileWish(type="VAE", precision="fp16"))),
-    ("civitai:1@2+33.safetensor", VersionRef(V, M, FileWish(F, format="safetensor"))),
+    ("1@2+33", VersionRef(V, M, FileSelector(F))),
+    ("1@2?type=VAE&fp=fp16", VersionRef(V, M, FileSelector(type="VAE", precision="fp16"))),
+    ("civitai:1@2+33.safetensor", VersionRef(V, M, FileSelector(F, format="safetensor"))),
     # AIR
     (
         "urn:air:sdxl:checkpoint:civitai:827184@2514310",
@@ -69,16 +71,16 @@ READS_AS = [
     ("https://civitai.com/models/1/model-versions/2/wizard", VersionRef(V, M)),
     # downloads
     ("https://civitai.com/api/download/models/2", VersionRef(V)),
-    ("https://civitai.com/api/download/models/2?fileId=33&token=s3cret", VersionRef(V, file=FileWish(F))),
+    ("https://civitai.com/api/download/models/2?fileId=33&token=s3cret", VersionRef(V, file=FileSelector(F))),
     (
         "https://civitai.red/api/download/models/2?type=Pruned%20Model&format=SafeTensor&size=pruned&fp=fp16&quantType=Q8",
-        VersionRef(V, file=FileWish(None, "Pruned Model", "SafeTensor", "pruned", "fp16", "Q8")),
+        VersionRef(V, file=FileSelector(None, "Pruned Model", "SafeTensor", "pruned", "fp16", "Q8")),
     ),
-    ("civitai.com/api/download/training-data/2", VersionRef(V, file=FileWish(type="Training Data"))),
+    ("civitai.com/api/download/training-data/2", VersionRef(V, file=FileSelector(type="Training Data"))),
     # API
     ("https://civitai.com/api/v1/models/1", ModelRef(M)),
     ("https://civitai.com/api/v1/model-versions/2?token=s3cret", VersionRef(V)),
-    ("https://civitai.com/api/v1/model-versions/mini/2?modelFileId=33", VersionRef(V, file=FileWish(F))),
+    ("https://civitai.com/api/v1/model-versions/mini/2?modelFileId=33", VersionRef(V, file=FileSelector(F))),
     (f"https://civitai.com/api/v1/model-versions/by-hash/{SHA.upper()}", HashRef(SHA)),
     ("https://civitai.com/api/v1/images?imageId=7&withMeta=true", ImageRef(7)),
     ("https://civitai.com/api/v1/images?postId=8", PostRef(8)),
@@ -101,6 +103,8 @@ READS_AS = [
     ("crc32:12345678", HashRef("12345678", HashKind.CRC32)),
     ("autov1:a7290be0", HashRef("a7290be0", HashKind.AUTOV1)),
     (f"autov3:{SHA}", HashRef(SHA[:12], HashKind.AUTOV3)),
+    (f"sha256:{SHA[:12]}", HashRef(SHA[:12], HashKind.SHA256)),
+    ("picture:12", PictureRef(12)),
     # files
     ("./a b.safetensors", PathRef("./a b.safetensors")),
     ("~/models/x", PathRef("~/models/x")),
@@ -147,7 +151,7 @@ def test_canonical_text_of_every_example_reads_as_itself(ref: Ref) -> None:
         ("1@", "version id"),
         ("1@two", "version id"),
         ("1@0", "no id"),
-        ("1@2?token=s3cret", "wish"),
+        ("1@2?token=s3cret", "no file can be selected"),
         ("civitai:", "AIR"),
         ("civitai:abc", "AIR"),
         ("civitai:1@2:safetensors", "AIR"),
@@ -236,9 +240,9 @@ def test_bare_digest_names_the_kinds_of_its_length(digest: str, kinds: tuple[Has
         lambda: NumberRef(0),
         lambda: ModelRef(ModelId(-1)),
         lambda: VersionRef(VersionId(LARGEST_ID + 1)),
-        lambda: FileWish(type=""),
+        lambda: FileSelector(type=""),
         lambda: HashRef("abc"),
-        lambda: HashRef("a" * 10, HashKind.SHA256),
+        lambda: HashRef("a" * 9, HashKind.SHA256),
         lambda: HashRef("A" * 10),
         lambda: Air(M, V, None, "lora"),
         lambda: Air(M, V, "SDXL"),
@@ -254,7 +258,7 @@ def test_a_ref_that_has_no_text_cannot_be_made(make: object) -> None:
 
 def test_air_points_at_its_model_version_and_file() -> None:
     assert Air(M, None, "sdxl", "lora").target == ModelRef(M)
-    assert Air(M, V, "sdxl", "lora", F, "gguf").target == VersionRef(V, M, FileWish(F, format="gguf"))
+    assert Air(M, V, "sdxl", "lora", F, "gguf").target == VersionRef(V, M, FileSelector(F, format="gguf"))
 
 
 def _version(air: str | None, kind: ModelType = ModelType.LOCON) -> ModelVersion:
@@ -263,17 +267,17 @@ def _version(air: str | None, kind: ModelType = ModelType.LOCON) -> ModelVersion
 
 
 def test_air_of_a_version_is_civitais_own_or_built_from_what_is_known() -> None:
-    assert str(Air.of(_version("urn:air:sd1:lycoris:civitai:1@2"), file_id=F)) == "urn:air:sd1:lycoris:civitai:1@2+33"
-    assert str(Air.of(_version(None), ecosystem="sdxl")) == "urn:air:sdxl:lycoris:civitai:1@2"
-    assert str(Air.of(_version(None, ModelType.CHECKPOINT), ecosystem="sdxl")) == "urn:air:sdxl:checkpoint:civitai:1@2"
-    assert str(Air.of(_version(None))) == "urn:air:civitai:1@2"
+    assert str(air_of(_version("urn:air:sd1:lycoris:civitai:1@2"), file_id=F)) == "urn:air:sd1:lycoris:civitai:1@2+33"
+    assert str(air_of(_version(None), ecosystem="sdxl")) == "urn:air:sdxl:lycoris:civitai:1@2"
+    assert str(air_of(_version(None, ModelType.CHECKPOINT), ecosystem="sdxl")) == "urn:air:sdxl:checkpoint:civitai:1@2"
+    assert str(air_of(_version(None))) == "urn:air:civitai:1@2"
 
 
 _ids = st.integers(1, LARGEST_ID)
 _word = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=12)
 _words = st.none() | _word
 _air_word = st.none() | st.text(string.ascii_lowercase + string.digits + "_-", min_size=1, max_size=8)
-_wishes = st.just(ANY_FILE) | st.builds(FileWish, st.none() | _ids, _words, _words, _words, _words, _words)
+_wishes = st.just(ANY_FILE) | st.builds(FileSelector, st.none() | _ids, _words, _words, _words, _words, _words)
 _hash_refs = st.sampled_from([8, 10, 12, 64]).flatmap(
     lambda size: st.text("0123456789abcdef", min_size=size, max_size=size).flatmap(
         lambda digest: st.builds(HashRef, st.just(digest), st.sampled_from([None, *HashRef(digest).kinds]))
@@ -295,6 +299,7 @@ REFS: st.SearchStrategy[Ref] = st.one_of(
     _hash_refs,
     st.builds(ImageRef, _ids),
     st.builds(PostRef, _ids),
+    st.builds(PictureRef, _ids),
     st.builds(PathRef, _free_text),
     st.builds(NameRef, _free_text),
 )

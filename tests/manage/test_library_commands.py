@@ -29,7 +29,7 @@ def test_words_are_found_and_a_slip_is_told(two: CivitaiServer, civman: Civman) 
     slip = civman("list", "harbuor")
 
     assert "nothing has `harbuor`; showing results for harbour" in slip.err
-    assert "51207@114620" in slip.out
+    assert "@114620+98103" in slip.out
     assert civman("list", "harbuor", "--json").json["list"]["corrections"] == {"harbuor": "harbour"}
     assert models(civman, '"unfinished NOT (', "*") == []
 

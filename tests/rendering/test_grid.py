@@ -363,7 +363,7 @@ def test_a_sheet_tells_its_cells_and_is_no_picture_to_replay(civman: Civman) -> 
     assert done.code == 2
     assert "contact sheet of 4 cells" in done.err
     for each in grid["cells"]:
-        assert f"lora:ink={each['values']['lora:ink']}, seed={each['seed']}: picture {each['id']}" in done.err
+        assert f"lora:ink={each['values']['lora:ink']}, seed={each['seed']}: picture:{each['id']}" in done.err
     assert "contact sheet" in shown.out + shown.err
 
 

@@ -86,6 +86,8 @@ class RenderRequest:
     config: str | None = None
     """A folder of diffusers-style `<component>/config.json`, or their JSON as a recipe keeps it, for dimensions that
     no shape tells."""
+    file: str | None = None
+    """Which file of the checkpoint's version: a file id, a name, or words such as "fp16 pruned"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,87 @@
+"""How refs are printed: every form here is one that all commands accept without asking back.
+
+A file of a version that lists several files is `@version+file`, the only file of a version `@version`. Whether a
+version lists several files does not change with what is downloaded, so a printed ref keeps its meaning. A file without
+an id on CivitAI is printed as its alias, else as the first digits of its SHA-256.
+"""
+
+from collections.abc import Mapping
+
+from civman.domain.catalog import FileId, ModelFile, ModelType, ModelVersion, VersionId
+from civman.domain.digests import Sha256
+from civman.domain.refs import Air, FileSelector, HashKind, HashRef, NameRef, PictureRef, VersionRef, parse_ref
+from civman.errors import AmbiguousRef
+
+_SHOWN_DIGITS = 12
+_MOST_SHOWN = 8
+_AIR_TYPES = {
+    ModelType.LOCON: "lycoris",
+    ModelType.EMBEDDING: "embedding",
+    ModelType.HYPERNETWORK: "hypernet",
+    ModelType.AESTHETIC_GRADIENT: "ag",
+    ModelType.MOTION_MODULE: "motion",
+    ModelType.TEXT_ENCODER: "text_encoders",
+    ModelType.OTHER: "unknown",
+}
+
+
+def file_ref(version: ModelVersion, file: ModelFile) -> str:
+    """The ref of one file of a version on CivitAI."""
+    return print_ref(version.id, file.id, len(version.files), sha256=file.hashes.sha256)
+
+
+def print_ref(
+    version_id: VersionId | None,
+    file_id: FileId | None,
+    file_count: int,
+    *,
+    sha256: Sha256 | None = None,
+    alias: str | None = None,
+    is_exact: bool = True,
+) -> str:
+    """The ref of one file: by its version, else by its alias, else by its SHA-256.
+
+    `file_count` is the number of files that the version has, on CivitAI or in the library. `is_exact` is False if the
+    library has several files with this version and file id, for example because CivitAI replaced the file.
+    """
+    if version_id is not None and is_exact:
+        if file_id is not None and file_count > 1:
+            return str(VersionRef(version_id, file=FileSelector(file_id)))
+        if file_count <= 1 or (sha256 is None and alias is None):
+            return str(VersionRef(version_id))
+    if alias is not None:
+        return str(NameRef(alias))
+    if sha256 is not None:
+        return sha256_ref(sha256)
+    return str(VersionRef(version_id)) if version_id is not None else ""
+
+
+def sha256_ref(sha256: Sha256) -> str:
+    """The ref of the file with this SHA-256, shortened."""
+    return str(HashRef(sha256[:_SHOWN_DIGITS], HashKind.SHA256))
+
+
+def picture_ref(number: int) -> str:
+    """The ref of a picture that was made with this library."""
+    return str(PictureRef(number))
+
+
+def ambiguous_ref(message: str, candidates: Mapping[str, str]) -> AmbiguousRef:
+    """The error for a ref that means several things: printed ref and name of each."""
+    shown = [f"{ref} ({name})" if name else ref for ref, name in candidates.items()]
+    more = f"; and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
+    hint = f"choose one: {'; '.join(shown[:_MOST_SHOWN])}{more}"
+    return AmbiguousRef(message, hint=hint, candidates=list(candidates))
+
+
+def air_of(version: ModelVersion, *, ecosystem: str | None = None, file_id: FileId | None = None) -> Air:
+    """The AIR of `version`: CivitAI's own if it gave one, else built from what is known.
+
+    Without an ecosystem the type is left out too, as the grammar requires.
+    """
+    given = parse_ref(version.air) if version.air else None
+    if isinstance(given, Air):
+        ecosystem, kind = given.ecosystem, given.type
+    else:
+        kind = _AIR_TYPES.get(version.model.type, version.model.type.value.lower()) if ecosystem else None
+    return Air(version.model.id, version.id, ecosystem, kind, file_id)
