@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from civman.diffusion.families import UNET, VAE, Shapes
 from civman.errors import CannotRender, Cause
-from civman.system.machine import available_memory_bytes
+from civman.system.system_facts import available_memory_bytes
 
 if TYPE_CHECKING:  # the estimate is asked for before torch is there
     import torch

@@ -14,7 +14,7 @@ from civman.civitai import credentials
 from civman.errors import CivmanError
 from civman.index import Index
 from civman.settings import Settings
-from civman.system.machine import gpu_names
+from civman.system.system_facts import gpu_names
 
 _LITTLE_SPACE_BYTES = 20_000_000_000
 _REBUILD = "move it away; `civman verify --rebuild` makes it again from the files"

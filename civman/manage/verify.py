@@ -23,7 +23,7 @@ from civman.manage.file_state import seen_now
 from civman.manage.sidecar import file_facts, restore
 from civman.store.blobs import BlobStore, StoredBlob, digest_of
 from civman.store.trash import Trash, blob_lock
-from civman.system.machine import spins
+from civman.system.system_facts import spins
 
 WHOLE = "verify"
 """The key of the `Started` that tells how much there is to read in all."""

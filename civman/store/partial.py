@@ -22,10 +22,10 @@ from civman.system.file_io import (
     sync_data,
     write_at,
 )
-from civman.system.machine import boot_id
 from civman.system.move_files import is_in_use, remove_file
 from civman.system.path_rules import LONG_PATHS_HINT, is_too_long
 from civman.system.process_lock import FileLock
+from civman.system.system_facts import boot_id
 
 _JOURNAL_EVERY_BYTES = 4 << 20
 _JOURNAL_EVERY_S = 0.02

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from civman.domain.byte_ranges import Ranges
-from civman.system.machine import boot_id
 from civman.system.move_files import remove_file, replace_file
+from civman.system.system_facts import boot_id
 
 _FORMAT = 1
 

@@ -16,8 +16,8 @@ from civman.errors import Interrupted, StoreError
 from civman.store.digester import Digester
 from civman.store.partial import Partial, store_error
 from civman.store.resume_journal import Journal, Memory, Validator, promised_bytes
-from civman.system.machine import boot_id
 from civman.system.process_lock import FileLock
+from civman.system.system_facts import boot_id
 
 SIZE = 1 << 20
 KEY = "ab" * 32

@@ -1,0 +1,38 @@
+"""The package's map: one name once, nothing loose at the top, every room on the architecture page."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "civman"
+LOOSE = {"__init__.py", "__main__.py", "errors.py", "settings.py"}
+
+
+def modules() -> list[Path]:
+    return [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+
+
+def test_no_module_name_occurs_twice() -> None:
+    twice = [name for name, count in Counter(path.name for path in modules()).items() if count > 1]
+
+    assert twice == []
+
+
+def test_nothing_is_loose_at_the_top() -> None:
+    assert {path.name for path in PACKAGE.glob("*.py")} == LOOSE
+
+
+def test_the_map_has_a_line_for_every_room_and_no_other() -> None:
+    rooms = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("__init__.py")} - {"."}
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+    listed = re.findall(r"^\| `([a-z_/]+)/` \|", page, re.MULTILINE)
+
+    assert sorted(listed) == sorted(rooms)
+
+
+def test_no_module_is_longer_than_500_lines() -> None:
+    long = {path.name: count for path in modules() if (count := len(path.read_text("utf-8").splitlines())) > 500}
+
+    assert long == {}
