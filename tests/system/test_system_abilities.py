@@ -17,7 +17,7 @@ import pytest
 
 from civman.errors import StoreError, UsageError
 from civman.store.partial import store_error
-from civman.system import file_io, file_links, machine, move_files, path_rules, process_lock, sockets
+from civman.system import file_io, file_links, move_files, path_rules, process_lock, sockets, system_facts
 
 PACKAGE = Path(machine.__file__).parents[1]
 
@@ -76,15 +76,15 @@ def test_a_socket_tells_whether_something_came(has_poll: bool, monkeypatch: pyte
 
 
 def test_free_memory_is_counted_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = machine.available_memory_bytes()
+    counted = system_facts.available_memory_bytes()
     assert counted is None or counted > 2**20
     if sys.platform == "linux":
         monkeypatch.setattr(Path, "read_text", refuse)
-        by_pages = machine.available_memory_bytes()
+        by_pages = system_facts.available_memory_bytes()
         assert by_pages is not None
         assert by_pages > 2**20
         monkeypatch.delattr(os, "sysconf")
-        assert machine.available_memory_bytes() is None
+        assert system_facts.available_memory_bytes() is None
 
 
 def refuse(*_: object, **__: object) -> str:
@@ -107,8 +107,8 @@ Pages wired down:                     100000.
 Pages purgeable:                       40000.
 "Translation faults":              900000000.
 """
-    assert machine.vm_stat_bytes(text) == 43_210 * 16384
-    assert machine.vm_stat_bytes("vm_stat: not permitted") is None
+    assert system_facts.vm_stat_bytes(text) == 43_210 * 16384
+    assert system_facts.vm_stat_bytes("vm_stat: not permitted") is None
 
 
 def test_links_say_why_they_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
