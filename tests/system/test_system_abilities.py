@@ -19,7 +19,7 @@ from civman.errors import StoreError, UsageError
 from civman.store.partial import store_error
 from civman.system import file_io, file_links, move_files, path_rules, process_lock, sockets, system_facts
 
-PACKAGE = Path(machine.__file__).parents[1]
+PACKAGE = Path(system_facts.__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def refuse(*_: object, **__: object) -> str:
 
 
 def test_windows_fills_a_structure_of_its_own_size() -> None:
-    assert ctypes.sizeof(machine.MemoryStatus) == 64
-    assert machine.MemoryStatus.available_bytes.offset == 16
+    assert ctypes.sizeof(system_facts.MemoryStatus) == 64
+    assert system_facts.MemoryStatus.available_bytes.offset == 16
 
 
 def test_what_macos_counts_as_free() -> None:
