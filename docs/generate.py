@@ -28,6 +28,8 @@ def page() -> str:
         "Exit codes: [exit-codes.md](exit-codes.md).",
     ]
     for name, command in root.commands.items():
+        if command.hidden:
+            continue
         parts += ["", f"## civman {name}", "", inspect.cleandoc(command.callback.__doc__ or ""), ""]
         rows = [row for param in command.params if param.name not in COMMON and (row := _row(param))]
         if rows:

@@ -20,22 +20,28 @@ _REASONS = 6
 @command(network="option")
 def check(
     session: Session,
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A ref or a file.", show_default=False)],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="The checkpoint: a ref or a file path.", show_default=False)
+    ],
     file: FileOpt = None,
     lora: Annotated[
-        list[str] | None, typer.Option("--lora", "-l", metavar="REF[:SCALE]", help="An adapter (repeatable).")
+        list[str] | None,
+        typer.Option("--lora", "-l", metavar="REF[:SCALE]", help="A LoRA or other adapter (repeatable)."),
     ] = None,
     embedding: Annotated[
-        list[str] | None, typer.Option("--embedding", "-e", metavar="REF", help="A textual inversion (repeatable).")
+        list[str] | None,
+        typer.Option("--embedding", "-e", metavar="REF", help="A textual inversion embedding (repeatable)."),
     ] = None,
-    vae: Annotated[str | None, typer.Option("--vae", metavar="REF", help="A VAE.")] = None,
+    vae: Annotated[
+        str | None, typer.Option("--vae", metavar="REF", help="A VAE to use instead of the checkpoint's own.")
+    ] = None,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Be content where only a part of an adapter applies.")
+        bool, typer.Option("--allow-partial", help="Accept adapters of which only a part fits.")
     ] = False,
 ) -> Result:
-    """Tell whether adapters, embeddings and a VAE go with a checkpoint, module by module, from headers alone.
+    """Check whether LoRAs, embeddings and a VAE fit a checkpoint, module by module, from the file headers.
 
-    Ends with 7 if something cannot work, or applies only in part, and with 11 if nothing shows whether it works.
+    Exit code 7: something cannot work or applies only partly. Exit code 11: it is unknown whether it works.
     """
     from civman.domain.compatibility import check as judge
     from civman.domain.scales import parse_scaled

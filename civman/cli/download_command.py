@@ -22,25 +22,36 @@ def download(
     session: Session,
     refs: RefsArg = None,
     file: FileOpt = None,
-    from_file: Annotated[Path | None, typer.Option("--from", help="A file with refs, one a line.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Name file, size, hash and place; fetch nothing.")] = False,
+    from_file: Annotated[Path | None, typer.Option("--from", help="Read refs from a file, one per line.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show file, size, hash and destination, but download nothing.")
+    ] = False,
     connections: Annotated[
-        int | None, typer.Option(min=1, max=32, help="Connections to one file.", show_default="as many as pay")
+        int | None,
+        typer.Option(min=1, max=32, help="Maximum number of connections per file.", show_default="as many as pay"),
     ] = None,
-    files_at_once: Annotated[int, typer.Option("--at-once", min=1, max=8, help="Files at a time.")] = 3,
-    limit_rate: Annotated[str | None, typer.Option(help="Bytes per second over all: 500K, 20M.")] = None,
-    preview: Annotated[str, typer.Option(help="Preview picture kept beside a file: safe, any or none.")] = "safe",
+    files_at_once: Annotated[
+        int, typer.Option("--at-once", min=1, max=8, help="Number of files to download at the same time.")
+    ] = 3,
+    limit_rate: Annotated[
+        str | None, typer.Option(help="Maximum speed of all downloads together, in bytes per second: 500K, 20M.")
+    ] = None,
+    preview: Annotated[str, typer.Option(help="Which preview image to store with a file: safe, any or none.")] = "safe",
     for_: Annotated[
-        str | None, typer.Option("--for", metavar="CHECKPOINT", help="Refuse what does not fit this checkpoint.")
+        str | None, typer.Option("--for", metavar="CHECKPOINT", help="Refuse files that do not fit this checkpoint.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="With --for: warn instead of refusing.")] = False,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Also files that could run code.")] = False,
-    allow_unsafe: Annotated[bool, typer.Option("--allow-unsafe", help="Also files that fail CivitAI's scan.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --for: only warn about files that do not fit.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Allow pickle files, which could run code when loaded.")
+    ] = False,
+    allow_unsafe: Annotated[
+        bool, typer.Option("--allow-unsafe", help="Allow files that failed CivitAI's virus or pickle scan.")
+    ] = False,
     allow_unverified: Annotated[
-        bool, typer.Option("--allow-unverified", help="Also files for which CivitAI declares no hash.")
+        bool, typer.Option("--allow-unverified", help="Allow files without a hash on CivitAI to verify against.")
     ] = False,
 ) -> Result:
-    """Fetch files, verify them, and put them into the library; go on where an earlier try stopped."""
+    """Download files, verify them and add them to the library. An interrupted download is resumed."""
     from civman.domain.access import Permits
     from civman.download.job import DownloadOptions, previews_named
     from civman.download.rate_limit import RateLimit, parse_rate

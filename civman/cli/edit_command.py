@@ -23,18 +23,22 @@ def edit(
     session: Session,
     ref: RefArg,
     file: FileOpt = None,
-    note: Annotated[str | None, typer.Option(help="A note; empty takes it away.")] = None,
-    tag: Annotated[_Words, typer.Option("--tag", help="A tag of yours (repeatable).")] = None,
-    no_tag: Annotated[_Words, typer.Option("--no-tag", help="Take a tag away (repeatable).")] = None,
-    trigger: Annotated[_Words, typer.Option("--trigger", help="A trigger word that you know of (repeatable).")] = None,
-    no_trigger: Annotated[_Words, typer.Option("--no-trigger", help="Take one away (repeatable).")] = None,
-    rating: Annotated[int | None, typer.Option(min=0, max=5, help="1 to 5 stars; 0 takes them away.")] = None,
-    favourite: Annotated[bool | None, typer.Option("--favourite/--no-favourite", help="One of the best.")] = None,
-    alias: Annotated[str | None, typer.Option(help="A name to call it by.")] = None,
-    no_alias: Annotated[bool, typer.Option("--no-alias", help="Take the name away.")] = False,
-    pin: Annotated[bool | None, typer.Option("--pin/--unpin", help="Never remove it without --force.")] = None,
+    note: Annotated[str | None, typer.Option(help="Set a note; an empty string removes it.")] = None,
+    tag: Annotated[_Words, typer.Option("--tag", help="Add a tag (repeatable).")] = None,
+    no_tag: Annotated[_Words, typer.Option("--no-tag", help="Remove a tag (repeatable).")] = None,
+    trigger: Annotated[_Words, typer.Option("--trigger", help="Add a trigger word (repeatable).")] = None,
+    no_trigger: Annotated[_Words, typer.Option("--no-trigger", help="Remove a trigger word (repeatable).")] = None,
+    rating: Annotated[int | None, typer.Option(min=0, max=5, help="Set 1 to 5 stars; 0 removes the rating.")] = None,
+    favourite: Annotated[
+        bool | None, typer.Option("--favourite/--no-favourite", help="Mark or unmark the file as a favourite.")
+    ] = None,
+    alias: Annotated[str | None, typer.Option(help="Set a name of your own, which works as a ref.")] = None,
+    no_alias: Annotated[bool, typer.Option("--no-alias", help="Remove the alias.")] = False,
+    pin: Annotated[
+        bool | None, typer.Option("--pin/--unpin", help="Protect the file from removal (or stop protecting it).")
+    ] = None,
 ) -> Result:
-    """Note, tag, rate, name and pin what you hold. Kept in the index and beside the file; no update touches it."""
+    """Set your own notes, tags, rating, alias and pin for a file. Updates from CivitAI never change them."""
     from civman.cli.list_command import asset_value
     from civman.manage.annotate import Edit
 

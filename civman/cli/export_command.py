@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 def export(
     session: Session,
     target: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The bundle, for example models.civman.", show_default=False)
+        Path,
+        typer.Argument(metavar="FILE", help="The bundle file to write, for example models.civman.", show_default=False),
     ],
     refs: Annotated[
-        list[str] | None, typer.Argument(metavar="[REF]...", help="What goes into it.", show_default=False)
+        list[str] | None, typer.Argument(metavar="[REF]...", help="The models to export.", show_default=False)
     ] = None,
     file: FileOpt = None,
-    lock: Annotated[bool, typer.Option("--lock", help="What the project's civman.lock names.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Everything the library holds.")] = False,
+    lock: Annotated[bool, typer.Option("--lock", help="Export the files listed in the project's civman.lock.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Export the whole library.")] = False,
     with_notes: Annotated[
-        bool, typer.Option("--with-notes", help="Your notes, tags, ratings and aliases go along.")
+        bool, typer.Option("--with-notes", help="Include your notes, tags, ratings and aliases.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE if it exists.")] = False,
 ) -> Result:
-    """Write models with all that is known of them into one file, for a machine without a network.
+    """Write models with their metadata to a bundle file, for a computer without a network.
 
-    `civman import FILE` takes it in there and proves every byte.
+    Import it there with `civman import FILE`, which verifies every file.
     """
     from civman.errors import UsageError
 

@@ -17,19 +17,23 @@ if TYPE_CHECKING:
 @command(network="option")
 def import_(
     session: Session,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Model files or folders.", show_default=False)],
-    copy: Annotated[bool, typer.Option("--copy", help="Copy into the store instead of leaving them in place.")] = False,
-    link: Annotated[bool, typer.Option("--link", help="Hard-link into the store (makes the files read-only).")] = False,
-    move: Annotated[bool, typer.Option("--move", help="Move into the store.")] = False,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Model files, folders, or a bundle.", show_default=False)
+    ],
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the files into the library.")] = False,
+    link: Annotated[
+        bool, typer.Option("--link", help="Hard-link the files into the library (which makes them read-only).")
+    ] = False,
+    move: Annotated[bool, typer.Option("--move", help="Move the files into the library.")] = False,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also files of a bundle that could run code.")
+        bool, typer.Option("--allow-pickle", help="Allow pickle files in a bundle, which could run code when loaded.")
     ] = False,
 ) -> Result:
-    """Take in models that are here already, whole folders of other programs too, where they lie.
+    """Add existing model files to the library, or whole folders of other programs, without moving them.
 
-    No byte is moved or copied unless asked. Each file is hashed once and CivitAI is asked once about all of them;
-    what it does not know is kept with what the files and their sidecars say. Interrupt it and run it again as you
-    like. A bundle (`civman export`) is copied into the store, every byte proven.
+    Files stay where they are unless you use --copy, --link or --move. Every file is hashed once, and CivitAI is asked
+    about all of them in one request; files it does not know keep the metadata in their headers and sidecar files. You
+    can interrupt the import and run it again. A bundle made by `civman export` is copied and verified.
     """
     from civman.cli.export_command import import_bundle
     from civman.exchange.bundle_archive import is_bundle

@@ -20,11 +20,13 @@ def inspect(
     session: Session,
     ref: RefArg,
     file: FileOpt = None,
-    tensors: Annotated[bool, typer.Option("--tensors", help="Also every tensor's name, type and shape.")] = False,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Also list the name, type and shape of every tensor.")
+    ] = False,
 ) -> Result:
-    """Tell what a file really is: its kind, architecture, format and precision, and who says what of its base.
+    """Show what a file really is: kind, architecture, format, precision, and its base model from three sources.
 
-    REF may be a file on this disk, one in the library, or one on CivitAI, of which only the header is fetched.
+    REF may be a file on this disk, in the library or on CivitAI. From CivitAI only the header is downloaded.
     """
     found = session.library.inspect(ref, file=file)
     return Result(

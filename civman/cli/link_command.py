@@ -43,9 +43,9 @@ def link(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Take the view away; the library stays as it is.")] = False,
 ) -> Result:
-    """Show the library to another program, in its folders and under human names, without a second copy.
+    """Link the library's files into another program's folders under readable names, without copying them.
 
-    Call it again to refresh: it adds, renames and removes only what it made itself.
+    Run it again to refresh the links. It changes and removes only files that it created itself.
     """
     from civman.domain.search_query import model_type_named
     from civman.exchange.view_request import ViewRequest

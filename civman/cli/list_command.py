@@ -27,60 +27,84 @@ def list_assets(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Words in names, tags, trigger words, notes, descriptions; beginnings are enough.", show_default=False
+            help="Words in names, tags, trigger words, notes or descriptions; prefixes match too.", show_default=False
         ),
     ] = None,
     type_: Annotated[
         list[str] | None,
         typer.Option(
-            "--type", "-t", help="Checkpoint, LORA, TextualInversion, VAE … (repeatable)", rich_help_panel=_FILTERS
+            "--type",
+            "-t",
+            help="Model type: Checkpoint, LORA, TextualInversion, VAE … (repeatable)",
+            rich_help_panel=_FILTERS,
         ),
     ] = None,
     base_model: Annotated[
         list[str] | None,
-        typer.Option("--base-model", "-b", help="CivitAI's label (repeatable)", rich_help_panel=_FILTERS),
+        typer.Option(
+            "--base-model", "-b", help='CivitAI base model, such as "SDXL 1.0" (repeatable)', rich_help_panel=_FILTERS
+        ),
     ] = None,
     architecture: Annotated[
         list[str] | None,
-        typer.Option("--architecture", "-a", help="What the tensors show (repeatable)", rich_help_panel=_FILTERS),
+        typer.Option(
+            "--architecture",
+            "-a",
+            help="Architecture of the tensors: sd1, sdxl, flux … (repeatable)",
+            rich_help_panel=_FILTERS,
+        ),
     ] = None,
     fits: Annotated[
         str | None,
-        typer.Option("--fits", metavar="CHECKPOINT", help="What may go with it.", rich_help_panel=_FILTERS),
+        typer.Option(
+            "--fits", metavar="CHECKPOINT", help="Only files that fit this checkpoint.", rich_help_panel=_FILTERS
+        ),
     ] = None,
-    creator: Annotated[str | None, typer.Option(help="A creator's user name.", rich_help_panel=_FILTERS)] = None,
+    creator: Annotated[
+        str | None, typer.Option(help="Only models by this creator (CivitAI user name).", rich_help_panel=_FILTERS)
+    ] = None,
     commercial: Annotated[
-        bool, typer.Option("--commercial", help="Only where pictures may be sold.", rich_help_panel=_FILTERS)
+        bool,
+        typer.Option("--commercial", help="Only files whose licence allows selling images.", rich_help_panel=_FILTERS),
     ] = False,
     safe: Annotated[
-        bool, typer.Option("--safe", help="Only what CivitAI rates PG or PG-13.", rich_help_panel=_FILTERS)
+        bool, typer.Option("--safe", help="Only models that CivitAI rates PG or PG-13.", rich_help_panel=_FILTERS)
     ] = False,
     larger: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="At least so large: 500MB, 2GB.", rich_help_panel=_FILTERS)
+        str | None, typer.Option(metavar="SIZE", help="Minimum file size: 500MB, 2GB.", rich_help_panel=_FILTERS)
     ] = None,
     smaller: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="At most so large.", rich_help_panel=_FILTERS)
+        str | None, typer.Option(metavar="SIZE", help="Maximum file size.", rich_help_panel=_FILTERS)
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(metavar="DATE", help="Added then or later: 2026-03-01, or 30d.", rich_help_panel=_FILTERS),
+        typer.Option(
+            metavar="DATE",
+            help="Only files added since this date (2026-03-01) or within this time (30d).",
+            rich_help_panel=_FILTERS,
+        ),
     ] = None,
     tag: Annotated[
-        list[str] | None, typer.Option("--tag", help="Yours or CivitAI's (repeatable).", rich_help_panel=_YOURS)
+        list[str] | None,
+        typer.Option(
+            "--tag", help="Only files with this tag, yours or CivitAI's (repeatable).", rich_help_panel=_YOURS
+        ),
     ] = None,
     favourite: Annotated[
-        bool | None, typer.Option("--favourite/--no-favourite", help="Favourites only.", rich_help_panel=_YOURS)
+        bool | None,
+        typer.Option("--favourite/--no-favourite", help="Only favourites (or none of them).", rich_help_panel=_YOURS),
     ] = None,
     rating: Annotated[
-        int | None, typer.Option(min=1, max=5, help="At least so many stars.", rich_help_panel=_YOURS)
+        int | None, typer.Option(min=1, max=5, help="Minimum rating in stars.", rich_help_panel=_YOURS)
     ] = None,
     sort: Annotated[
-        str | None, typer.Option(help="relevance, added, name, size, rating or used.", show_default="relevance, added")
+        str | None,
+        typer.Option(help="Sort order: relevance, added, name, size, rating or used.", show_default="relevance, added"),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="How many at most; 0 is all.")] = 50,
-    skip: Annotated[int, typer.Option("--skip", min=0, help="Leave out the first so many.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Maximum number of results; 0 for all.")] = 50,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="Number of results to skip.")] = 0,
 ) -> Result:
-    """Search what the library holds: best match first, newest first without words. Needs no network."""
+    """List or search the files in the library: best matches first, or newest first without search words."""
     from civman.index import AssetFilter
 
     wanted = AssetFilter(

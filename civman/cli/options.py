@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from civman.rendering.save_pictures import OutputOptions
 
 
-YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 RefArg = Annotated[
     str,
     typer.Argument(
@@ -21,7 +21,7 @@ RefArg = Annotated[
 RefsArg = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[REF]...", help="As many refs as you like; `-` reads them from stdin, one a line.", show_default=False
+        metavar="[REF]...", help="One or more refs; `-` reads them from stdin, one per line.", show_default=False
     ),
 ]
 FileOpt = Annotated[
@@ -60,17 +60,20 @@ def _lines(text: str) -> list[str]:
 
 
 FormatOpt = Annotated[
-    str | None, typer.Option("--format", help="png, jpeg or webp.", show_default="as --output's name says, else png")
+    str | None,
+    typer.Option("--format", help="Image format: png, jpeg or webp.", show_default="as --output's name says, else png"),
 ]
 QualityOpt = Annotated[
-    int | None, typer.Option("--quality", help="Of JPEG and WebP, 1 to 100.", show_default="95, WebP lossless")
+    int | None, typer.Option("--quality", help="Quality of JPEG and WebP, 1 to 100.", show_default="95, WebP lossless")
 ]
-NoMetadataOpt = Annotated[bool, typer.Option("--no-metadata", help="The picture tells nothing of its making.")]
+NoMetadataOpt = Annotated[bool, typer.Option("--no-metadata", help="Write no metadata into the image.")]
 StripPromptOpt = Annotated[
-    bool, typer.Option("--strip-prompt", help="It tells settings and models, but no prompt and no recipe.")
+    bool, typer.Option("--strip-prompt", help="Write settings and models into the image, but no prompt and no recipe.")
 ]
-DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps.", show_default="the best")]
-LowVramOpt = Annotated[bool, typer.Option("--low-vram", help="Hold in memory only what works; slower.")]
+DeviceOpt = Annotated[
+    str | None, typer.Option("--device", help="Device to compute on: cpu, cuda, cuda:1, mps.", show_default="the best")
+]
+LowVramOpt = Annotated[bool, typer.Option("--low-vram", help="Use as little device memory as possible; slower.")]
 
 
 def output_options(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from civman.manage.outdated import Offer, UpdateReport
 
-AnyBaseOpt = Annotated[bool, typer.Option("--any-base", help="Also versions for another base model.")]
+AnyBaseOpt = Annotated[bool, typer.Option("--any-base", help="Include versions for another base model.")]
 
 
 @command(network="option")
@@ -22,7 +22,7 @@ def outdated(
     refs: RefsArg = None,
     any_base: AnyBaseOpt = False,
 ) -> Result:
-    """Tell what CivitAI has that is newer, what it replaced under a held id, and what it took away."""
+    """List newer versions on CivitAI, files that were replaced there, and models that were deleted."""
     found = session.library.updates.find(refs or (), any_base=any_base)
     return Result("outdated", _value(found), human=lambda console: _print(console, found), ids=found.refs)
 
@@ -33,11 +33,11 @@ def update(
     refs: RefsArg = None,
     any_base: AnyBaseOpt = False,
     early_access: Annotated[
-        bool, typer.Option("--early-access", help="Also versions in early access, if your account has bought them.")
+        bool, typer.Option("--early-access", help="Include versions in early access that your account has bought.")
     ] = False,
     yes: YesOpt = False,
 ) -> Result | None:
-    """Fetch what `civman outdated` tells of; shows it and asks. What is held stays."""
+    """Download the newer versions that `civman outdated` lists, after asking. Older files stay."""
     from civman.cli.download_command import note_ambiguous, report
 
     found = session.library.updates.find(refs or (), any_base=any_base)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from civman.errors import CivmanError
     from civman.exchange.sync import Added, Synced
 
-AllowPickleOpt = Annotated[bool, typer.Option("--allow-pickle", help="Also files that could run code.")]
+AllowPickleOpt = Annotated[
+    bool, typer.Option("--allow-pickle", help="Allow pickle files, which could run code when loaded.")
+]
 
 
 @command(network="option")
@@ -26,13 +28,16 @@ def add(
     refs: RefsArg = None,
     file: FileOpt = None,
     no_download: Annotated[
-        bool, typer.Option("--no-download", help="Lock what CivitAI declares; fetch with `civman sync` later.")
+        bool,
+        typer.Option(
+            "--no-download", help="Lock the digests that CivitAI declares; download later with `civman sync`."
+        ),
     ] = False,
     allow_pickle: AllowPickleOpt = False,
 ) -> Result:
-    """Write models into the project: civman.toml says which, civman.lock which bytes.
+    """Add models to the project: to civman.toml, and with their exact digests to civman.lock.
 
-    A ref without a version is locked to what is the default now; add it again to move on.
+    A ref without a version is locked to the current default version; add it again to update it.
     """
     from civman.domain.access import Permits
 
@@ -59,7 +64,7 @@ def drop(
     session: Session,
     refs: RefsArg = None,
 ) -> Result:
-    """Remove models from the project's two files. The library keeps its files."""
+    """Remove models from civman.toml and civman.lock. The library keeps their files."""
     dropped = session.library.project.drop(given_refs(refs), folder=Path.cwd())
     return Result(
         "drop",
@@ -72,13 +77,13 @@ def drop(
 @command(network="option")
 def sync(
     session: Session,
-    check: Annotated[bool, typer.Option("--check", help="Only tell what is missing; ends with 3 if something is.")] = (
+    check: Annotated[bool, typer.Option("--check", help="Only list missing files; exit code 3 if there are any.")] = (
         False
     ),
-    lock: Annotated[bool, typer.Option("--lock", help="Bring civman.lock up to date with civman.toml first.")] = False,
+    lock: Annotated[bool, typer.Option("--lock", help="First update civman.lock from civman.toml.")] = False,
     allow_pickle: AllowPickleOpt = False,
 ) -> Result:
-    """Make the library hold exactly the bytes that civman.lock names. Other bytes are refused; nothing is removed."""
+    """Download the files listed in civman.lock, exactly these bytes. Nothing is removed."""
     from civman.domain.access import Permits
 
     with session.downloading() as on_event:

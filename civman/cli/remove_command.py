@@ -23,10 +23,12 @@ def remove(
     refs: RefsArg = None,
     file: FileOpt = None,
     yes: YesOpt = False,
-    force: Annotated[bool, typer.Option("--force", help="Also what is pinned or used by a recipe.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also remove files that are pinned or used by a recipe.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
 ) -> Result | None:
-    """Move files to the library's trash; shows what goes, and asks. `civman restore` undoes it."""
+    """Move files to the library's trash, after asking. `civman restore` undoes it."""
     plan = session.library.trash.plan_removal(given_refs(refs), file=file)
     question = f"Move {_files(len(plan.assets))}, {size(plan.freed_bytes)}, to the trash?"
     is_agreed = yes or dry_run
@@ -55,11 +57,11 @@ def restore(
     session: Session,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[REF]", help="What to bring back; the last removal if none is named."),
+        typer.Argument(metavar="[REF]", help="The removal to undo; default: the most recent one."),
     ] = None,
-    listed: Annotated[bool, typer.Option("--list", help="Show what is in the trash.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the contents of the trash.")] = False,
 ) -> Result:
-    """Bring back what was removed, with your notes and tags."""
+    """Restore removed files, with your notes and tags."""
     from civman.errors import IntegrityError
 
     if listed:

@@ -32,87 +32,139 @@ _SIZE = re.compile(r"(\d+)[x×](\d+)")
 @command()
 def render(
     session: Session,
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A ref or a file.", show_default=False)],
-    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)] = None,
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="The checkpoint: a ref or a file path.", show_default=False)
+    ],
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)] = None,
     file: FileOpt = None,
-    negative: Annotated[str, typer.Option("--negative", "-n", help="What not to draw.")] = "",
+    negative: Annotated[str, typer.Option("--negative", "-n", help="The negative prompt.")] = "",
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="A file of prompts, one a line, for one loaded model.")
+        Path | None, typer.Option("--prompts", help="Read prompts from a file, one per line; the model is loaded once.")
     ] = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option("--lora", "-l", metavar="REF[:UNET[:TE]]", help="An adapter with its scales (repeatable)."),
+        typer.Option(
+            "--lora", "-l", metavar="REF[:UNET[:TE]]", help="A LoRA or other adapter, with its scale (repeatable)."
+        ),
     ] = None,
     embedding: Annotated[
-        list[str] | None, typer.Option("--embedding", "-e", metavar="REF", help="A textual inversion (repeatable).")
+        list[str] | None,
+        typer.Option("--embedding", "-e", metavar="REF", help="A textual inversion embedding (repeatable)."),
     ] = None,
-    vae: Annotated[str | None, typer.Option("--vae", metavar="REF", help="Another VAE.")] = None,
+    vae: Annotated[
+        str | None, typer.Option("--vae", metavar="REF", help="A VAE to use instead of the checkpoint's own.")
+    ] = None,
     trigger: Annotated[
-        str, typer.Option(help="auto: add the LoRAs' trigger words where the prompt has none; off.")
+        str,
+        typer.Option(help="auto: add a LoRA's trigger words if the prompt contains none of them; off: never add any."),
     ] = "auto",
-    sampler: Annotated[str | None, typer.Option("--sampler", "-s", help='For example "DPM++ 2M Karras".')] = None,
-    schedule: Annotated[str | None, typer.Option(help="Karras, Exponential, SGM Uniform, Beta …")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", show_default="20")] = None,
-    cfg: Annotated[float | None, typer.Option(help="Guidance by the prompt.", show_default="7")] = None,
-    cfg_rescale: Annotated[float | None, typer.Option(help="Tames strong guidance, 0 to 1.", show_default="0")] = None,
-    picture_size: Annotated[
-        str | None, typer.Option("--size", metavar="WxH", help="Pixels, multiples of 8.", show_default="the model's")
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", "-s", help='The sampler, for example "DPM++ 2M Karras".')
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the first picture.", show_default="drawn")] = None,
-    count: Annotated[int, typer.Option(help="Pictures; picture n has seed + n.")] = 1,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures at a time.", show_default="1")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="The noise schedule: Karras, Exponential, SGM Uniform, Beta …")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of sampling steps.", show_default="20")] = None,
+    cfg: Annotated[
+        float | None, typer.Option(help="CFG scale: how strongly to follow the prompt.", show_default="7")
+    ] = None,
+    cfg_rescale: Annotated[
+        float | None,
+        typer.Option(help="CFG rescale, 0 to 1, which reduces overexposure at high CFG.", show_default="0"),
+    ] = None,
+    picture_size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", metavar="WxH", help="Width and height in pixels, multiples of 8.", show_default="the model's"
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the first image.", show_default="drawn")] = None,
+    count: Annotated[int, typer.Option(help="Number of images; each one has the next seed.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Number of images to compute at the same time.", show_default="1")
+    ] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="One picture at a time: each has the bytes it would have alone.")
+        bool,
+        typer.Option("--exact", help="Compute images one at a time, so that each is identical to a single render."),
     ] = False,
     grid: GridOpt = None,
-    clip_skip: Annotated[int | None, typer.Option(help="As A1111 counts: 1 is the last layer.")] = None,
-    rng: Annotated[str | None, typer.Option(help="Whose random numbers: cpu or nv.", show_default="cpu")] = None,
-    ensd: Annotated[int | None, typer.Option(help="Eta noise seed delta.", show_default="0")] = None,
-    pad_prompts: Annotated[bool, typer.Option("--pad-prompts", help="Pad both prompts to one length.")] = False,
-    init: Annotated[str | None, typer.Option(metavar="FILE", help="The picture to start from.")] = None,
-    mask: Annotated[str | None, typer.Option(metavar="FILE", help="White is painted anew.")] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="Clip skip as in A1111: 1 uses the last layer.")] = None,
+    rng: Annotated[
+        str | None, typer.Option(help="Source of the noise: cpu, or nv (as on an NVIDIA GPU).", show_default="cpu")
+    ] = None,
+    ensd: Annotated[
+        int | None, typer.Option(help="Eta noise seed delta (ENSD), as in A1111.", show_default="0")
+    ] = None,
+    pad_prompts: Annotated[
+        bool, typer.Option("--pad-prompts", help="Pad prompt and negative prompt to the same length.")
+    ] = False,
+    init: Annotated[str | None, typer.Option(metavar="FILE", help="Input image for image-to-image.")] = None,
+    mask: Annotated[str | None, typer.Option(metavar="FILE", help="Mask image: white areas are inpainted.")] = None,
     mask_blur: Annotated[
-        int | None, typer.Option(help="Pixels by which its edge is softened.", show_default="4")
+        int | None, typer.Option(help="Blur radius of the mask's edge in pixels.", show_default="4")
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How far from the picture, up to 1.", show_default="0.75")
+        float | None,
+        typer.Option(
+            help="Denoising strength, above 0 up to 1: how much the input image may change.", show_default="0.75"
+        ),
     ] = None,
     hires: Annotated[
-        str | None, typer.Option(metavar="SCALE|WxH", help="A second pass, so many times larger or at this size.")
+        str | None,
+        typer.Option(metavar="SCALE|WxH", help="Add a second (hires) pass, larger by this factor or at this size."),
     ] = None,
-    hires_steps: Annotated[int | None, typer.Option(help="Its steps.", show_default="as the first")] = None,
-    hires_strength: Annotated[float | None, typer.Option(help="Its strength.", show_default="0.7")] = None,
-    upscaler: Annotated[str | None, typer.Option(help="latent, lanczos, nearest …", show_default="latent")] = None,
-    prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction, where the file is silent.")] = None,
+    hires_steps: Annotated[
+        int | None, typer.Option(help="Sampling steps of the second (hires) pass.", show_default="as the first")
+    ] = None,
+    hires_strength: Annotated[
+        float | None, typer.Option(help="Denoising strength of the second (hires) pass.", show_default="0.7")
+    ] = None,
+    upscaler: Annotated[
+        str | None,
+        typer.Option(help="How to enlarge before the second pass: latent, lanczos, nearest …", show_default="latent"),
+    ] = None,
+    prediction: Annotated[
+        str | None, typer.Option(help="What the model predicts, epsilon or v_prediction, if its file does not say.")
+    ] = None,
     config: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Component configs, for what no tensor shape tells.")
+        str | None,
+        typer.Option(metavar="DIR", help="Folder with diffusers configs, for settings that tensor shapes do not show."),
     ] = None,
     device: DeviceOpt = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Of the CPU; decides the last bit.", show_default="torch's")
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Number of CPU threads; it affects the last bit of the result.",
+            show_default="torch's",
+        ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16.", show_default="half on a GPU")
+        str | None,
+        typer.Option(help="Precision of the computation: float32, float16 or bfloat16.", show_default="half on a GPU"),
     ] = None,
     low_vram: LowVramOpt = False,
-    force: Annotated[bool, typer.Option("--force", help="Try what compatibility says cannot work.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Render even if the compatibility check fails.")] = False,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Be content where only a part of an adapter applies.")
+        bool, typer.Option("--allow-partial", help="Accept adapters of which only a part fits.")
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A picture's file or a folder.", show_default="the library's renders"),
+        typer.Option("--output", "-o", help="Output file or folder.", show_default="the library's renders"),
     ] = None,
     format: FormatOpt = None,  # noqa: A002  # the option's name
     quality: QualityOpt = None,
     no_metadata: NoMetadataOpt = False,
     strip_prompt: StripPromptOpt = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Settle everything, load and draw nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the plan, but load and render nothing.")
+    ] = False,
 ) -> Result:
-    """Draw pictures with a checkpoint and any number of LoRAs, from what the library holds. Never asks the network.
+    """Make images with a checkpoint and any number of LoRAs from the library. Never uses the network.
 
-    Prompts are written as for A1111: (emphasis:1.2), BREAK, <lora:name:0.8>, embeddings by name. Everything is
-    checked before a weight is loaded; the pictures carry their recipe and are never written over others.
+    Prompts use A1111's syntax: (emphasis:1.2), BREAK, <lora:name:0.8>, embeddings by name. Everything is checked before
+    weights are loaded. Images contain their recipe, and existing files are never overwritten.
     """
     from civman.domain.recipes.machine import Machine
     from civman.domain.recipes.recipe import RenderRequest

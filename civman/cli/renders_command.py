@@ -23,22 +23,28 @@ _PROMPT = 60
 def renders(
     session: Session,
     words: Annotated[
-        list[str] | None, typer.Argument(help="Words in prompts and names of models.", show_default=False)
+        list[str] | None, typer.Argument(help="Words in prompts or model names.", show_default=False)
     ] = None,
     made_with: Annotated[
-        str | None, typer.Option("--with", metavar="REF", help="Made with this checkpoint, LoRA, embedding or VAE.")
+        str | None,
+        typer.Option("--with", metavar="REF", help="Only images made with this checkpoint, LoRA, embedding or VAE."),
     ] = None,
-    since: Annotated[str | None, typer.Option(metavar="DATE", help="Made then or later: 2026-03-01, or 30d.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="Only images made since this date (2026-03-01) or within this time (30d)."),
+    ] = None,
     scan: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="First take in what lies there and carries a recipe.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="First import all images in this folder that contain a recipe."),
     ] = None,
     forget: Annotated[
-        bool, typer.Option("--forget-missing", help="Forget those of the listed whose files are gone.")
+        bool,
+        typer.Option("--forget-missing", help="Remove listed images from the index if their files no longer exist."),
     ] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="How many at most; 0 is all.")] = 50,
-    skip: Annotated[int, typer.Option("--skip", min=0, help="Leave out the first so many.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Maximum number of results; 0 for all.")] = 50,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="Number of results to skip.")] = 0,
 ) -> Result:
-    """List pictures that were made here, newest first; `civman show` and `replay` take refs like `picture:12`."""
+    """List the images made with this library, newest first. `civman show` and `replay` accept `picture:12`."""
     from civman.domain.printed_refs import picture_ref
     from civman.errors import UsageError
     from civman.index.read_pictures import PictureFilter

@@ -40,29 +40,34 @@ def replay(
         str,
         typer.Argument(
             metavar="PICTURE",
-            help="A picture's file, `picture:12` as `civman renders` prints it, a recipe's JSON, or a recipe's digest.",
+            help="An image file, `picture:12` as `civman renders` lists it, a recipe's JSON file, or its SHA-256.",
             show_default=False,
         ),
     ],
-    fetch: Annotated[bool, typer.Option("--fetch", help="Get missing files from CivitAI without asking.")] = False,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Download missing files from CivitAI without asking.")] = False,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Make a variation: seed=8, lora:REF=0.5 … (repeatable)."),
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Change a field of the recipe: seed=8, lora:REF=0.5 … (repeatable)."
+        ),
     ] = None,
     grid: GridOpt = None,
     picture: Annotated[
         list[Path] | None,
-        typer.Option("--picture", metavar="FILE", help="The picture or mask it starts from, if it is not kept here."),
+        typer.Option(
+            "--picture", metavar="FILE",
+            help="The input image or mask of the recipe, if the library has no copy (repeatable).",
+        ),
     ] = None,
     device: DeviceOpt = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Of the CPU.", show_default="as then")
+        int | None, typer.Option(min=1, max=1024, help="Number of CPU threads.", show_default="as then")
     ] = None,
     low_vram: LowVramOpt = False,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Keep the new picture in this file or folder.",
+            "--output", "-o", help="Output file or folder.",
             show_default="renders, unless it is identical",
         ),
     ] = None,
@@ -71,11 +76,10 @@ def replay(
     no_metadata: NoMetadataOpt = False,
     strip_prompt: StripPromptOpt = False,
 ) -> Result:  # fmt: skip
-    """Make a picture again from its recipe and say whether it came out the same: identical, close or different.
+    """Make an image again from its recipe and compare: identical, close or different.
 
-    The recipe travels in the picture and names every file by its SHA-256. Exit 0: identical pixels; 9: close; 10:
-    different. With --set it makes a variation, which has its own recipe and remembers where it came from; with --grid a
-    contact sheet of them.
+    The recipe is stored in the image and identifies every file by its SHA-256. Exit code 0: identical pixels; 9: close;
+    10: different. --set makes a variation with its own recipe; --grid makes a contact sheet of variations.
     """
     from civman.domain.recipes.machine import Machine
     from civman.planning.render_extra import require_render_extra

@@ -17,24 +17,34 @@ if TYPE_CHECKING:
 @command(network="option")
 def search(
     session: Session,
-    words: Annotated[list[str] | None, typer.Argument(help="Words to look for.", show_default=False)] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="Words to search for in names, tags and descriptions.", show_default=False),
+    ] = None,
     type_: Annotated[
-        list[str] | None, typer.Option("--type", "-t", help="Checkpoint, LORA, TextualInversion, VAE … (repeatable)")
+        list[str] | None,
+        typer.Option("--type", "-t", help="Model type: Checkpoint, LORA, TextualInversion, VAE … (repeatable)"),
     ] = None,
     base_model: Annotated[
-        list[str] | None, typer.Option("--base-model", "-b", help='"SD 1.5", "SDXL 1.0", "Pony" … (repeatable)')
+        list[str] | None,
+        typer.Option("--base-model", "-b", help='Base model: "SD 1.5", "SDXL 1.0", "Pony" … (repeatable)'),
     ] = None,
-    tag: Annotated[str | None, typer.Option(help="One tag.")] = None,
-    creator: Annotated[str | None, typer.Option(help="A creator's user name.")] = None,
-    sort: Annotated[str | None, typer.Option(help="Most Downloaded, Newest, Highest Rated …")] = None,
-    period: Annotated[str, typer.Option(help="Day, Week, Month, Year or AllTime.")] = "AllTime",
-    nsfw: Annotated[bool, typer.Option("--nsfw", help="Also what is rated above PG.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Only models with this tag.")] = None,
+    creator: Annotated[str | None, typer.Option(help="Only models by this creator (CivitAI user name).")] = None,
+    sort: Annotated[str | None, typer.Option(help="Sort order: Most Downloaded, Newest, Highest Rated …")] = None,
+    period: Annotated[
+        str, typer.Option(help="Only models updated in this period: Day, Week, Month, Year or AllTime.")
+    ] = "AllTime",
+    nsfw: Annotated[bool, typer.Option("--nsfw", help="Include models rated above PG.")] = False,
     early_access: Annotated[bool, typer.Option("--early-access", help="Only models in early access.")] = False,
-    archived: Annotated[bool, typer.Option("--archived", help="Also models that are archived.")] = False,
+    archived: Annotated[bool, typer.Option("--archived", help="Include archived models.")] = False,
     fits: Annotated[
-        str | None, typer.Option("--fits", metavar="CHECKPOINT", help="Only what goes with it, by CivitAI's labels.")
+        str | None,
+        typer.Option(
+            "--fits", metavar="CHECKPOINT", help="Only models that fit this checkpoint, by CivitAI's base-model labels."
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many models at most.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of models.")] = 20,
 ) -> Result:
     """Find models on CivitAI."""
     from civman.domain.search_query import SearchQuery, base_model_named, model_type_named, period_named, sort_named

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 _PANEL = "Common options"
 LibraryOpt = Annotated[
     Path | None,
-    typer.Option("--library", help="The library's folder.", show_default="settings", rich_help_panel=_PANEL),
+    typer.Option("--library", help="Folder of the library.", show_default="settings", rich_help_panel=_PANEL),
 ]
-_OfflineOpt = Annotated[bool | None, typer.Option("--offline", help="Never use the network.", rich_help_panel=_PANEL)]
+_OfflineOpt = Annotated[bool | None, typer.Option("--offline", help="Do not use the network.", rich_help_panel=_PANEL)]
 _JsonOpt = Annotated[
-    bool, typer.Option("--json", help="One JSON object on stdout, failures too.", rich_help_panel=_PANEL)
+    bool, typer.Option("--json", help="Print one JSON object on stdout, also for errors.", rich_help_panel=_PANEL)
 ]
 _QuietOpt = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Only ids or paths, one a line.", rich_help_panel=_PANEL)
+    bool, typer.Option("--quiet", "-q", help="Print only ids or paths, one per line.", rich_help_panel=_PANEL)
 ]
 _Options = ParamSpec("_Options")
 

@@ -30,13 +30,13 @@ def show(
     session: Session,
     ref: RefArg,
     recipe: Annotated[
-        bool, typer.Option("--recipe", help="Of a picture: its recipe's JSON, for `civman replay`.")
+        bool, typer.Option("--recipe", help="For an image: print only its recipe as JSON, for `civman replay`.")
     ] = False,
 ) -> Result | None:
-    """Tell all about a model, or about a picture.
+    """Show all information about a model or an image.
 
-    Of a model: versions, files, hashes, trigger words, licence, and what of it is here. Of a PNG, JPEG or WebP, whoever
-    made it: prompts, settings, models, which of them are here, and civman's recipe.
+    For a model: versions, files, hashes, trigger words, licence, and which files are in the library. For a PNG, JPEG or
+    WebP made by any program: prompts, settings, models, which of these are in the library, and civman's recipe.
     """
     from civman.domain.replaced_upstream import replaced  # 0.02 s that --help need not wait for
     from civman.errors import UsageError

@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 def gc(
     session: Session,
     yes: YesOpt = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
-    partials: Annotated[int, typer.Option(min=0, metavar="DAYS", help="Partial downloads untouched so long.")] = 14,
-    trash: Annotated[int, typer.Option(min=0, metavar="DAYS", help="What was removed so long ago, for good.")] = 30,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    partials: Annotated[
+        int, typer.Option(min=0, metavar="DAYS", help="Delete partial downloads older than this many days.")
+    ] = 14,
+    trash: Annotated[
+        int, typer.Option(min=0, metavar="DAYS", help="Permanently delete files removed more than this many days ago.")
+    ] = 30,
 ) -> Result | None:
-    """Free what nobody needs: old trash, old partial downloads; files unknown to the index move to the trash."""
+    """Free disk space: delete old trash and partial downloads, and move unknown files to the trash."""
     maintenance = session.library.maintenance
     plan = maintenance.plan_gc(partials_after=timedelta(days=partials), trash_after=timedelta(days=trash))
     is_carried_out = not plan.is_empty and not dry_run
@@ -55,9 +59,9 @@ def gc(
 @command()
 def du(
     session: Session,
-    by: Annotated[str, typer.Option("--by", help="type, base-model, architecture or used.")] = "type",
+    by: Annotated[str, typer.Option("--by", help="Group by type, base-model, architecture or used.")] = "type",
 ) -> Result:
-    """Tell what takes the space: by type, base model, architecture, or when it was last used."""
+    """Show how much disk space the library uses, by type, base model, architecture or last use."""
     usage = session.library.maintenance.disk_usage(by)
     return Result(
         "du",

@@ -20,16 +20,16 @@ _SHOWN = 40
 def verify(
     session: Session,
     refs: Annotated[
-        list[str] | None, typer.Argument(metavar="[REF]...", help="What to verify; everything if none is named.")
+        list[str] | None, typer.Argument(metavar="[REF]...", help="The files to verify; default: all.")
     ] = None,
     file: FileOpt = None,
-    full: Annotated[bool, typer.Option("--full", help="Read what looks unchanged, too.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Fetch broken and missing files again.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Read every file, also those that look unchanged.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Download corrupt and missing files again.")] = False,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Fill the index again from the files and what is kept beside them.")
+        bool, typer.Option("--rebuild", help="Rebuild the index from the files and their sidecar files.")
     ] = False,
 ) -> Result:
-    """Prove stored files: read those that changed since they were last proven. Ends with 6 if one is wrong."""
+    """Verify stored files by their SHA-256. Files unchanged since the last check are not read again."""
     if not repair:
         session.offline = True
     if rebuild:
