@@ -48,14 +48,19 @@ def encode(
     is_xl = any(hasattr(encoder, "text_projection") for encoder in text_encoders)
     if is_xl and is_negative and parsed.is_empty:
         return _zeros(text_encoders)
-    lengths = {embedding.name: embedding.length for embedding in embeddings}
     contexts: list[Tensor] = []
     pooled: Tensor | None = None
     with torch.no_grad():
+        pieces = [
+            cut(parsed, tokenizer, {embedding.name: embedding.length_in(number) for embedding in embeddings})
+            for number, tokenizer in enumerate(tokenizers)
+        ]
+        longest = max(map(len, pieces))  # an embedding that one encoder lacks may make it need fewer chunks
         for number, (encoder, tokenizer) in enumerate(zip(text_encoders, tokenizers, strict=True)):
-            vectors = {embedding.name: embedding.vectors[number] for embedding in embeddings}
+            vectors = {each.name: values for each in embeddings if (values := each.vectors[number]) is not None}
             parts = []
-            for place, chunk in enumerate(cut(parsed, tokenizer, lengths)):
+            chunks = [*pieces[number], *[Chunk((), ())] * (longest - len(pieces[number]))]
+            for place, chunk in enumerate(chunks):
                 hidden, end = _run(encoder, chunk, tokenizer.padding, vectors, clip_skip, is_xl=is_xl)
                 parts.append(_weighted(hidden, chunk))
                 if place == 0 and hasattr(encoder, "text_projection"):
@@ -128,7 +133,8 @@ def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) ->
     def put(_module: nn.Module, _arguments: object, output: Tensor) -> Tensor:
         for insert in chunk.inserts:
             start = insert.offset + 1  # after the start mark
-            output[:, start : start + insert.length] = vectors[insert.name].to(output)
+            if insert.length:
+                output[:, start : start + insert.length] = vectors[insert.name].to(output)
         return output
 
     hook = embedding.register_forward_hook(put)

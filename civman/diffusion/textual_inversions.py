@@ -1,7 +1,6 @@
 """Textual inversions: vectors a prompt calls by name, read from safetensors. Pickles are refused.
 
-Layouts: `emb_params` (A1111), any single tensor under its token's name (diffusers), `clip_l` with `clip_g` (SDXL).
-`text_encoders_0` with `text_encoders_1` is what diffusers' advanced training scripts call the same pair.
+Which tensors they are, alone in a file or packed into an adapter's, is `civman.domain.embedding_tensors`'.
 """
 
 from collections.abc import Sequence
@@ -12,32 +11,41 @@ import torch
 from torch import Tensor
 
 from civman.diffusion.tensor_files import open_tensors
+from civman.domain.embedding_tensors import packed, read_embedding
 from civman.errors import Cause, Incompatible, InvalidModelFile
-
-_PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
-_MATRIX = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """Vectors for one name: a (n, width) float32 tensor for each text encoder, in the encoders' order."""
+    """Vectors for one name: a (n, width) float32 tensor for each text encoder, in the encoders' order.
+
+    None stands for an encoder that the embedding was not made for: the name is left out of what that one reads.
+    """
 
     name: str
-    vectors: tuple[Tensor, ...]
+    vectors: tuple[Tensor | None, ...]
 
     @property
     def length(self) -> int:
-        """How many tokens it takes up."""
-        return int(self.vectors[0].shape[0])
+        """How many tokens it takes up where it is read."""
+        return next(int(each.shape[0]) for each in self.vectors if each is not None)
+
+    def length_in(self, encoder: int) -> int:
+        """How many tokens it takes up in one text encoder's input."""
+        each = self.vectors[encoder]
+        return 0 if each is None else int(each.shape[0])
 
 
-def load_embedding(path: Path, widths: Sequence[int], *, name: str | None = None) -> Embedding:
+def load_embedding(
+    path: Path, widths: Sequence[int], *, name: str | None = None, allow_partial: bool = False
+) -> Embedding:
     """The embedding in a file, for text encoders of these widths.
 
     Args:
-        path: a .safetensors file.
+        path: a .safetensors file: an embedding, or an adapter that packs one.
         widths: hidden size of each of the model's text encoders, in order: (768,), (1024,), (768, 1280), (1280,).
         name: what prompts call it; by default the file's stem.
+        allow_partial: accept an embedding that was made for one of two text encoders.
 
     Raises:
         Incompatible: it is made for other encoders (`code` `embedding-width`).
@@ -45,42 +53,27 @@ def load_embedding(path: Path, widths: Sequence[int], *, name: str | None = None
     """
     name = path.stem if name is None else name
     with open_tensors(path) as file:
-        tensors = {key: file.get_tensor(key).to(torch.float32, copy=True) for key in sorted(file.keys())}
-    found = _as_matrices(tensors, path)
-    if len(found) > len(widths) == 1 and found[-1].shape[1] == widths[0]:
-        found = found[-1:]  # SDXL's refiner has the second encoder only
-    have = [int(each.shape[1]) for each in found]
-    if have != list(widths):
-        raise Incompatible(
-            f"embedding `{name}` is made for text encoders of width {_listed(have)}, "
-            f"the model's have {_listed(widths)}",
-            code=Cause.EMBEDDING_WIDTH,
-            embedding=name,
-            widths=have,
-            model_widths=list(widths),
-        )
-    counts = {int(each.shape[0]) for each in found}
-    if len(counts) != 1:
-        raise InvalidModelFile(f"`{path.name}` has different numbers of vectors for its encoders", name=path.name)
-    if not all(bool(torch.isfinite(each).all()) for each in found):
-        raise InvalidModelFile(f"`{path.name}` holds values that are not finite numbers", name=path.name)
-    return Embedding(name, tuple(found))
-
-
-def _as_matrices(tensors: dict[str, Tensor], path: Path) -> list[Tensor]:
-    picked = next(([tensors[key] for key in pair] for pair in _PAIRS if set(pair) <= tensors.keys()), None)
-    if picked is None:
-        keys = ["emb_params"] if "emb_params" in tensors else list(tensors)
-        if len(keys) != 1:
-            raise InvalidModelFile(
-                f"`{path.name}` is no embedding: {len(keys)} tensors, none called emb_params", name=path.name
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys())}
+        found = read_embedding(packed(shapes, name) or shapes)
+        if isinstance(found, str):
+            raise InvalidModelFile(f"`{path.name}` is no embedding: {found}", name=path.name)
+        places = found.places(widths)
+        if not any(places) or (None in places and not allow_partial):
+            raise Incompatible(
+                f"embedding `{name}` is made for text encoders of width {_listed(found.widths)}, "
+                f"the model's have {_listed(widths)}",
+                code=Cause.EMBEDDING_WIDTH,
+                embedding=name,
+                widths=list(found.widths),
+                model_widths=list(widths),
             )
-        picked = [tensors[keys[0]]]
-    matrices = [each.unsqueeze(0) if each.ndim == 1 else each for each in picked]
-    if not all(each.ndim == _MATRIX and each.numel() for each in matrices):
-        shapes = ", ".join(str(list(each.shape)) for each in picked)
-        raise InvalidModelFile(f"`{path.name}` is no embedding: its tensors have shapes {shapes}", name=path.name)
-    return matrices
+        vectors = [
+            None if place is None else file.get_tensor(place).to(torch.float32, copy=True).reshape(found.length, -1)
+            for place in places
+        ]
+    if not all(each is None or bool(torch.isfinite(each).all()) for each in vectors):
+        raise InvalidModelFile(f"`{path.name}` holds values that are not finite numbers", name=path.name)
+    return Embedding(name, tuple(vectors))
 
 
 def _listed(widths: Sequence[int]) -> str:

@@ -368,6 +368,8 @@ def _embedding(checkpoint: Part, part: Part, support: Support | None) -> _Findin
     theirs = part.identity.text_widths if part.identity else ()
     if not ours or not theirs:
         return _by_family(checkpoint, part, support)
+    if checkpoint.architecture is Architecture.SDXL_REFINER and len(theirs) > 1:
+        theirs = theirs[-1:]  # it has the second encoder only
     shown = f"vectors {' and '.join(map(str, theirs))} wide, text encoders {' and '.join(map(str, ours))}"
     reached = [width for width in ours if width in theirs]
     foreign = [width for width in theirs if width not in ours]

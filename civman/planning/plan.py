@@ -74,9 +74,14 @@ def plan(
     loras = _loras(finder, request, words)
     prompt, told = prompt_references.add_triggers(words.prompt, loras) if conditions.triggers else (words.prompt, ())
     embeddings, uses = prompt_references.embeddings(
-        finder, request.embeddings, (prompt, words.negative), fits=lambda file: _fits(found, file)
-    )
+        finder, request.embeddings, (prompt, words.negative), loras=[lora.found for lora in loras],
+        fits=lambda file: _fits(found, file),
+    )  # fmt: skip
     parts = [*(lora.found for lora in loras), *embeddings, *([vae] if vae else [])]
+    prompt_references.require_widths(
+        found, [(use, lora.found) for lora in loras for use in uses if use.sha256 == lora.found.sha256],
+        allow_partial=conditions.allow_partial or conditions.force,
+    )  # fmt: skip
     warned = _compatible(found, parts, conditions)
     request, limited = _within_limits(
         replace(request, prompt=prompt, negative_prompt=words.negative), checkpoint, pictures
@@ -120,7 +125,8 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
         found, has_other_vae=recipe.vae is not None, config=recipe.config, prediction=recipe.prediction
     )
     parts = [finder.with_digest("lora", use.sha256) for use in recipe.loras]
-    parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings]
+    adapters = {part.sha256 for part in parts}  # an adapter may pack an embedding
+    parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
     parts += [finder.with_digest("vae", recipe.vae)] if recipe.vae else []
     _require_levels(recipe, checkpoint)
     files = {file.sha256: file.planned for file in (found, *parts)}

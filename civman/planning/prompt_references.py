@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from civman.domain.adapters.adapter_tensors import deltas_of
+from civman.domain.embedding_tensors import packed, read_embedding
 from civman.domain.recipes.recipe import EmbeddingUse
-from civman.errors import AmbiguousRef, Cause, UsageError
+from civman.errors import AmbiguousRef, Cause, Incompatible, InvalidModelFile, UsageError
 from civman.planning.find_files import Finder, Found
 from civman.prompts import emphasis
 
@@ -102,11 +104,17 @@ def _folded(text: str) -> str:
 
 
 def embeddings(
-    finder: Finder, named: Sequence[str], prompts: Sequence[str], *, fits: Callable[[Found], bool]
+    finder: Finder,
+    named: Sequence[str],
+    prompts: Sequence[str],
+    *,
+    loras: Sequence[Found] = (),
+    fits: Callable[[Found], bool],
 ) -> tuple[list[Found], list[EmbeddingUse]]:
-    """The embeddings that are named, and held ones that a prompt calls by name, alias or trigger word.
+    """The embeddings that are named, held ones that a prompt calls by name, alias or trigger word, and packed ones.
 
-    `fits` says whether a file goes with the checkpoint; a held one that does not is left alone.
+    Packed ones are those inside the files of `loras`; a file of its own goes before one of the same name. `fits` says
+    whether a file goes with the checkpoint; a held one that does not is left alone.
 
     Raises: UsageError (`embedding-unused`): no prompt calls one that was named. AmbiguousRef: two have one name.
     """
@@ -120,6 +128,12 @@ def embeddings(
     ]  # fmt: skip
     candidates = [*asked, *(found for found in called if fits(found))]
     words = _names(candidates, prompts)
+    known = {_folded(name) for name in words}
+    for lora in loras:
+        for name in deltas_of(lora.header).bundled:
+            if _called(prompts, name) and _folded(name) not in known:
+                known.add(_folded(name))
+                words[name] = lora
     used = _used(words, prompts)
     for found in asked:
         if not any(words[name] is found for name in used):
@@ -160,7 +174,7 @@ def _used(words: Mapping[str, Found], prompts: Sequence[str]) -> set[str]:
     from civman.prompts.token_chunks import cut  # with the tokenizer 0.3 s, and most prompts call nothing
     from civman.prompts.tokenizer import clip_tokenizer
 
-    lengths = {name: _vectors(found) for name, found in words.items()}
+    lengths = {name: _vectors(found, name) for name, found in words.items()}
     tokenizer = clip_tokenizer()
     return {
         insert.name
@@ -170,9 +184,31 @@ def _used(words: Mapping[str, Found], prompts: Sequence[str]) -> set[str]:
     }
 
 
-def _vectors(found: Found) -> int:
-    shapes = [shape for shape in found.header.shapes.values() if len(shape) in (1, 2)]
-    return max((shape[0] for shape in shapes if len(shape) == 2), default=1)
+def require_widths(
+    checkpoint: Found, packed_uses: Sequence[tuple[EmbeddingUse, Found]], *, allow_partial: bool
+) -> None:
+    """Raises: Incompatible: an embedding that an adapter packs was made for other text encoders."""
+    widths = checkpoint.identity.text_widths
+    for use, found in packed_uses:
+        read = read_embedding(packed(found.header.shapes, use.word))
+        places = read.places(widths) if widths and not isinstance(read, str) else ["unknown"]
+        if not any(places) or (None in places and not allow_partial):
+            raise Incompatible(
+                f"the embedding `{use.word}` in `{found.inspected.name}` is made for other text encoders than the"
+                f" checkpoint's, which are {' and '.join(map(str, widths))} wide",
+                hint="leave the word out of the prompt"
+                + (", or --allow-partial applies it where it fits" if any(places) else ""),
+                code=Cause.EMBEDDING_WIDTH, embedding=use.word,
+            )  # fmt: skip
+
+
+def _vectors(found: Found, name: str) -> int:
+    """How many vectors it has. Raises: InvalidModelFile: it is no embedding that can be read."""
+    shapes = found.header.shapes
+    read = read_embedding(packed(shapes, name) or shapes)
+    if isinstance(read, str):
+        raise InvalidModelFile(f"`{found.inspected.name}` holds no embedding `{name}`: {read}", name=name)
+    return read.length
 
 
 def _stems(name: str, alias: str | None) -> tuple[str, ...]:

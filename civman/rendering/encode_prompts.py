@@ -41,4 +41,7 @@ def _padded(engine: Engine, contexts: list[tuple[Any, Any]], recipe: Recipe) -> 
 def _embeddings(engine: Engine, planned: Planned) -> list[Embedding]:
     configs = engine.model.configs
     widths = [int(configs[name]["hidden_size"]) for name in ENCODERS if name in engine.model.components]
-    return [load_embedding(planned.path(use.sha256), widths, name=use.word) for use in planned.recipe.embeddings]
+    return [
+        load_embedding(planned.path(use.sha256), widths, name=use.word, allow_partial=planned.allow_partial)
+        for use in planned.recipe.embeddings
+    ]

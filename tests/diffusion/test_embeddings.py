@@ -165,3 +165,42 @@ def test_pickles_are_refused_whatever_they_are_called(tmp_path, old_format):
         load_embedding(path, [24])
 
     assert caught.value.code == "pickle"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "name"),
+    [
+        ({"bundle_emb.Cat.emb_params": 0}, "cat"),
+        ({"bundle_emb.cat.string_to_param.*": 0}, "cat"),
+        ({"bundle_emb.cat.clip_l": 0}, "cat"),
+        ({"<s1>": 0}, "<s1>"),
+    ],
+)
+def test_an_embedding_packed_into_an_adapter_is_read_by_its_name(tmp_path, tensors, name):
+    vectors, other = (
+        drawn(2, 24),
+        {"lora_unet_x.lora_up.weight": drawn(2, 2), "bundle_emb.dog.emb_params": drawn(3, 24)},
+    )
+    write_safetensors(path := tmp_path / "lora.safetensors", {**other, **dict.fromkeys(tensors, vectors)})
+
+    found = load_embedding(path, [24], name=name)
+
+    assert torch.equal(found.vectors[0], vectors)
+
+
+def test_an_embedding_for_one_of_two_encoders_leaves_the_word_out_of_the_other(tmp_path):
+    write_safetensors(path := tmp_path / "style.safetensors", {"emb_params": drawn(2, 24)})
+
+    found = load_embedding(path, [24, 32], allow_partial=True)
+
+    assert (found.length_in(0), found.length_in(1)) == (2, 0)
+    assert found.vectors[1] is None
+
+
+@pytest.mark.parametrize("extra", ["clip_l_out", "clip_g_out"])
+def test_a_packed_embedding_with_more_than_vectors_is_refused_by_name(tmp_path, extra):
+    tensors = {"bundle_emb.cat.clip_l": drawn(2, 24), f"bundle_emb.cat.{extra}": drawn(2, 24)}
+    write_safetensors(path := tmp_path / "lora.safetensors", tensors)
+
+    with pytest.raises(InvalidModelFile, match=extra):
+        load_embedding(path, [24], name="cat")

@@ -1,0 +1,72 @@
+"""Which tensors of a file are an embedding's vectors, and for which text encoders: read from names and shapes.
+
+Owns: the layouts of textual inversions, alone in their file or packed into an adapter's. Refuses to do: reading the
+vectors (`civman.diffusion.textual_inversions`).
+
+Layouts: `emb_params` and `string_to_param.*` (A1111), any single tensor under its token's name (diffusers), `clip_l`
+with `clip_g` (SDXL), `text_encoders_0` with `text_encoders_1` (diffusers' advanced training scripts). Packed into an
+adapter they stand behind `bundle_emb.NAME.`, and in cloneofsimo's first LoRAs under their token, as `<s1>`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from civman.domain.adapters.adapter_tensors import bundled_name
+from civman.domain.adapters.spellings import BUNDLED
+
+Shape = tuple[int, ...]
+
+_PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
+_SINGLE = ("emb_params", "string_to_param.*", "string_to_param", "clip_l", "clip_g")
+_OTHERS = ("t5", "t5xxl", "name", "step", "sd_checkpoint", "sd_checkpoint_name", "string_to_token.*")
+"""What may stand beside the vectors and concerns no CLIP text encoder."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingTensors:
+    """The vectors of one embedding: a tensor's name and width for each text encoder that it was made for, in order."""
+
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+    length: int
+    """Vectors, the tokens that it takes up."""
+
+    def places(self, widths: Sequence[int]) -> list[str | None]:
+        """For each text encoder of a model, by its width, the tensor that it reads; None where there is none for it."""
+        pairs = list(zip(self.names, self.widths, strict=True))
+        if len(pairs) > len(widths):
+            pairs = pairs[-len(widths) :]  # SDXL's refiner has the second encoder only
+        if len(pairs) == len(widths):
+            return [name if own == wide else None for (name, own), wide in zip(pairs, widths, strict=True)]
+        return [next((name for name, own in pairs if own == wide), None) for wide in widths]
+
+
+def packed(shapes: Mapping[str, Shape], name: str) -> dict[str, Shape]:
+    """The tensors of the embedding that an adapter's file packs as `name`, by their names in the file."""
+    folded = name.casefold()
+    return {key: shape for key, shape in shapes.items() if bundled_name(key, shape).casefold() == folded}
+
+
+def read_embedding(shapes: Mapping[str, Shape]) -> EmbeddingTensors | str:
+    """The embedding that these tensors are, or why they are none."""
+    plain = {_plain(name): name for name in shapes}
+    kept = {name: actual for name, actual in plain.items() if name not in _OTHERS}
+    pair = next((pair for pair in _PAIRS if set(pair) <= kept.keys()), None)
+    chosen = (
+        pair or next(((name,) for name in _SINGLE if name in kept), None) or (tuple(kept) if len(kept) == 1 else ())
+    )
+    if not chosen:
+        return f"{len(shapes)} tensors, none called emb_params"
+    if foreign := kept.keys() - set(chosen):
+        return f"the tensor `{min(foreign)}` beside its vectors, which civman does not apply"
+    names = tuple(kept[name] for name in chosen)
+    found = [(1, *shapes[name]) if len(shapes[name]) == 1 else shapes[name] for name in names]
+    if not all(len(shape) == 2 and all(shape) for shape in found):
+        return f"its tensors have shapes {', '.join(str(list(shapes[name])) for name in names)}"
+    if len({shape[0] for shape in found}) != 1:
+        return "different numbers of vectors for its encoders"
+    return EmbeddingTensors(names, tuple(shape[1] for shape in found), found[0][0])
+
+
+def _plain(name: str) -> str:
+    return name[len(BUNDLED) :].partition(".")[2] if name.startswith(BUNDLED) else name
