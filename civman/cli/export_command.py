@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli.options import FileOpt
-from civman.cli.output import Result, clean, size
+from civman.cli.output import Result, clean, counted, size
 from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def export(
             "files": len(exported.packed),
         },
         human=lambda console: console.print(
-            f"{clean(str(target))}: {len(exported.packed)} files, {size(exported.size_bytes)},"
+            f"{clean(str(target))}: {counted(len(exported.packed), 'file')}, {size(exported.size_bytes)},"
             f" sha256 {exported.sha256}",
             soft_wrap=True,
         ),
@@ -91,4 +91,4 @@ def _print(console: "Console", path: Path, imported: "Sequence[ImportedFile]") -
         title = clean(f"{asset.model_name} {asset.version_name}".strip() or asset.name)
         how = "was here already" if each.was_present else "taken in and verified"
         console.print(f"{title}: {how}, {size(each.size_bytes)}, sha256 {each.sha256[:12]}…", soft_wrap=True)
-    console.print(f"{len(imported)} files from {clean(str(path))}", soft_wrap=True)
+    console.print(f"{counted(len(imported), 'file')} from {clean(str(path))}", soft_wrap=True)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.output import Result, clean, size
+from civman.cli.output import Result, clean, counted, size
 from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _mode(copy: bool, link: bool, move: bool) -> "ImportMode":
 
 def _print(console: "Console", imported: "ImportResult") -> None:
     console.print(
-        f"{imported.found} model files: {imported.taken} taken in ({imported.on_civitai} known to CivitAI), "
+        f"{counted(imported.found, 'model file')}: {imported.taken} taken in ({imported.on_civitai} known to CivitAI), "
         f"{imported.known_before} were known, {imported.duplicates} have the same bytes as another; "
         f"{size(imported.read_bytes)} read"
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.output import Result, clean, size
+from civman.cli.output import Result, clean, counted, size
 from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ def _print(console: "Console", plan: "ViewPlan", linked: "Linked | None") -> Non
     models = [step for step in plan.steps if step.entry.kind == "model" and step.act != "remove"]
     beside = [step for step in plan.steps if step.entry.kind != "model" and step.act != "remove"]
     if linked is None:
-        console.print(f"{len(models)} models and {len(beside)} files beside them; nothing was changed (--dry-run)")
+        what = f"{counted(len(models), 'model')} and {counted(len(beside), 'file')} beside them"
+        console.print(f"{what}; nothing was changed (--dry-run)")
         return
     for notice in linked.notices:
         console.print(f"note: {clean(notice)}")
@@ -136,7 +137,7 @@ def _print(console: "Console", plan: "ViewPlan", linked: "Linked | None") -> Non
     written = sum(entry.size_bytes for entry in linked.entries if entry.kind != "model" or entry.method == "copy")
     console.print(
         f"{clean(str(plan.folder))} shows {len(models)} models to {plan.layout.name} ({how}),"
-        f" {len(beside)} files beside them; disk used: {size(written)}",
+        f" {counted(len(beside), 'file')} beside them; disk used: {size(written)}",
         soft_wrap=True,
     )
 
@@ -147,5 +148,6 @@ def _print_removed(console: "Console", folder: Path, steps: "Sequence[Step]") ->
             console.print(f"  left    {clean(step.path)}  ({clean(step.reason)})", soft_wrap=True)
     gone = sum(step.act == "remove" for step in steps)
     console.print(
-        f"took {gone} files of the view out of {clean(str(folder))}; the library is as it was", soft_wrap=True
+        f"took {counted(gone, 'file')} of the view out of {clean(str(folder))}; the library is as it was",
+        soft_wrap=True,
     )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli.options import RefsArg, YesOpt
-from civman.cli.output import Result, clean, size
+from civman.cli.output import Result, clean, counted, size
 from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def update(
         return Result("outdated", _value(found), human=lambda console: _print(console, found))
     if not yes:
         more = sum(offer.size_bytes or 0 for offer in found.early_access if early_access)
-        question = f"Fetch {len(wanted)} files, {size(found.total_bytes + more)}?"
+        question = f"Fetch {counted(len(wanted), 'file')}, {size(found.total_bytes + more)}?"
         if not session.confirm(question, lambda console: _print(console, found), otherwise="nothing was fetched"):
             return None
     with session.downloading() as on_event:
@@ -92,9 +92,9 @@ def _print(console: "Console", found: "UpdateReport") -> None:
         }[lost.loss]
         kept = "" if lost.loss == "unclear" else f"; the {lost.assets} held here stay"
         console.print(f"{clean(lost.model_name)}: {what}{kept}", style="yellow", soft_wrap=True)
-    unknown = f"; {found.unknown} files are unknown to CivitAI" if found.unknown else ""
+    unknown = f"; {counted(found.unknown, 'file')} not known to CivitAI" if found.unknown else ""
     if found.refs:
-        console.print(f"{len(found.refs)} files to fetch, {size(found.total_bytes)} in all{unknown}")
+        console.print(f"{counted(len(found.refs), 'file')} to fetch, {size(found.total_bytes)} in all{unknown}")
     else:
         console.print(f"nothing newer to fetch for {found.models} models{unknown}")
 

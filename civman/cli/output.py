@@ -159,6 +159,11 @@ def error_value(error: "CivmanError") -> dict[str, Any]:
     }
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, in the plural unless it is 1: "1 file", "1,200 files"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def clean(text: str) -> str:
     """`text` without terminal control characters: names and messages may come from untrusted sources."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli.list_command import since_of
-from civman.cli.output import Result, clean
+from civman.cli.output import Result, clean, counted
 from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def renders(
             raise UsageError(f"no folder: `{scan}`")
         imported = pictures.import_folder(scan)
         session.output.notice(
-            f"{imported.taken} pictures taken in, {imported.known} were known, {imported.others} carry no recipe of"
-            " civman's"
+            f"{counted(imported.taken, 'picture')} imported, {imported.known} were known, {imported.others} carry no"
+            " recipe of civman's"
         )
         for problem in imported.problems:
             session.output.notice(problem)
@@ -98,7 +98,7 @@ def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip:
     from civman.domain.printed_refs import picture_ref
 
     if not found:
-        console.print("no pictures" if not total else f"only {total} pictures")
+        console.print("no pictures" if not total else f"only {counted(total, 'picture')}")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title, justify in (("ref", "left"), ("made", "left"), ("seed", "right"), ("prompt", "left"), ("file", "left")):

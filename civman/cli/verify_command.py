@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli.options import FileOpt
-from civman.cli.output import Result, clean, size
+from civman.cli.output import Result, clean, counted, size
 from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def _print(console: "Console", verdicts: "list[Verdict]") -> None:
         console.print(f"  {clean(verdict.problem)}" if verdict.problem else "")
     read = [verdict for verdict in verdicts if verdict.state is State.OK]
     if len(read) > _SHOWN:
-        console.print(f"{len(read):,} files read and proven, {size(sum(verdict.size_bytes for verdict in read))}")
+        console.print(
+            f"{counted(len(read), 'file')} read and proven, {size(sum(verdict.size_bytes for verdict in read))}"
+        )
     if unchanged:
         since = min(verdict.proven_at for verdict in unchanged if verdict.proven_at is not None)
         console.print(
@@ -110,6 +112,6 @@ def _rebuild(session: Session) -> Result:
 
 def _print_rebuilt(console: "Console", rebuilt: "Rebuilt") -> None:
     console.print(
-        f"the index holds {rebuilt.assets} files again"
+        f"the index holds {counted(rebuilt.assets, 'file')} again"
         + (f", and {rebuilt.bare} more of which only the bytes are known" if rebuilt.bare else "")
     )

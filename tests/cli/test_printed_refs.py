@@ -95,9 +95,13 @@ def test_every_printed_ref_is_accepted_by_every_command(
     bundle, view = tmp_path / "b.civman", tmp_path / "view"
     refused = []
     for ref in sorted(refs):
+        is_added = False
         for command in COMMANDS:
             argv = [word.format(ref, bundle=bundle, view=view) for word in command]
             run = civman(*argv, "--json")
+            if command[0] == "drop" and not is_added:
+                continue  # the ref was understood, but its file cannot be had: early access, for example
+            is_added = command[0] == "add" and run.code == 0
             code = json.loads(run.out).get("error", {}).get("code", "")
             needs_file = command[0] not in ("show", "download", "inspect", "add", "drop", "check")
             if code in REFUSALS and not (needs_file and ref not in stored and code == "not-found"):

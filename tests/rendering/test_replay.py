@@ -408,7 +408,7 @@ def test_pictures_are_taken_in_again_after_a_loss(
     found = run.json["renders"]["pictures"]
     assert {Path(each["path"]).name for each in found} == {"circle.png", "plain.jpg", "plain.webp"}
     again = civman("renders", "--scan", made.pictures["circle.png"].parent)
-    assert "0 pictures taken in, 3 were known" in again.err
+    assert "0 pictures imported, 3 were known" in again.err
 
 
 def test_removing_a_model_tells_of_the_pictures_made_with_it(at_home: Made, civman: Civman) -> None:
