@@ -1,1 +1,1 @@
-"""Getting a file: which one, whether it may be had, its bytes over several connections, proven, stored, indexed."""
+"""Downloading: choose the file, check that it may be downloaded, fetch it, verify it, store it and index it."""

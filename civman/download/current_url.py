@@ -10,14 +10,17 @@ class CurrentUrl:
     """One signed URL, requested from CivitAI when it is first needed and after it was discarded. Thread-safe."""
 
     def __init__(self, request: Callable[[], DownloadAddress]) -> None:
-        """`request` asks CivitAI for a fresh URL; each call counts against the account."""
+        """`request` asks CivitAI for a fresh URL. Each call counts against the account's rate limit."""
         self._request = request
-        self._requesting = threading.Lock()  # held for as long as CivitAI takes, which may be minutes
+        self._requesting = threading.Lock()  # held while waiting for CivitAI's response, which may take minutes
         self._lock = threading.Lock()
         self._address: DownloadAddress | None = None
 
     def get(self) -> DownloadAddress:
-        """The URL in use; one thread requests it and the others wait. Raises: as the request does."""
+        """The URL in use. If there is none, one thread requests it while the others wait.
+
+        Raises: what `request` raises.
+        """
         with self._requesting:
             address = self._address
             if address is None:
@@ -27,11 +30,11 @@ class CurrentUrl:
             return address
 
     def is_current(self, address: DownloadAddress | None) -> bool:
-        """Whether `address` is what `get` returned last, or nothing has been returned yet and it is None."""
+        """Whether `address` is the one that `get` returned last, or it is None and `get` has not returned one yet."""
         return address is self._address
 
     def discard(self, address: DownloadAddress | None) -> None:
-        """Request a fresh URL next time, unless another thread has replaced `address` already."""
+        """Make the next `get` request a fresh URL, unless another thread has already replaced `address`."""
         with self._lock:
             if address is self._address:
                 self._address = None

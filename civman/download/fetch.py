@@ -1,4 +1,7 @@
-"""One file from CivitAI into the store: fetched, read back, proven, named. In that order, or not at all."""
+"""Downloads one file from CivitAI into the store: receive it, read it back from disk, verify it, then give it its name.
+
+The file gets its final name only after every earlier step has succeeded.
+"""
 
 import hashlib
 import threading
@@ -30,7 +33,10 @@ _EVENT_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A proven file. `declared_by` is "civitai" where its digest was compared with CivitAI's, else "civman"."""
+    """A verified file.
+
+    `declared_by`: "civitai" if its digest was compared with one that CivitAI declares, else "civman".
+    """
 
     blob: StoredBlob
     declared_by: str
@@ -39,7 +45,7 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Fetcher:
-    """Where files come from and where they go; shared by all files of a command."""
+    """Downloads files from CivitAI into the store. All files of one command share it."""
 
     client: CivitaiClient
     store: BlobStore
@@ -47,18 +53,19 @@ class Fetcher:
     options: TransferOptions = field(default_factory=TransferOptions)
 
     def fetch(self, version: ModelVersion, file: ModelFile, *, on_event: OnEvent, cancel: threading.Event) -> Fetched:
-        """The bytes of `file`, verified and in the store; from the store alone where they are there already.
+        """Download and verify `file` and put it in the store. A file that is already stored is not downloaded again.
 
         `on_event` is called from several threads.
-        Raises: NetworkError, NotAllowed, NotFound: they did not come. IntegrityError: they are not what CivitAI
-            declared, or no model file. StoreError. Interrupted: `cancel` was set. What has arrived is kept, unless
-            it is known to be wrong.
+
+        Raises: NetworkError, NotAllowed, NotFound: the download failed. IntegrityError: the bytes are not what CivitAI
+            declares, or not a model file. StoreError. Interrupted: `cancel` was set. The bytes received so far are kept
+            for the next attempt, unless they are known to be wrong.
         """
         declared_by = "civitai" if _has_declaration(file.hashes) else "civman"
         if file.size_bytes == 0:
-            raise InvalidModelFile(f"`{file.name}` is no model: CivitAI says that it is empty", name=file.name)
+            raise InvalidModelFile(f"`{file.name}` is not a model file: CivitAI says that it is empty", name=file.name)
         partial = self.store.partial(partial_key(version, file))
-        present = self._take(partial, file, on_event, cancel)
+        present = self._lock_or_find(partial, file, on_event, cancel)
         if present is not None:
             on_event(Finished(partial.key, file.name, present.size_bytes, was_present=True))
             return Fetched(present, declared_by, was_present=True)
@@ -69,24 +76,30 @@ class Fetcher:
         on_event(Finished(partial.key, file.name, blob.size_bytes))
         return Fetched(blob, declared_by, was_present=False)
 
-    def _take(self, partial: Partial, file: ModelFile, on_event: OnEvent, cancel: threading.Event) -> StoredBlob | None:
-        """Own the partial, or find the blob: another process may be fetching the same file, and is let finish."""
-        has_told = False
+    def _lock_or_find(
+        self, partial: Partial, file: ModelFile, on_event: OnEvent, cancel: threading.Event
+    ) -> StoredBlob | None:
+        """Lock the partial file for this process and return None, or return the stored blob.
+
+        While another process is downloading the same file, wait until it has finished.
+        """
+        has_reported = False
         while True:
             present = self._present(file)
             if present is not None:
                 return present
             if partial.acquire():
-                present = self._present(file)  # it may have come between the look and the lock
+                # the other process may have stored it after the check above and before we got the lock
+                present = self._present(file)
                 if present is not None:
                     partial.close(discard=True)
                 return present
-            if not has_told:
+            if not has_reported:
                 on_event(Started(partial.key, file.name, file.size_bytes, partial.journaled_bytes()))
-                on_event(Waiting(partial.key, "another civman is fetching this file"))
-                has_told = True
+                on_event(Waiting(partial.key, "another civman process is downloading this file"))
+                has_reported = True
             if cancel.wait(_POLL_S):
-                raise Interrupted(f"`{file.name}` was stopped")
+                raise Interrupted(f"the download of `{file.name}` was stopped")
 
     def _present(self, file: ModelFile) -> StoredBlob | None:
         return self.store.find(file.hashes.sha256) if file.hashes.sha256 else None
@@ -102,24 +115,24 @@ class Fetcher:
         for attempt in range(_ATTEMPTS):
             on_event(Started(partial.key, file.name, file.size_bytes, partial.held_bytes))
             try:
-                actual = self._bytes(partial, version, file, on_event, cancel, is_first=attempt == 0)
+                actual = self._download(partial, version, file, on_event, cancel, is_first=attempt == 0)
             except Changed as change:
                 reason = str(change)
             else:
                 expected = file.hashes.sha256
                 if expected in (None, actual) or not partial.held_bytes:
-                    return self._prove(partial, file, actual)
-                reason = "the bytes kept from an earlier attempt are wrong"
+                    return self._verify_and_commit(partial, file, actual)
+                reason = "the bytes from an earlier attempt do not have the right SHA-256"
             if attempt + 1 < _ATTEMPTS:
                 on_event(Restarted(partial.key, reason))
             partial.reset()
         raise IntegrityError(
-            f"`{file.name}` changes while it is downloaded: {reason}",
+            f"`{file.name}` keeps changing while it is downloaded: {reason}",
             code=Cause.CHANGED,
             hint="wait until its creator has finished uploading, then try again",
         )
 
-    def _bytes(
+    def _download(
         self,
         partial: Partial,
         version: ModelVersion,
@@ -129,16 +142,16 @@ class Fetcher:
         *,
         is_first: bool,
     ) -> Sha256:
-        """All bytes in the partial; their SHA-256 as read back from disk."""
+        """Download all missing bytes into the partial file. Returns its SHA-256 as read back from disk."""
         if partial.size_bytes is not None:
             partial.reserve(partial.size_bytes)
-        told = 0
+        reported = 0
 
-        def tell(done: int) -> None:
-            nonlocal told
+        def report(done: int) -> None:
+            nonlocal reported
             size = partial.size_bytes or 0
-            if done - told >= _EVENT_BYTES or done == size:
-                told = done
+            if done - reported >= _EVENT_BYTES or done == size:
+                reported = done
                 on_event(Verifying(partial.key, done, size))
 
         has_digest = file.hashes.sha256 is not None
@@ -151,7 +164,8 @@ class Fetcher:
                 size_bytes=file.size_bytes,
                 name=file.name,
                 has_digest=has_digest,
-                # replicas of one file may have an ETag each; where a digest decides, they are believed once
+                # mirrors of one file may send different ETags: with a SHA-256 to check, a changed ETag restarts only
+                # once
                 compares_etags=is_first or not has_digest,
             ),
             name=file.name,
@@ -159,14 +173,14 @@ class Fetcher:
             on_event=on_event,
             cancel=cancel,
         )
-        digester = Digester(partial, tell)
+        digester = Digester(partial, report)
         try:
             transfer.run()
             return digester.finish(cancel)
         finally:
             digester.stop()
 
-    def _prove(self, partial: Partial, file: ModelFile, actual: Sha256) -> StoredBlob:
+    def _verify_and_commit(self, partial: Partial, file: ModelFile, actual: Sha256) -> StoredBlob:
         try:
             if file.hashes.sha256 in (None, actual):
                 check_content(partial.path, file)
@@ -179,22 +193,23 @@ class Fetcher:
 
 
 def partial_key(version: ModelVersion, file: ModelFile) -> str:
-    """The name of the partial: the digest it must have, or the file's identity where none is declared."""
+    """The name of the partial file: the declared SHA-256, or else the ids of the version and the file."""
     named = file.id or hashlib.sha256(file.name.encode("utf-8", "replace")).hexdigest()[:12]
     return file.hashes.sha256 or f"version-{version.id}-file-{named}"
 
 
 def check_content(path: Path, file: ModelFile) -> None:
-    """Pass if the file at `path` is what its name says, as far as its first bytes and small digests tell.
+    """Check that the file at `path` has the content that its name suggests, by its first bytes and its digests.
 
-    Raises: InvalidModelFile: a web page, a broken header. HashMismatch: another declared digest is wrong.
+    Raises: InvalidModelFile: it is a web page, for instance, or its header is broken. HashMismatch: the SHA-256 is not
+        declared and another declared digest does not match.
     """
     if file.suffix == ".safetensors":
         read_header(path)
     else:
         found = sniff(read_first(path))
         if found in _NEVER_MODELS:
-            raise InvalidModelFile(f"`{file.name}` is no model: its content is {found.value}", name=file.name)
+            raise InvalidModelFile(f"`{file.name}` is not a model file: its content is {found.value}", name=file.name)
     if file.hashes.sha256 is None:
         for algorithm, expected in file.hashes.known().items():
             actual = _small_digest(path, algorithm)
@@ -207,7 +222,7 @@ def _has_declaration(hashes: Hashes) -> bool:
 
 
 def _small_digest(path: Path, algorithm: str) -> str | None:
-    """The digest by one of CivitAI's other algorithms, or None where it is not computed here (BLAKE3, AutoV1)."""
+    """The file's digest by `algorithm`, or None for algorithms that civman does not compute (BLAKE3, AutoV1)."""
     if algorithm == "crc32":
         value = 0
         with path.open("rb") as file:

@@ -1,6 +1,6 @@
-"""Downloading the files that a recipe names and that are not stored: by id first, by digest where that fails.
+"""Downloads the model files that a recipe needs and the library lacks: by CivitAI's id first, then by SHA-256.
 
-Every file is verified by its SHA-256; another file under the same id is never accepted for it.
+Every file is verified by its SHA-256. If an id now belongs to a different file, that file is never used instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,15 @@ def fetch_missing(
     download: Download,
     on_notice: Callable[[str], None],
 ) -> list[Asset]:
-    """Fetch all that is missing, in order; `resolve` asks CivitAI what a ref means, `download` fetches and verifies.
+    """Download all `missing` files, in order.
+
+    `resolve` asks CivitAI for the version that a ref means; `download` fetches and verifies a file.
 
     Raises:
-        Gone: deleted upstream, and nobody there has the bytes under another id. IntegrityError (`replaced-upstream`):
-            the id now stands for other bytes. NotFound (`not-on-civitai`): it never came from there.
-        NotAllowed, NetworkError, StoreError: as downloads do.
+        Gone: it was deleted from CivitAI, and no other version there has a file with this SHA-256.
+        IntegrityError (`replaced-upstream`): the id now belongs to a file with another SHA-256.
+        NotFound (`not-on-civitai`): the file did not come from CivitAI, and CivitAI does not know its SHA-256.
+        NotAllowed, NetworkError, StoreError: the download failed.
     """
     return [_fetch(each, resolve, download, on_notice) for each in missing]
 
@@ -48,7 +51,7 @@ def _fetch(
     except (NetworkError, NotAllowed):
         raise
     except CivmanError:
-        raise _explained(lost, by_id) from by_id
+        raise _final_error(lost, by_id) from by_id
     if by_id is not None:
         on_notice(
             f"`{lost.name}` was found under another id: {elsewhere.version.model.name}, version {elsewhere.version.id}"
@@ -57,7 +60,10 @@ def _fetch(
 
 
 def _ref(lost: Missing, air: str, resolve: Callable[[str], ResolvedVersion]) -> str:
-    """A ref for the file with these bytes among the version's. Raises: IntegrityError: there is none any more."""
+    """A ref to the file of the version `air` that has the needed SHA-256.
+
+    Raises: IntegrityError: no file of the version has this SHA-256.
+    """
     version = resolve(air).version
     declared: dict[Sha256, int | None] = {
         file.hashes.sha256: file.id for file in version.files if file.hashes.sha256 is not None
@@ -65,9 +71,9 @@ def _ref(lost: Missing, air: str, resolve: Callable[[str], ResolvedVersion]) -> 
     if lost.sha256 not in declared:
         now = ", ".join(f"{sha256[:12]}…" for sha256 in declared) or "none"
         raise IntegrityError(
-            f"`{lost.name}`: CivitAI has other bytes under {air} now (sha256 {now}; wanted {lost.sha256[:12]}…)",
-            hint="somebody who has the old file can give it to you: `civman import FILE`; `civman render` makes a new"
-            " picture with the new file",
+            f"`{lost.name}`: CivitAI now has a different file under {air} (SHA-256 {now}; needed: {lost.sha256[:12]}…)",
+            hint="get the old file from somebody who has it and run `civman import FILE`, or make a new picture with"
+            " the new file: `civman render`",
             code=Cause.REPLACED_UPSTREAM, expected=lost.sha256, air=air,
         )  # fmt: skip
     parsed = parse_ref(air)
@@ -77,18 +83,18 @@ def _ref(lost: Missing, air: str, resolve: Callable[[str], ResolvedVersion]) -> 
     return air
 
 
-def _explained(lost: Missing, by_id: CivmanError | None) -> CivmanError:
+def _final_error(lost: Missing, by_id: CivmanError | None) -> CivmanError:
     if isinstance(by_id, IntegrityError):
         return by_id
     facts = {"sha256": str(lost.sha256), "air": lost.air or ""}
-    hint = "somebody who has the file can give it to you: `civman import FILE`"
+    hint = "get the file from somebody who has it and run `civman import FILE`"
     if lost.air is None:
         return NotFound(
-            f"`{lost.name}` did not come from CivitAI, which does not know these bytes (sha256 {lost.sha256[:12]}…)",
+            f"`{lost.name}` did not come from CivitAI, and no file there has its SHA-256 ({lost.sha256[:12]}…)",
             hint=hint, code=Cause.NOT_ON_CIVITAI, **facts,
         )  # fmt: skip
     return Gone(
-        f"`{lost.name}` is no longer on CivitAI: {lost.air} was deleted, and no other version has these bytes"
-        f" (sha256 {lost.sha256[:12]}…)",
+        f"`{lost.name}` is no longer on CivitAI: {lost.air} was deleted, and no other version has a file with this"
+        f" SHA-256 ({lost.sha256[:12]}…)",
         hint=hint, code=Cause.DELETED_UPSTREAM, **facts,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A download as a whole: which file is meant, whether it may be had, its bytes, its place in the index."""
+"""Downloads as a whole: choose the file, check that it may be downloaded, fetch it, record it in the index."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -33,11 +33,11 @@ from civman.store.trash import blob_lock, take_back
 _MOST_CONNECTIONS = 24
 _PREVIEW_BYTES = 32 << 20
 _SAFE_LEVEL = 1
-"""CivitAI's PG."""
+"""CivitAI's NSFW level for images rated PG."""
 
 
 class Previews(StrEnum):
-    """Which preview picture is kept beside a file."""
+    """Which preview image to store with a model file."""
 
     SAFE = "safe"
     ANY = "any"
@@ -45,23 +45,23 @@ class Previews(StrEnum):
 
 
 def previews_named(name: str) -> Previews:
-    """The choice called `name`. Raises: UsageError."""
+    """The `Previews` value for a user's choice. Raises: UsageError: there is no such choice."""
     try:
         return Previews(name.lower())
     except ValueError:
-        raise UsageError(f"`{name}` is no choice of preview", hint="one of: safe, any, none") from None
+        raise UsageError(f"`{name}` is not a valid preview choice", hint="one of: safe, any, none") from None
 
 
 Examine = Callable[[ModelVersion, ModelFile], list[str]]
-"""Asked about each file before it is fetched: what to tell a person, or a CivmanError that refuses it."""
+"""Called for each file before it is downloaded. Returns notices for the user, or raises a CivmanError to refuse it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadOptions:
-    """Connections, rate limit, preview and checks of a download."""
+    """Settings of a download: connections, speed limit, preview image, and a check to run before each file."""
 
     connections: int | None = None
-    """To one file; None: as many as pay."""
+    """Connections per file; None: as many as make the download faster."""
     files_at_once: int = 3
     limit: RateLimit | None = None
     preview: Previews = Previews.SAFE
@@ -70,28 +70,28 @@ class DownloadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One file to be had."""
+    """One file to download."""
 
     ref: str
     resolved: ResolvedVersion
     file: ModelFile
     name: str
-    """The file's name, safe for any file system."""
+    """The file's name, made safe for any file system."""
     notices: tuple[str, ...]
     held: Asset | None
-    """The asset, where these bytes are here and known as this file already."""
+    """The stored asset, if the index already has this file of this version."""
     is_stored: bool
-    """Whether the bytes are here already, whatever they are known as."""
+    """Whether the bytes are in the store already, even if only under another version or name."""
 
     @property
     def version(self) -> ModelVersion:
-        """The version that the file belongs to."""
+        """The model version that the file belongs to."""
         return self.resolved.version
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one ref: an asset, or an error."""
+    """The result of downloading one ref: an asset or an error."""
 
     ref: str
     asset: Asset | None = None
@@ -100,7 +100,7 @@ class Outcome:
 
 
 def shown_ref(text: str) -> str:
-    """`text` as it may be shown and kept: what a person pastes may hold a key in its query."""
+    """`text` without the query of a URL, which may contain an API key: safe to show and to store."""
     try:
         return str(parse_ref(text))
     except InvalidRef:
@@ -108,7 +108,7 @@ def shown_ref(text: str) -> str:
 
 
 class Downloads:
-    """Downloads of one command. For one thread; it uses others inside."""
+    """The downloads of one command. Use it from one thread; it starts others itself."""
 
     def __init__(
         self,
@@ -121,18 +121,21 @@ class Downloads:
         clock: Callable[[], datetime],
         patience: Patience,
     ) -> None:
-        """`network` describes how storage is reached, and contains the API key."""
+        """`network` has the API key and the settings for connections to the storage servers."""
         self._index = index
         self._store = store
         self._client = client
         self._network = network
-        self._tls = cache(tls_context)  # 0.03 s a piece
+        self._tls = cache(tls_context)  # loading the CA certificates takes 0.03 s, so do it once
         self._resolve = resolve
         self._clock = clock
         self._patience = patience
 
     def plan(self, ref: str, *, file: str | None, permits: Permits, examine: Examine | None = None) -> Job:
-        """Which file `ref` means. Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused: it cannot be had."""
+        """Choose the file that `ref` means and check that it may be downloaded.
+
+        Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused: it cannot be downloaded.
+        """
         resolved = self._resolve(ref)
         version = resolved.version
         if not version.files:
@@ -158,7 +161,7 @@ class Downloads:
         return Job(shown_ref(ref), resolved, chosen, name, tuple(notices), held, stored is not None)
 
     def find_stored(self, ref: str, file: str | None) -> Outcome | None:
-        """The library's file that `ref` means, for files that CivitAI does not have; None if there is none."""
+        """The stored file that `ref` means, for a file that CivitAI does not have; None if it is not stored either."""
         try:
             asset = find_asset(self._index, parse_ref(ref), file)
         except (NotFound, AmbiguousRef, UsageError):
@@ -169,9 +172,9 @@ class Downloads:
     def run(
         self, refs: Sequence[str], *, file: str | None, permits: Permits, options: DownloadOptions, on_event: OnEvent
     ) -> list[Outcome]:
-        """All of `refs`, some at a time; an outcome for each, in their order.
+        """Download all `refs`, a few at a time. Returns an outcome for each, in the same order.
 
-        Raises: Interrupted, KeyboardInterrupt: after every connection was closed; what has arrived is kept.
+        Raises: Interrupted, KeyboardInterrupt: after all connections are closed. The bytes received so far are kept.
         """
         at_once = max(1, min(options.files_at_once, len(refs)))
         transfer_options = TransferOptions(
@@ -187,15 +190,16 @@ class Downloads:
         pool = ThreadPoolExecutor(at_once, thread_name_prefix="file")
         try:
             for number, ref in enumerate(refs):
-                job = self._planned(ref, file, permits, options.examine, on_event)
+                job = self._plan_or_report(ref, file, permits, options.examine, on_event)
                 if isinstance(job, Outcome):
                     outcomes[number] = job
                 else:
                     named = replace(job.file, name=job.name)
                     future = pool.submit(fetcher.fetch, job.version, named, on_event=on_event, cancel=cancel)
                     running[future] = number, job
-                    remember(self._index, job.resolved, self._clock())  # while the bytes come
-                    from civman.manage import inspection  # noqa: F401  0.05 s of rules, for when they are there
+                    remember(self._index, job.resolved, self._clock())  # done now, while the file is being downloaded
+                    # importing the detection rules takes 0.05 s: do it now, while the file is being downloaded
+                    from civman.manage import inspection  # noqa: F401
                 while len(running) >= 2 * at_once:
                     self._collect(running, outcomes, options, on_event)
             while running:
@@ -205,7 +209,7 @@ class Downloads:
             pool.shutdown(wait=True, cancel_futures=True)
         return [outcomes[number] for number in sorted(outcomes)]
 
-    def _planned(
+    def _plan_or_report(
         self, ref: str, file: str | None, permits: Permits, examine: Examine | None, on_event: OnEvent
     ) -> Job | Outcome:
         try:
@@ -227,31 +231,35 @@ class Downloads:
         options: DownloadOptions,
         on_event: OnEvent,
     ) -> None:
-        """Take in what has finished, waiting a moment for the first."""
+        """Collect the outcomes of finished downloads, waiting up to 0.1 s for the first one."""
         done, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
         for future in done:
             number, job = running.pop(future)
             try:
-                outcomes[number] = self._kept(job, future.result(), options, on_event)
+                outcomes[number] = self._record(job, future.result(), options, on_event)
             except Interrupted:
                 raise
             except CivmanError as error:
                 on_event(Failed(partial_key(job.version, job.file), job.name, error.code, error.message))
                 outcomes[number] = Outcome(job.ref, error=error)
 
-    def _kept(self, job: Job, fetched: Fetched, options: DownloadOptions, on_event: OnEvent) -> Outcome:
-        """Give the proven bytes their place in the index. The row comes last: a crash leaves bytes, never a row."""
+    def _record(self, job: Job, fetched: Fetched, options: DownloadOptions, on_event: OnEvent) -> Outcome:
+        """Record a downloaded file in the index.
+
+        The row is written last: a crash may leave a file without a row, never a row without a file.
+        """
         if job.held is not None and fetched.was_present:
             return Outcome(job.ref, job.held, was_present=True)
-        from civman.manage.inspection import facts_of_file  # 0.05 s of rules, which the first byte need not wait for
+        # takes 0.05 s, so do not delay the start of the download with it
+        from civman.manage.inspection import facts_of_file
 
         stored, now = fetched.blob, self._clock()
         blob = Blob(stored.sha256, stored.size_bytes, stored.suffix, fetched.declared_by, now)
-        # bytes and row belong together: nobody removes or collects the blob between the two
+        # the lock keeps other processes from removing or garbage-collecting the blob before its row is written
         with blob_lock(self._store, stored.sha256):
             if take_back(self._store, stored.sha256) is None:
                 raise StoreError(
-                    f"`{job.name}` was removed by another program",
+                    f"`{job.name}` was removed by another program before it could be added to the index",
                     code=Cause.REMOVED_MEANWHILE,
                     hint="download it again",
                 )
@@ -267,7 +275,7 @@ class Downloads:
             )
             write_sidecar(self._store, self._index, stored.sha256)
         seen = seen_now(str(stored.path), stored.sha256, kept_path=stored.path.relative_to(self._store.root).as_posix())
-        if seen is not None and not fetched.was_present:  # its bytes were read back from disk just now
+        if seen is not None and not fetched.was_present:  # the bytes have just been read back from disk
             self._index.save_seen([seen])
         if options.preview is not Previews.NONE and self._store.preview(stored.sha256) is None:
             self._keep_preview(job, asset, options.preview, on_event)
@@ -284,7 +292,11 @@ class Downloads:
             suffix = PurePosixPath(urlsplit(preview.url).path).suffix.lower()
             self._store.write_preview(asset.blob.sha256, data, suffix)
         except CivmanError as error:
-            on_event(Notice(partial_key(job.version, job.file), f"no preview of `{job.name}`: {error.message}"))
+            on_event(
+                Notice(
+                    partial_key(job.version, job.file), f"could not download a preview of `{job.name}`: {error.message}"
+                )
+            )
         finally:
             connection.close()
 

@@ -1,29 +1,30 @@
-"""How many connections a transfer uses: when to add some, how many, and when to stop adding.
+"""Decides how many connections a transfer uses: when to add some, how many, and when to stop.
 
-Where each connection is throttled, eight bring eight times as much as one, and three times as many may follow. Where
-the network or this computer is the limit, more connections only get in each other's way. So connections are added in
-steps, and each step is measured before the next: it must have brought at least a third of its share.
+If the server throttles each connection, eight connections are eight times as fast as one, and adding more pays. If the
+network or this computer is the bottleneck, more connections only compete with each other. So connections are added in
+steps, and each step is measured before the next: it must have raised the speed by at least a third of what the same
+growth in connections would ideally bring.
 
-Everything here is a value: no clock, no threads, no I/O.
+Everything here is a plain value: no clock, no threads, no I/O.
 """
 
 from dataclasses import dataclass, replace
 from typing import Self
 
 _FIRST_STEP = 8
-"""How many connections there are after the first step."""
+"""The number of connections after the first step."""
 _ALONE_S = 0.05
-"""How long the first connection is measured, from its first response on."""
+"""How long the first connection is measured, starting at its first response."""
 _MEASURED_S = 0.08
-"""How long the connections are measured after a step."""
+"""How long the connections are measured after each step."""
 _RESPONSES = 4
-"""Both times last at least this many response times: connections to distant servers gather speed slowly."""
+"""Both measurements last at least this many response times, since connections to distant servers speed up slowly."""
 _LEAST_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a transfer looks like at one moment. `spare_spans`: pieces of the file that no connection works on."""
+    """The state of a transfer at one moment. `spare_spans`: how many pieces of the file no connection is working on."""
 
     now: float
     received_bytes: int
@@ -33,32 +34,36 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """The state between two decisions. Methods that change something return a new value."""
+    """The state from which the next decision is made. Methods that change something return a new value."""
 
     most: int
-    """The largest number of connections."""
+    """The maximum number of connections."""
     is_fixed: bool = False
-    """Whether the user chose the number: then all of them are opened in one step."""
+    """Whether the user chose the number of connections. Then all of them are opened in one step."""
     began: float | None = None
     """When the current measurement began; None before the first response."""
     began_bytes: int = 0
+    """The bytes received in total when the current measurement began."""
     measured_s: float = _ALONE_S
-    """How long the current measurement lasts at least."""
+    """The minimum duration of the current measurement."""
     before_connections: int = 0
-    """How many connections there were before the last step; 0: the next step need not justify the last one."""
+    """The number of connections before the last step. 0: there was no step whose benefit has to be checked."""
     before_rate: float = 0.0
-    """The bytes per second of those connections."""
+    """The speed in bytes per second that those connections reached together."""
 
     def begin(self, now: float, received_bytes: int) -> Self:
-        """The first response has arrived: start measuring."""
+        """Start measuring, because the first response has arrived."""
         return replace(self, began=now, began_bytes=received_bytes)
 
     def is_due(self, now: float, response_s: float) -> bool:
-        """Whether the current measurement has lasted long enough; `response_s` is how long a request waits."""
+        """Whether the current measurement has lasted long enough.
+
+        `response_s`: how long a request waits for its response.
+        """
         return self.began is not None and now - self.began >= max(self.measured_s, _RESPONSES * response_s)
 
     def decide(self, reading: Reading) -> tuple[Self, int]:
-        """End a measurement: the next state, and how many connections to add now (0: none)."""
+        """End a measurement. Returns the next state, and how many connections to add now (0: none)."""
         if self.began is None or reading.now <= self.began:
             return self, 0
         rate = (reading.received_bytes - self.began_bytes) / (reading.now - self.began)
@@ -69,11 +74,11 @@ class Ramp:
         return after, more
 
     def after_failure(self) -> Self:
-        """A connection failed: with fewer of them, or after a pause, more may pay again."""
+        """Note that a connection failed: allow another step without checking whether the last one helped."""
         return replace(self, before_connections=0, before_rate=0.0)
 
     def limited_to(self, most: int) -> Self:
-        """The server refused a connection: use at most `most` (at least one) from now on."""
+        """Limit the connections to `most` (at least one) from now on, because the server refused one."""
         return replace(self, most=max(1, most))
 
     def _has_paid(self, connections: int, rate: float) -> bool:

@@ -1,4 +1,4 @@
-"""A speed limit shared by every connection of a command."""
+"""A speed limit shared by all connections of a command."""
 
 import re
 import threading
@@ -11,7 +11,7 @@ _BURST_S = 0.1
 
 
 class RateLimit:
-    """At most `bytes_per_s` over all threads that ask."""
+    """Limits all threads that use it to `bytes_per_s` in total."""
 
     def __init__(self, bytes_per_s: float) -> None:
         self.bytes_per_s = bytes_per_s
@@ -20,11 +20,11 @@ class RateLimit:
 
     @property
     def burst_bytes(self) -> int:
-        """The most that one read should ask for."""
+        """The maximum number of bytes to read at once."""
         return max(1024, int(self.bytes_per_s * _BURST_S))
 
     def spend(self, count: int) -> float:
-        """Take note of `count` bytes read; the seconds to wait before the next ones."""
+        """Count `count` bytes as read. Returns the seconds to wait before the next read."""
         with self._lock:
             now = time.monotonic()
             self._next = max(self._next, now - _BURST_S) + count / self.bytes_per_s
@@ -32,10 +32,12 @@ class RateLimit:
 
 
 def parse_rate(text: str) -> float:
-    """Bytes per second that `text` means: "5M" and "5MB/s" are 5,000,000, "5MiB" 5 x 2^20. Raises: UsageError."""
+    """Parse a speed in bytes per second: "5M" and "5MB/s" are 5,000,000, "5MiB" is 5 x 2^20. Raises: UsageError."""
     match = _RATE.fullmatch(text.strip())
     step = 1024 if match and match[3] else 1000
     rate = float(match[1]) * step ** " kmgt".index(match[2].lower() or " ") if match else 0.0
     if rate < 1:
-        raise UsageError(f"not a speed: `{text}`", hint="write it like 500K, 20M or 20MiB, in bytes per second")
+        raise UsageError(
+            f"`{text}` is not a valid speed", hint="give it in bytes per second, such as 500K, 20M or 20MiB"
+        )
     return rate

@@ -1,7 +1,7 @@
-"""When to try again after a failure in the middle of a download, and whether with a fresh URL.
+"""Decides when to retry after a failure during a download, and whether to request a fresh URL.
 
-What may help against a failure is a property of its cause (`Cause.recovery`); this module counts failures and
-chooses the delay.
+Which remedy may help is a property of the failure's cause (`Cause.recovery`). This module counts failures and chooses
+the delay.
 """
 
 import random
@@ -17,7 +17,7 @@ _SAME_URL_TRIES = 2
 
 
 class Retries:
-    """Consecutive failures of one transfer, over all its connections. Thread-safe."""
+    """Counts the consecutive failures of one transfer, over all its connections. Thread-safe."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
@@ -26,17 +26,17 @@ class Retries:
         self._counted_at = 0.0
 
     def reset(self) -> None:
-        """Start counting again, because bytes have arrived."""
+        """Set the count to zero, because bytes have arrived."""
         with self._lock:
             self._failures = 0
 
     def delay_s(self, error: CivmanError, requested_at: float) -> float:
-        """Seconds to wait before the next try; `requested_at` is when the failed request began (monotonic).
+        """Seconds to wait before the next attempt. `requested_at`: when the failed request began (monotonic clock).
 
-        Requests that were in flight together and fail together count as one failure.
+        Requests that were in flight at the same time and failed count as one failure.
 
-        Raises: `error`: no retry can help, or there were too many. NetworkError: the server asks for a longer wait
-            than `patience` allows.
+        Raises: `error`: no retry can help, or there were too many failures. NetworkError: the server asks for a longer
+            wait than `patience` allows.
         """
         if not error.code.recovery.is_possible:
             raise error
@@ -52,22 +52,23 @@ class Retries:
             return requested_s
         if error.code.recovery.is_immediate and failures == 1:
             return 0.0
-        spread = random.uniform(0.75, 1.25)  # noqa: S311  # keeps two clients from retrying in step; not for security
+        # a random factor keeps two clients from retrying at the same moments; it need not be unpredictable
+        spread = random.uniform(0.75, 1.25)  # noqa: S311
         return min(self._patience.backoff_s * 2.0 ** (failures - 1), self._patience.longest_backoff_s) * spread
 
     def needs_fresh_url(self, error: CivmanError) -> bool:
-        """Whether the next try should ask CivitAI for a fresh download URL."""
+        """Whether to request a fresh download URL from CivitAI before the next attempt."""
         return not error.code.recovery.keeps_url or self._failures > _SAME_URL_TRIES
 
     def _requested_delay_s(self, error: CivmanError) -> float | None:
-        """The delay that the server asked for with Retry-After, if it did."""
+        """The delay that the server asked for in a Retry-After header, or None."""
         header = error.facts.get("retry_after")
         seconds = retry_after_s(header, datetime.now(UTC)) if isinstance(header, str) else None
         if seconds is not None and seconds > self._patience.longest_retry_after_s:
             raise NetworkError(
-                f"{error.message}; it asks to wait {seconds:.0f} s",
+                f"{error.message}; the server asks to wait {seconds:.0f} s",
                 code=error.code,
-                hint="try again after that time; the bytes that have arrived are kept",
+                hint="try again after that time; the bytes received so far are kept",
                 retry_after=header if isinstance(header, str) else None,
             ) from error
         return seconds

@@ -1,4 +1,4 @@
-"""Which worker is after which bytes of a file."""
+"""Divides a file into spans for parallel download, and tracks which connection is downloading which span."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ from civman.domain.timeouts import Patience
 SMALLEST_SPAN = 4 << 20
 _LARGEST_SPAN = 64 << 20
 _ANSWERS_LONG = 20
-"""A span should take so many times as long as its request waits for an answer: 5 % of waiting."""
+"""A span should take this many times as long as its request waits for a response, so that waiting costs 5 %."""
 _SMALLEST_HALF = 1 << 20
 _WORTH_HALVING_S = 0.5
 _JUDGED_AFTER_S = 0.2
@@ -20,44 +20,47 @@ Gaps = Iterable[tuple[int, int]]
 
 @dataclass(slots=True, eq=False)
 class Span:
-    """What one worker is after: `[at, end)`; `end` may move down when another takes over."""
+    """The bytes `[at, end)` that one connection is downloading.
+
+    `end` decreases if another connection takes over a part.
+    """
 
     at: int
     end: int
     connection: StorageConnection
     is_whole: bool = False
-    """Asked for without a range: what is there already comes again and is passed over."""
+    """Requested without a Range header: the response repeats bytes that are on disk already, which are skipped."""
     since: float = field(default_factory=time.monotonic)
     last: float = field(default_factory=time.monotonic)
-    """When bytes last came, or will at the earliest where a speed limit holds them back."""
+    """When bytes last arrived. With a speed limit: the earliest time at which more may be read."""
     asked_at: float = 0.0
-    """When the request was sent; 0 while there is none that has not been answered."""
+    """When the request was sent; 0 if no request is waiting for its response."""
     answered_at: float = 0.0
     count: int = 0
 
     @property
     def left_bytes(self) -> int:
-        """How much is still to come."""
+        """The number of bytes still to be downloaded."""
         return max(0, self.end - self.at)
 
     def eta_s(self, now: float) -> float:
-        """Seconds until its end at the speed so far."""
+        """Estimated seconds until the span is finished, at its average speed so far."""
         speed = self.count / max(now - self.since, 1e-3)
         return self.left_bytes / speed if speed else float("inf")
 
 
 class Spans:
-    """The spans of one transfer. Not thread-safe: the owner holds a lock."""
+    """The spans of one transfer that are being downloaded. Not thread-safe: the owner must hold a lock."""
 
     def __init__(self, patience: Patience, connections: int) -> None:
-        """`connections` is how many there may be, by which a file is divided."""
+        """`connections` is the maximum number of connections, which determines the size of the spans."""
         self._idle_s = patience.idle_s
         self._connections = connections
         self._spans: list[Span] = []
         self.answer_s = 0.0
-        """How long a request waits for its answer."""
+        """The average time in seconds that a request waits for its response."""
         self._speed = 0.0
-        """Bytes per second of one connection, once answered."""
+        """The average speed of one connection after its response has begun, in bytes per second."""
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -66,42 +69,45 @@ class Spans:
         return iter(tuple(self._spans))
 
     def first(self, start: int, size: int | None, connection: StorageConnection) -> Span:
-        """The span of the request that goes ahead: nobody knows yet how the server answers, maybe not even `size`."""
+        """The span of the very first request. Nothing is known about the server yet, perhaps not even `size`."""
         return self._taken(Span(start, min(size or _LARGEST_SPAN, start + self._span_bytes(size)), connection))
 
     def whole(self, size: int, connection: StorageConnection) -> Span:
-        """The span of a request for all bytes."""
+        """The span of a request for the complete file."""
         return self._taken(Span(0, size, connection, is_whole=True))
 
     def next(self, gaps: Gaps, size: int, connection: StorageConnection) -> Span | None:
-        """The lowest piece of `gaps` that nobody is after, else what the slowest should give up, if it pays."""
+        """The lowest part of `gaps` that no connection is downloading.
+
+        If there is none, a part of the slowest span, if that pays.
+        """
         for start, end in self._unclaimed(gaps):
             return self._taken(Span(start, min(end, start + self._span_bytes(size)), connection))
         return self._relieve(connection)
 
     def answered(self, span: Span) -> None:
-        """The request for `span` has its answer."""
+        """Record that the request for `span` has received its response."""
         span.answered_at = time.monotonic()
         self.answer_s = _smoothed(self.answer_s, span.answered_at - span.asked_at)
 
     def release(self, span: Span) -> None:
-        """`span` is over."""
+        """Remove `span`, because its connection has finished or given up."""
         if span in self._spans:
             self._spans.remove(span)
             if span.answered_at and span.count:
                 self._speed = _smoothed(self._speed, span.count / max(time.monotonic() - span.answered_at, 1e-3))
 
     def unclaimed_bytes(self, gaps: Gaps) -> int:
-        """How much of `gaps` nobody is after."""
+        """How many bytes of `gaps` no connection is downloading."""
         return sum(end - start for start, end in self._unclaimed(gaps))
 
     def abort(self) -> None:
-        """End every connection."""
+        """Abort the connections of all spans."""
         for span in self._spans:
             span.connection.abort()
 
     def abort_unanswered(self, longest_s: float) -> None:
-        """End connections whose answer has not begun after so long, however slowly its headers trickle."""
+        """Abort connections whose complete response headers have not arrived after `longest_s`, even if some have."""
         now = time.monotonic()
         for span in self._spans:
             if span.asked_at and now - span.asked_at > longest_s:
@@ -112,7 +118,10 @@ class Spans:
         return span
 
     def _span_bytes(self, size: int | None) -> int:
-        """Small, so that the unbroken run from byte 0 is never far behind; as large as waiting for answers asks for."""
+        """The size of a new span: large enough that waiting for responses costs little, but no larger.
+
+        Small spans keep the unbroken run of bytes from the start of the file close to the last byte received.
+        """
         most = min(_LARGEST_SPAN, (size or 0) // (4 * self._connections))
         return max(SMALLEST_SPAN, min(most, int(_ANSWERS_LONG * self.answer_s * self._speed)))
 

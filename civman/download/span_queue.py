@@ -1,4 +1,4 @@
-"""What the connections of one transfer share: which bytes are whose, and what is known of the file."""
+"""The state that the connections of one transfer share: who downloads which bytes, and the file's identity."""
 
 import threading
 import time
@@ -11,14 +11,17 @@ from civman.errors import Cause, CivmanError, NetworkError
 from civman.store.partial import Partial
 
 _PROGRESS_BYTES = 1 << 16
-"""A request that brought this much was worth it."""
+"""A request that received at least this many bytes counts as progress."""
 
 
 class SpanQueue:
-    """Hands out spans of the file and takes in what becomes of them. Thread-safe: one lock guards all of it."""
+    """Hands out spans of the file to connections and records their progress.
+
+    Thread-safe: one lock guards everything.
+    """
 
     def __init__(self, partial: Partial, spans: Spans, identity: Identity, stopped: threading.Event) -> None:
-        """After `stopped` is set nothing more is handed out; `abort` ends what is under way."""
+        """After `stopped` is set, no more spans are handed out; `abort` ends the requests that are running."""
         self._partial = partial
         self._spans = spans
         self._identity = identity
@@ -30,55 +33,58 @@ class SpanQueue:
         self._received_bytes = 0
         self._progress_bytes = 0
 
-    # -- for the thread that watches -------------------------------------------------------------------------------
+    # -- for the thread that supervises -----------------------------------------------------------------------------
 
     @property
     def is_open(self) -> bool:
-        """Whether a response has been accepted as the right file."""
+        """Whether a response has been accepted as belonging to this file."""
         return self._is_open
 
     @property
     def received_bytes(self) -> int:
-        """How many bytes have arrived that were missing."""
+        """The number of bytes received that were not on disk before."""
         return self._received_bytes
 
     @property
     def response_s(self) -> float:
-        """How long a request waits for its response."""
+        """How long a request waits for its response, in seconds, on average."""
         return self._spans.answer_s
 
     def spare_spans(self) -> int:
-        """How many more connections would find something to do."""
+        """How many more connections could be given a span."""
         with self._changed:
             if self._needs_whole_bodies:
                 return 0
             return -(-self._spans.unclaimed_bytes(self._partial.missing()) // SMALLEST_SPAN)
 
     def wait(self, timeout_s: float) -> None:
-        """Return after `timeout_s`, or as soon as something changes."""
+        """Return after `timeout_s`, or earlier if something changes."""
         with self._changed:
             self._changed.wait(timeout_s)
 
     def wake(self) -> None:
-        """End all waiting."""
+        """Wake up all waiting threads."""
         with self._changed:
             self._changed.notify_all()
 
     def abort(self) -> None:
-        """Abort every connection that has a span, and end all waiting."""
+        """Abort every connection that has a span, and wake up all waiting threads."""
         with self._changed:
             self._spans.abort()
             self._changed.notify_all()
 
     def abort_unanswered(self, longest_s: float) -> None:
-        """Abort connections whose response has not begun after `longest_s`, however slowly headers trickle in."""
+        """Abort connections whose complete response headers have not arrived after `longest_s`, even if some have."""
         with self._changed:
             self._spans.abort_unanswered(longest_s)
 
-    # -- for the threads that fetch --------------------------------------------------------------------------------
+    # -- for the threads that download ------------------------------------------------------------------------------
 
     def claim(self, connection: StorageConnection) -> Span | None:
-        """The next span to fetch over `connection`, waiting for one if necessary; None: nothing is left to do."""
+        """The next span to download over `connection`, waiting for one if necessary.
+
+        None: there is nothing left to do.
+        """
         with self._changed:
             while not self._stopped.is_set():
                 span = self._next(connection)
@@ -90,22 +96,25 @@ class SpanQueue:
         return None
 
     def request(self, span: Span) -> tuple[int, int | None, str | None]:
-        """Start, end (None: to the end of the file) and expected ETag of the request for `span`, which begins now."""
+        """Note that the request for `span` begins now.
+
+        Returns its start, its end (None: end of file) and the expected ETag.
+        """
         with self._changed:
             start, end = (0, None) if span.is_whole else (span.at, span.end)
             span.last = span.asked_at = time.monotonic()
             return start, end, self._identity.etag
 
     def answered(self, span: Span) -> None:
-        """The request for `span` has its response."""
+        """Record that the request for `span` has received its response."""
         with self._changed:
             self._spans.answered(span)
 
     def accept(self, body: Body, span: Span) -> None:
-        """Compare a response with what is known of the file.
+        """Check that a response belongs to this file.
 
-        Raises: Changed, IntegrityError: it is another file. BadAnswer: its length is unknown. StoreError: no room.
-            NetworkError: the server ignored the range for the first time.
+        Raises: Changed, IntegrityError: it is another file. BadAnswer: the file's size is unknown. StoreError: the disk
+            is full. NetworkError: the server ignored the range, for the first time in this transfer.
         """
         with self._changed:
             size = self._identity.check(body, is_first=not self._is_open)
@@ -116,23 +125,28 @@ class SpanQueue:
             if not body.is_partial and not span.is_whole:
                 if span.at > 0 and not self._has_ignored_range:
                     self._has_ignored_range = True
-                    raise NetworkError(f"`{body.host}` ignored the range", code=Cause.RANGE_IGNORED, host=body.host)
+                    raise NetworkError(
+                        f"`{body.host}` ignored the requested byte range", code=Cause.RANGE_IGNORED, host=body.host
+                    )
                 self._needs_whole_bodies = span.is_whole = True
                 span.at, span.end = 0, size
             self._is_open = True
             self._changed.notify_all()
 
     def refused(self, span: Span, error: CivmanError) -> None:
-        """The server has no such range (status 416): it may know no ranges at all.
+        """Handle a response with status 416 (range not satisfiable): the server may not support ranges at all.
 
-        Raises: Changed, IntegrityError: the length that it states belongs to another file.
+        Raises: Changed, IntegrityError: the size that the server states belongs to another file.
         """
         with self._changed:
             self._identity.check_refusal(error)
             self._needs_whole_bodies = self._needs_whole_bodies or not span.is_whole
 
     def advance(self, span: Span, count: int, fresh: int) -> bool:
-        """`count` bytes of `span` are written, `fresh` of them for the first time; whether that is real progress."""
+        """Record that `count` bytes of `span` were written, `fresh` of them for the first time.
+
+        Returns whether the transfer has made real progress since this last returned True.
+        """
         with self._changed:
             span.at += count
             span.count += count
@@ -143,15 +157,17 @@ class SpanQueue:
             return is_progress
 
     def release(self, span: Span) -> None:
-        """No connection works on `span` any more."""
+        """Release `span`: no connection is working on it any more."""
         with self._changed:
             self._spans.release(span)
             self._changed.notify_all()
 
     def leave_to_others(self, span: Span) -> int:
-        """Release `span` if it has brought nothing and other spans are under way: how many those are, else 0.
+        """Release `span` if it received almost nothing while others are being downloaded.
 
-        Deciding and releasing are one step, or two connections could each leave because of the other.
+        Returns how many others, else 0.
+
+        Checking and releasing happen under one lock. Otherwise two connections could each give up because of the other.
         """
         with self._changed:
             others = len(self._spans) - 1
@@ -165,7 +181,8 @@ class SpanQueue:
         if self._needs_whole_bodies:
             is_free = not len(self._spans) and not self._partial.is_complete
             return self._spans.whole(size or self._identity.size_bytes or 0, connection) if is_free else None
-        if size is None or not self._is_open:  # no response has been seen yet: one connection goes ahead
+        # no response has been seen yet: one connection goes first, the others wait
+        if size is None or not self._is_open:
             if len(self._spans) or self._partial.is_complete:
                 return None
             gap = next(iter(self._partial.missing()), None)

@@ -1,12 +1,13 @@
-"""Downloads one file into one partial, over as many connections as pay.
+"""Downloads one file into a partial file, over as many connections as make it faster.
 
-Each connection has a thread. Threads claim the lowest missing span, so that the unbroken run of bytes from the start of
-the file, which the digest follows, stays close to the last byte received. When nothing is left to claim, an idle thread
-takes half of the slowest span, or all of it if that connection is silent. A connection that fails without having
-brought anything is given up as long as others work; the last one waits and tries again.
+Each connection has its own thread. Threads claim the lowest missing span, so that the unbroken run of bytes from the
+start of the file, which the digest follows, stays close to the last byte received. When no span is left to claim, an
+idle thread takes half of the slowest one, or all of it if that connection is silent. A connection that fails without
+having received anything is closed for good as long as others are working; the last one waits and tries again.
 
-The parts, each with its own lock: `Workers` (threads and their number), `SpanQueue` (which bytes are whose),
-`CurrentUrl` (where from), `Retries` (what a failure means). `Ramp` decides how many connections there are.
+The parts, each with its own lock: `Workers` (the threads and their number), `SpanQueue` (which thread downloads which
+bytes), `CurrentUrl` (the download URL), `Retries` (whether and when to retry). `Ramp` decides how many connections to
+use.
 """
 
 import threading
@@ -29,11 +30,14 @@ from civman.errors import Cause, CivmanError, Interrupted, NetworkError
 from civman.store.partial import Partial
 
 _BUFFER_BYTES = 1 << 20
-"""Fits a core's own cache: with twice as much, bytes are fetched from memory again on their way to the file."""
+"""Fits into a CPU core's own cache.
+
+With twice as much, bytes are fetched from main memory again on their way to the file.
+"""
 _FLUSH_S = 0.1
 _LOOK_S = 0.015
 _UNANSWERED_CRAWLS = 3
-"""A response's headers may take this many times `crawl_s`."""
+"""A response's headers may take this many times `crawl_s` to arrive."""
 
 
 class Transfer:
@@ -51,7 +55,7 @@ class Transfer:
         on_event: OnEvent,
         cancel: threading.Event,
     ) -> None:
-        """`request_url` asks CivitAI for a fresh signed URL; `identity` recognises the file.
+        """`request_url` asks CivitAI for a fresh signed URL; `identity` checks that responses belong to the file.
 
         `on_event` is called from several threads. Setting `cancel` ends the transfer.
         """
@@ -68,10 +72,10 @@ class Transfer:
         self._queue = SpanQueue(partial, Spans(options.patience, most), identity, self._workers.stopped)
 
     def run(self) -> None:
-        """Download until nothing is missing. Call it once.
+        """Download until no bytes are missing. Call this only once.
 
-        Raises: Changed. Interrupted: `cancel` was set. Otherwise the last failure; the bytes that have arrived stay in
-            the partial.
+        Raises: Changed. Interrupted: `cancel` was set. Otherwise the last failure. The bytes received so far stay in
+            the partial file.
         """
         if self._partial.is_complete:
             return
@@ -85,11 +89,13 @@ class Transfer:
         if self._workers.error is not None:
             raise self._workers.error
         if not self._partial.is_complete:
-            raise NetworkError(f"`{self._name}` is incomplete and no more data arrives", code=Cause.CONNECTION_CUT)
+            raise NetworkError(
+                f"the download of `{self._name}` ended before the file was complete", code=Cause.CONNECTION_CUT
+            )
 
     def _watch(self) -> None:
         if self._cancel.is_set():
-            raise Interrupted(f"`{self._name}` was stopped")
+            raise Interrupted(f"the download of `{self._name}` was stopped")
         queue = self._queue
         queue.abort_unanswered(_UNANSWERED_CRAWLS * self._options.patience.crawl_s)
         if queue.is_open:
@@ -128,7 +134,7 @@ class Transfer:
                         return
                 finally:
                     self._queue.release(span)
-        except BaseException as error:  # noqa: BLE001  # a bug in a thread must reach the caller, not vanish with it
+        except BaseException as error:  # noqa: BLE001  # an error in a thread must reach the caller
             self._workers.fail(error)
             self._queue.abort()
         finally:
@@ -145,7 +151,7 @@ class Transfer:
     def _fetch(self, address: DownloadAddress, span: Span, view: memoryview) -> None:
         start, end, etag = self._queue.request(span)
         if end is not None and end <= start:
-            return  # another worker has taken all of the span meanwhile
+            return  # another worker has taken over the whole span in the meantime
         try:
             body = span.connection.open(address.url, start=start, end=end, send_token=address.send_token, etag=etag)
             self._queue.answered(span)
@@ -154,14 +160,15 @@ class Transfer:
         self._queue.accept(body, span)
         self._read(body, span, view)
         if body.left_bytes != 0:
-            span.connection.close()  # another worker fetches the rest of this response
+            span.connection.close()  # another worker downloads the rest of this range
 
     def _read(self, body: Body, span: Span, view: memoryview) -> None:
-        """Read the body into the partial, a buffer at a time.
+        """Read the response body into the partial file, one buffer at a time.
 
-        After `_FLUSH_S` a buffer is written even if it is not full: a kill would lose what it contains.
+        After `_FLUSH_S` seconds, a buffer is written even if it is not full, so that little is lost if the process is
+        killed.
 
-        Raises: NetworkError: the body ends early; what has arrived is kept.
+        Raises: NetworkError: the connection was closed early. The bytes received so far are kept.
         """
         limit, stopped = self._options.limit, self._workers.stopped
         most = len(view) if limit is None else min(len(view), limit.burst_bytes)
@@ -178,13 +185,13 @@ class Transfer:
                 stopped.wait(wait_s)
         if body.left_bytes is None and span.left_bytes and not stopped.is_set():
             raise NetworkError(
-                f"`{body.host}` closed the connection before the end of the file",
+                f"`{body.host}` closed the connection before the download was complete",
                 code=Cause.CONNECTION_CUT,
                 host=body.host,
             )
 
     def _write(self, span: Span, data: memoryview) -> None:
-        data = data[: max(0, span.end - span.at)]  # another worker may have taken the end of the span
+        data = data[: max(0, span.end - span.at)]  # another worker may have taken over the end of the span
         if not len(data):
             return
         fresh = self._partial.write(span.at, data)
@@ -196,14 +203,17 @@ class Transfer:
     # -- when a request fails --------------------------------------------------------------------------------------
 
     def _may_continue(self, span: Span, error: CivmanError, address: DownloadAddress | None, began: float) -> bool:
-        """Whether this worker goes on after `error`, having waited if necessary. Raises: `error`, if it is final."""
+        """Whether this worker should continue after `error`; waits first if necessary.
+
+        Raises: `error`: retrying is pointless.
+        """
         stopped = self._workers.stopped
         if stopped.is_set() or not span.left_bytes:
-            return not stopped.is_set()  # another worker has the span: nothing is lost
+            return not stopped.is_set()  # another worker is downloading the span, so nothing is lost
         if error.code is Cause.RANGE_NOT_SATISFIABLE:
             self._queue.refused(span, error)
         if error.code is Cause.LINK_EXPIRED and not self._url.is_current(address):
-            return True  # another worker has a fresh URL already
+            return True  # another worker has already requested a fresh URL
         others = self._queue.leave_to_others(span) if error.code.is_of_one_connection else 0
         self._workers.note_failure(most=others if others and error.code is Cause.STORAGE_BUSY else None)
         if others:

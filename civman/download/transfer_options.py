@@ -7,22 +7,22 @@ from civman.download.rate_limit import RateLimit
 from civman.errors import Cause, NetworkError
 
 _LIMITED_BYTES_PER_S = 1_000_000
-"""What one connection brings with ease under a speed limit."""
+"""With a speed limit, one connection is used for every this many bytes per second of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransferOptions:
-    """How one file is downloaded."""
+    """The connections, speed limit and timeouts for downloading one file."""
 
     max_connections: int | None = None
-    """None: as many as pay, up to `most`."""
+    """The number that the user chose. None: as many as make the download faster, up to `most`."""
     most: int = 24
     limit: RateLimit | None = None
     patience: Patience = PATIENT
 
     @property
     def connections(self) -> int:
-        """The largest number of connections."""
+        """The maximum number of connections."""
         if self.max_connections is not None:
             return self.max_connections
         if self.limit is not None:
@@ -31,7 +31,7 @@ class TransferOptions:
 
 
 class StallDetector:
-    """Notices a connection that is alive but too slow to be of use."""
+    """Detects a connection that still sends data, but too slowly to be useful."""
 
     def __init__(self, options: TransferOptions, host: str, now: float) -> None:
         slowest = 1024.0 if options.limit is None else min(1024.0, options.limit.bytes_per_s / 32)
@@ -40,9 +40,12 @@ class StallDetector:
         self._since, self._bytes = now, 0
 
     def count(self, count: int, now: float) -> None:
-        """Record that `count` bytes arrived. Raises: NetworkError: too few arrived in the last window."""
+        """Record that `count` bytes arrived.
+
+        Raises: NetworkError: too few bytes arrived in the last `crawl_s` seconds.
+        """
         self._bytes += count
         if now - self._since >= self._window_s:
             if self._bytes < self._least_bytes:
-                raise NetworkError(f"`{self._host}` sends next to nothing", code=Cause.STALLED, host=self._host)
+                raise NetworkError(f"`{self._host}` is sending almost no data", code=Cause.STALLED, host=self._host)
             self._since, self._bytes = now, 0

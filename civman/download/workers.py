@@ -1,4 +1,4 @@
-"""The threads of one transfer, each with a connection of its own."""
+"""The threads of one transfer, each with its own connection."""
 
 import threading
 from collections.abc import Callable
@@ -8,7 +8,10 @@ from civman.download.ramp import Ramp, Reading
 
 
 class Worker:
-    """A thread and its connection. `is_requesting_url`: it waits for CivitAI's API, which nothing can interrupt."""
+    """A thread and its connection.
+
+    `is_requesting_url`: it is waiting for CivitAI's API, which cannot be interrupted.
+    """
 
     def __init__(self, work: "Callable[[Worker], None]", connection: StorageConnection, number: int) -> None:
         self.connection = connection
@@ -16,19 +19,21 @@ class Worker:
         self.thread = threading.Thread(target=work, args=(self,), name=f"fetch-{number}", daemon=True)
 
     def join(self) -> None:
-        """Wait for the thread's end, unless it waits for a host name, a connection or a URL: then it ends by itself.
+        """Wait until the thread has ended.
 
-        Nothing that it does after that counts: its connection is aborted, so it receives no more bytes.
+        Do not wait for one that is resolving a host name, connecting or requesting a URL.
+
+        Such a thread ends by itself later. Its connection has been aborted by then, so it receives no more bytes.
         """
         while self.thread.is_alive() and not self.is_requesting_url and not self.connection.is_dialling:
             self.thread.join(0.02)
 
 
 class Workers:
-    """All workers of a transfer, how many there may be, and the error that ended them. Thread-safe."""
+    """All workers of a transfer, the decision how many to use, and the error that stopped them. Thread-safe."""
 
     def __init__(self, work: Callable[[Worker], None], connect: Callable[[], StorageConnection], ramp: Ramp) -> None:
-        """`work` is what each thread runs; it must return soon once `stopped` is set."""
+        """`work` is the function that each thread runs. It must return soon after `stopped` is set."""
         self._work = work
         self._connect = connect
         self._lock = threading.Lock()
@@ -39,11 +44,11 @@ class Workers:
 
     @property
     def error(self) -> BaseException | None:
-        """What ended the transfer, if something did."""
+        """The error that ended the transfer, or None."""
         return self._error
 
     def alive(self) -> int:
-        """How many threads run."""
+        """The number of running threads."""
         with self._lock:
             return sum(worker.thread.is_alive() for worker in self._workers)
 
@@ -57,7 +62,10 @@ class Workers:
             worker.thread.start()
 
     def grow(self, now: float, *, received_bytes: int, response_s: float, spare_spans: Callable[[], int]) -> None:
-        """Add as many threads as pay, if it is time to decide. Call it again and again after the first response."""
+        """Add as many threads as should help, if it is time to decide.
+
+        To be called repeatedly after the first response.
+        """
         with self._lock:
             if self._ramp.began is None:
                 self._ramp = self._ramp.begin(now, received_bytes)
@@ -69,19 +77,22 @@ class Workers:
         self.add(more)
 
     def note_failure(self, *, most: int | None = None) -> None:
-        """A connection failed; `most`: the server said that it is busy, so use at most so many from now on."""
+        """Record that a connection failed.
+
+        `most`: the new maximum of connections, if the server said that it is busy.
+        """
         with self._lock:
             self._ramp = self._ramp.after_failure() if most is None else self._ramp.after_failure().limited_to(most)
 
     def fail(self, error: BaseException) -> None:
-        """Stop all threads because of `error`, unless they were stopped before."""
+        """Stop all threads because of `error`, which is recorded if they were not stopped before."""
         with self._lock:
             if self._error is None and not self.stopped.is_set():
                 self._error = error
             self.stopped.set()
 
     def join(self) -> None:
-        """Wait for all threads."""
+        """Wait until all threads have ended."""
         with self._lock:
             workers = tuple(self._workers)
         for worker in workers:

@@ -1,7 +1,8 @@
-"""The library as a Python object: `Library`, with what is done every day, and a named part for each other subject.
+"""The library as a Python object: `Library` has the everyday methods, and an attribute for each other subject.
 
-It holds no rules of its own: it says in which order the modules below are called. What needs the network, the
-database's write side or torch is loaded when it is first used: listing opens an SQLite file and nothing else.
+`Library` contains no logic of its own; its methods call the modules that do the work, in the right order. Everything
+that needs the network, write access to the database or torch is imported on first use, so that listing files only opens
+an SQLite file.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,7 +55,7 @@ __all__ = ["Library", "Shown"]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What is known about a ref.
+    """The information about one ref.
 
     `resolved`: its model and version; None if CivitAI does not know the file. `assets`: the stored files of the model,
     or the one file that CivitAI does not know.
@@ -65,10 +66,10 @@ class Shown:
 
 
 class Library:
-    """A folder of verified files, its index, and the CivitAI they come from. A context manager.
+    """A library: a folder of verified model files, their index, and access to CivitAI. Usable as a context manager.
 
-    For one thread; downloads use threads of their own inside. Every method may raise CivmanError by cause. `context`
-    is what the parts share: settings, store, index, client.
+    Use it from one thread; downloads start threads of their own. Every method may raise a CivmanError. `context` is
+    what all parts share: settings, store, index and client.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Library:
         clock: Callable[[], datetime] = utc_now,
         patience: Patience = PATIENT,
     ) -> None:
-        """Nothing is opened or made until a method needs it; `on_notice` is told what is no failure."""
+        """Nothing is opened or created until a method needs it. `on_notice` receives messages that are not errors."""
         self.context = LibraryContext(settings, on_notice=on_notice, clock=clock, patience=patience)
         self.files = FilesPart(self.context)
         self.downloads = DownloadsPart(self.context)
@@ -101,7 +102,7 @@ class Library:
         offline: bool | None = None,
         on_notice: Callable[[str], None] = ignore_notice,
     ) -> Self:
-        """The library in the folder `root` (default: as settings say). Raises: ConfigError."""
+        """Open the library in the folder `root` (default: from the settings). Raises: ConfigError."""
         return cls(load_settings(library=root, offline=offline), on_notice=on_notice)
 
     def __enter__(self) -> Self:
@@ -113,14 +114,14 @@ class Library:
         self.close()
 
     def close(self) -> None:
-        """Write the sidecar files that are due, then close the database and the connections."""
+        """Write pending sidecar files, then close the database and the connections."""
         self.context.close()
 
     def search(self, query: "SearchQuery", *, fits: str | None = None) -> "Iterator[ModelPage]":
-        """Models on CivitAI that match, page by page as they are asked for.
+        """Models on CivitAI that match the query, page by page; each page is requested when it is needed.
 
-        `fits`: only those with a version that goes with this checkpoint, in part at least, by CivitAI's labels; a ref
-        as `inspect` takes it. Their tensors are not looked at: `civman download --for` does that.
+        `fits`: only models with a version that works, at least in part, with this checkpoint (a ref as for `inspect`).
+        This goes by CivitAI's base model labels; `civman download --for` compares the tensors.
         """
         if fits is None:
             return self.context.client.search(query)
@@ -129,9 +130,9 @@ class Library:
         return search_fitting(self.context.client, query, label_of(self.inspect(fits)))
 
     def show(self, ref: str) -> Shown:
-        """What CivitAI says about `ref`, or said when it was last asked, and which of its files are stored.
+        """CivitAI's information about `ref` (offline: as last saved), and the stored files of that model.
 
-        A stored file that CivitAI does not know is shown by what the library knows about it.
+        For a stored file that CivitAI does not know: what the library knows about it.
         """
         from civman.manage.resolve import find_unlisted, remember
 
@@ -145,8 +146,8 @@ class Library:
             return Shown(None, (asset,))
         try:
             remember(context.index, resolved, context.clock())
-        except LibraryError as error:  # a library that cannot be written can still be looked at
-            context.on_notice(f"what CivitAI says was not saved: {error.message}")
+        except LibraryError as error:  # a library that is not writable can still be looked at
+            context.on_notice(f"CivitAI's information could not be saved: {error.message}")
         return Shown(resolved, tuple(context.index.find_by_model(resolved.page.model.id)))
 
     def download(
@@ -158,10 +159,12 @@ class Library:
         options: "DownloadOptions | None" = None,
         on_event: OnEvent = ignore,
     ) -> Asset:
-        """The file that `ref` means, verified, stored and indexed; at once where it is stored already.
+        """Download the file that `ref` means, verify it, store it and index it.
 
-        Raises: NotFound, NotAllowed, Refused: it cannot be had. IntegrityError: it is not what CivitAI declares.
-            NetworkError, StoreError; what has arrived is kept for the next time.
+        A file that is stored already is returned.
+
+        Raises: NotFound, NotAllowed, Refused: it cannot be downloaded. IntegrityError: it is not what CivitAI declares.
+            NetworkError, StoreError: the bytes received so far are kept for the next attempt.
         """
         return self.downloads.fetch(ref, file=file, permits=permits, options=options, on_event=on_event)
 
@@ -173,18 +176,21 @@ class Library:
         limit: int | None = None,
         offset: int = 0,
     ) -> Sequence[Asset]:
-        """What is stored: without `sort` the best match first, newest first without words. Needs no network."""
+        """Stored files that pass the filter. Needs no network.
+
+        Without `sort`: the best match first if the filter has search words, otherwise the newest first.
+        """
         return self.context.index.assets(wanted, sort=sort, limit=limit, offset=offset)
 
     def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
-        """What a file is: one on this disk, one that is stored, or one on CivitAI, of which only the header is fetched.
+        """Read what a model file is: one on this disk, a stored one, or one on CivitAI (only its header is downloaded).
 
-        Raises: NotFound, AmbiguousRef. InvalidModelFile: it is no sound model file.
+        Raises: NotFound, AmbiguousRef. InvalidModelFile: it is not a valid model file.
         """
         return self.files.inspect(ref, file=file)
 
     def check(self, checkpoint: str, parts: Sequence[str], *, file: str | None = None) -> "Compatibility":
-        """How adapters, embeddings and VAEs go with a checkpoint, module by module; refs as `inspect` takes them.
+        """Check how adapters, embeddings and VAEs fit a checkpoint, module by module. Takes refs as `inspect` does.
 
         `file` selects one of the checkpoint's files.
         """
@@ -200,9 +206,10 @@ class Library:
         is_full: bool = False,
         on_event: OnEvent = ignore,
     ) -> "Iterator[Verdict]":
-        """Verify stored files (or `refs`) by reading what changed since it was last verified; a verdict for each file.
+        """Verify stored files (default: all) by reading those that changed since they were last verified.
 
-        `is_full` reads every byte. `on_event` is called from several threads.
+        Yields a verdict for each file. `is_full`: read every byte of every file. `on_event` is called from several
+        threads.
         """
         from civman.manage.verify import verify
 
@@ -210,9 +217,9 @@ class Library:
         return verify(context.index, context.store, assets, is_full=is_full, on_event=on_event, clock=context.clock)
 
     def remove(self, what: "Sequence[str] | RemovalPlan", *, force: bool = False) -> "Removal | None":
-        """Move the files of refs, or of a plan (`trash.plan_removal`), into the trash.
+        """Move the files that refs mean, or those of a plan (`trash.plan_removal`), to the trash.
 
-        Raises: Refused (`pinned`), without `force`. NotFound, AmbiguousRef: a ref.
+        Raises: Refused (`pinned`): a file is pinned, and `force` is not set. NotFound, AmbiguousRef: a ref.
         """
         from civman.manage.remove import RemovalPlan, remove
 
@@ -228,9 +235,10 @@ class Library:
         pictures: Sequence[Path] = (),
         on_event: OnEvent = ignore,
     ) -> "Planned":
-        """Settle everything that decides the pictures, before a weight is loaded. Needs no network.
+        """Resolve everything that determines the pictures, before any weights are loaded. Needs no network.
 
-        A recipe is planned as it stands, its files found by digest; `pictures` are those that it may start from.
+        A recipe is planned unchanged, and its files are found by SHA-256; `pictures` are the files of its input image
+        and mask.
 
         Raises: NotFound, AmbiguousRef, Incompatible, IntegrityError: the files. UsageError: the values. CannotRender.
         """
@@ -250,10 +258,10 @@ class Library:
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> "Sequence[Rendering]":
-        """The pictures of a plan, a recipe or several plans, saved in `output` (default: the library's renders/).
+        """Render a plan, a recipe or several plans and save the pictures in `output` (default: the library's renders/).
 
-        Never uses the network. Raises: CannotRender, Incompatible, StoreError; Interrupted: what was made until then
-        is kept.
+        Never uses the network. Raises: CannotRender, Incompatible, StoreError; Interrupted: pictures finished before
+        are kept.
         """
         from civman.domain.recipes.machine import Machine
         from civman.domain.recipes.recipe import Recipe
@@ -264,7 +272,7 @@ class Library:
             what = self.plan(what, on_event=on_event)
         plans, context = [what] if isinstance(what, Planned) else list(what), self.context
         place = Place(output or context.renders, options or OutputOptions())
-        from civman.rendering.render_and_save import render  # torch: 2 s and more, so last of all
+        from civman.rendering.render_and_save import render  # importing torch takes 2 s or more, so do it last
 
         return render(
             context.index, context.root, plans, place, machine=machine or Machine(), clock=context.clock,
@@ -279,13 +287,14 @@ class Library:
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> Any:
-        """Diffusers' own pipeline around a plan's model, its adapters merged: all that diffusers offers, from there on.
+        """A diffusers pipeline with a plan's model and its adapters merged, for uses beyond civman's own rendering.
 
-        `kind`: "txt2img", "img2img" or "inpaint". The plan's sampler and schedule are in it; prompts, seed and size
-        are arguments of its call. Nothing is saved. Raises: CannotRender, Incompatible; UsageError: no such kind.
+        `kind`: "txt2img", "img2img" or "inpaint". The plan's sampler and schedule are set; prompts, seed and size are
+        to be passed to the call. Nothing is saved. Raises: CannotRender, Incompatible; UsageError: `kind` is none of
+        the three.
         """
         from civman.domain.recipes.machine import Machine
-        from civman.rendering.draw import pipeline  # torch, see `render`
+        from civman.rendering.draw import pipeline  # imports torch, which takes 2 s or more
 
         return pipeline(planned, kind, machine=machine or Machine(), on_event=on_event)
 
@@ -297,9 +306,9 @@ class Library:
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> "Sequence[ReplayResult]":
-        """Make a picture again (`pictures.find_recipe`) and compare. Saves nothing: `pictures.save` does.
+        """Render a recipe (`pictures.find_recipe`) again and compare. Saves nothing; `pictures.save` does.
 
-        Raises: NotFound (`missing-files`): `pictures.fetch_missing` downloads them; CannotRender, Incompatible,
+        Raises: NotFound (`missing-files`): `pictures.fetch_missing` can download them; CannotRender, Incompatible,
             IntegrityError.
         """
         from civman.domain.recipes.machine import Machine
@@ -310,6 +319,6 @@ class Library:
         require_all(self.pictures.missing_files(source))
         inputs = kept_inputs(self.context.root, recipe_of(source), pictures)
         planned = plan_replay(self.context.index, source, tuple(inputs.values()), on_event=on_event)
-        from civman.rendering.replay import replay  # torch, see `render`
+        from civman.rendering.replay import replay  # imports torch, which takes 2 s or more
 
         return replay(source, planned, machine=machine or Machine(), on_event=on_event)

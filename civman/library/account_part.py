@@ -1,4 +1,4 @@
-"""`library.account`: the API key."""
+"""`library.account`: the CivitAI account and its API key."""
 
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,15 @@ if TYPE_CHECKING:
 
 
 class AccountPart(Part):
-    """Log in to CivitAI and out again."""
+    """Log in to CivitAI, log out, and show the current account."""
 
     def login(self, token: str, *, use_keyring: bool = True) -> "tuple[Account, str]":
-        """Check `token` with CivitAI and store it. Returns its account and where it is stored.
+        """Check the API key `token` with CivitAI and store it. Returns its account and where the key is stored.
 
-        Raises: NotAllowed (`bad-key`): CivitAI refuses the key. UsageError: offline, or it cannot be a key.
+        Raises: NotAllowed (`bad-key`): CivitAI rejects the key. UsageError: civman is offline, or `token` has no valid
+            form.
         """
-        from civman.civitai import credentials  # 0.3 s, see `LibraryContext.client`
+        from civman.civitai import credentials  # takes 0.3 s, see `LibraryContext.client`
         from civman.civitai.client import CivitaiClient
         from civman.civitai.transport import Transport
 
@@ -30,11 +31,11 @@ class AccountPart(Part):
         return account, credentials.save(settings, token, use_keyring=use_keyring)
 
     def current(self) -> "Account":
-        """The account that the key in use belongs to. Raises: NotAllowed: `no-key`, or `bad-key`."""
+        """The account that the API key in use belongs to. Raises: NotAllowed: `no-key` or `bad-key`."""
         return self._context.client.me()
 
     def logout(self) -> bool:
-        """Remove the stored key. Returns whether there was one."""
+        """Remove the stored API key. Returns whether there was one."""
         from civman.civitai import credentials
 
         return credentials.forget(self._context.settings)

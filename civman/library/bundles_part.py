@@ -1,4 +1,4 @@
-"""`library.bundles`: models in one file, for a machine without a network."""
+"""`library.bundles`: models packed into one file, for machines without a network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,11 +29,12 @@ class BundlesPart(Part):
         replace: bool = False,
         on_event: OnEvent = ignore,
     ) -> "Exported":
-        """Write a bundle of `refs`, or of what the lock of the project in `project` names, or of everything.
+        """Write a bundle of `refs`, or of the files that a project's lock lists, or of the whole library.
 
         `file` selects some of a version's files.
 
-        Raises: NotFound, AmbiguousRef: a ref. UsageError: nothing to write, or `target` exists. HashMismatch.
+        Raises: NotFound, AmbiguousRef: a ref. UsageError: there is nothing to write, or `target` exists. HashMismatch:
+            a stored file is corrupt.
         """
         from civman.exchange.bundle_export import export_bundle
 
@@ -56,9 +57,9 @@ class BundlesPart(Part):
     def import_bundle(
         self, path: Path, *, permits: Permits | None = None, on_event: OnEvent = ignore
     ) -> "Sequence[ImportedFile]":
-        """Store the files of a bundle, each verified. Needs no network.
+        """Import the files of a bundle into the library, verifying each. Needs no network.
 
-        Raises: IntegrityError: the bundle is altered. Refused: it holds pickles.
+        Raises: IntegrityError: the bundle is corrupt or was modified. Refused: it contains pickle files.
         """
         from civman.exchange.bundle_import import import_bundle
 

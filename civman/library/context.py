@@ -1,4 +1,4 @@
-"""What every part of the library works with: settings, store, index, CivitAI, each opened when it is first needed."""
+"""What all parts of the library share: settings, store, index and CivitAI client, each opened on first use."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 def utc_now() -> datetime:
-    """The current time, aware."""
+    """The current UTC time as a timezone-aware datetime."""
     return datetime.now(UTC)
 
 
 def ignore_notice(notice: str) -> None:
-    """The listener for callers that want no notices."""
+    """Ignore a notice: for callers that do not show them."""
 
 
 class LibraryContext:
-    """A library's folder with its store, its index and its connection to CivitAI, each opened on first use."""
+    """A library's folder with its store, its index and its CivitAI client, each opened on first use."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class LibraryContext:
         clock: Callable[[], datetime] = utc_now,
         patience: Patience = PATIENT,
     ) -> None:
-        """`on_notice` is told what is worth knowing and no failure; `patience` holds the timeouts."""
+        """`on_notice` receives messages that are not errors; `patience` has the timeouts."""
         self.settings = settings
         self.root = settings.library
         self.renders = self.root / "renders"
@@ -49,7 +49,7 @@ class LibraryContext:
         self.patience = patience
 
     def close(self) -> None:
-        """Write the sidecar files that are due, then close the database and the connections."""
+        """Write pending sidecar files, then close the database and the connections."""
         if "index" in self.__dict__ and self.index.has_written:
             self._write_sidecars()
         for name in ("index", "client"):
@@ -61,24 +61,25 @@ class LibraryContext:
 
         try:
             write_due(self.store, self.index)
-        except (StoreError, LibraryError) as error:  # what is due stays due: the next command tries again
-            self.on_notice(f"what is kept beside the files is not up to date yet: {error.message}")
+        except (StoreError, LibraryError) as error:  # they stay pending, and the next command that writes tries again
+            self.on_notice(f"the sidecar files could not be updated: {error.message}")
 
     @cached_property
     def index(self) -> Index:
-        """The index, created or upgraded on first use."""
+        """The index. The database is created or upgraded on first use."""
         require_folder(self.root)
         return Index.open(self.root / "library.db")
 
     @property
     def has_index(self) -> bool:
-        """Whether this folder holds a library already; asking does not make one."""
+        """Whether this folder already contains a library. Does not create one."""
         return (self.root / "library.db").is_file()
 
     @cached_property
     def client(self) -> "CivitaiClient":
-        """CivitAI's API, with the stored key if there is one."""
-        from civman.civitai import credentials  # with httpx and pydantic 0.3 s: not for commands that stay at home
+        """The client for CivitAI's API, with the stored API key, if any."""
+        # takes 0.3 s with httpx and pydantic, which commands that need no network can skip
+        from civman.civitai import credentials
         from civman.civitai.client import CivitaiClient
         from civman.civitai.transport import Transport
 
@@ -95,8 +96,8 @@ class LibraryContext:
 
     @property
     def network(self) -> "Network":
-        """ImportMode CivitAI's storage is reached, with the stored key if there is one."""
-        from civman.civitai import credentials  # 0.3 s, see `client`
+        """The settings for connections to CivitAI's storage servers, with the stored API key, if any."""
+        from civman.civitai import credentials  # takes 0.3 s, see `client`
         from civman.civitai.allowed_urls import is_loopback
         from civman.civitai.site import user_agent
         from civman.civitai.storage_connection import Network
@@ -110,7 +111,7 @@ class LibraryContext:
         )
 
     def resolve(self, ref: str) -> "ResolvedVersion":
-        """The version that `ref` means: CivitAI is asked, offline the index.
+        """Resolve `ref` to a model version, by asking CivitAI or, offline, from the index.
 
         Raises: NotFound, AmbiguousRef, UsageError; NetworkError.
         """
@@ -127,7 +128,8 @@ class LibraryContext:
         """The stored files that `refs` mean: all files of a version, all versions of a model. Needs no network.
 
         `file` selects some of them: a file id, a file name, or words such as "fp16 pruned".
-        Raises: NotFound: one of them is not stored. AmbiguousRef: a number, name or digest that means several things.
+
+        Raises: NotFound: one of them is not stored. AmbiguousRef: a number, name or digest matches several models.
         """
         from civman.manage.resolve import find_assets
 
@@ -135,7 +137,7 @@ class LibraryContext:
 
 
 class Part:
-    """A part of the library: what belongs to one subject, over the shared context."""
+    """A part of the library: the operations on one subject, using the shared context."""
 
     def __init__(self, context: LibraryContext) -> None:
         self._context = context

@@ -1,4 +1,4 @@
-"""`library.downloads`: several files at once, and what a download would do."""
+"""`library.downloads`: download several files at once, and plan downloads."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class DownloadsPart(Part):
-    """Plan downloads, and fetch several files together."""
+    """Plan downloads, and download several files at once."""
 
     def plan(
         self, ref: str, *, file: str | None = None, permits: Permits | None = None, examine: "Examine | None" = None
     ) -> "Job":
-        """Which file `ref` means, whether it may be downloaded, and whether it is stored already. Fetches nothing.
+        """Which file `ref` means, whether it may be downloaded, and whether it is stored already. Downloads nothing.
 
         Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused.
         """
@@ -30,7 +30,7 @@ class DownloadsPart(Part):
     def plan_or_find(
         self, ref: str, *, file: str | None = None, permits: Permits | None = None, examine: "Examine | None" = None
     ) -> "Job | Outcome":
-        """As `plan`; an outcome if CivitAI does not have the file but the library does."""
+        """Plan a download as `plan` does. Returns an outcome instead if only the library has the file, not CivitAI."""
         downloads = self._downloads()
         try:
             return downloads.plan(ref, file=file, permits=permits or Permits(), examine=examine)
@@ -41,8 +41,8 @@ class DownloadsPart(Part):
             return stored
 
     def place_of(self, job: "Job | Outcome") -> Path | None:
-        """Where a job's file is or will be; None where CivitAI declares no hash, so that only its bytes will tell."""
-        from civman.download.job import Outcome  # 0.3 s, see `LibraryContext.client`
+        """Where a job's file is or will be stored; None if that is unknown because CivitAI declares no SHA-256."""
+        from civman.download.job import Outcome  # takes 0.3 s, see `LibraryContext.client`
 
         if isinstance(job, Outcome):
             return None if job.asset is None else Path(job.asset.path)
@@ -58,7 +58,7 @@ class DownloadsPart(Part):
         options: "DownloadOptions | None" = None,
         on_event: OnEvent = ignore,
     ) -> Asset:
-        """As `Library.download`."""
+        """Download the file that `ref` means; see `Library.download`."""
         outcome = self.fetch_all([ref], file=file, permits=permits, options=options, on_event=on_event)[0]
         if outcome.error is not None:
             raise outcome.error
@@ -75,30 +75,32 @@ class DownloadsPart(Part):
         options: "DownloadOptions | None" = None,
         on_event: OnEvent = ignore,
     ) -> "Sequence[Outcome]":
-        """As `fetch` for several refs, some at a time; an outcome for each, in their order, failed or not.
+        """Download several refs, a few at a time. Returns an outcome for each, failed or not, in the same order.
 
-        `on_event` is called from several threads. A KeyboardInterrupt stops all of them; what has arrived is kept.
-        Raises: what concerns all of them: the library cannot be written.
+        `on_event` is called from several threads. A KeyboardInterrupt stops all downloads; the bytes received so far
+        are kept.
+
+        Raises: an error that concerns all of them, such as a library that is not writable.
         """
-        from civman.download.job import DownloadOptions  # 0.3 s, see `LibraryContext.client`
+        from civman.download.job import DownloadOptions  # takes 0.3 s, see `LibraryContext.client`
 
         return self._downloads().run(
             refs, file=file, permits=permits or Permits(), options=options or DownloadOptions(), on_event=on_event
         )
 
     def require_fit(self, checkpoint: str, *, force: bool = False) -> "Examine":
-        """For `options.examine`: refuses files that cannot work with `checkpoint`, before they are fetched.
+        """A check for `DownloadOptions.examine` that refuses to download files that cannot work with `checkpoint`.
 
-        `force`: says so instead of refusing.
+        `force`: return a notice instead of refusing.
         """
-        from civman.manage.remote_headers import require_fit  # 0.3 s, see `LibraryContext.client`
+        from civman.manage.remote_headers import require_fit  # takes 0.3 s, see `LibraryContext.client`
 
         files = FilesPart(self._context)
         base, headers = files.inspect(checkpoint), files.remote_headers()
         return lambda version, file: require_fit(base, headers.inspect(version, file), force=force)
 
     def _downloads(self) -> "Downloads":
-        from civman.download.job import Downloads  # 0.3 s, see `LibraryContext.client`
+        from civman.download.job import Downloads  # takes 0.3 s, see `LibraryContext.client`
 
         context = self._context
         return Downloads(

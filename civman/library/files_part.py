@@ -1,4 +1,4 @@
-"""`library.files`: the stored model files, what they are, and your notes on them."""
+"""`library.files`: the stored model files, facts about them, and the user's notes on them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 
 class FilesPart(Part):
-    """Find, count, import and annotate stored files; read what a file is."""
+    """Find, count, import, inspect and annotate model files."""
 
     def find(self, ref: str, *, file: str | None = None) -> Sequence[Asset]:
         """The stored files that `ref` means: all files of a version, all versions of a model. Needs no network.
 
         `file` selects some of them: a file id, a file name, or words such as "fp16 pruned".
-        Raises: NotFound: none. AmbiguousRef: a number, name or digest that means several things.
+
+        Raises: NotFound: no stored file matches. AmbiguousRef: a number, name or digest matches several models.
         """
         return self._context.find([ref], file=file)
 
@@ -36,20 +37,23 @@ class FilesPart(Part):
         return self._context.index.find_by_model(model_id)
 
     def count(self, wanted: AssetFilter = EVERYTHING) -> int:
-        """How many stored files pass the filter."""
+        """The number of stored files that pass the filter."""
         return self._context.index.count(wanted)
 
     def model_ids(self) -> set[ModelId]:
-        """CivitAI's ids of the models that are stored."""
+        """The CivitAI ids of all models with a stored file."""
         found = self._context.index.assets() if self._context.has_index else ()
         return {asset.model_id for asset in found if asset.model_id is not None}
 
     def corrections(self, words: Sequence[str]) -> dict[str, str]:
-        """What a search in the index reads instead of words that no file has."""
+        """Corrections of search words that occur in no file: word → what a search looks for instead."""
         return dict(self._context.index.understood(words).corrections)
 
     def edit(self, ref: str, edit: "Edit", *, file: str | None = None) -> Sequence[Asset]:
-        """Write notes, tags and names for a file, into the index and beside the file. Raises: NotFound, UsageError."""
+        """Set notes, tags, ratings and aliases of stored files, in the index and in their sidecars.
+
+        `file` selects some of a version's files. Raises: NotFound, UsageError.
+        """
         from civman.manage.annotate import apply
 
         context = self._context
@@ -58,12 +62,12 @@ class FilesPart(Part):
     def import_files(
         self, paths: "Sequence[Path]", *, mode: "ImportMode | None" = None, on_event: OnEvent = ignore
     ) -> "ImportResult":
-        """Import files and whole folders where they are, without moving or copying a byte unless `mode` says so.
+        """Import files and whole folders. They stay where they are, unless `mode` says to copy or move them.
 
-        Every file is hashed once; CivitAI is asked once about all of them (not at all when offline). Interrupted, the
-        next call continues where this one stopped.
+        Every file is hashed once, and CivitAI is asked once about all of them (never when offline). After an
+        interruption, the next call continues where this one stopped.
         """
-        from civman.manage.import_files import ImportMode, import_files  # 0.3 s, see `LibraryContext.client`
+        from civman.manage.import_files import ImportMode, import_files  # takes 0.3 s, see `LibraryContext.client`
 
         context = self._context
         return import_files(
@@ -72,7 +76,7 @@ class FilesPart(Part):
         )  # fmt: skip
 
     def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
-        """As `Library.inspect`."""
+        """Read what a model file is; see `Library.inspect`."""
         from civman.manage.inspection import inspect_asset, inspect_path, path_of
         from civman.manage.resolve import find_asset
 
@@ -91,15 +95,16 @@ class FilesPart(Part):
         return self.remote_headers().inspect(resolved.version, chosen)
 
     def remote_headers(self) -> "RemoteHeaders":
-        """The reader of headers of files on CivitAI."""
-        from civman.civitai.storage_connection import StorageConnection, tls_context  # 0.3 s, see `client`
+        """A reader for the headers of files on CivitAI."""
+        # takes 0.3 s, see `LibraryContext.client`
+        from civman.civitai.storage_connection import StorageConnection, tls_context
         from civman.manage.remote_headers import RemoteHeaders
 
         network = self._context.network
         return RemoteHeaders(self._context.client, lambda: StorageConnection(network, tls_context))
 
     def terms(self, models: "Sequence[Inspected]") -> "Terms":
-        """What the licences of models used together allow."""
+        """What the licences of several models permit if they are used together."""
         from civman.domain import licence
 
         parts = []
@@ -113,7 +118,11 @@ class FilesPart(Part):
         return licence.terms_of(parts)
 
     def fits(self, checkpoint: str) -> Fits:
-        """For `AssetFilter.fits`: what may go with `checkpoint`, by tensors and, where unread, by CivitAI's labels."""
+        """A value for `AssetFilter.fits`: files that may work with `checkpoint`.
+
+        It compares architectures, read from the tensors; files that were not read are compared by CivitAI's base model
+        labels.
+        """
         from civman.domain.architecture import Architecture
         from civman.domain.base_models import compatible_labels
 

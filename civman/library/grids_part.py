@@ -1,4 +1,4 @@
-"""`library.grids`: contact sheets of pictures that differ along one axis or two."""
+"""`library.grids`: contact sheets of pictures that vary along one or two axes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,9 +33,9 @@ class GridsPart(Part):
         conditions: "Conditions | None" = None,
         on_event: OnEvent = ignore,
     ) -> "Grid":
-        """Every cell of a grid, planned: of a request, or of variations of a recipe with `changes` for all cells.
+        """Plan every cell of a grid of a request, or of a recipe with `changes` applied to all cells.
 
-        Raises: UsageError (`bad-grid`); as `Library.plan` and `PicturesPart.plan_variation`, for any cell.
+        Raises: UsageError (`bad-grid`); for any cell, what `Library.plan` and `PicturesPart.plan_variation` raise.
         """
         from civman.domain.recipes.recipe import Recipe, RenderRequest
         from civman.planning.plan import Conditions
@@ -62,9 +62,9 @@ class GridsPart(Part):
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> "DrawnGrid":
-        """Every cell as a picture of its own, and a labelled sheet in `output`: a folder, or the sheet's PNG.
+        """Render every cell as its own picture and a labelled contact sheet. `output`: a folder or the sheet's PNG.
 
-        Raises: as `Library.render`; the cells done until then are kept, without a sheet.
+        Raises: what `Library.render` raises. Cells finished before the error are kept, without a sheet.
         """
         from civman.domain.recipes.machine import Machine
         from civman.rendering.grid import draw

@@ -1,4 +1,4 @@
-"""`library.maintenance`: repair files, rebuild the index, free space, look for problems."""
+"""`library.maintenance`: repair files, rebuild the index, free disk space, find problems."""
 
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class MaintenancePart(Part):
-    """Repair, rebuild, free space, examine."""
+    """Repair files, rebuild the index, free disk space, and diagnose problems."""
 
     def repair(self, verdicts: "Iterable[Verdict]", *, on_event: OnEvent = ignore) -> "Iterator[Verdict]":
-        """Download broken and missing files again; a verdict for each. The broken file is in the trash afterwards."""
+        """Download corrupt and missing files again. Yields a verdict for each. Corrupt files are moved to the trash."""
         from civman.manage.verify import refetch, repair
 
         context, downloads = self._context, DownloadsPart(self._context)
@@ -33,7 +33,7 @@ class MaintenancePart(Part):
         )
 
     def rebuild(self, *, on_event: OnEvent = ignore) -> "Rebuilt":
-        """Fill the index again from the stored files and their sidecars, reading and verifying every byte."""
+        """Rebuild the index from the stored files and their sidecars, reading and verifying every byte."""
         from civman.manage.verify import rebuild
         from civman.rendering.import_pictures import import_pictures
 
@@ -44,7 +44,7 @@ class MaintenancePart(Part):
         return rebuilt
 
     def plan_gc(self, *, partials_after: timedelta, trash_after: timedelta) -> "Collection":
-        """What could be freed: files unknown to the index, partial downloads and trash untouched for so long."""
+        """What can be deleted: files missing from the index, and partial downloads and trash above these ages."""
         from civman.manage.remove import plan_collection
 
         context = self._context
@@ -53,19 +53,19 @@ class MaintenancePart(Part):
         )
 
     def gc(self, plan: "Collection") -> int:
-        """Carry out a plan; the bytes freed."""
+        """Delete what a plan lists. Returns the number of bytes freed."""
         from civman.manage.remove import collect
 
         return collect(self._context.index, self._context.store, plan, now=self._context.clock())
 
     def disk_usage(self, group: str) -> "Usage":
-        """What the library takes: by "type", "base_model", "architecture" or "used", and by kind of storage."""
+        """The library's disk usage by "type", "base_model", "architecture" or "used", and by kind of storage."""
         from civman.manage.disk_usage import usage
 
         return usage(self._context.index, self._context.store, group)
 
     def doctor(self) -> "Iterator[Finding]":
-        """Which settings apply and what is wrong, finding by finding."""
+        """Check the installation and the settings. Yields the findings one by one."""
         from civman.manage.doctor import examine
 
         return examine(self._context.settings)

@@ -1,4 +1,4 @@
-"""`library.pictures`: the pictures that were made, the recipes in picture files, and the models those need."""
+"""`library.pictures`: rendered pictures, the recipes in picture files, and the model files that recipes need."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,26 +29,26 @@ class PicturesPart(Part):
     def list(
         self, wanted: "PictureFilter | None" = None, *, limit: int | None = None, offset: int = 0
     ) -> "Sequence[KeptPicture]":
-        """Pictures that this library made and that pass the filter, newest first."""
+        """Rendered pictures in the index that pass the filter, newest first."""
         context = self._context
         return context.index.pictures(wanted, limit=limit, offset=offset) if context.has_index else []
 
     def count(self, wanted: "PictureFilter") -> int:
-        """How many pictures pass the filter."""
+        """The number of pictures that pass the filter."""
         return self._context.index.count_pictures(wanted) if self._context.has_index else 0
 
     def forget(self, pictures: "Sequence[KeptPicture]") -> None:
-        """Remove pictures from the index; their files stay as they are."""
+        """Remove pictures from the index. Their files stay on disk."""
         self._context.index.forget_pictures([picture.id for picture in pictures])
 
     def import_folder(self, folder: Path) -> "ImportedPictures":
-        """Put the pictures below `folder` that carry a recipe of civman's into the index."""
+        """Add all pictures below `folder` that contain a civman recipe to the index."""
         from civman.rendering.import_pictures import import_pictures
 
         return import_pictures(self._context.index, folder)
 
     def describe(self, path: Path) -> "PictureReport":
-        """All metadata of a picture, whichever program made it, and which of its models are stored here.
+        """All metadata of a picture, whichever program wrote it, and which of the models it names are stored here.
 
         Raises: UsageError (`bad-picture`).
         """
@@ -57,7 +57,7 @@ class PicturesPart(Part):
         return describe(self._context.index if self._context.has_index else None, path)
 
     def find_recipe(self, what: str) -> "RecipeSource":
-        """The recipe in a picture or a JSON file, or of a picture's number or a recipe's digest.
+        """Read the recipe in a picture or a JSON file, or look up one by a picture's number or by the recipe's SHA-256.
 
         Raises: NotFound, AmbiguousRef; UsageError (`bad-picture`, `bad-recipe`); IntegrityError (`edited-recipe`).
         """
@@ -66,16 +66,16 @@ class PicturesPart(Part):
         return find_recipe(self._context.index, what)
 
     def missing_files(self, source: "RecipeSource") -> "Sequence[Missing]":
-        """The model files that a recipe needs and that are not stored here."""
+        """The model files that a recipe needs and that are not available here."""
         from civman.planning.recipe_sources import missing
 
         return missing(self._context.index, source)
 
     def fetch_missing(self, missing: "Sequence[Missing]", *, on_event: OnEvent = ignore) -> "Sequence[Asset]":
-        """Download missing files from CivitAI by their ids, each verified by its digest.
+        """Download missing files from CivitAI by their ids, verifying each by its SHA-256.
 
-        Raises: Gone (`deleted-upstream`), IntegrityError (`replaced-upstream`), NotFound (`not-on-civitai`); as
-            `Library.download`.
+        Raises: Gone (`deleted-upstream`), IntegrityError (`replaced-upstream`), NotFound (`not-on-civitai`); and what
+            `Library.download` raises.
         """
         from civman.download.fetch_missing import fetch_missing
 
@@ -93,9 +93,10 @@ class PicturesPart(Part):
         conditions: "Conditions | None" = None,
         on_event: OnEvent = ignore,
     ) -> "Planned":
-        """A recipe with fields changed (`civman.planning.vary.FIELDS`); a picture's is recorded as its parent.
+        """Plan a recipe with some fields changed (`civman.planning.vary.FIELDS`).
 
-        `pictures` are the files that the recipe may start from. Raises: UsageError; as `Library.plan`.
+        The original recipe is recorded as the parent if it came from a picture or file. `pictures` are the files of the
+        input image and mask. Raises: UsageError; and what `Library.plan` raises.
         """
         from civman.domain.recipes.recipe import Recipe
         from civman.planning.input_pictures import kept_inputs
@@ -112,7 +113,7 @@ class PicturesPart(Part):
     def save(
         self, drawn: "Sequence[Drawn]", *, output: Path | None = None, options: "OutputOptions | None" = None
     ) -> "Sequence[Rendering]":
-        """Write pictures that `Library.replay` made into `output` (default: the library's renders/) and the index."""
+        """Save pictures from `Library.replay` in `output` (default: the library's renders/) and in the index."""
         from civman.rendering.render_and_save import save
 
         context = self._context

@@ -1,4 +1,4 @@
-"""`library.project`: the models that a project's civman.toml and civman.lock name."""
+"""`library.project`: the models that a project's civman.toml and civman.lock list."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ProjectPart(Part):
-    """Add models to a project, and fetch what its lock names. `folder` is the project's, or one below it."""
+    """Add models to a project and download those in its lock file. `folder` is the project's folder or one below it."""
 
     def add(
         self,
@@ -28,7 +28,9 @@ class ProjectPart(Part):
         permits: Permits | None = None,
         on_event: OnEvent = ignore,
     ) -> "Sequence[Added]":
-        """Write `refs` into the project's two files, down to their bytes; an outcome for each.
+        """Add `refs` to the project's civman.toml, and their exact files to its civman.lock.
+
+        Returns an outcome for each.
 
         Raises: ConfigError: civman.toml or civman.lock cannot be read or written.
         """
@@ -60,9 +62,9 @@ class ProjectPart(Part):
         permits: Permits | None = None,
         on_event: OnEvent = ignore,
     ) -> "Sequence[Synced]":
-        """Fetch exactly what the lock names and is not stored; an outcome for each of its entries.
+        """Download exactly the files in the lock that are not stored yet. Returns an outcome for each entry.
 
-        `check`: change nothing. `relock`: bring the lock up to date first. Raises: ConfigError: `lock-missing`,
+        `check`: only check, change nothing. `relock`: update the lock first. Raises: ConfigError: `lock-missing` or
         `lock-stale`.
         """
         syncing = self._syncing(folder, None, permits, on_event)
@@ -72,7 +74,7 @@ class ProjectPart(Part):
         return syncing.check() if check else syncing.sync()
 
     def _syncing(self, folder: Path, file: str | None, permits: Permits | None, on_event: OnEvent) -> "Syncing":
-        from civman.download.job import DownloadOptions  # 0.3 s, see `LibraryContext.client`
+        from civman.download.job import DownloadOptions  # takes 0.3 s, see `LibraryContext.client`
         from civman.exchange.project import Project
         from civman.exchange.sync import Syncing
 

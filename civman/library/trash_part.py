@@ -1,4 +1,4 @@
-"""`library.trash`: removed files, and how they come back."""
+"""`library.trash`: removed files, and restoring them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class TrashPart(Part):
-    """Plan a removal, list the trash, restore."""
+    """Plan removals, list the trash and restore from it."""
 
     def plan_removal(self, refs: Sequence[str], *, file: str | None = None) -> "RemovalPlan":
-        """What removing `refs` would remove: stored files, and the bytes that no other file needs.
+        """What removing `refs` would do: which files would be removed, and which bytes that would free.
 
         `file` selects some of a version's files.
         """
@@ -23,13 +23,13 @@ class TrashPart(Part):
         return plan_removal(self._context.index, self._context.store, self._context.find(refs, file=file))
 
     def list(self) -> "Sequence[Removal]":
-        """What was removed and can still be restored, the last removal first."""
+        """The removals that can still be undone, the latest first."""
         from civman.store.trash import Trash
 
         return Trash(self._context.store).removals()
 
     def restore(self, name: str | None = None) -> "Restored":
-        """Undo the last removal, or the one that `name` means: its id, or a name, ref or digest of what was in it."""
+        """Undo the latest removal, or the one that `name` means: its id, or a name, ref or digest of a file in it."""
         from civman.manage.remove import removal_named, undo
 
         context = self._context

@@ -1,4 +1,4 @@
-"""`library.updates`: what changed on CivitAI."""
+"""`library.updates`: new, replaced and deleted versions on CivitAI."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class UpdatesPart(Part):
-    """Look for newer versions of stored models."""
+    """Find newer versions of stored models."""
 
     def find(self, refs: Sequence[str] = (), *, any_base: bool = False) -> "UpdateReport":
-        """What CivitAI has that is newer than what is stored (or than `refs`), what it replaced, what it deleted.
+        """What CivitAI has newer, has replaced or has deleted since the files of `refs` (default: all) were stored.
 
-        `any_base`: versions for another base model count too. Raises: NotFound, AmbiguousRef, NetworkError.
+        `any_base`: include versions for other base models. Raises: NotFound, AmbiguousRef, NetworkError.
         """
-        from civman.manage.outdated import find_updates  # 0.3 s, see `LibraryContext.client`
+        from civman.manage.outdated import find_updates  # takes 0.3 s, see `LibraryContext.client`
 
         context = self._context
         assets = context.find(refs) if refs else context.index.assets()

@@ -1,4 +1,4 @@
-"""`library.views`: the stored files as another program's folders."""
+"""`library.views`: the stored files shown in the folder layout of another program."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,22 +12,25 @@ if TYPE_CHECKING:
 
 
 class ViewsPart(Part):
-    """Plan, make, refresh and remove views."""
+    """Plan, create, refresh and remove views."""
 
     def plan(self, folder: Path, request: "ViewRequest") -> "ViewPlan":
-        """What `link` would do so that `folder` shows what is requested."""
+        """What `link` would do to make `folder` show what is requested."""
         from civman.exchange.view_request import plan_requested_view
 
         return plan_requested_view(self._context.index, self._context.store, self._context.root, folder, request)
 
     def link(self, plan: "ViewPlan") -> "Linked":
-        """Carry out a plan. Raises: StoreError, DiskFull."""
+        """Apply a plan. Raises: StoreError, DiskFull."""
         from civman.exchange.view_links import apply
 
         return apply(plan, self._context.store)
 
     def remove(self, folder: Path) -> "Sequence[Step]":
-        """Remove from `folder` what the view made and nobody changed. Raises: UsageError: there is no view."""
+        """Remove the links and files that the view created in `folder`, unless they were changed since.
+
+        Raises: UsageError: there is no view in this folder.
+        """
         from civman.exchange.view_links import remove_view
         from civman.exchange.view_request import tidy
 

@@ -184,7 +184,7 @@ def test_other_bytes_under_the_same_id_are_never_taken(made: Made, civman: Civma
 
     assert run.code == 6
     assert run.json["error"]["code"] == "replaced-upstream"
-    assert "other bytes under urn:air:sd1:checkpoint:civitai:91001@191010" in run.json["error"]["message"]
+    assert "a different file under urn:air:sd1:checkpoint:civitai:91001@191010" in run.json["error"]["message"]
     assert model["sha256"] not in {each["blob"]["sha256"] for each in civman("list", "--json").json["list"]["assets"]}
 
 
