@@ -10,6 +10,7 @@ import typer
 
 from civman.cli.output import Result, clean, size
 from civman.cli.session import Session, command
+from civman.cli.table_layout import Column, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from civman.domain.catalog import Asset, ModelType
     from civman.index import Sort
 
+_COLUMNS = (
+    Column("ref", "cyan", is_whole=True), Column("name"), Column("type", is_whole=True), Column("base model", drop=2),
+    Column("is", "dim", is_whole=True, drop=3), Column("size", is_whole=True, drop=1, is_right=True),
+    Column("sha256", "dim", is_whole=True, drop=5), Column("yours", drop=4),
+)  # fmt: skip
 _FILTERS = "What it is"
 _YOURS = "What you said of it"
 
@@ -193,34 +199,28 @@ def since_of(text: str | None) -> datetime | None:
 
 
 def _table(console: "Console", assets: "Sequence[Asset]", total: int, skip: int) -> None:
-    from rich.table import Table
-
     if not assets:
-        console.print("nothing in the library matches" if total or skip else "the library holds nothing like that yet")
+        console.print(
+            "nothing in the library matches" if total or skip else
+            "nothing in the library matches; `civman download REF` and `civman import FOLDER` add models"
+        )  # fmt: skip
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, style in (("ref", "cyan"), ("name", ""), ("type", ""), ("base model", ""), ("is", "dim")):
-        table.add_column(name, style=style or None, overflow="fold")
-    table.add_column("size", justify="right")
-    table.add_column("sha256", style="dim", overflow="fold")
-    has_marks = any(_marks(asset) for asset in assets)
-    if has_marks:
-        table.add_column("yours", overflow="fold")
     names = Counter(asset.name for asset in assets if asset.version_id is None)
     same_names = {name for name, count in names.items() if count > 1}
-    for asset in assets:
-        title = f"{asset.model_name} {asset.version_name}".strip() or _place(asset, same_names)
-        row = [
+    rows = [
+        [
             asset.ref,
-            clean(title),
+            f"{asset.model_name} {asset.version_name}".strip() or _place(asset, same_names),
             asset.type_raw or asset.type.value,
             asset.base_model or "",
             asset.facts.architecture,
             size(asset.blob.size_bytes),
             asset.blob.sha256[:10],
+            _marks(asset),
         ]
-        table.add_row(*row, *([_marks(asset)] if has_marks else []))
-    console.print(table)
+        for asset in assets
+    ]
+    print_table(console, _COLUMNS, rows)
     if skip + len(assets) < total:
         console.print(f"{len(assets)} of {total:,}; --limit 0 shows all, --skip {skip + len(assets)} the next")
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli.list_command import since_of
-from civman.cli.output import Result, clean, counted
+from civman.cli.output import Result, counted
 from civman.cli.session import Session, command
+from civman.cli.table_layout import Column, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
     from civman.index.read_pictures import KeptPicture
 
+_COLUMNS = (
+    Column("ref", "cyan", is_whole=True), Column("made", is_whole=True, drop=2),
+    Column("seed", is_whole=True, drop=1, is_right=True), Column("prompt"), Column("file", drop=3),
+)  # fmt: skip
 _PROMPT = 60
 
 
@@ -92,26 +97,24 @@ def picture_value(picture: "KeptPicture") -> dict[str, object]:
 
 
 def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip: int) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     from civman.domain.printed_refs import picture_ref
 
     if not found:
-        console.print("no pictures" if not total else f"only {counted(total, 'picture')}")
+        if total:
+            console.print(f"there {'is' if total == 1 else 'are'} only {counted(total, 'image')}")
+        else:
+            console.print("no images match; `civman render CHECKPOINT PROMPT` makes some")
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title, justify in (("ref", "left"), ("made", "left"), ("seed", "right"), ("prompt", "left"), ("file", "left")):
-        table.add_column(title, justify="right" if justify == "right" else "left", overflow="fold")
+    rows = []
     for each in found:
-        prompt = clean(" ".join(each.record.recipe.prompt.split())) or "(no prompt)"
+        prompt = " ".join(each.record.recipe.prompt.split()) or "(no prompt)"
         prompt = prompt if len(prompt) <= _PROMPT else f"{prompt[: _PROMPT - 1]}…"
-        where = clean(Path(each.path).name)
-        table.add_row(
-            picture_ref(each.id), f"{each.made_at:%Y-%m-%d %H:%M}", str(each.record.seed), Text(prompt),
-            Text(where) if each.is_here else Text(f"{where} (gone)", style="dim"),
-        )  # fmt: skip
-    console.print(table)
+        name = Path(each.path).name
+        rows.append([
+            picture_ref(each.id), f"{each.made_at:%Y-%m-%d %H:%M}", str(each.record.seed), prompt,
+            name if each.is_here else f"{name} (gone)",
+        ])  # fmt: skip
+    print_table(console, _COLUMNS, rows)
     shown = skip + len(found)
     if shown < total:
         console.print(f"{skip + 1} to {shown} of {total}; --skip {shown} shows more", style="dim")

@@ -4,14 +4,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.output import Result, clean
+from civman.cli.output import Result
 from civman.cli.session import Session, command
+from civman.cli.table_layout import Column, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from civman.domain.catalog import ModelId
     from civman.domain.search_query import ModelPage
+
+
+_COLUMNS = (
+    Column("ref", "cyan", is_whole=True), Column("name"), Column("type", is_whole=True), Column("base model", drop=1),
+    Column("by", "dim", drop=3), Column("downloads", is_whole=True, drop=2, is_right=True),
+    Column("here", is_whole=True, drop=4),
+)  # fmt: skip
 
 
 @command(network="option")
@@ -83,26 +91,14 @@ def _ref(page: "ModelPage") -> str:
 
 
 def _table(console: "Console", pages: "list[ModelPage]", held: "set[ModelId]") -> None:
-    from rich.table import Table
-
     if not pages:
-        console.print("nothing matches")
+        console.print("no models match; try fewer words or filters, or --nsfw for models rated above PG")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, style in (("ref", "cyan"), ("name", ""), ("type", ""), ("base model", ""), ("by", "dim")):
-        table.add_column(name, style=style or None, overflow="fold")
-    table.add_column("downloads", justify="right")
-    table.add_column("here")
+    rows = []
     for page in pages:
         model, version = page.model, page.versions[0] if page.versions else None
         count = "" if model.download_count is None else f"{model.download_count:,}"
-        table.add_row(
-            _ref(page),
-            clean(model.name),
-            model.type_raw,
-            version.base_model or "" if version else "",
-            clean(model.creator or ""),
-            count,
-            "yes" if model.id in held else "",
-        )
-    console.print(table)
+        base_model = version.base_model or "" if version else ""
+        stored = "yes" if model.id in held else ""
+        rows.append([_ref(page), model.name, model.type_raw, base_model, model.creator or "", count, stored])
+    print_table(console, _COLUMNS, rows)

@@ -10,6 +10,7 @@ from civman.cli.options import RefArg
 from civman.cli.output import Result, clean, size
 from civman.cli.picture_output import picture_path, show_picture
 from civman.cli.session import Session, command
+from civman.cli.table_layout import Column, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
     from civman.domain.licence import Terms
     from civman.manage.resolve import ResolvedVersion
 
-_COLUMNS = 8
-"""Of the table of files: an indent, then what `_file_row` gives."""
+_FILE_COLUMNS = (
+    Column("indent", is_whole=True), Column("ref", "cyan", is_whole=True), Column("name"),
+    Column("size", is_whole=True), Column("facts", drop=2), Column("sha256", "dim", is_whole=True, drop=3),
+    Column("here", drop=1), Column("scan", "red"),
+)  # fmt: skip
+"""The columns of the table of files: an indent, then those of `_file_row`."""
 
 
 @command(network="option")
@@ -93,7 +98,6 @@ def _print_unlisted(console: "Console", asset: "Asset") -> None:
 
 
 def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[Asset]") -> None:
-    from rich.table import Table
     from rich.text import Text
 
     from civman.domain.licence import licence_words
@@ -118,12 +122,8 @@ def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[As
         held_here = [asset for asset in assets if asset.version_id == version.id]
         for line in _trigger_lines(version, held_here):
             console.print(f"  {line}")
-        table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
-        for _ in range(_COLUMNS):
-            table.add_column(overflow="fold")
-        for file in version.files:
-            table.add_row("", *_file_row(version, file, held))
-        console.print(table)
+        rows = [[" ", *_file_row(version, file, held)] for file in version.files]
+        print_table(console, _FILE_COLUMNS, rows, has_header=False)
         for each in replaced(version, held_here):
             console.print(
                 f"  CivitAI replaced the bytes of {clean(each.file_name)}: {each.held_sha256[:12]} is held,"

@@ -8,6 +8,7 @@ import typer
 from civman.cli.options import YesOpt
 from civman.cli.output import Result, clean, size
 from civman.cli.session import Session, command
+from civman.cli.table_layout import Column, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,15 +94,12 @@ def _print(console: "Console", plan: "Collection") -> None:
 
 
 def _print_usage(console: "Console", usage: "Usage") -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(usage.group.replace("_", " "))
-    table.add_column("files", justify="right")
-    table.add_column("size", justify="right")
-    for share in usage.shares:
-        table.add_row(clean(share.label) or "not known", f"{share.count:,}", size(share.size_bytes))
-    console.print(table)
+    columns = (
+        Column(usage.group.replace("_", " ")), Column("files", is_whole=True, is_right=True),
+        Column("size", is_whole=True, is_right=True),
+    )  # fmt: skip
+    rows = [[share.label or "not known", f"{share.count:,}", size(share.size_bytes)] for share in usage.shares]
+    print_table(console, columns, rows)
     parts = {
         "in the store": usage.store_bytes,
         "in place elsewhere": usage.outside_bytes,

@@ -5,7 +5,7 @@ terminal is too narrow for all of them. Without a terminal nothing is cut.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from civman.cli.output import clean
@@ -17,6 +17,10 @@ _GAP = 2
 """Blanks between two columns."""
 _LONGEST_WORD = 24
 """A word up to this length is never shortened; longer ones, such as file names, end with "…" if there is no room."""
+
+
+_LEAST_TEXT = 18
+"""Other columns are left out before a column of text becomes narrower than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,8 @@ def print_table(
     cells = [[clean(cell) for cell in row] for row in rows]
     chosen = [index for index in range(len(columns)) if any(row[index] for row in cells) or not cells]
     limit = console.width if console.is_terminal or console.width < UNLIMITED else None
-    widths = fitted_widths([columns[index] for index in chosen], [[row[i] for i in chosen] for row in cells], limit)
+    titled = [columns[index] if has_header else replace(columns[index], title="") for index in chosen]
+    widths = fitted_widths(titled, [[row[index] for index in chosen] for row in cells], limit)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_header=has_header)
     shown = [(index, width) for index, width in zip(chosen, widths, strict=True) if width]
     for index, width in shown:
@@ -75,7 +80,7 @@ def fitted_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], limi
     if limit is None:
         return natural
     least = [
-        wide if column.is_whole else min(wide, max(cell_len(column.title), _longest_word(rows, i)))
+        wide if column.is_whole else min(wide, max(cell_len(column.title), _longest_word(rows, i), _LEAST_TEXT))
         for i, (column, wide) in enumerate(zip(columns, natural, strict=True))
     ]
     kept = list(range(len(columns)))

@@ -42,7 +42,8 @@ def test_refs_and_digests_are_whole_and_lines_fit(width: int) -> None:
 
 
 def test_the_least_important_columns_go_first() -> None:
-    assert printed(60, ROW)[0].split() == ["ref", "name", "type", "size"]
+    assert printed(60, ROW)[0].split() == ["ref", "name", "size"]
+    assert printed(70, ROW)[0].split() == ["ref", "name", "type", "size"]
     assert "sha256" in printed(100, ROW)[0]
 
 
