@@ -161,11 +161,6 @@ class Denoiser:
     def _clean(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
         if not self._predicts_v:
             return x - answer * sigma
-        if self._levels.is_by_alpha:
-            # A1111 turns v into noise with the level of the whole time below
-            signal = self._levels.alphas[int(self._levels.time(sigma))]
-            shared = x / math.sqrt(sigma**2 + 1)
-            return x - (answer * math.sqrt(signal) + shared * math.sqrt(1 - signal)) * sigma
         return x / (sigma**2 + 1) - answer * (sigma / math.sqrt(sigma**2 + 1))
 
 

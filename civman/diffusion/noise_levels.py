@@ -8,14 +8,15 @@ names and ends as in AUTOMATIC1111's web UI.
 """
 
 import math
-import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 from typing import Final
 
+from civman.diffusion import single_precision
+from civman.diffusion.single_precision import single
 from civman.domain.recipes.recipe import SAMPLING
 
 TRAIN_STEPS: Final = SAMPLING.train_steps
@@ -62,7 +63,7 @@ class NoiseLevels:
         for t in range(TRAIN_STEPS):
             product *= 1.0 - (low + (high - low) * t / (TRAIN_STEPS - 1)) ** 2
             # kept in single precision by everybody: the least level differs in its fifth digit without this
-            alphas.append(_single(product))
+            alphas.append(single(product))
         if is_zero_snr:
             first, last = math.sqrt(alphas[0]), math.sqrt(alphas[-1])
             alphas = [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in alphas]
@@ -112,10 +113,13 @@ class NoiseLevels:
         return low + min(max(share, 0.0), 1.0)
 
 
-def table(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = False) -> list[float]:
+def table(
+    schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = False, is_single: bool = False
+) -> list[float]:
     """The n+1 levels that n steps pass, falling to 0 (KL Optimal: to the least level).
 
-    `is_xl` chooses between the two published Align-Your-Steps tables. Simple, DDIM and Beta may repeat a level when
+    `is_xl` chooses between the two published Align-Your-Steps tables; `is_single` rounds to single precision as the web
+    UIs do. Simple, DDIM and Beta may repeat a level when
     there are many steps; repeated levels are kept, as they are where the names come from.
 
     Raises: ValueError: fewer than one step, or AUTOMATIC, which only a sampler can resolve.
@@ -124,9 +128,15 @@ def table(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = 
         raise ValueError(f"steps must be at least 1, not {steps}")
     if schedule is Schedule.AUTOMATIC:
         raise ValueError("Automatic is a sampler's choice, not a table")
+    if is_single:
+        levels = replace(levels, sigmas=tuple(single_precision.level(single(alpha)) for alpha in levels.alphas))
+        if schedule.value in single_precision.TABLES and levels.every == 1:
+            return [*single_precision.TABLES[schedule.value](steps, levels.sigmas), 0.0]
     if schedule is Schedule.ALIGN_YOUR_STEPS:
-        return _align_your_steps(steps, is_xl=is_xl)
-    return _TABLES[schedule](steps, levels)
+        made = _align_your_steps(steps, is_xl=is_xl)
+    else:
+        made = _TABLES[schedule](steps, levels)
+    return [single(sigma) for sigma in made] if is_single else made
 
 
 def _normal(n: int, levels: NoiseLevels) -> list[float]:
@@ -191,10 +201,6 @@ _TABLES: Final[dict[Schedule, Callable[[int, NoiseLevels], list[float]]]] = {
     Schedule.DDIM: _ddim,
     Schedule.TURBO: _turbo,
 }
-
-
-def _single(number: float) -> float:
-    return float(struct.unpack("f", struct.pack("f", number))[0])
 
 
 def _line(start: float, end: float, count: int) -> list[float]:

@@ -101,7 +101,7 @@ class _Job:
         named, self._schedule = sampler_names.parse(recipe.sampler, recipe.schedule)
         self._sampler = samplers.of_recipe(named.name, recipe.rules)
         self._levels = self._sampler.levels(is_zero_snr=recipe.is_zero_snr, rules=recipe.rules)
-        self._tuning = self._sampler.tuning(recipe.sampling)
+        self._tuning = self._sampler.tuning(recipe.sampling, recipe.rules)
         self._start: start_picture.StartPicture | None = None
         if recipe.start is not None and inputs.image is not None:
             prepare = start_picture.prepare if recipe.rules > 1 else start_picture.prepare_1

@@ -82,7 +82,7 @@ class Sampler:
         """Whether `eta_ddim` says how much noise its steps add."""
         return self.own_table is Table.DDIM and self.name != "PLMS"
 
-    def tuning(self, sampling: Sampling) -> Tuning:
+    def tuning(self, sampling: Sampling, rules: int = RULES) -> Tuning:
         """The numbers of a recipe that this sampler takes; the others have no effect on it."""
         return Tuning(
             eta=sampling.eta_ddim if self.is_variance_preserving else sampling.eta if self.takes_eta else 1.0,
@@ -90,6 +90,7 @@ class Sampler:
             s_churn=sampling.s_churn if self.takes_churn else 0.0,
             s_tmin=sampling.s_tmin,
             s_tmax=sampling.s_tmax or math.inf,
+            is_single=rules > 1,
         )
 
     def without_effect(self, sampling: Sampling) -> dict[str, float]:
@@ -269,7 +270,7 @@ def plan(
         sigmas = _own_table_1(sampler.own_table, whole, levels)
     else:
         schedule = sampler.automatic if schedule is Schedule.AUTOMATIC else schedule
-        sigmas = table(schedule, whole + sampler.drops_penultimate, levels, is_xl=is_xl)
+        sigmas = table(schedule, whole + sampler.drops_penultimate, levels, is_xl=is_xl, is_single=rules > 1)
         if sampler.drops_penultimate:
             sigmas = drop_penultimate(sigmas)
     span = _span(sigmas)

@@ -38,6 +38,8 @@ class Tuning:
     s_churn: float = 0.0
     s_tmin: float = 0.0
     s_tmax: float = math.inf
+    is_single: bool = False
+    """Levels at which a Brownian path is asked are rounded as k-diffusion rounds them."""
 
 
 PLAIN: Final = Tuning()

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
+from civman.diffusion import single_precision
 from civman.diffusion.solvers import PLAIN, Noise, Steps, Tuning, X, ancestral, step_width
 
 
@@ -82,12 +83,16 @@ def dpmpp_sde(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAI
             x = x + (x - clean) * ((after - here) / here)
             continue
         middle = math.sqrt(here * after)
+        levels = here, middle, after
+        if tuning.is_single:
+            middle = single_precision.middle(here, after)
+            levels = single_precision.through_log(here), middle, single_precision.through_log(after)
         down, up = ancestral(here, middle, tuning.eta)
-        fresh = noise(here, middle) * (tuning.s_noise * up)
+        fresh = noise(levels[0], levels[1]) * (tuning.s_noise * up)
         ahead = x * (down / here) - clean * math.expm1(math.log(down / here)) + fresh
         clean = yield ahead, middle
         down, up = ancestral(here, after, tuning.eta)
-        fresh = noise(here, after) * (tuning.s_noise * up)
+        fresh = noise(levels[0], levels[2]) * (tuning.s_noise * up)
         x = x * (down / here) - clean * math.expm1(math.log(down / here)) + fresh
     return x
 

@@ -18,9 +18,9 @@ def restart(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN)
 
     Where it goes back, the levels are Karras' between the table's ends, whatever the table was.
     """
-    before = 0.0
+    before: float | None = None
     for here, after in _restart_steps(sigmas):
-        if before and before < here:
+        if before is not None and before < here:
             x = x + noise(before, here) * (tuning.s_noise * math.sqrt(here**2 - before**2))
         clean = yield x, here
         slope = (x - clean) / here
@@ -202,10 +202,8 @@ def res_multistep(
             width = step_width(here, down)
             reach = (math.log(down_before) - math.log(sigmas[place - 1])) / width
             first = -math.expm1(-width) / width
-            second = (1 - first) / width
-            lean = second / reach if reach else 0.0
-            near = first - lean if reach else 0.0
-            x = x * math.exp(-width) + clean * (width * near) + before * (width * lean)
+            lean = (1 - first) / width / reach
+            x = x * math.exp(-width) + clean * (width * (first - lean)) + before * (width * lean)
         if after > 0 and is_ancestral:
             x = x + noise(here, after) * (tuning.s_noise * up)
         before, down_before = clean, down

@@ -30,3 +30,11 @@ def sampling() -> Any:
     import k_diffusion.sampling
 
     return k_diffusion.sampling
+
+
+def external() -> Any:
+    """k_diffusion.external: the denoisers around models of noise and of v."""
+    sampling()
+    import k_diffusion.external
+
+    return k_diffusion.external

@@ -1,0 +1,88 @@
+"""Tables of noise levels rounded to single precision after each operation, as the web UIs compute them on the CPU.
+
+A Brownian path is asked at levels to their sixth digit, so that one unit in a level's last place changes the noise by
+about a thousandth. Plain Python, so that a table does not depend on the machine; torch's own exponentials differ by one
+unit in about one of a hundred numbers.
+"""
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from civman.domain.recipes.recipe import SAMPLING
+
+
+def single(number: float) -> float:
+    """The nearest number of single precision."""
+    return float(struct.unpack("f", struct.pack("f", number))[0])
+
+
+def line(start: float, end: float, count: int) -> list[float]:
+    """`torch.linspace`: from both ends to the middle, with one rounding a number."""
+    start, end = single(start), single(end)
+    if count == 1:
+        return [start]
+    step = single(single(end - start) / (count - 1))
+    half = count // 2
+    return [
+        single(start + step * place) if place < half else single(end - step * (count - 1 - place))
+        for place in range(count)
+    ]
+
+
+def level(alpha: float) -> float:
+    """σ of a share of signal."""
+    return single(math.sqrt(single(single(1 - alpha) / alpha)))
+
+
+def through_log(sigma: float) -> float:
+    """σ after its logarithm was taken and undone."""
+    return single(math.exp(single(math.log(single(sigma)))))
+
+
+def middle(here: float, after: float) -> float:
+    """The level half way between two in log σ."""
+    begin, end = (-single(math.log(single(sigma))) for sigma in (here, after))
+    return single(math.exp(-single(begin + single(single(end - begin) * 0.5))))
+
+
+def _at(time: float, logs: Sequence[float]) -> float:
+    low, high = math.floor(time), math.ceil(time)
+    share = single(time - low)
+    log = single(single(single(1 - share) * logs[low]) + single(share * logs[high]))
+    return single(math.exp(log))
+
+
+def _uniform(n: int, sigmas: Sequence[float]) -> list[float]:
+    logs = [single(math.log(sigma)) for sigma in sigmas]
+    return [_at(time, logs) for time in line(len(sigmas) - 1, 0, n)]
+
+
+def _sgm(n: int, sigmas: Sequence[float]) -> list[float]:
+    logs = [single(math.log(sigma)) for sigma in sigmas]
+    return [_at(time, logs) for time in line(len(sigmas) - 1, 0, n + 1)[:-1]]
+
+
+def _karras(n: int, sigmas: Sequence[float]) -> list[float]:
+    rho = SAMPLING.rho
+    low, high = sigmas[0] ** (1 / rho), sigmas[-1] ** (1 / rho)
+    width = single(low - high)
+    return [single(single(single(high) + single(place * width)) ** rho) for place in line(0, 1, n)]
+
+
+def _exponential(n: int, sigmas: Sequence[float]) -> list[float]:
+    return [single(math.exp(log)) for log in line(math.log(sigmas[-1]), math.log(sigmas[0]), n)]
+
+
+def _polyexponential(n: int, sigmas: Sequence[float]) -> list[float]:
+    low = math.log(sigmas[0])
+    width = single(math.log(sigmas[-1]) - low)
+    return [single(math.exp(single(single(place * width) + single(low)))) for place in line(1, 0, n)]
+
+
+TABLES: Final[dict[str, Callable[[int, Sequence[float]], list[float]]]] = {
+    "Normal": _uniform, "Karras": _karras, "Exponential": _exponential, "Polyexponential": _polyexponential,
+    "SGM Uniform": _sgm,
+}  # fmt: skip
+"""Tables whose roundings on the way matter, without the 0 at their end; the others are rounded once."""
