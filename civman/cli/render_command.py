@@ -89,6 +89,26 @@ def render(
     ] = False,
     grid: GridOpt = None,
     clip_skip: Annotated[int | None, typer.Option(help="Clip skip as in A1111: 1 uses the last layer.")] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option(help="Eta: how much noise ancestral and SDE samplers add in each step.", show_default="1"),
+    ] = None,
+    eta_ddim: Annotated[
+        float | None, typer.Option(help="Eta DDIM: how much noise DDIM adds in each step.", show_default="0")
+    ] = None,
+    s_churn: Annotated[
+        float | None,
+        typer.Option(help="Sigma churn: how much noise Euler, Heun and DPM2 add before their steps.", show_default="0"),
+    ] = None,
+    s_tmin: Annotated[
+        float | None, typer.Option(help="Lowest noise level at which --s-churn adds noise.", show_default="0")
+    ] = None,
+    s_tmax: Annotated[
+        float | None, typer.Option(help="Highest noise level at which --s-churn adds noise.", show_default="no limit")
+    ] = None,
+    s_noise: Annotated[
+        float | None, typer.Option(help="Sigma noise: factor on the noise that a sampler adds.", show_default="1")
+    ] = None,
     rng: Annotated[
         str | None, typer.Option(help="Source of the noise: cpu, or nv (as on an NVIDIA GPU).", show_default="cpu")
     ] = None,
@@ -103,10 +123,43 @@ def render(
     mask_blur: Annotated[
         int | None, typer.Option(help="Blur radius of the mask's edge in pixels.", show_default="4")
     ] = None,
+    mask_content: Annotated[
+        str | None,
+        typer.Option(
+            help="Masked content at the start: fill, original, latent noise or latent nothing.",
+            show_default="original",
+        ),
+    ] = None,
+    only_masked: Annotated[
+        bool,
+        typer.Option("--only-masked", help="Inpaint the masked area alone at --size and paste it into the image."),
+    ] = False,
+    padding: Annotated[
+        int | None,
+        typer.Option(help="Pixels around the mask that --only-masked includes.", show_default="32"),
+    ] = None,
+    resize_mode: Annotated[
+        str | None,
+        typer.Option(
+            help="How to fit the input image to --size: just resize, crop and resize, resize and fill, "
+            "or just resize (latent upscale).",
+            show_default="just resize",
+        ),
+    ] = None,
     strength: Annotated[
         float | None,
         typer.Option(
             help="Denoising strength, above 0 up to 1: how much the input image may change.", show_default="0.75"
+        ),
+    ] = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option(help="Factor on the noise added to the input image.", show_default="1")
+    ] = None,
+    conditional_mask_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Inpainting checkpoints: how much of the masked area to hide from the model, 0 to 1.",
+            show_default="1",
         ),
     ] = None,
     hires: Annotated[
@@ -122,6 +175,13 @@ def render(
     upscaler: Annotated[
         str | None,
         typer.Option(help="How to enlarge before the second pass: latent, lanczos, nearest …", show_default="latent"),
+    ] = None,
+    odd_sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Handling of sizes that are not multiples of 64: forge (also ComfyUI and diffusers) or a1111.",
+            show_default="forge",
+        ),
     ] = None,
     prediction: Annotated[
         str | None, typer.Option(help="What the model predicts, epsilon or v_prediction, if its file does not say.")
@@ -186,7 +246,10 @@ def render(
         width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,
         hires=_hires(hires, hires_steps, hires_strength, upscaler), prediction=prediction,
-        precision=precision, pad_prompts=pad_prompts, config=config,
+        precision=precision, pad_prompts=pad_prompts, config=config, resize_mode=resize_mode,
+        masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
+        conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,
+        s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise, odd_sizes=odd_sizes,
     )  # fmt: skip
     wanted = [replace(request, prompt=text) for text in _prompts(prompt, prompts, brought=has_prompts(axes))]
     conditions = _conditions(device, trigger, force=force, allow_partial=allow_partial)

@@ -30,6 +30,8 @@ _KEYS: Final = frozenset({
     "steps", "sampler", "schedule type", "cfg scale", "seed", "size", "model", "model hash", "vae", "vae hash",
     "clip skip", "denoising strength", "rng", "ensd", "version", "hashes", "lora hashes", "civitai resources",
     "civitai metadata", "template", "negative template", "hires resize", "hires steps", "hires upscaler",
+    "eta", "eta ddim", "sigma churn", "sigma tmin", "sigma tmax", "sigma noise", "mask blur", "masked content",
+    "inpaint area", "masked area padding", "conditional mask weight", "noise multiplier", "pad conds",
 })  # fmt: skip
 """Setting names: simple readers would take a LoRA with such a name for the setting."""
 _SPLITTER: Final = re.compile(r"((?:^|\n)[^\S\n]*(?:Steps|Template|Negative Template)|Negative prompt)(?=:)")
@@ -99,6 +101,8 @@ class Generation:
     rng: str = ""
     """A1111's "CPU" or "NV"; "" means A1111's default."""
     ensd: int | None = None
+    others: tuple[tuple[str, str | float], ...] = ()
+    """A1111's other settings by its own keys, such as ("Mask blur", 4)."""
 
 
 def text(generation: Generation) -> str:
@@ -162,6 +166,8 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
         yield "Hires upscaler", _plain(_names()["upscalers"].get(hires.upscaler, hires.upscaler), "Latent")
     yield "RNG", _plain(generation.rng) if generation.rng else ""
     yield "ENSD", str(generation.ensd) if generation.ensd else ""
+    for key, value in generation.others:
+        yield key, _plain(value) if isinstance(value, str) else _number(value)
 
 
 def _listed_by_hash(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[tuple[str, Part]]:

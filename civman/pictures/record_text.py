@@ -1,6 +1,9 @@
 """Convert a record into the `parameters` text that A1111, CivitAI and others read."""
 
+from collections.abc import Iterator
+
 from civman.domain.digests import Sha256, autov2
+from civman.domain.recipes.recipe import Recipe, Sampling
 from civman.domain.recipes.record import Record
 from civman.domain.refs import Air, VersionRef, parse_ref
 from civman.pictures.parameters_text import Generation, Part, SecondPass, text
@@ -20,9 +23,36 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         embeddings=tuple(_part(record, use.sha256, name=use.word) for use in recipe.embeddings),
         hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, hires.upscaler) if hires else None,
         denoising=start.strength if start else None,
-        rng=recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
+        rng=recipe.rng.upper(), ensd=recipe.eta_seed_delta or None, others=tuple(_others(recipe)),
         version=f"civman {record.environment.get('civman', '')}".strip(),
     ))  # fmt: skip
+
+
+def _others(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
+    """A1111's keys for what is not as usual, as it writes them."""
+    made, usual, start = recipe.sampling, Sampling(), recipe.start
+    for key, name in (
+        ("Eta", "eta"), ("Eta DDIM", "eta_ddim"), ("Sigma churn", "s_churn"), ("Sigma tmin", "s_tmin"),
+        ("Sigma tmax", "s_tmax"), ("Sigma noise", "noise_scale"),
+    ):  # fmt: skip
+        if getattr(made, name) != getattr(usual, name):
+            yield key, getattr(made, name)
+    if recipe.pad_prompts:
+        yield "Pad conds", "True"
+    if start is None:
+        return
+    if start.mask_sha256 is not None:
+        if start.mask_blur:
+            yield "Mask blur", start.mask_blur
+        if start.masked_content != "original":
+            yield "Masked content", start.masked_content
+        if start.only_masked:
+            yield "Inpaint area", "Only masked"
+            yield "Masked area padding", start.padding
+    if start.conditioning_weight != 1:
+        yield "Conditional mask weight", start.conditioning_weight
+    if start.noise_multiplier != 1:
+        yield "Noise multiplier", start.noise_multiplier
 
 
 def _part(

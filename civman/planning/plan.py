@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from civman.diffusion import sampler_names, samplers
 from civman.diffusion.families import Family, family_of
@@ -16,7 +17,7 @@ from civman.diffusion.noise_levels import Schedule
 from civman.domain.compatibility import Compatibility, check
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
-from civman.domain.recipes.recipe import LoraUse, Recipe, RenderRequest, Resolved, complete
+from civman.domain.recipes.recipe import RULES, LoraUse, Recipe, RenderRequest, Resolved, complete, sampling
 from civman.domain.recipes.record import TypedPrompts
 from civman.errors import CannotRender, Cause, Incompatible, NotFound, UsageError
 from civman.index import Index
@@ -65,6 +66,7 @@ def plan(
     sampler, schedule = sampler_names.parse(SAMPLER if request.sampler is None else request.sampler, request.schedule)
     if schedule is Schedule.AUTOMATIC and not sampler.own_table:
         schedule = sampler.automatic
+    request, without = _without_what_has_no_effect(request, sampler)
     pictures = _pictures(request)
     finder = Finder(index, on_event)
     found = finder.find("checkpoint", request.checkpoint, request.file)
@@ -107,7 +109,7 @@ def plan(
     files = {file.sha256: file.planned for file in (found, *parts)} | _as_files(pictures)
     return Planned(
         recipe, tuple(files.values()), _memory(recipe, found),
-        (*checkpoint.notices, *warned, *limited, *told), conditions.allow_partial or conditions.force,
+        (*checkpoint.notices, *warned, *limited, *without, *told), conditions.allow_partial or conditions.force,
         typed=None if typed == (recipe.prompt, recipe.negative_prompt) else TypedPrompts(*typed),
     )  # fmt: skip
 
@@ -164,19 +166,52 @@ def _dimensions(found: Found, config: str | None) -> str:
     return stated_dimensions(found, Path(config))
 
 
+_NOISE_OPTIONS = {
+    "eta": "eta", "eta_ddim": "eta-ddim", "noise_scale": "s-noise", "s_churn": "s-churn", "s_tmin": "s-tmin",
+    "s_tmax": "s-tmax",
+}  # fmt: skip
+
+
+def _without_what_has_no_effect(
+    request: RenderRequest, sampler: samplers.Sampler
+) -> tuple[RenderRequest, tuple[str, ...]]:
+    """The request without settings of noise that the sampler does not take, and what to know of them."""
+    left = sampler.without_effect(sampling(request))
+    options = [_NOISE_OPTIONS[name] for name in left]
+    unset: dict[str, Any] = {option.replace("-", "_"): None for option in options}
+    return replace(request, **unset), tuple(f"--{option} has no effect with {sampler.name}" for option in options)
+
+
 def _pictures(request: RenderRequest) -> list[InputPicture]:
     """The picture to start from and its mask, read."""
     if request.init_image is None:
-        asked = {"a mask": request.mask_image, "a strength": request.strength, "a mask's blur": request.mask_blur}
+        asked = {
+            "a mask": request.mask_image, "a strength": request.strength, "a mask's blur": request.mask_blur,
+            "a masked content": request.masked_content, "a resize mode": request.resize_mode,
+            "only the masked part": request.only_masked or None, "a padding": request.padding,
+            "a noise multiplier": request.noise_multiplier, "a conditioning weight": request.conditioning_weight,
+        }  # fmt: skip
         if alone := [name for name, value in asked.items() if value is not None]:
             raise UsageError(
                 f"{alone[0]} needs a picture to start from", hint="--init names it", code=Cause.NO_START_IMAGE
             )
         return []
-    if request.mask_image is None and request.mask_blur is not None:
-        raise UsageError("a mask's blur needs a mask", hint="--mask names it", code=Cause.NO_START_IMAGE)
     first = read_picture(Path(request.init_image))
-    return [first, read_picture(Path(request.mask_image), is_mask=True)] if request.mask_image else [first]
+    if request.mask_image is None:
+        asked = {
+            "a mask's blur": request.mask_blur, "a masked content": request.masked_content,
+            "only the masked part": request.only_masked or None, "a padding": request.padding,
+        }  # fmt: skip
+        if alone := [name for name, value in asked.items() if value is not None]:
+            raise UsageError(f"{alone[0]} needs a mask", hint="--mask names it", code=Cause.NO_START_IMAGE)
+        return [first]
+    mask = read_picture(Path(request.mask_image), is_mask=True, rules=RULES if request.rules is None else request.rules)
+    if request.rules != 1 and not mask.pixels.any():
+        raise UsageError(
+            f"the mask `{request.mask_image}` paints nothing: it is black or transparent everywhere",
+            hint="white in the mask is painted anew", code=Cause.EMPTY_MASK,
+        )  # fmt: skip
+    return [first, mask]
 
 
 def _as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:

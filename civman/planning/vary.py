@@ -22,14 +22,21 @@ from civman.planning.plan_types import Planned
 _ALIASES: Final = {
     "negative": "negative_prompt", "cfg": "guidance_scale", "cfg_rescale": "guidance_rescale",
     "ensd": "eta_seed_delta", "init": "init_image", "mask": "mask_image", "zero_snr": "is_zero_snr",
+    "mask_content": "masked_content",
 }  # fmt: skip
 _TEXTS: Final = (
     "prompt", "negative_prompt", "checkpoint", "vae", "sampler", "schedule", "rng", "precision", "prediction",
-    "init_image", "mask_image",
+    "init_image", "mask_image", "resize_mode", "masked_content", "odd_sizes",
 )  # fmt: skip
-_WHOLE: Final = ("seed", "steps", "width", "height", "clip_skip", "count", "batch_size", "eta_seed_delta", "mask_blur")
-_FRACTIONS: Final = ("guidance_scale", "guidance_rescale", "strength")
-_TRUTHS: Final = ("pad_prompts", "is_zero_snr")
+_WHOLE: Final = (
+    "seed", "steps", "width", "height", "clip_skip", "count", "batch_size", "eta_seed_delta", "mask_blur", "padding",
+    "rules",
+)  # fmt: skip
+_FRACTIONS: Final = (
+    "guidance_scale", "guidance_rescale", "strength", "conditioning_weight", "noise_multiplier", "eta", "eta_ddim",
+    "s_churn", "s_tmin", "s_tmax", "s_noise",
+)  # fmt: skip
+_TRUTHS: Final = ("pad_prompts", "is_zero_snr", "only_masked")
 _HIRES: Final = ("hires_steps", "hires_strength", "upscaler")
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, "lora:REF")
 """What can be changed, besides the short names `civman render` has for some."""
@@ -64,7 +71,7 @@ def vary(
 
 def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRequest:
     """The request that says all that the recipe says. Raises: UsageError (`no-start-image`): a picture is not here."""
-    start, hires = recipe.start, recipe.hires
+    start, hires, sampling = recipe.start, recipe.hires, recipe.sampling
     if start and (error := missing_inputs(start, pictures)):
         raise error
     return RenderRequest(
@@ -80,10 +87,18 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         mask_image=str(pictures[start.mask_sha256]) if start and start.mask_sha256 else None,
         strength=start.strength if start else None,
         mask_blur=start.mask_blur if start and start.mask_sha256 else None,
+        resize_mode=start.resize_mode if start else None,
+        masked_content=start.masked_content if start and start.mask_sha256 else None,
+        only_masked=start.only_masked if start and start.mask_sha256 else None,
+        padding=start.padding if start and start.mask_sha256 else None,
+        conditioning_weight=start.conditioning_weight if start else None,
+        noise_multiplier=start.noise_multiplier if start else None,
         hires=HiresRequest(hires.width, hires.height, steps=hires.steps, strength=hires.strength,
                            upscaler=hires.upscaler) if hires else None,
         prediction=recipe.prediction, is_zero_snr=recipe.is_zero_snr, precision=recipe.precision,
-        pad_prompts=recipe.pad_prompts, config=recipe.config or None,
+        pad_prompts=recipe.pad_prompts, config=recipe.config or None, rules=recipe.rules, odd_sizes=recipe.odd_sizes,
+        eta=sampling.eta, eta_ddim=sampling.eta_ddim, s_noise=sampling.noise_scale, s_churn=sampling.s_churn,
+        s_tmin=sampling.s_tmin, s_tmax=sampling.s_tmax,
     )  # fmt: skip
 
 

@@ -5,12 +5,12 @@
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeVar
 
 from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe_json import canonical, read_json, read_object
-from civman.domain.recipes.recipe_limits import problems
+from civman.domain.recipes.recipe_limits import problems, upscaler_of
 from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
@@ -41,7 +41,10 @@ class LoraRequest:
 
 @dataclass(frozen=True, slots=True)
 class HiresRequest:
-    """A second pass at a larger size. None: twice as wide and high, as many steps as the first pass, strength 0.7."""
+    """A second pass at a larger size. None: twice as wide and high, as many steps as the first pass, strength 0.7.
+
+    One side alone, or with 0 for the other, keeps the shape of the first pass.
+    """
 
     width: int | None = None
     height: int | None = None
@@ -78,7 +81,21 @@ class RenderRequest:
     mask_image: str | None = None
     strength: float | None = None
     mask_blur: int | None = None
+    resize_mode: str | None = None
+    masked_content: str | None = None
+    only_masked: bool | None = None
+    padding: int | None = None
+    conditioning_weight: float | None = None
+    noise_multiplier: float | None = None
     hires: HiresRequest | None = None
+    eta: float | None = None
+    eta_ddim: float | None = None
+    s_churn: float | None = None
+    s_tmin: float | None = None
+    s_tmax: float | None = None
+    s_noise: float | None = None
+    odd_sizes: str | None = None
+    rules: int | None = None
     prediction: str | None = None
     is_zero_snr: bool | None = None
     precision: str | None = None
@@ -356,9 +373,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
     steps = _or(request.steps, 20)
     start = None
     if found.init_image is not None:
-        start = StartImage(
-            found.init_image, float(_or(request.strength, 0.75)), found.mask_image, _or(request.mask_blur, 4)
-        )
+        start = _start(request, found.init_image, found.mask_image)
     return Recipe(
         checkpoint=found.checkpoint, prompt=request.prompt, negative_prompt=request.negative_prompt,
         sampler=found.sampler, schedule=found.schedule, steps=steps,
@@ -372,17 +387,43 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         vae=found.vae, loras=found.loras, embeddings=found.embeddings, start=start,
         hires=_hires(request.hires, width, height, steps) if request.hires else None,
         config=found.config, files=tuple(sorted(set(found.files), key=lambda file: file.sha256)),
+        sampling=sampling(request), rules=_or(request.rules, RULES), odd_sizes=_or(request.odd_sizes, "forge"),
+    )  # fmt: skip
+
+
+def sampling(request: RenderRequest) -> Sampling:
+    """The numbers behind the sampler that a request asks for."""
+    return replace(
+        SAMPLING, eta=float(_or(request.eta, SAMPLING.eta)), eta_ddim=float(_or(request.eta_ddim, SAMPLING.eta_ddim)),
+        noise_scale=float(_or(request.s_noise, SAMPLING.noise_scale)),
+        s_churn=float(_or(request.s_churn, SAMPLING.s_churn)), s_tmin=float(_or(request.s_tmin, SAMPLING.s_tmin)),
+        s_tmax=float(_or(request.s_tmax, SAMPLING.s_tmax)),
+    )  # fmt: skip
+
+
+def _start(request: RenderRequest, image: Sha256, mask: Sha256 | None) -> StartImage:
+    return StartImage(
+        image, float(_or(request.strength, 0.75)), mask, _or(request.mask_blur, 4),
+        resize_mode=_or(request.resize_mode, "just resize"), masked_content=_or(request.masked_content, "original"),
+        only_masked=_or(request.only_masked, False), padding=_or(request.padding, 32),
+        conditioning_weight=float(_or(request.conditioning_weight, 1.0)),
+        noise_multiplier=float(_or(request.noise_multiplier, 1.0)),
     )  # fmt: skip
 
 
 def _hires(asked: HiresRequest, width: int, height: int, steps: int) -> Hires:
     scale = _or(asked.scale, 2.0)
+    larger = int(width * scale) // 8 * 8, int(height * scale) // 8 * 8
+    if asked.width and not asked.height:  # one side alone keeps the shape, as A1111's "Hires resize" with a 0 does
+        larger = asked.width, asked.width * height // width // 8 * 8
+    elif asked.height and not asked.width:
+        larger = asked.height * width // height // 8 * 8, asked.height
     return Hires(
-        width=_or(asked.width, int(width * scale) // 8 * 8),
-        height=_or(asked.height, int(height * scale) // 8 * 8),
+        width=asked.width or larger[0],
+        height=asked.height or larger[1],
         steps=_or(asked.steps, steps),
         strength=float(_or(asked.strength, 0.7)),
-        upscaler=asked.upscaler,
+        upscaler=upscaler_of(asked.upscaler),
     )
 
 

@@ -4,6 +4,7 @@ Recipes are `Any` here because `recipe` asks this module before it lets one be.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -21,6 +22,12 @@ MASKED_CONTENTS: Final = ("fill", "original", "latent noise", "latent nothing")
 MAX_NOISE: Final = 10000
 """The largest value of the numbers that say how much noise a sampler adds, and at which levels."""
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
+
+
+def upscaler_of(name: str) -> str:
+    """The upscaler that a name means: civman's own, or A1111's ("Latent (bicubic)", "None")."""
+    plain = "-".join(re.findall(r"[a-z]+", name.casefold()))
+    return "lanczos" if plain == "none" else plain.replace("bilinear", "").strip("-")
 
 
 def problems(recipe: Any) -> Iterator[str]:
@@ -47,6 +54,10 @@ def problems(recipe: Any) -> Iterator[str]:
 def _start_problems(start: Any) -> Iterator[str]:
     if not 0 < start.strength <= 1:
         yield "strength must be above 0, at most 1"
+    if start.only_masked and start.mask_sha256 is None:
+        yield "only the masked part is asked for, and there is no mask"
+    if start.resize_mode == RESIZE_MODES[-1] and start.mask_sha256 is not None:
+        yield "a latent upscale goes without a mask"
     if start.mask_blur < 0 or start.padding < 0:
         yield "the mask's blur and padding cannot be negative"
     if not 0 <= start.conditioning_weight <= 1:

@@ -1,0 +1,241 @@
+# ruff: noqa: E402  (imports that need torch come after the question whether it is there)
+"""Inpainting and other sizes as A1111 does them: its steps written a second time with Pillow and scipy."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+ndimage = pytest.importorskip("scipy.ndimage")
+
+import closed_form
+from PIL import Image, ImageFilter, ImageOps
+from sampler_oracles import NO_FILE, SEED, distance, recipe, stack
+
+from civman.diffusion.noise_levels import Schedule
+from civman.diffusion.run_recipe import Inputs, render
+from civman.diffusion.second_pass import covering
+from civman.diffusion.skip_sizes import doubled_then_resized
+from civman.domain.recipes.recipe import HiresRequest, RenderRequest, Resolved, StartImage, complete
+from civman.errors import UsageError
+from civman.planning.input_pictures import read_picture
+
+PICTURE = np.random.default_rng(4).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+MASK = np.zeros((96, 128), np.uint8)
+MASK[30:60, 40:90] = 255
+
+
+def softened(mask: Any, radius: int) -> Any:
+    if radius:
+        reach = int(2.5 * radius + 0.5)
+        weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * radius**2))
+        for axis in (1, 0):
+            mask = ndimage.correlate1d(mask.astype(float), weights / weights.sum(), axis=axis, mode="mirror")
+            mask = np.round(mask).astype(np.uint8)
+    return mask
+
+
+def filled(image: Any, mask: Any) -> Any:
+    result, rest = Image.new("RGBA", image.size), Image.new("RGBa", image.size)
+    rest.paste(image.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask))
+    for radius in (256, 64, 16, 16, 4, 4, 4, 4, 2, 2, 0):
+        result.alpha_composite(rest.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA"))
+    return result.convert("RGB")
+
+
+def expected(start: StartImage, name: str = "Euler a") -> tuple[Any, Any]:
+    """(latents, pixels) by A1111's steps at 64x64."""
+    mask, picture = Image.fromarray(softened(MASK, start.mask_blur)), Image.fromarray(PICTURE)
+    box = None
+    if start.only_masked:
+        rows, columns = (np.flatnonzero(np.asarray(mask).any(axis=axis)) for axis in (1, 0))
+        pad = start.padding
+        box = [max(columns[0] - pad, 0), max(rows[0] - pad, 0), min(columns[-1] + 1 + pad, 128),
+               min(rows[-1] + 1 + pad, 96)]  # fmt: skip
+        missing = (box[2] - box[0]) - (box[3] - box[1])  # wider than high here, for a square
+        box[1], box[3] = box[1] - missing // 2, box[3] + missing - missing // 2
+        if box[3] >= 96:
+            box[1], box[3] = box[1] - (box[3] - 96), 96
+        if box[1] < 0:
+            box[1], box[3] = 0, box[3] - box[1]
+        box[3] = min(box[3], 96)
+        small, here = mask.crop(box), picture.crop(box)
+        assert small.width == small.height, "the sides are equal, so that nothing is drawn out"
+        shown, overlay = small.resize((64, 64), Image.Resampling.LANCZOS), np.asarray(mask).astype(float)
+    else:
+        shown, here = (each.resize((64, 64), Image.Resampling.LANCZOS) for each in (mask, picture))
+        overlay = np.clip(np.asarray(shown).astype(float) * 2, 0, 255).astype(np.uint8).astype(float)
+    here = here.resize((64, 64), Image.Resampling.LANCZOS)
+    kept = np.asarray(picture if start.only_masked else here).astype(float)
+    if start.masked_content != "original":
+        here = filled(here, shown)
+    vae = closed_form.Vae()
+    pixels = torch.from_numpy(np.asarray(here).astype(np.float32) / 255).permute(2, 0, 1)[None]
+    latents = vae.encode(2 * pixels - 1).latent_dist.mode()
+    cells = np.around(np.asarray(shown.convert("RGB").resize((8, 8))).astype(np.float32)[:, :, 0] / 255)
+    area = torch.from_numpy(cells)[None, None]
+    if start.masked_content == "latent noise":
+        fresh = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(SEED))[None]
+        latents = latents * (1 - area) + fresh * area
+    elif start.masked_content == "latent nothing":
+        latents = latents * (1 - area)
+    result = stack("SD 1").img2img(
+        name, "Automatic", 8, latents, SEED, start.strength, closed_form.CFG, closed_form.COND, closed_form.UNCOND,
+        mask=area, noise_multiplier=start.noise_multiplier,
+    )  # fmt: skip
+    drawn = ((vae.decode(result, return_dict=False)[0][0] + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy() * 255
+    if box is not None:
+        whole = np.zeros(PICTURE.shape)
+        patch = Image.fromarray(np.round(drawn).astype(np.uint8)).resize((box[2] - box[0], box[3] - box[1]),
+                                                                        Image.Resampling.LANCZOS)  # fmt: skip
+        whole[box[1] : box[3], box[0] : box[2]] = np.asarray(patch)
+        drawn = whole
+    share = overlay[:, :, None] / 255
+    return result, drawn * share + kept * (1 - share)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        StartImage(NO_FILE, 0.7, NO_FILE, 4),
+        StartImage(NO_FILE, 0.7, NO_FILE, 0),
+        StartImage(NO_FILE, 0.7, NO_FILE, 12, masked_content="fill"),
+        StartImage(NO_FILE, 0.9, NO_FILE, 4, masked_content="latent noise"),
+        StartImage(NO_FILE, 0.9, NO_FILE, 4, masked_content="latent nothing"),
+        StartImage(NO_FILE, 0.7, NO_FILE, 2, only_masked=True, padding=6),
+        StartImage(NO_FILE, 0.7, NO_FILE, 4, noise_multiplier=1.1),
+    ],
+    ids=lambda start: f"{start.masked_content}-{start.mask_blur}-{start.only_masked}-{start.noise_multiplier}",
+)
+def test_inpainting_is_a1111_s(start: StartImage) -> None:
+    model = closed_form.model()
+    asked = replace(recipe("Euler a", Schedule.AUTOMATIC, "SD 1", "img2img 0.75"), start=start)
+
+    (made,) = render(asked, model, closed_form.prompt(), inputs=Inputs(PICTURE, MASK))
+    latents, pixels = expected(start)
+
+    assert distance(model.vae.decoded, latents) < 1e-5
+    assert made.pixels.shape == pixels.shape
+    assert np.abs(made.pixels - pixels).max() <= 2  # Pillow rounds at every step, the sum above at none
+
+
+@pytest.mark.parametrize("name", ["DDIM", "PLMS", "UniPC", "Euler", "DPM++ SDE"])
+def test_every_kind_of_sampler_inpaints_as_a1111(name: str) -> None:
+    model = closed_form.model()
+    start = StartImage(NO_FILE, 0.7, NO_FILE, 4)
+    asked = replace(recipe(name, Schedule.AUTOMATIC, "SD 1", "img2img 0.75"), start=start)
+
+    render(asked, model, closed_form.prompt(), inputs=Inputs(PICTURE, MASK))
+
+    assert distance(model.vae.decoded, expected(start, name)[0]) < 1e-5
+
+
+def test_guidance_below_1_follows_the_prompt_less() -> None:
+    model = closed_form.model()
+    asked = replace(recipe("Euler", Schedule.AUTOMATIC, "SD 1", "txt2img"), guidance_scale=0.4)
+    theirs = stack("SD 1").txt2img("Euler", "Automatic", 20, (4, 8, 8), SEED, 0.4, closed_form.COND, closed_form.UNCOND)
+
+    render(asked, model, closed_form.prompt())
+
+    assert distance(model.vae.decoded, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["crop and resize", "resize and fill"])
+def test_a_picture_of_another_shape_is_cropped_or_drawn_out(mode: str) -> None:
+    from civman.diffusion.start_picture import fitted
+
+    made = np.asarray(fitted(Image.fromarray(PICTURE), (64, 64), mode)).astype(int)
+
+    if mode == "crop and resize":
+        whole = np.asarray(Image.fromarray(PICTURE).resize((85, 64), Image.Resampling.LANCZOS)).astype(int)
+        assert np.array_equal(made, whole[:, 10:74])
+    else:
+        whole = np.asarray(Image.fromarray(PICTURE).resize((64, 48), Image.Resampling.LANCZOS)).astype(int)
+        assert np.array_equal(made[8:56], whole)
+        assert np.abs(made[:8] - made[0]).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "wanted", "covers"),
+    [((64, 64), (96, 64), (96, 96)), ((512, 768), (1024, 1024), (1024, 1536)), ((768, 512), (1024, 1024), (1536, 1024)),
+     ((512, 512), (1024, 1024), (1024, 1024))],
+)  # fmt: skip
+def test_the_second_pass_covers_the_size_asked_for(
+    first: tuple[int, int], wanted: tuple[int, int], covers: tuple[int, int]
+) -> None:
+    assert covering(first, wanted) == covers
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [((1024, 0), (1024, 1536)), ((0, 1024), (680, 1024)), ((1024, None), (1024, 1536)), ((None, None), (1024, 1536))],
+)
+def test_one_side_of_the_second_pass_keeps_the_shape(asked: tuple[int, int], size: tuple[int, int]) -> None:
+    found = Resolved(
+        checkpoint=NO_FILE, native_size=512, prediction="epsilon", is_zero_snr=False, precision="float32",
+        sampler="Euler", schedule="Normal", seed=1,
+    )  # fmt: skip
+    made = complete(RenderRequest("m", width=512, height=768, hires=HiresRequest(*asked)), found)
+
+    assert made.hires is not None
+    assert (made.hires.width, made.hires.height) == size
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("Latent", "latent"), ("Latent (bicubic antialiased)", "latent-bicubic-antialiased"), ("None", "lanczos"),
+     ("Latent (nearest-exact)", "latent-nearest-exact"), ("Lanczos", "lanczos"), ("latent-bicubic", "latent-bicubic")],
+)  # fmt: skip
+def test_upscalers_are_known_by_a1111_s_names(name: str, meant: str) -> None:
+    found = Resolved(
+        checkpoint=NO_FILE, native_size=512, prediction="epsilon", is_zero_snr=False, precision="float32",
+        sampler="Euler", schedule="Normal", seed=1,
+    )  # fmt: skip
+    made = complete(RenderRequest("m", hires=HiresRequest(upscaler=name)), found)
+
+    assert made.hires is not None
+    assert made.hires.upscaler == meant
+
+
+def test_what_is_transparent_in_a_mask_is_not_painted(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((255, 255, 255, 255), (0, 0, 4, 8))
+    image.save(tmp_path / "mask.png")
+
+    now = read_picture(tmp_path / "mask.png", is_mask=True).pixels
+    before = read_picture(tmp_path / "mask.png", is_mask=True, rules=1).pixels
+
+    assert (now[:, :4] == 255).all()
+    assert (now[:, 4:] == 0).all()
+    assert (before == 255).all()
+
+
+def test_a_mask_that_paints_nothing_cannot_be_drawn_alone() -> None:
+    start = StartImage(NO_FILE, 0.7, NO_FILE, 0, only_masked=True)
+    asked = replace(recipe("Euler", Schedule.AUTOMATIC, "SD 1", "img2img 0.75"), start=start)
+
+    with pytest.raises(UsageError, match="paints nothing"):
+        render(asked, closed_form.model(), closed_form.prompt(), inputs=Inputs(PICTURE, np.zeros_like(MASK)))
+
+
+def test_odd_sizes_double_a_level_and_resize_it_as_a1111_does() -> None:
+    from diffusers.models.upsampling import Upsample2D
+
+    torch.manual_seed(1)
+    level = Upsample2D(4, use_conv=True, out_channels=4)
+    hidden = torch.randn(1, 4, 5, 5)
+    doubled = torch.nn.functional.interpolate(hidden, scale_factor=2, mode="nearest")
+    convolved = torch.nn.functional.conv2d(doubled, level.conv.weight, level.conv.bias, padding=1)
+    wanted = torch.nn.functional.interpolate(convolved, size=(9, 9), mode="nearest")
+
+    usual = level(hidden, output_size=(9, 9))
+    with doubled_then_resized(torch.nn.Sequential(level)):
+        made = level(hidden, output_size=(9, 9))
+
+    assert torch.allclose(made, wanted, atol=1e-6)
+    assert not torch.allclose(made, usual, atol=1e-3)
+    assert torch.equal(level(hidden, output_size=(9, 9)), usual)
