@@ -164,7 +164,10 @@ def render(
     ] = None,
     hires: Annotated[
         str | None,
-        typer.Option(metavar="SCALE|WxH", help="Add a second (hires) pass, larger by this factor or at this size."),
+        typer.Option(
+            metavar="SCALE|WxH",
+            help="Add a second (hires) pass, larger by this factor or at this size; 0 for one side keeps the shape.",
+        ),
     ] = None,
     hires_steps: Annotated[
         int | None, typer.Option(help="Sampling steps of the second (hires) pass.", show_default="as the first")
