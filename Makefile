@@ -12,15 +12,16 @@ CORE_TESTS := $(addprefix tests/,civitai cli demo domain download exchange index
 demo: $(VENV)/installed-render
 	$(BIN)/civman demo
 
-# What to run while writing: lint, and the tests that answer soonest; under 40 seconds on two cores.
+# What to run while writing: lint, and the tests that answer soonest; meant to stay under 40 seconds on two idle cores.
 ONE_RENDER := tests/rendering/test_render_command.py::test_the_same_seed_gives_the_same_bytes_beside_each_other
 QUICK := tests/domain tests/store tests/journeys tests/test_settings.py tests/test_guards.py \
 	tests/rendering/test_render_planning.py $(ONE_RENDER)
+NOT_QUICK := $(addprefix --ignore=tests/domain/test_,diffusers_classes.py header.py names.py)
 
 quick: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest --quiet --numprocesses 2 --dist worksteal --ignore tests/domain/test_diffusers_classes.py $(QUICK)
+	$(BIN)/pytest --quiet --numprocesses 2 --dist worksteal $(NOT_QUICK) $(QUICK)
 
 test: $(VENV)/installed-dev check tests
 
