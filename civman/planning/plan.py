@@ -270,7 +270,7 @@ def _within_limits(
     notices: tuple[str, ...] = ()
     if checkpoint.family is Family.REFINER and not pictures:
         raise CannotRender("a refiner only works on a picture", hint="--init names one", code=Cause.NEEDS_PICTURE)
-    if pictures and request.width is None and request.height is None:
+    if pictures and not request.only_masked and request.width is None and request.height is None:
         width, height = size_like(pictures[0], checkpoint.native_size)
         request = replace(request, width=width, height=height)
     skip, layers = request.clip_skip, checkpoint.clip_layers

@@ -18,6 +18,7 @@ pytest.importorskip("diffusers")
 
 from civman.diffusion.environment import environment
 from civman.domain.recipes.record import read_origin
+from civman.pictures import image_text
 
 EARLIER: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "fixtures" / "earlier_pictures.json").read_text(encoding="utf-8")
@@ -68,8 +69,9 @@ def test_a_variation_keeps_the_rules_and_can_leave_them(civman: Civman, there: P
         run = civman("replay", there / "sde.json", *options, "--threads", "1", "--device", "cpu", "--json")
         assert run.code == 0, run.err
         (made,) = run.json["render"]
-        record = civman("show", made["path"], "--recipe").out
-        return made["pixel_sha256"], json.loads(record).get("rules", 1)
+        recipe = read_origin(image_text.read(Path(made["path"])).record or "").recipe
+        assert recipe is not None
+        return made["pixel_sha256"], recipe.rules
 
     kept, left = drawn("seed=8"), drawn("seed=8", "rules=2")
 

@@ -315,3 +315,42 @@ def test_a_file_that_was_changed_since_it_was_proven_is_not_rendered(
 
     assert (done.code, done.json["error"]["code"]) == (6, "hash-mismatch")
     assert f"civman import {copy}" in done.json["error"]["hint"]
+
+
+@pytest.mark.usefixtures("stocked")
+def test_only_the_masked_part_is_drawn_and_put_back(civman: Civman, tmp_path: Path) -> None:
+    image = picture(tmp_path / "start.png", (160, 120))
+    mask = Image.new("L", (160, 120), 0)
+    mask.paste(255, (60, 40, 90, 80))
+    mask.save(tmp_path / "mask.png")
+
+    done = civman(
+        "render", "tiny-sd1", "a red cat", *QUICK, "--init", image, "--mask", tmp_path / "mask.png", "--only-masked",
+        "--padding", "8", "--mask-content", "latent noise", "--mask-blur", "2", "--json",
+    )  # fmt: skip
+
+    (made,) = done.json["render"]
+    with Image.open(made["path"]) as drawn, Image.open(image) as start:
+        assert drawn.size == (160, 120)
+        assert drawn.crop((0, 0, 50, 120)).tobytes() == start.convert("RGB").crop((0, 0, 50, 120)).tobytes()
+        assert drawn.crop((70, 50, 80, 70)).tobytes() != start.convert("RGB").crop((70, 50, 80, 70)).tobytes()
+        assert (
+            "Masked content: latent noise, Inpaint area: Only masked, Masked area padding: 8"
+            in (
+                drawn.info["parameters"]  # type: ignore[index]
+            )
+        )
+    assert made["recipe"]["start"]["only_masked"] is True
+    assert civman("replay", made["path"], "--json").json["replay"]["pictures"][0]["verdict"] == "identical"
+
+
+@pytest.mark.usefixtures("stocked")
+def test_settings_of_noise_are_used_or_named_as_without_effect(civman: Civman) -> None:
+    usual = pixels(civman("render", "tiny-sd1", "a cat", *QUICK, "--sampler", "Euler a", "--json"))
+    less = civman("render", "tiny-sd1", "a cat", *QUICK, "--sampler", "Euler a", "--eta", "0.3", "--json")
+    none = civman("render", "tiny-sd1", "a cat", *QUICK, "--sampler", "LMS", "--eta", "0.3", "--dry-run", "--json")
+
+    assert pixels(less) != usual
+    assert less.json["render"][0]["recipe"]["sampling"]["eta"] == 0.3
+    assert "--eta has no effect with LMS" in none.out
+    assert none.json["plan"][0]["recipe"]["sampling"]["eta"] == 1.0

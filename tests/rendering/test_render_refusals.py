@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rendering_stock import QUICK, picture
 
 # runs each line of arguments in one process that has never imported torch, and tells what came of it
@@ -55,6 +56,17 @@ CASES = {
     "start that is no picture": (["--init", PLACE + "/noise.png"], 2, "unreadable-picture"),
     "start that is half a picture": (["--init", PLACE + "/cut.png"], 2, "unreadable-picture"),
     "start that is not there": (["--init", PLACE + "/gone.png"], 2, "unreadable-picture"),
+    "masked content without a mask": (["--init", PLACE + "/whole.png", "--mask-content", "fill"], 2, "no-start-image"),
+    "only masked without a mask": (["--init", PLACE + "/whole.png", "--only-masked"], 2, "no-start-image"),
+    "noise multiplier without a picture": (["--noise-multiplier", "1.1"], 2, "no-start-image"),
+    "unknown masked content": (
+        ["--init", PLACE + "/whole.png", "--mask", PLACE + "/whole.png", "--mask-content", "blue"],
+        2,
+        "bad-recipe",
+    ),
+    "a mask that paints nothing": (["--init", PLACE + "/whole.png", "--mask", PLACE + "/black.png"], 2, "empty-mask"),
+    "eta that is no share": (["--sampler", "Euler a", "--eta", "-1"], 2, "bad-recipe"),
+    "a sampler that is known and not there": (["--sampler", "sa_solver"], 2, "unknown-sampler"),
     "mask without a picture": (["--mask", PLACE + "/whole.png"], 2, "no-start-image"),
     "strength beyond one": (["--init", PLACE + "/whole.png", "--strength", "1.5"], 2, "bad-recipe"),
     "scale that is no number": (["--lora", "ink:strong"], 3, "not-found"),
@@ -92,6 +104,7 @@ def outcomes(stock: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """All of them, asked in one process."""
     place = tmp_path_factory.mktemp("refusals")
     whole = picture(place / "whole.png", (64, 64)).read_bytes()
+    Image.new("L", (64, 64), 0).save(place / "black.png")
     (place / "noise.png").write_bytes(b"no picture at all")
     (place / "cut.png").write_bytes(whole[: len(whole) // 2])
     lines = [["import", "--offline", str(stock)], *(words(changes, place) for changes, _, _ in CASES.values())]
