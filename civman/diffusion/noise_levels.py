@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Final
 
@@ -56,6 +57,7 @@ class NoiseLevels:
     is_by_alpha: bool = False
 
     @classmethod
+    @cache
     def of_model(cls, *, is_zero_snr: bool = False, every: int = 1, by_alpha: bool = False) -> "NoiseLevels":
         """Stable Diffusion's: β from .00085 to .012, linear in √β, 1000 times. Source: Rombach et al. 2022."""
         low, high = math.sqrt(SAMPLING.beta_start), math.sqrt(SAMPLING.beta_end)
@@ -129,7 +131,7 @@ def table(
     if schedule is Schedule.AUTOMATIC:
         raise ValueError("Automatic is a sampler's choice, not a table")
     if is_single:
-        levels = replace(levels, sigmas=tuple(single_precision.level(single(alpha)) for alpha in levels.alphas))
+        levels = _rounded(levels)
         if schedule.value in single_precision.TABLES and levels.every == 1:
             return [*single_precision.TABLES[schedule.value](steps, levels.sigmas), 0.0]
     if schedule is Schedule.ALIGN_YOUR_STEPS:
@@ -137,6 +139,12 @@ def table(
     else:
         made = _TABLES[schedule](steps, levels)
     return [single(sigma) for sigma in made] if is_single else made
+
+
+@lru_cache(maxsize=8)
+def _rounded(levels: NoiseLevels) -> NoiseLevels:
+    """With σ rounded to single precision."""
+    return replace(levels, sigmas=tuple(single_precision.level(single(alpha)) for alpha in levels.alphas))
 
 
 def _normal(n: int, levels: NoiseLevels) -> list[float]:
