@@ -33,6 +33,7 @@ fixtures-check: $(VENV)/installed-dev
 
 fuzz: $(VENV)/installed-dev
 	PYTHONPATH=. $(BIN)/python tests/fuzz_header.py 60
+	PYTHONPATH=.:tests $(BIN)/python tests/fuzz_header.py --commands 60
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -1,19 +1,31 @@
-"""Throws damaged and random bytes at the header reader: `python tests/fuzz_header.py SECONDS [SEED]`.
+"""Throws damaged and random bytes at the header reader, and odd files at the commands that read headers.
+
+    python tests/fuzz_header.py SECONDS [SEED]              the reader alone
+    python tests/fuzz_header.py --commands SECONDS [SEED]   `inspect`, `check` and `render --dry-run` on odd files
 
 Holds: only InvalidModelFile leaves `parse` and `needed_bytes`, what is accepted passes every check of the format, no
 input takes more than a few seconds, and the memory that the process ever had stays under a bound.
 """
 
+import contextlib
+import io
 import json
+import os
 import random
 import resource
 import struct
 import sys
+import tempfile
 import time
 import tracemalloc
+from collections import Counter
+from pathlib import Path
 
+from civman.cli.app import main
 from civman.domain.files.header import BITS, parse, sniff
 from civman.errors import InvalidModelFile
+from tests.domain.rule_cases import CASES
+from tests.headers import prefix
 
 MAX_RSS_MIB = 512
 MAX_TRACED_MIB = 160
@@ -88,6 +100,23 @@ def bombs(rng: random.Random) -> bytes:
     return struct.pack("<Q", len(body)) + body
 
 
+TYPES = ["F16", "F32", "BF16", "F8_E4M3", "U8", "I8", "F64", "I64"]
+PREFIXES = ["model.", "model.diffusion_model.", "first_stage_model.", "vae.", "lora_unet_", "unet.", "x.", "a..b."]
+ENDINGS = [".scale_weight", ".weight_scale", ".weight.absmax", ".alpha", ".diff", ".lora_up.weight", ".dora_scale", ""]
+MARKS = ["v_pred", "ztsnr", "edm_mean", "edm_std", "scaled_fp8", "emb_params", "lora_controlnet", ".", "0", "é\n"]
+Tensors = dict[str, tuple[int, ...]]
+
+
+def whole_checkpoints() -> list[Tensors]:
+    """Names and shapes of tiny whole checkpoints of every family that civman draws."""
+    import tiny_models
+
+    return [
+        {name: tuple(tensor.shape) for name, tensor in tiny_models.tensors_of(kind, vocab=64).items()}
+        for kind in tiny_models.KINDS
+    ]
+
+
 def run(seconds: float, seed: int) -> dict[str, float]:
     rng = random.Random(seed)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # other tests of this process had their share
@@ -131,6 +160,78 @@ def run(seconds: float, seed: int) -> dict[str, float]:
     return {"accepted": accepted, "refused": refused, "slowest_ms": slowest * 1000, "traced_mib": peak, "rss_mib": rss}
 
 
+def odd_tensors(rng: random.Random, tensors: Tensors) -> Tensors:
+    """The tensors with a few changed, lost, renamed, doubled under a prefix or given a quantisation's neighbours."""
+    found = {name: (rng.choice(TYPES), list(shape)) for name, shape in tensors.items()}
+    kind = rng.choice(TYPES[:3])
+    if rng.random() < 0.8:
+        found = {name: (kind, shape) for name, (_, shape) in found.items()}
+    for _ in range(rng.choice([0, 1, 1, 2, 5, 40])):
+        if not found:
+            break
+        name = rng.choice(list(found))
+        dtype, shape = found[name]
+        match rng.randrange(8):
+            case 0:
+                del found[name]
+            case 1:
+                found[name] = (dtype, [rng.choice([0, 1, 3, 7, 320, 768, 1024, 2048]) for _ in range(rng.randrange(6))])
+            case 2:
+                found[name] = (dtype, shape[:-1])
+            case 3:
+                found[f"{rng.choice(PREFIXES)}{name}"] = found.pop(name)
+            case 4:
+                found[name.rpartition(".")[0] + rng.choice(ENDINGS)] = (rng.choice(TYPES), rng.choice([[], [1], shape]))
+            case 5:
+                found[name] = (rng.choice(TYPES), shape)
+            case 6:
+                begin = name.split(".")[0]
+                found = {other: what for other, what in found.items() if not other.startswith(begin)}
+            case _:
+                found[rng.choice(MARKS)] = (dtype, rng.choice([[], [0], [1, 4, 1, 1]]))
+    return found
+
+
+def run_commands(seconds: float, seed: int) -> dict[str, float]:
+    """No odd checkpoint or adapter makes a command end as a bug would. Gives how often each exit code came."""
+    rng = random.Random(seed)
+    checkpoints, adapters = whole_checkpoints(), [tensors for name, tensors in CASES.items() if name.startswith("on-")]
+    others = list(CASES.values())
+    codes: Counter[str] = Counter()
+    end = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        os.environ["CIVMAN_OFFLINE"] = "1"
+        while time.monotonic() < end:
+            state = rng.getstate()
+            base = rng.choice(checkpoints) if rng.random() < 0.8 else rng.choice(others)
+            part = rng.choice(adapters) if rng.random() < 0.8 else rng.choice(others)
+            files = [root / "base.safetensors", root / "part.safetensors"]
+            for path, tensors in zip(files, (base, part), strict=True):
+                head, size = prefix(odd_tensors(rng, tensors))
+                with path.open("wb") as file:
+                    file.write(head)
+                    file.truncate(size)
+            library = ("--library", root / "library")
+            for command in (
+                ("inspect", files[0]), ("inspect", files[1]), ("check", *files),
+                ("render", files[0], "a word", "--dry-run"),
+                ("render", files[0], "a word", "--dry-run", "--lora", files[1]),
+                ("render", files[0], "a word", "--dry-run", "--vae", files[1]),
+                ("render", files[0], "a word", "--dry-run", "--embedding", files[1]),
+            ):  # fmt: skip
+                said = io.StringIO()
+                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                    code = main([str(word) for word in (*command, *library)])
+                codes[f"exit {int(code)}"] += 1
+                assert code != 70, (command, state[1][:3], said.getvalue()[-3000:], dict(list(base.items())[:3]))
+    return dict(codes)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--commands"]:
+        counted = run_commands(float(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+        print(", ".join(f"{name} {value:.0f}" for name, value in sorted(counted.items())))
+        sys.exit()
     outcome = run(float(sys.argv[1]) if len(sys.argv) > 1 else 10, int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     print(", ".join(f"{name} {value:.1f}" for name, value in outcome.items()))

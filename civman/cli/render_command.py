@@ -208,7 +208,12 @@ def render(
         typer.Option(help="Precision of the computation: float32, float16 or bfloat16.", show_default="half on a GPU"),
     ] = None,
     low_vram: LowVramOpt = False,
-    force: Annotated[bool, typer.Option("--force", help="Render even if the compatibility check fails.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Render even if the compatibility check fails, and keep an image that is nothing but noise."
+        ),
+    ] = False,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Accept adapters of which only a part fits.")
     ] = False,

@@ -49,6 +49,47 @@ def check_latents(latents: Tensor, *, seeds: list[int]) -> None:
             )  # fmt: skip
 
 
+NOISE_SPREAD = 12.0
+"""Standard deviation of latents from which on the sampler has left the noise in them.
+
+Sampling starts at 14.6 and ends near 1. Measured: trained models end between 0.7 and 5.5 from 8 steps of any sampler
+on, random weights between 16.8 and 41.7.
+"""
+NOISE_LIKENESS = 0.4
+"""Correlation of neighbouring latents above which they are shapes, however strong. Random weights reach 0.3."""
+_NOISE_MIN_SIDE = 32
+_NOISE_MIN_STEPS = 10
+
+
+def noise_words(latents: Tensor, *, steps: int) -> str:
+    """Why a picture drawn from noise alone, with these final latents (C, H, W), is still noise; "" where it is not.
+
+    Says something only where it is certain: below 10 steps or 256 pixels samplers leave too much to chance.
+    """
+    if steps < _NOISE_MIN_STEPS or min(latents.shape[-2:]) < _NOISE_MIN_SIDE:
+        return ""
+    one = latents.detach().float()
+    one = one - one.mean((-2, -1), keepdim=True)
+    power = one.square().mean((-2, -1)).clamp_min(1e-12)
+    across = (one[..., :, 1:] * one[..., :, :-1]).mean((-2, -1)) / power
+    down = (one[..., 1:, :] * one[..., :-1, :]).mean((-2, -1)) / power
+    spread, likeness = float(power.mean().sqrt()), float((across.mean() + down.mean()) / 2)
+    if spread < NOISE_SPREAD or likeness > NOISE_LIKENESS:
+        return ""
+    return "the picture is noise: the model did not take away the noise that sampling begins with"
+
+
+def refuse_noise(latents: Tensor, *, seeds: list[int], steps: int) -> None:
+    """Refuses latents that are still noise. Raises: CannotRender: `no-structure`, `facts["seed"]` names the first."""
+    for seed, one in zip(seeds, latents, strict=True):
+        if words := noise_words(one, steps=steps):
+            raise CannotRender(
+                f"seed {seed}: {words}",
+                hint="the checkpoint's UNet is damaged, untrained or of another kind than it seems; --force keeps the "
+                "picture", code=Cause.NO_STRUCTURE, seed=seed,
+            )  # fmt: skip
+
+
 @contextmanager
 def memory_errors(what: str) -> Iterator[None]:
     """Out-of-memory inside becomes CannotRender (`out-of-memory`) that says what to do."""

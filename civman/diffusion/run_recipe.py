@@ -17,7 +17,7 @@ from civman.diffusion import sampler_names, samplers, second_pass, solvers, star
 from civman.diffusion.denoiser import Conditioning, Denoiser, Guidance, Known
 from civman.diffusion.environment import deterministic
 from civman.diffusion.families import Family
-from civman.diffusion.guard import check_latents, check_pixels, memory_errors
+from civman.diffusion.guard import check_latents, check_pixels, memory_errors, noise_words, refuse_noise
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise import PictureNoise, Rng
 from civman.diffusion.pixels import Picture, Pixels, finished, put_back
@@ -72,9 +72,13 @@ def iterate(
     inputs: Inputs = Inputs(),
     hires_prompt: Conditioning | None = None,
     on_event: OnEvent = ignore,
+    keeps_noise: bool = False,
 ) -> Iterator[list[Picture]]:
-    """As `render`, a batch at a time, so that many pictures can be kept as they come."""
-    job = _Job(recipe, model, prompt, hires_prompt or prompt, inputs, on_event)
+    """As `render`, a batch at a time, so that many pictures can be kept as they come.
+
+    `keeps_noise`: a picture that is nothing but noise gets a note instead of CannotRender (`no-structure`).
+    """
+    job = _Job(recipe, model, prompt, hires_prompt or prompt, inputs, on_event, keeps_noise)
     size = 1 if job.goes_one_by_one else recipe.batch_size
     for first in range(0, recipe.count, size):
         seeds = [recipe.seed + first + i for i in range(min(size, recipe.count - first))]
@@ -88,7 +92,7 @@ class _Job:
 
     def __init__(
         self, recipe: Recipe, model: LoadedModel, prompt: Conditioning, hires_prompt: Conditioning, inputs: Inputs,
-        on_event: OnEvent,
+        on_event: OnEvent, keeps_noise: bool,
     ) -> None:  # fmt: skip
         if recipe.start is not None and inputs.image is None:
             raise UsageError("the recipe starts from a picture, which was not handed in", code=Cause.NO_START_IMAGE)
@@ -97,7 +101,7 @@ class _Job:
                 "a refiner only works on a picture", hint="give it one to start from", code=Cause.NEEDS_PICTURE
             )
         self._recipe, self._model, self._prompt, self._hires_prompt = recipe, model, prompt, hires_prompt
-        self._on_event = on_event
+        self._on_event, self._keeps_noise = on_event, keeps_noise
         named, self._schedule = sampler_names.parse(recipe.sampler, recipe.schedule)
         self._sampler = samplers.of_recipe(named.name, recipe.rules)
         self._levels = self._sampler.levels(is_zero_snr=recipe.is_zero_snr, rules=recipe.rules)
@@ -128,6 +132,10 @@ class _Job:
         if known is not None:
             latents = latents * known.mask + known.latents * (1 - known.mask)
         check_latents(latents, seeds=seeds)
+        if recipe.start is None and not self._keeps_noise:
+            refuse_noise(latents, seeds=seeds, steps=recipe.steps)
+        elif recipe.start is None:
+            self._notes += [words for one in latents if (words := noise_words(one, steps=recipe.steps))]
         if recipe.hires is not None:
             latents = self._second_pass(latents, recipe.hires, seeds, first)
         return self._finish(latents, seeds)

@@ -110,6 +110,7 @@ def plan(
     return Planned(
         recipe, tuple(files.values()), _memory(recipe, found),
         (*checkpoint.notices, *warned, *limited, *without, *told), conditions.allow_partial or conditions.force,
+        keeps_noise=conditions.force,
         typed=None if typed == (recipe.prompt, recipe.negative_prompt) else TypedPrompts(*typed),
     )  # fmt: skip
 
@@ -155,7 +156,7 @@ def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *,
     record = source.record
     parent, typed = (record.parent, record.typed) if record else (None, None)
     return replace(
-        planned, allow_partial=True, parent=parent, typed=typed
+        planned, allow_partial=True, keeps_noise=True, parent=parent, typed=typed
     )  # the verdict tells whether it came out the same
 
 

@@ -40,6 +40,8 @@ class Planned:
     notices: tuple[str, ...] = ()
     allow_partial: bool = False
     """Be content where only a part of an adapter applies."""
+    keeps_noise: bool = False
+    """Keep a picture that is nothing but noise, with a note, instead of refusing it."""
     typed: TypedPrompts | None = None
     parent: Sha256 | None = None
     """SHA-256 of the recipe that this one was varied from."""

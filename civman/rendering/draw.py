@@ -84,7 +84,10 @@ def prepare(engine: Engine, planned: Planned) -> Job:
 def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]:
     """The images of a job, which was prepared with `engine` as it is now. Raises: CannotRender."""
     planned, done = job.planned, 0
-    batches = iterate(planned.recipe, engine.model, job.conditioning, inputs=job.inputs, on_event=on_event)
+    batches = iterate(
+        planned.recipe, engine.model, job.conditioning, inputs=job.inputs, on_event=on_event,
+        keeps_noise=planned.keeps_noise,
+    )  # fmt: skip
     for batch in batches:
         recipe = job.batch(done, len(batch))
         for picture in batch:
