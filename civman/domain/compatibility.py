@@ -67,6 +67,13 @@ class Part:
         """By its tensors; UNKNOWN without them."""
         return self.identity.architecture if self.identity else Architecture.UNKNOWN
 
+    @property
+    def possible(self) -> frozenset[Architecture]:
+        """The architecture and all others that its tensors allow; empty where it is unknown."""
+        if self.identity is None or self.architecture is Architecture.UNKNOWN:
+            return frozenset()
+        return frozenset((self.architecture, *self.identity.also))
+
 
 _KINDS = {
     ModelType.CHECKPOINT: Kind.CHECKPOINT, ModelType.UNET: Kind.CHECKPOINT, ModelType.LORA: Kind.ADAPTER,
@@ -247,6 +254,10 @@ def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Findin
     ours, theirs = checkpoint.architecture, part.architecture
     if Architecture.UNKNOWN in (ours, theirs):
         return _by_labels(checkpoint, part, support)
+    if ours is not theirs and checkpoint.possible & part.possible:
+        finding = _by_labels(checkpoint, part, support)
+        finding.at_least(Verdict.CAUTION, f"its tensors may be for {ours} or for {theirs}, which look the same")
+        return finding
     if ours is not theirs:
         return _Finding(Verdict.CANNOT, Depth.ARCHITECTURE, [f"made for {theirs}, the checkpoint is {ours}"])
     finding = _Finding(Verdict.FITS, Depth.ARCHITECTURE, [f"both are {ours}"])
@@ -400,7 +411,7 @@ def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
     theirs = part.identity.latent_channels if part.identity else None
     if ours and theirs and ours != theirs:
         return _Finding(Verdict.CANNOT, Depth.MODULES, [f"{theirs} latent channels, the checkpoint has {ours}"])
-    allowed = _VAE_FAMILIES.get(part.architecture, {part.architecture})
+    allowed = _VAE_FAMILIES.get(part.architecture, set()) | part.possible
     known = Architecture.UNKNOWN not in (checkpoint.architecture, part.architecture)
     if known and checkpoint.architecture not in allowed:
         return _Finding(

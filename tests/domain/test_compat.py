@@ -6,7 +6,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rule_cases import CASES, kohya, lora, unet
+from rule_cases import CASES, CLASSES, kohya, lora, unet
 
 from civman.domain.adapters.adapter_tensors import read_deltas
 from civman.domain.adapters.module_names import ModuleIndex, unet_names
@@ -425,3 +425,36 @@ def test_verdict_of_several_is_the_worst_of_each(pool):
         outcome = check(checkpoint, pair)
         assert order.index(outcome.verdict) == max(order.index(result.verdict) for result in outcome.parts)
         assert [result.name for result in outcome.parts] == [item.name for item in pair]
+
+
+@pytest.mark.parametrize(
+    ("part_class", "checkpoint_class", "verdict"),
+    [
+        ("MotionAdapter", "UNet3DConditionModel", "unknown"),
+        ("AutoencoderDC", "SanaTransformer2DModel", "fits"),
+        ("AutoencoderDC", "Flux2Transformer2DModel", "cannot work"),
+        ("AutoencoderKLCogVideoX", "HunyuanVideoTransformer3DModel", "cannot work"),
+        ("AutoencoderKLCogVideoX", "CogVideoXTransformer3DModel", "fits"),
+        ("AutoencoderKLHunyuanVideo15", "WanTransformer3DModel", "cannot work"),
+        ("AutoencoderKLHunyuanVideo15", "HunyuanVideo15Transformer3DModel", "fits with caution"),
+        ("AutoencoderKLHunyuanImageRefiner", "HunyuanVideo15Transformer3DModel", "fits with caution"),
+        ("AutoencoderKLWan", "QwenImageTransformer2DModel", "fits with caution"),
+        ("AutoencoderKLFlux2", "Flux2Transformer2DModel", "fits"),
+        ("ReduxImageEncoder", "FluxTransformer2DModel", "fits"),
+        ("ReduxImageEncoder", "SD3Transformer2DModel", "cannot work"),
+        ("QwenImageControlNetModel", "FluxTransformer2DModel", "cannot work"),
+    ],
+)
+def test_parts_of_other_families_are_judged_by_what_they_are(part_class, checkpoint_class, verdict):
+    found = check(part(made(CLASSES[checkpoint_class])), [part(made(CLASSES[part_class]))])
+
+    assert found.parts[0].verdict == verdict, found
+
+
+def test_a_part_that_two_families_may_have_is_not_refused_for_one_of_them():
+    sd2 = made(unet(1024, linear=True))
+
+    found = check(part(sd2), [part(made(CLASSES["MotionAdapter"]))])
+
+    assert found.parts[0].verdict == "unknown"
+    assert any("look the same" in reason for reason in found.parts[0].reasons)
