@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 CORE_TESTS := $(addprefix tests/,civitai cli demo domain download exchange index manage pictures prompts store system)
 
-.PHONY: demo quick test test-all fixtures-check fuzz check tests core-tests wheel-check bench clean
+.PHONY: demo quick test test-all fixtures-check fuzz shells check types-linux types-windows types-macos tests core-tests wheel-check bench clean
 
 demo: $(VENV)/installed-render
 	$(BIN)/civman demo
@@ -25,8 +25,12 @@ quick: $(VENV)/installed-dev
 
 test: $(VENV)/installed-dev check tests
 
-# All of `make test`, and what takes minutes more: the libraries make the header fixtures anew, the header reader is fuzzed.
-test-all: test fixtures-check fuzz
+# All of `make test`, and what takes minutes more: the libraries make the header fixtures anew, the header reader is
+# fuzzed, and completion is tried in real shells (zsh is skipped where it is not installed).
+test-all: test fixtures-check fuzz shells
+
+shells: $(VENV)/installed-dev
+	$(BIN)/pytest -m shell tests/cli/test_completion.py
 
 fixtures-check: $(VENV)/installed-dev
 	$(BIN)/python -W ignore tests/fixtures/make_headers.py --check
@@ -38,11 +42,17 @@ fuzz: $(VENV)/installed-dev
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
-	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
-	$(BIN)/mypy --python-version 3.14
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory --jobs 3 --output-sync types-linux types-windows types-macos
+
+types-linux: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+types-windows: $(VENV)/installed-dev
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+
+types-macos: $(VENV)/installed-dev  # and the newest Python
+	$(BIN)/mypy --platform darwin --python-version 3.14 --cache-dir .mypy_cache/darwin
 
 tests: $(VENV)/installed-dev
 	$(BIN)/pytest --numprocesses 2 --dist worksteal --cov --cov-report=

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from civman import __version__
+from civman.cli import completion
 from civman.cli.command_table import commands
 from civman.cli.output import Output
 from civman.cli.session import MAKE_LIBRARY, MakeLibrary
@@ -55,7 +56,9 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
     output = Output(as_json="--json" in arguments)
     made = MAKE_LIBRARY.set(make_library)
     try:
-        if app(arguments, prog_name="civman", standalone_mode=False) == ExitCode.INTERRUPTED:
+        with completion.bash_words():
+            ended = app(arguments, prog_name="civman", standalone_mode=False)
+        if ended == ExitCode.INTERRUPTED:
             raise KeyboardInterrupt  # noqa: TRY301  # which typer turned into a number
     except CivmanError as error:
         if "--debug" in arguments:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli import completion
 from civman.cli.options import FileOpt
 from civman.cli.output import Result, clean, plain
 from civman.cli.session import Session, command
@@ -21,19 +22,40 @@ _REASONS = 6
 def check(
     session: Session,
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="The checkpoint: a ref or a file path.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            autocompletion=completion.refs,
+            help="The checkpoint: a ref or a file path.",
+            show_default=False,
+        ),
     ],
     file: FileOpt = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option("--lora", "-l", metavar="REF[:SCALE]", help="A LoRA or other adapter (repeatable)."),
+        typer.Option(
+            "--lora",
+            "-l",
+            metavar="REF[:SCALE]",
+            autocompletion=completion.refs,
+            help="A LoRA or other adapter (repeatable).",
+        ),
     ] = None,
     embedding: Annotated[
         list[str] | None,
-        typer.Option("--embedding", "-e", metavar="REF", help="A textual inversion embedding (repeatable)."),
+        typer.Option(
+            "--embedding",
+            "-e",
+            metavar="REF",
+            autocompletion=completion.refs,
+            help="A textual inversion embedding (repeatable).",
+        ),
     ] = None,
     vae: Annotated[
-        str | None, typer.Option("--vae", metavar="REF", help="A VAE to use instead of the checkpoint's own.")
+        str | None,
+        typer.Option(
+            "--vae", metavar="REF", autocompletion=completion.refs, help="A VAE to use instead of the checkpoint's own."
+        ),
     ] = None,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Accept adapters of which only a part fits.")

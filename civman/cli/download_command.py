@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli import completion
 from civman.cli.options import FileOpt, RefsArg, given_refs
 from civman.cli.output import Result, clean, error_value, size
 from civman.cli.session import Session, command
@@ -38,7 +39,13 @@ def download(
     ] = None,
     preview: Annotated[str, typer.Option(help="Which preview image to store with a file: safe, any or none.")] = "safe",
     for_: Annotated[
-        str | None, typer.Option("--for", metavar="CHECKPOINT", help="Refuse files that do not fit this checkpoint.")
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="CHECKPOINT",
+            autocompletion=completion.refs,
+            help="Refuse files that do not fit this checkpoint.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="With --for: only warn about files that do not fit.")] = False,
     allow_pickle: Annotated[

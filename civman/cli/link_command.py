@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli import completion
 from civman.cli.output import Result, clean, counted, size
 from civman.cli.session import Session, command
 
@@ -25,11 +26,23 @@ def link(
         list[str] | None, typer.Argument(metavar="[REF]...", help="Only these; everything if none is named.")
     ] = None,
     layout: Annotated[
-        str | None, typer.Option("--layout", "-l", help="comfyui, a1111, forge, invokeai or swarmui.")
+        str | None,
+        typer.Option(
+            "--layout", "-l", autocompletion=completion.layouts, help="comfyui, a1111, forge, invokeai or swarmui."
+        ),
     ] = None,
-    type_: Annotated[list[str] | None, typer.Option("--type", "-t", help="Only this type (repeatable)")] = None,
+    type_: Annotated[
+        list[str] | None,
+        typer.Option("--type", "-t", autocompletion=completion.model_types, help="Only this type (repeatable)"),
+    ] = None,
     base_model: Annotated[
-        list[str] | None, typer.Option("--base-model", "-b", help="Only this label of CivitAI's (repeatable)")
+        list[str] | None,
+        typer.Option(
+            "--base-model",
+            "-b",
+            autocompletion=completion.base_models,
+            help="Only this label of CivitAI's (repeatable)",
+        ),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Everything again, in a view that was narrowed before.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli import completion
 from civman.cli.output import Result, clean, size
 from civman.cli.session import Session, command
 from civman.cli.table_layout import Column, print_table
@@ -41,6 +42,7 @@ def list_assets(
         typer.Option(
             "--type",
             "-t",
+            autocompletion=completion.model_types,
             help="Model type: Checkpoint, LORA, TextualInversion, VAE … (repeatable)",
             rich_help_panel=_FILTERS,
         ),
@@ -48,7 +50,11 @@ def list_assets(
     base_model: Annotated[
         list[str] | None,
         typer.Option(
-            "--base-model", "-b", help='CivitAI base model, such as "SDXL 1.0" (repeatable)', rich_help_panel=_FILTERS
+            "--base-model",
+            "-b",
+            autocompletion=completion.base_models,
+            help='CivitAI base model, such as "SDXL 1.0" (repeatable)',
+            rich_help_panel=_FILTERS,
         ),
     ] = None,
     architecture: Annotated[
@@ -63,7 +69,11 @@ def list_assets(
     fits: Annotated[
         str | None,
         typer.Option(
-            "--fits", metavar="CHECKPOINT", help="Only files that fit this checkpoint.", rich_help_panel=_FILTERS
+            "--fits",
+            metavar="CHECKPOINT",
+            autocompletion=completion.refs,
+            help="Only files that fit this checkpoint.",
+            rich_help_panel=_FILTERS,
         ),
     ] = None,
     creator: Annotated[

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli import completion
+
 if TYPE_CHECKING:
     from civman.rendering.save_pictures import OutputOptions
 
@@ -13,6 +15,7 @@ YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confir
 RefArg = Annotated[
     str,
     typer.Argument(
+        autocompletion=completion.refs,
         metavar="REF",
         help="Model or version id, model@version+file, AIR, address, hash, file path or name.",
         show_default=False,
@@ -21,7 +24,10 @@ RefArg = Annotated[
 RefsArg = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[REF]...", help="One or more refs; `-` reads them from stdin, one per line.", show_default=False
+        autocompletion=completion.refs,
+        metavar="[REF]...",
+        help="One or more refs; `-` reads them from stdin, one per line.",
+        show_default=False,
     ),
 ]
 FileOpt = Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli import completion
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid, has_prompts
 from civman.cli.options import (
     DeviceOpt,
@@ -33,7 +34,13 @@ _SIZE = re.compile(r"(\d+)[x×](\d+)")
 def render(
     session: Session,
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="The checkpoint: a ref or a file path.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            autocompletion=completion.refs,
+            help="The checkpoint: a ref or a file path.",
+            show_default=False,
+        ),
     ],
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)] = None,
     file: FileOpt = None,
@@ -44,25 +51,44 @@ def render(
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            "--lora", "-l", metavar="REF[:UNET[:TE]]", help="A LoRA or other adapter, with its scale (repeatable)."
+            "--lora",
+            "-l",
+            metavar="REF[:UNET[:TE]]",
+            autocompletion=completion.refs,
+            help="A LoRA or other adapter, with its scale (repeatable).",
         ),
     ] = None,
     embedding: Annotated[
         list[str] | None,
-        typer.Option("--embedding", "-e", metavar="REF", help="A textual inversion embedding (repeatable)."),
+        typer.Option(
+            "--embedding",
+            "-e",
+            metavar="REF",
+            autocompletion=completion.refs,
+            help="A textual inversion embedding (repeatable).",
+        ),
     ] = None,
     vae: Annotated[
-        str | None, typer.Option("--vae", metavar="REF", help="A VAE to use instead of the checkpoint's own.")
+        str | None,
+        typer.Option(
+            "--vae", metavar="REF", autocompletion=completion.refs, help="A VAE to use instead of the checkpoint's own."
+        ),
     ] = None,
     trigger: Annotated[
         str,
         typer.Option(help="auto: add a LoRA's trigger words if the prompt contains none of them; off: never add any."),
     ] = "auto",
     sampler: Annotated[
-        str | None, typer.Option("--sampler", "-s", help='The sampler, for example "DPM++ 2M Karras".')
+        str | None,
+        typer.Option(
+            "--sampler", "-s", autocompletion=completion.samplers, help='The sampler, for example "DPM++ 2M Karras".'
+        ),
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="The noise schedule: Karras, Exponential, SGM Uniform, Beta …")
+        str | None,
+        typer.Option(
+            autocompletion=completion.schedules, help="The noise schedule: Karras, Exponential, SGM Uniform, Beta …"
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Number of sampling steps.", show_default="20")] = None,
     cfg: Annotated[

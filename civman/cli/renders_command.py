@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli import completion
 from civman.cli.list_command import since_of
 from civman.cli.output import Result, counted
 from civman.cli.session import Session, command
@@ -32,7 +33,12 @@ def renders(
     ] = None,
     made_with: Annotated[
         str | None,
-        typer.Option("--with", metavar="REF", help="Only images made with this checkpoint, LoRA, embedding or VAE."),
+        typer.Option(
+            "--with",
+            metavar="REF",
+            autocompletion=completion.refs,
+            help="Only images made with this checkpoint, LoRA, embedding or VAE.",
+        ),
     ] = None,
     since: Annotated[
         str | None,

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli import completion
 from civman.cli.output import Result
 from civman.cli.session import Session, command
 from civman.cli.table_layout import Column, print_table
@@ -31,15 +32,30 @@ def search(
     ] = None,
     type_: Annotated[
         list[str] | None,
-        typer.Option("--type", "-t", help="Model type: Checkpoint, LORA, TextualInversion, VAE … (repeatable)"),
+        typer.Option(
+            "--type",
+            "-t",
+            autocompletion=completion.model_types,
+            help="Model type: Checkpoint, LORA, TextualInversion, VAE … (repeatable)",
+        ),
     ] = None,
     base_model: Annotated[
         list[str] | None,
-        typer.Option("--base-model", "-b", help='Base model: "SD 1.5", "SDXL 1.0", "Pony" … (repeatable)'),
+        typer.Option(
+            "--base-model",
+            "-b",
+            autocompletion=completion.base_models,
+            help='Base model: "SD 1.5", "SDXL 1.0", "Pony" … (repeatable)',
+        ),
     ] = None,
     tag: Annotated[str | None, typer.Option(help="Only models with this tag.")] = None,
     creator: Annotated[str | None, typer.Option(help="Only models by this creator (CivitAI user name).")] = None,
-    sort: Annotated[str | None, typer.Option(help="Sort order: Most Downloaded, Newest, Highest Rated …")] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=completion.sort_orders, help="Sort order: Most Downloaded, Newest, Highest Rated …"
+        ),
+    ] = None,
     period: Annotated[
         str, typer.Option(help="Only models updated in this period: Day, Week, Month, Year or AllTime.")
     ] = "AllTime",
@@ -49,7 +65,10 @@ def search(
     fits: Annotated[
         str | None,
         typer.Option(
-            "--fits", metavar="CHECKPOINT", help="Only models that fit this checkpoint, by CivitAI's base-model labels."
+            "--fits",
+            metavar="CHECKPOINT",
+            autocompletion=completion.refs,
+            help="Only models that fit this checkpoint, by CivitAI's base-model labels.",
         ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of models.")] = 20,

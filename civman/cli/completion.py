@@ -1,0 +1,133 @@
+"""Completion of values in the shell: refs, samplers, schedules, model types, base models, layouts.
+
+Every function is called by typer with the text typed so far and returns the values that start with it. None of them
+uses the network or changes anything; an error gives no completions, because there is nowhere to show it.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Final
+
+import typer
+
+_MOST: Final = 300
+"""The newest files of the library that are offered: more would only fill the screen."""
+_BREAKS: Final = ("@", ":", "=")
+"""Characters at which bash splits a word before it asks for completions."""
+_PREFIXES: Final = ("sha256", "picture", "civitai")
+"""Beginnings of refs that are followed by a colon."""
+
+
+@contextmanager
+def bash_words() -> Iterator[None]:
+    """Complete refs such as `@114620` and `sha256:ac83` in bash, which splits them into several words.
+
+    `civman show @1146` arrives as the words `civman show @ 1146`. They are joined in the variables that typer reads,
+    and what is before the last split is removed from the completions, because bash replaces only the rest. Does
+    nothing unless bash asks for completions.
+    """
+    if os.environ.get("_CIVMAN_COMPLETE") != "complete_bash":
+        yield
+        return
+    words, place = os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD") or 0)
+    joined, cursor = _joined(words, place)
+    os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = "\n".join(joined), str(cursor)
+    incomplete = joined[cursor] if cursor < len(joined) else ""
+    skip = max(incomplete.rfind(each) for each in _BREAKS) + 1
+    offered = io.StringIO()
+    try:
+        with redirect_stdout(offered):
+            yield
+    finally:
+        sys.stdout.write("".join(f"{line[skip:]}\n" for line in offered.getvalue().splitlines()))
+
+
+def _joined(words: Sequence[str], place: int) -> tuple[list[str], int]:
+    """Words that bash split at `@`, `:` and `=`, joined again, and the place of the word with number `place`."""
+    joined: list[str] = []
+    cursor = len(words)
+    for number, word in enumerate(words):
+        last = joined[-1] if joined else ""
+        if last.endswith(_BREAKS) or (word == ":" and last in _PREFIXES) or (word == "=" and last.startswith("--")):
+            joined[-1] += word
+        else:
+            joined.append(word)
+        if number == place:
+            cursor = len(joined) - 1
+    return joined, cursor
+
+
+def _starting(values: Iterable[tuple[str, str]], incomplete: str) -> list[tuple[str, str]]:
+    """The values, each with a description, that start with the typed text."""
+    return [(value, text) for value, text in dict(values).items() if value.startswith(incomplete)]
+
+
+def refs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Aliases and printed refs of the files in the library."""
+    from civman.errors import CivmanError
+
+    try:
+        return _starting(_stored(context), incomplete)
+    except (CivmanError, OSError):
+        return []
+
+
+def _stored(context: typer.Context) -> list[tuple[str, str]]:
+    from civman.index import Index  # 0.05 s
+    from civman.settings import load_settings
+
+    path = load_settings(library=context.params.get("library")).library / "library.db"
+    if not path.is_file():
+        return []
+    with Index.open(path) as index:
+        assets = index.assets(limit=_MOST)
+    named = [(asset.alias, asset.name) for asset in assets if asset.alias and not any(map(str.isspace, asset.alias))]
+    return [
+        *named,
+        *((asset.ref, f"{asset.model_name} {asset.version_name}".strip() or asset.name) for asset in assets),
+    ]
+
+
+def samplers(incomplete: str) -> list[tuple[str, str]]:
+    """Names of samplers."""
+    from civman.diffusion.samplers import SAMPLERS
+
+    return _starting([(sampler.name, "") for sampler in SAMPLERS], incomplete)
+
+
+def schedules(incomplete: str) -> list[tuple[str, str]]:
+    """Names of noise schedules."""
+    from civman.diffusion.noise_levels import Schedule
+
+    return _starting([(schedule.value, "") for schedule in Schedule], incomplete)
+
+
+def model_types(incomplete: str) -> list[tuple[str, str]]:
+    """CivitAI's model types."""
+    from civman.domain.catalog import ModelType
+
+    return _starting([(kind.value, "") for kind in ModelType], incomplete)
+
+
+def base_models(incomplete: str) -> list[tuple[str, str]]:
+    """CivitAI's base models."""
+    from civman.domain.search_query import known_base_models
+
+    return _starting([(name, "") for name in known_base_models()], incomplete)
+
+
+def sort_orders(incomplete: str) -> list[tuple[str, str]]:
+    """Sort orders of CivitAI's search."""
+    from civman.domain.search_query import Sort
+
+    return _starting([(order.value, "") for order in Sort], incomplete)
+
+
+def layouts(incomplete: str) -> list[tuple[str, str]]:
+    """Programs whose folder layout a view can have."""
+    from civman.exchange.view_folders import layouts as all_layouts
+
+    return _starting([(name, layout.place) for name, layout in all_layouts().items()], incomplete)
