@@ -1,1 +1,1 @@
-"""Settle everything that decides an image before a weight is loaded. No torch."""
+"""Plan renders: resolve everything that determines the pictures before any weights are loaded. Without torch."""

@@ -1,4 +1,4 @@
-"""What a checkpoint's header says about how it is rendered: family, usual size, what it predicts. No torch."""
+"""What a checkpoint's header says about rendering it: model family, native size, prediction type. Without torch."""
 
 import json
 import re
@@ -22,18 +22,21 @@ from civman.planning.find_files import Found
 
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 _V_LABELS = ("SD 2.0 768", "SD 2.1 768")
-"""CivitAI's labels for the SD 2 checkpoints that predict v, at 768 px; their files do not say so."""
+"""CivitAI's base model labels of SD 2 checkpoints with v-prediction (768 px). Their files do not state it."""
 
 
 _ODD_INPUTS = {
-    5: "a depth map beside the noise", 7: "a small picture to enlarge beside the noise",
-    8: "a picture to edit beside the noise, as Instruct-Pix2Pix has it",
+    5: "the latents and a depth map", 7: "the latents and a small picture to upscale",
+    8: "the latents and a picture to edit, like InstructPix2Pix",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What rendering goes by. `clip_layers`: the text encoder's, where clip skip has a meaning."""
+    """The facts about a checkpoint that rendering depends on.
+
+    `clip_layers`: the number of layers of the text encoder; None for families in which clip skip has no effect.
+    """
 
     family: Family
     title: str
@@ -47,9 +50,9 @@ class Checkpoint:
 def read_checkpoint(
     found: Found, *, has_other_vae: bool, config: str = "", prediction: str | None = None
 ) -> Checkpoint:
-    """The checkpoint's facts; `prediction` is what the caller knows better.
+    """Read a checkpoint's facts from its header. `prediction` and `config` override what the file states.
 
-    Raises: CannotRender: no family that civman renders, or a part of it is missing.
+    Raises: CannotRender: civman cannot render this model family, or a component is missing from the file.
     """
     shapes, metadata = found.header.shapes, found.header.metadata
     require_known_rules(shapes, weight_form(found.header.tensors), found.inspected.name)
@@ -58,9 +61,9 @@ def read_checkpoint(
     require_parts(family, {*configs, "vae"} if has_other_vae else configs, found.inspected.name)
     channels = configs["unet"]["in_channels"]
     if channels not in (4, 9):
-        kind = _ODD_INPUTS.get(channels, "no kind that civman knows")
+        kind = _ODD_INPUTS.get(channels, "an unknown kind of input")
         raise CannotRender(
-            f"the UNet of `{found.inspected.name}` takes {channels} channels ({kind}); civman draws with 4 and with 9",
+            f"the UNet of `{found.inspected.name}` takes {channels} channels ({kind}); civman supports 4 and 9",
             code=Cause.ODD_INPUT,
             channels=channels,
         )
@@ -70,9 +73,11 @@ def read_checkpoint(
     if prediction is None:
         prediction = "v_prediction" if "v-prediction" in flags or label in _V_LABELS else str(facts["prediction"])
     if is_silent and prediction == "epsilon":
-        notices = ("the file does not say whether it predicts epsilon or v: epsilon assumed (--prediction says it)",)
+        notices = (
+            "the file does not state whether it predicts epsilon or v: assuming epsilon (--prediction overrides this)",
+        )
     native = _native_size(metadata)
-    if native is None:  # SD 2's models for noise were trained at 512, those for v at 768 px
+    if native is None:  # SD 2 models that predict epsilon were trained at 512 px, those that predict v at 768 px
         native = 512 if family is Family.SD2 and prediction == "epsilon" else int(facts["native_size"])
     return Checkpoint(
         family, str(facts["title"]), native, prediction,
@@ -82,9 +87,9 @@ def read_checkpoint(
 
 
 def stated_dimensions(found: Found, folder: Path) -> str:
-    """What `folder`'s `<component>/config.json` say otherwise than the file's shapes, as canonical JSON.
+    """Where the `<component>/config.json` files in `folder` differ from the file's tensor shapes, as canonical JSON.
 
-    Raises: UsageError (`bad-config`): no such files, or they cannot be read. CannotRender: as `read_checkpoint`.
+    Raises: UsageError (`bad-config`): the files do not exist or cannot be read. CannotRender: as in `read_checkpoint`.
     """
     files = [(name, folder.expanduser() / name / "config.json") for name in
              ("unet", "vae", "text_encoder", "text_encoder_2")]  # fmt: skip
@@ -105,8 +110,8 @@ def stated_dimensions(found: Found, folder: Path) -> str:
         raise UsageError(f"cannot read `{file}`: {error}", code=Cause.BAD_CONFIG) from error
     if not any(file.is_file() for _, file in files):
         raise UsageError(
-            f"`{folder}` holds no config of a component",
-            hint="it needs files like unet/config.json",
+            f"`{folder}` contains no config of a component",
+            hint="the folder needs files such as unet/config.json",
             code=Cause.BAD_CONFIG,
         )
     return json.dumps(stated, sort_keys=True, separators=(",", ":")) if stated else ""
@@ -119,6 +124,6 @@ def _configs(found: Found, stated: Mapping[str, Config]) -> dict[str, Any]:
 
 
 def _native_size(metadata: Mapping[str, str]) -> int | None:
-    """The side of the square that the file says it was trained on."""
+    """The side in pixels of a square with the area of the resolution stated in the metadata; None if not stated."""
     said = _SIZE.fullmatch(metadata.get("modelspec.resolution", "").strip())
     return (int((int(said[1]) * int(said[2])) ** 0.5) // 8 * 8 or None) if said else None

@@ -1,4 +1,4 @@
-"""From refs to proven files: held assets, or files on this disk whose digest is remembered or taken now."""
+"""Finds the model files that refs mean and verifies them: stored files, or any file on this disk."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ _TYPES = {"checkpoint": (ModelType.CHECKPOINT,), "embedding": (ModelType.EMBEDDI
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file for one role: where it is, what its bytes hash to, what its header shows."""
+    """A model file for one role: its path, its SHA-256, and what its header shows."""
 
     role: str
     path: Path
@@ -44,41 +44,45 @@ class Found:
 
     @property
     def in_recipe(self) -> RecipeFile:
-        """The file as a recipe lists it."""
+        """The file in the form in which recipes list it."""
         file_id = self.asset.file_id if self.asset and self.air else None
         return RecipeFile(self.sha256, self.path.stat().st_size, self.air, file_id)
 
     @property
     def part(self) -> Part:
-        """The file as the compatibility check takes it."""
+        """The file in the form that the compatibility check takes."""
         return self.inspected.part
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What a prompt may call it: its alias, its file name without the ending."""
+        """The names by which a prompt can refer to the file: its alias and its file name without the suffix."""
         alias = (self.asset.alias,) if self.asset and self.asset.alias else ()
         return (*alias, Path(self.inspected.name).stem)
 
     @property
     def planned(self) -> PlannedFile:
-        """The file as a plan names it."""
+        """The file in the form in which plans list it."""
         asset = self.asset
         said = (asset.model_name, asset.version_name) if asset else ("", "")
         return PlannedFile(self.role, self.inspected.name, self.sha256, self.path, *said, self.autov3)
 
 
 class Finder:
-    """Looks files up and proves them. Files that look as when they were last read are not read again."""
+    """Finds files and verifies their SHA-256.
+
+    A file that has not changed on disk since it was last read is not read again.
+    """
 
     def __init__(self, index: Index, on_event: OnEvent) -> None:
         self._index = index
         self._on_event = on_event
 
     def find(self, role: str, ref: str, file: str | None = None) -> Found:
-        """The file that `ref` means in this role; `file` selects one of a version's files, as for `--file`.
+        """The file that `ref` means in this role. `file` selects one of a version's files, like `--file`.
 
-        Raises: NotFound, AmbiguousRef: no file, or several. UsageError (`wrong-kind`): it is another kind of file.
-            HashMismatch: a held file was changed. InvalidModelFile, Refused: no file to load weights from.
+        Raises: NotFound, AmbiguousRef: no file matches, or several do. UsageError (`wrong-kind`): it is another kind of
+            file. HashMismatch: a stored file was changed. InvalidModelFile, Refused: it is not a safetensors file that
+            weights can be loaded from.
         """
         path = path_of(ref)
         if path is not None:
@@ -90,30 +94,32 @@ class Finder:
             asset = find_asset(self._index, parsed, file, suits=lambda asset: _plays(asset, role))
         except NotFound as error:
             if not isinstance(parsed, NameRef | PathRef) and error.code is not Cause.NO_SUCH_FILE:
-                error.hint = f"`civman download {ref}` fetches it"
+                error.hint = f"`civman download {ref}` downloads it"
             raise
         return self.of_asset(role, asset)
 
     def named(self, role: str, name: str) -> Found:
-        """The held file that a prompt calls `name`. Raises: as `find`."""
+        """The stored file that a prompt refers to as `name`. Raises: what `find` raises."""
         assets = [asset for asset in self._index.find_by_name(name) if _plays(asset, role)]
         if not assets:
             raise NotFound(
-                f"the library holds no {_title(role)} called `{name}`, which the prompt asks for",
-                hint="`civman list` shows what is held; `civman download` fetches more", name=name,
+                f"the prompt uses the {_title(role)} `{name}`, which is not in the library",
+                hint="`civman list` lists the stored files; `civman download` adds more", name=name,
             )  # fmt: skip
         if len({asset.blob.sha256 for asset in assets}) > 1:
             error = ambiguous(name, assets)
-            error.hint = f"use --lora with a ref, or give one a name (`civman edit REF --alias NAME`); {error.hint}"
+            error.hint = (
+                f"use --lora with a ref, or give one of them an alias (`civman edit REF --alias NAME`); {error.hint}"
+            )
             raise error
         return self.of_asset(role, assets[0])
 
     def holds(self, role: str, name: str) -> bool:
-        """Whether a held file with this name can play the role."""
+        """Whether a stored file with this name can be used in this role."""
         return any(_plays(asset, role) for asset in self._index.find_by_name(name))
 
     def with_digest(self, role: str, sha256: Sha256) -> Found:
-        """The file with these bytes: held, or seen on this disk. Raises: NotFound."""
+        """The file with this SHA-256, from the library or from elsewhere on this disk. Raises: NotFound."""
         asset = self._index.find_sha256(sha256)
         if asset is not None:
             return self.of_asset(role, asset)
@@ -121,16 +127,16 @@ class Finder:
             if seen.sha256 == sha256 and seen_now(seen.path, sha256) == seen:
                 return self._of_path(role, Path(seen.path))
         raise NotFound(
-            f"the {_title(role)} with sha256 {sha256[:12]}… is not in the library",
-            hint=f"`civman download sha256:{sha256}` fetches it, if CivitAI has it", sha256=sha256,
+            f"the {_title(role)} with SHA-256 {sha256[:12]}… is not in the library",
+            hint=f"if CivitAI has it, `civman download sha256:{sha256}` downloads it", sha256=sha256,
         )  # fmt: skip
 
     def embeddings(self) -> Sequence[Asset]:
-        """All held embeddings."""
+        """All stored embeddings."""
         return self._index.assets(AssetFilter(kinds=(Kind.EMBEDDING.value,)))
 
     def of_asset(self, role: str, asset: Asset) -> Found:
-        """A held file, proven. Raises: as `find`."""
+        """Verify a stored file. Raises: what `find` raises."""
         inspected = inspect_asset(asset)
         _require_kind(role, inspected)
         known = next(iter(self._index.held_files([asset.blob.sha256])), None)
@@ -140,7 +146,7 @@ class Finder:
             if actual != asset.blob.sha256:
                 error = HashMismatch(name=asset.name, expected=asset.blob.sha256, actual=actual)
                 error.hint = (
-                    f"`{asset.path}` is no longer the file that was taken in: put it back, or take it in as it is now"
+                    f"`{asset.path}` has changed since it was imported: restore the old file, or import the new one"
                     f" (`civman import {asset.path}`)"
                 )
                 raise error
@@ -176,7 +182,7 @@ class Finder:
 
 
 def seen_here(index: Index, sha256: Sha256) -> bool:
-    """Whether a file with these bytes is held, or known on this disk and looking as it did when it was read."""
+    """Whether a file with this SHA-256 is stored, or was read elsewhere on this disk and has not changed since."""
     if any(Path(asset.path).exists() for asset in index.referrers(sha256)):
         return True
     return any(seen.sha256 == sha256 and seen_now(seen.path, sha256) == seen for seen in index.seen_files().values())
@@ -195,26 +201,26 @@ def _plays(asset: Asset, role: str) -> bool:
 def _require_kind(role: str, inspected: Inspected) -> None:
     if inspected.content is not Sniffed.SAFETENSORS:
         raise Refused(
-            f"`{inspected.name}` is no safetensors file: it looks like {inspected.content}",
-            hint="civman renders from safetensors files only: others may run code when they are opened",
+            f"`{inspected.name}` is not a safetensors file: its content is {inspected.content}",
+            hint="civman renders only from safetensors files, because opening other formats may run code",
             code=Cause.NOT_SAFETENSORS,
         )  # fmt: skip
     kind = inspected.part.kind
     if kind not in (*_WANTED[role], Kind.UNKNOWN):
         raise UsageError(
-            f"`{inspected.name}` is no {_title(role)}: its tensors show {_article(kind)}",
-            hint=_OPTIONS.get(kind, "`civman inspect` tells what a file is"), code=Cause.WRONG_KIND, kind=kind.value,
+            f"`{inspected.name}` is not {_article(_title(role))}: its tensors are those of {_article(kind.value)}",
+            hint=_OPTIONS.get(kind, "`civman inspect` shows what a file is"), code=Cause.WRONG_KIND, kind=kind.value,
         )  # fmt: skip
 
 
 _OPTIONS = {
-    Kind.ADAPTER: "name it with --lora", Kind.EMBEDDING: "name it with --embedding", Kind.VAE: "name it with --vae",
-    Kind.CHECKPOINT: "name it as the checkpoint",
+    Kind.ADAPTER: "pass it with --lora", Kind.EMBEDDING: "pass it with --embedding", Kind.VAE: "pass it with --vae",
+    Kind.CHECKPOINT: "pass it as the checkpoint",
 }  # fmt: skip
 
 
-def _article(kind: Kind) -> str:
-    return f"{'an' if kind.value[0] in 'aeiou' else 'a'} {kind.value}"
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _title(role: str) -> str:

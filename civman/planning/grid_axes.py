@@ -1,4 +1,4 @@
-"""The axes of a grid: what varies, and each of its values as a change of a recipe's fields."""
+"""The axes of a grid: which field of a recipe varies along each axis, and its values."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,37 +11,37 @@ from civman.planning.vary import Change, field_of, is_number
 
 MOST_CELLS: Final = 400
 REPLACE: Final = "s/r"
-"""The axis that replaces a part of the prompts: its first value is what is looked for."""
+"""The name of the axis that replaces text in the prompts. Its first value is the text to search for."""
 WORDS: Final = ("prompt", "negative_prompt")
 ONE_PICTURE: Final = ("count", "batch_size")
-"""Fields that a cell, being one picture, has no use for."""
+"""Fields that cannot vary, because each cell is exactly one picture."""
 _RANK: Final = {"checkpoint": 0, "sampler": 1, "hires": 1}
-"""What is changed before the rest: a sampler brings its own schedule, a second pass the fields of one."""
+"""Fields that are changed before all others, because changing them resets others: a sampler resets the schedule."""
 _RANGE: Final = re.compile(r"([+-]?\d+(?:\.\d+)?)\.\.([+-]?\d+(?:\.\d+)?)(?:/(\d+(?:\.\d+)?))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What varies in one direction: a field's name as for `--set` or "s/r", and at least two values as text."""
+    """One axis: the name of a field as for `--set`, or "s/r", and at least two values as text."""
 
     name: str
     values: tuple[str, ...]
 
     @property
     def field(self) -> str:
-        """The field by its one name."""
+        """The field's full name, with short names resolved."""
         return REPLACE if self.name.lower() == REPLACE else field_of(self.name)
 
     @property
     def title(self) -> str:
-        """The name for people: of an axis that replaces, with what it looks for."""
+        """The name to show to the user. For an axis that replaces text, it includes the text to search for."""
         return f"{REPLACE} {self.values[0]}" if self.field == REPLACE else self.name
 
 
 def axes_of(texts: Sequence[str]) -> tuple[Axis, ...]:
-    """Axes from FIELD=VALUES: `seed=1..4`, `lora:678=0,0.5,1`, `cfg=4..8/0.5`, `size=512x768|768x512`, `s/r=red,blue`.
+    """Parse axes such as `seed=1..4`, `lora:678=0,0.5,1`, `cfg=4..8/0.5`, `size=512x768|768x512` or `s/r=red,blue`.
 
-    Raises: UsageError (`bad-grid`): none that could be drawn.
+    Raises: UsageError (`bad-grid`): the axes are invalid or do not make a grid.
     """
     axes = tuple(_axis(text) for text in texts)
     if not 1 <= len(axes) <= 2:
@@ -50,15 +50,15 @@ def axes_of(texts: Sequence[str]) -> tuple[Axis, ...]:
     replaced = {axis.values[0] for axis in axes if axis.field == REPLACE}
     is_twice = len(set(fields)) < len(fields) and len(replaced) < 2
     if is_twice or ("size" in fields and {"width", "height"} & set(fields)):
-        raise bad_grid(f"both axes are about one thing: {axes[0].name} and {axes[-1].name}")
+        raise bad_grid(f"both axes change the same field: {axes[0].name} and {axes[-1].name}")
     cells = len(axes[0].values) * (len(axes[1].values) if len(axes) > 1 else 1)
     if cells > MOST_CELLS:
-        raise bad_grid(f"the grid has {cells} cells, {MOST_CELLS} at most are drawn at once", "draw it in parts")
+        raise bad_grid(f"the grid has {cells} cells; the limit is {MOST_CELLS}", "draw it in several parts")
     return axes
 
 
 def changes_of(values: Sequence[tuple[Axis, str]], prompts: tuple[str, str]) -> Iterator[Change]:
-    """The cell's values as changes of fields, in an order in which none undoes another."""
+    """A cell's values as changes of recipe fields, in an order in which no change undoes another."""
     plain = [(axis, value) for axis, value in values if axis.field != REPLACE]
     now = dict(zip(WORDS, prompts, strict=True))
     for axis, value in sorted(plain, key=lambda each: _RANK.get(each[0].field, 2)):
@@ -68,7 +68,7 @@ def changes_of(values: Sequence[tuple[Axis, str]], prompts: tuple[str, str]) -> 
     for wanted, value in replacing:
         if not any(wanted in text for text in now.values()):
             raise bad_grid(
-                f"`{wanted}` does not occur in the prompt", "s/r looks for its first value, letter by letter"
+                f"`{wanted}` does not occur in the prompt", "s/r searches for its first value exactly as written"
             )
         now = {field: text.replace(wanted, value) for field, text in now.items()}
     if replacing:
@@ -76,16 +76,16 @@ def changes_of(values: Sequence[tuple[Axis, str]], prompts: tuple[str, str]) -> 
 
 
 def bad_grid(message: str, hint: str | None = None) -> UsageError:
-    """The error for a grid that makes no sense."""
+    """The error for an invalid grid (`bad-grid`)."""
     return UsageError(message, hint=hint, code=Cause.BAD_GRID)
 
 
 def _axis(text: str) -> Axis:
-    is_lora = text.strip().lower().startswith("lora:")  # whose ref may be an address with "=" in it, its scales not
+    is_lora = text.strip().lower().startswith("lora:")  # the ref may be a URL that contains "=", the scales cannot
     name, sign, listed = text.rpartition("=") if is_lora else text.partition("=")
     name = name.strip()
     if not sign or not name:
-        raise bad_grid(f"--grid {text}: FIELD=VALUE,VALUE is meant, such as seed=1..4")
+        raise bad_grid(f"--grid {text}: expected FIELD=VALUE,VALUE, such as seed=1..4")
     separator = "|" if re.search(r"(?<!\\)\|", listed) else ","
     parts = [
         part.replace(f"\\{separator}", separator).strip()
@@ -93,32 +93,32 @@ def _axis(text: str) -> Axis:
     ]
     axis = Axis(name, tuple(value for part in parts for value in _counted(name, part)))
     if axis.field in ONE_PICTURE:
-        raise bad_grid(f"--grid {text}: a cell is one picture", "--grid seed=1..4 varies the seed")
+        raise bad_grid(f"--grid {text}: each cell is exactly one picture", "to vary the seed, use --grid seed=1..4")
     if len(axis.values) < 2:
         raise bad_grid(
             f"--grid {text}: an axis needs at least two values",
-            "separate them with commas, or with | where they hold commas",
+            "separate them with commas, or with | if they contain commas",
         )
     if axis.field == REPLACE and not axis.values[0]:
-        raise bad_grid(f"--grid {text}: the first value is what is looked for in the prompt")
+        raise bad_grid(f"--grid {text}: the first value is the text to search for in the prompt; it cannot be empty")
     twice = next((value for position, value in enumerate(axis.values) if value in axis.values[:position]), None)
     if twice is not None:
-        raise bad_grid(f"--grid {text}: `{twice}` is there twice")
+        raise bad_grid(f"--grid {text}: the value `{twice}` occurs twice")
     return axis
 
 
 def _counted(name: str, part: str) -> Sequence[str]:
-    """`1..4` as its numbers, where the field has numbers; anything else as it is."""
+    """The numbers of a range such as `1..4`, if the field is numeric; otherwise `part` alone."""
     found = _RANGE.fullmatch(part) if is_number(name) else None
     if found is None:
         return [part]
     first, last, step = Decimal(found[1]), Decimal(found[2]), Decimal(found[3] or "1")
     if found[3] is None and not (first == int(first) and last == int(last)):
-        raise bad_grid(f"`{part}`: a range of fractions needs a step", "such as 0..1/0.25")
+        raise bad_grid(f"`{part}`: a range of fractions needs a step", "for example 0..1/0.25")
     if step == 0:
         raise bad_grid(f"`{part}`: the step is 0")
     count = int(abs(last - first) / step) + 1
     if count > MOST_CELLS:
-        raise bad_grid(f"`{part}` has {count} values, a grid at most {MOST_CELLS} cells")
+        raise bad_grid(f"`{part}` has {count} values; a grid can have at most {MOST_CELLS} cells")
     towards = step if last >= first else -step
     return [f"{(first + towards * number).normalize():f}" for number in range(count)]

@@ -1,4 +1,7 @@
-"""Pictures to start from: read whole before anything is loaded, as 8-bit RGB, masks as grey."""
+"""Input images and masks, read completely before any weights are loaded.
+
+Converted to 8-bit RGB; masks to 8-bit grey.
+"""
 
 import hashlib
 import shutil
@@ -18,24 +21,24 @@ from civman.system.move_files import replace_file
 
 @dataclass(frozen=True, slots=True)
 class InputPicture:
-    """A picture on this disk: SHA-256 of its file, its size in pixels."""
+    """An input image or mask on this disk. `sha256` is that of its file; `width` and `height` are in pixels."""
 
     path: Path
     sha256: Sha256
     width: int
     height: int
     pixels: Any = field(repr=False, compare=False)
-    """(H, W, 3) uint8, a mask (H, W) uint8."""
+    """(H, W, 3) uint8; for a mask (H, W) uint8."""
 
 
 def read_picture(path: Path, *, is_mask: bool = False, rules: int = RULES) -> InputPicture:
-    """The picture at `path`, turned as its EXIF entry says, transparent parts on white.
+    """Read the image at `path`, rotated as its EXIF data says, with transparent areas over white.
 
-    In a mask what is transparent is not painted; by rules 1 it was.
+    Transparent areas of a mask are not inpainted. Under version 1 of the recipe rules they are.
 
-    Raises: UsageError (`unreadable-picture`): it is not there, or no picture that can be read to its end.
+    Raises: UsageError (`unreadable-picture`): the file is missing, not an image, or incomplete.
     """
-    import numpy as np  # with Pillow 0.15 s, which text to picture can do without
+    import numpy as np  # takes 0.15 s with Pillow, which text-to-image can skip
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -49,17 +52,22 @@ def read_picture(path: Path, *, is_mask: bool = False, rules: int = RULES) -> In
             image = image.convert("L" if is_mask else "RGB")
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         why = (
-            error.strerror if isinstance(error, OSError) and error.strerror else "it is no picture, or not a whole one"
+            error.strerror
+            if isinstance(error, OSError) and error.strerror
+            else "it is not an image, or it is incomplete"
         )
         raise UsageError(
             f"cannot read the {'mask' if is_mask else 'picture'} `{path}`: {why}",
-            hint="PNG, JPEG and WebP can be read", code=Cause.UNREADABLE_PICTURE,
+            hint="supported formats are PNG, JPEG and WebP", code=Cause.UNREADABLE_PICTURE,
         ) from error  # fmt: skip
     return InputPicture(path, Sha256(hashlib.sha256(data).hexdigest()), image.width, image.height, np.asarray(image))
 
 
 def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
-    """The size to render at when none is asked for: the picture's own, in eights; large ones at the native area."""
+    """The size to render at if none is requested: the input image's, rounded down to multiples of 8.
+
+    Images with more than four times the native pixel count are scaled down to the native pixel count.
+    """
     width, height = picture.width, picture.height
     if width * height > 4 * native * native:
         factor = (native * native / (width * height)) ** 0.5
@@ -68,7 +76,7 @@ def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
 
 
 def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[Sha256, Path]:
-    """The paths of the given files and of the library's copies of what the recipe starts from, by digest."""
+    """The files of a recipe's input image and mask, by SHA-256: from `given`, or the library's own copies."""
     if recipe.start is None:
         return {}
     wanted = {digest for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest}
@@ -81,9 +89,9 @@ def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[
 
 
 def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError | None:
-    """The error (`no-start-image`) that names each input of a recipe that is not `here`; None if all are.
+    """The error (`no-start-image`) that lists the input images missing from `here`; None if none is missing.
 
-    Files that are none of the inputs are named too: the user may have given the wrong ones.
+    It also lists the files in `here` that the recipe does not use: the user may have given the wrong ones.
     """
     wanted = {"input image": start.sha256, "mask": start.mask_sha256}
     missing = {role: digest for role, digest in wanted.items() if digest is not None and digest not in here}
@@ -92,17 +100,19 @@ def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError
     named = " and ".join(f"the {role} (sha256 {digest[:12]}…)" for role, digest in missing.items())
     others = [f"`{path}`" for digest, path in here.items() if digest not in wanted.values()]
     given = (
-        f"; {', '.join(others)} {'is not it' if len(missing) == len(others) == 1 else 'is neither'}" if others else ""
+        f"; {', '.join(others)} {'is a different file' if len(others) == 1 else 'are different files'}"
+        if others
+        else ""
     )
     return UsageError(
-        f"{named}, which the recipe starts from, {'is' if len(missing) == 1 else 'are'} not here{given}",
-        hint="give the original file with --picture FILE (once for each)", code=Cause.NO_START_IMAGE,
+        f"{named} of the recipe {'is' if len(missing) == 1 else 'are'} missing{given}",
+        hint="pass each original file with --picture FILE", code=Cause.NO_START_IMAGE,
         missing=list(missing), sha256=[str(digest) for digest in missing.values()],
     )  # fmt: skip
 
 
 def keep_inputs(root: Path, planned: Planned) -> None:
-    """Copies of the pictures that the plan starts from: their files may go, the recipe needs them."""
+    """Copy a plan's input image and mask into the library, so that the recipe works without the originals."""
     for file in planned.files:
         if file.role not in ("picture", "mask"):
             continue

@@ -1,7 +1,7 @@
-"""From a request to a plan: every file found and proven, every name understood, every number in range.
+"""Turns a request into a plan: finds and verifies every file, resolves every name, checks every value.
 
-Nothing here loads a weight, and torch is imported last and only where nobody said what to compute in: whatever can be
-refused is refused before.
+No weights are loaded here. torch is imported last, and only if the device was not chosen, so that any refusal comes
+fast.
 """
 
 import secrets
@@ -31,17 +31,17 @@ from civman.planning.recipe_sources import RecipeSource, recipe_of
 from civman.planning.render_extra import require_render_extra
 
 SAMPLER = "DPM++ 2M"
-"""Where none is asked for."""
+"""The sampler for requests that name none."""
 _SEEDS = 2**32
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Under what conditions a request may become a plan, beside what it asks for.
+    """How a request is to be planned, beyond what the request itself says.
 
-    `device`: where it will be computed, which decides the precision; None: the best there is. `force`: go on where
-    compatibility says that it cannot work. `allow_partial`: be content where an adapter applies in part. `triggers`:
-    add the trigger words that the prompt lacks.
+    `device`: where the plan will be computed, which determines the precision; None: the best device of this machine.
+    `force`: plan even if the compatibility check says that the parts cannot work together. `allow_partial`: apply an
+    adapter even if some of its layers do not fit. `triggers`: add missing trigger words to the prompt.
     """
 
     device: str | None = None
@@ -53,12 +53,12 @@ class Conditions:
 def plan(
     index: Index, request: RenderRequest, conditions: Conditions = Conditions(), *, on_event: OnEvent = ignore
 ) -> Planned:
-    """Everything that decides the pictures, settled.
+    """Resolve everything that determines the pictures of a request.
 
     Raises:
-        CannotRender: the extra is not installed, or the checkpoint is none that civman renders.
-        UsageError: a value, name, ref, prompt or picture that makes no sense. NotFound, AmbiguousRef: a file.
-        Incompatible: the parts cannot work together. IntegrityError: a file is not what it is held to be.
+        CannotRender: the render extra is not installed, or civman cannot render this kind of checkpoint.
+        UsageError: a value, name, ref, prompt or image is invalid. NotFound, AmbiguousRef: a file.
+        Incompatible: the parts cannot work together. IntegrityError: a file does not have the SHA-256 in the index.
     """
     require_render_extra()
     typed = (request.prompt, request.negative_prompt)
@@ -116,9 +116,9 @@ def plan(
 
 
 def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, on_event: OnEvent = ignore) -> Planned:
-    """A recipe as it stands, its files found by digest; `pictures` are those that it may start from.
+    """Plan a recipe unchanged. Its files are found by SHA-256; `pictures` are the files of its input image and mask.
 
-    Raises: NotFound: a file is not here. UsageError: a picture is not. CannotRender, IntegrityError.
+    Raises: NotFound: a model file is missing. UsageError: an input image is missing. CannotRender, IntegrityError.
     """
     require_render_extra()
     prompt_references.read(recipe.prompt, recipe.negative_prompt)
@@ -128,7 +128,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
         found, has_other_vae=recipe.vae is not None, config=recipe.config, prediction=recipe.prediction
     )
     parts = [finder.with_digest("lora", use.sha256) for use in recipe.loras]
-    adapters = {part.sha256 for part in parts}  # an adapter may pack an embedding
+    adapters = {part.sha256 for part in parts}  # an embedding may be packed in the file of an adapter
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
     parts += [finder.with_digest("vae", recipe.vae)] if recipe.vae else []
     _require_levels(recipe, checkpoint)
@@ -138,7 +138,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
 
 
 def _start_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, PlannedFile]:
-    """The input image and mask that a recipe starts from, found among `pictures` by digest.
+    """Find a recipe's input image and mask among `pictures` by SHA-256.
 
     Raises: UsageError (`no-start-image`): one is missing; the message says which.
     """
@@ -151,17 +151,17 @@ def _start_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, Plann
 
 
 def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *, on_event: OnEvent = ignore) -> Planned:
-    """The recipe as it stands, ready to be drawn. Raises: as `plan_recipe`."""
+    """Plan a recipe for a replay: unchanged, with the original's parent and typed prompts. Raises: as `plan_recipe`."""
     planned = plan_recipe(index, recipe_of(source), pictures, on_event=on_event)
     record = source.record
     parent, typed = (record.parent, record.typed) if record else (None, None)
     return replace(
         planned, allow_partial=True, keeps_noise=True, parent=parent, typed=typed
-    )  # the verdict tells whether it came out the same
+    )  # nothing is refused: the comparison with the original shows whether the result is the same
 
 
 def _dimensions(found: Found, config: str | None) -> str:
-    """What was said of the dimensions: in a folder of configs, or by a recipe, as the JSON that it keeps."""
+    """The model dimensions that override the file's, as JSON: from a folder of configs, or unchanged from a recipe."""
     if config is None or config.startswith("{"):
         return config or ""
     return stated_dimensions(found, Path(config))
@@ -184,33 +184,33 @@ def _without_what_has_no_effect(
 
 
 def _pictures(request: RenderRequest) -> list[InputPicture]:
-    """The picture to start from and its mask, read."""
+    """Read the request's input image and mask, if any."""
     if request.init_image is None:
         asked = {
-            "a mask": request.mask_image, "a strength": request.strength, "a mask's blur": request.mask_blur,
+            "a mask": request.mask_image, "a strength": request.strength, "a mask blur": request.mask_blur,
             "a masked content": request.masked_content, "a resize mode": request.resize_mode,
             "only the masked part": request.only_masked or None, "a padding": request.padding,
             "a noise multiplier": request.noise_multiplier, "a conditioning weight": request.conditioning_weight,
         }  # fmt: skip
         if alone := [name for name, value in asked.items() if value is not None]:
             raise UsageError(
-                f"{alone[0]} needs a picture to start from", hint="--init names it", code=Cause.NO_START_IMAGE
+                f"{alone[0]} requires an input image", hint="pass it with --init", code=Cause.NO_START_IMAGE
             )
         return []
     first = read_picture(Path(request.init_image))
     if request.mask_image is None:
         asked = {
-            "a mask's blur": request.mask_blur, "a masked content": request.masked_content,
+            "a mask blur": request.mask_blur, "a masked content": request.masked_content,
             "only the masked part": request.only_masked or None, "a padding": request.padding,
         }  # fmt: skip
         if alone := [name for name, value in asked.items() if value is not None]:
-            raise UsageError(f"{alone[0]} needs a mask", hint="--mask names it", code=Cause.NO_START_IMAGE)
+            raise UsageError(f"{alone[0]} requires a mask", hint="pass it with --mask", code=Cause.NO_START_IMAGE)
         return [first]
     mask = read_picture(Path(request.mask_image), is_mask=True, rules=RULES if request.rules is None else request.rules)
     if request.rules != 1 and not mask.pixels.any():
         raise UsageError(
-            f"the mask `{request.mask_image}` paints nothing: it is black or transparent everywhere",
-            hint="white in the mask is painted anew", code=Cause.EMPTY_MASK,
+            f"the mask `{request.mask_image}` selects nothing: it is black or transparent everywhere",
+            hint="white areas of the mask are inpainted", code=Cause.EMPTY_MASK,
         )  # fmt: skip
     return [first, mask]
 
@@ -239,7 +239,7 @@ def _lora(finder: Finder, ref: str) -> Found:
     except NotFound as error:
         name, colon, _ = ref.partition(":")
         if colon and finder.holds("lora", name):
-            error.hint = f"a scale is one number or two, as in `{name}:0.7` or `{name}:0.7:0.5`"
+            error.hint = f"a scale is one number or two, such as `{name}:0.7` or `{name}:0.7:0.5`"
         raise
 
 
@@ -258,8 +258,8 @@ def _compatible(checkpoint: Found, parts: Sequence[Found], conditions: Condition
             found.raise_if_blocked(allow_partial=conditions.allow_partial)
         except Incompatible as error:
             is_partial = error.code is Cause.PARTLY_APPLIES
-            option = "--allow-partial applies the layers that fit" if is_partial else "--force tries it anyway"
-            error.hint = f"`civman list --fits CHECKPOINT` shows what goes with it; {option}"
+            option = "--allow-partial applies the layers that fit" if is_partial else "--force ignores this check"
+            error.hint = f"`civman list --fits CHECKPOINT` lists the files that fit; {option}"
             raise
     return found.cautions
 
@@ -267,28 +267,31 @@ def _compatible(checkpoint: Found, parts: Sequence[Found], conditions: Condition
 def _within_limits(
     request: RenderRequest, checkpoint: Checkpoint, pictures: Sequence[InputPicture]
 ) -> tuple[RenderRequest, tuple[str, ...]]:
-    """The request with the numbers that depend on the checkpoint's kind or on the picture, and what to know."""
+    """Fill in the values that depend on the checkpoint or the input image.
+
+    Returns the request, and notices for the user.
+    """
     notices: tuple[str, ...] = ()
     if checkpoint.family is Family.REFINER and not pictures:
-        raise CannotRender("a refiner only works on a picture", hint="--init names one", code=Cause.NEEDS_PICTURE)
+        raise CannotRender("a refiner model needs an input image", hint="pass it with --init", code=Cause.NEEDS_PICTURE)
     if pictures and not request.only_masked and request.width is None and request.height is None:
         width, height = size_like(pictures[0], checkpoint.native_size)
         request = replace(request, width=width, height=height)
     skip, layers = request.clip_skip, checkpoint.clip_layers
     if skip is not None and skip != 1:
         if layers is None:
-            notices = (f"clip skip has no effect on {checkpoint.title}: its text encoders have theirs fixed",)
+            notices = (f"clip skip has no effect on {checkpoint.title}, whose text encoders use a fixed layer",)
             request = replace(request, clip_skip=1)
         elif not 1 <= skip <= layers:
             raise UsageError(
-                f"clip skip {skip} is not between 1 and {layers}, the text encoder's layers",
+                f"clip skip must be between 1 and {layers} (the text encoder's layers), not {skip}",
                 code=Cause.CLIP_SKIP, clip_skip=skip, layers=layers,
             )  # fmt: skip
     return request, notices
 
 
 def _require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Raises: UsageError: no table of noise levels can be made for so many steps."""
+    """Check that noise levels can be computed for these numbers of steps. Raises: UsageError: they cannot."""
     named, schedule = sampler_names.parse(recipe.sampler, recipe.schedule)
     sampler = samplers.of_recipe(named.name, recipe.rules)
     levels = sampler.levels(is_zero_snr=recipe.is_zero_snr, rules=recipe.rules)
@@ -302,7 +305,8 @@ def _require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
 def _usual_precision(device: str | None) -> str:
     if device == "cpu":
         return "float32"
-    from civman.diffusion.environment import choose_device, choose_dtype  # torch, 2 s: only it knows the devices
+    # imports torch (2 s), which is needed to detect the devices
+    from civman.diffusion.environment import choose_device, choose_dtype
 
     return str(choose_dtype(choose_device(device))).removeprefix("torch.")
 
@@ -315,6 +319,6 @@ def _memory(recipe: Recipe, checkpoint: Found) -> Estimate:
     return estimate(
         shapes, width=width, height=height, batch=recipe.batch_size, is_guided=recipe.uses_negative,
         dtype_bytes=4 if single else 2,
-        # in half precision SDXL's VAE overflows and is held in single, see `civman.diffusion.loader`
+        # SDXL's VAE overflows in float16, so it is kept in float32; see `civman.diffusion.loader`
         vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).is_xl) else 2,
     )  # fmt: skip

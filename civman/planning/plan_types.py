@@ -1,4 +1,4 @@
-"""What planning settles and what rendering gives: plain values."""
+"""The results of planning and of rendering, as plain values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +11,18 @@ from civman.domain.recipes.recipe import Recipe
 from civman.domain.recipes.record import Environment, FileName, Record, TypedPrompts
 
 MODEL_FIELDS: Final = ("checkpoint", "vae", "precision", "prediction", "is_zero_snr", "config")
-"""The recipe's fields that decide which weights are loaded, and as what; adapters come and go in place."""
+"""The recipe fields that determine which weights are loaded, and how.
+
+Adapters are merged and removed without reloading.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
     """One file of a plan. `role` is "checkpoint", "lora", "embedding", "vae", "picture" or "mask".
 
-    `model`, `version`: what CivitAI calls them; `autov3`: its digest without the header. Empty: not known.
+    `model`, `version`: their names on CivitAI; `autov3`: the start of the file's SHA-256 without its header. An empty
+    string means unknown.
     """
 
     role: str
@@ -32,32 +36,32 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A recipe that can be rendered: every file found and proven, every question asked. `notices` are for people."""
+    """A plan: a recipe that can be rendered, with all its files found and verified. `notices` are for the user."""
 
     recipe: Recipe
     files: tuple[PlannedFile, ...]
     memory: Estimate
     notices: tuple[str, ...] = ()
     allow_partial: bool = False
-    """Be content where only a part of an adapter applies."""
+    """Apply an adapter even if some of its layers do not fit the model."""
     keeps_noise: bool = False
-    """Keep a picture that is nothing but noise, with a note, instead of refusing it."""
+    """Save a picture that is nothing but noise, with a note, instead of raising an error."""
     typed: TypedPrompts | None = None
     parent: Sha256 | None = None
-    """SHA-256 of the recipe that this one was varied from."""
+    """The SHA-256 of the recipe that this one is a variation of."""
 
     @property
     def needed_bytes(self) -> int:
-        """About what it takes where it computes, with everything in place there."""
+        """The approximate device memory in bytes that the plan needs with all weights on the device."""
         return self.memory.needed(MemoryPlan.RESIDENT)
 
     def path(self, sha256: Sha256) -> Path:
-        """Where the file with this digest is. Raises: KeyError."""
+        """The path of the file with this SHA-256. Raises: KeyError."""
         return next(file.path for file in self.files if file.sha256 == sha256)
 
     @property
     def names(self) -> tuple[FileName, ...]:
-        """What people call the model files, by digest."""
+        """The names of the model files, sorted by SHA-256."""
         return tuple(
             FileName(file.sha256, file.name, file.model, file.version, file.autov3)
             for file in sorted(self.files, key=lambda file: file.sha256)
@@ -65,13 +69,16 @@ class Planned:
         )
 
     def name(self, sha256: Sha256) -> str:
-        """What people call it."""
+        """The name of the file with this SHA-256."""
         return next(file.name for file in self.files if file.sha256 == sha256)
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What one adapter did: how many of the model's modules it changed, and which of its own found nothing."""
+    """How one adapter was applied.
+
+    `matched`: how many of the model's modules it changed; `unmatched`: those of its own modules that fit none.
+    """
 
     name: str
     sha256: str
@@ -81,15 +88,15 @@ class Applied:
     matched: int
     unmatched: tuple[str, ...]
     norms: Mapping[str, float]
-    """Component → Frobenius norm of what was added to its weights."""
+    """Component → the Frobenius norm of what the adapter added to its weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """One picture that was made and kept.
+    """One picture that was rendered and saved.
 
-    `record.recipe` makes this picture again: of one picture, or of the batch it was computed in (`record.seed` tells
-    which). `id` is the library's number for it, None where nobody keeps it in mind.
+    `record.recipe` reproduces the picture, either alone or as part of the batch it was computed in (`record.seed` tells
+    which). `id` is the picture's number in the library, or None if it is not recorded there.
     """
 
     path: Path
@@ -99,25 +106,25 @@ class Rendering:
 
     @property
     def recipe(self) -> Recipe:
-        """What makes it again."""
+        """The recipe that reproduces the picture."""
         return self.record.recipe
 
     @property
     def seed(self) -> int:
-        """Its own."""
+        """The seed of this picture."""
         return self.record.seed
 
     @property
     def pixel_sha256(self) -> Sha256:
-        """SHA-256 of its pixels."""
+        """The SHA-256 of the picture's pixels."""
         return self.record.pixel_sha256
 
     @property
     def environment(self) -> Environment:
-        """What else decides the bits: versions, device, threads."""
+        """What besides the recipe determines the exact pixels: versions, device and number of threads."""
         return self.record.environment
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What had to be done to get it."""
+        """Remarks on how the picture was computed, such as a fallback to another precision."""
         return self.record.notes

@@ -1,4 +1,7 @@
-"""What prompts ask for besides words: adapters by tag, embeddings by name; and the trigger words adapters want."""
+"""What prompts refer to besides plain words: adapters by tag and embeddings by name.
+
+Also adds adapters' trigger words.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +14,12 @@ from civman.planning.find_files import Finder, Found
 from civman.prompts import emphasis
 
 _MOST_SCALE = 100.0
-_MOST_TOLD = 8
+_MOST_LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ScaledLora:
-    """An adapter found, and how strongly it is to act on the UNet and on the text encoders."""
+    """An adapter's file, and its scales for the UNet and for the text encoders."""
 
     found: Found
     scale: float
@@ -25,14 +28,14 @@ class ScaledLora:
     def __post_init__(self) -> None:
         if any(not abs(scale) <= _MOST_SCALE for scale in (self.scale, self.text_scale)):
             raise UsageError(
-                f"a scale beyond ±{_MOST_SCALE:.0f} for `{self.found.inspected.name}`",
-                hint="scales are mostly between 0 and 1.5", code=Cause.BAD_SCALE,
+                f"the scale of `{self.found.inspected.name}` is outside ±{_MOST_SCALE:.0f}",
+                hint="usual scales are between 0 and 1.5", code=Cause.BAD_SCALE,
             )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Both prompts without tags, and what they asked for."""
+    """Both prompts without their LoRA tags, and the adapters that the tags requested."""
 
     prompt: str
     negative: str
@@ -40,27 +43,28 @@ class Words:
 
 
 def read(prompt: str, negative: str) -> Words:
-    """Both prompts taken apart. Raises: UsageError (`prompt-syntax`): what cannot be read or is not supported."""
+    """Parse both prompts. Raises: UsageError (`prompt-syntax`): the syntax is invalid or not supported."""
     wanted, unwanted = emphasis.parse(prompt), emphasis.parse(negative)
     if unwanted.loras:
         raise UsageError(
-            f"the negative prompt asks for the adapter `{unwanted.loras[0].name}`",
-            hint="an adapter changes the whole picture: put its tag into the prompt, with a negative scale if that is"
-            " what is meant",
+            f"the negative prompt contains a tag for the adapter `{unwanted.loras[0].name}`",
+            hint="an adapter changes the whole picture: put its tag into the prompt, with a negative scale for the"
+            " opposite effect",
             code=Cause.PROMPT_SYNTAX,
         )
     text = wanted.text.strip() if wanted.loras else prompt
     if emphasis.parse(text).loras:
-        raise UsageError("the prompt has a tag inside a tag", code=Cause.PROMPT_SYNTAX)
+        raise UsageError("the prompt contains a tag inside another tag", code=Cause.PROMPT_SYNTAX)
     return Words(text, negative, wanted.loras)
 
 
 def add_triggers(prompt: str, loras: Sequence[ScaledLora]) -> tuple[str, tuple[str, ...]]:
-    """The prompt with the trigger words that it lacks at its end, and notices that say which.
+    """Append missing trigger words to the prompt. Returns the new prompt, and notices that say what was added.
 
-    Of each adapter the first entry by its nearest witness: you, else CivitAI, else the file. Lists hold alternatives
-    more often than words that belong together (those stand in one entry), so the others are only told. A prompt that
-    has one of them has made its choice and gets none; nor are there any for scales of 0 and below.
+    For each adapter, the first entry of its list is added: the user's own list, else CivitAI's, else the file's. The
+    entries are usually alternatives (words that belong together share one entry), so the other entries are only
+    mentioned in the notice. Nothing is added if the prompt already contains one of the entries, or if the adapter's
+    scale is 0 or negative.
     """
     notices = []
     for lora in loras:
@@ -71,8 +75,9 @@ def add_triggers(prompt: str, loras: Sequence[ScaledLora]) -> tuple[str, tuple[s
             continue
         added, others = own[0], own[1:]
         prompt = f"{prompt.rstrip().rstrip(',')}, {added}" if prompt.strip() else added
-        told = f" (not added: {', '.join(others[:_MOST_TOLD])}{' …' if others[_MOST_TOLD:] else ''})" if others else ""
-        notices.append(f"trigger words of `{lora.found.inspected.name}` added to the prompt: {added}{told}")
+        listed = ", ".join(others[:_MOST_LISTED]) + (" …" if others[_MOST_LISTED:] else "")
+        not_added = f" (not added: {listed})" if others else ""
+        notices.append(f"trigger words of `{lora.found.inspected.name}` added to the prompt: {added}{not_added}")
     return prompt, tuple(notices)
 
 
@@ -83,7 +88,7 @@ def _trigger_words(found: Found) -> tuple[str, ...]:
 
 
 def _plain(word: str) -> str:
-    """A trigger word as a prompt can hold it: no tags, brackets as plain text; "" where nothing is left."""
+    """A trigger word escaped for use in a prompt, without tags; an empty string if nothing is left."""
     try:
         text = emphasis.parse(word).text.strip()
     except UsageError:
@@ -91,7 +96,7 @@ def _plain(word: str) -> str:
     text = text if "\\" in text else emphasis.escape(text)
     try:
         return "" if emphasis.parse(text).loras else text
-    except UsageError:  # words in capitals that mean something in a prompt
+    except UsageError:  # it contains a keyword of the prompt syntax, such as BREAK or AND
         return ""
 
 
@@ -111,12 +116,14 @@ def embeddings(
     loras: Sequence[Found] = (),
     fits: Callable[[Found], bool],
 ) -> tuple[list[Found], list[EmbeddingUse]]:
-    """The embeddings that are named, held ones that a prompt calls by name, alias or trigger word, and packed ones.
+    """The embeddings in use: the requested ones, stored ones whose name occurs in a prompt, and packed ones.
 
-    Packed ones are those inside the files of `loras`; a file of its own goes before one of the same name. `fits` says
-    whether a file goes with the checkpoint; a held one that does not is left alone.
+    A stored embedding's names are its file name, its alias and its trigger words. Packed embeddings are inside the
+    files of `loras`; a file of its own takes precedence over a packed embedding with the same name. `fits` tells
+    whether a file fits the checkpoint; stored embeddings that do not fit are ignored.
 
-    Raises: UsageError (`embedding-unused`): no prompt calls one that was named. AmbiguousRef: two have one name.
+    Raises: UsageError (`embedding-unused`): a requested embedding's name occurs in neither prompt. AmbiguousRef: two
+        embeddings have the same name.
     """
     asked = [finder.find("embedding", ref) for ref in named]
     taken = {found.sha256 for found in asked}
@@ -138,15 +145,15 @@ def embeddings(
     for found in asked:
         if not any(words[name] is found for name in used):
             raise UsageError(
-                f"neither prompt calls the embedding `{found.inspected.name}`",
-                hint=f"write `{found.names[0]}` where it is meant", code=Cause.EMBEDDING_UNUSED,
+                f"neither prompt uses the embedding `{found.inspected.name}`",
+                hint=f"to use it, write `{found.names[0]}` in a prompt", code=Cause.EMBEDDING_UNUSED,
             )  # fmt: skip
     files = [found for found in candidates if any(words[name] is found for name in used)]
     return files, [EmbeddingUse(words[name].sha256, name) for name in sorted(used)]
 
 
 def _names(candidates: Sequence[Found], prompts: Sequence[str]) -> dict[str, Found]:
-    """Name in the prompts → embedding."""
+    """Map each name that occurs in a prompt to its embedding."""
     names: dict[str, Found] = {}
     folded: dict[str, Found] = {}
     for found in candidates:
@@ -168,10 +175,10 @@ def _names(candidates: Sequence[Found], prompts: Sequence[str]) -> dict[str, Fou
 
 
 def _used(words: Mapping[str, Found], prompts: Sequence[str]) -> set[str]:
-    """Those of the names that a prompt calls, by the rules that rendering goes by."""
+    """The names that the prompts actually use, found by the same parser that rendering uses."""
     if not words:
         return set()
-    from civman.prompts.token_chunks import cut  # with the tokenizer 0.3 s, and most prompts call nothing
+    from civman.prompts.token_chunks import cut  # takes 0.3 s with the tokenizer, and most prompts use no embedding
     from civman.prompts.tokenizer import clip_tokenizer
 
     lengths = {name: _vectors(found, name) for name, found in words.items()}
@@ -187,15 +194,18 @@ def _used(words: Mapping[str, Found], prompts: Sequence[str]) -> set[str]:
 def require_widths(
     checkpoint: Found, packed_uses: Sequence[tuple[EmbeddingUse, Found]], *, allow_partial: bool
 ) -> None:
-    """Raises: Incompatible: an embedding that an adapter packs was made for other text encoders."""
+    """Check that embeddings packed in adapters fit the checkpoint's text encoders.
+
+    Raises: Incompatible: one does not.
+    """
     widths = checkpoint.identity.text_widths
     for use, found in packed_uses:
         read = read_embedding(packed(found.header.shapes, use.word))
         places = read.places(widths) if widths and not isinstance(read, str) else ["unknown"]
         if not any(places) or (None in places and not allow_partial):
             raise Incompatible(
-                f"the embedding `{use.word}` in `{found.inspected.name}` is made for other text encoders than the"
-                f" checkpoint's, which are {' and '.join(map(str, widths))} wide",
+                f"the embedding `{use.word}` in `{found.inspected.name}` was made for other text encoders than the"
+                f" checkpoint's, whose width is {' and '.join(map(str, widths))}",
                 hint="leave the word out of the prompt"
                 + (", or --allow-partial applies it where it fits" if any(places) else ""),
                 code=Cause.EMBEDDING_WIDTH, embedding=use.word,
@@ -203,11 +213,11 @@ def require_widths(
 
 
 def _vectors(found: Found, name: str) -> int:
-    """How many vectors it has. Raises: InvalidModelFile: it is no embedding that can be read."""
+    """The number of vectors in an embedding. Raises: InvalidModelFile: it is not a valid embedding."""
     shapes = found.header.shapes
     read = read_embedding(packed(shapes, name) or shapes)
     if isinstance(read, str):
-        raise InvalidModelFile(f"`{found.inspected.name}` holds no embedding `{name}`: {read}", name=name)
+        raise InvalidModelFile(f"`{found.inspected.name}` contains no valid embedding `{name}`: {read}", name=name)
     return read.length
 
 
@@ -217,6 +227,6 @@ def _stems(name: str, alias: str | None) -> tuple[str, ...]:
 
 
 def _called(prompts: Sequence[str], name: str) -> bool:
-    """A quick look, that may say yes too often."""
+    """Whether `name` may occur in a prompt: a fast test that can be wrong only by returning True."""
     plain = _folded(name).strip()
     return bool(plain) and any(plain in _folded(prompt) for prompt in prompts)

@@ -1,4 +1,4 @@
-"""From what a person names to the recipe behind it: a picture, a recipe's JSON, or the library's number for one."""
+"""Finds recipes: in a picture file, in a JSON file, or by a picture's number or a recipe's SHA-256."""
 
 import hashlib
 import re
@@ -19,15 +19,16 @@ from civman.planning.find_files import seen_here
 
 _MOST_JSON = 8 << 20
 _MOST_NAMED = 24
-"""Cells of a contact sheet that a message names."""
+"""The maximum number of a contact sheet's cells to list in a message."""
 _DIGEST = re.compile(r"[0-9a-f]{6,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeSource:
-    """A recipe and where it was found. `path`: the picture's file; None where only a recipe is known.
+    """A recipe and where it was found. `path`: the picture's file; None if only the recipe is known.
 
-    `is_lossless`: the file's pixels are the ones that were computed, unless somebody changed them.
+    `is_lossless`: the file's format stores the computed pixels exactly, so they are unchanged unless the file was
+    edited.
     """
 
     name: str
@@ -38,13 +39,13 @@ class RecipeSource:
 
     @property
     def record(self) -> Record | None:
-        """What was noted when it was made."""
+        """The record that was written when the picture was made, or None."""
         return self.origin.record
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A file that a recipe needs and that is not here; `name` is what it was called when the picture was made."""
+    """A model file that a recipe needs and that is missing. `name` is its name from when the picture was made."""
 
     role: str
     sha256: Sha256
@@ -55,12 +56,12 @@ class Missing:
 
 
 def find_recipe(index: Index, what: str) -> RecipeSource:
-    """The recipe in a picture or a JSON file, of a number of `civman renders`, or whose digest begins with `what`.
+    """Find a recipe by the path of a picture or JSON file, a picture's number, or the start of a recipe's SHA-256.
 
-    Pictures without metadata are known by their pixels if this library made them.
+    A picture without metadata is recognised by its pixels if this library made it.
 
-    Raises: NotFound: nothing of this name, or a picture that tells nothing of civman. AmbiguousRef. UsageError
-        (`bad-picture`, `bad-recipe`, `newer-recipe`). IntegrityError (`edited-recipe`).
+    Raises: NotFound: nothing matches, or the picture has no civman recipe. AmbiguousRef. UsageError (`bad-picture`,
+        `bad-recipe`, `newer-recipe`). IntegrityError (`edited-recipe`).
     """
     path = Path(what).expanduser()
     if path.is_file():
@@ -74,14 +75,14 @@ def find_recipe(index: Index, what: str) -> RecipeSource:
         found = index.pictures(PictureFilter(recipe=what.lower()))
         if len({each.record.recipe.sha256 for each in found}) > 1:
             raise AmbiguousRef(
-                f"`{what}` begins several recipes", hint="give more digits",
+                f"several recipes have a SHA-256 that starts with `{what}`", hint="give more digits",
                 candidates=sorted({str(each.record.recipe.sha256) for each in found}),
             )  # fmt: skip
         if found:
             return _of_kept(next((each for each in found if each.is_here), found[0]))
     raise NotFound(
-        f"no picture, recipe or number of a picture: `{what}`",
-        hint="`civman renders` lists what was made here, with numbers", name=what,
+        f"`{what}` is not a picture file, a recipe file, a picture's number or a recipe's SHA-256",
+        hint="`civman renders` lists this library's pictures with their numbers", name=what,
     )  # fmt: skip
 
 
@@ -104,7 +105,8 @@ def _of_file(index: Index, path: Path) -> RecipeSource:
     if carried.record is not None:
         origin = read_origin(carried.record)
         kept = _kept(index.pictures(PictureFilter(recipe=origin.recipe_sha256)), path, origin)
-        if origin.recipe is None and kept is not None:  # its words were left out, but this library knows them
+        # the file was written without prompts, but this library has them
+        if origin.recipe is None and kept is not None:
             origin = Origin.of(kept.record)
         return RecipeSource(path.name, origin, path, is_lossless, kept)
     if sheet := contact_sheet.contents(carried.entries):
@@ -113,13 +115,16 @@ def _of_file(index: Index, path: Path) -> RecipeSource:
     if known:
         return RecipeSource(path.name, Origin.of(known[0].record), path, is_lossless, known[0])
     raise NotFound(
-        f"`{path.name}` carries no recipe of civman's, and its pixels are of no picture that this library made",
-        hint="`civman show` tells what other programs wrote into it", code=Cause.NO_RECIPE, path=str(path),
+        f"`{path.name}` contains no civman recipe, and its pixels match no picture that this library made",
+        hint="`civman show` lists the metadata that other programs wrote into it", code=Cause.NO_RECIPE, path=str(path),
     )  # fmt: skip
 
 
 def _is_sheet(index: Index, path: Path, sheet: contact_sheet.Contents) -> UsageError:
-    """A sheet is none of its cells: says which those are, with their numbers where this library made them."""
+    """The error for a contact sheet, which has no single recipe.
+
+    It lists the cells, with the numbers of their pictures.
+    """
     lines, refs = [], []
     for values, digest in sheet.cells:
         made = index.pictures(PictureFilter(recipe=digest), limit=1) if _DIGEST.fullmatch(digest) else []
@@ -127,14 +132,14 @@ def _is_sheet(index: Index, path: Path, sheet: contact_sheet.Contents) -> UsageE
         lines.append(f"  {', '.join(values)}: {picture_ref(made[0].id) if made else f'recipe {digest[:12]}'}")
     shown = lines if len(lines) <= _MOST_NAMED else [*lines[:_MOST_NAMED], f"  … {len(lines) - _MOST_NAMED} more"]
     return UsageError(
-        "\n".join([f"`{path.name}` is a contact sheet of {len(lines)} cells and no single picture:", *shown]),
-        hint=f"make one of its cells again, such as `civman replay {refs[0]}`" if refs else None,
+        "\n".join([f"`{path.name}` is a contact sheet of {len(lines)} cells, not a single picture:", *shown]),
+        hint=f"choose one of its cells, for example `civman replay {refs[0]}`" if refs else None,
         code=Cause.CONTACT_SHEET, path=str(path), cells=[digest for _, digest in sheet.cells],
     )  # fmt: skip
 
 
 def _kept(known: Iterable[KeptPicture], path: Path, origin: Origin) -> KeptPicture | None:
-    """The row of this very file, else of one with the same recipe and the same pixels."""
+    """The index row for this file, else for another file with the same recipe and the same pixels."""
     alike = sorted(
         (each for each in known if each.record.pixel_sha256 == origin.pixel_sha256), key=lambda each: not each.is_here
     )
@@ -145,30 +150,30 @@ def _kept(known: Iterable[KeptPicture], path: Path, origin: Origin) -> KeptPictu
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > _MOST_JSON:
-            raise UsageError(f"`{path}` is neither a picture nor a recipe: too large", code=Cause.BAD_RECIPE)
+            raise UsageError(f"`{path}` is not a picture, and too large to be a recipe", code=Cause.BAD_RECIPE)
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         text = ""
     if not text.lstrip().startswith("{"):
         raise UsageError(
-            f"`{path}` is neither a picture nor a recipe", hint="PNG, JPEG, WebP and recipes in JSON can be read",
+            f"`{path}` is neither a picture nor a recipe", hint="supported: PNG, JPEG, WebP and recipes in JSON",
             code=Cause.BAD_RECIPE,
         )  # fmt: skip
     return text
 
 
 def pixel_sha256(pixels: Any) -> Sha256:
-    """SHA-256 of (H, W, 3) uint8, row by row: what a record holds."""
+    """The SHA-256 of (H, W, 3) uint8 pixels, row by row, as stored in records."""
     return Sha256(hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
 def pixels_of(source: RecipeSource) -> Any:
-    """The pixels of the picture's file, (H, W, 3) uint8; None where there is no file."""
+    """The pixels of the picture's file, (H, W, 3) uint8; None if there is no file."""
     return image_text.pixels(source.path) if source.path is not None else None
 
 
 def missing(index: Index, source: RecipeSource) -> tuple[Missing, ...]:
-    """The model files that the recipe names and that are neither held nor known on this disk."""
+    """The model files of the recipe that are neither stored nor known to be elsewhere on this disk."""
     recipe, record = recipe_of(source), source.record
     lacking = []
     for role, digests in recipe.digests.items():
@@ -182,26 +187,27 @@ def missing(index: Index, source: RecipeSource) -> tuple[Missing, ...]:
 
 
 def require_all(lacking: Sequence[Missing]) -> None:
-    """Raises: NotFound (`missing-files`): something is missing; says what, and where it can be had."""
+    """Do nothing if no file is missing. Raises: NotFound (`missing-files`): says which files, and how to get them."""
     if not lacking:
         return
     named = "; ".join(f"{each.role} `{each.name}` ({each.air or f'sha256 {each.sha256[:12]}…'})" for each in lacking)
     local = [each.name for each in lacking if each.air is None]
-    hint = "--fetch gets them from CivitAI by their ids, verified by hash"
+    hint = "--fetch downloads them from CivitAI by their ids and verifies their SHA-256"
     if local:
-        hint += f"; `{local[0]}` did not come from there: `civman import FILE` takes in a copy"
+        hint += f"; `{local[0]}` is not from CivitAI: add a copy with `civman import FILE`"
     raise NotFound(
-        f"not here: {named}", hint=hint, code=Cause.MISSING_FILES, sha256=[str(each.sha256) for each in lacking],
+        f"missing model files: {named}", hint=hint, code=Cause.MISSING_FILES,
+        sha256=[str(each.sha256) for each in lacking],
         air=[each.air or "" for each in lacking],
     )  # fmt: skip
 
 
 def recipe_of(source: RecipeSource) -> Recipe:
-    """The recipe. Raises: NotFound (`no-recipe`): the picture was written without it."""
+    """The source's recipe. Raises: NotFound (`no-recipe`): the picture was written without its recipe."""
     if source.origin.recipe is None:
         raise NotFound(
-            f"`{source.name}` names its recipe ({source.origin.recipe_sha256[:12]}…) without its words, and this"
-            " library did not make it",
-            hint="replay it where it was made, or from its recipe's JSON", code=Cause.NO_RECIPE,
+            f"`{source.name}` contains only the SHA-256 of its recipe ({source.origin.recipe_sha256[:12]}…), and this"
+            " library does not have that recipe",
+            hint="replay it in the library that made it, or from the recipe's JSON file", code=Cause.NO_RECIPE,
         )  # fmt: skip
     return source.origin.recipe

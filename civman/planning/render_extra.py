@@ -1,4 +1,4 @@
-"""Whether the libraries that rendering needs are installed. Imports none of them."""
+"""Checks whether the packages that rendering needs are installed, without importing them."""
 
 from importlib.util import find_spec
 
@@ -8,21 +8,24 @@ _NEEDED = ("torch", "diffusers", "transformers", "safetensors", "tokenizers", "P
 
 
 def require_render_extra() -> None:
-    """Raises: CannotRender: `no-render-extra`, with the command that installs it."""
+    """Check that all packages for rendering are installed.
+
+    Raises: CannotRender (`no-render-extra`): says how to install them.
+    """
     if missing := missing_parts():
         raise CannotRender(
             f"rendering needs packages that are not installed: {', '.join(missing)}",
-            hint='`pip install "civman[render]"` installs them', code=Cause.NO_RENDER_EXTRA, missing=missing,
+            hint='install them with `pip install "civman[render]"`', code=Cause.NO_RENDER_EXTRA, missing=missing,
         )  # fmt: skip
 
 
 def missing_parts() -> list[str]:
-    """Packages that rendering needs and that are not installed."""
+    """The packages that rendering needs and that are not installed."""
     return [name for name in _NEEDED if not _is_installed(name)]
 
 
 def _is_installed(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except ModuleNotFoundError:  # some environments answer so for what they block
+    except ModuleNotFoundError:  # some environments raise this for packages that they block
         return False

@@ -1,6 +1,6 @@
-"""A recipe with some fields changed: back to a request that names every file by its digest, changed, planned anew.
+"""Varies a recipe: turns it back into a request that refers to files by SHA-256, changes fields, and plans it again.
 
-One way for `--set` and for the axes of a grid, so that both understand the same names and values.
+`--set` and the axes of a grid both use this, so they accept the same names and values.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ _FRACTIONS: Final = (
 _TRUTHS: Final = ("pad_prompts", "is_zero_snr", "only_masked")
 _HIRES: Final = ("hires_steps", "hires_strength", "upscaler")
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, "lora:REF")
-"""What can be changed, besides the short names `civman render` has for some."""
+"""The fields that can be changed; some also have the short names of `civman render`'s options."""
 
 Change = tuple[str, str]
 DigestOf = Callable[[str], Sha256]
@@ -49,15 +49,16 @@ def vary(
     index: Index, recipe: Recipe, changes: Sequence[Change], conditions: Conditions, *,
     pictures: Mapping[Sha256, Path] = {}, on_event: OnEvent = ignore,
 ) -> Planned:  # fmt: skip
-    """A plan of `recipe` with fields changed; `pictures` tells where those that it may start from are.
+    """Plan `recipe` with some fields changed. `pictures`: the paths of its input image and mask.
 
-    A scale of 0 takes an adapter out. A new sampler brings its own schedule unless one is given after it.
+    A scale of 0 removes an adapter. Changing the sampler resets the schedule, unless a later change sets it.
 
-    Raises: UsageError (`unknown-field`, `bad-value`), and as `civman.planning.plan.plan`.
+    Raises: UsageError (`unknown-field`, `bad-value`); and what `civman.planning.plan.plan` raises.
     """
     finder = Finder(index, on_event)
     request = as_request(recipe, pictures)
-    if any(field_of(name) == "checkpoint" for name, _ in changes):  # what the old one predicts says nothing of another
+    # the old checkpoint's prediction type does not apply to another one
+    if any(field_of(name) == "checkpoint" for name, _ in changes):
         request = replace(request, prediction=None, is_zero_snr=None, file=None)
     for name, text in changes:
         request = changed(request, name, text, lambda ref: finder.find("lora", ref).sha256)
@@ -70,7 +71,7 @@ def vary(
 
 
 def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRequest:
-    """The request that says all that the recipe says. Raises: UsageError (`no-start-image`): a picture is not here."""
+    """A request equivalent to the recipe. Raises: UsageError (`no-start-image`): an input image is missing."""
     start, hires, sampling = recipe.start, recipe.hires, recipe.sampling
     if start and (error := missing_inputs(start, pictures)):
         raise error
@@ -103,7 +104,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
 
 
 def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -> RenderRequest:
-    """The request with one field as `text` says. Raises: UsageError (`unknown-field`, `bad-value`)."""
+    """The request with one field set to the value in `text`. Raises: UsageError (`unknown-field`, `bad-value`)."""
     kind, _, ref = name.partition(":")
     if kind == "lora" and ref:
         return _with_scale(request, ref, text, digest_of)
@@ -117,7 +118,11 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
         return replace(request, hires=_hires(name, text, request.hires))
     if field in _HIRES:
         if request.hires is None:
-            raise UsageError(f"`{name}` needs a second pass", hint="set hires=2 or a size first", code=Cause.BAD_VALUE)
+            raise UsageError(
+                f"`{name}` requires a second pass (hires)",
+                hint="set hires to a factor or a size first, such as hires=2",
+                code=Cause.BAD_VALUE,
+            )
         return replace(request, hires=_second_pass(request.hires, field, name, text))
     value: Any
     if field in _TEXTS:
@@ -130,19 +135,19 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
         value = _truth(name, text)
     else:
         raise UsageError(
-            f"a recipe has no field `{name}`", hint="one of " + ", ".join(FIELDS), code=Cause.UNKNOWN_FIELD
+            f"a recipe has no field `{name}`", hint="the fields are " + ", ".join(FIELDS), code=Cause.UNKNOWN_FIELD
         )
     return replace(request, **{field: value})
 
 
 def field_of(name: str) -> str:
-    """The field that a name means, by its one name: "cfg" is "guidance_scale"; not whether there is such a field."""
+    """The full name of a field ("cfg" is "guidance_scale"). Does not check that the field exists."""
     plain = name.replace("-", "_")
     return _ALIASES.get(plain, plain)
 
 
 def is_number(name: str) -> bool:
-    """Whether the field's value is a number, and so can be counted through."""
+    """Whether the field's value is a number, so that a range of values can be given."""
     field = field_of(name)
     return name.startswith("lora:") or field in (*_WHOLE, *_FRACTIONS, "hires_steps", "hires_strength")
 
@@ -152,7 +157,7 @@ def _with_scale(request: RenderRequest, ref: str, text: str, digest_of: DigestOf
     try:
         scale, text_scale = parse_scale_pair(text)
     except ValueError as error:
-        raise UsageError(f"`lora:{ref}={text}`: not a scale", code=Cause.BAD_VALUE) from error
+        raise UsageError(f"`lora:{ref}={text}`: `{text}` is not a valid scale", code=Cause.BAD_VALUE) from error
     kept = [lora for lora in request.loras if digest_of(lora.ref) != wanted]
     here = [i for i, lora in enumerate(request.loras) if digest_of(lora.ref) == wanted]
     if scale or text_scale:
@@ -163,7 +168,7 @@ def _with_scale(request: RenderRequest, ref: str, text: str, digest_of: DigestOf
 def _size(name: str, text: str) -> tuple[int, int]:
     width, sign, height = text.lower().replace("×", "x").partition("x")
     if not sign:
-        raise UsageError(f"`{name}={text}`: width x height in pixels is meant, such as 832x1216", code=Cause.BAD_VALUE)
+        raise UsageError(f"`{name}={text}`: expected width x height in pixels, such as 832x1216", code=Cause.BAD_VALUE)
     return int(_number(name, width, int)), int(_number(name, height, int))
 
 
@@ -187,11 +192,11 @@ def _number(name: str, text: str, kind: type[int] | type[float]) -> int | float:
         return kind(text.strip())
     except ValueError as error:
         wanted = "a whole number" if kind is int else "a number"
-        raise UsageError(f"`{name}={text}`: {wanted} is meant", code=Cause.BAD_VALUE) from error
+        raise UsageError(f"`{name}={text}`: expected {wanted}", code=Cause.BAD_VALUE) from error
 
 
 def _truth(name: str, text: str) -> bool:
     values = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     if text.strip().lower() not in values:
-        raise UsageError(f"`{name}={text}`: yes or no is meant", code=Cause.BAD_VALUE)
+        raise UsageError(f"`{name}={text}`: expected yes or no", code=Cause.BAD_VALUE)
     return values[text.strip().lower()]

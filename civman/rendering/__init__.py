@@ -1,1 +1,1 @@
-"""Run plans: draw, save and record images, replay and compare them, import and describe them."""
+"""Runs plans: renders, saves and records pictures; replays and compares them; imports and describes them."""

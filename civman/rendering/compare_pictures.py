@@ -1,4 +1,4 @@
-"""Is it the same picture? The verdict that a replay ends with, and what may be behind it."""
+"""Compares a replayed picture with the original: the verdict, and changes of the environment that may explain it."""
 
 import math
 from collections.abc import Mapping
@@ -7,33 +7,36 @@ from enum import StrEnum
 from typing import Any, Final
 
 CLOSE_DB: Final = 40.0
-"""PSNR from which on nobody sees a difference. Source: the usual bound for visually lossless images."""
+"""The PSNR in dB above which nobody sees a difference. Source: the usual bound for visually lossless images."""
 _TITLES = {"civman": "civman", "threads": "threads", "capability": "instruction set", "attention": "attention backend"}
 
 
 class Verdict(StrEnum):
-    """How a picture made again compares with the one that was."""
+    """How a replayed picture compares with the original."""
 
     IDENTICAL = "identical"
     CLOSE = "close"
     DIFFERENT = "different"
     MADE = "made"
-    """There was nothing to compare it with."""
+    """There was no original to compare with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far two pictures of one size are apart: PSNR in dB (None: equal), the largest difference of 0 … 255."""
+    """The difference between two pictures of the same size.
+
+    `psnr_db`: None if they are equal. `largest`: the largest difference of a value from 0 to 255.
+    """
 
     psnr_db: float | None
     largest: int
     share: float
-    """Of the pixels, those that differ."""
+    """The share of pixels that differ, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One part of the environment that is not what it was; None: not recorded."""
+    """One fact about the environment that differs from the original's: `then` and `now`; None: not recorded."""
 
     what: str
     then: str | int | None
@@ -45,7 +48,7 @@ class Difference:
 
 
 def distance(one: Any, other: Any) -> Distance | None:
-    """How far (H, W, 3) uint8 arrays are apart; None where their sizes differ."""
+    """The difference between two (H, W, 3) uint8 arrays; None if their sizes differ."""
     import numpy as np
 
     if one.shape != other.shape:
@@ -57,7 +60,7 @@ def distance(one: Any, other: Any) -> Distance | None:
 
 
 def judge(same_digest: bool, apart: Distance | None) -> Verdict:
-    """The verdict on pixels; without a distance there is no telling close from different."""
+    """The verdict on a picture's pixels. Without a distance, pictures with other pixels are judged to be different."""
     if same_digest:
         return Verdict.IDENTICAL
     if apart is not None and (apart.psnr_db is None or apart.psnr_db >= CLOSE_DB):
@@ -66,7 +69,7 @@ def judge(same_digest: bool, apart: Distance | None) -> Verdict:
 
 
 def differences(then: Mapping[str, str | int], now: Mapping[str, str | int]) -> tuple[Difference, ...]:
-    """What is not as it was, by name."""
+    """The facts that differ between two environments, sorted by name."""
     return tuple(
         Difference(name, then.get(name), now.get(name))
         for name in sorted({*then, *now})

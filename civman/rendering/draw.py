@@ -1,7 +1,7 @@
-"""From plans to images: a model is loaded once and serves as long as consecutive plans agree on it.
+"""Renders plans. A model is loaded once and reused for as long as consecutive plans need the same one.
 
-Between plans that differ only in adapters, the weights get the file's own bits back before the others are merged. What
-outlasts a plan is in `Engine`; what belongs to one plan is a `Job`, a value.
+If the next plan differs only in its adapters, the original weights are restored bit for bit before the new adapters are
+merged. `Engine` contains what is reused between plans; a `Job` is a value with what belongs to one plan.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ from civman.rendering.save_pictures import Place
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One image, (H, W, 3) uint8, with its record and what the adapters changed."""
+    """One rendered picture, (H, W, 3) uint8, with its record and a report on the adapters that were applied."""
 
     pixels: Any = field(repr=False, compare=False)
     record: Record
@@ -38,7 +38,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One plan, ready to compute: everything that its batches share, and nothing of another plan."""
+    """One plan that is ready to be rendered: what all its batches share, and nothing of other plans."""
 
     planned: Planned
     conditioning: Conditioning = field(repr=False)
@@ -48,7 +48,7 @@ class Job:
     model_notes: tuple[str, ...]
 
     def batch(self, first: int, count: int) -> Recipe:
-        """The recipe of the images computed together from number `first` on: it makes these again, and no others."""
+        """The recipe of one batch: it reproduces the `count` images from number `first` on, and no others."""
         recipe = self.planned.recipe
         return replace(recipe, seed=recipe.seed + first, count=count, batch_size=count)
 
@@ -69,7 +69,7 @@ def draw(plans: Iterable[Planned], machine: Machine, on_event: OnEvent = ignore)
 
 
 def prepare(engine: Engine, planned: Planned) -> Job:
-    """Merge the plan's adapters into the engine's model and encode its prompts. Raises: as `draw`."""
+    """Merge the plan's adapters into the engine's model and encode its prompts. Raises: what `draw` raises."""
     engine.merge(planned)
     return Job(
         planned,
@@ -82,7 +82,7 @@ def prepare(engine: Engine, planned: Planned) -> Job:
 
 
 def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]:
-    """The images of a job, which was prepared with `engine` as it is now. Raises: CannotRender."""
+    """Render a job, which must have been prepared with `engine` in its current state. Raises: CannotRender."""
     planned, done = job.planned, 0
     batches = iterate(
         planned.recipe, engine.model, job.conditioning, inputs=job.inputs, on_event=on_event,
@@ -102,17 +102,21 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
 def make(
     plans: Iterable[Planned], place: Place, *, machine: Machine, on_event: OnEvent = ignore
 ) -> Iterator[Rendering]:
-    """As `draw`, saving each image in `place` as soon as it is finished. Raises: UsageError, StoreError: besides."""
+    """Render all plans and save each image in `place` as soon as it is finished.
+
+    Raises: what `draw` raises; UsageError, StoreError: an image cannot be saved.
+    """
     for drawn in draw(plans, machine, on_event):
         yield Rendering(place.keep(drawn.pixels, drawn.record), drawn.record, drawn.applied)
 
 
 def pipeline(planned: Planned, kind: str, *, machine: Machine, on_event: OnEvent = ignore) -> Any:
-    """Diffusers' own pipeline ("txt2img", "img2img", "inpaint") around the plan's model, its adapters merged.
+    """A diffusers pipeline ("txt2img", "img2img" or "inpaint") with the plan's model and its adapters merged.
 
-    Sampler and schedule are the plan's; prompts, seed, size and all else are arguments of the pipeline's call.
+    The plan's sampler and schedule are set; prompts, seed, size and everything else are to be passed to the pipeline's
+    call.
 
-    Raises: CannotRender, Incompatible: as `draw`. UsageError: `kind` is unknown.
+    Raises: CannotRender, Incompatible: as in `draw`. UsageError: `kind` is unknown.
     """
     engine, recipe = Engine(planned, machine, on_event), planned.recipe
     model = engine.model

@@ -13,7 +13,7 @@ from civman.rendering.engine import ENCODERS, Engine
 
 
 def encode_prompts(engine: Engine, planned: Planned) -> Conditioning:
-    """The plan's prompts as the UNet takes them. Raises: Incompatible: an embedding does not fit the model."""
+    """Encode the plan's prompts for the UNet. Raises: Incompatible: an embedding does not fit the model."""
     recipe = planned.recipe
     embeddings = _embeddings(engine, planned)
     contexts = [_encoded(engine, parse(recipe.prompt), recipe, embeddings, is_negative=False)]
@@ -32,7 +32,7 @@ def _encoded(
 
 
 def _padded(engine: Engine, contexts: list[tuple[Any, Any]], recipe: Recipe) -> list[tuple[Any, Any]]:
-    """Lengthen the shorter context to the longer one with empty chunks, as A1111's "Pad conds" does."""
+    """Pad the shorter context with empty chunks to the length of the longer one, like "Pad conds" in A1111."""
     longest = max(context.shape[1] for context, _ in contexts)
     empty, _ = _encoded(engine, parse(""), recipe, (), is_negative=False)
     return [(lengthened(context, empty, longest), pooled) for context, pooled in contexts]

@@ -1,7 +1,8 @@
-"""The loaded model that plans are drawn with.
+"""The loaded model with which plans are rendered.
 
-Exactly two things outlast a plan, and both can be asked for: which model is loaded (`Engine.identity`) and which
-adapters are merged into its weights (`Engine.merged`). Everything else belongs to one plan (see `draw`).
+Exactly two things stay the same from one plan to the next, and both can be queried: which model is loaded
+(`Engine.identity`) and which adapters are merged into its weights (`Engine.merged`). Everything else belongs to one
+plan (see `draw`).
 """
 
 import json
@@ -22,12 +23,12 @@ from civman.planning.plan_types import MODEL_FIELDS, Applied, Planned
 from civman.prompts.tokenizer import ClipTokenizer, clip_tokenizer
 
 ENCODERS = ("text_encoder", "text_encoder_2")
-"""The text encoders that a model may have, in the order in which their outputs are joined."""
+"""The text encoders that a model may have, in the order in which their outputs are concatenated."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """Everything in a recipe that decides which weights are loaded and how they are read."""
+    """All recipe fields that determine which weights are loaded, and how."""
 
     values: tuple[object, ...]
 
@@ -39,23 +40,23 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True)
 class MergedAdapters:
-    """The adapters that are in the weights now, with what each of them changed."""
+    """The adapters that are currently merged into the weights, and which modules each of them changed."""
 
     loras: tuple[LoraUse, ...] = ()
     coverages: tuple[merge_adapters.Coverage, ...] = ()
 
     def are_those_of(self, planned: Planned) -> bool:
-        """Whether the plan's adapters are merged, and no more of them is missing than the plan allows."""
+        """Whether exactly the plan's adapters are merged, and completely unless the plan allows partial ones."""
         is_whole = not any(coverage.unmatched for coverage in self.coverages)
         return self.loras == planned.recipe.loras and (is_whole or planned.allow_partial)
 
     def applied(self) -> tuple[Applied, ...]:
-        """What each adapter changed, as a report."""
+        """A report on what each adapter changed."""
         return tuple(_applied(*each) for each in zip(self.coverages, self.loras, strict=True))
 
 
 class Engine:
-    """A model on a device. Use it from one thread; `merge` is the only method that changes it."""
+    """A model on a device. Use it from one thread only. `merge` is the only method that changes it."""
 
     def __init__(self, planned: Planned, machine: Machine, on_event: OnEvent) -> None:
         """Load the plan's model and merge the plan's adapters.
@@ -89,22 +90,22 @@ class Engine:
 
     @property
     def encoders(self) -> list[Any]:
-        """The model's text encoders, in their order."""
+        """The model's text encoders, in the order of `ENCODERS`."""
         return [self.model.components[name] for name in ENCODERS if name in self.model.components]
 
     def serves(self, planned: Planned) -> bool:
-        """Whether the plan can be drawn with this model, at most after `merge`.
+        """Whether this model can render the plan, if necessary after `merge`.
 
-        Weights that move between the CPU and the device cannot be merged again in place: then the adapters must be
-        those that are merged already.
+        Weights that move between the CPU and the device cannot be merged in place again. In that case, exactly the
+        plan's adapters must be merged already.
         """
         is_same = ModelIdentity.of(planned.recipe) == self.identity
         return is_same and (self.memory_plan is not MemoryPlan.ONE_AT_A_TIME or self.merged.are_those_of(planned))
 
     def merge(self, planned: Planned) -> None:
-        """Make the plan's adapters the merged ones, starting from the bits of the file; no others stay merged.
+        """Merge exactly the plan's adapters, after restoring the original weights bit for bit.
 
-        Raises: Incompatible: an adapter does not fit the model; then none is merged.
+        Raises: Incompatible: an adapter does not fit the model. In that case, none is merged.
         """
         if self.merged.are_those_of(planned):
             return
@@ -129,9 +130,11 @@ class Engine:
 
 
 def _memory_plan(planned: Planned, device: Any, machine: Machine, on_event: OnEvent) -> MemoryPlan:
-    """The plan that the user chose. A CPU streams layers from the file if all weights need over half of free memory.
+    """Choose where the weights are kept.
 
-    The image is then the same to the byte; it starts sooner, and each step takes slightly longer.
+    A CPU streams layers from the file if all weights need over half the free memory.
+
+    Streaming does not change a single pixel. Rendering starts sooner, and each step takes slightly longer.
     """
     free, needed = memory_plan.available_bytes(device), planned.memory.needed(MemoryPlan.RESIDENT)
     if free is None or device.type == "cpu":
@@ -140,8 +143,8 @@ def _memory_plan(planned: Planned, device: Any, machine: Machine, on_event: OnEv
     if machine.low_vram:
         return planned.memory.plan(free)
     if 0 < free < needed:
-        words = f"about {needed / 2**30:.1f} GiB are needed on {device}, {free / 2**30:.1f} are free"
-        on_event(Notice("render", f"{words}: --low-vram needs less"))
+        words = f"rendering needs about {needed / 2**30:.1f} GiB on {device}, but only {free / 2**30:.1f} GiB is free"
+        on_event(Notice("render", f"{words}; --low-vram needs less"))
     return MemoryPlan.RESIDENT
 
 

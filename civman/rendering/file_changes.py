@@ -1,4 +1,4 @@
-"""How an image file differs from the image it was made from: re-encoded, resized, cropped or retouched."""
+"""Finds out how an image file was changed after it was made: re-encoded, resized, cropped or retouched."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,33 +9,36 @@ from civman.pictures.image_text import pixels
 from civman.rendering.compare_pictures import distance
 
 _RESIZED_DB: Final = 24.0
-"""PSNR of a resized copy against our own resizing: other programs use other filters, which costs some decibels."""
+"""The PSNR in dB above which a file counts as a resized copy of the original.
+
+Other programs resize with other filters, so the result differs from ours by some decibels.
+"""
 
 
 _BLOCK: Final = 8
 _BLOCK_GAP: Final = 6.0
 _STRONG: Final = 50
-"""JPEG quality: what compression at this quality does to a block, twice over, is not a retouch."""
+"""A JPEG quality. A block counts as retouched if it differs by more than twice what this compression causes."""
 _MOST_RETOUCHED: Final = 0.6
-"""Share of changed blocks up to which the rest is taken for the original image."""
+"""The share of changed blocks up to which the unchanged rest is taken to be the original image."""
 _FEW: Final = 0.02
-"""Share of pixels that a touch too small for a block changes; re-encoding changes more of them."""
+"""If less than this share of the pixels differs, a very small spot was retouched: re-encoding changes more pixels."""
 
 
 class ChangeKind(StrEnum):
-    """What happened to the file after the image was made."""
+    """How the file was changed after the image was made."""
 
     RE_ENCODED = "re-encoded"
     RESIZED = "resized"
     CROPPED = "cropped"
     RETOUCHED = "retouched"
     REPLACED = "replaced"
-    """It shows another image, or has been changed beyond recognition."""
+    """The file shows another image, or was changed beyond recognition."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """How a file differs from the image that was made; `words` completes "the file …"."""
+    """How a file differs from the image that was made. `words` completes a sentence that begins with "the file"."""
 
     kind: ChangeKind
     words: str
@@ -64,7 +67,10 @@ def change_of(made: Any, path: Path, *, is_lossless: bool) -> FileChange | None:
 
 
 def _is_written_so(made: Any, found: Any, path: Path) -> bool:
-    """Whether `made`, written in the file's format with the file's settings, decodes to `found`."""
+    """Whether `made`, saved as JPEG with the file's quantization tables, decodes to `found`.
+
+    False for other formats.
+    """
     import io
 
     import numpy as np
@@ -119,7 +125,7 @@ def _is_resized(made: Any, found: Any) -> bool:
 
 
 def _changed_blocks(made: Any, found: Any) -> Any:
-    """Which blocks of 8x8 pixels differ by clearly more than strong JPEG compression makes them: (H/8, W/8) bool."""
+    """Which blocks of 8x8 pixels differ by clearly more than strong JPEG compression would cause, (H/8, W/8) bool."""
     import io
 
     from PIL import Image
@@ -130,7 +136,7 @@ def _changed_blocks(made: Any, found: Any) -> Any:
 
 
 def _block_gaps(made: Any, found: Any) -> Any:
-    """The mean difference of 0 … 255 in each block of 8x8 pixels."""
+    """The mean absolute difference (0 to 255) in each block of 8x8 pixels."""
     import numpy as np
 
     gap = np.abs(made.astype(np.int16) - found.astype(np.int16)).mean(axis=2)
@@ -140,7 +146,7 @@ def _block_gaps(made: Any, found: Any) -> Any:
 
 
 def _region(changed: Any) -> str:
-    """The changed part of the image as a size and a position in pixels."""
+    """The size and position in pixels of the changed area, as text."""
     import numpy as np
 
     rows, columns = (np.flatnonzero(changed.any(axis=axis)) * _BLOCK for axis in (1, 0))

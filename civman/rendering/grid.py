@@ -1,6 +1,6 @@
-"""Grids: what changes along one axis or two, each cell planned before any is drawn, and a sheet of them all.
+"""Grids of pictures along one or two axes: plans all cells before any is rendered, renders them, and draws a sheet.
 
-A cell is a picture like any other: its own recipe, its own file, its own row in the index.
+A cell is a picture like any other, with its own recipe, file and row in the index.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _FILES: Final = ("checkpoint", "vae")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One place of a grid: what its axes say there, and the plan that comes of it."""
+    """One cell of a grid: the values of the axes there, and the plan that results from them."""
 
     column: int
     row: int
@@ -44,20 +44,20 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Such as "lora:678=0.5, seed=1"."""
+        """The cell's values as text, such as "lora:678=0.5, seed=1"."""
         return ", ".join(f"{name}={value}" for name, value in self.values)
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """All cells, planned: the first axis runs across, the second down; `cells` as one reads, line by line."""
+    """A planned grid. The first axis runs across, the second down; `cells` are listed row by row."""
 
     axes: tuple[Axis, ...]
     cells: tuple[Cell, ...]
 
     @property
     def contents(self) -> contact_sheet.Contents:
-        """What the sheet tells of itself."""
+        """The description of the grid that is embedded in the sheet's metadata."""
         across = len(self.axes[0].values)
         digests = [str(cell.planned.recipe.sha256) for cell in self.cells]
         rows = tuple(tuple(digests[start : start + across]) for start in range(0, len(digests), across))
@@ -65,20 +65,20 @@ class Grid:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What to know of any of the plans, each once."""
+        """The notices of all plans, each of them once."""
         found = dict.fromkeys(notice for cell in self.cells for notice in cell.planned.notices)
         if any(axis.field in (*WORDS, REPLACE) for axis in self.axes):
             return tuple(found)
         prompts = {cell.planned.recipe.prompt for cell in self.cells}
         if len(prompts) > 1:
-            words = "the cells' prompts differ: trigger words go where their LoRA acts; --trigger off adds none"
+            words = "trigger words were added only to the cells with their LoRA, so the prompts differ; see --trigger"
             return (*found, words)
         return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnGrid:
-    """A grid that was drawn: `pictures` in the order of its cells, `path` of the sheet."""
+    """A rendered grid: `pictures` in the order of the grid's cells, and the `path` of its contact sheet."""
 
     grid: Grid
     pictures: tuple[Rendering, ...]
@@ -88,17 +88,18 @@ class DrawnGrid:
 def of_request(
     index: Index, request: RenderRequest, axes: Sequence[Axis], conditions: Conditions, *, on_event: OnEvent = ignore
 ) -> Grid:
-    """The grid whose every cell is what the request with that cell's values gives alone.
+    """Plan a grid. Each cell is what the request with that cell's values would give on its own.
 
-    Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`); as `civman.planning.plan.plan`.
+    Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`); and what `civman.planning.plan.plan` raises.
     """
     if request.count != 1 or (request.batch_size or 1) != 1:
         raise bad_grid(
-            "a cell is one picture: a grid goes without --count and --batch-size", "--grid seed=1..4 varies it"
+            "each cell is exactly one picture: --count and --batch-size cannot be used with a grid",
+            "to vary the seed, use --grid seed=1..4",
         )
-    digest_of = _remembered(Finder(index, on_event))
+    digest_of = _cached_digests(Finder(index, on_event))
     _require_different(axes, digest_of)
-    if request.seed is None:  # one for all, or the cells would differ in more than their axes say
+    if request.seed is None:  # use one seed for all cells, so that they differ only in what the axes say
         request = replace(request, seed=secrets.randbelow(2**32))
     fixed = [("schedule", request.schedule)] if request.schedule is not None else []
 
@@ -106,7 +107,7 @@ def of_request(
         asked = request
         for name, text in changes:
             asked = changed(asked, name, text, digest_of)
-            if field_of(name) == "sampler":  # which forgets a schedule that was asked for beside it
+            if field_of(name) == "sampler":  # this change has reset the schedule that the request asked for
                 asked = replace(asked, schedule=dict(fixed).get("schedule"))
         planned = plan(index, asked, conditions, on_event=on_event)
         _require_scales(planned, changes, digest_of)
@@ -119,23 +120,25 @@ def of_recipe(
     index: Index, recipe: Recipe, axes: Sequence[Axis], vary: Callable[[Sequence[Change]], Planned], *,
     seed: int | None = None, changes: Sequence[Change] = (),
 ) -> Grid:  # fmt: skip
-    """The grid around a recipe, each cell a variation of it; `changes` are for all cells, `seed` of the one picture.
+    """Plan a grid whose cells are variations of a recipe.
 
-    Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`); as `civman.planning.vary.vary`.
+    `changes` apply to all cells; `seed` is the original picture's.
+
+    Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`); and what `civman.planning.vary.vary` raises.
     """
-    _require_different(axes, _remembered(Finder(index, ignore)))
+    _require_different(axes, _cached_digests(Finder(index, ignore)))
     single = [("count", "1"), ("batch_size", "1")]
     if seed is not None:
         single.append(("seed", str(seed)))
     said = {field_of(name): text for name, text in changes}
     if set(ONE_PICTURE) & said.keys():
-        raise bad_grid("a cell is one picture: a grid goes without count and batch_size")
+        raise bad_grid("each cell is exactly one picture: count and batch_size cannot be set for a grid")
     prompts = (said.get("prompt", recipe.prompt), said.get("negative_prompt", recipe.negative_prompt))
     return _grid(axes, lambda more: vary([*single, *changes, *more]), prompts)
 
 
 def drawing_order(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells so that a model is loaded once and adapters change least; within that, as one reads."""
+    """The cells in rendering order: each model is loaded once and adapters change as rarely as possible."""
     found = list(cells)
     models, adapters = [_model(cell) for cell in found], [cell.planned.recipe.loras for cell in found]
     return sorted(found, key=lambda cell: (models.index(_model(cell)), adapters.index(cell.planned.recipe.loras)))
@@ -145,7 +148,10 @@ def draw(
     index: Index, root: Path, grid: Grid, output: Path, options: OutputOptions, *, machine: Machine,
     clock: Callable[[], datetime], on_event: OnEvent = ignore,
 ) -> DrawnGrid:  # fmt: skip
-    """Every cell kept and remembered as soon as it is done, then the sheet beside them.
+    """Render every cell, saving and recording each as soon as it is finished, and then the contact sheet.
+
+    `output`: a folder, or the file name of the sheet, which must be a PNG. Finished cells are kept even after an error,
+    but a grid with missing cells gets no sheet.
 
     `output`: a folder, or the sheet's file, which then is a PNG. What was done is kept whatever happens; a grid with
     cells missing gets no sheet.
@@ -155,7 +161,8 @@ def draw(
     name = output.name if output.suffix.lower() == ".png" and not output.is_dir() else None
     if name is None and output.suffix.lower() in image_text.SUFFIXES and not output.is_dir():
         raise UsageError(
-            f"the sheet is a PNG, `{output.name}` is not its name", hint="name a folder, and --format for the cells"
+            f"the contact sheet is a PNG, so it cannot be saved as `{output.name}`",
+            hint="pass a folder as --output, and the format of the cells with --format",
         )
     place = Place(output.parent if name else output, options)
     order = drawing_order(grid.cells)
@@ -172,16 +179,16 @@ def draw(
         path = keep_new(place.folder, name or _name(grid, name_room(place.folder, MOST_BYTES)), data)
     except KeyboardInterrupt:
         error = Interrupted("stopped")
-        _tell_unfinished(error, order, made, place)
+        _explain_unfinished(error, order, made, place)
         raise error from None
     except CivmanError as error:
-        _tell_unfinished(error, order, made, place)
+        _explain_unfinished(error, order, made, place)
         raise
     return DrawnGrid(grid, pictures, path)
 
 
 def labels(grid: Grid) -> tuple[contact_sheet.Labels, ...]:
-    """The axes in words for people: models by their files' names, LoRAs with theirs."""
+    """The axis labels to show on the sheet, with the names of model files instead of refs."""
     found = []
     for position, axis in enumerate(grid.axes):
         values, title = axis.values, axis.title
@@ -199,7 +206,7 @@ def labels(grid: Grid) -> tuple[contact_sheet.Labels, ...]:
 
 def _grid(axes: Sequence[Axis], plan_cell: Callable[[Sequence[Change]], Planned], prompts: tuple[str, str]) -> Grid:
     across, down = axes[0], axes[1] if len(axes) > 1 else None
-    plan_cell = _alike_but_for_seeds(plan_cell)
+    plan_cell = _plan_once_for_all_seeds(plan_cell)
     cells = []
     for (row, below), (column, beside) in product(enumerate(down.values if down else [None]), enumerate(across.values)):
         values = [(across, beside)] + ([(down, below)] if down and below is not None else [])
@@ -208,8 +215,11 @@ def _grid(axes: Sequence[Axis], plan_cell: Callable[[Sequence[Change]], Planned]
     return Grid(tuple(axes), tuple(cells))
 
 
-def _alike_but_for_seeds(plan_cell: Callable[[Sequence[Change]], Planned]) -> Callable[[Sequence[Change]], Planned]:
-    """As `plan_cell`, once for all seeds: planning reads every header, 20 ms and more, and no seed changes one."""
+def _plan_once_for_all_seeds(plan_cell: Callable[[Sequence[Change]], Planned]) -> Callable[[Sequence[Change]], Planned]:
+    """Wrap `plan_cell` so that cells that differ only in their seed are planned once.
+
+    Planning reads the header of every file, which takes 20 ms or more, and does not depend on the seed.
+    """
     known: dict[tuple[Change, ...], Planned] = {}
 
     def planned(changes: Sequence[Change]) -> Planned:
@@ -229,11 +239,11 @@ def _alike_but_for_seeds(plan_cell: Callable[[Sequence[Change]], Planned]) -> Ca
 def _require_different(axes: Sequence[Axis], digest_of: DigestOf) -> None:
     refs = [axis.name.partition(":")[2] for axis in axes if axis.name.startswith("lora:")]
     if len({digest_of(ref) for ref in refs}) < len(refs):
-        raise bad_grid(f"both axes are about one LoRA: {axes[0].name} and {axes[-1].name}")
+        raise bad_grid(f"both axes change the same LoRA: {axes[0].name} and {axes[-1].name}")
 
 
 def _require_scales(planned: Planned, changes: Sequence[Change], digest_of: DigestOf) -> None:
-    """A tag in the prompt may say otherwise than the axis."""
+    """Check that each LoRA of an axis is used exactly once: a tag in the prompt may name the same LoRA."""
     for name, text in changes:
         kind, _, ref = name.partition(":")
         if kind != "lora":
@@ -241,11 +251,11 @@ def _require_scales(planned: Planned, changes: Sequence[Change], digest_of: Dige
         wanted = int(any(parse_scale_pair(text)))
         if sum(use.sha256 == digest_of(ref) for use in planned.recipe.loras) != wanted:
             raise bad_grid(
-                f"a tag in the prompt and the axis `{name}` are about one LoRA", "take the tag out of the prompt"
+                f"a tag in the prompt and the axis `{name}` set the same LoRA", "remove the tag from the prompt"
             )
 
 
-def _remembered(finder: Finder) -> DigestOf:
+def _cached_digests(finder: Finder) -> DigestOf:
     known: dict[str, Sha256] = {}
 
     def digest_of(ref: str) -> Sha256:
@@ -268,7 +278,7 @@ def _sheet(grid: Grid, pictures: Sequence[Rendering], metadata: EmbeddedMetadata
 
 
 def _sheet_contents(grid: Grid, metadata: EmbeddedMetadata) -> contact_sheet.Contents | None:
-    """The sheet's metadata, with as many words as the cells' metadata have."""
+    """The sheet's metadata, with prompts only if the metadata of the cells includes them."""
     if metadata is EmbeddedMetadata.NOTHING:
         return None
     contents = grid.contents
@@ -291,15 +301,15 @@ def _name(grid: Grid, most_bytes: int) -> str:
     return safe_name(f"grid-{about}-{digest[:8]}.png")
 
 
-def _tell_unfinished(error: CivmanError, order: Sequence[Cell], made: Sequence[Rendering], place: Place) -> None:
-    """The error says what is kept, and at which cell it came."""
+def _explain_unfinished(error: CivmanError, order: Sequence[Cell], made: Sequence[Rendering], place: Place) -> None:
+    """Add to the error's message which cell failed and how many finished cells were saved."""
     paths = error.facts.get("paths")
     done = len(made) or (len(paths) if isinstance(paths, list) else 0)
     if isinstance(error, Interrupted):
         error.message = "stopped"
     elif done < len(order):
         error.message = f"cell {order[done].name}: {error.message}"
-    kept = f"{done} of {len(order)} cells are kept in `{place.folder}`, " if done else ""
+    kept = f"{done} of {len(order)} cells are saved in `{place.folder}`, " if done else ""
     error.message += f"; {kept}no sheet was made"
     error.args = (error.message,)
     error.facts |= {"cells": len(order), "done": done}
@@ -310,7 +320,7 @@ def _file_name(planned: Planned, role: str) -> str:
 
 
 def _lora_title(axis: Axis, along: Sequence[Cell]) -> str:
-    """With the file's name, where the ref does not say it."""
+    """The title of a LoRA axis, with the file's name unless the ref already contains it."""
     ref = axis.name.partition(":")[2]
     for cell, value in zip(along, axis.values, strict=True):
         mine = [file for file in cell.planned.files if file.role == "lora"]

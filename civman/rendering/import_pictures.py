@@ -1,4 +1,4 @@
-"""Importing pictures with civman's record into the index: from another library, another disk, or after a loss."""
+"""Imports pictures that contain a civman record into the index, for example from another library or after data loss."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,11 @@ from civman.pictures import image_text
 
 @dataclass(frozen=True, slots=True)
 class ImportedPictures:
-    """How many pictures of a folder were imported, known before, without a record, and which could not be read."""
+    """The result of importing a folder of pictures.
+
+    `taken`: how many were imported; `known`: how many were in the index already; `others`: how many have no civman
+    record; `problems`: error messages of files that cannot be read.
+    """
 
     taken: int
     known: int
@@ -23,7 +27,10 @@ class ImportedPictures:
 
 
 def import_pictures(index: Index, folder: Path) -> ImportedPictures:
-    """Import all pictures below `folder` that carry a record; the times of their files are when they were made."""
+    """Import all pictures below `folder` that contain a record.
+
+    Files' modification times are used as creation times.
+    """
     known = index.picture_paths()
     found: list[tuple[Path, Record, datetime]] = []
     counts = {"known": 0, "others": 0}
@@ -49,7 +56,10 @@ def import_pictures(index: Index, folder: Path) -> ImportedPictures:
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
-    """Files whose names end like a picture's, in order; nothing hidden, nothing that a recipe started from."""
+    """The picture files below `folder`, in order.
+
+    Skips hidden files, and the copies of input images in "inputs" folders.
+    """
     for place, folders, names in os.walk(folder.absolute()):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "inputs")
         for name in sorted(names):

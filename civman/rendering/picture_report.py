@@ -1,4 +1,4 @@
-"""All metadata of a picture, whichever program made it, and which of its models are stored. Needs no torch."""
+"""All metadata of a picture, whichever program wrote it, and which of its models are stored. Without torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from civman.planning.recipe_sources import find_recipe
 
 @dataclass(frozen=True, slots=True)
 class UsedModel:
-    """A model that a picture was made with. `held`: the stored file of it; `by`: how that file was recognised."""
+    """A model that a picture was made with. `held`: the stored file, or None; `by`: how that file was recognised."""
 
     resource: Resource
     held: Asset | None = None
@@ -24,9 +24,9 @@ class UsedModel:
 
 @dataclass(frozen=True, slots=True)
 class PictureReport:
-    """What is known of a picture. `record` is civman's own record in it, `number` the library's number for it.
+    """What is known about a picture. `record` is the civman record in it, `number` is its number in the library.
 
-    `problem`: why the recipe cannot be used, where there should be one.
+    `problem`: why the recipe cannot be used; empty if it can, or if there is none.
     """
 
     path: Path
@@ -39,9 +39,9 @@ class PictureReport:
 
 
 def describe(index: Index | None, path: Path) -> PictureReport:
-    """The report on the picture at `path`; without an index no model is looked up.
+    """Report on the picture at `path`. Without an index, its models are not looked up.
 
-    Raises: UsageError (`bad-picture`): no picture, or not a whole one.
+    Raises: UsageError (`bad-picture`): the file is not a picture, or it is incomplete.
     """
     carried = image_text.read(path)
     record, number, problem = None, None, ""
@@ -49,7 +49,7 @@ def describe(index: Index | None, path: Path) -> PictureReport:
         try:
             known = find_recipe(index, str(path))
             record, number = known.record, known.kept.id if known.kept else None
-            problem = "" if known.origin.recipe else "its recipe was left out when it was written"
+            problem = "" if known.origin.recipe else "the picture was saved without its recipe"
         except NotFound:
             pass
         except CivmanError as error:
@@ -60,7 +60,7 @@ def describe(index: Index | None, path: Path) -> PictureReport:
 
 
 def _of_record(record: Record) -> PictureMetadata:
-    """Civman's own record in the form that is common to all programs."""
+    """Convert a civman record into the form used for the metadata of all programs."""
     recipe = record.recipe
     uses = {use.sha256: use for use in recipe.loras}
     resources = [
@@ -79,7 +79,7 @@ def _of_record(record: Record) -> PictureMetadata:
 
 
 def _used_model(index: Index | None, resource: Resource) -> UsedModel:
-    """The stored file of a model: by digest, by CivitAI's number, else by its name, which proves nothing."""
+    """Find the stored file of a model: by hash, else by CivitAI version id, else by name, which is not certain."""
     if index is None:
         return UsedModel(resource)
     if resource.hash and len(resource.hash) >= 8 and (found := index.find_by_digest(resource.hash)):

@@ -1,4 +1,4 @@
-"""Rendering over a library: pictures kept, remembered with their records, and what they started from kept too."""
+"""Renders plans for a library: saves the pictures, records them in the index, and keeps copies of the input images."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -19,12 +19,12 @@ def render(
     index: Index, root: Path, plans: Iterable[Planned], place: Place, *, machine: Machine,
     clock: Callable[[], datetime], on_event: OnEvent = ignore,
 ) -> list[Rendering]:  # fmt: skip
-    """The pictures of all plans in their order, each kept and remembered as soon as it is done.
+    """Render all plans in order, saving and recording each picture as soon as it is finished.
 
-    What was done is kept whatever happens; errors list it (`paths`).
+    Finished pictures are kept even after an error, which lists them (`paths`).
 
-    Raises: CannotRender, Incompatible: as `civman.rendering.draw.draw`. StoreError, LibraryError. Interrupted: by
-        the user.
+    Raises: CannotRender, Incompatible: as in `civman.rendering.draw.draw`. StoreError, LibraryError. Interrupted: the
+        user interrupted it.
     """
     plans = list(plans)
     for planned in plans:
@@ -35,9 +35,9 @@ def render(
             (number,) = index.record_pictures([(rendering.path.absolute(), rendering.record)], clock())
             made.append(replace(rendering, id=number))
     except KeyboardInterrupt:
-        done = f"; {len(made)} done are kept in `{place.folder}`" if made else ""
+        done = f"; the {len(made)} finished pictures are saved in `{place.folder}`" if made else ""
         raise Interrupted(f"stopped{done}", paths=[str(rendering.path) for rendering in made]) from None
-    except CivmanError as error:  # of a later picture: those before it are done
+    except CivmanError as error:  # one picture failed; those before it are finished and saved
         error.facts["paths"] = [str(rendering.path) for rendering in made]
         raise
     index.mark_used({file.sha256 for planned in plans for file in planned.files}, clock())
@@ -47,7 +47,7 @@ def render(
 def save(
     index: Index, drawn: Sequence[Drawn], output: Path, options: OutputOptions | None, at: datetime
 ) -> list[Rendering]:
-    """Write pictures and remember them. Raises: UsageError, StoreError, LibraryError."""
+    """Save pictures and record them in the index. Raises: UsageError, StoreError, LibraryError."""
     place = Place(output, options or OutputOptions())
     paths = [place.keep(each.pixels, each.record) for each in drawn]
     made = [(path.absolute(), each.record) for path, each in zip(paths, drawn, strict=True)]

@@ -1,4 +1,4 @@
-"""Pictures made again from their recipes, and the verdict on what came of it."""
+"""Replays pictures: renders them again from their recipes and compares the result with the original."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,32 +16,36 @@ from civman.rendering.file_changes import ChangeKind, FileChange, change_of
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """A picture made again, compared with the original. `original`: its record; `distance`: how far its pixels are."""
+    """A replayed picture, compared with the original.
+
+    `original`: the original's record, if any; `distance`: how far the pixels of the two differ.
+    """
 
     verdict: Verdict
     drawn: Drawn = field(repr=False)
     original: Record | None
     distance: Distance | None = None
     environment: tuple[Difference, ...] = ()
-    """What differs from when the original was made: versions, device, threads."""
+    """How the environment differs from the original's: versions, device and number of threads."""
     notices: tuple[str, ...] = ()
     file_change: FileChange | None = None
-    """How the replayed file differs from the image that was made; None: unchanged, or there is no file."""
+    """How the original's file differs from the image as it was made; None: it is unchanged, or there is no file."""
 
     @property
     def record(self) -> Record:
-        """The record of the picture made now."""
+        """The record of the replayed picture."""
         return self.drawn.record
 
 
 def replay(
     source: RecipeSource, planned: Planned, *, machine: Machine, on_event: OnEvent = ignore
 ) -> list[ReplayResult]:
-    """Draw the picture again, with as many threads as recorded unless `machine` says otherwise, and compare.
+    """Render the picture again and compare, with the recorded number of threads unless `machine` sets another.
 
-    One picture where a record tells which; all of the recipe's where there is only the recipe.
+    If a record says which picture of the recipe it is, only that one is returned; otherwise all of the recipe's
+    pictures.
 
-    Raises: as `civman.rendering.draw.draw`.
+    Raises: what `civman.rendering.draw.draw` raises.
     """
     then = source.record
     if machine.threads is None and then is not None:
@@ -52,7 +56,7 @@ def replay(
         return [ReplayResult(Verdict.MADE, each, None) for each in drawn]
     mine = next((each for each in drawn if each.record.seed == then.seed), None)
     if mine is None:
-        raise UsageError(f"the recipe makes no picture with seed {then.seed}", code=Cause.BAD_RECIPE)
+        raise UsageError(f"the recipe contains no picture with seed {then.seed}", code=Cause.BAD_RECIPE)
     return [_compared(source, then, mine)]
 
 
@@ -67,7 +71,9 @@ def _compared(source: RecipeSource, then: Record, mine: Drawn) -> ReplayResult:
     if not is_same and before is not None and change is None:
         apart = distance(before, mine.pixels)
         if not source.is_lossless:
-            notices += (f"`{source.name}` is a lossy file, so it is compared without the details that it lost",)
+            notices += (
+                f"`{source.name}` is a lossy file, so its pixels differ slightly from those that were computed",
+            )
     return ReplayResult(
         judge(is_same, apart), mine, then, apart, differences(then.environment, mine.record.environment), notices,
         change,
@@ -75,10 +81,10 @@ def _compared(source: RecipeSource, then: Record, mine: Drawn) -> ReplayResult:
 
 
 def _changed(source: RecipeSource, path: Path, mine: Drawn, *, is_same: bool) -> FileChange | None:
-    """How a file whose pixels are not the recorded ones differs from the image that was made.
+    """How a file whose pixels differ from the recorded ones differs from the image that was made.
 
-    Only if the replay has the recorded pixels can the file be compared with them. Otherwise a lossless file is known
-    to be changed, and nothing more; a lossy file may be as it was written.
+    The file can be compared only if the replay has the recorded pixels. Otherwise, a lossless file is known to have
+    been changed, but not how; a lossy file may be unchanged, in which case this returns None.
     """
     if is_same:
         return change_of(mine.pixels, path, is_lossless=source.is_lossless)
@@ -88,10 +94,10 @@ def _changed(source: RecipeSource, path: Path, mine: Drawn, *, is_same: bool) ->
 
 
 def _renamed(then: Record, now: Record) -> tuple[str, ...]:
-    """Files that are called something else here."""
+    """Notices about model files whose name here differs from the recorded one."""
     before = {name.sha256: name.name for name in then.names}
     return tuple(
-        f"`{before[name.sha256]}` is here as `{name.name}`"
+        f"`{before[name.sha256]}` has the name `{name.name}` in this library"
         for name in now.names
         if before.get(name.sha256, name.name) != name.name
     )

@@ -1,4 +1,4 @@
-"""Finished pictures as files that tell of their making, named by what they show, never written over another."""
+"""Saves pictures as files with embedded metadata, named after their prompt. Never overwrites another file."""
 
 import os
 import re
@@ -22,21 +22,24 @@ FORMATS = ("png", "jpeg", "webp")
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _WORDS, _WORDS_LENGTH = 6, 60
 _NO_WORDS = 40
-"""Bytes of a name without words of the prompt: the seed, eight digits of the digest, the suffix."""
+"""The bytes that a file name needs besides the words of the prompt: seed, eight digits of the SHA-256, suffix."""
 
 
 class EmbeddedMetadata(StrEnum):
-    """How much of the metadata is written into a picture."""
+    """How much metadata is embedded in a picture."""
 
     ALL = "all"
     NO_PROMPTS = "no-prompts"
-    """Settings and the recipe's digest, no prompts: only the library that made the picture can replay it."""
+    """Settings and the recipe's SHA-256, but no prompts. Only the library that made the picture can replay it."""
     NOTHING = "nothing"
 
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """How pictures are written. `format` None: as the file's name says, else PNG; `quality`: of JPEG and WebP."""
+    """How pictures are saved.
+
+    `format`: None: from the file name's suffix, else PNG; `quality`: for JPEG and WebP only.
+    """
 
     format: str | None = None
     quality: int | None = None
@@ -44,26 +47,34 @@ class OutputOptions:
 
 
 class Place:
-    """Where the pictures of one command go: a folder, or one file that gets numbers from the second picture on."""
+    """Where a command saves its pictures: a folder, or a file name that is numbered from the second picture on."""
 
     def __init__(self, output: Path, options: OutputOptions = OutputOptions()) -> None:
-        """Raises: UsageError: the name and the format say different things. StoreError: the folder cannot be made."""
+        """Raises: UsageError: the file name's suffix and `format` disagree.
+
+        StoreError: the folder cannot be created.
+        """
         output = output.expanduser()
         said = image_text.SUFFIXES.get(output.suffix.lower())
         is_file = bool(said) and not output.is_dir()
         if output.suffix.lower() in (".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl") and not output.is_dir():
-            raise UsageError(f"pictures are kept as PNG, JPEG or WebP, not as `{output.suffix}`", code=Cause.BAD_FORMAT)
+            raise UsageError(
+                f"pictures are saved as PNG, JPEG or WebP, not as `{output.suffix}`", code=Cause.BAD_FORMAT
+            )
         if options.format not in (None, *FORMATS):
-            raise UsageError(f"`{options.format}` is no format", hint="one of png, jpeg, webp", code=Cause.BAD_FORMAT)
+            raise UsageError(
+                f"`{options.format}` is not a supported format", hint="one of png, jpeg, webp", code=Cause.BAD_FORMAT
+            )
         if is_file and options.format not in (None, said):
             raise UsageError(
-                f"`{output.name}` is the name of a {said}, not of a {options.format}", code=Cause.BAD_FORMAT
+                f"`{output.name}` has the suffix of a {said} file, but --format is {options.format}",
+                code=Cause.BAD_FORMAT,
             )
         if options.quality is not None and not 1 <= options.quality <= 100:
-            raise UsageError(f"quality is 1 to 100, not {options.quality}", code=Cause.BAD_FORMAT)
+            raise UsageError(f"the quality must be between 1 and 100, not {options.quality}", code=Cause.BAD_FORMAT)
         self._format: image_text.Format = (said if is_file and said else None) or _known(options.format)
         if options.quality is not None and self._format == "png":
-            raise UsageError("a PNG has no quality: it loses nothing", code=Cause.BAD_FORMAT)
+            raise UsageError("PNG is lossless and has no quality setting", code=Cause.BAD_FORMAT)
         self._options = options
         self._file = output if is_file else None
         self.folder = output.parent if self._file else output
@@ -76,9 +87,9 @@ class Place:
             raise store_error(error, self.folder) from error
 
     def keep(self, pixels: Any, record: Record) -> Path:
-        """Write a picture whole under a name that was free, and give its path.
+        """Save a picture under a free file name and return its path.
 
-        Raises: StoreError. UsageError: the format cannot hold the picture or what it is to tell.
+        Raises: StoreError. UsageError: the format cannot store the picture or its metadata.
         """
         data = picture_bytes(pixels, record, self._format, self._options)
         room = self._room if self._options.metadata is EmbeddedMetadata.ALL else _NO_WORDS
@@ -92,7 +103,7 @@ def picture_bytes(
     format: image_text.Format,  # noqa: A002
     options: OutputOptions = OutputOptions(),
 ) -> bytes:
-    """(H, W, 3) uint8 as a file with its metadata. The same pixels and record give the same bytes."""
+    """Encode (H, W, 3) uint8 pixels as an image file with metadata. The same pixels and record give the same bytes."""
     if options.metadata is EmbeddedMetadata.NOTHING:
         return image_text.write(pixels, record=None, parameters=None, format=format, quality=options.quality)
     has_words = options.metadata is EmbeddedMetadata.ALL
@@ -102,7 +113,7 @@ def picture_bytes(
 
 
 def keep_new(folder: Path, name: str, data: bytes) -> Path:
-    """Write a file whole under `name`, or with the first number that is free, and give its path. Raises: StoreError."""
+    """Write a complete file as `name`, or with the first free number appended. Returns its path. Raises: StoreError."""
     try:
         path = _reserved(folder, name)
         try:
@@ -127,14 +138,14 @@ def _name(record: Record, suffix: str, most_bytes: int) -> str:
 
 
 def _reserved(folder: Path, name: str) -> Path:
-    """An empty file that was not there before: `name`, else with the first number that is free."""
+    """Create an empty file as `name`, or with the first free number appended, to reserve its name."""
     for path in _numbered(folder, name):
         try:
             path.open("xb").close()
         except FileExistsError:
             continue
         return path
-    raise AssertionError("numbers do not end")
+    raise AssertionError("unreachable: there is always a free number")
 
 
 def _numbered(folder: Path, name: str) -> Iterator[Path]:
@@ -144,7 +155,7 @@ def _numbered(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: a reader never sees half a picture."""
+    """Write atomically: nobody ever sees a part of the file."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".civman-")
     try:
         with os.fdopen(descriptor, "wb") as file:

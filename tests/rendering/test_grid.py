@@ -95,7 +95,7 @@ def test_values_are_lists_ranges_and_text(text: str, values: list[str]) -> None:
         (["seed"], "FIELD=VALUE"),
         (["=1,2"], "FIELD=VALUE"),
         (["seed=1"], "at least two values"),
-        (["seed=1,2,1"], "`1` is there twice"),
+        (["seed=1,2,1"], "the value `1` occurs twice"),
         (["seed=1..401"], "401 values"),
         (["seed=1..999999999999999999999"], "values"),
         (["seed=1..21", "steps=1..20"], "420 cells"),
@@ -152,7 +152,7 @@ def test_a_bad_value_is_refused_before_a_weight_is_loaded(
 def test_a_tag_in_the_prompt_and_an_axis_about_the_same_lora_are_refused(civman: Civman) -> None:
     done = civman("render", "tiny-sd1", "a cat <lora:ink:1>", *QUICK, "--grid", "lora:ink=0,1")
 
-    assert (done.code, "take the tag out" in done.err) == (2, True)
+    assert (done.code, "remove the tag from the prompt" in done.err) == (2, True)
 
 
 # -- cells are pictures of their own -----------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_an_interrupted_grid_keeps_its_finished_cells_and_makes_no_sheet(held: L
         if seen == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match=r"2 of 4 cells are kept in .*no sheet was made"):
+    with pytest.raises(Interrupted, match=r"2 of 4 cells are saved in .*no sheet was made"):
         held.grids.draw(planned(held, "seed=1..4"), machine=Machine("cpu"), on_event=stop_in_the_third)
 
     assert len(list((root / "renders").iterdir())) == 2
@@ -314,7 +314,7 @@ def test_a_cell_that_cannot_be_drawn_is_named_and_those_before_it_are_kept(civma
     error = done.json["error"]
     assert (done.code, error["code"]) == (7, "adapter-no-change")
     assert error["message"].startswith("cell lora:empty=1: ")
-    assert "1 of 2 cells are kept" in error["message"]
+    assert "1 of 2 cells are saved" in error["message"]
     assert len(list((root / "renders").iterdir())) == len(error["facts"]["paths"]) == 1
 
 
