@@ -1,4 +1,4 @@
-"""What the user says of a file: note, tags, trigger words, rating, favourite, alias, pin."""
+"""The user's own data about a file: note, tags, trigger words, rating, favourite, alias, pin."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,10 @@ from civman.store.trash import blob_lock
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What changes; None and empty leave things as they are. An empty `note` or `alias` takes it away, rating 0 too."""
+    """The changes to make. Fields that are None or empty change nothing.
+
+    An empty string as `note` or `alias` removes it, and a rating of 0 removes the rating.
+    """
 
     note: str | None = None
     tags: tuple[str, ...] = ()
@@ -28,16 +31,22 @@ class Edit:
 
 
 def apply(index: Index, store: BlobStore, assets: Sequence[Asset], edit: Edit, *, now: datetime) -> list[Asset]:
-    """Write an edit of each of `assets`, in the index and beside the file; the assets as they are now.
+    """Apply an edit to each of `assets`, in the index and in the sidecars. Returns the assets in their new state.
 
-    Raises: UsageError: nothing changes, the rating is none, an alias for several files, or one that is taken.
+    Raises: UsageError: the edit changes nothing, the rating is invalid, or the alias is in use or meant for several
+        files.
     """
     if edit == Edit():
-        raise UsageError("nothing to change was named", hint="for example --note TEXT, --tag WORD, --rating 4, --pin")
+        raise UsageError(
+            "there is nothing to change",
+            hint="pass what to change, such as --note TEXT, --tag WORD, --rating 4 or --pin",
+        )
     if edit.rating is not None and not 0 <= edit.rating <= 5:
-        raise UsageError(f"no rating: {edit.rating}", hint="1 to 5, or 0 to take it away")
+        raise UsageError(f"{edit.rating} is not a valid rating", hint="give 1 to 5, or 0 to remove the rating")
     if edit.alias and len(assets) > 1:
-        raise UsageError(f"an alias names one file, and this is {len(assets)}", hint="name one of them by its sha256")
+        raise UsageError(
+            f"an alias is for one file, but this ref means {len(assets)}", hint="select one of them with --file"
+        )
     changed: list[Asset] = []
     for asset in assets:
         sha256 = asset.blob.sha256

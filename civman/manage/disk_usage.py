@@ -1,4 +1,4 @@
-"""What a library takes of the disk, by group of files and by kind of storage."""
+"""The disk usage of a library, by group of files and by kind of storage."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,10 @@ GROUPS = ("type", "base_model", "architecture", "used")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Shares by group, and what lies where, in bytes. `outside`: files that civman knows and does not keep."""
+    """The disk usage in bytes: `shares` by group of files, and the total of each kind of storage.
+
+    `outside_bytes` counts indexed files that are not in the store.
+    """
 
     group: str
     shares: tuple[Share, ...]
@@ -26,13 +29,15 @@ class Usage:
 
 
 def usage(index: Index, store: BlobStore, group: str) -> Usage:
-    """What the library takes. Files in the store count with their length, all else with what the disk gives them.
+    """Compute the library's disk usage.
 
-    Raises: UsageError: no such group.
+    Model files count with their length, everything else with the space allocated on disk.
+
+    Raises: UsageError: `group` is none of `GROUPS`.
     """
     group = group.replace("-", "_")
     if group not in GROUPS:
-        raise UsageError(f"nothing is grouped by `{group}`", hint=f"one of: {', '.join(GROUPS)}")
+        raise UsageError(f"cannot group by `{group}`", hint=f"one of: {', '.join(GROUPS)}")
     root = store.root
     inside, outside = 0, 0
     for file in index.held_files():
@@ -56,4 +61,4 @@ def _sizes(folder: Path, pattern: str) -> Iterator[int]:
         try:
             yield allocated_bytes(path.stat())
         except FileNotFoundError:
-            continue  # another process was quicker
+            continue  # another process has deleted it in the meantime

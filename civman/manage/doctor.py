@@ -1,4 +1,4 @@
-"""What holds on this machine, and what is wrong with it: settings, key, folder, index, renderer."""
+"""Checks this installation: settings, API key, library folder, disk space, index and renderer."""
 
 import importlib.metadata
 import importlib.util
@@ -17,11 +17,11 @@ from civman.settings import Settings
 from civman.system.system_facts import gpu_names
 
 _LITTLE_SPACE_BYTES = 20_000_000_000
-_REBUILD = "move it away; `civman verify --rebuild` makes it again from the files"
+_REBUILD = "move it away, then rebuild it from the files with `civman verify --rebuild`"
 
 
 class State(StrEnum):
-    """How a finding is to be taken."""
+    """How serious a finding is."""
 
     OK = "ok"
     NOTE = "note"
@@ -30,7 +30,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check: what was found, which setting it comes from, and how to fix it."""
 
     name: str
     state: State
@@ -40,7 +40,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Everything, cheapest first. Errors become findings."""
+    """Run all checks, the fastest first. Errors are returned as findings."""
     yield Finding("civman", State.OK, f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
     yield _folder(settings)
     yield _disk(settings)
@@ -60,11 +60,11 @@ def _folder(settings: Settings) -> Finding:
         return Finding(
             "library",
             State.BAD,
-            f"{place} cannot be written",
+            f"{place} is not writable",
             source,
-            "make the folder writable, or name another with --library or CIVMAN_LIBRARY",
+            "make the folder writable, or choose another with --library or CIVMAN_LIBRARY",
         )
-    return Finding("library", State.OK, f"{place}{'' if place.exists() else ' (made when first needed)'}", source)
+    return Finding("library", State.OK, f"{place}{'' if place.exists() else ' (created on first use)'}", source)
 
 
 def _disk(settings: Settings) -> Finding:
@@ -73,7 +73,7 @@ def _disk(settings: Settings) -> Finding:
     words = f"{free / 1e9:,.0f} GB free"
     if free < _LITTLE_SPACE_BYTES:
         return Finding(
-            "disk", State.NOTE, words, remedy="a checkpoint takes 2 to 24 GB; make room, or use another disk"
+            "disk", State.NOTE, words, remedy="a checkpoint takes 2 to 24 GB: free some space, or use another disk"
         )
     return Finding("disk", State.OK, words)
 
@@ -81,7 +81,7 @@ def _disk(settings: Settings) -> Finding:
 def _index(settings: Settings) -> Finding:
     database = settings.library / "library.db"
     if not database.exists():
-        return Finding("index", State.OK, "none yet (made when first needed)")
+        return Finding("index", State.OK, "none yet (created on first use)")
     try:
         with Index.open(database) as index:
             count = index.count()
@@ -89,7 +89,7 @@ def _index(settings: Settings) -> Finding:
 
         if wrong := faults(database):
             return Finding("index", State.BAD, "; ".join(wrong[:5]), str(database), _REBUILD)
-        return Finding("index", State.OK, f"{count:,} files known; its tables are as they should be")
+        return Finding("index", State.OK, f"{count:,} files; the database is intact")
     except CivmanError as error:
         return Finding(
             "index",
@@ -109,11 +109,11 @@ def _key(settings: Settings) -> Finding:
         return Finding(
             "key",
             State.NOTE,
-            "none: CivitAI hands out no file without one",
-            remedy="make one at https://civitai.com/user/account, then `civman login`",
+            "none; CivitAI requires one for downloads",
+            remedy="create one at https://civitai.com/user/account, then run `civman login`",
         )
     if settings.offline:
-        return Finding("key", State.NOTE, "there is one, not proven: civman is offline", credential.source)
+        return Finding("key", State.NOTE, "present, not checked because civman is offline", credential.source)
     from civman.civitai.client import CivitaiClient  # httpx and pydantic, 0.3 s
     from civman.civitai.transport import Transport
 

@@ -1,8 +1,8 @@
-"""Importing files that are on this disk already, and whole folders of other programs, where they are.
+"""Imports files that are already on this disk, and whole folders of other programs, without moving them by default.
 
-Each file is hashed once; what it hashed to is remembered by device, inode, size and time of change, so that a second
-look reads nothing. CivitAI is asked once about all digests. What it does not know is kept all the same, with what the
-sidecars of other programs say.
+Each file is hashed once. The result is stored with the file's device, inode, size and modification time, so that
+importing it again reads nothing. CivitAI is asked once about all hashes. Files that CivitAI does not know are imported
+too, with the information in sidecar files of other programs.
 """
 
 import json
@@ -41,7 +41,7 @@ _SIDECARS = (".civitai.info", ".metadata.json", ".json")
 
 
 class ImportMode(StrEnum):
-    """What happens to the imported files: they stay where they are, or go into the store."""
+    """Whether imported files stay where they are, or are copied, linked or moved into the store."""
 
     IN_PLACE = "in place"
     COPY = "copy"
@@ -51,7 +51,7 @@ class ImportMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A file that was not imported, and why."""
+    """A file that was not imported, and the reason."""
 
     path: str
     message: str
@@ -59,24 +59,24 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ImportResult:
-    """How many files were found, imported, known before, and which could not be imported."""
+    """The result of an import: the number of files by outcome, and the files that could not be imported."""
 
     found: int
     taken: int
-    """Assets that are new."""
+    """The number of new assets."""
     known_before: int
     on_civitai: int
-    """How many of the imported files CivitAI knows."""
+    """The number of imported files that CivitAI knows."""
     duplicates: int
-    """Files with the same bytes as another."""
+    """The number of files with the same bytes as another file in the import."""
     read_bytes: int
-    """Bytes that had to be hashed."""
+    """The number of bytes that had to be read and hashed."""
     broken: tuple[Problem, ...]
 
 
 @dataclass(slots=True)
 class _Found:
-    """One file that is being imported."""
+    """A file that is being imported."""
 
     path: Path
     seen: SeenFile
@@ -94,9 +94,11 @@ def import_files(
     on_event: OnEvent,
     clock: Callable[[], datetime],
 ) -> ImportResult:
-    """Import `paths` (files, or folders with all that is in them) into the index; no `client`: CivitAI is not asked.
+    """Import `paths` (files, or folders with everything in them) into the index.
 
-    Raises: NotFound: a path is not there. KeyboardInterrupt passes through; what was hashed is remembered.
+    Without `client`, CivitAI is not asked.
+
+    Raises: NotFound: a path does not exist. KeyboardInterrupt is passed on; the hashes computed so far are stored.
     """
     files = list(model_files(paths))
     broken: list[Problem] = []
@@ -117,7 +119,8 @@ def import_files(
         index.record_all(records)
     else:
         for sha256, found in by_digest.items():
-            with blob_lock(store, sha256):  # or a collection could find the blob before its row is there
+            # the lock keeps garbage collection from removing the blob before its row exists
+            with blob_lock(store, sha256):
                 records.append(_record(found, versions.get(sha256), store, mode, clock()))
                 index.record_all(records[-1:])
     write_due(store, index, most=len(records))
@@ -134,12 +137,12 @@ def import_files(
 
 
 def model_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The model files among `paths` and inside them, in a stable order, each once. Raises: NotFound."""
+    """The model files in `paths`, including folders, each once and in a stable order. Raises: NotFound."""
     told: set[Path] = set()
     for start in paths:
         start = start.expanduser().absolute()
         if not start.exists():
-            raise NotFound(f"`{start}` is not there", hint="name a model file, or a folder with some in it")
+            raise NotFound(f"`{start}` does not exist", hint="pass a model file, or a folder with model files")
         for path in [start] if start.is_file() else _below(start):
             if path not in told:
                 told.add(path)
@@ -158,7 +161,10 @@ def _below(folder: Path) -> Iterator[Path]:
 def _digests(
     index: Index, files: Sequence[Path], broken: list[Problem], on_event: OnEvent
 ) -> tuple[dict[str, SeenFile], int]:
-    """What each file hashes to, from memory where the file has not changed; and the bytes that were read."""
+    """Find the SHA-256 of each file: the stored one if the file is unchanged, else by reading it.
+
+    Returns the states of the files by path, and the number of bytes read.
+    """
     remembered = index.seen_files()
     seen: dict[str, SeenFile] = {}
     fresh: list[tuple[Path, os.stat_result]] = []
@@ -192,7 +198,7 @@ def _digests(
             if len(unsaved) >= _SAVE_EVERY:
                 index.save_seen(unsaved)
                 unsaved = []
-    finally:  # also when interrupted: what was read need not be read again
+    finally:  # also after an interruption, so that files need not be read twice
         if unsaved:
             index.save_seen(unsaved)
     return seen, read_bytes
@@ -201,7 +207,10 @@ def _digests(
 def _hashed(
     files: Sequence[tuple[Path, os.stat_result]],
 ) -> Iterator[tuple[Path, os.stat_result, Sha256 | CivmanError]]:
-    """Digests as they get ready, a few files at a time; a file that changes meanwhile is an error of its own."""
+    """Hash a few files at a time and yield each result when it is ready.
+
+    A file that changes while it is read yields an error as its result.
+    """
     waiting = iter(files)
     with ThreadPoolExecutor(_HASHERS, thread_name_prefix="hash") as pool:
         running: dict[Future[Sha256 | CivmanError], tuple[Path, os.stat_result]] = {}
@@ -224,7 +233,7 @@ def _digest(path: Path, before: os.stat_result) -> Sha256 | CivmanError:
     except OSError as error:
         return NotFound(error.strerror or str(error))
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        return InvalidModelFile("it changed while it was read; is something still writing it?")
+        return InvalidModelFile("it changed while it was read; another program may still be writing it")
     return digest
 
 
@@ -234,11 +243,11 @@ def _same(known: SeenFile, stats: os.stat_result) -> bool:
 
 
 def _examine(found: _Found, broken: list[Problem]) -> bool:
-    """Read the header. False: the file is not what its name says, and stays out."""
+    """Read the file's header. Returns False, and records a problem, if the content does not match the file's suffix."""
     if found.path.suffix.lower() != ".safetensors":
         content = sniff(read_first(found.path))
         if content in ("html", "xml", "empty", "git-lfs"):
-            broken.append(Problem(str(found.path), f"no model: it looks like {content}"))
+            broken.append(Problem(str(found.path), f"not a model file: its content is {content}"))
             return False
         return True
     try:
@@ -253,7 +262,7 @@ def _examine(found: _Found, broken: list[Problem]) -> bool:
 def _identified(
     index: Index, client: CivitaiClient | None, by_digest: dict[Sha256, _Found], on_event: OnEvent, now: datetime
 ) -> dict[Sha256, tuple[ModelVersion, ModelFile | None]]:
-    """The version that each digest belongs to: CivitAI's answer, else what a sidecar says."""
+    """Find the version that each SHA-256 belongs to: from CivitAI, else from a sidecar file."""
     found: dict[Sha256, tuple[ModelVersion, ModelFile | None]] = {}
     if client is not None and by_digest:
         try:
@@ -280,7 +289,8 @@ def _asked(
             if model_id == page.model.id and version_id in versions:
                 found[sha256] = versions[version_id], _file_with(versions[version_id], sha256)
     for sha256, (_, version_id) in ids.items():
-        if sha256 not in found:  # the list leaves out what it does not show: unlisted, archived with files hidden
+        # the batch response omits some models, such as unlisted ones and archived ones with hidden files
+        if sha256 not in found:
             try:
                 version = client.version(version_id)
             except NotFound:
@@ -294,7 +304,7 @@ def _file_with(version: ModelVersion, sha256: Sha256) -> ModelFile | None:
 
 
 def _from_sidecar(path: Path, now: datetime) -> ModelVersion | None:
-    """The version that another program noted beside the file, if it noted one."""
+    """The version according to another program's sidecar file, or None."""
     for ending in _SIDECARS:
         sidecar = path.with_suffix(ending)
         try:
@@ -306,7 +316,7 @@ def _from_sidecar(path: Path, now: datetime) -> ModelVersion | None:
         try:
             return wire_models.version(noted, now=now, on_notice=lambda _: None)
         except CivmanError:
-            continue  # a note of another kind
+            continue  # a JSON file with other contents
     return None
 
 
@@ -340,7 +350,7 @@ def _record(
 
 
 def _moved_to_store(found: _Found, store: BlobStore, mode: ImportMode) -> Path:
-    """The file's place in the store, its bytes proven there before anything is taken away from where it was."""
+    """Bring the file into the store. The bytes there are verified before the original is deleted."""
     sha256 = found.seen.sha256
     stored = store.find(sha256) or store.take_in(
         found.path, sha256, found.path.suffix.lower(), by_link=mode is not ImportMode.COPY

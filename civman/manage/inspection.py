@@ -1,4 +1,4 @@
-"""What a file is and what it claims to be, from its header alone."""
+"""Reads what a model file is from its header alone."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +20,15 @@ _SAFETENSORS = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """One file, by three witnesses kept apart: CivitAI's `label`, the metadata's `claims`, the tensors' `identity`.
+    """What is known about a model file, from three separate sources.
 
-    `identity` and `claims` are None for what is no safetensors file; `content` then says what it looks like.
+    `label`: its base model according to CivitAI; `claims`: what its own metadata says; `identity`: what its tensors
+    show. `claims` and `identity` are None for a file in another format than safetensors, which `content` names.
     """
 
     name: str
     path: str | None
-    """None: the header was read over the network, nothing is stored."""
+    """None if the header was read from CivitAI and the file is not on this disk."""
     size_bytes: int | None
     content: Sniffed
     label: str | None = None
@@ -38,15 +39,21 @@ class Inspected:
     header: Header | None = field(default=None, repr=False)
     asset: Asset | None = None
     gguf: GgufHeader | None = field(default=None, repr=False)
-    """Set for a GGUF file alone, which civman can describe but not draw from."""
+    """The header of a GGUF file, which civman can describe but not render from; None for all other formats."""
 
     @property
     def part(self) -> Part:
-        """The file as the compatibility check takes it. Raises: StoreError: an adapter's numbers cannot be read."""
+        """The file in the form that the compatibility check takes.
+
+        Raises: StoreError: an adapter's alphas cannot be read.
+        """
         return Part(self.name, self.model_type, self.label, self.identity, self.header, self._numbers())
 
     def _numbers(self) -> dict[str, float] | None:
-        """An adapter's alphas and flags, which no header shows; None where only a header is at hand."""
+        """Read an adapter's alphas and flags, which are tensor values, not in the header.
+
+        None if only the header is available.
+        """
         if self.header is None or self.path is None or self.identity is None or self.identity.kind is not Kind.ADAPTER:
             return None
         notes = self.header.notes
@@ -63,31 +70,34 @@ class Inspected:
 
 
 def path_of(text: str) -> Path | None:
-    """The file on this disk that `text` names; None where it names none."""
+    """The local file that `text` refers to, or None if it is not the path of a file."""
     try:
         path = Path(text).expanduser()
         return path if path.is_file() else None
-    except (OSError, RuntimeError, ValueError):  # too long, no such home, a null in it: no path
+    # not a valid path: too long, an unknown home folder, or a null character
+    except (OSError, RuntimeError, ValueError):
         return None
 
 
 def inspect_path(path: Path) -> Inspected:
-    """What the file at `path` is. Raises: NotFound. InvalidModelFile: a broken safetensors file. StoreError."""
+    """Inspect the file at `path`. Raises: NotFound. InvalidModelFile: a broken safetensors file. StoreError."""
     if not path.is_file():
-        raise NotFound(f"no file `{path}`", hint="a ref such as 51207@114620 names a file of the library or of CivitAI")
+        raise NotFound(
+            f"there is no file `{path}`", hint="for a file of the library or CivitAI, use a ref such as 51207@114620"
+        )
     return _inspected(path, path.name, None, None, None)
 
 
 def inspect_asset(asset: Asset) -> Inspected:
-    """What a held file is. Raises: as `inspect_path`."""
+    """Inspect a stored file. Raises: what `inspect_path` raises."""
     path = Path(asset.path)
     if not path.is_file():
-        raise NotFound(f"the file of `{asset.name}` is gone: {path}", hint="`civman verify` tells what else is missing")
+        raise NotFound(f"the file of `{asset.name}` is missing: {path}", hint="`civman verify` lists all missing files")
     return _inspected(path, asset.name, asset.base_model, asset.type, asset)
 
 
 def inspect_header(header: Header, *, name: str, label: str | None, model_type: ModelType) -> Inspected:
-    """What a file is whose header was read over the network."""
+    """Inspect a file on CivitAI whose header was downloaded."""
     said = claims(header.metadata)
     identity = identify(header, said)
     return Inspected(
@@ -97,9 +107,9 @@ def inspect_header(header: Header, *, name: str, label: str | None, model_type: 
 
 
 def facts_of_file(path: Path, base_model: str | None) -> FileFacts:
-    """What the index keeps of the file at `path`; `base_model` is CivitAI's label.
+    """The facts about the file at `path` that are stored in the index. `base_model` is CivitAI's label.
 
-    Raises: InvalidModelFile: a `.safetensors` file without a sound header. StoreError.
+    Raises: InvalidModelFile: a `.safetensors` file without a valid header. StoreError.
     """
     return facts(read_header(path), base_model) if path.suffix == _SAFETENSORS else FileFacts()
 
@@ -111,7 +121,7 @@ def _inspected(
     content = sniff(read_first(path))
     if content is not Sniffed.SAFETENSORS:
         if path.suffix == _SAFETENSORS:
-            raise InvalidModelFile(f"`{name}` is no safetensors file: it looks like {content}", name=name)
+            raise InvalidModelFile(f"`{name}` is not a safetensors file: its content is {content}", name=name)
         gguf = read_gguf(path) if content is Sniffed.GGUF else None
         return Inspected(name, str(path), size, content, label, model_type or ModelType.OTHER, asset=asset, gguf=gguf)
     header = read_header(path)

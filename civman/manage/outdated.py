@@ -1,7 +1,7 @@
-"""What CivitAI has that is newer than what is held, what it changed or took away. Fetches no file.
+"""Compares stored models with CivitAI: newer versions, replaced files, deleted models. Downloads no files.
 
-Newer means published later (created later where nothing is said), never an earlier place in the page's order, which
-is the creator's. One question covers a hundred models.
+A version is newer if it was published later (or created later, if there is no publication date). Its position on the
+model's page does not count, since creators order the page as they like. One request covers a hundred models.
 """
 
 import json
@@ -24,19 +24,23 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Loss(StrEnum):
-    """What CivitAI did to something that is held."""
+    """Why CivitAI no longer offers a stored model or version."""
 
     MODEL_DELETED = "model-deleted"
     VERSION_DELETED = "version-deleted"
     ARCHIVED = "archived"
     TAKEN_DOWN = "taken-down"
     UNCLEAR = "unclear"
-    """The page lists no versions just now: the site's caches lag after an update."""
+    """The model's page lists no versions at the moment: CivitAI's caches lag behind after an update."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A newer version of a held model. `ref` names version and file; `ends_at` and `is_gated` tell of early access."""
+    """A newer version of a stored model.
+
+    `ref` refers to its version and file; `is_gated` and `ends_at`: whether it is in early access, and until when.
+    Fields that start with `held_` describe the stored version.
+    """
 
     ref: str
     model_id: ModelId
@@ -53,14 +57,14 @@ class Offer:
     file_name: str
     size_bytes: int | None
     description: str
-    """First line of what the creator says of the new version; empty where it is what the held one says."""
+    """The first line of the new version's description; empty if it is the same as the stored version's."""
     is_gated: bool = False
     ends_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """CivitAI no longer offers something that is held, in `assets` files. They stay."""
+    """A stored model or version that CivitAI no longer offers. `assets`: the number of stored files, which are kept."""
 
     loss: Loss
     model_id: ModelId
@@ -72,7 +76,10 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """All that changed on CivitAI for what is held. `unknown`: files that CivitAI never knew."""
+    """Everything that has changed on CivitAI for the stored files.
+
+    `unknown`: the number of files that never were on CivitAI.
+    """
 
     offers: tuple[Offer, ...] = ()
     early_access: tuple[Offer, ...] = ()
@@ -83,13 +90,13 @@ class UpdateReport:
 
     @property
     def total_bytes(self) -> int:
-        """What an update would fetch, as far as sizes are declared."""
+        """The size in bytes of what an update would download. Files without a declared size count as 0."""
         sizes = [*(offer.size_bytes for offer in self.offers), *(each.size_bytes for each in self.replaced)]
         return sum(size or 0 for size in sizes)
 
     @property
     def refs(self) -> tuple[str, ...]:
-        """What an update would fetch."""
+        """The refs that an update would download."""
         refs = [*(offer.ref for offer in self.offers), *(each.ref for each in self.replaced)]
         return tuple(dict.fromkeys(refs))
 
@@ -97,9 +104,9 @@ class UpdateReport:
 def find_updates(
     index: Index, client: CivitaiClient, assets: Iterable[Asset], *, any_base: bool, clock: Callable[[], datetime]
 ) -> UpdateReport:
-    """Compare `assets` with CivitAI, and remember what it says.
+    """Compare `assets` with CivitAI, and store CivitAI's responses in the index.
 
-    `any_base`: a version for another base model counts as newer too. Raises: NetworkError.
+    `any_base`: versions for another base model also count as newer. Raises: NetworkError.
     """
     return _Comparison(index, client, any_base=any_base, clock=clock).of(assets)
 
@@ -137,7 +144,7 @@ class _Comparison:
         )
 
     def _pages(self, wanted: Iterable[ModelId]) -> Iterator[tuple[ModelId, ModelPage | None]]:
-        """The page of each model: from one question about many, and its own where that list leaves it out."""
+        """Request each model's page: one batch request, then a request for each model missing from its response."""
         missing = dict.fromkeys(wanted)
         for page in self._client.models_by_ids(list(missing)):
             if page.model.id in missing and page.versions:
@@ -244,7 +251,7 @@ class _Comparison:
 
 
 def _alike(version: ModelVersion, held: ModelVersion | None, asset: Asset) -> ModelFile:
-    """The file of `version` that is to it what the held file is to its own; else the one a download would take."""
+    """The file of `version` of the same kind as the stored one, else the one that a download would choose."""
     own = next((file for file in held.files if file.id == asset.file_id), None) if held is not None else None
     if own is not None:
         alike = [file for file in version.files if _character(file) == _character(own)]

@@ -1,7 +1,7 @@
-"""Whether files go together, asked of files that are held, lie on disk, or are still on CivitAI.
+"""Inspects files on CivitAI without downloading them, for example to check whether they fit a checkpoint.
 
-A file that is not here is judged by its header alone: the site's tensor list where it has one, else the first bytes
-of the file itself, less than a megabyte.
+Only the header is needed: CivitAI's list of the file's tensors if it has one, else the first bytes of the file, less
+than a megabyte.
 """
 
 from collections.abc import Callable
@@ -16,29 +16,35 @@ from civman.manage.inspection import Inspected, inspect_header
 
 _FIRST_BYTES = 1 << 16
 _MOST_BYTES = 8 << 20
-"""Longest header that is fetched only to look at a file; the largest in the wild are below 2 MB."""
+"""The longest header that is downloaded just to inspect a file. The largest known ones are below 2 MB."""
 
 
 class RemoteHeaders:
-    """Headers of files on CivitAI, without the files."""
+    """Downloads the headers of files on CivitAI, without the rest of the files."""
 
     def __init__(self, client: CivitaiClient, connect: Callable[[], StorageConnection]) -> None:
         self._client = client
         self._connect = connect
 
     def inspect(self, version: ModelVersion, file: ModelFile) -> Inspected:
-        """What `file` is. Raises: as a download of it would; BadAnswer: it has no header that can be read so."""
+        """Inspect a file of `version`.
+
+        Raises: what a download raises; BadAnswer: its header cannot be downloaded separately.
+        """
         header = self._from_list(file) or self._from_file(version, file)
         return inspect_header(header, name=file.name, label=version.base_model, model_type=version.model.type)
 
     def _from_list(self, file: ModelFile) -> Header | None:
-        """The site's tensor list as a header without metadata and without places."""
+        """CivitAI's list of the file's tensors as a header, without metadata and tensor offsets.
+
+        None if there is no list.
+        """
         if file.id is None:
             return None
         try:
             tensors = self._client.tensor_metadata(file.id)
         except CivmanError:
-            return None  # a convenience of the site's: the file itself is asked next, and its error is the one to tell
+            return None  # the list is optional: the file itself is requested next, and its error is the one to report
         if not tensors:
             return None
         return Header({name: Tensor(dtype, shape, 0, 0) for name, dtype, shape in tensors}, {}, 0, file.size_bytes or 0)
@@ -49,12 +55,17 @@ class RemoteHeaders:
         try:
             body = connection.open(address.url, start=0, end=_FIRST_BYTES, send_token=address.send_token)
             if not body.is_partial or body.total_bytes is None:
-                raise BadAnswer(f"`{body.host}` does not give parts of `{file.name}`", code=Cause.NO_RANGES)
+                raise BadAnswer(
+                    f"`{body.host}` does not support downloading only a part of `{file.name}`", code=Cause.NO_RANGES
+                )
             size = body.total_bytes
             first = body.read_all(_FIRST_BYTES)
             needed = needed_bytes(first, size)
             if needed > _MOST_BYTES:
-                raise BadAnswer(f"the header of `{file.name}` takes {needed:,} bytes", code=Cause.LONG_HEADER)
+                raise BadAnswer(
+                    f"the header of `{file.name}` is too long to download separately ({needed:,} bytes)",
+                    code=Cause.LONG_HEADER,
+                )
             if needed > len(first):
                 rest = connection.open(address.url, start=len(first), end=needed, send_token=address.send_token)
                 first += rest.read_all(needed)
@@ -64,15 +75,15 @@ class RemoteHeaders:
 
 
 def require_fit(checkpoint: Inspected, candidate: Inspected, *, force: bool) -> list[str]:
-    """What to know before `candidate` is fetched for `checkpoint`, in sentences.
+    """Check that `candidate` fits `checkpoint`. Returns warnings as sentences.
 
-    Raises: Incompatible: it cannot work, or in part only; not with `force`.
+    Raises: Incompatible: it does not fit, or only in part. Never raised with `force`.
     """
     found = check(checkpoint.part, [candidate.part])
     if not force:
         try:
             found.raise_if_blocked()
         except Incompatible as error:
-            error.hint = "nothing was fetched; --force fetches it all the same"
+            error.hint = "nothing was downloaded; --force downloads it anyway"
             raise
     return [] if found.verdict is Verdict.FITS else list(found.cautions)

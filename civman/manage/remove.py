@@ -1,6 +1,7 @@
-"""What goes, and how it comes back: removal by a plan into the trash, its undoing, and collecting what nobody needs.
+"""Removal: moves files to the trash by a plan, undoes removals, and collects garbage.
 
-Rows go before bytes, and bytes come before rows: a crash at any point leaves a file too many, never a row too many.
+Removal deletes rows before files, and restoring adds files before rows. A crash can leave a file without a row, never a
+row without its file.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,28 +26,31 @@ from civman.system.process_lock import FileLock
 
 @dataclass(frozen=True, slots=True)
 class RemovalPlan:
-    """Assets to forget, and those of their blobs that nothing else refers to."""
+    """What a removal would do: `assets` are removed from the index, `blobs` are moved to the trash."""
 
     assets: tuple[Asset, ...]
     blobs: tuple[Blob, ...]
     kept: tuple[Asset, ...]
-    """Others that still need some of the bytes, which therefore stay."""
+    """Other assets with the same bytes as some of `assets`; those bytes are kept."""
     outside: tuple[Asset, ...] = ()
-    """Files that lie outside the store: civman forgets them and leaves them where they are."""
+    """Assets whose files are outside the store. Only their index rows are removed; the files stay where they are."""
     pinned: tuple[Asset, ...] = ()
-    """Those whose bytes would go though they are pinned."""
+    """Pinned assets whose bytes would be removed."""
     pictures: int = 0
-    """Made here with files whose bytes would go: replaying them would have to fetch those again."""
+    """The number of this library's pictures that were made with these files.
+
+    Replaying them would need the files again.
+    """
 
     @property
     def freed_bytes(self) -> int:
-        """Bytes of disk that come free once the trash is emptied, previews aside."""
+        """The disk space in bytes that is freed when the trash is emptied, without previews."""
         return sum(blob.size_bytes for blob in self.blobs)
 
 
 @dataclass(frozen=True, slots=True)
 class StalePartial:
-    """What an earlier download left, and nobody has gone on with since `touched_at`."""
+    """A partial download that has not been continued since `touched_at`."""
 
     path: Path
     size_bytes: int
@@ -55,28 +59,31 @@ class StalePartial:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What nobody needs: blobs that the index does not know, old partials, old trash."""
+    """The garbage that a collection would remove: blobs that are not in the index, old partial downloads, old trash."""
 
     orphans: tuple[StoredBlob, ...] = ()
     partials: tuple[StalePartial, ...] = ()
     removals: tuple[Removal, ...] = ()
     kept: tuple[Sha256, ...] = ()
-    """Blobs that would be among them, were they not pinned."""
+    """Blobs that are kept only because they are pinned."""
 
     @property
     def freed_bytes(self) -> int:
-        """Bytes that come free at once: orphans only move to the trash."""
+        """The disk space in bytes that is freed immediately.
+
+        Orphaned blobs do not count, because they only move to the trash.
+        """
         return sum(partial.size_bytes for partial in self.partials) + sum(gone.size_bytes for gone in self.removals)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether the collection has nothing to remove."""
         return not (self.orphans or self.partials or self.removals)
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What came back from the trash, and names of what did not."""
+    """The result of undoing a removal: the number of restored assets, and the names of files that were lost."""
 
     removal: str
     assets: int
@@ -84,7 +91,7 @@ class Restored:
 
 
 def plan_removal(index: Index, store: BlobStore, assets: Iterable[Asset]) -> RemovalPlan:
-    """What removing `assets` takes away. A blob that another asset needs stays."""
+    """Plan the removal of `assets`. A blob that another asset needs is kept."""
     chosen = list({_identity(asset): asset for asset in assets}.values())
     identities = {_identity(asset) for asset in chosen}
     blobs: list[Blob] = []
@@ -107,17 +114,17 @@ def plan_removal(index: Index, store: BlobStore, assets: Iterable[Asset]) -> Rem
 
 
 def remove(index: Index, store: BlobStore, plan: RemovalPlan, *, force: bool, now: datetime) -> Removal | None:
-    """Carry out a plan; the removal in the trash by which it can be undone.
+    """Carry out a removal plan. Returns the removal in the trash, with which it can be undone.
 
-    Raises: Refused: `pinned`, some must stay and `force` was not given. NotFound: another process has removed them all
-        meanwhile. StoreError.
+    Raises: Refused (`pinned`): some files are pinned, and `force` is not set. NotFound: another process has removed all
+        of them in the meantime. StoreError.
     """
     if plan.pinned and not force:
         named = "; ".join(f"{asset.name} ({', '.join(asset.pins)})" for asset in plan.pinned[:5])
         raise Refused(
             f"pinned: {named}",
             code=Cause.PINNED,
-            hint="`civman edit REF --unpin` takes your own pin away; --force removes it all the same",
+            hint="`civman edit REF --unpin` removes your own pin; --force removes pinned files too",
             sha256=[str(asset.blob.sha256) for asset in plan.pinned],
         )
     if not plan.assets:
@@ -140,8 +147,8 @@ def remove(index: Index, store: BlobStore, plan: RemovalPlan, *, force: bool, no
         if not done:
             trash.empty(removal)
             raise NotFound(
-                f"another civman was quicker to remove {', '.join(asset.name for asset in plan.assets[:5])}",
-                hint="`civman restore` brings it back",
+                f"another process has already removed {', '.join(asset.name for asset in plan.assets[:5])}",
+                hint="`civman restore` restores it",
             )
     return removal
 
@@ -149,17 +156,17 @@ def remove(index: Index, store: BlobStore, plan: RemovalPlan, *, force: bool, no
 def undo(
     index: Index, store: BlobStore, removal: Removal, *, now: datetime, on_notice: Callable[[str], None]
 ) -> Restored:
-    """Put back what a removal took: files to their places, rows with all that the user had said.
+    """Undo a removal: restore the files to their places, and the index rows with all user-entered data.
 
-    Raises: NotFound: another process brought it back or emptied it meanwhile.
+    Raises: NotFound: another process has already restored it or emptied the trash.
     """
     trash = Trash(store)
     count, lost = 0, []
     with trash.held(removal):
         if not removal.folder.is_dir():
             raise NotFound(
-                f"removal {removal.id} is no longer in the trash: another civman was quicker",
-                hint="`civman list` shows what came back, `civman restore --list` what is still there",
+                f"removal {removal.id} is no longer in the trash: another process has restored or emptied it",
+                hint="`civman list` shows the stored files, `civman restore --list` the trash",
             )
         for entry in removal.entries:
             sha256 = Sha256(str(entry["sha256"]))
@@ -180,7 +187,10 @@ def undo(
 
 
 def removal_named(store: BlobStore, name: str | None) -> Removal:
-    """The removal with this id or holding this digest; the last one where none is named. Raises: NotFound."""
+    """Find a removal by its id, or by a name, ref or SHA-256 of a file in it; without `name`, the last one.
+
+    Raises: NotFound.
+    """
     removals = Trash(store).removals()
     for removal in removals:
         digests = removal.digests
@@ -189,25 +199,25 @@ def removal_named(store: BlobStore, name: str | None) -> Removal:
         if any(name in (str(entry.get("name")), *_refs(entry)) for entry in removal.entries):
             return removal
     if name is None:
-        raise NotFound("the trash is empty", hint="nothing was removed, or `civman gc` has emptied it")
-    raise NotFound(f"nothing in the trash is `{name}`", hint="`civman restore --list` shows what is")
+        raise NotFound("the trash is empty", hint="no file was removed, or `civman gc` has emptied the trash")
+    raise NotFound(f"nothing in the trash matches `{name}`", hint="`civman restore --list` shows the trash")
 
 
 def plan_collection(
     index: Index, store: BlobStore, *, now: datetime, partials_after: timedelta, trash_after: timedelta
 ) -> Collection:
-    """What nobody needs: orphans, partials untouched for `partials_after`, trash older than `trash_after`.
+    """Plan a collection of orphaned blobs, partials unused for `partials_after`, and trash older than `trash_after`.
 
-    Raises: Refused: `index-empty`, the index knows nothing and would have everything collected.
+    Raises: Refused (`index-empty`): the index is empty, so that every file in the store would be collected.
     """
     known = {file.sha256 for file in index.held_files()}
     pins = index.pins()
     strangers = [blob for blob in store.blobs() if blob.sha256 not in known]
     if strangers and not known:
         raise Refused(
-            f"the index knows none of the {len(strangers)} files in the store",
+            f"none of the {len(strangers)} files in the store is in the index",
             code=Cause.INDEX_EMPTY,
-            hint="`civman verify --rebuild` takes them in first",
+            hint="first add them to the index with `civman verify --rebuild`",
         )
     trash = Trash(store)
     old = [removal for removal in trash.removals() if now - removal.removed_at >= trash_after]
@@ -226,7 +236,10 @@ def plan_collection(
 
 
 def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) -> int:
-    """Carry out a plan; the bytes freed. What another process has taken up in the meantime is left alone."""
+    """Carry out a collection plan. Returns the bytes freed.
+
+    Files that another process has started to use are skipped.
+    """
     trash = Trash(store)
     if plan.orphans:
         entries = [_orphan(store, blob) for blob in plan.orphans]
@@ -239,7 +252,7 @@ def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) 
             if not taken:
                 trash.empty(removal)
     freed = sum(_discard(partial) for partial in plan.partials)
-    # the oldest first: what was removed again later lies in the later removal, and is there for the earlier one
+    # the oldest first: a file that was removed twice is in the later removal, which the earlier one also relies on
     for old in sorted(plan.removals, key=lambda removal: removal.id):
         with trash.held(old):
             freed += trash.empty(old)
@@ -283,14 +296,14 @@ def _orphan(store: BlobStore, blob: StoredBlob) -> dict[str, Any]:
         "size_bytes": blob.size_bytes,
         "name": str((sidecar.get("assets") or [{}])[0].get("name") or blob.path.name),
         "outside": None,
-        # nobody has proven these bytes lately: coming back, they are read
+        # values that match no file, so that the bytes are verified by reading them when they are restored
         "looks": None if seen is None else [0, seen.size_bytes, 0],
         "sidecar": sidecar,
     }
 
 
 def _come_back(store: BlobStore, removal: Removal, entry: dict[str, Any], sha256: Sha256) -> StoredBlob | None:
-    """The entry's file in its old place, proven before it moves there; None where it is gone or has changed."""
+    """Restore an entry's file to its place after verifying it. Returns None if it is gone or has changed."""
     if entry.get("outside"):
         path = Path(str(entry["outside"]))
         found = StoredBlob(sha256, path.suffix.lower(), path, path.stat().st_size) if path.is_file() else None
@@ -306,13 +319,13 @@ def _come_back(store: BlobStore, removal: Removal, entry: dict[str, Any], sha256
 
 
 def _is_proven(entry: dict[str, Any], path: Path, sha256: Sha256) -> bool:
-    """Whether the file still looks as it did when it went, or reads as its digest."""
+    """Whether the file is unchanged since it was removed, by its stat data or else by its SHA-256."""
     now = seen_now(str(path), sha256)
     if now is not None and entry.get("looks") == [now.inode, now.size_bytes, now.mtime_ns]:
         return True
     try:
         return digest_of(path) == sha256
-    except FileNotFoundError:  # emptied under our eyes
+    except FileNotFoundError:  # another process has just emptied the trash
         return False
 
 
@@ -334,7 +347,7 @@ def _stale(folder: Path, before: datetime) -> Iterator[StalePartial]:
 
 
 def _discard(partial: StalePartial) -> int:
-    """Delete a partial with its journal, unless a download has it."""
+    """Delete a partial file with its journal, unless a download is using it. Returns the bytes freed."""
     lock = FileLock(partial.path.with_suffix(".lock"))
     if not lock.acquire():
         return 0
@@ -349,7 +362,7 @@ def _discard(partial: StalePartial) -> int:
 
 
 def _tidy(root: Path) -> None:
-    """Delete locks that a kill left and nobody holds."""
+    """Delete lock files that killed processes left behind."""
     for path in (root / "locks").glob("*.lock"):
         lock = FileLock(path)
         if lock.acquire():
@@ -357,7 +370,7 @@ def _tidy(root: Path) -> None:
 
 
 def _exists(root: Path, path: str) -> bool:
-    return (root / path).exists()  # an absolute path stays what it is
+    return (root / path).exists()  # if `path` is absolute, `root` has no effect
 
 
 def _kept_path(path: Path, store: BlobStore) -> str:

@@ -1,4 +1,4 @@
-"""Searching CivitAI for models that go with a checkpoint, by CivitAI's labels."""
+"""Searches CivitAI for models that fit a checkpoint, by CivitAI's base model labels."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,11 +11,11 @@ from civman.errors import UsageError
 from civman.manage.inspection import Inspected
 
 _PLAIN_LABELS = ("SD 1.5", "SD 2.1", "SDXL 1.0", "Flux.1 D")
-"""Where several labels share an architecture, the one that says least beyond it."""
+"""The labels to prefer if several have the same architecture: they say the least beyond it."""
 
 
 def search_fitting(client: CivitaiClient, query: SearchQuery, label: str) -> Iterator[ModelPage]:
-    """Models that match and have a version that supports a checkpoint with this label, in part at least."""
+    """Models that match the query and have a version that fits, at least in part, a checkpoint with this label."""
     pages = (
         page
         for page in client.search(replace(query, limit=None))
@@ -28,12 +28,14 @@ def search_fitting(client: CivitaiClient, query: SearchQuery, label: str) -> Ite
 
 
 def label_of(checkpoint: Inspected) -> str:
-    """CivitAI's label for a checkpoint: as CivitAI says, else the plainest one for what its tensors show.
+    """The base model label of a checkpoint: CivitAI's own, else a general label for its architecture.
 
-    Raises: UsageError: there is none.
+    Raises: UsageError: there is no label for it.
     """
     labels = [label for label in known_labels() if checkpoint.part.architecture in architectures_of(label)]
     label = checkpoint.label or next((name for name in _PLAIN_LABELS if name in labels), next(iter(labels), None))
     if label is None:
-        raise UsageError(f"CivitAI has no label for what `{checkpoint.name}` is", hint="try `civman inspect` on it")
+        raise UsageError(
+            f"CivitAI has no base model label for `{checkpoint.name}`", hint="`civman inspect` shows what the file is"
+        )
     return label

@@ -1,7 +1,7 @@
-"""What is kept beside a blob, enough to know it again when the index is gone.
+"""Sidecar files: a copy of what the index knows about a blob, stored next to it, so that the index can be rebuilt.
 
-Format 2 holds, beyond format 1, what the user says (note, tags, rating …), why the bytes must stay, further digests,
-when CivitAI was asked and whether it still has the model, and for a file outside the store where it is.
+Format 2 adds to format 1: the user's own data (note, tags, rating and so on), pins, further hashes, when CivitAI was
+asked and whether it still has the model, and the path of a file outside the store.
 """
 
 import json
@@ -23,13 +23,13 @@ _MOST_AT_ONCE = 200
 
 
 def write_sidecar(store: BlobStore, index: Index, sha256: Sha256) -> None:
-    """Keep beside the blob what the index knows of it. Raises: StoreError."""
+    """Write the sidecar of a blob from the index. Raises: StoreError."""
     due = index.sidecars_due(sha256)
     assets = index.referrers(sha256)
     if assets:
         place = store.place_of(sha256, "")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)  # a file outside the store has no blob here
+            place.parent.mkdir(parents=True, exist_ok=True)  # a file outside the store has no blob folder yet
         except OSError as error:
             raise store_error(error, place.parent) from error
         store.write_sidecar(sha256, described(index, assets, store))
@@ -38,7 +38,7 @@ def write_sidecar(store: BlobStore, index: Index, sha256: Sha256) -> None:
 
 
 def write_due(store: BlobStore, index: Index, *, most: int = _MOST_AT_ONCE) -> int:
-    """Write the sidecars whose rows have changed, `most` at a time; how many. Raises: StoreError."""
+    """Write up to `most` sidecars whose index rows have changed. Returns their number. Raises: StoreError."""
     due = index.sidecars_due()[:most]
     forgotten = []
     for sha256, token in due:
@@ -53,7 +53,7 @@ def write_due(store: BlobStore, index: Index, *, most: int = _MOST_AT_ONCE) -> i
 
 
 def described(index: Index, assets: Sequence[Asset], store: BlobStore) -> dict[str, Any]:
-    """What the index knows of these assets, all of one blob, as plain JSON values."""
+    """What the index knows about these assets, which must share one blob, as JSON-compatible values."""
     blob = assets[0].blob
     hashes = index.hashes(blob.sha256).known()
     facts: dict[str, Any] = {
@@ -79,9 +79,9 @@ def restore(
     now: datetime,
     on_notice: Callable[[str], None],
 ) -> int:
-    """Put what a sidecar holds back into the index; how many assets that were.
+    """Restore a sidecar's contents to the index. Returns the number of assets restored.
 
-    `stored` has been read and proven; `file_facts` are what it shows today.
+    `stored` has already been read and verified; `file_facts` are the facts read from it just now.
     """
     count = 0
     blob = Blob(stored.sha256, stored.size_bytes, stored.suffix, str(facts.get("declared_by") or "civman"), now)
@@ -109,7 +109,7 @@ def restore(
 
 
 def file_facts(stored: StoredBlob, facts: dict[str, Any] | None, on_notice: Callable[[str], None]) -> FileFacts:
-    """What the file shows of itself today, held against the label that its sidecar tells of."""
+    """Read the facts about a file from its header, compared with the base model label in its sidecar."""
     from civman.manage.inspection import facts_of_file  # 0.05 s of rules, which only a rebuild reads
 
     first = ((facts or {}).get("assets") or [{}])[0]
@@ -161,7 +161,7 @@ def _asked(snapshot: Snapshot | None) -> dict[str, Any] | None:
 def _remembered(
     entry: dict[str, Any], index: Index, *, now: datetime, on_notice: Callable[[str], None]
 ) -> ModelVersion | None:
-    """The version that an entry tells of, put back into the index where nothing newer is there."""
+    """The version that a sidecar entry describes. It is added to the index unless the index already has it."""
     if not entry.get("model") or not entry.get("version"):
         return None
     from civman.civitai import wire_models  # 0.2 s for pydantic
@@ -195,13 +195,13 @@ def _restore_own(entry: dict[str, Any], asset: Asset, index: Index, on_notice: C
         entry.get("rating"),
         bool(entry.get("is_favourite")),
     )
-    if own != NOTHING_SAID and asset.own == NOTHING_SAID:  # what the index knows is newer
+    if own != NOTHING_SAID and asset.own == NOTHING_SAID:  # if the index has data of its own, that is newer
         index.annotate(asset, own)
     if entry.get("alias") and asset.alias is None:
         try:
             index.set_alias(asset, str(entry["alias"]))
         except UsageError as error:
-            on_notice(f"`{asset.name}` does not get its alias back: {error.message}")
+            on_notice(f"the alias of `{asset.name}` could not be restored: {error.message}")
     if entry.get("last_used_at") and asset.last_used_at is None:
         index.mark_used([asset.blob.sha256], datetime.fromisoformat(entry["last_used_at"]))
 

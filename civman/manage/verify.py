@@ -1,7 +1,7 @@
-"""Keeping a library sound: bytes proven again, broken ones fetched again, the index refilled from the files.
+"""Library maintenance: verifies files again, downloads corrupt ones again, and rebuilds the index.
 
-A file that looks as it did when its bytes were last proven (device, inode, size, time of change) is not read again,
-and said to be unchanged rather than sound.
+A file whose device, inode, size and modification time are the same as at its last verification is not read again. It is
+reported as unchanged, not as verified.
 """
 
 import os
@@ -26,26 +26,26 @@ from civman.store.trash import Trash, blob_lock
 from civman.system.system_facts import spins
 
 WHOLE = "verify"
-"""The key of the `Started` that tells how much there is to read in all."""
+"""The key of the `Started` event that states the total number of bytes to read."""
 _SAVE_EVERY = 200
 
 
 class State(StrEnum):
-    """What a file turned out to be."""
+    """The result of verifying a file."""
 
     OK = "ok"
-    """Read just now, and what its name says."""
+    """The file was read just now, and its SHA-256 is right."""
     UNCHANGED = "unchanged"
-    """Looks as it did when it was last read; not read now."""
+    """The file has not changed since it was last read, so it was not read now."""
     CORRUPT = "corrupt"
-    """Its bytes are not what its name says."""
+    """The file's SHA-256 is wrong."""
     MISSING = "missing"
-    """The index knows it, and it is gone."""
+    """The file is in the index, but no longer on disk."""
     UNREADABLE = "unreadable"
     UNKNOWN = "unknown"
-    """It is sound, and the index does not know it."""
+    """The file is intact, but not in the index."""
     REPAIRED = "repaired"
-    """It was broken or gone; the right bytes are back."""
+    """The file was corrupt or missing, and has been downloaded again."""
 
 
 BROKEN = frozenset({State.CORRUPT, State.MISSING, State.UNREADABLE})
@@ -53,7 +53,7 @@ BROKEN = frozenset({State.CORRUPT, State.MISSING, State.UNREADABLE})
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one file. `proven_at`: when its bytes were last read and right."""
+    """The result for one file. `proven_at`: when its bytes were last read and found correct."""
 
     sha256: Sha256
     name: str
@@ -67,7 +67,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What a rebuild brought back. `bare` files were sound and had nothing beside them that says what they are."""
+    """The result of a rebuild.
+
+    `bare`: the number of intact files without a sidecar, so that nothing else is known about them.
+    """
 
     assets: int
     bare: int
@@ -83,10 +86,10 @@ def verify(
     on_event: OnEvent,
     clock: Callable[[], datetime],
 ) -> Iterator[Verdict]:
-    """A verdict for each file of `assets`, or of the whole library where there are none given, as they come.
+    """Verify the files of `assets`, or of the whole library if it is empty. Yields the verdicts as they are ready.
 
-    Files are read by several threads, as many as their disk takes well; `on_event` is called from them. `is_full`
-    reads what looks unchanged too.
+    Files are read by several threads, as many as suit their disk; `on_event` is called from these threads. `is_full`:
+    also read files that have not changed.
     """
     files = index.held_files({asset.blob.sha256 for asset in assets} if assets else None)
     to_read: list[HeldFile] = []
@@ -117,9 +120,9 @@ def repair(
     now: datetime,
     on_event: OnEvent,
 ) -> Iterator[Verdict]:
-    """Each broken file fetched again; a verdict for each. Sound ones pass through.
+    """Download each broken file again. Yields a verdict for each file; those of intact files are passed on.
 
-    What is broken moves to the trash first and stays there; `fetch` proves what it brings, or raises.
+    A corrupt file is first moved to the trash and stays there. `fetch` downloads and verifies a file, or raises.
     """
     for verdict in verdicts:
         assets = index.referrers(verdict.sha256)
@@ -127,7 +130,7 @@ def repair(
             yield verdict
             continue
         if Path(verdict.path).parent != store.place_of(verdict.sha256, "").parent.absolute():
-            yield _changed(verdict, f"{verdict.problem}; it lies outside the store, where civman changes nothing")
+            yield _changed(verdict, f"{verdict.problem}; it is outside the store, where civman changes nothing")
             continue
         if verdict.state is not State.MISSING:
             trash = Trash(store)
@@ -137,15 +140,17 @@ def repair(
         try:
             fetched = fetch(assets[0])
         except CivmanError as error:
-            on_event(Notice(verdict.sha256, f"`{verdict.name}` could not be fetched again: {error.message}"))
-            yield _changed(verdict, f"{verdict.problem}; fetching it again failed: {error.message}")
+            on_event(Notice(verdict.sha256, f"`{verdict.name}` could not be downloaded again: {error.message}"))
+            yield _changed(verdict, f"{verdict.problem}; downloading it again failed: {error.message}")
             continue
         if fetched.blob.sha256 != verdict.sha256:
-            yield _changed(verdict, f"{verdict.problem}; CivitAI now has other bytes: {fetched.blob.sha256[:10]}")
+            yield _changed(
+                verdict, f"{verdict.problem}; CivitAI now has a different file: SHA-256 {fetched.blob.sha256[:10]}"
+            )
             continue
         yield Verdict(
             verdict.sha256, verdict.name, fetched.path, State.REPAIRED, verdict.size_bytes, verdict.sha256,
-            f"was {verdict.state.value}; fetched again and proven", now,
+            f"was {verdict.state.value}; downloaded again and verified", now,
         )  # fmt: skip
 
 
@@ -155,25 +160,28 @@ def refetch(
     download: Callable[..., Asset],
     on_event: OnEvent,
 ) -> Asset:
-    """The asset's bytes from CivitAI again, by its version and file, else by its digest; only if they are the same.
+    """Download an asset's file from CivitAI again, by version and file or else by SHA-256, if it is still the same.
 
-    `plan` and `download` are the library's. Raises: IntegrityError: CivitAI now has other bytes; and as they do.
+    `plan` and `download` are the library's. Raises: IntegrityError: CivitAI now has a different file; and what `plan`
+    and `download` raise.
     """
     ref = f"@{asset.version_id}" if asset.version_id is not None else f"sha256:{asset.blob.sha256}"
     file = str(asset.file_id) if asset.file_id is not None else None
-    permits = Permits(pickle=True, unsafe=True)  # it was let in before, and only the same bytes count
+    # the user has accepted this file before, and only the same bytes are accepted now
+    permits = Permits(pickle=True, unsafe=True)
     declared = plan(ref, file=file, permits=permits).file.hashes.sha256
     if declared != asset.blob.sha256:
         raise IntegrityError(
-            f"CivitAI now has other bytes behind {ref}: {(declared or 'undeclared')[:10]}", code=Cause.CHANGED_UPSTREAM
+            f"CivitAI now has a different file for {ref}: SHA-256 {(declared or 'undeclared')[:10]}",
+            code=Cause.CHANGED_UPSTREAM,
         )
     return download(ref, file=file, permits=permits, on_event=on_event)
 
 
 def rebuild(index: Index, store: BlobStore, *, on_event: OnEvent, clock: Callable[[], datetime]) -> Rebuilt:
-    """Put every sound blob back into the index with what is kept beside it. What the index knows stays.
+    """Add every intact blob to the index, with the contents of its sidecar. What is in the index already is kept.
 
-    Files outside the store come back too where they still lie at the place that their sidecar names.
+    Files outside the store are added too, if they are still at the path in their sidecar.
     """
     count, bare, corrupt = 0, 0, []
     for stored, sidecar in _documented(store):
@@ -220,9 +228,9 @@ def _read_all(
             if verdict.sha256 in strays:
                 verdict = _stray(verdict)
                 if seen is None and not Path(verdict.path).exists():
-                    continue  # collected meanwhile
+                    continue  # garbage-collected in the meantime
             elif verdict.state is State.MISSING and not index.referrers(verdict.sha256):
-                continue  # removed meanwhile: no row, so nothing is missing
+                continue  # removed in the meantime: without a row, nothing is missing
             elif seen is not None:
                 proven.append(seen)
             if len(proven) >= _SAVE_EVERY:
@@ -235,7 +243,7 @@ def _read_all(
 
 
 def _save(index: Index, proven: list[SeenFile], at: datetime, on_event: OnEvent) -> None:
-    """Remember what was proven; a library that cannot be written is verified all the same."""
+    """Record which files were verified. A read-only library can be verified too, without recording."""
     if not proven:
         return
     try:
@@ -243,12 +251,14 @@ def _save(index: Index, proven: list[SeenFile], at: datetime, on_event: OnEvent)
     except LibraryError as error:
         if error.code not in (Cause.LIBRARY_READ_ONLY, Cause.DISK_FULL):
             raise
-        on_event(Notice(WHOLE, f"the next run will read all again: {error.message}"))
+        on_event(
+            Notice(WHOLE, f"the results could not be saved, so the next run will read all files again: {error.message}")
+        )
     proven.clear()
 
 
 def _read_again(file: HeldFile, on_event: OnEvent) -> tuple[Verdict, SeenFile | None]:
-    """The verdict, and how the file looked before it was read where it is right."""
+    """Read a file. Returns the verdict, and the file's state before reading if its SHA-256 is right."""
     path = Path(file.path)
     seen = seen_now(file.path, file.sha256, kept_path=file.kept_path)
     on_event(Started(file.sha256, file.name, file.size_bytes))
@@ -256,7 +266,7 @@ def _read_again(file: HeldFile, on_event: OnEvent) -> tuple[Verdict, SeenFile | 
         actual = digest_of(path, lambda done: on_event(Verifying(file.sha256, done, file.size_bytes)))
     except StoreError as error:
         if not path.exists():
-            return _verdict(file, State.MISSING, problem="the file is gone"), None
+            return _verdict(file, State.MISSING, problem="the file is missing"), None
         return _verdict(file, State.UNREADABLE, problem=error.message), None
     if actual != file.sha256:
         return _verdict(file, State.CORRUPT, actual, "its bytes have changed"), None
@@ -283,14 +293,14 @@ def _changed(verdict: Verdict, problem: str) -> Verdict:
 def _stray(verdict: Verdict) -> Verdict:
     if verdict.state is not State.OK:
         return verdict
-    problem = "sound, but the index does not know it; `civman verify --rebuild` takes it in, `civman gc` puts it away"
+    problem = "intact, but not in the index: `civman verify --rebuild` adds it, `civman gc` moves it to the trash"
     return Verdict(
         verdict.sha256, verdict.name, verdict.path, State.UNKNOWN, verdict.size_bytes, verdict.actual_sha256, problem
     )
 
 
 def _disks(files: list[HeldFile]) -> dict[int, int]:
-    """How many threads should read from each disk: one from a spinning one, whose head would only run to and fro."""
+    """How many threads should read from each disk: only one from a hard disk, where parallel reads cause seeks."""
     most = max(1, min(4, os.cpu_count() or 1))
     return {device: 1 if spins(device) else most for device in {_device(file.path) for file in files}}
 
@@ -303,7 +313,7 @@ def _device(path: str) -> int:
 
 
 def _strays(store: BlobStore, known: set[Sha256]) -> Iterator[StoredBlob]:
-    """Blobs that are none of `known`. Told by their names alone: `store.blobs` looks at each file, 0.5 s for 30,000."""
+    """The blobs that are not in `known`, found by file name alone, since `store.blobs` takes 0.5 s for 30,000 files."""
     folder = store.root / "blobs" / "sha256"
     try:
         names = {name[:64] for place in os.scandir(folder) if place.is_dir() for name in os.listdir(place)}  # noqa: PTH208
@@ -316,7 +326,7 @@ def _strays(store: BlobStore, known: set[Sha256]) -> Iterator[StoredBlob]:
 
 
 def _documented(store: BlobStore) -> Iterator[tuple[StoredBlob, dict[str, Any] | None]]:
-    """All blobs with their sidecars, and files outside the store that a sidecar tells of."""
+    """All blobs with their sidecars, and files outside the store that a sidecar refers to."""
     for stored in store.blobs():
         yield stored, store.read_sidecar(stored.sha256)
     for path in sorted((store.root / "blobs" / "sha256").glob("*/*.civman.json")):

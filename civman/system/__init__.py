@@ -1,1 +1,1 @@
-"""What differs between Linux, macOS and Windows. No other package asks which system it runs on."""
+"""Everything that differs between Linux, macOS and Windows. No other package checks which system it runs on."""

@@ -1,4 +1,4 @@
-"""Files by descriptor and offset on every system: allocation, reads, writes, syncs, and the system's page cache."""
+"""File I/O by descriptor and offset on every system: allocating, reading, writing, syncing, and the page cache."""
 
 import errno
 import mmap
@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _SEEK = threading.Lock()
-"""For systems without positioned reads and writes (Windows): one access at a time."""
+"""Serialises reads and writes on Windows, which has no pread and pwrite."""
 
 
 def open_for_update(path: Path) -> int:
-    """A descriptor of the file at `path`, made if it is missing, for reads and writes of bytes. Raises: OSError."""
+    """Open the file at `path` for reading and writing bytes, creating it if necessary. Returns its descriptor.
+
+    Raises: OSError.
+    """
     return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
 
 
@@ -33,7 +36,7 @@ def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> None:
 
 
 def read_at(descriptor: int, view: memoryview, offset: int) -> int:
-    """Fill `view` from `offset`; the number of bytes read. Raises: OSError."""
+    """Read from `offset` into `view`. Returns the number of bytes read. Raises: OSError."""
     if sys.platform != "win32" and hasattr(os, "preadv"):
         return os.preadv(descriptor, [view], offset)
     if sys.platform != "win32" and hasattr(os, "pread"):
@@ -48,9 +51,9 @@ def read_at(descriptor: int, view: memoryview, offset: int) -> int:
 
 @contextmanager
 def mapped(descriptor: int, start: int, end: int) -> Iterator[memoryview]:
-    """The bytes `[start, end)` of a file, mapped into memory read-only instead of copied.
+    """Map the bytes `[start, end)` of a file into memory, read-only, instead of copying them.
 
-    Use it only for bytes that were written a moment ago: a read error of the disk ends the process.
+    Use this only for bytes that were written just before: if the disk has a read error, the process is killed.
     """
     before = start % mmap.ALLOCATIONGRANULARITY
     with (
@@ -62,7 +65,7 @@ def mapped(descriptor: int, start: int, end: int) -> Iterator[memoryview]:
 
 
 def allocate(descriptor: int, size_bytes: int) -> None:
-    """Reserve disk space where the file system can; elsewhere a full disk is found out when it is written to."""
+    """Reserve disk space if the file system supports it. Otherwise, a full disk is noticed only when writing."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:
@@ -73,18 +76,19 @@ def allocate(descriptor: int, size_bytes: int) -> None:
 
 
 def sync_data(descriptor: int) -> None:
-    """Bring what was written to the disk itself. Raises: OSError."""
+    """Flush the file's data to the disk. Raises: OSError."""
     os.fdatasync(descriptor) if hasattr(os, "fdatasync") else os.fsync(descriptor)
 
 
 def sync_file(path: Path) -> None:
-    """Bring a writable file that somebody else wrote to the disk itself. Raises: OSError."""
-    with path.open("r+b" if sys.platform == "win32" else "rb") as file:  # Windows syncs no file opened for reading
+    """Flush a writable file that another program wrote to the disk. Raises: OSError."""
+    # Windows cannot sync a file that is opened read-only
+    with path.open("r+b" if sys.platform == "win32" else "rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk itself, where the system opens folders (not Windows). Raises: OSError."""
+    """Flush a folder's entries to the disk. Does nothing on Windows, which cannot open folders. Raises: OSError."""
     if sys.platform != "win32":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -94,13 +98,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def forget_pages(descriptor: int, start: int, end: int) -> None:
-    """Let the system drop `[start, end)`, which is on the disk, from memory; some systems take no such advice."""
+    """Let the system drop `[start, end)`, which is on disk already, from the page cache, if the system supports it."""
     if end > start and sys.platform == "linux" and hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def forget_mapped(mapping: mmap.mmap, start: int, end: int) -> None:
-    """Let the system drop the whole pages within `[start, end)` of a mapping; they are read again when next used."""
+    """Let the system drop the complete pages within `[start, end)` of a mapping.
+
+    They are read again on the next access.
+    """
     begin = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     length = end // mmap.PAGESIZE * mmap.PAGESIZE - begin
     if length > 0 and sys.platform != "win32" and hasattr(mmap, "MADV_DONTNEED"):
@@ -108,7 +115,10 @@ def forget_mapped(mapping: mmap.mmap, start: int, end: int) -> None:
 
 
 class Repeat:
-    """Runs a job in a thread at an interval until stopped. An OSError of the job ends it; the final sync reports it."""
+    """Runs a job in a thread at regular intervals until stopped.
+
+    An OSError ends it silently; the final sync will report it.
+    """
 
     def __init__(self, job: Callable[[], None], interval_s: float) -> None:
         self._stop = threading.Event()
@@ -118,7 +128,7 @@ class Repeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; a job that is running is finished first."""
+        """End the thread, after waiting for a running job to finish."""
         self._stop.set()
         self._thread.join()
 

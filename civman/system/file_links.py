@@ -1,4 +1,4 @@
-"""A second name for a file: shared blocks, a hard link, a symbolic link; and why the system refuses one."""
+"""Second names for a file: shared blocks, hard links and symbolic links, and why the system refuses one."""
 
 import errno
 import os
@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import Final
 
 _FICLONE: Final = 0x40049409
-"""Linux: make a file share another's blocks. Source: ioctl_ficlone(2)."""
+"""The Linux ioctl that makes a file share another file's blocks. Source: ioctl_ficlone(2)."""
 _NO_PRIVILEGE: Final = 1314
 """Windows' ERROR_PRIVILEGE_NOT_HELD."""
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS)
 
 
 def share_blocks(source: Path, target: Path) -> None:
-    """Make the new file `target` with the blocks of `source`, copied only when one of them changes.
+    """Create `target` as a copy of `source` that shares its blocks.
 
-    Raises: OSError: the system or the file system cannot do it; `target` may be left empty.
+    Blocks are copied only when one of the files changes.
+
+    Raises: OSError: the system or the file system does not support it; `target` may be left empty.
     """
     if sys.platform != "linux":
         raise OSError(errno.EOPNOTSUPP, "shared blocks are used on Linux only")
     else:  # noqa: RET506  # mypy checks this branch for Linux alone
-        import fcntl  # Linux and macOS only
+        import fcntl  # this module exists only on Linux and macOS
 
         with source.open("rb") as old, target.open("xb") as new:
             fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
@@ -35,18 +37,18 @@ def hard_link(source: Path, target: Path) -> None:
 
 
 def symbolic_link(source: Path, target: Path) -> None:
-    """Make `target` a symbolic link to `source`, relative where both are on one drive. Raises: OSError."""
+    """Make `target` a symbolic link to `source`; relative if both are on the same drive. Raises: OSError."""
     if not hasattr(os, "symlink"):
         raise OSError(errno.ENOSYS, "this system has no symbolic links")
     try:
         words = os.path.relpath(source.resolve(), target.parent.resolve())
-    except ValueError:  # Windows: another drive
+    except ValueError:  # on Windows: the two are on different drives
         words = str(source.resolve())
     os.symlink(words, target)  # noqa: PTH211  # the same call, in one module
 
 
 def link_refusal(what: str, error: OSError) -> str:
-    """Why a link could not be made, in words; `what` names the kind of link ("hard links")."""
+    """Explain why a link could not be created. `what` is the kind of link ("hard links")."""
     if getattr(error, "winerror", None) == _NO_PRIVILEGE:
         return f"Windows allows {what} to administrators and in its developer mode only"
     if error.errno == errno.EXDEV:

@@ -1,7 +1,7 @@
-"""Rename, replace and remove files where another program may have them open.
+"""Renames, replaces and removes files that another program may have open.
 
-Windows refuses all three while somebody has the file open without sharing it, as a virus scanner does for a moment,
-and it does not remove read-only files. POSIX systems allow all of this.
+Windows refuses all three while another program has the file open without sharing it, as virus scanners briefly do. It
+also refuses to remove read-only files. POSIX systems allow all of this.
 """
 
 import os
@@ -21,7 +21,7 @@ _KEEPS_READ_ONLY: Final = sys.platform == "win32"
 
 
 def replace_file(source: Path, target: Path) -> None:
-    """Rename `source` to `target`, replacing a file of that name. Raises: OSError."""
+    """Rename `source` to `target`, replacing an existing file. Raises: OSError."""
     _patiently(lambda: os.replace(source, target))  # noqa: PTH105  # the same call, in one module
 
 
@@ -31,9 +31,9 @@ def rename_file(source: Path, target: Path) -> None:
 
 
 def remove_file(path: Path, *, missing_ok: bool = False, twin: Path | None = None) -> None:
-    """Remove a file, a read-only one too.
+    """Remove a file, even if it is read-only.
 
-    `twin` is another hard link to the same file: it is read-only afterwards, as it was before. Raises: OSError.
+    `twin` is another hard link to the same file, which is made read-only again afterwards. Raises: OSError.
     """
     try:
         if _KEEPS_READ_ONLY and not path.is_symlink() and not path.stat().st_mode & stat.S_IWUSR:
@@ -56,13 +56,13 @@ def is_in_use(error: OSError) -> bool:
 
 
 def _patiently(change: Callable[[], None]) -> None:
-    """Repeat a change that Windows refuses for as long as another program has the file open."""
+    """Repeat a change for as long as Windows refuses it because another program has the file open."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
             return change()
         except OSError as error:
-            # replacing an open file is "access denied" there, as is a change that is never allowed
+            # Windows reports "access denied" both for replacing an open file and for changes that are never allowed
             busy = is_in_use(error) or getattr(error, "winerror", None) == _ACCESS_DENIED
             if not busy or time.monotonic() >= deadline:
                 raise

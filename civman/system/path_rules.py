@@ -1,4 +1,4 @@
-"""What paths a system allows: their length, and names that are no files on Windows."""
+"""The rules for paths on each system: the maximum length, and names that Windows does not use for files."""
 
 import errno
 import os
@@ -12,16 +12,16 @@ from civman.errors import Cause, StoreError, UsageError
 
 _WINDOWS: Final = 259
 _LONG: Final = 4095 if sys.platform == "linux" else 1023
-"""Linux' and macOS' PATH_MAX; 1023 also for Windows with long paths."""
+"""PATH_MAX of Linux or macOS in bytes; 1023 is also used for Windows with long paths enabled."""
 _NAMES_DEVICES: Final = sys.platform == "win32"
 _SPARE: Final = 32
-"""For what is written beside a file or before it has its name: `.preview.jpeg`, `.civman-new`, a number."""
+"""Characters to spare for suffixes of related and temporary files: `.preview.jpeg`, `.civman-new`, a number."""
 LONG_PATHS_HINT = "choose a folder with a shorter path"
 
 
 @cache
 def longest_path() -> int:
-    """The longest path, in characters, that this system opens for certain."""
+    """The length in characters of the longest path that this system can certainly open."""
     if sys.platform == "win32":
         import ctypes
 
@@ -33,12 +33,12 @@ def longest_path() -> int:
 
 
 def name_room(folder: Path, most: int) -> int:
-    """How long a name in `folder` may be so that its whole path can be opened, at most `most`; 0 where none can."""
+    """The maximum length of a file name in `folder`, so that the path can be opened: at most `most`, 0 if none fits."""
     return max(0, min(most, longest_path() - len(os.path.abspath(folder)) - 1 - _SPARE))  # noqa: PTH100  # no links
 
 
 def require_room(folder: Path, needed: int, most: int) -> int:
-    """As `name_room`. Raises: StoreError: there is room for less than `needed`."""
+    """The maximum length of a file name, as `name_room` returns it. Raises: StoreError: it is below `needed`."""
     room = name_room(folder, most)
     if room < needed:
         raise StoreError(
@@ -51,7 +51,7 @@ def require_room(folder: Path, needed: int, most: int) -> int:
 
 
 def require_file_name(path: Path) -> None:
-    """Refuse a name under which Windows would write to a device or a hidden stream. Raises: UsageError."""
+    """Reject names that refer to a device or a hidden stream on Windows. Raises: UsageError."""
     if _NAMES_DEVICES and safe_name(path.name) != path.name:
         raise UsageError(
             f"`{path.name}` cannot be the name of a file on Windows",
@@ -61,7 +61,7 @@ def require_file_name(path: Path) -> None:
 
 
 def is_too_long(error: OSError, path: Path) -> bool:
-    """Whether the system refused because the path is too long; Windows says that there is no such file."""
+    """Whether an error was caused by a path that is too long, which Windows reports as a missing file."""
     if error.errno == errno.ENAMETOOLONG:
         return True
     return error.errno in (errno.ENOENT, errno.EINVAL) and len(os.path.abspath(path)) > longest_path()  # noqa: PTH100

@@ -1,4 +1,4 @@
-"""One process at a time: an advisory lock on a file, released by the system when its holder dies."""
+"""Locks between processes: an advisory lock on a file, which the system releases when its owner dies."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 class FileLock:
-    """An exclusive lock held from a successful `acquire` until `release` or the end of the process."""
+    """An exclusive lock, from a successful `acquire` until `release` or the end of the process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,13 +41,13 @@ class FileLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether this object holds the lock."""
+        """Whether this object has the lock."""
         return self._descriptor is not None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free. False: another process, or another lock object in this one, has it.
+        """Acquire the lock if it is free. False: another process, or another lock object in this process, has it.
 
-        Raises: StoreError: the folder cannot be written, or the file system has no locks.
+        Raises: StoreError: the folder is not writable, or the file system does not support locks.
         """
         while self._descriptor is None:
             try:
@@ -69,7 +69,7 @@ class FileLock:
                 return False
             if self._is_current(descriptor):
                 self._descriptor = descriptor
-            else:  # its last holder removed the file between our open and our lock
+            else:  # the previous owner removed the file after we opened it and before we locked it
                 os.close(descriptor)
         return True
 
@@ -78,12 +78,12 @@ class FileLock:
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
-        # an empty file that nobody holds does no harm, where the folder has become read-only
+        # the folder has become read-only; an unlocked empty file does no harm
         with contextlib.suppress(OSError):
             if sys.platform != "win32":
                 self._path.unlink(missing_ok=True)
         os.close(descriptor)
-        if sys.platform == "win32":  # which removes no file that we, or whoever waits for the lock, have open
+        if sys.platform == "win32":  # Windows cannot remove a file that this or a waiting process still has open
             with contextlib.suppress(OSError):
                 os.unlink(self._path)  # noqa: PTH108
 

@@ -1,4 +1,7 @@
-"""Facts about this machine: free memory, its last start, disks and GPUs. Where a system does not say, so do we."""
+"""Facts about this machine: free memory, boot time, disks and GPUs.
+
+Each is None or empty if the system does not tell.
+"""
 
 import contextlib
 import ctypes
@@ -17,7 +20,7 @@ _VM_FREE: Final = re.compile(r"^Pages (?:free|inactive|speculative|purgeable):\s
 
 
 class MemoryStatus(ctypes.Structure):
-    """Windows' MEMORYSTATUSEX, as GlobalMemoryStatusEx fills it."""
+    """The Windows structure MEMORYSTATUSEX, which GlobalMemoryStatusEx fills in."""
 
     _fields_ = (
         ("length", ctypes.c_uint32),
@@ -33,7 +36,7 @@ class MemoryStatus(ctypes.Structure):
 
 
 def available_memory_bytes() -> int | None:
-    """Memory that programs can still take without swapping; None where the system does not say."""
+    """The memory in bytes that programs can still use without swapping; None if the system does not tell."""
     if sys.platform == "win32":
         status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
         is_filled = ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status))
@@ -46,7 +49,7 @@ def available_memory_bytes() -> int | None:
 
 
 def vm_stat_bytes(text: str) -> int | None:
-    """What macOS' `vm_stat` counts as free or quickly freed, in bytes; None where `text` is not its output."""
+    """The memory in bytes that macOS' `vm_stat` reports as free or easily freed; None if `text` is not its output."""
     page = _VM_PAGE.search(text)
     counts = _VM_FREE.findall(text)
     return int(page[1]) * sum(map(int, counts)) if page and counts else None
@@ -54,7 +57,7 @@ def vm_stat_bytes(text: str) -> int | None:
 
 @cache
 def boot_id() -> str:
-    """A text that changes with every start of the machine; empty where the system has none (Windows)."""
+    """An identifier that changes with every boot of the machine; an empty string if there is none (Windows)."""
     found = ""
     if sys.platform == "darwin":
         found = _output("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid")
@@ -65,19 +68,19 @@ def boot_id() -> str:
 
 
 def spins(device: int) -> bool:
-    """Whether the disk with this device number (`st_dev`) is a spinning one; False where the system does not say."""
+    """Whether the disk with this device number (`st_dev`) is a hard disk with spinning platters; False if unknown."""
     if device and sys.platform != "win32" and hasattr(os, "major"):
         block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
         for place in (block / "queue" / "rotational", block / ".." / "queue" / "rotational"):
             with contextlib.suppress(OSError):
-                # virtual disks say that they spin, too: they have no vendor
+                # virtual disks also report that they spin, but have no vendor
                 is_spinning = place.read_text(encoding="ascii").strip() == "1"
                 return is_spinning and (place.parent.parent / "device" / "vendor").exists()
     return False
 
 
 def gpu_names() -> list[str]:
-    """The GPUs that a renderer could use, as far as the system shows them without loading torch."""
+    """The names of the GPUs that can be used for rendering, as far as they can be detected without loading torch."""
     if sys.platform == "win32":
         driver = Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll")
         found = [str(driver)] if driver.exists() else []
@@ -89,7 +92,7 @@ def gpu_names() -> list[str]:
 
 
 def _proc_bytes() -> int | None:
-    try:  # Linux's own estimate counts what files occupy for now, as the model's file itself does
+    try:  # Linux's estimate counts page cache as available, including the pages of the model's own file
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError, IndexError):
@@ -98,7 +101,7 @@ def _proc_bytes() -> int | None:
 
 def _sysconf_bytes() -> int | None:
     if sys.platform != "win32" and hasattr(os, "sysconf"):
-        with contextlib.suppress(ValueError, OSError):  # a system that counts no such pages
+        with contextlib.suppress(ValueError, OSError):  # a system that does not report such pages
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
 

@@ -42,7 +42,7 @@ def test_what_is_odd_is_named(tmp_path: Path, sql: str, words: str) -> None:
 
 def test_doctor_says_so_and_how_to_go_on(civman: Civman, root: Path) -> None:
     Index.open(root / "library.db").close()
-    assert "its tables are as they should be" in civman("doctor", "--offline").out
+    assert "the database is intact" in civman("doctor", "--offline").out
     spoil(root / "library.db", "DROP TABLE pin")
 
     done = civman("doctor", "--offline")

@@ -174,7 +174,7 @@ def test_of_two_that_remove_the_same_at_once_one_does_and_the_other_says_so(
     removal = library.remove(first)
     assert removal is not None
 
-    with pytest.raises(NotFound, match="another civman"):
+    with pytest.raises(NotFound, match="another process has already removed"):
         library.remove(second)
 
     assert [gone.id for gone in library.trash.list()] == [removal.id]
@@ -220,7 +220,7 @@ def test_who_restores_what_another_has_just_brought_back_is_told(held: dict[str,
     assert removal is not None
     library.trash.restore()
 
-    with pytest.raises(NotFound, match="another civman was quicker"):
+    with pytest.raises(NotFound, match="another process has restored or emptied it"):
         undo(library.context.index, library.context.store, removal, now=library.context.clock(), on_notice=print)
 
 

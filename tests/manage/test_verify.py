@@ -97,7 +97,7 @@ def test_what_cannot_be_fetched_stays_told_and_the_broken_bytes_stay(
     repaired = civman("verify", "--repair", "--json")
 
     assert repaired.code == 6
-    assert "fetching it again failed" in json.dumps(repaired.json["verify"])
+    assert "downloading it again failed" in json.dumps(repaired.json["verify"])
     assert len(list((root / "trash").rglob("*.safetensors"))) == 1
     assert len(civman("list", "--json").json["list"]["assets"]) == 2, "still known, with all that is said of it"
 
@@ -118,7 +118,7 @@ def test_other_bytes_upstream_are_no_repair(two: CivitaiServer, civman: Civman, 
     repaired = civman("verify", "--repair", "--json")
 
     assert repaired.code == 6
-    assert "other bytes" in json.dumps(repaired.json)
+    assert "a different file" in json.dumps(repaired.json)
     assert len(blobs(root)) == 1
 
 
@@ -219,7 +219,7 @@ def test_a_library_that_cannot_be_written_is_read_and_says_what_it_cannot_do(
         assert json.loads(run("list", "--json").stdout)["list"]["total"] == 2
         full = run("verify", "--full")
         assert full.returncode == 0, full.stderr
-        assert "the next run will read all again" in full.stderr
+        assert "the next run will read all files again" in full.stderr
         for command in (("remove", CHECKPOINT, "--yes"), ("edit", CHECKPOINT, "--rating", "3")):
             refused = run(*command)
             assert refused.returncode == 1, command

@@ -247,7 +247,7 @@ def test_each_missing_input_of_a_replay_is_named_by_its_role(
     assert " and the mask (sha256 " in both.err
     assert "the input image" not in wrong.err
     assert f"the mask (sha256 {sha256(mask.read_bytes()).hexdigest()[:12]}…)" in wrong.err
-    assert f"`{other}` is not it" in wrong.err
+    assert f"`{other}` is a different file" in wrong.err
 
 
 @pytest.mark.usefixtures("stocked")
