@@ -9,7 +9,7 @@ from civman.domain.timeouts import Patience
 
 SMALLEST_SPAN = 4 << 20
 _LARGEST_SPAN = 64 << 20
-_ANSWERS_LONG = 20
+_RESPONSES_LONG = 20
 """A span should take this many times as long as its request waits for a response, so that waiting costs 5 %."""
 _SMALLEST_HALF = 1 << 20
 _WORTH_HALVING_S = 0.5
@@ -70,11 +70,11 @@ class Spans:
 
     def first(self, start: int, size: int | None, connection: StorageConnection) -> Span:
         """The span of the very first request. Nothing is known about the server yet, perhaps not even `size`."""
-        return self._taken(Span(start, min(size or _LARGEST_SPAN, start + self._span_bytes(size)), connection))
+        return self._added(Span(start, min(size or _LARGEST_SPAN, start + self._span_bytes(size)), connection))
 
     def whole(self, size: int, connection: StorageConnection) -> Span:
         """The span of a request for the complete file."""
-        return self._taken(Span(0, size, connection, is_whole=True))
+        return self._added(Span(0, size, connection, is_whole=True))
 
     def next(self, gaps: Gaps, size: int, connection: StorageConnection) -> Span | None:
         """The lowest part of `gaps` that no connection is downloading.
@@ -82,7 +82,7 @@ class Spans:
         If there is none, a part of the slowest span, if that pays.
         """
         for start, end in self._unclaimed(gaps):
-            return self._taken(Span(start, min(end, start + self._span_bytes(size)), connection))
+            return self._added(Span(start, min(end, start + self._span_bytes(size)), connection))
         return self._relieve(connection)
 
     def answered(self, span: Span) -> None:
@@ -113,7 +113,7 @@ class Spans:
             if span.asked_at and now - span.asked_at > longest_s:
                 span.connection.abort()
 
-    def _taken(self, span: Span) -> Span:
+    def _added(self, span: Span) -> Span:
         self._spans.append(span)
         return span
 
@@ -123,7 +123,7 @@ class Spans:
         Small spans keep the unbroken run of bytes from the start of the file close to the last byte received.
         """
         most = min(_LARGEST_SPAN, (size or 0) // (4 * self._connections))
-        return max(SMALLEST_SPAN, min(most, int(_ANSWERS_LONG * self.answer_s * self._speed)))
+        return max(SMALLEST_SPAN, min(most, int(_RESPONSES_LONG * self.answer_s * self._speed)))
 
     def _unclaimed(self, gaps: Gaps) -> Iterator[tuple[int, int]]:
         claims = sorted((span.at, span.end) for span in self._spans)
@@ -142,7 +142,7 @@ class Spans:
                 taken = Span(span.at, span.end, connection)
                 span.end = span.at
                 span.connection.abort()
-                return self._taken(taken)
+                return self._added(taken)
         slowest = max(self._spans, key=lambda span: span.eta_s(now), default=None)
         if slowest is None or slowest.left_bytes < 2 * _SMALLEST_HALF:
             return None
@@ -150,7 +150,7 @@ class Spans:
             middle = slowest.at + slowest.left_bytes // 2
             taken = Span(middle, slowest.end, connection)
             slowest.end = middle
-            return self._taken(taken)
+            return self._added(taken)
         return None
 
 

@@ -37,7 +37,10 @@ class ProjectPart(Part):
         return self._syncing(folder, file, permits, on_event).add(refs, download=download)
 
     def drop(self, refs: Sequence[str], *, folder: Path) -> "Sequence[Locked]":
-        """Remove the entries that `refs` mean from the project's two files. Raises: NotFound: there is none."""
+        """Remove the entries that `refs` mean from the project's two files.
+
+        Raises: NotFound: there is no such entry.
+        """
         from civman.exchange.project import Project
 
         project = Project.nearest(folder)

@@ -1,4 +1,4 @@
-"""How a file looks on disk, to tell whether it has changed since it was last read."""
+"""The state of a file on disk, to detect whether it has changed since it was last read."""
 
 import os
 

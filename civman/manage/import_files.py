@@ -138,14 +138,14 @@ def import_files(
 
 def model_files(paths: Iterable[Path]) -> Iterator[Path]:
     """The model files in `paths`, including folders, each once and in a stable order. Raises: NotFound."""
-    told: set[Path] = set()
+    yielded: set[Path] = set()
     for start in paths:
         start = start.expanduser().absolute()
         if not start.exists():
             raise NotFound(f"`{start}` does not exist", hint="pass a model file, or a folder with model files")
         for path in [start] if start.is_file() else _below(start):
-            if path not in told:
-                told.add(path)
+            if path not in yielded:
+                yielded.add(path)
                 yield path
 
 

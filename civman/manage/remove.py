@@ -171,7 +171,7 @@ def undo(
         for entry in removal.entries:
             sha256 = Sha256(str(entry["sha256"]))
             with blob_lock(store, sha256):
-                stored = _come_back(store, removal, entry, sha256)
+                stored = _restore_file(store, removal, entry, sha256)
                 if stored is None:
                     lost.append(str(entry.get("name", sha256)))
                     continue
@@ -302,23 +302,23 @@ def _orphan(store: BlobStore, blob: StoredBlob) -> dict[str, Any]:
     }
 
 
-def _come_back(store: BlobStore, removal: Removal, entry: dict[str, Any], sha256: Sha256) -> StoredBlob | None:
+def _restore_file(store: BlobStore, removal: Removal, entry: dict[str, Any], sha256: Sha256) -> StoredBlob | None:
     """Restore an entry's file to its place after verifying it. Returns None if it is gone or has changed."""
     if entry.get("outside"):
         path = Path(str(entry["outside"]))
         found = StoredBlob(sha256, path.suffix.lower(), path, path.stat().st_size) if path.is_file() else None
-        return found if found is not None and _is_proven(entry, path, sha256) else None
+        return found if found is not None and _is_verified(entry, path, sha256) else None
     here = store.find(sha256)
     if here is not None:
-        return here if _is_proven(entry, here.path, sha256) else None
+        return here if _is_verified(entry, here.path, sha256) else None
     trash = Trash(store)
     lying = trash.lying(removal, sha256)
-    if lying is None or not _is_proven(entry, lying[1], sha256):
+    if lying is None or not _is_verified(entry, lying[1], sha256):
         return None
     return trash.give_back(lying[0], sha256)
 
 
-def _is_proven(entry: dict[str, Any], path: Path, sha256: Sha256) -> bool:
+def _is_verified(entry: dict[str, Any], path: Path, sha256: Sha256) -> bool:
     """Whether the file is unchanged since it was removed, by its stat data or else by its SHA-256."""
     now = seen_now(str(path), sha256)
     if now is not None and entry.get("looks") == [now.inode, now.size_bytes, now.mtime_ns]:

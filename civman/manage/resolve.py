@@ -1,16 +1,19 @@
-"""What a ref means: a version on CivitAI with its files, or files of the library.
+"""Resolves refs to versions on CivitAI with their files, or to files of the library.
 
-The two sources follow the same rules.
+The rules are the same for both.
 
-- A number is a model or a version, or 8 or 10 decimal digits of a hash. If it could be several, it is ambiguous.
-- A model is its default version on CivitAI. In the library it is all stored versions of it.
-- A version is all its files where several are accepted. Where one file is needed, it is the only stored one, else the
-  version's primary file, with the bytes that CivitAI has now; without a primary file the ref is ambiguous.
+- A number is the id of a model or a version, or 8 or 10 decimal digits of a hash. If it could be several, it is
+  ambiguous.
+- A model ref means its default version on CivitAI, and all its stored versions in the library.
+- A version ref means all files of the version where several are accepted. Where one file is needed, it means the only
+  stored file, else the version's primary file with the bytes that CivitAI has now. Without a primary file, the ref is
+  ambiguous.
 - A file is selected by its id, its name or by words for its type, format and precision, in the ref or by `--file`.
-- A hash may be of any kind that CivitAI knows. A name is an alias, a file name, a model name, or a part of one.
-- A path is the file there. The address of a picture on CivitAI is the model it was made with, if it names only one.
+- A hash may be of any kind that CivitAI supports. A name is an alias, a file name, a model name, or a part of one.
+- A path means the file at that path. The URL of a picture on CivitAI means the model it was made with, if only one is
+  listed.
 
-The error for an ambiguous ref lists printed refs that mean one thing each.
+The error for an ambiguous ref lists refs that each have a single meaning.
 """
 
 import os
@@ -48,9 +51,9 @@ if TYPE_CHECKING:
 
 _MOST_SHOWN = 8
 _SHORT_HASHES = (8, 10)
-"""Digits of the hashes that can look like an id: CRC32 and AutoV1, AutoV2."""
+"""The numbers of digits of hashes that can look like an id: CRC32 and AutoV1 (8), AutoV2 (10)."""
 _LEAST_PREFIX = 10
-"""Digits of a SHA-256 that identify a file of the library."""
+"""The minimum number of digits of a SHA-256 that identify a file of the library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class ResolvedVersion:
     file: str | None = None
     """A file id, or words that select a file, as for `--file`; None if the ref selects none."""
     is_saved_copy: bool = False
-    """Whether this is what the library saved earlier, not CivitAI's current answer."""
+    """Whether this is a copy that the library saved earlier, instead of CivitAI's current response."""
     saved_at: datetime | None = None
 
 
@@ -70,9 +73,9 @@ class ResolvedVersion:
 
 
 def find_assets(index: Index, ref: Ref, file: str | None = None) -> list[Asset]:
-    """The assets that `ref` means: all files of a version, all versions of a model. `file` selects among them.
+    """The assets that `ref` means: all files of a version, all versions of a model. `file` selects some of them.
 
-    Raises: NotFound: none. AmbiguousRef: a number, name or digest that means several things.
+    Raises: NotFound: no asset matches. AmbiguousRef: a number, name or digest matches several things.
     """
     assets = _matching(index, ref, file)
     if isinstance(ref, NameRef | PathRef | HashRef) and len({asset.blob.sha256 for asset in assets}) > 1:
@@ -83,9 +86,10 @@ def find_assets(index: Index, ref: Ref, file: str | None = None) -> list[Asset]:
 def find_asset(
     index: Index, ref: Ref, file: str | None = None, *, suits: Callable[[Asset], bool] | None = None
 ) -> Asset:
-    """The one file of the library that `ref` means; `suits` narrows several files to those that can be used.
+    """The one stored file that `ref` means. `suits` limits several matches to the files that can be used.
 
-    Raises: NotFound: none. AmbiguousRef: several files, none of them the primary file of the only version.
+    Raises: NotFound: no file matches. AmbiguousRef: several files match, and none is the primary file of the only
+        version.
     """
     assets = _matching(index, ref, file)
     if suits is not None:
@@ -108,7 +112,7 @@ def find_unlisted(index: Index, ref: Ref) -> Asset | None:
 
 
 def ambiguous(text: str, assets: Iterable[Asset]) -> AmbiguousRef:
-    """The error for a ref that means several assets, with a ref for each."""
+    """The error for a ref that means several assets. It lists a ref for each of them."""
     names = {asset.ref: f"{asset.model_name or asset.name} {asset.version_name}".strip() for asset in assets}
     by_name = {asset.ref: asset.name for asset in assets}
     is_same = len(set(names.values())) < len(names)
@@ -126,7 +130,7 @@ def _matching(index: Index, ref: Ref, file: str | None) -> list[Asset]:
 
 
 def _stored(index: Index, ref: Ref) -> list[Asset]:
-    """The assets of the ref's model or version, with this digest, name or path; its file selector is not applied."""
+    """The assets of the ref's model or version, or with its digest, name or path. Ignores its file selector."""
     match ref:
         case NumberRef():
             return _numbered(index, ref.number)
@@ -178,7 +182,7 @@ def _selector(ref: Ref) -> FileSelector:
 
 
 def _select(index: Index, assets: Sequence[Asset], words: str) -> list[Asset]:
-    """Those of `assets` that `words` select, by what CivitAI lists about their files."""
+    """The assets that `words` select, by what CivitAI lists about their files."""
     return [asset for asset in assets if matching_files([_listed_file(index, asset)], words)]
 
 
@@ -193,7 +197,7 @@ def _listed_file(index: Index, asset: Asset) -> ModelFile:
 
 
 def _primary(index: Index, assets: Sequence[Asset]) -> Asset | None:
-    """The primary file of a version, if all `assets` are of that version; of replaced bytes what CivitAI has now."""
+    """The primary file, if all `assets` are of one version. Of a file that was replaced: the bytes CivitAI has now."""
     version_ids, file_ids = {asset.version_id for asset in assets}, {asset.file_id for asset in assets}
     if len(version_ids) > 1 or None in version_ids:
         return None
@@ -220,7 +224,10 @@ def _not_stored(index: Index, ref: Ref, found: Sequence[Asset], words: str | Non
 
 
 def _require_model(ref: Ref) -> None:
-    """Raises: UsageError, NotFound: the ref is a picture or a post, which the library cannot look up."""
+    """Check that the ref is not a picture or a post, which the library cannot resolve.
+
+    Raises: UsageError, NotFound: it is.
+    """
     if isinstance(ref, PictureRef | PostRef):
         raise _no_model(ref)
     if isinstance(ref, ImageRef):
@@ -248,10 +255,10 @@ def _has_picture(index: Index, number: int) -> bool:
 
 
 class Resolver:
-    """Resolves refs to versions: asks CivitAI, and uses what the library saved where CivitAI no longer knows.
+    """Resolves refs to versions by asking CivitAI. Uses saved copies of what CivitAI no longer has.
 
-    Without a client only the library is used. Saving the answers is up to the caller (`remember`): a write costs half a
-    second of imports, which a download can do during its transfer.
+    Without a client, only the library is used. The caller is expected to save the responses with `remember`: a write
+    takes half a second of imports, which a download can do during its transfer.
     """
 
     def __init__(self, client: "CivitaiClient | None", index: Index, now: datetime) -> None:
@@ -262,8 +269,8 @@ class Resolver:
     def resolve(self, ref: Ref) -> ResolvedVersion:
         """The version that `ref` means.
 
-        Raises: NotFound; AmbiguousRef: its `candidates` are refs that mean one thing
-            each; UsageError: the ref is no model; and the errors of CivitAI's client.
+        Raises: NotFound; AmbiguousRef: its `candidates` are refs with a single meaning each; UsageError: the ref is not
+            a model; and what CivitAI's client raises.
         """
         match ref:
             case NumberRef():
@@ -352,7 +359,7 @@ class Resolver:
         except NotFound as error:
             saved_version = self._index.version(version_id)
             listed = self._listed(version_id, model_id or (saved_version.model.id if saved_version else None))
-            if listed is not None:  # versions that are not rated yet are only on their model's page
+            if listed is not None:  # versions that have no rating yet are listed only on their model's page
                 return self._complete(*listed, file)
             self._mark_gone(error, version_id=version_id)
             if saved_version is None:
@@ -386,7 +393,7 @@ class Resolver:
         return (page, version) if page is not None and version is not None else None
 
     def _complete(self, page: ModelPage, version: ModelVersion, file: str | None) -> ResolvedVersion:
-        """Join the model's page and the version's own answer; each leaves out something that the other has."""
+        """Combine the model's page with the version's own response, since each omits something that the other has."""
         listed = next((other for other in page.versions if other.id == version.id), None)
         own = version
         if listed is version and self._client is not None:
@@ -462,7 +469,7 @@ class Resolver:
         return self._version(version.id, None, str(file.id) if file.id is not None else file.name)
 
     def _stored(self, ref: Ref, hint: str, error: NotFound | None = None) -> ResolvedVersion:
-        """The version of the library's file that `ref` means."""
+        """The version of the stored file that `ref` means."""
         assets = _stored(self._index, ref)
         if not assets:
             raise error or NotFound(f"`{ref}` is not in the library", hint=hint)
@@ -495,6 +502,6 @@ class Resolver:
 
 
 def remember(index: Index, resolved: ResolvedVersion, now: datetime) -> None:
-    """Save what CivitAI answered."""
+    """Save CivitAI's responses in the index."""
     if not resolved.is_saved_copy:
         index.remember((resolved.page.model, resolved.page.versions), fetched_at=now, source=Source.MODEL)

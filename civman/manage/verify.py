@@ -105,7 +105,7 @@ def verify(
     if not assets:
         known = {file.sha256 for file in files}
         strays = list(_strays(store, known))
-        to_read += [_as_held(blob, clock()) for blob in strays]
+        to_read += [_as_file(blob, clock()) for blob in strays]
     else:
         strays = []
     yield from _read_all(index, to_read, {blob.sha256 for blob in strays}, on_event, clock)
@@ -184,16 +184,16 @@ def rebuild(index: Index, store: BlobStore, *, on_event: OnEvent, clock: Callabl
     Files outside the store are added too, if they are still at the path in their sidecar.
     """
     count, bare, corrupt = 0, 0, []
-    for stored, sidecar in _documented(store):
+    for stored, sidecar in _with_sidecars(store):
         name = _name_in(sidecar) or stored.path.name
         held = HeldFile(stored.sha256, stored.size_bytes, str(stored.path), _kept(stored.path, store), clock(), name)
         verdict, seen = _read_again(held, on_event)
         if verdict.state is not State.OK:
             corrupt.append(verdict)
             continue
-        facts = file_facts(stored, sidecar, _teller(stored.sha256, on_event))
+        facts = file_facts(stored, sidecar, _reporter(stored.sha256, on_event))
         if sidecar is not None:
-            count += restore(sidecar, stored, index, facts, now=clock(), on_notice=_teller(stored.sha256, on_event))
+            count += restore(sidecar, stored, index, facts, now=clock(), on_notice=_reporter(stored.sha256, on_event))
         else:
             now = clock()
             blob = Blob(stored.sha256, stored.size_bytes, stored.suffix, "civman", now)
@@ -219,7 +219,7 @@ def _read_all(
     if not files:
         return
     on_event(Started(WHOLE, f"{len(files)} files", sum(file.size_bytes for file in files)))
-    proven: list[SeenFile] = []
+    verified: list[SeenFile] = []
     pools = {device: ThreadPoolExecutor(readers, "verify") for device, readers in _disks(files).items()}
     try:
         running = [pools[_device(file.path)].submit(_read_again, file, on_event) for file in files]
@@ -232,29 +232,29 @@ def _read_all(
             elif verdict.state is State.MISSING and not index.referrers(verdict.sha256):
                 continue  # removed in the meantime: without a row, nothing is missing
             elif seen is not None:
-                proven.append(seen)
-            if len(proven) >= _SAVE_EVERY:
-                _save(index, proven, clock(), on_event)
+                verified.append(seen)
+            if len(verified) >= _SAVE_EVERY:
+                _save(index, verified, clock(), on_event)
             yield verdict
     finally:
         for pool in pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
-        _save(index, proven, clock(), on_event)
+        _save(index, verified, clock(), on_event)
 
 
-def _save(index: Index, proven: list[SeenFile], at: datetime, on_event: OnEvent) -> None:
+def _save(index: Index, verified: list[SeenFile], at: datetime, on_event: OnEvent) -> None:
     """Record which files were verified. A read-only library can be verified too, without recording."""
-    if not proven:
+    if not verified:
         return
     try:
-        index.save_proofs(proven, at)
+        index.save_proofs(verified, at)
     except LibraryError as error:
         if error.code not in (Cause.LIBRARY_READ_ONLY, Cause.DISK_FULL):
             raise
         on_event(
             Notice(WHOLE, f"the results could not be saved, so the next run will read all files again: {error.message}")
         )
-    proven.clear()
+    verified.clear()
 
 
 def _read_again(file: HeldFile, on_event: OnEvent) -> tuple[Verdict, SeenFile | None]:
@@ -325,7 +325,7 @@ def _strays(store: BlobStore, known: set[Sha256]) -> Iterator[StoredBlob]:
             yield stored
 
 
-def _documented(store: BlobStore) -> Iterator[tuple[StoredBlob, dict[str, Any] | None]]:
+def _with_sidecars(store: BlobStore) -> Iterator[tuple[StoredBlob, dict[str, Any] | None]]:
     """All blobs with their sidecars, and files outside the store that a sidecar refers to."""
     for stored in store.blobs():
         yield stored, store.read_sidecar(stored.sha256)
@@ -337,7 +337,7 @@ def _documented(store: BlobStore) -> Iterator[tuple[StoredBlob, dict[str, Any] |
             yield StoredBlob(sha256, outside.suffix.lower(), outside, outside.stat().st_size), sidecar
 
 
-def _as_held(blob: StoredBlob, now: datetime) -> HeldFile:
+def _as_file(blob: StoredBlob, now: datetime) -> HeldFile:
     return HeldFile(blob.sha256, blob.size_bytes, str(blob.path), str(blob.path), now, blob.path.name)
 
 
@@ -346,7 +346,7 @@ def _kept(path: Path, store: BlobStore) -> str:
     return path.absolute().relative_to(root).as_posix() if path.absolute().is_relative_to(root) else str(path)
 
 
-def _teller(sha256: Sha256, on_event: OnEvent) -> Callable[[str], None]:
+def _reporter(sha256: Sha256, on_event: OnEvent) -> Callable[[str], None]:
     return lambda text: on_event(Notice(sha256, text))
 
 

@@ -178,7 +178,7 @@ class Finder:
     def _read(self, path: Path) -> Sha256:
         total = path.stat().st_size
         self._on_event(Started("plan", path.name, total))
-        return digest_of(path, _teller(self._on_event, total))
+        return digest_of(path, _reporter(self._on_event, total))
 
 
 def seen_here(index: Index, sha256: Sha256) -> bool:
@@ -188,7 +188,7 @@ def seen_here(index: Index, sha256: Sha256) -> bool:
     return any(seen.sha256 == sha256 and seen_now(seen.path, sha256) == seen for seen in index.seen_files().values())
 
 
-def _teller(on_event: OnEvent, total: int) -> Callable[[int], None]:
+def _reporter(on_event: OnEvent, total: int) -> Callable[[int], None]:
     return lambda done: on_event(Verifying("plan", done, total))
 
 

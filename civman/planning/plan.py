@@ -176,7 +176,7 @@ _NOISE_OPTIONS = {
 def _without_what_has_no_effect(
     request: RenderRequest, sampler: samplers.Sampler
 ) -> tuple[RenderRequest, tuple[str, ...]]:
-    """The request without settings of noise that the sampler does not take, and what to know of them."""
+    """Remove noise settings that the sampler ignores from the request. Returns it, with a notice for each of them."""
     left = sampler.without_effect(sampling(request))
     options = [_NOISE_OPTIONS[name] for name in left]
     unset: dict[str, Any] = {option.replace("-", "_"): None for option in options}
