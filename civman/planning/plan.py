@@ -23,6 +23,7 @@ from civman.errors import CannotRender, Cause, Incompatible, NotFound, UsageErro
 from civman.index import Index
 from civman.planning import prompt_references
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
+from civman.planning.few_steps import few_steps_notice
 from civman.planning.find_files import Finder, Found
 from civman.planning.input_pictures import InputPicture, missing_inputs, read_picture, size_like
 from civman.planning.plan_types import Planned, PlannedFile
@@ -107,9 +108,11 @@ def plan(
     if request.precision is None:
         recipe = replace(recipe, precision=_usual_precision(conditions.device))
     files = {file.sha256: file.planned for file in (found, *parts)} | _as_files(pictures)
+    few = few_steps_notice(found.inspected.label, found.inspected.name, steps=recipe.steps, cfg=recipe.guidance_scale)
     return Planned(
         recipe, tuple(files.values()), _memory(recipe, found),
-        (*checkpoint.notices, *warned, *limited, *without, *told), conditions.allow_partial or conditions.force,
+        (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told),
+        conditions.allow_partial or conditions.force,
         keeps_noise=conditions.force,
         typed=None if typed == (recipe.prompt, recipe.negative_prompt) else TypedPrompts(*typed),
     )  # fmt: skip
