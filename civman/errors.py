@@ -250,6 +250,7 @@ class Cause(StrEnum):
     FLAT_PICTURE = "flat-picture"
     MISSING_PART = "missing-part"
     MISSING_TENSOR = "missing-tensor"
+    MISMATCHED_PARTS = "mismatched-parts"
     NEEDS_PICTURE = "needs-picture"
     NO_DEVICE = "no-device"
     NO_RENDER_EXTRA = "no-render-extra"

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from civman.diffusion.families import UNET
+from civman.diffusion.families import UNET, VAE
+from civman.errors import CannotRender, Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,28 @@ def vae_sources(parameters: Iterable[str], config: Mapping[str, Any], prefix: st
     """Parameter of AutoencoderKL → its tensor, `prefix` being what stands before the original names."""
     levels = len(config["block_out_channels"])
     return {parameter: Source(prefix + _vae_name(parameter, levels)) for parameter in parameters}
+
+
+def own_vae_names(names: Iterable[str], file: str) -> dict[str, str]:
+    """Original name of each tensor of a VAE in a file of its own → its name there, in whichever layout it is written.
+
+    Raises: CannotRender (`missing-part`): it is no VAE of Stable Diffusion.
+    """
+    found = {name.removeprefix(VAE).removeprefix("vae."): name for name in names}
+    if any(name.startswith("decoder.up_blocks.") for name in found):
+        levels = len({name.split(".")[2] for name in found if name.startswith("decoder.up_blocks.")})
+        modern = {_modern_attention(name): actual for name, actual in found.items()}
+        sources = vae_sources(modern, {"block_out_channels": [0] * levels}, "")
+        found = {source.name: modern[name] for name, source in sources.items()}
+    if "decoder.conv_in.weight" not in found:
+        raise CannotRender(f"`{file}` is not a VAE of Stable Diffusion", code=Cause.MISSING_PART, part="vae")
+    return found
+
+
+def _modern_attention(name: str) -> str:
+    for old, new in ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")):
+        name = name.replace(old, new)
+    return name
 
 
 def _vae_name(parameter: str, levels: int) -> str:

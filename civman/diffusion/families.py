@@ -121,6 +121,21 @@ def component_configs(
     `shapes` are the checkpoint's, `vae` those of the VAE to use (names without prefix); `stated` wins over everything
     (a config folder), then the file's own metadata, then the shapes, then the family.
     """
+    try:
+        return _component_configs(family, shapes, vae, metadata, stated)
+    except KeyError as missing:
+        raise CannotRender(
+            f"the file lacks the tensor `{missing.args[0]}`, without which its structure cannot be told",
+            hint="the file is incomplete; another file of this version may be whole",
+            code=Cause.MISSING_TENSOR, missing=[str(missing.args[0])],
+        ) from missing  # fmt: skip
+    except (IndexError, StopIteration, ZeroDivisionError, ValueError) as odd:
+        raise InvalidModelFile("the shapes of the file's tensors make no model of its family") from odd
+
+
+def _component_configs(
+    family: Family, shapes: Shapes, vae: Shapes, metadata: Mapping[str, str], stated: Mapping[str, Config]
+) -> dict[str, Config]:
     facts = family.facts
     own = _own_words(metadata)
     result = {"unet": unet_config(facts["unet"], shapes, _pooled_width(family, shapes))}
@@ -195,15 +210,18 @@ def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Conf
 
 def vae_config(usual: Config, shapes: Shapes) -> Config:
     """Arguments of diffusers' AutoencoderKL for these shapes (names without prefix)."""
+    decoder_only = not any(name.startswith("encoder.") for name in shapes)
+    side = "decoder.up" if decoder_only else "encoder.down"
     channels, level = [], 0
-    while (shape := shapes.get(f"encoder.down.{level}.block.0.conv1.weight")) is not None:
+    while (shape := shapes.get(f"{side}.{level}.block.0.conv1.weight")) is not None:
         channels.append(shape[0])
         level += 1
-    layers = _count(shapes, "encoder.down.0.block.")
+    layers = _count(shapes, f"{side}.0.block.") - int(decoder_only)
     groups = int(usual["norm_num_groups"])
     return usual | {
-        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "in_channels": shapes["decoder.conv_out.weight"][0] if decoder_only else shapes["encoder.conv_in.weight"][1],
         "out_channels": shapes["decoder.conv_out.weight"][0],
+        **({"decoder_only": True} if decoder_only else {}),
         "latent_channels": shapes["decoder.conv_in.weight"][1],
         "block_out_channels": channels,
         "layers_per_block": layers,
@@ -327,7 +345,12 @@ def _pooled_width(family: Family, shapes: Shapes) -> int | None:
         return None
     usual = family.facts["text_encoders"]["text_encoder_2"]
     prefix = text_prefix(usual, shapes)
-    return 1280 if prefix is None else _projection_width(shapes, prefix)
+    if prefix is None:
+        return 1280
+    width = _projection_width(shapes, prefix)
+    if width is None:
+        raise KeyError(f"{prefix}text_projection")
+    return width
 
 
 def _projection_width(shapes: Shapes, prefix: str) -> int | None:

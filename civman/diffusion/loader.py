@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from civman.diffusion import model_classes
-from civman.diffusion.component_layouts import Source, text_sources, unet_sources, vae_sources
+from civman.diffusion.component_layouts import Source, own_vae_names, text_sources, unet_sources, vae_sources
+from civman.diffusion.component_shapes import require_tensors
 from civman.diffusion.families import (
     TITLES,
     UNET,
@@ -34,7 +35,7 @@ from civman.diffusion.families import (
 )
 from civman.diffusion.mapped_weights import Weights
 from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, Quantisation
-from civman.errors import CannotRender, Cause, InvalidModelFile
+from civman.errors import CannotRender, Cause
 
 # tensors that real files carry and no component wants
 _KNOWN_EXTRAS = (
@@ -250,15 +251,8 @@ def _fill(
     leaves: int | None,
 ) -> None:
     weights, sources = model.files[name], model.sources[name]
-    missing = sorted({source.name for source in sources.values()} - weights.shapes.keys())
-    if missing:
-        raise CannotRender(
-            f"the {TITLES[name]} in `{weights.path.name}` lacks {len(missing)} tensors, the first is `{missing[0]}`",
-            hint="the file is incomplete or of a kind civman does not know; another file of this version may be whole",
-            code=Cause.MISSING_TENSOR,
-            part=name,
-            missing=missing[:20],
-        )
+    wanted = {parameter: tuple(module.get_parameter(parameter).shape) for parameter in sources}
+    require_tensors(name, wanted, sources, weights.shapes, weights.path.name)
     own = weights.dtype_of(source.name for source in sources.values())
     if dtype is None and own.itemsize == 1:
         dtype = torch.float16
@@ -269,10 +263,6 @@ def _fill(
     for parameter, source in sources.items():
         tensor, shape = weights.read(source), module.get_parameter(parameter).shape
         ready = moved.pop(source.name, tensor) if source == Source(source.name) else tensor
-        if tensor.numel() != shape.numel():
-            raise InvalidModelFile(
-                f"`{source.name}` has shape {list(tensor.shape)} where {list(shape)} is needed", tensor=source.name
-            )
         if leaves is not None and tensor.numel() > leaves:
             state[parameter] = torch.empty_like(tensor.reshape(shape), dtype=dtype or own, device="meta")
             continue
@@ -299,21 +289,7 @@ def _vae_tensors(weights: Weights, other: Path | None) -> tuple[Weights, dict[st
     if other is None:
         return weights, {name.removeprefix(VAE): name for name in weights.shapes if name.startswith(VAE)}
     file = Weights(other)
-    names = {name.removeprefix(VAE): name for name in file.shapes}
-    if any(name.startswith("decoder.up_blocks.") for name in names):
-        levels = len({name.split(".")[2] for name in names if name.startswith("encoder.down_blocks.")})
-        modern = {_modern_attention(name): actual for name, actual in names.items()}
-        sources = vae_sources(modern, {"block_out_channels": [0] * levels}, "")
-        names = {source.name: modern[name] for name, source in sources.items()}
-    if "decoder.conv_in.weight" not in names:
-        raise CannotRender(f"`{other.name}` is not a VAE of Stable Diffusion", code=Cause.MISSING_PART, part="vae")
-    return file, names
-
-
-def _modern_attention(name: str) -> str:
-    for old, new in ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")):
-        name = name.replace(old, new)
-    return name
+    return file, own_vae_names(file.shapes, other.name)
 
 
 def _stated_configs(folder: Path) -> dict[str, Config]:

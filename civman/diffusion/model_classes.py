@@ -44,8 +44,12 @@ _LOCK = threading.Lock()
 def construct(component: str, config: dict[str, Any]) -> nn.Module:
     """A component ("unet", "vae", "text_encoder", "text_encoder_2") with these arguments, on torch's default device."""
     if component in ("unet", "vae"):
-        made: nn.Module = _import(_diffusion)[component](**config)
-        return made
+        has_encoder = not config.get("decoder_only")
+        made: Any = _import(_diffusion)[component](**{k: v for k, v in config.items() if k != "decoder_only"})
+        if not has_encoder:  # nothing can be read with it then, which `civman.diffusion.vae_codec` says
+            made.encoder = made.quant_conv = None
+        model: nn.Module = made
+        return model
     plain, projecting, configuration = _import(_text)
     encoder: nn.Module = (projecting if component == "text_encoder_2" else plain)(configuration(**config))
     return encoder

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from civman.diffusion.guard import memory_errors
 from civman.diffusion.loader import LoadedModel
+from civman.errors import CannotRender, Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,11 @@ def encode(model: LoadedModel, pixels: Tensor) -> Encoded:
 
     A1111 draws from the VAE's (narrow) distribution with a random generator whose state no picture records.
     """
+    if model.vae.encoder is None:
+        raise CannotRender(
+            "the VAE has only a decoder, so it cannot read a picture",
+            hint="name another VAE with --vae", code=Cause.MISSING_PART, part="vae",
+        )  # fmt: skip
     with memory_errors("encoding the picture"):
         latents, dtype = _finite(model, lambda: _encode(model, pixels))
     return Encoded(latents, _overflowed(model, dtype, "encoded"))

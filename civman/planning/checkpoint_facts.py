@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from civman.diffusion.component_layouts import Source, own_vae_names, text_sources, unet_sources, vae_sources
+from civman.diffusion.component_shapes import parameter_shapes, require_tensors, require_widths
 from civman.diffusion.families import (
     VAE,
     Config,
@@ -15,6 +17,7 @@ from civman.diffusion.families import (
     family_of,
     require_known_rules,
     require_parts,
+    text_prefix,
 )
 from civman.domain.files.weight_forms import weight_form
 from civman.errors import CannotRender, Cause, UsageError
@@ -45,20 +48,25 @@ class Checkpoint:
     is_zero_snr: bool
     clip_layers: int | None
     notices: tuple[str, ...]
+    vae_reads_pictures: bool = True
+    """False where the VAE has a decoder only."""
 
 
 def read_checkpoint(
-    found: Found, *, has_other_vae: bool, config: str = "", prediction: str | None = None
+    found: Found, *, vae: Found | None = None, config: str = "", prediction: str | None = None
 ) -> Checkpoint:
     """Read a checkpoint's facts from its header. `prediction` and `config` override what the file states.
 
-    Raises: CannotRender: civman cannot render this model family, or a component is missing from the file.
+    `vae` is another VAE to use instead of the file's own.
+
+    Raises: CannotRender: civman cannot render this model family, a component or a tensor is missing from the file, or
+        its parts have widths that do not match. InvalidModelFile: a tensor has a wrong shape.
     """
     shapes, metadata = found.header.shapes, found.header.metadata
     require_known_rules(shapes, weight_form(found.header.tensors), found.inspected.name)
     family = family_of(shapes)
-    configs = _configs(found, json.loads(config) if config else {})
-    require_parts(family, {*configs, "vae"} if has_other_vae else configs, found.inspected.name)
+    configs = _configs(found, json.loads(config) if config else {}, vae)
+    require_parts(family, configs, found.inspected.name)
     channels = configs["unet"]["in_channels"]
     if channels not in (4, 9):
         kind = _ODD_INPUTS.get(channels, "an unknown kind of input")
@@ -67,6 +75,8 @@ def read_checkpoint(
             code=Cause.ODD_INPUT,
             channels=channels,
         )
+    require_widths(configs, found.inspected.name)
+    _require_shapes(found, vae, family, configs)
     facts, flags, label = family.facts, found.identity.flags, found.inspected.label
     notices: tuple[str, ...] = ()
     is_silent = prediction is None and family is Family.SD2 and "modelspec.prediction_type" not in metadata
@@ -83,6 +93,7 @@ def read_checkpoint(
         family, str(facts["title"]), native, prediction,
         "zero-terminal-snr" in flags,
         int(configs["text_encoder"]["num_hidden_layers"]) if family is Family.SD1 else None, notices,
+        vae_reads_pictures=not configs["vae"].get("decoder_only"),
     )  # fmt: skip
 
 
@@ -117,10 +128,35 @@ def stated_dimensions(found: Found, folder: Path) -> str:
     return json.dumps(stated, sort_keys=True, separators=(",", ":")) if stated else ""
 
 
-def _configs(found: Found, stated: Mapping[str, Config]) -> dict[str, Any]:
+def _configs(found: Found, stated: Mapping[str, Config], vae: Found | None = None) -> dict[str, Any]:
     shapes = found.header.shapes
-    vae = {name.removeprefix(VAE): shape for name, shape in shapes.items() if name.startswith(VAE)}
-    return component_configs(family_of(shapes), shapes, vae, found.header.metadata, stated)
+    own, names = _vae_names(found, vae)
+    of_vae = {plain: own.header.shapes[actual] for plain, actual in names.items()}
+    return component_configs(family_of(shapes), shapes, of_vae, found.header.metadata, stated)
+
+
+def _vae_names(found: Found, vae: Found | None) -> tuple[Found, dict[str, str]]:
+    """The file that holds the VAE, and original VAE name → the name there."""
+    if vae is not None:
+        return vae, own_vae_names(vae.header.shapes, vae.inspected.name)
+    return found, {name.removeprefix(VAE): name for name in found.header.shapes if name.startswith(VAE)}
+
+
+def _require_shapes(found: Found, vae: Found | None, family: Family, configs: Mapping[str, Config]) -> None:
+    """Hold every tensor of the files against what the components need. Raises: CannotRender, InvalidModelFile."""
+    shapes, encoders = found.header.shapes, family.facts["text_encoders"]
+    for component, config in configs.items():
+        wanted, file = parameter_shapes(component, config), found
+        if component == "unet":
+            sources = unet_sources(wanted, config)
+        elif component == "vae":
+            file, names = _vae_names(found, vae)
+            plain = vae_sources(wanted, config, "")
+            sources = {each: Source(names.get(source.name, source.name)) for each, source in plain.items()}
+        else:
+            usual = encoders[component]
+            sources = text_sources(wanted, usual["layout"], text_prefix(usual, shapes) or "", shapes)
+        require_tensors(component, wanted, sources, file.header.shapes, file.inspected.name)
 
 
 def _native_size(metadata: Mapping[str, str]) -> int | None:

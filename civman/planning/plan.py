@@ -73,7 +73,7 @@ def plan(
     found = finder.find("checkpoint", request.checkpoint, request.file)
     vae = finder.find("vae", request.vae) if request.vae is not None else None
     config = _dimensions(found, request.config)
-    checkpoint = read_checkpoint(found, has_other_vae=vae is not None, config=config, prediction=request.prediction)
+    checkpoint = read_checkpoint(found, vae=vae, config=config, prediction=request.prediction)
     loras = _loras(finder, request, words)
     prompt, told = prompt_references.add_triggers(words.prompt, loras) if conditions.triggers else (words.prompt, ())
     embeddings, uses = prompt_references.embeddings(
@@ -104,6 +104,7 @@ def plan(
             files=tuple(file.in_recipe for file in (found, *parts)),
         ),
     )  # fmt: skip
+    _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)
     if request.precision is None:
         recipe = replace(recipe, precision=_usual_precision(conditions.device))
@@ -127,13 +128,13 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     prompt_references.read(recipe.prompt, recipe.negative_prompt)
     finder = Finder(index, on_event)
     found = finder.with_digest("checkpoint", recipe.checkpoint)
-    checkpoint = read_checkpoint(
-        found, has_other_vae=recipe.vae is not None, config=recipe.config, prediction=recipe.prediction
-    )
+    vae = finder.with_digest("vae", recipe.vae) if recipe.vae else None
+    checkpoint = read_checkpoint(found, vae=vae, config=recipe.config, prediction=recipe.prediction)
     parts = [finder.with_digest("lora", use.sha256) for use in recipe.loras]
     adapters = {part.sha256 for part in parts}  # an embedding may be packed in the file of an adapter
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
-    parts += [finder.with_digest("vae", recipe.vae)] if recipe.vae else []
+    parts += [vae] if vae else []
+    _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)
     files = {file.sha256: file.planned for file in (found, *parts)}
     files |= _start_files(recipe, pictures)
@@ -291,6 +292,17 @@ def _within_limits(
                 code=Cause.CLIP_SKIP, clip_skip=skip, layers=layers,
             )  # fmt: skip
     return request, notices
+
+
+def _require_encoder(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raises: CannotRender (`missing-part`): a picture has to be read, and the VAE has a decoder only."""
+    rereads = recipe.hires is not None and not recipe.hires.upscaler.startswith("latent")
+    if not checkpoint.vae_reads_pictures and (recipe.start is not None or rereads):
+        raise CannotRender(
+            "the VAE has only a decoder, so it cannot read the picture to start from",
+            hint="name another VAE with --vae" + (", or a latent upscaler" if recipe.start is None else ""),
+            code=Cause.MISSING_PART, part="vae",
+        )  # fmt: skip
 
 
 def _require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
