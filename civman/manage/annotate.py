@@ -45,7 +45,8 @@ def apply(index: Index, store: BlobStore, assets: Sequence[Asset], edit: Edit, *
         raise UsageError(f"{edit.rating} is not a valid rating", hint="give 1 to 5, or 0 to remove the rating")
     if edit.alias and len(assets) > 1:
         raise UsageError(
-            f"an alias is for one file, but this ref means {len(assets)}", hint="select one of them with --file"
+            f"an alias is for one file, but this ref means {len(assets)}",
+            hint="use a ref that means one file, or select one with --file",
         )
     changed: list[Asset] = []
     for asset in assets:

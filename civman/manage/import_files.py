@@ -268,7 +268,12 @@ def _identified(
         try:
             found = _asked(index, client, by_digest, now)
         except NetworkError as error:
-            on_event(Notice("import", f"CivitAI was not asked: {error.message}; import again when it can be reached"))
+            on_event(
+                Notice(
+                    "import",
+                    f"CivitAI could not be asked: {error.message}; import the files again when CivitAI is reachable",
+                )
+            )
     for sha256, file in by_digest.items():
         if sha256 not in found:
             version = _from_sidecar(file.path, now)

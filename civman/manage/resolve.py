@@ -219,7 +219,7 @@ def _not_stored(index: Index, ref: Ref, found: Sequence[Asset], words: str | Non
             hint=f"the picture with this number is `{picture_ref(ref.number)}`",
         )
     return NotFound(
-        f"`{ref}` is not in the library", hint="`civman list` shows what is; `civman download` fetches more"
+        f"`{ref}` is not in the library", hint="`civman list` lists the stored files; `civman download` adds more"
     )
 
 
@@ -233,16 +233,16 @@ def _require_model(ref: Ref) -> None:
     if isinstance(ref, ImageRef):
         raise NotFound(
             f"{ref} is a picture on CivitAI; the library does not know which model made it",
-            hint="`civman show` asks CivitAI and names the model",
+            hint="`civman show` asks CivitAI which model it was",
         )
 
 
 def _no_model(ref: PictureRef | PostRef) -> UsageError:
     if isinstance(ref, PictureRef):
-        return UsageError(f"`{ref}` is a picture, not a model file", hint="`civman show` and `civman replay` take it")
-    return UsageError(
-        f"{ref} is a post, which may show many pictures", hint="open it and copy the address of one picture"
-    )
+        return UsageError(
+            f"`{ref}` is a picture, not a model file", hint="use it with `civman show` or `civman replay`"
+        )
+    return UsageError(f"{ref} is a post, which may show many pictures", hint="open it and copy the URL of one picture")
 
 
 def _has_picture(index: Index, number: int) -> bool:
@@ -344,7 +344,7 @@ class Resolver:
             raise NotFound(
                 f"CivitAI lists no version of `{page.model.name}` at the moment",
                 code=Cause.NO_VERSIONS,
-                hint="after an update this lasts some minutes; a version can be named by its id: `@VERSION`",
+                hint="this lasts a few minutes after an update; until then, use the id of a version: `@VERSION`",
                 model_id=model_id,
             )
         if self._client is None:
@@ -489,9 +489,13 @@ class Resolver:
             return self._version(picture.version_ids[0], None, None)
         versions = [version for number in picture.version_ids if (version := self._own_version(number)) is not None]
         made_with = {version_ref(version): f"{version.model.name} {version.name}" for version in versions}
-        message = f"picture {ref.image_id} was made with {len(picture.version_ids) or 'no'} models that CivitAI names"
+        message = (
+            f"CivitAI lists {len(picture.version_ids) or 'no'} models for the picture {ref.image_id}, not exactly one"
+        )
         if not made_with:
-            raise AmbiguousRef(message, hint="its page may name them in words", candidates=[])
+            raise AmbiguousRef(
+                message, hint="the picture's page may mention the model in its description", candidates=[]
+            )
         raise ambiguous_ref(message, made_with)
 
     def _unknown_offline(self, text: str) -> NotFound:

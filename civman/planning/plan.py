@@ -191,9 +191,9 @@ def _pictures(request: RenderRequest) -> list[InputPicture]:
     """Read the request's input image and mask, if any."""
     if request.init_image is None:
         asked = {
-            "a mask": request.mask_image, "a strength": request.strength, "a mask blur": request.mask_blur,
-            "a masked content": request.masked_content, "a resize mode": request.resize_mode,
-            "only the masked part": request.only_masked or None, "a padding": request.padding,
+            "a mask": request.mask_image, "a strength": request.strength, "mask blur": request.mask_blur,
+            "masked content": request.masked_content, "a resize mode": request.resize_mode,
+            "inpainting only the masked area": request.only_masked or None, "padding": request.padding,
             "a noise multiplier": request.noise_multiplier, "a conditioning weight": request.conditioning_weight,
         }  # fmt: skip
         if alone := [name for name, value in asked.items() if value is not None]:
@@ -204,8 +204,8 @@ def _pictures(request: RenderRequest) -> list[InputPicture]:
     first = read_picture(Path(request.init_image))
     if request.mask_image is None:
         asked = {
-            "a mask blur": request.mask_blur, "a masked content": request.masked_content,
-            "only the masked part": request.only_masked or None, "a padding": request.padding,
+            "mask blur": request.mask_blur, "masked content": request.masked_content,
+            "inpainting only the masked area": request.only_masked or None, "padding": request.padding,
         }  # fmt: skip
         if alone := [name for name, value in asked.items() if value is not None]:
             raise UsageError(f"{alone[0]} requires a mask", hint="pass it with --mask", code=Cause.NO_START_IMAGE)

@@ -61,8 +61,8 @@ class Engine:
     def __init__(self, planned: Planned, machine: Machine, on_event: OnEvent) -> None:
         """Load the plan's model and merge the plan's adapters.
 
-        Raises: CannotRender: not enough memory, or the file is no usable checkpoint. Incompatible: an adapter does not
-            fit the model.
+        Raises: CannotRender: not enough memory, or the file is not a usable checkpoint. Incompatible: an adapter does
+            not fit the model.
         """
         recipe = planned.recipe
         self.identity = ModelIdentity.of(recipe)

@@ -32,14 +32,14 @@ def share_blocks(source: Path, target: Path) -> None:
 def hard_link(source: Path, target: Path) -> None:
     """Make `target` a hard link to `source`. Raises: OSError."""
     if not hasattr(os, "link"):
-        raise OSError(errno.ENOSYS, "this system has no hard links")
+        raise OSError(errno.ENOSYS, "this system does not support hard links")
     os.link(source, target)
 
 
 def symbolic_link(source: Path, target: Path) -> None:
     """Make `target` a symbolic link to `source`; relative if both are on the same drive. Raises: OSError."""
     if not hasattr(os, "symlink"):
-        raise OSError(errno.ENOSYS, "this system has no symbolic links")
+        raise OSError(errno.ENOSYS, "this system does not support symbolic links")
     try:
         words = os.path.relpath(source.resolve(), target.parent.resolve())
     except ValueError:  # on Windows: the two are on different drives
@@ -52,7 +52,7 @@ def link_refusal(what: str, error: OSError) -> str:
     if getattr(error, "winerror", None) == _NO_PRIVILEGE:
         return f"Windows allows {what} to administrators and in its developer mode only"
     if error.errno == errno.EXDEV:
-        return f"{what} cannot cross from the library's file system to the view's"
+        return f"{what} do not work between the file systems of the library and of the view"
     if error.errno in _UNSUPPORTED:
-        return f"this file system has no {what}"
+        return f"this file system does not support {what}"
     return f"{what}: {error.strerror}"

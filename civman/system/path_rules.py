@@ -42,7 +42,7 @@ def require_room(folder: Path, needed: int, most: int) -> int:
     room = name_room(folder, most)
     if room < needed:
         raise StoreError(
-            f"the path of `{folder}` is too long: this system opens paths of {longest_path()} characters",
+            f"the path of `{folder}` is too long: this system supports paths of up to {longest_path()} characters",
             code=Cause.PATH_TOO_LONG,
             hint=LONG_PATHS_HINT,
             path=str(folder),
@@ -54,8 +54,8 @@ def require_file_name(path: Path) -> None:
     """Reject names that refer to a device or a hidden stream on Windows. Raises: UsageError."""
     if _NAMES_DEVICES and safe_name(path.name) != path.name:
         raise UsageError(
-            f"`{path.name}` cannot be the name of a file on Windows",
-            hint=f"for example `{safe_name(path.name)}` can",
+            f"`{path.name}` is not a valid file name on Windows",
+            hint=f"use another name, for example `{safe_name(path.name)}`",
             code=Cause.BAD_FILE_NAME,
         )
 
