@@ -47,7 +47,7 @@ def encode(model: LoadedModel, pixels: Tensor) -> Encoded:
 
     A1111 draws from the VAE's (narrow) distribution with a random generator whose state no picture records.
     """
-    if model.vae.encoder is None:
+    if getattr(model.vae, "encoder", model.vae) is None:  # see `civman.diffusion.model_classes.construct`
         raise CannotRender(
             "the VAE has only a decoder, so it cannot read a picture",
             hint="name another VAE with --vae", code=Cause.MISSING_PART, part="vae",
