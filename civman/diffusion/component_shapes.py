@@ -239,7 +239,7 @@ def require_widths(configs: Mapping[str, Config], file: str) -> None:
     for what, ours, theirs, giver in pairs:
         if ours != theirs or ours <= 0:
             raise CannotRender(
-                f"parts of `{file}` do not go together: {what} from the {giver} of width {ours}, and the UNet takes {theirs}",
+                f"parts of `{file}` do not match: {what} from the {giver} of width {ours}, and the UNet takes {theirs}",
                 hint="its parts are of different families; another file of this version may be whole",
                 code=Cause.MISMATCHED_PARTS, file=file,
             )  # fmt: skip

@@ -1,0 +1,68 @@
+"""A checkpoint's header settles at the plan what would fail after loading: shapes, missing parts, widths."""
+
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from running import Civman
+
+XL_PROJECTION = "conditioner.embedders.1.model.text_projection"
+TO_K = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+def spoilt(
+    path: Path, kind: str, *, drop: tuple[str, ...] = (), replace: dict[str, tuple[int, ...]] | None = None
+) -> Path:
+    tensors = tiny_models.tensors_of(kind, vocab=64)
+    kept = {name: each for name, each in tensors.items() if not name.startswith(drop or ("\0",))}
+    tiny_models.save(kept | {name: torch.ones(shape) for name, shape in (replace or {}).items()}, path, {})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "exit_code", "words"),
+    [
+        ("sdxl", {"drop": (XL_PROJECTION,)}, 8, XL_PROJECTION),
+        ("sd1", {"drop": ("first_stage_model.",)}, 8, "holds no VAE"),
+        ("sd1", {"drop": ("model.diffusion_model.out.2.bias",)}, 8, "out.2.bias"),
+        ("sd1", {"replace": {"model.diffusion_model.out.0.weight": (5,)}}, 6, "[5] where [16] is needed"),
+        ("sd1", {"replace": {"cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.weight": (40, 24)}}, 6,
+         "[40, 24] where [48, 24] is needed"),
+        ("sd1", {"replace": {TO_K: (16, 20)}}, 8, "text conditioning"),
+    ],
+)  # fmt: skip
+def test_what_the_header_shows_is_refused_by_name(
+    civman: Civman, tmp_path: Path, kind: str, changes: dict, exit_code: int, words: str
+) -> None:
+    path = spoilt(tmp_path / "spoilt.safetensors", kind, **changes)
+
+    refused = civman("render", path, "a cat", "--precision", "float32", "--dry-run", "--json")
+
+    assert refused.code == exit_code
+    assert words in refused.json["error"]["message"]
+
+
+def test_a_vae_with_a_decoder_only_passes_where_no_picture_is_read(civman: Civman, tmp_path: Path) -> None:
+    checkpoint = spoilt(tmp_path / "base.safetensors", "sd1")
+    vae = {name.replace("first_stage_model.", "vae."): each for name, each in tiny_models.tensors_of("sd1").items()
+           if name.startswith(("first_stage_model.decoder", "first_stage_model.post"))}  # fmt: skip
+    tiny_models.save(vae, tmp_path / "decoder.safetensors", {})
+    asked = ("render", checkpoint, "a cat", "--vae", tmp_path / "decoder.safetensors", "--precision", "float32",
+             "--dry-run", "--json")  # fmt: skip
+
+    plain, enlarged = civman(*asked), civman(*asked, "--hires", "2", "--upscaler", "lanczos")
+
+    assert plain.code == 0
+    assert (enlarged.code, enlarged.json["error"]["code"]) == (8, "missing-part")
+    assert "only a decoder" in enlarged.json["error"]["message"]
+
+
+@pytest.mark.parametrize("data", [b"x", b"\x80\x04" + b"pickle" * 20])
+def test_check_of_what_nobody_can_read_is_unknown_and_not_0(civman: Civman, tmp_path: Path, data: bytes) -> None:
+    (path := tmp_path / "model.ckpt").write_bytes(data)
+
+    checked = civman("check", path, "--json")
+
+    assert (checked.code, checked.json["error"]["code"]) == (11, "unknown-fit")
+    assert checked.json["check"]["verdict"] == "unknown"
