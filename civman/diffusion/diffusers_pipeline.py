@@ -16,6 +16,7 @@ from civman.diffusion.families import Family
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise import PictureNoise
 from civman.diffusion.noise_levels import TRAIN_STEPS
+from civman.domain.recipes.recipe import RULES, SAMPLING, Sampling
 from civman.errors import Cause, UsageError
 
 _KINDS = {
@@ -82,15 +83,18 @@ class PipelineScheduler:
     order = 1
 
     def __init__(self, name: str, schedule: str | None = None, *, prediction: str = "epsilon",
-                 is_zero_snr: bool = False, is_xl: bool = False) -> None:  # fmt: skip
-        self._sampler, self._schedule = sampler_names.parse(name, schedule)
+                 is_zero_snr: bool = False, is_xl: bool = False, sampling: Sampling = SAMPLING,
+                 rules: int = RULES) -> None:  # fmt: skip
+        named, self._schedule = sampler_names.parse(name, schedule)
+        self._sampler, self._rules = samplers.of_recipe(named.name, rules), rules
+        self._tuning = self._sampler.tuning(sampling, rules)
         if self._sampler.is_cfgpp or self._sampler.is_adaptive:
             why = "needs the picture without guidance" if self._sampler.is_cfgpp else "asks as often as its answers say"
             raise UsageError(
                 f"`{self._sampler.name}` {why}, which diffusers' pipelines have no way to give",
                 hint="`library.render` draws with it", code=Cause.NO_PIPELINE_SAMPLER,
             )  # fmt: skip
-        self._levels = self._sampler.levels(is_zero_snr=is_zero_snr)
+        self._levels = self._sampler.levels(is_zero_snr=is_zero_snr, rules=rules)
         self._is_xl = is_xl
         self._running: Generator[tuple[Any, float], Any, Any] | None = None
         self._asked: list[float] = []
@@ -104,8 +108,10 @@ class PipelineScheduler:
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Prepares a run of so many steps."""
-        self._plan = samplers.plan(self._sampler, self._schedule, num_inference_steps, self._levels, is_xl=self._is_xl)
-        self._asked = solvers.evaluations(self._sampler.solver, self._plan.sigmas)
+        self._plan = samplers.plan(
+            self._sampler, self._schedule, num_inference_steps, self._levels, is_xl=self._is_xl, rules=self._rules
+        )
+        self._asked = solvers.evaluations(self._sampler.solver, self._plan.sigmas, self._tuning)
         self.timesteps = torch.tensor([self._levels.time(s) for s in self._asked], device=device)
         self.init_noise_sigma = self._plan.start_scale
         self._running, self._begin, self._done = None, 0, 0
@@ -141,7 +147,7 @@ class PipelineScheduler:
 
     def _start(self, x: Tensor, sigma: float, generator: Any) -> Generator[tuple[Any, float], Any, Any]:
         levels = [s for s in self._plan.sigmas if s <= sigma]
-        running = self._sampler.solver(x, levels, self._noise(x, generator), solvers.PLAIN)
+        running = self._sampler.solver(x, levels, self._noise(x, generator), self._tuning)
         next(running)
         return running
 
@@ -156,7 +162,9 @@ class PipelineScheduler:
         if self._sampler.noise is samplers.Kind.BROWNIAN:
             seeds = [g.initial_seed() + n * (not isinstance(generator, list)) if g else torch.seed()
                      for n, g in enumerate(generators)]  # fmt: skip
-            paths = [PictureNoise(seed).brownian(shape, *self._plan.span) for seed in seeds]
+            paths = [
+                PictureNoise(seed).brownian(shape, *self._plan.span, falls_upwards=self._rules == 1) for seed in seeds
+            ]
             return lambda here, after: torch.stack([path.noise(here, after) for path in paths]).to(x)
 
         def draw(_here: float, _after: float) -> Tensor:

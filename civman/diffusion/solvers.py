@@ -61,7 +61,9 @@ def solve(
         answer = clean(*asked)
 
 
-def evaluations(solver: Solver, sigmas: Sequence[float], *, in_pairs: bool = False) -> list[float]:
+def evaluations(
+    solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN, *, in_pairs: bool = False
+) -> list[float]:
     """The levels at which the model will be asked, in order; `in_pairs`: the solver wants two clean pictures."""
     levels: list[float] = []
 
@@ -69,7 +71,7 @@ def evaluations(solver: Solver, sigmas: Sequence[float], *, in_pairs: bool = Fal
         levels.append(sigma)
         return (0.0, 0.0) if in_pairs else 0.0
 
-    solve(solver, 0.0, sigmas, lambda _, __: 0.0, note)
+    solve(solver, 0.0, sigmas, lambda _, __: 0.0, note, tuning)
     return levels
 
 

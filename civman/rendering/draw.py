@@ -129,7 +129,7 @@ def pipeline(planned: Planned, kind: str, *, machine: Machine, on_event: OnEvent
     made = pipeline_of(model, kind, tokenizers=tokenizers)
     made.scheduler = PipelineScheduler(
         recipe.sampler, recipe.schedule, prediction=model.prediction, is_zero_snr=model.is_zero_snr,
-        is_xl=model.family.is_xl,
+        is_xl=model.family.is_xl, sampling=recipe.sampling, rules=recipe.rules,
     )  # fmt: skip
     return made
 

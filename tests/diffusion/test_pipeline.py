@@ -52,7 +52,7 @@ def test_a_kind_of_pipeline_that_is_none_is_refused(tiny_files: dict[str, Path])
         pipeline_of(load(tiny_files["refiner"]), "txt2img")
 
 
-@pytest.mark.parametrize("name", ["Euler", "Heun", "DPM++ 2M", "DPM++ 2S a", "DPM++ SDE", "DDIM"])
+@pytest.mark.parametrize("name", ["Euler", "Heun", "DPM++ 2M", "DPM++ 2S a", "DPM++ SDE", "DDIM", "UniPC"])
 def test_our_scheduler_in_diffusers_loop_makes_our_picture(tiny_files: dict[str, Path], name: str) -> None:
     model = load(tiny_files["sd1"], dtype=torch.float32)
     given = prompt(model)
