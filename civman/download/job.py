@@ -250,7 +250,7 @@ class Downloads:
         """
         if job.held is not None and fetched.was_present:
             return Outcome(job.ref, job.held, was_present=True)
-        # takes 0.05 s, so do not delay the start of the download with it
+        # importing this takes 0.05 s, so do not delay the start of the download with it
         from civman.manage.inspection import facts_of_file
 
         stored, now = fetched.blob, self._clock()

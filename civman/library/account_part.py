@@ -18,7 +18,7 @@ class AccountPart(Part):
         Raises: NotAllowed (`bad-key`): CivitAI rejects the key. UsageError: civman is offline, or `token` has no valid
             form.
         """
-        from civman.civitai import credentials  # takes 0.3 s, see `LibraryContext.client`
+        from civman.civitai import credentials  # importing this takes 0.3 s, see `LibraryContext.client`
         from civman.civitai.client import CivitaiClient
         from civman.civitai.transport import Transport
 

@@ -78,7 +78,7 @@ class LibraryContext:
     @cached_property
     def client(self) -> "CivitaiClient":
         """The client for CivitAI's API, with the stored API key, if any."""
-        # takes 0.3 s with httpx and pydantic, which commands that need no network can skip
+        # importing this, httpx and pydantic takes 0.3 s, which commands that need no network can skip
         from civman.civitai import credentials
         from civman.civitai.client import CivitaiClient
         from civman.civitai.transport import Transport
@@ -97,7 +97,7 @@ class LibraryContext:
     @property
     def network(self) -> "Network":
         """The settings for connections to CivitAI's storage servers, with the stored API key, if any."""
-        from civman.civitai import credentials  # takes 0.3 s, see `client`
+        from civman.civitai import credentials  # importing this takes 0.3 s, see `client`
         from civman.civitai.allowed_urls import is_loopback
         from civman.civitai.site import user_agent
         from civman.civitai.storage_connection import Network

@@ -42,7 +42,7 @@ class DownloadsPart(Part):
 
     def place_of(self, job: "Job | Outcome") -> Path | None:
         """Where a job's file is or will be stored; None if that is unknown because CivitAI declares no SHA-256."""
-        from civman.download.job import Outcome  # takes 0.3 s, see `LibraryContext.client`
+        from civman.download.job import Outcome  # importing this takes 0.3 s, see `LibraryContext.client`
 
         if isinstance(job, Outcome):
             return None if job.asset is None else Path(job.asset.path)
@@ -82,7 +82,7 @@ class DownloadsPart(Part):
 
         Raises: an error that concerns all of them, such as a library that is not writable.
         """
-        from civman.download.job import DownloadOptions  # takes 0.3 s, see `LibraryContext.client`
+        from civman.download.job import DownloadOptions  # importing this takes 0.3 s, see `LibraryContext.client`
 
         return self._downloads().run(
             refs, file=file, permits=permits or Permits(), options=options or DownloadOptions(), on_event=on_event
@@ -93,14 +93,14 @@ class DownloadsPart(Part):
 
         `force`: return a notice instead of refusing.
         """
-        from civman.manage.remote_headers import require_fit  # takes 0.3 s, see `LibraryContext.client`
+        from civman.manage.remote_headers import require_fit  # importing this takes 0.3 s, see `LibraryContext.client`
 
         files = FilesPart(self._context)
         base, headers = files.inspect(checkpoint), files.remote_headers()
         return lambda version, file: require_fit(base, headers.inspect(version, file), force=force)
 
     def _downloads(self) -> "Downloads":
-        from civman.download.job import Downloads  # takes 0.3 s, see `LibraryContext.client`
+        from civman.download.job import Downloads  # importing this takes 0.3 s, see `LibraryContext.client`
 
         context = self._context
         return Downloads(

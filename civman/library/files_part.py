@@ -67,7 +67,8 @@ class FilesPart(Part):
         Every file is hashed once, and CivitAI is asked once about all of them (never when offline). After an
         interruption, the next call continues where this one stopped.
         """
-        from civman.manage.import_files import ImportMode, import_files  # takes 0.3 s, see `LibraryContext.client`
+        # importing this takes 0.3 s, see `LibraryContext.client`
+        from civman.manage.import_files import ImportMode, import_files
 
         context = self._context
         return import_files(
@@ -96,7 +97,7 @@ class FilesPart(Part):
 
     def remote_headers(self) -> "RemoteHeaders":
         """A reader for the headers of files on CivitAI."""
-        # takes 0.3 s, see `LibraryContext.client`
+        # importing this takes 0.3 s, see `LibraryContext.client`
         from civman.civitai.storage_connection import StorageConnection, tls_context
         from civman.manage.remote_headers import RemoteHeaders
 

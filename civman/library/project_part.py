@@ -77,7 +77,7 @@ class ProjectPart(Part):
         return syncing.check() if check else syncing.sync()
 
     def _syncing(self, folder: Path, file: str | None, permits: Permits | None, on_event: OnEvent) -> "Syncing":
-        from civman.download.job import DownloadOptions  # takes 0.3 s, see `LibraryContext.client`
+        from civman.download.job import DownloadOptions  # importing this takes 0.3 s, see `LibraryContext.client`
         from civman.exchange.project import Project
         from civman.exchange.sync import Syncing
 

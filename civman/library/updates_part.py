@@ -17,7 +17,7 @@ class UpdatesPart(Part):
 
         `any_base`: include versions for other base models. Raises: NotFound, AmbiguousRef, NetworkError.
         """
-        from civman.manage.outdated import find_updates  # takes 0.3 s, see `LibraryContext.client`
+        from civman.manage.outdated import find_updates  # importing this takes 0.3 s, see `LibraryContext.client`
 
         context = self._context
         assets = context.find(refs) if refs else context.index.assets()

@@ -296,7 +296,7 @@ def _orphan(store: BlobStore, blob: StoredBlob) -> dict[str, Any]:
         "size_bytes": blob.size_bytes,
         "name": str((sidecar.get("assets") or [{}])[0].get("name") or blob.path.name),
         "outside": None,
-        # values that match no file, so that the bytes are verified by reading them when they are restored
+        # a state that matches no file, so that the bytes are verified by reading them when they are restored
         "looks": None if seen is None else [0, seen.size_bytes, 0],
         "sidecar": sidecar,
     }

@@ -110,7 +110,9 @@ def restore(
 
 def file_facts(stored: StoredBlob, facts: dict[str, Any] | None, on_notice: Callable[[str], None]) -> FileFacts:
     """Read the facts about a file from its header, compared with the base model label in its sidecar."""
-    from civman.manage.inspection import facts_of_file  # 0.05 s of rules, which only a rebuild reads
+    from civman.manage.inspection import (
+        facts_of_file,
+    )  # importing the detection rules takes 0.05 s, and only a rebuild uses them
 
     first = ((facts or {}).get("assets") or [{}])[0]
     label = (first.get("version") or {}).get("baseModel")
@@ -164,7 +166,7 @@ def _remembered(
     """The version that a sidecar entry describes. It is added to the index unless the index already has it."""
     if not entry.get("model") or not entry.get("version"):
         return None
-    from civman.civitai import wire_models  # 0.2 s for pydantic
+    from civman.civitai import wire_models  # imports pydantic, which takes 0.2 s
 
     page = wire_models.page({**entry["model"], "modelVersions": [entry["version"]]}, now=now, on_notice=on_notice)
     if not page.versions:

@@ -178,7 +178,9 @@ def _used(words: Mapping[str, Found], prompts: Sequence[str]) -> set[str]:
     """The names that the prompts actually use, found by the same parser that rendering uses."""
     if not words:
         return set()
-    from civman.prompts.token_chunks import cut  # takes 0.3 s with the tokenizer, and most prompts use no embedding
+    from civman.prompts.token_chunks import (
+        cut,
+    )  # importing this and the tokenizer takes 0.3 s, and most prompts use no embedding
     from civman.prompts.tokenizer import clip_tokenizer
 
     lengths = {name: _vectors(found, name) for name, found in words.items()}

@@ -153,9 +153,6 @@ def draw(
     `output`: a folder, or the file name of the sheet, which must be a PNG. Finished cells are kept even after an error,
     but a grid with missing cells gets no sheet.
 
-    `output`: a folder, or the sheet's file, which then is a PNG. What was done is kept whatever happens; a grid with
-    cells missing gets no sheet.
-
     Raises: Interrupted; CannotRender, Incompatible, StoreError, LibraryError.
     """
     name = output.name if output.suffix.lower() == ".png" and not output.is_dir() else None
@@ -166,7 +163,9 @@ def draw(
         )
     place = Place(output.parent if name else output, options)
     order = drawing_order(grid.cells)
-    from civman.rendering import render_and_save  # torch: 2 s and more, and by now everything is settled
+    from civman.rendering import (
+        render_and_save,
+    )  # importing torch takes 2 s or more, so everything that can be refused is checked first
 
     made: list[Rendering] = []
     try:

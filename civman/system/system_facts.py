@@ -1,6 +1,6 @@
 """Facts about this machine: free memory, boot time, disks and GPUs.
 
-Each is None or empty if the system does not tell.
+Each is None or empty if the system does not report it.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class MemoryStatus(ctypes.Structure):
 
 
 def available_memory_bytes() -> int | None:
-    """The memory in bytes that programs can still use without swapping; None if the system does not tell."""
+    """The memory in bytes that programs can still use without swapping; None if the system does not report it."""
     if sys.platform == "win32":
         status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
         is_filled = ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status))
@@ -101,7 +101,7 @@ def _proc_bytes() -> int | None:
 
 def _sysconf_bytes() -> int | None:
     if sys.platform != "win32" and hasattr(os, "sysconf"):
-        with contextlib.suppress(ValueError, OSError):  # a system that does not report such pages
+        with contextlib.suppress(ValueError, OSError):  # this system does not report the number of available pages
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
 
