@@ -102,9 +102,11 @@ def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
 
 def scale_names(tensors: Iterable[str]) -> dict[str, str]:
     """Weight → the tensor that multiplies it, for every weight that has one."""
-    names = set(tensors)
+    names = tensors.keys() if isinstance(tensors, Mapping) else set(tensors)
     found = {}
     for name in names:
+        if not name.endswith(SCALES):  # nearly all: one call instead of one for each ending
+            continue
         for ending in SCALES:
             if name.endswith(ending) and (weight := f"{name.removesuffix(ending)}.weight") in names:
                 found[weight] = name
