@@ -89,6 +89,8 @@ def replay(
     parsed = [_change(text) for text in changes or []]
     axes = axes_of(grid)
     library, machine, inputs = session.library, Machine(device, low_vram, threads), picture or ()
+    if output is not None:
+        library.pictures.require_output(output, options)
     source = library.pictures.find_recipe(what)
     _fetch_missing(session, library.pictures.missing_files(source), is_agreed=fetch)
     if not axes and not parsed:

@@ -110,6 +110,15 @@ class PicturesPart(Part):
         planned = vary(context.index, recipe, changes, conditions or Conditions(), pictures=inputs, on_event=on_event)
         return planned if isinstance(of, Recipe) else replace(planned, parent=recipe.sha256)
 
+    def require_output(self, output: Path, options: "OutputOptions | None" = None) -> None:
+        """Check that images can be saved to `output`, before they are made.
+
+        Raises: UsageError: the file name and the options disagree. StoreError: the folder cannot be written.
+        """
+        from civman.rendering.save_pictures import OutputOptions, Place
+
+        Place(output, options or OutputOptions())
+
     def save(
         self, drawn: "Sequence[Drawn]", *, output: Path | None = None, options: "OutputOptions | None" = None
     ) -> "Sequence[Rendering]":

@@ -52,7 +52,7 @@ class Place:
     def __init__(self, output: Path, options: OutputOptions = OutputOptions()) -> None:
         """Raises: UsageError: the file name's suffix and `format` disagree.
 
-        StoreError: the folder cannot be created.
+        StoreError: the folder cannot be created or written.
         """
         output = output.expanduser()
         said = image_text.SUFFIXES.get(output.suffix.lower())
@@ -81,10 +81,7 @@ class Place:
         if is_file:
             require_file_name(output)
         self._room = name_room(output.parent, MOST_BYTES) if is_file else require_room(output, _NO_WORDS, MOST_BYTES)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise store_error(error, self.folder) from error
+        _require_writable(self.folder)
 
     def keep(self, pixels: Any, record: Record) -> Path:
         """Save a picture under a free file name and return its path.
@@ -95,6 +92,22 @@ class Place:
         room = self._room if self._options.metadata is EmbeddedMetadata.ALL else _NO_WORDS
         name = self._file.name if self._file else _name(record, _SUFFIXES[self._format], room)
         return keep_new(self.folder, name, data)
+
+
+def _require_writable(folder: Path) -> None:
+    """Create the output folder and a file in it, so that a mistake shows before minutes of sampling.
+
+    Raises: StoreError: it cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".civman-")
+        os.close(descriptor)
+        remove_file(Path(name))
+    except OSError as error:
+        wrong = store_error(error, folder)
+        wrong.hint = "choose another place with --output"
+        raise wrong from error
 
 
 def picture_bytes(

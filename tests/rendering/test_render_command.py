@@ -17,7 +17,7 @@ from rendering_stock import QUICK, picture
 from civman.domain.events import Step
 from civman.domain.recipes.recipe import Recipe, RenderRequest
 from civman.domain.recipes.record import read_origin
-from civman.errors import Interrupted
+from civman.errors import Interrupted, StoreError
 from civman.library import Library
 
 SHAPES = SHARED / "fixtures" / "models" / "tiny-shapes-v0.safetensors"
@@ -248,6 +248,21 @@ def test_each_missing_input_of_a_replay_is_named_by_its_role(
     assert "the input image" not in wrong.err
     assert f"the mask (sha256 {sha256(mask.read_bytes()).hexdigest()[:12]}…)" in wrong.err
     assert f"`{other}` is a different file" in wrong.err
+
+
+@pytest.mark.usefixtures("stocked")
+def test_an_output_that_cannot_be_written_is_found_before_sampling(root: Path, tmp_path: Path, civman: Civman) -> None:
+    (tmp_path / "file").touch()
+    events: list[object] = []
+
+    with Library.open(root, offline=True) as library:
+        planned = library.plan(RenderRequest("tiny-sd1", "a cat", steps=2, width=64, height=64))
+        with pytest.raises(StoreError) as refused:
+            library.render(planned, output=tmp_path / "file" / "x.png", on_event=events.append)
+
+    assert events == []
+    assert "--output" in refused.value.hint
+    assert civman("replay", picture(tmp_path / "own.png", (64, 64)), "-o", tmp_path / "file" / "x.png").code == 1
 
 
 @pytest.mark.usefixtures("stocked")
