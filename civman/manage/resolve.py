@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from civman.domain.catalog import Asset, ModelFile, ModelId, ModelVersion, VersionId
 from civman.domain.file_choice import matching_files, version_ref
+from civman.domain.model_refs import not_a_model, require_model
 from civman.domain.printed_refs import ambiguous_ref, picture_ref
 from civman.domain.refs import (
     ANY_FILE,
@@ -43,7 +44,7 @@ from civman.domain.refs import (
     VersionRef,
 )
 from civman.domain.search_query import ModelPage
-from civman.errors import AmbiguousRef, Cause, Gone, NotFound, UsageError
+from civman.errors import AmbiguousRef, Cause, Gone, NotFound
 from civman.index import Index, Source
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def ambiguous(text: str, assets: Iterable[Asset]) -> AmbiguousRef:
 
 
 def _matching(index: Index, ref: Ref, file: str | None) -> list[Asset]:
-    _require_model(ref)
+    require_model(ref)
     found = _stored(index, ref)
     words = file or _selector(ref).words
     selected = found if words is None else _select(index, found, words)
@@ -223,28 +224,6 @@ def _not_stored(index: Index, ref: Ref, found: Sequence[Asset], words: str | Non
     )
 
 
-def _require_model(ref: Ref) -> None:
-    """Check that the ref is not a picture or a post, which the library cannot resolve.
-
-    Raises: UsageError, NotFound: it is.
-    """
-    if isinstance(ref, PictureRef | PostRef):
-        raise _no_model(ref)
-    if isinstance(ref, ImageRef):
-        raise NotFound(
-            f"{ref} is a picture on CivitAI; the library does not know which model made it",
-            hint="`civman show` asks CivitAI which model it was",
-        )
-
-
-def _no_model(ref: PictureRef | PostRef) -> UsageError:
-    if isinstance(ref, PictureRef):
-        return UsageError(
-            f"`{ref}` is a picture, not a model file", hint="use it with `civman show` or `civman replay`"
-        )
-    return UsageError(f"{ref} is a post, which may show many pictures", hint="open it and copy the URL of one picture")
-
-
 def _has_picture(index: Index, number: int) -> bool:
     from civman.index.read_pictures import PictureFilter  # loads the recipe types (0.02 s), only for this error
 
@@ -293,7 +272,7 @@ class Resolver:
             case ImageRef():
                 return self._image(ref)
             case PostRef() | PictureRef():
-                raise _no_model(ref)
+                raise not_a_model(ref)
 
     def _number(self, number: int) -> ResolvedVersion:
         page, page_error = self._page(ModelId(number))
