@@ -99,7 +99,7 @@ class Denoiser:
         wanted = [self._guided(answers), answers[-1]] if self._guidance.in_pairs else [self._guided(answers)]
         cleans = []
         for answer in wanted:
-            clean = self._clean(seen, sigma, answer)
+            clean = clean_picture(seen, sigma, answer, predicts_v=self._predicts_v)
             if known is not None and known.is_shown:
                 clean = clean + (x - seen)  # what the model took for noise is noise of x
             elif known is not None:
@@ -158,10 +158,12 @@ class Denoiser:
             mixed = fitted * self._guidance.rescale + mixed * (1 - self._guidance.rescale)
         return mixed
 
-    def _clean(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
-        if not self._predicts_v:
-            return x - answer * sigma
-        return x / (sigma**2 + 1) - answer * (sigma / math.sqrt(sigma**2 + 1))
+
+def clean_picture(x: Tensor, sigma: float, answer: Tensor, *, predicts_v: bool) -> Tensor:
+    """The clean picture that the model's answer (ε, or v with `predicts_v`) means for x = clean + σ · noise."""
+    if not predicts_v:
+        return x - answer * sigma
+    return x / (sigma**2 + 1) - answer * (sigma / math.sqrt(sigma**2 + 1))
 
 
 def _sizes(family: Family, size: tuple[int, int], *, positive: bool) -> list[float]:

@@ -2,14 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from civman.diffusion.guard import memory_errors
-from civman.diffusion.loader import LoadedModel
 from civman.errors import CannotRender, Cause
+
+
+class VaeHolder(Protocol):
+    """What has a VAE (diffusers' AutoencoderKL) and says where it computes: a loaded model, or a pipeline."""
+
+    @property
+    def vae(self) -> Any:
+        """Diffusers' AutoencoderKL."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the VAE computes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +43,7 @@ class Encoded:
 
 
 @torch.no_grad()
-def decode(model: LoadedModel, latents: Tensor) -> Decoded:
+def decode(model: VaeHolder, latents: Tensor) -> Decoded:
     """Pictures of latents (B, 4, h, w), one by one so that a batch costs no more memory than a picture.
 
     Where half precision overflows (SDXL's first VAE does), the whole is decoded again in single precision and said so.
@@ -42,7 +55,7 @@ def decode(model: LoadedModel, latents: Tensor) -> Decoded:
 
 
 @torch.no_grad()
-def encode(model: LoadedModel, pixels: Tensor) -> Encoded:
+def encode(model: VaeHolder, pixels: Tensor) -> Encoded:
     """What pictures in -1 … 1 are as latents: the mean of what the VAE allows, so nothing is drawn.
 
     A1111 draws from the VAE's (narrow) distribution with a random generator whose state no picture records.
@@ -57,7 +70,7 @@ def encode(model: LoadedModel, pixels: Tensor) -> Encoded:
     return Encoded(latents, _overflowed(model, dtype, "encoded"))
 
 
-def _finite(model: LoadedModel, compute: Callable[[], Tensor]) -> tuple[Tensor, torch.dtype]:
+def _finite(model: VaeHolder, compute: Callable[[], Tensor]) -> tuple[Tensor, torch.dtype]:
     """The VAE's answer and the dtype that gave it: single precision where its own gives what is no number."""
     dtype = _dtype(model)
     found = compute()
@@ -71,25 +84,25 @@ def _finite(model: LoadedModel, compute: Callable[[], Tensor]) -> tuple[Tensor, 
         model.vae.to(dtype)
 
 
-def _overflowed(model: LoadedModel, dtype: torch.dtype, done: str) -> tuple[str, ...]:
+def _overflowed(model: VaeHolder, dtype: torch.dtype, done: str) -> tuple[str, ...]:
     own = _dtype(model)
     return () if dtype is own else (f"the VAE overflowed in {_name(own)}; {done} again in {_name(dtype)}",)
 
 
-def _encode(model: LoadedModel, pixels: Tensor) -> Tensor:
+def _encode(model: VaeHolder, pixels: Tensor) -> Tensor:
     vae: Any = model.vae
     rows = [vae.encode(one[None].to(model.device, _dtype(model))).latent_dist.mode().float() for one in pixels]
     return torch.cat(rows) * float(vae.config.scaling_factor)
 
 
-def _decode(model: LoadedModel, latents: Tensor) -> Tensor:
+def _decode(model: VaeHolder, latents: Tensor) -> Tensor:
     vae: Any = model.vae
     scaled = (latents / float(vae.config.scaling_factor)).to(_dtype(model))
     rows = [vae.decode(one[None], return_dict=False)[0].float() for one in scaled]
     return torch.cat(rows)
 
 
-def _dtype(model: LoadedModel) -> torch.dtype:
+def _dtype(model: VaeHolder) -> torch.dtype:
     dtype: torch.dtype = next(model.vae.parameters()).dtype
     return dtype
 

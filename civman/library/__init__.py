@@ -282,21 +282,59 @@ class Library:
     def pipeline(
         self,
         planned: "Planned",
-        kind: str = "txt2img",
+        kind: str | None = None,
         *,
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> Any:
-        """A diffusers pipeline with a plan's model and its adapters merged, for uses beyond civman's own rendering.
+        """Diffusers' own pipeline around a plan's model, with its adapters merged and its sampler as the scheduler.
 
-        `kind`: "txt2img", "img2img" or "inpaint". The plan's sampler and schedule are set; prompts, seed and size are
-        to be passed to the call. Nothing is saved. Raises: CannotRender, Incompatible; UsageError: `kind` is none of
-        the three.
+        `pipe(**library.pipeline_call(planned, pipe))` draws the plan's images, within 2 of 255 of `render`. `kind`:
+        "txt2img", "img2img" or "inpaint"; None: the one that the plan needs. Nothing is saved.
+
+        Raises: CannotRender (`no-pipeline`, `no-pipeline-sampler`): the plan holds something that diffusers' pipelines
+            cannot do. Incompatible. UsageError: `kind` is unknown.
         """
         from civman.domain.recipes.machine import Machine
-        from civman.rendering.draw import pipeline  # imports torch, which takes 2 s or more
+        from civman.rendering.plan_pipeline import pipeline  # torch, see `render`
 
         return pipeline(planned, kind, machine=machine or Machine(), on_event=on_event)
+
+    def pipeline_call(self, planned: "Planned", pipe: Any) -> dict[str, Any]:
+        """All keyword arguments with which a pipeline of `library.pipeline` draws a plan's images, in seed order.
+
+        Embeddings, steps, guidance, number of images, a generator for each image, and either size and latents or the
+        start picture as latents and its strength. The plan may differ from the pipeline's in prompts, embeddings,
+        clip skip, seed, size, steps and guidance. Generators advance: make the arguments anew for every call.
+
+        Raises: CannotRender: the pipeline has another model or other LoRAs, or cannot draw the plan.
+        """
+        from civman.rendering.plan_pipeline import call  # torch, see `render`
+
+        return call(planned, pipe)
+
+    def embeddings(
+        self,
+        planned: "Planned",
+        pipe: Any | None = None,
+        *,
+        machine: "Machine | None" = None,
+        on_event: OnEvent = ignore,
+    ) -> dict[str, Any]:
+        """A plan's prompts as civman encodes them: keyword arguments for the call of any pipeline of diffusers.
+
+        With clip skip, emphasis, embeddings and prompts of any length. `prompt_embeds`, `negative_prompt_embeds`:
+        (1, 77·n, 768), SD 2 1024, SDXL 2048; the shorter one is repeated as a whole, which does not change the image.
+        SDXL also: `pooled_prompt_embeds`, `negative_pooled_prompt_embeds`: (1, 1280). Their dtype and device are those
+        of the text encoders: of `pipe` (made by `pipeline`), or of the plan's model, which is loaded without `pipe`.
+        At a guidance scale of 1 there are no negative ones.
+
+        Raises: CannotRender: `pipe` has another model or other LoRAs. Incompatible: an embedding does not fit.
+        """
+        from civman.domain.recipes.machine import Machine
+        from civman.rendering.plan_pipeline import embeddings  # torch, see `render`
+
+        return embeddings(planned, pipe, machine=machine or Machine(), on_event=on_event)
 
     def replay(
         self,

@@ -6,15 +6,11 @@ merged. `Engine` contains what is reused between plans; a `Job` is a value with 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from civman.diffusion.denoiser import Conditioning
-from civman.diffusion.diffusers_pipeline import PipelineScheduler, pipeline_of
 from civman.diffusion.environment import environment, threads
 from civman.diffusion.run_recipe import Inputs, iterate
-from civman.diffusion.transformers_tokenizer import transformers_tokenizer
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.machine import Machine
@@ -22,8 +18,8 @@ from civman.domain.recipes.recipe import Recipe
 from civman.domain.recipes.record import Environment, Record
 from civman.planning.input_pictures import read_picture
 from civman.planning.plan_types import Applied, Planned, Rendering
-from civman.rendering.encode_prompts import encode_prompts
-from civman.rendering.engine import ENCODERS, Engine
+from civman.rendering.encode_prompts import TextEncoders, encode_prompts
+from civman.rendering.engine import Engine
 from civman.rendering.save_pictures import Place
 
 
@@ -73,8 +69,8 @@ def prepare(engine: Engine, planned: Planned) -> Job:
     engine.merge(planned)
     return Job(
         planned,
-        encode_prompts(engine, planned),
-        _inputs(planned),
+        encode_prompts(TextEncoders.of(engine.encoders), planned),
+        read_inputs(planned),
         engine.merged.applied(),
         environment(engine.device).to_facts(),
         engine.model.notes,
@@ -110,31 +106,8 @@ def make(
         yield Rendering(place.keep(drawn.pixels, drawn.record), drawn.record, drawn.applied)
 
 
-def pipeline(planned: Planned, kind: str, *, machine: Machine, on_event: OnEvent = ignore) -> Any:
-    """A diffusers pipeline ("txt2img", "img2img" or "inpaint") with the plan's model and its adapters merged.
-
-    The plan's sampler and schedule are set; prompts, seed, size and everything else are to be passed to the pipeline's
-    call.
-
-    Raises: CannotRender, Incompatible: as in `draw`. UsageError: `kind` is unknown.
-    """
-    engine, recipe = Engine(planned, machine, on_event), planned.recipe
-    model = engine.model
-    names = [name.replace("text_encoder", "tokenizer") for name in ENCODERS if name in model.components]
-    with TemporaryDirectory() as folder:
-        tokenizers = {
-            name: transformers_tokenizer(Path(folder), each.padding)
-            for name, each in zip(names, engine.tokenizers, strict=True)
-        }
-    made = pipeline_of(model, kind, tokenizers=tokenizers)
-    made.scheduler = PipelineScheduler(
-        recipe.sampler, recipe.schedule, prediction=model.prediction, is_zero_snr=model.is_zero_snr,
-        is_xl=model.family.is_xl, sampling=recipe.sampling, rules=recipe.rules,
-    )  # fmt: skip
-    return made
-
-
-def _inputs(planned: Planned) -> Inputs:
+def read_inputs(planned: Planned) -> Inputs:
+    """The pixels of the start picture and its mask, if the plan has them."""
     start = planned.recipe.start
     if start is None:
         return Inputs()

@@ -6,7 +6,6 @@ plan (see `draw`).
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,7 +19,6 @@ from civman.domain.events import Notice, OnEvent
 from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import LoraUse, Recipe
 from civman.planning.plan_types import MODEL_FIELDS, Applied, Planned
-from civman.prompts.tokenizer import ClipTokenizer, clip_tokenizer
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 """The text encoders that a model may have, in the order in which their outputs are concatenated."""
@@ -82,7 +80,6 @@ class Engine:
                 leaves=SMALL if by_layer else None,
             )
         self._later = stream(self.model) if by_layer else None
-        self.tokenizers = _tokenizers(self.model)
         with memory_errors("merging the adapters"):
             self.merge(planned)
         if self.memory_plan is not MemoryPlan.RESIDENT:
@@ -146,13 +143,6 @@ def _memory_plan(planned: Planned, device: Any, machine: Machine, on_event: OnEv
         words = f"rendering needs about {needed / 2**30:.1f} GiB on {device}, but only {free / 2**30:.1f} GiB is free"
         on_event(Notice("render", f"{words}; --low-vram needs less"))
     return MemoryPlan.RESIDENT
-
-
-def _tokenizers(model: LoadedModel) -> Sequence[ClipTokenizer]:
-    shared = clip_tokenizer()
-    return [
-        shared.padded_with(int(model.configs[name]["pad_token_id"])) for name in ENCODERS if name in model.components
-    ]
 
 
 def _applied(coverage: merge_adapters.Coverage, use: LoraUse) -> Applied:

@@ -15,8 +15,9 @@ from dataclasses import replace
 
 from test_run import PLAIN, prompt
 
-from civman.diffusion.diffusers_pipeline import PipelineScheduler, pipeline_of
+from civman.diffusion.diffusers_pipeline import pipeline_of
 from civman.diffusion.loader import load
+from civman.diffusion.pipeline_scheduler import PipelineScheduler
 from civman.diffusion.run_recipe import render
 from civman.errors import UsageError
 

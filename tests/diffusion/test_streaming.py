@@ -15,10 +15,11 @@ pytest.importorskip("diffusers")
 from test_run import PLAIN, prompt
 from tiny_adapters import low_rank, write_safetensors
 
-from civman.diffusion.diffusers_pipeline import PipelineScheduler, pipeline_of
+from civman.diffusion.diffusers_pipeline import pipeline_of
 from civman.diffusion.layer_streaming import SMALL, stream
 from civman.diffusion.loader import LoadedModel, load
 from civman.diffusion.merge_adapters import Adapter, Later, apply
+from civman.diffusion.pipeline_scheduler import PipelineScheduler
 from civman.diffusion.run_recipe import render
 from civman.errors import Incompatible
 

@@ -39,6 +39,13 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_safetensors(folder / "part.safetensors", ink | stray)
     generator = torch.Generator().manual_seed(3)
     write_safetensors(folder / "easydream.safetensors", {"emb_params": torch.randn(3, 24, generator=generator)})
+    for name, other in (("ink2", "ink"), ("xl-ink2", "xl-ink")):  # the same layers, other numbers
+        level, width, context = (0, 16, 24) if other == "ink" else (1, 32, 56)
+        names = {block.format(level, part): torch.nn.Linear(context, width) for part in "kv"}
+        write_safetensors(folder / f"{name}.safetensors", low_rank(names, 6, size=0.8))
+    prefix, tensors = "first_stage_model.", tiny_models.tensors_of("sd1", seed=9)
+    vae = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    tiny_models.save(vae, folder / "other-vae.safetensors", {})
     return folder
 
 

@@ -1,0 +1,199 @@
+"""The arguments with which a pipeline of diffusers draws a recipe's images, and which recipes no pipeline can draw."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from civman.diffusion import sampler_names, samplers, solvers, start_picture, vae_codec
+from civman.diffusion.denoiser import Conditioning
+from civman.diffusion.noise import PictureNoise, Rng
+from civman.diffusion.noise_levels import NoiseLevels
+from civman.diffusion.run_recipe import Inputs
+from civman.diffusion.samplers import Start
+from civman.domain.recipes.recipe import Recipe
+from civman.errors import CannotRender, Cause
+
+_HINT = "`library.render` draws it"
+_LATENT_CHANNELS = 4
+
+
+def kind_of(recipe: Recipe) -> str:
+    """The kind of pipeline that a recipe needs: "txt2img", "img2img" or "inpaint"."""
+    if recipe.start is None:
+        return "txt2img"
+    return "inpaint" if recipe.start.mask_sha256 else "img2img"
+
+
+def require_drawable(recipe: Recipe) -> None:
+    """Raises: CannotRender: the recipe holds something that diffusers' pipelines do otherwise or not at all."""
+    problems = {
+        "a second pass (hires)": recipe.hires is not None,
+        "the rules of an earlier version of civman (rules 1)": recipe.rules == 1,
+        "A1111's way with sizes that are not multiples of 64": (
+            recipe.odd_sizes == "a1111" and bool(recipe.width % 64 or recipe.height % 64)
+        ),
+        "a guidance scale below 1": recipe.guidance_scale < 1,
+        "noise that is added before each step (s_churn)": recipe.sampling.s_churn > 0,
+    }
+    for what, is_asked in problems.items():
+        if is_asked:
+            raise CannotRender(f"the plan has {what}, which diffusers' pipelines cannot do", hint=_HINT,
+                               code=Cause.NO_PIPELINE)  # fmt: skip
+    require_pipeline_sampler(sampler_names.parse(recipe.sampler, recipe.schedule)[0])
+
+
+def require_pipeline_sampler(sampler: samplers.Sampler) -> None:
+    """Raises: CannotRender: the sampler needs what diffusers' pipelines do not give."""
+    if sampler.is_cfgpp or sampler.is_adaptive:
+        why = (
+            "needs the model's answer without guidance" if sampler.is_cfgpp else "decides while it runs how many steps"
+        )
+        raise CannotRender(f"`{sampler.name}` {why}, which diffusers' pipelines do not allow", hint=_HINT,
+                           code=Cause.NO_PIPELINE_SAMPLER)  # fmt: skip
+
+
+def require_inputs_of(unet: Any, kind: str) -> None:
+    """Raises: CannotRender: an inpainting checkpoint in a pipeline that does not give it the mask."""
+    channels = int(unet.config.in_channels)
+    if channels != _LATENT_CHANNELS and kind != "inpaint":
+        raise CannotRender(
+            f"the checkpoint is for inpainting ({channels} input channels), and diffusers' {kind} pipeline has only "
+            f"{_LATENT_CHANNELS} to give",
+            hint=f"{_HINT}; `library.pipeline(plan, \"inpaint\")` gives diffusers' own inpainting",
+            code=Cause.NO_PIPELINE,
+        )  # fmt: skip
+
+
+def require_own_kind(recipe: Recipe, *, is_xl: bool) -> None:
+    """Raises: CannotRender: the start picture or mask of the recipe is used otherwise by diffusers' pipelines."""
+    start = recipe.start
+    if start is None:
+        return
+    if start.mask_sha256:
+        raise CannotRender(
+            "the plan has a mask, and diffusers' inpainting is another method than civman's: another image comes out",
+            hint=f"{_HINT}; `library.pipeline(plan, \"inpaint\")` gives diffusers' own inpainting",
+            code=Cause.NO_PIPELINE,
+        )  # fmt: skip
+    if recipe.guidance_rescale and not is_xl:
+        raise CannotRender(
+            "diffusers' img2img pipeline for SD 1 and 2 does not take `guidance_rescale`", hint=_HINT,
+            code=Cause.NO_PIPELINE,
+        )  # fmt: skip
+    _first_step(recipe, is_xl=is_xl)
+
+
+def embeddings_of(prompt: Conditioning) -> dict[str, Tensor]:
+    """A conditioning as keyword arguments of a pipeline's call.
+
+    `prompt_embeds`, `negative_prompt_embeds`: (1, 77·n, width); with SDXL also `pooled_prompt_embeds`,
+    `negative_pooled_prompt_embeds`: (1, projection); dtype and device are the text encoders'. Pipelines want both
+    contexts equally long: a shorter one is repeated as a whole, which changes nothing, since attention to a context
+    that is there twice gives the same as attention to it once. Without a negative prompt its entries are missing.
+    """
+    found = {
+        "prompt_embeds": prompt.cond, "negative_prompt_embeds": prompt.uncond,
+        "pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": prompt.uncond_pooled,
+    }  # fmt: skip
+    if prompt.uncond is not None:
+        whole = math.lcm(prompt.cond.shape[1], prompt.uncond.shape[1])
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            context = found[name]
+            found[name] = context.repeat(1, whole // context.shape[1], 1) if context is not None else None
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def call_of(recipe: Recipe, pipe: Any, prompt: Conditioning, inputs: Inputs) -> dict[str, Any]:
+    """All keyword arguments with which `pipe` draws the recipe's images, in order of their seeds.
+
+    Raises: CannotRender: no pipeline draws them (`require_drawable`, `require_own_kind`), or `pipe` is of another kind.
+    """
+    is_xl = hasattr(pipe, "text_encoder_2")
+    require_drawable(recipe)
+    require_own_kind(recipe, is_xl=is_xl)
+    kind = kind_of(recipe)
+    require_inputs_of(pipe.unet, kind)
+    if ("Img2Img" in type(pipe).__name__) != (kind == "img2img") or "Inpaint" in type(pipe).__name__:
+        raise CannotRender(f"the plan needs a pipeline for {kind}, and this is a {type(pipe).__name__}",
+                           hint="leave out `kind` in `library.pipeline`", code=Cause.NO_PIPELINE)  # fmt: skip
+    seeds = [recipe.seed + n for n in range(recipe.count)]
+    call: dict[str, Any] = embeddings_of(prompt) | {
+        "num_inference_steps": recipe.steps, "guidance_scale": recipe.guidance_scale,
+        "num_images_per_prompt": recipe.count,
+        "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+    }  # fmt: skip
+    if recipe.guidance_rescale:
+        call["guidance_rescale"] = recipe.guidance_rescale
+    shape = (int(pipe.unet.config.out_channels), recipe.height // 8, recipe.width // 8)
+    noise = torch.stack([PictureNoise(seed, rng=Rng(recipe.rng)).start(shape) for seed in seeds])
+    if recipe.start is None:
+        return call | {
+            "width": recipe.width, "height": recipe.height,
+            "latents": noise.to(pipe._execution_device, pipe.unet.dtype),  # noqa: SLF001  # where the pipeline computes
+        }  # fmt: skip
+    first, sigma = _first_step(recipe, is_xl=is_xl)
+    kept = _start_latents(recipe, pipe, inputs, noise)
+    # the pipeline will draw noise of its own: what differs from the recipe's is made up for in the latents
+    drawn = torch.stack([
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=pipe.unet.dtype) for seed in seeds
+    ]).float()  # fmt: skip
+    image = kept + ((noise * recipe.start.noise_multiplier - drawn) * sigma).to(kept.device)
+    # half a step more than the share, since diffusers rounds down
+    strength = min(1.0, (recipe.steps - first + 0.5) / recipe.steps)
+    return call | {"image": image, "strength": strength}
+
+
+def _start_latents(recipe: Recipe, pipe: Any, inputs: Inputs, noise: Tensor) -> Tensor:
+    """The start picture as latents: (count, 4, h, w) float32."""
+    assert recipe.start is not None
+    assert inputs.image is not None
+    prepared = start_picture.prepare(recipe.start, (recipe.width, recipe.height), inputs.image, None)
+    latents = vae_codec.encode(_Where(pipe), prepared.image).latents
+    if recipe.start.resize_mode == "just resize (latent upscale)":
+        latents = torch.nn.functional.interpolate(latents, size=noise.shape[-2:], mode="bilinear")
+    return latents.expand(len(noise), -1, -1, -1)
+
+
+class _Where:
+    """A pipeline's VAE and where it computes."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.vae: Any = pipe.vae
+        self.device: torch.device = pipe._execution_device  # noqa: SLF001  # there is no public name for it
+
+
+def _first_step(recipe: Recipe, *, is_xl: bool) -> tuple[int, float]:
+    """Which step of all an img2img run begins with (A1111 takes one more than its share), and the level there.
+
+    Raises: CannotRender: a pipeline would pass other levels.
+    """
+    assert recipe.start is not None
+    sampler, schedule = sampler_names.parse(recipe.sampler, recipe.schedule)
+    levels: NoiseLevels = sampler.levels(is_zero_snr=recipe.is_zero_snr)
+    whole, part = (
+        samplers.plan(sampler, schedule, recipe.steps, levels, is_xl=is_xl, start=start)
+        for start in (None, Start(recipe.start.strength))
+    )
+    first = whole.steps - part.steps
+    is_even = evaluations_per_step(whole, solvers.evaluations(sampler.solver, whole.sigmas)) is not None
+    same = whole.sigmas[first:] == part.sigmas and whole.span == part.span and part.picture_scale == 1
+    if not same or whole.steps != recipe.steps or part.start_scale != part.sigmas[0] or not is_even:
+        raise CannotRender(
+            f"`{sampler.name}` takes other steps when it starts from a picture than diffusers' pipelines can be told",
+            hint=f"{_HINT}; Euler, DPM++ 2M and their kind do", code=Cause.NO_PIPELINE_SAMPLER,
+        )  # fmt: skip
+    return first, part.sigmas[0]
+
+
+def evaluations_per_step(plan: samplers.Plan, asked: Sequence[float]) -> int | None:
+    """How often each step evaluates the model, 1 or 2 (the last step may do with once); None where that differs.
+
+    `asked`: the levels at which the sampler evaluates the model, in order. Each step must begin with its own level.
+    """
+    for order in (1, 2):
+        if plan.steps * order - len(asked) in (0, order - 1) and tuple(asked[::order]) == plan.sigmas[:-1]:
+            return order
+    return None

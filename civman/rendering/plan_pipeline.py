@@ -1,0 +1,129 @@
+"""diffusers' own pipelines for plans: the pipeline, the embeddings of the prompts, and the arguments of the call."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from civman.diffusion import pipeline_call
+from civman.diffusion.denoiser import Conditioning
+from civman.diffusion.diffusers_pipeline import pipeline_of
+from civman.diffusion.memory_plan import MemoryPlan
+from civman.diffusion.transformers_tokenizer import transformers_tokenizer
+from civman.domain.events import OnEvent, ignore
+from civman.domain.recipes.machine import Machine
+from civman.domain.recipes.recipe import LoraUse
+from civman.errors import CannotRender, Cause
+from civman.planning.plan_types import Planned
+from civman.rendering.draw import read_inputs
+from civman.rendering.encode_prompts import TextEncoders, encode_prompts
+from civman.rendering.engine import ENCODERS, Engine, ModelIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which model and adapters a pipeline was made of. It is an attribute of the UNet, which pipelines share."""
+
+    identity: ModelIdentity
+    loras: tuple[LoraUse, ...]
+
+    @classmethod
+    def of(cls, planned: Planned) -> "Origin":
+        """The origin of a pipeline that is made for this plan."""
+        return cls(ModelIdentity.of(planned.recipe), planned.recipe.loras)
+
+
+_ORIGIN = "civman_origin"
+
+
+def pipeline(planned: Planned, kind: str | None, *, machine: Machine, on_event: OnEvent = ignore) -> Any:
+    """Diffusers' pipeline around the plan's model, with its adapters merged and its sampler as the scheduler.
+
+    `kind`: "txt2img", "img2img" or "inpaint"; None: the one that the plan needs.
+
+    Raises: CannotRender: a pipeline cannot draw the plan, or as `draw`. Incompatible: as `draw`. UsageError: `kind` is
+        unknown.
+    """
+    recipe = planned.recipe
+    pipeline_call.require_drawable(recipe)
+    engine = Engine(planned, machine, on_event)
+    model = engine.model
+    if kind is None:
+        pipeline_call.require_own_kind(recipe, is_xl=model.family.is_xl)
+        kind = pipeline_call.kind_of(recipe)
+    pipeline_call.require_inputs_of(model.unet, kind)
+    from civman.diffusion.pipeline_scheduler import PipelineScheduler  # it imports diffusers' schedulers
+
+    text = TextEncoders.of(engine.encoders)
+    names = [name.replace("text_encoder", "tokenizer") for name in ENCODERS if name in model.components]
+    with TemporaryDirectory() as folder:
+        tokenizers = {
+            name: transformers_tokenizer(Path(folder), each.padding)
+            for name, each in zip(names, text.tokenizers, strict=True)
+        }
+    made = pipeline_of(model, kind, tokenizers=tokenizers)
+    made.scheduler = PipelineScheduler.of_recipe(recipe, is_xl=model.family.is_xl)
+    if engine.memory_plan is MemoryPlan.LAYER_BY_LAYER:
+        made.save_pretrained = _refuse_to_save
+    setattr(made.unet, _ORIGIN, Origin.of(planned))
+    return made
+
+
+def _refuse_to_save(*_arguments: Any, **_named: Any) -> None:
+    raise CannotRender(
+        "the pipeline reads its weights from the checkpoint layer by layer, so it has none to save",
+        hint="make it where the whole model fits into memory, and without `low_vram`", code=Cause.NO_PIPELINE,
+    )  # fmt: skip
+
+
+def embeddings(planned: Planned, pipe: Any | None, *, machine: Machine, on_event: OnEvent = ignore) -> dict[str, Any]:
+    """The plan's prompts as keyword arguments of a pipeline's call (`pipeline_call.embeddings_of`).
+
+    Without `pipe` the plan's model is loaded for it. Raises: CannotRender: `pipe` is of another model or has other
+        adapters. Incompatible: an embedding or adapter does not fit the model.
+    """
+    return pipeline_call.embeddings_of(_conditioning(planned, pipe, machine, on_event))
+
+
+def call(planned: Planned, pipe: Any) -> dict[str, Any]:
+    """All keyword arguments with which `pipe` draws the plan's images. Raises: as `embeddings` and `pipeline`."""
+    _require_origin(planned, pipe)
+    pipeline_call.require_drawable(planned.recipe)
+    _require_scheduler(planned, pipe)
+    prompt = encode_prompts(TextEncoders.of(_encoders(pipe)), planned)
+    return pipeline_call.call_of(planned.recipe, pipe, prompt, read_inputs(planned))
+
+
+def _conditioning(planned: Planned, pipe: Any | None, machine: Machine, on_event: OnEvent) -> Conditioning:
+    if pipe is None:
+        return encode_prompts(TextEncoders.of(Engine(planned, machine, on_event).encoders), planned)
+    _require_origin(planned, pipe)
+    return encode_prompts(TextEncoders.of(_encoders(pipe)), planned)
+
+
+def _encoders(pipe: Any) -> list[Any]:
+    found = [getattr(pipe, name, None) for name in ENCODERS]
+    return [encoder for encoder in found if encoder is not None]
+
+
+def _require_origin(planned: Planned, pipe: Any) -> None:
+    origin = getattr(pipe.unet, _ORIGIN, None)
+    if origin == Origin.of(planned):
+        return
+    why = "was made for another checkpoint, VAE or set of LoRAs" if origin else "was not made by `library.pipeline`"
+    raise CannotRender(f"the pipeline {why}, so it cannot be said to draw this plan",
+                       hint="make one with `library.pipeline(plan)`", code=Cause.NO_PIPELINE)  # fmt: skip
+
+
+def _require_scheduler(planned: Planned, pipe: Any) -> None:
+    from civman.diffusion.pipeline_scheduler import PipelineScheduler  # it imports diffusers' schedulers
+
+    wanted = PipelineScheduler.of_recipe(planned.recipe, is_xl=hasattr(pipe, "text_encoder_2"))
+    if isinstance(pipe.scheduler, PipelineScheduler) and pipe.scheduler.settings == wanted.settings:
+        return
+    raise CannotRender(
+        "the pipeline's scheduler is not the plan's sampler, so another image would come out",
+        hint="make the pipeline anew with `library.pipeline(plan)`, make the call before you change the scheduler, or "
+        "call the pipeline with `library.embeddings(plan, pipe)` and arguments of your own",
+        code=Cause.NO_PIPELINE,
+    )  # fmt: skip
