@@ -132,8 +132,8 @@ def test_two_precisions_of_one_version_are_told_apart_by_what_list_prints(
     for number, ref in listed.items():
         assert civman("inspect", ref, "--json").json["inspect"]["asset"]["file_id"] == number
         assert json.loads(civman("check", ref, "--json").out).get("error", {}).get("code") not in REFUSALS
-        (plan,) = civman("render", ref, "a fox", "--dry-run", "--json").json["plan"]
-        assert plan["recipe"]["files"][0]["file_id"] == number
+        # these files have the right names and widths that no encoder has: found, and refused for that
+        assert civman("render", ref, "a fox", "--dry-run", "--json").json["error"]["code"] == "invalid-model-file"
         (edited,) = civman("edit", ref, "--note", f"file {number}", "--json").json["edit"]
         assert edited["file_id"] == number
     removed = civman("remove", FULL, "--yes", "--json").json["remove"]["removed"]
