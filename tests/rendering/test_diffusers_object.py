@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "embedding": {"prompt": "a red cat, easydream", "embeddings": ("easydream",)},
     "emphasis": {"prompt": "a (red:1.6) cat [at] ((night))", "negative_prompt": "(dog:0.5)"},
     "300 tokens": {"prompt": LONG, "negative_prompt": "a dog BREAK a tree"},
-    "both, no negative": {"prompt": LONG, "guidance_scale": 1.0},
+    "long, no negative": {"prompt": LONG, "guidance_scale": 1.0},
     "vae": {"vae": "other-vae"},
     "several, their own noise": {"sampler": "Euler a", "count": 3, "eta_seed_delta": 31337},
     "Philox": {"sampler": "DPM++ 2M SDE", "rng": "nv"},
@@ -50,7 +50,8 @@ CASES: dict[str, dict[str, Any]] = {
     "img2img with noise": {"init_image": "start.png", "strength": 0.6, "steps": 4, "sampler": "DPM2 a", "rng": "nv"},
 }
 """What differs from PLAIN, which has two LoRAs; img2img starts from a picture of another size."""
-SD1_ONLY = ("clip skip", "embedding")
+SD1_ONLY = ("clip skip", "embedding", "long, no negative", "several, their own noise", "Philox", "DDIM")
+"""SDXL has a clip skip of its own and other embeddings; the rest is left out for time."""
 
 
 @pytest.fixture
