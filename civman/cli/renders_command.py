@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     Column("ref", "cyan", is_whole=True), Column("made", is_whole=True, drop=2),
-    Column("seed", is_whole=True, drop=1, is_right=True), Column("prompt"), Column("file", drop=3),
+    Column("seed", is_whole=True, drop=1, is_right=True), Column("prompt", is_one_line=True),
+    Column("file", drop=3, is_one_line=True),
 )  # fmt: skip
 _PROMPT = 60
 

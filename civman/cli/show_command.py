@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _FILE_COLUMNS = (
     Column("indent", is_whole=True), Column("ref", "cyan", is_whole=True), Column("name"),
-    Column("size", is_whole=True), Column("facts", drop=2), Column("sha256", "dim", is_whole=True, drop=3),
-    Column("here", drop=1), Column("scan", "red"),
+    Column("size", is_whole=True), Column("facts", drop=1), Column("sha256", "dim", is_whole=True, drop=3),
+    Column("here", drop=2), Column("scan", "red"),
 )  # fmt: skip
 """The columns of the table of files: an indent, then those of `_file_row`."""
 

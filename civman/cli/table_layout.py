@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _GAP = 2
 """Blanks between two columns."""
-_LONGEST_WORD = 24
+_LONGEST_WORD = 18
 """A word up to this length is never shortened; longer ones, such as file names, end with "…" if there is no room."""
 
 
@@ -27,8 +27,9 @@ _LEAST_TEXT = 18
 class Column:
     """A column of a table.
 
-    `is_whole`: its values are never broken or shortened (references, digests, sizes). `drop`: 0 if the column is
-    always shown; of the others, those with the highest number are left out first.
+    `is_whole`: its values are never broken or shortened (references, digests, sizes). `is_one_line`: its values are
+    shortened instead of wrapped. `drop`: 0 if the column is always shown; of the others, those with the highest number
+    are left out first.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Column:
     is_whole: bool = False
     drop: int = 0
     is_right: bool = False
+    is_one_line: bool = False
 
 
 def print_table(
@@ -56,7 +58,7 @@ def print_table(
         column = columns[index]
         table.add_column(
             column.title, style=column.style or None, justify="right" if column.is_right else "left", width=width,
-            no_wrap=column.is_whole, overflow="ignore" if column.is_whole else "ellipsis",
+            no_wrap=column.is_whole or column.is_one_line, overflow="ellipsis",
         )  # fmt: skip
     for row in cells:
         table.add_row(*(Text(row[index]) for index, _ in shown))
