@@ -90,7 +90,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
 
 
 def _gate(version: ModelVersion, now: datetime) -> Gate | None:
-    """The gate in force now: saved metadata may contain one that has ended since."""
+    """The gate that is in force at `now`; saved metadata may contain a gate that has ended since it was saved."""
     gate = version.gate
     return None if gate is not None and gate.ends_at is not None and gate.ends_at <= now else gate
 

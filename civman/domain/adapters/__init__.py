@@ -1,1 +1,1 @@
-"""What an adapter file changes: its tensors by module, and the weights those modules mean."""
+"""What an adapter file changes: its tensors grouped by module, and the model weights that those modules refer to."""

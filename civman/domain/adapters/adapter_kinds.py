@@ -1,11 +1,12 @@
-"""The kinds of adapters: which tensors make one up, and which weights their shapes let it change. No arithmetic.
+"""The kinds of adapters: which tensors each kind consists of, and which weights it can change, judged by shapes.
 
-A kind is known by the parts of the change that a module has in the file. The formulas are in
-`civman.diffusion.adapter_formulas`; what they need of shapes is checked here, so that a file's header settles it.
+No arithmetic is done here. The kind is recognised by which parts of a change a module has in the file. The formulas are
+in `civman.diffusion.adapter_formulas`; what they require of the shapes is checked here, so that a file's header is
+enough to decide whether an adapter fits.
 
 Source: LoRA (Hu et al. 2021, 4.1), LoHa (Hyeon-Woo et al. 2022, FedPara, 2), LoKr and the file layouts (Yeh et al.
-2024, LyCORIS, 3), OFT (Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9), IA3 (Liu et
-al. 2022, 3.3), DoRA (Liu et al. 2024, eq. 5).
+    2024, LyCORIS, 3), OFT (Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9), IA3 (Liu
+    et al. 2022, 3.3), DoRA (Liu et al. 2024, eq. 5).
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -17,18 +18,18 @@ from civman.domain.architecture import Adapter
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-"""Part of the change → shape of its tensor."""
+"""Name of the part of a change → shape of its tensor."""
 
 
 class MisfitError(ValueError):
-    """The tensors contradict each other, or cannot act on a weight; the text says why."""
+    """The tensors contradict each other, or cannot be applied to a weight; the message gives the reason."""
 
 
 class Described(NamedTuple):
-    """The weight that a module's tensors describe, as far as they show it.
+    """The shape of the weight that a module's tensors were made for, as far as the tensors show it.
 
-    `shape` is (out, in, *kernel): (out, in·kernel) where a convolution is written flat, (out,) for a norm, empty where
-    only one side shows; then `sides` holds the widths that the weight may have on either side.
+    `shape` is (out, in, *kernel); (out, in·kernel) if a convolution is stored as a matrix; (out,) for a norm; empty if
+    the tensors show only one side. In that case `sides` contains the possible widths of the weight on either side.
     """
 
     shape: Shape = ()
@@ -37,7 +38,7 @@ class Described(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """One way to store a change: the parts it needs, and those that it may have besides."""
+    """One way to store a change in a file: the parts it requires and the parts it may have in addition."""
 
     kind: Adapter
     needs: frozenset[str]
@@ -73,7 +74,10 @@ _SHOWS = {
 
 @cache
 def kind_of(parts: frozenset[str]) -> Adapter | None:
-    """The kind that the parts hint at, whole or not; a changed bias may come along with any. None: no kind at all."""
+    """The kind of adapter that the parts indicate, even if some parts are missing; None if they indicate none.
+
+    A changed bias can accompany any kind.
+    """
     hints = [kind for part in sorted(parts) if (kind := _hint(part)) is not None]
     return next((kind for kind in hints if kind is not Adapter.FULL), hints[0] if hints else None)
 
@@ -85,7 +89,10 @@ def _hint(part: str) -> Adapter | None:
 
 
 def describe(kind: Adapter, shapes: Shapes) -> Described:
-    """The weight that the tensors describe. Raises: MisfitError: a part is missing, foreign, or of a wrong shape."""
+    """The weight that the tensors describe.
+
+    Raises: MisfitError: a part is missing, unexpected, or has a wrong shape.
+    """
     if problem := _why_no_layout(kind, frozenset(shapes)):
         raise MisfitError(problem)
     for shape in shapes.values():
@@ -97,7 +104,7 @@ def describe(kind: Adapter, shapes: Shapes) -> Described:
     return found
 
 
-@cache  # a file's thousand modules have one or two sets of parts between them
+@cache  # cached: the thousand modules of a file have only one or two different sets of parts
 def _why_no_layout(kind: Adapter, have: frozenset[str]) -> str:
     if any(layout.needs <= have <= layout.needs | layout.allows for layout in LAYOUTS):
         return ""
@@ -115,9 +122,10 @@ def _why_no_layout(kind: Adapter, have: frozenset[str]) -> str:
 def misfit(
     kind: Adapter, shapes: Shapes, found: Described, weight: Shape, bias: Shape | None, *, on_input: bool | None = None
 ) -> str | None:
-    """Why the tensors, which describe `found`, cannot act on a weight of this shape; None: they can.
+    """Why tensors that describe `found` cannot be applied to a weight of shape `weight`; None if they can.
 
-    `bias` is the shape of the module's bias, None where it has none. `on_input`: what an IA3's flag says, where known.
+    `bias` is the shape of the module's bias, or None if the module has none. `on_input` is the value of an IA3
+    adapter's flag, or None if unknown.
     """
     if "up_bias" in shapes and bias is None:
         return f"bias of shape {times(shapes['up_bias'])}, the layer has none"
@@ -138,34 +146,38 @@ def misfit(
 
 
 def has_strength(shapes: Collection[str]) -> bool:
-    """Whether alpha 0 makes the change nothing: OFT's alpha is a bound, and two whole factors have no rank."""
+    """Whether alpha 0 disables the change.
+
+    It does not for OFT, whose alpha is a bound, nor for a LoKr with two full factors, which has no rank.
+    """
     if {"dora_scale", "magnitude", "diff_b"} & set(shapes):
-        return False  # these change the weight or the bias even so
+        return False  # these still change the weight or the bias when alpha is 0
     return bool({"down", "a1", "hada_w1_a", "lokr_w1_a", "lokr_w2_a"} & set(shapes))
 
 
 def label(kind: Adapter, parts: Collection[str]) -> str:
-    """What a report calls it: `lora`, `lokr`, `dora`, `loha+dora` and so on."""
+    """The name of the kind of adapter in reports: `lora`, `lokr`, `dora`, `loha+dora` and so on."""
     decomposed = kind is not Adapter.DORA and bool({"dora_scale", "magnitude"} & set(parts))
     return f"{kind}+dora" if decomposed else str(kind)
 
 
 def matrix(shape: Shape) -> tuple[int, int]:
-    """Rows and columns of a weight, kernel positions counted as columns."""
+    """The rows and columns of a weight as a matrix, with kernel positions counted as columns."""
     return shape[0], prod(shape[1:])
 
 
 def times(shape: Shape) -> str:
-    """A shape as text: `320x768`."""
+    """A shape as text, such as `320x768`."""
     return "x".join(map(str, shape))
 
 
 def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
-    """0: a magnitude per output row; 1: per input column; None: there is none.
+    """The axis of DoRA's magnitudes: 0 for one per output row, 1 for one per input column, None if there are none.
 
-    Raises: MisfitError: the magnitudes are neither.
+    Raises: MisfitError: the number of magnitudes matches neither the rows nor the columns.
     """
-    if "magnitude" in shapes:  # PEFT's own name: always per output, whichever axis its convolutions put it on
+    # PEFT's own name: always one magnitude per output, whichever axis PEFT stores it on for convolutions
+    if "magnitude" in shapes:
         if prod(shapes["magnitude"]) != weight[0]:
             raise MisfitError(f"magnitude of shape {times(shapes['magnitude'])} against {weight[0]} rows")
         return 0
@@ -180,12 +192,12 @@ def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
 
 
 def glora_parts(shapes: Shapes, weight: Shape) -> tuple[str, str, str, str]:
-    """Names of (in→r, r→in, out←r, r←in); older files name each pair the other way round."""
+    """The names of GLoRA's tensors of shapes (in→r, r→in, out←r, r←in); older files swap the names within each pair."""
     now = (shapes["a1"][0], matrix(shapes["a2"])[1], shapes["b1"][0]) == (weight[1], weight[1], weight[0])
     return ("a1", "a2", "b1", "b2") if now else ("a2", "a1", "b2", "b1")
 
 
-# --- what the tensors of each kind describe
+# --- the weight that the tensors of each kind describe
 
 
 def _same_rank(first: int, second: int) -> None:
@@ -292,7 +304,7 @@ _DESCRIBERS: dict[Adapter, Callable[[Shapes], Described]] = {
 }  # fmt: skip
 
 
-# --- whether they can act on a weight
+# --- whether the tensors of each kind can be applied to a weight
 
 
 def _fit_shape(_shapes: Shapes, found: Described, weight: Shape) -> None:

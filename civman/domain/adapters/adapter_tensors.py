@@ -1,8 +1,8 @@
-"""What an adapter file changes: its tensors grouped by the module they belong to.
+"""The changes in an adapter file: its tensors grouped by the module they belong to.
 
-Owns: `Deltas`, all changes of a file, read from tensor names and shapes by the tables in
-`civman.domain.adapters.spellings` and `civman.domain.adapters.adapter_kinds`. Refuses to do: finding the weights
-(`civman.domain.adapters.module_fit`), arithmetic on weights.
+Contains `Deltas`, all changes of a file, read from tensor names and shapes with the tables in
+`civman.domain.adapters.spellings` and `civman.domain.adapters.adapter_kinds`. Not here: finding the model's weights
+(`civman.domain.adapters.module_fit`) and arithmetic on weights.
 """
 
 import json
@@ -23,46 +23,51 @@ _PACKED = ("b", "<")
 
 
 class Delta(NamedTuple):
-    """The change of one module's weight; a tuple, since a LoRA has a thousand and a frozen dataclass costs thrice that.
+    """The change to one module's weight.
 
-    `shape` is the weight's (out, in, *kernel) as far as the change shows it: (out, in·kernel) where a convolution was
-    written flat, (out,) for a norm, empty where only one side shows; then `sides` holds the widths that the weight
-    may have on either side.
+    `shape` is the weight's (out, in, *kernel) as far as the change shows it: (out, in·kernel) if a convolution was
+    stored as a matrix, (out,) for a norm, empty if the tensors show only one side. In that case `sides` contains the
+    possible widths of the weight on either side.
+
+    A NamedTuple, because a LoRA has a thousand of them and creating a frozen dataclass takes three times as long.
     """
 
     module: str
     part: str
     """"unet", "te1", "te2" or "te3"."""
     path: str
-    """The module's path in that part, written with underscores."""
+    """The module's path within that part of the model, with underscores instead of dots."""
     kind: Adapter
     shape: Shape = ()
     sides: tuple[int, ...] = ()
     rank: int | None = None
     problem: str = ""
-    """Why the module's tensors make no change of any weight: one is missing, or they contradict each other."""
+    """Why the module's tensors change no weight: a tensor is missing, or they contradict each other.
+
+    Empty if all is well.
+    """
     parts: Mapping[str, str] = {}
-    """Part of the change → name of its tensor in the file."""
+    """Name of the part of the change → name of its tensor in the file."""
     shapes: Mapping[str, Shape] = {}
-    """Part of the change → shape of its tensor."""
+    """Name of the part of the change → shape of its tensor."""
 
     @property
     def is_whole(self) -> bool:
-        """False where a needed tensor is missing or the tensors contradict each other."""
+        """False if a required tensor is missing or the tensors contradict each other."""
         return not self.problem
 
     @property
     def width_in(self) -> int | None:
-        """Width of the module's input; None where it does not show."""
+        """The width of the module's input; None if the tensors do not show it."""
         return self.shape[1] if len(self.shape) > 1 else None
 
     @property
     def is_conv(self) -> bool:
-        """Whether it changes a convolution wider than one pixel."""
+        """Whether the changed module is a convolution with a kernel larger than 1x1."""
         return len(self.shape) > 2 and any(size != 1 for size in self.shape[2:])
 
     def misfit(self, weight: Shape, bias: Shape | None, *, on_input: bool | None = None) -> str | None:
-        """Why it cannot change a weight of this shape; None: it can. See `adapter_kinds.misfit`."""
+        """Why this change cannot be applied to a weight of this shape; None if it can. See `adapter_kinds.misfit`."""
         if self.problem:
             return self.problem
         found = Described(self.shape, self.sides, self.rank)
@@ -71,21 +76,24 @@ class Delta(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """All changes in a file, and the names that belong to none."""
+    """All changes in an adapter file, and the names that belong to none."""
 
     modules: tuple[Delta, ...] = ()
     loose: tuple[str, ...] = ()
-    """Tensors, or modules, of no kind of adapter that is known."""
+    """Tensors or modules that belong to no known kind of adapter."""
     bundled: tuple[str, ...] = ()
-    """Names of embeddings packed along."""
+    """Names of the embeddings bundled in the file."""
     twice: Mapping[str, str] = field(default_factory=dict)
-    """Tensors that say the same as another one of the file → that other one. All of them are in `loose`."""
+    """Tensor that stands for the same part of the same module as an earlier one → the earlier one.
+
+    All are also in `loose`.
+    """
 
 
 def read_deltas(shapes: Mapping[str, Shape]) -> Deltas:
-    """The changes that the tensors make; `Deltas()` with everything loose where it is no adapter."""
+    """Group a file's tensors into changes; if the file is not an adapter, every name is in `loose`."""
     names = "\n".join(shapes) + "\n"
-    if not any(mark in names for mark in MARKS):  # a checkpoint: 2,515 names need not be taken apart
+    if not any(mark in names for mark in MARKS):  # a checkpoint: no need to parse its 2,515 names
         return Deltas(loose=tuple(shapes))
     groups: dict[str, dict[str, str]] = {}
     loose: list[str] = []
@@ -112,17 +120,20 @@ def read_deltas(shapes: Mapping[str, Shape]) -> Deltas:
 
 
 def deltas_of(header: Header) -> Deltas:
-    """As `read_deltas`, worked out once for a header: identification and the check of modules both ask."""
+    """The changes that a header's tensors make, as `read_deltas` finds them; computed once per header.
+
+    Both identification and the comparison of modules need them.
+    """
     found: Deltas = header.notes.get("deltas") or read_deltas(header.shapes)
     header.notes["deltas"] = found
     return found
 
 
 def bundled_name(name: str, shape: Shape) -> str:
-    """What prompts call the embedding that this tensor of an adapter's file is a part of; "" where it is none."""
+    """The prompt word of the bundled embedding that this tensor belongs to; "" if it belongs to none."""
     if name.startswith(BUNDLED):
         return name[len(BUNDLED) :].partition(".")[0]
-    # cloneofsimo's first layout has vectors under their token's own name
+    # cloneofsimo's first layout stores an embedding's vectors under the name of their token
     return name if name.startswith("<") and name.endswith(">") and 1 <= len(shape) <= 2 else ""
 
 
@@ -143,7 +154,7 @@ def _delta(module: str, kind: Adapter, parts: Mapping[str, str], shapes: Mapping
 
 
 class StatedAlphas:
-    """Alphas that a file says in its metadata instead of in tensors, as diffusers does since 0.35."""
+    """Alphas that a file gives in its metadata instead of in tensors, as diffusers does since 0.35."""
 
     _KEY = "lora_adapter_metadata"
     _COMPONENTS: ClassVar[Mapping[str, str]] = {
@@ -151,12 +162,15 @@ class StatedAlphas:
     }  # fmt: skip
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
-        """`metadata`: the file's. Raises: ValueError: its entry is not JSON."""
+        """Read the alphas from a file's `metadata`. Raises: ValueError: the entry is not JSON."""
         said = json.loads(metadata.get(self._KEY) or "{}")
         self._said = said if isinstance(said, dict) else {}
 
     def of(self, delta: Delta) -> float | None:
-        """Alpha for one module such that alpha / rank is its scale; None where the file says none, or has a tensor."""
+        """The alpha of one module, chosen so that alpha / rank is its scale.
+
+        None if the metadata contains no alpha for the module, or if the file has a tensor for it.
+        """
         if not self._said or "down" not in delta.parts or "alpha" in delta.parts or not delta.rank:
             return None
         component = self._COMPONENTS[delta.part]
@@ -168,5 +182,5 @@ class StatedAlphas:
                 break
         if not isinstance(alpha, (int, float)):
             return None
-        # rank-stabilised LoRA divides by √rank
+        # rank-stabilised LoRA divides alpha by √rank instead of by the rank
         return alpha * math.sqrt(delta.rank) if self._said.get(f"{component}.use_rslora") else float(alpha)

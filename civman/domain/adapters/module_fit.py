@@ -1,7 +1,7 @@
-"""The one matcher of adapters: each module of a file looked up among a model's weights and compared by shape.
+"""Match adapters to models: look up each module of a file among a model's weights and compare the shapes.
 
-`civman check` and the plan match against the weights that a checkpoint's header lists, the merge against those of the
-loaded model, both through `match`. Refuses to do: judging what the numbers mean (`civman.domain.compatibility`).
+`civman check` and the render planner match against the weights listed in a checkpoint's header, the merge against the
+weights of the loaded model; both use `match`. Not here: judging what the counts mean (`civman.domain.compatibility`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,27 +15,27 @@ from civman.domain.adapters.module_names import ModuleIndex, Weight
 from civman.domain.adapters.spellings import says_which_encoder
 
 Numbers = Mapping[str, float]
-"""Tensors of one number → the number: alphas, and IA3's flags."""
+"""Name of a tensor with a single number → that number: alphas, and IA3's flags."""
 
 _ABSENT = "not in the model"
 
 
 class Outcome(Enum):
-    """What becomes of one module of an adapter."""
+    """The result of matching one module of an adapter to a model."""
 
     APPLIES = auto()
     IDLE = auto()
-    """It fits and changes nothing: its alpha is 0, or no picture depends on the weight."""
+    """It fits but changes nothing: its alpha is 0, or no image depends on the weight."""
     ELSEWHERE = auto()
-    """It changes a text encoder, and the checkpoint's file holds none."""
+    """It changes a text encoder, but the checkpoint's file contains none."""
     MISSING = auto()
     MISMATCHED = auto()
     UNKNOWN = auto()
-    """No kind of adapter that is known."""
+    """It belongs to no known kind of adapter."""
 
 
 class Match(NamedTuple):
-    """One module of an adapter's file: the weight it changes, or why it changes none."""
+    """One module of an adapter file, with the weight it changes or the reason why it changes none."""
 
     module: str
     outcome: Outcome
@@ -46,23 +46,23 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModuleFit:
-    """An adapter's modules against the checkpoint's weights, counted."""
+    """How many of an adapter's modules fit a checkpoint's weights, and which do not."""
 
     total: int
     fitting: int
     elsewhere: tuple[str, ...] = ()
-    """Modules of a part (a text encoder) that the checkpoint's file does not hold at all."""
+    """Modules of a text encoder that the checkpoint's file does not contain at all."""
     missing: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
-    """Module and why: "…attn2_to_k: shape 320x768 against 640x2048"."""
+    """Modules whose shape differs, with the reason: "…attn2_to_k: shape 320x768 against 640x2048"."""
     unknown: tuple[str, ...] = ()
-    """Tensors and modules of no known kind of adapter, and why."""
+    """Tensors and modules of no known kind of adapter, with the reason."""
     idle: tuple[str, ...] = ()
-    """Modules that fit and change nothing, and why."""
+    """Modules that fit but change nothing, with the reason."""
 
     @property
     def words(self) -> str:
-        """One line: "264 of 264 modules fit"."""
+        """A summary on one line, such as "264 of 264 modules fit"."""
         notes = (
             (self.missing, "not in the checkpoint"), (self.mismatched, "of another shape"),
             (self.unknown, "of no known kind of adapter"),
@@ -73,12 +73,12 @@ class ModuleFit:
 
 
 def match(deltas: Deltas, index: ModuleIndex, numbers: Numbers | None = None) -> Iterator[Match]:
-    """What becomes of each module of a file, and of each tensor that belongs to none.
+    """Match each module of an adapter file to a weight; tensors that belong to no module are reported as unknown.
 
     Args:
         deltas: the file's changes.
         index: the model's weights.
-        numbers: values of the file's one-number tensors; None: they are not at hand (only a header is).
+        numbers: the values of the file's single-number tensors; None if only the header is available.
     """
     taken: dict[tuple[str, str, str], str] = {}
     two_encoders = {"te1", "te2"} <= index.parts
@@ -121,7 +121,7 @@ def _match(delta: Delta, index: ModuleIndex, numbers: Numbers, *, two_encoders: 
 
 
 def fit_modules(deltas: Deltas, index: ModuleIndex, numbers: Numbers | None = None) -> ModuleFit:
-    """As `match`, counted."""
+    """Match the modules as `match` does and count the results."""
     said: dict[Outcome, list[str]] = {outcome: [] for outcome in Outcome}
     for found in match(deltas, index, numbers):
         plain = found.reason == _ABSENT or found.outcome in (Outcome.APPLIES, Outcome.ELSEWHERE)

@@ -1,8 +1,8 @@
-"""Which weight of a model a module's name means: an index of its weights under all names that trainers use for them.
+"""Find the weight that a module's name refers to: an index of a model's weights under all names that trainers use.
 
-The names of diffusers' UNet and those of the original one are joined by walking the block structure of the tensor list
-itself, so other widths, depths and missing blocks need no table. Refuses to do: taking an adapter's names apart
-(`civman.domain.adapters.spellings`), judging (`civman.domain.compatibility`).
+diffusers' names for UNet modules are mapped to the original ones by walking the block structure of the tensor list
+itself, so other widths, other depths and missing blocks need no table. Not here: parsing an adapter's names
+(`civman.domain.adapters.spellings`) and judging compatibility (`civman.domain.compatibility`).
 
 Source: the two public UNet layouts (latent-diffusion and diffusers), OpenCLIP's and transformers' CLIP layouts.
 """
@@ -21,26 +21,26 @@ Shape = tuple[int, ...]
 
 
 class Weight(NamedTuple):
-    """A weight of the model: its part, its module's name there, and which slice of a joint layer it is ("": all)."""
+    """A weight of the model: its part, its module's name there, and the slice of a joint layer ("" for all of it)."""
 
     part: str
     name: str
     shape: Shape
-    """(out, in, *kernel), or (width,) of a norm's."""
+    """(out, in, *kernel), or (width,) for a norm."""
     bias: Shape | None = None
     slice: str = ""
 
 
 class ModuleIndex:
-    """All weights of one model under all their names: `weight(part, path)` gives the one that a path means."""
+    """All weights of one model under all their names: `weight(part, path)` returns the one that a path refers to."""
 
     def __init__(self, parts: Mapping[str, Mapping[str, Shape]], unused: Iterable[tuple[str, str]] = ()) -> None:
-        """The weights of a model's parts ("unet", "te1", "te2", "te3"): name of the tensor → shape.
+        """Index the weights of a model's parts ("unet", "te1", "te2", "te3"), given as name of the tensor → shape.
 
-        `unused`: (part, beginning of a path) of layers that a file may hold and the model leaves out.
+        `unused`: (part, path prefix) of layers that a file may contain but the model does not use.
         """
         self._weights: dict[str, dict[str, Weight]] = {}
-        # CLIP-L's projection: some files hold it, and no model here reads it
+        # CLIP-L's projection: some files contain it, but no model supported here uses it
         self._unused = (("te1", "text_projection"), *unused)
         for part, tensors in parts.items():
             if part == "unet":
@@ -57,27 +57,28 @@ class ModuleIndex:
 
     @classmethod
     def of_header(cls, header: Header) -> "ModuleIndex":
-        """The weights that a checkpoint's header lists."""
+        """The index of the weights that a checkpoint's header lists."""
         backbone, texts = parts_of(header)
         return cls({"unet": backbone, **texts})
 
     def weight(self, part: str, path: str) -> Weight | None:
-        """The weight, or None where the model has none under this name."""
+        """The weight at this path; None if the model has none under this name."""
         if part == "te1" and "te1" not in self.parts:
-            part = "te2"  # the refiner has only the second encoder
+            part = "te2"  # the SDXL refiner has only the second text encoder
         weights = self._weights.get(part, {})
         found = weights.get(path)
         if found is None and path.endswith("_to_out"):
-            return weights.get(f"{path}_0")  # a list of a linear layer and a dropout in diffusers, one layer to others
+            # in diffusers a list of a linear layer and a dropout, elsewhere a single layer
+            return weights.get(f"{path}_0")
         return found
 
     def find(self, part: str, path: str) -> Shape | None:
-        """Shape (out, in, *kernel) of the weight, or (width,) of a norm's."""
+        """The shape of the weight, (out, in, *kernel) or (width,) for a norm; None if the model does not have it."""
         found = self.weight(part, path)
         return None if found is None else found.shape
 
     def is_unused(self, part: str, path: str) -> bool:
-        """Whether no picture depends on this layer, so that the model may leave it out."""
+        """Whether no image depends on this layer, so that the model may leave it out."""
         return any(part == where and path.startswith(beginning) for where, beginning in self._unused)
 
     def __len__(self) -> int:
@@ -85,10 +86,10 @@ class ModuleIndex:
 
 
 def last_open_clip_layer(part: str, tensors: Iterable[str]) -> int | None:
-    """The number of the last layer of SD 2's text encoder, which is left out; None where every layer is used.
+    """The number of the last layer of SD 2's text encoder, which the model does not use; None if every layer is used.
 
-    SD 2 reads what comes out one layer early. 23 layers are what is left in a file already pruned to that: there it is
-    the one that would follow.
+    SD 2 takes the output of the layer before the last. A file with 23 layers has already been pruned accordingly; then
+    the result is the number that the pruned layer would have.
     """
     if part != "te1":
         return None
@@ -114,7 +115,8 @@ def _backbone_weights(tensors: Mapping[str, Shape]) -> dict[str, Weight]:
         stem = other.replace(".", "_")
         if block in weights:
             found[stem] = weights[block]
-        for name in names[bisect_left(names, f"{block}.") : bisect_left(names, f"{block}/")]:  # "/" follows "."
+        # "/" sorts directly after "."
+        for name in names[bisect_left(names, f"{block}.") : bisect_left(names, f"{block}/")]:
             inner = name[len(block) + 1 :]
             found[f"{stem}_{inner_names.get(inner, inner).replace('.', '_')}"] = weights[name]
     if not renames:
@@ -136,7 +138,7 @@ def _text_weights(part: str, tensors: Mapping[str, Shape]) -> dict[str, Weight]:
         elif name.endswith(".weight"):
             stem = name.removesuffix(".weight")
             found[_open_clip(stem)] = Weight(part, stem, shape, tensors.get(f"{stem}.bias"))
-        elif name.endswith("text_projection"):  # OpenCLIP's own, which multiplies from the right
+        elif name.endswith("text_projection"):  # OpenCLIP's own projection matrix, which is multiplied from the right
             found[_open_clip(name)] = Weight(part, name, shape[::-1])
         elif name.endswith("positional_embedding"):
             found[_open_clip(name)] = Weight(part, name, shape)
@@ -163,7 +165,7 @@ _PART = re.compile("|".join(map(re.escape, _PART_OF)))
 
 
 def parts_of(header: Header) -> tuple[dict[str, Shape], dict[str, dict[str, Shape]]]:
-    """The diffusion model's tensors without their prefix, and those of the text encoders by part; made once."""
+    """The diffusion model's tensors without their prefix, and the text encoders' by part; computed once per header."""
     found: tuple[dict[str, Shape], dict[str, dict[str, Shape]]] | None = header.notes.get("parts")
     if found is None:
         found = header.notes["parts"] = _split_parts(header.shapes)
@@ -180,12 +182,15 @@ def _split_parts(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[st
             bare[name] = shape
     backbone = parts["unet"]
     if not backbone and bare and all(name.startswith("model.") for name in bare):
-        bare = {name[6:]: shape for name, shape in bare.items()}  # AuraFlow's own files
+        bare = {name[6:]: shape for name, shape in bare.items()}  # files in AuraFlow's own layout
     return backbone or bare, {part: found for part, found in parts.items() if found and part.startswith("te")}
 
 
 def unet_names(tensors: Iterable[str]) -> dict[str, str]:
-    """Module of a UNet → its name in the other convention, down to blocks; empty for anything but such a UNet."""
+    """Map the names of a UNet's modules to the other naming convention, down to the level of blocks.
+
+    Empty if the tensors are not those of a Stable Diffusion UNet.
+    """
     heads = _Heads(tensors)
     if "input_blocks.0" in heads and "input_blocks.0.0" in heads:
         return _from_ldm(heads)
@@ -195,7 +200,7 @@ def unet_names(tensors: Iterable[str]) -> dict[str, str]:
 
 
 class _Heads:
-    """The beginnings of names, up to four parts, and how many numbered children each has."""
+    """The prefixes of tensor names, up to four components long, and how many numbered children each has."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._heads: set[str] = set()
@@ -215,13 +220,13 @@ class _Heads:
         return head in self._heads
 
     def count(self, block: str) -> int:
-        """Highest number of a child plus one."""
+        """The highest number of a child, plus one."""
         return self._counts.get(block, 0)
 
 
 _LEAD = re.compile(r"(?:[^.]*+\.){1,4}+")
 _MAX_BLOCKS = 64
-"""More than any UNet has; keeps a hostile name from asking for a walk through a million blocks."""
+"""More than any UNet has; prevents a malicious name from causing a walk through a million blocks."""
 _LDM_BLOCKS = ("input_blocks.", "output_blocks.", "middle_block.", "time_embed.", "label_emb.", "out.")
 _ENDS = {
     "input_blocks.0.0": "conv_in", "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
@@ -270,7 +275,7 @@ def _from_ldm(heads: _Heads) -> dict[str, str]:
 
 
 def _from_diffusers(heads: _Heads) -> dict[str, str]:
-    """The same table, original name → diffusers name, walked along diffusers' blocks."""
+    """Map original names to diffusers names, as `_from_ldm` does, but by walking diffusers' blocks."""
     names = {ours: theirs for ours, theirs in _ENDS.items() if theirs in heads}
     number = 1
     for level in range(heads.count("down_blocks")):
@@ -312,7 +317,7 @@ _OPEN_CLIP = (
 
 
 def _open_clip(name: str) -> str:
-    """A text encoder's module under transformers' name, underscored, without the `text_model` level."""
+    """The name of a text encoder's module in transformers, with underscores and without the `text_model` level."""
     if not name.startswith("text_model."):
         for pattern, instead in _OPEN_CLIP:
             name = pattern.sub(instead, name)
@@ -333,16 +338,16 @@ _BLOCK_NUMBER = re.compile(r"(?<=blocks\.)\d+|(?<=layers\.)\d+|(?<=refiner\.)\d+
 
 
 def _translations(name: str, shape: Shape) -> Iterable[tuple[str, Shape, str]]:
-    """Names in diffusers' convention of (a slice of) a transformer's weight, with its shape and which slice it is."""
+    """The diffusers names of a transformer's weight or of its slices, each with its shape and the name of the slice."""
     number = _BLOCK_NUMBER.search(name)
     pattern = f"{name[: number.start()]}#{name[number.end() :]}" if number else name
     for theirs, part in _translation_rules().get(pattern, ()):
-        which = "" if part == "whole" else theirs  # two slices of one part ("kv") are told apart by their names
+        which = "" if part == "whole" else theirs  # the names distinguish two slices of the same kind ("kv")
         yield theirs.replace("#", number[0] if number else "", 1), _slice(shape, part), which
 
 
 def _slice(shape: Shape, part: str) -> Shape:
-    """Shape of a part of a joint layer: a query is as wide as the input, keys and values share the rest."""
+    """The shape of a slice of a joint layer: a query is as wide as the input, keys and values share the rest."""
     if part == "whole" or len(shape) < 2:
         return shape
     width = shape[1]
@@ -351,5 +356,5 @@ def _slice(shape: Shape, part: str) -> Shape:
             return (width, width)
         case "kv":
             return ((shape[0] - width) // 2, width)
-        case _:  # "rest": behind query, key and value
+        case _:  # "rest": what follows query, key and value
             return (shape[0] - 3 * width, width)

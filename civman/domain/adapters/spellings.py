@@ -1,12 +1,12 @@
-"""How adapter files spell their tensors: the one table of endings and of prefixes, and how a name is taken apart.
+"""The names of tensors in adapter files: the table of endings, the table of prefixes, and the parser that uses them.
 
-A tensor's name in an adapter file is a module's name and an ending that says which part of the change the tensor is:
-`lora_unet_mid_block_attentions_0_proj_in` and `lora_down.weight`. The module's name begins with a prefix that says
-which part of the model is meant (`lora_unet_`). Every program that reads adapters here goes by these tables. Refuses
-to do: finding the weight that a module's name means (`civman.domain.adapters.module_names`).
+A tensor's name in an adapter file is a module's name plus an ending that says which part of the change the tensor is:
+`lora_unet_mid_block_attentions_0_proj_in` and `lora_down.weight`. The module's name starts with a prefix for the part
+of the model (`lora_unet_`). All code of civman that reads adapters uses these tables. Not here: finding the weight that
+a module's name refers to (`civman.domain.adapters.module_names`).
 
-Source: names as kohya's scripts, LyCORIS, PEFT, diffusers, ComfyUI, OneTrainer, ai-toolkit and cloneofsimo's first
-LoRA scripts write them.
+Source: names as kohya's scripts, LyCORIS, PEFT, diffusers, ComfyUI, OneTrainer, ai-toolkit and cloneofsimo's first LoRA
+    scripts write them.
 """
 
 import re
@@ -27,30 +27,30 @@ ENDINGS: dict[str, str] = {
     "weight": "factor", "on_input": "on_input",
     "diff": "diff", "diff_b": "diff_b", "w_norm": "diff", "b_norm": "diff_b", "set_weight": "set_weight",
 }  # fmt: skip
-"""Ending of a tensor's name → the part of the change that the tensor is."""
+"""Ending of a tensor's name → the part of the change that the tensor contains."""
 
 _NAMED = re.compile(
     r"\.(?P<part>lora_A|lora_B|lora_magnitude_vector|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12]))"
     r"\.(?P<name>[^.]+)(?P<leaf>\.weight|\.bias)?\Z"
 )
-"""PEFT writes the name of its adapter into the key: `lora_A.default.weight`."""
+"""PEFT includes the name of its adapter in the key: `lora_A.default.weight`."""
 
 _XLABS = {
     "qkv_lora1": "img_attn.qkv", "qkv_lora2": "txt_attn.qkv", "proj_lora1": "img_attn.proj",
     "proj_lora2": "txt_attn.proj", "qkv_lora": "linear1", "proj_lora": "linear2",
 }  # fmt: skip
-"""XLabs' attention processors of Flux → the layers that they change."""
+"""XLabs' attention processors for Flux → the layers that they change."""
 _BARE_SIDES = ("down.weight", "up.weight")
 _FIRST = re.compile(r"(unet|text_encoder):(\d{1,4}):(up|down)\Z")
-"""cloneofsimo's first layout: the layers have numbers instead of names."""
+"""cloneofsimo's first layout, in which the layers have numbers instead of names."""
 
 MARKS = (
     "lora", "hada_w", "lokr_w", "oft_", ".diff\n", ".diff_b\n", ".set_weight", ".a1.weight", ".on_input", "_norm\n",
     "magnitude_vector", "unet:0:", "text_encoder:0:",
 )  # fmt: skip
-"""A list of tensor names, each followed by a line break, that holds none of these is no adapter's."""
+"""A list of tensor names, each followed by a line break, is not an adapter's if it contains none of these strings."""
 BUNDLED = "bundle_emb."
-"""What stands before an embedding that is packed into an adapter's file."""
+"""The prefix of an embedding that is bundled in an adapter file."""
 
 _PARTS = {
     **{f"{kind}_{name}_": part for kind in ("lora", "oft", "lycoris") for name, part in (
@@ -67,7 +67,7 @@ _PARTS = {
     "transformer.text_model.": "te1", "text_model.": "te1", "transformer.": "unet",
     "base_model.model.": "",
 }  # fmt: skip
-"""Beginning of a module's name → part of the model; "": says no part."""
+"""Prefix of a module's name → part of the model; "" if the prefix does not specify the part."""
 _UNSAID = ("lycoris_text_model_", "text_model.", "transformer.text_model.", "base_model.model.text_model.")
 
 
@@ -76,18 +76,18 @@ def _one_of(names: list[str]) -> "re.Pattern[str]":
 
 
 _PREFIX = _one_of(list(_PARTS))
-# what may stand behind a first prefix without saying more: the prefix twice, or a wrapper's own
+# prefixes that may follow a first one without adding information: the prefix repeated, or that of a wrapper
 _AGAIN = _one_of([*(prefix for prefix in _PARTS if prefix != "lycoris_"), "diffusion_model_", "model_diffusion_model_",
                   "unet_", "base_model_model_"])  # fmt: skip
 _TEXT_LEADS = ("transformer_text_model_", "text_model_", "transformer_")
 _OLD_TEXT = {
     "_to_q": "_q_proj", "_to_k": "_k_proj", "_to_v": "_v_proj", "_to_out": "_out_proj", "_to_out_0": "_out_proj",
 }  # fmt: skip
-"""diffusers' first names of the text encoders' attention → transformers'."""
+"""diffusers' old names for the text encoders' attention layers → those of transformers."""
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A tensor's module, and the part of the change that it is; part "" where no trainer writes such a name.
+    """Split a tensor's name into module and part of the change; the part is "" if no trainer writes such a name.
 
     >>> split_name("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight")
     ('lora_unet_mid_block_attentions_0_proj_in', 'down')
@@ -98,7 +98,7 @@ def split_name(name: str) -> tuple[str, str]:
     if ending in ENDINGS and ending not in _BARE_SIDES:
         return module, ENDINGS[
             ending
-        ]  # kohya's names have no other dot; no ending is longer than what follows the first
+        ]  # kohya's names contain no other dot, and no ending is longer than what follows the first dot
     last = name.rfind(".")
     middle = name.rfind(".", 0, max(last, 0))
     for dot in (name.rfind(".", 0, max(middle, 0)), middle, last):
@@ -115,7 +115,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _processors(name: str, module: str, ending: str) -> tuple[str, str]:
-    """The names of diffusers' first attention processors: `attn1.processor.to_out_lora.down.weight`."""
+    """Parse the names of diffusers' old attention processors: `attn1.processor.to_out_lora.down.weight`."""
     bare = ending in _BARE_SIDES
     stem, dot, tail = module.rpartition(".processor.")
     if dot and tail in _XLABS:
@@ -127,17 +127,19 @@ def _processors(name: str, module: str, ending: str) -> tuple[str, str]:
 
 
 def says_which_encoder(module: str) -> bool:
-    """False where a module's name means a text encoder without saying which of a model's two."""
+    """False if a module's name refers to a text encoder without specifying which of a model's two."""
     return not module.startswith(_UNSAID)
 
 
 def means_the_only_encoder(module: str) -> bool:
-    """Whether a module is one of the text encoder of a model that has one: kohya numbers them where it has several."""
+    """Whether a module's name implies that the model has only one text encoder; kohya numbers several ones."""
     return module.startswith(("lora_te_", "oft_te_", "lycoris_te_"))
 
 
 def locate(module: str) -> tuple[str, str]:
-    """The part ("unet", "te1", "te2" or "te3") and the path in it, dots written as underscores.
+    """Split a module's name into the model's part ("unet", "te1", "te2" or "te3") and the path within it.
+
+    Dots in the path become underscores.
 
     >>> locate("lora_te2_text_model_encoder_layers_0_mlp_fc1")
     ('te2', 'encoder_layers_0_mlp_fc1')
@@ -175,11 +177,11 @@ _FIRST_TEXT = ("k_proj", "v_proj", "q_proj", "out_proj")
 
 
 def _first_layer(module: str) -> tuple[str, str] | None:
-    """The layer that a number in cloneofsimo's first layout means.
+    """The layer that a number in cloneofsimo's first layout refers to.
 
-    The numbers count the attention layers of diffusers 0.11's UNet in the order in which its modules were made: the
-    middle block last, the feed-forward layer between the two attentions. Two files of cloneofsimo/lora show it by
-    their shapes.
+    The numbers count the attention layers of diffusers 0.11's UNet in the order in which its modules were created: the
+    middle block last, the feed-forward layer between the two attention layers. The shapes in two files of
+    cloneofsimo/lora confirm this order.
     """
     where, _, number = module.partition(":")
     if not number.isdecimal():
