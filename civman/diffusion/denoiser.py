@@ -1,4 +1,4 @@
-"""The model as samplers see it: a noisy x and its level in, the clean picture out. Guidance and masks are here."""
+"""Wrap the UNet for the samplers: from noisy x and its noise level to the denoised prediction, guided and masked."""
 
 import math
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from civman.diffusion.noise_levels import NoiseLevels
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """A prompt and its negative as tensors, for one picture: contexts (1, tokens, width), pooled (1, width) for SDXL.
+    """The encoded prompt and negative prompt of one image: contexts (1, tokens, width), pooled (1, width) for SDXL.
 
-    The two contexts may differ in length; they are not padded, the UNet is then called once for each. `uncond` None:
-    no negative pass, whatever the guidance.
+    The two contexts may differ in length: they are not padded, and the UNet is then called once for each. If `uncond`
+    is None there is no negative pass, whatever the guidance.
     """
 
     cond: Tensor
@@ -29,10 +29,10 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Latents that stay: where `mask` (1, 1, h, w) is 0 the clean picture is `latents` (1 or B, 4, h, w).
+    """Latents to be preserved: where `mask` (1, 1, h, w) is 0, the denoised prediction is `latents` (1 or B, 4, h, w).
 
-    `is_shown`: the model sees them there without noise and the clean picture is left alone, which is how A1111 inpaints
-    with DDIM, PLMS and UniPC.
+    `is_shown`: there the UNet is given these latents without noise instead, and its prediction is not replaced. This is
+    how A1111 inpaints with DDIM, PLMS and UniPC.
     """
 
     latents: Tensor
@@ -42,10 +42,11 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """How far the picture follows the prompt: unguided + (guided − unguided) · `scale`, at 1 without the negative one.
+    """Classifier-free guidance: unguided + (guided − unguided) · `scale`; at scale 1 without a negative pass.
 
-    `rescale`: how much of the guided answer's contrast is brought back to the prompt's own. `in_pairs`: the unguided
-    clean picture is given beside the guided one. `follows_below_1`: a scale below 1 is used as it is (rules 2).
+    `rescale`: how far the guided output's standard deviation is brought back to that of the positive prompt's.
+    `in_pairs`: return the unguided prediction together with the guided one. `follows_below_1`: a scale below 1 is used
+    as it is (recipe rules 2).
     """
 
     scale: float
@@ -55,14 +56,16 @@ class Guidance:
 
     @property
     def asks_negative(self) -> bool:
-        """Whether the model is asked about the negative prompt."""
+        """Whether the UNet is evaluated for the negative prompt."""
         return self.in_pairs or (self.scale != 1 if self.follows_below_1 else self.scale > 1)
 
 
 class Denoiser:
-    """Asks the UNet and turns its answer (ε or v) into the clean picture. Source: Karras et al. 2022, table 1 (VP).
+    """Calls the UNet and turns its output (ε or v) into the denoised prediction.
 
-    `extra` is what inpainting checkpoints want beside the latents: (1 or B, 5, h, w).
+    Source: Karras et al. 2022, table 1 (VP).
+
+    `extra` holds the additional input channels of inpainting checkpoints: (1 or B, 5, h, w).
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Denoiser:
         self._passes = self._plan(model, prompt, size)
 
     def __call__(self, x: Tensor, sigma: float) -> Any:
-        """The clean picture that the model sees in x (B, 4, h, w) float32; in pairs, with the unguided one."""
+        """The denoised prediction for x (B, 4, h, w) float32; with `in_pairs`, the guided and the unguided one."""
         known, seen = self._known, x
         if known is not None and known.is_shown:
             seen = x * known.mask + known.latents * (1 - known.mask) * math.sqrt(sigma**2 + 1)
@@ -101,7 +104,7 @@ class Denoiser:
         for answer in wanted:
             clean = clean_picture(seen, sigma, answer, predicts_v=self._predicts_v)
             if known is not None and known.is_shown:
-                clean = clean + (x - seen)  # what the model took for noise is noise of x
+                clean = clean + (x - seen)  # the noise that the model predicted here is the noise of x
             elif known is not None:
                 clean = clean * known.mask + known.latents * (1 - known.mask)
             cleans.append(clean)
@@ -111,7 +114,7 @@ class Denoiser:
     def _plan(
         self, model: LoadedModel, prompt: Conditioning, size: tuple[int, int]
     ) -> list[tuple[list[Tensor], list[dict[str, Tensor]]]]:
-        """UNet calls of one evaluation; each with one context or, where the lengths agree, two."""
+        """Plan the UNet calls of one evaluation: each has one context, or two if their lengths are equal."""
         device = model.device
 
         def entry(context: Tensor, pooled: Tensor | None, *, positive: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -160,14 +163,14 @@ class Denoiser:
 
 
 def clean_picture(x: Tensor, sigma: float, answer: Tensor, *, predicts_v: bool) -> Tensor:
-    """The clean picture that the model's answer (ε, or v with `predicts_v`) means for x = clean + σ · noise."""
+    """The denoised prediction from the model's output (ε, or v with `predicts_v`), where x = clean + σ · noise."""
     if not predicts_v:
         return x - answer * sigma
     return x / (sigma**2 + 1) - answer * (sigma / math.sqrt(sigma**2 + 1))
 
 
 def _sizes(family: Family, size: tuple[int, int], *, positive: bool) -> list[float]:
-    """SDXL's numbers beside the prompt: original size, crop corner, then target size or the refiner's taste score."""
+    """SDXL's size conditioning: original size, crop corner, and target size (refiner: aesthetic score)."""
     width, height = map(float, size)
     if family is Family.REFINER:
         return [height, width, 0.0, 0.0, 6.0 if positive else 2.5]

@@ -1,8 +1,9 @@
-"""From one checkpoint file to working components, without the network and without copying the weights.
+"""Load the components of a checkpoint file without network access and without copying the weights.
 
-Modules are built on torch's meta device with initialisation off; each parameter then becomes a view of the mapped
-file (`layouts` says which tensor it is). A dtype other than the file's is converted once, and said so in `notes`.
-Refuses a file that lacks a parameter; names tensors that it did not use.
+Modules are built on torch's meta device with initialisation disabled; each parameter then becomes a view of the
+memory-mapped file (`component_layouts` maps parameters to tensors). If another dtype than the file's is requested,
+tensors are converted once, and `notes` says so. A file that lacks a parameter is refused; tensors that no component
+uses are listed.
 """
 
 import json
@@ -37,7 +38,7 @@ from civman.diffusion.mapped_weights import Weights
 from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, Quantisation
 from civman.errors import CannotRender, Cause
 
-# tensors that real files carry and no component wants
+# tensors that real files contain and no component needs
 _KNOWN_EXTRAS = (
     "model_ema.", "alphas_cumprod", "alphas_cumprod_prev", "betas", "log_one_minus_alphas_cumprod", "posterior_",
     "sqrt_", "logvar", "cond_stage_model.logit_scale", "v_pred", "ztsnr", "denoiser.sigmas", "embedding_manager.",
@@ -51,12 +52,12 @@ _KNOWN_TAILS = (
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A checkpoint's components, ready to compute, and the files behind them.
+    """The components of a checkpoint, ready to use, and the files they are read from.
 
-    `prediction` is "epsilon" or "v_prediction"; `is_zero_snr` that its last noise level is pure noise. `notes` are
-    sentences for people (conversions, assumptions); `unused` the file's tensors that no component took. `files` and
-    `sources` say which open file a component is from and which tensor each parameter is; `pipelines` are diffusers'
-    own, once built.
+    `prediction` is "epsilon" or "v_prediction"; `is_zero_snr`: the model was trained with zero terminal SNR. `notes`
+    are sentences for the user (conversions, assumptions); `unused` lists the file's tensors that no component uses.
+    `files` maps each component to its open file, `sources` maps each of its parameters to a tensor; `pipelines` caches
+    the diffusers pipelines built from this model.
     """
 
     path: Path
@@ -86,26 +87,26 @@ class LoadedModel:
 
     @property
     def unused_layers(self) -> tuple[tuple[str, str], ...]:
-        """Layers that adapters may change and that this family leaves out, as `merge_adapters.apply` takes them."""
+        """Layers that adapters may change but this family does not use, as an argument for `merge_adapters.apply`."""
         if self.family is not Family.SD2:
             return ()
         return (("te1", f"encoder_layers_{self.configs['text_encoder']['num_hidden_layers']}_"),)
 
     def modules(self, component: str) -> dict[str, nn.Module]:
-        """Every submodule of a component by its dotted name, containers included, the component itself not."""
+        """All submodules of a component by dotted name, including containers but not the component itself."""
         return {name: module for name, module in self.components[component].named_modules() if name}
 
     def base_tensor(self, component: str, parameter: str) -> Tensor:
-        """A parameter as the file has it: a view of the mapping on the CPU, file dtype, the parameter's shape."""
+        """A parameter as a CPU view of the memory-mapped file, in the file's dtype and the parameter's shape."""
         tensor = self.files[component].read(self.sources[component][parameter])
         return tensor.reshape(self.components[component].get_parameter(parameter).shape)
 
     def forget(self, component: str, parameter: str) -> None:
-        """What `base_tensor` gave is copied: its pages are the page cache's alone again."""
+        """Release the pages of a tensor returned by `base_tensor` once it is copied; only the page cache keeps them."""
         self.files[component].forget(self.sources[component][parameter].name)
 
     def restore(self, component: str, parameters: Iterable[str] | None = None) -> int:
-        """Puts the file's values back into `parameters` (None: all of the component). Gives their number."""
+        """Restore `parameters` (None: all of the component) to the file's values and return how many there are."""
         module = self.components[component]
         wanted = list(self.sources[component] if parameters is None else parameters)
         for name in wanted:
@@ -125,23 +126,24 @@ def load(
     is_zero_snr: bool | None = None,
     leaves: int | None = None,
 ) -> LoadedModel:
-    """Opens a checkpoint of the original single-file layout and builds its components.
+    """Open a checkpoint in the original single-file layout and build its components.
 
     Args:
-        path: a `.safetensors` checkpoint of Stable Diffusion 1, 2, XL base or refiner, also inpainting.
-        device: where the components go; on "cpu" parameters stay views of the file.
-        dtype: what to compute in; None keeps the file's own.
-        vae: another VAE file (original or diffusers layout) to use instead of the checkpoint's.
-        config: a folder of diffusers-style `<component>/config.json`, for dimensions that no shape tells; or what
-            such files hold, by component.
-        prediction: "epsilon" or "v_prediction" where the caller knows (SD 2 does not say).
-        is_zero_snr: as above, for zero terminal signal-to-noise.
-        leaves: parameters of more numbers than this get no values (meta device, the dtype to compute in);
-            `streaming.stream` makes such a model work.
+        path: a `.safetensors` checkpoint of Stable Diffusion 1, 2, XL base or refiner; inpainting checkpoints too.
+        device: where to put the components; on "cpu", parameters are views of the file.
+        dtype: the dtype to compute in; None uses the file's own.
+        vae: a separate VAE file (original or diffusers layout) to use instead of the checkpoint's VAE.
+        config: a folder of diffusers-style `<component>/config.json` files, for dimensions that no tensor shape
+            reveals; or their contents, by component.
+        prediction: "epsilon" or "v_prediction" if known (SD 2 files do not specify it).
+        is_zero_snr: whether the model was trained with zero terminal SNR, if known.
+        leaves: parameters with more elements than this are not loaded (they stay on the meta device, in the dtype to
+            compute in); `layer_streaming.stream` makes such a model usable.
 
     Raises:
-        CannotRender: no such family, or a part or a parameter is missing (`facts["part"]`, `facts["missing"]`).
-        InvalidModelFile: not a readable safetensors file, or a shape that does not fit.
+        CannotRender: the family is unknown, or a component or parameter is missing (`facts["part"]`,
+            `facts["missing"]`).
+        InvalidModelFile: not a readable safetensors file, or a tensor with the wrong shape.
     """
     weights = Weights(path)
     require_known_rules(weights.shapes, weights.form, path.name)
@@ -158,7 +160,8 @@ def load(
         files=dict.fromkeys(configs, weights) | {"vae": vae_file}, sources={},
     )  # fmt: skip
     notes: list[str] = []
-    with ThreadPoolExecutor(max_workers=1) as pool:  # no part of the import below needs the other core
+    # the import below is single-threaded, so a second CPU core is free to convert the UNet
+    with ThreadPoolExecutor(max_workers=1) as pool:
         moving = () if leaves is not None else (weights, target, _wanted_dtype("unet", dtype, target, family))
         coming = pool.submit(_moved_unet, *moving) if moving else None
         modules = build_empty(configs)
@@ -176,7 +179,7 @@ def load(
 
 
 def build_empty(configs: Mapping[str, Config]) -> dict[str, nn.Module]:
-    """Components of these dimensions on the meta device: structure without memory, nothing initialised."""
+    """Build components from their configs on the meta device: modules without memory, uninitialised."""
     made: dict[str, nn.Module] = {}
     with _no_initialisation(), torch.device("meta"), _PositionsOnCpu():
         for name, config in configs.items():
@@ -185,9 +188,9 @@ def build_empty(configs: Mapping[str, Config]) -> dict[str, nn.Module]:
 
 
 class _PositionsOnCpu(TorchFunctionMode):
-    """Under torch's meta device, `arange` gives numbers all the same: those that the text encoders' positions are.
+    """Makes `torch.arange` allocate on the CPU under the meta device, so that the encoders' position ids have values.
 
-    Without memory they would have to be made again, and torch would import sympy for them: 0.8 s.
+    On the meta device they would have to be recreated later, and torch would import sympy for that: 0.8 s.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -203,7 +206,7 @@ _SELF_INITIALISING: tuple[Any, ...] = (nn.Linear, nn.Conv2d, nn.Embedding, nn.La
 
 @contextmanager
 def _no_initialisation() -> Iterator[None]:
-    """Torch's layers built inside do not fill themselves with random numbers, which the file replaces anyway."""
+    """Keep torch's layers from initialising their weights randomly, since the file's values replace them anyway."""
     with _INIT_LOCK:
         saved = [layer.reset_parameters for layer in _SELF_INITIALISING]
         for layer in _SELF_INITIALISING:
@@ -229,7 +232,7 @@ def _sources(name: str, module: nn.Module, model: LoadedModel, vae_names: Mappin
 
 
 def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The UNet's tensors where and as they will compute; nothing where they stay views of the file."""
+    """The UNet's tensors converted to `device` and `dtype`; empty if the file's own views can be used."""
     names = [name for name in weights.shapes if name.startswith(UNET)]
     own = weights.dtype_of(names) if names else torch.float32
     dtype = dtype or (torch.float16 if own.itemsize == 1 else own)
@@ -237,7 +240,8 @@ def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | Non
         return {}
     read = [weights.read(Source(name)) for name in names]
     made = [torch.empty(tensor.shape, dtype=dtype, device=device) for tensor in read]
-    torch._foreach_copy_(made, read)  # one call: between calls it would wait for the interpreter each time
+    # a single call: many small calls would each wait for Python's global interpreter lock
+    torch._foreach_copy_(made, read)
     return dict(zip(names, made, strict=True))
 
 
@@ -274,7 +278,7 @@ def _fill(
 
 
 def _move_buffers(module: nn.Module, device: torch.device) -> None:
-    """What no file holds and the constructors made: the positions 0, 1, 2 … of the text encoders."""
+    """Move buffers that the constructors created and no file contains: the text encoders' position ids 0, 1, 2 …."""
     for owner in module.modules():
         for name, buffer in list(owner.named_buffers(recurse=False)):
             if buffer.is_meta:
@@ -285,7 +289,7 @@ def _move_buffers(module: nn.Module, device: torch.device) -> None:
 
 
 def _vae_tensors(weights: Weights, other: Path | None) -> tuple[Weights, dict[str, str]]:
-    """The file that holds the VAE, and original VAE name → the name there."""
+    """The file that contains the VAE, and a mapping from original VAE names to names in that file."""
     if other is None:
         return weights, {name.removeprefix(VAE): name for name in weights.shapes if name.startswith(VAE)}
     file = Weights(other)
@@ -302,7 +306,7 @@ def _stated_configs(folder: Path) -> dict[str, Config]:
 
 
 def _wanted_dtype(name: str, dtype: torch.dtype | None, device: torch.device, family: Family) -> torch.dtype | None:
-    # SDXL's original VAE overflows in half precision: hold it in single precision (335 MB) instead of casting each time
+    # SDXL's original VAE overflows in half precision: keep it in single precision (335 MB) instead of casting each time
     if name == "vae" and family.is_xl and (dtype is torch.float16 or (device.type != "cpu" and dtype is None)):
         return torch.float32
     return dtype
@@ -332,7 +336,7 @@ def _unused(weights: Weights, model: LoadedModel) -> tuple[str, ...]:
     by_design = [*_KNOWN_EXTRAS]
     if model.files["vae"] is not weights:
         by_design.append(VAE)
-    if model.family is Family.SD2:  # its last layer is left out on purpose
+    if model.family is Family.SD2:  # SD 2's text encoder is used without its last layer
         last = model.configs["text_encoder"]["num_hidden_layers"]
         by_design += [f"cond_stage_model.model.transformer.resblocks.{last}."]
     skip = tuple(by_design)

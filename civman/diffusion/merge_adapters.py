@@ -1,12 +1,12 @@
-"""Merging any number of adapters into the weights of a model, and taking them out again.
+"""Merge any number of adapters into the weights of a model, and restore the original weights.
 
-Each touched weight becomes `round(W + Σ sᵢ · Δᵢ(W))`: every Δ is computed in float32 from the *file's* weight W, also
-those that are not linear in it (DoRA, OFT, BOFT, GLoRA, IA3), so that no adapter acts on what another one did and there
-is no order to choose; the sum runs in the order of the adapters' SHA-256 (then scales), and is rounded once. A scale
-means the same for every kind: the share of the way from W to what the adapter alone would make of it.
+Each affected weight becomes `round(W + Σ sᵢ · Δᵢ(W))`. Every Δ is computed in float32 from the *file's* weight W, even
+if it is not linear in W (DoRA, OFT, BOFT, GLoRA, IA3), so adapters do not affect each other and their order does not
+matter. The sum runs in the order of the adapters' SHA-256 (then scales) and is rounded once. A scale means the same for
+every kind of adapter: the fraction of the way from W to the weight that the adapter alone would produce.
 
-Nothing is un-merged: `restore` puts the file's own bits back. Writing never goes into the memory map those bits come
-from.
+Nothing is un-merged: `restore` reads the original bits from the file again. Merging never writes to the memory map that
+those bits are read from.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ from civman.errors import Cause, Incompatible
 __all__ = ["Adapter", "Base", "Coverage", "Later", "apply", "restore"]
 
 Base = Callable[[str, str], Tensor]
-"""(component, parameter) → the parameter's tensor as the checkpoint's file has it, in the parameter's shape."""
+"""Maps (component, parameter) to the tensor stored in the checkpoint's file, in the parameter's shape."""
 
 _PIECE = 1 << 20
-"""Entries of a weight merged at once: 4 MiB of float32."""
+"""Elements of a weight merged at once: 4 MiB of float32."""
 _SUSPECT = 1000.0
-"""Norm of a change above which the sum is looked at; float16 ends at 65504, sound changes stay below 100."""
+"""Norm of a change from which the sum is checked for overflow. float16 ends at 65504; sane changes stay below 100."""
 
 
 def apply(
@@ -44,24 +44,25 @@ def apply(
     done_with: Callable[[str, str], None] = lambda _component, _parameter: None,
     later: "Later | None" = None,
 ) -> list[Coverage]:
-    """Merge the adapters into the components; one report per adapter, in the order given.
+    """Merge the adapters into the components and return one report per adapter, in the order given.
 
-    Only weights that an adapter names are written, each from `base`: to go from one set of adapters to another,
-    `restore` first. On an error no weight is left changed by this call.
+    Only weights that an adapter changes are written, each computed from `base`: call `restore` before switching to
+    another set of adapters. If an error is raised, this call has left no weight changed.
 
     Args:
-        components: `unet`, `text_encoder`, `text_encoder_2`: those the model has. On any device, in any float type.
-        base: where the unchanged weights come from.
-        adapters: any number; the same file may come twice.
-        allow_partial: accept an adapter some of whose modules fit nothing.
-        unused: layers that the checkpoint's file holds and the model leaves out: (part, beginning of the path).
-        done_with: told of each of `base`'s tensors that will not be read again.
-        later: what keeps the changes of weights that have no values yet (meta device); it forgets those it had.
+        components: the model's `unet`, `text_encoder` and `text_encoder_2`, as far as it has them; any device and
+            float dtype.
+        base: returns the unchanged weights.
+        adapters: any number; the same file may occur twice.
+        allow_partial: accept adapters with modules that match nothing in the model.
+        unused: layers that the checkpoint's file contains but the model does not use: (part, start of the path).
+        done_with: called for each of `base`'s tensors that will not be read again.
+        later: records the changes of weights that are not loaded (meta device); replaces those it recorded before.
 
     Raises:
-        Incompatible: an adapter fits nothing (`code` `adapter-no-match`), fits only partly (`adapter-partial`),
-            changes no bit of any weight though its scale is not 0 (`adapter-no-change`), or makes weights that are
-            not finite (`adapter-not-finite`).
+        Incompatible: an adapter matches nothing (`code` `adapter-no-match`), matches only partly (`adapter-partial`),
+            changes no bit of any weight although its scale is not 0 (`adapter-no-change`), or results in weights that
+            are not finite (`adapter-not-finite`).
         InvalidModelFile, Refused: a file cannot be read.
     """
     index = weights_of(components, unused)
@@ -76,14 +77,14 @@ def apply(
 
 
 def restore(components: Mapping[str, nn.Module], base: Base, coverages: Iterable[Coverage]) -> None:
-    """Give every parameter the reports say was written the bits of the checkpoint's file again."""
+    """Restore every parameter that the reports list as written to the bits of the checkpoint's file."""
     with torch.no_grad():
         _restore(components, base, {place for coverage in coverages for place in coverage.parameters})
 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """One adapter's change of one parameter, its tensors read: float32 on the parameter's device."""
+    """One adapter's change to one parameter, with its tensors as float32 on the parameter's device."""
 
     plan: Plan
     act: Act
@@ -93,12 +94,12 @@ class _Change:
 
     @property
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
-        """(up, down, how strongly) where the change is their product, times the adapter's scale."""
+        """(up, down, strength) if the change is a low-rank product up · down; strength includes the adapter's scale."""
         found = None if self.act.is_bias else weight_change.low_rank(self.act.kind, self.parts)
         return None if found is None else (found[0], found[1], found[2] * self.scale)
 
     def add_to(self, total: Tensor, weight: Tensor) -> float:
-        """Add scale · Δ(weight) to `total` in place; the sum of its squares."""
+        """Add scale · Δ(weight) to `total` in place and return the sum of squares of what was added."""
         if (factors := self.factors) is not None:
             total.flatten(1).addmm_(factors[0], factors[1], alpha=factors[2])
             return _square(*factors)
@@ -111,20 +112,20 @@ class _Change:
 
 
 def _square(up: Tensor, down: Tensor, strength: float) -> float:
-    """|UD|² = tr(UᵀU · DDᵀ): the product itself, as large as the weight, is never formed."""
+    """The squared Frobenius norm of strength · U · D without computing the product: |UD|² = tr(UᵀU · DDᵀ)."""
     return float(((up.T @ up) * (down @ down.T)).sum(dtype=_precise(up)).clamp(min=0)) * strength**2
 
 
 def _precise(tensor: Tensor) -> torch.dtype:
-    """What to sum in: Apple's GPUs have no double precision."""
+    """The dtype to accumulate sums in: float64, except on Apple's GPUs (MPS), which do not support it."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 class Later:
-    """Changes of weights that wait in their file, made each time a layer is called: the same bits as `apply` writes."""
+    """Changes to streamed weights: applied each time a layer is called, with the same bits as `apply` writes."""
 
     def __init__(self, device: torch.device) -> None:
-        """`device`: where the weights will be."""
+        """`device`: the device on which the weights are computed."""
         self.device = device
         self._places: dict[tuple[str, str], list[Plan]] = {}
         self._files = ExitStack()
@@ -135,12 +136,12 @@ class Later:
         return place in self._places
 
     def keep(self, places: dict[tuple[str, str], list[Plan]], files: ExitStack) -> None:
-        """These changes from now on; `files` are what they are read from."""
+        """Replace the recorded changes by these; `files` are the open adapter files they are read from."""
         self._files.close()
         self._places, self._files = places, files
 
     def write(self, place: tuple[str, str], base: Tensor, into: Tensor) -> None:
-        """`into` becomes `base`, the file's tensor, with all changes; its strides are those of `base`."""
+        """Apply all changes to `base`, the file's tensor, and write the result to `into` (same strides)."""
         with torch.no_grad(), _full_precision(), _one_thread_each() as threads:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(threads)
@@ -214,10 +215,10 @@ def _all(
     *,
     on_cpu: bool,
 ) -> list[list[float]]:
-    """What `merge` gives for all places. On the CPU several at a time, each by one thread.
+    """Call `merge` for each weight and return the results. On the CPU, weights run in parallel, one thread each.
 
-    So no thread waits for the others 6,000 times, which takes several times as long where other programs are at work,
-    and the weights do not depend on how many threads there are.
+    Otherwise torch's threads would wait for each other 6,000 times, which takes several times as long on a busy
+    machine. The results also do not depend on the number of threads.
     """
     with _one_thread_each() as threads:
         workers = threads if on_cpu else 1
@@ -233,7 +234,7 @@ def _all(
 
 @contextmanager
 def _one_thread_each() -> Iterator[int]:
-    """Torch computes with one thread, wherever it is called; gives how many it had."""
+    """Limit torch to one thread per operation, and yield the previous number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -244,7 +245,7 @@ def _one_thread_each() -> Iterator[int]:
 
 def _read(plan: Plan, place: tuple[str, str], device: torch.device) -> _Change:
     act = plan.acts[place]
-    # alpha and IA3's flag are one number each, needed on the host
+    # alpha and IA3's flag are scalars that are needed on the CPU
     parts = {
         part: plan.file.get_tensor(key).to("cpu" if part in ("alpha", "on_input") else device).float()
         for part, key in act.parts.items()
@@ -255,7 +256,7 @@ def _read(plan: Plan, place: tuple[str, str], device: torch.device) -> _Change:
 
 
 def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[_Change], buffer: "_Buffer") -> None:
-    """Note of each adapter whether it alone changes a bit of this weight, until it has changed one."""
+    """For adapters not yet known to change any bit, check whether each alone changes a bit of this weight."""
     for change in changes:
         if not change.plan.changes_bits:
             weight = buffer.holding(base, change.device)
@@ -265,7 +266,7 @@ def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[_Change], buffer:
 
 
 def _write(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Buffer") -> list[float]:
-    """`into` becomes W + Σ s · Δ(W), rounded once; the sum of squares of each s · Δ(W)."""
+    """Write W + Σ s · Δ(W), rounded once, to `into`; return the sum of squares of each s · Δ(W)."""
     product = _product(base, into, changes)
     if product is None:
         return _add_up(base, into, changes, buffer)
@@ -275,7 +276,7 @@ def _write(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Buf
 
 
 def _examine(base: Tensor, parameter: nn.Parameter, changes: Sequence[_Change], buffer: "_Buffer") -> list[float]:
-    """As `_write`, without keeping the values; made at all only where they may not be finite."""
+    """Return what `_write` would, without keeping the weights, which are computed only if they may not be finite."""
     product = _product(base, parameter, changes)
     if product is not None:
         return product.squares
@@ -284,26 +285,26 @@ def _examine(base: Tensor, parameter: nn.Parameter, changes: Sequence[_Change], 
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    """The changes of one weight as one product `up` · `down`, in pieces that the CPU's cache holds."""
+    """All changes to one weight combined into one product `up` · `down`, computed in pieces that fit the CPU cache."""
 
     up: Tensor
     down: Tensor
     squares: list[float]
 
     def pieces(self, into: Tensor) -> list[slice]:
-        """Rows of the weight that are computed at once."""
+        """Slices of rows that are computed at once."""
         count, width = len(self.up), self.down.shape[1]
         rows = max(1, _PIECE // width) if into.device.type == "cpu" else count
         return [slice(row, row + rows) for row in range(0, count, rows)]
 
     def write(self, base: Tensor, into: Tensor, rows: slice, buffer: "_Buffer") -> None:
-        """These rows of `into` become W + up · down."""
+        """Write W + up · down to these rows of `into`."""
         piece = buffer.holding(base.flatten(1)[rows], into.device)
         into.flatten(1)[rows].copy_(piece.addmm_(self.up[rows], self.down))
 
 
 def _product(base: Tensor, into: Tensor, changes: Sequence[_Change]) -> _Product | None:
-    """None where a change is no product, or so large that each entry has to be looked at."""
+    """Combine the changes into one product; None if one is not a product or is so large that it may overflow."""
     factors = [change.factors for change in changes]
     known = [each for each in factors if each is not None]
     if len(known) < len(factors) or not base.is_contiguous() or not into.is_contiguous():
@@ -316,14 +317,14 @@ def _product(base: Tensor, into: Tensor, changes: Sequence[_Change]) -> _Product
 
 
 def _add_up(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Buffer") -> list[float]:
-    """`into` becomes W + Σ s · Δ(W), one change after the other."""
+    """Write W + Σ s · Δ(W) to `into`, adding one change after the other."""
     weight = buffer.holding(base, into.device)
     apart = len(changes) > 1 and any(change.factors is None for change in changes)
     total = weight.clone() if apart else weight
     squares = []
     for change in changes:
         squares.append(change.add_to(total, weight))
-        # a bound on the largest entry spares reading every weight once more
+        # a change with a small norm cannot overflow, so its sum need not be checked
         if not squares[-1] < _SUSPECT**2 and not torch.isfinite(total.to(into.dtype)).all():
             label = change.plan.adapter.label
             raise Incompatible(
@@ -350,14 +351,14 @@ def _check_change(plan: Plan) -> None:
 
 
 def _room(parameter: nn.Parameter, base: Tensor) -> Tensor:
-    """Where the parameter's new values may go: its own memory, unless that is the mapped file's."""
+    """Memory for the parameter's new values: its own, unless that is the memory-mapped file's."""
     return torch.empty_like(parameter) if parameter.data_ptr() == base.data_ptr() else parameter.data
 
 
 def _restore(components: Mapping[str, nn.Module], base: Base, places: Iterable[tuple[str, str]]) -> None:
     for component, name in places:
         parameter = components[component].get_parameter(name)
-        if parameter.is_meta:  # its values are made when they are needed
+        if parameter.is_meta:  # values of streamed weights are computed on each call
             continue
         bits = base(component, name)
         same = (bits.dtype, bits.device, bits.stride()) == (parameter.dtype, parameter.device, parameter.stride())
@@ -368,7 +369,7 @@ def _restore(components: Mapping[str, nn.Module], base: Base, places: Iterable[t
 
 
 class _Buffer:
-    """One reused float32 allocation: fresh pages cost more than the arithmetic on them."""
+    """A reusable float32 allocation: page faults on fresh memory cost more than the arithmetic."""
 
     def __init__(self) -> None:
         self._flat = torch.empty(0)
@@ -389,7 +390,7 @@ def _buffers(count: int) -> "SimpleQueue[_Buffer]":
 
 @contextmanager
 def _borrowed(buffers: "SimpleQueue[_Buffer]") -> Iterator[_Buffer]:
-    """A buffer that nobody else has, in a thread that computes no gradients (each thread says so for itself)."""
+    """Borrow a buffer for this thread only, with gradients disabled (torch's setting is per thread)."""
     buffer = buffers.get()
     try:
         with torch.no_grad():
@@ -400,7 +401,7 @@ def _borrowed(buffers: "SimpleQueue[_Buffer]") -> Iterator[_Buffer]:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """float32 products in float32, whatever the caller allows for rendering (TF32 would lose 13 bits)."""
+    """Compute float32 products in full precision, even if the caller allows TF32 (which drops 13 bits)."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

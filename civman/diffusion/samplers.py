@@ -1,7 +1,7 @@
-"""Samplers and schedules by the names people know, joined to what computes them: one table.
+"""The table of samplers: names that users know, the solver that computes each, and its defaults.
 
-`match` is measured, not claimed (tests/diffusion/sampler_oracles.py, docs/samplers.md): "same" means that the last
-latents lie within 1e-5 of those of `against`, its noise included. How names are read is in `sampler_names`.
+`match` is measured (tests/diffusion/sampler_oracles.py, docs/samplers.md): "same" means that the final latents lie
+within 1e-5 of those of `against`, including its noise. Names are parsed in `sampler_names`.
 """
 
 import math
@@ -18,7 +18,7 @@ from civman.errors import Cause, UsageError
 
 
 class Kind(StrEnum):
-    """Where a sampler's fresh noise comes from."""
+    """The source of the fresh noise that a sampler adds during its steps."""
 
     NONE = "none"
     ANCESTRAL = "ancestral"
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 
 class Table(StrEnum):
-    """The table of levels that a sampler uses under Automatic, where that is none of the named ones."""
+    """The sampler's own noise level table under the Automatic schedule; NONE if it uses one of the named schedules."""
 
     NONE = ""
     DDIM = "ddim"
@@ -35,7 +35,7 @@ class Table(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """One row of the table. `diffusers` is the class that comes nearest, accepted as a name too."""
+    """One row of the table. `diffusers` is the closest scheduler class in diffusers; its name is accepted as well."""
 
     name: str
     solver: solvers.Solver
@@ -48,42 +48,42 @@ class Sampler:
     drops_penultimate: bool = False
     own_table: Table = Table.NONE
     every: int = 1
-    """The models it is for know every so many-th time only."""
+    """The sampler's models were trained on every n-th timestep only, where this is n."""
     takes_churn: bool = False
     takes_s_noise: bool = False
     guidance_factor: float = 1.0
-    """What the guidance is multiplied with before it is used."""
+    """The guidance scale is multiplied by this factor before use."""
     is_cfgpp: bool = False
-    """It steps along the picture without guidance, so the negative prompt is always asked."""
+    """The step follows the unguided prediction (CFG++), so the negative prompt is always evaluated."""
     has_ends_only: bool = False
-    """Of a table it uses the two ends and the length."""
+    """Only the first level, the last nonzero level and the length of the table are used."""
     is_adaptive: bool = False
-    """How often it asks the model depends on the answers."""
+    """The number of model evaluations depends on the model's outputs."""
 
     def levels(self, *, is_zero_snr: bool = False, rules: int = RULES) -> NoiseLevels:
-        """The noise levels of the models it is for."""
+        """The noise levels of the models that this sampler is made for."""
         by_alpha = self.own_table is Table.UNIPC and rules > 1
         return NoiseLevels.of_model(is_zero_snr=is_zero_snr, every=self.every, by_alpha=by_alpha)
 
     @property
     def is_variance_preserving(self) -> bool:
-        """Whether it starts from plain unit noise and ends in the model's own scale (DDIM's relatives)."""
+        """Whether it works in the model's own, variance-preserving scale, as DDIM, PLMS and UniPC do."""
         return self.own_table is not Table.NONE
 
     @property
     def takes_eta(self) -> bool:
-        """Whether `eta` says how much noise its steps add; DDIM's relatives have their own, `eta_ddim`."""
+        """Whether `eta` controls how much noise its steps add. DDIM has a setting of its own, `eta_ddim`."""
         return not self.is_variance_preserving and (
             self.noise is Kind.BROWNIAN or (self.noise is Kind.ANCESTRAL and self.name not in _WITHOUT_ETA)
         )
 
     @property
     def takes_eta_ddim(self) -> bool:
-        """Whether `eta_ddim` says how much noise its steps add."""
+        """Whether `eta_ddim` controls how much noise its steps add."""
         return self.own_table is Table.DDIM and self.name != "PLMS"
 
     def tuning(self, sampling: Sampling, rules: int = RULES) -> Tuning:
-        """The numbers of a recipe that this sampler takes; the others have no effect on it."""
+        """The settings of a recipe that this sampler uses; settings it does not use have no effect."""
         return Tuning(
             eta=sampling.eta_ddim if self.is_variance_preserving else sampling.eta if self.takes_eta else 1.0,
             s_noise=sampling.noise_scale if self.takes_s_noise else 1.0,
@@ -94,7 +94,7 @@ class Sampler:
         )
 
     def without_effect(self, sampling: Sampling) -> dict[str, float]:
-        """The numbers of a recipe that differ from the usual and that this sampler does not take, by name."""
+        """Settings of a recipe that differ from the default but have no effect with this sampler: name → default."""
         taken = {
             "eta": self.takes_eta, "eta_ddim": self.takes_eta_ddim, "noise_scale": self.takes_s_noise,
             "s_churn": self.takes_churn, "s_tmin": self.takes_churn, "s_tmax": self.takes_churn,
@@ -212,10 +212,10 @@ BY_NAME: Final = {sampler.name: sampler for sampler in SAMPLERS}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A sampler with its levels for one run: what is left once all names and defaults are resolved.
+    """A sampler and its noise levels for one run, with all names and defaults resolved.
 
-    The first x is the picture to start from times `picture_scale` plus unit noise times `start_scale`; the last x times
-    `end_scale` is the latents. `span`: the levels between which a Brownian path runs.
+    The first x is the start image times `picture_scale` plus unit noise times `start_scale`; the latents are the last x
+    times `end_scale`. `span`: the lowest and highest level of the Brownian path.
     """
 
     sampler: Sampler
@@ -228,21 +228,21 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Moves from one level to the next."""
+        """The number of steps, each from one level to the next."""
         return len(self.sigmas) - 1
 
     def tail(self, steps: int) -> "Plan":
-        """By rules 1: the last `steps` moves, for starting from a picture, with noise of the first of their levels."""
+        """The last `steps` steps, for img2img under recipe rules 1: the noise added is that of their first level."""
         sigmas = self.sigmas[-(steps + 1) :]
         return replace(self, sigmas=sigmas, start_scale=sigmas[0], span=_span(sigmas))
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a run begins that does not begin with noise alone: `strength` of the noise on a picture.
+    """Where an img2img run or second pass starts: `strength` is the share of noise added to the image.
 
-    `keeps_steps`: as many steps as asked for out of a longer table, as A1111's second pass does; otherwise strength
-    shortens the table, as its img2img does.
+    `keeps_steps`: run as many steps as requested, out of a longer table, as A1111's second pass does; otherwise
+    strength shortens the table, as in A1111's img2img.
     """
 
     strength: float
@@ -253,11 +253,11 @@ def plan(
     sampler: Sampler, schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = False,
     start: Start | None = None, rules: int = RULES,
 ) -> Plan:  # fmt: skip
-    """The levels that `steps` steps pass; `levels` as `sampler.levels` gives them.
+    """The noise levels of a run of `steps` steps; `levels` is the result of `sampler.levels`.
 
     Raises: UsageError: fewer than one step, or more than the model has.
     """
-    # as A1111 counts: strength shortens the table, and one step more than its share is taken
+    # counted as in A1111: strength shortens the table, and one step more than strength · steps is taken
     share = min(start.strength, 0.999) if start else 1.0
     whole = int(steps / share) if start and start.keeps_steps else steps
     taken = (steps - 1 if start.keeps_steps else int(share * steps)) if start else None
@@ -277,7 +277,7 @@ def plan(
     if rules > 1 and taken is not None:
         sigmas = sigmas[whole - taken - 1 :]
     scale = sigmas[0]
-    if sampler.has_ends_only and taken is None:  # A1111 takes the model's ends there, whatever the table's are
+    if sampler.has_ends_only and taken is None:  # A1111 uses the model's ends here, not the table's
         sigmas = [levels.greatest, *sigmas[1:-2], levels.least, 0.0] if steps > 1 else [levels.greatest, levels.least]
     # with hundreds of steps the discrete tables repeat levels, and a step between equal levels divides by zero
     sigmas = [s for i, s in enumerate(sigmas) if i == 0 or s < sigmas[i - 1]]
@@ -292,7 +292,10 @@ def plan(
 
 
 def of_recipe(name: str, rules: int) -> Sampler:
-    """The sampler that a recipe's name means by its rules. Raises: KeyError: none of the table."""
+    """Look up the sampler of a recipe; what its name means depends on the recipe's rules.
+
+    Raises: KeyError: unknown name.
+    """
     return BY_NAME["DEIS multistep" if name == "DEIS" and rules == 1 else name]
 
 
@@ -301,14 +304,14 @@ def _span(sigmas: Sequence[float]) -> tuple[float, float]:
 
 
 def _by_times(sampler: Sampler, steps: int, levels: NoiseLevels, taken: int | None) -> Plan:
-    """DDIM's relatives, which count in times, and begin and end in the model's own scale.
+    """Plan DDIM, PLMS or UniPC: they count in timesteps and work in the model's variance-preserving scale.
 
-    From a picture A1111 adds the noise of one time more than the model is asked at first.
+    In img2img, A1111 adds the noise of one timestep more than the first at which the model is evaluated.
     """
     times = [float(time) for time in reversed(ddim_times(steps))]
     used = times if taken is None else times[:taken]
     noisy = None if taken is None else levels.sigma(times[min(taken, len(times) - 1)])
-    if not used:  # a strength so small that nothing is drawn: the picture with the least noise
+    if not used:  # strength is too small for even one step: the image with the least noise
         used = times[:1]
     if sampler.own_table is Table.UNIPC:
         last, count = (TRAIN_STEPS - 1.0 if taken is None else used[-1]), len(used)
@@ -327,7 +330,7 @@ def _by_times(sampler: Sampler, steps: int, levels: NoiseLevels, taken: int | No
 
 
 def _own_table_1(name: Table, steps: int, levels: NoiseLevels) -> list[float]:
-    """By rules 1."""
+    """The noise levels of a sampler's own table under recipe rules 1."""
     if name is Table.DDIM:
         times: list[float] = [float(t) for t in ddim_times(steps)]
         return [levels.sigma(t) for t in times] if len(times) > 1 else [levels.sigma(times[0]), levels.sigma(0)]

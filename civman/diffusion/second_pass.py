@@ -1,4 +1,4 @@
-"""The first pass's latents at the size of the second, as A1111's web UI enlarges them."""
+"""Resize the first pass's latents for the second pass, as A1111's web UI does."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,17 +10,18 @@ from civman.diffusion.pixels import finished, resized, to_tensor
 from civman.domain.recipes.recipe import Hires
 
 _CELL = 8
-"""Pixels a side that one latent stands for."""
+"""Pixels per side that one latent covers."""
 
 
 def enlarged(
     latents: Tensor, hires: Hires, first_size: tuple[int, int], *, rules: int,
     encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor],
 ) -> Tensor:  # fmt: skip
-    """Latents (B, 4, h, w) for the second pass.
+    """Resize latents to (B, 4, h, w) for the second pass.
 
-    Another shape than the first pass's is cut out of the middle of an enlargement that covers it; by rules 1 the first
-    picture is stretched to it. `decode` gives pixels in 0 … 1, `encode` takes them in -1 … 1.
+    If the second pass has another aspect ratio, the result is cropped from the centre of an enlargement that covers it;
+    under recipe rules 1 the first image is stretched instead. `decode` returns pixels in 0 … 1, `encode` takes pixels
+    in -1 … 1.
     """
     width, height = covering(first_size, (hires.width, hires.height)) if rules > 1 else (hires.width, hires.height)
     if hires.upscaler.startswith("latent"):
@@ -40,7 +41,7 @@ def enlarged(
 
 
 def covering(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
-    """The least size in the shape of `size` that covers `wanted`, as A1111 counts it."""
+    """The smallest size with the aspect ratio of `size` that covers `wanted`, rounded as in A1111."""
     (width, height), (across, down) = size, wanted
     if width * down < across * height:
         return across, across * height // width
@@ -48,9 +49,9 @@ def covering(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
 
 
 def _enlarged(pixels: Tensor, width: int, height: int, upscaler: str) -> Any:
-    """(H, W, 3) uint8: the picture rounded down to 8 bits, enlarged, then by Lanczos to the very size.
+    """Upscale one image and return it as (H, W, 3) uint8: rounded down to 8 bits, upscaled, then resized with Lanczos.
 
-    An upscaler works on sizes that are multiples of 8, so some sizes are resampled more than once.
+    An upscaler works at multiples of 8 pixels, so for some sizes the image is resampled more than once.
     """
     import numpy as np
     from PIL import Image
@@ -70,7 +71,7 @@ def _enlarged(pixels: Tensor, width: int, height: int, upscaler: str) -> Any:
 
 
 def _enlarged_1(pixels: Tensor, hires: Hires) -> Tensor:
-    """By rules 1."""
+    """Upscale one image as under recipe rules 1."""
     if hires.upscaler == "nearest":
         return torch.nn.functional.interpolate(pixels[None] * 2 - 1, size=(hires.height, hires.width))
     eight = finished(pixels, seed=0, rounding="nearest", decoded_in="", notes=())
