@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from civman.domain.catalog import Asset, ModelType
-    from civman.index import Sort
+    from civman.index import Fits, Sort
 
 _COLUMNS = (
     Column("ref", "cyan", is_whole=True), Column("name"), Column("type", is_whole=True), Column("base model", drop=2),
@@ -127,7 +127,7 @@ def list_assets(
         types=tuple(_type(name) for name in type_ or []),
         base_models=tuple(base_model or ()),
         architectures=tuple(architecture or ()),
-        fits=session.library.files.fits(fits) if fits else None,
+        fits=_fitting(session, fits) if fits else None,
         creator=creator,
         is_commercial=commercial,
         is_safe=safe,
@@ -151,6 +151,11 @@ def list_assets(
         human=lambda console: _table(console, assets, total, skip),
         ids=(asset.blob.sha256 for asset in assets),
     )
+
+
+def _fitting(session: Session, checkpoint: str) -> "Fits":
+    with session.reading() as on_event:
+        return session.library.files.fits(checkpoint, on_event=on_event)
 
 
 def asset_value(asset: "Asset") -> dict[str, object]:

@@ -19,6 +19,9 @@ from civman.domain.files.header import Header
 from civman.domain.identification.claims import prediction_type
 from civman.errors import Cause, Incompatible, UnknownFit
 
+RULES = 1
+"""The version of the rules behind verdicts; increase it when `check` gives another verdict on the same files."""
+
 
 class Verdict(StrEnum):
     """The answer for a part, or for all of them: the worst one. From best to worst."""

@@ -34,6 +34,7 @@ from civman.index.index_types import (
     EVERYTHING,
     UNREAD,
     AssetFilter,
+    Fits,
     HeldFile,
     Record,
     SeenFile,
@@ -155,6 +156,17 @@ class Index:
     def held_files(self, digests: Iterable[Sha256] | None = None) -> list[HeldFile]:
         """The file of each blob (or of those in `digests`) and its stat information at the last verification."""
         return read_maintenance.held_files(self._reader, digests)
+
+    def without_verdict(self, fits: Fits) -> list[Asset]:
+        """Assets without a saved verdict on the checkpoint of `fits`; checkpoints are left out."""
+        return read_assets.without_verdict(self._reader, fits)
+
+    def save_verdicts(self, fits: Fits, verdicts: Iterable[tuple[Asset, str]]) -> None:
+        """Save the verdicts on assets with the checkpoint of `fits`."""
+        from civman.index import write_notes
+
+        with self._writer.transaction() as connection:
+            write_notes.save_verdicts(connection, fits, verdicts)
 
     def pins(self) -> dict[Sha256, tuple[str, ...]]:
         """Why files must not be removed, by SHA-256; includes files that are not stored here."""

@@ -72,10 +72,19 @@ class SeenFile:
 
 @dataclass(frozen=True, slots=True)
 class Fits:
-    """Which files may fit a checkpoint: those of these architectures, and those not yet read with these base models."""
+    """Which files fit a checkpoint.
+
+    With `checkpoint` (its SHA-256): those whose saved verdict is one of `verdicts`; `label` is the checkpoint's base
+    model, and `rules` the version of the rules that the verdicts must come from. Without it, an estimate: files of
+    these architectures, and files that have not been read with these base models.
+    """
 
     architectures: tuple[str, ...] = ()
     base_models: tuple[str, ...] = ()
+    checkpoint: str = ""
+    label: str = ""
+    rules: int = 0
+    verdicts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from civman.domain.refs import HashKind
 from civman.index import rows
 from civman.index.database import Reader
 from civman.index.full_text_query import Understood, column_match
-from civman.index.index_types import SEARCH_WEIGHTS, AssetFilter, Sort
+from civman.index.index_types import SEARCH_WEIGHTS, AssetFilter, Fits, Sort
 
 _NEWEST_FIRST = "ORDER BY a.added_at DESC, a.id DESC"
 _ORDERS = {
@@ -32,7 +32,23 @@ _LABELS = (
     "WHERE lower(base_model) IN (SELECT value FROM json_each(?))"
 )
 """Compare CivitAI's base models without case, in a form that still uses the index."""
+FIT_ROW = (
+    "EXISTS (SELECT 1 FROM fit f WHERE f.checkpoint_sha256 = ? AND f.part_sha256 = a.blob_sha256"
+    " AND f.labels = ? || coalesce(a.base_model, '') AND f.rules = ?"
+)
+"""The saved verdict on an asset; the parameters are those of `fit_key`. The parenthesis is left open."""
 Condition = tuple[str, list[object]]
+
+
+def fit_key(fits: Fits) -> list[object]:
+    """The parameters of FIT_ROW. A verdict holds for the labels that both files had when it was made."""
+    return [fits.checkpoint, f"{fits.label}\n", fits.rules]
+
+
+def without_verdict(reader: Reader, fits: Fits) -> list[Asset]:
+    """Assets without a saved verdict on the checkpoint, except checkpoints."""
+    condition = f"NOT {FIT_ROW}) AND coalesce(b.kind, '') <> 'checkpoint' AND a.type <> 'Checkpoint'"
+    return where(reader, condition, fit_key(fits))
 
 
 def select(
@@ -139,12 +155,8 @@ def _condition(wanted: AssetFilter, asked: Understood, order: str) -> tuple[str,
     for tag in wanted.tags:
         require("a.id IN (SELECT rowid FROM search WHERE search MATCH ?)", column_match("tags", tag) or '""')
     if wanted.fits is not None:
-        require(
-            "(b.architecture IN (SELECT value FROM json_each(?)) OR b.architecture IN ('', 'unknown')"
-            " AND a.base_model IN (SELECT value FROM json_each(?)))",
-            json.dumps(wanted.fits.architectures),
-            json.dumps(wanted.fits.base_models),
-        )
+        condition, parameters = _fitting(wanted.fits)
+        require(condition, *parameters)
     _require_facts(wanted, require)
     where = " AND ".join(tests)
     source = "asset a"
@@ -157,6 +169,18 @@ def _condition(wanted: AssetFilter, asked: Understood, order: str) -> tuple[str,
         source += f" JOIN ({found}) s ON s.id = a.id"
         given.insert(0, asked.match)
     return source, where, given
+
+
+def _fitting(fits: Fits) -> tuple[str, list[object]]:
+    """The condition on files that fit a checkpoint, and its parameters."""
+    if fits.checkpoint:
+        accepted = " AND f.verdict IN (SELECT value FROM json_each(?)))"
+        return FIT_ROW + accepted, [*fit_key(fits), json.dumps(fits.verdicts)]
+    return (
+        "(b.architecture IN (SELECT value FROM json_each(?)) OR b.architecture IN ('', 'unknown')"
+        " AND a.base_model IN (SELECT value FROM json_each(?)))",
+        [json.dumps(fits.architectures), json.dumps(fits.base_models)],
+    )
 
 
 def _require_facts(wanted: AssetFilter, require: Callable[..., None]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from civman.errors import Cause, LibraryError, NewerLibrary
 from civman.index.database import connect_reader
 
-HEAD = "20261128_output_name"
+HEAD = "20261128_verdicts"
 """The newest revision in migrations/ (checked by a test). Lets an up-to-date library open without importing Alembic."""
 
 

@@ -242,6 +242,27 @@ class SeenFileRow(Row, table=True):
     sha256: str = Field(index=True)
 
 
+class FitRow(Row, table=True):
+    """The verdict on one file with one checkpoint, so that listing what fits does not read every header again.
+
+    `labels` are the base models of checkpoint and file when the verdict was made, with a line break between them;
+    `rules` is the version of the compatibility rules. There is no foreign key: the verdict stays true if a file is
+    removed.
+    """
+
+    __tablename__ = "fit"
+    __table_args__ = (
+        CheckConstraint("length(checkpoint_sha256) = 64", name="checkpoint_sha256"),
+        CheckConstraint("length(part_sha256) = 64", name="part_sha256"),
+    )
+
+    checkpoint_sha256: str = Field(primary_key=True)
+    part_sha256: str = Field(primary_key=True)
+    labels: str = Field(primary_key=True)
+    rules: int
+    verdict: str
+
+
 class AnnotationRow(Row, table=True):
     """The user's annotations of an asset; there is no row if there are none."""
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from civman.domain.catalog import NOTHING_SAID, Own
+from civman.domain.catalog import NOTHING_SAID, Asset, Own
 from civman.domain.digests import Sha256
 from civman.index import rows, search_rows
+from civman.index.index_types import Fits
 from civman.index.transactions import IN_LIST, Connection, insert, listed
 
 
@@ -23,6 +24,22 @@ def pin(connection: Connection, sha256: Sha256, reason: str, at: datetime) -> No
     sql = "INSERT INTO pin (blob_sha256, reason, pinned_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
     connection.execute(sql, (sha256, reason, rows.moment(at)))
     _due(connection, "VALUES (?, hex(randomblob(8)))", sha256)
+
+
+def save_verdicts(connection: Connection, fits: Fits, verdicts: Iterable[tuple[Asset, str]]) -> None:
+    """Save verdicts on assets with the checkpoint of `fits`, replacing those of earlier rules or labels."""
+    sql = (
+        "INSERT INTO fit (checkpoint_sha256, part_sha256, labels, rules, verdict) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (checkpoint_sha256, part_sha256, labels) DO UPDATE SET rules = excluded.rules,"
+        " verdict = excluded.verdict"
+    )
+    connection.executemany(
+        sql,
+        [
+            (fits.checkpoint, asset.blob.sha256, f"{fits.label}\n{asset.base_model or ''}", fits.rules, verdict)
+            for asset, verdict in verdicts
+        ],
+    )
 
 
 def unpin(connection: Connection, sha256: Sha256, reason: str) -> None:

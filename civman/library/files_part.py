@@ -118,16 +118,21 @@ class FilesPart(Part):
             parts.append(licence.Part(name, allowed, seen.label, creator))
         return licence.terms_of(parts)
 
-    def fits(self, checkpoint: str) -> Fits:
-        """A value for `AssetFilter.fits`: files that may work with `checkpoint`.
+    def fits(self, checkpoint: str, *, on_event: OnEvent = ignore) -> Fits:
+        """A value for `AssetFilter.fits`: the stored files that `check` accepts with a checkpoint.
 
-        It compares architectures, read from the tensors; files that were not read are compared by CivitAI's base model
-        labels.
+        Every file is checked once for each stored checkpoint, and the verdicts are saved in the index. For a checkpoint
+        that is not in the library it is an estimate from the architectures of the tensors; files that were not read are
+        compared by CivitAI's base model labels.
         """
         from civman.domain.architecture import Architecture
         from civman.domain.base_models import compatible_labels
 
         base = self.inspect(checkpoint)
+        if base.asset is not None:
+            from civman.manage.library_fits import find_fitting
+
+            return find_fitting(self._context.index, base, on_event)
         architecture = base.part.architecture
         return Fits(
             architectures=() if architecture is Architecture.UNKNOWN else (str(architecture),),
