@@ -1,7 +1,7 @@
-"""The words for what a model file is: kind, architecture, adapter, key format, precision.
+"""What a model file can be: its kind, architecture, kind of adapter, key format and precision.
 
-Owns: the closed sets and the value `Identity` that `civman.domain.identification.identify` reads off a header. What
-CivitAI calls a base model ("Pony") is not here: see `civman.domain.base_models`.
+Contains the closed sets of values and `Identity`, which `civman.domain.identification.identify` reads off a header.
+CivitAI's base models ("Pony") are in `civman.domain.base_models`.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from civman.domain.catalog import ModelType
 
 
 class Kind(StrEnum):
-    """What part of a picture's making the file is."""
+    """The role of a model file in making an image."""
 
     CHECKPOINT = "checkpoint"
-    """A diffusion model, with or without its text encoders and VAE: see `Identity.has_text_encoder`."""
+    """A diffusion model, with or without text encoders and VAE: see `Identity.has_text_encoder`."""
     ADAPTER = "adapter"
     EMBEDDING = "embedding"
     VAE = "vae"
@@ -24,9 +24,9 @@ class Kind(StrEnum):
     MOTION_MODULE = "motion-module"
     IP_ADAPTER = "ip-adapter"
     STYLE_MODEL = "style-model"
-    """Turns a picture's encoding into text conditioning: Flux Redux, T2I-Adapter's style model."""
+    """Turns an image's embedding into text conditioning: Flux Redux, T2I-Adapter's style model."""
     TINY_VAE = "tiny-vae"
-    """A small autoencoder for previews (TAESD); it does not stand in for a VAE."""
+    """A small autoencoder for previews (TAESD); it cannot replace a VAE."""
     GLIGEN = "gligen"
     HYPERNETWORK = "hypernetwork"
     UPSCALER = "upscaler"
@@ -34,14 +34,14 @@ class Kind(StrEnum):
 
 
 class Architecture(StrEnum):
-    """Families whose tensors have one layout; what differs only in weights (Pony, Illustrious) is one here."""
+    """A family of models whose tensors have the same layout, even if their weights differ (SDXL, Pony, Illustrious)."""
 
     SD1 = "sd1"
     SD2 = "sd2"
     SDXL = "sdxl"
     SDXL_REFINER = "sdxl-refiner"
     SD = "sd"
-    """A VAE that SD 1, SD 2 and SDXL share by its layout."""
+    """Of a VAE: the layout that SD 1, SD 2 and SDXL share."""
     SD3 = "sd3"
     FLUX1 = "flux1"
     FLUX2 = "flux2"
@@ -97,7 +97,7 @@ class Architecture(StrEnum):
 
 
 class Adapter(StrEnum):
-    """How an adapter writes its change of a weight."""
+    """The method by which an adapter changes weights."""
 
     LORA = "lora"
     DORA = "dora"
@@ -111,7 +111,7 @@ class Adapter(StrEnum):
 
 
 class KeyFormat(StrEnum):
-    """Whose tensor names the file uses."""
+    """The naming convention of a file's tensors."""
 
     LDM = "ldm"
     DIFFUSERS = "diffusers"
@@ -124,7 +124,7 @@ class KeyFormat(StrEnum):
 
 
 class Precision(StrEnum):
-    """Type of the weights; MIXED where no one type has nine tenths of them."""
+    """The data type of the weights; MIXED if no type makes up nine tenths of them."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -138,9 +138,9 @@ class Precision(StrEnum):
 
 
 class Confidence(StrEnum):
-    """How sure the architecture is.
+    """How certain the architecture is.
 
-    CERTAIN: names and widths that no other known family shares. LIKELY: several families look like this, see
+    CERTAIN: tensor names and widths that no other known family has. LIKELY: several families look like this, see
     `Identity.also`. NONE: unknown.
     """
 
@@ -151,12 +151,12 @@ class Confidence(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a file is, as its tensors show it.
+    """What a file is, according to its tensors.
 
-    `rules` are the ids of the identification rules that spoke (see `civman.domain.identification.rules`), `reasons` say
-    the same in words. `variant` is free text below the architecture ("3.5-large", "schnell"). `flags` are further
-    facts: "inpainting", "v-prediction", "zero-terminal-snr", "distilled-layers", "thin" (other widths than the
-    family's), "conv" (an adapter of 3x3 convolutions too), "ema", "quantised" …
+    `rules` are the ids of the identification rules that matched (see `civman.domain.identification.rules`), `reasons`
+    explain the result in words. `variant` is free text that narrows down the architecture ("3.5-large", "schnell").
+    `flags` are further facts: "inpainting", "v-prediction", "zero-terminal-snr", "distilled-layers", "thin" (other
+    widths than the family's), "conv" (an adapter that also changes 3x3 convolutions), "ema", "quantised" …
     """
 
     kind: Kind = Kind.UNKNOWN
@@ -165,40 +165,40 @@ class Identity:
     key_format: KeyFormat = KeyFormat.UNKNOWN
     adapter: Adapter | None = None
     ranks: tuple[int, ...] = ()
-    """Most common rank first, then the smallest and the largest where they differ."""
+    """The most common rank first, then the smallest and the largest if they differ from it."""
     precision: Precision = Precision.UNKNOWN
     weights: str = ""
     """How the weights are stored, in words, such as "UNet fp8 with scales, rest fp16"."""
     flags: tuple[str, ...] = ()
     confidence: Confidence = Confidence.NONE
     also: tuple[Architecture, ...] = ()
-    """Further families whose files look the same; empty where the architecture is certain."""
+    """Other architectures whose files look the same; empty if the architecture is certain."""
     rules: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     tensor_count: int = 0
     parameter_count: int = 0
     context_width: int | None = None
-    """Width of the text conditioning that a UNet's cross-attention takes."""
+    """The width of the text conditioning that a UNet's cross-attention expects."""
     latent_channels: int | None = None
-    """Channels of the latent picture, as the shapes of a diffusion model or of an autoencoder show them."""
+    """The number of latent channels, according to the shapes in a diffusion model or autoencoder."""
     downscale: int | None = None
-    """How many pixels of the picture, in each direction, one latent pixel of this autoencoder stands for."""
+    """An autoencoder's downscaling factor: how many image pixels, in each direction, one latent pixel represents."""
     text_widths: tuple[int, ...] = ()
-    """Widths of an embedding's vectors or of a checkpoint's CLIP text encoders, smallest first."""
+    """The widths of an embedding's vectors or of a checkpoint's CLIP text encoders, smallest first."""
     module_count: int = 0
-    """Modules that an adapter changes."""
+    """The number of modules that an adapter changes."""
     has_text_encoder: bool = False
     has_vae: bool = False
     has_diffusion_model: bool = False
 
     @property
     def rank(self) -> int | None:
-        """The rank that most modules have."""
+        """The rank of most modules; None if the file has no ranks."""
         return self.ranks[0] if self.ranks else None
 
     @property
     def model_type(self) -> ModelType:
-        """CivitAI's type for such a file."""
+        """CivitAI's model type for a file of this kind."""
         if self.kind is Kind.ADAPTER:
             if self.adapter is Adapter.DORA:
                 return ModelType.DORA
@@ -207,7 +207,7 @@ class Identity:
         return _TYPES.get(self.kind, ModelType.OTHER)
 
     def describe(self) -> str:
-        """One line for a person, such as "checkpoint, sdxl, fp16, with text encoder and VAE"."""
+        """A description on one line, such as "checkpoint, sdxl, fp16, with text encoder and VAE"."""
         words = [str(self.adapter) if self.adapter else str(self.kind), str(self.architecture)]
         words += [word for word in (self.variant, self.weights or str(self.precision)) if word and word != "unknown"]
         words += [f"rank {self.rank}"] if self.rank else []

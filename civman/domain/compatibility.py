@@ -1,8 +1,9 @@
-"""Whether parts go together: `check(checkpoint, parts)` gives a verdict with reasons. Pure; no file is opened.
+"""Whether files work together: `check(checkpoint, parts)` returns a verdict with reasons, without opening any file.
 
-Three depths, each overruling the one before: CivitAI's labels by the site's own table, the architectures read off the
-tensors, and every module of an adapter against the checkpoint's weights, shape by shape. A verdict names the deepest
-witness it rests on. docs/compatibility.md lists every place where tensors overrule labels.
+There are three kinds of evidence, each overriding the one before: CivitAI's labels, compared by the site's own table;
+the architectures that the tensors show; and the shapes of every module of an adapter compared with the checkpoint's
+weights. A verdict names the strongest evidence it is based on. docs/compatibility.md lists every case in which tensors
+override labels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ RULES = 1
 
 
 class Verdict(StrEnum):
-    """The answer for a part, or for all of them: the worst one. From best to worst."""
+    """The verdict on one part; for several parts, the worst one. From best to worst."""
 
     FITS = "fits"
     CAUTION = "fits with caution"
@@ -37,7 +38,7 @@ _WORSE = {verdict: place for place, verdict in enumerate(Verdict)}
 
 
 class Depth(StrEnum):
-    """The witness that a verdict rests on."""
+    """The kind of evidence that a verdict is based on, from weakest to strongest."""
 
     NOTHING = "nothing"
     LABELS = "labels"
@@ -47,7 +48,7 @@ class Depth(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file as far as it is known; whatever is None does not count."""
+    """What is known about one file; a field that is None is not taken into account."""
 
     name: str
     model_type: ModelType = ModelType.OTHER
@@ -56,23 +57,23 @@ class Part:
     identity: Identity | None = None
     header: Header | None = field(default=None, repr=False)
     numbers: Mapping[str, float] | None = field(default=None, repr=False)
-    """Values of an adapter's tensors of one number (alphas), where the file was at hand."""
+    """The values of an adapter's single-number tensors (alphas); None if only the header was read."""
 
     @property
     def kind(self) -> Kind:
-        """What it is: by its tensors, else by CivitAI's type."""
+        """The kind of file according to its tensors, else according to CivitAI's model type."""
         if self.identity is not None and self.identity.kind is not Kind.UNKNOWN:
             return self.identity.kind
         return _KINDS.get(self.model_type, Kind.UNKNOWN)
 
     @property
     def architecture(self) -> Architecture:
-        """By its tensors; UNKNOWN without them."""
+        """The architecture according to the tensors; UNKNOWN without them."""
         return self.identity.architecture if self.identity else Architecture.UNKNOWN
 
     @property
     def possible(self) -> frozenset[Architecture]:
-        """The architecture and all others that its tensors allow; empty where it is unknown."""
+        """All architectures that the tensors allow; empty if the architecture is unknown."""
         if self.identity is None or self.architecture is Architecture.UNKNOWN:
             return frozenset()
         return frozenset((self.architecture, *self.identity.also))
@@ -88,14 +89,14 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class PartResult:
-    """How one part goes with the checkpoint."""
+    """The verdict on one part with a checkpoint, and the reasons for it."""
 
     name: str
     verdict: Verdict
     depth: Depth
     reasons: tuple[str, ...] = ()
     support: Support | None = None
-    """The site's answer for the two labels; None where one is missing."""
+    """CivitAI's level of support for the two labels; None if a label is missing."""
     modules: ModuleFit | None = None
 
 
@@ -106,11 +107,11 @@ class Compatibility:
     verdict: Verdict
     reasons: tuple[str, ...] = ()
     parts: tuple[PartResult, ...] = ()
-    """In the order asked."""
+    """The parts' results, in the order in which the parts were given."""
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What to know before the parts are used, in sentences: each that does not simply fit, with first reasons."""
+        """Sentences about the checkpoint and about every part that does not simply fit, with up to three reasons."""
         parts = (
             f"`{part.name}`: {part.verdict}: {'; '.join(part.reasons[:3]) or 'no reason known'}"
             for part in self.parts
@@ -119,7 +120,7 @@ class Compatibility:
         return (*self.reasons, *parts)
 
     def raise_if_blocked(self, *, allow_partial: bool = False) -> None:
-        """Raises: Incompatible: a part cannot work, or applies in part only and that is not allowed."""
+        """Raises: Incompatible: a part cannot work, or applies only partly while `allow_partial` is False."""
         blocking = (Verdict.CANNOT,) if allow_partial else (Verdict.CANNOT, Verdict.PARTLY)
         blocked = [part for part in self.parts if part.verdict in blocking]
         if blocked or self.verdict in blocking:
@@ -133,7 +134,7 @@ class Compatibility:
             )  # fmt: skip
 
     def raise_if_unknown(self) -> None:
-        """Raises: UnknownFit: nothing that can be read of a file says whether it goes with the others."""
+        """Raises: UnknownFit: nothing known about the files shows whether they work together."""
         if self.verdict is not Verdict.UNKNOWN:
             return
         unknown = [part for part in self.parts if part.verdict is Verdict.UNKNOWN]
@@ -147,7 +148,10 @@ class Compatibility:
 
 
 def check(checkpoint: Part, parts: Sequence[Part]) -> Compatibility:
-    """How the parts go with the checkpoint. The verdict and each part's result do not depend on their order."""
+    """Check whether the parts work with the checkpoint.
+
+    The verdict and each part's result do not depend on their order.
+    """
     own, base_verdict = _about_checkpoint(checkpoint)
     index = ModuleIndex.of_header(checkpoint.header) if checkpoint.header and _wants_modules(parts) else None
     results = tuple(_result(checkpoint, part, index) for part in parts)
@@ -195,7 +199,7 @@ def _label_conflict(part: Part) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class _Finding:
-    """A verdict while it is being made."""
+    """A verdict under construction."""
 
     verdict: Verdict
     depth: Depth
@@ -253,7 +257,7 @@ def _partial(checkpoint: Part, part: Part) -> str:
 
 
 def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
-    """By architecture, where both are known, else by label."""
+    """Compare the architectures if both are known, else the labels."""
     ours, theirs = checkpoint.architecture, part.architecture
     if Architecture.UNKNOWN in (ours, theirs):
         return _by_labels(checkpoint, part, support)
@@ -269,7 +273,7 @@ def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Findin
 
 
 def _weigh_labels(checkpoint: Part, part: Part, support: Support | None, finding: _Finding) -> None:
-    """What the site's table adds to what the tensors have shown."""
+    """Add what CivitAI's table says about the two labels; where it contradicts the tensors, the tensors decide."""
     if finding.verdict in (Verdict.CANNOT, Verdict.PARTLY):
         if support is Support.FULL:
             finding.reasons.append(
@@ -318,11 +322,11 @@ def _training_cautions(checkpoint: Part, part: Part, finding: _Finding) -> None:
 
 
 _RENDERED = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER)
-"""Families whose modules are known under every name: what is not found there cannot be applied."""
+"""Architectures whose modules are indexed under every name in use: a module that is not found cannot be applied."""
 
 
 def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | None:
-    """By every module; None where the two files name their modules in ways that nobody has joined."""
+    """Compare every module with the checkpoint's weights; None if the two files use names that civman cannot map."""
     assert part.header is not None
     fit = fit_modules(deltas_of(part.header), index, part.numbers)
     asked = fit.total - len(fit.elsewhere)
@@ -357,7 +361,7 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
 
 
 def _changes_nothing(header: Header, fit: ModuleFit) -> str:
-    """Why the file cannot change a checkpoint at all, whichever; "" where nothing says so."""
+    """Why an adapter has no effect on any checkpoint, or an unknown one; "" if there is no such reason."""
     if not fit.total:
         return "it holds no change of any weight"
     if fit.fitting and len(fit.idle) == fit.fitting == fit.total:
@@ -373,7 +377,7 @@ _TEXT_WIDTHS = {
     Architecture.SD1: (768,), Architecture.SD2: (1024,), Architecture.SDXL: (768, 1280),
     Architecture.SDXL_REFINER: (1280,), Architecture.SD3: (768, 1280), Architecture.FLUX1: (768,),
 }  # fmt: skip
-"""Widths of the CLIP text encoders. Source: the models' own configurations."""
+"""The widths of the CLIP text encoders. Source: the models' own configurations."""
 
 
 def _embedding(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
@@ -383,7 +387,7 @@ def _embedding(checkpoint: Part, part: Part, support: Support | None) -> _Findin
     if not ours or not theirs:
         return _by_family(checkpoint, part, support)
     if checkpoint.architecture is Architecture.SDXL_REFINER and len(theirs) > 1:
-        theirs = theirs[-1:]  # it has the second encoder only
+        theirs = theirs[-1:]  # the SDXL refiner has only the second text encoder
     shown = f"vectors {' and '.join(map(str, theirs))} wide, text encoders {' and '.join(map(str, ours))}"
     reached = [width for width in ours if width in theirs]
     foreign = [width for width in theirs if width not in ours]
@@ -405,11 +409,14 @@ _VAE_FAMILIES = {
                          Architecture.LUMINA2, Architecture.HIDREAM},
     Architecture.WAN: {Architecture.WAN, Architecture.QWEN_IMAGE, Architecture.ANIMA},
 }  # fmt: skip
-"""Architecture of a VAE → the models whose latent pictures have that layout."""
+"""Architecture of a VAE → the models whose latents have its layout."""
 
 
 def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
-    """By latent channels; the scale of the latent picture is in no tensor, so equal layouts leave it to the labels."""
+    """Compare the number of latent channels and the layouts; if these match, the labels decide.
+
+    The scaling factor of the latents is not stored in any tensor.
+    """
     ours = checkpoint.identity.latent_channels if checkpoint.identity else None
     theirs = part.identity.latent_channels if part.identity else None
     if ours and theirs and ours != theirs:

@@ -1,11 +1,12 @@
-"""Which tensors of a file are an embedding's vectors, and for which text encoders: read from names and shapes.
+"""Find the vectors of an embedding in a file, and the text encoders they are for, from tensor names and shapes.
 
-Owns: the layouts of textual inversions, alone in their file or packed into an adapter's. Refuses to do: reading the
-vectors (`civman.diffusion.textual_inversions`).
+Supports textual inversions in files of their own and bundled in adapter files. Not here: reading the vectors
+(`civman.diffusion.textual_inversions`).
 
-Layouts: `emb_params` and `string_to_param.*` (A1111), any single tensor under its token's name (diffusers), `clip_l`
-with `clip_g` (SDXL), `text_encoders_0` with `text_encoders_1` (diffusers' advanced training scripts). Packed into an
-adapter they stand behind `bundle_emb.NAME.`, and in cloneofsimo's first LoRAs under their token, as `<s1>`.
+Layouts: `emb_params` and `string_to_param.*` (A1111), any single tensor named after its token (diffusers), `clip_l`
+with `clip_g` (SDXL), `text_encoders_0` with `text_encoders_1` (diffusers' advanced training scripts). In an adapter
+file their names start with `bundle_emb.NAME.`; in cloneofsimo's first LoRAs the name is the token itself, such as
+`<s1>`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,36 +20,36 @@ Shape = tuple[int, ...]
 _PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 _SINGLE = ("emb_params", "string_to_param.*", "string_to_param", "clip_l", "clip_g")
 _OTHERS = ("t5", "t5xxl", "name", "step", "sd_checkpoint", "sd_checkpoint_name", "string_to_token.*")
-"""What may stand beside the vectors and concerns no CLIP text encoder."""
+"""Names of entries that may accompany the vectors and do not concern a CLIP text encoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingTensors:
-    """The vectors of one embedding: a tensor's name and width for each text encoder that it was made for, in order."""
+    """The vectors of one embedding: tensor name and width for each text encoder it was made for, in order."""
 
     names: tuple[str, ...]
     widths: tuple[int, ...]
     length: int
-    """Vectors, the tokens that it takes up."""
+    """The number of vectors, which is the number of tokens that the embedding takes up in a prompt."""
 
     def places(self, widths: Sequence[int]) -> list[str | None]:
-        """For each text encoder of a model, by its width, the tensor that it reads; None where there is none for it."""
+        """The tensor for each of a model's text encoders, given their widths; None for an encoder without one."""
         pairs = list(zip(self.names, self.widths, strict=True))
         if len(pairs) > len(widths):
-            pairs = pairs[-len(widths) :]  # SDXL's refiner has the second encoder only
+            pairs = pairs[-len(widths) :]  # the SDXL refiner has only the second text encoder
         if len(pairs) == len(widths):
             return [name if own == wide else None for (name, own), wide in zip(pairs, widths, strict=True)]
         return [next((name for name, own in pairs if own == wide), None) for wide in widths]
 
 
 def packed(shapes: Mapping[str, Shape], name: str) -> dict[str, Shape]:
-    """The tensors of the embedding that an adapter's file packs as `name`, by their names in the file."""
+    """The tensors of the embedding that an adapter file bundles as `name`, by their names in the file."""
     folded = name.casefold()
     return {key: shape for key, shape in shapes.items() if bundled_name(key, shape).casefold() == folded}
 
 
 def read_embedding(shapes: Mapping[str, Shape]) -> EmbeddingTensors | str:
-    """The embedding that these tensors are, or why they are none."""
+    """The embedding that these tensors make up, or the reason why they are not an embedding."""
     plain = {_plain(name): name for name in shapes}
     kept = {name: actual for name, actual in plain.items() if name not in _OTHERS}
     pair = next((pair for pair in _PAIRS if set(pair) <= kept.keys()), None)

@@ -1,4 +1,4 @@
-"""Choose the file of a version that a request means."""
+"""Choose one file of a version, given a file id, a file name, or words such as "fp16 pruned"."""
 
 from collections.abc import Sequence
 
@@ -48,7 +48,7 @@ def choose_file(version: ModelVersion, words: str | None = None, file_id: FileId
 
 
 def matching_files(files: Sequence[ModelFile], words: str) -> list[ModelFile]:
-    """The files that `words` select: by file id, else by name, else by words of their type, format and precision."""
+    """The files that `words` selects: by file id, else by name, else by words of their type, format and precision."""
     by_id = [file for file in files if words.isdecimal() and file.id == int(words)]
     by_name = [file for file in files if file.name.casefold() == words.casefold()]
     parts = words.casefold().split()
@@ -57,7 +57,7 @@ def matching_files(files: Sequence[ModelFile], words: str) -> list[ModelFile]:
 
 
 def version_ref(version: ModelVersion) -> str:
-    """The printed ref of a version: of the file that a download of it fetches."""
+    """The ref to print for a version: that of the file that is downloaded for it by default."""
     if not version.files:
         return f"@{version.id}"
     return file_ref(version, choose_file(version))
@@ -100,7 +100,11 @@ def _answers(file: ModelFile, word: str) -> bool:
 
 
 def _rank(file: ModelFile) -> float:
-    """CivitAI's ranking: 1000 for weights, format 100, size 10, precision 1, each added or subtracted by preference."""
+    """The score by which CivitAI ranks the files of a version.
+
+    1000 for weights, plus or minus 100 for the format, 10 for the size and 1 for the precision: plus for the preferred
+    value, minus for another one, 0 if there is none.
+    """
     rank = 1000.0 if file.type in WEIGHT_TYPES else 0.0
     for value, wanted, worth in (
         (file.format, "SafeTensor", 100.0),

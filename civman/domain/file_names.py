@@ -1,4 +1,4 @@
-"""File names that no file system chokes on, from whatever a stranger wrote."""
+"""Turn names from untrusted sources into file names that are valid on every file system."""
 
 import re
 import unicodedata
@@ -7,17 +7,18 @@ _PORTS = {f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹
 _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | _PORTS
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]')
 MOST_BYTES = 200
-"""Below every file system's 255, with room for a suffix such as `.preview.png`."""
+"""Less than the limit of 255 that file systems have, so that a suffix such as `.preview.png` still fits."""
 
 
 def safe_name(name: str, fallback: str = "file", *, most_bytes: int = MOST_BYTES) -> str:
-    """`name` as one path component for Linux, macOS and Windows; `fallback` where nothing usable is left.
+    """`name` as one path component that is valid on Linux, macOS and Windows; `fallback` if nothing usable is left.
 
-    Any folder part, control and direction characters, names reserved on Windows, outer dots and spaces go; the
-    suffix survives shortening to `most_bytes` (at least 32, and one more for a reserved name). Idempotent.
+    Folders, control and text-direction characters, names reserved on Windows, and leading or trailing dots and spaces
+    are removed or replaced. If the name is shortened to `most_bytes` (at least 32, and one more for a reserved name),
+    its suffix is kept. Idempotent.
     """
     text = unicodedata.normalize("NFC", name)
-    text = text.encode("utf-8", "ignore").decode()  # lone surrogates
+    text = text.encode("utf-8", "ignore").decode()  # removes lone surrogates
     text = re.split(r"[/\\]", text)[-1]
     text = _UNSAFE.sub("_", text).strip(" .")
     stem, dot, suffix = text.rpartition(".")
@@ -30,12 +31,15 @@ def safe_name(name: str, fallback: str = "file", *, most_bytes: int = MOST_BYTES
 
 
 def folded(name: str) -> str:
-    """What two names may not share in a folder that ignores case, as on Windows and macOS."""
+    """The form of a name for comparing it in folders that ignore case, as on Windows and macOS: equal names collide."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).upper().casefold())
 
 
 def marked_name(name: str, mark: str, *, most_bytes: int = MOST_BYTES) -> str:
-    """`name` with `mark` before its suffix; the stem is shortened, never the mark, which is short and safe itself."""
+    """`name` with `mark` inserted before its suffix.
+
+    If necessary the stem is shortened, but never `mark`, which must be short and valid in file names.
+    """
     stem, dot, suffix = name.rpartition(".")
     if not dot:
         stem, suffix = name, ""

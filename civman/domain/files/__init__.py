@@ -1,1 +1,1 @@
-"""Model files as bytes: the safetensors header."""
+"""Parsers for the headers of model files (safetensors and GGUF)."""

@@ -1,7 +1,7 @@
-"""A GGUF file's header as a value: architecture, quantisation, and the names, types and shapes of its tensors.
+"""Parse the header of a GGUF file: architecture, quantisation, and the names, types and shapes of its tensors.
 
-Owns: reading the bytes that somebody else fetched, within limits, and refusing what is not a well-formed GGUF header.
-Refuses to do: input or output, and any look at the weights.
+Parses bytes that the caller has read, within limits, and rejects anything that is not a well-formed GGUF header. Does
+no I/O and never reads weights.
 
 Source: the GGUF specification of ggml (version 2 and 3): magic, counts, key-value pairs, tensor infos, little-endian.
 """
@@ -16,10 +16,10 @@ from civman.domain.files.header_text import refuse, short
 
 MAGIC = b"GGUF"
 MAX_ENTRIES = 100_000
-"""Limit of ours for keys and for tensors: the largest models have some thousands."""
+"""civman's limit on the number of keys and of tensors; the largest models have a few thousand."""
 MAX_STRING_BYTES = 16 << 20
 MAX_ARRAY_ITEMS = 4_000_000
-"""Limit of ours: a language model's vocabulary has about 300,000 words."""
+"""civman's limit on the length of arrays; a language model's vocabulary has about 300,000 words."""
 
 _TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
@@ -32,34 +32,37 @@ _STRING, _ARRAY = 8, 9
 
 
 class NeedsMore(Exception):
-    """The header does not end within the bytes given; read more of the file and parse again."""
+    """The header is longer than the bytes given: read more of the file and parse again."""
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """A whole GGUF header. Shapes are outermost first, as safetensors has them (the file has them reversed)."""
+    """A complete GGUF header.
+
+    Shapes are outermost dimension first, as in safetensors (the file stores them reversed).
+    """
 
     version: int
     architecture: str
-    """`general.architecture`, such as "flux" or "sd3"; empty where the file does not say."""
+    """The value of `general.architecture`, such as "flux" or "sd3"; empty if the file has none."""
     quantisation: str
-    """The type that most weights have, such as "Q4_K"."""
+    """The type of most weights, such as "Q4_K"."""
     tensors: Mapping[str, tuple[str, tuple[int, ...]]] = field(repr=False)
-    """Name → type and shape."""
+    """Tensor name → its type and shape."""
     metadata: Mapping[str, str] = field(repr=False)
-    """The file's short text and number entries."""
+    """The file's metadata entries that are numbers or short strings."""
 
     @property
     def words(self) -> str:
-        """For a person: "GGUF, flux, Q4_K, 780 tensors"."""
+        """A description for people, such as "GGUF, flux, Q4_K, 780 tensors"."""
         parts = ["GGUF", self.architecture, self.quantisation, f"{len(self.tensors)} tensors"]
         return ", ".join(part for part in parts if part)
 
 
 def parse_gguf(prefix: bytes, *, is_whole: bool = False) -> GgufHeader:
-    """The header of a file that begins with `prefix`; `is_whole`: the file has no further bytes.
+    """Parse the header of a file that starts with `prefix`; `is_whole` means that `prefix` is the complete file.
 
-    Raises: NeedsMore: it goes on behind `prefix`. InvalidModelFile: it is no sound GGUF header.
+    Raises: NeedsMore: the header is longer than `prefix`. InvalidModelFile: it is not a valid GGUF header.
     """
     reader = _Reader(prefix)
     try:
@@ -105,7 +108,7 @@ def _parse(reader: "_Reader") -> GgufHeader:
 
 
 class _Reader:
-    """Reads numbers, texts and arrays one after the other, and never more than the limits allow."""
+    """Reads numbers, strings and arrays in sequence, rejecting any that exceed the limits."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -127,7 +130,7 @@ class _Reader:
         return self.take(length).decode("utf-8", errors="replace")
 
     def value(self, kind: int, depth: int = 0) -> str | None:
-        """One value as text; None for an array, which is skipped."""
+        """Read one value as a string; arrays are skipped and return None."""
         if kind == _STRING:
             return self.text()
         if kind in _NUMBERS:

@@ -1,9 +1,8 @@
-"""A safetensors header as a value: names, types, shapes and places of the tensors, and the file's metadata.
+"""Parse a safetensors header: names, types, shapes and offsets of the tensors, and the file's metadata.
 
-Owns: reading the bytes that somebody else fetched (from disk or over a ranged request) and refusing whatever is not
-a whole, well-formed safetensors file. Refuses to do: any input or output, any look at the weights themselves.
-
-The JSON text itself is read in `civman.domain.files.header_text`.
+Parses bytes that the caller has read from disk or downloaded with a range request, and rejects anything that is not a
+complete, well-formed safetensors file. Does no I/O and never reads weights. The JSON text itself is parsed in
+`civman.domain.files.header_text`.
 
 Source: the safetensors format description (8 bytes little-endian length, JSON header, tensors end to end).
 """
@@ -21,11 +20,11 @@ from civman.domain.files.header_text import BITS, Tensor, read_text, refuse, sho
 __all__ = ["BITS", "MAX_HEADER_BYTES", "Header", "Sniffed", "Tensor", "needed_bytes", "parse", "sniff"]
 
 MAX_HEADER_BYTES = 100_000_000
-"""The reference implementation's limit."""
+"""The reference implementation's limit on the length of a header."""
 
 
 class Sniffed(StrEnum):
-    """What the first bytes of a file look like."""
+    """The file type that a file's first bytes indicate."""
 
     SAFETENSORS = "safetensors"
     HTML = "html"
@@ -66,19 +65,19 @@ _MAGIC = (
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A whole, checked safetensors header. `tensors` keeps the header's own order."""
+    """A complete, validated safetensors header. `tensors` is in the order of the header."""
 
     tensors: Mapping[str, Tensor] = field(repr=False)
     metadata: Mapping[str, str] = field(repr=False)
     header_bytes: int
-    """Bytes before the first tensor: eight for the length, then the JSON text."""
+    """The number of bytes before the first tensor: eight for the length, then the JSON text."""
     file_size: int
     notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What others worked out from these tensors and need again; never anything else."""
+    """A cache for values that other modules compute from this header alone."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape; made once, so not to be changed."""
+        """Tensor name → shape. Cached, so callers must not modify it."""
         if "shapes" not in self.notes:
             self.notes["shapes"] = {name: tensor.shape for name, tensor in self.tensors.items()}
         found: dict[str, tuple[int, ...]] = self.notes["shapes"]
@@ -86,7 +85,10 @@ class Header:
 
     @property
     def elements(self) -> dict[str, int]:
-        """Type → elements of all tensors of it that have a shape at all: counters and scalars do not count."""
+        """Type → the number of elements of all tensors with this type.
+
+        Tensors without dimensions (scalars) are not counted.
+        """
         found: dict[str, int] = {}
         for (dtype, shape), count in Counter(map(itemgetter(0, 1), self.tensors.values())).items():
             if shape:
@@ -95,15 +97,16 @@ class Header:
 
     @property
     def parameter_count(self) -> int:
-        """Elements of all tensors together."""
+        """The number of elements of all tensors together."""
         return sum(map(math.prod, self.shapes.values()))
 
 
 def sniff(first: bytes) -> Sniffed:
-    """What a file beginning with `first` looks like; 512 bytes are plenty, eight give a first guess."""
+    """The file type indicated by the first bytes of a file: 512 bytes are enough, and 8 give a first guess."""
     if not first:
         return Sniffed.EMPTY
-    # A header's length may begin with the bytes of another format's mark, so the brace behind it is asked first.
+    # The length of a safetensors header may start with the same bytes as another format's signature, so the brace after
+    # it is checked first.
     plausible = len(first) >= 8 and 2 <= int.from_bytes(first[:8], "little") <= MAX_HEADER_BYTES
     if plausible and first[8:].lstrip(b" \t\r\n")[:1] in (b"{", b""):
         return Sniffed.SAFETENSORS
@@ -123,7 +126,9 @@ def sniff(first: bytes) -> Sniffed:
 
 
 def needed_bytes(first: bytes, file_size: int) -> int:
-    """How many bytes from the start `parse` wants, read off the first eight (more give better messages).
+    """How many bytes from the start of the file `parse` needs, given at least the first eight.
+
+    More than eight bytes give better error messages.
 
     Raises: InvalidModelFile: it cannot be a safetensors file of `file_size` bytes.
     """
@@ -141,12 +146,12 @@ def needed_bytes(first: bytes, file_size: int) -> int:
 
 
 def parse(prefix: bytes, *, file_size: int) -> Header:
-    """The header of a file of `file_size` bytes that begins with `prefix` (see `needed_bytes` for how much).
+    """Parse the header of a file of `file_size` bytes that starts with `prefix` (`needed_bytes` returns its length).
 
-    Checked: types, shapes, that the tensors lie end to end from the header to the file's last byte, that no name
-    occurs twice.
+    Checks the types and shapes, that the tensors lie end to end from the header to the last byte of the file, and that
+    all names are different.
 
-    Raises: InvalidModelFile: anything else, with the cause in words and in `facts["cause"]`.
+    Raises: InvalidModelFile: a check fails; the cause is in the message and in `facts["cause"]`.
     """
     needed = needed_bytes(prefix[:512], file_size)
     if len(prefix) < needed:
@@ -158,7 +163,7 @@ def parse(prefix: bytes, *, file_size: int) -> Header:
 
 def _check_places(tensors: Mapping[str, Tensor], *, data_bytes: int, header_bytes: int) -> None:
     at = 0
-    for tensor in sorted(tensors.values(), key=itemgetter(2, 3)):  # by start, then end
+    for tensor in sorted(tensors.values(), key=itemgetter(2, 3)):  # by start, then by end
         if tensor.start != at:
             name = next(name for name, each in tensors.items() if each is tensor)
             what = "overlaps another tensor" if tensor.start < at else "leaves a hole before it"

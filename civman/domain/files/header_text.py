@@ -1,9 +1,9 @@
-"""The JSON text of a safetensors header, read without ever building general JSON.
+"""Parse the JSON text of a safetensors header without building general JSON values.
 
-Owns: the grammar and its limits. An entry that is not a tensor ends the reading, so that nesting, huge numbers and
-endless lists cost nothing, and memory is bounded by the limits below. The entries as the known writers write them are
-read in one pass of a regular expression; a scanner reads what differs from that, and finds the words for what is
-wrong. Refuses to do: where the tensors lie in the file (`civman.domain.files.header`).
+Defines the accepted grammar and its limits. Parsing stops at the first entry that is not a tensor, so deep nesting,
+huge numbers and endless lists cost nothing, and the limits below bound the memory used. Entries in the form that common
+programs write are parsed in one pass of a regular expression; a scanner parses all others, and its error messages say
+what is wrong. Not here: checking the tensors' offsets (`civman.domain.files.header`).
 
 Source: the safetensors format description (8 bytes little-endian length, JSON header, tensors end to end).
 """
@@ -16,15 +16,15 @@ from typing import NamedTuple, NoReturn, TypeGuard
 from civman.errors import InvalidModelFile
 
 MAX_TENSORS = 250_000
-"""Ours: the largest image and video models have about 10,000."""
+"""civman's limit; the largest image and video models have about 10,000 tensors."""
 MAX_METADATA_BYTES = 32 << 20
-"""Ours: a thumbnail and a tag list take a few megabytes at most."""
+"""civman's limit; a thumbnail and a list of tags take a few megabytes at most."""
 MAX_METADATA_ENTRIES = 20_000
-"""Ours: trainers write about a hundred."""
+"""civman's limit; trainers write about a hundred entries."""
 _MAX_ENTRY_BYTES = 1 << 16
 _MAX_DIMS = 64
 _MAX_AT_ONCE = 4 << 20
-"""Bytes read in one pass, which takes ten times as much memory for a moment; 10,000 tensors take 1.5 MB."""
+"""The longest text parsed in one pass, which briefly needs ten times as much memory; 10,000 tensors take 1.5 MB."""
 
 BITS = {
     "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8,
@@ -32,11 +32,11 @@ BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
-"""Bits of one element, for every type the format knows. Source: safetensors 0.8."""
+"""The number of bits per element of every type in the format. Source: safetensors 0.8."""
 
 
 class Tensor(NamedTuple):
-    """One tensor's type, shape (outermost first) and place: bytes `start` to `end` after the header."""
+    """A tensor's type, shape (outermost dimension first) and location: bytes `start` to `end` after the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,17 +45,17 @@ class Tensor(NamedTuple):
 
 
 def read_text(data: bytes, end: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata that `data[8:end]` lists. Raises: InvalidModelFile."""
+    """Parse `data[8:end]`, the JSON text, into tensors and metadata. Raises: InvalidModelFile."""
     return _Scanner(data, end).document()
 
 
 def refuse(message: str, *, cause: str, hint: str | None = None) -> NoReturn:
-    """Raises: InvalidModelFile, always, with the cause as a fact."""
+    """Raise InvalidModelFile with `cause` among its facts."""
     raise InvalidModelFile(message, hint=hint, cause=cause)
 
 
 def short(text: str) -> str:
-    """A stranger's text as it may stand in a message: 80 printable characters at most."""
+    """Text from an untrusted source, made safe for a message: at most 80 printable characters."""
     plain = "".join(char if char.isprintable() else "?" for char in text[:80])
     return plain if len(text) <= 80 else f"{plain}…"
 
@@ -67,20 +67,21 @@ _USUAL = re.compile(
         r'"data_offsets": ?\[(N), ?(N)\]\}(?:,|\}[ \t\r\n]*+\Z))'
     ).replace("N", _N)
 )
-"""One tensor as the known writers write it: the whole, name, type and shape, start, end.
+"""Matches one tensor in the form that common programs write. Groups: all of it, name, type and shape, start, end.
 
-White space is one space at most: a search that fails at each of many would take the square of their number.
+At most one space is allowed between tokens: failing at every space of a long run would take quadratic time.
 """
 
 
 def _all_at_once(text: str) -> dict[str, Tensor] | None:
-    """The tensors listed in all of `text`, up to the header's last brace; None where the scanner must look."""
+    """Parse `text`, all tensors up to the header's closing brace, in one pass; None if the scanner has to parse it."""
     entries: list[tuple[str, str, str, str, str]] = _USUAL.findall(text)
     if sum(len(entry[0]) for entry in entries) != len(text) or not text.rstrip().endswith("}"):
-        return None  # something stands between them
-    kinds: dict[str, tuple[str, tuple[int, ...], int]] = {}  # a file has a few dozen types and shapes
+        return None  # there is something between the entries
+    # cached, because a file has only a few dozen combinations of type and shape
+    kinds: dict[str, tuple[str, tuple[int, ...], int]] = {}
     tensors: dict[str, Tensor] = {}
-    new = tuple.__new__  # what a NamedTuple's constructor calls, at a third of the time
+    new = tuple.__new__  # what a NamedTuple's constructor calls; this way takes a third of the time
     for _, name, kind, begin, stop in entries:
         known = kinds.get(kind)
         if known is None:
@@ -100,7 +101,7 @@ def _all_at_once(text: str) -> dict[str, Tensor] | None:
 
 
 def _wrong_size(shape: tuple[int, ...], bits: int) -> bool:
-    """Whether no tensor can have this shape."""
+    """Whether no tensor can have this shape, because it is too large."""
     size = math.prod(shape) * bits
     return size > 1 << 66 or (size == 0 and math.prod(dim for dim in shape if dim) >= 1 << 63)
 
@@ -115,11 +116,11 @@ _ENTRY = re.compile(
         rb"\[\s*+(N)\s*+,\s*+(N)\s*+\]\s*+\}\s*+([,}])"
     ).replace(rb"\s*+", _W).replace(b"N", _N.encode())
 )  # fmt: skip
-"""One tensor, its fields in the usual order, with any white space."""
+"""Matches one tensor with its fields in the usual order and any white space."""
 
 
 class _Scanner:
-    """Reads `{"name": {tensor}, …, "__metadata__": {…}}` from `data[8:end]`, once, from left to right."""
+    """Parses `{"name": {tensor}, …, "__metadata__": {…}}` from `data[8:end]` in one pass from left to right."""
 
     def __init__(self, data: bytes, end: int) -> None:
         self._data = data
@@ -166,7 +167,7 @@ class _Scanner:
         return tensors, metadata or {}
 
     def _rest(self) -> dict[str, Tensor] | None:
-        """All tensors to the header's end in one pass; None where that cannot read them."""
+        """Parse all remaining tensors in one pass; None if they are not in the usual form."""
         if self._end - self._skip() > _MAX_AT_ONCE or self._data.startswith(b'"__metadata__"', self._at):
             return None
         try:
@@ -189,7 +190,7 @@ class _Scanner:
         return Tensor(dtype, shape, start, end)
 
     def _odd_entry(self, name: str) -> Tensor:
-        """An entry whose fields come in another order, or with more of them; still small."""
+        """Parse an entry whose fields are in another order or that has additional fields, within a size limit."""
         self._skip()
         window = self._data[self._at : min(self._end, self._at + _MAX_ENTRY_BYTES)]
         text = window.decode("utf-8", errors="replace")
@@ -244,7 +245,7 @@ class _Scanner:
             text = raw.decode()
             if "\\" in text:
                 text = json.loads(f'"{text}"')
-                text.encode()  # a lone surrogate decodes, but nobody can store or show it
+                text.encode()  # a lone surrogate can be decoded, but not encoded again
         except ValueError:
             refuse("the header holds text that is not UTF-8", cause="bad-text")
         return text

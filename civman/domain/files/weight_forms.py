@@ -1,7 +1,7 @@
-"""In which form a file stores its weights: their precision part by part, and the kind of quantisation.
+"""How a file stores its weights: the precision of each part of the model, and the kind of quantisation.
 
-Owns: recognising forms from names and types alone, and saying which of them civman can compute with. Refuses to do:
-reading any weight. Applying the scales of 8-bit floats is the work of `civman.diffusion.mapped_weights`.
+Recognises the formats by tensor names and types alone, and knows which of them civman can compute with. Not here:
+reading weights, and applying the scales of 8-bit floats (`civman.diffusion.mapped_weights`).
 
 Source: the tensor names that ComfyUI (8-bit floats with scales), bitsandbytes, nunchaku, GPTQ and AWQ write.
 """
@@ -14,11 +14,11 @@ from enum import StrEnum
 from civman.domain.files.header_text import Tensor
 
 SCALES = (".scale_weight", ".weight_scale")
-"""Endings of a tensor that multiplies the weight of the same module, in ComfyUI's older and newer spelling."""
+"""Endings of the tensor that multiplies the weight of its module, as ComfyUI used to name it and names it now."""
 INPUT_SCALES = (".scale_input", ".input_scale", ".comfy_quant")
 """Endings of tensors that only an 8-bit matrix product needs; computing in 16 or 32 bits ignores them."""
 MARKER = "scaled_fp8"
-"""Name (behind any prefix) of the empty tensor by which ComfyUI's older files say that their weights have scales."""
+"""The name (after any prefix) of the empty tensor that marks weights with scales in ComfyUI's older files."""
 
 
 class Quantisation(StrEnum):
@@ -38,8 +38,8 @@ class Quantisation(StrEnum):
 class WeightForm:
     """How a file stores its weights.
 
-    `parts` is (part, precision) for each part that has weights, such as ("UNet", "fp8"); `quantisation` is the kind of
-    packing, None for plain numbers.
+    `parts` contains (part, precision) for each part that has weights, such as ("UNet", "fp8"); `quantisation` is the
+    kind of packing, None for plain numbers.
     """
 
     parts: tuple[tuple[str, str], ...] = ()
@@ -47,12 +47,12 @@ class WeightForm:
 
     @property
     def is_computable(self) -> bool:
-        """Whether civman can turn the weights back into numbers."""
+        """Whether civman can convert the stored weights back into numbers."""
         return self.quantisation in (None, Quantisation.FP8_SCALED)
 
     @property
     def words(self) -> str:
-        """For a person: "fp16", or "UNet fp8 with scales, rest fp16"; empty where nothing is known."""
+        """A description for people, such as "fp16" or "UNet fp8 with scales, rest fp16"; empty if nothing is known."""
         said = dict(self.parts)
         if self.quantisation is not None and self.quantisation is not Quantisation.FP8_SCALED:
             return str(self.quantisation)
@@ -79,7 +79,7 @@ _PARTS = (
 
 
 def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
-    """The form of these tensors' weights."""
+    """How these tensors' weights are stored."""
     found = _quantisation(tensors)
     counts: dict[str, dict[str, int]] = {}
     scaled: set[str] = set()
@@ -101,11 +101,11 @@ def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
 
 
 def scale_names(tensors: Iterable[str]) -> dict[str, str]:
-    """Weight → the tensor that multiplies it, for every weight that has one."""
+    """Name of a weight → name of the tensor that multiplies it, for every weight that has one."""
     names = tensors.keys() if isinstance(tensors, Mapping) else set(tensors)
     found = {}
     for name in names:
-        if not name.endswith(SCALES):  # nearly all: one call instead of one for each ending
+        if not name.endswith(SCALES):  # true for nearly all names: one call instead of one for each ending
             continue
         for ending in SCALES:
             if name.endswith(ending) and (weight := f"{name.removesuffix(ending)}.weight") in names:
@@ -138,7 +138,7 @@ _MARKS = (
     (Quantisation.INT8_BITSANDBYTES, ("SCB",)),
     (Quantisation.NVFP4, ("weight_scale_2",)),
 )
-"""Last words of tensor names that only one kind of packing has."""
+"""Last components of tensor names that occur with only one kind of packing."""
 
 
 def _part_of(name: str) -> str:
@@ -153,7 +153,7 @@ def _part_of(name: str) -> str:
 
 
 def _most(counts: Mapping[str, int]) -> str:
-    """The precision of nine tenths of a part's weights; else the two most common ones."""
+    """The precision of at least nine tenths of a part's weights, else the two most common ones."""
     total = sum(counts.values())
     ordered = sorted(counts, key=lambda precision: (-counts[precision], precision))
     if not total:
