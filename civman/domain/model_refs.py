@@ -1,13 +1,13 @@
-"""Refs that mean no model: pictures and posts, where a command needs a model file."""
+"""Reject refs to images and posts in commands that need a model file."""
 
 from civman.domain.refs import ImageRef, PictureRef, PostRef, Ref
 from civman.errors import NotFound, UsageError
 
 
 def require_model(ref: Ref) -> None:
-    """Check that the ref is not a picture or a post, which the library cannot resolve.
+    """Check that a ref can refer to a model file: that it is not an image or a post.
 
-    Raises: UsageError, NotFound: it is.
+    Raises: UsageError: it is an image made with this library, or a post. NotFound: it is an image on CivitAI.
     """
     if isinstance(ref, PictureRef | PostRef):
         raise not_a_model(ref)
@@ -19,7 +19,7 @@ def require_model(ref: Ref) -> None:
 
 
 def not_a_model(ref: PictureRef | PostRef) -> UsageError:
-    """The error for a ref to a picture or a post where a model is needed."""
+    """The error for a ref to an image or a post where a model is needed."""
     if isinstance(ref, PictureRef):
         return UsageError(
             f"`{ref}` is a picture, not a model file", hint="use it with `civman show` or `civman replay`"

@@ -1,4 +1,4 @@
-"""What copying leaves around an address or a hash: quotes, brackets, Markdown, punctuation, invisible characters."""
+"""Clean up pasted URLs, ids and digests: remove quotes, brackets, Markdown, punctuation, invisible characters."""
 
 import re
 import unicodedata
@@ -12,7 +12,10 @@ _HEX = re.compile(r"(?:0x|sha-?256-)([0-9a-f]+)", re.IGNORECASE)
 
 
 def unwrapped(text: str) -> str:
-    """`text` without what copying may have left around it; only of use if the rest is an address, an id or a hash."""
+    """`text` without characters that copying may have added around it.
+
+    Use the result only if it is a URL, an id or a digest; for other text the removed characters may be part of it.
+    """
     visible = "".join(char for char in text if unicodedata.category(char) != "Cf").strip()
     visible = visible.rstrip(_ENDINGS)
     if link := _MARKDOWN.fullmatch(visible):

@@ -1,8 +1,8 @@
-"""How refs are printed: every form here is one that all commands accept without asking back.
+"""How refs are printed: always in a form that identifies one thing, so that all commands accept it as it is.
 
-A file of a version that lists several files is `@version+file`, the only file of a version `@version`. Whether a
-version lists several files does not change with what is downloaded, so a printed ref keeps its meaning. A file without
-an id on CivitAI is printed as its alias, else as the first digits of its SHA-256.
+A file is printed as `@version+file` if its version lists several files, as `@version` if it is the only one. How many
+files a version lists does not depend on what was downloaded, so a printed ref keeps its meaning. A file without an id
+on CivitAI is printed as its alias, else as the first digits of its SHA-256.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def print_ref(
     alias: str | None = None,
     is_exact: bool = True,
 ) -> str:
-    """The ref of one file: by its version, else by its alias, else by its SHA-256.
+    """The ref of one file: its version if known, else its alias, else its SHA-256.
 
     `file_count` is the number of files that the version has, on CivitAI or in the library. `is_exact` is False if the
     library has several files with this version and file id, for example because CivitAI replaced the file.
@@ -62,12 +62,12 @@ def sha256_ref(sha256: Sha256) -> str:
 
 
 def picture_ref(number: int) -> str:
-    """The ref of a picture that was made with this library."""
+    """The ref of an image that was made with this library."""
     return str(PictureRef(number))
 
 
 def ambiguous_ref(message: str, candidates: Mapping[str, str]) -> AmbiguousRef:
-    """The error for a ref that means several things: printed ref and name of each."""
+    """The error for an ambiguous ref. `candidates`: printed ref → name of each possible meaning."""
     shown = [f"{ref} ({name})" if name else ref for ref, name in candidates.items()]
     more = f"; and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
     hint = f"choose one: {'; '.join(shown[:_MOST_SHOWN])}{more}"

@@ -1,18 +1,18 @@
-r"""One grammar for whatever a person may type or paste to point at something. Text in, text out; nothing is looked up.
+r"""Parse refs: text that a user types or pastes to refer to a model, file, image or post. Nothing is looked up here.
 
-    123                                   a number: model or version, the library finds out which
+    123                                   a number: the id of a model or version; the library finds out which
     civitai:123                           a model
     123@456   @456                        a version (of model 123)
-    123@456+789?type=VAE                  one of its files, by id or by CivitAI's words
-    urn:air:sdxl:lora:civitai:123@456     an AIR, with or without its first parts
-    https://civitai.com/models/123 …      page, API, download, picture and post addresses, with or without https
+    123@456+789?type=VAE                  one of its files, by id or by CivitAI's values
+    urn:air:sdxl:lora:civitai:123@456     an AIR, with or without its first components
+    https://civitai.com/models/123 …      URLs of pages, API, downloads, images and posts, with or without https
     d15fa1b2c3   sha256:…   hash:12345678 a digest: 8, 10, 12 or 64 hex digits; after sha256: any 10 to 64
-    picture:12                            a picture made here, by its number
-    ./x.safetensors   C:\x\y   path:x     a file here
+    picture:12                            an image made with this library, by its number
+    ./x.safetensors   C:\x\y   path:x     a file on this computer
     anything else   name:123              a name or an alias
 
 `str(ref)` is the canonical text and `parse_ref(str(ref)) == ref` for every ref. Source: the AIR grammar and the
-addresses that CivitAI's site and client use.
+URLs that CivitAI's site and client use.
 """
 
 import re
@@ -31,11 +31,11 @@ SUFFIXES = (
     ".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx",
     ".zip", ".yaml", ".yml", ".json", ".png", ".jpg", ".jpeg", ".webp",
 )  # fmt: skip
-"""Endings by which a bare word is taken for a file."""
+"""File extensions by which a bare word is recognised as a file."""
 
 
 class HashKind(StrEnum):
-    """Digests by which CivitAI knows files."""
+    """The kinds of digest by which CivitAI identifies files."""
 
     SHA256 = "sha256"
     BLAKE3 = "blake3"
@@ -54,9 +54,9 @@ _DIGITS = {
     HashKind.AUTOV3: 12,
 }
 _SHORTEST_SHA256 = 10
-"""Digits of a SHA-256 that `sha256:` needs at least: as many as AutoV2 has."""
+"""The minimum number of digits after `sha256:`, which is the length of an AutoV2."""
 _SELECTOR_KEYS = {"type": "type", "format": "format", "size": "size", "fp": "precision", "quantType": "quant_type"}
-"""CivitAI's query keys and our fields."""
+"""CivitAI's query keys → fields of `FileSelector`."""
 
 
 def _require(holds: bool, message: str, value: object) -> None:
@@ -66,7 +66,7 @@ def _require(holds: bool, message: str, value: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FileSelector:
-    """Which file of a version a ref names; all None: the default file. Other fields hold CivitAI's words verbatim."""
+    """Which file of a version a ref selects: by id, or by CivitAI's own values. All None: the default file."""
 
     file_id: FileId | None = None
     type: str | None = None
@@ -83,7 +83,7 @@ class FileSelector:
 
     @property
     def words(self) -> str | None:
-        """The selector as the option `--file` takes it: a file id, or words; None if it selects nothing."""
+        """The selector as a value for `--file`: a file id or words; None if it selects nothing."""
         if self.file_id is not None:
             return str(self.file_id)
         words = (self.type, self.format, self.size, self.precision, self.quant_type)
@@ -99,7 +99,7 @@ ANY_FILE = FileSelector()
 
 @dataclass(frozen=True, slots=True)
 class NumberRef:
-    """A bare number: a model's id or a version's, the reader of the ref has to find out."""
+    """A bare number: the id of a model or of a version; the library finds out which."""
 
     number: int
 
@@ -112,7 +112,7 @@ class NumberRef:
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model page; which of its versions is left open."""
+    """A model page; the version is not specified."""
 
     model_id: ModelId
     file: FileSelector = ANY_FILE
@@ -126,7 +126,7 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True)
 class VersionRef:
-    """A version; `model_id` where the text named it (the version decides)."""
+    """A version. `model_id` is set if the text contained it, but only the version's id counts."""
 
     version_id: VersionId
     model_id: ModelId | None = None
@@ -142,9 +142,9 @@ class VersionRef:
 
 @dataclass(frozen=True, slots=True)
 class Air:
-    """An AI resource name on CivitAI. Ecosystem and type are kept as written (lower case), never trusted.
+    """An AI resource name on CivitAI. Ecosystem and type are in lower case, as given, and are never relied on.
 
-    Without an ecosystem there can be no type: a single word in front is always the ecosystem.
+    Without an ecosystem there can be no type: a single word at the beginning is always the ecosystem.
     """
 
     model_id: ModelId
@@ -164,7 +164,7 @@ class Air:
 
     @property
     def target(self) -> "ModelRef | VersionRef":
-        """What it points at, without ecosystem and type."""
+        """The model or version that it refers to, without ecosystem and type."""
         return _numbered(self.model_id, self.version_id, FileSelector(self.file_id, format=self.format))
 
     def __str__(self) -> str:
@@ -177,7 +177,7 @@ class Air:
 
 @dataclass(frozen=True, slots=True)
 class HashRef:
-    """A digest, lower case. `kind` None: any kind of that length (see `kinds`). A SHA-256 may be cut to 10 digits."""
+    """A digest in lower case; a SHA-256 has at least 10 digits. If `kind` is None, `kinds` lists what it can be."""
 
     digest: str
     kind: HashKind | None = None
@@ -187,7 +187,7 @@ class HashRef:
 
     @property
     def kinds(self) -> tuple[HashKind, ...]:
-        """The kinds of digest that it may be."""
+        """The kinds of digest that it can be, judging by its length."""
         if self.kind is HashKind.SHA256 and _SHORTEST_SHA256 <= len(self.digest) <= 64:
             return (HashKind.SHA256,)
         fitting = tuple(kind for kind, digits in _DIGITS.items() if digits == len(self.digest))
@@ -199,7 +199,7 @@ class HashRef:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A picture on CivitAI."""
+    """An image on CivitAI."""
 
     image_id: int
 
@@ -212,7 +212,7 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class PostRef:
-    """A post of pictures on CivitAI."""
+    """A post of images on CivitAI."""
 
     post_id: int
 
@@ -225,7 +225,7 @@ class PostRef:
 
 @dataclass(frozen=True, slots=True)
 class PictureRef:
-    """A picture made with this library, by the number that `civman renders` prints."""
+    """An image made with this library, by the number that `civman renders` prints."""
 
     number: int
 
@@ -238,7 +238,7 @@ class PictureRef:
 
 @dataclass(frozen=True, slots=True)
 class PathRef:
-    """A file on this machine, as typed. A bare file name may also be the name of something in the library."""
+    """A file on this computer, as typed. A bare file name may also be the name of something in the library."""
 
     path: str
 
@@ -294,10 +294,10 @@ _NOT_MODELS = {
 
 
 def parse_ref(text: str) -> Ref:
-    """What `text` points at.
+    """Parse text that refers to a model, a file, an image or a post.
 
-    Raises: InvalidRef: it has the form of an id, AIR, address or digest but is none that civman can use. The
-    message never repeats an address's query, where keys to the account may stand.
+    Raises: InvalidRef: it has the form of an id, AIR, URL or digest, but civman cannot use it. The message never
+        contains a URL's query, which may contain API keys.
     """
     text = text.strip()
     if not text or not _readable(text):
@@ -351,7 +351,7 @@ def _forced(word: str, rest: str, text: str) -> Ref:
     digest = rest.lower()
     kind = None if word == "hash" else HashKind(word)
     if kind is HashKind.AUTOV3 and len(digest) == 64:
-        digest = digest[:12]  # answers of early 2024 gave it in full
+        digest = digest[:12]  # API responses of early 2024 contained all 64 digits
     lengths = sorted(set(_DIGITS.values()) if kind is None else {_DIGITS[kind]})
     is_cut = kind is HashKind.SHA256 and _SHORTEST_SHA256 <= len(digest) < 64
     if not _HEX.fullmatch(digest) or not (is_cut or len(digest) in lengths):
@@ -363,7 +363,7 @@ def _forced(word: str, rest: str, text: str) -> Ref:
 
 
 def _from_air(text: str) -> Ref:
-    """Forms with `urn:`, `air:` or an ecosystem become an `Air`; plain `civitai:1@2` what it points at."""
+    """Text with `urn:`, `air:` or an ecosystem becomes an `Air`; plain `civitai:1@2` becomes a version or model."""
     if (found := _AIR.fullmatch(text)) is None or found["source"].lower() != "civitai":
         if other := _OTHER_SOURCE.fullmatch(text):
             raise _invalid(
@@ -390,7 +390,7 @@ def _from_address(text: str) -> Ref:
         url = urlsplit(text if "//" in text.split("?")[0] and _SCHEME.match(text) else f"//{text}")
         host = (url.hostname or "").removeprefix("www.")
     except ValueError:
-        # `from None`: the cause repeats the address, user name and password included.
+        # `from None`: the cause contains the whole URL with user name and password
         raise _invalid(f"not an address: {_shown(text)}", text) from None
     if url.scheme not in ("", "http", "https") or not (host in HOSTS or host == "image.civitai.com"):
         hint = (
@@ -406,7 +406,7 @@ def _from_address(text: str) -> Ref:
 
 
 def _from_page(path: str, url: SplitResult, text: str) -> Ref:
-    query = dict(reversed(parse_qsl(url.query)))  # of a repeated key the first counts
+    query = dict(reversed(parse_qsl(url.query)))  # if a key is repeated, the first one counts
     found: Ref | None = None
     match path.removeprefix("api/v1/").split("/"):
         case ["api", "download", "models", version]:
@@ -434,7 +434,7 @@ def _from_page(path: str, url: SplitResult, text: str) -> Ref:
 
 
 def _picture(section: str, rest: list[str], query: dict[str, str], text: str) -> ImageRef | PostRef | None:
-    """Of `/images/1`, `/posts/1` and the API's `/images?imageId=1` or `?postId=1`."""
+    """The image or post of `/images/1`, `/posts/1` or the API's `/images?imageId=1` and `?postId=1`."""
     if section == "posts":
         return PostRef(_id(rest[0], text)) if rest else None
     if rest or "imageId" in query:
@@ -443,7 +443,7 @@ def _picture(section: str, rest: list[str], query: dict[str, str], text: str) ->
 
 
 def _selector(query: str, file_id: str | None, text: str) -> FileSelector:
-    """The file that a URL's query selects. Other keys, `token` above all, are dropped."""
+    """The file that a URL's query selects. Other keys, most importantly `token`, are dropped."""
     given = dict(reversed(parse_qsl(query)))
     words = {field: given[key] for key, field in _SELECTOR_KEYS.items() if given.get(key)}
     return FileSelector(FileId(_id(file_id, text)) if file_id else None, **words)
@@ -477,7 +477,7 @@ def _id(digits: str, text: str) -> int:
 
 
 def _escaped(word: str, text: str, ref: Ref) -> str:
-    """`text` where it reads as `ref` by itself, else with the word in front that makes it so."""
+    """`text` if it parses as `ref` as it is, else `text` after the prefix `word:`."""
     try:
         return text if parse_ref(text) == ref else f"{word}:{text}"
     except InvalidRef:
@@ -489,7 +489,7 @@ def _readable(text: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    """`text` fit for a message: no query, no user name, not endless."""
+    """`text` for a message: without query and user name, and shortened."""
     bare = re.sub(r"//[^/@]*@", "//", re.split(r"[?#]", text, maxsplit=1)[0])
     return bare if len(bare) <= 100 else f"{bare[:97]}..."
 

@@ -1,4 +1,4 @@
-"""Detect that CivitAI now declares other bytes for a file than the library has."""
+"""Detect files that CivitAI has replaced: it now declares a different digest than that of the stored file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from civman.domain.printed_refs import file_ref
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """CivitAI now declares other bytes for a file that the library has. Both can be kept."""
+    """A file in the library for which CivitAI now declares different contents. Both can be kept."""
 
     ref: str
     model_id: ModelId
@@ -25,7 +25,7 @@ class Replaced:
 
 
 def replaced(version: ModelVersion, assets: Sequence[Asset]) -> list[Replaced]:
-    """The files of `version` that the library has, but not with the bytes that CivitAI now declares."""
+    """The files of `version` whose stored contents differ from those that CivitAI now declares."""
     found = []
     for file in version.files:
         of_file = [asset for asset in assets if asset.version_id == version.id and _is_file(asset, file)]

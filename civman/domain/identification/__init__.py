@@ -1,1 +1,1 @@
-"""What a model file is, from its header alone: the rules, and what the file claims in its metadata."""
+"""Identification of model files from their headers alone: the rules, and the claims in the files' metadata."""

@@ -1,6 +1,6 @@
-"""Rules that tell which family's weights an adapter changes, by module names and widths.
+"""Identification rules for adapters: which family's weights an adapter changes, by module names and widths.
 
-The first rule that holds wins, so special ones stand before general ones.
+The first matching rule wins, so specific rules come before general ones.
 
 Source: layouts as the model authors' and trainers' public code writes them.
 """
@@ -120,4 +120,4 @@ ADAPTED: tuple[Rule, ...] = (
     Rule("on-text-sd2", A.SD2, "a single 1024-wide text encoder", needs=(r"^:only-text$",),
          axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (1024,))),
 )  # fmt: skip
-"""Whose weights an adapter changes. Names that start with `:` are added by `identify`: see `_adapter_look` there."""
+"""Which family's weights an adapter changes. Names that start with `:` are added by `identify._adapter_look`."""

@@ -1,8 +1,8 @@
-"""Rules that tell which family a diffusion model belongs to, which member of it, and what is special about it.
+"""Identification rules for diffusion models: the family, the member of the family, and special properties.
 
-The first rule that holds wins, so special ones stand before general ones. A family is *certain* only where no other
-known model has the same evidence; `also` names the others where there are some. A model that resembles a family but has
-layers or channels that the family has not is unknown.
+The first matching rule wins, so specific rules come before general ones. A family is *certain* only if no other known
+model has the same evidence; otherwise `also` lists the other families. A model that resembles a family but has layers
+or channels that the family does not have is unknown.
 
 Source: layouts as the model authors' public code and diffusers write them.
 """
@@ -24,16 +24,16 @@ _FOREIGN = (
     r"|\.depthwise\.|^(base|ctrl)_|resnets_in|add_k_proj|^(controlnet_cond_embedding|input_hint_block|zero_convs)\."
     r"|^encoder_hid_proj\."
 )
-"""Layers inside a UNet that none of Stable Diffusion's has: of time, of another network, of another block."""
+"""Layers in a UNet that no Stable Diffusion model has: temporal layers, and those of other networks or block types."""
 _SD: dict[str, Any] = {
     "lacks": (_FOREIGN,),
     "where": ((_CONV_IN, 1, (4, 5, 7, 8, 9)), (r"^(out\.#|conv_out)\.weight$", 0, (4,))),
 }
-"""What contradicts a UNet of Stable Diffusion: foreign layers, and other channels than its latents have."""
+"""What rules out a Stable Diffusion UNet: foreign layers, and numbers of channels that do not match its latents."""
 
 
 def _sd(width: int) -> dict[str, Any]:
-    """The same for a UNet all of whose cross-attention is this wide."""
+    """The conditions for a Stable Diffusion UNet whose cross-attention layers all have this context width."""
     return {**_SD, "where": (*_SD["where"], (CROSS, 1, (width,)))}
 
 
@@ -201,7 +201,7 @@ BACKBONES: tuple[Rule, ...] = (
     Rule("cascade", A.CASCADE, "channel-wise blocks with a mapping of pooled text",
          needs=(r"^down_blocks\.#\.#\.channelwise\.#\.weight$", r"^clip_txt_pooled_mapper\.weight$")),
 )  # fmt: skip
-"""Which family a diffusion model belongs to."""
+"""The family of a diffusion model."""
 
 _IMG_IN = r"^(img_in|x_embedder)\.weight$"
 _GUIDE = r"^(guidance_in|time_text_embed\.guidance_embedder)\."
@@ -231,7 +231,7 @@ VARIANTS: tuple[Rule, ...] = (
     Rule("wan-1.3b", A.WAN, "1536 wide", axis=(_WAN_IN, 0, (1536,)), variant="t2v-1.3b"),
     Rule("chroma-radiance", A.CHROMA, "works on pixels", needs=(r"^nerf_",), variant="radiance"),
 )  # fmt: skip
-"""Which member of the family; asked only within the family named."""
+"""The member of a family; each rule is tried only within the family it names."""
 
 FLAGS: tuple[Rule, ...] = (
     Rule("inpainting", A.UNKNOWN, "9 input channels: picture and mask", axis=(_CONV_IN, 1, (9,)), flag="inpainting"),
@@ -247,7 +247,7 @@ FLAGS: tuple[Rule, ...] = (
     Rule("motion-inside", A.UNKNOWN, "motion modules of AnimateDiff", flag="motion",
          needs=(_UNET, r"\.motion_modules\.#\.")),
 )  # fmt: skip
-"""Further facts of a diffusion model; every rule that holds speaks."""
+"""Further facts about a diffusion model; every rule that matches adds its own."""
 
 MARKS: tuple[Rule, ...] = (
     Rule("v-pred", A.UNKNOWN, "the tensor `v_pred`", needs=(r"^v_pred$",), flag="v-prediction"),
@@ -259,7 +259,7 @@ MARKS: tuple[Rule, ...] = (
          needs=(r"\.(scale_weight|weight_scale|quant_state\.|absmax|qweight|comfy_quant|smooth_factor)"
                 r"|^scaled_fp8$|\.input_scale$",)),
 )  # fmt: skip
-"""Facts told by tensors outside the diffusion model, on the patterns of all names."""
+"""Facts that tensors outside the diffusion model show; the rules are matched against all names of the file."""
 
 LATENT: tuple[tuple[frozenset[str], str, int, int], ...] = (
     (frozenset({"qwen-image-2"}), r"^proj_out\.weight$", 0, 1),
@@ -276,4 +276,4 @@ LATENT: tuple[tuple[frozenset[str], str, int, int], ...] = (
     (frozenset({A.WAN, A.SANA_VIDEO, A.COGVIDEOX}), r"^(head\.head|proj_out)\.weight$", 0, 4),
     (frozenset({A.AURAFLOW}), r"^(final_linear|proj_out)\.weight$", 0, 4),
 )  # fmt: skip
-"""Which tensor shows the channels of the latents: rules or families, pattern, axis, the pixels of one patch."""
+"""Which tensor shows the number of latent channels: rule ids or families, pattern, axis, latent pixels per patch."""

@@ -1,6 +1,7 @@
-"""What a file says about itself in its metadata: a witness, not a proof.
+"""What a file's metadata claims about the file: evidence, but no proof.
 
-Owns: reading kohya's `ss_…` and the model specification's `modelspec.…` entries, tolerating whatever stands in them.
+Reads kohya's `ss_…` entries and the `modelspec.…` entries of the Stability metadata standard, and tolerates any
+content.
 
 Source: kohya's training scripts (names and types of `ss_` entries), the Stability model metadata standard 1.0.
 """
@@ -20,11 +21,11 @@ _MAX_TAGS = 200
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """A file's own words; empty text, None and () where it is silent or unreadable."""
+    """What a file's metadata says; an entry that is missing or unreadable is "", None or ()."""
 
     architecture: A = A.UNKNOWN
     base: str = ""
-    """The base as the file writes it: `modelspec.architecture`, else `ss_base_model_version`."""
+    """The base model as written in the file: `modelspec.architecture`, else `ss_base_model_version`."""
     title: str = ""
     output_name: str = ""
     """The name that the trainer gave the file: `ss_output_name`."""
@@ -32,24 +33,24 @@ class Claims:
     licence: str = ""
     description: str = ""
     prediction_type: str = ""
-    """"epsilon", "v" or what the file says."""
+    """"epsilon", "v", or another value as written in the file."""
     resolution: str = ""
     network_module: str = ""
     network_args: tuple[tuple[str, str], ...] = ()
     network_dim: int | None = None
     network_alpha: float | None = None
     trained_on: str = ""
-    """Name of the checkpoint it was trained on."""
+    """The name of the checkpoint that it was trained on."""
     trigger_phrase: str = ""
     tags: tuple[tuple[str, int], ...] = ()
-    """Words of the training captions with how often they stood there, most frequent first."""
+    """Tags of the training captions and how often each occurred, most frequent first."""
     has_thumbnail: bool = False
     unreadable: tuple[str, ...] = ()
-    """Entries that should hold JSON and do not."""
+    """The names of entries that should contain JSON but do not."""
 
     @property
     def trigger_words(self) -> tuple[str, ...]:
-        """The declared phrase, else the captions' words that stand in at least half of them (ten at most)."""
+        """The declared trigger phrase, else up to ten tags, each at least half as frequent as the most frequent one."""
         if self.trigger_phrase:
             return tuple(word.strip() for word in self.trigger_phrase.split(",") if word.strip())
         most = self.tags[0][1] if self.tags else 0
@@ -66,11 +67,11 @@ _BASES: tuple[tuple[str, A], ...] = (
     (r"auraflow|pony-?v7", A.AURAFLOW), (r"kolors", A.KOLORS), (r"ltx[_-]?v?2", A.LTX2), (r"ltx", A.LTX_VIDEO),
     (r"cosmos", A.COSMOS), (r"pixart", A.PIXART), (r"sana", A.SANA), (r"cascade|wurstchen", A.CASCADE),
 )  # fmt: skip
-"""What the entry's text looks like → family; the first that is found."""
+"""Pattern of a base model's name → its family; the first matching pattern counts."""
 
 
 def claimed_architecture(text: str) -> A:
-    """The family that such an entry names.
+    """The family that a metadata entry about the base model names; UNKNOWN if it names none.
 
     >>> claimed_architecture("stable-diffusion-xl-v1-base/lora").value
     'sdxl'
@@ -80,7 +81,7 @@ def claimed_architecture(text: str) -> A:
 
 
 def claims(metadata: Mapping[str, str]) -> Claims:
-    """What the metadata says; never fails, whatever stands there."""
+    """Read the claims in a file's metadata. Never fails, whatever the content."""
     get = metadata.get
     unreadable: list[str] = []
 
@@ -122,7 +123,7 @@ def claims(metadata: Mapping[str, str]) -> Claims:
 
 
 def prediction_type(metadata: Mapping[str, str]) -> str:
-    """What the metadata says the model predicts: "epsilon", "v", its own word, or "" where it is silent."""
+    """What the model predicts according to its metadata: "epsilon", "v", another value as written, or "" if missing."""
     said = metadata.get("modelspec.prediction_type", "").strip().lower()
     if said:
         return {"eps": "epsilon", "v_prediction": "v", "v-prediction": "v"}.get(said, said)
@@ -137,7 +138,7 @@ def _resolution(text: str) -> str:
 
 
 def _tags(value: object) -> tuple[tuple[str, int], ...]:
-    """Sums up `{folder: {tag: count}}`; also takes the flat form."""
+    """Add up the counts in `{folder: {tag: count}}`; `{tag: count}` is accepted too."""
     counts: Counter[str] = Counter()
     folders = value.values() if isinstance(value, dict) else ()
     flat = {tag: count for tag, count in value.items() if type(count) is int} if isinstance(value, dict) else {}

@@ -1,8 +1,9 @@
-"""What a file is, from its header alone: `identify`, and `facts` with the three witnesses kept apart.
+"""Identify a model file from its header alone: `identify`, and `facts`, which compares the result with other sources.
 
-Owns: the order of the questions (adapter? diffusion model? something else?); the answers are the rules listed in
-`civman.domain.identification.rule_tables`. The tensors decide. The file's metadata chooses only among the families that
-the tensors allow; what contradicts the tensors is reported and not believed.
+Defines the order of the questions (is it an adapter, a diffusion model, something else?); the rules that answer them
+are listed in `civman.domain.identification.rule_tables`. The tensors decide. The file's metadata only chooses among the
+families that the tensors allow; if it contradicts the tensors, the contradiction is reported and the metadata is
+ignored.
 """
 
 import math
@@ -39,7 +40,7 @@ _FAMILIES = {
 
 
 def identify(header: Header, said: Claims | None = None) -> Identity:
-    """What the file is. Unknown stays unknown. `said`: what its metadata says, where the caller has read it."""
+    """Identify the file; what cannot be determined is unknown. `said`: the claims in its metadata, if already read."""
     shapes = header.shapes
     said = said or claims(header.metadata)
     base = Identity(
@@ -104,13 +105,14 @@ def _adapter_look(deltas: Iterable[Delta]) -> Look:
     for delta in deltas:
         part, path = delta.part, delta.path
         parts.add(part)
-        # Where only one side shows (OFT, IA3), a text encoder's square projections still tell their width.
+        # If only one side is known (OFT, IA3), the square projections of a text encoder still show its width.
         shape = delta.shape or (delta.sides * 2 if part != "unet" and path.endswith("_proj") else ())
         if len(shape) == 2 and delta.kind in _FLAT and path.endswith(("_proj_in", "_proj_out")):
-            shape = ()  # a 1x1 convolution is written as a matrix too: it does not tell SD 1.x from 2.x
+            # a 1x1 convolution is also stored as a matrix, so this shape does not distinguish SD 1.x from 2.x
+            shape = ()
         items.append((path if part == "unet" else f":{part}_{path}", shape))
         if means_the_only_encoder(delta.module):
-            parts |= {"single-text", "only-text"}  # kohya numbers them where a model has several
+            parts |= {"single-text", "only-text"}  # kohya numbers the text encoders if a model has several
         elif delta.module.startswith("text_encoder."):
             parts.add("single-text")
         if delta.module.startswith("transformer_blocks."):
@@ -135,7 +137,7 @@ def _adapter_format(shapes: Mapping[str, Shape], deltas: tuple[Delta, ...]) -> K
 
 
 def _embedding(base: Identity, header: Header, _: Claims) -> Identity | None:
-    """Vectors for words: a few tensors of a few rows."""
+    """Recognise an embedding: a file with a few tensors of a few rows."""
     shapes = header.shapes
     small = 0 < len(shapes) <= 4 and all(
         1 <= len(shape) <= 2 and 0 < shape[-1] <= 8192 and math.prod(shape[:-1]) <= 512 for shape in shapes.values()
@@ -215,7 +217,7 @@ def _diffusion_model(base: Identity, header: Header, said: Claims) -> Identity |
 
 
 def _latent_channels(rule: Rule, look: Look) -> int | None:
-    """The channels that the model's last layer (or its first) shows; None where the table has no row for it."""
+    """The number of latent channels that the model's last or first layer shows; None if no row of the table applies."""
     for spoken, name, axis, pixels in rule_tables.LATENT:
         if rule.id in spoken or rule.says in spoken:
             sizes = {shape[axis] for found in look.found(name) for shape in look.shapes[found] if len(shape) > 1}
@@ -244,7 +246,7 @@ _RISES = r"^decoder\.up(_blocks)?\.#\.(upsample|upsamplers\.#)\.(conv\.)?conv\.w
 _TOLD_BY_LEVELS = frozenset({
     Architecture.SD, Architecture.FLUX1, Architecture.FLUX2, Architecture.COGVIDEOX, Architecture.HUNYUAN_VIDEO,
 })  # fmt: skip
-"""Autoencoders that enlarge by two at each level and nowhere else."""
+"""Autoencoders that upscale by a factor of two at each level and nowhere else."""
 
 
 def _autoencoder(base: Identity, rule: Rule, look: Look, tensors: Mapping[str, Shape]) -> Identity:
@@ -256,7 +258,7 @@ def _autoencoder(base: Identity, rule: Rule, look: Look, tensors: Mapping[str, S
     channels = {shape[1] for shape in heads[:1] if len(shape) > 1}
     if rule.kind is Kind.TINY_VAE:
         channels = {shape[1] for name in look.found(_TINY_IN) for shape in look.shapes[name]} - {64}
-    # One level never enlarges: the first in LDM's count, which starts at 0 there, the last in that of diffusers.
+    # One level never upscales: level 0 in LDM's numbering, the last level in diffusers' numbering.
     rises = [look.tops[pattern] for pattern in look.found(_RISES)] if rule.says in _TOLD_BY_LEVELS else []
     scale = 2 ** (max(rises) + (1 if diffusers else 0)) if rises and max(rises) < 8 else None
     return replace(
@@ -266,7 +268,7 @@ def _autoencoder(base: Identity, rule: Rule, look: Look, tensors: Mapping[str, S
 
 
 def upscaler_scale(architecture: str, tensors: Mapping[str, Shape]) -> int | None:
-    """How many times larger an upscaler makes a picture, where its shapes tell.
+    """An upscaler's scale factor; None if the tensors' shapes do not show it.
 
     Source: the published models' code (ESRGAN's two layouts, SwinIR's and HAT's pixel shuffle, SRVGG's last layer).
     """
@@ -299,7 +301,7 @@ def upscaler_scale(architecture: str, tensors: Mapping[str, Shape]) -> int | Non
 
 
 def _spoken(identity: Identity, rule: Rule, said: Claims) -> Identity:
-    """The identity with what a rule says; the metadata chooses among the families that look the same."""
+    """Add what a rule says to the identity; if several families look the same, the metadata chooses among them."""
     architecture, why, also = rule.says, [rule.why], rule.also
     confidence = Confidence.LIKELY if rule.also or rule.flag == "thin" else Confidence.CERTAIN
     if said.architecture in rule.also:
@@ -349,7 +351,7 @@ def _text_widths(texts: Mapping[str, Mapping[str, Shape]]) -> tuple[int, ...]:
 
 
 def _precision(elements: Mapping[str, int]) -> Precision:
-    """By the number of weights: nine tenths of one type, else mixed."""
+    """The type of at least nine tenths of the weights, by number of elements; MIXED if there is none."""
     counts: Counter[Precision] = Counter()
     for dtype, count in elements.items():
         if dtype in _FAMILIES:
@@ -362,9 +364,9 @@ def _precision(elements: Mapping[str, int]) -> Precision:
 
 
 def facts(header: Header, civitai_base_model: str | None = None) -> FileFacts:
-    """The columns that the index keeps of a file: tensors, metadata and CivitAI's label as three witnesses.
+    """What the index stores about a file, from three sources: its tensors, its metadata and CivitAI's label.
 
-    `conflicts` names each contradiction in words; the tensors win.
+    `conflicts` describes each contradiction between them; the tensors take precedence.
     """
     said = claims(header.metadata)
     identity = identify(header, said)
@@ -389,7 +391,7 @@ def facts(header: Header, civitai_base_model: str | None = None) -> FileFacts:
 
 
 def conflicts(identity: Identity, said: Claims, label: str | None) -> tuple[str, ...]:
-    """Where the tensors, the file's metadata and CivitAI's label contradict each other, in words."""
+    """Sentences about contradictions between the tensors, the file's metadata and CivitAI's label."""
     found: list[str] = []
     family = identity.architecture
     shown = family not in (Architecture.UNKNOWN, Architecture.SD) and identity.kind is not Kind.VAE

@@ -1,6 +1,7 @@
-"""Rules for files that are no diffusion model, no autoencoder and no LoRA: ControlNets, picture adapters and others.
+"""Identification rules for ControlNets, image adapters, upscalers and other files.
 
-The first rule that holds wins, so special ones stand before general ones.
+They apply to files that are neither a diffusion model, nor an autoencoder, nor a LoRA. The first matching rule wins, so
+specific rules come before general ones.
 
 Source: layouts as the model authors' public code, diffusers and ComfyUI write them.
 """
@@ -128,4 +129,4 @@ _UPSCALERS: tuple[Rule, ...] = (
 )  # fmt: skip
 
 PARTS: tuple[Rule, ...] = (*_CONTROLNETS, *_PICTURE_ADAPTERS, *_ENCODERS, *_UPSCALERS)
-"""What a file is that is neither a diffusion model, an autoencoder nor an adapter of weights."""
+"""The kind of a file that is neither a diffusion model, nor an autoencoder, nor an adapter that changes weights."""

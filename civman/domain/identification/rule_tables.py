@@ -1,7 +1,7 @@
 """All identification rules, one table per question.
 
-In each table the first rule that holds wins, so special ones stand before general ones. Nothing here knows a file's
-name or what somebody claims about it.
+In each table the first matching rule wins, so specific rules come before general ones. No rule uses a file's name or
+the claims in its metadata.
 """
 
 from civman.domain.identification.adapter_rules import ADAPTED, CROSS_KV

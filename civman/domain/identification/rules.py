@@ -1,10 +1,10 @@
-"""How an identification rule is written, and how a file looks to it.
+"""The format of identification rules, and the view of a file that they are matched against.
 
-A rule looks at *patterns*: tensor names (or, for adapters, module names written with underscores) without their
-prefix, numbers between dots (or, there, underscores) replaced by `#`, one per line. `needs` and `lacks` are regular
-expressions on those lines: the evidence for the answer and what contradicts it. `axis`, `where`, `ratio`, `dims`,
-`top` and `depth` look at shapes and at the highest number. The rules themselves are listed in
-`civman.domain.identification.rule_tables`.
+Rules are matched against *patterns*, one per line: tensor names (for adapters, module names written with underscores)
+without their prefix, with every number between dots (for adapters, between underscores) replaced by `#`. `needs` and
+`lacks` are regular expressions that are searched in those lines: the evidence for the answer and the evidence against
+it. `axis`, `where`, `ratio` and `dims` are conditions on shapes, `top` and `depth` on the highest number in a name. The
+rules themselves are listed in `civman.domain.identification.rule_tables`.
 """
 
 import re
@@ -20,21 +20,21 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A file's names as the rules see them."""
+    """A file's tensor names and shapes in the form that rules are matched against."""
 
     text: str
     """The patterns, one per line."""
     shapes: Mapping[str, frozenset[Shape]] = field(repr=False)
-    """Pattern → the shapes that occur."""
+    """Pattern → the shapes of its tensors."""
     tops: Mapping[str, int] = field(repr=False)
-    """Pattern → the highest number at its first `#`."""
+    """Pattern → the highest number that its first `#` stands for."""
     depth: int = -1
-    """Highest number of a transformer block inside a UNet's attention; -1 where there is none."""
+    """The highest number of a transformer block inside a UNet's attention; -1 if there is none."""
     _found: dict[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def at(cls, items: Iterable[tuple[str, Shape]]) -> "Look":
-        """The look of these names."""
+        """Build the look from tensor names and shapes."""
         by_mark: dict[str, list[tuple[str, Shape]]] = {".": [], "_": []}
         for item in items:
             by_mark["." if "." in item[0] else "_"].append(item)
@@ -55,23 +55,23 @@ class Look:
 
     @classmethod
     def names(cls, names: Collection[str]) -> "Look":
-        """A look at names alone, without shapes: cheap, for rules that ask for no more."""
+        """Build a look from names alone; this is faster, and enough for rules that have no conditions on shapes."""
         return cls(text="\n".join(dict.fromkeys(_patterns(names, "."))), shapes={}, tops={})
 
     def has(self, expression: str) -> bool:
-        """Whether a pattern matches."""
+        """Whether the regular expression matches a pattern."""
         return _compiled(expression).search(self.text) is not None
 
     def found(self, expression: str) -> list[str]:
-        """The patterns that match. Several rules ask for the same ones."""
+        """The patterns that the regular expression matches; cached, because several rules use the same expressions."""
         if expression not in self._found:
             self._found[expression] = list(dict.fromkeys(self._lines(_compiled(expression))))
         return self._found[expression]
 
     def _lines(self, expression: re.Pattern[str]) -> Iterable[str]:
-        """The lines that match, found in one pass over the text: a search for each of them takes ten times as long."""
+        """The matching lines, found in one pass over the text; searching line by line takes ten times as long."""
         for match in expression.finditer(self.text):
-            if "\n" in match[0]:  # it ran over an end of line, which no single pattern does
+            if "\n" in match[0]:  # the match extends over an end of line, so it is not a match of a single pattern
                 yield from (pattern for pattern in self.shapes if expression.search(pattern))
                 return
             end = self.text.find("\n", match.end())
@@ -84,7 +84,7 @@ def _compiled(expression: str) -> re.Pattern[str]:
 
 
 def _patterns(names: Collection[str], mark: str) -> list[str]:
-    """Each name with `#` for every number that stands alone between two marks, all taken apart at once."""
+    """Replace each number between two marks by `#`, in all names at once."""
     ends = f"{mark}\n{mark}"
     parts = ends.join([name.replace("\n", " ") for name in names]).split(mark)
     numbers = {part: "#" for part in set(parts) if part.isascii() and part.isdecimal()}
@@ -92,19 +92,22 @@ def _patterns(names: Collection[str], mark: str) -> list[str]:
 
 
 def _highest(texts: set[str], mark: str) -> int:
-    """The highest of the numbers that these begin with, up to the mark; -1 where none does."""
+    """The highest of the numbers at the beginning of these strings, up to `mark`; -1 if none starts with a number."""
     numbers = {text.split(mark, 1)[0] for text in texts}
     return max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
 _MAX_PATTERNS = 5_000
-"""Real files have a few hundred; a hostile one would make every rule search megabytes."""
+"""Real files have a few hundred; without a limit, every rule would search megabytes of a malicious file."""
 _INNER = "transformer_blocks"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a file must have, what it must not have, and what it then is. `also`: families that look the same."""
+    """What a file must contain and must not contain, and what it is then.
+
+    `also`: families whose files look the same.
+    """
 
     id: str
     says: Architecture
@@ -112,15 +115,15 @@ class Rule:
     needs: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     axis: tuple[str, int, tuple[int, ...]] | None = None
-    """(pattern, axis, sizes): some matching tensor has one of these sizes there."""
+    """(pattern, axis, sizes): at least one matching tensor must have one of these sizes on this axis."""
     where: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
-    """(pattern, axis, sizes): every matching tensor of two axes or more has one of these sizes there."""
+    """(pattern, axis, sizes): all matching tensors with at least two axes must have one of these sizes on this axis."""
     ratio: tuple[str, float, float] | None = None
-    """(pattern, from, below): size out divided by size in of some matching tensor."""
+    """(pattern, least, below): at least one matching tensor must have an out-to-in size ratio in `[least, below)`."""
     dims: tuple[str, int] | None = None
-    """(pattern, how many axes)."""
+    """(pattern, count): at least one matching tensor must have this number of axes."""
     top: tuple[str, int, int] | None = None
-    """(pattern, least, most): the highest first number of all matching patterns."""
+    """(pattern, least, most): the highest first number of all matching patterns must be within these limits."""
     depth: tuple[int, int] | None = None
     also: tuple[Architecture, ...] = ()
     variant: str = ""
@@ -128,7 +131,7 @@ class Rule:
     flag: str = ""
 
     def holds(self, look: Look) -> bool:
-        """Whether everything that the rule asks for is so."""
+        """Whether the file meets all conditions of the rule."""
         if not all(look.has(name) for name in self.needs) or any(look.has(name) for name in self.lacks):
             return False
         return self._shape_holds(look) and self._number_holds(look)
@@ -161,5 +164,5 @@ def _shapes(look: Look, name: str) -> Iterable[Shape]:
 
 
 def first(rules: Iterable[Rule], look: Look) -> Rule | None:
-    """The first rule that holds."""
+    """The first rule that matches; None if none does."""
     return next((rule for rule in rules if rule.holds(look)), None)

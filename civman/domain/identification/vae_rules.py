@@ -1,7 +1,7 @@
-"""Rules that tell which models an autoencoder is for.
+"""Identification rules for autoencoders: which models they belong to.
 
-The first rule that holds wins, so special ones stand before general ones. The number of latent channels alone is never
-enough: many families have 16 of them. The names of the blocks and the kind of convolutions must match too.
+The first matching rule wins, so specific rules come before general ones. The number of latent channels alone is never
+enough, because many families have 16. The names of the blocks and the type of convolution must match too.
 
 Source: layouts as the model authors' public code and diffusers write them.
 """
@@ -80,4 +80,4 @@ VAES: tuple[Rule, ...] = (
            dims=(r"^decoder\.conv_in(\.conv)?\.weight$", axes))
       for mark, axes in (("", 4), ("-of-videos", 5))),
 )  # fmt: skip
-"""Which models an autoencoder is for."""
+"""The models that an autoencoder belongs to."""

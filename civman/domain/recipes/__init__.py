@@ -1,1 +1,1 @@
-"""Requests, recipes and the records that images carry."""
+"""Render requests, recipes, and the records that images contain."""

@@ -1,13 +1,15 @@
-"""Where pictures are computed, and with how much memory."""
+"""The device for rendering and the limits on its resources."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The device that computes. `device` None: the best there is; `low_vram`: use as little of its memory as possible.
+    """The device that renders.
 
-    `threads`: how many threads the CPU uses, which decides the last bit of a picture; None: as many as torch takes.
+    `device` None: the best one available; `low_vram`: use as little of its memory as possible.
+
+    `threads`: the number of CPU threads, which can change the last bit of a pixel; None: torch's default.
     """
 
     device: str | None = None

@@ -1,7 +1,8 @@
-"""What was asked for, and all that determines the picture: two types for one thing at two ages.
+"""A render request, and the recipe made from it, which determines the image completely.
 
-`RenderRequest` may leave things open; `Recipe` may not: every file by SHA-256, every number said. Its canonical JSON
-(keys sorted, no spaces, UTF-8, schema number inside) is what travels in pictures and what its own SHA-256 is of.
+A `RenderRequest` may leave values open; a `Recipe` may not: it names every file by SHA-256 and contains every number.
+Its canonical JSON (sorted keys, no spaces, UTF-8, with the schema number) is stored in images, and the recipe's own
+SHA-256 is the digest of that text.
 """
 
 import hashlib
@@ -16,34 +17,42 @@ from civman.errors import Cause, UsageError
 T = TypeVar("T")
 
 SCHEMA: Final = 3
-"""1 had no `files` and `sampling`, and `config` only where it said something. 2 had none of the entries in `_SINCE_3`:
-its pictures follow rules 1, and a recipe that says nothing beyond it is still written as schema 2."""
+"""The version of the recipe's JSON format.
+
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schema 2 had none of the entries in
+`_SINCE_3`; its images follow version 1 of the rules (see `RULES`). A recipe that needs no entry of schema 3 is still
+written as schema 2.
+"""
 RULES: Final = 2
-"""How recipes that are made now are drawn. 1: as civman did before schema 3, whose SDE samplers had the noise of
-k-diffusion with the opposite sign, and whose DDIM, masks and second pass differ from A1111's. 2: as A1111 does."""
+"""The version of the rendering rules for new recipes.
+
+Version 1 renders as civman did before schema 3: its SDE samplers use k-diffusion's noise with the opposite sign, and
+its DDIM, masks and second pass differ from A1111's. Version 2 renders as A1111 does.
+"""
 _SINCE_3: Final = {
     "": ("rules", "odd_sizes"),
     "start": ("resize_mode", "masked_content", "only_masked", "padding", "conditioning_weight", "noise_multiplier"),
     "sampling": ("eta_ddim", "s_churn", "s_tmin", "s_tmax"),
 }
-"""Entries of a recipe, its start picture and its sampling that schema 3 added."""
+"""The entries that schema 3 added to the recipe itself, to its start image and to its sampling numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraRequest:
-    """An adapter as asked for: any ref, and how strongly it acts on the UNet and the text encoders."""
+    """A requested adapter: a ref in any form, and its scales for the UNet and the text encoders."""
 
     ref: str
     scale: float = 1.0
     text_scale: float | None = None
-    """None: as `scale`."""
+    """The scale for the text encoders; None means the same as `scale`."""
 
 
 @dataclass(frozen=True, slots=True)
 class HiresRequest:
-    """A second pass at a larger size. None: twice as wide and high, as many steps as the first pass, strength 0.7.
+    """A requested second pass at a larger size.
 
-    One side alone, or with 0 for the other, keeps the shape of the first pass.
+    None means the default: twice the width and height, as many steps as the first pass, strength 0.7. If only one side
+    is given, or the other one is 0, the aspect ratio of the first pass is kept.
     """
 
     width: int | None = None
@@ -56,7 +65,7 @@ class HiresRequest:
 
 @dataclass(frozen=True, slots=True)
 class RenderRequest:
-    """What a person asked for. None means "what is usual for this model"; refs are whatever they typed."""
+    """What the user asked for. None means the default for the model; refs are as typed."""
 
     checkpoint: str
     prompt: str = ""
@@ -101,15 +110,20 @@ class RenderRequest:
     precision: str | None = None
     pad_prompts: bool | None = None
     config: str | None = None
-    """A folder of diffusers-style `<component>/config.json`, or their JSON as a recipe keeps it, for dimensions that
-    no shape tells."""
+    """Dimensions of the checkpoint that its tensor shapes do not show.
+
+    A folder of diffusers-style `<component>/config.json`, or their JSON as in `Recipe.config`.
+    """
     file: str | None = None
-    """Which file of the checkpoint's version: a file id, a name, or words such as "fp16 pruned"."""
+    """The file of the checkpoint's version: a file id, a name, or words such as "fp16 pruned".
+
+    None: the default file.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class LoraUse:
-    """An adapter in a recipe: which bytes, how strongly on the UNet and on the text encoders."""
+    """An adapter in a recipe: its digest, and its scales for the UNet and the text encoders."""
 
     sha256: Sha256
     scale: float
@@ -118,7 +132,7 @@ class LoraUse:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingUse:
-    """An embedding in a recipe: which bytes, and the word in the prompt that stands for it."""
+    """An embedding in a recipe: its digest, and the word that stands for it in the prompt."""
 
     sha256: Sha256
     word: str
@@ -126,30 +140,33 @@ class EmbeddingUse:
 
 @dataclass(frozen=True, slots=True)
 class StartImage:
-    """The picture a rendering starts from, by the SHA-256 of its file. White in the mask is painted anew."""
+    """The image that image-to-image rendering starts from, by the SHA-256 of its file.
+
+    White areas of the mask are inpainted.
+    """
 
     sha256: Sha256
     strength: float
     mask_sha256: Sha256 | None = None
     mask_blur: int = 4
-    """Radius in pixels by which the mask's edge is softened."""
+    """The blur radius of the mask's edge in pixels."""
     resize_mode: str = "just resize"
-    """How the picture gets the size of the rendering; one of `recipe_limits.RESIZE_MODES`."""
+    """How the image is resized to the size of the rendering; one of `recipe_limits.RESIZE_MODES`."""
     masked_content: str = "original"
-    """What the masked part holds at the beginning; one of `recipe_limits.MASKED_CONTENTS`."""
+    """The initial content of the masked area; one of `recipe_limits.MASKED_CONTENTS`."""
     only_masked: bool = False
-    """The masked part with its surroundings is drawn alone at the rendering's size and put back into the picture."""
+    """Whether only the masked area and its surroundings are rendered, at full size, and then pasted into the image."""
     padding: int = 32
-    """With `only_masked`: pixels around the masked part that are drawn with it."""
+    """With `only_masked`: the width in pixels of the surroundings that are rendered with the masked area."""
     conditioning_weight: float = 1.0
-    """How much of the masked part is hidden from an inpainting checkpoint: 1 hides it, 0 shows the picture."""
+    """How much of the masked area is hidden from an inpainting checkpoint: 1 hides it completely, 0 not at all."""
     noise_multiplier: float = 1.0
-    """Factor on the noise that is added to the picture."""
+    """The factor for the noise that is added to the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hires:
-    """The second pass: enlarge to this size, then `steps` more steps from `strength` of the noise."""
+    """The second pass: upscale the image to this size, then sample `steps` more steps, starting at noise `strength`."""
 
     width: int
     height: int
@@ -160,10 +177,10 @@ class Hires:
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """Where a file that a recipe names can be had again.
+    """Where a file of a recipe can be downloaded again.
 
-    `air`: its AI resource name on CivitAI with model and version, None where it did not come from there. `file_id`:
-    CivitAI's number of the file within the version. The digest decides; these tell where to look for it.
+    `air`: its AI resource name on CivitAI with model and version, None if it is not from CivitAI. `file_id`: CivitAI's
+    id of the file within the version. Both are only hints: the digest decides whether a file is the right one.
     """
 
     sha256: Sha256
@@ -174,12 +191,12 @@ class RecipeFile:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The numbers behind the names of samplers and schedules, as this civman computes with them.
+    """The parameters of the samplers and noise schedules, as this version of civman uses them.
 
-    Training: β from `beta_start` to `beta_end`, linear in its root, `train_steps` times. `rho`: Karras' curve.
+    Training: √β is linear from √`beta_start` to √`beta_end` in `train_steps` steps. `rho`: of Karras' schedule.
     `beta_shape`: both parameters of the beta distribution. `eta`, `noise_scale`: how much fresh noise ancestral and SDE
-    samplers add, and the factor on it; `eta_ddim`: the same for DDIM. `s_churn`: how much noise Euler, Heun and DPM2
-    add before each step while the level lies within `s_tmin` and `s_tmax` (0: no upper end).
+    samplers add, and the factor on it; `eta_ddim`: the same as `eta` for DDIM. `s_churn`: how much noise Euler, Heun
+    and DPM2 add before each step while the noise level is between `s_tmin` and `s_tmax` (0: no upper limit).
     """
 
     beta_start: float = 0.00085
@@ -196,15 +213,15 @@ class Sampling:
 
 
 SAMPLING: Final = Sampling()
-"""The usual numbers. The engine computes with others only where they say how much noise is added."""
+"""The default parameters. Other values can be rendered only for those that control how much noise is added."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that determines `count` pictures (seeds `seed`, `seed`+1, …) but machine and library versions.
+    """Everything that determines `count` images (seeds `seed`, `seed`+1, …), except the machine and library versions.
 
-    `batch_size` is in it because pictures computed together differ in the last bit from ones computed alone;
-    `precision` because half precision is another picture. Sizes are pixels, multiples of 8.
+    `batch_size` is included because images computed together differ in the last bit from images computed alone;
+    `precision`, because half precision gives a different image. Sizes are in pixels, multiples of 8.
 
     Raises: UsageError (`bad-recipe`): a value that cannot be rendered.
     """
@@ -230,29 +247,35 @@ class Recipe:
     eta_seed_delta: int = 0
     pad_prompts: bool = False
     rounding: str = "nearest"
-    """How 0 … 1 becomes 0 … 255: "nearest", or "down" as AUTOMATIC1111's web UI does."""
+    """How values from 0 to 1 become 0 to 255: rounded to "nearest", or "down" as in AUTOMATIC1111's web UI."""
     vae: Sha256 | None = None
     loras: tuple[LoraUse, ...] = ()
     embeddings: tuple[EmbeddingUse, ...] = ()
     start: StartImage | None = None
     hires: Hires | None = None
     config: str = ""
-    """What was said of the checkpoint's dimensions beside its file: JSON, component → {option: value}."""
+    """The checkpoint's dimensions if they were specified in addition to its file: JSON, component → {option: value}."""
     files: tuple[RecipeFile, ...] = ()
-    """One for each model file that is named above, by digest; none in recipes of schema 1."""
+    """One entry for each model file in the recipe, by digest; empty in recipes of schema 1."""
     sampling: Sampling = SAMPLING
     rules: int = RULES
-    """By which rules it is drawn, see `RULES`. Recipes of earlier schemas keep the rules that they were drawn by."""
+    """The version of the rendering rules, see `RULES`.
+
+    Recipes of earlier schemas keep the version they were made with.
+    """
     odd_sizes: str = "forge"
-    """What the UNet does at sizes that are no multiple of 64: "forge" enlarges each level to the size of its skip
-    connection, as Forge, ComfyUI and diffusers do; "a1111" doubles it and resizes the result, as A1111 does."""
+    """How the UNet upscales at sizes that are not multiples of 64.
+
+    "forge" upscales each level to the size of its skip connection, as Forge, ComfyUI and diffusers do; "a1111" doubles
+    it and resizes the result, as A1111 does.
+    """
 
     def __post_init__(self) -> None:
         for problem in problems(self):
             raise UsageError(f"the recipe cannot be rendered: {problem}", code=Cause.BAD_RECIPE)
 
     def to_json(self) -> str:
-        """The canonical text: equal recipes have equal texts."""
+        """The canonical JSON text: equal recipes have equal texts."""
         value = asdict(self)
         earlier = _without_additions(value)
         if self.rules == 1 and _with_additions(earlier) == value:
@@ -261,19 +284,19 @@ class Recipe:
 
     @property
     def uses_negative(self) -> bool:
-        """Whether the negative prompt has a part in the picture: at a guidance of 1 it cancels out."""
+        """Whether the negative prompt affects the image: with a guidance of 1 it cancels out."""
         if self.rules == 1:
             return self.guidance_scale > 1
         return self.guidance_scale != 1 or self.sampler.endswith("CFG++")
 
     @property
     def sha256(self) -> Sha256:
-        """SHA-256 of the canonical text in UTF-8."""
+        """The SHA-256 of the canonical JSON text in UTF-8."""
         return Sha256(hashlib.sha256(self.to_json().encode()).hexdigest())
 
     @property
     def digests(self) -> dict[str, tuple[Sha256, ...]]:
-        """The model files by role: "checkpoint", "vae", "lora", "embedding"; each digest once a role."""
+        """The digests of the model files by role ("checkpoint", "vae", "lora", "embedding"), each once per role."""
         found = {
             "checkpoint": (self.checkpoint,), "vae": (self.vae,) if self.vae else (),
             "lora": tuple(use.sha256 for use in self.loras), "embedding": tuple(use.sha256 for use in self.embeddings),
@@ -281,12 +304,12 @@ class Recipe:
         return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}
 
     def file(self, sha256: Sha256) -> RecipeFile | None:
-        """Where the file with this digest can be had, if the recipe says so."""
+        """The download source of the file with this digest, if the recipe contains one."""
         return next((file for file in self.files if file.sha256 == sha256), None)
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """The recipe a text holds, in any key order, of this schema or an earlier one; inverse of `to_json`.
+        """Parse a recipe's JSON, with keys in any order, of this schema or an earlier one; the inverse of `to_json`.
 
         Raises: UsageError: `bad-recipe` (not a recipe), `newer-recipe` (a later schema).
         """
@@ -294,7 +317,7 @@ class Recipe:
 
     @classmethod
     def from_value(cls, value: object) -> "Recipe":
-        """As `from_json`, from what the text means."""
+        """Convert an already parsed JSON value to a recipe, as `from_json` does with text."""
         schema = value.get("schema") if isinstance(value, dict) else None
         if not isinstance(value, dict) or not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
             raise UsageError("not a recipe: no schema number", code=Cause.BAD_RECIPE)
@@ -315,7 +338,7 @@ class Recipe:
 
 
 def _without_additions(value: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's entries without those that schema 3 added."""
+    """The entries of a recipe without those that schema 3 added."""
     kept = {key: item for key, item in value.items() if key not in _SINCE_3[""]}
     for part in ("start", "sampling"):
         if isinstance(kept.get(part), dict):
@@ -324,7 +347,7 @@ def _without_additions(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_additions(value: dict[str, Any]) -> dict[str, Any]:
-    """The entries of an earlier schema with what they mean in this one. An entry that is there already stays."""
+    """Add the entries of schema 3 with the values that an earlier schema implies; existing entries are kept."""
     usual = {
         "": {"rules": 1, "odd_sizes": "forge"},
         "start": asdict(StartImage(Sha256(""), 1.0)),
@@ -340,10 +363,10 @@ def _with_additions(value: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What the library found out about a request: refs turned into digests, and what the checkpoint is.
+    """The values that the library found for a request: digests in place of refs, and the checkpoint's properties.
 
-    `sampler` and `schedule` are the table's own names (`diffusion.sampler_names.parse`); `seed` is the one to use
-    where none was asked for.
+    `sampler` and `schedule` are civman's own names (see `diffusion.sampler_names.parse`); `seed` is used if the request
+    contains none.
     """
 
     checkpoint: Sha256
@@ -364,9 +387,9 @@ class Resolved:
 
 
 def complete(request: RenderRequest, found: Resolved) -> Recipe:
-    """The one way from request to recipe. Usual values: 20 steps, guidance 7, the checkpoint's native square.
+    """Build the recipe for a request. Defaults: 20 steps, guidance 7, a square of the checkpoint's native size.
 
-    Raises: UsageError (`bad-recipe`): the values make no picture.
+    Raises: UsageError (`bad-recipe`): the values cannot be rendered.
     """
     width = _or(request.width, found.native_size)
     height = _or(request.height, found.native_size)
@@ -392,7 +415,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
 
 
 def sampling(request: RenderRequest) -> Sampling:
-    """The numbers behind the sampler that a request asks for."""
+    """The sampler parameters that a request asks for, with defaults for the others."""
     return replace(
         SAMPLING, eta=float(_or(request.eta, SAMPLING.eta)), eta_ddim=float(_or(request.eta_ddim, SAMPLING.eta_ddim)),
         noise_scale=float(_or(request.s_noise, SAMPLING.noise_scale)),
@@ -414,7 +437,8 @@ def _start(request: RenderRequest, image: Sha256, mask: Sha256 | None) -> StartI
 def _hires(asked: HiresRequest, width: int, height: int, steps: int) -> Hires:
     scale = _or(asked.scale, 2.0)
     larger = int(width * scale) // 8 * 8, int(height * scale) // 8 * 8
-    if asked.width and not asked.height:  # one side alone keeps the shape, as A1111's "Hires resize" with a 0 does
+    # with one side given, the aspect ratio is kept, as in A1111's "Hires resize" with a 0
+    if asked.width and not asked.height:
         larger = asked.width, asked.width * height // width // 8 * 8
     elif asked.height and not asked.width:
         larger = asked.height * width // height // 8 * 8, asked.height

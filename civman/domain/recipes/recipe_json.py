@@ -1,4 +1,4 @@
-"""A recipe as JSON: one canonical text for equal recipes, and strict reading that says what is wrong and where."""
+"""Recipes as JSON: a canonical text that is equal for equal recipes, and a strict parser that reports what is wrong."""
 
 import json
 import types
@@ -11,7 +11,7 @@ from civman.errors import Cause, UsageError
 
 
 def canonical(value: object) -> str:
-    """JSON with sorted keys, no spaces, nothing but numbers that JSON has; text as it is."""
+    """JSON with sorted keys and without spaces. NaN and infinity are rejected, and non-ASCII text is not escaped."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -40,7 +40,10 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def read_value(kind: Any, value: object, where: str) -> Any:
-    """A JSON value as the type an annotation says; anything else is an error that says where."""
+    """Convert a JSON value to the type `kind`; if that fails, the error says where in the document.
+
+    Raises: UsageError.
+    """
     if get_origin(kind) in (Union, types.UnionType):
         return None if value is None else read_value(get_args(kind)[0], value, where)
     if is_dataclass(kind):
@@ -62,13 +65,16 @@ def read_value(kind: Any, value: object, where: str) -> Any:
 
 
 def read_object(kind: Any, value: object, where: str) -> Any:
-    """A JSON object as the dataclass `kind`, every entry given and none unknown. Raises: UsageError (`bad-recipe`)."""
+    """Convert a JSON object to the dataclass `kind`, with all entries required and no others allowed.
+
+    Raises: UsageError (`bad-recipe`).
+    """
     if not isinstance(value, Mapping):
         raise _wrong(where, "an object")
     hints, known = get_type_hints(kind), {field.name for field in fields(kind)}
     if unknown := sorted(map(str, value.keys() - known)):
         raise UsageError(f"not a recipe: unknown entry `{where}.{unknown[0]}`", code=Cause.BAD_RECIPE)
-    # a recipe leaves nothing to a default, not even when read
+    # a recipe must be complete: defaults are not applied when it is read
     if missing := sorted(known - value.keys()):
         raise UsageError(f"not a recipe: `{where}.{missing[0]}` is missing", code=Cause.BAD_RECIPE)
     return kind(**{name: read_value(hints[name], item, f"{where}.{name}") for name, item in value.items()})

@@ -1,6 +1,6 @@
-"""What a recipe may say: the limits of its numbers, and the words that its closed fields take.
+"""Which values a recipe may contain: the limits of its numbers, and the allowed values of its enumerated fields.
 
-Recipes are `Any` here because `recipe` asks this module before it lets one be.
+Recipes have the type `Any` here, because `recipe` imports this module to validate a recipe while it is constructed.
 """
 
 import math
@@ -10,28 +10,28 @@ from typing import Any, Final
 
 MAX_SEED: Final = 2**63 - 1
 MAX_SIDE: Final = 16384
-"""Pixels. Beyond it a size is a slip of the finger, and the attempt takes the machine's memory."""
+"""In pixels. A larger size is probably a typing error, and the attempt would use up the machine's memory."""
 UPSCALERS: Final = (
     "latent", "latent-antialiased", "latent-bicubic", "latent-bicubic-antialiased", "latent-nearest",
     "latent-nearest-exact", "lanczos", "nearest",
 )  # fmt: skip
 RESIZE_MODES: Final = ("just resize", "crop and resize", "resize and fill", "just resize (latent upscale)")
-"""A1111's words for how a picture to start from gets another size."""
+"""A1111's names for the ways to resize the start image."""
 MASKED_CONTENTS: Final = ("fill", "original", "latent noise", "latent nothing")
-"""A1111's words for what the masked part holds at the beginning."""
+"""A1111's names for the initial content of the masked area."""
 MAX_NOISE: Final = 10000
-"""The largest value of the numbers that say how much noise a sampler adds, and at which levels."""
+"""The upper limit of the parameters that control how much noise a sampler adds, and at which noise levels."""
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
 
 
 def upscaler_of(name: str) -> str:
-    """The upscaler that a name means: civman's own, or A1111's ("Latent (bicubic)", "None")."""
+    """The upscaler's name in civman, given that name or A1111's ("Latent (bicubic)", "None")."""
     plain = "-".join(re.findall(r"[a-z]+", name.casefold()))
     return "lanczos" if plain == "none" else plain.replace("bilinear", "").strip("-")
 
 
 def problems(recipe: Any) -> Iterator[str]:
-    """What keeps the recipe from being rendered, one sentence part each."""
+    """Why the recipe cannot be rendered: one clause for each problem."""
     yield from _size_problems(recipe)
     yield from _number_problems(recipe)
     if recipe.start:
@@ -85,7 +85,7 @@ def _sampling_problems(sampling: Any) -> Iterator[str]:
 def _is_text(words: str) -> bool:
     try:
         words.encode()
-    except UnicodeEncodeError:  # half a surrogate pair: bytes on a command line that were no UTF-8
+    except UnicodeEncodeError:  # a lone surrogate: bytes on the command line that were not UTF-8
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""The record in an image: its recipe, the resulting pixels' digest and the environment.
+"""The record in an image: its recipe, the digest of the resulting pixels, and the environment.
 
 The recipe determines the image. A `Record` adds what is known only afterwards (the digest of the pixels, the
 environment) and the names of the files. Its JSON is written into images and into the index.
@@ -81,13 +81,13 @@ class Record:
         })  # fmt: skip
 
     def name_of(self, sha256: Sha256) -> FileName:
-        """The name of the file; the beginning of its digest if it has none."""
+        """The name of the file; if unknown, the first digits of its SHA-256."""
         return next((name for name in self.names if name.sha256 == sha256), FileName(sha256, f"sha256:{sha256[:12]}"))
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a text or image contains: a recipe with its record, a recipe alone, or only the digests of both."""
+    """What a text or an image contains: a recipe with its record, a recipe alone, or only the digests of both."""
 
     recipe_sha256: Sha256
     recipe: Recipe | None = None
@@ -101,7 +101,7 @@ class Origin:
 
 
 def stripped(record: Record) -> str:
-    """The canonical text of a record without prompts. Whoever has the recipe can recognise it by its digest."""
+    """The canonical text of a record without its prompts. Whoever has the recipe can recognise it by its digest."""
     return canonical({
         "civman_picture": SCHEMA, "recipe_sha256": record.recipe.sha256, "seed": record.seed,
         "pixel_sha256": record.pixel_sha256,
@@ -109,7 +109,7 @@ def stripped(record: Record) -> str:
 
 
 def read_origin(text: str) -> Origin:
-    """Parse the JSON of a record, a recipe or a record without prompts, in any key order.
+    """Parse the JSON of a record, of a recipe, or of a record without prompts, with keys in any order.
 
     Raises: UsageError (`bad-recipe`, `newer-recipe`): none of these, or truncated. IntegrityError (`edited-recipe`):
         the recipe does not match the digest next to it.
@@ -141,7 +141,7 @@ def _unedited(value: object, stated: Sha256) -> Recipe:
     recipe = Recipe.from_value(value)
     if (
         recipe.sha256 != stated and hashlib.sha256(canonical(value).encode()).hexdigest() != stated
-    ):  # the latter: of an earlier schema
+    ):  # the second form is that of a record with an earlier schema
         raise IntegrityError(
             f"the recipe was changed after the picture was made: its SHA-256 is {recipe.sha256[:12]}…, the picture"
             f" says {stated[:12]}…",
