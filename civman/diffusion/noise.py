@@ -1,8 +1,8 @@
-"""Noise that a seed means, on any device: every number is drawn on the CPU, one generator per picture.
+"""The noise that a seed stands for, on any device: every number is drawn on the CPU, one generator per image.
 
 `Rng.CPU` is torch's CPU generator; `Rng.NV` is what torch draws on an NVIDIA card, computed in integers and double
-precision (Philox4x32-10, Salmon et al. 2011, with the Box-Muller transform; one counter per draw, one lane per
-element, as torch's CUDA generator numbers them for tensors of up to a few hundred thousand elements).
+precision (Philox4x32-10, Salmon et al. 2011, with the Box-Muller transform; one counter per draw, one lane per element,
+as torch's CUDA generator numbers them for tensors of up to a few hundred thousand elements).
 """
 
 import math
@@ -15,22 +15,22 @@ from torch import Tensor
 
 
 class Rng(StrEnum):
-    """Whose random numbers a seed stands for."""
+    """Whose random number generator a seed is for."""
 
     CPU = "cpu"
     NV = "nv"
 
 
 class Draws(Protocol):
-    """A stream of unit noise."""
+    """A stream of Gaussian noise with unit variance."""
 
     def randn(self, shape: tuple[int, ...]) -> Tensor:
-        """The next numbers of the stream: `shape`, float32, on the CPU."""
+        """Draw the next numbers of the stream: a float32 tensor of this shape on the CPU."""
         ...
 
 
 class TorchDraws:
-    """torch's CPU generator (Mersenne twister). The same numbers on every machine to about 2e-6."""
+    """Torch's CPU generator (Mersenne Twister). Numbers agree between machines to about 2e-6."""
 
     __slots__ = ("_generator",)
 
@@ -38,12 +38,12 @@ class TorchDraws:
         self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def randn(self, shape: tuple[int, ...]) -> Tensor:
-        """See `Draws`."""
+        """Draw from torch's CPU generator, see `Draws.randn`."""
         return torch.randn(shape, generator=self._generator, dtype=torch.float32)
 
 
 class PhiloxDraws:
-    """torch's CUDA generator, without the card."""
+    """Torch's CUDA generator, emulated without a GPU."""
 
     __slots__ = ("_count", "_seed")
 
@@ -52,7 +52,7 @@ class PhiloxDraws:
         self._count = 0
 
     def randn(self, shape: tuple[int, ...]) -> Tensor:
-        """See `Draws`."""
+        """Draw from the emulated CUDA generator, see `Draws.randn`."""
         length = math.prod(shape)
         zeros = np.zeros(length, np.uint32)
         counter = [zeros + np.uint32(self._count), zeros, np.arange(length, dtype=np.uint32), zeros]
@@ -64,14 +64,14 @@ class PhiloxDraws:
 
 
 def draws(rng: Rng, seed: int) -> Draws:
-    """A new stream from its beginning."""
+    """Start a new stream of noise for this seed."""
     return TorchDraws(seed) if rng is Rng.CPU else PhiloxDraws(seed)
 
 
 class PictureNoise:
-    """All noise of one picture: the start from its seed, then what the steps ask for, from the same stream.
+    """All noise of one image, from one stream: first the initial latents, then the noise that steps add.
 
-    `eta_seed_delta` (people write 31337) moves the steps' noise to a stream of its own seed.
+    `eta_seed_delta` (often 31337) moves the steps' noise to a stream of its own, with that number added to the seed.
     """
 
     __slots__ = ("_rng", "_seed", "_steps", "_stream")
@@ -83,29 +83,29 @@ class PictureNoise:
         self._steps = draws(rng, seed + eta_seed_delta) if eta_seed_delta else self._stream
 
     def start(self, shape: tuple[int, ...]) -> Tensor:
-        """The first draw."""
+        """Draw the noise of the initial latents."""
         return self._stream.randn(shape)
 
     def next(self, shape: tuple[int, ...]) -> Tensor:
-        """The next draw for a step."""
+        """Draw the noise that the next step adds."""
         return self._steps.randn(shape)
 
     def brownian(
         self, shape: tuple[int, ...], low: float, high: float, *, falls_upwards: bool = False
     ) -> "BrownianPath":
-        """A random path over the levels low … high that only the seed determines."""
+        """A Brownian path over the noise levels low … high, determined by the seed alone."""
         return BrownianPath(self._seed, shape, low, high, rng=self._rng, falls_upwards=falls_upwards)
 
 
 class BrownianPath:
-    """Brownian motion over [low, high], the same whatever is asked and in which order.
+    """Brownian motion over [low, high]; its values do not depend on which levels are queried, nor in which order.
 
-    The noise of a step from a high level to a low one is the path's increment downwards, as k-diffusion has it;
-    `falls_upwards`: its negative, which recipes by rules 1 were drawn with.
+    The noise of a step from a higher to a lower level is the path's increment in that direction, as in k-diffusion;
+    `falls_upwards` negates it, as recipe rules 1 require.
 
     The path upwards equals torchsde's `BrownianTree(t0, w0, t1, entropy=seed)` (0.2.6), which SDE samplers elsewhere
-    use: a dyadic tree whose nodes are split at the middle by a Brownian bridge, each with a seed spawned from `seed` by
-    numpy's SeedSequence, times rounded to six digits. torchsde itself is not needed.
+    use: a dyadic tree whose nodes are split in the middle by a Brownian bridge, each with a seed spawned from `seed` by
+    numpy's SeedSequence; times are rounded to six digits. torchsde itself is not needed.
     """
 
     __slots__ = ("_cache", "_falls_upwards", "_high", "_low", "_rng", "_seed", "_shape", "_whole")
@@ -117,13 +117,13 @@ class BrownianPath:
         self._seed, self._shape, self._rng = seed, shape, rng
         low, high = float(np.float32(low)), float(np.float32(high))
         self._low, self._high = round(low, _DIGITS), round(high, _DIGITS)
-        # the whole interval's own length is taken before rounding
+        # the length of the whole interval is computed before rounding
         self._whole = self._draw(np.random.SeedSequence(seed, pool_size=_POOL)) * math.sqrt(high - low)
         self._cache: dict[tuple[int, int], Tensor] = {}
 
     def noise(self, here: float, after: float) -> Tensor:
-        """The path's increment from one level to the next, scaled to unit variance."""
-        # levels are single precision elsewhere, and the tree's sixth digit would tell
+        """The path's increment from one noise level to the next, scaled to unit variance."""
+        # k-diffusion passes levels in single precision, which may change the sixth digit, to which the tree rounds
         low, high = (float(np.float32(level)) for level in sorted((here, after)))
         a, b = (min(max(round(value, _DIGITS), self._low), self._high) for value in (low, high))
         increment = self._between(a, b, self._low, self._high, key=0, depth=0, whole=self._whole)
@@ -131,7 +131,7 @@ class BrownianPath:
         return unit if self._falls_upwards or here < after else -unit
 
     def _between(self, a: float, b: float, start: float, end: float, *, key: int, depth: int, whole: Tensor) -> Tensor:
-        """Increment over [a, b] inside the node [start, end] whose own increment is `whole`."""
+        """The increment over [a, b] inside the node [start, end], whose own increment is `whole`."""
         if a >= b:
             return torch.zeros(self._shape)
         if a == start and b == end:
@@ -154,7 +154,9 @@ class BrownianPath:
         mean = (middle - start) * whole * reciprocal
         spread = math.sqrt((middle - start) * (end - middle) * reciprocal)
         left = mean + spread * self._draw(seeds)
-        if depth <= _CACHED_DEPTH:  # near the root every step passes; below, keeping would cost more than drawing
+        # every step passes the nodes near the root, so they are cached; deeper ones are cheaper to draw again than to
+        # keep
+        if depth <= _CACHED_DEPTH:
             self._cache[key, depth] = left
         return left
 
@@ -166,7 +168,7 @@ _DIGITS, _POOL, _CACHED_DEPTH = 6, 24, 9
 
 
 def _philox(counter: list[np.ndarray], key: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first two words of each counter's block, as double precision."""
+    """The first two words of each counter's Philox block, in double precision."""
     c0, c1, c2, c3 = counter
     k0, k1 = key & 0xFFFFFFFF, key >> 32
     low = np.uint64(0xFFFFFFFF)

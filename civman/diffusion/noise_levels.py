@@ -1,10 +1,9 @@
-"""Noise levels: the model's own thousand, and the tables of n steps that people choose from by name.
+"""The noise levels a model was trained on, and the schedules: named tables of levels for n steps.
 
-Plain Python floats (double precision) throughout, so that a table does not depend on device, dtype or library.
-Every table falls from the first level of a picture to 0, except KL Optimal's, which ends at the least level.
-Sources: Karras et al. 2022 (table 1, equation 5); Lin et al. 2023 (zero terminal SNR); Lee et al. 2024 (beta);
-Sabour et al. 2024 (Align Your Steps, tables of the paper's page); Li et al. 2024 (KL optimal, tan-spaced);
-names and ends as in AUTOMATIC1111's web UI.
+Plain Python floats (double precision) throughout, so that a table does not depend on device, dtype or library. Every
+table falls to 0, except KL Optimal's, which ends at the lowest level. Sources: Karras et al. 2022 (table 1, equation
+5); Lin et al. 2023 (zero terminal SNR); Lee et al. 2024 (beta); Sabour et al. 2024 (Align Your Steps, tables of the
+paper's page); Li et al. 2024 (KL optimal, tan-spaced); names and first and last levels as in AUTOMATIC1111's web UI.
 """
 
 import math
@@ -21,12 +20,12 @@ from civman.diffusion.single_precision import single
 from civman.domain.recipes.recipe import SAMPLING
 
 TRAIN_STEPS: Final = SAMPLING.train_steps
-# what the last cumulative product is set to instead of 0, for which there is no finite noise level
+# replaces the last ᾱ of a zero terminal SNR model, since ᾱ = 0 would give an infinite noise level
 _ZERO_SNR_ALPHA: Final = 4.8973451890853435e-08
 
 
 class Schedule(StrEnum):
-    """How the steps are spread over the noise levels."""
+    """A schedule: how the steps are spread over the noise levels."""
 
     AUTOMATIC = "Automatic"
     NORMAL = "Normal"
@@ -44,10 +43,11 @@ class Schedule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NoiseLevels:
-    """The levels a model was trained on: `alphas[t]` is the share of signal (ᾱ) left at time t, falling.
+    """The noise levels a model was trained on: `alphas[t]` is ᾱ, the remaining share of signal at timestep t, falling.
 
-    `every`: the model knows only every so many-th time (LCM: 19, 39, … 999); between those levels are interpolated,
-    and it is asked at the nearest one. `is_by_alpha`: between two times log ᾱ is linear (UniPC), not log σ.
+    `every`: the model was trained on every n-th timestep only (LCM: 19, 39, … 999); levels are interpolated between
+    those, and the model is evaluated at the nearest one. `is_by_alpha`: interpolate log ᾱ between timesteps (UniPC)
+    instead of log σ.
     """
 
     alphas: tuple[float, ...]
@@ -59,12 +59,15 @@ class NoiseLevels:
     @classmethod
     @cache
     def of_model(cls, *, is_zero_snr: bool = False, every: int = 1, by_alpha: bool = False) -> "NoiseLevels":
-        """Stable Diffusion's: β from .00085 to .012, linear in √β, 1000 times. Source: Rombach et al. 2022."""
+        """The levels of Stable Diffusion: β from .00085 to .012, linear in √β, 1000 steps.
+
+        Source: Rombach et al. 2022.
+        """
         low, high = math.sqrt(SAMPLING.beta_start), math.sqrt(SAMPLING.beta_end)
         alphas, product = [], 1.0
         for t in range(TRAIN_STEPS):
             product *= 1.0 - (low + (high - low) * t / (TRAIN_STEPS - 1)) ** 2
-            # kept in single precision by everybody: the least level differs in its fifth digit without this
+            # all implementations store ᾱ in single precision; without it the lowest level differs in its fifth digit
             alphas.append(single(product))
         if is_zero_snr:
             first, last = math.sqrt(alphas[0]), math.sqrt(alphas[-1])
@@ -76,26 +79,26 @@ class NoiseLevels:
 
     @property
     def first_time(self) -> int:
-        """The earliest time the model knows: 0 where it knows all."""
+        """The first timestep the model was trained on; 0 if it was trained on all."""
         return self.every - 1
 
     @property
     def known(self) -> tuple[float, ...]:
-        """σ at the times the model knows, rising."""
+        """σ at the timesteps the model was trained on, rising."""
         return self.sigmas[self.first_time :: self.every]
 
     @property
     def least(self) -> float:
-        """σ at the earliest time."""
+        """The lowest noise level: σ at the first timestep the model was trained on."""
         return self.sigmas[self.first_time]
 
     @property
     def greatest(self) -> float:
-        """σ at time 999."""
+        """The highest noise level: σ at timestep 999."""
         return self.sigmas[-1]
 
     def sigma(self, time: float) -> float:
-        """σ at a time that may lie between two: linear in log σ, or in log ᾱ."""
+        """σ at a timestep, which may be fractional: interpolated linearly in log σ, or in log ᾱ (`is_by_alpha`)."""
         place = min(max((time - self.first_time) / self.every, 0.0), len(self._logs) - 1.0)
         low = int(place)
         high = min(low + 1, len(self._logs) - 1)
@@ -103,9 +106,9 @@ class NoiseLevels:
         return math.sqrt(math.expm1(value)) if self.is_by_alpha else math.exp(value)
 
     def time(self, sigma: float) -> float:
-        """The time at which to ask the model about σ, within 0 … 999: not rounded, the inverse of `sigma`.
+        """The timestep at which to evaluate the model for σ, in 0 … 999: the inverse of `sigma`, not rounded.
 
-        Where it knows some times only, the nearest of them in log σ.
+        If the model was trained on some timesteps only, the one that is nearest in log σ.
         """
         log = math.log1p(sigma**2) if self.is_by_alpha else math.log(sigma)
         if self.every > 1:
@@ -118,11 +121,10 @@ class NoiseLevels:
 def table(
     schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = False, is_single: bool = False
 ) -> list[float]:
-    """The n+1 levels that n steps pass, falling to 0 (KL Optimal: to the least level).
+    """A schedule's n+1 noise levels for n steps, falling to 0 (KL Optimal: to the lowest level).
 
-    `is_xl` chooses between the two published Align-Your-Steps tables; `is_single` rounds to single precision as the web
-    UIs do. Simple, DDIM and Beta may repeat a level when
-    there are many steps; repeated levels are kept, as they are where the names come from.
+    `is_xl` selects one of the two published Align Your Steps tables; `is_single` rounds to single precision as the web
+    UIs do. With many steps, Simple, DDIM and Beta may repeat a level; repeated levels are kept, as in the web UIs.
 
     Raises: ValueError: fewer than one step, or AUTOMATIC, which only a sampler can resolve.
     """
@@ -143,7 +145,7 @@ def table(
 
 @lru_cache(maxsize=8)
 def _rounded(levels: NoiseLevels) -> NoiseLevels:
-    """With σ rounded to single precision."""
+    """The same levels with σ rounded to single precision."""
     return replace(levels, sigmas=tuple(single_precision.level(single(alpha)) for alpha in levels.alphas))
 
 
@@ -201,7 +203,7 @@ _TABLES: Final[dict[Schedule, Callable[[int, NoiseLevels], list[float]]]] = {
     Schedule.NORMAL: _normal,
     Schedule.KARRAS: _karras,
     Schedule.EXPONENTIAL: _exponential,
-    Schedule.POLYEXPONENTIAL: _exponential,  # the exponent people leave alone is 1, where the two are one
+    Schedule.POLYEXPONENTIAL: _exponential,  # with the default exponent 1, polyexponential is the same as exponential
     Schedule.SGM_UNIFORM: _sgm_uniform,
     Schedule.SIMPLE: _simple,
     Schedule.BETA: _beta,
@@ -223,10 +225,10 @@ def _between(values: Sequence[float], position: float) -> float:
 
 
 def beta_quantile(probability: float, shape: float) -> float:
-    """X at which the symmetric Beta(shape, shape) distribution reaches `probability`. Accurate to about 1e-13.
+    """The quantile of the symmetric Beta(shape, shape) distribution at `probability`. Accurate to about 1e-13.
 
-    Bisection on the distribution function, itself a sum over √-spaced Gauss nodes of t = sin²θ, where the integrand
-    is smooth. scipy would do it too, and its import costs 0.4 s.
+    By bisection on the distribution function, itself a Gauss quadrature in t = sin²θ, where the integrand is smooth.
+    scipy could compute it too, but importing it takes 0.4 s.
     """
     if probability <= 0 or probability >= 1:
         return float(min(max(probability, 0.0), 1.0))
@@ -242,7 +244,7 @@ def beta_quantile(probability: float, shape: float) -> float:
 
 
 def _sine_integral(end: float, power: float) -> float:
-    """∫₀ᵉ (sin θ cos θ)ᵖ dθ for p > 0, after θ = e·u⁵ has taken the root out of the lower end."""
+    """∫₀ᵉ (sin θ cos θ)ᵖ dθ for p > 0; the substitution θ = e·u⁵ removes the singularity at the lower end."""
     if end > math.pi / 4:
         return 2 * _sine_integral(math.pi / 4, power) - _sine_integral(math.pi / 2 - end, power)
     total = 0.0
@@ -256,7 +258,7 @@ def _sine_integral(end: float, power: float) -> float:
 
 
 def _gauss_legendre(count: int) -> list[tuple[float, float]]:
-    """Nodes and weights on [0, 1], by Newton's method on the Legendre polynomial."""
+    """Gauss-Legendre nodes and weights on [0, 1], by Newton's method on the Legendre polynomial."""
     pairs = []
     for index in range(count):
         x = math.cos(math.pi * (index + 0.75) / (count + 0.5))
@@ -274,15 +276,15 @@ _GAUSS: Final = _gauss_legendre(12)
 
 
 def drop_penultimate(sigmas: list[float]) -> list[float]:
-    """The table without the level before the last, for samplers that divide badly by a small step at the end."""
+    """Drop the second-to-last level, for samplers that become inaccurate when the last steps are small."""
     return [*sigmas[:-2], sigmas[-1]]
 
 
 def ddim_times(steps: int) -> list[int]:
-    """DDIM's and PLMS's times, falling: 1, 1 + 1000//n, … (so that n steps give n−1 moves from one to the next)."""
+    """The timesteps of DDIM and PLMS, falling: … 1 + 1000//n, 1 (n steps make n−1 moves between timesteps)."""
     return [min(t + 1, TRAIN_STEPS - 1) for t in range(0, TRAIN_STEPS, TRAIN_STEPS // steps)][::-1]
 
 
 def is_falling(sigmas: Sequence[float]) -> bool:
-    """Whether every level is below the one before."""
+    """Whether every level is lower than the one before."""
     return all(a > b for a, b in pairwise(sigmas))

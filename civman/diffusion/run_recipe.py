@@ -1,8 +1,8 @@
-"""From a recipe, a loaded model and encoded prompts to pictures.
+"""Compute a recipe's images from a loaded model and encoded prompts.
 
-One loop for text to picture, picture to picture, inpainting and the second pass at a larger size; the arithmetic of
-samplers is in `solvers`, the model's side in `denoiser`. Latents are float32 between calls, whatever the UNet
-computes in. Picture n depends on seed + n only, not on its neighbours (up to the last bit, see `Recipe.batch_size`).
+One loop serves txt2img, img2img, inpainting and the larger second pass; the samplers' arithmetic is in `solvers`, the
+model's side in `denoiser`. Latents are float32 between UNet calls, whatever dtype the UNet computes in. Image n depends
+on seed + n only, not on the other images of its batch (up to the last bit, see `Recipe.batch_size`).
 """
 
 import math
@@ -30,7 +30,7 @@ from civman.errors import CannotRender, Cause, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Pixels that a recipe names by digest: (H, W, 3) uint8, and the mask (H, W) uint8, white to be painted anew."""
+    """Images that a recipe refers to by digest: (H, W, 3) uint8, and a mask (H, W) uint8, white where to inpaint."""
 
     image: Pixels | None = None
     mask: Pixels | None = None
@@ -46,19 +46,19 @@ def render(
     hires_prompt: Conditioning | None = None,
     on_event: OnEvent = ignore,
 ) -> list[Picture]:
-    """The recipe's pictures, in order of their seeds.
+    """Render the recipe's images and return them in order of their seeds.
 
     Args:
-        recipe: what to make; its file digests are the caller's affair.
-        model: the recipe's checkpoint, adapters already merged.
+        recipe: what to render; that its file digests match is the caller's responsibility.
+        model: the recipe's checkpoint, with the adapters already merged.
         prompt: the recipe's prompts, encoded by this model's text encoders.
-        inputs: the pixels of `recipe.start`.
-        hires_prompt: other conditioning for the second pass; None: the same.
-        on_event: hears a `Step` after each of the samplers' steps.
+        inputs: the images that `recipe.start` refers to.
+        hires_prompt: the conditioning of the second pass, if it is a different one.
+        on_event: called with a `Step` after each sampling step.
 
     Raises:
-        CannotRender: a picture is no picture, memory ran out, or the model cannot do what the recipe asks.
-        UsageError: unknown sampler, or the recipe's start image was not handed in.
+        CannotRender: an output is not a valid image, memory ran out, or the model cannot do what the recipe needs.
+        UsageError: unknown sampler, or the recipe has a start image but `inputs` does not.
     """
     return [picture for batch in iterate(recipe, model, prompt, inputs=inputs, hires_prompt=hires_prompt,
                                          on_event=on_event) for picture in batch]  # fmt: skip
@@ -74,9 +74,9 @@ def iterate(
     on_event: OnEvent = ignore,
     keeps_noise: bool = False,
 ) -> Iterator[list[Picture]]:
-    """As `render`, a batch at a time, so that many pictures can be kept as they come.
+    """Render like `render`, but yield each batch as soon as it is finished, so that its images can be saved.
 
-    `keeps_noise`: a picture that is nothing but noise gets a note instead of CannotRender (`no-structure`).
+    `keeps_noise`: add a note to an image that is nothing but noise, instead of raising CannotRender (`no-structure`).
     """
     job = _Job(recipe, model, prompt, hires_prompt or prompt, inputs, on_event, keeps_noise)
     size = 1 if job.goes_one_by_one else recipe.batch_size
@@ -84,11 +84,11 @@ def iterate(
         seeds = [recipe.seed + first + i for i in range(min(size, recipe.count - first))]
         with torch.no_grad(), deterministic():
             made = job.batch(first, seeds)
-        yield made  # outside: what the caller does meanwhile is not under our switches
+        yield made  # yield outside the `with`, so that the caller's code does not run under these torch settings
 
 
 class _Job:
-    """Everything that is the same for all batches of one recipe."""
+    """The state that all batches of one recipe share."""
 
     def __init__(
         self, recipe: Recipe, model: LoadedModel, prompt: Conditioning, hires_prompt: Conditioning, inputs: Inputs,
@@ -113,7 +113,7 @@ class _Job:
 
     @property
     def goes_one_by_one(self) -> bool:
-        """Whether pictures computed together would change each other."""
+        """Whether images must be rendered one by one: in a batch, an adaptive sampler's images affect each other."""
         return self._sampler.is_adaptive
 
     def batch(self, first: int, seeds: list[int]) -> list[Picture]:
@@ -217,7 +217,7 @@ class _Job:
 
     @staticmethod
     def _counter(plan: samplers.Plan, tell: Callable[[int], None]) -> Callable[[float], None]:
-        """Turns calls of the model into steps: by their number, or by how far the noise fell where that is unknown."""
+        """Turn UNet calls into step numbers: by counting or, for adaptive samplers, by how far the noise fell."""
         if plan.sampler.is_adaptive:
             high, low = math.log(plan.sigmas[0]), math.log(plan.span[0])
             return lambda sigma: tell(min(plan.steps, math.ceil(plan.steps * (high - math.log(sigma)) / (high - low))))
@@ -246,9 +246,9 @@ class _Job:
         return pictures
 
     def _inpaint_input(self, size: tuple[int, int]) -> Tensor | None:
-        """What a nine-channel checkpoint wants beside the latents: the mask, then the picture without what it hides.
+        """The extra input of a nine-channel inpainting UNet: the mask, then the image with the masked part hidden.
 
-        Without a picture, or at another size than it has, everything is hidden.
+        Without a start image, or at another size than the recipe's (second pass), everything is hidden.
         """
         channels = int(self._model.unet.config.in_channels)
         if channels == 4:
@@ -258,7 +258,7 @@ class _Job:
                                channels=channels)  # fmt: skip
         recipe, (width, height), device = self._recipe, size, self._model.device
         begun = self._start if size == (recipe.width, recipe.height) else None
-        # what is hidden is middle grey: 0 between -1 and 1, where rules 1 took 0.5
+        # the hidden part is mid-grey: 0 in the range -1 … 1, or 0.5 under recipe rules 1
         shown, hidden = torch.full((1, 3, height, width), 0.0 if recipe.rules > 1 else 0.5), None
         mask = torch.ones(1, 1, height // 8, width // 8)
         if recipe.rules == 1 and begun is not None and begun.hidden is not None and begun.mask is not None:

@@ -1,7 +1,7 @@
-"""A picture to start from, with its mask: brought to the rendering's size, and put back into what was kept.
+"""Prepare an img2img start image and its mask, and composite the preserved part over the result.
 
-What is done with 8-bit pixels is done with Pillow in the order that A1111's web UI does it, so that the same pixels
-come out: sizes by Lanczos, the mask's edge by a Gaussian, the kept part laid over the result.
+8-bit pixels are processed with Pillow in the same order as in A1111's web UI, so that the pixels are the same: Lanczos
+resizing, Gaussian mask blur, the preserved part composited over the result.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from civman.domain.recipes.recipe import StartImage
 from civman.errors import Cause, UsageError
 
 _BLUR_REACH = 2.5
-"""Standard deviations of the Gaussian that are counted on each side."""
+"""Reach of the mask's Gaussian blur on each side, in standard deviations."""
 _FILLS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
-"""Radius of a blur and how often it is laid over the others, for the masked content "fill"."""
+"""(radius of a Gaussian blur, how many times it is composited) for the masked content "fill"."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartPicture:
-    """A start picture ready to be encoded.
+    """A start image ready to be encoded by the VAE.
 
-    `image`: (1, 3, H, W) in -1 … 1 at the rendering's size, or at its own for a latent upscale. `mask`: (1, 1, h, w), 1
-    where latents are painted anew. `hidden`: (1, 1, H, W), 1 where an inpainting checkpoint may not look. `put_back`:
-    makes the final 8-bit pixels of the drawn ones (8 bits by rules 2, 0 … 1 by rules 1).
+    `image`: (1, 3, H, W) in -1 … 1 at the render size, or at its own size for a latent upscale. `mask`: (1, 1, h, w), 1
+    where latents are inpainted. `hidden`: (1, 1, H, W), 1 where it is hidden from an inpainting checkpoint. `put_back`:
+    composites the preserved part over the rendered pixels (8 bits under recipe rules 2, 0 … 1 under rules 1).
     """
 
     image: Tensor
@@ -39,8 +39,11 @@ class StartPicture:
 
 
 def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pixels | None) -> StartPicture:
-    """The start picture by rules 2. Raises: UsageError (`empty-mask`): only the masked part is wanted, and none is."""
-    from PIL import Image  # 0.1 s that text to picture need not spend
+    """Prepare a start image under recipe rules 2.
+
+    Raises: UsageError (`empty-mask`): "only masked" with an empty mask.
+    """
+    from PIL import Image  # importing this takes 0.1 s, which txt2img does not need
 
     image, modes = Image.fromarray(picture), (start.resize_mode, "resize and fill")
     if mask is None:
@@ -71,7 +74,7 @@ def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pix
 
 
 def prepare_1(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pixels | None) -> StartPicture:
-    """The start picture by rules 1: the mask's edge is softened only where the kept part is put back."""
+    """Prepare a start image under recipe rules 1: the mask is blurred only for the final compositing."""
     width, height = size
     image = to_tensor(resized(picture, width, height))
     if mask is None:
@@ -86,7 +89,7 @@ def prepare_1(start: StartImage, size: tuple[int, int], picture: Pixels, mask: P
 
 
 def blurred(mask: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
-    """The mask with its edge softened: a Gaussian along each row, then along each column, to 8 bits after each."""
+    """Blur a mask with a Gaussian along each row, then along each column, rounding to 8 bits after each."""
     if radius <= 0:
         return mask
     reach = int(_BLUR_REACH * radius + 0.5)
@@ -95,7 +98,7 @@ def blurred(mask: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
     for axis in (1, 0):
         wide = [(0, 0), (0, 0)]
         wide[axis] = (reach, reach)
-        # mirrored without the edge itself, as often as the radius asks for
+        # "reflect" does not repeat the edge pixel, and reflects again if the radius exceeds the image
         padded = np.pad(mask.astype(np.float64), wide, mode="reflect")
         size = mask.shape[axis]
         total = np.zeros(mask.shape)
@@ -106,9 +109,9 @@ def blurred(mask: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
 
 
 def region(mask: Any, padding: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box around the painted part of a Pillow mask, with padding, widened to the shape of `size` where that fits.
+    """The padded bounding box of a Pillow mask's white area, widened to the aspect ratio of `size` if it fits.
 
-    Raises: UsageError (`empty-mask`): nothing is painted.
+    Raises: UsageError (`empty-mask`): the mask is empty.
     """
     box = mask.getbbox()
     if box is None:
@@ -126,7 +129,7 @@ def region(mask: Any, padding: int, size: tuple[int, int]) -> tuple[int, int, in
 
 
 def _widened(begin: int, end: int, more: int, limit: int) -> tuple[int, int]:
-    """A stretch made longer on both sides, moved inside and cut to what there is."""
+    """Widen an interval by `more` on both sides together, shift it into 0 … `limit` and clip it."""
     begin, end = begin - more // 2, end + more - more // 2
     if end >= limit:
         begin, end = begin - (end - limit), limit
@@ -136,7 +139,7 @@ def _widened(begin: int, end: int, more: int, limit: int) -> tuple[int, int]:
 
 
 def fitted(image: Any, size: tuple[int, int], mode: str) -> Any:
-    """A Pillow picture or mask at another size: stretched, cropped to the shape, or with its edges drawn out."""
+    """Resize a Pillow image or mask: stretch it, crop it to the aspect ratio, or extend its edge pixels (`mode`)."""
     from PIL import Image
 
     width, height = size
@@ -161,7 +164,7 @@ def fitted(image: Any, size: tuple[int, int], mode: str) -> Any:
 
 
 def _filled(image: Any, mask: Any) -> Any:
-    """The picture with the masked part painted in the colours around it."""
+    """Fill the masked part of an image with blurred surrounding colours, as for A1111's masked content "fill"."""
     from PIL import Image, ImageFilter, ImageOps
 
     result, around = Image.new("RGBA", image.size), Image.new("RGBa", image.size)
@@ -174,7 +177,7 @@ def _filled(image: Any, mask: Any) -> Any:
 
 
 def _kept_part(image: Any, mask: Any) -> Any:
-    """The picture, as transparent as the mask is white."""
+    """The image with an alpha channel that is transparent where the mask is white: the part to preserve."""
     from PIL import Image, ImageOps
 
     kept = Image.new("RGBa", image.size)
@@ -183,7 +186,7 @@ def _kept_part(image: Any, mask: Any) -> Any:
 
 
 def _laid_over(drawn: Pixels, kept: Any, box: tuple[int, int, int, int] | None) -> Pixels:
-    """The kept part over what was drawn, which stands in `box` where only that was drawn."""
+    """Composite the preserved part over the rendered image, first placing it in `box` if only that was rendered."""
     from PIL import Image
 
     result = Image.fromarray(drawn)
