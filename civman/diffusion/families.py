@@ -1,8 +1,9 @@
-"""Which family a checkpoint is of, and the dimensions of its parts, read from tensor names and shapes. No torch.
+"""Identify a checkpoint's family and its components' dimensions from tensor names and shapes. No torch.
 
-What the shapes tell wins over the family's usual numbers, so that thin, pruned and tiny variants load as they are.
-Three numbers are in no shape: attention heads, norm groups and the VAE's scale. They follow the family's rule; a file
-may state its own in the metadata entry `civman.config` (JSON: component → {option: value}).
+Dimensions that the shapes reveal take precedence over the family's defaults, so that slim, pruned and tiny variants
+load as well. Three are not visible in any shape: attention heads, norm groups and the VAE's scaling factor. They follow
+the family's rule, unless the file specifies its own in the metadata entry `civman.config` (JSON: component → {option:
+value}).
 """
 
 import json
@@ -29,7 +30,7 @@ TITLES = {
 
 
 class Family(StrEnum):
-    """Checkpoint families that can be rendered."""
+    """The checkpoint families that can be rendered."""
 
     SD1 = "sd1"
     SD2 = "sd2"
@@ -38,12 +39,12 @@ class Family(StrEnum):
 
     @property
     def facts(self) -> Config:
-        """The family's usual numbers, from `configs/`."""
+        """The family's default configuration, from `configs/`."""
         return cast("Config", json.loads(files(__package__).joinpath("configs", f"{self}.json").read_text("utf-8")))
 
     @property
     def is_xl(self) -> bool:
-        """Whether sizes and a pooled text vector go into the UNet beside the prompt."""
+        """Whether the UNet takes image sizes and a pooled text vector in addition to the prompt."""
         return self in (Family.SDXL, Family.REFINER)
 
 
@@ -51,9 +52,9 @@ _BY_CONTEXT = {768: Family.SD1, 1024: Family.SD2, 2048: Family.SDXL, 1280: Famil
 
 
 def family_of(names: Shapes) -> Family:
-    """The family whose text encoders the file holds; without any, the one of the UNet's context width.
+    """Identify the family by the text encoders in the file or, if it has none, by the UNet's context width.
 
-    Raises: CannotRender: no UNet in the original layout, or one of a family that civman does not render.
+    Raises: CannotRender: there is no UNet in the original layout, or it is of a family that civman cannot render.
     """
     if f"{UNET}input_blocks.0.0.weight" not in names:
         raise CannotRender(
@@ -80,11 +81,11 @@ def family_of(names: Shapes) -> Family:
 
 
 def require_known_rules(names: Iterable[str], form: WeightForm, file: str) -> None:
-    """Refuse a checkpoint that a renderer would load and then draw wrong, by its name.
+    """Refuse a checkpoint that would load but whose images would be wrong; it is recognised by its tensors.
 
     Raises:
-        CannotRender: the weights are packed in a way that civman cannot undo (`quantised-weights`), or the model was
-            trained for noise levels that civman does not have (`unknown-prediction`).
+        CannotRender: the weights are quantised in a format that civman cannot convert back (`quantised-weights`), or
+            the model was trained for noise levels that civman does not support (`unknown-prediction`).
     """
     if not form.is_computable:
         raise CannotRender(
@@ -110,16 +111,16 @@ _EDM = (
     (frozenset({"edm_mean", "edm_std"}), "Playground 2.5"),
     (frozenset({"edm_vpred.sigma_max"}), "CosXL"),
 )
-"""Tensors by which such checkpoints say so, and the model best known for them."""
+"""Marker tensors of checkpoints trained on EDM noise levels, and the best-known model that has them."""
 
 
 def component_configs(
     family: Family, shapes: Shapes, vae: Shapes, metadata: Mapping[str, str], stated: Mapping[str, Config]
 ) -> dict[str, Config]:
-    """Component → construction arguments, for every component the family has.
+    """The constructor arguments of every component of the family, by component.
 
-    `shapes` are the checkpoint's, `vae` those of the VAE to use (names without prefix); `stated` wins over everything
-    (a config folder), then the file's own metadata, then the shapes, then the family.
+    `shapes` are the checkpoint's, `vae` those of the VAE in use (names without prefix). In order of precedence:
+    `stated` (a config folder), the file's own metadata, the shapes, the family's defaults.
     """
     try:
         return _component_configs(family, shapes, vae, metadata, stated)
@@ -165,13 +166,13 @@ def require_parts(family: Family, parts: Iterable[str], name: str) -> None:
 
 
 def text_prefix(usual: Config, names: Shapes) -> str | None:
-    """Where in the file this text encoder is, or None when it is not there."""
+    """The prefix of this text encoder's tensors in the file, or None if the file does not contain it."""
     probe = "embeddings.token_embedding.weight" if usual["layout"] == "transformers" else "token_embedding.weight"
     return next((p for p in usual["prefixes"] if p + probe in names), None)
 
 
 def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Config:
-    """Arguments of diffusers' UNet2DConditionModel for these shapes (names with the UNet's prefix)."""
+    """The arguments of diffusers' UNet2DConditionModel for these shapes (names with the UNet's prefix)."""
     down = _levels(shapes, "input_blocks", start=1)
     up = _levels(shapes, "output_blocks", start=0)
     if not down or len(up) != len(down):
@@ -197,7 +198,8 @@ def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Conf
     climbing = _depths_per_level(up, middle)
     if climbing != depths[::-1] and any(isinstance(d, list) for d in [*depths, *climbing]):
         config["reverse_transformer_layers_per_block"] = climbing
-    if f"{UNET}middle_block.0.in_layers.2.weight" not in shapes:  # distilled models like KOALA-700M have none
+    # distilled models such as KOALA-700M have no middle block
+    if f"{UNET}middle_block.0.in_layers.2.weight" not in shapes:
         config["mid_block_type"] = None
     elif middle == 0:
         config["mid_block_type"] = "UNetMidBlock2D"
@@ -209,7 +211,7 @@ def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Conf
 
 
 def vae_config(usual: Config, shapes: Shapes) -> Config:
-    """Arguments of diffusers' AutoencoderKL for these shapes (names without prefix)."""
+    """The arguments of diffusers' AutoencoderKL for these shapes (names without prefix)."""
     decoder_only = not any(name.startswith("encoder.") for name in shapes)
     side = "decoder.up" if decoder_only else "encoder.down"
     channels, level = [], 0
@@ -227,13 +229,13 @@ def vae_config(usual: Config, shapes: Shapes) -> Config:
         "layers_per_block": layers,
         "down_block_types": ["DownEncoderBlock2D"] * level,
         "up_block_types": ["UpDecoderBlock2D"] * level,
-        # the family's 128 channels in 32 groups: four channels a group where 32 do not fit
+        # the family has 128 channels in 32 groups; if 32 groups do not fit, use four channels per group
         "norm_num_groups": groups if _fits(groups, channels) else _groups(max(1, min(channels) // 4), channels),
     }
 
 
 def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
-    """Arguments of transformers' CLIPTextConfig for the encoder under `prefix`."""
+    """The arguments of transformers' CLIPTextConfig for the text encoder under this prefix."""
     if usual["layout"] == "transformers":
         table, places = shapes[f"{prefix}embeddings.token_embedding.weight"], "embeddings.position_embedding.weight"
         layers, inner = _count(shapes, f"{prefix}encoder.layers."), "encoder.layers.0.mlp.fc1.weight"
@@ -241,7 +243,7 @@ def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
         table, places = shapes[f"{prefix}token_embedding.weight"], "positional_embedding"
         layers, inner = _count(shapes, f"{prefix}transformer.resblocks."), "transformer.resblocks.0.mlp.c_fc.weight"
     hidden = table[1]
-    # SD 2 ends one layer early; 23 layers are what is left in a file already pruned to that
+    # SD 2 skips the last layer; a file with 23 layers has already been pruned to that
     dropped = 0 if layers == 23 else int(usual["drop_last_layers"])
     return {
         "vocab_size": table[0],
@@ -254,14 +256,14 @@ def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
         "hidden_act": usual["hidden_act"],
         "layer_norm_eps": 1e-5,
         "bos_token_id": 49406,
-        # with the hub's value 2, transformers pools at the highest id, which an added embedding's rows would be
+        # with the hub's value 2, transformers would pool at the highest id, which an added embedding may have
         "eos_token_id": 49407,
         "pad_token_id": 49407 if usual["layout"] == "transformers" else 0,
     }
 
 
 class _Layer:
-    """One numbered block of the UNet: its width and how many transformer blocks it has (0: no attention)."""
+    """One numbered block of the UNet: its channels and its number of transformer blocks (0: no attention)."""
 
     __slots__ = ("channels", "depth")
 
@@ -299,7 +301,7 @@ def _attends(level: Iterable[_Layer]) -> bool:
 
 
 def _depths_per_level(levels: list[list[_Layer]], middle: int) -> list[Any]:
-    """Transformer blocks of each level; the last one's number is also the middle block's, which has the say there."""
+    """Transformer blocks per level; a last level without attention gets the number of the middle block."""
     depths: list[Any] = []
     for number, level in enumerate(levels):
         if not _attends(level):

@@ -1,18 +1,17 @@
-"""diffusers' and transformers' model classes, imported when a model is built and without the rest of those libraries.
+"""Import diffusers' and transformers' model classes when a model is built, without the rest of those libraries.
 
-Importing one UNet the plain way also imports every transformer diffusers has, torch's compiler, its distributed
-tensors, PEFT, sympy and (where present) scipy: 5.1 of 6.3 CPU seconds, against 1.1 of 2.4 this way [2 cores, torch
-2.13]. While the first import runs, five things are switched off, and nothing else is changed:
+Importing one UNet the plain way also imports all of diffusers' transformer models, torch's compiler, its distributed
+tensors, PEFT, sympy and (if installed) scipy: 5.1 of 6.3 CPU seconds, against 1.1 of 2.4 this way [2 cores, torch
+2.13]. During the first import, five things are disabled or replaced, and nothing else is changed:
 
-* the `__init__` of packages that import or list all their siblings (four of diffusers', two of transformers', two of
-  scipy's) runs at the first use of a name from it;
-* PEFT is a stand-in with the one class that diffusers asks for, which answers as the real one once that is imported;
-  and a UNet's call does not import it either, to scale layers that only PEFT makes;
-* `torch._dynamo` is a stand-in whose decorators do nothing (they mark functions for a compiler that is not used);
-* `torch.distributed.is_available()` says no, so that transformers leaves its sharding out;
-* transformers does not find scipy (its loss functions for detectors want it).
+* the `__init__` of packages that import or list all their submodules (four of diffusers', two of transformers', two of
+scipy's) runs when a name from it is first used; * PEFT is replaced by a stub with the one class that diffusers needs,
+which behaves like the real one once that is imported; calling a UNet does not import PEFT either, to scale layers that
+only PEFT creates; * `torch._dynamo` is replaced by a stub whose decorators do nothing (they mark functions for a
+compiler that is not used); * `torch.distributed.is_available()` returns False, so that transformers skips its sharding
+code; * transformers does not find scipy (which it needs only for the loss functions of object detectors).
 
-Where another part of the program has imported diffusers or transformers already, all of this is left out.
+If another part of the program has already imported diffusers or transformers, none of this is done.
 """
 
 import importlib
@@ -30,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# civman's pictures come from files it holds; nothing that is imported below may think of asking a hub
+# civman renders from local files, so nothing imported below may contact a model hub
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 _LAZY_FIRST = ("transformers.models", "transformers.models.clip")
@@ -42,11 +41,11 @@ _LOCK = threading.Lock()
 
 
 def construct(component: str, config: dict[str, Any]) -> nn.Module:
-    """A component ("unet", "vae", "text_encoder", "text_encoder_2") with these arguments, on torch's default device."""
+    """Build a component ("unet", "vae", "text_encoder", "text_encoder_2") on torch's default device."""
     if component in ("unet", "vae"):
         has_encoder = not config.get("decoder_only")
         made: Any = _import(_diffusion)[component](**{k: v for k, v in config.items() if k != "decoder_only"})
-        if not has_encoder:  # nothing can be read with it then, which `civman.diffusion.vae_codec` says
+        if not has_encoder:  # such a VAE cannot encode; `civman.diffusion.vae_codec` raises an error for it
             made.encoder = made.quant_conv = None
         model: nn.Module = made
         return model
@@ -72,9 +71,9 @@ def _text() -> Any:
 def _import(what: Callable[[], Any]) -> Any:
     with _LOCK:
         if "diffusers" not in sys.modules and "transformers" not in sys.modules:
-            # torch's default device would reach tensors that the libraries make while being imported
+            # torch's default device would also apply to tensors that the libraries create while being imported
             with _no_compiler(), _no_distribution(), torch.device("cpu"):
-                importlib.import_module("diffusers")  # it notes here whether scipy and PEFT exist
+                importlib.import_module("diffusers")  # diffusers detects scipy and PEFT here
                 with _no_scipy():
                     for name in _LAZY_FIRST:
                         _postpone(name)
@@ -96,7 +95,7 @@ def _no_compiler() -> Iterator[None]:
         yield
     finally:
         del sys.modules["torch._dynamo"]
-        # set by the import of the stand-in; the real one comes on first use
+        # importing the stub sets this attribute; the real module is imported on first use
         vars(torch).pop("_dynamo", None)
 
 
@@ -141,7 +140,7 @@ def _no_peft() -> Iterator[None]:
 
 
 def _scale_where_peft_is() -> None:
-    """Each call of a UNet scales PEFT's layers, importing PEFT to find them: where it was never imported, none is."""
+    """Keep UNet calls from importing PEFT to scale its layers: if PEFT was never imported, there are none."""
     utils = importlib.import_module("diffusers.utils.peft_utils")
     for name in ("scale_lora_layers", "unscale_lora_layers"):
         setattr(utils, name, _only_with_peft(getattr(utils, name)))
@@ -162,7 +161,7 @@ def _forget_peft() -> None:
 
 
 class _PeftStandIn(ModuleType):
-    """Becomes the real package as soon as somebody wants anything else of it."""
+    """A stub for PEFT; imports the real package as soon as any other attribute is accessed."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -173,17 +172,17 @@ class _PeftStandIn(ModuleType):
 
 class _IsTunerLayer(type):
     def __instancecheck__(cls, instance: object) -> bool:
-        # without the real module there is no such layer
+        # if the real module is not imported, no such layer exists
         real = sys.modules.get(_PEFT[2])
         return real is not None and isinstance(instance, real.BaseTunerLayer)
 
 
 class _TunerLayer(metaclass=_IsTunerLayer):
-    """What diffusers holds as PEFT's BaseTunerLayer: it only asks whether a module is one."""
+    """Replaces PEFT's BaseTunerLayer, which diffusers only uses in isinstance checks."""
 
 
 def _stand_in() -> ModuleType:
-    """Enough of torch._dynamo for decorators. Its submodules are the real ones."""
+    """A stub for torch._dynamo with just enough for its decorators. Its submodules are the real ones."""
 
     def unchanged(function: Any = None, *_: Any, **__: Any) -> Any:
         return (lambda inner: inner) if function is None else function
@@ -197,7 +196,7 @@ def _stand_in() -> ModuleType:
 
 
 class _Postponed(ModuleType):
-    """A package whose submodules can be imported before its own `__init__` has run; that runs at the first miss."""
+    """A package whose submodules can be imported before its own `__init__` runs; a missing attribute runs it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or self.__spec__ is None or self.__spec__.loader is None:
@@ -207,7 +206,7 @@ class _Postponed(ModuleType):
             self.__spec__.loader.exec_module(self)
             if name in vars(self):
                 return vars(self)[name]
-        real = sys.modules[self.__name__]  # transformers puts another module in its own place
+        real = sys.modules[self.__name__]  # transformers replaces itself in sys.modules by another module
         if real is self:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(real, name)

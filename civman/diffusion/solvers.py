@@ -1,14 +1,14 @@
-"""The samplers' arithmetic, in the form of Karras et al.: x = clean picture + σ · noise.
+"""The samplers' arithmetic, in the notation of Karras et al.: x = clean image + σ · noise.
 
-A solver is a generator. It yields (x, σ) where it wants the model asked, is sent the model's clean picture back, and
-returns the last x. So it keeps its history in local variables, may ask as often as it likes per step, and runs the
-same on tensors and on plain numbers (which is how `evaluations` lists the levels it will ask for). `noise(σ, σ')`
-gives unit noise for the step between two levels. Here are the solvers of the Euler and Adams-Bashforth kinds; those of
-the DPM kind are in `solvers_dpm`, rarer ones in `solvers_rare`.
+A solver is a generator. It yields (x, σ) to request a model evaluation, receives the denoised prediction through
+`send`, and returns the final x. So it can keep its history in local variables, evaluate the model any number of times
+per step, and run on tensors as well as on plain floats (which is how `evaluations` lists the noise levels in advance).
+`noise(σ, σ')` returns unit noise for the step between two levels. This module contains the Euler and Adams-Bashforth
+families; the DPM family is in `solvers_dpm`, rarer solvers are in `solvers_rare`.
 
 Sources: Karras et al. 2022 (Euler, Heun, DPM2's midpoint in log σ); Liu et al. 2022 (PLMS); Zhang & Chen 2022 (DEIS);
-Zhao et al. 2023 (UniPC); Luo et al. 2023 (LCM); Song et al. 2021 (DDIM). Ancestral steps split σ' so that
-σ_down² + σ_up² = σ'². Measured against k-diffusion and diffusers in tests/diffusion/test_schedulers.py.
+    Zhao et al. 2023 (UniPC); Luo et al. 2023 (LCM); Song et al. 2021 (DDIM). Ancestral steps split σ' so that σ_down² +
+    σ_up² = σ'². Measured against k-diffusion and diffusers in tests/diffusion/test_schedulers.py.
 """
 
 import math
@@ -18,7 +18,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
-# a tensor in use, a float when dry-run; torch's own types would shut the second out
+# a tensor when sampling, a float in a dry run, which torch's own type annotations would not allow
 X = Any
 Noise = Callable[[float, float], X]
 Steps = Generator[tuple[X, float], Any, X]
@@ -26,11 +26,11 @@ Steps = Generator[tuple[X, float], Any, X]
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How much fresh noise a sampler adds.
+    """Settings for the fresh noise that a sampler adds.
 
-    `eta`: the share of what an ancestral or SDE step may add; `s_noise`: factor on it. `s_churn`, over all steps: noise
-    that Euler, Heun and DPM2 add before each step whose level lies within `s_tmin` and `s_tmax`. Source of the last
-    four: Karras et al. 2022, algorithm 2.
+    `eta`: the fraction of the noise that an ancestral or SDE step may add; `s_noise`: a factor on that noise.
+    `s_churn`, spread over all steps: noise that Euler, Heun and DPM2 add before each step whose level is between
+    `s_tmin` and `s_tmax`. Source of the last four: Karras et al. 2022, algorithm 2.
     """
 
     eta: float = 1.0
@@ -39,7 +39,7 @@ class Tuning:
     s_tmin: float = 0.0
     s_tmax: float = math.inf
     is_single: bool = False
-    """Levels at which a Brownian path is asked are rounded as k-diffusion rounds them."""
+    """Round the noise levels at which a Brownian path is queried as k-diffusion rounds them."""
 
 
 PLAIN: Final = Tuning()
@@ -50,7 +50,7 @@ def solve(
     solver: Solver, x: X, sigmas: Sequence[float], noise: Noise, clean: Callable[[X, float], Any],
     tuning: Tuning = PLAIN,
 ) -> X:  # fmt: skip
-    """Runs a solver to its end; `clean(x, σ)` is the model. CFG++ solvers want (clean, clean without the prompt)."""
+    """Run a solver to its end; `clean(x, σ)` calls the model. For CFG++ solvers it returns (guided, unguided)."""
     steps = solver(x, sigmas, noise, tuning)
     answer = None
     while True:
@@ -64,7 +64,7 @@ def solve(
 def evaluations(
     solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN, *, in_pairs: bool = False
 ) -> list[float]:
-    """The levels at which the model will be asked, in order; `in_pairs`: the solver wants two clean pictures."""
+    """The noise levels of all model evaluations, in order; `in_pairs`: the solver is a CFG++ one, see `solve`."""
     levels: list[float] = []
 
     def note(_: X, sigma: float) -> Any:
@@ -76,19 +76,20 @@ def evaluations(
 
 
 def ancestral(here: float, after: float, eta: float = 1.0) -> tuple[float, float]:
-    """(σ_down, σ_up): how far to step down so that adding σ_up of fresh noise ends at `after`."""
+    """(σ_down, σ_up): step down to σ_down, then add σ_up of fresh noise, to arrive at the level `after`."""
     if not eta:
         return after, 0.0
-    # of two levels that differ in their last digits the rounded difference may be negative
+    # if the two levels differ only in their last digits, the rounded difference may be negative
     up = min(after, eta * math.sqrt(max(after**2 * (here**2 - after**2) / here**2, 0.0)))
     return math.sqrt(after**2 - up**2), up
 
 
 def churned(x: X, here: float, after: float, count: int, noise: Noise, tuning: Tuning) -> tuple[X, float]:
-    """(x, σ) with the noise that `s_churn` adds before a step; unchanged where it adds none."""
+    """(x, σ) after adding the noise of `s_churn` that precedes a step; unchanged if it adds none at this level."""
     if not tuning.s_churn:
         return x, here
-    fresh = noise(here, after)  # drawn in every step, also where it is not added: the stream goes on as elsewhere
+    # drawn in every step, even if it is not added, so that the stream advances as in k-diffusion
+    fresh = noise(here, after)
     if not tuning.s_tmin <= here <= tuning.s_tmax:
         return x, here
     above = here * (1 + min(tuning.s_churn / count, math.sqrt(2) - 1))
@@ -96,7 +97,7 @@ def churned(x: X, here: float, after: float, count: int, noise: Noise, tuning: T
 
 
 def euler(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """One evaluation a step, first order."""
+    """Euler's method: first order, one evaluation per step."""
     for begin, after in pairwise(sigmas):
         x, here = churned(x, begin, after, len(sigmas) - 1, noise, tuning)
         clean = yield x, here
@@ -105,7 +106,7 @@ def euler(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -
 
 
 def euler_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Euler to below the next level, then fresh noise up to it."""
+    """Euler ancestral: an Euler step to below the next level, then fresh noise up to it."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         down, up = ancestral(here, after, tuning.eta)
@@ -116,7 +117,7 @@ def euler_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning 
 
 
 def ddim(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Euler; with `eta` above 0, fresh noise takes the place of a share of the predicted one (Song et al. 2021)."""
+    """DDIM: an Euler step; `eta` > 0 replaces a share of the predicted noise by fresh noise (Song et al. 2021)."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         if not tuning.eta:
@@ -131,7 +132,7 @@ def ddim(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) ->
 
 
 def heun(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Two evaluations a step, second order, the last step Euler."""
+    """Heun's method: second order, two evaluations per step; the last step is Euler's."""
     for begin, after in pairwise(sigmas):
         x, here = churned(x, begin, after, len(sigmas) - 1, noise, tuning)
         clean = yield x, here
@@ -145,7 +146,7 @@ def heun(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) ->
 
 
 def dpm2(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN, *, is_ancestral: bool = False) -> Steps:
-    """Two evaluations a step: the second half way in log σ gives the slope; the last step Euler."""
+    """DPM2: the slope is taken at the midpoint in log σ, two evaluations per step; the last step is Euler's."""
     for begin, after in pairwise(sigmas):
         here, down, up = begin, after, 0.0
         if is_ancestral:
@@ -167,7 +168,7 @@ def dpm2(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN, *,
 
 
 def lms(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """Adams-Bashforth over σ with up to four slopes."""
+    """LMS: Adams-Bashforth over σ with up to four slopes."""
     slopes: list[X] = []
     for step, (here, _) in enumerate(pairwise(sigmas)):
         clean = yield x, here
@@ -182,7 +183,7 @@ ADAMS_BASHFORTH: Final = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (5
 
 
 def plms(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """Adams-Bashforth with fixed weights, begun with one step of Heun's kind."""
+    """PLMS: Adams-Bashforth with fixed weights, started with a step like Heun's."""
     slopes: list[X] = []
     for here, after in pairwise(sigmas):
         clean = yield x, here
@@ -197,7 +198,7 @@ def plms(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) ->
 
 
 def deis(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """Second order, exponential integrator over log σ."""
+    """DEIS: second-order exponential integrator over log σ."""
     before, sigma_before = None, 0.0
     for here, after in pairwise(sigmas):
         clean = yield x, here
@@ -212,7 +213,7 @@ def deis(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) ->
 
 
 def unipc(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """Third order, B(h) = h, corrector after every step but the last, order falling to 1 at the end."""
+    """UniPC: third order, B(h) = h, a corrector after every step but the last; the order falls to 1 at the end."""
     count = len(sigmas) - 1
     cleans: list[X] = []
     base, order = x, 0
@@ -227,7 +228,7 @@ def unipc(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -
 
 
 def _unipc_move(x: X, cleans: list[X], sigmas: Sequence[float], step: int, order: int, *, arrived: X | None) -> X:
-    """From level `step` to the next; with `arrived`, the clean picture found there, the corrector's better version."""
+    """UniPC's predictor from level `step` to the next or, given the prediction there (`arrived`), its corrector."""
     here, after = sigmas[step], sigmas[step + 1]
     width = step_width(here, after)
     latest = cleans[step]
@@ -253,7 +254,7 @@ def _unipc_move(x: X, cleans: list[X], sigmas: Sequence[float], step: int, order
 
 
 def lcm(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """The clean picture with fresh noise of the next level, each step."""
+    """LCM: each step adds fresh noise of the next level to the denoised prediction."""
     for here, after in pairwise(sigmas):
         x = yield x, here
         if after > 0:
@@ -265,12 +266,12 @@ dpm2_ancestral = partial(dpm2, is_ancestral=True)
 
 
 def step_width(here: float, after: float) -> float:
-    """Length of a step in −log σ; endless where it ends without noise."""
+    """The length of a step in −log σ; infinite if it ends at σ = 0."""
     return math.log(here / after) if after > 0 else math.inf
 
 
 def _lagrange_integral(nodes: Sequence[float], which: int, start: float, end: float) -> float:
-    """∫ of the polynomial that is 1 at nodes[which] and 0 at the others; exact for four nodes or fewer."""
+    """The integral of the polynomial that is 1 at nodes[which] and 0 at the others; exact for four nodes or fewer."""
     total = 0.0
     for place, weight in ((0.5 - math.sqrt(1 / 12), 0.5), (0.5 + math.sqrt(1 / 12), 0.5)):
         at = start + (end - start) * place
@@ -283,12 +284,12 @@ def _lagrange_integral(nodes: Sequence[float], which: int, start: float, end: fl
 
 
 def _log_integral(start: float, end: float, *, zero: float) -> float:
-    """∫ log(σ / zero) dσ."""
+    """∫ log(σ / zero) dσ from `start` to `end`."""
     return end * (math.log(end / zero) - 1) - start * (math.log(start / zero) - 1)
 
 
 def _solve_vandermonde(nodes: Sequence[float], wanted: Sequence[float]) -> list[float]:
-    """Weights w with Σ wₖ·nodesₖ^p = wanted[p] for p = 0, 1, …; at most four, by elimination."""
+    """The weights w with Σ wₖ·nodesₖ^p = wanted[p] for p = 0, 1, …; for up to four nodes, by elimination."""
     size = len(nodes)
     rows = [[node**power for node in nodes] + [wanted[power]] for power in range(size)]
     for pivot in range(size):

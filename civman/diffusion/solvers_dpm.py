@@ -1,7 +1,7 @@
-"""Solvers of the DPM kind, in the form that `solvers` describes: exponential steps over λ = −log σ.
+"""Solvers of the DPM family, written as `solvers` describes: exponential integrators over λ = −log σ.
 
-Sources: Lu et al. 2022 (DPM-Solver, whose fast and adaptive forms are here; DPM-Solver++). Measured against
-k-diffusion, its noise included, in tests/diffusion/test_schedulers.py.
+Sources: Lu et al. 2022 (DPM-Solver, with its fast and adaptive variants; DPM-Solver++). Measured against k-diffusion,
+    including its noise, in tests/diffusion/test_schedulers.py.
 """
 
 import math
@@ -15,7 +15,7 @@ from civman.diffusion.solvers import PLAIN, Noise, Steps, Tuning, X, ancestral, 
 
 
 def dpmpp_2m(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """DPM-Solver++ of second order with the step before as its second evaluation."""
+    """DPM++ 2M: second-order multistep DPM-Solver++, which reuses the evaluation of the previous step."""
     before, width_before = None, 0.0
     for here, after in pairwise(sigmas):
         clean = yield x, here
@@ -32,7 +32,7 @@ def dpmpp_2m(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN
 def dpmpp_2m_sde(
     x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN, *, is_heun: bool = False
 ) -> Steps:
-    """The same for the stochastic equation; `is_heun` chooses the corrector's other form."""
+    """DPM++ 2M SDE: second-order multistep for the SDE; `is_heun` selects the Heun form of the second-order term."""
     before, width_before = None, 0.0
     for here, after in pairwise(sigmas):
         clean = yield x, here
@@ -51,7 +51,7 @@ def dpmpp_2m_sde(
 
 
 def dpmpp_3m_sde(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Third order with two steps before."""
+    """DPM++ 3M SDE: third-order multistep for the SDE, which reuses the evaluations of the two previous steps."""
     cleans: list[X] = []
     widths: list[float] = []
     for here, after in pairwise(sigmas):
@@ -76,7 +76,7 @@ def dpmpp_3m_sde(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = P
 
 
 def dpmpp_sde(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Two evaluations a step, fresh noise at both."""
+    """DPM++ SDE: two evaluations per step, with fresh noise at both."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         if after == 0:
@@ -98,7 +98,7 @@ def dpmpp_sde(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAI
 
 
 def dpmpp_2s_ancestral(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Two evaluations a step to below the next level, then fresh noise up to it."""
+    """DPM++ 2S ancestral: a step with two evaluations to below the next level, then fresh noise up to it."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         down, up = ancestral(here, after, tuning.eta)
@@ -118,7 +118,7 @@ dpmpp_2m_sde_heun = partial(dpmpp_2m_sde, is_heun=True)
 
 
 def _freshened(x: X, here: float, after: float, noise: Noise, tuning: Tuning) -> X:
-    """With the noise that an SDE step of this width adds."""
+    """Add the noise of an SDE step between these two levels to x."""
     if not tuning.eta:
         return x
     gain = -math.expm1(-2 * tuning.eta * step_width(here, after))
@@ -126,9 +126,9 @@ def _freshened(x: X, here: float, after: float, noise: Noise, tuning: Tuning) ->
 
 
 def dpm_fast(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """As many evaluations as the table has steps, in steps of third order and a shorter last one.
+    """DPM fast: as many evaluations as the table has steps, in third-order steps and a shorter last one.
 
-    Of the table only its first level, the one before the last and its length count: the steps between are even in λ.
+    It uses only the table's first level, second-to-last level and length; its own steps are evenly spaced in λ.
     """
     count, (start, end) = len(sigmas) - 1, _ends(sigmas)
     parts = count // 3 + 1
@@ -150,9 +150,9 @@ _CLOSE: Final = 1e-5
 
 
 def dpm_adaptive(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Steps as wide as the distance between second and third order allows; the table gives the two ends only.
+    """DPM adaptive: step sizes follow the difference between second and third order. Uses only the table's two ends.
 
-    Runs on tensors only: how often the model is asked depends on its answers.
+    Runs on tensors only, since the number of evaluations depends on the model's outputs.
     """
     here, end = _ends(sigmas)
     width, power = _FIRST_WIDTH, 1 / (1.5 if tuning.eta else 3)
@@ -174,13 +174,13 @@ def dpm_adaptive(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = P
 
 
 def _ends(sigmas: Sequence[float]) -> tuple[float, float]:
-    """λ of a table's first level and of the one before its last, or of its last where it has two above 0."""
+    """λ of a table's first level and of its second-to-last, or of its last if the table is two levels above 0."""
     low = sigmas[-2] if len(sigmas) > 2 or sigmas[-1] == 0 else sigmas[-1]
     return -math.log(sigmas[0]), -math.log(low)
 
 
 def _towards(here: float, after: float, end: float, tuning: Tuning) -> tuple[float, float]:
-    """(λ to step to, σ of the noise to add there) for a step between two λ; never beyond the end."""
+    """(λ to step to, σ of the noise to add there) for a step between two values of λ; never beyond the end."""
     if not tuning.eta:
         return after, 0.0
     down, _ = ancestral(math.exp(-here), math.exp(-after), tuning.eta)
@@ -189,7 +189,7 @@ def _towards(here: float, after: float, end: float, tuning: Tuning) -> tuple[flo
 
 
 def _dpm_step(x: X, here: float, after: float, order: int, slope: X) -> Any:
-    """One step of DPM-Solver of this order; yields for what it asks beside `slope`."""
+    """One DPM-Solver step of this order; yields for each evaluation needed in addition to `slope`."""
     if order == 3:
         return (yield from _dpm_pair(x, here, after, slope))[1]
     width, sigma = after - here, math.exp(-after)
@@ -201,7 +201,7 @@ def _dpm_step(x: X, here: float, after: float, order: int, slope: X) -> Any:
 
 
 def _dpm_pair(x: X, here: float, after: float, slope: X) -> Any:
-    """(second order, third order) with one and two evaluations at thirds of the step."""
+    """The second-order and the third-order result of one step; they share evaluations at one and two thirds of it."""
     width, sigma = after - here, math.exp(-after)
     third, twice = width / 3, 2 * width / 3
     first = yield from _slope_at(x - slope * (math.exp(-here - third) * math.expm1(third)), here + third)

@@ -1,8 +1,8 @@
-"""Rarer solvers, in the form that `solvers` describes: Restart, Heun++, iPNDM, DEIS over time, RES, CFG++ and others.
+"""Rarer solvers, written as `solvers` describes: Restart, Heun++, iPNDM, DEIS over time, RES, CFG++ and others.
 
 Sources: Xu et al. 2023 (Restart); Zhang & Chen 2022 (iPNDM, DEIS); Liu et al. 2022 (iPNDM); Chung et al. 2024 (CFG++);
-Permenter & Yuan 2023 (gradient estimation); Zhang et al. 2023 (RES); Ho et al. 2020 (DDPM). A CFG++ solver is sent two
-clean pictures: with guidance, and without the prompt.
+    Permenter & Yuan 2023 (gradient estimation); Zhang et al. 2023 (RES); Ho et al. 2020 (DDPM). For CFG++ solvers, each
+    evaluation returns two predictions: (guided, unguided).
 """
 
 import math
@@ -14,9 +14,9 @@ from civman.diffusion.solvers import ADAMS_BASHFORTH, PLAIN, Noise, Steps, Tunin
 
 
 def restart(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Heun; from 20 steps on, a part of them is spent on going back up from σ near 0.1 to near 2 and down again.
+    """Restart: Heun's method that, from 20 steps on, returns from σ near 0.1 to σ near 2 and repeats that part.
 
-    Where it goes back, the levels are Karras' between the table's ends, whatever the table was.
+    Then the levels are Karras' between the ends of the table, whichever schedule the table is from.
     """
     before: float | None = None
     for here, after in _restart_steps(sigmas):
@@ -51,7 +51,7 @@ def _karras(count: int, low: float, high: float, rho: float = 7.0) -> list[float
 
 
 def heunpp(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """Heun over two steps ahead, the slopes weighted by their levels; three evaluations a step, fewer at the end."""
+    """Heun++: slopes at up to two levels ahead, weighted by level; three evaluations a step, fewer at the end."""
     count, end = len(sigmas) - 1, sigmas[-1]
     for place, (begin, after) in enumerate(pairwise(sigmas)):
         x, here = churned(x, begin, after, count, noise, tuning)
@@ -76,7 +76,7 @@ def heunpp(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) 
 
 
 def ipndm(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """Adams-Bashforth with fixed weights, begun with Euler's step."""
+    """Adams-Bashforth with fixed weights, started with an Euler step (iPNDM)."""
     slopes: list[X] = []
     for here, after in pairwise(sigmas):
         clean = yield x, here
@@ -87,7 +87,7 @@ def ipndm(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -
 
 
 def ipndm_v(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """The same with weights for steps of unequal width."""
+    """Adams-Bashforth with weights for steps of unequal width (iPNDM-v)."""
     slopes: list[X] = []
     for place, (here, after) in enumerate(pairwise(sigmas)):
         clean = yield x, here
@@ -99,7 +99,7 @@ def ipndm_v(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN)
 
 
 def _unequal_weights(widths: Sequence[float]) -> list[float]:
-    """Weights of the slopes, latest first; `widths` of the step to come and of those before."""
+    """Adams-Bashforth weights, latest slope first; `widths` are those of the coming step and of the previous ones."""
     if len(widths) == 1:
         return [1.0]
     now, one = widths[0], widths[1]
@@ -128,7 +128,7 @@ _DEIS_LOW, _DEIS_HIGH, _DEIS_BEGIN = 0.002, 80.0, 1e-3
 
 
 def deis_over_time(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """Third order over the time of a process whose β grows linearly from σ 0.002 to 80; the last step Euler."""
+    """DEIS over the time of a process with linear β and σ from 0.002 to 80: third order; the last step is Euler's."""
     high, low = math.log(_DEIS_HIGH**2 + 1), math.log(_DEIS_LOW**2 + 1)
     growth = 2 * (low / _DEIS_BEGIN - high) / (_DEIS_BEGIN - 1)
     first = high - growth / 2
@@ -147,8 +147,8 @@ def deis_over_time(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning =
 
 
 def _time_weights(nodes: Sequence[float], end: float, first: float, growth: float) -> list[float]:
-    """∫ of dσ/dt times each Lagrange polynomial, as the sum over even points that the other programs take."""
-    import numpy as np  # 0.1 s, which the other solvers do without
+    """The integral of dσ/dt times each Lagrange polynomial, summed over evenly spaced points as in other programs."""
+    import numpy as np  # importing this takes 0.1 s; no other solver needs it
 
     points = np.linspace(nodes[0], end, _DEIS_POINTS)
     exponent = growth / 2 * points**2 + first * points
@@ -163,7 +163,7 @@ def _time_weights(nodes: Sequence[float], end: float, first: float, growth: floa
 
 
 def ddpm(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """The step of the paper that began it: towards the clean picture, then the posterior's noise."""
+    """DDPM, the original sampler: a step towards the denoised prediction, then noise with the posterior's variance."""
     for here, after in pairwise(sigmas):
         clean = yield x, here
         signal, signal_after = 1 / (1 + here**2), 1 / (1 + after**2)
@@ -176,7 +176,7 @@ def ddpm(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) ->
 
 
 def gradient_estimation(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """Euler along twice the slope less the slope before."""
+    """Gradient estimation: an Euler step along twice the current slope minus the previous one."""
     before = None
     for here, after in pairwise(sigmas):
         clean = yield x, here
@@ -191,7 +191,7 @@ def gradient_estimation(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tun
 def res_multistep(
     x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN, *, is_ancestral: bool = False
 ) -> Steps:
-    """Exponential integrator of second order with the step before as its second evaluation."""
+    """RES multistep: a second-order exponential integrator that reuses the evaluation of the previous step."""
     before, down_before = None, 0.0
     for place, (here, after) in enumerate(pairwise(sigmas)):
         clean = yield x, here
@@ -213,7 +213,7 @@ def res_multistep(
 def euler_cfgpp(
     x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN, *, is_ancestral: bool = False
 ) -> Steps:
-    """From the guided clean picture along the slope of the unguided one."""
+    """Euler CFG++: start from the guided prediction and step along the slope of the unguided one."""
     for here, after in pairwise(sigmas):
         clean, unguided = yield x, here
         down, up = ancestral(here, after, tuning.eta if is_ancestral else 0.0)
@@ -224,7 +224,7 @@ def euler_cfgpp(
 
 
 def ddim_cfgpp(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
-    """DDIM of the same kind; its `eta` as DDIM's."""
+    """DDIM CFG++: start from the guided prediction and step along the unguided slope; `eta` is as in DDIM."""
     for here, after in pairwise(sigmas):
         clean, unguided = yield x, here
         signal, signal_after = 1 / (1 + here**2), 1 / (1 + after**2)
@@ -238,7 +238,7 @@ def ddim_cfgpp(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLA
 
 
 def dpmpp_2m_cfgpp(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """DPM-Solver++ of second order of the same kind."""
+    """DPM++ 2M CFG++: second-order multistep from the guided prediction along the slope of the unguided one."""
     before, width_before = None, 0.0
     for here, after in pairwise(sigmas):
         clean, unguided = yield x, here
