@@ -1,1 +1,1 @@
-"""The command line: a thin shell over `civman.library.Library`."""
+"""The command line interface, a thin layer over `civman.library.Library`."""

@@ -1,4 +1,4 @@
-"""`civman login`, `civman logout`, `civman whoami` and `civman config`."""
+"""The commands `civman login`, `civman logout`, `civman whoami` and `civman config`."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated

@@ -1,4 +1,4 @@
-"""The root command, and `main`: the one place where an error becomes words and an exit code."""
+"""The root command, and `main`, the only place where an error becomes a message and an exit code."""
 
 import gc
 import os
@@ -48,9 +48,9 @@ def _root(
 
 
 def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None = None) -> int:
-    """Run one command and give its exit code; every error has been told when this returns.
+    """Run one command and return its exit code. Errors have been printed when this returns.
 
-    `make_library` opens the library in place of `Library`, for those who embed the commands.
+    `make_library` opens the library instead of `Library`; it is for programs that embed the commands.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     output = Output(as_json="--json" in arguments)
@@ -59,32 +59,36 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
         with completion.bash_words():
             ended = app(arguments, prog_name="civman", standalone_mode=False)
         if ended == ExitCode.INTERRUPTED:
-            raise KeyboardInterrupt  # noqa: TRY301  # which typer turned into a number
+            raise KeyboardInterrupt  # noqa: TRY301  # typer had turned it into an exit code
     except CivmanError as error:
         if "--debug" in arguments:
             traceback.print_exception(error)
         output.failure(error)
         return error.exit_code
     except KeyboardInterrupt:
-        exec("")  # noqa: S102  # Ctrl-C inside an `exec` (a dataclass) has `python -m` kill itself at its end; not so now
+        exec("")  # noqa: S102  # else `python -m` ends with SIGINT if Ctrl-C hit an `exec`, as of a dataclass
         output.failure(Interrupted("stopped", hint="run the same command again; a download goes on where it stopped"))
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # whoever read our output has enough; a second try at exit would print a traceback
+        # the reader has closed the pipe; without this, Python would try to flush stdout at exit and print a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
-    except Exception as error:  # noqa: BLE001  # the boundary: what gets here is a bug
+    except Exception as error:  # noqa: BLE001  # the outermost level: every other exception is a bug
         return _refused_by_typer(error, output) or _bug(error, output)
     else:
         return ExitCode.DONE
     finally:
         MAKE_LIBRARY.reset(made)
-        if argv is None:  # the process is ours
-            gc.freeze()  # or the interpreter's end looks for circles among all that was imported: 0.03 s
+        if argv is None:  # this process runs nothing else
+            # otherwise the interpreter searches all imported modules for garbage at exit, which takes 0.03 s
+            gc.freeze()
 
 
 def _refused_by_typer(error: Exception, output: Output) -> int | None:
-    """The exit code for what typer itself raises: `--help`, a wrong option, an interrupted prompt."""
+    """The exit code for an exception of typer itself; None for other exceptions.
+
+    Typer raises exceptions for `--help`, for an invalid option and for an interrupted prompt.
+    """
     kind = type(error).__name__
     if kind == "Exit":
         return int(getattr(error, "exit_code", 0)) or None

@@ -1,4 +1,4 @@
-"""`civman check`."""
+"""The command `civman check`."""
 
 from typing import TYPE_CHECKING, Annotated
 

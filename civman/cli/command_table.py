@@ -1,4 +1,4 @@
-"""All commands: the panel of `civman --help` that each one is in, and the examples at the end of its help page."""
+"""All commands: the panel of `civman --help` that lists each one, and the examples at the end of its help page."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Command:
 
     @property
     def epilog(self) -> str:
-        """The examples as the end of a help page; typer prints each paragraph on a line of its own."""
+        """The examples, formatted for the end of a help page: typer prints each paragraph on a line of its own."""
         return "\n\n".join(["Examples:", *(f"  $ {line}" for line in self.examples)])
 
 
@@ -135,11 +135,11 @@ PANELS: dict[str, tuple[Command, ...]] = {
         Command("help", help_command.help_, ("civman help render",)),
     ),
 }  # fmt: skip
-"""Every command by the panel it is shown in, in the order of `civman --help`."""
+"""Panel of `civman --help` → its commands, in the order in which they are listed."""
 
 
 def commands() -> Iterator[tuple[str, Command]]:
-    """Every command with its panel, in order."""
+    """Iterate over all commands with their panels, in the order of `civman --help`."""
     for panel, listed in PANELS.items():
         for each in listed:
             yield panel, each

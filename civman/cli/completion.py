@@ -1,4 +1,4 @@
-"""Completion of values in the shell: refs, samplers, schedules, model types, base models, layouts.
+"""Shell completion of values: refs, samplers, schedules, model types, base models, layouts.
 
 Every function is called by typer with the text typed so far and returns the values that start with it. None of them
 uses the network or changes anything; an error gives no completions, because there is nowhere to show it.
@@ -14,11 +14,11 @@ from typing import Final
 import typer
 
 _MOST: Final = 300
-"""The newest files of the library that are offered: more would only fill the screen."""
+"""How many files of the library are offered, newest first: more would only fill the screen."""
 _BREAKS: Final = ("@", ":", "=")
-"""Characters at which bash splits a word before it asks for completions."""
+"""Characters at which bash splits a word before it requests completions."""
 _PREFIXES: Final = ("sha256", "picture", "civitai")
-"""Beginnings of refs that are followed by a colon."""
+"""Prefixes of refs that are followed by a colon."""
 
 
 @contextmanager
@@ -46,7 +46,10 @@ def bash_words() -> Iterator[None]:
 
 
 def _joined(words: Sequence[str], place: int) -> tuple[list[str], int]:
-    """Words that bash split at `@`, `:` and `=`, joined again, and the place of the word with number `place`."""
+    """Rejoin words that bash split at `@`, `:` and `=`.
+
+    `place` is the index of a word; the new index is returned too.
+    """
     joined: list[str] = []
     cursor = len(words)
     for number, word in enumerate(words):
@@ -76,7 +79,7 @@ def refs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def _stored(context: typer.Context) -> list[tuple[str, str]]:
-    from civman.index import Index  # 0.05 s
+    from civman.index import Index  # importing this takes 0.05 s
     from civman.settings import load_settings
 
     path = load_settings(library=context.params.get("library")).library / "library.db"
@@ -127,7 +130,7 @@ def sort_orders(incomplete: str) -> list[tuple[str, str]]:
 
 
 def layouts(incomplete: str) -> list[tuple[str, str]]:
-    """Programs whose folder layout a view can have."""
+    """Names of the programs whose folder layout a view can have."""
     from civman.exchange.view_folders import layouts as all_layouts
 
     return _starting([(name, layout.place) for name, layout in all_layouts().items()], incomplete)

@@ -1,4 +1,4 @@
-"""`civman demo`."""
+"""The command `civman demo`."""
 
 import os
 import shlex
@@ -31,7 +31,7 @@ _DRAWING: tuple[tuple[str, ...], ...] = (
     ),
     ("renders", "--limit", "3"),
 )  # fmt: skip
-"""What comes besides where the parts for rendering are installed; then the newest picture is made again."""
+"""Further steps if the packages for rendering are installed; afterwards the newest image is replayed."""
 
 
 def demo(
@@ -49,7 +49,7 @@ def demo(
     settings = load_settings(library=library)
     place = settings.library
     if settings.sources["library"] == "default":
-        place = place.with_name("demo-library")  # a person's own library is not the place for demo models
+        place = place.with_name("demo-library")  # do not add demo models to the user's own library
     with CivitaiServer(port=port) as server:
         environ = {
             **os.environ,
@@ -75,7 +75,7 @@ def demo(
 
 
 def _run(step: tuple[str, ...], environ: dict[str, str]) -> None:
-    """Show a command and what it prints. Raises: CivmanError (`demo-failed`): it failed."""
+    """Print a command line and run it. Raises: CivmanError (`demo-failed`): the command failed."""
     from civman.errors import Cause, CivmanError, ExitCode
 
     typer.echo(f"$ civman {shlex.join(step)}")

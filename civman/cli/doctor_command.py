@@ -1,4 +1,4 @@
-"""`civman doctor`."""
+"""The command `civman doctor`."""
 
 from typing import TYPE_CHECKING
 

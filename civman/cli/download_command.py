@@ -1,4 +1,4 @@
-"""`civman download`."""
+"""The command `civman download`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -86,7 +86,7 @@ def download(
 
 
 def _planned(plans: "list[tuple[Job | Outcome, Path | None]]") -> Result:
-    """What a download would do, each with the place where its file will be."""
+    """The result of a dry run: the planned downloads, each with the path where the file would be stored."""
     return Result(
         "plan",
         [_plan_value(plan, place) for plan, place in plans],
@@ -135,7 +135,7 @@ def _print_plans(console: "Console", plans: "list[tuple[Job | Outcome, Path | No
 
 
 def note_ambiguous(session: Session, outcomes: "Sequence[Outcome]") -> None:
-    """Note which models now have several stored files, so that their name or id no longer means one of them."""
+    """Print a note for each model of which several files are now stored, because its name and id are now ambiguous."""
     fresh = [outcome.asset for outcome in outcomes if outcome.asset is not None and not outcome.was_present]
     for model_id, name in {asset.model_id: asset.model_name for asset in fresh if asset.model_id is not None}.items():
         files = session.library.files.of_model(model_id)
@@ -148,7 +148,7 @@ def note_ambiguous(session: Session, outcomes: "Sequence[Outcome]") -> None:
 
 
 def report(outcomes: "Sequence[Outcome]") -> Result:
-    """The result of downloads. Raises: the error, where there was one download and it failed."""
+    """The result of downloads. Raises: the error of the download, if there was only one and it failed."""
     from civman.errors import PartlyFailedError
 
     failed = [outcome for outcome in outcomes if outcome.error is not None]

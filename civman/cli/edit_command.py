@@ -1,4 +1,4 @@
-"""`civman edit`."""
+"""The command `civman edit`."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,7 +70,7 @@ def _print(console: "Console", assets: "Sequence[Asset]") -> None:
 
 
 def own_lines(asset: "Asset") -> list[str]:
-    """What the user says of an asset, a line each."""
+    """The user's annotations of an asset, one line for each kind."""
     own = asset.own
     lines = {
         "alias": asset.alias or "",

@@ -1,4 +1,4 @@
-"""`civman export`, and what `civman import` does with a bundle."""
+"""The command `civman export`, and the part of `civman import` that imports a bundle."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,7 +71,7 @@ def export(
 
 
 def import_bundle(session: Session, path: Path, *, allow_pickle: bool) -> Result:
-    """Import one bundle."""
+    """Import one bundle file into the library."""
     from civman.domain.access import Permits
 
     permits = Permits(pickle=allow_pickle)

@@ -1,4 +1,4 @@
-"""`--grid` of `civman render` and `civman replay`: the option, and what they show of a grid."""
+"""The `--grid` option of `civman render` and `civman replay`, and the output of both for a grid."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,16 +33,16 @@ GridOpt = Annotated[
 
 
 def axes_of(texts: list[str] | None) -> "Sequence[Axis]":
-    """The axes that were asked for, none where no grid was. Raises: UsageError (`bad-grid`)."""
+    """Parse the values of `--grid`; empty if the option is not given. Raises: UsageError (`bad-grid`)."""
     if not texts:
         return ()
-    from civman.planning.grid_axes import axes_of  # with the index 0.1 s, which --help need not wait for
+    from civman.planning.grid_axes import axes_of  # importing this takes 0.1 s, which --help does not need
 
     return axes_of(texts)
 
 
 def has_prompts(axes: "Sequence[Axis]") -> bool:
-    """Whether an axis brings the prompts."""
+    """Whether one of the axes varies the prompt."""
     return any(axis.field == "prompt" for axis in axes)
 
 
@@ -50,7 +50,7 @@ def draw_grid(
     session: Session, grid: "Grid", output: "Path | None", options: "OutputOptions", machine: "Machine", *,
     dry_run: bool = False,
 ) -> Result:  # fmt: skip
-    """Draw a planned grid, or only show its plan."""
+    """Render a planned grid, or only show its plan if `dry_run` is True."""
     for notice in grid.notices:
         session.output.notice(notice)
     if dry_run:

@@ -1,4 +1,4 @@
-"""`civman help`."""
+"""The command `civman help`."""
 
 from typing import Annotated
 
@@ -19,7 +19,7 @@ def help_(
         typer.echo(root.get_help())
         return
     group = root.command
-    found = group.get_command(root, name)  # type: ignore[attr-defined]  # the root is a group
+    found = group.get_command(root, name)  # type: ignore[attr-defined]  # the root command is a group
     if found is None:
         near = difflib.get_close_matches(name, group.list_commands(root), n=3)  # type: ignore[attr-defined]
         hint = f"did you mean {' or '.join(f'`civman {each}`' for each in near)}?" if near else None

@@ -1,4 +1,4 @@
-"""`civman import`."""
+"""The command `civman import`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -1,4 +1,4 @@
-"""`civman inspect`."""
+"""The command `civman inspect`."""
 
 from typing import TYPE_CHECKING, Annotated
 

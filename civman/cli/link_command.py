@@ -1,4 +1,4 @@
-"""`civman link`."""
+"""The command `civman link`."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`civman list`."""
+"""The command `civman list`."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -159,7 +159,7 @@ def _fitting(session: Session, checkpoint: str) -> "Fits":
 
 
 def asset_value(asset: "Asset") -> dict[str, object]:
-    """An asset as JSON, its trigger words with where each comes from."""
+    """An asset as a JSON object, with the source of each trigger word."""
     import dataclasses
 
     value: dict[str, object] = {field.name: getattr(asset, field.name) for field in dataclasses.fields(asset)}
@@ -199,7 +199,7 @@ def _size(text: str | None, option: str) -> int | None:
 
 
 def since_of(text: str | None) -> datetime | None:
-    """The time that `--since` means. Raises: UsageError."""
+    """Parse the value of `--since` into a time; None if the option is not given. Raises: UsageError."""
     from civman.errors import UsageError
 
     if text is None:
@@ -241,12 +241,12 @@ def _table(console: "Console", assets: "Sequence[Asset]", total: int, skip: int)
 
 
 def _place(asset: "Asset", same_names: "Collection[str]") -> str:
-    """The name of a file that CivitAI does not know; with its folder where others have the same name."""
+    """The name of a file that is not on CivitAI, preceded by its folder if another listed file has the same name."""
     return str(Path(Path(asset.path).parent.name, asset.name)) if asset.name in same_names else asset.name
 
 
 def _marks(asset: "Asset") -> str:
-    """What the user says of it, in a few signs."""
+    """The user's annotations of an asset in a few characters, such as "=alias ♥"."""
     own = asset.own
     words = [f"={asset.alias}"] if asset.alias else []
     words += ["♥"] if own.is_favourite else []

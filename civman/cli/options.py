@@ -1,4 +1,4 @@
-"""Options that commands share, and what one run of a command is given: `Session`."""
+"""Options that several commands share, and functions that interpret their values."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,9 +39,9 @@ FileOpt = Annotated[
 
 
 def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[str]:
-    """The refs of the command line, with `-` replaced by stdin's lines and a file's lines added.
+    """The refs given on the command line and in the file `from_file`; `-` stands for the lines of stdin.
 
-    Empty lines and what follows `#` are left out. Raises: UsageError: nothing is left, or the file cannot be read.
+    Empty lines and text after `#` are ignored. Raises: UsageError: there are no refs, or the file cannot be read.
     """
     import sys
 
@@ -89,7 +89,7 @@ def output_options(
     no_metadata: bool,
     strip_prompt: bool,
 ) -> "OutputOptions":
-    """How pictures are to be written. Raises: UsageError: two options that exclude each other."""
+    """The format in which images are written. Raises: UsageError: two options exclude each other."""
     from civman.errors import UsageError
     from civman.rendering.save_pictures import EmbeddedMetadata, OutputOptions
 

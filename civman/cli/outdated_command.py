@@ -1,4 +1,4 @@
-"""`civman outdated` and `civman update`."""
+"""The commands `civman outdated` and `civman update`."""
 
 from typing import TYPE_CHECKING, Annotated
 

@@ -1,4 +1,4 @@
-"""The only place that writes output: results go to stdout, everything else to stderr.
+"""The only module that writes output: results go to stdout, everything else to stderr.
 
 There are three modes. The default is text for people, with colours on a terminal. `--json` writes a single object to
 stdout, `{"civman": 1, "kind": …}`, also for errors. `--quiet` writes one id or path per line.
@@ -25,7 +25,7 @@ JSON_SHAPE = 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """What a command found, for each way of showing it. `error`: what it ends with, if a part of it failed."""
+    """The result of a command in every form of output. `error`: what to raise after showing it, if a part failed."""
 
     kind: str
     value: object
@@ -70,12 +70,12 @@ class Output:
             raise error
 
     def notice(self, message: str) -> None:
-        """Show a note that is not an error."""
+        """Show a message that is not an error."""
         if not self.quiet:
             self._say(f"Note: {message}")
 
     def failure(self, error: "CivmanError") -> None:
-        """Show an error and its hint, in the form that the mode requires."""
+        """Show an error and its hint in the current output mode."""
         if self.as_json:
             document = {"civman": JSON_SHAPE, "kind": "error", "error": error_value(error), **error.result}
             self._stdout.write(json.dumps(document, ensure_ascii=not _holds_all(self._stdout), indent=1) + "\n")
@@ -89,7 +89,7 @@ class Output:
         """Write a message to stderr; on a terminal, wrap it between words."""
         lines = clean(message).split("\n")
         if self._stderr.isatty():
-            import shutil  # 0.01 s with textwrap, for messages on a terminal only
+            import shutil  # importing these takes 0.01 s, and only messages on a terminal need them
             import textwrap
 
             width = max(shutil.get_terminal_size().columns, 20)
@@ -121,11 +121,11 @@ class Output:
 
 
 def _holds_all(stream: TextIO) -> bool:
-    """Whether the stream's encoding has every character, as UTF-8 does and what Windows gives to a pipe does not."""
+    """Whether the stream's encoding can represent every character: true for UTF-8, but not for a pipe on Windows."""
     return (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
 
 
-def plain(value: object) -> Any:  # JSON has no narrower type
+def plain(value: object) -> Any:  # JSON values have no more specific type
     """`value` as JSON types: dataclasses become objects without their `raw` field, times become ISO 8601."""
     match value:
         case None | bool() | int() | float():
@@ -149,7 +149,7 @@ def plain(value: object) -> Any:  # JSON has no narrower type
 
 
 def error_value(error: "CivmanError") -> dict[str, Any]:
-    """An error as JSON."""
+    """An error as a JSON object."""
     return {
         "code": error.code,
         "exit_code": int(error.exit_code),

@@ -1,4 +1,4 @@
-"""What `civman show` says of a picture."""
+"""The output of `civman show` for an image."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def is_picture_file(text: str) -> bool:
-    """Whether `text` names a file that begins as a picture does."""
+    """Whether `text` is the path of a file that starts with an image signature (magic bytes)."""
     path = Path(text).expanduser()
     if not path.is_file():
         return False
@@ -26,9 +26,9 @@ def is_picture_file(text: str) -> bool:
 
 
 def picture_path(library: "Library", text: str) -> Path | None:
-    """The file of a picture that `text` names: a path, or a ref such as `picture:12`; None if it names no picture.
+    """The image file that `text` refers to, as a path or as a ref such as `picture:12`; None if it refers to no image.
 
-    Raises: NotFound: this library has made no picture with the number, or its file is gone.
+    Raises: NotFound: no image with this number was made with this library, or its file no longer exists.
     """
     from civman.domain.refs import PictureRef, parse_ref
     from civman.errors import NotFound
@@ -48,7 +48,7 @@ def picture_path(library: "Library", text: str) -> Path | None:
 
 
 def show_picture(library: "Library", path: Path, *, recipe: bool) -> Result | None:
-    """All metadata of a picture; or only its recipe's JSON, which is printed as it is."""
+    """Show all metadata of an image; with `recipe`, print only its recipe as JSON and return None."""
     report = library.pictures.describe(path)
     if recipe:
         print_recipe(report)
@@ -60,7 +60,7 @@ def show_picture(library: "Library", path: Path, *, recipe: bool) -> Result | No
 
 
 def print_recipe(report: "PictureReport") -> None:
-    """The record's canonical JSON on stdout. Raises: NotFound: there is none."""
+    """Print the canonical JSON of the image's record to stdout. Raises: NotFound: the image contains no record."""
     from civman.errors import Cause, NotFound
 
     if report.record is None:

@@ -1,4 +1,4 @@
-"""What plans and pictures look like on the command line: as `--json` gives them, and for people."""
+"""The output of render plans and of finished images, as JSON and as text for people."""
 
 import json
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ _SHOWN = 3
 
 
 def plan_value(plan: "Planned") -> dict[str, object]:
-    """A plan, as `--json` gives it."""
+    """A render plan as a JSON object."""
     return {
         "recipe": json.loads(plan.recipe.to_json()), "recipe_sha256": plan.recipe.sha256,
         "files": plan.files, "notices": plan.notices,
@@ -25,7 +25,7 @@ def plan_value(plan: "Planned") -> dict[str, object]:
 
 
 def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
-    """What was settled, and what it needs."""
+    """Print the files, settings and memory requirement of each plan."""
     for plan in plans:
         recipe = plan.recipe
         console.print(f"recipe {recipe.sha256[:12]}: {clean(recipe.prompt) or '(no prompt)'}", soft_wrap=True)
@@ -43,7 +43,7 @@ def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
 
 
 def rendering_value(made: "Rendering") -> dict[str, object]:
-    """A picture that was made, as `--json` gives it."""
+    """A finished image as a JSON object."""
     record = made.record
     return {
         "id": made.id, "path": made.path, "seed": made.seed, "pixel_sha256": made.pixel_sha256,
@@ -53,7 +53,7 @@ def rendering_value(made: "Rendering") -> dict[str, object]:
 
 
 def print_renderings(console: "Console", made: "Sequence[Rendering]") -> None:
-    """Pictures that were made, and what their adapters did."""
+    """Print the finished images, and how many modules their adapters changed."""
     for each in made:
         console.print(f"{clean(str(each.path))}  (picture:{each.id}, seed {each.seed})", soft_wrap=True)
     for note in dict.fromkeys(note for each in made for note in each.notes):

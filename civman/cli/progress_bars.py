@@ -1,4 +1,4 @@
-"""Events of the library as bars on a terminal, or as plain lines elsewhere."""
+"""Show the library's progress events as bars on a terminal, or as plain lines elsewhere."""
 
 import threading
 import time
@@ -32,11 +32,11 @@ _STEPS_LEFT = ("MofNCompleteColumn", _LEFT)
 
 @contextmanager
 def downloading(output: Output) -> Iterator[OnEvent]:
-    """A listener for the time of a command, fit for events from several threads."""
+    """Show the progress of downloads while the context is active; the listener may be called from several threads."""
     if not output.is_live:
         yield _Lines(output).on_event
         return
-    from rich.progress import TextColumn  # 0.06 s, for a terminal only
+    from rich.progress import TextColumn  # importing this takes 0.06 s, and only a terminal needs it
 
     with _progress(output, "{task.fields[label]}", *_BYTES_LEFT, transient=False) as progress:
         progress.columns = (*progress.columns, TextColumn("{task.fields[state]}"))
@@ -45,7 +45,7 @@ def downloading(output: Output) -> Iterator[OnEvent]:
 
 @contextmanager
 def reading(output: Output) -> Iterator[OnEvent]:
-    """A listener for the time in which stored files are read again: a bar on a terminal, silence elsewhere."""
+    """Show a progress bar while stored files are read in turn; without a terminal, only notices are printed."""
     if not output.is_live:
         yield _notices(output)
         return
@@ -66,7 +66,7 @@ def reading(output: Output) -> Iterator[OnEvent]:
 
 @contextmanager
 def verifying(output: Output) -> Iterator[OnEvent]:
-    """A listener for the time in which files are read by several threads: one bar for all, with the time left."""
+    """Show one progress bar while several threads read files; without a terminal, only notices are printed."""
     if not output.is_live:
         yield _notices(output)
         return
@@ -92,7 +92,7 @@ def verifying(output: Output) -> Iterator[OnEvent]:
 
 @contextmanager
 def drawing(output: Output, plans: int, *, called: str = "prompt") -> Iterator[OnEvent]:
-    """A listener for the time in which plans become pictures: a bar of steps on a terminal, silence elsewhere."""
+    """Show the sampling steps while plans are rendered; without a terminal, only notices are printed."""
     if not output.is_live:
         yield _notices(output)
         return
@@ -117,7 +117,7 @@ def drawing(output: Output, plans: int, *, called: str = "prompt") -> Iterator[O
 
 
 def _notices(output: Output) -> OnEvent:
-    """Where nobody watches: notices as lines, nothing else."""
+    """A listener for output without a terminal: prints notices and ignores other events."""
     return lambda event: output.notice(event.message) if isinstance(event, Notice) else None
 
 
@@ -127,8 +127,8 @@ def _print_notice(progress: "Progress", event: Event) -> None:
 
 
 def _progress(output: Output, text: str, *columns: str, transient: bool = True) -> "Progress":
-    """A bar with `text` before it and rich's columns of these names after it."""
-    from rich import progress as rich  # 0.06 s, for a terminal only
+    """A progress bar after the text `text` and before the rich columns named `columns`."""
+    from rich import progress as rich  # importing this takes 0.06 s, and only a terminal needs it
 
     after = [rich.TimeRemainingColumn(compact=True) if name == _LEFT else getattr(rich, name)() for name in columns]
     return rich.Progress(
@@ -148,7 +148,7 @@ class _Bars:
         with self._lock:
             self._show(event)
 
-    def _show(self, event: Event) -> None:  # noqa: C901  # one short case an event
+    def _show(self, event: Event) -> None:  # noqa: C901  # one short case for each event
         progress = self._progress
         match event:
             case Started(key, name, total, held):
@@ -186,7 +186,7 @@ class _Bars:
 
 
 class _Lines:
-    """For logs and pipes: what begins, what ends, and a sign of life every ten seconds."""
+    """Progress for logs and pipes: a line when a download starts or ends, and the state of all every ten seconds."""
 
     def __init__(self, output: Output) -> None:
         self._output = output

@@ -1,4 +1,4 @@
-"""`civman add`, `civman drop` and `civman sync`."""
+"""The commands `civman add`, `civman drop` and `civman sync`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -100,7 +100,7 @@ def sync(
 
 
 def _first(results: "Sequence[tuple[str, CivmanError | None]]") -> "CivmanError | None":
-    """The command's error: the only one there is, or one that names all that failed."""
+    """The error to raise for a command: the only failure, or an error that lists all of them; None if all worked."""
     from civman.errors import PartlyFailedError
 
     failed = [(ref, error) for ref, error in results if error is not None]

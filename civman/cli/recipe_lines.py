@@ -1,4 +1,4 @@
-"""A recipe's settings in words, none left out: what `civman show` prints beyond prompt, sampler and size."""
+"""A recipe's settings as text: everything that `civman show` prints in addition to prompt, sampler and size."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _ELSEWHERE: Final = frozenset({
     "checkpoint", "vae", "loras", "embeddings", "files", "prompt", "negative_prompt", "sampler", "schedule", "steps",
     "guidance_scale", "width", "height", "seed", "clip_skip",
 })  # fmt: skip
-"""Fields that `civman show` prints in its other lines."""
+"""Fields that `civman show` prints on other lines."""
 _TITLES: Final = {
     "rng": "RNG", "eta_seed_delta": "ENSD", "guidance_rescale": "CFG rescale", "is_zero_snr": "zero terminal SNR",
     "hires": "second pass", "start": "input image", "config": "model config",
@@ -20,7 +20,7 @@ _TITLES: Final = {
 
 
 def recipe_lines(recipe: "Recipe") -> Iterator[str]:
-    """One line for each group of settings, and one with all others; values that are the usual ones are left out."""
+    """One line for each group of settings, then one line for all others; default values are omitted."""
     others = []
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
@@ -38,7 +38,7 @@ def recipe_lines(recipe: "Recipe") -> Iterator[str]:
 
 
 def _parts(value: Any, usual: object) -> Iterator[str]:
-    """The fields of a nested value; of one with a usual value, only those that differ from it."""
+    """The fields of a nested value as text; those that equal the default `usual` are omitted."""
     has_usual = usual is not MISSING and usual is not None
     names = [field.name for field in dataclasses.fields(value)]
     if {"width", "height"} <= set(names):

@@ -1,4 +1,4 @@
-"""`civman remove` and `civman restore`."""
+"""The commands `civman remove` and `civman restore`."""
 
 from typing import TYPE_CHECKING, Annotated
 

@@ -1,4 +1,4 @@
-"""`civman render`."""
+"""The command `civman render`."""
 
 import re
 from dataclasses import replace
@@ -319,7 +319,7 @@ def _conditions(device: str | None, trigger: str, *, force: bool, allow_partial:
 
 
 def _prompts(prompt: str | None, file: Path | None, *, brought: bool) -> list[str]:
-    """The prompts; `brought`: a grid has its own."""
+    """The prompts from the command line or a file; one empty prompt if a grid varies the prompt (`brought`)."""
     from civman.errors import Cause, UsageError
 
     if prompt is None and brought:

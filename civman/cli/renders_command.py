@@ -1,4 +1,4 @@
-"""`civman renders`."""
+"""The command `civman renders`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -88,7 +88,7 @@ def renders(
 
 
 def picture_value(picture: "KeptPicture") -> dict[str, object]:
-    """A picture as `--json` gives it."""
+    """A recorded image as a JSON object."""
     from civman.domain.printed_refs import picture_ref
 
     record = picture.record

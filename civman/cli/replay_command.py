@@ -1,4 +1,4 @@
-"""`civman replay`."""
+"""The command `civman replay`."""
 
 import sys
 from pathlib import Path
@@ -127,7 +127,7 @@ def _change(text: str) -> tuple[str, str]:
 
 
 def _fetch_missing(session: Session, missing: "Sequence[Missing]", *, is_agreed: bool) -> None:
-    """Download what is missing, if the user agrees. Raises: NotFound (`missing-files`): the user does not."""
+    """Download the missing files if the user agrees. Raises: NotFound (`missing-files`): the user does not agree."""
     if not missing:
         return
     from civman.planning.recipe_sources import require_all
@@ -148,7 +148,7 @@ def _save(
     library: "Library", source: "RecipeSource", results: "Sequence[ReplayResult]", output: Path | None,
     options: "OutputOptions",
 ) -> "Sequence[Rendering]":  # fmt: skip
-    """Save the new pictures, unless the replayed file shows them unchanged."""
+    """Save the new images, unless the replayed file already contains exactly the same pixels."""
     from civman.rendering.compare_pictures import Verdict
 
     is_there = source.path is not None and all(
@@ -237,7 +237,7 @@ def _words(result: "ReplayResult") -> str:
 
 
 def _error(source: "RecipeSource", results: "Sequence[ReplayResult]") -> "CivmanError | None":
-    """What a replay ends with that did not give the same pixels."""
+    """The error for a replay whose pixels differ from the recorded ones; None if they are identical."""
     from civman.errors import NotIdentical
     from civman.rendering.compare_pictures import Verdict
 

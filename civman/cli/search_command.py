@@ -1,4 +1,4 @@
-"""`civman search`."""
+"""The command `civman search`."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,7 +103,7 @@ def search(
 
 
 def _ref(page: "ModelPage") -> str:
-    """The ref of what a download of the model fetches; of the model itself if it lists no version."""
+    """The ref of the version that is downloaded by default; that of the model itself if it lists no version."""
     from civman.domain.file_choice import version_ref
 
     return version_ref(page.versions[0]) if page.versions else f"civitai:{page.model.id}"

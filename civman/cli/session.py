@@ -1,7 +1,7 @@
-"""The frame of every command: the options that all commands have, the library, progress bars, and the shown result.
+"""What all commands share: common options, the library, progress bars, and showing the result.
 
-A command turns its options into calls of the library and returns a `Result`. The result is shown after the library was
-closed, so that nothing is said to be done before it is.
+A command turns its options into calls of the library and returns a `Result`. The result is shown only after the library
+was closed, so that nothing is reported as done before it is.
 """
 
 import functools
@@ -40,30 +40,33 @@ _Options = ParamSpec("_Options")
 
 
 class MakeLibrary(Protocol):
-    """What opens a library: `Library` itself, or it with arguments of its own (another patience)."""
+    """Opens a library: `Library` itself, or a function that passes further arguments to it, such as timeouts."""
 
     def __call__(self, settings: "Settings", *, on_notice: "Callable[[str], None]") -> "Library":
-        """The library that `settings` describe."""
+        """Open the library that `settings` describe; `on_notice` receives its notices."""
         ...
 
 
 MAKE_LIBRARY: ContextVar[MakeLibrary | None] = ContextVar("make_library", default=None)
-"""Set by `main` for the time of one command: typer hands its commands nothing but options."""
+"""The `make_library` of `main`, set while a command runs, because typer passes only options to commands."""
 
 
 class Session:
-    """One run of a command: where its words go, and the library that its options name, opened on first use."""
+    """One run of a command: its output, and the library that its options select, which is opened on first use."""
 
     def __init__(self, output: Output, folder: Path | None, offline: bool | None) -> None:
         self.output = output
         self.offline = offline
-        """True: never use the network; else as settings say. To be changed before `library` is used."""
+        """True: never use the network; otherwise the settings decide.
+
+        Can be changed only before `library` is first used.
+        """
         self._folder = folder
 
     @cached_property
     def library(self) -> "Library":
-        """The library; its notices go to `output`."""
-        from civman.library import Library  # 0.1 s and more, which --help need not wait for
+        """The open library. Its notices are written to `output`."""
+        from civman.library import Library  # importing this takes 0.1 s or more, which --help does not need
         from civman.settings import load_settings
 
         settings = load_settings(library=self._folder, offline=self.offline or None)
@@ -75,9 +78,9 @@ class Session:
             self.library.close()
 
     def confirm(self, question: str, show: "Callable[[Console], None]", *, otherwise: str) -> bool:
-        """Whether a person says yes, having seen what `show` prints; `otherwise` is noted where they say no.
+        """Show the details that `show` prints and ask a yes/no question; after a "no", print the notice `otherwise`.
 
-        Raises: UsageError: there is nobody to ask.
+        Raises: UsageError: the command does not run in a terminal.
         """
         show(self.output.console(to_stderr=True))
         agreed = self.output.confirm(question)
@@ -86,25 +89,25 @@ class Session:
         return agreed
 
     def downloading(self) -> "AbstractContextManager[OnEvent]":
-        """A listener that shows downloads, a bar for each file."""
-        from civman.cli import progress_bars  # 0.01 s, which --help need not wait for
+        """Show a progress bar for each download."""
+        from civman.cli import progress_bars  # importing this takes 0.01 s, which --help does not need
 
         return progress_bars.downloading(self.output)
 
     def reading(self) -> "AbstractContextManager[OnEvent]":
-        """A listener that shows how files are read one after the other."""
+        """Show a progress bar while files are read one after another."""
         from civman.cli import progress_bars
 
         return progress_bars.reading(self.output)
 
     def verifying(self) -> "AbstractContextManager[OnEvent]":
-        """A listener that shows how files are read by several threads."""
+        """Show a progress bar while several threads read files."""
         from civman.cli import progress_bars
 
         return progress_bars.verifying(self.output)
 
     def drawing(self, plans: int, *, called: str = "prompt") -> "AbstractContextManager[OnEvent]":
-        """A listener that shows how plans become pictures."""
+        """Show a progress bar while plans are rendered."""
         from civman.cli import progress_bars
 
         return progress_bars.drawing(self.output, plans, called=called)
@@ -113,9 +116,9 @@ class Session:
 def command(
     *, network: Literal["never", "settings", "option"] = "never", has_library: bool = True
 ) -> Callable[[Callable[Concatenate[Session, _Options], Result | None]], Callable[..., None]]:
-    """Make a function a command: with the common options, a session as its first argument, and its result shown.
+    """Turn a function into a command: add the common options, pass it a `Session` first, and show its `Result`.
 
-    `network`: "never" works offline, "settings" as settings say, "option" adds --offline.
+    `network`: "never" makes the command work offline, "settings" lets the settings decide, and "option" adds --offline.
     """
     added: dict[str, object] = {"as_json": _JsonOpt, "quiet": _QuietOpt}
     if network == "option":
@@ -129,7 +132,7 @@ def command(
                 as_json: bool = False, quiet: bool = False, **options: object) -> None:  # fmt: skip
             session = Session(Output(as_json=as_json, quiet=quiet), library, offline)
             try:
-                result = function(session, **options)  # type: ignore[call-arg, arg-type]  # as the signature says
+                result = function(session, **options)  # type: ignore[call-arg, arg-type]  # its signature was built to match
             finally:
                 session.close()
             if result is not None:

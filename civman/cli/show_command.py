@@ -1,4 +1,4 @@
-"""`civman show`."""
+"""The command `civman show`."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +27,7 @@ _FILE_COLUMNS = (
     Column("size", is_whole=True), Column("facts", drop=1), Column("sha256", "dim", is_whole=True, drop=3),
     Column("here", drop=2), Column("scan", "red"),
 )  # fmt: skip
-"""The columns of the table of files: an indent, then those of `_file_row`."""
+"""The columns of the table of files: one for indentation, then those of `_file_row`."""
 
 
 @command(network="option")
@@ -43,7 +43,7 @@ def show(
     For a model: versions, files, hashes, trigger words, licence, and which files are in the library. For a PNG, JPEG or
     WebP made by any program: prompts, settings, models, which of these are in the library, and civman's recipe.
     """
-    from civman.domain.replaced_upstream import replaced  # 0.02 s that --help need not wait for
+    from civman.domain.replaced_upstream import replaced  # importing this takes 0.02 s, which --help does not need
     from civman.errors import UsageError
 
     if (path := picture_path(session.library, ref)) is not None:
@@ -81,7 +81,7 @@ def show(
 
 
 def _print_unlisted(console: "Console", asset: "Asset") -> None:
-    """A stored file that CivitAI does not know."""
+    """Print a stored file that is not on CivitAI."""
     from rich.text import Text
 
     console.print(Text(clean(asset.name), style="bold"), f"{asset.ref}  {size(asset.blob.size_bytes)}")
@@ -101,7 +101,7 @@ def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[As
     from rich.text import Text
 
     from civman.domain.licence import licence_words
-    from civman.domain.replaced_upstream import replaced  # 0.02 s that --help need not wait for
+    from civman.domain.replaced_upstream import replaced  # importing this takes 0.02 s, which --help does not need
 
     model, chosen = resolved.page.model, resolved.version
     console.print(Text(clean(model.name), style="bold"), f"({model.type_raw}, model {model.id})")
@@ -139,14 +139,14 @@ def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[As
 
 
 def facts_words(asset: "Asset") -> str:
-    """What the file shows of itself, in a few words: "checkpoint sd1 fp16"."""
+    """The properties read from a file's header in a few words, such as "checkpoint sd1 fp16"."""
     facts = asset.facts
     words = (facts.adapter or facts.kind, facts.architecture, facts.precision, *facts.flags)
     return " ".join(word for word in words if word) or asset.blob.suffix.lstrip(".")
 
 
 def _trigger_lines(version: "ModelVersion", held: "Sequence[Asset]") -> list[str]:
-    """Trigger words by who says so: CivitAI, the metadata of a held file, the user."""
+    """The trigger words, one line per source: CivitAI, and the metadata of the stored files."""
     sources = {
         "trigger words": version.trained_words,
         "trigger words in the file": tuple(
@@ -185,7 +185,7 @@ def _file_row(version: "ModelVersion", file: "ModelFile", held: "dict[Sha256, As
 
 
 def _ref(version: "ModelVersion", file: "ModelFile", assets: "Iterable[Asset]") -> str:
-    """The ref of a version's file: as the library prints it if it is stored, which tells replaced bytes apart."""
+    """The ref of a version's file. For a stored file it is the library's own, which distinguishes replaced contents."""
     from civman.domain.printed_refs import file_ref
 
     stored = (asset for asset in assets if asset.version_id == version.id and asset.blob.sha256 == file.hashes.sha256)
@@ -199,7 +199,7 @@ def _version_ref(version: "ModelVersion", assets: "Iterable[Asset]") -> str:
 
 
 def licence_terms(version: "ModelVersion") -> "Terms":
-    """What holds for pictures made with this version: its creator's terms, and its base model's."""
+    """The licence terms for images made with this version: its creator's terms combined with its base model's."""
     from civman.domain.licence import Part, terms_of
 
     model = version.model

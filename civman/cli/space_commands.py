@@ -1,4 +1,4 @@
-"""`civman gc` and `civman du`."""
+"""The commands `civman gc` and `civman du`."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated

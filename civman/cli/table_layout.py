@@ -1,4 +1,4 @@
-"""Tables that stay readable at any terminal width.
+"""Tables that remain readable at any terminal width.
 
 References and digests are never broken, words are never split, and less important columns are left out when the
 terminal is too narrow for all of them. Without a terminal nothing is cut.
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _GAP = 2
-"""Blanks between two columns."""
+"""The number of spaces between two columns."""
 _LONGEST_WORD = 18
-"""A word up to this length is never shortened; longer ones, such as file names, end with "…" if there is no room."""
+"""Words up to this length are never shortened; longer ones, such as file names, end with "…" if there is no room."""
 
 
 _LEAST_TEXT = 18
-"""Other columns are left out before a column of text becomes narrower than this."""
+"""Other columns are left out before a text column becomes narrower than this many characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def print_table(
     console: "Console", columns: Sequence[Column], rows: Sequence[Sequence[str]], *, has_header: bool = True
 ) -> None:
     """Print `rows` under `columns`, fitted to the width of `console`. Columns without any value are left out."""
-    from rich.table import Table  # 0.02 s, which --json and --quiet can skip
+    from rich.table import Table  # importing this takes 0.02 s, which --json and --quiet can skip
     from rich.text import Text
 
     cells = [[clean(cell) for cell in row] for row in rows]
@@ -68,7 +68,7 @@ def print_table(
 
 
 UNLIMITED = 200
-"""The console width without a terminal, see `Output.console`: nothing is cut then."""
+"""The console width used without a terminal, see `Output.console`: no column is then shortened."""
 
 
 def fitted_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], limit: int | None) -> list[int]:
@@ -94,7 +94,7 @@ def fitted_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], limi
 def _shared_out(
     columns: Sequence[Column], natural: Sequence[int], least: Sequence[int], kept: Sequence[int], limit: int
 ) -> list[int]:
-    """Give every kept column its least width, then what is left to those that can use it, one cell at a time."""
+    """Give every kept column its minimum width, then distribute the remaining cells among those that need more."""
     widths = [least[i] if i in kept else 0 for i in range(len(columns))]
     room = limit - _total(widths, kept)
     while room > 0 and (hungry := [i for i in kept if widths[i] < natural[i]]):

@@ -1,4 +1,4 @@
-"""`civman verify`."""
+"""The command `civman verify`."""
 
 from typing import TYPE_CHECKING, Annotated
 

@@ -141,7 +141,7 @@ class ModelFile:
     type: str
     """CivitAI's value: "Model", "Pruned Model", "VAE", "Config", "Training Data" …"""
     size_bytes: int | None
-    hashes: Hashes = Hashes()  # noqa: RUF009  # frozen: sharing one is safe
+    hashes: Hashes = Hashes()  # noqa: RUF009  # frozen, so instances can share one value
     is_primary: bool = False
     is_linked: bool = False
     """Whether it belongs to another version (a shared VAE), so its id does not work in this version's download URL."""

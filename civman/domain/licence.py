@@ -31,7 +31,7 @@ class Part:
     """One model of a combination."""
 
     name: str
-    licence: Licence = Licence()  # noqa: RUF009  # frozen: sharing one is safe
+    licence: Licence = Licence()  # noqa: RUF009  # frozen, so instances can share one value
     base_model: str | None = None
     creator: str | None = None
 

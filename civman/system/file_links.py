@@ -22,7 +22,7 @@ def share_blocks(source: Path, target: Path) -> None:
     """
     if sys.platform != "linux":
         raise OSError(errno.EOPNOTSUPP, "shared blocks are used on Linux only")
-    else:  # noqa: RET506  # mypy checks this branch for Linux alone
+    else:  # noqa: RET506  # mypy checks this branch only for Linux
         import fcntl  # this module exists only on Linux and macOS
 
         with source.open("rb") as old, target.open("xb") as new:
@@ -44,7 +44,7 @@ def symbolic_link(source: Path, target: Path) -> None:
         words = os.path.relpath(source.resolve(), target.parent.resolve())
     except ValueError:  # on Windows: the two are on different drives
         words = str(source.resolve())
-    os.symlink(words, target)  # noqa: PTH211  # the same call, in one module
+    os.symlink(words, target)  # noqa: PTH211  # this module wraps the functions of os
 
 
 def link_refusal(what: str, error: OSError) -> str:

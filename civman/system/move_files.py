@@ -22,7 +22,7 @@ _KEEPS_READ_ONLY: Final = sys.platform == "win32"
 
 def replace_file(source: Path, target: Path) -> None:
     """Rename `source` to `target`, replacing an existing file. Raises: OSError."""
-    _patiently(lambda: os.replace(source, target))  # noqa: PTH105  # the same call, in one module
+    _patiently(lambda: os.replace(source, target))  # noqa: PTH105  # this module wraps the functions of os
 
 
 def rename_file(source: Path, target: Path) -> None:

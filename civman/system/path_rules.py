@@ -34,7 +34,7 @@ def longest_path() -> int:
 
 def name_room(folder: Path, most: int) -> int:
     """The maximum length of a file name in `folder`, so that the path can be opened: at most `most`, 0 if none fits."""
-    return max(0, min(most, longest_path() - len(os.path.abspath(folder)) - 1 - _SPARE))  # noqa: PTH100  # no links
+    return max(0, min(most, longest_path() - len(os.path.abspath(folder)) - 1 - _SPARE))  # noqa: PTH100  # keeps links
 
 
 def require_room(folder: Path, needed: int, most: int) -> int:

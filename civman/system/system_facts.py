@@ -108,7 +108,7 @@ def _sysconf_bytes() -> int | None:
 
 def _output(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_ASK_S, check=True)  # noqa: S603  # fixed words
+        done = subprocess.run(command, capture_output=True, timeout=_ASK_S, check=True)  # noqa: S603  # fixed arguments
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode("utf-8", "replace")
