@@ -1,10 +1,11 @@
-"""The formulas: what the tensors of each kind of adapter make of one weight. Arithmetic only.
+"""The formula of each adapter kind: from an adapter's tensors to the change of one weight. Arithmetic only.
 
-Which tensors make up a kind, and that their shapes go with the weight, is `civman.domain.adapters.adapter_kinds`'.
+Which tensors make up a kind, and whether their shapes fit the weight, is decided in
+`civman.domain.adapters.adapter_kinds`.
 
 Formulas: LoRA (Hu et al. 2021, 4.1), LoHa (Hyeon-Woo et al. 2022, FedPara, 2), LoKr (Yeh et al. 2024, LyCORIS, 3), OFT
-(Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9), IA3 (Liu et al. 2022, 3.3). Where
-`alpha` is missing it is the rank; where it is 0 the change is nothing, as in A1111, Forge and ComfyUI.
+(Qiu et al. 2023, 3), BOFT (Liu et al. 2024, 4), GLoRA (Chavan et al. 2023, eq. 9), IA3 (Liu et al. 2022, 3.3). If
+`alpha` is missing, it equals the rank; if it is 0, nothing changes, as in A1111, Forge and ComfyUI.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,12 +20,12 @@ Parts = Mapping[str, Tensor]
 
 
 def strength(parts: Parts, rank: int) -> float:
-    """Alpha / rank; 1 where there is no alpha."""
+    """Alpha / rank, or 1 if the adapter has no alpha."""
     return float(parts["alpha"].reshape(-1)[0]) / rank if "alpha" in parts else 1.0
 
 
 def _tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Core (r, r, kh, kw) with up (out, r) and down (r, in) → (out, in, kh, kw)."""
+    """Tucker decomposition: core (r, r, kh, kw) with up (out, r) and down (r, in) → (out, in, kh, kw)."""
     return torch.einsum("rs...,or,si->oi...", core, up, down)
 
 
@@ -35,12 +36,12 @@ def _lora(parts: Parts, _weight: Tensor) -> Tensor:
 
 
 def bias(parts: Parts, rank: int | None) -> Tensor:
-    """The change of a module's bias: a difference, or what a LoRA's upper layer adds, which alpha / rank scales."""
+    """The change of a module's bias: a stored difference, or the bias of a LoRA's up layer times alpha / rank."""
     return parts["diff_b"] if "diff_b" in parts else parts["up_bias"] * strength(parts, rank or 1)
 
 
 def _loha(parts: Parts, _weight: Tensor) -> Tensor:
-    """The Hadamard product of two low-rank matrices."""
+    """LoHa: the Hadamard product of two low-rank matrices."""
 
     def half(name: str, core: str) -> Tensor:
         a, b = parts[f"{name}_a"], parts[f"{name}_b"]
@@ -51,7 +52,7 @@ def _loha(parts: Parts, _weight: Tensor) -> Tensor:
 
 
 def _lokr(parts: Parts, weight: Tensor) -> Tensor:
-    """The Kronecker product of two factors, each whole or low-rank."""
+    """LoKr: the Kronecker product of two factors, each stored as a full matrix or as a low-rank product."""
 
     def factor(name: str, core: str) -> Tensor:
         if name in parts:
@@ -69,17 +70,18 @@ def _lokr(parts: Parts, weight: Tensor) -> Tensor:
     second = second if second.ndim > 2 else second.reshape(second.shape[0], -1, *(ones if wide else kernel))
     product = torch.kron(first.contiguous(), second.contiguous())
     thin = [parts[name] for name in ("lokr_w1_b", "lokr_w2_b") if name in parts]
-    return product * strength(parts, thin[0].shape[0]) if thin else product  # two whole factors have no rank
+    # two full factors have no rank to divide alpha by
+    return product * strength(parts, thin[0].shape[0]) if thin else product
 
 
 # --- OFT and BOFT: rotations of the output rows
 
 
 def _rotations(parts: Parts, rows: int) -> Tensor:
-    """The blocks' rotations (…, b, b).
+    """The rotation matrices of the blocks (…, b, b).
 
-    LyCORIS' early files have them as they are (`oft_diag`); since then what is stored is turned into them by Cayley's
-    transform, alpha bounding the norm of what is turned by, in units of rows.
+    Early LyCORIS files store them directly (`oft_diag`). Later ones store the input of the Cayley transform that yields
+    them; alpha limits the norm of that input, in units of the number of rows.
     """
     if "oft_diag" in parts:
         return parts["oft_diag"]
@@ -110,7 +112,7 @@ def _oft(parts: Parts, weight: Tensor) -> Tensor:
 
 
 def _boft(turn: Tensor, parts: Parts, weight: Tensor) -> Tensor:
-    """Stage i pairs rows 2^i · b/2 apart, so that after the last stage every row has met every other."""
+    """BOFT: stage i rotates rows 2^i · b/2 apart together, so that in the end every row has met every other."""
     stages, blocks, size, _ = turn.shape
     rows = weight.flatten(1)
     columns = rows.shape[1]
@@ -122,7 +124,7 @@ def _boft(turn: Tensor, parts: Parts, weight: Tensor) -> Tensor:
     return _rescaled(rows, parts, weight)
 
 
-# --- GLoRA, IA3, whole differences
+# --- GLoRA, IA3, full differences
 
 
 def _glora(parts: Parts, weight: Tensor) -> Tensor:
@@ -146,4 +148,4 @@ FORMULAS: Mapping[Adapter, Callable[[Parts, Tensor], Tensor]] = {
     Adapter.LORA: _lora, Adapter.DORA: _lora, Adapter.LOHA: _loha, Adapter.LOKR: _lokr, Adapter.OFT: _oft,
     Adapter.BOFT: _oft, Adapter.GLORA: _glora, Adapter.IA3: _ia3, Adapter.FULL: _whole,
 }  # fmt: skip
-"""Kind → the change it makes of a weight, before any magnitudes (DoRA)."""
+"""Adapter kind → the function that computes its change of a weight, before any DoRA magnitudes."""

@@ -1,6 +1,7 @@
-"""Which tensor of a file each parameter of a component is: the original (LDM, OpenCLIP) layouts against diffusers'.
+"""Map each parameter of a component to a tensor of the file: the original (LDM, OpenCLIP) layouts to diffusers'.
 
-Built from the dimensions alone, so that any depth and width of UNet, VAE or text encoder maps without a list of keys.
+Derived from the dimensions alone, so that UNets, VAEs and text encoders of any depth and width are mapped without a
+list of keys.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ from civman.errors import CannotRender, Cause
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a parameter's values are: the tensor's name, which third of its rows (q, k, v), whether turned round."""
+    """The tensor of a parameter: its name, which third of its rows (q, k, v) to take, and whether to transpose it."""
 
     name: str
     third: int | None = None
@@ -32,7 +33,7 @@ _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "
 
 
 def unet_sources(parameters: Iterable[str], config: Mapping[str, Any]) -> dict[str, Source]:
-    """Parameter of UNet2DConditionModel → its tensor in a checkpoint."""
+    """Map each parameter of UNet2DConditionModel to its tensor in a checkpoint."""
     prefixes = unet_modules(config)
     result = {}
     for parameter in parameters:
@@ -48,7 +49,7 @@ def unet_sources(parameters: Iterable[str], config: Mapping[str, Any]) -> dict[s
 
 
 def unet_modules(config: Mapping[str, Any]) -> dict[str, str]:
-    """Module of UNet2DConditionModel → the same in the original layout, down to resnets and attentions."""
+    """Map modules of UNet2DConditionModel, down to resnets and attentions, to their names in the original layout."""
     levels = len(config["block_out_channels"])
     layers = config["layers_per_block"]
     per_level = [layers] * levels if isinstance(layers, int) else list(layers)
@@ -85,15 +86,15 @@ def unet_modules(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def vae_sources(parameters: Iterable[str], config: Mapping[str, Any], prefix: str) -> dict[str, Source]:
-    """Parameter of AutoencoderKL → its tensor, `prefix` being what stands before the original names."""
+    """Map each parameter of AutoencoderKL to its tensor; `prefix` precedes the original names in the file."""
     levels = len(config["block_out_channels"])
     return {parameter: Source(prefix + _vae_name(parameter, levels)) for parameter in parameters}
 
 
 def own_vae_names(names: Iterable[str], file: str) -> dict[str, str]:
-    """Original name of each tensor of a VAE in a file of its own → its name there, in whichever layout it is written.
+    """Map the original tensor names of a VAE to those in its own file, in whichever layout it is.
 
-    Raises: CannotRender (`missing-part`): it is no VAE of Stable Diffusion.
+    Raises: CannotRender (`missing-part`): it is not a Stable Diffusion VAE.
     """
     found = {name.removeprefix(VAE).removeprefix("vae."): name for name in names}
     if any(name.startswith("decoder.up_blocks.") for name in found):
@@ -132,10 +133,10 @@ def _vae_name(parameter: str, levels: int) -> str:
 
 
 def text_sources(parameters: Iterable[str], layout: str, prefix: str, names: Mapping[str, object]) -> dict[str, Source]:
-    """Parameter of CLIPTextModel[WithProjection] → its tensor; `layout` is "transformers" or "open_clip"."""
+    """Map parameters of CLIPTextModel[WithProjection] to tensors; `layout` is "transformers" or "open_clip"."""
     result = {}
     for parameter in parameters:
-        # transformers 5.6 took this level out of one of the two classes
+        # transformers 5.6 removed this level from one of the two classes
         plain = parameter.removeprefix("text_model.")
         result[parameter] = Source(prefix + plain) if layout == "transformers" else _open_clip(plain, prefix, names)
     return result

@@ -1,7 +1,8 @@
-"""The shape of every parameter of a component, from its dimensions alone, so that a plan can compare a file's header.
+"""Compute the shape of every parameter of a component from its config, so that a plan can check a file's header.
 
-Owns: the three structures that civman draws with, diffusers' UNet2DConditionModel and AutoencoderKL and transformers'
-CLIP text models, as far as their configs here go. No torch; a test holds each against the class itself.
+Covers the three architectures that civman renders with, as far as the configs used here go: diffusers'
+UNet2DConditionModel and AutoencoderKL, and transformers' CLIP text models. No torch; a test compares each with the
+class itself.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,9 @@ _SHOWN = 20
 
 
 def parameter_shapes(component: str, config: Config) -> dict[str, Shape]:
-    """Parameter of a component ("unet", "vae", "text_encoder", "text_encoder_2") → its shape.
+    """Map each parameter of a component ("unet", "vae", "text_encoder", "text_encoder_2") to its shape.
 
-    A VAE whose config says `decoder_only` has no encoder.
+    A VAE whose config has `decoder_only` set has no encoder.
     """
     if component == "unet":
         return dict(_unet(config))
@@ -32,14 +33,14 @@ def parameter_shapes(component: str, config: Config) -> dict[str, Shape]:
 def require_tensors(
     component: str, wanted: Mapping[str, Shape], sources: Mapping[str, Source], shapes: Mapping[str, Shape], file: str
 ) -> None:
-    """Raises: CannotRender (`missing-tensor`), InvalidModelFile: a tensor is missing from the file, or of another size.
+    """Raises: CannotRender (`missing-tensor`): a tensor is missing. InvalidModelFile: a tensor has the wrong size.
 
     Args:
-        component: which one.
-        wanted: its parameters' shapes.
-        sources: parameter → where in the file it is.
-        shapes: the file's tensors.
-        file: its name, for the message.
+        component: the component to check.
+        wanted: the shapes that its parameters must have.
+        sources: the tensor in the file for each parameter.
+        shapes: the shapes of the file's tensors.
+        file: the file's name, for the message.
     """
     missing = sorted({source.name for source in sources.values()} - shapes.keys())
     if missing:
@@ -221,7 +222,7 @@ def _text(config: Config, *, projects: bool) -> _Pairs:
 
 
 def require_widths(configs: Mapping[str, Config], file: str) -> None:
-    """Raises: CannotRender (`mismatched-parts`): the UNet takes other widths than text encoders and VAE give."""
+    """Raises: CannotRender (`mismatched-parts`): the UNet's input widths do not match the text encoders or the VAE."""
     unet = configs["unet"]
     encoders = [config for name, config in configs.items() if name.startswith("text_encoder")]
     given = sum(int(config["hidden_size"]) for config in encoders)

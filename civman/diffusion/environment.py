@@ -1,4 +1,4 @@
-"""Where and in what precision to compute, what makes it repeatable, and what it depended on."""
+"""Choose the device and precision to compute with, make rendering repeatable, and record what it depends on."""
 
 import os
 import platform
@@ -13,13 +13,14 @@ import torch
 from civman import __version__
 from civman.errors import CannotRender, Cause
 
-# cuBLAS reads it once, at its first product: which may be a prompt's encoding, long before a picture is computed
+# cuBLAS reads this once, at its first matrix product, which may be a prompt's encoding long before any image is
+# rendered
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What, beside the recipe, decides the bits of a picture. Equal environments give equal bytes."""
+    """Everything besides the recipe that decides the bits of an image. Equal environments give equal bytes."""
 
     civman: str
     torch: str
@@ -30,18 +31,21 @@ class Environment:
     capability: str
     cuda: str
     cudnn: int
-    """Both empty, 0, where there is no CUDA device."""
+    """The cuDNN version; without a CUDA device, `cudnn` is 0 and `cuda` is empty."""
     attention: str
     threads: int
     platform: str
 
     def to_facts(self) -> dict[str, str | int]:
-        """As plain values, for a record."""
+        """Convert to plain values for a record."""
         return asdict(self)
 
 
 def choose_device(wanted: str | None = None) -> torch.device:
-    """`wanted`, or the best there is: a CUDA card, Apple's MPS, the CPU. Raises: CannotRender: it is not there."""
+    """Return the device `wanted` or, by default, the best available: CUDA, then Apple's MPS, then the CPU.
+
+    Raises: CannotRender: the device is not available.
+    """
     if wanted is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -65,7 +69,7 @@ def _devices_hint() -> str:
 
 
 def choose_dtype(device: torch.device, wanted: str | None = None) -> torch.dtype:
-    """The dtype named ("float32", "float16", "bfloat16"); by default half on a GPU, single on the CPU."""
+    """The dtype named ("float32", "float16", "bfloat16"); by default float16 on a GPU, float32 on the CPU."""
     names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if wanted is None:
         return torch.float32 if device.type == "cpu" else torch.float16
@@ -76,18 +80,19 @@ def choose_dtype(device: torch.device, wanted: str | None = None) -> torch.dtype
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """While this holds, the same recipe gives the same bytes on this machine with these library versions.
+    """Inside this block, the same recipe gives the same bytes on this machine with these library versions.
 
-    Switches: deterministic algorithms where there is a choice (others warn), no benchmark-driven choice of
-    convolutions, no TF32, cuBLAS with a fixed workspace. They are put back afterwards. The number of CPU threads and
-    the batch size also decide the last bit and are the caller's to keep; `environment` and the recipe record them.
+    It enables deterministic algorithms where they exist (other operations warn), and disables convolution autotuning
+    and TF32; cuBLAS has a fixed workspace. The previous settings are restored afterwards. The number of CPU threads and
+    the batch size also affect the last bit; keeping them the same is the caller's responsibility, and `environment` and
+    the recipe record them.
     """
     before = (
         torch.get_deterministic_debug_mode(),
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
     )  # fmt: skip
-    # the same switch as use_deterministic_algorithms, which would import torch's compiler: 3 s
+    # sets the same flag as use_deterministic_algorithms, which would import torch's compiler and take 3 s
     torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -100,7 +105,7 @@ def deterministic() -> Iterator[None]:
 
 
 def environment(device: torch.device) -> Environment:
-    """What this process computes with."""
+    """Describe the software and hardware that this process computes with."""
     if device.type == "cuda":
         name, capability = (
             torch.cuda.get_device_name(device),
@@ -125,7 +130,7 @@ def _cudnn() -> int:
 
 @contextmanager
 def threads(wanted: int | None) -> Iterator[None]:
-    """While this holds, torch computes with so many threads of the CPU; None: as before."""
+    """Inside this block, torch uses this number of CPU threads; None leaves the number unchanged."""
     before = torch.get_num_threads()
     if wanted is not None:
         torch.set_num_threads(wanted)

@@ -1,4 +1,4 @@
-"""What may not pass for a picture, and torch's failures as ours."""
+"""Checks that reject invalid images, and the conversion of torch's out-of-memory errors to CannotRender."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ _OUT_OF_MEMORY = (
 
 
 def check_pixels(pixels: Tensor, *, seed: int) -> None:
-    """Refuses what is no picture: `pixels` is (3, H, W) between 0 and 1.
+    """Reject an image that is invalid or has no content: `pixels` is (3, H, W) between 0 and 1.
 
     Raises: CannotRender: `not-a-number`, `black-picture` or `flat-picture`.
     """
@@ -40,7 +40,10 @@ def check_pixels(pixels: Tensor, *, seed: int) -> None:
 
 
 def check_latents(latents: Tensor, *, seeds: list[int]) -> None:
-    """Refuses latents that are no numbers. Raises: CannotRender: `not-a-number`, `facts["seed"]` names the first."""
+    """Reject latents that are not finite.
+
+    Raises: CannotRender: `not-a-number`; `facts["seed"]` is the first such seed.
+    """
     for seed, one in zip(seeds, latents, strict=True):
         if not bool(torch.isfinite(one).all()):
             raise CannotRender(
@@ -50,21 +53,24 @@ def check_latents(latents: Tensor, *, seeds: list[int]) -> None:
 
 
 NOISE_SPREAD = 12.0
-"""Standard deviation of latents from which on the sampler has left the noise in them.
+"""Standard deviation of final latents from which the sampler has failed to remove the noise.
 
-Sampling starts at 14.6 and ends near 1. Measured: trained models end between 0.7 and 5.5 from 8 steps of any sampler
-on, random weights between 16.8 and 41.7.
+Sampling starts at 14.6 and ends near 1. Measured: trained models end between 0.7 and 5.5 with 8 or more steps of any
+sampler, random weights between 16.8 and 41.7.
 """
 NOISE_LIKENESS = 0.4
-"""Correlation of neighbouring latents above which they are shapes, however strong. Random weights reach 0.3."""
+"""Correlation of neighbouring latents above which they are an image, whatever their spread.
+
+Random weights reach 0.3.
+"""
 _NOISE_MIN_SIDE = 32
 _NOISE_MIN_STEPS = 10
 
 
 def noise_words(latents: Tensor, *, steps: int) -> str:
-    """Why a picture drawn from noise alone, with these final latents (C, H, W), is still noise; "" where it is not.
+    """A message if these final latents (C, H, W) of a txt2img render are still noise, or "" if they are not.
 
-    Says something only where it is certain: below 10 steps or 256 pixels samplers leave too much to chance.
+    Reports noise only if it is certain: below 10 steps or 256 pixels, the statistics of samplers vary too much.
     """
     if steps < _NOISE_MIN_STEPS or min(latents.shape[-2:]) < _NOISE_MIN_SIDE:
         return ""
@@ -80,7 +86,10 @@ def noise_words(latents: Tensor, *, steps: int) -> str:
 
 
 def refuse_noise(latents: Tensor, *, seeds: list[int], steps: int) -> None:
-    """Refuses latents that are still noise. Raises: CannotRender: `no-structure`, `facts["seed"]` names the first."""
+    """Reject latents that are still noise.
+
+    Raises: CannotRender: `no-structure`; `facts["seed"]` is the first such seed.
+    """
     for seed, one in zip(seeds, latents, strict=True):
         if words := noise_words(one, steps=steps):
             raise CannotRender(
@@ -92,13 +101,14 @@ def refuse_noise(latents: Tensor, *, seeds: list[int], steps: int) -> None:
 
 @contextmanager
 def memory_errors(what: str) -> Iterator[None]:
-    """Out-of-memory inside becomes CannotRender (`out-of-memory`) that says what to do."""
+    """Convert an out-of-memory error inside the block to CannotRender (`out-of-memory`) with a hint on what to do."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(what) from error
     except RuntimeError as error:
-        # torch has no class for host memory that runs out, nor for what libraries under it say; these are their words
+        # torch has no exception class for exhausted host memory, nor for its libraries' errors; these are their
+        # messages
         if not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
         raise _out_of_memory(what) from error

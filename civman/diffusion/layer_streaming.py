@@ -1,8 +1,8 @@
-"""Weights that stay in their file: a layer's are made when it is called, and dropped when it is done.
+"""Stream weights from their file: a layer's weights are loaded when it is called and dropped when it returns.
 
-So a model takes the memory of its largest layer instead of its size, on any device. What a layer computes with is to
-the bit what a loaded model holds: the file's numbers converted, the adapters' changes merged by the same arithmetic.
-Each call costs reading, converting and merging again; the page cache keeps the file at hand where there is room.
+So a model takes the memory of its largest layer instead of its whole size, on any device. A layer computes with exactly
+the bits of a loaded model: the file's values converted, and the adapters' changes merged by the same arithmetic. Each
+call reads, converts and merges again; the page cache keeps the file in memory if there is room.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from civman.diffusion.merge_adapters import Later
 __all__ = ["SMALL", "stream"]
 
 SMALL = 1 << 14
-"""Numbers in a parameter that is held in memory in any case: biases and norms, also of the largest models."""
+"""Parameters with up to this many elements stay in memory: biases and norms, even in the largest models."""
 
 
 def stream(model: LoadedModel) -> Later:
-    """Makes a model work whose large weights were left in the file (`load(…, leaves=SMALL)`).
+    """Make a model usable whose large weights were not loaded (`load(…, leaves=SMALL)`).
 
-    Gives what adapters hand their changes to (`adapters.apply(…, later=…)`).
+    Returns the object that records adapters' changes (`merge_adapters.apply(…, later=…)`).
     """
     later = Later(model.device)
     room = _Room(model.device)
@@ -33,7 +33,7 @@ def stream(model: LoadedModel) -> Later:
             waiting = [key for key, weight in module.named_parameters(recurse=False) if weight.is_meta]
             if waiting:
                 _attend(model, component, name, module, waiting, later, room)
-        # where diffusers' pipelines put what they make themselves
+        # diffusers' pipelines read from here the device on which to create their own tensors
         setattr(whole, "_hf_hook", SimpleNamespace(execution_device=model.device))  # noqa: B010  # its name, not ours
     return later
 
@@ -63,7 +63,7 @@ def _values(
     model: LoadedModel, place: tuple[str, str], dtype: torch.dtype, later: Later,
     room: "Callable[[Tensor, torch.dtype], Tensor]",
 ) -> Tensor:  # fmt: skip
-    """What the parameter has to be, on the model's device: the file's own bytes where they will do."""
+    """A parameter's values on the model's device; a view of the file if no conversion is needed."""
     base = model.base_tensor(*place)
     if place in later:
         into = room(base, dtype)
@@ -75,9 +75,9 @@ def _values(
 
 
 class _Room:
-    """Memory used again and again: fresh pages cost more than the numbers that go into them.
+    """Reusable memory for streamed weights, since page faults on fresh memory cost more than copying the values.
 
-    One allocation for each weight that a layer has, for each type of number.
+    It has one allocation for each weight of a layer and each dtype.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -89,7 +89,7 @@ class _Room:
             flat = self._flat.get((place, dtype))
             if flat is None or flat.numel() < like.numel():
                 flat = self._flat[place, dtype] = torch.empty(like.numel(), dtype=dtype, device=self._device)
-            # the strides of the file's tensor, as conversion keeps them: another order may give other last bits
+            # keep the strides of the file's tensor, as conversion does: another memory order may change the last bits
             strides = torch.empty_like(like, device="meta").stride()
             return flat[: like.numel()].as_strided(like.shape, strides)
 

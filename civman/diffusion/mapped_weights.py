@@ -1,6 +1,6 @@
-"""A safetensors file opened for reading: names, shapes, metadata, and tensors as views of a read-only mapping.
+"""Open a safetensors file for reading: names, shapes, metadata, and tensors as views of a read-only memory map.
 
-A weight stored as 8-bit floats with a scale beside it (`X.weight` with `X.scale_weight` or `X.weight_scale`) is read as
+A weight stored as 8-bit floats with a separate scale (`X.weight` with `X.scale_weight` or `X.weight_scale`) is read as
 their product in float32; every other tensor is a view of the file.
 """
 
@@ -29,10 +29,10 @@ _DTYPES: Final = {
 
 
 class Weights:
-    """One open file. Its tensors share the mapping: no byte is copied until somebody converts or moves them.
+    """One open safetensors file. Its tensors share the memory map: nothing is copied until one is converted or moved.
 
-    Writing into such a tensor changes this process's private page, never the file; nobody should, since
-    `read` gives that page again.
+    Writing to such a tensor changes this process's private copy of the page, never the file. Do not do it: `read` would
+    return the changed page again.
     """
 
     __slots__ = ("_begin", "_entries", "_map", "_scales", "dtypes", "form", "metadata", "path", "shapes")
@@ -45,7 +45,7 @@ class Weights:
                 size = path.stat().st_size
                 first = file.read(512)
                 rest = file.read(needed_bytes(first, size) - len(first))
-                # private and writable, since torch warns of a buffer that is not
+                # private and writable, because torch warns about read-only buffers
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise InvalidModelFile(f"cannot read `{path.name}`: {error}") from error
@@ -59,9 +59,9 @@ class Weights:
         self._scales = scale_names(header.tensors) if self.form.quantisation is not None else {}
 
     def read(self, source: Source) -> Tensor:
-        """The values behind `source`: a view of the mapping in the file's dtype, or float32 where they have a scale.
+        """Read a parameter: a view of the memory map in the file's dtype, or float32 if the weight has a scale.
 
-        Raises: KeyError. InvalidModelFile: numbers of a kind that torch does not know, or a scale of a wrong shape.
+        Raises: KeyError. InvalidModelFile: a dtype that torch does not support, or a scale of the wrong shape.
         """
         tensor = self._tensor(self._entries[source.name])
         if source.name in self._scales:
@@ -72,7 +72,7 @@ class Weights:
         return tensor.T if source.is_transposed else tensor
 
     def _scaled(self, tensor: Tensor, name: str) -> Tensor:
-        """The weight times its scale, which is one number or one for each row."""
+        """The weight times its scale, which is a single number or one per row."""
         scale = self._tensor(self._entries[name]).to(torch.float32)
         if scale.numel() not in (1, tensor.shape[0] if tensor.ndim else 1):
             raise InvalidModelFile(
@@ -82,12 +82,12 @@ class Weights:
         return tensor.to(torch.float32) * scale.reshape(-1, *[1] * (tensor.ndim - 1))
 
     def forget(self, name: str) -> None:
-        """Drop a tensor that was copied elsewhere from this process's memory; it can be read again."""
+        """Release the memory of a tensor that has been copied elsewhere; it can be read again."""
         entry = self._entries[name]
         forget_mapped(self._map, self._begin + entry.start, self._begin + entry.end)
 
     def dtype_of(self, names: Iterable[str]) -> torch.dtype:
-        """The dtype that most bytes of these tensors have."""
+        """The dtype of most of the elements in these tensors."""
         counts: dict[str, int] = {}
         for name in names:
             counts[self.dtypes[name]] = counts.get(self.dtypes[name], 0) + prod(self.shapes[name])

@@ -1,7 +1,7 @@
-"""Matching an adapter file against a loaded model: what it acts on, what of it finds nothing, and the report of both.
+"""Match an adapter file against a loaded model, and report which of its modules apply and which match nothing.
 
-Names and shapes are compared by `civman.domain.adapters.module_fit`, as `civman check` and the plan do; here the result
-is turned into what the merge does to each parameter. A misfit is known before any weight is touched.
+Names and shapes are compared by `civman.domain.adapters.module_fit`, as in `civman check` and in plans; this module
+turns the result into what the merge does to each parameter. A mismatch is detected before any weight is changed.
 """
 
 import math
@@ -25,12 +25,12 @@ _PARTS = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"}
 _COMPONENTS = {part: component for component, part in _PARTS.items()}
 _ON_BIAS = frozenset({"diff_b", "up_bias"})
 _SHOWN = 5
-"""How many unmatched modules an error names in its text; all of them are in its facts."""
+"""The maximum number of unmatched modules listed in an error message; its facts list all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter file and how strongly it acts on the UNet and on the text encoders."""
+    """An adapter file and its scales for the UNet and for the text encoders."""
 
     path: Path
     sha256: str
@@ -40,17 +40,17 @@ class Adapter:
 
     @property
     def label(self) -> str:
-        """What messages call it: its name, else its file's."""
+        """The name used in messages: the adapter's name, or else its file's."""
         return self.name or self.path.name
 
     def scale(self, component: str) -> float:
-        """How strongly it acts on one component."""
+        """The adapter's scale for this component."""
         return self.unet_scale if component == UNET else self.te_scale
 
 
 @dataclass(frozen=True, slots=True)
 class Unmatched:
-    """A module of the adapter file that changed nothing, and why."""
+    """A module of the adapter file that changed nothing, with the reason."""
 
     module: str
     reason: str
@@ -58,11 +58,12 @@ class Unmatched:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What one adapter did.
+    """A report of what one adapter did to the model.
 
-    `matched` are the model's modules it acts on, `unmatched` those of its own that found nothing to act on, `idle`
-    those that fit and by their own numbers change nothing (alpha 0), `kinds` the ways it stores changes, `norms` the
-    Frobenius norm of scale · Δ per component (before rounding), `parameters` what was written: (component, parameter).
+    `matched` are the model's modules that it changes; `unmatched` are its own modules that match nothing in the model;
+    `idle` match but have no effect, by their own values (alpha 0). `kinds` are the kinds of adapter in the file;
+    `norms` is the Frobenius norm of scale · Δ per component (before rounding); `parameters` are those written:
+    (component, parameter).
     """
 
     name: str
@@ -77,9 +78,9 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What one module of an adapter file does to one parameter: which tensors play which part.
+    """What one module of an adapter file does to one parameter: its kind, and the tensor for each role in its formula.
 
-    `alpha` is what the file's metadata says, where no tensor does; `rank` what alpha is divided by for a bias.
+    `alpha` is the value from the file's metadata if no tensor has it; `rank` is what alpha is divided by for a bias.
     """
 
     kind: Kind
@@ -91,7 +92,7 @@ class Act:
 
 @dataclass(slots=True)
 class Plan:
-    """An adapter matched against the model, and what merging it showed."""
+    """An adapter matched against the model, and the measurements made while merging it."""
 
     adapter: Adapter
     file: TensorFile
@@ -105,11 +106,11 @@ class Plan:
 
     @property
     def is_asked_for_nothing(self) -> bool:
-        """Whether its scales are 0 wherever it could act."""
+        """Whether its scale is 0 for every component that it could change."""
         return bool(self.acts) and all(self.adapter.scale(component) == 0 for component, _ in self.acts)
 
     def coverage(self) -> Coverage:
-        """The report."""
+        """Build the report of what the adapter did."""
         return Coverage(
             name=self.adapter.label,
             sha256=self.adapter.sha256,
@@ -122,7 +123,7 @@ class Plan:
         )
 
     def note(self, delta: Delta, weight: Weight, alpha: float | None) -> None:
-        """Keep what a module that fits does to the parameters of `weight`."""
+        """Record what a module that fits does to the parameters of `weight`."""
         component = _COMPONENTS[weight.part]
         if not delta.parts.keys() <= _ON_BIAS | {"alpha"}:
             parts = {part: name for part, name in delta.parts.items() if part not in _ON_BIAS}
@@ -135,9 +136,9 @@ class Plan:
 
 
 def weights_of(components: Mapping[str, nn.Module], unused: Iterable[tuple[str, str]] = ()) -> ModuleIndex:
-    """The weights of a model's components under all names that adapter files use.
+    """Index the weights of a model's components by all the names that adapter files use for them.
 
-    `unused`: (part, beginning of a path) of layers that the checkpoint's file holds and the model leaves out.
+    `unused`: (part, start of the path) of layers that the checkpoint's file contains but the model does not use.
     """
     return ModuleIndex(
         {
@@ -149,7 +150,7 @@ def weights_of(components: Mapping[str, nn.Module], unused: Iterable[tuple[str, 
 
 
 def match_file(adapter: Adapter, file: TensorFile, index: ModuleIndex) -> Plan:
-    """What the file does to the model whose weights are `index`, and which of its modules do nothing.
+    """Determine what a file does to the model with the weights in `index`, and which of its modules do nothing.
 
     Raises: InvalidModelFile: its metadata cannot be read.
     """
@@ -176,7 +177,7 @@ def match_file(adapter: Adapter, file: TensorFile, index: ModuleIndex) -> Plan:
 
 
 def require_coverage(plan: Plan, *, allow_partial: bool) -> None:
-    """Raises: Incompatible: it fits nothing, or only in part where that is not allowed."""
+    """Raises: Incompatible: the adapter matches nothing, or only partly and `allow_partial` is not set."""
     name = plan.adapter.label
     reasons = [f"{miss.module}: {miss.reason}" for miss in plan.unmatched]
     if not plan.matched and not plan.idle:

@@ -1,7 +1,7 @@
-"""What an adapter does to one weight: the change W' - W at scale 1, in float32.
+"""Compute what an adapter does to one weight: the change W' - W at scale 1, in float32.
 
-`dora_scale` is a magnitude per output row or per input column on top of LoRA, LoHa or LoKr (DoRA, Liu et al. 2024, eq.
-5); which of the two, its shape tells.
+`dora_scale` is a magnitude per output row or per input column, applied on top of LoRA, LoHa or LoKr (DoRA, Liu et al.
+2024, eq. 5); its shape decides which of the two.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,17 @@ from civman.domain.architecture import Adapter
 
 
 def low_rank(kind: Adapter, parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, float] | None:
-    """(up (out, r), down (r, columns), scale) when the change is just scale · up @ down, so need not be formed."""
+    """(up (out, r), down (r, columns), scale) if the change is scale · up @ down, which need not be computed then."""
     if kind is not Adapter.LORA or "mid" in parts:
         return None
     return parts["up"].flatten(1), parts["down"].flatten(1), strength(parts, parts["down"].shape[0])
 
 
 def change(kind: Adapter, parts: Parts, weight: Tensor) -> Tensor:
-    """W' - W at scale 1, float32, of the weight's shape. `parts` and `weight` are float32 on one device."""
+    """Compute W' - W at scale 1, float32, in the shape of the weight.
+
+    `parts` and `weight` are float32 on one device.
+    """
     delta = FORMULAS[kind](parts, weight).reshape(weight.shape)
     axis = dora_axis({name: tuple(part.shape) for name, part in parts.items()}, tuple(weight.shape))
     if axis is None:
