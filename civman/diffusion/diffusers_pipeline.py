@@ -1,6 +1,6 @@
-"""diffusers' own pipelines around the components of a loaded model.
+"""Build diffusers pipelines from the components of a loaded model.
 
-`library.render` does without them; they are for callers who want to go on with diffusers.
+`library.render` does not use them; they are for callers who want to continue with diffusers.
 """
 
 import functools
@@ -20,12 +20,12 @@ _KINDS = {
 
 
 def pipeline_of(model: LoadedModel, kind: str = "txt2img", *, tokenizers: Mapping[str, Any] | None = None) -> Any:
-    """Diffusers' own pipeline around the model's components; `kind` is "txt2img", "img2img" or "inpaint".
+    """Build a diffusers pipeline from the model's components; `kind` is "txt2img", "img2img" or "inpaint".
 
-    Several kinds share the components. Without `tokenizers` ("tokenizer", "tokenizer_2") the pipeline takes prompt
-    embeddings only. Costs the import of diffusers' pipelines (about 2 s), which `render` does without.
+    Pipelines of several kinds share the components. Without `tokenizers` ("tokenizer", "tokenizer_2") the pipeline
+    accepts only prompt embeddings. Importing diffusers' pipelines takes about 2 s, which `render` avoids.
 
-    Raises: UsageError: no such kind.
+    Raises: UsageError: unknown kind.
     """
     if kind not in model.pipelines or tokenizers:
         model.pipelines[kind] = _build(model, kind, tokenizers or {})
@@ -33,7 +33,7 @@ def pipeline_of(model: LoadedModel, kind: str = "txt2img", *, tokenizers: Mappin
 
 
 def _build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
-    import diffusers  # 2 s for the pipelines, which only callers of this function pay
+    import diffusers  # importing the pipelines takes 2 s, which only callers of this function pay for
 
     if (kind, model.family.is_xl) not in _KINDS:
         raise UsageError(f"no such kind of pipeline: `{kind}`", hint="txt2img, img2img or inpaint", code=Cause.BAD_KIND)
@@ -61,7 +61,7 @@ def _build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
 def _scheduler(model: LoadedModel) -> Any:
     import diffusers
 
-    from civman.diffusion.pipeline_scheduler import model_config  # it imports diffusers' schedulers
+    from civman.diffusion.pipeline_scheduler import model_config  # imports diffusers' schedulers
 
     kind: Any = diffusers.EulerDiscreteScheduler
     taken = inspect.signature(kind.__init__).parameters
@@ -70,10 +70,10 @@ def _scheduler(model: LoadedModel) -> Any:
 
 
 def _allow_clip_skip(pipe: Any) -> None:
-    """Let `pipe(clip_skip=…)` of SD 1.x and 2.x work with transformers 5, whose encoders have no `text_model`.
+    """Make `pipe(clip_skip=…)` of SD 1.x and 2.x work with transformers 5, whose encoders have no `text_model`.
 
-    diffusers 0.42 asks for `text_encoder.text_model` there, and takes its presence elsewhere (in loading LoRAs) for the
-    layout of transformers 4: so it is there while the prompt is encoded, and only then.
+    diffusers 0.42 reads `text_encoder.text_model` there, but elsewhere (when loading LoRAs) takes its presence as a
+    sign of transformers 4. So the attribute is set only while a prompt is being encoded.
     """
     encoder, original = pipe.text_encoder, pipe.encode_prompt
     if encoder is None or hasattr(encoder, "text_model"):

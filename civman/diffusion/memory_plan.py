@@ -1,4 +1,4 @@
-"""How much memory a rendering will take, from the file's header, and what to do where there is less."""
+"""Estimate from a checkpoint's header how much memory a render needs, and render in less if it is not available."""
 
 import importlib
 import math
@@ -11,28 +11,28 @@ from civman.diffusion.families import UNET, VAE, Shapes
 from civman.errors import CannotRender, Cause
 from civman.system.system_facts import available_memory_bytes
 
-if TYPE_CHECKING:  # the estimate is asked for before torch is there
+if TYPE_CHECKING:  # estimates are made before torch is imported
     import torch
 
     from civman.diffusion.loader import LoadedModel
 
 
 class MemoryPlan(StrEnum):
-    """Ways to render, from the fastest to the one that needs the least memory on the device."""
+    """Ways to place a model in memory, from the fastest to the one that needs the least memory on the device."""
 
     RESIDENT = "resident"
-    """Everything on the device."""
+    """All components stay on the device."""
     TILED = "tiled"
-    """Everything on the device, the VAE works in tiles (seams are blended; pixels differ slightly)."""
+    """All components stay on the device, and the VAE works in tiles (seams are blended; pixels differ slightly)."""
     ONE_AT_A_TIME = "one-at-a-time"
-    """Each component is on the device only while it works; the VAE works in tiles."""
+    """Each component is moved to the device only while it runs; the VAE works in tiles."""
     LAYER_BY_LAYER = "layer-by-layer"
-    """Weights stay in the file, each layer's are made when it works; slower on a GPU. The VAE works in tiles there."""
+    """Each layer's weights are read from the file whenever it is called; on a GPU, slower and with a tiled VAE."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes on the device. Weights are exact; `unet_work` and `vae_work` (activations) are rules of thumb."""
+    """Memory in bytes on the device. Weights are exact; `unet_work` and `vae_work` (activations) are rules of thumb."""
 
     unet: int
     vae: int
@@ -41,7 +41,7 @@ class Estimate:
     vae_work: int
 
     def needed(self, plan: MemoryPlan) -> int:
-        """Peak bytes under a plan."""
+        """Peak memory in bytes that a plan needs."""
         tile = min(self.vae_work, _TILE_WORK)
         if plan is MemoryPlan.RESIDENT:
             return self.unet + self.vae + self.text + max(self.unet_work, self.vae_work)
@@ -52,7 +52,7 @@ class Estimate:
         return max(self.unet_work, tile) + _LAYER
 
     def plan(self, available: int) -> MemoryPlan:
-        """The fastest plan that fits, with a tenth to spare. Raises: CannotRender: none does."""
+        """The fastest plan that fits with a tenth to spare. Raises: CannotRender: not even the smallest plan fits."""
         for plan in MemoryPlan:
             if self.needed(plan) * 1.1 <= available:
                 return plan
@@ -63,8 +63,8 @@ class Estimate:
         )  # fmt: skip
 
 
-# activations in multiples of one value per latent (UNet, first width) and per pixel (VAE, first width): measured as the
-# growth of resident memory for SD 1 at 512 px (43) and the VAE at 512 and 256 px (8, 10), float32 on the CPU
+# activation memory, in multiples of one value per latent (UNet, first layer's width) or per pixel (VAE, first width),
+# measured as growth in resident memory for SD 1 at 512 px (43), the VAE at 512 and 256 px (8, 10), float32 on the CPU
 _UNET_FACTOR, _VAE_FACTOR = 44, 10
 _TILE_WORK, _LAYER = 2**30, 2**28
 
@@ -73,7 +73,7 @@ def estimate(
     shapes: Shapes, *, width: int, height: int, batch: int = 1, is_guided: bool = True, dtype_bytes: int = 2,
     vae_bytes: int | None = None,
 ) -> Estimate:  # fmt: skip
-    """What a checkpoint with these shapes (`Weights.shapes`) needs for pictures of this size."""
+    """Estimate the memory that a checkpoint with these shapes (`Weights.shapes`) needs for images of this size."""
     parts = {"unet": 0, "vae": 0, "text": 0}
     for name, shape in shapes.items():
         if not name.startswith("model_ema."):
@@ -90,10 +90,10 @@ def estimate(
 
 
 def available_bytes(device: "torch.device") -> int | None:
-    """Free memory on the device in bytes; None for the CPU where the system does not report it."""
+    """Free memory on the device in bytes; None if it is the CPU and the system does not report it."""
     if device.type == "cpu":
         return available_memory_bytes()
-    import torch  # see above
+    import torch  # imported here, since estimates are made before torch is imported
 
     if device.type == "mps":
         return max(int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()), 0)
@@ -101,9 +101,10 @@ def available_bytes(device: "torch.device") -> int | None:
 
 
 def apply(plan: MemoryPlan, model: "LoadedModel", device: "torch.device") -> None:
-    """Makes a model work on `device` under a plan.
+    """Place a model's components for rendering on `device` under a plan.
 
-    It was loaded on the CPU or (first two plans) on `device`; for layer by layer it was loaded and streamed there.
+    The model must have been loaded on the CPU or, for the first two plans, on `device`; for layer by layer, loaded on
+    `device` and prepared by `layer_streaming.stream`.
     """
     if plan is MemoryPlan.TILED or (plan is not MemoryPlan.RESIDENT and device.type != "cpu"):
         model.vae.enable_tiling()
@@ -116,10 +117,10 @@ def apply(plan: MemoryPlan, model: "LoadedModel", device: "torch.device") -> Non
 
 
 def take_turns(modules: "Sequence[torch.nn.Module]", device: "torch.device") -> None:
-    """Lets each module come to `device` when it is called, and sends the one that was there back to the CPU first.
+    """Move each module to `device` when it is called, after moving the previous one back to the CPU.
 
-    accelerate's own chain (`cpu_offload_with_hook`) knows one order; here the VAE may come before the UNet (picture to
-    picture), after it, and before it again (the second pass).
+    accelerate's own chain (`cpu_offload_with_hook`) supports only one fixed order; here the VAE may run before the UNet
+    (img2img), after it, and before it again (second pass).
     """
     hooks: Any = importlib.import_module("accelerate.hooks")
     operations: Any = importlib.import_module("accelerate.utils.operations")
@@ -127,7 +128,7 @@ def take_turns(modules: "Sequence[torch.nn.Module]", device: "torch.device") -> 
     here: list[torch.nn.Module] = []
 
     class Turn(hooks.ModelHook):  # type: ignore[misc]  # a class of accelerate's, which is imported when it is needed
-        execution_device = device  # where diffusers' pipelines put what they make themselves
+        execution_device = device  # diffusers' pipelines read from here the device on which to create their own tensors
 
         def pre_forward(self, module: "torch.nn.Module", *arguments: Any, **named: Any) -> tuple[Any, Any]:
             if here != [module]:

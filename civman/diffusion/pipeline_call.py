@@ -1,4 +1,4 @@
-"""The arguments with which a pipeline of diffusers draws a recipe's images, and which recipes no pipeline can draw."""
+"""Translate a recipe into the arguments of a diffusers pipeline call; refuse recipes that no pipeline can render."""
 
 import math
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ _LATENT_CHANNELS = 4
 
 
 def kind_of(recipe: Recipe) -> str:
-    """The kind of pipeline that a recipe needs: "txt2img", "img2img" or "inpaint"."""
+    """The kind of diffusers pipeline that a recipe needs: "txt2img", "img2img" or "inpaint"."""
     if recipe.start is None:
         return "txt2img"
     return "inpaint" if recipe.start.mask_sha256 else "img2img"
 
 
 def require_drawable(recipe: Recipe) -> None:
-    """Raises: CannotRender: the recipe holds something that diffusers' pipelines do otherwise or not at all."""
+    """Raises: CannotRender: the recipe uses something that diffusers' pipelines do differently or not at all."""
     problems = {
         "a second pass (hires)": recipe.hires is not None,
         "the rules of an earlier version of civman (rules 1)": recipe.rules == 1,
@@ -46,7 +46,7 @@ def require_drawable(recipe: Recipe) -> None:
 
 
 def require_pipeline_sampler(sampler: samplers.Sampler) -> None:
-    """Raises: CannotRender: the sampler needs what diffusers' pipelines do not give."""
+    """Raises: CannotRender: the sampler needs something that diffusers' pipelines do not provide."""
     if sampler.is_cfgpp or sampler.is_adaptive:
         why = (
             "needs the model's answer without guidance" if sampler.is_cfgpp else "decides while it runs how many steps"
@@ -56,7 +56,7 @@ def require_pipeline_sampler(sampler: samplers.Sampler) -> None:
 
 
 def require_inputs_of(unet: Any, kind: str) -> None:
-    """Raises: CannotRender: an inpainting checkpoint in a pipeline that does not give it the mask."""
+    """Raises: CannotRender: an inpainting checkpoint in a pipeline that does not pass it the mask."""
     channels = int(unet.config.in_channels)
     if channels != _LATENT_CHANNELS and kind != "inpaint":
         raise CannotRender(
@@ -68,7 +68,7 @@ def require_inputs_of(unet: Any, kind: str) -> None:
 
 
 def require_own_kind(recipe: Recipe, *, is_xl: bool) -> None:
-    """Raises: CannotRender: the start picture or mask of the recipe is used otherwise by diffusers' pipelines."""
+    """Raises: CannotRender: diffusers' pipelines use the recipe's start image or mask in a different way."""
     start = recipe.start
     if start is None:
         return
@@ -87,12 +87,13 @@ def require_own_kind(recipe: Recipe, *, is_xl: bool) -> None:
 
 
 def embeddings_of(prompt: Conditioning) -> dict[str, Tensor]:
-    """A conditioning as keyword arguments of a pipeline's call.
+    """Convert an encoded prompt to keyword arguments of a pipeline call.
 
     `prompt_embeds`, `negative_prompt_embeds`: (1, 77·n, width); with SDXL also `pooled_prompt_embeds`,
-    `negative_pooled_prompt_embeds`: (1, projection); dtype and device are the text encoders'. Pipelines want both
-    contexts equally long: a shorter one is repeated as a whole, which changes nothing, since attention to a context
-    that is there twice gives the same as attention to it once. Without a negative prompt its entries are missing.
+    `negative_pooled_prompt_embeds`: (1, projection); dtype and device are the text encoders'. Pipelines require both
+    contexts to have the same length: a shorter one is repeated as a whole, which changes nothing, since attention to a
+    context that occurs twice gives the same result as attention to it once. Without a negative prompt its entries are
+    missing.
     """
     found = {
         "prompt_embeds": prompt.cond, "negative_prompt_embeds": prompt.uncond,
@@ -107,9 +108,10 @@ def embeddings_of(prompt: Conditioning) -> dict[str, Tensor]:
 
 
 def call_of(recipe: Recipe, pipe: Any, prompt: Conditioning, inputs: Inputs) -> dict[str, Any]:
-    """All keyword arguments with which `pipe` draws the recipe's images, in order of their seeds.
+    """All keyword arguments with which `pipe` renders the recipe's images, in order of their seeds.
 
-    Raises: CannotRender: no pipeline draws them (`require_drawable`, `require_own_kind`), or `pipe` is of another kind.
+    Raises: CannotRender: no pipeline can render them (`require_drawable`, `require_own_kind`), or `pipe` is of another
+        kind.
     """
     is_xl = hasattr(pipe, "text_encoder_2")
     require_drawable(recipe)
@@ -136,18 +138,18 @@ def call_of(recipe: Recipe, pipe: Any, prompt: Conditioning, inputs: Inputs) -> 
         }  # fmt: skip
     first, sigma = _first_step(recipe, is_xl=is_xl)
     kept = _start_latents(recipe, pipe, inputs, noise)
-    # the pipeline will draw noise of its own: what differs from the recipe's is made up for in the latents
+    # the pipeline adds noise of its own; the latents compensate for how it differs from the recipe's noise
     drawn = torch.stack([
         torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=pipe.unet.dtype) for seed in seeds
     ]).float()  # fmt: skip
     image = kept + ((noise * recipe.start.noise_multiplier - drawn) * sigma).to(kept.device)
-    # half a step more than the share, since diffusers rounds down
+    # half a step more than the exact fraction, since diffusers rounds down
     strength = min(1.0, (recipe.steps - first + 0.5) / recipe.steps)
     return call | {"image": image, "strength": strength}
 
 
 def _start_latents(recipe: Recipe, pipe: Any, inputs: Inputs, noise: Tensor) -> Tensor:
-    """The start picture as latents: (count, 4, h, w) float32."""
+    """Encode the start image as latents: (count, 4, h, w) float32."""
     assert recipe.start is not None
     assert inputs.image is not None
     prepared = start_picture.prepare(recipe.start, (recipe.width, recipe.height), inputs.image, None)
@@ -158,7 +160,7 @@ def _start_latents(recipe: Recipe, pipe: Any, inputs: Inputs, noise: Tensor) -> 
 
 
 class _Where:
-    """A pipeline's VAE and where it computes."""
+    """A pipeline's VAE and the device it computes on."""
 
     def __init__(self, pipe: Any) -> None:
         self.vae: Any = pipe.vae
@@ -166,9 +168,9 @@ class _Where:
 
 
 def _first_step(recipe: Recipe, *, is_xl: bool) -> tuple[int, float]:
-    """Which step of all an img2img run begins with (A1111 takes one more than its share), and the level there.
+    """The index of the step at which an img2img run begins, and the noise level there, counted as in A1111.
 
-    Raises: CannotRender: a pipeline would pass other levels.
+    Raises: CannotRender: a pipeline would use other noise levels.
     """
     assert recipe.start is not None
     sampler, schedule = sampler_names.parse(recipe.sampler, recipe.schedule)
@@ -189,9 +191,10 @@ def _first_step(recipe: Recipe, *, is_xl: bool) -> tuple[int, float]:
 
 
 def evaluations_per_step(plan: samplers.Plan, asked: Sequence[float]) -> int | None:
-    """How often each step evaluates the model, 1 or 2 (the last step may do with once); None where that differs.
+    """The number of model evaluations per step, 1 or 2 (the last step may have one); None if it varies.
 
-    `asked`: the levels at which the sampler evaluates the model, in order. Each step must begin with its own level.
+    `asked`: the noise levels at which the sampler evaluates the model, in order. Each step must begin with its own
+    level.
     """
     for order in (1, 2):
         if plan.steps * order - len(asked) in (0, order - 1) and tuple(asked[::order]) == plan.sigmas[:-1]:

@@ -1,7 +1,7 @@
-"""civman's samplers and schedules as a scheduler of diffusers, with a config that diffusers' schedulers understand.
+"""A diffusers scheduler that runs civman's samplers and schedules, with a config that diffusers' schedulers understand.
 
-Importing this module imports diffusers' schedulers (0.1 s after a model was loaded, 2 s before). `SchedulerMixin` must
-stay importable from here: diffusers looks for it in this module when it loads a saved pipeline.
+Importing this module imports diffusers' schedulers (0.1 s if a model has been loaded, otherwise 2 s). `SchedulerMixin`
+must stay importable from here: diffusers looks for it in this module when it loads a saved pipeline.
 """
 
 import math
@@ -26,7 +26,7 @@ __all__ = ["PipelineScheduler", "SchedulerMixin", "model_config"]
 
 
 def model_config(prediction: str, *, is_zero_snr: bool) -> dict[str, Any]:
-    """What a Stable Diffusion model was trained on, by the names that diffusers' schedulers have for it."""
+    """The noise schedule a Stable Diffusion model was trained with, in the config keys of diffusers' schedulers."""
     return {
         "num_train_timesteps": TRAIN_STEPS, "beta_start": SAMPLING.beta_start, "beta_end": SAMPLING.beta_end,
         "beta_schedule": "scaled_linear", "trained_betas": None, "prediction_type": prediction,
@@ -37,7 +37,7 @@ def model_config(prediction: str, *, is_zero_snr: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that decides what a scheduler does: two with equal settings draw the same."""
+    """Everything that determines a scheduler's results: two schedulers with equal settings give the same images."""
 
     sampler: str
     schedule: str
@@ -50,13 +50,13 @@ class Settings:
 
 
 class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both are untyped
-    """A sampler and schedule of civman where diffusers wants a scheduler: `pipe.scheduler = PipelineScheduler(…)`.
+    """Runs a civman sampler and schedule in a diffusers pipeline: `pipe.scheduler = PipelineScheduler(…)`.
 
     There is one timestep for each evaluation of the model, and it is not rounded. The noise that ancestral and SDE
-    samplers add is, for each image, that of `library.render` for the seed of its generator; where the pipeline has
-    drawn more from the generator than the noise to start with, ancestral noise is drawn from the generator as it is.
-    If something changes the latents between two steps (a callback, diffusers' inpainting), the sampler starts anew
-    from them, so a multistep sampler then has no earlier steps to use.
+    samplers add to each image is that of `library.render` for the seed of its generator. If the pipeline has drawn more
+    from the generator than the initial noise, ancestral noise is drawn from the generator in its current state. If
+    something changes the latents between two steps (a callback, diffusers' inpainting), the sampler restarts from them,
+    so a multistep sampler then has no earlier steps to use.
     """
 
     _compatibles = [each.name for each in KarrasDiffusionSchedulers]  # noqa: RUF012  # as diffusers' own have it
@@ -66,7 +66,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # b
         rescale_betas_zero_snr: bool = False, is_xl: bool = False, rng: str = "cpu", eta_seed_delta: int = 0,
         eta: float = SAMPLING.eta, noise_scale: float = SAMPLING.noise_scale, eta_ddim: float = SAMPLING.eta_ddim,
     ) -> None:  # fmt: skip
-        """Raises: CannotRender: diffusers' pipelines cannot do what the sampler needs. UsageError: it is unknown."""
+        """Raises: CannotRender: diffusers' pipelines do not support the sampler. UsageError: the sampler is unknown."""
         self._sampler, self._schedule = sampler_names.parse(sampler, schedule)
         require_pipeline_sampler(self._sampler)
         numbers = replace(SAMPLING, eta=eta, noise_scale=noise_scale, eta_ddim=eta_ddim)
@@ -75,14 +75,14 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # b
             eta_seed_delta, self._sampler.tuning(numbers, RULES),
         )  # fmt: skip
         self._levels = self._sampler.levels(is_zero_snr=rescale_betas_zero_snr)
-        self._running: Any = None  # a generator of the solver, while a run is going on
+        self._running: Any = None  # the running solver's generator, or None between runs
         self._x = self._given = torch.empty(0)
         self._asked: list[float] = []
         self._begin = self._done = 0
         self.order = 1
         self.timesteps = torch.empty(0)
         self.init_noise_sigma: float = 1.0
-        # all values are said, since diffusers' `from_config` takes its own default for any that were left out
+        # every value is given explicitly, since diffusers' `from_config` replaces missing ones by its own defaults
         self.register_to_config(  # type: ignore[no-untyped-call]
             sampler=self._sampler.name, schedule=self._schedule.value, is_xl=is_xl, rng=rng,
             eta_seed_delta=eta_seed_delta, eta=eta, noise_scale=noise_scale, eta_ddim=eta_ddim,
@@ -91,7 +91,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # b
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, *, is_xl: bool) -> "PipelineScheduler":
-        """The scheduler that takes the steps of a recipe. Raises: CannotRender: as the constructor."""
+        """Create the scheduler that samples as a recipe does. Raises: CannotRender: as for the constructor."""
         return cls(
             recipe.sampler, recipe.schedule, prediction_type=recipe.prediction,
             rescale_betas_zero_snr=recipe.is_zero_snr, is_xl=is_xl, rng=recipe.rng,
@@ -100,7 +100,10 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # b
         )  # fmt: skip
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Prepare a run of this many steps. Raises: UsageError: more steps than the model has levels, or none."""
+        """Prepare a run of this many steps.
+
+        Raises: UsageError: fewer than one step, or more than the model has levels.
+        """
         self._plan = samplers.plan(
             self._sampler, self._schedule, num_inference_steps, self._levels, is_xl=self.settings.is_xl
         )
@@ -113,7 +116,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # b
         self._begin = self._done = 0
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at this evaluation instead of the first one (picture to picture).
+        """Start at the evaluation with this index instead of the first one (img2img).
 
         Raises: CannotRender: the sampler can only start at its first step.
         """
@@ -125,20 +128,20 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # b
         self._begin = self._done = begin_index
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:  # noqa: ARG002
-        """The UNet's input: `sample` (B, 4, h, w) divided by √(σ² + 1) of the next evaluation."""
+        """The UNet's input: `sample` (B, 4, h, w) divided by √(σ² + 1), with σ of the next evaluation."""
         return sample / math.sqrt(self._asked[self._done] ** 2 + 1)
 
     def add_noise(self, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`original` (B, 4, h, w) with noise of the level of the first of `timesteps`."""
+        """Add noise to `original` (B, 4, h, w) at the noise level of the first of `timesteps`."""
         time = float(timesteps.flatten()[0])
         nearest = min(range(len(self._asked)), key=lambda place: abs(float(self.timesteps[place]) - time))
         return original + noise * self._asked[nearest]
 
     def step(self, model_output: Tensor, timestep: Tensor | float, sample: Tensor, *, generator: Any = None,
              return_dict: bool = True, **_: Any) -> Any:  # fmt: skip
-        """Take the UNet's output for `sample`; return what the UNet is to see next, before scaling, as `prev_sample`.
+        """Process the UNet's output for `sample`; `prev_sample` of the result is the UNet's next input before scaling.
 
-        Raises: CannotRender: something changed the latents where the sampler cannot start anew from them.
+        Raises: CannotRender: something changed the latents at a point where the sampler cannot restart from them.
         """
         del timestep
         sigma = self._asked[self._done]
@@ -156,11 +159,11 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # b
         return SimpleNamespace(prev_sample=self._given, pred_original_sample=clean) if return_dict else (self._given,)
 
     def __len__(self) -> int:
-        """How many times the model was trained on."""
+        """The number of timesteps that the model was trained on."""
         return TRAIN_STEPS
 
     def _solver(self, sample: Tensor, generator: Any) -> Any:
-        """The running solver, whose x is `sample`; a new one if there is none or something changed the latents."""
+        """The running solver, whose x is `sample`; a new one if none is running or something changed the latents."""
         if self._running is not None and torch.equal(self._given, sample):
             return self._running
         if self._running is None:
@@ -178,7 +181,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # b
         return self._running
 
     def _noise(self, x: Tensor, generator: Any) -> solvers.Noise:
-        """Fresh noise for the steps: (B, 4, h, w), one stream for each image."""
+        """Return the noise function for the steps: (B, 4, h, w), with a separate stream for each image."""
         shape, count = tuple(x.shape[1:]), len(x)
         if generator is None:
             seeds = [int(torch.randint(2**63 - 1, ())) for _ in range(count)]
@@ -205,7 +208,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # b
 
 
 def _has_drawn_at_most_the_start(generators: list[Any], shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """Whether the first generator is as its seed left it, or has drawn one image's noise to start with and no more."""
+    """Whether the first generator has drawn nothing since it was seeded, or only the initial noise of one image."""
     first = generators[0]
     fresh = torch.Generator(first.device).manual_seed(first.initial_seed())
     if torch.equal(fresh.get_state(), first.get_state()):

@@ -1,7 +1,7 @@
-"""Names of samplers and schedules as A1111, Forge, ComfyUI, diffusers, InvokeAI and CivitAI write them.
+"""Parse the names of samplers and schedules as A1111, Forge, ComfyUI, diffusers, InvokeAI and CivitAI write them.
 
-Names are compared without case, with `_`, `-` and spaces alike and `pp` as `++`: "dpmpp_2m_sde_karras" is "DPM++ 2M SDE
-Karras". The longest name of a sampler wins, what follows it is the schedule.
+Comparison ignores case; `_`, `-` and spaces are the same, and `pp` is the same as `++`: "dpmpp_2m_sde_karras" is "DPM++
+2M SDE Karras". The longest matching sampler name wins; what follows it is the schedule.
 """
 
 import difflib
@@ -58,7 +58,7 @@ NOT_OFFERED: Final = {
     "CMStochasticIterativeScheduler": ("made for consistency models", "LCM"),
     "ConsistencyDecoderScheduler": ("made for consistency decoders", "LCM"),
 }
-"""Samplers known by name that nothing here computes: what they are, and which one to try instead."""
+"""Known samplers that civman does not implement: a description, and the sampler to try instead."""
 
 _SCHEDULE_ALIASES: Final = {
     "auto": Schedule.AUTOMATIC, "default": Schedule.AUTOMATIC, "uniform": Schedule.NORMAL,
@@ -78,11 +78,11 @@ _NO_SCHEDULES: Final = {
 
 
 def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
-    """A sampler and a schedule from their names; the sampler's may carry the schedule ("DPM++ 2M SDE Karras").
+    """Parse a sampler and a schedule; the sampler's name may include the schedule ("DPM++ 2M SDE Karras").
 
-    A schedule given apart wins over Automatic only.
+    A schedule given separately applies only if the name includes none or Automatic.
 
-    Raises: UsageError: unknown (`facts["nearest"]` says what is close), not offered, or two different schedules.
+    Raises: UsageError: unknown (`facts["nearest"]` lists similar names), not supported, or two different schedules.
     """
     wanted = plain(text)
     for spelling, sampler in _spellings():
@@ -100,14 +100,14 @@ def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
 
 
 def plain(text: str) -> str:
-    """A name as names are compared."""
+    """Normalise a name for comparison."""
     words = re.sub(r"[\s_\-]+", " ", text.casefold()).strip()
     return re.sub(r"\bdpmpp\b", "dpm++", re.sub(r"\bcfg ?pp\b", "cfg++", words)).replace("heunpp", "heun++")
 
 
 @cache
 def _spellings() -> tuple[tuple[str, Sampler | None], ...]:
-    """Every name that is known, longest first; None: known, and not offered."""
+    """All known spellings with their samplers, longest first; None: known, but not supported."""
     return tuple(sorted(_found(), key=lambda pair: -len(pair[0])))
 
 
@@ -122,7 +122,7 @@ def _found() -> Iterator[tuple[str, Sampler | None]]:
             yield short, sampler
             if short.endswith("scheduler"):
                 yield short.removesuffix("scheduler"), sampler
-            if short.endswith(" a") or " a " in short:  # ComfyUI writes it out
+            if short.endswith(" a") or " a " in short:  # ComfyUI spells out "ancestral"
                 yield re.sub(r" a\b", " ancestral", short), sampler
 
 

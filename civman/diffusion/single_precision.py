@@ -1,8 +1,8 @@
 """Tables of noise levels rounded to single precision after each operation, as the web UIs compute them on the CPU.
 
-A Brownian path is asked at levels to their sixth digit, so that one unit in a level's last place changes the noise by
-about a thousandth. Plain Python, so that a table does not depend on the machine; torch's own exponentials differ by one
-unit in about one of a hundred numbers.
+A Brownian path is queried at noise levels rounded to six digits, so that one unit in a level's last place changes the
+noise by about a thousandth. Plain Python, so that a table does not depend on the machine; torch's own exponentials
+differ by one unit in the last place for about one number in a hundred.
 """
 
 import math
@@ -14,12 +14,12 @@ from civman.domain.recipes.recipe import SAMPLING
 
 
 def single(number: float) -> float:
-    """The nearest number of single precision."""
+    """Round to the nearest single-precision number."""
     return float(struct.unpack("f", struct.pack("f", number))[0])
 
 
 def line(start: float, end: float, count: int) -> list[float]:
-    """`torch.linspace`: from both ends to the middle, with one rounding a number."""
+    """`torch.linspace`: computed from both ends towards the middle, rounding each number once."""
     start, end = single(start), single(end)
     if count == 1:
         return [start]
@@ -32,17 +32,17 @@ def line(start: float, end: float, count: int) -> list[float]:
 
 
 def level(alpha: float) -> float:
-    """σ of a share of signal."""
+    """The noise level σ at which `alpha` (ᾱ) is the share of signal."""
     return single(math.sqrt(single(single(1 - alpha) / alpha)))
 
 
 def through_log(sigma: float) -> float:
-    """σ after its logarithm was taken and undone."""
+    """σ after a round trip through its logarithm in single precision."""
     return single(math.exp(single(math.log(single(sigma)))))
 
 
 def middle(here: float, after: float) -> float:
-    """The level half way between two in log σ."""
+    """The midpoint of two noise levels in log σ."""
     begin, end = (-single(math.log(single(sigma))) for sigma in (here, after))
     return single(math.exp(-single(begin + single(single(end - begin) * 0.5))))
 
@@ -85,4 +85,4 @@ TABLES: Final[dict[str, Callable[[int, Sequence[float]], list[float]]]] = {
     "Normal": _uniform, "Karras": _karras, "Exponential": _exponential, "Polyexponential": _polyexponential,
     "SGM Uniform": _sgm,
 }  # fmt: skip
-"""Tables whose roundings on the way matter, without the 0 at their end; the others are rounded once."""
+"""Schedules whose intermediate rounding matters, without the final 0; the other tables are rounded once at the end."""

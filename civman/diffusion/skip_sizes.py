@@ -1,7 +1,7 @@
-"""Sizes that do not halve evenly: what the UNet does where a level no longer fits its skip connection.
+"""Image sizes that do not halve evenly: how the UNet's upsampling fits a level to its skip connection.
 
-diffusers, Forge and ComfyUI enlarge the level to the size it has to fit, then convolve. A1111's UNet doubles it,
-convolves, and takes the nearest pixels of the result.
+diffusers, Forge and ComfyUI upsample a level to the size of the skip connection, then convolve. A1111's UNet doubles
+the size, convolves, and resizes the result with nearest neighbour.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from torch import Tensor
 
 @contextmanager
 def doubled_then_resized(unet: Any) -> Iterator[None]:
-    """While it is open, the UNet's levels are doubled and the result resized, as in A1111."""
-    from diffusers.models.upsampling import Upsample2D  # loaded with the UNet
+    """Inside this block, the UNet doubles each level's size and then resizes the result, as in A1111."""
+    from diffusers.models.upsampling import Upsample2D  # already imported, since a UNet is loaded
 
     found = [module for module in unet.modules() if isinstance(module, Upsample2D)]
     for module in found:

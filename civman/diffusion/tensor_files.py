@@ -1,4 +1,4 @@
-"""Opening adapter and embedding files: safetensors only, read tensor by tensor through the memory map."""
+"""Open adapter and embedding files: safetensors only, read tensor by tensor through the memory map."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import Tensor
 from civman.errors import Cause, InvalidModelFile, Refused
 
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
-"""A zip archive (torch.save since 1.6) and a bare pickle of protocol 2 or later."""
+"""The first bytes of a zip archive (torch.save since 1.6) and of a bare pickle of protocol 2 or later."""
 
 
 class _Slice(Protocol):
@@ -19,27 +19,27 @@ class _Slice(Protocol):
 
 
 class TensorFile(Protocol):
-    """An open safetensors file."""
+    """The interface of an open safetensors file."""
 
     def keys(self) -> list[str]:
-        """Names of the tensors."""
+        """List the names of the tensors."""
 
     def get_tensor(self, name: str) -> Tensor:
-        """One tensor, a view into the memory map."""
+        """Read one tensor as a view into the memory map."""
 
     def get_slice(self, name: str) -> _Slice:
-        """One tensor's shape without its bytes."""
+        """Get one tensor's shape without reading its data."""
 
     def metadata(self) -> dict[str, str] | None:
-        """What the header says besides tensors."""
+        """The metadata in the file's header."""
 
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """The open file.
+    """Open a safetensors file and close it at the end of the block.
 
     Raises:
-        Refused: it is a pickle, which runs code when it is read (`code` is `pickle`).
+        Refused: the file is a pickle, which runs code when it is read (`code` is `pickle`).
         InvalidModelFile: it is not a safetensors file or cannot be read.
     """
     try:
@@ -47,7 +47,8 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             start = file.read(8)
     except OSError as error:
         raise InvalidModelFile(f"cannot read `{path.name}`: {error.strerror}", name=path.name) from error
-    # safetensors begins with the length of its header in 8 bytes, which may well be an 0x80 but is never above 4 GiB
+    # a safetensors file starts with its header's length in 8 bytes; the first may be 0x80, but the length is never
+    # above 4 GiB
     if start.startswith(_PICKLE_STARTS) and start[4:] != bytes(4):
         raise Refused(
             f"`{path.name}` is a pickle: reading it would run code from the file",

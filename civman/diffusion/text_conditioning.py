@@ -1,8 +1,8 @@
-"""From a parsed prompt to what the UNet is conditioned on: weights, clip skip, padding and pooling as A1111 has them.
+"""Encode a parsed prompt for the UNet with A1111's rules for weights, clip skip, padding and pooling.
 
-Which rules hold is read off the encoders: one with a `text_projection` makes it SDXL (or its refiner), a single one
-with `gelu` is SD 2.x's OpenCLIP, any other single one SD 1.x's CLIP-L. SD 2.x's encoder is taken to be built without
-its last layer, as diffusers lays it out, so that its last hidden state is the penultimate one.
+The encoders determine which rules apply: one with a `text_projection` means SDXL (or its refiner), a single one with
+`gelu` is SD 2.x's OpenCLIP, and any other single one is SD 1.x's CLIP-L. SD 2.x's encoder must be built without its
+last layer, as in diffusers, so that its last hidden state is the penultimate one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,18 +28,18 @@ def encode(
     *,
     is_negative: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Context (1, 77·chunks, width) and, for SDXL, pooled (1, projection), in the encoders' dtype and device.
+    """Encode to context (1, 77·chunks, width) and, for SDXL, pooled (1, projection), in the encoders' dtype and device.
 
-    Chunks run one by one, so that a chunk's bits do not depend on what else the prompt says. Prompts of different
-    length give contexts of different length; nothing is padded to match.
+    Chunks are encoded one at a time, so that a chunk's bits do not depend on the rest of the prompt. Prompts of
+    different lengths give contexts of different lengths; nothing is padded to match.
 
     Args:
         text_encoders: CLIPTextModel or CLIPTextModelWithProjection, in the model's order.
         tokenizers: one for each encoder; they differ in padding.
         parsed: the prompt.
-        clip_skip: A1111's number: 1 is the last layer, 2 the one before. SD 1.x only; the others have theirs fixed.
-        embeddings: those that the prompt may call.
-        is_negative: whether it is the negative prompt: SDXL's, when empty, is all zeros instead of an encoding of "".
+        clip_skip: as in A1111: 1 is the last layer, 2 the one before. SD 1.x only; in other families it is fixed.
+        embeddings: the embeddings that the prompt may use.
+        is_negative: whether it is the negative prompt: an empty one of SDXL gives zeros, not the encoding of "".
 
     Raises:
         UsageError: clip skip is out of range, or two embeddings have the same name.
@@ -55,7 +55,7 @@ def encode(
             cut(parsed, tokenizer, {embedding.name: embedding.length_in(number) for embedding in embeddings})
             for number, tokenizer in enumerate(tokenizers)
         ]
-        longest = max(map(len, pieces))  # an embedding that one encoder lacks may make it need fewer chunks
+        longest = max(map(len, pieces))  # an encoder that an embedding has no vectors for may need fewer chunks
         for number, (encoder, tokenizer) in enumerate(zip(text_encoders, tokenizers, strict=True)):
             vectors = {each.name: values for each in embeddings if (values := each.vectors[number]) is not None}
             parts = []
@@ -70,7 +70,7 @@ def encode(
 
 
 def lengthened(context: Tensor, filling: Tensor, tokens: int) -> Tensor:
-    """`context` (1, n, width) with `filling` (1, m, width) repeated after it, `tokens` long (A1111's "Pad conds")."""
+    """Repeat `filling` (1, m, width) after `context` (1, n, width) until it is `tokens` long (A1111's "Pad conds")."""
     missing = (tokens - context.shape[1]) // filling.shape[1]
     return torch.cat([context, *[filling] * missing], dim=1) if missing > 0 else context
 
@@ -83,7 +83,7 @@ def _zeros(text_encoders: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
 
 
 def _device(encoder: nn.Module) -> torch.device:
-    """Where its inputs go. Large weights may be nowhere ("meta") until their layer is called."""
+    """The device of an encoder's inputs. Its large weights may be on the meta device until their layer is called."""
     return next(parameter.device for parameter in encoder.parameters() if not parameter.is_meta)
 
 
@@ -98,12 +98,12 @@ def _projection(encoder: Any) -> Any:
 def _run(
     encoder: Any, chunk: Chunk, padding: int, vectors: dict[str, Tensor], clip_skip: int, *, is_xl: bool
 ) -> tuple[Tensor, Tensor]:
-    """One chunk through one encoder: hidden states (1, 77, width), and the last one at the first end mark (1, width).
+    """Encode one chunk: hidden states (1, 77, width), and the last layer's at the first end token (1, width).
 
     `hidden_states[-1]` is the last layer's output before the final norm (transformers 5.17 to 5.23).
     """
     ids = [START, *chunk.ids, END]
-    first_end = ids.index(END)  # a prompt may spell the mark out; nothing after the first one is read
+    first_end = ids.index(END)  # a prompt may contain the end token itself; nothing after the first one counts
     ids = ids[: first_end + 1] if padding != END else ids
     ids += [padding] * (CHUNK + 2 - len(ids))
     model = getattr(encoder, "text_model", encoder)
@@ -128,11 +128,11 @@ def _run(
 
 @contextmanager
 def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) -> Iterator[None]:
-    """While this holds, the embeddings' vectors stand in their tokens' places; the table itself is not touched."""
+    """Inside this block, embedding vectors replace those of their tokens; the token table itself is not changed."""
 
     def put(_module: nn.Module, _arguments: object, output: Tensor) -> Tensor:
         for insert in chunk.inserts:
-            start = insert.offset + 1  # after the start mark
+            start = insert.offset + 1  # after the start token
             if insert.length:
                 output[:, start : start + insert.length] = vectors[insert.name].to(output)
         return output
@@ -145,7 +145,7 @@ def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) ->
 
 
 def _weighted(hidden: Tensor, chunk: Chunk) -> Tensor:
-    """Every token's vector times its weight, then the whole scaled back to the mean it had (A1111's "original")."""
+    """Multiply each token's vector by its weight, then rescale to the original mean (A1111's "original")."""
     if all(weight == 1 for weight in chunk.weights):
         return hidden
     weights = torch.ones(CHUNK + 2)

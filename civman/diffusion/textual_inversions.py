@@ -1,6 +1,6 @@
-"""Textual inversions: vectors a prompt calls by name, read from safetensors. Pickles are refused.
+"""Load textual inversions: vectors that a prompt uses by name, read from safetensors. Pickles are refused.
 
-Which tensors they are, alone in a file or packed into an adapter's, is `civman.domain.embedding_tensors`'.
+Which tensors of a file they are, alone or packed with an adapter, is decided in `civman.domain.embedding_tensors`.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from civman.errors import Cause, Incompatible, InvalidModelFile
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """Vectors for one name: a (n, width) float32 tensor for each text encoder, in the encoders' order.
+    """The vectors of one name: a (n, width) float32 tensor for each text encoder, in the encoders' order.
 
-    None stands for an encoder that the embedding was not made for: the name is left out of what that one reads.
+    None stands for an encoder that the embedding was not trained for: the name is then left out of its input.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Embedding:
 
     @property
     def length(self) -> int:
-        """How many tokens it takes up where it is read."""
+        """The number of tokens it takes up in the encoders that it was trained for."""
         return next(int(each.shape[0]) for each in self.vectors if each is not None)
 
     def length_in(self, encoder: int) -> int:
-        """How many tokens it takes up in one text encoder's input."""
+        """The number of tokens it takes up in the input of one text encoder."""
         each = self.vectors[encoder]
         return 0 if each is None else int(each.shape[0])
 
@@ -39,17 +39,17 @@ class Embedding:
 def load_embedding(
     path: Path, widths: Sequence[int], *, name: str | None = None, allow_partial: bool = False
 ) -> Embedding:
-    """The embedding in a file, for text encoders of these widths.
+    """Load the embedding in a file for text encoders of these widths.
 
     Args:
-        path: a .safetensors file: an embedding, or an adapter that packs one.
-        widths: hidden size of each of the model's text encoders, in order: (768,), (1024,), (768, 1280), (1280,).
-        name: what prompts call it; by default the file's stem.
-        allow_partial: accept an embedding that was made for one of two text encoders.
+        path: a .safetensors file: an embedding, or an adapter that includes one.
+        widths: the hidden size of each of the model's text encoders, in order: (768,), (1024,), (768, 1280), (1280,).
+        name: the name that prompts use; by default the file's stem.
+        allow_partial: accept an embedding that was trained for only one of two text encoders.
 
     Raises:
-        Incompatible: it is made for other encoders (`code` `embedding-width`).
-        InvalidModelFile: it holds no embedding. Refused: it is a pickle.
+        Incompatible: it was trained for other encoders (`code` `embedding-width`).
+        InvalidModelFile: the file contains no embedding. Refused: it is a pickle.
     """
     name = path.stem if name is None else name
     with open_tensors(path) as file:

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer as the object that diffusers' pipelines hold, built from the merges that ship with civman."""
+"""Build CLIP's tokenizer as the object that diffusers' pipelines expect, from the merges shipped with civman."""
 
 import json
 import tempfile
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def transformers_tokenizer(folder: Path, padding: int = tokenizer.END) -> "CLIPTokenizer":
-    """The object a diffusers pipeline wants to hold, loaded from files kept in `folder`.
+    """Load the CLIPTokenizer that a diffusers pipeline expects from files stored in `folder`.
 
-    The files (1.5 MB) are written when they are missing or differ from what they should be, each whole or not at all.
+    Files (1.5 MB) that are missing or differ from the expected contents are written first, each atomically.
     """
-    from transformers import CLIPTokenizer  # here: 1.1 s, and token counting does without
+    from transformers import CLIPTokenizer  # imported here: it takes 1.1 s, and counting tokens does not need it
 
     home = folder / f"clip-{padding}"
     words, merges = tokenizer.vocabulary()

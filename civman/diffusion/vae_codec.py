@@ -1,4 +1,4 @@
-"""Between pixels and latents: the VAE, kept from overflowing."""
+"""Encode pixels to latents and decode latents to pixels with the VAE, in single precision if it overflows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from civman.errors import CannotRender, Cause
 
 
 class VaeHolder(Protocol):
-    """What has a VAE (diffusers' AutoencoderKL) and says where it computes: a loaded model, or a pipeline."""
+    """Anything with a VAE (diffusers' AutoencoderKL) and the device it computes on: a loaded model, or a pipeline."""
 
     @property
     def vae(self) -> Any:
@@ -21,13 +21,13 @@ class VaeHolder(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the VAE computes."""
+        """The device on which the VAE computes."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """(B, 3, H, W) float32 in 0 … 1, the dtype that gave it, and what had to be done."""
+    """Decoded images: (B, 3, H, W) float32 in 0 … 1, the dtype they were decoded in, and notes."""
 
     pixels: Tensor
     dtype: str
@@ -36,7 +36,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """(B, 4, H/8, W/8) float32, and what had to be done."""
+    """Encoded images: latents (B, 4, H/8, W/8) float32, and notes."""
 
     latents: Tensor
     notes: tuple[str, ...] = ()
@@ -44,10 +44,10 @@ class Encoded:
 
 @torch.no_grad()
 def decode(model: VaeHolder, latents: Tensor) -> Decoded:
-    """Pictures of latents (B, 4, h, w), one by one so that a batch costs no more memory than a picture.
+    """Decode latents (B, 4, h, w) one at a time, so that a batch needs no more memory than one image.
 
-    Where half precision overflows (SDXL's first VAE does), the whole is decoded again in single precision and said so.
-    Values that are no numbers even then are handed on, for `guard.check_pixels` to refuse.
+    If half precision overflows (as in SDXL's first VAE), the whole batch is decoded again in single precision, and a
+    note says so. Values that are not finite even then are returned, and `guard.check_pixels` rejects them.
     """
     with memory_errors("decoding the picture"):
         values, dtype = _finite(model, lambda: _decode(model, latents))
@@ -56,11 +56,12 @@ def decode(model: VaeHolder, latents: Tensor) -> Decoded:
 
 @torch.no_grad()
 def encode(model: VaeHolder, pixels: Tensor) -> Encoded:
-    """What pictures in -1 … 1 are as latents: the mean of what the VAE allows, so nothing is drawn.
+    """Encode pixels in -1 … 1 as the mean of the VAE's distribution, so no random numbers are drawn.
 
-    A1111 draws from the VAE's (narrow) distribution with a random generator whose state no picture records.
+    A1111 samples from that (narrow) distribution with a random generator whose state no image records.
     """
-    if getattr(model.vae, "encoder", model.vae) is None:  # see `civman.diffusion.model_classes.construct`
+    # `civman.diffusion.model_classes.construct` builds such a VAE without an encoder
+    if getattr(model.vae, "encoder", model.vae) is None:
         raise CannotRender(
             "the VAE has only a decoder, so it cannot read a picture",
             hint="name another VAE with --vae", code=Cause.MISSING_PART, part="vae",
@@ -71,7 +72,7 @@ def encode(model: VaeHolder, pixels: Tensor) -> Encoded:
 
 
 def _finite(model: VaeHolder, compute: Callable[[], Tensor]) -> tuple[Tensor, torch.dtype]:
-    """The VAE's answer and the dtype that gave it: single precision where its own gives what is no number."""
+    """The VAE's result and the dtype it was computed in: single precision if the VAE's own gave non-finite values."""
     dtype = _dtype(model)
     found = compute()
     if dtype is torch.float32 or bool(torch.isfinite(found).all()):
