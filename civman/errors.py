@@ -28,10 +28,10 @@ class ExitCode(IntEnum):
 
 
 class Recovery(Enum):
-    """What may help after a failure: nothing, the same request again, or a request to a fresh URL.
+    """How to retry after a failure: not at all, with the same URL, or with a fresh one.
 
-    A download follows its storage URL until CivitAI has to be asked for a new one; each such request counts against
-    the account, so a URL that is probably still good is tried again first.
+    A download follows its storage URL until CivitAI has to be asked for a new one; each such request counts against the
+    account, so a URL that is probably still good is tried again first.
     """
 
     NONE = "none"
@@ -42,17 +42,17 @@ class Recovery(Enum):
 
     @property
     def is_possible(self) -> bool:
-        """Whether another try may succeed."""
+        """Whether another attempt may succeed."""
         return self is not Recovery.NONE
 
     @property
     def is_immediate(self) -> bool:
-        """Whether the first retry needs no waiting time before it."""
+        """Whether the first retry may be made without a delay."""
         return self in (Recovery.SAME_URL_AT_ONCE, Recovery.FRESH_URL_AT_ONCE)
 
     @property
     def keeps_url(self) -> bool:
-        """Whether the first retries go to the URL that failed."""
+        """Whether the first retries use the URL that failed."""
         return self in (Recovery.SAME_URL, Recovery.SAME_URL_AT_ONCE)
 
 
@@ -67,14 +67,14 @@ class Cause(StrEnum):
     is_of_one_connection: bool
 
     def __new__(cls, code: str, recovery: Recovery = Recovery.NONE, is_of_one_connection: bool = False) -> Self:
-        """A member whose value is `code` alone."""
+        """Create a member whose string value is `code`."""
         member = str.__new__(cls, code)
         member._value_ = code
         member.recovery = recovery
         member.is_of_one_connection = is_of_one_connection
         return member
 
-    # something on this computer
+    # causes on this computer: the program, the disk, the library
     FAILED = "failed"
     BUG = "bug"
     DEMO_FAILED = "demo-failed"
@@ -99,7 +99,7 @@ class Cause(StrEnum):
     LIBRARY_UPGRADE = "library-upgrade"
     BAD_TEXT = "bad-text"
 
-    # the command as typed, a setting, a recipe or an input
+    # causes in the command line, the settings, a recipe or an input file
     USAGE = "usage"
     ALIAS_TAKEN = "alias-taken"
     AMBIGUOUS_EMBEDDING = "ambiguous-embedding"
@@ -147,7 +147,7 @@ class Cause(StrEnum):
     UNWRITABLE_PICTURE = "unwritable-picture"
     WRONG_KIND = "wrong-kind"
 
-    # not found, or no longer there
+    # something was not found or no longer exists
     NOT_FOUND = "not-found"
     ARCHIVED = "archived"
     DELETED_UPSTREAM = "deleted-upstream"
@@ -162,7 +162,7 @@ class Cause(StrEnum):
     OTHER_MODEL = "other-model"
     STORAGE_NOT_FOUND = "storage-not-found", Recovery.FRESH_URL
 
-    # not allowed, or refused for safety
+    # CivitAI does not allow it, or civman refuses it for safety
     NOT_ALLOWED = "not-allowed"
     REFUSED = "refused"
     BAD_KEY = "bad-key"
@@ -182,7 +182,7 @@ class Cause(StrEnum):
     SCAN_ERROR = "scan-error"
     SCAN_PENDING = "scan-pending"
 
-    # network
+    # causes in the network or a server
     NETWORK = "network", Recovery.FRESH_URL
     BAD_ANSWER = "bad-answer", Recovery.FRESH_URL
     BAD_CURSOR = "bad-cursor"
@@ -216,7 +216,7 @@ class Cause(StrEnum):
     UNSAFE_REDIRECT = "unsafe-redirect"
     WRONG_ANSWER = "wrong-answer", Recovery.FRESH_URL
 
-    # integrity
+    # causes in data that is not what was declared
     INTEGRITY = "integrity"
     BAD_BUNDLE = "bad-bundle"
     CHANGED = "changed"
@@ -228,7 +228,7 @@ class Cause(StrEnum):
     REPLACED_UPSTREAM = "replaced-upstream"
     SIZE_MISMATCH = "size-mismatch"
 
-    # incompatible
+    # files that are incompatible
     INCOMPATIBLE = "incompatible"
     ADAPTER_NO_CHANGE = "adapter-no-change"
     ADAPTER_NO_MATCH = "adapter-no-match"
@@ -240,7 +240,7 @@ class Cause(StrEnum):
     PARTLY_APPLIES = "partly-applies"
     UNKNOWN_FIT = "unknown-fit"
 
-    # rendering and replay
+    # causes in rendering and replay
     CANNOT_RENDER = "cannot-render"
     BAD_PRECISION = "bad-precision"
     BLACK_PICTURE = "black-picture"
@@ -263,7 +263,7 @@ class Cause(StrEnum):
     UNKNOWN_FAMILY = "unknown-family"
     UNKNOWN_PREDICTION = "unknown-prediction"
 
-    # stopped by the user
+    # the user stopped the command
     INTERRUPTED = "interrupted"
 
 
@@ -319,27 +319,27 @@ class ConfigError(UsageError):
 
 
 class NotFound(CivmanError):
-    """Neither CivitAI nor the library has it."""
+    """What was requested was not found on CivitAI or in the library."""
 
     code = Cause.NOT_FOUND
     exit_code = ExitCode.NOT_FOUND
 
 
 class Gone(NotFound):
-    """It was on CivitAI but is no longer available: archived, taken down or deleted."""
+    """What was requested was on CivitAI but is no longer available: archived, taken down or deleted."""
 
     code = Cause.GONE
 
 
 class NotAllowed(CivmanError):
-    """CivitAI has it but refuses it to this API key; `code` says why."""
+    """CivitAI refuses the request with this API key, or without one; `code` says why."""
 
     code = Cause.NOT_ALLOWED
     exit_code = ExitCode.NOT_ALLOWED
 
 
 class Refused(CivmanError):
-    """civman refuses for safety: a pickle, a failed scan, or no digest to verify against."""
+    """civman refuses the file for safety: a pickle, a failed scan, or no digest to verify against."""
 
     code = Cause.REFUSED
     exit_code = ExitCode.NOT_ALLOWED
@@ -407,7 +407,7 @@ class StoreError(CivmanError):
 
 
 class DiskFull(StoreError):
-    """Not enough disk space."""
+    """There is not enough disk space."""
 
     code = Cause.DISK_FULL
 
@@ -433,14 +433,14 @@ class Incompatible(CivmanError):
 
 
 class UnknownFit(CivmanError):
-    """Nothing that is known of the files says whether they work together."""
+    """What is known about the files does not show whether they work together."""
 
     code = Cause.UNKNOWN_FIT
     exit_code = ExitCode.UNKNOWN
 
 
 class Interrupted(CivmanError):
-    """The user interrupted it; finished results were kept."""
+    """The user interrupted the command; finished results were kept."""
 
     code = Cause.INTERRUPTED
     exit_code = ExitCode.INTERRUPTED
@@ -460,14 +460,14 @@ class PartlyFailedError(CivmanError):
 
 
 class CannotRender(CivmanError):
-    """No valid image can be made: parts are missing, memory is too small, or the output is invalid."""
+    """No valid image can be produced: parts are missing, there is not enough memory, or the output is invalid."""
 
     code = Cause.CANNOT_RENDER
     exit_code = ExitCode.CANNOT_RENDER
 
 
 class NotIdentical(CivmanError):
-    """A replayed image does not have the same pixels: it is `close` or `different`."""
+    """A replayed image does not have the same pixels as the original: it is `close` or `different`."""
 
     code = Cause.DIFFERENT
     exit_code = ExitCode.DIFFERENT

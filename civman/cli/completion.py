@@ -95,35 +95,35 @@ def _stored(context: typer.Context) -> list[tuple[str, str]]:
 
 
 def samplers(incomplete: str) -> list[tuple[str, str]]:
-    """Names of samplers."""
+    """Names of samplers that start with the typed text."""
     from civman.diffusion.samplers import SAMPLERS
 
     return _starting([(sampler.name, "") for sampler in SAMPLERS], incomplete)
 
 
 def schedules(incomplete: str) -> list[tuple[str, str]]:
-    """Names of noise schedules."""
+    """Names of noise schedules that start with the typed text."""
     from civman.diffusion.noise_levels import Schedule
 
     return _starting([(schedule.value, "") for schedule in Schedule], incomplete)
 
 
 def model_types(incomplete: str) -> list[tuple[str, str]]:
-    """CivitAI's model types."""
+    """CivitAI's model types that start with the typed text."""
     from civman.domain.catalog import ModelType
 
     return _starting([(kind.value, "") for kind in ModelType], incomplete)
 
 
 def base_models(incomplete: str) -> list[tuple[str, str]]:
-    """CivitAI's base models."""
+    """CivitAI's base models that start with the typed text."""
     from civman.domain.search_query import known_base_models
 
     return _starting([(name, "") for name in known_base_models()], incomplete)
 
 
 def sort_orders(incomplete: str) -> list[tuple[str, str]]:
-    """Sort orders of CivitAI's search."""
+    """Sort orders of CivitAI's search that start with the typed text."""
     from civman.domain.search_query import Sort
 
     return _starting([(order.value, "") for order in Sort], incomplete)

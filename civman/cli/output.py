@@ -103,7 +103,7 @@ class Output:
 
     def console(self, *, to_stderr: bool = False) -> "Console":
         """A rich console for stdout or stderr. Without a terminal it uses no colours and shortens nothing."""
-        from rich.console import Console  # importing it takes 0.03 s, which --json and --quiet can skip
+        from rich.console import Console  # importing this takes 0.03 s, which --json and --quiet can skip
 
         stream = self._stderr if to_stderr else self._stdout
         width = None if stream.isatty() or "COLUMNS" in os.environ else 200

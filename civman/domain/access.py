@@ -1,4 +1,4 @@
-"""Whether a file may be downloaded, as far as its metadata says: early access, scans, pickles, missing digests."""
+"""Decide from CivitAI's metadata whether a file may be downloaded: early access, scans, pickles, missing digests."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +22,7 @@ class Permits:
     unsafe: bool = False
     """Accept files that CivitAI's scan flags or has not finished scanning."""
     unverified: bool = False
-    """Accept files without a digest on CivitAI."""
+    """Accept files for which CivitAI gives no digest."""
 
 
 def check_gates(

@@ -41,7 +41,7 @@ class Architecture(StrEnum):
     SDXL = "sdxl"
     SDXL_REFINER = "sdxl-refiner"
     SD = "sd"
-    """Of a VAE: the layout that SD 1, SD 2 and SDXL share."""
+    """Only for VAEs: SD 1, SD 2 and SDXL share this layout."""
     SD3 = "sd3"
     FLUX1 = "flux1"
     FLUX2 = "flux2"

@@ -1,4 +1,4 @@
-"""CivitAI's base-model labels: which belong together, and which combinations the site supports.
+"""CivitAI's base-model labels: which of them belong together, and which combinations the site supports.
 
 Contains `label_support`, which answers as the site does, and the architectures to expect behind a label. A label is
 free text from the uploader: an unknown one is compatible only with itself.
@@ -18,7 +18,7 @@ from civman.domain.catalog import ModelType
 
 
 class Support(StrEnum):
-    """The site's three levels of support."""
+    """The levels of support that CivitAI distinguishes for a resource on a checkpoint."""
 
     FULL = "full"
     PARTIAL = "partial"
@@ -28,9 +28,9 @@ class Support(StrEnum):
 @dataclass(frozen=True, slots=True)
 class _Table:
     ecosystems: Mapping[str, str]
-    """Label → ecosystem."""
+    """CivitAI's base-model label → the ecosystem it belongs to."""
     architectures: Mapping[str, frozenset[Architecture]]
-    """Ecosystem → architectures."""
+    """Ecosystem → the architectures of its models."""
     few_steps: frozenset[str]
     partial: Mapping[str, Mapping[str, frozenset[str]]]
     """Model type → checkpoint's ecosystem → ecosystems of supported resources."""
@@ -54,7 +54,7 @@ def _table() -> _Table:
 
 
 def known_labels() -> tuple[str, ...]:
-    """All labels that CivitAI had when the table was written."""
+    """All base-model labels that CivitAI had when the table was created."""
     return tuple(_table().ecosystems)
 
 
@@ -70,12 +70,12 @@ def architectures_of(label: str | None) -> frozenset[Architecture]:
 
 
 def is_few_steps(label: str | None) -> bool:
-    """Whether the label is of models distilled for few steps (Turbo, Lightning, LCM, Hyper …)."""
+    """Whether models with this label are distilled for few steps (Turbo, Lightning, LCM, Hyper …)."""
     return label in _table().few_steps
 
 
 def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
-    """Labels that a checkpoint with this label supports, fully or partially, for at least one kind of model."""
+    """Labels of which at least one kind of model is fully or partially supported on a checkpoint with this label."""
     kinds = (ModelType.LORA, ModelType.EMBEDDING, ModelType.VAE)
     return tuple(
         label
@@ -85,7 +85,7 @@ def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
 
 
 def label_support(checkpoint_label: str, resource_label: str, model_type: ModelType) -> Support:
-    """CivitAI's answer for a resource with one label on a checkpoint with another.
+    """The support that CivitAI states for a resource with one label on a checkpoint with another.
 
     >>> label_support("Illustrious", "Pony", ModelType.LORA).value
     'partial'

@@ -68,13 +68,13 @@ class Scan(StrEnum):
 
     @classmethod
     def of(cls, raw: str | None) -> "Scan":
-        """The member named `raw`; UNKNOWN if CivitAI gives none or a new one."""
+        """The member with the value `raw`; UNKNOWN if `raw` is None or not a known value."""
         return next((member for member in cls if member.value == raw), cls.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """What the creator allows; None where CivitAI does not say.
+    """What the creator of a model permits; a field is None if CivitAI does not state it.
 
     `commercial_use` contains CivitAI's values ("Image", "RentCivit", "Rent", "Sell"), including the lower ones that an
     old single value implied; empty means none.
@@ -99,7 +99,7 @@ class Model:
     """The bit mask of its images' ratings: 1 PG, 2 PG-13, 4 R, 8 X, 16 XXX, 32 blocked; 0 means unrated."""
     real_person: bool = False
     mode: str | None = None
-    """None if normal, else "Archived" or "TakenDown"."""
+    """The model's state on CivitAI: None if normal, else "Archived" or "TakenDown"."""
     creator: str | None = None
     tags: tuple[str, ...] = ()
     description: str | None = None
@@ -110,7 +110,7 @@ class Model:
     is_complete: bool = True
     """False if the response was about a version and contained only a short summary of its model."""
     raw: str = field(default="{}", repr=False, compare=False)
-    """The JSON object as received, without its versions."""
+    """The JSON object of the model as received from CivitAI, without its versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class ModelFile:
     """CivitAI's value: "SafeTensor", "PickleTensor", "GGUF", "Other" … The file extension and contents are safer."""
     precision: str | None = None
     size_class: str | None = None
-    """"full" or "pruned"."""
+    """"full" or "pruned" if CivitAI states it, else None."""
     quant_type: str | None = None
     pickle_scan: Scan = Scan.UNKNOWN
     virus_scan: Scan = Scan.UNKNOWN
@@ -181,7 +181,7 @@ class ModelVersion:
     description: str | None = None
     air: str | None = None
     gate: Gate | None = None
-    """None: free to download, as far as the response says."""
+    """The paid or early access in force; None if the response mentions none."""
     usage_control: str | None = None
     """Any value other than None and "Download" means that it cannot be downloaded."""
     status: str | None = None
@@ -192,7 +192,7 @@ class ModelVersion:
     download_count: int | None = None
     thumbs_up_count: int | None = None
     raw: str = field(default="{}", repr=False, compare=False)
-    """The JSON object as received."""
+    """The JSON object of the version as received from CivitAI."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a file's header shows (empty strings and None where nothing is known).
+    """What a file's header shows; unknown values are empty strings or None.
 
     Compatibility checks use these columns; `flags` contains further facts such as "v-prediction".
     """
@@ -242,12 +242,12 @@ class Own:
     tags: tuple[str, ...] = ()
     trigger_words: tuple[str, ...] = ()
     rating: int | None = None
-    """1 to 5; None means not rated."""
+    """The user's rating of the file from 1 to 5; None if not rated."""
     is_favourite: bool = False
 
 
 NOTHING_SAID = Own()
-"""The annotations of a file that has none."""
+"""The `Own` of a file that the user has not annotated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +260,7 @@ class Asset:
     path: str
     """The absolute path of the file."""
     origin: str
-    """"civitai" or "import"."""
+    """How the file came into the library: "civitai" or "import"."""
     added_at: datetime
     type: ModelType = ModelType.OTHER
     type_raw: str = ""
@@ -276,10 +276,13 @@ class Asset:
     facts: FileFacts = FileFacts()
     own: Own = NOTHING_SAID
     pins: tuple[str, ...] = ()
-    """Why its bytes must be kept ("user", "recipe …"); empty if they may be removed."""
+    """The reasons for which the file must be kept ("user", "recipe …"); empty if it may be removed."""
     last_used_at: datetime | None = None
     ref: str = field(default="", compare=False)
-    """How it is printed: a ref that every command accepts (see `civman.domain.printed_refs`). Set by the index."""
+    """The ref under which the file is printed, which every command accepts (see `civman.domain.printed_refs`).
+
+    The index sets it.
+    """
 
     @property
     def trigger_words(self) -> dict[str, tuple[str, ...]]:

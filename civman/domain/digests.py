@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NewType
 
 Sha256 = NewType("Sha256", str)
-"""64 lower-case hex digits."""
+"""A SHA-256 digest as 64 lower-case hex digits."""
 
 _HEX = re.compile(r"[0-9a-f]+")
 EMPTY_AUTOV3 = "e3b0c44298fc"
@@ -40,5 +40,5 @@ class Hashes:
     autov3: str | None = None
 
     def known(self) -> dict[str, str]:
-        """The declared digests by name."""
+        """The digests that CivitAI declares: name → value."""
         return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}

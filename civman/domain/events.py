@@ -55,7 +55,7 @@ class Verifying:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The file is verified and stored."""
+    """A transfer has finished: the file is verified and stored."""
 
     key: str
     name: str
@@ -102,4 +102,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Ignore an event: the default for `on_event`."""
+    """An `on_event` that does nothing; the default."""

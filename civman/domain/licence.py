@@ -1,4 +1,4 @@
-"""What licences allow, as sentences: for one model, and for a checkpoint with its adapters together.
+"""What licences allow, in sentences: for one model, and for a checkpoint together with its adapters.
 
 Two licences apply to every file: what its creator chose on CivitAI, and the licence of its base model. The stricter one
 counts, and unknown is not treated as permission. This is not legal advice.
@@ -38,17 +38,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What applies to images made with all parts together, and why."""
+    """What is permitted for images made with all parts together, and why."""
 
     sell_pictures: Answer
     must_credit: Answer
     credit_to: tuple[str, ...] = ()
-    """Models that must be credited, with their creator if known."""
+    """The models that must be credited, with their creators if known."""
     reasons: tuple[str, ...] = ()
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The answers as sentences: first selling, then credit."""
+        """The terms in sentences: first whether images may be sold, then who must be credited."""
         selling = {
             Answer.YES: "pictures may be sold",
             Answer.CONDITIONAL: "pictures may be sold on a condition",
@@ -93,7 +93,7 @@ def labels_not_for_sale() -> tuple[str, ...]:
 
 
 def terms_of(parts: Sequence[Part]) -> Terms:
-    """What applies to images made with all of `parts`: any part can forbid, and all must allow.
+    """The terms for images made with all of `parts`: something is allowed only if every part allows it.
 
     >>> terms_of([Part("Harbour", Licence(False, ("Image",)), "SD 1.5")]).words
     ('pictures may be sold', 'no credit required')
@@ -120,7 +120,7 @@ def terms_of(parts: Sequence[Part]) -> Terms:
 
 
 def licence_words(licence: Licence) -> str:
-    """What a creator allows, in words.
+    """What a creator permits, in words.
 
     >>> licence_words(Licence(True, (), False))
     'no commercial use; credit required; no merges'

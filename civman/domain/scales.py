@@ -13,7 +13,7 @@ _MOST = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """A typed ref with the adapter's scales; None where no scale was given."""
+    """A ref as typed, with the adapter's scales; a scale is None if it was not given."""
 
     ref: str
     unet: float | None = None

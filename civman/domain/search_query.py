@@ -53,7 +53,7 @@ class Period(StrEnum):
 
 
 class CheckpointType(StrEnum):
-    """How a checkpoint was made."""
+    """How a checkpoint was created: trained or merged."""
 
     TRAINED = "Trained"
     MERGE = "Merge"
@@ -162,7 +162,7 @@ def base_model_named(text: str) -> str:
 
 @functools.cache
 def known_base_models() -> tuple[str, ...]:
-    """The base models on CivitAI when this version of civman was made, in alphabetical order."""
+    """The base models that CivitAI had when this version of civman was released, in alphabetical order."""
     text = importlib.resources.files("civman.domain").joinpath("data/search_names.json").read_text("utf-8")
     return tuple(json.loads(text)["base_models"])
 

@@ -15,7 +15,7 @@ class Patience:
     crawl_s: float = 20.0
     """A connection slower than 1 KiB/s for this long is replaced."""
     tries: int = 6
-    """Attempts without progress before a file is given up."""
+    """The number of attempts without progress before the download of a file fails."""
     backoff_s: float = 0.5
     """The delay before the second attempt; it doubles each time."""
     longest_backoff_s: float = 30.0

@@ -1,4 +1,4 @@
-"""Second names for a file: shared blocks, hard links and symbolic links, and why the system refuses one."""
+"""Create links to a file (shared blocks, hard links, symbolic links), and explain why the system refuses one."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from typing import Final
 _FICLONE: Final = 0x40049409
 """The Linux ioctl that makes a file share another file's blocks. Source: ioctl_ficlone(2)."""
 _NO_PRIVILEGE: Final = 1314
-"""Windows' ERROR_PRIVILEGE_NOT_HELD."""
+"""The Windows error code ERROR_PRIVILEGE_NOT_HELD."""
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS)
 
 

@@ -1,4 +1,4 @@
-"""Renames, replaces and removes files that another program may have open.
+"""Rename, replace and remove files that another program may have open.
 
 Windows refuses all three while another program has the file open without sharing it, as virus scanners briefly do. It
 also refuses to remove read-only files. POSIX systems allow all of this.
@@ -16,7 +16,7 @@ _PATIENCE_S: Final = 2.0
 _POLL_S: Final = 0.02
 _ACCESS_DENIED: Final = 5
 _IN_USE: Final = (32, 33)
-"""Windows' ERROR_SHARING_VIOLATION and ERROR_LOCK_VIOLATION."""
+"""The Windows error codes ERROR_SHARING_VIOLATION and ERROR_LOCK_VIOLATION."""
 _KEEPS_READ_ONLY: Final = sys.platform == "win32"
 
 

@@ -34,7 +34,7 @@ class Delta(NamedTuple):
 
     module: str
     part: str
-    """"unet", "te1", "te2" or "te3"."""
+    """The part of the model: "unet", "te1", "te2" or "te3"."""
     path: str
     """The module's path within that part of the model, with underscores instead of dots."""
     kind: Adapter

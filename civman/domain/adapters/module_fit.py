@@ -62,7 +62,7 @@ class ModuleFit:
 
     @property
     def words(self) -> str:
-        """A summary on one line, such as "264 of 264 modules fit"."""
+        """The counts on one line, such as "264 of 264 modules fit"."""
         notes = (
             (self.missing, "not in the checkpoint"), (self.mismatched, "of another shape"),
             (self.unknown, "of no known kind of adapter"),

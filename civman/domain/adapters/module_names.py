@@ -26,7 +26,7 @@ class Weight(NamedTuple):
     part: str
     name: str
     shape: Shape
-    """(out, in, *kernel), or (width,) for a norm."""
+    """The shape of the weight: (out, in, *kernel), or (width,) for a norm."""
     bias: Shape | None = None
     slice: str = ""
 
@@ -115,7 +115,7 @@ def _backbone_weights(tensors: Mapping[str, Shape]) -> dict[str, Weight]:
         stem = other.replace(".", "_")
         if block in weights:
             found[stem] = weights[block]
-        # "/" sorts directly after "."
+        # the end of the range: "/" sorts directly after "."
         for name in names[bisect_left(names, f"{block}.") : bisect_left(names, f"{block}/")]:
             inner = name[len(block) + 1 :]
             found[f"{stem}_{inner_names.get(inner, inner).replace('.', '_')}"] = weights[name]
@@ -356,5 +356,5 @@ def _slice(shape: Shape, part: str) -> Shape:
             return (width, width)
         case "kv":
             return ((shape[0] - width) // 2, width)
-        case _:  # "rest": what follows query, key and value
+        case _:  # "rest": the rows after those of query, key and value
             return (shape[0] - 3 * width, width)

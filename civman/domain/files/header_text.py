@@ -77,7 +77,7 @@ def _all_at_once(text: str) -> dict[str, Tensor] | None:
     """Parse `text`, all tensors up to the header's closing brace, in one pass; None if the scanner has to parse it."""
     entries: list[tuple[str, str, str, str, str]] = _USUAL.findall(text)
     if sum(len(entry[0]) for entry in entries) != len(text) or not text.rstrip().endswith("}"):
-        return None  # there is something between the entries
+        return None  # the text contains something else between the entries
     # cached, because a file has only a few dozen combinations of type and shape
     kinds: dict[str, tuple[str, tuple[int, ...], int]] = {}
     tensors: dict[str, Tensor] = {}

@@ -23,7 +23,7 @@ class Look:
     """A file's tensor names and shapes in the form that rules are matched against."""
 
     text: str
-    """The patterns, one per line."""
+    """The patterns of the file's names, one per line."""
     shapes: Mapping[str, frozenset[Shape]] = field(repr=False)
     """Pattern → the shapes of its tensors."""
     tops: Mapping[str, int] = field(repr=False)
