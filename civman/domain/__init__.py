@@ -1,1 +1,1 @@
-"""What things are: values and pure rules. No I/O, no third-party import."""
+"""The domain model: values and pure rules, without I/O and without third-party imports."""

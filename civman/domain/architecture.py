@@ -193,7 +193,7 @@ class Identity:
 
     @property
     def rank(self) -> int | None:
-        """The rank of most modules; None if the file has no ranks."""
+        """The most common rank among the modules; None if the file has no ranks."""
         return self.ranks[0] if self.ranks else None
 
     @property

@@ -21,11 +21,14 @@ from civman.domain.identification.claims import prediction_type
 from civman.errors import Cause, Incompatible, UnknownFit
 
 RULES = 1
-"""The version of the rules behind verdicts; increase it when `check` gives another verdict on the same files."""
+"""The version of the rules behind the verdicts.
+
+Increase it whenever `check` returns a different verdict for the same files.
+"""
 
 
 class Verdict(StrEnum):
-    """The verdict on one part; for several parts, the worst one. From best to worst."""
+    """The verdict on one part, or the worst verdict of several parts. The members are ordered from best to worst."""
 
     FITS = "fits"
     CAUTION = "fits with caution"
@@ -120,7 +123,10 @@ class Compatibility:
         return (*self.reasons, *parts)
 
     def raise_if_blocked(self, *, allow_partial: bool = False) -> None:
-        """Raises: Incompatible: a part cannot work, or applies only partly while `allow_partial` is False."""
+        """Check that all parts can be used.
+
+        Raises: Incompatible: a part cannot work, or it applies only partly and `allow_partial` is False.
+        """
         blocking = (Verdict.CANNOT,) if allow_partial else (Verdict.CANNOT, Verdict.PARTLY)
         blocked = [part for part in self.parts if part.verdict in blocking]
         if blocked or self.verdict in blocking:
@@ -134,7 +140,10 @@ class Compatibility:
             )  # fmt: skip
 
     def raise_if_unknown(self) -> None:
-        """Raises: UnknownFit: nothing known about the files shows whether they work together."""
+        """Check that the verdict is known.
+
+        Raises: UnknownFit: nothing known about the files shows whether they work together.
+        """
         if self.verdict is not Verdict.UNKNOWN:
             return
         unknown = [part for part in self.parts if part.verdict is Verdict.UNKNOWN]
@@ -199,7 +208,7 @@ def _label_conflict(part: Part) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class _Finding:
-    """A verdict under construction."""
+    """A verdict with its reasons, still under construction."""
 
     verdict: Verdict
     depth: Depth
@@ -257,7 +266,7 @@ def _partial(checkpoint: Part, part: Part) -> str:
 
 
 def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
-    """Compare the architectures if both are known, else the labels."""
+    """Compare the architectures of the two files if both are known, else their labels."""
     ours, theirs = checkpoint.architecture, part.architecture
     if Architecture.UNKNOWN in (ours, theirs):
         return _by_labels(checkpoint, part, support)
@@ -361,7 +370,7 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
 
 
 def _changes_nothing(header: Header, fit: ModuleFit) -> str:
-    """Why an adapter has no effect on any checkpoint, or an unknown one; "" if there is no such reason."""
+    """Why an adapter has no effect, or an unknown effect, on every checkpoint; "" if there is no such reason."""
     if not fit.total:
         return "it holds no change of any weight"
     if fit.fitting and len(fit.idle) == fit.fitting == fit.total:

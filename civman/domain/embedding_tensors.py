@@ -1,7 +1,7 @@
 """Find the vectors of an embedding in a file, and the text encoders they are for, from tensor names and shapes.
 
-Supports textual inversions in files of their own and bundled in adapter files. Not here: reading the vectors
-(`civman.diffusion.textual_inversions`).
+Supports textual inversions in files of their own and bundled in adapter files. The vectors themselves are read in
+`civman.diffusion.textual_inversions`.
 
 Layouts: `emb_params` and `string_to_param.*` (A1111), any single tensor named after its token (diffusers), `clip_l`
 with `clip_g` (SDXL), `text_encoders_0` with `text_encoders_1` (diffusers' advanced training scripts). In an adapter

@@ -1,8 +1,8 @@
 """The changes in an adapter file: its tensors grouped by the module they belong to.
 
 Contains `Deltas`, all changes of a file, read from tensor names and shapes with the tables in
-`civman.domain.adapters.spellings` and `civman.domain.adapters.adapter_kinds`. Not here: finding the model's weights
-(`civman.domain.adapters.module_fit`) and arithmetic on weights.
+`civman.domain.adapters.spellings` and `civman.domain.adapters.adapter_kinds`. The model's weights are looked up in
+`civman.domain.adapters.module_fit`; arithmetic on weights is in `civman.diffusion`.
 """
 
 import json
@@ -84,9 +84,9 @@ class Deltas:
     bundled: tuple[str, ...] = ()
     """Names of the embeddings bundled in the file."""
     twice: Mapping[str, str] = field(default_factory=dict)
-    """Tensor that stands for the same part of the same module as an earlier one → the earlier one.
+    """Tensor that repeats a part of a module under another name → the tensor that is used instead.
 
-    All are also in `loose`.
+    All are in `loose` too.
     """
 
 

@@ -1,7 +1,7 @@
 """Match adapters to models: look up each module of a file among a model's weights and compare the shapes.
 
 `civman check` and the render planner match against the weights listed in a checkpoint's header, the merge against the
-weights of the loaded model; both use `match`. Not here: judging what the counts mean (`civman.domain.compatibility`).
+weights of the loaded model; both use `match`. What the counts mean is decided in `civman.domain.compatibility`.
 """
 
 from collections.abc import Iterator, Mapping

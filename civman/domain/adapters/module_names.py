@@ -1,8 +1,8 @@
 """Find the weight that a module's name refers to: an index of a model's weights under all names that trainers use.
 
 diffusers' names for UNet modules are mapped to the original ones by walking the block structure of the tensor list
-itself, so other widths, other depths and missing blocks need no table. Not here: parsing an adapter's names
-(`civman.domain.adapters.spellings`) and judging compatibility (`civman.domain.compatibility`).
+itself, so other widths, other depths and missing blocks need no table. An adapter's names are parsed in
+`civman.domain.adapters.spellings`, and compatibility is decided in `civman.domain.compatibility`.
 
 Source: the two public UNet layouts (latent-diffusion and diffusers), OpenCLIP's and transformers' CLIP layouts.
 """

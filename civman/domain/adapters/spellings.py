@@ -2,8 +2,8 @@
 
 A tensor's name in an adapter file is a module's name plus an ending that says which part of the change the tensor is:
 `lora_unet_mid_block_attentions_0_proj_in` and `lora_down.weight`. The module's name starts with a prefix for the part
-of the model (`lora_unet_`). All code of civman that reads adapters uses these tables. Not here: finding the weight that
-a module's name refers to (`civman.domain.adapters.module_names`).
+of the model (`lora_unet_`). All code of civman that reads adapters uses these tables. The weight that a module's name
+refers to is looked up in `civman.domain.adapters.module_names`.
 
 Source: names as kohya's scripts, LyCORIS, PEFT, diffusers, ComfyUI, OneTrainer, ai-toolkit and cloneofsimo's first LoRA
     scripts write them.

@@ -3,7 +3,7 @@
 Defines the accepted grammar and its limits. Parsing stops at the first entry that is not a tensor, so deep nesting,
 huge numbers and endless lists cost nothing, and the limits below bound the memory used. Entries in the form that common
 programs write are parsed in one pass of a regular expression; a scanner parses all others, and its error messages say
-what is wrong. Not here: checking the tensors' offsets (`civman.domain.files.header`).
+what is wrong. The tensors' offsets are checked in `civman.domain.files.header`.
 
 Source: the safetensors format description (8 bytes little-endian length, JSON header, tensors end to end).
 """

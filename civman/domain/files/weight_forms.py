@@ -1,7 +1,7 @@
 """How a file stores its weights: the precision of each part of the model, and the kind of quantisation.
 
-Recognises the formats by tensor names and types alone, and knows which of them civman can compute with. Not here:
-reading weights, and applying the scales of 8-bit floats (`civman.diffusion.mapped_weights`).
+Recognises the formats by tensor names and types alone, and knows which of them civman can compute with. The weights
+themselves are read, and the scales of 8-bit floats applied, in `civman.diffusion.mapped_weights`.
 
 Source: the tensor names that ComfyUI (8-bit floats with scales), bitsandbytes, nunchaku, GPTQ and AWQ write.
 """

@@ -1,4 +1,4 @@
-"""What a file's metadata claims about the file: evidence, but no proof.
+"""What a file's metadata claims about the file, which is evidence but not proof.
 
 Reads kohya's `ss_…` entries and the `modelspec.…` entries of the Stability metadata standard, and tolerates any
 content.
@@ -21,7 +21,7 @@ _MAX_TAGS = 200
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a file's metadata says; an entry that is missing or unreadable is "", None or ()."""
+    """The claims in a file's metadata; an entry that is missing or unreadable is "", None or ()."""
 
     architecture: A = A.UNKNOWN
     base: str = ""
@@ -33,7 +33,7 @@ class Claims:
     licence: str = ""
     description: str = ""
     prediction_type: str = ""
-    """"epsilon", "v", or another value as written in the file."""
+    """What the model predicts: "epsilon", "v", or another value as written in the file."""
     resolution: str = ""
     network_module: str = ""
     network_args: tuple[tuple[str, str], ...] = ()
