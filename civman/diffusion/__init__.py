@@ -1,1 +1,1 @@
-"""The engine that turns model files into images. The only code that imports torch, transformers or diffusers."""
+"""Render images from model files. The only package that imports torch, transformers or diffusers."""

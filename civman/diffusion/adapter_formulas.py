@@ -112,7 +112,7 @@ def _oft(parts: Parts, weight: Tensor) -> Tensor:
 
 
 def _boft(turn: Tensor, parts: Parts, weight: Tensor) -> Tensor:
-    """BOFT: stage i rotates rows 2^i · b/2 apart together, so that in the end every row has met every other."""
+    """BOFT: stage i mixes rows 2^i · b/2 apart; after the last stage, each row is mixed with every other."""
     stages, blocks, size, _ = turn.shape
     rows = weight.flatten(1)
     columns = rows.shape[1]

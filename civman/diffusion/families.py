@@ -256,7 +256,8 @@ def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
         "hidden_act": usual["hidden_act"],
         "layer_norm_eps": 1e-5,
         "bos_token_id": 49406,
-        # with the hub's value 2, transformers would pool at the highest id, which an added embedding may have
+        # with the value 2 in the Hub's configs, transformers would pool at the highest id, which may be an added
+        # embedding's
         "eos_token_id": 49407,
         "pad_token_id": 49407 if usual["layout"] == "transformers" else 0,
     }

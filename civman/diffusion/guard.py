@@ -107,8 +107,8 @@ def memory_errors(what: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(what) from error
     except RuntimeError as error:
-        # torch has no exception class for exhausted host memory, nor for its libraries' errors; these are their
-        # messages
+        # torch has no exception class for exhausted host memory or for errors of the libraries it calls, so the message
+        # decides
         if not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
         raise _out_of_memory(what) from error

@@ -34,7 +34,7 @@ def stream(model: LoadedModel) -> Later:
             if waiting:
                 _attend(model, component, name, module, waiting, later, room)
         # diffusers' pipelines read from here the device on which to create their own tensors
-        setattr(whole, "_hf_hook", SimpleNamespace(execution_device=model.device))  # noqa: B010  # its name, not ours
+        setattr(whole, "_hf_hook", SimpleNamespace(execution_device=model.device))  # noqa: B010  # accelerate's name
     return later
 
 

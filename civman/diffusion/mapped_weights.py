@@ -1,4 +1,4 @@
-"""Open a safetensors file for reading: names, shapes, metadata, and tensors as views of a read-only memory map.
+"""Open a safetensors file for reading: names, shapes, metadata, and tensors as views of the memory-mapped file.
 
 A weight stored as 8-bit floats with a separate scale (`X.weight` with `X.scale_weight` or `X.weight_scale`) is read as
 their product in float32; every other tensor is a view of the file.
@@ -38,7 +38,7 @@ class Weights:
     __slots__ = ("_begin", "_entries", "_map", "_scales", "dtypes", "form", "metadata", "path", "shapes")
 
     def __init__(self, path: Path) -> None:
-        """Raises: InvalidModelFile."""
+        """Open and memory-map a file. Raises: InvalidModelFile: it is not a readable safetensors file."""
         self.path = path
         try:
             with path.open("rb") as file:

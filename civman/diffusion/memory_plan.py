@@ -127,7 +127,7 @@ def take_turns(modules: "Sequence[torch.nn.Module]", device: "torch.device") -> 
     clear: Any = importlib.import_module("accelerate.utils.memory").clear_device_cache
     here: list[torch.nn.Module] = []
 
-    class Turn(hooks.ModelHook):  # type: ignore[misc]  # a class of accelerate's, which is imported when it is needed
+    class Turn(hooks.ModelHook):  # type: ignore[misc]  # accelerate is only imported here
         execution_device = device  # diffusers' pipelines read from here the device on which to create their own tensors
 
         def pre_forward(self, module: "torch.nn.Module", *arguments: Any, **named: Any) -> tuple[Any, Any]:

@@ -5,11 +5,13 @@ tensors, PEFT, sympy and (if installed) scipy: 5.1 of 6.3 CPU seconds, against 1
 2.13]. During the first import, five things are disabled or replaced, and nothing else is changed:
 
 * the `__init__` of packages that import or list all their submodules (four of diffusers', two of transformers', two of
-scipy's) runs when a name from it is first used; * PEFT is replaced by a stub with the one class that diffusers needs,
-which behaves like the real one once that is imported; calling a UNet does not import PEFT either, to scale layers that
-only PEFT creates; * `torch._dynamo` is replaced by a stub whose decorators do nothing (they mark functions for a
-compiler that is not used); * `torch.distributed.is_available()` returns False, so that transformers skips its sharding
-code; * transformers does not find scipy (which it needs only for the loss functions of object detectors).
+  scipy's) runs when a name from it is first used;
+* PEFT is replaced by a stub with the one class that diffusers needs, which behaves like the real one once that is
+  imported; and calling a UNet does not import PEFT just to scale layers that only PEFT creates;
+* `torch._dynamo` is replaced by a stub whose decorators do nothing (they mark functions for a compiler that is not
+  used);
+* `torch.distributed.is_available()` returns False, so that transformers skips its sharding code;
+* transformers does not find scipy (which it needs only for the loss functions of object detectors).
 
 If another part of the program has already imported diffusers or transformers, none of this is done.
 """
@@ -114,7 +116,7 @@ def _no_scipy() -> Iterator[None]:
     if "scipy" in sys.modules:
         yield
         return
-    sys.modules["scipy"] = None  # type: ignore[assignment]  # what makes an import fail, in Python's own words
+    sys.modules["scipy"] = None  # type: ignore[assignment]  # makes `import scipy` fail
     try:
         yield
     finally:

@@ -1,9 +1,11 @@
 """The noise levels a model was trained on, and the schedules: named tables of levels for n steps.
 
 Plain Python floats (double precision) throughout, so that a table does not depend on device, dtype or library. Every
-table falls to 0, except KL Optimal's, which ends at the lowest level. Sources: Karras et al. 2022 (table 1, equation
-5); Lin et al. 2023 (zero terminal SNR); Lee et al. 2024 (beta); Sabour et al. 2024 (Align Your Steps, tables of the
-paper's page); Li et al. 2024 (KL optimal, tan-spaced); names and first and last levels as in AUTOMATIC1111's web UI.
+table falls to 0, except KL Optimal's, which ends at the lowest level.
+
+Sources: Karras et al. 2022 (table 1, equation 5); Lin et al. 2023 (zero terminal SNR); Lee et al. 2024 (beta);
+    Sabour et al. 2024 (Align Your Steps, tables of the paper's page); Li et al. 2024 (KL optimal, tan-spaced); names
+    and first and last levels as in AUTOMATIC1111's web UI.
 """
 
 import math

@@ -134,7 +134,7 @@ def call_of(recipe: Recipe, pipe: Any, prompt: Conditioning, inputs: Inputs) -> 
     if recipe.start is None:
         return call | {
             "width": recipe.width, "height": recipe.height,
-            "latents": noise.to(pipe._execution_device, pipe.unet.dtype),  # noqa: SLF001  # where the pipeline computes
+            "latents": noise.to(pipe._execution_device, pipe.unet.dtype),  # noqa: SLF001  # the pipeline's device
         }  # fmt: skip
     first, sigma = _first_step(recipe, is_xl=is_xl)
     kept = _start_latents(recipe, pipe, inputs, noise)
@@ -164,7 +164,7 @@ class _Where:
 
     def __init__(self, pipe: Any) -> None:
         self.vae: Any = pipe.vae
-        self.device: torch.device = pipe._execution_device  # noqa: SLF001  # there is no public name for it
+        self.device: torch.device = pipe._execution_device  # noqa: SLF001  # diffusers has no public name for it
 
 
 def _first_step(recipe: Recipe, *, is_xl: bool) -> tuple[int, float]:

@@ -49,7 +49,7 @@ class Settings:
     tuning: solvers.Tuning
 
 
-class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both are untyped
+class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' classes are untyped
     """Runs a civman sampler and schedule in a diffusers pipeline: `pipe.scheduler = PipelineScheduler(…)`.
 
     There is one timestep for each evaluation of the model, and it is not rounded. The noise that ancestral and SDE
@@ -59,7 +59,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # b
     so a multistep sampler then has no earlier steps to use.
     """
 
-    _compatibles = [each.name for each in KarrasDiffusionSchedulers]  # noqa: RUF012  # as diffusers' own have it
+    _compatibles = [each.name for each in KarrasDiffusionSchedulers]  # noqa: RUF012  # as in diffusers' own schedulers
 
     def __init__(
         self, sampler: str = "Euler", schedule: str | None = None, *, prediction_type: str = "epsilon",

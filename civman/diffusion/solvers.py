@@ -28,7 +28,7 @@ Steps = Generator[tuple[X, float], Any, X]
 class Tuning:
     """Settings for the fresh noise that a sampler adds.
 
-    `eta`: the fraction of the noise that an ancestral or SDE step may add; `s_noise`: a factor on that noise.
+    `eta`: how much of the noise that an ancestral or SDE step may add is added; `s_noise`: a factor on that noise.
     `s_churn`, spread over all steps: noise that Euler, Heun and DPM2 add before each step whose level is between
     `s_tmin` and `s_tmax`. Source of the last four: Karras et al. 2022, algorithm 2.
     """

@@ -16,7 +16,7 @@ from civman.diffusion.solvers import ADAMS_BASHFORTH, PLAIN, Noise, Steps, Tunin
 def restart(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:
     """Restart: Heun's method that, from 20 steps on, returns from σ near 0.1 to σ near 2 and repeats that part.
 
-    Then the levels are Karras' between the ends of the table, whichever schedule the table is from.
+    With restarts, the levels follow the Karras schedule between the table's ends, whichever schedule was chosen.
     """
     before: float | None = None
     for here, after in _restart_steps(sigmas):

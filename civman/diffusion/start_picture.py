@@ -28,8 +28,9 @@ class StartPicture:
     """A start image ready to be encoded by the VAE.
 
     `image`: (1, 3, H, W) in -1 … 1 at the render size, or at its own size for a latent upscale. `mask`: (1, 1, h, w), 1
-    where latents are inpainted. `hidden`: (1, 1, H, W), 1 where it is hidden from an inpainting checkpoint. `put_back`:
-    composites the preserved part over the rendered pixels (8 bits under recipe rules 2, 0 … 1 under rules 1).
+    where latents are inpainted. `hidden`: (1, 1, H, W), 1 where the image is hidden from an inpainting checkpoint.
+    `put_back`: composites the preserved part over the rendered pixels (8 bits under recipe rules 2, 0 … 1 under rules
+    1).
     """
 
     image: Tensor
@@ -41,7 +42,7 @@ class StartPicture:
 def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pixels | None) -> StartPicture:
     """Prepare a start image under recipe rules 2.
 
-    Raises: UsageError (`empty-mask`): "only masked" with an empty mask.
+    Raises: UsageError (`empty-mask`): only the masked area is to be rendered, but the mask is empty.
     """
     from PIL import Image  # importing this takes 0.1 s, which txt2img does not need
 
@@ -98,7 +99,7 @@ def blurred(mask: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
     for axis in (1, 0):
         wide = [(0, 0), (0, 0)]
         wide[axis] = (reach, reach)
-        # "reflect" does not repeat the edge pixel, and reflects again if the radius exceeds the image
+        # "reflect" does not repeat the edge pixel, and reflects again if the blur reaches further than the image
         padded = np.pad(mask.astype(np.float64), wide, mode="reflect")
         size = mask.shape[axis]
         total = np.zeros(mask.shape)
