@@ -142,7 +142,7 @@ class VersionRef:
 
 @dataclass(frozen=True, slots=True)
 class Air:
-    """An AI resource name on CivitAI. Ecosystem and type are in lower case, as given, and are never relied on.
+    """An AI resource name on CivitAI. Ecosystem and type are stored as given, in lower case, and never relied on.
 
     Without an ecosystem there can be no type: a single word at the beginning is always the ecosystem.
     """

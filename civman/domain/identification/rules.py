@@ -34,7 +34,7 @@ class Look:
 
     @classmethod
     def at(cls, items: Iterable[tuple[str, Shape]]) -> "Look":
-        """Build the look from tensor names and shapes."""
+        """Derive the patterns from tensor names and shapes."""
         by_mark: dict[str, list[tuple[str, Shape]]] = {".": [], "_": []}
         for item in items:
             by_mark["." if "." in item[0] else "_"].append(item)
@@ -55,7 +55,7 @@ class Look:
 
     @classmethod
     def names(cls, names: Collection[str]) -> "Look":
-        """Build a look from names alone; this is faster, and enough for rules that have no conditions on shapes."""
+        """Derive the patterns from names alone; this is faster, and enough for rules without conditions on shapes."""
         return cls(text="\n".join(dict.fromkeys(_patterns(names, "."))), shapes={}, tops={})
 
     def has(self, expression: str) -> bool:
