@@ -1,12 +1,12 @@
 r"""Parse prompts in A1111's syntax: the meaning of brackets, tags and `BREAK`.
 
-`(x)` multiplies the weight by 1.1, `[x]` divides it by 1.1, `(x:1.3)` multiplies it by 1.3, and nested ones multiply.
-Round and square brackets need not be nested properly; an unclosed one lasts to the end. `\` makes the next character
-literal. `BREAK` ends a chunk. `<lora:name:scale>` (also `:te:unet`, and `lyco`) requests an adapter and is not part of
-the text.
+`(x)` multiplies the weight by 1.1, `[x]` divides it by 1.1, `(x:1.3)` multiplies it by 1.3, and the factors of nested
+brackets multiply. Round and square brackets may overlap; an unclosed bracket lasts to the end of the prompt. `\` makes
+the next character literal. `BREAK` ends a chunk. `<lora:name:scale>` (also `<lora:name:te:unet>`, or `lyco` for `lora`)
+requests an adapter and is not part of the text.
 
-Syntax that needs more than one set of embeddings per image (`AND`, `[from:to:when]`, `[a|b]`) and other kinds of tags
-are refused with their name and position, never ignored. Standard library only.
+Syntax that would need more than one set of embeddings per image (`AND`, `[from:to:when]`, `[a|b]`) and other kinds of
+tags raise an error with their name and position; they are never ignored. Standard library only.
 """
 
 import math
@@ -61,7 +61,7 @@ class ParsedPrompt:
 
 
 def parse(prompt: str) -> ParsedPrompt:
-    """Parse a prompt.
+    """Parse a prompt into weighted fragments and requested adapters.
 
     >>> parse("a (cat:1.3), [dog] <lora:ink:0.8>").sections
     ((Fragment(text='a ', weight=1.0), Fragment(text='cat', weight=1.3), Fragment(text=', ', weight=1.0), \
@@ -83,7 +83,7 @@ Fragment(text='dog', weight=0.9090909090909091), Fragment(text=' ', weight=1.0))
 def escape(text: str) -> str:
     r"""Escape brackets with backslashes, so that `parse` returns the text with weight 1.
 
-    Words in capitals and tags cannot be escaped.
+    The keywords `AND` and `BREAK` and tags cannot be escaped.
 
     >>> escape("a (b)")
     'a \\(b\\)'
@@ -105,8 +105,9 @@ def _refusal(prompt: str, place: int, reason: str) -> UsageError:
 def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
     """The adapter that a tag requests.
 
-    A single number applies to both the UNet and the text encoder; `te=` and `unet=` may name them. Source: A1111,
-    `<lora:name:te:unet>`.
+    A single number is the scale of both the UNet and the text encoder; `te=` and `unet=` set them separately.
+
+    Source: A1111, `<lora:name:te:unet>`.
     """
     kind, place = tag[1].lower(), tag.start()
     if kind not in _ADAPTERS:
@@ -156,7 +157,7 @@ class _Span:
 
 @dataclass(slots=True)
 class _Scanner:
-    """Scans the prompt once from left to right; a closing bracket weights the spans since it was opened."""
+    """Scans the prompt once from left to right; a closing bracket weights the spans since its opening bracket."""
 
     prompt: str
     text: str

@@ -1,7 +1,8 @@
 """Split a parsed prompt into chunks of 75 tokens, which a CLIP text encoder reads one at a time. No torch.
 
-Rules (A1111 1.6 to 1.10): every fragment is tokenized separately; `BREAK` ends a chunk; if the last comma of a full
-chunk is at most 20 tokens back, what follows the comma moves to the next chunk; an embedding's vectors stay together.
+The rules are those of A1111 1.6 to 1.10: every fragment is tokenized separately; `BREAK` ends a chunk; if the last
+comma of a full chunk is at most 20 tokens back, what follows the comma moves to the next chunk; an embedding's vectors
+stay together.
 """
 
 import re
