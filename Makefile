@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 CORE_TESTS := $(addprefix tests/,civitai cli demo domain download exchange index manage pictures prompts store system)
 
-.PHONY: demo quick test test-all fixtures-check fuzz shells lint check types-linux types-windows types-macos tests core-tests wheel-check bench clean
+.PHONY: demo quick test test-all fixtures-check fuzz long-tests shells lint check types-linux types-windows types-macos tests coverage core-tests wheel-check bench clean
 
 demo: $(VENV)/installed-render
 	$(BIN)/civman demo
@@ -25,15 +25,26 @@ quick: $(VENV)/installed-dev
 
 test: $(VENV)/installed-dev lint types-linux tests
 
-# All of `make test`, and what takes minutes more: the libraries make the header fixtures anew, the header reader is
+# All of `make test`, and what takes minutes more: every spelling of an adapter, every sampler with every schedule, every
+# class of diffusers and the journeys without POSIX run; the libraries make the header fixtures anew, the header reader is
 # fuzzed, the types are checked for Windows and macOS too, and completion is tried in real shells (zsh is skipped where
 # it is not installed).
-test-all: test check fixtures-check fuzz shells
+test-all: test check long-tests shells fixtures-check fuzz
+
+long-tests: $(VENV)/installed-dev
+	$(BIN)/pytest -m long --numprocesses 2 --dist worksteal
 
 shells: $(VENV)/installed-dev
 	$(BIN)/pytest -m shell tests/cli/test_completion.py
 
-fixtures-lint: $(VENV)/installed-dev
+fixtures-check: $(VENV)/installed-dev
+	$(BIN)/python -W ignore tests/fixtures/make_headers.py --check
+
+fuzz: $(VENV)/installed-dev
+	PYTHONPATH=. $(BIN)/python tests/fuzz_header.py 60
+	PYTHONPATH=.:tests $(BIN)/python tests/fuzz_header.py --commands 60
+
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -57,6 +68,9 @@ types-macos: $(VENV)/installed-dev  # and the newest Python
 	$(BIN)/mypy --platform darwin --python-version 3.14 --cache-dir .mypy_cache/darwin $(OTHER_SYSTEM)
 
 tests: $(VENV)/installed-dev
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
+
+coverage: $(VENV)/installed-dev
 	$(BIN)/pytest --numprocesses 2 --dist worksteal --cov --cov-report=
 	$(BIN)/coverage report --skip-covered --skip-empty
 

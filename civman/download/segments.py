@@ -9,6 +9,8 @@ from civman.domain.timeouts import Patience
 
 SMALLEST_SPAN = 4 << 20
 _LARGEST_SPAN = 64 << 20
+_MOST_DOUBLINGS = 6
+"""Limit of the doubled waits between takeovers; without them, connections to a starved server replace each other."""
 _RESPONSES_LONG = 20
 """A span should take this many times as long as its request waits for a response, so that waiting costs 5 %."""
 _SMALLEST_HALF = 1 << 20
@@ -37,6 +39,8 @@ class Span:
     """When the request was sent; 0 if no request is waiting for its response."""
     answered_at: float = 0.0
     count: int = 0
+    relieved: int = 0
+    """How often in a row the span was taken over without a byte received: each time, the next takeover waits longer."""
 
     @property
     def left_bytes(self) -> int:
@@ -138,8 +142,9 @@ class Spans:
     def _relieve(self, connection: StorageConnection) -> Span | None:
         now = time.monotonic()
         for span in self._spans:
-            if now - span.last >= self._idle_s and span.left_bytes:
-                taken = Span(span.at, span.end, connection)
+            patience_s = self._idle_s * 2 ** min(span.relieved, _MOST_DOUBLINGS)
+            if now - span.last >= patience_s and span.left_bytes:
+                taken = Span(span.at, span.end, connection, relieved=0 if span.count else span.relieved + 1)
                 span.end = span.at
                 span.connection.abort()
                 return self._added(taken)

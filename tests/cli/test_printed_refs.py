@@ -77,6 +77,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
+@pytest.mark.long
 def test_every_printed_ref_is_accepted_by_every_command(
     stocked: CivitaiServer, civman: Civman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,8 @@ from civman.domain.compatibility import PartResult, Verdict, check
 from civman.errors import Incompatible
 from civman.manage.inspection import Inspected, inspect_path
 
+pytestmark = pytest.mark.long
+
 FAMILIES = ("sd1", "sd2", "sdxl")
 FITS = (Verdict.FITS, Verdict.CAUTION)
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")

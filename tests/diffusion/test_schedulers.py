@@ -19,6 +19,8 @@ from civman.diffusion.solvers import evaluations, solve
 from civman.domain.recipes.recipe import SAMPLING, Recipe, Sampling
 from civman.errors import UsageError
 
+pytestmark = pytest.mark.long
+
 LEVELS = NoiseLevels.of_model()
 ROUNDED = ("DPM fast", "DPM adaptive")
 """At the levels of zero terminal SNR single precision cancels on the other side; the page says how far apart."""

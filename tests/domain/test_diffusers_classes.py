@@ -15,6 +15,8 @@ from civman.domain.architecture import Architecture, Confidence, Kind
 from civman.domain.identification.identify import identify
 from tests.headers import made
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent.parent
 
 RIGHT = {

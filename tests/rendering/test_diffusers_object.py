@@ -22,6 +22,7 @@ from civman.planning.plan import Conditions
 from civman.planning.plan_types import Planned
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.usefixtures("stocked", "no_sockets"),
     pytest.mark.filterwarnings("ignore"),  # diffusers' and transformers' own
 ]

@@ -19,7 +19,7 @@ from civman.store.resume_journal import Journal
 from civman.system.process_lock import FileLock
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform != "linux", reason="another system's rules are kept with Linux's means"),
 ]
 HERE = Path(__file__).parent
