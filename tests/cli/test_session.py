@@ -13,8 +13,8 @@ from civman.errors import DiskFull
 from civman.library import Library
 
 LOCAL = {
-    "config", "logout", "whoami", "list", "render", "renders", "edit", "remove", "restore", "gc", "du", "link", "export",
-    "verify", "login",
+    "config", "logout", "whoami", "list", "render", "renders", "edit", "remove", "restore", "gc", "du", "link",
+    "export", "verify", "login",
 }  # fmt: skip
 """Commands without --offline: they never ask CivitAI, or cannot do without it."""
 
