@@ -35,7 +35,8 @@ def render(
             (number,) = index.record_pictures([(rendering.path.absolute(), rendering.record)], clock())
             made.append(replace(rendering, id=number))
     except KeyboardInterrupt:
-        done = f"; the {len(made)} finished pictures are saved in `{place.folder}`" if made else ""
+        finished = "1 finished picture is" if len(made) == 1 else f"{len(made)} finished pictures are"
+        done = f"; {finished} saved in `{place.folder}`" if made else ""
         raise Interrupted(f"stopped{done}", paths=[str(rendering.path) for rendering in made]) from None
     except CivmanError as error:  # one picture failed; those before it are finished and saved
         error.facts["paths"] = [str(rendering.path) for rendering in made]

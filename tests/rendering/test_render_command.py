@@ -273,7 +273,7 @@ def test_an_interrupted_run_keeps_what_was_done_and_says_so(root: Path) -> None:
 
     with Library.open(root, offline=True) as library:
         planned = library.plan(RenderRequest("tiny-sd1", "a cat", steps=2, width=64, height=64, count=3))
-        with pytest.raises(Interrupted, match="1 done") as caught:
+        with pytest.raises(Interrupted, match="stopped; 1 finished picture is saved in ") as caught:
             library.render(planned, on_event=stop_in_the_second_picture)
 
     kept = list((root / "renders").iterdir())
