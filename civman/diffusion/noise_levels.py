@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache, lru_cache
-from itertools import pairwise
 from typing import Final
 
 from civman.diffusion import single_precision
@@ -285,8 +284,3 @@ def drop_penultimate(sigmas: list[float]) -> list[float]:
 def ddim_times(steps: int) -> list[int]:
     """The timesteps of DDIM and PLMS, falling: … 1 + 1000//n, 1 (n steps make n−1 moves between timesteps)."""
     return [min(t + 1, TRAIN_STEPS - 1) for t in range(0, TRAIN_STEPS, TRAIN_STEPS // steps)][::-1]
-
-
-def is_falling(sigmas: Sequence[float]) -> bool:
-    """Whether every level is lower than the one before."""
-    return all(a > b for a, b in pairwise(sigmas))

@@ -142,11 +142,6 @@ def period_named(text: str) -> Period:
     return _named(text, {member.value: member for member in Period}, "period")
 
 
-def checkpoint_type_named(text: str) -> CheckpointType:
-    """The checkpoint type named `text`. Raises: UsageError."""
-    return _named(text, {member.value: member for member in CheckpointType}, "checkpoint type")
-
-
 def base_model_named(text: str) -> str:
     """CivitAI's spelling of the base model named `text` ("sdxl 1.0" → "SDXL 1.0").
 

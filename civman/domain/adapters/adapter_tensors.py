@@ -57,11 +57,6 @@ class Delta(NamedTuple):
         return not self.problem
 
     @property
-    def width_in(self) -> int | None:
-        """The width of the module's input; None if the tensors do not show it."""
-        return self.shape[1] if len(self.shape) > 1 else None
-
-    @property
     def is_conv(self) -> bool:
         """Whether the changed module is a convolution with a kernel larger than 1x1."""
         return len(self.shape) > 2 and any(size != 1 for size in self.shape[2:])
