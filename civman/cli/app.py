@@ -12,6 +12,7 @@ import typer
 from civman import __version__
 from civman.cli import completion
 from civman.cli.command_table import commands
+from civman.cli.help_command import prepare_help
 from civman.cli.output import Output
 from civman.cli.session import MAKE_LIBRARY, MakeLibrary
 from civman.errors import Cause, CivmanError, ExitCode, Interrupted, UsageError
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
     arguments = list(sys.argv[1:] if argv is None else argv)
     output = Output(as_json="--json" in arguments)
     made = MAKE_LIBRARY.set(make_library)
+    prepare_help(arguments)
     try:
         with completion.bash_words():
             ended = app(arguments, prog_name="civman", standalone_mode=False)

@@ -1,8 +1,33 @@
-"""The command `civman help`."""
+"""The command `civman help`, and what makes help pages appear quickly."""
 
+import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Annotated
 
 import typer
+
+_UNUSED = {"rich.markdown": "Markdown", "rich.traceback": "Traceback"}
+"""Modules that typer's help pages import, each with the class they take from it, and never use for civman."""
+
+
+def prepare_help(arguments: Sequence[str]) -> None:
+    """Import typer's help pages without parts of rich that civman's pages do not use, if `arguments` ask for help.
+
+    The help pages need markdown only in typer's mode "markdown" and tracebacks only for its own exception pages;
+    civman uses neither, and importing both takes 0.06 s, a quarter of the time of `civman --help`.
+    """
+    if arguments and arguments[0] != "help" and not {"--help", "-h"} & set(arguments):
+        return
+    absent = {name: class_ for name, class_ in _UNUSED.items() if name not in sys.modules}
+    for name, class_ in absent.items():
+        sys.modules[name] = ModuleType(name)
+        setattr(sys.modules[name], class_, None)
+    try:
+        import typer.rich_utils  # noqa: F401  # typer imports it when it prints a help page
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def help_(

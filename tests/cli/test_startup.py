@@ -36,6 +36,17 @@ def test_commands_that_stay_at_home_load_nothing_heavy(tmp_path: Path, command: 
     assert {name for name in HEAVY if name in after - before} == set()
 
 
+@pytest.mark.parametrize("arguments", [["render", "-h"], []])
+def test_help_pages_do_without_markdown_and_tracebacks(tmp_path: Path, arguments: list[str]) -> None:
+    code = f"from civman.cli.app import main; main({arguments!r})"
+
+    loaded = loaded_by(code, tmp_path)
+
+    assert {"markdown_it", "pygments"} & loaded == set()
+    assert "typer.rich_utils" in loaded
+    assert "markdown_it" in loaded_by(f"{code}; import rich.markdown; rich.markdown.Markdown('*')", tmp_path)
+
+
 def test_the_package_itself_costs_nothing(tmp_path: Path) -> None:
     assert not any(name.startswith("civman.") for name in loaded_by("import civman", tmp_path))
 
