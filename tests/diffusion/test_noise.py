@@ -47,7 +47,7 @@ def test_seeds_and_kinds_differ_and_repeat(rng: Rng) -> None:
 
 
 @pytest.mark.parametrize("schedule", [Schedule.KARRAS, Schedule.NORMAL])
-@pytest.mark.parametrize("seed", [0, 123, 2**40 + 7])
+@pytest.mark.parametrize("seed", [0, 123, 2**40 + 7, 2**64 - 1])
 @pytest.mark.filterwarnings("ignore:Should have")  # torchsde rounds its own ends
 def test_the_brownian_noise_is_k_diffusion_s(schedule: Schedule, seed: int) -> None:
     oracle = k_oracle.sampling()

@@ -43,7 +43,7 @@ sides = st.integers(1, 256).map(lambda n: 8 * n)
 recipes = st.builds(
     Recipe, checkpoint=sha256s, prompt=st.text(), negative_prompt=st.text(), sampler=st.text(), schedule=st.text(),
     steps=st.integers(1, 999), guidance_scale=st.floats(0, 100), width=sides, height=sides,
-    seed=st.integers(0, 2**62), clip_skip=st.integers(1, 12), prediction=st.sampled_from(["epsilon", "v_prediction"]),
+    seed=st.integers(0, 2**63), clip_skip=st.integers(1, 12), prediction=st.sampled_from(["epsilon", "v_prediction"]),
     is_zero_snr=st.booleans(), precision=st.sampled_from(["float32", "float16", "bfloat16"]),
     guidance_rescale=st.floats(0, 1), count=st.integers(1, 99), batch_size=st.integers(1, 9),
     rng=st.sampled_from(["cpu", "nv"]), eta_seed_delta=st.integers(0, 99999), pad_prompts=st.booleans(),
@@ -141,6 +141,21 @@ def test_what_is_no_recipe_is_refused(change: dict[str, object]) -> None:
         Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | change))
 
     assert caught.value.code == "bad-recipe"
+
+
+@pytest.mark.parametrize(
+    ("seed", "count", "delta"), [(2**64 - 1, 1, 0), (2**64 - 4, 4, 0), (2**64 - 8, 4, 4), (0, 1, 0)]
+)
+def test_seeds_go_as_far_as_torch_s(seed: int, count: int, delta: int) -> None:
+    assert replace(FULL, seed=seed, count=count, eta_seed_delta=delta).seed == seed
+
+
+@pytest.mark.parametrize(
+    ("seed", "count", "delta"), [(2**64, 1, 0), (2**64 - 3, 4, 0), (2**64 - 8, 4, 5), (-1, 1, 0), (3, 1, -4)]
+)
+def test_a_seed_beyond_torch_s_is_refused(seed: int, count: int, delta: int) -> None:
+    with pytest.raises(UsageError, match=r"seed .*must be 0 to 184467440737095"):
+        replace(FULL, seed=seed, count=count, eta_seed_delta=delta)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"schema": "1"}', "{"])

@@ -46,7 +46,7 @@ PARTS = st.builds(
 GENERATIONS = st.builds(
     Generation, prompt=pieces(NASTY), negative=pieces(NASTY), steps=st.integers(1, 150),
     sampler=st.sampled_from(("Euler a", "DPM++ 2M", "DPM++ 2M SDE", "UniPC")), cfg=st.floats(0, 30),
-    seed=st.integers(0, 2**63 - 1), width=st.integers(1, 512).map(lambda side: side * 8), height=st.just(768),
+    seed=st.integers(0, 2**64 - 1), width=st.integers(1, 512).map(lambda side: side * 8), height=st.just(768),
     version=st.just("civman 0.3"), schedule=st.sampled_from(("", "Karras", "Exponential", "Normal")),
     clip_skip=st.none() | st.integers(1, 12), model=st.none() | PARTS, loras=st.lists(PARTS, max_size=4).map(tuple),
     embeddings=st.lists(PARTS, max_size=2).map(tuple), vae=st.none() | PARTS,

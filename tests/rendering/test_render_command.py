@@ -76,6 +76,21 @@ def test_the_same_seed_gives_the_same_bytes_beside_each_other(civman: Civman, tm
 
 
 @pytest.mark.usefixtures("stocked")
+def test_the_largest_seed_draws_is_listed_and_replays(civman: Civman) -> None:
+    largest = 2**64 - 1
+    words = [word for word in QUICK if word not in ("--seed", "7")]
+
+    done = civman("render", "tiny-sd1", "a cat", *words, "--seed", largest, "--sampler", "DPM++ SDE", "--json")
+
+    (made,) = done.json["render"]
+    assert [each["seed"] for each in civman("renders", "--json").json["renders"]["pictures"]] == [largest]
+    (again,) = civman("replay", made["path"], "--json").json["replay"]["pictures"]
+    assert (again["verdict"], again["seed"]) == ("identical", largest)
+    refused = civman("render", "tiny-sd1", "a cat", *words, "--seed", largest + 1)
+    assert (refused.code, "seed must be 0 to 18446744073709551615" in refused.err) == (2, True)
+
+
+@pytest.mark.usefixtures("stocked")
 def test_names_say_seed_words_and_recipe(civman: Civman, root: Path) -> None:
     done = civman("render", "tiny-sd1", "a (red:1.2) cat/dog", *QUICK, "--json")
 

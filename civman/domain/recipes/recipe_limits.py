@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-MAX_SEED: Final = 2**63 - 1
+MAX_SEED: Final = 2**64 - 1
+"""The largest seed that torch's generator takes, and ComfyUI with it."""
 MAX_SIDE: Final = 16384
 """In pixels. A larger size is probably a typing error, and the attempt would use up the machine's memory."""
 UPSCALERS: Final = (
@@ -108,10 +109,11 @@ def _size_problems(recipe: Any) -> Iterator[str]:
 def _number_problems(recipe: Any) -> Iterator[str]:
     if min(recipe.steps, recipe.count, recipe.batch_size, recipe.clip_skip) < 1:
         yield "steps, count, batch size and clip skip are at least 1"
-    if not 0 <= recipe.seed <= MAX_SEED - recipe.count:
-        yield f"seed must be 0 to {MAX_SEED - recipe.count}"
-    if not 0 <= recipe.seed + recipe.eta_seed_delta <= MAX_SEED - recipe.count:
-        yield "seed and eta seed delta leave the range of seeds"
+    last_seed = MAX_SEED - (recipe.count - 1)  # image n has seed + n
+    if not 0 <= recipe.seed <= last_seed:
+        yield f"seed must be 0 to {last_seed}, not {recipe.seed}; without a seed, a random one is drawn and recorded"
+    if recipe.eta_seed_delta and not 0 <= recipe.seed + recipe.eta_seed_delta <= last_seed:
+        yield f"seed plus eta seed delta must be 0 to {last_seed}, not {recipe.seed + recipe.eta_seed_delta}"
     scales = [scale for use in recipe.loras for scale in (use.scale, use.text_scale)]
     if not all(math.isfinite(number) for number in (recipe.guidance_scale, recipe.guidance_rescale, *scales)):
         yield "guidance and scales must be finite numbers"
