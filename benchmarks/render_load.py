@@ -114,7 +114,8 @@ def write_random(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> N
 
 def write_configs(shapes: Any, family: str, folder: Path) -> None:
     """What `from_single_file(config=…)` wants, tokenizers included."""
-    from civman.prompts.tokenizer import END, ZERO, transformers_tokenizer
+    from civman.diffusion.transformers_tokenizer import transformers_tokenizer
+    from civman.prompts.tokenizer import END, ZERO
 
     shapes.write_configs(folder, family)
     index = json.loads((folder / "model_index.json").read_text())
