@@ -22,6 +22,7 @@ from civman.errors import AmbiguousRef, BadAnswer, Cause, CivmanError, InvalidRe
 
 _HASHES_PER_QUESTION = 10_000
 _IDS_PER_QUESTION = 100
+_FILES_PER_QUESTION = 100
 _DOWNLOADS = "/api/download/"
 
 
@@ -83,8 +84,24 @@ class CivitaiClient:
         Raises: AmbiguousRef: several files of the version share a short digest. BadAnswer: no file has it.
         """
         wanted = digest.strip().lower()
+        version, found = self.version_by_hash(wanted)
+        if len({file.hashes.sha256 for file in found}) > 1:
+            raise AmbiguousRef(
+                f"several files of version {version.id} have hash {wanted}",
+                hint="name one by its SHA-256", candidates=[file.hashes.sha256 or file.name for file in found],
+            )  # fmt: skip
+        return version, next((file for file in found if file.is_primary), found[0])
+
+    def version_by_hash(self, digest: str) -> tuple[ModelVersion, list[ModelFile]]:
+        """The version with this digest and all of its files that have it; see `by_hash` for the forms of a digest.
+
+        Raises: BadAnswer: no file of the version has it.
+        """
+        wanted = digest.strip().lower()
         if not re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{10}|[0-9a-f]{12}|[0-9a-f]{64}", wanted):
-            raise InvalidRef(f"not a digest CivitAI knows by: `{digest[:80]}`", hint="8, 10, 12 or 64 hex digits")
+            raise InvalidRef(
+                f"CivitAI has no digests of this form: `{digest[:80]}`", hint="use 8, 10, 12 or 64 hex digits"
+            )
         answer = self._get(f"/api/v1/model-versions/by-hash/{wanted.upper()}", f"a file with hash {wanted}")
         version = wire_models.version(answer, now=self._clock(), on_notice=self._on_notice)
         found = [file for file in version.files if _has_digest(file, wanted)]
@@ -93,12 +110,27 @@ class CivitaiClient:
                 f"CivitAI answers hash {wanted} with version {version.id}, none of whose files has it",
                 code=Cause.WRONG_ANSWER, hint="look the version up by its number", version_id=version.id,
             )  # fmt: skip
-        if len({file.hashes.sha256 for file in found}) > 1:
-            raise AmbiguousRef(
-                f"several files of version {version.id} have hash {wanted}",
-                hint="name one by its SHA-256", candidates=[file.hashes.sha256 or file.name for file in found],
-            )  # fmt: skip
-        return version, next((file for file in found if file.is_primary), found[0])
+        return version, found
+
+    def versions_by_hashes(self, sha256s: Iterable[Sha256]) -> dict[Sha256, ModelVersion]:
+        """The version of each file that CivitAI knows, also of models that its lists leave out.
+
+        100 files share one request. If several versions have the same file, the one with the lowest id is returned. A
+        version that cannot be read is left out.
+        """
+        asked = list(dict.fromkeys(sha256s))
+        found: dict[Sha256, ModelVersion] = {}
+        for start in range(0, len(asked), _FILES_PER_QUESTION):
+            chunk = asked[start : start + _FILES_PER_QUESTION]
+            answer = self._transport.post_json(
+                "/api/v1/model-versions/by-hash", list(chunk), asked=self._asked(f"{len(chunk)} files")
+            )
+            wanted = set(chunk)
+            for version in wire_models.versions(answer, now=self._clock(), on_notice=self._on_notice):
+                for sha256 in wanted.intersection(file.hashes.sha256 for file in version.files if file.hashes.sha256):
+                    if sha256 not in found or version.id < found[sha256].id:
+                        found[sha256] = version
+        return found
 
     def identify(self, sha256s: Iterable[Sha256]) -> dict[Sha256, tuple[ModelId, VersionId]]:
         """The model and version that each digest belongs to; unknown digests are left out.

@@ -292,6 +292,24 @@ def version(answer: object, *, now: datetime, on_notice: OnNotice) -> ModelVersi
     return read(_Version, answer, reading, "a model version").translated_alone(reading)
 
 
+def versions(answer: object, *, now: datetime, on_notice: OnNotice) -> list[ModelVersion]:
+    """The versions of `POST /model-versions/by-hash`; those that cannot be read are skipped and reported.
+
+    Raises: BadAnswer: not an array.
+    """
+    if not isinstance(answer, list):
+        raise BadAnswer("CivitAI's answer is not a list of versions")
+    found = []
+    for entry in answer:
+        if entry is None:
+            continue
+        try:
+            found.append(version(entry, now=now, on_notice=on_notice))
+        except BadAnswer as error:
+            on_notice(f"{error.message}; left out")
+    return found
+
+
 def search_page(answer: object, *, now: datetime, on_notice: OnNotice) -> SearchPage:
     """A page of `GET /models`. Models that cannot be read are skipped and reported. Raises: BadAnswer."""
     reading = Reading(now, on_notice)

@@ -184,6 +184,10 @@ class Index:
         """The other digests of a blob (AutoV1, AutoV3, CRC32, BLAKE3)."""
         return read_maintenance.hashes(self._reader, sha256)
 
+    def unidentified(self) -> list[tuple[Sha256, str]]:
+        """SHA-256 and path of each file without a version that CivitAI confirmed."""
+        return read_maintenance.unidentified(self._reader)
+
     def seen_files(self, paths: Iterable[str] | None = None) -> dict[str, SeenFile]:
         """What is known about files outside the store, by path; all of them, or those in `paths`."""
         return read_catalog.seen_files(self._reader, paths)
@@ -300,11 +304,16 @@ class Index:
 
         Less complete data never replaces more complete data.
         """
+        model, versions = (page.model, (page,)) if isinstance(page, ModelVersion) else page
+        self.remember_all([(model, versions)], fetched_at=fetched_at, source=source)
+
+    def remember_all(self, pages: Iterable[Page], *, fetched_at: datetime, source: Source) -> None:
+        """Save what CivitAI returned for many models, in one transaction."""
         from civman.index import write_catalog
 
-        model, versions = (page.model, (page,)) if isinstance(page, ModelVersion) else page
         with self._writer.transaction() as connection:
-            write_catalog.remember(connection, model, versions, fetched_at=fetched_at, source=source)
+            for model, versions in pages:
+                write_catalog.remember(connection, model, versions, fetched_at=fetched_at, source=source)
 
     def mark_model_gone(self, model_id: ModelId, *, status: int, at: datetime) -> bool:
         """Record that CivitAI returned `status` (404 or 410) for a model. Saved data stays.
@@ -411,6 +420,13 @@ class Index:
 
         with self._writer.transaction() as connection:
             return write_assets.update_facts(connection, sha256, facts, model_type)
+
+    def save_hashes(self, sha256: Sha256, hashes: Hashes) -> None:
+        """Save the other digests of a blob, as far as they are known."""
+        from civman.index import write_assets
+
+        with self._writer.transaction() as connection:
+            write_assets.save_hashes(connection, sha256, hashes)
 
     def set_verified(self, sha256: Sha256, at: datetime) -> bool:
         """Record when the file's contents were last verified. Returns whether the blob exists."""

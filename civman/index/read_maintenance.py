@@ -7,7 +7,7 @@ from datetime import datetime
 
 from civman.domain.digests import Hashes, Sha256
 from civman.index.database import Reader
-from civman.index.index_types import HeldFile, SeenFile, Share
+from civman.index.index_types import HeldFile, SeenFile, Share, Source
 
 _GROUPS = {
     "type": "a.type_raw",
@@ -40,9 +40,9 @@ def held_files(reader: Reader, digests: Iterable[Sha256] | None = None) -> list[
         seen = None
         if device is not None:
             seen = SeenFile(kept, int(device), int(inode), seen_size, mtime_ns, seen_sha256)
-        # strings instead of Path objects: there may be 30,000 of them
-        path = kept if os.path.isabs(kept) else os.path.join(reader.folder, *kept.split("/"))  # noqa: PTH117, PTH118
-        files.append(HeldFile(sha256, size, path, kept, datetime.fromisoformat(verified_at), name or "", seen))
+        files.append(
+            HeldFile(sha256, size, _absolute(reader, kept), kept, datetime.fromisoformat(verified_at), name or "", seen)
+        )
     return files
 
 
@@ -80,3 +80,18 @@ def hashes(reader: Reader, sha256: Sha256) -> Hashes:
     if row is None:
         return Hashes()
     return Hashes(sha256=sha256, blake3=row[0], crc32=row[1], autov1=row[2], autov3=row[3])
+
+
+def unidentified(reader: Reader) -> list[tuple[Sha256, str]]:
+    """SHA-256 and path of each file that belongs to no version, or to one that was only read from a note."""
+    sql = (
+        "SELECT b.sha256, b.path FROM blob b WHERE NOT EXISTS (SELECT 1 FROM asset a JOIN version v "
+        "ON v.id = a.version_id WHERE a.blob_sha256 = b.sha256 AND v.source <> ?) ORDER BY b.sha256"
+    )
+    found = reader.all(sql, [Source.RECORD.value])
+    return [(sha256, _absolute(reader, kept)) for sha256, kept in found]
+
+
+def _absolute(reader: Reader, kept: str) -> str:
+    # strings instead of Path objects: there may be 30,000 of them
+    return kept if os.path.isabs(kept) else os.path.join(reader.folder, *kept.split("/"))  # noqa: PTH117, PTH118

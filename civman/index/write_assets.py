@@ -66,6 +66,13 @@ def update_facts(connection: Connection, sha256: Sha256, facts: FileFacts, model
     return found
 
 
+def save_hashes(connection: Connection, sha256: Sha256, hashes: Hashes) -> None:
+    """Write the other digests of a blob; those that `hashes` lacks stay as they are."""
+    given = {name: value for name in _DIGESTS if (value := getattr(hashes, name)) is not None}
+    if given:
+        update(connection, "blob", given, "sha256 = :sha256", [given | {"sha256": sha256}])
+
+
 def set_verified(connection: Connection, sha256: Sha256, at: datetime) -> bool:
     """Record when the file's contents were last verified."""
     change = "UPDATE blob SET verified_at = ? WHERE sha256 = ?"

@@ -5,27 +5,38 @@ importing it again reads nothing. CivitAI is asked once about all hashes. Files 
 too, with the information in sidecar files of other programs.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from civman.civitai import wire_models
 from civman.civitai.client import CivitaiClient
-from civman.domain.catalog import Blob, FileFacts, ModelFile, ModelId, ModelType, ModelVersion, VersionId
-from civman.domain.digests import Sha256
-from civman.domain.events import Notice, OnEvent, Started, Verifying
+from civman.domain.catalog import Blob, FileFacts, ModelType, ModelVersion
+from civman.domain.digests import Hashes, Sha256
+from civman.domain.events import OnEvent, Started, Verifying
 from civman.domain.file_choice import PICKLE_SUFFIXES
 from civman.domain.file_names import safe_name
 from civman.domain.files.header import sniff
 from civman.domain.identification.identify import facts, identify
-from civman.errors import CivmanError, InvalidModelFile, NetworkError, NotFound
-from civman.index import Index, Record, SeenFile, Source
+from civman.errors import CivmanError, InvalidModelFile, NotFound
+from civman.index import Index, Record, SeenFile
+from civman.manage.identify_files import (
+    FoundBy,
+    Identification,
+    Identified,
+    Unidentified,
+    ask_civitai,
+    file_with,
+)
+from civman.manage.inspection import facts_of_file
 from civman.manage.sidecar import write_due
 from civman.store.blobs import BlobStore, digest_of
 from civman.store.other_digests import other_digests
@@ -33,10 +44,12 @@ from civman.store.read_header import read_first, read_header
 from civman.store.trash import blob_lock
 from civman.system.move_files import remove_file
 
+SAFETENSORS_SUFFIXES = frozenset({".safetensors"})
 MODEL_SUFFIXES = frozenset({".safetensors", ".gguf", *PICKLE_SUFFIXES})
 _IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", ".git", ".venv", "venv"})
 _SAVE_EVERY = 64
 _HASHERS = 2
+_ROTATION = 150
 _SIDECARS = (".civitai.info", ".metadata.json", ".json")
 
 
@@ -67,6 +80,12 @@ class ImportResult:
     known_before: int
     on_civitai: int
     """The number of imported files that CivitAI knows."""
+    identified_later: int
+    """The number of files that were in the library before without a version, and are identified now."""
+    same_tensors: int
+    """The number of files with the same tensors as a file on CivitAI, but another header."""
+    unanswered: tuple[Problem, ...]
+    """Files about which CivitAI could not be asked; the next import asks again."""
     duplicates: int
     """The number of files with the same bytes as another file in the import."""
     read_bytes: int
@@ -82,6 +101,13 @@ class _Found:
     seen: SeenFile
     facts: FileFacts = field(default_factory=FileFacts)
     model_type: ModelType = ModelType.OTHER
+    hashes: Hashes | None = None
+
+    def autov3(self) -> str | None:
+        """The digest of the tensors alone, computed on first use; None if it is no safetensors file."""
+        if self.hashes is None and self.path.suffix.lower() in SAFETENSORS_SUFFIXES:
+            self.hashes = other_digests(self.path, whole=True)
+        return self.hashes.autov3 if self.hashes is not None else None
 
 
 def import_files(
@@ -112,7 +138,9 @@ def import_files(
     for sha256 in list(by_digest):
         if not _examine(by_digest[sha256], broken):
             del by_digest[sha256]
-    versions = _identified(index, client, by_digest, on_event, clock())
+    ours = {known.sha256 for known in seen.values()}
+    identified = _identified(index, client, by_digest, ours, on_event, clock())
+    versions = identified.found
     records = []
     if mode is ImportMode.IN_PLACE:
         records = [_record(found, versions.get(sha256), store, mode, clock()) for sha256, found in by_digest.items()]
@@ -123,13 +151,17 @@ def import_files(
             with blob_lock(store, sha256):
                 records.append(_record(found, versions.get(sha256), store, mode, clock()))
                 index.record_all(records[-1:])
-    write_due(store, index, most=len(records))
-    ours = {known.sha256 for known in seen.values()}
+    later = _identified_later(index, identified, by_digest)
+    index.record_all(later)
+    write_due(store, index, most=len(records) + len(later))
     return ImportResult(
         found=len(files),
         taken=len(records),
         known_before=len(ours & held),
         on_civitai=sum(record.version is not None for record in records),
+        identified_later=len(later),
+        same_tensors=sum(found.by is FoundBy.TENSORS for found in versions.values()),
+        unanswered=tuple(Problem(said.path, said.message) for said in identified.unanswered),
         duplicates=len(seen) - len(ours),
         read_bytes=read_bytes,
         broken=tuple(broken),
@@ -260,52 +292,72 @@ def _examine(found: _Found, broken: list[Problem]) -> bool:
 
 
 def _identified(
-    index: Index, client: CivitaiClient | None, by_digest: dict[Sha256, _Found], on_event: OnEvent, now: datetime
-) -> dict[Sha256, tuple[ModelVersion, ModelFile | None]]:
-    """Find the version that each SHA-256 belongs to: from CivitAI, else from a sidecar file."""
-    found: dict[Sha256, tuple[ModelVersion, ModelFile | None]] = {}
-    if client is not None and by_digest:
-        try:
-            found = _asked(index, client, by_digest, now)
-        except NetworkError as error:
-            on_event(
-                Notice(
-                    "import",
-                    f"CivitAI could not be asked: {error.message}; import the files again when CivitAI is reachable",
-                )
-            )
+    index: Index,
+    client: CivitaiClient | None,
+    by_digest: Mapping[Sha256, _Found],
+    ours: Collection[Sha256],
+    on_event: OnEvent,
+    now: datetime,
+) -> Identified:
+    """Identify the new files, and those of the library that were not identified before.
+
+    CivitAI is asked in one batch; what it does not know is looked for in the notes of other programs.
+    """
+    identified = Identified()
+    if client is not None:
+        held = [(sha256, Path(path)) for sha256, path in index.unidentified() if sha256 not in by_digest]
+        # the tensors of a few files are asked about in one import, and other ones on another day
+        start = now.toordinal() * _ROTATION % (len(held) or 1)
+        held = held[start:] + held[:start]
+        files = [Unidentified(sha256, found.path, found.autov3) for sha256, found in by_digest.items()]
+        # the tensors of files outside this import are not digested
+        files += [
+            Unidentified(sha256, path, partial(_held_autov3, index, sha256, path if sha256 in ours else None))
+            for sha256, path in held
+        ]
+        if files:
+            identified = ask_civitai(index, client, files, on_event, now)
     for sha256, file in by_digest.items():
-        if sha256 not in found:
+        if sha256 not in identified.found:
             version = _from_sidecar(file.path, now)
             if version is not None:
-                found[sha256] = version, _file_with(version, sha256)
-    return found
+                identified.found[sha256] = Identification(version, file_with(version, sha256), FoundBy.NOTE)
+    return identified
 
 
-def _asked(
-    index: Index, client: CivitaiClient, by_digest: dict[Sha256, _Found], now: datetime
-) -> dict[Sha256, tuple[ModelVersion, ModelFile | None]]:
-    found: dict[Sha256, tuple[ModelVersion, ModelFile | None]] = {}
-    ids: dict[Sha256, tuple[ModelId, VersionId]] = client.identify(by_digest)
-    for page in client.models_by_ids(dict.fromkeys(model_id for model_id, _ in ids.values())):
-        index.remember((page.model, page.versions), fetched_at=now, source=Source.SEARCH)
-        versions = {version.id: version for version in page.versions}
-        for sha256, (model_id, version_id) in ids.items():
-            if model_id == page.model.id and version_id in versions:
-                found[sha256] = versions[version_id], _file_with(versions[version_id], sha256)
-    for sha256, (_, version_id) in ids.items():
-        # the batch response omits some models, such as unlisted ones and archived ones with hidden files
-        if sha256 not in found:
-            try:
-                version = client.version(version_id)
-            except NotFound:
-                continue
-            found[sha256] = version, _file_with(version, sha256)
-    return found
+def _held_autov3(index: Index, sha256: Sha256, path: Path | None) -> str | None:
+    """The digest of the tensors of a file in the library, computed if the index does not have it and `path` exists."""
+    known = index.hashes(sha256)
+    if known.autov3 is None and path is not None and path.suffix.lower() in SAFETENSORS_SUFFIXES and path.is_file():
+        known = other_digests(path, whole=True)
+        index.save_hashes(sha256, known)
+    return known.autov3
 
 
-def _file_with(version: ModelVersion, sha256: Sha256) -> ModelFile | None:
-    return next((file for file in version.files if file.hashes.sha256 == sha256), None)
+def _identified_later(index: Index, identified: Identified, by_digest: Mapping[Sha256, _Found]) -> list[Record]:
+    """The records of files that were in the library without a version and are identified now."""
+    records = []
+    for sha256, found in identified.found.items():
+        if sha256 in by_digest:
+            continue
+        for asset in index.referrers(sha256)[:1]:
+            known = asset.facts
+            # if the file is away at the moment, what was read from it before is kept
+            with contextlib.suppress(CivmanError, OSError):
+                known = facts_of_file(Path(asset.path), found.version.base_model)
+            records.append(
+                Record(
+                    blob=replace(asset.blob, declared_by="civitai" if found.file else asset.blob.declared_by),
+                    path=asset.path,
+                    name=asset.name,
+                    origin=asset.origin,
+                    added_at=asset.added_at,
+                    version=found.version,
+                    file=found.file,
+                    facts=known,
+                )
+            )
+    return records
 
 
 def _from_sidecar(path: Path, now: datetime) -> ModelVersion | None:
@@ -327,12 +379,12 @@ def _from_sidecar(path: Path, now: datetime) -> ModelVersion | None:
 
 def _record(
     found: _Found,
-    known: tuple[ModelVersion, ModelFile | None] | None,
+    known: Identification | None,
     store: BlobStore,
     mode: ImportMode,
     now: datetime,
 ) -> Record:
-    version, file = known or (None, None)
+    version, file = (known.version, known.file) if known is not None else (None, None)
     sha256, path = found.seen.sha256, found.path
     if mode is not ImportMode.IN_PLACE:
         path = _moved_to_store(found, store, mode)
@@ -349,7 +401,7 @@ def _record(
         version=version,
         file=file,
         facts=file_facts,
-        hashes=other_digests(path) if file is None else None,
+        hashes=(found.hashes or other_digests(path)) if file is None else None,
         model_type=found.model_type if version is None else None,
     )
 

@@ -13,8 +13,10 @@ _MOST_READ = 512 << 20
 """Larger files are not read a second time: programs name checkpoints by AutoV2, which is part of the SHA-256."""
 
 
-def other_digests(path: Path) -> Hashes:
-    """AutoV1 of the file at `path`; of files up to 512 MiB also CRC32 and, if safetensors, AutoV3.
+def other_digests(path: Path, *, whole: bool = False) -> Hashes:
+    """AutoV1 of the file at `path`; of files up to 512 MiB, and with `whole` of all, also CRC32 and AutoV3.
+
+    Only safetensors files have an AutoV3.
 
     Raises: StoreError: it cannot be read.
     """
@@ -25,7 +27,7 @@ def other_digests(path: Path) -> Hashes:
             if size >= _AUTOV1_START + _AUTOV1_BYTES:
                 file.seek(_AUTOV1_START)
                 autov1 = hashlib.sha256(file.read(_AUTOV1_BYTES)).hexdigest()[:8]
-            if size > _MOST_READ:
+            if size > _MOST_READ and not whole:
                 return Hashes(autov1=autov1)
             file.seek(0)
             start = file.read(8)

@@ -69,8 +69,8 @@ def test_files_are_taken_in_where_they_lie_and_nothing_moves(
 def test_one_question_identifies_them_all(online: CivitaiServer, civman: Civman, tree: Path) -> None:
     civman("import", tree)
 
-    questions = [request for request in online.requests if "/by-hash" in request.path]
-    assert [(request.method, request.path) for request in questions] == [("POST", "/api/v1/model-versions/by-hash/ids")]
+    questions = [request.path for request in online.requests if request.method == "POST"]
+    assert questions == ["/api/v1/model-versions/by-hash/ids"]
 
 
 def test_a_second_import_reads_nothing(online: CivitaiServer, civman: Civman, tree: Path) -> None:
@@ -185,4 +185,4 @@ def test_two_thousand_files_with_duplicates_and_broken_ones(
     assert second["read_bytes"] == 0
     assert second["taken"] == 0
     assert state_of(folder) == before
-    assert len([request for request in online.requests if "by-hash" in request.path]) == 1
+    assert len([request for request in online.requests if request.path.endswith("by-hash/ids")]) == 2
