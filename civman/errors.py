@@ -134,6 +134,8 @@ class Cause(StrEnum):
     LOCK_STALE = "lock-stale"
     MALFORMED_KEY = "malformed-key"
     NEWER_RECIPE = "newer-recipe"
+    NO_CHECKPOINT = "no-checkpoint"
+    NO_PRESET = "no-preset"
     NO_START_IMAGE = "no-start-image"
     PROMPT_SYNTAX = "prompt-syntax"
     TEXT_TOO_LONG = "text-too-long"

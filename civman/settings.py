@@ -6,10 +6,12 @@ needs it, and never printed.
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import platformdirs
@@ -19,15 +21,49 @@ from civman.errors import ConfigError
 DEFAULT_URL = "https://civitai.com"
 TOKEN_VARIABLE = "CIVITAI_API_TOKEN"  # noqa: S105  # a name, no secret
 PROJECT_FILE = "civman.toml"
+USER_FILE = "config.toml"
 _VARIABLES = {"library": "CIVMAN_LIBRARY", "civitai_url": "CIVMAN_CIVITAI_URL", "offline": "CIVMAN_OFFLINE"}
-_LATER_KEYS = ("models",)
-"""Keys of civman.toml that are not settings."""
+_TABLE: Final = "render"
+"""The table of a settings file with the user's choices for `civman render`."""
+_OTHER_KEYS = (_TABLE, "models")
+"""Keys of a settings file that are tables; `models` lists a project's models."""
+_RENDER_KEYS = ("checkpoint", "open", "preview", "presets")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+
+
+Value = str | int | float | bool | tuple[str | int | float, ...]
+"""A value of a preset; a tuple is for options that may be repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Named values for options of `civman render`, such as "steps"; `source` is the settings file."""
+
+    name: str
+    values: Mapping[str, Value]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class RenderSettings:
+    """The `[render]` table of the settings files.
+
+    `checkpoint`: the ref of the checkpoint for renders that name none. `opens`: open finished images with the system's
+    viewer. `previews`: show finished images in terminals that can display images.
+    """
+
+    checkpoint: str | None = None
+    opens: bool = False
+    previews: bool = True
+    presets: Mapping[str, Preset] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of one run of civman. `sources` names the origin of each of the other fields."""
+    """The settings of one run of civman. `sources` names the origin of each of the other fields.
+
+    The sources of the render settings have keys such as "render.checkpoint".
+    """
 
     library: Path
     civitai_url: str = DEFAULT_URL
@@ -35,6 +71,7 @@ class Settings:
     config_folder: Path = field(default_factory=lambda: Path(platformdirs.user_config_path("civman")))
     token_from_environment: str | None = field(default=None, repr=False)
     sources: Mapping[str, str] = field(default_factory=dict)
+    render: RenderSettings = RenderSettings()
 
 
 def load_settings(
@@ -60,9 +97,10 @@ def load_settings(
     ]
     if project is not None:
         layers.append((str(project), _read(project), project.parent))
-    user_file = config_folder / "config.toml"
+    user_file = config_folder / USER_FILE
     if user_file.is_file():
         layers.append((str(user_file), _read(user_file), config_folder))
+    files = [(name, layer.get(_TABLE, {})) for name, layer, _ in layers[2:]]
     default = Path(platformdirs.user_data_path("civman")) / "library"
     layers.append(("default", {"library": default, "civitai_url": DEFAULT_URL, "offline": False}, folder))
 
@@ -71,7 +109,8 @@ def load_settings(
     for key in _VARIABLES:
         name, layer, base = next((name, layer, base) for name, layer, base in layers if key in layer)
         sources[key] = f"{name} {_VARIABLES[key]}" if name == "environment" else name
-        values[key] = _value(key, layer[key], base, sources[key])
+        values[key] = checked_value(key, layer[key], base, sources[key])
+    render = _render(files, sources)
     return Settings(
         library=Path(str(values["library"])),
         civitai_url=str(values["civitai_url"]),
@@ -79,6 +118,7 @@ def load_settings(
         config_folder=config_folder,
         token_from_environment=(environ.get(TOKEN_VARIABLE) or "").strip() or None,
         sources=sources,
+        render=render,
     )
 
 
@@ -97,8 +137,17 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read `{path}`: {error}", hint="mend or remove that file", path=str(path)) from error
+    return checked_table(text, path)
+
+
+def checked_table(text: str, path: Path) -> dict[str, object]:
+    """Parse the text of the settings file `path`. Raises: ConfigError: it is not TOML, or has an unknown setting."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"cannot read `{path}`: {error}", hint="mend or remove that file", path=str(path)) from error
     for key in table:
         if key in ("token", "api_key", "key"):
@@ -107,17 +156,68 @@ def _read(path: Path) -> dict[str, object]:
                 hint=f"take it out and use `civman login` or {TOKEN_VARIABLE}",
                 path=str(path),
             )
-        if key not in _VARIABLES and key not in _LATER_KEYS:
-            near = get_close_matches(key, _VARIABLES, 1)
-            raise ConfigError(
-                f"`{path}` has an unknown setting `{key}`",
-                hint=f"did you mean `{near[0]}`?" if near else f"settings: {', '.join(_VARIABLES)}",
-                path=str(path),
-            )
+        if key not in _VARIABLES and key not in _OTHER_KEYS:
+            raise _unknown(key, (*_VARIABLES, _TABLE), path)
+    _require_render_table(table.get(_TABLE, {}), path)
     return table
 
 
-def _value(key: str, raw: object, base: Path, source: str) -> object:
+def _unknown(key: str, known: Sequence[str], path: Path) -> ConfigError:
+    near = get_close_matches(key, known, 1)
+    return ConfigError(
+        f"`{path}` has an unknown setting `{key}`",
+        hint=f"did you mean `{near[0]}`?" if near else f"settings: {', '.join(known)}",
+        path=str(path),
+    )
+
+
+def _require_render_table(table: object, path: Path) -> None:
+    """Check the `[render]` table of a settings file. Raises: ConfigError."""
+    if not isinstance(table, dict):
+        raise ConfigError(f"`render` in `{path}` is not a table", hint="write [render] on a line of its own")
+    for key, value in table.items():
+        if key not in _RENDER_KEYS:
+            raise _unknown(key, _RENDER_KEYS, path)
+        if key in ("open", "preview") and not isinstance(value, bool):
+            raise ConfigError(f"`render.{key}` in `{path}` is `{value}`", hint="use true or false")
+        if key == "checkpoint" and (not isinstance(value, str | int) or not str(value).strip()):
+            raise ConfigError(f"`render.checkpoint` in `{path}` is no ref", hint='such as "4384@128713", or an alias')
+    presets = table.get("presets", {})
+    for name, values in presets.items() if isinstance(presets, dict) else [("presets", None)]:
+        if not isinstance(values, dict) or not all(map(_is_value, values.values())):
+            raise ConfigError(
+                f"`{path}` has a preset that is not a table of options: `{name}`",
+                hint=f"write [render.presets.NAME], and below it lines such as steps = 30 or lora = [{_EXAMPLE_LORA}]",
+            )
+
+
+_EXAMPLE_LORA = '"12345:0.8"'
+
+
+def _is_value(value: object) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, str | int | float) for item in value)
+    return isinstance(value, str | int | float)
+
+
+def _render(files: Sequence[tuple[str, Any]], sources: dict[str, str]) -> RenderSettings:
+    """The render settings from the tables of the settings files, the strongest first. Adds to `sources`."""
+    found: dict[str, Any] = {"checkpoint": None, "open": False, "preview": True}
+    for key in found:
+        sources[f"{_TABLE}.{key}"] = "default"
+    presets: dict[str, Preset] = {}
+    for source, table in reversed(files):
+        for key in found.keys() & table.keys():
+            found[key], sources[f"{_TABLE}.{key}"] = table[key], source
+        for name, values in table.get("presets", {}).items():
+            plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            presets[name] = Preset(name, MappingProxyType(plain), source)
+    checkpoint = None if found["checkpoint"] is None else str(found["checkpoint"]).strip()
+    return RenderSettings(checkpoint, found["open"], found["preview"], MappingProxyType(presets))
+
+
+def checked_value(key: str, raw: object, base: Path, source: str) -> object:
+    """The value of a setting from `source`; relative paths start at `base`. Raises: ConfigError: it is not valid."""
     match key:
         case "offline":
             return _flag(raw, source)

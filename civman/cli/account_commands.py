@@ -1,15 +1,12 @@
-"""The commands `civman login`, `civman logout`, `civman whoami` and `civman config`."""
+"""The commands `civman login`, `civman logout` and `civman whoami`."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from civman.cli.output import Result, clean
 from civman.cli.session import Session, command
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @command(network="settings")
@@ -64,25 +61,3 @@ def whoami(session: Session) -> Result:
         ),
         ids=[account.name],
     )
-
-
-@command(network="settings")
-def config(session: Session) -> Result:
-    """Show the settings in effect and where each one comes from.
-
-    Settings come from flags, the environment, the nearest civman.toml and the user's config.toml, in this order.
-    """
-    settings = session.library.context.settings
-    file = settings.config_folder / "config.toml"
-    values = {"library": settings.library, "civitai_url": settings.civitai_url, "offline": settings.offline}
-    listed = {name: {"value": value, "source": settings.sources.get(name, "default")} for name, value in values.items()}
-
-    def human(console: "Console") -> None:
-        for name, entry in listed.items():
-            console.print(
-                f"{name:<12} {clean(str(entry['value']))}  (from {clean(str(entry['source']))})", soft_wrap=True
-            )
-        state = "" if file.is_file() else " (does not exist yet)"
-        console.print(f"{'config file':<12} {clean(str(file))}{state}", soft_wrap=True)
-
-    return Result("config", {"settings": listed, "config_file": file}, human=human, ids=values)

@@ -7,6 +7,7 @@ from typing import Any
 from civman.cli import (
     account_commands,
     check_command,
+    config_command,
     demo_command,
     doctor_command,
     download_command,
@@ -101,8 +102,10 @@ PANELS: dict[str, tuple[Command, ...]] = {
     ),
     "Images": (
         Command("render", render_command.render, (
+            'civman render "a harbour at dawn"',
             'civman render 4384@128713 "a harbour at dawn" --steps 30 --size 768x512',
             'civman render dreams "a cat" --lora 12345:0.8 --seed 7 --count 4 --output cats/',
+            'civman render "a sailor" --preset portrait --seed 7',
             'civman render dreams "a cat" --grid cfg=4,7,10 --grid sampler="Euler a,DPM++ 2M"',
         )),
         Command("replay", replay_command.replay, (
@@ -129,7 +132,11 @@ PANELS: dict[str, tuple[Command, ...]] = {
         Command("login", account_commands.login, ("civman login", "civman login < key.txt")),
         Command("logout", account_commands.logout, ("civman logout",)),
         Command("whoami", account_commands.whoami, ("civman whoami",)),
-        Command("config", account_commands.config, ("civman config", "civman config --json")),
+        Command("config", config_command.config, (
+            "civman config",
+            "civman config render.checkpoint 4384@128713",
+            "civman config render.presets.portrait.size 832x1216",
+        )),
         Command("doctor", doctor_command.doctor, ("civman doctor", "civman doctor --json")),
         Command("demo", demo_command.demo, ("civman demo", "civman demo --serve")),
         Command("help", help_command.help_, ("civman help render",)),

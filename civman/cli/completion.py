@@ -134,3 +134,22 @@ def layouts(incomplete: str) -> list[tuple[str, str]]:
     from civman.exchange.view_folders import layouts as all_layouts
 
     return _starting([(name, layout.place) for name, layout in all_layouts().items()], incomplete)
+
+
+def presets(incomplete: str) -> list[tuple[str, str]]:
+    """Names of the presets in the settings that start with the typed text."""
+    from civman.errors import CivmanError
+    from civman.settings import load_settings
+
+    try:
+        found = load_settings().render.presets
+    except CivmanError:
+        return []
+    return _starting([(name, ", ".join(found[name].values)) for name in found], incomplete)
+
+
+def setting_names(incomplete: str) -> list[tuple[str, str]]:
+    """Names of settings for `civman config` that start with the typed text."""
+    from civman.manage.edit_settings import PLAIN_KEYS
+
+    return _starting([*((key, "") for key in PLAIN_KEYS), ("render.presets.", "NAME.OPTION")], incomplete)

@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from civman.planning.plan_types import Planned, Rendering
+    from civman.settings import Preset
 
 _SHOWN = 3
 
 
-def plan_value(plan: "Planned") -> dict[str, object]:
-    """A render plan as a JSON object."""
+def plan_value(plan: "Planned", preset: "Preset | None" = None) -> dict[str, object]:
+    """A render plan as a JSON object, with the preset that was used."""
     return {
         "recipe": json.loads(plan.recipe.to_json()), "recipe_sha256": plan.recipe.sha256,
         "files": plan.files, "notices": plan.notices,
         "memory": plan.memory,
+        "preset": {"name": preset.name, "values": preset.values, "source": preset.source} if preset else None,
     }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from civman.cli.options import (
 )
 from civman.cli.output import Result
 from civman.cli.plan_output import plan_value, print_plans, print_renderings, rendering_value
+from civman.cli.render_defaults import PresetOpt, checkpoint_and_prompt, chosen_preset
 from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -33,16 +34,19 @@ _SIZE = re.compile(r"(\d+)[x×](\d+)")
 @command()
 def render(
     session: Session,
+    context: typer.Context,
     checkpoint: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="CHECKPOINT",
+            metavar="[CHECKPOINT]",
             autocompletion=completion.refs,
-            help="The checkpoint: a ref or a file path.",
+            help="The checkpoint: a ref or a file path. Default: render.checkpoint in the settings, else the only "
+            "checkpoint in the library.",
             show_default=False,
         ),
-    ],
+    ] = None,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)] = None,
+    preset: PresetOpt = None,
     file: FileOpt = None,
     negative: Annotated[str, typer.Option("--negative", "-n", help="The negative prompt.")] = "",
     prompts: Annotated[
@@ -258,7 +262,8 @@ def render(
     """Make images with a checkpoint and any number of LoRAs from the library. Never uses the network.
 
     Prompts use A1111's syntax: (emphasis:1.2), BREAK, <lora:name:0.8>, embeddings by name. Everything is checked before
-    weights are loaded. Images contain their recipe, and existing files are never overwritten.
+    weights are loaded. Images contain their recipe, and existing files are never overwritten. With a single argument,
+    that is the prompt, and the default checkpoint is used.
     """
     from civman.domain.recipes.machine import Machine
     from civman.domain.recipes.recipe import RenderRequest
@@ -270,6 +275,10 @@ def render(
     axes = axes_of(grid)
     if axes and prompts is not None:
         raise UsageError("--prompts and --grid exclude each other", hint='--grid "prompt=a cat|a dog" varies it')
+    chosen = chosen_preset(session, context, preset)
+    checkpoint, prompt = checkpoint_and_prompt(
+        session, checkpoint, prompt, chosen, has_prompts=prompts is not None or has_prompts(axes)
+    )
     if exact and batch_size not in (None, 1):
         raise UsageError(f"--exact draws one picture at a time, --batch-size asks for {batch_size}")
     width, height = _size_of(picture_size) if picture_size else (None, None)
@@ -298,7 +307,7 @@ def render(
         session.output.notice(notice)
     if dry_run:
         return Result(
-            "plan", [plan_value(plan) for plan in plans],
+            "plan", [plan_value(plan, chosen) for plan in plans],
             human=lambda console: print_plans(console, plans), ids=(plan.recipe.sha256 for plan in plans),
         )  # fmt: skip
     with session.drawing(len(plans)) as on_event:

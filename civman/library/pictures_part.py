@@ -12,7 +12,9 @@ from civman.library.downloads_part import DownloadsPart
 
 if TYPE_CHECKING:
     from civman.domain.recipes.recipe import Recipe
+    from civman.index import Index
     from civman.index.read_pictures import KeptPicture, PictureFilter
+    from civman.planning.default_checkpoint import DefaultCheckpoint
     from civman.planning.plan import Conditions
     from civman.planning.plan_types import Planned, Rendering
     from civman.planning.recipe_sources import Missing, RecipeSource
@@ -54,7 +56,7 @@ class PicturesPart(Part):
         """
         from civman.rendering.picture_report import describe
 
-        return describe(self._context.index if self._context.has_index else None, path)
+        return describe(self._index_if_any, path)
 
     def find_recipe(self, what: str) -> "RecipeSource":
         """Read the recipe in a picture or a JSON file, or look up one by a picture's number or by the recipe's SHA-256.
@@ -109,6 +111,25 @@ class PicturesPart(Part):
         inputs = kept_inputs(context.root, recipe, pictures)
         planned = vary(context.index, recipe, changes, conditions or Conditions(), pictures=inputs, on_event=on_event)
         return planned if isinstance(of, Recipe) else replace(planned, parent=recipe.sha256)
+
+    def default_checkpoint(self) -> "DefaultCheckpoint":
+        """The checkpoint for requests that name none: the default in the settings, or the only one in the library.
+
+        Raises: UsageError (`no-checkpoint`): there is neither.
+        """
+        from civman.planning.default_checkpoint import default_checkpoint
+
+        return default_checkpoint(self._index_if_any, self._context.settings)
+
+    def is_model_name(self, text: str) -> bool:
+        """Whether `text` is a ref of a model, or the full name or alias of a stored one, rather than a prompt."""
+        from civman.planning.default_checkpoint import names_a_model
+
+        return names_a_model(self._index_if_any, text)
+
+    @property
+    def _index_if_any(self) -> "Index | None":
+        return self._context.index if self._context.has_index else None
 
     def require_output(self, output: Path, options: "OutputOptions | None" = None) -> None:
         """Check that images can be saved to `output`, before they are made.

@@ -1,0 +1,140 @@
+"""Change one setting in a settings file: the user's config.toml, or a project's civman.toml."""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from civman.errors import Cause, ConfigError, UsageError
+from civman.settings import PROJECT_FILE, USER_FILE, Settings, checked_table, checked_value, nearest_project_file
+from civman.system.move_files import replace_file
+
+PLAIN_KEYS: Final = ("library", "civitai_url", "offline", "render.checkpoint", "render.open", "render.preview")
+"""The settings with a single value. `render.presets.NAME.OPTION` is a setting, too."""
+PRESETS: Final = "render.presets."
+_SWITCHES: Final = ("offline", "render.open", "render.preview")
+
+
+def settings_file(settings: Settings, folder: Path | None) -> Path:
+    """The file to change: the user's, or with a `folder` that folder's project file (the nearest one above it)."""
+    if folder is None:
+        return settings.config_folder / USER_FILE
+    return nearest_project_file(folder) or folder / PROJECT_FILE
+
+
+def set_value(file: Path, key: str, texts: list[str]) -> Any:
+    """Set a setting to the typed value and return it as stored. Several texts are a list. Comments stay.
+
+    Raises: UsageError (`unknown-name`, `bad-value`): there is no such setting, or the value does not fit it.
+        ConfigError: the file cannot be read or written.
+    """
+    import tomlkit  # importing this takes 0.04 s and is only needed for writing
+    from tomlkit.exceptions import TOMLKitError
+
+    *tables, last = _split(key)
+    value = _value(key, texts)
+    if key == "library" and file.name == USER_FILE:
+        value = str(Path(value).expanduser().absolute())  # a project's library may be relative to its file
+    if not tables:
+        checked_value(key, value, file.parent, "the command line")
+    try:
+        document = tomlkit.parse(_text(file))
+        table: Any = document
+        for name in tables:
+            if name not in table:
+                table[name] = tomlkit.table(is_super_table=name != tables[-1])
+            table = table[name]
+        table[last] = value
+        text = tomlkit.dumps(document)
+    except (TOMLKitError, TypeError) as error:
+        raise ConfigError(f"cannot change `{file}`: {error}", hint="mend that file") from error
+    _write(file, text)
+    return value
+
+
+def unset(file: Path, key: str) -> bool:
+    """Remove a setting, or a whole preset, from the file. Returns False if it was not set there."""
+    import tomlkit  # importing this takes 0.04 s and is only needed for writing
+
+    is_preset = key.startswith(PRESETS) and key.count(".") == 2
+    *tables, last = key.split(".") if is_preset else _split(key)
+    document = tomlkit.parse(_text(file))
+    table: Any = document
+    for name in tables:
+        table = table.get(name)
+        if not isinstance(table, dict):
+            return False
+    if last not in table:
+        return False
+    del table[last]
+    _write(file, tomlkit.dumps(document))
+    return True
+
+
+def _split(key: str) -> list[str]:
+    """The tables and the name of a setting. Raises: UsageError (`unknown-name`): there is no such setting."""
+    parts = key.split(".")
+    is_preset_value = key.startswith(PRESETS) and len(parts) == 4 and all(parts)
+    if key not in PLAIN_KEYS and not is_preset_value:
+        raise UsageError(
+            f"there is no setting `{key}`",
+            hint=f"settings: {', '.join(PLAIN_KEYS)}, {PRESETS}NAME.OPTION (such as {PRESETS}portrait.steps)",
+            code=Cause.UNKNOWN_NAME, name=key,
+        )  # fmt: skip
+    return parts
+
+
+def _value(key: str, texts: list[str]) -> Any:
+    """The typed text as a value of TOML: true and false, and in presets also numbers and lists."""
+    if len(texts) > 1 and not key.startswith(PRESETS):
+        raise UsageError(f"`{key}` takes one value", hint="quote a value that contains spaces", code=Cause.BAD_VALUE)
+    if key in _SWITCHES:
+        text = texts[0].strip().lower()
+        if text not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+            raise UsageError(f"`{key}` is not `{texts[0]}`", hint="use true or false", code=Cause.BAD_VALUE)
+        return text in ("true", "1", "yes", "on")
+    if not key.startswith(PRESETS):
+        if not texts[0].strip():
+            raise UsageError(f"the value of `{key}` is empty", hint=f"`civman config --unset {key}` removes it")
+        return texts[0].strip()
+    values = [_number_or_text(text) for text in texts]
+    return values[0] if len(values) == 1 else values
+
+
+def _number_or_text(text: str) -> str | int | float | bool:
+    """A number, or true or false, if the text is exactly how one is written; anything else stays text."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        if str(number) == text and text not in ("inf", "nan", "-inf"):
+            return number
+    return text
+
+
+def _text(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read `{file}`: {error}", hint="mend or remove that file") from error
+    checked_table(text, file)
+    return text
+
+
+def _write(file: Path, text: str) -> None:
+    """Replace the file's contents if they are valid settings. Raises: ConfigError."""
+    checked_table(text, file)
+    temporary = file.with_name(file.name + ".new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        replace_file(temporary, file)
+    except OSError as error:
+        raise ConfigError(f"cannot write `{file}`: {error.strerror or error}") from error

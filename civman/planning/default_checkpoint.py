@@ -1,0 +1,85 @@
+"""The checkpoint for renders that name none: the one in the settings, or the only one in the library."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from civman.domain.architecture import Kind
+from civman.domain.catalog import Asset, ModelType
+from civman.domain.refs import NameRef, PathRef, parse_ref
+from civman.errors import Cause, InvalidRef, UsageError
+from civman.index import AssetFilter, Index
+from civman.settings import Settings
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultCheckpoint:
+    """The checkpoint for a render that names none. `reason` completes the sentence "it is …"."""
+
+    ref: str
+    title: str
+    reason: str
+
+
+def default_checkpoint(index: Index | None, settings: Settings) -> DefaultCheckpoint:
+    """The default checkpoint of the settings; without one, the only checkpoint in the library.
+
+    `index` is None if the library is empty. Raises: UsageError (`no-checkpoint`): neither exists.
+    """
+    ref = settings.render.checkpoint
+    if ref is not None:
+        title = next((_title(asset) for asset in _checkpoints(index) if ref in (asset.ref, asset.alias)), "")
+        return DefaultCheckpoint(ref, title, f"the default checkpoint in {settings.sources['render.checkpoint']}")
+    stored = _checkpoints(index)
+    if len(stored) == 1:
+        return DefaultCheckpoint(stored[0].ref, _title(stored[0]), "the only checkpoint in the library")
+    if not stored:
+        raise UsageError(
+            "no checkpoint was named, and the library has none",
+            hint="`civman search --type Checkpoint` finds some, and `civman download REF` adds one to the library",
+            code=Cause.NO_CHECKPOINT,
+        )
+    listed = ", ".join(f"{asset.ref} ({_title(asset)})" for asset in stored[:_SHOWN])
+    more = f" and {len(stored) - _SHOWN} more" if len(stored) > _SHOWN else ""
+    raise UsageError(
+        f"no checkpoint was named, and the library has {len(stored)}: {listed}{more}",
+        hint=f"name one before the prompt, or make one the default: `civman config render.checkpoint {stored[0].ref}`",
+        code=Cause.NO_CHECKPOINT, refs=[asset.ref for asset in stored],
+    )  # fmt: skip
+
+
+def names_a_model(index: Index | None, text: str) -> bool:
+    """Whether `text`, typed where a prompt could also stand, is a ref: an id, an AIR, a path, or a stored file's name.
+
+    Part of a name is not enough, because a prompt may well contain it.
+    """
+    try:
+        ref = parse_ref(text)
+    except InvalidRef:
+        return False
+    if isinstance(ref, PathRef) and Path(ref.path).expanduser().exists():
+        return True
+    if not isinstance(ref, NameRef | PathRef):
+        return True
+    name = text.strip().casefold()
+    assets = index.find_by_name(text.strip()) if index is not None else ()
+    return any(
+        name in {known.casefold() for known in (asset.alias or "", asset.name, Path(asset.name).stem, asset.model_name)}
+        for asset in assets
+    )
+
+
+def _checkpoints(index: Index | None) -> list[Asset]:
+    """The checkpoints in the library, newest first, each file once."""
+    if index is None:
+        return []
+    by_type = index.assets(AssetFilter(types=(ModelType.CHECKPOINT,)))
+    # CivitAI's type of some checkpoints is another one, and some files with the type Checkpoint are not one
+    by_tensors = index.assets(AssetFilter(kinds=(Kind.CHECKPOINT.value,)))
+    found = [*by_tensors, *(asset for asset in by_type if not asset.facts.kind)]
+    return list({asset.blob.sha256: asset for asset in reversed(found)}.values())[::-1]
+
+
+def _title(asset: Asset) -> str:
+    return f"{asset.model_name} {asset.version_name}".strip() or asset.name
