@@ -305,7 +305,7 @@ class InvalidRef(UsageError):
     """The text is not a ref in any known form."""
 
     code = Cause.INVALID_REF
-    hint = "try a model id, `model@version`, a civitai.com address, an AIR, a hash or a file path"
+    hint = "try a model id, `model@version`, a civitai.com URL, an AIR, a hash or a file path"
 
 
 class AmbiguousRef(UsageError):
@@ -384,11 +384,11 @@ class HashMismatch(IntegrityError):
     """A file's bytes do not match the declared digest."""
 
     code = Cause.HASH_MISMATCH
-    hint = "download again; if it repeats, the file behind this version has changed"
+    hint = "download it again; if this happens again, the file of this version has changed on CivitAI"
 
     def __init__(self, *, name: str, expected: str, actual: str, algorithm: str = "sha256") -> None:
         super().__init__(
-            f"wrong bytes in `{name}`: {algorithm} should be {expected}, is {actual}",
+            f"`{name}` is corrupt: its {algorithm} should be {expected} but is {actual}",
             name=name,
             expected=expected,
             actual=actual,

@@ -139,7 +139,7 @@ def _read(path: Path) -> dict[str, object]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read `{path}`: {error}", hint="mend or remove that file", path=str(path)) from error
+        raise ConfigError(f"cannot read `{path}`: {error}", hint="fix or remove that file", path=str(path)) from error
     return checked_table(text, path)
 
 
@@ -148,12 +148,12 @@ def checked_table(text: str, path: Path) -> dict[str, object]:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"cannot read `{path}`: {error}", hint="mend or remove that file", path=str(path)) from error
+        raise ConfigError(f"cannot read `{path}`: {error}", hint="fix or remove that file", path=str(path)) from error
     for key in table:
         if key in ("token", "api_key", "key"):
             raise ConfigError(
-                f"`{path}` holds an API key; such files get shared",
-                hint=f"take it out and use `civman login` or {TOKEN_VARIABLE}",
+                f"`{path}` contains an API key, although such files are often shared",
+                hint=f"remove the key from the file and use `civman login` or {TOKEN_VARIABLE}",
                 path=str(path),
             )
         if key not in _VARIABLES and key not in _OTHER_KEYS:
@@ -242,10 +242,10 @@ def _address(raw: str, source: str) -> str:
     host = parts.hostname or ""
     on_loopback = host in ("localhost", "::1") or host.startswith("127.")
     if parts.scheme not in ("https", "http") or not host or parts.username or parts.query or parts.fragment:
-        raise ConfigError(f"`civitai_url` from {source} is no web address", hint=f"it looks like {DEFAULT_URL}")
+        raise ConfigError(f"`civitai_url` from {source} is not a web URL", hint=f"use a URL like {DEFAULT_URL}")
     if parts.scheme == "http" and not on_loopback:
         raise ConfigError(
-            f"`civitai_url` from {source} is plain http: your key would cross the network in the clear",
-            hint="use https (http is for this machine's loopback only)",
+            f"`civitai_url` from {source} is plain http: your API key would be sent unencrypted",
+            hint="use https (http is allowed for loopback addresses only)",
         )
     return raw.strip().rstrip("/")

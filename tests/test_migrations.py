@@ -254,7 +254,7 @@ def test_library_that_is_up_to_date_is_not_copied(old: Path) -> None:
         "op.execute('INSERT INTO nowhere VALUES (1)')",
         "op.execute('DELETE FROM model')",
     ],
-    ids=["bug", "bad SQL", "rows that point at nothing"],
+    ids=["bug", "bad SQL", "rows with broken references"],
 )
 def test_revision_that_fails_leaves_the_library_as_it_was(old: Path, next_migrations: Path, more: str) -> None:
     write_next(next_migrations, more)

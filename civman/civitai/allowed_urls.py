@@ -24,12 +24,12 @@ def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
         host, _ = parts.hostname or "", parts.port
     except ValueError:
         raise UnsafeRedirect(
-            "the server points at something that is no address", hint="nothing was fetched; try again later"
+            "the server redirects to an invalid URL", hint="nothing was fetched; try again later"
         ) from None
     if parts.scheme not in ("http", "https") or not host:
         raise UnsafeRedirect(
-            f"the server points at `{parts.scheme or 'nothing'}:`, which is no web address",
-            hint="nothing was fetched; if this repeats, something stands between you and CivitAI",
+            f"the server redirects to `{parts.scheme or 'nothing'}:`, which civman does not open",
+            hint="nothing was fetched; if this happens again, a proxy or another program may be altering the traffic",
             host=host,
         )
     literal = _literal(host)
@@ -39,7 +39,9 @@ def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
     if literal is not None or on_loopback:
         check_ip(host if literal is not None else "127.0.0.1", host=host, loopback_allowed=loopback_allowed)
     if parts.scheme != "https":
-        raise UnsafeRedirect(f"the server points at plain http on `{host}`", hint="nothing was sent there", host=host)
+        raise UnsafeRedirect(
+            f"the server redirects to plain http on `{host}`", hint="nothing was sent there", host=host
+        )
     return parts
 
 
@@ -52,8 +54,9 @@ def check_ip(address: str, *, host: str, loopback_allowed: bool) -> None:
         return
     if not ip.is_global or ip.is_multicast:
         raise UnsafeRedirect(
-            f"the server points into a private network: `{host}` is {ip}",
-            hint="nothing was sent there; if this repeats, your DNS or a proxy is answering for CivitAI",
+            f"the server redirects into a private network: `{host}` is {ip}",
+            hint="nothing was sent there; if this happens again, your DNS server or a proxy may be answering in "
+            "place of CivitAI",
             host=host,
             address=str(ip),
         )

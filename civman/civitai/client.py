@@ -88,7 +88,7 @@ class CivitaiClient:
         if len({file.hashes.sha256 for file in found}) > 1:
             raise AmbiguousRef(
                 f"several files of version {version.id} have hash {wanted}",
-                hint="name one by its SHA-256", candidates=[file.hashes.sha256 or file.name for file in found],
+                hint="select one of them by its SHA-256", candidates=[file.hashes.sha256 or file.name for file in found],
             )  # fmt: skip
         return version, next((file for file in found if file.is_primary), found[0])
 
@@ -107,8 +107,8 @@ class CivitaiClient:
         found = [file for file in version.files if _has_digest(file, wanted)]
         if not found:
             raise BadAnswer(
-                f"CivitAI answers hash {wanted} with version {version.id}, none of whose files has it",
-                code=Cause.WRONG_ANSWER, hint="look the version up by its number", version_id=version.id,
+                f"CivitAI responded to hash {wanted} with version {version.id}, none of whose files has it",
+                code=Cause.WRONG_ANSWER, hint="look up the version by its id", version_id=version.id,
             )  # fmt: skip
         return version, found
 
@@ -202,7 +202,7 @@ class CivitaiClient:
         """The site's own lists: "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
         from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
 
-        return wire_lookups.enums(self._get("/api/v1/enums", "its table of legal values"))
+        return wire_lookups.enums(self._get("/api/v1/enums", "its table of valid values"))
 
     def image(self, image_id: int) -> Picture:
         """A published image with its generation data. Raises: NotFound: unknown, or not visible to this account."""
@@ -234,7 +234,10 @@ class CivitaiClient:
             except NotFound as error:
                 if error.facts.get("status") != 404:
                     raise
-                self._on_notice(f"file {file.name if isinstance(file, ModelFile) else ''}: asked by its own address")
+                self._on_notice(
+                    f"file {file.name if isinstance(file, ModelFile) else ''}: requested by its own URL, because "
+                    "the version's URL leads to no file"
+                )
         return self._resolved(last, asked)
 
     def _download_urls(self, version_id: VersionId, file: ModelFile | FileSelector) -> list[str]:
@@ -248,8 +251,8 @@ class CivitaiClient:
             return [by_id, own] if own not in (None, by_id) and own and file.hashes.sha256 else [by_id]
         if own is None:
             raise NotFound(
-                f"CivitAI gives no address for file `{file.name}` of version {version_id}",
-                hint="look at its page on the site; archived models have none", version_id=version_id,
+                f"CivitAI gives no URL for file `{file.name}` of version {version_id}",
+                hint="look at its page on the site; archived models have no download URL", version_id=version_id,
             )  # fmt: skip
         return [own]
 
@@ -285,7 +288,7 @@ class CivitaiClient:
             if not target.startswith(home + _DOWNLOADS):
                 return DownloadAddress(target)
             url = target  # a redirect from one download path of the site to another one on the same site
-        raise BadAnswer(f"CivitAI sends {asked.what} round in a circle", code=Cause.REDIRECT_LOOP)
+        raise BadAnswer(f"CivitAI redirects {asked.what} in a loop", code=Cause.REDIRECT_LOOP)
 
     def _search_page(self, what: str, params: Params) -> SearchPage:
         answer = self._transport.get_json("/api/v1/models", params, asked=self._asked(what, Endpoint.SEARCH))
@@ -301,8 +304,8 @@ class CivitaiClient:
 def _check_same(given: int, asked: int, what: str) -> None:
     if given != asked:
         raise BadAnswer(
-            f"asked for {what} {asked}, CivitAI answered with {what} {given}",
-            code=Cause.WRONG_ANSWER, hint="something in between may be caching wrongly",
+            f"asked for {what} {asked}, CivitAI returned {what} {given}",
+            code=Cause.WRONG_ANSWER, hint="a proxy may be returning a wrong cached response",
         )  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def _connected(host: str, port: int, timeout_s: float, *, loopback_allowed: bool
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: the name cannot exist in DNS
-        reason = getattr(error, "strerror", None) or "no such name"
+        reason = getattr(error, "strerror", None) or "there is no host of that name"
         raise NetworkError(f"cannot find `{host}`: {reason}", hint=_ONLINE_HINT, host=host) from error
     last: OSError | None = None
     for family, kind, protocol, _, address in found:
@@ -118,16 +118,16 @@ def _tunnel(sock: socket.socket, proxy: SplitResult, host: str, port: int) -> No
         head += part
     status = _STATUS_LINE.match(head)
     if status is None:
-        raise _proxy_error(proxy, "it does not speak HTTP")
+        raise _proxy_error(proxy, "its response is not HTTP")
     if not 200 <= int(status[1]) < 300:
         raise _proxy_error(proxy, (status[1] + status[2]).decode("latin-1").strip()[:80])
 
 
 def _proxy_error(proxy: SplitResult, reason: str) -> NetworkError:
     return NetworkError(
-        f"the proxy `{proxy.hostname}` does not let civman through: {reason}",
+        f"the proxy `{proxy.hostname}` refuses the connection: {reason}",
         code=Cause.PROXY,
-        hint="check HTTPS_PROXY (user and password go into its address) and NO_PROXY",
+        hint="check HTTPS_PROXY (its URL may contain a user name and password) and NO_PROXY",
         host=proxy.hostname,
     )
 
@@ -141,4 +141,4 @@ def shut(sock: socket.socket) -> None:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-_ONLINE_HINT = "check the network, or HTTPS_PROXY where you are behind a proxy; what has arrived is kept"
+_ONLINE_HINT = "check the network, or HTTPS_PROXY if you are behind a proxy; the bytes received so far are kept"

@@ -44,7 +44,7 @@ def load(settings: Settings) -> Credential:
     except FileNotFoundError:
         return Credential("none", None)
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"cannot read `{path}`", hint="`civman login` writes it anew", path=str(path)) from error
+        raise ConfigError(f"cannot read `{path}`", hint="`civman login` writes it again", path=str(path)) from error
     return Credential(str(path), token) if token else Credential("none", None)
 
 
@@ -105,15 +105,15 @@ def _tokens(path: Path) -> dict[str, str]:
 def _from_keyring(address: str) -> str | None:
     if importlib.util.find_spec("keyring") is None:
         raise ConfigError(
-            "the key is in the system keyring, and the keyring package is not installed",
-            hint="pip install 'civman[keyring]', or `civman login` again",
+            "the key is in the system keyring, but the keyring package is not installed",
+            hint="pip install 'civman[keyring]', or run `civman login` again",
         )
     keyring = importlib.import_module("keyring")  # takes 0.1 s, see `save`
 
     try:
         token = keyring.get_password(_SERVICE, address)
     except keyring.errors.KeyringError as error:
-        raise ConfigError(f"the system keyring does not answer: {error}", hint=f"set {TOKEN_VARIABLE}") from error
+        raise ConfigError(f"cannot access the system keyring: {error}", hint=f"set {TOKEN_VARIABLE}") from error
     return None if token is None else str(token)
 
 

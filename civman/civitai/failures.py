@@ -16,8 +16,8 @@ from urllib.parse import urljoin, urlsplit
 from civman.civitai.responses import Json, safe_url
 from civman.errors import BadAnswer, Cause, CivmanError, Gone, NetworkError, NotAllowed, NotFound, UsageError
 
-_KEY_HINT = "make a key at https://civitai.com/user/account, then `civman login` (or set CIVITAI_API_TOKEN)"
-_LATER_HINT = "try again later; what has arrived is kept"
+_KEY_HINT = "create a key at https://civitai.com/user/account, then run `civman login` or set CIVITAI_API_TOKEN"
+_LATER_HINT = "try again later; the bytes received so far are kept"
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
 _EDGE_CODE = re.compile(r"error code: (\d{3,4})")
 
@@ -70,8 +70,8 @@ def cause(status: int, headers: Mapping[str, str], body: bytes, asked: Asked) ->
     if status >= 500:
         return _server(said)
     return BadAnswer(
-        f"CivitAI answered {asked.what} with status {status}{_quoted(said.text)}",
-        hint="check the site address in the settings: what answers there may not be CivitAI",
+        f"CivitAI responded to the request for {asked.what} with status {status}{_quoted(said.text)}",
+        hint="check `civitai_url` in the settings: the server there may not be CivitAI",
         status=status,
     )
 
@@ -89,26 +89,32 @@ def storage_cause(status: int, headers: Mapping[str, str], body: bytes) -> Civma
     reason = _xml_code(body) or _text(said.fields.get("code"))
     if status in (401, 403) or (status == 400 and ("expired" in words or "authorizationqueryparameters" in words)):
         return NetworkError(
-            "the download address has expired or was refused by the storage" + _quoted(reason),
-            code=Cause.LINK_EXPIRED, hint="civman asks for a new address; if this repeats, check the computer's clock",
+            "the download URL has expired or was refused by the storage server" + _quoted(reason),
+            code=Cause.LINK_EXPIRED,
+            hint="civman requests a new URL; if this happens again, check the computer's clock",
             status=status,
-        )  # fmt: skip
+        )
     if status == 400:
         return NetworkError(
-            "the storage refused the request" + _quoted(reason),
-            code=Cause.STORAGE_REFUSED, hint="a proxy may add an Authorization header; try without it", status=status,
-        )  # fmt: skip
+            "the storage server refused the request" + _quoted(reason),
+            code=Cause.STORAGE_REFUSED,
+            hint="a proxy may be adding an Authorization header; try without the proxy",
+            status=status,
+        )
     if status in (404, 410):
         return NotFound(
-            "the storage does not hold the file that CivitAI points at",
+            "the storage server does not have the file that CivitAI links to",
             code=Cause.STORAGE_NOT_FOUND, hint="try another file or version; the upload may be broken", status=status,
         )  # fmt: skip
     if status in (408, 425, 429) or status >= 500:
         return NetworkError(
-            f"the storage is busy or broken: status {status}" + _quoted(reason), code=Cause.STORAGE_BUSY,
-            hint=_LATER_HINT, status=status, retry_after=_header(headers, "retry-after"),
-        )  # fmt: skip
-    return BadAnswer(f"the storage answered with status {status}", code=Cause.STORAGE_ERROR, status=status)
+            f"the storage server is busy or has an internal error: status {status}" + _quoted(reason),
+            code=Cause.STORAGE_BUSY,
+            hint=_LATER_HINT,
+            status=status,
+            retry_after=_header(headers, "retry-after"),
+        )
+    return BadAnswer(f"the storage server responded with status {status}", code=Cause.STORAGE_ERROR, status=status)
 
 
 def is_login_address(url: str) -> bool:
@@ -123,7 +129,9 @@ def is_login_address(url: str) -> bool:
 def login_page(asked: Asked) -> CivmanError:
     """The error for a redirect to the login page."""
     hint = "check the key with `civman doctor`" if asked.has_key else _KEY_HINT
-    return BadAnswer(f"CivitAI answered {asked.what} with its login page", code=Cause.LOGIN_PAGE, hint=hint)
+    return BadAnswer(
+        f"CivitAI responded to the request for {asked.what} with its login page", code=Cause.LOGIN_PAGE, hint=hint
+    )
 
 
 def _redirected(said: _Said, asked: Asked) -> CivmanError:
@@ -138,11 +146,15 @@ def _redirected(said: _Said, asked: Asked) -> CivmanError:
         # browsers get the page that sells early access where programs get 403
         return _early_access(asked, None)
     if not location:
-        return BadAnswer(f"CivitAI answered {asked.what} with a redirect to nowhere", status=said.status)
+        return BadAnswer(
+            f"CivitAI responded to the request for {asked.what} with a redirect that has no target", status=said.status
+        )
     return BadAnswer(
-        f"CivitAI answered {asked.what} with a redirect to {safe_url(location)}",
-        code=Cause.REDIRECTED, hint="if the site has moved, set its new address in the settings", status=said.status,
-    )  # fmt: skip
+        f"CivitAI responded to the request for {asked.what} with a redirect to {safe_url(location)}",
+        code=Cause.REDIRECTED,
+        hint="if the site has moved, set `civitai_url` in the settings to its new URL",
+        status=said.status,
+    )
 
 
 def _edge(said: _Said) -> CivmanError | None:
@@ -159,9 +171,9 @@ def _edge(said: _Said) -> CivmanError | None:
     )  # fmt: skip
     if challenged or 1000 <= code < 1100:
         return NetworkError(
-            "Cloudflare refuses this program before CivitAI sees it" + (f": error {code}" if code else ""),
+            "Cloudflare blocks the request before it reaches CivitAI" + (f": error {code}" if code else ""),
             code=Cause.BLOCKED_CLIENT,
-            hint="a proxy may be changing the User-Agent, or your address is blocked; try another network",
+            hint="a proxy may be changing the User-Agent, or your IP address is blocked; try another network",
             status=said.status,
         )
     return None
@@ -171,8 +183,8 @@ def _web_page(said: _Said, asked: Asked) -> CivmanError:
     if "login" in said.all_text or "sign in" in said.all_text:
         return login_page(asked)
     return BadAnswer(
-        f"CivitAI answered {asked.what} with a web page, status {said.status}",
-        hint="check the site address in the settings, and any proxy or captive portal in between",
+        f"CivitAI responded to the request for {asked.what} with a web page, status {said.status}",
+        hint="check `civitai_url` in the settings, and any proxy or captive portal",
         status=said.status,
     )
 
@@ -180,30 +192,33 @@ def _web_page(said: _Said, asked: Asked) -> CivmanError:
 def _bad_request(said: _Said, asked: Asked) -> CivmanError:
     if "invalid cursor" in said.all_text:
         return NetworkError(
-            "CivitAI no longer accepts its own page mark",
+            "CivitAI no longer accepts the cursor of the next page",
             code=Cause.BAD_CURSOR,
             hint="start the search again",
             status=400,
         )
     return UsageError(
         f"CivitAI refuses the request for {asked.what}{_quoted(_issue(said.text))}",
-        code=Cause.BAD_REQUEST, hint="change what the message names; if it should be legal, civman may be out of date",
+        code=Cause.BAD_REQUEST,
+        hint="change what the message mentions; if it should be valid, civman may be out of date",
         status=400,
-    )  # fmt: skip
+    )
 
 
 def _unauthorized(said: _Said, asked: Asked) -> CivmanError:
     if "disabled downloads" in said.all_text:
         return NotAllowed(
             f"the creator has disabled downloads: {asked.what}",
-            code=Cause.DOWNLOADS_DISABLED, hint="your key is fine; this file can only be used on the site", status=401,
-        )  # fmt: skip
+            code=Cause.DOWNLOADS_DISABLED,
+            hint="your API key is valid, but this file can only be used on the site",
+            status=401,
+        )
     if asked.has_key:
         return NotAllowed(
-            "CivitAI does not accept the key: it is wrong, expired or of a banned account",
+            "CivitAI does not accept the API key: it is wrong or expired, or its account is banned",
             code=Cause.BAD_KEY, hint=_KEY_HINT.replace("a key", "a new key", 1), status=401,
         )  # fmt: skip
-    return NotAllowed(f"CivitAI wants a key for {asked.what}", code=Cause.NO_KEY, hint=_KEY_HINT, status=401)
+    return NotAllowed(f"CivitAI requires an API key for {asked.what}", code=Cause.NO_KEY, hint=_KEY_HINT, status=401)
 
 
 def _forbidden(said: _Said, asked: Asked) -> CivmanError:
@@ -222,8 +237,8 @@ def _forbidden(said: _Said, asked: Asked) -> CivmanError:
             code=Cause.BANNED, hint="contact support@civitai.com", status=403,
         )  # fmt: skip
     return NotAllowed(
-        f"CivitAI does not hand out {asked.what}{_quoted(said.text)}",
-        hint="open its page on the site to see why", status=403,
+        f"CivitAI does not provide {asked.what}{_quoted(said.text)}",
+        hint="its page on the site may say why", status=403,
     )  # fmt: skip
 
 
@@ -235,15 +250,15 @@ def _early_access(asked: Asked, deadline: str | None) -> CivmanError:
             status=403, deadline=deadline,
         )  # fmt: skip
     return NotAllowed(
-        f"only for those who paid, with no end announced: {asked.what}",
+        f"only for users who paid for access, with no end announced: {asked.what}",
         code=Cause.PAID_ACCESS, hint="buy access on its page on the site", status=403,
     )  # fmt: skip
 
 
 def _unknown(said: _Said, asked: Asked) -> CivmanError:
-    hint = "check the number; what was published minutes ago may not show yet (caches lag, for hashes up to 90 minutes)"
+    hint = "check the id or hash; something published minutes ago may not be visible yet (up to 90 minutes for hashes)"
     if asked.endpoint is Endpoint.DOWNLOAD:
-        hint = "it may be unpublished, deleted, of a real person, or the wish for format and size matches no file"
+        hint = "it may be unpublished, deleted or of a real person, or no file has the requested format and size"
     elif asked.endpoint is Endpoint.SEARCH:
         hint = "check the spelling of the creator's name"
     detail = {"missing model file": ": it has no files"}.get(said.text.strip().casefold(), "")
@@ -252,7 +267,7 @@ def _unknown(said: _Said, asked: Asked) -> CivmanError:
 
 def _gone(said: _Said, asked: Asked) -> CivmanError:
     return Gone(
-        f"archived by its creator and not to be downloaded any more: {asked.what}",
+        f"archived by its creator and no longer available for download: {asked.what}",
         code=Cause.ARCHIVED, hint="look for another version, or for the same file by its hash", status=said.status,
     )  # fmt: skip
 
@@ -261,18 +276,23 @@ def _too_many(said: _Said, _asked: Asked) -> CivmanError:
     if "unusual amount" in said.all_text:
         return NetworkError(
             "CivitAI's download quota for this account is used up",
-            code=Cause.QUOTA, hint="it counts the last 24 hours: go on tomorrow; what has arrived is kept", status=429,
-        )  # fmt: skip
+            code=Cause.QUOTA,
+            hint="the quota covers the last 24 hours: continue tomorrow; the bytes received so far are kept",
+            status=429,
+        )
     if "too many pages" in said.all_text:
         return NetworkError(
-            "CivitAI pages no further", code=Cause.PAGE_CAP, hint="narrow the search with more filters", status=429
+            "CivitAI returns no further pages of this search",
+            code=Cause.PAGE_CAP,
+            hint="narrow the search with more filters",
+            status=429,
         )
     return _rate_limited(said)
 
 
 def _rate_limited(said: _Said) -> CivmanError:
     return NetworkError(
-        "CivitAI asks to slow down", code=Cause.RATE_LIMITED, hint="wait a few minutes and try again",
+        "CivitAI is limiting the request rate", code=Cause.RATE_LIMITED, hint="wait a few minutes and try again",
         status=said.status, retry_after=_header(said.headers, "retry-after"),
     )  # fmt: skip
 
@@ -280,16 +300,19 @@ def _rate_limited(said: _Said) -> CivmanError:
 def _region(said: _Said) -> CivmanError:
     return NotAllowed(
         "CivitAI does not serve your region for legal reasons",
-        code=Cause.REGION_BLOCKED, hint="what the library already holds works without CivitAI", status=said.status,
+        code=Cause.REGION_BLOCKED, hint="files already in the library can be used without CivitAI", status=said.status,
     )  # fmt: skip
 
 
 def _server(said: _Said) -> CivmanError:
     text = "" if said.is_web_page else said.text
     return NetworkError(
-        f"CivitAI is busy or broken: status {said.status}{_quoted(text)}", code=Cause.SERVER_ERROR, hint=_LATER_HINT,
-        status=said.status, retry_after=_header(said.headers, "retry-after"),
-    )  # fmt: skip
+        f"CivitAI is busy or has an internal error: status {said.status}{_quoted(text)}",
+        code=Cause.SERVER_ERROR,
+        hint=_LATER_HINT,
+        status=said.status,
+        retry_after=_header(said.headers, "retry-after"),
+    )
 
 
 def _said(status: int, headers: Mapping[str, str], body: bytes) -> _Said:

@@ -50,7 +50,7 @@ def matches(
 ) -> Iterator[ModelPage]:
     """Each matching model once. The next page is requested only when it is needed."""
     if query.text and query.sort:
-        on_notice("CivitAI orders the matches of a text by relevance and ignores the sort order")
+        on_notice("CivitAI sorts the results of a text search by relevance and ignores the sort order")
     seen: set[int] = set()
     first = params = search_params(query)
     asked = {tuple(params)}
@@ -67,17 +67,17 @@ def matches(
                 return
         if _is_unfiltered(page, query):
             name = f"tag `{query.tag}`" if query.tag else f"creator `{query.username}`"
-            on_notice(f"CivitAI does not know the {name} and answered without it; the search stops here")
+            on_notice(f"CivitAI does not know the {name} and returned results without it; the search stops here")
             return
         idle = 0 if kept else idle + 1
         following = _next(page, first)
         if following is None:
             return
         if tuple(following) in asked:
-            on_notice("CivitAI's pages go round in a circle; the search stops here and may lack matches")
+            on_notice("CivitAI's pages repeat; the search stops here and may be incomplete")
             return
         if idle == EMPTY_PAGES:
-            on_notice(f"{EMPTY_PAGES} pages in a row held no match; the search stops here and may lack matches")
+            on_notice(f"{EMPTY_PAGES} pages in a row contained no match; the search stops here and may be incomplete")
             return
         asked.add(tuple(following))
         params = following

@@ -8,7 +8,7 @@ import time
 from civman.errors import BadAnswer, Cause, NetworkError
 from civman.system import sockets
 
-CUT_HINT = "try again; what has arrived is kept"
+CUT_HINT = "try again; the bytes received so far are kept"
 _FIRST_READ_BYTES = 1 << 16
 _SMALL_BODY_S = 60.0
 
@@ -101,10 +101,10 @@ class Body:
         while count := self.read_into(view):
             data += view[:count]
             if time.monotonic() > deadline:
-                raise NetworkError(f"`{self.host}` sends next to nothing", code=Cause.STALLED, host=self.host)
+                raise NetworkError(f"`{self.host}` is sending almost no data", code=Cause.STALLED, host=self.host)
             if len(data) > most_bytes:
                 raise BadAnswer(
-                    f"`{self.host}` sends more than {most_bytes:,} bytes", code=Cause.TOO_LONG, host=self.host
+                    f"`{self.host}` is sending more than {most_bytes:,} bytes", code=Cause.TOO_LONG, host=self.host
                 )
         return bytes(data)
 
@@ -160,7 +160,9 @@ class Body:
             return True
 
     def _stalled(self) -> NetworkError:
-        return NetworkError(f"`{self.host}` sends nothing any more", code=Cause.STALLED, hint=CUT_HINT, host=self.host)
+        return NetworkError(
+            f"`{self.host}` has stopped sending data", code=Cause.STALLED, hint=CUT_HINT, host=self.host
+        )
 
 
 def connection_cut(host: str, error: Exception | None) -> NetworkError:

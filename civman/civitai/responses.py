@@ -85,4 +85,4 @@ def safe_url(url: str) -> str:
         parts = urlsplit(url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     except ValueError:
-        return "(an unreadable address)"
+        return "(an unreadable URL)"

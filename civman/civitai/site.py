@@ -46,14 +46,16 @@ def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.C
         )
     except (ImportError, ValueError, TypeError) as error:  # the exceptions httpx raises for a proxy URL it cannot use
         raise ConfigError(
-            "the proxy named by the environment cannot be used", code=Cause.BAD_PROXY,
+            "the proxy in the environment variables cannot be used", code=Cause.BAD_PROXY,
             hint="check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY: only http:// and https:// proxies work",
         ) from error  # fmt: skip
     except OSError as error:
         raise ConfigError(
-            f"the certificates named by the environment cannot be read: {error.strerror or 'no certificate in there'}",
-            code=Cause.BAD_CERTIFICATES, hint="check SSL_CERT_FILE and SSL_CERT_DIR",
-        ) from error  # fmt: skip
+            "the certificates in SSL_CERT_FILE or SSL_CERT_DIR cannot be read: "
+            f"{error.strerror or 'no certificate found'}",
+            code=Cause.BAD_CERTIFICATES,
+            hint="check SSL_CERT_FILE and SSL_CERT_DIR",
+        ) from error
 
 
 def checked_address(address: str, *, has_token: bool) -> str:
@@ -63,15 +65,18 @@ def checked_address(address: str, *, has_token: bool) -> str:
         parts = urlsplit(address.strip())
         port = parts.port
     except ValueError:
-        raise ConfigError(f"not a site address: {shown}", hint="it looks like `https://civitai.com`") from None
+        raise ConfigError(f"not a valid site URL: {shown}", hint="use a URL like `https://civitai.com`") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(f"not a site address: {shown}", hint="it looks like `https://civitai.com`")
+        raise ConfigError(f"not a valid site URL: {shown}", hint="use a URL like `https://civitai.com`")
     if parts.username or parts.password:
-        raise ConfigError(f"the site address must not carry a login: {shown}", hint="give the key by its own setting")
+        raise ConfigError(
+            f"the site URL must not contain a user name or password: {shown}",
+            hint="use `civman login` or CIVITAI_API_TOKEN for the API key",
+        )
     if parts.scheme == "http" and has_token and not is_loopback(address):
         raise ConfigError(
-            f"the key would travel in the clear to {shown}", code=Cause.INSECURE_ADDRESS,
-            hint="use https, or leave the key out for this site",
+            f"the API key would be sent unencrypted to {shown}", code=Cause.INSECURE_ADDRESS,
+            hint="use https, or remove the API key for this site",
         )  # fmt: skip
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}" + (f":{port}" if port else "") + parts.path.rstrip("/")
@@ -82,7 +87,7 @@ def checked_token(token: str) -> str:
     text = token.strip()
     if not text.isascii() or not text.isprintable() or " " in text or not text:
         raise ConfigError(
-            "the key holds characters that no key has", code=Cause.MALFORMED_KEY, hint="copy it again, whole"
+            "the API key contains invalid characters", code=Cause.MALFORMED_KEY, hint="copy the whole key again"
         )
     return text
 

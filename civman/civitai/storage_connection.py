@@ -133,20 +133,20 @@ class StorageConnection:
             return self._connection.getresponse()
         except TimeoutError as error:
             self.close()
-            raise NetworkError(f"`{host}` does not answer", code=Cause.STALLED, hint=CUT_HINT, host=host) from error
+            raise NetworkError(f"`{host}` does not respond", code=Cause.STALLED, hint=CUT_HINT, host=host) from error
         except ssl.SSLCertVerificationError as error:
             self.close()
             raise NetworkError(
                 f"the certificate of `{host}` is not trusted: {error.verify_message}",
                 code=Cause.TLS,
                 host=host,
-                hint="check the clock and SSL_CERT_FILE; a proxy that opens TLS needs its certificate there",
+                hint="check the clock and SSL_CERT_FILE; a proxy that decrypts TLS needs its certificate there",
             ) from error
         except http.client.HTTPException as error:
             self.close()
             if isinstance(error, http.client.RemoteDisconnected):
                 raise connection_cut(host, error) from error
-            raise BadAnswer(f"`{host}` does not speak HTTP as it should: {type(error).__name__}", host=host) from error
+            raise BadAnswer(f"`{host}` sent an invalid HTTP response: {type(error).__name__}", host=host) from error
         except (OSError, ValueError, AttributeError) as error:
             # ValueError and AttributeError mean that another thread shut down the connection during this request
             self.close()
@@ -197,7 +197,7 @@ class StorageConnection:
             raise BadAnswer(f"`{host}` {problem}", code=code, host=host, hint=_NOT_A_FILE_HINT)
         sock = self._socket
         if sock is None:
-            raise AssertionError("an answer came, so there is a socket")
+            raise AssertionError("a response arrived, so there is a socket")
         if response.status == http.HTTPStatus.OK:
             start, length, total = 0, response.length, response.length
         else:
@@ -218,7 +218,7 @@ def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-_NOT_A_FILE_HINT = "nothing was kept of it; try again, and look at `civman doctor` if it repeats"
+_NOT_A_FILE_HINT = "the response was discarded; try again, and run `civman doctor` if it happens again"
 
 
 def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) -> tuple[Cause, str] | None:
@@ -228,18 +228,18 @@ def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) ->
         return Cause.LOGIN_PAGE, "sent a web page instead of the file"
     encoding = (headers.get("Content-Encoding") or "identity").lower()
     if encoding != "identity":
-        return Cause.COMPRESSED_BODY, f"compressed the file ({encoding}) although it was asked not to"
+        return Cause.COMPRESSED_BODY, f"compressed the file ({encoding}) although the request did not allow it"
     if response.status == http.HTTPStatus.OK:
         return None
     if _CONTENT_RANGE.fullmatch(headers.get("Content-Range") or "") is None:
-        return Cause.BAD_RANGE, "sent a part of the file without saying which"
+        return Cause.BAD_RANGE, "sent a part of the file without a Content-Range header"
     first, last, total = _range_in(response)
     wrong = first != start or last < first or (end is not None and last >= end)
     wrong = wrong or (total is not None and last >= total)
     if wrong or (response.length is not None and response.length != last - first + 1):
         return (
             Cause.BAD_RANGE,
-            f"sent bytes {first}-{last} where {start}-{'' if end is None else end - 1} were asked for",
+            f"sent bytes {first}-{last} where {start}-{'' if end is None else end - 1} were requested",
         )
     return None
 

@@ -144,10 +144,10 @@ class Transport:
         try:
             return _parsed(answer.body)
         except (ValueError, RecursionError):
-            problem = "nothing" if not answer.body.strip() else "something that is no JSON"
+            problem = "nothing" if not answer.body.strip() else "a response that is not JSON"
             raise BadAnswer(
-                f"CivitAI answered {asked.what} with {problem}",
-                hint="try again; if it repeats, check the site address in the settings",
+                f"CivitAI responded to the request for {asked.what} with {problem}",
+                hint="try again; if it happens again, check `civitai_url` in the settings",
                 content_type=kind[:80],
             ) from None
 
@@ -156,7 +156,7 @@ class Transport:
     ) -> Answer:
         """The first usable response within `tries` requests. Only for requests that change nothing."""
         if self._offline:
-            raise Offline(f"civman is offline and cannot ask CivitAI for {asked.what}")
+            raise Offline(f"civman is offline and cannot request {asked.what}")
         attempt = 1
         while True:
             failure: CivmanError
@@ -211,13 +211,13 @@ class Transport:
             length += len(part)
             if length > limit and is_answer:
                 raise BadAnswer(
-                    f"CivitAI's answer for {asked.what} is longer than {limit} bytes",
-                    code=Cause.TOO_LONG, hint="check the site address in the settings", limit_bytes=limit,
+                    f"CivitAI's response for {asked.what} is longer than {limit} bytes",
+                    code=Cause.TOO_LONG, hint="check `civitai_url` in the settings", limit_bytes=limit,
                 )  # fmt: skip
             if length > limit:
                 break
             if (self._clock() - began).total_seconds() > _LONGEST_ANSWER_S:
-                raise httpx.ReadTimeout("the answer trickles", request=response.request)
+                raise httpx.ReadTimeout("the response arrives too slowly", request=response.request)
         return self._without_token(b"".join(parts)[:limit])
 
     def _without_token(self, body: bytes) -> bytes:
@@ -229,23 +229,25 @@ class Transport:
         host = urlsplit(self.address).hostname or ""
         tls = _cause_of_kind(error, ssl.SSLError)
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-            return ConfigError(f"not an address to ask: {safe_url(self.address)}"), False
+            return ConfigError(f"not a URL that civman can request: {safe_url(self.address)}"), False
         if isinstance(error, httpx.ProxyError):
-            return NetworkError(
-                f"the proxy does not let civman reach `{host}`", code=Cause.PROXY, hint=_PROXY_HINT
-            ), False
+            return NetworkError(f"the proxy refuses to connect to `{host}`", code=Cause.PROXY, hint=_PROXY_HINT), False
         if tls is not None:
             untrusted = _cause_of_kind(error, ssl.SSLCertVerificationError)
             why = f"its certificate is not trusted: {untrusted.verify_message}" if untrusted else "no TLS handshake"
-            return NetworkError(f"no safe connection to `{host}`: {why}", code=Cause.TLS, hint=_TLS_HINT), not untrusted
+            return NetworkError(
+                f"no secure connection to `{host}`: {why}", code=Cause.TLS, hint=_TLS_HINT
+            ), not untrusted
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             refusal = _cause_of_kind(error, OSError)
             reason = f": {refusal.strerror or refusal}" if refusal is not None else ""
             return NetworkError(f"cannot reach `{host}`{reason}", code=Cause.UNREACHABLE, hint=_PROXY_HINT), True
         if isinstance(error, httpx.TimeoutException):
-            return NetworkError(f"`{host}` does not answer", code=Cause.TIMEOUT, hint=_ONLINE_HINT), True
+            return NetworkError(f"`{host}` does not respond", code=Cause.TIMEOUT, hint=_ONLINE_HINT), True
         if isinstance(error, httpx.DecodingError):
-            return BadAnswer(f"the answer of `{host}` is not compressed as it says", code=Cause.BAD_ANSWER), True
+            return BadAnswer(
+                f"the response of `{host}` is not compressed as its headers say", code=Cause.BAD_ANSWER
+            ), True
         return NetworkError(f"the connection to `{host}` broke", code=Cause.CONNECTION_CUT, hint=_ONLINE_HINT), True
 
     def _http(self) -> httpx.Client:
@@ -255,9 +257,9 @@ class Transport:
             return self._client
 
 
-_ONLINE_HINT = "try again; if it repeats, check the network"
-_PROXY_HINT = "check the network, or HTTPS_PROXY and NO_PROXY where you are behind a proxy"
-_TLS_HINT = "check the clock and SSL_CERT_FILE; a proxy that opens TLS needs its certificate there"
+_ONLINE_HINT = "try again; if it happens again, check the network"
+_PROXY_HINT = "check the network, or HTTPS_PROXY and NO_PROXY if you are behind a proxy"
+_TLS_HINT = "check the clock and SSL_CERT_FILE; a proxy that decrypts TLS needs its certificate there"
 
 
 class _UnreachedError(Exception):
@@ -289,7 +291,7 @@ def _parsed(body: bytes) -> Json:
 
 
 def _no_constant(name: str) -> Json:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def retry_after_s(retry_after: str | None, now: datetime) -> float | None:

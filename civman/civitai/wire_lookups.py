@@ -151,14 +151,14 @@ def tensors(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tuple
 def identities(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tuple[Sha256, ModelId, VersionId]]:
     """Digest, model id and version id of `POST /model-versions/by-hash/ids`. Raises: BadAnswer: not an array."""
     if not isinstance(answer, list):
-        raise BadAnswer("CivitAI's answer is not a list of versions by hash")
+        raise BadAnswer("CivitAI's response is not a list of versions by hash")
     got = read(_IdentityList, {"items": answer}, Reading(now, on_notice), "a list of versions by hash")
     found = []
     for entry in got.items:
         try:
             found.append((sha256_from(entry.hash), ModelId(entry.model_id), VersionId(entry.model_version_id)))
         except ValueError:
-            on_notice(f"CivitAI named version {entry.model_version_id} for something that is no SHA-256; left out")
+            on_notice(f"CivitAI named version {entry.model_version_id} with an invalid SHA-256; skipped")
     return found
 
 
@@ -167,4 +167,4 @@ def enums(answer: object) -> dict[str, tuple[str, ...]]:
     try:
         return TypeAdapter(dict[str, tuple[str, ...]]).validate_python(answer)
     except ValidationError:
-        raise BadAnswer("CivitAI's answer is not its table of legal values") from None
+        raise BadAnswer("CivitAI's response is not its table of valid values") from None

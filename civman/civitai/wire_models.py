@@ -192,7 +192,9 @@ class _Version(Wire):
         told = self.model or _ModelOfVersion.model_construct()
         number = self.model_id or told.id
         if number is None:
-            raise BadAnswer(f"CivitAI's answer on version {self.id} does not name its model", version_id=self.id)
+            raise BadAnswer(
+                f"CivitAI's response for version {self.id} does not contain its model's id", version_id=self.id
+            )
         model = Model(
             id=ModelId(number),
             name=told.name or "",
@@ -261,7 +263,7 @@ class _Model(Wire):
     def _own(self, tell: OnNotice) -> list[_Version]:
         for version in self.model_versions:
             if version.model_id not in (None, self.id):
-                tell(f"CivitAI listed version {version.id} of another model under model {self.id}; left out")
+                tell(f"CivitAI listed version {version.id} of another model under model {self.id}; skipped")
         return [version for version in self.model_versions if version.model_id in (None, self.id)]
 
 
@@ -317,7 +319,7 @@ def search_page(answer: object, *, now: datetime, on_notice: OnNotice) -> Search
     metadata = got.metadata or _PageMetadata.model_construct()
     received = got.received["items"]
     if not isinstance(received, list):
-        raise BadAnswer("CivitAI's answer is not a page of models: items")
+        raise BadAnswer("CivitAI's response is not a page of models: items")
     return SearchPage(
         items=tuple(item.translated(reading) for item in got.items),
         next_cursor=metadata.next_cursor or None,

@@ -61,7 +61,7 @@ def _missing_if_broken(value: Any, read: ValidatorFunctionWrapHandler, info: Val
         return read(value)
     except ValidationError:
         if value not in ([], {}, ""):
-            _tell(info, f"CivitAI sent {_where(info)} in a form civman cannot read; taken as not given")
+            _tell(info, f"CivitAI sent {_where(info)} in a form that civman cannot read; treated as missing")
         return None
 
 
@@ -71,7 +71,7 @@ def _those_that_can_be_read(value: Any, read: ValidatorFunctionWrapHandler, info
     if value is None or value in ({}, ""):
         return []
     if not isinstance(value, list):
-        _tell(info, f"CivitAI sent {_where(info)} in a form civman cannot read; taken as empty")
+        _tell(info, f"CivitAI sent {_where(info)} in a form that civman cannot read; treated as empty")
         return []
     kept: list[Any] = []
     for place, item in enumerate(value):
@@ -80,7 +80,7 @@ def _those_that_can_be_read(value: Any, read: ValidatorFunctionWrapHandler, info
         try:
             kept += read([item])
         except ValidationError:
-            _tell(info, f"CivitAI sent entry {place + 1} of {_where(info)} malformed; left out")
+            _tell(info, f"CivitAI sent entry {place + 1} of {_where(info)} in an invalid form; skipped")
     return kept
 
 
@@ -127,7 +127,7 @@ def read(shape: type[W], answer: object, reading: Reading, what: str) -> W:
     except ValidationError as error:
         places = sorted({".".join(str(part) for part in fault["loc"]) or "all of it" for fault in error.errors()})
         raise BadAnswer(
-            f"CivitAI's answer is not {what}: {', '.join(places[:5])}",
-            hint="try again; if it repeats, check the site address in the settings",
+            f"CivitAI's response is not {what}: {', '.join(places[:5])}",
+            hint="try again; if it happens again, check `civitai_url` in the settings",
             fields=places,
         ) from None

@@ -40,7 +40,7 @@ def commercial_use(raw: object) -> tuple[str, ...] | None:
     elif raw == {}:
         words = []
     else:
-        raise ValueError("neither a word nor a list of words")
+        raise ValueError("neither a string nor a list of strings")
     given = dict.fromkeys(word for word in words if word and word != "None")
     return tuple([word for word in _RISING if word in given] + [word for word in given if word not in _RISING])
 
@@ -61,7 +61,7 @@ def hashes(raw: Mapping[str, object], tell: OnNotice) -> Hashes:
         if key == "autov3" and len(text) == 64:
             text = text[:12]  # responses of early 2024 contain the whole digest
         if len(text) != {**_LENGTHS, "sha256": 64, "autov3": 12}[key] or not _HEX.fullmatch(text):
-            tell(f"the declared {name} is no digest and is left out")
+            tell(f"the declared {name} is not a valid digest and is ignored")
         elif not (key == "autov3" and text == EMPTY_AUTOV3):
             found[key] = text
     sha256 = found.pop("sha256", None)

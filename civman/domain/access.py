@@ -37,25 +37,28 @@ def check_gates(
     if version.model.mode == "TakenDown":
         notices.append("CivitAI has taken this model down; the file may be refused")
     if _gate(version, now) is not None:
-        notices.append(f"this version is in {_gate_words(version, now)}; it comes only if your account has bought it")
+        notices.append(
+            f"this version is in {_gate_words(version, now)}; it can be downloaded only if your account has bought it"
+        )
     if is_pickle(file) and not permits.pickle:
         other = next((other for other in version.files if other.suffix == ".safetensors"), None)
         raise Refused(
-            f"`{file.name}` is a pickle: loading it can run any code",
+            f"`{file.name}` is a pickle: loading it can run arbitrary code",
             code=Cause.PICKLE,
             name=file.name,
             hint=f"take `--file {other.id}` ({describe(other)}) instead"
             if other is not None
-            else "--allow-pickle stores it all the same; civman never opens it",
+            else "--allow-pickle stores it anyway; civman never opens it",
         )
     notices += _check_scans(file, permits)
     if file.hashes.sha256 is None and not permits.unverified:
         raise Refused(
-            f"CivitAI declares no SHA-256 for `{file.name}`"
+            f"CivitAI gives no SHA-256 for `{file.name}`"
             + (" (its scan has not finished)" if file.virus_scan is Scan.PENDING else ""),
             code=Cause.NO_HASH,
             name=file.name,
-            hint="try again later; --allow-unverified stores it under the digest that arrives, marked as unproven",
+            hint="try again later; --allow-unverified stores it under the digest of the received bytes, marked "
+            "as unverified",
         )
     return notices
 
@@ -64,9 +67,9 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
     """Check whether CivitAI offers the files of `version` at all. Raises: Gone, NotAllowed."""
     if version.model.mode == "Archived":
         raise Gone(
-            f"`{version.model.name}` is archived: CivitAI no longer hands out its files",
+            f"`{version.model.name}` is archived: CivitAI no longer provides its files",
             code=Cause.ARCHIVED,
-            hint="if you have the file, `civman import` keeps it together with what CivitAI says about it",
+            hint="if you have the file, `civman import` adds it with its metadata from CivitAI",
             model_id=version.model.id,
             version_id=version.id,
         )
@@ -74,7 +77,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
         raise NotAllowed(
             f"the creator of `{version.model.name}` has disabled downloads of `{version.name}`",
             code=Cause.DOWNLOADS_DISABLED,
-            hint="it can be used on the site only; no key changes that",
+            hint="it can only be used on the site; no API key changes that",
             version_id=version.id,
             usage_control=version.usage_control,
         )
@@ -83,7 +86,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
         raise NotAllowed(
             f"`{version.model.name}` `{version.name}` is in {_gate_words(version, now)}",
             code=Cause.EARLY_ACCESS,
-            hint="buy it on the site and `civman login` with that account, or wait",
+            hint="buy it on the site and run `civman login` with that account, or wait",
             version_id=version.id,
             ends_at=gate.ends_at.isoformat() if gate.ends_at else None,
         )
@@ -98,9 +101,9 @@ def _gate(version: ModelVersion, now: datetime) -> Gate | None:
 def _gate_words(version: ModelVersion, now: datetime) -> str:
     gate = version.gate
     if gate is None or gate.permanent:
-        return "paid access without an end"
+        return "paid access with no end date"
     if gate.ends_at is None:
-        return "early access without a date yet"
+        return "early access with no end date yet"
     days = (gate.ends_at - now).days
     return f"early access until {gate.ends_at:%Y-%m-%d} ({'less than a day' if days < 1 else f'{days} days'} left)"
 
@@ -110,7 +113,7 @@ def _check_scans(file: ModelFile, permits: Permits) -> list[str]:
     for scan, what in ((file.pickle_scan, "pickle"), (file.virus_scan, "virus")):
         if scan in (Scan.SUCCESS, Scan.UNKNOWN):
             continue
-        words = {Scan.DANGER: "found a danger in", Scan.ERROR: "failed on", Scan.PENDING: "has not finished with"}[scan]
+        words = {Scan.DANGER: "found a threat in", Scan.ERROR: "failed on", Scan.PENDING: "has not finished with"}[scan]
         message = f"CivitAI's {what} scan {words} `{file.name}`" + (
             f": {file.scan_message}" if file.scan_message and scan is Scan.DANGER else ""
         )
@@ -119,7 +122,7 @@ def _check_scans(file: ModelFile, permits: Permits) -> list[str]:
                 message,
                 code=_SCAN_CAUSES[scan],
                 name=file.name,
-                hint="--allow-unsafe stores it all the same; civman never opens pickles",
+                hint="--allow-unsafe stores it anyway; civman never opens pickles",
             )
         notices.append(message)
     return notices

@@ -135,7 +135,7 @@ class Compatibility:
             raise Incompatible(
                 f"{names or 'the checkpoint'}: {self.verdict}: {reasons[0] if reasons else 'no reason given'}",
                 code=Cause.CANNOT_WORK if self.verdict is Verdict.CANNOT else Cause.PARTLY_APPLIES,
-                hint="`civman list --fits CHECKPOINT` shows what goes with a checkpoint",
+                hint="`civman list --fits CHECKPOINT` lists the files that fit a checkpoint",
                 parts=[part.name for part in blocked], reasons=reasons,
             )  # fmt: skip
 
@@ -150,8 +150,8 @@ class Compatibility:
         reasons = [reason for part in unknown for reason in part.reasons] or list(self.reasons)
         names = ", ".join(f"`{part.name}`" for part in unknown)
         raise UnknownFit(
-            f"{names or 'the checkpoint'}: unknown: {reasons[0] if reasons else 'nothing is known of it'}",
-            hint="`civman inspect` shows what is known of a file",
+            f"{names or 'the checkpoint'}: unknown: {reasons[0] if reasons else 'nothing is known about it'}",
+            hint="`civman inspect` shows what is known about a file",
             parts=[part.name for part in unknown], reasons=reasons,
         )  # fmt: skip
 
@@ -182,21 +182,21 @@ def _wants_modules(parts: Sequence[Part]) -> bool:
 
 def _about_checkpoint(checkpoint: Part) -> tuple[tuple[str, ...], Verdict]:
     if checkpoint.kind not in (Kind.CHECKPOINT, Kind.UNKNOWN):
-        return (f"`{checkpoint.name}` is no checkpoint: its tensors show {checkpoint.kind}",), Verdict.CANNOT
+        return (f"`{checkpoint.name}` is not a checkpoint: its tensors show {checkpoint.kind}",), Verdict.CANNOT
     if checkpoint.kind is Kind.UNKNOWN or (checkpoint.architecture is Architecture.UNKNOWN and not checkpoint.label):
         return (_why_unknown(checkpoint),), Verdict.UNKNOWN
     reasons = [*_label_conflict(checkpoint)]
     if checkpoint.architecture is Architecture.SDXL_REFINER:
-        reasons.append(f"`{checkpoint.name}` is a refiner: it finishes another model's pictures")
+        reasons.append(f"`{checkpoint.name}` is a refiner: it finishes images that another model has begun")
     return tuple(reasons), Verdict.CAUTION if reasons else Verdict.FITS
 
 
 def _why_unknown(checkpoint: Part) -> str:
     if checkpoint.header is None:
-        return f"`{checkpoint.name}` is no safetensors file, so nothing shows what it is"
+        return f"`{checkpoint.name}` is not a safetensors file, so its architecture is unknown"
     if checkpoint.kind is Kind.UNKNOWN:
-        return f"no rule knows the tensors of `{checkpoint.name}`, so it may be no checkpoint at all"
-    return f"no rule knows which family `{checkpoint.name}` is of"
+        return f"no rule recognises the tensors of `{checkpoint.name}`, so it may not be a checkpoint"
+    return f"no rule recognises the family of `{checkpoint.name}`"
 
 
 def _label_conflict(part: Part) -> tuple[str, ...]:
@@ -232,7 +232,7 @@ def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResu
         case Kind.VAE:
             finding = _vae(checkpoint, part, support)
         case Kind.UPSCALER:
-            finding = _Finding(Verdict.FITS, Depth.ARCHITECTURE, ["an upscaler works on finished pictures"])
+            finding = _Finding(Verdict.FITS, Depth.ARCHITECTURE, ["an upscaler works on finished images"])
         case _:
             finding = _by_family(checkpoint, part, support)
     for conflict in _label_conflict(part):
@@ -258,11 +258,13 @@ def _by_labels(checkpoint: Part, part: Part, support: Support | None) -> _Findin
             return _Finding(Verdict.CAUTION, Depth.LABELS, [_partial(checkpoint, part)])
         case Support.NONE:
             return _Finding(Verdict.CANNOT, Depth.LABELS, [f"{pair}: CivitAI's table says they do not go together"])
-    return _Finding(Verdict.UNKNOWN, Depth.NOTHING, [f"nothing is known that joins `{part.name}` and the checkpoint"])
+    return _Finding(
+        Verdict.UNKNOWN, Depth.NOTHING, [f"nothing is known about `{part.name}` together with the checkpoint"]
+    )
 
 
 def _partial(checkpoint: Part, part: Part) -> str:
-    return f"{part.label} on {checkpoint.label}: CivitAI's table says partial: it loads, how well it works is not sure"
+    return f"{part.label} on {checkpoint.label}: CivitAI's table says partial: it loads, but may not work well"
 
 
 def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
@@ -286,14 +288,16 @@ def _weigh_labels(checkpoint: Part, part: Part, support: Support | None, finding
     if finding.verdict in (Verdict.CANNOT, Verdict.PARTLY):
         if support is Support.FULL:
             finding.reasons.append(
-                f"CivitAI's table would let {part.label} go with {checkpoint.label}: the tensors overrule it"
+                f"CivitAI's table says {part.label} and {checkpoint.label} go together, but the tensors show "
+                "that they do not"
             )
     elif support is Support.PARTIAL:
         finding.at_least(Verdict.CAUTION, _partial(checkpoint, part))
     elif support is Support.NONE:
         finding.at_least(
             Verdict.CAUTION,
-            f"CivitAI's table says {part.label} and {checkpoint.label} do not go together: the tensors overrule it",
+            f"CivitAI's table says {part.label} and {checkpoint.label} do not go together, but the tensors show "
+            "that they do",
         )
 
 
@@ -315,17 +319,21 @@ def _training_cautions(checkpoint: Part, part: Part, finding: _Finding) -> None:
     flags = checkpoint.identity.flags if checkpoint.identity else ()
     said = prediction_type(part.header.metadata) if part.header else ""
     if "v-prediction" in flags and said != "v":
-        what = "says it was trained for noise" if said else "does not say what it was trained for"
+        what = "says it was trained for noise" if said else "does not state what it was trained for"
         finding.at_least(Verdict.CAUTION, f"the checkpoint predicts v (v-prediction); `{part.name}` {what}")
     elif said == "v" and "v-prediction" not in flags and checkpoint.header is not None:
-        finding.at_least(Verdict.CAUTION, f"`{part.name}` was trained for v-prediction, the checkpoint shows none")
+        finding.at_least(
+            Verdict.CAUTION, f"`{part.name}` was trained for v-prediction, but the checkpoint shows no sign of it"
+        )
     if is_few_steps(checkpoint.label) and not is_few_steps(part.label):
         finding.at_least(
-            Verdict.CAUTION, f"{checkpoint.label} draws in few steps: keep its own steps and guidance, try other scales"
+            Verdict.CAUTION,
+            f"{checkpoint.label} needs only a few steps: keep its recommended steps and CFG scale, and try other "
+            "LoRA scales",
         )
     for flag in ("inpainting", "edit", "depth", "upscaling"):
         if flag in flags:
-            finding.at_least(Verdict.CAUTION, f"the checkpoint takes further input channels ({flag})")
+            finding.at_least(Verdict.CAUTION, f"the checkpoint has additional input channels ({flag})")
     if part.identity is not None and "damaged-modules" in part.identity.flags:
         finding.at_least(Verdict.CAUTION, f"some modules of `{part.name}` are incomplete")
 
@@ -351,7 +359,7 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
         return finding
     if fit.fitting == asked:
         if fit.elsewhere:
-            finding.at_least(Verdict.CAUTION, "its changes to text encoders need them from another file")
+            finding.at_least(Verdict.CAUTION, "it changes text encoders, which must come from another file")
         if known and ours is not theirs:
             finding.at_least(Verdict.CAUTION, f"made for {theirs}, the checkpoint is {ours}, yet every module fits")
         if fit.idle:
@@ -363,22 +371,24 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
     if known and ours is not theirs:
         finding.at_least(Verdict.CANNOT, f"made for {theirs}, the checkpoint is {ours}")
     elif not fit.fitting or (fit.fitting * 2 < asked and (fit.mismatched or not known)):
-        finding.at_least(Verdict.CANNOT, "most of its modules do not fit" if fit.fitting else "no module of it fits")
+        finding.at_least(
+            Verdict.CANNOT, "most of its modules do not fit" if fit.fitting else "none of its modules fits"
+        )
     else:
-        finding.at_least(Verdict.PARTLY, "the modules that fit can be applied, the others cannot")
+        finding.at_least(Verdict.PARTLY, "only the modules that fit can be applied")
     return finding
 
 
 def _changes_nothing(header: Header, fit: ModuleFit) -> str:
     """Why an adapter has no effect, or an unknown effect, on every checkpoint; "" if there is no such reason."""
     if not fit.total:
-        return "it holds no change of any weight"
+        return "it contains no change to any weight"
     if fit.fitting and len(fit.idle) == fit.fitting == fit.total:
         return f"it changes nothing: {fit.idle[0]}"
     try:
         StatedAlphas(header.metadata)
     except ValueError:
-        return "its metadata entry `lora_adapter_metadata` is not JSON, so how strongly it acts is not known"
+        return "its metadata entry `lora_adapter_metadata` is not JSON, so its strength is not known"
     return ""
 
 
@@ -434,16 +444,16 @@ def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
     known = Architecture.UNKNOWN not in (checkpoint.architecture, part.architecture)
     if known and checkpoint.architecture not in allowed:
         return _Finding(
-            Verdict.CANNOT, Depth.ARCHITECTURE, [f"an autoencoder of another kind than {checkpoint.architecture}'s"]
+            Verdict.CANNOT, Depth.ARCHITECTURE, [f"not the kind of autoencoder that {checkpoint.architecture} uses"]
         )
     if support is not None:
         finding = _by_labels(checkpoint, part, support)
         if support is Support.NONE and ours and theirs:
-            finding.reasons.append("the layouts are alike, but not the scale, which no tensor shows")
+            finding.reasons.append("the layouts match but the scales differ, which no tensor shows")
         return finding
     if known and len(allowed) == 1:
         return _Finding(Verdict.FITS, Depth.ARCHITECTURE, [f"both are {checkpoint.architecture}"])
     if known:
-        words = "the layout is right; several families share it, and no tensor shows the scale"
+        words = "the layout matches; several families share it, and no tensor shows the scale"
         return _Finding(Verdict.CAUTION, Depth.ARCHITECTURE, [words])
     return _by_labels(checkpoint, part, support)

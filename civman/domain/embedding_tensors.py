@@ -57,9 +57,9 @@ def read_embedding(shapes: Mapping[str, Shape]) -> EmbeddingTensors | str:
         pair or next(((name,) for name in _SINGLE if name in kept), None) or (tuple(kept) if len(kept) == 1 else ())
     )
     if not chosen:
-        return f"{len(shapes)} tensors, none called emb_params"
+        return f"{len(shapes)} tensors, none named emb_params"
     if foreign := kept.keys() - set(chosen):
-        return f"the tensor `{min(foreign)}` beside its vectors, which civman does not apply"
+        return f"the tensor `{min(foreign)}` in addition to its vectors, which civman does not apply"
     names = tuple(kept[name] for name in chosen)
     found = [(1, *shapes[name]) if len(shapes[name]) == 1 else shapes[name] for name in names]
     if not all(len(shape) == 2 and all(shape) for shape in found):

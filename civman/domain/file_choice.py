@@ -29,7 +29,7 @@ def choose_file(version: ModelVersion, words: str | None = None, file_id: FileId
         raise NotFound(
             f"version {version.id} of `{version.model.name}` lists no files",
             code=Cause.NO_FILES,
-            hint="its creator may have archived it; `civman show` tells",
+            hint="its creator may have archived it; check with `civman show`",
             version_id=version.id,
         )
     if file_id is not None:

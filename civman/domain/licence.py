@@ -50,15 +50,15 @@ class Terms:
     def words(self) -> tuple[str, ...]:
         """The terms in sentences: first whether images may be sold, then who must be credited."""
         selling = {
-            Answer.YES: "pictures may be sold",
-            Answer.CONDITIONAL: "pictures may be sold on a condition",
-            Answer.NO: "pictures may not be sold",
-            Answer.UNKNOWN: "whether pictures may be sold is not known",
+            Answer.YES: "images may be sold",
+            Answer.CONDITIONAL: "images may be sold on a condition",
+            Answer.NO: "images may not be sold",
+            Answer.UNKNOWN: "it is not known whether images may be sold",
         }[self.sell_pictures]
         credit = {
             Answer.YES: f"credit required: {', '.join(self.credit_to)}",
             Answer.NO: "no credit required",
-        }.get(self.must_credit, "whether credit is required is not known")
+        }.get(self.must_credit, "it is not known whether credit is required")
         return selling, credit
 
 
@@ -128,9 +128,9 @@ def licence_words(licence: Licence) -> str:
     if licence.commercial_use is None:
         return "not said"
     uses = {
-        "Image": "sell pictures",
-        "RentCivit": "run on CivitAI for pay",
-        "Rent": "run for pay",
+        "Image": "sell images",
+        "RentCivit": "offer it as a paid service on CivitAI",
+        "Rent": "offer it as a paid service",
         "Sell": "sell the model",
     }
     allowed = [uses.get(use, use) for use in licence.commercial_use if use != "None"]
@@ -147,7 +147,7 @@ def _creator_on_selling(part: Part) -> tuple[Answer, list[str]]:
     if uses is None:
         return Answer.UNKNOWN, [f"{part.name}: its creator's terms are not known"]
     if "Image" not in uses:
-        return Answer.NO, [f"{part.name}: its creator does not allow pictures to be sold"]
+        return Answer.NO, [f"{part.name}: its creator does not allow images to be sold"]
     return Answer.YES, []
 
 

@@ -13,15 +13,13 @@ def require_model(ref: Ref) -> None:
         raise not_a_model(ref)
     if isinstance(ref, ImageRef):
         raise NotFound(
-            f"{ref} is a picture on CivitAI; the library does not know which model made it",
-            hint="`civman show` asks CivitAI which model it was",
+            f"{ref} is an image on CivitAI; the library does not know which model made it",
+            hint="`civman show` asks CivitAI which model made it",
         )
 
 
 def not_a_model(ref: PictureRef | PostRef) -> UsageError:
     """The error for a ref to an image or a post where a model is needed."""
     if isinstance(ref, PictureRef):
-        return UsageError(
-            f"`{ref}` is a picture, not a model file", hint="use it with `civman show` or `civman replay`"
-        )
-    return UsageError(f"{ref} is a post, which may show many pictures", hint="open it and copy the URL of one picture")
+        return UsageError(f"`{ref}` is an image, not a model file", hint="use it with `civman show` or `civman replay`")
+    return UsageError(f"{ref} is a post, which may contain many images", hint="open it and copy the URL of one image")

@@ -78,7 +78,9 @@ class FileSelector:
     def __post_init__(self) -> None:
         _require(self.file_id is None or 0 < self.file_id <= LARGEST_ID, "not a file id", self.file_id)
         _require(
-            "" not in (self.type, self.format, self.size, self.precision, self.quant_type), "empty words for a file", ""
+            "" not in (self.type, self.format, self.size, self.precision, self.quant_type),
+            "no words to select a file by",
+            "",
         )
 
     @property
@@ -158,8 +160,8 @@ class Air:
         for number in (self.model_id, self.version_id, self.file_id):
             _require(number is None or 0 < number <= LARGEST_ID, "not an id", number)
         for word in (self.ecosystem, self.type, self.format):
-            _require(word is None or _AIR_WORD.fullmatch(word) is not None, "no word of an AIR", word)
-        _require(self.format is None or "/" not in self.format, "no format of an AIR", self.format)
+            _require(word is None or _AIR_WORD.fullmatch(word) is not None, "not valid in an AIR", word)
+        _require(self.format is None or "/" not in self.format, "not a valid format in an AIR", self.format)
         _require(self.ecosystem is not None or self.type is None, "an AIR's type needs an ecosystem", self.type)
 
     @property
@@ -204,7 +206,7 @@ class ImageRef:
     image_id: int
 
     def __post_init__(self) -> None:
-        _require(0 < self.image_id <= LARGEST_ID, "not a picture's id", self.image_id)
+        _require(0 < self.image_id <= LARGEST_ID, "not an image id", self.image_id)
 
     def __str__(self) -> str:
         return f"https://civitai.com/images/{self.image_id}"
@@ -217,7 +219,7 @@ class PostRef:
     post_id: int
 
     def __post_init__(self) -> None:
-        _require(0 < self.post_id <= LARGEST_ID, "not a post's id", self.post_id)
+        _require(0 < self.post_id <= LARGEST_ID, "not a post id", self.post_id)
 
     def __str__(self) -> str:
         return f"https://civitai.com/posts/{self.post_id}"
@@ -230,7 +232,7 @@ class PictureRef:
     number: int
 
     def __post_init__(self) -> None:
-        _require(0 < self.number <= LARGEST_ID, "not a picture's number", self.number)
+        _require(0 < self.number <= LARGEST_ID, "not a picture number", self.number)
 
     def __str__(self) -> str:
         return f"picture:{self.number}"
@@ -319,7 +321,9 @@ def parse_ref(text: str) -> Ref:
         return _numbered(_id(model, text) if model else None, _id(version, text) if version else None, file)
     if re.match(r"[0-9]*@", text):
         raise _invalid(
-            f"no version id after the @: {_shown(text)}", text, hint="write `model@version` or `@version`, as numbers"
+            f"no version id after the @: {_shown(text)}",
+            text,
+            hint="write `model@version` or `@version` with numeric ids",
         )
     if _AIR_LIKE.match(text) or _OTHER_SOURCE.fullmatch(text):
         return _from_air(text)
@@ -333,7 +337,7 @@ def _from_digits(text: str) -> Ref:
         return NumberRef(int(text))
     if digest := _bare_digest(text):
         return digest
-    raise _invalid(f"no id and no hash: {_shown(text)}", text)
+    raise _invalid(f"neither an id nor a hash: {_shown(text)}", text)
 
 
 def _bare_digest(text: str) -> HashRef | None:
@@ -357,7 +361,9 @@ def _forced(word: str, rest: str, text: str) -> Ref:
     if not _HEX.fullmatch(digest) or not (is_cut or len(digest) in lengths):
         wanted = "10 to 64" if kind is HashKind.SHA256 else " or ".join(map(str, lengths))
         raise _invalid(
-            f"not a digest: {_shown(text)}", text, hint=f"`{word}:` takes {wanted} hex digits, this has {len(digest)}"
+            f"not a digest: {_shown(text)}",
+            text,
+            hint=f"`{word}:` takes {wanted} hex digits, but this has {len(digest)}",
         )
     return HashRef(digest, kind)
 
@@ -391,17 +397,19 @@ def _from_address(text: str) -> Ref:
         host = (url.hostname or "").removeprefix("www.")
     except ValueError:
         # `from None`: the cause contains the whole URL with user name and password
-        raise _invalid(f"not an address: {_shown(text)}", text) from None
+        raise _invalid(f"not a valid URL: {_shown(text)}", text) from None
     if url.scheme not in ("", "http", "https") or not (host in HOSTS or host == "image.civitai.com"):
         hint = (
-            "give the path itself" if url.scheme == "file" else "paste the address of the model's page on civitai.com"
+            "pass the path itself instead of a file: URL"
+            if url.scheme == "file"
+            else "paste the URL of the model's page on civitai.com"
         )
         raise _invalid(f"not a page of CivitAI: {_shown(text)}", text, hint=hint)
     path = "/".join(part for part in url.path.split("/") if part)
     if host == "image.civitai.com":
         if found := re.search(r"/([0-9]+)\.[a-z0-9]+$", path):
             return ImageRef(_id(found[1], text))
-        raise _invalid(f"the picture's address tells no id: {_shown(text)}", text)
+        raise _invalid(f"the image's URL contains no id: {_shown(text)}", text)
     return _from_page(path, url, text)
 
 
@@ -428,8 +436,8 @@ def _from_page(path: str, url: SplitResult, text: str) -> Ref:
             found = _picture(section, rest, query, text)
     if found is None:
         what = _NOT_MODELS.get(path.split("/")[0])
-        message = f"{what}, not a model" if what else "no model in the address"
-        raise _invalid(f"{message}: {_shown(text)}", text, hint="paste an address like https://civitai.com/models/123")
+        message = f"{what}, not a model" if what else "the URL contains no model id"
+        raise _invalid(f"{message}: {_shown(text)}", text, hint="paste a URL like https://civitai.com/models/123")
     return found
 
 
@@ -454,7 +462,7 @@ def _strict_selector(query: str, file_id: str | None, text: str) -> FileSelector
     pairs = parse_qsl(query, keep_blank_values=True)
     if any(key not in _SELECTOR_KEYS or not value for key, value in pairs):
         raise _invalid(
-            f"no file can be selected by {_shown(text)}",
+            f"cannot select a file by {_shown(text)}",
             text,
             hint=f"keys after the ?: {', '.join(_SELECTOR_KEYS)}",
         )
@@ -471,7 +479,7 @@ def _numbered(model_id: int | None, version_id: int | None, file: FileSelector) 
 def _id(digits: str, text: str) -> int:
     if not (digits.isascii() and digits.isdigit()) or len(digits) > 20 or not 0 < int(digits) <= LARGEST_ID:
         raise _invalid(
-            f"no id: `{_shown(digits)}` in {_shown(text)}", text, hint=f"ids are whole numbers up to {LARGEST_ID}"
+            f"not an id: `{_shown(digits)}` in {_shown(text)}", text, hint=f"ids are whole numbers up to {LARGEST_ID}"
         )
     return int(digits)
 

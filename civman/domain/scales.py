@@ -23,7 +23,7 @@ class Scaled:
 def parse_scaled(text: str) -> Scaled:
     """Split up to two numbers off the end of `text`, if the rest is still a ref.
 
-    `civitai:123` and `sha256:…` are refs, not scales. Raises: InvalidRef; UsageError: a scale beyond ±100.
+    `civitai:123` and `sha256:…` are refs, not scales. Raises: InvalidRef; UsageError: the scale is outside ±100.
     """
     head = text
     numbers: list[float] = []
@@ -40,7 +40,7 @@ def parse_scaled(text: str) -> Scaled:
         numbers.insert(0, float(tail))
     parse_ref(head)
     if any(abs(number) > _MOST for number in numbers):
-        raise UsageError(f"a scale beyond ±{_MOST:.0f} in `{text}`", hint="scales are mostly between 0 and 1.5")
+        raise UsageError(f"a scale outside ±{_MOST:.0f} in `{text}`", hint="usual scales are between 0 and 1.5")
     unet = numbers[0] if numbers else None
     return Scaled(head, unet, numbers[1] if len(numbers) == 2 else unet)
 

@@ -99,7 +99,7 @@ class SearchQuery:
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"a search needs a limit of at least 1, not {self.limit}", code=Cause.BAD_LIMIT)
         if self.text and self.ids:
-            raise UsageError("CivitAI cannot search a text among given ids", hint="ask for one or the other")
+            raise UsageError("CivitAI cannot combine a text search with ids", hint="search by text or by ids")
         for number in (*self.ids, *self.version_ids):
             checked_id(number, "id")
         for name, value in (("tag", self.tag), ("creator", self.username)):
@@ -107,14 +107,16 @@ class SearchQuery:
                 raise UsageError(f"the {name} to search for is empty")
         if self.tag is not None and "," in self.tag:
             raise UsageError(
-                f"CivitAI takes one tag per search: `{self.tag}`", hint="tags with a comma do not exist; pick one"
+                f"CivitAI accepts only one tag per search: `{self.tag}`", hint="tags contain no commas; choose one tag"
             )
 
 
 def checked_id(number: int, what: str) -> int:
     """Check that `number` can be an id on CivitAI, and return it. Raises: UsageError."""
     if isinstance(number, bool) or not 1 <= number <= LARGEST_ID:
-        raise UsageError(f"no {what} on CivitAI: {number}", code=Cause.BAD_ID, hint=f"ids go from 1 to {LARGEST_ID}")
+        raise UsageError(
+            f"no {what} on CivitAI: {number}", code=Cause.BAD_ID, hint=f"ids are between 1 and {LARGEST_ID}"
+        )
     return number
 
 
@@ -151,7 +153,7 @@ def base_model_named(text: str) -> str:
     """
     if text.startswith("=") and text[1:].strip():
         return text[1:]
-    escape = f"for a base model newer than this civman write `={text}`"
+    escape = f"for a base model newer than this civman, write `={text}`"
     return _named(text, {name: name for name in known_base_models()}, "base model", more=escape)
 
 
@@ -174,7 +176,7 @@ def _named(text: str, known: Mapping[str, T], what: str, *, more: str = "") -> T
     near = near or [name for key, (name, _) in by_key.items() if wanted and wanted in key][:4]
     hints = [_either(near)] if near else ([_either(known)] if len(known) < 30 else [])
     raise UsageError(
-        f"no such {what}: `{text}`", code=Cause.UNKNOWN_NAME, hint="; ".join([*hints, *([more] if more else [])]),
+        f"unknown {what}: `{text}`", code=Cause.UNKNOWN_NAME, hint="; ".join([*hints, *([more] if more else [])]),
         suggestions=near,
     )  # fmt: skip
 

@@ -22,28 +22,44 @@ _MEANINGS = {  # SQLite's primary result code → our error code, the message an
     sqlite3.SQLITE_BUSY: (
         Cause.LIBRARY_LOCKED,
         _IN_USE,
-        "wait until it is done, then try again",
+        "wait until it has finished, then try again",
     ),
     sqlite3.SQLITE_LOCKED: (
         Cause.LIBRARY_LOCKED,
         _IN_USE,
-        "wait until it is done, then try again",
+        "wait until it has finished, then try again",
     ),
     sqlite3.SQLITE_CORRUPT: (
         Cause.LIBRARY_MALFORMED,
         "is damaged",
-        "put a copy `library.db.backup-…` in its place, or move the file away and run `civman verify --rebuild`",
+        "replace it with a copy (`library.db.backup-…`), or move the file away and run `civman verify --rebuild`",
     ),
     sqlite3.SQLITE_NOTADB: (
         Cause.LIBRARY_NOT_A_DATABASE,
         "is not a database",
         "move the file away and run `civman verify --rebuild`, or use another library with --library",
     ),
-    sqlite3.SQLITE_FULL: (Cause.DISK_FULL, "cannot grow: the disk is full", "free some room, then try again"),
-    sqlite3.SQLITE_READONLY: (Cause.LIBRARY_READ_ONLY, "cannot be written", "check who owns the file and its folder"),
-    sqlite3.SQLITE_CANTOPEN: (Cause.LIBRARY_READ_ONLY, "cannot be opened", "check who owns the file and its folder"),
-    sqlite3.SQLITE_PERM: (Cause.LIBRARY_READ_ONLY, "cannot be opened", "check who owns the file and its folder"),
-    sqlite3.SQLITE_AUTH: (Cause.LIBRARY_READ_ONLY, "cannot be opened", "check who owns the file and its folder"),
+    sqlite3.SQLITE_FULL: (Cause.DISK_FULL, "cannot grow: the disk is full", "free some space, then try again"),
+    sqlite3.SQLITE_READONLY: (
+        Cause.LIBRARY_READ_ONLY,
+        "cannot be written",
+        "check the permissions of the file and its folder",
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        Cause.LIBRARY_READ_ONLY,
+        "cannot be opened",
+        "check the permissions of the file and its folder",
+    ),
+    sqlite3.SQLITE_PERM: (
+        Cause.LIBRARY_READ_ONLY,
+        "cannot be opened",
+        "check the permissions of the file and its folder",
+    ),
+    sqlite3.SQLITE_AUTH: (
+        Cause.LIBRARY_READ_ONLY,
+        "cannot be opened",
+        "check the permissions of the file and its folder",
+    ),
     sqlite3.SQLITE_IOERR: (Cause.LIBRARY_IO, "cannot be read or written", "check the disk and its connection"),
 }
 
@@ -71,14 +87,14 @@ def translated(path: Path) -> Iterator[None]:
         raise library_error(path, error) from error
     except OSError as error:
         raise LibraryError(
-            f"the library's database cannot be reached ({error.strerror}): {path}",
+            f"the library's database cannot be accessed ({error.strerror}): {path}",
             code=Cause.LIBRARY_READ_ONLY,
-            hint="check who owns the file and its folder",
+            hint="check the permissions of the file and its folder",
             path=str(path),
         ) from error
     except UnicodeEncodeError as error:
         raise LibraryError(
-            f"text that is not Unicode cannot be kept: {error.object!a}", code=Cause.BAD_TEXT, hint="rename the file"
+            f"text that is not Unicode cannot be stored: {error.object!a}", code=Cause.BAD_TEXT, hint="rename the file"
         ) from error
 
 

@@ -346,7 +346,7 @@ class Index:
             if number is None:
                 raise NotFound(f"not in the library: {asset.name}", name=asset.name)
             if alias is not None and write_assets.alias_owner(connection, alias) not in (None, number):
-                hint = f"take it from the other one first: `civman edit {alias} --no-alias`"
+                hint = f"remove it from the other file first: `civman edit {alias} --no-alias`"
                 raise UsageError(
                     f"the alias belongs to another file: {alias}", code=Cause.ALIAS_TAKEN, hint=hint, alias=alias
                 )
@@ -465,5 +465,5 @@ def _require_name(alias: str) -> None:
     except InvalidRef:
         readable = False
     if not readable:
-        hint = "choose a word that is no number, hash, address or path"
+        hint = "choose a word that is not a number, hash, URL or path"
         raise UsageError(f"cannot be an alias: {alias!r}", code=Cause.BAD_ALIAS, hint=hint, alias=alias)

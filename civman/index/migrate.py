@@ -103,9 +103,9 @@ def _check_references(driver: sqlite3.Connection, path: Path) -> None:
     if broken:
         tables = sorted({str(row[0]) for row in broken})
         raise LibraryError(
-            f"the upgrade would leave rows that point at nothing, so it was undone: {', '.join(tables)}",
+            f"the upgrade would leave rows with broken references, so it was undone: {', '.join(tables)}",
             code=Cause.LIBRARY_UPGRADE,
-            hint="report this, with the civman versions before and after",
+            hint="report this with both civman versions, the one before the upgrade and this one",
             path=str(path),
             tables=tables,
         )
@@ -129,9 +129,9 @@ def back_up(path: Path, *, label: str) -> Path:
             remove_file(old)
     except OSError as error:
         raise LibraryError(
-            f"no copy could be made before the upgrade: {copy}",
+            f"the database could not be backed up before the upgrade: {copy}",
             code=Cause.LIBRARY_BACKUP,
-            hint="free some room",
+            hint="free some disk space",
             path=str(copy),
         ) from error
     finally:

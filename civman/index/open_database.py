@@ -23,9 +23,9 @@ def prepare(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LibraryError(
-            f"the library's folder cannot be made: {path.parent}",
+            f"cannot create the library's folder: {path.parent}",
             code=Cause.LIBRARY_READ_ONLY,
-            hint="choose another place with --library",
+            hint="choose another folder with --library",
             path=str(path.parent),
         ) from error
     upgrade(path)

@@ -34,7 +34,7 @@ def revision_of(connection: sqlite3.Connection, path: Path) -> str | None:
     elif not tables:
         return None
     raise LibraryError(
-        f"a database, but not civman's: {path}",
+        f"a database that does not belong to civman: {path}",
         code=Cause.LIBRARY_FOREIGN,
         hint="use another library with --library",
         path=str(path),
@@ -45,7 +45,7 @@ def refuse_unknown(path: Path, revision: str | None, known: frozenset[str]) -> N
     """Raise NewerLibrary if `revision` is not in `known`."""
     if revision is not None and revision not in known:
         raise NewerLibrary(
-            f"a newer civman wrote this library (revision {revision}): {path}",
+            f"this library was written by a newer version of civman (revision {revision}): {path}",
             path=str(path),
             revision=revision,
             newest_known=HEAD,

@@ -70,7 +70,7 @@ ASSET_TABLES = (
 def moment(when: datetime) -> str:
     """A time as the text that the database stores. Raises: ValueError: it has no time zone."""
     if when.tzinfo is None:
-        raise ValueError(f"a time without a zone: {when}")
+        raise ValueError(f"a time without a time zone: {when}")
     return when.astimezone(UTC).isoformat(timespec="microseconds")
 
 

@@ -20,7 +20,7 @@ def faults(path: Path) -> tuple[str, ...]:
         with translated(path), engine.connect() as connection:
             found = [text for (text,) in connection.exec_driver_sql("PRAGMA quick_check(5)") if text != "ok"]
             broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-            found += [f"a row of `{table}` points at nothing in `{other}`" for table, _, other, _ in broken[:5]]
+            found += [f"a row of `{table}` refers to a missing row of `{other}`" for table, _, other, _ in broken[:5]]
             context = MigrationContext.configure(connection, opts={"include_name": _is_ours})
             return (*found, *(_words(change) for change in compare_metadata(context, metadata)))
     finally:
@@ -37,8 +37,10 @@ def _words(change: object) -> str:
     first = change[0] if isinstance(change, (list, tuple)) and change else change
     step = first if isinstance(first, tuple) else change
     if not isinstance(step, tuple) or len(step) < 2:
-        return f"not as it should be: {change}"
+        return f"differs from what it should be: {change}"
     name = next((part.name for part in reversed(step) if getattr(part, "name", None)), None)
     verb, _, what = str(step[0]).partition("_")
-    how = {"add": "is missing", "remove": "is one too many", "modify": "is not as it should be"}.get(verb, verb)
+    how = {"add": "is missing", "remove": "should not exist", "modify": "differs from what it should be"}.get(
+        verb, verb
+    )
     return f"{what or 'part'} `{name or step[-1]}` {how}"

@@ -75,7 +75,7 @@ Fragment(text='dog', weight=0.9090909090909091), Fragment(text=' ', weight=1.0))
     places = [place for place in range(len(prompt)) if place not in inside]
     text = "".join(prompt[place] for place in places)
     if (word := _AND.search(text)) is not None:
-        raise _refusal(prompt, places[word.start()], "`AND` (several prompts in one picture) is not supported")
+        raise _refusal(prompt, places[word.start()], "`AND` (several prompts in one image) is not supported")
     scanner = _Scanner(prompt, text, places)
     return ParsedPrompt(text, scanner.sections(), loras)
 
@@ -96,7 +96,7 @@ def _refusal(prompt: str, place: int, reason: str) -> UsageError:
     return UsageError(
         f"prompt, character {place + 1}: {reason}: `{near}`",
         code=Cause.PROMPT_SYNTAX,
-        hint="a backslash before a bracket makes it plain text",
+        hint="write a backslash before a bracket to make it plain text",
         position=place + 1,
         near=near,
     )
@@ -114,11 +114,11 @@ def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
         raise _refusal(prompt, place, f"tags of the kind `{kind}` are not supported")
     name, *arguments = (part.strip() for part in tag[2].split(":"))
     if not name:
-        raise _refusal(prompt, place, "the tag names no file")
+        raise _refusal(prompt, place, "the tag contains no file name")
     positional = [argument for argument in arguments if "=" not in argument]
     named = dict(_setting(argument) for argument in arguments if "=" in argument)
     if len(positional) > 2 or not set(named) <= {"te", "unet"}:
-        raise _refusal(prompt, place, "of a tag only a name and the scales of text encoder and UNet are supported")
+        raise _refusal(prompt, place, "a tag can contain only a name and the scales for text encoder and UNet")
 
     def number(written: str) -> float:
         try:
@@ -212,9 +212,9 @@ class _Scanner:
     def _require_no_editing(self, square: _Open, at: int) -> None:
         place = self.places[square.place]
         if square.bar is not None:
-            raise _refusal(self.prompt, place, "`[a|b]` (taking turns from step to step) is not supported")
+            raise _refusal(self.prompt, place, "`[a|b]` (alternating from step to step) is not supported")
         if _WHEN.search(self.text[square.place + 1 : at]):
-            raise _refusal(self.prompt, place, "`[from:to:when]` (another prompt from some step on) is not supported")
+            raise _refusal(self.prompt, place, "`[from:to:when]` (switching the prompt at some step) is not supported")
 
     def _close(self, stack: list[_Open], factor: float) -> None:
         self._flush()

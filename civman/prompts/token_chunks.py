@@ -50,7 +50,7 @@ def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, in
     for name, length in lengths.items():
         if length > CHUNK:
             raise Incompatible(
-                f"embedding `{name}` has {length} vectors, a text encoder reads {CHUNK} tokens at a time",
+                f"embedding `{name}` has {length} vectors, but a text encoder reads {CHUNK} tokens at a time",
                 code=Cause.EMBEDDING_TOO_LONG,
                 embedding=name,
                 vectors=length,
@@ -89,10 +89,10 @@ class _Finder:
         for name in sorted(names):
             ids = tuple(tokenizer.ids(name))
             if not ids:
-                raise UsageError(f"an embedding cannot be called `{name}`: a prompt could not name it")
+                raise UsageError(f"`{name}` is not a valid name for an embedding: a prompt could not contain it")
             if ids in seen:
                 raise UsageError(
-                    f"the embeddings `{seen[ids]}` and `{name}` have names that read the same",
+                    f"the embeddings `{seen[ids]}` and `{name}` have names that a prompt cannot tell apart",
                     code=Cause.AMBIGUOUS_EMBEDDING,
                     hint="give one of them another name",
                 )

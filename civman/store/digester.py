@@ -46,7 +46,7 @@ class Digester:
         if self._error is not None:
             raise self._error
         if self.done_bytes != self._partial.size_bytes:
-            raise AssertionError("a digest of a part is no digest of the file")
+            raise AssertionError("the digest of a part is not the digest of the file")
         return Sha256(self._sha256.hexdigest())
 
     def stop(self) -> None:

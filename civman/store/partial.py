@@ -112,8 +112,8 @@ class Partial:
         free = shutil.disk_usage(self._folder).free
         if needed + promised > free:
             raise DiskFull(
-                f"no room in `{self._folder}`: {_mib(needed)} needed"
-                + (f", {_mib(promised)} promised to other downloads" if promised else "")
+                f"not enough disk space in `{self._folder}`: {_mib(needed)} needed"
+                + (f", {_mib(promised)} reserved for other downloads" if promised else "")
                 + f", {_mib(free)} free",
                 hint=_DISK_HINT,
                 needed_bytes=needed,
@@ -243,7 +243,7 @@ class Partial:
             self.held_bytes = self.ranges.total_bytes
             self._claimed = self.ranges.copy()
         elif actual:
-            self.discarded = "the journal of the earlier attempt is missing or does not match its bytes"
+            self.discarded = "the journal of the earlier attempt is missing or does not match its data"
             os.ftruncate(self._descriptor, 0)
 
     def _memory(self) -> Memory:
@@ -289,7 +289,10 @@ class Partial:
             self._syncer = None
 
 
-_DISK_HINT = "make room (`civman remove`) or choose another library with --library; what has arrived is kept"
+_DISK_HINT = (
+    "free some space (`civman remove`, then `civman gc`) or choose another library with --library; the "
+    "bytes received so far are kept"
+)
 
 
 def store_error(error: OSError, path: Path) -> StoreError:
@@ -303,9 +306,12 @@ def store_error(error: OSError, path: Path) -> StoreError:
         return StoreError(f"`{path}` is open in another program", code=Cause.FILE_IN_USE, hint=hint, path=str(path))
     hint = ""
     if error.errno == errno.EFBIG:
-        hint = "this file system or a limit of the account allows no file so large; choose another with --library"
+        hint = (
+            "the file system or a limit of your account does not allow such a large file; choose another "
+            "library with --library"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        hint = "the library's folder must be writable; choose another with --library"
+        hint = "the library's folder must be writable; choose another library with --library"
     return StoreError(f"`{path}`: {error.strerror or error}", hint=hint, path=str(path))
 
 

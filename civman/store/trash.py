@@ -181,7 +181,10 @@ def _locked(path: Path, what: str, code: Cause, wait_s: float = 60.0, **facts: s
     while not lock.acquire():
         if monotonic() >= deadline:
             raise StoreError(
-                f"another civman is busy with {what}", code=code, hint="wait until it is done, then try again", **facts
+                f"another civman process is working on {what}",
+                code=code,
+                hint="wait until it has finished, then try again",
+                **facts,
             )
         sleep(_POLL_S)
     try:

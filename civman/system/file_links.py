@@ -50,9 +50,9 @@ def symbolic_link(source: Path, target: Path) -> None:
 def link_refusal(what: str, error: OSError) -> str:
     """Explain why a link could not be created. `what` is the kind of link ("hard links")."""
     if getattr(error, "winerror", None) == _NO_PRIVILEGE:
-        return f"Windows allows {what} to administrators and in its developer mode only"
+        return f"Windows allows {what} only for administrators or in developer mode"
     if error.errno == errno.EXDEV:
-        return f"{what} do not work between the file systems of the library and of the view"
+        return f"{what} do not work across the file systems of the library and the view"
     if error.errno in _UNSUPPORTED:
         return f"this file system does not support {what}"
     return f"{what}: {error.strerror}"

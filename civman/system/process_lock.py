@@ -61,7 +61,7 @@ class FileLock:
             except OSError as error:
                 raise StoreError(
                     f"cannot lock `{self._path}`: {error.strerror}",
-                    hint="choose a library folder you may write to with --library",
+                    hint="choose a writable library folder with --library",
                     path=str(self._path),
                 ) from error
             if not locked:

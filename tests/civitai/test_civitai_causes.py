@@ -201,7 +201,7 @@ def test_key_is_in_no_repr(transport: Callable[..., Transport]) -> None:
         ("https://me:pw@civitai.com:8443/a/b?token=1#f", "https://civitai.com:8443/a/b"),
         ("//b2.civitai.com/x?y", "//b2.civitai.com/x"),
         ("/login?returnUrl=x", "/login"),
-        ("http://[broken?x=1", "(an unreadable address)"),
+        ("http://[broken?x=1", "(an unreadable URL)"),
     ],
 )
 def test_shown_addresses_carry_neither_login_nor_query(url: str, shown: str) -> None:

@@ -32,7 +32,7 @@ def test_model_is_asked_by_number_and_must_be_the_one(site: ScriptedServer, clie
 
     assert client.model(ModelId(7)).model.name == "Seven"
     assert site.asked[0].target == "/api/v1/models/7"
-    with pytest.raises(BadAnswer, match="answered with model 8"):
+    with pytest.raises(BadAnswer, match="returned model 8"):
         client.model(ModelId(7))
 
 
@@ -328,7 +328,7 @@ def test_text_with_status_200_is_no_file(site: ScriptedServer, client: CivitaiCl
 def test_redirect_without_a_target_is_a_bad_answer(site: ScriptedServer, client: CivitaiClient) -> None:
     site.answers(Canned(307))
 
-    with pytest.raises(BadAnswer, match="redirect to nowhere"):
+    with pytest.raises(BadAnswer, match="redirect that has no target"):
         client.download_address(VersionId(12), FILE)
 
 
@@ -352,7 +352,7 @@ def test_linked_file_without_a_usable_address_is_not_found(
 ) -> None:
     linked = ModelFile(id=None, name="vae.pt", type="VAE", size_bytes=1, is_linked=True, download_url=url)
 
-    with pytest.raises(NotFound, match="no address"):
+    with pytest.raises(NotFound, match="no URL"):
         client.download_address(VersionId(12), linked)
 
     assert site.asked == []

@@ -103,7 +103,7 @@ def test_ten_empty_pages_in_a_row_are_an_end_that_is_told(
 
     assert ids(client, SearchQuery(text="x")) == [1]
     assert len(site.asked) == 11
-    assert any("may lack matches" in notice for notice in notices)
+    assert any("may be incomplete" in notice for notice in notices)
 
 
 def test_repeated_cursor_is_an_end_that_is_told(

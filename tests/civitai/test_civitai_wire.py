@@ -340,7 +340,7 @@ def test_what_is_no_page_is_refused(answer: object) -> None:
 
 
 def test_version_without_a_model_is_refused() -> None:
-    with pytest.raises(BadAnswer, match="does not name its model"):
+    with pytest.raises(BadAnswer, match="does not contain its model's id"):
         wire_models.version({"id": 5}, now=NOW, on_notice=pytest.fail)
 
 

@@ -115,7 +115,7 @@ def test_a_hash_of_any_kind_finds_the_file(online: CivitaiServer, civman: Civman
         ("88450", "no-hash", 4),
         ("60344@114620", "other-model", 3),
         ("https://example.org/models/1", "invalid-ref", 2),
-        ("no such name", "not-found", 3),
+        ("there is no host of that name", "not-found", 3),
     ],
 )
 def test_what_cannot_be_had_is_refused_by_cause(

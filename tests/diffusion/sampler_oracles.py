@@ -260,7 +260,8 @@ def page() -> str:
         "*same*: the last latents are within 1e-5 (relative) of those of the code in the second column, noise",
         "included, drawn on both sides with one small model. *near*: within what is said. *own*: goes, but nobody",
         "else has this pair. Measured are text to image (20 steps), image to image at strength 0.35 and 0.75, and a",
-        "second pass of another shape by latents and by pixels (within 1e-4 there: which of 256 values a pixel gets",
+        "second pass with a different shape by latents and by pixels (within 1e-4 there: which of 256 values a "
+        "pixel gets",
         "may hang on the first pass's last bit). Automatic is measured with SD 1, SDXL, v-prediction and zero terminal",
         "SNR, the others with SD 1. Of `DEIS multistep` text to image only.",
         "",

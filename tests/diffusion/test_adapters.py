@@ -436,7 +436,7 @@ def test_two_names_for_one_weight_are_not_added_up(unet, base, tmp_path):
     name, module = module_ending(unet, TO_Q)
     flat = f"lora_unet_{name.replace('.', '_')}"
 
-    with pytest.raises(Incompatible, match="names the same weight"):
+    with pytest.raises(Incompatible, match="changes the same weight"):
         apply({"unet": unet}, base, [saved(tmp_path, low_rank({flat: module, f"unet.{name}": module}, 1))])
 
 

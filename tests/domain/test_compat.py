@@ -150,7 +150,7 @@ def test_module_of_another_width_is_named_with_both_shapes():
     assert result.modules.mismatched == (
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k: shape 320x768 against 640x2048",
     )
-    assert result.modules.words == "0 of 1 modules fit (1 of another shape)"
+    assert result.modules.words == "0 of 1 modules fit (1 with a different shape)"
 
 
 @over_both
@@ -175,12 +175,15 @@ def test_tiny_lora_fits_the_tiny_checkpoint_and_no_other():
         pytest.param(("ckpt-sdxl", "Illustrious"), ("kohya-sdxl-lora", "Pony"), "partial", id="other sub-family"),
         pytest.param(("ckpt-sdxl", "SDXL Lightning"), ("kohya-sdxl-lora", "SDXL 1.0"), "few steps", id="few steps"),
         pytest.param(("ckpt-sd15-inpaint", "SD 1.5"), ("lora-sd1-kohya", "SD 1.5"), "inpainting", id="inpainting"),
-        pytest.param(("ckpt-sdxl", "SDXL 1.0"), ("kohya-sdxl-lora", "SD 1.5"), "the tensors overrule it",
-        id="label no"),
-        pytest.param(("ckpt-sdxl", "SD 1.5"), ("kohya-sdxl-lora", "SDXL 1.0"), "overrule", id="checkpoint's label no"),
+        pytest.param(
+            ("ckpt-sdxl", "SDXL 1.0"), ("kohya-sdxl-lora", "SD 1.5"), "the tensors show that they do", id="label no"
+        ),
+        pytest.param(
+            ("ckpt-sdxl", "SD 1.5"), ("kohya-sdxl-lora", "SDXL 1.0"), "show that they do", id="checkpoint's label no"
+        ),
         pytest.param(("unet-sdxl-diffusers", None), ("kohya-sdxl-lora", None), "another file", id="bare UNet"),
     ],
-)  # fmt: skip
+)
 def test_what_fits_with_a_doubt_says_so(checkpoint, adapter, words):
     result = one(part(*checkpoint), part(*adapter))
 
@@ -194,7 +197,7 @@ def test_labels_that_agree_do_not_help_tensors_that_do_not():
 
     assert (result.verdict, result.support) == (Verdict.CANNOT, Support.FULL)
     assert "CivitAI says SDXL 1.0 of `part`, its tensors show sd1" in result.reasons
-    assert any("tensors overrule" in reason for reason in result.reasons)
+    assert any("tensors show that they do" in reason for reason in result.reasons)
 
 
 @over_both
@@ -208,9 +211,9 @@ def test_label_that_contradicts_the_checkpoint_s_tensors_is_a_caution_by_itself(
 @pytest.mark.parametrize(
     ("marks", "metadata", "words"),
     [
-        ({"v_pred": ()}, {}, "does not say"), ({"v_pred": ()}, {"modelspec.prediction_type": "epsilon"}, "for noise"),
+        ({"v_pred": ()}, {}, "does not state"), ({"v_pred": ()}, {"modelspec.prediction_type": "epsilon"}, "for noise"),
         ({"v_pred": ()}, {"modelspec.prediction_type": "v"}, None), ({}, {"modelspec.prediction_type": "v"},
-        "shows none"),
+        "shows no sign"),
         ({}, {}, None),
     ],
 )  # fmt: skip

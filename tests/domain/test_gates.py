@@ -65,7 +65,7 @@ def test_a_permit_opens_its_own_gate_only() -> None:
         gates(file=dangerous, pickle=True)
 
     assert refused.value.code == "scan-danger"
-    assert gates(file=dangerous, pickle=True, unsafe=True) == ["CivitAI's virus scan found a danger in `a.ckpt`"]
+    assert gates(file=dangerous, pickle=True, unsafe=True) == ["CivitAI's virus scan found a threat in `a.ckpt`"]
 
 
 @pytest.mark.parametrize("scan", [Scan.ERROR, Scan.PENDING])
@@ -87,7 +87,7 @@ def test_a_pickle_points_at_its_safe_sibling() -> None:
     [
         (Gate(ends_at=NOW + timedelta(days=3, hours=1)), "2026-06-04 (3 days left)"),
         (Gate(ends_at=NOW + timedelta(hours=5)), "less than a day"),
-        (Gate(), "without a date"),
+        (Gate(), "with no end date yet"),
         (Gate(permanent=True), "paid access"),
     ],
 )

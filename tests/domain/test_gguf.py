@@ -52,9 +52,9 @@ def test_a_cut_header_asks_for_more_and_a_whole_one_is_refused():
     [
         (b"GGUF" + struct.pack("<IQQ", 9, 0, 0), "version 9"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "more than"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 50), "larger"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + struct.pack("<I", 77), "unknown kind"),
-        (b"no mark at all", "mark"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 50), "longer"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + struct.pack("<I", 77), "unknown type"),
+        (b"no mark at all", "magic bytes"),
     ],
 )
 def test_what_no_real_file_holds_is_refused(head, said):

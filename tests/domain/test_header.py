@@ -116,9 +116,9 @@ def test_a_name_twice_is_refused():
 def test_truncated_file_is_told_in_numbers():
     head, size = prefix({"a": ("F32", [250])})
 
-    with pytest.raises(InvalidModelFile, match=rf"header promises {size} bytes, the file has {size - 10}"):
+    with pytest.raises(InvalidModelFile, match=rf"should have {size} bytes, but it has {size - 10}"):
         parse(head, file_size=size - 10)
-    with pytest.raises(InvalidModelFile, match=f"the header alone takes {len(head)} bytes, the file has 30"):
+    with pytest.raises(InvalidModelFile, match=f"the header alone takes {len(head)} bytes, but the file has 30"):
         parse(head[:30], file_size=30)
     with pytest.raises(InvalidModelFile, match="were read"):
         parse(head[:-1], file_size=size)

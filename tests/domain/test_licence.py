@@ -37,7 +37,7 @@ def test_the_strictest_part_decides(parts: list[Part], selling: Answer, credit: 
 def test_words_name_whom_to_credit_and_why_not_to_sell() -> None:
     terms = terms_of([Part("Base", FREE, "Flux.1 D"), Part("Style", CREDIT, "Flux.1 D", "Ann")])
 
-    assert terms.words == ("pictures may not be sold", "credit required: Style by Ann")
+    assert terms.words == ("images may not be sold", "credit required: Style by Ann")
     assert "FLUX.1 [dev] Non-Commercial License" in terms.reasons[0]
     assert "https://" in terms.reasons[0]
 
@@ -50,5 +50,5 @@ def test_every_licence_belongs_to_a_known_label() -> None:
 
 
 def test_one_licence_in_words() -> None:
-    assert licence_words(FREE) == "may sell pictures, run for pay; no credit required"
+    assert licence_words(FREE) == "may sell images, offer it as a paid service; no credit required"
     assert licence_words(Licence()) == "not said"

@@ -119,7 +119,7 @@ def test_a_file_larger_than_the_system_allows_is_told(tmp_path: Path) -> None:
 
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert "no file so large" in done.stderr
+    assert "such a large file" in done.stderr
     assert blobs(root) == []
 
 

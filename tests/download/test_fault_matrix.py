@@ -448,7 +448,7 @@ GATES = [
         change=changed_version(usage_control="Generation"),
         code=4,
         error="downloads-disabled",
-        says=("no key changes that",),
+        says=("no API key changes that",),
         sent_at_most=0,
     ),
     broken(

@@ -152,7 +152,7 @@ def test_full_disk_is_named_so_and_loses_nothing(index: Index, path: Path) -> No
     )
 
     assert done.stderr == ""
-    assert done.stdout.splitlines() == ["disk-full free some room, then try again", "0 1"]
+    assert done.stdout.splitlines() == ["disk-full free some space, then try again", "0 1"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
@@ -189,7 +189,7 @@ def test_library_that_may_not_be_written_can_still_be_read(
 
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
-        "['fox.safetensors']", "library-read-only | check who owns the file and its folder"
+        "['fox.safetensors']", "library-read-only | check the permissions of the file and its folder"
     ]  # fmt: skip
 
 

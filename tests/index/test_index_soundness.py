@@ -28,9 +28,12 @@ def test_a_new_library_is_sound(tmp_path: Path) -> None:
     ("sql", "words"),
     [
         ("DROP INDEX ix_rendering_recipe_sha256", "index `ix_rendering_recipe_sha256` is missing"),
-        ("ALTER TABLE asset ADD COLUMN odd TEXT", "column `odd` is one too many"),
+        ("ALTER TABLE asset ADD COLUMN odd TEXT", "column `odd` should not exist"),
         ("DROP TABLE pin", "table `pin` is missing"),
-        ("INSERT INTO annotation VALUES (99, '', '[]', '[]', NULL, 0)", "a row of `annotation` points at nothing"),
+        (
+            "INSERT INTO annotation VALUES (99, '', '[]', '[]', NULL, 0)",
+            "a row of `annotation` refers to a missing row",
+        ),
     ],
 )
 def test_what_is_odd_is_named(tmp_path: Path, sql: str, words: str) -> None:

@@ -17,7 +17,10 @@ from civman.errors import ExitCode
 from civman.store.read_header import read_header
 
 CHECKPOINT, XL = model("tiny-shapes"), model("large-lines-xl")
-WHY = "`large-lines-xl.safetensors`: cannot work: 0 of 16 modules fit (2 not in the checkpoint, 14 of another shape)"
+WHY = (
+    "`large-lines-xl.safetensors`: cannot work: 0 of 16 modules fit (2 not in the checkpoint, 14 with a "
+    "different shape)"
+)
 
 
 def test_check_refuses_it_and_names_the_modules(civman: Civman) -> None:

@@ -343,7 +343,11 @@ def test_a_lock_under_contention_has_one_holder_at_a_time(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("number", "code", "hint"),
-    [(errno.ENOSPC, "disk-full", "make room"), (errno.EROFS, "store", "writable"), (errno.EFBIG, "store", "so large")],
+    [
+        (errno.ENOSPC, "disk-full", "free some space"),
+        (errno.EROFS, "store", "writable"),
+        (errno.EFBIG, "store", "so large"),
+    ],
 )
 def test_the_systems_word_becomes_a_cause_and_a_way_out(number: int, code: str, hint: str) -> None:
     error = store_error(OSError(number, os.strerror(number)), Path("library/x"))

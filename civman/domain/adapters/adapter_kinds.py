@@ -116,7 +116,7 @@ def _why_no_layout(kind: Adapter, have: frozenset[str]) -> str:
     missing = min(wanted, key=len, default=frozenset())
     if missing:
         return f"its {kind} is incomplete: {', '.join(sorted(missing))} missing"
-    return f"tensors {', '.join(sorted(have))} are no known kind of adapter"
+    return f"tensors {', '.join(sorted(have))} are not of a known kind of adapter"
 
 
 def misfit(
@@ -128,7 +128,7 @@ def misfit(
     adapter's flag, or None if unknown.
     """
     if "up_bias" in shapes and bias is None:
-        return f"bias of shape {times(shapes['up_bias'])}, the layer has none"
+        return f"bias of shape {times(shapes['up_bias'])}, but the layer has no bias"
     if "diff_b" in shapes and shapes["diff_b"] != bias:
         return f"bias of shape {times(shapes['diff_b'])} against {times(bias) if bias else 'none'}"
     if kind is Adapter.FULL and not found.shape:
@@ -207,7 +207,7 @@ def _same_rank(first: int, second: int) -> None:
 
 def _two_axes(shape: Shape) -> Shape:
     if len(shape) < 2:
-        raise MisfitError(f"a factor of shape {times(shape) or 'scalar'} is no matrix")
+        raise MisfitError(f"a factor of shape {times(shape) or 'scalar'} is not a matrix")
     return shape
 
 
@@ -270,7 +270,7 @@ def _oft(shapes: Shapes) -> Described:
     name = "oft_blocks" if "oft_blocks" in shapes else "oft_diag"
     blocks = shapes[name]
     if blocks[-1:] != blocks[-2:-1] or len(blocks) not in ((3, 4) if name == "oft_blocks" else (3,)):
-        raise MisfitError(f"{name} of shape {times(blocks)} are no square blocks")
+        raise MisfitError(f"{name} of shape {times(blocks)} are not square blocks")
     stages, count, size, _ = (1, *blocks)[-4:]
     if len(blocks) == 4 and (size % 2 or count % 2 ** (stages - 1)):
         raise MisfitError(f"{stages} butterfly stages do not fit {count} blocks of {size}")
@@ -294,7 +294,7 @@ def _full(shapes: Shapes) -> Described:
 def _ia3(shapes: Shapes) -> Described:
     factor = shapes["factor"]
     if not factor or prod(factor) != max(factor):
-        raise MisfitError(f"factors of shape {times(factor) or 'scalar'} are no row")
+        raise MisfitError(f"factors of shape {times(factor) or 'scalar'} are not a row")
     return Described(sides=(max(factor),))
 
 

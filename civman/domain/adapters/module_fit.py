@@ -64,9 +64,9 @@ class ModuleFit:
     def words(self) -> str:
         """The counts on one line, such as "264 of 264 modules fit"."""
         notes = (
-            (self.missing, "not in the checkpoint"), (self.mismatched, "of another shape"),
+            (self.missing, "not in the checkpoint"), (self.mismatched, "with a different shape"),
             (self.unknown, "of no known kind of adapter"),
-            (self.elsewhere, "for text encoders that the file does not hold"), (self.idle, "that change nothing"),
+            (self.elsewhere, "for text encoders that the file does not contain"), (self.idle, "that change nothing"),
         )  # fmt: skip
         rest = ", ".join(f"{len(names)} {what}" for names, what in notes if names)
         return f"{self.fitting} of {self.total} modules fit" + (f" ({rest})" if rest else "")
@@ -89,26 +89,26 @@ def match(deltas: Deltas, index: ModuleIndex, numbers: Numbers | None = None) ->
             other = taken.setdefault(place, delta.module)
             if other is not delta.module:
                 found = Match(
-                    delta.module, Outcome.MISMATCHED, f"names the same weight as another module of the file: {other}"
+                    delta.module, Outcome.MISMATCHED, f"changes the same weight as another module of the file: {other}"
                 )
         yield found
     for name in deltas.loose:
         other = deltas.twice.get(name, "")
-        yield Match(
-            name, Outcome.UNKNOWN, f"says the same as {other}" if other else "not a tensor of any known kind of adapter"
-        )
+        yield Match(name, Outcome.UNKNOWN, f"repeats {other}" if other else "not a tensor of any known kind of adapter")
 
 
 def _match(delta: Delta, index: ModuleIndex, numbers: Numbers, *, two_encoders: bool) -> Match:
     module = delta.module
     if two_encoders and not says_which_encoder(module):
-        return Match(module, Outcome.MISSING, f"{_ABSENT}: it does not say which of the two text encoders it means")
+        return Match(
+            module, Outcome.MISSING, f"{_ABSENT}: its name does not show which of the two text encoders it changes"
+        )
     weight = index.weight(delta.part, delta.path)
     if weight is None:
         if index.is_unused(delta.part, delta.path):
-            return Match(module, Outcome.IDLE, "no picture depends on this layer", delta)
+            return Match(module, Outcome.IDLE, "no image depends on this layer", delta)
         if delta.part != "unet" and not index.parts & {"te1", "te2", "te3"}:
-            return Match(module, Outcome.ELSEWHERE, "a text encoder that the file does not hold")
+            return Match(module, Outcome.ELSEWHERE, "a text encoder that the file does not contain")
         return Match(module, Outcome.MISSING, _ABSENT)
     flag = numbers.get(delta.parts["on_input"]) if "on_input" in delta.parts else None
     reason = delta.misfit(weight.shape, weight.bias, on_input=None if flag is None else bool(flag))

@@ -69,13 +69,13 @@ def parse_gguf(prefix: bytes, *, is_whole: bool = False) -> GgufHeader:
         return _parse(reader)
     except NeedsMore:
         if is_whole:
-            refuse("truncated: the GGUF header goes on behind the file's end", cause="truncated")
+            refuse("truncated: the file ends within the GGUF header", cause="truncated")
         raise
 
 
 def _parse(reader: "_Reader") -> GgufHeader:
     if reader.take(4) != MAGIC:
-        refuse("the file is not GGUF: it does not begin with its mark", cause="no-header")
+        refuse("the file is not GGUF: it does not start with the GGUF magic bytes", cause="no-header")
     version = reader.number("I")
     if version not in (2, 3):
         refuse(f"GGUF of version {version}, which civman does not read", cause="bad-header")
@@ -98,7 +98,7 @@ def _parse(reader: "_Reader") -> GgufHeader:
         kind = reader.number("I")
         reader.number("Q")
         if name in tensors:
-            refuse(f"the header names `{short(name)}` twice", cause="duplicate-name")
+            refuse(f"the header lists `{short(name)}` twice", cause="duplicate-name")
         tensors[name] = (_TYPES.get(kind, f"type {kind}"), shape)
     weights: Counter[str] = Counter()
     for kind_name, shape in tensors.values():
@@ -126,7 +126,7 @@ class _Reader:
     def text(self) -> str:
         length = self.number("Q")
         if length > MAX_STRING_BYTES:
-            refuse("the GGUF header holds a text larger than any real file's", cause="bad-text")
+            refuse("the GGUF header contains a longer string than any real file", cause="bad-text")
         return self.take(length).decode("utf-8", errors="replace")
 
     def value(self, kind: int, depth: int = 0) -> str | None:
@@ -137,10 +137,10 @@ class _Reader:
             form = _NUMBERS[kind]
             return str(struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))[0])
         if kind != _ARRAY or depth > 2:
-            refuse(f"the GGUF header holds a value of unknown kind {kind}", cause="bad-header")
+            refuse(f"the GGUF header contains a value of unknown type {kind}", cause="bad-header")
         inner, count = self.number("I"), self.number("Q")
         if count > MAX_ARRAY_ITEMS:
-            refuse("the GGUF header holds an array larger than any real file's", cause="bad-header")
+            refuse("the GGUF header contains a longer array than any real file", cause="bad-header")
         if inner in _NUMBERS:
             self.take(count * struct.calcsize(f"<{_NUMBERS[inner]}"))
         else:

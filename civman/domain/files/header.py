@@ -44,13 +44,13 @@ class Sniffed(StrEnum):
 
 _SAID = {
     Sniffed.HTML: "an HTML page, not a model (a login or error page?)",
-    Sniffed.JSON: "JSON text, not a model (an error message?)",
-    Sniffed.XML: "XML text, not a model (a storage error message?)",
+    Sniffed.JSON: "JSON, not a model (an error message?)",
+    Sniffed.XML: "XML, not a model (a storage error message?)",
     Sniffed.PICKLE: "a pickle, not safetensors: opening it could run code",
     Sniffed.ZIP: "a ZIP archive, not safetensors",
     Sniffed.GGUF: "a GGUF file, not safetensors",
-    Sniffed.PNG: "a PNG picture, not a model",
-    Sniffed.JPEG: "a JPEG picture, not a model",
+    Sniffed.PNG: "a PNG image, not a model",
+    Sniffed.JPEG: "a JPEG image, not a model",
     Sniffed.GZIP: "gzip data, not safetensors",
     Sniffed.SEVEN_ZIP: "a 7z archive, not safetensors",
     Sniffed.GIT_LFS: "a Git LFS pointer, not the file itself",
@@ -141,7 +141,7 @@ def needed_bytes(first: bytes, file_size: int) -> int:
     if length > MAX_HEADER_BYTES or length < 2 or found is not Sniffed.SAFETENSORS:
         refuse("the file is not safetensors: it does not begin with a header", cause="no-header")
     if 8 + length > file_size:
-        refuse(f"truncated: the header alone takes {8 + length} bytes, the file has {file_size}", cause="truncated")
+        refuse(f"truncated: the header alone takes {8 + length} bytes, but the file has {file_size}", cause="truncated")
     return 8 + length
 
 
@@ -155,7 +155,7 @@ def parse(prefix: bytes, *, file_size: int) -> Header:
     """
     needed = needed_bytes(prefix[:512], file_size)
     if len(prefix) < needed:
-        refuse(f"truncated: the header takes {needed} bytes, {len(prefix)} were read", cause="truncated")
+        refuse(f"truncated: the header takes {needed} bytes, but only {len(prefix)} were read", cause="truncated")
     tensors, metadata = read_text(prefix, needed)
     _check_places(tensors, data_bytes=file_size - needed, header_bytes=needed)
     return Header(tensors=tensors, metadata=metadata, header_bytes=needed, file_size=file_size)
@@ -166,13 +166,15 @@ def _check_places(tensors: Mapping[str, Tensor], *, data_bytes: int, header_byte
     for tensor in sorted(tensors.values(), key=itemgetter(2, 3)):  # by start, then by end
         if tensor.start != at:
             name = next(name for name, each in tensors.items() if each is tensor)
-            what = "overlaps another tensor" if tensor.start < at else "leaves a hole before it"
+            what = "overlaps another tensor" if tensor.start < at else "leaves a gap before it"
             refuse(f"`{short(name)}` {what}: at byte {tensor.start}, expected {at}", cause="bad-layout")
         at = tensor.end
     if at > data_bytes:
         refuse(
-            f"truncated: the header promises {header_bytes + at} bytes, the file has {header_bytes + data_bytes}",
-            cause="truncated", hint="download it again",
-        )  # fmt: skip
+            f"truncated: according to its header the file should have {header_bytes + at} bytes, but it has "
+            f"{header_bytes + data_bytes}",
+            cause="truncated",
+            hint="download it again",
+        )
     if at < data_bytes:
         refuse(f"{data_bytes - at} bytes follow the last tensor", cause="trailing-bytes")

@@ -141,7 +141,7 @@ class _Scanner:
                 self._at = entry.end()
                 name = self._text(raw)
                 if name == "__metadata__":
-                    refuse("the metadata is not text", cause="bad-metadata")
+                    refuse("the metadata contains entries that are not strings", cause="bad-metadata")
                 tensor = self._tensor(
                     name, dtype.decode(), tuple(map(int, shape.split(b","))) if shape else (), int(start), int(stop)
                 )
@@ -151,19 +151,19 @@ class _Scanner:
                 self._expect(b":")
                 if name == "__metadata__":
                     if metadata is not None:
-                        refuse("the header holds `__metadata__` twice", cause="duplicate-name")
+                        refuse("the header contains `__metadata__` twice", cause="duplicate-name")
                     metadata = self._metadata()
                     more = self._more()
                     continue
                 tensor = self._odd_entry(name)
                 more = self._more()
             if name in tensors:
-                refuse(f"the header names `{short(name)}` twice", cause="duplicate-name")
+                refuse(f"the header lists `{short(name)}` twice", cause="duplicate-name")
             tensors[name] = tensor
             if len(tensors) > MAX_TENSORS:
                 refuse(f"the header lists more than {MAX_TENSORS} tensors", cause="too-many-tensors")
         if data[self._at : end].strip(b" \t\r\n"):
-            refuse("the header goes on after its end", cause="bad-header")
+            refuse("the header continues after its end", cause="bad-header")
         return tensors, metadata or {}
 
     def _rest(self) -> dict[str, Tensor] | None:
@@ -178,13 +178,13 @@ class _Scanner:
     def _tensor(self, name: str, dtype: str, shape: tuple[int, ...], start: int, end: int) -> Tensor:
         bits = BITS.get(dtype)
         if bits is None:
-            refuse(f"`{short(name)}` has a type civman does not know: {short(dtype)}", cause="unknown-dtype")
+            refuse(f"`{short(name)}` has an unknown type: {short(dtype)}", cause="unknown-dtype")
         if _wrong_size(shape, bits):
             refuse(f"`{short(name)}` has an impossible shape: {_shape(shape)}", cause="bad-shape")
         size = math.prod(shape) * bits
         if size != (end - start) * 8:
             refuse(
-                f"`{short(name)}` should take {-(-size // 8)} bytes ({dtype} {_shape(shape)}), the header gives "
+                f"`{short(name)}` should take {-(-size // 8)} bytes ({dtype} {_shape(shape)}), but the header gives "
                 f"{end - start}", cause="bad-size",
             )  # fmt: skip
         return Tensor(dtype, shape, start, end)
@@ -201,13 +201,13 @@ class _Scanner:
         if not isinstance(value, dict):
             refuse(f"the header's entry `{short(name)}` is not a tensor", cause="bad-header")
         if "\ufffd" in text[:used]:
-            refuse("the header holds text that is not UTF-8", cause="bad-text")
+            refuse("the header contains text that is not UTF-8", cause="bad-text")
         self._at += len(text[:used].encode())
         dtype, shape, places = value.get("dtype"), value.get("shape"), value.get("data_offsets")
         if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(places) or len(places) != 2:
             refuse(f"the header's entry `{short(name)}` is not a tensor", cause="bad-header")
         if len(shape) > _MAX_DIMS or max(places) >= 1 << 64:
-            refuse(f"`{short(name)}` has an impossible shape or place", cause="bad-shape")
+            refuse(f"`{short(name)}` has an impossible shape or position", cause="bad-shape")
         return self._tensor(name, dtype, tuple(shape), places[0], places[1])
 
     def _metadata(self) -> dict[str, str]:
@@ -222,13 +222,13 @@ class _Scanner:
             key = self._string()
             self._expect(b":")
             if not self._data.startswith(b'"', self._skip()):
-                refuse(f"the metadata `{short(key)}` is not text", cause="bad-metadata")
+                refuse(f"the metadata entry `{short(key)}` is not a string", cause="bad-metadata")
             value = self._string()
             if key in found:
-                refuse(f"the metadata names `{short(key)}` twice", cause="duplicate-name")
+                refuse(f"the metadata contains `{short(key)}` twice", cause="duplicate-name")
             found[key] = value
             if self._at - begin > MAX_METADATA_BYTES or len(found) > MAX_METADATA_ENTRIES:
-                refuse("the metadata is larger than any real file's", cause="bad-metadata")
+                refuse("the metadata is larger than that of any real file", cause="bad-metadata")
             more = self._more()
         return found
 
@@ -247,7 +247,7 @@ class _Scanner:
                 text = json.loads(f'"{text}"')
                 text.encode()  # a lone surrogate can be decoded, but not encoded again
         except ValueError:
-            refuse("the header holds text that is not UTF-8", cause="bad-text")
+            refuse("the header contains text that is not UTF-8", cause="bad-text")
         return text
 
     def _skip(self) -> int:
@@ -295,4 +295,4 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _hint(error: Exception) -> str:
-    return "it nests too deeply" if isinstance(error, RecursionError) else short(str(error))
+    return "it is nested too deeply" if isinstance(error, RecursionError) else short(str(error))

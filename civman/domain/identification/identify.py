@@ -55,7 +55,7 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
     for question in (_embedding, _control, _diffusion_model, _other_part):
         if found := question(base, header, said):
             return found
-    reasons = ["no rule knows these tensor names"]
+    reasons = ["no rule recognises the tensor names"]
     if said.architecture is not Architecture.UNKNOWN:
         reasons.append(f"its metadata says {said.base}, which no tensor confirms")
     return replace(base, reasons=tuple(reasons))
@@ -83,14 +83,14 @@ def _adapter(base: Identity, shapes: Mapping[str, Shape], deltas: Deltas, said: 
         base, kind=Kind.ADAPTER, adapter=kind, ranks=spread, flags=tuple(flags), module_count=len(deltas.modules),
         key_format=_adapter_format(shapes, deltas.modules), context_width=max(widths, default=None),
         has_text_encoder=look.has(r"^:te\d$"), has_diffusion_model=look.has(r"^(?!:)"),
-        reasons=(f"{len(deltas.modules)} modules written as {kind}",),
+        reasons=(f"{len(deltas.modules)} modules named as in {kind}",),
     )  # fmt: skip
     rule = rules.first(rule_tables.ADAPTED, look)
     if rule is not None:
         return _spoken(identity, rule, said)
     if said.architecture is Architecture.UNKNOWN:
         return identity
-    words = f"no rule knows the modules that it changes; its metadata says {said.base}"
+    words = f"no rule recognises the modules that it changes; its metadata says {said.base}"
     return replace(
         identity, architecture=said.architecture, confidence=Confidence.LIKELY, reasons=(*identity.reasons, words)
     )
@@ -157,7 +157,7 @@ def _embedding(base: Identity, header: Header, _: Claims) -> Identity | None:
     return replace(
         base, kind=Kind.EMBEDDING, architecture=architecture, text_widths=widths, rules=("embedding",),
         confidence=sure if architecture is not Architecture.UNKNOWN else Confidence.NONE,
-        reasons=(f"word vectors, {' and '.join(map(str, widths))} wide",),
+        reasons=(f"embedding vectors, {' and '.join(map(str, widths))} wide",),
     )  # fmt: skip
 
 
@@ -397,12 +397,12 @@ def conflicts(identity: Identity, said: Claims, label: str | None) -> tuple[str,
     shown = family not in (Architecture.UNKNOWN, Architecture.SD) and identity.kind is not Kind.VAE
     labelled = architectures_of(label)
     if shown and labelled and family not in labelled:
-        found.append(f"CivitAI says {label}, the tensors show {family}")
+        found.append(f"CivitAI says {label}, but the tensors show {family}")
     if shown and said.architecture not in (Architecture.UNKNOWN, family):
-        found.append(f"the file's metadata says {said.base}, the tensors show {family}")
+        found.append(f"the file's metadata says {said.base}, but the tensors show {family}")
     if labelled and said.architecture is not Architecture.UNKNOWN and said.architecture not in labelled:
-        found.append(f"CivitAI says {label}, the file's metadata says {said.base}")
+        found.append(f"CivitAI says {label}, but the file's metadata says {said.base}")
     dim = said.network_dim
     if identity.adapter in (Adapter.LORA, Adapter.DORA) and dim and identity.ranks and dim not in identity.ranks:
-        found.append(f"the file's metadata says rank {dim}, the tensors show {identity.rank}")
+        found.append(f"the file's metadata says rank {dim}, but the tensors show {identity.rank}")
     return tuple(found)

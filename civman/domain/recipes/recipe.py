@@ -323,7 +323,7 @@ class Recipe:
             raise UsageError("not a recipe: no schema number", code=Cause.BAD_RECIPE)
         if schema > SCHEMA:
             raise UsageError(
-                f"the recipe has schema {schema}, this civman knows {SCHEMA}",
+                f"the recipe has schema {schema}, but this civman reads schemas up to {SCHEMA}",
                 hint="update civman", code=Cause.NEWER_RECIPE,
             )  # fmt: skip
         entries = {key: item for key, item in value.items() if key != "schema"}

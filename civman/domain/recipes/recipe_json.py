@@ -23,12 +23,14 @@ def read_json(text: str) -> object:
         is_cut = error.msg.startswith("Unterminated") or not text[error.pos :].strip()
         why = f"cut short after {len(text)} characters" if is_cut else f"not valid JSON at character {error.pos + 1}"
         raise UsageError(
-            f"not a recipe: the text is {why}", hint="use the whole text, as civman wrote it", code=Cause.BAD_RECIPE
+            f"not a recipe: the text is {why}",
+            hint="use the whole text exactly as civman wrote it",
+            code=Cause.BAD_RECIPE,
         ) from error
     except (ValueError, RecursionError) as error:
         why = "its JSON is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise UsageError(
-            f"not a recipe: {why}", hint="use the whole text, as civman wrote it", code=Cause.BAD_RECIPE
+            f"not a recipe: {why}", hint="use the whole text exactly as civman wrote it", code=Cause.BAD_RECIPE
         ) from error
 
 

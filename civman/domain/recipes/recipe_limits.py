@@ -38,45 +38,45 @@ def problems(recipe: Any) -> Iterator[str]:
     if recipe.start:
         yield from _start_problems(recipe.start)
     if not all(_is_text(words) for words in (recipe.prompt, recipe.negative_prompt)):
-        yield "a prompt holds what is no Unicode text"
+        yield "a prompt contains invalid Unicode"
     yield from _sampling_problems(recipe.sampling)
     named = {digest for digests in recipe.digests.values() for digest in digests}
     if recipe.files and sorted(file.sha256 for file in recipe.files) != sorted(named):
-        yield "the files it lists are not the ones it names"
+        yield "its list of files does not match the files that it uses"
     closed = {
         "rng": ("cpu", "nv"), "precision": PRECISIONS, "rounding": ("nearest", "down"),
         "prediction": ("epsilon", "v_prediction"), "odd_sizes": ("forge", "a1111"), "rules": (1, 2),
     }  # fmt: skip
     for name, allowed in closed.items():
         if getattr(recipe, name) not in allowed:
-            yield f"{name} `{getattr(recipe, name)}` is none of {', '.join(map(str, allowed))}"
+            yield f"{name} `{getattr(recipe, name)}` is not one of {', '.join(map(str, allowed))}"
 
 
 def _start_problems(start: Any) -> Iterator[str]:
     if not 0 < start.strength <= 1:
-        yield "strength must be above 0, at most 1"
+        yield "strength must be above 0 and at most 1"
     if start.only_masked and start.mask_sha256 is None:
-        yield "only the masked part is asked for, and there is no mask"
+        yield "it should inpaint only the masked area, but has no mask"
     if start.resize_mode == RESIZE_MODES[-1] and start.mask_sha256 is not None:
-        yield "a latent upscale goes without a mask"
+        yield "a latent upscale cannot be combined with a mask"
     if start.mask_blur < 0 or start.padding < 0:
         yield "the mask's blur and padding cannot be negative"
     if not 0 <= start.conditioning_weight <= 1:
-        yield "the weight of the inpainting conditioning lies between 0 and 1"
+        yield "the weight of the inpainting conditioning must be between 0 and 1"
     if not 0 <= start.noise_multiplier <= 10:
-        yield "the noise multiplier lies between 0 and 10"
+        yield "the noise multiplier must be between 0 and 10"
     for name, word, allowed in (
         ("resize mode", start.resize_mode, RESIZE_MODES), ("masked content", start.masked_content, MASKED_CONTENTS),
     ):  # fmt: skip
         if word not in allowed:
-            yield f"{name} `{word}` is none of {', '.join(allowed)}"
+            yield f"{name} `{word}` is not one of {', '.join(allowed)}"
 
 
 def _sampling_problems(sampling: Any) -> Iterator[str]:
     usual = type(sampling)()
     fixed = ("beta_start", "beta_end", "train_steps", "rho", "beta_shape")
     if any(getattr(sampling, name) != getattr(usual, name) for name in fixed):
-        yield "it was made with other numbers for noise levels and samplers than this civman's"
+        yield "it uses constants for noise levels and samplers that differ from this civman's"
     for name in ("eta", "noise_scale", "eta_ddim", "s_churn", "s_tmin", "s_tmax"):
         number = getattr(sampling, name)
         if not math.isfinite(number) or not 0 <= number <= MAX_NOISE:
@@ -96,19 +96,19 @@ def _size_problems(recipe: Any) -> Iterator[str]:
     if recipe.hires:
         sizes.append((recipe.hires.width, recipe.hires.height))
         if recipe.hires.upscaler not in UPSCALERS:
-            yield f"upscaler `{recipe.hires.upscaler}` is none of {', '.join(UPSCALERS)}"
+            yield f"upscaler `{recipe.hires.upscaler}` is not one of {', '.join(UPSCALERS)}"
         if recipe.hires.steps < 1 or not 0 < recipe.hires.strength <= 1:
-            yield "the second pass needs at least one step and a strength above 0, at most 1"
+            yield "the second pass needs at least one step and a strength above 0 and at most 1"
     for width, height in sizes:
         if width < 8 or height < 8 or width % 8 or height % 8:
             yield f"{width}x{height} is not a size: both sides must be positive multiples of 8"
         elif max(width, height) > MAX_SIDE:
-            yield f"{width}x{height} is too large: at most {MAX_SIDE} a side"
+            yield f"{width}x{height} is too large: each side can have at most {MAX_SIDE} pixels"
 
 
 def _number_problems(recipe: Any) -> Iterator[str]:
     if min(recipe.steps, recipe.count, recipe.batch_size, recipe.clip_skip) < 1:
-        yield "steps, count, batch size and clip skip are at least 1"
+        yield "steps, count, batch size and clip skip must be at least 1"
     last_seed = MAX_SEED - (recipe.count - 1)  # image n has seed + n
     if not 0 <= recipe.seed <= last_seed:
         yield f"seed must be 0 to {last_seed}, not {recipe.seed}; without a seed, a random one is drawn and recorded"
@@ -118,4 +118,4 @@ def _number_problems(recipe: Any) -> Iterator[str]:
     if not all(math.isfinite(number) for number in (recipe.guidance_scale, recipe.guidance_rescale, *scales)):
         yield "guidance and scales must be finite numbers"
     if recipe.guidance_scale < 0 or not 0 <= recipe.guidance_rescale <= 1:
-        yield "guidance cannot be negative, its rescaling lies between 0 and 1"
+        yield "guidance cannot be negative, and its rescaling must be between 0 and 1"

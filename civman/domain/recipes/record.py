@@ -58,9 +58,7 @@ class Record:
 
     def __post_init__(self) -> None:
         if not self.recipe.seed <= self.seed < self.recipe.seed + self.recipe.count:
-            raise UsageError(
-                f"the recipe makes no picture with seed {self.seed}", code=Cause.BAD_RECIPE, seed=self.seed
-            )
+            raise UsageError(f"the recipe makes no image with seed {self.seed}", code=Cause.BAD_RECIPE, seed=self.seed)
 
     def to_json(self) -> str:
         """The canonical JSON text: equal records have equal texts."""
@@ -116,13 +114,13 @@ def read_origin(text: str) -> Origin:
     """
     value = read_json(text)
     if not isinstance(value, dict):
-        raise UsageError("not a recipe: no object", code=Cause.BAD_RECIPE)
+        raise UsageError("not a recipe: it is not a JSON object", code=Cause.BAD_RECIPE)
     if "civman_picture" not in value:
         recipe = Recipe.from_value(value)
         return Origin(recipe.sha256, recipe)
     if value["civman_picture"] != SCHEMA:
         raise UsageError(
-            f"the record has schema {value['civman_picture']}, this civman knows {SCHEMA}",
+            f"the record has schema {value['civman_picture']}, but this civman reads schemas up to {SCHEMA}",
             hint="update civman", code=Cause.NEWER_RECIPE,
         )  # fmt: skip
     stated = _sha256(value, "recipe_sha256")
@@ -143,9 +141,9 @@ def _unedited(value: object, stated: Sha256) -> Recipe:
         recipe.sha256 != stated and hashlib.sha256(canonical(value).encode()).hexdigest() != stated
     ):  # the second form is that of a record with an earlier schema
         raise IntegrityError(
-            f"the recipe was changed after the picture was made: its SHA-256 is {recipe.sha256[:12]}…, the picture"
+            f"the recipe was changed after the image was made: its SHA-256 is {recipe.sha256[:12]}…, but the image"
             f" says {stated[:12]}…",
-            hint="take the picture as civman wrote it; `civman replay … --set FIELD=VALUE` makes a variation",
+            hint="use the image as civman wrote it; `civman replay … --set FIELD=VALUE` makes a variation",
             code=Cause.EDITED_RECIPE, expected=stated, actual=recipe.sha256,
         )  # fmt: skip
     return recipe
@@ -176,7 +174,7 @@ def _list(value: dict[str, Any], name: str) -> list[Any]:
 def _environment(value: dict[str, Any]) -> Environment:
     found = value.get("environment")
     if not isinstance(found, dict) or not all(type(item) in (str, int) for item in found.values()):
-        raise UsageError("not a recipe: `environment` is not one", code=Cause.BAD_RECIPE)
+        raise UsageError("not a recipe: `environment` is invalid", code=Cause.BAD_RECIPE)
     return found
 
 
@@ -186,14 +184,14 @@ def _typed(value: dict[str, Any]) -> TypedPrompts | None:
             return None
         case [str() as prompt, str() as negative]:
             return TypedPrompts(prompt, negative)
-    raise UsageError("not a recipe: `typed` is not two texts", code=Cause.BAD_RECIPE)
+    raise UsageError("not a recipe: `typed` is not a pair of strings", code=Cause.BAD_RECIPE)
 
 
 def _names(value: dict[str, Any]) -> tuple[FileName, ...]:
     names = []
     for item in _list(value, "names"):
         if not isinstance(item, dict):
-            raise UsageError("not a recipe: `names` has an entry that is none", code=Cause.BAD_RECIPE)
+            raise UsageError("not a recipe: `names` has an invalid entry", code=Cause.BAD_RECIPE)
         rest = [str(item.get(key, "")) for key in ("name", "model", "version", "autov3")]
         names.append(FileName(_sha256(item, "sha256"), *rest))
     return tuple(names)
