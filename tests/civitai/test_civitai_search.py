@@ -113,7 +113,7 @@ def test_repeated_cursor_is_an_end_that_is_told(
 
     assert ids(client, SearchQuery()) == [1, 2, 3]
     assert len(site.asked) == 3
-    assert any("circle" in notice for notice in notices)
+    assert any("repeat" in notice for notice in notices)
 
 
 def test_next_page_is_followed_verbatim_on_the_configured_site(site: ScriptedServer, client: CivitaiClient) -> None:
