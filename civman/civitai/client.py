@@ -88,8 +88,9 @@ class CivitaiClient:
         if len({file.hashes.sha256 for file in found}) > 1:
             raise AmbiguousRef(
                 f"several files of version {version.id} have hash {wanted}",
-                hint="select one of them by its SHA-256", candidates=[file.hashes.sha256 or file.name for file in found],
-            )  # fmt: skip
+                hint="select one of them by its SHA-256",
+                candidates=[file.hashes.sha256 or file.name for file in found],
+            )
         return version, next((file for file in found if file.is_primary), found[0])
 
     def version_by_hash(self, digest: str) -> tuple[ModelVersion, list[ModelFile]]:
