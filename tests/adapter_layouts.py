@@ -179,6 +179,17 @@ def ia3(*, on_input: bool) -> Callable[[Tensor, Tensor | None, int], Made]:
     return make
 
 
+def peft_ia3(ending: str, *, on_input: bool) -> Callable[[Tensor, Tensor | None, int], Made]:
+    """PEFT's factors replace 1; on the outputs they multiply the bias too."""
+
+    def make(w: Tensor, b: Tensor | None, seed: int) -> Made:
+        factor = 1 + draw(seed)(w.shape[1] if on_input else w.shape[0])
+        stored = factor[None] if on_input else factor[:, None]
+        return Made({ending: stored}, w * stored, None if on_input or b is None else b * factor)
+
+    return make
+
+
 def full(w: Tensor, b: Tensor | None, seed: int) -> Made:
     n = draw(seed)
     change = n(*w.shape)
@@ -233,6 +244,10 @@ KINDS: dict[str, tuple[Make, str]] = {
     "glora, early": (glora(swapped=True), "linear"),
     "ia3, out": (ia3(on_input=False), "any"),
     "ia3, in": (ia3(on_input=True), "any"),
+    "ia3, peft": (peft_ia3("ia3_l", on_input=False), "linear"),
+    "ia3, peft, a name": (peft_ia3("ia3_l.style", on_input=False), "linear"),
+    "ia3, peft, in": (peft_ia3("ia3_l", on_input=True), "linear"),
+    "peft, a number": (lora("lora_A.0.weight", "lora_B.0.weight", alpha=None), "any"),
     "full": (full, "any"),
     "only bias": (only_bias, "biased"),
     "set": (set_weight, "any"),

@@ -65,13 +65,16 @@ def check(
 
     Exit code 7: something cannot work or applies only partly. Exit code 11: it is unknown whether it works.
     """
-    from civman.domain.compatibility import check as judge
     from civman.domain.scales import parse_scaled
     from civman.errors import CivmanError, Incompatible, UnknownFit
+    from civman.planning.check_files import check_files
 
-    parts = [parse_scaled(text).ref for text in lora or []] + list(embedding or []) + ([vae] if vae else [])
-    models = [session.library.inspect(checkpoint, file=file), *(session.library.inspect(ref) for ref in parts)]
-    found = judge(models[0].part, [model.part for model in models[1:]])
+    asked = [("lora", parse_scaled(text).ref) for text in lora or []]
+    asked += [("embedding", ref) for ref in embedding or []] + ([("vae", vae)] if vae else [])
+    base = session.library.inspect(checkpoint, file=file)
+    parts = [(role, session.library.inspect(ref)) for role, ref in asked]
+    models = [base, *(model for _, model in parts)]
+    found = check_files(base, parts)
     terms = session.library.files.terms(models)
     error: CivmanError | None = None
     try:
@@ -89,13 +92,17 @@ def check(
 
 
 def _print(console: "Console", found: "Compatibility", terms: "Terms") -> None:
+    if found.weights:
+        console.print(f"the checkpoint: weights stored as {clean(found.weights)}", style="dim")
     for reason in found.reasons:
         console.print(f"the checkpoint: {clean(reason)}", style="yellow")
     for part in found.parts:
         style = {"fits": "green", "cannot work": "red", "partly applies": "red"}.get(part.verdict, "yellow")
         console.print(f"{clean(part.name)}: ", end="")
         console.print(str(part.verdict), style=style, end="")
-        console.print(f" (judged by {part.depth})")
+        console.print(
+            f" (judged by {part.depth}){f'; weights stored as {clean(part.weights)}' if part.weights else ''}"
+        )
         if part.support is not None:
             console.print(f"  CivitAI's table says {part.support} for the two labels", style="dim")
         for reason in part.reasons[:_REASONS]:

@@ -32,7 +32,9 @@ def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
         recipe = plan.recipe
         console.print(f"recipe {recipe.sha256[:12]}: {clean(recipe.prompt) or '(no prompt)'}", soft_wrap=True)
         for file in plan.files:
-            console.print(f"  {file.role:<10} {clean(file.name)}  sha256 {file.sha256[:12]}…", soft_wrap=True)
+            console.print(
+                f"  {file.role:<10} {clean(file.name)}  sha256 {file.sha256[:12]}…{_form(file.weights)}", soft_wrap=True
+            )
         for use in recipe.loras:
             console.print(f"  scale      {clean(plan.name(use.sha256))}: UNet {use.scale:g}, text {use.text_scale:g}")
         console.print(
@@ -42,6 +44,10 @@ def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
         console.print(f"  {recipe.count} from seed {recipe.seed} ({recipe.rng}), {recipe.batch_size} at a time")
         weights = plan.memory.unet + plan.memory.vae + plan.memory.text
         console.print(f"  memory     {size(weights)} of weights; about {size(plan.needed_bytes)} at the peak")
+
+
+def _form(weights: str) -> str:
+    return f", {clean(weights)}" if weights else ""
 
 
 def rendering_value(made: "Rendering") -> dict[str, object]:

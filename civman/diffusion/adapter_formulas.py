@@ -35,8 +35,13 @@ def _lora(parts: Parts, _weight: Tensor) -> Tensor:
     return delta * strength(parts, parts["down"].shape[0])
 
 
-def bias(parts: Parts, rank: int | None) -> Tensor:
-    """The change of a module's bias: a stored difference, or the bias of a LoRA's up layer times alpha / rank."""
+def bias(parts: Parts, rank: int | None, base: Tensor) -> Tensor:
+    """The change of a module's bias, which is `base` without the adapter.
+
+    It is a stored difference, or the bias of a LoRA's up layer times alpha / rank, or PEFT's factors on the outputs.
+    """
+    if "ia3_l" in parts:
+        return base * (parts["ia3_l"].reshape(-1) - 1)
     return parts["diff_b"] if "diff_b" in parts else parts["up_bias"] * strength(parts, rank or 1)
 
 
@@ -136,6 +141,9 @@ def _glora(parts: Parts, weight: Tensor) -> Tensor:
 
 
 def _ia3(parts: Parts, weight: Tensor) -> Tensor:
+    if "ia3_l" in parts:  # PEFT's factors replace 1; LyCORIS's are added to 1
+        factors = parts["ia3_l"]
+        return weight * (factors.reshape(*factors.shape, *(1,) * (weight.ndim - 2)) - 1)
     axis = 1 if bool(parts["on_input"].reshape(-1)[0]) else 0
     return weight * parts["factor"].reshape([-1 if dim == axis else 1 for dim in range(weight.ndim)])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from civman.diffusion.tensor_files import TensorFile
-from civman.domain.adapters.adapter_kinds import label
+from civman.domain.adapters.adapter_kinds import factors_on_input, label
 from civman.domain.adapters.adapter_tensors import Delta, StatedAlphas, read_deltas
 from civman.domain.adapters.module_fit import Outcome, match
 from civman.domain.adapters.module_names import ModuleIndex, Weight
@@ -128,11 +128,17 @@ class Plan:
         if not delta.parts.keys() <= _ON_BIAS | {"alpha"}:
             parts = {part: name for part, name in delta.parts.items() if part not in _ON_BIAS}
             self.acts[component, f"{weight.name}.weight"] = Act(delta.kind, parts, alpha, delta.rank)
-        if not _ON_BIAS.isdisjoint(delta.parts):
-            parts = {part: name for part, name in delta.parts.items() if part in _ON_BIAS | {"alpha"}}
+        on_bias = _ON_BIAS | {"ia3_l"} if _scales_bias(delta, weight) else _ON_BIAS
+        if not on_bias.isdisjoint(delta.parts):
+            parts = {part: name for part, name in delta.parts.items() if part in on_bias | {"alpha"}}
             self.acts[component, f"{weight.name}.bias"] = Act(delta.kind, parts, alpha, delta.rank, is_bias=True)
         self.matched.append(f"{component}.{weight.name}")
         self.kinds.add(label(delta.kind, delta.parts))
+
+
+def _scales_bias(delta: Delta, weight: Weight) -> bool:
+    """Whether the module is PEFT's IA3 on a layer's outputs, of which the bias is a part."""
+    return weight.bias is not None and factors_on_input(delta.shapes) is False
 
 
 def weights_of(components: Mapping[str, nn.Module], unused: Iterable[tuple[str, str]] = ()) -> ModuleIndex:

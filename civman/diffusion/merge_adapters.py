@@ -104,7 +104,7 @@ class _Change:
             total.flatten(1).addmm_(factors[0], factors[1], alpha=factors[2])
             return _square(*factors)
         if self.act.is_bias:
-            delta = adapter_formulas.bias(self.parts, self.act.rank)
+            delta = adapter_formulas.bias(self.parts, self.act.rank, weight)
         else:
             delta = weight_change.change(self.act.kind, self.parts, weight)
         total.add_(delta, alpha=self.scale)

@@ -17,10 +17,11 @@ from civman.domain.architecture import Architecture, Identity, Kind
 from civman.domain.base_models import Support, architectures_of, is_few_steps, label_support
 from civman.domain.catalog import ModelType
 from civman.domain.files.header import Header
+from civman.domain.files.weight_forms import Quantisation
 from civman.domain.identification.claims import prediction_type
 from civman.errors import Cause, Incompatible, UnknownFit
 
-RULES = 1
+RULES = 2
 """The version of the rules behind the verdicts.
 
 Increase it whenever `check` returns a different verdict for the same files.
@@ -37,6 +38,12 @@ class Verdict(StrEnum):
     CANNOT = "cannot work"
 
 
+_PACKED = frozenset(str(kind) for kind in Quantisation if kind is not Quantisation.FP8_SCALED)
+"""Forms of weights that civman cannot convert back."""
+_WITHOUT_SHAPES = frozenset(
+    map(str, (Quantisation.NF4, Quantisation.NVFP4, Quantisation.SVDQUANT, Quantisation.PACKED_INT4))
+)
+"""Forms in which the shape of a tensor is not that of the weight, so that modules cannot be compared."""
 _WORSE = {verdict: place for place, verdict in enumerate(Verdict)}
 
 
@@ -61,18 +68,27 @@ class Part:
     header: Header | None = field(default=None, repr=False)
     numbers: Mapping[str, float] | None = field(default=None, repr=False)
     """The values of an adapter's single-number tensors (alphas); None if only the header was read."""
+    role: Kind | None = None
+    """The kind of file that it is used as; None: as what it is."""
+    form: str = ""
+    """How its weights are stored, if it is not a safetensors file."""
 
     @property
     def kind(self) -> Kind:
-        """The kind of file according to its tensors, else according to CivitAI's model type."""
+        """The kind of file according to its tensors, else what it is used as, else CivitAI's model type."""
         if self.identity is not None and self.identity.kind is not Kind.UNKNOWN:
             return self.identity.kind
-        return _KINDS.get(self.model_type, Kind.UNKNOWN)
+        return self.role or _KINDS.get(self.model_type, Kind.UNKNOWN)
 
     @property
     def architecture(self) -> Architecture:
         """The architecture according to the tensors; UNKNOWN without them."""
         return self.identity.architecture if self.identity else Architecture.UNKNOWN
+
+    @property
+    def weights(self) -> str:
+        """How the weights are stored, such as "UNet fp8 with scales, rest fp16"; empty if unknown."""
+        return self.form or (self.identity.weights if self.identity else "")
 
     @property
     def possible(self) -> frozenset[Architecture]:
@@ -101,6 +117,8 @@ class PartResult:
     support: Support | None = None
     """CivitAI's level of support for the two labels; None if a label is missing."""
     modules: ModuleFit | None = None
+    weights: str = ""
+    """How the part's weights are stored, in words; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +129,8 @@ class Compatibility:
     reasons: tuple[str, ...] = ()
     parts: tuple[PartResult, ...] = ()
     """The parts' results, in the order in which the parts were given."""
+    weights: str = ""
+    """How the checkpoint's weights are stored, in words; empty if unknown."""
 
     @property
     def cautions(self) -> tuple[str, ...]:
@@ -162,17 +182,21 @@ def check(checkpoint: Part, parts: Sequence[Part]) -> Compatibility:
     The verdict and each part's result do not depend on their order.
     """
     own, base_verdict = _about_checkpoint(checkpoint)
-    index = ModuleIndex.of_header(checkpoint.header) if checkpoint.header and _wants_modules(parts) else None
+    shows_shapes = checkpoint.weights not in _WITHOUT_SHAPES
+    wants = checkpoint.header is not None and shows_shapes and _wants_modules(parts)
+    index = ModuleIndex.of_header(checkpoint.header) if checkpoint.header is not None and wants else None
     results = tuple(_result(checkpoint, part, index) for part in parts)
     if base_verdict is Verdict.CANNOT:
         results = tuple(
-            PartResult(result.name, Verdict.CANNOT, result.depth, own, result.support) for result in results
+            PartResult(result.name, Verdict.CANNOT, result.depth, own, result.support, weights=result.weights)
+            for result in results
         )
-    verdict = _worst([base_verdict, *(result.verdict for result in results)])
-    return Compatibility(verdict=verdict, reasons=own, parts=results)
+    verdict = worst([base_verdict, *(result.verdict for result in results)])
+    return Compatibility(verdict=verdict, reasons=own, parts=results, weights=checkpoint.weights)
 
 
-def _worst(verdicts: Iterable[Verdict]) -> Verdict:
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """The worst of several verdicts; FITS if there are none."""
     return max(verdicts, key=_WORSE.__getitem__, default=Verdict.FITS)
 
 
@@ -186,12 +210,16 @@ def _about_checkpoint(checkpoint: Part) -> tuple[tuple[str, ...], Verdict]:
     if checkpoint.kind is Kind.UNKNOWN or (checkpoint.architecture is Architecture.UNKNOWN and not checkpoint.label):
         return (_why_unknown(checkpoint),), Verdict.UNKNOWN
     reasons = [*_label_conflict(checkpoint)]
+    if checkpoint.weights in _PACKED or checkpoint.form:
+        reasons.append(f"`{checkpoint.name}` is stored as {checkpoint.weights}, which civman cannot compute with")
     if checkpoint.architecture is Architecture.SDXL_REFINER:
         reasons.append(f"`{checkpoint.name}` is a refiner: it finishes images that another model has begun")
     return tuple(reasons), Verdict.CAUTION if reasons else Verdict.FITS
 
 
 def _why_unknown(checkpoint: Part) -> str:
+    if checkpoint.form:
+        return f"no rule recognises the tensors of `{checkpoint.name}` ({checkpoint.form})"
     if checkpoint.header is None:
         return f"`{checkpoint.name}` is not a safetensors file, so its architecture is unknown"
     if checkpoint.kind is Kind.UNKNOWN:
@@ -217,7 +245,7 @@ class _Finding:
 
     def at_least(self, verdict: Verdict, reason: str) -> None:
         self.reasons.append(reason)
-        self.verdict = _worst((self.verdict, verdict))
+        self.verdict = worst((self.verdict, verdict))
 
 
 def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResult:
@@ -235,12 +263,14 @@ def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResu
             finding = _Finding(Verdict.FITS, Depth.ARCHITECTURE, ["an upscaler works on finished images"])
         case _:
             finding = _by_family(checkpoint, part, support)
+    if part.role is not None and part.kind is not part.role:
+        finding.at_least(Verdict.CANNOT, f"it is used as {part.role}, its tensors show {part.kind}")
     for conflict in _label_conflict(part):
         finding.at_least(Verdict.CAUTION, conflict)
     if part.model_type.is_adapter and part.kind is not Kind.ADAPTER:
         finding.at_least(Verdict.CANNOT, f"CivitAI says {part.model_type}, the tensors show {part.kind}")
     reasons = tuple(dict.fromkeys(finding.reasons))
-    return PartResult(part.name, finding.verdict, finding.depth, reasons, support, finding.modules)
+    return PartResult(part.name, finding.verdict, finding.depth, reasons, support, finding.modules, part.weights)
 
 
 def _asked_type(part: Part) -> ModelType:
@@ -349,6 +379,7 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
     asked = fit.total - len(fit.elsewhere)
     ours, theirs = checkpoint.architecture, part.architecture
     known = Architecture.UNKNOWN not in (ours, theirs)
+    differs = known and not checkpoint.possible & part.possible
     if fit.elsewhere and not asked:
         return None
     if known and ours is theirs and ours not in _RENDERED and not fit.fitting and not fit.mismatched:
@@ -360,7 +391,7 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
     if fit.fitting == asked:
         if fit.elsewhere:
             finding.at_least(Verdict.CAUTION, "it changes text encoders, which must come from another file")
-        if known and ours is not theirs:
+        if differs:
             finding.at_least(Verdict.CAUTION, f"made for {theirs}, the checkpoint is {ours}, yet every module fits")
         if fit.idle:
             finding.at_least(Verdict.CAUTION, f"{len(fit.idle)} modules change nothing: {fit.idle[0]}")
@@ -368,7 +399,7 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
     finding.reasons.extend(fit.mismatched[:3])
     finding.reasons.extend(f"{name}: not in the checkpoint" for name in fit.missing[:3])
     finding.reasons.extend(fit.unknown[:3])
-    if known and ours is not theirs:
+    if differs:
         finding.at_least(Verdict.CANNOT, f"made for {theirs}, the checkpoint is {ours}")
     elif not fit.fitting or (fit.fitting * 2 < asked and (fit.mismatched or not known)):
         finding.at_least(

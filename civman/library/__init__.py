@@ -194,9 +194,9 @@ class Library:
 
         `file` selects one of the checkpoint's files.
         """
-        from civman.domain.compatibility import check
+        from civman.planning.check_files import check_files
 
-        return check(self.inspect(checkpoint, file=file).part, [self.inspect(part).part for part in parts])
+        return check_files(self.inspect(checkpoint, file=file), [(None, self.inspect(part)) for part in parts])
 
     def verify(
         self,

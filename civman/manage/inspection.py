@@ -47,6 +47,9 @@ class Inspected:
 
         Raises: StoreError: an adapter's alphas cannot be read.
         """
+        if self.gguf is not None:
+            header = self.gguf.as_header
+            return Part(self.name, self.model_type, self.label, identify(header), header, form=self.gguf.words)
         return Part(self.name, self.model_type, self.label, self.identity, self.header, self._numbers())
 
     def _numbers(self) -> dict[str, float] | None:

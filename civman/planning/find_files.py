@@ -64,7 +64,9 @@ class Found:
         """The file in the form in which plans list it."""
         asset = self.asset
         said = (asset.model_name, asset.version_name) if asset else ("", "")
-        return PlannedFile(self.role, self.inspected.name, self.sha256, self.path, *said, self.autov3)
+        return PlannedFile(
+            self.role, self.inspected.name, self.sha256, self.path, *said, self.autov3, self.identity.weights
+        )  # fmt: skip
 
 
 class Finder:

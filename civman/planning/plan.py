@@ -22,6 +22,7 @@ from civman.domain.recipes.record import TypedPrompts
 from civman.errors import CannotRender, Cause, Incompatible, NotFound, UsageError
 from civman.index import Index
 from civman.planning import prompt_references
+from civman.planning.check_files import in_role
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
 from civman.planning.few_steps import few_steps_notice
 from civman.planning.find_files import Finder, Found
@@ -249,14 +250,14 @@ def _lora(finder: Finder, ref: str) -> Found:
 
 def _fits(checkpoint: Found, file: Found) -> bool:
     try:
-        check(checkpoint.part, [file.part]).raise_if_blocked()
+        check(checkpoint.part, [in_role(file.part, file.role)]).raise_if_blocked()
     except Incompatible:
         return False
     return True
 
 
 def _compatible(checkpoint: Found, parts: Sequence[Found], conditions: Conditions) -> tuple[str, ...]:
-    found: Compatibility = check(checkpoint.part, [part.part for part in parts])
+    found: Compatibility = check(checkpoint.part, [in_role(part.part, part.role) for part in parts])
     if not conditions.force:
         try:
             found.raise_if_blocked(allow_partial=conditions.allow_partial)

@@ -32,6 +32,8 @@ class PlannedFile:
     model: str = ""
     version: str = ""
     autov3: str = ""
+    weights: str = ""
+    """How the weights are stored, such as "UNet fp8 with scales, rest fp16"."""
 
 
 @dataclass(frozen=True, slots=True)

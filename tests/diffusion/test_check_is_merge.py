@@ -140,7 +140,17 @@ def _plain(stem: str) -> dict[str, torch.Tensor]:
     return {f"{stem}.lora_down.weight": torch.ones(R, 16), f"{stem}.lora_up.weight": torch.ones(16, R)}
 
 
-LEFT_OUT_WITH_ONE_TENSOR = ("full", "only bias", "set", "oft, early", "norm", "oft")
+LEFT_OUT_WITH_ONE_TENSOR = (
+    "ia3, peft",
+    "ia3, peft, a name",
+    "ia3, peft, in",
+    "full",
+    "only bias",
+    "set",
+    "oft, early",
+    "norm",
+    "oft",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -90,8 +90,6 @@ OWN_PAIRS = {
     "orig-hunyuan-video": ["own/kohya-hunyuan-video-lora"],
 }
 NOT_YET = {
-    *(("ckpt-sd15", f"own/peft-sd1-{kind}") for kind in ("ia3", "oft", "boft")),
-    ("ckpt-sd15", "own/peft-sd1-lora-named-0"),
     ("flux-dev-diffusers", "own/kohya-flux-dev-lora"),
 }
 """Pairs whose modules are not compared yet. The list is exact: whoever makes one right takes it off here."""
@@ -105,7 +103,10 @@ ENDING = re.compile(
     ("checkpoint", "adapter"), [(checkpoint, each) for checkpoint, some in OWN_PAIRS.items() for each in some]
 )
 def test_every_module_that_a_library_made_is_found_in_the_library_s_checkpoint(checkpoint, adapter):
-    count = len({ENDING.sub("", name) for name in case(adapter)["tensors"]})
+    names = case(adapter)["tensors"]
+    if any(".base_layer." in name for name in names):  # peft saved the model with its adapter
+        names = [name for name in names if ".lora_" in name]
+    count = len({ENDING.sub("", name) for name in names})
 
     result = one(part(f"own/{checkpoint}"), part(adapter))
 
@@ -116,6 +117,11 @@ def test_every_module_that_a_library_made_is_found_in_the_library_s_checkpoint(c
         assert result.verdict is Verdict.PARTLY
         assert len(result.modules.mismatched) == 6
         assert all("bias of shape" in each for each in result.modules.mismatched)
+        return
+    if adapter in ("own/peft-sd1-oft", "own/peft-sd1-boft"):  # the file does not show how peft computes the rotation
+        assert result.verdict is Verdict.CANNOT
+        assert len(result.modules.mismatched) == count
+        assert "PEFT's rotation" in result.modules.mismatched[0]
         return
     assert result.modules.words == f"{count} of {count} modules fit"
     assert (result.verdict, result.depth) == (Verdict.FITS, Depth.MODULES)

@@ -11,7 +11,7 @@ Source: LoRA (Hu et al. 2021, 4.1), LoHa (Hyeon-Woo et al. 2022, FedPara, 2), Lo
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
-from math import prod
+from math import isqrt, prod
 from typing import NamedTuple
 
 from civman.domain.architecture import Adapter
@@ -58,7 +58,10 @@ LAYOUTS = (
     Layout(Adapter.OFT, frozenset({"oft_blocks"}), _BIAS | {"alpha", "rescale"}),
     Layout(Adapter.OFT, frozenset({"oft_diag"}), _BIAS | {"alpha", "rescale"}),
     Layout(Adapter.GLORA, frozenset({"a1", "a2", "b1", "b2"}), _BIAS | {"alpha", "bm"}),
+    Layout(Adapter.OFT, frozenset({"oft_r"}), frozenset()),
+    Layout(Adapter.BOFT, frozenset({"boft_r"}), frozenset({"boft_s"})),
     Layout(Adapter.IA3, frozenset({"factor", "on_input"}), frozenset()),
+    Layout(Adapter.IA3, frozenset({"ia3_l"}), frozenset()),
     Layout(Adapter.FULL, frozenset({"diff"}), _BIAS | {"alpha"}),
     Layout(Adapter.FULL, frozenset({"set_weight"}), _BIAS | {"alpha"}),
     Layout(Adapter.FULL, _BIAS, frozenset({"alpha"})),
@@ -68,7 +71,8 @@ _SHOWS = {
     "down": Adapter.LORA, "up": Adapter.LORA, "mid": Adapter.LORA, "up_bias": Adapter.LORA, "on_input": Adapter.IA3,
     "a1": Adapter.GLORA, "a2": Adapter.GLORA, "b1": Adapter.GLORA, "b2": Adapter.GLORA, "bm": Adapter.GLORA,
     "oft_blocks": Adapter.OFT, "oft_diag": Adapter.OFT, "diff": Adapter.FULL, "set_weight": Adapter.FULL,
-    "diff_b": Adapter.FULL,
+    "diff_b": Adapter.FULL, "oft_r": Adapter.OFT, "boft_r": Adapter.BOFT, "boft_s": Adapter.BOFT,
+    "ia3_l": Adapter.IA3,
 }  # fmt: skip
 
 
@@ -133,16 +137,42 @@ def misfit(
         return f"bias of shape {times(shapes['diff_b'])} against {times(bias) if bias else 'none'}"
     if kind is Adapter.FULL and not found.shape:
         return None
+    if "oft_r" in shapes or "boft_r" in shapes:
+        return _PEFT_ROTATION
     if len(weight) < 2 and kind is not Adapter.FULL:
         return f"a {kind} against a weight of one axis"
     try:
         _FITTERS.get(kind, _fit_shape)(shapes, found, weight)
         if kind is Adapter.IA3:
-            _fit_factors(shapes["factor"], weight, on_input)
+            _fit_factors(shapes, weight, on_input)
         dora_axis(shapes, weight)
     except MisfitError as reason:
         return str(reason)
     return None
+
+
+_PEFT_ROTATION = "PEFT's rotation of a layer's inputs, and the file does not say by which of PEFT's formulas"
+"""Why PEFT's OFT and BOFT are not applied: versions of PEFT compute the rotation differently from the same tensors."""
+
+
+def input_width(shapes: Shapes) -> int | None:
+    """The width of the input of the weight that PEFT's OFT, BOFT or IA3 was made for; None for every other kind."""
+    if "oft_r" in shapes and len(shapes["oft_r"]) == 2:
+        return shapes["oft_r"][0] * _block_size(shapes["oft_r"][1])
+    if "boft_r" in shapes and len(shapes["boft_r"]) == 4:
+        return shapes["boft_r"][1] * shapes["boft_r"][2]
+    return shapes["ia3_l"][1] if factors_on_input(shapes) else None
+
+
+def factors_on_input(shapes: Shapes) -> bool | None:
+    """Whether PEFT's IA3 scales the inputs of a linear layer; None if the shape of its factors does not show it."""
+    shape = shapes.get("ia3_l", ())
+    return shape[0] == 1 if len(shape) == 2 and shape[0] != shape[1] and 1 in shape else None
+
+
+def _block_size(count: int) -> int:
+    """The size of a skew-symmetric matrix that has `count` numbers above its diagonal."""
+    return (1 + isqrt(1 + 8 * count)) // 2
 
 
 def has_strength(shapes: Collection[str]) -> bool:
@@ -267,6 +297,10 @@ def _factor(shapes: Shapes, name: str, core: str) -> Shape:
 
 
 def _oft(shapes: Shapes) -> Described:
+    if "oft_r" in shapes:
+        if len(shapes["oft_r"]) != 2:
+            raise MisfitError(f"oft_R of shape {times(shapes['oft_r'])} is no row of numbers for each block")
+        return Described(sides=(input_width(shapes) or 0,), rank=_block_size(shapes["oft_r"][1]))
     name = "oft_blocks" if "oft_blocks" in shapes else "oft_diag"
     blocks = shapes[name]
     if blocks[-1:] != blocks[-2:-1] or len(blocks) not in ((3, 4) if name == "oft_blocks" else (3,)):
@@ -275,6 +309,13 @@ def _oft(shapes: Shapes) -> Described:
     if len(blocks) == 4 and (size % 2 or count % 2 ** (stages - 1)):
         raise MisfitError(f"{stages} butterfly stages do not fit {count} blocks of {size}")
     return Described(sides=(count * size,), rank=size)
+
+
+def _boft(shapes: Shapes) -> Described:
+    blocks = shapes["boft_r"]
+    if len(blocks) != 4 or blocks[2] != blocks[3]:
+        raise MisfitError(f"boft_R of shape {times(blocks)} are no square blocks")
+    return Described(sides=(blocks[1] * blocks[2],), rank=blocks[2])
 
 
 def _glora(shapes: Shapes) -> Described:
@@ -292,7 +333,7 @@ def _full(shapes: Shapes) -> Described:
 
 
 def _ia3(shapes: Shapes) -> Described:
-    factor = shapes["factor"]
+    factor = shapes["ia3_l"] if "ia3_l" in shapes else shapes["factor"]
     if not factor or prod(factor) != max(factor):
         raise MisfitError(f"factors of shape {times(factor) or 'scalar'} are not a row")
     return Described(sides=(max(factor),))
@@ -300,7 +341,7 @@ def _ia3(shapes: Shapes) -> Described:
 
 _DESCRIBERS: dict[Adapter, Callable[[Shapes], Described]] = {
     Adapter.LORA: _lora, Adapter.LOHA: _loha, Adapter.LOKR: _lokr, Adapter.OFT: _oft, Adapter.GLORA: _glora,
-    Adapter.FULL: _full, Adapter.IA3: _ia3,
+    Adapter.FULL: _full, Adapter.IA3: _ia3, Adapter.BOFT: _boft,
 }  # fmt: skip
 
 
@@ -345,8 +386,12 @@ def _fit_glora(shapes: Shapes, _found: Described, weight: Shape) -> None:
     _fit_shape(shapes, Described((out[0], columns)), weight)
 
 
-def _fit_factors(factor: Shape, weight: Shape, on_input: bool | None) -> None:
-    count = prod(factor)
+def _fit_factors(shapes: Shapes, weight: Shape, on_input: bool | None) -> None:
+    if "ia3_l" in shapes:
+        on_input = factors_on_input(shapes)
+        if on_input is None:
+            raise MisfitError(f"factors of shape {times(shapes['ia3_l'])}, which may be for inputs or for outputs")
+    count = prod(shapes["ia3_l"] if "ia3_l" in shapes else shapes["factor"])
     sides = weight[:2] if on_input is None else weight[1:2] if on_input else weight[:1]
     if count not in sides:
         words = "inputs or outputs" if on_input is None else "inputs" if on_input else "outputs"

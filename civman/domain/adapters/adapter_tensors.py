@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from civman.domain.adapters import adapter_kinds
 from civman.domain.adapters.adapter_kinds import Described, MisfitError
-from civman.domain.adapters.spellings import BUNDLED, MARKS, locate, split_name
+from civman.domain.adapters.spellings import BUNDLED, MARKS, WRAPPED, locate, split_name
 from civman.domain.architecture import Adapter
 from civman.domain.files.header import Header
 
@@ -83,6 +83,11 @@ class Deltas:
 
     All are in `loose` too.
     """
+    of_base: tuple[str, ...] = ()
+    """Weights of the model that the adapter was trained on, which PEFT saves with it if its layers are not unwrapped.
+
+    They are not part of the adapter.
+    """
 
 
 def read_deltas(shapes: Mapping[str, Shape]) -> Deltas:
@@ -92,6 +97,8 @@ def read_deltas(shapes: Mapping[str, Shape]) -> Deltas:
         return Deltas(loose=tuple(shapes))
     groups: dict[str, dict[str, str]] = {}
     loose: list[str] = []
+    of_base: list[str] = []
+    unknown = of_base if WRAPPED in names else loose
     bundled: dict[str, None] = {}
     twice: dict[str, str] = {}
     for name, shape in shapes.items():
@@ -100,7 +107,7 @@ def read_deltas(shapes: Mapping[str, Shape]) -> Deltas:
             continue
         module, part = split_name(name)
         if not part:
-            loose.append(name)
+            unknown.append(name)
         elif (other := groups.setdefault(module, {}).setdefault(part, name)) is not name:
             loose.append(name)
             twice[name] = other
@@ -108,10 +115,10 @@ def read_deltas(shapes: Mapping[str, Shape]) -> Deltas:
     for module, parts in groups.items():
         kind = adapter_kinds.kind_of(frozenset(parts))
         if kind is None:
-            loose.append(module)
+            unknown.append(module)
         else:
             deltas.append(_delta(module, kind, parts, {part: shapes[name] for part, name in parts.items()}))
-    return Deltas(tuple(deltas), tuple(loose), tuple(sorted(bundled)), twice)
+    return Deltas(tuple(deltas), tuple(loose), tuple(sorted(bundled)), twice, tuple(of_base))
 
 
 def deltas_of(header: Header) -> Deltas:

@@ -23,6 +23,7 @@ ENDINGS: dict[str, str] = {
     **{f"hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f"lokr_{part}": f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t1", "t2")},
     "oft_blocks": "oft_blocks", "oft_diag": "oft_diag",
+    "oft_R.weight": "oft_r", "oft_R": "oft_r", "boft_R": "boft_r", "boft_s": "boft_s", "ia3_l": "ia3_l",
     **{f"{part}.weight": part for part in ("a1", "a2", "b1", "b2", "bm")},
     "weight": "factor", "on_input": "on_input",
     "diff": "diff", "diff_b": "diff_b", "w_norm": "diff", "b_norm": "diff_b", "set_weight": "set_weight",
@@ -30,7 +31,8 @@ ENDINGS: dict[str, str] = {
 """Ending of a tensor's name → the part of the change that the tensor contains."""
 
 _NAMED = re.compile(
-    r"\.(?P<part>lora_A|lora_B|lora_magnitude_vector|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12]))"
+    r"\.(?P<part>lora_A|lora_B|lora_magnitude_vector|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])"
+    r"|b?oft_R|boft_s|ia3_l)"
     r"\.(?P<name>[^.]+)(?P<leaf>\.weight|\.bias)?\Z"
 )
 """PEFT includes the name of its adapter in the key: `lora_A.default.weight`."""
@@ -46,9 +48,11 @@ _FIRST = re.compile(r"(unet|text_encoder):(\d{1,4}):(up|down)\Z")
 
 MARKS = (
     "lora", "hada_w", "lokr_w", "oft_", ".diff\n", ".diff_b\n", ".set_weight", ".a1.weight", ".on_input", "_norm\n",
-    "magnitude_vector", "unet:0:", "text_encoder:0:",
+    "magnitude_vector", "unet:0:", "text_encoder:0:", "ia3_l",
 )  # fmt: skip
 """A list of tensor names, each followed by a line break, is not an adapter's if it contains none of these strings."""
+WRAPPED = ".base_layer."
+"""Part of the names of PEFT's wrapped layers: the file was saved with the weights of the model that was trained on."""
 BUNDLED = "bundle_emb."
 """The prefix of an embedding that is bundled in an adapter file."""
 

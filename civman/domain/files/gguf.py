@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-from civman.domain.files.header_text import refuse, short
+from civman.domain.files.header import Header
+from civman.domain.files.header_text import Tensor, refuse, short
 
 MAGIC = b"GGUF"
 MAX_ENTRIES = 100_000
@@ -57,6 +58,12 @@ class GgufHeader:
         """A description for people, such as "GGUF, flux, Q4_K, 780 tensors"."""
         parts = ["GGUF", self.architecture, self.quantisation, f"{len(self.tensors)} tensors"]
         return ", ".join(part for part in parts if part)
+
+    @property
+    def as_header(self) -> Header:
+        """The same tensors and metadata in the form in which safetensors headers are read; offsets are left out."""
+        tensors = {name: Tensor(kind, shape, 0, 0) for name, (kind, shape) in self.tensors.items()}
+        return Header(tensors=tensors, metadata=self.metadata, header_bytes=0, file_size=0)
 
 
 def parse_gguf(prefix: bytes, *, is_whole: bool = False) -> GgufHeader:

@@ -81,6 +81,9 @@ _PARTS = (
 def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
     """How these tensors' weights are stored."""
     found = _quantisation(tensors)
+    precisions = {_PRECISIONS.get(dtype) for dtype in {tensor.dtype for tensor in tensors.values()}} - {None}
+    if len(precisions) == 1 and found is None:  # most files: no need to sort the tensors into parts
+        return WeightForm((("model", str(precisions.pop())),)) if _has_weights(tensors) else WeightForm()
     counts: dict[str, dict[str, int]] = {}
     scaled: set[str] = set()
     for name, tensor in tensors.items():
@@ -100,10 +103,16 @@ def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
     return WeightForm(tuple(parts), found)
 
 
+def _has_weights(tensors: Mapping[str, Tensor]) -> bool:
+    return any(tensor.shape and tensor.dtype in _PRECISIONS and _part_of(name) for name, tensor in tensors.items())
+
+
 def scale_names(tensors: Iterable[str]) -> dict[str, str]:
     """Name of a weight → name of the tensor that multiplies it, for every weight that has one."""
     names = tensors.keys() if isinstance(tensors, Mapping) else set(tensors)
-    found = {}
+    found: dict[str, str] = {}
+    if not any(ending in "\n".join(names) for ending in SCALES):
+        return found
     for name in names:
         if not name.endswith(SCALES):  # true for nearly all names: one call instead of one for each ending
             continue
@@ -115,7 +124,9 @@ def scale_names(tensors: Iterable[str]) -> dict[str, str]:
 
 def _quantisation(tensors: Mapping[str, Tensor]) -> Quantisation | None:
     endings = {ending: kind for kind, marks in _MARKS for ending in marks}
-    for name in tensors:
+    text = "\n".join(tensors)
+    seen = any(mark in text for mark in (".quant_state.bitsandbytes__", *endings))
+    for name in tensors if seen else ():
         if ".quant_state.bitsandbytes__" in name:
             return Quantisation.NF4
         tail = name.rpartition(".")[2]

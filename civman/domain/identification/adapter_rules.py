@@ -5,34 +5,64 @@ The first matching rule wins, so specific rules come before general ones.
 Source: layouts as the model authors' and trainers' public code writes them.
 """
 
+from typing import Any
+
 from civman.domain.architecture import Architecture
 from civman.domain.identification.rules import Rule
 
 A = Architecture
 
+CROSS_KV = r"attn2_to_[kv]$"
 _UNET = r"^(input_blocks|down_blocks|output_blocks|up_blocks|middle_block|mid_block)[._]"
 _SD = (A.SD1, A.SD2, A.SDXL, A.SDXL_REFINER, A.KOLORS)
+_NOT_SD = (
+    r"motion_modules|temporal|temp_conv|temp_attentions|time_mixer|time_stack|^transformer_in_|(^|_)(base|ctrl)_|_fuser_"
+    r"|depthwise|image_latents|control"
+)
+"""Modules in a UNet that no Stable Diffusion model has: those of videos and of other networks beside it."""
+
+
+def _sd(width: int) -> dict[str, Any]:
+    """The conditions for an adapter on a Stable Diffusion UNet with this width of its text."""
+    return {
+        "needs": (_UNET,),
+        "lacks": (_NOT_SD,),
+        "axis": (CROSS_KV, 1, (width,)),
+        "where": ((CROSS_KV, 1, (width,)),),
+    }
+
 
 _DIT_WIDTH = r"^double_blocks_#_(img|txt)_(attn_(qkv|proj)|mod_lin(ear)?)$"
 _NUMBERED = r"^(layers|noise_refiner|context_refiner)_#_"
 _JOINT = r"^transformer_blocks_#_attn_(to_[qkv]|to_out_#|add_[qkv]_proj|to_add_out)$"
-CROSS_KV = r"attn2_to_[kv]$"
 _DOUBLE = r"^(double|single)_blocks_#_"
+_STREAMS = r"^(single_)?transformer_blocks_#_attn_to_[qkv]$|^single_transformer_blocks_#_(proj_mlp|norm_linear)$"
+_ADDED = r"^transformer_blocks_#_(attn1_add_[qkv]_proj|txt_ff_net_#_proj)$"
+_LIKE_FLUX = (A.CHROMA, A.HUNYUAN_VIDEO, A.HUNYUAN_IMAGE, A.BRIA, A.LONGCAT_IMAGE, A.OVIS_IMAGE, A.FLUX3, A.MOTIF_VIDEO)
+"""Families whose joint and single transformer blocks have the names of Flux.1's in diffusers."""
 
 ADAPTED: tuple[Rule, ...] = (
+    Rule("on-flux3", A.FLUX3, "names of Flux.3's blocks", needs=(r"^early_stream_modulations|^(txt_)?mode_blocks_",)),
     Rule("on-flux2-modulation", A.FLUX2, "names of Flux.2's blocks",
          needs=(r"^(double|single)_stream_modulation|^single_transformer_blocks_#_attn_to_qkv_mlp_proj",)),
     Rule("on-chroma", A.CHROMA, "changes the distilled guidance layer", needs=(r"^distilled_guidance_layer_",)),
     Rule("on-flux2-single", A.FLUX2, "single blocks nine times as wide inside", needs=(r"^single_blocks_#_linear1$",),
          ratio=(r"^single_blocks_#_linear1$", 8.5, 9.5)),
+    Rule("on-joyimage", A.JOYIMAGE, "double blocks with names of JoyImage's attention",
+         needs=(r"^double_blocks_#_(attn_(img|txt)_attn_(qkv|proj)|(img|txt)_mlp_net_#(_proj)?)$",)),
     Rule("on-flux2-double", A.FLUX2, "double blocks with a gated sixfold layer",
          ratio=(r"^double_blocks_#_(img|txt)_mlp_#$", 5.5, 6.5)),
     Rule("on-flux2-width", A.FLUX2, "double blocks, 6144 or 4096 wide", axis=(_DIT_WIDTH, 1, (6144, 4096))),
     Rule("on-hunyuan-image", A.HUNYUAN_IMAGE, "double blocks, 3584 wide", axis=(_DIT_WIDTH, 1, (3584,))),
+    Rule("on-hunyuan-image-diffusers", A.HUNYUAN_IMAGE, "joint and single transformer blocks, 3584 wide",
+         needs=(r"^single_transformer_blocks_#_",), axis=(_STREAMS, 1, (3584,))),
     Rule("on-hunyuan-video", A.HUNYUAN_VIDEO, "double blocks with Hunyuan's names",
-         needs=(r"^double_blocks_#_(img|txt)_(mlp_fc\d|mod_linear)$|token_refiner|^single_blocks_#_modulation_linear$",)),
+         needs=(r"^double_blocks_#_(img|txt)_(mlp_fc\d|mod_linear)$|individual_token_refiner"
+                r"|^context_embedder_(#_)?token_refiner|^single_blocks_#_modulation_linear$",),
+         also=(A.HUNYUAN_VIDEO_15,)),
     Rule("on-hunyuan-video-single", A.HUNYUAN_VIDEO, "more single blocks than Flux.1 has",
          needs=(_DOUBLE + "|^single_transformer_blocks_#_attn_to_q$",), lacks=(r"^joint_transformer_blocks",),
+         also=(A.MOTIF_VIDEO,), where=((_STREAMS, 1, (3072,)),),
          top=(r"^(single_blocks|single_transformer_blocks)_#", 38, 39)),
     Rule("on-hunyuan-video-double", A.HUNYUAN_VIDEO, "more double blocks than Flux.1 has",
          top=(r"^double_blocks_#", 19, 19)),
@@ -48,10 +78,13 @@ ADAPTED: tuple[Rule, ...] = (
     Rule("on-hidream", A.HIDREAM, "double and single stream blocks",
          needs=(r"^(double_stream_blocks|single_stream_blocks)_#_",)),
     Rule("on-flux1-diffusers", A.FLUX1, "joint and single transformer blocks",
-         needs=(r"^single_transformer_blocks_#_(attn_to_|proj_mlp|proj_out|norm_linear)",),
-         also=(A.CHROMA, A.HUNYUAN_VIDEO)),
+         needs=(r"^single_transformer_blocks_#_(attn_to_|proj_mlp|proj_out|norm_linear)",), also=_LIKE_FLUX),
     Rule("on-qwen-image", A.QWEN_IMAGE, "joint blocks with separate picture and text layers",
-         needs=(r"^transformer_blocks_#_(img|txt)_(mod|mlp)_",)),
+         needs=(r"^transformer_blocks_#_txt_(mod|mlp)_",)),
+    Rule("on-nucleus-image", A.NUCLEUS_IMAGE, "joint blocks of experts",
+         needs=(r"^transformer_blocks_#_(img_mlp_shared_expert|img_mlp_gate$|encoder_proj$)",)),
+    Rule("on-qwen-image-half", A.QWEN_IMAGE, "joint blocks with layers for pictures", also=(A.NUCLEUS_IMAGE,),
+         needs=(r"^transformer_blocks_#_img_(mod|mlp)_",)),
     Rule("on-qwen-image-depth", A.QWEN_IMAGE, "more joint blocks than Flux.1 has, 3072 wide",
          needs=(_JOINT,), axis=(_JOINT, 1, (3072,)), top=(_JOINT, 19, 59)),
     Rule("on-sd3-joint", A.SD3, "joint transformer blocks, 1536 or 2432 wide", axis=(_JOINT, 1, (1536, 2432))),
@@ -68,38 +101,56 @@ ADAPTED: tuple[Rule, ...] = (
          axis=(r"^blocks_#_(self_attn|cross_attn)_([qkv]|output)_proj$|^blocks_#_mlp_layer1$", 1, (2048,))),
     Rule("on-cosmos", A.COSMOS, "Cosmos blocks", also=(A.ANIMA,),
          needs=(r"^blocks_#_(self_attn|cross_attn)_output_proj$|^blocks_#_mlp_layer\d$|^blocks_#_adaln_modulation_",)),
+    *(Rule(f"on-wan-{said}-diffusers", A.WAN, f"video blocks, {width} wide", variant=said, also=(A.HELIOS,),
+           axis=(r"^blocks_#_attn[12]_to_[qkv]$", 1, (width,)))
+      for said, width in (("14b", 5120), ("1.3b", 1536), ("5b", 3072))),
     Rule("on-wan-14b", A.WAN, "video blocks, 5120 wide", variant="14b",
-         axis=(r"^blocks_#_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv])$", 1, (5120,))),
+         axis=(r"^blocks_#_(self_attn_[qkvo]|cross_attn_[qkvo])$", 1, (5120,))),
     Rule("on-wan-1.3b", A.WAN, "video blocks, 1536 wide", variant="1.3b",
-         axis=(r"^blocks_#_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv])$", 1, (1536,))),
+         axis=(r"^blocks_#_(self_attn_[qkvo]|cross_attn_[qkvo])$", 1, (1536,))),
     Rule("on-wan-5b", A.WAN, "video blocks, 3072 wide", variant="5b",
-         axis=(r"^blocks_#_(self_attn_[qkvo]|cross_attn_[qkvo]|attn[12]_to_[qkv])$", 1, (3072,))),
-    Rule("on-wan", A.WAN, "names of Wan's blocks",
-         needs=(r"^blocks_#_((self_attn|cross_attn)_[qkvo]|ffn_#|ffn_net_#(_proj)?)$",)),
+         axis=(r"^blocks_#_(self_attn_[qkvo]|cross_attn_[qkvo])$", 1, (3072,))),
+    Rule("on-wan", A.WAN, "names of Wan's blocks", needs=(r"^blocks_#_((self_attn|cross_attn)_[qkvo]|ffn_#)$",)),
+    Rule("on-wan-diffusers", A.WAN, "names of Wan's blocks", also=(A.HELIOS,),
+         needs=(r"^blocks_#_ffn_net_#(_proj)?$",)),
     Rule("on-z-image", A.Z_IMAGE, "refiner and main layers, 3840 wide", axis=(_NUMBERED, 1, (3840,))),
+    Rule("on-lumina-next", A.LUMINA_NEXT, "layers with an attention of their own for text",
+         needs=(_NUMBERED + r"attn2_to_[qkv]$",), axis=(_NUMBERED + r"attn[12]_to_q$", 1, (2304,))),
     Rule("on-lumina2", A.LUMINA2, "refiner and main layers, 2304 wide", axis=(_NUMBERED, 1, (2304,))),
-    Rule("on-z-image-names", A.Z_IMAGE, "layers with `attention.to_q`", needs=(_NUMBERED + r"attention_to_[qkv]$",)),
-    Rule("on-lumina2-names", A.LUMINA2, "layers with `attn.to_q`", needs=(_NUMBERED + r"attn_to_[qkv]$",)),
+    Rule("on-z-image-names", A.Z_IMAGE, "layers with `attention.to_q`", needs=(_NUMBERED + r"attention_to_[qkv]$",),
+         also=(A.IDEOGRAM4, A.BRIA)),
+    Rule("on-lumina2-names", A.LUMINA2, "layers with `attn.to_q`", also=(A.LUMINA_NEXT,),
+         needs=(r"^(noise_refiner|context_refiner)_#_attn_to_[qkv]$",)),
     Rule("on-hunyuan-dit", A.HUNYUAN_DIT, "names of Hunyuan-DiT's blocks",
          needs=(r"^blocks_#_(attn1_Wqkv|attn2_(kv|q)_proj)$",)),
     Rule("on-mochi", A.MOCHI, "asymmetric attention", needs=(r"^blocks_#_attn_(qkv|proj)_[xy]$",)),
     Rule("on-sana", A.SANA, "linear attention with convolutions",
-         needs=(r"^blocks_#_cross_attn_q_linear$|_ff_conv_(inverted|depth|point)$",), lacks=(r"cross_attn_kv_linear",)),
-    Rule("on-pixart", A.PIXART, "cross-attention with a joint key-value layer",
+         needs=(r"^blocks_#_cross_attn_q_linear$|_ff_conv_(inverted|depth|point)$",), lacks=(r"cross_attn_kv_linear",),
+         also=(A.SANA_VIDEO,)),
+    Rule("on-sana-width", A.SANA, "transformer blocks, 2240 wide", also=(A.SANA_VIDEO,),
+         axis=(r"^blocks_#_cross_attn_kv_linear$|^transformer_blocks_#_attn[12]_to_[qkv]$", 1, (2240,))),
+    Rule("on-pixart", A.PIXART, "cross-attention with a joint key-value layer", also=(A.SANA,),
          needs=(r"^blocks_#_cross_attn_kv_linear$",)),
-    Rule("on-pixart-diffusers", A.PIXART, "transformer blocks, 1152 wide",
+    Rule("on-pixart-diffusers", A.PIXART, "transformer blocks, 1152 wide", also=(A.SANA, A.LATTE),
+         needs=(r"^transformer_blocks_#_attn2_",),
          axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (1152,))),
     Rule("on-ltx", A.LTX_VIDEO, "transformer blocks, 2048 or 4096 wide", also=(A.COSMOS,),
          axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (2048, 4096)), needs=(r"^transformer_blocks_#_attn2_",)),
+    Rule("on-easyanimate", A.EASYANIMATE, "a second feed-forward layer for text beside joint attention",
+         needs=(r"^transformer_blocks_#_(txt_ff_net_|attn1_)",), axis=(_ADDED, 1, (3072,))),
+    Rule("on-mochi-diffusers", A.MOCHI, "joint attention with text of half the width", axis=(_ADDED, 1, (1536,))),
     Rule("on-cogvideox", A.COGVIDEOX, "transformer blocks of joint attention, 1920 or 3072 wide",
-         axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (1920, 3072)), lacks=(r"^transformer_blocks_#_attn2_",)),
-    Rule("on-svd", A.SVD, "time-mixing blocks inside a UNet", needs=(r"temporal_transformer_blocks_#|time_stack",)),
-    Rule("on-sdxl", A.SDXL, "cross-attention to 2048-wide text", needs=(_UNET,), axis=(CROSS_KV, 1, (2048,)),
-         also=(A.KOLORS,)),
-    Rule("on-refiner", A.SDXL_REFINER, "cross-attention to 1280-wide text", needs=(_UNET,),
-         axis=(CROSS_KV, 1, (1280,))),
-    Rule("on-sd2", A.SD2, "cross-attention to 1024-wide text", needs=(_UNET,), axis=(CROSS_KV, 1, (1024,))),
-    Rule("on-sd1", A.SD1, "cross-attention to 768-wide text", needs=(_UNET,), axis=(CROSS_KV, 1, (768,))),
+         axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (1920, 3072)), also=(A.EASYANIMATE, A.MOCHI),
+         lacks=(r"^transformer_blocks_#_attn2_",)),
+    Rule("on-svd", A.SVD, "time-mixing blocks inside a UNet",
+         needs=(_UNET, r"temporal_transformer_blocks_#|time_stack"), lacks=(r"motion_modules",)),
+    Rule("on-unet-of-videos", A.UNKNOWN, "modules that work over time, or of another network beside a UNet",
+         needs=(_UNET, _NOT_SD)),
+    Rule("on-sdxl", A.SDXL, "cross-attention to 2048-wide text", **_sd(2048), also=(A.KOLORS, A.DREAMLITE)),
+    Rule("on-refiner", A.SDXL_REFINER, "cross-attention to 1280-wide text",
+         **{**_sd(1280), "lacks": (_NOT_SD, r"^:level0$")}),
+    Rule("on-sd2", A.SD2, "cross-attention to 1024-wide text", **_sd(1024)),
+    Rule("on-sd1", A.SD1, "cross-attention to 768-wide text", **_sd(768)),
     Rule("on-sdxl-depth", A.SDXL, "up to ten transformer blocks in one attention", needs=(_UNET,), depth=(4, 9)),
     Rule("on-sdxl-te2", A.SDXL, "a UNet with two text encoders", needs=(_UNET, r"^:te2$")),
     Rule("on-sd2-text", A.SD2, "a UNet with a 1024-wide text encoder", needs=(_UNET,),

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from civman.domain.adapters.adapter_kinds import input_width
 from civman.domain.adapters.adapter_tensors import Delta, Deltas, deltas_of
 from civman.domain.adapters.module_names import parts_of
 from civman.domain.adapters.spellings import means_the_only_encoder
@@ -45,13 +46,14 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
     said = said or claims(header.metadata)
     base = Identity(
         precision=_precision(header.elements),
-        weights=weight_form(header.tensors).words,
         tensor_count=len(shapes),
         parameter_count=header.parameter_count,
     )
     deltas = deltas_of(header)
     if deltas.modules and len(deltas.loose) <= len(deltas.modules):
-        return _adapter(base, shapes, deltas, said)
+        # one precision for the whole file: sorting its tensors into parts would take as long as everything else
+        return _adapter(replace(base, weights=_words(base.precision)), shapes, deltas, said)
+    base = replace(base, weights=weight_form(header.tensors).words)
     for question in (_embedding, _control, _diffusion_model, _other_part):
         if found := question(base, header, said):
             return found
@@ -59,6 +61,10 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
     if said.architecture is not Architecture.UNKNOWN:
         reasons.append(f"its metadata says {said.base}, which no tensor confirms")
     return replace(base, reasons=tuple(reasons))
+
+
+def _words(precision: Precision) -> str:
+    return "" if precision is Precision.UNKNOWN else str(precision)
 
 
 def _adapter(base: Identity, shapes: Mapping[str, Shape], deltas: Deltas, said: Claims) -> Identity:
@@ -73,6 +79,7 @@ def _adapter(base: Identity, shapes: Mapping[str, Shape], deltas: Deltas, said: 
     flags = ["conv"] if any(delta.is_conv for delta in deltas.modules) else []
     flags += [f"also-{other}" for other in sorted(kinds) if other is not kind]
     flags += ["bundled-embeddings"] if deltas.bundled else []
+    flags += ["with-base-weights"] if deltas.of_base else []
     flags += ["damaged-modules"] if not all(delta.is_whole for delta in deltas.modules) else []
     look = _adapter_look(deltas.modules)
     ranks = Counter(delta.rank for delta in deltas.modules if delta.rank is not None)
@@ -97,6 +104,7 @@ def _adapter(base: Identity, shapes: Mapping[str, Shape], deltas: Deltas, said: 
 
 
 _FLAT = (Adapter.LOHA, Adapter.LOKR)
+_CONTEXT = ("_to_q", "_to_k", "_to_v")
 
 
 def _adapter_look(deltas: Iterable[Delta]) -> Look:
@@ -107,6 +115,8 @@ def _adapter_look(deltas: Iterable[Delta]) -> Look:
         parts.add(part)
         # If only one side is known (OFT, IA3), the square projections of a text encoder still show its width.
         shape = delta.shape or (delta.sides * 2 if part != "unet" and path.endswith("_proj") else ())
+        if not shape and path.endswith(_CONTEXT) and (width := input_width(delta.shapes)):
+            shape = (0, width)
         if len(shape) == 2 and delta.kind in _FLAT and path.endswith(("_proj_in", "_proj_out")):
             # a 1x1 convolution is also stored as a matrix, so this shape does not distinguish SD 1.x from 2.x
             shape = ()

@@ -1,0 +1,55 @@
+"""Check how files work together, and whether civman can draw with the checkpoint: `civman check` says both."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from civman.domain.architecture import Architecture, Kind
+from civman.domain.compatibility import Compatibility, Part, Verdict, check, worst
+from civman.domain.digests import Sha256
+from civman.errors import CannotRender, InvalidModelFile
+from civman.manage.inspection import Inspected
+from civman.planning.checkpoint_facts import read_checkpoint
+from civman.planning.find_files import Found
+
+ROLES: Final = {"lora": Kind.ADAPTER, "embedding": Kind.EMBEDDING, "vae": Kind.VAE}
+_DRAWN = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER)
+
+
+def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspected]]) -> Compatibility:
+    """Check parts with a checkpoint; each comes with what it is used as ("lora", "embedding", "vae"; None: what it is).
+
+    If civman draws with this family, but not with this checkpoint, the reason that a render would give is added: the
+    files may still fit each other in other programs.
+    """
+    files = [in_role(file.part, role) for role, file in parts]
+    found = check(checkpoint.part, files)
+    vae = next((file for role, file in parts if role == "vae"), None)
+    if problem := _why_not_drawn(checkpoint, vae):
+        reasons = (*found.reasons, f"civman cannot draw with `{checkpoint.name}`: {problem}")
+        found = replace(found, reasons=reasons, verdict=worst((found.verdict, Verdict.CAUTION)))
+    return found
+
+
+def in_role(part: Part, role: str | None) -> Part:
+    """The part as it is used; `role` is one of `ROLES`, or None."""
+    return replace(part, role=ROLES[role]) if role in ROLES else part
+
+
+def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:
+    """The reason why civman cannot draw with a checkpoint; empty if it can, or draws with no model of its family."""
+    base, other = _found("checkpoint", checkpoint), _found("vae", vae)
+    if base is None or base.identity.kind is not Kind.CHECKPOINT or base.identity.architecture not in _DRAWN:
+        return ""
+    try:
+        read_checkpoint(base, vae=other)
+    except (CannotRender, InvalidModelFile) as error:
+        return error.message
+    return ""
+
+
+def _found(role: str, file: Inspected | None) -> Found | None:
+    if file is None or file.header is None or file.identity is None:
+        return None
+    return Found(role, Path(file.path or file.name), Sha256(""), file, file.header, file.identity)
