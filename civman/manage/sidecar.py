@@ -6,8 +6,10 @@ asked and whether it still has the model, and the path of a file outside the sto
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
+from threading import Lock
 from typing import Any
 
 from civman.domain.catalog import NOTHING_SAID, Asset, Blob, FileFacts, ModelFile, ModelType, ModelVersion, Own
@@ -20,6 +22,8 @@ from civman.store.trash import blob_lock
 
 _FORMAT = 2
 _MOST_AT_ONCE = 200
+_WRITERS = 16
+_SIDECARS_AT_ONCE = 256
 
 
 def write_sidecar(store: BlobStore, index: Index, sha256: Sha256) -> None:
@@ -27,12 +31,7 @@ def write_sidecar(store: BlobStore, index: Index, sha256: Sha256) -> None:
     due = index.sidecars_due(sha256)
     assets = index.referrers(sha256)
     if assets:
-        place = store.place_of(sha256, "")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)  # a file outside the store has no blob folder yet
-        except OSError as error:
-            raise store_error(error, place.parent) from error
-        store.write_sidecar(sha256, described(index, assets, store))
+        _write(store, sha256, described(index, assets, store))
     if due:
         index.sidecar_kept(due)
 
@@ -40,16 +39,38 @@ def write_sidecar(store: BlobStore, index: Index, sha256: Sha256) -> None:
 def write_due(store: BlobStore, index: Index, *, most: int = _MOST_AT_ONCE) -> int:
     """Write up to `most` sidecars whose index rows have changed. Returns their number. Raises: StoreError."""
     due = index.sidecars_due()[:most]
-    forgotten = []
-    for sha256, token in due:
-        if not index.referrers(sha256):
-            forgotten.append((sha256, token))
-            continue
-        with blob_lock(store, sha256):
-            write_sidecar(store, index, sha256)
-    if forgotten:
-        index.sidecar_kept(forgotten)
+    # a sidecar waits for the disk most of the time, and disks sync many small files at once as fast as one
+    reading = Lock()
+    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="sidecar") as pool:
+        for start in range(0, len(due), _SIDECARS_AT_ONCE):
+            digests = [sha256 for sha256, _ in due[start : start + _SIDECARS_AT_ONCE]]
+            written = pool.map(lambda sha256: _written(store, index, sha256, reading), digests)
+            index.sidecar_kept([entry for entries in written for entry in entries])
     return len(due)
+
+
+def _written(store: BlobStore, index: Index, sha256: Sha256, reading: Lock) -> list[tuple[Sha256, str]]:
+    """Write the sidecar of a blob that still has assets. Returns the entries for `Index.sidecar_kept`.
+
+    `reading` protects the index, which only one thread may read at a time.
+    """
+    with blob_lock(store, sha256):
+        with reading:
+            due = index.sidecars_due(sha256)
+            assets = index.referrers(sha256)
+            facts = described(index, assets, store) if assets else None
+        if facts is not None:
+            _write(store, sha256, facts)
+    return due
+
+
+def _write(store: BlobStore, sha256: Sha256, facts: dict[str, Any]) -> None:
+    place = store.place_of(sha256, "")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)  # a file outside the store has no blob folder yet
+    except OSError as error:
+        raise store_error(error, place.parent) from error
+    store.write_sidecar(sha256, facts)
 
 
 def described(index: Index, assets: Sequence[Asset], store: BlobStore) -> dict[str, Any]:
