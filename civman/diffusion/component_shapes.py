@@ -45,8 +45,8 @@ def require_tensors(
     missing = sorted({source.name for source in sources.values()} - shapes.keys())
     if missing:
         raise CannotRender(
-            f"the {TITLES[component]} in `{file}` lacks {len(missing)} tensors, the first is `{missing[0]}`",
-            hint="the file is incomplete or of a kind civman does not know; another file of this version may be whole",
+            f"the {TITLES[component]} in `{file}` lacks {len(missing)} tensors, such as `{missing[0]}`",
+            hint="the file is incomplete or of an unknown kind; another file of this version may be complete",
             code=Cause.MISSING_TENSOR, part=component, missing=missing[:_SHOWN],
         )  # fmt: skip
     for parameter, source in sources.items():
@@ -54,7 +54,7 @@ def require_tensors(
         rows = found if source.third is None else (found[0] // 3, *found[1:])
         if _size(rows) != _size(wanted[parameter]):
             raise InvalidModelFile(
-                f"`{source.name}` in `{file}` has shape {list(rows)} where {list(wanted[parameter])} is needed",
+                f"`{source.name}` in `{file}` has shape {list(rows)} but {list(wanted[parameter])} is required",
                 tensor=source.name,
             )
 
@@ -228,7 +228,7 @@ def require_widths(configs: Mapping[str, Config], file: str) -> None:
     given = sum(int(config["hidden_size"]) for config in encoders)
     pairs = [("text conditioning", given, int(unet["cross_attention_dim"]), "text encoders")]
     if "vae" in configs:
-        pairs.append(("latent pictures", int(configs["vae"]["latent_channels"]), int(unet["out_channels"]), "VAE"))
+        pairs.append(("latents", int(configs["vae"]["latent_channels"]), int(unet["out_channels"]), "VAE"))
     if unet.get("addition_embed_type") and "text_encoder_2" in configs:
         label, pooled = (
             int(unet["projection_class_embeddings_input_dim"]),
@@ -236,11 +236,13 @@ def require_widths(configs: Mapping[str, Config], file: str) -> None:
         )
         times = int(unet["addition_time_embed_dim"])
         sizes = (label - pooled) // times if times > 0 else 0
-        pairs.append(("pooled text and sizes", pooled + sizes * times, label, "second text encoder"))
+        pairs.append(("pooled text and size conditioning", pooled + sizes * times, label, "second text encoder"))
     for what, ours, theirs, giver in pairs:
         if ours != theirs or ours <= 0:
             raise CannotRender(
-                f"parts of `{file}` do not match: {what} from the {giver} of width {ours}, and the UNet takes {theirs}",
-                hint="its parts are of different families; another file of this version may be whole",
-                code=Cause.MISMATCHED_PARTS, file=file,
-            )  # fmt: skip
+                f"parts of `{file}` do not match: the {giver} gives {what} of width {ours}, but the UNet expects "
+                f"{theirs}",
+                hint="its parts come from different model families; another file of this version may be correct",
+                code=Cause.MISMATCHED_PARTS,
+                file=file,
+            )

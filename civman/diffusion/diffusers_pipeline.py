@@ -36,9 +36,11 @@ def _build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
     import diffusers  # importing the pipelines takes 2 s, which only callers of this function pay for
 
     if (kind, model.family.is_xl) not in _KINDS:
-        raise UsageError(f"no such kind of pipeline: `{kind}`", hint="txt2img, img2img or inpaint", code=Cause.BAD_KIND)
+        raise UsageError(
+            f"unknown kind of pipeline: `{kind}`", hint="use txt2img, img2img or inpaint", code=Cause.BAD_KIND
+        )
     if kind == "txt2img" and model.family is Family.REFINER:
-        raise UsageError("a refiner only works on a picture", hint="img2img", code=Cause.BAD_KIND)
+        raise UsageError("a refiner model needs an input image", hint="use img2img", code=Cause.BAD_KIND)
     parts: dict[str, Any] = {
         "unet": model.unet, "vae": model.vae, "scheduler": _scheduler(model),
         "text_encoder": model.components.get("text_encoder"), "tokenizer": tokenizers.get("tokenizer"),

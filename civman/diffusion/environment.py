@@ -53,7 +53,7 @@ def choose_device(wanted: str | None = None) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
-        raise CannotRender(f"no such device: `{wanted}`", hint=_devices_hint(), code=Cause.NO_DEVICE) from error
+        raise CannotRender(f"unknown device: `{wanted}`", hint=_devices_hint(), code=Cause.NO_DEVICE) from error
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if not (device.index or 0) < there.get(device.type, 0):
         raise CannotRender(

@@ -59,7 +59,7 @@ def family_of(names: Shapes) -> Family:
     if f"{UNET}input_blocks.0.0.weight" not in names:
         raise CannotRender(
             "the file has no UNet of Stable Diffusion 1, 2 or XL in the original layout",
-            hint="choose a checkpoint; adapters, embeddings and VAEs only go with one",
+            hint="choose a checkpoint; adapters, embeddings and VAEs are only used together with one",
             code=Cause.MISSING_PART,
             part="unet",
         )
@@ -75,7 +75,7 @@ def family_of(names: Shapes) -> Family:
     width = _context_width(names)
     if width not in _BY_CONTEXT:
         raise CannotRender(
-            f"a UNet with context width {width} belongs to no family that civman renders", code=Cause.UNKNOWN_FAMILY
+            f"a UNet with context width {width} is not of a model family that civman renders", code=Cause.UNKNOWN_FAMILY
         )
     return _BY_CONTEXT[width]
 
@@ -99,9 +99,9 @@ def require_known_rules(names: Iterable[str], form: WeightForm, file: str) -> No
     for tensors, model in _EDM:
         if tensors <= held:
             raise CannotRender(
-                f"`{file}` was trained with EDM noise levels, as {model} was, and civman has no rule for them yet: any "
-                "other would spoil the picture",
-                hint="choose another checkpoint of SDXL",
+                f"`{file}` was trained with EDM noise levels, as {model} was, which civman does not support yet: "
+                "other noise levels would spoil the image",
+                hint="choose another SDXL checkpoint",
                 code=Cause.UNKNOWN_PREDICTION,
                 file=file,
             )
@@ -126,12 +126,12 @@ def component_configs(
         return _component_configs(family, shapes, vae, metadata, stated)
     except KeyError as missing:
         raise CannotRender(
-            f"the file lacks the tensor `{missing.args[0]}`, without which its structure cannot be told",
-            hint="the file is incomplete; another file of this version may be whole",
+            f"the file lacks the tensor `{missing.args[0]}`, so its structure is unknown",
+            hint="the file is incomplete; another file of this version may be complete",
             code=Cause.MISSING_TENSOR, missing=[str(missing.args[0])],
         ) from missing  # fmt: skip
     except (IndexError, StopIteration, ZeroDivisionError, ValueError) as odd:
-        raise InvalidModelFile("the shapes of the file's tensors make no model of its family") from odd
+        raise InvalidModelFile("the shapes of the file's tensors do not match any model of its family") from odd
 
 
 def _component_configs(
@@ -158,10 +158,12 @@ def require_parts(family: Family, parts: Iterable[str], name: str) -> None:
     for part in ("vae", *family.facts["text_encoders"]):
         if part not in held:
             hint = (
-                "name a VAE file for it" if part == "vae" else "use a file of this model that carries its text encoders"
+                "pass a VAE file (--vae)"
+                if part == "vae"
+                else "use a file of this model that contains its text encoders"
             )
             raise CannotRender(
-                f"`{name}` holds no {TITLES[part]}", hint=hint, code=Cause.MISSING_PART, part=part, file=name
+                f"`{name}` contains no {TITLES[part]}", hint=hint, code=Cause.MISSING_PART, part=part, file=name
             )
 
 
@@ -176,7 +178,7 @@ def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Conf
     down = _levels(shapes, "input_blocks", start=1)
     up = _levels(shapes, "output_blocks", start=0)
     if not down or len(up) != len(down):
-        raise InvalidModelFile("the UNet's blocks do not form a U", levels_down=len(down), levels_up=len(up))
+        raise InvalidModelFile("the UNet's down and up blocks do not match", levels_down=len(down), levels_up=len(up))
     channels = [level[-1].channels for level in down]
     middle = _depth(shapes, "middle_block.1.")
     depths = _depths_per_level(down, middle)
@@ -369,5 +371,5 @@ def _own_words(metadata: Mapping[str, str]) -> dict[str, Config]:
     except ValueError as error:
         raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not JSON") from error
     if not isinstance(words, dict) or not all(isinstance(value, dict) for value in words.values()):
-        raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not an object of objects")
+        raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not a JSON object of objects")
     return words

@@ -21,22 +21,24 @@ def check_pixels(pixels: Tensor, *, seed: int) -> None:
     """
     if not bool(torch.isfinite(pixels).all()):
         raise CannotRender(
-            f"seed {seed}: the picture has values that are no numbers",
-            hint="render in another precision (`float32`), or use another VAE", code=Cause.NOT_A_NUMBER, seed=seed,
+            f"seed {seed}: the image has values that are not numbers (NaN)",
+            hint="render with --precision float32, or use another VAE", code=Cause.NOT_A_NUMBER, seed=seed,
         )  # fmt: skip
     shown = (pixels * 255).round()
     low, high = shown.amin(dim=(1, 2)), shown.amax(dim=(1, 2))
     if float(high.max()) == 0:
         raise CannotRender(
-            f"seed {seed}: the picture is all black",
-            hint="render in another precision (`float32`), or use another VAE", code=Cause.BLACK_PICTURE, seed=seed,
+            f"seed {seed}: the image is all black",
+            hint="render with --precision float32, or use another VAE", code=Cause.BLACK_PICTURE, seed=seed,
         )  # fmt: skip
     if float((high - low).max()) <= 1:
         raise CannotRender(
-            f"seed {seed}: the picture is one flat colour",
-            hint="the checkpoint may predict v where epsilon was assumed, or the guidance is far too high",
-            code=Cause.FLAT_PICTURE, seed=seed,
-        )  # fmt: skip
+            f"seed {seed}: the image is a single flat colour",
+            hint="the checkpoint may predict v although epsilon was assumed (try --prediction v_prediction), or "
+            "the CFG scale is far too high",
+            code=Cause.FLAT_PICTURE,
+            seed=seed,
+        )
 
 
 def check_latents(latents: Tensor, *, seeds: list[int]) -> None:
@@ -47,8 +49,8 @@ def check_latents(latents: Tensor, *, seeds: list[int]) -> None:
     for seed, one in zip(seeds, latents, strict=True):
         if not bool(torch.isfinite(one).all()):
             raise CannotRender(
-                f"seed {seed}: the model's output is no number",
-                hint="render in another precision (`bfloat16` or `float32`)", code=Cause.NOT_A_NUMBER, seed=seed,
+                f"seed {seed}: the model's output is not a number (NaN)",
+                hint="render with --precision bfloat16 or float32", code=Cause.NOT_A_NUMBER, seed=seed,
             )  # fmt: skip
 
 
@@ -82,7 +84,7 @@ def noise_words(latents: Tensor, *, steps: int) -> str:
     spread, likeness = float(power.mean().sqrt()), float((across.mean() + down.mean()) / 2)
     if spread < NOISE_SPREAD or likeness > NOISE_LIKENESS:
         return ""
-    return "the picture is noise: the model did not take away the noise that sampling begins with"
+    return "the image is noise: the model did not remove the initial noise"
 
 
 def refuse_noise(latents: Tensor, *, seeds: list[int], steps: int) -> None:
@@ -94,9 +96,12 @@ def refuse_noise(latents: Tensor, *, seeds: list[int], steps: int) -> None:
         if words := noise_words(one, steps=steps):
             raise CannotRender(
                 f"seed {seed}: {words}",
-                hint="the checkpoint's UNet is damaged, untrained or of another kind than it seems; --force keeps the "
-                "picture", code=Cause.NO_STRUCTURE, seed=seed,
-            )  # fmt: skip
+                hint="the checkpoint's UNet is damaged, untrained or of a different kind than it seems; --force "
+                "saves the "
+                "image anyway",
+                code=Cause.NO_STRUCTURE,
+                seed=seed,
+            )
 
 
 @contextmanager
@@ -119,7 +124,7 @@ def _out_of_memory(what: str) -> CannotRender:
         torch.cuda.empty_cache()
     return CannotRender(
         f"not enough memory while {what}",
-        hint="make the picture (--size) or the batch (--batch-size) smaller; --low-vram needs less",
+        hint="use a smaller image (--size) or batch (--batch-size); --low-vram needs less memory",
         code=Cause.OUT_OF_MEMORY,
         stage=what,
     )  # fmt: skip

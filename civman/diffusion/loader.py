@@ -171,7 +171,7 @@ def load(
         wanted = _wanted_dtype(name, dtype, target, family)
         _fill(model, name, module, wanted, notes, moved, leaves)
     if weights.form.quantisation is Quantisation.FP8_SCALED:
-        notes.append("8-bit weights: each was multiplied by the scale that the file has for it")
+        notes.append("8-bit weights: each was multiplied by its scale from the file")
     model.prediction, model.is_zero_snr = _prediction(model, weights, prediction, is_zero_snr, notes)
     model.unused = _unused(weights, model)
     model.notes = tuple(notes)
@@ -324,9 +324,9 @@ def _prediction(
     else:
         kind = str(model.family.facts["prediction"])
         if model.family is Family.SD2 and not claimed:
-            notes.append("the file does not say whether it predicts epsilon or v: epsilon assumed")
+            notes.append("the file does not state whether it predicts epsilon or v: assuming epsilon")
     if kind not in ("epsilon", "v_prediction"):
-        raise CannotRender(f"unknown kind of prediction: {kind}", code=Cause.UNKNOWN_PREDICTION)
+        raise CannotRender(f"unknown prediction type: {kind}", code=Cause.UNKNOWN_PREDICTION)
     return kind, zero
 
 

@@ -76,7 +76,7 @@ class Weights:
         scale = self._tensor(self._entries[name]).to(torch.float32)
         if scale.numel() not in (1, tensor.shape[0] if tensor.ndim else 1):
             raise InvalidModelFile(
-                f"`{name}` has shape {list(scale.shape)}, which scales no weight of shape {list(tensor.shape)}",
+                f"`{name}` has shape {list(scale.shape)}, which does not fit a weight of shape {list(tensor.shape)}",
                 tensor=name,
             )
         return tensor.to(torch.float32) * scale.reshape(-1, *[1] * (tensor.ndim - 1))
@@ -95,7 +95,7 @@ class Weights:
 
     def _dtype(self, name: str) -> torch.dtype:
         if name not in _DTYPES:
-            raise InvalidModelFile(f"`{self.path.name}` holds numbers of a kind civman cannot compute with: {name}")
+            raise InvalidModelFile(f"`{self.path.name}` contains a number type that civman cannot compute with: {name}")
         return _DTYPES[name]
 
     def _tensor(self, entry: Entry) -> Tensor:

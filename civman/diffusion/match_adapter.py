@@ -188,7 +188,7 @@ def require_coverage(plan: Plan, *, allow_partial: bool) -> None:
     reasons = [f"{miss.module}: {miss.reason}" for miss in plan.unmatched]
     if not plan.matched and not plan.idle:
         raise Incompatible(
-            f"adapter `{name}` fits nothing in this model" + (f": {reasons[0]}" if reasons else ": it is empty"),
+            f"adapter `{name}` fits no part of this model" + (f": {reasons[0]}" if reasons else ": it is empty"),
             code=Cause.ADAPTER_NO_MATCH,
             hint="it was made for another kind of model",
             adapter=name,
@@ -197,7 +197,7 @@ def require_coverage(plan: Plan, *, allow_partial: bool) -> None:
     if reasons and not allow_partial:
         rest = f" and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
         raise Incompatible(
-            f"adapter `{name}` fits only in part: {len(plan.matched)} modules match, {len(reasons)} do not "
+            f"adapter `{name}` only partly fits: {len(plan.matched)} modules match, {len(reasons)} do not "
             f"({'; '.join(reasons[:_SHOWN])}{rest})",
             code=Cause.ADAPTER_PARTIAL,
             hint="--allow-partial applies the modules that fit",

@@ -58,9 +58,13 @@ class Estimate:
                 return plan
         least = self.needed(MemoryPlan.LAYER_BY_LAYER)
         raise CannotRender(
-            f"the picture needs {least / 2**30:.1f} GiB at the least, {available / 2**30:.1f} are there",
-            hint="make the picture or the batch smaller", code=Cause.OUT_OF_MEMORY, needed=least, available=available,
-        )  # fmt: skip
+            f"rendering needs at least {least / 2**30:.1f} GiB of memory, but only {available / 2**30:.1f} GiB "
+            "is available",
+            hint="use a smaller image (--size) or batch (--batch-size)",
+            code=Cause.OUT_OF_MEMORY,
+            needed=least,
+            available=available,
+        )
 
 
 # activation memory, in multiples of one value per latent (UNet, first layer's width) or per pixel (VAE, first width),

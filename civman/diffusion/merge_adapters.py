@@ -328,9 +328,9 @@ def _add_up(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Bu
         if not squares[-1] < _SUSPECT**2 and not torch.isfinite(total.to(into.dtype)).all():
             label = change.plan.adapter.label
             raise Incompatible(
-                f"adapter `{label}` makes weights that are not finite numbers in {into.dtype}",
+                f"adapter `{label}` leads to weights that are not finite numbers in {into.dtype}",
                 code=Cause.ADAPTER_NOT_FINITE,
-                hint="the file is damaged, or the scale far too large",
+                hint="the file is damaged, or the scale is far too large",
                 adapter=label,
             )
     into.copy_(total)
@@ -342,9 +342,10 @@ def _check_change(plan: Plan) -> None:
         label = plan.adapter.label
         idle = f" ({len(plan.idle)} more: {plan.idle[0].reason})" if plan.idle else ""
         raise Incompatible(
-            f"adapter `{label}` changes nothing: {len(plan.matched)} modules match, no weight differs by a bit{idle}",
+            f"adapter `{label}` changes nothing: {len(plan.matched)} modules match, but no weight differs by a "
+            f"single bit{idle}",
             code=Cause.ADAPTER_NO_CHANGE,
-            hint="its values are zero or too small at this scale",
+            hint="its values are zero, or too small at this scale",
             adapter=label,
             matched=len(plan.matched),
         )

@@ -132,7 +132,7 @@ def table(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     if schedule is Schedule.AUTOMATIC:
-        raise ValueError("Automatic is a sampler's choice, not a table")
+        raise ValueError("Automatic stands for the sampler's own schedule and has no table of its own")
     if is_single:
         levels = _rounded(levels)
         if schedule.value in single_precision.TABLES and levels.every == 1:

@@ -16,7 +16,7 @@ from civman.diffusion.samplers import Start
 from civman.domain.recipes.recipe import Recipe
 from civman.errors import CannotRender, Cause
 
-_HINT = "`library.render` draws it"
+_HINT = "`library.render` can render it"
 _LATENT_CHANNELS = 4
 
 
@@ -32,7 +32,7 @@ def require_drawable(recipe: Recipe) -> None:
     problems = {
         "a second pass (hires)": recipe.hires is not None,
         "the rules of an earlier version of civman (rules 1)": recipe.rules == 1,
-        "A1111's way with sizes that are not multiples of 64": (
+        "A1111's handling of sizes that are not multiples of 64": (
             recipe.odd_sizes == "a1111" and bool(recipe.width % 64 or recipe.height % 64)
         ),
         "a guidance scale below 1": recipe.guidance_scale < 1,
@@ -40,7 +40,7 @@ def require_drawable(recipe: Recipe) -> None:
     }
     for what, is_asked in problems.items():
         if is_asked:
-            raise CannotRender(f"the plan has {what}, which diffusers' pipelines cannot do", hint=_HINT,
+            raise CannotRender(f"the plan has {what}, which diffusers' pipelines do not support", hint=_HINT,
                                code=Cause.NO_PIPELINE)  # fmt: skip
     require_pipeline_sampler(sampler_names.parse(recipe.sampler, recipe.schedule)[0])
 
@@ -49,7 +49,9 @@ def require_pipeline_sampler(sampler: samplers.Sampler) -> None:
     """Raises: CannotRender: the sampler needs something that diffusers' pipelines do not provide."""
     if sampler.is_cfgpp or sampler.is_adaptive:
         why = (
-            "needs the model's answer without guidance" if sampler.is_cfgpp else "decides while it runs how many steps"
+            "needs the model's prediction without guidance"
+            if sampler.is_cfgpp
+            else "chooses its number of steps while it runs"
         )
         raise CannotRender(f"`{sampler.name}` {why}, which diffusers' pipelines do not allow", hint=_HINT,
                            code=Cause.NO_PIPELINE_SAMPLER)  # fmt: skip
@@ -60,11 +62,12 @@ def require_inputs_of(unet: Any, kind: str) -> None:
     channels = int(unet.config.in_channels)
     if channels != _LATENT_CHANNELS and kind != "inpaint":
         raise CannotRender(
-            f"the checkpoint is for inpainting ({channels} input channels), and diffusers' {kind} pipeline has only "
-            f"{_LATENT_CHANNELS} to give",
-            hint=f"{_HINT}; `library.pipeline(plan, \"inpaint\")` gives diffusers' own inpainting",
+            f"the checkpoint is for inpainting ({channels} input channels), and diffusers' {kind} pipeline "
+            "provides only "
+            f"{_LATENT_CHANNELS}",
+            hint=f'{_HINT}; `library.pipeline(plan, "inpaint")` gives diffusers\' own inpainting',
             code=Cause.NO_PIPELINE,
-        )  # fmt: skip
+        )
 
 
 def require_own_kind(recipe: Recipe, *, is_xl: bool) -> None:
@@ -74,13 +77,13 @@ def require_own_kind(recipe: Recipe, *, is_xl: bool) -> None:
         return
     if start.mask_sha256:
         raise CannotRender(
-            "the plan has a mask, and diffusers' inpainting is another method than civman's: another image comes out",
+            "the plan has a mask, and diffusers' inpainting differs from civman's, so the image would differ",
             hint=f"{_HINT}; `library.pipeline(plan, \"inpaint\")` gives diffusers' own inpainting",
             code=Cause.NO_PIPELINE,
         )  # fmt: skip
     if recipe.guidance_rescale and not is_xl:
         raise CannotRender(
-            "diffusers' img2img pipeline for SD 1 and 2 does not take `guidance_rescale`", hint=_HINT,
+            "diffusers' img2img pipeline for SD 1 and 2 does not support `guidance_rescale`", hint=_HINT,
             code=Cause.NO_PIPELINE,
         )  # fmt: skip
     _first_step(recipe, is_xl=is_xl)
@@ -119,8 +122,11 @@ def call_of(recipe: Recipe, pipe: Any, prompt: Conditioning, inputs: Inputs) -> 
     kind = kind_of(recipe)
     require_inputs_of(pipe.unet, kind)
     if ("Img2Img" in type(pipe).__name__) != (kind == "img2img") or "Inpaint" in type(pipe).__name__:
-        raise CannotRender(f"the plan needs a pipeline for {kind}, and this is a {type(pipe).__name__}",
-                           hint="leave out `kind` in `library.pipeline`", code=Cause.NO_PIPELINE)  # fmt: skip
+        raise CannotRender(
+            f"the plan needs a pipeline for {kind}, but this is a {type(pipe).__name__}",
+            hint="leave out `kind` when you call `library.pipeline`",
+            code=Cause.NO_PIPELINE,
+        )
     seeds = [recipe.seed + n for n in range(recipe.count)]
     call: dict[str, Any] = embeddings_of(prompt) | {
         "num_inference_steps": recipe.steps, "guidance_scale": recipe.guidance_scale,
@@ -184,8 +190,8 @@ def _first_step(recipe: Recipe, *, is_xl: bool) -> tuple[int, float]:
     same = whole.sigmas[first:] == part.sigmas and whole.span == part.span and part.picture_scale == 1
     if not same or whole.steps != recipe.steps or part.start_scale != part.sigmas[0] or not is_even:
         raise CannotRender(
-            f"`{sampler.name}` takes other steps when it starts from a picture than diffusers' pipelines can be told",
-            hint=f"{_HINT}; Euler, DPM++ 2M and their kind do", code=Cause.NO_PIPELINE_SAMPLER,
+            f"`{sampler.name}` uses steps for an input image that diffusers' pipelines cannot take",
+            hint=f"{_HINT}; Euler, DPM++ 2M and similar samplers work", code=Cause.NO_PIPELINE_SAMPLER,
         )  # fmt: skip
     return first, part.sigmas[0]
 

@@ -170,10 +170,11 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
             self._step_noise = self._noise(sample, generator)
         elif not self._is_regular or (self._done - self._begin) % self.order:
             raise CannotRender(
-                f"the latents were changed within a step of `{self._sampler.name}`, which cannot go on from there",
-                hint="change them after whole steps, or use a sampler that evaluates the model once a step: Euler",
+                f"the latents were changed within a step of `{self._sampler.name}`, which cannot continue from there",
+                hint="change them only between whole steps, or use a sampler that evaluates the model once per "
+                "step, such as Euler",
                 code=Cause.NO_PIPELINE,
-            )  # fmt: skip
+            )
         self._x = sample.float()
         sigmas = self._plan.sigmas[self._done // self.order :]
         self._running = self._sampler.solver(self._x, sigmas, self._step_noise, self.settings.tuning)

@@ -95,10 +95,10 @@ class _Job:
         on_event: OnEvent, keeps_noise: bool,
     ) -> None:  # fmt: skip
         if recipe.start is not None and inputs.image is None:
-            raise UsageError("the recipe starts from a picture, which was not handed in", code=Cause.NO_START_IMAGE)
+            raise UsageError("the recipe starts from an input image, which was not passed", code=Cause.NO_START_IMAGE)
         if model.family is Family.REFINER and recipe.start is None:
             raise CannotRender(
-                "a refiner only works on a picture", hint="give it one to start from", code=Cause.NEEDS_PICTURE
+                "a refiner model needs an input image", hint="pass an input image", code=Cause.NEEDS_PICTURE
             )
         self._recipe, self._model, self._prompt, self._hires_prompt = recipe, model, prompt, hires_prompt
         self._on_event, self._keeps_noise = on_event, keeps_noise
@@ -118,7 +118,7 @@ class _Job:
 
     def batch(self, first: int, seeds: list[int]) -> list[Picture]:
         odd = doubled_then_resized(self._model.unet) if self._recipe.odd_sizes == "a1111" else nullcontext()
-        with memory_errors("computing the picture"), odd:
+        with memory_errors("computing the image"), odd:
             return self._batch(first, seeds)
 
     def _batch(self, first: int, seeds: list[int]) -> list[Picture]:
@@ -254,7 +254,7 @@ class _Job:
         if channels == 4:
             return None
         if channels != 9:
-            raise CannotRender(f"a UNet with {channels} input channels is none civman can feed", code=Cause.ODD_INPUT,
+            raise CannotRender(f"civman does not support a UNet with {channels} input channels", code=Cause.ODD_INPUT,
                                channels=channels)  # fmt: skip
         recipe, (width, height), device = self._recipe, size, self._model.device
         begun = self._start if size == (recipe.width, recipe.height) else None

@@ -23,33 +23,33 @@ NOT_OFFERED: Final = {
     "TCD": ("the sampler of trajectory-consistency models", "LCM"),
     "DPM++ 2S": ("DPM++ 2S a without its noise", "DPM++ 2S a"),
     "DPM++ 3M": ("DPM++ 3M SDE without its noise", "DPM++ 2M"),
-    "DPM++ 2S a CFG++": ("a form of ComfyUI that combines DPM++ 2S a with CFG++", "Euler a CFG++"),
-    "RES multistep CFG++": ("a form of ComfyUI that combines RES multistep with CFG++", "DPM++ 2M CFG++"),
-    "RES multistep ancestral CFG++": ("a form of ComfyUI that combines RES with CFG++", "Euler a CFG++"),
-    "Gradient Estimation CFG++": ("a form of ComfyUI that combines it with CFG++", "Gradient Estimation"),
-    "DPM++ 2M alt": ("a private edit of DPM++ 2M that only its makers' files name", "DPM++ 2M"),
-    "DPM++ 2M Test": ("a private edit of DPM++ 2M that only its makers' files name", "DPM++ 2M"),
-    "uni_pc_bh2": ("UniPC with another function of the step's width", "UniPC"),
-    "Euler SMEA": ("an extension's sampler that enlarges the latents on the way", "Euler"),
-    "Euler a2": ("an extension's sampler that thresholds Euler a", "Euler a"),
-    "Kohaku LoNyu Yog": ("an extension's sampler", "Euler a"),
-    "Euler Dy": ("an extension's sampler that enlarges the latents on the way", "Euler"),
-    "Euler Max": ("an extension's sampler", "Euler"),
-    "FlowMatchEulerDiscreteScheduler": ("made for models of the flow kind, which civman does not draw with", "Euler"),
-    "FlowMatchHeunDiscreteScheduler": ("made for models of the flow kind, which civman does not draw with", "Heun"),
-    "FlowMatchLCMScheduler": ("made for models of the flow kind, which civman does not draw with", "LCM"),
-    "EDMEulerScheduler": ("made for models that were trained on noise levels directly", "Euler"),
-    "EDMDPMSolverMultistepScheduler": ("made for models that were trained on noise levels directly", "DPM++ 2M"),
-    "IPNDMScheduler": ("diffusers' form of iPNDM, which has levels of its own", "iPNDM"),
+    "DPM++ 2S a CFG++": ("ComfyUI's combination of DPM++ 2S a with CFG++", "Euler a CFG++"),
+    "RES multistep CFG++": ("ComfyUI's combination of RES multistep with CFG++", "DPM++ 2M CFG++"),
+    "RES multistep ancestral CFG++": ("ComfyUI's combination of RES with CFG++", "Euler a CFG++"),
+    "Gradient Estimation CFG++": ("ComfyUI's combination of it with CFG++", "Gradient Estimation"),
+    "DPM++ 2M alt": ("a private variant of DPM++ 2M that occurs only in its authors' images", "DPM++ 2M"),
+    "DPM++ 2M Test": ("a private variant of DPM++ 2M that occurs only in its authors' images", "DPM++ 2M"),
+    "uni_pc_bh2": ("UniPC with another function of the step size", "UniPC"),
+    "Euler SMEA": ("a sampler of an extension that enlarges the latents during sampling", "Euler"),
+    "Euler a2": ("a sampler of an extension that adds thresholding to Euler a", "Euler a"),
+    "Kohaku LoNyu Yog": ("a sampler of an extension", "Euler a"),
+    "Euler Dy": ("a sampler of an extension that enlarges the latents during sampling", "Euler"),
+    "Euler Max": ("a sampler of an extension", "Euler"),
+    "FlowMatchEulerDiscreteScheduler": ("made for flow models, which civman does not render", "Euler"),
+    "FlowMatchHeunDiscreteScheduler": ("made for flow models, which civman does not render", "Heun"),
+    "FlowMatchLCMScheduler": ("made for flow models, which civman does not render", "LCM"),
+    "EDMEulerScheduler": ("made for models trained directly on noise levels", "Euler"),
+    "EDMDPMSolverMultistepScheduler": ("made for models trained directly on noise levels", "DPM++ 2M"),
+    "IPNDMScheduler": ("diffusers' variant of iPNDM, which has its own noise levels", "iPNDM"),
     "SASolverScheduler": ("a stochastic Adams method", "DPM++ 2M SDE"),
     "TCDScheduler": ("the sampler of trajectory-consistency models", "LCM"),
     "DDPMParallelScheduler": ("a scheduler for training on several devices", "DDPM"),
     "DDIMParallelScheduler": ("a scheduler for several devices", "DDIM"),
-    "DDIMInverseScheduler": ("it adds noise to a picture instead of taking it away", "DDIM"),
-    "DPMSolverMultistepInverseScheduler": ("it adds noise to a picture instead of taking it away", "DPM++ 2M"),
+    "DDIMInverseScheduler": ("it adds noise to an image instead of removing it", "DDIM"),
+    "DPMSolverMultistepInverseScheduler": ("it adds noise to an image instead of removing it", "DPM++ 2M"),
     "CosineDPMSolverMultistepScheduler": ("made for audio models", "DPM++ 2M"),
-    "KarrasVeScheduler": ("made for models that were trained on noise levels directly", "Euler"),
-    "ScoreSdeVeScheduler": ("made for models that were trained on noise levels directly", "Euler a"),
+    "KarrasVeScheduler": ("made for models trained directly on noise levels", "Euler"),
+    "ScoreSdeVeScheduler": ("made for models trained directly on noise levels", "Euler a"),
     "RePaintScheduler": ("a method of inpainting", "DDIM"),
     "UnCLIPScheduler": ("made for Karlo", "DDPM"),
     "VQDiffusionScheduler": ("made for VQ diffusion", "DDPM"),
@@ -68,12 +68,12 @@ _SCHEDULE_ALIASES: Final = {
     "kl": Schedule.KL_OPTIMAL, "ddim uniform": Schedule.DDIM, "k": Schedule.KARRAS, "ka": Schedule.KARRAS,
 }  # fmt: skip
 _NO_SCHEDULES: Final = {
-    "align your steps gits": "Forge's table of the GITS paper", "align your steps 32": "Forge's table of 32 steps",
-    "linear quadratic": "ComfyUI's table for video models", "turbo discrete": "a table of SDXL Turbo",
-    "karras exponential": "an extension's mixture", "karras dynamic": "an extension's table",
-    "polyexponential test": "an extension's table", "cosine": "an extension's table",
-    "cosine exponential blend": "an extension's table", "phi": "an extension's table",
-    "laplace": "an extension's table", "bong tangent": "an extension's table",
+    "align your steps gits": "Forge's table of the GITS paper", "align your steps 32": "Forge's table for 32 steps",
+    "linear quadratic": "ComfyUI's table for video models", "turbo discrete": "the schedule of SDXL Turbo",
+    "karras exponential": "a schedule of an extension", "karras dynamic": "a schedule of an extension",
+    "polyexponential test": "a schedule of an extension", "cosine": "a schedule of an extension",
+    "cosine exponential blend": "a schedule of an extension", "phi": "a schedule of an extension",
+    "laplace": "a schedule of an extension", "bong tangent": "a schedule of an extension",
 }  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
             apart = _schedule(plain(schedule), schedule) if schedule else Schedule.AUTOMATIC
             if Schedule.AUTOMATIC not in (named, apart) and named is not apart:
                 raise UsageError(f"two schedules for one sampler: {named} and {apart}", code=Cause.TWO_SCHEDULES,
-                                 hint="name one of them")  # fmt: skip
+                                 hint="pass only one of them")  # fmt: skip
             return sampler, apart if named is Schedule.AUTOMATIC else named
     raise _unknown(text, wanted)
 
@@ -131,7 +131,7 @@ def _schedule(wanted: str, original: str) -> Schedule:
     if wanted in _NO_SCHEDULES:
         raise UsageError(
             f"civman has no schedule `{wanted}`: it is {_NO_SCHEDULES[wanted]}",
-            hint="schedules: " + ", ".join(Schedule), code=Cause.UNKNOWN_SCHEDULE, nearest=[],
+            hint="the schedules are " + ", ".join(Schedule), code=Cause.UNKNOWN_SCHEDULE, nearest=[],
         )  # fmt: skip
     if wanted not in known:
         near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
@@ -141,7 +141,7 @@ def _schedule(wanted: str, original: str) -> Schedule:
             nearest = samplers[near[0]]
         raise UsageError(
             f"unknown schedule in `{original}`: {wanted}",
-            hint=f"did you mean `{nearest}`?" if nearest else "schedules: " + ", ".join(Schedule),
+            hint=f"did you mean `{nearest}`?" if nearest else "the schedules are " + ", ".join(Schedule),
             code=Cause.UNKNOWN_SCHEDULE,
             nearest=[nearest] if nearest else [],
         )
@@ -152,9 +152,11 @@ def _not_offered(spelling: str) -> UsageError:
     name = next(name for name in NOT_OFFERED if plain(name) == spelling)
     what, instead = NOT_OFFERED[name]
     return UsageError(
-        f"civman has no sampler `{name}`: it is {what}", hint=f"`{instead}` comes nearest", code=Cause.UNKNOWN_SAMPLER,
+        f"civman has no sampler `{name}`: it is {what}",
+        hint=f"`{instead}` is the closest one",
+        code=Cause.UNKNOWN_SAMPLER,
         nearest=[instead],
-    )  # fmt: skip
+    )
 
 
 def _unknown(text: str, wanted: str) -> UsageError:

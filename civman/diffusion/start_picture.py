@@ -116,7 +116,9 @@ def region(mask: Any, padding: int, size: tuple[int, int]) -> tuple[int, int, in
     """
     box = mask.getbbox()
     if box is None:
-        raise UsageError("the mask paints nothing", hint="white in the mask is painted anew", code=Cause.EMPTY_MASK)
+        raise UsageError(
+            "the mask selects nothing", hint="white areas of the mask are inpainted", code=Cause.EMPTY_MASK
+        )
     width, height = mask.size
     left, top, right, bottom = (
         max(box[0] - padding, 0), max(box[1] - padding, 0), min(box[2] + padding, width), min(box[3] + padding, height)

@@ -53,7 +53,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         raise Refused(
             f"`{path.name}` is a pickle: reading it would run code from the file",
             code=Cause.PICKLE,
-            hint="look for a .safetensors version of it",
+            hint="look for a .safetensors version of the file",
             name=path.name,
         )
     try:

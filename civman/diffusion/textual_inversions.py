@@ -56,12 +56,12 @@ def load_embedding(
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys())}
         found = read_embedding(packed(shapes, name) or shapes)
         if isinstance(found, str):
-            raise InvalidModelFile(f"`{path.name}` is no embedding: {found}", name=path.name)
+            raise InvalidModelFile(f"`{path.name}` is not an embedding: {found}", name=path.name)
         places = found.places(widths)
         if not any(places) or (None in places and not allow_partial):
             raise Incompatible(
-                f"embedding `{name}` is made for text encoders of width {_listed(found.widths)}, "
-                f"the model's have {_listed(widths)}",
+                f"embedding `{name}` was made for text encoders of width {_listed(found.widths)}, "
+                f"but the model's have width {_listed(widths)}",
                 code=Cause.EMBEDDING_WIDTH,
                 embedding=name,
                 widths=list(found.widths),
@@ -72,7 +72,7 @@ def load_embedding(
             for place in places
         ]
     if not all(each is None or bool(torch.isfinite(each).all()) for each in vectors):
-        raise InvalidModelFile(f"`{path.name}` holds values that are not finite numbers", name=path.name)
+        raise InvalidModelFile(f"`{path.name}` contains values that are not finite numbers", name=path.name)
     return Embedding(name, tuple(vectors))
 
 

@@ -49,7 +49,7 @@ def decode(model: VaeHolder, latents: Tensor) -> Decoded:
     If half precision overflows (as in SDXL's first VAE), the whole batch is decoded again in single precision, and a
     note says so. Values that are not finite even then are returned, and `guard.check_pixels` rejects them.
     """
-    with memory_errors("decoding the picture"):
+    with memory_errors("decoding the image"):
         values, dtype = _finite(model, lambda: _decode(model, latents))
     return Decoded((values / 2 + 0.5).clamp(0, 1), _name(dtype), _overflowed(model, dtype, "decoded"))
 
@@ -63,10 +63,10 @@ def encode(model: VaeHolder, pixels: Tensor) -> Encoded:
     # `civman.diffusion.model_classes.construct` builds such a VAE without an encoder
     if getattr(model.vae, "encoder", model.vae) is None:
         raise CannotRender(
-            "the VAE has only a decoder, so it cannot read a picture",
-            hint="name another VAE with --vae", code=Cause.MISSING_PART, part="vae",
+            "the VAE has only a decoder, so it cannot encode an image",
+            hint="choose another VAE with --vae", code=Cause.MISSING_PART, part="vae",
         )  # fmt: skip
-    with memory_errors("encoding the picture"):
+    with memory_errors("encoding the image"):
         latents, dtype = _finite(model, lambda: _encode(model, pixels))
     return Encoded(latents, _overflowed(model, dtype, "encoded"))
 

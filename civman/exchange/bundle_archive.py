@@ -67,8 +67,8 @@ def is_bundle(path: Path) -> bool:
 
 def bad_bundle(why: str, **facts: str | int) -> IntegrityError:
     """The error for a bundle that is damaged or was changed."""
-    hint = "make it again with `civman export`, and compare the files' SHA-256 after carrying it over"
-    return IntegrityError(f"the bundle is not as civman writes it: {why}", code=Cause.BAD_BUNDLE, hint=hint, **facts)
+    hint = "export the bundle again with `civman export`, and compare its SHA-256 on both computers after copying it"
+    return IntegrityError(f"the bundle is invalid: {why}", code=Cause.BAD_BUNDLE, hint=hint, **facts)
 
 
 def header(name: str, size_bytes: int) -> bytes:
@@ -110,13 +110,13 @@ class Reader:
         block = self._take(BLOCK)
         declared = _declared_size(block)
         if declared is None or declared > MOST_MANIFEST_BYTES or block != header(MANIFEST, declared):
-            raise bad_bundle("it does not begin with its manifest")
+            raise bad_bundle("it does not start with its manifest")
         data = self._take(declared)
         self._end_member(declared)
         self.packed = _packed_from(data)
         expected = total_bytes(declared, self.packed)
         if size_bytes != expected:
-            what = "is cut short" if size_bytes < expected else "goes on after its end"
+            what = "is truncated" if size_bytes < expected else "has data after its end"
             raise bad_bundle(f"it {what} ({size_bytes} bytes, not {expected})")
 
     def small(self, name: str, size_bytes: int) -> bytes:
@@ -139,16 +139,16 @@ class Reader:
     def end(self) -> None:
         """Check that only the end of the tar file follows."""
         if self._take(2 * BLOCK) != bytes(2 * BLOCK) or self._file.read(1):
-            raise bad_bundle("something follows its last file")
+            raise bad_bundle("there is data after its last file")
 
     def _begin(self, name: str, size_bytes: int) -> None:
         if self._take(BLOCK) != header(name, size_bytes):
-            raise bad_bundle(f"something else lies where `{name}` should be", name=name)
+            raise bad_bundle(f"there is another entry in place of `{name}`", name=name)
 
     def _end_member(self, size_bytes: int) -> None:
         zeros = padding(size_bytes)
         if zeros and self._take(len(zeros)) != zeros:
-            raise bad_bundle("there are bytes between its files")
+            raise bad_bundle("there is data between its files")
 
     def _take(self, count: int) -> bytes:
         try:
@@ -156,13 +156,13 @@ class Reader:
         except OSError as error:
             raise StoreError(f"the bundle cannot be read: {error.strerror}") from error
         if len(data) != count:
-            raise bad_bundle("it is cut short")
+            raise bad_bundle("it is truncated")
         return data
 
     def _read_into(self, view: memoryview) -> int:
         data = self._file.read(len(view))
         if not data:
-            raise bad_bundle("it is cut short")
+            raise bad_bundle("it is truncated")
         view[: len(data)] = data
         return len(data)
 
@@ -184,12 +184,12 @@ def _packed_from(data: bytes) -> list[Packed]:
     try:
         facts = json.loads(data)
         if facts["format"] != _FORMAT:
-            raise bad_bundle(f"its format is {facts['format']!r}; this civman reads {_FORMAT}")
+            raise bad_bundle(f"it has format {facts['format']!r}, but this civman reads format {_FORMAT}")
         packed = [_packed(item) for item in facts["blobs"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise bad_bundle("its manifest cannot be read") from error
     if [each.sha256 for each in packed] != sorted({each.sha256 for each in packed}):
-        raise bad_bundle("its manifest names a file twice or out of order")
+        raise bad_bundle("its manifest lists a file twice or out of order")
     return packed
 
 
@@ -219,7 +219,7 @@ def _size(number: object, most: int | None) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or number < 1 or number >= 1 << 60:
         raise ValueError(number)
     if most is not None and number > most:
-        raise bad_bundle(f"a file beside a model has {number} bytes; {most} are the most")
+        raise bad_bundle(f"a file that accompanies a model has {number} bytes; the limit is {most}")
     return number
 
 

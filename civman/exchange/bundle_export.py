@@ -62,10 +62,10 @@ def export_bundle(
     """
     require_file_name(target)
     if target.exists() and not replace:
-        raise UsageError(f"`{target}` exists", hint="choose another name, or say --force")
+        raise UsageError(f"`{target}` exists", hint="choose another name, or pass --force to overwrite the file")
     paths = {asset.blob.sha256: Path(asset.path) for asset in assets}
     if not paths:
-        raise UsageError("there is nothing to export", hint="name REFs, or say --lock or --all")
+        raise UsageError("there is nothing to export", hint="pass one or more REFs, --lock or --all")
     beside = _Beside(index, store, with_notes=with_notes)
     packed = [beside.packed(sha256, paths[sha256]) for sha256 in sorted(paths)]
     temporary = target.with_name(target.name + ".new")

@@ -90,7 +90,7 @@ class _Taker:
         try:
             restore(facts, stored, self._index, file_facts(stored, facts, tell), now=self._clock(), on_notice=tell)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise bad_bundle(f"what it says of {stored.sha256[:12]} cannot be read") from error
+            raise bad_bundle(f"its metadata for {stored.sha256[:12]} cannot be read") from error
         write_sidecar(self._store, self._index, stored.sha256)
 
     def _small(self, reader: Reader, name: str, small: Small) -> bytes:
@@ -107,7 +107,7 @@ class _Taker:
             return present, True
         partial = self._store.partial(packed.sha256)
         if not partial.acquire():
-            raise StoreError(f"another civman is fetching `{name}`", hint="try again when it is done")
+            raise StoreError(f"another civman process is downloading `{name}`", hint="try again when it has finished")
         try:
             return self._receive(reader, member, packed, partial, name), False
         finally:
@@ -158,7 +158,7 @@ def checked_facts(data: bytes, now: datetime) -> dict[str, Any]:
         facts = json.loads(data)
         entries = facts["assets"]
         if not isinstance(entries, list) or not 0 < len(entries) <= _MOST_ASSETS:
-            raise bad_bundle("a sidecar names no file or too many")
+            raise bad_bundle("a sidecar does not describe exactly one file")
         return {**facts, "pins": [], "assets": [_entry(entry, now) for entry in entries]}
     except (BadAnswer, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise bad_bundle("a sidecar cannot be read") from error
@@ -192,8 +192,8 @@ def _check_permits(packed: list[Packed], permits: Permits) -> None:
     pickles = [each.sha256 for each in packed if each.suffix in PICKLE_SUFFIXES]
     if pickles and not permits.pickle:
         raise Refused(
-            f"the bundle holds {len(pickles)} pickles: loading them can run any code",
+            f"the bundle contains {len(pickles)} pickles: loading them can run arbitrary code",
             code=Cause.PICKLE,
-            hint="--allow-pickle stores them all the same; civman never opens them",
+            hint="--allow-pickle stores them anyway; civman never opens them",
             sha256=[str(sha256) for sha256 in pickles],
         )

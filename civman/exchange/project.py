@@ -94,7 +94,10 @@ class Project:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise self._spoilt(error) from error
         if raw.get("version") != _LOCK_VERSION:
-            raise ConfigError(f"`{self.lock}` has version {raw.get('version')}, not {_LOCK_VERSION}", hint=_OTHER_LOCK)
+            raise ConfigError(
+                f"`{self.lock}` has format version {raw.get('version')}, but this civman reads version {_LOCK_VERSION}",
+                hint=_OTHER_LOCK,
+            )
         try:
             return [_locked_from(item) for item in raw.get("models", [])]
         except (KeyError, TypeError, ValueError, CivmanError) as error:
@@ -138,7 +141,7 @@ class Project:
                 wanted = self.wanted()
                 raise NotFound(
                     f"`{ref}` is not in `{self.manifest}`",
-                    hint="entries: " + ", ".join(wanted) if wanted else "`civman add REF` puts one there",
+                    hint="its entries are " + ", ".join(wanted) if wanted else "`civman add REF` adds one",
                 )
             chosen |= found
         self._write(self.manifest, _without_models(self._document(), chosen))
@@ -167,7 +170,7 @@ class Project:
         except FileNotFoundError:
             return {}
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read `{self.manifest}`: {error}", hint="mend that file") from error
+            raise ConfigError(f"cannot read `{self.manifest}`: {error}", hint="fix that file") from error
 
     def _document(self) -> str:
         self._document_plain()
@@ -175,7 +178,8 @@ class Project:
 
     def _spoilt(self, error: Exception) -> ConfigError:
         return ConfigError(
-            f"`{self.lock}` is spoilt: {error}", hint="take it back from version control, or `civman sync --lock`"
+            f"`{self.lock}` is damaged: {error}",
+            hint="restore it from version control, or write it again with `civman sync --lock`",
         )
 
     @staticmethod
@@ -211,7 +215,7 @@ def locked_file(ref: str, version: ModelVersion, file: ModelFile) -> Locked:
     """The lock entry for a file that is only on CivitAI. Raises: UsageError: CivitAI declares no digest or size."""
     if file.hashes.sha256 is None or file.size_bytes is None:
         raise UsageError(
-            f"CivitAI declares no SHA-256 for `{file.name}`, so it cannot be locked unseen",
+            f"CivitAI gives no SHA-256 for `{file.name}`, so it cannot be locked without downloading it first",
             hint="add it without --no-download",
         )
     return Locked(
@@ -239,7 +243,7 @@ def _refs(document: dict[str, Any], path: Path) -> list[str]:
         ref = item.get("ref") if isinstance(item, dict) else item
         if not isinstance(ref, str) or not ref.strip():
             raise ConfigError(
-                f'`models` in `{path}` is not a list of tables with a `ref = "…"` each', hint="mend that file"
+                f'`models` in `{path}` must be a list of tables that each have `ref = "…"`', hint="fix that file"
             )
         refs.append(ref)
     return refs

@@ -90,7 +90,7 @@ class Syncing:
         entries, stale = self.project.locked(), self.project.stale()
         if not self.project.lock.exists() and stale:
             raise ConfigError(
-                f"there is no `{self.project.lock.name}` beside `{self.project.manifest}`",
+                f"there is no `{self.project.lock.name}` next to `{self.project.manifest}`",
                 code=Cause.LOCK_MISSING,
                 hint="`civman sync --lock` writes it",
             )
@@ -99,7 +99,7 @@ class Syncing:
             raise ConfigError(
                 f"`{self.project.lock}` is out of date: it {', '.join(words)}",
                 code=Cause.LOCK_STALE,
-                hint="`civman sync --lock` brings it up to date",
+                hint="`civman sync --lock` updates it",
                 missing=list(stale.missing),
                 extra=list(stale.extra),
             )
@@ -115,11 +115,13 @@ class Syncing:
             error: CivmanError = HashMismatch(name=entry.name, expected=entry.sha256, actual=outcome.asset.blob.sha256)
         elif entry.exact_ref is None:
             error = NotFound(
-                f"`{entry.name}` is not here, and CivitAI does not know it",
-                hint="bring it with `civman import FILE.civman`",
+                f"`{entry.name}` is not in the library, and CivitAI does not know it",
+                hint="import it from a bundle: `civman import FILE.civman`",
             )
         else:
-            error = NotFound(f"`{entry.name}` is not here", code=Cause.MISSING, hint="`civman sync` fetches it")
+            error = NotFound(
+                f"`{entry.name}` is not in the library", code=Cause.MISSING, hint="`civman sync` downloads it"
+            )
         return Synced(entry, error=error)
 
     def _here(self, entry: Locked) -> Asset | None:
@@ -173,10 +175,10 @@ def check_declared(
     declared = file.hashes.sha256
     if entry is not None and declared is not None and declared != entry.sha256:
         raise IntegrityError(
-            f"`{entry.name}` is no longer what the lock names: {entry.sha256[:12]} is locked, CivitAI now declares"
-            f" {declared[:12]} under the same id; nothing was fetched",
+            f"`{entry.name}` no longer matches the lock: {entry.sha256[:12]} is locked, but CivitAI now has"
+            f" {declared[:12]} under the same id; nothing was downloaded",
             code=Cause.LOCK_MISMATCH,
-            hint="bring the locked bytes with a bundle (`civman import FILE.civman`), or lock the new ones:"
+            hint="import the locked file from a bundle (`civman import FILE.civman`), or lock the new file:"
             f" `civman add {entry.ref}`",
             name=entry.name,
             expected=entry.sha256,

@@ -24,7 +24,9 @@ def place(blob: Path, folder: Path, entry: Entry, methods: tuple[Method, ...]) -
     """
     path = folder / entry.path
     if os.path.lexists(path):
-        raise StoreError(f"`{path}` appeared while the view was made; it is left alone", path=str(path))
+        raise StoreError(
+            f"`{path}` was created by another program in the meantime; it is left unchanged", path=str(path)
+        )
     remove_file(_temporary(path), missing_ok=True)  # a killed process may have left one
     reasons = []
     for method in methods:
@@ -34,8 +36,8 @@ def place(blob: Path, folder: Path, entry: Entry, methods: tuple[Method, ...]) -
             continue
         return _as_made(path, replace(entry, method=method)), reasons
     raise StoreError(
-        f"cannot give `{path}` to the view: {'; '.join(reasons)}",
-        hint="choose another --method, or leave it out to take the first that works",
+        f"cannot create `{path}` in the view: {'; '.join(reasons)}",
+        hint="choose another --method, or leave it out to use the first one that works",
         path=str(path),
     )
 
@@ -102,7 +104,9 @@ def _copy(blob: Path, path: Path, sha256: Sha256) -> str:
     try:
         shutil.copyfile(blob, temporary)
         if digest_of(temporary) != sha256:
-            raise IntegrityError(f"the copy of `{blob}` is not what it should be", hint="run `civman verify`")
+            raise IntegrityError(
+                f"the copy of `{blob}` is corrupt", hint="check the library's files with `civman verify`"
+            )
         rename_file(temporary, path)
     except OSError as error:
         raise store_error(error, path) from error

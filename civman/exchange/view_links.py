@@ -102,7 +102,7 @@ def plan_view(
     if before is not None and before.layout != after.layout:
         raise UsageError(
             f"`{folder}` is a view for {before.layout}",
-            hint=f"choose another folder, or take it away first: `civman link {folder} --remove`",
+            hint=f"choose another folder, or remove that view first: `civman link {folder} --remove`",
         )
     planner = _Planner(folder, layout, index, store, after, before)
     return planner.plan(assets)
@@ -116,7 +116,9 @@ def apply(plan: ViewPlan, store: BlobStore) -> Linked:
     lock = _locked(plan.folder)
     try:
         if memory.read(plan.folder) != plan.before:
-            raise StoreError("another civman has just changed this view", hint="try again", path=str(plan.folder))
+            raise StoreError(
+                "another civman process has just changed this view", hint="try again", path=str(plan.folder)
+            )
         return _Worker(plan, store).run()
     finally:
         lock.release()
@@ -126,7 +128,7 @@ def remove_view(folder: Path, store: BlobStore) -> list[Step]:
     """Remove the view: its files, if unchanged, then its empty folders. Blobs stay."""
     before = memory.read(folder)
     if before is None:
-        raise UsageError(f"there is no view in `{folder}`", hint="`civman link DIR --layout NAME` makes one")
+        raise UsageError(f"there is no view in `{folder}`", hint="`civman link DIR --layout NAME` creates one")
     lock = _locked(folder)
     try:
         steps = [_removal(folder, entry, store) for entry in before.entries]
@@ -188,9 +190,9 @@ class _Planner:
                 what = asset.type_raw or asset.blob.suffix or asset.type.value
                 skipped.append(Skipped(asset, f"{self._layout.name} has no folder for it ({what})"))
             elif not Path(asset.path).is_file():
-                skipped.append(Skipped(asset, "its bytes are missing; `civman verify` tells"))
+                skipped.append(Skipped(asset, "its file is missing; `civman verify` lists missing files"))
             elif Path(asset.path).resolve().is_relative_to(self._home):
-                skipped.append(Skipped(asset, "it lies in this folder already"))
+                skipped.append(Skipped(asset, "it is already in this folder"))
             else:
                 found.setdefault((folder, asset.blob.sha256), asset)
         return [(folder, asset) for (folder, _), asset in found.items()], skipped
@@ -199,7 +201,7 @@ class _Planner:
         blob = Path(asset.path)
         state = memory.state_of(self._folder, entry, blob)
         if state is State.FOREIGN:
-            self._steps.append(Step(Act.LEAVE, entry, asset, reason="it is no longer the file that civman put there"))
+            self._steps.append(Step(Act.LEAVE, entry, asset, reason="it is no longer the file that civman created"))
             self._steps += [Step(Act.KEEP, other) for other in self._beside(entry) if other.path not in self._done()]
             return
         act = Act.ADD if state is State.MISSING else Act.RENEW if self._is_stale(entry, blob) else Act.KEEP
@@ -253,12 +255,12 @@ class _Planner:
             old = self._by_path.get(path)
             if old is None:
                 is_free = not os.path.lexists(self._folder / path)
-                reason = "" if is_free else "a file of that name was there before"
+                reason = "" if is_free else "a file of that name already exists"
                 self._steps.append(Step(Act.ADD if is_free else Act.LEAVE, entry, data=beside.data, reason=reason))
                 continue
             state = memory.state_of(self._folder, old, None)
             if state is State.FOREIGN:
-                self._steps.append(Step(Act.LEAVE, old, reason="it was edited since civman wrote it"))
+                self._steps.append(Step(Act.LEAVE, old, reason="it has been edited since civman wrote it"))
             else:
                 act = Act.ADD if state is State.MISSING else Act.KEEP if old.sha256 == digest else Act.RENEW
                 self._steps.append(Step(act, old if act is Act.KEEP else entry, data=beside.data))
@@ -336,7 +338,9 @@ class _Worker:
     def rename(self, step: Step) -> None:
         target = self._plan.folder / step.path
         if os.path.lexists(target):
-            raise StoreError(f"`{target}` appeared while the view was made; it is left alone", path=str(target))
+            raise StoreError(
+                f"`{target}` was created by another program in the meantime; it is left unchanged", path=str(target)
+            )
         self._make_folder(step.entry.folder)
         if step.entry.method is Method.SYMLINK:  # a relative link must be rewritten when its place changes
             remove_file(self._plan.folder / step.old_path)
@@ -395,7 +399,7 @@ def _removal(folder: Path, entry: Entry, store: BlobStore) -> Step:
     stored = store.find(entry.of) if not entry.inode else None
     state = memory.state_of(folder, entry, stored.path if stored is not None else None)
     if state is State.FOREIGN:
-        return Step(Act.LEAVE, entry, reason="it is no longer the file that civman put there")
+        return Step(Act.LEAVE, entry, reason="it is no longer the file that civman created")
     return Step(Act.REMOVE, entry)
 
 
@@ -414,5 +418,7 @@ def _remove_folders(folder: Path, made: Sequence[str]) -> set[str]:
 def _locked(folder: Path) -> FileLock:
     lock = FileLock(folder / _LOCK)
     if not lock.acquire():
-        raise StoreError(f"another civman is working on `{folder}`", hint="wait for it, then try again")
+        raise StoreError(
+            f"another civman process is working on `{folder}`", hint="wait until it has finished, then try again"
+        )
     return lock

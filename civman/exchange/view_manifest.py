@@ -98,7 +98,9 @@ def read(folder: Path) -> Manifest | None:
         raw = json.loads(path.read_bytes())
         if raw["format"] != _FORMAT:
             raise StoreError(
-                f"`{path}` was written by another civman (format {raw['format']})", hint="update civman", path=str(path)
+                f"`{path}` was written by another version of civman (format {raw['format']})",
+                hint="update civman",
+                path=str(path),
             )
         return Manifest(
             layout=str(raw["layout"]),
@@ -115,8 +117,8 @@ def read(folder: Path) -> Manifest | None:
         raise store_error(error, path) from error
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"`{path}` is spoilt: what the view made can no longer be told from other files",
-            hint="delete it together with the links you no longer want, then link again",
+            f"`{path}` is damaged, so civman cannot tell its own links from other files",
+            hint="delete it and the links you no longer want, then run `civman link` again",
             path=str(path),
         ) from error
 

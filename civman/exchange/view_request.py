@@ -49,7 +49,7 @@ def tidy(folder: Path) -> Path:
 def _check_folder(folder: Path, root: Path) -> None:
     resolved = folder.resolve()
     if resolved.is_relative_to(root.resolve()):
-        raise UsageError(f"`{folder}` is inside the library", hint="choose a folder outside it")
+        raise UsageError(f"`{folder}` is inside the library", hint="choose a folder outside the library")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"`{folder}` is not a folder")
 
@@ -58,11 +58,11 @@ def _joined(before: Manifest | None, request: ViewRequest, root: Path, folder: P
     layout = request.layout or (before.layout if before is not None else None)
     if layout is None:
         raise UsageError(
-            f"which program is `{folder}` for?",
-            hint="say --layout comfyui, a1111, forge, invokeai or swarmui; later runs remember it",
+            f"civman does not know which program uses `{folder}`",
+            hint="pass --layout with comfyui, a1111, forge, invokeai or swarmui; it is remembered for later runs",
         )
     if request.method not in (None, "auto", *Method):
-        raise UsageError(f"`{request.method}` is no method", hint=f"one of: auto, {', '.join(Method)}")
+        raise UsageError(f"`{request.method}` is not a method", hint=f"one of: auto, {', '.join(Method)}")
     given = Wanted(request.refs, tuple(kind.value for kind in request.types), request.base_models)
     wanted = given if given != Wanted() or request.everything or before is None else before.wanted
     known = before or Manifest(layout.lower(), str(root))

@@ -60,11 +60,11 @@ def _settings(parsed: infotext.Parsed, generator: Generator) -> tuple[Settings, 
     sampler: str | None = details.get("Sampler") or None
     if sampler in _NO_NAMES:
         sampler = None
-        notes.append("the sampler is not told")
+        notes.append("the sampler is not stated")
     clip_skip = parsed.whole("Clip skip")
     if clip_skip is not None and generator is Generator.CIVITAI and "flux" in details.get("Model", "").casefold():
         clip_skip = None
-        notes.append("a clip skip is told, which Flux has none of")
+        notes.append("a clip skip is stated, although Flux has none")
     size = parsed.size or (None, None)
     return Settings(
         steps=parsed.whole("Steps"), sampler=sampler, schedule=details.get("Schedule type") or details.get("Scheduler"),

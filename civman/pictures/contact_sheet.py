@@ -83,7 +83,7 @@ def contents(entries: Mapping[str, str]) -> Contents | None:
             return told
     except (UsageError, KeyError, IndexError, TypeError) as error:
         raise UsageError("a contact sheet whose list of cells is damaged", code=Cause.BAD_GRID) from error
-    raise UsageError("a contact sheet that a newer civman wrote", hint="update civman", code=Cause.BAD_GRID)
+    raise UsageError("a contact sheet written by a newer version of civman", hint="update civman", code=Cause.BAD_GRID)
 
 
 def as_png(pixels: Any, told: Contents | None) -> bytes:

@@ -57,7 +57,7 @@ def exif_texts(block: bytes) -> dict[str, str]:
             if text:
                 texts.setdefault(name, text)
     except struct.error as error:
-        raise ValueError("cut short") from error
+        raise ValueError("truncated") from error
     return texts
 
 
@@ -73,7 +73,7 @@ def _entries(block: bytes, order: str, start: int, depth: int) -> Iterator[tuple
         elif tag in _TEXT_TAGS and kind in _ITEM_BYTES:
             begin = at + 8 if length <= 4 else where
             if begin + length > len(block):
-                raise ValueError("an entry ends outside of the block")
+                raise ValueError("an entry extends beyond the EXIF block")
             yield tag, block[begin : begin + length]
 
 
@@ -136,10 +136,10 @@ def record_in(packet: bytes) -> str | None:
     found = {(match["tag"], match["text"]) for match in _RECORD.finditer(packet)}
     if not found:
         if _NAMESPACE.encode() in packet:
-            raise ValueError("civman's record is cut short")
+            raise ValueError("civman's record is truncated")
         return None
     if len(found) > 1:
-        raise ValueError("two records that differ")
+        raise ValueError("two different records of civman")
     ((tag, text),) = found
     if tag == b"record":
         return unescape(text.decode("utf-8"))
@@ -147,7 +147,7 @@ def record_in(packet: bytes) -> str | None:
     try:
         data = inflate.decompress(base64.b64decode(text, validate=True), _MOST_RECORD)
     except zlib.error as error:
-        raise ValueError("civman's record cannot be unpacked") from error
+        raise ValueError("civman's record cannot be decompressed") from error
     if not inflate.eof:
-        raise ValueError("civman's record is cut short or too large")
+        raise ValueError("civman's record is truncated or too large")
     return data.decode("utf-8")

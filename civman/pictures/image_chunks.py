@@ -41,7 +41,7 @@ class Notes:
         """Add a text. Raises: ValueError: the texts are too large."""
         self.room -= len(text) + 100
         if self.room < 0 or len(self.texts) >= _MOST_NOTES:
-            raise ValueError("it carries more text than a picture would")
+            raise ValueError("it contains more text than civman reads")
         self.texts.append((name, text))
 
 
@@ -61,7 +61,7 @@ def png(data: bytes) -> Notes:
             for name, text in exif.exif_texts(body).items():
                 notes.add(name, text)
     if len(records) > 1:
-        raise ValueError("two records of civman's that differ")
+        raise ValueError("it contains two different records of civman")
     notes.record = next(iter(records), None)
     return notes
 
@@ -90,7 +90,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         body, check = data[at + 8 : at + 8 + length], data[at + 8 + length : at + 12 + length]
         if len(check) < 4:
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         if zlib.crc32(kind + body).to_bytes(4, "big") != check:
             raise ValueError(f"it is damaged (checksum of the chunk at byte {at})")
         yield kind, body
@@ -100,7 +100,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _png_text(kind: bytes, body: bytes, room: int) -> tuple[str, str]:
     name, zero, rest = body.partition(b"\0")
     if not zero:
-        raise ValueError("a text without a name")
+        raise ValueError("it contains a text without a keyword")
     if kind == b"tEXt":
         return name.decode("latin-1"), rest.decode("latin-1")
     if kind == b"zTXt":
@@ -117,9 +117,9 @@ def _inflated(data: bytes, most: int) -> bytes:
     try:
         text = inflate.decompress(data, max(most, 1))
     except zlib.error as error:
-        raise ValueError("a packed text is damaged") from error
+        raise ValueError("a compressed text is damaged") from error
     if not inflate.eof:
-        raise ValueError("a packed text is cut short, or larger than a picture would carry")
+        raise ValueError("a compressed text is truncated or too large")
     return text
 
 
@@ -161,7 +161,7 @@ def _add_xmp(notes: Notes, packet: bytes) -> None:
     record = exif.record_in(packet)
     if record is not None:
         if notes.record not in (None, record):
-            raise ValueError("two records of civman's that differ")
+            raise ValueError("it contains two different records of civman")
         notes.record = record
     else:
         notes.add("xmp", packet.decode("utf-8", "replace"))
@@ -173,22 +173,22 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     while True:
         match = _MARKER.match(data, at)
         if match is None:
-            raise ValueError("it is cut short" if at >= len(data) - 1 else f"it is damaged (at byte {at})")
+            raise ValueError("it is truncated" if at >= len(data) - 1 else f"it is damaged (at byte {at})")
         marker, at = data[match.end() - 1], match.end()
         if marker == 0xD9:
             if not has_scan:
-                raise ValueError("it has no picture in it")
+                raise ValueError("it contains no image")
             return
         length = int.from_bytes(data[at : at + 2], "big")
         if length < 2 or at + length > len(data):
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         yield marker, data[at + 2 : at + length]
         at += length
         if marker == _SCAN:
             has_scan = True
             following = _MARKER.search(data, at)
             if following is None:
-                raise ValueError("it is cut short")
+                raise ValueError("it is truncated")
             at = following.start()
 
 
@@ -197,13 +197,13 @@ def webp(data: bytes) -> Notes:
     notes = Notes()
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
-        raise ValueError("it is cut short")
+        raise ValueError("it is truncated")
     at = 12
     while at + 8 <= end:
         kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         body = data[at + 8 : at + 8 + length]
         if at + 8 + length > end:
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         _webp_size(notes, kind, body)
         if kind == b"EXIF":
             for name, text in exif.exif_texts(body).items():

@@ -106,9 +106,11 @@ def _check_segments(options: Mapping[str, Any]) -> None:
     for name, what in (("exif", "prompt and settings"), ("xmp", "recipe")):
         if len(options.get(name, b"")) > _MOST_SEGMENT:
             raise UsageError(
-                f"a JPEG cannot carry so long a text: {what}, {len(options[name])} bytes, {_MOST_SEGMENT} fit",
-                hint="write a PNG or a WebP, or leave the metadata out", code=Cause.TEXT_TOO_LONG,
-            )  # fmt: skip
+                f"a JPEG cannot contain such a long text: {what}, {len(options[name])} bytes, but only "
+                f"{_MOST_SEGMENT} fit",
+                hint="save a PNG or a WebP, or leave out the metadata (--no-metadata)",
+                code=Cause.TEXT_TOO_LONG,
+            )
 
 
 def read(source: Path | bytes) -> Carried:
@@ -180,12 +182,12 @@ def _notes(data: bytes, name: str) -> tuple[Format, image_chunks.Notes]:
         elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             kind, notes = "webp", image_chunks.webp(data)
         else:
-            raise _bad(name, "it is no PNG, JPEG or WebP picture" if data else "it is empty")
+            raise _bad(name, "it is not a PNG, JPEG or WebP image" if data else "it is empty")
     except ValueError as error:
         why = "a text in it is damaged" if isinstance(error, UnicodeDecodeError) else str(error)
         raise _bad(name, why) from error
     if not 0 < notes.width * notes.height <= _MOST_PIXELS:
-        raise _bad(name, f"its size says {notes.width}x{notes.height} pixels")
+        raise _bad(name, f"according to its header it has {notes.width}x{notes.height} pixels")
     return kind, notes
 
 
@@ -195,17 +197,17 @@ def _decoded(data: bytes, kind: Format, size: tuple[int, int], name: str) -> Any
     try:
         with Image.open(io.BytesIO(image_chunks.pixels_only(data)), formats=[kind.upper()]) as image:
             if image.size != size:
-                raise _bad(name, "it says two different sizes")
+                raise _bad(name, "it states two different sizes")
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise _bad(name, "it is damaged: its pixels cannot be decoded to the end") from error
+        raise _bad(name, "it is damaged: its pixels cannot be fully decoded") from error
 
 
 def _bad(name: str, why: str) -> UsageError:
     what = f"the picture `{name}`" if name else "the picture"
     return UsageError(
         f"cannot read {what}: {why}",
-        hint="whole PNG, JPEG and WebP files can be read",
+        hint="civman reads complete PNG, JPEG and WebP files",
         code=Cause.BAD_PICTURE,
         path=name,
     )

@@ -34,7 +34,7 @@ def read(carried: Carried) -> PictureMetadata | None:
             return told
     if any(key in entries for key in ("prompt", "workflow")) or "workflow:" in entries.get("ImageDescription", ""):
         return PictureMetadata(
-            Generator.COMFYUI, notes=("only the editor's workflow is in it, or a graph that cannot be read",)
+            Generator.COMFYUI, notes=("it contains only the editor's workflow, or a graph that cannot be read",)
         )
     return None
 

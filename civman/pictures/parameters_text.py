@@ -277,7 +277,7 @@ def _number(value: float) -> str:
 
 def _finite(value: float) -> float:
     if not math.isfinite(value):
-        raise UsageError(f"{value} is no number that a picture can carry", code=Cause.BAD_PARAMETERS)
+        raise UsageError(f"{value} is not a number that can be written into an image", code=Cause.BAD_PARAMETERS)
     return value
 
 

@@ -141,7 +141,7 @@ def _memory_plan(planned: Planned, device: Any, machine: Machine, on_event: OnEv
         return planned.memory.plan(free)
     if 0 < free < needed:
         words = f"rendering needs about {needed / 2**30:.1f} GiB on {device}, but only {free / 2**30:.1f} GiB is free"
-        on_event(Notice("render", f"{words}; --low-vram needs less"))
+        on_event(Notice("render", f"{words}; --low-vram needs less memory"))
     return MemoryPlan.RESIDENT
 
 

@@ -309,7 +309,7 @@ def _explain_unfinished(error: CivmanError, order: Sequence[Cell], made: Sequenc
     elif done < len(order):
         error.message = f"cell {order[done].name}: {error.message}"
     kept = f"{done} of {len(order)} cells are saved in `{place.folder}`, " if done else ""
-    error.message += f"; {kept}no sheet was made"
+    error.message += f"; {kept}no contact sheet was made"
     error.args = (error.message,)
     error.facts |= {"cells": len(order), "done": done}
 

@@ -71,9 +71,10 @@ def pipeline(planned: Planned, kind: str | None, *, machine: Machine, on_event: 
 
 def _refuse_to_save(*_arguments: Any, **_named: Any) -> None:
     raise CannotRender(
-        "the pipeline reads its weights from the checkpoint layer by layer, so it has none to save",
-        hint="make it where the whole model fits into memory, and without `low_vram`", code=Cause.NO_PIPELINE,
-    )  # fmt: skip
+        "the pipeline reads its weights from the checkpoint layer by layer, so it cannot be saved",
+        hint="create it on a device with enough memory for the whole model, and without `low_vram`",
+        code=Cause.NO_PIPELINE,
+    )
 
 
 def embeddings(planned: Planned, pipe: Any | None, *, machine: Machine, on_event: OnEvent = ignore) -> dict[str, Any]:
@@ -111,8 +112,8 @@ def _require_origin(planned: Planned, pipe: Any) -> None:
     if origin == Origin.of(planned):
         return
     why = "was made for another checkpoint, VAE or set of LoRAs" if origin else "was not made by `library.pipeline`"
-    raise CannotRender(f"the pipeline {why}, so it cannot be said to draw this plan",
-                       hint="make one with `library.pipeline(plan)`", code=Cause.NO_PIPELINE)  # fmt: skip
+    raise CannotRender(f"the pipeline {why}, so it may not render this plan",
+                       hint="create one with `library.pipeline(plan)`", code=Cause.NO_PIPELINE)  # fmt: skip
 
 
 def _require_scheduler(planned: Planned, pipe: Any) -> None:
@@ -122,8 +123,8 @@ def _require_scheduler(planned: Planned, pipe: Any) -> None:
     if isinstance(pipe.scheduler, PipelineScheduler) and pipe.scheduler.settings == wanted.settings:
         return
     raise CannotRender(
-        "the pipeline's scheduler is not the plan's sampler, so another image would come out",
-        hint="make the pipeline anew with `library.pipeline(plan)`, make the call before you change the scheduler, or "
-        "call the pipeline with `library.embeddings(plan, pipe)` and arguments of your own",
+        "the pipeline's scheduler is not the plan's sampler, so the image would differ",
+        hint="create a new pipeline with `library.pipeline(plan)`, call it before you change the scheduler, or "
+        "pass it `library.embeddings(plan, pipe)` and your own arguments",
         code=Cause.NO_PIPELINE,
     )  # fmt: skip

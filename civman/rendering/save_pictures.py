@@ -106,7 +106,7 @@ def _require_writable(folder: Path) -> None:
         remove_file(Path(name))
     except OSError as error:
         wrong = store_error(error, folder)
-        wrong.hint = "choose another place with --output"
+        wrong.hint = "choose another file or folder with --output"
         raise wrong from error
 
 

@@ -404,7 +404,7 @@ def test_the_report_says_how_large_the_change_is(tmp_path):
 def test_an_adapter_for_another_model_is_an_error(unet, base, tmp_path):
     adapter = saved(tmp_path, low_rank({"lora_unet_double_blocks_0_img_attn_qkv": nn.Linear(8, 8)}, 1))
 
-    with pytest.raises(Incompatible, match="fits nothing") as caught:
+    with pytest.raises(Incompatible, match="fits no part") as caught:
         apply({"unet": unet}, base, [adapter], allow_partial=True)
 
     assert caught.value.code == "adapter-no-match"

@@ -184,11 +184,11 @@ def test_free_memory_is_a_number_of_bytes() -> None:
     ],
 )  # fmt: skip
 def test_running_out_of_memory_says_what_to_do(error: Exception) -> None:
-    with pytest.raises(CannotRender) as caught, memory_errors("decoding the picture"):
+    with pytest.raises(CannotRender) as caught, memory_errors("decoding the image"):
         raise error
 
     assert caught.value.code == "out-of-memory"
-    assert caught.value.facts["stage"] == "decoding the picture"
+    assert caught.value.facts["stage"] == "decoding the image"
     for way in ("--size", "--batch-size", "--low-vram"):
         assert way in caught.value.hint
 

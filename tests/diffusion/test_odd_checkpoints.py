@@ -68,7 +68,7 @@ def test_a_scale_of_a_wrong_shape_is_refused_by_name(tiny_files, tmp_path):
     stored[name] = torch.ones(7)
     save_file(stored, tmp_path / "odd.safetensors", load_metadata(tiny_files["sd1"]))
 
-    with pytest.raises(InvalidModelFile, match="scales no weight"):
+    with pytest.raises(InvalidModelFile, match="does not fit a weight"):
         load(tmp_path / "odd.safetensors")
 
 

@@ -218,7 +218,7 @@ def test_a_mask_that_paints_nothing_cannot_be_drawn_alone() -> None:
     start = StartImage(NO_FILE, 0.7, NO_FILE, 0, only_masked=True)
     asked = replace(recipe("Euler", Schedule.AUTOMATIC, "SD 1", "img2img 0.75"), start=start)
 
-    with pytest.raises(UsageError, match="paints nothing"):
+    with pytest.raises(UsageError, match="selects nothing"):
         render(asked, closed_form.model(), closed_form.prompt(), inputs=Inputs(PICTURE, np.zeros_like(MASK)))
 
 

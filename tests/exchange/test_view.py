@@ -293,7 +293,7 @@ def test_a_spoilt_manifest_stops_everything(civman: Civman, root: Path, tmp_path
     refused = civman("link", view, "--remove")
 
     assert refused.code == 1
-    assert "spoilt" in refused.err
+    assert "damaged" in refused.err
     assert (view / "loras" / "model_000.safetensors").is_file()
 
 
@@ -304,7 +304,7 @@ def test_a_spoilt_manifest_stops_everything(civman: Civman, root: Path, tmp_path
         (["{view}", "--layout", "nonsense"], 2, "no layout"),
         (["{root}/blobs/x", "--layout", "comfyui"], 2, "inside the library"),
         (["{view}", "--remove"], 2, "no view"),
-        (["{view}", "--layout", "comfyui", "--method", "telepathy"], 2, "no method"),
+        (["{view}", "--layout", "comfyui", "--method", "telepathy"], 2, "not a method"),
         (["{view}", "--layout", "comfyui", "sha256:" + "0" * 64], 3, "not in the library"),
     ],
 )

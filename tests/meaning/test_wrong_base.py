@@ -59,7 +59,7 @@ def test_force_says_exactly_what_did_not_apply(civman: Civman, tmp_path: Path) -
     error = done.json["error"]
     assert error["code"] == "adapter-no-match"
     assert error["message"] == (
-        "adapter `large-lines-xl.safetensors` fits nothing in this model: "
+        "adapter `large-lines-xl.safetensors` fits no part of this model: "
         "lora_te1_text_model_encoder_layers_0_self_attn_q_proj: shape 768x768 against 48x48"
     )
     modules = {name.split(".")[0] for name in read_header(Path(XL)).shapes}

@@ -302,7 +302,7 @@ def test_comfyuis_webp_has_the_graph_in_exif():
 
 def test_a_workflow_alone_is_said_to_be_that():
     assert told(workflow='{"nodes": []}').notes == (
-        "only the editor's workflow is in it, or a graph that cannot be read",
+        "it contains only the editor's workflow, or a graph that cannot be read",
     )
 
 

@@ -169,7 +169,7 @@ def test_a_small_chunk_that_unpacks_to_gigabytes_is_refused():
 
     error = damaged(png_with(chunk(b"zTXt", b"workflow\0\0" + bomb)))
 
-    assert "larger than a picture would carry" in error.message
+    assert "truncated or too large" in error.message
 
 
 def test_texts_that_are_too_much_together_are_refused():
@@ -190,7 +190,7 @@ def test_two_records_that_differ_are_refused():
         return chunk(b"iTXt", b"civman\0\0\0\0\0" + text)
 
     assert image_text.read(png_with(record(b"{}"), record(b"{}"))).record == "{}"
-    assert "two records" in damaged(png_with(record(b"{}"), record(b'{"a":1}'))).message
+    assert "two different records" in damaged(png_with(record(b"{}"), record(b'{"a":1}'))).message
 
 
 def test_pixels_that_are_missing_are_an_error_though_every_checksum_fits():
@@ -219,7 +219,7 @@ def test_a_record_of_hundreds_of_kilobytes_fits(form: Any):
 
 
 def test_a_text_that_a_jpeg_cannot_hold_is_refused_with_the_way_out():
-    with pytest.raises(UsageError, match="a JPEG cannot carry so long a text") as caught:
+    with pytest.raises(UsageError, match="a JPEG cannot contain such a long text") as caught:
         image_text.write(SMALL, record=None, parameters=text_of("x" * 40_000), format="jpeg")
 
     assert (caught.value.code, "PNG" in caught.value.hint) == ("text-too-long", True)

@@ -300,7 +300,7 @@ def test_an_interrupted_grid_keeps_its_finished_cells_and_makes_no_sheet(held: L
         if seen == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match=r"2 of 4 cells are saved in .*no sheet was made"):
+    with pytest.raises(Interrupted, match=r"2 of 4 cells are saved in .*no contact sheet was made"):
         held.grids.draw(planned(held, "seed=1..4"), machine=Machine("cpu"), on_event=stop_in_the_third)
 
     assert len(list((root / "renders").iterdir())) == 2
