@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from civman.cli.output import Result, clean
+from civman.cli.output import Result, clean, counted
 from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def doctor(
     error = None
     if bad:
         names = ", ".join(finding.name for finding in bad)
-        error = CivmanError(f"{len(bad)} things need mending: {names}", code=Cause.UNHEALTHY, hint=bad[0].remedy)
+        error = CivmanError(f"{counted(len(bad), 'problem')} found: {names}", code=Cause.UNHEALTHY, hint=bad[0].remedy)
     return Result(
         "doctor",
         findings,

@@ -79,7 +79,7 @@ def download(
         ]
         return _planned([(plan, downloads.place_of(plan)) for plan in plans])
     options = replace(options, examine=examine)
-    with session.downloading() as on_event:
+    with session.downloading(len(wanted)) as on_event:
         outcomes = downloads.fetch_all(wanted, file=file, permits=permits, options=options, on_event=on_event)
     note_ambiguous(session, outcomes)
     return report(outcomes)

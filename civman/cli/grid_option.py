@@ -58,7 +58,7 @@ def draw_grid(
             "grid_plan", {"axes": grid.axes, "cells": [_planned_value(cell) for cell in grid.cells]},
             human=lambda console: _print_plan(console, grid), ids=(cell.planned.recipe.sha256 for cell in grid.cells),
         )  # fmt: skip
-    with session.drawing(len(grid.cells), called="cell") as on_event:
+    with session.drawing([cell.planned.recipe for cell in grid.cells], called="cell") as on_event:
         drawn = session.library.grids.draw(grid, output=output, options=options, machine=machine, on_event=on_event)
     return Result(
         "grid", _value(drawn), human=lambda console: _print(console, drawn),

@@ -49,7 +49,7 @@ def update(
         question = f"Fetch {counted(len(wanted), 'file')}, {size(found.total_bytes + more)}?"
         if not session.confirm(question, lambda console: _print(console, found), otherwise="nothing was fetched"):
             return None
-    with session.downloading() as on_event:
+    with session.downloading(len(wanted)) as on_event:
         outcomes = session.library.downloads.fetch_all(wanted, on_event=on_event)
     for each in found.replaced:
         session.output.notice(f"the earlier bytes of `{each.file_name}` stay in the library beside the new ones")
@@ -96,7 +96,7 @@ def _print(console: "Console", found: "UpdateReport") -> None:
     if found.refs:
         console.print(f"{counted(len(found.refs), 'file')} to fetch, {size(found.total_bytes)} in all{unknown}")
     else:
-        console.print(f"nothing newer to fetch for {found.models} models{unknown}")
+        console.print(f"nothing newer to fetch for {counted(found.models, 'model')}{unknown}")
 
 
 def _print_offer(console: "Console", offer: "Offer") -> None:

@@ -14,6 +14,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from civman.domain.plurals import counted as counted  # the commands take it from here
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -157,11 +159,6 @@ def error_value(error: "CivmanError") -> dict[str, Any]:
         "hint": error.hint or None,
         "facts": plain(error.facts),
     }
-
-
-def counted(count: int, noun: str) -> str:
-    """A number with its noun, in the plural unless it is 1: "1 file", "1,200 files"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def clean(text: str) -> str:

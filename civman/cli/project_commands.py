@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli.options import FileOpt, RefsArg, given_refs
-from civman.cli.output import Result, clean, error_value, size
+from civman.cli.output import Result, clean, counted, error_value, size
 from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _print_synced(console: "Console", synced: "Sequence[Synced]") -> None:
                 soft_wrap=True,
             )
     here = sum(each.asset is not None for each in synced)
-    console.print(f"{here} of {len(synced)} locked files are here")
+    console.print(f"{here} of {counted(len(synced), 'locked file')} in the library")
 
 
 def _print_failed(console: "Console", ref: str, error: "CivmanError") -> None:

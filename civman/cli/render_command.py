@@ -310,7 +310,7 @@ def render(
             "plan", [plan_value(plan, chosen) for plan in plans],
             human=lambda console: print_plans(console, plans), ids=(plan.recipe.sha256 for plan in plans),
         )  # fmt: skip
-    with session.drawing(len(plans)) as on_event:
+    with session.drawing([plan.recipe for plan in plans]) as on_event:
         made = session.library.render(plans, output=output, options=options, machine=machine, on_event=on_event)
     return Result(
         "render", [rendering_value(each) for each in made],

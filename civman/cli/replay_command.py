@@ -94,7 +94,8 @@ def replay(
     source = library.pictures.find_recipe(what)
     _fetch_missing(session, library.pictures.missing_files(source), is_agreed=fetch)
     if not axes and not parsed:
-        with session.drawing(1) as on_event:
+        recipe = source.origin.recipe
+        with session.drawing([recipe] if recipe else []) as on_event:
             results = library.replay(source, pictures=inputs, machine=machine, on_event=on_event)
         return _verdict(source, results, _save(library, source, results, output, options))
     from civman.planning.plan import Conditions
@@ -112,7 +113,7 @@ def replay(
         )
     for notice in planned.notices:
         session.output.notice(notice)
-    with session.drawing(1) as on_event:
+    with session.drawing([planned.recipe]) as on_event:
         made = library.render(planned, output=output, options=options, machine=machine, on_event=on_event)
     return _variation(source, made)
 

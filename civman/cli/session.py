@@ -6,7 +6,7 @@ was closed, so that nothing is reported as done before it is.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import cached_property
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from civman.domain.events import OnEvent
+    from civman.domain.recipes.recipe import Recipe
     from civman.library import Library
     from civman.settings import Settings
 
@@ -88,11 +89,11 @@ class Session:
             self.output.notice(otherwise)
         return agreed
 
-    def downloading(self) -> "AbstractContextManager[OnEvent]":
-        """Show a progress bar for each download."""
+    def downloading(self, files: int = 1) -> "AbstractContextManager[OnEvent]":
+        """Show a progress bar for each download and, if `files` or more than one are downloaded, for all together."""
         from civman.cli import progress_bars  # importing this takes 0.01 s, which --help does not need
 
-        return progress_bars.downloading(self.output)
+        return progress_bars.downloading(self.output, files)
 
     def reading(self) -> "AbstractContextManager[OnEvent]":
         """Show a progress bar while files are read one after another."""
@@ -106,11 +107,12 @@ class Session:
 
         return progress_bars.verifying(self.output)
 
-    def drawing(self, plans: int, *, called: str = "prompt") -> "AbstractContextManager[OnEvent]":
-        """Show a progress bar while plans are rendered."""
+    def drawing(self, recipes: "Sequence[Recipe]", *, called: str = "prompt") -> "AbstractContextManager[OnEvent]":
+        """Show a progress bar while these recipes are rendered, in this order."""
         from civman.cli import progress_bars
+        from civman.cli.job_progress import shares
 
-        return progress_bars.drawing(self.output, plans, called=called)
+        return progress_bars.drawing(self.output, shares(recipes), called=called)
 
 
 def command(

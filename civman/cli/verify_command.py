@@ -45,9 +45,9 @@ def verify(
     bad = [verdict for verdict in verdicts if verdict.state in BROKEN]
     error = None
     if bad:
-        named = ", ".join(f"{verdict.name} ({verdict.state})" for verdict in bad[:5])
+        named = ", ".join(f"{verdict.name} ({verdict.state})" for verdict in bad[:5]) + (" …" if len(bad) > 5 else "")
         error = IntegrityError(
-            f"{len(bad)} of {len(verdicts)} files are not what they should be: {named}{' …' if len(bad) > 5 else ''}",
+            f"{counted(len(bad), 'file')} of {len(verdicts)} failed verification: {named}",
             hint=_way_out(bad, was_tried=repair),
             sha256=[str(verdict.sha256) for verdict in bad],
         )
@@ -104,7 +104,7 @@ def _rebuild(session: Session) -> Result:
     if rebuilt.corrupt:
         paths = ", ".join(verdict.path for verdict in rebuilt.corrupt[:5])
         error = IntegrityError(
-            f"{len(rebuilt.corrupt)} files are not what their names say and were left out: {paths}",
+            f"left out {counted(len(rebuilt.corrupt), 'file')} whose bytes do not match the name: {paths}",
             hint="delete them and `civman download` them again",
         )
     return Result("rebuild", rebuilt, human=lambda console: _print_rebuilt(console, rebuilt), error=error)

@@ -10,6 +10,15 @@ from civman.errors import Cause
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """A file will be transferred as soon as others are finished; its size counts in totals from now on."""
+
+    key: str
+    name: str
+    total_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A transfer starts; `held_bytes` of `total_bytes` are already on disk from an earlier attempt."""
 
@@ -97,7 +106,7 @@ class Step:
     stage: str = "first"
 
 
-Event = Started | Received | Waiting | Restarted | Verifying | Finished | Failed | Notice | Step
+Event = Queued | Started | Received | Waiting | Restarted | Verifying | Finished | Failed | Notice | Step
 OnEvent = Callable[[Event], None]
 
 

@@ -14,7 +14,7 @@ from civman.civitai.client import CivitaiClient
 from civman.civitai.storage_connection import Network, StorageConnection, tls_context
 from civman.domain.access import Permits, check_gates, check_version
 from civman.domain.catalog import Asset, Blob, ModelFile, ModelVersion, Preview
-from civman.domain.events import Failed, Notice, OnEvent
+from civman.domain.events import Failed, Notice, OnEvent, Queued
 from civman.domain.file_choice import choose_file
 from civman.domain.file_names import safe_name
 from civman.domain.refs import parse_ref
@@ -195,6 +195,7 @@ class Downloads:
                     outcomes[number] = job
                 else:
                     named = replace(job.file, name=job.name)
+                    on_event(Queued(partial_key(job.version, job.file), job.name, job.file.size_bytes))
                     future = pool.submit(fetcher.fetch, job.version, named, on_event=on_event, cancel=cancel)
                     running[future] = number, job
                     remember(self._index, job.resolved, self._clock())  # done now, while the file is being downloaded

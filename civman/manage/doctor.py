@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from civman import __version__
 from civman.civitai import credentials
+from civman.domain.plurals import counted
 from civman.errors import CivmanError
 from civman.index import Index
 from civman.settings import Settings
@@ -89,7 +90,7 @@ def _index(settings: Settings) -> Finding:
 
         if wrong := faults(database):
             return Finding("index", State.BAD, "; ".join(wrong[:5]), str(database), _REBUILD)
-        return Finding("index", State.OK, f"{count:,} files; the database is intact")
+        return Finding("index", State.OK, f"{counted(count, 'file')}; the database is intact")
     except CivmanError as error:
         return Finding(
             "index",

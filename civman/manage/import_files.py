@@ -26,6 +26,7 @@ from civman.domain.file_choice import PICKLE_SUFFIXES
 from civman.domain.file_names import safe_name
 from civman.domain.files.header import sniff
 from civman.domain.identification.identify import facts, identify
+from civman.domain.plurals import counted
 from civman.errors import CivmanError, InvalidModelFile, NotFound
 from civman.index import Index, Record, SeenFile
 from civman.manage.identify_files import (
@@ -215,7 +216,7 @@ def _digests(
     total_bytes = sum(stats.st_size for _, stats in fresh)
     unsaved: list[SeenFile] = []
     if fresh:
-        on_event(Started("import", f"{len(fresh)} files", total_bytes))
+        on_event(Started("import", counted(len(fresh), "file"), total_bytes))
     try:
         for path, stats, result in _hashed(fresh):
             if isinstance(result, CivmanError):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from civman.domain.catalog import Asset
 from civman.domain.compatibility import RULES, Verdict, check
 from civman.domain.events import OnEvent, Started, Verifying
+from civman.domain.plurals import counted
 from civman.errors import CivmanError
 from civman.index import Fits, Index
 from civman.manage.inspection import Inspected, inspect_asset
@@ -39,7 +40,7 @@ def find_fitting(index: Index, checkpoint: Inspected, on_event: OnEvent) -> Fits
 
 def _judged(checkpoint: Inspected, assets: list[Asset], on_event: OnEvent) -> Iterator[tuple[Asset, str]]:
     if assets:
-        on_event(Started("plan", f"headers of {len(assets):,} files", len(assets)))
+        on_event(Started("plan", f"headers of {counted(len(assets), 'file')}", len(assets)))
     for number, asset in enumerate(assets, 1):
         try:
             part = inspect_asset(asset).part

@@ -12,6 +12,7 @@ from typing import Any
 
 from civman.domain.catalog import Asset, Blob
 from civman.domain.digests import Sha256
+from civman.domain.plurals import counted
 from civman.errors import Cause, NotFound, Refused
 from civman.index import USER_PIN, Index
 from civman.manage.file_state import seen_now
@@ -215,7 +216,7 @@ def plan_collection(
     strangers = [blob for blob in store.blobs() if blob.sha256 not in known]
     if strangers and not known:
         raise Refused(
-            f"none of the {len(strangers)} files in the store is in the index",
+            f"the store has {counted(len(strangers), 'file')}, none of which is in the index",
             code=Cause.INDEX_EMPTY,
             hint="first add them to the index with `civman verify --rebuild`",
         )

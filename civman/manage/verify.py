@@ -17,6 +17,7 @@ from civman.domain.access import Permits
 from civman.domain.catalog import Asset, Blob
 from civman.domain.digests import Sha256
 from civman.domain.events import Notice, OnEvent, Started, Verifying
+from civman.domain.plurals import counted
 from civman.errors import Cause, CivmanError, IntegrityError, LibraryError, StoreError
 from civman.index import HeldFile, Index, SeenFile
 from civman.manage.file_state import seen_now
@@ -218,7 +219,7 @@ def _read_all(
 ) -> Iterator[Verdict]:
     if not files:
         return
-    on_event(Started(WHOLE, f"{len(files)} files", sum(file.size_bytes for file in files)))
+    on_event(Started(WHOLE, counted(len(files), "file"), sum(file.size_bytes for file in files)))
     verified: list[SeenFile] = []
     pools = {device: ThreadPoolExecutor(readers, "verify") for device, readers in _disks(files).items()}
     try:
