@@ -9,7 +9,7 @@ same from the same noise. The run fails where a value of the two pictures differ
 scaled so that every layer passes on what it gets; what they draw is noise, so the picture is kept with `--force`.
 
 Each side runs in a process of its own. civman leaves SDXL's weights in their file where memory is short; diffusers'
-side needs 11 GB of memory, since its parts are turned into float32 one after the other. Files are deleted at the end.
+side needs 20 GB of memory for SDXL. Files are deleted at the end.
 """
 
 import argparse

@@ -18,24 +18,28 @@ SHIFT = torch.randn(4, generator=_generator)
 TO_LATENT = torch.randn(4, 3, generator=_generator)
 TO_PIXEL = torch.randn(3, 4, generator=_generator) * 0.3
 COND, UNCOND = (torch.randn(1, 77, WIDTH, generator=_generator) for _ in range(2))
+FROM_SHOWN = torch.randn(4, 5, generator=_generator)
 CFG = 3.0
 
 
 def answer(x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-    """Smooth in all three."""
+    """Smooth in all three; the five channels more of an inpainting UNet (mask, picture) count too where x has them."""
+    x, shown = x[:, :4], x[:, 4:]
     told = (context.mean(dim=(1, 2)) * 20)[:, None, None, None]
     turned = torch.einsum("oc,bchw->bohw", MIX, x) + SHIFT[None, :, None, None] * torch.cos(time / 300).reshape(
         -1, 1, 1, 1
     )
+    if shown.shape[1]:
+        turned = turned + torch.einsum("oc,bchw->bohw", FROM_SHOWN, shown)
     return x * 0.7 + torch.tanh(turned + told) * 0.5
 
 
 class Unet(nn.Module):
     """`answer` as diffusers' UNet is called."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 4) -> None:
         super().__init__()
-        self.config = SimpleNamespace(in_channels=4)
+        self.config = SimpleNamespace(in_channels=channels)
         self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, x: Tensor, time: Tensor, *, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
@@ -62,13 +66,13 @@ class Vae(nn.Module):
         return (torch.tanh(nn.functional.interpolate(pixels, scale_factor=8, mode="bilinear")),)
 
 
-def model(*, v: bool = False, zero_snr: bool = False, xl: bool = False) -> LoadedModel:
-    """Held as a loaded checkpoint is."""
+def model(*, v: bool = False, zero_snr: bool = False, xl: bool = False, channels: int = 4) -> LoadedModel:
+    """As a loaded checkpoint; `channels`: 9 for an inpainting checkpoint."""
     return LoadedModel(
         path=Path("closed-form"), family=Family.SDXL if xl else Family.SD1,
         prediction="v_prediction" if v else "epsilon", is_zero_snr=zero_snr,
-        components={"unet": Unet(), "vae": Vae()}, configs={}, metadata={}, device=torch.device("cpu"), notes=(),
-        unused=(), tensor_count=0, files={}, sources={},
+        components={"unet": Unet(channels), "vae": Vae()}, configs={}, metadata={}, device=torch.device("cpu"),
+        notes=(), unused=(), tensor_count=0, files={}, sources={},
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ FAMILIES = {
     "sd1-inpaint": Family.SD1,
     "sd2": Family.SD2,
     "sdxl": Family.SDXL,
+    "sdxl-inpaint": Family.SDXL,
     "sdxl-vpred": Family.SDXL,
     "refiner": Family.REFINER,
 }

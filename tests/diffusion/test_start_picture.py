@@ -1,7 +1,8 @@
 # ruff: noqa: E402  (imports that need torch come after the question whether it is there)
 """Inpainting and other sizes as A1111 does them: its steps written a second time with Pillow and scipy."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ pytest.importorskip("diffusers")
 ndimage = pytest.importorskip("scipy.ndimage")
 
 import closed_form
+from a1111_oracle import Stack
 from PIL import Image, ImageFilter, ImageOps
-from sampler_oracles import NO_FILE, SEED, distance, recipe, stack
+from sampler_oracles import NO_FILE, SEED, distance, enlarged_latents, recipe, stack
 
+from civman.diffusion.denoiser import Conditioning
+from civman.diffusion.loader import load
 from civman.diffusion.noise_levels import Schedule
 from civman.diffusion.run_recipe import Inputs, render
 from civman.diffusion.second_pass import covering
@@ -27,6 +31,22 @@ from civman.planning.input_pictures import read_picture
 PICTURE = np.random.default_rng(4).integers(0, 255, (96, 128, 3), dtype=np.uint8)
 MASK = np.zeros((96, 128), np.uint8)
 MASK[30:60, 40:90] = 255
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The other side's model: `ask(x, time, context)` with four or nine channels, and the VAE's two ways."""
+
+    ask: Callable[..., Any] = closed_form.answer
+    encode: Callable[[Any], Any] = lambda pixels: closed_form.Vae().encode(pixels).latent_dist.mode()
+    decode: Callable[[Any], Any] = lambda latents: closed_form.Vae().decode(latents, return_dict=False)[0]
+    cond: Any = closed_form.COND
+    uncond: Any = closed_form.UNCOND
+    channels: int = 4
+    xl: bool = False
+
+
+CLOSED = Parts()
 
 
 def softened(mask: Any, radius: int) -> Any:
@@ -47,7 +67,7 @@ def filled(image: Any, mask: Any) -> Any:
     return result.convert("RGB")
 
 
-def expected(start: StartImage, name: str = "Euler a") -> tuple[Any, Any]:
+def expected(start: StartImage, name: str = "Euler a", parts: Parts = CLOSED) -> tuple[Any, Any]:
     """(latents, pixels) by A1111's steps at 64x64."""
     mask, picture = Image.fromarray(softened(MASK, start.mask_blur)), Image.fromarray(PICTURE)
     box = None
@@ -73,9 +93,8 @@ def expected(start: StartImage, name: str = "Euler a") -> tuple[Any, Any]:
     kept = np.asarray(picture if start.only_masked else here).astype(float)
     if start.masked_content != "original":
         here = filled(here, shown)
-    vae = closed_form.Vae()
-    pixels = torch.from_numpy(np.asarray(here).astype(np.float32) / 255).permute(2, 0, 1)[None]
-    latents = vae.encode(2 * pixels - 1).latent_dist.mode()
+    source = 2 * torch.from_numpy(np.asarray(here).astype(np.float32) / 255).permute(2, 0, 1)[None] - 1
+    latents = parts.encode(source)
     cells = np.around(np.asarray(shown.convert("RGB").resize((8, 8))).astype(np.float32)[:, :, 0] / 255)
     area = torch.from_numpy(cells)[None, None]
     if start.masked_content == "latent noise":
@@ -83,11 +102,20 @@ def expected(start: StartImage, name: str = "Euler a") -> tuple[Any, Any]:
         latents = latents * (1 - area) + fresh * area
     elif start.masked_content == "latent nothing":
         latents = latents * (1 - area)
-    result = stack("SD 1").img2img(
-        name, "Automatic", 8, latents, SEED, start.strength, closed_form.CFG, closed_form.COND, closed_form.UNCOND,
+    shown_to_it = torch.zeros(1, 0, 8, 8)
+    if parts.channels == 9:  # the mask in whole steps of a pixel, and the picture with what is under it greyed
+        grey = torch.round(torch.from_numpy(np.asarray(shown).astype(np.float32) / 255))[None, None]
+        masked = torch.lerp(source, source * (1 - grey), start.conditioning_weight)
+        shown_to_it = torch.cat([torch.nn.functional.interpolate(grey, size=(8, 8)), parts.encode(masked)], dim=1)
+
+    def unet(x: Any, time: Any, context: Any) -> Any:
+        return parts.ask(torch.cat([x, shown_to_it], dim=1), time, context)
+
+    result = Stack(unet, xl=parts.xl).img2img(
+        name, "Automatic", 8, latents, SEED, start.strength, closed_form.CFG, parts.cond, parts.uncond,
         mask=area, noise_multiplier=start.noise_multiplier,
     )  # fmt: skip
-    drawn = ((vae.decode(result, return_dict=False)[0][0] + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy() * 255
+    drawn = ((parts.decode(result)[0] + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy() * 255
     if box is not None:
         whole = np.zeros(PICTURE.shape)
         patch = Image.fromarray(np.round(drawn).astype(np.uint8)).resize((box[2] - box[0], box[3] - box[1]),
@@ -132,6 +160,82 @@ def test_every_kind_of_sampler_inpaints_as_a1111(name: str) -> None:
     render(asked, model, closed_form.prompt(), inputs=Inputs(PICTURE, MASK))
 
     assert distance(model.vae.decoded, expected(start, name)[0]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (StartImage(NO_FILE, 0.7, NO_FILE, 4), "Euler a"),
+        (StartImage(NO_FILE, 0.9, NO_FILE, 4, masked_content="fill"), "DPM++ 2M SDE"),
+        (StartImage(NO_FILE, 0.9, NO_FILE, 4, masked_content="latent noise"), "DDIM"),
+        (StartImage(NO_FILE, 0.7, NO_FILE, 2, only_masked=True, padding=6), "DPM++ 2M"),
+        (StartImage(NO_FILE, 0.7, NO_FILE, 4, conditioning_weight=0.4), "UniPC"),
+        (StartImage(NO_FILE, 1.0, NO_FILE, 0, conditioning_weight=0.0), "Euler"),
+    ],
+    ids=lambda each: f"{each.masked_content}-{each.conditioning_weight}" if isinstance(each, StartImage) else each,
+)
+@pytest.mark.parametrize("xl", [False, True], ids=["SD 1", "SDXL"])
+def test_inpainting_checkpoints_see_what_a1111_shows_them(start: StartImage, name: str, xl: bool) -> None:
+    model = closed_form.model(channels=9, xl=xl)
+    asked = replace(recipe(name, Schedule.AUTOMATIC, "SD 1", "img2img 0.75"), start=start)
+
+    (made,) = render(asked, model, closed_form.prompt(), inputs=Inputs(PICTURE, MASK))
+    latents, pixels = expected(start, name, replace(CLOSED, channels=9, xl=xl))
+
+    assert distance(model.vae.decoded, latents) < 1e-5
+    assert np.abs(made.pixels - pixels).max() <= 2
+    assert distance(model.vae.decoded, expected(start, name)[0]) > 1e-2, "the five channels more count for nothing"
+
+
+@pytest.mark.parametrize(("hires", "xl"), [(None, False), ((96, 64), False), (None, True)])
+def test_an_inpainting_checkpoint_without_a_picture_is_shown_grey(hires: tuple[int, int] | None, xl: bool) -> None:
+    mode = "hires latent" if hires else "txt2img"
+    asked = recipe("Euler", Schedule.AUTOMATIC, "SD 1", mode)
+    model = closed_form.model(channels=9, xl=xl)
+
+    def unet(x: Any, time: Any, context: Any) -> Any:
+        grey = CLOSED.encode(torch.zeros(1, 3, x.shape[-2] * 8, x.shape[-1] * 8))
+        return closed_form.answer(torch.cat([x, torch.ones_like(x[:, :1]), grey], dim=1), time, context)
+
+    rest = (closed_form.CFG, closed_form.COND, closed_form.UNCOND)
+    theirs = Stack(unet, xl=xl).txt2img("Euler", "Automatic", asked.steps, (4, 8, 8), SEED, *rest)
+    if hires:
+        larger = enlarged_latents(theirs)
+        theirs = Stack(unet, xl=xl).img2img("Euler", "Automatic", 6, larger, SEED, 0.6, *rest, second_pass=True)
+
+    render(asked, model, closed_form.prompt())
+
+    assert distance(model.vae.decoded, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["sd1-inpaint", "sdxl", "sdxl-inpaint"])
+def test_diffusers_unet_and_vae_inpaint_as_in_a1111(tiny_files: dict[str, Path], kind: str) -> None:
+    model = load(tiny_files[kind], dtype=torch.float32)
+    unet, vae, factor = model.unet, model.vae, model.vae.config.scaling_factor
+    generator = torch.Generator().manual_seed(1)
+    cond, uncond = (torch.randn(1, 77, unet.config.cross_attention_dim, generator=generator) for _ in range(2))
+    pooled = [torch.randn(1, 32, generator=generator) for _ in range(2)] if model.family.is_xl else [None, None]
+
+    def ask(x: Any, time: Any, context: Any) -> Any:
+        more = {}
+        if model.family.is_xl:
+            sizes = torch.tensor([[64.0, 64.0, 0.0, 0.0, 64.0, 64.0]])
+            more = {"added_cond_kwargs": {"text_embeds": pooled[context is uncond], "time_ids": sizes}}
+        return unet(x, time, encoder_hidden_states=context, **more).sample
+
+    parts = Parts(
+        ask, lambda pixels: vae.encode(pixels).latent_dist.mode() * factor,
+        lambda latents: vae.decode(latents / factor).sample, cond, uncond, unet.config.in_channels, model.family.is_xl,
+    )  # fmt: skip
+    start = StartImage(NO_FILE, 0.7, NO_FILE, 4)
+    asked = replace(recipe("Euler a", Schedule.AUTOMATIC, "SD 1", "img2img 0.75"), start=start)
+
+    (made,) = render(asked, model, Conditioning(cond, uncond, *pooled), inputs=Inputs(PICTURE, MASK))
+    with torch.no_grad():
+        _, pixels = expected(start, "Euler a", parts)
+
+    assert np.abs(made.pixels - pixels).max() <= 2
+    assert made.pixels.std() > 10
 
 
 def test_guidance_below_1_follows_the_prompt_less() -> None:
