@@ -31,6 +31,7 @@ from civman.planning.plan_types import Planned, PlannedFile
 from civman.planning.prompt_references import ScaledLora
 from civman.planning.recipe_sources import RecipeSource, recipe_of
 from civman.planning.render_extra import require_render_extra
+from civman.prompts.foreign_syntax import foreign_notices
 
 SAMPLER = "DPM++ 2M"
 """The sampler for requests that name none."""
@@ -113,7 +114,7 @@ def plan(
     few = few_steps_notice(found.inspected.label, found.inspected.name, steps=recipe.steps, cfg=recipe.guidance_scale)
     return Planned(
         recipe, tuple(files.values()), _memory(recipe, found),
-        (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told),
+        (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told, *_foreign(typed)),
         conditions.allow_partial or conditions.force,
         keeps_noise=conditions.force,
         typed=None if typed == (recipe.prompt, recipe.negative_prompt) else TypedPrompts(*typed),
@@ -246,6 +247,12 @@ def _lora(finder: Finder, ref: str) -> Found:
         if colon and finder.holds("lora", name):
             error.hint = f"a scale is one number or two, such as `{name}:0.7` or `{name}:0.7:0.5`"
         raise
+
+
+def _foreign(prompts: tuple[str, str]) -> tuple[str, ...]:
+    """Notices about what other programs would read as syntax in the prompts."""
+    own, negative = map(foreign_notices, prompts)
+    return (*own, *(f"negative prompt: {notice}" for notice in negative))
 
 
 def _fits(checkpoint: Found, file: Found) -> bool:

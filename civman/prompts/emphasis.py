@@ -75,7 +75,9 @@ Fragment(text='dog', weight=0.9090909090909091), Fragment(text=' ', weight=1.0))
     places = [place for place in range(len(prompt)) if place not in inside]
     text = "".join(prompt[place] for place in places)
     if (word := _AND.search(text)) is not None:
-        raise _refusal(prompt, places[word.start()], "`AND` (several prompts in one image) is not supported")
+        raise _refusal(
+            prompt, places[word.start()], "`AND` (several prompts in one image) is not supported", _SMALL_AND
+        )
     scanner = _Scanner(prompt, text, places)
     return ParsedPrompt(text, scanner.sections(), loras)
 
@@ -91,12 +93,18 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(lambda letter: f"\\{letter[0]}", text)
 
 
-def _refusal(prompt: str, place: int, reason: str) -> UsageError:
+_SMALL_AND = "write `and` in lowercase letters to use it as a word"
+_PLAIN_SQUARE = r"write a backslash before each bracket to make it plain text: `\[` and `\]`"
+_WEIGHT_HINT = r"write a number such as `(word:1.2)`, or `\(` and `\)` to make the brackets plain text"
+_TAG_HINT = "write `<lora:NAME:SCALE>`, such as `<lora:ink:0.8>`"
+
+
+def _refusal(prompt: str, place: int, reason: str, hint: str) -> UsageError:
     near = prompt[max(0, place - 10) : place + 30]
     return UsageError(
         f"prompt, character {place + 1}: {reason}: `{near}`",
         code=Cause.PROMPT_SYNTAX,
-        hint="write a backslash before a bracket to make it plain text",
+        hint=hint,
         position=place + 1,
         near=near,
     )
@@ -111,14 +119,16 @@ def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
     """
     kind, place = tag[1].lower(), tag.start()
     if kind not in _ADAPTERS:
-        raise _refusal(prompt, place, f"tags of the kind `{kind}` are not supported")
+        raise _refusal(prompt, place, f"tags of the kind `{kind}` are not supported", f"remove `{tag[0]}`")
     name, *arguments = (part.strip() for part in tag[2].split(":"))
     if not name:
-        raise _refusal(prompt, place, "the tag contains no file name")
+        raise _refusal(prompt, place, "the tag contains no file name", _TAG_HINT)
     positional = [argument for argument in arguments if "=" not in argument]
     named = dict(_setting(argument) for argument in arguments if "=" in argument)
     if len(positional) > 2 or not set(named) <= {"te", "unet"}:
-        raise _refusal(prompt, place, "a tag can contain only a name and the scales for text encoder and UNet")
+        reason = "only a name and the scales for text encoder and UNet are supported in a tag"
+        short = ":".join([tag[1], name, *positional[:2]])
+        raise _refusal(prompt, place, reason, f"write `<{short}>`, without the rest")
 
     def number(written: str) -> float:
         try:
@@ -126,7 +136,7 @@ def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise _refusal(prompt, place, f"`{written}` is not a number")
+            raise _refusal(prompt, place, f"`{written}` is not a number", _TAG_HINT)
         return value
 
     te = number(named.get("te", positional[0] if positional else "1"))
@@ -201,7 +211,7 @@ class _Scanner:
 
     def _weight(self, found: re.Match[str]) -> float:
         if not _NUMBER.fullmatch(found[1]):
-            raise _refusal(self.prompt, self.places[found.start()], f"`{found[1]}` is not a number")
+            raise _refusal(self.prompt, self.places[found.start()], f"`{found[1]}` is not a number", _WEIGHT_HINT)
         return float(found[1])
 
     def _note_bar(self, letter: str, at: int) -> None:
@@ -212,9 +222,12 @@ class _Scanner:
     def _require_no_editing(self, square: _Open, at: int) -> None:
         place = self.places[square.place]
         if square.bar is not None:
-            raise _refusal(self.prompt, place, "`[a|b]` (alternating from step to step) is not supported")
+            raise _refusal(
+                self.prompt, place, "`[a|b]` (alternating from step to step) is not supported", _PLAIN_SQUARE
+            )
         if _WHEN.search(self.text[square.place + 1 : at]):
-            raise _refusal(self.prompt, place, "`[from:to:when]` (switching the prompt at some step) is not supported")
+            reason = "`[from:to:when]` (switching the prompt at some step) is not supported"
+            raise _refusal(self.prompt, place, reason, _PLAIN_SQUARE)
 
     def _close(self, stack: list[_Open], factor: float) -> None:
         self._flush()

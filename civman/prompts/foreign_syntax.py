@@ -1,0 +1,61 @@
+"""Notices about parts of a prompt that another program would read as syntax, and that are plain text here.
+
+Nothing is changed: a prompt that was pasted from elsewhere is rendered as it stands, and the user is told what it does
+not do. Standard library only.
+
+Source: the documented prompt syntax of ComfyUI, Dynamic Prompts, InvokeAI (Compel), NovelAI and Midjourney.
+"""
+
+import re
+
+_FOREIGN = (
+    (re.compile(r"\{[^{}]*\|[^{}]*\}"), "a random choice in other programs (Dynamic Prompts, ComfyUI)"),
+    (re.compile(r"(?<!\w)__[\w/*-]+?__(?!\w)"), "a wildcard in other programs (Dynamic Prompts)"),
+    (re.compile(r"(?<!\w)embedding:[\w.-]+"), "ComfyUI's way to name an embedding; write the name alone here"),
+    (re.compile(r"\{[^{}|]+\}"), "emphasis in NovelAI; write `(word:1.05)` here"),
+    (re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?::[^:]+::"), "emphasis in NovelAI; write `(word:1.2)` here"),
+    (re.compile(r"\)(?:\d+(?:\.\d+)?|\++|-+)(?![\w.])"), "emphasis in InvokeAI; write `(word:1.2)` here"),
+    (re.compile(r"(?<!\w)\w+(?:\+{2,}|-{2,})(?!\S)"), "emphasis in InvokeAI; write `(word:1.2)` here"),
+    (re.compile(r"(?<!\S)--(?:ar|aspect|chaos|iw|niji|no|seed|stylize|style|tile|version|v)\b(?:[ \t]+[\w.:]+)?"),
+     "an option of Midjourney; use the options of `civman render` instead"),
+    (re.compile(r"(?m)^[ \t]*#.*$"), "a comment in A1111"),
+)  # fmt: skip
+_SHOWN = 40
+
+
+def foreign_notices(prompt: str) -> tuple[str, ...]:
+    r"""A notice for each kind of syntax that another program would read, and for brackets without a partner.
+
+    >>> foreign_notices("a {red|blue} ball")
+    ('`{red|blue}` is plain text: a random choice in other programs (Dynamic Prompts, ComfyUI)',)
+    >>> foreign_notices(r"a \(red\) ball")
+    ()
+    """
+    text = re.sub(r"\\.", lambda pair: " " * len(pair[0]), prompt, flags=re.DOTALL)  # what is escaped is meant
+    notices = []
+    for pattern, what in _FOREIGN:
+        if found := pattern.search(text):
+            near = " ".join(prompt[found.start() : found.end()].split())
+            notices.append(f"`{near[:_SHOWN]}{'…' if near[_SHOWN:] else ''}` is plain text: {what}")
+    return (*notices, *_brackets(text))
+
+
+def _brackets(text: str) -> list[str]:
+    """Notices about the first bracket that is never closed and the first that closes none, of each kind."""
+    notices = []
+    for opening, closing in ("()", "[]"):
+        opened: list[int] = []
+        stray = None
+        for place, letter in enumerate(text):
+            if letter == opening:
+                opened.append(place)
+            elif letter == closing and opened:
+                opened.pop()
+            elif letter == closing and stray is None:
+                stray = place
+        if opened:
+            place = opened[0] + 1
+            notices.append(f"the bracket `{opening}` at character {place} is not closed: it applies to the end")
+        if stray is not None:
+            notices.append(f"the bracket `{closing}` at character {stray + 1} closes none: it is plain text")
+    return notices
