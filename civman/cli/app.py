@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
         return error.exit_code
     except KeyboardInterrupt:
         exec("")  # noqa: S102  # else `python -m` ends with SIGINT if Ctrl-C hit an `exec`, as of a dataclass
-        output.failure(Interrupted("stopped", hint="run the same command again; a download goes on where it stopped"))
+        output.failure(Interrupted("stopped", hint="run the same command again; a download continues where it stopped"))
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # the reader has closed the pipe; without this, Python would try to flush stdout at exit and print a traceback
@@ -102,7 +102,7 @@ def _refused_by_typer(error: Exception, output: Output) -> int | None:
         return None
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "civman"
-    output.failure(UsageError(str(format_message()), hint=f"`{path} --help` lists what it takes"))
+    output.failure(UsageError(str(format_message()), hint=f"`{path} --help` lists its arguments and options"))
     return ExitCode.USAGE
 
 
@@ -112,7 +112,7 @@ def _bug(error: Exception, output: Output) -> int:
         CivmanError(
             f"civman has a bug: {type(error).__name__}",
             code=Cause.BUG,
-            hint="please report the traceback above with the command that led to it",
+            hint="please report the traceback above and the command that you ran",
         )
     )
     return ExitCode.BUG

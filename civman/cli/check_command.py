@@ -58,7 +58,7 @@ def check(
         ),
     ] = None,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Accept adapters of which only a part fits.")
+        bool, typer.Option("--allow-partial", help="Accept adapters that only partly fit the model.")
     ] = False,
 ) -> Result:
     """Check whether LoRAs, embeddings and a VAE fit a checkpoint, module by module, from the file headers.
@@ -101,10 +101,10 @@ def _print(console: "Console", found: "Compatibility", terms: "Terms") -> None:
         console.print(f"{clean(part.name)}: ", end="")
         console.print(str(part.verdict), style=style, end="")
         console.print(
-            f" (judged by {part.depth}){f'; weights stored as {clean(part.weights)}' if part.weights else ''}"
+            f" (compared by {part.depth}){f'; weights stored as {clean(part.weights)}' if part.weights else ''}"
         )
         if part.support is not None:
-            console.print(f"  CivitAI's table says {part.support} for the two labels", style="dim")
+            console.print(f"  CivitAI's compatibility table says {part.support} for the two base models", style="dim")
         for reason in part.reasons[:_REASONS]:
             console.print(f"  {clean(reason)}")
         if len(part.reasons) > _REASONS:

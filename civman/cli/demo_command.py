@@ -36,12 +36,12 @@ _DRAWING: tuple[tuple[str, ...], ...] = (
 
 def demo(
     serve: Annotated[
-        bool, typer.Option("--serve", help="Only run the server, until Ctrl-C, for commands in another terminal.")
+        bool, typer.Option("--serve", help="Only run the server, for commands in another terminal; Ctrl-C stops it.")
     ] = False,
     port: Annotated[int, typer.Option(help="The server's port; 0 takes any free one.")] = 0,
     library: LibraryOpt = None,
 ) -> None:
-    """Watch civman work, without a network: a small CivitAI on this machine, and the real commands against it."""
+    """Show civman at work without a network: start a small CivitAI on this computer and run commands against it."""
     from civman.demo.server import CivitaiServer
     from civman.planning.render_extra import missing_parts
     from civman.settings import load_settings
@@ -83,9 +83,9 @@ def _run(step: tuple[str, ...], environ: dict[str, str]) -> None:
     code = subprocess.run([sys.executable, "-m", "civman", *step], env=environ, check=False).returncode  # noqa: S603
     if code != ExitCode.DONE:
         raise CivmanError(
-            f"the demo stopped: `civman {' '.join(step)}` ended with {code}",
+            f"the demo stopped: `civman {' '.join(step)}` failed with exit code {code}",
             code=Cause.DEMO_FAILED,
-            hint="`civman doctor` may tell why",
+            hint="`civman doctor` may find the cause",
         )
     typer.echo()
 
@@ -104,11 +104,11 @@ def _serve(environ: dict[str, str]) -> None:
 def _farewell(place: Path, *, can_draw: bool) -> None:
     if can_draw:
         sheets = sorted((place / "renders").glob("grid-*.png"), key=lambda path: path.stat().st_mtime)
-        typer.echo(f"Look at what it drew: {sheets[-1]}\n")
+        typer.echo(f"The contact sheet of the images: {sheets[-1]}\n")
     else:
-        typer.echo("With `pip install 'civman[render]'` the demo also draws a picture, and draws it again.\n")
-    typer.echo(f"The library stays in {place}. Go on, for example:\n")
+        typer.echo("With `pip install 'civman[render]'` the demo also renders an image and replays it.\n")
+    typer.echo(f"The library remains in {place}. You can continue there, for example:\n")
     option = f" --library {place}"
     for line in (f"list{option} --type LORA", f"show 51207{option} --offline", f"verify{option}"):
         typer.echo(f"  civman {line}")
-    typer.echo("\n`civman demo --serve` keeps the server running for your own commands.")
+    typer.echo("\n`civman demo --serve` runs the server until Ctrl-C, so that you can try your own commands.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def doctor(
     session: Session,
 ) -> Result:
-    """Tell which settings hold and where they come from, and what is wrong and how to mend it."""
+    """Check the installation, the library and the settings, and say how to fix each problem."""
     from civman.errors import Cause, CivmanError
 
     findings = list(session.library.maintenance.doctor())

@@ -29,7 +29,9 @@ def download(
     ] = False,
     connections: Annotated[
         int | None,
-        typer.Option(min=1, max=32, help="Maximum number of connections per file.", show_default="as many as pay"),
+        typer.Option(
+            min=1, max=32, help="Maximum number of connections per file.", show_default="as many as make it faster"
+        ),
     ] = None,
     files_at_once: Annotated[
         int, typer.Option("--at-once", min=1, max=8, help="Number of files to download at the same time.")
@@ -121,13 +123,13 @@ def _print_plans(console: "Console", plans: "list[tuple[Job | Outcome, Path | No
     for job, place in plans:
         if not isinstance(job, Job):
             assert job.asset is not None
-            console.print(f"{clean(job.asset.name)}: stored already, and CivitAI does not have it")
+            console.print(f"{clean(job.asset.name)}: already in the library, and CivitAI does not have it")
             console.print(f"  place   {place}", soft_wrap=True)
             continue
         version = job.version
         console.print(f"{clean(version.model.name)} {clean(version.name)} ({version.base_model})")
         console.print(f"  file    {file_ref(version, job.file)} {clean(job.name)}")
-        console.print(f"  size    {size(job.file.size_bytes)}" + (" (here already)" if job.is_stored else ""))
+        console.print(f"  size    {size(job.file.size_bytes)}" + (" (already in the library)" if job.is_stored else ""))
         console.print(f"  sha256  {job.file.hashes.sha256 or 'not declared'}")
         console.print(f"  place   {place}", soft_wrap=True)
         for notice in job.notices:
@@ -142,8 +144,8 @@ def note_ambiguous(session: Session, outcomes: "Sequence[Outcome]") -> None:
         if len({file.blob.sha256 for file in files}) > 1:
             refs = "; ".join(f"{file.ref} ({file.version_name}, {file.name})" for file in files)
             session.output.notice(
-                f"the library now has {len(files)} files of `{name}`, so its name and its model id no longer mean one"
-                f" file; these refs do: {refs}"
+                f"the library now has {len(files)} files of `{name}`, so its name or model id alone no longer"
+                f" identifies one file; these refs do: {refs}"
             )
 
 
@@ -157,7 +159,7 @@ def report(outcomes: "Sequence[Outcome]") -> Result:
     error = None
     if failed and failed[0].error is not None:
         error = PartlyFailedError(
-            f"{len(failed)} of {len(outcomes)} failed: {', '.join(outcome.ref for outcome in failed)}",
+            f"{len(failed)} of {len(outcomes)} downloads failed: {', '.join(outcome.ref for outcome in failed)}",
             exit_code=failed[0].error.exit_code,
             refs=[outcome.ref for outcome in failed],
         )
@@ -184,7 +186,7 @@ def _print(console: "Console", outcomes: "Sequence[Outcome]") -> None:
     for outcome in outcomes:
         asset = outcome.asset
         if asset is not None:
-            how = "was here already" if outcome.was_present else "downloaded and verified"
+            how = "was already in the library" if outcome.was_present else "downloaded and verified"
             title = clean(f"{asset.model_name} {asset.version_name}".strip() or asset.name)
             console.print(f"{title}: {how}, {size(asset.blob.size_bytes)}, sha256 {asset.blob.sha256[:12]}…")
             if asset.trained_words:

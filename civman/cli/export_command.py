@@ -42,7 +42,9 @@ def export(
     from civman.errors import UsageError
 
     if [bool(refs), lock, everything].count(True) != 1:
-        raise UsageError("what should go into the bundle?", hint="name REFs, or say --lock, or --all: one of the three")
+        raise UsageError(
+            "civman does not know what to export", hint="pass REFs, --lock or --all: exactly one of the three"
+        )
     with session.reading() as on_event:
         exported = session.library.bundles.export(
             target,
@@ -89,6 +91,6 @@ def _print(console: "Console", path: Path, imported: "Sequence[ImportedFile]") -
     for each in imported:
         asset = each.assets[0]
         title = clean(f"{asset.model_name} {asset.version_name}".strip() or asset.name)
-        how = "was here already" if each.was_present else "taken in and verified"
+        how = "was already in the library" if each.was_present else "imported and verified"
         console.print(f"{title}: {how}, {size(each.size_bytes)}, sha256 {each.sha256[:12]}…", soft_wrap=True)
     console.print(f"{counted(len(imported), 'file')} from {clean(str(path))}", soft_wrap=True)

@@ -85,14 +85,14 @@ def _value(drawn: "DrawnGrid") -> dict[str, object]:
 
 def _print_plan(console: "Console", grid: "Grid") -> None:
     print_plans(console, [grid.cells[0].planned])
-    console.print(f"{_words(grid)}; above, the first:")
+    console.print(f"{_words(grid)}, the first of them above:")
     for cell in grid.cells:
         console.print(f"  {clean(cell.name)}: recipe {cell.planned.recipe.sha256[:12]}", soft_wrap=True)
 
 
 def _print(console: "Console", drawn: "DrawnGrid") -> None:
     console.print(clean(str(drawn.path)), soft_wrap=True)
-    console.print(f"  {_words(drawn.grid)}, kept beside it:", style="dim")
+    console.print(f"  {_words(drawn.grid)}, saved in:", style="dim")
     cells = list(zip(drawn.grid.cells, drawn.pictures, strict=True))
     for cell, made in cells[:_SHOWN]:
         console.print(f"  {clean(cell.name)}: picture:{made.id}, {clean(made.path.name)}", soft_wrap=True)

@@ -54,18 +54,19 @@ def _mode(copy: bool, link: bool, move: bool) -> "ImportMode":
     ]
     if len(chosen) > 1:
         raise UsageError(
-            "--copy, --link and --move exclude each other", hint="choose one, or none to leave files in place"
+            "--copy, --link and --move exclude each other",
+            hint="choose one of them, or none to leave the files where they are",
         )
     return chosen[0] if chosen else ImportMode.IN_PLACE
 
 
 def _print(console: "Console", imported: "ImportResult") -> None:
     console.print(
-        f"{counted(imported.found, 'model file')}: {imported.taken} taken in ({imported.on_civitai} known to CivitAI), "
-        f"{imported.known_before} were known, {imported.duplicates} have the same bytes as another; "
+        f"{counted(imported.found, 'model file')}: {imported.taken} imported ({imported.on_civitai} known to CivitAI), "
+        f"{imported.known_before} already in the library, {imported.duplicates} duplicates of others; "
         f"{size(imported.read_bytes)} read"
     )
     for problem in imported.broken[:20]:
-        console.print(f"  left out: {clean(problem.path)}: {clean(problem.message)}", style="yellow")
+        console.print(f"  skipped: {clean(problem.path)}: {clean(problem.message)}", style="yellow")
     if len(imported.broken) > 20:
         console.print(f"  … and {len(imported.broken) - 20} more; --json lists them all")

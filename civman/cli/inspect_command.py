@@ -70,20 +70,20 @@ def _value(found: "Inspected", tensors: bool) -> dict[str, object]:
 def _print(console: "Console", found: "Inspected", tensors: bool) -> None:
     console.print(f"{clean(found.name)}  {size(found.size_bytes)}")
     if found.path is None:
-        console.print("read from CivitAI: the header only, nothing is stored")
+        console.print("only the header was read, from CivitAI; nothing was stored")
     identity = found.identity
     if found.gguf is not None:
-        console.print(f"  tensors show   {clean(found.gguf.words)}; civman draws from safetensors files alone")
+        console.print(f"  tensors show   {clean(found.gguf.words)}; civman renders only from safetensors files")
         for name, (kind, shape) in found.gguf.tensors.items() if tensors else ():
             console.print(f"  {kind:<8} {'x'.join(map(str, shape)) or 'scalar':<18} {clean(name)}")
         return
     if identity is None:
-        console.print(f"  no safetensors file: it looks like {found.content}; civman does not open it")
+        console.print(f"  not a safetensors file: its content is {found.content}; civman does not open it")
         return
     console.print(f"  tensors show   {clean(identity.describe())}")
     for reason in identity.reasons[:4]:
         console.print(f"                 because {clean(reason)}", style="dim")
-    console.print(f"  CivitAI says   {clean(found.label or 'nothing (not known there, or not asked)')}")
+    console.print(f"  CivitAI says   {clean(found.label or 'nothing (unknown there, or not requested)')}")
     claims = found.claims
     console.print(f"  the file says  {clean(_claims(claims)) if claims else 'nothing'}")
     if claims is not None and claims.trigger_words:

@@ -21,19 +21,32 @@ if TYPE_CHECKING:
 @command()
 def link(
     session: Session,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the other program looks.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="The folder in which the other program looks for models.", show_default=False
+        ),
+    ],
     refs: Annotated[
-        list[str] | None, typer.Argument(metavar="[REF]...", help="Only these; everything if none is named.")
+        list[str] | None, typer.Argument(metavar="[REF]...", help="The files to show there; default: all.")
     ] = None,
     layout: Annotated[
         str | None,
         typer.Option(
-            "--layout", "-l", autocompletion=completion.layouts, help="comfyui, a1111, forge, invokeai or swarmui."
+            "--layout",
+            "-l",
+            autocompletion=completion.layouts,
+            help="The other program: comfyui, a1111, forge, invokeai or swarmui.",
         ),
     ] = None,
     type_: Annotated[
         list[str] | None,
-        typer.Option("--type", "-t", autocompletion=completion.model_types, help="Only this type (repeatable)"),
+        typer.Option(
+            "--type",
+            "-t",
+            autocompletion=completion.model_types,
+            help="Only models of this type, such as LORA (repeatable)",
+        ),
     ] = None,
     base_model: Annotated[
         list[str] | None,
@@ -41,20 +54,26 @@ def link(
             "--base-model",
             "-b",
             autocompletion=completion.base_models,
-            help="Only this label of CivitAI's (repeatable)",
+            help='Only models with this CivitAI base model, such as "SDXL 1.0" (repeatable)',
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Everything again, in a view that was narrowed before.")
+        bool, typer.Option("--all", help="Show everything again in a view that was restricted to some files.")
     ] = False,
     method: Annotated[
-        str | None, typer.Option(help="reflink, hardlink, symlink or copy.", show_default="the first that works")
+        str | None,
+        typer.Option(
+            help="How to create the files: reflink, hardlink, symlink or copy.", show_default="the first that works"
+        ),
     ] = None,
     sidecars: Annotated[
-        bool | None, typer.Option("--sidecars/--no-sidecars", help="Descriptions and previews beside the models.")
+        bool | None,
+        typer.Option(
+            "--sidecars/--no-sidecars", help="Whether to write descriptions and preview images next to the models."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Take the view away; the library stays as it is.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be changed.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the view; the library is not changed.")] = False,
 ) -> Result:
     """Link the library's files into another program's folders under readable names, without copying them.
 
@@ -141,7 +160,7 @@ def _print(console: "Console", plan: "ViewPlan", linked: "Linked | None") -> Non
     models = [step for step in plan.steps if step.entry.kind == "model" and step.act != "remove"]
     beside = [step for step in plan.steps if step.entry.kind != "model" and step.act != "remove"]
     if linked is None:
-        what = f"{counted(len(models), 'model')} and {counted(len(beside), 'file')} beside them"
+        what = f"{counted(len(models), 'model')} and {counted(len(beside), 'file')} next to them"
         console.print(f"{what}; nothing was changed (--dry-run)")
         return
     for notice in linked.notices:
@@ -150,7 +169,7 @@ def _print(console: "Console", plan: "ViewPlan", linked: "Linked | None") -> Non
     written = sum(entry.size_bytes for entry in linked.entries if entry.kind != "model" or entry.method == "copy")
     console.print(
         f"{clean(str(plan.folder))} shows {counted(len(models), 'model')} to {plan.layout.name} ({how}),"
-        f" {counted(len(beside), 'file')} beside them; disk used: {size(written)}",
+        f" {counted(len(beside), 'file')} next to them; disk used: {size(written)}",
         soft_wrap=True,
     )
 
@@ -161,6 +180,6 @@ def _print_removed(console: "Console", folder: Path, steps: "Sequence[Step]") ->
             console.print(f"  left    {clean(step.path)}  ({clean(step.reason)})", soft_wrap=True)
     gone = sum(step.act == "remove" for step in steps)
     console.print(
-        f"took {counted(gone, 'file')} of the view out of {clean(str(folder))}; the library is as it was",
+        f"removed {counted(gone, 'file')} of the view from {clean(str(folder))}; the library is unchanged",
         soft_wrap=True,
     )

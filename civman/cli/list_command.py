@@ -24,8 +24,8 @@ _COLUMNS = (
     Column("is", "dim", is_whole=True, drop=3), Column("size", is_whole=True, drop=1, is_right=True),
     Column("sha256", "dim", is_whole=True, drop=5), Column("yours", drop=4),
 )  # fmt: skip
-_FILTERS = "What it is"
-_YOURS = "What you said of it"
+_FILTERS = "Type and contents"
+_YOURS = "Your annotations"
 
 
 @command()
@@ -108,7 +108,11 @@ def list_assets(
     ] = None,
     favourite: Annotated[
         bool | None,
-        typer.Option("--favourite/--no-favourite", help="Only favourites (or none of them).", rich_help_panel=_YOURS),
+        typer.Option(
+            "--favourite/--no-favourite",
+            help="Only favourites, or only files that are not favourites.",
+            rich_help_panel=_YOURS,
+        ),
     ] = None,
     rating: Annotated[
         int | None, typer.Option(min=1, max=5, help="Minimum rating in stars.", rich_help_panel=_YOURS)
@@ -144,7 +148,7 @@ def list_assets(
     corrections = session.library.files.corrections(wanted.words)
     if not session.output.as_json:
         for typed, read in corrections.items():
-            session.output.notice(f"nothing has `{typed}`; showing results for {read}")
+            session.output.notice(f"no results for `{typed}`; showing results for {read}")
     return Result(
         "list",
         {"total": total, "skip": skip, "corrections": corrections, "assets": [asset_value(asset) for asset in assets]},
@@ -182,7 +186,7 @@ def _sort(name: str | None) -> "Sort | None":
     try:
         return Sort(name.lower())
     except ValueError:
-        raise UsageError(f"nothing is sorted by `{name}`", hint=f"one of: {', '.join(Sort)}") from None
+        raise UsageError(f"unknown sort order: `{name}`", hint=f"one of: {', '.join(Sort)}") from None
 
 
 def _size(text: str | None, option: str) -> int | None:
@@ -195,7 +199,7 @@ def _size(text: str | None, option: str) -> int | None:
     try:
         return round(float(number.rstrip("kmgt")) * factor)
     except (ValueError, OverflowError):
-        raise UsageError(f"{option} is no size: `{text}`", hint="for example 500MB or 2GB") from None
+        raise UsageError(f"{option}: `{text}` is not a file size", hint="for example 500MB or 2GB") from None
 
 
 def since_of(text: str | None) -> datetime | None:
@@ -210,14 +214,14 @@ def since_of(text: str | None) -> datetime | None:
             return datetime.now(UTC) - timedelta(days=int(text[:-1]) * units[text[-1].lower()])
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise UsageError(f"--since is no date: `{text}`", hint="for example 2026-03-01, or 30d") from None
+        raise UsageError(f"--since: `{text}` is not a date", hint="for example 2026-03-01, or 30d") from None
 
 
 def _table(console: "Console", assets: "Sequence[Asset]", total: int, skip: int) -> None:
     if not assets:
         console.print(
-            "nothing in the library matches" if total or skip else
-            "nothing in the library matches; `civman download REF` and `civman import FOLDER` add models"
+            "no files in the library match" if total or skip else
+            "no files match; `civman download REF` and `civman import FOLDER` add models"
         )  # fmt: skip
         return
     names = Counter(asset.name for asset in assets if asset.version_id is None)

@@ -17,7 +17,7 @@ RefArg = Annotated[
     typer.Argument(
         autocompletion=completion.refs,
         metavar="REF",
-        help="Model or version id, model@version+file, AIR, address, hash, file path or name.",
+        help="Model or version id, model@version+file, AIR, URL, hash, file path or name.",
         show_default=False,
     ),
 ]
@@ -56,7 +56,7 @@ def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[st
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read `{from_file}`: {error}") from error
     if not found:
-        raise UsageError("nothing was named", hint="give at least one REF, for example `civman show 4384`")
+        raise UsageError("no REF was given", hint="give at least one REF, for example `civman show 4384`")
     return found
 
 
@@ -67,7 +67,9 @@ def _lines(text: str) -> list[str]:
 
 FormatOpt = Annotated[
     str | None,
-    typer.Option("--format", help="Image format: png, jpeg or webp.", show_default="as --output's name says, else png"),
+    typer.Option(
+        "--format", help="Image format: png, jpeg or webp.", show_default="from the extension of --output, else png"
+    ),
 ]
 QualityOpt = Annotated[
     int | None, typer.Option("--quality", help="Quality of JPEG and WebP, 1 to 100.", show_default="95, WebP lossless")
@@ -94,6 +96,8 @@ def output_options(
     from civman.rendering.save_pictures import EmbeddedMetadata, OutputOptions
 
     if no_metadata and strip_prompt:
-        raise UsageError("--no-metadata already leaves the prompt out: --strip-prompt is for keeping the rest")
+        raise UsageError(
+            "--no-metadata already leaves out the prompt; --strip-prompt is for keeping the other metadata"
+        )
     metadata = EmbeddedMetadata.NO_PROMPTS if strip_prompt else EmbeddedMetadata.ALL
     return OutputOptions(format, quality, EmbeddedMetadata.NOTHING if no_metadata else metadata)

@@ -37,7 +37,7 @@ def update(
     ] = False,
     yes: YesOpt = False,
 ) -> Result | None:
-    """Download the newer versions that `civman outdated` lists, after asking. Older files stay."""
+    """Download the newer versions that `civman outdated` lists, after asking. Older files are kept."""
     from civman.cli.download_command import note_ambiguous, report
 
     found = session.library.updates.find(refs or (), any_base=any_base)
@@ -46,13 +46,13 @@ def update(
         return Result("outdated", _value(found), human=lambda console: _print(console, found))
     if not yes:
         more = sum(offer.size_bytes or 0 for offer in found.early_access if early_access)
-        question = f"Fetch {counted(len(wanted), 'file')}, {size(found.total_bytes + more)}?"
-        if not session.confirm(question, lambda console: _print(console, found), otherwise="nothing was fetched"):
+        question = f"Download {counted(len(wanted), 'file')}, {size(found.total_bytes + more)}?"
+        if not session.confirm(question, lambda console: _print(console, found), otherwise="nothing was downloaded"):
             return None
     with session.downloading(len(wanted)) as on_event:
         outcomes = session.library.downloads.fetch_all(wanted, on_event=on_event)
     for each in found.replaced:
-        session.output.notice(f"the earlier bytes of `{each.file_name}` stay in the library beside the new ones")
+        session.output.notice(f"the old version of `{each.file_name}` stays in the library in addition to the new one")
     note_ambiguous(session, outcomes)
     return report(outcomes)
 
@@ -74,9 +74,9 @@ def _print(console: "Console", found: "UpdateReport") -> None:
         _print_offer(console, offer)
     for each in found.replaced:
         console.print(
-            f"ALARM  {clean(each.model_name)} {clean(each.version_name)}: CivitAI replaced the bytes of"
-            f" {clean(each.file_name)} under the same id ({each.held_sha256[:10]} is held,"
-            f" {each.declared_sha256[:10]} is declared now)  {size(each.size_bytes)}  {each.ref}",
+            f"WARNING  {clean(each.model_name)} {clean(each.version_name)}: CivitAI replaced the contents of"
+            f" {clean(each.file_name)} under the same id ({each.held_sha256[:10]} is in the library,"
+            f" {each.declared_sha256[:10]} is on CivitAI now)  {size(each.size_bytes)}  {each.ref}",
             style="red",
             soft_wrap=True,
         )
@@ -86,17 +86,17 @@ def _print(console: "Console", found: "UpdateReport") -> None:
         what = {
             "model-deleted": "CivitAI deleted this model",
             "version-deleted": f"CivitAI deleted version {clean(lost.version_name)}",
-            "archived": "archived: CivitAI no longer hands out its files",
+            "archived": "archived: CivitAI no longer provides its files",
             "taken-down": "taken down by CivitAI",
-            "unclear": "CivitAI lists no versions of it at the moment; ask again later",
+            "unclear": "CivitAI lists no versions of it at the moment; try again later",
         }[lost.loss]
-        kept = "" if lost.loss == "unclear" else f"; the {lost.assets} held here stay"
+        kept = "" if lost.loss == "unclear" else f"; the library keeps {counted(lost.assets, 'file')} of it"
         console.print(f"{clean(lost.model_name)}: {what}{kept}", style="yellow", soft_wrap=True)
     unknown = f"; {counted(found.unknown, 'file')} not known to CivitAI" if found.unknown else ""
     if found.refs:
-        console.print(f"{counted(len(found.refs), 'file')} to fetch, {size(found.total_bytes)} in all{unknown}")
+        console.print(f"{counted(len(found.refs), 'file')} to download, {size(found.total_bytes)} in all{unknown}")
     else:
-        console.print(f"nothing newer to fetch for {counted(found.models, 'model')}{unknown}")
+        console.print(f"no newer versions of {counted(found.models, 'model')}{unknown}")
 
 
 def _print_offer(console: "Console", offer: "Offer") -> None:
@@ -104,7 +104,7 @@ def _print_offer(console: "Console", offer: "Offer") -> None:
     if offer.base_model != offer.held_base_model:
         words.append(f"{clean(offer.held_base_model or '?')} → {clean(offer.base_model or '?')}")
     words += [f"{offer.published_at:%Y-%m-%d}"] if offer.published_at else []
-    words.append(f"{size(offer.size_bytes)} (held: {size(offer.held_size_bytes)})")
+    words.append(f"{size(offer.size_bytes)} (yours: {size(offer.held_size_bytes)})")
     words.append(offer.ref)
     if offer.is_gated:
         words.append(f"early access{f' until {offer.ends_at:%Y-%m-%d}' if offer.ends_at else ''}")

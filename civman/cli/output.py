@@ -116,7 +116,7 @@ class Output:
         from civman.errors import UsageError
 
         if self.as_json or self.quiet or not sys.stdin.isatty():
-            raise UsageError(f"{question} There is no terminal to ask in", hint="add --yes to confirm")
+            raise UsageError(f"{question} civman cannot ask without a terminal", hint="add --yes to confirm")
         self._stderr.write(f"{question} [y/N] ")
         self._stderr.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")

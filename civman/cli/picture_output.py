@@ -41,8 +41,8 @@ def picture_path(library: "Library", text: str) -> Path | None:
     source = library.pictures.find_recipe(str(ref))
     if source.path is None:
         raise NotFound(
-            f"the file of `{ref}` is gone: {source.kept.path if source.kept else ''}",
-            hint=f"`civman replay {ref}` makes it again",
+            f"the file of `{ref}` no longer exists: {source.kept.path if source.kept else ''}",
+            hint=f"`civman replay {ref}` renders it again",
         )
     return source.path
 
@@ -65,7 +65,7 @@ def print_recipe(report: "PictureReport") -> None:
 
     if report.record is None:
         raise NotFound(
-            f"`{report.path.name}` tells no recipe of civman's" + (f": {report.problem}" if report.problem else ""),
+            f"`{report.path.name}` contains no recipe of civman" + (f": {report.problem}" if report.problem else ""),
             code=Cause.NO_RECIPE,
         )
     sys.stdout.write(report.record.to_json() + "\n")
@@ -98,7 +98,7 @@ def _print(console: "Console", report: "PictureReport") -> None:
     if report.problem:
         console.print(f"no recipe: {clean(report.problem)}", style="red", soft_wrap=True)
     if metadata is None:
-        console.print("tells nothing of its making that civman can read")
+        console.print("contains no generation data that civman can read")
         return
     console.print(f"made by {metadata.generator.value}")
     for title, words in (("prompt", metadata.prompt), ("negative", metadata.negative)):
@@ -114,7 +114,7 @@ def _print(console: "Console", report: "PictureReport") -> None:
         console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
     if report.record is not None:
         number = f", picture:{report.number}" if report.number else ""
-        console.print(f"recipe {report.record.recipe.sha256[:12]}{number}; `civman replay` makes it again")
+        console.print(f"recipe {report.record.recipe.sha256[:12]}{number}; `civman replay` renders it again")
         if report.record.parent:
             console.print(f"  a variation of {report.record.parent[:12]}")
 
@@ -144,8 +144,8 @@ def _resource(part: "UsedModel") -> str:
     words += [f"hash {named.hash[:12]}"] if named.hash and not named.air else []
     if part.held is None:
         ref = named.air or (f"@{named.version_id}" if named.version_id else "")
-        words.append("— not here" + (f"; `civman download {clean(ref)}`" if ref else ""))
+        words.append("— not in the library" + (f"; `civman download {clean(ref)}`" if ref else ""))
     else:
-        how = "of the same name, which proves nothing" if part.by == "name" else f"by its {part.by}"
-        words.append(f"— here as {clean(part.held.name)} ({how})")
+        how = "found by name only, so it may be a different file" if part.by == "name" else f"found by its {part.by}"
+        words.append(f"— in the library as {clean(part.held.name)} ({how})")
     return " ".join(words)

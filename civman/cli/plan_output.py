@@ -43,7 +43,7 @@ def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
         )
         console.print(f"  {recipe.count} from seed {recipe.seed} ({recipe.rng}), {recipe.batch_size} at a time")
         weights = plan.memory.unet + plan.memory.vae + plan.memory.text
-        console.print(f"  memory     {size(weights)} of weights; about {size(plan.needed_bytes)} at the peak")
+        console.print(f"  memory     {size(weights)} of weights; about {size(plan.needed_bytes)} at peak")
 
 
 def _form(weights: str) -> str:
@@ -67,7 +67,7 @@ def print_renderings(console: "Console", made: "Sequence[Rendering]") -> None:
     for note in dict.fromkeys(note for each in made for note in each.notes):
         console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
     for use in {(use.sha256, use.scale): use for each in made for use in each.applied}.values():
-        rest = f", {len(use.unmatched)} of its own fit nothing" if use.unmatched else ""
+        rest = f", {len(use.unmatched)} modules of the adapter do not fit" if use.unmatched else ""
         console.print(
             f"  {clean(use.name)}: changed {use.matched} modules at scale {use.scale:g}{rest}", soft_wrap=True
         )

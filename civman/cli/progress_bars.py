@@ -297,7 +297,7 @@ class _Bars:
                     self._tasks[key] = progress.add_task(clean(name), state="", total=total)
                 progress.update(self._tasks[key], completed=held, total=total)
                 if held:
-                    progress.console.print(f"{clean(name)}: going on from {size(held)}")
+                    progress.console.print(f"{clean(name)}: continuing from {size(held)}")
             case Received(key, count):
                 self._received[key] = self._received.get(key, 0) + count
                 progress.update(self._tasks[key], completed=self._received[key], state="")
@@ -350,7 +350,7 @@ class _Lines:
             match event:
                 case Started(key, name, total, held):
                     if key not in self._names or held:
-                        start = f", {size(held)} are here already" if held else ""
+                        start = f", {size(held)} already received" if held else ""
                         self._output.notice(f"{name}: {size(total)}{start}")
                     self._names[key], self._received[key] = (name, total), held
                 case Received(key, count):

@@ -83,7 +83,7 @@ def sync(
     lock: Annotated[bool, typer.Option("--lock", help="First update civman.lock from civman.toml.")] = False,
     allow_pickle: AllowPickleOpt = False,
 ) -> Result:
-    """Download the files listed in civman.lock, exactly these bytes. Nothing is removed."""
+    """Download the files listed in civman.lock and verify their SHA-256. Nothing is removed."""
     from civman.domain.access import Permits
 
     with session.downloading() as on_event:
@@ -129,7 +129,7 @@ def _print_added(console: "Console", added: "Sequence[Added]") -> None:
     for each in added:
         if each.entry is not None:
             entry = each.entry
-            how = "added" if each.is_new else "locked again"
+            how = "added" if each.is_new else "locked"
             console.print(
                 f"{how}  {entry.ref}  {clean(entry.title or entry.name)}  {size(entry.size_bytes)}"
                 f"  sha256 {entry.sha256[:12]}…",

@@ -76,8 +76,8 @@ def restore(
     error = None
     if restored.lost:
         error = IntegrityError(
-            f"not brought back, their bytes are gone or have changed: {', '.join(restored.lost)}",
-            hint="`civman download` fetches them again",
+            f"not restored, because the files are missing or have changed: {', '.join(restored.lost)}",
+            hint="`civman download` downloads them again",
         )
     return Result(
         "restore",
@@ -94,21 +94,21 @@ def _print(console: "Console", plan: "RemovalPlan") -> None:
         title = f"{asset.model_name} {asset.version_name}".strip() or asset.name
         console.print(f"  {clean(title)}  {clean(asset.name)}  {size(asset.blob.size_bytes)}  {asset.blob.sha256[:10]}")
         if asset.alias:
-            console.print(f"    its alias goes with it: {clean(asset.alias)}")
+            console.print(f"    its alias is removed too: {clean(asset.alias)}")
         if asset.pins and asset.blob.sha256 in gone:
             console.print(f"    pinned: {clean(', '.join(asset.pins))}; only --force removes it")
     for asset in plan.outside:
-        console.print(f"  stays where it is, and is forgotten: {clean(asset.path)}")
+        console.print(f"  only removed from the index, the file stays where it is: {clean(asset.path)}")
     for asset in plan.kept:
         title = f"{asset.model_name} {asset.version_name}".strip() or asset.name
-        console.print(f"  the bytes of {asset.blob.sha256[:10]} stay: {clean(title)} needs them")
+        console.print(f"  the file {asset.blob.sha256[:10]} is kept: {clean(title)} needs them")
     for line in _pictures(plan):
         console.print(f"  {line}")
 
 
 def _print_removed(console: "Console", plan: "RemovalPlan") -> None:
     console.print(
-        f"removed {_files(len(plan.assets))}, {size(plan.freed_bytes)} to the trash: "
+        f"moved {_files(len(plan.assets))}, {size(plan.freed_bytes)}, to the trash: "
         "`civman restore` undoes it, `civman gc` frees the space after 30 days",
         soft_wrap=True,
     )
@@ -120,7 +120,10 @@ def _pictures(plan: "RemovalPlan") -> list[str]:
     if not plan.pictures:
         return []
     made = "1 picture was" if plan.pictures == 1 else f"{plan.pictures} pictures were"
-    return [f"{made} made with it here; `civman replay … --fetch` would have to fetch it again"]
+    return [
+        f"{made} made with it in this library; to replay them, `civman replay … --fetch` would have to download "
+        "it again"
+    ]
 
 
 def _removal_value(removal: "Removal") -> dict[str, object]:
@@ -137,7 +140,7 @@ def _print_trash(console: "Console", removals: "Sequence[Removal]") -> None:
     for removal in removals:
         names = [str(entry.get("name") or entry["sha256"]) for entry in removal.entries]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        told = {"gc": "unknown to the index", "broken": "broken, replaced by verify --repair"}.get(removal.reason, "")
+        told = {"gc": "was not in the index", "broken": "corrupt, replaced by verify --repair"}.get(removal.reason, "")
         console.print(
             f"{removal.id}  {removal.removed_at:%Y-%m-%d %H:%M}  {size(removal.size_bytes)}  "
             f"{clean(', '.join(names[:3]))}{more}{f'  ({told})' if told else ''}"
@@ -147,7 +150,7 @@ def _print_trash(console: "Console", removals: "Sequence[Removal]") -> None:
 
 
 def _print_restored(console: "Console", restored: "Restored") -> None:
-    console.print(f"back in the library: {_files(restored.assets)}")
+    console.print(f"restored to the library: {_files(restored.assets)}")
 
 
 def _files(count: int) -> str:

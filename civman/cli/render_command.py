@@ -235,7 +235,9 @@ def render(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="Precision of the computation: float32, float16 or bfloat16.", show_default="half on a GPU"),
+        typer.Option(
+            help="Precision of the computation: float32, float16 or bfloat16.", show_default="half precision on a GPU"
+        ),
     ] = None,
     low_vram: LowVramOpt = False,
     force: Annotated[
@@ -245,11 +247,11 @@ def render(
         ),
     ] = False,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Accept adapters of which only a part fits.")
+        bool, typer.Option("--allow-partial", help="Accept adapters that only partly fit the model.")
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Output file or folder.", show_default="the library's renders"),
+        typer.Option("--output", "-o", help="Output file or folder.", show_default="the library's renders folder"),
     ] = None,
     format: FormatOpt = None,  # noqa: A002  # the option's name
     quality: QualityOpt = None,
@@ -280,7 +282,9 @@ def render(
         session, checkpoint, prompt, chosen, has_prompts=prompts is not None or has_prompts(axes)
     )
     if exact and batch_size not in (None, 1):
-        raise UsageError(f"--exact draws one picture at a time, --batch-size asks for {batch_size}")
+        raise UsageError(
+            f"--exact renders one image at a time, so it cannot be combined with --batch-size {batch_size}"
+        )
     width, height = _size_of(picture_size) if picture_size else (None, None)
     request = RenderRequest(
         checkpoint=checkpoint, file=file, negative_prompt=negative, loras=_loras(lora or []),
@@ -323,7 +327,7 @@ def _conditions(device: str | None, trigger: str, *, force: bool, allow_partial:
     from civman.planning.plan import Conditions
 
     if trigger not in ("auto", "off"):
-        raise UsageError(f"--trigger is auto or off, not `{trigger}`")
+        raise UsageError(f"--trigger must be auto or off, not `{trigger}`")
     return Conditions(device, force, allow_partial, trigger == "auto")
 
 
@@ -334,7 +338,7 @@ def _prompts(prompt: str | None, file: Path | None, *, brought: bool) -> list[st
     if prompt is None and brought:
         return [""]
     if (prompt is None) == (file is None):
-        raise UsageError("a prompt or a file of prompts is needed, one of the two", hint="`civman render --help`")
+        raise UsageError("pass either a prompt or a file of prompts (--prompts)", hint="`civman render --help`")
     if file is None:
         return [prompt or ""]
     try:
@@ -343,14 +347,15 @@ def _prompts(prompt: str | None, file: Path | None, *, brought: bool) -> list[st
         raise UsageError(f"cannot read `{file}`: {error.strerror or error}", code=Cause.UNREADABLE_PROMPTS) from error
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"cannot read `{file}`: it is no text in UTF-8", hint="save it as UTF-8", code=Cause.UNREADABLE_PROMPTS
+            f"cannot read `{file}`: it is not UTF-8 text", hint="save it as UTF-8", code=Cause.UNREADABLE_PROMPTS
         ) from error
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise UsageError(
-            f"`{file}` holds no prompt", hint="one a line; empty lines and those that begin with # are left out",
+            f"`{file}` contains no prompt",
+            hint="write one prompt per line; empty lines and lines that start with # are ignored",
             code=Cause.UNREADABLE_PROMPTS,
-        )  # fmt: skip
+        )
     return found
 
 
@@ -368,7 +373,7 @@ def _size_of(text: str) -> tuple[int, int]:
     found = _SIZE.fullmatch(text.strip().lower())
     if found is None:
         raise UsageError(
-            f"not a size: `{text}`", hint="width x height in pixels, such as 832x1216", code=Cause.BAD_SIZE
+            f"not a size: `{text}`", hint="expected width x height in pixels, such as 832x1216", code=Cause.BAD_SIZE
         )
     return int(found[1]), int(found[2])
 
@@ -380,9 +385,7 @@ def _hires(text: str | None, steps: int | None, strength: float | None, upscaler
     if text is None:
         asked = {"--hires-steps": steps, "--hires-strength": strength, "--upscaler": upscaler}
         if alone := [option for option, value in asked.items() if value is not None]:
-            raise UsageError(
-                f"{alone[0]} is about the second pass, which nothing asks for", hint="`--hires 2` asks for it"
-            )
+            raise UsageError(f"{alone[0]} requires a second pass", hint="`--hires 2` adds one")
         return None
     request = HiresRequest(steps=steps, strength=strength, upscaler=upscaler or "latent")
     try:
@@ -391,5 +394,5 @@ def _hires(text: str | None, steps: int | None, strength: float | None, upscaler
         width, height = _size_of(text)
         return replace(request, width=width, height=height)
     if not 1 <= scale <= 8:
-        raise UsageError(f"--hires {text}: a scale from 1 to 8, or a size", code=Cause.BAD_SIZE)
+        raise UsageError(f"--hires {text}: expected a factor from 1 to 8, or a size", code=Cause.BAD_SIZE)
     return replace(request, scale=scale)

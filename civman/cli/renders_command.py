@@ -64,11 +64,12 @@ def renders(
     pictures = session.library.pictures
     if scan is not None:
         if not scan.is_dir():
-            raise UsageError(f"no folder: `{scan}`")
+            raise UsageError(f"`{scan}` is not a folder")
         imported = pictures.import_folder(scan)
         session.output.notice(
-            f"{counted(imported.taken, 'picture')} imported, {imported.known} were known, {imported.others} carry no"
-            " recipe of civman's"
+            f"{counted(imported.taken, 'picture')} imported, {imported.known} already in the library, "
+            f"{imported.others} without a"
+            " civman recipe"
         )
         for problem in imported.problems:
             session.output.notice(problem)
@@ -79,7 +80,7 @@ def renders(
     gone = [each for each in found if not each.is_here]
     if forget and gone:
         pictures.forget(gone)
-        session.output.notice(f"{len(gone)} forgotten, whose files are gone")
+        session.output.notice(f"{len(gone)} removed from the index, because their files no longer exist")
         found, total = [each for each in found if each.is_here], total - len(gone)
     return Result(
         "renders", {"total": total, "skip": skip, "pictures": [picture_value(each) for each in found]},
@@ -110,7 +111,7 @@ def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip:
         if total:
             console.print(f"there {'is' if total == 1 else 'are'} only {counted(total, 'image')}")
         else:
-            console.print("no images match; `civman render CHECKPOINT PROMPT` makes some")
+            console.print("no images match; `civman render CHECKPOINT PROMPT` makes one")
         return
     rows = []
     for each in found:
@@ -119,7 +120,7 @@ def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip:
         name = Path(each.path).name
         rows.append([
             picture_ref(each.id), f"{each.made_at:%Y-%m-%d %H:%M}", str(each.record.seed), prompt,
-            name if each.is_here else f"{name} (gone)",
+            name if each.is_here else f"{name} (missing)",
         ])  # fmt: skip
     print_table(console, _COLUMNS, rows)
     shown = skip + len(found)

@@ -61,14 +61,14 @@ def replay(
     ] = None,
     device: DeviceOpt = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Number of CPU threads.", show_default="as then")
+        int | None, typer.Option(min=1, max=1024, help="Number of CPU threads.", show_default="as originally")
     ] = None,
     low_vram: LowVramOpt = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output", "-o", help="Output file or folder.",
-            show_default="renders, unless it is identical",
+            show_default="the library's renders folder, unless the image is identical",
         ),
     ] = None,
     format: FormatOpt = None,  # noqa: A002  # the option's name
@@ -123,7 +123,7 @@ def _change(text: str) -> tuple[str, str]:
 
     name, sign, value = text.partition("=")
     if not sign or not name.strip():
-        raise UsageError(f"--set {text}: FIELD=VALUE is meant, such as seed=8")
+        raise UsageError(f"--set {text}: expected FIELD=VALUE, such as seed=8")
     return name.strip(), value
 
 
@@ -139,7 +139,7 @@ def _fetch_missing(session: Session, missing: "Sequence[Missing]", *, is_agreed:
         output.notice(f"missing: {each.role} `{each.name}` ({size(each.size_bytes)}, {where})")
     total = sum(each.size_bytes or 0 for each in missing)
     can_ask = output.is_live and sys.stdin.isatty()
-    if not is_agreed and not (can_ask and output.confirm(f"Fetch {size(total)} from CivitAI?")):
+    if not is_agreed and not (can_ask and output.confirm(f"Download {size(total)} from CivitAI?")):
         require_all(missing)
     with session.downloading() as on_event:
         session.library.pictures.fetch_missing(missing, on_event=on_event)
@@ -206,17 +206,17 @@ def _print(
         for notice in each.notices:
             console.print(f"note: {clean(notice)}", style="dim", soft_wrap=True)
         if each.verdict is Verdict.MADE:
-            console.print(f"made: seed {each.record.seed}; a recipe alone has no pixels to compare with")
+            console.print(f"rendered: seed {each.record.seed}; a recipe alone has no pixels to compare with")
             continue
         style = {Verdict.IDENTICAL: "green", Verdict.CLOSE: "yellow", Verdict.DIFFERENT: "red"}[each.verdict]
         console.print(f"{each.verdict.value}: {_words(each)}", style=style, soft_wrap=True)
         if each.verdict is Verdict.IDENTICAL and each.environment:
-            console.print("  though not all is as it was:", style="dim")
+            console.print("  although these differ:", style="dim")
         for difference in each.environment:
             console.print(f"  {clean(str(difference))}", soft_wrap=True)
         if each.file_change is not None:
             console.print(
-                f"  `{clean(source.name)}` {each.file_change.words}; the image as it was made is saved as:",
+                f"  `{clean(source.name)}` {each.file_change.words}; the original image is saved as:",
                 style="yellow", soft_wrap=True,
             )  # fmt: skip
     for rendering in saved:
@@ -231,9 +231,12 @@ def _words(result: "ReplayResult") -> str:
     if result.verdict is Verdict.IDENTICAL:
         return f"the same pixels as when it was made, sha256 {result.record.pixel_sha256[:12]}…"
     if result.distance is None:
-        return "the pixels are not the recorded ones, and there is no unchanged file to measure the difference from"
+        return (
+            "the pixels differ from the recorded ones; the difference cannot be measured without the "
+            "unchanged original file"
+        )
     apart = result.distance
-    shown = "equal to what the file shows" if apart.psnr_db is None else f"PSNR {apart.psnr_db:.1f} dB"
+    shown = "equal to the file's pixels" if apart.psnr_db is None else f"PSNR {apart.psnr_db:.1f} dB"
     return f"{shown}, largest difference {apart.largest} of 255, {apart.share:.1%} of the pixels"
 
 
@@ -246,12 +249,12 @@ def _error(source: "RecipeSource", results: "Sequence[ReplayResult]") -> "Civman
     if worst is None:
         return None
     why = "; ".join(str(each) for each in worst.environment)
-    because = f", because of what differs: {why}" if why else ", though the environment is the same as far as recorded"
+    because = f", because the environment differs: {why}" if why else ", although the recorded environment is the same"
     is_close = worst.verdict is Verdict.CLOSE
     return NotIdentical(
         f"`{source.name}` came out {'close' if is_close else 'different'}{because}",
         is_close=is_close,
-        hint="with the versions, device and threads of then it comes out identical" if why else
-        "`civman doctor` looks for damage; a picture computed on a GPU may need the same GPU",
+        hint="with the original versions, device and number of threads it is identical" if why else
+        "`civman doctor` looks for damage; an image computed on a GPU may need the same GPU",
         differs=[each.what for each in worst.environment],
     )  # fmt: skip

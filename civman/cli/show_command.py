@@ -49,7 +49,7 @@ def show(
     if (path := picture_path(session.library, ref)) is not None:
         return show_picture(session.library, path, recipe=recipe)
     if recipe:
-        raise UsageError(f"`{ref}` is no picture", hint="--recipe prints the recipe in a PNG, JPEG or WebP")
+        raise UsageError(f"`{ref}` is not an image", hint="--recipe prints the recipe of a PNG, JPEG or WebP image")
     shown = session.library.show(ref)
     resolved, held = shown.resolved, [asset_value(asset) for asset in shown.assets]
     if resolved is None:
@@ -88,7 +88,7 @@ def _print_unlisted(console: "Console", asset: "Asset") -> None:
     console.print(f"  is      {clean(facts_words(asset))}")
     console.print(f"  sha256  {asset.blob.sha256}")
     console.print(f"  place   {clean(asset.path)}", soft_wrap=True)
-    console.print(f"  added   {asset.added_at:%Y-%m-%d}; CivitAI did not know it then")
+    console.print(f"  added   {asset.added_at:%Y-%m-%d}; CivitAI did not know it at that time")
     if asset.facts.trigger_words:
         console.print(f"  trigger words in the file: {clean(', '.join(asset.facts.trigger_words))}")
     for conflict in asset.facts.conflicts:
@@ -126,8 +126,9 @@ def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[As
         print_table(console, _FILE_COLUMNS, rows, has_header=False)
         for each in replaced(version, held_here):
             console.print(
-                f"  CivitAI replaced the bytes of {clean(each.file_name)}: {each.held_sha256[:12]} is held,"
-                f" {each.declared_sha256[:12]} is declared now",
+                f"  CivitAI replaced the contents of {clean(each.file_name)}: {each.held_sha256[:12]} is in the "
+                "library,"
+                f" {each.declared_sha256[:12]} is on CivitAI now",
                 style="red",
                 soft_wrap=True,
             )
@@ -157,7 +158,7 @@ def _trigger_lines(version: "ModelVersion", held: "Sequence[Asset]") -> list[str
 
 
 def _about(version: "ModelVersion") -> str:
-    words = [version.base_model or "base model not said"]
+    words = [version.base_model or "base model not stated"]
     words += [f"published {version.published_at:%Y-%m-%d}"] if version.published_at else []
     if version.gate is not None:
         end = version.gate.ends_at

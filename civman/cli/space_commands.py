@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def gc(
     session: Session,
     yes: YesOpt = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be freed.")] = False,
     partials: Annotated[
         int, typer.Option(min=0, metavar="DAYS", help="Delete partial downloads older than this many days.")
     ] = 14,
@@ -29,7 +29,7 @@ def gc(
         int, typer.Option(min=0, metavar="DAYS", help="Permanently delete files removed more than this many days ago.")
     ] = 30,
 ) -> Result | None:
-    """Free disk space: delete old trash and partial downloads, and move unknown files to the trash."""
+    """Free disk space: delete old trash and partial downloads, and move files missing from the index to the trash."""
     maintenance = session.library.maintenance
     plan = maintenance.plan_gc(partials_after=timedelta(days=partials), trash_after=timedelta(days=trash))
     is_carried_out = not plan.is_empty and not dry_run
@@ -75,20 +75,20 @@ def du(
 def _print(console: "Console", plan: "Collection") -> None:
     for blob in plan.orphans:
         console.print(
-            f"  to the trash: {blob.sha256[:10]}  {size(blob.size_bytes)}  the index does not know it", soft_wrap=True
+            f"  move to the trash: {blob.sha256[:10]}  {size(blob.size_bytes)}  it is not in the index", soft_wrap=True
         )
     for partial in plan.partials:
         console.print(
-            f"  for good: {clean(partial.path.stem[:20])}  {size(partial.size_bytes)}  "
-            f"partial, untouched since {partial.touched_at:%Y-%m-%d}",
+            f"  delete permanently: {clean(partial.path.stem[:20])}  {size(partial.size_bytes)}  "
+            f"partial download, last used {partial.touched_at:%Y-%m-%d}",
             soft_wrap=True,
         )
     for removal in plan.removals:
         names = ", ".join(str(entry.get("name") or entry["sha256"]) for entry in removal.entries[:3])
-        when = f"removed {removal.removed_at:%Y-%m-%d}" if names else "what an interrupted `gc` left of the trash"
-        console.print(f"  for good: {clean(names)}  {size(removal.size_bytes)}  {when}", soft_wrap=True)
+        when = f"removed {removal.removed_at:%Y-%m-%d}" if names else "left in the trash by an interrupted `gc`"
+        console.print(f"  delete permanently: {clean(names)}  {size(removal.size_bytes)}  {when}", soft_wrap=True)
     for sha256 in plan.kept:
-        console.print(f"  stays: {sha256[:10]} is pinned, and this is its last copy")
+        console.print(f"  keep: {sha256[:10]} is pinned, and this is its last copy")
     if plan.is_empty:
         console.print("nothing to free")
 
@@ -102,7 +102,7 @@ def _print_usage(console: "Console", usage: "Usage") -> None:
     print_table(console, columns, rows)
     parts = {
         "in the store": usage.store_bytes,
-        "in place elsewhere": usage.outside_bytes,
+        "outside the store": usage.outside_bytes,
         "partial downloads": usage.partial_bytes,
         "trash": usage.trash_bytes,
         "index": usage.index_bytes,

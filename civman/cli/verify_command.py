@@ -23,7 +23,7 @@ def verify(
         list[str] | None, typer.Argument(metavar="[REF]...", help="The files to verify; default: all.")
     ] = None,
     file: FileOpt = None,
-    full: Annotated[bool, typer.Option("--full", help="Read every file, also those that look unchanged.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Read every file, including those that look unchanged.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Download corrupt and missing files again.")] = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Rebuild the index from the files and their sidecar files.")
@@ -63,7 +63,7 @@ def verify(
 def _way_out(bad: "list[Verdict]", *, was_tried: bool) -> str:
     if was_tried:
         return bad[0].problem
-    return "`civman verify --repair` fetches them again; the broken ones stay in the trash"
+    return "`civman verify --repair` downloads them again and moves the corrupt files to the trash"
 
 
 def _print(console: "Console", verdicts: "list[Verdict]") -> None:
@@ -79,12 +79,13 @@ def _print(console: "Console", verdicts: "list[Verdict]") -> None:
     read = [verdict for verdict in verdicts if verdict.state is State.OK]
     if len(read) > _SHOWN:
         console.print(
-            f"{counted(len(read), 'file')} read and proven, {size(sum(verdict.size_bytes for verdict in read))}"
+            f"{counted(len(read), 'file')} read and verified, {size(sum(verdict.size_bytes for verdict in read))}"
         )
     if unchanged:
         since = min(verdict.proven_at for verdict in unchanged if verdict.proven_at is not None)
         console.print(
-            f"{len(unchanged):,} unchanged since they were last read, the first on {since:%Y-%m-%d}; --full reads all"
+            f"{len(unchanged):,} unchanged since they were last read (the earliest on {since:%Y-%m-%d}); --full "
+            "reads all files"
         )
     if not verdicts:
         console.print("the library is empty")
@@ -104,14 +105,15 @@ def _rebuild(session: Session) -> Result:
     if rebuilt.corrupt:
         paths = ", ".join(verdict.path for verdict in rebuilt.corrupt[:5])
         error = IntegrityError(
-            f"left out {counted(len(rebuilt.corrupt), 'file')} whose bytes do not match the name: {paths}",
-            hint="delete them and `civman download` them again",
+            f"skipped {counted(len(rebuilt.corrupt), 'file')} with contents that do not match the digest in the "
+            f"name: {paths}",
+            hint="delete them and download them again with `civman download`",
         )
     return Result("rebuild", rebuilt, human=lambda console: _print_rebuilt(console, rebuilt), error=error)
 
 
 def _print_rebuilt(console: "Console", rebuilt: "Rebuilt") -> None:
     console.print(
-        f"the index holds {counted(rebuilt.assets, 'file')} again"
-        + (f", and {rebuilt.bare} more of which only the bytes are known" if rebuilt.bare else "")
+        f"the index was rebuilt with {counted(rebuilt.assets, 'file')}"
+        + (f", and {rebuilt.bare} more without metadata" if rebuilt.bare else "")
     )

@@ -82,7 +82,7 @@ def test_update_asks_first(held: CivitaiServer, typing: Typing, civman: Civman) 
 
     declined = typing("n", "update")
     assert (declined.code, declined.out, refs(civman)) == (0, "", before)
-    assert "nothing was fetched" in declined.err
+    assert "nothing was downloaded" in declined.err
 
     agreed = typing("y", "update")
     assert (agreed.code, len(refs(civman))) == (0, len(before) + 1)

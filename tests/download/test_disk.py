@@ -99,7 +99,7 @@ def test_a_file_that_is_here_needs_no_writable_folder(mounted: Mounted, rigged: 
     run = rig.download()
 
     assert run.code == 0, run.err
-    assert "was here already" in run.out
+    assert "was already in the library" in run.out
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")

@@ -76,7 +76,7 @@ def test_of_two_processes_one_downloads_and_the_other_waits_and_finds_it(root: P
     assert (code, other_code) == (0, 0), err + other_err
     assert "another civman" in waiting
     assert "downloaded and verified" in out
-    assert "was here already" in other_out
+    assert "was already in the library" in other_out
     assert server.sent_bytes == len(DATA)
     assert_sound(root)
 
@@ -95,7 +95,7 @@ def test_when_the_first_process_dies_the_second_takes_over(root: Path) -> None:
 
     assert code == 0, err
     assert "downloaded and verified" in out
-    assert "are here already" in err
+    assert "already received" in err
     assert_sound(root)
     assert names_in(root / "partial") == []
 
@@ -118,7 +118,7 @@ def test_control_c_ends_at_once_and_says_how_to_go_on(root: Path) -> None:
     assert re.search(r"Hint: .*again", err)
     assert took_s < 10
     assert code_again == 0, err_again
-    assert "are here already" in err_again
+    assert "already received" in err_again
     assert server.sent_bytes - sent <= len(DATA) - HALF * 9 // 10
 
 

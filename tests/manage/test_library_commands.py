@@ -28,7 +28,7 @@ def test_words_are_found_and_a_slip_is_told(two: CivitaiServer, civman: Civman) 
 
     slip = civman("list", "harbuor")
 
-    assert "nothing has `harbuor`; showing results for harbour" in slip.err
+    assert "no results for `harbuor`; showing results for harbour" in slip.err
     assert "@114620+98103" in slip.out
     assert civman("list", "harbuor", "--json").json["list"]["corrections"] == {"harbuor": "harbour"}
     assert models(civman, '"unfinished NOT (', "*") == []

@@ -116,8 +116,8 @@ def test_replaced_bytes_raise_the_alarm_and_both_are_kept(held: CivitaiServer, c
     (alarm,) = told.json["outdated"]["replaced"]
     assert alarm["held_sha256"] == next(iter(before)).partition(".")[0]
     assert alarm["declared_sha256"] != alarm["held_sha256"]
-    assert "ALARM" in civman("outdated").out
-    assert "CivitAI replaced the bytes of" in civman("show", "@160211").out
+    assert "WARNING" in civman("outdated").out
+    assert "CivitAI replaced the contents of" in civman("show", "@160211").out
     assert [each["file_id"] for each in civman("show", "@160211", "--json").json["show"]["replaced"]] == [133701]
 
     assert civman("update", "--yes").code == 0
@@ -134,7 +134,7 @@ def test_a_deleted_model_is_told_and_nothing_held_is_lost(held: CivitaiServer, c
 
     told = civman("outdated", "--json").json["outdated"]
     assert [(lost["loss"], lost["assets"]) for lost in told["lost"]] == [("model-deleted", 1)]
-    assert "CivitAI deleted this model; the 1 held here stay" in civman("outdated").out
+    assert "CivitAI deleted this model; the library keeps 1 file of it" in civman("outdated").out
     assert civman("update", "--yes").code == 0
     shown = civman("show", "@160211")
     assert shown.code == 0

@@ -77,7 +77,7 @@ def test_the_plan_is_told_and_nothing_moves_in_a_dry_run(held: dict[str, Any], c
 
     assert plan.code == 0
     assert held["name"] in plan.out
-    assert "its alias goes with it: harbour" in plan.out
+    assert "its alias is removed too: harbour" in plan.out
     assert len(listed(civman)) == 1
 
 
@@ -237,8 +237,8 @@ def test_collecting_puts_strangers_away_and_frees_what_is_old(held: dict[str, An
     (root / "partial" / f"{'b' * 64}.part").write_bytes(bytes(10))
 
     plan = civman("gc", "--dry-run")
-    assert "the index does not know it" in plan.out
-    assert "partial, untouched since" in plan.out
+    assert "it is not in the index" in plan.out
+    assert "partial download, last used" in plan.out
     assert stale.exists()
 
     collected = civman("gc", "--yes", "--json").json["gc"]

@@ -188,7 +188,7 @@ def test_a_file_of_prompts_may_have_comments_and_empty_lines(civman: Civman, tmp
 
     assert [each["recipe"]["prompt"] for each in good] == ["a cat", "a red dog, \u2028 barking"]
     assert {error["code"] for error in bad} == {"unreadable-prompts"}
-    assert "begin with #" in bad[0]["hint"]
+    assert "start with #" in bad[0]["hint"]
     assert "UTF-8" in bad[1]["hint"]
 
 

@@ -282,7 +282,7 @@ def test_another_picture_is_different(at_home: Made, civman: Civman, tmp_path: P
 
     assert run.code == 10
     assert run.out.startswith("different: PSNR ")
-    assert "though the environment is the same" in run.err
+    assert "although the recorded environment is the same" in run.err
 
 
 @pytest.mark.parametrize(
@@ -408,11 +408,11 @@ def test_pictures_are_taken_in_again_after_a_loss(
     found = run.json["renders"]["pictures"]
     assert {Path(each["path"]).name for each in found} == {"circle.png", "plain.jpg", "plain.webp"}
     again = civman("renders", "--scan", made.pictures["circle.png"].parent)
-    assert "0 pictures imported, 3 were known" in again.err
+    assert "0 pictures imported, 3 already in the library" in again.err
 
 
 def test_removing_a_model_tells_of_the_pictures_made_with_it(at_home: Made, civman: Civman) -> None:
     planned = civman("remove", f"civitai:{OUTLINE}", "--dry-run", "--json").json["remove"]
 
     assert planned["pictures"] >= 1
-    assert "made with it here" in civman("remove", f"civitai:{OUTLINE}", "--dry-run").out
+    assert "made with it in this library" in civman("remove", f"civitai:{OUTLINE}", "--dry-run").out
