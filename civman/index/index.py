@@ -364,6 +364,17 @@ class Index:
             write_notes.annotate(connection, number, own)
         return read_assets.where(self._reader, "a.id = ?", [number])[0]
 
+    def annotate_all(self, changes: Iterable[tuple[Asset, Own]]) -> None:
+        """Replace the user's annotations of many assets in one transaction; assets that are gone are skipped."""
+        from civman.index import write_assets, write_notes
+
+        changed = list(changes)
+        with self._writer.transaction() as connection:
+            for asset, own in changed:
+                number = write_assets.asset_id(connection, asset)
+                if number is not None:
+                    write_notes.annotate(connection, number, own)
+
     def pin(self, sha256: Sha256, reason: str, at: datetime) -> None:
         """Record why these bytes must be kept: "user", or "recipe <id>" for a recipe that needs them."""
         from civman.index import write_notes

@@ -6,9 +6,8 @@ too, with the information in sidecar files of other programs.
 """
 
 import contextlib
-import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,9 +16,8 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from civman.civitai import wire_models
 from civman.civitai.client import CivitaiClient
-from civman.domain.catalog import Blob, FileFacts, ModelType, ModelVersion
+from civman.domain.catalog import NOTHING_SAID, Blob, FileFacts, ModelType
 from civman.domain.digests import Hashes, Sha256
 from civman.domain.events import OnEvent, Started, Verifying
 from civman.domain.file_choice import PICKLE_SUFFIXES
@@ -35,9 +33,9 @@ from civman.manage.identify_files import (
     Identified,
     Unidentified,
     ask_civitai,
-    file_with,
 )
 from civman.manage.inspection import facts_of_file
+from civman.manage.program_notes import Beside, joined, notes_beside, preview_beside
 from civman.manage.sidecar import write_due
 from civman.store.blobs import BlobStore, digest_of
 from civman.store.other_digests import other_digests
@@ -51,7 +49,7 @@ _IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", ".git", ".venv", "v
 _SAVE_EVERY = 64
 _HASHERS = 2
 _ROTATION = 150
-_SIDECARS = (".civitai.info", ".metadata.json", ".json")
+_PREVIEW_WRITERS = 8
 
 
 class ImportMode(StrEnum):
@@ -85,6 +83,12 @@ class ImportResult:
     """The number of files that were in the library before without a version, and are identified now."""
     same_tensors: int
     """The number of files with the same tensors as a file on CivitAI, but another header."""
+    noted: int
+    """The number of files that got notes, tags or trigger words from other programs."""
+    previews: int
+    """The number of files that got a preview image that was beside them."""
+    notes_refused: tuple[Problem, ...]
+    """Notes of other programs that are not used, because they are damaged or about another file."""
     unanswered: tuple[Problem, ...]
     """Files about which CivitAI could not be asked; the next import asks again."""
     duplicates: int
@@ -139,8 +143,12 @@ def import_files(
     for sha256 in list(by_digest):
         if not _examine(by_digest[sha256], broken):
             del by_digest[sha256]
-    ours = {known.sha256 for known in seen.values()}
-    identified = _identified(index, client, by_digest, ours, on_event, clock())
+    places: dict[Sha256, list[Path]] = {}
+    for path in files:
+        if str(path) in seen:
+            places.setdefault(seen[str(path)].sha256, []).append(path)
+    ours = places.keys()
+    identified, beside = _identified(index, client, by_digest, places, on_event, clock())
     versions = identified.found
     records = []
     if mode is ImportMode.IN_PLACE:
@@ -154,7 +162,9 @@ def import_files(
                 index.record_all(records[-1:])
     later = _identified_later(index, identified, by_digest)
     index.record_all(later)
-    write_due(store, index, most=len(records) + len(later))
+    noted = _keep_words(index, beside)
+    previews = _keep_previews(store, {sha256: places[sha256] for sha256 in by_digest if sha256 in places})
+    write_due(store, index, most=len(index.sidecars_due()))
     return ImportResult(
         found=len(files),
         taken=len(records),
@@ -162,6 +172,9 @@ def import_files(
         on_civitai=sum(record.version is not None for record in records),
         identified_later=len(later),
         same_tensors=sum(found.by is FoundBy.TENSORS for found in versions.values()),
+        noted=noted,
+        previews=previews,
+        notes_refused=tuple(Problem(each.path, each.message) for said in beside.values() for each in said.refused),
         unanswered=tuple(Problem(said.path, said.message) for said in identified.unanswered),
         duplicates=len(seen) - len(ours),
         read_bytes=read_bytes,
@@ -296,34 +309,36 @@ def _identified(
     index: Index,
     client: CivitaiClient | None,
     by_digest: Mapping[Sha256, _Found],
-    ours: Collection[Sha256],
+    places: Mapping[Sha256, Sequence[Path]],
     on_event: OnEvent,
     now: datetime,
-) -> Identified:
+) -> tuple[Identified, dict[Sha256, Beside]]:
     """Identify the new files, and those of the library that were not identified before.
 
-    CivitAI is asked in one batch; what it does not know is looked for in the notes of other programs.
+    CivitAI is asked in one batch; what it does not know is looked for in the notes of other programs. `places` are the
+    paths of the files of this import by digest. Returns what the notes say, too.
     """
     identified = Identified()
+    held = [(sha256, Path(path)) for sha256, path in index.unidentified() if sha256 not in by_digest]
+    # the tensors of files outside this import are not digested
+    digests = {
+        sha256: partial(_held_autov3, index, sha256, path if sha256 in places else None) for sha256, path in held
+    }
     if client is not None:
-        held = [(sha256, Path(path)) for sha256, path in index.unidentified() if sha256 not in by_digest]
+        files = [Unidentified(sha256, found.path, found.autov3) for sha256, found in by_digest.items()]
         # the tensors of a few files are asked about in one import, and other ones on another day
         start = now.toordinal() * _ROTATION % (len(held) or 1)
-        held = held[start:] + held[:start]
-        files = [Unidentified(sha256, found.path, found.autov3) for sha256, found in by_digest.items()]
-        # the tensors of files outside this import are not digested
-        files += [
-            Unidentified(sha256, path, partial(_held_autov3, index, sha256, path if sha256 in ours else None))
-            for sha256, path in held
-        ]
+        files += [Unidentified(sha256, path, digests[sha256]) for sha256, path in held[start:] + held[:start]]
         if files:
             identified = ask_civitai(index, client, files, on_event, now)
-    for sha256, file in by_digest.items():
-        if sha256 not in identified.found:
-            version = _from_sidecar(file.path, now)
-            if version is not None:
-                identified.found[sha256] = Identification(version, file_with(version, sha256), FoundBy.NOTE)
-    return identified
+    beside = {}
+    for sha256, autov3 in ({sha256: found.autov3 for sha256, found in by_digest.items()} | digests).items():
+        if sha256 not in places:
+            continue
+        said = beside[sha256] = notes_beside(places[sha256], sha256, autov3, now=now)
+        if said.version is not None and sha256 not in identified.found:
+            identified.found[sha256] = Identification(said.version, said.file, FoundBy.NOTE)
+    return identified, beside
 
 
 def _held_autov3(index: Index, sha256: Sha256, path: Path | None) -> str | None:
@@ -348,7 +363,9 @@ def _identified_later(index: Index, identified: Identified, by_digest: Mapping[S
                 known = facts_of_file(Path(asset.path), found.version.base_model)
             records.append(
                 Record(
-                    blob=replace(asset.blob, declared_by="civitai" if found.file else asset.blob.declared_by),
+                    blob=replace(
+                        asset.blob, declared_by="civitai" if found.by is FoundBy.SHA256 else asset.blob.declared_by
+                    ),
                     path=asset.path,
                     name=asset.name,
                     origin=asset.origin,
@@ -361,21 +378,31 @@ def _identified_later(index: Index, identified: Identified, by_digest: Mapping[S
     return records
 
 
-def _from_sidecar(path: Path, now: datetime) -> ModelVersion | None:
-    """The version according to another program's sidecar file, or None."""
-    for ending in _SIDECARS:
-        sidecar = path.with_suffix(ending)
-        try:
-            noted = json.loads(sidecar.read_bytes())
-        except (OSError, ValueError):
-            continue
-        if isinstance(noted, dict) and isinstance(noted.get("civitai"), dict):
-            noted = noted["civitai"]
-        try:
-            return wire_models.version(noted, now=now, on_notice=lambda _: None)
-        except CivmanError:
-            continue  # a JSON file with other contents
-    return None
+def _keep_words(index: Index, beside: Mapping[Sha256, Beside]) -> int:
+    """Save the user's words from notes; words that the library has already stay. Returns the number of files."""
+    changes = []
+    for sha256, said in beside.items():
+        for asset in index.referrers(sha256)[:1] if said.own != NOTHING_SAID else ():
+            own = joined(asset.own, said.own)
+            if own != asset.own:
+                changes.append((asset, own))
+    index.annotate_all(changes)
+    return len(changes)
+
+
+def _keep_previews(store: BlobStore, places: Mapping[Sha256, Sequence[Path]]) -> int:
+    """Copy the preview images beside new files into the store. Returns their number."""
+
+    def keep(sha256: Sha256) -> bool:
+        if store.preview(sha256) is not None or (found := preview_beside(places[sha256])) is None:
+            return False
+        data, suffix = found
+        with blob_lock(store, sha256):
+            store.write_preview(sha256, data, suffix)
+        return True
+
+    with ThreadPoolExecutor(_PREVIEW_WRITERS, thread_name_prefix="preview") as pool:
+        return sum(pool.map(keep, places))
 
 
 def _record(
@@ -392,7 +419,7 @@ def _record(
     file_facts = found.facts
     if version is not None and path.suffix == ".safetensors":
         file_facts = facts(read_header(path), version.base_model)
-    declared = file is not None
+    declared = file is not None and known is not None and known.by is FoundBy.SHA256
     return Record(
         blob=Blob(sha256, found.seen.size_bytes, found.path.suffix.lower(), "civitai" if declared else "civman", now),
         path=str(path),

@@ -165,6 +165,10 @@ class BlobStore:
     def write_preview(self, sha256: Sha256, data: bytes, suffix: str) -> Path:
         """Store a preview image next to the blob."""
         path = self._beside(sha256, f".preview{suffix if _SUFFIX.fullmatch(suffix) else '.bin'}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # a file outside the store has no blob folder yet
+        except OSError as error:
+            raise store_error(error, path.parent) from error
         self._write(path, data)
         return path
 

@@ -156,19 +156,19 @@ def test_a_folder_that_is_not_there_is_named(civman: Civman, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_two_thousand_files_with_duplicates_and_broken_ones(
+def test_hundreds_of_files_with_duplicates_and_broken_ones(
     online: CivitaiServer, civman: Civman, tmp_path: Path
 ) -> None:
     folder = tmp_path / "many"
     rng = random.Random(5)
-    for number in range(2000):
+    for number in range(240):
         place = folder / f"group {number % 40}"
         place.mkdir(parents=True, exist_ok=True)
         kind = rng.random()
         if kind < 0.80:
             data = small_model(number)
         elif kind < 0.90:
-            data = small_model(number % 50)
+            data = small_model(number % 6)
         elif kind < 0.95:
             data = small_model(number)[: rng.randrange(4, 60)]
         else:
@@ -179,9 +179,9 @@ def test_two_thousand_files_with_duplicates_and_broken_ones(
     first = civman("import", folder, "--json").json["import"]
     second = civman("import", folder, "--json").json["import"]
 
-    assert first["found"] == 2000
-    assert first["taken"] + first["duplicates"] + len(first["broken"]) >= 2000 - first["duplicates"]
-    assert 150 < len(first["broken"]) < 260
+    assert first["found"] == 240
+    assert first["taken"] + first["duplicates"] + len(first["broken"]) >= 240 - first["duplicates"]
+    assert 10 < len(first["broken"]) < 50
     assert second["read_bytes"] == 0
     assert second["taken"] == 0
     assert state_of(folder) == before
