@@ -1,0 +1,160 @@
+"""A CUDA card that computes nothing: shapes, dtypes and devices of the whole engine, without a driver.
+
+torch's FakeTensorMode follows tensors on `cuda:0` on a build without CUDA. Three things are added here. A few methods
+of `Tensor` ask the driver for the current device before they reach the fake mode, so they are sent to their operators
+directly. Values that Python reads become stand-ins. And every operation after which the host waits for the card, or
+the card for the host, is recorded with the function of civman that caused it.
+
+What this cannot show: numbers, memory, kernels, and code in other threads.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import civman
+
+CARD = torch.device("cuda", 0)
+"""With an index: a device without one asks the driver which is current."""
+STAND_IN = 100.0
+"""What Python reads instead of a number: a picture of this spread is neither black nor flat nor noise."""
+
+aten = torch.ops.aten
+_HOME = str(Path(civman.__file__).parent)
+_READS = {"_local_scalar_dense", "equal", "nonzero"}
+_DTYPES = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}
+
+
+class _WithoutDriver(TorchFunctionMode):
+    """Sends those methods to their operators that would ask the driver for the current device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ways: Mapping[Any, Callable[..., Any]] = {
+            Tensor.to: _moved,
+            Tensor.cpu: lambda tensor: _moved(tensor, "cpu"),
+            Tensor.contiguous: aten.contiguous,
+            Tensor.__getitem__: _indexed,
+            Tensor.numpy: self._array,
+            **dict.fromkeys((Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.item), aten._local_scalar_dense),
+            **{getattr(Tensor, name): _cast(dtype) for name, dtype in _DTYPES.items()},
+        }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._ways.get(func, func)(*args, **(kwargs or {}))
+
+    def _array(self, tensor: Tensor) -> np.ndarray[Any, Any]:
+        if tensor.device.type != "cpu":
+            raise TypeError("numpy cannot read a tensor on the card")
+        return np.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+
+def _cast(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: _moved(tensor, dtype)
+
+
+def _moved(tensor: Tensor, *where: Any, device: Any = None, dtype: Any = None, **_: Any) -> Tensor:
+    """`Tensor.to`, in all the ways in which it can be called."""
+    for each in where:
+        if isinstance(each, Tensor):
+            device, dtype = each.device, each.dtype
+        elif isinstance(each, torch.dtype):
+            dtype = each
+        elif isinstance(each, (str, torch.device)):
+            device = each
+    device, dtype = torch.device(device or tensor.device), dtype or tensor.dtype
+    if (device, dtype) == (tensor.device, tensor.dtype):
+        return tensor
+    moved: Tensor = aten._to_copy(tensor, device=device, dtype=dtype)
+    return moved
+
+
+def _indexed(tensor: Tensor, key: Any) -> Any:
+    """`tensor[key]`: slices, numbers, None, `...` and tensors."""
+    parts = list(key) if isinstance(key, tuple) else [key]
+    if any(part is ... for part in parts):
+        at = next(i for i, part in enumerate(parts) if part is ...)
+        missing = tensor.ndim - sum(part is not None and part is not ... for part in parts)
+        parts[at : at + 1] = [slice(None)] * missing
+    dim, picked = 0, {}
+    for part in parts:
+        if isinstance(part, int):
+            tensor = aten.select(tensor, dim, part)
+            continue
+        if part is None:
+            tensor = aten.unsqueeze(tensor, dim)
+        elif isinstance(part, slice):
+            tensor = aten.slice(tensor, dim, part.start, part.stop, part.step or 1)
+        else:
+            picked[dim] = part if isinstance(part, Tensor) else torch.tensor(part, device=tensor.device)
+        dim += 1
+    return aten.index(tensor, [picked.get(i) for i in range(tensor.ndim)]) if picked else tensor
+
+
+class _Crossings(TorchDispatchMode):
+    """Records where host and card wait for each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func._schema.name.removeprefix("aten::"), kwargs or {}
+        if name in _READS:
+            if args[0].device.type == "cuda":
+                self._record(name)
+        elif name in ("_to_copy", "copy_"):
+            source, target = (args[1], args[0].device) if name == "copy_" else (args[0], kwargs.get("device"))
+            kinds = (source.device.type, torch.device(target or source.device).type)
+            if kinds[0] != kinds[1]:
+                self._record(f"{kinds[0]} to {kinds[1]}")
+        if name == "_local_scalar_dense":
+            return {torch.bool: True, torch.int64: int(STAND_IN)}.get(args[0].dtype, STAND_IN)
+        return func(*args, **kwargs)
+
+    def _record(self, what: str) -> None:
+        frame: Any = sys._getframe()
+        while frame is not None and not frame.f_code.co_filename.startswith(_HOME):
+            frame = frame.f_back
+        where = "elsewhere" if frame is None else f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_qualname}"
+        self.seen[what, where] += 1
+
+
+@contextmanager
+def fake_card() -> Iterator["FakeCard"]:
+    """Inside the block, tensors have no values, and `cuda:0` is a device like any other."""
+    crossings = _Crossings()
+    with FakeTensorMode(), _WithoutDriver(), crossings, torch.no_grad():
+        yield FakeCard(crossings.seen)
+
+
+class FakeCard:
+    """The card that `fake_card` yields. `crossings`: (what, function of civman) → how often."""
+
+    def __init__(self, crossings: Counter[tuple[str, str]]) -> None:
+        self.crossings = crossings
+
+    def put(self, module: nn.Module, device: torch.device = CARD) -> None:
+        """Replace the parameters and buffers of a loaded module by fake ones of the same shape and dtype."""
+        for each in module.modules():
+            for name, parameter in each._parameters.items():
+                if parameter is not None:
+                    each._parameters[name] = nn.Parameter(empty_like(parameter, device), requires_grad=False)
+            for name, buffer in each._buffers.items():
+                if buffer is not None:
+                    each._buffers[name] = empty_like(buffer, device)
+
+
+def empty_like(tensor: Tensor, device: torch.device = CARD) -> Tensor:
+    """A tensor of this shape and dtype on the card."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
