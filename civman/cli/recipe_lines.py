@@ -15,7 +15,7 @@ _ELSEWHERE: Final = frozenset({
 """Fields that `civman show` prints on other lines."""
 _TITLES: Final = {
     "rng": "RNG", "eta_seed_delta": "ENSD", "guidance_rescale": "CFG rescale", "is_zero_snr": "zero terminal SNR",
-    "hires": "second pass", "start": "input image", "config": "model config",
+    "hires": "second pass", "prompt_rules": "prompt rules", "start": "input image", "config": "model config",
 }  # fmt: skip
 
 

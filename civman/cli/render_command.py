@@ -140,10 +140,31 @@ def render(
         float | None, typer.Option(help="Sigma noise: factor on the noise that a sampler adds.", show_default="1")
     ] = None,
     rng: Annotated[
-        str | None, typer.Option(help="Source of the noise: cpu, or nv (as on an NVIDIA GPU).", show_default="cpu")
+        str | None,
+        typer.Option(
+            metavar="cpu|nv|nv:THREADS|CARD",
+            help='Source of the noise: cpu, nv (as on a large NVIDIA GPU), or a card such as "RTX 3060".',
+            show_default="cpu",
+        ),
     ] = None,
     ensd: Annotated[
         int | None, typer.Option(help="Eta noise seed delta (ENSD), as in A1111.", show_default="0")
+    ] = None,
+    variation_seed: Annotated[
+        int | None, typer.Option(help="Variation seed: mix in the noise of this seed.", show_default="drawn")
+    ] = None,
+    variation_strength: Annotated[
+        float | None, typer.Option(help="How much of the variation seed's noise to mix in, 0 to 1.", show_default="0")
+    ] = None,
+    seed_resize: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="Draw the noise for this size, so that the seed gives a similar image."),
+    ] = None,
+    prompt_rules: Annotated[
+        str | None,
+        typer.Option(
+            help="How steps in [from:to:when] are counted: a1111-1.0, a1111-1.3 or a1111-1.6.", show_default="a1111-1.6"
+        ),
     ] = None,
     pad_prompts: Annotated[
         bool, typer.Option("--pad-prompts", help="Pad prompt and negative prompt to the same length.")
@@ -263,14 +284,15 @@ def render(
 ) -> Result:
     """Make images with a checkpoint and any number of LoRAs from the library. Never uses the network.
 
-    Prompts use A1111's syntax: (emphasis:1.2), BREAK, <lora:name:0.8>, embeddings by name. Everything is checked before
-    weights are loaded. Images contain their recipe, and existing files are never overwritten. With a single argument,
-    that is the prompt, and the default checkpoint is used.
+    Prompts use A1111's syntax: (emphasis:1.2), BREAK, AND, [from:to:when], [a|b], <lora:name:0.8>, embeddings by name.
+    Everything is checked before weights are loaded. Images contain their recipe; existing files are never overwritten.
+    With a single argument, that is the prompt, and the default checkpoint is used.
     """
     from civman.domain.recipes.machine import Machine
     from civman.domain.recipes.recipe import RenderRequest
     from civman.errors import UsageError
     from civman.planning.render_extra import require_render_extra
+    from civman.planning.vary import variations
 
     require_render_extra()
     options = output_options(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
@@ -296,9 +318,14 @@ def render(
         precision=precision, pad_prompts=pad_prompts, config=config, resize_mode=resize_mode,
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,
-        s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise, odd_sizes=odd_sizes,
+        s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise, odd_sizes=odd_sizes, prompt_rules=prompt_rules,
+        variation_seed=variation_seed, variation_strength=variation_strength, seed_resize=seed_resize,
     )  # fmt: skip
-    wanted = [replace(request, prompt=text) for text in _prompts(prompt, prompts, brought=has_prompts(axes))]
+    wanted = [
+        each
+        for text in _prompts(prompt, prompts, brought=has_prompts(axes))
+        for each in variations(replace(request, prompt=text))
+    ]
     conditions = _conditions(device, trigger, force=force, allow_partial=allow_partial)
     machine = Machine(device, low_vram, threads)
     if axes:

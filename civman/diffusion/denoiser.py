@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,35 @@ from torch import Tensor
 from civman.diffusion.families import Family
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise_levels import NoiseLevels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """One encoded text: its context (1, tokens, width), and for SDXL the pooled vector (1, width)."""
+
+    context: Tensor
+    pooled: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moment:
+    """What one evaluation of the model is conditioned on: the texts that are combined, their weights, the negative."""
+
+    conds: tuple[Encoded, ...]
+    weights: tuple[float, ...]
+    uncond: Encoded | None
+
+
+class Prompts(Protocol):
+    """The conditioning of one pass; evaluations of the model are numbered from 0."""
+
+    def key_at(self, call: int) -> tuple[int, ...]:
+        """A value that is equal for evaluations with the same conditioning."""
+        ...
+
+    def at(self, call: int) -> Moment:
+        """The conditioning of evaluation `call`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +54,15 @@ class Conditioning:
     uncond: Tensor | None = None
     pooled: Tensor | None = None
     uncond_pooled: Tensor | None = None
+
+    def key_at(self, call: int) -> tuple[int, ...]:  # noqa: ARG002  # the same in all evaluations
+        """See `Prompts.key_at`."""
+        return ()
+
+    def at(self, call: int) -> Moment:  # noqa: ARG002
+        """See `Prompts.at`."""
+        uncond = None if self.uncond is None else Encoded(self.uncond, self.uncond_pooled)
+        return Moment((Encoded(self.cond, self.pooled),), (1.0,), uncond)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +92,17 @@ class Guidance:
     in_pairs: bool = False
     follows_below_1: bool = True
 
-    @property
-    def asks_negative(self) -> bool:
-        """Whether the UNet is evaluated for the negative prompt."""
-        return self.in_pairs or (self.scale != 1 if self.follows_below_1 else self.scale > 1)
+    def asks_negative(self, weights: tuple[float, ...]) -> bool:
+        """Whether the UNet is evaluated for the negative prompt, given the weights of the combined prompts."""
+        return self.in_pairs or weights != (1.0,) or (self.scale != 1 if self.follows_below_1 else self.scale > 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The UNet calls of one evaluation, each with its contexts and extra inputs, and the weights of the prompts."""
+
+    calls: list[tuple[list[Tensor], list[dict[str, Tensor]]]]
+    weights: tuple[float, ...]
 
 
 class Denoiser:
@@ -71,7 +116,7 @@ class Denoiser:
     def __init__(
         self,
         model: LoadedModel,
-        prompt: Conditioning,
+        prompt: Prompts,
         levels: NoiseLevels,
         *,
         guidance: Guidance,
@@ -88,7 +133,9 @@ class Denoiser:
         self._extra = extra
         self._on_call = on_call
         self._dtype: torch.dtype = next(self._unet.parameters()).dtype
-        self._passes = self._plan(model, prompt, size)
+        self._model, self._prompt, self._size = model, prompt, size
+        self._calls = 0
+        self._planned: tuple[tuple[int, ...], _Plan] | None = None
 
     def __call__(self, x: Tensor, sigma: float) -> Any:
         """The denoised prediction for x (B, 4, h, w) float32; with `in_pairs`, the guided and the unguided one."""
@@ -98,8 +145,10 @@ class Denoiser:
         scaled = seen / math.sqrt(sigma**2 + 1)
         inputs = scaled if self._extra is None else torch.cat([scaled, self._extra.expand(len(x), -1, -1, -1)], dim=1)
         time = torch.tensor(self._levels.time(sigma), dtype=torch.float32, device=x.device)
-        answers = [answer for contexts, added in self._passes for answer in self._ask(inputs, time, contexts, added)]
-        wanted = [self._guided(answers), answers[-1]] if self._guidance.in_pairs else [self._guided(answers)]
+        plan = self._plan_of_call()
+        answers = [answer for contexts, added in plan.calls for answer in self._ask(inputs, time, contexts, added)]
+        guided = self._guided(answers, plan.weights)
+        wanted = [guided, answers[-1]] if self._guidance.in_pairs else [guided]
         cleans = []
         for answer in wanted:
             clean = clean_picture(seen, sigma, answer, predicts_v=self._predicts_v)
@@ -111,28 +160,34 @@ class Denoiser:
         self._on_call(sigma)
         return tuple(cleans) if self._guidance.in_pairs else cleans[0]
 
-    def _plan(
-        self, model: LoadedModel, prompt: Conditioning, size: tuple[int, int]
-    ) -> list[tuple[list[Tensor], list[dict[str, Tensor]]]]:
-        """Plan the UNet calls of one evaluation: each has one context, or two if their lengths are equal."""
-        device = model.device
+    def _plan_of_call(self) -> "_Plan":
+        """The UNet calls of this evaluation; planned again only when the prompts change."""
+        key = self._prompt.key_at(self._calls)
+        if self._planned is None or self._planned[0] != key:
+            self._planned = key, self._plan(self._prompt.at(self._calls))
+        self._calls += 1
+        return self._planned[1]
 
-        def entry(context: Tensor, pooled: Tensor | None, *, positive: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _plan(self, moment: Moment) -> "_Plan":
+        """Plan the UNet calls of one evaluation: each has one context, or all if their lengths are equal."""
+        device, model = self._model.device, self._model
+
+        def entry(encoded: Encoded, *, positive: bool) -> tuple[Tensor, dict[str, Tensor]]:
             added = {}
-            if pooled is not None and model.family.is_xl:
-                ids = _sizes(model.family, size, positive=positive)
+            if encoded.pooled is not None and model.family.is_xl:
+                ids = _sizes(model.family, self._size, positive=positive)
                 added = {
-                    "text_embeds": pooled.to(device, self._dtype),
+                    "text_embeds": encoded.pooled.to(device, self._dtype),
                     "time_ids": torch.tensor([ids], dtype=torch.float32, device=device),
                 }
-            return context.to(device, self._dtype), added
+            return encoded.context.to(device, self._dtype), added
 
-        entries = [entry(prompt.cond, prompt.pooled, positive=True)]
-        if prompt.uncond is not None and self._guidance.asks_negative:
-            entries.append(entry(prompt.uncond, prompt.uncond_pooled, positive=False))
+        entries = [entry(encoded, positive=True) for encoded in moment.conds]
+        if moment.uncond is not None and self._guidance.asks_negative(moment.weights):
+            entries.append(entry(moment.uncond, positive=False))
         if len({context.shape for context, _ in entries}) == 1:
-            return [([context for context, _ in entries], [added for _, added in entries])]
-        return [([context], [added]) for context, added in entries]
+            return _Plan([([context for context, _ in entries], [added for _, added in entries])], moment.weights)
+        return _Plan([([context], [added]) for context, added in entries], moment.weights)
 
     def _ask(
         self, inputs: Tensor, time: Tensor, contexts: list[Tensor], added: list[dict[str, Tensor]]
@@ -149,9 +204,15 @@ class Denoiser:
         )[0]
         return list(answer.float().chunk(count))
 
-    def _guided(self, answers: list[Tensor]) -> Tensor:
+    def _guided(self, answers: list[Tensor], weights: tuple[float, ...]) -> Tensor:
         if len(answers) == 1:
             return answers[0]
+        if weights != (1.0,):
+            *conds, uncond = answers
+            mixed = uncond.clone()
+            for cond, weight in zip(conds, weights, strict=True):
+                mixed += (cond - uncond) * (weight * self._guidance.scale)
+            return mixed
         cond, uncond = answers
         mixed = uncond + (cond - uncond) * self._guidance.scale
         if self._guidance.rescale:

@@ -1,21 +1,26 @@
 """The noise that a seed stands for, on any device: every number is drawn on the CPU, one generator per image.
 
 `Rng.CPU` is torch's CPU generator; `Rng.NV` is what torch draws on an NVIDIA card, computed in integers and double
-precision (Philox4x32-10, Salmon et al. 2011, with the Box-Muller transform; one counter per draw, one lane per element,
-as torch's CUDA generator numbers them for tensors of up to a few hundred thousand elements).
+precision (Philox4x32-10, Salmon et al. 2011, with the Box-Muller transform). Which value of a large tensor gets which
+number depends on how many threads the card runs; `nv:43008` is a card with 43008 threads, `nv` one with at least as
+many threads as the tensor has values. An image's noise may also be a mixture of two seeds' noise, or be drawn for
+another size (`Variation`).
 """
 
 import math
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from civman.domain.recipes.recipe import Recipe
+
 
 class Rng(StrEnum):
-    """Whose random number generator a seed is for."""
+    """Whose random number generator a seed is for. `nv:THREADS` is also possible, see above."""
 
     CPU = "cpu"
     NV = "nv"
@@ -45,27 +50,59 @@ class TorchDraws:
 class PhiloxDraws:
     """Torch's CUDA generator, emulated without a GPU."""
 
-    __slots__ = ("_count", "_seed")
+    __slots__ = ("_count", "_seed", "_threads")
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, threads: int | None = None) -> None:
+        """`threads`: how many threads the card runs at the same time; None: one for each value."""
         self._seed = seed & (2**64 - 1)
         self._count = 0
+        self._threads = threads
 
     def randn(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw from the emulated CUDA generator, see `Draws.randn`."""
+        """Draw from the emulated CUDA generator, see `Draws.randn`.
+
+        Each thread draws blocks of four numbers: value `i + threads · k` is number `k` of thread `i`'s block. If four
+        numbers from each thread are too few, the threads go on with their next blocks.
+
+        Source: PyTorch, aten/src/ATen/native/cuda/DistributionTemplates.h.
+        """
         length = math.prod(shape)
-        zeros = np.zeros(length, np.uint32)
-        counter = [zeros + np.uint32(self._count), zeros, np.arange(length, dtype=np.uint32), zeros]
-        self._count += 1
-        first, second = _philox(counter, self._seed)
-        radius = np.sqrt(-2.0 * np.log(first * 2.0**-32 + 2.0**-33))
-        angle = (second * 2.0**-32 + 2.0**-33) * (2.0 * np.pi)
-        return torch.from_numpy((radius * np.sin(angle)).astype(np.float32).reshape(shape))
+        if self._threads is None or length <= self._threads:
+            drawn = _normals(self._block(length), is_first_only=True)[0]
+            self._count += 1
+            return torch.from_numpy(drawn.astype(np.float32).reshape(shape))
+        found = []
+        for _ in range(-(-length // (4 * self._threads))):
+            found += _normals(self._block(self._threads))
+            self._count += 1
+        return torch.from_numpy(np.concatenate(found)[:length].astype(np.float32).reshape(shape))
+
+    def _block(self, threads: int) -> list[np.ndarray]:
+        """The four random words of each thread's next block."""
+        zeros = np.zeros(threads, np.uint32)
+        counter = [zeros + np.uint32(self._count), zeros, np.arange(threads, dtype=np.uint32), zeros]
+        return _philox(counter, self._seed)
 
 
-def draws(rng: Rng, seed: int) -> Draws:
+def draws(rng: str, seed: int) -> Draws:
     """Start a new stream of noise for this seed."""
-    return TorchDraws(seed) if rng is Rng.CPU else PhiloxDraws(seed)
+    if rng == Rng.CPU:
+        return TorchDraws(seed)
+    threads = rng.partition(":")[2]
+    return PhiloxDraws(seed, int(threads) if threads else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """How the initial noise of an image differs from that of its seed alone.
+
+    `strength`: how far the noise of the second seed replaces it, from 0 to 1. `drawn_for`: the height and width in
+    latents for which the noise is drawn; it is then pasted into the middle of noise of the image's own size.
+    """
+
+    seed: int = 0
+    strength: float = 0.0
+    drawn_for: tuple[int, int] | None = None
 
 
 class PictureNoise:
@@ -74,17 +111,33 @@ class PictureNoise:
     `eta_seed_delta` (often 31337) moves the steps' noise to a stream of its own, with that number added to the seed.
     """
 
-    __slots__ = ("_rng", "_seed", "_steps", "_stream")
+    __slots__ = ("_rng", "_seed", "_steps", "_stream", "_variation")
 
-    def __init__(self, seed: int, *, rng: Rng = Rng.CPU, eta_seed_delta: int = 0) -> None:
+    def __init__(
+        self, seed: int, *, rng: str = Rng.CPU, eta_seed_delta: int = 0, variation: Variation | None = None
+    ) -> None:
+        self._variation = variation
         self._seed = seed
         self._rng = rng
         self._stream = draws(rng, seed)
         self._steps = draws(rng, seed + eta_seed_delta) if eta_seed_delta else self._stream
 
+    @classmethod
+    def of_recipe(cls, recipe: Recipe, seed: int) -> Self:
+        """The noise of the recipe's image with this seed."""
+        height, width = recipe.seed_resize_height // 8, recipe.seed_resize_width // 8
+        variation = Variation(recipe.variation_seed, recipe.variation_strength, (height, width) if height else None)
+        return cls(seed, rng=recipe.rng, eta_seed_delta=recipe.eta_seed_delta, variation=variation)
+
     def start(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw the noise of the initial latents."""
-        return self._stream.randn(shape)
+        """Draw the noise of the initial latents, (channels, height, width)."""
+        varied = self._variation or Variation()
+        drawn_for = (shape[0], *varied.drawn_for) if varied.drawn_for else shape
+        whole = self._stream.randn(shape)
+        noise = whole if drawn_for == shape else draws(self._rng, self._seed).randn(drawn_for)
+        if varied.strength:
+            noise = _between(noise, draws(self._rng, varied.seed).randn(drawn_for), varied.strength)
+        return noise if drawn_for == shape else _pasted(noise, whole)
 
     def next(self, shape: tuple[int, ...]) -> Tensor:
         """Draw the noise that the next step adds."""
@@ -111,7 +164,7 @@ class BrownianPath:
     __slots__ = ("_cache", "_falls_upwards", "_high", "_low", "_rng", "_seed", "_shape", "_whole")
 
     def __init__(
-        self, seed: int, shape: tuple[int, ...], low: float, high: float, *, rng: Rng, falls_upwards: bool = False
+        self, seed: int, shape: tuple[int, ...], low: float, high: float, *, rng: str, falls_upwards: bool = False
     ) -> None:
         self._falls_upwards = falls_upwards
         self._seed, self._shape, self._rng = seed, shape, rng
@@ -167,8 +220,50 @@ class BrownianPath:
 _DIGITS, _POOL, _CACHED_DEPTH = 6, 24, 9
 
 
-def _philox(counter: list[np.ndarray], key: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first two words of each counter's Philox block, in double precision."""
+def _between(noise: Tensor, other: Tensor, share: float) -> Tensor:
+    """Spherical interpolation of two noises (channels, height, width), column by column in each channel.
+
+    Source: A1111, whose interpolation measures the angle between columns, not between whole noises.
+    """
+    dot = (noise / noise.norm(dim=1, keepdim=True) * (other / other.norm(dim=1, keepdim=True))).sum(1)
+    if dot.mean() > _NEARLY_PARALLEL:
+        return noise * share + other * (1 - share)
+    angle = torch.acos(dot)
+    mine, theirs = (torch.sin(part * angle) / torch.sin(angle) for part in (1.0 - share, share))
+    return mine.unsqueeze(1) * noise + theirs.unsqueeze(1) * other
+
+
+_NEARLY_PARALLEL = 0.9995
+
+
+def _pasted(noise: Tensor, whole: Tensor) -> Tensor:
+    """`whole` with `noise` in its middle; what does not fit is cut off."""
+    result = whole.clone()
+    cut = []
+    for small, large in zip(noise.shape[1:], whole.shape[1:], strict=True):
+        at = (large - small) // 2
+        length = small if at >= 0 else small + 2 * at
+        cut.append((slice(max(at, 0), max(at, 0) + length), slice(max(-at, 0), max(-at, 0) + length)))
+    (rows, from_rows), (columns, from_columns) = cut
+    result[:, rows, columns] = noise[:, from_rows, from_columns]
+    return result
+
+
+def _normals(words: list[np.ndarray], *, is_first_only: bool = False) -> list[np.ndarray]:
+    """Box-Muller's normals from the four words of each block, in double precision: all four, or only the first."""
+    found = []
+    for first, second in ((words[0], words[1]), (words[2], words[3])):
+        radius = np.sqrt(-2.0 * np.log(first * 2.0**-32 + 2.0**-33))
+        angle = (second * 2.0**-32 + 2.0**-33) * (2.0 * np.pi)
+        found.append(radius * np.sin(angle))
+        if is_first_only:
+            break
+        found.append(radius * np.cos(angle))
+    return found
+
+
+def _philox(counter: list[np.ndarray], key: int) -> list[np.ndarray]:
+    """The four words of each counter's Philox block, in double precision."""
     c0, c1, c2, c3 = counter
     k0, k1 = key & 0xFFFFFFFF, key >> 32
     low = np.uint64(0xFFFFFFFF)
@@ -182,4 +277,4 @@ def _philox(counter: list[np.ndarray], key: int) -> tuple[np.ndarray, np.ndarray
             (even & low).astype(np.uint32),
         )
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return c0.astype(np.float64), c1.astype(np.float64)
+    return [word.astype(np.float64) for word in (c0, c1, c2, c3)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from civman.diffusion import sampler_names, samplers, solvers, start_picture, vae_codec
 from civman.diffusion.denoiser import Conditioning
-from civman.diffusion.noise import PictureNoise, Rng
+from civman.diffusion.noise import PictureNoise
 from civman.diffusion.noise_levels import NoiseLevels
 from civman.diffusion.run_recipe import Inputs
 from civman.diffusion.samplers import Start
@@ -35,6 +35,7 @@ def require_drawable(recipe: Recipe) -> None:
         "A1111's handling of sizes that are not multiples of 64": (
             recipe.odd_sizes == "a1111" and bool(recipe.width % 64 or recipe.height % 64)
         ),
+        "prompts that change during the steps or are combined with AND": bool(recipe.prompt_rules),
         "a guidance scale below 1": recipe.guidance_scale < 1,
         "noise that is added before each step (s_churn)": recipe.sampling.s_churn > 0,
     }
@@ -136,7 +137,7 @@ def call_of(recipe: Recipe, pipe: Any, prompt: Conditioning, inputs: Inputs) -> 
     if recipe.guidance_rescale:
         call["guidance_rescale"] = recipe.guidance_rescale
     shape = (int(pipe.unet.config.out_channels), recipe.height // 8, recipe.width // 8)
-    noise = torch.stack([PictureNoise(seed, rng=Rng(recipe.rng)).start(shape) for seed in seeds])
+    noise = torch.stack([PictureNoise.of_recipe(recipe, seed).start(shape) for seed in seeds])
     if recipe.start is None:
         return call | {
             "width": recipe.width, "height": recipe.height,

@@ -190,13 +190,13 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
             seeds = [each.initial_seed() for each in generator]
         else:
             seeds = [generator.initial_seed() + n for n in range(count)]
-        rng, delta = Rng(self.settings.rng), self.settings.eta_seed_delta
+        rng, delta = self.settings.rng, self.settings.eta_seed_delta
         noises = [PictureNoise(seed, rng=rng, eta_seed_delta=delta) for seed in seeds]
         if self._sampler.noise is samplers.Kind.BROWNIAN:
             paths = [noise.brownian(shape, *self._plan.span) for noise in noises]
             return lambda here, after: torch.stack([path.noise(here, after) for path in paths]).to(x.device)
         own = generator if isinstance(generator, list) else [generator] * count
-        is_as_rendered = rng is not Rng.CPU or delta or generator is None
+        is_as_rendered = rng != Rng.CPU or delta or generator is None
         if is_as_rendered or _has_drawn_at_most_the_start(own, shape, x.dtype):
             for noise in noises:
                 noise.start(shape)

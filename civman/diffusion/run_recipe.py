@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from civman.diffusion import sampler_names, samplers, second_pass, solvers, start_picture, vae_codec
-from civman.diffusion.denoiser import Conditioning, Denoiser, Guidance, Known
+from civman.diffusion.denoiser import Denoiser, Guidance, Known, Prompts
 from civman.diffusion.environment import deterministic
 from civman.diffusion.families import Family
 from civman.diffusion.guard import check_latents, check_pixels, memory_errors, noise_words, refuse_noise
 from civman.diffusion.loader import LoadedModel
-from civman.diffusion.noise import PictureNoise, Rng
+from civman.diffusion.noise import PictureNoise
 from civman.diffusion.pixels import Picture, Pixels, finished, put_back
 from civman.diffusion.samplers import Start
 from civman.diffusion.skip_sizes import doubled_then_resized
@@ -40,10 +40,10 @@ class Inputs:
 def render(
     recipe: Recipe,
     model: LoadedModel,
-    prompt: Conditioning,
+    prompt: Prompts,
     *,
     inputs: Inputs = Inputs(),
-    hires_prompt: Conditioning | None = None,
+    hires_prompt: Prompts | None = None,
     on_event: OnEvent = ignore,
 ) -> list[Picture]:
     """Render the recipe's images and return them in order of their seeds.
@@ -67,10 +67,10 @@ def render(
 def iterate(
     recipe: Recipe,
     model: LoadedModel,
-    prompt: Conditioning,
+    prompt: Prompts,
     *,
     inputs: Inputs = Inputs(),
-    hires_prompt: Conditioning | None = None,
+    hires_prompt: Prompts | None = None,
     on_event: OnEvent = ignore,
     keeps_noise: bool = False,
 ) -> Iterator[list[Picture]]:
@@ -91,7 +91,7 @@ class _Job:
     """The state that all batches of one recipe share."""
 
     def __init__(
-        self, recipe: Recipe, model: LoadedModel, prompt: Conditioning, hires_prompt: Conditioning, inputs: Inputs,
+        self, recipe: Recipe, model: LoadedModel, prompt: Prompts, hires_prompt: Prompts, inputs: Inputs,
         on_event: OnEvent, keeps_noise: bool,
     ) -> None:  # fmt: skip
         if recipe.start is not None and inputs.image is None:
@@ -156,7 +156,8 @@ class _Job:
         if self._start.mask is not None:
             mask = self._start.mask.to(kept.device)
             if recipe.start.masked_content == "latent noise":
-                fresh = self._start_noise([self._noise(seed) for seed in seeds], recipe.width, recipe.height)
+                plain = [PictureNoise(seed, rng=recipe.rng) for seed in seeds]  # a variation has no effect here
+                fresh = self._start_noise(plain, recipe.width, recipe.height)
                 kept = kept * (1 - mask) + fresh * mask
             elif recipe.start.masked_content == "latent nothing":
                 kept = kept * (1 - mask)
@@ -189,7 +190,7 @@ class _Job:
         return x
 
     def _sample(
-        self, x: Tensor, plan: samplers.Plan, noises: Sequence[PictureNoise], prompt: Conditioning,
+        self, x: Tensor, plan: samplers.Plan, noises: Sequence[PictureNoise], prompt: Prompts,
         size: tuple[int, int], known: Known | None, extra: Tensor | None, *, first: int, stage: str,
     ) -> Tensor:  # fmt: skip
         recipe, sampler = self._recipe, plan.sampler
@@ -278,7 +279,7 @@ class _Job:
         )  # fmt: skip
 
     def _noise(self, seed: int) -> PictureNoise:
-        return PictureNoise(seed, rng=Rng(self._recipe.rng), eta_seed_delta=self._recipe.eta_seed_delta)
+        return PictureNoise.of_recipe(self._recipe, seed)
 
     def _start_noise(self, noises: Sequence[PictureNoise], width: int, height: int) -> Tensor:
         shape = (int(self._model.vae.config.latent_channels), height // 8, width // 8)

@@ -60,6 +60,11 @@ class Sampler:
     is_adaptive: bool = False
     """The number of model evaluations depends on the model's outputs."""
 
+    @property
+    def calls_per_step(self) -> int:
+        """How many model evaluations A1111 counts for each step when prompts change during the steps."""
+        return 2 if self.name in _COUNTED_TWICE else 1
+
     def levels(self, *, is_zero_snr: bool = False, rules: int = RULES) -> NoiseLevels:
         """The noise levels of the models that this sampler is made for."""
         by_alpha = self.own_table is Table.UNIPC and rules > 1
@@ -107,6 +112,7 @@ class Sampler:
         }
 
 
+_COUNTED_TWICE: Final = ("Heun", "DPM2", "DPM2 a", "DPM++ SDE", "DPM++ 2S a", "Restart")
 _WITHOUT_ETA: Final = ("LCM", "Restart", "DDPM")
 
 SAMPLERS: Final = (

@@ -23,22 +23,36 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         embeddings=tuple(_part(record, use.sha256, name=use.word) for use in recipe.embeddings),
         hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, hires.upscaler) if hires else None,
         denoising=start.strength if start else None,
-        rng=recipe.rng.upper(), ensd=recipe.eta_seed_delta or None, others=tuple(_others(recipe)),
+        # A1111's default, the graphics card, has no entry
+        rng="" if ":" in recipe.rng else recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
+        others=(*_of_noise(recipe), *_of_pictures(recipe)),
         version=f"civman {record.environment.get('civman', '')}".strip(),
     ))  # fmt: skip
 
 
-def _others(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """A1111's keys for what is not as usual, as it writes them."""
-    made, usual, start = recipe.sampling, Sampling(), recipe.start
+def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
+    """A1111's keys for samplers, noise and prompts that are not as usual, as it writes them."""
+    made, usual = recipe.sampling, Sampling()
     for key, name in (
         ("Eta", "eta"), ("Eta DDIM", "eta_ddim"), ("Sigma churn", "s_churn"), ("Sigma tmin", "s_tmin"),
         ("Sigma tmax", "s_tmax"), ("Sigma noise", "noise_scale"),
     ):  # fmt: skip
         if getattr(made, name) != getattr(usual, name):
             yield key, getattr(made, name)
+    if recipe.variation_strength:
+        yield "Variation seed", recipe.variation_seed
+        yield "Variation seed strength", recipe.variation_strength
+    if recipe.seed_resize_width:
+        yield "Seed resize from", f"{recipe.seed_resize_width}x{recipe.seed_resize_height}"
+    if recipe.prompt_rules in ("a1111-1.0", "a1111-1.3"):
+        yield "Old prompt editing timelines", "True"
     if recipe.pad_prompts:
         yield "Pad conds", "True"
+
+
+def _of_pictures(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
+    """A1111's keys for an input image and a mask."""
+    start = recipe.start
     if start is None:
         return
     if start.mask_sha256 is not None:

@@ -17,11 +17,11 @@ from civman.diffusion.noise_levels import Schedule
 from civman.domain.compatibility import Compatibility, check
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
-from civman.domain.recipes.recipe import RULES, LoraUse, Recipe, RenderRequest, Resolved, complete, sampling
+from civman.domain.recipes.recipe import RULES, LoraUse, Recipe, RenderRequest, Resolved, complete, sampling, steps_of
 from civman.domain.recipes.record import TypedPrompts
 from civman.errors import CannotRender, Cause, Incompatible, NotFound, UsageError
 from civman.index import Index
-from civman.planning import prompt_references
+from civman.planning import prompt_references, prompt_stages
 from civman.planning.check_files import in_role
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
 from civman.planning.few_steps import few_steps_notice
@@ -78,9 +78,10 @@ def plan(
     checkpoint = read_checkpoint(found, vae=vae, config=config, prediction=request.prediction)
     loras = _loras(finder, request, words)
     prompt, told = prompt_references.add_triggers(words.prompt, loras) if conditions.triggers else (words.prompt, ())
+    request = replace(request, prompt_rules=prompt_stages.rules_for(prompt, words.negative, request.prompt_rules))
     embeddings, uses = prompt_references.embeddings(
-        finder, request.embeddings, (prompt, words.negative), loras=[lora.found for lora in loras],
-        fits=lambda file: _fits(found, file),
+        finder, request.embeddings, _texts(request, prompt, words.negative, sampler),
+        loras=[lora.found for lora in loras], fits=lambda file: _fits(found, file),
     )  # fmt: skip
     parts = [*(lora.found for lora in loras), *embeddings, *([vae] if vae else [])]
     prompt_references.require_widths(
@@ -106,6 +107,7 @@ def plan(
             files=tuple(file.in_recipe for file in (found, *parts)),
         ),
     )  # fmt: skip
+    prompt_stages.require_readable(recipe)
     _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)
     if request.precision is None:
@@ -114,7 +116,8 @@ def plan(
     few = few_steps_notice(found.inspected.label, found.inspected.name, steps=recipe.steps, cfg=recipe.guidance_scale)
     return Planned(
         recipe, tuple(files.values()), _memory(recipe, found),
-        (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told, *_foreign(typed)),
+        (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told, *_foreign(typed),
+         *prompt_stages.notices(prompt, words.negative, recipe.prompt_rules)),
         conditions.allow_partial or conditions.force,
         keeps_noise=conditions.force,
         typed=None if typed == (recipe.prompt, recipe.negative_prompt) else TypedPrompts(*typed),
@@ -128,6 +131,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     """
     require_render_extra()
     prompt_references.read(recipe.prompt, recipe.negative_prompt)
+    prompt_stages.require_readable(recipe)
     finder = Finder(index, on_event)
     found = finder.with_digest("checkpoint", recipe.checkpoint)
     vae = finder.with_digest("vae", recipe.vae) if recipe.vae else None
@@ -164,6 +168,15 @@ def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *,
     return replace(
         planned, allow_partial=True, keeps_noise=True, parent=parent, typed=typed
     )  # nothing is refused: the comparison with the original shows whether the result is the same
+
+
+def _texts(request: RenderRequest, prompt: str, negative: str, sampler: samplers.Sampler) -> tuple[str, ...]:
+    """All texts that the text encoders will read, in both passes."""
+    steps, hires_steps = steps_of(request)
+    both = prompt_stages.passes(
+        prompt, negative, request.prompt_rules or "", sampler=sampler, steps=steps, hires_steps=hires_steps
+    )
+    return tuple(dict.fromkeys(text for each in both if each is not None for text in each.texts()))
 
 
 def _dimensions(found: Found, config: str | None) -> str:

@@ -11,7 +11,7 @@ from civman.domain.embedding_tensors import packed, read_embedding
 from civman.domain.recipes.recipe import EmbeddingUse
 from civman.errors import AmbiguousRef, Cause, Incompatible, InvalidModelFile, UsageError
 from civman.planning.find_files import Finder, Found
-from civman.prompts import emphasis
+from civman.prompts import editing, emphasis
 
 _MOST_SCALE = 100.0
 _MOST_LISTED = 8
@@ -64,9 +64,10 @@ def add_triggers(prompt: str, loras: Sequence[ScaledLora]) -> tuple[str, tuple[s
     For each adapter, the first entry of its list is added: the user's own list, else CivitAI's, else the file's. The
     entries are usually alternatives (words that belong together share one entry), so the other entries are only
     mentioned in the notice. Nothing is added if the prompt already contains one of the entries, or if the adapter's
-    scale is 0 or negative.
+    scale is 0 or negative. Nothing is added to prompts that `AND` combines or that end with a weight.
     """
     notices = []
+    is_composed = editing.is_composed(prompt)
     for lora in loras:
         if lora.found.asset is None or lora.scale <= 0:
             continue
@@ -74,6 +75,12 @@ def add_triggers(prompt: str, loras: Sequence[ScaledLora]) -> tuple[str, tuple[s
         if not own or any(_mentions(prompt, word.partition(",")[0]) for word in own):
             continue
         added, others = own[0], own[1:]
+        if is_composed:
+            notices.append(
+                f"trigger words of `{lora.found.inspected.name}` are not added to a prompt with AND or with a weight at"
+                f" its end; the first are: {added}"
+            )
+            continue
         prompt = f"{prompt.rstrip().rstrip(',')}, {added}" if prompt.strip() else added
         listed = ", ".join(others[:_MOST_LISTED]) + (" …" if others[_MOST_LISTED:] else "")
         not_added = f" (not added: {listed})" if others else ""
@@ -95,8 +102,8 @@ def _plain(word: str) -> str:
         text = word.strip()
     text = text if "\\" in text else emphasis.escape(text)
     try:
-        return "" if emphasis.parse(text).loras else text
-    except UsageError:  # it contains a keyword of the prompt syntax, such as BREAK or AND
+        return "" if emphasis.parse(text).loras or editing.is_composed(text) else text
+    except UsageError:  # it contains a tag or weight that cannot be read
         return ""
 
 

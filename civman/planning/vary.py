@@ -3,6 +3,7 @@
 `--set` and the axes of a grid both use this, so they accept the same names and values.
 """
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from civman.planning.input_pictures import missing_inputs
 from civman.planning.plan import Conditions, plan
 from civman.planning.plan_types import Planned
 
+_SEEDS: Final = 2**32
 _ALIASES: Final = {
     "negative": "negative_prompt", "cfg": "guidance_scale", "cfg_rescale": "guidance_rescale",
     "ensd": "eta_seed_delta", "init": "init_image", "mask": "mask_image", "zero_snr": "is_zero_snr",
@@ -27,14 +29,15 @@ _ALIASES: Final = {
 _TEXTS: Final = (
     "prompt", "negative_prompt", "checkpoint", "vae", "sampler", "schedule", "rng", "precision", "prediction",
     "init_image", "mask_image", "resize_mode", "masked_content", "odd_sizes",
+    "prompt_rules", "seed_resize",
 )  # fmt: skip
 _WHOLE: Final = (
     "seed", "steps", "width", "height", "clip_skip", "count", "batch_size", "eta_seed_delta", "mask_blur", "padding",
-    "rules",
+    "rules", "variation_seed",
 )  # fmt: skip
 _FRACTIONS: Final = (
     "guidance_scale", "guidance_rescale", "strength", "conditioning_weight", "noise_multiplier", "eta", "eta_ddim",
-    "s_churn", "s_tmin", "s_tmax", "s_noise",
+    "s_churn", "s_tmin", "s_tmax", "s_noise", "variation_strength",
 )  # fmt: skip
 _TRUTHS: Final = ("pad_prompts", "is_zero_snr", "only_masked")
 _HIRES: Final = ("hires_steps", "hires_strength", "upscaler")
@@ -99,8 +102,28 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         prediction=recipe.prediction, is_zero_snr=recipe.is_zero_snr, precision=recipe.precision,
         pad_prompts=recipe.pad_prompts, config=recipe.config or None, rules=recipe.rules, odd_sizes=recipe.odd_sizes,
         eta=sampling.eta, eta_ddim=sampling.eta_ddim, s_noise=sampling.noise_scale, s_churn=sampling.s_churn,
-        s_tmin=sampling.s_tmin, s_tmax=sampling.s_tmax,
+        s_tmin=sampling.s_tmin, s_tmax=sampling.s_tmax, prompt_rules=recipe.prompt_rules,
+        variation_seed=recipe.variation_seed, variation_strength=recipe.variation_strength,
+        seed_resize=f"{recipe.seed_resize_width}x{recipe.seed_resize_height}",
     )  # fmt: skip
+
+
+def variations(request: RenderRequest) -> tuple[RenderRequest, ...]:
+    """A request for each image of a request with a variation seed; any other request as it is.
+
+    As in A1111, the images have the same seed and the variation seeds count up.
+    """
+    if request.variation_strength is None and request.variation_seed is not None:
+        raise UsageError(
+            "a variation seed requires a strength", hint="set --variation-strength, such as 0.2", code=Cause.BAD_VALUE
+        )
+    if not request.variation_strength:
+        return (request,)
+    seed = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
+    first = secrets.randbelow(_SEEDS) if request.variation_seed is None else request.variation_seed
+    return tuple(
+        replace(request, seed=seed, variation_seed=first + n, count=1, batch_size=None) for n in range(request.count)
+    )
 
 
 def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -> RenderRequest:

@@ -5,8 +5,9 @@ brackets multiply. Round and square brackets may overlap; an unclosed bracket la
 the next character literal. `BREAK` ends a chunk. `<lora:name:scale>` (also `<lora:name:te:unet>`, or `lyco` for `lora`)
 requests an adapter and is not part of the text.
 
-Syntax that would need more than one set of embeddings per image (`AND`, `[from:to:when]`, `[a|b]`) and other kinds of
-tags raise an error with their name and position; they are never ignored. Standard library only.
+Other kinds of tags raise an error with their name and position; they are never ignored. Syntax that needs several
+texts for one image (`AND`, `[from:to:when]`, `[a|b]`) is resolved by `editing` before; to this module it is plain text.
+Standard library only.
 """
 
 import math
@@ -18,11 +19,9 @@ from civman.errors import Cause, UsageError
 _ROUND, _SQUARE = 1.1, 1 / 1.1
 _TAG = re.compile(r"<(\w+):([^<>]*)>")
 _ADAPTERS = ("lora", "lyco")
-_AND = re.compile(r"\bAND\b")
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _WEIGHT = re.compile(r":\s*([+-]?[.\d]+)\s*\)")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
-_WHEN = re.compile(r"(?<!\\)(?:\\\\)*:\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$")
 _SPECIAL = re.compile(r"[\\()\[\]]")
 
 
@@ -74,10 +73,6 @@ Fragment(text='dog', weight=0.9090909090909091), Fragment(text=' ', weight=1.0))
     inside = {place for tag in _TAG.finditer(prompt) for place in range(*tag.span())}
     places = [place for place in range(len(prompt)) if place not in inside]
     text = "".join(prompt[place] for place in places)
-    if (word := _AND.search(text)) is not None:
-        raise _refusal(
-            prompt, places[word.start()], "`AND` (several prompts in one image) is not supported", _SMALL_AND
-        )
     scanner = _Scanner(prompt, text, places)
     return ParsedPrompt(text, scanner.sections(), loras)
 
@@ -85,7 +80,8 @@ Fragment(text='dog', weight=0.9090909090909091), Fragment(text=' ', weight=1.0))
 def escape(text: str) -> str:
     r"""Escape brackets with backslashes, so that `parse` returns the text with weight 1.
 
-    The keywords `AND` and `BREAK` and tags cannot be escaped.
+    The keywords `AND` and `BREAK` and tags cannot be escaped. A colon and a number at the end stay a weight (see
+    `editing.parts`).
 
     >>> escape("a (b)")
     'a \\(b\\)'
@@ -93,8 +89,6 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(lambda letter: f"\\{letter[0]}", text)
 
 
-_SMALL_AND = "write `and` in lowercase letters to use it as a word"
-_PLAIN_SQUARE = r"write a backslash before each bracket to make it plain text: `\[` and `\]`"
 _WEIGHT_HINT = r"write a number such as `(word:1.2)`, or `\(` and `\)` to make the brackets plain text"
 _TAG_HINT = "write `<lora:NAME:SCALE>`, such as `<lora:ink:0.8>`"
 
@@ -150,15 +144,6 @@ def _setting(argument: str) -> tuple[str, str]:
 
 
 @dataclass(slots=True)
-class _Open:
-    """An open bracket: its position, the first span inside it, and the position of a `|` directly inside it."""
-
-    place: int
-    span: int
-    bar: int | None = None
-
-
-@dataclass(slots=True)
 class _Span:
     text: str
     weight: float = 1.0
@@ -174,8 +159,9 @@ class _Scanner:
     places: list[int]
     spans: list[_Span] = field(default_factory=list)
     literal: list[str] = field(default_factory=list)
-    rounds: list[_Open] = field(default_factory=list)
-    squares: list[_Open] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
+    squares: list[int] = field(default_factory=list)
+    """The open brackets, each as the index of the first span inside it."""
 
     def sections(self) -> tuple[tuple[Fragment, ...], ...]:
         at = 0
@@ -195,17 +181,15 @@ class _Scanner:
             return at + 2
         if letter in "([":
             self._flush()
-            (self.rounds if letter == "(" else self.squares).append(_Open(at, len(self.spans)))
+            (self.rounds if letter == "(" else self.squares).append(len(self.spans))
         elif letter == ":" and self.rounds and (weight := _WEIGHT.match(self.text, at)):
             self._close(self.rounds, self._weight(weight))
             return weight.end()
         elif letter == ")" and self.rounds:
             self._close(self.rounds, _ROUND)
         elif letter == "]" and self.squares:
-            self._require_no_editing(self.squares[-1], at)
             self._close(self.squares, _SQUARE)
         else:
-            self._note_bar(letter, at)
             self.literal.append(letter)
         return at + 1
 
@@ -214,27 +198,12 @@ class _Scanner:
             raise _refusal(self.prompt, self.places[found.start()], f"`{found[1]}` is not a number", _WEIGHT_HINT)
         return float(found[1])
 
-    def _note_bar(self, letter: str, at: int) -> None:
-        square = self.squares[-1] if self.squares else None
-        if letter == "|" and square and not (self.rounds and self.rounds[-1].place > square.place):
-            square.bar = at
-
-    def _require_no_editing(self, square: _Open, at: int) -> None:
-        place = self.places[square.place]
-        if square.bar is not None:
-            raise _refusal(
-                self.prompt, place, "`[a|b]` (alternating from step to step) is not supported", _PLAIN_SQUARE
-            )
-        if _WHEN.search(self.text[square.place + 1 : at]):
-            reason = "`[from:to:when]` (switching the prompt at some step) is not supported"
-            raise _refusal(self.prompt, place, reason, _PLAIN_SQUARE)
-
-    def _close(self, stack: list[_Open], factor: float) -> None:
+    def _close(self, stack: list[int], factor: float) -> None:
         self._flush()
         self._weigh(stack.pop(), factor)
 
-    def _weigh(self, opened: _Open, factor: float) -> None:
-        for span in self.spans[opened.span :]:
+    def _weigh(self, first: int, factor: float) -> None:
+        for span in self.spans[first:]:
             span.weight *= factor
 
     def _flush(self) -> None:

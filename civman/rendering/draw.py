@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from civman.diffusion.denoiser import Conditioning
 from civman.diffusion.environment import environment, threads
 from civman.diffusion.run_recipe import Inputs, iterate
 from civman.domain.digests import Sha256
@@ -18,7 +17,7 @@ from civman.domain.recipes.recipe import Recipe
 from civman.domain.recipes.record import Environment, Record
 from civman.planning.input_pictures import read_picture
 from civman.planning.plan_types import Applied, Planned, Rendering
-from civman.rendering.encode_prompts import TextEncoders, encode_prompts
+from civman.rendering.encode_prompts import EncodedPrompts, TextEncoders, encode_all
 from civman.rendering.engine import Engine
 from civman.rendering.save_pictures import Place
 
@@ -37,7 +36,7 @@ class Job:
     """One plan that is ready to be rendered: what all its batches share, and nothing of other plans."""
 
     planned: Planned
-    conditioning: Conditioning = field(repr=False)
+    prompts: EncodedPrompts = field(repr=False)
     inputs: Inputs = field(repr=False)
     applied: tuple[Applied, ...]
     environment: Environment
@@ -69,7 +68,7 @@ def prepare(engine: Engine, planned: Planned) -> Job:
     engine.merge(planned)
     return Job(
         planned,
-        encode_prompts(TextEncoders.of(engine.encoders), planned),
+        encode_all(TextEncoders.of(engine.encoders), planned),
         read_inputs(planned),
         engine.merged.applied(),
         environment(engine.device).to_facts(),
@@ -81,8 +80,8 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
     """Render a job, which must have been prepared with `engine` in its current state. Raises: CannotRender."""
     planned, done = job.planned, 0
     batches = iterate(
-        planned.recipe, engine.model, job.conditioning, inputs=job.inputs, on_event=on_event,
-        keeps_noise=planned.keeps_noise,
+        planned.recipe, engine.model, job.prompts.first, inputs=job.inputs, hires_prompt=job.prompts.second,
+        on_event=on_event, keeps_noise=planned.keeps_noise,
     )  # fmt: skip
     for batch in batches:
         recipe = job.batch(done, len(batch))

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from civman.diffusion.denoiser import Conditioning
+from civman.diffusion.changing_prompts import ChangingConditioning, EncodedStages
+from civman.diffusion.denoiser import Conditioning, Encoded, Prompts
 from civman.diffusion.text_conditioning import encode, lengthened
 from civman.diffusion.textual_inversions import Embedding, load_embedding
 from civman.domain.recipes.recipe import Recipe
 from civman.planning.plan_types import Planned
+from civman.planning.prompt_stages import PassPrompts, passes_of
+from civman.prompts.editing import Stage
 from civman.prompts.emphasis import ParsedPrompt, parse
 from civman.prompts.tokenizer import ClipTokenizer, clip_tokenizer
 
@@ -32,13 +35,77 @@ class TextEncoders:
         return [int(each.config.hidden_size) for each in self.encoders]
 
 
-def encode_prompts(text: TextEncoders, planned: Planned) -> Conditioning:
-    """Encode the plan's prompts for the UNet. Raises: Incompatible: an embedding does not fit the model."""
-    recipe = planned.recipe
-    embeddings = [
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedPrompts:
+    """The conditioning of the first pass, and that of the second one if it is another."""
+
+    first: Prompts
+    second: Prompts | None = None
+
+
+def encode_all(text: TextEncoders, planned: Planned) -> EncodedPrompts:
+    """Encode the plan's prompts for both passes. Raises: Incompatible: an embedding does not fit the model."""
+    if not planned.recipe.prompt_rules:
+        return EncodedPrompts(encode_prompts(text, planned))
+    first, second = passes_of(planned.recipe)
+    encoder = _StageEncoder(text, planned.recipe, _embeddings(text, planned))
+    return EncodedPrompts(encoder.conditioning(first), None if second is None else encoder.conditioning(second))
+
+
+class _StageEncoder:
+    """Encodes the texts of prompts that change or are combined; each text once."""
+
+    def __init__(self, text: TextEncoders, recipe: Recipe, embeddings: Sequence[Embedding]) -> None:
+        self._text, self._recipe, self._embeddings = text, recipe, embeddings
+        self._known: dict[tuple[str, bool], Encoded] = {}
+
+    def conditioning(self, prompts: PassPrompts) -> ChangingConditioning:
+        """The conditioning of one pass."""
+        empty = all(not stage.text.strip() for stage in prompts.negative)
+        parts = [self._stages(stages, is_empty_negative=False, weight=weight) for weight, stages in prompts.parts]
+        negative = self._stages(prompts.negative, is_empty_negative=empty)
+        if self._recipe.pad_prompts:
+            parts, negative = self._padded(parts, negative)
+        return ChangingConditioning(tuple(parts), negative)
+
+    def _stages(self, stages: Sequence[Stage], *, is_empty_negative: bool, weight: float = 1.0) -> EncodedStages:
+        found = tuple((stage.last, self._encoded(stage.text, is_empty_negative)) for stage in stages)
+        return EncodedStages(found, weight)
+
+    def _encoded(self, words: str, is_empty_negative: bool) -> Encoded:
+        if (found := self._known.get((words, is_empty_negative))) is None:
+            made = _encoded(self._text, parse(words), self._recipe, self._embeddings, is_negative=is_empty_negative)
+            found = self._known[words, is_empty_negative] = Encoded(*made)
+        return found
+
+    def _padded(self, parts: list[EncodedStages], negative: EncodedStages) -> tuple[list[EncodedStages], EncodedStages]:
+        """Pad all contexts with empty chunks to the length of the longest one."""
+        every = [*parts, negative]
+        longest = max(each.context.shape[1] for stages in every for _, each in stages.stages)
+        empty = self._encoded("", is_empty_negative=False).context
+
+        def longer(each: Encoded) -> Encoded:
+            return Encoded(lengthened(each.context, empty, longest), each.pooled)
+
+        *padded, last = (
+            EncodedStages(tuple((end, longer(each)) for end, each in one.stages), one.weight) for one in every
+        )
+        return padded, last
+
+
+def _embeddings(text: TextEncoders, planned: Planned) -> list[Embedding]:
+    return [
         load_embedding(planned.path(use.sha256), text.widths, name=use.word, allow_partial=planned.allow_partial)
-        for use in recipe.embeddings
+        for use in planned.recipe.embeddings
     ]
+
+
+def encode_prompts(text: TextEncoders, planned: Planned) -> Conditioning:
+    """Encode the plan's prompts, which must be the same in all steps, for the UNet.
+
+    Raises: Incompatible: an embedding does not fit the model.
+    """
+    recipe, embeddings = planned.recipe, _embeddings(text, planned)
     contexts = [_encoded(text, parse(recipe.prompt), recipe, embeddings, is_negative=False)]
     if recipe.uses_negative:
         contexts.append(_encoded(text, parse(recipe.negative_prompt), recipe, embeddings, is_negative=True))

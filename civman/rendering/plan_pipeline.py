@@ -96,6 +96,11 @@ def call(planned: Planned, pipe: Any) -> dict[str, Any]:
 
 
 def _conditioning(planned: Planned, pipe: Any | None, machine: Machine, on_event: OnEvent) -> Conditioning:
+    if planned.recipe.prompt_rules:
+        raise CannotRender(
+            "the plan's prompts change during the steps or are combined with AND, which one set of embeddings cannot "
+            "express", hint="`library.render` draws it", code=Cause.NO_PIPELINE,
+        )  # fmt: skip
     if pipe is None:
         return encode_prompts(TextEncoders.of(Engine(planned, machine, on_event).encoders), planned)
     _require_origin(planned, pipe)

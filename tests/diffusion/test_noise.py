@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from civman.diffusion.noise import BrownianPath, PhiloxDraws, PictureNoise, Rng
+from civman.diffusion.noise import BrownianPath, PhiloxDraws, PictureNoise, Rng, Variation, draws
 from civman.diffusion.noise_levels import NoiseLevels, Schedule, beta_quantile, table
 
 SHAPE = (4, 8, 8)
@@ -95,3 +95,82 @@ def test_the_noise_levels_are_those_everybody_prints() -> None:
     assert levels.greatest == pytest.approx(14.6146, abs=5e-5)
     assert levels.time(levels.sigma(123.4)) == pytest.approx(123.4)
     assert NoiseLevels.of_model(is_zero_snr=True).greatest > 4000
+
+
+# --- a card's threads, variation seeds, seeds of another size
+
+
+def philox(seed: int, block: int, thread: int) -> list[int]:
+    """Philox4x32-10 in Python's own integers (Salmon et al. 2011)."""
+    words, keys = [block, 0, thread, 0], [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        left, right = words[0] * 0xD2511F53, words[2] * 0xCD9E8D57
+        words = [
+            right >> 32 ^ words[1] ^ keys[0], right & 0xFFFFFFFF, left >> 32 ^ words[3] ^ keys[1], left & 0xFFFFFFFF,
+        ]  # fmt: skip
+        keys = [(keys[0] + 0x9E3779B9) & 0xFFFFFFFF, (keys[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return words
+
+
+def cards_number(seed: int, element: int, threads: int, first_block: int) -> float:
+    """One element of what a card with so many threads draws: PyTorch's loop over blocks of four numbers a thread."""
+    block, rest = divmod(element, 4 * threads)
+    k, thread = divmod(rest, threads)
+    words = philox(seed, first_block + block, thread)
+    u, v = ((words[k // 2 * 2 + i] + 0.5) * 2.0**-32 for i in (0, 1))
+    return math.sqrt(-2 * math.log(u)) * (math.cos if k % 2 else math.sin)(2 * math.pi * v)
+
+
+def test_the_cards_generator_is_philox_as_published() -> None:
+    # the known answer of Random123 for a counter and a key of zeros
+    assert philox(0, 0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+
+
+@pytest.mark.parametrize("threads", [256, 512, 1024, 4096])
+def test_a_card_with_fewer_threads_than_values_numbers_them_differently(threads: int) -> None:
+    shape = (4, 24, 32)  # 3072 values: three blocks, two, one, and fewer than the threads
+    stream = draws(f"nv:{threads}", 2**33 + 5)
+    drawn = [stream.randn(shape).flatten().tolist() for _ in range(2)]
+    blocks = 3072 // (4 * threads) + (3072 % (4 * threads) > 0) if threads < 3072 else 1
+
+    for number, values in enumerate(drawn):
+        for element in (0, 1, 255, 256, 511, 767, 1023, 1024, 1300, 2047, 2048, 3071):
+            lanes = min(3072, threads)
+            wanted = cards_number(2**33 + 5, element, lanes, number * blocks)
+            assert values[element] == pytest.approx(wanted, abs=1e-6)
+    if threads == 4096:
+        assert drawn[0] == PhiloxDraws(2**33 + 5).randn(shape).flatten().tolist()
+
+
+def test_a_variation_turns_each_column_of_each_channel() -> None:
+    one, two = PictureNoise(3).start(SHAPE), PictureNoise(4).start(SHAPE)
+    mixed = PictureNoise(3, variation=Variation(4, 0.3)).start(SHAPE)
+
+    for channel in range(4):
+        for column in range(8):
+            a, b = one[channel, :, column].double(), two[channel, :, column].double()
+            angle = math.acos(float(a @ b) / math.sqrt(float(a @ a) * float(b @ b)))
+            wanted = (math.sin(0.7 * angle) * a + math.sin(0.3 * angle) * b) / math.sin(angle)
+            assert torch.allclose(mixed[channel, :, column].double(), wanted, atol=1e-5)
+    assert torch.allclose(PictureNoise(3, variation=Variation(3, 0.3)).start(SHAPE), one, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (12, 8), (8, 14), (7, 3), (13, 5)])
+def test_a_seed_of_another_size_is_pasted_into_the_middle(size: tuple[int, int]) -> None:
+    whole, small = PictureNoise(3).start(SHAPE), PictureNoise(3).start((4, *size))
+    noise = PictureNoise(3, variation=Variation(drawn_for=size))
+    drawn = noise.start(SHAPE)
+    down, across = ((8 - length) // 2 for length in size)  # how far the small one's corner lies inside
+
+    for row in range(8):
+        for column in range(8):
+            y, x = row - down, column - across
+            # what is larger is cut at both sides by the same number of latents, rounded up
+            inside = (max(-down, 0) <= y < size[0] - max(-down, 0)) and (
+                max(-across, 0) <= x < size[1] - max(-across, 0)
+            )
+            wanted = small[:, y, x] if inside else whole[:, row, column]
+            assert torch.equal(drawn[:, row, column], wanted), (row, column)
+    plain = PictureNoise(3)
+    plain.start(SHAPE)
+    assert torch.equal(noise.next(SHAPE), plain.next(SHAPE)), "the steps' noise goes on as without"

@@ -101,6 +101,32 @@ def test_an_earlier_recipe_with_a_later_setting_has_the_later_schema_and_its_own
     assert Recipe.from_json(old.to_json()) == old
 
 
+def test_only_a_recipe_that_needs_the_fourth_schema_is_written_in_it() -> None:
+    for more in ({"prompt_rules": "a1111-1.6"}, {"rng": "nv:43008"}, {"variation_strength": 0.5, "count": 1}):
+        for rules in (1, 2):
+            new = replace(FULL, rules=rules, **more)  # type: ignore[arg-type]
+            assert json.loads(new.to_json())["schema"] == 4
+            assert Recipe.from_json(new.to_json()) == new
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"prompt_rules": "a1111-9"}, {"rng": "nv:1000"}, {"rng": "nv:x"}, {"variation_strength": 1.5},
+     {"variation_strength": 0.1, "count": 2}, {"variation_seed": -1}, {"seed_resize_width": 512},
+     {"seed_resize_width": 4, "seed_resize_height": 4}],
+    ids=str,
+)  # fmt: skip
+def test_noise_and_prompts_that_no_rule_covers_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError) as caught:
+        replace(FULL, **change)  # type: ignore[arg-type]
+    assert caught.value.code == "bad-recipe"
+
+
+def test_a_card_s_name_is_its_number_of_threads() -> None:
+    for name in ("RTX 3060", "nv:rtx 3060", "NVIDIA GeForce RTX 3060", "3060", "nv:43008"):
+        assert complete(RenderRequest(checkpoint="x", rng=name), FOUND).rng == "nv:43008"
+
+
 def test_a_recipe_of_the_first_schema_is_still_read() -> None:
     value = json.loads(replace(FULL, rules=1).to_json()) | {"schema": 1}
     for later in ("config", "files", "sampling"):
@@ -122,7 +148,8 @@ def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
 def test_nothing_may_be_left_out(name: str) -> None:
-    value = json.loads(FULL.to_json())
+    value = json.loads(replace(FULL, seed_resize_width=512, seed_resize_height=768).to_json())
+    assert value["schema"] == 4
     del value[name]
 
     with pytest.raises(UsageError, match=f"`recipe.{name}` is missing"):
@@ -168,7 +195,7 @@ def test_other_texts_are_no_recipes(text: str) -> None:
 
 def test_a_later_schema_says_to_update() -> None:
     with pytest.raises(UsageError) as caught:
-        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 4}))
+        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 5}))
 
     assert caught.value.code == "newer-recipe"
 

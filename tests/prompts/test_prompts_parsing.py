@@ -102,14 +102,6 @@ def test_adapter_tags_are_requests_and_no_text(tag, request_):
 @pytest.mark.parametrize(
     ("prompt", "position", "reason"),
     [
-        ("a cat AND a dog", 7, "AND"),
-        ("<lora:x:1> a AND b", 14, "AND"),
-        ("in [spring:autumn:0.5]", 4, "at some step"),
-        ("in [spring:10]", 4, "at some step"),
-        ("[cat::5]", 1, "at some step"),
-        ("[(cat:1.2):dog:.5]", 1, "at some step"),
-        ("<lora:x:1> [cat|dog]", 12, "step to step"),
-        ("[cat|]", 1, "step to step"),
         ("(cat:1.2.3)", 5, "not a number"),
         ("a <hypernet:x:1>", 3, "hypernet"),
         ("<lora:x:strong>", 1, "not a number"),

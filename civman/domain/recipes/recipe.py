@@ -6,22 +6,23 @@ SHA-256 is the digest of that text.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, TypeVar
 
 from civman.domain.digests import Sha256
+from civman.domain.recipes.noise_sources import rng_of
 from civman.domain.recipes.recipe_json import canonical, read_json, read_object
-from civman.domain.recipes.recipe_limits import problems, upscaler_of
+from civman.domain.recipes.recipe_limits import problems, size_of, upscaler_of
 from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schema 2 had none of the entries in
-`_SINCE_3`; its images follow version 1 of the rules (see `RULES`). A recipe that needs no entry of schema 3 is still
-written as schema 2.
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 and 4 added the entries in
+`_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
+still written in the schema before it, so that its digest stays the same.
 """
 RULES: Final = 2
 """The version of the rendering rules for new recipes.
@@ -29,12 +30,17 @@ RULES: Final = 2
 Version 1 renders as civman did before schema 3: its SDE samplers use k-diffusion's noise with the opposite sign, and
 its DDIM, masks and second pass differ from A1111's. Version 2 renders as A1111 does.
 """
-_SINCE_3: Final = {
-    "": ("rules", "odd_sizes"),
-    "start": ("resize_mode", "masked_content", "only_masked", "padding", "conditioning_weight", "noise_multiplier"),
-    "sampling": ("eta_ddim", "s_churn", "s_tmin", "s_tmax"),
-}
-"""The entries that schema 3 added to the recipe itself, to its start image and to its sampling numbers."""
+_ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
+    3: {
+        "": ("rules", "odd_sizes"),
+        "start": (
+            "resize_mode", "masked_content", "only_masked", "padding", "conditioning_weight", "noise_multiplier",
+        ),
+        "sampling": ("eta_ddim", "s_churn", "s_tmin", "s_tmax"),
+    },
+    4: {"": ("prompt_rules", "variation_seed", "variation_strength", "seed_resize_width", "seed_resize_height")},
+}  # fmt: skip
+"""By schema: the entries that it added to the recipe itself, to its start image and to its sampling numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,11 @@ class RenderRequest:
     is_zero_snr: bool | None = None
     precision: str | None = None
     pad_prompts: bool | None = None
+    prompt_rules: str | None = None
+    variation_seed: int | None = None
+    variation_strength: float | None = None
+    seed_resize: str | None = None
+    """A size such as "512x768"."""
     config: str | None = None
     """Dimensions of the checkpoint that its tensor shapes do not show.
 
@@ -269,6 +280,14 @@ class Recipe:
     "forge" upscales each level to the size of its skip connection, as Forge, ComfyUI and diffusers do; "a1111" doubles
     it and resizes the result, as A1111 does.
     """
+    prompt_rules: str = ""
+    """How prompts that change or are combined are read, one of `recipe_limits.PROMPT_RULES`; "" if they do not."""
+    variation_seed: int = 0
+    variation_strength: float = 0.0
+    """How far the noise of `variation_seed` replaces that of `seed`: 0 not at all, 1 completely."""
+    seed_resize_width: int = 0
+    seed_resize_height: int = 0
+    """The size in pixels for which the noise is drawn before it is pasted into that of the image; 0: its own size."""
 
     def __post_init__(self) -> None:
         for problem in problems(self):
@@ -276,15 +295,19 @@ class Recipe:
 
     def to_json(self) -> str:
         """The canonical JSON text: equal recipes have equal texts."""
-        value = asdict(self)
-        earlier = _without_additions(value)
-        if self.rules == 1 and _with_additions(earlier) == value:
-            return canonical({"schema": 2, **earlier})
-        return canonical({"schema": SCHEMA, **value})
+        value, schema = asdict(self), SCHEMA
+        while schema in _ADDED and (schema != SCHEMA or ":" not in self.rng):
+            earlier = _without_additions(value, schema)
+            if _with_additions(earlier, schema) != value:
+                break
+            value, schema = earlier, schema - 1
+        return canonical({"schema": schema, **value})
 
     @property
     def uses_negative(self) -> bool:
-        """Whether the negative prompt affects the image: with a guidance of 1 it cancels out."""
+        """Whether the negative prompt affects the image: with a guidance of 1 and a single prompt it cancels out."""
+        if self.prompt_rules:
+            return True
         if self.rules == 1:
             return self.guidance_scale > 1
         return self.guidance_scale != 1 or self.sampler.endswith("CFG++")
@@ -328,34 +351,35 @@ class Recipe:
             )  # fmt: skip
         entries = {key: item for key, item in value.items() if key != "schema"}
         if schema == 1:
-            entries = {"config": "", "files": [], "sampling": _without_additions({"sampling": asdict(SAMPLING)})[
-                "sampling"]} | entries  # fmt: skip
-        if schema <= 2:
-            entries = _with_additions(entries)
+            numbers = _without_additions({"sampling": asdict(SAMPLING)}, 3)["sampling"]
+            entries = {"config": "", "files": [], "sampling": numbers} | entries
+        for later in range(max(schema, 2) + 1, SCHEMA + 1):
+            entries = _with_additions(entries, later)
         recipe = read_object(cls, entries, "recipe")
         assert isinstance(recipe, cls)
         return recipe
 
 
-def _without_additions(value: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a recipe without those that schema 3 added."""
-    kept = {key: item for key, item in value.items() if key not in _SINCE_3[""]}
-    for part in ("start", "sampling"):
+def _without_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
+    """The entries of a recipe without those that this schema added."""
+    added = _ADDED[schema]
+    kept = {key: item for key, item in value.items() if key not in added[""]}
+    for part in added.keys() - {""}:
         if isinstance(kept.get(part), dict):
-            kept[part] = {key: item for key, item in kept[part].items() if key not in _SINCE_3[part]}
+            kept[part] = {key: item for key, item in kept[part].items() if key not in added[part]}
     return kept
 
 
-def _with_additions(value: dict[str, Any]) -> dict[str, Any]:
-    """Add the entries of schema 3 with the values that an earlier schema implies; existing entries are kept."""
-    usual = {
-        "": {"rules": 1, "odd_sizes": "forge"},
+def _with_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
+    """Add the entries of this schema with the values that the schema before it implies; existing entries are kept."""
+    usual: dict[str, dict[str, Any]] = {
+        "": {each.name: each.default for each in fields(Recipe)} | {"rules": 1},
         "start": asdict(StartImage(Sha256(""), 1.0)),
         "sampling": asdict(SAMPLING),
     }
-    added = {part: {key: usual[part][key] for key in keys} for part, keys in _SINCE_3.items()}
+    added = {part: {key: usual[part][key] for key in keys} for part, keys in _ADDED[schema].items()}
     whole = added[""] | value
-    for part in ("start", "sampling"):
+    for part in added.keys() - {""}:
         if isinstance(whole.get(part), dict):
             whole[part] = added[part] | whole[part]
     return whole
@@ -393,7 +417,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
     """
     width = _or(request.width, found.native_size)
     height = _or(request.height, found.native_size)
-    steps = _or(request.steps, 20)
+    steps, _ = steps_of(request)
     start = None
     if found.init_image is not None:
         start = _start(request, found.init_image, found.mask_image)
@@ -404,14 +428,21 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         guidance_rescale=float(_or(request.guidance_rescale, 0.0)),
         width=width, height=height, seed=_or(request.seed, found.seed), clip_skip=_or(request.clip_skip, 1),
         count=request.count, batch_size=min(_or(request.batch_size, 1), max(request.count, 1)),
-        rng=_or(request.rng, "cpu"), eta_seed_delta=_or(request.eta_seed_delta, 0),
+        rng=rng_of(_or(request.rng, "cpu")), eta_seed_delta=_or(request.eta_seed_delta, 0),
         pad_prompts=_or(request.pad_prompts, False),
         prediction=found.prediction, is_zero_snr=found.is_zero_snr, precision=found.precision,
         vae=found.vae, loras=found.loras, embeddings=found.embeddings, start=start,
         hires=_hires(request.hires, width, height, steps) if request.hires else None,
         config=found.config, files=tuple(sorted(set(found.files), key=lambda file: file.sha256)),
         sampling=sampling(request), rules=_or(request.rules, RULES), odd_sizes=_or(request.odd_sizes, "forge"),
+        prompt_rules=_or(request.prompt_rules, ""), **_varied(request),
     )  # fmt: skip
+
+
+def steps_of(request: RenderRequest) -> tuple[int, int | None]:
+    """The number of steps of the first pass, and of the second pass if there is one."""
+    steps = _or(request.steps, 20)
+    return steps, _or(request.hires.steps, steps) if request.hires else None
 
 
 def sampling(request: RenderRequest) -> Sampling:
@@ -422,6 +453,16 @@ def sampling(request: RenderRequest) -> Sampling:
         s_churn=float(_or(request.s_churn, SAMPLING.s_churn)), s_tmin=float(_or(request.s_tmin, SAMPLING.s_tmin)),
         s_tmax=float(_or(request.s_tmax, SAMPLING.s_tmax)),
     )  # fmt: skip
+
+
+def _varied(request: RenderRequest) -> dict[str, Any]:
+    """The entries that describe how the noise differs from that of the seed alone; without effect, they are 0."""
+    strength = float(_or(request.variation_strength, 0.0))
+    width, height = size_of(request.seed_resize) if request.seed_resize else (0, 0)
+    return {
+        "variation_seed": _or(request.variation_seed, 0) if strength else 0, "variation_strength": strength,
+        "seed_resize_width": width, "seed_resize_height": height,
+    }  # fmt: skip
 
 
 def _start(request: RenderRequest, image: Sha256, mask: Sha256 | None) -> StartImage:

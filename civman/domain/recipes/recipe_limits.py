@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from civman.domain.recipes.noise_sources import THREADS
+from civman.errors import Cause, UsageError
+
 MAX_SEED: Final = 2**64 - 1
 """The largest seed that torch's generator takes, and ComfyUI with it."""
 MAX_SIDE: Final = 16384
@@ -23,12 +26,26 @@ MASKED_CONTENTS: Final = ("fill", "original", "latent noise", "latent nothing")
 MAX_NOISE: Final = 10000
 """The upper limit of the parameters that control how much noise a sampler adds, and at which noise levels."""
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
+PROMPT_RULES: Final = ("", "a1111-1.0", "a1111-1.3", "a1111-1.6")
+"""How prompts that change during the steps or are combined with `AND` are read, by A1111's version."""
+_SIZE: Final = re.compile(r"([0-9]{1,5})\s*[x×]\s*([0-9]{1,5})", re.IGNORECASE)
+_RNG: Final = re.compile(r"cpu|nv(:[0-9]{3,7})?")
 
 
 def upscaler_of(name: str) -> str:
     """The upscaler's name in civman, given that name or A1111's ("Latent (bicubic)", "None")."""
     plain = "-".join(re.findall(r"[a-z]+", name.casefold()))
     return "lanczos" if plain == "none" else plain.replace("bilinear", "").strip("-")
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """The width and height in a text such as "512x768". Raises: UsageError (`bad-size`)."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(
+            f"`{text}` is not a size: expected width x height in pixels, such as 512x768", code=Cause.BAD_SIZE
+        )
+    return int(found[1]), int(found[2])
 
 
 def problems(recipe: Any) -> Iterator[str]:
@@ -44,12 +61,18 @@ def problems(recipe: Any) -> Iterator[str]:
     if recipe.files and sorted(file.sha256 for file in recipe.files) != sorted(named):
         yield "its list of files does not match the files that it uses"
     closed = {
-        "rng": ("cpu", "nv"), "precision": PRECISIONS, "rounding": ("nearest", "down"),
+        "prompt_rules": PROMPT_RULES, "precision": PRECISIONS, "rounding": ("nearest", "down"),
         "prediction": ("epsilon", "v_prediction"), "odd_sizes": ("forge", "a1111"), "rules": (1, 2),
     }  # fmt: skip
     for name, allowed in closed.items():
         if getattr(recipe, name) not in allowed:
-            yield f"{name} `{getattr(recipe, name)}` is not one of {', '.join(map(str, allowed))}"
+            listed = ", ".join(str(each) or "(none)" for each in allowed)
+            yield f"{name} `{getattr(recipe, name)}` is not one of {listed}"
+    if not _RNG.fullmatch(recipe.rng) or int(recipe.rng.partition(":")[2] or 0) % 256:
+        yield (
+            f"rng `{recipe.rng}` is not one of cpu, nv, nv:THREADS with a multiple of 256, and none of the cards "
+            + ", ".join(THREADS)
+        )
 
 
 def _start_problems(start: Any) -> Iterator[str]:
@@ -106,12 +129,25 @@ def _size_problems(recipe: Any) -> Iterator[str]:
             yield f"{width}x{height} is too large: each side can have at most {MAX_SIDE} pixels"
 
 
+def _variation_problems(recipe: Any) -> Iterator[str]:
+    if not 0 <= recipe.variation_strength <= 1:
+        yield "the variation strength lies between 0 and 1"
+    if not 0 <= recipe.variation_seed <= MAX_SEED:
+        yield f"the variation seed must be 0 to {MAX_SEED}"
+    if recipe.variation_strength and recipe.count > 1:
+        yield "with a variation seed, each image has its own recipe"
+    width, height = recipe.seed_resize_width, recipe.seed_resize_height
+    if (width or height) and not 8 <= min(width, height) <= max(width, height) <= MAX_SIDE:
+        yield f"a seed cannot be resized from {width}x{height}: both sides must be 8 to {MAX_SIDE} pixels"
+
+
 def _number_problems(recipe: Any) -> Iterator[str]:
     if min(recipe.steps, recipe.count, recipe.batch_size, recipe.clip_skip) < 1:
         yield "steps, count, batch size and clip skip must be at least 1"
     last_seed = MAX_SEED - (recipe.count - 1)  # image n has seed + n
     if not 0 <= recipe.seed <= last_seed:
         yield f"seed must be 0 to {last_seed}, not {recipe.seed}; without a seed, a random one is drawn and recorded"
+    yield from _variation_problems(recipe)
     if recipe.eta_seed_delta and not 0 <= recipe.seed + recipe.eta_seed_delta <= last_seed:
         yield f"seed plus eta seed delta must be 0 to {last_seed}, not {recipe.seed + recipe.eta_seed_delta}"
     scales = [scale for use in recipe.loras for scale in (use.scale, use.text_scale)]

@@ -1,0 +1,126 @@
+"""The texts of each pass: which rules a prompt needs, and what its editing, alternation and `AND` give.
+
+Planning uses this to find embeddings and to refuse what cannot be rendered; rendering encodes the same texts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from civman.diffusion import sampler_names, samplers
+from civman.domain.recipes.recipe import Recipe
+from civman.domain.recipes.recipe_limits import PROMPT_RULES
+from civman.errors import Cause, UsageError
+from civman.prompts import editing
+from civman.prompts.editing import Part, Rule, Stage, Timing
+
+_WITHOUT_AND = ("DDIM", "PLMS")
+"""Samplers that A1111 could not combine with `AND` before version 1.6."""
+_EVER = 2**31
+"""A number of evaluations that no pass reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassPrompts:
+    """The texts of one pass: each part of the prompt with its weight and stages, and the negative prompt's stages."""
+
+    parts: tuple[tuple[float, tuple[Stage, ...]], ...]
+    negative: tuple[Stage, ...]
+
+    def texts(self) -> Iterator[str]:
+        """All texts, in their order."""
+        for _, stages in self.parts:
+            yield from (stage.text for stage in stages)
+        yield from (stage.text for stage in self.negative)
+
+
+def rules_for(prompt: str, negative: str, wanted: str | None) -> str:
+    """The prompt rules for a recipe: `wanted`, the newest rule, or "" if neither prompt changes or is combined.
+
+    An empty `wanted` means that a number at the end of the prompt is text, as in recipes before schema 4.
+
+    Raises: UsageError (`bad-value`): there is no rule `wanted`.
+    """
+    if wanted not in (None, *PROMPT_RULES):
+        raise UsageError(
+            f"prompt rules `{wanted}` are unknown", hint=f"the rules are {', '.join(filter(None, PROMPT_RULES))}",
+            code=Cause.BAD_VALUE,
+        )  # fmt: skip
+    has_weight = wanted != "" and editing.is_composed(prompt)
+    return wanted or Rule.V1_6.value if _needs_rules(prompt, negative) or has_weight else ""
+
+
+def notices(prompt: str, negative: str, rules: str) -> tuple[str, ...]:
+    """What a user should know about how the prompts are read."""
+    found = []
+    for name, text in (("prompt", prompt), ("negative prompt", negative)):
+        if editing.is_plain_because_of_bar(text):
+            found.append(
+                f"the {name} contains a `|` or a `\\` in a place where A1111 reads the whole {name} as plain text, so "
+                "nothing in it changes during the steps"
+            )
+    [first, *others] = editing.parts(prompt)
+    if rules and not others and first.weight != 1:
+        found.append(f"the prompt ends with a weight: as in A1111, the guidance is multiplied by {first.weight:g}")
+    return tuple(found)
+
+
+def passes(
+    prompt: str, negative: str, rules: str, *, sampler: samplers.Sampler, steps: int, hires_steps: int | None
+) -> tuple[PassPrompts, PassPrompts | None]:
+    """The texts of the first pass, and of the second one if it has others.
+
+    Raises: UsageError (`prompt-syntax`): brackets are nested too deeply.
+    """
+    if not rules:
+        return PassPrompts(((1.0, (Stage(_EVER, prompt),)),), (Stage(_EVER, negative),)), None
+    first, second = editing.timings(
+        Rule(rules), steps=steps, calls_per_step=sampler.calls_per_step, hires_steps=hires_steps
+    )
+    parts = editing.parts(prompt)
+    return _pass(parts, negative, first), _pass(parts, negative, second) if second and second != first else None
+
+
+def passes_of(recipe: Recipe) -> tuple[PassPrompts, PassPrompts | None]:
+    """The texts of a recipe's passes."""
+    named, _ = sampler_names.parse(recipe.sampler, recipe.schedule)
+    return passes(
+        recipe.prompt, recipe.negative_prompt, recipe.prompt_rules,
+        sampler=samplers.of_recipe(named.name, recipe.rules), steps=recipe.steps,
+        hires_steps=recipe.hires.steps if recipe.hires else None,
+    )  # fmt: skip
+
+
+def require_readable(recipe: Recipe) -> None:
+    """Raises: UsageError (`prompt-syntax`): the recipe's rules do not cover what its prompts contain."""
+    if not recipe.prompt_rules:
+        if _needs_rules(recipe.prompt, recipe.negative_prompt):
+            raise UsageError(
+                "a prompt of the recipe changes during the steps or contains AND, and the recipe does not say by which"
+                " rules (`prompt_rules`) to read it",
+                hint="set prompt_rules to a1111-1.6, or write a backslash before the brackets",
+                code=Cause.PROMPT_SYNTAX,
+            )
+        return
+    if len(editing.parts(recipe.prompt)) == 1:
+        return
+    if recipe.guidance_rescale:
+        raise UsageError(
+            "CFG rescale is not defined for prompts that are combined with AND",
+            hint="leave out --cfg-rescale, or combine the prompts in another way", code=Cause.PROMPT_SYNTAX,
+        )  # fmt: skip
+    if recipe.prompt_rules != Rule.V1_6 and recipe.sampler in _WITHOUT_AND:
+        raise UsageError(
+            f"A1111 before version 1.6 could not combine prompts with AND with the sampler {recipe.sampler}",
+            hint="use --prompt-rules a1111-1.6, or another sampler", code=Cause.PROMPT_SYNTAX,
+        )  # fmt: skip
+
+
+def _needs_rules(prompt: str, negative: str) -> bool:
+    parts = editing.parts(prompt)
+    return len(parts) > 1 or any(editing.changes(text) for text in (*(part.text for part in parts), negative))
+
+
+def _pass(parts: tuple[Part, ...], negative: str, timing: Timing) -> PassPrompts:
+    return PassPrompts(
+        tuple((part.weight, editing.stages(part.text, timing)) for part in parts), editing.stages(negative, timing)
+    )
