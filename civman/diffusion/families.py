@@ -89,11 +89,11 @@ def require_known_rules(names: Iterable[str], form: WeightForm, file: str) -> No
     """
     if not form.is_computable:
         raise CannotRender(
-            f"the weights in `{file}` are stored as {form.quantisation}, which civman cannot compute with",
+            f"the weights in `{file}` are stored as {form.words}, which civman cannot compute with",
             hint="choose a file of this version in fp16, bf16 or fp8",
             code=Cause.QUANTISED_WEIGHTS,
             file=file,
-            form=str(form.quantisation),
+            form=form.words,
         )
     held = set(names)
     for tensors, model in _EDM:

@@ -162,7 +162,11 @@ def match_file(adapter: Adapter, file: TensorFile, index: ModuleIndex) -> Plan:
     """
     plan = Plan(adapter, file)
     names = sorted(file.keys())
-    deltas = read_deltas({name: tuple(file.get_slice(name).get_shape()) for name in names})
+    slices = {name: file.get_slice(name) for name in names}
+    deltas = read_deltas(
+        {name: tuple(each.get_shape()) for name, each in slices.items()},
+        {name: each.get_dtype() for name, each in slices.items()},
+    )
     numbers = {
         name: float(file.get_tensor(name).reshape(-1)[0])
         for delta in deltas.modules for part, name in delta.parts.items()

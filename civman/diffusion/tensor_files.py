@@ -16,6 +16,7 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 
 class _Slice(Protocol):
     def get_shape(self) -> list[int]: ...
+    def get_dtype(self) -> str: ...
 
 
 class TensorFile(Protocol):

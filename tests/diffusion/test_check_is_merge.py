@@ -127,6 +127,8 @@ def broken(tensors: dict[str, torch.Tensor]):
     for name in names[:3]:
         if not name.endswith(("alpha", "on_input", "bias")) and tensors[name].ndim > 1:
             yield f"{name} of another size", {**tensors, name: torch.ones([size + 1 for size in tensors[name].shape])}
+    whole = next(name for name in names if tensors[name].numel() > 1)
+    yield f"{whole} in whole numbers", {**tensors, whole: tensors[whole].to(torch.int8)}
     yield "a tensor that nobody knows", {**tensors, f"{stem}.mystery": torch.ones(1)}
     yield "a module that the model lacks", {**tensors, **_plain("lora_unet_down_blocks_9_attentions_0_proj_in")}
     yield "a module of another family", {**tensors, **_plain("lora_unet_double_blocks_0_img_attn_qkv")}

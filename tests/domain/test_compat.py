@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from rule_cases import CASES, CLASSES, kohya, lora, unet
 from civman.domain.adapters.adapter_tensors import read_deltas
 from civman.domain.adapters.module_names import ModuleIndex, unet_names
 from civman.domain.adapters.spellings import locate
+from civman.domain.architecture import Kind
 from civman.domain.base_models import Support
 from civman.domain.catalog import ModelType
 from civman.domain.compatibility import Depth, Part, Verdict, check
@@ -369,10 +371,64 @@ def test_the_two_unet_conventions_name_each_other_through_the_whole_of_sdxl():
         ("transformer_blocks.0.attn.to_q", ("unet", "transformer_blocks_0_attn_to_q")),
         ("base_model.model.blocks.0.attn.q", ("unet", "blocks_0_attn_q")),
         ("diffusion_model.layers.0.attention.out", ("unet", "layers_0_attention_out")),
+        ("unet:18", ("unet", "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q")),
+        ("unet:144", ("unet", "unet:144")),
+        ("text_encoder:5", ("te1", "encoder_layers_1_self_attn_v_proj")),
     ],
 )
 def test_module_names_of_all_trainers_are_taken_apart(module, where):
     assert locate(module) == where
+
+
+def test_numbers_of_an_extended_file_count_the_resnets_of_each_block_after_its_attention():
+    """The order in which diffusers creates the modules; the counts of layers are those of SD 1's UNet."""
+    blocks = [*((f"down_blocks_{n}", 2 * (n < 3), 2) for n in range(4)), *((f"up_blocks_{n}", 3 * (n > 0), 3)
+              for n in range(4)), ("mid_block", 1, 2)]  # fmt: skip
+    number, firsts = 0, {}
+    for block, attentions, resnets in blocks:
+        if attentions:
+            firsts[number] = f"{block}_attentions_0_transformer_blocks_0_attn1_to_q"
+        number += 9 * attentions
+        firsts[number] = f"{block}_resnets_0_conv1"
+        widened = resnets if block.startswith("up") else int(block in ("down_blocks_1", "down_blocks_2"))
+        number += 3 * resnets + widened
+
+    assert number == 224
+    assert {each: locate(f"unet:{each}", is_extended=True)[1] for each in firsts} == firsts
+    index = ModuleIndex.of_header(known("own/ckpt-sd15"))
+    assert all(index.find(*locate(f"unet:{each}", is_extended=True)) for each in range(224))
+
+
+def test_factors_of_whole_numbers_are_refused_by_name():
+    adapter = kohya(("input_blocks_4_1_transformer_blocks_0_attn2_to_k", 640, 2048))
+    typed = {name: ("I8" if name.endswith("up.weight") else "F16", list(shape)) for name, shape in adapter.items()}
+
+    result = one(part("own/ckpt-sdxl"), part(made(typed)))
+
+    assert result.verdict is Verdict.CANNOT
+    assert any("the type I8" in reason for reason in result.reasons)
+
+
+@pytest.mark.parametrize("role", [Kind.EMBEDDING, Kind.VAE])
+def test_a_file_used_as_what_it_is_not_cannot_work(role):
+    adapter = part("own/kohya-sdxl-lora")
+
+    result = one(part("own/ckpt-sdxl"), replace(adapter, role=role))
+
+    assert result.verdict is Verdict.CANNOT
+    assert f"used as {role}" in result.reasons[-1]
+
+
+def test_packed_weights_are_named_and_no_module_is_compared():
+    layer = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    tensors = {name: ("F16", list(shape)) for name, shape in CASES["sdxl-width"].items()}
+    tensors |= {f"{layer}.quant_state.bitsandbytes__nf4": ("U8", [80])}
+
+    found = check(part(made(tensors)), [part("own/kohya-sdxl-lora")])
+
+    assert found.weights == "nf4 (bitsandbytes)"
+    assert "nf4" in found.reasons[0]
+    assert found.parts[0].depth is Depth.ARCHITECTURE
 
 
 @over_both

@@ -24,11 +24,11 @@ def spoilt(
     ("kind", "changes", "exit_code", "words"),
     [
         ("sdxl", {"drop": (XL_PROJECTION,)}, 8, XL_PROJECTION),
-        ("sd1", {"drop": ("first_stage_model.",)}, 8, "holds no VAE"),
+        ("sd1", {"drop": ("first_stage_model.",)}, 8, "contains no VAE"),
         ("sd1", {"drop": ("model.diffusion_model.out.2.bias",)}, 8, "out.2.bias"),
-        ("sd1", {"replace": {"model.diffusion_model.out.0.weight": (5,)}}, 6, "[5] where [16] is needed"),
+        ("sd1", {"replace": {"model.diffusion_model.out.0.weight": (5,)}}, 6, "[5] but [16] is required"),
         ("sd1", {"replace": {"cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.weight": (40, 24)}}, 6,
-         "[40, 24] where [48, 24] is needed"),
+         "[40, 24] but [48, 24] is required"),
         ("sd1", {"replace": {TO_K: (16, 20)}}, 8, "text conditioning"),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from civman.domain.adapters import adapter_kinds
 from civman.domain.adapters.adapter_kinds import Described, MisfitError
-from civman.domain.adapters.spellings import BUNDLED, MARKS, WRAPPED, locate, split_name
+from civman.domain.adapters.spellings import BUNDLED, EXTENDED_MARK, MARKS, WRAPPED, locate, split_name
 from civman.domain.architecture import Adapter
 from civman.domain.files.header import Header
 
@@ -90,14 +90,21 @@ class Deltas:
     """
 
 
-def read_deltas(shapes: Mapping[str, Shape]) -> Deltas:
-    """Group a file's tensors into changes; if the file is not an adapter, every name is in `loose`."""
+_COMPUTABLE = frozenset(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))
+
+
+def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = None) -> Deltas:
+    """Group a file's tensors into changes; if the file is not an adapter, every name is in `loose`.
+
+    `types`: the tensors' types of numbers as safetensors names them; a module of packed or whole numbers has a problem.
+    """
     names = "\n".join(shapes) + "\n"
     if not any(mark in names for mark in MARKS):  # a checkpoint: no need to parse its 2,515 names
         return Deltas(loose=tuple(shapes))
     groups: dict[str, dict[str, str]] = {}
     loose: list[str] = []
     of_base: list[str] = []
+    is_extended = EXTENDED_MARK in names
     unknown = of_base if WRAPPED in names else loose
     bundled: dict[str, None] = {}
     twice: dict[str, str] = {}
@@ -112,12 +119,18 @@ def read_deltas(shapes: Mapping[str, Shape]) -> Deltas:
             loose.append(name)
             twice[name] = other
     deltas: list[Delta] = []
+    odd = {name for name, kind in (types or {}).items() if kind not in _COMPUTABLE and math.prod(shapes[name]) > 1}
     for module, parts in groups.items():
         kind = adapter_kinds.kind_of(frozenset(parts))
         if kind is None:
             unknown.append(module)
         else:
-            deltas.append(_delta(module, kind, parts, {part: shapes[name] for part, name in parts.items()}))
+            of_parts = {part: shapes[name] for part, name in parts.items()}
+            if odd and (name := next((name for name in parts.values() if name in odd), "")):
+                problem = f"{name} consists of numbers of the type {(types or {})[name]}, which are not weights"
+                deltas.append(Delta(module, *locate(module), kind, problem=problem, parts=parts, shapes=of_parts))
+                continue
+            deltas.append(_delta((module, *locate(module, is_extended=is_extended)), kind, parts, of_parts))
     return Deltas(tuple(deltas), tuple(loose), tuple(sorted(bundled)), twice, tuple(of_base))
 
 
@@ -126,7 +139,11 @@ def deltas_of(header: Header) -> Deltas:
 
     Both identification and the comparison of modules need them.
     """
-    found: Deltas = header.notes.get("deltas") or read_deltas(header.shapes)
+    found: Deltas | None = header.notes.get("deltas")
+    if found is None:
+        plain = header.elements.keys() <= _COMPUTABLE  # nearly every file
+        types = None if plain else {name: tensor.dtype for name, tensor in header.tensors.items()}
+        found = read_deltas(header.shapes, types)
     header.notes["deltas"] = found
     return found
 
@@ -139,7 +156,8 @@ def bundled_name(name: str, shape: Shape) -> str:
     return name if name.startswith("<") and name.endswith(">") and 1 <= len(shape) <= 2 else ""
 
 
-def _delta(module: str, kind: Adapter, parts: Mapping[str, str], shapes: Mapping[str, Shape]) -> Delta:
+def _delta(place: tuple[str, str, str], kind: Adapter, parts: Mapping[str, str], shapes: Mapping[str, Shape]) -> Delta:
+    """The change to a module; `place` is its name, the part of the model and the path in it."""
     try:
         shape, sides, rank = adapter_kinds.describe(kind, shapes)
         problem = ""
@@ -152,7 +170,7 @@ def _delta(module: str, kind: Adapter, parts: Mapping[str, str], shapes: Mapping
         kind = Adapter.BOFT
     if kind is Adapter.LORA and ("dora_scale" in shapes or "magnitude" in shapes):
         kind = Adapter.DORA
-    return Delta(module, *locate(module), kind, shape, sides, rank, problem, parts, shapes)
+    return Delta(*place, kind, shape, sides, rank, problem, parts, shapes)
 
 
 class StatedAlphas:

@@ -10,6 +10,7 @@ Source: names as kohya's scripts, LyCORIS, PEFT, diffusers, ComfyUI, OneTrainer,
 """
 
 import re
+from collections.abc import Iterator
 
 ENDINGS: dict[str, str] = {
     "alpha": "alpha", "dora_scale": "dora_scale", "rescale": "rescale",
@@ -140,17 +141,17 @@ def means_the_only_encoder(module: str) -> bool:
     return module.startswith(("lora_te_", "oft_te_", "lycoris_te_"))
 
 
-def locate(module: str) -> tuple[str, str]:
+def locate(module: str, *, is_extended: bool = False) -> tuple[str, str]:
     """Split a module's name into the model's part ("unet", "te1", "te2" or "te3") and the path within it.
 
-    Dots in the path become underscores.
+    Dots in the path become underscores. `is_extended`: the file is in cloneofsimo's first layout, with convolutions.
 
     >>> locate("lora_te2_text_model_encoder_layers_0_mlp_fc1")
     ('te2', 'encoder_layers_0_mlp_fc1')
     >>> locate("base_model.model.unet.unet.mid_block.attentions.0.proj_in")
     ('unet', 'mid_block_attentions_0_proj_in')
     """
-    if ":" in module and (layer := _first_layer(module)):
+    if ":" in module and (layer := _first_layer(module, is_extended=is_extended)):
         return layer
     part, rest = "", module
     pattern = _PREFIX
@@ -178,14 +179,33 @@ _FIRST_LAYERS = (
     "attn2_to_q", "attn2_to_k", "attn2_to_v", "attn2_to_out_0",
 )  # fmt: skip
 _FIRST_TEXT = ("k_proj", "v_proj", "q_proj", "out_proj")
+EXTENDED_MARK = f"\nunet:{len(_FIRST_BLOCKS) * len(_FIRST_LAYERS)}:"
+"""The beginning of a line in a list of names: in an extended file of cloneofsimo's, more layers have numbers."""
 
 
-def _first_layer(module: str) -> tuple[str, str] | None:
+def _extended_layers() -> Iterator[str]:
+    """The layers that have numbers in an extended file: of each block the attention layers, then the resnets'."""
+    blocks = [(f"down_blocks_{level}", 2, level < 3, level in (1, 2)) for level in range(4)]
+    blocks += [(f"up_blocks_{level}", 3, level > 0, True) for level in range(4)]
+    for block, count, attends, widens in (*blocks, ("mid_block", 2, True, False)):
+        for number in range(min(count, 1) if block == "mid_block" else count if attends else 0):
+            yield from (f"{block}_attentions_{number}_transformer_blocks_0_{layer}" for layer in _FIRST_LAYERS)
+        for number in range(count):
+            yield from (f"{block}_resnets_{number}_{layer}" for layer in ("conv1", "time_emb_proj", "conv2"))
+            if widens and (number == 0 or block.startswith("up")):
+                yield f"{block}_resnets_{number}_conv_shortcut"
+
+
+_EXTENDED = tuple(_extended_layers())
+
+
+def _first_layer(module: str, *, is_extended: bool) -> tuple[str, str] | None:
     """The layer that a number in cloneofsimo's first layout refers to.
 
     The numbers count the attention layers of diffusers 0.11's UNet in the order in which its modules were created: the
     middle block last, the feed-forward layer between the two attention layers. The shapes in two files of
-    cloneofsimo/lora confirm this order.
+    cloneofsimo/lora confirm this order. An extended file also has the layers of the resnets, which each block creates
+    after its attention layers.
     """
     where, _, number = module.partition(":")
     if not number.isdecimal():
@@ -193,6 +213,8 @@ def _first_layer(module: str) -> tuple[str, str] | None:
     if where == "text_encoder":
         layer, projection = divmod(int(number), len(_FIRST_TEXT))
         return "te1", f"encoder_layers_{layer}_self_attn_{_FIRST_TEXT[projection]}"
+    if is_extended:
+        return ("unet", _EXTENDED[int(number)]) if where == "unet" and int(number) < len(_EXTENDED) else None
     block, layer = divmod(int(number), len(_FIRST_LAYERS))
     if where != "unet" or block >= len(_FIRST_BLOCKS):
         return None

@@ -48,7 +48,9 @@ class WeightForm:
     @property
     def is_computable(self) -> bool:
         """Whether civman can convert the stored weights back into numbers."""
-        return self.quantisation in (None, Quantisation.FP8_SCALED)
+        if self.quantisation is not None:
+            return self.quantisation is Quantisation.FP8_SCALED
+        return not any(number in said.split(" and ") for _, said in self.parts for number in ("int8", "int32", "fp4"))
 
     @property
     def words(self) -> str:
