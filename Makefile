@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 CORE_TESTS := $(addprefix tests/,civitai cli demo domain download exchange index manage pictures prompts store system)
 
-.PHONY: demo quick test test-all fixtures-check fuzz long-tests shells lint check types-linux types-windows types-macos tests coverage core-tests wheel-check bench clean
+.PHONY: demo quick test test-all fixtures-check fuzz long-tests snapshots shells lint check types-linux types-windows types-macos tests coverage core-tests wheel-check bench clean
 
 demo: $(VENV)/installed-render
 	$(BIN)/civman demo
@@ -34,6 +34,9 @@ test-all: test check long-tests shells fixtures-check fuzz
 
 long-tests: $(VENV)/installed-dev
 	$(BIN)/pytest -m long --numprocesses 2 --dist worksteal
+
+snapshots: $(VENV)/installed-dev  # after an intended change of help pages, tables or error messages
+	$(BIN)/pytest --quiet --update-snapshots tests/cli/test_snapshots.py
 
 shells: $(VENV)/installed-dev
 	$(BIN)/pytest -m shell tests/cli/test_completion.py

@@ -166,7 +166,7 @@ def _unknown(key: str, known: Sequence[str], path: Path) -> ConfigError:
     near = get_close_matches(key, known, 1)
     return ConfigError(
         f"`{path}` has an unknown setting `{key}`",
-        hint=f"did you mean `{near[0]}`?" if near else f"settings: {', '.join(known)}",
+        hint=f"did you mean `{near[0]}`?" if near else f"the settings are {', '.join(known)}",
         path=str(path),
     )
 

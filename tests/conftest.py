@@ -19,7 +19,7 @@ def pytest_configure() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+    parser.addoption("--update-snapshots", action="store_true", help="rewrite tests/snapshots")
 
 
 @pytest.fixture(scope="session")

@@ -102,8 +102,12 @@ def _refused_by_typer(error: Exception, output: Output) -> int | None:
         return None
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "civman"
-    output.failure(UsageError(str(format_message()), hint=f"`{path} --help` lists its arguments and options"))
+    output.failure(UsageError(str(format_message()), hint=_help_hint(path)))
     return ExitCode.USAGE
+
+
+def _help_hint(path: str) -> str:
+    return f"`{path} --help` lists {'all commands' if path == 'civman' else 'its arguments and options'}"
 
 
 def _bug(error: Exception, output: Output) -> int:

@@ -168,7 +168,7 @@ def _print(console: "Console", plan: "ViewPlan", linked: "Linked | None") -> Non
     how = ", ".join(f"{count} by {method}" for method, count in _methods(linked).items()) or "none"
     written = sum(entry.size_bytes for entry in linked.entries if entry.kind != "model" or entry.method == "copy")
     console.print(
-        f"{clean(str(plan.folder))} shows {counted(len(models), 'model')} to {plan.layout.name} ({how}),"
+        f"{clean(str(plan.folder))}: {counted(len(models), 'model')} for {plan.layout.name} ({how}),"
         f" {counted(len(beside), 'file')} next to them; disk used: {size(written)}",
         soft_wrap=True,
     )

@@ -186,7 +186,7 @@ def _sort(name: str | None) -> "Sort | None":
     try:
         return Sort(name.lower())
     except ValueError:
-        raise UsageError(f"unknown sort order: `{name}`", hint=f"one of: {', '.join(Sort)}") from None
+        raise UsageError(f"unknown sort order: `{name}`", hint=f"choose one of: {', '.join(Sort)}") from None
 
 
 def _size(text: str | None, option: str) -> int | None:
@@ -220,8 +220,8 @@ def since_of(text: str | None) -> datetime | None:
 def _table(console: "Console", assets: "Sequence[Asset]", total: int, skip: int) -> None:
     if not assets:
         console.print(
-            "no files in the library match" if total or skip else
-            "no files match; `civman download REF` and `civman import FOLDER` add models"
+            "no further files match" if total or skip else
+            "no files in the library match; `civman download REF` and `civman import FOLDER` add models"
         )  # fmt: skip
         return
     names = Counter(asset.name for asset in assets if asset.version_id is None)

@@ -351,7 +351,7 @@ class _Lines:
                 case Started(key, name, total, held):
                     if key not in self._names or held:
                         start = f", {size(held)} already received" if held else ""
-                        self._output.notice(f"{name}: {size(total)}{start}")
+                        self._output.notice(f"{name}: started, {size(total)}{start}")
                     self._names[key], self._received[key] = (name, total), held
                 case Received(key, count):
                     self._received[key] = self._received.get(key, 0) + count

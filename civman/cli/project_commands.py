@@ -144,14 +144,17 @@ def _print_synced(console: "Console", synced: "Sequence[Synced]") -> None:
         if each.error is not None:
             _print_failed(console, each.entry.ref, each.error)
         else:
-            how = "here    " if each.was_present else "fetched "
+            how = "stored    " if each.was_present else "downloaded"
             console.print(
                 f"{how}  {clean(each.entry.title or each.entry.name)}  {size(each.entry.size_bytes)}"
                 f"  sha256 {each.entry.sha256[:12]}…",
                 soft_wrap=True,
             )
     here = sum(each.asset is not None for each in synced)
-    console.print(f"{here} of {counted(len(synced), 'locked file')} in the library")
+    if synced:
+        console.print(f"{here} of {counted(len(synced), 'locked file')} in the library")
+    else:
+        console.print("the project has no models; `civman add REF` adds one")
 
 
 def _print_failed(console: "Console", ref: str, error: "CivmanError") -> None:

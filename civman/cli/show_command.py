@@ -180,7 +180,7 @@ def _file_row(version: "ModelVersion", file: "ModelFile", held: "dict[Sha256, As
         size(file.size_bytes),
         " ".join(fact for fact in facts if fact),
         sha256[:12] if sha256 else "no hash",
-        f"here: {facts_words(asset)}" if asset is not None else "",
+        f"stored: {facts_words(asset)}" if asset is not None else "",
         f"scan: {', '.join(sorted(scans))}" if scans else "",
     ]
 

@@ -84,8 +84,9 @@ def _print(console: "Console", verdicts: "list[Verdict]") -> None:
     if unchanged:
         since = min(verdict.proven_at for verdict in unchanged if verdict.proven_at is not None)
         console.print(
-            f"{len(unchanged):,} unchanged since they were last read (the earliest on {since:%Y-%m-%d}); --full "
-            "reads all files"
+            f"{counted(len(unchanged), 'file')} unchanged since the last verification ({since:%Y-%m-%d} or "
+            "later); --full "
+            "reads every file"
         )
     if not verdicts:
         console.print("the library is empty")

@@ -75,7 +75,7 @@ def _selected(version: ModelVersion, words: str) -> ModelFile:
         raise NotFound(
             f"no file `{words}` in version {version.id} of `{version.model.name}`",
             code=Cause.NO_SUCH_FILE,
-            hint=f"its files: {_listed(version, version.files)}",
+            hint=f"its files are {_listed(version, version.files)}",
             version_id=version.id,
         )
     if len(found) > 1:

@@ -129,8 +129,8 @@ def licence_words(licence: Licence) -> str:
         return "not said"
     uses = {
         "Image": "sell images",
-        "RentCivit": "offer it as a paid service on CivitAI",
-        "Rent": "offer it as a paid service",
+        "RentCivit": "use on CivitAI's generation service",
+        "Rent": "use on other paid generation services",
         "Sell": "sell the model",
     }
     allowed = [uses.get(use, use) for use in licence.commercial_use if use != "None"]

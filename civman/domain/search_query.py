@@ -115,7 +115,7 @@ def checked_id(number: int, what: str) -> int:
     """Check that `number` can be an id on CivitAI, and return it. Raises: UsageError."""
     if isinstance(number, bool) or not 1 <= number <= LARGEST_ID:
         raise UsageError(
-            f"no {what} on CivitAI: {number}", code=Cause.BAD_ID, hint=f"ids are between 1 and {LARGEST_ID}"
+            f"not a valid {what} id: {number}", code=Cause.BAD_ID, hint=f"ids are between 1 and {LARGEST_ID}"
         )
     return number
 

@@ -49,7 +49,7 @@ def previews_named(name: str) -> Previews:
     try:
         return Previews(name.lower())
     except ValueError:
-        raise UsageError(f"`{name}` is not a valid preview choice", hint="one of: safe, any, none") from None
+        raise UsageError(f"`{name}` is not a valid preview choice", hint="choose one of: safe, any, none") from None
 
 
 Examine = Callable[[ModelVersion, ModelFile], list[str]]

@@ -141,7 +141,9 @@ class Project:
                 wanted = self.wanted()
                 raise NotFound(
                     f"`{ref}` is not in `{self.manifest}`",
-                    hint="its entries are " + ", ".join(wanted) if wanted else "`civman add REF` adds one",
+                    hint="its entries are " + ", ".join(wanted)
+                    if wanted
+                    else "it lists no models; `civman add REF` adds one",
                 )
             chosen |= found
         self._write(self.manifest, _without_models(self._document(), chosen))

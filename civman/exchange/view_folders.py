@@ -90,7 +90,7 @@ def layout_named(name: str) -> Layout:
     try:
         return known[name.lower()]
     except KeyError:
-        raise UsageError(f"`{name}` is not a layout", hint=f"one of: {', '.join(known)}") from None
+        raise UsageError(f"`{name}` is not a layout", hint=f"choose one of: {', '.join(known)}") from None
 
 
 def slot_of(asset: Asset) -> Slot | None:

@@ -62,7 +62,7 @@ def _joined(before: Manifest | None, request: ViewRequest, root: Path, folder: P
             hint="pass --layout with comfyui, a1111, forge, invokeai or swarmui; it is remembered for later runs",
         )
     if request.method not in (None, "auto", *Method):
-        raise UsageError(f"`{request.method}` is not a method", hint=f"one of: auto, {', '.join(Method)}")
+        raise UsageError(f"`{request.method}` is not a method", hint=f"choose one of: auto, {', '.join(Method)}")
     given = Wanted(request.refs, tuple(kind.value for kind in request.types), request.base_models)
     wanted = given if given != Wanted() or request.everything or before is None else before.wanted
     known = before or Manifest(layout.lower(), str(root))

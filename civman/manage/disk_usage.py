@@ -37,7 +37,7 @@ def usage(index: Index, store: BlobStore, group: str) -> Usage:
     """
     group = group.replace("-", "_")
     if group not in GROUPS:
-        raise UsageError(f"cannot group by `{group}`", hint=f"one of: {', '.join(GROUPS)}")
+        raise UsageError(f"cannot group by `{group}`", hint=f"choose one of: {', '.join(GROUPS)}")
     root = store.root
     inside, outside = 0, 0
     for file in index.held_files():

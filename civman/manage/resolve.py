@@ -309,7 +309,7 @@ class Resolver:
             hint = f"the picture with this number is `{picture_ref(number)}`"
         elif self._client is None:
             return self._unknown_offline(str(number))
-        return NotFound(f"CivitAI knows neither a model nor a version {number}", hint=hint, number=number)
+        return NotFound(f"CivitAI has neither a model nor a version with id {number}", hint=hint, number=number)
 
     def _model(self, model_id: ModelId, page: ModelPage | None, file: str | None) -> ResolvedVersion:
         if page is None:
@@ -317,7 +317,7 @@ class Resolver:
             if page is None:
                 saved = self._saved_page(model_id)
                 if saved is None:
-                    raise error or NotFound(f"CivitAI knows no model {model_id}")
+                    raise error or NotFound(f"CivitAI has no model with id {model_id}")
                 return self._saved(saved, None, file)
         if not page.versions:
             raise NotFound(

@@ -27,7 +27,7 @@ def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspect
     found = check(checkpoint.part, files)
     vae = next((file for role, file in parts if role == "vae"), None)
     if problem := _why_not_drawn(checkpoint, vae):
-        reasons = (*found.reasons, f"civman cannot draw with `{checkpoint.name}`: {problem}")
+        reasons = (*found.reasons, f"civman cannot render with `{checkpoint.name}`: {problem}")
         found = replace(found, reasons=reasons, verdict=worst((found.verdict, Verdict.CAUTION)))
     return found
 
@@ -38,7 +38,7 @@ def in_role(part: Part, role: str | None) -> Part:
 
 
 def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:
-    """The reason why civman cannot draw with a checkpoint; empty if it can, or draws with no model of its family."""
+    """Why civman cannot render with a checkpoint; empty if it can, or if it renders no model of the family."""
     base, other = _found("checkpoint", checkpoint), _found("vae", vae)
     if base is None or base.identity.kind is not Kind.CHECKPOINT or base.identity.architecture not in _DRAWN:
         return ""

@@ -36,15 +36,15 @@ def default_checkpoint(index: Index | None, settings: Settings) -> DefaultCheckp
         return DefaultCheckpoint(stored[0].ref, _title(stored[0]), "the only checkpoint in the library")
     if not stored:
         raise UsageError(
-            "no checkpoint was named, and the library has none",
+            "no checkpoint was given, and the library has none",
             hint="`civman search --type Checkpoint` finds some, and `civman download REF` adds one to the library",
             code=Cause.NO_CHECKPOINT,
         )
     listed = ", ".join(f"{asset.ref} ({_title(asset)})" for asset in stored[:_SHOWN])
     more = f" and {len(stored) - _SHOWN} more" if len(stored) > _SHOWN else ""
     raise UsageError(
-        f"no checkpoint was named, and the library has {len(stored)}: {listed}{more}",
-        hint=f"name one before the prompt, or make one the default: `civman config render.checkpoint {stored[0].ref}`",
+        f"no checkpoint was given, and the library has {len(stored)}: {listed}{more}",
+        hint=f"pass one before the prompt, or make one the default: `civman config render.checkpoint {stored[0].ref}`",
         code=Cause.NO_CHECKPOINT, refs=[asset.ref for asset in stored],
     )  # fmt: skip
 

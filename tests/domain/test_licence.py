@@ -50,5 +50,5 @@ def test_every_licence_belongs_to_a_known_label() -> None:
 
 
 def test_one_licence_in_words() -> None:
-    assert licence_words(FREE) == "may sell images, offer it as a paid service; no credit required"
+    assert licence_words(FREE) == "may sell images, use on other paid generation services; no credit required"
     assert licence_words(Licence()) == "not said"

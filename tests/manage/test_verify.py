@@ -44,7 +44,7 @@ def two(online: CivitaiServer, civman: Civman) -> CivitaiServer:
 def test_unchanged_files_are_not_read_and_said_so(two: CivitaiServer, civman: Civman, root: Path) -> None:
     assert states(civman) == ["unchanged", "unchanged"]
     assert states(civman, "--full") == ["ok", "ok"]
-    assert "2 unchanged since they were last read" in civman("verify").out
+    assert "2 files unchanged since the last verification" in civman("verify").out
 
     os.utime(blobs(root)[0])
 
