@@ -288,6 +288,8 @@ class CivmanError(Exception):
         self.message = message
         self.facts = facts
         self.result: dict[str, object] = {}
+        self.is_in_result = False
+        """Whether the error was already printed as a part of a JSON result that it ended early."""
         if hint is not None:
             self.hint = hint
         if code is not None:

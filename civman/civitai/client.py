@@ -57,10 +57,14 @@ class CivitaiClient:
         """Close the connections."""
         self._transport.close()
 
-    def search(self, query: SearchQuery) -> Iterator[ModelPage]:
-        """Models that match the query. Pages are requested one at a time, when their first model is needed."""
+    def search(self, query: SearchQuery, *, before_page: Callable[[], None] = lambda: None) -> Iterator[ModelPage]:
+        """Models that match the query. Pages are requested one at a time, when their first model is needed.
+
+        `before_page` is called before each page after the first, so that a caller can show what it has.
+        """
         what = f"creator `{query.username}`" if query.username else "the search"
-        return matches(partial(self._search_page, what), query, now=self._clock(), on_notice=self._on_notice)
+        ask = partial(self._search_page, what)
+        return matches(ask, query, now=self._clock(), on_notice=self._on_notice, before_page=before_page)
 
     def model(self, model_id: ModelId) -> ModelPage:
         """A model with its versions, archived or not. For some minutes after an update, `versions` may be empty."""

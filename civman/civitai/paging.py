@@ -46,9 +46,14 @@ def search_params(query: SearchQuery) -> list[tuple[str, str]]:
 
 
 def matches(
-    ask: Callable[[Params], SearchPage], query: SearchQuery, *, now: datetime, on_notice: OnNotice
+    ask: Callable[[Params], SearchPage],
+    query: SearchQuery,
+    *,
+    now: datetime,
+    on_notice: OnNotice,
+    before_page: Callable[[], None] = lambda: None,
 ) -> Iterator[ModelPage]:
-    """Each matching model once. The next page is requested only when it is needed."""
+    """Each matching model once. The next page is requested only when it is needed, after a call of `before_page`."""
     if query.text and query.sort:
         on_notice("CivitAI sorts the results of a text search by relevance and ignores the sort order")
     seen: set[int] = set()
@@ -81,6 +86,7 @@ def matches(
             return
         asked.add(tuple(following))
         params = following
+        before_page()
 
 
 def _next(page: SearchPage, first: list[tuple[str, str]]) -> list[tuple[str, str]] | None:

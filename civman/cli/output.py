@@ -71,6 +71,32 @@ class Output:
         if error is not None:
             raise error
 
+    def list_item(self, kind: str, value: object, position: int) -> None:
+        """With --json: write one entry of a list that is shown while it grows, in the form of `show`."""
+        begin = f'{{\n "civman": {JSON_SHAPE},\n "kind": "{kind}",\n "{kind}": [' if position == 0 else ","
+        text = json.dumps(plain(value), ensure_ascii=not _holds_all(self._stdout), indent=1)
+        self._stdout.write(begin + "\n" + "  " + text.replace("\n", "\n  "))
+
+    def end_list(self, kind: str, count: int, error: "CivmanError | None" = None) -> None:
+        """With --json: end the list of `list_item`; after an error, it is part of the same object."""
+        if not count:
+            self._stdout.write(json.dumps({"civman": JSON_SHAPE, "kind": kind, kind: []}, indent=1) + "\n")
+        elif error is None:
+            self._stdout.write("\n ]\n}\n")
+        else:
+            text = json.dumps(error_value(error), ensure_ascii=not _holds_all(self._stdout), indent=1)
+            self._stdout.write('\n ],\n "error": ' + text.replace("\n", "\n ") + "\n}\n")
+            error.is_in_result = True
+        self._stdout.flush()
+
+    def line(self, text: object) -> None:
+        """With --quiet: write one id."""
+        self._stdout.write(f"{text}\n")
+
+    def flush(self) -> None:
+        """Hand over what was written to the reader of stdout."""
+        self._stdout.flush()
+
     def notice(self, message: str) -> None:
         """Show a message that is not an error."""
         if not self.quiet:
@@ -78,6 +104,8 @@ class Output:
 
     def failure(self, error: "CivmanError") -> None:
         """Show an error and its hint in the current output mode."""
+        if self.as_json and error.is_in_result:
+            return
         if self.as_json:
             document = {"civman": JSON_SHAPE, "kind": "error", "error": error_value(error), **error.result}
             self._stdout.write(json.dumps(document, ensure_ascii=not _holds_all(self._stdout), indent=1) + "\n")

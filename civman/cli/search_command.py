@@ -5,13 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli import completion
-from civman.cli.output import Result
 from civman.cli.session import Session, command
-from civman.cli.table_layout import Column, print_table
+from civman.cli.streamed_rows import StreamedRows
+from civman.cli.table_layout import Column
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from civman.domain.catalog import ModelId
     from civman.domain.search_query import ModelPage
 
@@ -72,7 +70,7 @@ def search(
         ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of models.")] = 20,
-) -> Result:
+) -> None:
     """Find models on CivitAI."""
     from civman.domain.search_query import SearchQuery, base_model_named, model_type_named, period_named, sort_named
 
@@ -89,35 +87,25 @@ def search(
         early_access=early_access,
         include_archived=archived,
     )
-    pages = list(session.library.search(query, fits=fits))
     held = session.library.files.model_ids()
-    return Result(
-        "search",
-        [
-            {"ref": _ref(page), "model": page.model, "versions": page.versions, "is_held": page.model.id in held}
-            for page in pages
-        ],
-        human=lambda console: _table(console, pages, held),
-        ids=(_ref(page) for page in pages),
-    )
+    empty = "no models match; try fewer words or filters, or --nsfw for models rated above PG"
+    with StreamedRows(session.output, "search", _COLUMNS, empty=empty) as rows:
+        # what has arrived is shown before the next page is requested, and stays if that request fails
+        for page in session.library.search(query, fits=fits, before_page=rows.flush):
+            ref = _ref(page)
+            value = {"ref": ref, "model": page.model, "versions": page.versions, "is_held": page.model.id in held}
+            rows.add(value, _cells(ref, page, held), ref)
 
 
 def _ref(page: "ModelPage") -> str:
-    """The ref of the version that is downloaded by default; that of the model itself if it lists no version."""
+    """The model and the version that is downloaded by default; only the model if it lists no version."""
     from civman.domain.file_choice import version_ref
 
-    return version_ref(page.versions[0]) if page.versions else f"civitai:{page.model.id}"
+    return f"{page.model.id}{version_ref(page.versions[0])}" if page.versions else f"civitai:{page.model.id}"
 
 
-def _table(console: "Console", pages: "list[ModelPage]", held: "set[ModelId]") -> None:
-    if not pages:
-        console.print("no models match; try fewer words or filters, or --nsfw for models rated above PG")
-        return
-    rows = []
-    for page in pages:
-        model, version = page.model, page.versions[0] if page.versions else None
-        count = "" if model.download_count is None else f"{model.download_count:,}"
-        base_model = version.base_model or "" if version else ""
-        stored = "yes" if model.id in held else ""
-        rows.append([_ref(page), model.name, model.type_raw, base_model, model.creator or "", count, stored])
-    print_table(console, _COLUMNS, rows)
+def _cells(ref: str, page: "ModelPage", held: "set[ModelId]") -> list[str]:
+    model, version = page.model, page.versions[0] if page.versions else None
+    count = "" if model.download_count is None else f"{model.download_count:,}"
+    base_model = version.base_model or "" if version else ""
+    return [ref, model.name, model.type_raw, base_model, model.creator or "", count, "yes" if model.id in held else ""]

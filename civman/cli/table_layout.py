@@ -44,14 +44,44 @@ def print_table(
     console: "Console", columns: Sequence[Column], rows: Sequence[Sequence[str]], *, has_header: bool = True
 ) -> None:
     """Print `rows` under `columns`, fitted to the width of `console`. Columns without any value are left out."""
+    GrowingTable(console, columns, has_header=has_header).print(rows)
+
+
+class GrowingTable:
+    """A table that is printed in several parts. A later part keeps the column widths, unless its values need more."""
+
+    def __init__(self, console: "Console", columns: Sequence[Column], *, has_header: bool = True) -> None:
+        self._console = console
+        self._columns = columns
+        self._has_header = has_header
+        self._widths = [0] * len(columns)
+
+    def print(self, rows: Sequence[Sequence[str]]) -> None:
+        """Print further rows; the header is printed once, above the first ones."""
+        self._widths = _print_rows(
+            self._console, self._columns, rows, has_header=self._has_header, before=self._widths
+        )  # fmt: skip
+        self._has_header = False
+
+
+def _print_rows(
+    console: "Console",
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    *,
+    has_header: bool,
+    before: Sequence[int],
+) -> list[int]:
+    """Print rows and return the width of each column; `before` are the widths of the rows above them."""
     from rich.table import Table  # importing this takes 0.02 s, which --json and --quiet can skip
     from rich.text import Text
 
     cells = [[clean(cell) for cell in row] for row in rows]
-    chosen = [index for index in range(len(columns)) if any(row[index] for row in cells) or not cells]
+    chosen = [index for index, wide in enumerate(before) if wide or any(row[index] for row in cells) or not cells]
     limit = console.width if console.is_terminal or console.width < UNLIMITED else None
     titled = [columns[index] if has_header else replace(columns[index], title="") for index in chosen]
-    widths = fitted_widths(titled, [[row[index] for index in chosen] for row in cells], limit)
+    above = [["-" * before[index] for index in chosen]] if any(before) else []
+    widths = fitted_widths(titled, [[row[index] for index in chosen] for row in cells] + above, limit)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_header=has_header)
     shown = [(index, width) for index, width in zip(chosen, widths, strict=True) if width]
     for index, width in shown:
@@ -65,6 +95,8 @@ def print_table(
     if limit is None:
         console.width = max(console.width, _total(widths, range(len(widths))))
     console.print(table, crop=False)
+    found = dict(shown)
+    return [found.get(index, 0) for index in range(len(columns))]
 
 
 UNLIMITED = 200

@@ -117,17 +117,20 @@ class Library:
         """Write pending sidecar files, then close the database and the connections."""
         self.context.close()
 
-    def search(self, query: "SearchQuery", *, fits: str | None = None) -> "Iterator[ModelPage]":
+    def search(
+        self, query: "SearchQuery", *, fits: str | None = None, before_page: "Callable[[], None]" = lambda: None
+    ) -> "Iterator[ModelPage]":
         """Models on CivitAI that match the query, page by page; each page is requested when it is needed.
 
         `fits`: only models with a version that works, at least in part, with this checkpoint (a ref as for `inspect`).
-        This goes by CivitAI's base model labels; `civman download --for` compares the tensors.
+        This goes by CivitAI's base model labels; `civman download --for` compares the tensors. `before_page` is called
+        before each page after the first is requested.
         """
         if fits is None:
-            return self.context.client.search(query)
+            return self.context.client.search(query, before_page=before_page)
         from civman.manage.search_fits import label_of, search_fitting
 
-        return search_fitting(self.context.client, query, label_of(self.inspect(fits)))
+        return search_fitting(self.context.client, query, label_of(self.inspect(fits)), before_page)
 
     def show(self, ref: str) -> Shown:
         """CivitAI's information about `ref` (offline: as last saved), and the stored files of that model.

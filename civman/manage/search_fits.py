@@ -1,6 +1,6 @@
 """Searches CivitAI for models that fit a checkpoint, by CivitAI's base model labels."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -14,11 +14,13 @@ _PLAIN_LABELS = ("SD 1.5", "SD 2.1", "SDXL 1.0", "Flux.1 D")
 """The labels to prefer if several have the same architecture: they say the least beyond it."""
 
 
-def search_fitting(client: CivitaiClient, query: SearchQuery, label: str) -> Iterator[ModelPage]:
+def search_fitting(
+    client: CivitaiClient, query: SearchQuery, label: str, before_page: Callable[[], None]
+) -> Iterator[ModelPage]:
     """Models that match the query and have a version that fits, at least in part, a checkpoint with this label."""
     pages = (
         page
-        for page in client.search(replace(query, limit=None))
+        for page in client.search(replace(query, limit=None), before_page=before_page)
         if any(
             label_support(label, version.base_model or "", page.model.type) is not Support.NONE
             for version in page.versions
