@@ -1,7 +1,8 @@
 """The only module that writes output: results go to stdout, everything else to stderr.
 
 There are three modes. The default is text for people, with colours on a terminal. `--json` writes a single object to
-stdout, `{"civman": 1, "kind": …}`, also for errors. `--quiet` writes one id or path per line.
+stdout, `{"civman": 1, "kind": …}`, also for errors; a few results are one object per line instead. `--quiet` writes one
+id or path per line.
 """
 
 import dataclasses
@@ -33,6 +34,8 @@ class Result:
     value: object
     human: "Callable[[Console], None]"
     ids: Iterable[object] = ()
+    lines: Iterable[object] | None = None
+    """With --json: print each of these values on a line of its own, as they come, in the place of `value`."""
     error: "CivmanError | None" = None
 
 
@@ -60,6 +63,9 @@ class Output:
         kind, error = result.kind, result.error
         if self.as_json and error is not None:
             error.result = {kind: plain(result.value)}
+        elif self.as_json and result.lines is not None:
+            is_ascii = not _holds_all(self._stdout)
+            self._stdout.writelines(json.dumps(plain(line), ensure_ascii=is_ascii) + "\n" for line in result.lines)
         elif self.as_json:
             document = {"civman": JSON_SHAPE, "kind": kind, kind: plain(result.value)}
             self._stdout.write(json.dumps(document, ensure_ascii=not _holds_all(self._stdout), indent=1) + "\n")

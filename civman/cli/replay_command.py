@@ -37,13 +37,27 @@ if TYPE_CHECKING:
 def replay(
     session: Session,
     what: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="PICTURE",
             help="An image file, `picture:12` as `civman renders` lists it, a recipe's JSON file, or its SHA-256.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(
+            "--settings", metavar="FILE.jsonl",
+            help="Instead of PICTURE: settings of images as CivitAI's API gives them, one JSON object per line.",
+        ),
+    ] = None,
+    assume_files: Annotated[
+        bool, typer.Option("--assume-files", help="With --settings: take the files that they name as present.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="With --settings: say of each image whether and how it can be drawn again."),
+    ] = False,
     fetch: Annotated[bool, typer.Option("--fetch", help="Download missing files from CivitAI without asking.")] = False,
     changes: Annotated[
         list[str] | None,
@@ -79,11 +93,14 @@ def replay(
     """Make an image again from its recipe and compare: identical, close or different.
 
     The recipe is stored in the image and identifies every file by its SHA-256. Exit code 0: identical pixels; 9: close;
-    10: different. --set makes a variation with its own recipe; --grid makes a contact sheet of variations.
+    10: different. --set makes a variation with its own recipe; --grid makes a contact sheet of variations. --settings
+    checks whether images of others could be drawn again; with --json, each of them is an object on its own line.
     """
     from civman.domain.recipes.machine import Machine
     from civman.planning.render_extra import require_render_extra
 
+    if settings is not None or what is None or dry_run or assume_files:
+        return _settings(session, what, settings, is_check=dry_run and assume_files)
     require_render_extra()
     options = output_options(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
     parsed = [_change(text) for text in changes or []]
@@ -116,6 +133,25 @@ def replay(
     with session.drawing([planned.recipe]) as on_event:
         made = library.render(planned, output=output, options=options, machine=machine, on_event=on_event)
     return _variation(source, made)
+
+
+def _settings(session: Session, what: str | None, file: Path | None, *, is_check: bool) -> Result:
+    """Check the settings in a file, without files and without drawing. Raises: UsageError: other combinations."""
+    from civman.errors import UsageError
+
+    if file is None and what is None:
+        raise UsageError("name the image to replay, or settings with --settings", hint="`civman replay --help`")
+    if file is None:
+        raise UsageError("--dry-run and --assume-files require --settings")
+    if what is not None:
+        raise UsageError(f"--settings takes the place of the image `{what}`", hint="leave out one of them")
+    if not is_check:
+        raise UsageError(
+            "settings can be checked but not drawn yet", hint="add --dry-run --assume-files to check each of them"
+        )
+    from civman.cli.settings_output import settings_result
+
+    return settings_result(session.library.pictures.check_settings(file))
 
 
 def _change(text: str) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """`library.pictures`: rendered pictures, the recipes in picture files, and the model files that recipes need."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from civman.planning.plan import Conditions
     from civman.planning.plan_types import Planned, Rendering
     from civman.planning.recipe_sources import Missing, RecipeSource
+    from civman.planning.redraw import Redraw
     from civman.planning.vary import Change
     from civman.rendering.draw import Drawn
     from civman.rendering.import_pictures import ImportedPictures
@@ -111,6 +112,16 @@ class PicturesPart(Part):
         inputs = kept_inputs(context.root, recipe, pictures)
         planned = vary(context.index, recipe, changes, conditions or Conditions(), pictures=inputs, on_event=on_event)
         return planned if isinstance(of, Recipe) else replace(planned, parent=recipe.sha256)
+
+    def check_settings(self, file: Path) -> "Iterator[Redraw]":
+        """Whether and how the images whose settings a file of JSON lines contains can be drawn again.
+
+        Each line is an object with `id`, `meta` (as in CivitAI's API) and `baseModel`. The model files that the
+        settings name are taken as present. Raises: UsageError: the file cannot be read.
+        """
+        from civman.planning.redraw import redraw_file
+
+        return redraw_file(file)
 
     def default_checkpoint(self) -> "DefaultCheckpoint":
         """The checkpoint for requests that name none: the default in the settings, or the only one in the library.

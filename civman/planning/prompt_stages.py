@@ -46,7 +46,7 @@ def rules_for(prompt: str, negative: str, wanted: str | None) -> str:
             code=Cause.BAD_VALUE,
         )  # fmt: skip
     has_weight = wanted != "" and editing.is_composed(prompt)
-    return wanted or Rule.V1_6.value if _needs_rules(prompt, negative) or has_weight else ""
+    return wanted or Rule.V1_6.value if changes(prompt, negative) or has_weight else ""
 
 
 def notices(prompt: str, negative: str, rules: str) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def passes_of(recipe: Recipe) -> tuple[PassPrompts, PassPrompts | None]:
 def require_readable(recipe: Recipe) -> None:
     """Raises: UsageError (`prompt-syntax`): the recipe's rules do not cover what its prompts contain."""
     if not recipe.prompt_rules:
-        if _needs_rules(recipe.prompt, recipe.negative_prompt):
+        if changes(recipe.prompt, recipe.negative_prompt):
             raise UsageError(
                 "a prompt of the recipe changes during the steps or contains AND, and the recipe does not say by which"
                 " rules (`prompt_rules`) to read it",
@@ -115,7 +115,8 @@ def require_readable(recipe: Recipe) -> None:
         )  # fmt: skip
 
 
-def _needs_rules(prompt: str, negative: str) -> bool:
+def changes(prompt: str, negative: str) -> bool:
+    """Whether the prompts change during the steps, or several are combined."""
     parts = editing.parts(prompt)
     return len(parts) > 1 or any(editing.changes(text) for text in (*(part.text for part in parts), negative))
 

@@ -1,0 +1,151 @@
+"""The settings of an image as CivitAI's API lists them (`meta`): A1111's entries, read with a list of what was used.
+
+CivitAI's reader tears entries apart whose quoted values contain commas; the fragments keep their odd names here.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from civman.pictures.metadata import number, whole
+
+_API_NAMES: Final = {
+    "steps": "Steps", "sampler": "Sampler", "cfgscale": "CFG scale", "seed": "Seed", "clipskip": "Clip skip",
+    "negativeprompt": "Negative prompt",
+}  # fmt: skip
+"""The API's own names of entries, in lower case, and A1111's."""
+_VERSION: Final = re.compile(r"(?:f[0-9.]+)?v?([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
+_HASH: Final = re.compile(r"[0-9a-fA-F]{8,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedFile:
+    """A model that the settings name. `hash` is "" if they name it without one."""
+
+    role: str
+    name: str
+    hash: str = ""
+    weight: float | None = None
+
+
+class Entries:
+    """The entries of `meta` under A1111's names. Reading an entry marks it as used."""
+
+    def __init__(self, meta: object) -> None:
+        values = meta if isinstance(meta, dict) else {}
+        self._values: dict[str, Any] = {}
+        for key, value in values.items():
+            self._values.setdefault(_API_NAMES.get(str(key).casefold(), str(key)), value)
+        self._used: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def value(self, name: str) -> Any:
+        """The entry as it is, or None."""
+        self._used.add(name)
+        return self._values.get(name)
+
+    def text(self, name: str) -> str:
+        """The entry as text without surrounding spaces and quotes, "" if it is missing."""
+        value = self.value(name)
+        return "" if value is None or isinstance(value, dict | list) else str(value).strip().strip('"').strip()
+
+    def whole(self, name: str) -> int | None:
+        """The entry as an integer, or None."""
+        return whole(self.value(name))
+
+    def number(self, name: str) -> float | None:
+        """The entry as a number, or None."""
+        return number(self.value(name))
+
+    def is_on(self, name: str) -> bool:
+        """Whether the entry is there and is not "False"."""
+        return self.text(name).casefold() not in ("", "false", "none", "0")
+
+    def take(self, pattern: re.Pattern[str]) -> list[str]:
+        """Mark the entries whose name matches as used, and return their names."""
+        found = [name for name in self._values if pattern.match(name)]
+        self._used.update(found)
+        return found
+
+    def unused(self) -> list[str]:
+        """The names of the entries that were not read."""
+        return [name for name in self._values if name not in self._used]
+
+    @property
+    def version(self) -> tuple[int, int] | None:
+        """A1111's version that made the image, or None if the settings do not tell. Forge counts as 1.10."""
+        found = _VERSION.match(self.text("Version"))
+        if self.text("Version").casefold().startswith("f"):
+            return (1, 10)
+        return (int(found[1]), int(found[2])) if found else None
+
+    def files(self) -> Iterator[NamedFile]:
+        """The models that the entries name with a hash, or by name alone if there is no hash."""
+        hashes = {**_pairs(self.value("hashes")), **_quoted(self.text("Lora hashes"), "lora")}
+        hashes |= _quoted(self.text("TI hashes"), "embed") | self._torn_hashes()
+        listed = next((item for item in self._resources() if item.get("type") in ("model", "checkpoint")), {})
+        yield NamedFile(
+            "checkpoint", self.text("Model") or str(listed.get("name") or ""),
+            self._hash(self.text("Model hash") or hashes.get("model") or str(listed.get("hash") or "")),
+        )  # fmt: skip
+        vae, digest = self.text("VAE"), self._hash(self.text("VAE hash") or hashes.get("vae", ""))
+        if digest or vae.casefold() not in ("", "none", "automatic"):
+            yield NamedFile("vae", vae, digest)
+        for item in self._resources():
+            kind, name = str(item.get("type") or "").casefold(), str(item.get("name") or "")
+            hashes.setdefault(f"{_KINDS.get(kind, kind)}:{name}", str(item.get("hash") or ""))
+        for key, value in hashes.items():
+            kind, _, name = key.partition(":")
+            if name and kind in ("lora", "embed"):
+                yield NamedFile("embedding" if kind == "embed" else "lora", name, self._hash(value))
+
+    def listed_loras(self) -> list[NamedFile]:
+        """The LoRAs in the API's list of resources, with their weights."""
+        return [
+            NamedFile(
+                "lora", str(item.get("name") or ""), self._hash(str(item.get("hash") or "")), number(item["weight"])
+            )
+            for item in self._resources()
+            if item.get("type") == "lora" and item.get("weight") is not None
+        ]
+
+    def _resources(self) -> list[dict[str, Any]]:
+        value = self.value("resources")
+        return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+    def _torn_hashes(self) -> dict[str, str]:
+        """Hashes of LoRAs whose list was torn apart: the name may begin with a quote, the hash may end with one."""
+        found = {}
+        for name, value in self._values.items():
+            if isinstance(value, str) and (name.startswith('"') or value.endswith('"')):
+                plain = value.strip().strip('"')
+                if _HASH.fullmatch(plain):
+                    self._used.add(name)
+                    found[f"lora:{name.strip(chr(34)).strip()}"] = plain
+        return found
+
+    @staticmethod
+    def _hash(text: str) -> str:
+        plain = text.strip().removeprefix("0x")
+        return plain.casefold() if _HASH.fullmatch(plain) else ""
+
+
+_KINDS: Final = {"lora": "lora", "lycoris": "lora", "locon": "lora", "embed": "embed", "textualinversion": "embed"}
+
+
+def _pairs(value: object) -> dict[str, str]:
+    items = value.items() if isinstance(value, dict) else ()
+    return {str(key).replace("LORA:", "lora:"): str(item) for key, item in items if isinstance(item, str)}
+
+
+def _quoted(text: str, kind: str) -> dict[str, str]:
+    """Parse `name: hash, name: hash`."""
+    found = {}
+    for item in text.split(","):
+        name, colon, value = item.rpartition(":")
+        if colon and name.strip():
+            found[f"{kind}:{name.strip()}"] = value.strip()
+    return found

@@ -1,0 +1,372 @@
+"""From the settings of somebody's image to the recipe that draws it again, or to the reason why it cannot be drawn.
+
+Each setting is expressed exactly, expressed with a difference that is named, in need of an image that no metadata
+contains, or not expressible. Entries that are not known are named, too. What is missing has the value that the A1111
+version of the image gives it.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from civman.diffusion import sampler_names, samplers
+from civman.diffusion.noise_levels import Schedule
+from civman.domain.digests import Sha256
+from civman.domain.recipes.recipe import Hires, LoraUse, Recipe, Sampling
+from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
+from civman.errors import Cause, UsageError
+from civman.pictures.metadata import loads
+from civman.pictures.site_settings import Entries, NamedFile
+from civman.planning import prompt_stages
+from civman.planning.redraw_features import RANK, Drawable, Reason, reasons
+from civman.planning.redraw_prompts import TaggedLora, read_tags
+from civman.prompts import editing, emphasis
+
+_SMALLEST_CARD: Final = 20480
+"""The threads of the smallest common card: below as many values, all cards draw the same noise."""
+_SIZE: Final = re.compile(r"(-?[0-9]{1,5})x(-?[0-9]{1,5})")
+_FAMILIES: Final = ("SD 1", "SD 2", "SDXL", "Pony", "Illustrious", "NoobAI", "Other", "")
+_PADDED: Final = ("DDIM", "PLMS", "UniPC")
+
+
+@dataclass(frozen=True, slots=True)
+class Redraw:
+    """What became of one image's settings; `recipe` has names and hashes as the settings give them."""
+
+    id: object
+    drawable: Drawable
+    reasons: tuple[str, ...]
+    resources: tuple[NamedFile, ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def value(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            "id": self.id, "drawable": self.drawable.value, "reasons": list(self.reasons),
+            "resources": [asdict(each) for each in self.resources], "recipe": self.recipe,
+        }  # fmt: skip
+
+
+class _Missing(Exception):
+    """A setting that every image needs is not there."""
+
+
+def redraw(row: dict[str, Any]) -> Redraw:
+    """Plan one row: an object with `id`, `meta` (settings as in CivitAI's API) and `baseModel`.
+
+    The files that it names are taken as present.
+    """
+    reader = _Reader(Entries(row.get("meta")), str(row.get("baseModel") or ""))
+    try:
+        recipe = reader.recipe()
+    except _Missing as missing:
+        reader.add(Drawable.NO, str(missing))
+        recipe = {}
+    except UsageError as error:
+        reader.add(Drawable.NO, error.message)
+        recipe = {}
+    except (ArithmeticError, ValueError):
+        reader.add(Drawable.NO, "a number in the settings is out of range")
+        recipe = {}
+    found = reader.finished()
+    verdict = max((each.verdict for each in found), key=RANK.index, default=Drawable.EXACT)
+    words = tuple(dict.fromkeys(each.words for each in sorted(found, key=lambda each: -RANK.index(each.verdict))))
+    return Redraw(row.get("id"), verdict, words, tuple(reader.resources), recipe)
+
+
+def redraw_file(path: Path) -> Iterator[Redraw]:
+    """Plan each line of a file of settings (JSON Lines), in their order.
+
+    Raises: UsageError (`bad-value`): the file cannot be read.
+    """
+    try:
+        file = path.open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"cannot read `{path}`: {error.strerror or error}", code=Cause.BAD_VALUE) from error
+    return _each(file)
+
+
+def _each(file: TextIO) -> Iterator[Redraw]:
+    with file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            row = loads(line)
+            if isinstance(row, dict):
+                yield redraw(row)
+            else:
+                yield Redraw(None, Drawable.NO, (f"line {number} is not a JSON object",))
+
+
+class _Reader:
+    """Reads one image's entries into a recipe and notes the reasons on the way."""
+
+    def __init__(self, entries: Entries, base_model: str) -> None:
+        self._entries, self._base_model = entries, base_model
+        self._version = entries.version or (1, 2)  # A1111 wrote its version since 1.2
+        self._found: list[Reason] = []
+        self.resources: list[NamedFile] = list(entries.files())
+
+    def add(self, verdict: Drawable, words: str) -> None:
+        """Note a reason."""
+        self._found.append(Reason(verdict, words))
+
+    def finished(self) -> list[Reason]:
+        """All reasons, with those of entries that are not understood."""
+        self._found += reasons(self._entries)
+        if unknown := self._entries.unused():
+            listed = ", ".join(f"`{name[:40]}`" for name in unknown[:8]) + (" …" if len(unknown) > 8 else "")
+            self.add(Drawable.DIFFERS, f"entries that are not known are left out: {listed}")
+        return self._found
+
+    def recipe(self) -> dict[str, Any]:
+        """The recipe as far as the settings go. Raises: _Missing, UsageError: something cannot be expressed."""
+        self._require_family()
+        prompt, negative, loras = self._prompts()
+        sampler, schedule = self._sampler()
+        width, height = self._size()
+        steps = self._need("Steps", self._entries.whole("Steps"))
+        hires = self._hires(width, height, steps)
+        self._start(has_hires=hires is not None)
+        rules = prompt_stages.rules_for(prompt, negative, self._rule().value)
+        made = Recipe(
+            checkpoint=_placeholder("checkpoint"), prompt=prompt, negative_prompt=negative, sampler=sampler.name,
+            schedule=schedule.value, steps=steps,
+            guidance_scale=self._need("CFG scale", self._entries.number("CFG scale")), width=width // 8 * 8,
+            height=height // 8 * 8, seed=self._need("Seed", self._entries.whole("Seed")),
+            clip_skip=self._entries.whole("Clip skip") or 1, prediction="epsilon", is_zero_snr=False,
+            precision="float16", rng=self._rng(), eta_seed_delta=self._ensd(), rounding="down", odd_sizes="a1111",
+            loras=tuple(LoraUse(_placeholder(each.name), each.unet, each.text) for each in loras),
+            pad_prompts=self._entries.is_on("Pad conds"), hires=hires, sampling=self._sampling(),
+            prompt_rules=rules, **self._variation(),
+        )  # fmt: skip
+        self._check(made, sampler, schedule)
+        self._differences(made, sampler)
+        return self._value(made, loras)
+
+    def _need(self, name: str, value: Any) -> Any:
+        if value is None:
+            raise _Missing(f"the settings contain no {name.lower()}")
+        return value
+
+    def _require_family(self) -> None:
+        if not self._base_model.startswith(_FAMILIES[:-1]) and self._base_model:
+            raise _Missing(f"it was made with a model of the kind {self._base_model}, which civman does not render")
+
+    def _prompts(self) -> tuple[str, str, list[TaggedLora]]:
+        prompt = self._entries.value("prompt")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise _Missing("the settings contain no prompt")
+        negative = self._entries.value("Negative prompt")
+        read = read_tags(prompt, self._version)
+        unwanted = read_tags(negative if isinstance(negative, str) else "", self._version)
+        self._found += (*read.reasons, *unwanted.reasons)
+        if unwanted.loras:
+            self.add(Drawable.DIFFERS, "A1111 reads tags in the negative prompt as words; they are left out")
+        loras = [*read.loras, *self._additional_networks()]
+        self._name_loras(loras)
+        return read.text, unwanted.text, loras
+
+    def _additional_networks(self) -> Iterator[TaggedLora]:
+        """The LoRAs of the extension Additional Networks."""
+        for key in self._entries.take(re.compile(r"AddNet Model \d+$")):
+            number = key.rpartition(" ")[2]
+            kind = self._entries.text(f"AddNet Module {number}")
+            both = self._entries.number(f"AddNet Weight {number}")
+            unet, text = (self._entries.number(f"AddNet Weight {side} {number}") for side in "AB")
+            unet = both if unet is None else unet
+            if not self._entries.is_on("AddNet Enabled") or unet is None:
+                continue
+            if kind.casefold() not in ("lora", ""):
+                self.add(Drawable.NO, f"additional networks of the kind {kind} are not built")
+            found = re.fullmatch(r"(.*?)\s*\(([0-9a-fA-F]{8,12})\)", self._entries.text(key))
+            name, digest = (found[1], found[2].casefold()) if found else (self._entries.text(key), "")
+            if name.casefold() in ("none", ""):
+                continue
+            if not digest:
+                name, digest = self._listed_with(unet, name)
+            self.resources.append(NamedFile("lora", name, digest, unet))
+            yield TaggedLora(name, unet, unet if text is None else text)
+        self._entries.take(re.compile("AddNet "))
+
+    def _listed_with(self, weight: float, name: str) -> tuple[str, str]:
+        """The name and hash of the only LoRA that the API lists with this weight; the given name if there is none."""
+        found = [each for each in self._entries.listed_loras() if each.weight == weight]
+        return (found[0].name, found[0].hash) if len(found) == 1 else (name, "")
+
+    def _name_loras(self, loras: list[TaggedLora]) -> None:
+        """Give the LoRAs in the list of resources their weights, and add those that are only named in the prompt."""
+        weights = {each.name: each.unet for each in loras}
+        known: dict[tuple[str, str], NamedFile] = {}
+        for each in self.resources:
+            key = (each.role, each.name)
+            if key not in known or (each.hash and not known[key].hash):
+                weight = weights.get(each.name) if each.role == "lora" else None
+                known[key] = NamedFile(each.role, each.name, each.hash, weight)
+        for name, weight in weights.items():
+            known.setdefault(("lora", name), NamedFile("lora", name, "", weight))
+        unused = [each.name for each in known.values() if each.role == "lora" and each.name not in weights]
+        if unused:
+            self.add(Drawable.EXACT, f"the settings list LoRAs that the prompt does not use: {', '.join(unused[:8])}")
+        self.resources = [each for each in known.values() if each.role != "lora" or each.name in weights]
+
+    def _sampler(self) -> tuple[samplers.Sampler, Schedule]:
+        name = self._need("sampler", self._entries.text("Sampler") or None)
+        named = self._entries.text("Schedule type") or None
+        sampler, schedule = sampler_names.parse(name, named)
+        if schedule is Schedule.AUTOMATIC and not sampler.own_table:
+            is_old = named is None and self._version < (1, 9) and sampler.name != "Restart"
+            schedule = Schedule.NORMAL if is_old else sampler.automatic
+        if self._entries.text("UniPC variant") not in ("", "bh1") or self._entries.text("UniPC order") not in ("", "3"):
+            self.add(Drawable.NO, "UniPC ran with another variant or order than civman's")
+        self._entries.take(re.compile("UniPC "))
+        return sampler, schedule
+
+    def _size(self) -> tuple[int, int]:
+        found = _SIZE.fullmatch(self._entries.text("Size"))
+        if found is None:
+            raise _Missing("the settings contain no size")
+        return int(found[1]), int(found[2])
+
+    def _hires(self, width: int, height: int, steps: int) -> Hires | None:
+        entries = self._entries
+        scale, resize = entries.number("Hires upscale"), _SIZE.fullmatch(entries.text("Hires resize"))
+        if scale is None and resize is None and "Hires upscaler" not in entries:
+            return None
+        if resize and max(int(resize[1]), int(resize[2])) > 0:
+            across, down = int(resize[1]), int(resize[2])
+            larger = across or width * down // height, down or height * across // width
+        else:
+            scale = 2.0 if scale is None else scale
+            larger = int(width * scale), int(height * scale)
+        upscaler = upscaler_of(entries.text("Hires upscaler") or "Latent")
+        if upscaler not in UPSCALERS:
+            self.add(Drawable.NO, f"the second pass used the upscaler model `{entries.text('Hires upscaler')}`, and "
+                                  "upscaler models are not built")  # fmt: skip
+            upscaler = "latent"
+        elif not upscaler.startswith("latent"):
+            self.add(Drawable.DIFFERS, "the image is encoded again between the passes, from a distribution in A1111")
+            if any(side % 8 for side in larger):
+                self.add(Drawable.DIFFERS, "the size of the second pass is rounded down to multiples of 8")
+        strength = entries.number("Denoising strength")
+        if strength is None:
+            self.add(Drawable.DIFFERS, "the strength of the second pass is not stated; 0.7 is A1111's default")
+        return Hires(
+            larger[0] // 8 * 8, larger[1] // 8 * 8, entries.whole("Hires steps") or steps,
+            0.7 if strength is None else strength, upscaler,
+        )  # fmt: skip
+
+    def _start(self, *, has_hires: bool) -> None:
+        """Note that the image was made from another one, if the settings show that."""
+        strength = self._entries.number("Denoising strength")
+        from_image = self._entries.take(
+            re.compile("Mask blur|Inpaint|Masked|Conditional mask weight|Noise multiplier|Init image|Image CFG")
+        )
+        if (strength is not None or from_image) and not has_hires and "First pass size" not in self._entries:
+            self.add(Drawable.NEEDS_INPUT, "it was made from another image, which the settings do not contain")
+
+    def _rule(self) -> editing.Rule:
+        if self._entries.is_on("Old prompt editing timelines") or self._version < (1, 3):
+            return editing.Rule.V1_0 if self._version < (1, 3) else editing.Rule.V1_3
+        return editing.Rule.V1_3 if self._version < (1, 6) else editing.Rule.V1_6
+
+    def _rng(self) -> str:
+        source = self._entries.text("RNG").casefold()
+        return source if source in ("cpu", "nv") else "nv"
+
+    def _ensd(self) -> int:
+        delta = self._entries.whole("ENSD") or 0
+        return 0 if delta < 0 and self._version < (1, 6) else delta
+
+    def _variation(self) -> dict[str, Any]:
+        strength = self._entries.number("Variation seed strength") or 0.0
+        seed = self._entries.whole("Variation seed")
+        found = _SIZE.fullmatch(self._entries.text("Seed resize from"))
+        width, height = (int(found[1]), int(found[2])) if found else (0, 0)
+        is_on = width > 0 and height > 0
+        return {
+            "variation_seed": (seed or 0) if strength else 0, "variation_strength": strength,
+            "seed_resize_width": width if is_on else 0, "seed_resize_height": height if is_on else 0,
+        }  # fmt: skip
+
+    def _sampling(self) -> Sampling:
+        names = {
+            "eta": "Eta", "eta_ddim": "Eta DDIM", "s_churn": "Sigma churn", "s_tmin": "Sigma tmin",
+            "s_tmax": "Sigma tmax", "noise_scale": "Sigma noise",
+        }  # fmt: skip
+        stated: dict[str, Any] = {
+            name: value for name, key in names.items() if (value := self._entries.number(key)) is not None
+        }
+        return Sampling(**stated)
+
+    def _check(self, made: Recipe, sampler: samplers.Sampler, schedule: Schedule) -> None:
+        """Raises: UsageError: the recipe could not be rendered with any model."""
+        prompt_stages.require_readable(made)
+        levels = sampler.levels()
+        samplers.plan(sampler, schedule, made.steps, levels)
+        if made.hires:
+            start = samplers.Start(made.hires.strength, keeps_steps=True)
+            samplers.plan(sampler, schedule, made.hires.steps, levels, start=start)
+        first, second = prompt_stages.passes_of(made)
+        for text in dict.fromkeys(text for each in (first, second) if each for text in each.texts()):
+            emphasis.parse(text)
+
+    def _differences(self, made: Recipe, sampler: samplers.Sampler) -> None:
+        passes = [(made.width, made.height)] + ([(made.hires.width, made.hires.height)] if made.hires else [])
+        if "RNG" not in self._entries and max(4 * (w // 8) * (h // 8) for w, h in passes) > _SMALLEST_CARD:
+            self.add(Drawable.DIFFERS, "the noise came from a graphics card that the settings do not name, and at this"
+                                       " size it depends on the card: --rng CARD")  # fmt: skip
+        if self._version < (1, 7):
+            self.add(Drawable.DIFFERS, "A1111 before 1.7 rounded the noise levels to half precision")
+        if self._version < (1, 6) and sampler.name in _PADDED:
+            self.add(Drawable.DIFFERS, f"A1111 before 1.6 cut or extended the negative prompt with {sampler.name} if "
+                                       "it was not as long as the prompt")  # fmt: skip
+        if not any(each.role == "vae" for each in self.resources) and self._version < (1, 5):
+            self.add(Drawable.DIFFERS, "A1111 before 1.5 did not state the VAE; the checkpoint's own is used")
+        if made.prompt_rules and "Version" not in self._entries:
+            self.add(
+                Drawable.DIFFERS, "the prompt changes during the steps, and no version is stated: counted as in 1.2"
+            )
+        by_name = [each for each in self.resources if not each.hash and (each.role != "embedding")]
+        for each in by_name:
+            words = f"the {each.role} `{each.name}` is named without a hash" if each.name else "no checkpoint is named"
+            self.add(Drawable.DIFFERS if each.name else Drawable.NO, words)
+
+    def _value(self, made: Recipe, loras: list[TaggedLora]) -> dict[str, Any]:
+        """The recipe with names and hashes in the place of digests, without what only the checkpoint tells."""
+        value = asdict(made)
+        if made.hires:
+            value["hires"]["upscaler"] = self._entries.text("Hires upscaler") or "Latent"
+        for name in (
+            "prediction",
+            "is_zero_snr",
+            "precision",
+            "files",
+            "config",
+            "vae",
+            "start",
+            "count",
+            "batch_size",
+        ):
+            del value[name]
+        hashes = {(each.role, each.name): each.hash for each in self.resources}
+        named = {each.role: {"name": each.name, "hash": each.hash} for each in self.resources}
+        return value | {
+            "checkpoint": named["checkpoint"], "vae": named.get("vae"),
+            "loras": [
+                {"name": each.name, "hash": hashes.get(("lora", each.name), ""), "scale": each.unet,
+                 "text_scale": each.text}
+                for each in loras
+            ],
+            "embeddings": [
+                {"name": each.name, "hash": each.hash} for each in self.resources if each.role == "embedding"
+            ],
+        }  # fmt: skip
+
+
+def _placeholder(name: str) -> Sha256:
+    """A digest in the place of one that is not known, so that the other values can be checked."""
+    return Sha256(hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest())

@@ -1,0 +1,132 @@
+"""What settings of other programs ask for beyond a plain render: what is missing to draw it, and what has no effect.
+
+Each row names entries by a pattern, the condition under which they count, and what follows.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from civman.pictures.site_settings import Entries
+
+
+class Drawable(StrEnum):
+    """Whether settings can be drawn.
+
+    `EXACT`: each setting is expressed exactly. `DIFFERS`: drawable, with the differences that the reasons name.
+    `NEEDS_INPUT`: an image that no metadata contains is needed. `NO`: civman cannot draw it.
+    """
+
+    EXACT = "exact"
+    DIFFERS = "differs"
+    NEEDS_INPUT = "needs-input"
+    NO = "no"
+
+
+RANK: Final = (Drawable.EXACT, Drawable.DIFFERS, Drawable.NEEDS_INPUT, Drawable.NO)
+"""From the best verdict to the worst."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why settings are not drawn exactly; with `EXACT`, a remark that changes nothing."""
+
+    verdict: Drawable
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Feature:
+    entries: re.Pattern[str]
+    verdict: Drawable
+    words: str
+    counts: Callable[[Entries], bool] = lambda _: True
+
+
+def _feature(
+    pattern: str, verdict: Drawable, words: str, counts: Callable[[Entries], bool] = lambda _: True
+) -> _Feature:
+    return _Feature(re.compile(pattern), verdict, words, counts)
+
+
+def _is_face(entries: Entries) -> bool:
+    return entries.is_on("Face restoration")
+
+
+def _is_merging(entries: Entries) -> bool:
+    return any(entries.number(name) for name in ("Token merging ratio", "Token merging ratio hr"))
+
+
+NO, NEEDS, FINE = Drawable.NO, Drawable.NEEDS_INPUT, Drawable.EXACT
+_TILED: Final = (
+    r"[\"{]*'?\"?(Method|Upscaler|Keep input size|Tile batch size|Tile Overlap|Overlap|Upscale factor|Scale factor|"
+    r"Tile tile (width|height)|Latent tile (width|height))['\"]"
+)
+_FEATURES: Final = (
+    _feature("Face restoration$", NO, "faces were restored (GFPGAN, CodeFormer), which is not built", _is_face),
+    _feature("(ADetailer|DDetailer|YOLO) ", NO, "faces or hands were drawn again by a detector, which is not built"),
+    _feature("Hypernet( |$)|Hypernetworks", NO, "a hypernetwork changed the model, which is not built"),
+    _feature(
+        r"ControlNet|(\"preprocessor|model|weight|resize mode|control mode|pixel perfect|starting/ending|"
+        r"preprocessor params)$",
+        NEEDS, "a ControlNet followed an image that the settings do not contain",
+        lambda entries: any(name in entries for name in ('"preprocessor', "ControlNet Enabled", "ControlNet-0 Enabled",
+                                                        "ControlNet 0 Enabled", "ControlNet 0", "ControlNet Model",
+                                                        "ControlNet-1 Enabled", "ControlNet-2 Enabled")),
+    ),
+    _feature(
+        "Mimic |Threshold percentile|Dynamic thresholding|CFG mode|CFG scale minimum|Separate Feature Channels|"
+        "Scaling Startpoint|Variability Measure|Interpolate Phi",
+        NO, "dynamic thresholding changed the guidance, which is not built",
+        lambda entries: entries.is_on("Dynamic thresholding enabled"),
+    ),
+    _feature(f"Tiled Diffusion|{_TILED}", NO, "the image was drawn in tiles (Tiled Diffusion), which is not built"),
+    _feature(
+        "(SD upscale|Ultimate SD upscale) ", NO,
+        "an upscale script drew it again from an image that the settings do not contain; such scripts are not built",
+    ),
+    _feature("Token merging|tome_", NO, "tokens were merged to save time, which is not built", _is_merging),
+    _feature("SAG ", NO, "self-attention guidance changed the image, which is not built"),
+    _feature("Cutoff ", NO, "the extension Cutoff changed the prompt, which is not built",
+             lambda entries: entries.is_on("Cutoff enabled")),
+    _feature("AntiBurn|LLuL|Latent Couple|Composable", NO, "an extension changed the sampling, which is not built"),
+    _feature(
+        r"RP |\"?(divisions=|mode$|Use (base|common|N-common)|Base ratio|divide ratio)|[0-9]+ positions=",
+        NO, "a regional prompt divided the image, which is not built",
+    ),
+    _feature("Aesthetic ", NO, "an aesthetic embedding changed the prompt, which is not built",
+             lambda entries: bool(entries.number("Aesthetic weight"))),
+    _feature("NGMS", NO, "the negative prompt was skipped at low noise (NGMS), which is not built",
+             lambda entries: bool(entries.number("NGMS"))),
+    _feature("NPW_", NO, "an extension weighted the negative prompt, which is not built"),
+    _feature("Skip Early CFG", NO, "guidance was skipped in the first steps, which is not built"),
+    _feature("Refiner|Hires (checkpoint|sampler|schedule type|prompt|negative prompt)", NO,
+             "the second pass used another model, sampler or prompt, which is not built"),
+    _feature("FreeU|HyperTile|Kohya|PAG |CFG Rescale", NO, "an extension changed the model, which is not built"),
+    _feature("Postprocess |Extras", NO, "the finished image was upscaled, which is not built"),
+    _feature("Discard penultimate sigma", NO,
+             "the second-to-last noise level was always dropped, which is not built",
+             lambda entries: entries.is_on("Discard penultimate sigma")),
+    _feature("First pass size", NO, "the second pass followed the rules of A1111 before 2023, which are not built"),
+    _feature("Parser", NO, "it was made by SD.Next, whose rules are not built"),
+    _feature(r"Script|[XYZ] (Type|Values)|Fixed [XYZ] Values", NO, "a script made several images in one"),
+    _feature("Extra noise|SGM noise multiplier|Schedule (max|min) sigma|Schedule rho|Mask (mode|source)|Downcast", NO,
+             "a setting of A1111 that is not built"),
+    _feature("Emphasis$", NO, "emphasis followed another rule than the usual one, which is not built",
+             lambda entries: entries.text("Emphasis").casefold() not in ("", "original")),
+    _feature(r"Wildcard|Template|Negative Template|Unprompted|\[?__|Dynamic [Pp]rompts", FINE,
+             "the prompt was made from a template; what it became is in the prompt"),
+    _feature("Score|aesthetic_score|needsReview|modelVersionId|Batch (size|pos)|Lora hashes|TI hashes|VAE hash|"
+             "Model( hash)?$|hashes|resources|civitaiResources|Version|Hires (upscaler|upscale|resize|steps)|User|Size|"
+             "Created Date|Time|Steps$|Sampler$|Seed$|CFG scale$|Clip skip$|Negative prompt$|prompt$|"
+             "Denoising strength$|Schedule type$", FINE, ""),
+)  # fmt: skip
+
+
+def reasons(entries: Entries) -> Iterator[Reason]:
+    """What the entries ask for that a plain render does not do. The entries are marked as used."""
+    for feature in _FEATURES:
+        if entries.take(feature.entries) and feature.words and feature.counts(entries):
+            yield Reason(feature.verdict, feature.words)

@@ -1,0 +1,70 @@
+"""Take A1111's tags out of a prompt, by the rules of the version that made the image."""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from civman.pictures.metadata import number
+from civman.planning.redraw_features import Drawable, Reason
+
+_TAG: Final = re.compile(r"<(\w+):([^>]+)>")
+_NAMED: Final = re.compile(r"\s*(te|unet|dyn)\s*=\s*(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedLora:
+    """A LoRA that a prompt names, and its scales for the UNet and for the text encoders."""
+
+    name: str
+    unet: float
+    text: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """A prompt without its tags, the LoRAs that they name, and why the tags cannot be expressed."""
+
+    text: str
+    loras: tuple[TaggedLora, ...]
+    reasons: tuple[Reason, ...]
+
+
+def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
+    """Read the tags of a prompt. Before A1111 1.5, only the first number of a `lora` tag had an effect."""
+    loras: list[TaggedLora] = []
+    reasons: list[Reason] = []
+    for tag in _TAG.finditer(prompt):
+        kind, parts = tag[1].casefold(), tag[2].split(":")
+        if kind not in ("lora", "lyco"):
+            what = "a hypernetwork, which is not built" if kind == "hypernet" else "nothing that civman or A1111 knows"
+            verdict = Drawable.NO if kind == "hypernet" else Drawable.EXACT
+            reasons.append(Reason(verdict, f"the tag `{tag[0][:60]}` names {what}"))
+            continue
+        found = _scales(parts[1:], takes_both=kind == "lyco" or version >= (1, 5))
+        if isinstance(found, str):
+            reasons.append(Reason(Drawable.NO, f"the tag `{tag[0][:60]}` {found}"))
+        else:
+            loras.append(TaggedLora(parts[0].strip(), *found))
+    return Tags(_TAG.sub("", prompt), tuple(loras), tuple(reasons))
+
+
+def _scales(arguments: list[str], *, takes_both: bool) -> tuple[float, float] | str:
+    """The scales for the UNet and for the text encoders, or why they cannot be expressed."""
+    named = {match[1]: match[2] for each in arguments if (match := _NAMED.fullmatch(each))}
+    positional = [each.strip() for each in arguments if not _NAMED.fullmatch(each)]
+    if "dyn" in named or len(positional) > 2:
+        return "has a dynamic rank or more numbers, which is not built"
+    values = [number(each) for each in positional]
+    first = values[0] if values else 1.0
+    if first is None:
+        return "has no number for its strength"
+    second = values[1] if len(values) > 1 else first
+    if second is None:
+        return "gives each block of the model its own weight, which is not built"
+    if len(values) > 1 and not takes_both:
+        second = first
+    text = number(named.get("te", str(first)))
+    unet = number(named.get("unet", str(second if "te" not in named or len(values) > 1 else text)))
+    if text is None or unet is None:
+        return "has a strength that is not a number"
+    return unet, text

@@ -1,0 +1,251 @@
+"""Settings of other people's images: what becomes a recipe, what differs, what cannot be drawn, and why."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from running import SHARED, Civman
+
+from civman.planning.redraw import redraw
+
+ROWS = SHARED / "fixtures" / "real-settings" / "rows.jsonl"
+PLAIN: dict[str, Any] = {
+    "prompt": "a cat", "negativePrompt": "bad", "steps": 20, "sampler": "Euler a", "cfgScale": 7, "seed": 5,
+    "Size": "512x512", "Model": "some-model", "Model hash": "bb4f4d123e", "Version": "v1.10.1", "VAE": "None",
+    "Clip skip": "2",
+}  # fmt: skip
+
+
+def read(base: str = "SD 1.5", **changes: Any) -> dict[str, Any]:
+    meta = {key: value for key, value in (PLAIN | changes).items() if value is not None}
+    return redraw({"id": 1, "baseModel": base, "meta": meta}).value()
+
+
+def test_what_is_wholly_expressed_is_exact() -> None:
+    found = read()
+
+    assert (found["drawable"], found["reasons"]) == ("exact", [])
+    assert found["resources"] == [{"role": "checkpoint", "name": "some-model", "hash": "bb4f4d123e", "weight": None}]
+    recipe = found["recipe"]
+    assert (recipe["sampler"], recipe["schedule"], recipe["steps"], recipe["seed"]) == ("Euler a", "Normal", 20, 5)
+    assert (recipe["width"], recipe["height"], recipe["clip_skip"], recipe["rng"]) == (512, 512, 2, "nv")
+    assert (recipe["rounding"], recipe["odd_sizes"]) == ("down", "a1111")
+
+
+@pytest.mark.parametrize(
+    ("changes", "entry", "value"),
+    [
+        # a name without a schedule means Normal up to 1.8, and Automatic since
+        ({"sampler": "DPM++ 2M", "Version": "v1.8.0"}, "schedule", "Normal"),
+        ({"sampler": "DPM++ 2M"}, "schedule", "Karras"),
+        ({"sampler": "DPM++ 2M Karras", "Version": "v1.3.2-RC-1-gbaf6946e"}, "schedule", "Karras"),
+        ({"sampler": "DPM++ 2M", "Schedule type": "Exponential"}, "schedule", "Exponential"),
+        ({"sampler": "DPM++ 2M", "Version": "f2.0.1v1.10.1-previous-659"}, "schedule", "Karras"),
+        ({"prompt": "[a:b:0.5]"}, "prompt_rules", "a1111-1.6"),
+        ({"prompt": "[a:b:0.5]", "Version": "v1.5.1"}, "prompt_rules", "a1111-1.3"),
+        ({"prompt": "[a:b:0.5]", "Version": "v1.2.1"}, "prompt_rules", "a1111-1.0"),
+        ({"prompt": "[a:b:0.5]", "Version": None}, "prompt_rules", "a1111-1.0"),
+        ({"prompt": "a AND b"}, "prompt_rules", "a1111-1.6"),
+        ({"ENSD": "31337"}, "eta_seed_delta", 31337),
+        ({"ENSD": "-2", "Version": "v1.5.1"}, "eta_seed_delta", 0),
+        ({"ENSD": "-2"}, "eta_seed_delta", -2),
+        ({"RNG": "CPU"}, "rng", "cpu"),
+        ({"Variation seed": "9", "Variation seed strength": "0.2"}, "variation_seed", 9),
+        ({"Variation seed": "9", "Variation seed strength": "0"}, "variation_seed", 0),
+        ({"Seed resize from": "512x384"}, "seed_resize_height", 384),
+        ({"Seed resize from": "-1x-1"}, "seed_resize_width", 0),
+        ({"Clip skip": None, "clipSkip": 3}, "clip_skip", 3),
+        ({"Size": "515x512"}, "width", 512),
+        ({"Hires upscale": "1.5", "Hires upscaler": "Latent", "Denoising strength": "0.6", "Size": "256x256"}, "hires",
+         {"width": 384, "height": 384, "steps": 20, "strength": 0.6, "upscaler": "Latent"}),
+        ({"Hires resize": "0x384", "Hires steps": "9", "Denoising strength": "0.6", "Size": "256x256"}, "hires",
+         {"width": 384, "height": 384, "steps": 9, "strength": 0.6, "upscaler": "Latent"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_setting_has_the_meaning_of_its_version(changes: dict[str, Any], entry: str, value: object) -> None:
+    assert read(**changes)["recipe"][entry] == value
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "reason"),
+    [
+        ({"Size": "512x768"}, "differs", "depends on the card"),
+        ({"Size": "512x768", "RNG": "CPU"}, "exact", ""),
+        ({"Version": "v1.6.0"}, "differs", "half precision"),
+        ({"Version": "v1.5.1", "sampler": "DDIM"}, "differs", "negative prompt with DDIM"),
+        ({"Version": None, "VAE": None}, "differs", "did not state the VAE"),
+        ({"Model hash": None}, "differs", "without a hash"),
+        (
+            {"Hires upscaler": "Lanczos", "Hires upscale": "1.5", "Denoising strength": "0.5"},
+            "differs",
+            "encoded again",
+        ),
+        ({"Hires upscaler": "4x-UltraSharp", "Hires upscale": "2", "Denoising strength": "0.5"}, "no", "4x-UltraSharp"),
+        ({"Strange entry": "5"}, "differs", "`Strange entry`"),
+        ({"Denoising strength": "0.5"}, "needs-input", "another image"),
+        ({"Mask blur": "4", "Denoising strength": "0.5"}, "needs-input", "another image"),
+        ({"ControlNet 0 Enabled": "True", "ControlNet 0 Model": "x"}, "needs-input", "ControlNet"),
+        ({'"preprocessor': "canny", "model": "x", "weight": "1"}, "needs-input", "ControlNet"),
+        ({"Face restoration": "CodeFormer"}, "no", "faces"),
+        ({"Face restoration": "None"}, "exact", ""),
+        ({"prompt": "a <hypernet:x:0.5>"}, "no", "hypernetwork"),
+        ({"Hypernet": "x", "Hypernet strength": "0.5"}, "no", "hypernetwork"),
+        ({"prompt": "a <lora:x:1:1,0,0,1>"}, "no", "block"),
+        ({"prompt": "a <lora:x:much>"}, "no", "no number"),
+        ({"prompt": None}, "no", "no prompt"),
+        ({"seed": None}, "no", "no seed"),
+        ({"sampler": None}, "no", "no sampler"),
+        ({"sampler": "DPM++ 2M alt Karras"}, "no", "private variant"),
+        ({"steps": 5000}, "no", "steps must be"),
+        ({"Size": "0x512"}, "no", "not a size"),
+        ({"Token merging ratio": "0.5"}, "no", "tokens were merged"),
+        ({"Dynamic thresholding enabled": "True", "Mimic scale": "7"}, "no", "thresholding"),
+        ({"ADetailer model": "face_yolov8n.pt"}, "no", "detector"),
+        ({"Ultimate SD upscale upscaler": "x", "Denoising strength": "0.2"}, "no", "upscale script"),
+        ({"Discard penultimate sigma": "True"}, "no", "second-to-last"),
+        ({"First pass size": "0x0", "Denoising strength": "0.7"}, "no", "before 2023"),
+        ({"Parser": "Full parser"}, "no", "SD.Next"),
+        ({"Hires prompt": "other"}, "no", "second pass used another"),
+        ({"Wildcard prompt": "__x__"}, "exact", "template"),
+        ({"Score": "6.5", "resources": []}, "exact", ""),
+    ],
+    ids=str,
+)
+def test_what_differs_or_cannot_be_drawn_says_why(changes: dict[str, Any], verdict: str, reason: str) -> None:
+    found = read(**changes)
+
+    assert found["drawable"] == verdict, found["reasons"]
+    assert any(reason in words for words in found["reasons"]) or not reason
+
+
+def test_other_families_are_not_promised() -> None:
+    assert read(base="Flux.1 D")["drawable"] == "no"
+    assert read(base="SDXL 1.0")["drawable"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("version", "prompt", "scales"),
+    [
+        ("v1.10.1", "a <lora:one:0.5>", ("one", 0.5, 0.5)),
+        ("v1.10.1", "a <lora:one:0.5:0.8>", ("one", 0.8, 0.5)),
+        ("v1.4.0", "a <lora:one:0.5:0.8>", ("one", 0.5, 0.5)),
+        ("v1.4.0", "a <lyco:one:0.5:0.8>", ("one", 0.8, 0.5)),
+        ("v1.10.1", "a <lora:one:te=0.2:unet=0.9>", ("one", 0.9, 0.2)),
+        ("v1.10.1", "a <lora:one>", ("one", 1.0, 1.0)),
+    ],
+)
+def test_tags_are_loras_with_the_scales_of_their_version(
+    version: str, prompt: str, scales: tuple[str, float, float]
+) -> None:
+    found = read(prompt=prompt, Version=version, resources=[{"type": "lora", "name": "one", "hash": "AABBCCDDEE"}])
+
+    [lora] = found["recipe"]["loras"]
+    assert (lora["name"], lora["scale"], lora["text_scale"]) == scales
+    assert found["recipe"]["prompt"] == "a "
+    assert {"role": "lora", "name": "one", "hash": "aabbccddee", "weight": scales[1]} in found["resources"]
+
+
+def test_additional_networks_are_loras_with_the_unet_first() -> None:
+    found = read(**{
+        "AddNet Enabled": "True", "AddNet Module 1": "LoRA", "AddNet Model 1": "one(4bd1b9a1e0d2)",
+        "AddNet Weight A 1": "0.7", "AddNet Weight B 1": "0.3",
+    })  # fmt: skip
+
+    assert found["recipe"]["loras"] == [{"name": "one", "hash": "4bd1b9a1e0d2", "scale": 0.7, "text_scale": 0.3}]
+    assert found["drawable"] == "exact"
+
+
+def test_hashes_torn_out_of_a_list_are_those_of_its_loras() -> None:
+    found = read(**{"prompt": "a <lora:one:1>", '"one': '7c6bad76eb54"'})
+
+    assert found["recipe"]["loras"][0]["hash"] == "7c6bad76eb54"
+    assert found["drawable"] == "exact"
+
+
+NAMES = [
+    *PLAIN, "Hires upscale", "Hires resize", "hashes", "resources", "ENSD", "Eta", "Variation seed",
+    "Variation seed strength", "Seed resize from", "AddNet Model 1", "AddNet Enabled", "AddNet Weight A 1",
+]  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
+    | st.sampled_from(["1e999", "-5", "0x0", "99999x99999", "nan", "[a:b:1e400]", "Euler a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=120)
+@given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=8), JSON))
+def test_no_settings_end_in_an_error(changes: dict[str, Any]) -> None:
+    found = redraw({"id": 1, "baseModel": "SD 1.5", "meta": PLAIN | changes}).value()
+
+    assert found["drawable"] in ("exact", "differs", "needs-input", "no")
+    assert found["reasons"] or found["drawable"] == "exact"
+    json.dumps(found)
+
+
+def test_the_command_prints_one_object_a_line_and_counts_for_people(civman: Civman, tmp_path: Path) -> None:
+    file = tmp_path / "settings.jsonl"
+    lines = [json.dumps({"id": 7, "baseModel": "SD 1.5", "meta": PLAIN}), "", "{broken", json.dumps({"id": 8})]
+    file.write_text("\n".join(lines))
+    command = ("replay", "--settings", file, "--assume-files", "--dry-run")
+
+    found = [json.loads(line) for line in civman(*command, "--json").out.splitlines()]
+
+    assert [(each["id"], each["drawable"]) for each in found] == [(7, "exact"), (None, "no"), (8, "no")]
+    assert found[1]["reasons"] == ["line 3 is not a JSON object"]
+    assert "3 images checked" in civman(*command).out
+    assert civman(*command, "--quiet").out.splitlines() == ["7 exact", "None no", "8 no"]
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--dry-run",), ("--settings", "x.jsonl"), ("picture.png", "--settings", "x", "--dry-run")], ids=str
+)
+def test_half_of_the_options_is_a_usage_error(civman: Civman, options: tuple[str, ...]) -> None:
+    assert civman("replay", *options).code == 2
+
+
+@pytest.mark.skipif(not ROWS.is_file(), reason="shared fixtures are not here")
+def test_real_settings_are_read_as_they_are_written_and_fast() -> None:
+    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
+
+    began = time.process_time()
+    found = [redraw(row).value() for row in rows]
+    assert len(rows) / (time.process_time() - began) > 50
+
+    for row, each in zip(rows, found, strict=True):
+        meta, recipe = row["meta"] or {}, each["recipe"]
+        assert each["id"] == row["id"]
+        assert each["reasons"] or each["drawable"] == "exact"
+        if not recipe:
+            assert each["drawable"] == "no"
+            continue
+        assert recipe["seed"] == int(meta["seed"])
+        assert recipe["steps"] == int(meta["steps"])
+        assert recipe["guidance_scale"] == float(meta["cfgScale"])
+        assert meta["sampler"].startswith(recipe["sampler"])
+        assert recipe["clip_skip"] == int(meta.get("Clip skip", meta.get("clipSkip", 1)))
+        width, height = map(int, meta["Size"].split("x"))
+        assert (recipe["width"], recipe["height"]) == (width - width % 8, height - height % 8)
+        assert recipe["prompt"] == re.sub(r"<\w+:[^>]+>", "", meta["prompt"])
+        tags = [tag.split(":") for tag in re.findall(r"<(?:lora|lyco):([^>]*)>", meta["prompt"])]
+        if each["drawable"] != "no" and all(len(tag) == 2 for tag in tags):
+            from_prompt = recipe["loras"][: len(tags)]
+            assert [(lora["name"], lora["scale"]) for lora in from_prompt] == [
+                (name.strip(), float(scale)) for name, scale in tags
+            ]
+        assert bool(recipe["hires"]) == any(key in meta for key in ("Hires upscale", "Hires resize", "Hires upscaler"))
+        if "Model hash" in meta:
+            assert each["resources"][0]["hash"] == meta["Model hash"].lower()
+        if meta.get("Face restoration") in ("CodeFormer", "GFPGAN") or "ADetailer model" in meta:
+            assert each["drawable"] == "no"
+        if "Denoising strength" in meta and not recipe["hires"]:
+            assert each["drawable"] in ("needs-input", "no")
+    verdicts = [each["drawable"] for each in found[:200]]
+    assert sum(verdict in ("exact", "differs") for verdict in verdicts) >= 70
