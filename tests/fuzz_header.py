@@ -114,7 +114,7 @@ def whole_checkpoints() -> list[Tensors]:
     import tiny_models
 
     return [
-        {name: tuple(tensor.shape) for name, tensor in tiny_models.tensors_of(kind, vocab=64).items()}
+        {name: tuple(tensor.shape) for name, tensor in tiny_models.tensors_of(kind).items()}
         for kind in tiny_models.KINDS
     ]
 

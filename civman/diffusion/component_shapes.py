@@ -221,10 +221,29 @@ def _text(config: Config, *, projects: bool) -> _Pairs:
         yield from _layer("text_projection", config["projection_dim"], width, bias=False)
 
 
+_VOCABULARY, _PLACES = 49408, 77
+"""The size of CLIP's vocabulary, and the number of tokens that a text encoder takes at once."""
+
+
 def require_widths(configs: Mapping[str, Config], file: str) -> None:
-    """Raises: CannotRender (`mismatched-parts`): the UNet's input widths do not match the text encoders or the VAE."""
+    """Check the sizes that must match between the components.
+
+    Raises: CannotRender (`mismatched-parts`): a text encoder does not take CLIP's tokens, or the UNet's input widths do
+        not match the text encoders or the VAE.
+    """
     unet = configs["unet"]
-    encoders = [config for name, config in configs.items() if name.startswith("text_encoder")]
+    named = {name: config for name, config in configs.items() if name.startswith("text_encoder")}
+    encoders = list(named.values())
+    for name, config in named.items():
+        words, places = int(config["vocab_size"]), int(config["max_position_embeddings"])
+        if words < _VOCABULARY or places < _PLACES:
+            raise CannotRender(
+                f"the {TITLES[name]} of `{file}` has {words} words and {places} places, but CLIP's tokens need "
+                f"{_VOCABULARY} and {_PLACES}",
+                hint="the file is incomplete or of an unknown kind; another file of this version may be complete",
+                code=Cause.MISMATCHED_PARTS,
+                file=file,
+            )
     given = sum(int(config["hidden_size"]) for config in encoders)
     pairs = [("text conditioning", given, int(unet["cross_attention_dim"]), "text encoders")]
     if "vae" in configs:

@@ -250,6 +250,9 @@ class _Finding:
 
 def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResult:
     support = None
+    if part.role is not None and part.kind is not part.role:
+        reason = f"it is used as {part.role}, its tensors show {part.kind}"
+        return PartResult(part.name, Verdict.CANNOT, Depth.ARCHITECTURE, (reason,), weights=part.weights)
     if checkpoint.label and part.label:
         support = label_support(checkpoint.label, part.label, _asked_type(part))
     match part.kind:
@@ -263,8 +266,6 @@ def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResu
             finding = _Finding(Verdict.FITS, Depth.ARCHITECTURE, ["an upscaler works on finished images"])
         case _:
             finding = _by_family(checkpoint, part, support)
-    if part.role is not None and part.kind is not part.role:
-        finding.at_least(Verdict.CANNOT, f"it is used as {part.role}, its tensors show {part.kind}")
     for conflict in _label_conflict(part):
         finding.at_least(Verdict.CAUTION, conflict)
     if part.model_type.is_adapter and part.kind is not Kind.ADAPTER:

@@ -21,14 +21,19 @@ def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspect
     """Check parts with a checkpoint; each comes with what it is used as ("lora", "embedding", "vae"; None: what it is).
 
     If civman draws with this family, but not with this checkpoint, the reason that a render would give is added: the
-    files may still fit each other in other programs.
+    files may still fit each other in other programs. A VAE that cannot take the place of the checkpoint's cannot work.
     """
     files = [in_role(file.part, role) for role, file in parts]
     found = check(checkpoint.part, files)
-    vae = next((file for role, file in parts if role == "vae"), None)
-    if problem := _why_not_drawn(checkpoint, vae):
+    number, vae = next(((number, file) for number, (role, file) in enumerate(parts) if role == "vae"), (0, None))
+    problem = _why_not_drawn(checkpoint, vae)
+    if vae is not None and problem and problem != _why_not_drawn(checkpoint, None):
+        parted = [*found.parts]
+        parted[number] = replace(parted[number], verdict=Verdict.CANNOT, reasons=(problem, *parted[number].reasons))
+        return replace(found, parts=tuple(parted), verdict=worst((found.verdict, Verdict.CANNOT)))
+    if problem:
         reasons = (*found.reasons, f"civman cannot render with `{checkpoint.name}`: {problem}")
-        found = replace(found, reasons=reasons, verdict=worst((found.verdict, Verdict.CAUTION)))
+        return replace(found, reasons=reasons, verdict=worst((found.verdict, Verdict.CAUTION)))
     return found
 
 

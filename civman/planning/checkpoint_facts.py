@@ -64,6 +64,8 @@ def read_checkpoint(
     """
     shapes, metadata = found.header.shapes, found.header.metadata
     require_known_rules(shapes, weight_form(found.header.tensors), found.inspected.name)
+    if vae is not None:
+        require_known_rules((), weight_form(vae.header.tensors), vae.inspected.name)
     family = family_of(shapes)
     configs = _configs(found, json.loads(config) if config else {}, vae)
     require_parts(family, configs, found.inspected.name)

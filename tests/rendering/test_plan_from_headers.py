@@ -8,13 +8,14 @@ import torch
 from running import Civman
 
 XL_PROJECTION = "conditioner.embedders.1.model.text_projection"
+TEXT = "cond_stage_model.transformer.text_model.embeddings."
 TO_K = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 
 
 def spoilt(
     path: Path, kind: str, *, drop: tuple[str, ...] = (), replace: dict[str, tuple[int, ...]] | None = None
 ) -> Path:
-    tensors = tiny_models.tensors_of(kind, vocab=64)
+    tensors = tiny_models.tensors_of(kind)
     kept = {name: each for name, each in tensors.items() if not name.startswith(drop or ("\0",))}
     tiny_models.save(kept | {name: torch.ones(shape) for name, shape in (replace or {}).items()}, path, {})
     return path
@@ -30,6 +31,8 @@ def spoilt(
         ("sd1", {"replace": {"cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.weight": (40, 24)}}, 6,
          "[40, 24] but [48, 24] is required"),
         ("sd1", {"replace": {TO_K: (16, 20)}}, 8, "text conditioning"),
+        ("sd1", {"replace": {f"{TEXT}token_embedding.weight": (64, 24)}}, 8, "64 words"),
+        ("sd1", {"replace": {f"{TEXT}position_embedding.weight": (40, 24)}}, 8, "40 places"),
     ],
 )  # fmt: skip
 def test_what_the_header_shows_is_refused_by_name(
@@ -56,6 +59,31 @@ def test_a_vae_with_a_decoder_only_passes_where_no_picture_is_read(civman: Civma
     assert plain.code == 0
     assert (enlarged.code, enlarged.json["error"]["code"]) == (8, "missing-part")
     assert "only a decoder" in enlarged.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda name, each: None if name == "decoder.conv_out.bias" else each, "decoder.conv_out.bias"),
+        (lambda _name, each: each.to(torch.int8), "stored as int8"),
+        (lambda name, each: None if name.startswith("post") else each, "post_quant_conv"),
+    ],
+)
+def test_a_vae_that_a_render_refuses_cannot_work_says_check(civman: Civman, tmp_path: Path, change, words) -> None:
+    from safetensors.torch import save_file
+
+    checkpoint = spoilt(tmp_path / "base.safetensors", "sd1")
+    own = {name.removeprefix("first_stage_model."): each for name, each in tiny_models.tensors_of("sd1").items()
+           if name.startswith("first_stage_model.")}  # fmt: skip
+    made = {name: changed for name, each in own.items() if (changed := change(name, each)) is not None}
+    save_file(made, vae := tmp_path / "vae.safetensors")
+
+    checked = civman("check", checkpoint, "--vae", vae, "--json")
+    planned = civman("render", checkpoint, "a cat", "--vae", vae, "--dry-run", "--json")
+
+    assert (checked.code, planned.code) == (7, 8)
+    assert words in checked.json["error"]["message"]
+    assert words in planned.json["error"]["message"]
 
 
 @pytest.mark.parametrize("data", [b"x", b"\x80\x04" + b"pickle" * 20])
