@@ -11,6 +11,7 @@ from civman.cli.session import Session, command
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from civman.errors import CivmanError
     from civman.manage.import_files import ImportMode, ImportResult
 
 
@@ -42,7 +43,39 @@ def import_(
         return import_bundle(session, paths[0], allow_pickle=allow_pickle)
     with session.reading() as on_event:
         imported = session.library.files.import_files(paths, mode=_mode(copy, link, move), on_event=on_event)
-    return Result("import", imported, human=lambda console: _print(console, imported), ids=[imported.taken])
+    return Result(
+        "import",
+        imported,
+        human=lambda console: _print(console, imported),
+        ids=[imported.taken],
+        error=_fault(imported),
+    )
+
+
+def _fault(imported: "ImportResult") -> "CivmanError | None":
+    """The error to report if files could not be moved, or folders not read."""
+    from civman.errors import Cause, StoreError
+    from civman.manage.scan_folders import FAULTS
+
+    kept = [each for each in imported.kept if each.is_fault]
+    if kept:
+        return StoreError(
+            f"{counted(len(kept), 'file')} could not be moved: {kept[0].path}: {kept[0].message}",
+            hint="the library has a verified copy of each; delete the old files yourself, or make their folder writable"
+            " and run the same command again",
+            paths=[each.path for each in kept],
+        )
+    unread = [group for group in imported.left_out if group.reason in FAULTS]
+    if unread:
+        count = sum(group.count for group in unread)
+        return StoreError(
+            f"{'1 place' if count == 1 else f'{count:,} places'} could not be read: {unread[0].paths[0]}: "
+            f"{unread[0].words}",
+            code=Cause.STORE,
+            hint="everything else was imported; mend it and run the same command again",
+            paths=[path for group in unread for path in group.paths],
+        )
+    return None
 
 
 def _mode(copy: bool, link: bool, move: bool) -> "ImportMode":
@@ -70,3 +103,21 @@ def _print(console: "Console", imported: "ImportResult") -> None:
         console.print(f"  skipped: {clean(problem.path)}: {clean(problem.message)}", style="yellow")
     if len(imported.broken) > 20:
         console.print(f"  … and {len(imported.broken) - 20} more; --json lists them all")
+    if imported.rehomed:
+        console.print(f"  {counted(imported.rehomed, 'file')} of the library found again at a new path")
+    for kept in imported.kept[:20]:
+        console.print(f"  stays where it was: {clean(kept.path)}: {clean(kept.message)}", style="yellow")
+    _print_left_out(console, imported)
+
+
+def _print_left_out(console: "Console", imported: "ImportResult") -> None:
+    from civman.manage.scan_folders import TOLD_BY_PATH
+
+    left = imported.entries - imported.found
+    if left:
+        console.print(f"  {counted(left, 'other file')} of {imported.entries:,} left out:")
+    for group in imported.left_out:
+        console.print(f"    {group.count:,} {group.words}")
+        if group.reason in TOLD_BY_PATH:
+            for path in group.paths[:5]:
+                console.print(f"      {clean(path)}")

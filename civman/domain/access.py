@@ -5,6 +5,7 @@ from datetime import datetime
 
 from civman.domain.catalog import Gate, ModelFile, ModelVersion, Scan
 from civman.domain.file_choice import describe, is_pickle
+from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
 from civman.errors import Cause, Gone, NotAllowed, Refused
 
 _SCAN_CAUSES = {
@@ -41,7 +42,7 @@ def check_gates(
             f"this version is in {_gate_words(version, now)}; it can be downloaded only if your account has bought it"
         )
     if is_pickle(file) and not permits.pickle:
-        other = next((other for other in version.files if other.suffix == ".safetensors"), None)
+        other = next((other for other in version.files if other.suffix in SAFETENSORS_SUFFIXES), None)
         raise Refused(
             f"`{file.name}` is a pickle: loading it can run arbitrary code",
             code=Cause.PICKLE,

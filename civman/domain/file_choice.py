@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 
 from civman.domain.catalog import FileId, ModelFile, ModelVersion
+from civman.domain.file_suffixes import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 from civman.domain.printed_refs import file_ref
 from civman.errors import AmbiguousRef, Cause, NotFound
 
 WEIGHT_TYPES = ("Model", "Pruned Model", "Diffusion Model", "UNet", "Negative")
 """File types that contain a version's own weights. Source: CivitAI's primary weight file types."""
-PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 
 
 def is_pickle(file: ModelFile) -> bool:
     """Whether loading the file could run code: by its extension, or by CivitAI's format if that is unclear."""
-    return file.suffix in PICKLE_SUFFIXES or (file.format == "PickleTensor" and file.suffix != ".safetensors")
+    return file.suffix in PICKLE_SUFFIXES or (file.format == "PickleTensor" and file.suffix not in SAFETENSORS_SUFFIXES)
 
 
 def choose_file(version: ModelVersion, words: str | None = None, file_id: FileId | None = None) -> ModelFile:
@@ -37,9 +37,9 @@ def choose_file(version: ModelVersion, words: str | None = None, file_id: FileId
     if words:
         return _selected(version, words)
     primary = next((file for file in version.files if file.is_primary), None)
-    if primary is not None and primary.suffix == ".safetensors":
+    if primary is not None and primary.suffix in SAFETENSORS_SUFFIXES:
         return primary
-    safe = [file for file in version.files if file.suffix == ".safetensors" and file.type in WEIGHT_TYPES]
+    safe = [file for file in version.files if file.suffix in SAFETENSORS_SUFFIXES and file.type in WEIGHT_TYPES]
     if safe:
         return max(safe, key=_rank)
     if primary is not None:

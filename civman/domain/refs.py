@@ -21,6 +21,7 @@ from enum import StrEnum
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from civman.domain.catalog import FileId, ModelId, VersionId
+from civman.domain.file_suffixes import CONFIG_SUFFIXES, MODEL_SUFFIXES
 from civman.domain.pasted_text import unwrapped
 from civman.errors import InvalidRef
 
@@ -28,8 +29,7 @@ LARGEST_ID = 2_147_483_647
 """CivitAI's ids are positive 32-bit integers."""
 HOSTS = frozenset({"civitai.com", "civitai.red", "civitai.green"})
 SUFFIXES = (
-    ".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx",
-    ".zip", ".yaml", ".yml", ".json", ".png", ".jpg", ".jpeg", ".webp",
+    *sorted(MODEL_SUFFIXES), ".zip", ".json", *sorted(CONFIG_SUFFIXES), ".png", ".jpg", ".jpeg", ".webp",
 )  # fmt: skip
 """File extensions by which a bare word is recognised as a file."""
 

@@ -15,6 +15,7 @@ from civman.civitai.storage_connection import StorageConnection
 from civman.domain.catalog import ModelFile, ModelVersion
 from civman.domain.digests import Hashes, Sha256
 from civman.domain.events import Finished, OnEvent, Restarted, Started, Verifying, Waiting
+from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
 from civman.domain.files.header import Sniffed, sniff
 from civman.download.same_file import Changed, Identity
 from civman.download.transfer import Transfer
@@ -204,7 +205,7 @@ def check_content(path: Path, file: ModelFile) -> None:
     Raises: InvalidModelFile: it is a web page, for instance, or its header is broken. HashMismatch: the SHA-256 is not
         declared and another declared digest does not match.
     """
-    if file.suffix == ".safetensors":
+    if file.suffix in SAFETENSORS_SUFFIXES:
         read_header(path)
     else:
         found = sniff(read_first(path))

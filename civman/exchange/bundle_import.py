@@ -13,8 +13,8 @@ from civman.domain.access import Permits
 from civman.domain.catalog import Asset
 from civman.domain.digests import Sha256
 from civman.domain.events import Finished, Notice, OnEvent, Started, Verifying
-from civman.domain.file_choice import PICKLE_SUFFIXES
 from civman.domain.file_names import safe_name
+from civman.domain.file_suffixes import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 from civman.errors import BadAnswer, Cause, HashMismatch, IntegrityError, Refused, StoreError
 from civman.exchange.bundle_archive import Packed, Reader, Small, bad_bundle, open_bundle
 from civman.index import Index
@@ -129,7 +129,7 @@ class _Taker:
             digester.stop()
             partial.close(discard=True)
             raise
-        if actual == packed.sha256 and packed.suffix == ".safetensors":
+        if actual == packed.sha256 and packed.suffix in SAFETENSORS_SUFFIXES:
             try:
                 read_header(partial.path)
             except IntegrityError:

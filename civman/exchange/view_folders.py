@@ -10,6 +10,7 @@ from enum import StrEnum
 from importlib.resources import files
 
 from civman.domain.catalog import Asset, ModelType
+from civman.domain.file_suffixes import MODEL_SUFFIXES
 from civman.errors import UsageError
 
 
@@ -50,7 +51,6 @@ class Layout:
     companions: tuple[Companion, ...]
 
 
-_WEIGHTS = frozenset({".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx"})
 _BY_KIND = {slot.value: slot for slot in Slot}
 _BY_TYPE = {
     ModelType.CHECKPOINT: Slot.CHECKPOINT,
@@ -95,7 +95,7 @@ def layout_named(name: str) -> Layout:
 
 def slot_of(asset: Asset) -> Slot | None:
     """The kind of a file: from its tensors if they tell, else from CivitAI's type; None for other files."""
-    if asset.blob.suffix not in _WEIGHTS:
+    if asset.blob.suffix not in MODEL_SUFFIXES:
         return None
     slot = _BY_KIND.get(asset.facts.kind) or _BY_TYPE.get(asset.type)
     is_bare = {"no-text-encoder", "no-vae"} <= set(asset.facts.flags)

@@ -188,6 +188,10 @@ class Index:
         """SHA-256 and path of each file without a version that CivitAI confirmed."""
         return read_maintenance.unidentified(self._reader)
 
+    def places(self, digests: Iterable[Sha256]) -> list[SeenFile]:
+        """All paths at which files with these digests were read, with their state then; newest rows last."""
+        return read_maintenance.places(self._reader, digests)
+
     def seen_files(self, paths: Iterable[str] | None = None) -> dict[str, SeenFile]:
         """What is known about files outside the store, by path; all of them, or those in `paths`."""
         return read_catalog.seen_files(self._reader, paths)
@@ -438,6 +442,13 @@ class Index:
 
         with self._writer.transaction() as connection:
             write_assets.save_hashes(connection, sha256, hashes)
+
+    def rehome(self, moves: Iterable[tuple[Sha256, str, str]]) -> None:
+        """Change the paths of files: SHA-256, old path, new path. Assets are renamed with their files."""
+        from civman.index import write_places
+
+        with self._writer.transaction() as connection:
+            write_places.rehome(connection, moves, folder=self._reader.folder)
 
     def set_verified(self, sha256: Sha256, at: datetime) -> bool:
         """Record when the file's contents were last verified. Returns whether the blob exists."""

@@ -46,6 +46,18 @@ def held_files(reader: Reader, digests: Iterable[Sha256] | None = None) -> list[
     return files
 
 
+def places(reader: Reader, digests: Iterable[Sha256]) -> list[SeenFile]:
+    """All remembered paths of files with these digests."""
+    sql = (
+        "SELECT path, device, inode, size_bytes, mtime_ns, sha256 FROM seen_file "
+        "WHERE sha256 IN (SELECT value FROM json_each(?)) ORDER BY rowid"
+    )
+    return [
+        SeenFile(path, int(device), int(inode), size, mtime_ns, sha256)
+        for path, device, inode, size, mtime_ns, sha256 in reader.all(sql, [json.dumps(list(digests))])
+    ]
+
+
 def pins(reader: Reader) -> dict[Sha256, tuple[str, ...]]:
     """Why files must not be removed, by SHA-256."""
     found: dict[Sha256, tuple[str, ...]] = {}

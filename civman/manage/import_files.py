@@ -6,27 +6,23 @@ too, with the information in sidecar files of other programs.
 """
 
 import contextlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from enum import StrEnum
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from civman.civitai.client import CivitaiClient
 from civman.domain.catalog import NOTHING_SAID, Blob, FileFacts, ModelType
 from civman.domain.digests import Hashes, Sha256
-from civman.domain.events import OnEvent, Started, Verifying
-from civman.domain.file_choice import PICKLE_SUFFIXES
+from civman.domain.events import OnEvent
 from civman.domain.file_names import safe_name
+from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
 from civman.domain.files.header import sniff
 from civman.domain.identification.identify import facts, identify
-from civman.domain.plurals import counted
-from civman.errors import CivmanError, InvalidModelFile, NotFound
+from civman.errors import CivmanError
 from civman.index import Index, Record, SeenFile
+from civman.manage.hash_files import hash_files
 from civman.manage.identify_files import (
     FoundBy,
     Identification,
@@ -35,45 +31,34 @@ from civman.manage.identify_files import (
     ask_civitai,
 )
 from civman.manage.inspection import facts_of_file
+from civman.manage.places import rehome
 from civman.manage.program_notes import Beside, joined, notes_beside, preview_beside
+from civman.manage.scan_folders import LeftOut, scan_folders
 from civman.manage.sidecar import write_due
-from civman.store.blobs import BlobStore, digest_of
+from civman.manage.take_files import ImportMode, Kept, Problem, Taking
+from civman.store.blobs import BlobStore
 from civman.store.other_digests import other_digests
 from civman.store.read_header import read_first, read_header
-from civman.store.trash import blob_lock
-from civman.system.move_files import remove_file
 
-SAFETENSORS_SUFFIXES = frozenset({".safetensors"})
-MODEL_SUFFIXES = frozenset({".safetensors", ".gguf", *PICKLE_SUFFIXES})
-_IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", ".git", ".venv", "venv"})
-_SAVE_EVERY = 64
-_HASHERS = 2
 _ROTATION = 150
 _PREVIEW_WRITERS = 8
 
 
-class ImportMode(StrEnum):
-    """Whether imported files stay where they are, or are copied, linked or moved into the store."""
-
-    IN_PLACE = "in place"
-    COPY = "copy"
-    LINK = "link"
-    MOVE = "move"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A file that was not imported, and the reason."""
-
-    path: str
-    message: str
+__all__ = ["ImportMode", "ImportResult", "Kept", "LeftOut", "Problem", "import_files"]
 
 
 @dataclass(frozen=True, slots=True)
 class ImportResult:
-    """The result of an import: the number of files by outcome, and the files that could not be imported."""
+    """The result of an import: the number of files by outcome, and the files that could not be imported.
 
+    `entries` is `found` plus what is left out, and `found` is the sum of `taken`, `known_before`, `duplicates` and the
+    number of `broken` files.
+    """
+
+    entries: int
+    """The number of all files and links that were found."""
     found: int
+    """The number of model files among them."""
     taken: int
     """The number of new assets."""
     known_before: int
@@ -93,9 +78,15 @@ class ImportResult:
     """Files about which CivitAI could not be asked; the next import asks again."""
     duplicates: int
     """The number of files with the same bytes as another file in the import."""
+    rehomed: int
+    """The number of files in the library that were no longer at their path and were found at another one."""
     read_bytes: int
     """The number of bytes that had to be read and hashed."""
     broken: tuple[Problem, ...]
+    left_out: tuple[LeftOut, ...]
+    """The files that are no model files, by reason."""
+    kept: tuple[Kept, ...]
+    """Files that should have been moved, but also stay where they were."""
 
 
 @dataclass(slots=True)
@@ -131,12 +122,14 @@ def import_files(
 
     Raises: NotFound: a path does not exist. KeyboardInterrupt is passed on; the hashes computed so far are stored.
     """
-    files = list(model_files(paths))
-    broken: list[Problem] = []
-    seen, read_bytes = _digests(index, files, broken, on_event)
+    scan = scan_folders(paths, store.root)
+    hashed = hash_files(index, scan.files, on_event)
+    seen = hashed.seen
+    broken = [Problem(str(path), reason) for path, reason in hashed.unreadable]
     held = {sha256 for sha256, _, _ in index.blobs()}
+    rehomed = rehome(index, store, seen)
     by_digest: dict[Sha256, _Found] = {}
-    for path in files:
+    for path in scan.files:
         known = seen.get(str(path))
         if known is not None and known.sha256 not in held and known.sha256 not in by_digest:
             by_digest[known.sha256] = _Found(path, known)
@@ -144,29 +137,33 @@ def import_files(
         if not _examine(by_digest[sha256], broken):
             del by_digest[sha256]
     places: dict[Sha256, list[Path]] = {}
-    for path in files:
+    for path in scan.files:
         if str(path) in seen:
             places.setdefault(seen[str(path)].sha256, []).append(path)
     ours = places.keys()
+    taking = Taking(index, store, mode, hashed, scan.links)
+    if mode is not ImportMode.IN_PLACE:
+        taking.require_space(by_digest.keys() | ours & held)
     identified, beside = _identified(index, client, by_digest, places, on_event, clock())
     versions = identified.found
     records = []
     if mode is ImportMode.IN_PLACE:
-        records = [_record(found, versions.get(sha256), store, mode, clock()) for sha256, found in by_digest.items()]
+        records = [_record(found, versions.get(sha256), found.path, clock()) for sha256, found in by_digest.items()]
         index.record_all(records)
     else:
         for sha256, found in by_digest.items():
-            # the lock keeps garbage collection from removing the blob before its row exists
-            with blob_lock(store, sha256):
-                records.append(_record(found, versions.get(sha256), store, mode, clock()))
+            with taking.into_store(sha256) as path:
+                records.append(_record(found, versions.get(sha256), path, clock()))
                 index.record_all(records[-1:])
+        taking.take_known(ours & held)
     later = _identified_later(index, identified, by_digest)
     index.record_all(later)
     noted = _keep_words(index, beside)
     previews = _keep_previews(store, {sha256: places[sha256] for sha256 in by_digest if sha256 in places})
     write_due(store, index, most=len(index.sidecars_due()))
     return ImportResult(
-        found=len(files),
+        entries=scan.entries,
+        found=len(scan.files),
         taken=len(records),
         known_before=len(ours & held),
         on_civitai=sum(record.version is not None for record in records),
@@ -177,120 +174,17 @@ def import_files(
         notes_refused=tuple(Problem(each.path, each.message) for said in beside.values() for each in said.refused),
         unanswered=tuple(Problem(said.path, said.message) for said in identified.unanswered),
         duplicates=len(seen) - len(ours),
-        read_bytes=read_bytes,
+        rehomed=len(rehomed),
+        read_bytes=hashed.read_bytes,
         broken=tuple(broken),
+        left_out=scan.left_out,
+        kept=tuple(taking.kept),
     )
-
-
-def model_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The model files in `paths`, including folders, each once and in a stable order. Raises: NotFound."""
-    yielded: set[Path] = set()
-    for start in paths:
-        start = start.expanduser().absolute()
-        if not start.exists():
-            raise NotFound(f"`{start}` does not exist", hint="pass a model file, or a folder with model files")
-        for path in [start] if start.is_file() else _below(start):
-            if path not in yielded:
-                yielded.add(path)
-                yield path
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if name not in _IGNORED_FOLDERS and not name.startswith("."))
-        for name in sorted(names):
-            path = Path(place, name)
-            if path.suffix.lower() in MODEL_SUFFIXES and not name.startswith("."):
-                yield path
-
-
-def _digests(
-    index: Index, files: Sequence[Path], broken: list[Problem], on_event: OnEvent
-) -> tuple[dict[str, SeenFile], int]:
-    """Find the SHA-256 of each file: the stored one if the file is unchanged, else by reading it.
-
-    Returns the states of the files by path, and the number of bytes read.
-    """
-    remembered = index.seen_files()
-    seen: dict[str, SeenFile] = {}
-    fresh: list[tuple[Path, os.stat_result]] = []
-    for path in files:
-        try:
-            stats = path.stat()
-        except OSError as error:
-            broken.append(Problem(str(path), error.strerror or str(error)))
-            continue
-        known = remembered.get(str(path))
-        if known is not None and _same(known, stats):
-            seen[str(path)] = known
-        else:
-            fresh.append((path, stats))
-    read_bytes = 0
-    total_bytes = sum(stats.st_size for _, stats in fresh)
-    unsaved: list[SeenFile] = []
-    if fresh:
-        on_event(Started("import", counted(len(fresh), "file"), total_bytes))
-    try:
-        for path, stats, result in _hashed(fresh):
-            if isinstance(result, CivmanError):
-                broken.append(Problem(str(path), result.message))
-                continue
-            read_bytes += stats.st_size
-            on_event(Verifying("import", read_bytes, total_bytes))
-            seen[str(path)] = SeenFile(
-                str(path), stats.st_dev, stats.st_ino, stats.st_size, stats.st_mtime_ns, result
-            )  # fmt: skip
-            unsaved.append(seen[str(path)])
-            if len(unsaved) >= _SAVE_EVERY:
-                index.save_seen(unsaved)
-                unsaved = []
-    finally:  # also after an interruption, so that files need not be read twice
-        if unsaved:
-            index.save_seen(unsaved)
-    return seen, read_bytes
-
-
-def _hashed(
-    files: Sequence[tuple[Path, os.stat_result]],
-) -> Iterator[tuple[Path, os.stat_result, Sha256 | CivmanError]]:
-    """Hash a few files at a time and yield each result when it is ready.
-
-    A file that changes while it is read yields an error as its result.
-    """
-    waiting = iter(files)
-    with ThreadPoolExecutor(_HASHERS, thread_name_prefix="hash") as pool:
-        running: dict[Future[Sha256 | CivmanError], tuple[Path, os.stat_result]] = {}
-        while True:
-            for path, stats in islice(waiting, 2 * _HASHERS - len(running)):
-                running[pool.submit(_digest, path, stats)] = path, stats
-            if not running:
-                return
-            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield *running.pop(future), future.result()
-
-
-def _digest(path: Path, before: os.stat_result) -> Sha256 | CivmanError:
-    try:
-        digest = digest_of(path)
-        after = path.stat()
-    except CivmanError as error:
-        return error
-    except OSError as error:
-        return NotFound(error.strerror or str(error))
-    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        return InvalidModelFile("it changed while it was read; another program may still be writing it")
-    return digest
-
-
-def _same(known: SeenFile, stats: os.stat_result) -> bool:
-    now = (stats.st_dev, stats.st_ino, stats.st_size, stats.st_mtime_ns)
-    return (known.device, known.inode, known.size_bytes, known.mtime_ns) == now
 
 
 def _examine(found: _Found, broken: list[Problem]) -> bool:
     """Read the file's header. Returns False, and records a problem, if the content does not match the file's suffix."""
-    if found.path.suffix.lower() != ".safetensors":
+    if found.path.suffix.lower() not in SAFETENSORS_SUFFIXES:
         content = sniff(read_first(found.path))
         if content in ("html", "xml", "empty", "git-lfs"):
             broken.append(Problem(str(found.path), f"not a model file: its content is {content}"))
@@ -405,19 +299,11 @@ def _keep_previews(store: BlobStore, places: Mapping[Sha256, Sequence[Path]]) ->
         return sum(pool.map(keep, places))
 
 
-def _record(
-    found: _Found,
-    known: Identification | None,
-    store: BlobStore,
-    mode: ImportMode,
-    now: datetime,
-) -> Record:
+def _record(found: _Found, known: Identification | None, path: Path, now: datetime) -> Record:
     version, file = (known.version, known.file) if known is not None else (None, None)
-    sha256, path = found.seen.sha256, found.path
-    if mode is not ImportMode.IN_PLACE:
-        path = _moved_to_store(found, store, mode)
+    sha256 = found.seen.sha256
     file_facts = found.facts
-    if version is not None and path.suffix == ".safetensors":
+    if version is not None and path.suffix.lower() in SAFETENSORS_SUFFIXES:
         file_facts = facts(read_header(path), version.base_model)
     declared = file is not None and known is not None and known.by is FoundBy.SHA256
     return Record(
@@ -432,14 +318,3 @@ def _record(
         hashes=(found.hashes or other_digests(path)) if file is None else None,
         model_type=found.model_type if version is None else None,
     )
-
-
-def _moved_to_store(found: _Found, store: BlobStore, mode: ImportMode) -> Path:
-    """Bring the file into the store. The bytes there are verified before the original is deleted."""
-    sha256 = found.seen.sha256
-    stored = store.find(sha256) or store.take_in(
-        found.path, sha256, found.path.suffix.lower(), by_link=mode is not ImportMode.COPY
-    )
-    if mode is ImportMode.MOVE:
-        remove_file(found.path, twin=stored.path)
-    return stored.path

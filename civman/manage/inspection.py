@@ -8,14 +8,13 @@ from civman.domain.adapters.adapter_tensors import deltas_of
 from civman.domain.architecture import Identity, Kind
 from civman.domain.catalog import Asset, FileFacts, ModelType
 from civman.domain.compatibility import Part
+from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
 from civman.domain.files.gguf import GgufHeader
 from civman.domain.files.header import Header, Sniffed, sniff
 from civman.domain.identification.claims import Claims, claims
 from civman.domain.identification.identify import conflicts, facts, identify
 from civman.errors import InvalidModelFile, NotFound
 from civman.store.read_header import read_first, read_gguf, read_header, read_numbers
-
-_SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def facts_of_file(path: Path, base_model: str | None) -> FileFacts:
 
     Raises: InvalidModelFile: a `.safetensors` file without a valid header. StoreError.
     """
-    return facts(read_header(path), base_model) if path.suffix == _SAFETENSORS else FileFacts()
+    return facts(read_header(path), base_model) if path.suffix.lower() in SAFETENSORS_SUFFIXES else FileFacts()
 
 
 def _inspected(
@@ -123,7 +122,7 @@ def _inspected(
     size = path.stat().st_size
     content = sniff(read_first(path))
     if content is not Sniffed.SAFETENSORS:
-        if path.suffix == _SAFETENSORS:
+        if path.suffix.lower() in SAFETENSORS_SUFFIXES:
             raise InvalidModelFile(f"`{name}` is not a safetensors file: its content is {content}", name=name)
         gguf = read_gguf(path) if content is Sniffed.GGUF else None
         return Inspected(name, str(path), size, content, label, model_type or ModelType.OTHER, asset=asset, gguf=gguf)

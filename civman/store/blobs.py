@@ -19,7 +19,7 @@ from civman.domain.digests import Sha256
 from civman.errors import HashMismatch, StoreError
 from civman.store.partial import Partial, store_error
 from civman.system.file_io import sync_file, sync_folder
-from civman.system.file_links import hard_link
+from civman.system.file_links import hard_link, share_blocks
 from civman.system.move_files import remove_file, rename_file, replace_file
 from civman.system.path_rules import require_room
 
@@ -27,6 +27,8 @@ _SUFFIX = re.compile(r"\.[a-z0-9]{1,12}")
 _BLOB = re.compile(r"([0-9a-f]{64})(\.[a-z0-9]{1,12})?")
 _READ_BYTES = 4 << 20
 _SIDECAR = ".civman.json"
+INCOMING = ".incoming"
+"""The suffix of a file in `partial/` that is being copied or linked into the store."""
 _LONGEST_PLACE = len("blobs/sha256/ab/") + 64
 """Characters of the longest path below the library's folder, without suffixes."""
 
@@ -113,27 +115,51 @@ class BlobStore:
         """Add the file at `path`, whose SHA-256 is known, to the store; the file itself stays where it is.
 
         `by_link`: use a hard link if the file system supports it (the file becomes read-only under both names), else a
-        copy that is read back and compared. Raises: HashMismatch: the copy differs. StoreError.
+        copy. A symbolic link is never linked, its target is copied. What is stored is read and compared in any case; a
+        copy that cannot be completed is deleted at once.
+
+        The caller must hold the blob's lock. Raises: HashMismatch: the file has changed. StoreError.
         """
         target = self.place_of(sha256, suffix)
-        temporary = self._partials / f"{sha256}.incoming"
+        temporary = self._partials / f"{sha256}{INCOMING}"
         try:
             self._partials.mkdir(parents=True, exist_ok=True)
             remove_file(temporary, missing_ok=True)
-            if not (by_link and _linked(path, temporary)):
-                shutil.copyfile(path, temporary)
-                actual = digest_of(temporary)
-                if actual != sha256:
-                    remove_file(temporary)
-                    raise HashMismatch(name=path.name, expected=sha256, actual=actual)
-            sync_file(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.chmod(0o444)
-            rename_file(temporary, target)
-            sync_folder(target.parent)
+            try:
+                if not (by_link and _linked(path, temporary)):
+                    _copied(path, temporary)
+                _require_digest(temporary, sha256, path.name)
+                sync_file(temporary)
+                made = _make_folders(target.parent)
+                temporary.chmod(0o444)
+                rename_file(temporary, target)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    remove_file(temporary, missing_ok=True)
+                raise
+            for folder in (target.parent, *made):
+                sync_folder(folder)
         except OSError as error:
             raise store_error(error, target) from error
         return StoredBlob(sha256, target.suffix, target, target.stat().st_size)
+
+    def unshare(self, blob: StoredBlob) -> None:
+        """Make the blob a file of its own, if it shares its bytes with a file outside as a hard link.
+
+        The caller must hold the blob's lock. Raises: StoreError.
+        """
+        temporary = self._partials / f"{blob.sha256}{INCOMING}"
+        try:
+            if blob.path.stat().st_nlink > 1:
+                remove_file(temporary, missing_ok=True)
+                _copied(blob.path, temporary)
+                sync_file(temporary)
+                temporary.chmod(0o444)
+                replace_file(temporary, blob.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                remove_file(temporary, missing_ok=True)
+            raise store_error(error, blob.path) from error
 
     def remove(self, sha256: Sha256) -> int:
         """Delete the blob with its sidecar and preview. Returns the number of bytes freed."""
@@ -232,7 +258,23 @@ def _as_blob(entry: Path) -> StoredBlob | None:
     return StoredBlob(Sha256(match[1]), match[2] or "", entry, entry.stat().st_size)
 
 
+def _require_digest(path: Path, sha256: Sha256, name: str) -> None:
+    actual = digest_of(path)
+    if actual != sha256:
+        raise HashMismatch(name=name, expected=sha256, actual=actual)
+
+
+def _copied(path: Path, target: Path) -> None:
+    """Copy a file, by sharing its blocks if the file system can do that. Raises: OSError."""
+    try:
+        share_blocks(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
 def _linked(path: Path, target: Path) -> bool:
+    if path.is_symlink():
+        return False
     try:
         hard_link(path, target)
     except OSError:  # another file system, or one without hard links

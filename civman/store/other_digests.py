@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 
 from civman.domain.digests import EMPTY_AUTOV3, Hashes
+from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
 from civman.store.partial import store_error
 
 _READ_BYTES = 1 << 20
@@ -32,7 +33,7 @@ def other_digests(path: Path, *, whole: bool = False) -> Hashes:
             file.seek(0)
             start = file.read(8)
             crc32, body, body_start = zlib.crc32(start), hashlib.sha256(), 8 + int.from_bytes(start, "little")
-            is_safetensors = path.suffix.lower() == ".safetensors" and body_start <= size
+            is_safetensors = path.suffix.lower() in SAFETENSORS_SUFFIXES and body_start <= size
             header = file.read(body_start - 8) if is_safetensors else b""
             crc32 = zlib.crc32(header, crc32)
             while chunk := file.read(_READ_BYTES):

@@ -1,0 +1,136 @@
+"""The places of a file outside the store: one SHA-256 may have several paths, and files are moved and renamed.
+
+The index holds one path for each file, and remembers every other path at which its bytes were read. A file that is no
+longer at its path is found again by its bytes: under a path that was just read, or at another remembered place.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from civman.domain.digests import Sha256
+from civman.errors import CivmanError
+from civman.index import HeldFile, Index, SeenFile
+from civman.manage.file_state import seen_now
+from civman.store.blobs import BlobStore, digest_of
+
+
+class Presence(StrEnum):
+    """Whether a path leads to a file."""
+
+    HERE = "here"
+    AWAY = "away"
+    """The drive or network share that the file was on is not connected."""
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Rehomed:
+    """A file that was found again: its old and its new path."""
+
+    sha256: Sha256
+    old: str
+    new: str
+
+
+def presence(path: str, seen: SeenFile | None) -> Presence:
+    """Whether the file at `path` is there; `seen` is its state when it was last read.
+
+    A missing file is away, not gone, if neither its folder has anything in it nor the closest folder that exists is on
+    the device that the file was on: that folder is then the empty mount point of a drive, or above it.
+    """
+    try:
+        os.stat(path)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except PermissionError:
+        return Presence.HERE  # reading it tells what is wrong
+    except OSError:  # a network share that does not answer
+        return Presence.AWAY
+    else:
+        return Presence.HERE
+    if seen is None or not os.path.isabs(seen.path):  # noqa: PTH117  # the library itself is here
+        return Presence.GONE
+    folder = Path(path).parent
+    try:
+        if next(folder.iterdir(), None) is not None:
+            return Presence.GONE
+    except OSError:
+        pass
+    while not folder.is_dir():
+        if folder == folder.parent:
+            return Presence.AWAY  # on Windows: a drive letter that does not exist
+        folder = folder.parent
+    return Presence.GONE if folder.stat().st_dev == seen.device else Presence.AWAY
+
+
+def rehome(index: Index, store: BlobStore, found: Mapping[str, SeenFile]) -> list[Rehomed]:
+    """Give files that are no longer at their path the path at which their bytes were just found.
+
+    `found` has the states of files that were read or recognised now. Old paths that lead nowhere are forgotten.
+    """
+    by_digest: dict[Sha256, list[SeenFile]] = {}
+    for seen in found.values():
+        by_digest.setdefault(seen.sha256, []).append(seen)
+    moved = []
+    for held in index.held_files(by_digest):
+        stored = store.find(held.sha256)
+        if stored is not None:
+            if Path(held.path) != stored.path.absolute():
+                moved.append(Rehomed(held.sha256, held.path, str(stored.path)))
+        elif not _is_unchanged(held):
+            new = min(by_digest[held.sha256], key=lambda seen: (Path(seen.path).name != held.name, seen.path))
+            if new.path != held.path:
+                moved.append(Rehomed(held.sha256, held.path, new.path))
+    if moved:
+        index.rehome((each.sha256, each.old, each.new) for each in moved)
+    old = index.places(by_digest)
+    gone = [
+        seen.path
+        for seen in old
+        if seen.path not in found and presence(_absolute(store, seen.path), seen) is Presence.GONE
+    ]
+    if gone:
+        index.forget_seen(gone)
+    return moved
+
+
+def other_place(index: Index, store: BlobStore, sha256: Sha256, *, except_path: str = "") -> Path | None:
+    """A path outside the store at which the bytes with this SHA-256 are now, or None.
+
+    A place whose file is unchanged since it was last read is preferred; others are read. The first one that has the
+    bytes is returned.
+    """
+    places = [(seen, _absolute(store, seen.path)) for seen in index.places([sha256])]
+    places = [(seen, path) for seen, path in places if path != except_path]
+    for seen, path in places:
+        if seen_now(path, sha256, kept_path=seen.path) == seen:
+            return Path(path)
+    for _, path in places:
+        try:
+            if os.path.isfile(path) and digest_of(Path(path)) == sha256:  # noqa: PTH113
+                now = seen_now(path, sha256)
+                if now is not None:
+                    index.save_seen([now])
+                return Path(path)
+        except CivmanError:
+            continue
+    return None
+
+
+def stored_places(index: Index, sha256s: Iterable[Sha256]) -> dict[Sha256, list[SeenFile]]:
+    """The remembered places of several files, by SHA-256."""
+    found: dict[Sha256, list[SeenFile]] = {}
+    for seen in index.places(sha256s):
+        found.setdefault(seen.sha256, []).append(seen)
+    return found
+
+
+def _is_unchanged(held: HeldFile) -> bool:
+    return held.seen is not None and seen_now(held.path, held.sha256, kept_path=held.kept_path) == held.seen
+
+
+def _absolute(store: BlobStore, path: str) -> str:
+    return os.path.join(store.root.absolute(), path)  # noqa: PTH118  # an absolute path stays as it is
