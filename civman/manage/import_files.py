@@ -7,6 +7,7 @@ too, with the information in sidecar files of other programs.
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -39,6 +40,7 @@ from civman.manage.take_files import ImportMode, Kept, Problem, Taking
 from civman.store.blobs import BlobStore
 from civman.store.other_digests import other_digests
 from civman.store.read_header import read_first, read_header
+from civman.store.trash import blob_lock
 
 _ROTATION = 150
 _PREVIEW_WRITERS = 8
