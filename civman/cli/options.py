@@ -43,26 +43,36 @@ def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[st
 
     Empty lines and text after `#` are ignored. Raises: UsageError: there are no refs, or the file cannot be read.
     """
-    import sys
-
+    from civman.domain.pasted_lists import decoded, listed_refs, split_refs  # --help does not need them
     from civman.errors import UsageError
 
     found: list[str] = []
     for ref in refs or []:
-        found += _lines(sys.stdin.read()) if ref == "-" else [ref]
+        found += listed_refs(_stdin()) if ref == "-" else split_refs(ref)
     if from_file is not None:
         try:
-            found += _lines(from_file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read `{from_file}`: {error}") from error
+            found += listed_refs(decoded(from_file.read_bytes()))
+        except OSError as error:
+            raise UsageError(f"cannot read `{from_file}`: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            hint = "save it as text in UTF-8, with one ref on each line"
+            raise UsageError(f"`{from_file}` is not a text file in UTF-8 or UTF-16", hint=hint) from error
     if not found:
         raise UsageError("no REF was given", hint="give at least one REF, for example `civman show 4384`")
     return found
 
 
-def _lines(text: str) -> list[str]:
-    stripped = (line.split(" #", 1)[0].strip() for line in text.splitlines())
-    return [line for line in stripped if line and not line.startswith("#")]
+def _stdin() -> str:
+    import sys
+
+    from civman.domain.pasted_lists import decoded
+    from civman.errors import UsageError
+
+    buffer = getattr(sys.stdin, "buffer", None)
+    try:
+        return sys.stdin.read() if buffer is None else decoded(buffer.read())
+    except UnicodeDecodeError as error:
+        raise UsageError("stdin is not text in UTF-8 or UTF-16", hint="write one ref on each line") from error
 
 
 FormatOpt = Annotated[

@@ -272,6 +272,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://|//", re.IGNORECASE)
 _BARE_HOST = re.compile(r"([a-z0-9-]+\.)*civitai\.(com|red|green)(:[0-9]+)?([/?#]|$)", re.IGNORECASE)
 _PLAIN_PATH = re.compile(r"[.~/\\]|[a-z]:[\\/]", re.IGNORECASE)
 _FORCED = re.compile(r"(name|path|picture|hash|sha256|blake3|crc32|autov[123]):\s*(.+)", re.IGNORECASE)
+_NUMBER = re.compile(r"[1-9][0-9]{0,9}").fullmatch
 _SHORT = re.compile(r"(?:civitai:([0-9]+)|([0-9]*)@([0-9]+))(?:\+([0-9]+))?(?:\?(.*))?", re.IGNORECASE)
 _AIR = re.compile(
     r"(?P<urn>urn:)?(?P<air>air:)?(?:(?P<ecosystem>[a-z0-9_/-]+):(?:(?P<type>[a-z0-9_/-]+):)?)?"
@@ -304,11 +305,22 @@ def parse_ref(text: str) -> Ref:
     text = text.strip()
     if not text or not _readable(text):
         raise _invalid("nothing to look up: the text is empty" if not text else "control characters in the text", text)
+    if (forced := _FORCED.fullmatch(text)) and forced[1].lower() in ("name", "path"):
+        return _forced(forced[1].lower(), forced[2], text)
+    bare = text if _PLAIN_PATH.match(text) else unwrapped(text)
+    forms = (
+        _SCHEME.match,
+        _BARE_HOST.match,
+        _SHORT.fullmatch,
+        _AIR.fullmatch,
+        _bare_digest,
+        _FORCED.fullmatch,
+        _NUMBER,
+    )
+    if any(form(bare) for form in forms):
+        text = bare
     if forced := _FORCED.fullmatch(text):
         return _forced(forced[1].lower(), forced[2], text)
-    bare = unwrapped(text)
-    if any(form(bare) for form in (_SCHEME.match, _BARE_HOST.match, _SHORT.fullmatch, _AIR.fullmatch, _bare_digest)):
-        text = bare
     if _SCHEME.match(text) or _BARE_HOST.match(text):
         return _from_address(text)
     if _PLAIN_PATH.match(text):
