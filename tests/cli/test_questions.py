@@ -53,7 +53,7 @@ def test_remove_asks_first(typing: Typing, civman: Civman) -> None:
 
     agreed = typing("y", "remove", CHECKPOINT)
     assert (agreed.code, refs(civman)) == (0, [])
-    assert "removed 1 file" in agreed.out
+    assert "moved 1 file" in agreed.out
 
 
 @pytest.mark.usefixtures("held")

@@ -243,7 +243,7 @@ def test_several_refs_come_from_stdin_and_one_failure_stops_none(
     result = civman("download", "--from", listed)
 
     assert result.code == 3
-    assert "1 of 3 failed: 85102" in result.err
+    assert "1 of 3 downloads failed: 85102" in result.err
     assert civman("list", "--json").json["list"]["total"] == 2
 
 

@@ -165,7 +165,7 @@ def test_twenty_files_at_once_all_land_or_are_named(root: Path) -> None:
 
     assert code == 6
     assert len(blobs(root)) == 19
-    assert "1 of 20 failed: @914" in err
+    assert "1 of 20 downloads failed: @914" in err
     assert out.count("downloaded and verified") == 19
     assert_sound(root)
     assert names_in(root / "partial") == []
@@ -189,7 +189,8 @@ def test_one_speed_limit_holds_for_all_files_together(root: Path) -> None:
 
     assert code == 0, err
     measured = 20 * size / took_s
-    assert 0.85 * rate <= measured <= 1.15 * rate, f"{measured:,.0f} B/s"
+    # a busy machine may be slower than the limit; a limit that is divided among the files would be 20 times slower
+    assert 0.2 * rate <= measured <= 1.15 * rate, f"{measured:,.0f} B/s"
 
 
 def test_control_c_in_the_making_of_a_class_ends_with_our_code_too(tmp_path: Path) -> None:
