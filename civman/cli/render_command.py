@@ -282,9 +282,9 @@ def render(
         bool, typer.Option("--dry-run", help="Check everything and show the plan, but load and render nothing.")
     ] = False,
 ) -> Result:
-    """Make images with a checkpoint and any number of LoRAs from the library. Never uses the network.
+    r"""Make images with a checkpoint and any number of LoRAs from the library. Never uses the network.
 
-    Prompts use A1111's syntax: (emphasis:1.2), BREAK, AND, [from:to:when], [a|b], <lora:name:0.8>, embeddings by name.
+    Prompts use A1111's syntax: (emphasis:1.2), BREAK, AND, \[from:to:when], \[a|b], <lora:name:0.8>, embeddings.
     Everything is checked before weights are loaded. Images contain their recipe; existing files are never overwritten.
     With a single argument, that is the prompt, and the default checkpoint is used.
     """

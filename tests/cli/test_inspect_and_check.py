@@ -149,6 +149,6 @@ def test_a_search_for_what_fits_leaves_out_other_bases(stocked: CivitaiServer, c
 def test_what_a_held_file_shows_stands_in_show(stocked: CivitaiServer, civman: Civman) -> None:
     civman("download", MISLABELLED)
 
-    assert "here:" in civman("show", SD1).out
+    assert "stored:" in civman("show", SD1).out
     assert civman("show", SD1, "--json").json["show"]["held"][0]["facts"]["architecture"] == "sd1"
     assert "contradiction" in civman("show", MISLABELLED).out
