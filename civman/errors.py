@@ -87,6 +87,7 @@ class Cause(StrEnum):
     BLOB_BUSY = "blob-busy"
     REMOVAL_BUSY = "removal-busy"
     REMOVED_MEANWHILE = "removed-meanwhile"
+    AWAY = "away"
     INDEX = "index"
     NEWER_LIBRARY = "newer-library"
     LIBRARY_BACKUP = "library-backup"

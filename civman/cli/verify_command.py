@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from civman.manage.verify import Rebuilt, Verdict
 
 _SHOWN = 40
+_STYLES = {"ok": "green", "repaired": "green", "unknown": "yellow", "away": "yellow"}
 
 
 @command(network="settings")
@@ -24,7 +25,7 @@ def verify(
     ] = None,
     file: FileOpt = None,
     full: Annotated[bool, typer.Option("--full", help="Read every file, including those that look unchanged.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Download corrupt and missing files again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Replace corrupt and missing files.")] = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Rebuild the index from the files and their sidecar files.")
     ] = False,
@@ -34,16 +35,25 @@ def verify(
         session.offline = True
     if rebuild:
         return _rebuild(session)
-    from civman.errors import IntegrityError
-    from civman.manage.verify import BROKEN
+    from civman.errors import Cause, IntegrityError, StoreError
+    from civman.manage.verify import BROKEN, State
 
     with session.verifying() as on_event:
         verdicts = list(session.library.verify(refs or (), file=file, is_full=full, on_event=on_event))
-    if repair and any(verdict.state in BROKEN for verdict in verdicts):
+    if repair and any(verdict.state in (*BROKEN, State.AWAY) for verdict in verdicts):
         with session.downloading() as on_event:
             verdicts = list(session.library.maintenance.repair(verdicts, on_event=on_event))
     bad = [verdict for verdict in verdicts if verdict.state in BROKEN]
-    error = None
+    away = [verdict for verdict in verdicts if verdict.state is State.AWAY]
+    error: IntegrityError | StoreError | None = None
+    if away:
+        error = StoreError(
+            f"{counted(len(away), 'file')} of {len(verdicts)} could not be verified, because their drive is not "
+            f"connected: {', '.join(verdict.path for verdict in away[:3])}{' …' if len(away) > 3 else ''}",
+            code=Cause.AWAY,
+            hint="connect the drive and run `civman verify` again; if files were moved, `civman import` their folder",
+            sha256=[str(verdict.sha256) for verdict in away],
+        )
     if bad:
         named = ", ".join(f"{verdict.name} ({verdict.state})" for verdict in bad[:5]) + (" …" if len(bad) > 5 else "")
         error = IntegrityError(
@@ -63,7 +73,12 @@ def verify(
 def _way_out(bad: "list[Verdict]", *, was_tried: bool) -> str:
     if was_tried:
         return bad[0].problem
-    return "`civman verify --repair` downloads them again and moves the corrupt files to the trash"
+    from civman.manage.verify import State
+
+    repairs = "`civman verify --repair` takes them from another known place or downloads them again"
+    if all(verdict.state is State.MISSING for verdict in bad):
+        return f"if they were moved or renamed, `civman import FOLDER` finds them again; {repairs}"
+    return f"{repairs}; corrupt files of the library go to the trash, files outside it stay as they are"
 
 
 def _print(console: "Console", verdicts: "list[Verdict]") -> None:
@@ -72,7 +87,9 @@ def _print(console: "Console", verdicts: "list[Verdict]") -> None:
     unchanged = [verdict for verdict in verdicts if verdict.state is State.UNCHANGED]
     told = sorted((verdict for verdict in verdicts if verdict.state is not State.UNCHANGED), key=_worst_first)
     for verdict in told[:_SHOWN] if all(verdict.state is State.OK for verdict in told) else told:
-        style = {State.OK: "green", State.REPAIRED: "green", State.UNKNOWN: "yellow"}.get(verdict.state, "red")
+        style = {State.OK: "green", State.REPAIRED: "green", State.UNKNOWN: "yellow", State.AWAY: "yellow"}.get(
+            verdict.state, "red"
+        )
         console.print(f"{verdict.state:<10}", style=style, end=" ")
         console.print(f"{verdict.sha256[:12]}  {clean(verdict.name)}  {size(verdict.size_bytes)}", end="")
         console.print(f"  {clean(verdict.problem)}" if verdict.problem else "")
@@ -93,7 +110,7 @@ def _print(console: "Console", verdicts: "list[Verdict]") -> None:
 
 
 def _worst_first(verdict: "Verdict") -> tuple[int, str]:
-    order = ("corrupt", "missing", "unreadable", "repaired", "unknown", "ok")
+    order = ("corrupt", "missing", "away", "unreadable", "repaired", "unknown", "ok")
     return order.index(verdict.state.value), verdict.name
 
 

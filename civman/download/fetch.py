@@ -6,7 +6,7 @@ The file gets its final name only after every earlier step has succeeded.
 import hashlib
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from civman.download.same_file import Changed, Identity
 from civman.download.transfer import Transfer
 from civman.download.transfer_options import TransferOptions
 from civman.errors import Cause, HashMismatch, IntegrityError, Interrupted, InvalidModelFile
-from civman.store.blobs import BlobStore, StoredBlob
+from civman.index import SeenFile
+from civman.manage.file_state import is_unchanged
+from civman.store.blobs import BlobStore, StoredBlob, digest_of
 from civman.store.digester import Digester
 from civman.store.partial import Partial
 from civman.store.read_header import read_first, read_header
@@ -53,10 +55,19 @@ class Fetcher:
     connect: Callable[[], StorageConnection]
     options: TransferOptions = field(default_factory=TransferOptions)
 
-    def fetch(self, version: ModelVersion, file: ModelFile, *, on_event: OnEvent, cancel: threading.Event) -> Fetched:
+    def fetch(
+        self,
+        version: ModelVersion,
+        file: ModelFile,
+        *,
+        on_event: OnEvent,
+        cancel: threading.Event,
+        places: Sequence[SeenFile] = (),
+    ) -> Fetched:
         """Download and verify `file` and put it in the store. A file that is already stored is not downloaded again.
 
-        `on_event` is called from several threads.
+        `places` are paths outside the store where its bytes were read before; if they are still there, the file is not
+        downloaded either. `on_event` is called from several threads.
 
         Raises: NetworkError, NotAllowed, NotFound: the download failed. IntegrityError: the bytes are not what CivitAI
             declares, or not a model file. StoreError. Interrupted: `cancel` was set. The bytes received so far are kept
@@ -66,7 +77,9 @@ class Fetcher:
         if file.size_bytes == 0:
             raise InvalidModelFile(f"`{file.name}` is not a model file: CivitAI says that it is empty", name=file.name)
         partial = self.store.partial(partial_key(version, file))
-        present = self._lock_or_find(partial, file, on_event, cancel)
+        present = self._in_place(partial.key, file, places, on_event)
+        if present is None:
+            present = self._lock_or_find(partial, file, on_event, cancel)
         if present is not None:
             on_event(Finished(partial.key, file.name, present.size_bytes, was_present=True))
             return Fetched(present, declared_by, was_present=True)
@@ -101,6 +114,22 @@ class Fetcher:
                 has_reported = True
             if cancel.wait(_POLL_S):
                 raise Interrupted(f"the download of `{file.name}` was stopped")
+
+    def _in_place(self, key: str, file: ModelFile, places: Sequence[SeenFile], on_event: OnEvent) -> StoredBlob | None:
+        """The file outside the store, if one of `places` still has its bytes: unchanged, or read again now."""
+        if file.hashes.sha256 is None or self._present(file) is not None:
+            return None
+        for seen in sorted(places, key=lambda seen: not is_unchanged(seen)):
+            path = Path(seen.path)
+            if not path.is_file():
+                continue
+            if not is_unchanged(seen):
+                size = path.stat().st_size
+                on_event(Started(key, file.name, size))
+                if digest_of(path, lambda done: on_event(Verifying(key, done, size))) != file.hashes.sha256:  # noqa: B023
+                    continue
+            return StoredBlob(file.hashes.sha256, path.suffix.lower(), path, path.stat().st_size)
+        return None
 
     def _present(self, file: ModelFile) -> StoredBlob | None:
         return self.store.find(file.hashes.sha256) if file.hashes.sha256 else None

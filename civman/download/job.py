@@ -14,17 +14,20 @@ from civman.civitai.client import CivitaiClient
 from civman.civitai.storage_connection import Network, StorageConnection, tls_context
 from civman.domain.access import Permits, check_gates, check_version
 from civman.domain.catalog import Asset, Blob, ModelFile, ModelVersion, Preview
+from civman.domain.digests import Sha256
 from civman.domain.events import Failed, Notice, OnEvent, Queued
 from civman.domain.file_choice import choose_file
 from civman.domain.file_names import safe_name
+from civman.domain.file_suffixes import CONFIG_SUFFIXES
+from civman.domain.printed_refs import file_ref
 from civman.domain.refs import parse_ref
 from civman.domain.timeouts import Patience
 from civman.download.fetch import Fetched, Fetcher, partial_key
 from civman.download.rate_limit import RateLimit
 from civman.download.transfer_options import TransferOptions
 from civman.errors import AmbiguousRef, Cause, CivmanError, Interrupted, InvalidRef, NotFound, StoreError, UsageError
-from civman.index import Index
-from civman.manage.file_state import seen_now
+from civman.index import Index, SeenFile
+from civman.manage.file_state import is_unchanged, seen_now
 from civman.manage.resolve import ResolvedVersion, find_asset, remember
 from civman.manage.sidecar import write_sidecar
 from civman.store.blobs import BlobStore
@@ -82,6 +85,8 @@ class Job:
     """The stored asset, if the index already has this file of this version."""
     is_stored: bool
     """Whether the bytes are in the store already, even if only under another version or name."""
+    places: tuple[SeenFile, ...] = ()
+    """Paths outside the store at which the bytes were read before."""
 
     @property
     def version(self) -> ModelVersion:
@@ -142,11 +147,13 @@ class Downloads:
             check_version(version, has_token=self._network.token is not None, now=self._clock())
         chosen = choose_file(version, file or resolved.file)
         stored = self._store.find(chosen.hashes.sha256) if chosen.hashes.sha256 else None
+        places = self._places(chosen.hashes.sha256) if stored is None else ()
+        is_here = stored is not None or any(is_unchanged(place) for place in places)
         held = next(
             (
                 asset
                 for asset in self._index.find_by_version(version.id)
-                if stored is not None and asset.blob.sha256 == stored.sha256
+                if is_here and asset.blob.sha256 == chosen.hashes.sha256
             ),
             None,
         )
@@ -155,10 +162,20 @@ class Downloads:
             notices = check_gates(
                 version, chosen, permits=permits, has_token=self._network.token is not None, now=self._clock()
             )
+            notices += [
+                f"`{other.name}` is a config that belongs to it: `civman download {file_ref(version, other)}`"
+                for other in version.files
+                if other is not chosen and other.suffix in CONFIG_SUFFIXES
+            ]
         if examine is not None:
             notices += examine(version, chosen)
         name = safe_name(chosen.name, fallback=f"version-{version.id}")
-        return Job(shown_ref(ref), resolved, chosen, name, tuple(notices), held, stored is not None)
+        return Job(shown_ref(ref), resolved, chosen, name, tuple(notices), held, is_here, places)
+
+    def _places(self, sha256: Sha256 | None) -> tuple[SeenFile, ...]:
+        if sha256 is None:
+            return ()
+        return tuple(seen for seen in self._index.places([sha256]) if Path(seen.path).is_absolute())
 
     def find_stored(self, ref: str, file: str | None) -> Outcome | None:
         """The stored file that `ref` means, for a file that CivitAI does not have; None if it is not stored either."""
@@ -196,7 +213,9 @@ class Downloads:
                 else:
                     named = replace(job.file, name=job.name)
                     on_event(Queued(partial_key(job.version, job.file), job.name, job.file.size_bytes))
-                    future = pool.submit(fetcher.fetch, job.version, named, on_event=on_event, cancel=cancel)
+                    future = pool.submit(
+                        fetcher.fetch, job.version, named, on_event=on_event, cancel=cancel, places=job.places
+                    )
                     running[future] = number, job
                     remember(self._index, job.resolved, self._clock())  # done now, while the file is being downloaded
                     # importing the detection rules takes 0.05 s: do it now, while the file is being downloaded
@@ -249,16 +268,18 @@ class Downloads:
 
         The row is written last: a crash may leave a file without a row, never a row without a file.
         """
-        if job.held is not None and fetched.was_present:
+        stored = fetched.blob
+        is_outside = not stored.path.is_relative_to(self._store.root)
+        if job.held is not None and fetched.was_present and (not is_outside or job.held.path == str(stored.path)):
             return Outcome(job.ref, job.held, was_present=True)
         # importing this takes 0.05 s, so do not delay the start of the download with it
         from civman.manage.inspection import facts_of_file
 
-        stored, now = fetched.blob, self._clock()
+        now = self._clock()
         blob = Blob(stored.sha256, stored.size_bytes, stored.suffix, fetched.declared_by, now)
         # the lock keeps other processes from removing or garbage-collecting the blob before its row is written
         with blob_lock(self._store, stored.sha256):
-            if take_back(self._store, stored.sha256) is None:
+            if not (stored.path.is_file() if is_outside else take_back(self._store, stored.sha256)):
                 raise StoreError(
                     f"`{job.name}` was removed by another program before it could be added to the index",
                     code=Cause.REMOVED_MEANWHILE,
@@ -275,7 +296,8 @@ class Downloads:
                 added_at=now,
             )
             write_sidecar(self._store, self._index, stored.sha256)
-        seen = seen_now(str(stored.path), stored.sha256, kept_path=stored.path.relative_to(self._store.root).as_posix())
+        kept_path = None if is_outside else stored.path.relative_to(self._store.root).as_posix()
+        seen = seen_now(str(stored.path), stored.sha256, kept_path=kept_path)
         if seen is not None and not fetched.was_present:  # the bytes have just been read back from disk
             self._index.save_seen([seen])
         if options.preview is not Previews.NONE and self._store.preview(stored.sha256) is None:

@@ -2,13 +2,17 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from civman.domain.architecture import Architecture
 from civman.domain.catalog import Asset, ModelVersion
+from civman.domain.file_suffixes import CONFIG_SUFFIXES
 from civman.domain.html_text import plain_text
 from civman.exchange.view_folders import Companion
+from civman.index import Index
 
+_MOST_CONFIG = 1 << 20
 _PICTURES = {b"\x89PNG": ".preview.png", b"\xff\xd8\xff": ".preview.jpg"}
 _WEBUI_VERSIONS = {Architecture.SD1: "SD1", Architecture.SD2: "SD2", Architecture.SDXL: "SDXL"}
 """A1111's names for the base models a network was trained on."""
@@ -39,9 +43,25 @@ def companions(
                 ending, data = ".json", _webui_json(asset, version)
             case Companion.SWARM_JSON:
                 ending, data = ".swarm.json", _swarm_json(asset, version)
+            case Companion.CONFIG:
+                continue  # see `config_of`
         if data is not None:
             found.append(Beside(kind, ending, data))
     return found
+
+
+def config_of(asset: Asset, index: Index) -> Beside | None:
+    """The config that belongs to a model: a stored file of the same version, or one beside a file outside the store."""
+    of_version = index.find_by_version(asset.version_id) if asset.version_id is not None else []
+    paths = [Path(other.path) for other in of_version if other.blob.suffix in CONFIG_SUFFIXES]
+    paths += [Path(asset.path).with_suffix(suffix) for suffix in sorted(CONFIG_SUFFIXES)]
+    for path in paths:
+        try:
+            if path.is_file() and path.stat().st_size <= _MOST_CONFIG:
+                return Beside(Companion.CONFIG, ".yaml", path.read_bytes())
+        except OSError:
+            continue
+    return None
 
 
 def _picture_ending(picture: bytes | None) -> str:

@@ -39,6 +39,8 @@ class Companion(StrEnum):
     PREVIEW = "preview"
     WEBUI_JSON = "webui-json"
     SWARM_JSON = "swarm-json"
+    CONFIG = "config"
+    """The model's own config, without which some checkpoints are loaded wrongly; every layout has it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from civman.domain.digests import Sha256
 from civman.domain.file_names import MOST_BYTES
 from civman.errors import StoreError, UsageError
 from civman.exchange import view_manifest as memory
-from civman.exchange.view_companions import Beside, companions
+from civman.exchange.view_companions import Beside, companions, config_of
 from civman.exchange.view_files import place, remove_entry_file, write_companion
 from civman.exchange.view_folders import Companion, Layout, layout_named, slot_of
 from civman.exchange.view_manifest import Entry, Manifest, Method, State
@@ -246,9 +246,9 @@ class _Planner:
         return entry is None or memory.state_of(self._folder, entry, None) is State.FOREIGN
 
     def _companions(self, model: Entry, asset: Asset) -> None:
-        if not self._after.has_companions:
-            return
-        for beside in self._wanted_beside(asset):
+        config = config_of(asset, self._index)
+        besides = self._wanted_beside(asset) if self._after.has_companions else []
+        for beside in [*besides, config] if config is not None else besides:
             path = model.path.removesuffix(PurePosixPath(model.path).suffix) + beside.ending
             digest = Sha256(hashlib.sha256(beside.data).hexdigest())
             entry = Entry(path, asset.blob.sha256, beside.kind.value, len(beside.data), digest)

@@ -17,6 +17,7 @@ from civman.errors import Cause, LibraryError
 BUSY_TIMEOUT_S = 30.0
 """How long to wait for a lock that another process holds."""
 
+_SIDE_FILES = 256 << 10
 _IN_USE = "is in use by another program"
 _MEANINGS = {  # SQLite's primary result code → our error code, the message and the hint
     sqlite3.SQLITE_BUSY: (
@@ -69,8 +70,11 @@ def library_error(path: Path, error: sqlite3.Error) -> LibraryError:
     number = getattr(error, "sqlite_errorcode", None)
     if number is None:
         raise error  # wrong use of the driver: a bug in civman
+    primary = number & 0xFF
+    if primary == sqlite3.SQLITE_IOERR and _is_full(path):
+        primary = sqlite3.SQLITE_FULL
     code, words, hint = _MEANINGS.get(
-        number & 0xFF,
+        primary,
         (Cause.INDEX, f"cannot be used ({error})", "run `civman verify --rebuild` on a copy, or report this"),
     )
     return LibraryError(
@@ -121,7 +125,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 
     A database in WAL mode needs its side files even for reading. If they neither exist nor can be created, the file is
     opened as immutable. That is correct as long as nobody writes, and here nobody can: this user has no permission, and
-    there is no log file whose contents could be missed.
+    there is no log file whose contents could be missed. The same is done on a full disk.
     """
     last: sqlite3.Error | None = None
     for mode in ("rw", "ro", "immutable"):
@@ -141,7 +145,8 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         except sqlite3.Error as error:
             connection.close()
             last = error
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            known = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+            if not known and not _is_full(path):
                 raise
         else:
             return connection
@@ -202,6 +207,16 @@ class Reader:
         """Close the connection."""
         with translated(self.path):
             self._connection.close()
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the disk of the database has no room for the side files of an open database."""
+    import shutil  # importing this takes 5 ms, and only errors need it
+
+    try:
+        return shutil.disk_usage(path.parent).free < _SIDE_FILES
+    except OSError:
+        return False
 
 
 def _has_log(path: Path) -> bool:

@@ -46,6 +46,8 @@ class DownloadsPart(Part):
 
         if isinstance(job, Outcome):
             return None if job.asset is None else Path(job.asset.path)
+        if job.held is not None:
+            return Path(job.held.path)
         sha256 = job.file.hashes.sha256
         return None if sha256 is None else self._context.store.place_of(sha256, job.file.suffix)
 

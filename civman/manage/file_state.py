@@ -16,3 +16,8 @@ def seen_now(path: str, sha256: Sha256, *, kept_path: str | None = None) -> Seen
     except OSError:
         return None
     return SeenFile(kept_path or path, stats.st_dev, stats.st_ino, stats.st_size, stats.st_mtime_ns, sha256)
+
+
+def is_unchanged(seen: SeenFile) -> bool:
+    """Whether the file at `seen.path`, which must be absolute, is as it was when it was last read."""
+    return seen_now(seen.path, seen.sha256) == seen

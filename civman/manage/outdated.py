@@ -213,12 +213,18 @@ class _Comparison:
             and version.files
             and version.usage_control in (None, "Download")
             and (self._any_base or (version.base_model or "").casefold() == base)
+            and not self._holds(version)
         ]
         newer.sort(key=lambda version: (dates[version.id], version.id))
         free = [version for version in newer if version.gate is None]
         if free:
             self._offers.append(self._offer(free[-1], asset))
         self._early += [self._offer(version, asset) for version in newer if version.gate is not None]
+
+    def _holds(self, version: ModelVersion) -> bool:
+        """Whether the bytes of the version's file are in the library, under whatever version or name."""
+        sha256 = choose_file(version).hashes.sha256
+        return sha256 is not None and self._index.find_sha256(sha256) is not None
 
     def _offer(self, version: ModelVersion, asset: Asset) -> Offer:
         held = self._index.version(asset.version_id) if asset.version_id is not None else None

@@ -17,7 +17,7 @@ from civman.errors import Cause, NotFound, Refused
 from civman.index import USER_PIN, Index
 from civman.manage.file_state import seen_now
 from civman.manage.sidecar import described, file_facts, restore, write_sidecar
-from civman.store.blobs import BlobStore, StoredBlob, digest_of
+from civman.store.blobs import INCOMING, BlobStore, StoredBlob, digest_of
 from civman.store.partial import store_error
 from civman.store.resume_journal import allocated_bytes
 from civman.store.trash import Removal, Trash, blob_lock, has_blob
@@ -258,7 +258,13 @@ def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) 
         with trash.held(old):
             freed += trash.empty(old)
     _tidy(store.root)
-    gone = [seen.path for seen in index.seen_files().values() if not _exists(store.root, seen.path)]
+    # a file of the library that was moved is recognised by its old state
+    known = {file.sha256 for file in index.held_files()}
+    gone = [
+        seen.path
+        for seen in index.seen_files().values()
+        if seen.sha256 not in known and not _exists(store.root, seen.path)
+    ]
     if gone:
         index.forget_seen(gone)
     return freed
@@ -339,6 +345,9 @@ def _refs(entry: dict[str, Any]) -> Iterator[str]:
 
 
 def _stale(folder: Path, before: datetime) -> Iterator[StalePartial]:
+    for path in sorted(folder.glob(f"*{INCOMING}")) if folder.is_dir() else []:  # of an import that was killed
+        found = path.stat()
+        yield StalePartial(path, allocated_bytes(found), datetime.fromtimestamp(found.st_mtime, before.tzinfo))
     for path in sorted(folder.glob("*.part")) if folder.is_dir() else []:
         beside = (path, path.with_suffix(".live"), path.with_suffix(".synced"))
         touched = max(file.stat().st_mtime for file in beside if file.exists())
@@ -349,7 +358,9 @@ def _stale(folder: Path, before: datetime) -> Iterator[StalePartial]:
 
 def _discard(partial: StalePartial) -> int:
     """Delete a partial file with its journal, unless a download is using it. Returns the bytes freed."""
-    lock = FileLock(partial.path.with_suffix(".lock"))
+    is_incoming = partial.path.suffix == INCOMING
+    locks = partial.path.parent.parent / "locks"
+    lock = FileLock(locks / f"{partial.path.stem}.lock" if is_incoming else partial.path.with_suffix(".lock"))
     if not lock.acquire():
         return 0
     try:

@@ -21,6 +21,7 @@ from civman.domain.plurals import counted
 from civman.errors import Cause, CivmanError, IntegrityError, LibraryError, StoreError
 from civman.index import HeldFile, Index, SeenFile
 from civman.manage.file_state import seen_now
+from civman.manage.places import Presence, other_place, presence
 from civman.manage.sidecar import file_facts, restore
 from civman.store.blobs import BlobStore, StoredBlob, digest_of
 from civman.store.trash import Trash, blob_lock
@@ -29,6 +30,9 @@ from civman.system.system_facts import spins
 WHOLE = "verify"
 """The key of the `Started` event that states the total number of bytes to read."""
 _SAVE_EVERY = 200
+_MISSING = "the file is missing"
+_MOVED = "; if it was moved or renamed, `civman import` of its new folder finds it again"
+_AWAY = "the drive that it is on is not connected; if it was moved to another drive, `civman import` finds it again"
 
 
 class State(StrEnum):
@@ -42,11 +46,13 @@ class State(StrEnum):
     """The file's SHA-256 is wrong."""
     MISSING = "missing"
     """The file is in the index, but no longer on disk."""
+    AWAY = "away"
+    """The drive or network share that the file is on is not connected, so that the file was not verified."""
     UNREADABLE = "unreadable"
     UNKNOWN = "unknown"
     """The file is intact, but not in the index."""
     REPAIRED = "repaired"
-    """The file was corrupt or missing, and has been downloaded again."""
+    """The file was corrupt or missing, and is intact again: found elsewhere, copied or downloaded."""
 
 
 BROKEN = frozenset({State.CORRUPT, State.MISSING, State.UNREADABLE})
@@ -121,23 +127,30 @@ def repair(
     now: datetime,
     on_event: OnEvent,
 ) -> Iterator[Verdict]:
-    """Download each broken file again. Yields a verdict for each file; those of intact files are passed on.
+    """Repair each broken file. Yields a verdict for each file; those of intact files are passed on.
 
-    A corrupt file is first moved to the trash and stays there. `fetch` downloads and verifies a file, or raises.
+    If the same bytes are at another place that is known, they are used from there. Otherwise the file is downloaded;
+    `fetch` downloads and verifies a file, or raises. A corrupt file of the store is moved to the trash first and stays
+    there. A file outside the store is never changed: what replaces it is in the store, or elsewhere.
     """
     for verdict in verdicts:
         assets = index.referrers(verdict.sha256)
-        if verdict.state not in BROKEN or not assets:
+        if verdict.state not in (*BROKEN, State.AWAY) or not assets:
             yield verdict
             continue
-        if Path(verdict.path).parent != store.place_of(verdict.sha256, "").parent.absolute():
-            yield _changed(verdict, f"{verdict.problem}; it is outside the store, where civman changes nothing")
-            continue
-        if verdict.state is not State.MISSING:
+        is_outside = Path(verdict.path).parent != store.place_of(verdict.sha256, "").parent.absolute()
+        if not is_outside and verdict.state is not State.MISSING:
             trash = Trash(store)
             entry: dict[str, Any] = {"sha256": verdict.sha256, "name": verdict.name, "sidecar": {"assets": []}}
             with trash.begin([entry], reason="broken", now=now) as removal, blob_lock(store, verdict.sha256):
                 trash.take(removal, verdict.sha256)
+        replacement = _from_elsewhere(verdict, index, store, is_outside=is_outside)
+        if replacement is not None:
+            yield _repaired(verdict, *replacement, now)
+            continue
+        if verdict.state is State.AWAY:
+            yield verdict
+            continue
         try:
             fetched = fetch(assets[0])
         except CivmanError as error:
@@ -149,10 +162,28 @@ def repair(
                 verdict, f"{verdict.problem}; CivitAI now has a different file: SHA-256 {fetched.blob.sha256[:10]}"
             )
             continue
-        yield Verdict(
-            verdict.sha256, verdict.name, fetched.path, State.REPAIRED, verdict.size_bytes, verdict.sha256,
-            f"was {verdict.state.value}; downloaded again and verified", now,
-        )  # fmt: skip
+        yield _repaired(verdict, fetched.path, "downloaded again and verified", now)
+
+
+def _from_elsewhere(verdict: Verdict, index: Index, store: BlobStore, *, is_outside: bool) -> tuple[str, str] | None:
+    """Use the same bytes from another place, if there is one. Returns the file's new path and what was done."""
+    other = other_place(index, store, verdict.sha256, except_path=verdict.path)
+    if other is None:
+        return None
+    if is_outside:
+        index.rehome([(verdict.sha256, verdict.path, str(other))])
+        return str(other), f"found at `{other}`"
+    with blob_lock(store, verdict.sha256):
+        stored = store.take_in(other, verdict.sha256, Path(verdict.path).suffix, by_link=False)
+        index.rehome([(verdict.sha256, verdict.path, str(stored.path))])
+    return str(stored.path), f"copied from `{other}` and verified"
+
+
+def _repaired(verdict: Verdict, path: str, how: str, now: datetime) -> Verdict:
+    return Verdict(
+        verdict.sha256, verdict.name, path, State.REPAIRED, verdict.size_bytes, verdict.sha256,
+        f"was {verdict.state.value}; {how}", now,
+    )  # fmt: skip
 
 
 def refetch(
@@ -266,8 +297,12 @@ def _read_again(file: HeldFile, on_event: OnEvent) -> tuple[Verdict, SeenFile | 
     try:
         actual = digest_of(path, lambda done: on_event(Verifying(file.sha256, done, file.size_bytes)))
     except StoreError as error:
-        if not path.exists():
-            return _verdict(file, State.MISSING, problem="the file is missing"), None
+        where = presence(file.path, file.seen)
+        if where is Presence.AWAY:
+            return _verdict(file, State.AWAY, problem=_AWAY), None
+        if where is Presence.GONE:
+            is_moved = os.path.isabs(file.kept_path)  # noqa: PTH117  # a file outside the store
+            return _verdict(file, State.MISSING, problem=f"{_MISSING}{_MOVED if is_moved else ''}"), None
         return _verdict(file, State.UNREADABLE, problem=error.message), None
     if actual != file.sha256:
         return _verdict(file, State.CORRUPT, actual, "its bytes have changed"), None
