@@ -108,8 +108,10 @@ def require_known_rules(names: Iterable[str], form: WeightForm, file: str) -> No
 
 
 _EDM = (
-    (frozenset({"edm_mean", "edm_std"}), "Playground 2.5"),
+    (frozenset({"edm_mean"}), "Playground 2.5"),
+    (frozenset({"edm_std"}), "Playground 2.5"),
     (frozenset({"edm_vpred.sigma_max"}), "CosXL"),
+    (frozenset({"edm_vpred.sigma_min"}), "CosXL"),
 )
 """Marker tensors of checkpoints trained on EDM noise levels, and the best-known model that has them."""
 
@@ -206,7 +208,9 @@ def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Conf
     elif middle == 0:
         config["mid_block_type"] = "UNetMidBlock2D"
     label = shapes.get(f"{UNET}label_emb.0.0.weight")
-    if "addition_embed_type" in usual and label is not None and pooled_width is not None:
+    if "addition_embed_type" in usual and pooled_width is not None:
+        if label is None:
+            raise KeyError(f"{UNET}label_emb.0.0.weight")
         config["projection_class_embeddings_input_dim"] = label[1]
         config["addition_time_embed_dim"] = (label[1] - pooled_width) // int(usual["addition_time_ids"])
     return config

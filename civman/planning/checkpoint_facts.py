@@ -19,8 +19,8 @@ from civman.diffusion.families import (
     require_parts,
     text_prefix,
 )
-from civman.domain.files.weight_forms import weight_form
-from civman.errors import CannotRender, Cause, UsageError
+from civman.domain.files.weight_forms import weight_form, wrong_scale
+from civman.errors import CannotRender, Cause, InvalidModelFile, UsageError
 from civman.planning.find_files import Found
 
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
@@ -66,6 +66,9 @@ def read_checkpoint(
     require_known_rules(shapes, weight_form(found.header.tensors), found.inspected.name)
     if vae is not None:
         require_known_rules((), weight_form(vae.header.tensors), vae.inspected.name)
+    for file in (found, *([vae] if vae is not None else [])):
+        if problem := wrong_scale(file.header.tensors):
+            raise InvalidModelFile(problem, name=file.inspected.name)
     family = family_of(shapes)
     configs = _configs(found, json.loads(config) if config else {}, vae)
     require_parts(family, configs, found.inspected.name)

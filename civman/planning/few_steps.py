@@ -1,7 +1,7 @@
-"""What to say when a checkpoint is made for few steps and is asked for with the steps and CFG scale of others.
+"""Checkpoints that are made for few steps: their default steps and CFG scale, and a notice about other values.
 
 Such models (Lightning, Turbo, LCM, Hyper, DMD) have the tensors of any other model of their family, so only CivitAI's
-label or the file's name tells. Nothing is changed by it: the notice says what the models' authors recommend.
+label or the file's name tells. Values that the user gives are never changed.
 """
 
 import re
@@ -13,15 +13,17 @@ class _FewSteps:
     word: str
     steps: tuple[int, int]
     cfg: tuple[float, float]
+    usual: tuple[int, float]
+    """The steps and the CFG scale to use if the user gives none."""
     options: str
 
 
 _KINDS = (
-    _FewSteps("Lightning", (2, 8), (1, 2.5), '--steps 8 --cfg 1.5 --sampler Euler --schedule "SGM Uniform"'),
-    _FewSteps("Turbo", (1, 10), (1, 3), '--steps 6 --cfg 1.5 --sampler "Euler a"'),
-    _FewSteps("LCM", (2, 12), (1, 2.5), "--steps 8 --cfg 1.5 --sampler LCM"),
-    _FewSteps("Hyper", (1, 12), (1, 5), "--steps 8 --cfg 1.5 --sampler Euler"),
-    _FewSteps("DMD2", (1, 12), (1, 2.5), "--steps 8 --cfg 1 --sampler LCM"),
+    _FewSteps("Lightning", (2, 8), (1, 2.5), (8, 1.5), '--steps 8 --cfg 1.5 --sampler Euler --schedule "SGM Uniform"'),
+    _FewSteps("Turbo", (1, 10), (1, 3), (6, 1.5), '--steps 6 --cfg 1.5 --sampler "Euler a"'),
+    _FewSteps("LCM", (2, 12), (1, 2.5), (8, 1.5), "--steps 8 --cfg 1.5 --sampler LCM"),
+    _FewSteps("Hyper", (1, 12), (1, 5), (8, 1.5), "--steps 8 --cfg 1.5 --sampler Euler"),
+    _FewSteps("DMD2", (1, 12), (1, 2.5), (8, 1.0), "--steps 8 --cfg 1 --sampler LCM"),
 )
 """The widest ranges that the models' own pages give. Merges of them stand more steps than the originals."""
 
@@ -32,19 +34,42 @@ def few_steps_notice(label: str | None, name: str, *, steps: int, cfg: float) ->
     >>> few_steps_notice("SDXL Lightning", "a.safetensors", steps=8, cfg=2) is None
     True
     """
+    if (found := _kind(label, name)) is None:
+        return None
+    kind, witness = found
+    if steps <= kind.steps[1] and cfg <= kind.cfg[1]:
+        return None
+    return (
+        f"`{name}` is made for few steps ({kind.word}; {witness}): {kind.steps[0]} to {kind.steps[1]} steps at a "
+        f"CFG scale of {kind.cfg[0]:g} to {kind.cfg[1]:g}, for example {kind.options}"
+    )
+
+
+def few_steps_defaults(
+    label: str | None, name: str, *, steps: int | None, cfg: float | None
+) -> tuple[int | None, float | None, str | None]:
+    """The steps and the CFG scale for this checkpoint where the user gives none, and a notice if they are used.
+
+    >>> few_steps_defaults("SDXL Lightning", "a.safetensors", steps=4, cfg=None)[:2]
+    (4, 1.5)
+    """
+    found = _kind(label, name)
+    if found is None or (steps is not None and cfg is not None):
+        return steps, cfg, None
+    kind, witness = found
+    used = [f"{kind.usual[0]} steps"] if steps is None else []
+    used += [f"a CFG scale of {kind.usual[1]:g}"] if cfg is None else []
+    notice = f"`{name}` is made for few steps ({kind.word}; {witness}), so {' and '.join(used)} are used by default"
+    return kind.usual[0] if steps is None else steps, kind.usual[1] if cfg is None else cfg, notice
+
+
+def _kind(label: str | None, name: str) -> tuple[_FewSteps, str] | None:
+    """The kind of model that the label or the file's name tells of, and which of them does."""
     for kind in _KINDS:
         # "lightning" means nothing else in a model's name; the others are parts of common words
         word = "lightning" if kind.word == "Lightning" else rf"(?<![a-z]){kind.word.lower()}(?![a-z])"
         if re.search(word, (label or "").lower()):
-            witness = f"CivitAI says {label}"
-        elif re.search(word, name.lower()):
-            witness = "its name says so"
-        else:
-            continue
-        if steps <= kind.steps[1] and cfg <= kind.cfg[1]:
-            return None
-        return (
-            f"`{name}` is made for few steps ({kind.word}; {witness}): {kind.steps[0]} to {kind.steps[1]} steps at a "
-            f"CFG scale of {kind.cfg[0]:g} to {kind.cfg[1]:g}, for example {kind.options}"
-        )
+            return kind, f"CivitAI says {label}"
+        if re.search(word, name.lower()):
+            return kind, "its name says so"
     return None

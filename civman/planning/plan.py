@@ -24,7 +24,7 @@ from civman.index import Index
 from civman.planning import prompt_references, prompt_stages
 from civman.planning.check_files import in_role
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
-from civman.planning.few_steps import few_steps_notice
+from civman.planning.few_steps import few_steps_defaults, few_steps_notice
 from civman.planning.find_files import Finder, Found
 from civman.planning.input_pictures import InputPicture, missing_inputs, read_picture, size_like
 from civman.planning.plan_types import Planned, PlannedFile
@@ -74,6 +74,9 @@ def plan(
     finder = Finder(index, on_event)
     found = finder.find("checkpoint", request.checkpoint, request.file)
     vae = finder.find("vae", request.vae) if request.vae is not None else None
+    label, name = found.inspected.label, found.inspected.name
+    steps, cfg, usual = few_steps_defaults(label, name, steps=request.steps, cfg=request.guidance_scale)
+    request = replace(request, steps=steps, guidance_scale=cfg)
     config = _dimensions(found, request.config)
     checkpoint = read_checkpoint(found, vae=vae, config=config, prediction=request.prediction)
     loras = _loras(finder, request, words)
@@ -113,7 +116,7 @@ def plan(
     if request.precision is None:
         recipe = replace(recipe, precision=_usual_precision(conditions.device))
     files = {file.sha256: file.planned for file in (found, *parts)} | _as_files(pictures)
-    few = few_steps_notice(found.inspected.label, found.inspected.name, steps=recipe.steps, cfg=recipe.guidance_scale)
+    few = usual or few_steps_notice(label, name, steps=recipe.steps, cfg=recipe.guidance_scale)
     return Planned(
         recipe, tuple(files.values()), _memory(recipe, found),
         (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told, *_foreign(typed),

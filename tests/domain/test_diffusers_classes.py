@@ -145,3 +145,28 @@ def loaded(path):
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
+
+
+ADAPTED = [name for name in CLASSES if EXPECTED.get(name, ("",))[0] in ("checkpoint", "controlnet", "motion-module")]
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_an_adapter_on_each_class_is_identified_right_or_left_unknown(name):
+    """LoRAs on all linear layers of a class, on its attention alone and on its feed-forward layers alone."""
+    _, family = EXPECTED[name]
+    layers = {each[:-7]: shape for each, shape in CLASSES[name].items() if each.endswith(".weight") and len(shape) == 2}
+    for part in ("", "attn", "to_q", ".ff", "mlp"):
+        chosen = {each: shape for each, shape in layers.items() if part in each}
+        for prefix, mark in (("transformer.", "."), ("lora_unet_", "_")):
+            names = {prefix + each.replace(".", mark): shape for each, shape in chosen.items()}
+            ends = ("lora_A", "lora_B") if mark == "." else ("lora_down", "lora_up")
+            tensors = {f"{each}.{ends[0]}.weight": (4, shape[1]) for each, shape in names.items()}
+            tensors |= {f"{each}.{ends[1]}.weight": (shape[0], 4) for each, shape in names.items()}
+
+            identity = identify(made(tensors))
+
+            assert identity.kind in (Kind.ADAPTER, Kind.UNKNOWN)
+            if identity.confidence is Confidence.CERTAIN:
+                assert identity.architecture is family, (part, prefix)
+            elif identity.architecture is not Architecture.UNKNOWN:
+                assert family in (identity.architecture, *identity.also), (part, prefix)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from civman.planning.few_steps import few_steps_notice
+from civman.planning.few_steps import few_steps_defaults, few_steps_notice
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,24 @@ def test_usual_settings_on_such_a_model_are_mentioned(label, name, word):
     notice = few_steps_notice(label, name, steps=25, cfg=7)
 
     assert word in (notice or "nothing was said")
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "words"),
+    [
+        ((None, None), (8, 1.5), "8 steps and a CFG scale of 1.5"), ((4, None), (4, 1.5), "so a CFG scale of 1.5"),
+        ((None, 2.0), (8, 2.0), "so 8 steps are"), ((25, 7.0), (25, 7.0), None),
+    ],
+)  # fmt: skip
+def test_defaults_suit_such_a_model_and_never_replace_what_is_given(asked, used, words):
+    steps, cfg, notice = few_steps_defaults("SDXL Lightning", "a.safetensors", steps=asked[0], cfg=asked[1])
+
+    assert (steps, cfg) == used
+    assert notice is None if words is None else words in notice
+
+
+def test_other_models_keep_their_defaults():
+    assert few_steps_defaults("SDXL 1.0", "hypernova.safetensors", steps=None, cfg=None) == (None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ def spoilt(
         ("sd1", {"replace": {"cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.weight": (40, 24)}}, 6,
          "[40, 24] but [48, 24] is required"),
         ("sd1", {"replace": {TO_K: (16, 20)}}, 8, "text conditioning"),
+        ("sd1", {"replace": {TO_K.replace("weight", "scale_weight"): (3,)}}, 6, "which does not fit a weight"),
+        ("sdxl", {"drop": ("model.diffusion_model.label_emb.",)}, 8, "label_emb.0.0.weight"),
         ("sd1", {"replace": {f"{TEXT}token_embedding.weight": (64, 24)}}, 8, "64 words"),
         ("sd1", {"replace": {f"{TEXT}position_embedding.weight": (40, 24)}}, 8, "40 places"),
     ],

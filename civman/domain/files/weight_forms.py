@@ -124,6 +124,15 @@ def scale_names(tensors: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def wrong_scale(tensors: Mapping[str, Tensor]) -> str:
+    """A sentence about the first scale that is neither one number nor one for each row of its weight; "" if none is."""
+    for weight, name in scale_names(tensors).items():
+        rows, scale = tensors[weight].shape, tensors[name].shape
+        if math.prod(scale) not in (1, rows[0] if rows else 1):
+            return f"`{name}` has shape {list(scale)}, which does not fit a weight of shape {list(rows)}"
+    return ""
+
+
 def _quantisation(tensors: Mapping[str, Tensor]) -> Quantisation | None:
     endings = {ending: kind for kind, marks in _MARKS for ending in marks}
     text = "\n".join(tensors)

@@ -59,7 +59,7 @@ ADAPTED: tuple[Rule, ...] = (
     Rule("on-hunyuan-video", A.HUNYUAN_VIDEO, "double blocks with Hunyuan's names",
          needs=(r"^double_blocks_#_(img|txt)_(mlp_fc\d|mod_linear)$|individual_token_refiner"
                 r"|^context_embedder_(#_)?token_refiner|^single_blocks_#_modulation_linear$",),
-         also=(A.HUNYUAN_VIDEO_15,)),
+         also=(A.HUNYUAN_VIDEO_15, A.HUNYUAN_IMAGE)),
     Rule("on-hunyuan-video-single", A.HUNYUAN_VIDEO, "more single blocks than Flux.1 has",
          needs=(_DOUBLE + "|^single_transformer_blocks_#_attn_to_q$",), lacks=(r"^joint_transformer_blocks",),
          also=(A.MOTIF_VIDEO,), where=((_STREAMS, 1, (3072,)),),

@@ -252,8 +252,8 @@ FLAGS: tuple[Rule, ...] = (
 MARKS: tuple[Rule, ...] = (
     Rule("v-pred", A.UNKNOWN, "the tensor `v_pred`", needs=(r"^v_pred$",), flag="v-prediction"),
     Rule("ztsnr", A.UNKNOWN, "the tensor `ztsnr`", needs=(r"^ztsnr$",), flag="zero-terminal-snr"),
-    Rule("edm-v", A.UNKNOWN, "the tensor `edm_vpred.sigma_max`", needs=(r"^edm_vpred\.sigma_max$",), flag="edm-v"),
-    Rule("edm", A.UNKNOWN, "the tensor `edm_mean`", needs=(r"^edm_mean$",), flag="edm"),
+    Rule("edm-v", A.UNKNOWN, "tensors named `edm_vpred`", needs=(r"^edm_vpred\.sigma_(max|min)$",), flag="edm-v"),
+    Rule("edm", A.UNKNOWN, "tensors named `edm_mean` or `edm_std`", needs=(r"^edm_(mean|std)$",), flag="edm"),
     Rule("ema", A.UNKNOWN, "averaged weights beside the others", needs=(r"^model_ema\.",), flag="ema"),
     Rule("quantised", A.UNKNOWN, "quantisation tables beside the weights", flag="quantised",
          needs=(r"\.(scale_weight|weight_scale|quant_state\.|absmax|qweight|comfy_quant|smooth_factor)"
