@@ -22,12 +22,19 @@ def plan(civman: Civman, *words: object) -> dict:
 
 
 @pytest.mark.usefixtures("stocked")
-def test_the_only_checkpoint_is_used_and_named(civman: Civman) -> None:
-    run = civman("render", "a harbour at dawn", "--dry-run", "--device", "cpu")
+def test_the_only_checkpoint_is_used_and_named(civman: Civman, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
 
-    assert run.code == 0
+    run = civman("render", "tiny", "--dry-run", "--device", "cpu")  # a part of the checkpoint's name is a prompt
+    listed = civman("render", "--prompts", tmp_path / "prompts.txt", "--dry-run", "--device", "cpu", "--json")
+
+    assert (run.code, "tiny" in run.out) == (0, True)
     assert "@191010 (Tiny Shapes v1.0), the only checkpoint in the library" in run.err
-    assert "a harbour at dawn" in run.out
+    assert [each["recipe"]["prompt"] for each in listed.json["plan"]] == ["a cat", "a dog"]
+    for named in ("91001", "@191010", "tinyShapes_v10.safetensors", "TINYSHAPES_V10", "Tiny Shapes"):
+        refused = civman("render", named)
+        assert (refused.code, "a prompt is missing" in refused.err) == (2, True)
+        assert f"civman render {named} " in refused.err
 
 
 def test_without_any_checkpoint_the_next_step_is_named_and_nothing_is_created(civman: Civman, root: Path) -> None:
@@ -51,30 +58,6 @@ def test_of_several_checkpoints_the_settings_choose(civman: Civman) -> None:
     chosen = civman("render", "a harbour", "--dry-run", "--device", "cpu")
     assert "(Tiny Shapes v1.0), the default checkpoint in " in chosen.err
     assert "harbourLight" in civman("render", "51207", "a harbour", "--dry-run", "--device", "cpu").err  # it is damaged
-
-
-@pytest.mark.usefixtures("stocked")
-@pytest.mark.parametrize("named", ["91001", "@191010", "tinyShapes_v10.safetensors", "TINYSHAPES_V10", "Tiny Shapes"])
-def test_a_model_without_a_prompt_is_not_taken_for_a_prompt(civman: Civman, named: str) -> None:
-    run = civman("render", named)
-
-    assert run.code == 2
-    assert "a prompt is missing" in run.err
-    assert f"civman render {named} " in run.err
-
-
-@pytest.mark.usefixtures("stocked")
-def test_a_prompt_that_contains_part_of_a_name_is_a_prompt(civman: Civman) -> None:
-    assert plan(civman, "tiny")["recipe"]["prompt"] == "tiny"
-
-
-@pytest.mark.usefixtures("stocked")
-def test_a_file_of_prompts_needs_no_checkpoint_either(civman: Civman, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
-
-    run = civman("render", "--prompts", tmp_path / "prompts.txt", "--dry-run", "--device", "cpu", "--json")
-
-    assert [each["recipe"]["prompt"] for each in run.json["plan"]] == ["a cat", "a dog"]
 
 
 @pytest.mark.usefixtures("stocked")
