@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli.output import Result, clean
+from civman.cli.picture_preview import AS_SET, Viewing, viewed
 from civman.cli.plan_output import plan_value, print_plans, rendering_value
 from civman.cli.session import Session
 
@@ -48,7 +49,7 @@ def has_prompts(axes: "Sequence[Axis]") -> bool:
 
 def draw_grid(
     session: Session, grid: "Grid", output: "Path | None", options: "OutputOptions", machine: "Machine", *,
-    dry_run: bool = False,
+    dry_run: bool = False, viewing: Viewing = AS_SET,
 ) -> Result:  # fmt: skip
     """Render a planned grid, or only show its plan if `dry_run` is True."""
     for notice in grid.notices:
@@ -60,10 +61,11 @@ def draw_grid(
         )  # fmt: skip
     with session.drawing([cell.planned.recipe for cell in grid.cells], called="cell") as on_event:
         drawn = session.library.grids.draw(grid, output=output, options=options, machine=machine, on_event=on_event)
-    return Result(
+    result = Result(
         "grid", _value(drawn), human=lambda console: _print(console, drawn),
         ids=(*(each.path for each in drawn.pictures), drawn.path),
     )  # fmt: skip
+    return viewed(session, result, [drawn.path], viewing)
 
 
 def _place(cell: "Cell") -> dict[str, object]:

@@ -20,6 +20,7 @@ from civman.cli.options import (
     output_options,
 )
 from civman.cli.output import Result
+from civman.cli.picture_preview import Viewing, viewed
 from civman.cli.plan_output import plan_value, print_plans, print_renderings, rendering_value
 from civman.cli.render_defaults import PresetOpt, checkpoint_and_prompt, chosen_preset
 from civman.cli.session import Session, command
@@ -278,6 +279,22 @@ def render(
     quality: QualityOpt = None,
     no_metadata: NoMetadataOpt = False,
     strip_prompt: StripPromptOpt = False,
+    open_: Annotated[
+        bool | None,
+        typer.Option(
+            "--open/--no-open",
+            help="Open the first image (of a grid: the contact sheet) with the system's viewer.",
+            show_default="settings",
+        ),
+    ] = None,
+    preview: Annotated[
+        bool | None,
+        typer.Option(
+            "--preview/--no-preview",
+            help="Show small images in terminals that can (kitty, Ghostty, Konsole, iTerm2, WezTerm, mintty).",
+            show_default="settings",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and show the plan, but load and render nothing.")
     ] = False,
@@ -331,7 +348,8 @@ def render(
     if axes:
         with session.reading() as on_event:
             grid_plan = session.library.grids.plan(wanted[0], axes, conditions=conditions, on_event=on_event)
-        return draw_grid(session, grid_plan, output, options, machine, dry_run=dry_run)
+        viewing = Viewing(open_, preview)
+        return draw_grid(session, grid_plan, output, options, machine, dry_run=dry_run, viewing=viewing)
     with session.reading() as on_event:
         plans = [session.library.plan(each, conditions, on_event=on_event) for each in wanted]
     for notice in dict.fromkeys(notice for plan in plans for notice in plan.notices):
@@ -343,10 +361,11 @@ def render(
         )  # fmt: skip
     with session.drawing([plan.recipe for plan in plans]) as on_event:
         made = session.library.render(plans, output=output, options=options, machine=machine, on_event=on_event)
-    return Result(
+    result = Result(
         "render", [rendering_value(each) for each in made],
         human=lambda console: print_renderings(console, made), ids=(each.path for each in made),
     )  # fmt: skip
+    return viewed(session, result, [each.path for each in made], Viewing(open_, preview))
 
 
 def _conditions(device: str | None, trigger: str, *, force: bool, allow_partial: bool) -> "Conditions":

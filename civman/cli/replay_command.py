@@ -17,6 +17,7 @@ from civman.cli.options import (
     output_options,
 )
 from civman.cli.output import Result, clean, size
+from civman.cli.picture_preview import viewed
 from civman.cli.plan_output import print_renderings, rendering_value
 from civman.cli.session import Session, command
 
@@ -114,7 +115,8 @@ def replay(
         recipe = source.origin.recipe
         with session.drawing([recipe] if recipe else []) as on_event:
             results = library.replay(source, pictures=inputs, machine=machine, on_event=on_event)
-        return _verdict(source, results, _save(library, source, results, output, options))
+        saved = _save(library, source, results, output, options)
+        return viewed(session, _verdict(source, results, saved), [each.path for each in saved])
     from civman.planning.plan import Conditions
 
     conditions = Conditions(device)
@@ -132,7 +134,7 @@ def replay(
         session.output.notice(notice)
     with session.drawing([planned.recipe]) as on_event:
         made = library.render(planned, output=output, options=options, machine=machine, on_event=on_event)
-    return _variation(source, made)
+    return viewed(session, _variation(source, made), [each.path for each in made])
 
 
 def _settings(session: Session, what: str | None, file: Path | None, *, is_check: bool) -> Result:

@@ -9,6 +9,7 @@ from civman.cli.list_command import asset_value
 from civman.cli.options import RefArg
 from civman.cli.output import Result, clean, size
 from civman.cli.picture_output import picture_path, show_picture
+from civman.cli.picture_preview import Viewing, viewed
 from civman.cli.session import Session, command
 from civman.cli.table_layout import Column, print_table
 
@@ -47,7 +48,8 @@ def show(
     from civman.errors import UsageError
 
     if (path := picture_path(session.library, ref)) is not None:
-        return show_picture(session.library, path, recipe=recipe)
+        shown_picture = show_picture(session.library, path, recipe=recipe)
+        return viewed(session, shown_picture, [path], Viewing(opens=False)) if shown_picture is not None else None
     if recipe:
         raise UsageError(f"`{ref}` is not an image", hint="--recipe prints the recipe of a PNG, JPEG or WebP image")
     shown = session.library.show(ref)

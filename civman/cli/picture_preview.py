@@ -1,0 +1,136 @@
+"""A small picture in terminals that can show one: kitty's graphics protocol and iTerm2's inline images.
+
+Which protocol a terminal understands is told from environment variables alone. Asking the terminal itself would mean
+to wait for an answer that most terminals never send.
+"""
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from civman.cli.output import Result
+from civman.cli.session import Session
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_ROWS: Final = 12
+"""The height of a preview in rows of text."""
+_PIXELS: Final = (640, 320)
+"""The most pixels of a preview, which is more than its rows need on most screens."""
+_MOST: Final = 4
+"""The most previews that one command prints."""
+_CHUNK: Final = 4096
+"""The largest piece of data in one sequence of kitty's protocol."""
+_KITTY_FROM_KONSOLE: Final = 220400
+
+
+class Protocol(StrEnum):
+    """How a terminal is sent a picture."""
+
+    KITTY = "kitty"
+    ITERM = "iterm"
+
+
+@dataclass(frozen=True, slots=True)
+class Viewing:
+    """Whether to open images and to show previews of them; None: as the settings say."""
+
+    opens: bool | None = None
+    previews: bool | None = None
+
+
+AS_SET: Final = Viewing()
+
+
+def viewed(session: Session, result: Result, paths: Sequence[Path], viewing: Viewing = AS_SET) -> Result:
+    """Open the first of the saved images with the system's viewer, and make `result` show small copies of them.
+
+    A viewer that cannot be started is a notice, not a failure.
+    """
+    opens, previews = viewing.opens, viewing.previews
+    settings, output = session.library.context.settings.render, session.output
+    is_for_people = not output.as_json and not output.quiet
+    if paths and ((settings.opens and is_for_people) if opens is None else opens):
+        from civman.system.open_file import open_file
+
+        problem = open_file(paths[0])
+        if problem:
+            output.notice(f"`{paths[0]}` was saved, but could not be opened: {problem}")
+    if not (settings.previews if previews is None else previews):
+        return result
+
+    def human(console: "Console") -> None:
+        result.human(console)
+        for path in paths[:_MOST]:
+            print_preview(console, path)
+
+    return replace(result, human=human)
+
+
+def protocol_of(environ: Mapping[str, str]) -> Protocol | None:
+    """The protocol that the terminal with these environment variables understands; None if unknown."""
+    term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
+    if environ.get("TMUX") or term.startswith(("tmux", "screen", "dumb")) or not term:
+        return None  # tmux and screen do not pass pictures on
+    konsole = environ.get("KONSOLE_VERSION", "")
+    if term in ("xterm-kitty", "xterm-ghostty") or environ.get("KITTY_WINDOW_ID") or program == "ghostty":
+        return Protocol.KITTY
+    if konsole.isascii() and konsole.isdigit() and int(konsole) >= _KITTY_FROM_KONSOLE:
+        return Protocol.KITTY
+    if program in ("iTerm.app", "WezTerm", "mintty") or environ.get("LC_TERMINAL") == "iTerm2":
+        return Protocol.ITERM
+    return None
+
+
+def print_preview(console: "Console", path: Path, *, rows: int = _ROWS) -> bool:
+    """Print a small copy of an image if the console is a terminal that can show one. Returns whether it was printed.
+
+    A file that cannot be read is skipped: a preview is never a reason to fail.
+    """
+    protocol = protocol_of(os.environ) if console.file.isatty() else None
+    if protocol is None:
+        return False
+    try:
+        data = small_png(path)
+    except (OSError, ValueError, SyntaxError):  # what Pillow raises for a damaged picture
+        return False
+    sequence = kitty_sequence(data, rows) if protocol is Protocol.KITTY else iterm_sequence(data, rows)
+    console.file.write(f"{sequence}\n")
+    console.file.flush()
+    return True
+
+
+def small_png(path: Path) -> bytes:
+    """A picture, made smaller, as PNG without any metadata."""
+    from PIL import Image  # importing this takes 0.03 s, and only some terminals need it
+
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail(_PIXELS)
+    small.info.clear()
+    stream = io.BytesIO()
+    small.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def kitty_sequence(png: bytes, rows: int) -> str:
+    """The escape sequences of kitty's graphics protocol that show a PNG in this many rows, without any answer."""
+    text = base64.b64encode(png).decode("ascii")
+    pieces = [text[place : place + _CHUNK] for place in range(0, len(text), _CHUNK)]
+    words = []
+    for number, piece in enumerate(pieces):
+        first = f"a=T,f=100,q=2,r={rows}," if number == 0 else ""
+        words.append(f"\x1b_G{first}m={int(number < len(pieces) - 1)};{piece}\x1b\\")
+    return "".join(words)
+
+
+def iterm_sequence(png: bytes, rows: int) -> str:
+    """The escape sequence of iTerm2 that shows a PNG in this many rows."""
+    text = base64.b64encode(png).decode("ascii")
+    return f"\x1b]1337;File=inline=1;size={len(png)};height={rows};preserveAspectRatio=1:{text}\a"
