@@ -59,8 +59,13 @@ class NoiseLevels:
 
     @classmethod
     @cache
-    def of_model(cls, *, is_zero_snr: bool = False, every: int = 1, by_alpha: bool = False) -> "NoiseLevels":
+    def of_model(
+        cls, *, is_zero_snr: bool = False, every: int = 1, by_alpha: bool = False, is_single: bool = True
+    ) -> "NoiseLevels":
         """The levels of Stable Diffusion: β from .00085 to .012, linear in √β, 1000 steps.
+
+        `is_single`: rescale to zero terminal SNR in single precision, as the web UIs do; the difference of two nearly
+        equal roots moves the highest levels by up to 1.6e-5.
 
         Source: Rombach et al. 2022.
         """
@@ -70,9 +75,12 @@ class NoiseLevels:
             product *= 1.0 - (low + (high - low) * t / (TRAIN_STEPS - 1)) ** 2
             # all implementations store ᾱ in single precision; without it the lowest level differs in its fifth digit
             alphas.append(single(product))
-        if is_zero_snr:
+        if is_zero_snr and is_single:
+            alphas = single_precision.zero_snr(alphas)
+        elif is_zero_snr:
             first, last = math.sqrt(alphas[0]), math.sqrt(alphas[-1])
             alphas = [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in alphas]
+        if is_zero_snr:
             alphas[-1] = _ZERO_SNR_ALPHA
         sigmas = [math.sqrt((1 - a) / a) for a in alphas]
         values = [-math.log(a) for a in alphas] if by_alpha else [math.log(s) for s in sigmas]

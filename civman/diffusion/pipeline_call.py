@@ -31,7 +31,9 @@ def require_drawable(recipe: Recipe) -> None:
     """Raises: CannotRender: the recipe uses something that diffusers' pipelines do differently or not at all."""
     problems = {
         "a second pass (hires)": recipe.hires is not None,
-        "the rules of an earlier version of civman (rules 1)": recipe.rules == 1,
+        f"the rules of an earlier version of civman (rules {recipe.rules})": (
+            recipe.rules == 1 or (recipe.rules == 2 and recipe.is_zero_snr)
+        ),
         "A1111's handling of sizes that are not multiples of 64": (
             recipe.odd_sizes == "a1111" and bool(recipe.width % 64 or recipe.height % 64)
         ),

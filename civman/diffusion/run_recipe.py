@@ -184,7 +184,9 @@ class _Job:
         plan = self._plan(hires.steps, Start(hires.strength, keeps_steps=True))
         noises = [self._noise(seed) for seed in seeds]
         x = latents * plan.picture_scale + self._start_noise(noises, *size) * plan.start_scale
-        x = self._sample(x, plan, noises, self._hires_prompt, size, None, self._inpaint_input(size),
+        # SDXL is conditioned on the size before the crop, as in A1111
+        told = second_pass.covering((self._recipe.width, self._recipe.height), size) if self._recipe.rules > 2 else size
+        x = self._sample(x, plan, noises, self._hires_prompt, told, None, self._inpaint_input(size),
                          first=first, stage="hires")  # fmt: skip
         check_latents(x, seeds=seeds)
         return x

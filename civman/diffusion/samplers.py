@@ -68,7 +68,7 @@ class Sampler:
     def levels(self, *, is_zero_snr: bool = False, rules: int = RULES) -> NoiseLevels:
         """The noise levels of the models that this sampler is made for."""
         by_alpha = self.own_table is Table.UNIPC and rules > 1
-        return NoiseLevels.of_model(is_zero_snr=is_zero_snr, every=self.every, by_alpha=by_alpha)
+        return NoiseLevels.of_model(is_zero_snr=is_zero_snr, every=self.every, by_alpha=by_alpha, is_single=rules > 2)
 
     @property
     def is_variance_preserving(self) -> bool:

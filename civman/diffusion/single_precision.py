@@ -36,6 +36,15 @@ def level(alpha: float) -> float:
     return single(math.sqrt(single(single(1 - alpha) / alpha)))
 
 
+def zero_snr(alphas: Sequence[float]) -> list[float]:
+    """ᾱ rescaled so that its last value is 0 (Lin et al. 2023, algorithm 1)."""
+    roots = [single(math.sqrt(alpha)) for alpha in alphas]
+    first, last = roots[0], roots[-1]
+    factor = single(first / single(first - last))
+    scaled = [single(single(root - last) * factor) for root in roots]
+    return [single(root * root) for root in scaled]
+
+
 def through_log(sigma: float) -> float:
     """σ after a round trip through its logarithm in single precision."""
     return single(math.exp(single(math.log(single(sigma)))))

@@ -5,8 +5,7 @@ it. Both sides draw with one model, a few lines of arithmetic (`closed_form`); t
 """
 
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,17 +22,15 @@ from torch import Tensor
 from civman.diffusion.noise_levels import NoiseLevels, Schedule, table
 from civman.diffusion.run_recipe import Inputs, render
 from civman.diffusion.sampler_names import NOT_OFFERED
-from civman.diffusion.samplers import SAMPLERS, Sampler, plan
+from civman.diffusion.samplers import SAMPLERS, Kind, Sampler, plan
 from civman.diffusion.solvers import solve
 from civman.domain.digests import Sha256
-from civman.domain.recipes.recipe import Hires, Recipe, StartImage
+from civman.domain.recipes.recipe import SAMPLING, Hires, Recipe, StartImage
 
 PAGE = Path(__file__).parents[2] / "docs" / "samplers.md"
 LEVELS = NoiseLevels.of_model()
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 SAME = 1e-5
-SAME_BY_PIXELS = 1e-4
-"""Of a second pass by 8-bit pixels: a value at the edge between two of 256 is decided by the first pass's last bit."""
 NO_FILE = Sha256("0" * 64)
 SEED = 5
 KINDS: dict[str, dict[str, bool]] = {
@@ -42,6 +39,9 @@ KINDS: dict[str, dict[str, bool]] = {
 MODES = ("txt2img", "img2img 0.35", "img2img 0.75", "hires latent", "hires pixel")
 STEPS = {"txt2img": 20, "img2img 0.35": 12, "img2img 0.75": 8, "hires latent": 5, "hires pixel": 5}
 NAMED = tuple(schedule for schedule in Schedule if schedule is not Schedule.AUTOMATIC)
+USUAL, ZERO_SNR = ("SD 1", "SDXL", "v-prediction"), ("zero SNR",)
+"""The kinds of a cell in the first table and in the second."""
+CANCELLING = (Schedule.BETA, Schedule.KL_OPTIMAL)
 NOTHING = Inputs()
 START = np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 
@@ -58,13 +58,21 @@ def has_counterpart(sampler: Sampler, schedule: Schedule) -> bool:
 
 @cache
 def measured(name: str, schedule: Schedule, kind: str, mode: str) -> float | None:
-    """Relative distance of the last latents, noise included; None where nobody else has the pair."""
+    """Relative distance of the last latents, noise included; None where nobody else has the pair.
+
+    A second pass by pixels begins with a picture of 8 bits. Where the last bit of the first pass decides which of 256
+    values a pixel gets, the second pass is compared from one and the same first pass.
+    """
     sampler = next(each for each in SAMPLERS if each.name == name)
     if not has_counterpart(sampler, schedule):
         return None
-    if name == "DEIS multistep":
-        return _diffusers_with_our_table(sampler, schedule) if mode == "txt2img" else None
-    return distance(ours(name, schedule, kind, mode), theirs(name, schedule, kind, mode))
+    mine = ours(name, schedule, kind, mode)
+    found = distance(mine, theirs(name, schedule, kind, mode))
+    if mode == "hires pixel" and found >= SAME:
+        begun = drawn(replace(recipe(name, schedule, kind, mode), hires=None), **KINDS[kind])
+        if distance(begun, first_pass(name, schedule.value, kind, STEPS[mode])) < SAME:
+            return distance(mine, theirs(name, schedule, kind, mode, begun=begun))
+    return found
 
 
 def recipe(name: str, schedule: Schedule, kind: str, mode: str) -> Recipe:
@@ -110,8 +118,8 @@ def first_pass(name: str, schedule: str, kind: str, steps: int) -> Tensor:
                                closed_form.UNCOND)  # fmt: skip
 
 
-def theirs(name: str, schedule: Schedule, kind: str, mode: str) -> Tensor:
-    """The last latents of the other side."""
+def theirs(name: str, schedule: Schedule, kind: str, mode: str, *, begun: Tensor | None = None) -> Tensor:
+    """The last latents of the other side; `begun`: those of a first pass to go on from."""
     rest = (closed_form.CFG, closed_form.COND, closed_form.UNCOND)
     steps, vae = STEPS[mode], closed_form.Vae()
     if mode == "txt2img":
@@ -120,7 +128,7 @@ def theirs(name: str, schedule: Schedule, kind: str, mode: str) -> Tensor:
         pixels = torch.from_numpy(START).permute(2, 0, 1)[None].float() / 255
         latents = vae.encode(2 * pixels - 1).latent_dist.mode()
         return stack(kind).img2img(name, schedule.value, steps, latents, SEED, float(mode.split()[1]), *rest)
-    latents = first_pass(name, schedule.value, kind, steps)
+    latents = first_pass(name, schedule.value, kind, steps) if begun is None else begun
     larger = enlarged_latents(latents) if mode.endswith("latent") else enlarged_pixels(latents, vae)
     return stack(kind).img2img(name, schedule.value, 6, larger, SEED, 0.6, *rest, second_pass=True)
 
@@ -139,46 +147,48 @@ def enlarged_pixels(latents: Tensor, vae: closed_form.Vae) -> Tensor:
     return encoded[:, :, 2:10]
 
 
-def cases(schedule: Schedule) -> Iterator[tuple[str, str]]:
-    """(kind, mode) for which a schedule is measured: all for Automatic, else SD 1, and SDXL where its table differs."""
-    kinds = {Schedule.AUTOMATIC: tuple(KINDS), Schedule.ALIGN_YOUR_STEPS: ("SD 1", "SDXL")}
-    for kind in kinds.get(schedule, ("SD 1",)):
-        for mode in MODES:
-            yield kind, mode
+def worst(sampler: Sampler, schedule: Schedule, kinds: tuple[str, ...]) -> float | None:
+    """The largest distance of these kinds of models in all ways to draw."""
+    found = [measured(sampler.name, schedule, kind, mode) for kind in kinds for mode in MODES]
+    return max((each for each in found if each is not None), default=None)
 
 
-def worst(sampler: Sampler, schedule: Schedule, kind: str = "SD 1") -> float | None:
-    """The largest distance of all modes of one kind, that by pixels counted a tenth."""
-    modes = [mode for of_kind, mode in cases(schedule) if of_kind == kind]
-    found = {mode: measured(sampler.name, schedule, kind, mode) for mode in modes}
-    known = [each * (SAME / SAME_BY_PIXELS if mode == "hires pixel" else 1) for mode, each in found.items()
-             if each is not None]  # fmt: skip
-    return max(known) if known else None
+ONLY_ROUNDED = [
+    sampler for sampler in SAMPLERS
+    if sampler.noise is not Kind.BROWNIAN and not sampler.own_table and not sampler.has_ends_only
+    and not sampler.is_cfgpp and sampler.name not in ("LCM", "DEIS multistep")
+]  # fmt: skip
+"""Samplers whose other side can be run in double precision throughout."""
 
 
-def _diffusers_with_our_table(sampler: Sampler, schedule: Schedule) -> float:
-    diffusers = pytest.importorskip("diffusers")
-    made = plan(sampler, schedule, 20, LEVELS)
-    # their last step to a level of exactly 0 is not a number when a table is put in: end just above it instead
-    sigmas = [s or LEVELS.least / 10 for s in made.sigmas]
-    scheduler = diffusers.DEISMultistepScheduler(**BETAS, solver_order=2)
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(SEED)) * sigmas[0]
+def in_double(sampler: Sampler, schedule: Schedule) -> float:
+    """The distance with zero terminal SNR where both sides keep x in double precision; text to image, 20 steps."""
+    levels = sampler.levels(is_zero_snr=True)
+    made = plan(sampler, schedule, 20, levels)
 
-    def clean(x: Tensor, sigma: float) -> Tensor:
-        time = torch.tensor([LEVELS.time(sigma)])
-        return x - closed_form.answer(x / math.sqrt(sigma**2 + 1), time, closed_form.COND) * sigma
+    def clean(x: Tensor, sigma: float, **_: object) -> Tensor:
+        sigma = float(sigma)
+        root, time = math.hypot(1, sigma), torch.tensor([levels.time(sigma)], dtype=torch.float32)
+        cond, uncond = (x / root**2 - closed_form.answer((x / root).float(), time, prompt).double() * sigma / root
+                        for prompt in (closed_form.COND, closed_form.UNCOND))  # fmt: skip
+        return uncond + (cond - uncond) * closed_form.CFG
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # diffusers' own: numpy of tensors, log of 0
-        scheduler.set_timesteps(20)
-        scheduler.sigmas = torch.tensor(sigmas)
-        scheduler.timesteps = torch.tensor([LEVELS.time(s) for s in sigmas[:-1]])
-        x = noise / math.sqrt(1 + sigmas[0] ** 2)
-        for sigma, time in zip(sigmas, scheduler.timesteps, strict=False):
-            whole = x * math.sqrt(1 + sigma**2)
-            x = scheduler.step((whole - clean(whole, sigma)) / sigma, time, x).prev_sample
-    mine = solve(sampler.solver, noise, sigmas, lambda *_: torch.zeros(1), clean)
-    return distance(mine, x * math.sqrt(1 + sigmas[-1] ** 2))
+    ways: list[Tensor] = []
+    for is_mine in (True, False):
+        stream = a1111_oracle.Stream(SEED, (4, 8, 8), torch.float64)
+        x = stream.next() * made.start_scale
+        if is_mine:
+            ways.append(solve(sampler.solver, x, made.sigmas, lambda *_, s=stream: s.next(), clean,
+                              sampler.tuning(SAMPLING)))  # fmt: skip
+        elif sampler.name in a1111_oracle.AGAIN:
+            ways.append(a1111_oracle.AGAIN[sampler.name](clean, x, list(made.sigmas), stream.next))
+        else:
+            oracle = k_oracle.sampling()
+            method = getattr(oracle, a1111_oracle.K_SAMPLERS[sampler.name])
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(oracle, "torch", stream)
+                ways.append(method(clean, x, torch.tensor(made.sigmas, dtype=torch.float64), disable=True))
+    return distance(*ways)
 
 
 def lcm_against_diffusers() -> float:
@@ -244,11 +254,25 @@ def table_distance(schedule: Schedule) -> float:
 def word(found: float | None) -> str:
     if found is None:
         return "own"
-    return "same" if found < SAME else f"near ({10.0 ** math.ceil(math.log10(found)):.0e})"
+    return "same" if found < SAME else f"near ({_bound(found)})"
 
 
-def page() -> str:
+def _bound(found: float) -> str:
+    """The next power of ten."""
+    return f"{10.0 ** math.ceil(math.log10(found)):.0e}"
+
+
+def row(sampler: Sampler, kinds: tuple[str, ...]) -> str:
+    """The sampler's line in the table of these kinds of models."""
+    automatic = "its own" if sampler.own_table else sampler.automatic.value
+    cells = [word(worst(sampler, schedule, kinds)) for schedule in (Schedule.AUTOMATIC, *NAMED)]
+    begin = [sampler.name, sampler.against] if kinds == USUAL else [sampler.name]
+    return "| " + " | ".join([*begin, f"{automatic}: {cells[0]}", *cells[1:]]) + " |"
+
+
+def page(row: Callable[[Sampler, tuple[str, ...]], str] = row) -> str:
     """The whole page, every word of it that is about sameness measured."""
+    columns = " | ".join(("Automatic", *NAMED))
     parts = [
         "# Samplers and schedules",
         "",
@@ -257,23 +281,35 @@ def page() -> str:
         '`--sampler "DPM++ 2M" --schedule Karras`, `dpmpp_2m_sde_gpu`, `euler sgm_uniform`,',
         "`EulerAncestralDiscreteScheduler`). Each sampler goes with each schedule.",
         "",
-        "*same*: the last latents are within 1e-5 (relative) of those of the code in the second column, noise",
-        "included, drawn on both sides with one small model. *near*: within what is said. *own*: goes, but nobody",
-        "else has this pair. Measured are text to image (20 steps), image to image at strength 0.35 and 0.75, and a",
-        "second pass with a different shape by latents and by pixels (within 1e-4 there: which of 256 values a "
-        "pixel gets",
-        "may hang on the first pass's last bit). Automatic is measured with SD 1, SDXL, v-prediction and zero terminal",
-        "SNR, the others with SD 1. Of `DEIS multistep` text to image only.",
+        "Each cell holds the largest of several distances between the last latents of civman and those of the code in",
+        "the second column, noise included, drawn on both sides with one small model: text to image (20 steps), image",
+        "to image at strength 0.35 and 0.75, a second pass of another shape by latents and one by pixels, each with",
+        "the prediction and the noise levels of SD 1, of SDXL and of v-prediction. *same*: all within 1e-5 (relative).",
+        "*near*: all within what is said. *own*: goes, but nobody else has this pair.",
         "",
-        "| sampler | measured against | Automatic | SDXL | v | zero SNR | " + " | ".join(NAMED) + " |",
-        "|---|---|---|---|---|---|" + "---|" * len(NAMED),
+        f"| sampler | measured against | {columns} |",
+        "|---|---|" + "---|" * (len(NAMED) + 1),
+        *(row(sampler, USUAL) for sampler in SAMPLERS),
+        "",
+        "The near ones of the SDE samplers: the Brownian path is asked at levels of six digits, so that one unit in a",
+        "level's last place, which torch's square roots and exponentials on a CPU leave open, is another noise.",
+        "Where the last bit of the first pass decides which of 256 values a pixel gets, the second pass by pixels is",
+        "measured from the same first pass.",
+        "",
+        "## Zero terminal SNR",
+        "",
+        "The same ways to draw with v-prediction and the noise levels of zero terminal SNR. The first levels lie above",
+        "1000, where single precision cancels and more pairs are only near. Computed in double precision on both",
+        f"sides, the {len(ONLY_ROUNDED)} samplers without a Brownian path, levels of their own or CFG++ are within",
+        f"{_bound(max(in_double(each, way) for each in ONLY_ROUNDED for way in CANCELLING))} of each other with Beta "
+        "and KL Optimal, where the most cancels.",
+        "",
+        f"| sampler | {columns} |",
+        "|---|" + "---|" * (len(NAMED) + 1),
+        *(row(sampler, ZERO_SNR) for sampler in SAMPLERS),
+        "",
+        "## What the tables do not show",
     ]
-    for sampler in SAMPLERS:
-        automatic = "its own" if sampler.own_table else sampler.automatic.value
-        cells = [word(worst(sampler, schedule)) for schedule in NAMED]
-        usual = [word(worst(sampler, Schedule.AUTOMATIC, kind)) for kind in KINDS]
-        usual[0] = f"{automatic}: {usual[0]}"
-        parts.append(f"| {sampler.name} | {sampler.against} | " + " | ".join([*usual, *cells]) + " |")
     parts += [
         "",
         "A1111's web UI gives DDIM, DDIM CFG++, PLMS and UniPC no schedule but their own. LCM is A1111's: levels and",
@@ -305,14 +341,14 @@ def page() -> str:
         "",
         "## Where it is not A1111's",
         "",
+        "Known by reading both, not measured:",
+        "",
         "* DDIM and PLMS at one step draw; A1111 gives the noise back.",
         "* UniPC turns v into noise with the level that it asks at, as Forge does; A1111 takes that of the whole time",
         "  below. LCM with a v model draws as in Forge; A1111 takes v for noise.",
         "* A batch of `DPM adaptive` is drawn one by one: A1111's pictures of a batch share their steps.",
         "* Forge's and ComfyUI's samplers draw A1111's noise here; ComfyUI's own stream begins again at the seed, and",
         "  it asks the model at whole times.",
-        "* With zero terminal SNR the first levels lie above 1000, where single precision cancels in other programs;",
-        "  DPM fast and DPM adaptive lose their noise to it.",
         "* Recipes that civman made before these rules keep the earlier ones (`rules` 1): SDE samplers with the noise",
         "  of the opposite sign, DDIM and UniPC in image to image with steps of their own count.",
         "",

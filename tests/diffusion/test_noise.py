@@ -97,6 +97,21 @@ def test_the_noise_levels_are_those_everybody_prints() -> None:
     assert NoiseLevels.of_model(is_zero_snr=True).greatest > 4000
 
 
+def test_zero_terminal_snr_is_rescaled_in_single_precision_as_in_the_web_uis() -> None:
+    roots = torch.tensor(NoiseLevels.of_model().alphas, dtype=torch.float32).sqrt()
+    first, last = roots[0].clone(), roots[-1].clone()
+    alphas = ((roots - last) * (first / (first - last))) ** 2
+    theirs = torch.sqrt((1 - alphas) / alphas)[:-1].double()
+
+    now, before = (
+        torch.tensor(NoiseLevels.of_model(is_zero_snr=True, is_single=is_single).sigmas[:-1], dtype=torch.float64)
+        for is_single in (True, False)
+    )
+
+    assert float(((now - theirs) / theirs).abs().max()) < 1e-6
+    assert float(((before - theirs) / theirs).abs().max()) > 1e-5
+
+
 # --- a card's threads, variation seeds, seeds of another size
 
 

@@ -208,6 +208,39 @@ def test_an_inpainting_checkpoint_without_a_picture_is_shown_grey(hires: tuple[i
     assert distance(model.vae.decoded, theirs) < 1e-5
 
 
+def test_sdxl_s_second_pass_is_told_the_size_before_the_crop(tiny_files: dict[str, Path]) -> None:
+    model = load(tiny_files["sdxl"], dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    cond, uncond = (torch.randn(1, 77, 56, generator=generator) for _ in range(2))
+    pooled = [torch.randn(1, 32, generator=generator) for _ in range(2)]
+    asked = recipe("Euler", Schedule.AUTOMATIC, "SD 1", "hires latent")
+    decoded: list[Any] = []
+    model.vae.decode = lambda latents, **_: decoded.append(latents * 1.0) or (torch.rand(1, 3, 64, 96),)
+
+    def told(side: float) -> Stack:
+        def unet(x: Any, time: Any, context: Any) -> Any:
+            more = {
+                "text_embeds": pooled[context is uncond],
+                "time_ids": torch.tensor([[side, side, 0, 0, side, side]]),
+            }
+            return model.unet(x, time, encoder_hidden_states=context, added_cond_kwargs=more).sample
+
+        return Stack(unet, xl=True)
+
+    with torch.no_grad():
+        rest = (closed_form.CFG, cond, uncond)
+        latents = told(64.0).txt2img("Euler", "Automatic", asked.steps, (4, 8, 8), SEED, *rest)
+        wanted, cropped_told = (
+            told(side).img2img("Euler", "Automatic", 6, enlarged_latents(latents), SEED, 0.6, *rest, second_pass=True)
+            for side in (96.0, 64.0)
+        )
+        render(asked, model, Conditioning(cond, uncond, *pooled))
+
+    made = decoded[-1] * model.vae.config.scaling_factor
+    assert distance(made, wanted) < 5e-5  # this UNet takes both prompts in one call here, one by one there
+    assert distance(made, cropped_told) > 1e-3
+
+
 @pytest.mark.parametrize("kind", ["sd1-inpaint", "sdxl", "sdxl-inpaint"])
 def test_diffusers_unet_and_vae_inpaint_as_in_a1111(tiny_files: dict[str, Path], kind: str) -> None:
     model = load(tiny_files[kind], dtype=torch.float32)

@@ -24,11 +24,13 @@ Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. S
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
-RULES: Final = 2
+RULES: Final = 3
 """The version of the rendering rules for new recipes.
 
 Version 1 renders as civman did before schema 3: its SDE samplers use k-diffusion's noise with the opposite sign, and
-its DDIM, masks and second pass differ from A1111's. Version 2 renders as A1111 does.
+its DDIM, masks and second pass differ from A1111's. Version 2 renders as A1111 does, but for two details that version 3
+mends: the noise levels of zero terminal SNR are computed in single precision, and SDXL's second pass is conditioned on
+the size before the crop.
 """
 _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     3: {

@@ -62,7 +62,7 @@ def problems(recipe: Any) -> Iterator[str]:
         yield "its list of files does not match the files that it uses"
     closed = {
         "prompt_rules": PROMPT_RULES, "precision": PRECISIONS, "rounding": ("nearest", "down"),
-        "prediction": ("epsilon", "v_prediction"), "odd_sizes": ("forge", "a1111"), "rules": (1, 2),
+        "prediction": ("epsilon", "v_prediction"), "odd_sizes": ("forge", "a1111"), "rules": (1, 2, 3),
     }  # fmt: skip
     for name, allowed in closed.items():
         if getattr(recipe, name) not in allowed:
