@@ -192,6 +192,7 @@ class Cause(StrEnum):
     BAD_RANGE = "bad-range", Recovery.FRESH_URL, True
     BLOCKED_CLIENT = "blocked-client"
     COMPRESSED_BODY = "compressed-body", Recovery.FRESH_URL, True
+    COMPRESSED_RANGE = "compressed-range", Recovery.SAME_URL_AT_ONCE
     CONNECTION_CUT = "connection-cut", Recovery.SAME_URL, True
     LINK_EXPIRED = "link-expired", Recovery.FRESH_URL_AT_ONCE
     LOGIN_PAGE = "login-page"

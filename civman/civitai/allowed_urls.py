@@ -32,6 +32,12 @@ def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
             hint="nothing was fetched; if this happens again, a proxy or another program may be altering the traffic",
             host=host,
         )
+    if "@" in parts.netloc:
+        raise UnsafeRedirect(
+            f"the server points at an address with a user and a password in it, on `{host}`",
+            hint="nothing was sent there; if this repeats, something stands between you and CivitAI",
+            host=host,
+        )
     literal = _literal(host)
     on_loopback = host == "localhost" or (literal is not None and literal.is_loopback)
     if on_loopback and loopback_allowed:

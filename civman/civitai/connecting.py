@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from civman.civitai import allowed_urls
+from civman.civitai import allowed_urls, socks_proxy
 from civman.errors import Cause, ConfigError, NetworkError
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})([^\r\n]*)")
@@ -55,7 +55,10 @@ def dial(
 
 
 def proxy_for(scheme: str, host: str) -> SplitResult | None:
-    """The proxy for `host` from the environment, or None. Raises: ConfigError: it is not an http:// proxy."""
+    """The proxy for `host` from the environment, or None.
+
+    Raises: ConfigError: civman does not support this kind of proxy.
+    """
     if urllib.request.proxy_bypass(host):
         return None
     proxies = urllib.request.getproxies()
@@ -63,10 +66,10 @@ def proxy_for(scheme: str, host: str) -> SplitResult | None:
     if not address:
         return None
     parts = urlsplit(address if "://" in address else f"http://{address}")
-    if parts.scheme != "http":
+    if parts.scheme not in {"http", *socks_proxy.SCHEMES}:
         raise ConfigError(
             f"a {parts.scheme} proxy is not supported for downloads",
-            hint="set HTTPS_PROXY to an http:// proxy, or NO_PROXY for CivitAI's hosts",
+            hint="set HTTPS_PROXY to an http:// or socks5:// proxy, or NO_PROXY for CivitAI's hosts",
         )
     return parts
 
@@ -96,13 +99,20 @@ def _connected(host: str, port: int, timeout_s: float, *, loopback_allowed: bool
 
 def _proxy_socket(proxy: SplitResult, timeout_s: float) -> socket.socket:
     try:
-        return socket.create_connection((proxy.hostname or "", proxy.port or 8080), timeout_s)
+        port = proxy.port or (socks_proxy.PORT if proxy.scheme in socks_proxy.SCHEMES else 8080)
+        return socket.create_connection((proxy.hostname or "", port), timeout_s)
     except (OSError, UnicodeError) as error:
         raise _proxy_error(proxy, str(error)) from error
 
 
 def _tunnel(sock: socket.socket, proxy: SplitResult, host: str, port: int) -> None:
     """Make the proxy connect `sock` to `host`. Source: RFC 9110, section 9.3.6."""
+    if proxy.scheme in socks_proxy.SCHEMES:
+        try:
+            socks_proxy.connect_through(sock, proxy, host, port)
+        except socks_proxy.SocksError as error:
+            raise _proxy_error(proxy, str(error)) from error
+        return
     name = f"[{host}]" if ":" in host else host.encode("idna").decode()
     lines = [f"CONNECT {name}:{port} HTTP/1.1", f"Host: {name}:{port}"]
     if proxy.username:

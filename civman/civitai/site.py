@@ -44,10 +44,15 @@ def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.C
             event_hooks={"response": [_set_target_aside]},
             mounts=direct if is_loopback(address) else None,
         )
-    except (ImportError, ValueError, TypeError) as error:  # the exceptions httpx raises for a proxy URL it cannot use
+    except ImportError as error:
+        raise ConfigError(
+            "a SOCKS proxy needs the package `socksio`, which is not installed", code=Cause.BAD_PROXY,
+            hint="install it with `pip install socksio`, or set HTTPS_PROXY to an http:// proxy",
+        ) from error  # fmt: skip
+    except (ValueError, TypeError) as error:  # the exceptions httpx raises for a proxy URL it cannot use
         raise ConfigError(
             "the proxy in the environment variables cannot be used", code=Cause.BAD_PROXY,
-            hint="check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY: only http:// and https:// proxies work",
+            hint="check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY: http://, https:// and socks5:// proxies work",
         ) from error  # fmt: skip
     except OSError as error:
         raise ConfigError(

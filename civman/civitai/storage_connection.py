@@ -17,6 +17,7 @@ import httpx
 
 from civman.civitai import allowed_urls
 from civman.civitai.connecting import dial, shut
+from civman.civitai.decoded_body import ENCODINGS, DecodedBody
 from civman.civitai.failures import storage_cause
 from civman.civitai.response_body import CUT_HINT, Body, connection_cut
 from civman.errors import BadAnswer, Cause, NetworkError
@@ -26,6 +27,7 @@ _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 _KEPT = "%/:=&?~#+!$,;'@()*[]"
 """Characters that are not quoted in a URL: reserved ones and existing escapes."""
 _ERROR_BODY_BYTES = 1 << 16
+_PLAIN = "identity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,10 @@ class StorageConnection:
         sock = self._socket
         if sock is None:
             raise AssertionError("a response arrived, so there is a socket")
+        coding = _coding(response)
+        if coding != _PLAIN:
+            self._body = DecodedBody(response, sock, coding, host=host, stall_s=self._network.stall_s)
+            return self._body
         if response.status == http.HTTPStatus.OK:
             start, length, total = 0, response.length, response.length
         else:
@@ -226,8 +232,13 @@ def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) ->
     headers = response.headers
     if headers.get_content_type() in ("text/html", "application/xhtml+xml"):
         return Cause.LOGIN_PAGE, "sent a web page instead of the file"
-    encoding = (headers.get("Content-Encoding") or "identity").lower()
-    if encoding != "identity":
+    coding = _coding(response)
+    if coding in ENCODINGS and response.status == http.HTTPStatus.OK:
+        return None  # it is decoded
+    if coding in ENCODINGS:
+        return Cause.COMPRESSED_RANGE, f"sent a part of the compressed file ({coding})"
+    if coding != _PLAIN:
+        encoding = coding
         return Cause.COMPRESSED_BODY, f"compressed the file ({encoding}) although the request did not allow it"
     if response.status == http.HTTPStatus.OK:
         return None
@@ -242,6 +253,11 @@ def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) ->
             f"sent bytes {first}-{last} where {start}-{'' if end is None else end - 1} were requested",
         )
     return None
+
+
+def _coding(response: http.client.HTTPResponse) -> str:
+    """How the body is compressed; `identity` if it is not."""
+    return (response.headers.get("Content-Encoding") or _PLAIN).strip().lower()
 
 
 def _range_in(response: http.client.HTTPResponse) -> tuple[int, int, int | None]:

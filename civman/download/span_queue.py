@@ -133,6 +133,11 @@ class SpanQueue:
             self._is_open = True
             self._changed.notify_all()
 
+    def without_ranges(self) -> None:
+        """Request the whole file from now on: a part of a compressed file cannot be decompressed."""
+        with self._changed:
+            self._needs_whole_bodies = True
+
     def refused(self, span: Span, error: CivmanError) -> None:
         """Handle a response with status 416 (range not satisfiable): the server may not support ranges at all.
 

@@ -212,6 +212,8 @@ class Transfer:
             return not stopped.is_set()  # another worker is downloading the span, so nothing is lost
         if error.code is Cause.RANGE_NOT_SATISFIABLE:
             self._queue.refused(span, error)
+        if error.code is Cause.COMPRESSED_RANGE:
+            self._queue.without_ranges()
         if error.code is Cause.LINK_EXPIRED and not self._url.is_current(address):
             return True  # another worker has already requested a fresh URL
         others = self._queue.leave_to_others(span) if error.code.is_of_one_connection else 0

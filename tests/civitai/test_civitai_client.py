@@ -287,7 +287,17 @@ def test_page_that_sells_early_access_is_no_download(site: ScriptedServer, clien
     assert caught.value.code == "paid-access"
 
 
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "http://storage.test/x", "https://10.0.0.1/x", "data:,x"])
+@pytest.mark.parametrize(
+    "location",
+    [
+        "file:///etc/passwd",
+        "http://storage.test/x",
+        "https://10.0.0.1/x",
+        "data:,x",
+        "https://user:word@storage.test/x",
+        "https://@storage.test/x",
+    ],
+)
 def test_unsafe_places_are_not_gone_to(site: ScriptedServer, client: CivitaiClient, location: str) -> None:
     site.answers(Canned(307, headers={"Location": location}))
 

@@ -192,13 +192,77 @@ def test_a_proxy_that_is_not_there_is_named(
     assert refused.value.code == "proxy"
 
 
-def test_a_socks_proxy_is_refused_with_the_way_out(
+def test_a_kind_of_proxy_that_is_not_supported_is_refused_with_the_way_out(
     connection: StorageConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setenv("HTTPS_PROXY", "socks4://127.0.0.1:1")
 
-    with pytest.raises(ConfigError, match="socks5"):
+    with pytest.raises(ConfigError, match="socks4") as refused:
         connection.open(f"https://{HOST}/file", start=0, end=10)
+
+    assert "socks5://" in refused.value.hint
+
+
+class SocksProxy(Proxy):
+    """Speaks SOCKS5 (RFC 1928, RFC 1929); `reply` is what it answers to a request to connect."""
+
+    reply = 0
+
+    def _serve(self, client: socket.socket) -> None:
+        with client:
+            methods = client.recv(2 + 255)
+            assert methods[0] == 5
+            client.sendall(b"\x05\x02" if 2 in methods[2:] else b"\x05\x00")
+            if 2 in methods[2:]:
+                login = client.recv(513)
+                self.asked.append(login[2 : 2 + login[1]].decode() + ":" + login[3 + login[1] :].decode())
+                client.sendall(b"\x01\x00")
+            request = client.recv(300)
+            name = request[5 : 5 + request[4]].decode()
+            self.asked.append(f"{name}:{int.from_bytes(request[-2:], 'big')}")
+            client.sendall(bytes([5, self.reply, 0, 1]) + bytes(6))
+            if self.reply:
+                return
+            with socket.create_connection(("127.0.0.1", self._target_port)) as target:
+                back = threading.Thread(target=_pump, args=(target, client), daemon=True)
+                back.start()
+                _pump(client, target)
+                back.join()
+
+
+@pytest.fixture
+def socks(storage: _Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[SocksProxy]:
+    running = SocksProxy(storage.server_address[1])
+    monkeypatch.setenv("HTTPS_PROXY", f"socks5h://127.0.0.1:{running.port}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    yield running
+    running.close()
+
+
+def test_bytes_come_through_a_socks_proxy_that_looks_up_the_name(
+    socks: SocksProxy, connection: StorageConnection
+) -> None:
+    assert connection.open(f"https://{HOST}/file", start=0, end=300_000).read_all(1 << 20) == DATA[:300_000]
+    assert socks.asked == [f"{HOST}:443"]
+
+
+def test_a_socks_proxy_gets_user_and_password(
+    socks: SocksProxy, connection: StorageConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"socks5://user:p%40ss@127.0.0.1:{socks.port}")
+
+    assert connection.open(f"https://{HOST}/file", start=0, end=10).read_all(100) == DATA[:10]
+    assert socks.asked[0] == "user:p@ss"
+
+
+def test_a_socks_proxy_that_refuses_says_why(socks: SocksProxy, connection: StorageConnection) -> None:
+    socks.reply = 4
+
+    with pytest.raises(NetworkError, match="the host is unreachable") as refused:
+        connection.open(f"https://{HOST}/file", start=0, end=10)
+
+    assert refused.value.code == "proxy"
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(proxy: Proxy) -> None:

@@ -14,7 +14,7 @@ FINAL = """
     interrupted bad-request usage
 """
 AT_ONCE_WITH_A_FRESH_URL = "link-expired"
-AT_ONCE_WITH_THE_SAME_URL = "range-ignored range-not-satisfiable"
+AT_ONCE_WITH_THE_SAME_URL = "range-ignored range-not-satisfiable compressed-range"
 LATER_WITH_THE_SAME_URL = "connection-cut stalled storage-busy"
 LATER_WITH_A_FRESH_URL = """
     network bad-answer unreachable timeout rate-limited server-error storage-refused storage-error storage-not-found
