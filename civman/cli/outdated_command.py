@@ -65,6 +65,7 @@ def _value(found: "UpdateReport") -> dict[str, object]:
         "lost": found.lost,
         "models": found.models,
         "unknown": found.unknown,
+        "same_bytes": found.same_bytes,
         "total_bytes": found.total_bytes,
     }
 
@@ -97,6 +98,9 @@ def _print(console: "Console", found: "UpdateReport") -> None:
         console.print(f"{counted(len(found.refs), 'file')} to download, {size(found.total_bytes)} in all{unknown}")
     else:
         console.print(f"no newer versions of {counted(found.models, 'model')}{unknown}")
+    if found.same_bytes:
+        are = "newer version has" if found.same_bytes == 1 else "newer versions have"
+        console.print(f"{found.same_bytes} {are} the same bytes as files that are in the library")
 
 
 def _print_offer(console: "Console", offer: "Offer") -> None:

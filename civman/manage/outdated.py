@@ -87,6 +87,8 @@ class UpdateReport:
     lost: tuple[Lost, ...] = ()
     models: int = 0
     unknown: int = 0
+    same_bytes: int = 0
+    """The number of newer versions that are not offered, because the same bytes are in the library."""
 
     @property
     def total_bytes(self) -> int:
@@ -118,6 +120,7 @@ class _Comparison:
         self._early: list[Offer] = []
         self._replaced: list[Replaced] = []
         self._lost: list[Lost] = []
+        self._same: set[VersionId] = set()
 
     def of(self, assets: Iterable[Asset]) -> UpdateReport:
         by_model: dict[ModelId, list[Asset]] = {}
@@ -141,6 +144,7 @@ class _Comparison:
             tuple(sorted(self._lost, key=lambda each: (place[each.model_id], each.version_id or 0))),
             len(by_model),
             unknown,
+            len(self._same),
         )
 
     def _pages(self, wanted: Iterable[ModelId]) -> Iterator[tuple[ModelId, ModelPage | None]]:
@@ -224,7 +228,10 @@ class _Comparison:
     def _holds(self, version: ModelVersion) -> bool:
         """Whether the bytes of the version's file are in the library, under whatever version or name."""
         sha256 = choose_file(version).hashes.sha256
-        return sha256 is not None and self._index.find_sha256(sha256) is not None
+        if sha256 is None or self._index.find_sha256(sha256) is None:
+            return False
+        self._same.add(version.id)
+        return True
 
     def _offer(self, version: ModelVersion, asset: Asset) -> Offer:
         held = self._index.version(asset.version_id) if asset.version_id is not None else None
