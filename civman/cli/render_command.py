@@ -229,7 +229,10 @@ def render(
     ] = None,
     upscaler: Annotated[
         str | None,
-        typer.Option(help="How to enlarge before the second pass: latent, lanczos, nearest …", show_default="latent"),
+        typer.Option(
+            help="How to enlarge before the second pass: latent, lanczos, nearest …, or a ref of an upscaler model.",
+            show_default="latent",
+        ),
     ] = None,
     odd_sizes: Annotated[
         str | None,

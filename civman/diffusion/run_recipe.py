@@ -73,12 +73,16 @@ def iterate(
     hires_prompt: Prompts | None = None,
     on_event: OnEvent = ignore,
     keeps_noise: bool = False,
+    upscale: second_pass.Upscale | None = None,
 ) -> Iterator[list[Picture]]:
     """Render like `render`, but yield each batch as soon as it is finished, so that its images can be saved.
 
     `keeps_noise`: add a note to an image that is nothing but noise, instead of raising CannotRender (`no-structure`).
     """
+    if recipe.hires is not None and recipe.hires.model is not None and upscale is None:
+        raise UsageError("the recipe uses an upscaler model, which was not passed", code=Cause.NO_UPSCALER)
     job = _Job(recipe, model, prompt, hires_prompt or prompt, inputs, on_event, keeps_noise)
+    job.upscale = upscale
     size = 1 if job.goes_one_by_one else recipe.batch_size
     for first in range(0, recipe.count, size):
         seeds = [recipe.seed + first + i for i in range(min(size, recipe.count - first))]
@@ -106,6 +110,7 @@ class _Job:
         self._sampler = samplers.of_recipe(named.name, recipe.rules)
         self._levels = self._sampler.levels(is_zero_snr=recipe.is_zero_snr, rules=recipe.rules)
         self._tuning = self._sampler.tuning(recipe.sampling, recipe.rules)
+        self.upscale: second_pass.Upscale | None = None
         self._start: start_picture.StartPicture | None = None
         if recipe.start is not None and inputs.image is not None:
             prepare = start_picture.prepare if recipe.rules > 1 else start_picture.prepare_1
@@ -180,6 +185,7 @@ class _Job:
         latents = second_pass.enlarged(
             latents, hires, (self._recipe.width, self._recipe.height), rules=self._recipe.rules,
             encode=self._encoded, decode=lambda given: self._decoded(given).pixels,
+            upscale=self.upscale,
         )  # fmt: skip
         plan = self._plan(hires.steps, Start(hires.strength, keeps_steps=True))
         noises = [self._noise(seed) for seed in seeds]

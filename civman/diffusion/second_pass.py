@@ -9,19 +9,21 @@ from torch import Tensor
 from civman.diffusion.pixels import finished, resized, to_tensor
 from civman.domain.recipes.recipe import Hires
 
+Upscale = Callable[[Any, int, int], Any]
+"""Enlarges one of Pillow's images with a model until it covers a width and a height."""
 _CELL = 8
 """Pixels per side that one latent covers."""
 
 
 def enlarged(
     latents: Tensor, hires: Hires, first_size: tuple[int, int], *, rules: int,
-    encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor],
+    encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], upscale: Upscale | None = None,
 ) -> Tensor:  # fmt: skip
     """Resize latents to (B, 4, h, w) for the second pass.
 
     If the second pass has another aspect ratio, the result is cropped from the centre of an enlargement that covers it;
     under recipe rules 1 the first image is stretched instead. `decode` returns pixels in 0 … 1, `encode` takes pixels
-    in -1 … 1.
+    in -1 … 1. `upscale` runs the upscaler model of `hires`.
     """
     width, height = covering(first_size, (hires.width, hires.height)) if rules > 1 else (hires.width, hires.height)
     if hires.upscaler.startswith("latent"):
@@ -31,7 +33,7 @@ def enlarged(
         size = (height // _CELL, width // _CELL)
         larger = torch.nn.functional.interpolate(latents, size=size, mode=mode, antialias=smooth)
     elif rules > 1:
-        pictures = [to_tensor(_enlarged(pixels, width, height, hires.upscaler)) for pixels in decode(latents)]
+        pictures = [to_tensor(_enlarged(pixels, width, height, hires.upscaler, upscale)) for pixels in decode(latents)]
         larger = encode(torch.cat(pictures))
     else:
         larger = encode(torch.cat([_enlarged_1(pixels, hires) for pixels in decode(latents)]))
@@ -48,7 +50,7 @@ def covering(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
     return down * width // height, down
 
 
-def _enlarged(pixels: Tensor, width: int, height: int, upscaler: str) -> Any:
+def _enlarged(pixels: Tensor, width: int, height: int, upscaler: str, upscale: Upscale | None) -> Any:
     """Upscale one image and return it as (H, W, 3) uint8: rounded down to 8 bits, upscaled, then resized with Lanczos.
 
     An upscaler works at multiples of 8 pixels, so for some sizes the image is resampled more than once.
@@ -62,7 +64,8 @@ def _enlarged(pixels: Tensor, width: int, height: int, upscaler: str) -> Any:
     if scale > 1:
         way = Image.Resampling.NEAREST if upscaler == "nearest" else Image.Resampling.LANCZOS
         even = (int(image.width * scale) // _CELL * _CELL, int(image.height * scale) // _CELL * _CELL)
-        image = image.resize((int(image.width * scale), int(image.height * scale)), way)
+        size = int(image.width * scale), int(image.height * scale)
+        image = upscale(image, *even) if upscale is not None else image.resize(size, way)
         if image.size != even:
             image = image.resize(even, Image.Resampling.LANCZOS)
     if image.size != (width, height):

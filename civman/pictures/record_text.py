@@ -21,13 +21,20 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         model=_part(record, recipe.checkpoint), vae=_part(record, recipe.vae) if recipe.vae else None,
         loras=tuple(_part(record, use.sha256, use.scale, use.text_scale) for use in recipe.loras),
         embeddings=tuple(_part(record, use.sha256, name=use.word) for use in recipe.embeddings),
-        hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, hires.upscaler) if hires else None,
+        hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, _upscaler(record)) if hires else None,
         denoising=start.strength if start else None,
         # A1111's default, the graphics card, has no entry
         rng="" if ":" in recipe.rng else recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
         others=(*_of_noise(recipe), *_of_pictures(recipe)),
         version=f"civman {record.environment.get('civman', '')}".strip(),
     ))  # fmt: skip
+
+
+def _upscaler(record: Record) -> str:
+    """A1111's names for upscaler models are the names of their files."""
+    hires = record.recipe.hires
+    assert hires is not None
+    return record.name_of(hires.model).name.removesuffix(".safetensors") if hires.model else hires.upscaler
 
 
 def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:

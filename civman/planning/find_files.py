@@ -23,9 +23,15 @@ from civman.store.blobs import digest_of
 
 _WANTED = {
     "checkpoint": (Kind.CHECKPOINT,), "lora": (Kind.ADAPTER,), "embedding": (Kind.EMBEDDING,), "vae": (Kind.VAE,),
+    "upscaler": (Kind.UPSCALER,),
 }  # fmt: skip
 
-_TYPES = {"checkpoint": (ModelType.CHECKPOINT,), "embedding": (ModelType.EMBEDDING,), "vae": (ModelType.VAE,)}
+_TYPES = {
+    "checkpoint": (ModelType.CHECKPOINT,),
+    "embedding": (ModelType.EMBEDDING,),
+    "vae": (ModelType.VAE,),
+    "upscaler": (ModelType.UPSCALER,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +223,7 @@ def _require_kind(role: str, inspected: Inspected) -> None:
 
 _OPTIONS = {
     Kind.ADAPTER: "pass it with --lora", Kind.EMBEDDING: "pass it with --embedding", Kind.VAE: "pass it with --vae",
-    Kind.CHECKPOINT: "pass it as the checkpoint",
+    Kind.CHECKPOINT: "pass it as the checkpoint", Kind.UPSCALER: "pass it with --upscaler",
 }  # fmt: skip
 
 

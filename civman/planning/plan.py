@@ -26,6 +26,7 @@ from civman.planning.check_files import in_role
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
 from civman.planning.few_steps import few_steps_defaults, few_steps_notice
 from civman.planning.find_files import Finder, Found
+from civman.planning.find_upscaler import upscaler_for
 from civman.planning.input_pictures import InputPicture, missing_inputs, read_picture, size_like
 from civman.planning.plan_types import Planned, PlannedFile
 from civman.planning.prompt_references import ScaledLora
@@ -92,6 +93,8 @@ def plan(
         allow_partial=conditions.allow_partial or conditions.force,
     )  # fmt: skip
     warned = _compatible(found, parts, conditions)
+    upscaler, tiles = upscaler_for(finder, request)
+    parts += [upscaler] if upscaler else []
     request, limited = _within_limits(
         replace(request, prompt=prompt, negative_prompt=words.negative), checkpoint, pictures
     )
@@ -105,6 +108,7 @@ def plan(
             seed=secrets.randbelow(_SEEDS),
             loras=tuple(LoraUse(lora.found.sha256, lora.scale, lora.text_scale) for lora in loras),
             embeddings=tuple(uses), vae=vae.sha256 if vae else None,
+            upscaler=upscaler.sha256 if upscaler else None,
             init_image=pictures[0].sha256 if pictures else None,
             mask_image=pictures[1].sha256 if len(pictures) > 1 else None, config=config,
             files=tuple(file.in_recipe for file in (found, *parts)),
@@ -119,7 +123,7 @@ def plan(
     few = usual or few_steps_notice(label, name, steps=recipe.steps, cfg=recipe.guidance_scale)
     return Planned(
         recipe, tuple(files.values()), _memory(recipe, found),
-        (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told, *_foreign(typed),
+        (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told, *_foreign(typed), *tiles,
          *prompt_stages.notices(prompt, words.negative, recipe.prompt_rules)),
         conditions.allow_partial or conditions.force,
         keeps_noise=conditions.force,
@@ -143,6 +147,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     adapters = {part.sha256 for part in parts}  # an embedding may be packed in the file of an adapter
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
     parts += [vae] if vae else []
+    parts += [finder.with_digest("upscaler", digest) for digest in recipe.digests["upscaler"]]
     _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)
     files = {file.sha256: file.planned for file in (found, *parts)}

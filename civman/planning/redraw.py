@@ -28,6 +28,8 @@ from civman.prompts import editing, emphasis
 _SMALLEST_CARD: Final = 20480
 """The threads of the smallest common card: below as many values, all cards draw the same noise."""
 _SIZE: Final = re.compile(r"(-?[0-9]{1,5})x(-?[0-9]{1,5})")
+_OTHER_UPSCALERS: Final = re.compile(r"swin|scunet|\bdat\b|ldsr|\bhat\b|\bspan|valar", re.IGNORECASE)
+"""Names of upscalers whose networks are of other kinds than ESRGAN's and Real-ESRGAN's."""
 _FAMILIES: Final = ("SD 1", "SD 2", "SDXL", "Pony", "Illustrious", "NoobAI", "Other", "")
 _PADDED: Final = ("DDIM", "PLMS", "UniPC")
 
@@ -242,12 +244,8 @@ class _Reader:
         else:
             scale = 2.0 if scale is None else scale
             larger = int(width * scale), int(height * scale)
-        upscaler = upscaler_of(entries.text("Hires upscaler") or "Latent")
-        if upscaler not in UPSCALERS:
-            self.add(Drawable.NO, f"the second pass used the upscaler model `{entries.text('Hires upscaler')}`, and "
-                                  "upscaler models are not built")  # fmt: skip
-            upscaler = "latent"
-        elif not upscaler.startswith("latent"):
+        upscaler, model = self._upscaler(entries.text("Hires upscaler") or "Latent")
+        if not upscaler.startswith("latent"):
             self.add(Drawable.DIFFERS, "the image is encoded again between the passes, from a distribution in A1111")
             if any(side % 8 for side in larger):
                 self.add(Drawable.DIFFERS, "the size of the second pass is rounded down to multiples of 8")
@@ -256,8 +254,20 @@ class _Reader:
             self.add(Drawable.DIFFERS, "the strength of the second pass is not stated; 0.7 is A1111's default")
         return Hires(
             larger[0] // 8 * 8, larger[1] // 8 * 8, entries.whole("Hires steps") or steps,
-            0.7 if strength is None else strength, upscaler,
+            0.7 if strength is None else strength, upscaler, model,
         )  # fmt: skip
+
+    def _upscaler(self, name: str) -> tuple[str, Sha256 | None]:
+        """The upscaler in a recipe, with a placeholder for its model. A1111 names models by their files."""
+        own = upscaler_of(name)
+        if own in UPSCALERS[:-1]:
+            return own, None
+        if _OTHER_UPSCALERS.search(name):
+            self.add(Drawable.NO, f"the second pass used the upscaler `{name}`, whose kind of network is not built")
+        self.resources.append(NamedFile("upscaler", name))
+        if self._version < (1, 8):
+            self.add(Drawable.DIFFERS, "A1111 before 1.8 rounded the tiles of an upscaler model in another way")
+        return "model", _placeholder(name)
 
     def _start(self, *, has_hires: bool) -> None:
         """Note that the image was made from another one, if the settings show that."""
@@ -339,7 +349,8 @@ class _Reader:
         """The recipe with names and hashes in the place of digests, without what only the checkpoint tells."""
         value = asdict(made)
         if made.hires:
-            value["hires"]["upscaler"] = self._entries.text("Hires upscaler") or "Latent"
+            name = self._entries.text("Hires upscaler") or "Latent"
+            value["hires"] |= {"upscaler": name, "model": {"name": name, "hash": ""} if made.hires.model else None}
         for name in (
             "prediction",
             "is_zero_snr",

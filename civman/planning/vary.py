@@ -98,7 +98,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         conditioning_weight=start.conditioning_weight if start else None,
         noise_multiplier=start.noise_multiplier if start else None,
         hires=HiresRequest(hires.width, hires.height, steps=hires.steps, strength=hires.strength,
-                           upscaler=hires.upscaler) if hires else None,
+                           upscaler=f"sha256:{hires.model}" if hires.model else hires.upscaler) if hires else None,
         prediction=recipe.prediction, is_zero_snr=recipe.is_zero_snr, precision=recipe.precision,
         pad_prompts=recipe.pad_prompts, config=recipe.config or None, rules=recipe.rules, odd_sizes=recipe.odd_sizes,
         eta=sampling.eta, eta_ddim=sampling.eta_ddim, s_noise=sampling.noise_scale, s_churn=sampling.s_churn,

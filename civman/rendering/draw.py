@@ -10,6 +10,9 @@ from typing import Any
 
 from civman.diffusion.environment import environment, threads
 from civman.diffusion.run_recipe import Inputs, iterate
+from civman.diffusion.second_pass import Upscale
+from civman.diffusion.upscaler_models import UpscalerModel, load_upscaler
+from civman.diffusion.upscaler_tiles import enlarge
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.machine import Machine
@@ -41,6 +44,7 @@ class Job:
     applied: tuple[Applied, ...]
     environment: Environment
     model_notes: tuple[str, ...]
+    upscaler: UpscalerModel | None = field(default=None, repr=False)
 
     def batch(self, first: int, count: int) -> Recipe:
         """The recipe of one batch: it reproduces the `count` images from number `first` on, and no others."""
@@ -73,6 +77,7 @@ def prepare(engine: Engine, planned: Planned) -> Job:
         engine.merged.applied(),
         environment(engine.device).to_facts(),
         engine.model.notes,
+        _upscaler(engine, planned),
     )
 
 
@@ -81,7 +86,7 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
     planned, done = job.planned, 0
     batches = iterate(
         planned.recipe, engine.model, job.prompts.first, inputs=job.inputs, hires_prompt=job.prompts.second,
-        on_event=on_event, keeps_noise=planned.keeps_noise,
+        on_event=on_event, keeps_noise=planned.keeps_noise, upscale=_upscale(job.upscaler),
     )  # fmt: skip
     for batch in batches:
         recipe = job.batch(done, len(batch))
@@ -103,6 +108,17 @@ def make(
     """
     for drawn in draw(plans, machine, on_event):
         yield Rendering(place.keep(drawn.pixels, drawn.record), drawn.record, drawn.applied)
+
+
+def _upscaler(engine: Engine, planned: Planned) -> UpscalerModel | None:
+    hires = planned.recipe.hires
+    if hires is None or hires.model is None:
+        return None
+    return load_upscaler(planned.path(hires.model)).to(engine.device)
+
+
+def _upscale(model: UpscalerModel | None) -> Upscale | None:
+    return None if model is None else lambda image, width, height: enlarge(image, model, width, height)
 
 
 def read_inputs(planned: Planned) -> Inputs:

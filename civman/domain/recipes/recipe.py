@@ -13,6 +13,8 @@ from civman.domain.digests import Sha256
 from civman.domain.recipes.noise_sources import rng_of
 from civman.domain.recipes.recipe_json import canonical, read_json, read_object
 from civman.domain.recipes.recipe_limits import problems, size_of, upscaler_of
+from civman.domain.recipes.sampling import SAMPLING as SAMPLING
+from civman.domain.recipes.sampling import Sampling as Sampling
 from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
@@ -40,9 +42,12 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
         ),
         "sampling": ("eta_ddim", "s_churn", "s_tmin", "s_tmax"),
     },
-    4: {"": ("prompt_rules", "variation_seed", "variation_strength", "seed_resize_width", "seed_resize_height")},
+    4: {
+        "": ("prompt_rules", "variation_seed", "variation_strength", "seed_resize_width", "seed_resize_height"),
+        "hires": ("model",),
+    },
 }  # fmt: skip
-"""By schema: the entries that it added to the recipe itself, to its start image and to its sampling numbers."""
+"""By schema: the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +191,8 @@ class Hires:
     steps: int
     strength: float
     upscaler: str
+    model: Sha256 | None = None
+    """The upscaler model that enlarges the image, if `upscaler` is "model"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,33 +207,6 @@ class RecipeFile:
     size_bytes: int
     air: str | None = None
     file_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """The parameters of the samplers and noise schedules, as this version of civman uses them.
-
-    Training: √β is linear from √`beta_start` to √`beta_end` in `train_steps` steps. `rho`: of Karras' schedule.
-    `beta_shape`: both parameters of the beta distribution. `eta`, `noise_scale`: how much fresh noise ancestral and SDE
-    samplers add, and the factor on it; `eta_ddim`: the same as `eta` for DDIM. `s_churn`: how much noise Euler, Heun
-    and DPM2 add before each step while the noise level is between `s_tmin` and `s_tmax` (0: no upper limit).
-    """
-
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    train_steps: int = 1000
-    rho: float = 7.0
-    beta_shape: float = 0.6
-    eta: float = 1.0
-    noise_scale: float = 1.0
-    eta_ddim: float = 0.0
-    s_churn: float = 0.0
-    s_tmin: float = 0.0
-    s_tmax: float = 0.0
-
-
-SAMPLING: Final = Sampling()
-"""The default parameters. Other values can be rendered only for those that control how much noise is added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,10 +301,11 @@ class Recipe:
 
     @property
     def digests(self) -> dict[str, tuple[Sha256, ...]]:
-        """The digests of the model files by role ("checkpoint", "vae", "lora", "embedding"), each once per role."""
+        """The digests of the model files by role ("checkpoint", "vae", "lora" …), each once per role."""
         found = {
             "checkpoint": (self.checkpoint,), "vae": (self.vae,) if self.vae else (),
             "lora": tuple(use.sha256 for use in self.loras), "embedding": tuple(use.sha256 for use in self.embeddings),
+            "upscaler": (self.hires.model,) if self.hires and self.hires.model else (),
         }  # fmt: skip
         return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}
 
@@ -377,6 +358,7 @@ def _with_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
     usual: dict[str, dict[str, Any]] = {
         "": {each.name: each.default for each in fields(Recipe)} | {"rules": 1},
         "start": asdict(StartImage(Sha256(""), 1.0)),
+        "hires": {"model": None},
         "sampling": asdict(SAMPLING),
     }
     added = {part: {key: usual[part][key] for key in keys} for part, keys in _ADDED[schema].items()}
@@ -406,6 +388,7 @@ class Resolved:
     loras: tuple[LoraUse, ...] = ()
     embeddings: tuple[EmbeddingUse, ...] = ()
     vae: Sha256 | None = None
+    upscaler: Sha256 | None = None
     init_image: Sha256 | None = None
     mask_image: Sha256 | None = None
     config: str = ""
@@ -434,7 +417,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         pad_prompts=_or(request.pad_prompts, False),
         prediction=found.prediction, is_zero_snr=found.is_zero_snr, precision=found.precision,
         vae=found.vae, loras=found.loras, embeddings=found.embeddings, start=start,
-        hires=_hires(request.hires, width, height, steps) if request.hires else None,
+        hires=_hires(request.hires, width, height, steps, found.upscaler) if request.hires else None,
         config=found.config, files=tuple(sorted(set(found.files), key=lambda file: file.sha256)),
         sampling=sampling(request), rules=_or(request.rules, RULES), odd_sizes=_or(request.odd_sizes, "forge"),
         prompt_rules=_or(request.prompt_rules, ""), **_varied(request),
@@ -477,7 +460,7 @@ def _start(request: RenderRequest, image: Sha256, mask: Sha256 | None) -> StartI
     )  # fmt: skip
 
 
-def _hires(asked: HiresRequest, width: int, height: int, steps: int) -> Hires:
+def _hires(asked: HiresRequest, width: int, height: int, steps: int, model: Sha256 | None) -> Hires:
     scale = _or(asked.scale, 2.0)
     larger = int(width * scale) // 8 * 8, int(height * scale) // 8 * 8
     # with one side given, the aspect ratio is kept, as in A1111's "Hires resize" with a 0
@@ -490,7 +473,8 @@ def _hires(asked: HiresRequest, width: int, height: int, steps: int) -> Hires:
         height=asked.height or larger[1],
         steps=_or(asked.steps, steps),
         strength=float(_or(asked.strength, 0.7)),
-        upscaler=upscaler_of(asked.upscaler),
+        upscaler="model" if model else upscaler_of(asked.upscaler),
+        model=model,
     )
 
 

@@ -17,7 +17,7 @@ MAX_SIDE: Final = 16384
 """In pixels. A larger size is probably a typing error, and the attempt would use up the machine's memory."""
 UPSCALERS: Final = (
     "latent", "latent-antialiased", "latent-bicubic", "latent-bicubic-antialiased", "latent-nearest",
-    "latent-nearest-exact", "lanczos", "nearest",
+    "latent-nearest-exact", "lanczos", "nearest", "model",
 )  # fmt: skip
 RESIZE_MODES: Final = ("just resize", "crop and resize", "resize and fill", "just resize (latent upscale)")
 """A1111's names for the ways to resize the start image."""
@@ -120,6 +120,8 @@ def _size_problems(recipe: Any) -> Iterator[str]:
         sizes.append((recipe.hires.width, recipe.hires.height))
         if recipe.hires.upscaler not in UPSCALERS:
             yield f"upscaler `{recipe.hires.upscaler}` is not one of {', '.join(UPSCALERS)}"
+        if (recipe.hires.upscaler == "model") != (recipe.hires.model is not None):
+            yield "an upscaler model is needed exactly if the upscaler is `model`"
         if recipe.hires.steps < 1 or not 0 < recipe.hires.strength <= 1:
             yield "the second pass needs at least one step and a strength above 0 and at most 1"
     for width, height in sizes:

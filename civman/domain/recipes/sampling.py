@@ -1,0 +1,31 @@
+"""The parameters of samplers and noise schedules that a recipe contains."""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The parameters of the samplers and noise schedules, as this version of civman uses them.
+
+    Training: √β is linear from √`beta_start` to √`beta_end` in `train_steps` steps. `rho`: of Karras' schedule.
+    `beta_shape`: both parameters of the beta distribution. `eta`, `noise_scale`: how much fresh noise ancestral and SDE
+    samplers add, and the factor on it; `eta_ddim`: the same as `eta` for DDIM. `s_churn`: how much noise Euler, Heun
+    and DPM2 add before each step while the noise level is between `s_tmin` and `s_tmax` (0: no upper limit).
+    """
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    train_steps: int = 1000
+    rho: float = 7.0
+    beta_shape: float = 0.6
+    eta: float = 1.0
+    noise_scale: float = 1.0
+    eta_ddim: float = 0.0
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = 0.0
+
+
+SAMPLING: Final = Sampling()
+"""The default parameters. Other values can be rendered only for those that control how much noise is added."""

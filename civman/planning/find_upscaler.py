@@ -1,0 +1,22 @@
+"""Finds the upscaler model of a second pass and says what it costs."""
+
+from civman.domain.recipes.recipe import RenderRequest
+from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
+from civman.errors import NotFound
+from civman.planning.find_files import Finder, Found
+
+
+def upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
+    """The upscaler model that a request names, or None for one of civman's own upscalers; and a notice.
+
+    Raises: NotFound: it is neither an own upscaler nor a stored model. UsageError (`wrong-kind`). Refused.
+    """
+    if request.hires is None or upscaler_of(request.hires.upscaler) in UPSCALERS[:-1]:
+        return None, ()
+    try:
+        found = finder.find("upscaler", request.hires.upscaler)
+    except NotFound as error:
+        error.hint = f"civman's own upscalers are {', '.join(UPSCALERS[:-1])}; `civman import` adds models"
+        raise
+    words = f"the upscaler `{found.inspected.name}` runs in tiles, which can take minutes on a CPU"
+    return found, (words,)

@@ -1,0 +1,107 @@
+"""ESRGAN's and Real-ESRGAN's networks as torch modules, as their papers and published code lay them out, and files of
+them in each layout of names. Nothing here is civman's."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Dense(nn.Module):
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        for number in range(1, 6):
+            setattr(
+                self,
+                f"conv{number}",
+                nn.Conv2d(width + (number - 1) * growth, growth if number < 5 else width, 3, 1, 1),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        act = nn.LeakyReLU(0.2)
+        x1 = act(self.conv1(x))
+        x2 = act(self.conv2(torch.cat((x, x1), 1)))
+        x3 = act(self.conv3(torch.cat((x, x1, x2), 1)))
+        x4 = act(self.conv4(torch.cat((x, x1, x2, x3), 1)))
+        return self.conv5(torch.cat((x, x1, x2, x3, x4), 1)) * 0.2 + x
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        self.rdb1, self.rdb2, self.rdb3 = (Dense(width, growth) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rdb3(self.rdb2(self.rdb1(x))) * 0.2 + x
+
+
+class Esrgan(nn.Module):
+    def __init__(self, rises: int = 2, folded: int = 1, width: int = 6, growth: int = 3, blocks: int = 2) -> None:
+        super().__init__()
+        self.rises, self.folded = rises, folded
+        self.conv_first = nn.Conv2d(3 * folded**2, width, 3, 1, 1)
+        self.body = nn.Sequential(*[Residual(width, growth) for _ in range(blocks)])
+        self.conv_body = nn.Conv2d(width, width, 3, 1, 1)
+        for number in range(1, rises + 1):
+            setattr(self, f"conv_up{number}", nn.Conv2d(width, width, 3, 1, 1))
+        self.conv_hr, self.conv_last = nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, 3, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        act, larger = nn.LeakyReLU(0.2), nn.Upsample(scale_factor=2, mode="nearest")
+        x = nn.PixelUnshuffle(self.folded)(x)
+        x = self.conv_first(x)
+        x = x + self.conv_body(self.body(x))
+        for number in range(1, self.rises + 1):
+            x = act(getattr(self, f"conv_up{number}")(larger(x)))
+        return self.conv_last(act(self.conv_hr(x)))
+
+
+class Compact(nn.Module):
+    def __init__(self, scale: int = 4, width: int = 6, layers: int = 3) -> None:
+        super().__init__()
+        parts: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1), nn.PReLU(width)]
+        for _ in range(layers):
+            parts += [nn.Conv2d(width, width, 3, 1, 1), nn.PReLU(width)]
+        self.body, self.scale = nn.ModuleList([*parts, nn.Conv2d(width, 3 * scale**2, 3, 1, 1)]), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = x
+        for layer in self.body:
+            inner = layer(inner)
+        return nn.PixelShuffle(self.scale)(inner) + nn.Upsample(scale_factor=self.scale, mode="nearest")(x)
+
+
+def seeded(model: nn.Module, seed: int = 5) -> nn.Module:
+    """The module with larger weights than usual, so that every part of it shows in the result."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * (0.3 if parameter.ndim > 1 else 0.1)
+    return model.eval()
+
+
+def first_layout(tensors: Mapping[str, Tensor], blocks: int = 2, rises: int = 2) -> dict[str, Tensor]:
+    """The names of the first ESRGAN: numbered layers, an activation after each of them but the last."""
+    numbers = {"conv_first": 0, **{f"conv_up{n}": 3 * n for n in range(1, rises + 1)}}
+    numbers |= {"conv_hr": 3 * rises + 2, "conv_last": 3 * rises + 4}
+    found = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "body":
+            block, dense, conv, kind = rest.split(".")
+            found[f"model.1.sub.{block}.{dense.upper()}.{conv}.0.{kind}"] = tensor
+        elif part == "conv_body":
+            found[f"model.1.sub.{blocks}.{rest}"] = tensor
+        else:
+            found[f"model.{numbers[part]}.{rest}"] = tensor
+    return found
+
+
+def second_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of BasicSR's first version."""
+    words = {"body": "RRDB_trunk", "conv_body": "trunk_conv", "conv_hr": "HRconv", "conv_up1": "upconv1",
+             "conv_up2": "upconv2", "conv_up3": "upconv3"}  # fmt: skip
+    found = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        found[f"{words.get(part, part)}.{rest.replace('rdb', 'RDB')}"] = tensor
+    return found

@@ -1,0 +1,63 @@
+# ruff: noqa: E402  (imports that need torch come after the question whether it is there)
+"""An upscaler model in the second pass, from the command line to the recipe, A1111's text and the replay."""
+
+from pathlib import Path
+
+import pytest
+from running import Civman
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from PIL import Image
+from rendering_stock import QUICK
+
+BASE = "body.{}.rdb{}.conv{}"
+
+
+@pytest.fixture
+def upscaler(tmp_path: Path) -> Path:
+    """A small ESRGAN with a scale of 2."""
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(4)
+    shapes = {"conv_first": (8, 3), "conv_body": (8, 8), "conv_up1": (8, 8), "conv_hr": (8, 8), "conv_last": (3, 8)}
+    shapes |= {BASE.format(0, dense, conv): (4 if conv < 5 else 8, 4 + 4 * conv) for dense in (1, 2, 3) for conv in
+               range(1, 6)}  # fmt: skip
+    tensors = {}
+    for name, (wide, deep) in shapes.items():
+        tensors[f"{name}.weight"] = torch.randn(wide, deep, 3, 3, generator=generator) * 0.1
+        tensors[f"{name}.bias"] = torch.full((wide,), 0.05)
+    path = tmp_path / "models" / "2x-tiny.safetensors"
+    path.parent.mkdir()
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.usefixtures("stocked", "no_sockets")
+def test_an_upscaler_model_is_part_of_the_recipe_and_comes_back(civman: Civman, upscaler: Path) -> None:
+    assert civman("import", "--offline", upscaler.parent).code == 0
+    hires = ("--hires", "1.5", "--hires-strength", "0.5", "--upscaler")
+
+    done = civman("render", "tiny-sd1", "a cat", *QUICK, *hires, "2x-tiny", "--json")
+
+    assert done.code == 0, done.out + done.err
+    [made] = done.json["render"]
+    second = made["recipe"]["hires"]
+    assert (made["recipe"]["schema"], second["upscaler"]) == (4, "model")
+    assert second["model"] in {file["sha256"] for file in made["recipe"]["files"]}
+    with Image.open(made["path"]) as image:
+        assert image.size == (96, 96)
+        assert "Hires upscaler: 2x-tiny" in image.text["parameters"]
+    assert civman("replay", made["path"], "--json").json["replay"]["pictures"][0]["verdict"] == "identical"
+    other = civman("replay", made["path"], "--set", "upscaler=lanczos", "--json").json["render"][0]
+    assert other["pixel_sha256"] != made["pixel_sha256"]
+    assert other["recipe"]["schema"] == 3
+
+
+@pytest.mark.usefixtures("stocked")
+@pytest.mark.parametrize(("ref", "code"), [("nowhere", "not-found"), ("ink", "wrong-kind")])
+def test_what_is_no_upscaler_is_refused(civman: Civman, ref: str, code: str) -> None:
+    done = civman("render", "tiny-sd1", "a cat", *QUICK, "--hires", "2", "--upscaler", ref, "--dry-run", "--json")
+
+    assert done.json["error"]["code"] == code
