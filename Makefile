@@ -30,7 +30,8 @@ test: lint  # types take one core for minutes, so the tests run beside them
 # class of diffusers and the journeys without POSIX run; the libraries make the header fixtures anew, the header reader is
 # fuzzed, the types are checked for Windows and macOS too, and completion is tried in real shells (zsh is skipped where
 # it is not installed).
-test-all: test check long-tests shells fixtures-check fuzz
+test-all: test check long-tests shells
+	$(MAKE) --no-print-directory --jobs 2 fixtures-check fuzz
 
 long-tests: $(VENV)/installed-dev
 	$(BIN)/pytest -m long --numprocesses 2 --dist worksteal

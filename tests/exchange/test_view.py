@@ -193,12 +193,12 @@ def test_another_file_system_falls_through_to_the_next_method_and_says_so(
     try:
         done = civman("link", view, "--layout", "comfyui", "--json").json["link"]
         assert done["methods"] == {"symlink": 3}
-        assert any("hard links do not work between" in notice for notice in done["notices"])
+        assert any("hard links do not work across the file systems" in notice for notice in done["notices"])
         assert (view / "loras" / "model_000.safetensors").read_bytes().startswith(b"model 0")
 
         forced = civman("link", view, "--method", "hardlink")
         assert forced.code == 1
-        assert "hard links do not work between" in forced.err
+        assert "hard links do not work across the file systems" in forced.err
     finally:
         civman("link", view, "--remove")
         view.rmdir()
@@ -301,7 +301,7 @@ def test_a_spoilt_manifest_stops_everything(civman: Civman, root: Path, tmp_path
     ("argv", "code", "word"),
     [
         (["{view}"], 2, "which program"),
-        (["{view}", "--layout", "nonsense"], 2, "no layout"),
+        (["{view}", "--layout", "nonsense"], 2, "is not a layout"),
         (["{root}/blobs/x", "--layout", "comfyui"], 2, "inside the library"),
         (["{view}", "--remove"], 2, "no view"),
         (["{view}", "--layout", "comfyui", "--method", "telepathy"], 2, "not a method"),
