@@ -9,10 +9,15 @@ from civman.cli.output import Result, clean, counted, size
 from civman.cli.session import Session, command
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from civman.errors import CivmanError
-    from civman.manage.import_files import ImportMode, ImportResult
+    from civman.manage.import_files import ImportMode, ImportResult, Problem
+
+
+_MOST_SHOWN = 20
 
 
 @command(network="option")
@@ -53,8 +58,8 @@ def import_(
 
 
 def _fault(imported: "ImportResult") -> "CivmanError | None":
-    """The error to report if files could not be moved, or folders not read."""
-    from civman.errors import Cause, StoreError
+    """The error to report if files could not be moved, folders not read, or files are damaged."""
+    from civman.errors import Cause, ExitCode, PartlyFailedError, StoreError
     from civman.manage.scan_folders import FAULTS
 
     kept = [each for each in imported.kept if each.is_fault]
@@ -74,6 +79,13 @@ def _fault(imported: "ImportResult") -> "CivmanError | None":
             code=Cause.STORE,
             hint="everything else was imported; mend it and run the same command again",
             paths=[path for group in unread for path in group.paths],
+        )
+    if imported.broken:
+        return PartlyFailedError(
+            f"{counted(len(imported.broken), 'model file')} of {imported.found:,} cannot be used: "
+            f"{imported.broken[0].path}: {imported.broken[0].message}",
+            exit_code=ExitCode.INTEGRITY,
+            refs=[problem.path for problem in imported.broken],
         )
     return None
 
@@ -99,15 +111,34 @@ def _print(console: "Console", imported: "ImportResult") -> None:
         f"{imported.known_before} already in the library, {imported.duplicates} duplicates of others; "
         f"{size(imported.read_bytes)} read"
     )
-    for problem in imported.broken[:20]:
-        console.print(f"  skipped: {clean(problem.path)}: {clean(problem.message)}", style="yellow")
-    if len(imported.broken) > 20:
-        console.print(f"  … and {len(imported.broken) - 20} more; --json lists them all")
+    _print_problems(console, "skipped", imported.broken)
+    if imported.identified_later:
+        console.print(f"  {counted(imported.identified_later, 'file')} of the library identified now")
+    if imported.same_tensors:
+        console.print(
+            f"  {counted(imported.same_tensors, 'file')} with the same tensors as a file on CivitAI, but another header"
+        )
+    beside = [
+        *([f"notes for {counted(imported.noted, 'file')}"] if imported.noted else []),
+        *([counted(imported.previews, "preview image")] if imported.previews else []),
+        *([f"{counted(imported.companions, 'file')} moved along"] if imported.companions else []),
+    ]
+    if beside:
+        console.print(f"  from other programs: {', '.join(beside)}")
+    _print_problems(console, "not identified yet", imported.unanswered)
+    _print_problems(console, "note not used", imported.notes_refused)
     if imported.rehomed:
         console.print(f"  {counted(imported.rehomed, 'file')} of the library found again at a new path")
     for kept in imported.kept[:20]:
         console.print(f"  stays where it was: {clean(kept.path)}: {clean(kept.message)}", style="yellow")
     _print_left_out(console, imported)
+
+
+def _print_problems(console: "Console", title: str, problems: "Sequence[Problem]") -> None:
+    for problem in problems[:_MOST_SHOWN]:
+        console.print(f"  {title}: {clean(problem.path)}: {clean(problem.message)}", style="yellow")
+    if len(problems) > _MOST_SHOWN:
+        console.print(f"  … and {len(problems) - _MOST_SHOWN} more; --json lists them all")
 
 
 def _print_left_out(console: "Console", imported: "ImportResult") -> None:

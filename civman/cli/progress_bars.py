@@ -65,9 +65,11 @@ def reading(output: Output) -> Iterator[OnEvent]:
             match event:
                 case Started(_, name, total, _):
                     progress.reset(task, description=clean(name), total=total)
-                case Verifying(_, done, _):
+                case Verifying(_, done, _, name):
                     display.show_soon()
                     progress.update(task, completed=done)
+                    if name:
+                        progress.update(task, description=clean(name))
                 case _:
                     _print_notice(progress, event)
 

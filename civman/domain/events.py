@@ -55,11 +55,12 @@ class Restarted:
 
 @dataclass(frozen=True, slots=True)
 class Verifying:
-    """`done_bytes` of `total_bytes` have been read back from disk and hashed."""
+    """`done_bytes` of `total_bytes` have been read back from disk and hashed. `name`: what is being read, if known."""
 
     key: str
     done_bytes: int
     total_bytes: int
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

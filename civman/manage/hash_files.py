@@ -6,6 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, Started, Verifying
@@ -64,19 +65,37 @@ def hash_files(index: Index, files: Sequence[Path], on_event: OnEvent) -> Hashed
     return hashed
 
 
+class _Progress:
+    """Reports how many bytes of all files have been hashed, and which file is being read. Several threads use it."""
+
+    def __init__(self, count: int, total_bytes: int, on_event: OnEvent) -> None:
+        self._count, self._total_bytes, self._on_event = count, total_bytes, on_event
+        self._read: dict[str, int] = {}
+        self._done_bytes = 0
+        self._lock = Lock()
+
+    def tell(self, file: SeenFile, done: int) -> None:
+        """Report that `done` bytes of a file have been read."""
+        with self._lock:
+            self._done_bytes += done - self._read.get(file.path, 0)
+            self._read[file.path] = done
+            name = f"{Path(file.path).name} ({len(self._read)} of {self._count})"
+            self._on_event(Verifying("import", self._done_bytes, self._total_bytes, name))
+
+
 def _read(index: Index, fresh: dict[State, list[SeenFile]], hashed: Hashed, on_event: OnEvent) -> None:
     if not fresh:
         return
     total_bytes = sum(group[0].size_bytes for group in fresh.values())
     on_event(Started("import", f"{len(fresh)} files", total_bytes))
+    progress = _Progress(len(fresh), total_bytes, on_event)
     unsaved: list[SeenFile] = []
     try:
-        for group, result in _results(list(fresh.values())):
+        for group, result in _results(list(fresh.values()), progress):
             if isinstance(result, CivmanError):
                 hashed.unreadable += [(Path(file.path), result.message) for file in group]
                 continue
             hashed.read_bytes += group[0].size_bytes
-            on_event(Verifying("import", hashed.read_bytes, total_bytes))
             for file in group:
                 hashed.seen[file.path] = replace(file, sha256=result)
                 hashed.read.add(file.path)
@@ -89,7 +108,9 @@ def _read(index: Index, fresh: dict[State, list[SeenFile]], hashed: Hashed, on_e
             index.save_seen(unsaved)
 
 
-def _results(groups: Sequence[list[SeenFile]]) -> Iterator[tuple[list[SeenFile], Sha256 | CivmanError]]:
+def _results(
+    groups: Sequence[list[SeenFile]], progress: "_Progress"
+) -> Iterator[tuple[list[SeenFile], Sha256 | CivmanError]]:
     """Hash a few files at a time and yield each result when it is ready.
 
     A file that changes while it is read yields an error as its result.
@@ -99,7 +120,7 @@ def _results(groups: Sequence[list[SeenFile]]) -> Iterator[tuple[list[SeenFile],
         running: dict[Future[Sha256 | CivmanError], list[SeenFile]] = {}
         while True:
             for group in islice(waiting, 2 * _HASHERS - len(running)):
-                running[pool.submit(_digest, group[0])] = group
+                running[pool.submit(_digest, group[0], progress)] = group
             if not running:
                 return
             done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -107,10 +128,11 @@ def _results(groups: Sequence[list[SeenFile]]) -> Iterator[tuple[list[SeenFile],
                 yield running.pop(future), future.result()
 
 
-def _digest(before: SeenFile) -> Sha256 | CivmanError:
+def _digest(before: SeenFile, progress: "_Progress") -> Sha256 | CivmanError:
     path = Path(before.path)
     try:
-        digest = digest_of(path)
+        digest = digest_of(path, lambda done: progress.tell(before, done))
+        progress.tell(before, before.size_bytes)
         after = path.stat()
     except CivmanError as error:
         return error

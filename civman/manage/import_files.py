@@ -32,6 +32,7 @@ from civman.manage.identify_files import (
     ask_civitai,
 )
 from civman.manage.inspection import facts_of_file
+from civman.manage.move_companions import move_companions
 from civman.manage.places import rehome
 from civman.manage.program_notes import Beside, joined, notes_beside, preview_beside
 from civman.manage.scan_folders import LeftOut, scan_folders
@@ -74,6 +75,8 @@ class ImportResult:
     """The number of files that got notes, tags or trigger words from other programs."""
     previews: int
     """The number of files that got a preview image that was beside them."""
+    companions: int
+    """The number of files beside moved models that were moved with them."""
     notes_refused: tuple[Problem, ...]
     """Notes of other programs that are not used, because they are damaged or about another file."""
     unanswered: tuple[Problem, ...]
@@ -149,19 +152,24 @@ def import_files(
     identified, beside = _identified(index, client, by_digest, places, on_event, clock())
     versions = identified.found
     records = []
+    companions = 0
     if mode is ImportMode.IN_PLACE:
         records = [_record(found, versions.get(sha256), found.path, clock()) for sha256, found in by_digest.items()]
         index.record_all(records)
+        previews = _keep_previews(store, {sha256: places[sha256] for sha256 in by_digest if sha256 in places})
     else:
+        previews = _keep_previews(store, {sha256: places[sha256] for sha256 in by_digest if sha256 in places})
         for sha256, found in by_digest.items():
             with taking.into_store(sha256) as path:
                 records.append(_record(found, versions.get(sha256), path, clock()))
                 index.record_all(records[-1:])
         taking.take_known(ours & held)
+        if mode is ImportMode.MOVE:
+            companions, kept = move_companions(store, places)
+            taking.kept += kept
     later = _identified_later(index, identified, by_digest)
     index.record_all(later)
     noted = _keep_words(index, beside)
-    previews = _keep_previews(store, {sha256: places[sha256] for sha256 in by_digest if sha256 in places})
     write_due(store, index, most=len(index.sidecars_due()))
     return ImportResult(
         entries=scan.entries,
@@ -173,6 +181,7 @@ def import_files(
         same_tensors=sum(found.by is FoundBy.TENSORS for found in versions.values()),
         noted=noted,
         previews=previews,
+        companions=companions,
         notes_refused=tuple(Problem(each.path, each.message) for said in beside.values() for each in said.refused),
         unanswered=tuple(Problem(said.path, said.message) for said in identified.unanswered),
         duplicates=len(seen) - len(ours),

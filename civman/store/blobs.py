@@ -198,6 +198,16 @@ class BlobStore:
         self._write(path, data)
         return path
 
+    def companion(self, sha256: Sha256, ending: str) -> Path:
+        """The path of a file that another program kept beside the blob, such as `.civitai.info`."""
+        return self._beside(sha256, f".beside{ending}")
+
+    def write_companion(self, sha256: Sha256, ending: str, data: bytes) -> Path:
+        """Store a file that another program kept beside the blob. It is removed together with the blob."""
+        path = self.companion(sha256, ending)
+        self._write(path, data)
+        return path
+
     def preview(self, sha256: Sha256) -> Path | None:
         """The path of the blob's preview image, or None."""
         return next(iter(sorted((self._blobs / sha256[:2]).glob(f"{sha256}.preview.*"))), None)

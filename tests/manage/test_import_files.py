@@ -12,6 +12,8 @@ from civman.demo.demo_models import Shelf
 from civman.demo.demo_weights import safetensors_bytes
 from civman.demo.server import CivitaiServer
 
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
+
 
 def bytes_of(server: CivitaiServer, file_id: int) -> bytes:
     return server.catalogue.file(file_id).content.data
@@ -55,7 +57,7 @@ def test_files_are_taken_in_where_they_lie_and_nothing_moves(
     result = civman("import", tree, "--json")
 
     done = result.json["import"]
-    assert result.code == 0
+    assert (result.code, result.json["error"]["code"]) == (6, "partly-failed")
     assert (done["found"], done["taken"], done["on_civitai"], done["duplicates"]) == (6, 3, 2, 1)
     assert {Path(problem["path"]).name for problem in done["broken"]} == {"broken.safetensors", "page.safetensors"}
     assert state_of(tree) == before
@@ -186,3 +188,44 @@ def test_hundreds_of_files_with_duplicates_and_broken_ones(
     assert second["taken"] == 0
     assert state_of(folder) == before
     assert len([request for request in online.requests if request.path.endswith("by-hash/ids")]) == 2
+
+
+def test_what_lies_beside_a_moved_model_moves_with_it(
+    online: CivitaiServer, civman: Civman, tmp_path: Path, root: Path
+) -> None:
+    folder = tmp_path / "Lora"
+    folder.mkdir()
+    (folder / "mine.safetensors").write_bytes(small_model(9))
+    (folder / "mine.json").write_text(json.dumps({"activation text": "my word", "notes": "my note"}))
+    (folder / "mine.preview.png").write_bytes(PNG)
+    (folder / "other.txt").write_text("of nothing")
+
+    done = civman("import", folder, "--move", "--json")
+
+    assert (done.code, done.json["import"]["companions"], done.json["import"]["previews"]) == (0, 2, 1)
+    assert [path.name for path in folder.iterdir()] == ["other.txt"]
+    assert {path.read_bytes() for path in root.rglob("*.preview.png")} == {PNG}
+    own = civman("list", "my", "--json").json["list"]["assets"][0]["own"]
+    assert (own["note"], own["trigger_words"]) == ("my note", ["my word"])
+    assert civman("verify", "--full").code == 0
+
+
+def test_an_edited_header_is_recognised_by_its_tensors_and_asked_about_again(
+    online: CivitaiServer, civman: Civman, tmp_path: Path
+) -> None:
+    lora = next(file for file in online.catalogue.version(160211)[1].files if file.name.endswith("safetensors"))
+    data = lora.content.data
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = {"modelspec.title": "edited"}
+    text = json.dumps(header).encode()
+    edited = tmp_path / "edited.safetensors"
+    edited.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+    offline = civman("import", edited, "--offline", "--json").json["import"]
+    later = civman("import", edited, "--json").json["import"]
+
+    assert (offline["taken"], offline["same_tensors"]) == (1, 0)
+    assert (later["taken"], later["same_tensors"], later["identified_later"]) == (0, 1, 1)
+    asset = civman("list", "--json").json["list"]["assets"][0]
+    assert (asset["version_id"], asset["file_id"], asset["name"]) == (160211, None, "edited.safetensors")
