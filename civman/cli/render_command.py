@@ -39,7 +39,7 @@ def render(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CHECKPOINT]",
+            metavar="CHECKPOINT",
             autocompletion=completion.refs,
             help="The checkpoint: a ref or a file path. Default: render.checkpoint in the settings, else the only "
             "checkpoint in the library.",

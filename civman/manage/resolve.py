@@ -219,9 +219,12 @@ def _not_stored(index: Index, ref: Ref, found: Sequence[Asset], words: str | Non
             f"no model or version {ref.number} is in the library",
             hint=f"the picture with this number is `{picture_ref(ref.number)}`",
         )
-    return NotFound(
-        f"`{ref}` is not in the library", hint="`civman list` lists the stored files; `civman download` adds more"
-    )
+    what = f"there is no file `{ref}`" if _is_missing_path(ref) else f"`{ref}` is not in the library"
+    return NotFound(what, hint="`civman list` lists the stored files; `civman download` adds more")
+
+
+def _is_missing_path(ref: Ref) -> bool:
+    return isinstance(ref, PathRef) and not Path(ref.path).expanduser().exists()
 
 
 def _has_picture(index: Index, number: int) -> bool:
@@ -451,6 +454,8 @@ class Resolver:
         """The version of the stored file that `ref` means."""
         assets = _stored(self._index, ref)
         if not assets:
+            if _is_missing_path(ref):
+                raise _not_stored(self._index, ref, [], None)
             raise error or NotFound(f"`{ref}` is not in the library", hint=hint)
         asset = find_asset(self._index, ref)
         if asset.version_id is None:

@@ -80,8 +80,14 @@ def find_recipe(index: Index, what: str) -> RecipeSource:
             )  # fmt: skip
         if found:
             return _of_kept(next((each for each in found if each.is_here), found[0]))
+    if number.isdecimal():
+        words = f"this library has no picture with number {number}"
+    elif path.suffix or len(path.parts) > 1:
+        words = f"there is no file `{what}`"
+    else:
+        words = f"`{what}` is not an image file, a recipe file, a picture's number or a recipe's SHA-256"
     raise NotFound(
-        f"`{what}` is not a picture file, a recipe file, a picture's number or a recipe's SHA-256",
+        words,
         hint="`civman renders` lists this library's pictures with their numbers", name=what,
     )  # fmt: skip
 
