@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from civman.domain.catalog import Asset
 from civman.domain.digests import Sha256
 from civman.domain.file_names import MOST_BYTES
-from civman.errors import StoreError, UsageError
+from civman.errors import NotFound, StoreError, UsageError
 from civman.exchange import view_manifest as memory
 from civman.exchange.view_companions import Beside, companions, config_of
 from civman.exchange.view_files import place, remove_entry_file, write_companion
@@ -21,6 +21,7 @@ from civman.exchange.view_folders import Companion, Layout, layout_named, slot_o
 from civman.exchange.view_manifest import Entry, Manifest, Method, State
 from civman.exchange.view_names import free_name, stem_key
 from civman.index import Index
+from civman.manage.places import at_its_place
 from civman.store.blobs import BlobStore
 from civman.store.partial import store_error
 from civman.system.move_files import remove_file, rename_file
@@ -189,9 +190,13 @@ class _Planner:
             if folder is None:
                 what = asset.type_raw or asset.blob.suffix or asset.type.value
                 skipped.append(Skipped(asset, f"{self._layout.name} has no folder for it ({what})"))
-            elif not Path(asset.path).is_file():
-                skipped.append(Skipped(asset, "its file is missing; `civman verify` lists missing files"))
-            elif Path(asset.path).resolve().is_relative_to(self._home):
+                continue
+            try:
+                asset = at_its_place(self._index, asset)
+            except NotFound as error:
+                skipped.append(Skipped(asset, error.message))
+                continue
+            if Path(asset.path).resolve().is_relative_to(self._home):
                 skipped.append(Skipped(asset, "it is already in this folder"))
             else:
                 found.setdefault((folder, asset.blob.sha256), asset)

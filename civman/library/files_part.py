@@ -79,13 +79,14 @@ class FilesPart(Part):
     def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
         """Read what a model file is; see `Library.inspect`."""
         from civman.manage.inspection import inspect_asset, inspect_path, path_of
+        from civman.manage.places import at_its_place
         from civman.manage.resolve import find_asset
 
         if (path := path_of(ref)) is not None:
             return inspect_path(path)
         parsed = parse_ref(ref)
         try:
-            return inspect_asset(find_asset(self._context.index, parsed, file))
+            return inspect_asset(at_its_place(self._context.index, find_asset(self._context.index, parsed, file)))
         except NotFound:
             if self._context.settings.offline or isinstance(parsed, PathRef | NameRef):
                 raise

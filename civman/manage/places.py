@@ -5,15 +5,16 @@ longer at its path is found again by its bytes: under a path that was just read,
 """
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from civman.domain.catalog import Asset
 from civman.domain.digests import Sha256
-from civman.errors import CivmanError
+from civman.errors import Cause, CivmanError, NotFound
 from civman.index import HeldFile, Index, SeenFile
-from civman.manage.file_state import seen_now
+from civman.manage.file_state import is_unchanged, seen_now
 from civman.store.blobs import BlobStore, digest_of
 
 
@@ -120,12 +121,30 @@ def other_place(index: Index, store: BlobStore, sha256: Sha256, *, except_path: 
     return None
 
 
-def stored_places(index: Index, sha256s: Iterable[Sha256]) -> dict[Sha256, list[SeenFile]]:
-    """The remembered places of several files, by SHA-256."""
-    found: dict[Sha256, list[SeenFile]] = {}
-    for seen in index.places(sha256s):
-        found.setdefault(seen.sha256, []).append(seen)
-    return found
+def at_its_place(index: Index, asset: Asset) -> Asset:
+    """The asset with a path at which its file is: its own, else one at which the same bytes are unchanged.
+
+    Raises: NotFound: its file is at none of them (`missing`), or its drive is not connected (`away`).
+    """
+    if os.path.exists(asset.path):  # noqa: PTH110  # unlike Path.exists, it reports no errors
+        return asset
+    for seen in index.places([asset.blob.sha256]):
+        if os.path.isabs(seen.path) and is_unchanged(seen):  # noqa: PTH117
+            return replace(asset, path=seen.path)
+    known = next(iter(index.held_files([asset.blob.sha256])), None)
+    if presence(asset.path, known.seen if known is not None else None) is Presence.AWAY:
+        raise NotFound(
+            f"the file of `{asset.name}` is away: the drive of `{asset.path}` is not connected",
+            code=Cause.AWAY,
+            hint="connect the drive; if the file was moved, `civman import` its new folder",
+            path=asset.path,
+        )
+    raise NotFound(
+        f"the file of `{asset.name}` is missing: {asset.path}",
+        code=Cause.MISSING,
+        hint="if it was moved, `civman import` its new folder; else `civman verify --repair` downloads it again",
+        path=asset.path,
+    )
 
 
 def _is_unchanged(held: HeldFile) -> bool:

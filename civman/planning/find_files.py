@@ -17,6 +17,7 @@ from civman.errors import Cause, HashMismatch, NotFound, Refused, UsageError
 from civman.index import AssetFilter, Index
 from civman.manage.file_state import seen_now
 from civman.manage.inspection import Inspected, inspect_asset, inspect_path, path_of
+from civman.manage.places import at_its_place
 from civman.manage.resolve import ambiguous, find_asset
 from civman.planning.plan_types import PlannedFile
 from civman.store.blobs import digest_of
@@ -145,11 +146,15 @@ class Finder:
 
     def of_asset(self, role: str, asset: Asset) -> Found:
         """Verify a stored file. Raises: what `find` raises."""
+        asset = at_its_place(self._index, asset)
         inspected = inspect_asset(asset)
         _require_kind(role, inspected)
         known = next(iter(self._index.held_files([asset.blob.sha256])), None)
-        now = seen_now(asset.path, asset.blob.sha256, kept_path=known.kept_path if known else None)
-        if known is None or known.seen is None or known.seen != now:
+        seen, kept_path = (known.seen, known.kept_path) if known is not None else (None, None)
+        if known is not None and known.path != asset.path:  # found at another place
+            seen, kept_path = self._index.seen_files([asset.path]).get(asset.path), None
+        now = seen_now(asset.path, asset.blob.sha256, kept_path=kept_path)
+        if seen is None or seen != now:
             actual = self._read(Path(asset.path))
             if actual != asset.blob.sha256:
                 error = HashMismatch(name=asset.name, expected=asset.blob.sha256, actual=actual)
