@@ -10,6 +10,7 @@ from typing import Any
 from civman.diffusion.component_layouts import Source, own_vae_names, text_sources, unet_sources, vae_sources
 from civman.diffusion.component_shapes import parameter_shapes, require_tensors, require_widths
 from civman.diffusion.families import (
+    UNET,
     VAE,
     Config,
     Family,
@@ -19,7 +20,7 @@ from civman.diffusion.families import (
     require_parts,
     text_prefix,
 )
-from civman.domain.files.weight_forms import weight_form, wrong_scale
+from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, weight_form, wrong_scale
 from civman.errors import CannotRender, Cause, InvalidModelFile, UsageError
 from civman.planning.find_files import Found
 
@@ -81,14 +82,17 @@ def read_checkpoint(
             channels=channels,
         )
     require_widths(configs, found.inspected.name)
-    _require_shapes(found, vae, family, configs)
+    left = _require_shapes(found, vae, family, configs)
     facts, flags, label = family.facts, found.identity.flags, found.inspected.label
     notices: tuple[str, ...] = ()
+    if left:
+        notices = (f"the UNet has {len(left)} tensors that are not used, such as `{left[0]}`",)
     is_silent = prediction is None and family is Family.SD2 and "modelspec.prediction_type" not in metadata
     if prediction is None:
         prediction = "v_prediction" if "v-prediction" in flags or label in _V_LABELS else str(facts["prediction"])
     if is_silent and prediction == "epsilon":
         notices = (
+            *notices,
             "the file does not state whether it predicts epsilon or v: assuming epsilon (--prediction overrides this)",
         )
     native = _native_size(metadata)
@@ -147,13 +151,19 @@ def _vae_names(found: Found, vae: Found | None) -> tuple[Found, dict[str, str]]:
     return found, {name.removeprefix(VAE): name for name in found.header.shapes if name.startswith(VAE)}
 
 
-def _require_shapes(found: Found, vae: Found | None, family: Family, configs: Mapping[str, Config]) -> None:
-    """Hold every tensor of the files against what the components need. Raises: CannotRender, InvalidModelFile."""
+def _require_shapes(found: Found, vae: Found | None, family: Family, configs: Mapping[str, Config]) -> list[str]:
+    """Check every tensor of the files against what the components need, and return the UNet's tensors that none uses.
+
+    Raises: CannotRender, InvalidModelFile.
+    """
     shapes, encoders = found.header.shapes, family.facts["text_encoders"]
+    left: list[str] = []
     for component, config in configs.items():
         wanted, file = parameter_shapes(component, config), found
         if component == "unet":
             sources = unet_sources(wanted, config)
+            used = {source.name for source in sources.values()}
+            left = sorted(name for name in shapes if name.startswith(UNET) and name not in used)
         elif component == "vae":
             file, names = _vae_names(found, vae)
             plain = vae_sources(wanted, config, "")
@@ -162,6 +172,13 @@ def _require_shapes(found: Found, vae: Found | None, family: Family, configs: Ma
             usual = encoders[component]
             sources = text_sources(wanted, usual["layout"], text_prefix(usual, shapes) or "", shapes)
         require_tensors(component, wanted, sources, file.header.shapes, file.inspected.name)
+    if not family.is_xl and (odd := [name for name in left if name.startswith(f"{UNET}label_emb.")]):
+        raise CannotRender(
+            f"the UNet of `{found.inspected.name}` takes a further input, as unCLIP's and upscaling models do "
+            f"(`{odd[0]}`), which civman does not support",
+            hint="choose another checkpoint of this family", code=Cause.ODD_INPUT,
+        )  # fmt: skip
+    return [name for name in left if not name.endswith((*SCALES, *INPUT_SCALES, MARKER))]
 
 
 def _native_size(metadata: Mapping[str, str]) -> int | None:

@@ -33,6 +33,7 @@ def spoilt(
         ("sd1", {"replace": {TO_K: (16, 20)}}, 8, "text conditioning"),
         ("sd1", {"replace": {TO_K.replace("weight", "scale_weight"): (3,)}}, 6, "which does not fit a weight"),
         ("sdxl", {"drop": ("model.diffusion_model.label_emb.",)}, 8, "label_emb.0.0.weight"),
+        ("sd2", {"replace": {"model.diffusion_model.label_emb.0.0.weight": (64, 48)}}, 8, "takes a further input"),
         ("sd1", {"replace": {f"{TEXT}token_embedding.weight": (64, 24)}}, 8, "64 words"),
         ("sd1", {"replace": {f"{TEXT}position_embedding.weight": (40, 24)}}, 8, "40 places"),
     ],
@@ -46,6 +47,16 @@ def test_what_the_header_shows_is_refused_by_name(
 
     assert refused.code == exit_code
     assert words in refused.json["error"]["message"]
+
+
+def test_tensors_of_the_unet_that_nothing_uses_are_said(civman: Civman, tmp_path: Path) -> None:
+    extra = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.fuser.linear.weight"
+    path = spoilt(tmp_path / "placed.safetensors", "sd1", replace={extra: (16, 16)})
+
+    planned = civman("render", path, "a cat", "--dry-run", "--json")
+
+    assert planned.code == 0
+    assert extra in str(planned.json)
 
 
 def test_a_vae_with_a_decoder_only_passes_where_no_picture_is_read(civman: Civman, tmp_path: Path) -> None:

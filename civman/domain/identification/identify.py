@@ -49,6 +49,10 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
         tensor_count=len(shapes),
         parameter_count=header.parameter_count,
     )
+    if any(name.startswith("ip_adapter.") for name in shapes):  # some carry LoRAs beside their own layers
+        look = Look.at(shapes.items())
+        if rule := rules.first([rule for rule in rule_tables.PARTS if rule.kind is Kind.IP_ADAPTER], look):
+            return _spoken(replace(base, kind=Kind.IP_ADAPTER, weights=_words(base.precision)), rule, said)
     deltas = deltas_of(header)
     if deltas.modules and len(deltas.loose) <= len(deltas.modules):
         # one precision for the whole file: sorting its tensors into parts would take as long as everything else
