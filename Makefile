@@ -48,6 +48,7 @@ fixtures-check: $(VENV)/installed-dev
 fuzz: $(VENV)/installed-dev
 	PYTHONPATH=. $(BIN)/python tests/fuzz_header.py 60
 	PYTHONPATH=.:tests $(BIN)/python tests/fuzz_header.py --commands 60
+	PYTHONPATH=.:tests $(BIN)/python tests/fuzz_pickle.py 60
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

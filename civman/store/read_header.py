@@ -59,6 +59,12 @@ _FORMS = {
 _BF16 = "<H"
 
 
+def number_of(dtype: str, data: bytes) -> float | None:
+    """The value of a tensor with one element; None if civman does not read single numbers of this type."""
+    form = _FORMS.get(dtype)
+    return _number(form, data) if form is not None and len(data) == struct.calcsize(form) else None
+
+
 def _number(form: str, data: bytes) -> float:
     if form == _BF16:  # the upper half of a float32
         return float(struct.unpack("<f", b"\0\0" + data)[0])
