@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from civman.demo.demo_pickles import word_as_pickle
 from civman.demo.preview_pictures import blur_hash
 from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import LoraRequest, RenderRequest
@@ -22,6 +23,8 @@ from civman.library import Library
 from civman.planning.plan import Conditions
 
 CHECKPOINT = "tiny-shapes"
+NO_BLUE, BLUE = "tiny-no-blue.pt", 1746
+"""The demo's embedding in a pickle, and the token whose vector it has."""
 SETTINGS: dict[str, Any] = {
     "sampler": "DPM++ 2M", "schedule": "Karras", "steps": 20, "guidance_scale": 4.0, "width": 64, "height": 64,
 }  # fmt: skip
@@ -55,6 +58,7 @@ PREVIEWS = (
     Preview("tiny-night-1", "two yellow circles on a blue background, tiny-night", 1, (("tiny-night", 1.0),)),
     Preview("tiny-diamond-1", "a large red tiny-diamond on a white background", 1, embedding="tiny-diamond"),
     Preview("tiny-emblem-1", "tiny-emblem", 1, embedding="tiny-emblem"),
+    Preview("tiny-no-blue-1", "a large red circle", 1, embedding=NO_BLUE, more={"negative_prompt": "tiny-no-blue"}),
     Preview("tiny-warm-vae-1", "a large white circle on a green background", 1, vae="tiny-warm-vae"),
 )
 BOLD = Preview(
@@ -67,7 +71,11 @@ def request(preview: Preview, models: Path) -> RenderRequest:
     """The preview as civman is asked for it."""
 
     def file(name: str) -> str:
-        return str(models / f"{name}.safetensors")
+        if name != NO_BLUE:
+            return str(models / f"{name}.safetensors")
+        made = Path(tempfile.gettempdir()) / name  # not a packaged file: the demo makes it
+        made.write_bytes(word_as_pickle("tiny-no-blue", BLUE))
+        return str(made)
 
     return RenderRequest(
         file(CHECKPOINT), preview.prompt, seed=preview.seed, precision="float32",
@@ -82,12 +90,12 @@ def settings_as_civitai(preview: Preview, versions: dict[str, dict[str, Any]]) -
     used = [(CHECKPOINT, None), *preview.loras, *((name, None) for name in (preview.vae, preview.embedding) if name)]
     resources = []
     for name, weight in used:
-        known = versions[f"{name}.safetensors"]
+        known = versions[name if name == NO_BLUE else f"{name}.safetensors"]
         resource = {"type": known["type"], "modelVersionId": known["id"], "modelVersionName": known["name"]}
         resources.append(resource | ({"weight": weight} if weight is not None else {}))
     return {
         "prompt": preview.prompt,
-        "negativePrompt": "",
+        "negativePrompt": preview.more.get("negative_prompt", ""),
         "seed": preview.seed,
         "steps": SETTINGS["steps"],
         "cfgScale": SETTINGS["guidance_scale"],

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from civman.demo import demo_weights
+from civman.demo import demo_pickles, demo_weights
 from civman.demo.demo_catalog import Catalogue, Content, DemoFile, DemoGate, DemoImage, DemoModel, DemoVersion, utc
 
 _CONFIG = b"""model:
@@ -30,10 +30,11 @@ _MAKERS: dict[str, Callable[..., bytes]] = {
     "sdxl_lora": lambda seed, tags: demo_weights.sdxl_lora(seed, tags=tags),
     "sd1_embedding": demo_weights.sd1_embedding,
     "vae": demo_weights.vae,
-    "harmless_pickle": demo_weights.harmless_pickle,
+    "harmless_pickle": demo_pickles.harmless_pickle,
     "config": lambda: _CONFIG,
     "packaged": demo_weights.packaged,
     "stronger": demo_weights.stronger,
+    "word_as_pickle": demo_pickles.word_as_pickle,
 }
 
 

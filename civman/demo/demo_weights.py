@@ -4,12 +4,9 @@ Source: the safetensors format (eight bytes of little-endian header length, a JS
 """
 
 import hashlib
-import io
 import json
 import math
-import pickle
 import struct
-import zipfile
 from collections.abc import Mapping
 from importlib.resources import files
 
@@ -106,19 +103,6 @@ def stronger(name: str, factor: float) -> bytes:
             at = body + tensor["data_offsets"][0]
             data[at : at + 2] = struct.pack("<e", struct.unpack("<e", data[at : at + 2])[0] * factor)
     return bytes(data)
-
-
-def harmless_pickle() -> bytes:
-    """A `.ckpt` in PyTorch's zip format that contains an empty state dictionary and no code."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in (
-            ("archive/data.pkl", pickle.dumps({"state_dict": {}}, protocol=2)),
-            ("archive/version", b"3\n"),
-            ("archive/data/0", bytes(65536)),
-        ):
-            archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), data)
-    return buffer.getvalue()
 
 
 def _values(seed: str, dtype: str, count_bytes: int) -> bytes:
