@@ -51,7 +51,7 @@ def download(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="With --for: only warn about files that do not fit.")] = False,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Allow pickle files, which could run code when loaded.")
+        bool, typer.Option("--allow-pickle", help="Store pickles that could run code when loaded.")
     ] = False,
     allow_unsafe: Annotated[
         bool, typer.Option("--allow-unsafe", help="Allow files that failed CivitAI's virus or pickle scan.")

@@ -34,6 +34,7 @@ def inspect(
         _value(found, tensors),
         human=lambda console: _print(console, found, tensors),
         ids=[str(found.identity.architecture) if found.identity else str(found.content)],
+        error=found.refusal,
     )
 
 
@@ -49,6 +50,11 @@ def _value(found: "Inspected", tensors: bool) -> dict[str, object]:
         "conflicts": found.conflicts,
         "asset": found.asset,
     }
+    if found.pickle is not None or found.refusal is not None:
+        value["pickle"] = {
+            "is_readable": found.pickle is not None,
+            "refusal": found.refusal.message if found.refusal is not None else None,
+        }
     if found.gguf is not None:
         value["gguf"] = {
             "version": found.gguf.version,
@@ -77,9 +83,14 @@ def _print(console: "Console", found: "Inspected", tensors: bool) -> None:
         for name, (kind, shape) in found.gguf.tensors.items() if tensors else ():
             console.print(f"  {kind:<8} {'x'.join(map(str, shape)) or 'scalar':<18} {clean(name)}")
         return
+    if found.refusal is not None:
+        console.print("  a pickle that civman does not read", style="red")
+        return
     if identity is None:
         console.print(f"  not a safetensors file: its content is {found.content}; civman does not open it")
         return
+    if found.pickle is not None:
+        console.print("  a pickle, read without running it")
     console.print(f"  tensors show   {clean(identity.describe())}")
     for reason in identity.reasons[:4]:
         console.print(f"                 because {clean(reason)}", style="dim")

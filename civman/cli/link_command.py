@@ -72,6 +72,10 @@ def link(
             "--sidecars/--no-sidecars", help="Whether to write descriptions and preview images next to the models."
         ),
     ] = None,
+    safe: Annotated[
+        bool | None,
+        typer.Option("--safe/--no-safe", help="Link a safetensors copy of each pickle instead of the pickle."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be changed.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the view; the library is not changed.")] = False,
 ) -> Result:
@@ -91,10 +95,12 @@ def link(
         layout=layout,
         method=method,
         has_companions=sidecars,
+        is_safe=safe,
         refs=tuple(refs or ()),
         types=tuple(model_type_named(name) for name in type_ or []),
         base_models=tuple(base_model or ()),
         everything=everything,
+        is_dry_run=dry_run,
     )
     plan = session.library.views.plan(folder, request)
     linked = None if dry_run else session.library.views.link(plan)

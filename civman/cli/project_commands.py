@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from civman.errors import CivmanError
     from civman.exchange.sync import Added, Synced
 
-AllowPickleOpt = Annotated[
-    bool, typer.Option("--allow-pickle", help="Allow pickle files, which could run code when loaded.")
-]
+AllowPickleOpt = Annotated[bool, typer.Option("--allow-pickle", help="Store pickles that could run code when loaded.")]
 
 
 @command(network="option")

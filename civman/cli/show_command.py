@@ -87,7 +87,10 @@ def _print_unlisted(console: "Console", asset: "Asset") -> None:
     from rich.text import Text
 
     console.print(Text(clean(asset.name), style="bold"), f"{asset.ref}  {size(asset.blob.size_bytes)}")
-    console.print(f"  is      {clean(facts_words(asset))}")
+    from civman.domain.file_suffixes import PICKLE_SUFFIXES
+
+    about = f" ({pickle_words(asset)})" if asset.blob.suffix in PICKLE_SUFFIXES else ""
+    console.print(f"  is      {clean(facts_words(asset))}{about}")
     console.print(f"  sha256  {asset.blob.sha256}")
     console.print(f"  place   {clean(asset.path)}", soft_wrap=True)
     console.print(f"  added   {asset.added_at:%Y-%m-%d}; CivitAI did not know it at that time")
@@ -148,6 +151,13 @@ def facts_words(asset: "Asset") -> str:
     return " ".join(word for word in words if word) or asset.blob.suffix.lstrip(".")
 
 
+def pickle_words(asset: "Asset | None") -> str:
+    """What is known about a pickle: whether civman has read it, without running it. None: it is not stored."""
+    if asset is None:
+        return "pickle"
+    return "pickle, read without running" if asset.facts.kind else "pickle that civman does not read"
+
+
 def _trigger_lines(version: "ModelVersion", held: "Sequence[Asset]") -> list[str]:
     """The trigger words, one line per source: CivitAI, and the metadata of the stored files."""
     sources = {
@@ -172,6 +182,8 @@ def _about(version: "ModelVersion") -> str:
 
 
 def _file_row(version: "ModelVersion", file: "ModelFile", held: "dict[Sha256, Asset]") -> list[str]:
+    from civman.domain.file_choice import is_pickle
+
     facts = [file.type, file.precision, file.size_class, "primary" if file.is_primary else None]
     sha256 = file.hashes.sha256
     asset = held.get(sha256) if sha256 is not None else None
@@ -183,7 +195,7 @@ def _file_row(version: "ModelVersion", file: "ModelFile", held: "dict[Sha256, As
         " ".join(fact for fact in facts if fact),
         sha256[:12] if sha256 else "no hash",
         f"stored: {facts_words(asset)}" if asset is not None else "",
-        f"scan: {', '.join(sorted(scans))}" if scans else "",
+        "; ".join([f"scan: {', '.join(sorted(scans))}"] * bool(scans) + [pickle_words(asset)] * is_pickle(file)),
     ]
 
 

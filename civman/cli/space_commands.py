@@ -28,10 +28,15 @@ def gc(
     trash: Annotated[
         int, typer.Option(min=0, metavar="DAYS", help="Permanently delete files removed more than this many days ago.")
     ] = 30,
+    safe_copies: Annotated[
+        bool, typer.Option("--safe-copies", help="Delete the safetensors copies of pickles; the next use makes them.")
+    ] = False,
 ) -> Result | None:
     """Free disk space: delete old trash and partial downloads, and move files missing from the index to the trash."""
     maintenance = session.library.maintenance
-    plan = maintenance.plan_gc(partials_after=timedelta(days=partials), trash_after=timedelta(days=trash))
+    plan = maintenance.plan_gc(
+        partials_after=timedelta(days=partials), trash_after=timedelta(days=trash), all_copies=safe_copies
+    )
     is_carried_out = not plan.is_empty and not dry_run
     if is_carried_out and not yes:
         question = f"Free {size(plan.freed_bytes)}?"
@@ -44,6 +49,7 @@ def gc(
         "trash": [
             {"id": gone.id, "removed_at": gone.removed_at, "size_bytes": gone.size_bytes} for gone in plan.removals
         ],
+        "copies": plan.copies,
         "kept_pinned": plan.kept,
         "freed_bytes": freed,
     }
@@ -87,6 +93,10 @@ def _print(console: "Console", plan: "Collection") -> None:
         names = ", ".join(str(entry.get("name") or entry["sha256"]) for entry in removal.entries[:3])
         when = f"removed {removal.removed_at:%Y-%m-%d}" if names else "left in the trash by an interrupted `gc`"
         console.print(f"  delete permanently: {clean(names)}  {size(removal.size_bytes)}  {when}", soft_wrap=True)
+    for copy in plan.copies:
+        console.print(
+            f"  delete permanently: {copy.name[:10]}  {size(copy.stat().st_size)}  safetensors copy of a pickle"
+        )
     for sha256 in plan.kept:
         console.print(f"  keep: {sha256[:10]} is pinned, and this is its last copy")
     if plan.is_empty:

@@ -20,6 +20,7 @@ class Permits:
     """The risks that the user has explicitly accepted."""
 
     pickle: bool = False
+    """Accept pickles that civman cannot read without running them."""
     unsafe: bool = False
     """Accept files that CivitAI's scan flags or has not finished scanning."""
     unverified: bool = False
@@ -41,16 +42,10 @@ def check_gates(
         notices.append(
             f"this version is in {_gate_words(version, now)}; it can be downloaded only if your account has bought it"
         )
-    if is_pickle(file) and not permits.pickle:
+    if is_pickle(file):
         other = next((other for other in version.files if other.suffix in SAFETENSORS_SUFFIXES), None)
-        raise Refused(
-            f"`{file.name}` is a pickle: loading it can run arbitrary code",
-            code=Cause.PICKLE,
-            name=file.name,
-            hint=f"take `--file {other.id}` ({describe(other)}) instead"
-            if other is not None
-            else "--allow-pickle stores it anyway; civman never opens it",
-        )
+        if other is not None:
+            notices.append(f"`{file.name}` is a pickle; `--file {other.id}` ({describe(other)}) is safetensors")
     notices += _check_scans(file, permits)
     if file.hashes.sha256 is None and not permits.unverified:
         raise Refused(
@@ -123,7 +118,7 @@ def _check_scans(file: ModelFile, permits: Permits) -> list[str]:
                 message,
                 code=_SCAN_CAUSES[scan],
                 name=file.name,
-                hint="--allow-unsafe stores it anyway; civman never opens pickles",
+                hint="--allow-unsafe stores it anyway; civman never runs pickles",
             )
         notices.append(message)
     return notices

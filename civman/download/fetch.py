@@ -15,18 +15,20 @@ from civman.civitai.storage_connection import StorageConnection
 from civman.domain.catalog import ModelFile, ModelVersion
 from civman.domain.digests import Hashes, Sha256
 from civman.domain.events import Finished, OnEvent, Restarted, Started, Verifying, Waiting
+from civman.domain.file_choice import is_pickle
 from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
 from civman.domain.files.header import Sniffed, sniff
 from civman.download.same_file import Changed, Identity
 from civman.download.transfer import Transfer
 from civman.download.transfer_options import TransferOptions
-from civman.errors import Cause, HashMismatch, IntegrityError, Interrupted, InvalidModelFile
+from civman.errors import Cause, HashMismatch, IntegrityError, Interrupted, InvalidModelFile, Refused
 from civman.index import SeenFile
 from civman.manage.file_state import is_unchanged
 from civman.store.blobs import BlobStore, StoredBlob, digest_of
 from civman.store.digester import Digester
 from civman.store.partial import Partial
 from civman.store.read_header import read_first, read_header
+from civman.store.read_pickle import require_readable
 
 _ATTEMPTS = 2
 _POLL_S = 0.2
@@ -54,6 +56,8 @@ class Fetcher:
     store: BlobStore
     connect: Callable[[], StorageConnection]
     options: TransferOptions = field(default_factory=TransferOptions)
+    allow_pickle: bool = False
+    """Accept pickles that civman cannot read without running them."""
 
     def fetch(
         self,
@@ -70,8 +74,8 @@ class Fetcher:
         downloaded either. `on_event` is called from several threads.
 
         Raises: NetworkError, NotAllowed, NotFound: the download failed. IntegrityError: the bytes are not what CivitAI
-            declares, or not a model file. StoreError. Interrupted: `cancel` was set. The bytes received so far are kept
-            for the next attempt, unless they are known to be wrong.
+            declares, or not a model file. Refused: it is a pickle that could run code. StoreError. Interrupted:
+            `cancel` was set. The bytes received so far are kept for the next attempt, unless they are wrong.
         """
         declared_by = "civitai" if _has_declaration(file.hashes) else "civman"
         if file.size_bytes == 0:
@@ -81,6 +85,8 @@ class Fetcher:
         if present is None:
             present = self._lock_or_find(partial, file, on_event, cancel)
         if present is not None:
+            if is_pickle(file) and not self.allow_pickle:
+                require_readable(present.path, file.name)
             on_event(Finished(partial.key, file.name, present.size_bytes, was_present=True))
             return Fetched(present, declared_by, was_present=True)
         try:
@@ -214,7 +220,9 @@ class Fetcher:
         try:
             if file.hashes.sha256 in (None, actual):
                 check_content(partial.path, file)
-        except IntegrityError:
+                if is_pickle(file) and not self.allow_pickle:
+                    require_readable(partial.path, file.name)
+        except (IntegrityError, Refused):
             partial.close(discard=True)
             raise
         return self.store.commit(

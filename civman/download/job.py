@@ -200,7 +200,7 @@ class Downloads:
             limit=options.limit,
             patience=self._patience,
         )
-        fetcher = Fetcher(self._client, self._store, self._connection, transfer_options)
+        fetcher = Fetcher(self._client, self._store, self._connection, transfer_options, permits.pickle)
         cancel = threading.Event()
         outcomes: dict[int, Outcome] = {}
         running: dict[Future[Fetched], tuple[int, Job]] = {}

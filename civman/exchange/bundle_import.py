@@ -23,6 +23,7 @@ from civman.store.blobs import BlobStore, StoredBlob
 from civman.store.digester import Digester
 from civman.store.partial import Partial
 from civman.store.read_header import read_header
+from civman.store.read_pickle import require_readable
 from civman.store.trash import blob_lock
 
 _READ_BYTES = 4 << 20
@@ -51,20 +52,22 @@ def import_bundle(
     """Import every file of the bundle at `path`. Needs no network and a few megabytes of memory.
 
     Raises: IntegrityError: the bundle is damaged or was changed (`bad-bundle`), or a file has wrong contents. Refused:
-        it contains pickles. StoreError, DiskFull. Files that were verified before the error stay in the library.
+        a pickle in it could run code. StoreError, DiskFull. Files that were verified before it stay in the library.
     """
     with open_bundle(path) as file:
         reader = Reader(file, path.stat().st_size)
-        _check_permits(reader.packed, permits)
-        taker = _Taker(index, store, clock, on_event)
+        taker = _Taker(index, store, permits, clock, on_event)
         brought = [taker.take(reader, packed) for packed in reader.packed]
         reader.end()
     return brought
 
 
 class _Taker:
-    def __init__(self, index: Index, store: BlobStore, clock: Callable[[], datetime], on_event: OnEvent) -> None:
+    def __init__(
+        self, index: Index, store: BlobStore, permits: Permits, clock: Callable[[], datetime], on_event: OnEvent
+    ) -> None:
         self._index, self._store, self._clock, self._on_event = index, store, clock, on_event
+        self._permits = permits
         self._view = memoryview(bytearray(_READ_BYTES))
 
     def take(self, reader: Reader, packed: Packed) -> ImportedFile:
@@ -129,13 +132,19 @@ class _Taker:
             digester.stop()
             partial.close(discard=True)
             raise
-        if actual == packed.sha256 and packed.suffix in SAFETENSORS_SUFFIXES:
+        if actual == packed.sha256:
             try:
-                read_header(partial.path)
-            except IntegrityError:
+                self._check_content(partial.path, packed, name)
+            except (IntegrityError, Refused):
                 partial.close(discard=True)
                 raise
         return self._store.commit(partial, expected=packed.sha256, actual=actual, name=name, suffix=packed.suffix)
+
+    def _check_content(self, path: Path, packed: Packed, name: str) -> None:
+        if packed.suffix in SAFETENSORS_SUFFIXES:
+            read_header(path)
+        elif packed.suffix in PICKLE_SUFFIXES and not self._permits.pickle:
+            require_readable(path, name)
 
     def _skip(self, reader: Reader, member: str, packed: Packed) -> None:
         """Skip data that the library already has, but still compare it, so that a corrupt bundle is detected."""
@@ -186,14 +195,3 @@ def _asked(raw: dict[str, Any] | None, now: datetime) -> dict[str, Any] | None:
     if not raw or datetime.fromisoformat(raw["at"]) > now:
         return None
     return raw
-
-
-def _check_permits(packed: list[Packed], permits: Permits) -> None:
-    pickles = [each.sha256 for each in packed if each.suffix in PICKLE_SUFFIXES]
-    if pickles and not permits.pickle:
-        raise Refused(
-            f"the bundle contains {len(pickles)} pickles: loading them can run arbitrary code",
-            code=Cause.PICKLE,
-            hint="--allow-pickle stores them anyway; civman never opens them",
-            sha256=[str(sha256) for sha256 in pickles],
-        )

@@ -11,6 +11,7 @@ from civman.errors import IntegrityError, StoreError
 from civman.exchange.view_manifest import Entry, Method
 from civman.store.blobs import BlobStore, digest_of
 from civman.store.partial import store_error
+from civman.store.safe_copies import copy_place
 from civman.store.trash import Trash
 from civman.system.file_links import hard_link, link_refusal, share_blocks, symbolic_link
 from civman.system.move_files import remove_file, rename_file, replace_file
@@ -56,8 +57,16 @@ def write_companion(folder: Path, entry: Entry, data: bytes) -> Entry:
 
 def remove_entry_file(folder: Path, entry: Entry, store: BlobStore) -> None:
     """Remove the entry's file; a blob that shares its bytes as a hard link stays read-only. Raises: OSError."""
-    twin = _blob_path(entry.of, store) if entry.method is Method.HARDLINK and entry.kind == "model" else None
-    remove_file(folder / entry.path, missing_ok=True, twin=twin)
+    is_linked = entry.method is Method.HARDLINK and entry.kind == "model"
+    remove_file(folder / entry.path, missing_ok=True, twin=_twin(entry, store) if is_linked else None)
+
+
+def _twin(entry: Entry, store: BlobStore) -> Path | None:
+    """The file in the store that shares the entry's bytes."""
+    if entry.sha256 == entry.of:
+        return _blob_path(entry.of, store)
+    copy = copy_place(store, entry.of)
+    return copy if copy.exists() else None
 
 
 def _blob_path(sha256: Sha256, store: BlobStore) -> Path | None:

@@ -20,6 +20,7 @@ from civman.exchange.view_files import place, remove_entry_file, write_companion
 from civman.exchange.view_folders import Companion, Layout, layout_named, slot_of
 from civman.exchange.view_manifest import Entry, Manifest, Method, State
 from civman.exchange.view_names import free_name, stem_key
+from civman.exchange.view_safe_copies import SafeAssets
 from civman.index import Index
 from civman.manage.places import at_its_place
 from civman.store.blobs import BlobStore
@@ -93,9 +94,12 @@ class Linked:
 
 
 def plan_view(
-    folder: Path, assets: Iterable[Asset], index: Index, store: BlobStore, after: Manifest, before: Manifest | None
-) -> ViewPlan:
-    """What must happen in `folder` so that it shows `assets` as `after` specifies. Changes nothing.
+    folder: Path, assets: Iterable[Asset], index: Index, store: BlobStore, after: Manifest, before: Manifest | None,
+    safe: SafeAssets | None = None,
+) -> ViewPlan:  # fmt: skip
+    """What must happen in `folder` so that it shows `assets` as `after` specifies. Changes nothing in `folder`.
+
+    `safe`: show the safetensors copies of pickles.
 
     Raises: UsageError: the folder contains another program's view. StoreError.
     """
@@ -105,7 +109,7 @@ def plan_view(
             f"`{folder}` is a view for {before.layout}",
             hint=f"choose another folder, or remove that view first: `civman link {folder} --remove`",
         )
-    planner = _Planner(folder, layout, index, store, after, before)
+    planner = _Planner(folder, layout, index, store, after, before, safe)
     return planner.plan(assets)
 
 
@@ -147,8 +151,10 @@ def remove_view(folder: Path, store: BlobStore) -> list[Step]:
 
 class _Planner:
     def __init__(
-        self, folder: Path, layout: Layout, index: Index, store: BlobStore, after: Manifest, before: Manifest | None
-    ) -> None:
+        self, folder: Path, layout: Layout, index: Index, store: BlobStore, after: Manifest, before: Manifest | None,
+        safe: SafeAssets | None,
+    ) -> None:  # fmt: skip
+        self._safe = safe
         self._folder, self._layout, self._index, self._store, self._after = folder, layout, index, store, after
         self._before = before.entries if before is not None else ()
         self._manifest = before
@@ -160,8 +166,11 @@ class _Planner:
 
     def plan(self, assets: Iterable[Asset]) -> ViewPlan:
         placed, skipped = self._placed(assets)
-        models = {(entry.folder, entry.of): entry for entry in self._before if entry.kind == "model"}
-        elsewhere = {entry.of: entry for entry in self._before if entry.kind == "model"}
+        shown = {asset.blob.sha256: self._digest_and_size(asset)[0] for _, asset in placed}
+        # a view that now shows the safetensors copy of a pickle, or no longer, has to drop the other file
+        fitting = [each for each in self._before if each.kind == "model" and shown.get(each.of, "") == each.sha256]
+        models = {(entry.folder, entry.of): entry for entry in fitting}
+        elsewhere = {entry.of: entry for entry in fitting}
         wanted = {(folder, asset.blob.sha256) for folder, asset in placed}
         for folder, asset in placed:
             kept = models.get((folder, asset.blob.sha256))
@@ -199,8 +208,18 @@ class _Planner:
             if Path(asset.path).resolve().is_relative_to(self._home):
                 skipped.append(Skipped(asset, "it is already in this folder"))
             else:
-                found.setdefault((folder, asset.blob.sha256), asset)
+                safe = asset if self._safe is None else self._safe.shown(asset)
+                if isinstance(safe, str):
+                    skipped.append(Skipped(asset, safe))
+                else:
+                    found.setdefault((folder, asset.blob.sha256), safe)
         return [(folder, asset) for (folder, _), asset in found.items()], skipped
+
+    def _digest_and_size(self, asset: Asset) -> tuple[Sha256, int]:
+        """The digest and size of the file that the view shows for an asset."""
+        if self._safe is None:
+            return asset.blob.sha256, asset.blob.size_bytes
+        return self._safe.digest_and_size(asset)
 
     def _keep(self, entry: Entry, asset: Asset) -> None:
         blob = Path(asset.path)
@@ -228,8 +247,8 @@ class _Planner:
         name = free_name(named, folder, self._taken.keys() | self._strangers(folder), rival, room)
         self._taken[stem_key(folder, name)] = asset
         path = str(PurePosixPath(folder) / name)
-        blob = asset.blob
-        entry = Entry(path, blob.sha256, "model", blob.size_bytes, blob.sha256)
+        sha256, size_bytes = self._digest_and_size(asset)
+        entry = Entry(path, asset.blob.sha256, "model", size_bytes, sha256)
         if moved is not None and memory.state_of(self._folder, moved, Path(asset.path)) is State.OURS:
             entry = replace(moved, path=path)
             self._steps.append(Step(Act.RENAME, entry, asset, old_path=moved.path))

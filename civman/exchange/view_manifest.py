@@ -85,6 +85,8 @@ class Manifest:
     library: str
     method: str = "auto"
     has_companions: bool = True
+    is_safe: bool = False
+    """Whether the view shows the safetensors copies of pickles instead of the pickles."""
     wanted: Wanted = Wanted()
     entries: tuple[Entry, ...] = ()
     folders: tuple[str, ...] = field(default=())
@@ -107,6 +109,7 @@ def read(folder: Path) -> Manifest | None:
             library=str(raw["library"]),
             method=str(raw["method"]),
             has_companions=bool(raw["has_companions"]),
+            is_safe=bool(raw.get("is_safe", False)),
             wanted=Wanted(*(tuple(map(str, raw["wanted"][key])) for key in ("refs", "types", "base_models"))),
             entries=tuple(_entry(item) for item in raw["entries"]),
             folders=tuple(map(str, raw["folders"])),

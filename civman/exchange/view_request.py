@@ -10,6 +10,7 @@ from civman.errors import NotFound, UsageError
 from civman.exchange import view_manifest as memory
 from civman.exchange.view_links import ViewPlan, plan_view
 from civman.exchange.view_manifest import Manifest, Method, Wanted
+from civman.exchange.view_safe_copies import SafeAssets
 from civman.index import AssetFilter, Index
 from civman.manage.resolve import find_assets
 from civman.store.blobs import BlobStore
@@ -22,15 +23,19 @@ class ViewRequest:
     layout: str | None = None
     method: str | None = None
     has_companions: bool | None = None
+    is_safe: bool | None = None
+    """Whether to show the safetensors copies of pickles instead of the pickles."""
     refs: tuple[str, ...] = ()
     types: tuple[ModelType, ...] = ()
     base_models: tuple[str, ...] = ()
     everything: bool = False
     """Whether to drop the earlier restriction to some files."""
+    is_dry_run: bool = False
+    """Whether the plan is only shown: safetensors copies that are missing are then not made."""
 
 
 def plan_requested_view(index: Index, store: BlobStore, root: Path, folder: Path, request: ViewRequest) -> ViewPlan:
-    """Plan the view in `folder` for the library in `root`. Changes nothing.
+    """Plan the view in `folder` for the library in `root`. Changes nothing but missing safetensors copies.
 
     Raises: UsageError: no layout was given, or the folder cannot hold a view. NotFound, AmbiguousRef: a ref.
     """
@@ -38,7 +43,9 @@ def plan_requested_view(index: Index, store: BlobStore, root: Path, folder: Path
     _check_folder(folder, root)
     before = memory.read(folder)
     after = _joined(before, request, root, folder)
-    return plan_view(folder, _assets(index, after.wanted, is_asked_now=bool(request.refs)), index, store, after, before)
+    assets = _assets(index, after.wanted, is_asked_now=bool(request.refs))
+    shown = SafeAssets(store, makes_copies=not request.is_dry_run) if after.is_safe else None
+    return plan_view(folder, assets, index, store, after, before, shown)
 
 
 def tidy(folder: Path) -> Path:
@@ -71,6 +78,7 @@ def _joined(before: Manifest | None, request: ViewRequest, root: Path, folder: P
         library=str(root),
         method=request.method or known.method,
         has_companions=known.has_companions if request.has_companions is None else request.has_companions,
+        is_safe=known.is_safe if request.is_safe is None else request.is_safe,
         wanted=wanted,
     )
 

@@ -66,6 +66,11 @@ class Index:
         self._asked: tuple[object, Understood] = ((), Understood())
         """The last query with the database state it was parsed for: `civman list` needs the same one three times."""
 
+    @property
+    def folder(self) -> Path:
+        """The library's folder, in which the database is."""
+        return self._path.parent
+
     @classmethod
     def open(cls, path: Path) -> "Index":
         """Open the index in the file `path`, creating or upgrading it first if needed.

@@ -43,14 +43,18 @@ class MaintenancePart(Part):
             import_pictures(context.index, context.renders)
         return rebuilt
 
-    def plan_gc(self, *, partials_after: timedelta, trash_after: timedelta) -> "Collection":
-        """What can be deleted: files missing from the index, and partial downloads and trash above these ages."""
+    def plan_gc(self, *, partials_after: timedelta, trash_after: timedelta, all_copies: bool = False) -> "Collection":
+        """What can be deleted: files missing from the index, and partial downloads and trash above these ages.
+
+        `all_copies`: also all safetensors copies of pickles, which the next use makes again.
+        """
         from civman.manage.remove import plan_collection
 
         context = self._context
         return plan_collection(
-            context.index, context.store, now=context.clock(), partials_after=partials_after, trash_after=trash_after
-        )
+            context.index, context.store, now=context.clock(), partials_after=partials_after, trash_after=trash_after,
+            all_copies=all_copies,
+        )  # fmt: skip
 
     def gc(self, plan: "Collection") -> int:
         """Delete what a plan lists. Returns the number of bytes freed."""

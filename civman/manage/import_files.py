@@ -16,10 +16,10 @@ from pathlib import Path
 from civman.civitai.client import CivitaiClient
 from civman.domain.catalog import NOTHING_SAID, Blob, FileFacts, ModelType
 from civman.domain.digests import Hashes, Sha256
-from civman.domain.events import OnEvent
+from civman.domain.events import Notice, OnEvent
 from civman.domain.file_names import safe_name
 from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
-from civman.domain.files.header import sniff
+from civman.domain.files.header import Header, sniff
 from civman.domain.identification.identify import facts, identify
 from civman.errors import CivmanError
 from civman.index import Index, Record, SeenFile
@@ -41,6 +41,7 @@ from civman.manage.take_files import ImportMode, Kept, Problem, Taking
 from civman.store.blobs import BlobStore
 from civman.store.other_digests import other_digests
 from civman.store.read_header import read_first, read_header
+from civman.store.read_pickle import looks_like_pickle, read_or_refusal
 from civman.store.trash import blob_lock
 
 _ROTATION = 150
@@ -139,7 +140,7 @@ def import_files(
         if known is not None and known.sha256 not in held and known.sha256 not in by_digest:
             by_digest[known.sha256] = _Found(path, known)
     for sha256 in list(by_digest):
-        if not _examine(by_digest[sha256], broken):
+        if not _examine(by_digest[sha256], broken, on_event):
             del by_digest[sha256]
     places: dict[Sha256, list[Path]] = {}
     for path in scan.files:
@@ -193,13 +194,16 @@ def import_files(
     )
 
 
-def _examine(found: _Found, broken: list[Problem]) -> bool:
+def _examine(found: _Found, broken: list[Problem], on_event: OnEvent) -> bool:
     """Read the file's header. Returns False, and records a problem, if the content does not match the file's suffix."""
     if found.path.suffix.lower() not in SAFETENSORS_SUFFIXES:
         content = sniff(read_first(found.path))
         if content in ("html", "xml", "empty", "git-lfs"):
             broken.append(Problem(str(found.path), f"not a model file: its content is {content}"))
             return False
+        header = _header_of_pickle(found.path, on_event) if looks_like_pickle(found.path) else None
+        if header is not None:
+            found.facts, found.model_type = facts(header, None), identify(header).model_type
         return True
     try:
         header = read_header(found.path)
@@ -208,6 +212,15 @@ def _examine(found: _Found, broken: list[Problem]) -> bool:
         return False
     found.facts, found.model_type = facts(header, None), identify(header).model_type
     return True
+
+
+def _header_of_pickle(path: Path, on_event: OnEvent) -> Header | None:
+    """The header of a pickle's safetensors copy. A pickle that civman does not read is imported with a notice."""
+    found = read_or_refusal(path, path.name)
+    if isinstance(found, CivmanError):
+        on_event(Notice("import", f"{found.message}; it is listed, but civman cannot use it"))
+        return None
+    return found.header
 
 
 def _identified(
@@ -314,8 +327,8 @@ def _record(found: _Found, known: Identification | None, path: Path, now: dateti
     version, file = (known.version, known.file) if known is not None else (None, None)
     sha256 = found.seen.sha256
     file_facts = found.facts
-    if version is not None and path.suffix.lower() in SAFETENSORS_SUFFIXES:
-        file_facts = facts(read_header(path), version.base_model)
+    if version is not None and file_facts.kind:
+        file_facts = facts_of_file(path, version.base_model)
     declared = file is not None and known is not None and known.by is FoundBy.SHA256
     return Record(
         blob=Blob(sha256, found.seen.size_bytes, found.path.suffix.lower(), "civitai" if declared else "civman", now),

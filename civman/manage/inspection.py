@@ -13,8 +13,9 @@ from civman.domain.files.gguf import GgufHeader
 from civman.domain.files.header import Header, Sniffed, sniff
 from civman.domain.identification.claims import Claims, claims
 from civman.domain.identification.identify import conflicts, facts, identify
-from civman.errors import InvalidModelFile, NotFound
+from civman.errors import CivmanError, InvalidModelFile, NotFound
 from civman.store.read_header import read_first, read_gguf, read_header, read_numbers
+from civman.store.read_pickle import PickleFile, looks_like_pickle, read_or_refusal, read_pickled_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Inspected:
     """What is known about a model file, from three separate sources.
 
     `label`: its base model according to CivitAI; `claims`: what its own metadata says; `identity`: what its tensors
-    show. `claims` and `identity` are None for a file in another format than safetensors, which `content` names.
+    show. `claims` and `identity` are None for a file whose tensors cannot be read; `content` names its format.
     """
 
     name: str
@@ -39,6 +40,10 @@ class Inspected:
     asset: Asset | None = None
     gguf: GgufHeader | None = field(default=None, repr=False)
     """The header of a GGUF file, which civman can describe but not render from; None for all other formats."""
+    pickle: PickleFile | None = field(default=None, repr=False)
+    """What a pickle contains, read without running it. `header` is that of a safetensors file with the same tensors."""
+    refusal: CivmanError | None = field(default=None, repr=False)
+    """Why civman does not read a pickle: it could run code, or it is broken."""
 
     @property
     def part(self) -> Part:
@@ -67,7 +72,10 @@ class Inspected:
             for part in ("alpha", "on_input")
             if part in delta.parts
         ]
-        notes["numbers"] = found = read_numbers(Path(self.path), self.header, names)
+        if self.pickle is not None:
+            notes["numbers"] = found = read_pickled_numbers(Path(self.path), self.pickle, names)
+        else:
+            notes["numbers"] = found = read_numbers(Path(self.path), self.header, names)
         return found
 
 
@@ -98,12 +106,14 @@ def inspect_asset(asset: Asset) -> Inspected:
     return _inspected(path, asset.name, asset.base_model, asset.type, asset)
 
 
-def inspect_header(header: Header, *, name: str, label: str | None, model_type: ModelType) -> Inspected:
+def inspect_header(
+    header: Header, *, name: str, label: str | None, model_type: ModelType, content: Sniffed = Sniffed.SAFETENSORS
+) -> Inspected:
     """Inspect a file on CivitAI whose header was downloaded."""
     said = claims(header.metadata)
     identity = identify(header, said)
     return Inspected(
-        name, None, header.file_size or None, Sniffed.SAFETENSORS, label, model_type, identity, said,
+        name, None, header.file_size or None, content, label, model_type, identity, said,
         conflicts(identity, said, label), header,
     )  # fmt: skip
 
@@ -111,9 +121,13 @@ def inspect_header(header: Header, *, name: str, label: str | None, model_type: 
 def facts_of_file(path: Path, base_model: str | None) -> FileFacts:
     """The facts about the file at `path` that are stored in the index. `base_model` is CivitAI's label.
 
-    Raises: InvalidModelFile: a `.safetensors` file without a valid header. StoreError.
+    A pickle that civman does not read has none. Raises: InvalidModelFile: a `.safetensors` file without a valid
+    header. StoreError.
     """
-    return facts(read_header(path), base_model) if path.suffix.lower() in SAFETENSORS_SUFFIXES else FileFacts()
+    if path.suffix.lower() in SAFETENSORS_SUFFIXES:
+        return facts(read_header(path), base_model)
+    found = read_or_refusal(path, path.name) if looks_like_pickle(path) else None
+    return facts(found.header, base_model) if isinstance(found, PickleFile) else FileFacts()
 
 
 def _inspected(
@@ -124,6 +138,8 @@ def _inspected(
     if content is not Sniffed.SAFETENSORS:
         if path.suffix.lower() in SAFETENSORS_SUFFIXES:
             raise InvalidModelFile(f"`{name}` is not a safetensors file: its content is {content}", name=name)
+        if looks_like_pickle(path):
+            return _inspected_pickle(path, name, label, model_type, asset)
         gguf = read_gguf(path) if content is Sniffed.GGUF else None
         return Inspected(name, str(path), size, content, label, model_type or ModelType.OTHER, asset=asset, gguf=gguf)
     header = read_header(path)
@@ -132,4 +148,19 @@ def _inspected(
     return Inspected(
         name, str(path), size, content, label, model_type or identity.model_type, identity, said,
         conflicts(identity, said, label), header, asset,
+    )  # fmt: skip
+
+
+def _inspected_pickle(
+    path: Path, name: str, label: str | None, model_type: ModelType | None, asset: Asset | None
+) -> Inspected:
+    size, found = path.stat().st_size, read_or_refusal(path, name)
+    if isinstance(found, CivmanError):
+        other = model_type or ModelType.OTHER
+        return Inspected(name, str(path), size, Sniffed.PICKLE, label, other, asset=asset, refusal=found)
+    said = claims(found.header.metadata)
+    identity = identify(found.header, said)
+    return Inspected(
+        name, str(path), size, Sniffed.PICKLE, label, model_type or identity.model_type, identity, said,
+        conflicts(identity, said, label), found.header, asset, pickle=found,
     )  # fmt: skip

@@ -7,12 +7,15 @@ than a megabyte.
 from collections.abc import Callable
 
 from civman.civitai.client import CivitaiClient
+from civman.civitai.responses import DownloadAddress
 from civman.civitai.storage_connection import StorageConnection
 from civman.domain.catalog import ModelFile, ModelVersion
 from civman.domain.compatibility import Verdict, check
-from civman.domain.files.header import Header, Tensor, needed_bytes, parse
+from civman.domain.file_choice import is_pickle
+from civman.domain.files.header import Header, Sniffed, Tensor, needed_bytes, parse, sniff
 from civman.errors import BadAnswer, Cause, CivmanError, Incompatible
 from civman.manage.inspection import Inspected, inspect_header
+from civman.store.read_pickle import read_pickle_bytes
 
 _FIRST_BYTES = 1 << 16
 _MOST_BYTES = 8 << 20
@@ -32,7 +35,10 @@ class RemoteHeaders:
         Raises: what a download raises; BadAnswer: its header cannot be downloaded separately.
         """
         header = self._from_list(file) or self._from_file(version, file)
-        return inspect_header(header, name=file.name, label=version.base_model, model_type=version.model.type)
+        return inspect_header(
+            header, name=file.name, label=version.base_model, model_type=version.model.type,
+            content=Sniffed.PICKLE if is_pickle(file) else Sniffed.SAFETENSORS,
+        )  # fmt: skip
 
     def _from_list(self, file: ModelFile) -> Header | None:
         """CivitAI's list of the file's tensors as a header, without metadata and tensor offsets.
@@ -60,6 +66,8 @@ class RemoteHeaders:
                 )
             size = body.total_bytes
             first = body.read_all(_FIRST_BYTES)
+            if sniff(first) is Sniffed.PICKLE:
+                return self._of_pickle(connection, address, first, size, file.name)
             needed = needed_bytes(first, size)
             if needed > _MOST_BYTES:
                 raise BadAnswer(
@@ -72,6 +80,20 @@ class RemoteHeaders:
         finally:
             connection.close()
         return parse(first, file_size=size)
+
+    def _of_pickle(
+        self, connection: StorageConnection, address: DownloadAddress, first: bytes, size: int, name: str
+    ) -> Header:
+        """The header that the safetensors copy of a small pickle would have. The whole file is downloaded for it."""
+        if size > _MOST_BYTES:
+            raise BadAnswer(
+                f"`{name}` is a pickle of {size:,} bytes, which has to be downloaded to inspect it",
+                code=Cause.LONG_HEADER, hint="download it: it is read without running it",
+            )  # fmt: skip
+        if size > len(first):
+            rest = connection.open(address.url, start=len(first), end=size, send_token=address.send_token)
+            first += rest.read_all(size)
+        return read_pickle_bytes(first).header
 
 
 def require_fit(checkpoint: Inspected, candidate: Inspected, *, force: bool) -> list[str]:

@@ -20,6 +20,7 @@ from civman.manage.sidecar import described, file_facts, restore, write_sidecar
 from civman.store.blobs import INCOMING, BlobStore, StoredBlob, digest_of
 from civman.store.partial import store_error
 from civman.store.resume_journal import allocated_bytes
+from civman.store.safe_copies import copies, drop_copy, find_copy
 from civman.store.trash import Removal, Trash, blob_lock, has_blob
 from civman.system.move_files import remove_file
 from civman.system.process_lock import FileLock
@@ -67,6 +68,8 @@ class Collection:
     removals: tuple[Removal, ...] = ()
     kept: tuple[Sha256, ...] = ()
     """Blobs that are kept only because they are pinned."""
+    copies: tuple[Path, ...] = ()
+    """Safetensors copies of pickles."""
 
     @property
     def freed_bytes(self) -> int:
@@ -74,12 +77,16 @@ class Collection:
 
         Orphaned blobs do not count, because they only move to the trash.
         """
-        return sum(partial.size_bytes for partial in self.partials) + sum(gone.size_bytes for gone in self.removals)
+        return (
+            sum(partial.size_bytes for partial in self.partials)
+            + sum(gone.size_bytes for gone in self.removals)
+            + sum(copy.stat().st_size for copy in self.copies if copy.exists())
+        )
 
     @property
     def is_empty(self) -> bool:
         """Whether the collection has nothing to remove."""
-        return not (self.orphans or self.partials or self.removals)
+        return not (self.orphans or self.partials or self.removals or self.copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +212,12 @@ def removal_named(store: BlobStore, name: str | None) -> Removal:
 
 
 def plan_collection(
-    index: Index, store: BlobStore, *, now: datetime, partials_after: timedelta, trash_after: timedelta
-) -> Collection:
+    index: Index, store: BlobStore, *, now: datetime, partials_after: timedelta, trash_after: timedelta,
+    all_copies: bool = False,
+) -> Collection:  # fmt: skip
     """Plan a collection of orphaned blobs, partials unused for `partials_after`, and trash older than `trash_after`.
+
+    Safetensors copies of pickles are collected if they cannot be used any more, with `all_copies` all of them.
 
     Raises: Refused (`index-empty`): the index is empty, so that every file in the store would be collected.
     """
@@ -233,7 +243,11 @@ def plan_collection(
         tuple(_stale(store.root / "partial", now - partials_after)),
         (*(removal for removal in old if not last.intersection(removal.digests)), *trash.leavings()),
         (*(blob.sha256 for blob in strangers if blob.sha256 in pins), *sorted(last)),
-    )
+        tuple(
+            copy for copy in copies(store)
+            if all_copies or Sha256(copy.name[:64]) not in known or find_copy(copy) is None
+        ),
+    )  # fmt: skip
 
 
 def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) -> int:
@@ -252,7 +266,7 @@ def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) 
                         taken += trash.take(removal, blob.sha256)
             if not taken:
                 trash.empty(removal)
-    freed = sum(_discard(partial) for partial in plan.partials)
+    freed = sum(_discard(partial) for partial in plan.partials) + sum(map(drop_copy, plan.copies))
     # the oldest first: a file that was removed twice is in the later removal, which the earlier one also relies on
     for old in sorted(plan.removals, key=lambda removal: removal.id):
         with trash.held(old):

@@ -24,6 +24,7 @@ from civman.manage.file_state import seen_now
 from civman.manage.places import Presence, other_place, presence
 from civman.manage.sidecar import file_facts, restore
 from civman.store.blobs import BlobStore, StoredBlob, digest_of
+from civman.store.safe_copies import copies, find_copy, verify_copy
 from civman.store.trash import Trash, blob_lock
 from civman.system.system_facts import spins
 
@@ -52,7 +53,10 @@ class State(StrEnum):
     UNKNOWN = "unknown"
     """The file is intact, but not in the index."""
     REPAIRED = "repaired"
-    """The file was corrupt or missing, and is intact again: found elsewhere, copied or downloaded."""
+    """The file was corrupt or missing, and is intact again: found elsewhere, copied or downloaded.
+
+    A corrupt safetensors copy of a pickle was deleted.
+    """
 
 
 BROKEN = frozenset({State.CORRUPT, State.MISSING, State.UNREADABLE})
@@ -116,6 +120,7 @@ def verify(
     else:
         strays = []
     yield from _read_all(index, to_read, {blob.sha256 for blob in strays}, on_event, clock)
+    yield from _verify_copies(store, files, is_full=is_full, now=clock())
 
 
 def repair(
@@ -371,6 +376,28 @@ def _with_sidecars(store: BlobStore) -> Iterator[tuple[StoredBlob, dict[str, Any
         outside = Path(str(sidecar["path"])) if sidecar and sidecar.get("path") else None
         if outside is not None and outside.is_file() and store.find(sha256) is None:
             yield StoredBlob(sha256, outside.suffix.lower(), outside, outside.stat().st_size), sidecar
+
+
+def _verify_copies(store: BlobStore, files: list[HeldFile], *, is_full: bool, now: datetime) -> Iterator[Verdict]:
+    """Verify the safetensors copies of pickles. A wrong one is deleted; the next use makes it again."""
+    by_digest = {file.sha256: file for file in files}
+    for place in copies(store):
+        file = by_digest.get(Sha256(place.name[:64]))
+        if file is None:
+            continue
+        name, known = f"{file.name} (safetensors copy)", find_copy(place)
+        size, sha256 = place.stat().st_size, known.sha256 if known is not None else file.sha256
+        if known is not None and not is_full:
+            yield Verdict(sha256, name, str(place), State.UNCHANGED, size, proven_at=file.verified_at)
+            continue
+        problem = verify_copy(place)
+        if problem:
+            problem = f"{problem}; it was deleted, and the next use makes it again from the original"
+            yield Verdict(sha256, name, str(place), State.REPAIRED, size, None, problem)
+        else:
+            found = find_copy(place)
+            sha256 = found.sha256 if found is not None else sha256
+            yield Verdict(sha256, name, str(place), State.OK, size, sha256, proven_at=now)
 
 
 def _as_file(blob: StoredBlob, now: datetime) -> HeldFile:

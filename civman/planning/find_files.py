@@ -9,7 +9,7 @@ from civman.domain.catalog import Asset, ModelType
 from civman.domain.compatibility import Part
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, Started, Verifying
-from civman.domain.files.header import Header, Sniffed
+from civman.domain.files.header import Header
 from civman.domain.printed_refs import air_of
 from civman.domain.recipes.recipe import RecipeFile
 from civman.domain.refs import HashKind, HashRef, NameRef, PathRef, parse_ref
@@ -20,7 +20,8 @@ from civman.manage.inspection import Inspected, inspect_asset, inspect_path, pat
 from civman.manage.places import at_its_place
 from civman.manage.resolve import ambiguous, find_asset
 from civman.planning.plan_types import PlannedFile
-from civman.store.blobs import digest_of
+from civman.store.blobs import BlobStore, digest_of
+from civman.store.safe_copies import copy_place
 
 _WANTED = {
     "checkpoint": (Kind.CHECKPOINT,), "lora": (Kind.ADAPTER,), "embedding": (Kind.EMBEDDING,), "vae": (Kind.VAE,),
@@ -48,6 +49,8 @@ class Found:
     asset: Asset | None = None
     air: str | None = None
     autov3: str = ""
+    copy: Path | None = None
+    """Where the safetensors copy of a pickle is or will be; None for all other files."""
 
     @property
     def in_recipe(self) -> RecipeFile:
@@ -72,7 +75,7 @@ class Found:
         asset = self.asset
         said = (asset.model_name, asset.version_name) if asset else ("", "")
         return PlannedFile(
-            self.role, self.inspected.name, self.sha256, self.path, *said, self.autov3, self.identity.weights
+            self.role, self.inspected.name, self.sha256, self.path, *said, self.autov3, self.identity.weights, self.copy
         )  # fmt: skip
 
 
@@ -90,8 +93,7 @@ class Finder:
         """The file that `ref` means in this role. `file` selects one of a version's files, like `--file`.
 
         Raises: NotFound, AmbiguousRef: no file matches, or several do. UsageError (`wrong-kind`): it is another kind of
-            file. HashMismatch: a stored file was changed. InvalidModelFile, Refused: it is not a safetensors file that
-            weights can be loaded from.
+            file. HashMismatch: a stored file was changed. InvalidModelFile, Refused: no weights can be loaded from it.
         """
         path = path_of(ref)
         if path is not None:
@@ -182,11 +184,12 @@ class Finder:
 
     def _found(self, role: str, path: Path, sha256: Sha256, inspected: Inspected, asset: Asset | None) -> Found:
         if inspected.header is None or inspected.identity is None:
-            raise AssertionError("a safetensors file has been inspected without its header")
+            raise AssertionError("a file has been inspected without its header")
         version = self._index.version(asset.version_id) if asset and asset.version_id else None
         air = str(air_of(version)) if version else None
         autov3 = (self._index.hashes(sha256).autov3 or "") if asset else ""
-        return Found(role, path, sha256, inspected, inspected.header, inspected.identity, asset, air, autov3)
+        copy = copy_place(BlobStore(self._index.folder), sha256) if inspected.pickle is not None else None
+        return Found(role, path, sha256, inspected, inspected.header, inspected.identity, asset, air, autov3, copy)
 
     def _read(self, path: Path) -> Sha256:
         total = path.stat().st_size
@@ -212,10 +215,12 @@ def _plays(asset: Asset, role: str) -> bool:
 
 
 def _require_kind(role: str, inspected: Inspected) -> None:
-    if inspected.content is not Sniffed.SAFETENSORS:
+    if inspected.refusal is not None:
+        raise inspected.refusal
+    if inspected.header is None:
         raise Refused(
             f"`{inspected.name}` is not a safetensors file: its content is {inspected.content}",
-            hint="civman renders only from safetensors files, because opening other formats may run code",
+            hint="civman renders from safetensors files, and from pickles that it can read without running them",
             code=Cause.NOT_SAFETENSORS,
         )  # fmt: skip
     kind = inspected.part.kind

@@ -34,6 +34,8 @@ class PlannedFile:
     autov3: str = ""
     weights: str = ""
     """How the weights are stored, such as "UNet fp8 with scales, rest fp16"."""
+    copy: Path | None = None
+    """Where the safetensors copy of a pickle is or will be; None for all other files."""
 
 
 @dataclass(frozen=True, slots=True)

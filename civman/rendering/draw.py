@@ -23,6 +23,7 @@ from civman.planning.plan_types import Applied, Planned, Rendering
 from civman.rendering.encode_prompts import EncodedPrompts, TextEncoders, encode_all
 from civman.rendering.engine import Engine
 from civman.rendering.save_pictures import Place
+from civman.rendering.weight_files import with_safe_copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def draw(plans: Iterable[Planned], machine: Machine, on_event: OnEvent = ignore)
     """
     engine: Engine | None = None
     with threads(machine.threads):
-        for planned in plans:
+        for planned in map(with_safe_copies, plans):
             if engine is None or not engine.serves(planned):
                 engine = None  # release the old model's memory before the new one is loaded
                 engine = Engine(planned, machine, on_event)

@@ -18,6 +18,7 @@ from civman.planning.plan_types import Planned
 from civman.rendering.draw import read_inputs
 from civman.rendering.encode_prompts import TextEncoders, encode_prompts
 from civman.rendering.engine import ENCODERS, Engine, ModelIdentity
+from civman.rendering.weight_files import with_safe_copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def pipeline(planned: Planned, kind: str | None, *, machine: Machine, on_event: 
     """
     recipe = planned.recipe
     pipeline_call.require_drawable(recipe)
+    planned = with_safe_copies(planned)
     engine = Engine(planned, machine, on_event)
     model = engine.model
     if kind is None:
@@ -91,7 +93,7 @@ def call(planned: Planned, pipe: Any) -> dict[str, Any]:
     _require_origin(planned, pipe)
     pipeline_call.require_drawable(planned.recipe)
     _require_scheduler(planned, pipe)
-    prompt = encode_prompts(TextEncoders.of(_encoders(pipe)), planned)
+    prompt = encode_prompts(TextEncoders.of(_encoders(pipe)), with_safe_copies(planned))
     return pipeline_call.call_of(planned.recipe, pipe, prompt, read_inputs(planned))
 
 
@@ -101,6 +103,7 @@ def _conditioning(planned: Planned, pipe: Any | None, machine: Machine, on_event
             "the plan's prompts change during the steps or are combined with AND, which one set of embeddings cannot "
             "express", hint="`library.render` draws it", code=Cause.NO_PIPELINE,
         )  # fmt: skip
+    planned = with_safe_copies(planned)
     if pipe is None:
         return encode_prompts(TextEncoders.of(Engine(planned, machine, on_event).encoders), planned)
     _require_origin(planned, pipe)

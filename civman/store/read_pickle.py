@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-from civman.domain.file_choice import PICKLE_SUFFIXES
+from civman.domain.file_suffixes import PICKLE_SUFFIXES
 from civman.domain.files import pickle_machine
 from civman.domain.files.header import Header, Sniffed, sniff
 from civman.domain.files.header_text import BITS, refuse

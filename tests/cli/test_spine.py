@@ -111,7 +111,7 @@ def test_a_hash_of_any_kind_finds_the_file(online: CivitaiServer, civman: Civman
         ("99999999", "not-found", 3),
         ("85102", "archived", 3),
         ("86018", "downloads-disabled", 4),
-        ("53990", "pickle", 4),
+        ("53990", "scan-danger", 4),
         ("88450", "no-hash", 4),
         ("60344@114620", "other-model", 3),
         ("https://example.org/models/1", "invalid-ref", 2),
@@ -129,6 +129,7 @@ def test_what_cannot_be_had_is_refused_by_cause(
 
 
 def test_a_pickle_comes_with_both_permits_and_is_never_opened(online: CivitaiServer, civman: Civman) -> None:
+    assert civman("download", "53990", "--allow-unsafe", "--json").json["error"]["code"] == "pickle"
     assert civman("download", "53990", "--allow-pickle", "--json").json["error"]["code"] == "scan-danger"
 
     done = civman("download", "53990", "--allow-pickle", "--allow-unsafe", "--json")

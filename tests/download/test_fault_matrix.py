@@ -470,15 +470,8 @@ GATES = [
     broken(id="taken down", change=changed_model(mode="TakenDown"), says=("taken this model down",)),
     broken(id="private", change=changed_version(availability="Private"), code=4, error="private", sent_at_most=0),
     broken(
-        id="a pickle",
+        id="safetensors with a pickle's name",
         change=changed_file(name="rig.ckpt", format="PickleTensor"),
-        code=4,
-        error="pickle",
-        says=("--allow-pickle",),
-        sent_at_most=0,
-    ),
-    broken(
-        id="a pickle, allowed", change=changed_file(name="rig.ckpt", format="PickleTensor"), argv=("--allow-pickle",)
     ),
     broken(
         id="a scan that found a danger",
@@ -598,7 +591,7 @@ def test_the_key_never_reaches_another_port(rigged: MakeRig) -> None:
 
 def test_a_refused_file_costs_no_request_for_its_bytes(rigged: MakeRig) -> None:
     rig = rigged()
-    rig.server.catalogue.change_file(FILE, name="rig.ckpt", format="PickleTensor")
+    rig.server.catalogue.change_file(FILE, name="rig.ckpt", format="PickleTensor", pickle_scan="Danger")
 
     assert rig.download().code == 4
 

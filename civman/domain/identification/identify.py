@@ -150,13 +150,17 @@ def _adapter_format(shapes: Mapping[str, Shape], deltas: tuple[Delta, ...]) -> K
     return KeyFormat.BFL if bfl else KeyFormat.DIFFUSERS
 
 
+_VECTORS = frozenset({"emb_params", "clip_l", "clip_g", "t5xxl"})
+
+
 def _embedding(base: Identity, header: Header, _: Claims) -> Identity | None:
     """Recognise an embedding: a file with a few tensors of a few rows."""
-    shapes = header.shapes
+    # the token's number stands beside its vectors in the oldest files
+    shapes = {name: shape for name, shape in header.shapes.items() if not name.startswith("string_to_token.")}
     small = 0 < len(shapes) <= 4 and all(
         1 <= len(shape) <= 2 and 0 < shape[-1] <= 8192 and math.prod(shape[:-1]) <= 512 for shape in shapes.values()
     )
-    known = {"emb_params", "clip_l", "clip_g", "t5xxl"} & set(shapes)
+    known = {name for name in shapes if name in _VECTORS or name.startswith("string_to_param")}
     if not small or not (known or (len(shapes) == 1 and "." not in next(iter(shapes)))):
         return None
     widths = tuple(sorted(shape[-1] for shape in shapes.values()))

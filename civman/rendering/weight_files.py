@@ -1,0 +1,22 @@
+"""The files that a plan's weights are loaded from: for a pickle, its safetensors copy."""
+
+from dataclasses import replace
+
+from civman.planning.plan_types import Planned, PlannedFile
+from civman.store.safe_copies import make_copy
+
+
+def with_safe_copies(planned: Planned) -> Planned:
+    """The plan with every pickle's path replaced by that of its safetensors copy, which is made if it is missing.
+
+    The recipe still names the originals. Raises: what `civman.store.safe_copies.make_copy` raises.
+    """
+    if all(file.copy is None for file in planned.files):
+        return planned
+    return replace(planned, files=tuple(map(_with_copy, planned.files)))
+
+
+def _with_copy(file: PlannedFile) -> PlannedFile:
+    if file.copy is None:
+        return file
+    return replace(file, path=make_copy(file.path, file.copy).path, copy=None)
