@@ -29,7 +29,7 @@ from civman.demo.server import CivitaiServer
 
 Get = Callable[..., Reply]
 HARBOUR, MERIDIAN, INK, BRASS = 51207, 60344, 139562, 80233
-TINY, STRIPES, DIAMOND, EMBLEM, WARM = 91001, 91003, 91005, 91009, 91006
+TINY, STRIPES, DIAMOND, EMBLEM, WARM, NO_BLUE = 91001, 91003, 91005, 91009, 91006, 91010
 ERRORS = Path(__file__).parents[3] / "shared" / "fixtures" / "civitai" / "errors.derived.json"
 
 
@@ -108,7 +108,7 @@ def test_text_search_pages_by_offset_and_filters_afterwards(crowd: Catalogue) ->
         ("query=clockwork", [BRASS]),
         ("query=nothing%20like%20this", []),
         ("types=Checkpoint&sort=Oldest", [53990, HARBOUR, MERIDIAN, TINY]),
-        ("types=VAE&types=TextualInversion&sort=Oldest", [70115, 71820, DIAMOND, WARM, EMBLEM]),
+        ("types=VAE&types=TextualInversion&sort=Oldest", [70115, 71820, DIAMOND, WARM, EMBLEM, NO_BLUE]),
         ("baseModels=SDXL%201.0&types=Checkpoint", [MERIDIAN]),
         ("baseModels=SDXL%201.0,SD%201.5", []),
         ("baseModels=Nonsense", []),
@@ -122,7 +122,7 @@ def test_text_search_pages_by_offset_and_filters_afterwards(crowd: Catalogue) ->
         ("earlyAccess=false", [84410, STRIPES]),
         ("checkpointType=Merge", [HARBOUR]),
         ("allowCommercialUse=Sell&types=VAE", [70115, WARM]),
-        ("fileFormats=PickleTensor&fileFormats=GGUF", [53990]),
+        ("fileFormats=PickleTensor&fileFormats=GGUF", [53990, NO_BLUE]),
     ],
 )
 def test_filter_finds_exactly(get: Get, query: str, found: list[int]) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from civman.errors import Refused
+from civman.manage.inspection import inspect_path
 from civman.store.read_pickle import read_pickle, read_pickled_numbers, write_safetensors
 
 
@@ -163,3 +164,25 @@ def test_a_whole_module_is_refused_by_its_class(tmp_path: Path) -> None:
 
     with pytest.raises(Refused, match=r"`torch\.nn\.modules\.linear\.Linear` in data\.pkl"):
         read_pickle(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "architecture"),
+    [
+        ({"string_to_token": {"*": 265}, "string_to_param": {"*": drawn(2, 768)}, "name": "n"}, "embedding", "sd1"),
+        ({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": {"*": drawn(2, 768)}}, "embedding", "sd1"),
+        ({"emb_params": drawn(1, 1024)}, "embedding", "sd2"),
+        ({"<cat-toy>": drawn(768)}, "embedding", "sd1"),
+        ({"clip_l": drawn(2, 768), "clip_g": drawn(2, 1280)}, "embedding", "sdxl"),
+        (CASES["a hypernetwork"][0], "hypernetwork", "unknown"),
+        ({"params_ema": {"conv_first.weight": drawn(4, 3, 3, 3), "body.0.rdb1.conv1.weight": drawn(4, 4, 3, 3)}},
+         "upscaler", "unknown"),
+    ],
+)  # fmt: skip
+def test_each_container_is_identified(tmp_path: Path, value: object, kind: str, architecture: str) -> None:
+    torch.save(value, tmp_path / "model.pt")
+
+    found = inspect_path(tmp_path / "model.pt")
+
+    assert found.identity is not None
+    assert (found.identity.kind, found.identity.architecture) == (kind, architecture)
