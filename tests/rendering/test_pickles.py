@@ -61,7 +61,7 @@ def test_the_demos_pickle_is_downloaded_checked_drawn_and_replayed_elsewhere(
 
     monkeypatch.setenv("CIVMAN_LIBRARY", str(tmp_path / "elsewhere"))
     replayed = civman("replay", named, "--fetch", "--device", "cpu", "--threads", "1", "--json")
-    assert (replayed.code, replayed.json["replay"]["verdict"]) == (0, "identical")
+    assert (replayed.code, replayed.json["replay"]["pictures"][0]["verdict"]) == (0, "identical")
     (again,) = copies(tmp_path / "elsewhere")
     assert again.read_bytes() == copy.read_bytes()
 
