@@ -210,6 +210,8 @@ def _about_checkpoint(checkpoint: Part) -> tuple[tuple[str, ...], Verdict]:
     if checkpoint.kind is Kind.UNKNOWN or (checkpoint.architecture is Architecture.UNKNOWN and not checkpoint.label):
         return (_why_unknown(checkpoint),), Verdict.UNKNOWN
     reasons = [*_label_conflict(checkpoint)]
+    if checkpoint.architecture is Architecture.UNKNOWN:
+        reasons.append(f"only CivitAI's label ({checkpoint.label}) says what `{checkpoint.name}` is")
     if checkpoint.weights in _PACKED or checkpoint.form:
         reasons.append(f"`{checkpoint.name}` is stored as {checkpoint.weights}, which civman cannot compute with")
     if checkpoint.architecture is Architecture.SDXL_REFINER:
@@ -263,7 +265,8 @@ def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResu
         case Kind.VAE:
             finding = _vae(checkpoint, part, support)
         case Kind.UPSCALER:
-            finding = _Finding(Verdict.FITS, Depth.ARCHITECTURE, ["an upscaler works on finished images"])
+            depth = Depth.ARCHITECTURE if part.identity else Depth.LABELS
+            finding = _Finding(Verdict.FITS, depth, ["an upscaler works on finished images"])
         case _:
             finding = _by_family(checkpoint, part, support)
     for conflict in _label_conflict(part):
