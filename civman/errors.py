@@ -158,6 +158,8 @@ class Cause(StrEnum):
     MISSING = "missing"
     MISSING_FILES = "missing-files"
     NO_FILES = "no-files"
+    NO_LIBRARY = "no-library"
+    NO_PROJECT = "no-project"
     NO_RECIPE = "no-recipe"
     NO_SUCH_FILE = "no-such-file"
     NO_VERSIONS = "no-versions"

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
     made = MAKE_LIBRARY.set(make_library)
     prepare_help(arguments)
     try:
-        with completion.bash_words():
+        with completion.answering():
             ended = app(arguments, prog_name="civman", standalone_mode=False)
         if ended == ExitCode.INTERRUPTED:
             raise KeyboardInterrupt  # noqa: TRY301  # typer had turned it into an exit code

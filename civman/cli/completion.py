@@ -13,12 +13,41 @@ from typing import Final
 
 import typer
 
+_REQUEST: Final = "_CIVMAN_COMPLETE"
+"""The environment variable with which a shell requests completions: "complete_bash", "complete_zsh" …"""
 _MOST: Final = 300
 """How many files of the library are offered, newest first: more would only fill the screen."""
 _BREAKS: Final = ("@", ":", "=")
 """Characters at which bash splits a word before it requests completions."""
 _PREFIXES: Final = ("sha256", "picture", "civitai")
 """Prefixes of refs that are followed by a colon."""
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Answer a shell's request for completions quickly; does nothing in any other run.
+
+    typer validates the words before the cursor with pydantic, whose import takes as long as everything else together.
+    Completions need these words only as they were typed.
+    """
+    if _REQUEST not in os.environ:
+        yield
+        return
+    from typer.core import TyperArgument, TyperOption
+
+    kept = [(kind, kind.process_value) for kind in (TyperArgument, TyperOption)]
+    for kind, _ in kept:
+        kind.process_value = _as_typed  # type: ignore[method-assign, assignment]  # restored below
+    try:
+        with bash_words():
+            yield
+    finally:
+        for kind, process_value in kept:
+            kind.process_value = process_value  # type: ignore[method-assign]
+
+
+def _as_typed(_parameter: object, _context: object, value: object) -> object:
+    return value
 
 
 @contextmanager
@@ -29,7 +58,7 @@ def bash_words() -> Iterator[None]:
     and what is before the last split is removed from the completions, because bash replaces only the rest. Does
     nothing unless bash asks for completions.
     """
-    if os.environ.get("_CIVMAN_COMPLETE") != "complete_bash":
+    if os.environ.get(_REQUEST) != "complete_bash":
         yield
         return
     words, place = os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD") or 0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _Words = list[str] | None
 
 
-@command()
+@command(needs_library=True)
 def edit(
     session: Session,
     ref: RefArg,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from civman.exchange.bundle_import import ImportedFile
 
 
-@command()
+@command(needs_library=True)
 def export(
     session: Session,
     target: Annotated[

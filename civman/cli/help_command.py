@@ -1,5 +1,6 @@
 """The command `civman help`, and what makes help pages appear quickly."""
 
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -17,7 +18,10 @@ def prepare_help(arguments: Sequence[str]) -> None:
     The help pages need markdown only in typer's mode "markdown" and tracebacks only for its own exception pages;
     civman uses neither, and importing both takes 0.06 s, a quarter of the time of `civman --help`.
     """
-    if arguments and arguments[0] != "help" and not {"--help", "-h"} & set(arguments):
+    completing = os.environ.get("_CIVMAN_COMPLETE")
+    if completing == "complete_bash":
+        return  # only other shells are sent descriptions, which typer formats like help
+    if not completing and arguments and arguments[0] != "help" and not {"--help", "-h"} & set(arguments):
         return
     absent = {name: class_ for name, class_ in _UNUSED.items() if name not in sys.modules}
     for name, class_ in absent.items():

@@ -58,8 +58,8 @@ def import_(
 
 
 def _fault(imported: "ImportResult") -> "CivmanError | None":
-    """The error to report if files could not be moved, folders not read, or files are damaged."""
-    from civman.errors import Cause, ExitCode, PartlyFailedError, StoreError
+    """The error to report if files could not be moved, folders not read, files are damaged, or there are none."""
+    from civman.errors import Cause, ExitCode, NotFound, PartlyFailedError, StoreError
     from civman.manage.scan_folders import FAULTS
 
     kept = [each for each in imported.kept if each.is_fault]
@@ -86,6 +86,12 @@ def _fault(imported: "ImportResult") -> "CivmanError | None":
             f"{imported.broken[0].path}: {imported.broken[0].message}",
             exit_code=ExitCode.INTEGRITY,
             refs=[problem.path for problem in imported.broken],
+        )
+    if not imported.found:
+        return NotFound(
+            "there are no model files to import",
+            hint="civman imports .safetensors, .ckpt, .pt, .pth, .bin, .gguf and other model files, and bundles",
+            code=Cause.NO_FILES,
         )
     return None
 

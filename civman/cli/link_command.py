@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from civman.exchange.view_links import Linked, Step, ViewPlan
 
 
-@command()
+@command(needs_library=True)
 def link(
     session: Session,
     folder: Annotated[

@@ -28,7 +28,7 @@ _FILTERS = "Type and contents"
 _YOURS = "Your annotations"
 
 
-@command()
+@command(needs_library=True)
 def list_assets(
     session: Session,
     words: Annotated[

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 AnyBaseOpt = Annotated[bool, typer.Option("--any-base", help="Include versions for another base model.")]
 
 
-@command(network="option")
+@command(network="option", needs_library=True)
 def outdated(
     session: Session,
     refs: RefsArg = None,
@@ -27,7 +27,7 @@ def outdated(
     return Result("outdated", _value(found), human=lambda console: _print(console, found), ids=found.refs)
 
 
-@command(network="option")
+@command(network="option", needs_library=True)
 def update(
     session: Session,
     refs: RefsArg = None,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from civman.store.trash import Removal
 
 
-@command()
+@command(needs_library=True)
 def remove(
     session: Session,
     refs: RefsArg = None,
@@ -52,7 +52,7 @@ def remove(
     )
 
 
-@command()
+@command(needs_library=True)
 def restore(
     session: Session,
     name: Annotated[
@@ -146,7 +146,7 @@ def _print_trash(console: "Console", removals: "Sequence[Removal]") -> None:
             f"{clean(', '.join(names[:3]))}{more}{f'  ({told})' if told else ''}"
         )
     if not removals:
-        console.print("the trash is empty")
+        console.print("the trash is empty; `civman remove REF` moves files there")
 
 
 def _print_restored(console: "Console", restored: "Restored") -> None:

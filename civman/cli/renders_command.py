@@ -26,7 +26,7 @@ _COLUMNS = (
 _PROMPT = 60
 
 
-@command()
+@command(needs_library=True)
 def renders(
     session: Session,
     words: Annotated[

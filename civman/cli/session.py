@@ -55,7 +55,9 @@ MAKE_LIBRARY: ContextVar[MakeLibrary | None] = ContextVar("make_library", defaul
 class Session:
     """One run of a command: its output, and the library that its options select, which is opened on first use."""
 
-    def __init__(self, output: Output, folder: Path | None, offline: bool | None) -> None:
+    def __init__(
+        self, output: Output, folder: Path | None, offline: bool | None, *, needs_library: bool = False
+    ) -> None:
         self.output = output
         self.offline = offline
         """True: never use the network; otherwise the settings decide.
@@ -63,6 +65,7 @@ class Session:
         Can be changed only before `library` is first used.
         """
         self._folder = folder
+        self._needs_library = needs_library
 
     @cached_property
     def library(self) -> "Library":
@@ -71,6 +74,8 @@ class Session:
         from civman.settings import load_settings
 
         settings = load_settings(library=self._folder, offline=self.offline or None)
+        if self._needs_library and self._folder is not None:
+            _require_library(settings.library)
         return (MAKE_LIBRARY.get() or Library)(settings, on_notice=self.output.notice)
 
     def close(self) -> None:
@@ -115,12 +120,26 @@ class Session:
         return progress_bars.drawing(self.output, shares(recipes), called=called)
 
 
+def _require_library(folder: Path) -> None:
+    """Raises: NotFound (`no-library`): nothing in this folder looks like a library."""
+    if (folder / "library.db").exists() or (folder / "blobs").exists():
+        return
+    from civman.errors import Cause, NotFound
+
+    raise NotFound(
+        f"there is no library in `{folder}`",
+        hint="check the path; `civman download` and `civman import` create the library that --library names",
+        code=Cause.NO_LIBRARY, path=str(folder),
+    )  # fmt: skip
+
+
 def command(
-    *, network: Literal["never", "settings", "option"] = "never", has_library: bool = True
+    *, network: Literal["never", "settings", "option"] = "never", has_library: bool = True, needs_library: bool = False
 ) -> Callable[[Callable[Concatenate[Session, _Options], Result | None]], Callable[..., None]]:
     """Turn a function into a command: add the common options, pass it a `Session` first, and show its `Result`.
 
     `network`: "never" makes the command work offline, "settings" lets the settings decide, and "option" adds --offline.
+    `needs_library`: refuse a folder given with --library that is no library; a mistyped one would look empty.
     """
     added: dict[str, object] = {"as_json": _JsonOpt, "quiet": _QuietOpt}
     if network == "option":
@@ -132,7 +151,7 @@ def command(
         @functools.wraps(function)
         def run(library: Path | None = None, offline: bool | None = network == "never",
                 as_json: bool = False, quiet: bool = False, **options: object) -> None:  # fmt: skip
-            session = Session(Output(as_json=as_json, quiet=quiet), library, offline)
+            session = Session(Output(as_json=as_json, quiet=quiet), library, offline, needs_library=needs_library)
             try:
                 result = function(session, **options)  # type: ignore[call-arg, arg-type]  # its signature was built to match
             finally:

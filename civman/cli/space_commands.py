@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from civman.manage.remove import Collection
 
 
-@command()
+@command(needs_library=True)
 def gc(
     session: Session,
     yes: YesOpt = False,
@@ -63,7 +63,7 @@ def gc(
     )
 
 
-@command()
+@command(needs_library=True)
 def du(
     session: Session,
     by: Annotated[str, typer.Option("--by", help="Group by type, base-model, architecture or used.")] = "type",

@@ -17,7 +17,7 @@ _SHOWN = 40
 _STYLES = {"ok": "green", "repaired": "green", "unknown": "yellow", "away": "yellow"}
 
 
-@command(network="settings")
+@command(network="settings", needs_library=True)
 def verify(
     session: Session,
     refs: Annotated[
@@ -106,7 +106,7 @@ def _print(console: "Console", verdicts: "list[Verdict]") -> None:
             "reads every file"
         )
     if not verdicts:
-        console.print("the library is empty")
+        console.print("the library is empty; `civman download REF` and `civman import FOLDER` add models")
 
 
 def _worst_first(verdict: "Verdict") -> tuple[int, str]:

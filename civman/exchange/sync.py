@@ -86,7 +86,16 @@ class Syncing:
         return [self._synced(entry, None) for entry in self.entries()]
 
     def entries(self) -> list[Locked]:
-        """The entries of the lock, if it matches civman.toml. Raises: ConfigError: `lock-missing`, `lock-stale`."""
+        """The entries of the lock, if it matches civman.toml. Raises: ConfigError: `lock-missing`, `lock-stale`.
+
+        NotFound: `no-project`.
+        """
+        if not self.project.manifest.exists() and not self.project.lock.exists():
+            raise NotFound(
+                f"there is no project in `{self.project.manifest.parent}` or a folder above it",
+                hint="`civman add REF` starts one: it writes civman.toml and civman.lock",
+                code=Cause.NO_PROJECT,
+            )
         entries, stale = self.project.locked(), self.project.stale()
         if not self.project.lock.exists() and stale:
             raise ConfigError(
