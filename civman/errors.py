@@ -31,7 +31,7 @@ class Recovery(Enum):
     """How to retry after a failure: not at all, with the same URL, or with a fresh one.
 
     A download follows its storage URL until CivitAI has to be asked for a new one; each such request counts against the
-    account, so a URL that is probably still good is tried again first.
+    account, so a URL that is probably still valid is tried again first.
     """
 
     NONE = "none"
@@ -59,8 +59,8 @@ class Recovery(Enum):
 class Cause(StrEnum):
     """Every error code: stable, printed in messages and in JSON, and finer than the exit code.
 
-    `recovery` is what may help; `is_of_one_connection` says that other connections to the same server may work all
-    the same, so that a download can go on with fewer of them.
+    `recovery` is what kind of retry may help. `is_of_one_connection`: other connections to the same server may still
+    work, so a download can continue with fewer connections.
     """
 
     recovery: Recovery

@@ -48,7 +48,7 @@ class Preset:
 class RenderSettings:
     """The `[render]` table of the settings files.
 
-    `checkpoint`: the ref of the checkpoint for renders that name none. `opens`: open finished images with the system's
+    `checkpoint`: the ref of the checkpoint for renders without one. `opens`: open finished images with the system's
     viewer. `previews`: show finished images in terminals that can display images.
     """
 

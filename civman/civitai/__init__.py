@@ -3,6 +3,5 @@
 import sys
 
 # httpx imports its own command line if click, pygments and rich are installed, which takes 0.06 s. With this entry the
-# import fails and httpx works without it.
-# without where that cannot be imported.
+# import fails, and httpx works without it.
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Translates an error response (status, headers, body) into one error with one cause and one next step.
 
 CivitAI distinguishes most causes only by a sentence in the body, and the sentence is in different places. Hence the
-texts below. The result is an error with a `Cause`, which says what may help.
+texts below. The result is an error with a `Cause`, which says whether a retry may help.
 
 Source: CivitAI's handlers (civitai/civitai, August 2026) and published answers of the live site.
 """
@@ -23,7 +23,7 @@ _EDGE_CODE = re.compile(r"error code: (\d{3,4})")
 
 
 class Endpoint(StrEnum):
-    """The requested endpoint, as far as it changes the meaning of a response."""
+    """The kind of endpoint requested; a status code means different things on each."""
 
     LOOKUP = "lookup"
     SEARCH = "search"

@@ -1,4 +1,4 @@
-"""Search CivitAI page by page, as far as results are needed, and filter again what the site's filters let through.
+"""Search CivitAI page by page, only as far as needed, and filter the results again, since the site's filters leak.
 
 CivitAI ignores an unknown tag or creator and returns the whole catalogue. With a search text it filters after cutting
 the pages, so that short and even empty pages have a cursor. The site ignores `page=`, so it is never sent.

@@ -150,7 +150,7 @@ class Body:
         return len(data)
 
     def _is_ready(self, within_s: float) -> bool:
-        """Whether `read_into` would return immediately, now or `within_s`; also True if only a read can tell."""
+        """Whether `read_into` would return immediately, now or `within_s`; also True if only reading can show it."""
         pending = getattr(self._socket, "pending", None)
         if not self._is_past_head or (pending is not None and pending()):
             return True

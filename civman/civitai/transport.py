@@ -1,7 +1,7 @@
-"""The one HTTP client for CivitAI's JSON: key, patience, limits; httpx's errors become ours here and nowhere else.
+"""The only HTTP client for CivitAI's JSON: it adds the API key, retries, limits sizes and translates httpx's errors.
 
 The key travels in the Authorization header, to the configured scheme, host and port only, and redirects are never
-followed. Every address in a message has passed `safe_url`.
+followed. Every URL in a message has passed `safe_url`.
 """
 
 import json
@@ -44,7 +44,7 @@ def quiet(notice: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response, as far as it was read."""
+    """A response with the part of its body that was read."""
 
     status: int
     headers: Mapping[str, str]

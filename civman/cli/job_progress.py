@@ -69,7 +69,7 @@ class JobProgress:
         if is_new_pass and step.first == 1 and step.stage == "first":
             self._plan += 1
         if is_new_pass:
-            self._times.clear()  # what lies between two passes, such as decoding, is no step
+            self._times.clear()  # work between two passes, such as decoding, sends no step events
             self._times.append((now, step.step))
         else:
             self._times.append((now, step.step - (last.step if last else 0)))
@@ -78,7 +78,7 @@ class JobProgress:
         self.words = self._words(step)
 
     def _done(self, step: Step) -> float:
-        """The number of finished images, and of those being drawn the finished part."""
+        """The number of finished images plus the finished fraction of the images being rendered."""
         share = self._job[self._plan] if self._plan < len(self._job) else Share(step.count)
         before = sum(each.images for each in self._job[: self._plan]) + step.first - 1
         part = step.step / max(step.steps, 1)

@@ -35,7 +35,7 @@ class Result:
     human: "Callable[[Console], None]"
     ids: Iterable[object] = ()
     lines: Iterable[object] | None = None
-    """With --json: print each of these values on a line of its own, as they come, in the place of `value`."""
+    """With --json: print each of these values as one line, as soon as it is available, instead of `value`."""
     error: "CivmanError | None" = None
 
 
@@ -100,7 +100,7 @@ class Output:
         self._stdout.write(f"{text}\n")
 
     def flush(self) -> None:
-        """Hand over what was written to the reader of stdout."""
+        """Flush stdout, so that its reader receives what was written."""
         self._stdout.flush()
 
     def notice(self, message: str) -> None:

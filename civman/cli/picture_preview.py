@@ -1,7 +1,7 @@
 """A small picture in terminals that can show one: kitty's graphics protocol and iTerm2's inline images.
 
-Which protocol a terminal understands is told from environment variables alone. Asking the terminal itself would mean
-to wait for an answer that most terminals never send.
+The protocol that a terminal understands is recognised by environment variables alone. Asking the terminal itself would
+mean waiting for a reply that most terminals never send.
 """
 
 import base64
@@ -51,7 +51,7 @@ AS_SET: Final = Viewing()
 def viewed(session: Session, result: Result, paths: Sequence[Path], viewing: Viewing = AS_SET) -> Result:
     """Open the first of the saved images with the system's viewer, and make `result` show small copies of them.
 
-    A viewer that cannot be started is a notice, not a failure.
+    If the viewer cannot be started, a notice says so, and the command still succeeds.
     """
     opens, previews = viewing.opens, viewing.previews
     settings, output = session.library.context.settings.render, session.output
@@ -91,7 +91,7 @@ def protocol_of(environ: Mapping[str, str]) -> Protocol | None:
 def print_preview(console: "Console", path: Path, *, rows: int = _ROWS) -> bool:
     """Print a small copy of an image if the console is a terminal that can show one. Returns whether it was printed.
 
-    A file that cannot be read is skipped: a preview is never a reason to fail.
+    A file that cannot be read is skipped: a preview never makes a command fail.
     """
     protocol = protocol_of(os.environ) if console.file.isatty() else None
     if protocol is None:
@@ -107,7 +107,7 @@ def print_preview(console: "Console", path: Path, *, rows: int = _ROWS) -> bool:
 
 
 def small_png(path: Path) -> bytes:
-    """A picture, made smaller, as PNG without any metadata."""
+    """A reduced copy of a picture as PNG, without any metadata."""
     from PIL import Image  # importing this takes 0.03 s, and only some terminals need it
 
     with Image.open(path) as picture:
@@ -120,7 +120,7 @@ def small_png(path: Path) -> bytes:
 
 
 def kitty_sequence(png: bytes, rows: int) -> str:
-    """The escape sequences of kitty's graphics protocol that show a PNG in this many rows, without any answer."""
+    """The escape sequences of kitty's graphics protocol that show a PNG in this many rows, and ask it for no reply."""
     text = base64.b64encode(png).decode("ascii")
     pieces = [text[place : place + _CHUNK] for place in range(0, len(text), _CHUNK)]
     words = []

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING
 
-from civman.cli.output import clean, size
+from civman.cli.output import clean, counted, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,9 @@ def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
             f"  {recipe.width}x{recipe.height}, {recipe.steps} steps of {recipe.sampler} ({recipe.schedule}), "
             f"cfg {recipe.guidance_scale:g}, clip skip {recipe.clip_skip}, {recipe.precision}"
         )
-        console.print(f"  {recipe.count} from seed {recipe.seed} ({recipe.rng}), {recipe.batch_size} at a time")
+        console.print(
+            f"  {counted(recipe.count, 'image')} from seed {recipe.seed} ({recipe.rng}), {recipe.batch_size} at a time"
+        )
         weights = plan.memory.unet + plan.memory.vae + plan.memory.text
         console.print(f"  memory     {size(weights)} of weights; about {size(plan.needed_bytes)} at peak")
 

@@ -201,7 +201,7 @@ def _download_columns(width: int) -> "Sequence[ProgressColumn]":
 
 
 def _drawing_columns(width: int) -> "Sequence[ProgressColumn]":
-    """What is drawn, bar, percentage, steps per second and remaining time, in `width` cells."""
+    """What is being rendered, bar, percentage, steps per second and remaining time, in `width` cells."""
 
     def rest(task: "Task") -> str:
         left = remaining(task.time_remaining) if task.total else ""

@@ -1,4 +1,4 @@
-"""What a render takes from the settings: the option `--preset`, and the checkpoint if the command line names none."""
+"""What a render takes from the settings: the option `--preset`, and the checkpoint if the command line has none."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -115,11 +115,11 @@ def values_text(values: Mapping[str, object]) -> str:
 def checkpoint_and_prompt(
     session: Session, first: str | None, second: str | None, preset: "Preset | None", *, has_prompts: bool
 ) -> tuple[str, str | None]:
-    """Tell from the arguments which is the checkpoint and which is the prompt, and fill in the default checkpoint.
+    """Find out which argument is the checkpoint and which the prompt, and fill in the default checkpoint.
 
     A single argument is the prompt, unless prompts come from elsewhere (`has_prompts`).
 
-    Raises: UsageError: the prompt is missing. UsageError (`no-checkpoint`): no checkpoint is named or set.
+    Raises: UsageError: the prompt is missing. UsageError (`no-checkpoint`): no checkpoint is given or set.
     """
     if first is not None and (second is not None or has_prompts):
         return first, second

@@ -95,7 +95,7 @@ def replay(
 
     The recipe is stored in the image and identifies every file by its SHA-256. Exit code 0: identical pixels; 9: close;
     10: different. --set makes a variation with its own recipe; --grid makes a contact sheet of variations. --settings
-    checks whether images of others could be drawn again; with --json, each of them is an object on its own line.
+    checks whether images of other programs could be rendered again; with --json, it prints one object per image.
     """
     from civman.domain.recipes.machine import Machine
     from civman.planning.render_extra import require_render_extra
@@ -138,7 +138,7 @@ def replay(
 
 
 def _settings(session: Session, what: str | None, file: Path | None, *, is_check: bool) -> Result:
-    """Check the settings in a file, without files and without drawing. Raises: UsageError: other combinations."""
+    """Check the image settings in a file; nothing is rendered. Raises: UsageError: an option does not go with this."""
     from civman.errors import UsageError
 
     if file is None and what is None:

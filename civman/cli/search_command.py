@@ -90,7 +90,7 @@ def search(
     held = session.library.files.model_ids()
     empty = "no models match; try fewer words or filters, or --nsfw for models rated above PG"
     with StreamedRows(session.output, "search", _COLUMNS, empty=empty) as rows:
-        # what has arrived is shown before the next page is requested, and stays if that request fails
+        # the results so far are shown before the next page is requested, and stay visible if that request fails
         for page in session.library.search(query, fits=fits, before_page=rows.flush):
             ref = _ref(page)
             value = {"ref": ref, "model": page.model, "versions": page.versions, "is_held": page.model.id in held}

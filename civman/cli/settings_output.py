@@ -1,4 +1,4 @@
-"""Show whether the images of a file of settings can be drawn again."""
+"""Show whether the images described by a file of settings can be rendered again."""
 
 from collections import Counter
 from collections.abc import Iterable

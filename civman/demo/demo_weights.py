@@ -95,7 +95,7 @@ def packaged(name: str) -> bytes:
 
 
 def stronger(name: str, factor: float) -> bytes:
-    """A packaged F16 adapter with every alpha multiplied by `factor`, and thus its effect at any scale."""
+    """A packaged F16 adapter with every alpha multiplied by `factor`, which multiplies its effect at any scale."""
     data = bytearray(packaged(name))
     body = 8 + int.from_bytes(data[:8], "little")
     for key, tensor in json.loads(data[8:body]).items():

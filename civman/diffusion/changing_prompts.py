@@ -1,4 +1,4 @@
-"""Encoded prompts that change during the steps, or that `AND` combines, as the denoiser asks for them."""
+"""Prompts that change during sampling or that `AND` combines, encoded in the form that the denoiser uses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moment:
-    """What one evaluation of the model is conditioned on: the texts that are combined, their weights, the negative."""
+    """The conditioning of one model evaluation: the combined texts with their weights, and the negative prompt."""
 
     conds: tuple[Encoded, ...]
     weights: tuple[float, ...]

@@ -27,11 +27,11 @@ class Embedding:
 
     @property
     def length(self) -> int:
-        """The number of tokens it takes up in the encoders that it was trained for."""
+        """The number of tokens that the embedding takes up in the encoders that it was trained for."""
         return next(int(each.shape[0]) for each in self.vectors if each is not None)
 
     def length_in(self, encoder: int) -> int:
-        """The number of tokens it takes up in the input of one text encoder."""
+        """The number of tokens that the embedding takes up in the input of one text encoder."""
         each = self.vectors[encoder]
         return 0 if each is None else int(each.shape[0])
 

@@ -1,7 +1,7 @@
 """Upscaler models of the ESRGAN kind (RRDBNet) and of Real-ESRGAN's compact kind, read from safetensors and run.
 
 Both exist in several layouts of tensor names; the first kind also with one pixel unshuffle in front. Other kinds and
-ESRGAN's variant with 1x1 convolutions are refused by name.
+ESRGAN's variant with 1x1 convolutions are refused.
 
 Sources: Wang et al. 2018 (ESRGAN), Wang et al. 2021 (Real-ESRGAN); scale and layout follow from the tensors.
 """
@@ -74,7 +74,7 @@ class UpscalerModel:
         return x + self._conv(torch.cat(seen, 1), f"{name}.conv5") * _DAMPING
 
     def _compact(self, x: Tensor) -> Tensor:
-        """Convolutions and PReLUs in turn, then a pixel shuffle, added to the enlarged input."""
+        """Alternating convolutions and PReLUs, then a pixel shuffle; the result is added to the enlarged input."""
         inner = x
         for layer in range(self.blocks):
             inner = self._conv(inner, f"body.{layer}") if layer % 2 == 0 else functional.prelu(
@@ -119,7 +119,7 @@ def _esrgan(tensors: Mapping[str, Tensor]) -> UpscalerModel | None:
 
 
 def _newer(name: str) -> str:
-    """A name of BasicSR's first layout in its later one."""
+    """Translate a tensor name from BasicSR's first layout to its later one."""
     first, _, rest = name.partition(".")
     plain = re.sub(r"^upconv(\d)$", r"conv_up\1", _OLDER_NAMES.get(first, first))
     return f"{plain}.{rest}"

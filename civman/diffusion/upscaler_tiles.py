@@ -18,7 +18,7 @@ _MOST_PASSES: Final = 3
 
 
 def enlarge(image: Any, model: UpscalerModel, width: int, height: int) -> Any:
-    """Run the model until the image is at least as large as wanted, up to three times. Takes and returns Pillow's."""
+    """Run the model up to three times, until the image is at least as large as wanted. For Pillow images."""
     for _ in range(_MOST_PASSES):
         before = image.size
         image = in_tiles(image, model)
@@ -62,7 +62,7 @@ def _run(tile: Any, model: UpscalerModel) -> Any:
 
 
 def _lay(onto: Any, tile: Any, at: int, axis: int, overlap: int, *, is_across: bool) -> None:
-    """Lay a tile over what is there, blended over its first `overlap` pixels unless it begins at the edge."""
+    """Paste a tile onto the image; its first `overlap` pixels are blended unless it begins at the edge."""
     place = (at, 0) if is_across else (0, at)
     if at == 0:
         onto.paste(tile, place)

@@ -1,9 +1,9 @@
 """Decides how many connections a transfer uses: when to add some, how many, and when to stop.
 
-If the server throttles each connection, eight connections are eight times as fast as one, and adding more pays. If the
-network or this computer is the bottleneck, more connections only compete with each other. So connections are added in
-steps, and each step is measured before the next: it must have raised the speed by at least a third of what the same
-growth in connections would ideally bring.
+If the server throttles each connection, eight connections are eight times as fast as one, and adding more makes the
+download faster. If the network or this computer is the bottleneck, more connections only compete with each other. So
+connections are added in steps, and each step is measured before the next: it must have raised the speed by at least a
+third of what the same growth in connections would ideally bring.
 
 Everything here is a plain value: no clock, no threads, no I/O.
 """

@@ -83,7 +83,7 @@ class Spans:
     def next(self, gaps: Gaps, size: int, connection: StorageConnection) -> Span | None:
         """The lowest part of `gaps` that no connection is downloading.
 
-        If there is none, a part of the slowest span, if that pays.
+        If there is none: a part of the slowest span, if taking it over saves time.
         """
         for start, end in self._unclaimed(gaps):
             return self._added(Span(start, min(end, start + self._span_bytes(size)), connection))

@@ -1,4 +1,4 @@
-"""Import a bundle. Each file is handled like a download: written aside, read back, verified, stored and indexed."""
+"""Import a bundle. Each file is written to a temporary file, read back, verified, stored and indexed."""
 
 import hashlib
 import json

@@ -51,7 +51,7 @@ def companions(
 
 
 def config_of(asset: Asset, index: Index) -> Beside | None:
-    """The config that belongs to a model: a stored file of the same version, or one beside a file outside the store."""
+    """The config of a model: a stored file of the same version, or one next to a file outside the store."""
     of_version = index.find_by_version(asset.version_id) if asset.version_id is not None else []
     paths = [Path(other.path) for other in of_version if other.blob.suffix in CONFIG_SUFFIXES]
     paths += [Path(asset.path).with_suffix(suffix) for suffix in sorted(CONFIG_SUFFIXES)]

@@ -96,7 +96,7 @@ def layout_named(name: str) -> Layout:
 
 
 def slot_of(asset: Asset) -> Slot | None:
-    """The kind of a file: from its tensors if they tell, else from CivitAI's type; None for other files."""
+    """The kind of a file: from its tensors if they show it, else from CivitAI's type; None for other files."""
     if asset.blob.suffix not in MODEL_SUFFIXES:
         return None
     slot = _BY_KIND.get(asset.facts.kind) or _BY_TYPE.get(asset.type)

@@ -149,7 +149,7 @@ class Library:
             return Shown(None, (asset,))
         try:
             remember(context.index, resolved, context.clock())
-        except LibraryError as error:  # a library that is not writable can still be looked at
+        except LibraryError as error:  # a read-only library can still be listed and searched
             context.on_notice(f"CivitAI's information could not be saved: {error.message}")
         return Shown(resolved, tuple(context.index.find_by_model(resolved.page.model.id)))
 
@@ -295,7 +295,7 @@ class Library:
         `pipe(**library.pipeline_call(planned, pipe))` draws the plan's images, within 2 of 255 of `render`. `kind`:
         "txt2img", "img2img" or "inpaint"; None: the one that the plan needs. Nothing is saved.
 
-        Raises: CannotRender (`no-pipeline`, `no-pipeline-sampler`): the plan holds something that diffusers' pipelines
+        Raises: CannotRender (`no-pipeline`, `no-pipeline-sampler`): the plan needs something that diffusers' pipelines
             cannot do. Incompatible. UsageError: `kind` is unknown.
         """
         from civman.domain.recipes.machine import Machine
@@ -308,7 +308,7 @@ class Library:
 
         Embeddings, steps, guidance, number of images, a generator for each image, and either size and latents or the
         start picture as latents and its strength. The plan may differ from the pipeline's in prompts, embeddings,
-        clip skip, seed, size, steps and guidance. Generators advance: make the arguments anew for every call.
+        clip skip, seed, size, steps and guidance. Generators advance: create the arguments again for every call.
 
         Raises: CannotRender: the pipeline has another model or other LoRAs, or cannot draw the plan.
         """

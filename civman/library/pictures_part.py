@@ -114,17 +114,17 @@ class PicturesPart(Part):
         return planned if isinstance(of, Recipe) else replace(planned, parent=recipe.sha256)
 
     def check_settings(self, file: Path) -> "Iterator[Redraw]":
-        """Whether and how the images whose settings a file of JSON lines contains can be drawn again.
+        """Whether the images whose settings are in a JSON Lines file can be rendered again, and how.
 
         Each line is an object with `id`, `meta` (as in CivitAI's API) and `baseModel`. The model files that the
-        settings name are taken as present. Raises: UsageError: the file cannot be read.
+        settings name are assumed to be present. Raises: UsageError: the file cannot be read.
         """
         from civman.planning.redraw import redraw_file
 
         return redraw_file(file)
 
     def default_checkpoint(self) -> "DefaultCheckpoint":
-        """The checkpoint for requests that name none: the default in the settings, or the only one in the library.
+        """The checkpoint for requests that have none: the default in the settings, or the only one in the library.
 
         Raises: UsageError (`no-checkpoint`): there is neither.
         """

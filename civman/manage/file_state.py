@@ -7,7 +7,7 @@ from civman.index import SeenFile
 
 
 def seen_now(path: str, sha256: Sha256, *, kept_path: str | None = None) -> SeenFile | None:
-    """The current state of a file whose bytes were just verified as `sha256`; None if the file is gone.
+    """The current state of a file whose bytes were just verified as `sha256`; None if the file no longer exists.
 
     The file counts as unchanged as long as device, inode, size and time of change are the same.
     """
@@ -19,5 +19,5 @@ def seen_now(path: str, sha256: Sha256, *, kept_path: str | None = None) -> Seen
 
 
 def is_unchanged(seen: SeenFile) -> bool:
-    """Whether the file at `seen.path`, which must be absolute, is as it was when it was last read."""
+    """Whether the file at `seen.path`, which must be absolute, is unchanged since it was last read."""
     return seen_now(seen.path, seen.sha256) == seen

@@ -1,4 +1,4 @@
-"""Find out which CivitAI version each file is: by its SHA-256, by the digest of its tensors, or from a note beside it.
+"""Find out which CivitAI version each file is: by its SHA-256, by the digest of its tensors, or from a note next to it.
 
 CivitAI is asked about all files in one request. Files that it does not know by SHA-256 are asked about again by AutoV3,
 the digest of the tensors alone, which stays the same when another program edits the header. An answer that cannot be
@@ -36,13 +36,13 @@ R = TypeVar("R")
 
 
 class FoundBy(StrEnum):
-    """What proves that a file belongs to a version."""
+    """The evidence that a file belongs to a version."""
 
     SHA256 = "sha256"
     TENSORS = "tensors"
     """The tensors are the same as those of the version's file, but the header differs, and with it the SHA-256."""
     NOTE = "note"
-    """A note of another program beside the file, which states the file's own digest."""
+    """A note of another program next to the file, which states the file's own digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class _StopAskingError(Exception):
 
 
 class _Asking:
-    """The state of one round of questions."""
+    """The state of one round of requests to CivitAI."""
 
     def __init__(
         self, index: Index, client: CivitaiClient, files: Sequence[Unidentified], on_event: OnEvent, now: datetime
@@ -109,7 +109,7 @@ class _Asking:
         self._has_answered = False
 
     def result(self) -> Identified:
-        """Ask everything that is open. After too many failures, the remaining files stay unanswered."""
+        """Send all pending requests. After too many failures, the remaining files stay unidentified."""
         known: dict[Sha256, tuple[ModelId, VersionId]] = {}
         by_tensors: dict[Sha256, ModelVersion] = {}
         try:

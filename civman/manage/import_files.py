@@ -106,7 +106,7 @@ class _Found:
     hashes: Hashes | None = None
 
     def autov3(self) -> str | None:
-        """The digest of the tensors alone, computed on first use; None if it is no safetensors file."""
+        """The digest of the tensors alone, computed on first use; None if it is not a safetensors file."""
         if self.hashes is None and self.path.suffix.lower() in SAFETENSORS_SUFFIXES:
             self.hashes = other_digests(self.path, whole=True)
         return self.hashes.autov3 if self.hashes is not None else None
@@ -244,7 +244,7 @@ def _identified(
     }
     if client is not None:
         files = [Unidentified(sha256, found.path, found.autov3) for sha256, found in by_digest.items()]
-        # the tensors of a few files are asked about in one import, and other ones on another day
+        # one import asks about the tensors of a few files only, later imports about others
         start = now.toordinal() * _ROTATION % (len(held) or 1)
         files += [Unidentified(sha256, path, digests[sha256]) for sha256, path in held[start:] + held[:start]]
         if files:
@@ -276,7 +276,7 @@ def _identified_later(index: Index, identified: Identified, by_digest: Mapping[S
             continue
         for asset in index.referrers(sha256)[:1]:
             known = asset.facts
-            # if the file is away at the moment, what was read from it before is kept
+            # if the file is unavailable at the moment, what was read from it before is kept
             with contextlib.suppress(CivmanError, OSError):
                 known = facts_of_file(Path(asset.path), found.version.base_model)
             records.append(
@@ -297,7 +297,7 @@ def _identified_later(index: Index, identified: Identified, by_digest: Mapping[S
 
 
 def _keep_words(index: Index, beside: Mapping[Sha256, Beside]) -> int:
-    """Save the user's words from notes; words that the library has already stay. Returns the number of files."""
+    """Save the user's annotations from notes; existing ones are kept. Returns the number of files."""
     changes = []
     for sha256, said in beside.items():
         for asset in index.referrers(sha256)[:1] if said.own != NOTHING_SAID else ():
@@ -309,7 +309,7 @@ def _keep_words(index: Index, beside: Mapping[Sha256, Beside]) -> int:
 
 
 def _keep_previews(store: BlobStore, places: Mapping[Sha256, Sequence[Path]]) -> int:
-    """Copy the preview images beside new files into the store. Returns their number."""
+    """Copy the preview images next to new files into the store. Returns their number."""
 
     def keep(sha256: Sha256) -> bool:
         if store.preview(sha256) is not None or (found := preview_beside(places[sha256])) is None:

@@ -1,4 +1,4 @@
-"""Bring the small files beside a moved model into the library: notes, previews, its configuration."""
+"""Move the small files next to a moved model into the library: notes, previews and its configuration."""
 
 import contextlib
 from collections.abc import Iterable, Mapping

@@ -1,6 +1,6 @@
 """The places of a file outside the store: one SHA-256 may have several paths, and files are moved and renamed.
 
-The index holds one path for each file, and remembers every other path at which its bytes were read. A file that is no
+The index stores one path for each file, and remembers every other path at which its bytes were read. A file that is no
 longer at its path is found again by its bytes: under a path that was just read, or at another remembered place.
 """
 
@@ -37,10 +37,10 @@ class Rehomed:
 
 
 def presence(path: str, seen: SeenFile | None) -> Presence:
-    """Whether the file at `path` is there; `seen` is its state when it was last read.
+    """Whether the file at `path` exists; `seen` is its state when it was last read.
 
-    A missing file is away, not gone, if neither its folder has anything in it nor the closest folder that exists is on
-    the device that the file was on: that folder is then the empty mount point of a drive, or above it.
+    A missing file is unavailable, not deleted, if neither its folder has anything in it nor the closest folder that
+    exists is on the device that the file was on: that folder is then the empty mount point of a drive, or above it.
     """
     try:
         os.stat(path)  # noqa: PTH116
@@ -70,7 +70,7 @@ def presence(path: str, seen: SeenFile | None) -> Presence:
 def rehome(index: Index, store: BlobStore, found: Mapping[str, SeenFile]) -> list[Rehomed]:
     """Give files that are no longer at their path the path at which their bytes were just found.
 
-    `found` has the states of files that were read or recognised now. Old paths that lead nowhere are forgotten.
+    `found` has the states of files that were read or recognised now. Old paths at which there is no file are removed.
     """
     by_digest: dict[Sha256, list[SeenFile]] = {}
     for seen in found.values():

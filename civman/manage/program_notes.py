@@ -1,6 +1,6 @@
-"""Read what other programs noted beside a model: metadata from CivitAI, and the user's own words.
+"""Read the notes of other programs next to a model: metadata from CivitAI, and the user's annotations.
 
-A note is believed only if the digest that it states is the file's, because files are replaced and notes stay behind. A
+A note is used only if the digest that it states is the file's, because files are replaced and notes stay behind. A
 note that states no digest may contain the user's words, but it does not say which version a file is.
 
 Formats, by the ending after the model's name: `.civitai.info` (Civitai Helper), `.metadata.json` (ComfyUI Lora
@@ -50,7 +50,7 @@ class Refused:
 
 @dataclass(slots=True)
 class Beside:
-    """What the notes beside a file say. `version` is None if none of them proves which version the file is."""
+    """The contents of the notes next to a file. `version` is None if no note shows which version the file is."""
 
     version: ModelVersion | None = None
     file: ModelFile | None = None
@@ -68,13 +68,13 @@ class _Note:
 
 
 def companions(model: Path) -> list[Path]:
-    """The files beside a model that belong to it: notes, previews, its configuration."""
+    """The files next to a model that belong to it: notes, previews, its configuration."""
     endings = (*NOTE_ENDINGS, *PREVIEW_ENDINGS, *OTHER_ENDINGS)
     return [path for ending in endings if (path := model.with_name(model.stem + ending)).is_file()]
 
 
 def notes_beside(paths: Iterable[Path], sha256: Sha256, autov3: Callable[[], str | None], *, now: datetime) -> Beside:
-    """What the notes beside the files at `paths` say, all of which have this SHA-256.
+    """The contents of the notes next to the files at `paths`, all of which have this SHA-256.
 
     `autov3` returns the digest of the tensors; it is called only if a note may state it.
     """
@@ -89,7 +89,7 @@ def notes_beside(paths: Iterable[Path], sha256: Sha256, autov3: Callable[[], str
 
 
 def preview_beside(paths: Iterable[Path]) -> tuple[bytes, str] | None:
-    """The contents and the suffix of the first preview image beside the files at `paths`."""
+    """The contents and the suffix of the first preview image next to the files at `paths`."""
     for path in paths:
         for ending in PREVIEW_ENDINGS:
             place = path.with_name(path.stem + ending)
@@ -106,7 +106,7 @@ def preview_beside(paths: Iterable[Path]) -> tuple[bytes, str] | None:
 
 
 def joined(own: Own, noted: Own) -> Own:
-    """The user's own words, completed with those from a note; a note never replaces what is there."""
+    """The user's annotations, completed with those from a note; a note never replaces existing ones."""
     return Own(
         own.note or noted.note,
         tuple(dict.fromkeys((*own.tags, *noted.tags))),
@@ -169,7 +169,7 @@ def _text_of(path: Path) -> str | None:
 
 
 def _read(place: Path, text: str) -> _Note | None:
-    """Parse a note by the form of its contents. None if it says nothing. Raises: ValueError, RecursionError."""
+    """Parse a note by the form of its contents. None if it is unusable. Raises: ValueError, RecursionError."""
     if place.name.lower().endswith(".txt"):
         return _Note(own=Own(note=_short(text)))
     try:
@@ -196,7 +196,7 @@ def _read(place: Path, text: str) -> _Note | None:
 
 
 def _webui(value: Mapping[str, Any]) -> _Note:
-    """A1111's and Forge's own file; some extensions add the SHA-256 of the model."""
+    """Parse the file that A1111 and Forge write; some extensions add the SHA-256 of the model."""
     lines = [_text(value.get("notes")), _described(value.get("description"))]
     weight = value.get("preferred weight")
     lines += [f"preferred weight: {weight:g}"] if isinstance(weight, int | float) and weight else []
@@ -249,7 +249,7 @@ def _stability_matrix(value: Mapping[str, Any]) -> _Note:
 
 
 def _swarm(value: Mapping[str, Any]) -> _Note:
-    """SwarmUI's file. Its digest is that of the tensors, or of the file where another program wrote it."""
+    """Parse SwarmUI's file. Its digest is that of the tensors, or of the whole file if another program wrote it."""
     said = {name.removeprefix("modelspec."): _text(each) for name, each in value.items()}
     lines = [said.get("title", ""), said.get("usage_hint", ""), _described(said.get("description"))]
     tags = tuple(tag.strip() for tag in said.get("tags", "").split(",") if tag.strip())
@@ -289,7 +289,7 @@ def _joined_lines(lines: Iterable[str]) -> str:
 
 
 def _described(value: object) -> str:
-    """A description without markup, if it has any; `<lora:name:1>` is none."""
+    """A description without markup, if it has any; `<lora:name:1>` does not count as one."""
     text = _text(value)
     return plain_text(text) if _MARKUP.search(text) else text
 

@@ -324,7 +324,7 @@ def _orphan(store: BlobStore, blob: StoredBlob) -> dict[str, Any]:
 
 
 def _restore_file(store: BlobStore, removal: Removal, entry: dict[str, Any], sha256: Sha256) -> StoredBlob | None:
-    """Restore an entry's file to its place after verifying it. Returns None if it is gone or has changed."""
+    """Restore an entry's file to its place after verifying it. Returns None if it no longer exists or has changed."""
     if entry.get("outside"):
         path = Path(str(entry["outside"]))
         found = StoredBlob(sha256, path.suffix.lower(), path, path.stat().st_size) if path.is_file() else None

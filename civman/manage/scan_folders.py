@@ -1,4 +1,4 @@
-"""Look for model files in folders. Every entry found is accounted for: it is a model file, or left out for a reason.
+"""Look for model files in folders. Every entry is reported: as a model file, or as skipped for a reason.
 
 Links to folders are followed, each folder once: it is recognised by its device and inode, so that loops end. A file
 that is reached by several paths is returned with its real path if that is among them.
@@ -138,7 +138,7 @@ class Scan:
 
 
 def scan_folders(paths: Iterable[Path], library: Path | None = None) -> Scan:
-    """Find the model files in `paths`: a file is returned whatever its name, a folder is read with all below it.
+    """Find the model files in `paths`: a file is returned whatever its name, a folder is read recursively.
 
     `library` is the folder of the library itself, whose files are never imported.
 
@@ -207,7 +207,7 @@ class _Scanner:
             self._take(link, is_link=True)
 
     def _enter(self, start: str) -> None:
-        """Read a folder and all below it. Links found on the way are kept for later."""
+        """Read a folder recursively. Links that are found are followed later."""
         waiting = [start]
         while waiting:
             folder = waiting.pop()

@@ -1,7 +1,7 @@
 """Bring files into the store by copying, linking or moving them, so that no byte can be lost.
 
 A file is deleted at its old place only after its bytes are in the store, were read there, and have a row in the index.
-Files that belong to somebody else are copied and stay as they are, with their permissions.
+Files of other users are copied and stay unchanged, with their permissions.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A file that was to be moved, but was copied and stays where it was. `is_fault`: it could not be deleted."""
+    """A file that was copied instead of moved. `is_fault`: it could not be deleted."""
 
     path: str
     message: str
@@ -109,7 +109,7 @@ class Taking:
                     self._index.rehome([(sha256, old.path, str(path))])
 
     def _source(self, sha256: Sha256) -> SeenFile:
-        """The path to take a file from: one that may be linked, if there is one."""
+        """The path to copy or link a file from: preferably one that may be linked."""
         return min(self._paths[sha256], key=lambda seen: not self._links_to_store(Path(seen.path)))
 
     def _stored(self, sha256: Sha256) -> tuple[StoredBlob, dict[str, int]]:

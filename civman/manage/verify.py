@@ -97,7 +97,7 @@ def verify(
     on_event: OnEvent,
     clock: Callable[[], datetime],
 ) -> Iterator[Verdict]:
-    """Verify the files of `assets`, or of the whole library if it is empty. Yields the verdicts as they are ready.
+    """Verify the files of `assets`, or of the whole library if it is empty. Yields each verdict as soon as it is ready.
 
     Files are read by several threads, as many as suit their disk; `on_event` is called from these threads. `is_full`:
     also read files that have not changed.
@@ -134,9 +134,9 @@ def repair(
 ) -> Iterator[Verdict]:
     """Repair each broken file. Yields a verdict for each file; those of intact files are passed on.
 
-    If the same bytes are at another place that is known, they are used from there. Otherwise the file is downloaded;
+    If a file with the same bytes exists at another known path, it is used. Otherwise the file is downloaded;
     `fetch` downloads and verifies a file, or raises. A corrupt file of the store is moved to the trash first and stays
-    there. A file outside the store is never changed: what replaces it is in the store, or elsewhere.
+    there. A file outside the store is never changed: its replacement is in the store or elsewhere.
     """
     for verdict in verdicts:
         assets = index.referrers(verdict.sha256)
@@ -171,7 +171,7 @@ def repair(
 
 
 def _from_elsewhere(verdict: Verdict, index: Index, store: BlobStore, *, is_outside: bool) -> tuple[str, str] | None:
-    """Use the same bytes from another place, if there is one. Returns the file's new path and what was done."""
+    """Use a file with the same bytes at another known path, if there is one. Returns the new path and what was done."""
     other = other_place(index, store, verdict.sha256, except_path=verdict.path)
     if other is None:
         return None

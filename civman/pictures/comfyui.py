@@ -106,7 +106,7 @@ class _Graph:
         return saving or [key for key in self._nodes if key not in fed]
 
     def _upwards(self, starts: list[str]) -> list[str]:
-        """All nodes that these depend on, the nearest first."""
+        """All nodes that the given nodes depend on, the nearest first."""
         found = dict.fromkeys(starts)
         queue = list(starts)
         for key in queue:  # the list grows during iteration

@@ -1,8 +1,8 @@
 """Write images as PNG, JPEG or WebP files that contain texts, and read them again.
 
-A PNG holds `parameters` (the text that A1111 and CivitAI read) in a text chunk of that name; a JPEG or WebP holds it in
-EXIF's user comment. civman's own record is in a PNG's iTXt chunk `civman`, elsewhere in an XMP property. A JPEG comment
-is never used, because other programs expect Fooocus data there.
+A PNG contains `parameters` (the text that A1111 and CivitAI read) in a text chunk of that name; a JPEG or WebP contains
+it in EXIF's user comment. civman's own record is in a PNG's iTXt chunk `civman`, elsewhere in an XMP property. A JPEG
+comment is never used, because other programs expect Fooocus data there.
 
 Source: CivitAI's upload page (run, August 2026).
 """

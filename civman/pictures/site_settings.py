@@ -1,4 +1,4 @@
-"""The settings of an image as CivitAI's API lists them (`meta`): A1111's entries, read with a list of what was used.
+"""The settings of an image as CivitAI's API lists them (`meta`), with a record of the entries that were read.
 
 CivitAI's reader tears entries apart whose quoted values contain commas; the fragments keep their odd names here.
 """
@@ -21,7 +21,7 @@ _HASH: Final = re.compile(r"[0-9a-fA-F]{8,64}")
 
 @dataclass(frozen=True, slots=True)
 class NamedFile:
-    """A model that the settings name. `hash` is "" if they name it without one."""
+    """A model that the settings name. `hash` is empty if they give none."""
 
     role: str
     name: str
@@ -76,7 +76,7 @@ class Entries:
 
     @property
     def version(self) -> tuple[int, int] | None:
-        """A1111's version that made the image, or None if the settings do not tell. Forge counts as 1.10."""
+        """A1111's version that made the image, or None if the settings do not show it. Forge counts as 1.10."""
         found = _VERSION.match(self.text("Version"))
         if self.text("Version").casefold().startswith("f"):
             return (1, 10)

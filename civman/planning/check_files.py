@@ -1,4 +1,4 @@
-"""Check how files work together, and whether civman can draw with the checkpoint: `civman check` says both."""
+"""Check how files work together, and whether civman can render with the checkpoint; `civman check` reports both."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,9 +18,9 @@ _DRAWN = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SD
 
 
 def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspected]]) -> Compatibility:
-    """Check parts with a checkpoint; each comes with what it is used as ("lora", "embedding", "vae"; None: what it is).
+    """Check parts with a checkpoint; each is paired with its role ("lora", "embedding", "vae"; None: its own kind).
 
-    If civman draws with this family, but not with this checkpoint, the reason that a render would give is added: the
+    If civman renders this family, but not this checkpoint, the reason that a render would give is added: the
     files may still fit each other in other programs. A VAE that cannot take the place of the checkpoint's cannot work.
     """
     files = [in_role(file.part, role) for role, file in parts]

@@ -145,7 +145,7 @@ def _configs(found: Found, stated: Mapping[str, Config], vae: Found | None = Non
 
 
 def _vae_names(found: Found, vae: Found | None) -> tuple[Found, dict[str, str]]:
-    """The file that holds the VAE, and original VAE name → the name there."""
+    """The file that contains the VAE, and original VAE name → the name there."""
     if vae is not None:
         return vae, own_vae_names(vae.header.shapes, vae.inspected.name)
     return found, {name.removeprefix(VAE): name for name in found.header.shapes if name.startswith(VAE)}

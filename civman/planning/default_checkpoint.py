@@ -1,4 +1,4 @@
-"""The checkpoint for renders that name none: the one in the settings, or the only one in the library."""
+"""The checkpoint for renders without one: the one in the settings, or the only one in the library."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class DefaultCheckpoint:
-    """The checkpoint for a render that names none. `reason` completes the sentence "it is …"."""
+    """The checkpoint for a render without one. `reason` completes the sentence "it is …"."""
 
     ref: str
     title: str
@@ -75,7 +75,7 @@ def _checkpoints(index: Index | None) -> list[Asset]:
     if index is None:
         return []
     by_type = index.assets(AssetFilter(types=(ModelType.CHECKPOINT,)))
-    # CivitAI's type of some checkpoints is another one, and some files with the type Checkpoint are not one
+    # some checkpoints have another type on CivitAI, and some files with the type Checkpoint are not checkpoints
     by_tensors = index.assets(AssetFilter(kinds=(Kind.CHECKPOINT.value,)))
     found = [*by_tensors, *(asset for asset in by_type if not asset.facts.kind)]
     return list({asset.blob.sha256: asset for asset in reversed(found)}.values())[::-1]

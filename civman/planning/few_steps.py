@@ -1,7 +1,7 @@
 """Checkpoints that are made for few steps: their default steps and CFG scale, and a notice about other values.
 
 Such models (Lightning, Turbo, LCM, Hyper, DMD) have the tensors of any other model of their family, so only CivitAI's
-label or the file's name tells. Values that the user gives are never changed.
+label or the file's name shows the kind. Values that the user gives are never changed.
 """
 
 import re
@@ -29,7 +29,7 @@ _KINDS = (
 
 
 def few_steps_notice(label: str | None, name: str, *, steps: int, cfg: float) -> str | None:
-    """The notice for a checkpoint of this label and file name; None where it is no such model, or all is well.
+    """The notice for a checkpoint of this label and file name; None if none is needed.
 
     >>> few_steps_notice("SDXL Lightning", "a.safetensors", steps=8, cfg=2) is None
     True
@@ -64,7 +64,7 @@ def few_steps_defaults(
 
 
 def _kind(label: str | None, name: str) -> tuple[_FewSteps, str] | None:
-    """The kind of model that the label or the file's name tells of, and which of them does."""
+    """The kind of model that the label or the file's name indicates, and which of the two it is."""
     for kind in _KINDS:
         # "lightning" means nothing else in a model's name; the others are parts of common words
         word = "lightning" if kind.word == "Lightning" else rf"(?<![a-z]){kind.word.lower()}(?![a-z])"

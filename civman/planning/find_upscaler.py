@@ -1,4 +1,4 @@
-"""Finds the upscaler model of a second pass and says what it costs."""
+"""Finds the upscaler model of a second pass and estimates its cost."""
 
 from civman.domain.recipes.recipe import RenderRequest
 from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
@@ -7,9 +7,9 @@ from civman.planning.find_files import Finder, Found
 
 
 def upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
-    """The upscaler model that a request names, or None for one of civman's own upscalers; and a notice.
+    """The upscaler model that a request names, or None for a built-in upscaler; and a notice.
 
-    Raises: NotFound: it is neither an own upscaler nor a stored model. UsageError (`wrong-kind`). Refused.
+    Raises: NotFound: it is neither a built-in upscaler nor a stored model. UsageError (`wrong-kind`). Refused.
     """
     if request.hires is None or upscaler_of(request.hires.upscaler) in UPSCALERS[:-1]:
         return None, ()

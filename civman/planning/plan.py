@@ -324,7 +324,7 @@ def _within_limits(
 
 
 def _require_encoder(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Raises: CannotRender (`missing-part`): a picture has to be read, and the VAE has a decoder only."""
+    """Raises: CannotRender (`missing-part`): an image must be encoded, but the VAE has only a decoder."""
     rereads = recipe.hires is not None and not recipe.hires.upscaler.startswith("latent")
     if not checkpoint.vae_reads_pictures and (recipe.start is not None or rereads):
         raise CannotRender(

@@ -99,8 +99,8 @@ class Applied:
 class Rendering:
     """One picture that was rendered and saved.
 
-    `record.recipe` reproduces the picture, either alone or as part of the batch it was computed in (`record.seed` tells
-    which). `id` is the picture's number in the library, or None if it is not recorded there.
+    `record.recipe` reproduces the picture, either alone or as part of the batch it was computed in (`record.seed`
+    identifies it). `id` is the picture's number in the library, or None if it is not recorded there.
     """
 
     path: Path

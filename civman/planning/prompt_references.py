@@ -126,7 +126,7 @@ def embeddings(
     """The embeddings in use: the requested ones, stored ones whose name occurs in a prompt, and packed ones.
 
     A stored embedding's names are its file name, its alias and its trigger words. Packed embeddings are inside the
-    files of `loras`; a file of its own takes precedence over a packed embedding with the same name. `fits` tells
+    files of `loras`; a file of its own takes precedence over a packed embedding with the same name. `fits` returns
     whether a file fits the checkpoint; stored embeddings that do not fit are ignored.
 
     Raises: UsageError (`embedding-unused`): a requested embedding's name occurs in neither prompt. AmbiguousRef: two

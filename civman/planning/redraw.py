@@ -1,4 +1,4 @@
-"""From the settings of somebody's image to the recipe that draws it again, or to the reason why it cannot be drawn.
+"""Turn the settings of another program's image into a recipe that renders it again, or say why that is impossible.
 
 Each setting is expressed exactly, expressed with a difference that is named, in need of an image that no metadata
 contains, or not expressible. Entries that are not known are named, too. What is missing has the value that the A1111
@@ -36,7 +36,7 @@ _PADDED: Final = ("DDIM", "PLMS", "UniPC")
 
 @dataclass(frozen=True, slots=True)
 class Redraw:
-    """What became of one image's settings; `recipe` has names and hashes as the settings give them."""
+    """The result for one image's settings; `recipe` has names and hashes as the settings give them."""
 
     id: object
     drawable: Drawable
@@ -53,13 +53,13 @@ class Redraw:
 
 
 class _Missing(Exception):
-    """A setting that every image needs is not there."""
+    """A setting that every image needs is missing."""
 
 
 def redraw(row: dict[str, Any]) -> Redraw:
     """Plan one row: an object with `id`, `meta` (settings as in CivitAI's API) and `baseModel`.
 
-    The files that it names are taken as present.
+    The files that it names are assumed to be present.
     """
     reader = _Reader(Entries(row.get("meta")), str(row.get("baseModel") or ""))
     try:
@@ -346,7 +346,7 @@ class _Reader:
             self.add(Drawable.DIFFERS if each.name else Drawable.NO, words)
 
     def _value(self, made: Recipe, loras: list[TaggedLora]) -> dict[str, Any]:
-        """The recipe with names and hashes in the place of digests, without what only the checkpoint tells."""
+        """The recipe with names and hashes instead of digests, without the values that only the checkpoint shows."""
         value = asdict(made)
         if made.hires:
             name = self._entries.text("Hires upscaler") or "Latent"
@@ -379,5 +379,5 @@ class _Reader:
 
 
 def _placeholder(name: str) -> Sha256:
-    """A digest in the place of one that is not known, so that the other values can be checked."""
+    """A placeholder for an unknown digest, so that the other values can be checked."""
     return Sha256(hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest())

@@ -1,4 +1,4 @@
-"""What settings of other programs ask for beyond a plain render: what is missing to draw it, and what has no effect.
+"""Features in the settings of other programs beyond a plain render: those that civman lacks, and those without effect.
 
 Each row names entries by a pattern, the condition under which they count, and what follows.
 """
@@ -13,7 +13,7 @@ from civman.pictures.site_settings import Entries
 
 
 class Drawable(StrEnum):
-    """Whether settings can be drawn.
+    """Whether an image with these settings can be rendered.
 
     `EXACT`: each setting is expressed exactly. `DIFFERS`: drawable, with the differences that the reasons name.
     `NEEDS_INPUT`: an image that no metadata contains is needed. `NO`: civman cannot draw it.
@@ -31,7 +31,7 @@ RANK: Final = (Drawable.EXACT, Drawable.DIFFERS, Drawable.NEEDS_INPUT, Drawable.
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why settings are not drawn exactly; with `EXACT`, a remark that changes nothing."""
+    """Why an image cannot be rendered exactly; with `EXACT`, a remark without consequences."""
 
     verdict: Drawable
     words: str
@@ -126,7 +126,7 @@ _FEATURES: Final = (
 
 
 def reasons(entries: Entries) -> Iterator[Reason]:
-    """What the entries ask for that a plain render does not do. The entries are marked as used."""
+    """The features that the entries request beyond a plain render. The entries are marked as used."""
     for feature in _FEATURES:
         if entries.take(feature.entries) and feature.words and feature.counts(entries):
             yield Reason(feature.verdict, feature.words)

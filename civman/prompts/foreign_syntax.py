@@ -1,7 +1,7 @@
 """Notices about parts of a prompt that another program would read as syntax, and that are plain text here.
 
-Nothing is changed: a prompt that was pasted from elsewhere is rendered as it stands, and the user is told what it does
-not do. Standard library only.
+Nothing is changed: a prompt that was pasted from elsewhere is rendered unchanged, and a notice says what has no effect
+in it. Standard library only.
 
 Source: the documented prompt syntax of ComfyUI, Dynamic Prompts, InvokeAI (Compel), NovelAI and Midjourney.
 """

@@ -25,7 +25,7 @@ class TextEncoders:
 
     @classmethod
     def of(cls, encoders: Sequence[Any]) -> Self:
-        """The encoders with civman's tokenizers, which differ in what a prompt is padded with."""
+        """The encoders, each with a civman tokenizer that uses the encoder's padding token."""
         shared = clip_tokenizer()
         return cls(encoders, [shared.padded_with(int(each.config.pad_token_id)) for each in encoders])
 
@@ -37,7 +37,7 @@ class TextEncoders:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedPrompts:
-    """The conditioning of the first pass, and that of the second one if it is another."""
+    """The conditioning of the first pass, and of the second pass if it differs."""
 
     first: Prompts
     second: Prompts | None = None

@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A planned grid. The first axis runs across, the second down; `cells` are listed row by row."""
+    """A planned grid. The first axis gives the columns, the second the rows; `cells` are in row order."""
 
     axes: tuple[Axis, ...]
     cells: tuple[Cell, ...]
@@ -88,7 +88,7 @@ class DrawnGrid:
 def of_request(
     index: Index, request: RenderRequest, axes: Sequence[Axis], conditions: Conditions, *, on_event: OnEvent = ignore
 ) -> Grid:
-    """Plan a grid. Each cell is what the request with that cell's values would give on its own.
+    """Plan a grid. Each cell is what a separate request with that cell's values would give.
 
     Raises: UsageError (`bad-grid`, `bad-value`, `unknown-field`); and what `civman.planning.plan.plan` raises.
     """
@@ -99,7 +99,7 @@ def of_request(
         )
     digest_of = _cached_digests(Finder(index, on_event))
     _require_different(axes, digest_of)
-    if request.seed is None:  # use one seed for all cells, so that they differ only in what the axes say
+    if request.seed is None:  # use one seed for all cells, so that they differ only in the values of the axes
         request = replace(request, seed=secrets.randbelow(2**32))
     fixed = [("schedule", request.schedule)] if request.schedule is not None else []
 

@@ -23,7 +23,7 @@ from civman.rendering.weight_files import with_safe_copies
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Which model and adapters a pipeline was made of. It is an attribute of the UNet, which pipelines share."""
+    """The model and adapters that a pipeline was made from. It is an attribute of the UNet, which pipelines share."""
 
     identity: ModelIdentity
     loras: tuple[LoraUse, ...]
@@ -42,7 +42,8 @@ def pipeline(planned: Planned, kind: str | None, *, machine: Machine, on_event: 
 
     `kind`: "txt2img", "img2img" or "inpaint"; None: the one that the plan needs.
 
-    Raises: CannotRender: a pipeline cannot draw the plan, or as `draw`. Incompatible: as `draw`. UsageError: `kind` is
+    Raises: CannotRender: a pipeline cannot render the plan, or as `draw`. Incompatible: as `draw`. UsageError: `kind`
+    is
         unknown.
     """
     recipe = planned.recipe

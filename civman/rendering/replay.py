@@ -94,7 +94,7 @@ def _changed(source: RecipeSource, path: Path, mine: Drawn, *, is_same: bool) ->
 
 
 def _renamed(then: Record, now: Record) -> tuple[str, ...]:
-    """Notices about model files whose name here differs from the recorded one."""
+    """Notices about model files whose name in this library differs from the recorded one."""
     before = {name.sha256: name.name for name in then.names}
     return tuple(
         f"`{before[name.sha256]}` has the name `{name.name}` in this library"

@@ -95,7 +95,7 @@ class Place:
 
 
 def _require_writable(folder: Path) -> None:
-    """Create the output folder and a file in it, so that a mistake shows before minutes of sampling.
+    """Create the output folder and a file in it, so that an unusable path is detected before minutes of sampling.
 
     Raises: StoreError: it cannot be created or written.
     """
@@ -168,7 +168,7 @@ def _numbered(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write atomically: nobody ever sees a part of the file."""
+    """Write atomically: no other program ever sees a partial file."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".civman-")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -144,7 +144,7 @@ class BlobStore:
         return StoredBlob(sha256, target.suffix, target, target.stat().st_size)
 
     def unshare(self, blob: StoredBlob) -> None:
-        """Make the blob a file of its own, if it shares its bytes with a file outside as a hard link.
+        """Make the blob a separate file if it is a hard link to a file outside the store.
 
         The caller must hold the blob's lock. Raises: StoreError.
         """
@@ -199,11 +199,11 @@ class BlobStore:
         return path
 
     def companion(self, sha256: Sha256, ending: str) -> Path:
-        """The path of a file that another program kept beside the blob, such as `.civitai.info`."""
+        """The path of a file that another program stored next to the blob, such as `.civitai.info`."""
         return self._beside(sha256, f".beside{ending}")
 
     def write_companion(self, sha256: Sha256, ending: str, data: bytes) -> Path:
-        """Store a file that another program kept beside the blob. It is removed together with the blob."""
+        """Store a file that another program stored next to the blob. It is removed together with the blob."""
         path = self.companion(sha256, ending)
         self._write(path, data)
         return path
@@ -251,7 +251,7 @@ def digest_of(path: Path, on_progress: Callable[[int], None] | None = None) -> S
 
 
 def require_folder(root: Path) -> None:
-    """Make the library's folder. Raises: StoreError: it cannot be made, is no folder, or its path is too long."""
+    """Create the library's folder. Raises: StoreError: it is not a folder, or cannot be created."""
     try:
         require_room(root, _LONGEST_PLACE, _LONGEST_PLACE)
         root.mkdir(parents=True, exist_ok=True)

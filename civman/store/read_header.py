@@ -33,7 +33,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_numbers(path: Path, header: Header, names: Iterable[str]) -> dict[str, float]:
-    """The values of those tensors of one number, by name; what is no single number, or of an odd type, is left out.
+    """The values of tensors with a single number, by name; other tensors and unsupported types are left out.
 
     Raises: StoreError: the file cannot be read.
     """
@@ -72,7 +72,7 @@ def _number(form: str, data: bytes) -> float:
 
 
 def read_gguf(path: Path) -> GgufHeader:
-    """The header of the GGUF file at `path`. Raises: InvalidModelFile: not a sound one. StoreError."""
+    """The header of the GGUF file at `path`. Raises: InvalidModelFile: it is invalid. StoreError."""
     try:
         size = path.stat().st_size
     except OSError as error:

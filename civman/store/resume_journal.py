@@ -106,7 +106,7 @@ def promised_bytes(folder: Path, *, but_not: str) -> int:
 
 
 def allocated_bytes(stats: os.stat_result) -> int:
-    """The bytes of disk space that a file uses; its length if the system does not tell."""
+    """The bytes of disk space that a file uses; its length if the system does not report it."""
     blocks = getattr(stats, "st_blocks", None)
     return stats.st_size if blocks is None else int(blocks) * 512
 

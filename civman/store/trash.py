@@ -103,7 +103,7 @@ class Trash:
         return self._store.find(sha256)
 
     def lying(self, removal: Removal, sha256: Sha256) -> tuple[Removal, Path] | None:
-        """The blob's file and the removal that contains it: this one, else the most recent one, else None."""
+        """The blob's file in the trash, with the removal that contains it: this one if possible; or None."""
         for place in (removal, *self.removals()):
             path = _blob_in(place, sha256)
             if path is not None:
@@ -129,7 +129,7 @@ class Trash:
     def empty(self, removal: Removal) -> int:
         """Permanently delete a removal with its files. Returns the bytes freed.
 
-        It cannot be restored from the start on.
+        It cannot be restored as soon as this starts.
         """
         if removal.id.endswith(_EMPTIED):
             return _delete(removal.folder)
@@ -149,7 +149,7 @@ class Trash:
 
 
 def take_back(store: BlobStore, sha256: Sha256) -> StoredBlob | None:
-    """Restore the blob if another process has just moved it to the trash. Returns None if it is nowhere.
+    """Restore the blob if another process has just moved it to the trash. Returns None if it no longer exists.
 
     The caller must hold the blob's lock.
     """

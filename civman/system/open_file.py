@@ -1,4 +1,4 @@
-"""Open a file with the program that the system has for it."""
+"""Open a file with the system's default program."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ _OPENERS: Final = (("xdg-open",), ("gio", "open"), ("wslview",))
 
 
 def open_file(path: Path) -> str:
-    """Open a file with the system's program for it, without waiting for that program to end.
+    """Open a file with the system's default program, without waiting for that program to end.
 
     Returns why it could not be opened, or an empty string. Never raises an OSError.
     """
@@ -57,6 +57,8 @@ def _run(command: list[str]) -> str:
     try:
         code = started.wait(_WAIT_S)
     except subprocess.TimeoutExpired:
-        started.returncode = 0  # it goes on without civman; otherwise Python warns that it is still running
+        started.returncode = (
+            0  # the program continues without civman; otherwise Python would warn that it is still running
+        )
         return ""
     return f"{command[0]} ended with code {code}" if code else ""

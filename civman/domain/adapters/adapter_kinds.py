@@ -151,7 +151,9 @@ def misfit(
     return None
 
 
-_PEFT_ROTATION = "PEFT's rotation of a layer's inputs, and the file does not say by which of PEFT's formulas"
+_PEFT_ROTATION = (
+    "a PEFT rotation of a layer's inputs, for which the file does not state which of PEFT's formulas applies"
+)
 """Why PEFT's OFT and BOFT are not applied: versions of PEFT compute the rotation differently from the same tensors."""
 
 

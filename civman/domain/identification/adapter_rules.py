@@ -19,7 +19,7 @@ _NOT_SD = (
     r"motion_modules|temporal|temp_conv|temp_attentions|time_mixer|time_stack|^transformer_in_|(^|_)(base|ctrl)_|_fuser_"
     r"|depthwise|image_latents|control"
 )
-"""Modules in a UNet that no Stable Diffusion model has: those of videos and of other networks beside it."""
+"""Modules in a UNet that no Stable Diffusion model has: those of video models and of other networks next to it."""
 
 
 def _sd(width: int) -> dict[str, Any]:
@@ -136,15 +136,15 @@ ADAPTED: tuple[Rule, ...] = (
          axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (1152,))),
     Rule("on-ltx", A.LTX_VIDEO, "transformer blocks, 2048 or 4096 wide", also=(A.COSMOS,),
          axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (2048, 4096)), needs=(r"^transformer_blocks_#_attn2_",)),
-    Rule("on-easyanimate", A.EASYANIMATE, "a second feed-forward layer for text beside joint attention",
+    Rule("on-easyanimate", A.EASYANIMATE, "a second feed-forward layer for text in addition to joint attention",
          needs=(r"^transformer_blocks_#_(txt_ff_net_|attn1_)",), axis=(_ADDED, 1, (3072,))),
-    Rule("on-mochi-diffusers", A.MOCHI, "joint attention with text of half the width", axis=(_ADDED, 1, (1536,))),
+    Rule("on-mochi-diffusers", A.MOCHI, "joint attention with text half as wide", axis=(_ADDED, 1, (1536,))),
     Rule("on-cogvideox", A.COGVIDEOX, "transformer blocks of joint attention, 1920 or 3072 wide",
          axis=(r"^transformer_blocks_#_attn1_to_[qkv]$", 1, (1920, 3072)), also=(A.EASYANIMATE, A.MOCHI),
          lacks=(r"^transformer_blocks_#_attn2_",)),
     Rule("on-svd", A.SVD, "time-mixing blocks inside a UNet",
          needs=(_UNET, r"temporal_transformer_blocks_#|time_stack"), lacks=(r"motion_modules",)),
-    Rule("on-unet-of-videos", A.UNKNOWN, "modules that work over time, or of another network beside a UNet",
+    Rule("on-unet-of-videos", A.UNKNOWN, "temporal modules, or modules of another network next to a UNet",
          needs=(_UNET, _NOT_SD)),
     Rule("on-sdxl", A.SDXL, "cross-attention to 2048-wide text", **_sd(2048), also=(A.KOLORS, A.DREAMLITE)),
     Rule("on-refiner", A.SDXL_REFINER, "cross-attention to 1280-wide text",
@@ -163,7 +163,7 @@ ADAPTED: tuple[Rule, ...] = (
          needs=(r"^:level0$",), dims=(r"attentions_#_proj_(in|out)$|blocks?_#_#_proj_(in|out)$", 2)),
     Rule("on-sd-layout", A.UNKNOWN, "attention on the first level, as SD 1.x and 2.x have it", needs=(r"^:level0$",),
          also=(A.SD1, A.SD2)),
-    Rule("on-unet", A.UNKNOWN, "names of a UNet and nothing that tells which", needs=(_UNET,), also=_SD),
+    Rule("on-unet", A.UNKNOWN, "names of a UNet and nothing that shows which one", needs=(_UNET,), also=_SD),
     Rule("on-text-sdxl", A.SDXL, "the second text encoder, 1280 wide", needs=(r"^:te2$",),
          axis=(r"^:te2_.*self_attn_[kqv]_proj$", 1, (1280,)), also=(A.SD3,)),
     Rule("on-text-sd1", A.SD1, "a single 768-wide text encoder", needs=(r"^:only-text$",),

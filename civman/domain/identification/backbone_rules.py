@@ -156,9 +156,9 @@ BACKBONES: tuple[Rule, ...] = (
            needs=(r"^pos_embed\.proj\.weight$", r"^transformer_blocks\.#\.attn2\."), lacks=(r"temporal",),
            axis=(r"^adaln_single\.linear\.weight$", 1, (width,)))
       for name, family, width in (("pixart-diffusers", A.PIXART, 1152), ("allegro", A.ALLEGRO, 2304))),
-    Rule("latte", A.LATTE, "blocks over patches and blocks over time in turn",
+    Rule("latte", A.LATTE, "alternating spatial and temporal blocks",
          needs=(r"^adaln_single\.linear\.weight$", r"^temporal_transformer_blocks\.#\.attn1\.")),
-    Rule("ltx2", A.LTX2, "sound and picture attending to each other", needs=(r"^av_ca_|audio_to_video_attn",)),
+    Rule("ltx2", A.LTX2, "audio and image attending to each other", needs=(r"^av_ca_|audio_to_video_attn",)),
     Rule("ltx-video", A.LTX_VIDEO, "a projection of 128 latent channels and a scale-shift table",
          needs=(r"^scale_shift_table$", r"^(adaln_single|time_embed)\.", r"^transformer_blocks\.#\.attn2\."),
          axis=(r"^(patchify_proj|proj_in)\.weight$", 1, (128,))),
@@ -180,19 +180,19 @@ BACKBONES: tuple[Rule, ...] = (
          needs=(r"^prior_token_embedding\.weight$", r"^glyph_projector\.")),
     Rule("ernie-image", A.ERNIE_IMAGE, "layers with two adaptive norms of their own",
          needs=(r"^layers\.#\.adaLN_sa_ln\.weight$", r"^layers\.#\.mlp\.linear_fc2\.weight$")),
-    Rule("kandinsky6", A.KANDINSKY6, "separate text blocks for sound and for pictures",
+    Rule("kandinsky6", A.KANDINSKY6, "separate text blocks for audio and for images",
          needs=(r"^audio_text_transformer_blocks\.#\.", r"^video_text_transformer_blocks\.#\.")),
     Rule("kandinsky5", A.KANDINSKY5, "text blocks before visual blocks", lacks=(r"audio",),
          needs=(r"^text_transformer_blocks\.#\.", r"^visual_transformer_blocks\.#\.", r"^pooled_text_embeddings\.")),
     Rule("ideogram4", A.IDEOGRAM4, "a projection of a language model's layers",
          needs=(r"^llm_cond_proj\.weight$", r"^embed_image_indicator\.weight$")),
-    Rule("omnigen", A.OMNIGEN, "a language model's layers between patches of pictures",
+    Rule("omnigen", A.OMNIGEN, "a language model's layers between image patches",
          needs=(r"^patch_embedding\.input_image_proj\.", r"^time_token\.")),
     Rule("prx", A.PRX, "attention with a joint layer for pictures and another for text",
          needs=(r"^blocks\.#\.attention\.img_qkv_proj\.", r"^blocks\.#\.attention\.txt_kv_proj\.")),
     Rule("minimax-h3", A.MINIMAX_H3, "blocks with one adaptive projection, behind a token refiner",
          needs=(r"^transformer_blocks\.#\.adaln_proj\.linear\.", r"^token_refiner\.refiner_blocks\.#\.")),
-    Rule("amused", A.AMUSED, "a masked language model over a picture's tokens",
+    Rule("amused", A.AMUSED, "a masked language model over image tokens",
          needs=(r"^mlm_layer\.conv2\.", r"^transformer_layers\.#\.attn2\.")),
     Rule("cascade-c", A.CASCADE, "a mapping from CLIP's text", variant="stage-c",
          needs=(r"^clip_txt_mapper\.weight$",)),
@@ -218,7 +218,7 @@ VARIANTS: tuple[Rule, ...] = (
     Rule("flux2-klein-4b", A.FLUX2, "3072 wide", axis=(_IMG_IN, 0, (3072,)), variant="klein-4b"),
     Rule("sd3.5-large", A.SD3, "38 joint blocks", variant="3.5-large",
          top=(r"^(joint_blocks|transformer_blocks)\.#\.", 37, 99)),
-    Rule("sd3.5-medium", A.SD3, "a second attention in its blocks", variant="3.5-medium",
+    Rule("sd3.5-medium", A.SD3, "a second attention layer in its blocks", variant="3.5-medium",
          needs=(r"\.x_block\.attn2\.|^transformer_blocks\.#\.attn2\.",)),
     Rule("sd3-medium", A.SD3, "24 joint blocks", variant="3-medium", lacks=(r"\.ln_q\.|\.norm_q\.",),
          top=(r"^(joint_blocks|transformer_blocks)\.#\.", 23, 23)),
@@ -234,19 +234,45 @@ VARIANTS: tuple[Rule, ...] = (
 """The member of a family; each rule is tried only within the family it names."""
 
 FLAGS: tuple[Rule, ...] = (
-    Rule("inpainting", A.UNKNOWN, "9 input channels: picture and mask", axis=(_CONV_IN, 1, (9,)), flag="inpainting"),
-    Rule("edit", A.UNKNOWN, "8 input channels: a picture to edit", axis=(_CONV_IN, 1, (8,)), flag="edit",
-         lacks=(_FOREIGN,)),
+    Rule("inpainting", A.UNKNOWN, "9 input channels: image and mask", axis=(_CONV_IN, 1, (9,)), flag="inpainting"),
+    Rule(
+        "edit",
+        A.UNKNOWN,
+        "8 input channels: an image to edit",
+        axis=(_CONV_IN, 1, (8,)),
+        flag="edit",
+        lacks=(_FOREIGN,),
+    ),
     Rule("depth", A.UNKNOWN, "5 input channels: a depth map", axis=(_CONV_IN, 1, (5,)), flag="depth"),
-    Rule("upscaling", A.UNKNOWN, "7 input channels: a small picture", axis=(_CONV_IN, 1, (7,)), flag="upscaling"),
-    Rule("distilled-sdxl", A.SDXL, "fewer transformer blocks than SDXL", needs=(_UNET,), depth=(0, 8),
-         axis=(CROSS, 1, (2048,)), flag="distilled-layers"),
-    Rule("no-middle", A.UNKNOWN, "no middle block, as distilled models have it", flag="no-middle-block",
-         needs=(r"^(output_blocks|up_blocks)\.", CROSS), lacks=(r"^(middle_block|mid_block)\.",)),
+    Rule(
+        "upscaling", A.UNKNOWN, "7 input channels: a low-resolution image", axis=(_CONV_IN, 1, (7,)), flag="upscaling"
+    ),
+    Rule(
+        "distilled-sdxl",
+        A.SDXL,
+        "fewer transformer blocks than SDXL",
+        needs=(_UNET,),
+        depth=(0, 8),
+        axis=(CROSS, 1, (2048,)),
+        flag="distilled-layers",
+    ),
+    Rule(
+        "no-middle",
+        A.UNKNOWN,
+        "no middle block, as in some distilled models",
+        flag="no-middle-block",
+        needs=(r"^(output_blocks|up_blocks)\.", CROSS),
+        lacks=(r"^(middle_block|mid_block)\.",),
+    ),
     Rule("gligen-inside", A.UNKNOWN, "layers that place objects (GLIGEN)", needs=(_UNET, r"\.fuser\."), flag="gligen"),
-    Rule("motion-inside", A.UNKNOWN, "motion modules of AnimateDiff", flag="motion",
-         needs=(_UNET, r"\.motion_modules\.#\.")),
-)  # fmt: skip
+    Rule(
+        "motion-inside",
+        A.UNKNOWN,
+        "motion modules of AnimateDiff",
+        flag="motion",
+        needs=(_UNET, r"\.motion_modules\.#\."),
+    ),
+)
 """Further facts about a diffusion model; every rule that matches adds its own."""
 
 MARKS: tuple[Rule, ...] = (
@@ -254,8 +280,8 @@ MARKS: tuple[Rule, ...] = (
     Rule("ztsnr", A.UNKNOWN, "the tensor `ztsnr`", needs=(r"^ztsnr$",), flag="zero-terminal-snr"),
     Rule("edm-v", A.UNKNOWN, "tensors named `edm_vpred`", needs=(r"^edm_vpred\.sigma_(max|min)$",), flag="edm-v"),
     Rule("edm", A.UNKNOWN, "tensors named `edm_mean` or `edm_std`", needs=(r"^edm_(mean|std)$",), flag="edm"),
-    Rule("ema", A.UNKNOWN, "averaged weights beside the others", needs=(r"^model_ema\.",), flag="ema"),
-    Rule("quantised", A.UNKNOWN, "quantisation tables beside the weights", flag="quantised",
+    Rule("ema", A.UNKNOWN, "averaged (EMA) weights in addition to the others", needs=(r"^model_ema\.",), flag="ema"),
+    Rule("quantised", A.UNKNOWN, "quantisation tables in addition to the weights", flag="quantised",
          needs=(r"\.(scale_weight|weight_scale|quant_state\.|absmax|qweight|comfy_quant|smooth_factor)"
                 r"|^scaled_fp8$|\.input_scale$",)),
 )  # fmt: skip
