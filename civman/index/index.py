@@ -4,7 +4,7 @@ Reads and writes use the standard `sqlite3` module and take milliseconds. Openin
 needed, which imports SQLAlchemy and SQLModel (0.5 to 1.3 s).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ from civman.index.index_types import (
     Snapshot,
     Sort,
     Source,
+    Undigested,
 )
 from civman.index.open_database import prepare
 
@@ -188,6 +189,10 @@ class Index:
     def hashes(self, sha256: Sha256) -> Hashes:
         """The other digests of a blob (AutoV1, AutoV3, CRC32, BLAKE3)."""
         return read_maintenance.hashes(self._reader, sha256)
+
+    def without_digests(self) -> list[Undigested]:
+        """Files whose AutoV1, AutoV3 or CRC32 was not computed yet, smallest first."""
+        return read_maintenance.without_digests(self._reader)
 
     def unidentified(self) -> list[tuple[Sha256, str]]:
         """SHA-256 and path of each file without a version that CivitAI confirmed."""
@@ -441,12 +446,13 @@ class Index:
         with self._writer.transaction() as connection:
             return write_assets.update_facts(connection, sha256, facts, model_type)
 
-    def save_hashes(self, sha256: Sha256, hashes: Hashes) -> None:
-        """Save the other digests of a blob, as far as they are known."""
+    def save_hashes(self, found: Mapping[Sha256, Hashes]) -> None:
+        """Save the other digests of blobs, as far as they are known."""
         from civman.index import write_assets
 
         with self._writer.transaction() as connection:
-            write_assets.save_hashes(connection, sha256, hashes)
+            for sha256, hashes in found.items():
+                write_assets.save_hashes(connection, sha256, hashes)
 
     def rehome(self, moves: Iterable[tuple[Sha256, str, str]]) -> None:
         """Change the paths of files: SHA-256, old path, new path. Assets are renamed with their files."""

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from civman.domain.catalog import Blob, FileFacts, ModelFile, ModelId, ModelType, ModelVersion
 from civman.domain.digests import Hashes, Sha256
+from civman.domain.refs import HashKind
 
 
 class Source(StrEnum):
@@ -99,6 +100,16 @@ class HeldFile:
     verified_at: datetime
     name: str
     seen: SeenFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Undigested:
+    """A file without some of the digests that other programs name it by; `missing` are the kinds."""
+
+    sha256: Sha256
+    path: str
+    size_bytes: int
+    missing: tuple[HashKind, ...]
 
 
 @dataclass(frozen=True, slots=True)

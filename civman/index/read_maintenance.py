@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from civman.domain.digests import Hashes, Sha256
+from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
+from civman.domain.refs import HashKind
 from civman.index.database import Reader
-from civman.index.index_types import HeldFile, SeenFile, Share, Source
+from civman.index.index_types import HeldFile, SeenFile, Share, Source, Undigested
 
+_LEAST_FOR_AUTOV1 = 0x110000
 _GROUPS = {
     "type": "a.type_raw",
     "base_model": "coalesce(a.base_model, '')",
@@ -102,6 +105,21 @@ def unidentified(reader: Reader) -> list[tuple[Sha256, str]]:
     )
     found = reader.all(sql, [Source.RECORD.value])
     return [(sha256, _absolute(reader, kept)) for sha256, kept in found]
+
+
+def without_digests(reader: Reader) -> list[Undigested]:
+    """Files that lack AutoV1, AutoV3 or CRC32 although files of their size and kind have one, smallest first."""
+    sql = (
+        "SELECT sha256, path, size_bytes, autov1 IS NULL AND size_bytes >= ?, "
+        "autov3 IS NULL AND suffix IN (SELECT value FROM json_each(?)), crc32 IS NULL FROM blob ORDER BY size_bytes"
+    )
+    kinds = (HashKind.AUTOV1, HashKind.AUTOV3, HashKind.CRC32)
+    found = []
+    for sha256, kept, size, *lacking in reader.all(sql, [_LEAST_FOR_AUTOV1, json.dumps(sorted(SAFETENSORS_SUFFIXES))]):
+        missing = tuple(kind for kind, is_missing in zip(kinds, lacking, strict=True) if is_missing)
+        if missing:
+            found.append(Undigested(sha256, _absolute(reader, kept), size, missing))
+    return found
 
 
 def _absolute(reader: Reader, kept: str) -> str:

@@ -264,7 +264,7 @@ def _held_autov3(index: Index, sha256: Sha256, path: Path | None) -> str | None:
     known = index.hashes(sha256)
     if known.autov3 is None and path is not None and path.suffix.lower() in SAFETENSORS_SUFFIXES and path.is_file():
         known = other_digests(path, whole=True)
-        index.save_hashes(sha256, known)
+        index.save_hashes({sha256: known})
     return known.autov3
 
 

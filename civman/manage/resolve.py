@@ -46,6 +46,7 @@ from civman.domain.refs import (
 from civman.domain.search_query import ModelPage
 from civman.errors import AmbiguousRef, Cause, Gone, NotFound
 from civman.index import Index, Source
+from civman.manage.digests_on_demand import find_computed
 
 if TYPE_CHECKING:
     from civman.civitai.client import CivitaiClient  # importing it takes 0.3 s, which `civman list` does without
@@ -144,7 +145,7 @@ def _stored(index: Index, ref: Ref) -> list[Asset]:
                 return index.find_by_model(ref.model_id)
             return index.find_by_version(ref.version_id)
         case HashRef():
-            return index.find_by_digest(ref.digest, ref.kind)
+            return index.find_by_digest(ref.digest, ref.kind) or find_computed(index, ref)
         case NameRef():
             return _named(index, ref.name)
         case PathRef():

@@ -4,8 +4,9 @@ A file whose device, inode, size and modification time are the same as at its la
 reported as unchanged, not as verified.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +16,7 @@ from typing import Any
 
 from civman.domain.access import Permits
 from civman.domain.catalog import Asset, Blob
-from civman.domain.digests import Sha256
+from civman.domain.digests import Hashes, Sha256
 from civman.domain.events import Notice, OnEvent, Started, Verifying
 from civman.domain.plurals import counted
 from civman.errors import Cause, CivmanError, IntegrityError, LibraryError, StoreError
@@ -24,6 +25,7 @@ from civman.manage.file_state import seen_now
 from civman.manage.places import Presence, other_place, presence
 from civman.manage.sidecar import file_facts, restore
 from civman.store.blobs import BlobStore, StoredBlob, digest_of
+from civman.store.other_digests import other_digests
 from civman.store.safe_copies import copies, find_copy, verify_copy
 from civman.store.trash import Trash, blob_lock
 from civman.system.system_facts import spins
@@ -224,7 +226,7 @@ def rebuild(index: Index, store: BlobStore, *, on_event: OnEvent, clock: Callabl
     for stored, sidecar in _with_sidecars(store):
         name = _name_in(sidecar) or stored.path.name
         held = HeldFile(stored.sha256, stored.size_bytes, str(stored.path), _kept(stored.path, store), clock(), name)
-        verdict, seen = _read_again(held, on_event)
+        verdict, seen = _read_again(held, {}, on_event)
         if verdict.state is not State.OK:
             corrupt.append(verdict)
             continue
@@ -257,9 +259,10 @@ def _read_all(
         return
     on_event(Started(WHOLE, counted(len(files), "file"), sum(file.size_bytes for file in files)))
     verified: list[SeenFile] = []
+    digests = dict.fromkeys((blob.sha256 for blob in index.without_digests()), Hashes())
     pools = {device: ThreadPoolExecutor(readers, "verify") for device, readers in _disks(files).items()}
     try:
-        running = [pools[_device(file.path)].submit(_read_again, file, on_event) for file in files]
+        running = [pools[_device(file.path)].submit(_read_again, file, digests, on_event) for file in files]
         for future in as_completed(running):
             verdict, seen = future.result()
             if verdict.sha256 in strays:
@@ -271,20 +274,23 @@ def _read_all(
             elif seen is not None:
                 verified.append(seen)
             if len(verified) >= _SAVE_EVERY:
-                _save(index, verified, clock(), on_event)
+                _save(index, verified, digests, clock(), on_event)
             yield verdict
     finally:
         for pool in pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
-        _save(index, verified, clock(), on_event)
+        _save(index, verified, digests, clock(), on_event)
 
 
-def _save(index: Index, verified: list[SeenFile], at: datetime, on_event: OnEvent) -> None:
+def _save(
+    index: Index, verified: list[SeenFile], digests: Mapping[Sha256, Hashes], at: datetime, on_event: OnEvent
+) -> None:
     """Record which files were verified. A read-only library can be verified too, without recording."""
     if not verified:
         return
     try:
         index.save_proofs(verified, at)
+        index.save_hashes({seen.sha256: digests[seen.sha256] for seen in verified if seen.sha256 in digests})
     except LibraryError as error:
         if error.code not in (Cause.LIBRARY_READ_ONLY, Cause.DISK_FULL):
             raise
@@ -294,8 +300,11 @@ def _save(index: Index, verified: list[SeenFile], at: datetime, on_event: OnEven
     verified.clear()
 
 
-def _read_again(file: HeldFile, on_event: OnEvent) -> tuple[Verdict, SeenFile | None]:
-    """Read a file. Returns the verdict, and the file's state before reading if its SHA-256 is right."""
+def _read_again(file: HeldFile, digests: dict[Sha256, Hashes], on_event: OnEvent) -> tuple[Verdict, SeenFile | None]:
+    """Read a file. Returns the verdict, and the file's state before reading if its SHA-256 is right.
+
+    If `digests` has an entry for a file, its other digests are missing in the index and are computed, too.
+    """
     path = Path(file.path)
     seen = seen_now(file.path, file.sha256, kept_path=file.kept_path)
     on_event(Started(file.sha256, file.name, file.size_bytes))
@@ -311,6 +320,9 @@ def _read_again(file: HeldFile, on_event: OnEvent) -> tuple[Verdict, SeenFile | 
         return _verdict(file, State.UNREADABLE, problem=error.message), None
     if actual != file.sha256:
         return _verdict(file, State.CORRUPT, actual, "its bytes have changed"), None
+    if file.sha256 in digests:
+        with contextlib.suppress(StoreError):
+            digests[file.sha256] = other_digests(path, whole=True)
     return _verdict(file, State.OK, actual), seen
 
 

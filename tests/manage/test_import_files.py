@@ -1,8 +1,11 @@
 """Taking in folders of other programs where they lie."""
 
+import contextlib
 import hashlib
 import json
 import random
+import sqlite3
+import zlib
 from pathlib import Path
 
 import pytest
@@ -229,3 +232,25 @@ def test_an_edited_header_is_recognised_by_its_tensors_and_asked_about_again(
     assert (later["taken"], later["same_tensors"], later["identified_later"]) == (0, 1, 1)
     asset = civman("list", "--json").json["list"]["assets"][0]
     assert (asset["version_id"], asset["file_id"], asset["name"]) == (160211, None, "edited.safetensors")
+
+
+def test_files_are_found_offline_by_the_digests_that_other_programs_use(
+    online: CivitaiServer, civman: Civman, tmp_path: Path, root: Path
+) -> None:
+    data = safetensors_bytes({"lora_unet_block.lora_down.weight": (700, 1000)}, seed="digests")
+    body = data[8 + int.from_bytes(data[:8], "little") :]
+    autov1 = hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
+    autov3, crc32 = hashlib.sha256(body).hexdigest()[:12], f"{zlib.crc32(data):08x}"
+    (tmp_path / "mine.safetensors").write_bytes(data)
+    civman("import", tmp_path / "mine.safetensors", "--offline")
+    forget = "UPDATE blob SET autov1 = NULL, autov3 = NULL, crc32 = NULL"
+
+    for digest in (f"autov1:{autov1}", autov3, f"CRC32: {crc32}"):
+        with contextlib.closing(sqlite3.connect(root / "library.db")) as database, database:
+            database.execute(forget)
+        assert "mine.safetensors" in civman("show", digest, "--offline").out
+    with contextlib.closing(sqlite3.connect(root / "library.db")) as database, database:
+        database.execute(forget)
+    civman("verify", "--full")
+    with contextlib.closing(sqlite3.connect(root / "library.db")) as database:
+        assert database.execute("SELECT autov1, autov3, crc32 FROM blob").fetchall() == [(autov1, autov3, crc32)]

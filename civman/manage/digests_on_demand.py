@@ -1,0 +1,37 @@
+"""Compute the short digests (AutoV1, AutoV3, CRC32) of files in the library that have none in the index yet.
+
+An import computes them only for files that CivitAI does not know, and not for very large ones: each takes another read
+of the file. `civman verify --full` computes what is missing.
+"""
+
+import contextlib
+from pathlib import Path
+
+from civman.domain.catalog import Asset
+from civman.domain.refs import HashKind, HashRef
+from civman.errors import CivmanError, LibraryError
+from civman.index import Index
+from civman.store.other_digests import other_digests
+
+_COMPUTED = frozenset({HashKind.AUTOV1, HashKind.AUTOV3, HashKind.CRC32})
+_MOST_BYTES = 8 << 30
+"""At most this much is read to find one digest; the smallest files come first."""
+
+
+def find_computed(index: Index, ref: HashRef) -> list[Asset]:
+    """The files with this digest among those whose digests were not computed yet. What is computed is saved."""
+    kinds = _COMPUTED.intersection(ref.kinds)
+    left_bytes = _MOST_BYTES
+    for blob in index.without_digests() if kinds else ():
+        if not kinds.intersection(blob.missing):
+            continue
+        if blob.size_bytes > left_bytes:
+            break
+        left_bytes -= blob.size_bytes
+        with contextlib.suppress(CivmanError):  # the file is away, or cannot be read
+            found = other_digests(Path(blob.path), whole=True)
+            with contextlib.suppress(LibraryError):  # a read-only library can be searched, too
+                index.save_hashes({blob.sha256: found})
+            if any(getattr(found, kind.value) == ref.digest for kind in kinds):
+                return index.referrers(blob.sha256)
+    return []
