@@ -19,7 +19,7 @@ class MaintenancePart(Part):
     """Repair files, rebuild the index, free disk space, and diagnose problems."""
 
     def repair(self, verdicts: "Iterable[Verdict]", *, on_event: OnEvent = ignore) -> "Iterator[Verdict]":
-        """Download corrupt and missing files again. Yields a verdict for each. Corrupt files are moved to the trash."""
+        """Replace corrupt and missing files, from another place or by downloading. Yields a verdict for each file."""
         from civman.manage.verify import refetch, repair
 
         context, downloads = self._context, DownloadsPart(self._context)

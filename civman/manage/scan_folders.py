@@ -171,7 +171,7 @@ class _Scanner:
                 self._leave_all(text, Reason.LIBRARY)
             else:
                 self._enter(text)
-        elif text not in self._files and not self._leave_link(path):
+        elif text not in self._files and not self._is_refused(path):
             self._take(text, is_link=path.is_symlink())
 
     def finish(self) -> Scan:
@@ -180,11 +180,14 @@ class _Scanner:
         self._scan.files.sort()
         return self._scan
 
-    def _leave_link(self, path: Path) -> bool:
-        """Leave out a named file that belongs to the library."""
-        if not self._is_ours(str(path)):
+    def _is_refused(self, path: Path) -> bool:
+        """Leave out a named file that belongs to the library or is not finished."""
+        if self._is_ours(str(path)):
+            self._scan.leave_out(str(path), Reason.LIBRARY)
+        elif is_unfinished(path.name) or any(os.path.exists(f"{path}{end}") for end in CONTROL_SUFFIXES):  # noqa: PTH110
+            self._scan.leave_out(str(path), Reason.UNFINISHED)
+        else:
             return False
-        self._scan.leave_out(str(path), Reason.LIBRARY)
         return True
 
     def _follow(self, link: str) -> None:
