@@ -143,8 +143,8 @@ def render(
     rng: Annotated[
         str | None,
         typer.Option(
-            metavar="cpu|nv|nv:THREADS|CARD",
-            help='Source of the noise: cpu, nv (as on a large NVIDIA GPU), or a card such as "RTX 3060".',
+            metavar="NAME",
+            help='Source of the noise: cpu, nv (as on a large NVIDIA GPU), nv:THREADS, or a card such as "RTX 3060".',
             show_default="cpu",
         ),
     ] = None,

@@ -45,7 +45,7 @@ CASES = {
     "no sampler's name": (["--sampler", ""], 2, "unknown-sampler"),
     "two schedules": (["--sampler", "Euler Karras", "--schedule", "Beta"], 2, "two-schedules"),
     "about a second pass without one": (["--upscaler", "lanczos"], 2, "usage"),
-    "unknown upscaler": (["--hires", "2", "--upscaler", "esrgan"], 2, "bad-recipe"),
+    "unknown upscaler": (["--hires", "2", "--upscaler", "esrgan"], 3, "not-found"),
     "second pass that makes it smaller": (["--hires", "0.5"], 2, "bad-size"),
     "unknown schedule": (["--sampler", "Euler", "--schedule", "Karos"], 2, "unknown-schedule"),
     "size that is none": (["--size", "big"], 2, "bad-size"),

@@ -122,6 +122,8 @@ def _size_problems(recipe: Any) -> Iterator[str]:
             yield f"upscaler `{recipe.hires.upscaler}` is not one of {', '.join(UPSCALERS)}"
         if (recipe.hires.upscaler == "model") != (recipe.hires.model is not None):
             yield "an upscaler model is needed exactly if the upscaler is `model`"
+        if recipe.hires.model is not None and recipe.rules == 1:
+            yield "rules 1 have no upscaler models"
         if recipe.hires.steps < 1 or not 0 < recipe.hires.strength <= 1:
             yield "the second pass needs at least one step and a strength above 0 and at most 1"
     for width, height in sizes:
