@@ -6,7 +6,7 @@ from typing import Any
 
 import typer.main
 
-from civman.cli.app import app
+from civman.cli.app import build
 from civman.library import Library
 from civman.settings import load_settings
 
@@ -17,7 +17,7 @@ COMMON = ("library", "offline", "as_json", "quiet")
 
 def page() -> str:
     """The whole page."""
-    root: Any = typer.main.get_command(app)
+    root: Any = typer.main.get_command(build())
     parts = [
         "# Commands",
         "",

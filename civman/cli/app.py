@@ -17,19 +17,28 @@ from civman.cli.output import Output
 from civman.cli.session import MAKE_LIBRARY, MakeLibrary
 from civman.errors import Cause, CivmanError, ExitCode, Interrupted, UsageError
 
-app = typer.Typer(
-    name="civman",
-    help="Find, download, check and manage Stable Diffusion models from CivitAI, and make images with them.\n\n"
-    "A command reports success only if the result was verified. New here? Try [bold]civman demo[/bold].",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for panel, each in commands():
-    app.command(each.name, rich_help_panel=panel, epilog=each.epilog)(each.run)
-    if each.alias:
-        app.command(each.alias, hidden=True, epilog=each.epilog)(each.run)
+_NEED_OTHERS = ("help", "config")
+"""Commands that look at other commands."""
+
+
+def build(only: str | None = None) -> typer.Typer:
+    """The command line with all commands, or with the command `only` alone, which starts sooner."""
+    built = typer.Typer(
+        name="civman",
+        help="Find, download, check and manage Stable Diffusion models from CivitAI, and make images with them.\n\n"
+        "A command reports success only if the result was verified. New here? Try [bold]civman demo[/bold].",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    built.callback()(_root)
+    for panel, each in commands():
+        if only in (None, each.name):
+            built.command(each.name, rich_help_panel=panel, epilog=each.epilog)(each.run)
+        if each.alias and only in (None, each.alias):
+            built.command(each.alias, hidden=True, epilog=each.epilog)(each.run)
+    return built
 
 
 def _version(wanted: bool) -> None:
@@ -38,7 +47,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -46,6 +54,15 @@ def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Print a traceback with every error.")] = False,
 ) -> None:
     pass
+
+
+def _needed(arguments: Sequence[str]) -> str | None:
+    """The only command that these arguments need; None if they may need all."""
+    words = completion.words_before_cursor()
+    name = next((word for word in (arguments if words is None else words) if not word.startswith("-")), None)
+    known = {known for _, each in commands() for known in (each.name, each.alias)}
+    is_alone = words is not None or name not in _NEED_OTHERS
+    return name if name in known and is_alone else None
 
 
 def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None = None) -> int:
@@ -59,7 +76,7 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
     prepare_help(arguments)
     try:
         with completion.answering():
-            ended = app(arguments, prog_name="civman", standalone_mode=False)
+            ended = build(_needed(arguments))(arguments, prog_name="civman", standalone_mode=False)
         if ended == ExitCode.INTERRUPTED:
             raise KeyboardInterrupt  # noqa: TRY301  # typer had turned it into an exit code
     except CivmanError as error:

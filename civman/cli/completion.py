@@ -50,6 +50,20 @@ def _as_typed(_parameter: object, _context: object, value: object) -> object:
     return value
 
 
+def words_before_cursor() -> list[str] | None:
+    """The words of the command line before the one that is being completed, without `civman`; None without a request.
+
+    They are what typer will read, except that words which bash has split are not rejoined.
+    """
+    request = os.environ.get(_REQUEST)
+    if request is None:
+        return None
+    if request == "complete_bash":
+        words, cursor = os.environ.get("COMP_WORDS", "").split("\n"), os.environ.get("COMP_CWORD", "")
+        return words[1 : int(cursor) if cursor.isdecimal() else 1]
+    return os.environ.get("_TYPER_COMPLETE_ARGS", "").split(" ")[1:-1]
+
+
 @contextmanager
 def bash_words() -> Iterator[None]:
     """Complete refs such as `@114620` and `sha256:ac83` in bash, which splits them into several words.

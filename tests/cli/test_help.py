@@ -7,10 +7,10 @@ import pytest
 import typer.main
 from running import Civman
 
-from civman.cli.app import app
+from civman.cli.app import build
 from civman.cli.command_table import PANELS, commands
 
-ROOT: Any = typer.main.get_command(app)
+ROOT: Any = typer.main.get_command(build())
 EVERY = [each for _, each in commands()]
 
 

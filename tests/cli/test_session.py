@@ -8,7 +8,7 @@ import pytest
 import typer.main
 from running import Civman
 
-from civman.cli.app import app, main
+from civman.cli.app import build, main
 from civman.errors import DiskFull
 from civman.library import Library
 
@@ -28,7 +28,7 @@ class FullDisk(Library):
 
 
 def test_every_command_has_the_common_options() -> None:
-    root: typing.Any = typer.main.get_command(app)
+    root: typing.Any = typer.main.get_command(build())
 
     shown = {name: command for name, command in root.commands.items() if not command.hidden}
     options = {name: {param.name for param in command.params} for name, command in shown.items()}

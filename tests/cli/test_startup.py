@@ -47,6 +47,20 @@ def test_help_pages_do_without_markdown_and_tracebacks(tmp_path: Path, arguments
     assert "markdown_it" in loaded_by(f"{code}; import rich.markdown; rich.markdown.Markdown('*')", tmp_path)
 
 
+def test_a_run_and_a_completion_load_the_one_command_that_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = loaded_by("from civman.cli.app import main; main(['ls'])", tmp_path)
+    words = {"_CIVMAN_COMPLETE": "complete_bash", "COMP_WORDS": "civman\nsearch\n--type\nTe", "COMP_CWORD": "3"}
+    for name, value in words.items():
+        monkeypatch.setenv(name, value)
+    completed = loaded_by("from civman.cli.app import main; main([])", tmp_path)
+
+    assert "civman.cli.list_command" in listed
+    assert "civman.cli.render_command" not in listed | completed
+    assert {"pydantic", "typer.rich_utils", "civman.index"} & completed == set()
+
+
 def test_the_package_itself_costs_nothing(tmp_path: Path) -> None:
     assert not any(name.startswith("civman.") for name in loaded_by("import civman", tmp_path))
 
