@@ -181,7 +181,9 @@ def _require_render_table(table: object, path: Path) -> None:
         if key in ("open", "preview") and not isinstance(value, bool):
             raise ConfigError(f"`render.{key}` in `{path}` is `{value}`", hint="use true or false")
         if key == "checkpoint" and (not isinstance(value, str | int) or not str(value).strip()):
-            raise ConfigError(f"`render.checkpoint` in `{path}` is no ref", hint='such as "4384@128713", or an alias')
+            raise ConfigError(
+                f"`render.checkpoint` in `{path}` is not a ref", hint='use a ref such as "4384@128713", or an alias'
+            )
     presets = table.get("presets", {})
     for name, values in presets.items() if isinstance(presets, dict) else [("presets", None)]:
         if not isinstance(values, dict) or not all(map(_is_value, values.values())):

@@ -77,7 +77,7 @@ def _fault(imported: "ImportResult") -> "CivmanError | None":
             f"{'1 place' if count == 1 else f'{count:,} places'} could not be read: {unread[0].paths[0]}: "
             f"{unread[0].words}",
             code=Cause.STORE,
-            hint="everything else was imported; mend it and run the same command again",
+            hint="everything else was imported; fix it and run the same command again",
             paths=[path for group in unread for path in group.paths],
         )
     if imported.broken:
@@ -127,7 +127,7 @@ def _print(console: "Console", imported: "ImportResult") -> None:
     beside = [
         *([f"notes for {counted(imported.noted, 'file')}"] if imported.noted else []),
         *([counted(imported.previews, "preview image")] if imported.previews else []),
-        *([f"{counted(imported.companions, 'file')} moved along"] if imported.companions else []),
+        *([f"{counted(imported.companions, 'file')} moved with them"] if imported.companions else []),
     ]
     if beside:
         console.print(f"  from other programs: {', '.join(beside)}")

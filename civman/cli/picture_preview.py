@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _ROWS: Final = 12
 """The height of a preview in rows of text."""
 _PIXELS: Final = (640, 320)
-"""The most pixels of a preview, which is more than its rows need on most screens."""
+"""The maximum number of pixels of a preview, more than its rows need on most screens."""
 _MOST: Final = 4
 """The most previews that one command prints."""
 _CHUNK: Final = 4096

@@ -138,11 +138,13 @@ def replay(
 
 
 def _settings(session: Session, what: str | None, file: Path | None, *, is_check: bool) -> Result:
-    """Check the image settings in a file; nothing is rendered. Raises: UsageError: an option does not go with this."""
+    """Check the image settings in a file; nothing is rendered. Raises: UsageError: an option conflicts."""
     from civman.errors import UsageError
 
     if file is None and what is None:
-        raise UsageError("name the image to replay, or settings with --settings", hint="`civman replay --help`")
+        raise UsageError(
+            "pass the image to replay, or a file of settings with --settings", hint="`civman replay --help`"
+        )
     if file is None:
         raise UsageError("--dry-run and --assume-files require --settings")
     if what is not None:

@@ -1,6 +1,6 @@
 """Upscaler models of the ESRGAN kind (RRDBNet) and of Real-ESRGAN's compact kind, read from safetensors and run.
 
-Both exist in several layouts of tensor names; the first kind also with one pixel unshuffle in front. Other kinds and
+Both exist in several layouts of tensor names; RRDBNet models may also start with a pixel unshuffle. Other kinds and
 ESRGAN's variant with 1x1 convolutions are refused.
 
 Sources: Wang et al. 2018 (ESRGAN), Wang et al. 2021 (Real-ESRGAN); scale and layout follow from the tensors.
@@ -153,5 +153,5 @@ def _compact(tensors: Mapping[str, Tensor]) -> UpscalerModel | None:
 def _unknown(path: Path, why: str) -> CannotRender:
     return CannotRender(
         f"the upscaler `{path.name}` cannot be run: {why}",
-        hint="models of the kinds ESRGAN, Real-ESRGAN and Real-ESRGAN compact can", code=Cause.NO_UPSCALER,
+        hint="use an ESRGAN, Real-ESRGAN or Real-ESRGAN compact model", code=Cause.NO_UPSCALER,
     )  # fmt: skip

@@ -33,7 +33,7 @@ class Edit:
 def apply(index: Index, store: BlobStore, assets: Sequence[Asset], edit: Edit, *, now: datetime) -> list[Asset]:
     """Apply an edit to each of `assets`, in the index and in the sidecars. Returns the assets in their new state.
 
-    Raises: UsageError: the edit changes nothing, the rating is invalid, or the alias is in use or meant for several
+    Raises: UsageError: the edit changes nothing, the rating is invalid, or the alias is in use, or `assets` are several
         files.
     """
     if edit == Edit():

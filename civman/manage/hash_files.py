@@ -1,4 +1,4 @@
-"""Find the SHA-256 of many files: remembered if a file is unchanged or was only renamed, else by reading it."""
+"""Find the SHA-256 of many files. A file is read only if it is new or has changed, not if it was only renamed."""
 
 import os
 from collections.abc import Iterator, Sequence

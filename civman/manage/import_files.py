@@ -75,7 +75,7 @@ class ImportResult:
     noted: int
     """The number of files that got notes, tags or trigger words from other programs."""
     previews: int
-    """The number of files that got a preview image that was beside them."""
+    """The number of files whose preview image, found next to them, was stored."""
     companions: int
     """The number of files beside moved models that were moved with them."""
     notes_refused: tuple[Problem, ...]
@@ -90,7 +90,7 @@ class ImportResult:
     """The number of bytes that had to be read and hashed."""
     broken: tuple[Problem, ...]
     left_out: tuple[LeftOut, ...]
-    """The files that are no model files, by reason."""
+    """The files that are not model files, by reason."""
     kept: tuple[Kept, ...]
     """Files that should have been moved, but also stay where they were."""
 

@@ -79,7 +79,7 @@ class Taking:
         free = shutil.disk_usage(folder).free
         if needed and needed + _SPARE_BYTES > free:
             raise DiskFull(
-                f"the disk is full: there is no room for the files to import, which have {needed:,} bytes; "
+                f"not enough disk space for the files to import, which need {needed:,} bytes; "
                 f"{free:,} bytes are free in `{folder}`",
                 hint="leave the files in place (without --copy and --move), make room, or choose another library with "
                 "--library; nothing was copied",
@@ -113,7 +113,7 @@ class Taking:
         return min(self._paths[sha256], key=lambda seen: not self._links_to_store(Path(seen.path)))
 
     def _stored(self, sha256: Sha256) -> tuple[StoredBlob, dict[str, int]]:
-        """The file in the store, verified, and the permissions of a source that became a hard link of it."""
+        """Store the file and verify it. Returns its path, and the permissions of a source that became a hard link."""
         found = self._store.find(sha256)
         if found is not None and (self._mode is not ImportMode.MOVE or self._is_sound(found)):
             return found, {}

@@ -87,7 +87,7 @@ def contents(entries: Mapping[str, str]) -> Contents | None:
 
 
 def as_png(pixels: Any, told: Contents | None) -> bytes:
-    """Encode (H, W, 3) uint8 pixels as a PNG that contains `told`. The same input gives the same bytes."""
+    """Encode (H, W, 3) uint8 pixels as a PNG with the text entry `told`. The same input gives the same bytes."""
     from PIL import Image  # importing Pillow takes 0.1 s, so import it only when there is an image to write
     from PIL.PngImagePlugin import PngInfo
 

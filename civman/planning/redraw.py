@@ -183,7 +183,7 @@ class _Reader:
             if not self._entries.is_on("AddNet Enabled") or unet is None:
                 continue
             if kind.casefold() not in ("lora", ""):
-                self.add(Drawable.NO, f"additional networks of the kind {kind} are not built")
+                self.add(Drawable.NO, f"additional networks of the kind {kind} are not supported")
             found = re.fullmatch(r"(.*?)\s*\(([0-9a-fA-F]{8,12})\)", self._entries.text(key))
             name, digest = (found[1], found[2].casefold()) if found else (self._entries.text(key), "")
             if name.casefold() in ("none", ""):
@@ -263,7 +263,10 @@ class _Reader:
         if own in UPSCALERS[:-1]:
             return own, None
         if _OTHER_UPSCALERS.search(name):
-            self.add(Drawable.NO, f"the second pass used the upscaler `{name}`, whose kind of network is not built")
+            self.add(
+                Drawable.NO,
+                f"the second pass used the upscaler `{name}`, whose kind of network civman does not support",
+            )
         self.resources.append(NamedFile("upscaler", name))
         if self._version < (1, 8):
             self.add(Drawable.DIFFERS, "A1111 before 1.8 rounded the tiles of an upscaler model in another way")

@@ -65,64 +65,125 @@ _TILED: Final = (
     r"Tile tile (width|height)|Latent tile (width|height))['\"]"
 )
 _FEATURES: Final = (
-    _feature("Face restoration$", NO, "faces were restored (GFPGAN, CodeFormer), which is not built", _is_face),
-    _feature("(ADetailer|DDetailer|YOLO) ", NO, "faces or hands were drawn again by a detector, which is not built"),
-    _feature("Hypernet( |$)|Hypernetworks", NO, "a hypernetwork changed the model, which is not built"),
+    _feature(
+        "Face restoration$", NO, "faces were restored (GFPGAN, CodeFormer), which civman does not support", _is_face
+    ),
+    _feature(
+        "(ADetailer|DDetailer|YOLO) ",
+        NO,
+        "faces or hands were drawn again by a detector, which civman does not support",
+    ),
+    _feature("Hypernet( |$)|Hypernetworks", NO, "a hypernetwork changed the model, which civman does not support"),
     _feature(
         r"ControlNet|(\"preprocessor|model|weight|resize mode|control mode|pixel perfect|starting/ending|"
         r"preprocessor params)$",
-        NEEDS, "a ControlNet followed an image that the settings do not contain",
-        lambda entries: any(name in entries for name in ('"preprocessor', "ControlNet Enabled", "ControlNet-0 Enabled",
-                                                        "ControlNet 0 Enabled", "ControlNet 0", "ControlNet Model",
-                                                        "ControlNet-1 Enabled", "ControlNet-2 Enabled")),
+        NEEDS,
+        "a ControlNet followed an image that the settings do not contain",
+        lambda entries: any(
+            name in entries
+            for name in (
+                '"preprocessor',
+                "ControlNet Enabled",
+                "ControlNet-0 Enabled",
+                "ControlNet 0 Enabled",
+                "ControlNet 0",
+                "ControlNet Model",
+                "ControlNet-1 Enabled",
+                "ControlNet-2 Enabled",
+            )
+        ),
     ),
     _feature(
         "Mimic |Threshold percentile|Dynamic thresholding|CFG mode|CFG scale minimum|Separate Feature Channels|"
         "Scaling Startpoint|Variability Measure|Interpolate Phi",
-        NO, "dynamic thresholding changed the guidance, which is not built",
+        NO,
+        "dynamic thresholding changed the guidance, which civman does not support",
         lambda entries: entries.is_on("Dynamic thresholding enabled"),
     ),
-    _feature(f"Tiled Diffusion|{_TILED}", NO, "the image was drawn in tiles (Tiled Diffusion), which is not built"),
     _feature(
-        "(SD upscale|Ultimate SD upscale) ", NO,
-        "an upscale script drew it again from an image that the settings do not contain; such scripts are not built",
+        f"Tiled Diffusion|{_TILED}", NO, "the image was drawn in tiles (Tiled Diffusion), which civman does not support"
     ),
-    _feature("Token merging|tome_", NO, "tokens were merged to save time, which is not built", _is_merging),
-    _feature("SAG ", NO, "self-attention guidance changed the image, which is not built"),
-    _feature("Cutoff ", NO, "the extension Cutoff changed the prompt, which is not built",
-             lambda entries: entries.is_on("Cutoff enabled")),
-    _feature("AntiBurn|LLuL|Latent Couple|Composable", NO, "an extension changed the sampling, which is not built"),
+    _feature(
+        "(SD upscale|Ultimate SD upscale) ",
+        NO,
+        "an upscale script drew it again from an image that the settings do not contain; civman does not support "
+        "such scripts",
+    ),
+    _feature("Token merging|tome_", NO, "tokens were merged to save time, which civman does not support", _is_merging),
+    _feature("SAG ", NO, "self-attention guidance changed the image, which civman does not support"),
+    _feature(
+        "Cutoff ",
+        NO,
+        "the extension Cutoff changed the prompt, which civman does not support",
+        lambda entries: entries.is_on("Cutoff enabled"),
+    ),
+    _feature(
+        "AntiBurn|LLuL|Latent Couple|Composable", NO, "an extension changed the sampling, which civman does not support"
+    ),
     _feature(
         r"RP |\"?(divisions=|mode$|Use (base|common|N-common)|Base ratio|divide ratio)|[0-9]+ positions=",
-        NO, "a regional prompt divided the image, which is not built",
+        NO,
+        "a regional prompt divided the image, which civman does not support",
     ),
-    _feature("Aesthetic ", NO, "an aesthetic embedding changed the prompt, which is not built",
-             lambda entries: bool(entries.number("Aesthetic weight"))),
-    _feature("NGMS", NO, "the negative prompt was skipped at low noise (NGMS), which is not built",
-             lambda entries: bool(entries.number("NGMS"))),
-    _feature("NPW_", NO, "an extension weighted the negative prompt, which is not built"),
-    _feature("Skip Early CFG", NO, "guidance was skipped in the first steps, which is not built"),
-    _feature("Refiner|Hires (checkpoint|sampler|schedule type|prompt|negative prompt)", NO,
-             "the second pass used another model, sampler or prompt, which is not built"),
-    _feature("FreeU|HyperTile|Kohya|PAG |CFG Rescale", NO, "an extension changed the model, which is not built"),
-    _feature("Postprocess |Extras", NO, "the finished image was upscaled, which is not built"),
-    _feature("Discard penultimate sigma", NO,
-             "the second-to-last noise level was always dropped, which is not built",
-             lambda entries: entries.is_on("Discard penultimate sigma")),
-    _feature("First pass size", NO, "the second pass followed the rules of A1111 before 2023, which are not built"),
-    _feature("Parser", NO, "it was made by SD.Next, whose rules are not built"),
+    _feature(
+        "Aesthetic ",
+        NO,
+        "an aesthetic embedding changed the prompt, which civman does not support",
+        lambda entries: bool(entries.number("Aesthetic weight")),
+    ),
+    _feature(
+        "NGMS",
+        NO,
+        "the negative prompt was skipped at low noise (NGMS), which civman does not support",
+        lambda entries: bool(entries.number("NGMS")),
+    ),
+    _feature("NPW_", NO, "an extension weighted the negative prompt, which civman does not support"),
+    _feature("Skip Early CFG", NO, "guidance was skipped in the first steps, which civman does not support"),
+    _feature(
+        "Refiner|Hires (checkpoint|sampler|schedule type|prompt|negative prompt)",
+        NO,
+        "the second pass used another model, sampler or prompt, which civman does not support",
+    ),
+    _feature(
+        "FreeU|HyperTile|Kohya|PAG |CFG Rescale", NO, "an extension changed the model, which civman does not support"
+    ),
+    _feature("Postprocess |Extras", NO, "the finished image was upscaled, which civman does not support"),
+    _feature(
+        "Discard penultimate sigma",
+        NO,
+        "the second-to-last noise level was always dropped, which civman does not support",
+        lambda entries: entries.is_on("Discard penultimate sigma"),
+    ),
+    _feature(
+        "First pass size", NO, "the second pass followed the rules of A1111 before 2023, which civman does not support"
+    ),
+    _feature("Parser", NO, "it was made by SD.Next, whose rules civman does not follow"),
     _feature(r"Script|[XYZ] (Type|Values)|Fixed [XYZ] Values", NO, "a script made several images in one"),
-    _feature("Extra noise|SGM noise multiplier|Schedule (max|min) sigma|Schedule rho|Mask (mode|source)|Downcast", NO,
-             "a setting of A1111 that is not built"),
-    _feature("Emphasis$", NO, "emphasis followed another rule than the usual one, which is not built",
-             lambda entries: entries.text("Emphasis").casefold() not in ("", "original")),
-    _feature(r"Wildcard|Template|Negative Template|Unprompted|\[?__|Dynamic [Pp]rompts", FINE,
-             "the prompt was made from a template; what it became is in the prompt"),
-    _feature("Score|aesthetic_score|needsReview|modelVersionId|Batch (size|pos)|Lora hashes|TI hashes|VAE hash|"
-             "Model( hash)?$|hashes|resources|civitaiResources|Version|Hires (upscaler|upscale|resize|steps)|User|Size|"
-             "Created Date|Time|Steps$|Sampler$|Seed$|CFG scale$|Clip skip$|Negative prompt$|prompt$|"
-             "Denoising strength$|Schedule type$", FINE, ""),
-)  # fmt: skip
+    _feature(
+        "Extra noise|SGM noise multiplier|Schedule (max|min) sigma|Schedule rho|Mask (mode|source)|Downcast",
+        NO,
+        "a setting of A1111 that civman does not support",
+    ),
+    _feature(
+        "Emphasis$",
+        NO,
+        "emphasis followed another rule than the usual one, which civman does not support",
+        lambda entries: entries.text("Emphasis").casefold() not in ("", "original"),
+    ),
+    _feature(
+        r"Wildcard|Template|Negative Template|Unprompted|\[?__|Dynamic [Pp]rompts",
+        FINE,
+        "the prompt was made from a template; the settings contain the resulting prompt",
+    ),
+    _feature(
+        "Score|aesthetic_score|needsReview|modelVersionId|Batch (size|pos)|Lora hashes|TI hashes|VAE hash|"
+        "Model( hash)?$|hashes|resources|civitaiResources|Version|Hires (upscaler|upscale|resize|steps)|User|Size|"
+        "Created Date|Time|Steps$|Sampler$|Seed$|CFG scale$|Clip skip$|Negative prompt$|prompt$|"
+        "Denoising strength$|Schedule type$",
+        FINE,
+        "",
+    ),
+)
 
 
 def reasons(entries: Entries) -> Iterator[Reason]:

@@ -36,7 +36,11 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
     for tag in _TAG.finditer(prompt):
         kind, parts = tag[1].casefold(), tag[2].split(":")
         if kind not in ("lora", "lyco"):
-            what = "a hypernetwork, which is not built" if kind == "hypernet" else "nothing that civman or A1111 knows"
+            what = (
+                "a hypernetwork, which civman does not support"
+                if kind == "hypernet"
+                else "nothing that civman or A1111 knows"
+            )
             verdict = Drawable.NO if kind == "hypernet" else Drawable.EXACT
             reasons.append(Reason(verdict, f"the tag `{tag[0][:60]}` names {what}"))
             continue
@@ -53,14 +57,14 @@ def _scales(arguments: list[str], *, takes_both: bool) -> tuple[float, float] | 
     named = {match[1]: match[2] for each in arguments if (match := _NAMED.fullmatch(each))}
     positional = [each.strip() for each in arguments if not _NAMED.fullmatch(each)]
     if "dyn" in named or len(positional) > 2:
-        return "has a dynamic rank or more numbers, which is not built"
+        return "has a dynamic rank or more numbers, which civman does not support"
     values = [number(each) for each in positional]
     first = values[0] if values else 1.0
     if first is None:
         return "has no number for its strength"
     second = values[1] if len(values) > 1 else first
     if second is None:
-        return "gives each block of the model its own weight, which is not built"
+        return "gives each block of the model its own weight, which civman does not support"
     if len(values) > 1 and not takes_both:
         second = first
     text = number(named.get("te", str(first)))

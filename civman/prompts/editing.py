@@ -24,7 +24,7 @@ _PART_WEIGHT: Final = re.compile(r"\s*:\s*([-+]?(?:[0-9]+\.?|[0-9]*\.[0-9]+))\s*
 _WHEN: Final = re.compile(r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*")
 _PLAIN: Final = re.compile(r"[^\\()\[\]:|]+")
 _MOST_DEEP: Final = 100
-"""The largest number of changing brackets inside one another."""
+"""The largest number of nested brackets for prompt editing."""
 
 
 class Rule(StrEnum):
@@ -238,7 +238,7 @@ class _Reader:
             self.changing += 1
         if frame.depth > _MOST_DEEP:
             raise UsageError(
-                f"the prompt has more than {_MOST_DEEP} changing brackets inside one another", code=Cause.PROMPT_SYNTAX
+                f"the prompt has more than {_MOST_DEEP} nested brackets for prompt editing", code=Cause.PROMPT_SYNTAX
             )
         for item in made if isinstance(made, list) else [made]:
             self._add(item)

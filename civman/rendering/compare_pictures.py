@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 CLOSE_DB: Final = 40.0
-"""The PSNR in dB above which nobody sees a difference. Source: the usual bound for visually lossless images."""
+"""The PSNR in dB above which differences are invisible. Source: the usual bound for visually lossless images."""
 _TITLES = {"civman": "civman", "threads": "threads", "capability": "instruction set", "attention": "attention backend"}
 
 

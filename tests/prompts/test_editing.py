@@ -174,7 +174,7 @@ def test_any_text_has_a_schedule_and_unchanged_texts_stay_as_they_are(text):
 
 
 def test_deep_brackets_end_in_words_and_not_in_the_interpreter():
-    with pytest.raises(UsageError, match="inside one another") as caught:
+    with pytest.raises(UsageError, match="nested brackets") as caught:
         stages("[" * 3000 + "a" + ":1]" * 3000, Timing(NEW, 6))
     assert caught.value.code == "prompt-syntax"
     assert changes("(" * 100_000) is False

@@ -183,7 +183,7 @@ def has_strength(shapes: Collection[str]) -> bool:
     It does not for OFT, whose alpha is a bound, nor for a LoKr with two full factors, which has no rank.
     """
     if {"dora_scale", "magnitude", "diff_b"} & set(shapes):
-        return False  # these still change the weight or the bias when alpha is 0
+        return False  # these kinds still change the weight or the bias if alpha is 0
     return bool({"down", "a1", "hada_w1_a", "lokr_w1_a", "lokr_w2_a"} & set(shapes))
 
 

@@ -28,7 +28,7 @@ class Cursor:
         end = self.at + count
         if end > len(self.data):
             if count > MAX_PICKLE_BYTES:
-                refuse(f"{self.member} states a text of {count:,} bytes", cause="bad-pickle")
+                refuse(f"{self.member} contains a string of {count:,} bytes", cause="bad-pickle")
             raise NeedsMore
         found = self.data[self.at : end]
         self.at = end
@@ -54,11 +54,11 @@ class Cursor:
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            refuse(f"{self.member} holds text that is not UTF-8", cause="bad-text")
+            refuse(f"{self.member} contains text that is not UTF-8", cause="bad-text")
 
     def integer(self, text: str) -> int:
         """The whole number that `text` states in decimal digits. Raises: InvalidModelFile."""
         digits = text.removesuffix("L").removeprefix("-")
         if not digits.isascii() or not digits.isdecimal() or len(digits) > MAX_NUMBER_BYTES:
-            refuse(f"{self.member} holds an invalid number", cause="bad-pickle")
+            refuse(f"{self.member} contains an invalid number", cause="bad-pickle")
         return int(text.removesuffix("L"))

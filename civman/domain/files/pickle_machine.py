@@ -323,7 +323,7 @@ class _Machine(Cursor):
     def long4(self) -> None:
         size = self.size("<i")
         if not 0 <= size <= MAX_NUMBER_BYTES:
-            refuse(f"{self.member} holds a number of {size:,} bytes", cause="bad-pickle")
+            refuse(f"{self.member} contains a number of {size:,} bytes", cause="bad-pickle")
         self._push(int.from_bytes(self.take(size), "little", signed=True))
 
     def float_(self) -> None:
@@ -331,7 +331,7 @@ class _Machine(Cursor):
         try:
             self._push(float(text))
         except ValueError:
-            refuse(f"{self.member} holds an invalid number", cause="bad-pickle")
+            refuse(f"{self.member} contains an invalid number", cause="bad-pickle")
 
     def binfloat(self) -> None:
         self._push(struct.unpack(">d", self.take(8))[0])
@@ -339,19 +339,19 @@ class _Machine(Cursor):
     def string(self) -> None:
         text = self.line()
         if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"" or "\\" in text:
-            refuse(f"{self.member} holds an invalid text", cause="bad-pickle")
+            refuse(f"{self.member} contains an invalid string", cause="bad-pickle")
         self._push(text[1:-1])
 
     def unicode(self) -> None:
         text = self.line()
         if "\\" in text:
-            refuse(f"{self.member} holds an invalid text", cause="bad-pickle")
+            refuse(f"{self.member} contains an invalid string", cause="bad-pickle")
         self._push(text)
 
     def binstring(self) -> None:
         size = self.size("<i")
         if size < 0:
-            refuse(f"{self.member} holds a text of negative length", cause="bad-pickle")
+            refuse(f"{self.member} contains a string of negative length", cause="bad-pickle")
         self._push(self.take(size).decode("utf-8", errors="replace"))
 
     def short_binstring(self) -> None:

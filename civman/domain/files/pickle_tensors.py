@@ -17,7 +17,7 @@ from civman.domain.files.header_text import BITS, MAX_TENSORS, refuse, short
 from civman.domain.files.pickle_values import Pairs, StoredTensor
 
 _WEIGHTS = ("state_dict", "params_ema", "params-ema", "params", "model_state_dict", "model", "net")
-"""Keys under which trainers save the weights beside other things; the first one that holds tensors counts."""
+"""Keys under which trainers save the weights next to other data; the first one that contains tensors counts."""
 _TRAINING = frozenset({
     "optimizer_state_dict", "optimizer_states", "optimizer", "optimizers", "lr_schedulers", "lr_scheduler", "scheduler",
     "callbacks", "loops", "hyper_parameters", "amp_scaling_state", "native_amp_scaling_state", "hparams",

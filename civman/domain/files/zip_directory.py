@@ -72,7 +72,7 @@ def read_directory(read: ReadAt, file_size: int) -> dict[str, Member]:
 
 
 def _end(read: ReadAt, file_size: int) -> tuple[int, int, int]:
-    """The directory's size, place and number of entries."""
+    """The directory's size, offset and number of entries."""
     raw = read(max(0, file_size - _END.size), _END.size)
     if len(raw) < _END.size or raw[:4] != b"PK\x05\x06":
         refuse("truncated: the archive has no directory at its end", cause="truncated", hint="download it again")
@@ -157,7 +157,7 @@ def _data_start(read: ReadAt, local: int, name: str) -> int:
         refuse(f"`{short(name)}` in the archive is not where its directory says", cause="bad-zip")
     *_, name_bytes, extra_bytes = _LOCAL.unpack_from(raw)
     if raw[_LOCAL.size :] != name.encode() or name_bytes != len(name.encode()):
-        refuse(f"`{short(name)}` in the archive has two names", cause="bad-zip")
+        refuse(f"`{short(name)}` in the archive is listed under two names", cause="bad-zip")
     return local + _LOCAL.size + int(name_bytes) + int(extra_bytes)
 
 
@@ -184,4 +184,4 @@ def _text(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        refuse("the archive's directory holds a name that is not UTF-8", cause="bad-text")
+        refuse("the archive's directory contains a name that is not UTF-8", cause="bad-text")

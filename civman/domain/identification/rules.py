@@ -104,7 +104,7 @@ _INNER = "transformer_blocks"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a file must contain and must not contain, and what it is then.
+    """What a file must and must not contain to match, and what a matching file is.
 
     `also`: families whose files look the same.
     """

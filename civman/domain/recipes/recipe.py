@@ -263,7 +263,7 @@ class Recipe:
     it and resizes the result, as A1111 does.
     """
     prompt_rules: str = ""
-    """How prompts that change or are combined are read, one of `recipe_limits.PROMPT_RULES`; "" if they do not."""
+    """The rules for prompts with editing or `AND` (`recipe_limits.PROMPT_RULES`); "" if the prompts have neither."""
     variation_seed: int = 0
     variation_strength: float = 0.0
     """How far the noise of `variation_seed` replaces that of `seed`: 0 not at all, 1 completely."""
