@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
+from civman.domain import ref_forms as forms
 from civman.domain.catalog import FileId, ModelId, VersionId
 from civman.domain.file_suffixes import CONFIG_SUFFIXES, MODEL_SUFFIXES
 from civman.domain.pasted_text import unwrapped
@@ -268,32 +269,6 @@ Ref = NumberRef | ModelRef | VersionRef | Air | HashRef | ImageRef | PostRef | P
 
 _HEX = re.compile(r"[0-9a-f]+")
 _AIR_WORD = re.compile(r"[a-z0-9_/-]+")
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://|//", re.IGNORECASE)
-_BARE_HOST = re.compile(r"([a-z0-9-]+\.)*civitai\.(com|red|green)(:[0-9]+)?([/?#]|$)", re.IGNORECASE)
-_PLAIN_PATH = re.compile(r"[.~/\\]|[a-z]:[\\/]", re.IGNORECASE)
-_FORCED = re.compile(r"(name|path|picture|hash|sha256|blake3|crc32|autov[123]):\s*(.+)", re.IGNORECASE)
-_NUMBER = re.compile(r"[1-9][0-9]{0,9}").fullmatch
-_SHORT = re.compile(r"(?:civitai:([0-9]+)|([0-9]*)@([0-9]+))(?:\+([0-9]+))?(?:\?(.*))?", re.IGNORECASE)
-_AIR = re.compile(
-    r"(?P<urn>urn:)?(?P<air>air:)?(?:(?P<ecosystem>[a-z0-9_/-]+):(?:(?P<type>[a-z0-9_/-]+):)?)?"
-    r"(?P<source>[a-z0-9_/-]+):(?P<id>[0-9]+)(?:@(?P<version>[0-9]+))?"
-    r"(?:\+(?P<file>[0-9]+))?(?:\.(?P<format>[a-z0-9_-]+))?",
-    re.IGNORECASE,
-)
-_AIR_LIKE = re.compile(r"(urn|air):|(.*:)?civitai:", re.IGNORECASE)
-_OTHER_SOURCE = re.compile(
-    r"(?:[a-z0-9_/-]+:)*?(huggingface|hf|openai|leonardo|replicate|orchestrator|stability|oci):\S+", re.IGNORECASE
-)
-_NOT_MODELS = {
-    "user": "a creator's page",
-    "collections": "a collection",
-    "articles": "an article",
-    "bounties": "a bounty",
-    "3d-models": "a 3D model",
-    "challenges": "a challenge",
-    "search": "a search page",
-    "login": "the login page",
-}
 
 
 def parse_ref(text: str) -> Ref:
@@ -305,29 +280,24 @@ def parse_ref(text: str) -> Ref:
     text = text.strip()
     if not text or not _readable(text):
         raise _invalid("nothing to look up: the text is empty" if not text else "control characters in the text", text)
-    if (forced := _FORCED.fullmatch(text)) and forced[1].lower() in ("name", "path"):
+    if (forced := forms.FORCED.fullmatch(text)) and forced[1].lower() in ("name", "path"):
         return _forced(forced[1].lower(), forced[2], text)
-    bare = text if _PLAIN_PATH.match(text) else unwrapped(text)
-    forms = (
-        _SCHEME.match,
-        _BARE_HOST.match,
-        _SHORT.fullmatch,
-        _AIR.fullmatch,
-        _bare_digest,
-        _FORCED.fullmatch,
-        _NUMBER,
-    )
-    if any(form(bare) for form in forms):
+    bare = text if forms.PLAIN_PATH.match(text) else unwrapped(text)
+    pasted = (
+        forms.SCHEME.match, forms.BARE_HOST.match, forms.SHORT.fullmatch, forms.AIR.fullmatch, forms.FORCED.fullmatch,
+        forms.NUMBER, _bare_digest,
+    )  # fmt: skip
+    if any(form(bare) for form in pasted):
         text = bare
-    if forced := _FORCED.fullmatch(text):
+    if forced := forms.FORCED.fullmatch(text):
         return _forced(forced[1].lower(), forced[2], text)
-    if _SCHEME.match(text) or _BARE_HOST.match(text):
+    if forms.SCHEME.match(text) or forms.BARE_HOST.match(text):
         return _from_address(text)
-    if _PLAIN_PATH.match(text):
+    if forms.PLAIN_PATH.match(text):
         return PathRef(text)
     if text.isascii() and text.isdigit():
         return _from_digits(text)
-    if short := _SHORT.fullmatch(text):
+    if short := forms.SHORT.fullmatch(text):
         model, version = short[1] or short[2], short[3]
         file = _strict_selector(short[5] or "", short[4], text)
         return _numbered(_id(model, text) if model else None, _id(version, text) if version else None, file)
@@ -337,7 +307,7 @@ def parse_ref(text: str) -> Ref:
             text,
             hint="write `model@version` or `@version` with numeric ids",
         )
-    if _AIR_LIKE.match(text) or _OTHER_SOURCE.fullmatch(text):
+    if forms.AIR_LIKE.match(text) or forms.OTHER_SOURCE.fullmatch(text):
         return _from_air(text)
     if "/" in text or "\\" in text or text.lower().endswith(SUFFIXES):
         return PathRef(text)
@@ -382,8 +352,8 @@ def _forced(word: str, rest: str, text: str) -> Ref:
 
 def _from_air(text: str) -> Ref:
     """Text with `urn:`, `air:` or an ecosystem becomes an `Air`; plain `civitai:1@2` becomes a version or model."""
-    if (found := _AIR.fullmatch(text)) is None or found["source"].lower() != "civitai":
-        if other := _OTHER_SOURCE.fullmatch(text):
+    if (found := forms.AIR.fullmatch(text)) is None or found["source"].lower() != "civitai":
+        if other := forms.OTHER_SOURCE.fullmatch(text):
             raise _invalid(
                 f"not on CivitAI but on {other[1].lower()}: {_shown(text)}",
                 text,
@@ -405,7 +375,7 @@ def _from_air(text: str) -> Ref:
 
 def _from_address(text: str) -> Ref:
     try:
-        url = urlsplit(text if "//" in text.split("?")[0] and _SCHEME.match(text) else f"//{text}")
+        url = urlsplit(text if "//" in text.split("?")[0] and forms.SCHEME.match(text) else f"//{text}")
         host = (url.hostname or "").removeprefix("www.")
     except ValueError:
         # `from None`: the cause contains the whole URL with user name and password
@@ -447,7 +417,7 @@ def _from_page(path: str, url: SplitResult, text: str) -> Ref:
         case ["images" | "posts" as section, *rest]:
             found = _picture(section, rest, query, text)
     if found is None:
-        what = _NOT_MODELS.get(path.split("/")[0])
+        what = forms.NOT_MODELS.get(path.split("/")[0])
         message = f"{what}, not a model" if what else "the URL contains no model id"
         raise _invalid(f"{message}: {_shown(text)}", text, hint="paste a URL like https://civitai.com/models/123")
     return found

@@ -25,8 +25,8 @@ from civman.domain.catalog import (
     VersionId,
 )
 from civman.domain.digests import Hashes, Sha256
-from civman.domain.refs import HashKind, NameRef, parse_ref
-from civman.errors import Cause, InvalidRef, NotFound, UsageError
+from civman.domain.refs import HashKind
+from civman.errors import Cause, NotFound, UsageError
 from civman.index import read_assets, read_catalog, read_maintenance
 from civman.index.database import Reader
 from civman.index.full_text_query import Understood, understand
@@ -354,7 +354,7 @@ class Index:
         from civman.index import write_assets
 
         if alias is not None:
-            _require_name(alias)
+            write_assets.require_name(alias)
         with self._writer.transaction() as connection:
             number = write_assets.asset_id(connection, asset)
             if number is None:
@@ -490,13 +490,3 @@ class Index:
 
         with self._writer.transaction() as connection:
             write_assets.save_seen(connection, list(files))
-
-
-def _require_name(alias: str) -> None:
-    try:
-        readable = parse_ref(alias) == NameRef(alias)
-    except InvalidRef:
-        readable = False
-    if not readable:
-        hint = "choose a word that is not a number, hash, URL or path"
-        raise UsageError(f"cannot be an alias: {alias!r}", code=Cause.BAD_ALIAS, hint=hint, alias=alias)

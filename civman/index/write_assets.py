@@ -7,6 +7,8 @@ from typing import Any
 
 from civman.domain.catalog import Asset, FileFacts, ModelType
 from civman.domain.digests import Hashes, Sha256
+from civman.domain.refs import NameRef, parse_ref
+from civman.errors import Cause, InvalidRef, UsageError
 from civman.index import rows, search_rows, write_notes
 from civman.index.index_types import UNREAD, Record, SeenFile, Source
 from civman.index.transactions import IN_LIST, Connection, insert, insert_or_update, listed, named, scalar, update
@@ -96,6 +98,17 @@ def set_alias(connection: Connection, number: int, alias: str | None) -> None:
     """Set the alias of the asset with this row id."""
     connection.execute("UPDATE asset SET alias = ? WHERE id = ?", (alias, number))
     refresh_assets(connection, "a.id = ?", number)
+
+
+def require_name(alias: str) -> None:
+    """Check that an alias can only be read as a name. Raises: UsageError."""
+    try:
+        readable = parse_ref(alias) == NameRef(alias)
+    except InvalidRef:
+        readable = False
+    if not readable:
+        hint = "choose a word that is not a number, hash, URL or path"
+        raise UsageError(f"cannot be an alias: {alias!r}", code=Cause.BAD_ALIAS, hint=hint, alias=alias)
 
 
 def alias_owner(connection: Connection, alias: str) -> int | None:
