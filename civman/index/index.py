@@ -55,10 +55,7 @@ Page = tuple[Model, tuple[ModelVersion, ...]]
 
 
 class Index:
-    """One library's database. A context manager, for use by one thread at a time.
-
-    Every method may raise LibraryError.
-    """
+    """One library's database, for one thread at a time; a context manager. Every method may raise LibraryError."""
 
     def __init__(self, path: Path) -> None:
         """Use `Index.open`, which creates or upgrades the database first."""
