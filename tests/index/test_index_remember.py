@@ -233,5 +233,5 @@ def test_what_answers_again_is_no_longer_gone(index: Index) -> None:
 
 
 def test_time_without_a_zone_is_a_mistake_of_the_caller(index: Index) -> None:
-    with pytest.raises(ValueError, match="without a zone"):
+    with pytest.raises(ValueError, match="without a time zone"):
         index.remember(version(), fetched_at=datetime(2026, 1, 1), source=Source.VERSION)  # noqa: DTZ001

@@ -263,7 +263,7 @@ def test_more_than_the_disk_holds_is_refused_before_the_first_byte(folder: Path)
     partial = Partial(folder, KEY)
     assert partial.acquire()
 
-    with pytest.raises(StoreError, match="no room") as refused:
+    with pytest.raises(StoreError, match="not enough disk space") as refused:
         partial.reserve(10**17)
 
     assert refused.value.code == "disk-full"
@@ -346,7 +346,7 @@ def test_a_lock_under_contention_has_one_holder_at_a_time(tmp_path: Path) -> Non
     [
         (errno.ENOSPC, "disk-full", "free some space"),
         (errno.EROFS, "store", "writable"),
-        (errno.EFBIG, "store", "so large"),
+        (errno.EFBIG, "store", "such a large file"),
     ],
 )
 def test_the_systems_word_becomes_a_cause_and_a_way_out(number: int, code: str, hint: str) -> None:
