@@ -97,6 +97,8 @@ def test_show_says_whether_pictures_may_be_sold(two: CivitaiServer, civman: Civm
     terms = civman("show", "civitai:51207", "--json").json["show"]["licence"]
 
     assert terms["sell_pictures"] in ("yes", "no", "conditional", "unknown")
-    assert any(line.strip().startswith(("images may", "it is not known whether images")) for line in shown.out.splitlines())
+    assert any(
+        line.strip().startswith(("images may", "it is not known whether images")) for line in shown.out.splitlines()
+    )
     commercial = models(civman, "--commercial")
     assert (51207 in commercial) is (terms["sell_pictures"] in ("yes", "conditional"))
