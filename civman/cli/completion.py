@@ -79,7 +79,8 @@ def bash_words() -> Iterator[None]:
     joined, cursor = _joined(words, place)
     os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = "\n".join(joined), str(cursor)
     incomplete = joined[cursor] if cursor < len(joined) else ""
-    skip = max(incomplete.rfind(each) for each in _BREAKS) + 1
+    # bash replaces what follows `:` or `=`, but a word that follows `@` together with the `@`
+    skip = max(0, incomplete.rfind("@"), incomplete.rfind(":") + 1, incomplete.rfind("=") + 1)
     offered = io.StringIO()
     try:
         with redirect_stdout(offered):
