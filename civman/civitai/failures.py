@@ -143,7 +143,7 @@ def _redirected(said: _Said, asked: Asked) -> CivmanError:
     if is_login_address(location):
         return login_page(asked)
     if asked.endpoint is Endpoint.DOWNLOAD and re.match(r"/(model-versions|models)/\d+", path):
-        # browsers get the page that sells early access where programs get 403
+        # browsers are sent to the page that sells early access, programs get 403
         return _early_access(asked, None)
     if not location:
         return BadAnswer(

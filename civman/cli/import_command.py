@@ -32,7 +32,10 @@ def import_(
     ] = False,
     move: Annotated[bool, typer.Option("--move", help="Move the files into the library.")] = False,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Store pickles in a bundle that could run code when loaded.")
+        bool,
+        typer.Option(
+            "--allow-pickle", help="Also import pickles from a bundle, although they could run code when loaded."
+        ),
     ] = False,
 ) -> Result:
     """Add existing model files to the library, or whole folders of other programs, without moving them.

@@ -34,7 +34,7 @@ WHOLE = "verify"
 """The key of the `Started` event that states the total number of bytes to read."""
 _SAVE_EVERY = 200
 _MISSING = "the file is missing"
-_MOVED = "; if it was moved or renamed, `civman import` of its new folder finds it again"
+_MOVED = "; if it was moved or renamed, run `civman import` with its new folder to find it again"
 _AWAY = "the drive that it is on is not connected; if it was moved to another drive, `civman import` finds it again"
 
 

@@ -182,7 +182,7 @@ def _invoke_old(entries: Mapping[str, str]) -> PictureMetadata | None:
     try:
         info = InvokeAIParser().parse(data)
         words = (str(info.full_prompt), str(info.full_negative_prompt))
-    # the library's own error, and whatever else unexpected JSON causes inside it
+    # sd-parsers' own error, and any other exception that unexpected JSON causes in it
     except (ParserError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return None
     sampler, found, more = info.samplers[0], Loose(info.samplers[0].parameters), Loose(info.metadata)

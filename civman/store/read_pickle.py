@@ -309,7 +309,7 @@ class _Source:
         return b"".join(map(bytes, self.pieces(tensor)))
 
     def pieces(self, tensor: StoredTensor) -> Iterator[bytes | memoryview]:
-        """The bytes of a tensor in its own order, in pieces of a few megabytes."""
+        """Iterate over a tensor's bytes, in the order of its elements, in pieces of a few megabytes."""
         width, count = tensor.item_bytes, tensor.count
         if not count:
             return
