@@ -146,7 +146,7 @@ class _Machine(Cursor):
         return Placeholder(what.name)
 
     def _charge(self, count: int) -> None:
-        """Count the values that an opcode copies or searches, because a single opcode may refer to a value of any length."""
+        """Count the values that an opcode copies or searches: a single opcode may refer to a value of any length."""
         self._copied += count
         if self._copied > MAX_OPCODES:
             refuse(f"{self.member} copies its values again and again", cause="too-long-pickle")
