@@ -8,19 +8,21 @@ too, with the information in sidecar files of other programs.
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from civman.civitai.client import CivitaiClient
+from civman.domain.architecture import Identity
 from civman.domain.catalog import NOTHING_SAID, Blob, FileFacts, ModelType
 from civman.domain.digests import Hashes, Sha256
 from civman.domain.events import Notice, OnEvent
 from civman.domain.file_names import safe_name
 from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
 from civman.domain.files.header import Header, sniff
-from civman.domain.identification.identify import facts, identify
+from civman.domain.identification.claims import Claims, claims
+from civman.domain.identification.identify import facts_of, identify
 from civman.errors import CivmanError
 from civman.index import Index, Record, SeenFile
 from civman.manage.hash_files import hash_files
@@ -101,9 +103,25 @@ class _Found:
 
     path: Path
     seen: SeenFile
-    facts: FileFacts = field(default_factory=FileFacts)
-    model_type: ModelType = ModelType.OTHER
+    identity: Identity | None = None
+    said: Claims | None = None
     hashes: Hashes | None = None
+
+    @property
+    def model_type(self) -> ModelType:
+        """The type that the tensors show."""
+        return self.identity.model_type if self.identity is not None else ModelType.OTHER
+
+    def identify(self, header: Header) -> None:
+        """Find out from the header what the file is."""
+        self.said = claims(header.metadata)
+        self.identity = identify(header, self.said)
+
+    def facts(self, base_model: str | None) -> FileFacts:
+        """What the index stores about the file; `base_model` is CivitAI's label."""
+        if self.identity is None or self.said is None:
+            return FileFacts()
+        return facts_of(self.identity, self.said, base_model)
 
     def autov3(self) -> str | None:
         """The digest of the tensors alone, computed on first use; None if it is not a safetensors file."""
@@ -203,14 +221,14 @@ def _examine(found: _Found, broken: list[Problem], on_event: OnEvent) -> bool:
             return False
         header = _header_of_pickle(found.path, on_event) if looks_like_pickle(found.path) else None
         if header is not None:
-            found.facts, found.model_type = facts(header, None), identify(header).model_type
+            found.identify(header)
         return True
     try:
         header = read_header(found.path)
     except CivmanError as error:
         broken.append(Problem(str(found.path), error.message))
         return False
-    found.facts, found.model_type = facts(header, None), identify(header).model_type
+    found.identify(header)
     return True
 
 
@@ -326,9 +344,6 @@ def _keep_previews(store: BlobStore, places: Mapping[Sha256, Sequence[Path]]) ->
 def _record(found: _Found, known: Identification | None, path: Path, now: datetime) -> Record:
     version, file = (known.version, known.file) if known is not None else (None, None)
     sha256 = found.seen.sha256
-    file_facts = found.facts
-    if version is not None and file_facts.kind:
-        file_facts = facts_of_file(path, version.base_model)
     declared = file is not None and known is not None and known.by is FoundBy.SHA256
     return Record(
         blob=Blob(sha256, found.seen.size_bytes, found.path.suffix.lower(), "civitai" if declared else "civman", now),
@@ -338,7 +353,7 @@ def _record(found: _Found, known: Identification | None, path: Path, now: dateti
         added_at=now,
         version=version,
         file=file,
-        facts=file_facts,
+        facts=found.facts(version.base_model if version is not None else None),
         hashes=(found.hashes or other_digests(path)) if file is None else None,
         model_type=found.model_type if version is None else None,
     )

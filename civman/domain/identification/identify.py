@@ -387,7 +387,11 @@ def facts(header: Header, civitai_base_model: str | None = None) -> FileFacts:
     `conflicts` describes each contradiction between them; the tensors take precedence.
     """
     said = claims(header.metadata)
-    identity = identify(header, said)
+    return facts_of(identify(header, said), said, civitai_base_model)
+
+
+def facts_of(identity: Identity, said: Claims, civitai_base_model: str | None) -> FileFacts:
+    """The same for a file whose tensors and metadata were identified before."""
     flags = identity.flags
     if identity.kind is Kind.CHECKPOINT:
         lacking = (("no-text-encoder", identity.has_text_encoder), ("no-vae", identity.has_vae))
