@@ -234,7 +234,7 @@ def test_no_byte_is_lost_and_no_row_is_false(empty: Path) -> None:
 
 @pytest.mark.long
 def test_no_byte_is_lost_in_many_sequences(empty: Path) -> None:
-    play(empty, examples=250, steps=40)()
+    play(empty, examples=120, steps=40)()
 
 
 def test_a_kill_at_any_change_while_moving_loses_nothing(empty: Path, tmp_path: Path) -> None:
