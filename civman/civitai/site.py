@@ -30,7 +30,8 @@ def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.C
     """
     # httpx's debug log contains redirect URLs in full, including the storage's signature
     logging.getLogger("httpcore").setLevel(logging.WARNING)
-    direct: dict[str, httpx.BaseTransport | None] = {f"all://{httpx.URL(address).host}": None}
+    host = httpx.URL(address).host
+    direct: dict[str, httpx.BaseTransport | None] = {f"all://[{host}]" if ":" in host else f"all://{host}": None}
     # loading the trust store takes 50 ms, so plain http on loopback gets a TLS context that trusts no certificate
     needs_tls = not (is_loopback(address) and address.startswith("http:"))
     try:

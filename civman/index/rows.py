@@ -275,8 +275,16 @@ def asset_from(row: Sequence[Any], folder: str) -> Asset:
         if said is None
         else Own(note, from_words(own_tags), from_words(own_words), rating, bool(favourite)),
         from_words(pins), when(used_at),
-        print_ref(version_id, file_id, file_count, sha256=sha256, alias=alias, is_exact=bool(is_exact)),
+        _printed_ref(
+            print_ref(version_id, file_id, file_count, sha256=sha256, alias=alias, is_exact=bool(is_exact)),
+            model_id, file_id,
+        ),
     )  # fmt: skip
+
+
+def _printed_ref(ref: str, model_id: int | None, file_id: int | None) -> str:
+    """`ref`, with the model if the file is not one that the version lists, so that it is seen to differ."""
+    return f"{model_id}{ref}" if file_id is None and model_id is not None and ref.startswith("@") else ref
 
 
 def own_values(own: Own) -> Values:
