@@ -135,7 +135,7 @@ def test_two_precisions_of_one_version_are_told_apart_by_what_list_prints(
         assert civman("inspect", ref, "--json").json["inspect"]["asset"]["file_id"] == number
         assert json.loads(civman("check", ref, "--json").out).get("error", {}).get("code") not in REFUSALS
         # these files have the right names and widths that no encoder has: found, and refused for that
-        assert civman("render", ref, "a fox", "--dry-run", "--json").json["error"]["code"] == "invalid-model-file"
+        assert civman("render", ref, "a fox", "--dry-run", "--json").json["error"]["code"] == "mismatched-parts"
         (edited,) = civman("edit", ref, "--note", f"file {number}", "--json").json["edit"]
         assert edited["file_id"] == number
     removed = civman("remove", FULL, "--yes", "--json").json["remove"]["removed"]
