@@ -20,6 +20,7 @@ from civman.domain.digests import Hashes, Sha256
 from civman.domain.events import Notice, OnEvent
 from civman.domain.file_names import safe_name
 from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
+from civman.domain.files.gguf import MAGIC as GGUF_MAGIC
 from civman.domain.files.header import Header, sniff
 from civman.domain.identification.claims import Claims, claims
 from civman.domain.identification.identify import facts_of, identify
@@ -157,13 +158,15 @@ def import_files(
         known = seen.get(str(path))
         if known is not None and known.sha256 not in held and known.sha256 not in by_digest:
             by_digest[known.sha256] = _Found(path, known)
-    for sha256 in list(by_digest):
-        if not _examine(by_digest[sha256], broken, on_event):
-            del by_digest[sha256]
     places: dict[Sha256, list[Path]] = {}
     for path in scan.files:
         if str(path) in seen:
             places.setdefault(seen[str(path)].sha256, []).append(path)
+    for sha256, found in list(by_digest.items()):
+        if not _examine(found, broken, on_event):
+            del by_digest[sha256]
+            broken += [replace(broken[-1], path=str(path)) for path in places[sha256] if path != found.path]
+            del places[sha256]
     ours = places.keys()
     taking = Taking(index, store, mode, hashed, scan.links)
     if mode is not ImportMode.IN_PLACE:
@@ -203,7 +206,7 @@ def import_files(
         companions=companions,
         notes_refused=tuple(Problem(each.path, each.message) for said in beside.values() for each in said.refused),
         unanswered=tuple(Problem(said.path, said.message) for said in identified.unanswered),
-        duplicates=len(seen) - len(ours),
+        duplicates=sum(len(same) - 1 for same in places.values()),
         rehomed=len(rehomed),
         read_bytes=hashed.read_bytes,
         broken=tuple(broken),
@@ -215,9 +218,13 @@ def import_files(
 def _examine(found: _Found, broken: list[Problem], on_event: OnEvent) -> bool:
     """Read the file's header. Returns False, and records a problem, if the content does not match the file's suffix."""
     if found.path.suffix.lower() not in SAFETENSORS_SUFFIXES:
-        content = sniff(read_first(found.path))
-        if content in ("html", "xml", "empty", "git-lfs"):
+        first = read_first(found.path)
+        content = sniff(first)
+        if content in ("html", "xml", "empty", "git-lfs", "json"):
             broken.append(Problem(str(found.path), f"not a model file: its content is {content}"))
+            return False
+        if found.path.suffix.lower() == ".gguf" and not first.startswith(GGUF_MAGIC):
+            broken.append(Problem(str(found.path), "not a GGUF file: it does not begin with `GGUF`"))
             return False
         header = _header_of_pickle(found.path, on_event) if looks_like_pickle(found.path) else None
         if header is not None:

@@ -332,7 +332,8 @@ class Resolver:
             )
         if self._client is None:
             return self._saved(page, None, file)
-        return self._complete(page, page.versions[0], file)
+        newest = next((version for version in page.versions if version.files), page.versions[0])
+        return self._complete(page, newest, file)
 
     def _version(self, version_id: VersionId, model_id: ModelId | None, file: str | None) -> ResolvedVersion:
         if self._client is None:
