@@ -89,6 +89,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.long
 def test_the_readme_shows_what_the_demo_prints(tmp_path: Path) -> None:
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     shown = next(block for block in readme.split("```") if "$ civman search" in block)

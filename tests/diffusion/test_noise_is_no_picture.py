@@ -69,6 +69,7 @@ def test_random_weights_are_refused_and_kept_with_force(civman: Civman, tmp_path
     assert (tmp_path / "out.png").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "LMS", "DDIM", "Heun"])
 def test_a_trained_model_is_drawn_at_the_size_where_the_check_applies(civman: Civman, tmp_path, sampler):
     done = civman(

@@ -70,6 +70,7 @@ def test_our_scheduler_in_diffusers_loop_makes_our_picture(tiny_files: dict[str,
     assert np.abs(ours.pixels / 255 - theirs).max() < 0.5 / 255 + 1e-3
 
 
+@pytest.mark.long
 def test_loading_imports_neither_the_compiler_nor_sympy_and_spoils_nothing(tiny_files: dict[str, Path]) -> None:
     script = f"""
 import sys

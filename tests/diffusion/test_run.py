@@ -147,7 +147,10 @@ def test_sdxl_equals_diffusers_own_pipeline(models: Models) -> None:
     assert np.abs(ours.pixels / 255 - theirs).max() < 0.5 / 255 + 1e-4
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "sampler",
+    [pytest.param(each, id=each.name, marks=[pytest.mark.long] if each.is_adaptive else []) for each in SAMPLERS],
+)
 def test_every_sampler_repeats_itself_and_no_two_of_a_batch_are_alike(models: Models, sampler: Any) -> None:
     model = models("sd1")
     recipe = replace(PLAIN, sampler=sampler.name, count=2, batch_size=2)

@@ -93,6 +93,7 @@ def test_a_layer_computes_with_the_bits_of_a_loaded_model(
     assert any(weight.is_meta for weight in sparing.unet.parameters()), "large weights are gone again"
 
 
+@pytest.mark.long
 def test_the_picture_is_the_same_to_the_byte_and_other_adapters_take_over(
     tiny_files: dict[str, Path], tmp_path: Path
 ) -> None:

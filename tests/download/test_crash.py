@@ -9,6 +9,7 @@ from crashing import kills
 from rig import model_bytes
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_download_killed_eight_times_ends_verified_and_fetches_little_again(tmp_path: Path) -> None:

@@ -267,6 +267,7 @@ def test_names_from_a_stranger_are_made_safe_and_the_future_is_not_believed(tmp_
     assert asset.added_at.year < 9999
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_no_changed_byte_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory, at: int, value: int) -> None:

@@ -24,6 +24,7 @@ def test_the_caption_is_what_the_pictures_show(draw: Draw) -> None:
     assert squares.share(colour="green", shape="square", ground="yellow") >= 5 / 6
 
 
+@pytest.mark.long
 def test_emphasis_decides_between_two_sizes(draw: Draw) -> None:
     larger, even, smaller = draw(
         *(Ask(f"a (small:{small}) (large:{large}) blue square on a yellow background")
@@ -34,6 +35,7 @@ def test_emphasis_decides_between_two_sizes(draw: Draw) -> None:
     assert even.area > smaller.area + 0.06
 
 
+@pytest.mark.long
 def test_emphasis_on_a_colour_keeps_the_picture_what_it_was(draw: Draw) -> None:
     # this model reads colours off the whole caption, the end of it too: weight on the one word moves little
     plain, strong = draw(Ask(CIRCLE), Ask("a large (red:1.4) circle on a blue background"))
@@ -42,6 +44,7 @@ def test_emphasis_on_a_colour_keeps_the_picture_what_it_was(draw: Draw) -> None:
     assert set(strong.pixels).isdisjoint(plain.pixels)
 
 
+@pytest.mark.long
 def test_a_negative_prompt_takes_away_what_it_names(draw: Draw) -> None:
     prompt = "a large shape on a white background"
     free, no_circle, no_triangle = draw(
@@ -54,6 +57,7 @@ def test_a_negative_prompt_takes_away_what_it_names(draw: Draw) -> None:
     assert no_triangle.share(shape="triangle") == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "fact", "steps"), [("outline", "hollow", 0.08), ("stripes", "banding", 0.1)])
 def test_a_lora_acts_more_the_higher_its_scale(draw: Draw, name: str, fact: str, steps: float) -> None:
     prompt = "a large black circle on a yellow background"
@@ -65,6 +69,7 @@ def test_a_lora_acts_more_the_higher_its_scale(draw: Draw, name: str, fact: str,
     assert all(after > before + steps for before, after in pairwise(strengths)), strengths
 
 
+@pytest.mark.long
 def test_two_adapters_of_two_kinds_both_act(draw: Draw) -> None:
     stripes, night, both = draw(
         *(Ask("a large yellow circle on a green background", loras=dict.fromkeys(names, 1.0))
@@ -97,6 +102,7 @@ def test_another_vae_tints_the_same_picture(draw: Draw) -> None:
     assert np.abs(np.array(warm.pictures) - expected).max() < 0.02
 
 
+@pytest.mark.long
 def test_clip_skip_2_reads_an_open_prompt_in_another_way(draw: Draw) -> None:
     plain, skipped, open_plain, open_skipped = draw(
         *(Ask(prompt, more={"clip_skip": skip}) for prompt in (CIRCLE, "a large circle") for skip in (1, 2))
@@ -109,6 +115,7 @@ def test_clip_skip_2_reads_an_open_prompt_in_another_way(draw: Draw) -> None:
     assert sum((a.colour, a.ground) != (b.colour, b.ground) for a, b in pairs) >= 4
 
 
+@pytest.mark.long
 def test_every_sampler_draws_the_scene_in_its_own_way(draw: Draw) -> None:
     names = ("Euler", "Euler a", "DPM++ 2M", "DPM++ SDE", "Heun", "UniPC", "DDIM", "LMS")
     shots = draw(*(Ask(CIRCLE, more={"sampler": name}) for name in names), count=2)

@@ -18,8 +18,7 @@ ON_CPU = Conditions(device="cpu")
 
 
 @pytest.fixture
-def held(library: Library, stock: Path) -> Library:
-    library.files.import_files([stock])
+def held(library: Library, stocked: Path) -> Library:
     return library
 
 

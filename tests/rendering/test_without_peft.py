@@ -17,6 +17,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("stocked")
 def test_a_picture_with_a_lora_is_the_same_where_peft_is_absent(root: Path) -> None:
