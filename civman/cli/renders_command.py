@@ -89,7 +89,7 @@ def renders(
 
 
 def picture_value(picture: "KeptPicture") -> dict[str, object]:
-    """A recorded image as a JSON object."""
+    """Convert a recorded image to a JSON object."""
     from civman.domain.printed_refs import picture_ref
 
     record = picture.record
@@ -108,8 +108,11 @@ def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip:
     from civman.domain.printed_refs import picture_ref
 
     if not found:
-        if total:
-            console.print(f"there {'is' if total == 1 else 'are'} only {counted(total, 'image')}")
+        matches = "matches" if total == 1 else "match"
+        if total > skip:  # --forget-missing removed every image of this page
+            console.print(f"{counted(total, 'other image')} {matches}")
+        elif total:
+            console.print(f"only {counted(total, 'image')} {matches}, so --skip {skip} leaves none")
         else:
             console.print("no images match; `civman render CHECKPOINT PROMPT` makes one")
         return
