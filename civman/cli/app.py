@@ -22,7 +22,7 @@ _NEED_OTHERS = ("help", "config")
 
 
 def build(only: str | None = None) -> typer.Typer:
-    """The command line with all commands, or with the command `only` alone, which starts sooner."""
+    """Build the command line with all commands, or with the command `only` alone, which starts sooner."""
     built = typer.Typer(
         name="civman",
         help="Find, download, check and manage Stable Diffusion models from CivitAI, and make images with them.\n\n"
@@ -57,7 +57,7 @@ def _root(
 
 
 def _needed(arguments: Sequence[str]) -> str | None:
-    """The only command that these arguments need; None if they may need all."""
+    """Return the only command that these arguments need; None if they may need all."""
     words = completion.words_before_cursor()
     name = next((word for word in (arguments if words is None else words) if not word.startswith("-")), None)
     known = {known for _, each in commands() for known in (each.name, each.alias)}
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
 
 
 def _refused_by_typer(error: Exception, output: Output) -> int | None:
-    """The exit code for an exception of typer itself; None for other exceptions.
+    """Return the exit code for an exception of typer itself; None for other exceptions.
 
     Typer raises exceptions for `--help`, for an invalid option and for an interrupted prompt.
     """

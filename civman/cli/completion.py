@@ -51,7 +51,9 @@ def _as_typed(_parameter: object, _context: object, value: object) -> object:
 
 
 def words_before_cursor() -> list[str] | None:
-    """The words of the command line before the one that is being completed, without `civman`; None without a request.
+    """Return the words of the command line before the one to be completed, without `civman`.
+
+    None if the shell does not request completions.
 
     They are what typer will read, except that words which bash has split are not rejoined.
     """
@@ -108,12 +110,12 @@ def _joined(words: Sequence[str], place: int) -> tuple[list[str], int]:
 
 
 def _starting(values: Iterable[tuple[str, str]], incomplete: str) -> list[tuple[str, str]]:
-    """The values, each with a description, that start with the typed text."""
+    """Select the values that start with the typed text. Each value has a description."""
     return [(value, text) for value, text in dict(values).items() if value.startswith(incomplete)]
 
 
 def refs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Aliases and printed refs of the files in the library."""
+    """Complete a ref with the aliases and the printed refs of the files in the library."""
     from civman.errors import CivmanError
 
     try:
@@ -139,49 +141,49 @@ def _stored(context: typer.Context) -> list[tuple[str, str]]:
 
 
 def samplers(incomplete: str) -> list[tuple[str, str]]:
-    """Names of samplers that start with the typed text."""
+    """Complete the name of a sampler."""
     from civman.diffusion.samplers import SAMPLERS
 
     return _starting([(sampler.name, "") for sampler in SAMPLERS], incomplete)
 
 
 def schedules(incomplete: str) -> list[tuple[str, str]]:
-    """Names of noise schedules that start with the typed text."""
+    """Complete the name of a noise schedule."""
     from civman.diffusion.noise_levels import Schedule
 
     return _starting([(schedule.value, "") for schedule in Schedule], incomplete)
 
 
 def model_types(incomplete: str) -> list[tuple[str, str]]:
-    """CivitAI's model types that start with the typed text."""
+    """Complete one of CivitAI's model types."""
     from civman.domain.catalog import ModelType
 
     return _starting([(kind.value, "") for kind in ModelType], incomplete)
 
 
 def base_models(incomplete: str) -> list[tuple[str, str]]:
-    """CivitAI's base models that start with the typed text."""
+    """Complete one of CivitAI's base models."""
     from civman.domain.search_query import known_base_models
 
     return _starting([(name, "") for name in known_base_models()], incomplete)
 
 
 def sort_orders(incomplete: str) -> list[tuple[str, str]]:
-    """Sort orders of CivitAI's search that start with the typed text."""
+    """Complete a sort order of CivitAI's search."""
     from civman.domain.search_query import Sort
 
     return _starting([(order.value, "") for order in Sort], incomplete)
 
 
 def layouts(incomplete: str) -> list[tuple[str, str]]:
-    """Names of the programs whose folder layout a view can have."""
+    """Complete the name of a program whose folder layout a view can have."""
     from civman.exchange.view_folders import layouts as all_layouts
 
     return _starting([(name, layout.place) for name, layout in all_layouts().items()], incomplete)
 
 
 def presets(incomplete: str) -> list[tuple[str, str]]:
-    """Names of the presets in the settings that start with the typed text."""
+    """Complete the name of a preset in the settings."""
     from civman.errors import CivmanError
     from civman.settings import load_settings
 
@@ -193,7 +195,7 @@ def presets(incomplete: str) -> list[tuple[str, str]]:
 
 
 def setting_names(incomplete: str) -> list[tuple[str, str]]:
-    """Names of settings for `civman config` that start with the typed text."""
+    """Complete the name of a setting for `civman config`."""
     from civman.manage.edit_settings import PLAIN_KEYS
 
     return _starting([*((key, "") for key in PLAIN_KEYS), ("render.presets.", "NAME.OPTION")], incomplete)

@@ -57,7 +57,7 @@ def config(
 
 
 def _values(settings: "Settings") -> dict[str, dict[str, object]]:
-    """Every setting with its value and its source; a preset's options are one value."""
+    """List every setting with its value and its source. The options of a preset are one value."""
     render = settings.render
     values: dict[str, object] = {
         "library": settings.library, "civitai_url": settings.civitai_url, "offline": settings.offline,

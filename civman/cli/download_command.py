@@ -88,7 +88,7 @@ def download(
 
 
 def _planned(plans: "list[tuple[Job | Outcome, Path | None]]") -> Result:
-    """The result of a dry run: the planned downloads, each with the path where the file would be stored."""
+    """Build the result of a dry run: the planned downloads, each with the path where the file would be stored."""
     return Result(
         "plan",
         [_plan_value(plan, place) for plan, place in plans],
@@ -150,7 +150,7 @@ def note_ambiguous(session: Session, outcomes: "Sequence[Outcome]") -> None:
 
 
 def report(outcomes: "Sequence[Outcome]") -> Result:
-    """The result of downloads. Raises: the error of the download, if there was only one and it failed."""
+    """Build the result of downloads. Raises: the download's error, if there was only one download and it failed."""
     from civman.errors import PartlyFailedError
 
     failed = [outcome for outcome in outcomes if outcome.error is not None]

@@ -70,7 +70,7 @@ def _print(console: "Console", assets: "Sequence[Asset]") -> None:
 
 
 def own_lines(asset: "Asset") -> list[str]:
-    """The user's annotations of an asset, one line for each kind."""
+    """Format the user's annotations of an asset, one line for each kind of annotation."""
     own = asset.own
     lines = {
         "alias": asset.alias or "",

@@ -61,7 +61,10 @@ def import_(
 
 
 def _fault(imported: "ImportResult") -> "CivmanError | None":
-    """The error to report if files could not be moved, folders not read, files are damaged, or there are none."""
+    """Return the error to report, if any.
+
+    It is reported if files could not be moved, folders could not be read, files are damaged, or no file was found.
+    """
     from civman.errors import Cause, ExitCode, NotFound, PartlyFailedError, StoreError
     from civman.manage.scan_folders import FAULTS
 

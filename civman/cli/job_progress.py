@@ -24,7 +24,7 @@ class Share:
 
 
 def shares(recipes: "Sequence[Recipe]") -> list[Share]:
-    """The plans of a job. The work of a pass is taken as proportional to its steps and its number of pixels."""
+    """Return each plan's share of the job. A pass is taken to cost its steps times its number of pixels."""
     found = []
     for recipe in recipes:
         first, second = float(recipe.steps * recipe.width * recipe.height), 0.0
@@ -63,7 +63,7 @@ class JobProgress:
         return f"{rate:.2f} it/s" if rate >= 1 else f"{1 / rate:.2f} s/it"
 
     def advance(self, step: Step, now: float) -> None:
-        """Take one step event that arrived at the time `now`, in seconds."""
+        """Process one step event that arrived at the time `now`, in seconds."""
         last = self._last
         is_new_pass = last is None or (step.first, step.stage) != (last.first, last.stage) or step.step <= last.step
         if is_new_pass and step.first == 1 and step.stage == "first":
@@ -78,7 +78,7 @@ class JobProgress:
         self.words = self._words(step)
 
     def _done(self, step: Step) -> float:
-        """The number of finished images plus the finished fraction of the images being rendered."""
+        """Return the number of finished images plus the finished fraction of the images being rendered."""
         share = self._job[self._plan] if self._plan < len(self._job) else Share(step.count)
         before = sum(each.images for each in self._job[: self._plan]) + step.first - 1
         part = step.step / max(step.steps, 1)

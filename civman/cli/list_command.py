@@ -163,7 +163,7 @@ def _fitting(session: Session, checkpoint: str) -> "Fits":
 
 
 def asset_value(asset: "Asset") -> dict[str, object]:
-    """An asset as a JSON object, with the source of each trigger word."""
+    """Convert an asset to a JSON object, with the source of each trigger word."""
     import dataclasses
 
     value: dict[str, object] = {field.name: getattr(asset, field.name) for field in dataclasses.fields(asset)}
@@ -245,12 +245,15 @@ def _table(console: "Console", assets: "Sequence[Asset]", total: int, skip: int)
 
 
 def _place(asset: "Asset", same_names: "Collection[str]") -> str:
-    """The name of a file that is not on CivitAI, preceded by its folder if another listed file has the same name."""
+    """Return the name of a file that is not on CivitAI.
+
+    If another listed file has the same name, the file's folder precedes it.
+    """
     return str(Path(Path(asset.path).parent.name, asset.name)) if asset.name in same_names else asset.name
 
 
 def _marks(asset: "Asset") -> str:
-    """The user's annotations of an asset in a few characters, such as "=alias ♥"."""
+    """Abbreviate the user's annotations of an asset to a few characters, such as "=alias ♥"."""
     own = asset.own
     words = [f"={asset.alias}"] if asset.alias else []
     words += ["♥"] if own.is_favourite else []

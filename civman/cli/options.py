@@ -39,7 +39,7 @@ FileOpt = Annotated[
 
 
 def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[str]:
-    """The refs given on the command line and in the file `from_file`; `-` stands for the lines of stdin.
+    """Return the refs given on the command line and in the file `from_file`; `-` stands for the lines of stdin.
 
     Empty lines and text after `#` are ignored. Raises: UsageError: there are no refs, or the file cannot be read.
     """
@@ -101,7 +101,7 @@ def output_options(
     no_metadata: bool,
     strip_prompt: bool,
 ) -> "OutputOptions":
-    """The format in which images are written. Raises: UsageError: two options exclude each other."""
+    """Return the format in which images are written. Raises: UsageError: two options exclude each other."""
     from civman.errors import UsageError
     from civman.rendering.save_pictures import EmbeddedMetadata, OutputOptions
 

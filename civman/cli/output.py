@@ -28,7 +28,7 @@ JSON_SHAPE = 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """The result of a command in every form of output. `error`: what to raise after showing it, if a part failed."""
+    """The result of a command for every form of output. `error` is raised after it is shown, if a part failed."""
 
     kind: str
     value: object
@@ -138,7 +138,7 @@ class Output:
         self._stderr.flush()
 
     def console(self, *, to_stderr: bool = False) -> "Console":
-        """A rich console for stdout or stderr. Without a terminal it uses no colours and shortens nothing."""
+        """Create a rich console for stdout or stderr. Without a terminal it uses no colours and shortens nothing."""
         from rich.console import Console  # importing this takes 0.03 s, which --json and --quiet can skip
 
         stream = self._stderr if to_stderr else self._stdout
@@ -162,7 +162,7 @@ def _holds_all(stream: TextIO) -> bool:
 
 
 def plain(value: object) -> Any:  # JSON values have no more specific type
-    """`value` as JSON types: dataclasses become objects without their `raw` field, times become ISO 8601."""
+    """Convert `value` to JSON types: dataclasses become objects without their `raw` field, times become ISO 8601."""
     match value:
         case None | bool() | int() | float():
             return value
@@ -185,7 +185,7 @@ def plain(value: object) -> Any:  # JSON values have no more specific type
 
 
 def error_value(error: "CivmanError") -> dict[str, Any]:
-    """An error as a JSON object."""
+    """Convert an error to a JSON object."""
     return {
         "code": error.code,
         "exit_code": int(error.exit_code),
@@ -196,12 +196,12 @@ def error_value(error: "CivmanError") -> dict[str, Any]:
 
 
 def clean(text: str) -> str:
-    """`text` without terminal control characters: names and messages may come from untrusted sources."""
+    """Remove terminal control characters from `text`, since names and messages may come from untrusted sources."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def size(size_bytes: int | None) -> str:
-    """A size for people, such as "6.46 GB" (in powers of 1000, as on CivitAI)."""
+    """Format a size for people, such as "6.46 GB" (in powers of 1000, as on CivitAI)."""
     if size_bytes is None:
         return "?"
     value = float(size_bytes)

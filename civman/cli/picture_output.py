@@ -26,7 +26,7 @@ def is_picture_file(text: str) -> bool:
 
 
 def picture_path(library: "Library", text: str) -> Path | None:
-    """The image file that `text` refers to, as a path or as a ref such as `picture:12`; None if it refers to no image.
+    """Find the image file that `text` refers to, as a path or as a ref such as `picture:12`; None if there is none.
 
     Raises: NotFound: no image with this number was made with this library, or its file no longer exists.
     """

@@ -31,7 +31,7 @@ _KITTY_FROM_KONSOLE: Final = 220400
 
 
 class Protocol(StrEnum):
-    """How a terminal is sent a picture."""
+    """The protocol by which an image is sent to a terminal."""
 
     KITTY = "kitty"
     ITERM = "iterm"
@@ -39,7 +39,7 @@ class Protocol(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Viewing:
-    """Whether to open images and to show previews of them; None: as the settings say."""
+    """Whether to open images and to show previews of them. None means that the settings decide."""
 
     opens: bool | None = None
     previews: bool | None = None
@@ -74,7 +74,7 @@ def viewed(session: Session, result: Result, paths: Sequence[Path], viewing: Vie
 
 
 def protocol_of(environ: Mapping[str, str]) -> Protocol | None:
-    """The protocol that the terminal with these environment variables understands; None if unknown."""
+    """Return the protocol that the terminal with these environment variables understands; None if unknown."""
     term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
     if environ.get("TMUX") or term.startswith(("tmux", "screen", "dumb")) or not term:
         return None  # tmux and screen do not pass pictures on
@@ -107,7 +107,7 @@ def print_preview(console: "Console", path: Path, *, rows: int = _ROWS) -> bool:
 
 
 def small_png(path: Path) -> bytes:
-    """A reduced copy of a picture as PNG, without any metadata."""
+    """Reduce an image and encode it as PNG, without any metadata."""
     from PIL import Image  # importing this takes 0.03 s, and only some terminals need it
 
     with Image.open(path) as picture:
@@ -120,7 +120,7 @@ def small_png(path: Path) -> bytes:
 
 
 def kitty_sequence(png: bytes, rows: int) -> str:
-    """The escape sequences of kitty's graphics protocol that show a PNG in this many rows, and ask it for no reply."""
+    """Build kitty's escape sequences that show a PNG in this many rows and request no reply from the terminal."""
     text = base64.b64encode(png).decode("ascii")
     pieces = [text[place : place + _CHUNK] for place in range(0, len(text), _CHUNK)]
     words = []
@@ -131,6 +131,6 @@ def kitty_sequence(png: bytes, rows: int) -> str:
 
 
 def iterm_sequence(png: bytes, rows: int) -> str:
-    """The escape sequence of iTerm2 that shows a PNG in this many rows."""
+    """Build iTerm2's escape sequence that shows a PNG in this many rows."""
     text = base64.b64encode(png).decode("ascii")
     return f"\x1b]1337;File=inline=1;size={len(png)};height={rows};preserveAspectRatio=1:{text}\a"

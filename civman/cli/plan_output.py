@@ -17,7 +17,7 @@ _SHOWN = 3
 
 
 def plan_value(plan: "Planned", preset: "Preset | None" = None) -> dict[str, object]:
-    """A render plan as a JSON object, with the preset that was used."""
+    """Convert a render plan to a JSON object, with the preset that was used."""
     return {
         "recipe": json.loads(plan.recipe.to_json()), "recipe_sha256": plan.recipe.sha256,
         "files": plan.files, "notices": plan.notices,
@@ -53,7 +53,7 @@ def _form(weights: str) -> str:
 
 
 def rendering_value(made: "Rendering") -> dict[str, object]:
-    """A finished image as a JSON object."""
+    """Convert a finished image to a JSON object."""
     record = made.record
     return {
         "id": made.id, "path": made.path, "seed": made.seed, "pixel_sha256": made.pixel_sha256,

@@ -40,7 +40,7 @@ _LEAST_TEXT = 10
 
 @contextmanager
 def downloading(output: Output, files: int = 1) -> Iterator[OnEvent]:
-    """Show the progress of downloading `files` files, if that many are known of, and their total.
+    """Show the progress of each download and, if several are expected (`files`) or running, of all together.
 
     The listener may be called from several threads.
     """
@@ -53,7 +53,7 @@ def downloading(output: Output, files: int = 1) -> Iterator[OnEvent]:
 
 @contextmanager
 def reading(output: Output) -> Iterator[OnEvent]:
-    """Show a progress bar while stored files are read in turn; without a terminal, only notices are printed."""
+    """Show a progress bar while stored files are read one by one; without a terminal, only notices are printed."""
     if not output.is_live:
         yield _notices(output)
         return
@@ -106,7 +106,7 @@ def verifying(output: Output) -> Iterator[OnEvent]:
 
 @contextmanager
 def drawing(output: Output, job: Sequence[Share], *, called: str = "prompt") -> Iterator[OnEvent]:
-    """Show how much of all images is done, the steps per second and the remaining time.
+    """Show how much of all images is done, the number of steps per second and the remaining time.
 
     `job`: the plans, in order; `called`: what a plan is called if there are several. Without a terminal, only notices
     are printed.
@@ -134,7 +134,7 @@ def drawing(output: Output, job: Sequence[Share], *, called: str = "prompt") -> 
 
 
 def _notices(output: Output) -> OnEvent:
-    """A listener for output without a terminal: prints notices and ignores other events."""
+    """Return a listener for output without a terminal. It prints notices and ignores other events."""
     return lambda event: output.notice(event.message) if isinstance(event, Notice) else None
 
 
@@ -172,7 +172,7 @@ class _Display:
 
 @contextmanager
 def _display(output: Output, columns: Any) -> Iterator[_Display]:
-    """A display of bars with the columns that `columns` returns for the width of the terminal."""
+    """Show bars with the columns that `columns` returns for the width of the terminal."""
     from rich.progress import Progress  # importing this takes 0.06 s, and only a terminal needs it
 
     console = output.console(to_stderr=True)
@@ -186,7 +186,10 @@ def _display(output: Output, columns: Any) -> Iterator[_Display]:
 
 
 def _download_columns(width: int) -> "Sequence[ProgressColumn]":
-    """Name, bar, bytes, speed and remaining time, in `width` cells; a state takes the place of speed and time."""
+    """Create the columns name, bar, bytes, speed and remaining time, which together are `width` cells wide.
+
+    If a download has a state, it replaces speed and time.
+    """
 
     def numbers(task: "Task") -> str:
         if task.total is None:
@@ -201,7 +204,7 @@ def _download_columns(width: int) -> "Sequence[ProgressColumn]":
 
 
 def _drawing_columns(width: int) -> "Sequence[ProgressColumn]":
-    """What is being rendered, bar, percentage, steps per second and remaining time, in `width` cells."""
+    """Create the columns description, bar, percentage, steps per second and remaining time, in `width` cells."""
 
     def rest(task: "Task") -> str:
         left = remaining(task.time_remaining) if task.total else ""
@@ -211,7 +214,7 @@ def _drawing_columns(width: int) -> "Sequence[ProgressColumn]":
 
 
 def remaining(seconds: float | None) -> str:
-    """A remaining time in at most 7 characters: "0:09", "12:30", "3:05:00"; "--:--" if unknown."""
+    """Format a remaining time in at most 7 characters: "0:09", "12:30", "3:05:00"; "--:--" if unknown."""
     if seconds is None:
         return "--:--"
     whole = max(0, int(seconds))
@@ -222,7 +225,7 @@ def remaining(seconds: float | None) -> str:
 
 
 def _columns(width: int, numbers: Any, rest: Any, *, numbers_width: int = _NUMBERS) -> "Sequence[ProgressColumn]":
-    """Four columns that together fit in `width`; the bar is left out if it would be shorter than 8 cells."""
+    """Create four columns that together fit in `width`; the bar is left out if it would be shorter than 8 cells."""
     from rich.progress import BarColumn, ProgressColumn
     from rich.table import Column
     from rich.text import Text
@@ -242,7 +245,7 @@ def _columns(width: int, numbers: Any, rest: Any, *, numbers_width: int = _NUMBE
 
 
 def layout(width: int, numbers_width: int) -> tuple[int, int]:
-    """The widths of text and bar in a line of `width` cells next to the numbers; 0: no bar."""
+    """Compute the widths of text and bar for a line of `width` cells that also contains numbers; 0: no bar."""
     room = width - numbers_width - _REST - 3
     text = min(_TEXT, room - 9)
     if text < 24 and room >= _LEAST_TEXT:
@@ -251,7 +254,7 @@ def layout(width: int, numbers_width: int) -> tuple[int, int]:
 
 
 def _shortened(text: str, cells: int) -> str:
-    """The text in at most `cells` characters: its middle is left out, because file names differ at both ends."""
+    """Shorten the text to `cells` characters by omitting its middle, because file names differ at both ends."""
     if len(text) <= cells:
         return text
     end = min(cells // 3, 11)
@@ -259,7 +262,7 @@ def _shortened(text: str, cells: int) -> str:
 
 
 class _Bars:
-    """A bar for each download; with several files, the first line is the total of all."""
+    """A bar for each download. With several files, a first line shows the total of all."""
 
     def __init__(self, display: _Display, files: int) -> None:
         self._display = display
@@ -338,7 +341,7 @@ class _Bars:
 
 
 class _Lines:
-    """Progress for logs and pipes: a line when a download starts or ends, and the state of all every ten seconds."""
+    """Progress for logs and pipes: a line when a download starts or ends, and every ten seconds the state of all."""
 
     def __init__(self, output: Output) -> None:
         self._output = output

@@ -98,7 +98,7 @@ def sync(
 
 
 def _first(results: "Sequence[tuple[str, CivmanError | None]]") -> "CivmanError | None":
-    """The error to raise for a command: the only failure, or an error that lists all of them; None if all worked."""
+    """Combine errors into the one that a command raises: the only error, or one that lists all; None if all worked."""
     from civman.errors import PartlyFailedError
 
     failed = [(ref, error) for ref, error in results if error is not None]

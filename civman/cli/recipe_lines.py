@@ -20,7 +20,7 @@ _TITLES: Final = {
 
 
 def recipe_lines(recipe: "Recipe") -> Iterator[str]:
-    """One line for each group of settings, then one line for all others; default values are omitted."""
+    """Format a recipe's settings: one line for each group, then one line for all others. Default values are omitted."""
     others = []
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
@@ -38,7 +38,7 @@ def recipe_lines(recipe: "Recipe") -> Iterator[str]:
 
 
 def _parts(value: Any, usual: object) -> Iterator[str]:
-    """The fields of a nested value as text; those that equal the default `usual` are omitted."""
+    """Format the fields of a nested value as text, except those that equal the default `usual`."""
     has_usual = usual is not MISSING and usual is not None
     names = [field.name for field in dataclasses.fields(value)]
     if {"width", "height"} <= set(names):

@@ -381,7 +381,7 @@ def _conditions(device: str | None, trigger: str, *, force: bool, allow_partial:
 
 
 def _prompts(prompt: str | None, file: Path | None, *, brought: bool) -> list[str]:
-    """The prompts from the command line or a file; one empty prompt if a grid varies the prompt (`brought`)."""
+    """Return the prompts from the command line or a file; one empty prompt if a grid varies the prompt (`brought`)."""
     from civman.errors import Cause, UsageError
 
     if prompt is None and brought:

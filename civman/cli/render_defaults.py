@@ -1,4 +1,4 @@
-"""What a render takes from the settings: the option `--preset`, and the checkpoint if the command line has none."""
+"""What a render takes from the settings: the values of a preset (`--preset`), and the default checkpoint."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -20,7 +20,7 @@ _NOT_IN_PRESETS: Final = frozenset({
 
 
 def preset_options(render: Any) -> dict[str, Any]:
-    """The options of `civman render` that a preset can set: name without dashes → typer's parameter."""
+    """Map the options of `civman render` that a preset can set, without dashes, to typer's parameters."""
     return {
         text.removeprefix("--"): option
         for option in render.params
@@ -30,7 +30,7 @@ def preset_options(render: Any) -> dict[str, Any]:
 
 
 def _apply(context: typer.Context, name: str | None) -> str | None:
-    """Make a preset's values the defaults of the other options; called by typer before it reads those."""
+    """Make a preset's values the defaults of the other options; typer calls this before it reads those options."""
     if name is None or context.resilient_parsing:
         return name
     from civman.settings import load_settings  # importing this takes 0.02 s, which --help does not need
@@ -59,7 +59,7 @@ PresetOpt = Annotated[
 
 
 def chosen_preset(session: Session, context: typer.Context, name: str | None) -> "Preset | None":
-    """The preset named `name`, after a notice that lists its values.
+    """Look up the preset named `name`, after printing a notice that lists its values.
 
     Raises: UsageError (`no-preset`): there is no such preset. ConfigError: it sets an unknown option.
     """
@@ -84,7 +84,7 @@ def chosen_preset(session: Session, context: typer.Context, name: str | None) ->
 
 
 def _is_typed(context: typer.Context, option: Any) -> bool:
-    """Whether the command line itself has a value for this option, which then overrides the preset's."""
+    """Whether the option is on the command line itself and therefore overrides the preset's value."""
     source = context.get_parameter_source(option.name) if option is not None else None
     return source is not None and source.name == "COMMANDLINE"
 
@@ -104,7 +104,7 @@ def require_options(values: Mapping[str, object], options: Mapping[str, object],
 
 
 def values_text(values: Mapping[str, object]) -> str:
-    """A preset's values in one line, such as "steps 30, size 832x1216"."""
+    """Format a preset's values in one line, such as "steps 30, size 832x1216"."""
     words = []
     for key, value in values.items():
         items = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -281,7 +281,7 @@ def _words(result: "ReplayResult") -> str:
 
 
 def _error(source: "RecipeSource", results: "Sequence[ReplayResult]") -> "CivmanError | None":
-    """The error for a replay whose pixels differ from the recorded ones; None if no pixels differ."""
+    """Return the error for a replay whose pixels differ from the recorded ones; None if no pixels differ."""
     from civman.errors import NotIdentical
     from civman.rendering.compare_pictures import Verdict
 

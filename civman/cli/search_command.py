@@ -98,7 +98,7 @@ def search(
 
 
 def _ref(page: "ModelPage") -> str:
-    """The model and the version that is downloaded by default; only the model if it lists no version."""
+    """Return the ref of the version that is downloaded by default, or of the model if it lists no version."""
     from civman.domain.file_choice import version_ref
 
     return f"{page.model.id}{version_ref(page.versions[0])}" if page.versions else f"civitai:{page.model.id}"

@@ -121,7 +121,7 @@ class Session:
 
 
 def _require_library(folder: Path) -> None:
-    """Raises: NotFound (`no-library`): nothing in this folder looks like a library."""
+    """Check that `folder` contains a library. Raises: NotFound (`no-library`): nothing in it looks like one."""
     if (folder / "library.db").exists() or (folder / "blobs").exists():
         return
     from civman.errors import Cause, NotFound

@@ -15,7 +15,7 @@ _MOST_REASONS = 12
 
 
 def settings_result(found: "Iterable[Redraw]") -> Result:
-    """The result of checking settings: one object per line with --json, counts and the main reasons for people."""
+    """Build the result of checking settings: an object per line with --json, counts and main reasons for people."""
 
     def human(console: "Console") -> None:
         verdicts: Counter[str] = Counter()

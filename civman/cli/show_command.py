@@ -145,21 +145,21 @@ def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[As
 
 
 def facts_words(asset: "Asset") -> str:
-    """The properties read from a file's header in a few words, such as "checkpoint sd1 fp16"."""
+    """Describe in a few words what was read from a file's header, such as "checkpoint sd1 fp16"."""
     facts = asset.facts
     words = (facts.adapter or facts.kind, facts.architecture, facts.precision, *facts.flags)
     return " ".join(word for word in words if word) or asset.blob.suffix.lstrip(".")
 
 
 def pickle_words(asset: "Asset | None") -> str:
-    """What is known about a pickle: whether civman has read it, without running it. None: it is not stored."""
+    """Describe a pickle file by whether civman has read it (without running it). None: the file is not stored."""
     if asset is None:
         return "pickle"
     return "pickle, read without running" if asset.facts.kind else "pickle that civman does not read"
 
 
 def _trigger_lines(version: "ModelVersion", held: "Sequence[Asset]") -> list[str]:
-    """The trigger words, one line per source: CivitAI, and the metadata of the stored files."""
+    """Format the trigger words in one line per source: CivitAI, and the metadata of the stored files."""
     sources = {
         "trigger words": version.trained_words,
         "trigger words in the file": tuple(
@@ -200,7 +200,7 @@ def _file_row(version: "ModelVersion", file: "ModelFile", held: "dict[Sha256, As
 
 
 def _ref(version: "ModelVersion", file: "ModelFile", assets: "Iterable[Asset]") -> str:
-    """The ref of a version's file. For a stored file it is the library's own, which distinguishes replaced contents."""
+    """Return the ref of a version's file. For a stored file it is the library's own, which identifies its contents."""
     from civman.domain.printed_refs import file_ref
 
     stored = (asset for asset in assets if asset.version_id == version.id and asset.blob.sha256 == file.hashes.sha256)
@@ -214,7 +214,7 @@ def _version_ref(version: "ModelVersion", assets: "Iterable[Asset]") -> str:
 
 
 def licence_terms(version: "ModelVersion") -> "Terms":
-    """The licence terms for images made with this version: its creator's terms combined with its base model's."""
+    """Combine the licence terms of this version's creator with those of its base model, for images made with it."""
     from civman.domain.licence import Part, terms_of
 
     model = version.model

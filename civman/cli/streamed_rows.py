@@ -11,7 +11,7 @@ from civman.errors import CivmanError, Interrupted
 
 
 class StreamedRows:
-    """Rows of one result. A context manager: leaving it ends the result, also after an error.
+    """The rows of one result. Use it as a context manager: its end is also the end of the result, even after an error.
 
     With `--json` the rows are one list in one object, as in other results. If an error ends the list early, the object
     contains the rows so far and the error.

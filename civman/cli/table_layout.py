@@ -104,7 +104,7 @@ UNLIMITED = 200
 
 
 def fitted_widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], limit: int | None) -> list[int]:
-    """The width of each column in cells; 0 for a column that is left out. `limit` None: as wide as needed."""
+    """Compute the width of each column in cells; 0 for a column that is left out. `limit` None: as wide as needed."""
     from rich.cells import cell_len
 
     def longest(texts: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls) -> "Vocabulary":
-        """Load the lists that are part of the package."""
+        """Load the lists of allowed values (`enums.json`) that are shipped with civman."""
         raw: dict[str, Any] = json.loads(files("civman.demo").joinpath("enums.json").read_text(encoding="utf-8"))
         return cls(
             enums={name: values for name, values in raw.items() if name[0].isupper()},

@@ -26,14 +26,14 @@ class Reader:
         self.issues: list[Issue] = []
 
     def text(self, name: str) -> str | None:
-        """A single value; None if missing or empty."""
+        """Return the parameter's only value; None if it is missing or empty. More than one value is an error."""
         values = self._params.get(name, [])
         if len(values) > 1:
             self._wrong_type(name, "string", "array")
         return values[0] or None if values else None
 
     def one_of(self, name: str, allowed: Sequence[str], default: str | None = None) -> str | None:
-        """One value from a list of allowed words."""
+        """Return the parameter's value, which must be one of `allowed`; `default` if it is missing."""
         values = self._params.get(name, [])
         if not values:
             return default
@@ -42,7 +42,7 @@ class Reader:
         return values[0]
 
     def some_of(self, name: str, allowed: Sequence[str]) -> list[str]:
-        """Any number of allowed words; a comma does not separate them."""
+        """Return all values of the parameter, each of which must be in `allowed`. A comma does not separate values."""
         values = list(self._params.get(name, []))
         for place, value in enumerate(values):
             if value not in allowed:
@@ -50,7 +50,7 @@ class Reader:
         return values
 
     def number(self, name: str, default: int, minimum: int, maximum: int | None = None) -> int:
-        """A whole number; empty counts as 0."""
+        """Parse a whole number between `minimum` and `maximum`; an empty value counts as 0."""
         if name not in self._params:
             return default
         text = self._params[name][0].strip() or "0"
@@ -67,18 +67,18 @@ class Reader:
         return value
 
     def boolean(self, name: str) -> bool:
-        """A flag that accepts only certain words."""
+        """Parse a boolean parameter. Words other than those for true and false are reported as an error."""
         text = (self._params.get(name, ["false"])[0] or "false").lower()
         if text not in _TRUE + _FALSE:
             self._not_allowed([name], _TRUE + _FALSE)
         return text in _TRUE
 
     def presence(self, name: str) -> bool:
-        """A flag that any text sets, including "false"."""
+        """Return whether the parameter has any text as its value, including "false"."""
         return bool(self._params.get(name, [""])[0])
 
     def integers(self, name: str) -> frozenset[int] | None:
-        """Integers, separated by commas or repeated. None if missing; an empty text is 0."""
+        """Parse integers that are separated by commas or repeated. None if missing; an empty text is 0."""
         if name not in self._params:
             return None
         parts = [part.strip() or "0" for value in self._params[name] for part in value.split(",")]

@@ -122,7 +122,10 @@ def _precise(tensor: Tensor) -> torch.dtype:
 
 
 class Later:
-    """Changes to streamed weights: applied each time a layer is called, with the same bits as `apply` writes."""
+    """Changes to streamed weights.
+
+    They are applied each time a layer is called and give weights that are bit-identical to those that `apply` writes.
+    """
 
     def __init__(self, device: torch.device) -> None:
         """`device`: the device on which the weights are computed."""

@@ -44,7 +44,7 @@ class Schedule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NoiseLevels:
-    """The noise levels a model was trained on: `alphas[t]` is ᾱ, the remaining share of signal at timestep t, falling.
+    """The noise levels a model was trained on. `alphas[t]` is ᾱ, the share of signal at timestep t, which falls with t.
 
     `every`: the model was trained on every n-th timestep only (LCM: 19, 39, … 999); levels are interpolated between
     those, and the model is evaluated at the nearest one. `is_by_alpha`: interpolate log ᾱ between timesteps (UniPC)

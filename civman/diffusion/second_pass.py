@@ -51,7 +51,7 @@ def covering(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
 
 
 def _enlarged(pixels: Tensor, width: int, height: int, upscaler: str, upscale: Upscale | None) -> Any:
-    """Upscale one image and return it as (H, W, 3) uint8: rounded down to 8 bits, upscaled, then resized with Lanczos.
+    """Convert one image to uint8 (rounding down), upscale it, resize it with Lanczos, and return it as (H, W, 3).
 
     An upscaler works at multiples of 8 pixels, so for some sizes the image is resampled more than once.
     """

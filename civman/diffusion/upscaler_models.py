@@ -126,7 +126,7 @@ def _newer(name: str) -> str:
 
 
 def _from_numbers(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of ESRGAN's first layout, which numbers its layers, under the later names."""
+    """Rename tensors from ESRGAN's original layout, which numbers the layers, to the names of the later layout."""
     layers = sorted({int(name.split(".")[1]) for name in named if re.fullmatch(r"model\.\d+\.weight", name)})
     first, *rises, high, last = layers
     names = {first: "conv_first", high: "conv_hr", last: "conv_last"}

@@ -100,7 +100,10 @@ def _end(read: ReadAt, file_size: int) -> tuple[int, int, int]:
 
 
 def _entry(raw: bytes, at: int) -> tuple[str, Member, int, int]:
-    """One entry of the directory: its name, the member, the place of its local header, the position after the entry."""
+    """Parse one entry of the ZIP central directory.
+
+    Returns its name, its `Member`, the offset of its local header, and the offset of the next entry in `raw`.
+    """
     if len(raw) - at < _ENTRY.size or raw[at : at + 4] != b"PK\x01\x02":
         refuse("the archive's directory is damaged", cause="bad-zip")
     (_, _, _, flags, method, _, _, crc32, packed, size, name_bytes, extra_bytes, comment_bytes, _, _, _, local) = (

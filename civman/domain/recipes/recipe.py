@@ -1,4 +1,4 @@
-"""A render request, and the recipe made from it, which determines the image completely.
+"""A render request, and the recipe made from it, which specifies everything but the machine and library versions.
 
 A `RenderRequest` may leave values open; a `Recipe` may not: it names every file by SHA-256 and contains every number.
 Its canonical JSON (sorted keys, no spaces, UTF-8, with the schema number) is stored in images, and the recipe's own
