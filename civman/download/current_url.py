@@ -30,7 +30,7 @@ class CurrentUrl:
             return address
 
     def is_current(self, address: DownloadAddress | None) -> bool:
-        """Whether `address` is the one that `get` returned last, or it is None and `get` has not returned one yet."""
+        """Whether `address` is the URL in use. None is current while there is no URL in use."""
         return address is self._address
 
     def discard(self, address: DownloadAddress | None) -> None:

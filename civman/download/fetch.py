@@ -122,7 +122,7 @@ class Fetcher:
                 raise Interrupted(f"the download of `{file.name}` was stopped")
 
     def _in_place(self, key: str, file: ModelFile, places: Sequence[SeenFile], on_event: OnEvent) -> StoredBlob | None:
-        """The file outside the store, if one of `places` still has its bytes: unchanged, or read again now."""
+        """Find the file at one of `places`, outside the store. Files that changed since the last reading are hashed."""
         if file.hashes.sha256 is None or self._present(file) is not None:
             return None
         for seen in sorted(places, key=lambda seen: not is_unchanged(seen)):

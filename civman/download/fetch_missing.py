@@ -60,7 +60,7 @@ def _fetch(
 
 
 def _ref(lost: Missing, air: str, resolve: Callable[[str], ResolvedVersion]) -> str:
-    """A ref to the file of the version `air` that has the needed SHA-256.
+    """Return a ref to the file with the needed SHA-256 in the version `air`.
 
     Raises: IntegrityError: no file of the version has this SHA-256.
     """

@@ -178,7 +178,7 @@ class Downloads:
         return tuple(seen for seen in self._index.places([sha256]) if Path(seen.path).is_absolute())
 
     def find_stored(self, ref: str, file: str | None) -> Outcome | None:
-        """The stored file that `ref` means, for a file that CivitAI does not have; None if it is not stored either."""
+        """Find the stored file that `ref` means, without CivitAI; None if there is none, or `ref` is ambiguous."""
         try:
             asset = find_asset(self._index, parse_ref(ref), file)
         except (NotFound, AmbiguousRef, UsageError):

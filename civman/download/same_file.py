@@ -35,7 +35,7 @@ class Identity:
         return validator.etag if validator else None
 
     def check(self, body: Body, *, is_first: bool) -> int:
-        """Check that `body` is of this file and return the file's size.
+        """Check that the response `body` belongs to this file, and return the file's size.
 
         `is_first`: no response was accepted before in this attempt.
 

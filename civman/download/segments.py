@@ -73,15 +73,15 @@ class Spans:
         return iter(tuple(self._spans))
 
     def first(self, start: int, size: int | None, connection: StorageConnection) -> Span:
-        """The span of the very first request. Nothing is known about the server yet, perhaps not even `size`."""
+        """Add the span of the first request. Nothing is known about the server yet, perhaps not even `size`."""
         return self._added(Span(start, min(size or _LARGEST_SPAN, start + self._span_bytes(size)), connection))
 
     def whole(self, size: int, connection: StorageConnection) -> Span:
-        """The span of a request for the complete file."""
+        """Add the span of a request for the complete file."""
         return self._added(Span(0, size, connection, is_whole=True))
 
     def next(self, gaps: Gaps, size: int, connection: StorageConnection) -> Span | None:
-        """The lowest part of `gaps` that no connection is downloading.
+        """Add a span for the lowest part of `gaps` that no connection is downloading.
 
         If there is none: a part of the slowest span, if taking it over saves time.
         """
@@ -111,7 +111,7 @@ class Spans:
             span.connection.abort()
 
     def abort_unanswered(self, longest_s: float) -> None:
-        """Abort connections whose complete response headers have not arrived after `longest_s`, even if some have."""
+        """Abort connections that have not received all response headers within `longest_s`; some are not enough."""
         now = time.monotonic()
         for span in self._spans:
             if span.asked_at and now - span.asked_at > longest_s:

@@ -1,4 +1,4 @@
-"""The state that the connections of one transfer share: who downloads which bytes, and the file's identity."""
+"""The state shared by the connections of a transfer: which of them downloads which bytes, and the file's identity."""
 
 import threading
 import time
@@ -74,14 +74,14 @@ class SpanQueue:
             self._changed.notify_all()
 
     def abort_unanswered(self, longest_s: float) -> None:
-        """Abort connections whose complete response headers have not arrived after `longest_s`, even if some have."""
+        """Abort connections that have not received all response headers within `longest_s`; some are not enough."""
         with self._changed:
             self._spans.abort_unanswered(longest_s)
 
     # -- for the threads that download ------------------------------------------------------------------------------
 
     def claim(self, connection: StorageConnection) -> Span | None:
-        """The next span to download over `connection`, waiting for one if necessary.
+        """Return the next span to download over `connection`, waiting for one if necessary.
 
         None: there is nothing left to do.
         """

@@ -62,7 +62,7 @@ class Workers:
             worker.thread.start()
 
     def grow(self, now: float, *, received_bytes: int, response_s: float, spare_spans: Callable[[], int]) -> None:
-        """Add as many threads as should help, if it is time to decide.
+        """Add as many threads as are expected to help, if a decision is due.
 
         To be called repeatedly after the first response.
         """

@@ -82,7 +82,7 @@ def header(name: str, size_bytes: int) -> bytes:
 
 
 def padding(size_bytes: int) -> bytes:
-    """The zero bytes after a member."""
+    """The zero bytes that fill the last tar block of a member of `size_bytes`."""
     return bytes(-size_bytes % BLOCK)
 
 
@@ -93,7 +93,7 @@ def manifest_bytes(packed: list[Packed]) -> bytes:
 
 
 def total_bytes(manifest_size: int, packed: list[Packed]) -> int:
-    """The size of the whole file."""
+    """The size in bytes of the whole bundle file."""
     sizes = [manifest_size, *(size for each in packed for _, size in each.members())]
     return sum(BLOCK + size + -size % BLOCK for size in sizes) + 2 * BLOCK
 
@@ -120,14 +120,14 @@ class Reader:
             raise bad_bundle(f"it {what} ({size_bytes} bytes, not {expected})")
 
     def small(self, name: str, size_bytes: int) -> bytes:
-        """The whole contents of a sidecar or preview."""
+        """Read the whole contents of a sidecar or preview."""
         self._begin(name, size_bytes)
         data = self._take(size_bytes)
         self._end_member(size_bytes)
         return data
 
     def blob(self, name: str, size_bytes: int, view: memoryview) -> Iterator[memoryview]:
-        """A blob's contents, piece by piece in `view`."""
+        """Read a blob's contents piece by piece into `view`."""
         self._begin(name, size_bytes)
         left = size_bytes
         while left:

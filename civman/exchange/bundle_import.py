@@ -159,7 +159,7 @@ class _Taker:
 
 
 def checked_facts(data: bytes, now: datetime) -> dict[str, Any]:
-    """The trustworthy part of a sidecar from another machine: names are made safe, and no time is in the future.
+    """Parse a sidecar from another machine: unsafe names and times in the future are replaced, pins are removed.
 
     Raises: IntegrityError: `bad-bundle`.
     """

@@ -172,7 +172,9 @@ class Project:
         except FileNotFoundError:
             return {}
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read `{self.manifest}`: {error}", hint="fix that file") from error
+            raise ConfigError(
+                f"cannot read `{self.manifest}`: {error}", hint="check its permissions and its TOML syntax"
+            ) from error
 
     def _document(self) -> str:
         self._document_plain()
@@ -294,7 +296,7 @@ def _without_models(text: str, refs: set[str]) -> str:
 
 
 def _means(typed: str, entry: str, locked: Sequence[Locked]) -> bool:
-    """Whether a typed text means this entry: its ref, its model, version, file, digest or name."""
+    """Whether a typed text identifies this entry, by its ref, model, version, file, digest or name."""
     if _canonical(typed) == entry:
         return True
     words = typed.casefold()

@@ -18,7 +18,7 @@ Fetch = Callable[[Sequence[str], Examine | None], Sequence[Outcome]]
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """The result for one entry of the lock: its file is in the library, was downloaded, is missing, or an error."""
+    """The result for one entry of the lock: its file, which was present or was downloaded, or else an error."""
 
     entry: Locked
     asset: Asset | None = None
@@ -82,7 +82,7 @@ class Syncing:
         return [self._synced(entry, outcomes.get(entry)) for entry in entries]
 
     def check(self) -> list[Synced]:
-        """Which files of the lock the library contains. Changes nothing and needs no network."""
+        """Report which files of the lock the library contains. Changes nothing and needs no network."""
         return [self._synced(entry, None) for entry in self.entries()]
 
     def entries(self) -> list[Locked]:

@@ -97,7 +97,7 @@ def plan_view(
     folder: Path, assets: Iterable[Asset], index: Index, store: BlobStore, after: Manifest, before: Manifest | None,
     safe: SafeAssets | None = None,
 ) -> ViewPlan:  # fmt: skip
-    """What must happen in `folder` so that it shows `assets` as `after` specifies. Changes nothing in `folder`.
+    """Plan the changes that make `folder` show `assets` as `after` specifies. Changes nothing in `folder`.
 
     `safe`: show the safetensors copies of pickles.
 
@@ -190,7 +190,7 @@ class _Planner:
         return ViewPlan(self._folder, self._layout, self._manifest, after, tuple(self._steps), tuple(skipped))
 
     def _placed(self, assets: Iterable[Asset]) -> tuple[list[tuple[str, Asset]], list[Skipped]]:
-        """The oldest asset of each blob with its folder, oldest first, so that the oldest gets the plain name."""
+        """Choose a folder for the oldest asset of each blob. The oldest come first, so they get the plain names."""
         found: dict[tuple[str, Sha256], Asset] = {}
         skipped: list[Skipped] = []
         for asset in sorted(assets, key=lambda asset: (asset.added_at, asset.blob.sha256)):

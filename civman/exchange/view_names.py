@@ -11,7 +11,7 @@ _BREAKS = re.compile(r"[^\w.+-]+")
 
 
 def stem_key(folder: str, name: str) -> tuple[str, str]:
-    """What two names may not share: the folder and the name without extension, ignoring case.
+    """The key that must be unique in a view: the folder and the name without extension, ignoring case.
 
     Programs treat `x.safetensors` and `x.ckpt` as the same model, and their companion files would have the same names.
     """

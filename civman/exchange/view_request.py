@@ -35,7 +35,7 @@ class ViewRequest:
 
 
 def plan_requested_view(index: Index, store: BlobStore, root: Path, folder: Path, request: ViewRequest) -> ViewPlan:
-    """Plan the view in `folder` for the library in `root`. Changes nothing but missing safetensors copies.
+    """Plan the view in `folder` for the library in `root`. Creates missing safetensors copies, unless it is a dry run.
 
     Raises: UsageError: no layout was given, or the folder cannot hold a view. NotFound, AmbiguousRef: a ref.
     """

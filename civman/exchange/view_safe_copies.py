@@ -21,7 +21,7 @@ class SafeAssets:
         self._copies: dict[Sha256, SafeCopy] = {}
 
     def shown(self, asset: Asset) -> Asset | str:
-        """The asset with the path and name of its safetensors copy, or why a pickle cannot be shown safely.
+        """Return the asset with the path and name of its safetensors copy, or why a pickle cannot be shown safely.
 
         Assets that are not pickles are returned unchanged. Raises: StoreError, DiskFull.
         """

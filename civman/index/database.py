@@ -84,7 +84,7 @@ def library_error(path: Path, error: sqlite3.Error) -> LibraryError:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours; also text that cannot be stored, such as a file name that is not UTF-8."""
+    """Convert errors to civman's: SQLite's, and those for text that cannot be stored (file names not in UTF-8)."""
     try:
         yield
     except sqlite3.Error as error:

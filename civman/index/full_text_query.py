@@ -60,7 +60,7 @@ def understand(reader: Reader, words: Iterable[str]) -> Understood:
 
 
 def column_match(column: str, text: str) -> str:
-    """A query for `text` as a phrase in one column; an empty string if `text` contains no word."""
+    """Build a query for `text` as a phrase in one column; an empty string if `text` contains no word."""
     tokens = tokens_of(text)
     return f"{{{column}}} : {_quoted(' '.join(tokens))}" if tokens else ""
 
@@ -81,7 +81,7 @@ def _pieces(words: Iterable[str]) -> list[tuple[bool, str]]:
 
 
 def _one(reader: Reader, token: str) -> tuple[str, str]:
-    """The expression for one word, and the words it was replaced by, if any."""
+    """Build the match expression for one word. Also returns the words that it was replaced by, if any."""
     begins = reader.one("SELECT 1 FROM search_word WHERE term >= ? AND term < ? LIMIT 1", [token, token + "\U0010ffff"])
     if begins is not None and not _UNSPACED.search(token):
         return f"({_quoted(token)} OR {_quoted(token)} *)", ""
@@ -127,7 +127,7 @@ def _near(reader: Reader, token: str) -> list[str]:
 
 
 def spelling_distance(one: str, other: str, most: int) -> int:
-    """The number of letters to change, insert, delete or swap. Any number above `most` means "more than `most`".
+    """Count the letters to change, insert, delete or swap. Any number above `most` means "more than `most`".
 
     >>> spelling_distance("harbuor", "harbour", 2)
     1

@@ -104,7 +104,7 @@ class HeldFile:
 
 @dataclass(frozen=True, slots=True)
 class Undigested:
-    """A file without some of the digests that other programs name it by; `missing` are the kinds."""
+    """A file for which some digests used by other programs are not known yet. `missing` lists their kinds."""
 
     sha256: Sha256
     path: str

@@ -68,7 +68,7 @@ def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head")
 
 @contextmanager
 def _locked(path: Path) -> Iterator[Connection]:
-    """A connection inside `BEGIN IMMEDIATE` with foreign keys off: committed at the end, rolled back on any error.
+    """Open a connection inside `BEGIN IMMEDIATE` with foreign keys off; commit at the end, roll back on any error.
 
     With foreign keys on, rebuilding a parent table would silently delete its ON DELETE CASCADE children. They cannot be
     switched off inside a transaction, so this is done when connecting.

@@ -95,7 +95,7 @@ def where(reader: Reader, condition: str, parameters: Sequence[object]) -> list[
 
 
 def by_digest(reader: Reader, digest: str, kind: HashKind | None) -> list[Asset]:
-    """Assets with this digest, of `kind` or of any kind that it may be. A prefix of a SHA-256 is enough."""
+    """Assets with this digest, of the given kind, or of any kind if `kind` is None. A prefix of a SHA-256 is enough."""
     tests: list[str] = []
     if kind in (None, HashKind.SHA256, HashKind.AUTOV2):
         tests.append("(b.sha256 >= ?1 AND b.sha256 < ?1 || 'g')")
@@ -130,7 +130,7 @@ def by_name(reader: Reader, name: str) -> list[Asset]:
 
 
 def _condition(wanted: AssetFilter, asked: Understood, order: str) -> tuple[str, str, list[object]]:
-    """The tables that the filter and the order need (usually only assets), the condition, and its parameters."""
+    """Return the tables that the filter and the order need (usually only assets), the condition and its parameters."""
     tests: list[str] = ["1"]
     given: list[object] = []
 

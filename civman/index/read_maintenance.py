@@ -50,7 +50,7 @@ def held_files(reader: Reader, digests: Iterable[Sha256] | None = None) -> list[
 
 
 def places(reader: Reader, digests: Iterable[Sha256]) -> list[SeenFile]:
-    """All remembered paths of files with these digests."""
+    """All recorded paths of files with these digests."""
     sql = (
         "SELECT path, device, inode, size_bytes, mtime_ns, sha256 FROM seen_file "
         "WHERE sha256 IN (SELECT value FROM json_each(?)) ORDER BY rowid"

@@ -283,7 +283,7 @@ def asset_from(row: Sequence[Any], folder: str) -> Asset:
 
 
 def _printed_ref(ref: str, model_id: int | None, file_id: int | None) -> str:
-    """`ref`, with the model if the file is not one that the version lists, so that it is seen to differ."""
+    """Add the model's id to `ref` if the version does not list the file, so that the ref shows the difference."""
     return f"{model_id}{ref}" if file_id is None and model_id is not None and ref.startswith("@") else ref
 
 

@@ -243,7 +243,7 @@ class SeenFileRow(Row, table=True):
 
 
 class FitRow(Row, table=True):
-    """The verdict on one file with one checkpoint, so that listing what fits does not read every header again.
+    """The saved verdict on one file with one checkpoint: to list the files that fit, no header is read again.
 
     `labels` are the base models of checkpoint and file when the verdict was made, with a line break between them;
     `rules` is the version of the compatibility rules. There is no foreign key: the verdict stays true if a file is

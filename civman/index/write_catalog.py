@@ -49,7 +49,7 @@ def remember(
 
 
 def add_missing(connection: Connection, versions: Iterable[tuple[ModelVersion, datetime]], *, source: Source) -> None:
-    """Add the models and versions that have no row yet, each with its time; existing rows are left unchanged."""
+    """Add the models and versions that have no row yet. Of the existing rows, only incomplete models are updated."""
     given = {version.id: (version, at) for version, at in versions}
     known_models = _known(connection, "model", {version.model.id for version, _ in given.values()})
     known = _known(connection, "version", given)

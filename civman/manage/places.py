@@ -68,7 +68,7 @@ def presence(path: str, seen: SeenFile | None) -> Presence:
 
 
 def rehome(index: Index, store: BlobStore, found: Mapping[str, SeenFile]) -> list[Rehomed]:
-    """Give files that are no longer at their path the path at which their bytes were just found.
+    """Update the recorded paths of files that have moved to those at which the same bytes were just found.
 
     `found` has the states of files that were read or recognised now. Old paths at which there is no file are removed.
     """
@@ -99,7 +99,7 @@ def rehome(index: Index, store: BlobStore, found: Mapping[str, SeenFile]) -> lis
 
 
 def other_place(index: Index, store: BlobStore, sha256: Sha256, *, except_path: str = "") -> Path | None:
-    """A path outside the store at which the bytes with this SHA-256 are now, or None.
+    """Find a path outside the store at which a file with this SHA-256 is now; None if there is none.
 
     A place whose file is unchanged since it was last read is preferred; others are read. The first one that has the
     bytes is returned.
@@ -122,7 +122,7 @@ def other_place(index: Index, store: BlobStore, sha256: Sha256, *, except_path: 
 
 
 def at_its_place(index: Index, asset: Asset) -> Asset:
-    """The asset with a path at which its file is: its own, else one at which the same bytes are unchanged.
+    """Return the asset with a path that exists: its own, or else that of an unchanged file with the same bytes.
 
     Raises: NotFound: its file is at none of them (`missing`), or its drive is not connected (`away`).
     """

@@ -74,7 +74,7 @@ def companions(model: Path) -> list[Path]:
 
 
 def notes_beside(paths: Iterable[Path], sha256: Sha256, autov3: Callable[[], str | None], *, now: datetime) -> Beside:
-    """The contents of the notes next to the files at `paths`, all of which have this SHA-256.
+    """Read the notes next to the files at `paths`, all of which have this SHA-256.
 
     `autov3` returns the digest of the tensors; it is called only if a note may state it.
     """
@@ -106,7 +106,7 @@ def preview_beside(paths: Iterable[Path]) -> tuple[bytes, str] | None:
 
 
 def joined(own: Own, noted: Own) -> Own:
-    """The user's annotations, completed with those from a note; a note never replaces existing ones."""
+    """Add annotations from another program's note to the user's own, which are never replaced."""
     return Own(
         own.note or noted.note,
         tuple(dict.fromkeys((*own.tags, *noted.tags))),
@@ -157,7 +157,7 @@ def _is_stated(stated: set[str], sha256: Sha256, autov3: Callable[[], str | None
 
 
 def _text_of(path: Path) -> str | None:
-    """The text of a note in UTF-8 or, with a mark at the start, UTF-16; None if there is no such file."""
+    """Read a note as UTF-16 if it starts with a byte order mark of UTF-16, else as UTF-8; None if it cannot be read."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
             return None
@@ -289,7 +289,7 @@ def _joined_lines(lines: Iterable[str]) -> str:
 
 
 def _described(value: object) -> str:
-    """A description without markup, if it has any; `<lora:name:1>` does not count as one."""
+    """A description without HTML markup, if it has any; `<lora:name:1>` does not count as markup."""
     text = _text(value)
     return plain_text(text) if _MARKUP.search(text) else text
 

@@ -215,7 +215,9 @@ def plan_collection(
     index: Index, store: BlobStore, *, now: datetime, partials_after: timedelta, trash_after: timedelta,
     all_copies: bool = False,
 ) -> Collection:  # fmt: skip
-    """Plan a collection of orphaned blobs, partials unused for `partials_after`, and trash older than `trash_after`.
+    """Plan a garbage collection of orphaned blobs, old partial downloads and old trash.
+
+    Partial downloads are collected if they were not used for `partials_after`, trash if it is older than `trash_after`.
 
     Safetensors copies of pickles are collected if they cannot be used any more, with `all_copies` all of them.
 

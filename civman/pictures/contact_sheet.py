@@ -213,7 +213,7 @@ def _font(module: Any, size: int) -> "FreeTypeFont":
 
 
 def _readable(values: Sequence[str], font: "FreeTypeFont") -> list[str]:
-    """The values in characters that the font has. Others become boxes, and numbers tell such values apart."""
+    """Replace characters that the font lacks by boxes. If there are any, several values are numbered to differ."""
     missing = _picture(font, "\U0010fffe")
     found, is_whole = [], True
     for value in values:

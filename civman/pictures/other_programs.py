@@ -23,7 +23,7 @@ _RUINED_LORA: Final = re.compile(r"\s*([+-]?[0-9.]{1,20}) - (.+)", re.DOTALL)
 
 
 def read(carried: Carried) -> PictureMetadata | None:
-    """The metadata of an image; None if there is none that is known. Malformed text never causes an error."""
+    """Read the metadata of an image; None if it has none in a known format. Malformed text never causes an error."""
     entries = carried.entries
     for text in (carried.parameters or "", *_legacy_exif(entries)):
         if told := read_text(text):
@@ -40,7 +40,7 @@ def read(carried: Carried) -> PictureMetadata | None:
 
 
 def read_text(text: str) -> PictureMetadata | None:
-    """The metadata in a `parameters` text, in any of the formats that programs write there."""
+    """Read the metadata in a `parameters` text, in any of the formats that programs write there."""
     if not text.lstrip().startswith("{"):
         return a1111.read(text)
     value = Loose(loads(text))
@@ -139,7 +139,7 @@ def _ruined(value: Loose) -> PictureMetadata:
 
 
 def _invoke(entries: Mapping[str, str]) -> PictureMetadata | None:
-    """Metadata of InvokeAI since version 3: one JSON object."""
+    """Parse the metadata of InvokeAI 3 and later, which is one JSON object."""
     if "invokeai_metadata" not in entries:
         return None
     value = Loose(loads(entries["invokeai_metadata"]))
@@ -163,14 +163,14 @@ def _invoke(entries: Mapping[str, str]) -> PictureMetadata | None:
 
 
 def _invoke_model(kind: str, model: Loose, weight: float | None) -> Resource:
-    """A model of InvokeAI, which stores BLAKE3; other hashes exist only if they came with the model."""
+    """Convert a model of InvokeAI, which stores its BLAKE3 hash, and other hashes only if they came with the model."""
     algorithm, colon, digest = model.text("hash").partition(":")
     known = a1111.hex_of(digest if colon else algorithm)
     return Resource(kind, model.text("name", "model_name"), known, weight=weight)
 
 
 def _invoke_old(entries: Mapping[str, str]) -> PictureMetadata | None:
-    """Metadata of InvokeAI 1 and 2: a command line, or JSON of another form."""
+    """Parse the metadata of InvokeAI 1 and 2, which is a command line or an older JSON layout."""
     data: dict[str, object] = {
         name: entries[name] for name, most in _MOST_LEGACY.items() if 0 < len(entries.get(name, "")) <= most
     }

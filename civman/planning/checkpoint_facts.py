@@ -107,7 +107,7 @@ def read_checkpoint(
 
 
 def stated_dimensions(found: Found, folder: Path) -> str:
-    """Where the `<component>/config.json` files in `folder` differ from the file's tensor shapes, as canonical JSON.
+    """Return the values in `<component>/config.json` in `folder` that differ from the file's shapes, as canonical JSON.
 
     Raises: UsageError (`bad-config`): the files do not exist or cannot be read. CannotRender: as in `read_checkpoint`.
     """
@@ -145,14 +145,14 @@ def _configs(found: Found, stated: Mapping[str, Config], vae: Found | None = Non
 
 
 def _vae_names(found: Found, vae: Found | None) -> tuple[Found, dict[str, str]]:
-    """The file that contains the VAE, and original VAE name → the name there."""
+    """Return the file that contains the VAE, and a mapping from original VAE tensor names to the names in that file."""
     if vae is not None:
         return vae, own_vae_names(vae.header.shapes, vae.inspected.name)
     return found, {name.removeprefix(VAE): name for name in found.header.shapes if name.startswith(VAE)}
 
 
 def _require_shapes(found: Found, vae: Found | None, family: Family, configs: Mapping[str, Config]) -> list[str]:
-    """Check every tensor of the files against what the components need, and return the UNet's tensors that none uses.
+    """Check that the files have all tensors that the components need; return the UNet's unused tensors.
 
     Raises: CannotRender, InvalidModelFile.
     """

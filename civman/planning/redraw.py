@@ -45,7 +45,7 @@ class Redraw:
     recipe: dict[str, Any] = field(default_factory=dict)
 
     def value(self) -> dict[str, Any]:
-        """As JSON types."""
+        """The result as a dict that can be serialised to JSON."""
         return {
             "id": self.id, "drawable": self.drawable.value, "reasons": list(self.reasons),
             "resources": [asdict(each) for each in self.resources], "recipe": self.recipe,
@@ -104,7 +104,7 @@ def _each(file: TextIO) -> Iterator[Redraw]:
 
 
 class _Reader:
-    """Reads one image's entries into a recipe and notes the reasons on the way."""
+    """Converts one image's entries to a recipe, and records why the image cannot be rendered exactly."""
 
     def __init__(self, entries: Entries, base_model: str) -> None:
         self._entries, self._base_model = entries, base_model
@@ -113,7 +113,7 @@ class _Reader:
         self.resources: list[NamedFile] = list(entries.files())
 
     def add(self, verdict: Drawable, words: str) -> None:
-        """Note a reason."""
+        """Record a reason why the image cannot be rendered exactly."""
         self._found.append(Reason(verdict, words))
 
     def finished(self) -> list[Reason]:
@@ -258,7 +258,7 @@ class _Reader:
         )  # fmt: skip
 
     def _upscaler(self, name: str) -> tuple[str, Sha256 | None]:
-        """The upscaler in a recipe, with a placeholder for its model. A1111 names models by their files."""
+        """Convert A1111's upscaler name to civman's built-in upscaler, or to "model" with a placeholder digest."""
         own = upscaler_of(name)
         if own in UPSCALERS[:-1]:
             return own, None
@@ -273,7 +273,7 @@ class _Reader:
         return "model", _placeholder(name)
 
     def _start(self, *, has_hires: bool) -> None:
-        """Note that the image was made from another one, if the settings show that."""
+        """Record that the image was made from another one, if the settings show that."""
         strength = self._entries.number("Denoising strength")
         from_image = self._entries.take(
             re.compile("Mask blur|Inpaint|Masked|Conditional mask weight|Noise multiplier|Init image|Image CFG")
@@ -316,7 +316,7 @@ class _Reader:
         return Sampling(**stated)
 
     def _check(self, made: Recipe, sampler: samplers.Sampler, schedule: Schedule) -> None:
-        """Raises: UsageError: the recipe could not be rendered with any model."""
+        """Check the recipe without its models. Raises: UsageError: it could not be rendered with any model."""
         prompt_stages.require_readable(made)
         levels = sampler.levels()
         samplers.plan(sampler, schedule, made.steps, levels)

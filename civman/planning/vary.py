@@ -74,7 +74,7 @@ def vary(
 
 
 def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRequest:
-    """A request equivalent to the recipe. Raises: UsageError (`no-start-image`): an input image is missing."""
+    """Convert the recipe to an equivalent request. Raises: UsageError (`no-start-image`): an input image is missing."""
     start, hires, sampling = recipe.start, recipe.hires, recipe.sampling
     if start and (error := missing_inputs(start, pictures)):
         raise error
@@ -109,7 +109,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
 
 
 def variations(request: RenderRequest) -> tuple[RenderRequest, ...]:
-    """A request for each image of a request with a variation seed; any other request as it is.
+    """Split a request with a variation strength into one request per image; return any other request unchanged.
 
     As in A1111, the images have the same seed and the variation seeds count up.
     """
@@ -127,7 +127,7 @@ def variations(request: RenderRequest) -> tuple[RenderRequest, ...]:
 
 
 def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -> RenderRequest:
-    """The request with one field set to the value in `text`. Raises: UsageError (`unknown-field`, `bad-value`)."""
+    """Set one field of the request to the value in `text`. Raises: UsageError (`unknown-field`, `bad-value`)."""
     kind, _, ref = name.partition(":")
     if kind == "lora" and ref:
         return _with_scale(request, ref, text, digest_of)

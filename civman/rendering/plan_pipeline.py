@@ -30,7 +30,7 @@ class Origin:
 
     @classmethod
     def of(cls, planned: Planned) -> "Origin":
-        """The origin of a pipeline that is made for this plan."""
+        """The model and adapters of this plan, to be compared with those a pipeline was made from."""
         return cls(ModelIdentity.of(planned.recipe), planned.recipe.loras)
 
 
@@ -38,7 +38,7 @@ _ORIGIN = "civman_origin"
 
 
 def pipeline(planned: Planned, kind: str | None, *, machine: Machine, on_event: OnEvent = ignore) -> Any:
-    """Diffusers' pipeline around the plan's model, with its adapters merged and its sampler as the scheduler.
+    """Create a diffusers pipeline around the plan's model, with its adapters merged and its sampler as the scheduler.
 
     `kind`: "txt2img", "img2img" or "inpaint"; None: the one that the plan needs.
 
@@ -80,7 +80,7 @@ def _refuse_to_save(*_arguments: Any, **_named: Any) -> None:
 
 
 def embeddings(planned: Planned, pipe: Any | None, *, machine: Machine, on_event: OnEvent = ignore) -> dict[str, Any]:
-    """The plan's prompts as keyword arguments of a pipeline's call (`pipeline_call.embeddings_of`).
+    """Encode the plan's prompts as keyword arguments for a pipeline's call (`pipeline_call.embeddings_of`).
 
     Without `pipe` the plan's model is loaded for it. Raises: CannotRender: `pipe` is of another model or has other
         adapters. Incompatible: an embedding or adapter does not fit the model.
@@ -89,7 +89,7 @@ def embeddings(planned: Planned, pipe: Any | None, *, machine: Machine, on_event
 
 
 def call(planned: Planned, pipe: Any) -> dict[str, Any]:
-    """All keyword arguments with which `pipe` draws the plan's images. Raises: as `embeddings` and `pipeline`."""
+    """Return all arguments with which `pipe` draws the plan's images. Raises: as `embeddings` and `pipeline`."""
     _require_origin(planned, pipe)
     pipeline_call.require_drawable(planned.recipe)
     _require_scheduler(planned, pipe)
@@ -132,7 +132,7 @@ def _require_scheduler(planned: Planned, pipe: Any) -> None:
         return
     raise CannotRender(
         "the pipeline's scheduler is not the plan's sampler, so the image would differ",
-        hint="create a new pipeline with `library.pipeline(plan)`, call it before you change the scheduler, or "
-        "pass it `library.embeddings(plan, pipe)` and your own arguments",
+        hint="create a new pipeline with `library.pipeline(plan)` and render before you change its scheduler; or, to "
+        "use your own scheduler, call the pipeline yourself with `library.embeddings(plan, pipe)`",
         code=Cause.NO_PIPELINE,
     )  # fmt: skip

@@ -51,7 +51,7 @@ def require_room(folder: Path, needed: int, most: int) -> int:
 
 
 def require_file_name(path: Path) -> None:
-    """Reject names that refer to a device or a hidden stream on Windows. Raises: UsageError."""
+    """Reject file names that on Windows refer to a device or an alternate data stream. Raises: UsageError."""
     if _NAMES_DEVICES and safe_name(path.name) != path.name:
         raise UsageError(
             f"`{path.name}` is not a valid file name on Windows",
