@@ -69,7 +69,7 @@ def check_ip(address: str, *, host: str, loopback_allowed: bool) -> None:
 
 
 def follow(base: str, location: str, *, loopback_allowed: bool) -> str:
-    """The absolute URL of a `Location` header relative to `base`. Raises: UnsafeRedirect: the URL is not allowed."""
+    """Resolve a `Location` header relative to `base`. Raises: UnsafeRedirect: the resulting URL is not allowed."""
     try:
         target = urljoin(base, location)
     except ValueError:

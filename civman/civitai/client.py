@@ -27,7 +27,7 @@ _DOWNLOADS = "/api/download/"
 
 
 class CivitaiClient:
-    """The site's public API, with or without an API key. Close it, or use it as a context manager.
+    """The client of the site's public API, with or without an API key. Close it, or use it as a context manager.
 
     Args:
         transport: sends the requests.
@@ -58,7 +58,7 @@ class CivitaiClient:
         self._transport.close()
 
     def search(self, query: SearchQuery, *, before_page: Callable[[], None] = lambda: None) -> Iterator[ModelPage]:
-        """Models that match the query. Pages are requested one at a time, when their first model is needed.
+        """Search for models that match the query. A page is requested only when its first model is needed.
 
         `before_page` is called before each page after the first, so that a caller can show what it has.
         """
@@ -67,14 +67,14 @@ class CivitaiClient:
         return matches(ask, query, now=self._clock(), on_notice=self._on_notice, before_page=before_page)
 
     def model(self, model_id: ModelId) -> ModelPage:
-        """A model with its versions, archived or not. For some minutes after an update, `versions` may be empty."""
+        """Request a model with its versions, archived or not. For minutes after an update, `versions` may be empty."""
         answer = self._get(f"/api/v1/models/{checked_id(model_id, 'model')}", f"model {model_id}")
         page = wire_models.page(answer, now=self._clock(), on_notice=self._on_notice)
         _check_same(page.model.id, model_id, "model")
         return page
 
     def version(self, version_id: VersionId) -> ModelVersion:
-        """A model version with its files and a short summary of its model."""
+        """Request a model version with its files and a short summary of its model."""
         answer = self._get(
             f"/api/v1/model-versions/{checked_id(version_id, 'version')}", f"version {version_id}"
         )  # fmt: skip
@@ -83,7 +83,7 @@ class CivitaiClient:
         return version
 
     def by_hash(self, digest: str) -> tuple[ModelVersion, ModelFile]:
-        """The version and the file with this digest (any kind and case; 8, 10, 12 or 64 hex digits).
+        """Look up a digest (any kind and case; 8, 10, 12 or 64 hex digits); return the version and file that have it.
 
         Raises: AmbiguousRef: several files of the version share a short digest. BadAnswer: no file has it.
         """
@@ -98,7 +98,7 @@ class CivitaiClient:
         return version, next((file for file in found if file.is_primary), found[0])
 
     def version_by_hash(self, digest: str) -> tuple[ModelVersion, list[ModelFile]]:
-        """The version with this digest and all of its files that have it; see `by_hash` for the forms of a digest.
+        """Look up a digest and return the version with all of its files that have it; see `by_hash` for its forms.
 
         Raises: BadAnswer: no file of the version has it.
         """
@@ -118,7 +118,7 @@ class CivitaiClient:
         return version, found
 
     def versions_by_hashes(self, sha256s: Iterable[Sha256]) -> dict[Sha256, ModelVersion]:
-        """The version of each file that CivitAI knows, also of models that its lists leave out.
+        """Look up the versions of files by digest. Models that CivitAI's lists leave out are included.
 
         100 files share one request. If several versions have the same file, the one with the lowest id is returned. A
         version that cannot be read is left out.
@@ -138,7 +138,7 @@ class CivitaiClient:
         return found
 
     def identify(self, sha256s: Iterable[Sha256]) -> dict[Sha256, tuple[ModelId, VersionId]]:
-        """The model and version that each digest belongs to; unknown digests are left out.
+        """Look up the model and version that each digest belongs to; unknown digests are left out.
 
         If several versions contain the same file, the oldest one (with the lowest id) is returned.
         """
@@ -161,14 +161,14 @@ class CivitaiClient:
         return found
 
     def models_by_ids(self, ids: Iterable[ModelId]) -> Iterator[ModelPage]:
-        """The models with these ids that CivitAI lists, with any rating, also archived ones, in the site's order."""
+        """Request models by id, in the site's order. Archived models are included, unlisted ones are left out."""
         asked = list(dict.fromkeys(ids))
         for start in range(0, len(asked), _IDS_PER_QUESTION):
             chunk = tuple(asked[start : start + _IDS_PER_QUESTION])
             yield from self.search(SearchQuery(ids=chunk, nsfw=True, include_archived=True, limit=None))
 
     def mini(self, version_id: VersionId, file_id: FileId | None = None) -> Glance:
-        """The current state of one file of a version, past all caches.
+        """Request the current state of one file of a version, bypassing all caches.
 
         With `file_id` None: the version's primary file.
         """
@@ -180,7 +180,7 @@ class CivitaiClient:
         return wire_lookups.glance(answer, file_id, now=self._clock(), on_notice=self._on_notice)
 
     def tensor_metadata(self, file_id: FileId) -> list[tuple[str, str, tuple[int, ...]]] | None:
-        """The name, dtype and shape of each tensor, without a download; None if the site has no list for it."""
+        """Request each tensor's name, dtype and shape, without a download; None if the site does not list them."""
         from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
 
         try:
@@ -194,7 +194,7 @@ class CivitaiClient:
         return wire_lookups.tensors(answer, now=self._clock(), on_notice=self._on_notice)
 
     def me(self) -> Account:
-        """The account that the API key belongs to. Only this endpoint reveals an invalid key.
+        """Request the account that the API key belongs to. Only this endpoint reveals an invalid key.
 
         Raises: NotAllowed (`no-key`, `bad-key`).
         """
@@ -204,7 +204,7 @@ class CivitaiClient:
         return wire_lookups.account(answer, now=self._clock(), on_notice=self._on_notice)
 
     def enums(self) -> dict[str, tuple[str, ...]]:
-        """The site's own lists: "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
+        """Request the site's lists: "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
         from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
 
         return wire_lookups.enums(self._get("/api/v1/enums", "its table of valid values"))
@@ -226,7 +226,7 @@ class CivitaiClient:
         return match
 
     def download_address(self, version_id: VersionId, file: ModelFile | FileSelector = ANY_FILE) -> DownloadAddress:
-        """The current download URL of a version's file. Sends one request to the site and reads no body.
+        """Request the current download URL of a version's file, without reading any of the file.
 
         Raises: NotAllowed (`no-key`, `early-access` …), NotFound, Gone (`archived`), UnsafeRedirect.
         """
@@ -246,7 +246,10 @@ class CivitaiClient:
         return self._resolved(last, asked)
 
     def _download_urls(self, version_id: VersionId, file: ModelFile | FileSelector) -> list[str]:
-        """URLs on the configured site to try in turn; later ones are used only if a digest will verify the bytes."""
+        """List the site's URLs for a file, in the order to try them.
+
+        Those after the first are used only if a digest will verify the bytes.
+        """
         bare = f"{_DOWNLOADS}models/{version_id}"
         if isinstance(file, FileSelector):
             return [self._transport.url(bare, _selector_params(file))]
@@ -262,7 +265,7 @@ class CivitaiClient:
         return [own]
 
     def _own_url(self, download_url: str | None) -> str | None:
-        """The path and query of a URL from a response, on the configured site.
+        """Move the path and query of a URL from a response to the configured site; None if it cannot be used.
 
         The host in the response is not trusted.
         """
@@ -315,7 +318,7 @@ def _check_same(given: int, asked: int, what: str) -> None:
 
 
 def _has_digest(file: ModelFile, wanted: str) -> bool:
-    """Whether any declared digest equals `wanted`; of AutoV3 only the first 12 digits are known."""
+    """Whether any declared digest equals `wanted`; only the first 12 digits of an AutoV3 digest are compared."""
     if wanted in file.hashes.known().values():
         return True
     return file.hashes.autov3 is not None and wanted[:12] == file.hashes.autov3

@@ -26,7 +26,7 @@ def dial(
     loopback_allowed: bool,
     publish: Publish,
 ) -> socket.socket:
-    """A connected socket to the host of `parts`, through the environment's proxy and TLS where needed.
+    """Connect a socket to the host of `parts`, through the environment's proxy and with TLS if they are needed.
 
     `publish` receives the socket as soon as it exists, and again after TLS has wrapped it, so that another thread can
     shut it down meanwhile.
@@ -55,7 +55,7 @@ def dial(
 
 
 def proxy_for(scheme: str, host: str) -> SplitResult | None:
-    """The proxy for `host` from the environment, or None.
+    """Return the proxy that the environment sets for `host`, or None.
 
     Raises: ConfigError: civman does not support this kind of proxy.
     """
@@ -75,7 +75,7 @@ def proxy_for(scheme: str, host: str) -> SplitResult | None:
 
 
 def _connected(host: str, port: int, timeout_s: float, *, loopback_allowed: bool) -> socket.socket:
-    """A TCP connection to an IP address of `host` that `allowed_urls.check_ip` accepted."""
+    """Open a TCP connection to an IP address of `host` that `allowed_urls.check_ip` accepts."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: the name cannot exist in DNS

@@ -32,7 +32,7 @@ class Credential:
 
 
 def load(settings: Settings) -> Credential:
-    """The API key that is in effect. Raises: ConfigError: a key is stored but cannot be read."""
+    """Load the API key that is in effect. Raises: ConfigError: a key is stored but cannot be read."""
     if settings.token_from_environment:
         return Credential(f"environment {TOKEN_VARIABLE}", check_shape(settings.token_from_environment))
     path = settings.config_folder / _FILE
@@ -80,7 +80,7 @@ def forget(settings: Settings) -> bool:
 
 
 def check_shape(token: str) -> str:
-    """The key without surrounding white space.
+    """Check the form of an API key, and return it without surrounding white space.
 
     Raises: ConfigError: it cannot be a key (the message does not show it).
     """

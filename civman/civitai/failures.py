@@ -42,7 +42,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """A parsed error response: `text` is the site's message, `all_text` every word in it, in lower case."""
+    """A parsed error response: `text` is the site's message, `all_text` all of its text in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -53,7 +53,7 @@ class _Said:
 
 
 def cause(status: int, headers: Mapping[str, str], body: bytes, asked: Asked) -> CivmanError:
-    """The error for a response other than the expected one; the caller raises it."""
+    """Translate a response other than the expected one into an error, which the caller raises."""
     said = _said(status, headers, body)
     if 300 <= status < 400:
         return _redirected(said, asked)
@@ -77,7 +77,7 @@ def cause(status: int, headers: Mapping[str, str], body: bytes, asked: Asked) ->
 
 
 def storage_cause(status: int, headers: Mapping[str, str], body: bytes) -> CivmanError:
-    """The error for a response of the storage behind a download URL; the caller raises it.
+    """Translate an error response of the storage behind a download URL into an error, which the caller raises.
 
     Storage responds with the XML of S3 or the JSON of B2 (`code`, `message`). A mirror that serves its own files may
     respond like CivitAI (`error`), which is read too.
@@ -127,7 +127,7 @@ def is_login_address(url: str) -> bool:
 
 
 def login_page(asked: Asked) -> CivmanError:
-    """The error for a redirect to the login page."""
+    """Build the error for a redirect to the login page."""
     hint = "check the key with `civman doctor`" if asked.has_key else _KEY_HINT
     return BadAnswer(
         f"CivitAI responded to the request for {asked.what} with its login page", code=Cause.LOGIN_PAGE, hint=hint
@@ -158,7 +158,7 @@ def _redirected(said: _Said, asked: Asked) -> CivmanError:
 
 
 def _edge(said: _Said) -> CivmanError | None:
-    """The error for a refusal by Cloudflare, which comes as text or as a web page."""
+    """Recognise a refusal by Cloudflare, which comes as text or as a web page, and return its error, else None."""
     match = _EDGE_CODE.search(said.all_text) if not said.fields else None
     code = int(match[1]) if match else 0
     if code == 1009:
@@ -340,7 +340,7 @@ def _text(value: Json) -> str:
 
 
 def _issue(text: str) -> str:
-    """The first message of a validation error, which CivitAI sends as JSON inside a string."""
+    """Return the first message of a validation error, which CivitAI sends as JSON inside a string."""
     start = text.find("[")
     try:
         issues = json.loads(text[start:]) if start >= 0 else None
@@ -358,7 +358,7 @@ def _quoted(text: str) -> str:
 
 
 def _quotable(text: str) -> str:
-    """Text from the server on one line, without control characters and without secrets from URLs."""
+    """Put text from the server on one line, without control characters and without secrets from URLs."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     line = _URL.sub(lambda match: safe_url(match[0]), line)
     return line if len(line) <= 200 else line[:199] + "…"

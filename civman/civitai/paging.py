@@ -22,7 +22,7 @@ _CACHE_LAG = timedelta(hours=1)
 
 
 def search_params(query: SearchQuery) -> list[tuple[str, str]]:
-    """The query parameters of the first page.
+    """Build the query parameters of the first page.
 
     Lists are repeated; a false flag is left out, because any text counts as true.
     """
@@ -53,7 +53,10 @@ def matches(
     on_notice: OnNotice,
     before_page: Callable[[], None] = lambda: None,
 ) -> Iterator[ModelPage]:
-    """Each matching model once. The next page is requested only when it is needed, after a call of `before_page`."""
+    """Iterate over the matching models, each once.
+
+    The next page is requested only when it is needed, after a call of `before_page`.
+    """
     if query.text and query.sort:
         on_notice("CivitAI sorts the results of a text search by relevance and ignores the sort order")
     seen: set[int] = set()
@@ -90,7 +93,7 @@ def matches(
 
 
 def _next(page: SearchPage, first: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
-    """The query parameters of the page after `page`, from its cursor, or else from its `nextPage` without the key."""
+    """Build the query parameters of the page after `page`, from its cursor or else its `nextPage`, without the key."""
     if page.next_cursor:
         return [*first, ("cursor", page.next_cursor)]
     if not page.next_page:
@@ -110,7 +113,7 @@ def _is_unfiltered(page: SearchPage, query: SearchQuery) -> bool:
 
 
 def _narrowed(item: ModelPage, query: SearchQuery, now: datetime) -> ModelPage | None:
-    """`item` with only the versions that match, or None if none does."""
+    """Return `item` with only the versions that match, or None if none matches."""
     if query.types and item.model.type not in query.types:
         return None
     if not (_has_tag(item, query) and _is_by(item, query)):

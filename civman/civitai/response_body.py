@@ -91,7 +91,7 @@ class Body:
         return self._counted(count)
 
     def read_all(self, most_bytes: int) -> bytes:
-        """The whole body, for small responses.
+        """Read the whole body; for small responses.
 
         Raises: NetworkError. BadAnswer: it is longer than `most_bytes`, or takes longer than a minute.
         """
@@ -109,7 +109,7 @@ class Body:
         return bytes(data)
 
     def _filled(self, view: memoryview) -> int:
-        """Like `fill`, in one system call.
+        """Read once into `view`, like `fill` but in one system call.
 
         With one call for every arrival, the threads of a fast transfer would constantly compete for the interpreter.
         """
@@ -150,7 +150,7 @@ class Body:
         return len(data)
 
     def _is_ready(self, within_s: float) -> bool:
-        """Whether `read_into` would return immediately, now or `within_s`; also True if only reading can show it."""
+        """Whether `read_into` would return within `within_s`; also True if only reading can show whether it would."""
         pending = getattr(self._socket, "pending", None)
         if not self._is_past_head or (pending is not None and pending()):
             return True
@@ -166,6 +166,6 @@ class Body:
 
 
 def connection_cut(host: str, error: Exception | None) -> NetworkError:
-    """The error for a connection that broke during a response."""
+    """Build the error for a connection that broke during a response."""
     why = f": {error}" if isinstance(error, ConnectionError) and str(error) else ""
     return NetworkError(f"the connection to `{host}` broke{why}", code=Cause.CONNECTION_CUT, hint=CUT_HINT, host=host)

@@ -37,7 +37,7 @@ class SearchPage:
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """The current state of one file of a version, past all caches."""
+    """The current state of one file of a version, from an endpoint that bypasses the site's caches."""
 
     file: ModelFile
     air: str | None = None
@@ -67,7 +67,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class DownloadAddress:
-    """The current download URL. Storage URLs are signed: they contain a secret and expire within hours.
+    """The current download URL of a file. Storage URLs are signed: they contain a secret and expire within hours.
 
     `send_token` is True only if the configured site serves the file itself.
     """
@@ -80,7 +80,7 @@ class DownloadAddress:
 
 
 def safe_url(url: str) -> str:
-    """A URL that is safe to show, log and store: without user, password, query and fragment."""
+    """Make a URL safe to show, log and store, by removing user, password, query and fragment."""
     try:
         parts = urlsplit(url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

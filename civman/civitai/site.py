@@ -14,7 +14,7 @@ from civman.errors import Cause, ConfigError
 
 
 def user_agent() -> str:
-    """The User-Agent header.
+    """Build the User-Agent header.
 
     CivitAI treats a value that contains a browser's name as a browser and sends no JSON errors.
     """
@@ -22,7 +22,7 @@ def user_agent() -> str:
 
 
 def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.Client:
-    """An HTTP client that sends `token` only to the origin of `address` and follows no redirects.
+    """Create an HTTP client that sends `token` only to the origin of `address` and follows no redirects.
 
     Proxies and certificates come from the environment, except that loopback never goes through a proxy.
 
@@ -65,7 +65,7 @@ def open_client(address: str, token: str | None, *, timeout_s: float) -> httpx.C
 
 
 def checked_address(address: str, *, has_token: bool) -> str:
-    """The CivitAI URL without a trailing slash, after checking that it can be used. Raises: ConfigError."""
+    """Check that a CivitAI URL can be used, and return it without a trailing slash. Raises: ConfigError."""
     shown = safe_url(address)
     try:
         parts = urlsplit(address.strip())
@@ -89,7 +89,7 @@ def checked_address(address: str, *, has_token: bool) -> str:
 
 
 def checked_token(token: str) -> str:
-    """The API key without surrounding blanks, after checking that it fits into a header. Raises: ConfigError."""
+    """Check that an API key fits into a header, and return it without surrounding blanks. Raises: ConfigError."""
     text = token.strip()
     if not text.isascii() or not text.isprintable() or " " in text or not text:
         raise ConfigError(
@@ -108,7 +108,7 @@ def _set_target_aside(response: httpx.Response) -> None:
 
 
 def headers_of(response: httpx.Response) -> httpx.Headers:
-    """The raw headers of an `httpx` response, exactly as the server sent them."""
+    """Return the raw headers of an `httpx` response, exactly as the server sent them."""
     headers = httpx.Headers(response.headers)
     if _ASIDE in headers:
         headers["location"] = headers.pop(_ASIDE)

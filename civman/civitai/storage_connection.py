@@ -43,7 +43,7 @@ class Network:
 
 
 class StorageConnection:
-    """One connection to a file's host, reused for several ranges. For one thread, except for `abort`."""
+    """One connection to a file's host, used for several ranges. Only `abort` may be called from another thread."""
 
     def __init__(self, network: Network, tls: Callable[[], ssl.SSLContext]) -> None:
         self._network = network
@@ -220,7 +220,7 @@ class _OverTls(http.client.HTTPConnection):
 
 
 def tls_context() -> ssl.SSLContext:
-    """The TLS settings of httpx: certificates from SSL_CERT_FILE or SSL_CERT_DIR, else from certifi."""
+    """Create the TLS settings that httpx uses: certificates from SSL_CERT_FILE or SSL_CERT_DIR, else from certifi."""
     return httpx.create_ssl_context()
 
 
@@ -228,7 +228,7 @@ _NOT_A_FILE_HINT = "the response was discarded; try again, and run `civman docto
 
 
 def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) -> tuple[Cause, str] | None:
-    """Why a 200 or 206 response does not contain the requested bytes, as cause and message, or None."""
+    """Return why a 200 or 206 response does not contain the requested bytes, as cause and message; None if it does."""
     headers = response.headers
     if headers.get_content_type() in ("text/html", "application/xhtml+xml"):
         return Cause.LOGIN_PAGE, "sent a web page instead of the file"
@@ -256,19 +256,19 @@ def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) ->
 
 
 def _coding(response: http.client.HTTPResponse) -> str:
-    """How the body is compressed; `identity` if it is not."""
+    """Return the compression of the body; `identity` if it is not compressed."""
     return (response.headers.get("Content-Encoding") or _PLAIN).strip().lower()
 
 
 def _range_in(response: http.client.HTTPResponse) -> tuple[int, int, int | None]:
-    """The first and last byte of a 206 response, and the file's size if given; the header was validated before."""
+    """Parse a valid Content-Range: the first and last byte of a 206 response, and the file's size if it is given."""
     match = _CONTENT_RANGE.fullmatch(response.headers["Content-Range"])
     first, last, total = match.groups() if match else ("0", "-1", "*")
     return int(first), int(last), None if total == "*" else int(total)
 
 
 def _as_text(header: str) -> str:
-    """A header value as its sender meant it: http.client decodes Latin-1, but servers send UTF-8."""
+    """Decode a header value as UTF-8, which servers send, after http.client decoded it as Latin-1."""
     try:
         return header.encode("latin-1").decode()
     except UnicodeDecodeError:
@@ -276,7 +276,7 @@ def _as_text(header: str) -> str:
 
 
 def _target(parts: SplitResult) -> str:
-    """The path and query to send.
+    """Build the path and query to send.
 
     Characters that servers forget to quote (spaces, non-ASCII) are quoted, as in browsers.
     """

@@ -52,7 +52,7 @@ class Answer:
 
 
 class Transport:
-    """Requests to one address, with or without a key.
+    """Sends requests to one address, with or without a key.
 
     Args:
         address: scheme, host, port and maybe a path; `https` unless it is loopback.
@@ -109,24 +109,29 @@ class Transport:
             client.close()
 
     def url(self, path: str, params: Params = ()) -> str:
-        """The absolute URL of `path` (which starts with `/`) on the configured site."""
+        """Build the absolute URL of `path` (which starts with `/`) on the configured site."""
         query = urlencode(params)
         return f"{self.address}{path}" + (f"{'&' if '?' in path else '?'}{query}" if query else "")
 
     def get_json(self, path: str, params: Params = (), *, asked: Asked) -> Json:
-        """The JSON response to `GET path`.
+        """Send `GET path` and return the JSON of the response.
 
         Raises: CivmanError by cause; BadAnswer: the body is not JSON, or too large.
         """
         return self._json(self._persist("GET", self.url(path, params), asked), asked)
 
     def post_json(self, path: str, content: Json, *, asked: Asked) -> Json:
-        """The JSON response to `POST path`. Only for lookups, because it is retried after a failure like a GET."""
+        """Send `POST path` and return the JSON of the response.
+
+        It is only for lookups, because it is repeated after a failure like a GET.
+        """
         body = json.dumps(content, separators=(",", ":")).encode()
         return self._json(self._persist("POST", self.url(path), asked, content=body), asked)
 
     def first_hop(self, url: str, *, asked: Asked) -> Answer:
-        """Status and headers of `GET url` on the site itself: a redirect or the start of a file. The body is not read.
+        """Send `GET url` to the site itself and return the status and headers of a redirect or of the start of a file.
+
+        The body is not read.
 
         Raises: CivmanError: any other response, by cause.
         """
@@ -154,7 +159,7 @@ class Transport:
     def _persist(
         self, method: str, url: str, asked: Asked, *, content: bytes | None = None, wants_file: bool = False
     ) -> Answer:
-        """The first usable response within `tries` requests. Only for requests that change nothing."""
+        """Repeat a request up to `tries` times until a response can be used. Only for requests that change nothing."""
         if self._offline:
             raise Offline(f"civman is offline and cannot request {asked.what}")
         attempt = 1
@@ -221,11 +226,11 @@ class Transport:
         return self._without_token(b"".join(parts)[:limit])
 
     def _without_token(self, body: bytes) -> bytes:
-        """`body` without our API key, in case a server echoes it: bodies end up in messages and in the database."""
+        """Remove our API key from `body`, since a server may echo it and bodies end up in messages and the database."""
         return body.replace(self._token.encode(), b"***") if self._token else body
 
     def _translated(self, error: Exception) -> tuple[CivmanError, bool]:
-        """Our error for one of httpx's, and whether another try may help."""
+        """Translate an error of httpx into ours, and return with it whether another try may help."""
         host = urlsplit(self.address).hostname or ""
         tls = _cause_of_kind(error, ssl.SSLError)
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
@@ -263,7 +268,7 @@ _TLS_HINT = "check the clock and SSL_CERT_FILE; a proxy that decrypts TLS needs 
 
 
 class _UnreachedError(Exception):
-    """Carries our error out of one try, together with whether another one may help."""
+    """Carries our error out of one try, together with whether another try may help."""
 
     def __init__(self, failure: CivmanError, may_pass: bool) -> None:
         super().__init__(failure.message)
@@ -281,7 +286,7 @@ def _is_file(response: httpx.Response) -> bool:
 
 
 def _parsed(body: bytes) -> Json:
-    """The JSON value in `body`. Raises: ValueError, RecursionError: invalid JSON, or NaN."""
+    """Parse the JSON value in `body`. Raises: ValueError, RecursionError: invalid JSON, or NaN."""
     value: Json = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
     if rb"\ud" in body.lower():
         # half a surrogate pair is legal JSON but cannot be encoded as UTF-8, so no database could store it
@@ -295,7 +300,7 @@ def _no_constant(name: str) -> Json:
 
 
 def retry_after_s(retry_after: str | None, now: datetime) -> float | None:
-    """The seconds that a Retry-After header asks to wait, given as a number or a date; None if it gives neither."""
+    """Parse a Retry-After header, a number or a date, into the seconds to wait; None if it is neither."""
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])

@@ -81,7 +81,7 @@ class _IdentityList(Wire):
 
 
 def pictures(answer: object, *, now: datetime, on_notice: OnNotice) -> tuple[Picture, ...]:
-    """The images of `GET /images`. Raises: BadAnswer: the response has another form."""
+    """Parse the images of `GET /images`. Raises: BadAnswer: the response has another form."""
     got = read(_ImageList, answer, Reading(now, on_notice), "a page of pictures")
     return tuple(
         Picture(
@@ -102,7 +102,7 @@ def pictures(answer: object, *, now: datetime, on_notice: OnNotice) -> tuple[Pic
 
 
 def _unwrapped(meta: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Generation data, taken out of the `{"id": …, "meta": {…}}` that some endpoints wrap around it."""
+    """Return generation data without the `{"id": …, "meta": {…}}` that some endpoints wrap around it."""
     if meta is not None and set(meta) <= {"id", "meta"} and "meta" in meta:
         inner = meta["meta"]
         return inner if isinstance(inner, dict) else None
@@ -110,13 +110,13 @@ def _unwrapped(meta: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def account(answer: object, *, now: datetime, on_notice: OnNotice) -> Account:
-    """The account of `GET /me`. Raises: BadAnswer."""
+    """Parse the account of `GET /me`. Raises: BadAnswer."""
     got = read(_Account, answer, Reading(now, on_notice), "an account")
     return Account(got.id, got.username or "", got.tier, bool(got.is_member), got.status)
 
 
 def glance(answer: object, file_id: FileId | None, *, now: datetime, on_notice: OnNotice) -> Glance:
-    """The file of `GET /model-versions/mini/{id}`, whose response contains no ids. Raises: BadAnswer."""
+    """Parse the file of `GET /model-versions/mini/{id}`, whose response contains no ids. Raises: BadAnswer."""
     got = read(_Mini, answer, Reading(now, on_notice), "a file")
     file = ModelFile(
         id=file_id,
@@ -140,7 +140,7 @@ def glance(answer: object, file_id: FileId | None, *, now: datetime, on_notice: 
 
 
 def tensors(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tuple[str, str, tuple[int, ...]]]:
-    """The name, dtype and shape of each tensor of `GET /model-files/{id}/tensor-metadata`.
+    """Parse each tensor's name, dtype and shape from `GET /model-files/{id}/tensor-metadata`.
 
     Raises: BadAnswer: an entry cannot be read. An incomplete list would describe a different file.
     """
@@ -149,7 +149,7 @@ def tensors(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tuple
 
 
 def identities(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tuple[Sha256, ModelId, VersionId]]:
-    """Digest, model id and version id of `POST /model-versions/by-hash/ids`. Raises: BadAnswer: not an array."""
+    """Parse digest, model id and version id of `POST /model-versions/by-hash/ids`. Raises: BadAnswer: not an array."""
     if not isinstance(answer, list):
         raise BadAnswer("CivitAI's response is not a list of versions by hash")
     got = read(_IdentityList, {"items": answer}, Reading(now, on_notice), "a list of versions by hash")
@@ -163,7 +163,7 @@ def identities(answer: object, *, now: datetime, on_notice: OnNotice) -> list[tu
 
 
 def enums(answer: object) -> dict[str, tuple[str, ...]]:
-    """The allowed values by name, of `GET /enums`. Raises: BadAnswer."""
+    """Parse the allowed values of `GET /enums`, by name. Raises: BadAnswer."""
     try:
         return TypeAdapter(dict[str, tuple[str, ...]]).validate_python(answer)
     except ValidationError:

@@ -104,7 +104,7 @@ class ImageShape(Wire):
         return self.type or ("video" if self.url.lower().endswith((".mp4", ".webm")) else "image")
 
     def translated(self) -> Preview:
-        """The image as a domain value."""
+        """Convert the image to a domain value."""
         level = wire_values.image_level(self.nsfw_level, self.nsfw)
         return Preview(self.url, level, self.width, self.height, self.media)
 
@@ -280,13 +280,13 @@ class _ModelList(Wire):
 
 
 def page(answer: object, *, now: datetime, on_notice: OnNotice) -> ModelPage:
-    """The model of `GET /models/{id}`, or of one item of a list, with its versions. Raises: BadAnswer."""
+    """Parse the model of `GET /models/{id}`, or an item of a list, with its versions. Raises: BadAnswer."""
     reading = Reading(now, on_notice)
     return read(_Model, answer, reading, "a model").translated(reading)
 
 
 def version(answer: object, *, now: datetime, on_notice: OnNotice) -> ModelVersion:
-    """The version of `GET /model-versions/{id}` or `by-hash`, with a short summary of its model.
+    """Parse the version of `GET /model-versions/{id}` or `by-hash`, with a short summary of its model.
 
     Raises: BadAnswer: not a version, or without a model id.
     """
@@ -295,7 +295,7 @@ def version(answer: object, *, now: datetime, on_notice: OnNotice) -> ModelVersi
 
 
 def versions(answer: object, *, now: datetime, on_notice: OnNotice) -> list[ModelVersion]:
-    """The versions of `POST /model-versions/by-hash`; those that cannot be read are skipped and reported.
+    """Parse the versions of `POST /model-versions/by-hash`; those that cannot be read are skipped and reported.
 
     Raises: BadAnswer: not an array.
     """
@@ -313,7 +313,7 @@ def versions(answer: object, *, now: datetime, on_notice: OnNotice) -> list[Mode
 
 
 def search_page(answer: object, *, now: datetime, on_notice: OnNotice) -> SearchPage:
-    """A page of `GET /models`. Models that cannot be read are skipped and reported. Raises: BadAnswer."""
+    """Parse a page of `GET /models`. Models that cannot be read are skipped and reported. Raises: BadAnswer."""
     reading = Reading(now, on_notice)
     got = read(_ModelList, answer, reading, "a page of models")
     metadata = got.metadata or _PageMetadata.model_construct()

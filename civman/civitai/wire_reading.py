@@ -115,7 +115,7 @@ class Wire(BaseModel):
         return self._received
 
     def raw(self, *, without: str = "") -> str:
-        """The object as received, as compact JSON without the key `without`."""
+        """Return the object as received, as compact JSON without the key `without`."""
         kept = {key: value for key, value in self._received.items() if key != without}
         return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
 

@@ -24,7 +24,7 @@ _IMAGE_LEVELS = {"none": 1, "soft": 2, "mature": 4, "x": 8, "blocked": 32}
 
 
 def commercial_use(raw: object) -> tuple[str, ...] | None:
-    """The permitted commercial uses, from `["Image"]`, `"{Image,Rent}"` or a single word that includes the lower ones.
+    """Parse the permitted commercial uses: `["Image"]`, `"{Image,Rent}"` or a single word that implies the lower ones.
 
     None means that the response does not say.
     """
@@ -46,13 +46,13 @@ def commercial_use(raw: object) -> tuple[str, ...] | None:
 
 
 def trained_words(entries: Iterable[str]) -> tuple[str, ...]:
-    """Trigger words, one per entry; an entry of the response may be a comma-separated list."""
+    """Parse trigger words into one entry each; an entry of the response may be a comma-separated list."""
     parts = (part.strip() for entry in entries for part in entry.split(","))
     return tuple(dict.fromkeys(part for part in parts if part))
 
 
 def hashes(raw: Mapping[str, object], tell: OnNotice) -> Hashes:
-    """Digests in lower case; one that is not a valid digest is skipped and reported."""
+    """Parse digests into lower case; a value that is not a valid digest is skipped and reported."""
     found: dict[str, str] = {}
     for name, value in raw.items():
         key, text = name.lower(), str(value or "").strip().lower()
@@ -69,18 +69,18 @@ def hashes(raw: Mapping[str, object], tell: OnNotice) -> Hashes:
 
 
 def size_bytes(size_kb: float | None) -> int | None:
-    """The size in bytes from CivitAI's kilobytes (1024 bytes each, sent as a float)."""
+    """Convert CivitAI's kilobytes (1024 bytes each, sent as a float) to bytes."""
     return None if size_kb is None else round(size_kb * 1024)
 
 
 def timestamp(text: str) -> datetime:
-    """A timezone-aware time in UTC; a text without a zone is UTC. Raises: ValueError: not ISO 8601."""
+    """Parse a time into a timezone-aware one in UTC; without a zone it is UTC. Raises: ValueError: not ISO 8601."""
     moment = datetime.fromisoformat(text.strip())
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def image_level(nsfw_level: object, nsfw: object) -> int:
-    """The bit of an image's rating, from its integer level (since 2024) or its word (before, and in `/images`)."""
+    """Convert an image's rating to its bit, from an integer level (since 2024) or a word (before, and in `/images`)."""
     for raw in (nsfw_level, nsfw):
         if isinstance(raw, int) and not isinstance(raw, bool):
             return raw
@@ -98,7 +98,7 @@ def gate(
     availability: str | None,
     now: datetime,
 ) -> Gate | None:
-    """The paid or early access in force at `now`, from whichever of the site's fields the response contains.
+    """Determine the paid or early access in force at `now`, from those of the site's fields that the response contains.
 
     `paid_access` is (permanent, end) of 2026, `ends` are the dates of 2024 to 2026, `days_after_publication` is of
     2023, `availability` "EarlyAccess" of 2025. Dates in the past mean no gate, because responses are cached.
@@ -117,7 +117,7 @@ def gate(
 
 
 def file_id_in(download_url: str | None) -> int | None:
-    """The `fileId` in a download URL, or None."""
+    """Parse the `fileId` in a download URL, or return None."""
     try:
         query = parse_qs(urlsplit(download_url or "").query)
     except ValueError:  # square brackets that do not enclose an IPv6 address
@@ -127,7 +127,7 @@ def file_id_in(download_url: str | None) -> int | None:
 
 
 def linked_places(files: list[tuple[str, bool, str | None]], *, has_linked_vae: bool) -> set[int]:
-    """Positions of the files, given as (type, primary, URL), that belong to another version (a shared VAE).
+    """Find the positions of files, given as (type, primary, URL), that belong to another version (a shared VAE).
 
     Responses do not mark them. They come last with type VAE, and either their URL has no `fileId` although those of the
     version's own files do (September 2026), or the version has a `vaeId` (before).

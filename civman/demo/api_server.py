@@ -43,7 +43,7 @@ class Api:
     origin: str
 
     def answer(self, request: Request) -> Answer:
-        """The response that CivitAI would send; an HTML 404 for a path that is not part of the API."""
+        """Build the response that CivitAI would send; an HTML 404 for a path that is not part of the API."""
         if request.headers.get("user-agent", "").lower().startswith("python-urllib"):
             return Answer.of_text("error code: 1010", 403)
         for pattern, handler, is_public in _ROUTES:
@@ -61,7 +61,7 @@ class Api:
         return _PRIVATE if self.downloads.is_signed_in(request) else _PUBLIC
 
     def models(self, request: Request) -> Answer:
-        """`GET /models`."""
+        """Respond to `GET /models`."""
         params = request.params
         if ("favorites" in params or "hidden" in params) and not self.downloads.is_signed_in(request):
             return error(401, "Unauthorized")
@@ -96,7 +96,7 @@ class Api:
         return Answer.of_json({"items": items, "metadata": metadata}, Cache_Control=self._cache(request))
 
     def model(self, request: Request, text: str) -> Answer:
-        """`GET /models/{id}`."""
+        """Respond to `GET /models/{id}`."""
         number = _id(text)
         if isinstance(number, str):
             return error(400, number)
@@ -107,7 +107,7 @@ class Api:
         return Answer.of_json(answers.model_page(model), Cache_Control=_PUBLIC)
 
     def version(self, request: Request, text: str) -> Answer:
-        """`GET /model-versions/{id}`."""
+        """Respond to `GET /model-versions/{id}`."""
         if text.isdecimal() and int(text) > INT4:
             return error(500, "Failed to fetch model version details")
         number = _id(text)
@@ -121,7 +121,7 @@ class Api:
         return Answer.of_json(self._answers(request).version_page(*found), Cache_Control=self._cache(request))
 
     def by_hash(self, request: Request, digest: str) -> Answer:
-        """`GET /model-versions/by-hash/{hash}`."""
+        """Respond to `GET /model-versions/by-hash/{hash}`."""
         found = self.catalogue.by_hash(digest)
         if not found:
             return error(404, "Model not found").with_headers(Cache_Control=_HASHED)
@@ -130,7 +130,7 @@ class Api:
         return Answer.of_json(page, Cache_Control=_HASHED)
 
     def by_hashes(self, request: Request) -> Answer:
-        """`POST /model-versions/by-hash`. The download URLs in it are broken, as they are on the real site."""
+        """Respond to `POST /model-versions/by-hash`. Its download URLs are broken, as they are on the real site."""
         digests = _digests(request, _BULK)
         if isinstance(digests, Answer):
             return digests
@@ -139,7 +139,7 @@ class Api:
         return Answer.of_json([answers.version_page(model, version, by_hash=True) for model, version, _ in hits])
 
     def ids_by_hash(self, request: Request) -> Answer:
-        """`POST /model-versions/by-hash/ids`."""
+        """Respond to `POST /model-versions/by-hash/ids`."""
         digests = _digests(request, _BULK_IDS)
         if isinstance(digests, Answer):
             return digests
@@ -152,7 +152,7 @@ class Api:
         )
 
     def mini(self, request: Request, text: str) -> Answer:
-        """`GET /model-versions/mini/{id}`."""
+        """Respond to `GET /model-versions/mini/{id}`."""
         found = self._published(int(text)) if text.isdecimal() else None
         if found is None:
             return error(404, "Model not found")
@@ -164,7 +164,7 @@ class Api:
         return Answer.of_json(self._answers(request).mini(*found, file), Cache_Control="no-store")
 
     def tensors(self, request: Request, text: str) -> Answer:
-        """`GET /model-files/{id}/tensor-metadata`: the header, without a download."""
+        """Respond to `GET /model-files/{id}/tensor-metadata` with the file's header, without a download."""
         owner = next((hit for hit in self.catalogue.files() if str(hit[2].id) == text), None)
         if owner is None or owner[2].visibility != "Public":
             return error(404, "File not found")
@@ -176,7 +176,7 @@ class Api:
         return tensor_metadata(owner[2], is_summary=request.first.get("summaryOnly") == "true")
 
     def me(self, request: Request) -> Answer:
-        """`GET /me`."""
+        """Respond to `GET /me`."""
         if not self.downloads.is_signed_in(request):
             return error(401, "Unauthorized")
         return Answer.of_json({
@@ -184,24 +184,24 @@ class Api:
         })  # fmt: skip
 
     def enums(self, _request: Request) -> Answer:
-        """`GET /enums`."""
+        """Respond to `GET /enums`."""
         return Answer.of_json(self.vocabulary.enums, Cache_Control=_PUBLIC)
 
     def tags(self, request: Request) -> Answer:
-        """`GET /tags`."""
+        """Respond to `GET /tags`."""
         counts = Counter(tag for model in self.catalogue for tag in model.tags)
         link = f"{self._answers(request).origin}/api/v1/models?tag="
         return self._numbered(request, [{"name": tag, "link": link + quote(tag)} for tag, _ in counts.most_common()])
 
     def creators(self, request: Request) -> Answer:
-        """`GET /creators`."""
+        """Respond to `GET /creators`."""
         counts = Counter(model.creator for model in self.catalogue if model.creator)
         link = f"{self._answers(request).origin}/api/v1/models?username="
         items = [{"username": name, "modelCount": count, "link": link + quote(name)} for name, count in counts.items()]
         return self._numbered(request, items)
 
     def images(self, request: Request) -> Answer:
-        """`GET /images`."""
+        """Respond to `GET /images`."""
         reader, query = Reader(request.params), request.first
         limit = reader.number("limit", 100, 0, 200)
         wanted = {key: reader.number(key, 0, 1) for key in ("modelId", "modelVersionId", "imageId") if key in query}
@@ -228,7 +228,7 @@ class Api:
         return Answer.of_json({"items": items[start : start + limit], "metadata": metadata}, Cache_Control=_PUBLIC)
 
     def picture(self, _request: Request, number: str) -> Answer:
-        """A preview image; the requested size is ignored."""
+        """Respond with a preview image; the requested size is ignored."""
         image = next((image for _, _, image in self._pictures() if image.id == int(number)), None)
         if image is None or image.type != "image":
             return Answer.of_text("Not Found", 404)
@@ -236,15 +236,15 @@ class Api:
         return Answer(200, body, {"Content-Type": "image/png", "Cache-Control": "public, max-age=31536000"})
 
     def download(self, request: Request, text: str) -> Answer:
-        """`GET /api/download/models/{version id}`."""
+        """Respond to `GET /api/download/models/{version id}`."""
         return self.downloads.answer(request, int(text))
 
     def training_data(self, _request: Request, text: str) -> Answer:
-        """The old URL of training data."""
+        """Respond to the old URL of training data."""
         return Answer.redirect(f"/api/download/models/{text}?type=Training%20Data", 308)
 
     def page(self, _request: Request, *_parts: str) -> Answer:
-        """An HTML page for humans: returns 200 but is not a model file."""
+        """Respond with an HTML page for humans: its status is 200, but it is not a model file."""
         return Answer.of_text("<!DOCTYPE html><html><title>Civitai</title></html>", 200, "text/html; charset=utf-8")
 
     def _published(self, version_id: int) -> tuple[DemoModel, DemoVersion] | None:
@@ -301,7 +301,7 @@ def _zod_error(issues: list[Issue]) -> Answer:
 
 
 def _id(text: str) -> int | str:
-    """The id in a path, or the validation error."""
+    """Parse the id in a path; if it is invalid, return the validation error."""
     if not re.fullmatch(r"[+-]?\d+", text):
         return "✖ Invalid input: expected number, received NaN\n  → at id"
     if int(text) > INT4:

@@ -22,7 +22,7 @@ _AUTOV1_START, _AUTOV1_END = 0x100000, 0x110000
 
 
 def utc(text: str) -> datetime:
-    """The time that an ISO date stands for: `utc("2025-03-01")`, `utc("2025-03-01T10:30:00")`."""
+    """Parse an ISO date or time as UTC: `utc("2025-03-01")`, `utc("2025-03-01T10:30:00")`."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
@@ -39,7 +39,7 @@ class Content:
 
     @classmethod
     def of(cls, data: bytes) -> "Content":
-        """Content with the given bytes."""
+        """Create content with the given bytes."""
         return cls(lambda: data)
 
     @cached_property
@@ -75,7 +75,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class DemoFile:
-    """One file.
+    """One file of a version.
 
     CivitAI states size and digests of the `declared` bytes: the same as `content`, unless they shall be wrong.
     """
@@ -267,7 +267,7 @@ class Catalogue:
         return self.change_file(file_id, content=Content.of(data), declared=declared)
 
     def archive(self, model_id: int) -> DemoModel:
-        """Archive a model: its page stays, its files are gone. Raises: KeyError: there is no such model."""
+        """Archive a model: its page remains, but its files are gone. Raises: KeyError: there is no such model."""
         return self.change_model(model_id, mode="Archived")
 
     def publish(self, model_id: int, version: DemoVersion, *, as_default: bool = True) -> DemoModel:
@@ -279,26 +279,26 @@ class Catalogue:
         return self.change_model(model_id, versions=(version, *old) if as_default else (*old, version))
 
     def model(self, model_id: int) -> DemoModel | None:
-        """The model with this id, or None."""
+        """Look up a model by id; None if there is none."""
         return self._models.get(model_id)
 
     def version(self, version_id: int) -> tuple[DemoModel, DemoVersion] | None:
-        """The version with this id and its model, or None."""
+        """Look up a version by id, and return it with its model; None if there is none."""
         return next(((m, v) for m in self for v in m.versions if v.id == version_id), None)
 
     def file(self, file_id: int) -> DemoFile | None:
-        """The file with this id, or None."""
+        """Look up a file by id; None if there is none."""
         return next((f for _, _, f in self.files() if f.id == file_id), None)
 
     def files(self) -> Iterator[tuple[DemoModel, DemoVersion, DemoFile]]:
-        """Every file with its version and model."""
+        """Iterate over all files, each with its version and model."""
         for model in self:
             for version in model.versions:
                 for file in version.files:
                     yield model, version, file
 
     def by_hash(self, digest: str) -> list[tuple[DemoModel, DemoVersion, DemoFile]]:
-        """Public files of published versions that declare this digest in any kind, in order of publication."""
+        """Find public files of published versions that declare this digest in any kind, in order of publication."""
         wanted = digest.upper()
         found = [
             (model, version, file)

@@ -39,7 +39,7 @@ _MAKERS: dict[str, Callable[..., bytes]] = {
 
 
 class Shelf:
-    """Contents, each created once. Pass one shelf to several catalogues to create their bytes only once.
+    """A set of contents, each of which is created once. Catalogues that share one shelf also share the bytes.
 
     With `folder`, they are stored for later processes.
     """
@@ -59,7 +59,7 @@ class Shelf:
 
 
 def demo_catalogue(shelf: Shelf | None = None) -> Catalogue:
-    """A new catalogue of the demo's models; their bytes are created on first use."""
+    """Create a catalogue of the demo's models; their bytes are created on first use."""
     shelf = shelf or Shelf()
     return Catalogue([_model(raw, shelf) for name in ("models.json", "tiny.json") for raw in _read(name)])
 
@@ -85,7 +85,7 @@ def _version(raw: dict[str, Any], shelf: Shelf) -> DemoVersion:
 
 
 def _about_drawn(image: dict[str, Any]) -> dict[str, Any]:
-    """Size, settings and BlurHash of an image that a model generated."""
+    """Read the size, the settings and the BlurHash of an image that a model generated; empty for other images."""
     return dict(_read("previews.json")[image["drawn"]]) if "drawn" in image else {}
 
 

@@ -23,7 +23,10 @@ _PIN = {"F16": b"\x00\x20", "F32": b"\x00\x00\x00\x3c"}
 def safetensors_bytes(
     shapes: Shapes, *, seed: str, dtype: str = "F16", metadata: Mapping[str, str] | None = None, alpha: float = 1.0
 ) -> bytes:
-    """A safetensors file with these tensors: "F16" or "F32", values from `seed`, every `*.alpha` set to `alpha`."""
+    """Create a safetensors file with these tensors, of type "F16" or "F32".
+
+    Their values are random numbers from `seed`; every `*.alpha` is set to `alpha`.
+    """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     fixed: list[tuple[int, bytes]] = []
     offset = 0
@@ -45,12 +48,12 @@ def safetensors_bytes(
 
 
 def sd1_checkpoint(seed: str, *, dtype: str = "F16") -> bytes:
-    """An SD 1.5 checkpoint, about 7 MB in F16."""
+    """Create an SD 1.5 checkpoint, about 7 MB in F16."""
     return safetensors_bytes(model_layouts.sd1_checkpoint(), seed=seed, dtype=dtype, metadata={"format": "pt"})
 
 
 def sdxl_checkpoint(seed: str) -> bytes:
-    """An SDXL 1.0 checkpoint, F16."""
+    """Create an SDXL 1.0 checkpoint in F16."""
     metadata = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-xl-v1-base",
@@ -63,7 +66,10 @@ def sdxl_checkpoint(seed: str) -> bytes:
 
 
 def sd1_lora(seed: str, *, tags: Mapping[str, int], rank: int = 4) -> bytes:
-    """A kohya LoRA over U-Net and text encoder that fits `sd1_checkpoint`; `tags` is its training tag frequency."""
+    """Create a kohya LoRA over U-Net and text encoder that fits `sd1_checkpoint`.
+
+    `tags` is its training tag frequency.
+    """
     metadata = _kohya_metadata(seed, tags, rank, base="sd_v1", architecture="stable-diffusion-v1/lora")
     metadata |= {"ss_sd_model_name": "v1-5-pruned-emaonly.safetensors", "ss_resolution": "(512, 512)"}
     shapes = model_layouts.kohya_lora(model_layouts.sd1_checkpoint(), rank)
@@ -71,7 +77,7 @@ def sd1_lora(seed: str, *, tags: Mapping[str, int], rank: int = 4) -> bytes:
 
 
 def sdxl_lora(seed: str, *, tags: Mapping[str, int], rank: int = 4) -> bytes:
-    """A kohya LoRA over U-Net and both text encoders that fits `sdxl_checkpoint`."""
+    """Create a kohya LoRA over U-Net and both text encoders that fits `sdxl_checkpoint`."""
     architecture = "stable-diffusion-xl-v1-base/lora"
     metadata = _kohya_metadata(seed, tags, rank, base="sdxl_base_v1-0", architecture=architecture)
     metadata |= {"ss_sd_model_name": "sd_xl_base_1.0.safetensors", "ss_resolution": "(1024, 1024)"}
@@ -80,22 +86,22 @@ def sdxl_lora(seed: str, *, tags: Mapping[str, int], rank: int = 4) -> bytes:
 
 
 def sd1_embedding(seed: str, *, vectors: int = 8) -> bytes:
-    """A textual inversion for SD 1.x, F32."""
+    """Create a textual inversion for SD 1.x in F32."""
     return safetensors_bytes(model_layouts.sd1_embedding(vectors), seed=seed, dtype="F32")
 
 
 def vae(seed: str) -> bytes:
-    """A VAE on its own, F32."""
+    """Create a VAE on its own, in F32."""
     return safetensors_bytes(model_layouts.vae(), seed=seed, dtype="F32", metadata={"format": "pt"})
 
 
 def packaged(name: str) -> bytes:
-    """A file of models/; training/README.md in the repository describes how it was trained."""
+    """Read a file of models/; training/README.md in the repository describes how it was trained."""
     return files("civman.demo").joinpath("models", name).read_bytes()
 
 
 def stronger(name: str, factor: float) -> bytes:
-    """A packaged F16 adapter with every alpha multiplied by `factor`, which multiplies its effect at any scale."""
+    """Multiply every alpha of a packaged F16 adapter by `factor`, which multiplies its effect at any scale."""
     data = bytearray(packaged(name))
     body = 8 + int.from_bytes(data[:8], "little")
     for key, tensor in json.loads(data[8:body]).items():

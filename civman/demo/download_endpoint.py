@@ -19,7 +19,7 @@ _BROWSERS = ("mozilla", "chrome", "safari", "firefox", "opera", "edge")
 
 
 def error(status: int, text: str) -> Answer:
-    """An error in the form that most of CivitAI's errors have."""
+    """Build an error in the form that most of CivitAI's errors have."""
     return Answer.of_json({"error": text}, status)
 
 
@@ -37,13 +37,13 @@ class Downloads:
     """Versions whose early access the owner of the token has bought."""
 
     def is_signed_in(self, request: Request) -> bool:
-        """Whether the request carries the valid key: the second word of the header, else `?token=`."""
+        """Whether the request contains the valid key: the second word of its header, else `?token=`."""
         words = request.headers.get("authorization", "").split()
         given = words[1] if len(words) > 1 else request.first.get("token")
         return given == self.token
 
     def refusal(self, request: Request, model: DemoModel, version: DemoVersion) -> Answer | None:
-        """The response that refuses this request the version's files, or None if it may have them."""
+        """Build the response that refuses the version's files to this request, or None if it may have them."""
         if model.mode == "Archived":
             return error(410, "Model archived, not available for download")
         if version.usage_control != "Download":
@@ -63,7 +63,7 @@ class Downloads:
         return None
 
     def answer(self, request: Request, version_id: int) -> Answer:
-        """The redirect to storage, or the refusal in the form that this User-Agent gets."""
+        """Redirect to storage, or refuse in the form that this User-Agent gets."""
         answer = self._answer(request, version_id)
         return self._for_browser(answer, version_id) if _is_browser(request) else answer
 

@@ -1,4 +1,4 @@
-"""Which file of a version CivitAI calls primary, which one a download request gets, and what it is called.
+"""Which file of a version CivitAI calls primary, which one a download request gets, and what its name is.
 
 Source: CivitAI's public source (file preference weights, file name rules), August 2026.
 """
@@ -17,29 +17,29 @@ _NAME_LENGTH = 20
 
 
 def metadata_of(file: DemoFile) -> dict[str, str]:
-    """The uploader's metadata of the file under CivitAI's keys; missing values are left out."""
+    """Return the uploader's metadata of the file under CivitAI's keys; missing values are left out."""
     said = {"format": file.format, "size": file.size, "fp": file.fp, "quantType": file.quant_type}
     return {key: value for key, value in said.items() if value is not None}
 
 
 def public_files(version: DemoVersion) -> list[DemoFile]:
-    """The version's files that are visible to everyone."""
+    """List the version's files that are visible to everyone."""
     return [file for file in version.files if file.visibility == "Public"]
 
 
 def primary_file(version: DemoVersion) -> DemoFile | None:
-    """The file that CivitAI shows as primary, or None if the version has no public file."""
+    """Return the file that CivitAI shows as primary, or None if the version has no public file."""
     return _best(public_files(version), {})
 
 
 def linked_file(catalogue: Catalogue, version: DemoVersion) -> DemoFile | None:
-    """The VAE of another version that CivitAI shows with this one."""
+    """Return the VAE of another version that CivitAI shows with this one, or None."""
     found = catalogue.version(version.vae_version) if version.vae_version else None
     return primary_file(found[1]) if found else None
 
 
 def requested_file(catalogue: Catalogue, version: DemoVersion, query: Mapping[str, str]) -> DemoFile | None:
-    """The file that `/api/download/models/{version}?…` sends, or None for its 404.
+    """Choose the file that `/api/download/models/{version}?…` sends; None if it responds with 404.
 
     Without `fileId`, CivitAI first takes the file with the best score and only then compares it with the request, so
     that a request may fail although another file matches it. This does the same.
@@ -59,14 +59,14 @@ def requested_file(catalogue: Catalogue, version: DemoVersion, query: Mapping[st
 
 
 def download_query(version: DemoVersion, file: DemoFile) -> str:
-    """The query of this file's download URL: empty for the primary file."""
+    """Build the query of this file's download URL, which is empty for the primary file."""
     if file is primary_file(version):
         return ""
     return "?" + urlencode({"type": file.type, **metadata_of(file)}, quote_via=quote)
 
 
 def computed_name(model: DemoModel, version: DemoVersion, file: DemoFile) -> str:
-    """The file name CivitAI shows, made from the model's and version's names; two files may get the same one."""
+    """Build the file name that CivitAI shows, from the model's and version's names; two files may get the same one."""
     model_part = _camel(model.name)
     if file.override_name:
         return file.override_name

@@ -45,20 +45,20 @@ class Answer:
 
     @classmethod
     def of_json(cls, value: Any, status: int = 200, **headers: str) -> "Answer":
-        """A JSON response; header names are written with underscores (`Retry_After="2"`)."""
+        """Create a JSON response; header names are written with underscores (`Retry_After="2"`)."""
         body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
         return cls(status, body, {"Content-Type": "application/json; charset=utf-8"}).with_headers(**headers)
 
     @classmethod
     def of_text(cls, text: str, status: int = 200, content_type: str = "text/plain; charset=utf-8") -> "Answer":
-        """A response with `text` as its body."""
+        """Create a response with `text` as its body."""
         return cls(status, text.encode(), {"Content-Type": content_type})
 
     @classmethod
     def redirect(cls, location: str, status: int = 307) -> "Answer":
-        """An empty response that redirects to `location`."""
+        """Create an empty response that redirects to `location`."""
         return cls(status, b"", {"Location": location, "Cache-Control": "no-store, max-age=0"})
 
     def with_headers(self, **headers: str) -> "Answer":
-        """The same response with these headers set; names are written with underscores."""
+        """Copy the response and set these headers; their names are written with underscores."""
         return replace(self, headers={**self.headers, **{k.replace("_", "-"): v for k, v in headers.items()}})

@@ -40,7 +40,7 @@ _SDXL = _UNet(4, (1, 2, 4), (0, 2, 10), context=2048, linear_projection=True, la
 
 
 def sd1_checkpoint() -> Shapes:
-    """A whole SD 1.5 checkpoint: U-Net, CLIP text encoder, VAE."""
+    """Return the layout of a whole SD 1.5 checkpoint: U-Net, CLIP text encoder, VAE."""
     shapes = {_UNET + name: shape for name, shape in _unet(_SD1)}
     shapes.update(_clip("cond_stage_model.transformer.text_model.", inner=8, hidden=16))
     shapes.update({"first_stage_model." + name: shape for name, shape in vae().items()})
@@ -48,7 +48,7 @@ def sd1_checkpoint() -> Shapes:
 
 
 def sdxl_checkpoint() -> Shapes:
-    """A whole SDXL 1.0 checkpoint: U-Net with `label_emb`, CLIP-L, OpenCLIP bigG, VAE."""
+    """Return the layout of a whole SDXL 1.0 checkpoint: U-Net with `label_emb`, CLIP-L, OpenCLIP bigG, VAE."""
     shapes = {_UNET + name: shape for name, shape in _unet(_SDXL)}
     shapes.update(_clip("conditioner.embedders.0.transformer.text_model.", inner=4, hidden=8))
     shapes.update(_open_clip("conditioner.embedders.1.model.", inner=4, hidden=8))
@@ -57,12 +57,12 @@ def sdxl_checkpoint() -> Shapes:
 
 
 def vae() -> Shapes:
-    """A Stable Diffusion VAE on its own, in LDM names."""
+    """Return the layout of a Stable Diffusion VAE on its own, with LDM's names."""
     return dict([*_encoder(8), *_decoder(8), *_conv("quant_conv", 8, 8, 1), *_conv("post_quant_conv", 4, 4, 1)])
 
 
 def kohya_lora(checkpoint: Shapes, rank: int) -> Shapes:
-    """A kohya LoRA over the attention and text encoder modules of a checkpoint made above."""
+    """Build the layout of a kohya LoRA over the attention and text encoder modules of a checkpoint made above."""
     shapes: Shapes = {}
     for name, (out_width, in_width, *kernel) in _lora_targets(checkpoint):
         ones = (1,) * len(kernel)
@@ -73,7 +73,7 @@ def kohya_lora(checkpoint: Shapes, rank: int) -> Shapes:
 
 
 def sd1_embedding(vectors: int) -> Shapes:
-    """A textual inversion for SD 1.x with that many vectors."""
+    """Return the layout of a textual inversion for SD 1.x with that many vectors."""
     return {"emb_params": (vectors, 768)}
 
 
@@ -257,7 +257,7 @@ _OPEN_CLIP_NAMES = {
 
 
 def _lora_targets(checkpoint: Shapes) -> _Named:
-    """Kohya's module name and the weight's shape of each module that kohya trains by default."""
+    """Find the modules that kohya trains by default: kohya's name of each, and the shape of its weight."""
     is_sdxl = any(name.startswith("conditioner.") for name in checkpoint)
     for name, shape in checkpoint.items():
         if name.startswith(_UNET) and _UNET_TARGET.search(name):
@@ -272,7 +272,7 @@ def _lora_targets(checkpoint: Shapes) -> _Named:
 
 
 def _diffusers_path(path: str) -> str:
-    """The path of an SD 1.x attention module in diffusers' numbering, which kohya uses for SD 1.x modules."""
+    """Translate the path of an SD 1.x attention module to diffusers' numbering, which kohya uses for such modules."""
     side, rest = path.split(".", 1)
     if side == "middle_block":
         return "mid_block.attentions.0." + rest.split(".", 1)[1]

@@ -1,4 +1,4 @@
-"""Preview images: those that models generated, else small valid gradients that are the same on every run."""
+"""Preview images: images that models generated, or else small valid gradients that are the same on every run."""
 
 import hashlib
 import struct
@@ -11,19 +11,19 @@ _BASE83 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz#$%*+,-
 
 
 def bytes_of(image: DemoImage) -> bytes:
-    """The preview as PNG bytes; generated previews contain their recipe."""
+    """Return the preview as PNG bytes; generated previews contain their recipe."""
     if image.drawn is None:
         return png(image.id, image.width, image.height)
     return files("civman.demo").joinpath("previews", f"{image.drawn}.png").read_bytes()
 
 
 def blur_of(image: DemoImage) -> str:
-    """The preview's BlurHash."""
+    """Return the preview's BlurHash."""
     return image.blur or blur_hash(_colour(image.id))
 
 
 def png(image_id: int, width: int, height: int) -> bytes:
-    """An 8-bit RGB PNG of this size in pixels: one colour that darkens downwards."""
+    """Draw an 8-bit RGB PNG of this size in pixels: one colour that becomes darker towards the bottom."""
     red, green, blue = _colour(image_id)
     rows = bytearray()
     for row in range(height):
@@ -35,7 +35,7 @@ def png(image_id: int, width: int, height: int) -> bytes:
 
 
 def blur_hash(colour: tuple[int, int, int]) -> str:
-    """A BlurHash with a single component of this colour (0 to 255). Source: BlurHash's format description."""
+    """Encode a colour (0 to 255) as a BlurHash with a single component. Source: BlurHash's format description."""
     red, green, blue = colour
     return "00" + _base83((red << 16) | (green << 8) | blue, 4)
 

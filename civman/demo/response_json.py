@@ -28,13 +28,13 @@ _PAGE_IMAGES = 10
 
 
 def iso(moment: datetime) -> str:
-    """A time as CivitAI writes it: with milliseconds and Z."""
+    """Format a time as CivitAI does: with milliseconds and Z."""
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Responses about a catalogue at one point in time; `origin` is the beginning of every URL in them."""
+    """Builds responses about a catalogue at one point in time; `origin` is the beginning of every URL in them."""
 
     catalogue: Catalogue
     vocabulary: Vocabulary
@@ -42,13 +42,16 @@ class Answers:
     now: datetime
 
     def list_item(self, model: DemoModel, versions: Sequence[DemoVersion], *, nsfw: bool, primary_only: bool) -> Json:
-        """A model in the list of `GET /models`."""
+        """Build a model in the list of `GET /models`."""
         shown = [(index, version) for index, version in enumerate(model.versions) if version in versions]
         items = [self._list_version(model, v, index, nsfw=nsfw, primary_only=primary_only) for index, v in shown]
         return self._model(model, versions) | {"modelVersions": items}
 
     def model_page(self, model: DemoModel) -> Json:
-        """`GET /models/{id}`: empty fields of versions are left out, images have no id and may have any rating."""
+        """Build `GET /models/{id}`.
+
+        Empty fields of versions are left out; images have no id and may have any rating.
+        """
         pages = []
         for index, version in enumerate(model.versions):
             if version.status != "Published" or not public_files(version):
@@ -61,7 +64,7 @@ class Answers:
         return self._model(model, model.published) | {"modelVersions": pages}
 
     def version_page(self, model: DemoModel, version: DemoVersion, *, by_hash: bool = False) -> Json:
-        """`GET /model-versions/{id}`, or the slightly different response of `by-hash`."""
+        """Build `GET /model-versions/{id}`, or the slightly different response of `by-hash`."""
         owner: Json = {"name": model.name, "type": model.type, "nsfw": model.nsfw, "poi": model.poi}
         if model.mode:
             owner["mode"] = model.mode
@@ -95,7 +98,7 @@ class Answers:
         return page
 
     def mini(self, model: DemoModel, version: DemoVersion, file: DemoFile) -> Json:
-        """`GET /model-versions/mini/{id}`."""
+        """Build `GET /model-versions/mini/{id}`."""
         page: Json = {
             "air": self.air(model, version),
             "versionName": version.name,
@@ -125,7 +128,7 @@ class Answers:
         return page
 
     def image_item(self, model: DemoModel, version: DemoVersion, image: DemoImage, *, meta: Any) -> Json:
-        """An image in the list of `GET /images`."""
+        """Build an image in the list of `GET /images`."""
         label = {0: "None", PG: "None", 2: "Soft", 4: "Mature", 8: "X", 16: "X"}.get(image.level, "Blocked")
         stats = dict.fromkeys(("cryCount", "laughCount", "likeCount", "dislikeCount", "heartCount", "commentCount"), 0)
         return {
@@ -148,7 +151,7 @@ class Answers:
         }
 
     def air(self, model: DemoModel, version: DemoVersion) -> str:
-        """The version's complete AIR."""
+        """Build the version's complete AIR."""
         ecosystem = self.vocabulary.air_ecosystems.get(version.base_model, version.base_model.lower().replace(" ", ""))
         kind = self.vocabulary.air_types.get(model.type, "unknown")
         return f"urn:air:{ecosystem}:{kind}:civitai:{model.id}@{version.id}"
@@ -225,7 +228,7 @@ class Answers:
         return page
 
     def _files(self, model: DemoModel, version: DemoVersion) -> list[Json]:
-        """The files as both kinds of response contain them: none for an archived model, a linked VAE last."""
+        """Build the list of files for both kinds of response: empty for an archived model, a linked VAE last."""
         if model.mode == "Archived":
             return []
         files = [self._file(model, version, file) for file in public_files(version)]

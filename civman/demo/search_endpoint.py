@@ -47,7 +47,7 @@ class Search:
 
 
 def read_search(params: Params, vocabulary: Vocabulary) -> Search | list[Issue]:
-    """The search that these parameters describe, or the schema's errors."""
+    """Validate the parameters of a search; return the search or the schema's errors."""
     reader, sets = Reader(params), vocabulary.sets
     reader.unreachable()
     if len(params.get("fileFormats", [])) == 1:
@@ -84,12 +84,15 @@ def read_search(params: Params, vocabulary: Vocabulary) -> Search | list[Issue]:
 
 
 def slug(username: str) -> str:
-    """A name in the form the `username` filter expects. The filter cannot find names that contain dots or dashes."""
+    """Convert a name to the form that the `username` filter expects.
+
+    The filter cannot find names that contain dots or dashes.
+    """
     return re.sub(r"[^a-z0-9_]", "", username.lower().replace(" ", "_", 1))
 
 
 def wanted_uses(value: list[str] | str) -> set[str]:
-    """The commercial uses that any of CivitAI's three forms allows.
+    """Parse the allowed commercial uses from any of CivitAI's three forms.
 
     In the old form, a single word includes the lower ones.
     """
@@ -114,7 +117,7 @@ class Page:
 
 
 def find(catalogue: Catalogue, search: Search, now: datetime) -> Page:
-    """One page. With a search text, filters apply after the page is cut, so pages may be short or empty."""
+    """Return one page. With a search text, filters apply after the page is cut, so pages may be short or empty."""
     if search.query:
         return _by_text(catalogue, search, now)
     hits = [hit for model in catalogue if (hit := _visible(catalogue, model, search, now))]
@@ -156,7 +159,7 @@ def _by_text(catalogue: Catalogue, search: Search, now: datetime) -> Page:
 
 
 def _relevance(model: DemoModel, words: Sequence[str]) -> int:
-    """The relevance of a model, 0 for no match. Every search word must match.
+    """Compute the relevance of a model; 0 for no match. Every search word must match.
 
     A word matches as a prefix of a word in the name, the creator or the trigger words, or as a file's hash.
     """
@@ -176,7 +179,7 @@ def _relevance(model: DemoModel, words: Sequence[str]) -> int:
 
 
 def _visible(catalogue: Catalogue, model: DemoModel, search: Search, now: datetime) -> Hit | None:
-    """The model with the versions to show, or None if a filter excludes it."""
+    """Return the model with the versions to show, or None if a filter excludes it."""
     ids = None if search.query else search.ids  # the result of the text search replaces the requested ids
     if not _is_listed(model, search) or (ids is not None and model.id not in ids):
         return None
@@ -230,7 +233,7 @@ def _last_published(model: DemoModel) -> datetime:
 
 
 def _key(model: DemoModel, sort: str) -> tuple[int, ...]:
-    """The sort key of a model; it ends with the id, so that it is unique."""
+    """Build the sort key of a model, which ends with the id, so that it is unique."""
     if sort in ("Newest", "Oldest"):
         return round(_last_published(model).timestamp() * 1000), model.id
     thumbs, downloads, comments = model.thumbs_up or 0, model.downloads or 0, model.comments or 0

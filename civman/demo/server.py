@@ -29,7 +29,7 @@ DEMO_TOKEN = "civman-demo-key"
 
 
 def utc_now() -> datetime:
-    """The current UTC time."""
+    """Return the current UTC time."""
     return datetime.now(UTC)
 
 
@@ -158,11 +158,11 @@ class CivitaiServer:
         self.stop()
 
     def requests_to(self, server: str, path: str = "") -> list[Request]:
-        """The received requests to "api" or "storage" whose path starts with `path`."""
+        """List the received requests to "api" or "storage" whose path starts with `path`."""
         return [each for each in tuple(self.requests) if each.server == server and each.path.startswith(path)]
 
     def answer(self, request: Request) -> Answer:
-        """The correct response to a request."""
+        """Build the correct response to a request."""
         return self._api.answer(request) if request.server == "api" else self.storage.answer(request)
 
     def respond(self, request: Request, answer: Answer, wire: Wire) -> None:  # noqa: ARG002 - for those who override it

@@ -1,4 +1,4 @@
-"""The storage server: signed, expiring URLs and files in ranges, as the object storage behind CivitAI serves them.
+"""The storage server: signed URLs that expire, and files in ranges, like the object storage behind CivitAI.
 
 It responds with 400 to any request with an `Authorization` header, so that a client that forwards its key is noticed.
 """
@@ -30,7 +30,7 @@ class Storage:
         self._revoked: set[str] = set()
 
     def signed_target(self, file: DemoFile, name: str) -> str:
-        """The path and query under which the file can be downloaded for a while; different on every call."""
+        """Sign a path and query under which the file can be downloaded for a while; they differ on every call."""
         path = f"/{_BUCKET}/{file.id}/{quote(file.name, safe='')}"
         parameters = {
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
@@ -48,7 +48,7 @@ class Storage:
         self._revoked.add(target)
 
     def answer(self, request: Request) -> Answer:
-        """The file, a part of it, or the storage's XML error."""
+        """Build the response: the file, a part of it, or the storage's XML error."""
         if "authorization" in request.headers:
             return storage_error(400, "InvalidRequest", "Missing x-amz-content-sha256")
         if request.headers.get("user-agent", "").lower().startswith("aria2"):
@@ -68,23 +68,23 @@ class Storage:
 
 
 def storage_error(status: int, code: str, message: str) -> Answer:
-    """An error in the form that object storage uses."""
+    """Build an error in the form that object storage uses."""
     text = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
     return Answer.of_text(text, status, "application/xml")
 
 
 def expired() -> Answer:
-    """The response to a URL that has expired."""
+    """Build the response to a URL that has expired."""
     return storage_error(403, "AccessDenied", "Request has expired")
 
 
 def etag(data: bytes | memoryview) -> str:
-    """A strong entity tag of the bytes."""
+    """Compute a strong entity tag of the bytes."""
     return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
 
 
 def disposition(name: str) -> str:
-    """`Content-Disposition` for a file name; other than ASCII goes into the extended form (RFC 6266)."""
+    """Build `Content-Disposition` for a file name; characters beyond ASCII go into the extended form (RFC 6266)."""
     plain = re.sub(r"[\x00-\x1f\x7f]", "_", name.encode("ascii", "replace").decode()).replace('"', "'")
     extended = "" if name.isascii() else f"; filename*=UTF-8''{quote(name)}"
     return f'attachment; filename="{plain}"{extended}'
@@ -96,7 +96,10 @@ def _signature(path: str, parameters: dict[str, str]) -> str:
 
 
 def _ranged(file: DemoFile, request: Request, content_disposition: str) -> Answer:
-    """The whole file or a part, by `Range` (RFC 9110, section 14); several or invalid ranges return the whole file."""
+    """Return the whole file or a part, as `Range` requests (RFC 9110, section 14).
+
+    For several or invalid ranges it is the whole file.
+    """
     data = memoryview(file.content.data)
     tag = etag(data)
     changed = format_datetime(file.scanned_at or datetime(2025, 1, 1, tzinfo=UTC), usegmt=True)

@@ -9,7 +9,7 @@ from civman.demo.http_messages import Answer
 
 
 def tensor_metadata(file: DemoFile, *, is_summary: bool) -> Answer:
-    """Counts and sizes and, unless `is_summary`, each tensor; 422 if the header cannot be read."""
+    """Build the response: counts and sizes and, unless `is_summary`, each tensor; 422 if the header cannot be read."""
     data = file.content.data
     end = 8 + int.from_bytes(data[:8], "little")
     if data[8:9] != b"{" or end > len(data):
