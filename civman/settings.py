@@ -82,7 +82,7 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Settings:
-    """The settings in effect in `folder` (default: the working folder) with `environ` (default: the process's).
+    """Load the settings for `folder` (default: the working folder) and `environ` (default: the process's environment).
 
     The first three arguments are flags and take precedence. Raises: ConfigError: a file or a value cannot be used.
     """
@@ -203,7 +203,7 @@ def _is_value(value: object) -> bool:
 
 
 def _render(files: Sequence[tuple[str, Any]], sources: dict[str, str]) -> RenderSettings:
-    """The render settings from the tables of the settings files, the strongest first. Adds to `sources`."""
+    """Combine the render settings in the tables of the settings files, the strongest first. Adds to `sources`."""
     found: dict[str, Any] = {"checkpoint": None, "open": False, "preview": True}
     for key in found:
         sources[f"{_TABLE}.{key}"] = "default"
@@ -219,7 +219,7 @@ def _render(files: Sequence[tuple[str, Any]], sources: dict[str, str]) -> Render
 
 
 def checked_value(key: str, raw: object, base: Path, source: str) -> object:
-    """The value of a setting from `source`; relative paths start at `base`. Raises: ConfigError: it is not valid."""
+    """Convert and check a setting from `source`; relative paths start at `base`. Raises: ConfigError: it is invalid."""
     match key:
         case "offline":
             return _flag(raw, source)

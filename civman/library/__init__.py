@@ -120,7 +120,7 @@ class Library:
     def search(
         self, query: "SearchQuery", *, fits: str | None = None, before_page: "Callable[[], None]" = lambda: None
     ) -> "Iterator[ModelPage]":
-        """Models on CivitAI that match the query, page by page; each page is requested when it is needed.
+        """Search CivitAI for models, page by page; each page is requested when it is needed.
 
         `fits`: only models with a version that works, at least in part, with this checkpoint (a ref as for `inspect`).
         This goes by CivitAI's base model labels; `civman download --for` compares the tensors. `before_page` is called
@@ -133,7 +133,7 @@ class Library:
         return search_fitting(self.context.client, query, label_of(self.inspect(fits)), before_page)
 
     def show(self, ref: str) -> Shown:
-        """CivitAI's information about `ref` (offline: as last saved), and the stored files of that model.
+        """Return CivitAI's information about `ref` (offline: as last saved), and the stored files of that model.
 
         For a stored file that CivitAI does not know: what the library knows about it.
         """
@@ -179,14 +179,14 @@ class Library:
         limit: int | None = None,
         offset: int = 0,
     ) -> Sequence[Asset]:
-        """Stored files that pass the filter. Needs no network.
+        """List the stored files that pass the filter. Needs no network.
 
         Without `sort`: the best match first if the filter has search words, otherwise the newest first.
         """
         return self.context.index.assets(wanted, sort=sort, limit=limit, offset=offset)
 
     def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
-        """Read what a model file is: one on this disk, a stored one, or one on CivitAI (only its header is downloaded).
+        """Identify a model file on this disk, in the library or on CivitAI (only its header is downloaded).
 
         Raises: NotFound, AmbiguousRef. InvalidModelFile: it is not a valid model file.
         """
@@ -290,7 +290,7 @@ class Library:
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> Any:
-        """Diffusers' own pipeline around a plan's model, with its adapters merged and its sampler as the scheduler.
+        """Create a diffusers pipeline for a plan's model, with its adapters merged and its sampler as the scheduler.
 
         `pipe(**library.pipeline_call(planned, pipe))` draws the plan's images, within 2 of 255 of `render`. `kind`:
         "txt2img", "img2img" or "inpaint"; None: the one that the plan needs. Nothing is saved.
@@ -304,7 +304,7 @@ class Library:
         return pipeline(planned, kind, machine=machine or Machine(), on_event=on_event)
 
     def pipeline_call(self, planned: "Planned", pipe: Any) -> dict[str, Any]:
-        """All keyword arguments with which a pipeline of `library.pipeline` draws a plan's images, in seed order.
+        """Return all arguments with which a pipeline from `library.pipeline` draws a plan's images, in seed order.
 
         Embeddings, steps, guidance, number of images, a generator for each image, and either size and latents or the
         start picture as latents and its strength. The plan may differ from the pipeline's in prompts, embeddings,
@@ -324,7 +324,7 @@ class Library:
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> dict[str, Any]:
-        """A plan's prompts as civman encodes them: keyword arguments for the call of any pipeline of diffusers.
+        """Encode a plan's prompts as civman does. Returns keyword arguments for the call of any diffusers pipeline.
 
         With clip skip, emphasis, embeddings and prompts of any length. `prompt_embeds`, `negative_prompt_embeds`:
         (1, 77·n, 768), SD 2 1024, SDXL 2048; the shorter one is repeated as a whole, which does not change the image.

@@ -125,9 +125,9 @@ class LibraryContext:
         return resolved
 
     def find(self, refs: Sequence[str], *, file: str | None = None) -> list[Asset]:
-        """The stored files that `refs` mean: all files of a version, all versions of a model. Needs no network.
+        """Find the stored files that `refs` mean; a version means all its files, a model all its versions.
 
-        `file` selects some of them: a file id, a file name, or words such as "fp16 pruned".
+        Needs no network. `file` selects some of them: a file id, a file name, or words such as "fp16 pruned".
 
         Raises: NotFound: one of them is not stored. AmbiguousRef: a number, name or digest matches several models.
         """

@@ -21,7 +21,7 @@ class DownloadsPart(Part):
     def plan(
         self, ref: str, *, file: str | None = None, permits: Permits | None = None, examine: "Examine | None" = None
     ) -> "Job":
-        """Which file `ref` means, whether it may be downloaded, and whether it is stored already. Downloads nothing.
+        """Find out which file `ref` means, whether it may be downloaded, and whether it is stored. Downloads nothing.
 
         Raises: NotFound, AmbiguousRef, Gone, NotAllowed, Refused.
         """
@@ -91,7 +91,7 @@ class DownloadsPart(Part):
         )
 
     def require_fit(self, checkpoint: str, *, force: bool = False) -> "Examine":
-        """A check for `DownloadOptions.examine` that refuses to download files that cannot work with `checkpoint`.
+        """Create a check for `DownloadOptions.examine` that refuses files that cannot work with `checkpoint`.
 
         `force`: return a notice instead of refusing.
         """

@@ -24,9 +24,9 @@ class FilesPart(Part):
     """Find, count, import, inspect and annotate model files."""
 
     def find(self, ref: str, *, file: str | None = None) -> Sequence[Asset]:
-        """The stored files that `ref` means: all files of a version, all versions of a model. Needs no network.
+        """Find the stored files that `ref` means; a version means all its files, a model all its versions.
 
-        `file` selects some of them: a file id, a file name, or words such as "fp16 pruned".
+        Needs no network. `file` selects some of them: a file id, a file name, or words such as "fp16 pruned".
 
         Raises: NotFound: no stored file matches. AmbiguousRef: a number, name or digest matches several models.
         """
@@ -77,7 +77,7 @@ class FilesPart(Part):
         )  # fmt: skip
 
     def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
-        """Read what a model file is; see `Library.inspect`."""
+        """Identify a model file; see `Library.inspect`."""
         from civman.manage.inspection import inspect_asset, inspect_path, path_of
         from civman.manage.places import at_its_place
         from civman.manage.resolve import find_asset
@@ -97,7 +97,7 @@ class FilesPart(Part):
         return self.remote_headers().inspect(resolved.version, chosen)
 
     def remote_headers(self) -> "RemoteHeaders":
-        """A reader for the headers of files on CivitAI."""
+        """Create a reader for the headers of files on CivitAI."""
         # importing this takes 0.3 s, see `LibraryContext.client`
         from civman.civitai.storage_connection import StorageConnection, tls_context
         from civman.manage.remote_headers import RemoteHeaders
@@ -120,7 +120,7 @@ class FilesPart(Part):
         return licence.terms_of(parts)
 
     def fits(self, checkpoint: str, *, on_event: OnEvent = ignore) -> Fits:
-        """A value for `AssetFilter.fits`: the stored files that `check` accepts with a checkpoint.
+        """Create a value for `AssetFilter.fits` that selects the stored files that `check` accepts with a checkpoint.
 
         Every file is checked once for each stored checkpoint, and the verdicts are saved in the index. For a checkpoint
         that is not in the library it is an estimate from the architectures of the tensors; files that were not read are

@@ -44,7 +44,7 @@ class MaintenancePart(Part):
         return rebuilt
 
     def plan_gc(self, *, partials_after: timedelta, trash_after: timedelta, all_copies: bool = False) -> "Collection":
-        """What can be deleted: files missing from the index, and partial downloads and trash above these ages.
+        """Plan what to delete: files that are not in the index, and partial downloads and trash above these ages.
 
         `all_copies`: also all safetensors copies of pickles, which the next use makes again.
         """
@@ -63,7 +63,7 @@ class MaintenancePart(Part):
         return collect(self._context.index, self._context.store, plan, now=self._context.clock())
 
     def disk_usage(self, group: str) -> "Usage":
-        """The library's disk usage by "type", "base_model", "architecture" or "used", and by kind of storage."""
+        """Compute the disk usage by "type", "base_model", "architecture" or "used", and by kind of storage."""
         from civman.manage.disk_usage import usage
 
         return usage(self._context.index, self._context.store, group)

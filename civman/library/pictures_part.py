@@ -32,7 +32,7 @@ class PicturesPart(Part):
     def list(
         self, wanted: "PictureFilter | None" = None, *, limit: int | None = None, offset: int = 0
     ) -> "Sequence[KeptPicture]":
-        """Rendered pictures in the index that pass the filter, newest first."""
+        """List the rendered pictures in the index that pass the filter, newest first."""
         context = self._context
         return context.index.pictures(wanted, limit=limit, offset=offset) if context.has_index else []
 
@@ -51,7 +51,7 @@ class PicturesPart(Part):
         return import_pictures(self._context.index, folder)
 
     def describe(self, path: Path) -> "PictureReport":
-        """All metadata of a picture, whichever program wrote it, and which of the models it names are stored here.
+        """Report all metadata of a picture, whichever program wrote it, and which of its models are stored here.
 
         Raises: UsageError (`bad-picture`).
         """
@@ -69,7 +69,7 @@ class PicturesPart(Part):
         return find_recipe(self._context.index, what)
 
     def missing_files(self, source: "RecipeSource") -> "Sequence[Missing]":
-        """The model files that a recipe needs and that are not available here."""
+        """List the model files that a recipe needs and that are not available here."""
         from civman.planning.recipe_sources import missing
 
         return missing(self._context.index, source)
@@ -114,7 +114,7 @@ class PicturesPart(Part):
         return planned if isinstance(of, Recipe) else replace(planned, parent=recipe.sha256)
 
     def check_settings(self, file: Path) -> "Iterator[Redraw]":
-        """Whether the images whose settings are in a JSON Lines file can be rendered again, and how.
+        """Check whether images can be rendered again, and how, from their settings in a JSON Lines file.
 
         Each line is an object with `id`, `meta` (as in CivitAI's API) and `baseModel`. The model files that the
         settings name are assumed to be present. Raises: UsageError: the file cannot be read.

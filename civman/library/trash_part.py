@@ -14,7 +14,7 @@ class TrashPart(Part):
     """Plan removals, list the trash and restore from it."""
 
     def plan_removal(self, refs: Sequence[str], *, file: str | None = None) -> "RemovalPlan":
-        """What removing `refs` would do: which files would be removed, and which bytes that would free.
+        """Plan the removal of `refs`: which files would be removed, and which bytes that would free.
 
         `file` selects some of a version's files.
         """
@@ -23,7 +23,7 @@ class TrashPart(Part):
         return plan_removal(self._context.index, self._context.store, self._context.find(refs, file=file))
 
     def list(self) -> "Sequence[Removal]":
-        """The removals that can still be undone, the latest first."""
+        """List the removals that can still be undone, the latest first."""
         from civman.store.trash import Trash
 
         return Trash(self._context.store).removals()

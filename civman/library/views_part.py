@@ -15,7 +15,7 @@ class ViewsPart(Part):
     """Plan, create, refresh and remove views."""
 
     def plan(self, folder: Path, request: "ViewRequest") -> "ViewPlan":
-        """What `link` would do to make `folder` show what is requested."""
+        """Plan what `link` has to do so that `folder` shows what is requested."""
         from civman.exchange.view_request import plan_requested_view
 
         return plan_requested_view(self._context.index, self._context.store, self._context.root, folder, request)

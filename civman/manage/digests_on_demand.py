@@ -19,7 +19,7 @@ _MOST_BYTES = 8 << 30
 
 
 def find_computed(index: Index, ref: HashRef) -> list[Asset]:
-    """The files with this digest among those whose digests were not computed yet. What is computed is saved."""
+    """Find the files with this digest by computing and saving digests that are not in the index yet."""
     kinds = _COMPUTED.intersection(ref.kinds)
     left_bytes = _MOST_BYTES
     for blob in index.without_digests() if kinds else ():

@@ -15,7 +15,7 @@ _SWITCHES: Final = ("offline", "render.open", "render.preview")
 
 
 def settings_file(settings: Settings, folder: Path | None) -> Path:
-    """The file to change: the user's, or with a `folder` that folder's project file (the nearest one above it)."""
+    """Return the file to change: the user's or, if `folder` is given, the nearest project file in it or above it."""
     if folder is None:
         return settings.config_folder / USER_FILE
     return nearest_project_file(folder) or folder / PROJECT_FILE
@@ -84,7 +84,7 @@ def _split(key: str) -> list[str]:
 
 
 def _value(key: str, texts: list[str]) -> Any:
-    """The typed text as a value of TOML: true and false, and in presets also numbers and lists."""
+    """Convert the typed text to a TOML value: text, true or false, and in presets also numbers and lists."""
     if len(texts) > 1 and not key.startswith(PRESETS):
         raise UsageError(f"`{key}` takes one value", hint="quote a value that contains spaces", code=Cause.BAD_VALUE)
     if key in _SWITCHES:
@@ -101,7 +101,7 @@ def _value(key: str, texts: list[str]) -> Any:
 
 
 def _number_or_text(text: str) -> str | int | float | bool:
-    """A number, or true or false, if the text is exactly how one is written; anything else stays text."""
+    """Convert text that is exactly how a number, true or false is written; return any other text unchanged."""
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):

@@ -73,7 +73,7 @@ class Unanswered:
 
 @dataclass(slots=True)
 class Identified:
-    """The result of identifying files: what was found, and the files for which CivitAI's answer failed."""
+    """The result of identifying files: what was found, and the files for which the request to CivitAI failed."""
 
     found: dict[Sha256, Identification] = field(default_factory=dict)
     unanswered: list[Unanswered] = field(default_factory=list)
@@ -139,7 +139,7 @@ class _Asking:
         return self._identified
 
     def _known_ids(self) -> dict[Sha256, tuple[ModelId, VersionId]]:
-        """The model and version of each file that CivitAI knows by SHA-256."""
+        """Find the model and version of each file that CivitAI knows by SHA-256."""
         try:
             return self._answered(self._client.identify(self._files))
         except CivmanError as error:
@@ -150,7 +150,7 @@ class _Asking:
         return found
 
     def _known_tensors(self, files: Sequence[Unidentified]) -> dict[Sha256, ModelVersion]:
-        """The version with the same tensors, for files that CivitAI does not know by SHA-256, in their order."""
+        """Find versions with the same tensors for `files` that CivitAI does not know by SHA-256, in their order."""
         digests: dict[Sha256, str] = {}
         for file in files:
             if len(digests) < _MOST_BY_TENSORS and (digest := file.autov3()) is not None:
@@ -199,7 +199,7 @@ class _Asking:
                     self._take(sha256, version, FoundBy.TENSORS if sha256 in by_tensors else FoundBy.SHA256)
 
     def _read_unlisted(self, files: Sequence[Unidentified], known: Mapping[Sha256, tuple[ModelId, VersionId]]) -> None:
-        """Models that the list leaves out, such as unlisted ones and archived ones with hidden files."""
+        """Read models that CivitAI's list leaves out, such as unlisted ones and archived ones with hidden files."""
         try:
             versions = self._answered(self._client.versions_by_hashes(file.sha256 for file in files))
         except CivmanError as error:
@@ -220,7 +220,7 @@ class _Asking:
     def _asked_each(
         self, files: Iterable[Unidentified], ask: Callable[[Unidentified], R]
     ) -> Iterator[tuple[Unidentified, R]]:
-        """Ask about each file alone, a few at a time. Files that CivitAI does not know are left out.
+        """Ask about each file in its own request, a few at a time. Files that CivitAI does not know are left out.
 
         A failure is recorded for its own file.
         """

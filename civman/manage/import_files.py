@@ -294,7 +294,7 @@ def _held_autov3(index: Index, sha256: Sha256, path: Path | None) -> str | None:
 
 
 def _identified_later(index: Index, identified: Identified, by_digest: Mapping[Sha256, _Found]) -> list[Record]:
-    """The records of files that were in the library without a version and are identified now."""
+    """Create the records of files that were in the library without a version and are identified now."""
     records = []
     for sha256, found in identified.found.items():
         if sha256 in by_digest:
@@ -322,7 +322,7 @@ def _identified_later(index: Index, identified: Identified, by_digest: Mapping[S
 
 
 def _keep_words(index: Index, beside: Mapping[Sha256, Beside]) -> int:
-    """Save the user's annotations from notes; existing ones are kept. Returns the number of files."""
+    """Save annotations from other programs' notes; the user's existing ones are kept. Returns the number of files."""
     changes = []
     for sha256, said in beside.items():
         for asset in index.referrers(sha256)[:1] if said.own != NOTHING_SAID else ():

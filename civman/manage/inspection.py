@@ -1,4 +1,4 @@
-"""Reads what a model file is from its header alone."""
+"""Identifies a model file from its header alone."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which stored files fit a checkpoint: every verdict is made once, from the headers, and saved in the index."""
+"""Finds the stored files that fit a checkpoint. Verdicts are made once, from the headers, and saved in the index."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ ACCEPTED = (Verdict.FITS, Verdict.CAUTION)
 
 
 def find_fitting(index: Index, checkpoint: Inspected, on_event: OnEvent) -> Fits:
-    """A filter for the stored files that fit a stored checkpoint. Makes and saves the verdicts that are missing.
+    """Create a filter for the stored files that fit a stored checkpoint. Makes and saves the missing verdicts.
 
     A file that cannot be read now gets no verdict, and is not in the result.
     """

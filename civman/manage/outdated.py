@@ -264,7 +264,7 @@ class _Comparison:
 
 
 def _alike(version: ModelVersion, held: ModelVersion | None, asset: Asset) -> ModelFile:
-    """The file of `version` of the same kind as the stored one, else the one that a download would choose."""
+    """Choose the file of `version` that is of the stored file's kind, else the one that a download would choose."""
     own = next((file for file in held.files if file.id == asset.file_id), None) if held is not None else None
     if own is not None:
         alike = [file for file in version.files if _character(file) == _character(own)]

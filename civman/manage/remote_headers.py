@@ -41,7 +41,7 @@ class RemoteHeaders:
         )  # fmt: skip
 
     def _from_list(self, file: ModelFile) -> Header | None:
-        """CivitAI's list of the file's tensors as a header, without metadata and tensor offsets.
+        """Convert CivitAI's list of the file's tensors to a header, without metadata and tensor offsets.
 
         None if there is no list.
         """
@@ -84,7 +84,7 @@ class RemoteHeaders:
     def _of_pickle(
         self, connection: StorageConnection, address: DownloadAddress, first: bytes, size: int, name: str
     ) -> Header:
-        """The header that the safetensors copy of a small pickle would have. The whole file is downloaded for it."""
+        """Download a small pickle completely. Returns the header that its safetensors copy would have."""
         if size > _MOST_BYTES:
             raise BadAnswer(
                 f"`{name}` is a pickle of {size:,} bytes, which has to be downloaded to inspect it",

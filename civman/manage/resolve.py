@@ -75,7 +75,9 @@ class ResolvedVersion:
 
 
 def find_assets(index: Index, ref: Ref, file: str | None = None) -> list[Asset]:
-    """The assets that `ref` means: all files of a version, all versions of a model. `file` selects some of them.
+    """Find the assets that `ref` means; a version means all its files, a model all its versions.
+
+    `file` selects some of them.
 
     Raises: NotFound: no asset matches. AmbiguousRef: a number, name or digest matches several things.
     """
@@ -88,7 +90,7 @@ def find_assets(index: Index, ref: Ref, file: str | None = None) -> list[Asset]:
 def find_asset(
     index: Index, ref: Ref, file: str | None = None, *, suits: Callable[[Asset], bool] | None = None
 ) -> Asset:
-    """The one stored file that `ref` means. `suits` limits several matches to the files that can be used.
+    """Find the one stored file that `ref` means. `suits` limits several matches to the files that can be used.
 
     Raises: NotFound: no file matches. AmbiguousRef: several files match, and none is the primary file of the only
         version.
@@ -105,7 +107,7 @@ def find_asset(
 
 
 def find_unlisted(index: Index, ref: Ref) -> Asset | None:
-    """The stored file that `ref` means, if there is one and CivitAI does not know it. Raises: AmbiguousRef."""
+    """Find the stored file that `ref` means, if there is one and CivitAI does not know it. Raises: AmbiguousRef."""
     try:
         asset = find_asset(index, ref)
     except NotFound:
@@ -199,7 +201,7 @@ def _listed_file(index: Index, asset: Asset) -> ModelFile:
 
 
 def _primary(index: Index, assets: Sequence[Asset]) -> Asset | None:
-    """The primary file, if all `assets` are of one version. Of a file that was replaced: the bytes CivitAI has now."""
+    """Choose the primary file of a version, with the bytes that CivitAI has now; None if several versions are given."""
     version_ids, file_ids = {asset.version_id for asset in assets}, {asset.file_id for asset in assets}
     if len(version_ids) > 1 or None in version_ids:
         return None

@@ -181,7 +181,7 @@ class _Scanner:
         return self._scan
 
     def _is_refused(self, path: Path) -> bool:
-        """Leave out a named file that belongs to the library or is not finished."""
+        """Whether a file that the user named must be left out: it is in the library or unfinished. Counts it if so."""
         if self._is_ours(str(path)):
             self._scan.leave_out(str(path), Reason.LIBRARY)
         elif is_unfinished(path.name) or any(os.path.exists(f"{path}{end}") for end in CONTROL_SUFFIXES):  # noqa: PTH110

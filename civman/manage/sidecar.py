@@ -184,7 +184,7 @@ def _asked(snapshot: Snapshot | None) -> dict[str, Any] | None:
 def _remembered(
     entry: dict[str, Any], index: Index, *, now: datetime, on_notice: Callable[[str], None]
 ) -> ModelVersion | None:
-    """The version that a sidecar entry describes. It is added to the index unless the index already has it."""
+    """Return the version that a sidecar entry describes, after adding it to the index unless it is there already."""
     if not entry.get("model") or not entry.get("version"):
         return None
     from civman.civitai import wire_models  # imports pydantic, which takes 0.2 s

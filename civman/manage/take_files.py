@@ -89,7 +89,7 @@ class Taking:
 
     @contextmanager
     def into_store(self, sha256: Sha256) -> Iterator[Path]:
-        """Bring a file into the store; inside the block its row must be written. A moved file is deleted afterwards.
+        """Bring a file into the store. The block must write its index row; then a moved file's original is deleted.
 
         The blob is locked, so that garbage collection does not remove it before its row exists.
         """
@@ -101,7 +101,7 @@ class Taking:
                     self._remove(seen, stored, modes.get(seen.path))
 
     def take_known(self, digests: Iterable[Sha256]) -> None:
-        """Bring files into the store that are in the index already, and delete them where they were, if moving."""
+        """Bring files that are already in the index into the store; if the mode is to move, delete the originals."""
         for sha256 in digests:
             old = next(iter(self._index.held_files([sha256])), None)
             with self.into_store(sha256) as path:

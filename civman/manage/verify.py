@@ -199,7 +199,7 @@ def refetch(
     download: Callable[..., Asset],
     on_event: OnEvent,
 ) -> Asset:
-    """Download an asset's file from CivitAI again, by version and file or else by SHA-256, if it is still the same.
+    """Download an asset's file again, by version and file or else by SHA-256, if CivitAI still has the same bytes.
 
     `plan` and `download` are the library's. Raises: IntegrityError: CivitAI now has a different file; and what `plan`
     and `download` raise.
@@ -301,7 +301,7 @@ def _save(
 
 
 def _read_again(file: HeldFile, digests: dict[Sha256, Hashes], on_event: OnEvent) -> tuple[Verdict, SeenFile | None]:
-    """Read a file. Returns the verdict, and the file's state before reading if its SHA-256 is right.
+    """Read a file. Returns the verdict, and the file's state before reading if its SHA-256 matches.
 
     If `digests` has an entry for a file, its other digests are missing in the index and are computed, too.
     """

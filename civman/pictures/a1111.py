@@ -24,7 +24,7 @@ _HEX: Final = re.compile(r"(?:0x)?([0-9a-fA-F]{6,64})")
 
 
 def read(text: str) -> PictureMetadata | None:
-    """The metadata in an A1111 text; None if it contains no line of settings."""
+    """Read the metadata in an A1111 text; None if it contains no line of settings."""
     if not infotext.is_infotext(text):
         return None
     parsed = infotext.read(text)
@@ -74,7 +74,7 @@ def _settings(parsed: infotext.Parsed, generator: Generator) -> tuple[Settings, 
 
 
 def _resources(parsed: infotext.Parsed) -> Iterator[Resource]:
-    """The models: the checkpoint first.
+    """The models that the text names, the checkpoint first.
 
     A LoRA may appear twice, by name and by version id, if nothing links the two.
     """

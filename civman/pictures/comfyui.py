@@ -30,7 +30,7 @@ _EMBEDDING: Final = re.compile(r"embedding:([^\s,:()\[\]{}]{1,200})")
 
 
 def read(text: str) -> PictureMetadata | None:
-    """The metadata in a graph in API format; None if the text is not such a graph."""
+    """Read the metadata in a graph in API format; None if the text is not such a graph."""
     value = loads(text.removeprefix("prompt:").strip())
     if not isinstance(value, dict):
         return None
@@ -137,7 +137,7 @@ class _Graph:
         return has_latent and (("steps" in inputs and "positive" in inputs) or ("sigmas" in inputs))
 
     def _around(self, key: str, *names: str) -> object:
-        """A literal value of the sampler itself, or of the nodes it consists of."""
+        """Find a literal value in the sampler node, or in the nodes that provide its parts, such as the guider."""
         nodes = [key, *filter(None, (self._target(self._inputs(key).get(name)) for name in _AROUND))]
         for node in nodes:
             for name in names:
@@ -191,7 +191,7 @@ class _Graph:
         return self._text(positive, set()), self._text(inputs.get("negative"), set())
 
     def _text(self, link: object, seen: set[str]) -> str:
-        """The text behind a conditioning, unchanged; several texts are joined by a line break."""
+        """Follow a conditioning's link to its text, which is not changed; several texts are joined by a line break."""
         key = self._target(link)
         if key is None or key in seen or len(seen) > _MOST_STEPS or self._is_zero(key):
             return ""

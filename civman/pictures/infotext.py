@@ -112,7 +112,7 @@ def is_infotext(text: str) -> bool:
 
 
 def _details_at(lines: list[str]) -> int:
-    """The last line that starts with the steps, else the last line if it has at least three settings."""
+    """Find the line of settings: the last one with the steps first, else the last line if it has three settings."""
     for at in range(len(lines) - 1, -1, -1):
         if _STEPS.match(lines[at]):
             return at

@@ -172,7 +172,7 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
 
 
 def _listed_by_hash(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[tuple[str, Part]]:
-    """The LoRAs that belong into `Lora hashes`.
+    """The LoRAs to list in `Lora hashes`.
 
     CivitAI joins an entry there with the tag of the same name and stores strength 1 where it cannot read the tag, even
     if `Civitai resources` gives the strength. A LoRA with such a tag is therefore listed in `Hashes` alone.
@@ -227,7 +227,7 @@ def _missing_tags(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[st
 
 
 def _named(parts: Sequence[Part]) -> list[tuple[str, Part]]:
-    """Each model under a name that the text can express and that no other model has."""
+    """Give each model a name that the text can express and that no other model has."""
     named: dict[str, Part] = {}
     for part in parts:
         name = first = _plain(part.name, _hash(part) or "unnamed")
@@ -250,7 +250,7 @@ def _harmless(prompt: str) -> str:
 
 
 def _whole(words: str) -> str:
-    """The text without what no file can contain (half surrogate pairs, NUL), and with one kind of line break."""
+    """Remove what no file can contain (half surrogate pairs, NUL), and convert all line breaks to one kind."""
     whole = words.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
     return whole.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -271,7 +271,7 @@ def _checked(digest: str | None) -> str:
 
 
 def _number(value: float) -> str:
-    """A number with digits and a point but no exponent, which every reader understands."""
+    """Format a number with digits and a point but no exponent, so that every reader understands it."""
     written = format(Decimal(repr(float(_finite(value)))), "f")
     return written.rstrip("0").rstrip(".") if "." in written else written
 

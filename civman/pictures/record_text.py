@@ -31,14 +31,14 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
 
 
 def _upscaler(record: Record) -> str:
-    """A1111's names for upscaler models are the names of their files."""
+    """The upscaler's name as A1111 writes it; for an upscaler model, this is the name of its file."""
     hires = record.recipe.hires
     assert hires is not None
     return record.name_of(hires.model).name.removesuffix(".safetensors") if hires.model else hires.upscaler
 
 
 def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """A1111's keys for samplers, noise and prompts that are not as usual, as it writes them."""
+    """A1111's keys and values for settings of sampler, noise and prompt that differ from the defaults."""
     made, usual = recipe.sampling, Sampling()
     for key, name in (
         ("Eta", "eta"), ("Eta DDIM", "eta_ddim"), ("Sigma churn", "s_churn"), ("Sigma tmin", "s_tmin"),
@@ -58,7 +58,7 @@ def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_pictures(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """A1111's keys for an input image and a mask."""
+    """A1111's keys and values for an input image and a mask."""
     start = recipe.start
     if start is None:
         return

@@ -61,7 +61,7 @@ class Entries:
         return number(self.value(name))
 
     def is_on(self, name: str) -> bool:
-        """Whether the entry is there and is not "False"."""
+        """Whether the entry exists and is not "False", "None" or "0"."""
         return self.text(name).casefold() not in ("", "false", "none", "0")
 
     def take(self, pattern: re.Pattern[str]) -> list[str]:
@@ -117,7 +117,7 @@ class Entries:
         return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
     def _torn_hashes(self) -> dict[str, str]:
-        """Hashes of LoRAs whose list was torn apart: the name may begin with a quote, the hash may end with one."""
+        """Hashes of LoRAs from a quoted list that was split into entries: some names or hashes still have quotes."""
         found = {}
         for name, value in self._values.items():
             if isinstance(value, str) and (name.startswith('"') or value.endswith('"')):

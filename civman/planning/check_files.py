@@ -18,7 +18,7 @@ _DRAWN = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SD
 
 
 def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspected]]) -> Compatibility:
-    """Check parts with a checkpoint; each is paired with its role ("lora", "embedding", "vae"; None: its own kind).
+    """Check how parts fit a checkpoint. Each has a role: "lora", "embedding", "vae" or None (its own kind).
 
     If civman renders this family, but not this checkpoint, the reason that a render would give is added: the
     files may still fit each other in other programs. A VAE that cannot take the place of the checkpoint's cannot work.
@@ -43,7 +43,7 @@ def in_role(part: Part, role: str | None) -> Part:
 
 
 def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:
-    """Why civman cannot render with a checkpoint; empty if it can, or if it renders no model of the family."""
+    """Explain why civman cannot render with a checkpoint; empty if it can, or if it supports no model of the family."""
     base, other = _found("checkpoint", checkpoint), _found("vae", vae)
     if base is None or base.identity.kind is not Kind.CHECKPOINT or base.identity.architecture not in _DRAWN:
         return ""

@@ -48,7 +48,7 @@ def few_steps_notice(label: str | None, name: str, *, steps: int, cfg: float) ->
 def few_steps_defaults(
     label: str | None, name: str, *, steps: int | None, cfg: float | None
 ) -> tuple[int | None, float | None, str | None]:
-    """The steps and the CFG scale for this checkpoint where the user gives none, and a notice if they are used.
+    """Fill in this checkpoint's steps and CFG scale if the user gave none. Also returns a notice if any is used.
 
     >>> few_steps_defaults("SDXL Lightning", "a.safetensors", steps=4, cfg=None)[:2]
     (4, 1.5)

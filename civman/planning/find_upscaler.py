@@ -7,7 +7,7 @@ from civman.planning.find_files import Finder, Found
 
 
 def upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
-    """The upscaler model that a request names, or None for a built-in upscaler; and a notice.
+    """Find the upscaler model of a request; None if it needs none. Also returns a notice about the model's cost.
 
     Raises: NotFound: it is neither a built-in upscaler nor a stored model. UsageError (`wrong-kind`). Refused.
     """

@@ -324,7 +324,7 @@ def _within_limits(
 
 
 def _require_encoder(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Raises: CannotRender (`missing-part`): an image must be encoded, but the VAE has only a decoder."""
+    """Check that the VAE can encode an image if that is needed. Raises: CannotRender (`missing-part`): it cannot."""
     rereads = recipe.hires is not None and not recipe.hires.upscaler.startswith("latent")
     if not checkpoint.vae_reads_pictures and (recipe.start is not None or rereads):
         raise CannotRender(

@@ -1,4 +1,4 @@
-"""The texts of each pass: which rules a prompt needs, and what its editing, alternation and `AND` give.
+"""The texts of each pass: which rules a prompt needs, and the texts that its editing, alternation and `AND` result in.
 
 Planning uses this to find embeddings and to refuse what cannot be rendered; rendering encodes the same texts.
 """
@@ -67,7 +67,7 @@ def notices(prompt: str, negative: str, rules: str) -> tuple[str, ...]:
 def passes(
     prompt: str, negative: str, rules: str, *, sampler: samplers.Sampler, steps: int, hires_steps: int | None
 ) -> tuple[PassPrompts, PassPrompts | None]:
-    """The texts of the first pass, and of the second one if it has others.
+    """The texts of the first pass, and those of the second pass, or None if they are the same.
 
     Raises: UsageError (`prompt-syntax`): brackets are nested too deeply.
     """
@@ -91,7 +91,7 @@ def passes_of(recipe: Recipe) -> tuple[PassPrompts, PassPrompts | None]:
 
 
 def require_readable(recipe: Recipe) -> None:
-    """Raises: UsageError (`prompt-syntax`): the recipe's rules do not cover what its prompts contain."""
+    """Check that a recipe's rules cover what its prompts contain. Raises: UsageError (`prompt-syntax`): they do not."""
     if not recipe.prompt_rules:
         if changes(recipe.prompt, recipe.negative_prompt):
             raise UsageError(

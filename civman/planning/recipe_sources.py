@@ -193,7 +193,7 @@ def missing(index: Index, source: RecipeSource) -> tuple[Missing, ...]:
 
 
 def require_all(lacking: Sequence[Missing]) -> None:
-    """Do nothing if no file is missing. Raises: NotFound (`missing-files`): says which files, and how to get them."""
+    """Check that no file is missing. Raises: NotFound (`missing-files`), which lists them and how to get them."""
     if not lacking:
         return
     named = "; ".join(f"{each.role} `{each.name}` ({each.air or f'sha256 {each.sha256[:12]}…'})" for each in lacking)

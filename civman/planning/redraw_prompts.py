@@ -1,4 +1,4 @@
-"""Take A1111's tags out of a prompt, by the rules of the version that made the image."""
+"""Remove A1111's tags from a prompt and read them, by the rules of the version that made the image."""
 
 import re
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ _MOST_DEEP: Final = 100
 
 
 class Rule(StrEnum):
-    """What `when` counts, by the A1111 version that introduced the rule.
+    """How the number `when` in an edit is counted. Each rule is named after the A1111 version that introduced it.
 
     `V1_0`: steps. `V1_3`: model evaluations, of which some samplers need two in a step. In both, a number below 1 is a
     share, and the second pass follows the schedule of the first one. `V1_6`: evaluations; a number with a point is a
@@ -142,7 +142,7 @@ def is_composed(prompt: str) -> bool:
 
 
 def is_plain_because_of_bar(text: str) -> bool:
-    r"""Whether the text contains brackets like those of editing that stay plain text because of a `|` or `\\`."""
+    r"""Whether brackets that look like editing are plain text because of a stray `|` or a trailing `\\`."""
     reader = _Reader(text)
     return reader.items() == [text] and reader.spoiled and reader.changing > 0
 
@@ -253,7 +253,7 @@ class _Reader:
 
 
 def _construct(frame: _Frame, closing: str) -> "_Edit | _Alternation | _Items | None":
-    """What a closed bracket is: a change, plain items, or None if it fits no form."""
+    """Interpret a closed bracket as a change or as plain items; None if it fits no form."""
     bars, colons = frame.separators.count("|"), frame.separators.count(":")
     if frame.bracket == "(":
         return [*_as_written(frame), closing] if not bars and colons <= 1 else None

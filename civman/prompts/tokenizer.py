@@ -43,7 +43,7 @@ class ClipTokenizer:
 
 
 def clip_tokenizer(padding: int = END) -> ClipTokenizer:
-    """A new tokenizer. It takes about 0.2 s to build, so build one and share it; `padded_with` costs nothing.
+    """Build a tokenizer. This takes about 0.2 s, so build one and share it; `padded_with` costs nothing.
 
     `padding` is END for CLIP-L (SD 1.x, SDXL's first encoder), ZERO for OpenCLIP.
     """

@@ -60,7 +60,7 @@ def distance(one: Any, other: Any) -> Distance | None:
 
 
 def judge(same_digest: bool, apart: Distance | None) -> Verdict:
-    """The verdict on a picture's pixels. Without a distance, pictures with other pixels are judged to be different."""
+    """Judge a replayed picture. If the pixels differ and there is no distance, the verdict is "different"."""
     if same_digest:
         return Verdict.IDENTICAL
     if apart is not None and (apart.psnr_db is None or apart.psnr_db >= CLOSE_DB):

@@ -123,7 +123,7 @@ def _upscale(model: UpscalerModel | None) -> Upscale | None:
 
 
 def read_inputs(planned: Planned) -> Inputs:
-    """The pixels of the start picture and its mask, if the plan has them."""
+    """Read the pixels of the start picture and its mask, if the plan has them."""
     start = planned.recipe.start
     if start is None:
         return Inputs()

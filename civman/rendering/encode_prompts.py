@@ -53,7 +53,7 @@ def encode_all(text: TextEncoders, planned: Planned) -> EncodedPrompts:
 
 
 class _StageEncoder:
-    """Encodes the texts of prompts that change or are combined; each text once."""
+    """Encodes the texts of prompts that change or are combined. Each text is encoded only once."""
 
     def __init__(self, text: TextEncoders, recipe: Recipe, embeddings: Sequence[Embedding]) -> None:
         self._text, self._recipe, self._embeddings = text, recipe, embeddings

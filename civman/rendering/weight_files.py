@@ -7,7 +7,7 @@ from civman.store.safe_copies import make_copy
 
 
 def with_safe_copies(planned: Planned) -> Planned:
-    """The plan with every pickle's path replaced by that of its safetensors copy, which is made if it is missing.
+    """Replace the path of every pickle in a plan by that of its safetensors copy, which is made if it is missing.
 
     The recipe still names the originals. Raises: what `civman.store.safe_copies.make_copy` raises.
     """

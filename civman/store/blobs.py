@@ -231,7 +231,7 @@ class BlobStore:
 
 
 def digest_of(path: Path, on_progress: Callable[[int], None] | None = None) -> Sha256:
-    """The SHA-256 of the whole file at `path`; `on_progress` receives the number of bytes read so far.
+    """Compute the SHA-256 of the whole file at `path`; `on_progress` receives the number of bytes read so far.
 
     Raises: StoreError: it cannot be read.
     """

@@ -15,7 +15,7 @@ _MOST_READ = 512 << 20
 
 
 def other_digests(path: Path, *, whole: bool = False) -> Hashes:
-    """AutoV1 of the file at `path`; of files up to 512 MiB, and with `whole` of all, also CRC32 and AutoV3.
+    """Compute AutoV1 of the file at `path`, and CRC32 and AutoV3 if it has at most 512 MiB or `whole` is set.
 
     Only safetensors files have an AutoV3.
 

@@ -225,7 +225,7 @@ class Partial:
 
     @contextmanager
     def mapped(self, start: int, end: int) -> Iterator[memoryview]:
-        """The bytes `[start, end)`, written a moment ago, as a memory mapping.
+        """Map the bytes `[start, end)`, which were just written, into memory.
 
         Raises: OSError: the file system cannot map files; use `read_into` instead. StoreError.
         """

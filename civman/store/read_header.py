@@ -18,7 +18,7 @@ _MAX_GGUF_BYTES = 256 << 20
 
 
 def read_header(path: Path) -> Header:
-    """The validated header of the file at `path`: two reads, milliseconds whatever the file's size.
+    """Read and validate the header of the file at `path`. This takes two reads and milliseconds, whatever its size.
 
     Raises: InvalidModelFile: not a complete safetensors file. StoreError: it cannot be read.
     """
@@ -33,7 +33,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_numbers(path: Path, header: Header, names: Iterable[str]) -> dict[str, float]:
-    """The values of tensors with a single number, by name; other tensors and unsupported types are left out.
+    """Read the values of tensors with a single number, by name; other tensors and unsupported types are left out.
 
     Raises: StoreError: the file cannot be read.
     """
@@ -72,7 +72,7 @@ def _number(form: str, data: bytes) -> float:
 
 
 def read_gguf(path: Path) -> GgufHeader:
-    """The header of the GGUF file at `path`. Raises: InvalidModelFile: it is invalid. StoreError."""
+    """Read the header of the GGUF file at `path`. Raises: InvalidModelFile: it is invalid. StoreError."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -86,7 +86,7 @@ def read_gguf(path: Path) -> GgufHeader:
 
 
 def read_first(path: Path, count: int = _FIRST_BYTES) -> bytes:
-    """The first `count` bytes of a file, or the whole file if it is shorter. Raises: StoreError."""
+    """Read the first `count` bytes of a file, or the whole file if it is shorter. Raises: StoreError."""
     try:
         with path.open("rb") as file:
             return file.read(count)

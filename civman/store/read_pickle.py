@@ -111,7 +111,7 @@ def require_readable(path: Path, name: str) -> None:
 
 
 def read_pickled_numbers(path: Path, pickle: PickleFile, names: Iterable[str]) -> dict[str, float]:
-    """The values of those tensors that are a single number, by name; other tensors are left out. Raises: StoreError."""
+    """Read the values of tensors with a single number, by name; other tensors are left out. Raises: StoreError."""
     found: dict[str, float] = {}
     with _Source(path, pickle) as source:
         for name in names:
@@ -197,7 +197,7 @@ def _run(data: bytes, member: str) -> Unpickled:
 
 
 def _unpacked(read: ReadAt, member: Member, limit: int) -> bytes:
-    """The contents of a small member, checked against its CRC-32."""
+    """Read the contents of a small member and check them against its CRC-32."""
     if member.size_bytes > limit:
         refuse(f"`{member.name}` in the archive has {member.size_bytes:,} bytes, more than any model's",
                cause="too-long-pickle")  # fmt: skip

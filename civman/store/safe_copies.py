@@ -41,7 +41,7 @@ class SafeCopy:
 
 @dataclass(frozen=True, slots=True)
 class _Note:
-    """What the note next to a copy says. `inode` and `mtime_ns` tell whether the copy has changed since."""
+    """The contents of the note next to a copy. `inode` and `mtime_ns` show whether the copy has changed since."""
 
     source_sha256: str
     reader: int
@@ -72,7 +72,7 @@ def find_copy(place: Path) -> SafeCopy | None:
 
 
 def make_copy(original: Path, place: Path) -> SafeCopy:
-    """The safetensors copy of the pickle `original`, made if it is missing, changed or from another version.
+    """Return the safetensors copy of the pickle `original`. It is made if it is missing, changed or out of date.
 
     The original is hashed, its tensors are written, and the copy is read back from disk, before it gets its name.
 

@@ -103,7 +103,7 @@ class Trash:
         return self._store.find(sha256)
 
     def lying(self, removal: Removal, sha256: Sha256) -> tuple[Removal, Path] | None:
-        """The blob's file in the trash, with the removal that contains it: this one if possible; or None."""
+        """Find the blob's file, in this removal if possible, and the removal that contains it. None: there is none."""
         for place in (removal, *self.removals()):
             path = _blob_in(place, sha256)
             if path is not None:
