@@ -210,7 +210,7 @@ class CivitaiClient:
         return wire_lookups.enums(self._get("/api/v1/enums", "its table of valid values"))
 
     def image(self, image_id: int) -> Picture:
-        """A published image with its generation data. Raises: NotFound: unknown, or not visible to this account."""
+        """Request a published image with its generation data. Raises: NotFound: unknown or hidden from this account."""
         from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
 
         params = [

@@ -14,12 +14,12 @@ _TABLE = "cond_stage_model.transformer.text_model.embeddings.token_embedding.wei
 
 
 def harmless_pickle() -> bytes:
-    """Write a `.ckpt` in PyTorch's zip format that contains an empty state dictionary and no code."""
+    """Create a `.ckpt` in PyTorch's zip format that contains an empty state dictionary and no code."""
     return _archive(pickle.dumps({"state_dict": {}}, protocol=2), bytes(65536))
 
 
 def word_as_pickle(name: str, token: int) -> bytes:
-    """Write a textual inversion as A1111 does: a pickle with the packaged checkpoint's vector for a token."""
+    """Create a textual inversion as A1111 saves it: a pickle with the packaged checkpoint's vector for a token."""
     data = packaged("tiny-shapes.safetensors")
     body = 8 + int.from_bytes(data[:8], "little")
     table = json.loads(data[8:body])[_TABLE]
@@ -30,7 +30,7 @@ def word_as_pickle(name: str, token: int) -> bytes:
 
 
 def _embedding(name: str, shape: tuple[int, int]) -> bytes:
-    """Write the pickle of a textual inversion whose one tensor is storage `0`, of type float32."""
+    """Create the pickle of a textual inversion whose one tensor is storage `0`, of type float32."""
     storage = _tuple(
         _text("storage"), _global("torch", "FloatStorage"), _text("0"), _text("cpu"), _integer(math.prod(shape))
     )

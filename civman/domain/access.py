@@ -89,7 +89,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
 
 
 def _gate(version: ModelVersion, now: datetime) -> Gate | None:
-    """The gate that is in force at `now`; saved metadata may contain a gate that has ended since it was saved."""
+    """Return the gate that is in force at `now`; saved metadata may contain a gate that has ended since."""
     gate = version.gate
     return None if gate is not None and gate.ends_at is not None and gate.ends_at <= now else gate
 

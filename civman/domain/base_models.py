@@ -54,17 +54,17 @@ def _table() -> _Table:
 
 
 def known_labels() -> tuple[str, ...]:
-    """All base-model labels that CivitAI had when the table was created."""
+    """List all base-model labels that CivitAI had when the table was created."""
     return tuple(_table().ecosystems)
 
 
 def ecosystem_of(label: str | None) -> str | None:
-    """The ecosystem of a label, which is CivitAI's unit of compatibility; None for an unknown label."""
+    """Return the ecosystem of a label, which is CivitAI's unit of compatibility; None for an unknown label."""
     return _table().ecosystems.get(label or "")
 
 
 def architectures_of(label: str | None) -> frozenset[Architecture]:
-    """The architectures that files with this label have; empty if unknown."""
+    """Return the architectures that files with this label have; empty if the label is unknown."""
     table = _table()
     return table.architectures.get(table.ecosystems.get(label or "", ""), frozenset())
 
@@ -75,7 +75,7 @@ def is_few_steps(label: str | None) -> bool:
 
 
 def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
-    """Labels of which at least one kind of model is fully or partially supported on a checkpoint with this label."""
+    """List labels of which at least one kind of model is fully or partly supported on a checkpoint with this label."""
     kinds = (ModelType.LORA, ModelType.EMBEDDING, ModelType.VAE)
     return tuple(
         label
@@ -85,7 +85,7 @@ def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
 
 
 def label_support(checkpoint_label: str, resource_label: str, model_type: ModelType) -> Support:
-    """The support that CivitAI states for a resource with one label on a checkpoint with another.
+    """Return the support that CivitAI states for a resource with one label on a checkpoint with another label.
 
     >>> label_support("Illustrious", "Pony", ModelType.LORA).value
     'partial'

@@ -41,7 +41,7 @@ class Ranges:
         return self._ends[0] if self._starts and self._starts[0] == 0 else 0
 
     def missing(self, stop: int, *, start: int = 0) -> list[tuple[int, int]]:
-        """The gaps in `[start, stop)`, in order."""
+        """List the gaps in `[start, stop)`, in order."""
         gaps = []
         at = start
         for index in range(bisect_right(self._ends, start), len(self._starts)):
@@ -56,7 +56,7 @@ class Ranges:
         return gaps
 
     def copy(self) -> "Ranges":
-        """An independent set with the same ranges."""
+        """Create an independent set with the same ranges."""
         twin = Ranges()
         twin._starts, twin._ends, twin.total_bytes = self._starts[:], self._ends[:], self.total_bytes
         return twin

@@ -47,7 +47,7 @@ class ModelType(StrEnum):
 
     @classmethod
     def of(cls, raw: str | None) -> "ModelType":
-        """The member whose value is `raw`, ignoring case, or OTHER."""
+        """Return the member whose value is `raw`, ignoring case, or else OTHER."""
         wanted = (raw or "").casefold()
         return next((member for member in cls if member.value.casefold() == wanted), cls.OTHER)
 
@@ -68,7 +68,7 @@ class Scan(StrEnum):
 
     @classmethod
     def of(cls, raw: str | None) -> "Scan":
-        """The member with the value `raw`; UNKNOWN if `raw` is None or not a known value."""
+        """Return the member whose value is `raw`; UNKNOWN if `raw` is None or not a known value."""
         return next((member for member in cls if member.value == raw), cls.UNKNOWN)
 
 

@@ -196,7 +196,7 @@ def check(checkpoint: Part, parts: Sequence[Part]) -> Compatibility:
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The worst of several verdicts; FITS if there are none."""
+    """Return the worst of several verdicts; FITS if there are none."""
     return max(verdicts, key=_WORSE.__getitem__, default=Verdict.FITS)
 
 
@@ -318,7 +318,7 @@ def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Findin
 
 
 def _weigh_labels(checkpoint: Part, part: Part, support: Support | None, finding: _Finding) -> None:
-    """Add what CivitAI's table says about the two labels; where it contradicts the tensors, the tensors decide."""
+    """Add what CivitAI's table states about the two labels. If it contradicts the tensors, the tensors decide."""
     if finding.verdict in (Verdict.CANNOT, Verdict.PARTLY):
         if support is Support.FULL:
             finding.reasons.append(
@@ -415,7 +415,7 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
 
 
 def _changes_nothing(header: Header, fit: ModuleFit) -> str:
-    """Why an adapter has no effect, or an unknown effect, on every checkpoint; "" if there is no such reason."""
+    """Explain why an adapter has no effect, or an unknown one, on every checkpoint; "" if there is no such reason."""
     if not fit.total:
         return "it contains no change to any weight"
     if fit.fitting and len(fit.idle) == fit.fitting == fit.total:

@@ -13,7 +13,7 @@ EMPTY_AUTOV3 = "e3b0c44298fc"
 
 
 def sha256_from(text: str) -> Sha256:
-    """The digest in `text`, ignoring case. Raises: ValueError: it is not 64 hex digits."""
+    """Parse the digest in `text`, ignoring case. Raises: ValueError: it is not 64 hex digits."""
     lowered = text.strip().lower()
     if len(lowered) != 64 or not _HEX.fullmatch(lowered):
         raise ValueError(f"not a SHA-256: {text!r}")
@@ -21,7 +21,7 @@ def sha256_from(text: str) -> Sha256:
 
 
 def autov2(digest: Sha256) -> str:
-    """AutoV2: the first ten digits of the SHA-256, which A1111 and CivitAI show as "model hash"."""
+    """Shorten a SHA-256 to AutoV2, its first ten digits, which A1111 and CivitAI show as "model hash"."""
     return digest[:10]
 
 
@@ -40,5 +40,5 @@ class Hashes:
     autov3: str | None = None
 
     def known(self) -> dict[str, str]:
-        """The digests that CivitAI declares: name → value."""
+        """Return the digests that CivitAI declares: name → value."""
         return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}

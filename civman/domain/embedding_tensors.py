@@ -33,7 +33,7 @@ class EmbeddingTensors:
     """The number of vectors, which is the number of tokens that the embedding takes up in a prompt."""
 
     def places(self, widths: Sequence[int]) -> list[str | None]:
-        """The tensor for each of a model's text encoders, given their widths; None for an encoder without one."""
+        """Return a tensor for each of a model's text encoders, given their widths; None for an encoder without one."""
         pairs = list(zip(self.names, self.widths, strict=True))
         if len(pairs) > len(widths):
             pairs = pairs[-len(widths) :]  # the SDXL refiner has only the second text encoder
@@ -43,13 +43,13 @@ class EmbeddingTensors:
 
 
 def packed(shapes: Mapping[str, Shape], name: str) -> dict[str, Shape]:
-    """The tensors of the embedding that an adapter file bundles as `name`, by their names in the file."""
+    """Return the tensors of the embedding that an adapter file bundles as `name`, by their names in the file."""
     folded = name.casefold()
     return {key: shape for key, shape in shapes.items() if bundled_name(key, shape).casefold() == folded}
 
 
 def read_embedding(shapes: Mapping[str, Shape]) -> EmbeddingTensors | str:
-    """The embedding that these tensors make up, or the reason why they are not an embedding."""
+    """Find the embedding that these tensors make up, or return the reason why they are not an embedding."""
     plain = {_plain(name): name for name in shapes}
     kept = {name: actual for name, actual in plain.items() if name not in _OTHERS}
     pair = next((pair for pair in _PAIRS if set(pair) <= kept.keys()), None)

@@ -11,7 +11,7 @@ from civman.errors import Cause
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A file will be transferred as soon as others are finished; its size counts in totals from now on."""
+    """A file is queued: its transfer starts when others are finished, but its size counts in totals from now on."""
 
     key: str
     name: str
@@ -112,4 +112,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """An `on_event` that does nothing; the default."""
+    """Ignore an event; the default for `on_event`."""

@@ -48,7 +48,7 @@ def choose_file(version: ModelVersion, words: str | None = None, file_id: FileId
 
 
 def matching_files(files: Sequence[ModelFile], words: str) -> list[ModelFile]:
-    """The files that `words` selects: by file id, else by name, else by words of their type, format and precision."""
+    """Select files by `words`: a file id, else a name, else words of their type, format and precision."""
     by_id = [file for file in files if words.isdecimal() and file.id == int(words)]
     by_name = [file for file in files if file.name.casefold() == words.casefold()]
     parts = words.casefold().split()
@@ -57,14 +57,14 @@ def matching_files(files: Sequence[ModelFile], words: str) -> list[ModelFile]:
 
 
 def version_ref(version: ModelVersion) -> str:
-    """The ref to print for a version: that of the file that is downloaded for it by default."""
+    """Return the ref to print for a version, which is that of the file that is downloaded for it by default."""
     if not version.files:
         return f"@{version.id}"
     return file_ref(version, choose_file(version))
 
 
 def describe(file: ModelFile) -> str:
-    """The file's name and what distinguishes it from other files: "model.safetensors (Model, pruned, fp16)"."""
+    """Describe a file by its name and what distinguishes it: "model.safetensors (Model, pruned, fp16)"."""
     words = [word for word in (file.type, file.size_class, file.precision, file.quant_type) if word]
     return f"{file.name} ({', '.join(words)})"
 
@@ -100,7 +100,7 @@ def _answers(file: ModelFile, word: str) -> bool:
 
 
 def _rank(file: ModelFile) -> float:
-    """The score by which CivitAI ranks the files of a version.
+    """Compute the score by which CivitAI ranks the files of a version.
 
     1000 for weights, plus or minus 100 for the format, 10 for the size and 1 for the precision: plus for the preferred
     value, minus for another one, 0 if there is none.

@@ -11,7 +11,9 @@ MOST_BYTES = 200
 
 
 def safe_name(name: str, fallback: str = "file", *, most_bytes: int = MOST_BYTES) -> str:
-    """`name` as one path component that is valid on Linux, macOS and Windows; `fallback` if nothing usable is left.
+    """Turn `name` into one path component that is valid on Linux, macOS and Windows.
+
+    Returns `fallback` if nothing usable is left.
 
     Folders, control and text-direction characters, names reserved on Windows, and leading or trailing dots and spaces
     are removed or replaced. If the name is shortened to `most_bytes` (at least 32, and one more for a reserved name),
@@ -31,12 +33,12 @@ def safe_name(name: str, fallback: str = "file", *, most_bytes: int = MOST_BYTES
 
 
 def folded(name: str) -> str:
-    """The form of a name for comparing it in folders that ignore case, as on Windows and macOS: equal names collide."""
+    """Normalise a name so that two names are equal if they collide in folders that ignore case (Windows, macOS)."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).upper().casefold())
 
 
 def marked_name(name: str, mark: str, *, most_bytes: int = MOST_BYTES) -> str:
-    """`name` with `mark` inserted before its suffix.
+    """Insert `mark` into `name`, before its suffix.
 
     If necessary the stem is shortened, but never `mark`, which must be short and valid in file names.
     """

@@ -24,7 +24,7 @@ CONTROL_SUFFIXES: Final = (".aria2", ".part", ".crdownload", ".incomplete", ".yt
 
 
 def suffix_of(name: str) -> str:
-    """The extension of a file name in lower case, with its dot; empty if there is none."""
+    """Return the extension of a file name in lower case, with its dot; empty if there is none."""
     head, dot, tail = name.rpartition(".")
     return f".{tail.lower()}" if dot and head.strip(".") else ""
 

@@ -9,13 +9,13 @@ _LINE = 160
 
 
 def plain_text(description: str | None) -> str:
-    """The text of an HTML description without markup, one line per paragraph."""
+    """Extract the text of an HTML description, with one line per paragraph."""
     text = html.unescape(_TAG.sub("", _BLOCK.sub("\n", description or "")))
     lines = (" ".join(line.split()) for line in text.splitlines())
     return "\n".join(line for line in lines if line)
 
 
 def first_line(description: str | None) -> str:
-    """The first line of an HTML description as plain text, shortened."""
+    """Return the first line of an HTML description as plain text, shortened."""
     line = plain_text(description).partition("\n")[0]
     return line if len(line) <= _LINE else line[: _LINE - 1].rstrip() + "…"

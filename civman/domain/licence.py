@@ -83,17 +83,17 @@ def _by_label() -> Mapping[str, BaseLicence]:
 
 
 def base_licence(label: str | None) -> BaseLicence | None:
-    """The licence of CivitAI's base-model label; None if unknown."""
+    """Look up the licence of CivitAI's base-model label; None if unknown."""
     return _by_label().get(label or "")
 
 
 def labels_not_for_sale() -> tuple[str, ...]:
-    """Base-model labels whose licence forbids commercial use."""
+    """List the base-model labels whose licence forbids commercial use."""
     return tuple(label for label, licence in _by_label().items() if licence.pictures is Answer.NO)
 
 
 def terms_of(parts: Sequence[Part]) -> Terms:
-    """The terms for images made with all of `parts`: something is allowed only if every part allows it.
+    """Combine the terms of `parts` for images made with all of them: something is allowed only if every part allows it.
 
     >>> terms_of([Part("Harbour", Licence(False, ("Image",)), "SD 1.5")]).words
     ('pictures may be sold', 'no credit required')
@@ -120,7 +120,7 @@ def terms_of(parts: Sequence[Part]) -> Terms:
 
 
 def licence_words(licence: Licence) -> str:
-    """What a creator permits, in words.
+    """Describe in words what a creator permits.
 
     >>> licence_words(Licence(True, (), False))
     'no commercial use; credit required; no merges'

@@ -19,7 +19,7 @@ def require_model(ref: Ref) -> None:
 
 
 def not_a_model(ref: PictureRef | PostRef) -> UsageError:
-    """The error for a ref to an image or a post where a model is needed."""
+    """Build the error for a ref to an image or a post where a model is needed."""
     if isinstance(ref, PictureRef):
         return UsageError(f"`{ref}` is an image, not a model file", hint="use it with `civman show` or `civman replay`")
     return UsageError(f"{ref} is a post, which may contain many images", hint="open it and copy the URL of one image")

@@ -1,4 +1,4 @@
-"""Take lists of refs apart, as people paste them: one or several on a line, with commas, bullets, notes or columns."""
+"""Split pasted lists of refs: one or several on a line, with commas, bullets, notes or columns."""
 
 import re
 
@@ -9,7 +9,7 @@ _SEPARATORS = re.compile(r"[,;|\t]+")
 
 
 def decoded(data: bytes) -> str:
-    """The text of a list file: UTF-8 with or without a mark at its start, or UTF-16.
+    """Decode the text of a list file: UTF-8, with or without a byte order mark, or UTF-16.
 
     Raises: UnicodeDecodeError: it is in another encoding.
     """
@@ -21,13 +21,13 @@ def decoded(data: bytes) -> str:
 
 
 def listed_refs(text: str) -> list[str]:
-    """The refs in the lines of `text`. Empty lines and text after `#` are ignored."""
+    """List the refs in the lines of `text`. Empty lines and text after `#` are ignored."""
     lines = (line.split(" #", 1)[0].strip() for line in text.lstrip("\ufeff").splitlines())
     return [ref for line in lines if line and not line.startswith("#") for ref in split_refs(line)]
 
 
 def split_refs(text: str) -> list[str]:
-    """The refs in one line or argument; the text itself unless it clearly contains several.
+    """Split one line or argument into refs; return the text itself unless it clearly contains several.
 
     A name may contain commas and spaces, so the text is split only where this gives ids, URLs or digests.
     """

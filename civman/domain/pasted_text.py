@@ -30,7 +30,7 @@ _QUOTED_SCHEME = re.compile(r"https?%3a%2f%2f", re.IGNORECASE)
 
 
 def unwrapped(text: str) -> str:
-    """`text` without characters that copying may have added around it.
+    """Remove characters that copying may have added around `text`.
 
     Use the result only if it is a URL, an id or a digest; for other text the removed characters may be part of it.
     """
@@ -53,7 +53,7 @@ def unwrapped(text: str) -> str:
 
 
 def _peeled(text: str) -> str:
-    """`text` without the marks of lists, quotes, emphasis, brackets and punctuation around it."""
+    """Remove the marks of lists, quotes, emphasis, brackets and punctuation around `text`."""
     while True:
         bare = text.strip().rstrip(_ENDINGS).strip()
         if mark := _MARKS.match(bare):
@@ -71,7 +71,7 @@ def _peeled(text: str) -> str:
 
 
 def _plain_address(text: str) -> str:
-    """The one address of CivitAI in `text`, if there is one among other words; else `text` itself."""
+    """Return the only CivitAI URL in `text`, if there is exactly one among other words, or else `text` itself."""
     from urllib.parse import unquote
 
     if _QUOTED_SCHEME.match(text):

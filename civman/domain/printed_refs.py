@@ -26,7 +26,7 @@ _AIR_TYPES = {
 
 
 def file_ref(version: ModelVersion, file: ModelFile) -> str:
-    """The ref of one file of a version on CivitAI."""
+    """Format the ref of one file of a version on CivitAI."""
     return print_ref(version.id, file.id, len(version.files), sha256=file.hashes.sha256)
 
 
@@ -39,7 +39,7 @@ def print_ref(
     alias: str | None = None,
     is_exact: bool = True,
 ) -> str:
-    """The ref of one file: its version if known, else its alias, else its SHA-256.
+    """Format the ref of one file: its version if known, else its alias, else its SHA-256.
 
     `file_count` is the number of files that the version has, on CivitAI or in the library. `is_exact` is False if the
     library has several files with this version and file id, for example because CivitAI replaced the file.
@@ -57,17 +57,17 @@ def print_ref(
 
 
 def sha256_ref(sha256: Sha256) -> str:
-    """The ref of the file with this SHA-256, shortened."""
+    """Format the ref of the file with this SHA-256, shortened."""
     return str(HashRef(sha256[:_SHOWN_DIGITS], HashKind.SHA256))
 
 
 def picture_ref(number: int) -> str:
-    """The ref of an image that was made with this library."""
+    """Format the ref of an image that was made with this library."""
     return str(PictureRef(number))
 
 
 def ambiguous_ref(message: str, candidates: Mapping[str, str]) -> AmbiguousRef:
-    """The error for an ambiguous ref. `candidates`: printed ref → name of each possible meaning."""
+    """Build the error for an ambiguous ref. `candidates` maps a printed ref to the name of each possible meaning."""
     shown = [f"{ref} ({name})" if name else ref for ref, name in candidates.items()]
     more = f"; and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
     hint = f"choose one: {'; '.join(shown[:_MOST_SHOWN])}{more}"
@@ -75,7 +75,7 @@ def ambiguous_ref(message: str, candidates: Mapping[str, str]) -> AmbiguousRef:
 
 
 def air_of(version: ModelVersion, *, ecosystem: str | None = None, file_id: FileId | None = None) -> Air:
-    """The AIR of `version`: CivitAI's own if it gave one, else built from what is known.
+    """Return the AIR of `version`: CivitAI's own if it gave one, or else one built from what is known.
 
     Without an ecosystem the type is left out too, as the grammar requires.
     """

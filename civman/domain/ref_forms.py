@@ -1,4 +1,4 @@
-"""The forms by which a ref is recognised, as regular expressions; `refs` reads them."""
+"""The forms by which a ref is recognised, as regular expressions for the module `refs`."""
 
 import re
 

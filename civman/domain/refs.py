@@ -351,7 +351,7 @@ def _forced(word: str, rest: str, text: str) -> Ref:
 
 
 def _from_air(text: str) -> Ref:
-    """Text with `urn:`, `air:` or an ecosystem becomes an `Air`; plain `civitai:1@2` becomes a version or model."""
+    """Parse text with `urn:`, `air:` or an ecosystem into an `Air`, and plain `civitai:1@2` into a version or model."""
     if (found := forms.AIR.fullmatch(text)) is None or found["source"].lower() != "civitai":
         if other := forms.OTHER_SOURCE.fullmatch(text):
             raise _invalid(
@@ -424,7 +424,7 @@ def _from_page(path: str, url: SplitResult, text: str) -> Ref:
 
 
 def _picture(section: str, rest: list[str], query: dict[str, str], text: str) -> ImageRef | PostRef | None:
-    """The image or post of `/images/1`, `/posts/1` or the API's `/images?imageId=1` and `?postId=1`."""
+    """Return the image or post of `/images/1`, `/posts/1` or the API's `/images?imageId=1` and `?postId=1`."""
     if section == "posts":
         return PostRef(_id(rest[0], text)) if rest else None
     if rest or "imageId" in query:
@@ -433,14 +433,14 @@ def _picture(section: str, rest: list[str], query: dict[str, str], text: str) ->
 
 
 def _selector(query: str, file_id: str | None, text: str) -> FileSelector:
-    """The file that a URL's query selects. Other keys, most importantly `token`, are dropped."""
+    """Read the file that a URL's query selects. Other keys, most importantly `token`, are dropped."""
     given = dict(reversed(parse_qsl(query)))
     words = {field: given[key] for key, field in _SELECTOR_KEYS.items() if given.get(key)}
     return FileSelector(FileId(_id(file_id, text)) if file_id else None, **words)
 
 
 def _strict_selector(query: str, file_id: str | None, text: str) -> FileSelector:
-    """The file that the query of a canonical ref selects; unknown keys are an error."""
+    """Read the file that the query of a canonical ref selects; unknown keys are an error."""
     pairs = parse_qsl(query, keep_blank_values=True)
     if any(key not in _SELECTOR_KEYS or not value for key, value in pairs):
         raise _invalid(
@@ -467,7 +467,7 @@ def _id(digits: str, text: str) -> int:
 
 
 def _escaped(word: str, text: str, ref: Ref) -> str:
-    """`text` if it parses as `ref` as it is, else `text` after the prefix `word:`."""
+    """Return `text` if it parses as `ref` without a prefix, or else `text` after the prefix `word:`."""
     try:
         return text if parse_ref(text) == ref else f"{word}:{text}"
     except InvalidRef:
@@ -479,7 +479,7 @@ def _readable(text: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    """`text` for a message: without query and user name, and shortened."""
+    """Shorten `text` for a message, and remove its query and user name."""
     bare = re.sub(r"//[^/@]*@", "//", re.split(r"[?#]", text, maxsplit=1)[0])
     return bare if len(bare) <= 100 else f"{bare[:97]}..."
 

@@ -25,7 +25,7 @@ class Replaced:
 
 
 def replaced(version: ModelVersion, assets: Sequence[Asset]) -> list[Replaced]:
-    """The files of `version` whose stored contents differ from those that CivitAI now declares."""
+    """Find the files of `version` whose stored contents differ from those that CivitAI now declares."""
     found = []
     for file in version.files:
         of_file = [asset for asset in assets if asset.version_id == version.id and _is_file(asset, file)]

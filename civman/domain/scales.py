@@ -46,7 +46,7 @@ def parse_scaled(text: str) -> Scaled:
 
 
 def parse_scale_pair(text: str) -> tuple[float, float]:
-    """The scales for UNet and text encoders in `0.8` (both) or `0.8:0.5`. Raises: ValueError."""
+    """Parse the scales for UNet and text encoders: `0.8` (both) or `0.8:0.5`. Raises: ValueError."""
     unet, colon, encoder = text.strip().partition(":")
     for part in (unet, *([encoder] if colon else [])):
         if not _NUMBER.fullmatch(part):

@@ -130,22 +130,22 @@ _TYPE_ALIASES = {
 
 
 def model_type_named(text: str) -> ModelType:
-    """The model type named `text`, ignoring case. Raises: UsageError: unknown; the hint suggests similar names."""
+    """Look up the model type named `text`, ignoring case. Raises: UsageError: unknown; the hint has similar names."""
     return _named(text, {**{member.value: member for member in ModelType}, **_TYPE_ALIASES}, "model type")
 
 
 def sort_named(text: str) -> Sort:
-    """The sort order named `text` ("newest", "most-downloaded"). Raises: UsageError."""
+    """Look up the sort order named `text` ("newest", "most-downloaded"). Raises: UsageError."""
     return _named(text, {member.value: member for member in Sort}, "sort order")
 
 
 def period_named(text: str) -> Period:
-    """The period named `text` ("week", "all-time"). Raises: UsageError."""
+    """Look up the period named `text` ("week", "all-time"). Raises: UsageError."""
     return _named(text, {member.value: member for member in Period}, "period")
 
 
 def base_model_named(text: str) -> str:
-    """CivitAI's spelling of the base model named `text` ("sdxl 1.0" → "SDXL 1.0").
+    """Return CivitAI's spelling of the base model named `text` ("sdxl 1.0" → "SDXL 1.0").
 
     CivitAI adds base models every few weeks, so `=Name` means exactly `Name`, whether it is known here or not.
 
@@ -159,7 +159,7 @@ def base_model_named(text: str) -> str:
 
 @functools.cache
 def known_base_models() -> tuple[str, ...]:
-    """The base models that CivitAI had when this version of civman was released, in alphabetical order."""
+    """List the base models that CivitAI had when this version of civman was released, in alphabetical order."""
     text = importlib.resources.files("civman.domain").joinpath("data/search_names.json").read_text("utf-8")
     return tuple(json.loads(text)["base_models"])
 
@@ -186,5 +186,5 @@ def _either(names: Iterable[str]) -> str:
 
 
 def _key(name: str) -> str:
-    """A name without case, blanks, dashes and underscores, for comparison."""
+    """Normalise a name for comparison, without case, blanks, dashes and underscores."""
     return "".join(char for char in name.casefold() if char not in " -_")

@@ -78,7 +78,7 @@ _SHOWS = {
 
 @cache
 def kind_of(parts: frozenset[str]) -> Adapter | None:
-    """The kind of adapter that the parts indicate, even if some parts are missing; None if they indicate none.
+    """Determine the kind of adapter that the parts indicate, even if some are missing; None if they indicate none.
 
     A changed bias can accompany any kind.
     """
@@ -93,7 +93,7 @@ def _hint(part: str) -> Adapter | None:
 
 
 def describe(kind: Adapter, shapes: Shapes) -> Described:
-    """The weight that the tensors describe.
+    """Determine the shape of the weight that the tensors were made for.
 
     Raises: MisfitError: a part is missing, unexpected, or has a wrong shape.
     """
@@ -126,7 +126,7 @@ def _why_no_layout(kind: Adapter, have: frozenset[str]) -> str:
 def misfit(
     kind: Adapter, shapes: Shapes, found: Described, weight: Shape, bias: Shape | None, *, on_input: bool | None = None
 ) -> str | None:
-    """Why tensors that describe `found` cannot be applied to a weight of shape `weight`; None if they can.
+    """Return why tensors that describe `found` cannot be applied to a weight of shape `weight`; None if they can.
 
     `bias` is the shape of the module's bias, or None if the module has none. `on_input` is the value of an IA3
     adapter's flag, or None if unknown.
@@ -158,7 +158,7 @@ _PEFT_ROTATION = (
 
 
 def input_width(shapes: Shapes) -> int | None:
-    """The width of the input of the weight that PEFT's OFT, BOFT or IA3 was made for; None for every other kind."""
+    """Return the input width of the weight that PEFT's OFT, BOFT or IA3 was made for; None for every other kind."""
     if "oft_r" in shapes and len(shapes["oft_r"]) == 2:
         return shapes["oft_r"][0] * _block_size(shapes["oft_r"][1])
     if "boft_r" in shapes and len(shapes["boft_r"]) == 4:
@@ -173,7 +173,7 @@ def factors_on_input(shapes: Shapes) -> bool | None:
 
 
 def _block_size(count: int) -> int:
-    """The size of a skew-symmetric matrix that has `count` numbers above its diagonal."""
+    """Compute the size of a skew-symmetric matrix that has `count` numbers above its diagonal."""
     return (1 + isqrt(1 + 8 * count)) // 2
 
 
@@ -188,23 +188,25 @@ def has_strength(shapes: Collection[str]) -> bool:
 
 
 def label(kind: Adapter, parts: Collection[str]) -> str:
-    """The name of the kind of adapter in reports: `lora`, `lokr`, `dora`, `loha+dora` and so on."""
+    """Name the kind of adapter for reports: `lora`, `lokr`, `dora`, `loha+dora` and so on."""
     decomposed = kind is not Adapter.DORA and bool({"dora_scale", "magnitude"} & set(parts))
     return f"{kind}+dora" if decomposed else str(kind)
 
 
 def matrix(shape: Shape) -> tuple[int, int]:
-    """The rows and columns of a weight as a matrix, with kernel positions counted as columns."""
+    """Convert the shape of a weight to rows and columns; kernel positions are counted as columns."""
     return shape[0], prod(shape[1:])
 
 
 def times(shape: Shape) -> str:
-    """A shape as text, such as `320x768`."""
+    """Format a shape as text, such as `320x768`."""
     return "x".join(map(str, shape))
 
 
 def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
-    """The axis of DoRA's magnitudes: 0 for one per output row, 1 for one per input column, None if there are none.
+    """Return the axis of DoRA's magnitudes.
+
+    0 is one magnitude per output row, 1 is one per input column; None if there are no magnitudes.
 
     Raises: MisfitError: the number of magnitudes matches neither the rows nor the columns.
     """
@@ -224,7 +226,10 @@ def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
 
 
 def glora_parts(shapes: Shapes, weight: Shape) -> tuple[str, str, str, str]:
-    """The names of GLoRA's tensors of shapes (in→r, r→in, out←r, r←in); older files swap the names within each pair."""
+    """Return the names of GLoRA's tensors that have the shapes in→r, r→in, out←r and r←in, in this order.
+
+    Older files swap the names within each pair.
+    """
     now = (shapes["a1"][0], matrix(shapes["a2"])[1], shapes["b1"][0]) == (weight[1], weight[1], weight[0])
     return ("a1", "a2", "b1", "b2") if now else ("a2", "a1", "b2", "b1")
 

@@ -62,7 +62,10 @@ class Delta(NamedTuple):
         return len(self.shape) > 2 and any(size != 1 for size in self.shape[2:])
 
     def misfit(self, weight: Shape, bias: Shape | None, *, on_input: bool | None = None) -> str | None:
-        """Why this change cannot be applied to a weight of this shape; None if it can. See `adapter_kinds.misfit`."""
+        """Return why this change cannot be applied to a weight of this shape; None if it can.
+
+        See `adapter_kinds.misfit`.
+        """
         if self.problem:
             return self.problem
         found = Described(self.shape, self.sides, self.rank)
@@ -94,7 +97,7 @@ _COMPUTABLE = frozenset(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))
 
 
 def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = None) -> Deltas:
-    """Group a file's tensors into changes; if the file is not an adapter, every name is in `loose`.
+    """Group a file's tensors into changes; if the file is not an adapter, all its names are in `loose`.
 
     `types`: the tensors' types of numbers as safetensors names them; a module of packed or whole numbers has a problem.
     """
@@ -135,7 +138,7 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
 
 
 def deltas_of(header: Header) -> Deltas:
-    """The changes that a header's tensors make, as `read_deltas` finds them; computed once per header.
+    """Group the tensors of a header into changes, as `read_deltas` does; the result is computed once per header.
 
     Both identification and the comparison of modules need them.
     """
@@ -149,7 +152,7 @@ def deltas_of(header: Header) -> Deltas:
 
 
 def bundled_name(name: str, shape: Shape) -> str:
-    """The prompt word of the bundled embedding that this tensor belongs to; "" if it belongs to none."""
+    """Return the prompt word of the bundled embedding that this tensor belongs to; "" if it belongs to none."""
     if name.startswith(BUNDLED):
         return name[len(BUNDLED) :].partition(".")[0]
     # cloneofsimo's first layout stores an embedding's vectors under the name of their token
@@ -157,7 +160,7 @@ def bundled_name(name: str, shape: Shape) -> str:
 
 
 def _delta(place: tuple[str, str, str], kind: Adapter, parts: Mapping[str, str], shapes: Mapping[str, Shape]) -> Delta:
-    """The change to a module; `place` is its name, the part of the model and the path in it."""
+    """Build the change to a module; `place` is its name, the part of the model and the path in it."""
     try:
         shape, sides, rank = adapter_kinds.describe(kind, shapes)
         problem = ""
@@ -187,7 +190,7 @@ class StatedAlphas:
         self._said = said if isinstance(said, dict) else {}
 
     def of(self, delta: Delta) -> float | None:
-        """The alpha of one module, chosen so that alpha / rank is its scale.
+        """Return the alpha of one module, which is chosen so that alpha / rank is its scale.
 
         None if the metadata contains no alpha for the module, or if the file has a tensor for it.
         """

@@ -32,7 +32,7 @@ class Weight(NamedTuple):
 
 
 class ModuleIndex:
-    """All weights of one model under all their names: `weight(part, path)` returns the one that a path refers to."""
+    """All weights of one model under all their names. `weight(part, path)` looks one up."""
 
     def __init__(self, parts: Mapping[str, Mapping[str, Shape]], unused: Iterable[tuple[str, str]] = ()) -> None:
         """Index the weights of a model's parts ("unet", "te1", "te2", "te3"), given as name of the tensor → shape.
@@ -57,12 +57,12 @@ class ModuleIndex:
 
     @classmethod
     def of_header(cls, header: Header) -> "ModuleIndex":
-        """The index of the weights that a checkpoint's header lists."""
+        """Index the weights that a checkpoint's header lists."""
         backbone, texts = parts_of(header)
         return cls({"unet": backbone, **texts})
 
     def weight(self, part: str, path: str) -> Weight | None:
-        """The weight at this path; None if the model has none under this name."""
+        """Look up the weight at this path; None if the model has none under this name."""
         if part == "te1" and "te1" not in self.parts:
             part = "te2"  # the SDXL refiner has only the second text encoder
         weights = self._weights.get(part, {})
@@ -73,7 +73,7 @@ class ModuleIndex:
         return found
 
     def find(self, part: str, path: str) -> Shape | None:
-        """The shape of the weight, (out, in, *kernel) or (width,) for a norm; None if the model does not have it."""
+        """Return the weight's shape: (out, in, *kernel), or (width,) for a norm. None if the model does not have it."""
         found = self.weight(part, path)
         return None if found is None else found.shape
 
@@ -86,7 +86,7 @@ class ModuleIndex:
 
 
 def last_open_clip_layer(part: str, tensors: Iterable[str]) -> int | None:
-    """The number of the last layer of SD 2's text encoder, which the model does not use; None if every layer is used.
+    """Return the number of the last layer of SD 2's text encoder, which SD 2 does not use; None if all are used.
 
     SD 2 takes the output of the layer before the last. A file with 23 layers has already been pruned accordingly; then
     the result is the number that the pruned layer would have.
@@ -165,7 +165,10 @@ _PART = re.compile("|".join(map(re.escape, _PART_OF)))
 
 
 def parts_of(header: Header) -> tuple[dict[str, Shape], dict[str, dict[str, Shape]]]:
-    """The diffusion model's tensors without their prefix, and the text encoders' by part; computed once per header."""
+    """Return the diffusion model's tensors without their prefix, and the text encoders' by part.
+
+    The result is computed once per header.
+    """
     found: tuple[dict[str, Shape], dict[str, dict[str, Shape]]] | None = header.notes.get("parts")
     if found is None:
         found = header.notes["parts"] = _split_parts(header.shapes)
@@ -220,7 +223,7 @@ class _Heads:
         return head in self._heads
 
     def count(self, block: str) -> int:
-        """The highest number of a child, plus one."""
+        """Return the number of children of a block: the highest number of a child, plus one."""
         return self._counts.get(block, 0)
 
 
@@ -317,7 +320,10 @@ _OPEN_CLIP = (
 
 
 def _open_clip(name: str) -> str:
-    """The name of a text encoder's module in transformers, with underscores and without the `text_model` level."""
+    """Translate the name of a text encoder's module to transformers' name.
+
+    It is joined with underscores and lacks the `text_model` level.
+    """
     if not name.startswith("text_model."):
         for pattern, instead in _OPEN_CLIP:
             name = pattern.sub(instead, name)
@@ -338,7 +344,10 @@ _BLOCK_NUMBER = re.compile(r"(?<=blocks\.)\d+|(?<=layers\.)\d+|(?<=refiner\.)\d+
 
 
 def _translations(name: str, shape: Shape) -> Iterable[tuple[str, Shape, str]]:
-    """The diffusers names of a transformer's weight or of its slices, each with its shape and the name of the slice."""
+    """Translate the name of a transformer's weight, or of its slices, to diffusers' names.
+
+    Each name comes with its shape and the name of the slice.
+    """
     number = _BLOCK_NUMBER.search(name)
     pattern = f"{name[: number.start()]}#{name[number.end() :]}" if number else name
     for theirs, part in _translation_rules().get(pattern, ()):
@@ -347,7 +356,7 @@ def _translations(name: str, shape: Shape) -> Iterable[tuple[str, Shape, str]]:
 
 
 def _slice(shape: Shape, part: str) -> Shape:
-    """The shape of a slice of a joint layer: a query is as wide as the input, keys and values share the rest."""
+    """Return the shape of a slice of a joint layer. A query is as wide as the input; keys and values share the rest."""
     if part == "whole" or len(shape) < 2:
         return shape
     width = shape[1]

@@ -184,7 +184,7 @@ EXTENDED_MARK = f"\nunet:{len(_FIRST_BLOCKS) * len(_FIRST_LAYERS)}:"
 
 
 def _extended_layers() -> Iterator[str]:
-    """The layers that have numbers in an extended file: of each block the attention layers, then the resnets'."""
+    """List the layers that are numbered in an extended file: for each block its attention layers, then its resnets."""
     blocks = [(f"down_blocks_{level}", 2, level < 3, level in (1, 2)) for level in range(4)]
     blocks += [(f"up_blocks_{level}", 3, level > 0, True) for level in range(4)]
     for block, count, attends, widens in (*blocks, ("mid_block", 2, True, False)):
@@ -200,7 +200,7 @@ _EXTENDED = tuple(_extended_layers())
 
 
 def _first_layer(module: str, *, is_extended: bool) -> tuple[str, str] | None:
-    """The layer that a number in cloneofsimo's first layout refers to.
+    """Return the layer that a number in cloneofsimo's first layout refers to; None if there is none.
 
     The numbers count the attention layers of diffusers 0.11's UNet in the order in which its modules were created: the
     middle block last, the feed-forward layer between the two attention layers. The shapes in two files of

@@ -137,7 +137,7 @@ class _Reader:
         return self.take(length).decode("utf-8", errors="replace")
 
     def value(self, kind: int, depth: int = 0) -> str | None:
-        """Read one value as a string; arrays are skipped and return None."""
+        """Read one value as a string; arrays are skipped, and None is returned for them."""
         if kind == _STRING:
             return self.text()
         if kind in _NUMBERS:

@@ -102,7 +102,7 @@ class Header:
 
 
 def sniff(first: bytes) -> Sniffed:
-    """The file type indicated by the first bytes of a file: 512 bytes are enough, and 8 give a first guess."""
+    """Return the file type that a file's first bytes indicate: 512 bytes are enough, and 8 give a first guess."""
     if not first:
         return Sniffed.EMPTY
     # The length of a safetensors header may start with the same bytes as another format's signature, so the brace after
@@ -126,7 +126,7 @@ def sniff(first: bytes) -> Sniffed:
 
 
 def needed_bytes(first: bytes, file_size: int) -> int:
-    """How many bytes from the start of the file `parse` needs, given at least the first eight.
+    """Return how many bytes from the start of the file `parse` needs, given at least the first eight.
 
     More than eight bytes give better error messages.
 

@@ -55,7 +55,7 @@ def refuse(message: str, *, cause: str, hint: str | None = None) -> NoReturn:
 
 
 def short(text: str) -> str:
-    """Text from an untrusted source, made safe for a message: at most 80 printable characters."""
+    """Make text from an untrusted source safe for a message: at most 80 printable characters."""
     plain = "".join(char if char.isprintable() else "?" for char in text[:80])
     return plain if len(text) <= 80 else f"{plain}…"
 
@@ -74,7 +74,10 @@ At most one space is allowed between tokens: failing at every space of a long ru
 
 
 def _all_at_once(text: str) -> dict[str, Tensor] | None:
-    """Parse `text`, all tensors up to the header's closing brace, in one pass; None if the scanner has to parse it."""
+    """Parse `text`, which is all tensors up to the header's closing brace, in one pass.
+
+    Returns None if the scanner has to parse it.
+    """
     entries: list[tuple[str, str, str, str, str]] = _USUAL.findall(text)
     if sum(len(entry[0]) for entry in entries) != len(text) or not text.rstrip().endswith("}"):
         return None  # the text contains something else between the entries
@@ -190,7 +193,7 @@ class _Scanner:
         return Tensor(dtype, shape, start, end)
 
     def _odd_entry(self, name: str) -> Tensor:
-        """Parse an entry whose fields are in another order or that has additional fields, within a size limit."""
+        """Parse an entry that has its fields in another order or has additional fields, within a size limit."""
         self._skip()
         window = self._data[self._at : min(self._end, self._at + _MAX_ENTRY_BYTES)]
         text = window.decode("utf-8", errors="replace")

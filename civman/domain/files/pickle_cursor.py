@@ -24,7 +24,7 @@ class Cursor:
         self.member = member
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes. Raises: NeedsMore."""
+        """Take the next `count` bytes. Raises: NeedsMore."""
         end = self.at + count
         if end > len(self.data):
             if count > MAX_PICKLE_BYTES:
@@ -35,11 +35,11 @@ class Cursor:
         return found
 
     def size(self, form: str) -> int:
-        """The next number in `struct`'s format `form`. Raises: NeedsMore."""
+        """Read the next number in `struct`'s format `form`. Raises: NeedsMore."""
         return int(struct.unpack(form, self.take(struct.calcsize(form)))[0])
 
     def line(self, limit: int = _MAX_LINE_BYTES) -> str:
-        """The text up to the next line break. Raises: NeedsMore. InvalidModelFile: it is too long."""
+        """Read the text up to the next line break. Raises: NeedsMore. InvalidModelFile: it is too long."""
         end = self.data.find(b"\n", self.at, self.at + limit + 1)
         if end < 0:
             if len(self.data) - self.at > limit:
@@ -50,14 +50,14 @@ class Cursor:
         return self.text(found)
 
     def text(self, raw: bytes) -> str:
-        """`raw` as text. Raises: InvalidModelFile: it is not UTF-8."""
+        """Decode `raw` as UTF-8. Raises: InvalidModelFile: it is not UTF-8."""
         try:
             return raw.decode()
         except UnicodeDecodeError:
             refuse(f"{self.member} contains text that is not UTF-8", cause="bad-text")
 
     def integer(self, text: str) -> int:
-        """The whole number that `text` states in decimal digits. Raises: InvalidModelFile."""
+        """Parse a whole number in decimal digits. Raises: InvalidModelFile."""
         digits = text.removesuffix("L").removeprefix("-")
         if not digits.isascii() or not digits.isdecimal() or len(digits) > MAX_NUMBER_BYTES:
             refuse(f"{self.member} contains an invalid number", cause="bad-pickle")

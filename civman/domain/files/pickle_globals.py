@@ -1,4 +1,4 @@
-"""The names that a pickle may contain: what civman understands, and what becomes a placeholder without any effect.
+"""The names that a pickle may contain: those that civman understands, and those that become inert placeholders.
 
 A pickle names functions and classes ("globals"), and a normal unpickler imports and calls them. civman never imports
 anything for a pickle: a name in the tables below has a meaning inside `civman.domain.files.pickle_machine`, and every
@@ -13,7 +13,7 @@ from enum import Enum, auto
 
 
 class Meaning(Enum):
-    """What the machine does where a pickle calls or instantiates a global."""
+    """What the pickle machine does when a pickle calls or instantiates a global."""
 
     DICT = auto()
     PARAMETERS = auto()

@@ -1,4 +1,4 @@
-"""Read a pickle without running anything: an own machine for the opcodes, with an allow-list of names and limits.
+"""Read a pickle without running anything: civman's own machine for the opcodes, with an allow-list and limits.
 
 A normal unpickler imports and calls what the file names. This machine imports nothing and calls nothing: a name in
 `civman.domain.files.pickle_globals` has a fixed meaning, every other name is refused, and so is every opcode that is
@@ -29,7 +29,7 @@ _MAX_NAME_BYTES = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Unpickled:
-    """The value of a pickle. `end` is the position after its last byte, `storages` are all that it refers to."""
+    """The value of a pickle. `end` is the position after its last byte, `storages` are those that it refers to."""
 
     value: Any
     end: int
@@ -87,7 +87,7 @@ class _Machine(Cursor):
         self._stack.append(value)
 
     def _marked(self) -> list[Any]:
-        """The values since the last mark, which is removed."""
+        """Remove the last mark and return the values since it."""
         found, self._stack = self._stack, self._marks.pop()
         return found
 
@@ -121,7 +121,7 @@ class _Machine(Cursor):
         )  # fmt: skip
 
     def call(self, what: Any, arguments: Any) -> Any:
-        """The value that stands for the result of calling `what`."""
+        """Return the value that stands for the result of calling `what`."""
         if not isinstance(what, Global) or what.meaning in (Meaning.NAME, Meaning.STORAGE, Meaning.DTYPE):
             self._not_callable(what)
         if not isinstance(arguments, tuple):
@@ -146,7 +146,7 @@ class _Machine(Cursor):
         return Placeholder(what.name)
 
     def _charge(self, count: int) -> None:
-        """Count the values that an opcode copies or searches: a single opcode may refer to a value of any length."""
+        """Count the values that an opcode copies or searches, since one opcode may refer to a value of any length."""
         self._copied += count
         if self._copied > MAX_OPCODES:
             refuse(f"{self.member} copies its values again and again", cause="too-long-pickle")
@@ -214,7 +214,7 @@ class _Machine(Cursor):
             self._add_parameters(what, state)
 
     def _check_state(self, state: Any) -> None:
-        """Refuse a state that replaces special methods, which a normal unpickler would call: `__setstate__`."""
+        """Refuse a state that replaces special methods such as `__setstate__`, which a normal unpickler would call."""
         for part in state if isinstance(state, tuple) else (state,):
             entries = part.items if isinstance(part, Pairs) else ()
             self._charge(1 + len(entries))

@@ -34,18 +34,18 @@ SINGLE = "tensor"
 
 @dataclass(frozen=True, slots=True)
 class PickledTensors:
-    """The tensors of a pickle by name, in the order of the safetensors copy, and the plain values beside them."""
+    """The tensors of a pickle by name, in the order of the safetensors copy, and the pickle's plain values."""
 
     tensors: Mapping[str, StoredTensor] = field(repr=False)
     metadata: Mapping[str, str] = field(repr=False)
 
     def header(self) -> Header:
-        """The header of the safetensors copy, without the metadata about its origin."""
+        """Build the header of the safetensors copy, without the metadata about its origin."""
         data = sum(tensor.count * tensor.item_bytes for tensor in self.tensors.values())
         return Header(_layout(self.tensors), self.metadata, 0, data)
 
     def header_bytes(self, origin: Mapping[str, str]) -> bytes:
-        """The bytes with which the safetensors copy begins. `origin` is added to its metadata."""
+        """Build the bytes with which the safetensors copy begins. `origin` is added to its metadata."""
         entries: dict[str, Any] = {"__metadata__": {**self.metadata, **origin}}
         for name, (dtype, shape, start, end) in _layout(self.tensors).items():
             entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
@@ -69,7 +69,7 @@ def name_tensors(value: Any) -> PickledTensors:
 
 
 class _Walk:
-    """Collects tensors by name, within limits: values may be shared, so a small file can describe an endless tree."""
+    """Collects tensors by name, within limits, since a small file with shared values can describe an endless tree."""
 
     def __init__(self) -> None:
         self.found: dict[str, StoredTensor] = {}
@@ -113,7 +113,7 @@ def _key(key: Any) -> str | None:
 
 
 def _weights_in(value: Any, walk: _Walk) -> Any:
-    """The part of `value` with the model's weights, or all of it."""
+    """Find the part of `value` that has the model's weights; return all of `value` if there is no such part."""
     for _ in range(4):
         if not isinstance(value, Pairs):
             return value
@@ -137,7 +137,7 @@ def _holds_tensors(value: Pairs) -> bool:
 
 
 def _plain_values(value: Any) -> dict[str, str]:
-    """The top-level entries that are text or numbers, or short lists of them (a hypernetwork's layers), as text."""
+    """Convert the top-level entries to text: text, numbers, and short lists of them (a hypernetwork's layers)."""
     found: dict[str, str] = {}
     for key, each in value.items if isinstance(value, Pairs) else ():
         if len(found) >= _MAX_ENTRIES:

@@ -1,4 +1,4 @@
-"""The values that a pickle builds up inside `civman.domain.files.pickle_machine`, none of which can run anything.
+"""The values that `civman.domain.files.pickle_machine` builds up. None of them can run anything.
 
 Every number that a file states about a tensor is checked here before anything is computed with it.
 """
@@ -37,7 +37,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor: `shape` and `strides` over `storage`, from element `offset` of the whole storage on."""
+    """A tensor in `storage`: its shape and strides, and the index of its first element in the whole storage."""
 
     storage: Storage
     dtype: str
@@ -67,7 +67,7 @@ class StoredTensor:
 
 
 class Pairs:
-    """A dictionary as a list of pairs: hashing keys from a file could take any time."""
+    """A dictionary as a list of pairs, since hashing keys from a file could take any time."""
 
     __slots__ = ("holds_parameters", "items")
 
@@ -76,14 +76,14 @@ class Pairs:
         self.holds_parameters = holds_parameters
 
     def by_name(self) -> dict[str, Any]:
-        """The entries with text or whole numbers as keys; the last entry of a name counts."""
+        """Return the entries whose keys are text or whole numbers; if a name occurs twice, its last entry counts."""
         return {
             str(key): value for key, value in self.items if isinstance(key, str | int) and not isinstance(key, bool)
         }
 
 
 class Placeholder:
-    """Stands for an object that civman does not need. Keeps nothing but the name of its class."""
+    """Stands for an object that civman does not need. It keeps nothing but the name of the object's class."""
 
     __slots__ = ("name",)
 
@@ -92,7 +92,7 @@ class Placeholder:
 
 
 def storage_of(said: Any) -> Storage:
-    """The storage that a persistent id describes. Raises: InvalidModelFile: it describes something else."""
+    """Build the storage that a persistent id describes. Raises: InvalidModelFile: it does not describe a storage."""
     if not (isinstance(said, tuple) and len(said) in (5, 6) and said[0] == "storage"):
         refuse("a persistent id in the pickle is not a storage of torch", cause="bad-pickle")
     kind, key, count = said[1], said[2], said[4]
@@ -111,7 +111,7 @@ def storage_of(said: Any) -> Storage:
 
 
 def tensor_of(arguments: tuple[Any, ...], dtype: str | None = None) -> StoredTensor:
-    """The tensor that torch's functions would build from these arguments: storage, offset, sizes, strides.
+    """Build the tensor that torch would build from these arguments: storage, offset, sizes, strides.
 
     `dtype` is given separately for tensors over untyped storages. Raises: InvalidModelFile: a number does not fit.
     """

@@ -81,7 +81,7 @@ _PARTS = (
 
 
 def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
-    """How these tensors' weights are stored."""
+    """Determine how these tensors' weights are stored."""
     found = _quantisation(tensors)
     precisions = {_PRECISIONS.get(dtype) for dtype in {tensor.dtype for tensor in tensors.values()}} - {None}
     if len(precisions) == 1 and found is None:  # most files: no need to sort the tensors into parts
@@ -110,7 +110,7 @@ def _has_weights(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def scale_names(tensors: Iterable[str]) -> dict[str, str]:
-    """Name of a weight → name of the tensor that multiplies it, for every weight that has one."""
+    """Map each weight that has a scale to the name of the tensor that multiplies it."""
     names = tensors.keys() if isinstance(tensors, Mapping) else set(tensors)
     found: dict[str, str] = {}
     if not any(ending in "\n".join(names) for ending in SCALES):
@@ -125,7 +125,7 @@ def scale_names(tensors: Iterable[str]) -> dict[str, str]:
 
 
 def wrong_scale(tensors: Mapping[str, Tensor]) -> str:
-    """A sentence about the first scale that is neither one number nor one for each row of its weight; "" if none is."""
+    """Describe the first scale that is neither one number nor one per row of its weight; "" if there is none."""
     for weight, name in scale_names(tensors).items():
         rows, scale = tensors[weight].shape, tensors[name].shape
         if math.prod(scale) not in (1, rows[0] if rows else 1):
@@ -175,7 +175,7 @@ def _part_of(name: str) -> str:
 
 
 def _most(counts: Mapping[str, int]) -> str:
-    """The precision of at least nine tenths of a part's weights, else the two most common ones."""
+    """Return the precision of at least nine tenths of a part's weights, or else the two most common ones."""
     total = sum(counts.values())
     ordered = sorted(counts, key=lambda precision: (-counts[precision], precision))
     if not total:

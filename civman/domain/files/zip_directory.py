@@ -34,7 +34,7 @@ ReadAt = Callable[[int, int], bytes]
 
 
 class Member(NamedTuple):
-    """One file of the archive. `start` is the position of its first byte, `packed_bytes` its length there."""
+    """One file of the archive. Its `packed_bytes` bytes begin at position `start`."""
 
     name: str
     start: int
@@ -45,7 +45,7 @@ class Member(NamedTuple):
 
 
 def read_directory(read: ReadAt, file_size: int) -> dict[str, Member]:
-    """The members by name without the archive's folder, such as `data.pkl` and `data/0`.
+    """Map the members of the archive by name, without the archive's folder, such as `data.pkl` and `data/0`.
 
     Raises: InvalidModelFile: the archive is broken or ambiguous, contains something that torch.save does not write, or
         expands to much more than its own size.
@@ -72,7 +72,7 @@ def read_directory(read: ReadAt, file_size: int) -> dict[str, Member]:
 
 
 def _end(read: ReadAt, file_size: int) -> tuple[int, int, int]:
-    """The directory's size, offset and number of entries."""
+    """Find the central directory: its size, its offset and its number of entries."""
     raw = read(max(0, file_size - _END.size), _END.size)
     if len(raw) < _END.size or raw[:4] != b"PK\x05\x06":
         refuse("truncated: the archive has no directory at its end", cause="truncated", hint="download it again")

@@ -23,7 +23,7 @@ _NOT_SD = (
 
 
 def _sd(width: int) -> dict[str, Any]:
-    """The conditions for an adapter on a Stable Diffusion UNet with this width of its text."""
+    """Build the conditions for an adapter on a Stable Diffusion UNet whose text has this width."""
     return {
         "needs": (_UNET,),
         "lacks": (_NOT_SD,),

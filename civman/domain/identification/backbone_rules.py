@@ -33,7 +33,7 @@ _SD: dict[str, Any] = {
 
 
 def _sd(width: int) -> dict[str, Any]:
-    """The conditions for a Stable Diffusion UNet whose cross-attention layers all have this context width."""
+    """Build the conditions for a Stable Diffusion UNet whose cross-attention layers all have this context width."""
     return {**_SD, "where": (*_SD["where"], (CROSS, 1, (width,)))}
 
 

@@ -71,7 +71,7 @@ _BASES: tuple[tuple[str, A], ...] = (
 
 
 def claimed_architecture(text: str) -> A:
-    """The family that a metadata entry about the base model names; UNKNOWN if it names none.
+    """Return the family that a metadata entry about the base model names; UNKNOWN if it names none.
 
     >>> claimed_architecture("stable-diffusion-xl-v1-base/lora").value
     'sdxl'
@@ -81,7 +81,7 @@ def claimed_architecture(text: str) -> A:
 
 
 def claims(metadata: Mapping[str, str]) -> Claims:
-    """Read the claims in a file's metadata. Never fails, whatever the content."""
+    """Read the claims in a file's metadata. This never fails, whatever the metadata contains."""
     get = metadata.get
     unreadable: list[str] = []
 
@@ -123,7 +123,10 @@ def claims(metadata: Mapping[str, str]) -> Claims:
 
 
 def prediction_type(metadata: Mapping[str, str]) -> str:
-    """What the model predicts according to its metadata: "epsilon", "v", another value as written, or "" if missing."""
+    """Return what the model predicts according to its metadata.
+
+    Returns "epsilon", "v", any other value as written, or "" if there is none.
+    """
     said = metadata.get("modelspec.prediction_type", "").strip().lower()
     if said:
         return {"eps": "epsilon", "v_prediction": "v", "v-prediction": "v"}.get(said, said)

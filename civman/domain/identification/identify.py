@@ -41,7 +41,7 @@ _FAMILIES = {
 
 
 def identify(header: Header, said: Claims | None = None) -> Identity:
-    """Identify the file; what cannot be determined is unknown. `said`: the claims in its metadata, if already read."""
+    """Identify the file; what cannot be determined is unknown. `said` are the claims in its metadata, if known."""
     shapes = header.shapes
     said = said or claims(header.metadata)
     base = Identity(
@@ -235,7 +235,7 @@ def _diffusion_model(base: Identity, header: Header, said: Claims) -> Identity |
 
 
 def _latent_channels(rule: Rule, look: Look) -> int | None:
-    """The number of latent channels that the model's last or first layer shows; None if no row of the table applies."""
+    """Read the number of latent channels from the model's last or first layer; None if no row of the table applies."""
     for spoken, name, axis, pixels in rule_tables.LATENT:
         if rule.id in spoken or rule.says in spoken:
             sizes = {shape[axis] for found in look.found(name) for shape in look.shapes[found] if len(shape) > 1}
@@ -286,7 +286,7 @@ def _autoencoder(base: Identity, rule: Rule, look: Look, tensors: Mapping[str, S
 
 
 def upscaler_scale(architecture: str, tensors: Mapping[str, Shape]) -> int | None:
-    """An upscaler's scale factor; None if the tensors' shapes do not show it.
+    """Return an upscaler's scale factor; None if the tensors' shapes do not show it.
 
     Source: the published models' code (ESRGAN's two layouts, SwinIR's and HAT's pixel shuffle, SRVGG's last layer).
     """
@@ -319,7 +319,7 @@ def upscaler_scale(architecture: str, tensors: Mapping[str, Shape]) -> int | Non
 
 
 def _spoken(identity: Identity, rule: Rule, said: Claims) -> Identity:
-    """Add what a rule says to the identity; if several families look the same, the metadata chooses among them."""
+    """Add what a rule says to the identity. If several families look the same, the metadata chooses among them."""
     architecture, why, also = rule.says, [rule.why], rule.also
     confidence = Confidence.LIKELY if rule.also or rule.flag == "thin" else Confidence.CERTAIN
     if said.architecture in rule.also:
@@ -369,7 +369,7 @@ def _text_widths(texts: Mapping[str, Mapping[str, Shape]]) -> tuple[int, ...]:
 
 
 def _precision(elements: Mapping[str, int]) -> Precision:
-    """The type of at least nine tenths of the weights, by number of elements; MIXED if there is none."""
+    """Return the type of at least nine tenths of the weights, by number of elements; MIXED if there is none."""
     counts: Counter[Precision] = Counter()
     for dtype, count in elements.items():
         if dtype in _FAMILIES:
@@ -382,7 +382,7 @@ def _precision(elements: Mapping[str, int]) -> Precision:
 
 
 def facts(header: Header, civitai_base_model: str | None = None) -> FileFacts:
-    """What the index stores about a file, from three sources: its tensors, its metadata and CivitAI's label.
+    """Collect what the index stores about a file from its tensors, its metadata and CivitAI's label.
 
     `conflicts` describes each contradiction between them; the tensors take precedence.
     """
@@ -391,7 +391,7 @@ def facts(header: Header, civitai_base_model: str | None = None) -> FileFacts:
 
 
 def facts_of(identity: Identity, said: Claims, civitai_base_model: str | None) -> FileFacts:
-    """The same for a file whose tensors and metadata were identified before."""
+    """Collect the same as `facts` for a file whose tensors and metadata were identified before."""
     flags = identity.flags
     if identity.kind is Kind.CHECKPOINT:
         lacking = (("no-text-encoder", identity.has_text_encoder), ("no-vae", identity.has_vae))
@@ -413,7 +413,7 @@ def facts_of(identity: Identity, said: Claims, civitai_base_model: str | None) -
 
 
 def conflicts(identity: Identity, said: Claims, label: str | None) -> tuple[str, ...]:
-    """Sentences about contradictions between the tensors, the file's metadata and CivitAI's label."""
+    """Describe contradictions between the tensors, the file's metadata and CivitAI's label, one sentence for each."""
     found: list[str] = []
     family = identity.architecture
     shown = family not in (Architecture.UNKNOWN, Architecture.SD) and identity.kind is not Kind.VAE

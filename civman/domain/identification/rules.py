@@ -63,13 +63,16 @@ class Look:
         return _compiled(expression).search(self.text) is not None
 
     def found(self, expression: str) -> list[str]:
-        """The patterns that the regular expression matches; cached, because several rules use the same expressions."""
+        """List the patterns that the regular expression matches.
+
+        The result is cached, because several rules use the same expressions.
+        """
         if expression not in self._found:
             self._found[expression] = list(dict.fromkeys(self._lines(_compiled(expression))))
         return self._found[expression]
 
     def _lines(self, expression: re.Pattern[str]) -> Iterable[str]:
-        """The matching lines, found in one pass over the text; searching line by line takes ten times as long."""
+        """Find the matching lines in one pass over the text; searching line by line takes ten times as long."""
         for match in expression.finditer(self.text):
             if "\n" in match[0]:  # the match extends over an end of line, so it is not a match of a single pattern
                 yield from (pattern for pattern in self.shapes if expression.search(pattern))
@@ -92,7 +95,7 @@ def _patterns(names: Collection[str], mark: str) -> list[str]:
 
 
 def _highest(texts: set[str], mark: str) -> int:
-    """The highest of the numbers at the beginning of these strings, up to `mark`; -1 if none starts with a number."""
+    """Return the highest number at the beginning of these strings, up to `mark`; -1 if none starts with a number."""
     numbers = {text.split(mark, 1)[0] for text in texts}
     return max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
@@ -164,5 +167,5 @@ def _shapes(look: Look, name: str) -> Iterable[Shape]:
 
 
 def first(rules: Iterable[Rule], look: Look) -> Rule | None:
-    """The first rule that matches; None if none does."""
+    """Return the first rule that matches; None if none does."""
     return next((rule for rule in rules if rule.holds(look)), None)

@@ -18,7 +18,9 @@ Source: NVIDIA's tables of the cards and their compute capabilities.
 
 
 def rng_of(text: str) -> str:
-    """The source of noise in a recipe's form, given that form or the name of a card; any other text is unchanged.
+    """Translate the name of a card to its source of noise, as recipes write it.
+
+    Any other text is only converted to lower case.
 
     >>> rng_of("RTX 3060")
     'nv:43008'

@@ -276,7 +276,7 @@ class Recipe:
             raise UsageError(f"the recipe cannot be rendered: {problem}", code=Cause.BAD_RECIPE)
 
     def to_json(self) -> str:
-        """The canonical JSON text: equal recipes have equal texts."""
+        """Serialise to the canonical JSON text; equal recipes have equal texts."""
         value, schema = asdict(self), SCHEMA
         while schema in _ADDED and (schema != SCHEMA or ":" not in self.rng):
             earlier = _without_additions(value, schema)
@@ -310,7 +310,7 @@ class Recipe:
         return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}
 
     def file(self, sha256: Sha256) -> RecipeFile | None:
-        """The download source of the file with this digest, if the recipe contains one."""
+        """Return the download source of the file with this digest, if the recipe contains one."""
         return next((file for file in self.files if file.sha256 == sha256), None)
 
     @classmethod
@@ -344,7 +344,7 @@ class Recipe:
 
 
 def _without_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
-    """The entries of a recipe without those that this schema added."""
+    """Return the entries of a recipe without those that this schema added."""
     added = _ADDED[schema]
     kept = {key: item for key, item in value.items() if key not in added[""]}
     for part in added.keys() - {""}:
@@ -425,13 +425,13 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
 
 
 def steps_of(request: RenderRequest) -> tuple[int, int | None]:
-    """The number of steps of the first pass, and of the second pass if there is one."""
+    """Return the number of steps of the first pass, and of the second pass if there is one."""
     steps = _or(request.steps, 20)
     return steps, _or(request.hires.steps, steps) if request.hires else None
 
 
 def sampling(request: RenderRequest) -> Sampling:
-    """The sampler parameters that a request asks for, with defaults for the others."""
+    """Return the sampler parameters that a request asks for, with defaults for the others."""
     return replace(
         SAMPLING, eta=float(_or(request.eta, SAMPLING.eta)), eta_ddim=float(_or(request.eta_ddim, SAMPLING.eta_ddim)),
         noise_scale=float(_or(request.s_noise, SAMPLING.noise_scale)),
@@ -441,7 +441,10 @@ def sampling(request: RenderRequest) -> Sampling:
 
 
 def _varied(request: RenderRequest) -> dict[str, Any]:
-    """The entries that describe how the noise differs from that of the seed alone; without effect, they are 0."""
+    """Build the entries that describe how the noise differs from that of the seed alone.
+
+    They are 0 if they have no effect.
+    """
     strength = float(_or(request.variation_strength, 0.0))
     width, height = size_of(request.seed_resize) if request.seed_resize else (0, 0)
     return {

@@ -11,7 +11,7 @@ from civman.errors import Cause, UsageError
 
 
 def canonical(value: object) -> str:
-    """JSON with sorted keys and without spaces. NaN and infinity are rejected, and non-ASCII text is not escaped."""
+    """Write JSON with sorted keys and without spaces. NaN and infinity are rejected, non-ASCII text is not escaped."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

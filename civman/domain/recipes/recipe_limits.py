@@ -33,13 +33,13 @@ _RNG: Final = re.compile(r"cpu|nv(:[0-9]{3,7})?")
 
 
 def upscaler_of(name: str) -> str:
-    """The upscaler's name in civman, given that name or A1111's ("Latent (bicubic)", "None")."""
+    """Translate an upscaler's name, civman's or A1111's ("Latent (bicubic)", "None"), to civman's."""
     plain = "-".join(re.findall(r"[a-z]+", name.casefold()))
     return "lanczos" if plain == "none" else plain.replace("bilinear", "").strip("-")
 
 
 def size_of(text: str) -> tuple[int, int]:
-    """The width and height in a text such as "512x768". Raises: UsageError (`bad-size`)."""
+    """Parse the width and height in a text such as "512x768". Raises: UsageError (`bad-size`)."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise UsageError(
@@ -49,7 +49,7 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 def problems(recipe: Any) -> Iterator[str]:
-    """Why the recipe cannot be rendered: one clause for each problem."""
+    """Explain why the recipe cannot be rendered, with one clause for each problem."""
     yield from _size_problems(recipe)
     yield from _number_problems(recipe)
     if recipe.start:

@@ -61,7 +61,7 @@ class Record:
             raise UsageError(f"the recipe makes no image with seed {self.seed}", code=Cause.BAD_RECIPE, seed=self.seed)
 
     def to_json(self) -> str:
-        """The canonical JSON text: equal records have equal texts."""
+        """Serialise to the canonical JSON text; equal records have equal texts."""
         return canonical({
             "civman_picture": SCHEMA,
             "recipe": json.loads(self.recipe.to_json()),
@@ -79,7 +79,7 @@ class Record:
         })  # fmt: skip
 
     def name_of(self, sha256: Sha256) -> FileName:
-        """The name of the file; if unknown, the first digits of its SHA-256."""
+        """Return the name of a file; if it is unknown, the first digits of the file's SHA-256."""
         return next((name for name in self.names if name.sha256 == sha256), FileName(sha256, f"sha256:{sha256[:12]}"))
 
 
@@ -94,12 +94,17 @@ class Origin:
 
     @classmethod
     def of(cls, record: Record) -> "Origin":
-        """The origin that consists of a complete record."""
+        """Create the origin that consists of a complete record."""
         return cls(record.recipe.sha256, record.recipe, record, record.pixel_sha256)
 
 
 def stripped(record: Record) -> str:
-    """The canonical text of a record without its prompts. Whoever has the recipe can recognise it by its digest."""
+    """Serialise a record to canonical JSON without its prompts.
+
+    Someone who has the recipe can recognise it by its digest.
+
+    Someone who has the recipe can recognise it by its digest.
+    """
     return canonical({
         "civman_picture": SCHEMA, "recipe_sha256": record.recipe.sha256, "seed": record.seed,
         "pixel_sha256": record.pixel_sha256,
