@@ -49,7 +49,7 @@ class Shelf:
         self._contents: dict[str, Content] = {}
 
     def content(self, recipe: list[Any]) -> Content:
-        """The content that `recipe` (a function name and its arguments) describes; its bytes are made when needed."""
+        """Return the content that `recipe` (a function name and its arguments) describes; its bytes are made later."""
         key = "-".join(str(part).replace("/", "-") for part in recipe if not isinstance(part, dict))
         if key not in self._contents:
             kind, *arguments = recipe

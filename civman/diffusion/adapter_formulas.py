@@ -20,12 +20,12 @@ Parts = Mapping[str, Tensor]
 
 
 def strength(parts: Parts, rank: int) -> float:
-    """Alpha / rank, or 1 if the adapter has no alpha."""
+    """Return alpha / rank, or 1 if the adapter has no alpha."""
     return float(parts["alpha"].reshape(-1)[0]) / rank if "alpha" in parts else 1.0
 
 
 def _tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Tucker decomposition: core (r, r, kh, kw) with up (out, r) and down (r, in) → (out, in, kh, kw)."""
+    """Multiply out a Tucker decomposition: core (r, r, kh, kw), up (out, r) and down (r, in) → (out, in, kh, kw)."""
     return torch.einsum("rs...,or,si->oi...", core, up, down)
 
 
@@ -36,7 +36,7 @@ def _lora(parts: Parts, _weight: Tensor) -> Tensor:
 
 
 def bias(parts: Parts, rank: int | None, base: Tensor) -> Tensor:
-    """The change of a module's bias, which is `base` without the adapter.
+    """Compute the change of a module's bias, which is `base` without the adapter.
 
     It is a stored difference, or the bias of a LoRA's up layer times alpha / rank, or PEFT's factors on the outputs.
     """
@@ -46,7 +46,7 @@ def bias(parts: Parts, rank: int | None, base: Tensor) -> Tensor:
 
 
 def _loha(parts: Parts, _weight: Tensor) -> Tensor:
-    """LoHa: the Hadamard product of two low-rank matrices."""
+    """Compute LoHa: the Hadamard product of two low-rank matrices."""
 
     def half(name: str, core: str) -> Tensor:
         a, b = parts[f"{name}_a"], parts[f"{name}_b"]
@@ -57,7 +57,7 @@ def _loha(parts: Parts, _weight: Tensor) -> Tensor:
 
 
 def _lokr(parts: Parts, weight: Tensor) -> Tensor:
-    """LoKr: the Kronecker product of two factors, each stored as a full matrix or as a low-rank product."""
+    """Compute LoKr: the Kronecker product of two factors, each of which is stored whole or as a low-rank product."""
 
     def factor(name: str, core: str) -> Tensor:
         if name in parts:
@@ -83,7 +83,7 @@ def _lokr(parts: Parts, weight: Tensor) -> Tensor:
 
 
 def _rotations(parts: Parts, rows: int) -> Tensor:
-    """The rotation matrices of the blocks (…, b, b).
+    """Return the rotation matrices of the blocks (…, b, b).
 
     Early LyCORIS files store them directly (`oft_diag`). Later ones store the input of the Cayley transform that yields
     them; alpha limits the norm of that input, in units of the number of rows.
@@ -117,7 +117,7 @@ def _oft(parts: Parts, weight: Tensor) -> Tensor:
 
 
 def _boft(turn: Tensor, parts: Parts, weight: Tensor) -> Tensor:
-    """BOFT: stage i mixes rows 2^i · b/2 apart; after the last stage, each row is mixed with every other."""
+    """Compute BOFT. Stage i mixes rows that are 2^i · b/2 apart; after the last one, all rows are mixed."""
     stages, blocks, size, _ = turn.shape
     rows = weight.flatten(1)
     columns = rows.shape[1]

@@ -11,36 +11,36 @@ from civman.diffusion.denoiser import Encoded, Moment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedStages:
-    """One text's encodings in their order: each with the number of the last evaluation that uses it."""
+    """The encodings of one text in their order, each with the number of the last evaluation that uses it."""
 
     stages: tuple[tuple[int, Encoded], ...]
     weight: float = 1.0
 
     def index_at(self, call: int) -> int:
-        """The stage of evaluation `call`; the first one if all have ended, as in A1111."""
+        """Return the stage of evaluation `call`; the first one if all have ended, as in A1111."""
         return next((place for place, (last, _) in enumerate(self.stages) if call <= last), 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChangingConditioning:
-    """The conditioning of one pass, part by part; each part and the negative prompt change independently."""
+    """The conditioning of one pass. Each of its parts and the negative prompt change independently."""
 
     parts: tuple[EncodedStages, ...]
     negative: EncodedStages
 
     def key_at(self, call: int) -> tuple[int, ...]:
-        """A value that is equal for evaluations with the same encodings."""
+        """Return a value that is equal for evaluations with the same encodings."""
         return tuple(each.index_at(call) for each in (*self.parts, self.negative))
 
     def at(self, call: int) -> Moment:
-        """The encodings of evaluation `call`; parts of different lengths are extended as in A1111."""
+        """Return the encodings of evaluation `call`; parts of different lengths are extended as in A1111."""
         *places, last = self.key_at(call)
         found = [part.stages[place][1] for part, place in zip(self.parts, places, strict=True)]
         return Moment(_extended(found), tuple(part.weight for part in self.parts), self.negative.stages[last][1])
 
 
 def _extended(found: Sequence[Encoded]) -> tuple[Encoded, ...]:
-    """Repeat the last vector of shorter contexts until all have the length of the longest."""
+    """Repeat the last vector of shorter contexts until all are as long as the longest."""
     longest = max(each.context.shape[1] for each in found)
     return tuple(Encoded(_longer(each.context, longest), each.pooled) for each in found)
 

@@ -1,4 +1,4 @@
-"""Map each parameter of a component to a tensor of the file: the original (LDM, OpenCLIP) layouts to diffusers'.
+"""Map each parameter of a component from diffusers' layout to a tensor of a file in the original layout.
 
 Derived from the dimensions alone, so that UNets, VAEs and text encoders of any depth and width are mapped without a
 list of keys.
@@ -14,7 +14,7 @@ from civman.errors import CannotRender, Cause
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The tensor of a parameter: its name, which third of its rows (q, k, v) to take, and whether to transpose it."""
+    """The tensor of a parameter: its name, which third of its rows (q, k or v) is taken, and if it is transposed."""
 
     name: str
     third: int | None = None

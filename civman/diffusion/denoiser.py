@@ -34,11 +34,11 @@ class Prompts(Protocol):
     """The conditioning of one pass; evaluations of the model are numbered from 0."""
 
     def key_at(self, call: int) -> tuple[int, ...]:
-        """A value that is equal for evaluations with the same conditioning."""
+        """Return a value that is equal for evaluations with the same conditioning."""
         ...
 
     def at(self, call: int) -> Moment:
-        """The conditioning of evaluation `call`."""
+        """Return the conditioning of evaluation `call`."""
         ...
 
 
@@ -67,7 +67,9 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Latents to be preserved: where `mask` (1, 1, h, w) is 0, the denoised prediction is `latents` (1 or B, 4, h, w).
+    """Latents to be preserved.
+
+    Where `mask` (1, 1, h, w) is 0, the denoised prediction is `latents` (1 or B, 4, h, w).
 
     `is_shown`: there the UNet is given these latents without noise instead, and its prediction is not replaced. This is
     how A1111 inpaints with DDIM, PLMS and UniPC.
@@ -80,7 +82,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """Classifier-free guidance: unguided + (guided − unguided) · `scale`; at scale 1 without a negative pass.
+    """Classifier-free guidance: unguided + (guided − unguided) · `scale`. A scale of 1 needs no negative pass.
 
     `rescale`: how far the guided output's standard deviation is brought back to that of the positive prompt's.
     `in_pairs`: return the unguided prediction together with the guided one. `follows_below_1`: a scale below 1 is used
@@ -93,7 +95,7 @@ class Guidance:
     follows_below_1: bool = True
 
     def asks_negative(self, weights: tuple[float, ...]) -> bool:
-        """Whether the UNet is evaluated for the negative prompt, given the weights of the combined prompts."""
+        """Whether the UNet is evaluated for the negative prompt if these are the weights of the combined prompts."""
         return self.in_pairs or weights != (1.0,) or (self.scale != 1 if self.follows_below_1 else self.scale > 1)
 
 
@@ -138,7 +140,7 @@ class Denoiser:
         self._planned: tuple[tuple[int, ...], _Plan] | None = None
 
     def __call__(self, x: Tensor, sigma: float) -> Any:
-        """The denoised prediction for x (B, 4, h, w) float32; with `in_pairs`, the guided and the unguided one."""
+        """Predict the denoised image for x (B, 4, h, w) float32; with `in_pairs`, guided and unguided."""
         known, seen = self._known, x
         if known is not None and known.is_shown:
             seen = x * known.mask + known.latents * (1 - known.mask) * math.sqrt(sigma**2 + 1)
@@ -161,7 +163,7 @@ class Denoiser:
         return tuple(cleans) if self._guidance.in_pairs else cleans[0]
 
     def _plan_of_call(self) -> "_Plan":
-        """The UNet calls of this evaluation; planned again only when the prompts change."""
+        """Return the UNet calls of this evaluation; they are planned again only when the prompts change."""
         key = self._prompt.key_at(self._calls)
         if self._planned is None or self._planned[0] != key:
             self._planned = key, self._plan(self._prompt.at(self._calls))
@@ -169,7 +171,7 @@ class Denoiser:
         return self._planned[1]
 
     def _plan(self, moment: Moment) -> "_Plan":
-        """Plan the UNet calls of one evaluation: each has one context, or all if their lengths are equal."""
+        """Plan the UNet calls of one evaluation: one for each context, or one for all if their lengths are equal."""
         device, model = self._model.device, self._model
 
         def entry(encoded: Encoded, *, positive: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -224,14 +226,14 @@ class Denoiser:
 
 
 def clean_picture(x: Tensor, sigma: float, answer: Tensor, *, predicts_v: bool) -> Tensor:
-    """The denoised prediction from the model's output (ε, or v with `predicts_v`), where x = clean + σ · noise."""
+    """Convert the model's output (ε, or v with `predicts_v`) to the denoised prediction; x = clean + σ · noise."""
     if not predicts_v:
         return x - answer * sigma
     return x / (sigma**2 + 1) - answer * (sigma / math.sqrt(sigma**2 + 1))
 
 
 def _sizes(family: Family, size: tuple[int, int], *, positive: bool) -> list[float]:
-    """SDXL's size conditioning: original size, crop corner, and target size (refiner: aesthetic score)."""
+    """Build SDXL's size conditioning: original size, crop corner, and target size (refiner: aesthetic score)."""
     width, height = map(float, size)
     if family is Family.REFINER:
         return [height, width, 0.0, 0.0, 6.0 if positive else 2.5]

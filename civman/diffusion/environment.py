@@ -69,7 +69,7 @@ def _devices_hint() -> str:
 
 
 def choose_dtype(device: torch.device, wanted: str | None = None) -> torch.dtype:
-    """The dtype named ("float32", "float16", "bfloat16"); by default float16 on a GPU, float32 on the CPU."""
+    """Return the named dtype ("float32", "float16", "bfloat16"); by default float16 on a GPU, float32 on the CPU."""
     names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if wanted is None:
         return torch.float32 if device.type == "cpu" else torch.float16

@@ -119,7 +119,7 @@ _EDM = (
 def component_configs(
     family: Family, shapes: Shapes, vae: Shapes, metadata: Mapping[str, str], stated: Mapping[str, Config]
 ) -> dict[str, Config]:
-    """The constructor arguments of every component of the family, by component.
+    """Build the constructor arguments of every component of the family, by component.
 
     `shapes` are the checkpoint's, `vae` those of the VAE in use (names without prefix). In order of precedence:
     `stated` (a config folder), the file's own metadata, the shapes, the family's defaults.
@@ -155,7 +155,10 @@ def _component_configs(
 
 
 def require_parts(family: Family, parts: Iterable[str], name: str) -> None:
-    """Raises: CannotRender (`missing-part`): the file called `name` lacks a component that its family needs."""
+    """Check that the file called `name` has every component that its family needs.
+
+    Raises: CannotRender (`missing-part`).
+    """
     held = set(parts)
     for part in ("vae", *family.facts["text_encoders"]):
         if part not in held:
@@ -170,13 +173,13 @@ def require_parts(family: Family, parts: Iterable[str], name: str) -> None:
 
 
 def text_prefix(usual: Config, names: Shapes) -> str | None:
-    """The prefix of this text encoder's tensors in the file, or None if the file does not contain it."""
+    """Return the prefix of this text encoder's tensors in the file, or None if the file does not contain it."""
     probe = "embeddings.token_embedding.weight" if usual["layout"] == "transformers" else "token_embedding.weight"
     return next((p for p in usual["prefixes"] if p + probe in names), None)
 
 
 def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Config:
-    """The arguments of diffusers' UNet2DConditionModel for these shapes (names with the UNet's prefix)."""
+    """Build the arguments of diffusers' UNet2DConditionModel for these shapes (names with the UNet's prefix)."""
     down = _levels(shapes, "input_blocks", start=1)
     up = _levels(shapes, "output_blocks", start=0)
     if not down or len(up) != len(down):
@@ -217,7 +220,7 @@ def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Conf
 
 
 def vae_config(usual: Config, shapes: Shapes) -> Config:
-    """The arguments of diffusers' AutoencoderKL for these shapes (names without prefix)."""
+    """Build the arguments of diffusers' AutoencoderKL for these shapes (names without prefix)."""
     decoder_only = not any(name.startswith("encoder.") for name in shapes)
     side = "decoder.up" if decoder_only else "encoder.down"
     channels, level = [], 0
@@ -241,7 +244,7 @@ def vae_config(usual: Config, shapes: Shapes) -> Config:
 
 
 def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
-    """The arguments of transformers' CLIPTextConfig for the text encoder under this prefix."""
+    """Build the arguments of transformers' CLIPTextConfig for the text encoder under this prefix."""
     if usual["layout"] == "transformers":
         table, places = shapes[f"{prefix}embeddings.token_embedding.weight"], "embeddings.position_embedding.weight"
         layers, inner = _count(shapes, f"{prefix}encoder.layers."), "encoder.layers.0.mlp.fc1.weight"
@@ -308,7 +311,10 @@ def _attends(level: Iterable[_Layer]) -> bool:
 
 
 def _depths_per_level(levels: list[list[_Layer]], middle: int) -> list[Any]:
-    """Transformer blocks per level; a last level without attention gets the number of the middle block."""
+    """Return the number of transformer blocks of each level.
+
+    A last level without attention gets the number of the middle block.
+    """
     depths: list[Any] = []
     for number, level in enumerate(levels):
         if not _attends(level):

@@ -15,7 +15,7 @@ _OUT_OF_MEMORY = (
 
 
 def check_pixels(pixels: Tensor, *, seed: int) -> None:
-    """Reject an image that is invalid or has no content: `pixels` is (3, H, W) between 0 and 1.
+    """Reject an image that is invalid or has no content. `pixels` is (3, H, W) between 0 and 1.
 
     Raises: CannotRender: `not-a-number`, `black-picture` or `flat-picture`.
     """
@@ -70,7 +70,7 @@ _NOISE_MIN_STEPS = 10
 
 
 def noise_words(latents: Tensor, *, steps: int) -> str:
-    """A message if these final latents (C, H, W) of a txt2img render are still noise, or "" if they are not.
+    """Return a message if these final latents (C, H, W) of a txt2img render are still noise, or else "".
 
     Reports noise only if it is certain: below 10 steps or 256 pixels, the statistics of samplers vary too much.
     """

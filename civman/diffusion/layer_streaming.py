@@ -22,7 +22,7 @@ SMALL = 1 << 14
 
 
 def stream(model: LoadedModel) -> Later:
-    """Make a model usable whose large weights were not loaded (`load(…, leaves=SMALL)`).
+    """Make a model usable whose large weights have not been loaded (`load(…, leaves=SMALL)`).
 
     Returns the object that records adapters' changes (`merge_adapters.apply(…, later=…)`).
     """
@@ -63,7 +63,7 @@ def _values(
     model: LoadedModel, place: tuple[str, str], dtype: torch.dtype, later: Later,
     room: "Callable[[Tensor, torch.dtype], Tensor]",
 ) -> Tensor:  # fmt: skip
-    """A parameter's values on the model's device; a view of the file if no conversion is needed."""
+    """Return a parameter's values on the model's device: a view of the file if no conversion is needed."""
     base = model.base_tensor(*place)
     if place in later:
         into = room(base, dtype)

@@ -97,12 +97,15 @@ class LoadedModel:
         return {name: module for name, module in self.components[component].named_modules() if name}
 
     def base_tensor(self, component: str, parameter: str) -> Tensor:
-        """A parameter as a CPU view of the memory-mapped file, in the file's dtype and the parameter's shape."""
+        """Read a parameter as a CPU view of the memory-mapped file, in the file's dtype and the parameter's shape."""
         tensor = self.files[component].read(self.sources[component][parameter])
         return tensor.reshape(self.components[component].get_parameter(parameter).shape)
 
     def forget(self, component: str, parameter: str) -> None:
-        """Release the pages of a tensor returned by `base_tensor` once it is copied; only the page cache keeps them."""
+        """Release the pages of a tensor that `base_tensor` returned and that has been copied.
+
+        Afterwards only the page cache contains them.
+        """
         self.files[component].forget(self.sources[component][parameter].name)
 
     def restore(self, component: str, parameters: Iterable[str] | None = None) -> int:
@@ -206,7 +209,7 @@ _SELF_INITIALISING: tuple[Any, ...] = (nn.Linear, nn.Conv2d, nn.Embedding, nn.La
 
 @contextmanager
 def _no_initialisation() -> Iterator[None]:
-    """Keep torch's layers from initialising their weights randomly, since the file's values replace them anyway."""
+    """Prevent torch's layers from initialising their weights randomly, since the file's values replace them anyway."""
     with _INIT_LOCK:
         saved = [layer.reset_parameters for layer in _SELF_INITIALISING]
         for layer in _SELF_INITIALISING:
@@ -232,7 +235,7 @@ def _sources(name: str, module: nn.Module, model: LoadedModel, vae_names: Mappin
 
 
 def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The UNet's tensors converted to `device` and `dtype`; empty if the file's own views can be used."""
+    """Convert the UNet's tensors to `device` and `dtype`; empty if the file's own views can be used."""
     names = [name for name in weights.shapes if name.startswith(UNET)]
     own = weights.dtype_of(names) if names else torch.float32
     dtype = dtype or (torch.float16 if own.itemsize == 1 else own)
@@ -289,7 +292,7 @@ def _move_buffers(module: nn.Module, device: torch.device) -> None:
 
 
 def _vae_tensors(weights: Weights, other: Path | None) -> tuple[Weights, dict[str, str]]:
-    """The file that contains the VAE, and a mapping from original VAE names to names in that file."""
+    """Open the file that contains the VAE, and map original VAE names to the names in that file."""
     if other is None:
         return weights, {name.removeprefix(VAE): name for name in weights.shapes if name.startswith(VAE)}
     file = Weights(other)

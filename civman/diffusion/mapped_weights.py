@@ -72,7 +72,7 @@ class Weights:
         return tensor.T if source.is_transposed else tensor
 
     def _scaled(self, tensor: Tensor, name: str) -> Tensor:
-        """The weight times its scale, which is a single number or one per row."""
+        """Multiply the weight by its scale, which is a single number or one per row."""
         scale = self._tensor(self._entries[name]).to(torch.float32)
         if scale.numel() not in (1, tensor.shape[0] if tensor.ndim else 1):
             raise InvalidModelFile(
@@ -87,7 +87,7 @@ class Weights:
         forget_mapped(self._map, self._begin + entry.start, self._begin + entry.end)
 
     def dtype_of(self, names: Iterable[str]) -> torch.dtype:
-        """The dtype of most of the elements in these tensors."""
+        """Return the dtype of most of the elements in these tensors."""
         counts: dict[str, int] = {}
         for name in names:
             counts[self.dtypes[name]] = counts.get(self.dtypes[name], 0) + prod(self.shapes[name])

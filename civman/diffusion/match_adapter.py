@@ -40,11 +40,11 @@ class Adapter:
 
     @property
     def label(self) -> str:
-        """The name used in messages: the adapter's name, or else its file's."""
+        """The adapter's name for messages, or else the name of its file."""
         return self.name or self.path.name
 
     def scale(self, component: str) -> float:
-        """The adapter's scale for this component."""
+        """Return the adapter's scale for this component."""
         return self.unet_scale if component == UNET else self.te_scale
 
 
@@ -58,7 +58,7 @@ class Unmatched:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """A report of what one adapter did to the model.
+    """Reports what one adapter did to the model.
 
     `matched` are the model's modules that it changes; `unmatched` are its own modules that match nothing in the model;
     `idle` match but have no effect, by their own values (alpha 0). `kinds` are the kinds of adapter in the file;
@@ -78,7 +78,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What one module of an adapter file does to one parameter: its kind, and the tensor for each role in its formula.
+    """The effect of an adapter's module on one parameter: its kind, and the tensor for each role in its formula.
 
     `alpha` is the value from the file's metadata if no tensor has it; `rank` is what alpha is divided by for a bias.
     """

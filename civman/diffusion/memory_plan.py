@@ -41,7 +41,7 @@ class Estimate:
     vae_work: int
 
     def needed(self, plan: MemoryPlan) -> int:
-        """Peak memory in bytes that a plan needs."""
+        """Return the peak memory in bytes that a plan needs."""
         tile = min(self.vae_work, _TILE_WORK)
         if plan is MemoryPlan.RESIDENT:
             return self.unet + self.vae + self.text + max(self.unet_work, self.vae_work)
@@ -52,7 +52,7 @@ class Estimate:
         return max(self.unet_work, tile) + _LAYER
 
     def plan(self, available: int) -> MemoryPlan:
-        """The fastest plan that fits with a tenth to spare. Raises: CannotRender: not even the smallest plan fits."""
+        """Choose the fastest plan that fits with a tenth to spare. Raises: CannotRender: no plan fits."""
         for plan in MemoryPlan:
             if self.needed(plan) * 1.1 <= available:
                 return plan
@@ -94,7 +94,10 @@ def estimate(
 
 
 def available_bytes(device: "torch.device") -> int | None:
-    """Free memory on the device in bytes; None if it is the CPU and the system does not report it."""
+    """Return the free memory on the device in bytes.
+
+    None if the device is the CPU and the system does not report its free memory.
+    """
     if device.type == "cpu":
         return available_memory_bytes()
     import torch  # imported here, since estimates are made before torch is imported

@@ -77,7 +77,7 @@ def apply(
 
 
 def restore(components: Mapping[str, nn.Module], base: Base, coverages: Iterable[Coverage]) -> None:
-    """Restore every parameter that the reports list as written to the bits of the checkpoint's file."""
+    """Restore the parameters that the reports list as written, with the bits of the checkpoint's file."""
     with torch.no_grad():
         _restore(components, base, {place for coverage in coverages for place in coverage.parameters})
 
@@ -99,7 +99,7 @@ class _Change:
         return None if found is None else (found[0], found[1], found[2] * self.scale)
 
     def add_to(self, total: Tensor, weight: Tensor) -> float:
-        """Add scale · Δ(weight) to `total` in place and return the sum of squares of what was added."""
+        """Add scale · Δ(weight) to `total` in place, and return the sum of squares of what was added."""
         if (factors := self.factors) is not None:
             total.flatten(1).addmm_(factors[0], factors[1], alpha=factors[2])
             return _square(*factors)
@@ -112,12 +112,12 @@ class _Change:
 
 
 def _square(up: Tensor, down: Tensor, strength: float) -> float:
-    """The squared Frobenius norm of strength · U · D without computing the product: |UD|² = tr(UᵀU · DDᵀ)."""
+    """Compute the squared Frobenius norm of strength · U · D without the product: |UD|² = tr(UᵀU · DDᵀ)."""
     return float(((up.T @ up) * (down @ down.T)).sum(dtype=_precise(up)).clamp(min=0)) * strength**2
 
 
 def _precise(tensor: Tensor) -> torch.dtype:
-    """The dtype to accumulate sums in: float64, except on Apple's GPUs (MPS), which do not support it."""
+    """Return the dtype in which sums are accumulated: float64, except on Apple's GPUs (MPS), which lack it."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
@@ -139,7 +139,7 @@ class Later:
         return place in self._places
 
     def keep(self, places: dict[tuple[str, str], list[Plan]], files: ExitStack) -> None:
-        """Replace the recorded changes by these; `files` are the open adapter files they are read from."""
+        """Replace the recorded changes by `places`; `files` are the open adapter files from which they are read."""
         self._files.close()
         self._places, self._files = places, files
 
@@ -259,7 +259,7 @@ def _read(plan: Plan, place: tuple[str, str], device: torch.device) -> _Change:
 
 
 def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[_Change], buffer: "_Buffer") -> None:
-    """For adapters not yet known to change any bit, check whether each alone changes a bit of this weight."""
+    """Check for each adapter that is not yet known to change any bit whether it alone changes a bit of this weight."""
     for change in changes:
         if not change.plan.changes_bits:
             weight = buffer.holding(base, change.device)
@@ -279,7 +279,10 @@ def _write(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Buf
 
 
 def _examine(base: Tensor, parameter: nn.Parameter, changes: Sequence[_Change], buffer: "_Buffer") -> list[float]:
-    """Return what `_write` would, without keeping the weights, which are computed only if they may not be finite."""
+    """Return the same as `_write`, without keeping the weights.
+
+    They are computed only if they may not be finite.
+    """
     product = _product(base, parameter, changes)
     if product is not None:
         return product.squares
@@ -295,7 +298,7 @@ class _Product:
     squares: list[float]
 
     def pieces(self, into: Tensor) -> list[slice]:
-        """Slices of rows that are computed at once."""
+        """Split the rows into slices, each of which is computed at once."""
         count, width = len(self.up), self.down.shape[1]
         rows = max(1, _PIECE // width) if into.device.type == "cpu" else count
         return [slice(row, row + rows) for row in range(0, count, rows)]
@@ -355,7 +358,7 @@ def _check_change(plan: Plan) -> None:
 
 
 def _room(parameter: nn.Parameter, base: Tensor) -> Tensor:
-    """Memory for the parameter's new values: its own, unless that is the memory-mapped file's."""
+    """Return memory for the parameter's new values: its own, unless that is the memory-mapped file's."""
     return torch.empty_like(parameter) if parameter.data_ptr() == base.data_ptr() else parameter.data
 
 

@@ -142,7 +142,7 @@ def _no_peft() -> Iterator[None]:
 
 
 def _scale_where_peft_is() -> None:
-    """Keep UNet calls from importing PEFT to scale its layers: if PEFT was never imported, there are none."""
+    """Prevent UNet calls from importing PEFT to scale its layers: if PEFT was never imported, there are none."""
     utils = importlib.import_module("diffusers.utils.peft_utils")
     for name in ("scale_lora_layers", "unscale_lora_layers"):
         setattr(utils, name, _only_with_peft(getattr(utils, name)))
@@ -184,7 +184,7 @@ class _TunerLayer(metaclass=_IsTunerLayer):
 
 
 def _stand_in() -> ModuleType:
-    """A stub for torch._dynamo with just enough for its decorators. Its submodules are the real ones."""
+    """Build a stub for torch._dynamo with just enough for its decorators. Its submodules are the real ones."""
 
     def unchanged(function: Any = None, *_: Any, **__: Any) -> Any:
         return (lambda inner: inner) if function is None else function

@@ -53,7 +53,7 @@ class PhiloxDraws:
     __slots__ = ("_count", "_seed", "_threads")
 
     def __init__(self, seed: int, threads: int | None = None) -> None:
-        """`threads`: how many threads the card runs at the same time; None: one for each value."""
+        """`threads` is how many threads the card runs at the same time; None means one for each value."""
         self._seed = seed & (2**64 - 1)
         self._count = 0
         self._threads = threads
@@ -78,7 +78,7 @@ class PhiloxDraws:
         return torch.from_numpy(np.concatenate(found)[:length].astype(np.float32).reshape(shape))
 
     def _block(self, threads: int) -> list[np.ndarray]:
-        """The four random words of each thread's next block."""
+        """Return the four random words of each thread's next block."""
         zeros = np.zeros(threads, np.uint32)
         counter = [zeros + np.uint32(self._count), zeros, np.arange(threads, dtype=np.uint32), zeros]
         return _philox(counter, self._seed)
@@ -124,7 +124,7 @@ class PictureNoise:
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, seed: int) -> Self:
-        """The noise of the recipe's image with this seed."""
+        """Create the noise of the recipe's image with this seed."""
         height, width = recipe.seed_resize_height // 8, recipe.seed_resize_width // 8
         variation = Variation(recipe.variation_seed, recipe.variation_strength, (height, width) if height else None)
         return cls(seed, rng=recipe.rng, eta_seed_delta=recipe.eta_seed_delta, variation=variation)
@@ -140,13 +140,13 @@ class PictureNoise:
         return noise if drawn_for == shape else _pasted(noise, whole)
 
     def next(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw the noise that the next step adds."""
+        """Draw the noise that is added by the next step."""
         return self._steps.randn(shape)
 
     def brownian(
         self, shape: tuple[int, ...], low: float, high: float, *, falls_upwards: bool = False
     ) -> "BrownianPath":
-        """A Brownian path over the noise levels low … high, determined by the seed alone."""
+        """Create a Brownian path over the noise levels low … high, which the seed alone determines."""
         return BrownianPath(self._seed, shape, low, high, rng=self._rng, falls_upwards=falls_upwards)
 
 
@@ -175,7 +175,7 @@ class BrownianPath:
         self._cache: dict[tuple[int, int], Tensor] = {}
 
     def noise(self, here: float, after: float) -> Tensor:
-        """The path's increment from one noise level to the next, scaled to unit variance."""
+        """Return the path's increment from one noise level to the next, scaled to unit variance."""
         # k-diffusion passes levels in single precision, which may change the sixth digit, to which the tree rounds
         low, high = (float(np.float32(level)) for level in sorted((here, after)))
         a, b = (min(max(round(value, _DIGITS), self._low), self._high) for value in (low, high))
@@ -184,7 +184,7 @@ class BrownianPath:
         return unit if self._falls_upwards or here < after else -unit
 
     def _between(self, a: float, b: float, start: float, end: float, *, key: int, depth: int, whole: Tensor) -> Tensor:
-        """The increment over [a, b] inside the node [start, end], whose own increment is `whole`."""
+        """Compute the increment over [a, b] inside the node [start, end], whose own increment is `whole`."""
         if a >= b:
             return torch.zeros(self._shape)
         if a == start and b == end:
@@ -221,7 +221,7 @@ _DIGITS, _POOL, _CACHED_DEPTH = 6, 24, 9
 
 
 def _between(noise: Tensor, other: Tensor, share: float) -> Tensor:
-    """Spherical interpolation of two noises (channels, height, width), column by column in each channel.
+    """Interpolate two noises (channels, height, width) spherically, column by column in each channel.
 
     Source: A1111, whose interpolation measures the angle between columns, not between whole noises.
     """
@@ -237,7 +237,7 @@ _NEARLY_PARALLEL = 0.9995
 
 
 def _pasted(noise: Tensor, whole: Tensor) -> Tensor:
-    """`whole` with `noise` in its middle; what does not fit is cut off."""
+    """Replace the middle of `whole` by `noise`, whose edges are cut off if it is larger."""
     result = whole.clone()
     cut = []
     for small, large in zip(noise.shape[1:], whole.shape[1:], strict=True):
@@ -250,7 +250,7 @@ def _pasted(noise: Tensor, whole: Tensor) -> Tensor:
 
 
 def _normals(words: list[np.ndarray], *, is_first_only: bool = False) -> list[np.ndarray]:
-    """Box-Muller's normals from the four words of each block, in double precision: all four, or only the first."""
+    """Convert each block's four words to normals by Box-Muller, in double precision: all four, or only the first."""
     found = []
     for first, second in ((words[0], words[1]), (words[2], words[3])):
         radius = np.sqrt(-2.0 * np.log(first * 2.0**-32 + 2.0**-33))
@@ -263,7 +263,7 @@ def _normals(words: list[np.ndarray], *, is_first_only: bool = False) -> list[np
 
 
 def _philox(counter: list[np.ndarray], key: int) -> list[np.ndarray]:
-    """The four words of each counter's Philox block, in double precision."""
+    """Compute the four words of each counter's Philox block, in double precision."""
     c0, c1, c2, c3 = counter
     k0, k1 = key & 0xFFFFFFFF, key >> 32
     low = np.uint64(0xFFFFFFFF)

@@ -62,7 +62,7 @@ class NoiseLevels:
     def of_model(
         cls, *, is_zero_snr: bool = False, every: int = 1, by_alpha: bool = False, is_single: bool = True
     ) -> "NoiseLevels":
-        """The levels of Stable Diffusion: β from .00085 to .012, linear in √β, 1000 steps.
+        """Compute the levels of Stable Diffusion: β from .00085 to .012, linear in √β, 1000 steps.
 
         `is_single`: rescale to zero terminal SNR in single precision, as the web UIs do; the difference of two nearly
         equal roots moves the highest levels by up to 1.6e-5.
@@ -93,7 +93,7 @@ class NoiseLevels:
 
     @property
     def known(self) -> tuple[float, ...]:
-        """σ at the timesteps the model was trained on, rising."""
+        """σ at the timesteps the model was trained on, in ascending order."""
         return self.sigmas[self.first_time :: self.every]
 
     @property
@@ -107,7 +107,7 @@ class NoiseLevels:
         return self.sigmas[-1]
 
     def sigma(self, time: float) -> float:
-        """σ at a timestep, which may be fractional: interpolated linearly in log σ, or in log ᾱ (`is_by_alpha`)."""
+        """Return σ at a timestep. Fractional ones are interpolated linearly in log σ, or in log ᾱ (`is_by_alpha`)."""
         place = min(max((time - self.first_time) / self.every, 0.0), len(self._logs) - 1.0)
         low = int(place)
         high = min(low + 1, len(self._logs) - 1)
@@ -115,7 +115,7 @@ class NoiseLevels:
         return math.sqrt(math.expm1(value)) if self.is_by_alpha else math.exp(value)
 
     def time(self, sigma: float) -> float:
-        """The timestep at which to evaluate the model for σ, in 0 … 999: the inverse of `sigma`, not rounded.
+        """Return the timestep at which the model is evaluated for σ, in 0 … 999: the inverse of `sigma`, not rounded.
 
         If the model was trained on some timesteps only, the one that is nearest in log σ.
         """
@@ -130,7 +130,7 @@ class NoiseLevels:
 def table(
     schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = False, is_single: bool = False
 ) -> list[float]:
-    """A schedule's n+1 noise levels for n steps, falling to 0 (KL Optimal: to the lowest level).
+    """Compute a schedule's n+1 noise levels for n steps; they fall to 0 (KL Optimal: to the lowest level).
 
     `is_xl` selects one of the two published Align Your Steps tables; `is_single` rounds to single precision as the web
     UIs do. With many steps, Simple, DDIM and Beta may repeat a level; repeated levels are kept, as in the web UIs.
@@ -154,7 +154,7 @@ def table(
 
 @lru_cache(maxsize=8)
 def _rounded(levels: NoiseLevels) -> NoiseLevels:
-    """The same levels with σ rounded to single precision."""
+    """Round σ of all levels to single precision."""
     return replace(levels, sigmas=tuple(single_precision.level(single(alpha)) for alpha in levels.alphas))
 
 
@@ -234,7 +234,7 @@ def _between(values: Sequence[float], position: float) -> float:
 
 
 def beta_quantile(probability: float, shape: float) -> float:
-    """The quantile of the symmetric Beta(shape, shape) distribution at `probability`. Accurate to about 1e-13.
+    """Compute the quantile of the symmetric Beta(shape, shape) distribution at `probability`, to about 1e-13.
 
     By bisection on the distribution function, itself a Gauss quadrature in t = sin²θ, where the integrand is smooth.
     scipy could compute it too, but importing it takes 0.4 s.
@@ -253,7 +253,7 @@ def beta_quantile(probability: float, shape: float) -> float:
 
 
 def _sine_integral(end: float, power: float) -> float:
-    """∫₀ᵉ (sin θ cos θ)ᵖ dθ for p > 0; the substitution θ = e·u⁵ removes the singularity at the lower end."""
+    """Compute ∫₀ᵉ (sin θ cos θ)ᵖ dθ for p > 0; substituting θ = e·u⁵ removes the singularity at the lower end."""
     if end > math.pi / 4:
         return 2 * _sine_integral(math.pi / 4, power) - _sine_integral(math.pi / 2 - end, power)
     total = 0.0
@@ -267,7 +267,7 @@ def _sine_integral(end: float, power: float) -> float:
 
 
 def _gauss_legendre(count: int) -> list[tuple[float, float]]:
-    """Gauss-Legendre nodes and weights on [0, 1], by Newton's method on the Legendre polynomial."""
+    """Compute Gauss-Legendre nodes and weights on [0, 1] by Newton's method on the Legendre polynomial."""
     pairs = []
     for index in range(count):
         x = math.cos(math.pi * (index + 0.75) / (count + 0.5))
@@ -290,5 +290,8 @@ def drop_penultimate(sigmas: list[float]) -> list[float]:
 
 
 def ddim_times(steps: int) -> list[int]:
-    """The timesteps of DDIM and PLMS, falling: … 1 + 1000//n, 1 (n steps make n−1 moves between timesteps)."""
+    """Return the timesteps of DDIM and PLMS in descending order: … 1 + 1000//n, 1.
+
+    With n steps there are n−1 moves between timesteps.
+    """
     return [min(t + 1, TRAIN_STEPS - 1) for t in range(0, TRAIN_STEPS, TRAIN_STEPS // steps)][::-1]

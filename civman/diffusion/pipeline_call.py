@@ -21,7 +21,7 @@ _LATENT_CHANNELS = 4
 
 
 def kind_of(recipe: Recipe) -> str:
-    """The kind of diffusers pipeline that a recipe needs: "txt2img", "img2img" or "inpaint"."""
+    """Return the kind of diffusers pipeline that a recipe needs: "txt2img", "img2img" or "inpaint"."""
     if recipe.start is None:
         return "txt2img"
     return "inpaint" if recipe.start.mask_sha256 else "img2img"
@@ -114,7 +114,7 @@ def embeddings_of(prompt: Conditioning) -> dict[str, Tensor]:
 
 
 def call_of(recipe: Recipe, pipe: Any, prompt: Conditioning, inputs: Inputs) -> dict[str, Any]:
-    """All keyword arguments with which `pipe` renders the recipe's images, in order of their seeds.
+    """Build all keyword arguments with which `pipe` renders the recipe's images, in order of their seeds.
 
     Raises: CannotRender: no pipeline can render them (`require_drawable`, `require_own_kind`), or `pipe` is of another
         kind.
@@ -177,7 +177,7 @@ class _Where:
 
 
 def _first_step(recipe: Recipe, *, is_xl: bool) -> tuple[int, float]:
-    """The index of the step at which an img2img run begins, and the noise level there, counted as in A1111.
+    """Return the index of the step at which an img2img run begins, and the noise level there, as A1111 counts.
 
     Raises: CannotRender: a pipeline would use other noise levels.
     """
@@ -200,7 +200,7 @@ def _first_step(recipe: Recipe, *, is_xl: bool) -> tuple[int, float]:
 
 
 def evaluations_per_step(plan: samplers.Plan, asked: Sequence[float]) -> int | None:
-    """The number of model evaluations per step, 1 or 2 (the last step may have one); None if it varies.
+    """Return the number of model evaluations per step, 1 or 2 (the last step may have one); None if it varies.
 
     `asked`: the noise levels at which the sampler evaluates the model, in order. Each step must begin with its own
     level.

@@ -26,7 +26,7 @@ __all__ = ["PipelineScheduler", "SchedulerMixin", "model_config"]
 
 
 def model_config(prediction: str, *, is_zero_snr: bool) -> dict[str, Any]:
-    """The noise schedule a Stable Diffusion model was trained with, in the config keys of diffusers' schedulers."""
+    """Describe the noise schedule that a Stable Diffusion model was trained with, in the config keys of diffusers."""
     return {
         "num_train_timesteps": TRAIN_STEPS, "beta_start": SAMPLING.beta_start, "beta_end": SAMPLING.beta_end,
         "beta_schedule": "scaled_linear", "trained_betas": None, "prediction_type": prediction,
@@ -128,7 +128,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         self._begin = self._done = begin_index
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:  # noqa: ARG002
-        """The UNet's input: `sample` (B, 4, h, w) divided by √(σ² + 1), with σ of the next evaluation."""
+        """Compute the UNet's input: `sample` (B, 4, h, w) divided by √(σ² + 1), with σ of the next evaluation."""
         return sample / math.sqrt(self._asked[self._done] ** 2 + 1)
 
     def add_noise(self, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -163,7 +163,10 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         return TRAIN_STEPS
 
     def _solver(self, sample: Tensor, generator: Any) -> Any:
-        """The running solver, whose x is `sample`; a new one if none is running or something changed the latents."""
+        """Return the running solver, whose x is `sample`.
+
+        A new one is started if none is running or something changed the latents.
+        """
         if self._running is not None and torch.equal(self._given, sample):
             return self._running
         if self._running is None:

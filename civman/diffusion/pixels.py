@@ -44,7 +44,7 @@ def finished(pixels: Tensor, *, seed: int, rounding: str, decoded_in: str, notes
 
 
 def put_back(picture: Picture, kept: Callable[[Pixels], Pixels]) -> Picture:
-    """The image after `kept` has composited the preserved part of the start image over it."""
+    """Composite the preserved part of the start image over the image, by means of `kept`."""
     array = np.ascontiguousarray(kept(picture.pixels))
     return replace(picture, pixels=array, sha256=hashlib.sha256(array.tobytes()).hexdigest())
 
@@ -55,7 +55,7 @@ def to_tensor(pixels: Pixels) -> Tensor:
 
 
 def resized(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """Resize an image or mask with Lanczos; returned unchanged if it already has this size."""
+    """Resize an image or mask with Lanczos; return it unchanged if it already has this size."""
     if pixels.shape[:2] == (height, width):
         return pixels
     from PIL import Image  # only needed if the size changes
@@ -64,13 +64,13 @@ def resized(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.ui
 
 
 def latent_mask(mask: NDArray[np.uint8], width: int, height: int) -> Tensor:
-    """Reduce a mask to (1, 1, height, width), 1 where latents are inpainted: each cell's mean, rounded."""
+    """Reduce a mask to (1, 1, height, width): the mean of each cell, rounded. It is 1 where latents are inpainted."""
     whole = torch.from_numpy(np.array(mask)).float()[None, None] / 255
     return torch.nn.functional.interpolate(whole, size=(height, width), mode="area").round()
 
 
 def composite(painted: Tensor, original: Tensor, mask: NDArray[np.uint8], blur: int) -> Tensor:
-    """Blend (3, H, W) tensors: `painted` where the mask is white, `original` where black, with a blur of `blur` px."""
+    """Blend (3, H, W) tensors: `painted` where the mask is white, `original` where it is black. `blur` is in pixels."""
     from PIL import Image, ImageFilter  # only inpainting needs it
 
     soft = Image.fromarray(mask).filter(ImageFilter.GaussianBlur(blur)) if blur else Image.fromarray(mask)

@@ -255,7 +255,7 @@ class _Job:
         return pictures
 
     def _inpaint_input(self, size: tuple[int, int]) -> Tensor | None:
-        """The extra input of a nine-channel inpainting UNet: the mask, then the image with the masked part hidden.
+        """Build the extra input of a nine-channel inpainting UNet: the mask, then the image without its masked part.
 
         Without a start image, or at another size than the recipe's (second pass), everything is hidden.
         """

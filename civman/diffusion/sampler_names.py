@@ -107,7 +107,7 @@ def plain(text: str) -> str:
 
 @cache
 def _spellings() -> tuple[tuple[str, Sampler | None], ...]:
-    """All known spellings with their samplers, longest first; None: known, but not supported."""
+    """List all known spellings with their samplers, longest first; None: known, but not supported."""
     return tuple(sorted(_found(), key=lambda pair: -len(pair[0])))
 
 

@@ -66,7 +66,7 @@ class Sampler:
         return 2 if self.name in _COUNTED_TWICE else 1
 
     def levels(self, *, is_zero_snr: bool = False, rules: int = RULES) -> NoiseLevels:
-        """The noise levels of the models that this sampler is made for."""
+        """Return the noise levels of the models that this sampler is made for."""
         by_alpha = self.own_table is Table.UNIPC and rules > 1
         return NoiseLevels.of_model(is_zero_snr=is_zero_snr, every=self.every, by_alpha=by_alpha, is_single=rules > 2)
 
@@ -88,7 +88,7 @@ class Sampler:
         return self.own_table is Table.DDIM and self.name != "PLMS"
 
     def tuning(self, sampling: Sampling, rules: int = RULES) -> Tuning:
-        """The settings of a recipe that this sampler uses; settings it does not use have no effect."""
+        """Return the settings of a recipe that this sampler uses; other settings have no effect."""
         return Tuning(
             eta=sampling.eta_ddim if self.is_variance_preserving else sampling.eta if self.takes_eta else 1.0,
             s_noise=sampling.noise_scale if self.takes_s_noise else 1.0,
@@ -99,7 +99,10 @@ class Sampler:
         )
 
     def without_effect(self, sampling: Sampling) -> dict[str, float]:
-        """Settings of a recipe that differ from the default but have no effect with this sampler: name → default."""
+        """Return the recipe's settings that have no effect with this sampler, if they differ from the default.
+
+        Maps each name to its default.
+        """
         taken = {
             "eta": self.takes_eta, "eta_ddim": self.takes_eta_ddim, "noise_scale": self.takes_s_noise,
             "s_churn": self.takes_churn, "s_tmin": self.takes_churn, "s_tmax": self.takes_churn,
@@ -238,7 +241,7 @@ class Plan:
         return len(self.sigmas) - 1
 
     def tail(self, steps: int) -> "Plan":
-        """The last `steps` steps, for img2img under recipe rules 1: the noise added is that of their first level."""
+        """Return the last `steps` steps, for img2img under recipe rules 1. Their first level sets the added noise."""
         sigmas = self.sigmas[-(steps + 1) :]
         return replace(self, sigmas=sigmas, start_scale=sigmas[0], span=_span(sigmas))
 
@@ -259,7 +262,7 @@ def plan(
     sampler: Sampler, schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = False,
     start: Start | None = None, rules: int = RULES,
 ) -> Plan:  # fmt: skip
-    """The noise levels of a run of `steps` steps; `levels` is the result of `sampler.levels`.
+    """Plan a run of `steps` steps; `levels` is the result of `sampler.levels`.
 
     Raises: UsageError: fewer than one step, or more than the model has.
     """
@@ -310,7 +313,7 @@ def _span(sigmas: Sequence[float]) -> tuple[float, float]:
 
 
 def _by_times(sampler: Sampler, steps: int, levels: NoiseLevels, taken: int | None) -> Plan:
-    """Plan DDIM, PLMS or UniPC: they count in timesteps and work in the model's variance-preserving scale.
+    """Plan DDIM, PLMS or UniPC, which count in timesteps and work in the model's variance-preserving scale.
 
     In img2img, A1111 adds the noise of one timestep more than the first at which the model is evaluated.
     """
@@ -336,7 +339,7 @@ def _by_times(sampler: Sampler, steps: int, levels: NoiseLevels, taken: int | No
 
 
 def _own_table_1(name: Table, steps: int, levels: NoiseLevels) -> list[float]:
-    """The noise levels of a sampler's own table under recipe rules 1."""
+    """Compute the noise levels of a sampler's own table under recipe rules 1."""
     if name is Table.DDIM:
         times: list[float] = [float(t) for t in ddim_times(steps)]
         return [levels.sigma(t) for t in times] if len(times) > 1 else [levels.sigma(times[0]), levels.sigma(0)]

@@ -43,7 +43,7 @@ def enlarged(
 
 
 def covering(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
-    """The smallest size with the aspect ratio of `size` that covers `wanted`, rounded as in A1111."""
+    """Compute the smallest size with the aspect ratio of `size` that covers `wanted`, rounded as in A1111."""
     (width, height), (across, down) = size, wanted
     if width * down < across * height:
         return across, across * height // width

@@ -19,7 +19,7 @@ def single(number: float) -> float:
 
 
 def line(start: float, end: float, count: int) -> list[float]:
-    """`torch.linspace`: computed from both ends towards the middle, rounding each number once."""
+    """Compute `torch.linspace` from both ends towards the middle, rounding each number once."""
     start, end = single(start), single(end)
     if count == 1:
         return [start]
@@ -32,12 +32,12 @@ def line(start: float, end: float, count: int) -> list[float]:
 
 
 def level(alpha: float) -> float:
-    """The noise level σ at which `alpha` (ᾱ) is the share of signal."""
+    """Return the noise level σ at which `alpha` (ᾱ) is the share of signal."""
     return single(math.sqrt(single(single(1 - alpha) / alpha)))
 
 
 def zero_snr(alphas: Sequence[float]) -> list[float]:
-    """ᾱ rescaled so that its last value is 0 (Lin et al. 2023, algorithm 1)."""
+    """Rescale ᾱ so that its last value is 0 (Lin et al. 2023, algorithm 1)."""
     roots = [single(math.sqrt(alpha)) for alpha in alphas]
     first, last = roots[0], roots[-1]
     factor = single(first / single(first - last))
@@ -46,12 +46,12 @@ def zero_snr(alphas: Sequence[float]) -> list[float]:
 
 
 def through_log(sigma: float) -> float:
-    """σ after a round trip through its logarithm in single precision."""
+    """Convert σ to its logarithm and back in single precision."""
     return single(math.exp(single(math.log(single(sigma)))))
 
 
 def middle(here: float, after: float) -> float:
-    """The midpoint of two noise levels in log σ."""
+    """Return the midpoint of two noise levels in log σ."""
     begin, end = (-single(math.log(single(sigma))) for sigma in (here, after))
     return single(math.exp(-single(begin + single(single(end - begin) * 0.5))))
 

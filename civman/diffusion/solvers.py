@@ -64,7 +64,7 @@ def solve(
 def evaluations(
     solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN, *, in_pairs: bool = False
 ) -> list[float]:
-    """The noise levels of all model evaluations, in order; `in_pairs`: the solver is a CFG++ one, see `solve`."""
+    """List the noise levels of all model evaluations, in order. `in_pairs`: the solver is a CFG++ one, see `solve`."""
     levels: list[float] = []
 
     def note(_: X, sigma: float) -> Any:
@@ -76,7 +76,7 @@ def evaluations(
 
 
 def ancestral(here: float, after: float, eta: float = 1.0) -> tuple[float, float]:
-    """(σ_down, σ_up): step down to σ_down, then add σ_up of fresh noise, to arrive at the level `after`."""
+    """Return (σ_down, σ_up) for a step down to σ_down, after which fresh noise of σ_up leads to the level `after`."""
     if not eta:
         return after, 0.0
     # if the two levels differ only in their last digits, the rounded difference may be negative
@@ -85,7 +85,7 @@ def ancestral(here: float, after: float, eta: float = 1.0) -> tuple[float, float
 
 
 def churned(x: X, here: float, after: float, count: int, noise: Noise, tuning: Tuning) -> tuple[X, float]:
-    """(x, σ) after adding the noise of `s_churn` that precedes a step; unchanged if it adds none at this level."""
+    """Return (x, σ) after adding the noise of `s_churn` before a step; unchanged if it adds none at this level."""
     if not tuning.s_churn:
         return x, here
     # drawn in every step, even if it is not added, so that the stream advances as in k-diffusion
@@ -228,7 +228,10 @@ def unipc(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -
 
 
 def _unipc_move(x: X, cleans: list[X], sigmas: Sequence[float], step: int, order: int, *, arrived: X | None) -> X:
-    """UniPC's predictor from level `step` to the next or, given the prediction there (`arrived`), its corrector."""
+    """Move x by UniPC's predictor from level `step` to the next, or by its corrector if `arrived` is given.
+
+    `arrived` is the prediction at the next level.
+    """
     here, after = sigmas[step], sigmas[step + 1]
     width = step_width(here, after)
     latest = cleans[step]
@@ -266,12 +269,12 @@ dpm2_ancestral = partial(dpm2, is_ancestral=True)
 
 
 def step_width(here: float, after: float) -> float:
-    """The length of a step in −log σ; infinite if it ends at σ = 0."""
+    """Return the length of a step in −log σ; infinite if it ends at σ = 0."""
     return math.log(here / after) if after > 0 else math.inf
 
 
 def _lagrange_integral(nodes: Sequence[float], which: int, start: float, end: float) -> float:
-    """The integral of the polynomial that is 1 at nodes[which] and 0 at the others; exact for four nodes or fewer."""
+    """Integrate the polynomial that is 1 at nodes[which] and 0 at the others; exact for four nodes or fewer."""
     total = 0.0
     for place, weight in ((0.5 - math.sqrt(1 / 12), 0.5), (0.5 + math.sqrt(1 / 12), 0.5)):
         at = start + (end - start) * place
@@ -284,12 +287,12 @@ def _lagrange_integral(nodes: Sequence[float], which: int, start: float, end: fl
 
 
 def _log_integral(start: float, end: float, *, zero: float) -> float:
-    """∫ log(σ / zero) dσ from `start` to `end`."""
+    """Compute ∫ log(σ / zero) dσ from `start` to `end`."""
     return end * (math.log(end / zero) - 1) - start * (math.log(start / zero) - 1)
 
 
 def _solve_vandermonde(nodes: Sequence[float], wanted: Sequence[float]) -> list[float]:
-    """The weights w with Σ wₖ·nodesₖ^p = wanted[p] for p = 0, 1, …; for up to four nodes, by elimination."""
+    """Find the weights w with Σ wₖ·nodesₖ^p = wanted[p] for p = 0, 1, …; for up to four nodes, by elimination."""
     size = len(nodes)
     rows = [[node**power for node in nodes] + [wanted[power]] for power in range(size)]
     for pivot in range(size):

@@ -174,13 +174,16 @@ def dpm_adaptive(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = P
 
 
 def _ends(sigmas: Sequence[float]) -> tuple[float, float]:
-    """λ of a table's first level and of its second-to-last, or of its last if the table is two levels above 0."""
+    """Return λ of a table's first and of its second-to-last level.
+
+    If the table consists of two levels above 0, the last one takes the place of the second-to-last.
+    """
     low = sigmas[-2] if len(sigmas) > 2 or sigmas[-1] == 0 else sigmas[-1]
     return -math.log(sigmas[0]), -math.log(low)
 
 
 def _towards(here: float, after: float, end: float, tuning: Tuning) -> tuple[float, float]:
-    """(λ to step to, σ of the noise to add there) for a step between two values of λ; never beyond the end."""
+    """Return (λ to step to, σ of the noise to add there) for a step between two values of λ; never beyond the end."""
     if not tuning.eta:
         return after, 0.0
     down, _ = ancestral(math.exp(-here), math.exp(-after), tuning.eta)
@@ -189,7 +192,7 @@ def _towards(here: float, after: float, end: float, tuning: Tuning) -> tuple[flo
 
 
 def _dpm_step(x: X, here: float, after: float, order: int, slope: X) -> Any:
-    """One DPM-Solver step of this order; yields for each evaluation needed in addition to `slope`."""
+    """Take one DPM-Solver step of this order; it yields once for each evaluation in addition to `slope`."""
     if order == 3:
         return (yield from _dpm_pair(x, here, after, slope))[1]
     width, sigma = after - here, math.exp(-after)
@@ -201,7 +204,7 @@ def _dpm_step(x: X, here: float, after: float, order: int, slope: X) -> Any:
 
 
 def _dpm_pair(x: X, here: float, after: float, slope: X) -> Any:
-    """The second-order and the third-order result of one step; they share evaluations at one and two thirds of it."""
+    """Compute a step in second and in third order. The two share evaluations at one and two thirds of the step."""
     width, sigma = after - here, math.exp(-after)
     third, twice = width / 3, 2 * width / 3
     first = yield from _slope_at(x - slope * (math.exp(-here - third) * math.expm1(third)), here + third)

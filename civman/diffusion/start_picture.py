@@ -180,7 +180,7 @@ def _filled(image: Any, mask: Any) -> Any:
 
 
 def _kept_part(image: Any, mask: Any) -> Any:
-    """The image with an alpha channel that is transparent where the mask is white: the part to preserve."""
+    """Copy the image and make it transparent where the mask is white, so that the part to preserve remains."""
     from PIL import Image, ImageOps
 
     kept = Image.new("RGBa", image.size)
@@ -189,7 +189,7 @@ def _kept_part(image: Any, mask: Any) -> Any:
 
 
 def _laid_over(drawn: Pixels, kept: Any, box: tuple[int, int, int, int] | None) -> Pixels:
-    """Composite the preserved part over the rendered image, first placing it in `box` if only that was rendered."""
+    """Composite the preserved part over the rendered image, which is first put into `box` if only that was rendered."""
     from PIL import Image
 
     result = Image.fromarray(drawn)

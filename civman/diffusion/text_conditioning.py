@@ -83,7 +83,7 @@ def _zeros(text_encoders: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
 
 
 def _device(encoder: nn.Module) -> torch.device:
-    """The device of an encoder's inputs. Its large weights may be on the meta device until their layer is called."""
+    """Return the device of an encoder's inputs. Its large weights may be on the meta device until a layer is called."""
     return next(parameter.device for parameter in encoder.parameters() if not parameter.is_meta)
 
 

@@ -17,7 +17,7 @@ from civman.errors import Cause, Incompatible, InvalidModelFile
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """The vectors of one name: a (n, width) float32 tensor for each text encoder, in the encoders' order.
+    """The vectors of one prompt word: a (n, width) float32 tensor for each text encoder, in the encoders' order.
 
     None stands for an encoder that the embedding was not trained for: the name is then left out of its input.
     """
@@ -31,7 +31,7 @@ class Embedding:
         return next(int(each.shape[0]) for each in self.vectors if each is not None)
 
     def length_in(self, encoder: int) -> int:
-        """The number of tokens that the embedding takes up in the input of one text encoder."""
+        """Return the number of tokens that the embedding takes up in the input of one text encoder."""
         each = self.vectors[encoder]
         return 0 if each is None else int(each.shape[0])
 

@@ -39,11 +39,11 @@ class UpscalerModel:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Enlarge (B, 3, H, W) in 0 … 1; the result may leave this range."""
+        """Enlarge (B, 3, H, W) in 0 … 1. Values of the result may be outside this range."""
         return self._esrgan(pixels) if self.kind == "esrgan" else self._compact(pixels)
 
     def to(self, device: torch.device) -> "UpscalerModel":
-        """The same model on a device."""
+        """Return the same model on a device."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
         return UpscalerModel(self.kind, self.scale, moved, self.blocks, self.rises, self.folded)
 
@@ -67,14 +67,14 @@ class UpscalerModel:
         return self._conv(functional.leaky_relu(self._conv(x, "conv_hr"), _SLOPE), "conv_last")
 
     def _dense(self, x: Tensor, name: str) -> Tensor:
-        """Five convolutions, each of which sees the results of all before it."""
+        """Apply five convolutions, each of which sees the results of all before it."""
         seen = [x]
         for number in range(1, 5):
             seen.append(functional.leaky_relu(self._conv(torch.cat(seen, 1), f"{name}.conv{number}"), _SLOPE))
         return x + self._conv(torch.cat(seen, 1), f"{name}.conv5") * _DAMPING
 
     def _compact(self, x: Tensor) -> Tensor:
-        """Alternating convolutions and PReLUs, then a pixel shuffle; the result is added to the enlarged input."""
+        """Apply alternating convolutions and PReLUs, then a pixel shuffle, and add the enlarged input."""
         inner = x
         for layer in range(self.blocks):
             inner = self._conv(inner, f"body.{layer}") if layer % 2 == 0 else functional.prelu(
@@ -119,7 +119,7 @@ def _esrgan(tensors: Mapping[str, Tensor]) -> UpscalerModel | None:
 
 
 def _newer(name: str) -> str:
-    """Translate a tensor name from BasicSR's first layout to its later one."""
+    """Translate a tensor name from BasicSR's first layout to its later layout."""
     first, _, rest = name.partition(".")
     plain = re.sub(r"^upconv(\d)$", r"conv_up\1", _OLDER_NAMES.get(first, first))
     return f"{plain}.{rest}"

@@ -18,7 +18,7 @@ _MOST_PASSES: Final = 3
 
 
 def enlarge(image: Any, model: UpscalerModel, width: int, height: int) -> Any:
-    """Run the model up to three times, until the image is at least as large as wanted. For Pillow images."""
+    """Run the model up to three times, until the Pillow image is at least as large as wanted."""
     for _ in range(_MOST_PASSES):
         before = image.size
         image = in_tiles(image, model)
@@ -28,7 +28,7 @@ def enlarge(image: Any, model: UpscalerModel, width: int, height: int) -> Any:
 
 
 def tiles_of(width: int, height: int) -> int:
-    """The number of tiles of the first pass over an image of this size."""
+    """Return the number of tiles of the first pass over an image of this size."""
     return len(_starts(width)) * len(_starts(height))
 
 
@@ -46,7 +46,10 @@ def in_tiles(image: Any, model: UpscalerModel) -> Any:
 
 
 def _starts(length: int) -> list[int]:
-    """Where tiles begin along one side; the last one ends at the edge, or begins before it if the side is short."""
+    """List where tiles begin along one side.
+
+    The last one ends at the edge, or begins before it if the side is short.
+    """
     count = -(-(length - OVERLAP) // (TILE - OVERLAP))
     step = (length - TILE) / (count - 1) if count > 1 else 0
     found = [int(number * step) for number in range(max(count, 1))]

@@ -27,7 +27,7 @@ class VaeHolder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Decoded images: (B, 3, H, W) float32 in 0 … 1, the dtype they were decoded in, and notes."""
+    """Decoded images (B, 3, H, W) float32 in 0 … 1, the dtype that the VAE computed in, and notes."""
 
     pixels: Tensor
     dtype: str
@@ -56,7 +56,7 @@ def decode(model: VaeHolder, latents: Tensor) -> Decoded:
 
 @torch.no_grad()
 def encode(model: VaeHolder, pixels: Tensor) -> Encoded:
-    """Encode pixels in -1 … 1 as the mean of the VAE's distribution, so no random numbers are drawn.
+    """Encode pixels in -1 … 1 as the mean of the VAE's distribution. No random numbers are drawn.
 
     A1111 samples from that (narrow) distribution with a random generator whose state no image records.
     """
@@ -72,7 +72,10 @@ def encode(model: VaeHolder, pixels: Tensor) -> Encoded:
 
 
 def _finite(model: VaeHolder, compute: Callable[[], Tensor]) -> tuple[Tensor, torch.dtype]:
-    """The VAE's result and the dtype it was computed in: single precision if the VAE's own gave non-finite values."""
+    """Compute the VAE's result, and return with it the dtype used.
+
+    That is single precision if the VAE's own dtype gave non-finite values.
+    """
     dtype = _dtype(model)
     found = compute()
     if dtype is torch.float32 or bool(torch.isfinite(found).all()):

@@ -15,7 +15,10 @@ from civman.domain.architecture import Adapter
 
 
 def low_rank(kind: Adapter, parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, float] | None:
-    """(up (out, r), down (r, columns), scale) if the change is scale · up @ down, which need not be computed then."""
+    """Return (up (out, r), down (r, columns), scale) if the change is the low-rank product scale · up @ down.
+
+    Returns None for any other change.
+    """
     if kind is not Adapter.LORA or "mid" in parts:
         return None
     return parts["up"].flatten(1), parts["down"].flatten(1), strength(parts, parts["down"].shape[0])

@@ -11,7 +11,7 @@ from civman.errors import Cause, UsageError
 
 
 def canonical(value: object) -> str:
-    """Write JSON with sorted keys and without spaces. NaN and infinity are rejected, non-ASCII text is not escaped."""
+    """Serialise to JSON with sorted keys and no spaces. NaN and infinity are rejected; non-ASCII text is kept."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

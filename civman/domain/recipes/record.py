@@ -102,8 +102,6 @@ def stripped(record: Record) -> str:
     """Serialise a record to canonical JSON without its prompts.
 
     Someone who has the recipe can recognise it by its digest.
-
-    Someone who has the recipe can recognise it by its digest.
     """
     return canonical({
         "civman_picture": SCHEMA, "recipe_sha256": record.recipe.sha256, "seed": record.seed,
