@@ -57,7 +57,7 @@ class Recovery(Enum):
 
 
 class Cause(StrEnum):
-    """Every error code: stable, printed in messages and in JSON, and finer than the exit code.
+    """All error codes. They are stable, printed in messages and JSON, and more specific than the exit codes.
 
     `recovery` is what kind of retry may help. `is_of_one_connection`: other connections to the same server may still
     work, so a download can continue with fewer connections.

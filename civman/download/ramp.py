@@ -34,7 +34,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """The state from which the next decision is made. Methods that change something return a new value."""
+    """The measurements so far, on which the next decision is based. Immutable: methods return the next state."""
 
     most: int
     """The maximum number of connections."""

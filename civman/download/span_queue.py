@@ -96,7 +96,7 @@ class SpanQueue:
         return None
 
     def request(self, span: Span) -> tuple[int, int | None, str | None]:
-        """Note that the request for `span` begins now.
+        """Record that the request for `span` begins now.
 
         Returns its start, its end (None: end of file) and the expected ETag.
         """

@@ -1,1 +1,1 @@
-"""The library beyond one machine and program: bundles, projects with a lock file, folders for other programs."""
+"""Share the library with other machines and programs: bundles, projects with a lock file, folders for programs."""

@@ -87,7 +87,7 @@ def padding(size_bytes: int) -> bytes:
 
 
 def manifest_bytes(packed: list[Packed]) -> bytes:
-    """The manifest of these blobs, sorted: the same content always gives the same bytes."""
+    """Write the manifest of these blobs as sorted JSON, so that the same content always gives the same bytes."""
     facts = {"format": _FORMAT, "blobs": [asdict(each) for each in sorted(packed, key=lambda each: each.sha256)]}
     return json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n"
 

@@ -138,7 +138,7 @@ class Syncing:
         return next(found, None)
 
     def _locked_held(self, refs: Sequence[str]) -> dict[str, Locked | CivmanError]:
-        """Resolve names, digests and paths to stored files; files that are on CivitAI are resolved there."""
+        """Resolve names, digests and paths to lock entries of stored files; an ambiguous one gets its error."""
         found: dict[str, Locked | CivmanError] = {}
         for ref in refs:
             parsed = parse_ref(ref)

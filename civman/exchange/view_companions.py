@@ -30,7 +30,7 @@ class Beside:
 def companions(
     asset: Asset, version: ModelVersion | None, picture: bytes | None, wanted: tuple[Companion, ...]
 ) -> list[Beside]:
-    """The companion files of one model for which there is any content."""
+    """Create the companion files of one model; those without any content are left out."""
     found = []
     for kind in wanted:
         match kind:
@@ -51,7 +51,7 @@ def companions(
 
 
 def config_of(asset: Asset, index: Index) -> Beside | None:
-    """The config of a model: a stored file of the same version, or one next to a file outside the store."""
+    """Find the config of a model: a stored file of the same version, or a file next to the model."""
     of_version = index.find_by_version(asset.version_id) if asset.version_id is not None else []
     paths = [Path(other.path) for other in of_version if other.blob.suffix in CONFIG_SUFFIXES]
     paths += [Path(asset.path).with_suffix(suffix) for suffix in sorted(CONFIG_SUFFIXES)]

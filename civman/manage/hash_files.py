@@ -32,7 +32,7 @@ class Hashed:
 
 
 def hash_files(index: Index, files: Sequence[Path], on_event: OnEvent) -> Hashed:
-    """Find the SHA-256 of each file. What is read is saved at once, so that an interruption loses little.
+    """Find the SHA-256 of each file. Each digest is saved at once, so that little is lost by an interruption.
 
     A file is not read if its device, inode, size and time of change are those of a file that was read before, under the
     same or another path. Times of whole seconds, which archives and copies restore, are not enough for another path.

@@ -119,7 +119,7 @@ def inspect_header(
 
 
 def facts_of_file(path: Path, base_model: str | None) -> FileFacts:
-    """The facts about the file at `path` that are stored in the index. `base_model` is CivitAI's label.
+    """Read the facts about the file at `path` that the index stores. `base_model` is CivitAI's label.
 
     A pickle that civman does not read has none. Raises: InvalidModelFile: a `.safetensors` file without a valid
     header. StoreError.

@@ -89,7 +89,7 @@ def notes_beside(paths: Iterable[Path], sha256: Sha256, autov3: Callable[[], str
 
 
 def preview_beside(paths: Iterable[Path]) -> tuple[bytes, str] | None:
-    """The contents and the suffix of the first preview image next to the files at `paths`."""
+    """Read the first preview image next to the files at `paths`. Returns its contents and its suffix."""
     for path in paths:
         for ending in PREVIEW_ENDINGS:
             place = path.with_name(path.stem + ending)

@@ -134,7 +134,7 @@ def _matching(index: Index, ref: Ref, file: str | None) -> list[Asset]:
 
 
 def _stored(index: Index, ref: Ref) -> list[Asset]:
-    """The assets of the ref's model or version, or with its digest, name or path. Ignores its file selector."""
+    """Find the assets of the ref's model or version, or with its digest, name or path. Ignores its file selector."""
     match ref:
         case NumberRef():
             return _numbered(index, ref.number)
@@ -186,7 +186,7 @@ def _selector(ref: Ref) -> FileSelector:
 
 
 def _select(index: Index, assets: Sequence[Asset], words: str) -> list[Asset]:
-    """The assets that `words` select, by what CivitAI lists about their files."""
+    """Select assets by comparing `words` with what CivitAI lists about their files."""
     return [asset for asset in assets if matching_files([_listed_file(index, asset)], words)]
 
 

@@ -74,7 +74,7 @@ def _write(store: BlobStore, sha256: Sha256, facts: dict[str, Any]) -> None:
 
 
 def described(index: Index, assets: Sequence[Asset], store: BlobStore) -> dict[str, Any]:
-    """What the index knows about these assets, which must share one blob, as JSON-compatible values."""
+    """Collect what the index knows about these assets, which must share one blob, as JSON-compatible values."""
     blob = assets[0].blob
     hashes = index.hashes(blob.sha256).known()
     facts: dict[str, Any] = {

@@ -109,7 +109,7 @@ class Taking:
                     self._index.rehome([(sha256, old.path, str(path))])
 
     def _source(self, sha256: Sha256) -> SeenFile:
-        """The path to copy or link a file from: preferably one that may be linked."""
+        """Choose the path to copy or link a file from, preferably one that may be linked."""
         return min(self._paths[sha256], key=lambda seen: not self._links_to_store(Path(seen.path)))
 
     def _stored(self, sha256: Sha256) -> tuple[StoredBlob, dict[str, int]]:
@@ -134,7 +134,7 @@ class Taking:
         return digest_of(stored.path) == stored.sha256
 
     def _links_to_store(self, path: Path) -> bool:
-        """Whether a file may become a hard link of the store, which makes it read-only.
+        """Whether a file may be hard-linked into the store, which makes it read-only.
 
         Not if it belongs to another user, or is a link; nor if moving would leave it where it is, or leave another hard
         link of it.

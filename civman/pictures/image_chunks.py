@@ -67,7 +67,7 @@ def png(data: bytes) -> Notes:
 
 
 def pixels_only(data: bytes) -> bytes:
-    """A verified image reduced to what is needed to decode its pixels (a WebP is returned unchanged).
+    """Reduce a verified image to what is needed to decode its pixels (a WebP is returned unchanged).
 
     For Pillow, which has lower limits for text chunks and warns about unusual EXIF data.
     """

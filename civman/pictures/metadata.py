@@ -1,4 +1,4 @@
-"""The metadata of an image in one form for all programs, and reading JSON whose types cannot be trusted."""
+"""One form for the metadata of images from all programs, and tools to read JSON whose types cannot be trusted."""
 
 import json
 import math
@@ -105,7 +105,7 @@ class Loose:
 
 
 def loads(text: str) -> Any:
-    """The JSON value in a text; None if it is invalid, or extremely long or deep."""
+    """Parse a JSON text; None if it is invalid, or extremely long or deep."""
     if len(text) > _MOST_JSON:
         return None
     try:
@@ -115,7 +115,7 @@ def loads(text: str) -> Any:
 
 
 def whole(value: object) -> int | None:
-    """An integer from a number or a string, or None."""
+    """Convert a number or a string to an integer; None if it is not one."""
     found = number(value) if not isinstance(value, int) else value
     if found is None or isinstance(value, bool) or found != int(found) or abs(found) > _MOST_WHOLE:
         return None
@@ -125,7 +125,7 @@ def whole(value: object) -> int | None:
 
 
 def number(value: object) -> float | None:
-    """A number from a number or a string, or None."""
+    """Convert a number or a string to a float; None if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and len(value) > 40:

@@ -38,7 +38,7 @@ def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspect
 
 
 def in_role(part: Part, role: str | None) -> Part:
-    """The part as it is used; `role` is one of `ROLES`, or None."""
+    """Set the role of a part; `role` is one of `ROLES`, or None, which leaves the part unchanged."""
     return replace(part, role=ROLES[role]) if role in ROLES else part
 
 

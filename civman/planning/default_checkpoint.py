@@ -50,7 +50,7 @@ def default_checkpoint(index: Index | None, settings: Settings) -> DefaultCheckp
 
 
 def names_a_model(index: Index | None, text: str) -> bool:
-    """Whether `text`, typed where a prompt could also stand, is a ref: an id, an AIR, a path, or a stored file's name.
+    """Whether `text`, which might also be a prompt, is a ref: an id, an AIR, a path, or a stored file's name.
 
     Part of a name is not enough, because a prompt may well contain it.
     """

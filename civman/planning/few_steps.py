@@ -64,7 +64,7 @@ def few_steps_defaults(
 
 
 def _kind(label: str | None, name: str) -> tuple[_FewSteps, str] | None:
-    """The kind of model that the label or the file's name indicates, and which of the two it is."""
+    """Find the kind of model that the label or the file's name indicates. Also returns which of them does, in words."""
     for kind in _KINDS:
         # "lightning" means nothing else in a model's name; the others are parts of common words
         word = "lightning" if kind.word == "Lightning" else rf"(?<![a-z]){kind.word.lower()}(?![a-z])"

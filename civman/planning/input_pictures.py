@@ -76,7 +76,7 @@ def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
 
 
 def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[Sha256, Path]:
-    """The files of a recipe's input image and mask, by SHA-256: from `given`, or the library's own copies."""
+    """Find the files of a recipe's input image and mask by SHA-256, in `given` or among the library's own copies."""
     if recipe.start is None:
         return {}
     wanted = {digest for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest}

@@ -123,7 +123,7 @@ def embeddings(
     loras: Sequence[Found] = (),
     fits: Callable[[Found], bool],
 ) -> tuple[list[Found], list[EmbeddingUse]]:
-    """The embeddings in use: the requested ones, stored ones whose name occurs in a prompt, and packed ones.
+    """Find the embeddings in use: the requested ones, stored ones whose name occurs in a prompt, and packed ones.
 
     A stored embedding's names are its file name, its alias and its trigger words. Packed embeddings are inside the
     files of `loras`; a file of its own takes precedence over a packed embedding with the same name. `fits` returns

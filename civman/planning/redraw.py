@@ -117,7 +117,7 @@ class _Reader:
         self._found.append(Reason(verdict, words))
 
     def finished(self) -> list[Reason]:
-        """All reasons, with those of entries that are not understood."""
+        """Return all reasons, including those for features that the entries request and for unknown entries."""
         self._found += reasons(self._entries)
         if unknown := self._entries.unused():
             listed = ", ".join(f"`{name[:40]}`" for name in unknown[:8]) + (" …" if len(unknown) > 8 else "")
@@ -200,7 +200,7 @@ class _Reader:
         return (found[0].name, found[0].hash) if len(found) == 1 else (name, "")
 
     def _name_loras(self, loras: list[TaggedLora]) -> None:
-        """Give the LoRAs in the list of resources their weights, and add those that are only named in the prompt."""
+        """Give LoRAs in the resources their weights in the prompt, add missing ones, and remove unused ones."""
         weights = {each.name: each.unet for each in loras}
         known: dict[tuple[str, str], NamedFile] = {}
         for each in self.resources:

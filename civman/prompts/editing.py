@@ -42,7 +42,7 @@ class Rule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What the numbers of a prompt refer to in one pass.
+    """How the numbers in a prompt's edits are converted to evaluations of one pass.
 
     `length`: the steps or evaluations of the pass (of the first pass if the second one follows its schedule). `before`:
     the evaluations of the first pass, if this is a second pass with a schedule of its own.

@@ -152,7 +152,7 @@ class _Span:
 
 @dataclass(slots=True)
 class _Scanner:
-    """Scans the prompt once from left to right; a closing bracket weights the spans since its opening bracket."""
+    """Scans the prompt once from left to right. A closing bracket applies its weight to the text inside."""
 
     prompt: str
     text: str

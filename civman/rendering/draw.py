@@ -37,7 +37,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One plan that is ready to be rendered: what all its batches share, and nothing of other plans."""
+    """One plan that is ready to be rendered: everything that its batches share."""
 
     planned: Planned
     prompts: EncodedPrompts = field(repr=False)

@@ -49,7 +49,7 @@ class MergedAdapters:
         return self.loras == planned.recipe.loras and (is_whole or planned.allow_partial)
 
     def applied(self) -> tuple[Applied, ...]:
-        """A report on what each adapter changed."""
+        """Report what each adapter changed."""
         return tuple(_applied(*each) for each in zip(self.coverages, self.loras, strict=True))
 
 

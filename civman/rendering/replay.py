@@ -81,7 +81,7 @@ def _compared(source: RecipeSource, then: Record, mine: Drawn) -> ReplayResult:
 
 
 def _changed(source: RecipeSource, path: Path, mine: Drawn, *, is_same: bool) -> FileChange | None:
-    """How a file whose pixels differ from the recorded ones differs from the image that was made.
+    """Find out how a file was changed after its image was made, if its pixels differ from the recorded ones.
 
     The file can be compared only if the replay has the recorded pixels. Otherwise, a lossless file is known to have
     been changed, but not how; a lossy file may be unchanged, in which case this returns None.

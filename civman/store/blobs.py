@@ -44,7 +44,7 @@ class StoredBlob:
 
 
 class BlobStore:
-    """The verified files by digest, and the partial files that may become such files."""
+    """The verified files by digest, and the partially downloaded files."""
 
     def __init__(self, root: Path) -> None:
         """`root` is the library's folder; nothing is created until a file is stored."""

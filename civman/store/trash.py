@@ -61,7 +61,7 @@ class Trash:
 
     @contextmanager
     def begin(self, entries: list[dict[str, Any]], *, reason: str, now: datetime) -> Iterator[Removal]:
-        """Create a removal on disk that contains no files yet, locked while files are moved into it.
+        """Create an empty removal on disk, and lock it while files are moved into it.
 
         Raises: StoreError.
         """
@@ -143,7 +143,7 @@ class Trash:
         return _delete(doomed)
 
     def leavings(self) -> list[Removal]:
-        """Folders left by a process that was killed while emptying the trash."""
+        """List the folders left by a process that was killed while emptying the trash."""
         folders = sorted(self.folder.glob(f"*{_EMPTIED}"))
         return [Removal(folder, datetime.fromtimestamp(0, UTC), "emptied", ()) for folder in folders]
 

@@ -81,7 +81,7 @@ def sync_data(descriptor: int) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file to the disk that another program may have written. It must be writable. Raises: OSError."""
+    """Flush a file to the disk, given its path. On Windows it must be writable. Raises: OSError."""
     # Windows cannot sync a file that is opened read-only
     with path.open("r+b" if sys.platform == "win32" else "rb") as file:
         os.fsync(file.fileno())
