@@ -23,12 +23,11 @@ quick: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --quiet --numprocesses 2 --dist worksteal $(NOT_QUICK) $(QUICK)
 
-test: lint  # types take one core for minutes, so the tests run beside them
-	$(MAKE) --no-print-directory --jobs 2 types-linux tests
+test: lint tests
 
 # All of `make test`, and what takes minutes more: every spelling of an adapter, every sampler with every schedule, every
 # class of diffusers and the journeys without POSIX run; the libraries make the header fixtures anew, the header reader is
-# fuzzed, the types are checked for Windows and macOS too, and completion is tried in real shells (zsh is skipped where
+# fuzzed, the types are checked for Linux, Windows and macOS, and completion is tried in real shells (zsh is skipped where
 # it is not installed).
 test-all: test check long-tests shells
 	$(MAKE) --no-print-directory --jobs 2 fixtures-check fuzz

@@ -8,6 +8,7 @@ pytest.importorskip("diffusers")
 from tests.fuzz_header import run_commands
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_odd_checkpoints_and_adapters_are_answered_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIVMAN_OFFLINE", "1")

@@ -53,6 +53,7 @@ def test_the_refusal_names_the_seed():
     assert caught.value.code == Cause.NO_STRUCTURE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_random_weights_are_refused_and_kept_with_force(civman: Civman, tmp_path, kind):
     file = tiny_models.write(tmp_path / "random.safetensors", kind)

@@ -163,6 +163,7 @@ def test_diffusers_own_pipeline_draws_with_it_too(tiny_files: dict[str, Path], k
     assert (pixels[0] == pixels[1]).all()
 
 
+@pytest.mark.long
 def test_a_whole_model_takes_the_memory_of_a_layer(tmp_path: Path) -> None:
     """SD 1.5's own shapes, computed in single precision: 3.4 GB of weights where they are loaded."""
     file = headers.write_sparse("own/ckpt-sd15", tmp_path / "model.safetensors")

@@ -237,6 +237,7 @@ def test_no_byte_is_lost_in_many_sequences(empty: Path) -> None:
     play(empty, examples=120, steps=40)()
 
 
+@pytest.mark.long
 def test_a_kill_at_any_change_while_moving_loses_nothing(empty: Path, tmp_path: Path) -> None:
     world = World(tmp_path, empty)
     for at in range(3, 100, 4):  # 3 modulo 4: the mode is move

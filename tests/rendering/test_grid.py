@@ -158,6 +158,7 @@ def test_a_tag_in_the_prompt_and_an_axis_about_the_same_lora_are_refused(civman:
 # -- cells are pictures of their own -----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("stocked", "no_sockets")
 def test_each_cell_equals_its_single_render_byte_for_byte(civman: Civman, tmp_path: Path) -> None:
     grid = grid_of(civman(*CAT, "--grid", "lora:ink=0,0.5,1", "--grid", "seed=7..8", "--json"))
@@ -181,6 +182,7 @@ def test_each_cell_can_be_made_again_by_its_number(civman: Civman) -> None:
         assert (again.code, again.json["replay"]["pictures"][0]["verdict"]) == (0, "identical")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("stocked")
 def test_a_cell_after_a_lora_has_the_bits_of_one_before(civman: Civman) -> None:
     bare = civman(*CAT, "--json").json["render"][0]
@@ -207,6 +209,7 @@ def test_cells_are_drawn_so_that_models_are_loaded_once_and_loras_change_least(h
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_order_of_drawing_changes_no_pixel(held: Library) -> None:
     grid = planned(held, "lora:ink=0,1", "clip_skip=1,2")
 
