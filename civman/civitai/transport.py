@@ -34,7 +34,7 @@ _OUR_STATUSES = (200, 206)
 
 
 def utc_now() -> datetime:
-    """The current UTC time as a timezone-aware datetime."""
+    """Return the current UTC time as a timezone-aware datetime."""
     return datetime.now(UTC)
 
 

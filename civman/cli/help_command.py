@@ -1,4 +1,4 @@
-"""The command `civman help`, and what makes help pages appear quickly."""
+"""The command `civman help`, and a way to import typer's help pages faster."""
 
 import os
 import sys

@@ -17,7 +17,7 @@ _RECENT = 20
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One plan's part of a job: its number of images, and how much of the work of one image the first pass is."""
+    """One plan's part of a job: its number of images, and the first pass's share of the work on one image."""
 
     images: int = 1
     first_pass: float = 1.0

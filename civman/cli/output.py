@@ -84,7 +84,7 @@ class Output:
         self._stdout.write(begin + "\n" + "  " + text.replace("\n", "\n  "))
 
     def end_list(self, kind: str, count: int, error: "CivmanError | None" = None) -> None:
-        """With --json: end the list of `list_item`; after an error, it is part of the same object."""
+        """With --json: end the list that `list_item` began. An error becomes part of the same object."""
         if not count:
             self._stdout.write(json.dumps({"civman": JSON_SHAPE, "kind": kind, kind: []}, indent=1) + "\n")
         elif error is None:

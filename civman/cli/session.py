@@ -95,7 +95,7 @@ class Session:
         return agreed
 
     def downloading(self, files: int = 1) -> "AbstractContextManager[OnEvent]":
-        """Show a progress bar for each download and, if `files` or more than one are downloaded, for all together."""
+        """Show a progress bar for each download and, if there are several (`files` are expected), one for all."""
         from civman.cli import progress_bars  # importing this takes 0.01 s, which --help does not need
 
         return progress_bars.downloading(self.output, files)

@@ -1,4 +1,4 @@
-"""The main server: CivitAI's public API, its download URL and its preview images, by path.
+"""The main server, which responds to CivitAI's public API, its download URL and its preview images.
 
 Source: CivitAI's public source and API documentation, August 2026.
 """

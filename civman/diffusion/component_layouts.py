@@ -92,7 +92,7 @@ def vae_sources(parameters: Iterable[str], config: Mapping[str, Any], prefix: st
 
 
 def own_vae_names(names: Iterable[str], file: str) -> dict[str, str]:
-    """Map the original tensor names of a VAE to those in its own file, in whichever layout it is.
+    """Map the original tensor names of a VAE to the names in its own file, which may have either layout.
 
     Raises: CannotRender (`missing-part`): it is not a Stable Diffusion VAE.
     """

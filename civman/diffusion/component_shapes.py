@@ -33,7 +33,9 @@ def parameter_shapes(component: str, config: Config) -> dict[str, Shape]:
 def require_tensors(
     component: str, wanted: Mapping[str, Shape], sources: Mapping[str, Source], shapes: Mapping[str, Shape], file: str
 ) -> None:
-    """Raises: CannotRender (`missing-tensor`): a tensor is missing. InvalidModelFile: a tensor has the wrong size.
+    """Check that the file has every tensor that the component needs, in the right size.
+
+    Raises: CannotRender (`missing-tensor`): a tensor is missing. InvalidModelFile: a tensor has the wrong size.
 
     Args:
         component: the component to check.

@@ -1,4 +1,4 @@
-"""Wrap the UNet for the samplers: from noisy x and its noise level to the denoised prediction, guided and masked."""
+"""Wrap the UNet for the samplers: it turns noisy x and its noise level into a denoised, guided, masked prediction."""
 
 import math
 from collections.abc import Callable

@@ -93,7 +93,7 @@ class LoadedModel:
         return (("te1", f"encoder_layers_{self.configs['text_encoder']['num_hidden_layers']}_"),)
 
     def modules(self, component: str) -> dict[str, nn.Module]:
-        """All submodules of a component by dotted name, including containers but not the component itself."""
+        """Map all submodules of a component by dotted name, including containers but not the component itself."""
         return {name: module for name, module in self.components[component].named_modules() if name}
 
     def base_tensor(self, component: str, parameter: str) -> Tensor:

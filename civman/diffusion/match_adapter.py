@@ -187,7 +187,10 @@ def match_file(adapter: Adapter, file: TensorFile, index: ModuleIndex) -> Plan:
 
 
 def require_coverage(plan: Plan, *, allow_partial: bool) -> None:
-    """Raises: Incompatible: the adapter matches nothing, or only partly and `allow_partial` is not set."""
+    """Check that an adapter matches the model, and that all of it does unless `allow_partial` is set.
+
+    Raises: Incompatible: the adapter matches nothing, or only partly and `allow_partial` is not set.
+    """
     name = plan.adapter.label
     reasons = [f"{miss.module}: {miss.reason}" for miss in plan.unmatched]
     if not plan.matched and not plan.idle:

@@ -198,7 +198,7 @@ def _stand_in() -> ModuleType:
 
 
 class _Postponed(ModuleType):
-    """A package whose submodules can be imported before its own `__init__` runs; a missing attribute runs it."""
+    """A package whose submodules can be imported before its own `__init__` runs. A missing attribute runs it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or self.__spec__ is None or self.__spec__.loader is None:

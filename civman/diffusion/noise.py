@@ -20,7 +20,7 @@ from civman.domain.recipes.recipe import Recipe
 
 
 class Rng(StrEnum):
-    """Whose random number generator a seed is for. `nv:THREADS` is also possible, see above."""
+    """The random number generator that a seed is for. `nv:THREADS` is also possible, see the module's docstring."""
 
     CPU = "cpu"
     NV = "nv"

@@ -28,7 +28,10 @@ def kind_of(recipe: Recipe) -> str:
 
 
 def require_drawable(recipe: Recipe) -> None:
-    """Raises: CannotRender: the recipe uses something that diffusers' pipelines do differently or not at all."""
+    """Check that diffusers' pipelines can render the recipe.
+
+    Raises: CannotRender: the recipe uses something that they do differently or not at all.
+    """
     problems = {
         "a second pass (hires)": recipe.hires is not None,
         f"the rules of an earlier version of civman (rules {recipe.rules})": (
@@ -49,7 +52,10 @@ def require_drawable(recipe: Recipe) -> None:
 
 
 def require_pipeline_sampler(sampler: samplers.Sampler) -> None:
-    """Raises: CannotRender: the sampler needs something that diffusers' pipelines do not provide."""
+    """Check that diffusers' pipelines can run the sampler.
+
+    Raises: CannotRender: the sampler needs something that they do not provide.
+    """
     if sampler.is_cfgpp or sampler.is_adaptive:
         why = (
             "needs the model's prediction without guidance"
@@ -61,7 +67,10 @@ def require_pipeline_sampler(sampler: samplers.Sampler) -> None:
 
 
 def require_inputs_of(unet: Any, kind: str) -> None:
-    """Raises: CannotRender: an inpainting checkpoint in a pipeline that does not pass it the mask."""
+    """Check that the pipeline passes the UNet its inputs.
+
+    Raises: CannotRender: an inpainting checkpoint in a pipeline that does not pass it the mask.
+    """
     channels = int(unet.config.in_channels)
     if channels != _LATENT_CHANNELS and kind != "inpaint":
         raise CannotRender(
@@ -74,7 +83,10 @@ def require_inputs_of(unet: Any, kind: str) -> None:
 
 
 def require_own_kind(recipe: Recipe, *, is_xl: bool) -> None:
-    """Raises: CannotRender: diffusers' pipelines use the recipe's start image or mask in a different way."""
+    """Check that diffusers' pipelines use the recipe's start image and mask as civman does.
+
+    Raises: CannotRender: diffusers uses them in a different way, so the image would differ.
+    """
     start = recipe.start
     if start is None:
         return

@@ -110,7 +110,7 @@ def blurred(mask: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
 
 
 def region(mask: Any, padding: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The padded bounding box of a Pillow mask's white area, widened to the aspect ratio of `size` if it fits.
+    """Find the padded bounding box of a Pillow mask's white area, widened to the aspect ratio of `size` if it fits.
 
     Raises: UsageError (`empty-mask`): the mask is empty.
     """

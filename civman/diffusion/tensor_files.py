@@ -32,7 +32,7 @@ class TensorFile(Protocol):
         """Get one tensor's shape without reading its data."""
 
     def metadata(self) -> dict[str, str] | None:
-        """The metadata in the file's header."""
+        """Return the metadata in the file's header."""
 
 
 @contextmanager

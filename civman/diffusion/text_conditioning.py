@@ -28,7 +28,9 @@ def encode(
     *,
     is_negative: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Encode to context (1, 77·chunks, width) and, for SDXL, pooled (1, projection), in the encoders' dtype and device.
+    """Encode a prompt as context (1, 77·chunks, width) and, for SDXL, pooled (1, projection).
+
+    Both have the encoders' dtype and device.
 
     Chunks are encoded one at a time, so that a chunk's bits do not depend on the rest of the prompt. Prompts of
     different lengths give contexts of different lengths; nothing is padded to match.
@@ -98,7 +100,7 @@ def _projection(encoder: Any) -> Any:
 def _run(
     encoder: Any, chunk: Chunk, padding: int, vectors: dict[str, Tensor], clip_skip: int, *, is_xl: bool
 ) -> tuple[Tensor, Tensor]:
-    """Encode one chunk: hidden states (1, 77, width), and the last layer's at the first end token (1, width).
+    """Encode one chunk as hidden states (1, 77, width), and the last layer's at the first end token (1, width).
 
     `hidden_states[-1]` is the last layer's output before the final norm (transformers 5.17 to 5.23).
     """

@@ -207,7 +207,7 @@ class Identity:
         return _TYPES.get(self.kind, ModelType.OTHER)
 
     def describe(self) -> str:
-        """A description on one line, such as "checkpoint, sdxl, fp16, with text encoder and VAE"."""
+        """Describe the file on one line, such as "checkpoint, sdxl, fp16, with text encoder and VAE"."""
         words = [str(self.adapter) if self.adapter else str(self.kind), str(self.architecture)]
         words += [word for word in (self.variant, self.weights or str(self.precision)) if word and word != "unknown"]
         words += [f"rank {self.rank}"] if self.rank else []

@@ -17,7 +17,7 @@ def is_pickle(file: ModelFile) -> bool:
 
 
 def choose_file(version: ModelVersion, words: str | None = None, file_id: FileId | None = None) -> ModelFile:
-    """The file of `version` that `words` or `file_id` selects, else its default file.
+    """Return the file of `version` that `words` or `file_id` selects, or else its default file.
 
     `words`: a file id, a file name, or words that only one file matches ("fp16 pruned", "vae").
     The default file is the primary one if it is safetensors, else the safetensors file that CivitAI would rank first
