@@ -72,7 +72,7 @@ def bad_bundle(why: str, **facts: str | int) -> IntegrityError:
 
 
 def header(name: str, size_bytes: int) -> bytes:
-    """The tar header of a member. It does not depend on when, where or by whom the bundle was made."""
+    """Build the tar header of a member. It does not depend on when, where or by whom the bundle was made."""
     is_small = size_bytes < _OCTAL_LIMIT
     size = f"{size_bytes:011o}\0".encode() if is_small else b"\x80" + size_bytes.to_bytes(11, "big")
     start = name.encode().ljust(100, b"\0") + b"0000444\0" + b"0000000\0" * 2 + size + b"00000000000\0"

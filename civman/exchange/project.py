@@ -200,7 +200,7 @@ class Project:
 
 
 def locked_asset(ref: str, asset: Asset, version: ModelVersion | None) -> Locked:
-    """The lock entry for a stored file, whose bytes have been verified."""
+    """Create the lock entry for a stored file, whose bytes have been verified."""
     return Locked(
         ref=_canonical(ref),
         name=asset.name,
@@ -216,7 +216,7 @@ def locked_asset(ref: str, asset: Asset, version: ModelVersion | None) -> Locked
 
 
 def locked_file(ref: str, version: ModelVersion, file: ModelFile) -> Locked:
-    """The lock entry for a file that is only on CivitAI. Raises: UsageError: CivitAI declares no digest or size."""
+    """Create the lock entry for a file on CivitAI. Raises: UsageError: CivitAI declares no digest or size for it."""
     if file.hashes.sha256 is None or file.size_bytes is None:
         raise UsageError(
             f"CivitAI gives no SHA-256 for `{file.name}`, so it cannot be locked without downloading it first",

@@ -11,7 +11,7 @@ from civman.index import Fits, Index
 from civman.manage.inspection import Inspected, inspect_asset
 
 _SAVED_AT_ONCE = 200
-"""Verdicts per transaction: what an interruption loses at most."""
+"""The number of verdicts in one transaction, which is the most that an interruption can lose."""
 ACCEPTED = (Verdict.FITS, Verdict.CAUTION)
 """The verdicts that `civman check` accepts without an option."""
 

@@ -23,7 +23,7 @@ from civman.domain.html_text import plain_text
 from civman.errors import CivmanError
 
 NOTE_ENDINGS = (".civitai.info", ".metadata.json", ".cm-info.json", ".swarm.json", ".json", ".txt")
-"""The endings of notes, in the order in which they are believed."""
+"""The endings of notes, in order of precedence."""
 PREVIEW_ENDINGS = tuple(
     f"{middle}.{suffix}" for middle in (".preview", "", ".thumb") for suffix in ("png", "jpg", "jpeg", "webp")
 )
@@ -68,7 +68,7 @@ class _Note:
 
 
 def companions(model: Path) -> list[Path]:
-    """The files next to a model that belong to it: notes, previews, its configuration."""
+    """List the files next to a model that belong to it: notes, previews, its configuration."""
     endings = (*NOTE_ENDINGS, *PREVIEW_ENDINGS, *OTHER_ENDINGS)
     return [path for ending in endings if (path := model.with_name(model.stem + ending)).is_file()]
 

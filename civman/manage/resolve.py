@@ -252,7 +252,7 @@ class Resolver:
         self._now = now
 
     def resolve(self, ref: Ref) -> ResolvedVersion:
-        """The version that `ref` means.
+        """Resolve `ref` to a version.
 
         Raises: NotFound; AmbiguousRef: its `candidates` are refs with a single meaning each; UsageError: the ref is not
             a model; and what CivitAI's client raises.
@@ -455,7 +455,7 @@ class Resolver:
         return self._version(version.id, None, str(file.id) if file.id is not None else file.name)
 
     def _stored(self, ref: Ref, hint: str, error: NotFound | None = None) -> ResolvedVersion:
-        """The version of the stored file that `ref` means."""
+        """Resolve `ref` to the version of the stored file that it means."""
         assets = _stored(self._index, ref)
         if not assets:
             if _is_missing_path(ref):

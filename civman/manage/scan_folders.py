@@ -92,7 +92,7 @@ TOLD_BY_PATH = (
 )  # fmt: skip
 """Reasons that a user probably wants to see with the paths."""
 FAULTS = (Reason.UNREADABLE, Reason.BAD_NAME)
-"""Reasons by which a model may have been left out that should have been imported."""
+"""Reasons for which a model that should have been imported may have been left out."""
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from civman.errors import UsageError
 from civman.manage.inspection import Inspected
 
 _PLAIN_LABELS = ("SD 1.5", "SD 2.1", "SDXL 1.0", "Flux.1 D")
-"""The labels to prefer if several have the same architecture: they say the least beyond it."""
+"""The labels to prefer if several have the same architecture, because they are the most general."""
 
 
 def search_fitting(

@@ -42,11 +42,11 @@ class State(StrEnum):
     """The result of verifying a file."""
 
     OK = "ok"
-    """The file was read just now, and its SHA-256 is right."""
+    """The file was read just now, and its SHA-256 matches."""
     UNCHANGED = "unchanged"
     """The file has not changed since it was last read, so it was not read now."""
     CORRUPT = "corrupt"
-    """The file's SHA-256 is wrong."""
+    """The file's bytes do not have the expected SHA-256."""
     MISSING = "missing"
     """The file is in the index, but no longer on disk."""
     AWAY = "away"

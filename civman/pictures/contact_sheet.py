@@ -68,7 +68,7 @@ class Contents:
 
 
 def contents(entries: Mapping[str, str]) -> Contents | None:
-    """The sheet described by an image's text entries; None if the image is not a sheet.
+    """Read the contents of a sheet from an image's text entries; None if the image is not a sheet.
 
     Raises: UsageError (`bad-grid`): the entry is damaged, or a newer civman wrote it.
     """

@@ -32,7 +32,7 @@ _RECORD: Final = re.compile(rb"<civman:(?P<tag>record|packed)>(?P<text>[^<]*)</c
 
 
 def exif_with(comment: str) -> bytes:
-    """An EXIF block (a TIFF without the `Exif` prefix) with one user comment in big-endian UTF-16, as in A1111."""
+    """Build an EXIF block (a TIFF without the `Exif` prefix) with a user comment in big-endian UTF-16, as in A1111."""
     value = b"UNICODE\0" + comment.encode("utf-16-be")
     main = struct.pack(">HHHIII", 1, _EXIF_DIRECTORY, 4, 1, 26, 0)
     inner = struct.pack(">HHHIII", 1, _USER_COMMENT, 7, len(value), 44, 0)
@@ -40,7 +40,7 @@ def exif_with(comment: str) -> bytes:
 
 
 def exif_texts(block: bytes) -> dict[str, str]:
-    """The entries of an EXIF block that contain text, under the standard's names.
+    """Read the entries of an EXIF block that contain text, under the standard's names.
 
     Raises: ValueError: not an EXIF block, or one with offsets outside of itself.
     """
@@ -111,7 +111,7 @@ def _plain_text(value: bytes) -> str:
 
 
 def xmp_with(record: str) -> bytes:
-    """An XMP packet with the record as its only property.
+    """Build an XMP packet with the record as its only property.
 
     The record is plain text, or compressed (zlib, base64) if XML cannot contain it.
     """
@@ -129,7 +129,7 @@ def xmp_with(record: str) -> bytes:
 
 
 def record_in(packet: bytes) -> str | None:
-    """The record in an XMP packet, or None if there is none.
+    """Read the record in an XMP packet; None if there is none.
 
     Raises: ValueError: the record is damaged, or there are two.
     """

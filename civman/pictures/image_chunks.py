@@ -46,7 +46,7 @@ class Notes:
 
 
 def png(data: bytes) -> Notes:
-    """The texts of a PNG. Raises: ValueError, with the reason."""
+    """Read the texts of a PNG. Raises: ValueError, with the reason."""
     notes = Notes()
     records = set()
     for kind, body in _png_chunks(data):
@@ -124,7 +124,7 @@ def _inflated(data: bytes, most: int) -> bytes:
 
 
 def jpeg(data: bytes) -> Notes:
-    """The texts of a JPEG. Raises: ValueError, with the reason."""
+    """Read the texts of a JPEG. Raises: ValueError, with the reason."""
     notes = Notes()
     for marker, body in _jpeg_segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME and len(body) >= 5 and not notes.width:
@@ -168,7 +168,7 @@ def _add_xmp(notes: Notes, packet: bytes) -> None:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The segments up to the end-of-image marker, which is required."""
+    """Iterate over the segments up to the end-of-image marker, which is required."""
     at, has_scan = 2, False
     while True:
         match = _MARKER.match(data, at)
@@ -193,7 +193,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def webp(data: bytes) -> Notes:
-    """The texts of a WebP. Raises: ValueError, with the reason."""
+    """Read the texts of a WebP. Raises: ValueError, with the reason."""
     notes = Notes()
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):

@@ -107,7 +107,7 @@ class Generation:
 
 
 def text(generation: Generation) -> str:
-    """The `parameters` text: prompt, negative prompt and one line of settings, as CivitAI and A1111 read it.
+    """Write the `parameters` text: prompt, negative prompt and one line of settings, as CivitAI and A1111 read it.
 
     Raises: UsageError (`bad-parameters`): a number is infinite or not a number.
     """

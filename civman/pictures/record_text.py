@@ -10,7 +10,7 @@ from civman.pictures.parameters_text import Generation, Part, SecondPass, text
 
 
 def parameters(record: Record, *, with_words: bool = True) -> str:
-    """The text for one image; with `with_words=False`, only settings and models without prompts."""
+    """Write the text for one image; with `with_words=False`, only settings and models without prompts."""
     recipe = record.recipe
     hires, start = recipe.hires, recipe.start
     return text(Generation(

@@ -23,7 +23,7 @@ class DefaultCheckpoint:
 
 
 def default_checkpoint(index: Index | None, settings: Settings) -> DefaultCheckpoint:
-    """The default checkpoint of the settings; without one, the only checkpoint in the library.
+    """Find the default checkpoint of the settings or, without one, the only checkpoint in the library.
 
     `index` is None if the library is empty. Raises: UsageError (`no-checkpoint`): neither exists.
     """

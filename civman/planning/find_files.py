@@ -90,7 +90,7 @@ class Finder:
         self._on_event = on_event
 
     def find(self, role: str, ref: str, file: str | None = None) -> Found:
-        """The file that `ref` means in this role. `file` selects one of a version's files, like `--file`.
+        """Find the file that `ref` means in this role. `file` selects one of a version's files, like `--file`.
 
         Raises: NotFound, AmbiguousRef: no file matches, or several do. UsageError (`wrong-kind`): it is another kind of
             file. HashMismatch: a stored file was changed. InvalidModelFile, Refused: no weights can be loaded from it.
@@ -110,7 +110,7 @@ class Finder:
         return self.of_asset(role, asset)
 
     def named(self, role: str, name: str) -> Found:
-        """The stored file that a prompt refers to as `name`. Raises: what `find` raises."""
+        """Find the stored file that a prompt refers to as `name`. Raises: what `find` raises."""
         assets = [asset for asset in self._index.find_by_name(name) if _plays(asset, role)]
         if not assets:
             raise NotFound(
@@ -130,7 +130,7 @@ class Finder:
         return any(_plays(asset, role) for asset in self._index.find_by_name(name))
 
     def with_digest(self, role: str, sha256: Sha256) -> Found:
-        """The file with this SHA-256, from the library or from elsewhere on this disk. Raises: NotFound."""
+        """Find the file with this SHA-256, in the library or elsewhere on this disk. Raises: NotFound."""
         asset = self._index.find_sha256(sha256)
         if asset is not None:
             return self.of_asset(role, asset)

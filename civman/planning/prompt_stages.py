@@ -67,7 +67,7 @@ def notices(prompt: str, negative: str, rules: str) -> tuple[str, ...]:
 def passes(
     prompt: str, negative: str, rules: str, *, sampler: samplers.Sampler, steps: int, hires_steps: int | None
 ) -> tuple[PassPrompts, PassPrompts | None]:
-    """The texts of the first pass, and those of the second pass, or None if they are the same.
+    """Compute the texts of the first pass, and those of the second pass, or None if they are the same.
 
     Raises: UsageError (`prompt-syntax`): brackets are nested too deeply.
     """

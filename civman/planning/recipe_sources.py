@@ -174,12 +174,12 @@ def pixel_sha256(pixels: Any) -> Sha256:
 
 
 def pixels_of(source: RecipeSource) -> Any:
-    """The pixels of the picture's file, (H, W, 3) uint8; None if there is no file."""
+    """Read the pixels of the picture's file, (H, W, 3) uint8; None if there is no file."""
     return image_text.pixels(source.path) if source.path is not None else None
 
 
 def missing(index: Index, source: RecipeSource) -> tuple[Missing, ...]:
-    """The model files of the recipe that are neither stored nor known to be elsewhere on this disk."""
+    """List the model files of the recipe that are neither stored nor known to be elsewhere on this disk."""
     recipe, record = recipe_of(source), source.record
     lacking = []
     for role, digests in recipe.digests.items():

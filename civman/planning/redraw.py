@@ -26,7 +26,7 @@ from civman.planning.redraw_prompts import TaggedLora, read_tags
 from civman.prompts import editing, emphasis
 
 _SMALLEST_CARD: Final = 20480
-"""The threads of the smallest common card: below as many values, all cards draw the same noise."""
+"""The number of threads of the smallest common GPU. Noise of fewer values is the same on all GPUs."""
 _SIZE: Final = re.compile(r"(-?[0-9]{1,5})x(-?[0-9]{1,5})")
 _OTHER_UPSCALERS: Final = re.compile(r"swin|scunet|\bdat\b|ldsr|\bhat\b|\bspan|valar", re.IGNORECASE)
 """Names of upscalers whose networks are of other kinds than ESRGAN's and Real-ESRGAN's."""

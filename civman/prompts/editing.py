@@ -81,7 +81,7 @@ class Part:
 
 
 def timings(rule: Rule, *, steps: int, calls_per_step: int, hires_steps: int | None) -> tuple[Timing, Timing | None]:
-    """The timing of the first pass, and of the second pass if there is one.
+    """Compute the timing of the first pass, and of the second pass if there is one.
 
     `calls_per_step`: how many evaluations A1111 counts for each step of the sampler, 1 or 2.
     """
@@ -106,7 +106,7 @@ def parts(prompt: str) -> tuple[Part, ...]:
 
 
 def stages(text: str, timing: Timing) -> tuple[Stage, ...]:
-    """The texts of one pass in their order; neighbours with the same text are one stage.
+    """Compute the texts of one pass in their order; neighbours with the same text are one stage.
 
     An evaluation uses the first stage whose `last` is not below its number; if there is none, the first stage.
 

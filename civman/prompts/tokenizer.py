@@ -30,7 +30,7 @@ class ClipTokenizer:
     padding: int = END
 
     def ids(self, text: str) -> list[int]:
-        """The token ids of a text, without special tokens.
+        """Convert a text to token ids, without special tokens.
 
         >>> clip_tokenizer().ids("a photo of a cat")
         [320, 1125, 539, 320, 2368]
@@ -71,7 +71,7 @@ def clip_tokenizer(padding: int = END) -> ClipTokenizer:
 
 
 def vocabulary() -> tuple[dict[str, int], list[str]]:
-    """CLIP's 49,408 tokens with their ids, and the BPE merges in order of priority."""
+    """Load CLIP's 49,408 tokens with their ids, and the BPE merges in order of priority."""
     packed = files("civman.prompts").joinpath("data", "clip_merges.txt.gz").read_bytes()
     merges = gzip.decompress(packed).decode().splitlines()
     bytes_ = _byte_symbols()

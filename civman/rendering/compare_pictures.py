@@ -48,7 +48,7 @@ class Difference:
 
 
 def distance(one: Any, other: Any) -> Distance | None:
-    """The difference between two (H, W, 3) uint8 arrays; None if their sizes differ."""
+    """Measure the difference between two (H, W, 3) uint8 arrays; None if their sizes differ."""
     import numpy as np
 
     if one.shape != other.shape:
@@ -69,7 +69,7 @@ def judge(same_digest: bool, apart: Distance | None) -> Verdict:
 
 
 def differences(then: Mapping[str, str | int], now: Mapping[str, str | int]) -> tuple[Difference, ...]:
-    """The facts that differ between two environments, sorted by name."""
+    """List the facts that differ between two environments, sorted by name."""
     return tuple(
         Difference(name, then.get(name), now.get(name))
         for name in sorted({*then, *now})

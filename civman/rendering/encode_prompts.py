@@ -60,7 +60,7 @@ class _StageEncoder:
         self._known: dict[tuple[str, bool], Encoded] = {}
 
     def conditioning(self, prompts: PassPrompts) -> ChangingConditioning:
-        """The conditioning of one pass."""
+        """Encode the conditioning of one pass."""
         empty = all(not stage.text.strip() for stage in prompts.negative)
         parts = [self._stages(stages, is_empty_negative=False, weight=weight) for weight, stages in prompts.parts]
         negative = self._stages(prompts.negative, is_empty_negative=empty)

@@ -138,7 +138,7 @@ def of_recipe(
 
 
 def drawing_order(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells in rendering order: each model is loaded once and adapters change as rarely as possible."""
+    """Sort the cells into rendering order: each model is loaded once and adapters change as rarely as possible."""
     found = list(cells)
     models, adapters = [_model(cell) for cell in found], [cell.planned.recipe.loras for cell in found]
     return sorted(found, key=lambda cell: (models.index(_model(cell)), adapters.index(cell.planned.recipe.loras)))

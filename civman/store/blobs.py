@@ -181,7 +181,7 @@ class BlobStore:
         return path
 
     def read_sidecar(self, sha256: Sha256) -> dict[str, Any] | None:
-        """The contents of the blob's sidecar file; None if it is missing or damaged."""
+        """Read the blob's sidecar file; None if it is missing or damaged."""
         try:
             facts = json.loads(self._beside(sha256, _SIDECAR).read_bytes())
         except (OSError, ValueError):

@@ -57,7 +57,7 @@ def copy_place(store: BlobStore, source: Sha256) -> Path:
 
 
 def find_copy(place: Path) -> SafeCopy | None:
-    """The copy at `place` if it is there and has not changed since it was made or verified, else None."""
+    """Find the copy at `place`; None if there is none, or if it is out of date or has changed since it was verified."""
     source = _source_of(place)
     note = _read_note(place)
     try:

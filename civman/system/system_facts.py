@@ -49,7 +49,7 @@ def available_memory_bytes() -> int | None:
 
 
 def vm_stat_bytes(text: str) -> int | None:
-    """The memory in bytes that macOS' `vm_stat` reports as free or easily freed; None if `text` is not its output."""
+    """Parse the bytes that macOS' `vm_stat` reports as free or easily freed; None if `text` is not its output."""
     page = _VM_PAGE.search(text)
     counts = _VM_FREE.findall(text)
     return int(page[1]) * sum(map(int, counts)) if page and counts else None
