@@ -25,7 +25,7 @@ _PREFIXES: Final = ("sha256", "picture", "civitai")
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Answer a shell's request for completions quickly; does nothing in any other run.
+    """Prepare for a shell's request for completions, so that it is answered quickly. Does nothing in any other run.
 
     typer validates the words before the cursor with pydantic, whose import takes as long as everything else together.
     Completions need these words only as they were typed.

@@ -42,13 +42,13 @@ class Answers:
     now: datetime
 
     def list_item(self, model: DemoModel, versions: Sequence[DemoVersion], *, nsfw: bool, primary_only: bool) -> Json:
-        """Build a model in the list of `GET /models`."""
+        """Build the entry of a model in the list of `GET /models`."""
         shown = [(index, version) for index, version in enumerate(model.versions) if version in versions]
         items = [self._list_version(model, v, index, nsfw=nsfw, primary_only=primary_only) for index, v in shown]
         return self._model(model, versions) | {"modelVersions": items}
 
     def model_page(self, model: DemoModel) -> Json:
-        """Build `GET /models/{id}`.
+        """Build the response to `GET /models/{id}`.
 
         Empty fields of versions are left out; images have no id and may have any rating.
         """
@@ -64,7 +64,7 @@ class Answers:
         return self._model(model, model.published) | {"modelVersions": pages}
 
     def version_page(self, model: DemoModel, version: DemoVersion, *, by_hash: bool = False) -> Json:
-        """Build `GET /model-versions/{id}`, or the slightly different response of `by-hash`."""
+        """Build the response to `GET /model-versions/{id}`, or the slightly different one to `by-hash`."""
         owner: Json = {"name": model.name, "type": model.type, "nsfw": model.nsfw, "poi": model.poi}
         if model.mode:
             owner["mode"] = model.mode
@@ -98,7 +98,7 @@ class Answers:
         return page
 
     def mini(self, model: DemoModel, version: DemoVersion, file: DemoFile) -> Json:
-        """Build `GET /model-versions/mini/{id}`."""
+        """Build the response to `GET /model-versions/mini/{id}`."""
         page: Json = {
             "air": self.air(model, version),
             "versionName": version.name,
@@ -128,7 +128,7 @@ class Answers:
         return page
 
     def image_item(self, model: DemoModel, version: DemoVersion, image: DemoImage, *, meta: Any) -> Json:
-        """Build an image in the list of `GET /images`."""
+        """Build the entry of an image in the list of `GET /images`."""
         label = {0: "None", PG: "None", 2: "Soft", 4: "Mature", 8: "X", 16: "X"}.get(image.level, "Blocked")
         stats = dict.fromkeys(("cryCount", "laughCount", "likeCount", "dislikeCount", "heartCount", "commentCount"), 0)
         return {

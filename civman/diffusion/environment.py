@@ -80,7 +80,7 @@ def choose_dtype(device: torch.device, wanted: str | None = None) -> torch.dtype
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Inside this block, the same recipe gives the same bytes on this machine with these library versions.
+    """Make the same recipe give the same bytes inside this block, on this machine with these library versions.
 
     It enables deterministic algorithms where they exist (other operations warn), and disables convolution autotuning
     and TF32; cuBLAS has a fixed workspace. The previous settings are restored afterwards. The number of CPU threads and
@@ -130,7 +130,7 @@ def _cudnn() -> int:
 
 @contextmanager
 def threads(wanted: int | None) -> Iterator[None]:
-    """Inside this block, torch uses this number of CPU threads; None leaves the number unchanged."""
+    """Make torch use this number of CPU threads inside this block; None leaves the number unchanged."""
     before = torch.get_num_threads()
     if wanted is not None:
         torch.set_num_threads(wanted)

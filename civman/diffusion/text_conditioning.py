@@ -130,7 +130,7 @@ def _run(
 
 @contextmanager
 def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) -> Iterator[None]:
-    """Inside this block, embedding vectors replace those of their tokens; the token table itself is not changed."""
+    """Replace tokens' vectors by those of the embeddings inside this block; the token table itself is not changed."""
 
     def put(_module: nn.Module, _arguments: object, output: Tensor) -> Tensor:
         for insert in chunk.inserts:

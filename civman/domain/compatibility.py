@@ -134,7 +134,7 @@ class Compatibility:
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """Sentences about the checkpoint and about every part that does not simply fit, with up to three reasons."""
+        """The checkpoint's reasons, and for each part that does not simply fit a sentence with up to three reasons."""
         parts = (
             f"`{part.name}`: {part.verdict}: {'; '.join(part.reasons[:3]) or 'no reason known'}"
             for part in self.parts

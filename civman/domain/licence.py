@@ -96,7 +96,7 @@ def terms_of(parts: Sequence[Part]) -> Terms:
     """Combine the terms of `parts` for images made with all of them: something is allowed only if every part allows it.
 
     >>> terms_of([Part("Harbour", Licence(False, ("Image",)), "SD 1.5")]).words
-    ('pictures may be sold', 'no credit required')
+    ('images may be sold', 'no credit required')
     """
     selling: list[Answer] = []
     credit: list[Answer] = []
