@@ -10,7 +10,7 @@ from civman.domain.timeouts import Patience
 SMALLEST_SPAN = 4 << 20
 _LARGEST_SPAN = 64 << 20
 _MOST_DOUBLINGS = 6
-"""How often the wait before a takeover may double; without waits, connections to a slow server replace each other."""
+"""How often the wait before a takeover may double. Otherwise, connections to a slow server would replace each other."""
 _RESPONSES_LONG = 20
 """A span should take this many times as long as its request waits for a response, so that waiting costs 5 %."""
 _SMALLEST_HALF = 1 << 20

@@ -213,7 +213,7 @@ def _font(module: Any, size: int) -> "FreeTypeFont":
 
 
 def _readable(values: Sequence[str], font: "FreeTypeFont") -> list[str]:
-    """Replace characters that the font lacks by boxes. If there are any, several values are numbered to differ."""
+    """Replace characters that the font lacks by boxes. If there are any, the values are numbered so as to differ."""
     missing = _picture(font, "\U0010fffe")
     found, is_whole = [], True
     for value in values:

@@ -152,7 +152,9 @@ def _vae_names(found: Found, vae: Found | None) -> tuple[Found, dict[str, str]]:
 
 
 def _require_shapes(found: Found, vae: Found | None, family: Family, configs: Mapping[str, Config]) -> list[str]:
-    """Check that the files have all tensors that the components need; return the UNet's unused tensors.
+    """Check that the files have all tensors that the components need, in the right shapes.
+
+    Returns the names of the UNet's tensors that are not used.
 
     Raises: CannotRender, InvalidModelFile.
     """

@@ -54,7 +54,7 @@ class Journal:
         self._replace(self._synced, memory, is_synced=True)
 
     def recall(self) -> Memory | None:
-        """Read the entry that describes what is certainly on disk, also after a reboot; None if there is none."""
+        """Read the newest trustworthy entry: an unsynced one only until the next reboot. None if there is none."""
         live = _read(self._live)
         if live is not None and live[1] == boot_id() != "":
             return live[0]
