@@ -102,7 +102,7 @@ _ASIDE = "x-civman-location"
 
 
 def _set_target_aside(response: httpx.Response) -> None:
-    """Hide a redirect's target from httpx, which would parse it without following it, and fail if it is malformed."""
+    """Move a redirect's target to another header, because httpx parses `Location` and fails if it is malformed."""
     if "location" in response.headers:
         response.headers[_ASIDE] = response.headers.pop("location")
 

@@ -83,7 +83,8 @@ def _fault(imported: "ImportResult") -> "CivmanError | None":
             f"{'1 place' if count == 1 else f'{count:,} places'} could not be read: {unread[0].paths[0]}: "
             f"{unread[0].words}",
             code=Cause.STORE,
-            hint="everything else was imported; fix it and run the same command again",
+            hint="the import of everything else is finished; make these places readable, or correct their names, and "
+            "run the same command again",
             paths=[path for group in unread for path in group.paths],
         )
     if imported.broken:

@@ -36,7 +36,7 @@ def link(
             "--layout",
             "-l",
             autocompletion=completion.layouts,
-            help="The other program: comfyui, a1111, forge, invokeai or swarmui.",
+            help="The program that the folder belongs to: comfyui, a1111, forge, invokeai or swarmui.",
         ),
     ] = None,
     type_: Annotated[

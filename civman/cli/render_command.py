@@ -286,7 +286,7 @@ def render(
         bool | None,
         typer.Option(
             "--open/--no-open",
-            help="Open the first image (of a grid: the contact sheet) with the system's viewer.",
+            help="Open the first image, or a grid's contact sheet, in the system's image viewer.",
             show_default="settings",
         ),
     ] = None,

@@ -44,7 +44,7 @@ class Content:
 
     @cached_property
     def data(self) -> bytes:
-        """The bytes."""
+        """The file's bytes: read from the folder if they are stored there, and otherwise created."""
         with self._lock:
             if self._cached_at is None:
                 return self._make()

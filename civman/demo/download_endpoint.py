@@ -63,7 +63,7 @@ class Downloads:
         return None
 
     def answer(self, request: Request, version_id: int) -> Answer:
-        """Redirect to storage, or refuse in the form that this User-Agent gets."""
+        """Redirect to the file in storage, or refuse. Browsers get some refusals as a redirect or as text, not JSON."""
         answer = self._answer(request, version_id)
         return self._for_browser(answer, version_id) if _is_browser(request) else answer
 

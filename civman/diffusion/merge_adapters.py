@@ -279,9 +279,9 @@ def _write(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Buf
 
 
 def _examine(base: Tensor, parameter: nn.Parameter, changes: Sequence[_Change], buffer: "_Buffer") -> list[float]:
-    """Return the same as `_write`, without keeping the weights.
+    """Return the sums that `_write` would return, without changing the parameter.
 
-    They are computed only if they may not be finite.
+    The merged weights are computed only if the changes cannot be combined into one product (`_product`).
     """
     product = _product(base, parameter, changes)
     if product is not None:

@@ -91,7 +91,10 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, *, is_xl: bool) -> "PipelineScheduler":
-        """Create the scheduler that samples as a recipe does. Raises: CannotRender: as for the constructor."""
+        """Create the scheduler for a recipe's sampler, schedule and sampling settings.
+
+        Raises: CannotRender: diffusers' pipelines do not support the sampler.
+        """
         return cls(
             recipe.sampler, recipe.schedule, prediction_type=recipe.prediction,
             rescale_betas_zero_snr=recipe.is_zero_snr, is_xl=is_xl, rng=recipe.rng,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 @contextmanager
 def doubled_then_resized(unet: Any) -> Iterator[None]:
-    """Make the UNet double each level's size and then resize the result, as in A1111, inside this block."""
+    """Within the `with` block, make the UNet upsample as in A1111: double the size, convolve, then resize."""
     from diffusers.models.upsampling import Upsample2D  # already imported, since a UNet is loaded
 
     found = [module for module in unet.modules() if isinstance(module, Upsample2D)]

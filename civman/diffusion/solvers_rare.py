@@ -128,7 +128,10 @@ _DEIS_LOW, _DEIS_HIGH, _DEIS_BEGIN = 0.002, 80.0, 1e-3
 
 
 def deis_over_time(x: X, sigmas: Sequence[float], noise: Noise, tuning: Tuning = PLAIN) -> Steps:  # noqa: ARG001
-    """DEIS over the time of a process with linear β and σ from 0.002 to 80: third order; the last step is Euler's."""
+    """Third-order DEIS, integrated over the time of a diffusion process with linear β and σ from 0.002 to 80.
+
+    The first step, and a last step to σ = 0, are Euler steps.
+    """
     high, low = math.log(_DEIS_HIGH**2 + 1), math.log(_DEIS_LOW**2 + 1)
     growth = 2 * (low / _DEIS_BEGIN - high) / (_DEIS_BEGIN - 1)
     first = high - growth / 2

@@ -31,7 +31,7 @@ class Method(StrEnum):
 
 
 class State(StrEnum):
-    """The state of an entry since it was created."""
+    """What is now at the path of an entry: the file that the view created, no file, or a different one."""
 
     OURS = "ours"
     MISSING = "missing"

@@ -253,7 +253,10 @@ class Index:
         return read_catalog.version(self._reader, version_id)
 
     def model(self, model_id: ModelId) -> Page | None:
-        """A model and its versions: first in the creator's order, then those no longer on its page, newest first."""
+        """A model and its versions; None if the index has no such model.
+
+        The versions on the model's page come first, in the creator's order; the others follow, newest first.
+        """
         return read_catalog.model(self._reader, model_id)
 
     def snapshot_of_model(self, model_id: ModelId) -> Snapshot | None:

@@ -44,7 +44,7 @@ def refill(connection: Connection) -> None:
 
 
 def refill_if_empty(connection: Connection) -> None:
-    """Rebuild the table if a migration left it empty; does nothing if the table does not exist yet."""
+    """Rebuild the search table if assets are missing from it after a migration. Without the table, do nothing."""
     is_there = "SELECT 1 FROM sqlite_master WHERE name = 'search'"
     if connection.execute(is_there).fetchone() is None:
         return

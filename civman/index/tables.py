@@ -226,7 +226,7 @@ class AssetRow(Row, table=True):
 
 
 class SeenFileRow(Row, table=True):
-    """The SHA-256 of a file outside the store, valid as long as device, inode, size and change time are the same.
+    """The SHA-256 of a file outside the store, valid while device, inode, size and modification time stay the same.
 
     Device and inode are stored as text, because they may need all 64 bits unsigned and SQLite's integers are signed.
     """

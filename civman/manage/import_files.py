@@ -240,7 +240,7 @@ def _examine(found: _Found, broken: list[Problem], on_event: OnEvent) -> bool:
 
 
 def _header_of_pickle(path: Path, on_event: OnEvent) -> Header | None:
-    """The header of a pickle's safetensors copy. A pickle that civman does not read is imported with a notice."""
+    """The header of a pickle's safetensors copy; None, with a notice, if civman does not read the pickle."""
     found = read_or_refusal(path, path.name)
     if isinstance(found, CivmanError):
         on_event(Notice("import", f"{found.message}; it is listed, but civman cannot use it"))

@@ -83,7 +83,7 @@ class Entries:
         return (int(found[1]), int(found[2])) if found else None
 
     def files(self) -> Iterator[NamedFile]:
-        """The models that the entries name with a hash, or by name alone if there is no hash."""
+        """The checkpoint, VAE, LoRAs and embeddings that the entries name, each with its hash if one is given."""
         hashes = {**_pairs(self.value("hashes")), **_quoted(self.text("Lora hashes"), "lora")}
         hashes |= _quoted(self.text("TI hashes"), "embed") | self._torn_hashes()
         listed = next((item for item in self._resources() if item.get("type") in ("model", "checkpoint")), {})

@@ -105,7 +105,7 @@ def _refusal(prompt: str, place: int, reason: str, hint: str) -> UsageError:
 
 
 def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
-    """Parse the request for an adapter in a tag.
+    """Parse a tag such as `<lora:name:0.8>` into the adapter that it requests, with its scales.
 
     A single number is the scale of both the UNet and the text encoder; `te=` and `unet=` set them separately.
 

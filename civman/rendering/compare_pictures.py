@@ -36,7 +36,7 @@ class Distance:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One fact about the environment that differs from the original's: `then` and `now`; None: not recorded."""
+    """A fact about the environment that differs: `then` for the original, `now` for the replay; None: not recorded."""
 
     what: str
     then: str | int | None

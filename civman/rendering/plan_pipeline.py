@@ -89,7 +89,11 @@ def embeddings(planned: Planned, pipe: Any | None, *, machine: Machine, on_event
 
 
 def call(planned: Planned, pipe: Any) -> dict[str, Any]:
-    """Return all arguments with which `pipe` draws the plan's images. Raises: as `embeddings` and `pipeline`."""
+    """Build all keyword arguments of the call with which `pipe` renders the plan's images.
+
+    Raises: CannotRender: diffusers' pipelines cannot render the plan, or `pipe` was not created for it by `pipeline`.
+        Incompatible: an embedding does not fit the model.
+    """
     _require_origin(planned, pipe)
     pipeline_call.require_drawable(planned.recipe)
     _require_scheduler(planned, pipe)

@@ -244,6 +244,7 @@ _RES_TO_LDM = {theirs: ours for ours, theirs in _RES_TO_DIFFUSERS.items()}
 
 
 def _from_ldm(heads: _Heads) -> dict[str, str]:
+    """Map original names to diffusers names, for a UNet whose tensors have original names."""
     names = {ours: theirs for ours, theirs in _ENDS.items() if ours in heads}
     level = index = 0
     for number in range(1, heads.count("input_blocks")):
@@ -278,7 +279,7 @@ def _from_ldm(heads: _Heads) -> dict[str, str]:
 
 
 def _from_diffusers(heads: _Heads) -> dict[str, str]:
-    """Map original names to diffusers names, as `_from_ldm` does, but by walking diffusers' blocks."""
+    """Map original names to diffusers names, for a UNet whose tensors have diffusers names."""
     names = {ours: theirs for ours, theirs in _ENDS.items() if theirs in heads}
     number = 1
     for level in range(heads.count("down_blocks")):

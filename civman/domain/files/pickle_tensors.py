@@ -55,7 +55,7 @@ class PickledTensors:
 
 
 def name_tensors(value: Any) -> PickledTensors:
-    """Name the tensors in the value of a pickle.
+    """Find the model's tensors in the value of a pickle, and name each by the keys that lead to it.
 
     Raises: InvalidModelFile: there are none, two have the same name, or the value nests too deeply.
     """

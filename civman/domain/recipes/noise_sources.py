@@ -18,7 +18,7 @@ Source: NVIDIA's tables of the cards and their compute capabilities.
 
 
 def rng_of(text: str) -> str:
-    """Translate the name of a card to its source of noise, as recipes write it.
+    """Convert the name of a graphics card to the noise source that recipes state for it, such as `nv:43008`.
 
     Any other text is only converted to lower case.
 
