@@ -92,9 +92,9 @@ wheel-check: $(VENV)/installed-dev
 	$(PYTHON) -m venv build/wheel-env
 	build/wheel-env/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt dist/*.whl
 	cd build && wheel-env/bin/civman --version
-	cd build && wheel-env/bin/civman list --library wheel-library
-	cd build && test -f wheel-library/library.db
 	cd build && wheel-env/bin/civman demo --library wheel-library >/dev/null
+	cd build && test -f wheel-library/library.db
+	cd build && wheel-env/bin/civman list --library wheel-library
 	cd build && wheel-env/bin/civman verify --library wheel-library
 	@count=$$(build/wheel-env/bin/python -m pip --disable-pip-version-check list --format=freeze | grep -vcE '^(pip|setuptools|civman)=='); \
 	echo "packages a core install brings: $$count"; test $$count -le 30
