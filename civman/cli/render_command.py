@@ -1,9 +1,8 @@
 """The command `civman render`."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -23,13 +22,8 @@ from civman.cli.output import Result
 from civman.cli.picture_preview import Viewing, viewed
 from civman.cli.plan_output import plan_value, print_plans, print_renderings, rendering_value
 from civman.cli.render_defaults import PresetOpt, checkpoint_and_prompt, chosen_preset
+from civman.cli.render_values import conditions_from, hires_from, loras_from, prompts_from, size_from
 from civman.cli.session import Session, command
-
-if TYPE_CHECKING:
-    from civman.domain.recipes.recipe import HiresRequest, LoraRequest
-    from civman.planning.plan import Conditions
-
-_SIZE = re.compile(r"(\d+)[x×](\d+)")
 
 
 @command()
@@ -327,14 +321,14 @@ def render(
         raise UsageError(
             f"--exact renders one image at a time, so it cannot be combined with --batch-size {batch_size}"
         )
-    width, height = _size_of(picture_size) if picture_size else (None, None)
+    width, height = size_from(picture_size) if picture_size else (None, None)
     request = RenderRequest(
-        checkpoint=checkpoint, file=file, negative_prompt=negative, loras=_loras(lora or []),
+        checkpoint=checkpoint, file=file, negative_prompt=negative, loras=loras_from(lora or []),
         embeddings=tuple(embedding or ()), vae=vae, sampler=sampler, schedule=schedule, steps=steps,
         guidance_scale=cfg, guidance_rescale=cfg_rescale,
         width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,
-        hires=_hires(hires, hires_steps, hires_strength, upscaler), prediction=prediction,
+        hires=hires_from(hires, hires_steps, hires_strength, upscaler), prediction=prediction,
         precision=precision, pad_prompts=pad_prompts, config=config, resize_mode=resize_mode,
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,
@@ -343,10 +337,10 @@ def render(
     )  # fmt: skip
     wanted = [
         each
-        for text in _prompts(prompt, prompts, brought=has_prompts(axes))
+        for text in prompts_from(prompt, prompts, brought=has_prompts(axes))
         for each in variations(replace(request, prompt=text))
     ]
-    conditions = _conditions(device, trigger, force=force, allow_partial=allow_partial)
+    conditions = conditions_from(device, trigger, force=force, allow_partial=allow_partial)
     machine = Machine(device, low_vram, threads)
     if axes:
         with session.reading() as on_event:
@@ -369,79 +363,3 @@ def render(
         human=lambda console: print_renderings(console, made), ids=(each.path for each in made),
     )  # fmt: skip
     return viewed(session, result, [each.path for each in made], Viewing(open_, preview))
-
-
-def _conditions(device: str | None, trigger: str, *, force: bool, allow_partial: bool) -> "Conditions":
-    from civman.errors import UsageError
-    from civman.planning.plan import Conditions
-
-    if trigger not in ("auto", "off"):
-        raise UsageError(f"--trigger must be auto or off, not `{trigger}`")
-    return Conditions(device, force, allow_partial, trigger == "auto")
-
-
-def _prompts(prompt: str | None, file: Path | None, *, brought: bool) -> list[str]:
-    """Return the prompts from the command line or a file; one empty prompt if a grid varies the prompt (`brought`)."""
-    from civman.errors import Cause, UsageError
-
-    if prompt is None and brought:
-        return [""]
-    if (prompt is None) == (file is None):
-        raise UsageError("pass either a prompt or a file of prompts (--prompts)", hint="`civman render --help`")
-    if file is None:
-        return [prompt or ""]
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
-    except OSError as error:
-        raise UsageError(f"cannot read `{file}`: {error.strerror or error}", code=Cause.UNREADABLE_PROMPTS) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"cannot read `{file}`: it is not UTF-8 text", hint="save it as UTF-8", code=Cause.UNREADABLE_PROMPTS
-        ) from error
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise UsageError(
-            f"`{file}` contains no prompt",
-            hint="write one prompt per line; empty lines and lines that start with # are ignored",
-            code=Cause.UNREADABLE_PROMPTS,
-        )
-    return found
-
-
-def _loras(texts: list[str]) -> "tuple[LoraRequest, ...]":
-    from civman.domain.recipes.recipe import LoraRequest
-    from civman.domain.scales import parse_scaled
-
-    scaled = [parse_scaled(text) for text in texts]
-    return tuple(LoraRequest(each.ref, 1.0 if each.unet is None else each.unet, each.text_encoder) for each in scaled)
-
-
-def _size_of(text: str) -> tuple[int, int]:
-    from civman.errors import Cause, UsageError
-
-    found = _SIZE.fullmatch(text.strip().lower())
-    if found is None:
-        raise UsageError(
-            f"not a size: `{text}`", hint="expected width x height in pixels, such as 832x1216", code=Cause.BAD_SIZE
-        )
-    return int(found[1]), int(found[2])
-
-
-def _hires(text: str | None, steps: int | None, strength: float | None, upscaler: str | None) -> "HiresRequest | None":
-    from civman.domain.recipes.recipe import HiresRequest
-    from civman.errors import Cause, UsageError
-
-    if text is None:
-        asked = {"--hires-steps": steps, "--hires-strength": strength, "--upscaler": upscaler}
-        if alone := [option for option, value in asked.items() if value is not None]:
-            raise UsageError(f"{alone[0]} requires a second pass", hint="`--hires 2` adds one")
-        return None
-    request = HiresRequest(steps=steps, strength=strength, upscaler=upscaler or "latent")
-    try:
-        scale = float(text)
-    except ValueError:
-        width, height = _size_of(text)
-        return replace(request, width=width, height=height)
-    if not 1 <= scale <= 8:
-        raise UsageError(f"--hires {text}: expected a factor from 1 to 8, or a size", code=Cause.BAD_SIZE)
-    return replace(request, scale=scale)

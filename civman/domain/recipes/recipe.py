@@ -13,6 +13,9 @@ from civman.domain.digests import Sha256
 from civman.domain.recipes.noise_sources import rng_of
 from civman.domain.recipes.recipe_json import canonical, read_json, read_object
 from civman.domain.recipes.recipe_limits import problems, size_of, upscaler_of
+from civman.domain.recipes.render_request import HiresRequest as HiresRequest
+from civman.domain.recipes.render_request import LoraRequest as LoraRequest
+from civman.domain.recipes.render_request import RenderRequest as RenderRequest
 from civman.domain.recipes.sampling import SAMPLING as SAMPLING
 from civman.domain.recipes.sampling import Sampling as Sampling
 from civman.errors import Cause, UsageError
@@ -48,95 +51,6 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     },
 }  # fmt: skip
 """By schema: the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoraRequest:
-    """A requested adapter: a ref in any form, and its scales for the UNet and the text encoders."""
-
-    ref: str
-    scale: float = 1.0
-    text_scale: float | None = None
-    """The scale for the text encoders; None means the same as `scale`."""
-
-
-@dataclass(frozen=True, slots=True)
-class HiresRequest:
-    """A requested second pass at a larger size.
-
-    None means the default: twice the width and height, as many steps as the first pass, strength 0.7. If only one side
-    is given, or the other one is 0, the aspect ratio of the first pass is kept.
-    """
-
-    width: int | None = None
-    height: int | None = None
-    scale: float | None = None
-    steps: int | None = None
-    strength: float | None = None
-    upscaler: str = "latent"
-
-
-@dataclass(frozen=True, slots=True)
-class RenderRequest:
-    """What the user asked for. None means the default for the model; refs are as typed."""
-
-    checkpoint: str
-    prompt: str = ""
-    negative_prompt: str = ""
-    loras: tuple[LoraRequest, ...] = ()
-    embeddings: tuple[str, ...] = ()
-    vae: str | None = None
-    sampler: str | None = None
-    schedule: str | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float | None = None
-    width: int | None = None
-    height: int | None = None
-    clip_skip: int | None = None
-    seed: int | None = None
-    count: int = 1
-    batch_size: int | None = None
-    rng: str | None = None
-    eta_seed_delta: int | None = None
-    init_image: str | None = None
-    mask_image: str | None = None
-    strength: float | None = None
-    mask_blur: int | None = None
-    resize_mode: str | None = None
-    masked_content: str | None = None
-    only_masked: bool | None = None
-    padding: int | None = None
-    conditioning_weight: float | None = None
-    noise_multiplier: float | None = None
-    hires: HiresRequest | None = None
-    eta: float | None = None
-    eta_ddim: float | None = None
-    s_churn: float | None = None
-    s_tmin: float | None = None
-    s_tmax: float | None = None
-    s_noise: float | None = None
-    odd_sizes: str | None = None
-    rules: int | None = None
-    prediction: str | None = None
-    is_zero_snr: bool | None = None
-    precision: str | None = None
-    pad_prompts: bool | None = None
-    prompt_rules: str | None = None
-    variation_seed: int | None = None
-    variation_strength: float | None = None
-    seed_resize: str | None = None
-    """A size such as "512x768"."""
-    config: str | None = None
-    """Dimensions of the checkpoint that its tensor shapes do not show.
-
-    A folder of diffusers-style `<component>/config.json`, or their JSON as in `Recipe.config`.
-    """
-    file: str | None = None
-    """The file of the checkpoint's version: a file id, a name, or words such as "fp16 pruned".
-
-    None: the default file.
-    """
 
 
 @dataclass(frozen=True, slots=True)

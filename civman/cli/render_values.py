@@ -1,0 +1,94 @@
+"""Values of `civman render`'s options, parsed into parts of a request."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from civman.domain.recipes.recipe import HiresRequest, LoraRequest
+    from civman.planning.plan import Conditions
+
+_SIZE = re.compile(r"(\d+)[x×](\d+)")
+
+
+def conditions_from(device: str | None, trigger: str, *, force: bool, allow_partial: bool) -> "Conditions":
+    """The conditions under which a request is planned. Raises: UsageError: an unknown value of --trigger."""
+    from civman.errors import UsageError
+    from civman.planning.plan import Conditions
+
+    if trigger not in ("auto", "off"):
+        raise UsageError(f"--trigger must be auto or off, not `{trigger}`")
+    return Conditions(device, force, allow_partial, trigger == "auto")
+
+
+def prompts_from(prompt: str | None, file: Path | None, *, brought: bool) -> list[str]:
+    """Return the prompts from the command line or a file; one empty prompt if a grid varies the prompt (`brought`)."""
+    from civman.errors import Cause, UsageError
+
+    if prompt is None and brought:
+        return [""]
+    if (prompt is None) == (file is None):
+        raise UsageError("pass either a prompt or a file of prompts (--prompts)", hint="`civman render --help`")
+    if file is None:
+        return [prompt or ""]
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
+    except OSError as error:
+        raise UsageError(f"cannot read `{file}`: {error.strerror or error}", code=Cause.UNREADABLE_PROMPTS) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"cannot read `{file}`: it is not UTF-8 text", hint="save it as UTF-8", code=Cause.UNREADABLE_PROMPTS
+        ) from error
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise UsageError(
+            f"`{file}` contains no prompt",
+            hint="write one prompt per line; empty lines and lines that start with # are ignored",
+            code=Cause.UNREADABLE_PROMPTS,
+        )
+    return found
+
+
+def loras_from(texts: list[str]) -> "tuple[LoraRequest, ...]":
+    """The adapters that --lora requests, each with its scales."""
+    from civman.domain.recipes.recipe import LoraRequest
+    from civman.domain.scales import parse_scaled
+
+    scaled = [parse_scaled(text) for text in texts]
+    return tuple(LoraRequest(each.ref, 1.0 if each.unet is None else each.unet, each.text_encoder) for each in scaled)
+
+
+def size_from(text: str) -> tuple[int, int]:
+    """The width and height in a text such as "832x1216". Raises: UsageError (`bad-size`)."""
+    from civman.errors import Cause, UsageError
+
+    found = _SIZE.fullmatch(text.strip().lower())
+    if found is None:
+        raise UsageError(
+            f"not a size: `{text}`", hint="expected width x height in pixels, such as 832x1216", code=Cause.BAD_SIZE
+        )
+    return int(found[1]), int(found[2])
+
+
+def hires_from(
+    text: str | None, steps: int | None, strength: float | None, upscaler: str | None
+) -> "HiresRequest | None":
+    """The second pass that --hires and its companions request, or None. Raises: UsageError."""
+    from civman.domain.recipes.recipe import HiresRequest
+    from civman.errors import Cause, UsageError
+
+    if text is None:
+        asked = {"--hires-steps": steps, "--hires-strength": strength, "--upscaler": upscaler}
+        if alone := [option for option, value in asked.items() if value is not None]:
+            raise UsageError(f"{alone[0]} requires a second pass", hint="`--hires 2` adds one")
+        return None
+    request = HiresRequest(steps=steps, strength=strength, upscaler=upscaler or "latent")
+    try:
+        scale = float(text)
+    except ValueError:
+        width, height = size_from(text)
+        return replace(request, width=width, height=height)
+    if not 1 <= scale <= 8:
+        raise UsageError(f"--hires {text}: expected a factor from 1 to 8, or a size", code=Cause.BAD_SIZE)
+    return replace(request, scale=scale)
