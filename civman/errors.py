@@ -118,6 +118,7 @@ class Cause(StrEnum):
     BAD_PARAMETERS = "bad-parameters"
     BAD_PICTURE = "bad-picture"
     BAD_PROXY = "bad-proxy"
+    BAD_STORE = "bad-store"
     BAD_RECIPE = "bad-recipe"
     BAD_REQUEST = "bad-request"
     BAD_SCALE = "bad-scale"
@@ -225,6 +226,7 @@ class Cause(StrEnum):
     # causes in data that is not what was declared
     INTEGRITY = "integrity"
     BAD_BUNDLE = "bad-bundle"
+    BAD_SIDECAR = "bad-sidecar"
     CHANGED = "changed"
     CHANGED_UPSTREAM = "changed-upstream"
     EDITED_RECIPE = "edited-recipe"
@@ -262,6 +264,7 @@ class Cause(StrEnum):
     NO_PIPELINE = "no-pipeline"
     NO_PIPELINE_SAMPLER = "no-pipeline-sampler"
     NO_RENDER_EXTRA = "no-render-extra"
+    NO_S3_EXTRA = "no-s3-extra"
     NOT_A_NUMBER = "not-a-number"
     ODD_INPUT = "odd-input"
     NO_STRUCTURE = "no-structure"

@@ -22,7 +22,10 @@ DEFAULT_URL = "https://civitai.com"
 TOKEN_VARIABLE = "CIVITAI_API_TOKEN"  # noqa: S105  # a name, no secret
 PROJECT_FILE = "civman.toml"
 USER_FILE = "config.toml"
-_VARIABLES = {"library": "CIVMAN_LIBRARY", "civitai_url": "CIVMAN_CIVITAI_URL", "offline": "CIVMAN_OFFLINE"}
+_VARIABLES = {
+    "library": "CIVMAN_LIBRARY", "civitai_url": "CIVMAN_CIVITAI_URL", "offline": "CIVMAN_OFFLINE",
+    "object_store": "CIVMAN_OBJECT_STORE",
+}  # fmt: skip
 _TABLE: Final = "render"
 """The table of a settings file with the user's choices for `civman render`."""
 _OTHER_KEYS = (_TABLE, "models")
@@ -68,6 +71,8 @@ class Settings:
     library: Path
     civitai_url: str = DEFAULT_URL
     offline: bool = False
+    object_store: str | None = None
+    """The URL of an S3-compatible object store with the same files, such as `s3://bucket/models`."""
     config_folder: Path = field(default_factory=lambda: Path(platformdirs.user_config_path("civman")))
     token_from_environment: str | None = field(default=None, repr=False)
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -102,7 +107,9 @@ def load_settings(
         layers.append((str(user_file), _read(user_file), config_folder))
     files = [(name, layer.get(_TABLE, {})) for name, layer, _ in layers[2:]]
     default = Path(platformdirs.user_data_path("civman")) / "library"
-    layers.append(("default", {"library": default, "civitai_url": DEFAULT_URL, "offline": False}, folder))
+    layers.append(
+        ("default", {"library": default, "civitai_url": DEFAULT_URL, "offline": False, "object_store": None}, folder)
+    )
 
     values: dict[str, object] = {}
     sources: dict[str, str] = {}
@@ -115,6 +122,7 @@ def load_settings(
         library=Path(str(values["library"])),
         civitai_url=str(values["civitai_url"]),
         offline=bool(values["offline"]),
+        object_store=None if values["object_store"] is None else str(values["object_store"]),
         config_folder=config_folder,
         token_from_environment=(environ.get(TOKEN_VARIABLE) or "").strip() or None,
         sources=sources,
@@ -225,6 +233,8 @@ def checked_value(key: str, raw: object, base: Path, source: str) -> object:
             return _flag(raw, source)
         case "civitai_url":
             return _address(str(raw), source)
+        case "object_store":
+            return None if raw is None else _object_store(str(raw), source)
         case _:
             path = Path(str(raw)).expanduser()
             return path if path.is_absolute() else (base / path).absolute()
@@ -237,6 +247,12 @@ def _flag(raw: object, source: str) -> bool:
     if text in _TRUE or text in _FALSE:
         return text in _TRUE
     raise ConfigError(f"`offline` from {source} is `{raw}`", hint="use 1 or 0")
+
+
+def _object_store(raw: str, source: str) -> str:
+    if not raw.strip().startswith("s3://"):
+        raise ConfigError(f"`object_store` from {source} is `{raw}`", hint="use a URL such as s3://bucket/models")
+    return raw.strip()
 
 
 def _address(raw: str, source: str) -> str:

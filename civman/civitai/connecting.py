@@ -24,10 +24,12 @@ def dial(
     tls: Callable[[], ssl.SSLContext],
     connect_s: float,
     loopback_allowed: bool,
+    is_own: bool = False,
     publish: Publish,
 ) -> socket.socket:
     """Connect a socket to the host of `parts`, through the environment's proxy and with TLS if they are needed.
 
+    `is_own`: the user has configured this server, so its address is not checked.
     `publish` receives the socket as soon as it exists, and again after TLS has wrapped it, so that another thread can
     shut it down meanwhile.
 
@@ -37,7 +39,7 @@ def dial(
     port = parts.port or (443 if secure else 80)
     proxy = None if allowed_urls.is_loopback(parts.geturl()) else proxy_for(parts.scheme, host)
     if proxy is None:
-        sock = _connected(host, port, connect_s, loopback_allowed=loopback_allowed)
+        sock = _connected(host, port, connect_s, loopback_allowed=loopback_allowed, is_own=is_own)
     else:
         sock = _proxy_socket(proxy, connect_s)
     try:
@@ -74,8 +76,8 @@ def proxy_for(scheme: str, host: str) -> SplitResult | None:
     return parts
 
 
-def _connected(host: str, port: int, timeout_s: float, *, loopback_allowed: bool) -> socket.socket:
-    """Open a TCP connection to an IP address of `host` that `allowed_urls.check_ip` accepts."""
+def _connected(host: str, port: int, timeout_s: float, *, loopback_allowed: bool, is_own: bool) -> socket.socket:
+    """Open a TCP connection to an IP address of `host` that `allowed_urls.check_ip` accepts; to any, if `is_own`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: the name cannot exist in DNS
@@ -83,7 +85,8 @@ def _connected(host: str, port: int, timeout_s: float, *, loopback_allowed: bool
         raise NetworkError(f"cannot find `{host}`: {reason}", hint=_ONLINE_HINT, host=host) from error
     last: OSError | None = None
     for family, kind, protocol, _, address in found:
-        allowed_urls.check_ip(str(address[0]), host=host, loopback_allowed=loopback_allowed)
+        if not is_own:
+            allowed_urls.check_ip(str(address[0]), host=host, loopback_allowed=loopback_allowed)
         connection = socket.socket(family, kind, protocol)
         try:
             connection.settimeout(timeout_s)

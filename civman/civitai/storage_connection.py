@@ -40,6 +40,11 @@ class Network:
     loopback_allowed: bool = False
     token: str | None = field(default=None, repr=False)
     """The API key. It is sent only to a URL for which that is requested, and never to the target of a redirect."""
+    own_server: tuple[str, str] | None = None
+    """Scheme and host with port of a server that the user has configured, such as ("http", "10.0.0.5:9000").
+
+    It may be in a private network and use plain http. Redirects to it are checked like all others.
+    """
 
 
 class StorageConnection:
@@ -84,7 +89,7 @@ class StorageConnection:
         if send_token and self._network.token:
             headers["Authorization"] = f"Bearer {self._network.token}"
         for _ in range(allowed_urls.MAX_HOPS + 1):
-            parts = allowed_urls.check_address(url, loopback_allowed=self._network.loopback_allowed)
+            parts = self._checked(url)
             self._response = response = self._request(parts, headers)
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or location is None:
@@ -95,6 +100,12 @@ class StorageConnection:
                 headers.pop("Authorization", None)
             url = target
         raise BadAnswer(f"more than {allowed_urls.MAX_HOPS} redirects", code=Cause.REDIRECT_LOOP, host=parts.hostname)
+
+    def _checked(self, url: str) -> SplitResult:
+        parts = urlsplit(url)
+        if (parts.scheme, parts.netloc) == self._network.own_server:
+            return parts
+        return allowed_urls.check_address(url, loopback_allowed=self._network.loopback_allowed)
 
     def abort(self) -> None:
         """Stop the transfer from another thread: a waiting read fails at once, and so do all later calls."""
@@ -162,6 +173,7 @@ class StorageConnection:
                 tls=self._tls,
                 connect_s=self._network.connect_s,
                 loopback_allowed=self._network.loopback_allowed,
+                is_own=(parts.scheme, parts.netloc) == self._network.own_server,
                 publish=self._publish,
             )
         finally:

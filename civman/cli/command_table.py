@@ -106,6 +106,14 @@ PANELS: dict[str, tuple[Command, ...]] = {
             "civman export models.civman 4384@128713",
             "civman export models.civman --lock",
         )),
+        Command("push", "store_commands.push", (
+            "civman push s3://bucket/models 4384@128713",
+            "civman push --all",
+        )),
+        Command("pull", "store_commands.pull", (
+            "civman pull s3://bucket/models --list",
+            "civman pull 4384@128713",
+        )),
         Command("link", "link_command.link", (
             "civman link ~/ComfyUI/models --layout comfyui",
             "civman link ~/ComfyUI/models --remove",

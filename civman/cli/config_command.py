@@ -61,6 +61,7 @@ def _values(settings: "Settings") -> dict[str, dict[str, object]]:
     render = settings.render
     values: dict[str, object] = {
         "library": settings.library, "civitai_url": settings.civitai_url, "offline": settings.offline,
+        "object_store": settings.object_store,
         "render.checkpoint": render.checkpoint, "render.open": render.opens, "render.preview": render.previews,
     }  # fmt: skip
     found = {name: {"value": value, "source": settings.sources.get(name, "default")} for name, value in values.items()}

@@ -53,7 +53,7 @@ def add(
         [_added_value(each) for each in added],
         human=lambda console: _print_added(console, added),
         ids=(each.entry.sha256 for each in added if each.entry is not None),
-        error=_first([(each.ref, each.error) for each in added]),
+        error=first_error([(each.ref, each.error) for each in added]),
     )
 
 
@@ -93,11 +93,11 @@ def sync(
         [_synced_value(each) for each in synced],
         human=lambda console: _print_synced(console, synced),
         ids=(each.entry.sha256 for each in synced if each.asset is not None),
-        error=_first([(each.entry.ref, each.error) for each in synced]),
+        error=first_error([(each.entry.ref, each.error) for each in synced]),
     )
 
 
-def _first(results: "Sequence[tuple[str, CivmanError | None]]") -> "CivmanError | None":
+def first_error(results: "Sequence[tuple[str, CivmanError | None]]") -> "CivmanError | None":
     """Combine errors into the one that a command raises: the only error, or one that lists all; None if all worked."""
     from civman.errors import PartlyFailedError
 

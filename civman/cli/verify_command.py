@@ -30,7 +30,14 @@ def verify(
         bool, typer.Option("--rebuild", help="Rebuild the index from the files and their sidecar files.")
     ] = False,
 ) -> Result:
-    """Verify stored files by their SHA-256. Files unchanged since the last check are not read again."""
+    """Verify stored files by their SHA-256. Files unchanged since the last check are not read again.
+
+    A URL such as s3://bucket/models as the first REF verifies the files in that object store instead.
+    """
+    if refs and refs[0].startswith("s3://"):
+        from civman.cli.store_commands import verify_store
+
+        return verify_store(session, refs[0], refs[1:])
     if not repair:
         session.offline = True
     if rebuild:

@@ -1,4 +1,4 @@
-"""Downloads one file from CivitAI into the store: receive it, read it back from disk, verify it, then give it its name.
+"""Downloads one file into the store: receive it, read it back from disk, verify it, then give it its name.
 
 The file gets its final name only after every earlier step has succeeded.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from civman.civitai.client import CivitaiClient
+from civman.civitai.responses import DownloadAddress
 from civman.civitai.storage_connection import StorageConnection
 from civman.domain.catalog import ModelFile, ModelVersion
 from civman.domain.digests import Hashes, Sha256
@@ -49,10 +49,19 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetcher:
-    """Downloads files from CivitAI into the store. All files of one command share it."""
+class Wanted:
+    """One file to download: the key of its partial file, what is declared of it, and how to get its current URL."""
 
-    client: CivitaiClient
+    key: str
+    file: ModelFile
+    request_url: Callable[[], DownloadAddress]
+    """Asks for a fresh signed URL. It is called again when the storage server says that the last one has expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetcher:
+    """Downloads files into the store. All files of one command share it."""
+
     store: BlobStore
     connect: Callable[[], StorageConnection]
     options: TransferOptions = field(default_factory=TransferOptions)
@@ -61,14 +70,13 @@ class Fetcher:
 
     def fetch(
         self,
-        version: ModelVersion,
-        file: ModelFile,
+        wanted: Wanted,
         *,
         on_event: OnEvent,
         cancel: threading.Event,
         places: Sequence[SeenFile] = (),
     ) -> Fetched:
-        """Download and verify `file` and put it in the store. A file that is already stored is not downloaded again.
+        """Download and verify a file and put it in the store. A file that is already stored is not downloaded again.
 
         `places` are paths outside the store where its bytes were read before; if they are still there, the file is not
         downloaded either. `on_event` is called from several threads.
@@ -77,10 +85,11 @@ class Fetcher:
             declares, or not a model file. Refused: it is a pickle that could run code. StoreError. Interrupted:
             `cancel` was set. The bytes received so far are kept for the next attempt, unless they are wrong.
         """
+        file = wanted.file
         declared_by = "civitai" if _has_declaration(file.hashes) else "civman"
         if file.size_bytes == 0:
             raise InvalidModelFile(f"`{file.name}` is not a model file: CivitAI says that it is empty", name=file.name)
-        partial = self.store.partial(partial_key(version, file))
+        partial = self.store.partial(wanted.key)
         present = self._in_place(partial.key, file, places, on_event)
         if present is None:
             present = self._lock_or_find(partial, file, on_event, cancel)
@@ -90,7 +99,7 @@ class Fetcher:
             on_event(Finished(partial.key, file.name, present.size_bytes, was_present=True))
             return Fetched(present, declared_by, was_present=True)
         try:
-            blob = self._fetch_into(partial, version, file, on_event, cancel)
+            blob = self._fetch_into(partial, wanted, on_event, cancel)
         finally:
             partial.close()
         on_event(Finished(partial.key, file.name, blob.size_bytes))
@@ -140,9 +149,8 @@ class Fetcher:
     def _present(self, file: ModelFile) -> StoredBlob | None:
         return self.store.find(file.hashes.sha256) if file.hashes.sha256 else None
 
-    def _fetch_into(
-        self, partial: Partial, version: ModelVersion, file: ModelFile, on_event: OnEvent, cancel: threading.Event
-    ) -> StoredBlob:
+    def _fetch_into(self, partial: Partial, wanted: Wanted, on_event: OnEvent, cancel: threading.Event) -> StoredBlob:
+        file = wanted.file
         if partial.discarded:
             on_event(Restarted(partial.key, partial.discarded))
         if file.size_bytes is not None and partial.size_bytes not in (None, file.size_bytes):
@@ -151,7 +159,7 @@ class Fetcher:
         for attempt in range(_ATTEMPTS):
             on_event(Started(partial.key, file.name, file.size_bytes, partial.held_bytes))
             try:
-                actual = self._download(partial, version, file, on_event, cancel, is_first=attempt == 0)
+                actual = self._download(partial, wanted, on_event, cancel, is_first=attempt == 0)
             except Changed as change:
                 reason = str(change)
             else:
@@ -171,14 +179,14 @@ class Fetcher:
     def _download(
         self,
         partial: Partial,
-        version: ModelVersion,
-        file: ModelFile,
+        wanted: Wanted,
         on_event: OnEvent,
         cancel: threading.Event,
         *,
         is_first: bool,
     ) -> Sha256:
         """Download all missing bytes into the partial file. Returns its SHA-256 as read back from disk."""
+        file = wanted.file
         if partial.size_bytes is not None:
             partial.reserve(partial.size_bytes)
         reported = 0
@@ -193,7 +201,7 @@ class Fetcher:
         has_digest = file.hashes.sha256 is not None
         transfer = Transfer(
             partial,
-            request_url=lambda: self.client.download_address(version.id, file),
+            request_url=wanted.request_url,
             connect=self.connect,
             identity=Identity(
                 partial,

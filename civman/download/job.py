@@ -22,7 +22,7 @@ from civman.domain.file_suffixes import CONFIG_SUFFIXES
 from civman.domain.printed_refs import file_ref
 from civman.domain.refs import parse_ref
 from civman.domain.timeouts import Patience
-from civman.download.fetch import Fetched, Fetcher, partial_key
+from civman.download.fetch import Fetched, Fetcher, Wanted, partial_key
 from civman.download.rate_limit import RateLimit
 from civman.download.transfer_options import TransferOptions
 from civman.errors import AmbiguousRef, Cause, CivmanError, Interrupted, InvalidRef, NotFound, StoreError, UsageError
@@ -200,7 +200,7 @@ class Downloads:
             limit=options.limit,
             patience=self._patience,
         )
-        fetcher = Fetcher(self._client, self._store, self._connection, transfer_options, permits.pickle)
+        fetcher = Fetcher(self._store, self._connection, transfer_options, permits.pickle)
         cancel = threading.Event()
         outcomes: dict[int, Outcome] = {}
         running: dict[Future[Fetched], tuple[int, Job]] = {}
@@ -214,7 +214,7 @@ class Downloads:
                     named = replace(job.file, name=job.name)
                     on_event(Queued(partial_key(job.version, job.file), job.name, job.file.size_bytes))
                     future = pool.submit(
-                        fetcher.fetch, job.version, named, on_event=on_event, cancel=cancel, places=job.places
+                        fetcher.fetch, self._wanted(job, named), on_event=on_event, cancel=cancel, places=job.places
                     )
                     running[future] = number, job
                     remember(self._index, job.resolved, self._clock())  # done now, while the file is being downloaded
@@ -228,6 +228,10 @@ class Downloads:
             cancel.set()
             pool.shutdown(wait=True, cancel_futures=True)
         return [outcomes[number] for number in sorted(outcomes)]
+
+    def _wanted(self, job: Job, file: ModelFile) -> Wanted:
+        version = job.version
+        return Wanted(partial_key(version, file), file, lambda: self._client.download_address(version.id, file))
 
     def _plan_or_report(
         self, ref: str, file: str | None, permits: Permits, examine: Examine | None, on_event: OnEvent

@@ -1,12 +1,11 @@
 """Write a bundle. Every blob is read and verified while it is written, and the file gets its final name last."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from civman.domain.catalog import Asset
 from civman.domain.digests import Sha256
@@ -15,7 +14,6 @@ from civman.errors import HashMismatch, UsageError
 from civman.exchange.bundle_archive import (
     BLOCK,
     MANIFEST,
-    MOST_PREVIEW_BYTES,
     Packed,
     Small,
     header,
@@ -23,16 +21,14 @@ from civman.exchange.bundle_archive import (
     padding,
     total_bytes,
 )
+from civman.exchange.portable_sidecars import Portable
 from civman.index import Index
-from civman.manage.sidecar import described
 from civman.store.blobs import BlobStore
 from civman.store.partial import store_error
 from civman.system.move_files import remove_file, replace_file
 from civman.system.path_rules import require_file_name
 
 _READ_BYTES = 4 << 20
-_PRIVATE = ("note", "tags", "trigger_words", "rating", "is_favourite", "alias")
-"""The user's own annotations of an asset, which are included only on request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +62,8 @@ def export_bundle(
     paths = {asset.blob.sha256: Path(asset.path) for asset in assets}
     if not paths:
         raise UsageError("there is nothing to export", hint="pass one or more REFs, --lock or --all")
-    beside = _Beside(index, store, with_notes=with_notes)
-    packed = [beside.packed(sha256, paths[sha256]) for sha256 in sorted(paths)]
+    beside = Portable(index, store, with_notes=with_notes)
+    packed = [_packed(index, beside, sha256, paths[sha256]) for sha256 in sorted(paths)]
     temporary = target.with_name(target.name + ".new")
     try:
         with temporary.open("wb") as file:
@@ -97,42 +93,19 @@ class _Hashing:
         self.sha256.update(data)
 
 
-class _Beside:
-    """Creates sidecars and previews when they are needed, so that they do not stay in memory."""
-
-    def __init__(self, index: Index, store: BlobStore, *, with_notes: bool) -> None:
-        self._index, self._store, self._with_notes = index, store, with_notes
-
-    def packed(self, sha256: Sha256, path: Path) -> Packed:
-        asset = self._index.referrers(sha256)[0]
-        sidecar, preview = self.sidecar(sha256), self.preview(sha256)
-        return Packed(
-            sha256,
-            asset.blob.size_bytes,
-            asset.blob.suffix or path.suffix.lower(),
-            Small(_digest(sidecar), len(sidecar)),
-            Small(_digest(preview[1]), len(preview[1]), preview[0]) if preview is not None else None,
-        )
-
-    def sidecar(self, sha256: Sha256) -> bytes:
-        facts = described(self._index, self._index.referrers(sha256), self._store)
-        for own in ("path", "pins"):  # these facts belong to this machine, not to the model
-            facts.pop(own, None)
-        facts["assets"] = [self._public(entry) for entry in facts["assets"]]
-        return json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=True).encode()
-
-    def preview(self, sha256: Sha256) -> tuple[str, bytes] | None:
-        path = self._store.preview(sha256)
-        if path is None or not 0 < path.stat().st_size <= MOST_PREVIEW_BYTES:
-            return None
-        return path.suffix, path.read_bytes()
-
-    def _public(self, entry: dict[str, Any]) -> dict[str, Any]:
-        left_out = {"last_used_at"} if self._with_notes else {"last_used_at", *_PRIVATE}
-        return {key: value for key, value in entry.items() if key not in left_out}
+def _packed(index: Index, beside: Portable, sha256: Sha256, path: Path) -> Packed:
+    asset = index.referrers(sha256)[0]
+    sidecar, preview = beside.sidecar(sha256), beside.preview(sha256)
+    return Packed(
+        sha256,
+        asset.blob.size_bytes,
+        asset.blob.suffix or path.suffix.lower(),
+        Small(_digest(sidecar), len(sidecar)),
+        Small(_digest(preview[1]), len(preview[1]), preview[0]) if preview is not None else None,
+    )
 
 
-def _write_blob(out: _Hashing, each: Packed, path: Path, beside: _Beside, on_event: OnEvent) -> None:
+def _write_blob(out: _Hashing, each: Packed, path: Path, beside: Portable, on_event: OnEvent) -> None:
     names = [name for name, _ in each.members()]
     _write_small(out, names[0], beside.sidecar(each.sha256))
     preview = beside.preview(each.sha256) if each.preview is not None else None

@@ -1,7 +1,6 @@
 """Import a bundle. Each file is written to a temporary file, read back, verified, stored and indexed."""
 
 import hashlib
-import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from civman.domain.access import Permits
 from civman.domain.catalog import Asset
 from civman.domain.digests import Sha256
 from civman.domain.events import Finished, Notice, OnEvent, Started, Verifying
-from civman.domain.file_names import safe_name
 from civman.domain.file_suffixes import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
-from civman.errors import BadAnswer, Cause, HashMismatch, IntegrityError, Refused, StoreError
+from civman.errors import Cause, HashMismatch, IntegrityError, Refused, StoreError
 from civman.exchange.bundle_archive import Packed, Reader, Small, bad_bundle, open_bundle
+from civman.exchange.portable_sidecars import checked_facts
 from civman.index import Index
 from civman.manage.sidecar import file_facts, restore, write_sidecar
 from civman.store.blobs import BlobStore, StoredBlob
@@ -27,7 +26,6 @@ from civman.store.read_pickle import require_readable
 from civman.store.trash import blob_lock
 
 _READ_BYTES = 4 << 20
-_MOST_ASSETS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,10 @@ class _Taker:
 
     def take(self, reader: Reader, packed: Packed) -> ImportedFile:
         names = [name for name, _ in packed.members()]
-        facts = checked_facts(self._small(reader, names[0], packed.sidecar), self._clock())
+        try:
+            facts = checked_facts(self._small(reader, names[0], packed.sidecar), self._clock())
+        except IntegrityError as error:
+            raise bad_bundle(error.message) from error
         preview = self._small(reader, names[1], packed.preview) if packed.preview is not None else None
         name = str(facts["assets"][0]["name"])
         stored, was_present = self._blob(reader, names[-1], packed, name)
@@ -156,42 +157,3 @@ class _Taker:
 
     def _teller(self, sha256: Sha256) -> Callable[[str], None]:
         return lambda text: self._on_event(Notice(sha256, text))
-
-
-def checked_facts(data: bytes, now: datetime) -> dict[str, Any]:
-    """Parse a sidecar from another machine: unsafe names and times in the future are replaced, pins are removed.
-
-    Raises: IntegrityError: `bad-bundle`.
-    """
-    try:
-        facts = json.loads(data)
-        entries = facts["assets"]
-        if not isinstance(entries, list) or not 0 < len(entries) <= _MOST_ASSETS:
-            raise bad_bundle("a sidecar does not describe exactly one file")
-        return {**facts, "pins": [], "assets": [_entry(entry, now) for entry in entries]}
-    except (BadAnswer, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise bad_bundle("a sidecar cannot be read") from error
-
-
-def _entry(entry: dict[str, Any], now: datetime) -> dict[str, Any]:
-    added_at = datetime.fromisoformat(entry["added_at"])
-    if entry.get("model") and entry.get("version"):
-        from civman.civitai import wire_models  # importing pydantic takes 0.2 s
-
-        # checked before the file's contents are imported, not after
-        wire_models.page({**entry["model"], "modelVersions": [entry["version"]]}, now=now, on_notice=lambda _: None)
-    asked = {what: _asked((entry.get("asked") or {}).get(what), now) for what in ("model", "version")}
-    return {
-        **entry,
-        "name": safe_name(str(entry["name"])),
-        "origin": "civitai" if entry["origin"] == "civitai" else "import",
-        "added_at": min(added_at, now).isoformat(),
-        "asked": asked,
-    }
-
-
-def _asked(raw: dict[str, Any] | None, now: datetime) -> dict[str, Any] | None:
-    """Replace times in the future: a response dated in the future would keep all later ones out of the index."""
-    if not raw or datetime.fromisoformat(raw["at"]) > now:
-        return None
-    return raw

@@ -26,6 +26,7 @@ from civman.library.downloads_part import DownloadsPart
 from civman.library.files_part import FilesPart
 from civman.library.grids_part import GridsPart
 from civman.library.maintenance_part import MaintenancePart
+from civman.library.object_store_part import ObjectStorePart
 from civman.library.pictures_part import PicturesPart
 from civman.library.project_part import ProjectPart
 from civman.library.trash_part import TrashPart
@@ -92,6 +93,7 @@ class Library:
         self.project = ProjectPart(self.context)
         self.bundles = BundlesPart(self.context)
         self.views = ViewsPart(self.context)
+        self.object_store = ObjectStorePart(self.context)
         self.account = AccountPart(self.context)
 
     @classmethod

@@ -40,19 +40,12 @@ class BundlesPart(Part):
 
         context = self._context
         if project is not None:
-            assets: Sequence[Asset] = self._locked_assets(project)
+            assets: Sequence[Asset] = ProjectPart(context).locked_assets(project)
         else:
             assets = context.find(refs, file=file) if refs else context.index.assets()
         return export_bundle(
             target, assets, context.index, context.store, with_notes=with_notes, replace=replace, on_event=on_event
         )
-
-    def _locked_assets(self, folder: Path) -> Sequence[Asset]:
-        synced = ProjectPart(self._context).sync(folder=folder, check=True)
-        for each in synced:
-            if each.error is not None:
-                raise each.error
-        return [each.asset for each in synced if each.asset is not None]
 
     def import_bundle(
         self, path: Path, *, permits: Permits | None = None, on_event: OnEvent = ignore

@@ -1,12 +1,16 @@
 """`library.maintenance`: repair files, rebuild the index, free disk space, find problems."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from civman.domain.access import Permits
+from civman.domain.catalog import Asset
 from civman.domain.events import OnEvent, ignore
 from civman.library.context import Part
 from civman.library.downloads_part import DownloadsPart
+from civman.library.open_store import is_configured, pull_digests
 
 if TYPE_CHECKING:
     from civman.manage.disk_usage import Usage
@@ -19,18 +23,36 @@ class MaintenancePart(Part):
     """Repair files, rebuild the index, free disk space, and diagnose problems."""
 
     def repair(self, verdicts: "Iterable[Verdict]", *, on_event: OnEvent = ignore) -> "Iterator[Verdict]":
-        """Replace corrupt and missing files, from another place or by downloading. Yields a verdict for each file."""
+        """Replace corrupt and missing files, from another place or by downloading. Yields a verdict for each file.
+
+        Files that the object store in the settings has are downloaded from there, the others from CivitAI.
+        """
         from civman.manage.verify import refetch, repair
 
         context, downloads = self._context, DownloadsPart(self._context)
+
+        def fetch(asset: Asset) -> Asset:
+            return self._from_store(asset, on_event) or refetch(asset, downloads.plan, downloads.fetch, on_event)
+
         return repair(
             verdicts,
             context.index,
             context.store,
-            fetch=lambda asset: refetch(asset, downloads.plan, downloads.fetch, on_event),
+            fetch=fetch,
             now=context.clock(),
             on_event=on_event,
         )
+
+    def _from_store(self, asset: Asset, on_event: OnEvent) -> Asset | None:
+        """Download a file from the object store in the settings; None if there is none or it does not have the file."""
+        context, sha256 = self._context, asset.blob.sha256
+        if not is_configured(context):
+            return None
+        moved = next(pull_digests(context, [sha256], url=None, permits=Permits(pickle=True), on_event=on_event), None)
+        stored = context.store.find(sha256)
+        if moved is None or moved.error is not None or stored is None:
+            return None
+        return replace(asset, path=str(stored.path))
 
     def rebuild(self, *, on_event: OnEvent = ignore) -> "Rebuilt":
         """Rebuild the index from the stored files and their sidecars, reading and verifying every byte."""

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from civman.domain.access import Permits
+from civman.domain.catalog import Asset
 from civman.domain.events import OnEvent, ignore
 from civman.errors import NotFound
 from civman.library.context import Part
 from civman.library.downloads_part import DownloadsPart
+from civman.library.open_store import is_configured, pull_digests
 
 if TYPE_CHECKING:
     from civman.exchange.project import Locked, Project
@@ -67,6 +69,8 @@ class ProjectPart(Part):
     ) -> "Sequence[Synced]":
         """Download exactly the files in the lock that are not stored yet. Returns an outcome for each entry.
 
+        Files that the object store in the settings has are downloaded from there, the others from CivitAI.
+
         `check`: only check, change nothing. `relock`: update the lock first. Raises: ConfigError: `lock-missing` or
         `lock-stale`.
         """
@@ -74,7 +78,22 @@ class ProjectPart(Part):
         failed = [added for added in syncing.relock() if added.error is not None] if relock else []
         if failed and failed[0].error is not None:
             raise failed[0].error
+        if not check and is_configured(self._context):
+            missing = [each.entry.sha256 for each in syncing.check() if each.asset is None]
+            for moved in pull_digests(
+                self._context, missing, url=None, permits=permits or Permits(), on_event=on_event
+            ):
+                if moved.error is not None:
+                    self._context.on_notice(f"`{moved.name}` from the object store: {moved.error.message}")
         return syncing.check() if check else syncing.sync()
+
+    def locked_assets(self, folder: Path) -> Sequence[Asset]:
+        """The stored files that the lock of the project in `folder` lists. Raises: the error of one that is missing."""
+        synced = self.sync(folder=folder, check=True)
+        for each in synced:
+            if each.error is not None:
+                raise each.error
+        return [each.asset for each in synced if each.asset is not None]
 
     def _syncing(self, folder: Path, file: str | None, permits: Permits | None, on_event: OnEvent) -> "Syncing":
         from civman.download.job import DownloadOptions  # importing this takes 0.3 s, see `LibraryContext.client`

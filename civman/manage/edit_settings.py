@@ -8,7 +8,9 @@ from civman.errors import Cause, ConfigError, UsageError
 from civman.settings import PROJECT_FILE, USER_FILE, Settings, checked_table, checked_value, nearest_project_file
 from civman.system.move_files import replace_file
 
-PLAIN_KEYS: Final = ("library", "civitai_url", "offline", "render.checkpoint", "render.open", "render.preview")
+PLAIN_KEYS: Final = (
+    "library", "civitai_url", "offline", "object_store", "render.checkpoint", "render.open", "render.preview",
+)  # fmt: skip
 """The settings with a single value. `render.presets.NAME.OPTION` is a setting, too."""
 PRESETS: Final = "render.presets."
 _SWITCHES: Final = ("offline", "render.open", "render.preview")

@@ -1,0 +1,280 @@
+"""A bucket of an S3-compatible object store that keeps blobs under their digest, as a second home for a library.
+
+Keys below the prefix in the store's URL: `blobs/sha256/ab/<sha256>` is a file, next to it `<sha256>.civman.json` is its
+sidecar and `<sha256>.preview.<ext>` its preview image. What is written is complete or absent: uploads of several parts
+become visible only at their end. What is read is not trusted: callers compare digests.
+"""
+
+import configparser
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+from civman.domain.digests import Sha256
+from civman.errors import BadAnswer, Cause, CivmanError, NetworkError, NotAllowed, NotFound, UsageError
+
+_SCHEME = "s3"
+_OPTIONS = ("endpoint", "region")
+_EXAMPLE = "s3://bucket/models or s3://bucket?endpoint=https://minio.example:9000"
+_BLOB = re.compile(r"blobs/sha256/[0-9a-f]{2}/([0-9a-f]{64})")
+_SIGNED_FOR = timedelta(hours=1)
+_MOST_SMALL_BYTES = 32 << 20
+_PART_BYTES = 32 << 20
+_PARTS_AT_ONCE = 4
+_READ_BYTES = 8 << 20
+_OTHER_CREDENTIALS = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+                      "AWS_CONTAINER_CREDENTIALS_FULL_URI")  # fmt: skip
+_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """A bucket, the prefix of its keys ("" or ending in a slash), and its server if it is not Amazon's."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Parse `s3://bucket/prefix?endpoint=URL&region=NAME`. Raises: UsageError (`bad-store`)."""
+        try:
+            parts = urlsplit(url.strip())
+            options = parse_qs(parts.query, strict_parsing=bool(parts.query))
+        except ValueError:
+            raise _bad(url) from None
+        if parts.scheme != _SCHEME or not parts.netloc or "@" in parts.netloc or parts.fragment:
+            raise _bad(url)
+        if unknown := options.keys() - set(_OPTIONS):
+            raise UsageError(
+                f"`{url}` has an unknown option `{min(unknown)}`", hint=f"the options are {', '.join(_OPTIONS)}",
+                code=Cause.BAD_STORE,
+            )  # fmt: skip
+        endpoint = options.get("endpoint", [None])[0]
+        if endpoint is not None and (
+            urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname
+        ):
+            raise UsageError(
+                f"the endpoint in `{url}` is not a web URL", hint=f"for example {_EXAMPLE}", code=Cause.BAD_STORE
+            )
+        path = parts.path.strip("/")
+        return cls(parts.netloc, f"{path}/" if path else "", endpoint, options.get("region", [None])[0])
+
+    def __str__(self) -> str:
+        return f"{_SCHEME}://{self.bucket}/{self.prefix}".rstrip("/")
+
+
+def _bad(url: str) -> UsageError:
+    return UsageError(
+        f"`{url}` is not the URL of an object store", hint=f"for example {_EXAMPLE}", code=Cause.BAD_STORE
+    )
+
+
+class ObjectStore:
+    """An open connection to a bucket. Its methods raise NetworkError, NotAllowed and NotFound (no such bucket)."""
+
+    def __init__(self, address: StoreAddress, store: Any, server: tuple[str, str]) -> None:
+        """`store` is obstore's; `server` is the scheme and host with port that signed URLs point to."""
+        self.address = address
+        self.server = server
+        self._store = store
+
+    @classmethod
+    def open(cls, url: str, *, environ: Mapping[str, str] | None = None, home: Path | None = None) -> Self:
+        """Open the store at `url`. Nothing is sent yet.
+
+        Access keys are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, else from ~/.aws/credentials (the profile
+        in AWS_PROFILE, or "default").
+
+        Raises: UsageError: `url` is invalid, or the extra `s3` is not installed. NotAllowed (`no-key`): no access keys.
+        """
+        address = StoreAddress.parse(url)
+        environ = os.environ if environ is None else environ
+        settings = _credentials(environ, home or Path.home())
+        if not settings and not any(environ.get(name) for name in _OTHER_CREDENTIALS):
+            raise NotAllowed(
+                f"there are no access keys for `{address}`",
+                hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write them to ~/.aws/credentials",
+                code=Cause.NO_KEY,
+            )
+        endpoint = address.endpoint or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
+        region = address.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        settings |= {"region": region, "checksum_algorithm": "SHA256"}
+        if endpoint:
+            settings["endpoint"] = endpoint.rstrip("/")
+        made = _obstore_store()(
+            address.bucket,
+            prefix=address.prefix.rstrip("/") or None,
+            client_options={"allow_http": bool(endpoint and endpoint.startswith("http://")), "connect_timeout": "15s"},
+            retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=60)},
+            **settings,
+        )
+        return cls(address, made, _server(made))
+
+    def blobs(self) -> dict[Sha256, int]:
+        """List the digests of all blobs in the store with their sizes in bytes."""
+        found: dict[Sha256, int] = {}
+        with self._errors():
+            for page in _obstore().list(self._store, prefix="blobs/sha256/"):
+                for entry in page:
+                    if match := _BLOB.fullmatch(entry["path"]):
+                        found[Sha256(match[1])] = int(entry["size"])
+        return found
+
+    def size_of(self, sha256: Sha256) -> int | None:
+        """The size in bytes of a blob in the store, or None if it is not there."""
+        try:
+            with self._errors():
+                return int(_obstore().head(self._store, _key(sha256))["size"])
+        except NotFound:
+            return None
+
+    def upload(self, sha256: Sha256, pieces: Iterable[bytes]) -> None:
+        """Write a blob. If `pieces` raises, nothing is written. Each part is sent with a SHA-256 for the server."""
+        with self._errors():
+            _obstore().put(
+                self._store, _key(sha256), iter(pieces), use_multipart=True, chunk_size=_PART_BYTES,
+                max_concurrency=_PARTS_AT_ONCE,
+            )  # fmt: skip
+
+    def read(self, sha256: Sha256) -> Iterator[bytes]:
+        """Read a blob from start to end, in pieces of some megabytes. Raises: NotFound: the store does not have it."""
+        with self._errors():
+            for piece in _obstore().get(self._store, _key(sha256)).stream(min_chunk_size=_READ_BYTES):
+                yield bytes(piece)
+
+    def signed_url(self, sha256: Sha256) -> str:
+        """Make a URL from which the blob can be downloaded without the access keys, for one hour. Sends nothing."""
+        with self._errors():
+            return str(_obstore().sign(self._store, "GET", _key(sha256), _SIGNED_FOR))
+
+    def delete(self, sha256: Sha256) -> None:
+        """Delete a blob and what is stored next to it."""
+        with self._errors():
+            beside = [entry["path"] for page in _obstore().list(self._store, prefix=_folder(sha256)) for entry in page]
+            doomed = [path for path in beside if path.startswith(_key(sha256))]
+            _obstore().delete(self._store, sorted(doomed))
+
+    def write_beside(self, sha256: Sha256, ending: str, data: bytes) -> None:
+        """Write a small file next to a blob, such as its sidecar (`ending` ".civman.json")."""
+        with self._errors():
+            _obstore().put(self._store, _key(sha256) + ending, data)
+
+    def read_beside(self, sha256: Sha256, ending: str) -> bytes | None:
+        """Read a small file next to a blob; None if there is none. Raises: BadAnswer: it is not small."""
+        try:
+            with self._errors():
+                found = _obstore().get(self._store, _key(sha256) + ending)
+                if int(found.meta["size"]) > _MOST_SMALL_BYTES:
+                    raise BadAnswer(f"`{_key(sha256)}{ending}` in `{self.address}` is too large")
+                return bytes(found.bytes())
+        except NotFound:
+            return None
+
+    def preview_ending(self, sha256: Sha256) -> str | None:
+        """The ending of the blob's preview image, such as ".preview.jpeg"; None if there is none."""
+        key = _key(sha256)
+        with self._errors():
+            for page in _obstore().list(self._store, prefix=_folder(sha256)):
+                for entry in page:
+                    if entry["path"].startswith(f"{key}.preview."):
+                        return str(entry["path"].removeprefix(key))
+        return None
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn obstore's exceptions into civman's."""
+        known = _exceptions()
+        try:
+            yield
+        except (known.NotFoundError, FileNotFoundError) as error:  # obstore raises Python's own
+            if "NoSuchBucket" in str(error):
+                raise NotFound(
+                    f"there is no bucket `{self.address.bucket}`", hint="check the URL, its endpoint and its region"
+                ) from error
+            raise NotFound(f"`{self.address}` does not have this object") from error
+        except (known.PermissionDeniedError, known.UnauthenticatedError) as error:
+            raise NotAllowed(
+                f"the object store refused access to `{self.address}`{_reason(error)}",
+                hint="check the access keys and what they allow", code=Cause.STORAGE_REFUSED,
+            ) from error  # fmt: skip
+        except known.BaseError as error:
+            raise self._network_error(error) from error
+
+    def _network_error(self, error: Exception) -> CivmanError:
+        scheme, host = self.server
+        return NetworkError(
+            f"the object store `{self.address}` cannot be used: {_first_line(error)}",
+            hint=f"check that {scheme}://{host} can be reached, then try again; what was complete is kept",
+        )
+
+
+def _key(sha256: Sha256) -> str:
+    return f"{_folder(sha256)}/{sha256}"
+
+
+def _folder(sha256: Sha256) -> str:
+    return f"blobs/sha256/{sha256[:2]}"
+
+
+def _reason(error: Exception) -> str:
+    found = re.search(r"<Code>(\w+)</Code>", str(error))
+    return f": {found[1]}" if found else ""
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of an error of obstore, without its technical details and the keys in signed URLs."""
+    line = str(error).partition("\n")[0].strip()
+    line = re.sub(r"\?X-Amz-[^\s`]*", "", line)
+    return line.removeprefix("Generic S3 error: ")[:300]
+
+
+def _credentials(environ: Mapping[str, str], home: Path) -> dict[str, Any]:
+    """The access keys as obstore's options; empty if there are none."""
+    found = {name: value for name in _KEYS if (value := environ.get(name.upper()))}
+    if found:
+        return found
+    file = Path(environ.get("AWS_SHARED_CREDENTIALS_FILE") or home / ".aws" / "credentials")
+    profiles = configparser.RawConfigParser()
+    try:
+        profiles.read(file, encoding="utf-8")
+        profile = profiles[environ.get("AWS_PROFILE") or "default"]
+    except (configparser.Error, KeyError, OSError, UnicodeDecodeError):
+        return {}
+    return {name: profile[name] for name in _KEYS if profile.get(name)}
+
+
+def _server(store: Any) -> tuple[str, str]:
+    parts = urlsplit(str(_obstore().sign(store, "GET", "x", timedelta(seconds=60))))
+    return parts.scheme, parts.netloc
+
+
+def _obstore() -> Any:
+    try:
+        import obstore  # an extra: only for object stores
+    except ImportError as error:
+        raise UsageError(
+            "object stores need the extra `s3`", hint="install it: pip install 'civman[s3]'", code=Cause.NO_S3_EXTRA
+        ) from error
+    return obstore
+
+
+def _obstore_store() -> Any:
+    _obstore()
+    from obstore.store import S3Store
+
+    return S3Store
+
+
+def _exceptions() -> Any:
+    _obstore()
+    from obstore import exceptions
+
+    return exceptions

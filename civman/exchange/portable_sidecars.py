@@ -1,0 +1,88 @@
+"""Sidecars that travel to other machines: what is left out when they are written, and distrusted when they are read."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+from civman.domain.digests import Sha256
+from civman.domain.file_names import safe_name
+from civman.errors import BadAnswer, Cause, IntegrityError
+from civman.exchange.bundle_archive import MOST_PREVIEW_BYTES
+from civman.index import Index
+from civman.manage.sidecar import described
+from civman.store.blobs import BlobStore
+
+_MOST_ASSETS = 1000
+_PRIVATE = ("note", "tags", "trigger_words", "rating", "is_favourite", "alias")
+"""The user's own annotations of an asset, which are included only on request."""
+
+
+class Portable:
+    """Creates sidecars and previews when they are needed, so that they do not stay in memory."""
+
+    def __init__(self, index: Index, store: BlobStore, *, with_notes: bool) -> None:
+        """`with_notes`: include the user's own annotations."""
+        self._index, self._store, self._with_notes = index, store, with_notes
+
+    def sidecar(self, sha256: Sha256) -> bytes:
+        """The JSON of the blob's sidecar, without what belongs to this machine."""
+        facts = described(self._index, self._index.referrers(sha256), self._store)
+        for own in ("path", "pins"):  # these facts belong to this machine, not to the model
+            facts.pop(own, None)
+        facts["assets"] = [self._public(entry) for entry in facts["assets"]]
+        return json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=True).encode()
+
+    def preview(self, sha256: Sha256) -> tuple[str, bytes] | None:
+        """The suffix and the bytes of the blob's preview image; None if it has none, or one that is too large."""
+        path = self._store.preview(sha256)
+        if path is None or not 0 < path.stat().st_size <= MOST_PREVIEW_BYTES:
+            return None
+        return path.suffix, path.read_bytes()
+
+    def _public(self, entry: dict[str, Any]) -> dict[str, Any]:
+        left_out = {"last_used_at"} if self._with_notes else {"last_used_at", *_PRIVATE}
+        return {key: value for key, value in entry.items() if key not in left_out}
+
+
+def bad_sidecar(why: str) -> IntegrityError:
+    """The error for a sidecar from another machine that cannot be used."""
+    return IntegrityError(f"the file's metadata (its sidecar) is invalid: {why}", code=Cause.BAD_SIDECAR)
+
+
+def checked_facts(data: bytes, now: datetime) -> dict[str, Any]:
+    """Parse a sidecar from another machine: unsafe names and times in the future are replaced, pins are removed.
+
+    Raises: IntegrityError (`bad-sidecar`).
+    """
+    try:
+        facts = json.loads(data)
+        entries = facts["assets"]
+        if not isinstance(entries, list) or not 0 < len(entries) <= _MOST_ASSETS:
+            raise bad_sidecar("it does not describe exactly one file")
+        return {**facts, "pins": [], "assets": [_entry(entry, now) for entry in entries]}
+    except (BadAnswer, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise bad_sidecar("it cannot be read") from error
+
+
+def _entry(entry: dict[str, Any], now: datetime) -> dict[str, Any]:
+    added_at = datetime.fromisoformat(entry["added_at"])
+    if entry.get("model") and entry.get("version"):
+        from civman.civitai import wire_models  # importing pydantic takes 0.2 s
+
+        # checked before the file's contents are imported, not after
+        wire_models.page({**entry["model"], "modelVersions": [entry["version"]]}, now=now, on_notice=lambda _: None)
+    asked = {what: _asked((entry.get("asked") or {}).get(what), now) for what in ("model", "version")}
+    return {
+        **entry,
+        "name": safe_name(str(entry["name"])),
+        "origin": "civitai" if entry["origin"] == "civitai" else "import",
+        "added_at": min(added_at, now).isoformat(),
+        "asked": asked,
+    }
+
+
+def _asked(raw: dict[str, Any] | None, now: datetime) -> dict[str, Any] | None:
+    """Replace times in the future: a response dated in the future would keep all later ones out of the index."""
+    if not raw or datetime.fromisoformat(raw["at"]) > now:
+        return None
+    return raw
