@@ -32,7 +32,7 @@ test: lint tests
 test-all: test check long-tests shells
 	$(MAKE) --no-print-directory --jobs 2 fixtures-check fuzz
 
-long-tests: $(VENV)/installed-dev
+long-tests: $(VENV)/installed-all
 	$(BIN)/pytest -m long --numprocesses 2 --dist worksteal
 
 snapshots: $(VENV)/installed-dev  # after an intended change of help pages, tables or error messages
@@ -111,6 +111,10 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt tests/oracles.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt --editable '.[dev,render]'
 	$(PIP) install --no-deps --requirement tests/oracles.txt
+	touch $@
+
+$(VENV)/installed-all: $(VENV)/installed-dev
+	$(PIP) install --constraint constraints.txt --editable '.[cluster]'
 	touch $@
 
 clean:

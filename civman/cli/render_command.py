@@ -259,6 +259,17 @@ def render(
         ),
     ] = None,
     low_vram: LowVramOpt = False,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Render on several workers: auto (one for each GPU), a number of processes, ray or ray://HOST:PORT.",
+            show_default="this process",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Skip images that were rendered before with the same recipe and folder.")
+    ] = False,
     force: Annotated[
         bool,
         typer.Option(
@@ -356,8 +367,10 @@ def render(
             "plan", [plan_value(plan, chosen) for plan in plans],
             human=lambda console: print_plans(console, plans), ids=(plan.recipe.sha256 for plan in plans),
         )  # fmt: skip
-    with session.drawing([plan.recipe for plan in plans]) as on_event:
-        made = session.library.render(plans, output=output, options=options, machine=machine, on_event=on_event)
+    with session.drawing([plan.recipe for plan in plans], is_spread=on is not None or resume) as on_event:
+        made = session.library.render(
+            plans, output=output, options=options, machine=machine, on=on, resume=resume, on_event=on_event
+        )
     result = Result(
         "render", [rendering_value(each) for each in made],
         human=lambda console: print_renderings(console, made), ids=(each.path for each in made),

@@ -112,12 +112,15 @@ class Session:
 
         return progress_bars.verifying(self.output)
 
-    def drawing(self, recipes: "Sequence[Recipe]", *, called: str = "prompt") -> "AbstractContextManager[OnEvent]":
-        """Show a progress bar while these recipes are rendered, in this order."""
+    def drawing(
+        self, recipes: "Sequence[Recipe]", *, called: str = "prompt", is_spread: bool = False
+    ) -> "AbstractContextManager[OnEvent]":
+        """Show a progress bar while these recipes are rendered: in this order, or spread over workers."""
         from civman.cli import progress_bars
-        from civman.cli.job_progress import shares
+        from civman.cli.job_progress import Share, shares
 
-        return progress_bars.drawing(self.output, shares(recipes), called=called)
+        whole = [Share(sum(recipe.count for recipe in recipes))]
+        return progress_bars.drawing(self.output, whole if is_spread else shares(recipes), called=called)
 
 
 def _require_library(folder: Path) -> None:

@@ -62,8 +62,13 @@ def choose_device(wanted: str | None = None) -> torch.device:
     return device
 
 
+def cuda_devices() -> list[str]:
+    """List all CUDA devices by name, such as "cuda:0"."""
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
 def _devices_hint() -> str:
-    cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    cards = cuda_devices()
     apple = ["mps"] if torch.backends.mps.is_available() else []
     return "here: " + ", ".join([*cards, *apple, "cpu"])
 

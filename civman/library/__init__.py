@@ -261,12 +261,17 @@ class Library:
         output: Path | None = None,
         options: "OutputOptions | None" = None,
         machine: "Machine | None" = None,
+        on: str | None = None,
+        resume: bool = False,
         on_event: OnEvent = ignore,
     ) -> "Sequence[Rendering]":
         """Render a plan, a recipe or several plans and save the pictures in `output` (default: the library's renders/).
 
-        Never uses the network. Raises: CannotRender, Incompatible, StoreError; Interrupted: pictures finished before
-        are kept.
+        `on`: the workers to render on: "auto", a number of processes, "ray" or "ray://HOST:PORT"; None: this process.
+        `resume`: leave out images that were rendered before, with the same recipe in the same folder.
+
+        Uses the network only for Ray. Raises: CannotRender, Incompatible, StoreError; Interrupted: pictures finished
+        before are kept.
         """
         from civman.domain.recipes.machine import Machine
         from civman.domain.recipes.recipe import Recipe
@@ -277,6 +282,14 @@ class Library:
             what = self.plan(what, on_event=on_event)
         plans, context = [what] if isinstance(what, Planned) else list(what), self.context
         place = Place(output or context.renders, options or OutputOptions())
+        if on is not None or resume:
+            from civman.workers.choose_pool import choose_pool
+            from civman.workers.render_on import render_on
+
+            return render_on(
+                context.index, context.root, plans, place, resumes=resume, clock=context.clock, on_event=on_event,
+                start=choose_pool(on, machine or Machine()),
+            )  # fmt: skip
         from civman.rendering.render_and_save import render  # importing torch takes 2 s or more, so do it last
 
         return render(

@@ -1,6 +1,7 @@
 """Renders plans for a library: saves the pictures, records them in the index, and keeps copies of the input images."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -30,10 +31,19 @@ def render(
     for planned in plans:
         keep_inputs(root, planned)
     made: list[Rendering] = []
-    try:
+    with keeping(made, place):
         for rendering in make(plans, place, machine=machine, on_event=on_event):
             (number,) = index.record_pictures([(rendering.path.absolute(), rendering.record)], clock())
             made.append(replace(rendering, id=number))
+    index.mark_used({file.sha256 for planned in plans for file in planned.files}, clock())
+    return made
+
+
+@contextmanager
+def keeping(made: list[Rendering], place: Place) -> Iterator[None]:
+    """Add to an error or interruption which images were finished and saved before it."""
+    try:
+        yield
     except KeyboardInterrupt:
         finished = "1 finished picture is" if len(made) == 1 else f"{len(made)} finished pictures are"
         done = f"; {finished} saved in `{place.folder}`" if made else ""
@@ -41,8 +51,6 @@ def render(
     except CivmanError as error:  # one picture failed; those before it are finished and saved
         error.facts["paths"] = [str(rendering.path) for rendering in made]
         raise
-    index.mark_used({file.sha256 for planned in plans for file in planned.files}, clock())
-    return made
 
 
 def save(

@@ -1,0 +1,113 @@
+"""Distribute tasks to a pool of workers, and collect and check what they render.
+
+Each worker has one task that it works on and one that waits, so that it never idles. A task whose worker is lost is
+given to another one. The state that counts is on the head's disk: what is saved and indexed is finished, and whoever
+starts the job again continues with the rest.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from civman.domain.events import Notice, OnEvent, Step
+from civman.errors import CannotRender, Cause, IntegrityError
+from civman.planning.recipe_sources import pixel_sha256
+from civman.rendering.draw import Drawn
+from civman.workers.tasks import Task, TaskQueue
+
+_AHEAD = 2
+"""Tasks that a worker has at once: the one that it works on and the next one."""
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker reports: a task's images, or its error, or (without a task) that the worker is lost."""
+
+    worker: int
+    task: int | None = None
+    drawn: tuple[Drawn, ...] = field(default=(), repr=False)
+    error: Exception | None = None
+
+
+class Pool(Protocol):
+    """A number of workers, each known by a number. A lost worker is replaced by a new one with the same number."""
+
+    @property
+    def size(self) -> int:
+        """The number of workers."""
+        ...
+
+    def send(self, worker: int, task: Task) -> None:
+        """Give a task to a worker; it works on its tasks in order."""
+        ...
+
+    def receive(self) -> Report:
+        """Wait for the next report."""
+        ...
+
+    def close(self) -> None:
+        """End all workers, whatever they are doing."""
+        ...
+
+
+def work_off(tasks: Sequence[Task], pool: Pool, on_event: OnEvent) -> Iterator[tuple[Task, tuple[Drawn, ...]]]:
+    """Render all `tasks`, yielding each one's images as soon as they arrive, in any order.
+
+    Raises: the first error of a task, after which nothing more is given out; CannotRender (`worker-lost`): a task's
+        workers are lost again and again; IntegrityError (`worker-lied`): a worker returned something else than it says.
+    """
+    queue, attempts = TaskQueue.of(tasks), dict.fromkeys((task.number for task in tasks), 0)
+    given: list[list[Task]] = [[] for _ in range(pool.size)]
+    held: list[tuple[object, ...] | None] = [None] * pool.size
+    images, done = sum(task.planned.recipe.count for task in tasks), 0
+
+    def supply() -> None:
+        for most in range(1, _AHEAD + 1):  # everyone gets a first task before anyone gets a second
+            for worker in range(pool.size):
+                if len(given[worker]) < most and (task := queue.take(held[worker])) is not None:
+                    held[worker] = task.model
+                    given[worker].append(task)
+                    pool.send(worker, task)
+
+    supply()
+    while any(given):
+        report = pool.receive()
+        mine = given[report.worker]
+        if report.task is None:
+            lost, given[report.worker], held[report.worker] = mine, [], None
+            on_event(Notice("render", "a worker was lost; its images are rendered by another one"))
+            for task in reversed(lost):
+                queue.put_back(task)
+            if lost:
+                attempts[lost[0].number] += 1
+                if attempts[lost[0].number] >= _ATTEMPTS:
+                    raise CannotRender(
+                        f"the worker that rendered image {lost[0].number + 1} was lost {_ATTEMPTS} times",
+                        hint="it may need more memory than there is: use fewer workers (--on)", code=Cause.WORKER_LOST,
+                    )  # fmt: skip
+            supply()
+            continue
+        task = next(each for each in mine if each.number == report.task)
+        mine.remove(task)
+        if report.error is not None:
+            raise report.error
+        _require_honest(task, report.drawn)
+        supply()
+        done += len(report.drawn)
+        on_event(Step(key="render", step=1, steps=1, first=done - len(report.drawn) + 1, pictures=len(report.drawn),
+                      count=images, stage="first"))  # fmt: skip
+        yield task, report.drawn
+
+
+def _require_honest(task: Task, drawn: Sequence[Drawn]) -> None:
+    """Check that images belong to their task and have the pixels that their records say."""
+    recipe = task.planned.recipe
+    is_right = len(drawn) == recipe.count and all(
+        each.record.recipe == recipe and pixel_sha256(each.pixels) == each.record.pixel_sha256 for each in drawn
+    )
+    if not is_right:
+        raise IntegrityError(
+            "a worker returned images that do not match their own records; none of them was saved",
+            hint="check that all machines have the same civman and sound memory", code=Cause.WORKER_LIED,
+        )  # fmt: skip

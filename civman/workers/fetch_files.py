@@ -1,0 +1,46 @@
+"""Get a plan's files onto a worker's machine: from the head, by digest, verified on arrival and kept in a cache."""
+
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from civman.civitai.responses import DownloadAddress
+from civman.civitai.site import user_agent
+from civman.civitai.storage_connection import Network, StorageConnection, tls_context
+from civman.domain.catalog import ModelFile
+from civman.domain.digests import Hashes
+from civman.domain.events import ignore
+from civman.download.fetch import Fetcher, Wanted
+from civman.planning.plan_types import Planned, PlannedFile
+from civman.store.blobs import BlobStore
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a worker's files come from: the host with port of the head's `BlobServer`, and its token."""
+
+    origin: str
+    token: str = field(repr=False)
+
+
+def with_local_files(planned: Planned, source: Source, cache: Path) -> Planned:
+    """Replace the paths of a plan's files by those in the folder `cache`, after fetching what it lacks.
+
+    Raises: NetworkError: the head cannot be reached. HashMismatch: it sent something else. StoreError.
+    """
+    store = BlobStore(cache)
+    return replace(planned, files=tuple(_local(file, source, store) for file in planned.files))
+
+
+def _local(file: PlannedFile, source: Source, store: BlobStore) -> PlannedFile:
+    stored = store.find(file.sha256)
+    if stored is None:
+        network = Network(user_agent(), token=source.token, own_server=("http", source.origin))
+        fetcher = Fetcher(store, lambda: StorageConnection(network, tls_context), allow_pickle=True)
+        address = DownloadAddress(f"http://{source.origin}/blobs/sha256/{file.sha256}", send_token=True)
+        wanted = ModelFile(None, file.name, "Model", None, Hashes(sha256=file.sha256))
+        stored = fetcher.fetch(
+            Wanted(file.sha256, wanted, lambda: address), on_event=ignore, cancel=threading.Event()
+        ).blob
+    copy = None if file.copy is None else store.root / "copies" / file.copy.name
+    return replace(file, path=stored.path, copy=copy)

@@ -1,0 +1,36 @@
+"""A pool of one worker in this process: for a job that is continued without other processes."""
+
+from collections import deque
+
+from civman.domain.recipes.machine import Machine
+from civman.errors import CivmanError
+from civman.workers.dispatch import Report
+from civman.workers.tasks import Task
+from civman.workers.warm_worker import WarmWorker
+
+
+class Inline:
+    """The worker renders when its report is asked for."""
+
+    size = 1
+
+    def __init__(self, machine: Machine) -> None:
+        self._worker = WarmWorker(machine)
+        self._worker.__enter__()
+        self._tasks: deque[Task] = deque()
+
+    def send(self, worker: int, task: Task) -> None:  # noqa: ARG002  # there is only one
+        """Queue a task."""
+        self._tasks.append(task)
+
+    def receive(self) -> Report:
+        """Render the next task."""
+        task = self._tasks.popleft()
+        try:
+            return Report(0, task.number, self._worker.draw(task.planned))
+        except CivmanError as error:
+            return Report(0, task.number, error=error)
+
+    def close(self) -> None:
+        """Release the model."""
+        self._worker.__exit__(None, None, None)

@@ -1,0 +1,23 @@
+"""Errors of civman as plain values, because exceptions with their own constructors cannot be pickled."""
+
+from typing import Any
+
+from civman.errors import CivmanError
+
+Packed = tuple[type[CivmanError], tuple[Any, ...], dict[str, Any]]
+
+
+def packed(error: CivmanError) -> Packed:
+    """The class, the arguments and the attributes of an error."""
+    return type(error), error.args, dict(error.__dict__)
+
+
+def unpacked(value: Packed | str) -> Exception:
+    """The error that `packed` was given; for the traceback of another exception, a RuntimeError."""
+    if isinstance(value, str):
+        return RuntimeError(f"a worker failed:\n{value}")
+    kind, arguments, attributes = value
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    error.__dict__.update(attributes)
+    return error

@@ -1,0 +1,132 @@
+"""Workers on a Ray cluster: one actor for each GPU, or for some cores of each machine. Needs the extra `cluster`.
+
+Ray places actors and starts lost ones again. Everything else is as with processes: tasks are given out a few at a time,
+results are saved by the head, and models are fetched by digest. Ray's own object store carries no models.
+
+Ray runs code that is sent to it, so a cluster belongs into a private network.
+"""
+
+import importlib
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from civman.domain.recipes.machine import Machine
+from civman.errors import Cause, NetworkError, UsageError
+from civman.planning.plan_types import Planned
+from civman.workers.blob_server import BlobServer
+from civman.workers.dispatch import Report
+from civman.workers.packed_errors import unpacked
+from civman.workers.tasks import Task
+
+CACHE_VARIABLE = "CIVMAN_WORKER_CACHE"
+_CORES_EACH = 4
+_RETRIES = 2
+"""How often Ray gives a task again to an actor that was lost and has been started again."""
+
+
+class RayPool:
+    """A pool of Ray actors."""
+
+    def __init__(self, address: str | None, machine: Machine, tasks: "list[Task]") -> None:
+        """Connect to the cluster at `address` (HOST:PORT; None: the one that this machine belongs to).
+
+        Raises: UsageError (`no-cluster-extra`): Ray is not installed. NetworkError: there is no cluster.
+        """
+        self._ray: Any = _ray()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            self._ray.init(address=address or "auto", log_to_driver=False, namespace="civman", logging_level="error")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise NetworkError(
+                f"there is no Ray cluster {f'at `{address}`' if address else 'on this machine'}",
+                hint="start one with `ray start --head`, and `ray start --address=HOST:PORT` on the other machines",
+            ) from error
+        files = {file.sha256: file.path for task in tasks for file in task.planned.files}
+        self._server = BlobServer(files, str(self._ray.util.get_node_ip_address())).__enter__()
+        room, each = self._share(machine)
+        self._actors = [self._actor(machine, each) for _ in range(max(1, min(int(room), len(tasks))))]
+        self._waiting: dict[Any, int] = {}
+        self._reports: deque[Report] = deque()
+
+    @property
+    def size(self) -> int:
+        """The number of actors."""
+        return len(self._actors)
+
+    def send(self, worker: int, task: Task) -> None:
+        """Give a task to an actor."""
+        self._waiting[self._actors[worker].draw.remote(task)] = worker
+
+    def receive(self) -> Report:
+        """Wait for the next report of any actor."""
+        if self._reports:
+            return self._reports.popleft()
+        (ready,), _ = self._ray.wait(list(self._waiting), num_returns=1)
+        worker = self._waiting.pop(ready)
+        try:
+            number, drawn, error = self._ray.get(ready)
+        except self._ray.exceptions.RayError:  # in spite of Ray's retries; the actor's other tasks fail with it
+            self._waiting = {ref: other for ref, other in self._waiting.items() if other != worker}
+            return Report(worker)
+        return Report(worker, number, drawn, None if error is None else unpacked(error))
+
+    def close(self) -> None:
+        """End the actors and the connection to the cluster."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._ray.shutdown()
+        self._server.__exit__()
+
+    def _share(self, machine: Machine) -> tuple[float, dict[str, float]]:
+        """How many actors the cluster has room for, and what each one takes."""
+        here = self._ray.cluster_resources()
+        if here.get("GPU") and machine.device in (None, "cuda"):
+            return here["GPU"], {"num_gpus": 1.0}
+        cores = float(machine.threads or _CORES_EACH)
+        return here.get("CPU", 1.0) // cores, {"num_cpus": min(cores, here.get("CPU", 1.0))}
+
+    def _actor(self, machine: Machine, each: dict[str, float]) -> Any:
+        home = self._ray.get_runtime_context().get_node_id()
+        kind = self._ray.remote(max_restarts=-1, max_task_retries=_RETRIES, **each)(_Actor)
+        return kind.remote(machine, home, self._server.origin, self._server.token)
+
+
+class _Actor:
+    """One worker of the cluster; it has its own process."""
+
+    def __init__(self, machine: Machine, home: str, origin: str, token: str) -> None:
+        from civman.workers.fetch_files import Source
+        from civman.workers.warm_worker import WarmWorker
+
+        ray: Any = importlib.import_module("ray")
+        is_at_home = ray.get_runtime_context().get_node_id() == home
+        self._source = None if is_at_home else Source(origin, token)
+        self._cache = Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("civman") / "worker")
+        self._worker = WarmWorker(machine).__enter__()
+
+    def draw(self, task: Task) -> tuple[int, Any, Any]:
+        """Render a task. Returns its number, its images, and its error in place of them."""
+        from civman.workers.processes import attempted
+
+        return attempted(task, lambda: self._worker.draw(self._localised(task.planned)))
+
+    def _localised(self, planned: Planned) -> Planned:
+        if self._source is None:
+            return planned
+        from civman.workers.fetch_files import with_local_files
+
+        return with_local_files(planned, self._source, self._cache)
+
+
+def _ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise UsageError(
+            "rendering on a cluster needs the extra `cluster`", hint="install it: pip install 'civman[cluster,render]'",
+            code=Cause.NO_CLUSTER_EXTRA,
+        ) from error  # fmt: skip

@@ -1,0 +1,61 @@
+"""Render a large job on several workers, and continue one that was stopped."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+
+from civman.domain.events import Notice, OnEvent
+from civman.domain.plurals import counted
+from civman.index import Index
+from civman.index.read_pictures import PictureFilter
+from civman.planning.input_pictures import keep_inputs
+from civman.planning.plan_types import Planned, Rendering
+from civman.rendering.import_pictures import import_pictures
+from civman.rendering.render_and_save import keeping
+from civman.rendering.save_pictures import Place
+from civman.workers.dispatch import Pool, work_off
+from civman.workers.tasks import Task, tasks_of
+
+
+def render_on(
+    index: Index, root: Path, plans: Sequence[Planned], place: Place, *,
+    start: Callable[[list[Task]], Pool], resumes: bool,
+    clock: Callable[[], datetime], on_event: OnEvent,
+) -> list[Rendering]:  # fmt: skip
+    """Render all plans on the workers of a pool; each image is saved and recorded as soon as it arrives.
+
+    `start` starts a pool for these tasks. `resumes`: leave out images that the index has with the same recipe
+    in the same folder. Returns the images that were rendered now, in the order of the plans.
+
+    Raises: what `civman.workers.dispatch.work_off` raises; StoreError, LibraryError. Interrupted.
+    """
+    for planned in plans:
+        keep_inputs(root, planned)
+    tasks = tasks_of(plans)
+    if resumes:
+        import_pictures(index, place.folder)  # an image may have been saved but not recorded when the job was killed
+        left = [task for task in tasks if not is_finished(index, task, place)]
+        if len(left) < len(tasks):
+            on_event(Notice("render", f"{counted(len(tasks) - len(left), 'image')} of {len(tasks)} rendered before"))
+        tasks = left
+    made: list[Rendering] = []
+    places: list[tuple[int, int]] = []
+    if tasks:
+        with closing(start(tasks)) as pool, keeping(made, place):
+            for task, drawn in work_off(tasks, pool, on_event):
+                for number, each in enumerate(drawn):
+                    path = place.keep(each.pixels, each.record)
+                    (row,) = index.record_pictures([(path.absolute(), each.record)], clock())
+                    made.append(Rendering(path, each.record, each.applied, row))
+                    places.append((task.number, number))
+        index.mark_used({file.sha256 for task in tasks for file in task.planned.files}, clock())
+    return [rendering for _, rendering in sorted(zip(places, made, strict=True), key=lambda pair: pair[0])]
+
+
+def is_finished(index: Index, task: Task, place: Place) -> bool:
+    """Whether all images of a task are recorded, and still in the folder that they would be saved in now."""
+    recipe, folder = task.planned.recipe, str(place.folder.absolute())
+    kept = index.pictures(PictureFilter(recipe=recipe.sha256))
+    here = {each.record.seed for each in kept if str(Path(each.path).parent) == folder and each.is_here}
+    return len(here) >= recipe.count

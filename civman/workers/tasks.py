@@ -1,0 +1,89 @@
+"""The units of work of a large job, and the order in which workers take them.
+
+A task is one batch of one plan. It is fixed before the work is distributed, so what it renders does not depend on how
+many workers there are.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+from civman.diffusion import samplers
+from civman.domain.recipes.recipe import Recipe
+from civman.planning.plan_types import MODEL_FIELDS, Planned
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One batch of one plan. `number` is its place in the whole job; `plan` that of its plan."""
+
+    number: int
+    plan: int
+    planned: Planned
+
+    @property
+    def model(self) -> tuple[object, ...]:
+        """What a worker has to load and merge for this task; equal for tasks that can follow each other at no cost."""
+        recipe = self.planned.recipe
+        return (*(getattr(recipe, name) for name in MODEL_FIELDS), recipe.loras)
+
+
+def tasks_of(plans: Iterable[Planned]) -> list[Task]:
+    """Split plans into tasks, in order. Each task's recipe is the one that its images are recorded with."""
+    numbers = count()
+    return [
+        Task(next(numbers), place, replace(planned, recipe=recipe))
+        for place, planned in enumerate(plans)
+        for recipe in _batches(planned.recipe)
+    ]
+
+
+def _batches(recipe: Recipe) -> Iterator[Recipe]:
+    is_adaptive = samplers.of_recipe(recipe.sampler, recipe.rules).is_adaptive
+    size = 1 if is_adaptive else recipe.batch_size  # an adaptive sampler's images would affect each other
+    for first in range(0, recipe.count, size):
+        number = min(size, recipe.count - first)
+        yield replace(recipe, seed=recipe.seed + first, count=number, batch_size=number)
+
+
+@dataclass(slots=True)
+class TaskQueue:
+    """Tasks that are not assigned to a worker yet, grouped by the model that they need."""
+
+    groups: dict[tuple[object, ...], list[Task]] = field(default_factory=dict)
+    holders: dict[tuple[object, ...], int] = field(default_factory=dict)
+    """How many workers hold the model of each group."""
+
+    @classmethod
+    def of(cls, tasks: Sequence[Task]) -> "TaskQueue":
+        """Queue all `tasks`; those of one group keep their order."""
+        queue = cls()
+        for task in tasks:
+            queue.groups.setdefault(task.model, []).append(task)
+        return queue
+
+    def take(self, held: tuple[object, ...] | None) -> Task | None:
+        """Take the next task for a worker that holds the model `held`; None if no task is left.
+
+        A worker stays with its model as long as there are tasks for it. After that, it takes the group with the most
+        tasks for each of its workers.
+        """
+        if held not in self.groups:
+            if held is not None:
+                self.holders[held] = self.holders.get(held, 1) - 1
+            if not self.groups:
+                return None
+            held = max(self.groups, key=lambda model: len(self.groups[model]) / (1 + self.holders.get(model, 0)))
+            self.holders[held] = self.holders.get(held, 0) + 1
+        assert held is not None
+        task = self.groups[held].pop(0)
+        if not self.groups[held]:
+            del self.groups[held]
+        return task
+
+    def put_back(self, task: Task) -> None:
+        """Queue a task again, to be taken first among those of its group."""
+        self.groups.setdefault(task.model, []).insert(0, task)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.groups.values()))
