@@ -134,6 +134,13 @@ def render(
     s_noise: Annotated[
         float | None, typer.Option(help="Sigma noise: factor on the noise that a sampler adds.", show_default="1")
     ] = None,
+    drop_penultimate: Annotated[
+        bool, typer.Option("--drop-penultimate", help="Drop the second-to-last noise level, with any sampler.")
+    ] = False,
+    half_levels: Annotated[
+        bool,
+        typer.Option("--half-levels", help="Round noise levels to half precision, as A1111 before version 1.8."),
+    ] = False,
     rng: Annotated[
         str | None,
         typer.Option(
@@ -344,6 +351,7 @@ def render(
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,
         s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise, odd_sizes=odd_sizes, prompt_rules=prompt_rules,
+        drop_penultimate=drop_penultimate or None, half_levels=half_levels or None,
         variation_seed=variation_seed, variation_strength=variation_strength, seed_resize=seed_resize,
     )  # fmt: skip
     wanted = [

@@ -48,7 +48,7 @@ class NoiseLevels:
 
     `every`: the model was trained on every n-th timestep only (LCM: 19, 39, … 999); levels are interpolated between
     those, and the model is evaluated at the nearest one. `is_by_alpha`: interpolate log ᾱ between timesteps (UniPC)
-    instead of log σ.
+    instead of log σ. `is_half`: the levels and their logarithms are rounded to half precision.
     """
 
     alphas: tuple[float, ...]
@@ -56,16 +56,24 @@ class NoiseLevels:
     every: int
     _logs: tuple[float, ...]
     is_by_alpha: bool = False
+    is_half: bool = False
 
     @classmethod
     @cache
     def of_model(
-        cls, *, is_zero_snr: bool = False, every: int = 1, by_alpha: bool = False, is_single: bool = True
+        cls,
+        *,
+        is_zero_snr: bool = False,
+        every: int = 1,
+        by_alpha: bool = False,
+        is_single: bool = True,
+        half: str = "",
     ) -> "NoiseLevels":
         """Compute the levels of Stable Diffusion: β from .00085 to .012, linear in √β, 1000 steps.
 
         `is_single`: rescale to zero terminal SNR in single precision, as the web UIs do; the difference of two nearly
-        equal roots moves the highest levels by up to 1.6e-5.
+        equal roots moves the highest levels by up to 1.6e-5. `half`: what is rounded to half precision, as when A1111
+        before 1.8 converted a whole model: nothing, "alphas", or all "levels" computed from them.
 
         Source: Rombach et al. 2022.
         """
@@ -82,6 +90,12 @@ class NoiseLevels:
             alphas = [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in alphas]
         if is_zero_snr:
             alphas[-1] = _ZERO_SNR_ALPHA
+        if half:
+            alphas = [single_precision.half(alpha) for alpha in alphas]
+        if half == "levels":
+            halves = [single_precision.half_level(alpha) for alpha in alphas]
+            logs = [single_precision.half(math.log(sigma)) for sigma in halves]
+            return cls(tuple(alphas), tuple(halves), every, tuple(logs[every - 1 :: every]), False, True)
         sigmas = [math.sqrt((1 - a) / a) for a in alphas]
         values = [-math.log(a) for a in alphas] if by_alpha else [math.log(s) for s in sigmas]
         return cls(tuple(alphas), tuple(sigmas), every, tuple(values[every - 1 :: every]), by_alpha)
@@ -144,7 +158,8 @@ def table(
     if is_single:
         levels = _rounded(levels)
         if schedule.value in single_precision.TABLES and levels.every == 1:
-            return [*single_precision.TABLES[schedule.value](steps, levels.sigmas), 0.0]
+            rounded = single_precision.half if levels.is_half else single
+            return [*single_precision.TABLES[schedule.value](steps, levels.sigmas, rounded), 0.0]
     if schedule is Schedule.ALIGN_YOUR_STEPS:
         made = _align_your_steps(steps, is_xl=is_xl)
     else:
@@ -155,6 +170,8 @@ def table(
 @lru_cache(maxsize=8)
 def _rounded(levels: NoiseLevels) -> NoiseLevels:
     """Round σ of all levels to single precision."""
+    if levels.is_half:
+        return levels
     return replace(levels, sigmas=tuple(single_precision.level(single(alpha)) for alpha in levels.alphas))
 
 

@@ -41,6 +41,8 @@ def require_drawable(recipe: Recipe) -> None:
             recipe.odd_sizes == "a1111" and bool(recipe.width % 64 or recipe.height % 64)
         ),
         "prompts that change during the steps or are combined with AND": bool(recipe.prompt_rules),
+        "noise levels in half precision": recipe.sampling.half_levels,
+        "a dropped noise level (drop_penultimate)": recipe.sampling.drop_penultimate,
         "a guidance scale below 1": recipe.guidance_scale < 1,
         "noise that is added before each step (s_churn)": recipe.sampling.s_churn > 0,
     }

@@ -106,9 +106,7 @@ class _Job:
             )
         self._recipe, self._model, self._prompt, self._hires_prompt = recipe, model, prompt, hires_prompt
         self._on_event, self._keeps_noise = on_event, keeps_noise
-        named, self._schedule = sampler_names.parse(recipe.sampler, recipe.schedule)
-        self._sampler = samplers.of_recipe(named.name, recipe.rules)
-        self._levels = self._sampler.levels(is_zero_snr=recipe.is_zero_snr, rules=recipe.rules)
+        self._sampler, self._schedule, self._levels = sampler_names.of_recipe(recipe)
         self._tuning = self._sampler.tuning(recipe.sampling, recipe.rules)
         self.upscale: second_pass.Upscale | None = None
         self._start: start_picture.StartPicture | None = None

@@ -7,11 +7,14 @@ Comparison ignores case; `_`, `-` and spaces are the same, and `pp` is the same 
 import difflib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Final
 
-from civman.diffusion.noise_levels import Schedule
+from civman.diffusion import samplers
+from civman.diffusion.noise_levels import NoiseLevels, Schedule
 from civman.diffusion.samplers import BY_NAME, SAMPLERS, Sampler
+from civman.domain.recipes.recipe import Recipe
 from civman.errors import Cause, UsageError
 
 NOT_OFFERED: Final = {
@@ -97,6 +100,20 @@ def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
                                  hint="pass only one of them")  # fmt: skip
             return sampler, apart if named is Schedule.AUTOMATIC else named
     raise _unknown(text, wanted)
+
+
+def of_recipe(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels]:
+    """Return a recipe's sampler, schedule and noise levels, with its options for them applied."""
+    named, schedule = parse(recipe.sampler, recipe.schedule)
+    sampling = recipe.sampling
+    sampler = with_options(samplers.of_recipe(named.name, recipe.rules), drop_penultimate=sampling.drop_penultimate)
+    levels = sampler.levels(is_zero_snr=recipe.is_zero_snr, rules=recipe.rules, is_half=sampling.half_levels)
+    return sampler, schedule, levels
+
+
+def with_options(sampler: Sampler, *, drop_penultimate: bool) -> Sampler:
+    """Return the sampler as it runs with `Sampling.drop_penultimate`, which has no effect on DDIM, PLMS and UniPC."""
+    return replace(sampler, drops_penultimate=True) if drop_penultimate and not sampler.own_table else sampler
 
 
 def plain(text: str) -> str:

@@ -65,10 +65,13 @@ class Sampler:
         """How many model evaluations A1111 counts for each step when prompts change during the steps."""
         return 2 if self.name in _COUNTED_TWICE else 1
 
-    def levels(self, *, is_zero_snr: bool = False, rules: int = RULES) -> NoiseLevels:
+    def levels(self, *, is_zero_snr: bool = False, rules: int = RULES, is_half: bool = False) -> NoiseLevels:
         """Return the noise levels of the models that this sampler is made for."""
         by_alpha = self.own_table is Table.UNIPC and rules > 1
-        return NoiseLevels.of_model(is_zero_snr=is_zero_snr, every=self.every, by_alpha=by_alpha, is_single=rules > 2)
+        half = "" if not is_half else "alphas" if self.is_variance_preserving else "levels"
+        return NoiseLevels.of_model(
+            is_zero_snr=is_zero_snr, every=self.every, by_alpha=by_alpha, is_single=rules > 2, half=half
+        )
 
     @property
     def is_variance_preserving(self) -> bool:

@@ -12,10 +12,22 @@ from typing import Final
 
 from civman.domain.recipes.recipe import SAMPLING
 
+Rounded = Callable[[float], float]
+
 
 def single(number: float) -> float:
     """Round to the nearest single-precision number."""
     return float(struct.unpack("f", struct.pack("f", number))[0])
+
+
+def half(number: float) -> float:
+    """Round to the nearest half-precision number."""
+    return float(struct.unpack("e", struct.pack("e", number))[0])
+
+
+def half_level(alpha: float) -> float:
+    """Return the noise level of `alpha` (ᾱ, in half precision), rounded after each operation."""
+    return half(math.sqrt(half(half(1 - alpha) / alpha)))
 
 
 def line(start: float, end: float, count: int) -> list[float]:
@@ -63,35 +75,37 @@ def _at(time: float, logs: Sequence[float]) -> float:
     return single(math.exp(log))
 
 
-def _uniform(n: int, sigmas: Sequence[float]) -> list[float]:
-    logs = [single(math.log(sigma)) for sigma in sigmas]
+def _uniform(n: int, sigmas: Sequence[float], rounded: Rounded) -> list[float]:
+    logs = [rounded(math.log(sigma)) for sigma in sigmas]
     return [_at(time, logs) for time in line(len(sigmas) - 1, 0, n)]
 
 
-def _sgm(n: int, sigmas: Sequence[float]) -> list[float]:
-    logs = [single(math.log(sigma)) for sigma in sigmas]
+def _sgm(n: int, sigmas: Sequence[float], rounded: Rounded) -> list[float]:
+    logs = [rounded(math.log(sigma)) for sigma in sigmas]
     return [_at(time, logs) for time in line(len(sigmas) - 1, 0, n + 1)[:-1]]
 
 
-def _karras(n: int, sigmas: Sequence[float]) -> list[float]:
+def _karras(n: int, sigmas: Sequence[float], _: Rounded) -> list[float]:
     rho = SAMPLING.rho
     low, high = sigmas[0] ** (1 / rho), sigmas[-1] ** (1 / rho)
     width = single(low - high)
     return [single(single(single(high) + single(place * width)) ** rho) for place in line(0, 1, n)]
 
 
-def _exponential(n: int, sigmas: Sequence[float]) -> list[float]:
+def _exponential(n: int, sigmas: Sequence[float], _: Rounded) -> list[float]:
     return [single(math.exp(log)) for log in line(math.log(sigmas[-1]), math.log(sigmas[0]), n)]
 
 
-def _polyexponential(n: int, sigmas: Sequence[float]) -> list[float]:
+def _polyexponential(n: int, sigmas: Sequence[float], _: Rounded) -> list[float]:
     low = math.log(sigmas[0])
     width = single(math.log(sigmas[-1]) - low)
     return [single(math.exp(single(single(place * width) + single(low)))) for place in line(1, 0, n)]
 
 
-TABLES: Final[dict[str, Callable[[int, Sequence[float]], list[float]]]] = {
+TABLES: Final[dict[str, Callable[[int, Sequence[float], Rounded], list[float]]]] = {
     "Normal": _uniform, "Karras": _karras, "Exponential": _exponential, "Polyexponential": _polyexponential,
     "SGM Uniform": _sgm,
 }  # fmt: skip
-"""Schedules whose intermediate rounding matters, without the final 0; the other tables are rounded once at the end."""
+"""Schedules whose intermediate rounding matters, without the final 0; the other tables are rounded once at the end.
+
+The last argument rounds the logarithms of the levels between which a table interpolates."""

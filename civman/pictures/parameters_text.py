@@ -32,7 +32,8 @@ _KEYS: Final = frozenset({
     "civitai metadata", "template", "negative template", "hires resize", "hires steps", "hires upscaler",
     "eta", "eta ddim", "sigma churn", "sigma tmin", "sigma tmax", "sigma noise", "mask blur", "masked content",
     "inpaint area", "masked area padding", "conditional mask weight", "noise multiplier", "pad conds", "variation seed",
-    "variation seed strength", "seed resize from", "old prompt editing timelines",
+    "variation seed strength", "seed resize from", "old prompt editing timelines", "discard penultimate sigma",
+    "downcast alphas_cumprod",
 })  # fmt: skip
 """Setting names: simple readers would take a LoRA with such a name for the setting."""
 _SPLITTER: Final = re.compile(r"((?:^|\n)[^\S\n]*(?:Steps|Template|Negative Template)|Negative prompt)(?=:)")

@@ -53,6 +53,10 @@ def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
         yield "Seed resize from", f"{recipe.seed_resize_width}x{recipe.seed_resize_height}"
     if recipe.prompt_rules in ("a1111-1.0", "a1111-1.3"):
         yield "Old prompt editing timelines", "True"
+    if made.drop_penultimate:
+        yield "Discard penultimate sigma", "True"
+    if made.half_levels:
+        yield "Downcast alphas_cumprod", "True"
     if recipe.pad_prompts:
         yield "Pad conds", "True"
 

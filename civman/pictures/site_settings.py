@@ -82,6 +82,14 @@ class Entries:
             return (1, 10)
         return (int(found[1]), int(found[2])) if found else None
 
+    def is_before(self, release: tuple[int, int], commits: int) -> bool:
+        """Whether A1111 made the image before this many commits after a release; without a version, it did."""
+        version = self.version
+        if version is None or version != release:
+            return version is None or version < release
+        found = re.search(r"-([0-9]+)-g[0-9a-f]", self.text("Version"))
+        return found is None or int(found[1]) < commits
+
     def files(self) -> Iterator[NamedFile]:
         """The checkpoint, VAE, LoRAs and embeddings that the entries name, each with its hash if one is given."""
         hashes = {**_pairs(self.value("hashes")), **_quoted(self.text("Lora hashes"), "lora")}

@@ -336,9 +336,7 @@ def _require_encoder(recipe: Recipe, checkpoint: Checkpoint) -> None:
 
 def _require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Check that noise levels can be computed for these numbers of steps. Raises: UsageError: they cannot."""
-    named, schedule = sampler_names.parse(recipe.sampler, recipe.schedule)
-    sampler = samplers.of_recipe(named.name, recipe.rules)
-    levels = sampler.levels(is_zero_snr=recipe.is_zero_snr, rules=recipe.rules)
+    sampler, schedule, levels = sampler_names.of_recipe(recipe)
     passes = [(recipe.steps, samplers.Start(recipe.start.strength) if recipe.start else None)]
     if recipe.hires:
         passes.append((recipe.hires.steps, samplers.Start(recipe.hires.strength, keeps_steps=True)))

@@ -82,10 +82,9 @@ def passes(
 
 def passes_of(recipe: Recipe) -> tuple[PassPrompts, PassPrompts | None]:
     """The texts of a recipe's passes."""
-    named, _ = sampler_names.parse(recipe.sampler, recipe.schedule)
     return passes(
         recipe.prompt, recipe.negative_prompt, recipe.prompt_rules,
-        sampler=samplers.of_recipe(named.name, recipe.rules), steps=recipe.steps,
+        sampler=sampler_names.of_recipe(recipe)[0], steps=recipe.steps,
         hires_steps=recipe.hires.steps if recipe.hires else None,
     )  # fmt: skip
 

@@ -145,7 +145,7 @@ class _Reader:
             pad_prompts=self._entries.is_on("Pad conds"), hires=hires, sampling=self._sampling(),
             prompt_rules=rules, **self._variation(),
         )  # fmt: skip
-        self._check(made, sampler, schedule)
+        self._check(made)
         self._differences(made, sampler)
         return self._value(made, loras)
 
@@ -313,12 +313,15 @@ class _Reader:
         stated: dict[str, Any] = {
             name: value for name, key in names.items() if (value := self._entries.number(key)) is not None
         }
-        return Sampling(**stated)
+        return Sampling(
+            **stated, drop_penultimate=self._entries.is_on("Discard penultimate sigma"),
+            half_levels=self._entries.is_on("Downcast alphas_cumprod") or self._entries.is_before((1, 7), 225),
+        )  # fmt: skip
 
-    def _check(self, made: Recipe, sampler: samplers.Sampler, schedule: Schedule) -> None:
+    def _check(self, made: Recipe) -> None:
         """Check the recipe without its models. Raises: UsageError: it could not be rendered with any model."""
         prompt_stages.require_readable(made)
-        levels = sampler.levels()
+        sampler, schedule, levels = sampler_names.of_recipe(made)
         samplers.plan(sampler, schedule, made.steps, levels)
         if made.hires:
             start = samplers.Start(made.hires.strength, keeps_steps=True)
@@ -332,8 +335,6 @@ class _Reader:
         if "RNG" not in self._entries and max(4 * (w // 8) * (h // 8) for w, h in passes) > _SMALLEST_CARD:
             self.add(Drawable.DIFFERS, "the noise came from a graphics card that the settings do not name, and at this"
                                        " size it depends on the card: --rng CARD")  # fmt: skip
-        if self._version < (1, 7):
-            self.add(Drawable.DIFFERS, "A1111 before 1.7 rounded the noise levels to half precision")
         if self._version < (1, 6) and sampler.name in _PADDED:
             self.add(Drawable.DIFFERS, f"A1111 before 1.6 cut or extended the negative prompt with {sampler.name} if "
                                        "it was not as long as the prompt")  # fmt: skip

@@ -149,18 +149,12 @@ _FEATURES: Final = (
     ),
     _feature("Postprocess |Extras", NO, "the finished image was upscaled, which civman does not support"),
     _feature(
-        "Discard penultimate sigma",
-        NO,
-        "the second-to-last noise level was always dropped, which civman does not support",
-        lambda entries: entries.is_on("Discard penultimate sigma"),
-    ),
-    _feature(
         "First pass size", NO, "the second pass followed the rules of A1111 before 2023, which civman does not support"
     ),
     _feature("Parser", NO, "it was made by SD.Next, whose rules civman does not follow"),
     _feature(r"Script|[XYZ] (Type|Values)|Fixed [XYZ] Values", NO, "a script made several images in one"),
     _feature(
-        "Extra noise|SGM noise multiplier|Schedule (max|min) sigma|Schedule rho|Mask (mode|source)|Downcast",
+        "Extra noise|SGM noise multiplier|Schedule (max|min) sigma|Schedule rho|Mask (mode|source)",
         NO,
         "a setting of A1111 that civman does not support",
     ),

@@ -39,7 +39,7 @@ _FRACTIONS: Final = (
     "guidance_scale", "guidance_rescale", "strength", "conditioning_weight", "noise_multiplier", "eta", "eta_ddim",
     "s_churn", "s_tmin", "s_tmax", "s_noise", "variation_strength",
 )  # fmt: skip
-_TRUTHS: Final = ("pad_prompts", "is_zero_snr", "only_masked")
+_TRUTHS: Final = ("pad_prompts", "is_zero_snr", "only_masked", "drop_penultimate", "half_levels")
 _HIRES: Final = ("hires_steps", "hires_strength", "upscaler")
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, "lora:REF")
 """The fields that can be changed; some also have the short names of `civman render`'s options."""
@@ -102,7 +102,8 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         prediction=recipe.prediction, is_zero_snr=recipe.is_zero_snr, precision=recipe.precision,
         pad_prompts=recipe.pad_prompts, config=recipe.config or None, rules=recipe.rules, odd_sizes=recipe.odd_sizes,
         eta=sampling.eta, eta_ddim=sampling.eta_ddim, s_noise=sampling.noise_scale, s_churn=sampling.s_churn,
-        s_tmin=sampling.s_tmin, s_tmax=sampling.s_tmax, prompt_rules=recipe.prompt_rules,
+        s_tmin=sampling.s_tmin, s_tmax=sampling.s_tmax, drop_penultimate=sampling.drop_penultimate,
+        half_levels=sampling.half_levels, prompt_rules=recipe.prompt_rules,
         variation_seed=recipe.variation_seed, variation_strength=recipe.variation_strength,
         seed_resize=f"{recipe.seed_resize_width}x{recipe.seed_resize_height}",
     )  # fmt: skip

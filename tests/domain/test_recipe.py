@@ -17,6 +17,7 @@ from civman.domain.recipes.recipe import (
     Recipe,
     RenderRequest,
     Resolved,
+    Sampling,
     StartImage,
     canonical,
     complete,
@@ -109,6 +110,32 @@ def test_only_a_recipe_that_needs_the_fourth_schema_is_written_in_it() -> None:
             assert Recipe.from_json(new.to_json()) == new
 
 
+FIFTH: list[dict[str, object]] = [
+    {"sampling": Sampling(drop_penultimate=True)}, {"sampling": Sampling(half_levels=True), "is_zero_snr": False},
+]  # fmt: skip
+"""Changes that need the fifth schema."""
+
+
+@pytest.mark.parametrize("change", FIFTH, ids=str)
+def test_only_a_recipe_that_needs_the_fifth_schema_is_written_in_it(change: dict[str, object]) -> None:
+    for rules in (2, 3):
+        new = replace(FULL, rules=rules, **change)  # type: ignore[arg-type]
+        assert json.loads(new.to_json())["schema"] == 5
+        assert Recipe.from_json(new.to_json()) == new
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sampling": Sampling(half_levels=True), "is_zero_snr": True}, {"sampling": Sampling(half_levels=True),
+     "rules": 1}, {"sampling": Sampling(drop_penultimate=True), "rules": 1}],
+    ids=str,
+)  # fmt: skip
+def test_old_levels_that_no_rule_covers_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError) as caught:
+        replace(FULL, **change)  # type: ignore[arg-type]
+    assert caught.value.code == "bad-recipe"
+
+
 @pytest.mark.parametrize(
     "change",
     [{"prompt_rules": "a1111-9"}, {"rng": "nv:1000"}, {"rng": "nv:x"}, {"variation_strength": 1.5},
@@ -195,7 +222,7 @@ def test_other_texts_are_no_recipes(text: str) -> None:
 
 def test_a_later_schema_says_to_update() -> None:
     with pytest.raises(UsageError) as caught:
-        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 5}))
+        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 6}))
 
     assert caught.value.code == "newer-recipe"
 

@@ -73,11 +73,26 @@ def test_each_setting_has_the_meaning_of_its_version(changes: dict[str, Any], en
 
 
 @pytest.mark.parametrize(
+    ("version", "is_half"),
+    [(None, True), ("v1.2.1", True), ("v1.6.1", True), ("v1.7.0", True), ("v1.7.0-224-gabcdef12", True),
+     ("v1.7.0-225-gabcdef12", False), ("v1.8.0", False), ("v1.10.1", False), ("f2.0.1v1.10.1-previous-659", False)],
+)  # fmt: skip
+def test_noise_levels_were_rounded_to_half_precision_until_1_8(version: str | None, is_half: bool) -> None:
+    assert read(Version=version)["recipe"]["sampling"]["half_levels"] == is_half
+    later = read(**{"Version": version, "Downcast alphas_cumprod": "True"})
+    assert later["recipe"]["sampling"]["half_levels"] is True
+
+
+def test_a_dropped_level_is_part_of_the_recipe() -> None:
+    found = read(**{"Discard penultimate sigma": "True"})
+    assert (found["drawable"], found["recipe"]["sampling"]["drop_penultimate"]) == ("exact", True)
+
+
+@pytest.mark.parametrize(
     ("changes", "verdict", "reason"),
     [
         ({"Size": "512x768"}, "differs", "depends on the card"),
         ({"Size": "512x768", "RNG": "CPU"}, "exact", ""),
-        ({"Version": "v1.6.0"}, "differs", "half precision"),
         ({"Version": "v1.5.1", "sampler": "DDIM"}, "differs", "negative prompt with DDIM"),
         ({"Version": None, "VAE": None}, "differs", "did not state the VAE"),
         ({"Model hash": None}, "differs", "without a hash"),
@@ -113,7 +128,6 @@ def test_each_setting_has_the_meaning_of_its_version(changes: dict[str, Any], en
         ({"Dynamic thresholding enabled": "True", "Mimic scale": "7"}, "no", "thresholding"),
         ({"ADetailer model": "face_yolov8n.pt"}, "no", "detector"),
         ({"Ultimate SD upscale upscaler": "x", "Denoising strength": "0.2"}, "no", "upscale script"),
-        ({"Discard penultimate sigma": "True"}, "no", "second-to-last"),
         ({"First pass size": "0x0", "Denoising strength": "0.7"}, "no", "before 2023"),
         ({"Parser": "Full parser"}, "no", "SD.Next"),
         ({"Hires prompt": "other"}, "no", "second pass used another"),

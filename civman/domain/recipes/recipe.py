@@ -22,10 +22,10 @@ from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
 
-SCHEMA: Final = 4
+SCHEMA: Final = 5
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 and 4 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 5 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -48,6 +48,10 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     4: {
         "": ("prompt_rules", "variation_seed", "variation_strength", "seed_resize_width", "seed_resize_height"),
         "hires": ("model",),
+    },
+    5: {
+        "": (),
+        "sampling": ("drop_penultimate", "half_levels"),
     },
 }  # fmt: skip
 """By schema: the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
@@ -192,7 +196,7 @@ class Recipe:
     def to_json(self) -> str:
         """Serialise to the canonical JSON text; equal recipes have equal texts."""
         value, schema = asdict(self), SCHEMA
-        while schema in _ADDED and (schema != SCHEMA or ":" not in self.rng):
+        while schema in _ADDED and (schema != 4 or ":" not in self.rng):
             earlier = _without_additions(value, schema)
             if _with_additions(earlier, schema) != value:
                 break
@@ -248,7 +252,7 @@ class Recipe:
             )  # fmt: skip
         entries = {key: item for key, item in value.items() if key != "schema"}
         if schema == 1:
-            numbers = _without_additions({"sampling": asdict(SAMPLING)}, 3)["sampling"]
+            numbers = _without_additions(_without_additions({"sampling": asdict(SAMPLING)}, 5), 3)["sampling"]
             entries = {"config": "", "files": [], "sampling": numbers} | entries
         for later in range(max(schema, 2) + 1, SCHEMA + 1):
             entries = _with_additions(entries, later)
@@ -351,6 +355,7 @@ def sampling(request: RenderRequest) -> Sampling:
         noise_scale=float(_or(request.s_noise, SAMPLING.noise_scale)),
         s_churn=float(_or(request.s_churn, SAMPLING.s_churn)), s_tmin=float(_or(request.s_tmin, SAMPLING.s_tmin)),
         s_tmax=float(_or(request.s_tmax, SAMPLING.s_tmax)),
+        drop_penultimate=_or(request.drop_penultimate, False), half_levels=_or(request.half_levels, False),
     )  # fmt: skip
 
 

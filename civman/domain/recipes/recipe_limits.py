@@ -57,6 +57,10 @@ def problems(recipe: Any) -> Iterator[str]:
     if not all(_is_text(words) for words in (recipe.prompt, recipe.negative_prompt)):
         yield "a prompt contains invalid Unicode"
     yield from _sampling_problems(recipe.sampling)
+    if recipe.sampling.half_levels and recipe.is_zero_snr:
+        yield "noise levels of zero terminal SNR cannot be rounded to half precision"
+    if recipe.rules == 1 and (recipe.sampling.half_levels or recipe.sampling.drop_penultimate):
+        yield "rules 1 have no noise levels in half precision and no option to drop one"
     named = {digest for digests in recipe.digests.values() for digest in digests}
     if recipe.files and sorted(file.sha256 for file in recipe.files) != sorted(named):
         yield "its list of files does not match the files that it uses"

@@ -69,6 +69,8 @@ class RenderRequest:
     s_tmin: float | None = None
     s_tmax: float | None = None
     s_noise: float | None = None
+    drop_penultimate: bool | None = None
+    half_levels: bool | None = None
     odd_sizes: str | None = None
     rules: int | None = None
     prediction: str | None = None

@@ -12,6 +12,8 @@ class Sampling:
     `beta_shape`: both parameters of the beta distribution. `eta`, `noise_scale`: how much fresh noise ancestral and SDE
     samplers add, and the factor on it; `eta_ddim`: the same as `eta` for DDIM. `s_churn`: how much noise Euler, Heun
     and DPM2 add before each step while the noise level is between `s_tmin` and `s_tmax` (0: no upper limit).
+    `drop_penultimate`: drop the second-to-last noise level, whatever the sampler. `half_levels`: round the noise levels
+    to half precision, as A1111 did before 1.8.
     """
 
     beta_start: float = 0.00085
@@ -25,6 +27,8 @@ class Sampling:
     s_churn: float = 0.0
     s_tmin: float = 0.0
     s_tmax: float = 0.0
+    drop_penultimate: bool = False
+    half_levels: bool = False
 
 
 SAMPLING: Final = Sampling()
