@@ -68,11 +68,11 @@ def words_before_cursor() -> list[str] | None:
 
 @contextmanager
 def bash_words() -> Iterator[None]:
-    """Complete refs such as `@114620` and `sha256:ac83` in bash, which splits them into several words.
+    """Complete refs such as `51207@114620` and `sha256:ac83` in bash, which splits them into several words.
 
-    `civman show @1146` arrives as the words `civman show @ 1146`. They are joined in the variables that typer reads,
-    and what is before the last split is removed from the completions, because bash replaces only the rest. Does
-    nothing unless bash asks for completions.
+    `civman show 51207@1146` arrives as the words `civman show 51207 @ 1146`. They are joined in the variables that
+    typer reads, and what is before the last split is removed from the completions, because bash replaces only the rest.
+    Does nothing unless bash asks for completions.
     """
     if os.environ.get(_REQUEST) != "complete_bash":
         yield
@@ -100,7 +100,8 @@ def _joined(words: Sequence[str], place: int) -> tuple[list[str], int]:
     cursor = len(words)
     for number, word in enumerate(words):
         last = joined[-1] if joined else ""
-        if last.endswith(_BREAKS) or (word == ":" and last in _PREFIXES) or (word == "=" and last.startswith("--")):
+        is_split = (word == ":" and last in _PREFIXES) or (word == "=" and last.startswith("--"))
+        if last.endswith(_BREAKS) or is_split or (word == "@" and last.isdecimal()):
             joined[-1] += word
         else:
             joined.append(word)
@@ -119,7 +120,10 @@ def refs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     from civman.errors import CivmanError
 
     try:
-        return _starting(_stored(context), incomplete)
+        stored = _stored(context)
+        if incomplete.startswith("@"):  # a version without its model's id
+            stored = [(ref[ref.index("@") :], text) for ref, text in stored if "@" in ref]
+        return _starting(stored, incomplete)
     except (CivmanError, OSError):
         return []
 

@@ -135,6 +135,8 @@ def _settings(report: "PictureReport") -> list[str]:
 
 
 def _resource(part: "UsedModel") -> str:
+    from civman.domain.printed_refs import bare_version_ref
+
     named = part.resource
     words = [f"{named.kind:<12}", clean(named.name) or (f"version {named.version_id}" if named.version_id else "?")]
     if named.weight is not None:
@@ -143,7 +145,7 @@ def _resource(part: "UsedModel") -> str:
     words += [clean(named.air)] if named.air else []
     words += [f"hash {named.hash[:12]}"] if named.hash and not named.air else []
     if part.held is None:
-        ref = named.air or (f"@{named.version_id}" if named.version_id else "")
+        ref = named.air or (bare_version_ref(named.version_id) if named.version_id else "")
         words.append("— not in the library" + (f"; `civman download {clean(ref)}`" if ref else ""))
     else:
         how = "found by name only, so it may be a different file" if part.by == "name" else f"found by its {part.by}"

@@ -100,8 +100,9 @@ def search(
 def _ref(page: "ModelPage") -> str:
     """Return the ref of the version that is downloaded by default, or of the model if it lists no version."""
     from civman.domain.file_choice import version_ref
+    from civman.domain.refs import ModelRef
 
-    return f"{page.model.id}{version_ref(page.versions[0])}" if page.versions else f"civitai:{page.model.id}"
+    return version_ref(page.versions[0]) if page.versions else str(ModelRef(page.model.id))
 
 
 def _cells(ref: str, page: "ModelPage", held: "set[ModelId]") -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from civman.domain.catalog import FileId, ModelFile, ModelVersion
 from civman.domain.file_suffixes import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
-from civman.domain.printed_refs import file_ref
+from civman.domain.printed_refs import bare_version_ref, file_ref
 from civman.errors import AmbiguousRef, Cause, NotFound
 
 WEIGHT_TYPES = ("Model", "Pruned Model", "Diffusion Model", "UNet", "Negative")
@@ -59,7 +59,7 @@ def matching_files(files: Sequence[ModelFile], words: str) -> list[ModelFile]:
 def version_ref(version: ModelVersion) -> str:
     """Return the ref to print for a version, which is that of the file that is downloaded for it by default."""
     if not version.files:
-        return f"@{version.id}"
+        return bare_version_ref(version.id, version.model.id)
     return file_ref(version, choose_file(version))
 
 

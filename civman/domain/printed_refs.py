@@ -1,13 +1,14 @@
 """How refs are printed: always in a form that identifies one thing, so that all commands accept it as it is.
 
-A file is printed as `@version+file` if its version lists several files, as `@version` if it is the only one. How many
-files a version lists does not depend on what was downloaded, so a printed ref keeps its meaning. A file without an id
-on CivitAI is printed as its alias, else as the first digits of its SHA-256.
+A file is printed as `model@version+file` if its version lists several files, as `model@version` if it is the only one.
+How many files a version lists does not depend on what was downloaded, so a printed ref keeps its meaning. A file
+without an id on CivitAI is printed as its alias, else as the first digits of its SHA-256. No other module composes such
+texts.
 """
 
 from collections.abc import Mapping
 
-from civman.domain.catalog import FileId, ModelFile, ModelType, ModelVersion, VersionId
+from civman.domain.catalog import FileId, ModelFile, ModelId, ModelType, ModelVersion, VersionId
 from civman.domain.digests import Sha256
 from civman.domain.refs import Air, FileSelector, HashKind, HashRef, NameRef, PictureRef, VersionRef, parse_ref
 from civman.errors import AmbiguousRef
@@ -27,7 +28,12 @@ _AIR_TYPES = {
 
 def file_ref(version: ModelVersion, file: ModelFile) -> str:
     """Format the ref of one file of a version on CivitAI."""
-    return print_ref(version.id, file.id, len(version.files), sha256=file.hashes.sha256)
+    return print_ref(version.id, file.id, len(version.files), model_id=version.model.id, sha256=file.hashes.sha256)
+
+
+def bare_version_ref(version_id: int, model_id: int | None = None) -> str:
+    """Format the ref of a version as such, whichever files it has."""
+    return str(VersionRef(VersionId(version_id), None if model_id is None else ModelId(model_id)))
 
 
 def print_ref(
@@ -35,6 +41,7 @@ def print_ref(
     file_id: FileId | None,
     file_count: int,
     *,
+    model_id: ModelId | None = None,
     sha256: Sha256 | None = None,
     alias: str | None = None,
     is_exact: bool = True,
@@ -46,14 +53,14 @@ def print_ref(
     """
     if version_id is not None and is_exact:
         if file_id is not None and file_count > 1:
-            return str(VersionRef(version_id, file=FileSelector(file_id)))
+            return str(VersionRef(version_id, model_id, FileSelector(file_id)))
         if file_count <= 1 or (sha256 is None and alias is None):
-            return str(VersionRef(version_id))
+            return str(VersionRef(version_id, model_id))
     if alias is not None:
         return str(NameRef(alias))
     if sha256 is not None:
         return sha256_ref(sha256)
-    return str(VersionRef(version_id)) if version_id is not None else ""
+    return str(VersionRef(version_id, model_id)) if version_id is not None else ""
 
 
 def sha256_ref(sha256: Sha256) -> str:

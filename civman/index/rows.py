@@ -275,16 +275,10 @@ def asset_from(row: Sequence[Any], folder: str) -> Asset:
         if said is None
         else Own(note, from_words(own_tags), from_words(own_words), rating, bool(favourite)),
         from_words(pins), when(used_at),
-        _printed_ref(
-            print_ref(version_id, file_id, file_count, sha256=sha256, alias=alias, is_exact=bool(is_exact)),
-            model_id, file_id,
+        print_ref(
+            version_id, file_id, file_count, model_id=model_id, sha256=sha256, alias=alias, is_exact=bool(is_exact)
         ),
     )  # fmt: skip
-
-
-def _printed_ref(ref: str, model_id: int | None, file_id: int | None) -> str:
-    """Add the model's id to `ref` if the version does not list the file, so that the ref shows the difference."""
-    return f"{model_id}{ref}" if file_id is None and model_id is not None and ref.startswith("@") else ref
 
 
 def own_values(own: Own) -> Values:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from civman.domain.catalog import Asset, ModelFile, ModelId, ModelVersion, VersionId
 from civman.domain.file_choice import matching_files, version_ref
 from civman.domain.model_refs import not_a_model, require_model
-from civman.domain.printed_refs import ambiguous_ref, picture_ref
+from civman.domain.printed_refs import ambiguous_ref, bare_version_ref, picture_ref
 from civman.domain.refs import (
     ANY_FILE,
     Air,
@@ -428,7 +428,7 @@ class Resolver:
     def _saved_version(self, version_id: VersionId, file: str | None) -> ResolvedVersion:
         version = self._index.version(version_id)
         if version is None:
-            raise self._unknown_offline(f"@{version_id}")
+            raise self._unknown_offline(bare_version_ref(version_id))
         page = self._saved_page(version.model.id)
         return self._saved(page or ModelPage(version.model, (version,)), version_id, file)
 

@@ -19,6 +19,7 @@ from civman.domain.catalog import Asset, Blob
 from civman.domain.digests import Hashes, Sha256
 from civman.domain.events import Notice, OnEvent, Started, Verifying
 from civman.domain.plurals import counted
+from civman.domain.printed_refs import bare_version_ref
 from civman.errors import Cause, CivmanError, IntegrityError, LibraryError, StoreError
 from civman.index import HeldFile, Index, SeenFile
 from civman.manage.file_state import seen_now
@@ -204,7 +205,9 @@ def refetch(
     `plan` and `download` are the library's. Raises: IntegrityError: CivitAI now has a different file; and what `plan`
     and `download` raise.
     """
-    ref = f"@{asset.version_id}" if asset.version_id is not None else f"sha256:{asset.blob.sha256}"
+    ref = f"sha256:{asset.blob.sha256}"
+    if asset.version_id is not None:
+        ref = bare_version_ref(asset.version_id, asset.model_id)
     file = str(asset.file_id) if asset.file_id is not None else None
     # the user has accepted this file before, and only the same bytes are accepted now
     permits = Permits(pickle=True, unsafe=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 from civman.domain.architecture import Kind
 from civman.domain.catalog import Asset, ModelType
 from civman.domain.refs import NameRef, PathRef, parse_ref
-from civman.errors import Cause, InvalidRef, UsageError
+from civman.errors import Cause, CivmanError, InvalidRef, UsageError
 from civman.index import AssetFilter, Index
+from civman.manage.resolve import find_asset
 from civman.settings import Settings
 
 _SHOWN = 5
@@ -29,8 +30,9 @@ def default_checkpoint(index: Index | None, settings: Settings) -> DefaultCheckp
     """
     ref = settings.render.checkpoint
     if ref is not None:
-        title = next((_title(asset) for asset in _checkpoints(index) if ref in (asset.ref, asset.alias)), "")
-        return DefaultCheckpoint(ref, title, f"the default checkpoint in {settings.sources['render.checkpoint']}")
+        return DefaultCheckpoint(
+            ref, _title_of(index, ref), f"the default checkpoint in {settings.sources['render.checkpoint']}"
+        )
     stored = _checkpoints(index)
     if len(stored) == 1:
         return DefaultCheckpoint(stored[0].ref, _title(stored[0]), "the only checkpoint in the library")
@@ -79,6 +81,14 @@ def _checkpoints(index: Index | None) -> list[Asset]:
     by_tensors = index.assets(AssetFilter(kinds=(Kind.CHECKPOINT.value,)))
     found = [*by_tensors, *(asset for asset in by_type if not asset.facts.kind)]
     return list({asset.blob.sha256: asset for asset in reversed(found)}.values())[::-1]
+
+
+def _title_of(index: Index | None, ref: str) -> str:
+    """The title of the stored checkpoint that `ref` means; empty if there is none, or several."""
+    try:
+        return "" if index is None else _title(find_asset(index, parse_ref(ref)))
+    except CivmanError:
+        return ""
 
 
 def _title(asset: Asset) -> str:

@@ -52,7 +52,9 @@ def shell(name: str, root: Path, tmp_path: Path) -> "pexpect.spawn":
 
 
 CASES = {
-    "a ref": ("civman show @1146", ["@114620+98102", "@114620+98103"]),
+    "a ref": ("civman show 51207@1146", ["@114620+98102", "@114620+98103"]),
+    "a version": ("civman show @1146", ["@114620+98102", "@114620+98103"]),
+    "a model": ("civman show 5120", ["@114620+98102", "@114620+98103"]),
     "an alias": ("civman render harb", ["harbour"]),
     "a sampler": ("civman render harbour x --sampler Eul", ["Euler", "Euler a"]),
     "a layout": ("civman link x --layout com", ["comfyui"]),

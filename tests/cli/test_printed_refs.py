@@ -1,5 +1,7 @@
 """Every ref that a command prints is accepted by every command that takes a ref."""
 
+import ast
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -9,12 +11,13 @@ from typing import Any
 import pytest
 from running import Civman
 
+import civman as civman_package
 from civman.demo.demo_catalog import DemoFile, DemoVersion, utc
 from civman.demo.demo_weights import sd1_checkpoint, sd1_lora
 from civman.demo.server import CivitaiServer
 
 HARBOUR, INK, SHAPES, STRIPES = 51207, 139562, 91001, 91003
-PRUNED, FULL = "@114620+98103", "@114620+98102"
+PRUNED, FULL = "51207@114620+98103", "51207@114620+98102"
 PRINTED = re.compile(r"(?<![\w/:@=-])(?:[0-9]*@[0-9]+(?:\+[0-9]+)?|civitai:[0-9]+|sha256:[0-9a-f]{10,64})(?![\w…])")
 REFUSALS = ("ambiguous-ref", "invalid-ref", "not-found", "no-such-file", "other-model")
 
@@ -90,7 +93,7 @@ def test_every_printed_ref_is_accepted_by_every_command(
         ("edit", HARBOUR, "--alias", "x"), ("inspect", f"civitai:{INK}"), ("show", f"{SHAPES}@114620"),
     )  # fmt: skip
     refs = {ref for source in sources for ref in printed(civman, *source)}
-    assert {PRUNED, FULL, "@160211", "@151090", "brush"} <= refs
+    assert {PRUNED, FULL, "139562@160211", "139562@151090", "brush"} <= refs
     assert any(ref.startswith("sha256:") for ref in refs)
     stored = {ref for ref in refs if civman("edit", ref, "--note", "seen").code == 0}
     bundle, view = tmp_path / "b.civman", tmp_path / "view"
@@ -113,7 +116,7 @@ def test_every_printed_ref_is_accepted_by_every_command(
 def test_every_ref_of_a_search_is_accepted(online: CivitaiServer, civman: Civman) -> None:
     refs = printed(civman, "search", "--nsfw", "--archived")
 
-    assert {f"51207{PRUNED}", "139562@160211"} <= refs
+    assert {PRUNED, "139562@160211"} <= refs
     assert any(ref.endswith("@139700") for ref in refs)
     assert not any(ref.isdecimal() for ref in civman("search", "--quiet").out.split())
     for ref in refs:
@@ -141,3 +144,19 @@ def test_two_precisions_of_one_version_are_told_apart_by_what_list_prints(
     removed = civman("remove", FULL, "--yes", "--json").json["remove"]["removed"]
     assert [asset["file_id"] for asset in removed] == [98102]
     assert [asset["file_id"] for asset in civman("list", "--json").json["list"]["assets"]] == [98103]
+
+
+def test_only_one_module_composes_printed_refs() -> None:
+    matching = {"exchange/project.py", "manage/remove.py"}  # they compare typed refs with all forms of what they have
+    allowed = {"domain/refs.py", "domain/printed_refs.py", *matching}
+    package = Path(civman_package.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        name = path.relative_to(package).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else []
+            for text, value in itertools.pairwise(parts):
+                is_at = isinstance(text, ast.Constant) and str(text.value).endswith("@")
+                if is_at and isinstance(value, ast.FormattedValue) and not name.startswith("demo/"):
+                    found.add(name)
+    assert found == allowed - {"domain/printed_refs.py"}

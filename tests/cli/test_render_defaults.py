@@ -29,7 +29,7 @@ def test_the_only_checkpoint_is_used_and_named(civman: Civman, tmp_path: Path) -
     listed = civman("render", "--prompts", tmp_path / "prompts.txt", "--dry-run", "--device", "cpu", "--json")
 
     assert (run.code, "tiny" in run.out) == (0, True)
-    assert "@191010 (Tiny Shapes v1.0), the only checkpoint in the library" in run.err
+    assert "91001@191010 (Tiny Shapes v1.0), the only checkpoint in the library" in run.err
     assert [each["recipe"]["prompt"] for each in listed.json["plan"]] == ["a cat", "a dog"]
     for named in ("91001", "@191010", "tinyShapes_v10.safetensors", "TINYSHAPES_V10", "Tiny Shapes"):
         refused = civman("render", named)
@@ -52,7 +52,7 @@ def test_of_several_checkpoints_the_settings_choose(civman: Civman) -> None:
     refused = civman("render", "a harbour", "--dry-run", "--device", "cpu")
 
     assert refused.code == 2
-    assert "civman config render.checkpoint @" in refused.err
+    assert "civman config render.checkpoint 51207@" in refused.err
 
     assert civman("config", "render.checkpoint", "@191010").code == 0
     chosen = civman("render", "a harbour", "--dry-run", "--device", "cpu")

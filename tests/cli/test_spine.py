@@ -73,7 +73,7 @@ def test_a_number_that_is_model_and_version_is_refused_with_both(online: Civitai
 
     assert refused.code == 2
     assert refused.json["error"]["code"] == "ambiguous-ref"
-    assert refused.json["error"]["facts"]["candidates"] == ["@160211", "@139562"]
+    assert refused.json["error"]["facts"]["candidates"] == ["139562@160211", "70115@139562"]
     assert civman("show", "civitai:139562", "--json").json["show"]["model"]["name"] == "Ink Wash Sketch"
     assert civman("show", "@139562", "--json").json["show"]["model"]["name"].startswith("Clearwater VAE")
 

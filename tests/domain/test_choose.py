@@ -50,7 +50,7 @@ def test_a_wish_that_fits_several_names_them() -> None:
     with pytest.raises(AmbiguousRef) as ambiguous:
         choose_file(version(FULL, PRUNED), "safetensor")
 
-    assert ambiguous.value.facts["candidates"] == ["@9+1", "@9+2"]
+    assert ambiguous.value.facts["candidates"] == ["1@9+1", "1@9+2"]
 
 
 @pytest.mark.parametrize("wish", ["77", "int8", "  ", "²"])

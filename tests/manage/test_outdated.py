@@ -65,7 +65,7 @@ def test_a_newer_version_is_offered_with_what_changed_and_fetched_beside_the_old
     before = paths(root)
 
     (offer,) = civman("outdated", "--json").json["outdated"]["offers"]
-    assert offer["ref"] == "@170001"
+    assert offer["ref"] == "139562@170001"
     assert (offer["held_version_name"], offer["version_name"]) == ("v1.1", "v2.0")
     assert offer["description"] == "v2.0 is new."
     assert offer["size_bytes"] > 0

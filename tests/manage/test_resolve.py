@@ -55,7 +55,7 @@ def test_without_a_primary_file_every_candidate_is_offered_and_works(online: Civ
 
     assert refused.code == 2
     candidates = refused.json["error"]["facts"]["candidates"]
-    assert sorted(candidates) == ["@151090", "@160211"]
+    assert sorted(candidates) == ["139562@151090", "139562@160211"]
     assert [inspected(civman, ref) for ref in candidates] == [127444, 133701]
 
 
