@@ -141,6 +141,27 @@ def render(
         bool,
         typer.Option("--half-levels", help="Round noise levels to half precision, as A1111 before version 1.8."),
     ] = False,
+    token_merging: Annotated[
+        float | None,
+        typer.Option(help="Share of image tokens to merge in self-attention, 0 to 0.89 (ToMe).", show_default="0"),
+    ] = None,
+    thresholding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIMIC[,NAME=VALUE…]",
+            help='Dynamic thresholding: the CFG scale to mimic and more, such as "7,percentile=99.5".',
+        ),
+    ] = None,
+    ngms: Annotated[
+        float | None,
+        typer.Option(help="Noise level below which every second step skips the negative prompt.", show_default="0"),
+    ] = None,
+    ngms_all: Annotated[
+        bool, typer.Option("--ngms-all", help="With --ngms: skip the negative prompt in each of these steps.")
+    ] = False,
+    skip_early_cfg: Annotated[
+        float | None, typer.Option(help="Share of the first steps without guidance, 0 to 1.", show_default="0")
+    ] = None,
     rng: Annotated[
         str | None,
         typer.Option(
@@ -227,6 +248,9 @@ def render(
     ] = None,
     hires_strength: Annotated[
         float | None, typer.Option(help="Denoising strength of the second (hires) pass.", show_default="0.7")
+    ] = None,
+    hires_token_merging: Annotated[
+        float | None, typer.Option(help="--token-merging for the second pass.", show_default="as the first")
     ] = None,
     upscaler: Annotated[
         str | None,
@@ -346,11 +370,13 @@ def render(
         guidance_scale=cfg, guidance_rescale=cfg_rescale,
         width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,
-        hires=hires_from(hires, hires_steps, hires_strength, upscaler), prediction=prediction,
+        hires=hires_from(hires, hires_steps, hires_strength, upscaler, hires_token_merging), prediction=prediction,
         precision=precision, pad_prompts=pad_prompts, config=config, resize_mode=resize_mode,
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,
         s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise, odd_sizes=odd_sizes, prompt_rules=prompt_rules,
+        token_merging=token_merging, thresholding=thresholding, skip_negative_below=ngms,
+        skip_negative_always=ngms_all or None, skip_early_guidance=skip_early_cfg,
         drop_penultimate=drop_penultimate or None, half_levels=half_levels or None,
         variation_seed=variation_seed, variation_strength=variation_strength, seed_resize=seed_resize,
     )  # fmt: skip

@@ -72,18 +72,27 @@ def size_from(text: str) -> tuple[int, int]:
 
 
 def hires_from(
-    text: str | None, steps: int | None, strength: float | None, upscaler: str | None
+    text: str | None,
+    steps: int | None,
+    strength: float | None,
+    upscaler: str | None,
+    token_merging: float | None,
 ) -> "HiresRequest | None":
     """The second pass that --hires and its companions request, or None. Raises: UsageError."""
     from civman.domain.recipes.recipe import HiresRequest
     from civman.errors import Cause, UsageError
 
     if text is None:
-        asked = {"--hires-steps": steps, "--hires-strength": strength, "--upscaler": upscaler}
+        asked = {
+            "--hires-steps": steps,
+            "--hires-strength": strength,
+            "--upscaler": upscaler,
+            "--hires-token-merging": token_merging,
+        }
         if alone := [option for option, value in asked.items() if value is not None]:
             raise UsageError(f"{alone[0]} requires a second pass", hint="`--hires 2` adds one")
         return None
-    request = HiresRequest(steps=steps, strength=strength, upscaler=upscaler or "latent")
+    request = HiresRequest(steps=steps, strength=strength, upscaler=upscaler or "latent", token_merging=token_merging)
     try:
         scale = float(text)
     except ValueError:

@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from civman.diffusion import threshold_guidance
 from civman.diffusion.families import Family
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise_levels import NoiseLevels
+from civman.domain.recipes.thresholding import Thresholding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +83,24 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
+class Skips:
+    """When the negative prompt is not evaluated: at noise levels below `below` in every second evaluation.
+
+    `always`: in each of these; `early`: in the first share of the evaluations, too.
+    """
+
+    below: float = 0.0
+    always: bool = False
+    early: float = 0.0
+
+    def at(self, call: int, steps: int, sigma: float) -> bool:
+        """Whether evaluation `call` of `steps` at this noise level is not guided."""
+        if self.early and call / max(steps, 1) <= self.early:
+            return True
+        return (call % 2 == 1 or self.always) and sigma < self.below
+
+
+@dataclass(frozen=True, slots=True)
 class Guidance:
     """Classifier-free guidance: unguided + (guided − unguided) · `scale`. A scale of 1 needs no negative pass.
 
@@ -93,6 +113,12 @@ class Guidance:
     rescale: float = 0.0
     in_pairs: bool = False
     follows_below_1: bool = True
+    thresholding: Thresholding | None = None
+    thresholds_noise: bool = False
+    """Threshold the predicted noise, as for DDIM, PLMS and UniPC, instead of the denoised prediction."""
+    skips: Skips = Skips()
+    steps: int = 0
+    """The number of steps or evaluations that dynamic thresholding and `skips` count."""
 
     def asks_negative(self, weights: tuple[float, ...]) -> bool:
         """Whether the UNet is evaluated for the negative prompt if these are the weights of the combined prompts."""
@@ -147,13 +173,18 @@ class Denoiser:
         scaled = seen / math.sqrt(sigma**2 + 1)
         inputs = scaled if self._extra is None else torch.cat([scaled, self._extra.expand(len(x), -1, -1, -1)], dim=1)
         time = torch.tensor(self._levels.time(sigma), dtype=torch.float32, device=x.device)
-        plan = self._plan_of_call()
+        plan = self._plan_of_call(sigma)
         answers = [answer for contexts, added in plan.calls for answer in self._ask(inputs, time, contexts, added)]
-        guided = self._guided(answers, plan.weights)
-        wanted = [guided, answers[-1]] if self._guidance.in_pairs else [guided]
+        thresholding, is_guided = self._guidance.thresholding, len(answers) > len(plan.weights)
+        if thresholding is not None and is_guided and not self._guidance.thresholds_noise:
+            answers = [clean_picture(seen, sigma, answer, predicts_v=self._predicts_v) for answer in answers]
+            wanted = [self._thresholded(answers, plan.weights)]
+        else:
+            guided = self._guided(answers, plan.weights)
+            wanted = [guided, answers[-1]] if self._guidance.in_pairs else [guided]
+            wanted = [clean_picture(seen, sigma, answer, predicts_v=self._predicts_v) for answer in wanted]
         cleans = []
-        for answer in wanted:
-            clean = clean_picture(seen, sigma, answer, predicts_v=self._predicts_v)
+        for clean in wanted:
             if known is not None and known.is_shown:
                 clean = clean + (x - seen)  # the noise that the model predicted here is the noise of x
             elif known is not None:
@@ -162,11 +193,13 @@ class Denoiser:
         self._on_call(sigma)
         return tuple(cleans) if self._guidance.in_pairs else cleans[0]
 
-    def _plan_of_call(self) -> "_Plan":
+    def _plan_of_call(self, sigma: float) -> "_Plan":
         """Return the UNet calls of this evaluation; they are planned again only when the prompts change."""
-        key = self._prompt.key_at(self._calls)
+        is_skipped = self._guidance.skips.at(self._calls, self._guidance.steps, sigma)
+        key = (*self._prompt.key_at(self._calls), int(is_skipped))
         if self._planned is None or self._planned[0] != key:
-            self._planned = key, self._plan(self._prompt.at(self._calls))
+            moment = self._prompt.at(self._calls)
+            self._planned = key, self._plan(_unguided(moment) if is_skipped else moment)
         self._calls += 1
         return self._planned[1]
 
@@ -209,6 +242,10 @@ class Denoiser:
     def _guided(self, answers: list[Tensor], weights: tuple[float, ...]) -> Tensor:
         if len(answers) == 1:
             return answers[0]
+        if self._guidance.thresholding is not None and len(answers) > len(weights):
+            return self._thresholded(answers, weights)
+        if len(weights) == len(answers):  # the negative prompt is skipped: as in A1111, the first part stands for it
+            answers = [*answers, answers[0]]
         if weights != (1.0,):
             *conds, uncond = answers
             mixed = uncond.clone()
@@ -223,6 +260,19 @@ class Denoiser:
             fitted = mixed * (cond.std(dim=dims, keepdim=True) / mixed.std(dim=dims, keepdim=True))
             mixed = fitted * self._guidance.rescale + mixed * (1 - self._guidance.rescale)
         return mixed
+
+    def _thresholded(self, answers: list[Tensor], weights: tuple[float, ...]) -> Tensor:
+        """Guide by dynamic thresholding."""
+        found, (*conds, uncond) = self._guidance.thresholding, answers
+        assert found is not None
+        direction = sum((cond - uncond) * weight for cond, weight in zip(conds, weights, strict=True))
+        share = (self._calls - 1) / max(self._guidance.steps - 1, 1)
+        return threshold_guidance.guided(uncond, torch.as_tensor(direction), self._guidance.scale, found, share)
+
+
+def _unguided(moment: Moment) -> Moment:
+    """The conditioning of an evaluation without the negative prompt."""
+    return Moment(moment.conds, moment.weights, None)
 
 
 def clean_picture(x: Tensor, sigma: float, answer: Tensor, *, predicts_v: bool) -> Tensor:

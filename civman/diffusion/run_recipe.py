@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from civman.diffusion import sampler_names, samplers, second_pass, solvers, start_picture, vae_codec
-from civman.diffusion.denoiser import Denoiser, Guidance, Known, Prompts
+from civman.diffusion.denoiser import Denoiser, Guidance, Known, Prompts, Skips
 from civman.diffusion.environment import deterministic
 from civman.diffusion.families import Family
 from civman.diffusion.guard import check_latents, check_pixels, memory_errors, noise_words, refuse_noise
@@ -23,6 +23,7 @@ from civman.diffusion.noise import PictureNoise
 from civman.diffusion.pixels import Picture, Pixels, finished, put_back
 from civman.diffusion.samplers import Start
 from civman.diffusion.skip_sizes import doubled_then_resized
+from civman.diffusion.token_merging import merging
 from civman.domain.events import OnEvent, Step, ignore
 from civman.domain.recipes.recipe import Hires, Recipe
 from civman.errors import CannotRender, Cause, UsageError
@@ -211,15 +212,21 @@ class _Job:
                     count=recipe.count, stage=stage,
                 ))  # fmt: skip
 
+        found = recipe.thresholding
+        # A1111 before 1.6 counted the steps of the first pass in both passes
+        steps = plan.steps * sampler.calls_per_step if found is None or found.counts_calls else recipe.steps
         guidance = Guidance(
             recipe.guidance_scale * sampler.guidance_factor, recipe.guidance_rescale, sampler.is_cfgpp,
-            recipe.rules > 1,
+            recipe.rules > 1, found, sampler.is_variance_preserving,
+            Skips(recipe.skip_negative_below, recipe.skip_negative_always, recipe.skip_early_guidance), steps,
         )  # fmt: skip
         denoiser = Denoiser(
             self._model, prompt, self._levels, guidance=guidance, size=size, known=known, extra=extra,
             on_call=self._counter(plan, tell),
         )  # fmt: skip
-        x = solvers.solve(sampler.solver, x, plan.sigmas, self._step_noise(plan, noises, x), denoiser, self._tuning)
+        ratio = recipe.token_merging if stage == "first" or recipe.hires is None else recipe.hires.token_merging
+        with merging(self._model.unet, ratio, (x.shape[-2], x.shape[-1])):
+            x = solvers.solve(sampler.solver, x, plan.sigmas, self._step_noise(plan, noises, x), denoiser, self._tuning)
         return x * plan.end_scale
 
     @staticmethod

@@ -33,7 +33,10 @@ _KEYS: Final = frozenset({
     "eta", "eta ddim", "sigma churn", "sigma tmin", "sigma tmax", "sigma noise", "mask blur", "masked content",
     "inpaint area", "masked area padding", "conditional mask weight", "noise multiplier", "pad conds", "variation seed",
     "variation seed strength", "seed resize from", "old prompt editing timelines", "discard penultimate sigma",
-    "downcast alphas_cumprod",
+    "downcast alphas_cumprod", "token merging ratio", "token merging ratio hr", "ngms", "ngms all steps",
+    "skip early cfg", "dynamic thresholding enabled", "mimic scale", "mimic mode", "mimic scale minimum", "cfg mode",
+    "cfg scale minimum", "separate feature channels", "scaling startpoint", "variability measure", "interpolate phi",
+    "threshold percentile", "scheduler value",
 })  # fmt: skip
 """Setting names: simple readers would take a LoRA with such a name for the setting."""
 _SPLITTER: Final = re.compile(r"((?:^|\n)[^\S\n]*(?:Steps|Template|Negative Template)|Negative prompt)(?=:)")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from civman.domain.digests import Sha256, autov2
 from civman.domain.recipes.recipe import Recipe, Sampling
 from civman.domain.recipes.record import Record
+from civman.domain.recipes.thresholding import uses_power
 from civman.domain.refs import Air, VersionRef, parse_ref
 from civman.pictures.parameters_text import Generation, Part, SecondPass, text
 
@@ -25,7 +26,7 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         denoising=start.strength if start else None,
         # A1111's default, the graphics card, has no entry
         rng="" if ":" in recipe.rng else recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
-        others=(*_of_noise(recipe), *_of_pictures(recipe)),
+        others=(*_of_noise(recipe), *_of_guidance(recipe), *_of_pictures(recipe)),
         version=f"civman {record.environment.get('civman', '')}".strip(),
     ))  # fmt: skip
 
@@ -59,6 +60,36 @@ def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
         yield "Downcast alphas_cumprod", "True"
     if recipe.pad_prompts:
         yield "Pad conds", "True"
+
+
+def _of_guidance(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
+    """The keys and values of A1111 and its extensions for settings of guidance and of attention."""
+    if recipe.token_merging:
+        yield "Token merging ratio", recipe.token_merging
+    if recipe.hires and recipe.hires.token_merging:
+        yield "Token merging ratio hr", recipe.hires.token_merging
+    if recipe.skip_negative_below:
+        yield "NGMS", recipe.skip_negative_below
+        if recipe.skip_negative_always:
+            yield "NGMS all steps", "True"
+    if recipe.skip_early_guidance:
+        yield "Skip Early CFG", recipe.skip_early_guidance
+    if (found := recipe.thresholding) is not None:
+        yield "Dynamic thresholding enabled", "True"
+        yield "Mimic scale", found.mimic_scale
+        yield "Separate Feature Channels", str(found.per_channel)
+        yield "Scaling Startpoint", "MEAN" if found.starts_at_mean else "ZERO"
+        yield "Variability Measure", "STD" if found.by_deviation else "AD"
+        yield "Interpolate Phi", found.phi
+        yield "Threshold percentile", found.percentile
+        for name, mode, least in (
+            ("Mimic", found.mimic_mode, found.mimic_minimum), ("CFG", found.cfg_mode, found.cfg_minimum),
+        ):  # fmt: skip
+            if mode != "Constant" or least:
+                yield f"{name} mode", mode
+                yield f"{name} scale minimum", least
+        if uses_power(found):
+            yield "Scheduler value", found.power
 
 
 def _of_pictures(recipe: Recipe) -> Iterator[tuple[str, str | float]]:

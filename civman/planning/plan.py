@@ -310,10 +310,17 @@ def _within_limits(
     if pictures and not request.only_masked and request.width is None and request.height is None:
         width, height = size_like(pictures[0], checkpoint.native_size)
         request = replace(request, width=width, height=height)
+    hires = request.hires
+    if checkpoint.family.is_xl and (request.token_merging or (hires and hires.token_merging)):
+        words = f"tokens are not merged on {checkpoint.title}, which has no attention at full resolution"
+        notices = (*notices, words)
+        hires = replace(hires, token_merging=None) if hires else None
+        request = replace(request, token_merging=None, hires=hires)
     skip, layers = request.clip_skip, checkpoint.clip_layers
     if skip is not None and skip != 1:
         if layers is None:
-            notices = (f"clip skip has no effect on {checkpoint.title}, whose text encoders use a fixed layer",)
+            words = f"clip skip has no effect on {checkpoint.title}, whose text encoders use a fixed layer"
+            notices = (*notices, words)
             request = replace(request, clip_skip=1)
         elif not 1 <= skip <= layers:
             raise UsageError(

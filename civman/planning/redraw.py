@@ -22,6 +22,7 @@ from civman.pictures.metadata import loads
 from civman.pictures.site_settings import Entries, NamedFile
 from civman.planning import prompt_stages
 from civman.planning.redraw_features import RANK, Drawable, Reason, reasons
+from civman.planning.redraw_guidance import guidance, second_ratio
 from civman.planning.redraw_prompts import TaggedLora, read_tags
 from civman.prompts import editing, emphasis
 
@@ -143,7 +144,7 @@ class _Reader:
             precision="float16", rng=self._rng(), eta_seed_delta=self._ensd(), rounding="down", odd_sizes="a1111",
             loras=tuple(LoraUse(_placeholder(each.name), each.unet, each.text) for each in loras),
             pad_prompts=self._entries.is_on("Pad conds"), hires=hires, sampling=self._sampling(),
-            prompt_rules=rules, **self._variation(),
+            prompt_rules=rules, **self._variation(), **guidance(self._entries, self._version),
         )  # fmt: skip
         self._check(made)
         self._differences(made, sampler)
@@ -254,7 +255,7 @@ class _Reader:
             self.add(Drawable.DIFFERS, "the strength of the second pass is not stated; 0.7 is A1111's default")
         return Hires(
             larger[0] // 8 * 8, larger[1] // 8 * 8, entries.whole("Hires steps") or steps,
-            0.7 if strength is None else strength, upscaler, model,
+            0.7 if strength is None else strength, upscaler, model, second_ratio(entries),
         )  # fmt: skip
 
     def _upscaler(self, name: str) -> tuple[str, Sha256 | None]:

@@ -55,10 +55,6 @@ def _is_face(entries: Entries) -> bool:
     return entries.is_on("Face restoration")
 
 
-def _is_merging(entries: Entries) -> bool:
-    return any(entries.number(name) for name in ("Token merging ratio", "Token merging ratio hr"))
-
-
 NO, NEEDS, FINE = Drawable.NO, Drawable.NEEDS_INPUT, Drawable.EXACT
 _TILED: Final = (
     r"[\"{]*'?\"?(Method|Upscaler|Keep input size|Tile batch size|Tile Overlap|Overlap|Upscale factor|Scale factor|"
@@ -94,13 +90,6 @@ _FEATURES: Final = (
         ),
     ),
     _feature(
-        "Mimic |Threshold percentile|Dynamic thresholding|CFG mode|CFG scale minimum|Separate Feature Channels|"
-        "Scaling Startpoint|Variability Measure|Interpolate Phi",
-        NO,
-        "dynamic thresholding changed the guidance, which civman does not support",
-        lambda entries: entries.is_on("Dynamic thresholding enabled"),
-    ),
-    _feature(
         f"Tiled Diffusion|{_TILED}", NO, "the image was drawn in tiles (Tiled Diffusion), which civman does not support"
     ),
     _feature(
@@ -109,7 +98,6 @@ _FEATURES: Final = (
         "an upscale script drew it again from an image that the settings do not contain; civman does not support "
         "such scripts",
     ),
-    _feature("Token merging|tome_", NO, "tokens were merged to save time, which civman does not support", _is_merging),
     _feature("SAG ", NO, "self-attention guidance changed the image, which civman does not support"),
     _feature(
         "Cutoff ",
@@ -131,14 +119,7 @@ _FEATURES: Final = (
         "an aesthetic embedding changed the prompt, which civman does not support",
         lambda entries: bool(entries.number("Aesthetic weight")),
     ),
-    _feature(
-        "NGMS",
-        NO,
-        "the negative prompt was skipped at low noise (NGMS), which civman does not support",
-        lambda entries: bool(entries.number("NGMS")),
-    ),
     _feature("NPW_", NO, "an extension weighted the negative prompt, which civman does not support"),
-    _feature("Skip Early CFG", NO, "guidance was skipped in the first steps, which civman does not support"),
     _feature(
         "Refiner|Hires (checkpoint|sampler|schedule type|prompt|negative prompt)",
         NO,

@@ -12,6 +12,7 @@ from typing import Any, Final
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.recipe import HiresRequest, LoraRequest, Recipe, RenderRequest
+from civman.domain.recipes.thresholding import text_of
 from civman.domain.scales import parse_scale_pair
 from civman.errors import Cause, UsageError
 from civman.index import Index
@@ -24,12 +25,12 @@ _SEEDS: Final = 2**32
 _ALIASES: Final = {
     "negative": "negative_prompt", "cfg": "guidance_scale", "cfg_rescale": "guidance_rescale",
     "ensd": "eta_seed_delta", "init": "init_image", "mask": "mask_image", "zero_snr": "is_zero_snr",
-    "mask_content": "masked_content",
+    "mask_content": "masked_content", "ngms": "skip_negative_below", "skip_early_cfg": "skip_early_guidance",
 }  # fmt: skip
 _TEXTS: Final = (
     "prompt", "negative_prompt", "checkpoint", "vae", "sampler", "schedule", "rng", "precision", "prediction",
     "init_image", "mask_image", "resize_mode", "masked_content", "odd_sizes",
-    "prompt_rules", "seed_resize",
+    "prompt_rules", "seed_resize", "thresholding",
 )  # fmt: skip
 _WHOLE: Final = (
     "seed", "steps", "width", "height", "clip_skip", "count", "batch_size", "eta_seed_delta", "mask_blur", "padding",
@@ -37,10 +38,18 @@ _WHOLE: Final = (
 )  # fmt: skip
 _FRACTIONS: Final = (
     "guidance_scale", "guidance_rescale", "strength", "conditioning_weight", "noise_multiplier", "eta", "eta_ddim",
-    "s_churn", "s_tmin", "s_tmax", "s_noise", "variation_strength",
+    "s_churn", "s_tmin", "s_tmax", "s_noise", "variation_strength", "token_merging", "skip_negative_below",
+    "skip_early_guidance",
 )  # fmt: skip
-_TRUTHS: Final = ("pad_prompts", "is_zero_snr", "only_masked", "drop_penultimate", "half_levels")
-_HIRES: Final = ("hires_steps", "hires_strength", "upscaler")
+_TRUTHS: Final = (
+    "pad_prompts",
+    "is_zero_snr",
+    "only_masked",
+    "drop_penultimate",
+    "half_levels",
+    "skip_negative_always",
+)
+_HIRES: Final = ("hires_steps", "hires_strength", "hires_token_merging", "upscaler")
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, "lora:REF")
 """The fields that can be changed; some also have the short names of `civman render`'s options."""
 
@@ -98,13 +107,17 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         conditioning_weight=start.conditioning_weight if start else None,
         noise_multiplier=start.noise_multiplier if start else None,
         hires=HiresRequest(hires.width, hires.height, steps=hires.steps, strength=hires.strength,
-                           upscaler=f"sha256:{hires.model}" if hires.model else hires.upscaler) if hires else None,
+                           upscaler=f"sha256:{hires.model}" if hires.model else hires.upscaler,
+                           token_merging=hires.token_merging) if hires else None,
         prediction=recipe.prediction, is_zero_snr=recipe.is_zero_snr, precision=recipe.precision,
         pad_prompts=recipe.pad_prompts, config=recipe.config or None, rules=recipe.rules, odd_sizes=recipe.odd_sizes,
         eta=sampling.eta, eta_ddim=sampling.eta_ddim, s_noise=sampling.noise_scale, s_churn=sampling.s_churn,
         s_tmin=sampling.s_tmin, s_tmax=sampling.s_tmax, drop_penultimate=sampling.drop_penultimate,
         half_levels=sampling.half_levels, prompt_rules=recipe.prompt_rules,
         variation_seed=recipe.variation_seed, variation_strength=recipe.variation_strength,
+        token_merging=recipe.token_merging, skip_negative_below=recipe.skip_negative_below,
+        thresholding=text_of(recipe.thresholding) if recipe.thresholding else None,
+        skip_negative_always=recipe.skip_negative_always, skip_early_guidance=recipe.skip_early_guidance,
         seed_resize=f"{recipe.seed_resize_width}x{recipe.seed_resize_height}",
     )  # fmt: skip
 
@@ -173,7 +186,13 @@ def field_of(name: str) -> str:
 def is_number(name: str) -> bool:
     """Whether the field's value is a number, so that a range of values can be given."""
     field = field_of(name)
-    return name.startswith("lora:") or field in (*_WHOLE, *_FRACTIONS, "hires_steps", "hires_strength")
+    return name.startswith("lora:") or field in (
+        *_WHOLE,
+        *_FRACTIONS,
+        "hires_steps",
+        "hires_strength",
+        "hires_token_merging",
+    )
 
 
 def _with_scale(request: RenderRequest, ref: str, text: str, digest_of: DigestOf) -> RenderRequest:

@@ -19,6 +19,7 @@ from civman.domain.recipes.recipe import (
     Resolved,
     Sampling,
     StartImage,
+    Thresholding,
     canonical,
     complete,
 )
@@ -112,6 +113,8 @@ def test_only_a_recipe_that_needs_the_fourth_schema_is_written_in_it() -> None:
 
 FIFTH: list[dict[str, object]] = [
     {"sampling": Sampling(drop_penultimate=True)}, {"sampling": Sampling(half_levels=True), "is_zero_snr": False},
+    {"token_merging": 0.5}, {"thresholding": Thresholding(), "guidance_rescale": 0.0},
+    {"skip_negative_below": 1.0}, {"skip_early_guidance": 0.2},
 ]  # fmt: skip
 """Changes that need the fifth schema."""
 
@@ -175,8 +178,8 @@ def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
 def test_nothing_may_be_left_out(name: str) -> None:
-    value = json.loads(replace(FULL, seed_resize_width=512, seed_resize_height=768).to_json())
-    assert value["schema"] == 4
+    value = json.loads(replace(FULL, token_merging=0.5).to_json())
+    assert value["schema"] == 5
     del value[name]
 
     with pytest.raises(UsageError, match=f"`recipe.{name}` is missing"):

@@ -62,9 +62,11 @@ def test_what_is_wholly_expressed_is_exact() -> None:
         ({"Clip skip": None, "clipSkip": 3}, "clip_skip", 3),
         ({"Size": "515x512"}, "width", 512),
         ({"Hires upscale": "1.5", "Hires upscaler": "Latent", "Denoising strength": "0.6", "Size": "256x256"}, "hires",
-         {"width": 384, "height": 384, "steps": 20, "strength": 0.6, "upscaler": "Latent", "model": None}),
+         {"width": 384, "height": 384, "steps": 20, "strength": 0.6, "upscaler": "Latent", "model": None,
+          "token_merging": 0.0}),
         ({"Hires resize": "0x384", "Hires steps": "9", "Denoising strength": "0.6", "Size": "256x256"}, "hires",
-         {"width": 384, "height": 384, "steps": 9, "strength": 0.6, "upscaler": "Latent", "model": None}),
+         {"width": 384, "height": 384, "steps": 9, "strength": 0.6, "upscaler": "Latent", "model": None,
+          "token_merging": 0.0}),
     ],
     ids=str,
 )  # fmt: skip
@@ -81,6 +83,42 @@ def test_noise_levels_were_rounded_to_half_precision_until_1_8(version: str | No
     assert read(Version=version)["recipe"]["sampling"]["half_levels"] == is_half
     later = read(**{"Version": version, "Downcast alphas_cumprod": "True"})
     assert later["recipe"]["sampling"]["half_levels"] is True
+
+
+HALF_COSINE = {
+    "Dynamic thresholding enabled": "True", "Mimic scale": "7", "Threshold percentile": "99.5",
+    "Mimic mode": "half cosine up", "Mimic scale minimum": "3", "CFG mode": "Power Up", "CFG scale minimum": "2",
+    "Scheduler value": "3", "Separate Feature Channels": "False", "Scaling Startpoint": "ZERO",
+    "Variability Measure": "STD", "Interpolate Phi": "0.5",
+}  # fmt: skip
+
+
+def test_dynamic_thresholding_is_read_with_all_its_settings() -> None:
+    found = read(**HALF_COSINE)
+
+    assert found["drawable"] == "exact"
+    assert found["recipe"]["thresholding"] == {
+        "mimic_scale": 7.0, "percentile": 99.5, "mimic_mode": "Half Cosine Up", "mimic_minimum": 3.0,
+        "cfg_mode": "Power Up", "cfg_minimum": 2.0, "power": 3.0, "per_channel": False, "starts_at_mean": False,
+        "by_deviation": True, "phi": 0.5, "counts_calls": True,
+    }  # fmt: skip
+    assert read(**HALF_COSINE, Version="v1.5.1")["recipe"]["thresholding"]["counts_calls"] is False
+    assert read(**HALF_COSINE | {"Dynamic thresholding enabled": "False"})["recipe"]["thresholding"] is None
+    assert read(**HALF_COSINE | {"CFG mode": "Sideways"})["drawable"] == "no"
+
+
+HIRES = {"Hires upscale": "1.5", "Denoising strength": "0.6", "Size": "256x256"}
+
+
+def test_merged_tokens_and_skipped_prompts_are_read_for_both_passes() -> None:
+    one = read(**HIRES, **{"Token merging ratio": "0.5"})["recipe"]
+    assert (one["token_merging"], one["hires"]["token_merging"]) == (0.5, 0.5)
+    two = read(**HIRES, **{"Token merging ratio hr": "0.3"})["recipe"]
+    assert (two["token_merging"], two["hires"]["token_merging"]) == (0.0, 0.3)
+    skipped = read(**{"NGMS": "1.2", "NGMS all steps": "True", "Skip Early CFG": "0.1"})
+    assert skipped["drawable"] == "exact"
+    names = ("skip_negative_below", "skip_negative_always", "skip_early_guidance")
+    assert [skipped["recipe"][name] for name in names] == [1.2, True, 0.1]
 
 
 def test_a_dropped_level_is_part_of_the_recipe() -> None:
@@ -124,8 +162,6 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
         ({"sampler": "DPM++ 2M alt Karras"}, "no", "private variant"),
         ({"steps": 5000}, "no", "steps must be"),
         ({"Size": "0x512"}, "no", "not a size"),
-        ({"Token merging ratio": "0.5"}, "no", "tokens were merged"),
-        ({"Dynamic thresholding enabled": "True", "Mimic scale": "7"}, "no", "thresholding"),
         ({"ADetailer model": "face_yolov8n.pt"}, "no", "detector"),
         ({"Ultimate SD upscale upscaler": "x", "Denoising strength": "0.2"}, "no", "upscale script"),
         ({"First pass size": "0x0", "Denoising strength": "0.7"}, "no", "before 2023"),

@@ -18,6 +18,8 @@ from civman.domain.recipes.render_request import LoraRequest as LoraRequest
 from civman.domain.recipes.render_request import RenderRequest as RenderRequest
 from civman.domain.recipes.sampling import SAMPLING as SAMPLING
 from civman.domain.recipes.sampling import Sampling as Sampling
+from civman.domain.recipes.thresholding import Thresholding as Thresholding
+from civman.domain.recipes.thresholding import thresholding_of
 from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
@@ -50,7 +52,10 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
         "hires": ("model",),
     },
     5: {
-        "": (),
+        "": (
+            "token_merging", "thresholding", "skip_negative_below", "skip_negative_always", "skip_early_guidance",
+        ),
+        "hires": ("token_merging",),
         "sampling": ("drop_penultimate", "half_levels"),
     },
 }  # fmt: skip
@@ -111,6 +116,8 @@ class Hires:
     upscaler: str
     model: Sha256 | None = None
     """The upscaler model that enlarges the image, if `upscaler` is "model"."""
+    token_merging: float = 0.0
+    """As `Recipe.token_merging`, for the second pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +195,14 @@ class Recipe:
     seed_resize_width: int = 0
     seed_resize_height: int = 0
     """The size in pixels for which the noise is drawn before it is pasted into that of the image; 0: its own size."""
+    token_merging: float = 0.0
+    """The share of tokens that are merged before self-attention at full resolution; 0: none."""
+    thresholding: Thresholding | None = None
+    skip_negative_below: float = 0.0
+    """The noise level below which every second evaluation, or each one with `skip_negative_always`, is not guided."""
+    skip_negative_always: bool = False
+    skip_early_guidance: float = 0.0
+    """The share of the evaluations that are not guided, counted from the first one."""
 
     def __post_init__(self) -> None:
         for problem in problems(self):
@@ -276,7 +291,7 @@ def _with_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
     usual: dict[str, dict[str, Any]] = {
         "": {each.name: each.default for each in fields(Recipe)} | {"rules": 1},
         "start": asdict(StartImage(Sha256(""), 1.0)),
-        "hires": {"model": None},
+        "hires": {"model": None, "token_merging": 0.0},
         "sampling": asdict(SAMPLING),
     }
     added = {part: {key: usual[part][key] for key in keys} for part, keys in _ADDED[schema].items()}
@@ -335,10 +350,15 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         pad_prompts=_or(request.pad_prompts, False),
         prediction=found.prediction, is_zero_snr=found.is_zero_snr, precision=found.precision,
         vae=found.vae, loras=found.loras, embeddings=found.embeddings, start=start,
-        hires=_hires(request.hires, width, height, steps, found.upscaler) if request.hires else None,
+        hires=_hires(request, width, height, steps, found.upscaler) if request.hires else None,
         config=found.config, files=tuple(sorted(set(found.files), key=lambda file: file.sha256)),
         sampling=sampling(request), rules=_or(request.rules, RULES), odd_sizes=_or(request.odd_sizes, "forge"),
         prompt_rules=_or(request.prompt_rules, ""), **_varied(request),
+        token_merging=float(_or(request.token_merging, 0.0)),
+        thresholding=thresholding_of(_or(request.thresholding, "")),
+        skip_negative_below=float(_or(request.skip_negative_below, 0.0)),
+        skip_negative_always=bool(request.skip_negative_below and request.skip_negative_always),
+        skip_early_guidance=float(_or(request.skip_early_guidance, 0.0)),
     )  # fmt: skip
 
 
@@ -382,7 +402,9 @@ def _start(request: RenderRequest, image: Sha256, mask: Sha256 | None) -> StartI
     )  # fmt: skip
 
 
-def _hires(asked: HiresRequest, width: int, height: int, steps: int, model: Sha256 | None) -> Hires:
+def _hires(request: RenderRequest, width: int, height: int, steps: int, model: Sha256 | None) -> Hires:
+    asked = request.hires
+    assert asked is not None
     scale = _or(asked.scale, 2.0)
     larger = int(width * scale) // 8 * 8, int(height * scale) // 8 * 8
     # with one side given, the aspect ratio is kept, as in A1111's "Hires resize" with a 0
@@ -397,6 +419,8 @@ def _hires(asked: HiresRequest, width: int, height: int, steps: int, model: Sha2
         strength=float(_or(asked.strength, 0.7)),
         upscaler="model" if model else upscaler_of(asked.upscaler),
         model=model,
+        # as in A1111, the second pass merges as many tokens as the first one unless it has its own ratio
+        token_merging=float(_or(request.token_merging, 0.0) if asked.token_merging is None else asked.token_merging),
     )
 
 

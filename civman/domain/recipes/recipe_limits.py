@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from civman.domain.recipes import thresholding
 from civman.domain.recipes.noise_sources import THREADS
 from civman.errors import Cause, UsageError
 
@@ -57,6 +58,7 @@ def problems(recipe: Any) -> Iterator[str]:
     if not all(_is_text(words) for words in (recipe.prompt, recipe.negative_prompt)):
         yield "a prompt contains invalid Unicode"
     yield from _sampling_problems(recipe.sampling)
+    yield from _guidance_problems(recipe)
     if recipe.sampling.half_levels and recipe.is_zero_snr:
         yield "noise levels of zero terminal SNR cannot be rounded to half precision"
     if recipe.rules == 1 and (recipe.sampling.half_levels or recipe.sampling.drop_penultimate):
@@ -108,6 +110,22 @@ def _sampling_problems(sampling: Any) -> Iterator[str]:
         number = getattr(sampling, name)
         if not math.isfinite(number) or not 0 <= number <= MAX_NOISE:
             yield f"{name} must be between 0 and {MAX_NOISE}"
+
+
+def _guidance_problems(recipe: Any) -> Iterator[str]:
+    ratios = [recipe.token_merging, *([recipe.hires.token_merging] if recipe.hires else [])]
+    if not all(0 <= ratio < 0.9 for ratio in ratios):
+        yield "the ratio of merged tokens must be 0 to 0.89"
+    if recipe.thresholding is not None:
+        yield from thresholding.problems(recipe.thresholding)
+        if recipe.guidance_rescale or recipe.sampler.endswith("CFG++"):
+            yield "dynamic thresholding cannot be combined with CFG rescale or a CFG++ sampler"
+    if not 0 <= recipe.skip_negative_below <= MAX_NOISE:
+        yield f"the noise level below which the negative prompt is skipped must be 0 to {MAX_NOISE}"
+    if not 0 <= recipe.skip_early_guidance <= 1:
+        yield "the share of steps without guidance must be 0 to 1"
+    if (recipe.skip_negative_below or recipe.skip_early_guidance) and recipe.sampler.endswith("CFG++"):
+        yield "a CFG++ sampler needs the negative prompt in each step"
 
 
 def _is_text(words: str) -> bool:

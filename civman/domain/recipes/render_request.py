@@ -27,6 +27,7 @@ class HiresRequest:
     steps: int | None = None
     strength: float | None = None
     upscaler: str = "latent"
+    token_merging: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,12 @@ class RenderRequest:
     variation_strength: float | None = None
     seed_resize: str | None = None
     """A size such as "512x768"."""
+    token_merging: float | None = None
+    thresholding: str | None = None
+    """Settings in the form that `thresholding.thresholding_of` parses."""
+    skip_negative_below: float | None = None
+    skip_negative_always: bool | None = None
+    skip_early_guidance: float | None = None
     config: str | None = None
     """Dimensions of the checkpoint that its tensor shapes do not show.
 

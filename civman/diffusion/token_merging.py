@@ -1,0 +1,100 @@
+"""Token merging: attention within the image over fewer tokens, by averaging those that are most alike.
+
+A token of each 2 x 2 square, the one at the top left, is kept; of the others, the share that resembles a kept one most
+is averaged into it before the self-attention, and takes its result afterwards. Only blocks at the latents' own
+resolution are changed.
+
+Source: Bolya & Hoffman 2023, "Token Merging for Fast Stable Diffusion", as A1111 uses it (without randomness).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_SQUARE = 2
+
+
+@contextmanager
+def merging(unet: nn.Module, ratio: float, size: tuple[int, int]) -> Iterator[None]:
+    """Merge the share `ratio` of the tokens inside this block; `size` is the latents' height and width."""
+    with ExitStack() as stack:
+        block: Any
+        for block in unet.modules():
+            if ratio and hasattr(block, "attn1") and hasattr(block, "norm1"):
+                merged = _Merged(size, ratio)
+                stack.callback(block.register_forward_pre_hook(merged.look, with_kwargs=True).remove)
+                stack.callback(block.attn1.register_forward_pre_hook(merged.join, with_kwargs=True).remove)
+                stack.callback(block.attn1.register_forward_hook(merged.part).remove)
+        yield
+
+
+class _Merged:
+    """The tokens that are merged in one call of one transformer block."""
+
+    def __init__(self, size: tuple[int, int], ratio: float) -> None:
+        self._size, self._ratio = size, ratio
+        self._pairs: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
+
+    def look(self, _block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Choose the tokens from the block's input (B, tokens, width)."""
+        tokens = arguments[0] if arguments else named["hidden_states"]
+        height, width = self._size
+        shrunk = math.ceil(math.sqrt(height * width // tokens.shape[1]))
+        self._pairs = match(tokens, height, width, int(tokens.shape[1] * self._ratio)) if shrunk <= 1 else None
+
+    def join(
+        self, _attention: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Replace the self-attention's input by the merged tokens."""
+        if self._pairs is None:
+            return arguments, named
+        return (self._pairs[0](arguments[0]), *arguments[1:]), named
+
+    def part(self, _attention: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Give each original token the result of the one that stands for it."""
+        return output if self._pairs is None else self._pairs[1](output)
+
+
+def match(
+    tokens: Tensor, height: int, width: int, count: int
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+    """Return functions that merge `count` of the tokens (B, height · width, channels), and that undo it; None for 0."""
+    place = torch.arange(height * width, device=tokens.device).view(height, width)
+    even = place[: height // _SQUARE * _SQUARE : _SQUARE, : width // _SQUARE * _SQUARE : _SQUARE].flatten()
+    is_kept = torch.zeros(height * width, dtype=torch.bool, device=tokens.device)
+    is_kept[even] = True
+    kept, others = place.flatten()[is_kept], place.flatten()[~is_kept]
+    count = min(len(others), count)
+    if count <= 0:
+        return None
+    with torch.no_grad():
+        unit = tokens / tokens.norm(dim=-1, keepdim=True)
+        likeness = unit[:, others] @ unit[:, kept].transpose(-1, -2)
+        best, nearest = likeness.max(dim=-1)
+        order = best.argsort(dim=-1, descending=True)
+        joined, single = order[:, :count], order[:, count:]
+        into = nearest.gather(-1, joined)
+
+    def merge(x: Tensor) -> Tensor:
+        channels = x.shape[-1]
+        rest, target = x[:, others], x[:, kept]
+        moved = rest.gather(1, joined[..., None].expand(-1, -1, channels))
+        target = target.scatter_reduce(1, into[..., None].expand(-1, -1, channels), moved, reduce="mean")
+        return torch.cat([rest.gather(1, single[..., None].expand(-1, -1, channels)), target], dim=1)
+
+    def undo(x: Tensor) -> Tensor:
+        batch, channels = len(x), x.shape[-1]
+        alone, target = x[:, : single.shape[1]], x[:, single.shape[1] :]
+        rest = torch.empty(batch, len(others), channels, dtype=x.dtype, device=x.device)
+        rest.scatter_(1, single[..., None].expand(-1, -1, channels), alone)
+        taken = target.gather(1, into[..., None].expand(-1, -1, channels))
+        rest.scatter_(1, joined[..., None].expand(-1, -1, channels), taken)
+        whole = torch.empty(batch, height * width, channels, dtype=x.dtype, device=x.device)
+        whole[:, kept], whole[:, others] = target, rest
+        return whole
+
+    return merge, undo

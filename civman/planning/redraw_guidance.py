@@ -1,0 +1,57 @@
+"""Settings of guidance and attention in other programs' images, as values of a recipe."""
+
+import re
+from typing import Any
+
+from civman.domain.recipes.thresholding import MODES, Thresholding
+from civman.pictures.site_settings import Entries
+
+_THRESHOLDING = re.compile(
+    "Mimic |Threshold percentile|Dynamic thresholding|CFG mode|CFG scale minimum|Separate Feature Channels|"
+    "Scaling Startpoint|Variability Measure|Interpolate Phi|Scheduler value"
+)
+
+
+def guidance(entries: Entries, version: tuple[int, int]) -> dict[str, Any]:
+    """The fields of a recipe for dynamic thresholding, merged tokens and steps without the negative prompt.
+
+    Raises: ValueError: a mode or number of dynamic thresholding is unknown.
+    """
+    entries.take(re.compile("Token merging|tome_|NGMS|Skip Early CFG"))
+    return {
+        "token_merging": entries.number("Token merging ratio") or entries.number("tome_ratio") or 0.0,
+        "thresholding": _thresholding(entries, version),
+        "skip_negative_below": entries.number("NGMS") or 0.0,
+        "skip_negative_always": bool(entries.number("NGMS")) and entries.is_on("NGMS all steps"),
+        "skip_early_guidance": entries.number("Skip Early CFG") or 0.0,
+    }
+
+
+def second_ratio(entries: Entries) -> float:
+    """The ratio of merged tokens in the second pass: its own, else that of the first."""
+    return entries.number("Token merging ratio hr") or entries.number("Token merging ratio") or 0.0
+
+
+def _thresholding(entries: Entries, version: tuple[int, int]) -> Thresholding | None:
+    entries.take(_THRESHOLDING)
+    if not entries.is_on("Dynamic thresholding enabled"):
+        return None
+    mimic = entries.number("Mimic scale")
+    if mimic is None:
+        raise ValueError("dynamic thresholding without a scale")
+
+    def number(name: str, usual: float) -> float:
+        found = entries.number(name)
+        return usual if found is None else found
+
+    return Thresholding(
+        mimic, number("Threshold percentile", 100.0), _mode(entries.text("Mimic mode")),
+        number("Mimic scale minimum", 0.0), _mode(entries.text("CFG mode")), number("CFG scale minimum", 0.0),
+        number("Scheduler value", 4.0), entries.text("Separate Feature Channels").casefold() != "false",
+        entries.text("Scaling Startpoint").upper() != "ZERO", entries.text("Variability Measure").upper() == "STD",
+        number("Interpolate Phi", 1.0), counts_calls=version >= (1, 6),
+    )  # fmt: skip
+
+
+def _mode(name: str) -> str:
+    return next((mode for mode in MODES if mode.casefold() == name.casefold()), name or "Constant")
