@@ -67,6 +67,14 @@ def render(
             help="A textual inversion embedding (repeatable).",
         ),
     ] = None,
+    hypernetwork: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REF[:STRENGTH]",
+            autocompletion=completion.refs,
+            help="A hypernetwork with its strength (repeatable).",
+        ),
+    ] = None,
     vae: Annotated[
         str | None,
         typer.Option(
@@ -366,7 +374,8 @@ def render(
     width, height = size_from(picture_size) if picture_size else (None, None)
     request = RenderRequest(
         checkpoint=checkpoint, file=file, negative_prompt=negative, loras=loras_from(lora or []),
-        embeddings=tuple(embedding or ()), vae=vae, sampler=sampler, schedule=schedule, steps=steps,
+        embeddings=tuple(embedding or ()), hypernetworks=tuple(hypernetwork or ()), vae=vae,
+        sampler=sampler, schedule=schedule, steps=steps,
         guidance_scale=cfg, guidance_rescale=cfg_rescale,
         width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,

@@ -43,6 +43,7 @@ def require_drawable(recipe: Recipe) -> None:
         "prompts that change during the steps or are combined with AND": bool(recipe.prompt_rules),
         "noise levels in half precision": recipe.sampling.half_levels,
         "a dropped noise level (drop_penultimate)": recipe.sampling.drop_penultimate,
+        "a hypernetwork": bool(recipe.hypernetworks),
         "merged tokens": bool(recipe.token_merging),
         "dynamic thresholding": recipe.thresholding is not None,
         "steps without the negative prompt": bool(recipe.skip_negative_below or recipe.skip_early_guidance),

@@ -18,6 +18,7 @@ from civman.diffusion.denoiser import Denoiser, Guidance, Known, Prompts, Skips
 from civman.diffusion.environment import deterministic
 from civman.diffusion.families import Family
 from civman.diffusion.guard import check_latents, check_pixels, memory_errors, noise_words, refuse_noise
+from civman.diffusion.hypernetworks import Hypernetwork, acting
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise import PictureNoise
 from civman.diffusion.pixels import Picture, Pixels, finished, put_back
@@ -75,6 +76,7 @@ def iterate(
     on_event: OnEvent = ignore,
     keeps_noise: bool = False,
     upscale: second_pass.Upscale | None = None,
+    hypernetworks: Sequence[tuple[Hypernetwork, float]] = (),
 ) -> Iterator[list[Picture]]:
     """Render like `render`, but yield each batch as soon as it is finished, so that its images can be saved.
 
@@ -82,8 +84,10 @@ def iterate(
     """
     if recipe.hires is not None and recipe.hires.model is not None and upscale is None:
         raise UsageError("the recipe uses an upscaler model, which was not passed", code=Cause.NO_UPSCALER)
+    if len(recipe.hypernetworks) != len(hypernetworks):
+        raise ValueError("the recipe's hypernetworks were not passed")
     job = _Job(recipe, model, prompt, hires_prompt or prompt, inputs, on_event, keeps_noise)
-    job.upscale = upscale
+    job.upscale, job.hypernetworks = upscale, hypernetworks
     size = 1 if job.goes_one_by_one else recipe.batch_size
     for first in range(0, recipe.count, size):
         seeds = [recipe.seed + first + i for i in range(min(size, recipe.count - first))]
@@ -110,6 +114,7 @@ class _Job:
         self._sampler, self._schedule, self._levels = sampler_names.of_recipe(recipe)
         self._tuning = self._sampler.tuning(recipe.sampling, recipe.rules)
         self.upscale: second_pass.Upscale | None = None
+        self.hypernetworks: Sequence[tuple[Hypernetwork, float]] = ()
         self._start: start_picture.StartPicture | None = None
         if recipe.start is not None and inputs.image is not None:
             prepare = start_picture.prepare if recipe.rules > 1 else start_picture.prepare_1
@@ -122,7 +127,7 @@ class _Job:
 
     def batch(self, first: int, seeds: list[int]) -> list[Picture]:
         odd = doubled_then_resized(self._model.unet) if self._recipe.odd_sizes == "a1111" else nullcontext()
-        with memory_errors("computing the image"), odd:
+        with memory_errors("computing the image"), odd, acting(self._model.unet, self.hypernetworks):
             return self._batch(first, seeds)
 
     def _batch(self, first: int, seeds: list[int]) -> list[Picture]:

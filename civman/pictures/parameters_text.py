@@ -99,6 +99,8 @@ class Generation:
     model: Part | None = None
     loras: tuple[Part, ...] = ()
     embeddings: tuple[Part, ...] = ()
+    hypernetworks: tuple[Part, ...] = ()
+    """Their tags are in the prompt."""
     vae: Part | None = None
     hires: SecondPass | None = None
     denoising: float | None = None
@@ -190,7 +192,9 @@ def _hashes(generation: Generation, loras: Iterable[tuple[str, Part]]) -> Iterat
         yield "model", digest
     if generation.vae is not None and (digest := _short(generation.vae.autov2)):
         yield "vae", digest
-    for kind, parts in (("lora", loras), ("embed", _named(generation.embeddings))):
+    for kind, parts in (
+        ("lora", loras), ("embed", _named(generation.embeddings)), ("hypernet", _named(generation.hypernetworks)),
+    ):  # fmt: skip
         for name, part in parts:
             if digest := _hash(part):
                 yield f"{kind}:{name}", digest

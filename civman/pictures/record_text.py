@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from civman.domain.digests import Sha256, autov2
+from civman.domain.file_suffixes import MODEL_SUFFIXES
 from civman.domain.recipes.recipe import Recipe, Sampling
 from civman.domain.recipes.record import Record
 from civman.domain.recipes.thresholding import uses_power
@@ -15,7 +16,7 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
     recipe = record.recipe
     hires, start = recipe.hires, recipe.start
     return text(Generation(
-        prompt=recipe.prompt if with_words else "", negative=recipe.negative_prompt if with_words else "",
+        prompt=_prompt(record, with_words=with_words), negative=recipe.negative_prompt if with_words else "",
         steps=recipe.steps, sampler=recipe.sampler, schedule=recipe.schedule, cfg=recipe.guidance_scale,
         seed=record.seed, width=recipe.width, height=recipe.height,
         clip_skip=recipe.clip_skip if recipe.clip_skip > 1 else None,
@@ -27,15 +28,24 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         # A1111's default, the graphics card, has no entry
         rng="" if ":" in recipe.rng else recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
         others=(*_of_noise(recipe), *_of_guidance(recipe), *_of_pictures(recipe)),
+        hypernetworks=tuple(_part(record, use.sha256) for use in recipe.hypernetworks),
         version=f"civman {record.environment.get('civman', '')}".strip(),
     ))  # fmt: skip
+
+
+def _prompt(record: Record, *, with_words: bool) -> str:
+    """The prompt with the tags of hypernetworks, from which A1111 learns their strengths."""
+    tags = [
+        f"<hypernet:{_part(record, use.sha256).name}:{use.strength:g}>" for use in record.recipe.hypernetworks
+    ]  # fmt: skip
+    return " ".join([*([record.recipe.prompt] if with_words and record.recipe.prompt else []), *tags])
 
 
 def _upscaler(record: Record) -> str:
     """The upscaler's name as A1111 writes it; for an upscaler model, this is the name of its file."""
     hires = record.recipe.hires
     assert hires is not None
-    return record.name_of(hires.model).name.removesuffix(".safetensors") if hires.model else hires.upscaler
+    return _stem(record.name_of(hires.model).name) if hires.model else hires.upscaler
 
 
 def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
@@ -117,9 +127,14 @@ def _part(
     called, listed = record.name_of(sha256), record.recipe.file(sha256)
     air = listed.air if listed else None
     return Part(
-        name or called.name.removesuffix(".safetensors"), autov2(sha256), called.autov3 or None,
+        name or _stem(called.name), autov2(sha256), called.autov3 or None,
         _version_id(air), air, scale, text_scale,
     )  # fmt: skip
+
+
+def _stem(name: str) -> str:
+    """The name of a file without its suffix, as A1111 shows it."""
+    return next((name.removesuffix(end) for end in MODEL_SUFFIXES if name.endswith(end)), name)
 
 
 def _version_id(air: str | None) -> int | None:

@@ -25,7 +25,7 @@ from civman.store.safe_copies import copy_place
 
 _WANTED = {
     "checkpoint": (Kind.CHECKPOINT,), "lora": (Kind.ADAPTER,), "embedding": (Kind.EMBEDDING,), "vae": (Kind.VAE,),
-    "upscaler": (Kind.UPSCALER,),
+    "upscaler": (Kind.UPSCALER,), "hypernetwork": (Kind.HYPERNETWORK,),
 }  # fmt: skip
 
 _TYPES = {
@@ -33,6 +33,7 @@ _TYPES = {
     "embedding": (ModelType.EMBEDDING,),
     "vae": (ModelType.VAE,),
     "upscaler": (ModelType.UPSCALER,),
+    "hypernetwork": (ModelType.HYPERNETWORK,),
 }
 
 

@@ -26,6 +26,7 @@ from civman.planning.check_files import in_role
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
 from civman.planning.few_steps import few_steps_defaults, few_steps_notice
 from civman.planning.find_files import Finder, Found
+from civman.planning.find_hypernetworks import hypernetworks_for
 from civman.planning.find_upscaler import upscaler_for
 from civman.planning.input_pictures import InputPicture, missing_inputs, read_picture, size_like
 from civman.planning.plan_types import Planned, PlannedFile
@@ -95,6 +96,8 @@ def plan(
     warned = _compatible(found, parts, conditions)
     upscaler, tiles = upscaler_for(finder, request)
     parts += [upscaler] if upscaler else []
+    networks = hypernetworks_for(finder, request, words)
+    parts += [each for each, _ in networks]
     request, limited = _within_limits(
         replace(request, prompt=prompt, negative_prompt=words.negative), checkpoint, pictures
     )
@@ -107,7 +110,7 @@ def plan(
             precision=request.precision or "float32", sampler=sampler.name, schedule=schedule.value,
             seed=secrets.randbelow(_SEEDS),
             loras=tuple(LoraUse(lora.found.sha256, lora.scale, lora.text_scale) for lora in loras),
-            embeddings=tuple(uses), vae=vae.sha256 if vae else None,
+            embeddings=tuple(uses), hypernetworks=tuple(use for _, use in networks), vae=vae.sha256 if vae else None,
             upscaler=upscaler.sha256 if upscaler else None,
             init_image=pictures[0].sha256 if pictures else None,
             mask_image=pictures[1].sha256 if len(pictures) > 1 else None, config=config,
@@ -147,7 +150,8 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     adapters = {part.sha256 for part in parts}  # an embedding may be packed in the file of an adapter
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
     parts += [vae] if vae else []
-    parts += [finder.with_digest("upscaler", digest) for digest in recipe.digests["upscaler"]]
+    for role in ("upscaler", "hypernetwork"):
+        parts += [finder.with_digest(role, digest) for digest in recipe.digests[role]]
     _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)
     files = {file.sha256: file.planned for file in (found, *parts)}

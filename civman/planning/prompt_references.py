@@ -40,6 +40,7 @@ class Words:
     prompt: str
     negative: str
     loras: tuple[emphasis.LoraRequest, ...]
+    hypernetworks: tuple[emphasis.LoraRequest, ...] = ()
 
 
 def read(prompt: str, negative: str) -> Words:
@@ -55,7 +56,8 @@ def read(prompt: str, negative: str) -> Words:
     text = wanted.text.strip() if wanted.loras else prompt
     if emphasis.parse(text).loras:
         raise UsageError("the prompt contains a tag inside another tag", code=Cause.PROMPT_SYNTAX)
-    return Words(text, negative, wanted.loras)
+    loras, hypernetworks = (tuple(each for each in wanted.loras if each.kind == kind) for kind in ("lora", "hypernet"))
+    return Words(text, negative, loras, hypernetworks)
 
 
 def add_triggers(prompt: str, loras: Sequence[ScaledLora]) -> tuple[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from typing import Any, Final, TextIO
 from civman.diffusion import sampler_names, samplers
 from civman.diffusion.noise_levels import Schedule
 from civman.domain.digests import Sha256
-from civman.domain.recipes.recipe import Hires, LoraUse, Recipe, Sampling
+from civman.domain.recipes.recipe import Hires, HypernetworkUse, LoraUse, Recipe, Sampling
 from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
 from civman.errors import Cause, UsageError
 from civman.pictures.metadata import loads
@@ -128,7 +128,7 @@ class _Reader:
     def recipe(self) -> dict[str, Any]:
         """The recipe as far as the settings go. Raises: _Missing, UsageError: something cannot be expressed."""
         self._require_family()
-        prompt, negative, loras = self._prompts()
+        prompt, negative, loras, networks = self._prompts()
         sampler, schedule = self._sampler()
         width, height = self._size()
         steps = self._need("Steps", self._entries.whole("Steps"))
@@ -142,13 +142,14 @@ class _Reader:
             height=height // 8 * 8, seed=self._need("Seed", self._entries.whole("Seed")),
             clip_skip=self._entries.whole("Clip skip") or 1, prediction="epsilon", is_zero_snr=False,
             precision="float16", rng=self._rng(), eta_seed_delta=self._ensd(), rounding="down", odd_sizes="a1111",
+            hypernetworks=tuple(HypernetworkUse(_placeholder(name), strength) for name, strength in networks),
             loras=tuple(LoraUse(_placeholder(each.name), each.unet, each.text) for each in loras),
             pad_prompts=self._entries.is_on("Pad conds"), hires=hires, sampling=self._sampling(),
             prompt_rules=rules, **self._variation(), **guidance(self._entries, self._version),
         )  # fmt: skip
         self._check(made)
         self._differences(made, sampler)
-        return self._value(made, loras)
+        return self._value(made, loras, networks)
 
     def _need(self, name: str, value: Any) -> Any:
         if value is None:
@@ -159,7 +160,7 @@ class _Reader:
         if not self._base_model.startswith(_FAMILIES[:-1]) and self._base_model:
             raise _Missing(f"it was made with a model of the kind {self._base_model}, which civman does not render")
 
-    def _prompts(self) -> tuple[str, str, list[TaggedLora]]:
+    def _prompts(self) -> tuple[str, str, list[TaggedLora], list[tuple[str, float]]]:
         prompt = self._entries.value("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
             raise _Missing("the settings contain no prompt")
@@ -167,11 +168,25 @@ class _Reader:
         read = read_tags(prompt, self._version)
         unwanted = read_tags(negative if isinstance(negative, str) else "", self._version)
         self._found += (*read.reasons, *unwanted.reasons)
-        if unwanted.loras:
+        if unwanted.loras or unwanted.hypernetworks:
             self.add(Drawable.DIFFERS, "A1111 reads tags in the negative prompt as words; they are left out")
         loras = [*read.loras, *self._additional_networks()]
         self._name_loras(loras)
-        return read.text, unwanted.text, loras
+        networks = [*self._old_hypernetworks(), *read.hypernetworks]
+        self.resources += [NamedFile("hypernetwork", name, self._network_hash(name), w) for name, w in networks]
+        return read.text, unwanted.text, loras, networks
+
+    def _old_hypernetworks(self) -> Iterator[tuple[str, float]]:
+        """The hypernetwork that A1111 named in entries until February 2023."""
+        entries = self._entries
+        name, strength = entries.text("Hypernet"), entries.number("Hypernet strength")
+        if name.casefold() not in ("", "none"):
+            yield re.sub(r"\([0-9a-fA-F]{8}\)$", "", name).strip(), 1.0 if strength is None else strength
+
+    def _network_hash(self, name: str) -> str:
+        digest = self._entries.text("Hypernet hash")
+        found = digest.casefold() if name == self._entries.text("Hypernet") else ""
+        return found if re.fullmatch("[0-9a-f]{8,64}", found) else ""
 
     def _additional_networks(self) -> Iterator[TaggedLora]:
         """The LoRAs of the extension Additional Networks."""
@@ -350,7 +365,7 @@ class _Reader:
             words = f"the {each.role} `{each.name}` is named without a hash" if each.name else "no checkpoint is named"
             self.add(Drawable.DIFFERS if each.name else Drawable.NO, words)
 
-    def _value(self, made: Recipe, loras: list[TaggedLora]) -> dict[str, Any]:
+    def _value(self, made: Recipe, loras: list[TaggedLora], networks: list[tuple[str, float]]) -> dict[str, Any]:
         """The recipe with names and hashes instead of digests, without the values that only the checkpoint shows."""
         value = asdict(made)
         if made.hires:
@@ -376,6 +391,10 @@ class _Reader:
                 {"name": each.name, "hash": hashes.get(("lora", each.name), ""), "scale": each.unet,
                  "text_scale": each.text}
                 for each in loras
+            ],
+            "hypernetworks": [
+                {"name": name, "hash": hashes.get(("hypernetwork", name), ""), "strength": strength}
+                for name, strength in networks
             ],
             "embeddings": [
                 {"name": each.name, "hash": each.hash} for each in self.resources if each.role == "embedding"

@@ -69,7 +69,7 @@ _FEATURES: Final = (
         NO,
         "faces or hands were drawn again by a detector, which civman does not support",
     ),
-    _feature("Hypernet( |$)|Hypernetworks", NO, "a hypernetwork changed the model, which civman does not support"),
+    _feature("Hypernetworks", NO, "an extension combined several hypernetworks, which civman does not support"),
     _feature(
         r"ControlNet|(\"preprocessor|model|weight|resize mode|control mode|pixel perfect|starting/ending|"
         r"preprocessor params)$",

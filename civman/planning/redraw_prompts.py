@@ -26,6 +26,7 @@ class Tags:
 
     text: str
     loras: tuple[TaggedLora, ...]
+    hypernetworks: tuple[tuple[str, float], ...]
     reasons: tuple[Reason, ...]
 
 
@@ -33,23 +34,26 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
     """Read the tags of a prompt. Before A1111 1.5, only the first number of a `lora` tag had an effect."""
     loras: list[TaggedLora] = []
     reasons: list[Reason] = []
+    networks: list[tuple[str, float]] = []
     for tag in _TAG.finditer(prompt):
         kind, parts = tag[1].casefold(), tag[2].split(":")
+        if kind == "hypernet":
+            strength = number(parts[1].strip()) if len(parts) > 1 else 1.0
+            if strength is None:
+                reasons.append(Reason(Drawable.NO, f"the tag `{tag[0][:60]}` has no number for its strength"))
+            else:
+                networks.append((parts[0].strip(), strength))
+            continue
         if kind not in ("lora", "lyco"):
-            what = (
-                "a hypernetwork, which civman does not support"
-                if kind == "hypernet"
-                else "nothing that civman or A1111 knows"
-            )
-            verdict = Drawable.NO if kind == "hypernet" else Drawable.EXACT
-            reasons.append(Reason(verdict, f"the tag `{tag[0][:60]}` names {what}"))
+            words = f"the tag `{tag[0][:60]}` names nothing that civman or A1111 knows"
+            reasons.append(Reason(Drawable.EXACT, words))
             continue
         found = _scales(parts[1:], takes_both=kind == "lyco" or version >= (1, 5))
         if isinstance(found, str):
             reasons.append(Reason(Drawable.NO, f"the tag `{tag[0][:60]}` {found}"))
         else:
             loras.append(TaggedLora(parts[0].strip(), *found))
-    return Tags(_TAG.sub("", prompt), tuple(loras), tuple(reasons))
+    return Tags(_TAG.sub("", prompt), tuple(loras), tuple(networks), tuple(reasons))
 
 
 def _scales(arguments: list[str], *, takes_both: bool) -> tuple[float, float] | str:

@@ -3,7 +3,7 @@ r"""Parse prompts in A1111's syntax: the meaning of brackets, tags and `BREAK`.
 `(x)` multiplies the weight by 1.1, `[x]` divides it by 1.1, `(x:1.3)` multiplies it by 1.3, and the factors of nested
 brackets multiply. Round and square brackets may overlap; an unclosed bracket lasts to the end of the prompt. `\` makes
 the next character literal. `BREAK` ends a chunk. `<lora:name:scale>` (also `<lora:name:te:unet>`, or `lyco` for `lora`)
-requests an adapter and is not part of the text.
+requests an adapter and is not part of the text; `<hypernet:name:strength>` requests a hypernetwork.
 
 Other kinds of tags raise an error with their name and position; they are never ignored. Syntax that needs several
 texts for one image (`AND`, `[from:to:when]`, `[a|b]`) is resolved by `editing` before; to this module it is plain text.
@@ -19,6 +19,7 @@ from civman.errors import Cause, UsageError
 _ROUND, _SQUARE = 1.1, 1 / 1.1
 _TAG = re.compile(r"<(\w+):([^<>]*)>")
 _ADAPTERS = ("lora", "lyco")
+_HYPERNETWORK = "hypernet"
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _WEIGHT = re.compile(r":\s*([+-]?[.\d]+)\s*\)")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
@@ -40,6 +41,8 @@ class LoraRequest:
     name: str
     te_scale: float
     unet_scale: float
+    kind: str = "lora"
+    """"lora", or "hypernet", whose strength is in both scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +115,15 @@ def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
     Source: A1111, `<lora:name:te:unet>`.
     """
     kind, place = tag[1].lower(), tag.start()
-    if kind not in _ADAPTERS:
+    if kind not in (*_ADAPTERS, _HYPERNETWORK):
         raise _refusal(prompt, place, f"tags of the kind `{kind}` are not supported", f"remove `{tag[0]}`")
     name, *arguments = (part.strip() for part in tag[2].split(":"))
     if not name:
         raise _refusal(prompt, place, "the tag contains no file name", _TAG_HINT)
     positional = [argument for argument in arguments if "=" not in argument]
     named = dict(_setting(argument) for argument in arguments if "=" in argument)
+    if kind == _HYPERNETWORK and (len(positional) > 1 or named):
+        raise _refusal(prompt, place, "a hypernetwork has one strength", f"write `<hypernet:{name}:STRENGTH>`")
     if len(positional) > 2 or not set(named) <= {"te", "unet"}:
         reason = "only a name and the scales for text encoder and UNet are supported in a tag"
         short = ":".join([tag[1], name, *positional[:2]])
@@ -135,7 +140,8 @@ def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
 
     te = number(named.get("te", positional[0] if positional else "1"))
     unet = number(positional[1]) if len(positional) > 1 else te
-    return LoraRequest(name, te, number(named["unet"]) if "unet" in named else unet)
+    unet = number(named["unet"]) if "unet" in named else unet
+    return LoraRequest(name, te, unet, kind if kind == _HYPERNETWORK else "lora")
 
 
 def _setting(argument: str) -> tuple[str, str]:

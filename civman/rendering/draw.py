@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from civman.diffusion.environment import environment, threads
+from civman.diffusion.hypernetworks import Hypernetwork, load_hypernetwork
 from civman.diffusion.run_recipe import Inputs, iterate
 from civman.diffusion.second_pass import Upscale
 from civman.diffusion.upscaler_models import UpscalerModel, load_upscaler
@@ -46,6 +47,7 @@ class Job:
     environment: Environment
     model_notes: tuple[str, ...]
     upscaler: UpscalerModel | None = field(default=None, repr=False)
+    hypernetworks: tuple[tuple[Hypernetwork, float], ...] = field(default=(), repr=False)
 
     def batch(self, first: int, count: int) -> Recipe:
         """The recipe of one batch: it reproduces the `count` images from number `first` on, and no others."""
@@ -79,6 +81,10 @@ def prepare(engine: Engine, planned: Planned) -> Job:
         environment(engine.device).to_facts(),
         engine.model.notes,
         _upscaler(engine, planned),
+        tuple(
+            (load_hypernetwork(planned.path(use.sha256), planned.name(use.sha256)), use.strength)
+            for use in planned.recipe.hypernetworks
+        ),
     )
 
 
@@ -88,6 +94,7 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
     batches = iterate(
         planned.recipe, engine.model, job.prompts.first, inputs=job.inputs, hires_prompt=job.prompts.second,
         on_event=on_event, keeps_noise=planned.keeps_noise, upscale=_upscale(job.upscaler),
+        hypernetworks=job.hypernetworks,
     )  # fmt: skip
     for batch in batches:
         recipe = job.batch(done, len(batch))

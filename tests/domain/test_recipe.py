@@ -13,6 +13,7 @@ from civman.domain.recipes.recipe import (
     EmbeddingUse,
     Hires,
     HiresRequest,
+    HypernetworkUse,
     LoraUse,
     Recipe,
     RenderRequest,
@@ -113,7 +114,8 @@ def test_only_a_recipe_that_needs_the_fourth_schema_is_written_in_it() -> None:
 
 FIFTH: list[dict[str, object]] = [
     {"sampling": Sampling(drop_penultimate=True)}, {"sampling": Sampling(half_levels=True), "is_zero_snr": False},
-    {"token_merging": 0.5}, {"thresholding": Thresholding(), "guidance_rescale": 0.0},
+    {"hypernetworks": (HypernetworkUse(A, 0.5),), "files": ()}, {"token_merging": 0.5},
+    {"thresholding": Thresholding(), "guidance_rescale": 0.0},
     {"skip_negative_below": 1.0}, {"skip_early_guidance": 0.2},
 ]  # fmt: skip
 """Changes that need the fifth schema."""

@@ -121,6 +121,16 @@ def test_merged_tokens_and_skipped_prompts_are_read_for_both_passes() -> None:
     assert [skipped["recipe"][name] for name in names] == [1.2, True, 0.1]
 
 
+def test_hypernetworks_are_named_by_tags_and_until_2023_by_entries() -> None:
+    tagged = read(prompt="a <hypernet:x:0.5> b <hypernet:y>")
+    assert [(use["name"], use["strength"]) for use in tagged["recipe"]["hypernetworks"]] == [("x", 0.5), ("y", 1.0)]
+    assert tagged["recipe"]["prompt"] == "a  b "
+    old = read(**{"Hypernet": "ink", "Hypernet hash": "D706261D", "Hypernet strength": "0.833"})
+    assert old["recipe"]["hypernetworks"] == [{"name": "ink", "hash": "d706261d", "strength": 0.833}]
+    assert {"role": "hypernetwork", "name": "ink", "hash": "d706261d", "weight": 0.833} in old["resources"]
+    assert read(Hypernet="None")["recipe"]["hypernetworks"] == []
+
+
 def test_a_dropped_level_is_part_of_the_recipe() -> None:
     found = read(**{"Discard penultimate sigma": "True"})
     assert (found["drawable"], found["recipe"]["sampling"]["drop_penultimate"]) == ("exact", True)
@@ -152,8 +162,8 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
         ({'"preprocessor': "canny", "model": "x", "weight": "1"}, "needs-input", "ControlNet"),
         ({"Face restoration": "CodeFormer"}, "no", "faces"),
         ({"Face restoration": "None"}, "exact", ""),
-        ({"prompt": "a <hypernet:x:0.5>"}, "no", "hypernetwork"),
-        ({"Hypernet": "x", "Hypernet strength": "0.5"}, "no", "hypernetwork"),
+        ({"Hypernetworks": "a, b"}, "no", "hypernetworks"),
+        ({"prompt": "a <hypernet:x:strong>"}, "no", "no number"),
         ({"prompt": "a <lora:x:1:1,0,0,1>"}, "no", "block"),
         ({"prompt": "a <lora:x:much>"}, "no", "no number"),
         ({"prompt": None}, "no", "no prompt"),

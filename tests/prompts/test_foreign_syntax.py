@@ -37,7 +37,7 @@ def test_plain_prompts_get_no_notice(prompt):
     [
         ("a <lora:x:1:lbw=OUTALL> cat", "a <lora:x:1> cat", "<lora:x:1>"),
         ("a <lora:x:1:2:3> cat", "a <lora:x:1:2> cat", "<lora:x:1:2>"),
-        ("a <hypernet:y:1> cat", "a  cat", "<hypernet:y:1>"),
+        ("a <wildcard:y:1> cat", "a  cat", "<wildcard:y:1>"),
         ("a (red:1.2.3)", r"a \(red:1.2.3\)", r"`\)`"), ("a (red:1.2.3)", "a (red:1.2)", "(word:1.2)"),
         ("a <lora:x:much>", "a <lora:x:0.8>", "<lora:NAME:SCALE>"),
     ],

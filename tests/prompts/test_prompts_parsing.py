@@ -103,7 +103,7 @@ def test_adapter_tags_are_requests_and_no_text(tag, request_):
     ("prompt", "position", "reason"),
     [
         ("(cat:1.2.3)", 5, "not a number"),
-        ("a <hypernet:x:1>", 3, "hypernet"),
+        ("a <wildcard:x:1>", 3, "wildcard"),
         ("<lora:x:strong>", 1, "not a number"),
         ("<lora:x:nan>", 1, "not a number"),
         ("<lora::1>", 1, "contains no file name"),

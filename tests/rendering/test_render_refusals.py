@@ -73,7 +73,7 @@ CASES = {
     "three scales": (["--lora", "ink:1:2:3"], 3, "not-found"),
     "scale out of range": (["--lora", "ink:1000"], 2, "usage"),
     "scale out of range in a tag": (["{prompt}a cat <lora:ink:1000>"], 2, "bad-scale"),
-    "prompt syntax": (["{prompt}a <hypernet:x:1> cat"], 2, "prompt-syntax"),
+    "prompt syntax": (["{prompt}a <wildcard:x:1> cat"], 2, "prompt-syntax"),
     "combined prompts that are rescaled": (["{prompt}a AND b", "--cfg-rescale", "0.5"], 2, "prompt-syntax"),
     "adapter in the negative prompt": (["-n", "<lora:ink:1>"], 2, "prompt-syntax"),
     "clip skip too deep": (["--clip-skip", "9"], 2, "clip-skip"),

@@ -54,6 +54,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     5: {
         "": (
             "token_merging", "thresholding", "skip_negative_below", "skip_negative_always", "skip_early_guidance",
+            "hypernetworks",
         ),
         "hires": ("token_merging",),
         "sampling": ("drop_penultimate", "half_levels"),
@@ -69,6 +70,14 @@ class LoraUse:
     sha256: Sha256
     scale: float
     text_scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class HypernetworkUse:
+    """A hypernetwork in a recipe: its digest and its strength."""
+
+    sha256: Sha256
+    strength: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +210,8 @@ class Recipe:
     skip_negative_below: float = 0.0
     """The noise level below which every second evaluation, or each one with `skip_negative_always`, is not guided."""
     skip_negative_always: bool = False
+    hypernetworks: tuple[HypernetworkUse, ...] = ()
+    """They act one after the other, in this order."""
     skip_early_guidance: float = 0.0
     """The share of the evaluations that are not guided, counted from the first one."""
 
@@ -238,6 +249,7 @@ class Recipe:
         found = {
             "checkpoint": (self.checkpoint,), "vae": (self.vae,) if self.vae else (),
             "lora": tuple(use.sha256 for use in self.loras), "embedding": tuple(use.sha256 for use in self.embeddings),
+            "hypernetwork": tuple(use.sha256 for use in self.hypernetworks),
             "upscaler": (self.hires.model,) if self.hires and self.hires.model else (),
         }  # fmt: skip
         return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}
@@ -320,6 +332,7 @@ class Resolved:
     seed: int
     loras: tuple[LoraUse, ...] = ()
     embeddings: tuple[EmbeddingUse, ...] = ()
+    hypernetworks: tuple[HypernetworkUse, ...] = ()
     vae: Sha256 | None = None
     upscaler: Sha256 | None = None
     init_image: Sha256 | None = None
@@ -354,7 +367,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         config=found.config, files=tuple(sorted(set(found.files), key=lambda file: file.sha256)),
         sampling=sampling(request), rules=_or(request.rules, RULES), odd_sizes=_or(request.odd_sizes, "forge"),
         prompt_rules=_or(request.prompt_rules, ""), **_varied(request),
-        token_merging=float(_or(request.token_merging, 0.0)),
+        hypernetworks=found.hypernetworks, token_merging=float(_or(request.token_merging, 0.0)),
         thresholding=thresholding_of(_or(request.thresholding, "")),
         skip_negative_below=float(_or(request.skip_negative_below, 0.0)),
         skip_negative_always=bool(request.skip_negative_below and request.skip_negative_always),

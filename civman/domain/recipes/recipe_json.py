@@ -51,7 +51,7 @@ def read_value(kind: Any, value: object, where: str) -> Any:
     if is_dataclass(kind):
         return read_object(kind, value, where)
     if get_origin(kind) is tuple:
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             raise _wrong(where, "a list")
         return tuple(read_value(get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if kind is Sha256:

@@ -116,6 +116,8 @@ def _guidance_problems(recipe: Any) -> Iterator[str]:
     ratios = [recipe.token_merging, *([recipe.hires.token_merging] if recipe.hires else [])]
     if not all(0 <= ratio < 0.9 for ratio in ratios):
         yield "the ratio of merged tokens must be 0 to 0.89"
+    if not all(math.isfinite(use.strength) and abs(use.strength) <= 100 for use in recipe.hypernetworks):
+        yield "the strength of a hypernetwork must be between -100 and 100"
     if recipe.thresholding is not None:
         yield from thresholding.problems(recipe.thresholding)
         if recipe.guidance_rescale or recipe.sampler.endswith("CFG++"):

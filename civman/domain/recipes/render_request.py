@@ -39,6 +39,8 @@ class RenderRequest:
     negative_prompt: str = ""
     loras: tuple[LoraRequest, ...] = ()
     embeddings: tuple[str, ...] = ()
+    hypernetworks: tuple[str, ...] = ()
+    """Refs, each with its strength after a colon if it is not 1."""
     vae: str | None = None
     sampler: str | None = None
     schedule: str | None = None
