@@ -68,7 +68,7 @@ class _File(Wire):
         number = self.id if self.id is not None or is_linked else wire_values.file_id_in(self.download_url)
         return ModelFile(
             id=FileId(number) if number is not None else None,
-            name=self.name or "",
+            name=wire_values.file_name(self.name or ""),
             type=self.type or "",
             size_bytes=wire_values.size_bytes(self.size_kb),
             hashes=wire_values.hashes(self.hashes or {}, lambda said: tell(f"file `{self.name or number}`: {said}")),

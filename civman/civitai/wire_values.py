@@ -9,7 +9,7 @@ Source: CivitAI's public REST API, saved responses of 2023-07, 2024-01, 2025 and
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 from civman.domain.catalog import Gate
 from civman.domain.digests import EMPTY_AUTOV3, Hashes, sha256_from
@@ -20,6 +20,7 @@ _RISING = ("Image", "RentCivit", "Rent", "Sell")
 """Commercial permissions. In 2023 a single one included those listed before it."""
 _LENGTHS = {"blake3": 64, "crc32": 8, "autov1": 8, "autov2": 10}
 _HEX = re.compile(r"[0-9a-f]+")
+_ENCODED = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
 _IMAGE_LEVELS = {"none": 1, "soft": 2, "mature": 4, "x": 8, "blocked": 32}
 
 
@@ -49,6 +50,20 @@ def trained_words(entries: Iterable[str]) -> tuple[str, ...]:
     """Parse trigger words into one entry each; an entry of the response may be a comma-separated list."""
     parts = (part.strip() for entry in entries for part in entry.split(","))
     return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def file_name(raw: str) -> str:
+    """Decode a file name that an uploader's browser percent-encoded as UTF-8; other names are returned unchanged.
+
+    >>> file_name("%E7%8C%AB.safetensors"), file_name("50%.safetensors")
+    ('猫.safetensors', '50%.safetensors')
+    """
+    if "%" not in raw or not _ENCODED.fullmatch(raw):
+        return raw
+    try:
+        return unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def hashes(raw: Mapping[str, object], tell: OnNotice) -> Hashes:

@@ -183,12 +183,18 @@ def _value(outcome: "Outcome") -> dict[str, object]:
 
 
 def _print(console: "Console", outcomes: "Sequence[Outcome]") -> None:
+    from civman.domain.catalog import OTHER_CONTENTS
+    from civman.domain.file_suffixes import MODEL_SUFFIXES
+
     for outcome in outcomes:
         asset = outcome.asset
         if asset is not None:
             how = "was already in the library" if outcome.was_present else "downloaded and verified"
             title = clean(f"{asset.model_name} {asset.version_name}".strip() or asset.name)
             console.print(f"{title}: {how}, {size(asset.blob.size_bytes)}, sha256 {asset.blob.sha256[:12]}…")
+            if asset.blob.suffix not in MODEL_SUFFIXES or asset.type in OTHER_CONTENTS:
+                kind = asset.blob.suffix or "file without an extension"
+                console.print(f"  not a model: {clean(kind)}, on CivitAI as {clean(asset.type_raw or asset.type)}")
             if asset.trained_words:
                 console.print(f"  trigger words: {clean(', '.join(asset.trained_words))}")
             for conflict in asset.facts.conflicts:

@@ -1,7 +1,7 @@
 """The command `civman list`."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from civman.domain.catalog import Asset, ModelType
+    from civman.domain.digests import Sha256
     from civman.index import Fits, Sort
+    from civman.manage.places import Presence
 
 _COLUMNS = (
-    Column("ref", "cyan", is_whole=True), Column("name"), Column("type", is_whole=True), Column("base model", drop=2),
+    Column("ref", "cyan", is_whole=True), Column("name"), Column("file", "red", is_whole=True),
+    Column("type", is_whole=True), Column("base model", drop=2),
     Column("is", "dim", is_whole=True, drop=3), Column("size", is_whole=True, drop=1, is_right=True),
     Column("sha256", "dim", is_whole=True, drop=5), Column("yours", drop=4),
 )  # fmt: skip
@@ -145,14 +148,15 @@ def list_assets(
     )
     assets = session.library.list(wanted, sort=_sort(sort), limit=limit or None, offset=skip)
     total = len(assets) if not skip and (not limit or len(assets) < limit) else session.library.files.count(wanted)
+    absent = session.library.files.absences(assets)
     corrections = session.library.files.corrections(wanted.words)
     if not session.output.as_json:
         for typed, read in corrections.items():
             session.output.notice(f"no results for `{typed}`; showing results for {read}")
     return Result(
         "list",
-        {"total": total, "skip": skip, "corrections": corrections, "assets": [asset_value(asset) for asset in assets]},
-        human=lambda console: _table(console, assets, total, skip),
+        {"total": total, "skip": skip, "corrections": corrections, "assets": asset_values(assets, absent)},
+        human=lambda console: _table(console, assets, absent, total, skip),
         ids=(asset.blob.sha256 for asset in assets),
     )
 
@@ -169,6 +173,11 @@ def asset_value(asset: "Asset") -> dict[str, object]:
     value: dict[str, object] = {field.name: getattr(asset, field.name) for field in dataclasses.fields(asset)}
     value["trigger_words"] = [{"word": word, "from": list(sources)} for word, sources in asset.trigger_words.items()]
     return value
+
+
+def asset_values(assets: "Iterable[Asset]", absent: "Mapping[Sha256, Presence]") -> list[dict[str, object]]:
+    """Convert assets to JSON objects that also say whether their files are here, away or missing."""
+    return [{**asset_value(asset), "presence": absent.get(asset.blob.sha256, "here")} for asset in assets]
 
 
 def _type(name: str) -> "ModelType":
@@ -217,7 +226,9 @@ def since_of(text: str | None) -> datetime | None:
         raise UsageError(f"--since: `{text}` is not a date", hint="for example 2026-03-01, or 30d") from None
 
 
-def _table(console: "Console", assets: "Sequence[Asset]", total: int, skip: int) -> None:
+def _table(
+    console: "Console", assets: "Sequence[Asset]", absent: "Mapping[Sha256, Presence]", total: int, skip: int
+) -> None:
     if not assets:
         console.print(
             "no further files match" if total or skip else
@@ -230,6 +241,7 @@ def _table(console: "Console", assets: "Sequence[Asset]", total: int, skip: int)
         [
             asset.ref,
             f"{asset.model_name} {asset.version_name}".strip() or _place(asset, same_names),
+            absent.get(asset.blob.sha256, ""),
             asset.type_raw or asset.type.value,
             asset.base_model or "",
             asset.facts.architecture,
@@ -240,6 +252,11 @@ def _table(console: "Console", assets: "Sequence[Asset]", total: int, skip: int)
         for asset in assets
     ]
     print_table(console, _COLUMNS, rows)
+    if absent:
+        console.print(
+            "missing: the file is no longer at its path; away: its drive is not connected. `civman verify` says more",
+            style="dim",
+        )
     if skip + len(assets) < total:
         console.print(f"{len(assets)} of {total:,}; --limit 0 shows all, --skip {skip + len(assets)} the next")
 

@@ -10,8 +10,7 @@ from civman.cli.streamed_rows import StreamedRows
 from civman.cli.table_layout import Column
 
 if TYPE_CHECKING:
-    from civman.domain.catalog import ModelId
-    from civman.domain.search_query import ModelPage
+    from civman.domain.catalog import Model, ModelId, ModelVersion
 
 
 _COLUMNS = (
@@ -72,6 +71,8 @@ def search(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of models.")] = 20,
 ) -> None:
     """Find models on CivitAI."""
+    from civman.domain.file_choice import version_ref
+    from civman.domain.refs import ModelRef
     from civman.domain.search_query import SearchQuery, base_model_named, model_type_named, period_named, sort_named
 
     query = SearchQuery(
@@ -87,26 +88,18 @@ def search(
         early_access=early_access,
         include_archived=archived,
     )
-    held = session.library.files.model_ids()
+    held, now = session.library.files.model_ids(), session.library.context.clock()
     empty = "no models match; try fewer words or filters, or --nsfw for models rated above PG"
     with StreamedRows(session.output, "search", _COLUMNS, empty=empty) as rows:
         # the results so far are shown before the next page is requested, and stay visible if that request fails
         for page in session.library.search(query, fits=fits, before_page=rows.flush):
-            ref = _ref(page)
+            version = page.default_version(now)
+            ref = version_ref(version) if version is not None else str(ModelRef(page.model.id))
             value = {"ref": ref, "model": page.model, "versions": page.versions, "is_held": page.model.id in held}
-            rows.add(value, _cells(ref, page, held), ref)
+            rows.add(value, _cells(ref, page.model, version, held), ref)
 
 
-def _ref(page: "ModelPage") -> str:
-    """Return the ref of the version that is downloaded by default, or of the model if it lists no version."""
-    from civman.domain.file_choice import version_ref
-    from civman.domain.refs import ModelRef
-
-    return version_ref(page.versions[0]) if page.versions else str(ModelRef(page.model.id))
-
-
-def _cells(ref: str, page: "ModelPage", held: "set[ModelId]") -> list[str]:
-    model, version = page.model, page.versions[0] if page.versions else None
+def _cells(ref: str, model: "Model", version: "ModelVersion | None", held: "set[ModelId]") -> list[str]:
     count = "" if model.download_count is None else f"{model.download_count:,}"
     base_model = version.base_model or "" if version else ""
     return [ref, model.name, model.type_raw, base_model, model.creator or "", count, "yes" if model.id in held else ""]

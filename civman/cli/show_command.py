@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli.edit_command import own_lines
-from civman.cli.list_command import asset_value
+from civman.cli.list_command import asset_values
 from civman.cli.options import RefArg
 from civman.cli.output import Result, clean, size
 from civman.cli.picture_output import picture_path, show_picture
@@ -14,14 +14,17 @@ from civman.cli.session import Session, command
 from civman.cli.table_layout import Column, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rich.console import Console
 
-    from civman.domain.catalog import Asset, ModelFile, ModelVersion
+    from civman.domain.catalog import Asset, Model, ModelFile, ModelVersion
     from civman.domain.digests import Sha256
     from civman.domain.licence import Terms
+    from civman.manage.places import Presence
     from civman.manage.resolve import ResolvedVersion
+
+    Absences = Mapping[Sha256, Presence]
 
 _FILE_COLUMNS = (
     Column("indent", is_whole=True), Column("ref", "cyan", is_whole=True), Column("name"),
@@ -44,6 +47,7 @@ def show(
     For a model: versions, files, hashes, trigger words, licence, and which files are in the library. For a PNG, JPEG or
     WebP made by any program: prompts, settings, models, which of these are in the library, and civman's recipe.
     """
+    from civman.domain.refs import ModelRef
     from civman.domain.replaced_upstream import replaced  # importing this takes 0.02 s, which --help does not need
     from civman.errors import UsageError
 
@@ -53,13 +57,22 @@ def show(
     if recipe:
         raise UsageError(f"`{ref}` is not an image", hint="--recipe prints the recipe of a PNG, JPEG or WebP image")
     shown = session.library.show(ref)
-    resolved, held = shown.resolved, [asset_value(asset) for asset in shown.assets]
+    absent = session.library.files.absences(shown.assets)
+    resolved, model, held = shown.resolved, shown.model, asset_values(shown.assets, absent)
+    if model is not None:
+        ref = str(ModelRef(model.id))
+        return Result(
+            "show",
+            {"ref": ref, "model": model, "version": None, "versions": [], "held": held},
+            human=lambda console: _print_without_versions(console, model, shown.assets, absent),
+            ids=[asset.ref for asset in shown.assets] or [ref],
+        )
     if resolved is None:
         asset = shown.assets[0]
         return Result(
             "show",
             {"ref": asset.ref, "model": None, "version": None, "versions": [], "held": held},
-            human=lambda console: _print_unlisted(console, asset),
+            human=lambda console: _print_unlisted(console, asset, absent),
             ids=[asset.ref],
         )
     versions = resolved.page.versions
@@ -77,12 +90,12 @@ def show(
     return Result(
         "show",
         value,
-        human=lambda console: _print(console, resolved, shown.assets),
+        human=lambda console: _print(console, resolved, shown.assets, absent),
         ids=(_version_ref(version, shown.assets) for version in versions),
     )
 
 
-def _print_unlisted(console: "Console", asset: "Asset") -> None:
+def _print_unlisted(console: "Console", asset: "Asset", absent: "Absences") -> None:
     """Print a stored file that is not on CivitAI."""
     from rich.text import Text
 
@@ -92,7 +105,8 @@ def _print_unlisted(console: "Console", asset: "Asset") -> None:
     about = f" ({pickle_words(asset)})" if asset.blob.suffix in PICKLE_SUFFIXES else ""
     console.print(f"  is      {clean(facts_words(asset))}{about}")
     console.print(f"  sha256  {asset.blob.sha256}")
-    console.print(f"  place   {clean(asset.path)}", soft_wrap=True)
+    state = absent.get(asset.blob.sha256)
+    console.print(f"  place   {clean(asset.path)}{f' ({state})' if state else ''}", soft_wrap=True)
     console.print(f"  added   {asset.added_at:%Y-%m-%d}; CivitAI did not know it at that time")
     if asset.facts.trigger_words:
         console.print(f"  trigger words in the file: {clean(', '.join(asset.facts.trigger_words))}")
@@ -102,13 +116,11 @@ def _print_unlisted(console: "Console", asset: "Asset") -> None:
         console.print(f"  {line}")
 
 
-def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[Asset]") -> None:
+def _print_model(console: "Console", model: "Model") -> None:
     from rich.text import Text
 
     from civman.domain.licence import licence_words
-    from civman.domain.replaced_upstream import replaced  # importing this takes 0.02 s, which --help does not need
 
-    model, chosen = resolved.page.model, resolved.version
     console.print(Text(clean(model.name), style="bold"), f"({model.type_raw}, model {model.id})")
     about = [f"by {clean(model.creator)}"] if model.creator else []
     about += [f"{model.download_count:,} downloads"] if model.download_count is not None else []
@@ -116,6 +128,36 @@ def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[As
     about += [f"tags: {clean(', '.join(model.tags))}"] if model.tags else []
     console.print(" · ".join(about))
     console.print(f"licence: {licence_words(model.licence)}")
+
+
+def _print_without_versions(console: "Console", model: "Model", assets: "Sequence[Asset]", absent: "Absences") -> None:
+    _print_model(console, model)
+    console.print("\nCivitAI lists no version of this model at the moment", soft_wrap=True)
+    _print_others(console, assets, absent)
+
+
+def _print_others(console: "Console", assets: "Sequence[Asset]", absent: "Absences") -> None:
+    """Print the stored files that CivitAI does not list now: of deleted versions, or with earlier contents."""
+    if not assets:
+        return
+    console.print("\nin the library, but not listed by CivitAI now")
+    rows = [
+        [
+            " ", asset.ref, clean(asset.name), size(asset.blob.size_bytes), clean(asset.version_name),
+            asset.blob.sha256[:12], _stored_words(asset, absent), "",
+        ]
+        for asset in assets
+    ]  # fmt: skip
+    print_table(console, _FILE_COLUMNS, rows, has_header=False)
+
+
+def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[Asset]", absent: "Absences") -> None:
+    from rich.text import Text
+
+    from civman.domain.replaced_upstream import replaced  # importing this takes 0.02 s, which --help does not need
+
+    chosen = resolved.version
+    _print_model(console, resolved.page.model)
     terms = licence_terms(chosen)
     for line in (*terms.words, *terms.reasons):
         console.print(f"  {clean(line)}", soft_wrap=True)
@@ -127,7 +169,7 @@ def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[As
         held_here = [asset for asset in assets if asset.version_id == version.id]
         for line in _trigger_lines(version, held_here):
             console.print(f"  {line}")
-        rows = [[" ", *_file_row(version, file, held)] for file in version.files]
+        rows = [[" ", *_file_row(version, file, held, absent)] for file in version.files]
         print_table(console, _FILE_COLUMNS, rows, has_header=False)
         for each in replaced(version, held_here):
             console.print(
@@ -142,6 +184,12 @@ def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[As
                 console.print(f"  contradiction in {clean(asset.name)}: {clean(conflict)}", style="red")
             for line in own_lines(asset):
                 console.print(f"  {line}")
+    listed = {file.hashes.sha256 for version in resolved.page.versions for file in version.files}
+    _print_others(console, [asset for asset in assets if asset.blob.sha256 not in listed], absent)
+
+
+def _stored_words(asset: "Asset", absent: "Absences") -> str:
+    return f"{absent.get(asset.blob.sha256, 'stored')}: {facts_words(asset)}"
 
 
 def facts_words(asset: "Asset") -> str:
@@ -181,7 +229,7 @@ def _about(version: "ModelVersion") -> str:
     return " · ".join(clean(word) for word in words)
 
 
-def _file_row(version: "ModelVersion", file: "ModelFile", held: "dict[Sha256, Asset]") -> list[str]:
+def _file_row(version: "ModelVersion", file: "ModelFile", held: "dict[Sha256, Asset]", absent: "Absences") -> list[str]:
     from civman.domain.file_choice import is_pickle
 
     facts = [file.type, file.precision, file.size_class, "primary" if file.is_primary else None]
@@ -194,7 +242,7 @@ def _file_row(version: "ModelVersion", file: "ModelFile", held: "dict[Sha256, As
         size(file.size_bytes),
         " ".join(fact for fact in facts if fact),
         sha256[:12] if sha256 else "no hash",
-        f"stored: {facts_words(asset)}" if asset is not None else "",
+        _stored_words(asset, absent) if asset is not None else "",
         "; ".join([f"scan: {', '.join(sorted(scans))}"] * bool(scans) + [pickle_words(asset)] * is_pickle(file)),
     ]
 

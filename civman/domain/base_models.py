@@ -1,7 +1,8 @@
 """CivitAI's base-model labels: which of them belong together, and which combinations the site supports.
 
 Contains `label_support`, which answers as the site does, and the architectures to expect behind a label. A label is
-free text from the uploader: an unknown one is compatible only with itself.
+free text from the uploader: an unknown one is compatible only with itself. Case, blanks, dashes and underscores do not
+count, since CivitAI itself has had labels in two spellings ("Krea2", "Krea 2").
 
 Source: CivitAI's published constants (August 2026), rewritten in `data/base_models.json`.
 """
@@ -27,8 +28,9 @@ class Support(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Table:
+    labels: tuple[str, ...]
     ecosystems: Mapping[str, str]
-    """CivitAI's base-model label → the ecosystem it belongs to."""
+    """The key of a base-model label → the ecosystem it belongs to."""
     architectures: Mapping[str, frozenset[Architecture]]
     """Ecosystem → the architectures of its models."""
     few_steps: frozenset[str]
@@ -40,12 +42,13 @@ class _Table:
 def _table() -> _Table:
     data = json.loads(files("civman.domain").joinpath("data/base_models.json").read_text(encoding="utf-8"))
     return _Table(
-        ecosystems={label: name for name, entry in data["ecosystems"].items() for label in entry["labels"]},
+        labels=tuple(label for entry in data["ecosystems"].values() for label in entry["labels"]),
+        ecosystems={label_key(label): name for name, entry in data["ecosystems"].items() for label in entry["labels"]},
         architectures={
             name: frozenset(map(Architecture, entry.get("architectures", ())))
             for name, entry in data["ecosystems"].items()
         },
-        few_steps=frozenset(data["few_steps"]),
+        few_steps=frozenset(map(label_key, data["few_steps"])),
         partial={
             kind: {checkpoint: frozenset(resources) for checkpoint, resources in rows.items()}
             for kind, rows in data["partial"].items()
@@ -53,25 +56,29 @@ def _table() -> _Table:
     )
 
 
+def label_key(label: str) -> str:
+    """Normalise a label for comparison, without case, blanks, dashes and underscores: "Krea2" is "Krea 2"."""
+    return "".join(char for char in label.casefold() if char not in " -_")
+
+
 def known_labels() -> tuple[str, ...]:
     """List all base-model labels that CivitAI had when the table was created."""
-    return tuple(_table().ecosystems)
+    return _table().labels
 
 
 def ecosystem_of(label: str | None) -> str | None:
     """Return the ecosystem of a label, which is CivitAI's unit of compatibility; None for an unknown label."""
-    return _table().ecosystems.get(label or "")
+    return _table().ecosystems.get(label_key(label or ""))
 
 
 def architectures_of(label: str | None) -> frozenset[Architecture]:
     """Return the architectures that files with this label have; empty if the label is unknown."""
-    table = _table()
-    return table.architectures.get(table.ecosystems.get(label or "", ""), frozenset())
+    return _table().architectures.get(ecosystem_of(label) or "", frozenset())
 
 
 def is_few_steps(label: str | None) -> bool:
     """Whether models with this label are distilled for few steps (Turbo, Lightning, LCM, Hyper …)."""
-    return label in _table().few_steps
+    return label_key(label or "") in _table().few_steps
 
 
 def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
@@ -91,8 +98,8 @@ def label_support(checkpoint_label: str, resource_label: str, model_type: ModelT
     'partial'
     """
     table = _table()
-    checkpoint, resource = table.ecosystems.get(checkpoint_label), table.ecosystems.get(resource_label)
-    if checkpoint_label == resource_label or (checkpoint is not None and checkpoint == resource):
+    checkpoint, resource = ecosystem_of(checkpoint_label), ecosystem_of(resource_label)
+    if label_key(checkpoint_label) == label_key(resource_label) or (checkpoint is not None and checkpoint == resource):
         return Support.FULL
     if checkpoint is None or resource is None:
         return Support.NONE

@@ -9,7 +9,7 @@ Source: CivitAI's public REST API, version 1.
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import NewType
+from typing import Final, NewType
 
 from civman.domain.digests import Hashes, Sha256
 
@@ -55,6 +55,12 @@ class ModelType(StrEnum):
     def is_adapter(self) -> bool:
         """Whether it modifies a checkpoint's weights and cannot be used alone."""
         return self in (ModelType.LORA, ModelType.LOCON, ModelType.DORA)
+
+
+OTHER_CONTENTS: Final = frozenset(
+    {ModelType.POSES, ModelType.WILDCARDS, ModelType.WORKFLOWS, ModelType.COMFY_WORKFLOWS}
+)
+"""The types of uploads that contain no weights."""
 
 
 class Scan(StrEnum):
@@ -193,6 +199,10 @@ class ModelVersion:
     thumbs_up_count: int | None = None
     raw: str = field(default="{}", repr=False, compare=False)
     """The JSON object of the version as received from CivitAI."""
+
+    def is_published(self, now: datetime) -> bool:
+        """Whether the version is neither a draft, withdrawn, nor scheduled for a time after `now`."""
+        return self.status in (None, "Published") and (self.published_at is None or self.published_at <= now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 
+from civman.domain.base_models import label_key
 from civman.domain.catalog import Licence
 
 
@@ -73,10 +74,10 @@ class BaseLicence:
 
 
 @cache
-def _by_label() -> Mapping[str, BaseLicence]:
+def _by_key() -> Mapping[str, BaseLicence]:
     data = json.loads(files("civman.domain").joinpath("data/licences.json").read_text(encoding="utf-8"))
     return {
-        label: BaseLicence(name, entry["url"], Answer(entry["pictures"]), entry["note"])
+        label_key(label): BaseLicence(name, entry["url"], Answer(entry["pictures"]), entry["note"])
         for name, entry in data["licences"].items()
         for label in entry["labels"]
     }
@@ -84,12 +85,12 @@ def _by_label() -> Mapping[str, BaseLicence]:
 
 def base_licence(label: str | None) -> BaseLicence | None:
     """Look up the licence of CivitAI's base-model label; None if unknown."""
-    return _by_label().get(label or "")
+    return _by_key().get(label_key(label or ""))
 
 
 def labels_not_for_sale() -> tuple[str, ...]:
-    """List the base-model labels whose licence forbids commercial use."""
-    return tuple(label for label, licence in _by_label().items() if licence.pictures is Answer.NO)
+    """List the keys (see `label_key`) of the base-model labels whose licence forbids commercial use."""
+    return tuple(label for label, licence in _by_key().items() if licence.pictures is Answer.NO)
 
 
 def terms_of(parts: Sequence[Part]) -> Terms:

@@ -12,7 +12,7 @@ import importlib.resources
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeVar
 
@@ -68,6 +68,14 @@ class ModelPage:
 
     model: Model
     versions: tuple[ModelVersion, ...] = ()
+
+    def default_version(self, now: datetime) -> ModelVersion | None:
+        """Return the version that the model's id alone means: the first that is published at `now` and lists files.
+
+        If there is none: the first published one, else the first of all. None: the page lists no versions.
+        """
+        published = [version for version in self.versions if version.is_published(now)] or self.versions
+        return next((version for version in published if version.files), next(iter(published), None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from civman.domain.base_models import label_key
 from civman.domain.catalog import Asset, ModelType
 from civman.domain.refs import parse_ref
 from civman.errors import NotFound, UsageError
@@ -94,9 +95,9 @@ def _assets(index: Index, wanted: Wanted, *, is_asked_now: bool) -> list[Asset]:
         except NotFound:  # refreshing a view drops links to files that are no longer in the library
             if is_asked_now:
                 raise
-    labels = {label.casefold() for label in wanted.base_models}
+    labels = {label_key(label) for label in wanted.base_models}
     return [
         asset
         for asset in found
-        if (not types or asset.type in types) and (not labels or (asset.base_model or "").casefold() in labels)
+        if (not types or asset.type in types) and (not labels or label_key(asset.base_model or "") in labels)
     ]

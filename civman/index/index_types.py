@@ -148,7 +148,7 @@ class AssetFilter:
 
     `words` must all occur in names, alias, creator, tags, trigger words, base model, notes or descriptions. Case and
     accents are ignored and a prefix of a word is enough; a word that is not a prefix of anything is searched for inside
-    words, then by similar spelling. `base_models` and `creator` ignore case.
+    words, then by similar spelling. `creator` ignores case, `base_models` also blanks, dashes and underscores.
     """
 
     types: tuple[ModelType, ...] = ()

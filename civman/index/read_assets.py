@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 
+from civman.domain.base_models import label_key
 from civman.domain.catalog import Asset
 from civman.domain.licence import labels_not_for_sale
 from civman.domain.refs import HashKind
@@ -29,9 +30,9 @@ _JOINS = {
 _SCORE = f"bm25(search, {', '.join(map(str, SEARCH_WEIGHTS))})"
 _LABELS = (
     "SELECT base_model FROM (SELECT DISTINCT base_model FROM asset) "
-    "WHERE lower(base_model) IN (SELECT value FROM json_each(?))"
+    "WHERE replace(replace(replace(lower(base_model), ' ', ''), '-', ''), '_', '') IN (SELECT value FROM json_each(?))"
 )
-"""Compare CivitAI's base models without case, in a form that still uses the index."""
+"""Compare the keys of CivitAI's base models (see `label_key`), in a form that still uses the index."""
 FIT_ROW = (
     "EXISTS (SELECT 1 FROM fit f WHERE f.checkpoint_sha256 = ? AND f.part_sha256 = a.blob_sha256"
     " AND f.labels = ? || coalesce(a.base_model, '') AND f.rules = ?"
@@ -143,7 +144,7 @@ def _condition(wanted: AssetFilter, asked: Understood, order: str) -> tuple[str,
             require(f"{column} IN ({chosen})", json.dumps(values))
 
     any_of("a.type", [member.value for member in wanted.types])
-    any_of("a.base_model", [name.lower() for name in wanted.base_models], _LABELS)
+    any_of("a.base_model", [label_key(name) for name in wanted.base_models], _LABELS)
     any_of("b.architecture", wanted.architectures)
     any_of("b.kind", wanted.kinds)
     if wanted.creator is not None:
@@ -176,11 +177,10 @@ def _fitting(fits: Fits) -> tuple[str, list[object]]:
     if fits.checkpoint:
         accepted = " AND f.verdict IN (SELECT value FROM json_each(?)))"
         return FIT_ROW + accepted, [*fit_key(fits), json.dumps(fits.verdicts)]
-    return (
-        "(b.architecture IN (SELECT value FROM json_each(?)) OR b.architecture IN ('', 'unknown')"
-        " AND a.base_model IN (SELECT value FROM json_each(?)))",
-        [json.dumps(fits.architectures), json.dumps(fits.base_models)],
-    )
+    is_alike = "b.architecture IN (SELECT value FROM json_each(?))"
+    is_labelled = f"b.architecture IN ('', 'unknown') AND a.base_model IN ({_LABELS})"
+    labels = [label_key(name) for name in fits.base_models]
+    return f"({is_alike} OR {is_labelled})", [json.dumps(fits.architectures), json.dumps(labels)]
 
 
 def _require_facts(wanted: AssetFilter, require: Callable[..., None]) -> None:
@@ -196,8 +196,7 @@ def _require_facts(wanted: AssetFilter, require: Callable[..., None]) -> None:
         require("a.added_at >= ?", rows.moment(wanted.since))
     if wanted.is_commercial:
         require(
-            "m.commercial_use LIKE '%\"Image\"%' "
-            "AND coalesce(a.base_model, '') NOT IN (SELECT value FROM json_each(?))",
+            f"m.commercial_use LIKE '%\"Image\"%' AND (a.base_model IS NULL OR a.base_model NOT IN ({_LABELS}))",
             json.dumps(labels_not_for_sale()),
         )
     if wanted.is_safe:

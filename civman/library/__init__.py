@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from civman.domain.access import Permits
-from civman.domain.catalog import Asset
+from civman.domain.catalog import Asset, ModelId
 from civman.domain.events import OnEvent, ignore
 from civman.domain.refs import parse_ref
 from civman.domain.timeouts import PATIENT, Patience
-from civman.errors import LibraryError, NotFound
+from civman.errors import Cause, LibraryError, NotFound
 from civman.index import EVERYTHING, AssetFilter, Sort
 from civman.library.account_part import AccountPart
 from civman.library.bundles_part import BundlesPart
@@ -35,6 +35,7 @@ from civman.library.views_part import ViewsPart
 from civman.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from civman.domain.catalog import Model
     from civman.domain.compatibility import Compatibility
     from civman.domain.recipes.machine import Machine
     from civman.domain.recipes.recipe import Recipe, RenderRequest
@@ -58,12 +59,14 @@ __all__ = ["Library", "Shown"]
 class Shown:
     """The information about one ref.
 
-    `resolved`: its model and version; None if CivitAI does not know the file. `assets`: the stored files of the model,
-    or the one file that CivitAI does not know.
+    `resolved`: its model and version; None if CivitAI does not know the file, or lists no version of the model.
+    `assets`: the stored files of the model, or the one file that CivitAI does not know. `model`: a model without
+    versions.
     """
 
     resolved: "ResolvedVersion | None"
     assets: tuple[Asset, ...]
+    model: "Model | None" = None
 
 
 class Library:
@@ -144,7 +147,10 @@ class Library:
         context = self.context
         try:
             resolved = context.resolve(ref)
-        except NotFound:
+        except NotFound as error:
+            number = error.facts.get("model_id")
+            if error.code == Cause.NO_VERSIONS and isinstance(number, int):
+                return self._without_versions(ModelId(number))
             asset = find_unlisted(context.index, parse_ref(ref))
             if asset is None:
                 raise
@@ -154,6 +160,13 @@ class Library:
         except LibraryError as error:  # a read-only library can still be listed and searched
             context.on_notice(f"CivitAI's information could not be saved: {error.message}")
         return Shown(resolved, tuple(context.index.find_by_model(resolved.page.model.id)))
+
+    def _without_versions(self, model_id: ModelId) -> Shown:
+        """Return what CivitAI says (offline: said) about a model of which it lists no version."""
+        context = self.context
+        saved = context.index.model(model_id)
+        model = saved[0] if context.settings.offline and saved is not None else context.client.model(model_id).model
+        return Shown(None, tuple(context.index.find_by_model(model_id)), model)
 
     def download(
         self,

@@ -1,6 +1,7 @@
 """`library.files`: the stored model files, facts about them, and the user's notes on them."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from civman.domain.catalog import Asset, Licence, ModelId
@@ -13,10 +14,12 @@ from civman.library.context import Part
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from civman.domain.digests import Sha256
     from civman.domain.licence import Terms
     from civman.manage.annotate import Edit
     from civman.manage.import_files import ImportMode, ImportResult
     from civman.manage.inspection import Inspected
+    from civman.manage.places import Presence
     from civman.manage.remote_headers import RemoteHeaders
 
 
@@ -35,6 +38,15 @@ class FilesPart(Part):
     def of_model(self, model_id: ModelId) -> Sequence[Asset]:
         """The stored files of all versions of a model, newest first."""
         return self._context.index.find_by_model(model_id)
+
+    def absences(self, assets: Iterable[Asset]) -> "dict[Sha256, Presence]":
+        """Return which of the files are missing or away (on a drive that is not connected). The others are left out."""
+        absent = [asset for asset in assets if not os.path.exists(asset.path)]  # noqa: PTH110  # it raises nothing
+        if not absent:
+            return {}
+        from civman.manage.places import absences
+
+        return absences(self._context.index, absent)
 
     def count(self, wanted: AssetFilter = EVERYTHING) -> int:
         """The number of stored files that pass the filter."""

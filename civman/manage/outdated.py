@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from civman.civitai.client import CivitaiClient
+from civman.domain.base_models import label_key
 from civman.domain.catalog import Asset, FileId, ModelFile, ModelId, ModelVersion, VersionId
 from civman.domain.file_choice import choose_file
 from civman.domain.html_text import first_line
@@ -196,7 +197,7 @@ class _Comparison:
             return
         groups: dict[str, list[Asset]] = {}
         for asset in assets:
-            groups.setdefault((asset.base_model or "").casefold(), []).append(asset)
+            groups.setdefault(label_key(asset.base_model or ""), []).append(asset)
         yield from groups.values()
 
     def _compare_versions(self, page: ModelPage, assets: Sequence[Asset]) -> None:
@@ -209,14 +210,15 @@ class _Comparison:
             return
         newest = max(held, key=lambda version_id: (dates[version_id], version_id))
         asset = next(asset for asset in assets if asset.version_id == newest)
-        base = (asset.base_model or "").casefold()
+        base = label_key(asset.base_model or "")
         newer = [
             version
             for version in page.versions
             if (dates[version.id], version.id) > (dates[newest], newest)
             and version.files
+            and version.is_published(self._clock())
             and version.usage_control in (None, "Download")
-            and (self._any_base or (version.base_model or "").casefold() == base)
+            and (self._any_base or label_key(version.base_model or "") == base)
             and not self._holds(version)
         ]
         newer.sort(key=lambda version: (dates[version.id], version.id))

@@ -5,7 +5,7 @@ longer at its path is found again by its bytes: under a path that was just read,
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -24,7 +24,7 @@ class Presence(StrEnum):
     HERE = "here"
     AWAY = "away"
     """The drive or network share that the file was on is not connected."""
-    GONE = "gone"
+    MISSING = "missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +53,18 @@ def presence(path: str, seen: SeenFile | None) -> Presence:
     else:
         return Presence.HERE
     if seen is None or not os.path.isabs(seen.path):  # noqa: PTH117  # the library itself is here
-        return Presence.GONE
+        return Presence.MISSING
     folder = Path(path).parent
     try:
         if next(folder.iterdir(), None) is not None:
-            return Presence.GONE
+            return Presence.MISSING
     except OSError:
         pass
     while not folder.is_dir():
         if folder == folder.parent:
             return Presence.AWAY  # on Windows: a drive letter that does not exist
         folder = folder.parent
-    return Presence.GONE if folder.stat().st_dev == seen.device else Presence.AWAY
+    return Presence.MISSING if folder.stat().st_dev == seen.device else Presence.AWAY
 
 
 def rehome(index: Index, store: BlobStore, found: Mapping[str, SeenFile]) -> list[Rehomed]:
@@ -91,7 +91,7 @@ def rehome(index: Index, store: BlobStore, found: Mapping[str, SeenFile]) -> lis
     gone = [
         seen.path
         for seen in old
-        if seen.path not in found and presence(_absolute(store, seen.path), seen) is Presence.GONE
+        if seen.path not in found and presence(_absolute(store, seen.path), seen) is Presence.MISSING
     ]
     if gone:
         index.forget_seen(gone)
@@ -121,6 +121,26 @@ def other_place(index: Index, store: BlobStore, sha256: Sha256, *, except_path: 
     return None
 
 
+def absences(index: Index, assets: Iterable[Asset]) -> dict[Sha256, Presence]:
+    """Return which of the files are missing or away (on a drive that is not connected). The others are left out.
+
+    A file that is missing at its path but unchanged at another place where it was read is not missing.
+    """
+    absent = {asset.blob.sha256: asset for asset in assets if not os.path.exists(asset.path)}  # noqa: PTH110
+    if not absent:
+        return {}
+    elsewhere = {
+        seen.sha256
+        for seen in index.places(absent)
+        if os.path.isabs(seen.path) and is_unchanged(seen)  # noqa: PTH117
+    }
+    states = {held.sha256: held.seen for held in index.held_files(absent)}
+    found = {
+        digest: presence(asset.path, states.get(digest)) for digest, asset in absent.items() if digest not in elsewhere
+    }
+    return {digest: where for digest, where in found.items() if where is not Presence.HERE}
+
+
 def at_its_place(index: Index, asset: Asset) -> Asset:
     """Return the asset with a path that exists: its own, or else that of an unchanged file with the same bytes.
 
@@ -131,8 +151,7 @@ def at_its_place(index: Index, asset: Asset) -> Asset:
     for seen in index.places([asset.blob.sha256]):
         if os.path.isabs(seen.path) and is_unchanged(seen):  # noqa: PTH117
             return replace(asset, path=seen.path)
-    known = next(iter(index.held_files([asset.blob.sha256])), None)
-    if presence(asset.path, known.seen if known is not None else None) is Presence.AWAY:
+    if absences(index, [asset]).get(asset.blob.sha256) is Presence.AWAY:
         raise NotFound(
             f"the file of `{asset.name}` is away: the drive of `{asset.path}` is not connected",
             code=Cause.AWAY,

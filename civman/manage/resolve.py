@@ -286,7 +286,8 @@ class Resolver:
         with_hash = self._index.find_by_digest(str(number)) if len(str(number)) in _SHORT_HASHES else []
         meanings: dict[str, str] = {}
         if page is not None:
-            ref = version_ref(page.versions[0]) if page.versions else f"civitai:{number}"
+            default = page.default_version(self._now)
+            ref = str(ModelRef(ModelId(number))) if default is None else version_ref(default)
             meanings[ref] = f"the model {page.model.name}"
         if version is not None and version.model.id != number:
             meanings[version_ref(version)] = f"the version {version.name} of {version.model.name}"
@@ -325,7 +326,8 @@ class Resolver:
                 if saved is None:
                     raise error or NotFound(f"CivitAI has no model with id {model_id}")
                 return self._saved(saved, None, file)
-        if not page.versions:
+        default = page.default_version(self._now)
+        if default is None:
             raise NotFound(
                 f"CivitAI lists no version of `{page.model.name}` at the moment",
                 code=Cause.NO_VERSIONS,
@@ -334,8 +336,7 @@ class Resolver:
             )
         if self._client is None:
             return self._saved(page, None, file)
-        newest = next((version for version in page.versions if version.files), page.versions[0])
-        return self._complete(page, newest, file)
+        return self._complete(page, default, file)
 
     def _version(self, version_id: VersionId, model_id: ModelId | None, file: str | None) -> ResolvedVersion:
         if self._client is None:
@@ -385,9 +386,7 @@ class Resolver:
         if listed is version and self._client is not None:
             try:
                 own = self._client.version(version.id)
-            except Gone:
-                own = version
-            except NotFound:
+            except (Gone, NotFound):
                 own = version  # CivitAI's caches lag behind its pages
         joined = replace(
             listed if listed is not None and listed.files else own,
@@ -434,9 +433,11 @@ class Resolver:
 
     def _saved(self, page: ModelPage, version_id: VersionId | None, file: str | None = None) -> ResolvedVersion:
         chosen = next((version for version in page.versions if version.id == version_id), None)
-        if chosen is None and not page.versions:
-            raise NotFound(f"no version of `{page.model.name}` was saved", model_id=page.model.id)
-        version = chosen or page.versions[0]
+        version = chosen or page.default_version(self._now)
+        if version is None:
+            raise NotFound(
+                f"no version of `{page.model.name}` was saved", code=Cause.NO_VERSIONS, model_id=page.model.id
+            )
         snapshot = self._index.snapshot_of_version(version.id)
         saved_at = snapshot.fetched_at if snapshot is not None else None
         return ResolvedVersion(page, version, file, is_saved_copy=True, saved_at=saved_at)

@@ -317,7 +317,7 @@ def _read_again(file: HeldFile, digests: dict[Sha256, Hashes], on_event: OnEvent
         where = presence(file.path, file.seen)
         if where is Presence.AWAY:
             return _verdict(file, State.AWAY, problem=_AWAY), None
-        if where is Presence.GONE:
+        if where is Presence.MISSING:
             is_moved = os.path.isabs(file.kept_path)  # noqa: PTH117  # a file outside the store
             return _verdict(file, State.MISSING, problem=f"{_MISSING}{_MOVED if is_moved else ''}"), None
         return _verdict(file, State.UNREADABLE, problem=error.message), None

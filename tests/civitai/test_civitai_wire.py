@@ -351,3 +351,15 @@ def test_tensor_list_with_a_hole_is_refused() -> None:
     assert wire_lookups.tensors(whole, now=NOW, on_notice=pytest.fail) == [("a", "F16", (2, 3))]
     with pytest.raises(BadAnswer, match="tensors"):
         wire_lookups.tensors(holed, now=NOW, on_notice=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        ("%E7%8C%AB-000008.safetensors", "猫-000008.safetensors"), ("a%20b.pt", "a b.pt"), ("50%.pt", "50%.pt"),
+        ("50%25.pt", "50%.pt"), ("100%zz.pt", "100%zz.pt"), ("x%FF.pt", "x%FF.pt"), ("plain.pt", "plain.pt"),
+        ("猫%E7%8C%AB.pt", "猫猫.pt"), ("%4", "%4"), ("", ""),
+    ],
+)  # fmt: skip
+def test_percent_encoded_file_names_are_decoded(raw: str, name: str) -> None:
+    assert wire_values.file_name(raw) == name

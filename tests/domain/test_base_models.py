@@ -61,11 +61,19 @@ def test_support_is_directed_and_unknown_labels_go_with_themselves(checkpoint, r
     assert label_support(checkpoint, resource, model_type) is expected
 
 
+@pytest.mark.parametrize("label", ["Krea 2", "Krea2", "krea-2", "KREA_2"])
+def test_a_label_is_known_in_every_spelling(label):
+    assert ecosystem_of(label) == ecosystem_of("Krea 2") is not None
+    assert label_support("Krea 2", label, ModelType.LORA) is Support.FULL
+    assert is_few_steps("sdxl-lightning")
+    assert ecosystem_of("Krea 20") is None
+
+
 def test_labels_tell_which_tensors_to_expect():
     assert architectures_of("Pony") == {Architecture.SDXL}
     assert architectures_of("SDXL 1.0") == {Architecture.SDXL, Architecture.SDXL_REFINER}
     assert architectures_of(None) == architectures_of("never heard of") == frozenset()
-    assert (ecosystem_of("SDXL Turbo"), ecosystem_of("sdxl turbo")) == ("SDXL", None)
+    assert (ecosystem_of("SDXL Turbo"), ecosystem_of("never heard of")) == ("SDXL", None)
     assert is_few_steps("SDXL Lightning")
     assert not is_few_steps("SDXL 1.0")
     assert not is_few_steps(None)

@@ -1,9 +1,13 @@
 """Which file of a version is meant."""
 
+from dataclasses import replace
+from datetime import UTC, datetime
+
 import pytest
 
 from civman.domain.catalog import FileId, Model, ModelFile, ModelId, ModelType, ModelVersion, VersionId
 from civman.domain.file_choice import choose_file, is_pickle
+from civman.domain.search_query import ModelPage
 from civman.errors import AmbiguousRef, NotFound
 
 MODEL = Model(ModelId(1), "Harbour", ModelType.CHECKPOINT, "Checkpoint")
@@ -73,3 +77,27 @@ def test_a_pickle_is_known_by_its_suffix_or_by_civitais_word() -> None:
     assert is_pickle(file(6, "model", format="PickleTensor"))
     assert is_pickle(file(7, "model.PT"))
     assert not is_pickle(file(8, "model.safetensors", format="PickleTensor"))
+
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+FILE = ModelFile(FileId(5), "a.safetensors", "Model", 1)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"status": "Draft"}, {"status": "Unpublished"}, {"status": "Scheduled"}, {"files": ()},
+        {"published_at": datetime(2026, 6, 2, tzinfo=UTC)},
+        {"status": "Scheduled", "published_at": datetime(2026, 6, 2, tzinfo=UTC)},
+    ],
+)  # fmt: skip
+def test_the_default_version_is_published_and_lists_files(first: dict[str, object]) -> None:
+    model = Model(ModelId(1), "Two", ModelType.LORA, "LORA")
+    plain = ModelVersion(VersionId(2), model, "v1", "SD 1.5", (FILE,), status="Published")
+    other = replace(plain, id=VersionId(3), **first)
+
+    assert ModelPage(model, (other, plain)).default_version(NOW) == plain
+    assert ModelPage(model, (plain, other)).default_version(NOW) == plain
+    assert ModelPage(model, (other,)).default_version(NOW) == other
+    assert ModelPage(model, (other, replace(plain, files=()))).default_version(NOW) is not None
+    assert ModelPage(model).default_version(NOW) is None
