@@ -260,6 +260,13 @@ def render(
     hires_token_merging: Annotated[
         float | None, typer.Option(help="--token-merging for the second pass.", show_default="as the first")
     ] = None,
+    hires_trim: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH",
+            help="Cut this off the first image, then stretch it to the second size in one step, as A1111 in 2022.",
+        ),
+    ] = None,
     upscaler: Annotated[
         str | None,
         typer.Option(
@@ -379,7 +386,8 @@ def render(
         guidance_scale=cfg, guidance_rescale=cfg_rescale,
         width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,
-        hires=hires_from(hires, hires_steps, hires_strength, upscaler, hires_token_merging), prediction=prediction,
+        hires=hires_from(hires, hires_steps, hires_strength, upscaler, hires_token_merging, hires_trim),
+        prediction=prediction,
         precision=precision, pad_prompts=pad_prompts, config=config, resize_mode=resize_mode,
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,

@@ -77,6 +77,7 @@ def hires_from(
     strength: float | None,
     upscaler: str | None,
     token_merging: float | None,
+    trim: str | None,
 ) -> "HiresRequest | None":
     """The second pass that --hires and its companions request, or None. Raises: UsageError."""
     from civman.domain.recipes.recipe import HiresRequest
@@ -88,11 +89,14 @@ def hires_from(
             "--hires-strength": strength,
             "--upscaler": upscaler,
             "--hires-token-merging": token_merging,
+            "--hires-trim": trim,
         }
         if alone := [option for option, value in asked.items() if value is not None]:
             raise UsageError(f"{alone[0]} requires a second pass", hint="`--hires 2` adds one")
         return None
-    request = HiresRequest(steps=steps, strength=strength, upscaler=upscaler or "latent", token_merging=token_merging)
+    request = HiresRequest(
+        steps=steps, strength=strength, upscaler=upscaler or "latent", token_merging=token_merging, trim=trim
+    )
     try:
         scale = float(text)
     except ValueError:

@@ -195,7 +195,8 @@ class _Job:
         noises = [self._noise(seed) for seed in seeds]
         x = latents * plan.picture_scale + self._start_noise(noises, *size) * plan.start_scale
         # SDXL is conditioned on the size before the crop, as in A1111
-        told = second_pass.covering((self._recipe.width, self._recipe.height), size) if self._recipe.rules > 2 else size
+        covers = self._recipe.rules > 2 and not hires.stretches
+        told = second_pass.covering((self._recipe.width, self._recipe.height), size) if covers else size
         x = self._sample(x, plan, noises, self._hires_prompt, told, None, self._inpaint_input(size),
                          first=first, stage="hires")  # fmt: skip
         check_latents(x, seeds=seeds)

@@ -22,10 +22,14 @@ def enlarged(
     """Resize latents to (B, 4, h, w) for the second pass.
 
     If the second pass has another aspect ratio, the result is cropped from the centre of an enlargement that covers it;
-    under recipe rules 1 the first image is stretched instead. `decode` returns pixels in 0 … 1, `encode` takes pixels
-    in -1 … 1. `upscale` runs the upscaler model of `hires`.
+    with `stretches` or under recipe rules 1, the first image is stretched instead. `decode` returns
+    pixels in 0 … 1, `encode` takes pixels in -1 … 1. `upscale` runs the upscaler model of `hires`.
     """
-    width, height = covering(first_size, (hires.width, hires.height)) if rules > 1 else (hires.width, hires.height)
+    if hires.trim_width or hires.trim_height:
+        right, below = hires.trim_width // 2 // _CELL, hires.trim_height // 2 // _CELL
+        latents = latents[..., below : latents.shape[-2] - below, right : latents.shape[-1] - right]
+    covers = rules > 1 and not hires.stretches
+    width, height = covering(first_size, (hires.width, hires.height)) if covers else (hires.width, hires.height)
     if hires.upscaler.startswith("latent"):
         mode = hires.upscaler.removeprefix("latent").removeprefix("-")
         smooth = mode.endswith("antialiased")
@@ -33,7 +37,7 @@ def enlarged(
         size = (height // _CELL, width // _CELL)
         larger = torch.nn.functional.interpolate(latents, size=size, mode=mode, antialias=smooth)
     elif rules > 1:
-        pictures = [to_tensor(_enlarged(pixels, width, height, hires.upscaler, upscale)) for pixels in decode(latents)]
+        pictures = [to_tensor(_enlarged(pixels, width, height, hires, upscale)) for pixels in decode(latents)]
         larger = encode(torch.cat(pictures))
     else:
         larger = encode(torch.cat([_enlarged_1(pixels, hires) for pixels in decode(latents)]))
@@ -50,7 +54,7 @@ def covering(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
     return down * width // height, down
 
 
-def _enlarged(pixels: Tensor, width: int, height: int, upscaler: str, upscale: Upscale | None) -> Any:
+def _enlarged(pixels: Tensor, width: int, height: int, hires: Hires, upscale: Upscale | None) -> Any:
     """Convert one image to uint8 (rounding down), upscale it, resize it with Lanczos, and return it as (H, W, 3).
 
     An upscaler works at multiples of 8 pixels, so for some sizes the image is resampled more than once.
@@ -61,8 +65,8 @@ def _enlarged(pixels: Tensor, width: int, height: int, upscaler: str, upscale: U
     shrunk = finished(pixels, seed=0, rounding="down", decoded_in="", notes=()).pixels
     image = Image.fromarray(shrunk)
     scale = max(width / image.width, height / image.height)
-    if scale > 1:
-        way = Image.Resampling.NEAREST if upscaler == "nearest" else Image.Resampling.LANCZOS
+    if scale > 1 and not (hires.stretches and hires.upscaler == "lanczos"):
+        way = Image.Resampling.NEAREST if hires.upscaler == "nearest" else Image.Resampling.LANCZOS
         even = (int(image.width * scale) // _CELL * _CELL, int(image.height * scale) // _CELL * _CELL)
         size = int(image.width * scale), int(image.height * scale)
         image = upscale(image, *even) if upscale is not None else image.resize(size, way)

@@ -15,19 +15,21 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
     """Write the text for one image; with `with_words=False`, only settings and models without prompts."""
     recipe = record.recipe
     hires, start = recipe.hires, recipe.start
+    old = hires if hires and hires.stretches else None  # then the size is that of the second pass
     return text(Generation(
         prompt=_prompt(record, with_words=with_words), negative=recipe.negative_prompt if with_words else "",
         steps=recipe.steps, sampler=recipe.sampler, schedule=recipe.schedule, cfg=recipe.guidance_scale,
-        seed=record.seed, width=recipe.width, height=recipe.height,
+        seed=record.seed, width=(old or recipe).width, height=(old or recipe).height,
         clip_skip=recipe.clip_skip if recipe.clip_skip > 1 else None,
         model=_part(record, recipe.checkpoint), vae=_part(record, recipe.vae) if recipe.vae else None,
         loras=tuple(_part(record, use.sha256, use.scale, use.text_scale) for use in recipe.loras),
         embeddings=tuple(_part(record, use.sha256, name=use.word) for use in recipe.embeddings),
-        hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, _upscaler(record)) if hires else None,
-        denoising=start.strength if start else None,
+        hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, _upscaler(record))
+        if hires and not old else None,
+        denoising=start.strength if start else old.strength if old else None,
         # A1111's default, the graphics card, has no entry
         rng="" if ":" in recipe.rng else recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
-        others=(*_of_noise(recipe), *_of_guidance(recipe), *_of_pictures(recipe)),
+        others=(*_of_old_pass(recipe), *_of_noise(recipe), *_of_guidance(recipe), *_of_pictures(recipe)),
         hypernetworks=tuple(_part(record, use.sha256) for use in recipe.hypernetworks),
         version=f"civman {record.environment.get('civman', '')}".strip(),
     ))  # fmt: skip
@@ -39,6 +41,14 @@ def _prompt(record: Record, *, with_words: bool) -> str:
         f"<hypernet:{_part(record, use.sha256).name}:{use.strength:g}>" for use in record.recipe.hypernetworks
     ]  # fmt: skip
     return " ".join([*([record.recipe.prompt] if with_words and record.recipe.prompt else []), *tags])
+
+
+def _of_old_pass(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
+    """The keys of A1111 before 2023 for a second pass."""
+    if recipe.hires and recipe.hires.stretches:
+        yield "First pass size", f"{recipe.width}x{recipe.height}"
+        if recipe.hires.steps != recipe.steps:
+            yield "Hires steps", recipe.hires.steps
 
 
 def _upscaler(record: Record) -> str:

@@ -70,6 +70,10 @@ class Entries:
         self._used.update(found)
         return found
 
+    def names(self) -> list[str]:
+        """The names of all entries."""
+        return list(self._values)
+
     def unused(self) -> list[str]:
         """The names of the entries that were not read."""
         return [name for name in self._values if name not in self._used]

@@ -6,6 +6,7 @@ version of the image gives it.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import Hires, HypernetworkUse, LoraUse, Recipe, Sampling
 from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
 from civman.errors import Cause, UsageError
-from civman.pictures.metadata import loads
+from civman.pictures.metadata import loads, whole
 from civman.pictures.site_settings import Entries, NamedFile
 from civman.planning import prompt_stages
 from civman.planning.redraw_features import RANK, Drawable, Reason, reasons
@@ -62,7 +63,9 @@ def redraw(row: dict[str, Any]) -> Redraw:
 
     The files that it names are assumed to be present.
     """
-    reader = _Reader(Entries(row.get("meta")), str(row.get("baseModel") or ""))
+    reader = _Reader(
+        Entries(row.get("meta")), str(row.get("baseModel") or ""), (whole(row.get("width")), whole(row.get("height")))
+    )
     try:
         recipe = reader.recipe()
     except _Missing as missing:
@@ -107,8 +110,8 @@ def _each(file: TextIO) -> Iterator[Redraw]:
 class _Reader:
     """Converts one image's entries to a recipe, and records why the image cannot be rendered exactly."""
 
-    def __init__(self, entries: Entries, base_model: str) -> None:
-        self._entries, self._base_model = entries, base_model
+    def __init__(self, entries: Entries, base_model: str, pixels: tuple[int | None, int | None]) -> None:
+        self._entries, self._base_model, self._pixels = entries, base_model, pixels
         self._version = entries.version or (1, 2)  # A1111 wrote its version since 1.2
         self._found: list[Reason] = []
         self.resources: list[NamedFile] = list(entries.files())
@@ -133,6 +136,8 @@ class _Reader:
         width, height = self._size()
         steps = self._need("Steps", self._entries.whole("Steps"))
         hires = self._hires(width, height, steps)
+        if found := _SIZE.fullmatch(self._entries.text("First pass size")):
+            (width, height), hires = self._old_passes((int(found[1]), int(found[2])), (width, height), steps)
         self._start(has_hires=hires is not None)
         rules = prompt_stages.rules_for(prompt, negative, self._rule().value)
         made = Recipe(
@@ -163,7 +168,10 @@ class _Reader:
     def _prompts(self) -> tuple[str, str, list[TaggedLora], list[tuple[str, float]]]:
         prompt = self._entries.value("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
-            raise _Missing("the settings contain no prompt")
+            if "Seed" not in self._entries:
+                raise _Missing("the settings contain no prompt")
+            prompt = ""
+            self.add(Drawable.DIFFERS, "the settings contain no prompt; the image is drawn with an empty one")
         negative = self._entries.value("Negative prompt")
         read = read_tags(prompt, self._version)
         unwanted = read_tags(negative if isinstance(negative, str) else "", self._version)
@@ -245,9 +253,12 @@ class _Reader:
 
     def _size(self) -> tuple[int, int]:
         found = _SIZE.fullmatch(self._entries.text("Size"))
-        if found is None:
+        if found is not None:
+            return int(found[1]), int(found[2])
+        if None in self._pixels or any("ires" in name or "pscale" in name for name in self._entries.names()):
             raise _Missing("the settings contain no size")
-        return int(found[1]), int(found[2])
+        self.add(Drawable.DIFFERS, "the settings contain no size; the image's own size is used")
+        return int(self._pixels[0] or 0), int(self._pixels[1] or 0)
 
     def _hires(self, width: int, height: int, steps: int) -> Hires | None:
         entries = self._entries
@@ -271,6 +282,19 @@ class _Reader:
         return Hires(
             larger[0] // 8 * 8, larger[1] // 8 * 8, entries.whole("Hires steps") or steps,
             0.7 if strength is None else strength, upscaler, model, second_ratio(entries),
+        )  # fmt: skip
+
+    def _old_passes(self, first: tuple[int, int], final: tuple[int, int], steps: int) -> tuple[tuple[int, int], Hires]:
+        """The size of the first pass, and the second pass, by the rules of A1111 before 2023."""
+        size, trim = old_first_pass(first, final)
+        strength = self._entries.number("Denoising strength")
+        self.add(Drawable.DIFFERS, "the image is encoded again between the passes, from a distribution in A1111")
+        if strength is None:
+            self.add(Drawable.DIFFERS, "the strength of the second pass is not stated; 0.7 was A1111's default")
+        return size, Hires(
+            final[0] // 8 * 8, final[1] // 8 * 8, self._entries.whole("Hires steps") or steps,
+            0.7 if strength is None else strength, "lanczos", None, second_ratio(self._entries),
+            trim[0] // 16 * 16, trim[1] // 16 * 16, stretches=True,
         )  # fmt: skip
 
     def _upscaler(self, name: str) -> tuple[str, Sha256 | None]:
@@ -400,6 +424,23 @@ class _Reader:
                 {"name": each.name, "hash": each.hash} for each in self.resources if each.role == "embedding"
             ],
         }  # fmt: skip
+
+
+def old_first_pass(first: tuple[int, int], final: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size of the first pass before 2023, and how many pixels were cut off it; sizes in pixels.
+
+    `first` is as stated; 0x0 means an area of 512 x 512 pixels, rounded up to multiples of 64.
+    """
+    (width, height), (across, down) = first, final
+    if width == 0 or height == 0:
+        scale = math.sqrt(512 * 512 / (across * down))
+        width, height = math.ceil(scale * across / 64) * 64, math.ceil(scale * down / 64) * 64
+        kept: tuple[float, float] = int(scale * across), int(scale * down)
+    elif across * height > down * width:
+        kept = width, width * down / across
+    else:
+        kept = height * across / down, height
+    return (width // 8 * 8, height // 8 * 8), (int(width - kept[0]), int(height - kept[1]))
 
 
 def _placeholder(name: str) -> Sha256:

@@ -66,8 +66,9 @@ _FEATURES: Final = (
     ),
     _feature(
         "(ADetailer|DDetailer|YOLO) ",
-        NO,
-        "faces or hands were drawn again by a detector, which civman does not support",
+        Drawable.DIFFERS,
+        "a detector found faces or hands, which were then drawn again (ADetailer and others); civman leaves "
+        "them as they are before that",
     ),
     _feature("Hypernetworks", NO, "an extension combined several hypernetworks, which civman does not support"),
     _feature(
@@ -130,9 +131,17 @@ _FEATURES: Final = (
     ),
     _feature("Postprocess |Extras", NO, "the finished image was upscaled, which civman does not support"),
     _feature(
-        "First pass size", NO, "the second pass followed the rules of A1111 before 2023, which civman does not support"
+        "Parser$",
+        Drawable.DIFFERS,
+        "it was made by SD.Next, a fork of A1111, and is drawn by A1111's rules",
+        lambda entries: entries.text("Parser") in ("Full parser", "A1111 parser"),
     ),
-    _feature("Parser", NO, "it was made by SD.Next, whose rules civman does not follow"),
+    _feature(
+        "Parser$",
+        NO,
+        "it was made by SD.Next with another rule for emphasis, which civman does not follow",
+        lambda entries: entries.text("Parser") not in ("Full parser", "A1111 parser"),
+    ),
     _feature(r"Script|[XYZ] (Type|Values)|Fixed [XYZ] Values", NO, "a script made several images in one"),
     _feature(
         "Extra noise|SGM noise multiplier|Schedule (max|min) sigma|Schedule rho|Mask (mode|source)",
@@ -152,7 +161,8 @@ _FEATURES: Final = (
     ),
     _feature(
         "Score|aesthetic_score|needsReview|modelVersionId|Batch (size|pos)|Lora hashes|TI hashes|VAE hash|"
-        "Model( hash)?$|hashes|resources|civitaiResources|Version|Hires (upscaler|upscale|resize|steps)|User|Size|"
+        "First pass size$|Model( hash)?$|"
+        "hashes|resources|civitaiResources|Version|Hires (upscaler|upscale|resize|steps)|User|Size|"
         "Created Date|Time|Steps$|Sampler$|Seed$|CFG scale$|Clip skip$|Negative prompt$|prompt$|"
         "Denoising strength$|Schedule type$",
         FINE,

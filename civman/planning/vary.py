@@ -49,7 +49,7 @@ _TRUTHS: Final = (
     "half_levels",
     "skip_negative_always",
 )
-_HIRES: Final = ("hires_steps", "hires_strength", "hires_token_merging", "upscaler")
+_HIRES: Final = ("hires_steps", "hires_strength", "hires_token_merging", "hires_trim", "upscaler")
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, "lora:REF")
 """The fields that can be changed; some also have the short names of `civman render`'s options."""
 
@@ -109,7 +109,9 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         noise_multiplier=start.noise_multiplier if start else None,
         hires=HiresRequest(hires.width, hires.height, steps=hires.steps, strength=hires.strength,
                            upscaler=f"sha256:{hires.model}" if hires.model else hires.upscaler,
-                           token_merging=hires.token_merging) if hires else None,
+                           token_merging=hires.token_merging,
+                           trim=f"{hires.trim_width}x{hires.trim_height}" if hires.stretches else None)
+        if hires else None,
         prediction=recipe.prediction, is_zero_snr=recipe.is_zero_snr, precision=recipe.precision,
         pad_prompts=recipe.pad_prompts, config=recipe.config or None, rules=recipe.rules, odd_sizes=recipe.odd_sizes,
         eta=sampling.eta, eta_ddim=sampling.eta_ddim, s_noise=sampling.noise_scale, s_churn=sampling.s_churn,
@@ -227,7 +229,9 @@ def _hires(name: str, text: str, before: HiresRequest | None) -> HiresRequest | 
 
 
 def _second_pass(before: HiresRequest, field: str, name: str, text: str) -> HiresRequest:
-    value: Any = text if field == "upscaler" else _number(name, text, int if field == "hires_steps" else float)
+    value: Any = (
+        text if field in ("upscaler", "hires_trim") else _number(name, text, int if field == "hires_steps" else float)
+    )
     return replace(before, **{field.removeprefix("hires_"): value})
 
 

@@ -56,7 +56,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
             "token_merging", "thresholding", "skip_negative_below", "skip_negative_always", "skip_early_guidance",
             "hypernetworks",
         ),
-        "hires": ("token_merging",),
+        "hires": ("token_merging", "trim_width", "trim_height", "stretches"),
         "sampling": ("drop_penultimate", "half_levels"),
     },
 }  # fmt: skip
@@ -127,6 +127,11 @@ class Hires:
     """The upscaler model that enlarges the image, if `upscaler` is "model"."""
     token_merging: float = 0.0
     """As `Recipe.token_merging`, for the second pass."""
+    trim_width: int = 0
+    trim_height: int = 0
+    """How many pixels of the first pass are cut off before it is enlarged, half of them at each side."""
+    stretches: bool = False
+    """Stretch the first image to the size of the second pass in one step, instead of covering it and cropping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +308,7 @@ def _with_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
     usual: dict[str, dict[str, Any]] = {
         "": {each.name: each.default for each in fields(Recipe)} | {"rules": 1},
         "start": asdict(StartImage(Sha256(""), 1.0)),
-        "hires": {"model": None, "token_merging": 0.0},
+        "hires": {"model": None, "token_merging": 0.0, "trim_width": 0, "trim_height": 0, "stretches": False},
         "sampling": asdict(SAMPLING),
     }
     added = {part: {key: usual[part][key] for key in keys} for part, keys in _ADDED[schema].items()}
@@ -418,6 +423,7 @@ def _start(request: RenderRequest, image: Sha256, mask: Sha256 | None) -> StartI
 def _hires(request: RenderRequest, width: int, height: int, steps: int, model: Sha256 | None) -> Hires:
     asked = request.hires
     assert asked is not None
+    trim = size_of(asked.trim) if asked.trim else (0, 0)
     scale = _or(asked.scale, 2.0)
     larger = int(width * scale) // 8 * 8, int(height * scale) // 8 * 8
     # with one side given, the aspect ratio is kept, as in A1111's "Hires resize" with a 0
@@ -432,6 +438,9 @@ def _hires(request: RenderRequest, width: int, height: int, steps: int, model: S
         strength=float(_or(asked.strength, 0.7)),
         upscaler="model" if model else upscaler_of(asked.upscaler),
         model=model,
+        trim_width=trim[0],
+        trim_height=trim[1],
+        stretches=asked.trim is not None,
         # as in A1111, the second pass merges as many tokens as the first one unless it has its own ratio
         token_merging=float(_or(request.token_merging, 0.0) if asked.token_merging is None else asked.token_merging),
     )

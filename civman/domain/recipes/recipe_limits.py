@@ -148,6 +148,13 @@ def _size_problems(recipe: Any) -> Iterator[str]:
             yield "an upscaler model is needed exactly if the upscaler is `model`"
         if recipe.hires.model is not None and recipe.rules == 1:
             yield "rules 1 have no upscaler models"
+        trims = ((recipe.hires.trim_width, recipe.width), (recipe.hires.trim_height, recipe.height))
+        if any(cut < 0 or cut % 16 or cut >= side for cut, side in trims) or (
+            any(cut for cut, _ in trims) and not recipe.hires.stretches
+        ):
+            yield "the first pass can be trimmed by multiples of 16 pixels, less than its size"
+        if recipe.hires.stretches and recipe.rules == 1:
+            yield "rules 1 have no option to stretch the first pass"
         if recipe.hires.steps < 1 or not 0 < recipe.hires.strength <= 1:
             yield "the second pass needs at least one step and a strength above 0 and at most 1"
     for width, height in sizes:

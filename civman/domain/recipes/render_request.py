@@ -28,6 +28,8 @@ class HiresRequest:
     strength: float | None = None
     upscaler: str = "latent"
     token_merging: float | None = None
+    trim: str | None = None
+    """A size such as "0x64" to cut off the first image, which is then stretched; None: it is covered and cropped."""
 
 
 @dataclass(frozen=True, slots=True)
