@@ -165,6 +165,7 @@ class Cause(StrEnum):
     NO_LIBRARY = "no-library"
     NO_PROJECT = "no-project"
     NO_RECIPE = "no-recipe"
+    NOT_DRAWABLE = "not-drawable"
     NO_SUCH_FILE = "no-such-file"
     NO_VERSIONS = "no-versions"
     NOT_ON_CIVITAI = "not-on-civitai"

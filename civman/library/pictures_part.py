@@ -123,6 +123,24 @@ class PicturesPart(Part):
 
         return redraw_file(file)
 
+    def plan_settings(
+        self, text: str, conditions: "Conditions | None" = None, *, on_event: OnEvent = ignore
+    ) -> "Planned":
+        """Plan the image that A1111's `parameters` text describes; the plan's notices say what differs from it.
+
+        Raises: CannotRender (`not-drawable`): the text requests what civman does not render. NotFound
+            (`missing-files`): files that it names are not in the library; and what `Library.plan` raises.
+        """
+        from civman.planning.plan import Conditions, plan
+        from civman.planning.redraw_request import request_of, row_of
+
+        request, rounding, notices = request_of(self._context.index, row_of(text))
+        planned = plan(
+            self._context.index, request, replace(conditions or Conditions(), triggers=False), on_event=on_event
+        )
+        recipe = replace(planned.recipe, rounding=rounding)
+        return replace(planned, recipe=recipe, notices=(*notices, *planned.notices), typed=None)
+
     def default_checkpoint(self) -> "DefaultCheckpoint":
         """The checkpoint for requests that have none: the default in the settings, or the only one in the library.
 

@@ -84,6 +84,8 @@ def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 def _of_guidance(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
     """The keys and values of A1111 and its extensions for settings of guidance and of attention."""
+    if recipe.guidance_rescale:
+        yield "CFG Rescale phi", recipe.guidance_rescale
     if recipe.token_merging:
         yield "Token merging ratio", recipe.token_merging
     if recipe.hires and recipe.hires.token_merging:

@@ -79,9 +79,19 @@ class Entries:
         return [name for name in self._values if name not in self._used]
 
     @property
+    def is_own(self) -> bool:
+        """Whether civman made the image."""
+        return self.text("Version").startswith("civman")
+
+    @property
     def version(self) -> tuple[int, int] | None:
-        """A1111's version that made the image, or None if the settings do not show it. Forge counts as 1.10."""
+        """A1111's version that made the image, or None if the settings do not show it.
+
+        Forge and civman count as 1.10.
+        """
         found = _VERSION.match(self.text("Version"))
+        if self.is_own:
+            return (1, 10)
         if self.text("Version").casefold().startswith("f"):
             return (1, 10)
         return (int(found[1]), int(found[2])) if found else None
@@ -115,13 +125,13 @@ class Entries:
                 yield NamedFile("embedding" if kind == "embed" else "lora", name, self._hash(value))
 
     def listed_loras(self) -> list[NamedFile]:
-        """The LoRAs in the API's list of resources, with their weights."""
+        """The LoRAs in the API's list of resources, with their weights if it gives them."""
         return [
             NamedFile(
-                "lora", str(item.get("name") or ""), self._hash(str(item.get("hash") or "")), number(item["weight"])
+                "lora", str(item.get("name") or ""), self._hash(str(item.get("hash") or "")), number(item.get("weight"))
             )
             for item in self._resources()
-            if item.get("type") == "lora" and item.get("weight") is not None
+            if item.get("type") == "lora"
         ]
 
     def _resources(self) -> list[dict[str, Any]]:

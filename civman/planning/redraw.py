@@ -45,6 +45,8 @@ class Redraw:
     reasons: tuple[str, ...]
     resources: tuple[NamedFile, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
+    made: Recipe | None = None
+    """The recipe with stand-ins for the digests of files (`stand_in`)."""
 
     def value(self) -> dict[str, Any]:
         """The result as a dict that can be serialised to JSON."""
@@ -80,7 +82,7 @@ def redraw(row: dict[str, Any]) -> Redraw:
     found = reader.finished()
     verdict = max((each.verdict for each in found), key=RANK.index, default=Drawable.EXACT)
     words = tuple(dict.fromkeys(each.words for each in sorted(found, key=lambda each: -RANK.index(each.verdict))))
-    return Redraw(row.get("id"), verdict, words, tuple(reader.resources), recipe)
+    return Redraw(row.get("id"), verdict, words, tuple(reader.resources), recipe, reader.made if recipe else None)
 
 
 def redraw_file(path: Path) -> Iterator[Redraw]:
@@ -113,7 +115,9 @@ class _Reader:
     def __init__(self, entries: Entries, base_model: str, pixels: tuple[int | None, int | None]) -> None:
         self._entries, self._base_model, self._pixels = entries, base_model, pixels
         self._version = entries.version or (1, 2)  # A1111 wrote its version since 1.2
+        self._is_own = entries.is_own
         self._found: list[Reason] = []
+        self.made: Recipe | None = None
         self.resources: list[NamedFile] = list(entries.files())
 
     def add(self, verdict: Drawable, words: str) -> None:
@@ -123,7 +127,7 @@ class _Reader:
     def finished(self) -> list[Reason]:
         """Return all reasons, including those for features that the entries request and for unknown entries."""
         self._found += reasons(self._entries)
-        if unknown := self._entries.unused():
+        if self.made is not None and (unknown := self._entries.unused()):
             listed = ", ".join(f"`{name[:40]}`" for name in unknown[:8]) + (" …" if len(unknown) > 8 else "")
             self.add(Drawable.DIFFERS, f"entries that are not known are left out: {listed}")
         return self._found
@@ -141,18 +145,22 @@ class _Reader:
         self._start(has_hires=hires is not None)
         rules = prompt_stages.rules_for(prompt, negative, self._rule().value)
         made = Recipe(
-            checkpoint=_placeholder("checkpoint"), prompt=prompt, negative_prompt=negative, sampler=sampler.name,
+            checkpoint=stand_in("checkpoint"), prompt=prompt, negative_prompt=negative, sampler=sampler.name,
             schedule=schedule.value, steps=steps,
             guidance_scale=self._need("CFG scale", self._entries.number("CFG scale")), width=width // 8 * 8,
             height=height // 8 * 8, seed=self._need("Seed", self._entries.whole("Seed")),
             clip_skip=self._entries.whole("Clip skip") or 1, prediction="epsilon", is_zero_snr=False,
-            precision="float16", rng=self._rng(), eta_seed_delta=self._ensd(), rounding="down", odd_sizes="a1111",
-            hypernetworks=tuple(HypernetworkUse(_placeholder(name), strength) for name, strength in networks),
-            loras=tuple(LoraUse(_placeholder(each.name), each.unet, each.text) for each in loras),
+            precision="float16", rng=self._rng(), eta_seed_delta=self._ensd(),
+            rounding="nearest" if self._is_own else "down",
+            odd_sizes="forge" if self._is_own else "a1111",
+            guidance_rescale=self._entries.number("CFG Rescale phi") or 0.0,
+            hypernetworks=tuple(HypernetworkUse(stand_in(name), strength) for name, strength in networks),
+            loras=tuple(LoraUse(stand_in(each.name), each.unet, each.text) for each in loras),
             pad_prompts=self._entries.is_on("Pad conds"), hires=hires, sampling=self._sampling(),
             prompt_rules=rules, **self._variation(), **guidance(self._entries, self._version),
         )  # fmt: skip
         self._check(made)
+        self.made = made
         self._differences(made, sampler)
         return self._value(made, loras, networks)
 
@@ -198,7 +206,8 @@ class _Reader:
 
     def _additional_networks(self) -> Iterator[TaggedLora]:
         """The LoRAs of the extension Additional Networks."""
-        for key in self._entries.take(re.compile(r"AddNet Model \d+$")):
+        keys = self._entries.take(re.compile(r"AddNet Model \d+$"))
+        for key in keys:
             number = key.rpartition(" ")[2]
             kind = self._entries.text(f"AddNet Module {number}")
             both = self._entries.number(f"AddNet Weight {number}")
@@ -213,14 +222,20 @@ class _Reader:
             if name.casefold() in ("none", ""):
                 continue
             if not digest:
-                name, digest = self._listed_with(unet, name)
+                name, digest = self._listed_with(unet, name, alone=len(keys) == 1)
             self.resources.append(NamedFile("lora", name, digest, unet))
             yield TaggedLora(name, unet, unet if text is None else text)
         self._entries.take(re.compile("AddNet "))
 
-    def _listed_with(self, weight: float, name: str) -> tuple[str, str]:
-        """The name and hash of the only LoRA that the API lists with this weight; the given name if there is none."""
-        found = [each for each in self._entries.listed_loras() if each.weight == weight]
+    def _listed_with(self, weight: float, name: str, *, alone: bool) -> tuple[str, str]:
+        """The name and hash of the only LoRA that the API lists with this weight; the given name if there is none.
+
+        `alone`: the settings name no other one, so it may also be the only one that is listed without a weight.
+        """
+        listed = self._entries.listed_loras()
+        found = [each for each in listed if each.weight == weight]
+        if not found and alone:
+            found = [each for each in listed if each.weight is None and len(each.hash) == 12]
         return (found[0].name, found[0].hash) if len(found) == 1 else (name, "")
 
     def _name_loras(self, loras: list[TaggedLora]) -> None:
@@ -310,7 +325,7 @@ class _Reader:
         self.resources.append(NamedFile("upscaler", name))
         if self._version < (1, 8):
             self.add(Drawable.DIFFERS, "A1111 before 1.8 rounded the tiles of an upscaler model in another way")
-        return "model", _placeholder(name)
+        return "model", stand_in(name)
 
     def _start(self, *, has_hires: bool) -> None:
         """Record that the image was made from another one, if the settings show that."""
@@ -393,7 +408,7 @@ class _Reader:
         """The recipe with names and hashes instead of digests, without the values that only the checkpoint shows."""
         value = asdict(made)
         if made.hires:
-            name = self._entries.text("Hires upscaler") or "Latent"
+            name = self._entries.text("Hires upscaler") or ("None" if made.hires.stretches else "Latent")
             value["hires"] |= {"upscaler": name, "model": {"name": name, "hash": ""} if made.hires.model else None}
         for name in (
             "prediction",
@@ -443,6 +458,6 @@ def old_first_pass(first: tuple[int, int], final: tuple[int, int]) -> tuple[tupl
     return (width // 8 * 8, height // 8 * 8), (int(width - kept[0]), int(height - kept[1]))
 
 
-def _placeholder(name: str) -> Sha256:
+def stand_in(name: str) -> Sha256:
     """A placeholder for an unknown digest, so that the other values can be checked."""
     return Sha256(hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest())

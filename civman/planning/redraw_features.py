@@ -126,9 +126,7 @@ _FEATURES: Final = (
         NO,
         "the second pass used another model, sampler or prompt, which civman does not support",
     ),
-    _feature(
-        "FreeU|HyperTile|Kohya|PAG |CFG Rescale", NO, "an extension changed the model, which civman does not support"
-    ),
+    _feature("FreeU|HyperTile|Kohya|PAG ", NO, "an extension changed the model, which civman does not support"),
     _feature("Postprocess |Extras", NO, "the finished image was upscaled, which civman does not support"),
     _feature(
         "Parser$",
@@ -161,7 +159,7 @@ _FEATURES: Final = (
     ),
     _feature(
         "Score|aesthetic_score|needsReview|modelVersionId|Batch (size|pos)|Lora hashes|TI hashes|VAE hash|"
-        "First pass size$|Model( hash)?$|"
+        "First pass size$|CFG Rescale phi$|Hashes$|Civitai resources$|Model( hash)?$|"
         "hashes|resources|civitaiResources|Version|Hires (upscaler|upscale|resize|steps)|User|Size|"
         "Created Date|Time|Steps$|Sampler$|Seed$|CFG scale$|Clip skip$|Negative prompt$|prompt$|"
         "Denoising strength$|Schedule type$",

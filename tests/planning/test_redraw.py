@@ -131,6 +131,27 @@ def test_hypernetworks_are_named_by_tags_and_until_2023_by_entries() -> None:
     assert read(Hypernet="None")["recipe"]["hypernetworks"] == []
 
 
+@pytest.mark.parametrize(
+    ("listed", "named"),
+    [
+        ([("x", "29ca9f769878", 0.4)], ("x", "29ca9f769878")),
+        ([("x", "29CA9F769878", None)], ("x", "29ca9f769878")),
+        ([("x", "29ca9f769878", None), ("y", "39ca9f769878", None)], ("file-1", "")),
+        ([("x", "29ca9f76", None)], ("file-1", "")),
+    ],
+    ids=["weight", "alone", "two", "other hash"],
+)
+def test_an_additional_network_has_the_hash_that_the_api_lists(listed: list[Any], named: tuple[str, str]) -> None:
+    resources = [
+        {"type": "lora", "name": name, "hash": digest} | ({} if weight is None else {"weight": weight})
+        for name, digest, weight in listed
+    ]
+    found = read(**{"AddNet Enabled": "True", "AddNet Module 1": "LoRA", "AddNet Model 1": "file-1",
+                    "AddNet Weight A 1": "0.4", "AddNet Weight B 1": "0.3"}, resources=resources)  # fmt: skip
+    [lora] = found["recipe"]["loras"]
+    assert (lora["name"], lora["hash"], lora["scale"], lora["text_scale"]) == (*named, 0.4, 0.3)
+
+
 def test_a_dropped_level_is_part_of_the_recipe() -> None:
     found = read(**{"Discard penultimate sigma": "True"})
     assert (found["drawable"], found["recipe"]["sampling"]["drop_penultimate"]) == ("exact", True)

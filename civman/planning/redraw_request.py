@@ -1,0 +1,94 @@
+"""Render requests from the settings in images of other programs, with the files that they name found in the library.
+
+A file is found by its hash if the settings give one, else by its name, which a notice then says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from civman.domain.catalog import Asset
+from civman.domain.digests import Sha256
+from civman.domain.recipes.recipe import LoraRequest, RenderRequest
+from civman.errors import CannotRender, Cause, NotFound
+from civman.index import Index
+from civman.pictures import infotext
+from civman.pictures.site_settings import NamedFile
+from civman.planning.redraw import Redraw, redraw, stand_in
+from civman.planning.redraw_features import Drawable
+from civman.planning.vary import as_request
+
+
+def row_of(text: str) -> dict[str, Any]:
+    """Convert A1111's `parameters` text to a row as in CivitAI's API, for `civman.planning.redraw.redraw`."""
+    parsed = infotext.read(text)
+    meta: dict[str, Any] = dict(parsed.details)
+    return {"meta": meta | {"prompt": parsed.prompt, "negativePrompt": parsed.negative, "hashes": parsed.hashes}}
+
+
+def request_of(index: Index, row: dict[str, Any]) -> tuple[RenderRequest, str, tuple[str, ...]]:
+    """Return the request that draws the image of a row again, with how its pixels are rounded, and notices.
+
+    The notices say what differs from the original.
+
+    Raises: CannotRender (`settings`): it cannot be drawn; the message says why. NotFound (`missing-files`): files that
+        the settings name are not in the library.
+    """
+    found = redraw(row)
+    if found.drawable in (Drawable.NO, Drawable.NEEDS_INPUT) or found.made is None:
+        raise CannotRender(
+            f"the image cannot be drawn again: {'; '.join(found.reasons[:3])}", code=Cause.NOT_DRAWABLE,
+            hint="`civman render` draws it without what is missing, if you give the other settings yourself",
+        )  # fmt: skip
+    digests, notices = _files(index, found)
+    request = as_request(found.made)
+
+    def ref(digest: Sha256) -> str:
+        return f"sha256:{digests.get(digest, digest)}"
+
+    hires = request.hires
+    if hires is not None and found.made.hires is not None and found.made.hires.model is not None:
+        hires = replace(hires, upscaler=ref(found.made.hires.model))
+    vae = next((each for each in found.resources if each.role == "vae"), None)
+    request = replace(
+        request, checkpoint=ref(found.made.checkpoint), hires=hires,
+        vae=ref(stand_in(vae.name)) if vae is not None else None,
+        loras=tuple(LoraRequest(ref(use.sha256), use.scale, use.text_scale) for use in found.made.loras),
+        hypernetworks=tuple(f"{ref(use.sha256)}:{use.strength!r}" for use in found.made.hypernetworks),
+        prediction=None, is_zero_snr=None, precision=None, config=None,
+    )  # fmt: skip
+    return request, found.made.rounding, (*found.reasons, *notices)
+
+
+def _files(index: Index, found: Redraw) -> tuple[dict[Sha256, Sha256], tuple[str, ...]]:
+    """Find the files that the settings name. Returns stand-in → SHA-256, and notices. Raises: NotFound."""
+    digests: dict[Sha256, Sha256] = {}
+    notices: list[str] = []
+    missing: list[NamedFile] = []
+    for each in found.resources:
+        assets: Sequence[Asset] = index.find_by_digest(each.hash) if each.hash else []
+        if not assets and each.name and (assets := _by_name(index, each.name)):
+            notices.append(f"the {each.role} `{each.name}` was found by its name only")
+        if assets:
+            digests[stand_in("checkpoint" if each.role == "checkpoint" else each.name)] = assets[0].blob.sha256
+        elif each.role != "embedding":
+            missing.append(each)
+        else:
+            notices.append(f"the embedding `{each.name}` is not in the library, so its name is read as plain words")
+    if missing:
+        named = ", ".join(f"{each.role} `{each.name}`" + (f" ({each.hash})" if each.hash else "") for each in missing)
+        raise NotFound(
+            f"the settings name files that are not in the library: {named}",
+            hint=f"`civman download {next((each.hash for each in missing if each.hash), missing[0].name)}` looks for "
+            "the first of them on CivitAI",
+            code=Cause.MISSING_FILES,
+        )  # fmt: skip
+    return digests, tuple(notices)
+
+
+def _by_name(index: Index, name: str) -> Sequence[Asset]:
+    found = index.find_by_name(name)
+    if len({asset.blob.sha256 for asset in found}) == 1:
+        return found
+    return [asset for asset in found if Path(asset.name).stem == name][:1]
