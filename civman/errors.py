@@ -30,8 +30,8 @@ class ExitCode(IntEnum):
 class Recovery(Enum):
     """How to retry after a failure: not at all, with the same URL, or with a fresh one.
 
-    A download follows its storage URL until CivitAI has to be asked for a new one; each such request counts against the
-    account, so a URL that is probably still valid is tried again first.
+    Each request for a fresh storage URL counts against the CivitAI account, so a URL that is probably still valid is
+    tried again first.
     """
 
     NONE = "none"
@@ -59,7 +59,7 @@ class Recovery(Enum):
 class Cause(StrEnum):
     """All error codes. They are stable, printed in messages and JSON, and more specific than the exit codes.
 
-    `recovery` is what kind of retry may help. `is_of_one_connection`: other connections to the same server may still
+    `recovery`: the kind of retry that may help. `is_of_one_connection`: other connections to the same server may still
     work, so a download can continue with fewer connections.
     """
 
@@ -302,7 +302,7 @@ class CivmanError(Exception):
         self.facts = facts
         self.result: dict[str, object] = {}
         self.is_in_result = False
-        """Whether the error was already printed as a part of a JSON result that it ended early."""
+        """Whether the error was already printed, as part of a JSON result that it cut short."""
         if hint is not None:
             self.hint = hint
         if code is not None:

@@ -51,8 +51,8 @@ class Preset:
 class RenderSettings:
     """The `[render]` table of the settings files.
 
-    `checkpoint`: the ref of the checkpoint for renders without one. `opens`: open finished images with the system's
-    viewer. `previews`: show finished images in terminals that can display images.
+    `checkpoint`: the ref of the default checkpoint. `opens`: whether to open finished images in the system's viewer.
+    `previews`: whether to show finished images in terminals that can display them.
     """
 
     checkpoint: str | None = None
@@ -63,9 +63,9 @@ class RenderSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of one run of civman. `sources` names the origin of each of the other fields.
+    """The settings of one run of civman. `sources` maps every other field to where its value comes from.
 
-    The sources of the render settings have keys such as "render.checkpoint".
+    The keys for render settings look like "render.checkpoint".
     """
 
     library: Path
@@ -131,7 +131,7 @@ def load_settings(
 
 
 def nearest_project_file(folder: Path) -> Path | None:
-    """The nearest civman.toml in `folder` or a folder above it."""
+    """Return the path of the nearest civman.toml, in `folder` or a folder above it; None if there is none."""
     for place in (folder, *folder.parents):
         candidate = place / PROJECT_FILE
         if candidate.is_file():
@@ -147,7 +147,7 @@ def _read(path: Path) -> dict[str, object]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read `{path}`: {error}", hint="fix or remove that file", path=str(path)) from error
+        raise ConfigError(f"cannot read `{path}`: {error}", hint=f"fix or remove `{path}`", path=str(path)) from error
     return checked_table(text, path)
 
 
@@ -156,7 +156,7 @@ def checked_table(text: str, path: Path) -> dict[str, object]:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"cannot read `{path}`: {error}", hint="fix or remove that file", path=str(path)) from error
+        raise ConfigError(f"cannot read `{path}`: {error}", hint=f"fix or remove `{path}`", path=str(path)) from error
     for key in table:
         if key in ("token", "api_key", "key"):
             raise ConfigError(
@@ -187,7 +187,9 @@ def _require_render_table(table: object, path: Path) -> None:
         if key not in _RENDER_KEYS:
             raise _unknown(key, _RENDER_KEYS, path)
         if key in ("open", "preview") and not isinstance(value, bool):
-            raise ConfigError(f"`render.{key}` in `{path}` is `{value}`", hint="use true or false")
+            raise ConfigError(
+                f"`render.{key}` in `{path}` must be true or false, not `{value}`", hint="use true or false"
+            )
         if key == "checkpoint" and (not isinstance(value, str | int) or not str(value).strip()):
             raise ConfigError(
                 f"`render.checkpoint` in `{path}` is not a ref", hint='use a ref such as "4384@128713", or an alias'
@@ -211,7 +213,7 @@ def _is_value(value: object) -> bool:
 
 
 def _render(files: Sequence[tuple[str, Any]], sources: dict[str, str]) -> RenderSettings:
-    """Combine the render settings in the tables of the settings files, the strongest first. Adds to `sources`."""
+    """Merge the `[render]` tables of the settings files, which are in order of precedence. Adds to `sources`."""
     found: dict[str, Any] = {"checkpoint": None, "open": False, "preview": True}
     for key in found:
         sources[f"{_TABLE}.{key}"] = "default"
@@ -227,7 +229,10 @@ def _render(files: Sequence[tuple[str, Any]], sources: dict[str, str]) -> Render
 
 
 def checked_value(key: str, raw: object, base: Path, source: str) -> object:
-    """Convert and check a setting from `source`; relative paths start at `base`. Raises: ConfigError: it is invalid."""
+    """Convert and check a setting from `source`; relative paths are relative to `base`.
+
+    Raises: ConfigError: it is invalid.
+    """
     match key:
         case "offline":
             return _flag(raw, source)
@@ -246,7 +251,7 @@ def _flag(raw: object, source: str) -> bool:
     text = str(raw).strip().lower()
     if text in _TRUE or text in _FALSE:
         return text in _TRUE
-    raise ConfigError(f"`offline` from {source} is `{raw}`", hint="use 1 or 0")
+    raise ConfigError(f"`offline` from {source} must be 1 or 0, not `{raw}`", hint="use 1 or 0")
 
 
 def _object_store(raw: str, source: str) -> str:

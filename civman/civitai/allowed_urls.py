@@ -34,8 +34,8 @@ def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
         )
     if "@" in parts.netloc:
         raise UnsafeRedirect(
-            f"the server points at an address with a user and a password in it, on `{host}`",
-            hint="nothing was sent there; if this repeats, something stands between you and CivitAI",
+            f"the server redirects to a URL with a user name and password, on `{host}`",
+            hint="nothing was sent there; if this happens again, a proxy may be altering the traffic",
             host=host,
         )
     literal = _literal(host)

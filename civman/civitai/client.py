@@ -60,7 +60,7 @@ class CivitaiClient:
     def search(self, query: SearchQuery, *, before_page: Callable[[], None] = lambda: None) -> Iterator[ModelPage]:
         """Search for models that match the query. A page is requested only when its first model is needed.
 
-        `before_page` is called before each page after the first, so that a caller can show what it has.
+        `before_page` is called before each page after the first, so that a caller can show the results so far.
         """
         what = f"creator `{query.username}`" if query.username else "the search"
         ask = partial(self._search_page, what)
@@ -118,9 +118,9 @@ class CivitaiClient:
         return version, found
 
     def versions_by_hashes(self, sha256s: Iterable[Sha256]) -> dict[Sha256, ModelVersion]:
-        """Look up the versions of files by digest. Models that CivitAI's lists leave out are included.
+        """Look up the versions of files by digest, including those of models that CivitAI's lists leave out.
 
-        100 files share one request. If several versions have the same file, the one with the lowest id is returned. A
+        One request covers 100 files. If several versions have the same file, the one with the lowest id is returned. A
         version that cannot be read is left out.
         """
         asked = list(dict.fromkeys(sha256s))

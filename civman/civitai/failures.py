@@ -1,8 +1,7 @@
 """Translates an error response (status, headers, body) into one error with one cause and one next step.
 
-CivitAI distinguishes most causes only by a sentence in the body, and the sentence is in different places. Hence the
-texts below. The result is an error with a `Cause`, which says whether a retry may help.
-
+CivitAI distinguishes most causes only by a sentence in the body, and endpoints put it in different places, so this
+module compares texts. The result is an error with a `Cause`, which says whether a retry may help.
 Source: CivitAI's handlers (civitai/civitai, August 2026) and published answers of the live site.
 """
 
@@ -53,7 +52,7 @@ class _Said:
 
 
 def cause(status: int, headers: Mapping[str, str], body: bytes, asked: Asked) -> CivmanError:
-    """Translate a response other than the expected one into an error, which the caller raises."""
+    """Translate an unexpected response into an error, which the caller raises."""
     said = _said(status, headers, body)
     if 300 <= status < 400:
         return _redirected(said, asked)

@@ -75,7 +75,7 @@ class Body:
     def read_into(self, view: memoryview) -> int:
         """Read the available bytes into `view`, waiting for at least one. Returns 0 at the end of the body.
 
-        Raises: as `fill`.
+        Raises: NetworkError: the connection broke (`connection-cut`) or sent nothing for `stall_s` (`stalled`).
         """
         if self.left_bytes is not None:
             view = view[: self.left_bytes]

@@ -59,9 +59,9 @@ class StorageConnection:
         self._body: Body | None = None
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        """The socket that `abort` shuts down; http.client drops its own reference if the server will close it."""
+        """The socket that `abort` shuts down; http.client drops its own reference to it if the server will close it."""
         self.is_aborted = False
-        """Set by `abort` permanently: the connection delivers nothing any more."""
+        """Set by `abort`, for good: the connection then delivers no more data."""
         self.is_dialling = False
         """Whether a name lookup or connect is in progress.
 

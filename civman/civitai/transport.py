@@ -44,7 +44,7 @@ def quiet(notice: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response with the part of its body that was read."""
+    """A response, with as much of its body as was read."""
 
     status: int
     headers: Mapping[str, str]
@@ -55,15 +55,15 @@ class Transport:
     """Sends requests to one address, with or without a key.
 
     Args:
-        address: scheme, host, port and maybe a path; `https` unless it is loopback.
+        address: scheme, host, port and optionally a path; `https` unless it is loopback.
         token: CivitAI's key, or None.
         offline: raise Offline before any socket is opened.
-        timeout_s: longest silence, for each of connecting, sending and receiving.
-        tries: how often one request is sent at most.
-        backoff_s: distance between the first two tries; it doubles.
-        max_body_bytes: longest JSON that is read.
-        sleep, clock, jitter: the outside world; jitter gives numbers in [0, 1).
-        on_notice: hears of retries.
+        timeout_s: the longest silence, separately for connecting, sending and receiving.
+        tries: the maximum number of attempts for one request.
+        backoff_s: the delay before the second attempt; it doubles each time.
+        max_body_bytes: the largest JSON response that is read.
+        sleep, clock, jitter: replaceable by tests; jitter returns numbers in [0, 1).
+        on_notice: receives a notice about each retry.
 
     Raises: ConfigError: the address or the key cannot be used.
     """

@@ -18,7 +18,7 @@ from civman.cli.session import MAKE_LIBRARY, MakeLibrary
 from civman.errors import Cause, CivmanError, ExitCode, Interrupted, UsageError
 
 _NEED_OTHERS = ("help", "config")
-"""Commands that look at other commands."""
+"""Commands that need the other commands to be loaded, too."""
 
 
 def build(only: str | None = None) -> typer.Typer:
@@ -57,7 +57,7 @@ def _root(
 
 
 def _needed(arguments: Sequence[str]) -> str | None:
-    """Return the only command that these arguments need; None if they may need all."""
+    """Return the only command that these arguments need; None if they may need several."""
     words = completion.words_before_cursor()
     name = next((word for word in (arguments if words is None else words) if not word.startswith("-")), None)
     known = {known for _, each in commands() for known in (each.name, each.alias)}

@@ -16,7 +16,7 @@ import typer
 _REQUEST: Final = "_CIVMAN_COMPLETE"
 """The environment variable with which a shell requests completions: "complete_bash", "complete_zsh" …"""
 _MOST: Final = 300
-"""How many files of the library are offered, newest first: more would only fill the screen."""
+"""The maximum number of files that are offered, newest first; more would only fill the screen."""
 _BREAKS: Final = ("@", ":", "=")
 """Characters at which bash splits a word before it requests completions."""
 _PREFIXES: Final = ("sha256", "picture", "civitai")
@@ -53,9 +53,8 @@ def _as_typed(_parameter: object, _context: object, value: object) -> object:
 def words_before_cursor() -> list[str] | None:
     """Return the words of the command line before the one to be completed, without `civman`.
 
-    None if the shell does not request completions.
-
-    They are what typer will read, except that words which bash has split are not rejoined.
+    None if the shell does not request completions. These are the words that typer will read, except that words which
+    bash has split are not rejoined.
     """
     request = os.environ.get(_REQUEST)
     if request is None:
@@ -94,7 +93,7 @@ def bash_words() -> Iterator[None]:
 def _joined(words: Sequence[str], place: int) -> tuple[list[str], int]:
     """Rejoin words that bash split at `@`, `:` and `=`.
 
-    `place` is the index of a word; the new index is returned too.
+    `place` is the index of a word; its index after rejoining is also returned.
     """
     joined: list[str] = []
     cursor = len(words)
@@ -111,7 +110,7 @@ def _joined(words: Sequence[str], place: int) -> tuple[list[str], int]:
 
 
 def _starting(values: Iterable[tuple[str, str]], incomplete: str) -> list[tuple[str, str]]:
-    """Select the values that start with the typed text. Each value has a description."""
+    """Select the pairs of value and description whose value starts with the typed text."""
     return [(value, text) for value, text in dict(values).items() if value.startswith(incomplete)]
 
 

@@ -31,7 +31,7 @@ def config(
     ] = None,
     value: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[VALUE]...", help="Its new value; several make a list.", show_default=False),
+        typer.Argument(metavar="[VALUE]...", help="The new value; several values make a list.", show_default=False),
     ] = None,
     project: Annotated[
         bool, typer.Option("--project", help="Change the nearest civman.toml instead of your own config.toml.")
@@ -47,7 +47,7 @@ def config(
     settings = session.library.context.settings
     if key is None:
         if project or unset:
-            raise UsageError("no setting is named", hint="`civman config` lists them")
+            raise UsageError("no setting was given", hint="`civman config` lists all settings")
         return _listed(settings)
     if unset or value:
         if unset and value:
@@ -57,7 +57,7 @@ def config(
 
 
 def _values(settings: "Settings") -> dict[str, dict[str, object]]:
-    """List every setting with its value and its source. The options of a preset are one value."""
+    """List every setting with its value and its source. The options of a preset form one value."""
     render = settings.render
     values: dict[str, object] = {
         "library": settings.library, "civitai_url": settings.civitai_url, "offline": settings.offline,
@@ -135,7 +135,7 @@ def _changed(context: typer.Context, settings: "Settings", key: str, texts: list
             option.process_value(context, texts if getattr(option, "multiple", False) else texts[0])
     stored = set_value(file, key, texts)
     shown = _text(stored)
-    words = f"{key} is {shown} from now on, set in {file}"
+    words = f"{key} is now {shown}, set in {file}"
     return Result(
         "config", {"settings": {key: {"value": stored, "source": file}}},
         human=lambda console: _say(console, words), ids=[shown],

@@ -31,7 +31,7 @@ _DRAWING: tuple[tuple[str, ...], ...] = (
     ),
     ("renders", "--limit", "3"),
 )  # fmt: skip
-"""Further steps if the packages for rendering are installed; afterwards the newest image is replayed."""
+"""Further steps if the packages for rendering are installed; a last step replays the newest image."""
 
 
 def demo(

@@ -42,9 +42,7 @@ def export(
     from civman.errors import UsageError
 
     if [bool(refs), lock, everything].count(True) != 1:
-        raise UsageError(
-            "civman does not know what to export", hint="pass REFs, --lock or --all: exactly one of the three"
-        )
+        raise UsageError("export needs either REFs, --lock or --all", hint="use exactly one of the three")
     with session.reading() as on_event:
         exported = session.library.bundles.export(
             target,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 _UNUSED = {"rich.markdown": "Markdown", "rich.traceback": "Traceback"}
-"""Modules that typer's help pages import, each with the class they take from it, and never use for civman."""
+"""Modules that typer's help pages import but civman's do not need, each with the class that is imported from it."""
 
 
 def prepare_help(arguments: Sequence[str]) -> None:

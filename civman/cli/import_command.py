@@ -63,7 +63,8 @@ def import_(
 def _fault(imported: "ImportResult") -> "CivmanError | None":
     """Return the error to report, if any.
 
-    It is reported if files could not be moved, folders could not be read, files are damaged, or no file was found.
+    An error is reported if files could not be moved, folders could not be read, files are damaged, or no file was
+    found.
     """
     from civman.errors import Cause, ExitCode, NotFound, PartlyFailedError, StoreError
     from civman.manage.scan_folders import FAULTS
@@ -129,7 +130,8 @@ def _print(console: "Console", imported: "ImportResult") -> None:
         console.print(f"  {counted(imported.identified_later, 'file')} of the library identified now")
     if imported.same_tensors:
         console.print(
-            f"  {counted(imported.same_tensors, 'file')} with the same tensors as a file on CivitAI, but another header"
+            f"  {counted(imported.same_tensors, 'file')} with the same tensors as a file on CivitAI, "
+            "but a different header"
         )
     beside = [
         *([f"notes for {counted(imported.noted, 'file')}"] if imported.noted else []),

@@ -24,7 +24,7 @@ class Share:
 
 
 def shares(recipes: "Sequence[Recipe]") -> list[Share]:
-    """Return each plan's share of the job. A pass is taken to cost its steps times its number of pixels."""
+    """Return each plan's share of the job. The cost of a pass is estimated as its steps times its number of pixels."""
     found = []
     for recipe in recipes:
         first, second = float(recipe.steps * recipe.width * recipe.height), 0.0
@@ -37,7 +37,7 @@ def shares(recipes: "Sequence[Recipe]") -> list[Share]:
 class JobProgress:
     """The progress of a job; `advance` takes the step events in order.
 
-    `completed` is the finished part of all images, from 0 to 1.
+    `completed` is the finished fraction of all images, from 0 to 1.
     """
 
     def __init__(self, job: Sequence[Share], *, called: str) -> None:

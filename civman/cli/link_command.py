@@ -28,7 +28,7 @@ def link(
         ),
     ],
     refs: Annotated[
-        list[str] | None, typer.Argument(metavar="[REF]...", help="The files to show there; default: all.")
+        list[str] | None, typer.Argument(metavar="[REF]...", help="The library's files to link; default: all.")
     ] = None,
     layout: Annotated[
         str | None,

@@ -28,7 +28,10 @@ JSON_SHAPE = 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """The result of a command for every form of output. `error` is raised after it is shown, if a part failed."""
+    """The result of a command for every form of output.
+
+    `error` is raised after the result is shown, if a part failed.
+    """
 
     kind: str
     value: object
@@ -96,7 +99,7 @@ class Output:
         self._stdout.flush()
 
     def line(self, text: object) -> None:
-        """With --quiet: write one id."""
+        """With --quiet: write one id or path on a line of its own."""
         self._stdout.write(f"{text}\n")
 
     def flush(self) -> None:

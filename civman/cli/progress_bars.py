@@ -108,8 +108,8 @@ def verifying(output: Output) -> Iterator[OnEvent]:
 def drawing(output: Output, job: Sequence[Share], *, called: str = "prompt") -> Iterator[OnEvent]:
     """Show how much of all images is done, the number of steps per second and the remaining time.
 
-    `job`: the plans, in order; `called`: what a plan is called if there are several. Without a terminal, only notices
-    are printed.
+    `job`: the plans, in order; `called`: the word for a plan in the display if there are several. Without a terminal,
+    only notices are printed.
     """
     if not output.is_live:
         yield _notices(output)

@@ -72,7 +72,7 @@ def chosen_preset(session: Session, context: typer.Context, name: str | None) ->
         near = get_close_matches(name, presets, 1)
         hint = (
             f"did you mean `{near[0]}`?" if near else f"presets: {', '.join(presets)}" if presets else
-            f"none is set; `civman config render.presets.{name}.steps 30` makes one"
+            f"the settings have no presets; `civman config render.presets.{name}.steps 30` adds one"
         )  # fmt: skip
         raise UsageError(f"there is no preset `{name}`", hint=hint, code=Cause.NO_PRESET, name=name)
     preset = presets[name]
@@ -98,7 +98,7 @@ def require_options(values: Mapping[str, object], options: Mapping[str, object],
         if key not in known:
             near = get_close_matches(key.replace("_", "-"), known, 1)
             raise ConfigError(
-                f"{what} sets `{key}`, which is no option of `civman render` that a preset can set",
+                f"{what} sets `{key}`, which is not an option of `civman render` that a preset can set",
                 hint=f"did you mean `{near[0]}`?" if near else "use the options' names without dashes in front",
             )
 

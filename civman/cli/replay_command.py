@@ -53,11 +53,11 @@ def replay(
         ),
     ] = None,
     assume_files: Annotated[
-        bool, typer.Option("--assume-files", help="With --settings: take the files that they name as present.")
+        bool, typer.Option("--assume-files", help="With --settings: assume that all files named there are available.")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="With --settings: say of each image whether and how it can be drawn again."),
+        typer.Option("--dry-run", help="With --settings: report whether and how each image can be rendered again."),
     ] = False,
     fetch: Annotated[bool, typer.Option("--fetch", help="Download missing files from CivitAI without asking.")] = False,
     changes: Annotated[
@@ -251,7 +251,7 @@ def _print(
         style = {Verdict.IDENTICAL: "green", Verdict.CLOSE: "yellow", Verdict.DIFFERENT: "red"}[each.verdict]
         console.print(f"{each.verdict.value}: {_words(each)}", style=style, soft_wrap=True)
         if each.verdict is Verdict.IDENTICAL and each.environment:
-            console.print("  although these differ:", style="dim")
+            console.print("  although these parts of the environment differ:", style="dim")
         for difference in each.environment:
             console.print(f"  {clean(str(difference))}", soft_wrap=True)
         if each.file_change is not None:
@@ -294,7 +294,7 @@ def _error(source: "RecipeSource", results: "Sequence[ReplayResult]") -> "Civman
     return NotIdentical(
         f"`{source.name}` came out {'close' if is_close else 'different'}{because}",
         is_close=is_close,
-        hint="with the original versions, device and number of threads it is identical" if why else
+        hint="with the original versions, device and number of threads, the image would be identical" if why else
         "`civman doctor` looks for damage; an image computed on a GPU may need the same GPU",
         differs=[each.what for each in worst.environment],
     )  # fmt: skip

@@ -124,7 +124,7 @@ class Session:
 
 
 def _require_library(folder: Path) -> None:
-    """Check that `folder` contains a library. Raises: NotFound (`no-library`): nothing in it looks like one."""
+    """Check that `folder` contains a library. Raises: NotFound (`no-library`): it does not."""
     if (folder / "library.db").exists() or (folder / "blobs").exists():
         return
     from civman.errors import Cause, NotFound
@@ -142,7 +142,7 @@ def command(
     """Turn a function into a command: add the common options, pass it a `Session` first, and show its `Result`.
 
     `network`: "never" makes the command work offline, "settings" lets the settings decide, and "option" adds --offline.
-    `needs_library`: refuse a folder given with --library that is no library; a mistyped one would look empty.
+    `needs_library`: refuse a --library folder without a library, because a mistyped path would look like an empty one.
     """
     added: dict[str, object] = {"as_json": _JsonOpt, "quiet": _QuietOpt}
     if network == "option":

@@ -18,7 +18,7 @@ class StreamedRows:
     """
 
     def __init__(self, output: Output, kind: str, columns: Sequence[Column], *, empty: str) -> None:
-        """`empty` is printed for people if there are no rows."""
+        """`empty` is the text printed instead of a table if there are no rows."""
         self._output = output
         self._kind = kind
         self._columns = columns
@@ -41,7 +41,7 @@ class StreamedRows:
             return
         if isinstance(error, KeyboardInterrupt):
             self.flush()
-            error = Interrupted("stopped", hint="the rows so far are complete")
+            error = Interrupted("stopped", hint="the rows shown so far are complete")
         if isinstance(error, CivmanError):
             self.flush()
             if self._output.as_json and self._count:

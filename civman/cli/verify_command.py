@@ -82,7 +82,7 @@ def _way_out(bad: "list[Verdict]", *, was_tried: bool) -> str:
         return bad[0].problem
     from civman.manage.verify import State
 
-    repairs = "`civman verify --repair` takes them from another known place or downloads them again"
+    repairs = "`civman verify --repair` replaces them from another known copy or downloads them again"
     if all(verdict.state is State.MISSING for verdict in bad):
         return f"if they were moved or renamed, `civman import FOLDER` finds them again; {repairs}"
     return f"{repairs}; corrupt files of the library go to the trash, files outside it stay as they are"

@@ -77,7 +77,7 @@ class Content:
 class DemoFile:
     """One file of a version.
 
-    CivitAI states size and digests of the `declared` bytes: the same as `content`, unless they shall be wrong.
+    CivitAI states size and digests of the `declared` bytes, which equal `content` unless they are meant to be wrong.
     """
 
     id: int

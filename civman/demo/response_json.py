@@ -34,7 +34,7 @@ def iso(moment: datetime) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Builds responses about a catalogue at one point in time; `origin` is the beginning of every URL in them."""
+    """Builds responses about a catalogue at one point in time; `origin` is the part of every URL before the path."""
 
     catalogue: Catalogue
     vocabulary: Vocabulary

@@ -38,7 +38,8 @@ def _lora(parts: Parts, _weight: Tensor) -> Tensor:
 def bias(parts: Parts, rank: int | None, base: Tensor) -> Tensor:
     """Compute the change of a module's bias, which is `base` without the adapter.
 
-    It is a stored difference, or the bias of a LoRA's up layer times alpha / rank, or PEFT's factors on the outputs.
+    The change is a stored difference, or the bias of a LoRA's up layer times alpha / rank, or PEFT's factors on the
+    outputs.
     """
     if "ia3_l" in parts:
         return base * (parts["ia3_l"].reshape(-1) - 1)

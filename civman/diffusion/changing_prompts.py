@@ -11,13 +11,13 @@ from civman.diffusion.denoiser import Encoded, Moment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedStages:
-    """The encodings of one text in their order, each with the number of the last evaluation that uses it."""
+    """The successive encodings of one text, each with the number of the last model evaluation that uses it."""
 
     stages: tuple[tuple[int, Encoded], ...]
     weight: float = 1.0
 
     def index_at(self, call: int) -> int:
-        """Return the stage of evaluation `call`; the first one if all have ended, as in A1111."""
+        """Return the index of the encoding for evaluation `call`; the first one if all have ended, as in A1111."""
         return next((place for place, (last, _) in enumerate(self.stages) if call <= last), 0)
 
 

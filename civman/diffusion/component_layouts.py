@@ -14,7 +14,7 @@ from civman.errors import CannotRender, Cause
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The tensor of a parameter: its name, which third of its rows (q, k or v) is taken, and if it is transposed."""
+    """The tensor of a parameter: its name, which third of its rows (q, k or v) to take, and whether to transpose it."""
 
     name: str
     third: int | None = None

@@ -71,10 +71,9 @@ class Conditioning:
 class Known:
     """Latents to be preserved.
 
-    Where `mask` (1, 1, h, w) is 0, the denoised prediction is `latents` (1 or B, 4, h, w).
-
-    `is_shown`: there the UNet is given these latents without noise instead, and its prediction is not replaced. This is
-    how A1111 inpaints with DDIM, PLMS and UniPC.
+    Where `mask` (1, 1, h, w) is 0, the denoised prediction is replaced by `latents` (1 or B, 4, h, w). If `is_shown`,
+    the UNet is instead given these latents without noise there and its prediction is not replaced, which is how A1111
+    inpaints with DDIM, PLMS and UniPC.
     """
 
     latents: Tensor

@@ -57,7 +57,10 @@ def choose_device(wanted: str | None = None) -> torch.device:
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if not (device.index or 0) < there.get(device.type, 0):
         raise CannotRender(
-            f"device `{wanted}` is not available here", hint=_devices_hint(), code=Cause.NO_DEVICE, device=wanted
+            f"device `{wanted}` is not available on this computer",
+            hint=_devices_hint(),
+            code=Cause.NO_DEVICE,
+            device=wanted,
         )
     return device
 

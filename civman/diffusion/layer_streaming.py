@@ -22,7 +22,7 @@ SMALL = 1 << 14
 
 
 def stream(model: LoadedModel) -> Later:
-    """Make a model usable whose large weights have not been loaded (`load(…, leaves=SMALL)`).
+    """Make a model usable although its large weights have not been loaded (`load(…, leaves=SMALL)`).
 
     Returns the object that records adapters' changes (`merge_adapters.apply(…, later=…)`).
     """

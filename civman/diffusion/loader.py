@@ -104,7 +104,7 @@ class LoadedModel:
     def forget(self, component: str, parameter: str) -> None:
         """Release the pages of a tensor that `base_tensor` returned and that has been copied.
 
-        Afterwards only the page cache contains them.
+        Afterwards its data is only in the page cache.
         """
         self.files[component].forget(self.sources[component][parameter].name)
 

@@ -80,7 +80,7 @@ class Coverage:
 class Act:
     """The effect of an adapter's module on one parameter: its kind, and the tensor for each role in its formula.
 
-    `alpha` is the value from the file's metadata if no tensor has it; `rank` is what alpha is divided by for a bias.
+    `alpha` is the value from the file's metadata if no tensor has it; `rank` is the divisor of alpha for a bias.
     """
 
     kind: Kind
@@ -106,7 +106,7 @@ class Plan:
 
     @property
     def is_asked_for_nothing(self) -> bool:
-        """Whether its scale is 0 for every component that it could change."""
+        """Whether the adapter's scale is 0 for every component that it could change."""
         return bool(self.acts) and all(self.adapter.scale(component) == 0 for component, _ in self.acts)
 
     def coverage(self) -> Coverage:
@@ -123,7 +123,7 @@ class Plan:
         )
 
     def note(self, delta: Delta, weight: Weight, alpha: float | None) -> None:
-        """Record what a module that fits does to the parameters of `weight`."""
+        """Record the effect of a matching adapter module on the parameters of `weight`."""
         component = _COMPONENTS[weight.part]
         if not delta.parts.keys() <= _ON_BIAS | {"alpha"}:
             parts = {part: name for part, name in delta.parts.items() if part not in _ON_BIAS}
@@ -137,7 +137,7 @@ class Plan:
 
 
 def _scales_bias(delta: Delta, weight: Weight) -> bool:
-    """Whether the module is PEFT's IA3 on a layer's outputs, of which the bias is a part."""
+    """Whether the module is PEFT's IA3 on a layer's outputs, which scales the bias as well."""
     return weight.bias is not None and factors_on_input(delta.shapes) is False
 
 

@@ -31,7 +31,10 @@ Base = Callable[[str, str], Tensor]
 _PIECE = 1 << 20
 """Elements of a weight merged at once: 4 MiB of float32."""
 _SUSPECT = 1000.0
-"""Norm of a change from which the sum is checked for overflow. float16 ends at 65504; sane changes stay below 100."""
+"""If a change's norm is at least this, the merged weight is checked for overflow.
+
+float16 ends at 65504; ordinary changes stay below 100.
+"""
 
 
 def apply(
@@ -94,7 +97,10 @@ class _Change:
 
     @property
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
-        """(up, down, strength) if the change is a low-rank product up · down; strength includes the adapter's scale."""
+        """The change as (up, down, strength) if it is a low-rank product up · down, else None.
+
+        Strength includes the adapter's scale.
+        """
         found = None if self.act.is_bias else weight_change.low_rank(self.act.kind, self.parts)
         return None if found is None else (found[0], found[1], found[2] * self.scale)
 
@@ -122,9 +128,9 @@ def _precise(tensor: Tensor) -> torch.dtype:
 
 
 class Later:
-    """Changes to streamed weights.
+    """Adapters' changes to streamed weights.
 
-    They are applied each time a layer is called and give weights that are bit-identical to those that `apply` writes.
+    They are applied each time a layer is called, and give weights that are bit-identical to those that `apply` writes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -259,7 +265,7 @@ def _read(plan: Plan, place: tuple[str, str], device: torch.device) -> _Change:
 
 
 def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[_Change], buffer: "_Buffer") -> None:
-    """Check for each adapter that is not yet known to change any bit whether it alone changes a bit of this weight."""
+    """For each adapter not yet known to change a bit of any weight, check whether it changes a bit of this one."""
     for change in changes:
         if not change.plan.changes_bits:
             weight = buffer.holding(base, change.device)

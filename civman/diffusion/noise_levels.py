@@ -131,7 +131,7 @@ class NoiseLevels:
     def time(self, sigma: float) -> float:
         """Return the timestep at which the model is evaluated for σ, in 0 … 999: the inverse of `sigma`, not rounded.
 
-        If the model was trained on some timesteps only, the one that is nearest in log σ.
+        If the model was trained on only some timesteps, return the one of these that is nearest in log σ.
         """
         log = math.log1p(sigma**2) if self.is_by_alpha else math.log(sigma)
         if self.every > 1:

@@ -73,7 +73,7 @@ def require_pipeline_sampler(sampler: samplers.Sampler) -> None:
 
 
 def require_inputs_of(unet: Any, kind: str) -> None:
-    """Check that the pipeline passes the UNet its inputs.
+    """Check that the pipeline passes the UNet all the inputs that it needs.
 
     Raises: CannotRender: an inpainting checkpoint in a pipeline that does not pass it the mask.
     """

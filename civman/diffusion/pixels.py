@@ -44,7 +44,7 @@ def finished(pixels: Tensor, *, seed: int, rounding: str, decoded_in: str, notes
 
 
 def put_back(picture: Picture, kept: Callable[[Pixels], Pixels]) -> Picture:
-    """Composite the preserved part of the start image over the image, by means of `kept`."""
+    """Composite the preserved part of the start image over a rendered image, by calling `kept` on its pixels."""
     array = np.ascontiguousarray(kept(picture.pixels))
     return replace(picture, pixels=array, sha256=hashlib.sha256(array.tobytes()).hexdigest())
 

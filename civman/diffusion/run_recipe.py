@@ -237,7 +237,7 @@ class _Job:
 
     @staticmethod
     def _counter(plan: samplers.Plan, tell: Callable[[int], None]) -> Callable[[float], None]:
-        """Turn UNet calls into step numbers: by counting or, for adaptive samplers, by how far the noise fell."""
+        """Convert UNet calls to step numbers: by counting or, for adaptive samplers, from the fall of the noise."""
         if plan.sampler.is_adaptive:
             high, low = math.log(plan.sigmas[0]), math.log(plan.span[0])
             return lambda sigma: tell(min(plan.steps, math.ceil(plan.steps * (high - math.log(sigma)) / (high - low))))

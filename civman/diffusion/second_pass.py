@@ -10,7 +10,7 @@ from civman.diffusion.pixels import finished, resized, to_tensor
 from civman.domain.recipes.recipe import Hires
 
 Upscale = Callable[[Any, int, int], Any]
-"""Enlarges one of Pillow's images with a model until it covers a width and a height."""
+"""A function that enlarges a Pillow image with an upscaler model until it covers a width and a height."""
 _CELL = 8
 """Pixels per side that one latent covers."""
 

@@ -67,7 +67,7 @@ class UpscalerModel:
         return self._conv(functional.leaky_relu(self._conv(x, "conv_hr"), _SLOPE), "conv_last")
 
     def _dense(self, x: Tensor, name: str) -> Tensor:
-        """Apply five convolutions, each of which sees the results of all before it."""
+        """Apply five convolutions, each of which takes the outputs of all previous ones."""
         seen = [x]
         for number in range(1, 5):
             seen.append(functional.leaky_relu(self._conv(torch.cat(seen, 1), f"{name}.conv{number}"), _SLOPE))

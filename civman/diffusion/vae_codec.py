@@ -72,9 +72,9 @@ def encode(model: VaeHolder, pixels: Tensor) -> Encoded:
 
 
 def _finite(model: VaeHolder, compute: Callable[[], Tensor]) -> tuple[Tensor, torch.dtype]:
-    """Compute the VAE's result, and return with it the dtype used.
+    """Run the VAE, and return its result and the dtype that it was computed in.
 
-    That is single precision if the VAE's own dtype gave non-finite values.
+    The dtype is single precision if the VAE's own dtype gave non-finite values.
     """
     dtype = _dtype(model)
     found = compute()

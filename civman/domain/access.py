@@ -37,7 +37,7 @@ def check_gates(
     check_version(version, has_token=has_token, now=now)
     notices = []
     if version.model.mode == "TakenDown":
-        notices.append("CivitAI has taken this model down; the file may be refused")
+        notices.append("CivitAI has taken this model down; it may refuse the download")
     if _gate(version, now) is not None:
         notices.append(
             f"this version is in {_gate_words(version, now)}; it can be downloaded only if your account has bought it"

@@ -82,7 +82,7 @@ def is_few_steps(label: str | None) -> bool:
 
 
 def compatible_labels(checkpoint_label: str) -> tuple[str, ...]:
-    """List labels of which at least one kind of model is fully or partly supported on a checkpoint with this label."""
+    """List the labels with at least one type of model that CivitAI supports on checkpoints with this label."""
     kinds = (ModelType.LORA, ModelType.EMBEDDING, ModelType.VAE)
     return tuple(
         label

@@ -152,7 +152,7 @@ class ModelFile:
     is_linked: bool = False
     """Whether it belongs to another version (a shared VAE), so its id does not work in this version's download URL."""
     format: str | None = None
-    """CivitAI's value: "SafeTensor", "PickleTensor", "GGUF", "Other" … The file extension and contents are safer."""
+    """CivitAI's value: "SafeTensor", "PickleTensor", "GGUF", "Other" … The extension and contents are more reliable."""
     precision: str | None = None
     size_class: str | None = None
     """"full" or "pruned" if CivitAI states it, else None."""
@@ -189,7 +189,7 @@ class ModelVersion:
     gate: Gate | None = None
     """The paid or early access in force; None if the response mentions none."""
     usage_control: str | None = None
-    """Any value other than None and "Download" means that it cannot be downloaded."""
+    """Any value other than None and "Download" means that the version cannot be downloaded."""
     status: str | None = None
     availability: str | None = None
     nsfw_level: int = 0
@@ -222,9 +222,9 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a file's header shows; unknown values are empty strings or None.
+    """The facts that a file's header shows; unknown values are empty strings or None.
 
-    Compatibility checks use these columns; `flags` contains further facts such as "v-prediction".
+    Compatibility checks use these values; `flags` contains further facts such as "v-prediction".
     """
 
     kind: str = ""

@@ -69,13 +69,13 @@ class Part:
     numbers: Mapping[str, float] | None = field(default=None, repr=False)
     """The values of an adapter's single-number tensors (alphas); None if only the header was read."""
     role: Kind | None = None
-    """The kind of file that it is used as; None: as what it is."""
+    """The kind of file that it is meant to be used as; None: as the kind that it is."""
     form: str = ""
     """How its weights are stored, if it is not a safetensors file."""
 
     @property
     def kind(self) -> Kind:
-        """The kind of file according to its tensors, else what it is used as, else CivitAI's model type."""
+        """The kind of file according to its tensors, else its intended role, else CivitAI's model type."""
         if self.identity is not None and self.identity.kind is not Kind.UNKNOWN:
             return self.identity.kind
         return self.role or _KINDS.get(self.model_type, Kind.UNKNOWN)
@@ -233,7 +233,7 @@ def _label_conflict(part: Part) -> tuple[str, ...]:
     known = architectures_of(part.label)
     if not known or part.architecture in (Architecture.UNKNOWN, Architecture.SD, *known) or part.kind is Kind.VAE:
         return ()
-    return (f"CivitAI says {part.label} of `{part.name}`, its tensors show {part.architecture}",)
+    return (f"CivitAI labels `{part.name}` {part.label}, but its tensors show {part.architecture}",)
 
 
 @dataclass(slots=True)
@@ -253,7 +253,7 @@ class _Finding:
 def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResult:
     support = None
     if part.role is not None and part.kind is not part.role:
-        reason = f"it is used as {part.role}, its tensors show {part.kind}"
+        reason = f"it is used as {part.role}, but its tensors show {part.kind}"
         return PartResult(part.name, Verdict.CANNOT, Depth.ARCHITECTURE, (reason,), weights=part.weights)
     if checkpoint.label and part.label:
         support = label_support(checkpoint.label, part.label, _asked_type(part))
@@ -272,7 +272,7 @@ def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResu
     for conflict in _label_conflict(part):
         finding.at_least(Verdict.CAUTION, conflict)
     if part.model_type.is_adapter and part.kind is not Kind.ADAPTER:
-        finding.at_least(Verdict.CANNOT, f"CivitAI says {part.model_type}, the tensors show {part.kind}")
+        finding.at_least(Verdict.CANNOT, f"CivitAI says {part.model_type}, but the tensors show {part.kind}")
     reasons = tuple(dict.fromkeys(finding.reasons))
     return PartResult(part.name, finding.verdict, finding.depth, reasons, support, finding.modules, part.weights)
 
@@ -298,7 +298,7 @@ def _by_labels(checkpoint: Part, part: Part, support: Support | None) -> _Findin
 
 
 def _partial(checkpoint: Part, part: Part) -> str:
-    return f"{part.label} on {checkpoint.label}: CivitAI's table says partial: it loads, but may not work well"
+    return f"{part.label} on {checkpoint.label}: partial support in CivitAI's table: it loads, but may not work well"
 
 
 def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
@@ -311,7 +311,7 @@ def _by_family(checkpoint: Part, part: Part, support: Support | None) -> _Findin
         finding.at_least(Verdict.CAUTION, f"its tensors may be for {ours} or for {theirs}, which look the same")
         return finding
     if ours is not theirs:
-        return _Finding(Verdict.CANNOT, Depth.ARCHITECTURE, [f"made for {theirs}, the checkpoint is {ours}"])
+        return _Finding(Verdict.CANNOT, Depth.ARCHITECTURE, [f"made for {theirs}, but the checkpoint is {ours}"])
     finding = _Finding(Verdict.FITS, Depth.ARCHITECTURE, [f"both are {ours}"])
     _weigh_labels(checkpoint, part, support, finding)
     return finding
@@ -396,7 +396,7 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
         if fit.elsewhere:
             finding.at_least(Verdict.CAUTION, "it changes text encoders, which must come from another file")
         if differs:
-            finding.at_least(Verdict.CAUTION, f"made for {theirs}, the checkpoint is {ours}, yet every module fits")
+            finding.at_least(Verdict.CAUTION, f"made for {theirs} and the checkpoint is {ours}, yet every module fits")
         if fit.idle:
             finding.at_least(Verdict.CAUTION, f"{len(fit.idle)} modules change nothing: {fit.idle[0]}")
         return finding
@@ -404,7 +404,7 @@ def _by_modules(checkpoint: Part, part: Part, index: ModuleIndex) -> _Finding | 
     finding.reasons.extend(f"{name}: not in the checkpoint" for name in fit.missing[:3])
     finding.reasons.extend(fit.unknown[:3])
     if differs:
-        finding.at_least(Verdict.CANNOT, f"made for {theirs}, the checkpoint is {ours}")
+        finding.at_least(Verdict.CANNOT, f"made for {theirs}, but the checkpoint is {ours}")
     elif not fit.fitting or (fit.fitting * 2 < asked and (fit.mismatched or not known)):
         finding.at_least(
             Verdict.CANNOT, "most of its modules do not fit" if fit.fitting else "none of its modules fits"
@@ -442,13 +442,13 @@ def _embedding(checkpoint: Part, part: Part, support: Support | None) -> _Findin
         return _by_family(checkpoint, part, support)
     if checkpoint.architecture is Architecture.SDXL_REFINER and len(theirs) > 1:
         theirs = theirs[-1:]  # the SDXL refiner has only the second text encoder
-    shown = f"vectors {' and '.join(map(str, theirs))} wide, text encoders {' and '.join(map(str, ours))}"
+    shown = f"vectors {' and '.join(map(str, theirs))} wide, for text encoders {' and '.join(map(str, ours))} wide"
     reached = [width for width in ours if width in theirs]
     foreign = [width for width in theirs if width not in ours]
     if not reached or foreign:
         finding = _Finding(Verdict.CANNOT, Depth.MODULES, [shown])
     elif len(reached) < len(ours):
-        words = f"reaches {len(reached)} of {len(ours)} text encoders"
+        words = f"it was trained for {len(reached)} of the {len(ours)} text encoders"
         finding = _Finding(Verdict.PARTLY, Depth.MODULES, [shown, words])
     else:
         finding = _Finding(Verdict.FITS, Depth.MODULES, [shown])
@@ -474,7 +474,7 @@ def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
     ours = checkpoint.identity.latent_channels if checkpoint.identity else None
     theirs = part.identity.latent_channels if part.identity else None
     if ours and theirs and ours != theirs:
-        return _Finding(Verdict.CANNOT, Depth.MODULES, [f"{theirs} latent channels, the checkpoint has {ours}"])
+        return _Finding(Verdict.CANNOT, Depth.MODULES, [f"{theirs} latent channels, but the checkpoint has {ours}"])
     allowed = _VAE_FAMILIES.get(part.architecture, set()) | part.possible
     known = Architecture.UNKNOWN not in (checkpoint.architecture, part.architecture)
     if known and checkpoint.architecture not in allowed:

@@ -57,7 +57,7 @@ def matching_files(files: Sequence[ModelFile], words: str) -> list[ModelFile]:
 
 
 def version_ref(version: ModelVersion) -> str:
-    """Return the ref to print for a version, which is that of the file that is downloaded for it by default."""
+    """Return the ref to print for a version, which is the ref of its default file."""
     if not version.files:
         return bare_version_ref(version.id, version.model.id)
     return file_ref(version, choose_file(version))

@@ -3,9 +3,9 @@
 from typing import Final
 
 SAFETENSORS_SUFFIXES: Final = frozenset({".safetensors", ".sft"})
-"""Both extensions name the same format."""
+"""Extensions of safetensors files; both name the same format."""
 PICKLE_SUFFIXES: Final = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
-"""Loading such a file could run code."""
+"""Extensions of pickle files; loading one could run code."""
 MODEL_SUFFIXES: Final = SAFETENSORS_SUFFIXES | PICKLE_SUFFIXES | {".gguf", ".onnx"}
 ARCHIVE_SUFFIXES: Final = frozenset({".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".zst"})
 CONFIG_SUFFIXES: Final = frozenset({".yaml", ".yml"})
@@ -30,5 +30,5 @@ def suffix_of(name: str) -> str:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether programs give such names to files that they are still writing."""
+    """Whether the name is one that programs give to files that they are still writing."""
     return suffix_of(name) in UNFINISHED_SUFFIXES or name.endswith("~") or name.startswith(("~$", ".~"))

@@ -3,7 +3,7 @@
 Two licences apply to every file: what its creator chose on CivitAI, and the licence of its base model. The stricter one
 counts, and unknown is not treated as permission. This is not legal advice.
 
-Source: CivitAI's published constants (August 2026) and the licences they name, read into `data/licences.json`.
+Source: CivitAI's published constants (August 2026) and the licences they name, summarised in `data/licences.json`.
 """
 
 import json

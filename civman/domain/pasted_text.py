@@ -6,7 +6,7 @@ import unicodedata
 _MARKDOWN = re.compile(r"!?\[[^\]]*\]\(\s*<?([^\s<>]+?)>?(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)")
 _ANCHOR = re.compile(r"<a\s[^>]*href=[\"']?([^\"'>\s]+)[^>]*>.*", re.IGNORECASE)
 _MARKS = re.compile(r"(?:>\s*|[-*+•·–—▪◦‣]\s+|[0-9]{1,3}[.)]\s+|\[[ xX]\]\s+)+")
-"""The beginning of a quotation, of an entry of a list, and of a task."""
+"""Matches the marker at the start of a quoted line, a list item or a task."""
 _QUOTES = "<>[]{}\"'`\u201c\u201d\u201e\u2018\u2019\u201a«»"
 _EMPHASIS = re.compile(r"([*_~|]{1,3})(.+)\1")
 _ENDINGS = ".,;:!?\u2026\u3002\uff0c"
@@ -20,9 +20,9 @@ _NAMED_HASH = re.compile(
 _TITLE = re.compile(
     r".+\.(?:safetensors|sft|ckpt|pt|pth|bin|gguf) \[([0-9a-f]{8}|[0-9a-f]{10}|[0-9a-f]{64})\]", re.IGNORECASE
 )
-"""A1111's title of a checkpoint: its file name and the beginning of its SHA-256."""
+"""Matches A1111's title of a checkpoint: its file name and the beginning of its SHA-256."""
 _CHECKSUM = re.compile(r"([0-9a-f]{64}) [ *].+", re.IGNORECASE)
-"""A line of `sha256sum`."""
+"""Matches a line of `sha256sum`."""
 _INSIDE = re.compile(
     r"(?<![^\s(<\[\"'=])(?:https?://)?(?:[a-z0-9-]+\.)*civitai\.(?:com|red|green)/[^\s<>\"'\[\]|]+", re.IGNORECASE
 )

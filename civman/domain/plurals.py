@@ -1,4 +1,4 @@
-"""Numbers with nouns for messages."""
+"""Format numbers together with a noun, for messages."""
 
 
 def counted(count: int, noun: str) -> str:

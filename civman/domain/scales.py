@@ -40,7 +40,7 @@ def parse_scaled(text: str) -> Scaled:
         numbers.insert(0, float(tail))
     parse_ref(head)
     if any(abs(number) > _MOST for number in numbers):
-        raise UsageError(f"a scale outside ±{_MOST:.0f} in `{text}`", hint="usual scales are between 0 and 1.5")
+        raise UsageError(f"a scale in `{text}` is outside ±{_MOST:.0f}", hint="usual scales are between 0 and 1.5")
     unet = numbers[0] if numbers else None
     return Scaled(head, unet, numbers[1] if len(numbers) == 2 else unet)
 

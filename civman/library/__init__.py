@@ -1,4 +1,4 @@
-"""The library as a Python object: `Library` has the everyday methods, and an attribute for each other subject.
+"""The Python API: `Library` has the everyday methods, and one attribute for each further subject.
 
 `Library` contains no logic of its own; its methods call the modules that do the work, in the right order. Everything
 that needs the network, write access to the database or torch is imported on first use, so that listing files only opens
@@ -179,10 +179,9 @@ class Library:
     ) -> Asset:
         """Download the file that `ref` means, verify it, store it and index it.
 
-        A file that is stored already is returned.
-
-        Raises: NotFound, NotAllowed, Refused: it cannot be downloaded. IntegrityError: it is not what CivitAI declares.
-            NetworkError, StoreError: the bytes received so far are kept for the next attempt.
+        A file already in the library is returned. Raises: NotFound, NotAllowed, Refused: it cannot be downloaded.
+        IntegrityError: it is not what CivitAI declares. NetworkError, StoreError: the bytes received so far are kept
+        for the next attempt.
         """
         return self.downloads.fetch(ref, file=file, permits=permits, options=options, on_event=on_event)
 
@@ -201,7 +200,7 @@ class Library:
         return self.context.index.assets(wanted, sort=sort, limit=limit, offset=offset)
 
     def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
-        """Identify a model file on this disk, in the library or on CivitAI (only its header is downloaded).
+        """Identify a model file on this computer, in the library or on CivitAI (only its header is downloaded).
 
         Raises: NotFound, AmbiguousRef. InvalidModelFile: it is not a valid model file.
         """
@@ -237,7 +236,8 @@ class Library:
     def remove(self, what: "Sequence[str] | RemovalPlan", *, force: bool = False) -> "Removal | None":
         """Move the files that refs mean, or those of a plan (`trash.plan_removal`), to the trash.
 
-        Raises: Refused (`pinned`): a file is pinned, and `force` is not set. NotFound, AmbiguousRef: a ref.
+        Raises: Refused (`pinned`): a file is pinned, and `force` is not set. NotFound, AmbiguousRef: a ref cannot be
+        resolved.
         """
         from civman.manage.remove import RemovalPlan, remove
 
@@ -257,8 +257,8 @@ class Library:
 
         A recipe is planned unchanged, and its files are found by SHA-256; `pictures` are the files of its input image
         and mask.
-
-        Raises: NotFound, AmbiguousRef, Incompatible, IntegrityError: the files. UsageError: the values. CannotRender.
+        Raises: NotFound, AmbiguousRef, Incompatible, IntegrityError: a file is not available or cannot be used.
+        UsageError: a value is invalid. CannotRender: civman cannot render this combination.
         """
         from civman.domain.recipes.recipe import Recipe
         from civman.planning.plan import Conditions, plan, plan_recipe
@@ -320,11 +320,11 @@ class Library:
     ) -> Any:
         """Create a diffusers pipeline for a plan's model, with its adapters merged and its sampler as the scheduler.
 
-        `pipe(**library.pipeline_call(planned, pipe))` draws the plan's images, within 2 of 255 of `render`. `kind`:
-        "txt2img", "img2img" or "inpaint"; None: the one that the plan needs. Nothing is saved.
-
+        `pipe(**library.pipeline_call(planned, pipe))` draws the plan's images; pixel values (0 to 255) differ by at
+        most 2 from those of `render`. `kind`: "txt2img", "img2img" or "inpaint"; None: the one that the plan needs.
+        Nothing is saved.
         Raises: CannotRender (`no-pipeline`, `no-pipeline-sampler`): the plan needs something that diffusers' pipelines
-            cannot do. Incompatible. UsageError: `kind` is unknown.
+        cannot do. Incompatible. UsageError: `kind` is unknown.
         """
         from civman.domain.recipes.machine import Machine
         from civman.rendering.plan_pipeline import pipeline  # torch, see `render`
@@ -332,11 +332,12 @@ class Library:
         return pipeline(planned, kind, machine=machine or Machine(), on_event=on_event)
 
     def pipeline_call(self, planned: "Planned", pipe: Any) -> dict[str, Any]:
-        """Return all arguments with which a pipeline from `library.pipeline` draws a plan's images, in seed order.
+        """Return the arguments with which a pipeline from `library.pipeline` draws a plan's images, in seed order.
 
-        Embeddings, steps, guidance, number of images, a generator for each image, and either size and latents or the
-        start picture as latents and its strength. The plan may differ from the pipeline's in prompts, embeddings,
-        clip skip, seed, size, steps and guidance. Generators advance: create the arguments again for every call.
+        They are the embeddings, steps, guidance scale, number of images and a generator for each image, and either
+        size and initial latents or, for an input image, its latents and the strength. The plan may differ from the
+        pipeline's in prompts, embeddings, clip skip, seed, size, steps and guidance. A call advances the generators,
+        so create new arguments for each call.
 
         Raises: CannotRender: the pipeline has another model or other LoRAs, or cannot draw the plan.
         """
@@ -354,12 +355,12 @@ class Library:
     ) -> dict[str, Any]:
         """Encode a plan's prompts as civman does. Returns keyword arguments for the call of any diffusers pipeline.
 
-        With clip skip, emphasis, embeddings and prompts of any length. `prompt_embeds`, `negative_prompt_embeds`:
-        (1, 77·n, 768), SD 2 1024, SDXL 2048; the shorter one is repeated as a whole, which does not change the image.
-        SDXL also: `pooled_prompt_embeds`, `negative_pooled_prompt_embeds`: (1, 1280). Their dtype and device are those
-        of the text encoders: of `pipe` (made by `pipeline`), or of the plan's model, which is loaded without `pipe`.
-        At a guidance scale of 1 there are no negative ones.
-
+        Clip skip, emphasis, textual inversions and prompts of any length are taken into account. `prompt_embeds` and
+        `negative_prompt_embeds` are (1, 77·n, width), where the width is 768 for SD 1, 1024 for SD 2 and 2048 for SDXL;
+        the shorter of the two is repeated to the same length, which does not change the image. For SDXL also
+        `pooled_prompt_embeds` and `negative_pooled_prompt_embeds`, (1, 1280). Their dtype and device are those of the
+        text encoders: those of `pipe` (made by `pipeline`), or without `pipe` those of the plan's model, which is then
+        loaded. At a guidance scale of 1 there are no negative embeddings.
         Raises: CannotRender: `pipe` has another model or other LoRAs. Incompatible: an embedding does not fit.
         """
         from civman.domain.recipes.machine import Machine
@@ -375,10 +376,10 @@ class Library:
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> "Sequence[ReplayResult]":
-        """Render a recipe (`pictures.find_recipe`) again and compare. Saves nothing; `pictures.save` does.
+        """Render a recipe again and compare the pictures with the originals. Saves nothing; `pictures.save` does.
 
-        Raises: NotFound (`missing-files`): `pictures.fetch_missing` can download them; CannotRender, Incompatible,
-            IntegrityError.
+        `source` comes from `pictures.find_recipe`. Raises: NotFound (`missing-files`): `pictures.fetch_missing` can
+        download them; CannotRender, Incompatible, IntegrityError.
         """
         from civman.domain.recipes.machine import Machine
         from civman.planning.input_pictures import kept_inputs

@@ -25,7 +25,7 @@ def utc_now() -> datetime:
 
 
 def ignore_notice(notice: str) -> None:
-    """Ignore a notice: for callers that do not show them."""
+    """Ignore a notice: the default for callers that do not show notices."""
 
 
 class LibraryContext:
@@ -39,7 +39,7 @@ class LibraryContext:
         clock: Callable[[], datetime] = utc_now,
         patience: Patience = PATIENT,
     ) -> None:
-        """`on_notice` receives messages that are not errors; `patience` has the timeouts."""
+        """`on_notice` receives messages that are not errors; `patience` sets the timeouts."""
         self.settings = settings
         self.root = settings.library
         self.renders = self.root / "renders"
@@ -128,8 +128,7 @@ class LibraryContext:
         """Find the stored files that `refs` mean; a version means all its files, a model all its versions.
 
         Needs no network. `file` selects some of them: a file id, a file name, or words such as "fp16 pruned".
-
-        Raises: NotFound: one of them is not stored. AmbiguousRef: a number, name or digest matches several models.
+        Raises: NotFound: no stored file matches a ref. AmbiguousRef: a number, name or digest matches several models.
         """
         from civman.manage.resolve import find_assets
 

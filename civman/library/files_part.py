@@ -118,7 +118,7 @@ class FilesPart(Part):
         return RemoteHeaders(self._context.client, lambda: StorageConnection(network, tls_context))
 
     def terms(self, models: "Sequence[Inspected]") -> "Terms":
-        """What the licences of several models permit if they are used together."""
+        """Combine the licence terms of several models for images made with all of them."""
         from civman.domain import licence
 
         parts = []
@@ -134,9 +134,9 @@ class FilesPart(Part):
     def fits(self, checkpoint: str, *, on_event: OnEvent = ignore) -> Fits:
         """Create a value for `AssetFilter.fits` that selects the stored files that `check` accepts with a checkpoint.
 
-        Every file is checked once for each stored checkpoint, and the verdicts are saved in the index. For a checkpoint
-        that is not in the library it is an estimate from the architectures of the tensors; files that were not read are
-        compared by CivitAI's base model labels.
+        Every file is checked once for each stored checkpoint, and the verdicts are saved in the index. If the
+        checkpoint is not in the library, the result is an estimate from the architectures that the tensors show; files
+        whose header was not read are compared by CivitAI's base model labels.
         """
         from civman.domain.architecture import Architecture
         from civman.domain.base_models import compatible_labels

@@ -35,7 +35,8 @@ class GridsPart(Part):
     ) -> "Grid":
         """Plan every cell of a grid of a request, or of a recipe with `changes` applied to all cells.
 
-        Raises: UsageError (`bad-grid`); for any cell, what `Library.plan` and `PicturesPart.plan_variation` raise.
+        Raises: UsageError (`bad-grid`), and for any cell the errors of `Library.plan` and
+        `PicturesPart.plan_variation`.
         """
         from civman.domain.recipes.recipe import Recipe, RenderRequest
         from civman.planning.plan import Conditions
@@ -62,9 +63,10 @@ class GridsPart(Part):
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> "DrawnGrid":
-        """Render every cell as its own picture and a labelled contact sheet. `output`: a folder or the sheet's PNG.
+        """Render every cell as its own picture, and a labelled contact sheet.
 
-        Raises: what `Library.render` raises. Cells finished before the error are kept, without a sheet.
+        `output`: a folder, or the path of the sheet's PNG.
+        Raises: the errors of `Library.render`. Cells finished before the error are kept, without a sheet.
         """
         from civman.domain.recipes.machine import Machine
         from civman.rendering.grid import draw

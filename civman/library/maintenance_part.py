@@ -66,9 +66,9 @@ class MaintenancePart(Part):
         return rebuilt
 
     def plan_gc(self, *, partials_after: timedelta, trash_after: timedelta, all_copies: bool = False) -> "Collection":
-        """Plan what to delete: files that are not in the index, and partial downloads and trash above these ages.
+        """Plan what to delete: files that are not in the index, and partial downloads and trash older than these ages.
 
-        `all_copies`: also all safetensors copies of pickles, which the next use makes again.
+        `all_copies`: also delete all safetensors copies of pickles, which are recreated when they are next needed.
         """
         from civman.manage.remove import plan_collection
 

@@ -51,7 +51,7 @@ class PicturesPart(Part):
         return import_pictures(self._context.index, folder)
 
     def describe(self, path: Path) -> "PictureReport":
-        """Report all metadata of a picture, whichever program wrote it, and which of its models are stored here.
+        """Report all metadata of a picture, whichever program wrote it, and which of its models are in the library.
 
         Raises: UsageError (`bad-picture`).
         """
@@ -69,7 +69,7 @@ class PicturesPart(Part):
         return find_recipe(self._context.index, what)
 
     def missing_files(self, source: "RecipeSource") -> "Sequence[Missing]":
-        """List the model files that a recipe needs and that are not available here."""
+        """List the model files that a recipe needs and that are not on this computer."""
         from civman.planning.recipe_sources import missing
 
         return missing(self._context.index, source)
@@ -77,8 +77,8 @@ class PicturesPart(Part):
     def fetch_missing(self, missing: "Sequence[Missing]", *, on_event: OnEvent = ignore) -> "Sequence[Asset]":
         """Download missing files from CivitAI by their ids, verifying each by its SHA-256.
 
-        Raises: Gone (`deleted-upstream`), IntegrityError (`replaced-upstream`), NotFound (`not-on-civitai`); and what
-            `Library.download` raises.
+        Raises: Gone (`deleted-upstream`), IntegrityError (`replaced-upstream`), NotFound (`not-on-civitai`), and the
+        other errors of `Library.download`.
         """
         from civman.download.fetch_missing import fetch_missing
 
@@ -99,7 +99,7 @@ class PicturesPart(Part):
         """Plan a recipe with some fields changed (`civman.planning.vary.FIELDS`).
 
         The original recipe is recorded as the parent if it came from a picture or file. `pictures` are the files of the
-        input image and mask. Raises: UsageError; and what `Library.plan` raises.
+        input image and mask. Raises: UsageError: a change is invalid; and the errors of `Library.plan`.
         """
         from civman.domain.recipes.recipe import Recipe
         from civman.planning.input_pictures import kept_inputs
@@ -142,7 +142,7 @@ class PicturesPart(Part):
         return replace(planned, recipe=recipe, notices=(*notices, *planned.notices), typed=None)
 
     def default_checkpoint(self) -> "DefaultCheckpoint":
-        """The checkpoint for requests that have none: the default in the settings, or the only one in the library.
+        """Return the checkpoint for requests without one: the default in the settings, or the only one in the library.
 
         Raises: UsageError (`no-checkpoint`): there is neither.
         """

@@ -39,9 +39,9 @@ class ProjectPart(Part):
         return self._syncing(folder, file, permits, on_event).add(refs, download=download)
 
     def drop(self, refs: Sequence[str], *, folder: Path) -> "Sequence[Locked]":
-        """Remove the entries that `refs` mean from the project's two files.
+        """Remove the entries that `refs` mean from the project's civman.toml and civman.lock.
 
-        Raises: NotFound: there is no such entry.
+        Raises: NotFound: a ref has no entry there.
         """
         from civman.exchange.project import Project
 
@@ -49,7 +49,7 @@ class ProjectPart(Part):
         return project.drop([ref if project.find(ref) else self._digest_of(project, ref) for ref in refs])
 
     def _digest_of(self, project: "Project", ref: str) -> str:
-        """The SHA-256 of the stored file that `ref` means, if the project's lock names it; else `ref` itself."""
+        """The SHA-256 of the stored file that `ref` means, if the project's lock file lists it; else `ref` itself."""
         if not self._context.has_index:
             return ref
         try:

@@ -14,7 +14,7 @@ class TrashPart(Part):
     """Plan removals, list the trash and restore from it."""
 
     def plan_removal(self, refs: Sequence[str], *, file: str | None = None) -> "RemovalPlan":
-        """Plan the removal of `refs`: which files would be removed, and which bytes that would free.
+        """Plan the removal of `refs`: which files would be removed, and how much disk space that would free.
 
         `file` selects some of a version's files.
         """

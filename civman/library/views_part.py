@@ -15,7 +15,7 @@ class ViewsPart(Part):
     """Plan, create, refresh and remove views."""
 
     def plan(self, folder: Path, request: "ViewRequest") -> "ViewPlan":
-        """Plan what `link` has to do so that `folder` shows what is requested."""
+        """Plan which links and files to create, change and remove so that `folder` shows what `request` asks for."""
         from civman.exchange.view_request import plan_requested_view
 
         return plan_requested_view(self._context.index, self._context.store, self._context.root, folder, request)

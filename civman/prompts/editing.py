@@ -176,7 +176,7 @@ class _Reader:
     """Reads a text once from left to right.
 
     A bracket that turns out to be plain text makes all open brackets around it plain text too, because inside a
-    construct every bracket belongs to a construct.
+    construct every bracket must belong to a construct.
     """
 
     def __init__(self, text: str) -> None:

@@ -24,7 +24,7 @@ _SHOWN = 40
 
 
 def foreign_notices(prompt: str) -> tuple[str, ...]:
-    r"""A notice for each kind of syntax that another program would read, and for brackets without a partner.
+    r"""Return a notice for each kind of syntax that another program would read, and for unbalanced brackets.
 
     >>> foreign_notices("a {red|blue} ball")
     ('`{red|blue}` is plain text: a random choice in other programs (Dynamic Prompts, ComfyUI)',)
@@ -41,7 +41,7 @@ def foreign_notices(prompt: str) -> tuple[str, ...]:
 
 
 def _brackets(text: str) -> list[str]:
-    """Notices about the first bracket that is never closed and the first that closes none, of each kind."""
+    """Return notices about the first unclosed and the first unopened bracket of each kind."""
     notices = []
     for opening, closing in ("()", "[]"):
         opened: list[int] = []
@@ -55,7 +55,7 @@ def _brackets(text: str) -> list[str]:
                 stray = place
         if opened:
             place = opened[0] + 1
-            notices.append(f"the bracket `{opening}` at character {place} is not closed: it applies to the end")
+            notices.append(f"the bracket `{opening}` at character {place} is not closed: it applies to the rest")
         if stray is not None:
-            notices.append(f"the bracket `{closing}` at character {stray + 1} closes none: it is plain text")
+            notices.append(f"the bracket `{closing}` at character {stray + 1} has no opening bracket: it is plain text")
     return notices

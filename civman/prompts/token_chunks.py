@@ -70,7 +70,7 @@ def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, in
 
 
 def used(chunks: Iterable[Chunk]) -> frozenset[str]:
-    """Names of the embeddings that the prompt actually uses."""
+    """Return the names of the embeddings that the prompt actually uses."""
     return frozenset(insert.name for chunk in chunks for insert in chunk.inserts)
 
 
@@ -107,7 +107,7 @@ class _Finder:
         self._text = re.compile("(" + "|".join(map(re.escape, ordered)) + ")", re.IGNORECASE) if ordered else None
 
     def pieces(self, text: str) -> Iterator[int | str]:
-        """Token ids, and names of embeddings where they occur."""
+        """Yield the token ids of a text; where an embedding occurs, yield its name instead."""
         for part in self._text.split(text) if self._text else (text,):
             if (name := self._by_text.get(part.lower())) is not None:
                 yield name

@@ -38,7 +38,7 @@ class ClipTokenizer:
         return list(self.words.encode(text, add_special_tokens=False).ids)
 
     def padded_with(self, padding: int) -> "ClipTokenizer":
-        """The same vocabulary with another padding id."""
+        """Return a tokenizer with the same vocabulary and another padding id."""
         return ClipTokenizer(self.words, padding)
 
 
@@ -86,7 +86,7 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
 
 
 def _byte_symbols() -> list[str]:
-    """A printable character for each byte: the byte's own if it is printable, else the next one from 256 on."""
+    """Return a printable character for each byte: the byte's own if it is printable, else the next one from 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = 256 - len(printable)
     return [chr(code) for code in (*printable, *range(256, 256 + others))]

@@ -134,13 +134,13 @@ def misfit(
     if "up_bias" in shapes and bias is None:
         return f"bias of shape {times(shapes['up_bias'])}, but the layer has no bias"
     if "diff_b" in shapes and shapes["diff_b"] != bias:
-        return f"bias of shape {times(shapes['diff_b'])} against {times(bias) if bias else 'none'}"
+        return f"a bias of shape {times(shapes['diff_b'])}, but the layer's is {times(bias) if bias else 'missing'}"
     if kind is Adapter.FULL and not found.shape:
         return None
     if "oft_r" in shapes or "boft_r" in shapes:
         return _PEFT_ROTATION
     if len(weight) < 2 and kind is not Adapter.FULL:
-        return f"a {kind} against a weight of one axis"
+        return f"{kind} cannot change a weight with only one axis"
     try:
         _FITTERS.get(kind, _fit_shape)(shapes, found, weight)
         if kind is Adapter.IA3:
@@ -213,7 +213,7 @@ def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
     # PEFT's own name: always one magnitude per output, whichever axis PEFT stores it on for convolutions
     if "magnitude" in shapes:
         if prod(shapes["magnitude"]) != weight[0]:
-            raise MisfitError(f"magnitude of shape {times(shapes['magnitude'])} against {weight[0]} rows")
+            raise MisfitError(f"magnitude of shape {times(shapes['magnitude'])}, but the weight has {weight[0]} rows")
         return 0
     if "dora_scale" not in shapes:
         return None
@@ -222,7 +222,7 @@ def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
         return 0
     if prod(shape) == weight[1] and (len(shape) == 1 or shape[1] == weight[1]):
         return 1
-    raise MisfitError(f"dora_scale of shape {times(shape)} against {times(weight)}")
+    raise MisfitError(f"dora_scale of shape {times(shape)}, but the weight is {times(weight)}")
 
 
 def glora_parts(shapes: Shapes, weight: Shape) -> tuple[str, str, str, str]:
@@ -306,12 +306,12 @@ def _factor(shapes: Shapes, name: str, core: str) -> Shape:
 def _oft(shapes: Shapes) -> Described:
     if "oft_r" in shapes:
         if len(shapes["oft_r"]) != 2:
-            raise MisfitError(f"oft_R of shape {times(shapes['oft_r'])} is no row of numbers for each block")
+            raise MisfitError(f"oft_R of shape {times(shapes['oft_r'])} is not one row of numbers per block")
         return Described(sides=(input_width(shapes) or 0,), rank=_block_size(shapes["oft_r"][1]))
     name = "oft_blocks" if "oft_blocks" in shapes else "oft_diag"
     blocks = shapes[name]
     if blocks[-1:] != blocks[-2:-1] or len(blocks) not in ((3, 4) if name == "oft_blocks" else (3,)):
-        raise MisfitError(f"{name} of shape {times(blocks)} are not square blocks")
+        raise MisfitError(f"{name} of shape {times(blocks)} does not consist of square blocks")
     stages, count, size, _ = (1, *blocks)[-4:]
     if len(blocks) == 4 and (size % 2 or count % 2 ** (stages - 1)):
         raise MisfitError(f"{stages} butterfly stages do not fit {count} blocks of {size}")
@@ -321,7 +321,7 @@ def _oft(shapes: Shapes) -> Described:
 def _boft(shapes: Shapes) -> Described:
     blocks = shapes["boft_r"]
     if len(blocks) != 4 or blocks[2] != blocks[3]:
-        raise MisfitError(f"boft_R of shape {times(blocks)} are no square blocks")
+        raise MisfitError(f"boft_R of shape {times(blocks)} does not consist of square blocks")
     return Described(sides=(blocks[1] * blocks[2],), rank=blocks[2])
 
 
@@ -366,23 +366,23 @@ def _fit_lokr(shapes: Shapes, found: Described, weight: Shape) -> None:
     kernel = prod(weight[2:])
     right = _factor(shapes, "lokr_w2", "lokr_t2")
     if kernel != 1 and prod(found.shape[2:]) not in (1, kernel):
-        raise MisfitError(f"a kernel of {times(found.shape[2:])} against {times(weight[2:])}")
+        raise MisfitError(f"a kernel of {times(found.shape[2:])}, but the layer's is {times(weight[2:])}")
     if prod(found.shape[2:]) == 1 and matrix(right)[1] % kernel:
         raise MisfitError(f"{matrix(right)[1]} columns do not divide into kernels of {times(weight[2:])}")
 
 
 def _fit_rotation(shapes: Shapes, found: Described, weight: Shape) -> None:
     if found.sides != weight[:1]:
-        raise MisfitError(f"blocks for {found.sides[0]} outputs against {weight[0]}")
+        raise MisfitError(f"blocks for {found.sides[0]} outputs, but the weight has {weight[0]}")
     if "rescale" in shapes and prod(shapes["rescale"]) != weight[0]:
-        raise MisfitError(f"rescale of shape {times(shapes['rescale'])} against {weight[0]} rows")
+        raise MisfitError(f"rescale of shape {times(shapes['rescale'])}, but the weight has {weight[0]} rows")
 
 
 def _fit_glora(shapes: Shapes, _found: Described, weight: Shape) -> None:
     narrow, widen, out, inner = (_two_axes(shapes[name]) for name in glora_parts(shapes, weight))
     _same_rank(matrix(narrow)[1], widen[0])
     if (narrow[0], matrix(widen)[1]) != (weight[1], weight[1]):
-        raise MisfitError(f"input factors {times(narrow)} and {times(widen)} against {weight[1]} inputs")
+        raise MisfitError(f"input factors {times(narrow)} and {times(widen)}, but the weight has {weight[1]} inputs")
     columns = matrix(inner)[1]
     if "bm" in shapes:
         _same_rank(_two_axes(shapes["bm"])[0], matrix(out)[1])

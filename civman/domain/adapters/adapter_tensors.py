@@ -74,7 +74,7 @@ class Delta(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """All changes in an adapter file, and the names that belong to none."""
+    """All changes in an adapter file, and the names of tensors that belong to no change."""
 
     modules: tuple[Delta, ...] = ()
     loose: tuple[str, ...] = ()
@@ -99,7 +99,8 @@ _COMPUTABLE = frozenset(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))
 def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = None) -> Deltas:
     """Group a file's tensors into changes; if the file is not an adapter, all its names are in `loose`.
 
-    `types`: the tensors' types of numbers as safetensors names them; a module of packed or whole numbers has a problem.
+    `types`: the tensors' data types in safetensors' spelling; a module whose numbers are packed or integers gets a
+    `problem`.
     """
     names = "\n".join(shapes) + "\n"
     if not any(mark in names for mark in MARKS):  # a checkpoint: no need to parse its 2,515 names
@@ -130,7 +131,7 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
         else:
             of_parts = {part: shapes[name] for part, name in parts.items()}
             if odd and (name := next((name for name in parts.values() if name in odd), "")):
-                problem = f"{name} consists of numbers of the type {(types or {})[name]}, which are not weights"
+                problem = f"{name} has the data type {(types or {})[name]}, which weights do not have"
                 deltas.append(Delta(module, *locate(module), kind, problem=problem, parts=parts, shapes=of_parts))
                 continue
             deltas.append(_delta((module, *locate(module, is_extended=is_extended)), kind, parts, of_parts))

@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 
 class Weight(NamedTuple):
-    """A weight of the model: its part, its module's name there, and the slice of a joint layer ("" for all of it)."""
+    """A weight of the model: its part, its module's name there, and the slice of a fused layer ("" for all of it)."""
 
     part: str
     name: str
@@ -357,7 +357,7 @@ def _translations(name: str, shape: Shape) -> Iterable[tuple[str, Shape, str]]:
 
 
 def _slice(shape: Shape, part: str) -> Shape:
-    """Return the shape of a slice of a joint layer. A query is as wide as the input; keys and values share the rest."""
+    """Return the shape of a slice of a fused layer. A query is as wide as the input; keys and values share the rest."""
     if part == "whole" or len(shape) < 2:
         return shape
     width = shape[1]

@@ -53,7 +53,7 @@ MARKS = (
 )  # fmt: skip
 """A list of tensor names, each followed by a line break, is not an adapter's if it contains none of these strings."""
 WRAPPED = ".base_layer."
-"""Part of the names of PEFT's wrapped layers: the file was saved with the weights of the model that was trained on."""
+"""Occurs in the names of PEFT's wrapped layers, if a file was saved together with the weights of the base model."""
 BUNDLED = "bundle_emb."
 """The prefix of an embedding that is bundled in an adapter file."""
 
@@ -180,7 +180,7 @@ _FIRST_LAYERS = (
 )  # fmt: skip
 _FIRST_TEXT = ("k_proj", "v_proj", "q_proj", "out_proj")
 EXTENDED_MARK = f"\nunet:{len(_FIRST_BLOCKS) * len(_FIRST_LAYERS)}:"
-"""The beginning of a line in a list of names: in an extended file of cloneofsimo's, more layers have numbers."""
+"""Occurs in a list of tensor names if the file is in cloneofsimo's extended layout, which numbers more layers."""
 
 
 def _extended_layers() -> Iterator[str]:

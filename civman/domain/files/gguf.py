@@ -85,7 +85,7 @@ def _parse(reader: "_Reader") -> GgufHeader:
         refuse("the file is not GGUF: it does not start with the GGUF magic bytes", cause="no-header")
     version = reader.number("I")
     if version not in (2, 3):
-        refuse(f"GGUF of version {version}, which civman does not read", cause="bad-header")
+        refuse(f"GGUF version {version}, which civman does not read", cause="bad-header")
     tensor_count, key_count = reader.number("Q"), reader.number("Q")
     if max(tensor_count, key_count) > MAX_ENTRIES:
         refuse(f"the GGUF header lists more than {MAX_ENTRIES} entries", cause="too-many-tensors")

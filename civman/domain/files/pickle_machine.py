@@ -76,7 +76,7 @@ class _Machine(Cursor):
         raise self._too_long()
 
     def _too_long(self) -> InvalidModelFile:
-        return InvalidModelFile(f"{self.member} has more than {MAX_OPCODES:,} steps", cause="too-long-pickle")
+        return InvalidModelFile(f"{self.member} has more than {MAX_OPCODES:,} opcodes", cause="too-long-pickle")
 
     def _end(self) -> Unpickled:
         if len(self._stack) != 1 or self._marks:
@@ -104,7 +104,7 @@ class _Machine(Cursor):
 
     def _named(self, module: Any, name: Any) -> Global:
         if not isinstance(module, str) or not isinstance(name, str):
-            refuse(f"{self.member} names something that is not text", cause="bad-pickle")
+            refuse(f"{self.member} refers to a global whose name is not text", cause="bad-pickle")
         found = ALLOWED.get(f"{module}.{name}") if len(module) + len(name) < _MAX_NAME_BYTES else None
         if found is None:
             raise Refused(
@@ -149,7 +149,7 @@ class _Machine(Cursor):
         """Count the values that an opcode copies or searches, since one opcode may refer to a value of any length."""
         self._copied += count
         if self._copied > MAX_OPCODES:
-            refuse(f"{self.member} copies its values again and again", cause="too-long-pickle")
+            refuse(f"{self.member} copies its values more often than any real file", cause="too-long-pickle")
 
     def _dict(self, arguments: tuple[Any, ...]) -> Pairs:
         found = Pairs()
@@ -161,7 +161,7 @@ class _Machine(Cursor):
                 self._charge(len(argument))
                 pairs = [tuple(each) for each in argument if isinstance(each, list | tuple) and len(each) == 2]
                 if len(pairs) != len(argument):
-                    refuse(f"a dictionary in {self.member} is made from something else", cause="bad-pickle")
+                    refuse(f"a dictionary in {self.member} is not made from pairs", cause="bad-pickle")
                 found.items += pairs
         return found
 
@@ -289,7 +289,7 @@ class _Machine(Cursor):
 
     def _keep(self, number: Any) -> None:
         if not 0 <= number < MAX_OPCODES:
-            refuse(f"{self.member} numbers its values beyond any real file", cause="bad-pickle")
+            refuse(f"{self.member} numbers more values than any real file", cause="bad-pickle")
         self._memo[number] = self._stack[-1]
 
     def get(self) -> None:
@@ -432,7 +432,7 @@ class _Machine(Cursor):
         if isinstance(target, list):
             target += values
         else:
-            refuse(f"{self.member} adds to something that is not a list", cause="bad-pickle")
+            refuse(f"{self.member} appends to something that is not a list", cause="bad-pickle")
 
     def setitem(self) -> None:
         value, key = self._stack.pop(), self._stack.pop()

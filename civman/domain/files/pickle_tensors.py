@@ -96,11 +96,11 @@ class _Walk:
     def count(self, visits: int = 1) -> None:
         self._visits += visits
         if self._visits > _MAX_VISITS:
-            refuse("the pickle repeats its values without end", cause="too-deep")
+            refuse("the pickle repeats its values more often than any real file", cause="too-deep")
 
     def _add(self, name: str, tensor: StoredTensor) -> None:
         if len(name) > _MAX_NAME or name == "__metadata__" or name in self.found:
-            refuse(f"the pickle names the tensor `{short(name)}` twice or wrongly", cause="duplicate-name")
+            refuse(f"the tensor name `{short(name)}` in the pickle is invalid or occurs twice", cause="duplicate-name")
         if len(self.found) >= MAX_TENSORS:
             refuse(f"the pickle lists more than {MAX_TENSORS} tensors", cause="too-many-tensors")
         self.found[name] = tensor

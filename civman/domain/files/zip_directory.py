@@ -91,11 +91,11 @@ def _end(read: ReadAt, file_size: int) -> tuple[int, int, int]:
         stated = list(wide)
     disk, first_disk, here, count, size, place = stated
     if disk or first_disk or here != count:
-        refuse("the archive is one part of several", cause="bad-zip")
+        refuse("the archive is only a part of a split archive", cause="bad-zip")
     if count > MAX_MEMBERS or size > _MAX_DIRECTORY_BYTES:
-        refuse(f"the archive has {count:,} members, more than any model", cause="bad-zip")
+        refuse(f"the archive has {count:,} members, more than any model has", cause="bad-zip")
     if place + size != end:
-        refuse("the archive's directory is not where its end says", cause="bad-zip")
+        refuse("the archive's directory is not at its recorded position", cause="bad-zip")
     return size, place, count
 
 
@@ -157,7 +157,7 @@ def _checked_name(name: str, folder: str | None) -> str:
 def _data_start(read: ReadAt, local: int, name: str) -> int:
     raw = read(local, _LOCAL.size + len(name.encode()))
     if len(raw) < _LOCAL.size or raw[:4] != b"PK\x03\x04":
-        refuse(f"`{short(name)}` in the archive is not where its directory says", cause="bad-zip")
+        refuse(f"`{short(name)}` in the archive is not at its recorded position", cause="bad-zip")
     *_, name_bytes, extra_bytes = _LOCAL.unpack_from(raw)
     if raw[_LOCAL.size :] != name.encode() or name_bytes != len(name.encode()):
         refuse(f"`{short(name)}` in the archive is listed under two names", cause="bad-zip")
@@ -178,7 +178,7 @@ def _check_expansion(members: Iterable[Member], file_size: int) -> None:
     total = sum(member.size_bytes for member in members)
     if total > max(_FREE_BYTES, file_size * _MAX_RATIO):
         refuse(
-            f"the archive expands from {file_size:,} to {total:,} bytes, more than any model",
+            f"the archive expands from {file_size:,} to {total:,} bytes, which no model does",
             cause="decompression-bomb",
         )
 

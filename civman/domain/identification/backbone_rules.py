@@ -58,18 +58,18 @@ BACKBONES: tuple[Rule, ...] = (
     Rule("sd2-width", A.SD2, "UNet with 1024-wide cross-attention", needs=(_UNET,),
          axis=(CROSS, 1, (1024,)), **_sd(1024)),
     Rule("sd1-width", A.SD1, "UNet with 768-wide cross-attention", needs=(_UNET,), axis=(CROSS, 1, (768,)), **_sd(768)),
-    *(Rule(f"{name}-layout-{where}", family, f"the block layout of {said} in other widths", flag="thin",
+    *(Rule(f"{name}-layout-{where}", family, f"the block layout of {said} with other widths", flag="thin",
            needs=(_UNET, _LABEL, CROSS), top=(f"^{blocks}", top, top), **_SD)
       for name, family, said, tops in (("sdxl", A.SDXL, "SDXL", (8, 2)),
                                        ("refiner", A.SDXL_REFINER, "SDXL's refiner", (11, 3)))
       for where, blocks, top in (("ldm", "input_blocks", tops[0]), ("diffusers", "down_blocks", tops[1]))),
-    Rule("sd1-layout", A.SD1, "the block layout of SD 1.x (attention projected by 1x1 convolutions) in other widths",
+    Rule("sd1-layout", A.SD1, "the block layout of SD 1.x (attention projected by 1x1 convolutions) with other widths",
          needs=(_UNET, CROSS), dims=(_PROJ_IN, 4), flag="thin",
          lacks=(_FOREIGN, _LABEL), where=_SD["where"]),
-    Rule("sd2-layout", A.SD2, "the block layout of SD 2.x (attention projected by linear layers) in other widths",
+    Rule("sd2-layout", A.SD2, "the block layout of SD 2.x (attention projected by linear layers) with other widths",
          needs=(_UNET, CROSS), dims=(_PROJ_IN, 2), flag="thin",
          lacks=(_FOREIGN, _LABEL), where=_SD["where"]),
-    Rule("unet-other", A.UNKNOWN, "a UNet with layers or channels that no Stable Diffusion has",
+    Rule("unet-other", A.UNKNOWN, "a UNet with layers or channels that no Stable Diffusion model has",
          needs=(_UNET, CROSS), lacks=(r"^(controlnet_|control_)",), dims=(r"resnets\.#\.conv1\.weight$", 4)),
     Rule("flux2", A.FLUX2, "one modulation shared by all blocks",
          needs=(r"^single_stream_modulation\.lin(ear)?\.weight$",)),
@@ -79,7 +79,7 @@ BACKBONES: tuple[Rule, ...] = (
     Rule("hunyuan-image", A.HUNYUAN_IMAGE, "double and single blocks, 3584 wide, with a token refiner",
          needs=(_REFINER,),
          axis=(r"^(double_blocks\.#\.img_attn[._]qkv|transformer_blocks\.#\.attn\.to_q)\.weight$", 1, (3584,))),
-    Rule("hunyuan-video-1.5", A.HUNYUAN_VIDEO_15, "a token refiner beside a table of condition types",
+    Rule("hunyuan-video-1.5", A.HUNYUAN_VIDEO_15, "a token refiner and a table of condition types",
          needs=(_REFINER, r"^cond_type_embed(ding)?\.")),
     Rule("hunyuan-video", A.HUNYUAN_VIDEO, "double blocks with a token refiner for a language model",
          needs=(_REFINER, r"^(time_text_embed|vector_in|guidance_in|double_blocks|transformer_blocks)\."),
@@ -302,4 +302,7 @@ LATENT: tuple[tuple[frozenset[str], str, int, int], ...] = (
     (frozenset({A.WAN, A.SANA_VIDEO, A.COGVIDEOX}), r"^(head\.head|proj_out)\.weight$", 0, 4),
     (frozenset({A.AURAFLOW}), r"^(final_linear|proj_out)\.weight$", 0, 4),
 )  # fmt: skip
-"""Which tensor shows the number of latent channels: rule ids or families, pattern, axis, latent pixels per patch."""
+"""The tensors that show the number of latent channels.
+
+Each row: rule ids or families, pattern, axis, latent pixels per patch.
+"""

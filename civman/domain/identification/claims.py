@@ -40,7 +40,7 @@ class Claims:
     network_dim: int | None = None
     network_alpha: float | None = None
     trained_on: str = ""
-    """The name of the checkpoint that it was trained on."""
+    """The name of the checkpoint that the model was trained on."""
     trigger_phrase: str = ""
     tags: tuple[tuple[str, int], ...] = ()
     """Tags of the training captions and how often each occurred, most frequent first."""

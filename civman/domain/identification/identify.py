@@ -319,7 +319,10 @@ def upscaler_scale(architecture: str, tensors: Mapping[str, Shape]) -> int | Non
 
 
 def _spoken(identity: Identity, rule: Rule, said: Claims) -> Identity:
-    """Add what a rule says to the identity. If several families look the same, the metadata chooses among them."""
+    """Add the result of a matching rule to the identity.
+
+    If several families look the same, the metadata chooses among them.
+    """
     architecture, why, also = rule.says, [rule.why], rule.also
     confidence = Confidence.LIKELY if rule.also or rule.flag == "thin" else Confidence.CERTAIN
     if said.architecture in rule.also:
@@ -391,7 +394,7 @@ def facts(header: Header, civitai_base_model: str | None = None) -> FileFacts:
 
 
 def facts_of(identity: Identity, said: Claims, civitai_base_model: str | None) -> FileFacts:
-    """Collect the same as `facts` for a file whose tensors and metadata were identified before."""
+    """Collect the same facts as `facts` for a file that has already been identified."""
     flags = identity.flags
     if identity.kind is Kind.CHECKPOINT:
         lacking = (("no-text-encoder", identity.has_text_encoder), ("no-vae", identity.has_vae))

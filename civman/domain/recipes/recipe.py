@@ -35,9 +35,9 @@ RULES: Final = 3
 """The version of the rendering rules for new recipes.
 
 Version 1 renders as civman did before schema 3: its SDE samplers use k-diffusion's noise with the opposite sign, and
-its DDIM, masks and second pass differ from A1111's. Version 2 renders as A1111 does, but for two details that version 3
-mends: the noise levels of zero terminal SNR are computed in single precision, and SDXL's second pass is conditioned on
-the size before the crop.
+its DDIM, masks and second pass differ from A1111's. Version 2 renders as A1111 does, except for two details that
+version 3 corrects: the noise levels of zero terminal SNR are computed in single precision, and SDXL's second pass is
+conditioned on the size before the crop.
 """
 _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     3: {
@@ -60,7 +60,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
         "sampling": ("drop_penultimate", "half_levels"),
     },
 }  # fmt: skip
-"""By schema: the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
+"""Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
 
 @dataclass(frozen=True, slots=True)

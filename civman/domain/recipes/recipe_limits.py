@@ -76,7 +76,7 @@ def problems(recipe: Any) -> Iterator[str]:
             yield f"{name} `{getattr(recipe, name)}` is not one of {listed}"
     if not _RNG.fullmatch(recipe.rng) or int(recipe.rng.partition(":")[2] or 0) % 256:
         yield (
-            f"rng `{recipe.rng}` is not one of cpu, nv, nv:THREADS with a multiple of 256, and none of the cards "
+            f"rng `{recipe.rng}` is neither cpu, nv, nor nv:THREADS with a multiple of 256, nor one of the cards "
             + ", ".join(THREADS)
         )
 
@@ -145,7 +145,7 @@ def _size_problems(recipe: Any) -> Iterator[str]:
         if recipe.hires.upscaler not in UPSCALERS:
             yield f"upscaler `{recipe.hires.upscaler}` is not one of {', '.join(UPSCALERS)}"
         if (recipe.hires.upscaler == "model") != (recipe.hires.model is not None):
-            yield "an upscaler model is needed exactly if the upscaler is `model`"
+            yield "a recipe has an upscaler model if its upscaler is `model`, and only then"
         if recipe.hires.model is not None and recipe.rules == 1:
             yield "rules 1 have no upscaler models"
         trims = ((recipe.hires.trim_width, recipe.width), (recipe.hires.trim_height, recipe.height))
@@ -166,7 +166,7 @@ def _size_problems(recipe: Any) -> Iterator[str]:
 
 def _variation_problems(recipe: Any) -> Iterator[str]:
     if not 0 <= recipe.variation_strength <= 1:
-        yield "the variation strength lies between 0 and 1"
+        yield "the variation strength must be between 0 and 1"
     if not 0 <= recipe.variation_seed <= MAX_SEED:
         yield f"the variation seed must be 0 to {MAX_SEED}"
     if recipe.variation_strength and recipe.count > 1:
