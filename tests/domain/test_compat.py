@@ -204,7 +204,7 @@ def test_labels_that_agree_do_not_help_tensors_that_do_not():
     result = one(part("ckpt-sdxl", "SDXL 1.0"), part("lora-sd1-kohya", "SDXL 1.0"))
 
     assert (result.verdict, result.support) == (Verdict.CANNOT, Support.FULL)
-    assert "CivitAI says SDXL 1.0 of `part`, its tensors show sd1" in result.reasons
+    assert "CivitAI labels `part` SDXL 1.0, but its tensors show sd1" in result.reasons
     assert any("tensors show that they do" in reason for reason in result.reasons)
 
 
@@ -213,7 +213,7 @@ def test_label_that_contradicts_the_checkpoint_s_tensors_is_a_caution_by_itself(
     outcome = check(part("ckpt-sdxl", "SD 1.5", name="ck"), [])
 
     assert outcome.verdict is Verdict.CAUTION
-    assert outcome.reasons == ("CivitAI says SD 1.5 of `ck`, its tensors show sdxl",)
+    assert outcome.reasons == ("CivitAI labels `ck` SD 1.5, but its tensors show sdxl",)
 
 
 @pytest.mark.parametrize(
