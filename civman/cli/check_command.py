@@ -66,7 +66,7 @@ def check(
     Exit code 7: something cannot work or applies only partly. Exit code 11: it is unknown whether it works.
     """
     from civman.domain.scales import parse_scaled
-    from civman.errors import CivmanError, Incompatible, Refused, UnknownFit
+    from civman.errors import CivmanError, Incompatible, UnknownFit
     from civman.planning.check_files import check_files
 
     asked = [("lora", parse_scaled(text).ref) for text in lora or []]
@@ -75,7 +75,7 @@ def check(
     parts = [(role, session.library.inspect(ref)) for role, ref in asked]
     models = [base, *(model for _, model in parts)]
     for model in models:
-        if isinstance(model.refusal, Refused):
+        if model.refusal is not None:
             raise model.refusal
     found = check_files(base, parts)
     terms = session.library.files.terms(models)

@@ -112,6 +112,7 @@ def _print_usage(console: "Console", usage: "Usage") -> None:
     print_table(console, columns, rows)
     parts = {
         "in the store": usage.store_bytes,
+        "safetensors copies of pickles": usage.safe_copy_bytes,
         "outside the store": usage.outside_bytes,
         "partial downloads": usage.partial_bytes,
         "trash": usage.trash_bytes,

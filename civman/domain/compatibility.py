@@ -72,6 +72,8 @@ class Part:
     """The kind of file that it is meant to be used as; None: as the kind that it is."""
     form: str = ""
     """How its weights are stored, if it is not a safetensors file."""
+    content: str = ""
+    """The format of a file whose tensors civman cannot read, such as "empty" or "zip"."""
 
     @property
     def kind(self) -> Kind:
@@ -223,7 +225,8 @@ def _why_unknown(checkpoint: Part) -> str:
     if checkpoint.form:
         return f"no rule recognises the tensors of `{checkpoint.name}` ({checkpoint.form})"
     if checkpoint.header is None:
-        return f"`{checkpoint.name}` is not a safetensors file, so its architecture is unknown"
+        content = f" (its content is {checkpoint.content})" if checkpoint.content else ""
+        return f"civman cannot read the tensors of `{checkpoint.name}`{content}, so its architecture is unknown"
     if checkpoint.kind is Kind.UNKNOWN:
         return f"no rule recognises the tensors of `{checkpoint.name}`, so it may not be a checkpoint"
     return f"no rule recognises the family of `{checkpoint.name}`"

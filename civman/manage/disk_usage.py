@@ -1,6 +1,6 @@
 """The disk usage of a library, by group of files and by kind of storage."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from civman.errors import UsageError
 from civman.index import Index, Share
 from civman.store.blobs import BlobStore
 from civman.store.resume_journal import allocated_bytes
+from civman.store.safe_copies import copies
 
 GROUPS = ("type", "base_model", "architecture", "used")
 
@@ -16,12 +17,13 @@ GROUPS = ("type", "base_model", "architecture", "used")
 class Usage:
     """The disk usage in bytes: `shares` by group of files, and the total of each kind of storage.
 
-    `outside_bytes` counts indexed files that are not in the store.
+    `safe_copy_bytes` counts the safetensors copies of pickles, `outside_bytes` indexed files that are not in the store.
     """
 
     group: str
     shares: tuple[Share, ...]
     store_bytes: int
+    safe_copy_bytes: int
     outside_bytes: int
     partial_bytes: int
     trash_bytes: int
@@ -49,15 +51,16 @@ def usage(index: Index, store: BlobStore, group: str) -> Usage:
         group,
         tuple(index.shares(group)),
         inside,
+        sum(_sizes(copies(store))),
         outside,
-        sum(_sizes(root / "partial", "*.part")),
-        sum(_sizes(root / "trash", "*/*")),
-        sum(_sizes(root, "library.db*")),
+        sum(_sizes((root / "partial").glob("*.part"))),
+        sum(_sizes((root / "trash").glob("*/*"))),
+        sum(_sizes(root.glob("library.db*"))),
     )
 
 
-def _sizes(folder: Path, pattern: str) -> Iterator[int]:
-    for path in folder.glob(pattern):
+def _sizes(paths: Iterable[Path]) -> Iterator[int]:
+    for path in paths:
         try:
             yield allocated_bytes(path.stat())
         except FileNotFoundError:

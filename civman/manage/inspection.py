@@ -54,7 +54,10 @@ class Inspected:
         if self.gguf is not None:
             header = self.gguf.as_header
             return Part(self.name, self.model_type, self.label, identify(header), header, form=self.gguf.words)
-        return Part(self.name, self.model_type, self.label, self.identity, self.header, self._numbers())
+        unread = "" if self.header is not None else str(self.content)
+        return Part(
+            self.name, self.model_type, self.label, self.identity, self.header, self._numbers(), content=unread
+        )  # fmt: skip
 
     def _numbers(self) -> dict[str, float] | None:
         """Read an adapter's alphas and flags, which are tensor values, not in the header.

@@ -152,3 +152,19 @@ def test_what_a_held_file_shows_stands_in_show(stocked: CivitaiServer, civman: C
     assert "stored:" in civman("show", SD1).out
     assert civman("show", SD1, "--json").json["show"]["held"][0]["facts"]["architecture"] == "sd1"
     assert "contradiction" in civman("show", MISLABELLED).out
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".safetensors"])
+@pytest.mark.parametrize("content", [b"\x80\x02}q\x00(X", b"PK\x03\x04 no archive", b"\x00" * 64, b""])
+def test_check_of_a_broken_file_says_what_is_broken(
+    suffix: str, content: bytes, stocked: CivitaiServer, civman: Civman, tmp_path: Path
+) -> None:
+    broken = tmp_path / f"broken{suffix}"
+    broken.write_bytes(content)
+
+    for argv in ((broken,), (SD1, "--lora", broken), (SD1, "--vae", broken)):
+        error = civman("check", *argv, "--json").json["error"]
+        assert error["code"] in (("invalid-model-file", "pickle") if content else ("invalid-model-file", "unknown-fit"))
+        assert "broken" in error["message"]
+        if suffix != ".safetensors":
+            assert "safetensors" not in error["message"]

@@ -36,6 +36,7 @@ def copies(root: Path) -> list[Path]:
 def test_the_demos_pickle_is_downloaded_checked_drawn_and_replayed_elsewhere(
     online: CivitaiServer, civman: Civman, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
     before = civman("inspect", NO_BLUE, "--json").json["inspect"]
     assert (before["content"], before["tensors_show"]["kind"], before["path"]) == ("pickle", "embedding", None)
     assert civman("download", TINY, "--quiet").code == 0
@@ -189,6 +190,10 @@ def test_a_view_shows_the_original_or_its_safe_copy(twins: Path, civman: Civman,
     assert civman("link", view, "--safe").code == 0
     (copy,) = copies(root)
     assert files() == {"easydream.safetensors": copy.read_bytes()}
+    usage = civman("du", "--json").json["du"]
+    assert usage["safe_copy_bytes"] >= copy.stat().st_size
+    assert usage["store_bytes"] == len(original)
+    assert "safetensors copies of pickles" in civman("du").out
     assert civman("link", view).code == 0, "later runs remember it"
     assert files() == {"easydream.safetensors": copy.read_bytes()}
 
