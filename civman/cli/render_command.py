@@ -52,9 +52,9 @@ def render(
         typer.Option(
             "--lora",
             "-l",
-            metavar="REF[:UNET[:TE]]",
+            metavar="REF[:UNET[:TE]][:lbw=BLOCKS]",
             autocompletion=completion.refs,
-            help="A LoRA or other adapter, with its scale (repeatable).",
+            help="A LoRA or other adapter, with its scale and block weights (repeatable).",
         ),
     ] = None,
     embedding: Annotated[

@@ -55,8 +55,12 @@ def loras_from(texts: list[str]) -> "tuple[LoraRequest, ...]":
     from civman.domain.recipes.recipe import LoraRequest
     from civman.domain.scales import parse_scaled
 
-    scaled = [parse_scaled(text) for text in texts]
-    return tuple(LoraRequest(each.ref, 1.0 if each.unet is None else each.unet, each.text_encoder) for each in scaled)
+    parted = [text.partition(":lbw=") for text in texts]
+    scaled = [(parse_scaled(text), blocks) for text, _, blocks in parted]
+    return tuple(
+        LoraRequest(each.ref, 1.0 if each.unet is None else each.unet, each.text_encoder, blocks)
+        for each, blocks in scaled
+    )
 
 
 def size_from(text: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from torch import nn
 from civman.diffusion.tensor_files import TensorFile
 from civman.domain.adapters.adapter_kinds import factors_on_input, label
 from civman.domain.adapters.adapter_tensors import Delta, StatedAlphas, read_deltas
+from civman.domain.adapters.block_weights import factor
 from civman.domain.adapters.module_fit import Outcome, match
 from civman.domain.adapters.module_names import ModuleIndex, Weight
 from civman.domain.architecture import Adapter as Kind
@@ -37,15 +38,18 @@ class Adapter:
     unet_scale: float = 1.0
     te_scale: float = 1.0
     name: str = ""
+    blocks: str = ""
+    """Block weights; "" if all blocks have the same scale."""
 
     @property
     def label(self) -> str:
         """The adapter's name for messages, or else the name of its file."""
         return self.name or self.path.name
 
-    def scale(self, component: str) -> float:
-        """Return the adapter's scale for this component."""
-        return self.unet_scale if component == UNET else self.te_scale
+    def scale(self, place: tuple[str, str]) -> float:
+        """Return the adapter's scale for a parameter, given as (component, parameter)."""
+        component, parameter = place
+        return (self.unet_scale if component == UNET else self.te_scale) * factor(self.blocks, component, parameter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +110,8 @@ class Plan:
 
     @property
     def is_asked_for_nothing(self) -> bool:
-        """Whether the adapter's scale is 0 for every component that it could change."""
-        return bool(self.acts) and all(self.adapter.scale(component) == 0 for component, _ in self.acts)
+        """Whether the adapter's scale is 0 for every parameter that it could change."""
+        return bool(self.acts) and all(self.adapter.scale(place) == 0 for place in self.acts)
 
     def coverage(self) -> Coverage:
         """Build the report of what the adapter did."""
@@ -118,7 +122,7 @@ class Plan:
             matched=tuple(self.matched),
             unmatched=tuple(self.unmatched),
             norms={component: math.sqrt(square) for component, square in sorted(self.squares.items())},
-            parameters=tuple(place for place in self.acts if self.adapter.scale(place[0]) != 0),
+            parameters=tuple(place for place in self.acts if self.adapter.scale(place) != 0),
             idle=tuple(self.idle),
         )
 

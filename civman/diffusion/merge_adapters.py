@@ -176,11 +176,14 @@ def _merge_all(
     done_with: Callable[[str, str], None],
     later: Later | None,
 ) -> dict[tuple[str, str], list[Plan]]:
-    ordered = sorted(plans, key=lambda plan: (plan.adapter.sha256, plan.adapter.unet_scale, plan.adapter.te_scale))
+    ordered = sorted(
+        plans,
+        key=lambda plan: (plan.adapter.sha256, plan.adapter.unet_scale, plan.adapter.te_scale, plan.adapter.blocks),
+    )
     places: dict[tuple[str, str], list[Plan]] = {}
     for plan in ordered:
         for place in plan.acts:
-            if plan.adapter.scale(place[0]) != 0:
+            if plan.adapter.scale(place) != 0:
                 places.setdefault(place, []).append(plan)
             plan.squares.setdefault(place[0], 0.0)
     written: set[tuple[str, str]] = set()
@@ -261,7 +264,7 @@ def _read(plan: Plan, place: tuple[str, str], device: torch.device) -> _Change:
     }
     if act.alpha is not None:
         parts["alpha"] = torch.tensor(act.alpha)
-    return _Change(plan, act, parts, plan.adapter.scale(place[0]), device)
+    return _Change(plan, act, parts, plan.adapter.scale(place), device)
 
 
 def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[_Change], buffer: "_Buffer") -> None:

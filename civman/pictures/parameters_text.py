@@ -65,6 +65,8 @@ class Part:
     """The scale of a LoRA on the UNet."""
     text_scale: float | None = None
     """The scale of a LoRA on the text encoders; None means the same as `scale`."""
+    blocks: str = ""
+    """The block weights of a LoRA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,8 @@ def _missing_tags(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[st
         if name not in there:
             text_scale = lora.scale if lora.text_scale is None else lora.text_scale
             scales = [lora.scale] if text_scale == lora.scale else [text_scale, lora.scale]
-            yield f"<lora:{name}:{':'.join(map(_number, scales))}>"
+            words = [*map(_number, scales), *([f"lbw={lora.blocks}"] if lora.blocks else [])]
+            yield f"<lora:{name}:{':'.join(words)}>"
 
 
 def _named(parts: Sequence[Part]) -> list[tuple[str, Part]]:

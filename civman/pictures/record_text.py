@@ -22,7 +22,7 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         seed=record.seed, width=(old or recipe).width, height=(old or recipe).height,
         clip_skip=recipe.clip_skip if recipe.clip_skip > 1 else None,
         model=_part(record, recipe.checkpoint), vae=_part(record, recipe.vae) if recipe.vae else None,
-        loras=tuple(_part(record, use.sha256, use.scale, use.text_scale) for use in recipe.loras),
+        loras=tuple(_part(record, use.sha256, use.scale, use.text_scale, blocks=use.blocks) for use in recipe.loras),
         embeddings=tuple(_part(record, use.sha256, name=use.word) for use in recipe.embeddings),
         hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, _upscaler(record))
         if hires and not old else None,
@@ -134,13 +134,19 @@ def _of_pictures(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _part(
-    record: Record, sha256: Sha256, scale: float = 1.0, text_scale: float | None = None, name: str | None = None
+    record: Record,
+    sha256: Sha256,
+    scale: float = 1.0,
+    text_scale: float | None = None,
+    name: str | None = None,
+    *,
+    blocks: str = "",
 ) -> Part:
     called, listed = record.name_of(sha256), record.recipe.file(sha256)
     air = listed.air if listed else None
     return Part(
         name or _stem(called.name), autov2(sha256), called.autov3 or None,
-        _version_id(air), air, scale, text_scale,
+        _version_id(air), air, scale, text_scale, blocks,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from civman.diffusion import sampler_names, samplers
 from civman.diffusion.families import Family, family_of
 from civman.diffusion.memory_plan import Estimate, estimate
 from civman.diffusion.noise_levels import Schedule
+from civman.domain.adapters.block_weights import blocks_of
 from civman.domain.compatibility import Compatibility, check
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
@@ -109,7 +110,7 @@ def plan(
             is_zero_snr=checkpoint.is_zero_snr if request.is_zero_snr is None else request.is_zero_snr,
             precision=request.precision or "float32", sampler=sampler.name, schedule=schedule.value,
             seed=secrets.randbelow(_SEEDS),
-            loras=tuple(LoraUse(lora.found.sha256, lora.scale, lora.text_scale) for lora in loras),
+            loras=tuple(LoraUse(lora.found.sha256, lora.scale, lora.text_scale, lora.blocks) for lora in loras),
             embeddings=tuple(uses), hypernetworks=tuple(use for _, use in networks), vae=vae.sha256 if vae else None,
             upscaler=upscaler.sha256 if upscaler else None,
             init_image=pictures[0].sha256 if pictures else None,
@@ -256,11 +257,16 @@ def _as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
 
 def _loras(finder: Finder, request: RenderRequest, words: prompt_references.Words) -> list[ScaledLora]:
     named = [
-        ScaledLora(_lora(finder, asked.ref), asked.scale, asked.scale if asked.text_scale is None else asked.text_scale)
+        ScaledLora(
+            _lora(finder, asked.ref),
+            asked.scale,
+            asked.scale if asked.text_scale is None else asked.text_scale,
+            blocks_of(asked.blocks) if asked.blocks else "",
+        )
         for asked in request.loras
     ]
     return named + [
-        ScaledLora(finder.named("lora", tag.name), tag.unet_scale, tag.te_scale) for tag in words.loras
+        ScaledLora(finder.named("lora", tag.name), tag.unet_scale, tag.te_scale, tag.blocks) for tag in words.loras
     ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ class ScaledLora:
     found: Found
     scale: float
     text_scale: float
+    blocks: str = ""
 
     def __post_init__(self) -> None:
         if any(not abs(scale) <= _MOST_SCALE for scale in (self.scale, self.text_scale)):

@@ -155,7 +155,7 @@ class _Reader:
             odd_sizes="forge" if self._is_own else "a1111",
             guidance_rescale=self._entries.number("CFG Rescale phi") or 0.0,
             hypernetworks=tuple(HypernetworkUse(stand_in(name), strength) for name, strength in networks),
-            loras=tuple(LoraUse(stand_in(each.name), each.unet, each.text) for each in loras),
+            loras=tuple(LoraUse(stand_in(each.name), each.unet, each.text, each.blocks) for each in loras),
             pad_prompts=self._entries.is_on("Pad conds"), hires=hires, sampling=self._sampling(),
             prompt_rules=rules, **self._variation(), **guidance(self._entries, self._version),
         )  # fmt: skip
@@ -428,7 +428,7 @@ class _Reader:
             "checkpoint": named["checkpoint"], "vae": named.get("vae"),
             "loras": [
                 {"name": each.name, "hash": hashes.get(("lora", each.name), ""), "scale": each.unet,
-                 "text_scale": each.text}
+                 "text_scale": each.text, "blocks": each.blocks}
                 for each in loras
             ],
             "hypernetworks": [

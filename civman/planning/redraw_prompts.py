@@ -4,11 +4,13 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from civman.domain.adapters.block_weights import blocks_of
+from civman.errors import UsageError
 from civman.pictures.metadata import number
 from civman.planning.redraw_features import Drawable, Reason
 
 _TAG: Final = re.compile(r"<(\w+):([^>]+)>")
-_NAMED: Final = re.compile(r"\s*(te|unet|dyn)\s*=\s*(.*)")
+_NAMED: Final = re.compile(r"\s*(te|unet|dyn|\w+)\s*=\s*(.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class TaggedLora:
     name: str
     unet: float
     text: float
+    blocks: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,34 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
             words = f"the tag `{tag[0][:60]}` names nothing that civman or A1111 knows"
             reasons.append(Reason(Drawable.EXACT, words))
             continue
+        blocks, unknown = "", ""
+        for each in parts[1:] if len(parts) > 2 else ():
+            words = each.strip().removeprefix("lbw=")
+            if words != each.strip() or (each is parts[2] and number(words) is None and "=" not in words):
+                parts.remove(each)
+                blocks, unknown = _blocks(words)
+                break
+        if "," in unknown:
+            reasons.append(
+                Reason(Drawable.NO, f"the tag `{tag[0][:60]}` has a list of block weights of unknown length")
+            )
+        elif unknown:
+            reasons.append(Reason(Drawable.DIFFERS, f"the block weights `{unknown}` are a preset of the author's own, "
+                                  f"so `{parts[0].strip()[:40]}` acts on all blocks alike"))  # fmt: skip
         found = _scales(parts[1:], takes_both=kind == "lyco" or version >= (1, 5))
         if isinstance(found, str):
             reasons.append(Reason(Drawable.NO, f"the tag `{tag[0][:60]}` {found}"))
         else:
-            loras.append(TaggedLora(parts[0].strip(), *found))
+            loras.append(TaggedLora(parts[0].strip(), *found, blocks))
     return Tags(_TAG.sub("", prompt), tuple(loras), tuple(networks), tuple(reasons))
+
+
+def _blocks(words: str) -> tuple[str, str]:
+    """Block weights in canonical form, and the name of a preset that civman does not know."""
+    try:
+        return blocks_of(words), ""
+    except UsageError:
+        return "", words[:40]
 
 
 def _scales(arguments: list[str], *, takes_both: bool) -> tuple[float, float] | str:
@@ -68,7 +93,9 @@ def _scales(arguments: list[str], *, takes_both: bool) -> tuple[float, float] | 
         return "has no number for its strength"
     second = values[1] if len(values) > 1 else first
     if second is None:
-        return "gives each block of the model its own weight, which civman does not support"
+        return "has a strength that is not a number"
+    if others := set(named) - {"te", "unet"}:
+        return f"has the setting `{min(others)}`, which civman does not support"
     if len(values) > 1 and not takes_both:
         second = first
     text = number(named.get("te", str(first)))

@@ -54,7 +54,7 @@ def request_of(index: Index, row: dict[str, Any]) -> tuple[RenderRequest, str, t
     request = replace(
         request, checkpoint=ref(found.made.checkpoint), hires=hires,
         vae=ref(stand_in(vae.name)) if vae is not None else None,
-        loras=tuple(LoraRequest(ref(use.sha256), use.scale, use.text_scale) for use in found.made.loras),
+        loras=tuple(LoraRequest(ref(use.sha256), use.scale, use.text_scale, use.blocks) for use in found.made.loras),
         hypernetworks=tuple(f"{ref(use.sha256)}:{use.strength!r}" for use in found.made.hypernetworks),
         prediction=None, is_zero_snr=None, precision=None, config=None,
     )  # fmt: skip

@@ -89,7 +89,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         raise error
     return RenderRequest(
         checkpoint=f"sha256:{recipe.checkpoint}", prompt=recipe.prompt, negative_prompt=recipe.negative_prompt,
-        loras=tuple(LoraRequest(f"sha256:{use.sha256}", use.scale, use.text_scale) for use in recipe.loras),
+        loras=tuple(LoraRequest(f"sha256:{use.sha256}", use.scale, use.text_scale, use.blocks) for use in recipe.loras),
         embeddings=tuple(dict.fromkeys(f"sha256:{use.sha256}" for use in recipe.embeddings)),
         hypernetworks=tuple(f"sha256:{use.sha256}:{use.strength!r}" for use in recipe.hypernetworks),
         vae=f"sha256:{recipe.vae}" if recipe.vae else None,

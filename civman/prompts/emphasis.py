@@ -7,13 +7,14 @@ requests an adapter and is not part of the text; `<hypernet:name:strength>` requ
 
 Other kinds of tags raise an error with their name and position; they are never ignored. Syntax that needs several
 texts for one image (`AND`, `[from:to:when]`, `[a|b]`) is resolved by `editing` before; to this module it is plain text.
-Standard library only.
+No third-party package.
 """
 
 import math
 import re
 from dataclasses import dataclass, field
 
+from civman.domain.adapters.block_weights import PRESETS, blocks_of
 from civman.errors import Cause, UsageError
 
 _ROUND, _SQUARE = 1.1, 1 / 1.1
@@ -41,6 +42,8 @@ class LoraRequest:
     name: str
     te_scale: float
     unet_scale: float
+    blocks: str = ""
+    """Block weights, as in the tag's third field or after `lbw=`."""
     kind: str = "lora"
     """"lora", or "hypernet", whose strength is in both scales."""
 
@@ -124,6 +127,9 @@ def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
     named = dict(_setting(argument) for argument in arguments if "=" in argument)
     if kind == _HYPERNETWORK and (len(positional) > 1 or named):
         raise _refusal(prompt, place, "a hypernetwork has one strength", f"write `<hypernet:{name}:STRENGTH>`")
+    blocks = named.pop("lbw", "")
+    if len(positional) == 2 and not _NUMBER.fullmatch(positional[1]) and _looks_like_blocks(positional[1]):
+        blocks = positional.pop()
     if len(positional) > 2 or not set(named) <= {"te", "unet"}:
         reason = "only a name and the scales for text encoder and UNet are supported in a tag"
         short = ":".join([tag[1], name, *positional[:2]])
@@ -141,7 +147,16 @@ def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
     te = number(named.get("te", positional[0] if positional else "1"))
     unet = number(positional[1]) if len(positional) > 1 else te
     unet = number(named["unet"]) if "unet" in named else unet
-    return LoraRequest(name, te, unet, kind if kind == _HYPERNETWORK else "lora")
+    if blocks:
+        try:
+            blocks = blocks_of(blocks)
+        except UsageError as error:
+            raise _refusal(prompt, place, error.message, error.hint or _TAG_HINT) from error
+    return LoraRequest(name, te, unet, blocks, kind if kind == _HYPERNETWORK else "lora")
+
+
+def _looks_like_blocks(text: str) -> bool:
+    return "," in text or text.upper() in PRESETS
 
 
 def _setting(argument: str) -> tuple[str, str]:

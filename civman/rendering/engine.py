@@ -114,7 +114,12 @@ class Engine:
             model.base_tensor,
             [
                 merge_adapters.Adapter(
-                    planned.path(use.sha256), use.sha256, use.scale, use.text_scale, planned.name(use.sha256)
+                    planned.path(use.sha256),
+                    use.sha256,
+                    use.scale,
+                    use.text_scale,
+                    planned.name(use.sha256),
+                    use.blocks,
                 )
                 for use in loras
             ],

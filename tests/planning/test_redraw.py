@@ -185,7 +185,8 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
         ({"Face restoration": "None"}, "exact", ""),
         ({"Hypernetworks": "a, b"}, "no", "hypernetworks"),
         ({"prompt": "a <hypernet:x:strong>"}, "no", "no number"),
-        ({"prompt": "a <lora:x:1:1,0,0,1>"}, "no", "block"),
+        ({"prompt": "a <lora:x:1:1,0,0,1>"}, "no", "block weights of unknown length"),
+        ({"prompt": "a <lora:x:1:FACE>"}, "differs", "preset of the author's own"),
         ({"prompt": "a <lora:x:much>"}, "no", "no number"),
         ({"prompt": None}, "differs", "empty one"),
         ({"prompt": None, "seed": None}, "no", "no prompt"),
@@ -245,7 +246,9 @@ def test_additional_networks_are_loras_with_the_unet_first() -> None:
         "AddNet Weight A 1": "0.7", "AddNet Weight B 1": "0.3",
     })  # fmt: skip
 
-    assert found["recipe"]["loras"] == [{"name": "one", "hash": "4bd1b9a1e0d2", "scale": 0.7, "text_scale": 0.3}]
+    assert found["recipe"]["loras"] == [
+        {"name": "one", "hash": "4bd1b9a1e0d2", "scale": 0.7, "text_scale": 0.3, "blocks": ""}
+    ]
     assert found["drawable"] == "exact"
 
 

@@ -35,7 +35,7 @@ def test_plain_prompts_get_no_notice(prompt):
 @pytest.mark.parametrize(
     ("refused", "followed", "in_hint"),
     [
-        ("a <lora:x:1:lbw=OUTALL> cat", "a <lora:x:1> cat", "<lora:x:1>"),
+        ("a <lora:x:1:start=5> cat", "a <lora:x:1> cat", "<lora:x:1>"),
         ("a <lora:x:1:2:3> cat", "a <lora:x:1:2> cat", "<lora:x:1:2>"),
         ("a <wildcard:y:1> cat", "a  cat", "<wildcard:y:1>"),
         ("a (red:1.2.3)", r"a \(red:1.2.3\)", r"`\)`"), ("a (red:1.2.3)", "a (red:1.2)", "(word:1.2)"),

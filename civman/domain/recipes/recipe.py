@@ -6,6 +6,7 @@ SHA-256 is the digest of that text.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, TypeVar
 
@@ -52,6 +53,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
         "hires": ("model",),
     },
     5: {
+        "loras": ("blocks",),
         "": (
             "token_merging", "thresholding", "skip_negative_below", "skip_negative_always", "skip_early_guidance",
             "hypernetworks",
@@ -70,6 +72,8 @@ class LoraUse:
     sha256: Sha256
     scale: float
     text_scale: float
+    blocks: str = ""
+    """Block weights (`domain.adapters.block_weights`): numbers with commas; "" if all blocks have the same scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +233,7 @@ class Recipe:
         value, schema = asdict(self), SCHEMA
         while schema in _ADDED and (schema != 4 or ":" not in self.rng):
             earlier = _without_additions(value, schema)
-            if _with_additions(earlier, schema) != value:
+            if canonical(_with_additions(earlier, schema)) != canonical(value):
                 break
             value, schema = earlier, schema - 1
         return canonical({"schema": schema, **value})
@@ -298,8 +302,9 @@ def _without_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
     added = _ADDED[schema]
     kept = {key: item for key, item in value.items() if key not in added[""]}
     for part in added.keys() - {""}:
-        if isinstance(kept.get(part), dict):
-            kept[part] = {key: item for key, item in kept[part].items() if key not in added[part]}
+        kept[part] = _each(kept.get(part), lambda one: {k: v for k, v in one.items() if k not in added[part]})  # noqa: B023
+        if part not in value:
+            del kept[part]
     return kept
 
 
@@ -310,13 +315,21 @@ def _with_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
         "start": asdict(StartImage(Sha256(""), 1.0)),
         "hires": {"model": None, "token_merging": 0.0, "trim_width": 0, "trim_height": 0, "stretches": False},
         "sampling": asdict(SAMPLING),
+        "loras": {"blocks": ""},
     }
     added = {part: {key: usual[part][key] for key in keys} for part, keys in _ADDED[schema].items()}
     whole = added[""] | value
     for part in added.keys() - {""}:
-        if isinstance(whole.get(part), dict):
-            whole[part] = added[part] | whole[part]
+        if part in whole:
+            whole[part] = _each(whole[part], lambda one: added[part] | one)  # noqa: B023
     return whole
+
+
+def _each(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Change an object, or each object in a list; any other value is returned unchanged."""
+    if isinstance(value, list | tuple):
+        return [_each(one, change) for one in value]
+    return change(value) if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True, slots=True)

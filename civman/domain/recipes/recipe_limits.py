@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from civman.domain.adapters import block_weights
 from civman.domain.recipes import thresholding
 from civman.domain.recipes.noise_sources import THREADS
 from civman.errors import Cause, UsageError
@@ -118,6 +119,9 @@ def _guidance_problems(recipe: Any) -> Iterator[str]:
         yield "the ratio of merged tokens must be 0 to 0.89"
     if not all(math.isfinite(use.strength) and abs(use.strength) <= 100 for use in recipe.hypernetworks):
         yield "the strength of a hypernetwork must be between -100 and 100"
+    for use in recipe.loras:
+        if use.blocks and not _are_blocks(use.blocks):
+            yield f"`{use.blocks[:40]}` is not a list of block weights"
     if recipe.thresholding is not None:
         yield from thresholding.problems(recipe.thresholding)
         if recipe.guidance_rescale or recipe.sampler.endswith("CFG++"):
@@ -128,6 +132,13 @@ def _guidance_problems(recipe: Any) -> Iterator[str]:
         yield "the share of steps without guidance must be 0 to 1"
     if (recipe.skip_negative_below or recipe.skip_early_guidance) and recipe.sampler.endswith("CFG++"):
         yield "a CFG++ sampler needs the negative prompt in each step"
+
+
+def _are_blocks(text: str) -> bool:
+    try:
+        return block_weights.blocks_of(text) == text
+    except UsageError:
+        return False
 
 
 def _is_text(words: str) -> bool:

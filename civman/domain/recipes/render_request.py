@@ -11,6 +11,8 @@ class LoraRequest:
     scale: float = 1.0
     text_scale: float | None = None
     """The scale for the text encoders; None means the same as `scale`."""
+    blocks: str = ""
+    """Block weights: a preset or numbers with commas; "" if all blocks have the same scale."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,77 @@
+"""Block weights: one factor for each block of the UNet by which an adapter's changes there are multiplied.
+
+They are lists of 12, 17, 20 or 26 numbers, or presets of the web UIs' extension. The first number is for the text
+encoders. Blocks that a shorter list does not name get 0; layers outside the blocks keep the adapter's own scale.
+
+Source: hako-mikan/sd-webui-lora-block-weight (the rule, not its code).
+"""
+
+import math
+import re
+from typing import Final
+
+from civman.errors import Cause, UsageError
+
+
+def _names(inputs: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[str, ...]:
+    return ("BASE", *(f"IN{n:02}" for n in inputs), "M00", *(f"OUT{n:02}" for n in outputs))
+
+
+LAYOUTS: Final = {
+    12: _names((4, 5, 7, 8), tuple(range(6))),
+    17: _names((1, 2, 4, 5, 7, 8), tuple(range(3, 12))),
+    20: _names(tuple(range(9)), tuple(range(9))),
+    26: _names(tuple(range(12)), tuple(range(12))),
+}
+"""By length: the blocks that a list of this length names; 12 and 20 are for SDXL, 12 and 17 for LoRAs of attention."""
+PRESETS: Final = {
+    "NONE": "0" + ",0" * 16, "ALL": "1" + ",1" * 16, "INS": "1,1,1,1" + ",0" * 13, "IND": "1,0,0,0,1,1,1" + ",0" * 10,
+    "INALL": "1,1,1,1,1,1,1" + ",0" * 10, "MIDD": "1,0,0,0,1,1,1,1,1,1,1,1" + ",0" * 5,
+    "OUTD": "1" + ",0" * 7 + ",1" * 4 + ",0" * 5, "OUTS": "1" + ",0" * 11 + ",1" * 5,
+    "OUTALL": "1" + ",0" * 7 + ",1" * 9, "ALL0.5": "0.5" + ",0.5" * 16,
+}  # fmt: skip
+"""The presets that come with the extension; all others are in a user's own file."""
+_DOWN = re.compile(r"down_blocks\.(\d+)\.(?:(?:resnets|attentions)\.(\d+)|downsamplers)")
+_UP = re.compile(r"up_blocks\.(\d+)\.(?:(?:resnets|attentions)\.(\d+)|upsamplers)")
+_LAYERS: Final = 3
+"""Blocks of the original layout for each level: two pairs of a ResNet and attention, and one that changes the size."""
+
+
+def blocks_of(text: str) -> str:
+    """Return block weights in canonical form: numbers with commas. Raises: UsageError (`bad-scale`)."""
+    words = PRESETS.get(text.strip().upper(), text)
+    try:
+        numbers = [float(word) for word in words.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in LAYOUTS or not all(math.isfinite(number) and abs(number) <= 100 for number in numbers):
+        raise UsageError(
+            f"`{text[:60]}` is neither a preset nor a list of {', '.join(map(str, LAYOUTS))} block weights",
+            hint=f"the presets are {', '.join(PRESETS)}", code=Cause.BAD_SCALE,
+        )  # fmt: skip
+    return ",".join(f"{number:g}" for number in numbers)
+
+
+def factor(blocks: str, component: str, parameter: str) -> float:
+    """Return the factor for a parameter of diffusers' model ("unet" or a text encoder); 1 without block weights."""
+    if not blocks:
+        return 1.0
+    numbers = [float(word) for word in blocks.split(",")]
+    named = dict(zip(LAYOUTS[len(numbers)], numbers, strict=True))
+    if component != "unet":
+        return named["BASE"]
+    block = _block(parameter)
+    return 1.0 if block is None else named.get(block, 0.0)
+
+
+def _block(parameter: str) -> str | None:
+    """The block of the original layout that a parameter belongs to; None for the layers before and after all blocks."""
+    if parameter.startswith("conv_in."):
+        return "IN00"
+    if parameter.startswith("mid_block."):
+        return "M00"
+    if match := _DOWN.match(parameter):
+        return f"IN{int(match[1]) * _LAYERS + (int(match[2]) + 1 if match[2] else _LAYERS):02}"
+    if match := _UP.match(parameter):
+        return f"OUT{int(match[1]) * _LAYERS + (int(match[2]) if match[2] else _LAYERS - 1):02}"
+    return None
