@@ -199,6 +199,10 @@ class _Reader:
         if name.casefold() not in ("", "none"):
             yield re.sub(r"\([0-9a-fA-F]{8}\)$", "", name).strip(), 1.0 if strength is None else strength
 
+        name, strength = entries.text("Hypernetworks"), entries.number("Hypernetworks Strengths")
+        if name and "," not in name:  # an extension's entry; with one hypernetwork, it means the same
+            yield name, 1.0 if strength is None else strength
+
     def _network_hash(self, name: str) -> str:
         digest = self._entries.text("Hypernet hash")
         found = digest.casefold() if name == self._entries.text("Hypernet") else ""

@@ -62,7 +62,10 @@ _TILED: Final = (
 )
 _FEATURES: Final = (
     _feature(
-        "Face restoration$", NO, "faces were restored (GFPGAN, CodeFormer), which civman does not support", _is_face
+        "Face restoration$",
+        Drawable.DIFFERS,
+        "faces were restored afterwards (GFPGAN, CodeFormer); civman leaves them as they were drawn",
+        _is_face,
     ),
     _feature(
         "(ADetailer|DDetailer|YOLO) ",
@@ -70,7 +73,12 @@ _FEATURES: Final = (
         "a detector found faces or hands, which were then drawn again (ADetailer and others); civman leaves "
         "them as they are before that",
     ),
-    _feature("Hypernetworks", NO, "an extension combined several hypernetworks, which civman does not support"),
+    _feature(
+        "Hypernetworks",
+        NO,
+        "an extension combined several hypernetworks, which civman does not support",
+        lambda entries: "," in entries.text("Hypernetworks"),
+    ),
     _feature(
         r"ControlNet|(\"preprocessor|model|weight|resize mode|control mode|pixel perfect|starting/ending|"
         r"preprocessor params)$",
