@@ -15,7 +15,8 @@ from civman.domain.catalog import Asset, FileId, ModelFile, ModelId, ModelVersio
 from civman.domain.digests import Sha256, sha256_from
 from civman.domain.file_names import safe_name
 from civman.domain.printed_refs import air_of
-from civman.domain.refs import FileSelector, HashKind, HashRef, VersionRef, parse_ref
+from civman.domain.ref_matching import KnownIds, means
+from civman.domain.refs import FileSelector, VersionRef, parse_ref
 from civman.errors import CivmanError, ConfigError, NotFound, UsageError
 from civman.settings import PROJECT_FILE, nearest_project_file
 from civman.system.move_files import replace_file
@@ -50,6 +51,11 @@ class Locked:
         if self.version_id is None:
             return None
         return str(VersionRef(self.version_id, self.model_id, FileSelector(self.file_id)))
+
+    @property
+    def known_ids(self) -> KnownIds:
+        """Everything by which `civman drop` recognises the file."""
+        return KnownIds(self.sha256, self.model_id, self.version_id, self.file_id, (self.name, self.title))
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,24 +305,7 @@ def _means(typed: str, entry: str, locked: Sequence[Locked]) -> bool:
     """Whether a typed text identifies this entry, by its ref, model, version, file, digest or name."""
     if _canonical(typed) == entry:
         return True
-    words = typed.casefold()
-    parsed = parse_ref(typed)
-    digest = parsed.digest if isinstance(parsed, HashRef) and HashKind.SHA256 in parsed.kinds else None
-    for each in locked:
-        if each.ref == entry and digest is not None and each.sha256.startswith(digest):
-            return True
-        ids = {f"{each.model_id}", f"civitai:{each.model_id}", f"@{each.version_id}", each.air, each.exact_ref or ""}
-        ids |= {
-            f"@{each.version_id}+{each.file_id}",
-            f"{each.model_id}@{each.version_id}",
-            each.name,
-            each.title,
-            each.sha256,
-            each.sha256[:10],
-        }
-        if each.ref == entry and words in {word.casefold() for word in ids if word}:
-            return True
-    return False
+    return any(each.ref == entry and means(typed, each.known_ids) for each in locked)
 
 
 def _order(entry: Locked) -> tuple[int, int, int, str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 from civman.domain.catalog import Asset, Blob
 from civman.domain.digests import Sha256
 from civman.domain.plurals import counted
+from civman.domain.ref_matching import KnownIds, means
 from civman.errors import Cause, NotFound, Refused
 from civman.index import USER_PIN, Index
 from civman.manage.file_state import seen_now
@@ -204,7 +205,7 @@ def removal_named(store: BlobStore, name: str | None) -> Removal:
         digests = removal.digests
         if name is None or removal.id == name or any(len(name) >= 6 and digest.startswith(name) for digest in digests):
             return removal
-        if any(name in (str(entry.get("name")), *_refs(entry)) for entry in removal.entries):
+        if any(means(name, ids) for entry in removal.entries for ids in _known_ids(entry)):
             return removal
     if name is None:
         raise NotFound("the trash is empty", hint="no file was removed, or `civman gc` has emptied the trash")
@@ -352,12 +353,14 @@ def _is_verified(entry: dict[str, Any], path: Path, sha256: Sha256) -> bool:
         return False
 
 
-def _refs(entry: dict[str, Any]) -> Iterator[str]:
+def _known_ids(entry: dict[str, Any]) -> Iterator[KnownIds]:
+    """Return what identifies a removed file, once for each of its assets."""
+    sha256, name = Sha256(str(entry["sha256"])), str(entry.get("name"))
+    yield KnownIds(sha256, names=(name,))
     for asset in entry.get("sidecar", {}).get("assets", []):
         version, model = asset.get("version") or {}, asset.get("model") or {}
-        yield from filter(None, (asset.get("alias"), asset.get("name")))
-        if version.get("id"):
-            yield from (f"@{version['id']}", f"{model.get('id')}@{version['id']}", str(model.get("id")))
+        names = (asset.get("alias"), asset.get("name"), model.get("name"))
+        yield KnownIds(sha256, model.get("id"), version.get("id"), asset.get("file_id"), tuple(filter(None, names)))
 
 
 def _stale(folder: Path, before: datetime) -> Iterator[StalePartial]:
