@@ -256,7 +256,10 @@ def _flag(raw: object, source: str) -> bool:
 
 def _object_store(raw: str, source: str) -> str:
     if not raw.strip().startswith("s3://"):
-        raise ConfigError(f"`object_store` from {source} is `{raw}`", hint="use a URL such as s3://bucket/models")
+        raise ConfigError(
+            f"`object_store` from {source} is not the URL of an object store: `{raw}`",
+            hint="use a URL such as s3://bucket/models",
+        )
     return raw.strip()
 
 

@@ -157,7 +157,7 @@ def render(
         str | None,
         typer.Option(
             metavar="MIMIC[,NAME=VALUE…]",
-            help='Dynamic thresholding: the CFG scale to mimic and more, such as "7,percentile=99.5".',
+            help='Dynamic thresholding: the CFG scale to mimic and further settings, such as "7,percentile=99.5".',
         ),
     ] = None,
     ngms: Annotated[
@@ -258,13 +258,14 @@ def render(
         float | None, typer.Option(help="Denoising strength of the second (hires) pass.", show_default="0.7")
     ] = None,
     hires_token_merging: Annotated[
-        float | None, typer.Option(help="--token-merging for the second pass.", show_default="as the first")
+        float | None,
+        typer.Option(help="Share of image tokens to merge in the second pass (ToMe).", show_default="as the first"),
     ] = None,
     hires_trim: Annotated[
         str | None,
         typer.Option(
             metavar="WxH",
-            help="Cut this off the first image, then stretch it to the second size in one step, as A1111 in 2022.",
+            help="Trim the first image by this size, then stretch it to the second size, as A1111 did in 2022.",
         ),
     ] = None,
     upscaler: Annotated[

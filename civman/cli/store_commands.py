@@ -38,7 +38,7 @@ def push(
         bool, typer.Option("--with-notes", help="Include your notes, tags, ratings and aliases.")
     ] = False,
 ) -> Result:
-    """Upload models with their metadata to an S3-compatible object store; what it has already is skipped.
+    """Upload models with their metadata to an S3-compatible object store; files that it already has are skipped.
 
     Access keys are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from ~/.aws/credentials.
     """
@@ -82,7 +82,7 @@ def pull(
 
 
 def verify_store(session: Session, url: str, refs: list[str]) -> Result:
-    """Read files in an object store and compare their SHA-256: the part of `civman verify` that needs one."""
+    """Verify files in an object store by their SHA-256: `civman verify` with a URL such as s3://bucket/models."""
     with session.downloading() as on_event:
         found = list(session.library.object_store.verify(refs, url=url, on_event=on_event))
     return _result("verify-store", found, "verified", "")
@@ -98,7 +98,7 @@ def _require_one_choice(verb: str, given: list[bool], choices: str) -> None:
     from civman.errors import UsageError
 
     if given.count(True) != 1:
-        raise UsageError(f"civman does not know what to {verb}", hint=f"pass one of: {choices}")
+        raise UsageError(f"nothing was given to {verb}", hint=f"pass one of: {choices}")
 
 
 def _result(kind: str, moved: "Sequence[Moved]", done: str, present: str) -> Result:

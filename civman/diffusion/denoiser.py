@@ -83,9 +83,9 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Skips:
-    """When the negative prompt is not evaluated: at noise levels below `below` in every second evaluation.
+    """When the negative prompt is skipped: in every second evaluation at noise levels under `below`.
 
-    `always`: in each of these; `early`: in the first share of the evaluations, too.
+    `always`: in each evaluation at these levels; `early`: also in this share of the evaluations, from the first one on.
     """
 
     below: float = 0.0
@@ -93,7 +93,7 @@ class Skips:
     early: float = 0.0
 
     def at(self, call: int, steps: int, sigma: float) -> bool:
-        """Whether evaluation `call` of `steps` at this noise level is not guided."""
+        """Whether evaluation `call` of `steps` at this noise level skips the negative prompt."""
         if self.early and call / max(steps, 1) <= self.early:
             return True
         return (call % 2 == 1 or self.always) and sigma < self.below
@@ -261,7 +261,7 @@ class Denoiser:
         return mixed
 
     def _thresholded(self, answers: list[Tensor], weights: tuple[float, ...]) -> Tensor:
-        """Guide by dynamic thresholding."""
+        """Compute the guided prediction with dynamic thresholding."""
         found, (*conds, uncond) = self._guidance.thresholding, answers
         assert found is not None
         direction = sum((cond - uncond) * weight for cond, weight in zip(conds, weights, strict=True))

@@ -107,7 +107,7 @@ def acting(unet: nn.Module, uses: Sequence[tuple[Hypernetwork, float]]) -> Itera
                 made, has = (", ".join(map(str, sorted(given))) for given in (each.networks, widths))
                 raise Incompatible(
                     f"the hypernetwork `{each.name}` was made for attention of the widths "
-                    f"{made}, and the model has {has}",
+                    f"{made}, but the model has {has}",
                     hint="use it with a model of the family that it was trained on", code=Cause.ADAPTER_NO_MATCH,
                     adapter=each.name,
                 )  # fmt: skip

@@ -17,7 +17,7 @@ _TURN = 6.28318
 
 
 def scale_at(scale: float, mode: str, minimum: float, share: float, power: float) -> float:
-    """Return a scale after `share` of the steps (0 to 1, above 1 if more evaluations than steps are counted)."""
+    """Return the scale in effect after `share` of the steps (above 1 if more evaluations than steps are counted)."""
     if mode.endswith("Repeating") or mode == "Sawtooth":
         place = (share * power) % 1.0
     factors: dict[str, Callable[[], float]] = {

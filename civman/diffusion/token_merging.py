@@ -55,7 +55,7 @@ class _Merged:
         return (self._pairs[0](arguments[0]), *arguments[1:]), named
 
     def part(self, _attention: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Give each original token the result of the one that stands for it."""
+        """Give each original token the attention result of the token that it was merged into."""
         return output if self._pairs is None else self._pairs[1](output)
 
 

@@ -19,7 +19,7 @@ class CurrentUrl:
     def get(self) -> DownloadAddress:
         """The URL in use. If there is none, one thread requests it while the others wait.
 
-        Raises: what `request` raises.
+        Raises: the errors of `request`.
         """
         with self._requesting:
             address = self._address

@@ -50,7 +50,7 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One file to download: the key of its partial file, what is declared of it, and how to get its current URL."""
+    """One file to download: the key of its partial file, what is declared about it, and how to get its current URL."""
 
     key: str
     file: ModelFile

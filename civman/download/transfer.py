@@ -30,9 +30,9 @@ from civman.errors import Cause, CivmanError, Interrupted, NetworkError
 from civman.store.partial import Partial
 
 _BUFFER_BYTES = 1 << 20
-"""Fits into a CPU core's own cache.
+"""The size of a read buffer, which fits into a CPU core's own cache.
 
-With twice as much, bytes are fetched from main memory again on their way to the file.
+A buffer twice as large would have to be fetched from main memory again when it is written to the file.
 """
 _FLUSH_S = 0.1
 _LOOK_S = 0.015

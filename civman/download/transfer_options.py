@@ -7,7 +7,7 @@ from civman.download.rate_limit import RateLimit
 from civman.errors import Cause, NetworkError
 
 _LIMITED_BYTES_PER_S = 1_000_000
-"""With a speed limit, one connection is used for every this many bytes per second of it."""
+"""The part of a speed limit, in bytes per second, for which one connection is used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A bucket of an S3-compatible object store that keeps blobs under their digest, as a second home for a library.
+"""A bucket of an S3-compatible object store that stores blobs under their digests, as a second copy of a library.
 
 Keys below the prefix in the store's URL: `blobs/sha256/ab/<sha256>` is a file, next to it `<sha256>.civman.json` is its
 sidecar and `<sha256>.preview.<ext>` its preview image. What is written is complete or absent: uploads of several parts
@@ -81,7 +81,7 @@ class ObjectStore:
     """An open connection to a bucket. Its methods raise NetworkError, NotAllowed and NotFound (no such bucket)."""
 
     def __init__(self, address: StoreAddress, store: Any, server: tuple[str, str]) -> None:
-        """`store` is obstore's; `server` is the scheme and host with port that signed URLs point to."""
+        """`store` is obstore's client; `server` is the scheme and host with port that signed URLs point to."""
         self.address = address
         self.server = server
         self._store = store

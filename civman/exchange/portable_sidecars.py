@@ -1,4 +1,4 @@
-"""Sidecars that travel to other machines: what is left out when they are written, and distrusted when they are read."""
+"""Sidecars for other machines: private data is left out when they are written, and all data checked when read."""
 
 import json
 from datetime import datetime

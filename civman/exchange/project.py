@@ -253,7 +253,7 @@ def _refs(document: dict[str, Any], path: Path) -> list[str]:
         ref = item.get("ref") if isinstance(item, dict) else item
         if not isinstance(ref, str) or not ref.strip():
             raise ConfigError(
-                f'`models` in `{path}` must be a list of tables that each have `ref = "…"`', hint="fix that file"
+                f'`models` in `{path}` must be a list of tables that each have `ref = "…"`', hint=f"fix `{path}`"
             )
         refs.append(ref)
     return refs

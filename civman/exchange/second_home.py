@@ -1,6 +1,6 @@
-"""Push blobs to an object store and pull them from one: each file is known by its SHA-256 and verified on arrival.
+"""Push files to an object store and pull files from it; each is identified by its SHA-256 and verified on arrival.
 
-The store holds each blob once, with a sidecar, so that several libraries can share it. Neither direction deletes
+The store has each blob once, with a sidecar, so that several libraries can share it. Neither direction deletes
 anything. A download from the store resumes after an interruption like one from CivitAI.
 """
 
@@ -79,7 +79,7 @@ def push(
     with_notes: bool = False,
     on_event: OnEvent = ignore,
 ) -> Iterator[Moved]:
-    """Upload the files of `assets` with their metadata, those that the store does not have yet.
+    """Upload the files of `assets` that the store does not have yet, with their metadata.
 
     Yields a result for each file. Each file is hashed while it is read; a corrupt one leaves nothing in the store.
 
@@ -116,7 +116,7 @@ def _upload(remote: ObjectStore, asset: Asset, portable: Portable, on_event: OnE
 
 
 def offers(remote: ObjectStore, digests: Iterable[Sha256] | None = None, *, now: datetime) -> list[Offer]:
-    """The files in the store (None: all), with their metadata, ordered by name.
+    """List the files in the store with these digests (None: all) and their metadata, ordered by name.
 
     A file without a readable sidecar is left out; so is a digest that the store does not have.
     """
@@ -135,7 +135,7 @@ def offers(remote: ObjectStore, digests: Iterable[Sha256] | None = None, *, now:
 
 
 def choose(offered: Sequence[Offer], refs: Sequence[str], *, file: str | None, now: datetime) -> list[Offer]:
-    """The offers that `refs` mean, by the same rules as for files in the library.
+    """Choose the offers that `refs` mean, by the same rules as for files in the library.
 
     Raises: NotFound, AmbiguousRef, InvalidRef.
     """

@@ -15,7 +15,7 @@ from civman.index import Index
 _MOST_CONFIG = 1 << 20
 _PICTURES = {b"\x89PNG": ".preview.png", b"\xff\xd8\xff": ".preview.jpg"}
 _WEBUI_VERSIONS = {Architecture.SD1: "SD1", Architecture.SD2: "SD2", Architecture.SDXL: "SDXL"}
-"""A1111's names for the base models a network was trained on."""
+"""A1111's names for the base models that adapters were trained on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which folder a program expects each kind of file in, and which kind a file is.
+"""The folder in which a program expects each kind of file, and the kind that a file is.
 
 The facts are in view_folders.json. Source: the programs' defaults (ComfyUI `folder_paths`, A1111 and Forge `models/`
 and `embeddings/`, SwarmUI `Paths` settings); InvokeAI scans any folder and identifies files itself.

@@ -1,6 +1,6 @@
 """The record of which files civman created in a view: a JSON file in the view's folder.
 
-All other files are not ours.
+All other files in the folder belong to the user or to other programs.
 """
 
 import json

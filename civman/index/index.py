@@ -161,7 +161,7 @@ class Index:
         return read_maintenance.held_files(self._reader, digests)
 
     def without_verdict(self, fits: Fits) -> list[Asset]:
-        """Assets without a saved verdict on the checkpoint of `fits`; checkpoints are left out."""
+        """Assets whose verdict with the checkpoint of `fits` is not saved yet; checkpoints are left out."""
         return read_assets.without_verdict(self._reader, fits)
 
     def save_verdicts(self, fits: Fits, verdicts: Iterable[tuple[Asset, str]]) -> None:
@@ -172,7 +172,7 @@ class Index:
             write_notes.save_verdicts(connection, fits, verdicts)
 
     def pins(self) -> dict[Sha256, tuple[str, ...]]:
-        """Why files must not be removed, by SHA-256; includes files that are not stored here."""
+        """The reasons why files must not be removed, by SHA-256; includes files that are not stored here."""
         return read_maintenance.pins(self._reader)
 
     def shares(self, group: str) -> list[Share]:
@@ -200,7 +200,7 @@ class Index:
         return read_maintenance.places(self._reader, digests)
 
     def seen_files(self, paths: Iterable[str] | None = None) -> dict[str, SeenFile]:
-        """What is known about files outside the store, by path; all of them, or those in `paths`."""
+        """The saved SHA-256 and state of files outside the store, by path: of all of them, or of those in `paths`."""
         return read_catalog.seen_files(self._reader, paths)
 
     # Images made with this library
@@ -416,7 +416,7 @@ class Index:
         return "_writer" in self.__dict__
 
     def forget_seen(self, paths: Iterable[str]) -> None:
-        """Remove what is known about files that no longer exist."""
+        """Remove the saved digests of files that no longer exist."""
         from civman.index import write_notes
 
         with self._writer.transaction() as connection:

@@ -166,7 +166,7 @@ class AssetFilter:
     larger_bytes: int | None = None
     smaller_bytes: int | None = None
     since: datetime | None = None
-    """Added at this time or later."""
+    """Only assets that were added at this time or later."""
     is_commercial: bool = False
     """Only files whose licence and whose base model's licence allow selling images, as far as they are known."""
     is_safe: bool = False

@@ -59,7 +59,7 @@ ASSET_COLUMNS = (
     "NOT EXISTS (SELECT 1 FROM asset o WHERE o.version_id = a.version_id AND o.file_key IS a.file_key "
     "AND o.blob_sha256 <> a.blob_sha256)"
 )
-"""The last two columns decide how the asset's ref is printed."""
+"""The columns of an asset; the last two decide how its ref is printed."""
 ASSET_TABLES = (
     "asset a JOIN blob b ON b.sha256 = a.blob_sha256 LEFT JOIN file f ON f.key = a.file_key "
     "LEFT JOIN version v ON v.id = a.version_id LEFT JOIN model m ON m.id = a.model_id "

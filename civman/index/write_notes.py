@@ -55,17 +55,17 @@ def sidecar_is_due(connection: Connection, ids: Iterable[int]) -> None:
 
 
 def sidecar_kept(connection: Connection, due: Iterable[tuple[Sha256, str]]) -> None:
-    """Clear the mark of sidecar files that were written, unless the rows have changed again since."""
+    """Remove the out-of-date marks of sidecar files that were written, unless the rows have changed again since."""
     connection.executemany("DELETE FROM sidecar_due WHERE blob_sha256 = ? AND token = ?", list(due))
 
 
 def sidecar_goes(connection: Connection, sha256: Sha256) -> None:
-    """Clear the mark of a blob that no asset refers to any more."""
+    """Remove the out-of-date mark of a sidecar file whose blob no asset refers to any more."""
     connection.execute("DELETE FROM sidecar_due WHERE blob_sha256 = ?", (sha256,))
 
 
 def forget_seen(connection: Connection, paths: Iterable[str]) -> None:
-    """Remove what is known about files that no longer exist."""
+    """Remove the saved digests of files that no longer exist."""
     connection.execute(f"DELETE FROM seen_file WHERE path {IN_LIST}", (listed(paths),))  # noqa: S608
 
 

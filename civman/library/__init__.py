@@ -162,7 +162,7 @@ class Library:
         return Shown(resolved, tuple(context.index.find_by_model(resolved.page.model.id)))
 
     def _without_versions(self, model_id: ModelId) -> Shown:
-        """Return what CivitAI says (offline: said) about a model of which it lists no version."""
+        """Return CivitAI's information (offline: as last saved) about a model of which it lists no version."""
         context = self.context
         saved = context.index.model(model_id)
         model = saved[0] if context.settings.offline and saved is not None else context.client.model(model_id).model

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class ObjectStorePart(Part):
     """Push files to an object store, pull them from it, and verify them there.
 
-    `url` is the store's, such as `s3://bucket/models`; None: the one in the settings (`object_store`).
+    `url` is the store's URL, such as `s3://bucket/models`; None: the one in the settings (`object_store`).
 
     All methods raise UsageError: `url` is invalid, or there is none; NotAllowed: no access; NetworkError: the store
     cannot be reached.

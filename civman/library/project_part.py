@@ -88,7 +88,7 @@ class ProjectPart(Part):
         return syncing.check() if check else syncing.sync()
 
     def locked_assets(self, folder: Path) -> Sequence[Asset]:
-        """The stored files that the lock of the project in `folder` lists. Raises: the error of one that is missing."""
+        """The stored files that the lock of the project in `folder` lists. Raises: an error if one is missing."""
         synced = self.sync(folder=folder, check=True)
         for each in synced:
             if each.error is not None:

@@ -24,10 +24,12 @@ def settings_file(settings: Settings, folder: Path | None) -> Path:
 
 
 def set_value(file: Path, key: str, texts: list[str]) -> Any:
-    """Set a setting to the typed value and return it as stored. Several texts are a list. Comments stay.
+    """Set a setting to the typed value and return it as stored. Several texts become a list.
+
+    Comments in the file are kept.
 
     Raises: UsageError (`unknown-name`, `bad-value`): there is no such setting, or the value does not fit it.
-        ConfigError: the file cannot be read or written.
+    ConfigError: the file cannot be read or written.
     """
     import tomlkit  # importing this takes 0.04 s and is only needed for writing
     from tomlkit.exceptions import TOMLKitError
@@ -48,7 +50,7 @@ def set_value(file: Path, key: str, texts: list[str]) -> Any:
         table[last] = value
         text = tomlkit.dumps(document)
     except (TOMLKitError, TypeError) as error:
-        raise ConfigError(f"cannot change `{file}`: {error}", hint="mend that file") from error
+        raise ConfigError(f"cannot change `{file}`: {error}", hint=f"fix `{file}`") from error
     _write(file, text)
     return value
 
@@ -122,7 +124,7 @@ def _text(file: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read `{file}`: {error}", hint="mend or remove that file") from error
+        raise ConfigError(f"cannot read `{file}`: {error}", hint=f"fix or remove `{file}`") from error
     checked_table(text, file)
     return text
 

@@ -28,7 +28,7 @@ class Hashed:
     read: set[str] = field(default_factory=set)
     read_bytes: int = 0
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
-    """Each with the reason."""
+    """The files that could not be read, each with the reason."""
 
 
 def hash_files(index: Index, files: Sequence[Path], on_event: OnEvent) -> Hashed:

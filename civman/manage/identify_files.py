@@ -26,11 +26,11 @@ _ASKERS = 4
 _MOST_BY_TENSORS = 200
 """CivitAI has no batch request for AutoV3, so each import asks about this many files at most"""
 _MOST_FAILURES_AT_FIRST, _MOST_FAILURES = 3, 12
-"""After this many failed requests in a row, before or after the first answer, the remaining files are not asked for."""
+"""After this many failed requests in a row, before or after the first answer, CivitAI is not asked any further."""
 _NOT_REACHED = frozenset(
     {Cause.UNREACHABLE, Cause.TIMEOUT, Cause.TLS, Cause.PROXY, Cause.OFFLINE, Cause.BLOCKED_CLIENT, Cause.RATE_LIMITED}
 )
-"""Causes that other requests would meet, too."""
+"""Causes of failure that would affect other requests, too."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -90,7 +90,7 @@ def ask_civitai(
 
 
 class _StopAskingError(Exception):
-    """CivitAI cannot be reached."""
+    """Stops all further requests, because CivitAI cannot be reached."""
 
 
 class _Asking:

@@ -80,7 +80,7 @@ class ImportResult:
     previews: int
     """The number of files whose preview image, found next to them, was stored."""
     companions: int
-    """The number of files beside moved models that were moved with them."""
+    """The number of files next to moved models that were moved with them."""
     notes_refused: tuple[Problem, ...]
     """Notes of other programs that are not used, because they are damaged or about another file."""
     unanswered: tuple[Problem, ...]
@@ -95,7 +95,7 @@ class ImportResult:
     left_out: tuple[LeftOut, ...]
     """The files that are not model files, by reason."""
     kept: tuple[Kept, ...]
-    """Files that should have been moved, but also stay where they were."""
+    """Files that were to be moved but also stay at their old place: they were copied instead."""
 
 
 @dataclass(slots=True)

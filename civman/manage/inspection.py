@@ -102,7 +102,7 @@ def inspect_path(path: Path) -> Inspected:
 
 
 def inspect_asset(asset: Asset) -> Inspected:
-    """Inspect a stored file. Raises: what `inspect_path` raises."""
+    """Inspect a stored file. Raises: the errors of `inspect_path`."""
     path = Path(asset.path)
     if not path.is_file():
         raise NotFound(f"the file of `{asset.name}` is missing: {path}", hint="`civman verify` lists all missing files")

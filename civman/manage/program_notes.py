@@ -137,7 +137,7 @@ def _add(
     if note.version is None or beside.version is not None:
         return
     if not proven:
-        message = "the note names a version on CivitAI but states no SHA-256, so it proves nothing about this file"
+        message = "the note names a version on CivitAI but states no SHA-256, so it may be about another file"
         beside.refused.append(Refused(str(place), message))
         return
     try:

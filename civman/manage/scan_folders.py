@@ -64,7 +64,7 @@ class Reason(StrEnum):
 
 
 REASON_WORDS = {
-    Reason.COMPANION: "belongs to a model beside it (notes, preview, config)",
+    Reason.COMPANION: "belongs to a model next to it (notes, preview, config)",
     Reason.UNFINISHED: "an unfinished download or a temporary file",
     Reason.DEAD_LINK: "a link whose target does not exist",
     Reason.REACHED_BEFORE: "a link to something that was already found",
@@ -77,7 +77,7 @@ REASON_WORDS = {
     Reason.UNREADABLE: "a folder that cannot be read",
     Reason.BAD_NAME: "its name is not valid Unicode: rename it",
     Reason.ARCHIVE: "an archive (unpack it, or import it by its name)",
-    Reason.CONFIG: "a config without a model beside it",
+    Reason.CONFIG: "a config without a model next to it",
     Reason.WILDCARDS: "a list of wildcards",
     Reason.POSE: "a pose",
     Reason.WORKFLOW: "a workflow",

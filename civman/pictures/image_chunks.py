@@ -1,4 +1,4 @@
-"""Take image files apart without decoding them: their size and their texts, from headers that may be wrong.
+"""Read the size and the texts of image files without decoding them, from headers that may be wrong.
 
 Every reader walks through the whole file, so that a truncated or damaged file is an error and not half a result. All
 lengths come from untrusted files and are checked before use.

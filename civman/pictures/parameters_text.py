@@ -103,7 +103,7 @@ class Generation:
     loras: tuple[Part, ...] = ()
     embeddings: tuple[Part, ...] = ()
     hypernetworks: tuple[Part, ...] = ()
-    """Their tags are in the prompt."""
+    """The hypernetworks whose tags are in the prompt."""
     vae: Part | None = None
     hires: SecondPass | None = None
     denoising: float | None = None

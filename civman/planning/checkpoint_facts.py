@@ -50,7 +50,7 @@ class Checkpoint:
     clip_layers: int | None
     notices: tuple[str, ...]
     vae_reads_pictures: bool = True
-    """False where the VAE has a decoder only."""
+    """False if the VAE has only a decoder."""
 
 
 def read_checkpoint(

@@ -111,7 +111,7 @@ class Finder:
         return self.of_asset(role, asset)
 
     def named(self, role: str, name: str) -> Found:
-        """Find the stored file that a prompt refers to as `name`. Raises: what `find` raises."""
+        """Find the stored file that a prompt refers to as `name`. Raises: the errors of `find`."""
         assets = [asset for asset in self._index.find_by_name(name) if _plays(asset, role)]
         if not assets:
             raise NotFound(
@@ -148,7 +148,7 @@ class Finder:
         return self._index.assets(AssetFilter(kinds=(Kind.EMBEDDING.value,)))
 
     def of_asset(self, role: str, asset: Asset) -> Found:
-        """Verify a stored file. Raises: what `find` raises."""
+        """Verify a stored file. Raises: the errors of `find`."""
         asset = at_its_place(self._index, asset)
         inspected = inspect_asset(asset)
         _require_kind(role, inspected)

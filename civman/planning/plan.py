@@ -63,8 +63,10 @@ def plan(
 
     Raises:
         CannotRender: the render extra is not installed, or civman cannot render this kind of checkpoint.
-        UsageError: a value, name, ref, prompt or image is invalid. NotFound, AmbiguousRef: a file.
-        Incompatible: the parts cannot work together. IntegrityError: a file does not have the SHA-256 in the index.
+        UsageError: a value, name, ref, prompt or image is invalid.
+        NotFound, AmbiguousRef: a ref matches no file, or several.
+        Incompatible: the parts cannot work together.
+        IntegrityError: a file does not have the SHA-256 in the index.
     """
     require_render_extra()
     typed = (request.prompt, request.negative_prompt)
@@ -174,7 +176,10 @@ def _start_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, Plann
 
 
 def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *, on_event: OnEvent = ignore) -> Planned:
-    """Plan a recipe for a replay: unchanged, with the original's parent and typed prompts. Raises: as `plan_recipe`."""
+    """Plan a recipe for a replay: unchanged, with the original's parent and typed prompts.
+
+    Raises: the errors of `plan_recipe`.
+    """
     planned = plan_recipe(index, recipe_of(source), pictures, on_event=on_event)
     record = source.record
     parent, typed = (record.parent, record.typed) if record else (None, None)
@@ -345,7 +350,7 @@ def _require_encoder(recipe: Recipe, checkpoint: Checkpoint) -> None:
     rereads = recipe.hires is not None and not recipe.hires.upscaler.startswith("latent")
     if not checkpoint.vae_reads_pictures and (recipe.start is not None or rereads):
         raise CannotRender(
-            "the VAE has only a decoder, so it cannot read the picture to start from",
+            "the VAE has only a decoder, so it cannot encode the input image",
             hint="name another VAE with --vae" + (", or a latent upscaler" if recipe.start is None else ""),
             code=Cause.MISSING_PART, part="vae",
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Turn the settings of another program's image into a recipe that renders it again, or say why that is impossible.
 
-Each setting is expressed exactly, expressed with a difference that is named, in need of an image that no metadata
-contains, or not expressible. Entries that are not known are named, too. What is missing has the value that the A1111
+Each setting is expressed exactly, or with a difference that is reported, or needs an image that no metadata
+contains, or cannot be expressed. Unknown entries are reported, too. A missing setting has the value that the A1111
 version of the image gives it.
 """
 

@@ -1,6 +1,6 @@
 """Render requests from the settings in images of other programs, with the files that they name found in the library.
 
-A file is found by its hash if the settings give one, else by its name, which a notice then says.
+A file is found by its hash if the settings give one, else by its name, which is reported in a notice.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def request_of(index: Index, row: dict[str, Any]) -> tuple[RenderRequest, str, t
     if found.drawable in (Drawable.NO, Drawable.NEEDS_INPUT) or found.made is None:
         raise CannotRender(
             f"the image cannot be drawn again: {'; '.join(found.reasons[:3])}", code=Cause.NOT_DRAWABLE,
-            hint="`civman render` draws it without what is missing, if you give the other settings yourself",
+            hint="to render it without the missing features, pass the other settings to `civman render`",
         )  # fmt: skip
     digests, notices = _files(index, found)
     request = as_request(found.made)

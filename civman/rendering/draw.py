@@ -71,7 +71,7 @@ def draw(plans: Iterable[Planned], machine: Machine, on_event: OnEvent = ignore)
 
 
 def prepare(engine: Engine, planned: Planned) -> Job:
-    """Merge the plan's adapters into the engine's model and encode its prompts. Raises: what `draw` raises."""
+    """Merge the plan's adapters into the engine's model and encode its prompts. Raises: the errors of `draw`."""
     engine.merge(planned)
     return Job(
         planned,

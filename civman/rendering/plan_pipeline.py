@@ -42,8 +42,7 @@ def pipeline(planned: Planned, kind: str | None, *, machine: Machine, on_event: 
 
     `kind`: "txt2img", "img2img" or "inpaint"; None: the one that the plan needs.
 
-    Raises: CannotRender: a pipeline cannot render the plan, or as `draw`. Incompatible: as `draw`. UsageError: `kind`
-        is unknown.
+    Raises: CannotRender: a pipeline cannot render the plan. UsageError: `kind` is unknown. Also the errors of `draw`.
     """
     recipe = planned.recipe
     pipeline_call.require_drawable(recipe)

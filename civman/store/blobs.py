@@ -199,11 +199,11 @@ class BlobStore:
         return path
 
     def companion(self, sha256: Sha256, ending: str) -> Path:
-        """The path of a file that another program stored next to the blob, such as `.civitai.info`."""
+        """The path of another program's file next to the blob, such as `.civitai.info`."""
         return self._beside(sha256, f".beside{ending}")
 
     def write_companion(self, sha256: Sha256, ending: str, data: bytes) -> Path:
-        """Store a file that another program stored next to the blob. It is removed together with the blob."""
+        """Store another program's file next to the blob. It is removed together with the blob."""
         path = self.companion(sha256, ending)
         self._write(path, data)
         return path

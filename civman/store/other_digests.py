@@ -11,7 +11,7 @@ from civman.store.partial import store_error
 _READ_BYTES = 1 << 20
 _AUTOV1_START, _AUTOV1_BYTES = 0x100000, 0x10000
 _MOST_READ = 512 << 20
-"""Larger files are not read a second time: programs name checkpoints by AutoV2, which is part of the SHA-256."""
+"""Files larger than this are not read a second time: programs name checkpoints by AutoV2, part of the SHA-256."""
 
 
 def other_digests(path: Path, *, whole: bool = False) -> Hashes:

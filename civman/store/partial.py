@@ -29,15 +29,18 @@ from civman.system.system_facts import boot_id
 
 _JOURNAL_EVERY_BYTES = 4 << 20
 _JOURNAL_EVERY_S = 0.02
-"""The maximum delay of the journal in bytes (less for small files) or time: what a killed process loses."""
+"""How far the journal may lag behind the data, in bytes (less for small files) or in time.
+
+A killed process loses this much at most.
+"""
 _LOOK_EVERY_S = 0.05
 _SYNC_EVERY_S = 0.2
 _SYNC_EVERY_BYTES = 32 << 20
-"""Sync after so many bytes or so much time, so that little is left to wait for at the end."""
+"""The data is synced after this many bytes or this much time, so that little is left to sync at the end."""
 _SYNC_FROM_BYTES = 8 << 20
-"""Smaller files are synced only once, at the end."""
+"""Files smaller than this are synced only once, at the end."""
 _RELEASED_FROM_BYTES = 256 << 20
-"""Larger files are dropped from the page cache once they are on disk and hashed.
+"""Files larger than this are dropped from the page cache once they are on disk and hashed.
 
 They would displace what other programs keep there. Reusing memory is also faster than allocating it: 1 GiB of new
 memory costs a virtual machine 1 to 2 s.

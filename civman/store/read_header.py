@@ -13,7 +13,10 @@ from civman.system.file_io import read_at
 
 _FIRST_BYTES = 512
 _FIRST_GGUF_BYTES = 1 << 18
-"""A diffusion model's header takes about 100 kB; a language model's, with its vocabulary, some megabytes."""
+"""How many bytes of a GGUF file are read at first.
+
+A diffusion model's header takes about 100 kB; a language model's, with its vocabulary, some megabytes.
+"""
 _MAX_GGUF_BYTES = 256 << 20
 
 

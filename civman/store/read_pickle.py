@@ -160,7 +160,10 @@ def _read(read: ReadAt, size: int) -> PickleFile:
         _check_place(tensor.storage, places)
     header = named.header()
     if header.file_size > max(_PIECE_BYTES, _MAX_GROWTH * loaded):
-        refuse("the tensors in the pickle share their storages without end", cause="bad-layout")
+        refuse(
+            "the tensors in the pickle share their storages so often that a copy of it would be too large",
+            cause="bad-layout",
+        )
     return PickleFile(named, header, places)
 
 
@@ -199,7 +202,7 @@ def _run(data: bytes, member: str) -> Unpickled:
 def _unpacked(read: ReadAt, member: Member, limit: int) -> bytes:
     """Read the contents of a small member and check them against its CRC-32."""
     if member.size_bytes > limit:
-        refuse(f"`{member.name}` in the archive has {member.size_bytes:,} bytes, more than any model's",
+        refuse(f"`{member.name}` in the archive has {member.size_bytes:,} bytes, more than in any model",
                cause="too-long-pickle")  # fmt: skip
     data = read(member.start, member.packed_bytes)
     if member.is_deflated:
@@ -275,7 +278,7 @@ class _Sequence:
                 if len(data) < count:
                     refuse(f"truncated: {member} has no end", cause="truncated", hint="download it again")
                 if count >= MAX_PICKLE_BYTES:
-                    refuse(f"{member} is longer than any model's", cause="too-long-pickle")
+                    refuse(f"{member} is longer than in any model", cause="too-long-pickle")
                 count = min(count * 8, MAX_PICKLE_BYTES)
                 continue
             self.at += found.end

@@ -31,7 +31,7 @@ class Report:
 
 
 class Pool(Protocol):
-    """A number of workers, each known by a number. A lost worker is replaced by a new one with the same number."""
+    """A number of workers, each identified by a number. A lost worker is replaced by a new one with the same number."""
 
     @property
     def size(self) -> int:
@@ -55,7 +55,7 @@ def work_off(tasks: Sequence[Task], pool: Pool, on_event: OnEvent) -> Iterator[t
     """Render all `tasks`, yielding each one's images as soon as they arrive, in any order.
 
     Raises: the first error of a task, after which nothing more is given out; CannotRender (`worker-lost`): a task's
-        workers are lost again and again; IntegrityError (`worker-lied`): a worker returned something else than it says.
+        workers are lost again and again; IntegrityError (`worker-lied`): a worker's images do not match its records.
     """
     queue, attempts = TaskQueue.of(tasks), dict.fromkeys((task.number for task in tasks), 0)
     given: list[list[Task]] = [[] for _ in range(pool.size)]
@@ -109,5 +109,5 @@ def _require_honest(task: Task, drawn: Sequence[Drawn]) -> None:
     if not is_right:
         raise IntegrityError(
             "a worker returned images that do not match their own records; none of them was saved",
-            hint="check that all machines have the same civman and sound memory", code=Cause.WORKER_LIED,
+            hint="check that all machines have the same version of civman and no memory errors", code=Cause.WORKER_LIED,
         )  # fmt: skip

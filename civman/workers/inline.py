@@ -10,7 +10,7 @@ from civman.workers.warm_worker import WarmWorker
 
 
 class Inline:
-    """The worker renders when its report is asked for."""
+    """A pool whose only worker, this process, renders a task when its report is requested."""
 
     size = 1
 

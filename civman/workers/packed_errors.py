@@ -13,7 +13,7 @@ def packed(error: CivmanError) -> Packed:
 
 
 def unpacked(value: Packed | str) -> Exception:
-    """The error that `packed` was given; for the traceback of another exception, a RuntimeError."""
+    """Rebuild the error that was packed; for the traceback of another exception, return a RuntimeError."""
     if isinstance(value, str):
         return RuntimeError(f"a worker failed:\n{value}")
     kind, arguments, attributes = value

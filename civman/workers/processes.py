@@ -101,7 +101,7 @@ def _started(machine: Machine) -> _Running:
 
 
 def serve(connection: Connection, machine: Machine) -> None:
-    """Work off the tasks that arrive on `connection` until it is closed: what each process runs."""
+    """Process the tasks that arrive on `connection` until it is closed. Each worker process runs this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the head ends this one
     from civman.workers.warm_worker import WarmWorker  # importing torch takes 2 s: only now, in the new process
 

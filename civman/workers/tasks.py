@@ -52,7 +52,7 @@ class TaskQueue:
 
     groups: dict[tuple[object, ...], list[Task]] = field(default_factory=dict)
     holders: dict[tuple[object, ...], int] = field(default_factory=dict)
-    """How many workers hold the model of each group."""
+    """How many workers have loaded the model of each group."""
 
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> "TaskQueue":

@@ -130,7 +130,7 @@ class Hires:
     model: Sha256 | None = None
     """The upscaler model that enlarges the image, if `upscaler` is "model"."""
     token_merging: float = 0.0
-    """As `Recipe.token_merging`, for the second pass."""
+    """The share of tokens that are merged in the second pass, see `Recipe.token_merging`."""
     trim_width: int = 0
     trim_height: int = 0
     """How many pixels of the first pass are cut off before it is enlarged, half of them at each side."""
@@ -220,7 +220,7 @@ class Recipe:
     """The noise level below which every second evaluation, or each one with `skip_negative_always`, is not guided."""
     skip_negative_always: bool = False
     hypernetworks: tuple[HypernetworkUse, ...] = ()
-    """They act one after the other, in this order."""
+    """The hypernetworks in the order in which they are applied."""
     skip_early_guidance: float = 0.0
     """The share of the evaluations that are not guided, counted from the first one."""
 

@@ -63,7 +63,7 @@ def problems(recipe: Any) -> Iterator[str]:
     if recipe.sampling.half_levels and recipe.is_zero_snr:
         yield "noise levels of zero terminal SNR cannot be rounded to half precision"
     if recipe.rules == 1 and (recipe.sampling.half_levels or recipe.sampling.drop_penultimate):
-        yield "rules 1 have no noise levels in half precision and no option to drop one"
+        yield "recipe rules 1 support neither noise levels in half precision nor dropping one"
     named = {digest for digests in recipe.digests.values() for digest in digests}
     if recipe.files and sorted(file.sha256 for file in recipe.files) != sorted(named):
         yield "its list of files does not match the files that it uses"
@@ -165,7 +165,7 @@ def _size_problems(recipe: Any) -> Iterator[str]:
         ):
             yield "the first pass can be trimmed by multiples of 16 pixels, less than its size"
         if recipe.hires.stretches and recipe.rules == 1:
-            yield "rules 1 have no option to stretch the first pass"
+            yield "recipe rules 1 do not support stretching the first pass"
         if recipe.hires.steps < 1 or not 0 < recipe.hires.strength <= 1:
             yield "the second pass needs at least one step and a strength above 0 and at most 1"
     for width, height in sizes:

@@ -31,7 +31,10 @@ class HiresRequest:
     upscaler: str = "latent"
     token_merging: float | None = None
     trim: str | None = None
-    """A size such as "0x64" to cut off the first image, which is then stretched; None: it is covered and cropped."""
+    """How much to trim the first image before it is stretched, such as "0x64".
+
+    None: it is enlarged to cover the second size, and cropped.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class RenderRequest:
     loras: tuple[LoraRequest, ...] = ()
     embeddings: tuple[str, ...] = ()
     hypernetworks: tuple[str, ...] = ()
-    """Refs, each with its strength after a colon if it is not 1."""
+    """Refs of hypernetworks, each followed by a colon and its strength if that is not 1."""
     vae: str | None = None
     sampler: str | None = None
     schedule: str | None = None
