@@ -406,7 +406,7 @@ def test_factors_of_whole_numbers_are_refused_by_name():
     result = one(part("own/ckpt-sdxl"), part(made(typed)))
 
     assert result.verdict is Verdict.CANNOT
-    assert any("the type I8" in reason for reason in result.reasons)
+    assert any("the data type I8" in reason for reason in result.reasons)
 
 
 @pytest.mark.parametrize("role", [Kind.EMBEDDING, Kind.VAE])
