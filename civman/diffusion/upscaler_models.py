@@ -1,9 +1,10 @@
-"""Upscaler models of the ESRGAN kind (RRDBNet) and of Real-ESRGAN's compact kind, read from safetensors and run.
+"""Upscaler models of the ESRGAN kind (RRDBNet) and of Real-ESRGAN's compact kind, loaded and run.
 
-Both exist in several layouts of tensor names; RRDBNet models may also start with a pixel unshuffle. Other kinds and
-ESRGAN's variant with 1x1 convolutions are refused.
+Both exist in several layouts of tensor names. RRDBNet models may also start with a pixel unshuffle, or have shortcuts
+with 1x1 convolutions in their dense blocks. Other kinds are refused.
 
-Sources: Wang et al. 2018 (ESRGAN), Wang et al. 2021 (Real-ESRGAN); scale and layout follow from the tensors.
+Sources: Wang et al. 2018 (ESRGAN), Rakotonirina and Rasoanaivo 2020 (ESRGAN+, the shortcuts), Wang et al. 2021
+(Real-ESRGAN); scale and layout follow from the tensors.
 """
 
 import re
@@ -22,7 +23,9 @@ from civman.errors import CannotRender, Cause
 _SLOPE: Final = 0.2
 _DAMPING: Final = 0.2
 _WRAPPERS: Final = re.compile(r"^(params_ema|params|state_dict|module)\.")
-_BLOCK: Final = re.compile(r"^(?:body|RRDB_trunk|model\.1\.sub)\.(\d+)\.(?:rdb|RDB)([123])\.conv([1-5])(?:\.0)?\.(.*)$")
+_BLOCK: Final = re.compile(
+    r"^(?:body|RRDB_trunk|model\.1\.sub)\.(\d+)\.(?:rdb|RDB)([123])\.conv(1x1|[1-5])(?:\.0)?\.(.*)$"
+)
 _OLDER_NAMES: Final = {"trunk_conv": "conv_body", "HRconv": "conv_hr"}
 
 
@@ -67,10 +70,16 @@ class UpscalerModel:
         return self._conv(functional.leaky_relu(self._conv(x, "conv_hr"), _SLOPE), "conv_last")
 
     def _dense(self, x: Tensor, name: str) -> Tensor:
-        """Apply five convolutions, each of which takes the outputs of all previous ones."""
-        seen = [x]
+        """Apply five convolutions, each of which takes the outputs of all previous ones.
+
+        ESRGAN+ adds the input to the second output through a 1x1 convolution, and the second output to the fourth.
+        """
+        seen, shortcut = [x], self.tensors.get(f"{name}.conv1x1.weight")
         for number in range(1, 5):
-            seen.append(functional.leaky_relu(self._conv(torch.cat(seen, 1), f"{name}.conv{number}"), _SLOPE))
+            output = functional.leaky_relu(self._conv(torch.cat(seen, 1), f"{name}.conv{number}"), _SLOPE)
+            if shortcut is not None and number % 2 == 0:
+                output = output + (functional.conv2d(x, shortcut) if number == 2 else seen[2])
+            seen.append(output)
         return x + self._conv(torch.cat(seen, 1), f"{name}.conv5") * _DAMPING
 
     def _compact(self, x: Tensor) -> Tensor:
@@ -92,8 +101,6 @@ def load_upscaler(path: Path) -> UpscalerModel:
     """
     with open_tensors(path) as file:
         tensors = {_WRAPPERS.sub("", name): file.get_tensor(name).float().clone() for name in file.keys()}  # noqa: SIM118
-    if any("conv1x1" in name for name in tensors):
-        raise _unknown(path, "it is ESRGAN's variant with 1x1 convolutions")
     try:
         made = _esrgan(tensors) if any(map(_BLOCK.match, tensors)) else _compact(tensors)
         with torch.no_grad():

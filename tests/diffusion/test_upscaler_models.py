@@ -31,9 +31,12 @@ NEWER = {"plain": lambda t: t, "wrapped": lambda t: {f"params_ema.{k}": v for k,
 LAYOUTS = {**NEWER, "second": second_layout, "first": first_layout}
 
 
+@pytest.mark.parametrize("has_shortcuts", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_layout_of_esrgan_gives_what_the_published_network_gives(tmp_path: Path, layout: str) -> None:
-    network = seeded(Esrgan())
+def test_each_layout_of_esrgan_gives_what_the_published_network_gives(
+    tmp_path: Path, layout: str, has_shortcuts: bool
+) -> None:
+    network = seeded(Esrgan(plus=has_shortcuts))
     model = load_upscaler(written(tmp_path, LAYOUTS[layout](network.state_dict())))
     pixels = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(1))
 
@@ -67,7 +70,7 @@ def test_compact_models_give_what_the_published_network_gives(tmp_path: Path, sc
     assert (model.kind, model.scale) == ("compact", scale)
 
 
-@pytest.mark.parametrize("name", ["body.0.rdb1.conv1x1.weight", "layers.0.weight", "conv_first.weight"])
+@pytest.mark.parametrize("name", ["body.0.rdb1.conv7.weight", "layers.0.weight", "conv_first.weight"])
 def test_other_networks_are_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(CannotRender, match="cannot be run") as caught:
         load_upscaler(written(tmp_path, {name: torch.zeros(4, 4, 1, 1)}))

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 
 class Dense(nn.Module):
-    def __init__(self, width: int, growth: int) -> None:
+    def __init__(self, width: int, growth: int, plus: bool = False) -> None:
         super().__init__()
+        self.conv1x1 = nn.Conv2d(width, growth, 1, bias=False) if plus else None
         for number in range(1, 6):
             setattr(
                 self,
@@ -21,26 +22,32 @@ class Dense(nn.Module):
         act = nn.LeakyReLU(0.2)
         x1 = act(self.conv1(x))
         x2 = act(self.conv2(torch.cat((x, x1), 1)))
+        if self.conv1x1 is not None:
+            x2 = x2 + self.conv1x1(x)
         x3 = act(self.conv3(torch.cat((x, x1, x2), 1)))
         x4 = act(self.conv4(torch.cat((x, x1, x2, x3), 1)))
+        if self.conv1x1 is not None:
+            x4 = x4 + x2
         return self.conv5(torch.cat((x, x1, x2, x3, x4), 1)) * 0.2 + x
 
 
 class Residual(nn.Module):
-    def __init__(self, width: int, growth: int) -> None:
+    def __init__(self, width: int, growth: int, plus: bool = False) -> None:
         super().__init__()
-        self.rdb1, self.rdb2, self.rdb3 = (Dense(width, growth) for _ in range(3))
+        self.rdb1, self.rdb2, self.rdb3 = (Dense(width, growth, plus) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.rdb3(self.rdb2(self.rdb1(x))) * 0.2 + x
 
 
 class Esrgan(nn.Module):
-    def __init__(self, rises: int = 2, folded: int = 1, width: int = 6, growth: int = 3, blocks: int = 2) -> None:
+    def __init__(
+        self, rises: int = 2, folded: int = 1, width: int = 6, growth: int = 3, blocks: int = 2, plus: bool = False
+    ) -> None:
         super().__init__()
         self.rises, self.folded = rises, folded
         self.conv_first = nn.Conv2d(3 * folded**2, width, 3, 1, 1)
-        self.body = nn.Sequential(*[Residual(width, growth) for _ in range(blocks)])
+        self.body = nn.Sequential(*[Residual(width, growth, plus) for _ in range(blocks)])
         self.conv_body = nn.Conv2d(width, width, 3, 1, 1)
         for number in range(1, rises + 1):
             setattr(self, f"conv_up{number}", nn.Conv2d(width, width, 3, 1, 1))
@@ -88,7 +95,7 @@ def first_layout(tensors: Mapping[str, Tensor], blocks: int = 2, rises: int = 2)
         part, _, rest = name.partition(".")
         if part == "body":
             block, dense, conv, kind = rest.split(".")
-            found[f"model.1.sub.{block}.{dense.upper()}.{conv}.0.{kind}"] = tensor
+            found[f"model.1.sub.{block}.{dense.upper()}.{conv}{'' if conv == 'conv1x1' else '.0'}.{kind}"] = tensor
         elif part == "conv_body":
             found[f"model.1.sub.{blocks}.{rest}"] = tensor
         else:

@@ -1,6 +1,7 @@
 # ruff: noqa: E402  (imports that need torch come after the question whether it is there)
 """An upscaler model in the second pass, from the command line to the recipe, A1111's text and the replay."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,41 @@ def test_what_is_no_upscaler_is_refused(civman: Civman, ref: str, code: str) -> 
     done = civman("render", "tiny-sd1", "a cat", *QUICK, "--hires", "2", "--upscaler", ref, "--dry-run", "--json")
 
     assert done.json["error"]["code"] == code
+
+
+@pytest.mark.usefixtures("stocked", "no_sockets")
+@pytest.mark.parametrize(
+    ("checkpoint", "suffix", "is_zip"),
+    [("tiny-sd1", ".pth", True), ("tiny-sdxl", ".pth", False), ("tiny-sd1", ".pt", True)],
+)
+def test_an_upscaler_in_a_pickle_draws_what_its_safetensors_twin_draws(
+    civman: Civman, upscaler: Path, checkpoint: str, suffix: str, is_zip: bool
+) -> None:
+    from safetensors.torch import load_file
+
+    weights = {"params": {}, "params_ema": load_file(upscaler)}
+    pickled = upscaler.with_name(f"4x-UltraTiny{suffix}")
+    torch.save(weights, pickled, _use_new_zipfile_serialization=is_zip)
+    assert civman("import", "--offline", upscaler.parent).code == 0
+    options = (*QUICK, "--hires", "1.5", "--hires-strength", "0.5", "--json", "--upscaler")
+
+    twin = civman("render", checkpoint, "a cat", *options, "2x-tiny").json["render"][0]
+    done = civman("render", checkpoint, "a cat", *options, "4x-UltraTiny")
+
+    assert done.code == 0, done.out + done.err
+    [made] = done.json["render"]
+    assert made["pixel_sha256"] == twin["pixel_sha256"]
+    assert made["recipe"]["hires"]["model"] == hashlib.sha256(pickled.read_bytes()).hexdigest()
+    assert civman("replay", made["path"], "--json").json["replay"]["pictures"][0]["verdict"] == "identical"
+
+
+@pytest.mark.usefixtures("stocked")
+def test_inspect_identifies_an_upscaler_in_a_pickle_with_its_scale(civman: Civman, upscaler: Path) -> None:
+    from safetensors.torch import load_file
+
+    pickled = upscaler.with_name("2x-tiny.pth")
+    torch.save({"params_ema": load_file(upscaler)}, pickled)
+
+    found = civman("inspect", pickled, "--json").json
+
+    assert "esrgan x2" in str(found), found
