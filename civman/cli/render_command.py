@@ -197,6 +197,13 @@ def render(
             help="How steps in [from:to:when] are counted: a1111-1.0, a1111-1.3 or a1111-1.6.", show_default="a1111-1.6"
         ),
     ] = None,
+    emphasis: Annotated[
+        str | None,
+        typer.Option(help="How weights in brackets act: original, no norm, ignore or none.", show_default="original"),
+    ] = None,
+    fit_negative: Annotated[
+        bool, typer.Option("--fit-negative", help="Cut or extend the negative prompt to the prompt's length.")
+    ] = False,
     pad_prompts: Annotated[
         bool, typer.Option("--pad-prompts", help="Pad prompt and negative prompt to the same length.")
     ] = False,
@@ -393,6 +400,7 @@ def render(
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,
         s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise, odd_sizes=odd_sizes, prompt_rules=prompt_rules,
+        emphasis=emphasis, fit_negative=fit_negative or None,
         token_merging=token_merging, thresholding=thresholding, skip_negative_below=ngms,
         skip_negative_always=ngms_all or None, skip_early_guidance=skip_early_cfg,
         drop_penultimate=drop_penultimate or None, half_levels=half_levels or None,

@@ -116,6 +116,8 @@ class Guidance:
     thresholds_noise: bool = False
     """Threshold the predicted noise, as for DDIM, PLMS and UniPC, instead of the denoised prediction."""
     skips: Skips = Skips()
+    fits_negative: bool = False
+    """Cut or extend the negative context to the length of the first positive one."""
     steps: int = 0
     """The number of steps or evaluations that dynamic thresholding and `skips` count."""
 
@@ -217,6 +219,8 @@ class Denoiser:
             return encoded.context.to(device, self._dtype), added
 
         entries = [entry(encoded, positive=True) for encoded in moment.conds]
+        if moment.uncond is not None and self._guidance.fits_negative:
+            moment = Moment(moment.conds, moment.weights, _fitted(moment.uncond, moment.conds[0]))
         if moment.uncond is not None and self._guidance.asks_negative(moment.weights):
             entries.append(entry(moment.uncond, positive=False))
         if len({context.shape for context, _ in entries}) == 1:
@@ -267,6 +271,15 @@ class Denoiser:
         direction = sum((cond - uncond) * weight for cond, weight in zip(conds, weights, strict=True))
         share = (self._calls - 1) / max(self._guidance.steps - 1, 1)
         return threshold_guidance.guided(uncond, torch.as_tensor(direction), self._guidance.scale, found, share)
+
+
+def _fitted(uncond: Encoded, cond: Encoded) -> Encoded:
+    """Cut a negative context to the positive one's length, or repeat its last vector until it is as long."""
+    missing = cond.context.shape[1] - uncond.context.shape[1]
+    if missing <= 0:
+        return Encoded(uncond.context[:, : cond.context.shape[1]], uncond.pooled)
+    last = uncond.context[:, -1:].expand(-1, missing, -1)
+    return Encoded(torch.cat([uncond.context, last], dim=1), uncond.pooled)
 
 
 def _unguided(moment: Moment) -> Moment:

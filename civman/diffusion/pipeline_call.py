@@ -44,6 +44,7 @@ def require_drawable(recipe: Recipe) -> None:
         "noise levels in half precision": recipe.sampling.half_levels,
         "a dropped noise level (drop_penultimate)": recipe.sampling.drop_penultimate,
         "a hypernetwork": bool(recipe.hypernetworks),
+        "a negative prompt that is fitted to the prompt": recipe.fit_negative,
         "merged tokens": bool(recipe.token_merging),
         "dynamic thresholding": recipe.thresholding is not None,
         "steps without the negative prompt": bool(recipe.skip_negative_below or recipe.skip_early_guidance),

@@ -224,7 +224,8 @@ class _Job:
         guidance = Guidance(
             recipe.guidance_scale * sampler.guidance_factor, recipe.guidance_rescale, sampler.is_cfgpp,
             recipe.rules > 1, found, sampler.is_variance_preserving,
-            Skips(recipe.skip_negative_below, recipe.skip_negative_always, recipe.skip_early_guidance), steps,
+            Skips(recipe.skip_negative_below, recipe.skip_negative_always, recipe.skip_early_guidance),
+            recipe.fit_negative, steps,
         )  # fmt: skip
         denoiser = Denoiser(
             self._model, prompt, self._levels, guidance=guidance, size=size, known=known, extra=extra,

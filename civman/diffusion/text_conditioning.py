@@ -27,6 +27,7 @@ def encode(
     embeddings: Sequence[Embedding] = (),
     *,
     is_negative: bool = False,
+    emphasis: str = "original",
 ) -> tuple[Tensor, Tensor | None]:
     """Encode a prompt as context (1, 77·chunks, width) and, for SDXL, pooled (1, projection).
 
@@ -41,6 +42,7 @@ def encode(
         parsed: the prompt.
         clip_skip: as in A1111: 1 is the last layer, 2 the one before. SD 1.x only; in other families it is fixed.
         embeddings: the embeddings that the prompt may use.
+        emphasis: how the weights act; one of `civman.domain.recipes.recipe_limits.EMPHASIS`.
         is_negative: whether it is the negative prompt: an empty one of SDXL gives zeros, not the encoding of "".
 
     Raises:
@@ -64,7 +66,7 @@ def encode(
             chunks = [*pieces[number], *[Chunk((), ())] * (longest - len(pieces[number]))]
             for place, chunk in enumerate(chunks):
                 hidden, end = _run(encoder, chunk, tokenizer.padding, vectors, clip_skip, is_xl=is_xl)
-                parts.append(_weighted(hidden, chunk))
+                parts.append(_weighted(hidden, chunk, emphasis))
                 if place == 0 and hasattr(encoder, "text_projection"):
                     pooled = _projection(encoder)(end)
             contexts.append(torch.cat(parts, dim=1))
@@ -146,12 +148,14 @@ def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) ->
         hook.remove()
 
 
-def _weighted(hidden: Tensor, chunk: Chunk) -> Tensor:
-    """Multiply each token's vector by its weight, then rescale to the original mean (A1111's "original")."""
-    if all(weight == 1 for weight in chunk.weights):
+def _weighted(hidden: Tensor, chunk: Chunk, emphasis: str) -> Tensor:
+    """Multiply each token's vector by its weight; with "original", rescale the result to the original mean."""
+    if emphasis in ("ignore", "none") or all(weight == 1 for weight in chunk.weights):
         return hidden
     weights = torch.ones(CHUNK + 2)
     weights[1 : 1 + len(chunk.weights)] = torch.tensor(chunk.weights)
     exact = hidden.float()
     turned = exact * weights.to(hidden.device)[None, :, None]
+    if emphasis == "no norm":
+        return turned.to(hidden.dtype)
     return (turned * (exact.mean() / turned.mean())).to(hidden.dtype)

@@ -33,7 +33,7 @@ _KEYS: Final = frozenset({
     "eta", "eta ddim", "sigma churn", "sigma tmin", "sigma tmax", "sigma noise", "mask blur", "masked content",
     "inpaint area", "masked area padding", "conditional mask weight", "noise multiplier", "pad conds", "variation seed",
     "variation seed strength", "seed resize from", "old prompt editing timelines", "discard penultimate sigma",
-    "downcast alphas_cumprod", "cfg rescale phi", "first pass size",
+    "downcast alphas_cumprod", "cfg rescale phi", "first pass size", "emphasis", "pad conds v0",
     "token merging ratio", "token merging ratio hr", "ngms", "ngms all steps",
     "skip early cfg", "dynamic thresholding enabled", "mimic scale", "mimic mode", "mimic scale minimum", "cfg mode",
     "cfg scale minimum", "separate feature channels", "scaling startpoint", "variability measure", "interpolate phi",

@@ -78,6 +78,10 @@ def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
         yield "Discard penultimate sigma", "True"
     if made.half_levels:
         yield "Downcast alphas_cumprod", "True"
+    if recipe.emphasis != "original":
+        yield "Emphasis", recipe.emphasis.capitalize()
+    if recipe.fit_negative:
+        yield "Pad conds v0", "True"
     if recipe.pad_prompts:
         yield "Pad conds", "True"
 

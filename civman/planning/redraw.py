@@ -157,11 +157,13 @@ class _Reader:
             hypernetworks=tuple(HypernetworkUse(stand_in(name), strength) for name, strength in networks),
             loras=tuple(LoraUse(stand_in(each.name), each.unet, each.text, each.blocks) for each in loras),
             pad_prompts=self._entries.is_on("Pad conds"), hires=hires, sampling=self._sampling(),
-            prompt_rules=rules, **self._variation(), **guidance(self._entries, self._version),
+            prompt_rules=rules, **self._variation(), emphasis=self._entries.text("Emphasis").casefold() or "original",
+            fit_negative=self._fits_negative(sampler),
+            **guidance(self._entries, self._version),
         )  # fmt: skip
         self._check(made)
         self.made = made
-        self._differences(made, sampler)
+        self._differences(made)
         return self._value(made, loras, networks)
 
     def _need(self, name: str, value: Any) -> Any:
@@ -345,6 +347,12 @@ class _Reader:
             return editing.Rule.V1_0 if self._version < (1, 3) else editing.Rule.V1_3
         return editing.Rule.V1_3 if self._version < (1, 6) else editing.Rule.V1_6
 
+    def _fits_negative(self, sampler: samplers.Sampler) -> bool:
+        """Whether the negative prompt was cut or extended to the length of the prompt."""
+        if self._entries.is_on("Pad conds"):
+            return False
+        return self._entries.is_on("Pad conds v0") or (self._version < (1, 6) and sampler.name in _PADDED)
+
     def _rng(self) -> str:
         source = self._entries.text("RNG").casefold()
         return source if source in ("cpu", "nv") else "nv"
@@ -389,14 +397,11 @@ class _Reader:
         for text in dict.fromkeys(text for each in (first, second) if each for text in each.texts()):
             emphasis.parse(text)
 
-    def _differences(self, made: Recipe, sampler: samplers.Sampler) -> None:
+    def _differences(self, made: Recipe) -> None:
         passes = [(made.width, made.height)] + ([(made.hires.width, made.hires.height)] if made.hires else [])
         if "RNG" not in self._entries and max(4 * (w // 8) * (h // 8) for w, h in passes) > _SMALLEST_CARD:
             self.add(Drawable.DIFFERS, "the noise came from a graphics card that the settings do not name, and at this"
                                        " size it depends on the card: --rng CARD")  # fmt: skip
-        if self._version < (1, 6) and sampler.name in _PADDED:
-            self.add(Drawable.DIFFERS, f"A1111 before 1.6 cut or extended the negative prompt with {sampler.name} if "
-                                       "it was not as long as the prompt")  # fmt: skip
         if not any(each.role == "vae" for each in self.resources) and self._version < (1, 5):
             self.add(Drawable.DIFFERS, "A1111 before 1.5 did not state the VAE; the checkpoint's own is used")
         if made.prompt_rules and "Version" not in self._entries:

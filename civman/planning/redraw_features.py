@@ -155,12 +155,6 @@ _FEATURES: Final = (
         "a setting of A1111 that civman does not support",
     ),
     _feature(
-        "Emphasis$",
-        NO,
-        "emphasis followed another rule than the usual one, which civman does not support",
-        lambda entries: entries.text("Emphasis").casefold() not in ("", "original"),
-    ),
-    _feature(
         r"Wildcard|Template|Negative Template|Unprompted|\[?__|Dynamic [Pp]rompts",
         FINE,
         "the prompt was made from a template; the settings contain the resulting prompt",

@@ -30,7 +30,7 @@ _ALIASES: Final = {
 _TEXTS: Final = (
     "prompt", "negative_prompt", "checkpoint", "vae", "sampler", "schedule", "rng", "precision", "prediction",
     "init_image", "mask_image", "resize_mode", "masked_content", "odd_sizes",
-    "prompt_rules", "seed_resize", "thresholding",
+    "prompt_rules", "seed_resize", "thresholding", "emphasis",
 )  # fmt: skip
 _WHOLE: Final = (
     "seed", "steps", "width", "height", "clip_skip", "count", "batch_size", "eta_seed_delta", "mask_blur", "padding",
@@ -47,6 +47,7 @@ _TRUTHS: Final = (
     "only_masked",
     "drop_penultimate",
     "half_levels",
+    "fit_negative",
     "skip_negative_always",
 )
 _HIRES: Final = ("hires_steps", "hires_strength", "hires_token_merging", "hires_trim", "upscaler")
@@ -118,6 +119,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         s_tmin=sampling.s_tmin, s_tmax=sampling.s_tmax, drop_penultimate=sampling.drop_penultimate,
         half_levels=sampling.half_levels, prompt_rules=recipe.prompt_rules,
         variation_seed=recipe.variation_seed, variation_strength=recipe.variation_strength,
+        emphasis=recipe.emphasis, fit_negative=recipe.fit_negative,
         token_merging=recipe.token_merging, skip_negative_below=recipe.skip_negative_below,
         thresholding=text_of(recipe.thresholding) if recipe.thresholding else None,
         skip_negative_always=recipe.skip_negative_always, skip_early_guidance=recipe.skip_early_guidance,

@@ -83,6 +83,17 @@ Fragment(text='dog', weight=0.9090909090909091), Fragment(text=' ', weight=1.0))
     return ParsedPrompt(text, scanner.sections(), loras)
 
 
+def parse_by(rule: str, prompt: str) -> ParsedPrompt:
+    """Parse a prompt, or with the rule "none" read it as plain text without brackets, `BREAK` and weights.
+
+    Raises: what `parse` raises.
+    """
+    parsed = parse(prompt)
+    if rule != "none":
+        return parsed
+    return ParsedPrompt(parsed.text, ((Fragment(parsed.text, 1.0),),), parsed.loras)
+
+
 def escape(text: str) -> str:
     r"""Escape brackets with backslashes, so that `parse` returns the text with weight 1.
 

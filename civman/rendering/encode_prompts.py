@@ -12,7 +12,7 @@ from civman.domain.recipes.recipe import Recipe
 from civman.planning.plan_types import Planned
 from civman.planning.prompt_stages import PassPrompts, passes_of
 from civman.prompts.editing import Stage
-from civman.prompts.emphasis import ParsedPrompt, parse
+from civman.prompts.emphasis import ParsedPrompt, parse, parse_by
 from civman.prompts.tokenizer import ClipTokenizer, clip_tokenizer
 
 
@@ -74,7 +74,13 @@ class _StageEncoder:
 
     def _encoded(self, words: str, is_empty_negative: bool) -> Encoded:
         if (found := self._known.get((words, is_empty_negative))) is None:
-            made = _encoded(self._text, parse(words), self._recipe, self._embeddings, is_negative=is_empty_negative)
+            made = _encoded(
+                self._text,
+                parse_by(self._recipe.emphasis, words),
+                self._recipe,
+                self._embeddings,
+                is_negative=is_empty_negative,
+            )
             found = self._known[words, is_empty_negative] = Encoded(*made)
         return found
 
@@ -106,9 +112,11 @@ def encode_prompts(text: TextEncoders, planned: Planned) -> Conditioning:
     Raises: Incompatible: an embedding does not fit the model.
     """
     recipe, embeddings = planned.recipe, _embeddings(text, planned)
-    contexts = [_encoded(text, parse(recipe.prompt), recipe, embeddings, is_negative=False)]
+    contexts = [_encoded(text, parse_by(recipe.emphasis, recipe.prompt), recipe, embeddings, is_negative=False)]
     if recipe.uses_negative:
-        contexts.append(_encoded(text, parse(recipe.negative_prompt), recipe, embeddings, is_negative=True))
+        contexts.append(
+            _encoded(text, parse_by(recipe.emphasis, recipe.negative_prompt), recipe, embeddings, is_negative=True)
+        )
     if recipe.pad_prompts and len(contexts) == 2:
         contexts = _padded(text, contexts, recipe)
     (cond, pooled), (uncond, uncond_pooled) = contexts[0], contexts[1] if len(contexts) == 2 else (None, None)
@@ -118,7 +126,10 @@ def encode_prompts(text: TextEncoders, planned: Planned) -> Conditioning:
 def _encoded(
     text: TextEncoders, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
 ) -> tuple[Any, Any]:
-    return encode(text.encoders, text.tokenizers, parsed, recipe.clip_skip, embeddings, is_negative=is_negative)
+    return encode(
+        text.encoders, text.tokenizers, parsed, recipe.clip_skip, embeddings, is_negative=is_negative,
+        emphasis=recipe.emphasis,
+    )  # fmt: skip
 
 
 def _padded(text: TextEncoders, contexts: list[tuple[Any, Any]], recipe: Recipe) -> list[tuple[Any, Any]]:

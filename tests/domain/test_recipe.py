@@ -114,6 +114,7 @@ def test_only_a_recipe_that_needs_the_fourth_schema_is_written_in_it() -> None:
 
 FIFTH: list[dict[str, object]] = [
     {"sampling": Sampling(drop_penultimate=True)}, {"sampling": Sampling(half_levels=True), "is_zero_snr": False},
+    {"emphasis": "no norm"}, {"fit_negative": True, "pad_prompts": False},
     {"hypernetworks": (HypernetworkUse(A, 0.5),), "files": ()},
     {"loras": (LoraUse(A, 1.0, 0.5), LoraUse(A, 0.5, 0.5, "1" + ",0" * 16)), "files": ()}, {"token_merging": 0.5},
     {"thresholding": Thresholding(), "guidance_rescale": 0.0},

@@ -152,6 +152,17 @@ def test_an_additional_network_has_the_hash_that_the_api_lists(listed: list[Any]
     assert (lora["name"], lora["hash"], lora["scale"], lora["text_scale"]) == (*named, 0.4, 0.3)
 
 
+def test_emphasis_and_the_length_of_the_negative_prompt_follow_the_version() -> None:
+    assert read(Emphasis="No norm")["recipe"]["emphasis"] == "no norm"
+    assert read()["recipe"]["emphasis"] == "original"
+    for changes, is_fitted in (
+        ({"Version": "v1.5.1", "sampler": "DDIM"}, True), ({"Version": "v1.6.0", "sampler": "DDIM"}, False),
+        ({"Version": "v1.5.1", "sampler": "Euler"}, False), ({"Version": None, "sampler": "UniPC"}, True),
+        ({"Pad conds v0": "True"}, True), ({"Version": "v1.5.1", "sampler": "PLMS", "Pad conds": "True"}, False),
+    ):  # fmt: skip
+        assert read(**changes)["recipe"]["fit_negative"] == is_fitted, changes
+
+
 def test_a_dropped_level_is_part_of_the_recipe() -> None:
     found = read(**{"Discard penultimate sigma": "True"})
     assert (found["drawable"], found["recipe"]["sampling"]["drop_penultimate"]) == ("exact", True)
@@ -162,7 +173,7 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
     [
         ({"Size": "512x768"}, "differs", "depends on the card"),
         ({"Size": "512x768", "RNG": "CPU"}, "exact", ""),
-        ({"Version": "v1.5.1", "sampler": "DDIM"}, "differs", "negative prompt with DDIM"),
+        ({"Emphasis": "Loud"}, "no", "emphasis"),
         ({"Version": None, "VAE": None}, "differs", "did not state the VAE"),
         ({"Model hash": None}, "differs", "without a hash"),
         (

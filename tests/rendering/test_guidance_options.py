@@ -26,6 +26,8 @@ CASES: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (
     (("--ngms", "20", "--ngms-all"), {"NGMS": "20", "NGMS all steps": "True"}),
     (("--skip-early-cfg", "0.3"), {"Skip Early CFG": "0.3"}),
     (("--drop-penultimate",), {"Discard penultimate sigma": "True"}),
+    (("--emphasis", "no norm"), {"Emphasis": "No norm"}),
+    (("--fit-negative",), {"Pad conds v0": "True"}),
     (("--half-levels",), {"Downcast alphas_cumprod": "True"}),
 )  # fmt: skip
 
@@ -40,7 +42,7 @@ def value(civman: Civman, *arguments: object) -> Any:
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_an_option_changes_the_image_and_is_written_into_it(civman: Civman, tmp_path: Path, case: int) -> None:
     options, written = CASES[case]
-    basis = ("render", "tiny-sd1", "a cat", "--negative", "bad", *QUICK[:2], "--steps", "4", *QUICK[4:])
+    basis = ("render", "tiny-sd1", "a (cat:1.4)", "--negative", "bad " * 80, *QUICK[:2], "--steps", "4", *QUICK[4:])
     second = HIRES if "--hires" in options else ()
 
     value(civman, *basis, *second, "-o", tmp_path / "plain.png")

@@ -81,6 +81,7 @@ def settings(number: int) -> RenderRequest:
         ),
         skip_negative_below=None if is_cfgpp else some(chance, 0.1, 3.0),
         prompt_rules=some(chance, 0.3, "a1111-1.3", "a1111-1.6"),
+        emphasis=some(chance, 0.2, "no norm", "ignore", "none"), fit_negative=some(chance, 0.1, True),
     )  # fmt: skip
 
 
@@ -123,6 +124,8 @@ def _fitting(request: RenderRequest) -> RenderRequest:
         request = replace(request, width=width, height=height, hires=replace(hires, trim=trim))
     if " AND " in request.prompt and request.guidance_rescale:
         request = replace(request, guidance_rescale=None)
+    if request.fit_negative and request.pad_prompts:
+        request = replace(request, pad_prompts=None)
     if request.thresholding and request.guidance_rescale:
         request = replace(request, guidance_rescale=None)
     if (

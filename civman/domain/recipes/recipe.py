@@ -56,7 +56,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
         "loras": ("blocks",),
         "": (
             "token_merging", "thresholding", "skip_negative_below", "skip_negative_always", "skip_early_guidance",
-            "hypernetworks",
+            "hypernetworks", "emphasis", "fit_negative",
         ),
         "hires": ("token_merging", "trim_width", "trim_height", "stretches"),
         "sampling": ("drop_penultimate", "half_levels"),
@@ -219,6 +219,10 @@ class Recipe:
     skip_negative_below: float = 0.0
     """The noise level below which every second evaluation, or each one with `skip_negative_always`, is not guided."""
     skip_negative_always: bool = False
+    emphasis: str = "original"
+    """How weights in brackets act: one of `recipe_limits.EMPHASIS`."""
+    fit_negative: bool = False
+    """Cut or extend the negative prompt to the length of the prompt, as A1111 before 1.6 with DDIM, PLMS and UniPC."""
     hypernetworks: tuple[HypernetworkUse, ...] = ()
     """The hypernetworks in the order in which they are applied."""
     skip_early_guidance: float = 0.0
@@ -385,6 +389,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         config=found.config, files=tuple(sorted(set(found.files), key=lambda file: file.sha256)),
         sampling=sampling(request), rules=_or(request.rules, RULES), odd_sizes=_or(request.odd_sizes, "forge"),
         prompt_rules=_or(request.prompt_rules, ""), **_varied(request),
+        emphasis=_or(request.emphasis, "original"), fit_negative=_or(request.fit_negative, False),
         hypernetworks=found.hypernetworks, token_merging=float(_or(request.token_merging, 0.0)),
         thresholding=thresholding_of(_or(request.thresholding, "")),
         skip_negative_below=float(_or(request.skip_negative_below, 0.0)),

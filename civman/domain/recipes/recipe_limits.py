@@ -30,6 +30,12 @@ MAX_NOISE: Final = 10000
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
 PROMPT_RULES: Final = ("", "a1111-1.0", "a1111-1.3", "a1111-1.6")
 """How prompts that change during the steps or are combined with `AND` are read, by A1111's version."""
+EMPHASIS: Final = ("original", "no norm", "ignore", "none")
+"""A1111's rules for weights in brackets.
+
+"original" multiplies the vectors and restores their mean; "no norm" leaves the mean as it is; "ignore" removes the
+brackets and their weights; "none" reads brackets as text.
+"""
 _SIZE: Final = re.compile(r"([0-9]{1,5})\s*[x×]\s*([0-9]{1,5})", re.IGNORECASE)
 _RNG: Final = re.compile(r"cpu|nv(:[0-9]{3,7})?")
 
@@ -68,7 +74,7 @@ def problems(recipe: Any) -> Iterator[str]:
     if recipe.files and sorted(file.sha256 for file in recipe.files) != sorted(named):
         yield "its list of files does not match the files that it uses"
     closed = {
-        "prompt_rules": PROMPT_RULES, "precision": PRECISIONS, "rounding": ("nearest", "down"),
+        "prompt_rules": PROMPT_RULES, "emphasis": EMPHASIS, "precision": PRECISIONS, "rounding": ("nearest", "down"),
         "prediction": ("epsilon", "v_prediction"), "odd_sizes": ("forge", "a1111"), "rules": (1, 2, 3),
     }  # fmt: skip
     for name, allowed in closed.items():
@@ -126,6 +132,8 @@ def _guidance_problems(recipe: Any) -> Iterator[str]:
         yield from thresholding.problems(recipe.thresholding)
         if recipe.guidance_rescale or recipe.sampler.endswith("CFG++"):
             yield "dynamic thresholding cannot be combined with CFG rescale or a CFG++ sampler"
+    if recipe.fit_negative and recipe.pad_prompts:
+        yield "the negative prompt can be fitted to the prompt, or both can be padded, but not both"
     if not 0 <= recipe.skip_negative_below <= MAX_NOISE:
         yield f"the noise level below which the negative prompt is skipped must be 0 to {MAX_NOISE}"
     if not 0 <= recipe.skip_early_guidance <= 1:

@@ -92,6 +92,8 @@ class RenderRequest:
     variation_strength: float | None = None
     seed_resize: str | None = None
     """A size such as "512x768"."""
+    emphasis: str | None = None
+    fit_negative: bool | None = None
     token_merging: float | None = None
     thresholding: str | None = None
     """Settings in the form that `thresholding.thresholding_of` parses."""
