@@ -130,6 +130,12 @@ class Finder:
         """Whether a stored file with this name can be used in this role."""
         return any(_plays(asset, role) for asset in self._index.find_by_name(name))
 
+    def has_file(self, role: str, stem: str) -> bool:
+        """Whether a stored file with exactly this name, without its suffix, can be used in this role."""
+        wanted = stem.casefold()
+        assets = self._index.find_by_name(stem)
+        return any(_plays(asset, role) and Path(asset.name).stem.casefold() == wanted for asset in assets)
+
     def with_digest(self, role: str, sha256: Sha256) -> Found:
         """Find the file with this SHA-256, in the library or elsewhere on this disk. Raises: NotFound."""
         asset = self._index.find_sha256(sha256)

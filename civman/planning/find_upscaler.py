@@ -1,5 +1,12 @@
-"""Finds the upscaler model of a second pass and estimates its cost."""
+"""Finds the upscaler model of a second pass, and estimates its cost.
 
+A name that A1111 writes in pictures ("R-ESRGAN 4x+") stands for the published file of this name.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from civman.domain.known_upscalers import KnownUpscaler, known_upscaler, upscaler_with
 from civman.domain.recipes.recipe import RenderRequest
 from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
 from civman.errors import NotFound
@@ -7,16 +14,46 @@ from civman.planning.find_files import Finder, Found
 
 
 def upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
-    """Find the upscaler model of a request; None if it needs none. Also returns a notice about the model's cost.
+    """Find the upscaler model of a request; None if it needs none. Also returns notices about the model.
 
     Raises: NotFound: it is neither a built-in upscaler nor a stored model. UsageError (`wrong-kind`). Refused.
     """
     if request.hires is None or upscaler_of(request.hires.upscaler) in UPSCALERS[:-1]:
         return None, ()
+    ref = request.hires.upscaler
+    known = known_upscaler(ref)
     try:
-        found = finder.find("upscaler", request.hires.upscaler)
+        found = _published(finder, known) or finder.find("upscaler", ref)
     except NotFound as error:
         error.hint = f"civman's own upscalers are {', '.join(UPSCALERS[:-1])}; `civman import` adds models"
+        if known is not None:
+            error.hint = f"its file is usually called `{known.files[0]}.pth`; `civman import` adds it to the library"
         raise
-    words = f"the upscaler `{found.inspected.name}` runs in tiles, which can take minutes on a CPU"
-    return found, (words,)
+    return found, tuple(_notices(found, ref, known))
+
+
+def _published(finder: Finder, known: KnownUpscaler | None) -> Found | None:
+    """The stored file of a known upscaler, by its SHA-256 or else by the name of its file."""
+    if known is None:
+        return None
+    for sha256 in known.sha256:
+        try:
+            return finder.with_digest("upscaler", sha256)
+        except NotFound:
+            continue
+    stem = next((stem for stem in known.files if finder.has_file("upscaler", stem)), None)
+    return finder.find("upscaler", stem) if stem else None
+
+
+def _notices(found: Found, ref: str, known: KnownUpscaler | None) -> Iterator[str]:
+    name = found.inspected.name
+    yield f"the upscaler `{name}` runs in tiles, which can take minutes on a CPU"
+    if known is not None and found.sha256 not in known.sha256:
+        yield (
+            f"`{name}` was found by its name only: its SHA-256 is not that of a published `{ref}`"
+            if known.sha256
+            else f"`{name}` was found by its name only: civman does not know the SHA-256 of the published `{ref}`"
+        )
+    licensed = upscaler_with(found.sha256)
+    if licensed is not None and not licensed.is_commercial:
+        yield f"the licence of the upscaler `{Path(name).stem}` ({licensed.licence}) excludes commercial use"

@@ -100,3 +100,33 @@ def test_inspect_identifies_an_upscaler_in_a_pickle_with_its_scale(civman: Civma
     found = civman("inspect", pickled, "--json").json
 
     assert "esrgan x2" in str(found), found
+
+
+@pytest.mark.usefixtures("stocked")
+@pytest.mark.parametrize("name", ["R-ESRGAN 4x+", "r-esrgan 4X+", "RealESRGAN_x4plus"])
+def test_a_name_that_a1111_writes_means_the_published_file(civman: Civman, upscaler: Path, name: str) -> None:
+    for other in ("RealESRGAN_x4plus_anime_6B", "RealESRGAN_x4plus"):  # the first matches by its beginning, too
+        upscaler.with_name(f"{other}.safetensors").write_bytes(upscaler.read_bytes())
+        upscaler.with_name(f"{other}.safetensors").chmod(0o600)
+    with upscaler.with_name("RealESRGAN_x4plus.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\0\0\0\0")
+    upscaler.unlink()
+    assert civman("import", "--offline", upscaler.parent).code == 0
+    wanted = hashlib.sha256(upscaler.with_name("RealESRGAN_x4plus.safetensors").read_bytes()).hexdigest()
+
+    done = civman("render", "tiny-sd1", "a cat", *QUICK, "--hires", "2", "--upscaler", name, "--dry-run", "--json")
+
+    assert done.code == 0, done.out + done.err
+    assert wanted in done.out
+    assert "by its name only" in done.out + done.err
+
+
+@pytest.mark.usefixtures("stocked")
+def test_a_known_upscaler_that_is_not_stored_is_named_with_its_file(civman: Civman) -> None:
+    options = ("--hires", "2", "--upscaler", "R-ESRGAN 4x+ Anime6B", "--dry-run", "--json")
+
+    done = civman("render", "tiny-sd1", "a cat", *QUICK, *options)
+
+    assert (done.code, done.json["error"]["code"]) == (3, "not-found")
+    assert "RealESRGAN_x4plus_anime_6B.pth" in done.json["error"]["hint"]
