@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from civman.domain.recipes.machine import Machine
     from civman.errors import CivmanError
     from civman.library import Library
     from civman.planning.plan_types import Rendering
@@ -41,7 +42,8 @@ def replay(
         str | None,
         typer.Argument(
             metavar="PICTURE",
-            help="An image file, `picture:12` as `civman renders` lists it, a recipe's JSON file, or its SHA-256.",
+            help="An image file, `picture:12` as `civman renders` lists it, a recipe's JSON file, or its SHA-256; also "
+            "an image of A1111, or a text file with its settings.",
             show_default=False,
         ),
     ] = None,
@@ -96,8 +98,10 @@ def replay(
     The recipe is stored in the image and identifies every file by its SHA-256. Exit code 0: identical pixels; 9: close;
     10: different. --set makes a variation with its own recipe; --grid makes a contact sheet of variations. --settings
     checks whether images of other programs could be rendered again; with --json, it prints one object per image.
+    An image of A1111 is drawn again from its settings, and what differs is printed.
     """
     from civman.domain.recipes.machine import Machine
+    from civman.errors import UsageError
     from civman.planning.render_extra import require_render_extra
 
     if settings is not None or what is None or dry_run or assume_files:
@@ -109,6 +113,10 @@ def replay(
     library, machine, inputs = session.library, Machine(device, low_vram, threads), picture or ()
     if output is not None:
         library.pictures.require_output(output, options)
+    if (text := library.pictures.foreign_settings(what)) is not None:
+        if axes or parsed:
+            raise UsageError("--set and --grid vary images that civman made", hint="`civman render` takes any settings")
+        return _drawn_again(session, text, machine, output, options)
     source = library.pictures.find_recipe(what)
     _fetch_missing(session, library.pictures.missing_files(source), is_agreed=fetch)
     if not axes and not parsed:
@@ -156,6 +164,25 @@ def _settings(session: Session, what: str | None, file: Path | None, *, is_check
     from civman.cli.settings_output import settings_result
 
     return settings_result(session.library.pictures.check_settings(file))
+
+
+def _drawn_again(
+    session: Session, text: str, machine: "Machine", output: Path | None, options: "OutputOptions"
+) -> Result:
+    """Draw the image of A1111's text, and print what differs from the original."""
+    from civman.planning.plan import Conditions
+
+    with session.reading() as on_event:
+        planned = session.library.pictures.plan_settings(text, Conditions(machine.device), on_event=on_event)
+    for notice in planned.notices:
+        session.output.notice(notice)
+    with session.drawing([planned.recipe]) as on_event:
+        made = session.library.render(planned, output=output, options=options, machine=machine, on_event=on_event)
+    result = Result(
+        "render", [rendering_value(each) for each in made],
+        human=lambda console: print_renderings(console, made), ids=(each.path for each in made),
+    )  # fmt: skip
+    return viewed(session, result, [each.path for each in made])
 
 
 def _change(text: str) -> tuple[str, str]:

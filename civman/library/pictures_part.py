@@ -123,6 +123,17 @@ class PicturesPart(Part):
 
         return redraw_file(file)
 
+    def foreign_settings(self, what: str) -> str | None:
+        """A1111's `parameters` text in an image or text file that no civman made; None for everything else.
+
+        An image that this library made is recognised by its pixels, even if its metadata was removed.
+
+        Raises: UsageError (`bad-picture`): the image is damaged.
+        """
+        from civman.planning.redraw_request import settings_in
+
+        return settings_in(self._context.index if self._context.has_index else None, Path(what).expanduser())
+
     def plan_settings(
         self, text: str, conditions: "Conditions | None" = None, *, on_event: OnEvent = ignore
     ) -> "Planned":

@@ -13,11 +13,36 @@ from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import LoraRequest, RenderRequest
 from civman.errors import CannotRender, Cause, NotFound
 from civman.index import Index
-from civman.pictures import infotext
+from civman.index.read_pictures import PictureFilter
+from civman.pictures import image_text, infotext
 from civman.pictures.site_settings import NamedFile
+from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.redraw import Redraw, redraw, stand_in
 from civman.planning.redraw_features import Drawable
 from civman.planning.vary import as_request
+
+_MOST_TEXT = 1 << 20
+"""The size in bytes of the largest text file that is read."""
+
+
+def settings_in(index: Index | None, path: Path) -> str | None:
+    """A1111's `parameters` text in an image or text file; None if there is none, or if civman made the image.
+
+    Raises: UsageError (`bad-picture`): the image is damaged.
+    """
+    if not path.is_file():
+        return None
+    if image_text.is_picture(path):
+        carried = image_text.read(path)
+        text = None if carried.record is not None else carried.parameters
+        if text is not None and index is not None:
+            made = PictureFilter(pixel_sha256=pixel_sha256(image_text.pixels(path)))
+            text = None if index.pictures(made) else text
+    elif path.suffix.lower() == ".txt" and path.stat().st_size <= _MOST_TEXT:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    else:
+        return None
+    return text if text is not None and infotext.is_infotext(text) else None
 
 
 def row_of(text: str) -> dict[str, Any]:

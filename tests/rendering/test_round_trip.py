@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import Civman
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -165,6 +166,34 @@ def test_what_is_missing_or_not_drawable_is_named(library: Library) -> None:
         library.pictures.plan_settings(FOREIGN.format("0123456789", "tiny-sd1") + ", Cutoff enabled: True", ON_CPU)
     with pytest.raises(CannotRender, match="no sampler"):
         library.pictures.plan_settings("a cat", ON_CPU)
+
+
+@pytest.mark.usefixtures("stocked")
+def test_replay_draws_an_image_of_a1111_from_its_settings(civman: Civman, tmp_path: Path) -> None:
+    text = FOREIGN.format("0123456789", "tiny-sd1").replace("Sampler: Euler a", "Sampler: Euler, RNG: CPU")
+    facts = PngImagePlugin.PngInfo()
+    facts.add_text("parameters", text)
+    Image.new("RGB", (64, 64)).save(tmp_path / "foreign.png", pnginfo=facts)
+    (tmp_path / "settings.txt").write_text(text, encoding="utf-8")
+
+    for name in ("foreign.png", "settings.txt"):
+        ran = civman("replay", tmp_path / name, "--device", "cpu", "-o", tmp_path / f"{name}.again.png")
+        assert ran.code == 0, ran.err
+        assert "found by its name only" in ran.err
+    assert (
+        image_text.pixels(tmp_path / "foreign.png.again.png") == image_text.pixels(tmp_path / "settings.txt.again.png")
+    ).all()
+    options = ("--rng", "cpu", "--half-levels", "--odd-sizes", "a1111", "--sampler", "Euler", "--schedule", "Normal")
+    typed = civman("render", "tiny-sd1", "a cat", "--negative", "bad", "--size", "64x64", "--steps", "3", "--cfg", "7",
+                   "--seed", "5", "--device", "cpu", *options, "-o", tmp_path / "typed.png")  # fmt: skip
+    assert typed.code == 0, typed.err
+    apart = image_text.pixels(tmp_path / "typed.png").astype(int) - image_text.pixels(
+        tmp_path / "foreign.png.again.png"
+    )
+    assert 0 <= apart.min() <= apart.max() <= 1, "A1111 rounds down"
+    refused = civman("replay", tmp_path / "foreign.png", "--set", "seed=8")
+    assert refused.code == 2
+    assert "images that civman made" in refused.err
 
 
 @pytest.mark.usefixtures("stocked")
