@@ -103,7 +103,7 @@ class Finder:
         if isinstance(parsed, HashRef) and parsed.kind in (None, HashKind.SHA256) and len(parsed.digest) == 64:
             return self.with_digest(role, Sha256(parsed.digest))
         try:
-            asset = find_asset(self._index, parsed, file, suits=lambda asset: _plays(asset, role))
+            asset = find_asset(self._index, parsed, file, suits=lambda asset: plays(asset, role))
         except NotFound as error:
             if not isinstance(parsed, NameRef | PathRef) and error.code is not Cause.NO_SUCH_FILE:
                 error.hint = f"`civman download {ref}` downloads it"
@@ -112,7 +112,7 @@ class Finder:
 
     def named(self, role: str, name: str) -> Found:
         """Find the stored file that a prompt refers to as `name`. Raises: the errors of `find`."""
-        assets = [asset for asset in self._index.find_by_name(name) if _plays(asset, role)]
+        assets = [asset for asset in self._index.find_by_name(name) if plays(asset, role)]
         if not assets:
             raise NotFound(
                 f"the prompt uses the {_title(role)} `{name}`, which is not in the library",
@@ -128,13 +128,13 @@ class Finder:
 
     def holds(self, role: str, name: str) -> bool:
         """Whether a stored file with this name can be used in this role."""
-        return any(_plays(asset, role) for asset in self._index.find_by_name(name))
+        return any(plays(asset, role) for asset in self._index.find_by_name(name))
 
     def has_file(self, role: str, stem: str) -> bool:
         """Whether a stored file with exactly this name, without its suffix, can be used in this role."""
         wanted = stem.casefold()
         assets = self._index.find_by_name(stem)
-        return any(_plays(asset, role) and Path(asset.name).stem.casefold() == wanted for asset in assets)
+        return any(plays(asset, role) and Path(asset.name).stem.casefold() == wanted for asset in assets)
 
     def with_digest(self, role: str, sha256: Sha256) -> Found:
         """Find the file with this SHA-256, in the library or elsewhere on this disk. Raises: NotFound."""
@@ -215,7 +215,8 @@ def _reporter(on_event: OnEvent, total: int) -> Callable[[int], None]:
     return lambda done: on_event(Verifying("plan", done, total))
 
 
-def _plays(asset: Asset, role: str) -> bool:
+def plays(asset: Asset, role: str) -> bool:
+    """Whether a stored file can be used in this role, by its tensors, else by its type on CivitAI."""
     if asset.facts.kind:
         return asset.facts.kind in _WANTED[role]
     return (role == "lora" and asset.type.is_adapter) or asset.type in _TYPES.get(role, ())

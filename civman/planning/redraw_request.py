@@ -11,16 +11,19 @@ from typing import Any
 from civman.domain.catalog import Asset
 from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import LoraRequest, RenderRequest
+from civman.domain.refs import HashKind
 from civman.errors import CannotRender, Cause, NotFound
 from civman.index import Index
 from civman.index.read_pictures import PictureFilter
 from civman.pictures import image_text, infotext
 from civman.pictures.site_settings import NamedFile
+from civman.planning.find_files import plays
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.redraw import Redraw, redraw, stand_in
 from civman.planning.redraw_features import Drawable
 from civman.planning.vary import as_request
 
+_AUTOV3_DIGITS = 12
 _MOST_TEXT = 1 << 20
 """The size in bytes of the largest text file that is read."""
 
@@ -92,8 +95,8 @@ def _files(index: Index, found: Redraw) -> tuple[dict[Sha256, Sha256], tuple[str
     notices: list[str] = []
     missing: list[NamedFile] = []
     for each in found.resources:
-        assets: Sequence[Asset] = index.find_by_digest(each.hash) if each.hash else []
-        if not assets and each.name and (assets := _by_name(index, each.name)):
+        assets = _by_hash(index, each)
+        if not assets and each.name and (assets := _by_name(index, each)):
             notices.append(f"the {each.role} `{each.name}` was found by its name only")
         if assets:
             digests[stand_in("checkpoint" if each.role == "checkpoint" else each.name)] = assets[0].blob.sha256
@@ -112,8 +115,23 @@ def _files(index: Index, found: Redraw) -> tuple[dict[Sha256, Sha256], tuple[str
     return digests, tuple(notices)
 
 
-def _by_name(index: Index, name: str) -> Sequence[Asset]:
-    found = index.find_by_name(name)
-    if len({asset.blob.sha256 for asset in found}) == 1:
-        return found
-    return [asset for asset in found if Path(asset.name).stem == name][:1]
+def _by_hash(index: Index, wanted: NamedFile) -> Sequence[Asset]:
+    """The stored files of the right kind with this hash. A long hash of a LoRA may be AutoV3, stored in 12 digits."""
+    if not wanted.hash:
+        return []
+    found = index.find_by_digest(wanted.hash)
+    if not found and len(wanted.hash) > _AUTOV3_DIGITS:
+        found = index.find_by_digest(wanted.hash[:_AUTOV3_DIGITS], HashKind.AUTOV3)
+    return [asset for asset in found if plays(asset, wanted.role)]
+
+
+def _by_name(index: Index, wanted: NamedFile) -> Sequence[Asset]:
+    """The stored file of the right kind with exactly this name, if there is one; a part of a name is not enough."""
+    name = wanted.name.casefold()
+    found = [
+        asset
+        for asset in index.find_by_name(wanted.name)
+        if plays(asset, wanted.role)
+        and name in {Path(asset.name).stem.casefold(), asset.name.casefold(), (asset.alias or "").casefold()}
+    ]
+    return found if len({asset.blob.sha256 for asset in found}) == 1 else []

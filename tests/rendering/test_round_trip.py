@@ -150,6 +150,11 @@ def test_a_foreign_text_is_planned_with_files_found_by_hash_or_by_name(library: 
     by_hash = library.pictures.plan_settings(FOREIGN.format(sha256[:10].upper(), "another name"), ON_CPU)
     by_name = library.pictures.plan_settings(FOREIGN.format("0123456789", "tiny-sd1"), ON_CPU)
 
+    lora = library.plan(RenderRequest(checkpoint="tiny-sd1", loras=(LoraRequest("ink"),)), ON_CPU).names
+    [autov3] = [each.autov3 for each in lora if each.name.startswith("ink")]
+    tagged = "a <lora:gone:0.5>" + FOREIGN.format(sha256[:10], "x")[5:] + f', Lora hashes: "gone: {autov3.upper()}"'
+    planned = library.pictures.plan_settings(tagged, ON_CPU)
+    assert [planned.name(use.sha256) for use in planned.recipe.loras] == ["ink.safetensors"]
     for planned in (by_hash, by_name):
         recipe = planned.recipe
         assert (recipe.checkpoint, recipe.rng, recipe.rounding, recipe.odd_sizes) == (sha256, "nv", "down", "a1111")
@@ -162,6 +167,9 @@ def test_a_foreign_text_is_planned_with_files_found_by_hash_or_by_name(library: 
 def test_what_is_missing_or_not_drawable_is_named(library: Library) -> None:
     with pytest.raises(NotFound, match=r"checkpoint `gone` \(0123456789\)"):
         library.pictures.plan_settings(FOREIGN.format("0123456789", "gone"), ON_CPU)
+    for other in ("tiny", "ink", "easydream"):  # a part of a name, and files of other kinds
+        with pytest.raises(NotFound, match="not in the library"):
+            library.pictures.plan_settings(FOREIGN.format("0123456789", other), ON_CPU)
     with pytest.raises(CannotRender, match="Cutoff"):
         library.pictures.plan_settings(FOREIGN.format("0123456789", "tiny-sd1") + ", Cutoff enabled: True", ON_CPU)
     with pytest.raises(CannotRender, match="no sampler"):
