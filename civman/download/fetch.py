@@ -268,7 +268,7 @@ def _has_declaration(hashes: Hashes) -> bool:
 
 
 def _small_digest(path: Path, algorithm: str) -> str | None:
-    """The file's digest by `algorithm`, or None for algorithms that civman does not compute (BLAKE3, AutoV1)."""
+    """The file's digest by `algorithm`, or None for those that are not checked here (BLAKE3, AutoV1)."""
     if algorithm == "crc32":
         value = 0
         with path.open("rb") as file:

@@ -108,12 +108,13 @@ def unidentified(reader: Reader) -> list[tuple[Sha256, str]]:
 
 
 def without_digests(reader: Reader) -> list[Undigested]:
-    """Files that lack AutoV1, AutoV3 or CRC32 although files of their size and kind have one, smallest first."""
+    """Files that lack a digest (AutoV1, AutoV3, CRC32 or BLAKE3) that files of their kind have, smallest first."""
     sql = (
         "SELECT sha256, path, size_bytes, autov1 IS NULL AND size_bytes >= ?, "
-        "autov3 IS NULL AND suffix IN (SELECT value FROM json_each(?)), crc32 IS NULL FROM blob ORDER BY size_bytes"
+        "autov3 IS NULL AND suffix IN (SELECT value FROM json_each(?)), crc32 IS NULL, blake3 IS NULL "
+        "FROM blob ORDER BY size_bytes"
     )
-    kinds = (HashKind.AUTOV1, HashKind.AUTOV3, HashKind.CRC32)
+    kinds = (HashKind.AUTOV1, HashKind.AUTOV3, HashKind.CRC32, HashKind.BLAKE3)
     found = []
     for sha256, kept, size, *lacking in reader.all(sql, [_LEAST_FOR_AUTOV1, json.dumps(sorted(SAFETENSORS_SUFFIXES))]):
         missing = tuple(kind for kind, is_missing in zip(kinds, lacking, strict=True) if is_missing)

@@ -1,4 +1,4 @@
-"""Compute the short digests (AutoV1, AutoV3, CRC32) of files in the library that have none in the index yet.
+"""Compute digests (AutoV1, AutoV3, CRC32, BLAKE3) of files in the library that the index does not have yet.
 
 An import computes them only for files that CivitAI does not know, and not for very large ones: each takes another read
 of the file. `civman verify --full` computes what is missing.
@@ -8,19 +8,18 @@ import contextlib
 from pathlib import Path
 
 from civman.domain.catalog import Asset
-from civman.domain.refs import HashKind, HashRef
+from civman.domain.refs import HashRef
 from civman.errors import CivmanError, LibraryError
 from civman.index import Index
-from civman.store.other_digests import other_digests
+from civman.store.other_digests import computed_kinds, other_digests
 
-_COMPUTED = frozenset({HashKind.AUTOV1, HashKind.AUTOV3, HashKind.CRC32})
 _MOST_BYTES = 8 << 30
 """At most this much is read to find one digest; the smallest files come first."""
 
 
 def find_computed(index: Index, ref: HashRef) -> list[Asset]:
     """Find the files with this digest by computing and saving digests that are not in the index yet."""
-    kinds = _COMPUTED.intersection(ref.kinds)
+    kinds = computed_kinds().intersection(ref.kinds)
     left_bytes = _MOST_BYTES
     for blob in index.without_digests() if kinds else ():
         if not kinds.intersection(blob.missing):

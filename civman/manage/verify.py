@@ -26,7 +26,7 @@ from civman.manage.file_state import seen_now
 from civman.manage.places import Presence, other_place, presence
 from civman.manage.sidecar import file_facts, restore
 from civman.store.blobs import BlobStore, StoredBlob, digest_of
-from civman.store.other_digests import other_digests
+from civman.store.other_digests import computed_kinds, other_digests
 from civman.store.safe_copies import copies, find_copy, verify_copy
 from civman.store.trash import Trash, blob_lock
 from civman.system.system_facts import spins
@@ -262,7 +262,9 @@ def _read_all(
         return
     on_event(Started(WHOLE, counted(len(files), "file"), sum(file.size_bytes for file in files)))
     verified: list[SeenFile] = []
-    digests = dict.fromkeys((blob.sha256 for blob in index.without_digests()), Hashes())
+    digests = dict.fromkeys(
+        (blob.sha256 for blob in index.without_digests() if computed_kinds().intersection(blob.missing)), Hashes()
+    )
     pools = {device: ThreadPoolExecutor(readers, "verify") for device, readers in _disks(files).items()}
     try:
         running = [pools[_device(file.path)].submit(_read_again, file, digests, on_event) for file in files]

@@ -1,11 +1,16 @@
 """The short hashes by which other programs name a file, computed from its bytes."""
 
 import hashlib
+import importlib
 import zlib
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from civman.domain.digests import EMPTY_AUTOV3, Hashes
 from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
+from civman.domain.refs import HashKind
 from civman.store.partial import store_error
 
 _READ_BYTES = 1 << 20
@@ -14,10 +19,17 @@ _MOST_READ = 512 << 20
 """Files larger than this are not read a second time: programs name checkpoints by AutoV2, part of the SHA-256."""
 
 
-def other_digests(path: Path, *, whole: bool = False) -> Hashes:
-    """Compute AutoV1 of the file at `path`, and CRC32 and AutoV3 if it has at most 512 MiB or `whole` is set.
+@cache
+def computed_kinds() -> frozenset[HashKind]:
+    """The kinds of digests that can be computed here: BLAKE3 only with the extra `blake3`."""
+    usual = frozenset({HashKind.AUTOV1, HashKind.AUTOV3, HashKind.CRC32})
+    return usual | {HashKind.BLAKE3} if find_spec("blake3") is not None else usual
 
-    Only safetensors files have an AutoV3.
+
+def other_digests(path: Path, *, whole: bool = False) -> Hashes:
+    """Compute AutoV1 of the file at `path`, and the others if it has at most 512 MiB or `whole` is set.
+
+    Only safetensors files have an AutoV3. BLAKE3 is computed if it is among `computed_kinds`.
 
     Raises: StoreError: it cannot be read.
     """
@@ -33,14 +45,27 @@ def other_digests(path: Path, *, whole: bool = False) -> Hashes:
             file.seek(0)
             start = file.read(8)
             crc32, body, body_start = zlib.crc32(start), hashlib.sha256(), 8 + int.from_bytes(start, "little")
+            blake3 = _blake3()
             is_safetensors = path.suffix.lower() in SAFETENSORS_SUFFIXES and body_start <= size
             header = file.read(body_start - 8) if is_safetensors else b""
             crc32 = zlib.crc32(header, crc32)
+            if blake3 is not None:
+                blake3.update(start + header)
             while chunk := file.read(_READ_BYTES):
                 crc32 = zlib.crc32(chunk, crc32)
                 if is_safetensors:
                     body.update(chunk)
+                if blake3 is not None:
+                    blake3.update(chunk)
     except OSError as error:
         raise store_error(error, path) from error
     autov3 = body.hexdigest()[:12] if is_safetensors else None
-    return Hashes(crc32=f"{crc32:08x}", autov1=autov1, autov3=None if autov3 == EMPTY_AUTOV3 else autov3)
+    return Hashes(
+        crc32=f"{crc32:08x}", autov1=autov1, autov3=None if autov3 == EMPTY_AUTOV3 else autov3,
+        blake3=None if blake3 is None else blake3.hexdigest(),
+    )  # fmt: skip
+
+
+def _blake3() -> Any:
+    """A BLAKE3 of the package `blake3`; None if it is not installed."""
+    return importlib.import_module("blake3").blake3() if HashKind.BLAKE3 in computed_kinds() else None
