@@ -33,6 +33,8 @@ _SIZE: Final = re.compile(r"(-?[0-9]{1,5})x(-?[0-9]{1,5})")
 _OTHER_UPSCALERS: Final = re.compile(r"swin|scunet|\bdat\b|ldsr|\bhat\b|\bspan", re.IGNORECASE)
 """Names of upscalers whose networks are of other kinds than ESRGAN's and Real-ESRGAN's."""
 _FAMILIES: Final = ("SD 1", "SD 2", "SDXL", "Pony", "Illustrious", "NoobAI", "Other", "")
+_PRIVATE: Final = re.compile(r" (alt|MOD|Test|Sharp|v2)\b(?=( Karras)?$)")
+"""Endings of the names of samplers that people edited into their own A1111."""
 _PADDED: Final = ("DDIM", "PLMS", "UniPC")
 
 
@@ -263,7 +265,11 @@ class _Reader:
     def _sampler(self) -> tuple[samplers.Sampler, Schedule]:
         name = self._need("sampler", self._entries.text("Sampler") or None)
         named = self._entries.text("Schedule type") or None
-        sampler, schedule = sampler_names.parse(name, named)
+        plain = _PRIVATE.sub("", name)
+        if plain != name:
+            self.add(Drawable.DIFFERS, f"`{name}` is a sampler that only its author had; `{plain}` is used, with which "
+                                       "at best the composition is the same")  # fmt: skip
+        sampler, schedule = sampler_names.parse(plain, named)
         if schedule is Schedule.AUTOMATIC and not sampler.own_table:
             is_old = named is None and self._version < (1, 9) and sampler.name != "Restart"
             schedule = Schedule.NORMAL if is_old else sampler.automatic

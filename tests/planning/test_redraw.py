@@ -163,6 +163,19 @@ def test_emphasis_and_the_length_of_the_negative_prompt_follow_the_version() -> 
         assert read(**changes)["recipe"]["fit_negative"] == is_fitted, changes
 
 
+@pytest.mark.parametrize(
+    ("name", "base", "schedule"),
+    [("DPM++ 2M Karras MOD", "DPM++ 2M", "Karras"), ("DPM++ 2M alt Karras", "DPM++ 2M", "Karras"),
+     ("DPM++ 2M Karras v2", "DPM++ 2M", "Karras"), ("DPM++ 2M Test", "DPM++ 2M", "Normal")],
+)  # fmt: skip
+def test_a_private_sampler_is_replaced_by_the_one_it_was_made_from(name: str, base: str, schedule: str) -> None:
+    found = read(sampler=name, Version="v1.5.1")
+
+    assert (found["drawable"], found["recipe"]["sampler"], found["recipe"]["schedule"]) == ("differs", base, schedule)
+    assert f"`{name}` is a sampler that only its author had" in found["reasons"][0]
+    assert read(sampler="KKW Karras")["drawable"] == "no"
+
+
 def test_a_dropped_level_is_part_of_the_recipe() -> None:
     found = read(**{"Discard penultimate sigma": "True"})
     assert (found["drawable"], found["recipe"]["sampling"]["drop_penultimate"]) == ("exact", True)
@@ -203,7 +216,7 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
         ({"prompt": None, "seed": None}, "no", "no prompt"),
         ({"seed": None}, "no", "no seed"),
         ({"sampler": None}, "no", "no sampler"),
-        ({"sampler": "DPM++ 2M alt Karras"}, "no", "private variant"),
+        ({"sampler": "uni_pc_bh2"}, "no", "UniPC"),
         ({"steps": 5000}, "no", "steps must be"),
         ({"Size": "0x512"}, "no", "not a size"),
         ({"ADetailer model": "face_yolov8n.pt"}, "differs", "detector"),
