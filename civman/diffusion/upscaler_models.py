@@ -1,4 +1,4 @@
-"""Upscaler models of the ESRGAN kind (RRDBNet) and of Real-ESRGAN's compact kind, loaded and run.
+"""Upscaler models: those of the ESRGAN kind (RRDBNet) and Real-ESRGAN's compact kind; also loads SwinIR.
 
 Both exist in several layouts of tensor names. RRDBNet models may also start with a pixel unshuffle, or have shortcuts
 with 1x1 convolutions in their dense blocks. Other kinds are refused.
@@ -18,10 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from civman.diffusion.tensor_files import open_tensors
+from civman.diffusion.upscaler_swinir import SwinIr, swinir
 from civman.errors import CannotRender, Cause
 
 _SLOPE: Final = 0.2
 _DAMPING: Final = 0.2
+_TRIAL: Final = 16
+"""The side in pixels of the image with which a model is tried; no window of SwinIR is larger."""
 _WRAPPERS: Final = re.compile(r"^(params_ema|params|state_dict|module)\.")
 _BLOCK: Final = re.compile(
     r"^(?:body|RRDB_trunk|model\.1\.sub)\.(\d+)\.(?:rdb|RDB)([123])\.conv(1x1|[1-5])(?:\.0)?\.(.*)$"
@@ -93,7 +96,11 @@ class UpscalerModel:
         return large + functional.interpolate(x, scale_factor=self.scale, mode="nearest")
 
 
-def load_upscaler(path: Path) -> UpscalerModel:
+AnyUpscaler = UpscalerModel | SwinIr
+"""A loaded upscaler of any kind that civman runs."""
+
+
+def load_upscaler(path: Path) -> AnyUpscaler:
     """Load an upscaler from a safetensors file.
 
     Raises: CannotRender (`no-upscaler`): it is of a kind that civman cannot run. InvalidModelFile, Refused: it cannot
@@ -102,14 +109,19 @@ def load_upscaler(path: Path) -> UpscalerModel:
     with open_tensors(path) as file:
         tensors = {_WRAPPERS.sub("", name): file.get_tensor(name).float().clone() for name in file.keys()}  # noqa: SIM118
     try:
-        made = _esrgan(tensors) if any(map(_BLOCK.match, tensors)) else _compact(tensors)
-        with torch.no_grad():
-            result = made(torch.zeros(1, 3, 4, 4)) if made else None
+        made = _made(tensors)
+        result = made(torch.zeros(1, 3, _TRIAL, _TRIAL)) if made else None
     except (KeyError, RuntimeError, ValueError) as error:
         raise _unknown(path, "its tensors do not fit together") from error
-    if made is None or result is None or result.shape != (1, 3, 4 * made.scale, 4 * made.scale):
-        raise _unknown(path, "its tensors are neither ESRGAN's nor those of Real-ESRGAN's compact models")
+    if made is None or result is None or result.shape != (1, 3, _TRIAL * made.scale, _TRIAL * made.scale):
+        raise _unknown(path, "its tensors are neither ESRGAN's, nor SwinIR's, nor Real-ESRGAN's compact models'")
     return made
+
+
+def _made(tensors: Mapping[str, Tensor]) -> AnyUpscaler | None:
+    if any(map(_BLOCK.match, tensors)):
+        return _esrgan(tensors)
+    return swinir(tensors) or _compact(tensors)
 
 
 def _esrgan(tensors: Mapping[str, Tensor]) -> UpscalerModel | None:
@@ -160,5 +172,5 @@ def _compact(tensors: Mapping[str, Tensor]) -> UpscalerModel | None:
 def _unknown(path: Path, why: str) -> CannotRender:
     return CannotRender(
         f"the upscaler `{path.name}` cannot be run: {why}",
-        hint="use an ESRGAN, Real-ESRGAN or Real-ESRGAN compact model", code=Cause.NO_UPSCALER,
+        hint="use an ESRGAN, Real-ESRGAN, Real-ESRGAN compact or SwinIR model", code=Cause.NO_UPSCALER,
     )  # fmt: skip

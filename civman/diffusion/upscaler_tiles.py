@@ -1,7 +1,8 @@
 """Enlarge an image with an upscaler model as A1111 does: in overlapping tiles, in up to three passes.
 
 Source: A1111 1.8 to 1.10. The image is cut into tiles of 192 pixels that overlap by 8; each is rounded to 8 bits, and
-the overlaps are blended linearly. The model sees blue, green and red in this order.
+the overlaps are blended linearly. Tiles of SwinIR keep their precision, and the overlaps are their mean. The model sees
+blue, green and red in this order.
 """
 
 from typing import Any, Final
@@ -10,14 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from civman.diffusion.upscaler_models import UpscalerModel
+from civman.diffusion.upscaler_models import AnyUpscaler
 
 TILE: Final = 192
 OVERLAP: Final = 8
 _MOST_PASSES: Final = 3
 
 
-def enlarge(image: Any, model: UpscalerModel, width: int, height: int) -> Any:
+def enlarge(image: Any, model: AnyUpscaler, width: int, height: int) -> Any:
     """Run the model up to three times, until the Pillow image is at least as large as wanted."""
     for _ in range(_MOST_PASSES):
         before = image.size
@@ -32,8 +33,10 @@ def tiles_of(width: int, height: int) -> int:
     return len(_starts(width)) * len(_starts(height))
 
 
-def in_tiles(image: Any, model: UpscalerModel) -> Any:
+def in_tiles(image: Any, model: AnyUpscaler) -> Any:
     """Run the model once over an image."""
+    if model.kind == "swinir":
+        return _averaged(image, model)
     scale = model.scale
     whole = Image.new("RGB", (image.width * scale, image.height * scale))
     for top in _starts(image.height):
@@ -56,11 +59,38 @@ def _starts(length: int) -> list[int]:
     return [length - TILE if start + TILE >= length else start for start in found]
 
 
-def _run(tile: Any, model: UpscalerModel) -> Any:
-    pixels = np.ascontiguousarray(np.asarray(tile)[:, :, ::-1].transpose(2, 0, 1))
+def _run(tile: Any, model: AnyUpscaler) -> Any:
+    return _image(model(_pixels(tile, model))[0])
+
+
+def _averaged(image: Any, model: AnyUpscaler) -> Any:
+    """Run the model once over an image, in square tiles of at most its shorter side, whose overlaps are averaged."""
+    pixels, scale = _pixels(image, model), model.scale
+    tile = min(TILE, image.width, image.height)
+    result = torch.zeros(3, image.height * scale, image.width * scale, device=pixels.device)
+    counts = torch.zeros_like(result[0])
+    for top in _even_starts(image.height, tile):
+        for left in _even_starts(image.width, tile):
+            rows, columns = (slice(at * scale, (at + tile) * scale) for at in (top, left))
+            result[:, rows, columns] += model(pixels[..., top : top + tile, left : left + tile])[0]
+            counts[rows, columns] += 1
+    return _image(result / counts)
+
+
+def _even_starts(length: int, tile: int) -> list[int]:
+    return [*range(0, length - tile, tile - OVERLAP), length - tile]
+
+
+def _pixels(image: Any, model: AnyUpscaler) -> torch.Tensor:
+    """Convert an image to (1, 3, H, W) in 0 … 1 on the model's device, in the order blue, green, red."""
+    array = np.ascontiguousarray(np.asarray(image)[:, :, ::-1].transpose(2, 0, 1))
     device = next(iter(model.tensors.values())).device
-    result = model(torch.from_numpy(pixels).float()[None].to(device) / 255)
-    array = (result[0].clamp(0, 1).cpu().numpy() * 255.0).round().astype(np.uint8)
+    return torch.from_numpy(array).float()[None].to(device) / 255
+
+
+def _image(pixels: torch.Tensor) -> Any:
+    """Convert (3, H, W) in the order blue, green, red to an image."""
+    array = (pixels.clamp(0, 1).cpu().numpy() * 255.0).round().astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(array[::-1].transpose(1, 2, 0)))
 
 

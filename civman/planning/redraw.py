@@ -30,8 +30,8 @@ from civman.prompts import editing, emphasis
 _SMALLEST_CARD: Final = 20480
 """The number of threads of the smallest common GPU. Noise of fewer values is the same on all GPUs."""
 _SIZE: Final = re.compile(r"(-?[0-9]{1,5})x(-?[0-9]{1,5})")
-_OTHER_UPSCALERS: Final = re.compile(r"swin|scunet|\bdat\b|ldsr|\bhat\b|\bspan", re.IGNORECASE)
-"""Names of upscalers whose networks are of other kinds than ESRGAN's and Real-ESRGAN's."""
+_OTHER_UPSCALERS: Final = re.compile(r"swin2|scunet|\bdat\b|ldsr|\bhat\b|\bspan", re.IGNORECASE)
+"""Names of upscalers whose networks are of other kinds than ESRGAN's, Real-ESRGAN's and SwinIR's."""
 _FAMILIES: Final = ("SD 1", "SD 2", "SDXL", "Pony", "Illustrious", "NoobAI", "Other", "")
 _PRIVATE: Final = re.compile(r" (alt|MOD|Test|Sharp|v2)\b(?=( Karras)?$)")
 """Endings of the names of samplers that people edited into their own A1111."""

@@ -12,7 +12,7 @@ from civman.diffusion.environment import environment, threads
 from civman.diffusion.hypernetworks import Hypernetwork, load_hypernetwork
 from civman.diffusion.run_recipe import Inputs, iterate
 from civman.diffusion.second_pass import Upscale
-from civman.diffusion.upscaler_models import UpscalerModel, load_upscaler
+from civman.diffusion.upscaler_models import AnyUpscaler, load_upscaler
 from civman.diffusion.upscaler_tiles import enlarge
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
@@ -46,7 +46,7 @@ class Job:
     applied: tuple[Applied, ...]
     environment: Environment
     model_notes: tuple[str, ...]
-    upscaler: UpscalerModel | None = field(default=None, repr=False)
+    upscaler: AnyUpscaler | None = field(default=None, repr=False)
     hypernetworks: tuple[tuple[Hypernetwork, float], ...] = field(default=(), repr=False)
 
     def batch(self, first: int, count: int) -> Recipe:
@@ -118,14 +118,14 @@ def make(
         yield Rendering(place.keep(drawn.pixels, drawn.record), drawn.record, drawn.applied)
 
 
-def _upscaler(engine: Engine, planned: Planned) -> UpscalerModel | None:
+def _upscaler(engine: Engine, planned: Planned) -> AnyUpscaler | None:
     hires = planned.recipe.hires
     if hires is None or hires.model is None:
         return None
     return load_upscaler(planned.path(hires.model)).to(engine.device)
 
 
-def _upscale(model: UpscalerModel | None) -> Upscale | None:
+def _upscale(model: AnyUpscaler | None) -> Upscale | None:
     return None if model is None else lambda image, width, height: enlarge(image, model, width, height)
 
 

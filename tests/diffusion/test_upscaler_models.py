@@ -11,12 +11,15 @@ pytest.importorskip("diffusers")
 
 from PIL import Image
 from safetensors.torch import save_file
+from swinir_references import EXPECTED, samples, small_image, swinir_tensors
+from swinir_references import LAYOUTS as SWINIR
 from upscaler_oracle import Compact, Esrgan, first_layout, second_layout, seeded
 
 from civman.diffusion import second_pass
 from civman.diffusion.upscaler_models import load_upscaler
 from civman.diffusion.upscaler_tiles import enlarge, in_tiles, tiles_of
 from civman.domain.digests import Sha256
+from civman.domain.identification.identify import upscaler_scale
 from civman.domain.recipes.recipe import Hires
 from civman.errors import CannotRender, Refused
 
@@ -172,3 +175,46 @@ def test_the_second_pass_sees_the_model_s_image_at_its_own_size(tmp_path: Path) 
     found = (seen[0][0].permute(1, 2, 0).numpy() + 1) * 127.5
     assert np.abs(found - np.asarray(image).astype(float)).mean() < 0.5
     assert latents.shape[-2:] == (8, 9)
+
+
+@pytest.mark.parametrize("layout", SWINIR)
+def test_swinir_gives_what_spandrel_gave(tmp_path: Path, layout: str) -> None:
+    model = load_upscaler(written(tmp_path, {f"params_ema.{k}": v for k, v in swinir_tensors(layout).items()}))
+
+    large = model(small_image())
+
+    assert (model.kind, model.scale) == ("swinir", SWINIR[layout][0])
+    assert large.shape == (1, 3, 19 * model.scale, 26 * model.scale)
+    assert samples(large) == pytest.approx(EXPECTED[layout], rel=1e-3, abs=1e-3)
+
+
+def test_identification_and_the_network_agree_on_the_scale_of_swinir() -> None:
+    for layout, (scale, _, _) in SWINIR.items():
+        shapes = {name: tuple(tensor.shape) for name, tensor in swinir_tensors(layout).items()}
+
+        if scale > 1:
+            assert upscaler_scale("swinir", shapes) == scale, layout
+
+
+@pytest.mark.parametrize("size", [(200, 40), (40, 200), (380, 200), (192, 192)])
+def test_tiles_of_swinir_are_averaged_where_they_overlap(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Recomputed pixel by pixel from the tiles in which each lies."""
+    model = load_upscaler(written(tmp_path, swinir_tensors("same-size")))
+    rng = np.random.default_rng(3)
+    array = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    tile = min(192, *size)
+
+    drawn = np.asarray(in_tiles(Image.fromarray(array), model)).astype(int)
+
+    starts = [[*range(0, side - tile, tile - 8), side - tile] for side in size]
+    total, count = np.zeros((3, size[1], size[0])), np.zeros((size[1], size[0]))
+    bgr = torch.from_numpy(array[:, :, ::-1].copy()).permute(2, 0, 1).float()[None] / 255
+    for left in starts[0]:
+        for top in starts[1]:
+            total[:, top : top + tile, left : left + tile] += model(bgr[..., top : top + tile, left : left + tile])[
+                0
+            ].numpy()
+            count[top : top + tile, left : left + tile] += 1
+    expected = (np.clip(total / count, 0, 1) * 255).round()[::-1].transpose(1, 2, 0)
+    assert np.abs(drawn - expected).max() <= 1
+    assert (drawn == expected).mean() > 0.999

@@ -199,7 +199,7 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
             "differs",
             "`4x-UltraSharp` is named",
         ),
-        ({"Hires upscaler": "SwinIR_4x", "Hires upscale": "2", "Denoising strength": "0.5"}, "no", "SwinIR_4x"),
+        ({"Hires upscaler": "Swin2SR_4x", "Hires upscale": "2", "Denoising strength": "0.5"}, "no", "Swin2SR_4x"),
         ({"Strange entry": "5"}, "differs", "`Strange entry`"),
         ({"Denoising strength": "0.5"}, "needs-input", "another image"),
         ({"Mask blur": "4", "Denoising strength": "0.5"}, "needs-input", "another image"),

@@ -130,3 +130,24 @@ def test_a_known_upscaler_that_is_not_stored_is_named_with_its_file(civman: Civm
 
     assert (done.code, done.json["error"]["code"]) == (3, "not-found")
     assert "RealESRGAN_x4plus_anime_6B.pth" in done.json["error"]["hint"]
+
+
+@pytest.mark.usefixtures("stocked", "no_sockets")
+def test_swinir_from_a_pickle_enlarges_the_first_image(civman: Civman, tmp_path: Path) -> None:
+    from swinir_references import swinir_tensors
+
+    folder = tmp_path / "models"
+    folder.mkdir()
+    torch.save({"params_ema": swinir_tensors("photo-2")}, folder / "SwinIR_4x.pth")
+    assert civman("import", "--offline", folder).code == 0
+    hires = ("--hires", "1.5", "--hires-strength", "0.5", "--json", "--upscaler")
+
+    done = civman("render", "tiny-sdxl", "a cat", *QUICK, *hires, "SwinIR_4x")
+
+    assert done.code == 0, done.out + done.err
+    [made] = done.json["render"]
+    assert made["recipe"]["hires"]["upscaler"] == "model"
+    assert civman("replay", made["path"], "--json").json["replay"]["pictures"][0]["verdict"] == "identical"
+    lanczos = civman("replay", made["path"], "--set", "upscaler=lanczos", "--json").json["render"][0]
+    assert lanczos["pixel_sha256"] != made["pixel_sha256"]
+    assert "swinir x2" in str(civman("inspect", "SwinIR_4x", "--json").json)

@@ -311,7 +311,8 @@ def upscaler_scale(architecture: str, tensors: Mapping[str, Shape]) -> int | Non
         stages = [name for name in tensors if re.fullmatch(r"upsample\.\d{1,2}\.weight", name)]
         if "conv_before_upsample.0.weight" not in tensors:
             return whole_root(size("upsample.0.weight", 0) / 3)
-        return 3 if any(size(name, 0) == 9 * size(name, 1) for name in stages) else 2 ** len(stages)
+        rises = sum(f"conv_up{number}.weight" in tensors for number in (1, 2, 3))
+        return 3 if any(size(name, 0) == 9 * size(name, 1) for name in stages) else 2 ** (len(stages) + rises)
     if architecture == "compact":
         last = max((int(name.split(".")[1]) for name in tensors if name.split(".")[1].isdecimal()), default=0)
         return whole_root(size(f"body.{last}.weight", 0) / 3)
