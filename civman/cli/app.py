@@ -119,8 +119,26 @@ def _refused_by_typer(error: Exception, output: Output) -> int | None:
         return None
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "civman"
-    output.failure(UsageError(str(format_message()), hint=_help_hint(path)))
+    output.failure(UsageError(_in_plain_words(str(format_message())), hint=_help_hint(path)))
     return ExitCode.USAGE
+
+
+def _in_plain_words(message: str) -> str:
+    """Replace pydantic's sentences about an option's value by shorter ones, such as "it must be at most 5"."""
+    for theirs, ours in _PYDANTIC_WORDS.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
+_PYDANTIC_WORDS = {
+    "Input should be a valid number, unable to parse string as a number": "it is not a number",
+    "Input should be a valid integer, unable to parse string as an integer": "it is not a whole number",
+    "Input should be less than or equal to": "it must be at most",
+    "Input should be greater than or equal to": "it must be at least",
+    "Input should be greater than": "it must be above",
+    "Input should be less than": "it must be below",
+    "Input should be": "it must be",
+}
 
 
 def _help_hint(path: str) -> str:

@@ -240,8 +240,8 @@ def require_widths(configs: Mapping[str, Config], file: str) -> None:
         words, places = int(config["vocab_size"]), int(config["max_position_embeddings"])
         if words < _VOCABULARY or places < _PLACES:
             raise CannotRender(
-                f"the {TITLES[name]} of `{file}` has {words} tokens and {places} positions, but CLIP's tokens need "
-                f"{_VOCABULARY} and {_PLACES}",
+                f"the {TITLES[name]} of `{file}` has a vocabulary of {words} tokens and {places} positions, "
+                f"but CLIP needs {_VOCABULARY} and {_PLACES}",
                 hint="the file is incomplete or of an unknown kind; another file of this version may be complete",
                 code=Cause.MISMATCHED_PARTS,
                 file=file,

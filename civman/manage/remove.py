@@ -131,7 +131,7 @@ def remove(index: Index, store: BlobStore, plan: RemovalPlan, *, force: bool, no
     if plan.pinned and not force:
         named = "; ".join(f"{asset.name} ({', '.join(asset.pins)})" for asset in plan.pinned[:5])
         raise Refused(
-            f"pinned: {named}",
+            f"these files are pinned: {named}",
             code=Cause.PINNED,
             hint="`civman edit REF --unpin` removes your own pin; --force removes pinned files too",
             sha256=[str(asset.blob.sha256) for asset in plan.pinned],
