@@ -143,9 +143,13 @@ def note_ambiguous(session: Session, outcomes: "Sequence[Outcome]") -> None:
         files = session.library.files.of_model(model_id)
         if len({file.blob.sha256 for file in files}) > 1:
             refs = "; ".join(f"{file.ref} ({file.version_name}, {file.name})" for file in files)
+            default = session.library.files.default_of(model_id)
+            alone = (
+                "no longer identifies one file" if default is None else f"means {default.ref} where one file is needed"
+            )
             session.output.notice(
-                f"the library now has {len(files)} files of `{name}`, so its name or model id alone no longer"
-                f" identifies one file; these refs do: {refs}"
+                f"the library now has {len(files)} files of `{name}`; its name or model id alone {alone}. These refs"
+                f" identify each: {refs}"
             )
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from civman.domain.catalog import Asset, Licence, ModelId
 from civman.domain.events import OnEvent, ignore
-from civman.domain.refs import NameRef, PathRef, parse_ref
-from civman.errors import NotFound
+from civman.domain.refs import ModelRef, NameRef, PathRef, parse_ref
+from civman.errors import AmbiguousRef, NotFound
 from civman.index import EVERYTHING, AssetFilter, Fits
 from civman.library.context import Part
 
@@ -38,6 +38,15 @@ class FilesPart(Part):
     def of_model(self, model_id: ModelId) -> Sequence[Asset]:
         """The stored files of all versions of a model, newest first."""
         return self._context.index.find_by_model(model_id)
+
+    def default_of(self, model_id: ModelId) -> Asset | None:
+        """The stored file that the model's id alone means where one file is needed; None if it is ambiguous."""
+        from civman.manage.resolve import find_asset
+
+        try:
+            return find_asset(self._context.index, ModelRef(model_id))
+        except AmbiguousRef:
+            return None
 
     def absences(self, assets: Iterable[Asset]) -> "dict[Sha256, Presence]":
         """Return which of the files are missing or away (on a drive that is not connected). The others are left out."""
