@@ -199,7 +199,9 @@ def render(
     ] = None,
     emphasis: Annotated[
         str | None,
-        typer.Option(help="How weights in brackets act: original, no norm, ignore or none.", show_default="original"),
+        typer.Option(
+            help="How weights in brackets are applied: original, no norm, ignore or none.", show_default="original"
+        ),
     ] = None,
     fit_negative: Annotated[
         bool, typer.Option("--fit-negative", help="Cut or extend the negative prompt to the prompt's length.")

@@ -98,7 +98,7 @@ def replay(
     The recipe is stored in the image and identifies every file by its SHA-256. Exit code 0: identical pixels; 9: close;
     10: different. --set makes a variation with its own recipe; --grid makes a contact sheet of variations. --settings
     checks whether images of other programs could be rendered again; with --json, it prints one object per image.
-    An image of A1111 is drawn again from its settings, and what differs is printed.
+    An image of A1111 is rendered again from its settings, and differences are listed.
     """
     from civman.domain.recipes.machine import Machine
     from civman.errors import UsageError
@@ -115,7 +115,9 @@ def replay(
         library.pictures.require_output(output, options)
     if (text := library.pictures.foreign_settings(what)) is not None:
         if axes or parsed:
-            raise UsageError("--set and --grid vary images that civman made", hint="`civman render` takes any settings")
+            raise UsageError(
+                "--set and --grid vary images that civman made", hint="use `civman render` to change the settings"
+            )
         return _drawn_again(session, text, machine, output, options)
     source = library.pictures.find_recipe(what)
     _fetch_missing(session, library.pictures.missing_files(source), is_agreed=fetch)
@@ -169,7 +171,7 @@ def _settings(session: Session, what: str | None, file: Path | None, *, is_check
 def _drawn_again(
     session: Session, text: str, machine: "Machine", output: Path | None, options: "OutputOptions"
 ) -> Result:
-    """Draw the image of A1111's text, and print what differs from the original."""
+    """Render the image that A1111's text describes, and print how it may differ from the original."""
     from civman.planning.plan import Conditions
 
     with session.reading() as on_event:

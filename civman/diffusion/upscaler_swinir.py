@@ -18,12 +18,12 @@ from torch.nn import functional
 
 _SLOPE: Final = 0.2
 _PLAIN_SLOPE: Final = 0.01
-"""PyTorch's default, which the layer before the enlargement has."""
+"""The slope of the LeakyReLU before the enlargement: PyTorch's default."""
 _MEAN: Final = (0.4488, 0.4371, 0.4040)
 _BLOCKED: Final = -100.0
 """Added to the attention between parts of the image that only the cyclic shift brought together."""
 _JPEG_WINDOW: Final = 7
-"""Only the models against JPEG artifacts have this window, and only they take pixels in 0 … 255."""
+"""The window of the models that remove JPEG artifacts; only these take pixels in 0 … 255."""
 _GROUP: Final = re.compile(r"layers\.(\d+)\.residual_group\.blocks\.(\d+)\.norm1\.weight")
 
 
@@ -148,7 +148,7 @@ def swinir(tensors: Mapping[str, Tensor]) -> SwinIr | None:
 
 
 def _factor(tensors: Mapping[str, Tensor], number: int) -> int:
-    """By how much one layer of the enlargement multiplies the sides."""
+    """Return the factor by which one layer of the enlargement multiplies the sides."""
     after, before = tensors[f"upsample.{number}.weight"].shape[:2]
     return isqrt(after // (before if "conv_before_upsample.0.weight" in tensors else 3))
 
@@ -168,7 +168,7 @@ def _image(windows: Tensor, window: int, shape: torch.Size) -> Tensor:
 
 
 def _positions(window: int) -> Tensor:
-    """For each pair of a window's pixels, the entry of the table of biases for their distance: (window², window²)."""
+    """Return the index of the bias for each pair of pixels in a window, by their distance: (window², window²)."""
     rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     rows, columns = rows.flatten(), columns.flatten()
     down = rows[:, None] - rows[None, :] + window - 1
@@ -177,7 +177,7 @@ def _positions(window: int) -> Tensor:
 
 
 def _mask(height: int, width: int, window: int) -> Tensor:
-    """What is added to the attention in shifted windows: (windows, window², window²)."""
+    """Return the mask that is added to the attention in shifted windows: (windows, window², window²)."""
     shift = window // 2
 
     def parts(length: int) -> Tensor:

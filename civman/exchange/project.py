@@ -54,7 +54,7 @@ class Locked:
 
     @property
     def known_ids(self) -> KnownIds:
-        """Everything by which `civman drop` recognises the file."""
+        """The ids and names by which `civman drop` recognises the file."""
         return KnownIds(self.sha256, self.model_id, self.version_id, self.file_id, (self.name, self.title))
 
 

@@ -64,7 +64,7 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
             )
         elif unknown:
             reasons.append(Reason(Drawable.DIFFERS, f"the block weights `{unknown}` are a preset of the author's own, "
-                                  f"so `{parts[0].strip()[:40]}` acts on all blocks alike"))  # fmt: skip
+                                  f"so `{parts[0].strip()[:40]}` is applied to all blocks equally"))  # fmt: skip
         found = _scales(parts[1:], takes_both=kind == "lyco" or version >= (1, 5))
         if isinstance(found, str):
             reasons.append(Reason(Drawable.NO, f"the tag `{tag[0][:60]}` {found}"))

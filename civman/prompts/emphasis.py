@@ -86,7 +86,7 @@ Fragment(text='dog', weight=0.9090909090909091), Fragment(text=' ', weight=1.0))
 def parse_by(rule: str, prompt: str) -> ParsedPrompt:
     """Parse a prompt, or with the rule "none" read it as plain text without brackets, `BREAK` and weights.
 
-    Raises: what `parse` raises.
+    Raises: the errors of `parse`.
     """
     parsed = parse(prompt)
     if rule != "none":

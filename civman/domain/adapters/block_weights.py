@@ -23,7 +23,7 @@ LAYOUTS: Final = {
     20: _names(tuple(range(9)), tuple(range(9))),
     26: _names(tuple(range(12)), tuple(range(12))),
 }
-"""By length: the blocks that a list of this length names; 12 and 20 are for SDXL, 12 and 17 for LoRAs of attention."""
+"""Length of a list → the blocks that it names; 12 and 20 are for SDXL, 12 and 17 for LoRAs of attention."""
 PRESETS: Final = {
     "NONE": "0" + ",0" * 16, "ALL": "1" + ",1" * 16, "INS": "1,1,1,1" + ",0" * 13, "IND": "1,0,0,0,1,1,1" + ",0" * 10,
     "INALL": "1,1,1,1,1,1,1" + ",0" * 10, "MIDD": "1,0,0,0,1,1,1,1,1,1,1,1" + ",0" * 5,
