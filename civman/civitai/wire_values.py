@@ -20,6 +20,8 @@ _RISING = ("Image", "RentCivit", "Rent", "Sell")
 """Commercial permissions. In 2023 a single one included those listed before it."""
 _LENGTHS = {"blake3": 64, "crc32": 8, "autov1": 8, "autov2": 10}
 _HEX = re.compile(r"[0-9a-f]+")
+_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]")
+"""What no file name has: separators of folders and control characters."""
 _ENCODED = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
 _IMAGE_LEVELS = {"none": 1, "soft": 2, "mature": 4, "x": 8, "blocked": 32}
 
@@ -61,9 +63,10 @@ def file_name(raw: str) -> str:
     if "%" not in raw or not _ENCODED.fullmatch(raw):
         return raw
     try:
-        return unquote_to_bytes(raw).decode()
+        name = unquote_to_bytes(raw).decode()
     except UnicodeDecodeError:
         return raw
+    return raw if _NO_NAME.search(name) else name
 
 
 def hashes(raw: Mapping[str, object], tell: OnNotice) -> Hashes:

@@ -359,6 +359,7 @@ def test_tensor_list_with_a_hole_is_refused() -> None:
         ("%E7%8C%AB-000008.safetensors", "猫-000008.safetensors"), ("a%20b.pt", "a b.pt"), ("50%.pt", "50%.pt"),
         ("50%25.pt", "50%.pt"), ("100%zz.pt", "100%zz.pt"), ("x%FF.pt", "x%FF.pt"), ("plain.pt", "plain.pt"),
         ("猫%E7%8C%AB.pt", "猫猫.pt"), ("%4", "%4"), ("", ""),
+        ("%2F.safetensors", "%2F.safetensors"), ("a%5Cb.pt", "a%5Cb.pt"), ("a%00.pt", "a%00.pt"),
     ],
 )  # fmt: skip
 def test_percent_encoded_file_names_are_decoded(raw: str, name: str) -> None:
