@@ -16,6 +16,7 @@ from typing import Any, Final, TextIO
 from civman.diffusion import sampler_names, samplers
 from civman.diffusion.noise_levels import Schedule
 from civman.domain.digests import Sha256
+from civman.domain.known_upscalers import known_upscaler
 from civman.domain.recipes.recipe import Hires, HypernetworkUse, LoraUse, Recipe, Sampling
 from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
 from civman.errors import Cause, UsageError
@@ -334,7 +335,12 @@ class _Reader:
                 Drawable.NO,
                 f"the second pass used the upscaler `{name}`, whose kind of network civman does not support",
             )
-        self.resources.append(NamedFile("upscaler", name))
+        known = known_upscaler(name)
+        if known is not None and known.sha256:
+            self.resources.append(NamedFile("upscaler", name, known.sha256[0]))
+            self.add(Drawable.DIFFERS, f"the upscaler `{name}` is named without a hash: the published one is used")
+        else:
+            self.resources.append(NamedFile("upscaler", name))
         if self._version < (1, 8):
             self.add(Drawable.DIFFERS, "A1111 before 1.8 rounded the tiles of an upscaler model in another way")
         return "model", stand_in(name)
@@ -424,7 +430,8 @@ class _Reader:
         value = asdict(made)
         if made.hires:
             name = self._entries.text("Hires upscaler") or ("None" if made.hires.stretches else "Latent")
-            value["hires"] |= {"upscaler": name, "model": {"name": name, "hash": ""} if made.hires.model else None}
+            digest = next((each.hash for each in self.resources if each.role == "upscaler"), "")
+            value["hires"] |= {"upscaler": name, "model": {"name": name, "hash": digest} if made.hires.model else None}
         for name in (
             "prediction",
             "is_zero_snr",

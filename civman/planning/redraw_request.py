@@ -10,6 +10,7 @@ from typing import Any
 
 from civman.domain.catalog import Asset
 from civman.domain.digests import Sha256
+from civman.domain.known_upscalers import known_upscaler
 from civman.domain.recipes.recipe import LoraRequest, RenderRequest
 from civman.domain.refs import HashKind
 from civman.errors import CannotRender, Cause, NotFound
@@ -119,6 +120,9 @@ def _by_hash(index: Index, wanted: NamedFile) -> Sequence[Asset]:
     """The stored files of the right kind with this hash. A long hash of a LoRA may be AutoV3, stored in 12 digits."""
     if not wanted.hash:
         return []
+    if wanted.role == "upscaler" and (known := known_upscaler(wanted.name)):
+        held = [index.find_sha256(digest) for digest in known.sha256]
+        return [asset for asset in held if asset is not None and plays(asset, wanted.role)]
     found = index.find_by_digest(wanted.hash)
     if not found and len(wanted.hash) > _AUTOV3_DIGITS:
         found = index.find_by_digest(wanted.hash[:_AUTOV3_DIGITS], HashKind.AUTOV3)
@@ -126,12 +130,19 @@ def _by_hash(index: Index, wanted: NamedFile) -> Sequence[Asset]:
 
 
 def _by_name(index: Index, wanted: NamedFile) -> Sequence[Asset]:
-    """The stored file of the right kind with exactly this name, if there is one; a part of a name is not enough."""
-    name = wanted.name.casefold()
-    found = [
-        asset
-        for asset in index.find_by_name(wanted.name)
-        if plays(asset, wanted.role)
-        and name in {Path(asset.name).stem.casefold(), asset.name.casefold(), (asset.alias or "").casefold()}
-    ]
-    return found if len({asset.blob.sha256 for asset in found}) == 1 else []
+    """The stored file of the right kind with exactly this name, if there is one; a part of a name is not enough.
+
+    An upscaler's name may be one that A1111 gives to a file of another name.
+    """
+    known = known_upscaler(wanted.name) if wanted.role == "upscaler" else None
+    for name in (wanted.name, *(known.files if known is not None else ())):
+        found = [
+            asset
+            for asset in index.find_by_name(name)
+            if plays(asset, wanted.role)
+            and name.casefold()
+            in {Path(asset.name).stem.casefold(), asset.name.casefold(), (asset.alias or "").casefold()}
+        ]
+        if len({asset.blob.sha256 for asset in found}) == 1:
+            return found
+    return []

@@ -151,3 +151,24 @@ def test_swinir_from_a_pickle_enlarges_the_first_image(civman: Civman, tmp_path:
     lanczos = civman("replay", made["path"], "--set", "upscaler=lanczos", "--json").json["render"][0]
     assert lanczos["pixel_sha256"] != made["pixel_sha256"]
     assert "swinir x2" in str(civman("inspect", "SwinIR_4x", "--json").json)
+
+
+@pytest.mark.usefixtures("stocked", "no_sockets")
+def test_settings_with_a1111_s_name_of_an_upscaler_draw_with_its_file(
+    civman: Civman, upscaler: Path, tmp_path: Path
+) -> None:
+    upscaler.rename(upscaler.with_name("RealESRGAN_x4plus.safetensors"))
+    assert civman("import", "--offline", upscaler.parent).code == 0
+    hires = ("--hires", "2", "--hires-strength", "0.5", "--upscaler", "RealESRGAN_x4plus")
+    made = civman("render", "tiny-sd1", "a cat", *QUICK, *hires, "--json").json["render"][0]
+    with Image.open(made["path"]) as image:
+        text = image.text["parameters"]
+    assert "Hires upscaler: RealESRGAN_x4plus" in text
+    settings = tmp_path / "settings.txt"
+    settings.write_text(text.replace("Hires upscaler: RealESRGAN_x4plus", "Hires upscaler: R-ESRGAN 4x+"))
+
+    done = civman("replay", settings, "--json", "--device", "cpu")
+
+    assert done.code == 0, done.out + done.err
+    assert done.json["render"][0]["pixel_sha256"] == made["pixel_sha256"]
+    assert "`R-ESRGAN 4x+` was found by its name only" in done.out + done.err
