@@ -101,7 +101,7 @@ AnyUpscaler = UpscalerModel | SwinIr
 
 
 def load_upscaler(path: Path) -> AnyUpscaler:
-    """Load an upscaler from a safetensors file.
+    """Load an upscaler from a safetensors file, which may be the copy of a pickle.
 
     Raises: CannotRender (`no-upscaler`): it is of a kind that civman cannot run. InvalidModelFile, Refused: it cannot
         be read.
