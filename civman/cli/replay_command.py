@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from civman.library import Library
     from civman.planning.plan_types import Rendering
     from civman.planning.recipe_sources import Missing, RecipeSource
+    from civman.planning.site_image import SiteImage
     from civman.rendering.replay import ReplayResult
     from civman.rendering.save_pictures import OutputOptions
 
@@ -43,7 +44,7 @@ def replay(
         typer.Argument(
             metavar="PICTURE",
             help="An image file, `picture:12` as `civman renders` lists it, a recipe's JSON file, or its SHA-256; also "
-            "an image of A1111, or a text file with its settings.",
+            "an image of A1111, a text file with its settings, or the URL of an image on CivitAI.",
             show_default=False,
         ),
     ] = None,
@@ -98,7 +99,8 @@ def replay(
     The recipe is stored in the image and identifies every file by its SHA-256. Exit code 0: identical pixels; 9: close;
     10: different. --set makes a variation with its own recipe; --grid makes a contact sheet of variations. --settings
     checks whether images of other programs could be rendered again; with --json, it prints one object per image.
-    An image of A1111 is rendered again from its settings, and differences are listed.
+    An image of A1111 or on CivitAI is rendered again from its settings and compared with the original, and differences
+    are listed.
     """
     from civman.domain.recipes.machine import Machine
     from civman.errors import UsageError
@@ -113,19 +115,26 @@ def replay(
     library, machine, inputs = session.library, Machine(device, low_vram, threads), picture or ()
     if output is not None:
         library.pictures.require_output(output, options)
-    if (text := library.pictures.foreign_settings(what)) is not None:
+    image = _fetched_image(session, what)
+    if image is not None and image.has_recipe:
+        what = str(image.path)
+    described = image if image is not None else library.pictures.foreign_settings(what)
+    if described is not None and not (image and image.has_recipe):
         if axes or parsed:
             raise UsageError(
                 "--set and --grid vary images that civman made", hint="use `civman render` to change the settings"
             )
-        return _drawn_again(session, text, machine, output, options)
+        if image is not None:
+            _fetch_versions(session, image, is_agreed=fetch)
+        original = image.path if image else Path(what).expanduser()
+        return _drawn_again(session, described, original, machine, output, options)
     source = library.pictures.find_recipe(what)
     _fetch_missing(session, library.pictures.missing_files(source), is_agreed=fetch)
     if not axes and not parsed:
         recipe = source.origin.recipe
         with session.drawing([recipe] if recipe else []) as on_event:
             results = library.replay(source, pictures=inputs, machine=machine, on_event=on_event)
-        saved = _save(library, source, results, output, options)
+        saved = _save(library, source, results, output, options, always=image is not None)
         return viewed(session, _verdict(source, results, saved), [each.path for each in saved])
     from civman.planning.plan import Conditions
 
@@ -168,21 +177,63 @@ def _settings(session: Session, what: str | None, file: Path | None, *, is_check
     return settings_result(session.library.pictures.check_settings(file))
 
 
+def _fetched_image(session: Session, what: str) -> "SiteImage | None":
+    """Download the original if `what` is the URL of an image on CivitAI; None otherwise."""
+    if "://" not in what:
+        return None
+    session.output.notice("requesting the image's settings and its original from CivitAI")
+    return session.library.pictures.fetch_image(what)
+
+
+def _fetch_versions(session: Session, image: "SiteImage", *, is_agreed: bool) -> None:
+    """Download missing model versions that an image names, if agreed. Raises: NotFound (`missing-files`)."""
+    from civman.domain.refs import VersionRef
+    from civman.errors import Cause, NotFound
+
+    missing = session.library.pictures.missing_versions(image)
+    if not missing:
+        return
+    if not is_agreed:
+        named = ", ".join(f"{each.role} version {each.id}" for each in missing)
+        raise NotFound(
+            f"image {image.id} was made with files that are not in the library: {named}",
+            hint="--fetch downloads them from CivitAI and verifies their SHA-256", code=Cause.MISSING_FILES,
+        )  # fmt: skip
+    with session.downloading(len(missing)) as on_event:
+        for each in missing:
+            session.library.downloads.fetch(str(VersionRef(each.id)), on_event=on_event)
+
+
 def _drawn_again(
-    session: Session, text: str, machine: "Machine", output: Path | None, options: "OutputOptions"
-) -> Result:
-    """Render the image that A1111's text describes, and print how it may differ from the original."""
+    session: Session, settings: "str | SiteImage", original: Path, machine: "Machine", output: Path | None,
+    options: "OutputOptions",
+) -> Result:  # fmt: skip
+    """Draw the image of A1111's text or of CivitAI's answer, print what differs, and compare it with the original."""
+    from civman.pictures import image_text
     from civman.planning.plan import Conditions
+    from civman.rendering.same_picture import liken
 
     with session.reading() as on_event:
-        planned = session.library.pictures.plan_settings(text, Conditions(machine.device), on_event=on_event)
+        planned = session.library.pictures.plan_settings(settings, Conditions(machine.device), on_event=on_event)
     for notice in planned.notices:
         session.output.notice(notice)
     with session.drawing([planned.recipe]) as on_event:
         made = session.library.render(planned, output=output, options=options, machine=machine, on_event=on_event)
+    likened = None
+    if image_text.is_picture(original) and len(made) == 1:
+        likened = liken(image_text.pixels(made[0].path), image_text.pixels(original))
+    value = None if likened is None else {
+        "verdict": likened.likeness.value, "gradients": likened.gradients, "psnr_db": likened.psnr_db,
+    }  # fmt: skip
+
+    def human(console: "Console") -> None:
+        print_renderings(console, made)
+        if likened is not None:
+            console.print(f"  compared with the original: {likened}", soft_wrap=True)
+
     result = Result(
-        "render", [rendering_value(each) for each in made],
-        human=lambda console: print_renderings(console, made), ids=(each.path for each in made),
+        "render", [rendering_value(each) | {"compared": value} for each in made], human=human,
+        ids=(each.path for each in made),
     )  # fmt: skip
     return viewed(session, result, [each.path for each in made])
 
@@ -216,7 +267,7 @@ def _fetch_missing(session: Session, missing: "Sequence[Missing]", *, is_agreed:
 
 def _save(
     library: "Library", source: "RecipeSource", results: "Sequence[ReplayResult]", output: Path | None,
-    options: "OutputOptions",
+    options: "OutputOptions", *, always: bool,
 ) -> "Sequence[Rendering]":  # fmt: skip
     """Save the new images, unless the replayed file already contains exactly the same pixels."""
     from civman.rendering.compare_pictures import Verdict
@@ -224,7 +275,7 @@ def _save(
     is_there = source.path is not None and all(
         each.verdict is Verdict.IDENTICAL and each.file_change is None for each in results
     )
-    if is_there and output is None:
+    if is_there and output is None and not always:
         return ()
     return library.pictures.save([each.drawn for each in results], output=output, options=options)
 

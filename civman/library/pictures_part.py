@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from civman.planning.plan_types import Planned, Rendering
     from civman.planning.recipe_sources import Missing, RecipeSource
     from civman.planning.redraw import Redraw
+    from civman.planning.site_image import NamedVersion, SiteImage
     from civman.planning.vary import Change
     from civman.rendering.draw import Drawn
     from civman.rendering.import_pictures import ImportedPictures
@@ -134,18 +135,61 @@ class PicturesPart(Part):
 
         return settings_in(self._context.index if self._context.has_index else None, Path(what).expanduser())
 
+    def fetch_image(self, url: str) -> "SiteImage | None":
+        """Request an image on CivitAI and download its original to the library's `originals` folder.
+
+        None if `url` is not the URL of an image there. An original that was downloaded before is not requested again.
+
+        Raises: NotFound: the image is hidden from this account or was deleted. UsageError (`bad-picture`): it is a
+            video or damaged; and what `civman.download.fetch_image.fetch_image` raises.
+        """
+        from civman.domain.refs import ImageRef, parse_ref
+
+        if "://" not in url or not isinstance(ref := parse_ref(url), ImageRef):
+            return None
+        from civman.civitai.storage_connection import StorageConnection, tls_context
+        from civman.download.fetch_image import fetch_image
+        from civman.errors import Cause, UsageError
+        from civman.pictures import image_text, infotext
+        from civman.planning.site_image import SiteImage
+
+        context = self._context
+        found = context.client.image(ref.image_id)
+        if found.media != "image":
+            raise UsageError(f"image {found.id} on CivitAI is a {found.media}", code=Cause.BAD_PICTURE)
+        path = context.root / "originals" / f"{found.id}.image"
+        if not path.is_file():
+            fetch_image(lambda: StorageConnection(context.network, tls_context), found.url, path)
+        carried = image_text.read(path)
+        text = carried.parameters
+        return SiteImage(
+            found.id, path, found.meta, found.base_model or "", carried.record is not None,
+            text if text is not None and infotext.is_infotext(text) else None,
+        )  # fmt: skip
+
+    def missing_versions(self, image: "SiteImage") -> "Sequence[NamedVersion]":
+        """List the model versions that an image's settings name by id and of which no file is in the library."""
+        from civman.planning.site_image import versions_of
+
+        return [each for each in versions_of(image.meta) if not self._context.index.find_by_version(each.id)]
+
     def plan_settings(
-        self, text: str, conditions: "Conditions | None" = None, *, on_event: OnEvent = ignore
+        self, settings: "str | SiteImage", conditions: "Conditions | None" = None, *, on_event: OnEvent = ignore
     ) -> "Planned":
-        """Plan the image that A1111's `parameters` text describes; the plan's notices say what differs from it.
+        """Plan the image that A1111's `parameters` text or an image on CivitAI describes.
+
+        The plan's notices say what differs from the original.
 
         Raises: CannotRender (`not-drawable`): the text requests what civman does not render. NotFound
             (`missing-files`): files that it names are not in the library; and what `Library.plan` raises.
         """
         from civman.planning.plan import Conditions, plan
         from civman.planning.redraw_request import request_of, row_of
+        from civman.planning.site_image import row_of_image
 
-        request, rounding, notices = request_of(self._context.index, row_of(text))
+        index = self._context.index
+        row = row_of(settings) if isinstance(settings, str) else row_of_image(index, settings)
+        request, rounding, notices = request_of(index, row)
         planned = plan(
             self._context.index, request, replace(conditions or Conditions(), triggers=False), on_event=on_event
         )
