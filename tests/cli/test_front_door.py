@@ -31,7 +31,7 @@ def test_every_command_explains_itself(civman: Civman, command: str) -> None:
     [
         (("lst",), "lst"),
         (("list", "--colour"), "--colour"),
-        (("search", "--limit", "many"), "integer"),
+        (("search", "--limit", "many"), "whole number"),
         (("search", "--type", "Lorra"), "LORA"),
         (("search", "--sort", "newst"), "Newest"),
         (("download",), "REF"),
