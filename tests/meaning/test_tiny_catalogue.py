@@ -107,7 +107,7 @@ def test_an_older_outline_is_outdated(civman: Civman) -> None:
 
     out = civman("outdated").out.split()
 
-    assert "@191021" in out
+    assert "91002@191021" in out
 
 
 def test_the_bold_stripes_need_early_access(server: CivitaiServer) -> None:
