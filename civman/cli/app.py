@@ -14,6 +14,7 @@ from civman.cli import completion
 from civman.cli.command_table import commands
 from civman.cli.help_command import prepare_help
 from civman.cli.output import Output
+from civman.cli.running_server import handed_over
 from civman.cli.session import MAKE_LIBRARY, MakeLibrary
 from civman.errors import Cause, CivmanError, ExitCode, Interrupted, UsageError
 
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
     made = MAKE_LIBRARY.set(make_library)
     prepare_help(arguments)
     try:
+        if make_library is None and (code := handed_over(arguments)) is not None:
+            return code
         with completion.answering():
             ended = build(_needed(arguments))(arguments, prog_name="civman", standalone_mode=False)
         if ended == ExitCode.INTERRUPTED:

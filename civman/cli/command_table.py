@@ -96,6 +96,8 @@ PANELS: dict[str, tuple[Command, ...]] = {
             "civman replay picture.png --fetch",
             "civman replay picture.png --set seed=8 --output other.png",
         )),
+        Command("serve", "serve_command.serve", ("civman serve", "civman serve --port 8188 --keep 12GB")),
+        Command("jobs", "jobs_command.jobs", ("civman jobs", "civman jobs --follow 3", "civman jobs --cancel 3")),
         Command("renders", "renders_command.renders", ("civman renders", "civman renders harbour --limit 10")),
     ),
     "Projects and other programs": (

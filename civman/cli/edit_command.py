@@ -39,8 +39,8 @@ def edit(
     ] = None,
 ) -> Result:
     """Set your own notes, tags, rating, alias and pin for a file. Updates from CivitAI never change them."""
-    from civman.cli.list_command import asset_value
     from civman.manage.annotate import Edit
+    from civman.manage.listed_values import asset_value
 
     wanted = Edit(
         note=note,

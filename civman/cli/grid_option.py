@@ -6,8 +6,9 @@ import typer
 
 from civman.cli.output import Result, clean
 from civman.cli.picture_preview import AS_SET, Viewing, viewed
-from civman.cli.plan_output import plan_value, print_plans, rendering_value
+from civman.cli.plan_output import print_plans
 from civman.cli.session import Session
+from civman.planning.plan_values import plan_value, rendering_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The command `civman list`."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -129,6 +129,7 @@ def list_assets(
 ) -> Result:
     """List or search the files in the library: best matches first, or newest first without search words."""
     from civman.index import AssetFilter
+    from civman.manage.listed_values import asset_values
 
     wanted = AssetFilter(
         types=tuple(_type(name) for name in type_ or []),
@@ -164,20 +165,6 @@ def list_assets(
 def _fitting(session: Session, checkpoint: str) -> "Fits":
     with session.reading() as on_event:
         return session.library.files.fits(checkpoint, on_event=on_event)
-
-
-def asset_value(asset: "Asset") -> dict[str, object]:
-    """Convert an asset to a JSON object, with the source of each trigger word."""
-    import dataclasses
-
-    value: dict[str, object] = {field.name: getattr(asset, field.name) for field in dataclasses.fields(asset)}
-    value["trigger_words"] = [{"word": word, "from": list(sources)} for word, sources in asset.trigger_words.items()]
-    return value
-
-
-def asset_values(assets: "Iterable[Asset]", absent: "Mapping[Sha256, Presence]") -> list[dict[str, object]]:
-    """Convert assets to JSON objects that also say whether their files are here, away or missing."""
-    return [{**asset_value(asset), "presence": absent.get(asset.blob.sha256, "here")} for asset in assets]
 
 
 def _type(name: str) -> "ModelType":

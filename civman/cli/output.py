@@ -9,13 +9,12 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
-from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TextIO
 
-from civman.domain.plurals import counted as counted  # the commands take it from here
+from civman.domain.json_values import error_value as error_value  # the commands take these from here
+from civman.domain.json_values import plain as plain
+from civman.domain.plurals import counted as counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -162,40 +161,6 @@ class Output:
 def _holds_all(stream: TextIO) -> bool:
     """Whether the stream's encoding can represent every character: true for UTF-8, but not for a pipe on Windows."""
     return (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
-
-
-def plain(value: object) -> Any:  # JSON values have no more specific type
-    """Convert `value` to JSON types: dataclasses become objects without their `raw` field, times become ISO 8601."""
-    match value:
-        case None | bool() | int() | float():
-            return value
-        case Enum():
-            return plain(value.value)
-        case str():
-            return str(value)
-        case datetime():
-            return value.isoformat()
-        case Path():
-            return str(value)
-        case Mapping():
-            return {str(key): plain(item) for key, item in value.items()}
-        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = (field.name for field in dataclasses.fields(value))
-            return {name: plain(getattr(value, name)) for name in fields if name != "raw"}
-        case Iterable():
-            return [plain(item) for item in value]
-    return str(value)
-
-
-def error_value(error: "CivmanError") -> dict[str, Any]:
-    """Convert an error to a JSON object."""
-    return {
-        "code": error.code,
-        "exit_code": int(error.exit_code),
-        "message": error.message,
-        "hint": error.hint or None,
-        "facts": plain(error.facts),
-    }
 
 
 def clean(text: str) -> str:

@@ -1,6 +1,5 @@
 """The output of render plans and of finished images, as JSON and as text for people."""
 
-import json
 from typing import TYPE_CHECKING
 
 from civman.cli.output import clean, counted, size
@@ -11,19 +10,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from civman.planning.plan_types import Planned, Rendering
-    from civman.settings import Preset
 
 _SHOWN = 3
-
-
-def plan_value(plan: "Planned", preset: "Preset | None" = None) -> dict[str, object]:
-    """Convert a render plan to a JSON object, with the preset that was used."""
-    return {
-        "recipe": json.loads(plan.recipe.to_json()), "recipe_sha256": plan.recipe.sha256,
-        "files": plan.files, "notices": plan.notices,
-        "memory": plan.memory,
-        "preset": {"name": preset.name, "values": preset.values, "source": preset.source} if preset else None,
-    }  # fmt: skip
 
 
 def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
@@ -50,16 +38,6 @@ def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
 
 def _form(weights: str) -> str:
     return f", {clean(weights)}" if weights else ""
-
-
-def rendering_value(made: "Rendering") -> dict[str, object]:
-    """Convert a finished image to a JSON object."""
-    record = made.record
-    return {
-        "id": made.id, "path": made.path, "seed": made.seed, "pixel_sha256": made.pixel_sha256,
-        "recipe": json.loads(record.recipe.to_json()), "recipe_sha256": record.recipe.sha256, "parent": record.parent,
-        "environment": record.environment, "notes": record.notes, "applied": made.applied,
-    }  # fmt: skip
 
 
 def print_renderings(console: "Console", made: "Sequence[Rendering]") -> None:

@@ -20,10 +20,12 @@ from civman.cli.options import (
 )
 from civman.cli.output import Result
 from civman.cli.picture_preview import Viewing, viewed
-from civman.cli.plan_output import plan_value, print_plans, print_renderings, rendering_value
+from civman.cli.plan_output import print_plans, print_renderings
 from civman.cli.render_defaults import PresetOpt, checkpoint_and_prompt, chosen_preset
 from civman.cli.render_values import conditions_from, hires_from, loras_from, prompts_from, size_from
+from civman.cli.running_server import HereOpt
 from civman.cli.session import Session, command
+from civman.planning.plan_values import plan_value, rendering_value
 
 
 @command()
@@ -343,6 +345,7 @@ def render(
     quality: QualityOpt = None,
     no_metadata: NoMetadataOpt = False,
     strip_prompt: StripPromptOpt = False,
+    here: HereOpt = False,  # noqa: ARG001  # `main` has asked the server already
     open_: Annotated[
         bool | None,
         typer.Option(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from civman.settings import Preset
 
 _NOT_IN_PRESETS: Final = frozenset({
-    "prompt", "prompts", "preset", "grid", "dry-run", "library", "json", "quiet", "help", "checkpoint",
+    "prompt", "prompts", "preset", "grid", "dry-run", "here", "library", "json", "quiet", "help", "checkpoint",
 })  # fmt: skip
 """Options that a preset cannot set; its checkpoint is not an option and is handled separately."""
 

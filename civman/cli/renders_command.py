@@ -82,26 +82,12 @@ def renders(
         pictures.forget(gone)
         session.output.notice(f"{len(gone)} removed from the index, because their files no longer exist")
         found, total = [each for each in found if each.is_here], total - len(gone)
+    from civman.manage.listed_values import picture_value
+
     return Result(
         "renders", {"total": total, "skip": skip, "pictures": [picture_value(each) for each in found]},
         human=lambda console: _table(console, found, total, skip), ids=(picture_ref(each.id) for each in found),
     )  # fmt: skip
-
-
-def picture_value(picture: "KeptPicture") -> dict[str, object]:
-    """Convert a recorded image to a JSON object."""
-    from civman.domain.printed_refs import picture_ref
-
-    record = picture.record
-    recipe = record.recipe
-    return {
-        "ref": picture_ref(picture.id), "id": picture.id, "path": picture.path, "is_here": picture.is_here,
-        "made_at": picture.made_at,
-        "seed": record.seed, "prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt,
-        "width": recipe.width, "height": recipe.height, "sampler": recipe.sampler, "steps": recipe.steps,
-        "files": record.names, "recipe_sha256": recipe.sha256, "pixel_sha256": record.pixel_sha256,
-        "parent": record.parent,
-    }  # fmt: skip
 
 
 def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip: int) -> None:

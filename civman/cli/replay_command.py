@@ -18,8 +18,10 @@ from civman.cli.options import (
 )
 from civman.cli.output import Result, clean, size
 from civman.cli.picture_preview import viewed
-from civman.cli.plan_output import print_renderings, rendering_value
+from civman.cli.plan_output import print_renderings
+from civman.cli.running_server import HereOpt
 from civman.cli.session import Session, command
+from civman.planning.plan_values import rendering_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +95,7 @@ def replay(
     quality: QualityOpt = None,
     no_metadata: NoMetadataOpt = False,
     strip_prompt: StripPromptOpt = False,
+    here: HereOpt = False,  # noqa: ARG001  # `main` has asked the server already
 ) -> Result:  # fmt: skip
     """Make an image again from its recipe and compare: identical, close or different.
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli.edit_command import own_lines
-from civman.cli.list_command import asset_values
 from civman.cli.options import RefArg
 from civman.cli.output import Result, clean, size
 from civman.cli.picture_output import picture_path, show_picture
@@ -57,6 +56,8 @@ def show(
     if recipe:
         raise UsageError(f"`{ref}` is not an image", hint="--recipe prints the recipe of a PNG, JPEG or WebP image")
     shown = session.library.show(ref)
+    from civman.manage.listed_values import asset_values
+
     absent = session.library.files.absences(shown.assets)
     resolved, model, held = shown.resolved, shown.model, asset_values(shown.assets, absent)
     if model is not None:

@@ -24,6 +24,7 @@ from civman.planning.plan_types import Applied, Planned, Rendering
 from civman.rendering.encode_prompts import EncodedPrompts, TextEncoders, encode_all
 from civman.rendering.engine import Engine
 from civman.rendering.save_pictures import Place
+from civman.rendering.warm_engines import WARM, WarmEngines
 from civman.rendering.weight_files import with_safe_copies
 
 
@@ -61,13 +62,17 @@ def draw(plans: Iterable[Planned], machine: Machine, on_event: OnEvent = ignore)
     Raises: CannotRender: not enough memory, or the output is not a valid image. Incompatible: an adapter or embedding
         does not fit the model.
     """
-    engine: Engine | None = None
+    warm = WARM.get() or WarmEngines(0)
     with threads(machine.threads):
         for planned in map(with_safe_copies, plans):
-            if engine is None or not engine.serves(planned):
-                engine = None  # release the old model's memory before the new one is loaded
-                engine = Engine(planned, machine, on_event)
-            yield from run(engine, prepare(engine, planned), on_event)
+            engine = warm.engine(planned, machine, on_event)
+            try:
+                job = prepare(engine, planned)
+            except BaseException:
+                warm.drop(engine)  # its weights may be half merged
+                raise
+            yield from run(engine, job, warm.telling(on_event))
+            del engine, job  # so that a model which is released has its memory freed before the next one is loaded
 
 
 def prepare(engine: Engine, planned: Planned) -> Job:

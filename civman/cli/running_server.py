@@ -1,0 +1,58 @@
+"""Commands that a running server of the library does instead, because it has the models loaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli import completion
+
+if TYPE_CHECKING:
+    from civman.serve.server_file import ServerFile
+
+_HANDED_OVER = ("render", "replay")
+_STAYS_HERE = ("--here", "--help", "-h", "--on", "--resume")
+"""Options with which a command runs in its own process: workers are processes of it."""
+
+HereOpt = Annotated[
+    bool, typer.Option("--here", help="Render in this process, even if `civman serve` is running for the library.")
+]
+
+
+def handed_over(arguments: Sequence[str]) -> int | None:
+    """Let the library's server run the command. Returns its exit code; None: the command is to run here."""
+    if not arguments or arguments[0] not in _HANDED_OVER or completion.words_before_cursor() is not None:
+        return None
+    if any(word.partition("=")[0] in _STAYS_HERE for word in arguments):
+        return None
+    folder = _library_of(arguments)
+    if not (folder / "serve.json").is_file():
+        return None
+    from civman.serve.hand_over import hand_over
+
+    return hand_over(folder, arguments)
+
+
+def running_server(folder: Path) -> "ServerFile":
+    """Find the library's server. Raises: NotFound: none is running."""
+    from civman.errors import NotFound
+    from civman.serve.hand_over import answers
+    from civman.serve.server_file import read_server_file
+
+    found = read_server_file(folder)
+    if found is None or not answers(found):
+        raise NotFound(f"no server is running for the library in `{folder}`", hint="`civman serve` starts one")
+    return found
+
+
+def _library_of(arguments: Sequence[str]) -> Path:
+    from civman.settings import load_settings  # importing this takes 0.02 s, which other commands do not need here
+
+    named: str | None = None
+    for position, word in enumerate(arguments):
+        if word == "--library" and position + 1 < len(arguments):
+            named = arguments[position + 1]
+        elif word.startswith("--library="):
+            named = word.partition("=")[2]
+    return load_settings(library=named).library

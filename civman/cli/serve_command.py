@@ -1,0 +1,87 @@
+"""The command `civman serve`."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from civman.cli.output import Result
+from civman.cli.session import Session, command
+
+
+@command(network="option")
+def serve(
+    session: Session,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 for any free one.")] = 7860,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The address to listen on. Other computers then need the token.")
+    ] = "127.0.0.1",
+    name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name under which browsers reach the server (repeatable)."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="A web page of another site that may use the API (repeatable)."),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory for loaded models, such as 12GB.", show_default="half of what is free"
+        ),
+    ] = None,
+    warm: Annotated[bool, typer.Option("--warm", help="Start the process that renders at once.")] = False,
+) -> Result | None:
+    """Keep models loaded and render for other commands and programs, over HTTP on this computer.
+
+    While it runs, `civman render` and `civman replay` use it and start at once. Other programs can use its JSON API, whose
+    description is at `/api/v1/openapi.json`. Ctrl-C stops it.
+    """
+    _require_serve_extra()
+    from civman.cli.app import main
+    from civman.serve.web_app import ServeOptions, run_server
+
+    settings = session.library.context.settings
+    session.close()
+    output, is_local = session.output, host in ("127.0.0.1", "localhost", "::1")
+    options = ServeOptions(host, port, tuple(allow_origin or ()), tuple(name or ()), _budget(keep), warm)
+
+    def ready(address: str, token: str) -> None:
+        if output.as_json:
+            output.show(Result("serve", {"address": address}, human=lambda _: None))
+        elif output.quiet:
+            output.line(address)
+            output.flush()
+        else:
+            output.notice(f"serving the library in {settings.library} on {address}; Ctrl-C stops it")
+            if not is_local:
+                output.notice(f"other computers need this token: {token}")
+
+    run_server(settings, options, main, ready)
+    return None
+
+
+def _require_serve_extra() -> None:
+    from importlib.util import find_spec
+
+    from civman.errors import CannotRender, Cause
+
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise CannotRender(
+            f"serving needs packages that are not installed: {', '.join(missing)}",
+            hint='install them with `pip install "civman[serve,render]"`', code=Cause.NO_RENDER_EXTRA, missing=missing,
+        )  # fmt: skip
+
+
+def _budget(text: str | None) -> int:
+    """The memory for loaded models in bytes. Raises: UsageError: it is not a size."""
+    from civman.errors import UsageError
+    from civman.system.system_facts import available_memory_bytes
+
+    if text is None:
+        return (available_memory_bytes() or 0) // 2
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise UsageError(f"--keep {text}: expected a size such as 12GB")
+    return int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))

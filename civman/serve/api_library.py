@@ -1,0 +1,308 @@
+"""The API's routes for what is there: models, images, CivitAI's search, plans, doctor."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from civman.domain.digests import Sha256
+from civman.domain.file_names import safe_name
+from civman.domain.json_values import plain
+from civman.domain.licence import Terms
+from civman.domain.refs import parse_ref
+from civman.domain.search_query import SearchQuery, base_model_named, model_type_named, period_named, sort_named
+from civman.errors import NotFound, UsageError
+from civman.index import AssetFilter, Sort
+from civman.index.read_pictures import KeptPicture, PictureFilter
+from civman.library import Library
+from civman.manage.listed_values import asset_values, picture_value
+from civman.planning.plan_values import plan_value
+from civman.serve.render_requests import conditions_of, request_of, require_image, require_name
+from civman.serve.serving import json_body, serving
+from civman.serve.thumbnails import key_of, thumbnail
+
+_MOST_ROWS = 500
+_KEEP = {"cache-control": "private, max-age=31536000, immutable"}
+
+
+def _number(request: Request, name: str, default: int, most: int) -> int:
+    text = request.query_params.get(name, str(default))
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) > most:
+        raise UsageError(f"`{name}` must be a number from 0 to {most}")
+    return int(text)
+
+
+def _is_set(request: Request, name: str) -> bool:
+    return request.query_params.get(name, "").lower() in ("1", "true", "yes")
+
+
+def _without_paths(value: dict[str, Any]) -> dict[str, Any]:
+    """Leave out where files are, which no client needs, since none can open them."""
+    return {key: item for key, item in value.items() if key != "path"}
+
+
+async def models(request: Request) -> Response:
+    """List stored model files."""
+    query = request.query_params
+    words = tuple(query.get("q", "").split())
+    sort = query.get("sort", "")
+    if sort and sort not in set(Sort):
+        raise UsageError(f"unknown sort order: `{sort}`", hint=f"one of: {', '.join(Sort)}")
+    checkpoint = query.get("fits")
+    limit, offset = _number(request, "limit", 100, _MOST_ROWS), _number(request, "offset", 0, 10**9)
+
+    def find(library: Library) -> Any:
+        fits = library.files.fits(require_name(checkpoint)) if checkpoint else None
+        wanted = AssetFilter(
+            types=tuple(model_type_named(name) for name in query.getlist("type")),
+            base_models=tuple(query.getlist("base")), architectures=tuple(query.getlist("architecture")), words=words,
+            tags=tuple(query.getlist("tag")), creator=query.get("creator"), fits=fits,
+            is_favourite=True if _is_set(request, "favourite") else None,
+            min_rating=_number(request, "rating", 0, 5) or None,
+            is_commercial=_is_set(request, "commercial"), is_safe=_is_set(request, "safe"),
+        )  # fmt: skip
+        assets = library.list(wanted, sort=Sort(sort) if sort else None, limit=limit, offset=offset)
+        listed = asset_values(assets, library.files.absences(assets))
+        return {
+            "total": library.files.count(wanted), "offset": offset,
+            "models": [_without_paths(plain(each)) for each in listed],
+        }  # fmt: skip
+
+    return JSONResponse(await serving(request).library.run(find))
+
+
+async def model(request: Request) -> Response:
+    """Everything that is known about one stored file: details, licence, and images made with it."""
+    sha256 = _digest(request)
+
+    def find(library: Library) -> Any:
+        (asset,) = library.files.find(f"sha256:{sha256}")[:1]
+        seen = library.inspect(f"sha256:{sha256}")
+        version = library.context.index.version(asset.version_id) if asset.version_id else None
+        made = library.pictures.list(PictureFilter(digests=(sha256,)), limit=24)
+        (held,) = asset_values([asset], library.files.absences([asset]))
+        return {
+            "model": _without_paths(plain(held)),
+            "about": plain(version.model) if version is not None else None, "version": plain(version),
+            "inspected": {"label": seen.label, "facts": plain(asset.facts)},
+            "licence": _licence(library.files.terms([seen])),
+            "pictures": [_picture(each) for each in made],
+        }  # fmt: skip
+
+    return JSONResponse(await serving(request).library.run(find))
+
+
+def _licence(terms: Terms) -> dict[str, Any]:
+    value = plain(terms)
+    assert isinstance(value, dict)
+    return {**value, "words": list(terms.words), "reasons": list(terms.reasons)}
+
+
+def _digest(request: Request) -> Sha256:
+    text = request.path_params["sha256"]
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise UsageError("a model is named by its SHA-256, 64 digits in lower case")
+    return Sha256(text)
+
+
+async def model_preview(request: Request) -> Response:
+    """The thumbnail of a stored file's preview image."""
+    sha256 = _digest(request)
+
+    def find(library: Library) -> bytes | None:
+        source = library.context.store.preview(sha256)
+        return thumbnail(library.context.root, source, key_of(source)) if source is not None else None
+
+    return _image(await serving(request).library.run(find), "image/webp", "the model has no preview image")
+
+
+def _image(data: bytes | None, kind: str, otherwise: str) -> Response:
+    if data is None:
+        raise NotFound(otherwise)
+    return Response(data, media_type=kind, headers=_KEEP)
+
+
+def _picture(picture: KeptPicture) -> dict[str, Any]:
+    return {**_without_paths(plain(picture_value(picture))), "name": Path(picture.path).name}
+
+
+async def pictures(request: Request) -> Response:
+    """List images that were made with this library, newest first."""
+    limit, offset = _number(request, "limit", 100, _MOST_ROWS), _number(request, "offset", 0, 10**9)
+    query = request.query_params
+    digests = tuple(Sha256(each) for each in query.getlist("model"))
+    wanted = PictureFilter(tuple(query.get("q", "").split()), digests=digests, recipe=query.get("recipe", ""))
+
+    def find(library: Library) -> Any:
+        found = library.pictures.list(wanted, limit=limit, offset=offset)
+        return {
+            "total": library.pictures.count(wanted), "offset": offset, "pictures": [_picture(each) for each in found],
+        }  # fmt: skip
+
+    return JSONResponse(await serving(request).library.run(find))
+
+
+def _kept(library: Library, number: int) -> KeptPicture:
+    found = library.pictures.list(PictureFilter(number=number), limit=1)
+    if not found:
+        raise NotFound(f"there is no image with the number {number}")
+    return found[0]
+
+
+async def picture(request: Request) -> Response:
+    """One image with its recipe."""
+    number = int(request.path_params["number"])
+
+    def find(library: Library) -> Any:
+        kept = _kept(library, number)
+        record = plain(kept.record)
+        return {**_picture(kept), "recipe": plain(kept.record.recipe), "environment": record["environment"],
+                "notes": record["notes"]}  # fmt: skip
+
+    return JSONResponse(await serving(request).library.run(find))
+
+
+async def picture_file(request: Request) -> Response:
+    """The file of an image."""
+    number = int(request.path_params["number"])
+    kept = await serving(request).library.run(lambda library: _kept(library, number))
+    suffix = Path(kept.path).suffix.lower()
+    kinds = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+    if not kept.is_here or suffix not in kinds:
+        raise NotFound(f"the file of image {number} no longer exists")
+    return FileResponse(kept.path, media_type=kinds[suffix])
+
+
+async def picture_thumb(request: Request) -> Response:
+    """The thumbnail of an image."""
+    number = int(request.path_params["number"])
+
+    def find(library: Library) -> bytes | None:
+        kept = _kept(library, number)
+        return thumbnail(library.context.root, Path(kept.path), kept.record.pixel_sha256)
+
+    return _image(await serving(request).library.run(find), "image/webp", "the image's file no longer exists")
+
+
+async def read_picture(request: Request) -> Response:
+    """Read the settings in an image file, which is the body; nothing is kept."""
+    data = await request.body()
+    require_image(data)
+    name = safe_name(request.query_params.get("name", "image.png")) or "image.png"
+
+    def read(library: Library) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.write_bytes(data)
+            report = library.pictures.describe(path)
+            value = plain(report)
+        assert isinstance(value, dict)
+        recipe = plain(report.record.recipe) if report.record else None
+        return {**_without_paths(value), "name": name, "recipe": recipe}
+
+    return JSONResponse(await serving(request).library.run(read))
+
+
+async def compare(request: Request) -> Response:
+    """Compare the pixels of two images."""
+    numbers = [_number(request, name, 0, 10**9) for name in ("a", "b")]
+
+    def measure(library: Library) -> Any:
+        from civman.pictures.image_text import pixels
+        from civman.rendering.compare_pictures import distance, judge
+
+        one, other = (_kept(library, number) for number in numbers)
+        is_same = one.record.pixel_sha256 == other.record.pixel_sha256
+        apart = distance(pixels(Path(one.path)), pixels(Path(other.path)))
+        then, now = plain(one.record.recipe), plain(other.record.recipe)
+        return {
+            "verdict": judge(is_same, apart).value, "distance": plain(apart),
+            "recipe_differences": {key: [then[key], now[key]] for key in then if then[key] != now[key]},
+        }  # fmt: skip
+
+    return JSONResponse(await serving(request).library.run(measure))
+
+
+async def search(request: Request) -> Response:
+    """Search CivitAI."""
+    query = request.query_params
+    limit = _number(request, "limit", 20, 100)
+    wanted = SearchQuery(
+        query.get("q", ""), types=tuple(model_type_named(name) for name in query.getlist("type")),
+        base_models=tuple(base_model_named(name) for name in query.getlist("base")), tag=query.get("tag"),
+        username=query.get("creator"), sort=sort_named(query["sort"]) if query.get("sort") else None,
+        period=period_named(query.get("period", "all-time")), nsfw=_is_set(request, "nsfw"), limit=limit,
+    )  # fmt: skip
+    checkpoint = query.get("fits")
+
+    def find(library: Library) -> Any:
+        pages = library.search(wanted, fits=require_name(checkpoint) if checkpoint else None)
+        found = []
+        held = library.files.model_ids()
+        for page in pages:
+            found.append({
+                "model": plain(page.model), "versions": plain(page.versions), "is_here": page.model.id in held,
+            })  # fmt: skip
+            if len(found) >= limit:
+                break
+        return {"models": found}
+
+    return JSONResponse(await serving(request).site.run(find))
+
+
+async def site_model(request: Request) -> Response:
+    """What CivitAI says about a model or version."""
+    ref = str(require_name(request.query_params.get("ref", "")))
+    parse_ref(ref)
+
+    def find(library: Library) -> Any:
+        shown = library.show(ref)
+        resolved = shown.resolved
+        held = asset_values(shown.assets, library.files.absences(shown.assets))
+        return {
+            "model": plain(resolved.page.model) if resolved else None,
+            "version": plain(resolved.version) if resolved else None,
+            "versions": plain(resolved.page.versions) if resolved else [],
+            "held": [_without_paths(plain(each)) for each in held],
+        }  # fmt: skip
+
+    return JSONResponse(await serving(request).site.run(find))
+
+
+async def plan(request: Request) -> Response:
+    """Plan a render request: the recipe, warnings, memory and licence, before anything is drawn."""
+    body = await json_body(request)
+    root = serving(request).settings.library
+
+    def make(library: Library) -> Any:
+        wanted = request_of(body.get("request"), library=root)
+        planned = library.plan(wanted, conditions_of(body))
+        models = [file for file in planned.files if file.role not in ("picture", "mask")]
+        terms = library.files.terms([library.inspect(f"sha256:{file.sha256}") for file in models])
+        value = plain(plan_value(planned))
+        value["files"] = [_without_paths({**each, "copy": None}) for each in value["files"]]
+        return {**value, "licence": _licence(terms)}
+
+    return JSONResponse(await serving(request).library.run(make))
+
+
+async def doctor(request: Request) -> Response:
+    """Check the installation, the library and the settings."""
+    found = await serving(request).site.run(lambda library: [plain(each) for each in library.maintenance.doctor()])
+    return JSONResponse({"findings": found})
+
+
+ROUTES = [
+    Route("/api/v1/models", models), Route("/api/v1/models/{sha256}", model),
+    Route("/api/v1/models/{sha256}/preview", model_preview),
+    Route("/api/v1/pictures", pictures), Route("/api/v1/pictures/read", read_picture, methods=["POST"]),
+    Route("/api/v1/compare", compare),
+    Route("/api/v1/pictures/{number:int}", picture), Route("/api/v1/pictures/{number:int}/file", picture_file),
+    Route("/api/v1/pictures/{number:int}/thumb", picture_thumb),
+    Route("/api/v1/civitai/search", search), Route("/api/v1/civitai/model", site_model),
+    Route("/api/v1/plan", plan, methods=["POST"]), Route("/api/v1/doctor", doctor),
+]  # fmt: skip

@@ -1,0 +1,150 @@
+"""The server's side of the engine's process: it starts it, gives it jobs, and starts it again after a crash."""
+
+import contextlib
+import multiprocessing
+import threading
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from civman.domain.json_values import error_value
+from civman.errors import CannotRender, Cause, ExitCode
+from civman.serve.engine_process import RunCommand, run_engine
+from civman.serve.jobs import JobQueue, JobState, ServerJob
+
+
+class EngineLink:
+    """Runs the queue's render jobs in the engine's process, in a thread of its own."""
+
+    def __init__(self, jobs: JobQueue, library: Path, budget_bytes: int, run_command: RunCommand) -> None:
+        """`budget_bytes`: what the loaded models may need together."""
+        self._jobs, self._library, self._run_command = jobs, library, run_command
+        self.budget_bytes = budget_bytes
+        self._process: BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._current: ServerJob | None = None
+        self.kept = (0, 0)
+        """How many models are loaded, and the approximate memory in bytes that they need."""
+        self._thread = threading.Thread(target=self._run, name="engine-link", daemon=True)
+        self._unlisten = jobs.listen(self._heard)
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id; None if it does not run."""
+        process = self._process
+        return process.pid if process is not None and process.is_alive() else None
+
+    @property
+    def current(self) -> ServerJob | None:
+        """The job that is rendering."""
+        return self._current
+
+    def start(self, *, at_once: bool = False) -> None:
+        """Start taking jobs. `at_once`: start the process now, not with the first job."""
+        if at_once:
+            self._ensure()
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the process and the thread."""
+        self._is_closed = True
+        self._unlisten()
+        self._end_process()
+        if self._thread.ident is not None:
+            self._thread.join(5)
+
+    def unload(self) -> bool:
+        """End the process to free all its memory, unless it renders. Returns whether it was ended."""
+        with self._lock:
+            if self._current is not None:
+                return False
+        self._end_process()
+        return True
+
+    def _end_process(self) -> None:
+        process, pipe = self._process, self._pipe
+        self._process = self._pipe = None
+        self.kept = (0, 0)
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+        if process is not None:
+            process.terminate()
+            process.join(3)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def _ensure(self) -> Connection:
+        if self._process is not None and self._process.is_alive() and self._pipe is not None:
+            return self._pipe
+        self._end_process()
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=run_engine, args=(theirs, str(self._library), self.budget_bytes, self._run_command),
+            name="civman-engine", daemon=True,
+        )  # fmt: skip
+        process.start()
+        theirs.close()
+        self._process, self._pipe = process, ours
+        return ours
+
+    def _heard(self, what: str, job: ServerJob) -> None:
+        pipe = self._pipe
+        if what == "job" and job is self._current and job.is_cancelling and not job.is_over and pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.send(("cancel", job.number))
+
+    def _run(self) -> None:
+        while (job := self._jobs.take(engine=True)) is not None:
+            try:
+                pipe = self._ensure()
+                with self._lock:
+                    self._current = job
+                pipe.send(("job", job.number, job.kind.value, job.payload))
+                if job.is_cancelling:
+                    pipe.send(("cancel", job.number))
+                while not job.is_over:
+                    self._handle(job, pipe.recv())
+            except (EOFError, OSError) as error:
+                self._lost(job, error)
+            finally:
+                self._current = None
+
+    def _lost(self, job: ServerJob, error: Exception) -> None:
+        process = self._process
+        if process is not None:
+            process.join(2)
+        code = process.exitcode if process is not None else None
+        why = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        if self._is_closed:
+            why = "because the server stopped"
+        wrong = CannotRender(
+            f"the process that renders was ended {why}", code=Cause.WORKER_LOST,
+            hint="the next job starts it again; if the system ended it for want of memory, a smaller size may help",
+        )  # fmt: skip
+        del error
+        self._end_process()
+        self._jobs.end(job, JobState.FAILED, error=error_value(wrong))
+
+    def _handle(self, job: ServerJob, message: tuple[Any, ...]) -> None:
+        what, rest = message[0], message[1:]
+        if what == "kept":
+            self.kept = (rest[0], rest[1])
+        if not rest or what in ("ready", "kept") or rest[0] != job.number:
+            return
+        if what in ("step", "plan"):
+            job.progress = {**job.progress, **rest[1]}
+            self._jobs.tell("step", job)
+        elif what == "written":
+            self._jobs.write(job, rest[1], rest[2])
+        elif what == "done":
+            stopped = job.is_cancelling and rest[1].get("exit_code") == ExitCode.INTERRUPTED
+            self._jobs.end(job, JobState.CANCELLED if stopped else JobState.DONE, result=rest[1])
+        elif what == "failed":
+            stopped = job.is_cancelling and rest[1]["exit_code"] == ExitCode.INTERRUPTED
+            self._jobs.end(job, JobState.CANCELLED if stopped else JobState.FAILED, error=rest[1])

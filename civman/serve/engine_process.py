@@ -1,0 +1,189 @@
+"""The process that renders: it runs one job after another and keeps their models loaded.
+
+It is a process of its own so that a crash in it, or the system's out-of-memory killer, ends a job and not the server.
+It talks to the server through a pipe; a message is a tuple whose first element says what it is.
+"""
+
+import io
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from civman.domain.events import Event, Notice, Step
+from civman.domain.json_values import error_value, plain
+from civman.errors import Cause, CivmanError, ExitCode, Interrupted
+from civman.serve.hand_over import passed_environment
+
+RunCommand = Callable[[Sequence[str]], int]
+"""Runs a command line, writing to `sys.stdout` and `sys.stderr`, and returns its exit code."""
+
+
+def run_engine(pipe: Connection, library: str, budget_bytes: int, run_command: RunCommand) -> None:
+    """Run jobs from `pipe` until it is closed. The whole of the engine's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the server's terminal: the server ends this process
+    os.environ["CIVMAN_LIBRARY"] = library
+    from civman.rendering.warm_engines import WARM, WarmEngines  # torch
+
+    engine = _EngineProcess(pipe, Path(library), run_command)
+    engine.warm = WarmEngines(budget_bytes, engine.on_event)
+    WARM.set(engine.warm)
+    pipe.send(("ready", os.getpid()))
+    engine.run()
+
+
+class _EngineProcess:
+    def __init__(self, pipe: Connection, library: Path, run_command: RunCommand) -> None:
+        self._pipe, self._library, self._run_command = pipe, library, run_command
+        self._send_lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[tuple[int, str, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._cancelled: set[int] = set()
+        self._current = 0
+        self.warm: Any = None
+
+    def run(self) -> None:
+        threading.Thread(target=self._read, daemon=True).start()
+        while (job := self._jobs.get()) is not None:
+            number, kind, payload = job
+            self._current = number
+            try:
+                done = self._render(payload) if kind == "render" else self._command(payload)
+                self._send(("done", number, done))
+            except CivmanError as error:
+                self._send(("failed", number, error_value(error)))
+            except KeyboardInterrupt:
+                self._send(("failed", number, error_value(Interrupted("stopped"))))
+            except Exception as error:  # noqa: BLE001  # a bug ends the job, not the process with its models
+                traceback.print_exc()
+                wrong = CivmanError(f"civman has a bug: {type(error).__name__}: {error}", code=Cause.BUG)
+                self._send(("failed", number, error_value(wrong)))
+            self._current = 0
+            self._send(("kept", self.warm.count, self.warm.needed_bytes))
+
+    def _read(self) -> None:
+        try:
+            while True:
+                message = self._pipe.recv()
+                if message[0] == "job":
+                    self._jobs.put(message[1:])
+                elif message[0] == "cancel":
+                    self._cancelled.add(message[1])
+        except (EOFError, OSError):
+            os._exit(0)  # the server is gone: nobody would receive the result
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        with self._send_lock:
+            self._pipe.send(message)
+
+    def _send_text(self, number: int, stream: str, text: str) -> None:
+        self._send(("written", number, stream, text))
+
+    def on_event(self, event: Event) -> None:
+        """Report an event of the current render, and stop it if it was cancelled."""
+        if isinstance(event, Step):
+            value = {
+                "step": event.step, "steps": event.steps, "first": event.first, "pictures": event.pictures,
+                "count": event.count, "stage": event.stage,
+            }  # fmt: skip
+            self._send(("step", self._current, value))
+        if self._current in self._cancelled:
+            raise KeyboardInterrupt
+
+    def _render(self, payload: dict[str, Any]) -> Any:
+        from civman.domain.recipes.machine import Machine
+        from civman.library import Library
+        from civman.planning.plan_values import rendering_value
+        from civman.serve.render_requests import conditions_of, request_of
+
+        notices: list[str] = []
+        with Library.open(self._library, offline=True, on_notice=notices.append) as library:
+            conditions = conditions_of(payload)
+            plans = []
+            for value in payload["requests"]:
+                planned = library.plan(request_of(value, library=self._library), conditions)
+                notices += planned.notices
+                plans.append(planned)
+            total = sum(each.recipe.count for each in plans)
+            self._send(("plan", self._current, {"count": total, "steps": plans[0].recipe.steps}))
+            if self._current in self._cancelled:
+                raise KeyboardInterrupt
+            made = library.render(plans, machine=Machine(payload.get("device")), on_event=self._notice_to(notices))
+        return plain({"pictures": [rendering_value(each) for each in made], "notices": list(dict.fromkeys(notices))})
+
+    @staticmethod
+    def _notice_to(notices: list[str]) -> Callable[[Event], None]:
+        def on_event(event: Event) -> None:
+            if isinstance(event, Notice):
+                notices.append(event.message)
+
+        return on_event
+
+    def _command(self, payload: dict[str, Any]) -> Any:
+        with self._as_client(payload):
+            command, *rest = payload["argv"]
+            code = self._run_command([command, "--here", *rest])
+        if self._current in self._cancelled and code != ExitCode.INTERRUPTED:
+            self._cancelled.discard(self._current)  # it was over before it noticed
+        return {"exit_code": int(code)}
+
+    @contextmanager
+    def _as_client(self, payload: dict[str, Any]) -> Iterator[None]:
+        """Work in the client's folder, with its settings, and send it what is written."""
+        number, before = self._current, dict(os.environ)
+        streams, folder = (sys.stdout, sys.stderr), Path.cwd()
+        for name in passed_environment():
+            del os.environ[name]
+        os.environ.update(payload["environment"])
+        os.environ["CIVMAN_LIBRARY"] = str(self._library)
+        os.chdir(payload["folder"])
+        for name in ("stdout", "stderr"):
+            raw = _SentStream(partial(self._send_text, number, name))
+            setattr(sys, name, _SentText(raw, is_terminal=bool(payload["terminals"][name])))
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = streams
+            os.chdir(folder)
+            os.environ.clear()
+            os.environ.update(before)
+
+
+class _SentStream(io.RawIOBase):
+    """Bytes that are sent to the server as text."""
+
+    def __init__(self, send: Callable[[str], None]) -> None:
+        self._send = send
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._send(bytes(data).decode("utf-8", "replace"))
+        return len(data)
+
+
+class _SentText(io.TextIOWrapper):
+    """A text stream that says whether the client's stream is a terminal."""
+
+    def __init__(self, raw: _SentStream, *, is_terminal: bool) -> None:
+        super().__init__(io.BufferedWriter(raw), encoding="utf-8", errors="replace", write_through=False)
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        if self._is_terminal or "\n" in text:
+            self.flush()
+        return count

@@ -1,0 +1,177 @@
+"""Which requests are answered: checks before routing that keep other sites and other machines out.
+
+A page on another site can make a browser send requests to a port of this computer. Such a request shows itself by its
+Host header (after DNS rebinding, the only sign), by Origin or Sec-Fetch-Site, or by a content type that needs no
+permission of ours.
+"""
+
+import base64
+import binascii
+import hmac
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+
+from starlette.datastructures import Headers, QueryParams
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MOST_BODY_BYTES = 64 * 1024 * 1024
+COOKIE = "civman-token"
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_BODY_TYPES = ("application/json", "application/octet-stream")
+_MOST_GUESSES, _GUESS_SECONDS = 20, 60.0
+_HEADERS: Mapping[str, str] = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may use the server. `hosts`: the values of the Host header that mean it; `origins`: other sites that may.
+
+    `needs_token`: every request needs the token, not only those that act as the user who started the server.
+    """
+
+    token: str
+    hosts: frozenset[str]
+    origins: frozenset[str] = frozenset()
+    needs_token: bool = False
+
+
+def hosts_of(host: str, port: int) -> frozenset[str]:
+    """The values of the Host header under which a server on this address is reached."""
+    names = {"127.0.0.1", "localhost", "[::1]"} | ({f"[{host}]" if ":" in host else host.lower()} - {"0.0.0.0", "[::]"})  # noqa: S104
+    return frozenset(f"{name}:{port}" for name in names)
+
+
+class Guard:
+    """An ASGI application that passes on only requests that `access` allows, and bodies of a bounded size."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
+        self._wrong: deque[float] = deque(maxlen=_MOST_GUESSES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or pass on one request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        headers = Headers(scope=scope)
+        refusal = self._refusal(scope, headers)
+        origin = headers.get("origin", "")
+        allowed = origin if origin in self._access.origins else None
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                if allowed is not None:
+                    added += [(b"access-control-allow-origin", allowed.encode()), (b"vary", b"Origin")]
+                present = {name.lower() for name, _ in message.get("headers", [])}
+                message["headers"] = [*message.get("headers", []), *(each for each in added if each[0] not in present)]
+            await send(message)
+
+        if refusal is not None:
+            await refusal(scope, receive, send_guarded)
+        elif scope["method"] == "OPTIONS" and allowed is not None:
+            await _preflight()(scope, receive, send_guarded)
+        else:
+            await self._app(scope, _bounded(receive), send_guarded)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        access = self._access
+        if len(headers.getlist("host")) != 1 or headers["host"].lower() not in access.hosts:
+            return refused(403, "foreign-host", "this server is not reached under that name; open it by its address")
+        origin = headers.get("origin")
+        is_own = origin is not None and origin.partition("://")[2].lower() in access.hosts
+        is_allowed = is_own or origin in access.origins
+        if origin is not None and not is_allowed and scope["method"] not in ("GET", "HEAD"):
+            return refused(403, "foreign-origin", "the request comes from a page of another site")
+        if scope["method"] not in _SAFE:
+            site = headers.get("sec-fetch-site")
+            if site not in (None, "same-origin", "none") and not is_allowed:
+                return refused(403, "foreign-origin", "the request comes from a page of another site")
+            length = headers.get("content-length", "0")
+            if not length.isdecimal() or int(length) > MOST_BODY_BYTES:
+                return refused(413, "too-large", f"a body may have at most {MOST_BODY_BYTES} bytes")
+            has_body = int(length) > 0 or "transfer-encoding" in headers
+            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+            if has_body and kind not in _BODY_TYPES:
+                return refused(415, "content-type", "send the body as application/json")
+        return self._refusal_by_token(scope, headers)
+
+    def _refusal_by_token(self, scope: Scope, headers: Headers) -> Response | None:
+        path = scope["path"].rstrip("/")
+        is_handover = path == "/api/v1/commands"
+        if not self._access.needs_token and not is_handover:
+            return None
+        now = time.monotonic()
+        if len(self._wrong) == _MOST_GUESSES and now - self._wrong[0] < _GUESS_SECONDS:
+            return refused(429, "too-many-guesses", "too many wrong tokens; wait a minute")
+        given = _token(scope, headers, bearer_only=is_handover)
+        if given is not None and hmac.compare_digest(given.encode(), self._access.token.encode()):
+            return None
+        if given:
+            self._wrong.append(now)
+        return refused(401, "no-token", "this server needs its token", {"www-authenticate": 'Basic realm="civman"'})
+
+
+def _token(scope: Scope, headers: Headers, *, bearer_only: bool) -> str | None:
+    """The token that a request brings: as a bearer token, as the password of Basic, in a cookie, or in the address."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if bearer_only:
+        return None
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value).decode().partition(":")[2]
+        except (binascii.Error, ValueError):
+            return ""
+    try:
+        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        cookie = None
+    if cookie is not None:
+        return cookie.value
+    return QueryParams(scope.get("query_string", b"")).get("token") if scope["path"] == "/" else None
+
+
+def refused(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer that refuses a request, in a form that every kind of client finds its message in."""
+    body = {"code": code, "message": message, "detail": message, "error": {"message": message, "code": code}}
+    return JSONResponse(body, status, headers=headers)
+
+
+def _preflight() -> Response:
+    allowed = {
+        "access-control-allow-methods": "GET, POST, DELETE",
+        "access-control-allow-headers": "authorization, content-type",
+    }  # fmt: skip
+    return Response(status_code=204, headers=allowed)
+
+
+class BodyTooLarge(Exception):
+    """A body without a declared length turned out to be too large."""
+
+
+def _bounded(receive: Receive) -> Receive:
+    got = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal got
+        message = await receive()
+        got += len(message.get("body", b"")) if message["type"] == "http.request" else 0
+        if got > MOST_BODY_BYTES:
+            raise BodyTooLarge
+        return message
+
+    return receive_bounded

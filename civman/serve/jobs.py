@@ -1,0 +1,202 @@
+"""The queue: jobs of several clients, each client in turn, with everything that is known about each job."""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from civman.errors import Refused
+
+_MOST_QUEUED = 100
+_MOST_ENDED = 500
+_MOST_LINES = 10_000
+
+
+class JobState(StrEnum):
+    """The state of a job; the last three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class JobKind(StrEnum):
+    """What a job does."""
+
+    RENDER = "render"
+    COMMAND = "command"
+    """A command line, such as `civman render`, that a terminal handed over."""
+    DOWNLOAD = "download"
+
+
+ENGINE_KINDS = frozenset({JobKind.RENDER, JobKind.COMMAND})
+_FINAL = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(slots=True)
+class ServerJob:
+    """One job. `payload` is what the engine or the downloader gets; `result` and `error` are JSON values."""
+
+    number: int
+    kind: JobKind
+    client: str
+    title: str
+    payload: dict[str, Any] = field(repr=False)
+    created_at: datetime
+    state: JobState = JobState.QUEUED
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    progress: dict[str, Any] = field(default_factory=dict)
+    preview: bytes | None = field(default=None, repr=False)
+    """A small JPEG of the image that is being computed."""
+    result: Any = None
+    error: dict[str, Any] | None = None
+    is_cancelling: bool = False
+    written: list[tuple[str, str]] = field(default_factory=list, repr=False)
+    """What a handed-over command has written: pairs of "stdout" or "stderr" and text."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the state is final."""
+        return self.state in _FINAL
+
+    def value(self) -> dict[str, Any]:
+        """Convert to a JSON object."""
+        times = {
+            "created_at": self.created_at, "started_at": self.started_at, "ended_at": self.ended_at,
+        }  # fmt: skip
+        return {
+            "id": self.number, "kind": self.kind.value, "client": self.client, "title": self.title,
+            "state": self.state.value, "is_cancelling": self.is_cancelling,
+            **{name: at.isoformat() if at else None for name, at in times.items()},
+            "progress": self.progress, "result": self.result, "error": self.error,
+        }  # fmt: skip
+
+
+OnJob = Callable[[str, ServerJob], None]
+"""Called with what happened ("job", "step", "preview", "written") and the job, from any thread."""
+
+
+class JobQueue:
+    """All jobs of the server. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._jobs: dict[int, ServerJob] = {}
+        self._waiting: dict[bool, dict[str, deque[ServerJob]]] = {True: {}, False: {}}
+        self._served: dict[str, int] = {}
+        self._numbers, self._turns = itertools.count(1), itertools.count(1)
+        self._listeners: set[OnJob] = set()
+        self._is_closed = False
+
+    def submit(self, kind: JobKind, client: str, title: str, payload: dict[str, Any]) -> ServerJob:
+        """Queue a job. Raises: Refused (`queue-full`)."""
+        with self._changed:
+            lane = self._waiting[kind in ENGINE_KINDS]
+            if sum(map(len, lane.values())) >= _MOST_QUEUED:
+                raise Refused(
+                    f"{_MOST_QUEUED} jobs are waiting already",
+                    hint="wait until some are done, or cancel them with `civman jobs --cancel`",
+                )  # fmt: skip
+            job = ServerJob(next(self._numbers), kind, client, title[:200], payload, datetime.now(UTC))
+            self._jobs[job.number] = job
+            lane.setdefault(client, deque()).append(job)
+            self._forget_oldest()
+            self._changed.notify_all()
+        self.tell("job", job)
+        return job
+
+    def _forget_oldest(self) -> None:
+        ended = [number for number, job in self._jobs.items() if job.is_over]
+        for number in ended[: max(0, len(ended) - _MOST_ENDED)]:
+            del self._jobs[number]
+
+    def take(self, *, engine: bool) -> ServerJob | None:
+        """Wait for the next job of the engine or of the downloads; None once the queue is closed.
+
+        The client whose last turn was longest ago is next; each client's jobs keep their order.
+        """
+        with self._changed:
+            lane = self._waiting[engine]
+            while not lane and not self._is_closed:
+                self._changed.wait()
+            if self._is_closed:
+                return None
+            client = min(lane, key=lambda name: (self._served.get(name, 0), lane[name][0].number))
+            job = lane[client].popleft()
+            if not lane[client]:
+                del lane[client]
+            self._served[client] = next(self._turns)
+            job.state, job.started_at = JobState.RUNNING, datetime.now(UTC)
+        self.tell("job", job)
+        return job
+
+    def end(self, job: ServerJob, state: JobState, *, result: Any = None, error: dict[str, Any] | None = None) -> None:
+        """Give a job its final state."""
+        with self._changed:
+            if job.is_over:
+                return
+            job.state, job.result, job.error, job.ended_at = state, result, error, datetime.now(UTC)
+            job.preview, job.payload = None, {}
+            self._changed.notify_all()
+        self.tell("job", job)
+
+    def cancel(self, number: int) -> ServerJob | None:
+        """Cancel a job: at once if it is queued, else when whoever runs it notices. None: there is no such job."""
+        with self._changed:
+            job = self._jobs.get(number)
+            if job is None or job.is_over:
+                return job
+            job.is_cancelling = True
+            if job.state is JobState.QUEUED:
+                lane = self._waiting[job.kind in ENGINE_KINDS]
+                lane[job.client].remove(job)
+                if not lane[job.client]:
+                    del lane[job.client]
+        if job.state is JobState.QUEUED:
+            self.end(job, JobState.CANCELLED)
+        else:
+            self.tell("job", job)
+        return job
+
+    def get(self, number: int) -> ServerJob | None:
+        """The job with this number, if it is still known."""
+        return self._jobs.get(number)
+
+    def all(self) -> list[ServerJob]:
+        """All jobs that are known, in the order in which they were queued."""
+        with self._changed:
+            return list(self._jobs.values())
+
+    def write(self, job: ServerJob, stream: str, text: str) -> None:
+        """Add to what a command has written."""
+        if len(job.written) < _MOST_LINES:
+            job.written.append((stream, text))
+        self.tell("written", job)
+
+    def wait(self, job: ServerJob, timeout: float | None = None) -> bool:
+        """Wait until a job is over. Returns whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: job.is_over or self._is_closed, timeout)
+
+    def close(self) -> None:
+        """Wake everybody who waits; nothing is taken any more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def listen(self, listener: OnJob) -> Callable[[], None]:
+        """Call `listener` on every change. Returns the function that ends this."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    def tell(self, what: str, job: ServerJob) -> None:
+        """Call all listeners."""
+        for listener in tuple(self._listeners):
+            listener(what, job)

@@ -1,0 +1,33 @@
+"""The OpenAPI description of the server's routes, made from the routes themselves."""
+
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.routing import BaseRoute, Route
+
+from civman import __version__
+
+
+def openapi(routes: Sequence[BaseRoute]) -> dict[str, Any]:
+    """Describe every route: its path, methods, parameters in the path, and what its docstring says."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        if not isinstance(route, Route):
+            continue
+        path = re.sub(r"{(\w+):\w+}", r"{\1}", route.path)
+        named = [
+            {"name": name, "in": "path", "required": True,
+             "schema": {"type": "integer" if f"{{{name}:int}}" in route.path else "string"}}
+            for name in re.findall(r"{(\w+)}", path)
+        ]  # fmt: skip
+        for method in sorted((route.methods or set()) - {"HEAD"}):
+            operation: dict[str, Any] = {
+                "summary": (inspect.getdoc(route.endpoint) or "").partition("\n")[0], "parameters": named,
+                "responses": {"200": {"description": "The result."}, "4XX": {"description": "Why it was refused."}},
+            }  # fmt: skip
+            if method == "POST":
+                operation["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+            paths.setdefault(path, {})[method.lower()] = operation
+    return {"openapi": "3.1.0", "info": {"title": "civman", "version": __version__}, "paths": paths}

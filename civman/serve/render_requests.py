@@ -1,0 +1,143 @@
+"""Render requests as JSON: checked, and without a way to name a file of this computer."""
+
+import base64
+import binascii
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from civman.domain.recipes.recipe import RenderRequest
+from civman.domain.refs import PathRef, parse_ref
+from civman.errors import Refused, UsageError
+from civman.planning.plan import Conditions
+from civman.store.partial import store_error
+
+_REQUEST = TypeAdapter(RenderRequest)
+_FIELDS = {field.name for field in dataclasses.fields(RenderRequest)}
+_MOST_TEXT = 64 * 1024
+_MOST_PIXELS = 4096 * 4096
+_MOST_COUNT = 100
+
+
+def request_of(value: object, *, library: Path) -> RenderRequest:
+    """Convert a JSON object to a request; its fields are those of `RenderRequest`.
+
+    `init_image` and `mask_image` are base64 of an image file, which is kept in the library's `uploads` folder.
+
+    Raises: UsageError: a field is unknown or has a wrong type. Refused: a path, or more than the server renders.
+    """
+    if not isinstance(value, dict):
+        raise UsageError("a render request is a JSON object")
+    unknown = sorted(set(value) - _FIELDS)
+    if unknown:
+        raise UsageError(f"a render request has no field `{unknown[0]}`", hint=f"fields: {', '.join(sorted(_FIELDS))}")
+    value = dict(value)
+    for name in ("init_image", "mask_image"):
+        if value.get(name) is not None:
+            value[name] = str(_kept(value[name], name, library))
+    try:
+        request = _REQUEST.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"the field `{where}` of the render request: {first['msg']}") from None
+    _require_no_paths(request)
+    _require_bounds(request)
+    return request
+
+
+def conditions_of(payload: dict[str, Any]) -> Conditions:
+    """The conditions of a plan from a job's payload."""
+    return Conditions(payload.get("device"), allow_partial=bool(payload.get("allow_partial")))
+
+
+def require_name(ref: str) -> str:
+    """Check that a client's ref names something in the library or on CivitAI and not a file. Raises: Refused."""
+    parsed = parse_ref(ref)
+    if isinstance(parsed, PathRef) and (Path(ref).exists() or "/" in ref or "\\" in ref or ref.startswith("~")):
+        raise Refused(
+            f"`{ref}` is a path, and the server opens no path that a client names",
+            hint="use an id, a digest or a name of the library",
+        )
+    return ref
+
+
+def _require_no_paths(request: RenderRequest) -> None:
+    refs = [request.checkpoint, *(each.ref for each in request.loras), *request.embeddings]
+    refs += [each.partition(":")[0] for each in request.hypernetworks]
+    refs += [request.vae] if request.vae else []
+    refs += [request.hires.upscaler] if request.hires else []
+    for ref in refs:
+        require_name(ref)
+    if request.config is not None and not request.config.lstrip().startswith("{"):
+        raise Refused("`config` must be JSON; the server opens no folder that a client names")
+
+
+def _require_bounds(request: RenderRequest) -> None:
+    if len(request.prompt) + len(request.negative_prompt) > _MOST_TEXT:
+        raise Refused(f"the prompts are longer than {_MOST_TEXT} characters")
+    if (request.width or 0) * (request.height or 0) > _MOST_PIXELS:
+        raise Refused(f"{request.width}x{request.height} is larger than the 4096x4096 pixels that the server renders")
+    if request.count > _MOST_COUNT or (request.batch_size or 1) > _MOST_COUNT:
+        raise Refused(f"a job has at most {_MOST_COUNT} images")
+    hires = request.hires
+    if hires is not None and ((hires.width or 0) * (hires.height or 0) > _MOST_PIXELS or (hires.scale or 1) > 8):
+        raise Refused("the second pass is larger than the 4096x4096 pixels that the server renders")
+
+
+def _kept(text: object, name: str, library: Path) -> Path:
+    """Save an image that came as base64, under its SHA-256. An already saved one is named by its SHA-256 alone."""
+    if not isinstance(text, str):
+        raise UsageError(f"`{name}` must be an image file in base64")
+    folder = library / "uploads"
+    if len(text) == 64 and set(text) <= set("0123456789abcdef") and (folder / f"{text}.png").is_file():
+        return folder / f"{text}.png"
+    data = image_bytes(text, name)
+    path = folder / f"{hashlib.sha256(data).hexdigest()}.png"
+    try:
+        folder.mkdir(exist_ok=True)
+        if not path.is_file():
+            path.write_bytes(data)
+    except OSError as error:
+        raise store_error(error, path) from error
+    return path
+
+
+def image_bytes(text: str, name: str = "image") -> bytes:
+    """Decode an image file in base64, with or without a `data:` prefix, and check its kind and size before its pixels.
+
+    Raises: UsageError: it is not base64, or no image. Refused: it has too many pixels.
+    """
+    if text.startswith(("http:", "https:", "file:")):
+        raise Refused(f"`{name}` is an address, and the server fetches nothing that a client names")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise UsageError(f"`{name}` is not an image file in base64") from None
+    require_image(data, name)
+    return data
+
+
+def require_image(data: bytes, name: str = "image") -> None:
+    """Check that these bytes are an image of bounded size, without decoding it. Raises: UsageError, Refused."""
+    import io
+    import warnings
+
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+                width, height = image.size
+    except Image.DecompressionBombError:
+        raise Refused(f"`{name}` has more pixels than the server decodes") from None
+    except Exception:  # noqa: BLE001  # Pillow raises many kinds for broken files
+        raise UsageError(f"`{name}` is not a PNG, JPEG or WebP image") from None
+    if width * height > 2 * _MOST_PIXELS:
+        raise Refused(f"`{name}` has {width}x{height} pixels, more than the server decodes")

@@ -1,0 +1,51 @@
+"""How other processes find the server of a library: `serve.json` in the library's folder, readable by its owner only.
+
+Imports only the standard library, since a command that hands its work over reads it before anything else.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+PROTOCOL = 1
+"""Changes when a server and a command of different versions would misunderstand each other."""
+NAME = "serve.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFile:
+    """Where a server listens, and the token that proves that a caller can read the library's folder."""
+
+    pid: int
+    port: int
+    token: str
+    version: str
+    protocol: int = PROTOCOL
+
+    def write(self, library: Path) -> None:
+        """Write the file so that it is complete at any moment and only its owner can ever read it."""
+        path = library / NAME
+        partial = path.with_name(f".{NAME}.{secrets.token_hex(4)}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(asdict(self), file)
+        partial.replace(path)
+
+    def remove(self, library: Path) -> None:
+        """Remove the file, unless another server has written its own meanwhile."""
+        if read_server_file(library) == self:
+            with contextlib.suppress(OSError):
+                (library / NAME).unlink()
+
+
+def read_server_file(library: Path) -> ServerFile | None:
+    """Read the file of a library's server; None if there is none, or none that this version understands."""
+    try:
+        value = json.loads((library / NAME).read_text(encoding="utf-8"))
+        found = ServerFile(**value)
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if found.protocol == PROTOCOL else None

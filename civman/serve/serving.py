@@ -1,0 +1,193 @@
+"""What all routes share: the queue, the engine, and threads in which a library may be used."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from civman.domain.events import Event, Failed, Finished, Queued, Received, Started, Verifying, Waiting
+from civman.domain.json_values import error_value
+from civman.errors import CivmanError, ExitCode, Interrupted, NotFound, UsageError
+from civman.library import Library
+from civman.serve.engine_link import EngineLink
+from civman.serve.jobs import JobQueue, JobState, ServerJob
+from civman.settings import Settings
+
+T = TypeVar("T")
+
+
+class LibraryThread:
+    """A thread with a library of its own, since a library is used from one thread."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._library: Library | None = None
+
+    def _call(self, function: Callable[[Library], T]) -> T:
+        if self._library is None:
+            self._library = Library(self._settings)
+        return function(self._library)
+
+    async def run(self, function: Callable[[Library], T]) -> T:
+        """Call `function` with the library, in its thread. Raises: what it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._call, function)
+
+    def close(self) -> None:
+        """Close the library and end the thread."""
+        if self._library is not None:
+            self._pool.submit(self._library.close).result()
+        self._pool.shutdown()
+
+
+class Serving:
+    """The parts of a running server."""
+
+    def __init__(self, settings: Settings, jobs: JobQueue, engine: EngineLink) -> None:
+        self.settings, self.jobs, self.engine = settings, jobs, engine
+        self.library = LibraryThread(settings, "library")
+        self.site = LibraryThread(settings, "civitai")
+        """For what may wait for CivitAI, so that listing does not wait as well."""
+        self._downloads = threading.Thread(target=self._download_all, name="downloads", daemon=True)
+        self._streams: set[asyncio.Queue[tuple[str, ServerJob] | None]] = set()
+
+    def start(self, *, warm: bool = False) -> None:
+        """Start taking jobs. `warm`: start the engine's process at once."""
+        self.engine.start(at_once=warm)
+        self._downloads.start()
+
+    def close(self) -> None:
+        """End everything."""
+        self.jobs.close()
+        self.engine.close()
+        self.library.close()
+        self.site.close()
+
+    def end_streams(self) -> None:
+        """End all streams of events, so that the server can stop."""
+        for stream in tuple(self._streams):
+            stream.put_nowait(None)
+
+    async def changes(self) -> AsyncIterator[tuple[str, ServerJob] | None]:
+        """Yield every change of a job; None from time to time, so that a stream notices that its reader is gone."""
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[str, ServerJob] | None](10_000)
+
+        def put(change: tuple[str, ServerJob]) -> None:
+            if not queue.full():
+                queue.put_nowait(change)
+
+        def heard(what: str, job: ServerJob) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(put, (what, job))
+
+        unlisten = self.jobs.listen(heard)
+        self._streams.add(queue)
+        try:
+            yield None  # from here on nothing is missed
+            while True:
+                try:
+                    change = await asyncio.wait_for(queue.get(), 10)
+                except TimeoutError:
+                    yield None
+                    continue
+                if change is None:
+                    return
+                yield change
+        finally:
+            unlisten()
+            self._streams.discard(queue)
+
+    async def wait(self, job: ServerJob) -> None:
+        """Wait until a job is over."""
+        over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def heard(_: str, changed: ServerJob) -> None:
+            if changed is job and job.is_over:
+                loop.call_soon_threadsafe(over.set)
+
+        unlisten = self.jobs.listen(heard)
+        try:
+            if not job.is_over:
+                await over.wait()
+        finally:
+            unlisten()
+
+    def _download_all(self) -> None:
+        while (job := self.jobs.take(engine=False)) is not None:
+            with Library(self.settings) as library:
+                self._download(library, job)
+
+    def _download(self, library: Library, job: ServerJob) -> None:
+        def on_event(event: Event) -> None:
+            if job.is_cancelling:
+                raise Interrupted("stopped")
+            job.progress = _download_progress(job.progress, event)
+            self.jobs.tell("step", job)
+
+        try:
+            asset = library.download(job.payload["ref"], file=job.payload.get("file"), on_event=on_event)
+        except CivmanError as error:
+            stopped = job.is_cancelling and error.exit_code == ExitCode.INTERRUPTED
+            self.jobs.end(job, JobState.CANCELLED if stopped else JobState.FAILED, error=error_value(error))
+        except Exception as error:  # noqa: BLE001  # a bug ends this job and not the thread
+            wrong = CivmanError(f"civman has a bug: {type(error).__name__}: {error}")
+            self.jobs.end(job, JobState.FAILED, error=error_value(wrong))
+        else:
+            self.jobs.end(
+                job, JobState.DONE, result={"sha256": asset.blob.sha256, "name": asset.name, "ref": asset.ref}
+            )
+
+
+def _download_progress(before: dict[str, Any], event: Event) -> dict[str, Any]:
+    match event:
+        case Queued() | Started():
+            held = event.held_bytes if isinstance(event, Started) else 0
+            return {"name": event.name, "total_bytes": event.total_bytes, "received_bytes": held, "stage": "download"}
+        case Received():
+            return {**before, "received_bytes": before.get("received_bytes", 0) + event.count_bytes}
+        case Verifying():
+            return {**before, "stage": "verify", "verified_bytes": event.done_bytes}
+        case Waiting():
+            return {**before, "stage": "wait", "reason": event.reason}
+        case Finished() | Failed():
+            return {**before, "stage": "end"}
+    return before
+
+
+def serving(request: Request) -> Serving:
+    """The server's parts, from a request."""
+    found: Serving = request.app.state.serving
+    return found
+
+
+def client_of(request: Request) -> str:
+    """Who sent a request, for the queue: the name that it gives itself, else its program and address."""
+    name = request.headers.get("x-civman-client") or request.headers.get("user-agent", "").partition("/")[0]
+    address = request.client.host if request.client else ""
+    return f"{name[:60] or 'unknown'} at {address}"
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """The JSON object in a request's body. Raises: UsageError."""
+    data = await request.body()
+    try:
+        value = json.loads(data or b"{}")
+    except (ValueError, RecursionError):
+        raise UsageError("the body is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise UsageError("the body must be a JSON object")
+    return value
+
+
+def job_of(request: Request) -> ServerJob:
+    """The job that the address names. Raises: NotFound."""
+    number = int(request.path_params["number"])
+    job = serving(request).jobs.get(number)
+    if job is None:
+        raise NotFound(f"there is no job {number}", hint="`civman jobs` lists them")
+    return job

@@ -1,0 +1,215 @@
+"""The web application, and running it until the process is told to stop."""
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from civman import __version__
+from civman.domain.json_values import error_value
+from civman.errors import Cause, CivmanError, ExitCode, Refused, UsageError
+from civman.serve import api_jobs, api_library
+from civman.serve.engine_link import EngineLink
+from civman.serve.engine_process import RunCommand
+from civman.serve.guard import COOKIE, Access, BodyTooLarge, Guard, hosts_of, refused
+from civman.serve.jobs import JobQueue
+from civman.serve.openapi import openapi
+from civman.serve.server_file import ServerFile, read_server_file
+from civman.serve.serving import Serving
+from civman.settings import Settings
+
+STATUS = {
+    ExitCode.USAGE: 400, ExitCode.NOT_FOUND: 404, ExitCode.NOT_ALLOWED: 403, ExitCode.NETWORK: 502,
+    ExitCode.INTEGRITY: 422, ExitCode.INCOMPATIBLE: 422, ExitCode.CANNOT_RENDER: 422,
+}  # fmt: skip
+"""The HTTP status of an error, by the exit code that the command line has for it; others are 500."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How to serve. `origins`: pages of other sites that may use the API, such as "https://example.org".
+
+    `host`: an address other than loopback makes the token necessary. `port`: 0 for any free one.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    origins: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """Further names under which the server is reached, such as "studio.local"."""
+    budget_bytes: int = 0
+    warm: bool = False
+    """Start the engine's process at once."""
+
+
+def _failed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, CivmanError)
+    value = error_value(error)
+    value["facts"] = {}  # they may contain paths of this computer
+    return JSONResponse(
+        {**value, "error": {"message": value["message"], "code": value["code"], "type": type(error).__name__},
+         "detail": value["message"]}, STATUS.get(error.exit_code, 500),
+    )  # fmt: skip
+
+
+def _http_failed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return refused(error.status_code, "http", str(error.detail), error.headers)
+
+
+def _too_large(_: Request, __: Exception) -> Response:
+    return refused(413, "too-large", "the body is too large")
+
+
+def _bug(_: Request, error: Exception) -> Response:
+    return refused(500, "bug", f"civman has a bug: {type(error).__name__}")
+
+
+async def _front(request: Request) -> Response:
+    """The root: sets the token's cookie for a browser off this computer, and says what this is."""
+    answer = JSONResponse({"name": "civman", "version": __version__, "openapi": "/api/v1/openapi.json"})
+    token = request.query_params.get("token")
+    if token and request.app.state.access.needs_token:
+        answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+    return answer
+
+
+async def _openapi(request: Request) -> Response:
+    return JSONResponse(openapi(request.app.routes))
+
+
+def make_app(serving: Serving, access: Access) -> Guard:
+    """Make the application, behind the checks of `access`."""
+    routes: list[BaseRoute] = [
+        Route("/", _front, methods=["GET"]), Route("/api/v1/openapi.json", _openapi), *api_library.ROUTES,
+        *api_jobs.ROUTES,
+    ]  # fmt: skip
+    handlers: dict[Any, Callable[[Request, Exception], Response]] = {
+        CivmanError: _failed, HTTPException: _http_failed, BodyTooLarge: _too_large, Exception: _bug,
+    }  # fmt: skip
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    app.state.serving, app.state.access = serving, access
+    return Guard(_without_trailing_slash(app), access)
+
+
+def _without_trailing_slash(app: Starlette) -> Any:
+    """Answer `/sdapi/v1/options/` as `/sdapi/v1/options`: a redirect would lose the body of a POST in old clients."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "")
+        if len(path) > 1 and path.endswith("/"):
+            scope = {**scope, "path": path.rstrip("/") or "/", "raw_path": None}
+        await app(scope, receive, send)
+
+    return answer
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that ends its event streams when it is told to stop, since it waits for them."""
+
+    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end_streams = end_streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams, then stop."""
+        self._end_streams()
+        await super().shutdown(sockets)
+
+
+def run_server(
+    settings: Settings, options: ServeOptions, run_command: RunCommand, on_ready: Callable[[str, str], None]
+) -> None:
+    """Serve until the process gets SIGINT or SIGTERM. `on_ready` is called with the address and the token.
+
+    `run_command` is what the engine's process runs handed-over commands with; it must be importable by name.
+
+    Raises: Refused: a server of this library is running already. UsageError: the address cannot be used.
+    """
+    root = settings.library
+    root.mkdir(parents=True, exist_ok=True)
+    _require_alone(root)
+    listening = _bound(options)
+    port = listening.getsockname()[1]
+    is_loopback = options.host in ("127.0.0.1", "localhost", "::1")
+    token = secrets.token_urlsafe(32)
+    hosts = hosts_of(options.host, port) | {f"{name.lower()}:{port}" for name in options.names}
+    if not is_loopback and options.host in ("0.0.0.0", "::"):  # noqa: S104  # asked for
+        hosts |= {f"{name}:{port}" for name in _own_addresses()}
+    access = Access(token, hosts, frozenset(options.origins), needs_token=not is_loopback)
+    jobs = JobQueue()
+    serving = Serving(settings, jobs, EngineLink(jobs, root, options.budget_bytes, run_command))
+    config = uvicorn.Config(
+        make_app(serving, access), loop="asyncio", http="h11", ws="none", lifespan="off", access_log=False,
+        log_level="error", timeout_graceful_shutdown=2, server_header=False, h11_max_incomplete_event_size=64 * 1024,
+    )  # fmt: skip
+    found = ServerFile(os.getpid(), port, token, __version__)
+    found.write(root)
+    try:
+        serving.start(warm=options.warm)
+        on_ready(f"http://{options.host if ':' not in options.host else f'[{options.host}]'}:{port}", token)
+        with _quiet_signals():
+            asyncio.run(_Server(config, serving.end_streams).serve([listening]))
+    finally:
+        found.remove(root)
+        serving.close()
+        listening.close()
+
+
+@contextmanager
+def _quiet_signals() -> Iterator[None]:
+    """Do nothing on the signals that stop the server: uvicorn raises them again after it has stopped."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _require_alone(library: Path) -> None:
+    from civman.serve.hand_over import answers
+
+    there = read_server_file(library)
+    if there is not None and answers(there):
+        raise Refused(
+            f"a server of this library is running already, at http://127.0.0.1:{there.port}", code=Cause.REFUSED,
+            hint=f"use it, or end process {there.pid} first",
+        )  # fmt: skip
+
+
+def _bound(options: ServeOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((options.host, options.port))
+        made.listen(128)
+    except (OSError, OverflowError) as error:
+        made.close()
+        raise UsageError(
+            f"cannot listen on {options.host}, port {options.port}: {error}", hint="choose another one with --port"
+        ) from error
+    return made
+
+
+def _own_addresses() -> set[str]:
+    try:
+        found = {str(each[4][0]) for each in socket.getaddrinfo(socket.gethostname(), None)}
+    except OSError:
+        found = set()
+    return {f"[{each}]" if ":" in each else each for each in found} | {socket.gethostname().lower()}

@@ -1,0 +1,223 @@
+"""Requests that must not get through: from other sites, under other names, with paths, too large, malformed."""
+
+import base64
+import io
+import json
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serve_running import QUICK, Served, start, stop
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", ""])
+def test_a_foreign_host_is_refused_on_every_method(served: Served, host: str) -> None:
+    host = host.replace("{port}", served.url.rpartition(":")[2])
+
+    for method in ("GET", "POST", "DELETE"):
+        answer = served.http.request(method, "/api/v1/jobs", headers={"Host": host})
+        assert answer.status_code in (400, 403), method
+
+
+def test_own_names_are_accepted(served: Served) -> None:
+    port = served.url.rpartition(":")[2]
+
+    for name in ("127.0.0.1", "localhost", "LOCALHOST", "[::1]"):
+        assert served.http.get("/api/v1/server", headers={"Host": f"{name}:{port}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_another_sites_page_can_change_nothing(served: Served, headers: dict[str, str], method: str) -> None:
+    path = "/api/v1/unload" if method == "POST" else "/api/v1/jobs/1"
+
+    assert served.http.request(method, path, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_a_body_that_any_page_can_send_is_refused(served: Served, kind: str) -> None:
+    answer = served.http.post("/api/v1/jobs", content=b'{"kind": "render"}', headers={"Content-Type": kind})
+
+    assert answer.status_code == 415
+
+
+def test_no_answer_allows_another_origin_or_framing(served: Served) -> None:
+    answer = served.http.get("/api/v1/models", headers={"Origin": "http://evil.example"})
+
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
+def test_malformed_bodies_are_a_400(served: Served, body: bytes) -> None:
+    answer = served.http.post("/api/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+
+    assert answer.status_code == 400
+    assert answer.json()["message"]
+
+
+def test_a_declared_and_an_undeclared_large_body_are_refused(served: Served) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    head = f"POST /api/v1/jobs HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, int(port)), 20) as connection:
+        connection.sendall(f"{head}Content-Length: 99999999999\r\n\r\n".encode())
+        assert b" 413 " in connection.recv(100)
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(70):
+            yield b" " * 2**20
+
+    try:
+        answer = served.http.post("/api/v1/jobs", content=chunks(), headers={"Content-Type": "application/json"})
+        assert answer.status_code == 413
+    except httpx.WriteError:
+        pass  # the server has hung up, which is as good
+    assert served.http.get("/api/v1/server").status_code == 200
+
+
+PATHS = [
+    "/etc/passwd",
+    "../../etc/passwd",
+    "~/model.safetensors",
+    "C:\\models\\a.safetensors",
+    "./tiny-sd1.safetensors",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("field", ["checkpoint", "vae", "embeddings", "loras", "config", "init_image"])
+def test_no_path_from_a_client_is_opened(served: Served, path: str, field: str) -> None:
+    value: Any = {"embeddings": [path], "loras": [{"ref": path}]}.get(field, path)
+    request = {"checkpoint": "tiny-sd1", "prompt": "a", **QUICK, field: value}
+
+    for where, body in (("plan", {"request": request}), ("jobs", {"kind": "render", "request": request})):
+        answer = served.http.post(f"/api/v1/{where}", json=body)
+        assert answer.status_code in (400, 403, 500), answer.text
+        assert "root:" not in answer.text
+        assert answer.status_code != 500 or answer.json()["code"] == "refused"
+
+
+TRAVERSALS = [
+    "/api/v1/pictures/../../serve.json", "/api/v1/models/..%2f..%2fserve.json", "/api/v1/pictures/%2e%2e/file",
+    "//etc/passwd", "/api/v1/models/" + "A" * 64,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", TRAVERSALS)
+def test_traversal_finds_nothing(served: Served, path: str) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 20) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+
+    assert answer.split()[1] in (b"400", b"404")
+    assert served.token.encode() not in answer
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:{port}/a.png", "https://example.org/a.png", "file:///etc/passwd"]
+)
+def test_no_address_from_a_client_is_fetched(served: Served, address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.3)
+        address = address.replace("{port}", str(listener.getsockname()[1]))
+        request = {"checkpoint": "tiny-sd1", "prompt": "a", **QUICK, "init_image": address}
+
+        answer = served.http.post("/api/v1/plan", json={"request": request})
+
+        assert answer.status_code in (400, 403)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
+def test_a_picture_bomb_is_refused_before_it_is_decoded(served: Served) -> None:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(out, "PNG")
+    data = out.getvalue()
+    assert len(data) < 2_000_000
+
+    read = served.http.post("/api/v1/pictures/read", content=data, headers={"Content-Type": "application/octet-stream"})
+    request = {"checkpoint": "tiny-sd1", "prompt": "a", **QUICK, "init_image": base64.b64encode(data).decode()}
+    planned = served.http.post("/api/v1/plan", json={"request": request})
+
+    assert (read.status_code, planned.status_code) == (403, 403)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"width": 8000, "height": 8000}, {"count": 10_000}, {"prompt": "a" * 70_000}, {"unknown": 1}, {"steps": "many"},
+    {"width": [1]}, {"hires": {"scale": 100}},
+])  # fmt: skip
+def test_more_than_the_server_renders_is_refused_at_once(served: Served, wrong: dict[str, Any]) -> None:
+    request = {"checkpoint": "tiny-sd1", "prompt": "a", **QUICK, **wrong}
+
+    assert served.http.post("/api/v1/jobs", json={"kind": "render", "request": request}).status_code in (400, 403)
+
+
+def test_commands_need_the_token_even_on_loopback(served: Served) -> None:
+    body = {"argv": ["render", "--version"], "folder": "/"}
+
+    for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic eDp4"}, {"Cookie": "civman-token=x"}):
+        assert served.http.post("/api/v1/commands", json=body, headers=headers).status_code == 401
+    right = {"Authorization": f"Bearer {served.token}"}
+    for argv in (["remove", "tiny-sd1"], [], "render", [1]):
+        assert served.http.post("/api/v1/commands", json={**body, "argv": argv}, headers=right).status_code == 400
+
+
+def test_only_the_owner_can_read_the_token(served: Served) -> None:
+    assert stat.S_IMODE((served.library / "serve.json").stat().st_mode) == 0o600
+
+
+def test_off_loopback_every_request_needs_the_token(tmp_path: Path, stocked_library: Any) -> None:
+    environment = {**stocked_library[1], "CIVMAN_LIBRARY": str(tmp_path / "library")}
+    served = start(tmp_path / "library", environment, "--host", "0.0.0.0")
+    port = served.url.rpartition(":")[2]
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+            assert http.get("/api/v1/models").status_code == 401
+            assert http.get("/api/v1/models", headers={"Authorization": f"Bearer {served.token}"}).status_code == 200
+            assert http.get("/api/v1/models", auth=("anyone", served.token)).status_code == 200
+            entered = http.get("/", params={"token": served.token})
+            assert "SameSite=strict" in entered.headers["set-cookie"]
+            assert "HttpOnly" in entered.headers["set-cookie"]
+            assert http.get("/api/v1/models").status_code == 200, "the cookie is enough"
+            http.cookies.clear()
+            guesses = [http.get("/api/v1/models", auth=("a", f"guess {n}")).status_code for n in range(40)]
+            assert 429 in guesses
+            assert 200 not in guesses
+    finally:
+        stop(served)
+
+
+def test_no_answer_contains_a_key_or_the_token(tmp_path: Path, stocked_library: Any) -> None:
+    key = "d41d8cd98f00b204e9800998ecf8427e"
+    environment = {**stocked_library[1], "CIVMAN_LIBRARY": str(tmp_path / "library"), "CIVITAI_API_TOKEN": key,
+                   "CIVMAN_CIVITAI_URL": "http://127.0.0.1:9"}  # fmt: skip
+    served = start(tmp_path / "library", environment)
+    try:
+        texts = [
+            served.http.get(path).text
+            for path in ("/", "/api/v1/server", "/api/v1/jobs", "/api/v1/doctor", "/api/v1/openapi.json",
+                         "/api/v1/civitai/search?q=a", "/api/v1/models", "/api/v1/pictures", "/nothing")
+        ]  # fmt: skip
+        assert json.loads(texts[1])["version"]
+        assert not [text for text in texts if key in text or served.token in text]
+    finally:
+        stop(served)
