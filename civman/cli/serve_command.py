@@ -34,8 +34,8 @@ def serve(
 ) -> Result | None:
     """Keep models loaded and render for other commands and programs, over HTTP on this computer.
 
-    While it runs, `civman render` and `civman replay` use it and start at once. Other programs can use its JSON API, whose
-    description is at `/api/v1/openapi.json`. Ctrl-C stops it.
+    While it runs, `civman render` and `civman replay` use it and start at once. Other programs can use its JSON API,
+    which `/api/v1/openapi.json` describes. Ctrl-C stops it.
     """
     _require_serve_extra()
     from civman.cli.app import main

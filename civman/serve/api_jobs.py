@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from civman import __version__
 from civman.errors import NotFound, UsageError
-from civman.serve.jobs import JobKind, ServerJob
+from civman.serve.jobs import JobKind
 from civman.serve.render_requests import request_of, require_name
 from civman.serve.server_file import PROTOCOL
 from civman.serve.serving import client_of, job_of, json_body, serving
@@ -102,7 +102,7 @@ async def events(request: Request) -> Response:
                 yield ": the jobs that are not over\n\n"
                 for each in parts.jobs.all():
                     if not each.is_over:
-                        yield _event("job", each)
+                        yield _event("job", each.value())
                 is_first = False
             elif change is None:
                 yield ": still here\n\n"
@@ -112,8 +112,7 @@ async def events(request: Request) -> Response:
     return StreamingResponse(stream(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
-def _event(what: str, changed: ServerJob) -> str:
-    value = changed.value() if what == "job" else {"id": changed.number, "progress": changed.progress}
+def _event(what: str, value: dict[str, Any]) -> str:
     return f"event: {what}\ndata: {json.dumps(value)}\n\n"
 
 

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,14 +81,18 @@ def hand_over(library: Path, argv: Sequence[str]) -> int | None:
 
 
 def _follow(server: ServerFile, answer: http.client.HTTPResponse) -> int:
-    number, cancels = 0, 0
+    number = 0
+
+    def cancel(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)  # a second Ctrl-C ends this process, and with it the job
+        if number:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                request(server, "DELETE", f"/api/v1/jobs/{number}").close()
+
+    before = signal.signal(signal.SIGINT, cancel)  # an exception here would leave half a line unread
     streams = {"stdout": sys.stdout, "stderr": sys.stderr}
-    while True:
-        try:
-            line = answer.readline()
-            if not line:
-                sys.stderr.write("Error [worker-lost]: the server ended before the command did\n")
-                return 8
+    try:
+        while line := answer.readline():
             value = json.loads(line)
             if "job" in value:
                 number = value["job"]
@@ -96,13 +101,10 @@ def _follow(server: ServerFile, answer: http.client.HTTPResponse) -> int:
                 streams[value["stream"]].flush()
             else:
                 return _ended(value)
-        except KeyboardInterrupt:
-            cancels += 1
-            if cancels > 1 or not number:
-                answer.close()
-                raise
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                request(server, "DELETE", f"/api/v1/jobs/{number}").close()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    sys.stderr.write("Error [worker-lost]: the server ended before the command did\n")
+    return 8
 
 
 def _ended(value: dict[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """What all routes share: the queue, the engine, and threads in which a library may be used."""
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -11,13 +12,15 @@ from starlette.requests import Request
 
 from civman.domain.events import Event, Failed, Finished, Queued, Received, Started, Verifying, Waiting
 from civman.domain.json_values import error_value
-from civman.errors import CivmanError, ExitCode, Interrupted, NotFound, UsageError
+from civman.errors import Cause, CivmanError, ExitCode, Interrupted, NotFound, UsageError
 from civman.library import Library
 from civman.serve.engine_link import EngineLink
-from civman.serve.jobs import JobQueue, JobState, ServerJob
+from civman.serve.jobs import JobKind, JobQueue, JobState, ServerJob
 from civman.settings import Settings
 
 T = TypeVar("T")
+Change = tuple[str, dict[str, Any]]
+"""What happened to a job ("job", "step" or "written"), and the job as JSON at that moment."""
 
 
 class LibraryThread:
@@ -53,7 +56,7 @@ class Serving:
         self.site = LibraryThread(settings, "civitai")
         """For what may wait for CivitAI, so that listing does not wait as well."""
         self._downloads = threading.Thread(target=self._download_all, name="downloads", daemon=True)
-        self._streams: set[asyncio.Queue[tuple[str, ServerJob] | None]] = set()
+        self._streams: set[asyncio.Queue[Change | None]] = set()
 
     def start(self, *, warm: bool = False) -> None:
         """Start taking jobs. `warm`: start the engine's process at once."""
@@ -72,17 +75,19 @@ class Serving:
         for stream in tuple(self._streams):
             stream.put_nowait(None)
 
-    async def changes(self) -> AsyncIterator[tuple[str, ServerJob] | None]:
+    async def changes(self) -> AsyncIterator[Change | None]:
         """Yield every change of a job; None from time to time, so that a stream notices that its reader is gone."""
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[str, ServerJob] | None](10_000)
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Change | None](10_000)
 
-        def put(change: tuple[str, ServerJob]) -> None:
+        def put(change: Change) -> None:
             if not queue.full():
                 queue.put_nowait(change)
 
         def heard(what: str, job: ServerJob) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(put, (what, job))
+            if what != "written" or job.kind is JobKind.COMMAND:
+                value = {"id": job.number, "progress": job.progress} if what == "step" else job.value()
+                with contextlib.suppress(RuntimeError):  # the server has stopped
+                    loop.call_soon_threadsafe(put, (what, value))
 
         unlisten = self.jobs.listen(heard)
         self._streams.add(queue)
@@ -135,7 +140,7 @@ class Serving:
             stopped = job.is_cancelling and error.exit_code == ExitCode.INTERRUPTED
             self.jobs.end(job, JobState.CANCELLED if stopped else JobState.FAILED, error=error_value(error))
         except Exception as error:  # noqa: BLE001  # a bug ends this job and not the thread
-            wrong = CivmanError(f"civman has a bug: {type(error).__name__}: {error}")
+            wrong = CivmanError(f"civman has a bug: {type(error).__name__}: {error}", code=Cause.BUG)
             self.jobs.end(job, JobState.FAILED, error=error_value(wrong))
         else:
             self.jobs.end(

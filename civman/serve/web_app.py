@@ -24,9 +24,9 @@ from civman.errors import Cause, CivmanError, ExitCode, Refused, UsageError
 from civman.serve import api_jobs, api_library
 from civman.serve.engine_link import EngineLink
 from civman.serve.engine_process import RunCommand
-from civman.serve.guard import COOKIE, Access, BodyTooLarge, Guard, hosts_of, refused
 from civman.serve.jobs import JobQueue
 from civman.serve.openapi import openapi
+from civman.serve.request_checks import COOKIE, Access, BodyTooLarge, Guard, hosts_of, refused
 from civman.serve.server_file import ServerFile, read_server_file
 from civman.serve.serving import Serving
 from civman.settings import Settings
