@@ -12,6 +12,7 @@ import torch
 
 from civman import __version__
 from civman.errors import CannotRender, Cause
+from civman.system.system_facts import processor
 
 # cuBLAS reads this once, at its first matrix product, which may be a prompt's encoding long before any image is
 # rendered
@@ -35,6 +36,8 @@ class Environment:
     attention: str
     threads: int
     platform: str
+    processor: str
+    """The processor's name and model; empty on other devices, where it computes no pixel."""
 
     def to_facts(self) -> dict[str, str | int]:
         """Convert to plain values for a record."""
@@ -128,6 +131,7 @@ def environment(device: torch.device) -> Environment:
         cuda=(torch.version.cuda or "") if is_cuda else "",
         cudnn=_cudnn() if is_cuda else 0,
         attention="sdpa", threads=torch.get_num_threads(), platform=f"{sys.platform}-{platform.machine()}",
+        processor=processor() if device.type == "cpu" else "",
     )  # fmt: skip
 
 

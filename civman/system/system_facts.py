@@ -56,6 +56,25 @@ def vm_stat_bytes(text: str) -> int | None:
 
 
 @cache
+def processor() -> str:
+    """The processor's name with its family, model and stepping; an empty string if the system does not report it.
+
+    Two processors with the same instructions may still compute other last bits, because libraries choose their
+    routines by the model.
+    """
+    try:
+        first = Path("/proc/cpuinfo").read_text("utf-8", "replace").split("\n\n")[0]
+    except OSError:
+        return platform.processor()
+    facts = dict(re.findall(r"^([\w ]+?)\s*:\s*(.*)$", first, re.MULTILINE))
+    numbers = [f"{name} {facts[key]}" for name, key in _PROCESSOR_FACTS if key in facts]
+    return " ".join([facts.get("model name", platform.machine()), *numbers])
+
+
+_PROCESSOR_FACTS: Final = (("family", "cpu family"), ("model", "model"), ("stepping", "stepping"))
+
+
+@cache
 def boot_id() -> str:
     """An identifier that changes with every boot of the machine; an empty string if there is none (Windows)."""
     found = ""
