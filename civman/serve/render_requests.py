@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from civman.domain.recipes.recipe import RenderRequest
 from civman.domain.refs import PathRef, parse_ref
 from civman.errors import Refused, UsageError
+from civman.manage.inspection import path_of
 from civman.planning.plan import Conditions
 from civman.store.partial import store_error
 
@@ -56,8 +57,8 @@ def conditions_of(payload: dict[str, Any]) -> Conditions:
 
 def require_name(ref: str) -> str:
     """Check that a client's ref names something in the library or on CivitAI and not a file. Raises: Refused."""
-    parsed = parse_ref(ref)
-    if isinstance(parsed, PathRef) and (Path(ref).exists() or "/" in ref or "\\" in ref or ref.startswith("~")):
+    is_path = isinstance(parse_ref(ref), PathRef) and bool({"/", "\\", "~"} & set(ref))
+    if is_path or path_of(ref) is not None:
         raise Refused(
             f"`{ref}` is a path, and the server opens no path that a client names",
             hint="use an id, a digest or a name of the library",

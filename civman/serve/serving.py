@@ -52,6 +52,8 @@ class Serving:
 
     def __init__(self, settings: Settings, jobs: JobQueue, engine: EngineLink) -> None:
         self.settings, self.jobs, self.engine = settings, jobs, engine
+        self.options: dict[str, Any] = {}
+        """What clients of AUTOMATIC1111's API have set since the start."""
         self.library = LibraryThread(settings, "library")
         self.site = LibraryThread(settings, "civitai")
         """For what may wait for CivitAI, so that listing does not wait as well."""

@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Route
 from civman import __version__
 from civman.domain.json_values import error_value
 from civman.errors import Cause, CivmanError, ExitCode, Refused, UsageError
-from civman.serve import api_jobs, api_library
+from civman.serve import api_jobs, api_library, openai_api, sdapi_render, sdapi_state
 from civman.serve.engine_link import EngineLink
 from civman.serve.engine_process import RunCommand
 from civman.serve.jobs import JobQueue
@@ -55,14 +55,19 @@ class ServeOptions:
     """Start the engine's process at once."""
 
 
-def _failed(_: Request, error: Exception) -> Response:
+def _failed(request: Request, error: Exception) -> Response:
+    """Answer an error in the form of the API that was asked."""
     assert isinstance(error, CivmanError)
-    value = error_value(error)
+    value, status = error_value(error), STATUS.get(error.exit_code, 500)
+    message = f"{error.message}; {error.hint}" if error.hint else error.message
+    kind = type(error).__name__
+    if request.url.path.startswith("/sdapi/"):
+        return JSONResponse({"error": kind, "detail": message, "body": "", "errors": message}, status)
+    if request.url.path.startswith("/v1/"):
+        told = {"message": message, "type": "invalid_request_error", "code": value["code"], "param": None}
+        return JSONResponse({"error": told}, status)
     value["facts"] = {}  # they may contain paths of this computer
-    return JSONResponse(
-        {**value, "error": {"message": value["message"], "code": value["code"], "type": type(error).__name__},
-         "detail": value["message"]}, STATUS.get(error.exit_code, 500),
-    )  # fmt: skip
+    return JSONResponse(value, status)
 
 
 def _http_failed(_: Request, error: Exception) -> Response:
@@ -95,7 +100,7 @@ def make_app(serving: Serving, access: Access) -> Guard:
     """Make the application, behind the checks of `access`."""
     routes: list[BaseRoute] = [
         Route("/", _front, methods=["GET"]), Route("/api/v1/openapi.json", _openapi), *api_library.ROUTES,
-        *api_jobs.ROUTES,
+        *api_jobs.ROUTES, *sdapi_render.ROUTES, *sdapi_state.ROUTES, *openai_api.ROUTES,
     ]  # fmt: skip
     handlers: dict[Any, Callable[[Request, Exception], Response]] = {
         CivmanError: _failed, HTTPException: _http_failed, BodyTooLarge: _too_large, Exception: _bug,

@@ -1,0 +1,81 @@
+"""OpenAI's HTTP API for images: generations, and the list of models."""
+
+import base64
+import re
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from civman.errors import NotFound, UsageError
+from civman.library import Library
+from civman.serve.render_requests import require_name
+from civman.serve.sdapi_render import files_of, rendered
+from civman.serve.sdapi_requests import number
+from civman.serve.sdapi_state import checkpoint_in_force, checkpoints, chosen
+from civman.serve.serving import json_body, serving
+
+_FOREIGN = ("", "dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "default")
+"""Model names that clients send when nobody chose one: the default checkpoint is used."""
+_OWN = ("negative_prompt", "steps", "sampler", "schedule", "guidance_scale", "seed", "clip_skip", "loras")
+"""Fields of civman's own render requests that a client may add."""
+
+
+async def generations(request: Request) -> Response:
+    """Make images from a prompt, in the form of OpenAI's API."""
+    body, parts = await json_body(request), serving(request)
+    prompt, model = body.get("prompt"), str(body.get("model") or "")
+    if not isinstance(prompt, str):
+        raise UsageError("`prompt` must be a text")
+    kind = body.get("response_format") or "b64_json"
+    if kind not in ("b64_json", "url"):
+        raise UsageError("`response_format` must be b64_json or url")
+    if body.get("stream"):
+        raise UsageError("`stream` is not offered")
+    wanted: dict[str, Any] = {
+        "prompt": prompt, "count": number(body.get("n"), "n", 1, whole=True), **_size(body.get("size")),
+        **{name: body[name] for name in _OWN if body.get(name) is not None},
+        "checkpoint": await parts.library.run(lambda library: _checkpoint(library, model, parts.options)),
+    }  # fmt: skip
+    job = await rendered(request, wanted)
+    made = await parts.library.run(lambda _: files_of(job))
+    base = str(request.base_url).rstrip("/")
+    data = [
+        {"url": f"{base}/api/v1/pictures/{each['id']}/file"} if kind == "url" else
+        {"b64_json": base64.b64encode(content).decode()}
+        for each, content in made
+    ]  # fmt: skip
+    return JSONResponse({"created": int(time.time()), "data": data})
+
+
+def _size(text: Any) -> dict[str, int]:
+    if text in (None, "", "auto"):
+        return {}
+    found = re.fullmatch(r"(\d{2,5})x(\d{2,5})", str(text))
+    if found is None:
+        raise UsageError("`size` must be a size such as 512x768")
+    return {"width": int(found[1]), "height": int(found[2])}
+
+
+def _checkpoint(library: Library, model: str, options: dict[str, Any]) -> str:
+    """The checkpoint that `model` means: a title or file name, or any ref that civman knows. Raises: NotFound."""
+    if model.lower() in _FOREIGN:
+        return f"sha256:{checkpoint_in_force(library, options).blob.sha256}"
+    try:
+        return f"sha256:{chosen(library, model).blob.sha256}"
+    except NotFound:
+        return require_name(model)
+
+
+async def models(request: Request) -> Response:
+    """The stored checkpoints, in the form of OpenAI's API."""
+    found = await serving(request).library.run(checkpoints)
+    return JSONResponse({"object": "list", "data": [
+        {"id": asset.name, "object": "model", "created": int(asset.added_at.timestamp()), "owned_by": "civman"}
+        for asset in found
+    ]})  # fmt: skip
+
+
+ROUTES = [Route("/v1/images/generations", generations, methods=["POST"]), Route("/v1/models", models)]

@@ -1,0 +1,326 @@
+"""AUTOMATIC1111's HTTP API: models, options, lists of names, and what an image says."""
+
+import base64
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from civman import __version__
+from civman.diffusion.noise_levels import Schedule
+from civman.diffusion.samplers import SAMPLERS
+from civman.domain.catalog import Asset, ModelType
+from civman.errors import AmbiguousRef, CannotRender, NotFound, UsageError
+from civman.index import AssetFilter
+from civman.library import Library
+from civman.serve.render_requests import image_bytes
+from civman.serve.serving import json_body, serving
+
+_LATENT = ("Latent", "Latent (antialiased)", "Latent (bicubic)", "Latent (bicubic antialiased)", "Latent (nearest)",
+           "Latent (nearest-exact)")  # fmt: skip
+_DEFAULTS: dict[str, Any] = {
+    "sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1, "eta_noise_seed_delta": 0, "samples_format": "png",
+    "inpainting_mask_weight": 1.0, "img2img_color_correction": False, "face_restoration_model": None,
+    "show_progress_every_n_steps": 10, "live_previews_enable": True, "sd_lora": "None",
+}  # fmt: skip
+
+
+def title(asset: Asset) -> str:
+    """A checkpoint's title, as clients show and send it: file name and the first ten digits of its SHA-256."""
+    return f"{asset.name} [{asset.blob.sha256[:10]}]"
+
+
+def checkpoints(library: Library) -> list[Asset]:
+    """The stored checkpoints, by name."""
+    found = library.list(AssetFilter(types=(ModelType.CHECKPOINT,)))
+    return sorted(found, key=lambda asset: (asset.name.lower(), asset.blob.sha256))
+
+
+def chosen(library: Library, named: str) -> Asset:
+    """The checkpoint that a client means: by title, file name, stem, hash or path, else by a part of one title.
+
+    Raises: NotFound, AmbiguousRef.
+    """
+    everything = checkpoints(library)
+    text = named.strip()
+    wanted = text.lower()
+    for means in (
+        lambda asset: wanted == title(asset).lower(),
+        lambda asset: wanted in (asset.name.lower(), Path(asset.name).stem.lower()),
+        lambda asset: len(wanted) in (8, 10, 64) and asset.blob.sha256.startswith(wanted),
+        lambda asset: Path(re.split(r"[/\\]", text)[-1]).name.lower() == asset.name.lower(),
+        lambda asset: wanted in title(asset).lower(),
+    ):
+        found = [asset for asset in everything if means(asset)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise AmbiguousRef(
+                f"`{text}` means several checkpoints", hint=f"one of: {', '.join(map(title, found[:8]))}",
+            )  # fmt: skip
+    raise NotFound(
+        f"no checkpoint in the library is called `{text}`", hint="`civman list --type Checkpoint` lists them"
+    )
+
+
+def checkpoint_in_force(library: Library, settings: dict[str, Any]) -> Asset:
+    """The checkpoint that renders use: the one that was set, else the library's default, else the first.
+
+    Raises: NotFound: there is no checkpoint.
+    """
+    named = settings.get("sd_model_checkpoint")
+    if named:
+        return chosen(library, str(named))
+    everything = checkpoints(library)
+    try:
+        ref = library.pictures.default_checkpoint().ref
+        (asset,) = [each for each in library.files.find(ref) if each in everything][:1]
+    except (UsageError, NotFound, ValueError):
+        if not everything:
+            raise NotFound(
+                "the library has no checkpoint", hint="`civman download` or `civman import` adds one"
+            ) from None
+        return everything[0]
+    return asset
+
+
+async def get_options(request: Request) -> Response:
+    """The options in force."""
+    parts = serving(request)
+
+    def find(library: Library) -> dict[str, Any]:
+        try:
+            asset = checkpoint_in_force(library, parts.options)
+        except NotFound:
+            return {**_DEFAULTS, **parts.options, "sd_model_checkpoint": None, "sd_checkpoint_hash": None}
+        return {
+            **_DEFAULTS, **parts.options, "sd_model_checkpoint": title(asset), "sd_checkpoint_hash": asset.blob.sha256,
+        }  # fmt: skip
+
+    return JSONResponse(await parts.library.run(find))
+
+
+async def set_options(request: Request) -> Response:
+    """Change options; a checkpoint is looked up before this answers."""
+    parts, given = serving(request), await json_body(request)
+    if len(str(given)) > 1_000_000:
+        raise UsageError("the options are too long")
+
+    def change(library: Library) -> None:
+        if given.get("sd_model_checkpoint"):
+            given["sd_model_checkpoint"] = title(chosen(library, str(given["sd_model_checkpoint"])))
+        given.pop("sd_checkpoint_hash", None)
+        parts.options.update({str(key): value for key, value in given.items()})
+
+    await parts.library.run(change)
+    return JSONResponse(None)
+
+
+async def sd_models(request: Request) -> Response:
+    """The stored checkpoints."""
+    found = await serving(request).library.run(checkpoints)
+    return JSONResponse([
+        {"title": title(asset), "model_name": Path(asset.name).stem, "hash": asset.blob.sha256[:10],
+         "sha256": asset.blob.sha256, "filename": asset.path, "config": None}
+        for asset in found
+    ])  # fmt: skip
+
+
+async def loras(request: Request) -> Response:
+    """The stored LoRAs and other adapters."""
+    kinds = (ModelType.LORA, ModelType.LOCON, ModelType.DORA)
+    found = await serving(request).library.run(lambda library: library.list(AssetFilter(types=kinds)))
+    return JSONResponse([
+        {"name": Path(asset.name).stem, "alias": asset.alias or Path(asset.name).stem, "path": asset.path,
+         "metadata": {"trigger_words": list(asset.trigger_words)}}
+        for asset in found
+    ])  # fmt: skip
+
+
+async def embeddings(request: Request) -> Response:
+    """The stored embeddings."""
+    wanted = AssetFilter(types=(ModelType.EMBEDDING,))
+    found = await serving(request).library.run(lambda library: library.list(wanted))
+    value = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 0, "vectors": 0}
+    return JSONResponse({"loaded": {Path(asset.name).stem: value for asset in found}, "skipped": {}})
+
+
+async def sd_vae(request: Request) -> Response:
+    """The stored VAEs."""
+    wanted = AssetFilter(types=(ModelType.VAE,))
+    found = await serving(request).library.run(lambda library: library.list(wanted))
+    return JSONResponse([{"model_name": asset.name, "filename": asset.path} for asset in found])
+
+
+async def samplers(_: Request) -> Response:
+    """The samplers."""
+    return JSONResponse([{"name": each.name, "aliases": [], "options": {}} for each in SAMPLERS])
+
+
+async def schedulers(_: Request) -> Response:
+    """The noise schedules."""
+    automatic = {"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1.0,
+                 "need_inner_model": False}  # fmt: skip
+    return JSONResponse([
+        automatic,
+        *({**automatic, "name": each.value.lower().replace(" ", "_"), "label": each.value} for each in Schedule),
+    ])  # fmt: skip
+
+
+async def upscalers(request: Request) -> Response:
+    """The upscalers: two of civman's own, and the stored models."""
+    wanted = AssetFilter(types=(ModelType.UPSCALER,))
+    found = await serving(request).library.run(lambda library: library.list(wanted))
+    own = [
+        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4}
+        for name in ("None", "Lanczos", "Nearest")
+    ]
+    return JSONResponse([
+        *own,
+        *({"name": Path(asset.name).stem, "model_name": asset.name, "model_path": asset.path, "model_url": None,
+           "scale": 4} for asset in found),
+    ])  # fmt: skip
+
+
+async def latent_upscale_modes(_: Request) -> Response:
+    """The ways to enlarge latents."""
+    return JSONResponse([{"name": name} for name in _LATENT])
+
+
+async def png_info(request: Request) -> Response:
+    """The settings that an image carries."""
+    import tempfile
+
+    data = image_bytes(str((await json_body(request)).get("image") or ""))
+
+    def read(library: Library) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "image")
+            path.write_bytes(data)
+            report = library.pictures.describe(path)
+        text = report.carried.parameters or ""
+        return {"info": text, "items": {"parameters": text} if text else {}, "parameters": {}}
+
+    return JSONResponse(await serving(request).library.run(read))
+
+
+async def extra_single_image(request: Request) -> Response:
+    """Enlarge an image with Lanczos or Nearest."""
+    body = await json_body(request)
+    return JSONResponse({"html_info": "", "image": _enlarged(str(body.get("image") or ""), body)})
+
+
+async def extra_batch_images(request: Request) -> Response:
+    """Enlarge several images with Lanczos or Nearest."""
+    body = await json_body(request)
+    given = body.get("imageList")
+    if not isinstance(given, list) or len(given) > 8:
+        raise UsageError("`imageList` must be a list of at most 8 images")
+    texts = [str(each.get("data") or "") if isinstance(each, dict) else "" for each in given]
+    return JSONResponse({"html_info": "", "images": [_enlarged(text, body) for text in texts]})
+
+
+def _enlarged(text: str, body: dict[str, Any]) -> str:
+    from PIL import Image, ImageOps
+
+    from civman.serve.sdapi_requests import number
+
+    for name in ("gfpgan_visibility", "codeformer_visibility", "extras_upscaler_2_visibility"):
+        if number(body.get(name), name, 0.0):
+            raise CannotRender(f"civman cannot do what the request asks for: {name}")
+    named = str(body.get("upscaler_1") or "None")
+    ways = {"none": Image.Resampling.NEAREST, "nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
+    if named.lower() not in ways:
+        raise CannotRender(
+            f"enlarging a finished image with `{named}` is not offered here", hint="use Lanczos or Nearest"
+        )
+    with Image.open(io.BytesIO(image_bytes(text))) as opened:
+        image = opened.convert("RGB")
+    if number(body.get("resize_mode"), "resize_mode", 0, whole=True) == 1:
+        width, height = (number(body.get(f"upscaling_resize_{side}"), "size", 512, whole=True) for side in "wh")
+    else:
+        factor = number(body.get("upscaling_resize"), "upscaling_resize", 2.0)
+        width, height = round(image.width * factor), round(image.height * factor)
+    if width < 1 or height < 1 or width * height > 8192 * 8192:
+        raise UsageError(f"an image cannot be enlarged to {width}x{height}")
+    way = ways[named.lower()]
+    if named.lower() == "none":
+        way = Image.Resampling.LANCZOS
+    is_cropped = number(body.get("resize_mode"), "mode", 0, whole=True) == 1 and body.get("upscaling_crop", True)
+    made = ImageOps.fit(image, (width, height), way) if is_cropped else image.resize((width, height), way)
+    out = io.BytesIO()
+    made.save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+async def memory(request: Request) -> Response:
+    """The memory that loaded models need."""
+    kept = serving(request).engine.kept
+    return JSONResponse({"ram": {"used": kept[1]}, "cuda": {"error": "not measured"}})
+
+
+async def empty_list(_: Request) -> Response:
+    """Nothing: civman has none of these."""
+    return JSONResponse([])
+
+
+async def nothing(_: Request) -> Response:
+    """Nothing to do: the library is always read anew."""
+    return JSONResponse(None)
+
+
+async def scripts(_: Request) -> Response:
+    """No scripts."""
+    return JSONResponse({"txt2img": [], "img2img": []})
+
+
+async def cmd_flags(_: Request) -> Response:
+    """The flags that clients look at."""
+    return JSONResponse({"api": True, "api_auth": None, "nowebui": True, "civman": __version__})
+
+
+async def unload(request: Request) -> Response:
+    """Free the memory of loaded models, if none renders."""
+    serving(request).engine.unload()
+    return JSONResponse({})
+
+
+async def not_offered(_: Request) -> Response:
+    """Something that civman does not do."""
+    detail = "civman does not describe images"
+    return JSONResponse({"error": "NotImplemented", "detail": detail, "body": "", "errors": detail}, 501)
+
+
+async def config(_: Request) -> Response:
+    """What Gradio's clients ask at their start."""
+    return JSONResponse({"version": __version__, "mode": "blocks", "components": [], "dependencies": []})
+
+
+async def no_controlnet(request: Request) -> Response:
+    """ControlNet's lists, which are empty."""
+    name = request.url.path.rpartition("/")[2]
+    return JSONResponse({"version": {"version": 0}, "settings": {"control_net_unit_count": 0}}.get(name, {name: []}))
+
+
+_V1 = "/sdapi/v1"
+ROUTES = [
+    Route(f"{_V1}/options", get_options, methods=["GET"]), Route(f"{_V1}/options", set_options, methods=["POST"]),
+    Route(f"{_V1}/sd-models", sd_models), Route(f"{_V1}/loras", loras), Route(f"{_V1}/embeddings", embeddings),
+    Route(f"{_V1}/sd-vae", sd_vae), Route(f"{_V1}/sd-modules", sd_vae), Route(f"{_V1}/samplers", samplers),
+    Route(f"{_V1}/schedulers", schedulers), Route(f"{_V1}/upscalers", upscalers),
+    Route(f"{_V1}/latent-upscale-modes", latent_upscale_modes), Route(f"{_V1}/png-info", png_info, methods=["POST"]),
+    Route(f"{_V1}/extra-single-image", extra_single_image, methods=["POST"]),
+    Route(f"{_V1}/extra-batch-images", extra_batch_images, methods=["POST"]), Route(f"{_V1}/memory", memory),
+    *(Route(f"{_V1}/{name}", empty_list)
+      for name in ("prompt-styles", "face-restorers", "hypernetworks", "realesrgan-models", "script-info")),
+    *(Route(f"{_V1}/{name}", nothing, methods=["POST"])
+      for name in ("refresh-checkpoints", "refresh-loras", "refresh-vae", "refresh-embeddings", "reload-checkpoint")),
+    Route(f"{_V1}/unload-checkpoint", unload, methods=["POST"]), Route(f"{_V1}/scripts", scripts),
+    Route(f"{_V1}/cmd-flags", cmd_flags), Route(f"{_V1}/interrogate", not_offered, methods=["POST"]),
+    Route("/config", config),
+    *(Route(f"/controlnet/{name}", no_controlnet) for name in ("version", "model_list", "module_list", "settings")),
+]  # fmt: skip
