@@ -35,7 +35,7 @@ def serve(
     """Keep models loaded and render for other commands and programs, over HTTP on this computer.
 
     While it runs, `civman render` and `civman replay` use it and start at once. Other programs can use its JSON API,
-    which `/api/v1/openapi.json` describes. Ctrl-C stops it.
+    which `/api/v1/openapi.json` describes, or the image APIs of AUTOMATIC1111 and OpenAI. Ctrl-C stops it.
     """
     _require_serve_extra()
     from civman.cli.app import main

@@ -121,7 +121,7 @@ def _start(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _choice(body: dict[str, Any], name: str, among: tuple[str, ...], default: int) -> str:
-    position = number(body.get(name), name, default, whole=True)
+    position: int = number(body.get(name), name, default, whole=True)
     if not 0 <= position < len(among):
         raise UsageError(f"`{name}` must be 0 to {len(among) - 1}")
     return among[position]

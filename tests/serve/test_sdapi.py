@@ -135,7 +135,7 @@ SHAPES = {
         "scheduler": "Automatic", "restore_faces": False, "enable_hr": False, "hr_upscaler": "Latent", "hr_scale": 2,
         "hr_additional_steps": 0, "denoising_strength": 0.7, "clip_skip": 1, "seed": -1, "n_iter": 1,
         "override_settings": {"CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic"},
-        "override_settings_restore_afterwards": True, "do_not_save_grid": True, "send_images": True, "save_images": True,
+        "override_settings_restore_afterwards": True, "do_not_save_grid": True, "send_images": True,
     },
     "Open WebUI": {"prompt": "a", "batch_size": 1, "width": 64, "height": 64, "steps": 2, "sampler_name": "Euler",
                    "scheduler": "Automatic", "cfg_scale": 3.0},

@@ -23,12 +23,12 @@ def render(prompt: str, seed: int, **more: Any) -> dict[str, Any]:
 
 
 def test_a_render_is_saved_listed_and_shown(served: Served) -> None:
-    done = served.ended(served.submit(render("a red cat", 5)))
+    done = served.ended(served.submit(render("a listed red cat", 5)))
 
     assert done["state"] == "done", done
     (made,) = done["result"]["pictures"]
     assert done["progress"]["step"] == 2
-    listed = served.get("/api/v1/pictures", q="red cat")["pictures"]
+    listed = served.get("/api/v1/pictures", q="listed red cat")["pictures"]
     assert [each["id"] for each in listed] == [made["id"]]
     assert "path" not in listed[0]
     file = served.http.get(f"/api/v1/pictures/{made['id']}/file")
@@ -39,7 +39,7 @@ def test_a_render_is_saved_listed_and_shown(served: Served) -> None:
     read = served.http.post(
         "/api/v1/pictures/read", content=file.content, headers={"Content-Type": "application/octet-stream"}
     )
-    assert read.json()["recipe"]["prompt"] == "a red cat"
+    assert read.json()["recipe"]["prompt"] == "a listed red cat"
     same = served.get("/api/v1/compare", a=made["id"], b=made["id"])
     assert same["verdict"] == "identical"
     assert same["recipe_differences"] == {}
