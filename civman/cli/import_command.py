@@ -42,13 +42,17 @@ def import_(
 
     Files stay where they are unless you use --copy, --link or --move. Every file is hashed once, and CivitAI is asked
     about all of them in one request; files it does not know keep the metadata in their headers and sidecar files. You
-    can interrupt the import and run it again. A bundle made by `civman export` is copied and verified.
+    can interrupt the import and run it again. A bundle made by `civman export` is copied and verified. A file such as
+    model.safetensors.index.json joins the files of a split model into one file in the library.
     """
     from civman.cli.export_command import import_bundle
     from civman.exchange.bundle_archive import is_bundle
+    from civman.store.join_shards import is_shard_index
 
     if len(paths) == 1 and is_bundle(paths[0]):
         return import_bundle(session, paths[0], allow_pickle=allow_pickle)
+    if len(paths) == 1 and is_shard_index(paths[0]):
+        return _join(session, paths[0])
     with session.reading() as on_event:
         imported = session.library.files.import_files(paths, mode=_mode(copy, link, move), on_event=on_event)
     return Result(
@@ -57,6 +61,16 @@ def import_(
         human=lambda console: _print(console, imported),
         ids=[imported.taken],
         error=_fault(imported),
+    )
+
+
+def _join(session: Session, index_file: Path) -> Result:
+    """Join a model in several files into one."""
+    with session.reading() as on_event:
+        asset = session.library.files.join_shards(index_file, on_event=on_event)
+    words = f"{clean(asset.name)}: joined, {size(asset.blob.size_bytes)}, sha256 {asset.blob.sha256[:12]}…"
+    return Result(
+        "import-shards", asset, human=lambda console: console.print(words, soft_wrap=True), ids=[asset.blob.sha256]
     )
 
 

@@ -97,6 +97,34 @@ class FilesPart(Part):
             mode=mode or ImportMode.IN_PLACE, on_event=on_event, clock=context.clock,
         )  # fmt: skip
 
+    def join_shards(self, index_file: "Path", *, on_event: OnEvent = ignore) -> Asset:
+        """Join a model in several safetensors files into one file in the library; the files stay as they are.
+
+        `index_file`: its `….safetensors.index.json`. Raises: InvalidModelFile, NotFound, StoreError, DiskFull.
+        """
+        from civman.domain.catalog import Blob
+        from civman.domain.events import Verifying
+        from civman.domain.file_names import safe_name
+        from civman.manage.inspection import facts_of_file
+        from civman.manage.sidecar import write_sidecar
+        from civman.store.join_shards import join_shards, joined_name
+        from civman.store.trash import blob_lock
+
+        context, name = self._context, safe_name(joined_name(index_file))
+        _ = context.index  # opens the library, so that an unusable one is reported before the files are read
+        stored = join_shards(
+            index_file, context.store, lambda done, total: on_event(Verifying("join", done, total, name))
+        )
+        now = context.clock()
+        with blob_lock(context.store, stored.sha256):
+            blob = Blob(stored.sha256, stored.size_bytes, stored.suffix, "civman", now)
+            asset = context.index.record(
+                blob=blob, path=str(stored.path), name=name, origin="import", version=None, file=None,
+                facts=facts_of_file(stored.path, None), added_at=now,
+            )  # fmt: skip
+            write_sidecar(context.store, context.index, stored.sha256)
+        return asset
+
     def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
         """Identify a model file; see `Library.inspect`."""
         from civman.manage.inspection import inspect_asset, inspect_path, path_of

@@ -73,7 +73,7 @@ REASON_WORDS = {
     Reason.HIDDEN: "hidden",
     Reason.PROGRAM: "a folder of program code",
     Reason.DIFFUSERS: "part of a diffusers folder, one model in many files, which civman cannot use",
-    Reason.SHARDS: "part of one model that is split into several files, which civman cannot use",
+    Reason.SHARDS: "part of one model in several files (import its .safetensors.index.json to join them)",
     Reason.UNREADABLE: "a folder that cannot be read",
     Reason.BAD_NAME: "its name is not valid Unicode: rename it",
     Reason.ARCHIVE: "an archive (unpack it, or import it by its name)",
