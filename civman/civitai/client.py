@@ -140,6 +140,8 @@ class CivitaiClient:
     def identify(self, sha256s: Iterable[Sha256]) -> dict[Sha256, tuple[ModelId, VersionId]]:
         """Look up the model and version that each digest belongs to; unknown digests are left out.
 
+        A site that cannot be reached is reported after one attempt, since the caller can ask again later.
+
         If several versions contain the same file, the oldest one (with the lowest id) is returned.
         """
         # importing this module takes 0.02 s, which other requests can do without
@@ -150,7 +152,10 @@ class CivitaiClient:
         for start in range(0, len(asked), _HASHES_PER_QUESTION):
             chunk = asked[start : start + _HASHES_PER_QUESTION]
             answer = self._transport.post_json(
-                "/api/v1/model-versions/by-hash/ids", list(chunk), asked=self._asked(f"{len(chunk)} hashes")
+                "/api/v1/model-versions/by-hash/ids",
+                list(chunk),
+                asked=self._asked(f"{len(chunk)} hashes"),
+                is_probe=start == 0,
             )
             wanted = set(chunk)
             for digest, model_id, version_id in wire_lookups.identities(

@@ -29,6 +29,7 @@ Params = Sequence[tuple[str, str]]
 _LONGEST_WAIT_S = 30.0
 _LONGEST_RETRY_AFTER_S = 120.0
 _LONGEST_ANSWER_S = 180.0
+_PROBE_CONNECT_S = 5.0
 _ERROR_BODY_BYTES = 1 << 16
 _OUR_STATUSES = (200, 206)
 
@@ -120,13 +121,14 @@ class Transport:
         """
         return self._json(self._persist("GET", self.url(path, params), asked), asked)
 
-    def post_json(self, path: str, content: Json, *, asked: Asked) -> Json:
+    def post_json(self, path: str, content: Json, *, asked: Asked, is_probe: bool = False) -> Json:
         """Send `POST path` and return the JSON of the response.
 
-        It is only for lookups, because it is repeated after a failure like a GET.
+        It is only for lookups, because it is repeated after a failure like a GET. With `is_probe` it is not repeated if
+        the site cannot be reached, and connecting may take 5 seconds at most.
         """
         body = json.dumps(content, separators=(",", ":")).encode()
-        return self._json(self._persist("POST", self.url(path), asked, content=body), asked)
+        return self._json(self._persist("POST", self.url(path), asked, content=body, is_probe=is_probe), asked)
 
     def first_hop(self, url: str, *, asked: Asked) -> Answer:
         """Send `GET url` to the site itself and return the status and headers of a redirect or of the start of a file.
@@ -157,7 +159,14 @@ class Transport:
             ) from None
 
     def _persist(
-        self, method: str, url: str, asked: Asked, *, content: bytes | None = None, wants_file: bool = False
+        self,
+        method: str,
+        url: str,
+        asked: Asked,
+        *,
+        content: bytes | None = None,
+        wants_file: bool = False,
+        is_probe: bool = False,
     ) -> Answer:
         """Repeat a request up to `tries` times until a response can be used. Only for requests that change nothing."""
         if self._offline:
@@ -167,10 +176,11 @@ class Transport:
             failure: CivmanError
             retry_after: str | None = None
             try:
-                answer = self._once(method, url, asked, content=content, wants_file=wants_file)
+                answer = self._once(method, url, asked, content=content, wants_file=wants_file, is_probe=is_probe)
             except _UnreachedError as error:
                 failure = error.failure
-                if not error.may_pass or attempt >= self._tries:
+                is_dead = is_probe and failure.code in (Cause.UNREACHABLE, Cause.TIMEOUT)
+                if not error.may_pass or is_dead or attempt >= self._tries:
                     raise failure from error.__cause__
             else:
                 if answer.status != httpx.codes.TOO_MANY_REQUESTS and answer.status < 500:
@@ -191,14 +201,18 @@ class Transport:
         self._on_notice(f"{failure.message}; trying again in {wait_s:.0f} s ({attempt + 1} of {self._tries})")
         self._sleep(wait_s)
 
-    def _once(self, method: str, url: str, asked: Asked, *, content: bytes | None, wants_file: bool) -> Answer:
+    def _once(
+        self, method: str, url: str, asked: Asked, *, content: bytes | None, wants_file: bool, is_probe: bool
+    ) -> Answer:
         headers = {"Accept": "*/*" if wants_file else "application/json"}
         if wants_file:
             headers["Accept-Encoding"] = "identity"
         if content is not None:
             headers["Content-Type"] = "application/json"
+        connect_s = min(self._timeout_s, _PROBE_CONNECT_S) if is_probe else self._timeout_s
+        timeout = httpx.Timeout(self._timeout_s, connect=connect_s)
         try:
-            with self._http().stream(method, url, headers=headers, content=content) as response:
+            with self._http().stream(method, url, headers=headers, content=content, timeout=timeout) as response:
                 if wants_file and (300 <= response.status_code < 400 or _is_file(response)):
                     return Answer(response.status_code, headers_of(response))
                 return Answer(response.status_code, headers_of(response), self._body(response, asked))

@@ -124,7 +124,8 @@ class _Asking:
             self._on_event(
                 Notice(
                     "import",
-                    f"CivitAI could not be asked: {error.message}; import the files again when CivitAI is reachable",
+                    f"CivitAI could not be asked: {error.message}; the files are imported, and the next import asks "
+                    "about them again",
                 )
             )
             done = self._identified.found.keys() | {said.path for said in self._identified.unanswered}

@@ -223,6 +223,31 @@ def test_nobody_listening_is_unreachable_after_four_tries(transport: Make, naps:
     assert len(naps) == 3
 
 
+def test_a_probe_of_a_site_that_is_not_there_is_sent_once(transport: Make, naps: list[float]) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{held.getsockname()[1]}"
+        with pytest.raises(NetworkError, match=r"cannot reach `127\.0\.0\.1`"):
+            transport(address=address).post_json("/x", [], asked=WHAT, is_probe=True)
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        silent = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(NetworkError, match="does not respond"):
+            transport(address=silent, timeout_s=0.1).post_json("/x", [], asked=WHAT, is_probe=True)
+
+    assert naps == []
+
+
+def test_a_probe_is_repeated_like_any_request_if_the_site_has_a_failure(
+    site: ScriptedServer, transport: Make, naps: list[float]
+) -> None:
+    site.answers(Canned(503), {"ok": 1})
+
+    assert transport().post_json("/x", [], asked=WHAT, is_probe=True) == {"ok": 1}
+    assert len(naps) == 1
+
+
 def test_silence_is_a_timeout(transport: Make) -> None:
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
