@@ -56,8 +56,10 @@ class Packed:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether the file starts like a bundle; False if it cannot be read."""
+    """Whether the file starts like a bundle; False if it cannot be read or is not a regular file."""
     try:
+        if not path.is_file():  # reading a pipe would wait for ever
+            return False
         with path.open("rb") as file:
             block = file.read(BLOCK)
     except OSError:

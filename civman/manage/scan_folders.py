@@ -181,11 +181,16 @@ class _Scanner:
         return self._scan
 
     def _is_refused(self, path: Path) -> bool:
-        """Whether a file that the user named must be left out: it is in the library or unfinished. Counts it if so."""
+        """Whether a file that the user named must be left out, and counts it if so.
+
+        Left out are files of the library, unfinished files, and parts of a model that is split into several files.
+        """
         if self._is_ours(str(path)):
             self._scan.leave_out(str(path), Reason.LIBRARY)
         elif is_unfinished(path.name) or any(os.path.exists(f"{path}{end}") for end in CONTROL_SUFFIXES):  # noqa: PTH110
             self._scan.leave_out(str(path), Reason.UNFINISHED)
+        elif _is_shard(path.name):
+            self._scan.leave_out(str(path), Reason.SHARDS)
         else:
             return False
         return True
@@ -269,9 +274,13 @@ class _Scanner:
             return
         try:
             found = os.stat(path)  # noqa: PTH116
-            self._inodes.add((found.st_dev, found.st_ino))
         except OSError:  # reported when it is read
             pass
+        else:
+            if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+                self._scan.leave_out(path, Reason.OTHER)
+                return
+            self._inodes.add((found.st_dev, found.st_ino))
         self._files.add(path)
         self._scan.files.append(Path(path))
         if is_link:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import random
 import sqlite3
 import zlib
@@ -158,6 +159,35 @@ def test_a_folder_that_is_not_there_is_named(civman: Civman, tmp_path: Path) -> 
 
     assert result.code == 3
     assert "nowhere" in result.json["error"]["message"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_named_like_models_are_left_out_without_being_read(civman: Civman, tmp_path: Path) -> None:
+    pipe, folder = tmp_path / "pipe.safetensors", tmp_path / "models"
+    folder.mkdir()
+    os.mkfifo(pipe)
+    os.mkfifo(folder / "inside.safetensors")
+    (folder / "link.safetensors").symlink_to(pipe)
+    (folder / "model.safetensors").write_bytes(small_model(1))
+
+    named = civman("import", pipe, "--offline", "--json")
+    found = civman("import", folder, "--offline", "--json").json["import"]
+
+    assert (named.code, named.json["error"]["code"]) == (3, "no-files")
+    assert (found["taken"], {group["reason"]: group["count"] for group in found["left_out"]}) == (1, {"other": 2})
+
+
+def test_one_part_of_a_split_model_is_not_imported_as_a_model(civman: Civman, tmp_path: Path) -> None:
+    for name in ("x-00001-of-00002.safetensors", "y-00002-of-00003.sft", "z-00001-of-00001.safetensors"):
+        (tmp_path / name).write_bytes(small_model(len(name)))
+
+    part = civman("import", tmp_path / "x-00001-of-00002.safetensors", "--offline", "--json")
+    other = civman("import", tmp_path / "y-00002-of-00003.sft", "--offline", "--json")
+    whole = civman("import", tmp_path / "z-00001-of-00001.safetensors", "--offline", "--json")
+
+    assert [each.code for each in (part, other, whole)] == [3, 3, 0]
+    assert [each.json["import"]["left_out"][0]["reason"] for each in (part, other)] == ["shards", "shards"]
+    assert whole.json["import"]["taken"] == 1
 
 
 @pytest.mark.slow
