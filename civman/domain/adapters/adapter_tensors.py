@@ -123,6 +123,7 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
             loose.append(name)
             twice[name] = other
     deltas: list[Delta] = []
+    known: dict[tuple[Adapter, tuple[tuple[str, Shape], ...]], _Described] = {}  # a file has only a few dozen
     odd = {name for name, kind in (types or {}).items() if kind not in _COMPUTABLE and math.prod(shapes[name]) > 1}
     for module, parts in groups.items():
         kind = adapter_kinds.kind_of(frozenset(parts))
@@ -134,7 +135,12 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
                 problem = f"{name} has the data type {(types or {})[name]}, which weights do not have"
                 deltas.append(Delta(module, *locate(module), kind, problem=problem, parts=parts, shapes=of_parts))
                 continue
-            deltas.append(_delta((module, *locate(module, is_extended=is_extended)), kind, parts, of_parts))
+            key = kind, tuple(of_parts.items())
+            found = known.get(key)
+            if found is None:
+                found = known[key] = _described(kind, of_parts)
+            where, path = locate(module, is_extended=is_extended)
+            deltas.append(Delta(module, where, path, *found, parts, of_parts))
     return Deltas(tuple(deltas), tuple(loose), tuple(sorted(bundled)), twice, tuple(of_base))
 
 
@@ -160,8 +166,17 @@ def bundled_name(name: str, shape: Shape) -> str:
     return name if name.startswith("<") and name.endswith(">") and 1 <= len(shape) <= 2 else ""
 
 
-def _delta(place: tuple[str, str, str], kind: Adapter, parts: Mapping[str, str], shapes: Mapping[str, Shape]) -> Delta:
-    """Build the change to a module; `place` is its name, the part of the model and the path in it."""
+class _Described(NamedTuple):
+    """What the shapes of a module's tensors show. The fields are those of `Delta`, in its order."""
+
+    kind: Adapter
+    shape: Shape
+    sides: tuple[int, ...]
+    rank: int | None
+    problem: str
+
+
+def _described(kind: Adapter, shapes: Mapping[str, Shape]) -> _Described:
     try:
         shape, sides, rank = adapter_kinds.describe(kind, shapes)
         problem = ""
@@ -174,7 +189,7 @@ def _delta(place: tuple[str, str, str], kind: Adapter, parts: Mapping[str, str],
         kind = Adapter.BOFT
     if kind is Adapter.LORA and ("dora_scale" in shapes or "magnitude" in shapes):
         kind = Adapter.DORA
-    return Delta(*place, kind, shape, sides, rank, problem, parts, shapes)
+    return _Described(kind, shape, sides, rank, problem)
 
 
 class StatedAlphas:

@@ -81,9 +81,10 @@ def match(deltas: Deltas, index: ModuleIndex, numbers: Numbers | None = None) ->
         numbers: the values of the file's single-number tensors; None if only the header is available.
     """
     taken: dict[tuple[str, str, str], str] = {}
+    misfits: _Misfits = {}
     two_encoders = {"te1", "te2"} <= index.parts
     for delta in deltas.modules:
-        found = _match(delta, index, numbers or {}, two_encoders=two_encoders)
+        found = _match(delta, index, numbers or {}, misfits, two_encoders=two_encoders)
         if found.weight is not None:
             place = (found.weight.part, found.weight.name, found.weight.slice)
             other = taken.setdefault(place, delta.module)
@@ -97,7 +98,11 @@ def match(deltas: Deltas, index: ModuleIndex, numbers: Numbers | None = None) ->
         yield Match(name, Outcome.UNKNOWN, f"repeats {other}" if other else "not a tensor of any known kind of adapter")
 
 
-def _match(delta: Delta, index: ModuleIndex, numbers: Numbers, *, two_encoders: bool) -> Match:
+_Misfits = dict[tuple[object, ...], str | None]
+"""The reasons found so far: a thousand modules have only a few dozen different shapes."""
+
+
+def _match(delta: Delta, index: ModuleIndex, numbers: Numbers, misfits: _Misfits, *, two_encoders: bool) -> Match:
     module = delta.module
     if two_encoders and not says_which_encoder(module):
         return Match(
@@ -111,7 +116,11 @@ def _match(delta: Delta, index: ModuleIndex, numbers: Numbers, *, two_encoders: 
             return Match(module, Outcome.ELSEWHERE, "a text encoder that the file does not contain")
         return Match(module, Outcome.MISSING, _ABSENT)
     flag = numbers.get(delta.parts["on_input"]) if "on_input" in delta.parts else None
-    reason = delta.misfit(weight.shape, weight.bias, on_input=None if flag is None else bool(flag))
+    key = (delta.kind, delta.problem, tuple(delta.shapes.items()), weight.shape, weight.bias, flag)
+    if key in misfits:
+        reason = misfits[key]
+    else:
+        reason = misfits[key] = delta.misfit(weight.shape, weight.bias, on_input=None if flag is None else bool(flag))
     if reason is not None:
         return Match(module, Outcome.MISMATCHED, reason)
     alpha = numbers.get(delta.parts["alpha"]) if "alpha" in delta.parts else None
