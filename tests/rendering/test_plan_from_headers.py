@@ -34,8 +34,8 @@ def spoilt(
         ("sd1", {"replace": {TO_K.replace("weight", "scale_weight"): (3,)}}, 6, "which does not fit a weight"),
         ("sdxl", {"drop": ("model.diffusion_model.label_emb.",)}, 8, "label_emb.0.0.weight"),
         ("sd2", {"replace": {"model.diffusion_model.label_emb.0.0.weight": (64, 48)}}, 8, "takes a further input"),
-        ("sd1", {"replace": {f"{TEXT}token_embedding.weight": (64, 24)}}, 8, "64 words"),
-        ("sd1", {"replace": {f"{TEXT}position_embedding.weight": (40, 24)}}, 8, "40 places"),
+        ("sd1", {"replace": {f"{TEXT}token_embedding.weight": (64, 24)}}, 8, "64 tokens and 77 positions"),
+        ("sd1", {"replace": {f"{TEXT}position_embedding.weight": (40, 24)}}, 8, "49408 tokens and 40 positions"),
     ],
 )  # fmt: skip
 def test_what_the_header_shows_is_refused_by_name(
@@ -100,8 +100,17 @@ def test_a_vae_that_a_render_refuses_cannot_work_says_check(civman: Civman, tmp_
 
 
 @pytest.mark.parametrize("data", [b"x", b"\x80\x04" + b"pickle" * 20])
-def test_check_of_what_nobody_can_read_is_unknown_and_not_0(civman: Civman, tmp_path: Path, data: bytes) -> None:
+def test_check_of_what_nobody_can_read_is_broken_and_not_0(civman: Civman, tmp_path: Path, data: bytes) -> None:
     (path := tmp_path / "model.ckpt").write_bytes(data)
+
+    checked = civman("check", path, "--json")
+
+    assert (checked.code, checked.json["error"]["code"]) == (6, "invalid-model-file")
+    assert "`model.ckpt`" in checked.json["error"]["message"]
+
+
+def test_check_of_an_empty_file_is_unknown_and_not_0(civman: Civman, tmp_path: Path) -> None:
+    (path := tmp_path / "model.ckpt").touch()
 
     checked = civman("check", path, "--json")
 
