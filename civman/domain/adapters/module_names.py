@@ -57,9 +57,12 @@ class ModuleIndex:
 
     @classmethod
     def of_header(cls, header: Header) -> "ModuleIndex":
-        """Index the weights that a checkpoint's header lists."""
-        backbone, texts = parts_of(header)
-        return cls({"unet": backbone, **texts})
+        """Index the weights that a checkpoint's header lists. The result is computed once per header."""
+        found: ModuleIndex | None = header.notes.get("modules")
+        if found is None:
+            backbone, texts = parts_of(header)
+            found = header.notes["modules"] = cls({"unet": backbone, **texts})
+        return found
 
     def weight(self, part: str, path: str) -> Weight | None:
         """Look up the weight at this path; None if the model has none under this name."""
