@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from civman.cli.options import YesOpt
-from civman.cli.output import Result, clean, size
+from civman.cli.output import Result, clean, counted, size
 from civman.cli.session import Session, command
 from civman.cli.table_layout import Column, print_table
 
@@ -50,6 +50,7 @@ def gc(
             {"id": gone.id, "removed_at": gone.removed_at, "size_bytes": gone.size_bytes} for gone in plan.removals
         ],
         "copies": plan.copies,
+        "served": plan.served,
         "kept_pinned": plan.kept,
         "freed_bytes": freed,
     }
@@ -96,6 +97,10 @@ def _print(console: "Console", plan: "Collection") -> None:
     for copy in plan.copies:
         console.print(
             f"  delete permanently: {copy.name[:10]}  {size(copy.stat().st_size)}  safetensors copy of a pickle"
+        )
+    if plan.served:
+        console.print(
+            f"  delete permanently: {counted(len(plan.served), 'thumbnail')} or input images of `civman serve`"
         )
     for sha256 in plan.kept:
         console.print(f"  keep: {sha256[:10]} is pinned, and this is its last copy")

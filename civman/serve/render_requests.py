@@ -15,6 +15,7 @@ from civman.errors import Refused, UsageError
 from civman.manage.inspection import path_of
 from civman.planning.plan import Conditions
 from civman.store.partial import store_error
+from civman.store.served_files import UPLOADS
 
 _REQUEST = TypeAdapter(RenderRequest)
 _FIELDS = {field.name for field in dataclasses.fields(RenderRequest)}
@@ -93,7 +94,7 @@ def _kept(text: object, name: str, library: Path) -> Path:
     """Save an image that came as base64, under its SHA-256. An already saved one is named by its SHA-256 alone."""
     if not isinstance(text, str):
         raise UsageError(f"`{name}` must be an image file in base64")
-    folder = library / "uploads"
+    folder = library / UPLOADS
     if len(text) == 64 and set(text) <= set("0123456789abcdef") and (folder / f"{text}.png").is_file():
         return folder / f"{text}.png"
     data = image_bytes(text, name)

@@ -8,13 +8,15 @@ import secrets
 import warnings
 from pathlib import Path
 
+from civman.store.served_files import THUMBNAILS
+
 SIZE = 320
 _MOST_PIXELS = 64_000_000
 
 
 def folder_of(library: Path) -> Path:
     """Where the thumbnails of a library are kept."""
-    return library / "thumbnails"
+    return library / THUMBNAILS
 
 
 def thumbnail(library: Path, source: Path, key: str) -> bytes | None:
