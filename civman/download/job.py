@@ -312,10 +312,8 @@ class Downloads:
         preview = next(_suitable(job.version.previews, wanted), None)
         if preview is None:
             return
-        connection = self._connection()
         try:
-            body = connection.open(preview.url, start=0, end=None)
-            data = body.read_all(_PREVIEW_BYTES)
+            data = self.preview_bytes(preview)
             suffix = PurePosixPath(urlsplit(preview.url).path).suffix.lower()
             self._store.write_preview(asset.blob.sha256, data, suffix)
         except CivmanError as error:
@@ -324,6 +322,12 @@ class Downloads:
                     partial_key(job.version, job.file), f"could not download a preview of `{job.name}`: {error.message}"
                 )
             )
+
+    def preview_bytes(self, preview: Preview) -> bytes:
+        """Download an image that CivitAI shows for a version. Raises: what `StorageConnection.open` raises."""
+        connection = self._connection()
+        try:
+            return bytes(connection.open(preview.url, start=0, end=None).read_all(_PREVIEW_BYTES))
         finally:
             connection.close()
 

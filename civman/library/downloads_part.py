@@ -12,6 +12,7 @@ from civman.library.context import Part
 from civman.library.files_part import FilesPart
 
 if TYPE_CHECKING:
+    from civman.domain.catalog import Preview
     from civman.download.job import DownloadOptions, Downloads, Examine, Job, Outcome
 
 
@@ -100,6 +101,10 @@ class DownloadsPart(Part):
         files = FilesPart(self._context)
         base, headers = files.inspect(checkpoint), files.remote_headers()
         return lambda version, file: require_fit(base, headers.inspect(version, file), force=force)
+
+    def preview_bytes(self, preview: "Preview") -> bytes:
+        """Download an image that CivitAI shows for a version. Raises: NetworkError, NotFound, UnsafeRedirect."""
+        return self._downloads().preview_bytes(preview)
 
     def _downloads(self) -> "Downloads":
         from civman.download.job import Downloads  # importing this takes 0.3 s, see `LibraryContext.client`

@@ -13,8 +13,7 @@ from civman.domain.digests import Sha256
 from civman.domain.file_names import safe_name
 from civman.domain.json_values import plain
 from civman.domain.licence import Terms
-from civman.domain.refs import parse_ref
-from civman.domain.search_query import SearchQuery, base_model_named, model_type_named, period_named, sort_named
+from civman.domain.search_query import model_type_named
 from civman.errors import NotFound, UsageError
 from civman.index import AssetFilter, Sort
 from civman.index.read_pictures import KeptPicture, PictureFilter
@@ -29,18 +28,20 @@ _MOST_ROWS = 500
 _KEEP = {"cache-control": "private, max-age=31536000, immutable"}
 
 
-def _number(request: Request, name: str, default: int, most: int) -> int:
+def number_of(request: Request, name: str, default: int, most: int) -> int:
+    """Read a number in the query. Raises: UsageError."""
     text = request.query_params.get(name, str(default))
     if not re.fullmatch(r"\d{1,9}", text) or int(text) > most:
         raise UsageError(f"`{name}` must be a number from 0 to {most}")
     return int(text)
 
 
-def _is_set(request: Request, name: str) -> bool:
+def is_set(request: Request, name: str) -> bool:
+    """Whether a parameter of the query is set."""
     return request.query_params.get(name, "").lower() in ("1", "true", "yes")
 
 
-def _without_paths(value: dict[str, Any]) -> dict[str, Any]:
+def without_paths(value: dict[str, Any]) -> dict[str, Any]:
     """Leave out where files are, which no client needs, since none can open them."""
     return {key: item for key, item in value.items() if key != "path"}
 
@@ -53,7 +54,7 @@ async def models(request: Request) -> Response:
     if sort and sort not in set(Sort):
         raise UsageError(f"unknown sort order: `{sort}`", hint=f"one of: {', '.join(Sort)}")
     checkpoint = query.get("fits")
-    limit, offset = _number(request, "limit", 100, _MOST_ROWS), _number(request, "offset", 0, 10**9)
+    limit, offset = number_of(request, "limit", 100, _MOST_ROWS), number_of(request, "offset", 0, 10**9)
 
     def find(library: Library) -> Any:
         fits = library.files.fits(require_name(checkpoint)) if checkpoint else None
@@ -61,15 +62,15 @@ async def models(request: Request) -> Response:
             types=tuple(model_type_named(name) for name in query.getlist("type")),
             base_models=tuple(query.getlist("base")), architectures=tuple(query.getlist("architecture")), words=words,
             tags=tuple(query.getlist("tag")), creator=query.get("creator"), fits=fits,
-            is_favourite=True if _is_set(request, "favourite") else None,
-            min_rating=_number(request, "rating", 0, 5) or None,
-            is_commercial=_is_set(request, "commercial"), is_safe=_is_set(request, "safe"),
+            is_favourite=True if is_set(request, "favourite") else None,
+            min_rating=number_of(request, "rating", 0, 5) or None,
+            is_commercial=is_set(request, "commercial"), is_safe=is_set(request, "safe"),
         )  # fmt: skip
         assets = library.list(wanted, sort=Sort(sort) if sort else None, limit=limit, offset=offset)
         listed = asset_values(assets, library.files.absences(assets))
         return {
             "total": library.files.count(wanted), "offset": offset,
-            "models": [_without_paths(plain(each)) for each in listed],
+            "models": [without_paths(plain(each)) for each in listed],
         }  # fmt: skip
 
     return JSONResponse(await serving(request).library.run(find))
@@ -86,7 +87,7 @@ async def model(request: Request) -> Response:
         made = library.pictures.list(PictureFilter(digests=(sha256,)), limit=24)
         (held,) = asset_values([asset], library.files.absences([asset]))
         return {
-            "model": _without_paths(plain(held)),
+            "model": without_paths(plain(held)),
             "about": plain(version.model) if version is not None else None, "version": plain(version),
             "inspected": {"label": seen.label, "facts": plain(asset.facts)},
             "licence": _licence(library.files.terms([seen])),
@@ -117,22 +118,23 @@ async def model_preview(request: Request) -> Response:
         source = library.context.store.preview(sha256)
         return thumbnail(library.context.root, source, key_of(source)) if source is not None else None
 
-    return _image(await serving(request).library.run(find), "image/webp", "the model has no preview image")
+    return image_answer(await serving(request).library.run(find), "image/webp", "the model has no preview image")
 
 
-def _image(data: bytes | None, kind: str, otherwise: str) -> Response:
+def image_answer(data: bytes | None, kind: str, otherwise: str) -> Response:
+    """Answer with an image that never changes under its address. Raises: NotFound: there is none."""
     if data is None:
         raise NotFound(otherwise)
     return Response(data, media_type=kind, headers=_KEEP)
 
 
 def _picture(picture: KeptPicture) -> dict[str, Any]:
-    return {**_without_paths(plain(picture_value(picture))), "name": Path(picture.path).name}
+    return {**without_paths(plain(picture_value(picture))), "name": Path(picture.path).name}
 
 
 async def pictures(request: Request) -> Response:
     """List images that were made with this library, newest first."""
-    limit, offset = _number(request, "limit", 100, _MOST_ROWS), _number(request, "offset", 0, 10**9)
+    limit, offset = number_of(request, "limit", 100, _MOST_ROWS), number_of(request, "offset", 0, 10**9)
     query = request.query_params
     digests = tuple(Sha256(each) for each in query.getlist("model"))
     wanted = PictureFilter(tuple(query.get("q", "").split()), digests=digests, recipe=query.get("recipe", ""))
@@ -185,7 +187,7 @@ async def picture_thumb(request: Request) -> Response:
         kept = _kept(library, number)
         return thumbnail(library.context.root, Path(kept.path), kept.record.pixel_sha256)
 
-    return _image(await serving(request).library.run(find), "image/webp", "the image's file no longer exists")
+    return image_answer(await serving(request).library.run(find), "image/webp", "the image's file no longer exists")
 
 
 async def read_picture(request: Request) -> Response:
@@ -202,14 +204,14 @@ async def read_picture(request: Request) -> Response:
             value = plain(report)
         assert isinstance(value, dict)
         recipe = plain(report.record.recipe) if report.record else None
-        return {**_without_paths(value), "name": name, "recipe": recipe}
+        return {**without_paths(value), "name": name, "recipe": recipe}
 
     return JSONResponse(await serving(request).library.run(read))
 
 
 async def compare(request: Request) -> Response:
     """Compare the pixels of two images."""
-    numbers = [_number(request, name, 0, 10**9) for name in ("a", "b")]
+    numbers = [number_of(request, name, 0, 10**9) for name in ("a", "b")]
 
     def measure(library: Library) -> Any:
         from civman.pictures.image_text import pixels
@@ -227,52 +229,6 @@ async def compare(request: Request) -> Response:
     return JSONResponse(await serving(request).library.run(measure))
 
 
-async def search(request: Request) -> Response:
-    """Search CivitAI."""
-    query = request.query_params
-    limit = _number(request, "limit", 20, 100)
-    wanted = SearchQuery(
-        query.get("q", ""), types=tuple(model_type_named(name) for name in query.getlist("type")),
-        base_models=tuple(base_model_named(name) for name in query.getlist("base")), tag=query.get("tag"),
-        username=query.get("creator"), sort=sort_named(query["sort"]) if query.get("sort") else None,
-        period=period_named(query.get("period", "all-time")), nsfw=_is_set(request, "nsfw"), limit=limit,
-    )  # fmt: skip
-    checkpoint = query.get("fits")
-
-    def find(library: Library) -> Any:
-        pages = library.search(wanted, fits=require_name(checkpoint) if checkpoint else None)
-        found = []
-        held = library.files.model_ids()
-        for page in pages:
-            found.append({
-                "model": plain(page.model), "versions": plain(page.versions), "is_here": page.model.id in held,
-            })  # fmt: skip
-            if len(found) >= limit:
-                break
-        return {"models": found}
-
-    return JSONResponse(await serving(request).site.run(find))
-
-
-async def site_model(request: Request) -> Response:
-    """What CivitAI says about a model or version."""
-    ref = str(require_name(request.query_params.get("ref", "")))
-    parse_ref(ref)
-
-    def find(library: Library) -> Any:
-        shown = library.show(ref)
-        resolved = shown.resolved
-        held = asset_values(shown.assets, library.files.absences(shown.assets))
-        return {
-            "model": plain(resolved.page.model) if resolved else None,
-            "version": plain(resolved.version) if resolved else None,
-            "versions": plain(resolved.page.versions) if resolved else [],
-            "held": [_without_paths(plain(each)) for each in held],
-        }  # fmt: skip
-
-    return JSONResponse(await serving(request).site.run(find))
-
-
 async def plan(request: Request) -> Response:
     """Plan a render request: the recipe, warnings, memory and licence, before anything is drawn."""
     body = await json_body(request)
@@ -284,7 +240,7 @@ async def plan(request: Request) -> Response:
         models = [file for file in planned.files if file.role not in ("picture", "mask")]
         terms = library.files.terms([library.inspect(f"sha256:{file.sha256}") for file in models])
         value = plain(plan_value(planned))
-        value["files"] = [_without_paths({**each, "copy": None}) for each in value["files"]]
+        value["files"] = [without_paths({**each, "copy": None}) for each in value["files"]]
         return {**value, "licence": _licence(terms)}
 
     return JSONResponse(await serving(request).library.run(make))
@@ -303,6 +259,5 @@ ROUTES = [
     Route("/api/v1/compare", compare),
     Route("/api/v1/pictures/{number:int}", picture), Route("/api/v1/pictures/{number:int}/file", picture_file),
     Route("/api/v1/pictures/{number:int}/thumb", picture_thumb),
-    Route("/api/v1/civitai/search", search), Route("/api/v1/civitai/model", site_model),
     Route("/api/v1/plan", plan, methods=["POST"]), Route("/api/v1/doctor", doctor),
 ]  # fmt: skip

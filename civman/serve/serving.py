@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from civman.domain.catalog import Preview
 from civman.domain.events import Event, Failed, Finished, Queued, Received, Started, Verifying, Waiting
 from civman.domain.json_values import error_value
 from civman.errors import Cause, CivmanError, ExitCode, Interrupted, NotFound, UsageError
@@ -54,6 +55,9 @@ class Serving:
         self.settings, self.jobs, self.engine = settings, jobs, engine
         self.options: dict[str, Any] = {}
         """What clients of AUTOMATIC1111's API have set since the start."""
+        self.previews: dict[str, Preview] = {}
+        """Images of CivitAI in the latest answers, by the SHA-256 of their addresses."""
+        self.images = ThreadPoolExecutor(4, thread_name_prefix="images")
         self.library = LibraryThread(settings, "library")
         self.site = LibraryThread(settings, "civitai")
         """For what may wait for CivitAI, so that listing does not wait as well."""
@@ -71,6 +75,7 @@ class Serving:
         self.engine.close()
         self.library.close()
         self.site.close()
+        self.images.shutdown(cancel_futures=True)
 
     def end_streams(self) -> None:
         """End all streams of events, so that the server can stop."""

@@ -2,10 +2,10 @@
 
 import contextlib
 import hashlib
-import io
 import os
 import secrets
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 from civman.store.served_files import THUMBNAILS
@@ -19,23 +19,33 @@ def folder_of(library: Path) -> Path:
     return library / THUMBNAILS
 
 
-def thumbnail(library: Path, source: Path, key: str) -> bytes | None:
+def kept_thumbnail(library: Path, key: str) -> bytes | None:
+    """The thumbnail that is kept under a key; None if none is."""
+    try:
+        return _path(library, key).read_bytes()
+    except OSError:
+        return None
+
+
+def thumbnail(library: Path, source: Path | BytesIO, key: str) -> bytes | None:
     """Return the thumbnail of the image file `source`, making it if it is not kept yet; None if it cannot be made.
 
     `key` identifies the contents of `source`, which is not read if a thumbnail is kept under it.
     """
-    name = hashlib.sha256(f"{key} {SIZE} 1".encode()).hexdigest()
-    path = folder_of(library) / name[:2] / f"{name}.webp"
-    with contextlib.suppress(OSError):
-        return path.read_bytes()
-    made = _made(source)
-    if made is not None:
+    found = kept_thumbnail(library, key) or _made(source)
+    path = _path(library, key)
+    if found is not None and not path.exists():
         with contextlib.suppress(OSError):  # a read-only library still shows them
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{secrets.token_hex(6)}")
-            partial.write_bytes(made)
+            partial.write_bytes(found)
             partial.replace(path)
-    return made
+    return found
+
+
+def _path(library: Path, key: str) -> Path:
+    name = hashlib.sha256(f"{key} {SIZE} 1".encode()).hexdigest()
+    return folder_of(library) / name[:2] / f"{name}.webp"
 
 
 def key_of(path: Path) -> str:
@@ -44,7 +54,7 @@ def key_of(path: Path) -> str:
     return f"{seen.st_dev}:{seen.st_ino}:{seen.st_size}:{seen.st_mtime_ns}"
 
 
-def _made(source: Path) -> bytes | None:
+def _made(source: Path | BytesIO) -> bytes | None:
     from PIL import Image, ImageOps
 
     try:
@@ -55,7 +65,7 @@ def _made(source: Path) -> bytes | None:
             image.draft("RGB", (SIZE, SIZE))
             image.thumbnail((SIZE, SIZE), reducing_gap=2.0)
             upright = ImageOps.exif_transpose(image).convert("RGB")
-            out = io.BytesIO()
+            out = BytesIO()
             upright.save(out, "WEBP", quality=80, method=0)
             return out.getvalue()
     except Exception:  # noqa: BLE001  # Pillow raises many kinds for broken files, which have no thumbnail

@@ -213,6 +213,12 @@ def test_a_download_is_a_job_with_progress(tmp_path: Path, server: Any, stocked_
         found = served.get("/api/v1/civitai/search", limit=5)["models"]
         listed = next(each for each in found if each["versions"] and each["versions"][0]["files"])
         ref = f"{listed['model']['id']}@{listed['versions'][0]['id']}"
+        shown = [each["thumb"] for each in listed["versions"][0]["previews"] if each["thumb"]]
+        thumb = served.http.get(shown[0])
+        assert (thumb.status_code, thumb.content[:4]) == (200, b"RIFF"), thumb.text
+        assert served.http.get(shown[0]).content == thumb.content
+        assert served.http.get("/api/v1/civitai/previews/" + "0" * 64).status_code == 404
+
         done = served.ended(served.submit({"kind": "download", "ref": ref}))
         wrong = served.ended(served.submit({"kind": "download", "ref": "999999999"}))
 
