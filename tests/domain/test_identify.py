@@ -29,7 +29,6 @@ def answer(name):
 
 
 NOT_YET: dict[str, set[str]] = {
-    "own/vae-hunyuan-video-15-diffusers": {"family"},
     "own/vae-tiny-diffusers": {"format"},
     "own/motion-sd1-diffusers": {"format"},
     "own/motion-sdxl-diffusers": {"format"},
