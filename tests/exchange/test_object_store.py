@@ -192,6 +192,7 @@ def test_a_corrupt_file_of_the_library_leaves_nothing_in_the_store(
     assert key(held[1]) in keys(s3)
 
 
+@pytest.mark.long
 def test_a_push_that_is_killed_leaves_no_object_and_can_be_repeated(tmp_path: Path, url: str, s3: Any) -> None:
     large, root = weights(tmp_path / "large.safetensors", 300 << 20), tmp_path / "library"
     start = [sys.executable, "-m", "civman"]

@@ -136,6 +136,7 @@ def test_a_bug_in_a_worker_is_told_with_its_traceback(library: Library) -> None:
         pool.close()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("stocked")
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(library: Library, tmp_path: Path) -> None:
     plans = plan(library, 12, ("tiny-sd1",))
