@@ -16,7 +16,7 @@ from civman.serve.server_file import PROTOCOL
 from civman.serve.serving import client_of, job_of, json_body, serving
 
 HANDED_OVER = ("render", "replay")
-"""The commands that a terminal may hand over."""
+"""The commands that the command line may hand over to a running server."""
 
 
 async def about(request: Request) -> Response:
