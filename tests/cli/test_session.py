@@ -14,7 +14,7 @@ from civman.library import Library
 
 LOCAL = {
     "config", "logout", "whoami", "list", "render", "renders", "edit", "remove", "restore", "gc", "du", "link",
-    "export", "verify", "login",
+    "export", "verify", "login", "jobs",
 }  # fmt: skip
 """Commands without --offline: they never ask CivitAI, or cannot do without it."""
 
