@@ -10,6 +10,8 @@ import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from civman.system.move_files import remove_file
+
 PROTOCOL = 1
 """Changes when a server and a command of different versions would misunderstand each other."""
 NAME = "serve.json"
@@ -38,7 +40,7 @@ class ServerFile:
         """Remove the file, unless another server has written its own meanwhile."""
         if read_server_file(library) == self:
             with contextlib.suppress(OSError):
-                (library / NAME).unlink()
+                remove_file(library / NAME)
 
 
 def read_server_file(library: Path) -> ServerFile | None:

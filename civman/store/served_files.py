@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from civman.system.move_files import remove_file
+
 THUMBNAILS, UPLOADS = "thumbnails", "uploads"
 
 
@@ -21,7 +23,7 @@ def drop_served(path: Path) -> int:
     """Delete one of these files. Returns the bytes freed; 0 if it cannot be deleted, since it is then deleted later."""
     try:
         freed = path.stat().st_size
-        path.unlink()
+        remove_file(path)
     except OSError:
         return 0
     return freed
