@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import threading
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ class EngineLink:
         self._jobs, self._library, self._run_command = jobs, library, run_command
         self.budget_bytes = budget_bytes
         self._process: BaseProcess | None = None
-        self._pipe: Connection | None = None
+        self._pipe: Any = None  # a Connection or, on Windows, a PipeConnection
         self._lock = threading.Lock()
         self._is_closed = False
         self._current: ServerJob | None = None
@@ -78,7 +77,7 @@ class EngineLink:
                 process.kill()
                 process.join()
 
-    def _ensure(self) -> Connection:
+    def _ensure(self) -> Any:
         if self._process is not None and self._process.is_alive() and self._pipe is not None:
             return self._pipe
         self._end_process()

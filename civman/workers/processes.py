@@ -7,9 +7,9 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Self
+from typing import Any, Self
 
 from civman.domain.recipes.machine import Machine
 from civman.errors import CivmanError
@@ -25,7 +25,8 @@ _PATIENCE_S = 5.0
 @dataclass(slots=True)
 class _Running:
     process: BaseProcess
-    connection: Connection
+    connection: Any
+    """A Connection or, on Windows, a PipeConnection."""
 
 
 class Processes:
@@ -59,8 +60,8 @@ class Processes:
         """Wait for the next report of any worker."""
         while not self._reports:
             places = {running.connection: number for number, running in enumerate(self._running)}
-            for connection in wait(list(places)):
-                assert isinstance(connection, Connection)
+            ready: list[Any] = list(wait(list(places)))
+            for connection in ready:
                 number = places[connection]
                 try:
                     task, drawn, error = connection.recv()
@@ -100,7 +101,7 @@ def _started(machine: Machine) -> _Running:
     return _Running(process, here)
 
 
-def serve(connection: Connection, machine: Machine) -> None:
+def serve(connection: Any, machine: Machine) -> None:
     """Process the tasks that arrive on `connection` until it is closed. Each worker process runs this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the head ends this one
     from civman.workers.warm_worker import WarmWorker  # importing torch takes 2 s: only now, in the new process
