@@ -98,7 +98,9 @@ def _require_one_choice(verb: str, given: list[bool], choices: str) -> None:
     from civman.errors import UsageError
 
     if given.count(True) != 1:
-        raise UsageError(f"nothing was given to {verb}", hint=f"pass one of: {choices}")
+        raise UsageError(
+            f"`civman {verb}` needs exactly one of: {choices}", hint=f"`civman {verb} --help` explains them"
+        )
 
 
 def _result(kind: str, moved: "Sequence[Moved]", done: str, present: str) -> Result:

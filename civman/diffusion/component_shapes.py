@@ -53,10 +53,12 @@ def require_tensors(
         )  # fmt: skip
     for parameter, source in sources.items():
         found = shapes[source.name]
-        rows = found if source.third is None else (found[0] // 3, *found[1:])
-        if _size(rows) != _size(wanted[parameter]):
+        needed = wanted[parameter]
+        if source.third is not None:  # one of three parts of a joint layer
+            needed = (3 * needed[0], *needed[1:])
+        if _size(found) != _size(needed):
             raise InvalidModelFile(
-                f"`{source.name}` in `{file}` has shape {list(rows)} but {list(wanted[parameter])} is required",
+                f"`{source.name}` in `{file}` has shape {list(found)} but {list(needed)} is required",
                 tensor=source.name,
             )
 
