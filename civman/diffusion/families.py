@@ -330,7 +330,7 @@ def _one_or_all(values: list[Any]) -> Any:
 
 def _context_width(shapes: Shapes) -> int:
     pattern = re.compile(re.escape(UNET) + r".*\.attn2\.to_k\.weight")
-    return next((shape[1] for name, shape in shapes.items() if pattern.fullmatch(name)), 0)
+    return next((shape[1] for name, shape in shapes.items() if pattern.fullmatch(name) and len(shape) > 1), 0)
 
 
 def _projects_linearly(shapes: Shapes) -> bool:

@@ -135,7 +135,7 @@ def _text_weights(part: str, tensors: Mapping[str, Shape]) -> dict[str, Weight]:
         if name.endswith("in_proj_weight") and len(shape) == 2:
             stem = name.removesuffix(".in_proj_weight")
             bias = tensors.get(f"{stem}.in_proj_bias")
-            third = None if bias is None else (bias[0] // 3,)
+            third = (bias[0] // 3,) if bias else None
             for which in "qkv":
                 found[f"{_open_clip(stem)}_{which}_proj"] = Weight(part, stem, (shape[0] // 3, shape[1]), third, which)
         elif name.endswith(".weight"):
