@@ -74,7 +74,7 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
     """Load CLIP's 49,408 tokens with their ids, and the BPE merges in order of priority."""
     packed = files("civman.prompts").joinpath("data", "clip_merges.txt.gz").read_bytes()
     merges = gzip.decompress(packed).decode().splitlines()
-    bytes_ = _byte_symbols()
+    bytes_ = byte_symbols()
     tokens = [
         *bytes_,
         *(f"{symbol}</w>" for symbol in bytes_),
@@ -85,7 +85,7 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
     return {token: number for number, token in enumerate(tokens)}, merges
 
 
-def _byte_symbols() -> list[str]:
+def byte_symbols() -> list[str]:
     """Return a printable character for each byte: the byte's own if it is printable, else the next one from 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = 256 - len(printable)
