@@ -18,7 +18,8 @@ from civman.domain.adapters.block_weights import blocks_of
 from civman.domain.compatibility import Compatibility, check
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
-from civman.domain.recipes.recipe import RULES, LoraUse, Recipe, RenderRequest, Resolved, complete, sampling, steps_of
+from civman.domain.recipes.complete import Resolved, complete, sampling, steps_of
+from civman.domain.recipes.recipe import RULES, LoraUse, Recipe, RenderRequest
 from civman.domain.recipes.record import TypedPrompts
 from civman.errors import CannotRender, Cause, Incompatible, NotFound, UsageError
 from civman.index import Index

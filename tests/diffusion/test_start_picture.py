@@ -24,7 +24,8 @@ from civman.diffusion.noise_levels import Schedule
 from civman.diffusion.run_recipe import Inputs, render
 from civman.diffusion.second_pass import covering
 from civman.diffusion.skip_sizes import doubled_then_resized
-from civman.domain.recipes.recipe import HiresRequest, RenderRequest, Resolved, StartImage, complete
+from civman.domain.recipes.complete import Resolved, complete
+from civman.domain.recipes.recipe import HiresRequest, RenderRequest, StartImage
 from civman.errors import UsageError
 from civman.planning.input_pictures import read_picture
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from civman.domain.digests import Sha256
+from civman.domain.recipes.complete import Resolved, complete
 from civman.domain.recipes.recipe import (
     EmbeddingUse,
     Hires,
@@ -17,12 +18,10 @@ from civman.domain.recipes.recipe import (
     LoraUse,
     Recipe,
     RenderRequest,
-    Resolved,
     Sampling,
     StartImage,
     Thresholding,
     canonical,
-    complete,
 )
 from civman.errors import UsageError
 

@@ -7,23 +7,19 @@ SHA-256 is the digest of that text.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Final, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
 
 from civman.domain.digests import Sha256
-from civman.domain.recipes.noise_sources import rng_of
 from civman.domain.recipes.recipe_json import canonical, read_json, read_object
-from civman.domain.recipes.recipe_limits import problems, size_of, upscaler_of
+from civman.domain.recipes.recipe_limits import problems
 from civman.domain.recipes.render_request import HiresRequest as HiresRequest
 from civman.domain.recipes.render_request import LoraRequest as LoraRequest
 from civman.domain.recipes.render_request import RenderRequest as RenderRequest
 from civman.domain.recipes.sampling import SAMPLING as SAMPLING
 from civman.domain.recipes.sampling import Sampling as Sampling
 from civman.domain.recipes.thresholding import Thresholding as Thresholding
-from civman.domain.recipes.thresholding import thresholding_of
 from civman.errors import Cause, UsageError
-
-T = TypeVar("T")
 
 SCHEMA: Final = 5
 """The version of the recipe's JSON format.
@@ -334,135 +330,3 @@ def _each(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any
     if isinstance(value, list | tuple):
         return [_each(one, change) for one in value]
     return change(value) if isinstance(value, dict) else value
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """The values that the library found for a request: digests in place of refs, and the checkpoint's properties.
-
-    `sampler` and `schedule` are civman's own names (see `diffusion.sampler_names.parse`); `seed` is used if the request
-    contains none.
-    """
-
-    checkpoint: Sha256
-    native_size: int
-    prediction: str
-    is_zero_snr: bool
-    precision: str
-    sampler: str
-    schedule: str
-    seed: int
-    loras: tuple[LoraUse, ...] = ()
-    embeddings: tuple[EmbeddingUse, ...] = ()
-    hypernetworks: tuple[HypernetworkUse, ...] = ()
-    vae: Sha256 | None = None
-    upscaler: Sha256 | None = None
-    init_image: Sha256 | None = None
-    mask_image: Sha256 | None = None
-    config: str = ""
-    files: tuple[RecipeFile, ...] = ()
-
-
-def complete(request: RenderRequest, found: Resolved) -> Recipe:
-    """Build the recipe for a request. Defaults: 20 steps, guidance 7, a square of the checkpoint's native size.
-
-    Raises: UsageError (`bad-recipe`): the values cannot be rendered.
-    """
-    width = _or(request.width, found.native_size)
-    height = _or(request.height, found.native_size)
-    steps, _ = steps_of(request)
-    start = None
-    if found.init_image is not None:
-        start = _start(request, found.init_image, found.mask_image)
-    return Recipe(
-        checkpoint=found.checkpoint, prompt=request.prompt, negative_prompt=request.negative_prompt,
-        sampler=found.sampler, schedule=found.schedule, steps=steps,
-        guidance_scale=float(_or(request.guidance_scale, 7.0)),
-        guidance_rescale=float(_or(request.guidance_rescale, 0.0)),
-        width=width, height=height, seed=_or(request.seed, found.seed), clip_skip=_or(request.clip_skip, 1),
-        count=request.count, batch_size=min(_or(request.batch_size, 1), max(request.count, 1)),
-        rng=rng_of(_or(request.rng, "cpu")), eta_seed_delta=_or(request.eta_seed_delta, 0),
-        pad_prompts=_or(request.pad_prompts, False),
-        prediction=found.prediction, is_zero_snr=found.is_zero_snr, precision=found.precision,
-        vae=found.vae, loras=found.loras, embeddings=found.embeddings, start=start,
-        hires=_hires(request, width, height, steps, found.upscaler) if request.hires else None,
-        config=found.config, files=tuple(sorted(set(found.files), key=lambda file: file.sha256)),
-        sampling=sampling(request), rules=_or(request.rules, RULES), odd_sizes=_or(request.odd_sizes, "forge"),
-        prompt_rules=_or(request.prompt_rules, ""), **_varied(request),
-        emphasis=_or(request.emphasis, "original"), fit_negative=_or(request.fit_negative, False),
-        hypernetworks=found.hypernetworks, token_merging=float(_or(request.token_merging, 0.0)),
-        thresholding=thresholding_of(_or(request.thresholding, "")),
-        skip_negative_below=float(_or(request.skip_negative_below, 0.0)),
-        skip_negative_always=bool(request.skip_negative_below and request.skip_negative_always),
-        skip_early_guidance=float(_or(request.skip_early_guidance, 0.0)),
-    )  # fmt: skip
-
-
-def steps_of(request: RenderRequest) -> tuple[int, int | None]:
-    """Return the number of steps of the first pass, and of the second pass if there is one."""
-    steps = _or(request.steps, 20)
-    return steps, _or(request.hires.steps, steps) if request.hires else None
-
-
-def sampling(request: RenderRequest) -> Sampling:
-    """Return the sampler parameters that a request asks for, with defaults for the others."""
-    return replace(
-        SAMPLING, eta=float(_or(request.eta, SAMPLING.eta)), eta_ddim=float(_or(request.eta_ddim, SAMPLING.eta_ddim)),
-        noise_scale=float(_or(request.s_noise, SAMPLING.noise_scale)),
-        s_churn=float(_or(request.s_churn, SAMPLING.s_churn)), s_tmin=float(_or(request.s_tmin, SAMPLING.s_tmin)),
-        s_tmax=float(_or(request.s_tmax, SAMPLING.s_tmax)),
-        drop_penultimate=_or(request.drop_penultimate, False), half_levels=_or(request.half_levels, False),
-    )  # fmt: skip
-
-
-def _varied(request: RenderRequest) -> dict[str, Any]:
-    """Build the entries that describe how the noise differs from that of the seed alone.
-
-    They are 0 if they have no effect.
-    """
-    strength = float(_or(request.variation_strength, 0.0))
-    width, height = size_of(request.seed_resize) if request.seed_resize else (0, 0)
-    return {
-        "variation_seed": _or(request.variation_seed, 0) if strength else 0, "variation_strength": strength,
-        "seed_resize_width": width, "seed_resize_height": height,
-    }  # fmt: skip
-
-
-def _start(request: RenderRequest, image: Sha256, mask: Sha256 | None) -> StartImage:
-    return StartImage(
-        image, float(_or(request.strength, 0.75)), mask, _or(request.mask_blur, 4),
-        resize_mode=_or(request.resize_mode, "just resize"), masked_content=_or(request.masked_content, "original"),
-        only_masked=_or(request.only_masked, False), padding=_or(request.padding, 32),
-        conditioning_weight=float(_or(request.conditioning_weight, 1.0)),
-        noise_multiplier=float(_or(request.noise_multiplier, 1.0)),
-    )  # fmt: skip
-
-
-def _hires(request: RenderRequest, width: int, height: int, steps: int, model: Sha256 | None) -> Hires:
-    asked = request.hires
-    assert asked is not None
-    trim = size_of(asked.trim) if asked.trim else (0, 0)
-    scale = _or(asked.scale, 2.0)
-    larger = int(width * scale) // 8 * 8, int(height * scale) // 8 * 8
-    # with one side given, the aspect ratio is kept, as in A1111's "Hires resize" with a 0
-    if asked.width and not asked.height:
-        larger = asked.width, asked.width * height // width // 8 * 8
-    elif asked.height and not asked.width:
-        larger = asked.height * width // height // 8 * 8, asked.height
-    return Hires(
-        width=asked.width or larger[0],
-        height=asked.height or larger[1],
-        steps=_or(asked.steps, steps),
-        strength=float(_or(asked.strength, 0.7)),
-        upscaler="model" if model else upscaler_of(asked.upscaler),
-        model=model,
-        trim_width=trim[0],
-        trim_height=trim[1],
-        stretches=asked.trim is not None,
-        # as in A1111, the second pass merges as many tokens as the first one unless it has its own ratio
-        token_merging=float(_or(request.token_merging, 0.0) if asked.token_merging is None else asked.token_merging),
-    )
-
-
-def _or(value: T | None, usual: T) -> T:
-    return usual if value is None else value
