@@ -6,7 +6,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "civman"
-LOOSE = {"__init__.py", "__main__.py", "errors.py", "settings.py"}
+LOOSE = {"__init__.py", "__main__.py", "error_codes.py", "errors.py", "settings.py"}
 
 
 def modules() -> list[Path]:

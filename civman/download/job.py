@@ -28,7 +28,8 @@ from civman.download.transfer_options import TransferOptions
 from civman.errors import AmbiguousRef, Cause, CivmanError, Interrupted, InvalidRef, NotFound, StoreError, UsageError
 from civman.index import Index, SeenFile
 from civman.manage.file_state import is_unchanged, seen_now
-from civman.manage.resolve import ResolvedVersion, find_asset, remember
+from civman.manage.find_assets import find_asset
+from civman.manage.resolve import ResolvedVersion, remember
 from civman.manage.sidecar import write_sidecar
 from civman.store.blobs import BlobStore
 from civman.store.trash import blob_lock, take_back

@@ -28,7 +28,7 @@ from civman.errors import Cause, CivmanError, HashMismatch, IntegrityError, NotF
 from civman.exchange.object_store import ObjectStore
 from civman.exchange.portable_sidecars import Portable, bad_sidecar, checked_facts
 from civman.index import Index
-from civman.manage.resolve import find_assets
+from civman.manage.find_assets import find_assets
 from civman.manage.sidecar import file_facts, restore, write_sidecar
 from civman.store.blobs import BlobStore, StoredBlob
 from civman.store.trash import blob_lock, take_back

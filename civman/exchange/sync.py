@@ -11,7 +11,7 @@ from civman.download.job import Examine, Job, Outcome
 from civman.errors import AmbiguousRef, Cause, CivmanError, ConfigError, HashMismatch, IntegrityError, NotFound
 from civman.exchange.project import Locked, Project, locked_asset, locked_file
 from civman.index import Index
-from civman.manage.resolve import find_asset
+from civman.manage.find_assets import find_asset
 
 Fetch = Callable[[Sequence[str], Examine | None], Sequence[Outcome]]
 

@@ -13,7 +13,7 @@ from civman.exchange.view_links import ViewPlan, plan_view
 from civman.exchange.view_manifest import Manifest, Method, Wanted
 from civman.exchange.view_safe_copies import SafeAssets
 from civman.index import AssetFilter, Index
-from civman.manage.resolve import find_assets
+from civman.manage.find_assets import find_assets
 from civman.store.blobs import BlobStore
 
 

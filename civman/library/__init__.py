@@ -142,7 +142,8 @@ class Library:
 
         For a stored file that CivitAI does not know: what the library knows about it.
         """
-        from civman.manage.resolve import find_unlisted, remember
+        from civman.manage.find_assets import find_unlisted
+        from civman.manage.resolve import remember
 
         context = self.context
         try:

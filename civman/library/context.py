@@ -130,7 +130,7 @@ class LibraryContext:
         Needs no network. `file` selects some of them: a file id, a file name, or words such as "fp16 pruned".
         Raises: NotFound: no stored file matches a ref. AmbiguousRef: a number, name or digest matches several models.
         """
-        from civman.manage.resolve import find_assets
+        from civman.manage.find_assets import find_assets
 
         return [asset for ref in refs for asset in find_assets(self.index, parse_ref(ref), file)]
 

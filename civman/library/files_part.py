@@ -41,7 +41,7 @@ class FilesPart(Part):
 
     def default_of(self, model_id: ModelId) -> Asset | None:
         """The stored file that the model's id alone means where one file is needed; None if it is ambiguous."""
-        from civman.manage.resolve import find_asset
+        from civman.manage.find_assets import find_asset
 
         try:
             return find_asset(self._context.index, ModelRef(model_id))
@@ -127,9 +127,9 @@ class FilesPart(Part):
 
     def inspect(self, ref: str, *, file: str | None = None) -> "Inspected":
         """Identify a model file; see `Library.inspect`."""
+        from civman.manage.find_assets import find_asset
         from civman.manage.inspection import inspect_asset, inspect_path, path_of
         from civman.manage.places import at_its_place
-        from civman.manage.resolve import find_asset
 
         if (path := path_of(ref)) is not None:
             return inspect_path(path)

@@ -16,21 +16,16 @@ The rules are the same for both.
 The error for an ambiguous ref lists refs that each have a single meaning.
 """
 
-import os
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from civman.domain.catalog import Asset, ModelFile, ModelId, ModelVersion, VersionId
-from civman.domain.file_choice import matching_files, version_ref
-from civman.domain.model_refs import not_a_model, require_model
+from civman.domain.catalog import ModelId, ModelVersion, VersionId
+from civman.domain.file_choice import version_ref
+from civman.domain.model_refs import not_a_model
 from civman.domain.printed_refs import ambiguous_ref, bare_version_ref, picture_ref
 from civman.domain.refs import (
-    ANY_FILE,
     Air,
-    FileSelector,
     HashKind,
     HashRef,
     ImageRef,
@@ -46,16 +41,18 @@ from civman.domain.refs import (
 from civman.domain.search_query import ModelPage
 from civman.errors import AmbiguousRef, Cause, Gone, NotFound
 from civman.index import Index, Source
-from civman.manage.digests_on_demand import find_computed
+from civman.manage.find_assets import (
+    LEAST_PREFIX,
+    SHORT_HASHES,
+    find_asset,
+    has_picture,
+    is_missing_path,
+    not_stored,
+    stored_assets,
+)
 
 if TYPE_CHECKING:
     from civman.civitai.client import CivitaiClient  # importing it takes 0.3 s, which `civman list` does without
-
-_MOST_SHOWN = 8
-_SHORT_HASHES = (8, 10)
-"""The numbers of digits of hashes that can look like an id: CRC32 and AutoV1 (8), AutoV2 (10)."""
-_LEAST_PREFIX = 10
-"""The minimum number of digits of a SHA-256 that identify a file of the library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,174 +66,6 @@ class ResolvedVersion:
     is_saved_copy: bool = False
     """Whether this is a copy that the library saved earlier, instead of CivitAI's current response."""
     saved_at: datetime | None = None
-
-
-# Files of the library
-
-
-def find_assets(index: Index, ref: Ref, file: str | None = None) -> list[Asset]:
-    """Find the assets that `ref` means; a version means all its files, a model all its versions.
-
-    `file` selects some of them.
-
-    Raises: NotFound: no asset matches. AmbiguousRef: a number, name or digest matches several things.
-    """
-    assets = _matching(index, ref, file)
-    if isinstance(ref, NameRef | PathRef | HashRef) and len({asset.blob.sha256 for asset in assets}) > 1:
-        raise ambiguous(str(ref), assets)
-    return assets
-
-
-def find_asset(
-    index: Index, ref: Ref, file: str | None = None, *, suits: Callable[[Asset], bool] | None = None
-) -> Asset:
-    """Find the one stored file that `ref` means. `suits` limits several matches to the files that can be used.
-
-    Raises: NotFound: no file matches. AmbiguousRef: several files match, and none is the primary file of the only
-        version.
-    """
-    assets = _matching(index, ref, file)
-    if suits is not None:
-        assets = [asset for asset in assets if suits(asset)] or assets
-    if len({asset.blob.sha256 for asset in assets}) > 1:
-        primary = _primary(index, assets) if file is None else None
-        if primary is None:
-            raise ambiguous(str(ref), assets)
-        return primary
-    return assets[0]
-
-
-def find_unlisted(index: Index, ref: Ref) -> Asset | None:
-    """Find the stored file that `ref` means, if there is one and CivitAI does not know it. Raises: AmbiguousRef."""
-    try:
-        asset = find_asset(index, ref)
-    except NotFound:
-        return None
-    return asset if asset.version_id is None else None
-
-
-def ambiguous(text: str, assets: Iterable[Asset]) -> AmbiguousRef:
-    """The error for a ref that means several assets. It lists a ref for each of them."""
-    names = {asset.ref: f"{asset.model_name or asset.name} {asset.version_name}".strip() for asset in assets}
-    by_name = {asset.ref: asset.name for asset in assets}
-    is_same = len(set(names.values())) < len(names)
-    return ambiguous_ref(f"`{text}` means {len(names)} files of the library", by_name if is_same else names)
-
-
-def _matching(index: Index, ref: Ref, file: str | None) -> list[Asset]:
-    require_model(ref)
-    found = _stored(index, ref)
-    words = file or _selector(ref).words
-    selected = found if words is None else _select(index, found, words)
-    if not selected:
-        raise _not_stored(index, ref, found, words)
-    return selected
-
-
-def _stored(index: Index, ref: Ref) -> list[Asset]:
-    """Find the assets of the ref's model or version, or with its digest, name or path. Ignores its file selector."""
-    match ref:
-        case NumberRef():
-            return _numbered(index, ref.number)
-        case ModelRef():
-            return index.find_by_model(ref.model_id)
-        case VersionRef():
-            return index.find_by_version(ref.version_id)
-        case Air():
-            if ref.version_id is None:
-                return index.find_by_model(ref.model_id)
-            return index.find_by_version(ref.version_id)
-        case HashRef():
-            return index.find_by_digest(ref.digest, ref.kind) or find_computed(index, ref)
-        case NameRef():
-            return _named(index, ref.name)
-        case PathRef():
-            path = os.path.abspath(Path(ref.path).expanduser())  # noqa: PTH100  pathlib keeps `..`
-            at_path = [asset for asset in index.assets() if asset.path == path]
-            is_bare = Path(ref.path).name == ref.path  # "model.safetensors" may also be the name of a stored file
-            return at_path or (_named(index, ref.path) if is_bare else [])
-        case _:
-            return []
-
-
-def _numbered(index: Index, number: int) -> list[Asset]:
-    of_model, of_version = index.find_by_model(ModelId(number)), index.find_by_version(VersionId(number))
-    with_hash = index.find_by_digest(str(number)) if len(str(number)) in _SHORT_HASHES else []
-    is_both = bool(of_model and of_version) and {asset.model_id for asset in of_version} != {number}
-    if is_both or (with_hash and (of_model or of_version)):
-        raise ambiguous(str(number), [*of_model, *of_version, *with_hash])
-    return of_model or of_version or with_hash
-
-
-def _named(index: Index, name: str) -> list[Asset]:
-    found = index.find_by_name(name)
-    if not found and len(name) >= _LEAST_PREFIX and set(name.lower()) <= set("0123456789abcdef"):
-        return index.find_by_digest(name, HashKind.SHA256)
-    return found
-
-
-def _selector(ref: Ref) -> FileSelector:
-    match ref:
-        case ModelRef() | VersionRef():
-            return ref.file
-        case Air():
-            return FileSelector(ref.file_id)
-        case _:
-            return ANY_FILE
-
-
-def _select(index: Index, assets: Sequence[Asset], words: str) -> list[Asset]:
-    """Select assets by comparing `words` with what CivitAI lists about their files."""
-    return [asset for asset in assets if matching_files([_listed_file(index, asset)], words)]
-
-
-def _listed_file(index: Index, asset: Asset) -> ModelFile:
-    """What CivitAI listed about the asset's file; if it listed nothing, what the file itself shows."""
-    version = index.version(asset.version_id) if asset.version_id is not None else None
-    for file in version.files if version is not None else ():
-        if file.id == asset.file_id and (file.id is not None or file.name == asset.name):
-            return file
-    precision = asset.facts.precision or None
-    return ModelFile(asset.file_id, asset.name, asset.type_raw or "Model", asset.blob.size_bytes, precision=precision)
-
-
-def _primary(index: Index, assets: Sequence[Asset]) -> Asset | None:
-    """Choose the primary file of a version, with the bytes that CivitAI has now; None if several versions are given."""
-    version_ids, file_ids = {asset.version_id for asset in assets}, {asset.file_id for asset in assets}
-    if len(version_ids) > 1 or None in version_ids:
-        return None
-    listed = [(asset, _listed_file(index, asset)) for asset in assets]
-    primary = [(asset, file) for asset, file in listed if file.is_primary or len(file_ids) == 1]
-    declared = [(asset, file) for asset, file in primary if file.hashes.sha256 == asset.blob.sha256]
-    chosen = {asset.blob.sha256: asset for asset, _ in declared or primary}
-    return next(iter(chosen.values())) if len(chosen) == 1 else None
-
-
-def _not_stored(index: Index, ref: Ref, found: Sequence[Asset], words: str | None) -> NotFound:
-    if found:
-        files = "; ".join(f"{asset.ref} {asset.name}" for asset in found[:_MOST_SHOWN])
-        message = f"`{ref}` has no file `{words}` in the library"
-        return NotFound(message, hint=f"it has {files}", code=Cause.NO_SUCH_FILE)
-    if isinstance(ref, NumberRef) and _has_picture(index, ref.number):
-        return NotFound(
-            f"no model or version {ref.number} is in the library",
-            hint=f"the picture with this number is `{picture_ref(ref.number)}`",
-        )
-    what = f"there is no file `{ref}`" if _is_missing_path(ref) else f"`{ref}` is not in the library"
-    return NotFound(what, hint="`civman list` lists the stored files; `civman download` adds more")
-
-
-def _is_missing_path(ref: Ref) -> bool:
-    return isinstance(ref, PathRef) and not Path(ref.path).expanduser().exists()
-
-
-def _has_picture(index: Index, number: int) -> bool:
-    from civman.index.read_pictures import PictureFilter  # loads the recipe types (0.02 s), only for this error
-
-    return bool(index.pictures(PictureFilter(number=number), limit=1))
-
-
-# Versions on CivitAI
 
 
 class Resolver:
@@ -283,7 +112,7 @@ class Resolver:
     def _number(self, number: int) -> ResolvedVersion:
         page, page_error = self._page(ModelId(number))
         version = self._own_version(VersionId(number))
-        with_hash = self._index.find_by_digest(str(number)) if len(str(number)) in _SHORT_HASHES else []
+        with_hash = self._index.find_by_digest(str(number)) if len(str(number)) in SHORT_HASHES else []
         meanings: dict[str, str] = {}
         if page is not None:
             default = page.default_version(self._now)
@@ -299,7 +128,7 @@ class Resolver:
             return self._model(ModelId(number), page, None)
         if version is not None:
             return self._version(version.id, version.model.id, None)
-        if with_hash or (self._client is not None and len(str(number)) in _SHORT_HASHES):
+        if with_hash or (self._client is not None and len(str(number)) in SHORT_HASHES):
             try:
                 return self._hash(HashRef(str(number)))
             except NotFound:
@@ -312,7 +141,7 @@ class Resolver:
 
     def _unknown_number(self, number: int) -> NotFound:
         hint = "it may be deleted or private; `civman search WORDS` finds models by name"
-        if _has_picture(self._index, number):
+        if has_picture(self._index, number):
             hint = f"the picture with this number is `{picture_ref(number)}`"
         elif self._client is None:
             return self._unknown_offline(str(number))
@@ -446,7 +275,7 @@ class Resolver:
         if self._client is None:
             return self._stored(ref, "leave out --offline and unset CIVMAN_OFFLINE to ask CivitAI")
         is_cut = ref.kind is HashKind.SHA256 and len(ref.digest) < 64
-        digest = ref.digest[:_LEAST_PREFIX] if is_cut else ref.digest  # CivitAI knows the first ten digits as AutoV2
+        digest = ref.digest[:LEAST_PREFIX] if is_cut else ref.digest  # CivitAI knows the first ten digits as AutoV2
         try:
             version, file = self._client.by_hash(digest)
         except NotFound as error:
@@ -457,10 +286,10 @@ class Resolver:
 
     def _stored(self, ref: Ref, hint: str, error: NotFound | None = None) -> ResolvedVersion:
         """Resolve `ref` to the version of the stored file that it means."""
-        assets = _stored(self._index, ref)
+        assets = stored_assets(self._index, ref)
         if not assets:
-            if _is_missing_path(ref):
-                raise _not_stored(self._index, ref, [], None)
+            if is_missing_path(ref):
+                raise not_stored(self._index, ref, [], None)
             raise error or NotFound(f"`{ref}` is not in the library", hint=hint)
         asset = find_asset(self._index, ref)
         if asset.version_id is None:

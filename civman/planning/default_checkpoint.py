@@ -8,7 +8,7 @@ from civman.domain.catalog import Asset, ModelType
 from civman.domain.refs import NameRef, PathRef, parse_ref
 from civman.errors import Cause, CivmanError, InvalidRef, UsageError
 from civman.index import AssetFilter, Index
-from civman.manage.resolve import find_asset
+from civman.manage.find_assets import find_asset
 from civman.settings import Settings
 
 _SHOWN = 5

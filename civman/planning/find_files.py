@@ -16,9 +16,9 @@ from civman.domain.refs import HashKind, HashRef, NameRef, PathRef, parse_ref
 from civman.errors import Cause, HashMismatch, NotFound, Refused, UsageError
 from civman.index import AssetFilter, Index
 from civman.manage.file_state import seen_now
+from civman.manage.find_assets import ambiguous, find_asset
 from civman.manage.inspection import Inspected, inspect_asset, inspect_path, path_of
 from civman.manage.places import at_its_place
-from civman.manage.resolve import ambiguous, find_asset
 from civman.planning.plan_types import PlannedFile
 from civman.store.blobs import BlobStore, digest_of
 from civman.store.safe_copies import copy_place
