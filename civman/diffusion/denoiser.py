@@ -139,7 +139,8 @@ class Denoiser:
 
     Source: Karras et al. 2022, table 1 (VP).
 
-    `extra` holds the additional input channels of inpainting checkpoints: (1 or B, 5, h, w).
+    `extra` holds the additional input channels of inpainting checkpoints: (1 or B, 5, h, w). `on_call` is called after
+    each evaluation with the noise level and the prediction (B, 4, h, w).
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Denoiser:
         size: tuple[int, int],
         known: Known | None = None,
         extra: Tensor | None = None,
-        on_call: Callable[[float], None] = lambda _: None,
+        on_call: Callable[[float, Tensor], None] = lambda *_: None,
     ) -> None:
         self._unet = model.unet
         self._levels = levels
@@ -191,7 +192,7 @@ class Denoiser:
             elif known is not None:
                 clean = clean * known.mask + known.latents * (1 - known.mask)
             cleans.append(clean)
-        self._on_call(sigma)
+        self._on_call(sigma, cleans[0])
         return tuple(cleans) if self._guidance.in_pairs else cleans[0]
 
     def _plan_of_call(self, sigma: float) -> "_Plan":

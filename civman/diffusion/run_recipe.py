@@ -19,6 +19,7 @@ from civman.diffusion.environment import deterministic
 from civman.diffusion.families import Family
 from civman.diffusion.guard import check_latents, check_pixels, memory_errors, noise_words, refuse_noise
 from civman.diffusion.hypernetworks import Hypernetwork, acting
+from civman.diffusion.latent_preview import preview_of
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise import PictureNoise
 from civman.diffusion.pixels import Picture, Pixels, finished, put_back
@@ -209,13 +210,13 @@ class _Job:
         recipe, sampler = self._recipe, plan.sampler
         told = 0
 
-        def tell(step: int) -> None:
+        def tell(step: int, clean: Tensor) -> None:
             nonlocal told
             if step > told:
                 told = step
                 self._on_event(Step(
                     key="render", step=step, steps=plan.steps, first=first + 1, pictures=len(noises),
-                    count=recipe.count, stage=stage,
+                    count=recipe.count, stage=stage, preview=preview_of(self._model, clean),
                 ))  # fmt: skip
 
         found = recipe.thresholding
@@ -237,18 +238,20 @@ class _Job:
         return x * plan.end_scale
 
     @staticmethod
-    def _counter(plan: samplers.Plan, tell: Callable[[int], None]) -> Callable[[float], None]:
+    def _counter(plan: samplers.Plan, tell: Callable[[int, Tensor], None]) -> Callable[[float, Tensor], None]:
         """Convert UNet calls to step numbers: by counting or, for adaptive samplers, from the fall of the noise."""
         if plan.sampler.is_adaptive:
             high, low = math.log(plan.sigmas[0]), math.log(plan.span[0])
-            return lambda sigma: tell(min(plan.steps, math.ceil(plan.steps * (high - math.log(sigma)) / (high - low))))
+            return lambda sigma, clean: tell(
+                min(plan.steps, math.ceil(plan.steps * (high - math.log(sigma)) / (high - low))), clean
+            )
         calls = len(solvers.evaluations(plan.sampler.solver, plan.sigmas, in_pairs=plan.sampler.is_cfgpp))
         done = 0
 
-        def count(_: float) -> None:
+        def count(_: float, clean: Tensor) -> None:
             nonlocal done
             done += 1
-            tell(math.ceil(done * plan.steps / calls))
+            tell(math.ceil(done * plan.steps / calls), clean)
 
         return count
 

@@ -4,7 +4,7 @@ Every event of a transfer has a `key`, which identifies the file within one comm
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from civman.errors import Cause
 
@@ -95,7 +95,8 @@ class Notice:
 class Step:
     """The sampler has finished `step` of `steps` for images `first` … `first + pictures - 1` of `count`.
 
-    `stage` is "first" or "hires".
+    `stage` is "first" or "hires". `preview`, if there is one, makes a small JPEG of the first image as it is predicted
+    now; call it at once.
     """
 
     key: str
@@ -105,6 +106,7 @@ class Step:
     pictures: int = 1
     count: int = 1
     stage: str = "first"
+    preview: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
 
 
 Event = Queued | Started | Received | Waiting | Restarted | Verifying | Finished | Failed | Notice | Step

@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from civman import __version__
 from civman.errors import NotFound, UsageError
+from civman.serve.api_library import is_set
 from civman.serve.jobs import JobKind
 from civman.serve.render_requests import request_of, require_name
 from civman.serve.server_file import PROTOCOL
@@ -93,11 +94,11 @@ async def cancel(request: Request) -> Response:
 
 async def events(request: Request) -> Response:
     """Stream every change of every job as server-sent events, beginning with all jobs that are not over."""
-    parts = serving(request)
+    parts, previews = serving(request), is_set(request, "previews")
 
     async def stream() -> AsyncIterator[str]:
         is_first = True
-        async for change in parts.changes():
+        async for change in parts.changes(previews=previews):
             if is_first:
                 yield ": the jobs that are not over\n\n"
                 for each in parts.jobs.all():

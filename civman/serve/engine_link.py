@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import threading
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ class EngineLink:
         self._current: ServerJob | None = None
         self.kept = (0, 0)
         """How many models are loaded, and the approximate memory in bytes that they need."""
+        self.watchers = 0
+        """How many clients want previews of what is computed."""
+        self._watched_until, self._is_told_watched = 0.0, False
         self._thread = threading.Thread(target=self._run, name="engine-link", daemon=True)
         self._unlisten = jobs.listen(self._heard)
 
@@ -40,6 +44,17 @@ class EngineLink:
     def current(self) -> ServerJob | None:
         """The job that is rendering."""
         return self._current
+
+    def watch_for(self, seconds: float) -> None:
+        """Make previews for this long; for clients that ask again and again."""
+        self._watched_until = time.monotonic() + seconds
+
+    def _tell_watched(self, pipe: Any) -> None:
+        """Tell the process whether anybody wants previews, if that has changed."""
+        is_watched = self.watchers > 0 or time.monotonic() < self._watched_until
+        if is_watched != self._is_told_watched:
+            self._is_told_watched = is_watched
+            pipe.send(("watch", is_watched))
 
     def start(self, *, at_once: bool = False) -> None:
         """Start taking jobs. `at_once`: start the process now, not with the first job."""
@@ -89,7 +104,7 @@ class EngineLink:
         )  # fmt: skip
         process.start()
         theirs.close()
-        self._process, self._pipe = process, ours
+        self._process, self._pipe, self._is_told_watched = process, ours, False
         return ours
 
     def _heard(self, what: str, job: ServerJob) -> None:
@@ -104,11 +119,13 @@ class EngineLink:
                 pipe = self._ensure()
                 with self._lock:
                     self._current = job
+                self._tell_watched(pipe)
                 pipe.send(("job", job.number, job.kind.value, job.payload))
                 if job.is_cancelling:
                     pipe.send(("cancel", job.number))
                 while not job.is_over:
                     self._handle(job, pipe.recv())
+                    self._tell_watched(pipe)
             except (EOFError, OSError) as error:
                 self._lost(job, error)
             finally:
@@ -139,6 +156,9 @@ class EngineLink:
         if what in ("step", "plan"):
             job.progress = {**job.progress, **rest[1]}
             self._jobs.tell("step", job)
+        elif what == "preview":
+            job.preview = rest[1]
+            self._jobs.tell("preview", job)
         elif what == "written":
             self._jobs.write(job, rest[1], rest[2])
         elif what == "done":

@@ -10,6 +10,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from civman.serve.hand_over import passed_environment
 
 RunCommand = Callable[[Sequence[str]], int]
 """Runs a command line, writing to `sys.stdout` and `sys.stderr`, and returns its exit code."""
+PREVIEW_SECONDS = 0.2
+"""The least time between two previews of a render."""
 
 
 def run_engine(pipe: Connection, library: str, budget_bytes: int, run_command: RunCommand) -> None:
@@ -47,6 +50,7 @@ class _EngineProcess:
         self._jobs: queue.SimpleQueue[tuple[int, str, dict[str, Any]] | None] = queue.SimpleQueue()
         self._cancelled: set[int] = set()
         self._current = 0
+        self._is_watched, self._shown_at = False, 0.0
         self.warm: Any = None
 
     def run(self) -> None:
@@ -76,6 +80,8 @@ class _EngineProcess:
                     self._jobs.put(message[1:])
                 elif message[0] == "cancel":
                     self._cancelled.add(message[1])
+                elif message[0] == "watch":
+                    self._is_watched = message[1]
         except (EOFError, OSError):
             os._exit(0)  # the server is gone: nobody would receive the result
 
@@ -94,8 +100,16 @@ class _EngineProcess:
                 "count": event.count, "stage": event.stage,
             }  # fmt: skip
             self._send(("step", self._current, value))
+            self._show(event)
         if self._current in self._cancelled:
             raise KeyboardInterrupt
+
+    def _show(self, step: Step) -> None:
+        """Send a preview if somebody looks on and the last one is old enough."""
+        now = time.monotonic()
+        if self._is_watched and step.preview is not None and now - self._shown_at >= PREVIEW_SECONDS:
+            self._shown_at = now
+            self._send(("preview", self._current, step.preview()))
 
     def _render(self, payload: dict[str, Any]) -> Any:
         from civman.domain.recipes.machine import Machine

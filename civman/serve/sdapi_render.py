@@ -14,11 +14,15 @@ from starlette.routing import Route
 from civman import __version__
 from civman.errors import CannotRender, CivmanError, ExitCode
 from civman.library import Library
+from civman.serve.api_library import is_set
 from civman.serve.jobs import JobKind, JobState, ServerJob
 from civman.serve.render_requests import request_of
 from civman.serve.sdapi_requests import SECRETS, render_request
 from civman.serve.sdapi_state import checkpoint_in_force
 from civman.serve.serving import Serving, client_of, json_body, serving
+
+_PREVIEW_SECONDS = 5.0
+"""How long previews are made after a client has asked for one; clients ask at least every two seconds."""
 
 
 async def rendered(request: Request, wanted: dict[str, Any]) -> ServerJob:
@@ -116,7 +120,12 @@ def _stamp(at: datetime | None) -> str:
 async def progress(request: Request) -> Response:
     """How far the current render is; nothing runs if `job_count` is 0."""
     parts = serving(request)
-    return JSONResponse(_progress(parts, parts.engine.current))
+    told, job = _progress(parts, parts.engine.current), parts.engine.current
+    if not is_set(request, "skip_current_image"):
+        parts.engine.watch_for(_PREVIEW_SECONDS)
+        if job is not None and not job.is_over and job.preview is not None:
+            told["current_image"] = base64.b64encode(job.preview).decode()
+    return JSONResponse(told)
 
 
 def _progress(parts: Serving, job: ServerJob | None) -> dict[str, Any]:

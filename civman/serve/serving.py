@@ -1,6 +1,7 @@
 """What all routes share: the queue, the engine, and threads in which a library may be used."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import threading
@@ -21,7 +22,7 @@ from civman.settings import Settings
 
 T = TypeVar("T")
 Change = tuple[str, dict[str, Any]]
-"""What happened to a job ("job", "step" or "written"), and the job as JSON at that moment."""
+"""What happened to a job ("job", "step", "preview" or "written"), and the job as JSON at that moment."""
 
 
 class LibraryThread:
@@ -82,8 +83,11 @@ class Serving:
         for stream in tuple(self._streams):
             stream.put_nowait(None)
 
-    async def changes(self) -> AsyncIterator[Change | None]:
-        """Yield every change of a job; None from time to time, so that a stream notices that its reader is gone."""
+    async def changes(self, *, previews: bool = False) -> AsyncIterator[Change | None]:
+        """Yield every change of a job; None from time to time, so that a stream notices that its reader is gone.
+
+        `previews`: also small images of what is being computed, which are made only while somebody wants them.
+        """
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Change | None](10_000)
 
         def put(change: Change) -> None:
@@ -91,13 +95,14 @@ class Serving:
                 queue.put_nowait(change)
 
         def heard(what: str, job: ServerJob) -> None:
-            if what != "written" or job.kind is JobKind.COMMAND:
-                value = {"id": job.number, "progress": job.progress} if what == "step" else job.value()
+            is_wanted = previews if what == "preview" else what != "written" or job.kind is JobKind.COMMAND
+            if is_wanted and (value := _change_value(what, job)) is not None:
                 with contextlib.suppress(RuntimeError):  # the server has stopped
                     loop.call_soon_threadsafe(put, (what, value))
 
         unlisten = self.jobs.listen(heard)
         self._streams.add(queue)
+        self.engine.watchers += previews
         try:
             yield None  # from here on nothing is missed
             while True:
@@ -112,6 +117,7 @@ class Serving:
         finally:
             unlisten()
             self._streams.discard(queue)
+            self.engine.watchers -= previews
 
     async def wait(self, job: ServerJob) -> None:
         """Wait until a job is over."""
@@ -153,6 +159,16 @@ class Serving:
             self.jobs.end(
                 job, JobState.DONE, result={"sha256": asset.blob.sha256, "name": asset.name, "ref": asset.ref}
             )
+
+
+def _change_value(what: str, job: ServerJob) -> dict[str, Any] | None:
+    """A change as JSON; None: a preview that is no longer there."""
+    if what == "step":
+        return {"id": job.number, "progress": job.progress}
+    if what != "preview":
+        return job.value()
+    preview = job.preview
+    return {"id": job.number, "jpeg": base64.b64encode(preview).decode()} if preview is not None else None
 
 
 def _download_progress(before: dict[str, Any], event: Event) -> dict[str, Any]:
