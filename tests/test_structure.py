@@ -1,5 +1,6 @@
 """The package's map: one name once, nothing loose at the top, every room on the architecture page."""
 
+import ast
 import re
 from collections import Counter
 from pathlib import Path
@@ -36,3 +37,26 @@ def test_no_module_is_longer_than_500_lines() -> None:
     long = {path.name: count for path in modules() if (count := len(path.read_text("utf-8").splitlines())) > 500}
 
     assert long == {}
+
+
+def test_only_a_family_s_own_module_asks_which_family_it_is() -> None:
+    """Everything that differs between families is an answer of the family, so that a new one is one new module."""
+    rooms = [PACKAGE / "diffusion", PACKAGE / "planning", PACKAGE / "rendering"]
+    asking = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for room in rooms
+        for path in sorted(room.rglob("*.py"))
+        if path.parent.name != "families"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Compare | ast.Match) and _names_a_family(node)
+    ]
+
+    assert asking == []
+
+
+def _names_a_family(node: ast.Compare | ast.Match) -> bool:
+    sides = [node.subject] if isinstance(node, ast.Match) else [node.left, *node.comparators]
+    words = [side.attr if isinstance(side, ast.Attribute) else getattr(side, "id", "") for side in sides]
+    inner = [side.value for side in sides if isinstance(side, ast.Attribute) and side.attr == "name"]
+    words += [side.attr if isinstance(side, ast.Attribute) else getattr(side, "id", "") for side in inner]
+    return "family" in words

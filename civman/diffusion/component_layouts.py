@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from civman.diffusion.families import UNET, VAE
+from civman.diffusion.checkpoint_names import UNET, VAE
 from civman.errors import CannotRender, Cause
 
 

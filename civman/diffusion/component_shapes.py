@@ -8,8 +8,8 @@ class itself.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from civman.diffusion.checkpoint_names import TITLES
 from civman.diffusion.component_layouts import Source
-from civman.diffusion.families import TITLES
 from civman.errors import CannotRender, Cause, InvalidModelFile
 
 Shape = tuple[int, ...]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from civman.diffusion import threshold_guidance
-from civman.diffusion.families import Family
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise_levels import NoiseLevels
 from civman.domain.recipes.thresholding import Thresholding
@@ -211,8 +210,8 @@ class Denoiser:
 
         def entry(encoded: Encoded, *, positive: bool) -> tuple[Tensor, dict[str, Tensor]]:
             added = {}
-            if encoded.pooled is not None and model.family.is_xl:
-                ids = _sizes(model.family, self._size, positive=positive)
+            ids = model.family.size_conditioning(self._size, positive=positive)
+            if encoded.pooled is not None and ids is not None:
                 added = {
                     "text_embeds": encoded.pooled.to(device, self._dtype),
                     "time_ids": torch.tensor([ids], dtype=torch.float32, device=device),
@@ -293,11 +292,3 @@ def clean_picture(x: Tensor, sigma: float, answer: Tensor, *, predicts_v: bool) 
     if not predicts_v:
         return x - answer * sigma
     return x / (sigma**2 + 1) - answer * (sigma / math.sqrt(sigma**2 + 1))
-
-
-def _sizes(family: Family, size: tuple[int, int], *, positive: bool) -> list[float]:
-    """Build SDXL's size conditioning: original size, crop corner, and target size (refiner: aesthetic score)."""
-    width, height = map(float, size)
-    if family is Family.REFINER:
-        return [height, width, 0.0, 0.0, 6.0 if positive else 2.5]
-    return [height, width, 0.0, 0.0, height, width]

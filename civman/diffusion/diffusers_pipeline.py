@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from civman.diffusion.families import Family
 from civman.diffusion.loader import LoadedModel
 from civman.errors import Cause, UsageError
 
@@ -39,7 +38,7 @@ def _build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
         raise UsageError(
             f"unknown kind of pipeline: `{kind}`", hint="use txt2img, img2img or inpaint", code=Cause.BAD_KIND
         )
-    if kind == "txt2img" and model.family is Family.REFINER:
+    if kind == "txt2img" and model.family.needs_picture:
         raise UsageError("a refiner model needs an input image", hint="use img2img", code=Cause.BAD_KIND)
     parts: dict[str, Any] = {
         "unet": model.unet, "vae": model.vae, "scheduler": _scheduler(model),
@@ -48,10 +47,10 @@ def _build(model: LoadedModel, kind: str, tokenizers: Mapping[str, Any]) -> Any:
     if model.family.is_xl:
         parts |= {
             "text_encoder_2": model.components["text_encoder_2"], "tokenizer_2": tokenizers.get("tokenizer_2"),
-            "force_zeros_for_empty_prompt": model.family is Family.SDXL, "add_watermarker": False,
+            "force_zeros_for_empty_prompt": model.family.zero_for_empty_negative, "add_watermarker": False,
         }  # fmt: skip
         if kind != "txt2img":
-            parts["requires_aesthetics_score"] = model.family is Family.REFINER
+            parts["requires_aesthetics_score"] = model.family.scores is not None
     else:
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     made = getattr(diffusers, _KINDS[kind, model.family.is_xl])(**parts)

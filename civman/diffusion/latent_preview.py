@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from civman.diffusion import vae_codec
-from civman.diffusion.families import Family
 from civman.diffusion.loader import LoadedModel
 
-_SD1 = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473))
-_SDXL = ((0.3448, 0.4168, 0.4395), (-0.1953, -0.0290, 0.0250), (0.1074, 0.0886, -0.0163), (-0.3730, -0.2499, -0.2088))
-"""From latents to RGB in -1 … 1. Source: keturn, "Decoding latents to RGB without upscaling",
-discuss.huggingface.co/t/23204 (SD 1; SD 2 has the same VAE); AUTOMATIC1111's web UI (SDXL)."""
 _KNOWN_WIDTHS = (128, 256, 512, 512)
 _SMALLEST_SIDE, _LARGEST_SIDE = 256, 512
 _LARGEST_DECODED = 32
@@ -35,7 +30,7 @@ def preview_of(model: LoadedModel, latents: Tensor) -> Callable[[], bytes]:
 def _colours(model: LoadedModel, latents: Tensor) -> Tensor:
     """Approximate colours of latents (1, 4, h, w): (3, h', w') in 0 … 1."""
     if tuple(model.vae.config.block_out_channels) == _KNOWN_WIDTHS:
-        matrix = torch.tensor(_SDXL if model.family in (Family.SDXL, Family.REFINER) else _SD1)
+        matrix = torch.tensor(model.family.latent_rgb)
         return torch.einsum("chw,cr->rhw", latents[0].cpu(), matrix) / 2 + 0.5
     height, width = latents.shape[-2:]
     factor = max(height, width) / _LARGEST_DECODED

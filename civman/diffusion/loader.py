@@ -20,21 +20,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from civman.diffusion import model_classes
+from civman.diffusion.checkpoint_names import TITLES, UNET, VAE, Config
 from civman.diffusion.component_layouts import Source, own_vae_names, text_sources, unet_sources, vae_sources
 from civman.diffusion.component_shapes import require_tensors
-from civman.diffusion.families import (
-    TITLES,
-    UNET,
-    VAE,
-    Config,
-    Family,
-    component_configs,
-    family_of,
-    require_known_rules,
-    require_parts,
-    text_prefix,
-)
+from civman.diffusion.families.registry import Family, family_of
 from civman.diffusion.mapped_weights import Weights
+from civman.diffusion.unet_configs import component_configs, require_known_rules, require_parts, text_prefix
 from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, Quantisation
 from civman.errors import CannotRender, Cause
 
@@ -88,7 +79,7 @@ class LoadedModel:
     @property
     def unused_layers(self) -> tuple[tuple[str, str], ...]:
         """Layers that adapters may change but this family does not use, as an argument for `merge_adapters.apply`."""
-        if self.family is not Family.SD2:
+        if not self.family.drops_text_layer:
             return ()
         return (("te1", f"encoder_layers_{self.configs['text_encoder']['num_hidden_layers']}_"),)
 
@@ -229,7 +220,7 @@ def _sources(name: str, module: nn.Module, model: LoadedModel, vae_names: Mappin
     if name == "vae":
         plain = vae_sources(parameters, config, "")
         return {parameter: Source(vae_names.get(source.name, source.name)) for parameter, source in plain.items()}
-    usual = model.family.facts["text_encoders"][name]
+    usual = model.family.text_encoders[name]
     names = model.files[name].shapes
     return text_sources(parameters, usual["layout"], text_prefix(usual, names) or "", names)
 
@@ -310,7 +301,7 @@ def _stated_configs(folder: Path) -> dict[str, Config]:
 
 def _wanted_dtype(name: str, dtype: torch.dtype | None, device: torch.device, family: Family) -> torch.dtype | None:
     # SDXL's original VAE overflows in half precision: keep it in single precision (335 MB) instead of casting each time
-    if name == "vae" and family.is_xl and (dtype is torch.float16 or (device.type != "cpu" and dtype is None)):
+    if name == "vae" and family.vae_overflows and (dtype is torch.float16 or (device.type != "cpu" and dtype is None)):
         return torch.float32
     return dtype
 
@@ -325,8 +316,8 @@ def _prediction(
     elif "v_pred" in weights.shapes or claimed in ("v", "v_prediction", "v-prediction", "vpred"):
         kind = "v_prediction"
     else:
-        kind = str(model.family.facts["prediction"])
-        if model.family is Family.SD2 and not claimed:
+        kind = model.family.prediction
+        if model.family.is_silent_about_prediction and not claimed:
             notes.append("the file does not state whether it predicts epsilon or v: assuming epsilon")
     if kind not in ("epsilon", "v_prediction"):
         raise CannotRender(f"unknown prediction type: {kind}", code=Cause.UNKNOWN_PREDICTION)
@@ -339,7 +330,7 @@ def _unused(weights: Weights, model: LoadedModel) -> tuple[str, ...]:
     by_design = [*_KNOWN_EXTRAS]
     if model.files["vae"] is not weights:
         by_design.append(VAE)
-    if model.family is Family.SD2:  # SD 2's text encoder is used without its last layer
+    if model.family.drops_text_layer:
         last = model.configs["text_encoder"]["num_hidden_layers"]
         by_design += [f"cond_stage_model.model.transformer.resblocks.{last}."]
     skip = tuple(by_design)

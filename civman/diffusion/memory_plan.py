@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from civman.diffusion.families import UNET, VAE, Shapes
+from civman.diffusion.checkpoint_names import UNET, VAE, Shapes
 from civman.errors import CannotRender, Cause
 from civman.system.system_facts import available_memory_bytes
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from civman.diffusion import sampler_names, samplers, second_pass, solvers, start_picture, vae_codec
 from civman.diffusion.denoiser import Denoiser, Guidance, Known, Prompts, Skips
 from civman.diffusion.environment import deterministic
-from civman.diffusion.families import Family
 from civman.diffusion.guard import check_latents, check_pixels, memory_errors, noise_words, refuse_noise
 from civman.diffusion.hypernetworks import Hypernetwork, acting
 from civman.diffusion.latent_preview import preview_of
@@ -106,7 +105,7 @@ class _Job:
     ) -> None:  # fmt: skip
         if recipe.start is not None and inputs.image is None:
             raise UsageError("the recipe starts from an input image, which was not passed", code=Cause.NO_START_IMAGE)
-        if model.family is Family.REFINER and recipe.start is None:
+        if model.family.needs_picture and recipe.start is None:
             raise CannotRender(
                 "a refiner model needs an input image", hint="pass an input image", code=Cause.NEEDS_PICTURE
             )

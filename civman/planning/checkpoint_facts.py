@@ -7,19 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from civman.diffusion.checkpoint_names import UNET, VAE, Config
 from civman.diffusion.component_layouts import Source, own_vae_names, text_sources, unet_sources, vae_sources
 from civman.diffusion.component_shapes import parameter_shapes, require_tensors, require_widths
-from civman.diffusion.families import (
-    UNET,
-    VAE,
-    Config,
-    Family,
-    component_configs,
-    family_of,
-    require_known_rules,
-    require_parts,
-    text_prefix,
-)
+from civman.diffusion.families.registry import Family, family_of
+from civman.diffusion.unet_configs import component_configs, require_known_rules, require_parts, text_prefix
 from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, weight_form, wrong_scale
 from civman.errors import CannotRender, Cause, InvalidModelFile, UsageError
 from civman.planning.find_files import Found
@@ -83,25 +75,25 @@ def read_checkpoint(
         )
     require_widths(configs, found.inspected.name)
     left = _require_shapes(found, vae, family, configs)
-    facts, flags, label = family.facts, found.identity.flags, found.inspected.label
+    flags, label = found.identity.flags, found.inspected.label
     notices: tuple[str, ...] = ()
     if left:
         notices = (f"the UNet has {len(left)} tensors that are not used, such as `{left[0]}`",)
-    is_silent = prediction is None and family is Family.SD2 and "modelspec.prediction_type" not in metadata
+    is_silent = prediction is None and family.is_silent_about_prediction and "modelspec.prediction_type" not in metadata
     if prediction is None:
-        prediction = "v_prediction" if "v-prediction" in flags or label in _V_LABELS else str(facts["prediction"])
+        prediction = "v_prediction" if "v-prediction" in flags or label in _V_LABELS else family.prediction
     if is_silent and prediction == "epsilon":
         notices = (
             *notices,
             "the file does not state whether it predicts epsilon or v: assuming epsilon (--prediction overrides this)",
         )
     native = _native_size(metadata)
-    if native is None:  # SD 2 models that predict epsilon were trained at 512 px, those that predict v at 768 px
-        native = 512 if family is Family.SD2 and prediction == "epsilon" else int(facts["native_size"])
+    if native is None:
+        native = family.native_size_of(prediction)
     return Checkpoint(
-        family, str(facts["title"]), native, prediction,
+        family, family.title, native, prediction,
         "zero-terminal-snr" in flags,
-        int(configs["text_encoder"]["num_hidden_layers"]) if family is Family.SD1 else None, notices,
+        int(configs["text_encoder"]["num_hidden_layers"]) if family.takes_clip_skip else None, notices,
         vae_reads_pictures=not configs["vae"].get("decoder_only"),
     )  # fmt: skip
 
@@ -158,7 +150,7 @@ def _require_shapes(found: Found, vae: Found | None, family: Family, configs: Ma
 
     Raises: CannotRender, InvalidModelFile.
     """
-    shapes, encoders = found.header.shapes, family.facts["text_encoders"]
+    shapes, encoders = found.header.shapes, family.text_encoders
     left: list[str] = []
     for component, config in configs.items():
         wanted, file = parameter_shapes(component, config), found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from civman.diffusion import sampler_names, samplers
-from civman.diffusion.families import Family, family_of
+from civman.diffusion.families.registry import family_of
 from civman.diffusion.memory_plan import Estimate, estimate
 from civman.diffusion.noise_levels import Schedule
 from civman.domain.adapters.block_weights import blocks_of
@@ -321,13 +321,13 @@ def _within_limits(
     Returns the request, and notices for the user.
     """
     notices: tuple[str, ...] = ()
-    if checkpoint.family is Family.REFINER and not pictures:
+    if checkpoint.family.needs_picture and not pictures:
         raise CannotRender("a refiner model needs an input image", hint="pass it with --init", code=Cause.NEEDS_PICTURE)
     if pictures and not request.only_masked and request.width is None and request.height is None:
         width, height = size_like(pictures[0], checkpoint.native_size)
         request = replace(request, width=width, height=height)
     hires = request.hires
-    if checkpoint.family.is_xl and (request.token_merging or (hires and hires.token_merging)):
+    if not checkpoint.family.merges_tokens and (request.token_merging or (hires and hires.token_merging)):
         words = f"tokens are not merged on {checkpoint.title}, which has no attention at full resolution"
         notices = (*notices, words)
         hires = replace(hires, token_merging=None) if hires else None
@@ -385,5 +385,5 @@ def _memory(recipe: Recipe, checkpoint: Found) -> Estimate:
         shapes, width=width, height=height, batch=recipe.batch_size, is_guided=recipe.uses_negative,
         dtype_bytes=4 if single else 2,
         # SDXL's VAE overflows in float16, so it is kept in float32; see `civman.diffusion.loader`
-        vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).is_xl) else 2,
+        vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).vae_overflows) else 2,
     )  # fmt: skip

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from civman.diffusion.denoiser import Conditioning
-from civman.diffusion.families import Family
+from civman.diffusion.families.sd1 import SD1
+from civman.diffusion.families.sdxl import SDXL
 from civman.diffusion.loader import LoadedModel
 
 WIDTH = 8
@@ -69,7 +70,7 @@ class Vae(nn.Module):
 def model(*, v: bool = False, zero_snr: bool = False, xl: bool = False, channels: int = 4) -> LoadedModel:
     """As a loaded checkpoint; `channels`: 9 for an inpainting checkpoint."""
     return LoadedModel(
-        path=Path("closed-form"), family=Family.SDXL if xl else Family.SD1,
+        path=Path("closed-form"), family=SDXL if xl else SD1,
         prediction="v_prediction" if v else "epsilon", is_zero_snr=zero_snr,
         components={"unet": Unet(channels), "vae": Vae()}, configs={}, metadata={}, device=torch.device("cpu"),
         notes=(), unused=(), tensor_count=0, files={}, sources={},

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from civman.diffusion.denoiser import Conditioning, Denoiser, Guidance, Skips
+from civman.diffusion.families.sd1 import SD1
 from civman.diffusion.noise_levels import NoiseLevels
 from civman.diffusion.threshold_guidance import guided, scale_at
 from civman.domain.recipes.thresholding import MODES, Thresholding, text_of, thresholding_of
@@ -129,7 +130,7 @@ def run(guidance: Guidance, sigmas: list[float]) -> tuple[list[Any], Echo]:
     class Model:
         unet = Echo()
         prediction, device = "epsilon", torch.device("cpu")
-        family: Any = type("F", (), {"is_xl": False})
+        family: Any = SD1
 
     model: Any = Model()
     prompt = Conditioning(torch.ones(1, 77, 4), torch.full((1, 77, 4), -1.0))

@@ -4,9 +4,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+from civman.diffusion.checkpoint_names import UNET
 from civman.diffusion.component_layouts import Source
 from civman.diffusion.component_shapes import require_tensors
-from civman.diffusion.families import UNET, family_of
+from civman.diffusion.families.registry import family_of
 from civman.domain.adapters.module_names import ModuleIndex
 from civman.errors import CannotRender, InvalidModelFile
 

@@ -14,20 +14,24 @@ pytest.importorskip("diffusers")
 import headers
 import tiny_models
 
-from civman.diffusion.families import Family
+from civman.diffusion.families.registry import Family
+from civman.diffusion.families.sd1 import SD1
+from civman.diffusion.families.sd2 import SD2
+from civman.diffusion.families.sdxl import SDXL
+from civman.diffusion.families.sdxl_refiner import REFINER
 from civman.diffusion.loader import load
 from civman.errors import CannotRender, InvalidModelFile
 
 VOCAB = tiny_models.SMALL_VOCAB
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "models"
 FAMILIES = {
-    "sd1": Family.SD1,
-    "sd1-inpaint": Family.SD1,
-    "sd2": Family.SD2,
-    "sdxl": Family.SDXL,
-    "sdxl-inpaint": Family.SDXL,
-    "sdxl-vpred": Family.SDXL,
-    "refiner": Family.REFINER,
+    "sd1": SD1,
+    "sd1-inpaint": SD1,
+    "sd2": SD2,
+    "sdxl": SDXL,
+    "sdxl-inpaint": SDXL,
+    "sdxl-vpred": SDXL,
+    "refiner": REFINER,
 }
 
 
@@ -120,7 +124,7 @@ def test_loading_asks_nobody_on_the_network(tiny_files: dict[str, Path], monkeyp
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
-    assert load(tiny_files["sdxl"]).family is Family.SDXL
+    assert load(tiny_files["sdxl"]).family is SDXL
 
 
 def test_another_dtype_is_converted_once_and_said(tiny_files: dict[str, Path]) -> None:
@@ -281,10 +285,10 @@ def resident_bytes() -> int:
 @pytest.mark.parametrize(
     ("name", "family", "unet_parameters"),
     [
-        ("own/ckpt-sd15", Family.SD1, 859_520_964),
-        ("own/ckpt-sdxl", Family.SDXL, 2_567_463_684),
-        ("ckpt-sd15", Family.SD1, 859_520_964),
-        ("ckpt-sdxl", Family.SDXL, 2_567_463_684),
+        ("own/ckpt-sd15", SD1, 859_520_964),
+        ("own/ckpt-sdxl", SDXL, 2_567_463_684),
+        ("ckpt-sd15", SD1, 859_520_964),
+        ("ckpt-sdxl", SDXL, 2_567_463_684),
     ],
 )
 def test_a_file_of_full_size_loads_without_a_weight_being_read(

@@ -15,7 +15,9 @@ pytest.importorskip("diffusers")
 from PIL import Image
 
 import civman.demo
-from civman.diffusion.families import Family
+from civman.diffusion.families.registry import Family
+from civman.diffusion.families.sd1 import SD1
+from civman.diffusion.families.sdxl import SDXL
 from civman.diffusion.latent_preview import preview_of
 from civman.diffusion.loader import load
 from civman.domain.events import Event, Step
@@ -61,9 +63,9 @@ def test_a_preview_looks_like_the_image_and_leaves_its_bytes_alone(civman: Any, 
 
 
 @pytest.mark.parametrize(("family", "matrix"), [
-    (Family.SD1, [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]]),
+    (SD1, [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]]),
     (Family.SD2, [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]]),
-    (Family.SDXL, [[0.3448, 0.4168, 0.4395], [-0.1953, -0.029, 0.025], [0.1074, 0.0886, -0.0163],
+    (SDXL, [[0.3448, 0.4168, 0.4395], [-0.1953, -0.029, 0.025], [0.1074, 0.0886, -0.0163],
                    [-0.373, -0.2499, -0.2088]]),
 ])  # fmt: skip
 def test_the_usual_vaes_need_no_decoding(family: Family, matrix: list[list[float]]) -> None:

@@ -9,7 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from civman.diffusion.families import VAE, component_configs, family_of  # noqa: E402
+from civman.diffusion.checkpoint_names import VAE  # noqa: E402
+from civman.diffusion.families.registry import family_of  # noqa: E402
+from civman.diffusion.unet_configs import component_configs  # noqa: E402
 from civman.domain.files.header import Header  # noqa: E402
 from civman.store.read_header import read_header  # noqa: E402
 from training import adapters, layout  # noqa: E402

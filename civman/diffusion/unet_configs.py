@@ -1,4 +1,4 @@
-"""Identify a checkpoint's family and its components' dimensions from tensor names and shapes. No torch.
+"""Compute the dimensions of the components of a checkpoint with a UNet from tensor names and shapes. No torch.
 
 Dimensions that the shapes reveal take precedence over the family's defaults, so that slim, pruned and tiny variants
 load as well. Three are not visible in any shape: attention heads, norm groups and the VAE's scaling factor. They follow
@@ -7,77 +7,13 @@ value}).
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
-from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
+from civman.diffusion.checkpoint_names import METADATA_KEY, TITLES, UNET, Config, Shapes
+from civman.diffusion.families.registry import Family, context_width
 from civman.domain.files.weight_forms import WeightForm
 from civman.errors import CannotRender, Cause, InvalidModelFile
-
-Shapes = Mapping[str, tuple[int, ...]]
-Config = dict[str, Any]
-
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
-METADATA_KEY = "civman.config"
-
-
-TITLES = {
-    "unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder",
-}  # fmt: skip
-
-
-class Family(StrEnum):
-    """The checkpoint families that can be rendered."""
-
-    SD1 = "sd1"
-    SD2 = "sd2"
-    SDXL = "sdxl"
-    REFINER = "sdxl-refiner"
-
-    @property
-    def facts(self) -> Config:
-        """The family's default configuration, from `configs/`."""
-        return cast("Config", json.loads(files(__package__).joinpath("configs", f"{self}.json").read_text("utf-8")))
-
-    @property
-    def is_xl(self) -> bool:
-        """Whether the UNet takes image sizes and a pooled text vector in addition to the prompt."""
-        return self in (Family.SDXL, Family.REFINER)
-
-
-_BY_CONTEXT = {768: Family.SD1, 1024: Family.SD2, 2048: Family.SDXL, 1280: Family.REFINER}
-
-
-def family_of(names: Shapes) -> Family:
-    """Identify the family by the text encoders in the file or, if it has none, by the UNet's context width.
-
-    Raises: CannotRender: there is no UNet in the original layout, or it is of a family that civman cannot render.
-    """
-    if f"{UNET}input_blocks.0.0.weight" not in names:
-        raise CannotRender(
-            "the file has no UNet of Stable Diffusion 1, 2 or XL in the original layout",
-            hint="choose a checkpoint; adapters, embeddings and VAEs are only used together with one",
-            code=Cause.MISSING_PART,
-            part="unet",
-        )
-    second = any(name.startswith("conditioner.embedders.1.model.") for name in names)
-    if second:
-        return Family.SDXL
-    if any(name.startswith("conditioner.embedders.0.model.") for name in names):
-        return Family.REFINER
-    if any(name.startswith("cond_stage_model.model.") for name in names):
-        return Family.SD2
-    if any(name.startswith("cond_stage_model.transformer.") for name in names):
-        return Family.SD1
-    width = _context_width(names)
-    if width not in _BY_CONTEXT:
-        raise CannotRender(
-            f"a UNet with context width {width} is not of a model family that civman renders", code=Cause.UNKNOWN_FAMILY
-        )
-    return _BY_CONTEXT[width]
 
 
 def require_known_rules(names: Iterable[str], form: WeightForm, file: str) -> None:
@@ -139,12 +75,11 @@ def component_configs(
 def _component_configs(
     family: Family, shapes: Shapes, vae: Shapes, metadata: Mapping[str, str], stated: Mapping[str, Config]
 ) -> dict[str, Config]:
-    facts = family.facts
     own = _own_words(metadata)
-    result = {"unet": unet_config(facts["unet"], shapes, _pooled_width(family, shapes))}
+    result = {"unet": unet_config(family.unet, shapes, _pooled_width(family, shapes))}
     if vae:
-        result["vae"] = vae_config(facts["vae"], vae)
-    for name, usual in facts["text_encoders"].items():
+        result["vae"] = vae_config(family.vae, vae)
+    for name, usual in family.text_encoders.items():
         prefix = text_prefix(usual, shapes)
         if prefix is not None:
             result[name] = text_config(usual, shapes, prefix)
@@ -160,7 +95,7 @@ def require_parts(family: Family, parts: Iterable[str], name: str) -> None:
     Raises: CannotRender (`missing-part`).
     """
     held = set(parts)
-    for part in ("vae", *family.facts["text_encoders"]):
+    for part in ("vae", *family.text_encoders):
         if part not in held:
             hint = (
                 "pass a VAE file (--vae)"
@@ -197,7 +132,7 @@ def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Conf
         "up_block_types": ["CrossAttnUpBlock2D" if _attends(level) else "UpBlock2D" for level in up],
         "layers_per_block": _one_or_all([len(level) for level in down]),
         "attention_head_dim": _one_or_all(heads),
-        "cross_attention_dim": _context_width(shapes),
+        "cross_attention_dim": context_width(shapes),
         "use_linear_projection": _projects_linearly(shapes),
         "transformer_layers_per_block": _one_or_all(depths),
         "norm_num_groups": _groups(usual["norm_num_groups"], channels),
@@ -328,11 +263,6 @@ def _one_or_all(values: list[Any]) -> Any:
     return values[0] if all(value == values[0] for value in values) else values
 
 
-def _context_width(shapes: Shapes) -> int:
-    pattern = re.compile(re.escape(UNET) + r".*\.attn2\.to_k\.weight")
-    return next((shape[1] for name, shape in shapes.items() if pattern.fullmatch(name) and len(shape) > 1), 0)
-
-
 def _projects_linearly(shapes: Shapes) -> bool:
     return any(name.endswith(".proj_in.weight") and len(s) == 2 for name, s in shapes.items() if name.startswith(UNET))
 
@@ -358,7 +288,7 @@ def _groups(wanted: int, channels: list[int]) -> int:
 def _pooled_width(family: Family, shapes: Shapes) -> int | None:
     if not family.is_xl:
         return None
-    usual = family.facts["text_encoders"]["text_encoder_2"]
+    usual = family.text_encoders["text_encoder_2"]
     prefix = text_prefix(usual, shapes)
     if prefix is None:
         return 1280

@@ -1,0 +1,48 @@
+"""Find the family of a checkpoint from its tensor names and shapes."""
+
+import re
+from typing import Final
+
+from civman.diffusion.checkpoint_names import UNET, Shapes
+from civman.diffusion.families.sd1 import SD1
+from civman.diffusion.families.sd2 import SD2
+from civman.diffusion.families.sdxl import SDXL
+from civman.diffusion.families.sdxl_refiner import REFINER
+from civman.diffusion.families.unet_family import UNetFamily
+from civman.errors import CannotRender, Cause
+
+Family = UNetFamily
+"""Any family."""
+
+UNET_FAMILIES: Final = (SDXL, REFINER, SD2, SD1)
+"""In the order in which their text encoders are looked for: XL has an encoder with the name of the refiner's."""
+
+
+def family_of(names: Shapes) -> Family:
+    """Identify the family by the text encoders in the file or, if it has none, by the UNet's context width.
+
+    Raises: CannotRender: there is no UNet in the original layout, or it is of a family that civman cannot render.
+    """
+    if f"{UNET}input_blocks.0.0.weight" not in names:
+        raise CannotRender(
+            "the file has no UNet of Stable Diffusion 1, 2 or XL in the original layout",
+            hint="choose a checkpoint; adapters, embeddings and VAEs are only used together with one",
+            code=Cause.MISSING_PART,
+            part="unet",
+        )
+    for family in UNET_FAMILIES:
+        if any(name.startswith(family.text_mark) for name in names):
+            return family
+    width = context_width(names)
+    for family in UNET_FAMILIES:
+        if family.context_width == width:
+            return family
+    raise CannotRender(
+        f"a UNet with context width {width} is not of a model family that civman renders", code=Cause.UNKNOWN_FAMILY
+    )
+
+
+def context_width(shapes: Shapes) -> int:
+    """Return the width of the text conditioning that the UNet takes; 0 if it takes none."""
+    pattern = re.compile(re.escape(UNET) + r".*\.attn2\.to_k\.weight")
+    return next((shape[1] for name, shape in shapes.items() if pattern.fullmatch(name) and len(shape) > 1), 0)

@@ -1,0 +1,82 @@
+"""What the families with a UNet have in common: Stable Diffusion 1, 2, XL and XL's refiner."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from civman.diffusion.checkpoint_names import Config
+
+SD_RGB: Final = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473))
+XL_RGB: Final = (
+    (0.3448, 0.4168, 0.4395), (-0.1953, -0.0290, 0.0250), (0.1074, 0.0886, -0.0163), (-0.3730, -0.2499, -0.2088),
+)  # fmt: skip
+"""From latents to RGB in -1 … 1. Source: keturn, "Decoding latents to RGB without upscaling",
+discuss.huggingface.co/t/23204 (SD 1; SD 2 has the same VAE); AUTOMATIC1111's web UI (SDXL)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class UNetFamily:
+    """All answers of one family. The options in `unet`, `vae` and `text_encoders` are those that no shape reveals.
+
+    Instances are singletons and compare by identity.
+    """
+
+    name: str
+    title: str
+    native_size: int
+    """The side in pixels of the square that the models were trained on."""
+    text_mark: str
+    """The start of tensor names that only the family's own text encoder has."""
+    context_width: int
+    """The width of the text conditioning, by which a UNet without text encoders is recognised."""
+    unet: Config = field(repr=False)
+    vae: Config = field(repr=False)
+    text_encoders: Mapping[str, Config] = field(repr=False)
+    prediction: str = "epsilon"
+    is_xl: bool = False
+    """Whether the UNet takes image sizes and a pooled text vector in addition to the prompt."""
+    needs_picture: bool = False
+    """Whether the model can only change an existing image."""
+    takes_clip_skip: bool = False
+    """Whether clip skip selects the text encoder's layer."""
+    is_silent_about_prediction: bool = False
+    """Whether there are models of both predictions and their files usually do not say which."""
+    epsilon_size: int | None = None
+    """The native size of the models that predict epsilon, if it differs."""
+    drops_text_layer: bool = False
+    """Whether the text encoder is used without its last layer, which adapters may change all the same."""
+    zero_for_empty_negative: bool = False
+    """Whether diffusers replaces the conditioning of an empty negative prompt by zeros."""
+    latent_rgb: tuple[tuple[float, ...], ...] = field(default=SD_RGB, repr=False)
+    """The approximate colour of each latent channel, for previews."""
+    scores: tuple[float, float] | None = None
+    """The aesthetic scores of the prompt and of the negative prompt that the UNet takes in place of a target size."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def native_size_of(self, prediction: str) -> int:
+        """Return the native size of the family's models with this prediction."""
+        return self.epsilon_size if self.epsilon_size and prediction == "epsilon" else self.native_size
+
+    @property
+    def merges_tokens(self) -> bool:
+        """Whether there is attention at full resolution, in which tokens can be merged."""
+        return not self.is_xl
+
+    def size_conditioning(self, size: tuple[int, int], *, positive: bool) -> list[float] | None:
+        """Return what the UNet is told about sizes: original size, crop corner, target size or score; None if nothing.
+
+        `size` is (width, height) in pixels.
+        """
+        if not self.is_xl:
+            return None
+        width, height = map(float, size)
+        if self.scores is not None:
+            return [height, width, 0.0, 0.0, self.scores[0 if positive else 1]]
+        return [height, width, 0.0, 0.0, height, width]
+
+    @property
+    def vae_overflows(self) -> bool:
+        """Whether the original VAE overflows in half precision, so that it is kept in single precision (335 MB)."""
+        return self.is_xl
