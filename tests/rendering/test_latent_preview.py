@@ -17,6 +17,7 @@ from PIL import Image
 import civman.demo
 from civman.diffusion.families.registry import Family
 from civman.diffusion.families.sd1 import SD1
+from civman.diffusion.families.sd2 import SD2
 from civman.diffusion.families.sdxl import SDXL
 from civman.diffusion.latent_preview import preview_of
 from civman.diffusion.loader import load
@@ -64,7 +65,7 @@ def test_a_preview_looks_like_the_image_and_leaves_its_bytes_alone(civman: Any, 
 
 @pytest.mark.parametrize(("family", "matrix"), [
     (SD1, [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]]),
-    (Family.SD2, [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]]),
+    (SD2, [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]]),
     (SDXL, [[0.3448, 0.4168, 0.4395], [-0.1953, -0.029, 0.025], [0.1074, 0.0886, -0.0163],
                    [-0.373, -0.2499, -0.2088]]),
 ])  # fmt: skip
