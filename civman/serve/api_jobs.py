@@ -9,10 +9,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from civman import __version__
+from civman.download.job import shown_ref
 from civman.errors import NotFound, UsageError
 from civman.serve.api_library import is_set
 from civman.serve.jobs import JobKind
-from civman.serve.render_requests import request_of, require_name
+from civman.serve.render_requests import kept_value, request_of, require_name
 from civman.serve.server_file import PROTOCOL
 from civman.serve.serving import client_of, job_of, json_body, serving
 
@@ -40,14 +41,16 @@ async def submit(request: Request) -> Response:
     kind, client = body.get("kind"), client_of(request)
     if kind == "download":
         ref = require_name(_text(body, "ref"))
-        job = parts.jobs.submit(JobKind.DOWNLOAD, client, ref, {"ref": ref, "file": body.get("file")})
+        ref = shown_ref(ref)  # a URL may contain a key, and jobs are shown and kept
+        job = parts.jobs.submit(JobKind.DOWNLOAD, client, ref, {"ref": ref, "file": body.get("file")}, lasts=True)
     elif kind == "render":
         requests = body.get("requests", [body.get("request")])
         if not isinstance(requests, list) or not 0 < len(requests) <= 100:
             raise UsageError("`requests` must be a list of 1 to 100 render requests")
         checked = [request_of(each, library=parts.settings.library) for each in requests]
-        payload = {"requests": requests, "device": body.get("device"), "allow_partial": body.get("allow_partial")}
-        job = parts.jobs.submit(JobKind.RENDER, client, checked[0].prompt, payload)
+        kept = [kept_value(*each) for each in zip(requests, checked, strict=True)]
+        payload = {"requests": kept, "device": body.get("device"), "allow_partial": body.get("allow_partial")}
+        job = parts.jobs.submit(JobKind.RENDER, client, checked[0].prompt, payload, lasts=True)
     elif kind == "replay":
         number = body.get("picture")
         if not isinstance(number, int) or isinstance(number, bool):
@@ -61,7 +64,7 @@ async def submit(request: Request) -> Response:
             "argv": argv, "folder": str(parts.settings.library), "environment": {},
             "terminals": {"stdout": False, "stderr": False},
         }  # fmt: skip
-        job = parts.jobs.submit(JobKind.COMMAND, client, f"replay picture:{number}", payload)
+        job = parts.jobs.submit(JobKind.COMMAND, client, f"replay picture:{number}", payload, lasts=True)
     else:
         raise UsageError("`kind` must be render, replay or download")
     return JSONResponse(job.value(), 202)

@@ -1,15 +1,16 @@
 """The queue: jobs of several clients, each client in turn, with everything that is known about each job."""
 
+import contextlib
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
-from civman.errors import Refused
+from civman.errors import Refused, StoreError
 
 _MOST_QUEUED = 100
 _MOST_ENDED = 500
@@ -58,6 +59,8 @@ class ServerJob:
     result: Any = None
     error: dict[str, Any] | None = None
     is_cancelling: bool = False
+    lasts: bool = False
+    """Whether a later server runs the job if this one ends before: nobody waits for it on a connection."""
     written: list[tuple[str, str]] = field(default_factory=list, repr=False)
     """What a handed-over command has written: pairs of "stdout" or "stderr" and text."""
 
@@ -83,20 +86,53 @@ OnJob = Callable[[str, ServerJob], None]
 """Called with what happened ("job", "step", "preview", "written") and the job, from any thread."""
 
 
+class Journal(Protocol):
+    """Where the jobs are kept; see `job_journal.JobJournal`."""
+
+    def load(self) -> list[ServerJob]:
+        """Read the jobs of the last server."""
+        ...
+
+    def rewrite(self, jobs: Iterable[ServerJob]) -> None:
+        """Keep the present state of these jobs and nothing else."""
+        ...
+
+    def keep(self, job: ServerJob) -> None:
+        """Add the present state of a job."""
+        ...
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is time to rewrite it."""
+        ...
+
+
 class JobQueue:
     """All jobs of the server. Safe to use from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal | None = None) -> None:
+        """`journal`: has the jobs of the last server, and keeps those of this one. Raises: StoreError."""
         self._changed = threading.Condition()
         self._jobs: dict[int, ServerJob] = {}
         self._waiting: dict[bool, dict[str, deque[ServerJob]]] = {True: {}, False: {}}
         self._served: dict[str, int] = {}
-        self._numbers, self._turns = itertools.count(1), itertools.count(1)
+        self._turns = itertools.count(1)
         self._listeners: set[OnJob] = set()
         self._is_closed = False
+        self._journal = journal
+        for job in journal.load() if journal is not None else ():
+            self._jobs[job.number] = job
+            if job.state is JobState.QUEUED:
+                self._waiting[job.kind in ENGINE_KINDS].setdefault(job.client, deque()).append(job)
+        self._numbers = itertools.count(max(self._jobs, default=0) + 1)
+        self._forget_oldest()
+        if journal is not None:
+            journal.rewrite(self._jobs.values())
 
-    def submit(self, kind: JobKind, client: str, title: str, payload: dict[str, Any]) -> ServerJob:
-        """Queue a job. Raises: Refused (`queue-full`)."""
+    def submit(
+        self, kind: JobKind, client: str, title: str, payload: dict[str, Any], *, lasts: bool = False
+    ) -> ServerJob:
+        """Queue a job. Raises: Refused (`queue-full`); StoreError: it cannot be kept."""
         with self._changed:
             lane = self._waiting[kind in ENGINE_KINDS]
             if sum(map(len, lane.values())) >= _MOST_QUEUED:
@@ -104,7 +140,9 @@ class JobQueue:
                     f"{_MOST_QUEUED} jobs are waiting already",
                     hint="wait until some are done, or cancel them with `civman jobs --cancel`",
                 )  # fmt: skip
-            job = ServerJob(next(self._numbers), kind, client, title[:200], payload, datetime.now(UTC))
+            job = ServerJob(next(self._numbers), kind, client, title[:200], payload, datetime.now(UTC), lasts=lasts)
+            if self._journal is not None:
+                self._journal.keep(job)
             self._jobs[job.number] = job
             lane.setdefault(client, deque()).append(job)
             self._forget_oldest()
@@ -134,6 +172,7 @@ class JobQueue:
                 del lane[client]
             self._served[client] = next(self._turns)
             job.state, job.started_at = JobState.RUNNING, datetime.now(UTC)
+            self._keep(job)
         self.tell("job", job)
         return job
 
@@ -144,6 +183,7 @@ class JobQueue:
                 return
             job.state, job.result, job.error, job.ended_at = state, result, error, datetime.now(UTC)
             job.preview, job.payload = None, {}
+            self._keep(job)
             self._changed.notify_all()
         self.tell("job", job)
 
@@ -154,6 +194,7 @@ class JobQueue:
             if job is None or job.is_over:
                 return job
             job.is_cancelling = True
+            self._keep(job)
             if job.state is JobState.QUEUED:
                 lane = self._waiting[job.kind in ENGINE_KINDS]
                 lane[job.client].remove(job)
@@ -164,6 +205,17 @@ class JobQueue:
         else:
             self.tell("job", job)
         return job
+
+    def _keep(self, job: ServerJob) -> None:
+        """Keep a job's new state. If that fails, for want of space for example, the jobs go on nevertheless."""
+        journal = self._journal
+        if journal is None or self._is_closed:
+            return
+        with contextlib.suppress(StoreError):
+            if journal.is_long:
+                journal.rewrite(self._jobs.values())
+            else:
+                journal.keep(job)
 
     def get(self, number: int) -> ServerJob | None:
         """The job with this number, if it is still known."""

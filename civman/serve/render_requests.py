@@ -51,6 +51,12 @@ def request_of(value: object, *, library: Path) -> RenderRequest:
     return request
 
 
+def kept_value(value: dict[str, Any], request: RenderRequest) -> dict[str, Any]:
+    """The JSON object of a checked request with its images, which are in the library now, named by SHA-256."""
+    paths = {"init_image": request.init_image, "mask_image": request.mask_image}
+    return {**value, **{name: Path(path).stem for name, path in paths.items() if path is not None}}
+
+
 def conditions_of(payload: dict[str, Any]) -> Conditions:
     """The conditions of a plan from a job's payload."""
     return Conditions(payload.get("device"), allow_partial=bool(payload.get("allow_partial")))

@@ -21,6 +21,7 @@ from civman.serve.jobs import JobKind, JobQueue, JobState, ServerJob
 from civman.settings import Settings
 
 T = TypeVar("T")
+_DOWNLOADS_AT_ONCE = 3
 Change = tuple[str, dict[str, Any]]
 """What happened to a job ("job", "step", "preview" or "written"), and the job as JSON at that moment."""
 
@@ -62,13 +63,17 @@ class Serving:
         self.library = LibraryThread(settings, "library")
         self.site = LibraryThread(settings, "civitai")
         """For what may wait for CivitAI, so that listing does not wait as well."""
-        self._downloads = threading.Thread(target=self._download_all, name="downloads", daemon=True)
+        self._downloads = [
+            threading.Thread(target=self._download_all, name=f"downloads {number}", daemon=True)
+            for number in range(_DOWNLOADS_AT_ONCE)
+        ]
         self._streams: set[asyncio.Queue[Change | None]] = set()
 
     def start(self, *, warm: bool = False) -> None:
         """Start taking jobs. `warm`: start the engine's process at once."""
         self.engine.start(at_once=warm)
-        self._downloads.start()
+        for thread in self._downloads:
+            thread.start()
 
     def close(self) -> None:
         """End everything."""

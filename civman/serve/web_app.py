@@ -24,12 +24,14 @@ from civman.errors import Cause, CivmanError, ExitCode, Refused, UsageError
 from civman.serve import api_civitai, api_jobs, api_library, openai_api, sdapi_render, sdapi_state
 from civman.serve.engine_link import EngineLink
 from civman.serve.engine_process import RunCommand
+from civman.serve.job_journal import JobJournal
 from civman.serve.jobs import JobQueue
 from civman.serve.openapi import openapi
 from civman.serve.request_checks import COOKIE, Access, BodyTooLarge, Guard, hosts_of, refused
 from civman.serve.server_file import ServerFile, read_server_file
 from civman.serve.serving import Serving
 from civman.settings import Settings
+from civman.system.process_lock import FileLock
 
 STATUS = {
     ExitCode.USAGE: 400, ExitCode.NOT_FOUND: 404, ExitCode.NOT_ALLOWED: 403, ExitCode.NETWORK: 502,
@@ -143,11 +145,21 @@ def run_server(
 
     `run_command` is what the engine's process runs handed-over commands with; it must be importable by name.
 
-    Raises: Refused: a server of this library is running already. UsageError: the address cannot be used.
+    Raises: Refused: a server of this library is running already. UsageError: the address cannot be used. StoreError:
+        the list of jobs cannot be read or written.
     """
     root = settings.library
     root.mkdir(parents=True, exist_ok=True)
-    _require_alone(root)
+    with _alone(root):
+        _serve(settings, options, run_command, on_ready)
+
+
+def _serve(
+    settings: Settings, options: ServeOptions, run_command: RunCommand, on_ready: Callable[[str, str], None]
+) -> None:
+    root = settings.library
+    journal = JobJournal(root)
+    jobs = JobQueue(journal)
     listening = _bound(options)
     port = listening.getsockname()[1]
     is_loopback = options.host in ("127.0.0.1", "localhost", "::1")
@@ -156,7 +168,6 @@ def run_server(
     if not is_loopback and options.host in ("0.0.0.0", "::"):  # noqa: S104  # asked for
         hosts |= {f"{name}:{port}" for name in _own_addresses()}
     access = Access(token, hosts, frozenset(options.origins), needs_token=not is_loopback)
-    jobs = JobQueue()
     serving = Serving(settings, jobs, EngineLink(jobs, root, options.budget_bytes, run_command))
     config = uvicorn.Config(
         make_app(serving, access), loop="asyncio", http="h11", ws="none", lifespan="off", access_log=False,
@@ -172,6 +183,7 @@ def run_server(
     finally:
         found.remove(root)
         serving.close()
+        journal.close()
         listening.close()
 
 
@@ -186,15 +198,21 @@ def _quiet_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _require_alone(library: Path) -> None:
-    from civman.serve.hand_over import answers
-
-    there = read_server_file(library)
-    if there is not None and answers(there):
+@contextmanager
+def _alone(library: Path) -> Iterator[None]:
+    """Hold the lock that only one server of a library can have. Raises: Refused: another one has it."""
+    lock = FileLock(library / "serve.lock")
+    if not lock.acquire():
+        there = read_server_file(library)
+        where = f", at http://127.0.0.1:{there.port}" if there is not None else ""
         raise Refused(
-            f"a server of this library is running already, at http://127.0.0.1:{there.port}", code=Cause.REFUSED,
-            hint=f"use it, or end process {there.pid} first",
+            f"a server of this library is running already{where}", code=Cause.REFUSED,
+            hint=f"use it, or end process {there.pid} first" if there is not None else "use it, or end it first",
         )  # fmt: skip
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _bound(options: ServeOptions) -> socket.socket:
