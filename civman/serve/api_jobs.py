@@ -9,11 +9,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from civman import __version__
-from civman.download.job import shown_ref
 from civman.errors import NotFound, UsageError
 from civman.serve.api_library import is_set
+from civman.serve.download_jobs import download_payload
 from civman.serve.jobs import JobKind
-from civman.serve.render_requests import kept_value, request_of, require_name
+from civman.serve.render_requests import kept_value, request_of
 from civman.serve.server_file import PROTOCOL
 from civman.serve.serving import client_of, job_of, json_body, serving
 
@@ -40,9 +40,8 @@ async def submit(request: Request) -> Response:
     body, parts = await json_body(request), serving(request)
     kind, client = body.get("kind"), client_of(request)
     if kind == "download":
-        ref = require_name(_text(body, "ref"))
-        ref = shown_ref(ref)  # a URL may contain a key, and jobs are shown and kept
-        job = parts.jobs.submit(JobKind.DOWNLOAD, client, ref, {"ref": ref, "file": body.get("file")}, lasts=True)
+        payload = download_payload(body)
+        job = parts.jobs.submit(JobKind.DOWNLOAD, client, payload["ref"], payload, lasts=True)
     elif kind == "render":
         requests = body.get("requests", [body.get("request")])
         if not isinstance(requests, list) or not 0 < len(requests) <= 100:
