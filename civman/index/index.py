@@ -47,7 +47,7 @@ from civman.index.index_types import (
 from civman.index.open_database import prepare
 
 if TYPE_CHECKING:
-    from civman.domain.recipes.record import Record as PictureRecord
+    from civman.domain.recipes.record import AnyRecord as PictureRecord
     from civman.index.read_pictures import KeptPicture, PictureFilter
     from civman.index.transactions import Writer
 
