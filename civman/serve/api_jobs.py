@@ -78,7 +78,8 @@ def _text(body: dict[str, Any], name: str) -> str:
 
 async def jobs(request: Request) -> Response:
     """List all jobs that are known, the latest first."""
-    return JSONResponse({"jobs": [job.value() for job in reversed(serving(request).jobs.all())]})
+    queue = serving(request).jobs
+    return JSONResponse({"jobs": [job.value() for job in reversed(queue.all())], "places": queue.places()})
 
 
 async def job(request: Request) -> Response:
@@ -92,6 +93,14 @@ async def cancel(request: Request) -> Response:
     found = job_of(request)
     serving(request).jobs.cancel(found.number)
     return JSONResponse(found.value())
+
+
+async def move(request: Request) -> Response:
+    """Move a waiting job among the jobs of its client; `to` is first, up, down or last."""
+    found, body = job_of(request), await json_body(request)
+    queue = serving(request).jobs
+    queue.move(found.number, str(body.get("to")))
+    return JSONResponse({**found.value(), "places": queue.places()})
 
 
 async def events(request: Request) -> Response:
@@ -171,6 +180,7 @@ ROUTES = [
     Route("/api/v1/jobs", submit, methods=["POST"]),
     Route("/api/v1/jobs/{number:int}", job, methods=["GET"]),
     Route("/api/v1/jobs/{number:int}", cancel, methods=["DELETE"]),
+    Route("/api/v1/jobs/{number:int}/move", move, methods=["POST"]),
     Route("/api/v1/events", events), Route("/api/v1/commands", command, methods=["POST"]),
     Route("/api/v1/unload", unload, methods=["POST"]),
 ]  # fmt: skip
