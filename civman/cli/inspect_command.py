@@ -62,10 +62,6 @@ def _value(found: "Inspected", tensors: bool) -> dict[str, object]:
             "quantisation": found.gguf.quantisation,
             "tensor_count": len(found.gguf.tensors),
         }
-        if tensors:
-            value["tensors"] = {
-                name: {"dtype": kind, "shape": shape} for name, (kind, shape) in found.gguf.tensors.items()
-            }
     if tensors and found.header is not None:
         value["tensors"] = {
             name: {"dtype": tensor.dtype, "shape": tensor.shape} for name, tensor in found.header.tensors.items()
@@ -79,10 +75,7 @@ def _print(console: "Console", found: "Inspected", tensors: bool) -> None:
         console.print("only the header was read, from CivitAI; nothing was stored")
     identity = found.identity
     if found.gguf is not None:
-        console.print(f"  tensors show   {clean(found.gguf.words)}; civman renders only from safetensors files")
-        for name, (kind, shape) in found.gguf.tensors.items() if tensors else ():
-            console.print(f"  {kind:<8} {'x'.join(map(str, shape)) or 'scalar':<18} {clean(name)}")
-        return
+        console.print(f"  format         {clean(found.gguf.words)}")
     if found.refusal is not None:
         console.print("  a pickle that civman does not read", style="red")
         return

@@ -27,21 +27,17 @@ def jobs(
     """List the renders and downloads of a running `civman serve`, cancel one, or wait for one."""
     server = running_server(session.library.context.settings.library)
     if cancel is not None:
-        job = asked(server, "DELETE", f"/api/v1/jobs/{cancel}")
+        job = _asked(server, "DELETE", f"/api/v1/jobs/{cancel}")
         return _one(job)
     if follow is not None:
         return _one(_followed(session, server, follow))
-    return jobs_result(asked(server, "GET", "/api/v1/jobs")["jobs"])
-
-
-def jobs_result(listed: list[dict[str, Any]]) -> Result:
-    """The result of a command that lists jobs."""
+    listed = _asked(server, "GET", "/api/v1/jobs")["jobs"]
     return Result(
         "jobs", listed, human=lambda console: _table(console, listed), ids=(job["id"] for job in listed)
     )  # fmt: skip
 
 
-def asked(server: "ServerFile", method: str, path: str, body: Any = None) -> Any:
+def _asked(server: "ServerFile", method: str, path: str) -> Any:
     """Ask the server. Raises: the server's error; NetworkError: it does not answer."""
     import http.client
 
@@ -49,7 +45,7 @@ def asked(server: "ServerFile", method: str, path: str, body: Any = None) -> Any
     from civman.serve.hand_over import request
 
     try:
-        answer = request(server, method, path, body)
+        answer = request(server, method, path)
         value = json.load(answer)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise NetworkError(f"the server does not answer: {error}") from error
@@ -67,7 +63,7 @@ def _followed(session: Session, server: "ServerFile", number: int) -> Any:
 
     told = ""
     while True:
-        job = asked(server, "GET", f"/api/v1/jobs/{number}")
+        job = _asked(server, "GET", f"/api/v1/jobs/{number}")
         words = f"job {number}: {job['state']} {_progress(job)}".strip()
         if words != told:
             session.output.notice(words)

@@ -140,7 +140,7 @@ def load(
         InvalidModelFile: not a readable safetensors file, or a tensor with the wrong shape.
     """
     weights = Weights(path)
-    require_known_rules(weights.shapes, weights.form, path.name)
+    require_known_rules(weights.shapes, path.name)
     family = family_of(weights.shapes)
     vae_file, vae_names = _vae_tensors(weights, vae)
     vae_shapes = {plain: vae_file.shapes[actual] for plain, actual in vae_names.items()}
@@ -166,6 +166,8 @@ def load(
         _fill(model, name, module, wanted, notes, moved, leaves)
     if weights.form.quantisation is Quantisation.FP8_SCALED:
         notes.append("8-bit weights: each was multiplied by its scale from the file")
+    elif any(map(weights.is_packed, weights.shapes)):
+        notes.append(f"packed weights ({weights.form.words}): each was unpacked when it was read")
     model.prediction, model.is_zero_snr = _prediction(model, weights, prediction, is_zero_snr, notes)
     model.unused = _unused(weights, model)
     model.notes = tuple(notes)
@@ -232,11 +234,15 @@ def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | Non
     dtype = dtype or (torch.float16 if own.itemsize == 1 else own)
     if device.type == "cpu" and dtype == own:
         return {}
-    read = [weights.read(Source(name)) for name in names]
-    made = [torch.empty(tensor.shape, dtype=dtype, device=device) for tensor in read]
+    made = {name: torch.empty(weights.shapes[name], dtype=dtype, device=device) for name in names}
+    plain = [name for name in names if not weights.is_packed(name)]
     # a single call: many small calls would each wait for Python's global interpreter lock
-    torch._foreach_copy_(made, read)
-    return dict(zip(names, made, strict=True))
+    torch._foreach_copy_([made[name] for name in plain], [weights.read(Source(name)) for name in plain])
+    for name in names:
+        if weights.is_packed(name):  # one after the other: each is unpacked to four bytes per number
+            made[name].copy_(weights.read(Source(name)))
+            weights.forget(name)
+    return made
 
 
 def _fill(
@@ -259,16 +265,24 @@ def _fill(
     model.components[name] = module
     state = {}
     for parameter, source in sources.items():
-        tensor, shape = weights.read(source), module.get_parameter(parameter).shape
-        ready = moved.pop(source.name, tensor) if source == Source(source.name) else tensor
-        if leaves is not None and tensor.numel() > leaves:
-            state[parameter] = torch.empty_like(tensor.reshape(shape), dtype=dtype or own, device="meta")
+        shape = module.get_parameter(parameter).shape
+        if leaves is not None and shape.numel() > leaves:
+            state[parameter] = _meta_like(weights, source, shape, dtype or own)
             continue
+        is_whole = source == Source(source.name)
+        ready = moved.pop(source.name) if is_whole and source.name in moved else weights.read(source)
         state[parameter] = ready.reshape(shape).to(model.device, dtype or own)
-        if state[parameter].data_ptr() != tensor.data_ptr():
+        if weights.is_packed(source.name) or state[parameter].data_ptr() != ready.data_ptr():
             weights.forget(source.name)
     module.load_state_dict(state, strict=False, assign=True)
     _move_buffers(module, model.device)
+
+
+def _meta_like(weights: Weights, source: Source, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A parameter without memory; of a weight that is not packed, it has the order in memory of the file's tensor."""
+    if weights.is_packed(source.name):
+        return torch.empty(shape, dtype=dtype, device="meta")
+    return torch.empty_like(weights.read(source).reshape(shape), dtype=dtype, device="meta")
 
 
 def _move_buffers(module: nn.Module, device: torch.device) -> None:

@@ -1,22 +1,25 @@
-"""Open a safetensors file for reading: names, shapes, metadata, and tensors as views of the memory-mapped file.
+"""Open a safetensors or GGUF file for reading: names, shapes, metadata, and tensors as views of the memory-mapped file.
 
-A weight stored as 8-bit floats with a separate scale (`X.weight` with `X.scale_weight` or `X.weight_scale`) is read as
-their product in float32; every other tensor is a view of the file.
+A packed weight (8-bit with a scale, 4-bit, GGUF's blocks) is unpacked when it is read, as float32, and has the name and
+shape that the model sees; every other tensor is a view of the file.
 """
 
 import mmap
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import torch
 from torch import Tensor
 
+from civman.diffusion import dequantise
 from civman.diffusion.component_layouts import Source
+from civman.domain.files.gguf import MAGIC, NeedsMore, parse_gguf
+from civman.domain.files.header import Header, needed_bytes, parse
 from civman.domain.files.header import Tensor as Entry
-from civman.domain.files.header import needed_bytes, parse
-from civman.domain.files.weight_forms import WeightForm, scale_names, weight_form
+from civman.domain.files.packed_weights import Packed, is_packed_type, packed_weights, plain_tensors
+from civman.domain.files.weight_forms import WeightForm, weight_form
 from civman.errors import InvalidModelFile
 from civman.system.file_io import forget_mapped
 
@@ -26,60 +29,90 @@ _DTYPES: Final = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # fmt: skip
+_PACKED_TYPES = frozenset({"I8", "U8"})
+"""Types of weights whose numbers mean nothing without their helper tensors."""
+
+
+_FIRST_BYTES, _FIRST_GGUF_BYTES = 512, 1 << 20
 
 
 class Weights:
-    """One open safetensors file. Its tensors share the memory map: nothing is copied until one is converted or moved.
+    """One open file. Its tensors share the memory map: nothing is copied until one is converted, moved or unpacked.
 
-    Writing to such a tensor changes this process's private copy of the page, never the file. Do not do it: `read` would
-    return the changed page again.
+    `shapes` and `dtypes` list the tensors that the model sees; the dtype of a packed weight is the stored one, such as
+    "F8_E4M3" or "Q4_K". Writing to a tensor changes this process's private copy of the page, never the file. Do not do
+    it: `read` would return the changed page again.
     """
 
-    __slots__ = ("_begin", "_entries", "_map", "_scales", "dtypes", "form", "metadata", "path", "shapes")
+    __slots__ = ("_begin", "_entries", "_map", "_packed", "dtypes", "form", "metadata", "path", "shapes")
 
     def __init__(self, path: Path) -> None:
-        """Open and memory-map a file. Raises: InvalidModelFile: it is not a readable safetensors file."""
+        """Open and memory-map a file.
+
+        Raises:
+            InvalidModelFile: it is not a readable safetensors or GGUF file.
+            CannotRender: its weights are packed in a form that civman cannot unpack (`quantised-weights`).
+        """
         self.path = path
         try:
             with path.open("rb") as file:
-                size = path.stat().st_size
-                first = file.read(512)
-                rest = file.read(needed_bytes(first, size) - len(first))
+                header = _header(file, path.stat().st_size)
                 # private and writable, because torch warns about read-only buffers
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise InvalidModelFile(f"cannot read `{path.name}`: {error}") from error
-        header = parse(first + rest, file_size=size)
         self._entries = header.tensors
         self._begin = header.header_bytes
         self.metadata: dict[str, str] = dict(header.metadata)
-        self.shapes: dict[str, tuple[int, ...]] = header.shapes
-        self.dtypes: dict[str, str] = {name: entry.dtype for name, entry in header.tensors.items()}
         self.form: WeightForm = weight_form(header.tensors)
-        self._scales = scale_names(header.tensors) if self.form.quantisation is not None else {}
+        self._packed: dict[str, Packed] = packed_weights(header, self._stored, path.name)
+        seen = plain_tensors(header.tensors, self._packed)
+        self.shapes: dict[str, tuple[int, ...]] = {name: entry.shape for name, entry in seen.items()}
+        self.dtypes: dict[str, str] = {name: entry.dtype for name, entry in seen.items()}
 
     def read(self, source: Source) -> Tensor:
-        """Read a parameter: a view of the memory map in the file's dtype, or float32 if the weight has a scale.
+        """Read a parameter: a view of the memory map in the file's dtype, or float32 if the weight is packed.
 
-        Raises: KeyError. InvalidModelFile: a dtype that torch does not support, or a scale of the wrong shape.
+        Raises: KeyError. InvalidModelFile: a dtype that torch does not support.
         """
-        tensor = self._tensor(self._entries[source.name])
-        if source.name in self._scales:
-            tensor = self._scaled(tensor, self._scales[source.name])
+        tensor = self._values(source.name)
         if source.third is not None:
             rows = tensor.shape[0] // 3
             tensor = tensor[source.third * rows : (source.third + 1) * rows]
         return tensor.T if source.is_transposed else tensor
 
-    def _scaled(self, tensor: Tensor, name: str) -> Tensor:
-        """Multiply the weight by its scale, which is a single number or one per row."""
-        scale = self._tensor(self._entries[name]).to(torch.float32)
-        if scale.numel() not in (1, tensor.shape[0] if tensor.ndim else 1):
-            raise InvalidModelFile(
-                f"`{name}` has shape {list(scale.shape)}, which does not fit a weight of shape {list(tensor.shape)}",
-                tensor=name,
+    def is_packed(self, name: str) -> bool:
+        """Whether this tensor is unpacked when it is read, so that its values are in memory and not in the file."""
+        return name in self._packed or is_packed_type(self._entries[name].dtype)
+
+    def _values(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        if is_packed_type(entry.dtype):
+            stored = torch.frombuffer(
+                self._map, dtype=torch.uint8, count=entry.end - entry.start, offset=self._begin + entry.start
             )
-        return tensor.to(torch.float32) * scale.reshape(-1, *[1] * (tensor.ndim - 1))
+            return dequantise.gguf_blocks(stored, entry.dtype, entry.shape)
+        packed = self._packed.get(name)
+        if packed is None:
+            return self._tensor(entry)
+        if packed.scale:
+            stored = self._tensor(entry._replace(dtype=packed.dtype or entry.dtype))
+            return dequantise.scaled(stored, self._tensor(self._entries[packed.scale]), packed.rotation)
+        return self._four_bit(entry, packed)
+
+    def _four_bit(self, entry: Entry, packed: Packed) -> Tensor:
+        absmax = self._tensor(self._entries[packed.absmax])
+        if packed.nested_table:
+            table = self._tensor(self._entries[packed.nested_table])
+            factors = self._tensor(self._entries[packed.nested_absmax])
+            absmax = dequantise.by_block(absmax, table, factors, packed.nested_block, (absmax.numel(),))
+            absmax = absmax + packed.nested_offset
+        table = self._tensor(self._entries[packed.table])
+        return dequantise.four_bit(self._tensor(entry), table, absmax, packed.block, packed.shape)
+
+    def _stored(self, name: str) -> bytes:
+        entry = self._entries[name]
+        return bytes(self._map[self._begin + entry.start : self._begin + entry.end])
 
     def forget(self, name: str) -> None:
         """Release the memory of a tensor that has been copied elsewhere; it can be read again."""
@@ -87,11 +120,12 @@ class Weights:
         forget_mapped(self._map, self._begin + entry.start, self._begin + entry.end)
 
     def dtype_of(self, names: Iterable[str]) -> torch.dtype:
-        """Return the dtype of most of the elements in these tensors."""
+        """Return the dtype of most of the elements in these tensors; float16 for packed weights."""
         counts: dict[str, int] = {}
         for name in names:
             counts[self.dtypes[name]] = counts.get(self.dtypes[name], 0) + prod(self.shapes[name])
-        return self._dtype(max(counts, key=lambda key: counts[key]))
+        most = max(counts, key=lambda key: counts[key])
+        return torch.float16 if is_packed_type(most) or most in _PACKED_TYPES else self._dtype(most)
 
     def _dtype(self, name: str) -> torch.dtype:
         if name not in _DTYPES:
@@ -103,3 +137,15 @@ class Weights:
         if count == 0:
             return torch.empty(entry.shape, dtype=dtype)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=self._begin + entry.start).view(entry.shape)
+
+
+def _header(file: BinaryIO, size: int) -> Header:
+    first = file.read(_FIRST_BYTES)
+    if not first.startswith(MAGIC):
+        return parse(first + file.read(max(0, needed_bytes(first, size) - len(first))), file_size=size)
+    while True:
+        first += file.read(max(_FIRST_GGUF_BYTES, 7 * len(first)))
+        try:
+            return parse_gguf(first, is_whole=len(first) >= size, file_size=size).as_header
+        except NeedsMore:
+            continue

@@ -12,25 +12,14 @@ from typing import Any
 
 from civman.diffusion.checkpoint_names import METADATA_KEY, TITLES, UNET, Config, Shapes
 from civman.diffusion.families.registry import Family, context_width
-from civman.domain.files.weight_forms import WeightForm
 from civman.errors import CannotRender, Cause, InvalidModelFile
 
 
-def require_known_rules(names: Iterable[str], form: WeightForm, file: str) -> None:
+def require_known_rules(names: Iterable[str], file: str) -> None:
     """Refuse a checkpoint that would load but whose images would be wrong; it is recognised by its tensors.
 
-    Raises:
-        CannotRender: the weights are quantised in a format that civman cannot convert back (`quantised-weights`), or
-            the model was trained for noise levels that civman does not support (`unknown-prediction`).
+    Raises: CannotRender: the model was trained for noise levels that civman does not support (`unknown-prediction`).
     """
-    if not form.is_computable:
-        raise CannotRender(
-            f"the weights in `{file}` are stored as {form.words}, which civman cannot compute with",
-            hint="choose a file of this version in fp16, bf16 or fp8",
-            code=Cause.QUANTISED_WEIGHTS,
-            file=file,
-            form=form.words,
-        )
     held = set(names)
     for tensors, model in _EDM:
         if tensors <= held:

@@ -17,7 +17,7 @@ from civman.domain.architecture import Architecture, Identity, Kind
 from civman.domain.base_models import Support, architectures_of, is_few_steps, label_support
 from civman.domain.catalog import ModelType
 from civman.domain.files.header import Header
-from civman.domain.files.weight_forms import Quantisation
+from civman.domain.files.weight_forms import Quantisation, weight_form
 from civman.domain.identification.claims import prediction_type
 from civman.errors import Cause, Incompatible, UnknownFit
 
@@ -38,11 +38,9 @@ class Verdict(StrEnum):
     CANNOT = "cannot work"
 
 
-_PACKED = frozenset(str(kind) for kind in Quantisation if kind is not Quantisation.FP8_SCALED)
+_PACKED = frozenset(str(kind) for kind in Quantisation if not kind.is_computable)
 """Forms of weights that civman cannot convert back."""
-_WITHOUT_SHAPES = frozenset(
-    map(str, (Quantisation.NF4, Quantisation.NVFP4, Quantisation.SVDQUANT, Quantisation.PACKED_INT4))
-)
+_WITHOUT_SHAPES = frozenset((Quantisation.NF4, Quantisation.NVFP4, Quantisation.SVDQUANT, Quantisation.PACKED_INT4))
 """Forms in which the shape of a tensor is not that of the weight, so that modules cannot be compared."""
 _WORSE = {verdict: place for place, verdict in enumerate(Verdict)}
 
@@ -70,8 +68,6 @@ class Part:
     """The values of an adapter's single-number tensors (alphas); None if only the header was read."""
     role: Kind | None = None
     """The kind of file that it is meant to be used as; None: as the kind that it is."""
-    form: str = ""
-    """How its weights are stored, if it is not a safetensors file."""
     content: str = ""
     """The format of a file whose tensors civman cannot read, such as "empty" or "zip"."""
 
@@ -90,7 +86,7 @@ class Part:
     @property
     def weights(self) -> str:
         """How the weights are stored, such as "UNet fp8 with scales, rest fp16"; empty if unknown."""
-        return self.form or (self.identity.weights if self.identity else "")
+        return self.identity.weights if self.identity else ""
 
     @property
     def possible(self) -> frozenset[Architecture]:
@@ -184,7 +180,9 @@ def check(checkpoint: Part, parts: Sequence[Part]) -> Compatibility:
     The verdict and each part's result do not depend on their order.
     """
     own, base_verdict = _about_checkpoint(checkpoint)
-    shows_shapes = checkpoint.weights not in _WITHOUT_SHAPES
+    shows_shapes = (
+        checkpoint.header is None or weight_form(checkpoint.header.tensors).quantisation not in _WITHOUT_SHAPES
+    )
     wants = checkpoint.header is not None and shows_shapes and _wants_modules(parts)
     index = ModuleIndex.of_header(checkpoint.header) if checkpoint.header is not None and wants else None
     results = tuple(_result(checkpoint, part, index) for part in parts)
@@ -214,7 +212,7 @@ def _about_checkpoint(checkpoint: Part) -> tuple[tuple[str, ...], Verdict]:
     reasons = [*_label_conflict(checkpoint)]
     if checkpoint.architecture is Architecture.UNKNOWN:
         reasons.append(f"only CivitAI's label ({checkpoint.label}) says what `{checkpoint.name}` is")
-    if checkpoint.weights in _PACKED or checkpoint.form:
+    if checkpoint.weights in _PACKED:
         reasons.append(f"`{checkpoint.name}` is stored as {checkpoint.weights}, which civman cannot compute with")
     if checkpoint.architecture is Architecture.SDXL_REFINER:
         reasons.append(f"`{checkpoint.name}` is a refiner: it finishes images that another model has begun")
@@ -222,8 +220,6 @@ def _about_checkpoint(checkpoint: Part) -> tuple[tuple[str, ...], Verdict]:
 
 
 def _why_unknown(checkpoint: Part) -> str:
-    if checkpoint.form:
-        return f"no rule recognises the tensors of `{checkpoint.name}` ({checkpoint.form})"
     if checkpoint.header is None:
         content = f" (its content is {checkpoint.content})" if checkpoint.content else ""
         return f"civman cannot read the tensors of `{checkpoint.name}`{content}, so its architecture is unknown"

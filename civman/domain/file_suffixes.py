@@ -6,7 +6,8 @@ SAFETENSORS_SUFFIXES: Final = frozenset({".safetensors", ".sft"})
 """Extensions of safetensors files; both name the same format."""
 PICKLE_SUFFIXES: Final = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 """Extensions of pickle files; loading one could run code."""
-MODEL_SUFFIXES: Final = SAFETENSORS_SUFFIXES | PICKLE_SUFFIXES | {".gguf", ".onnx"}
+GGUF_SUFFIX: Final = ".gguf"
+MODEL_SUFFIXES: Final = SAFETENSORS_SUFFIXES | PICKLE_SUFFIXES | {GGUF_SUFFIX, ".onnx"}
 ARCHIVE_SUFFIXES: Final = frozenset({".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".zst"})
 CONFIG_SUFFIXES: Final = frozenset({".yaml", ".yml"})
 PICTURE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif", ".bmp", ".jxl", ".heic"})

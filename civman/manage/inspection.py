@@ -8,13 +8,15 @@ from civman.domain.adapters.adapter_tensors import deltas_of
 from civman.domain.architecture import Identity, Kind
 from civman.domain.catalog import Asset, FileFacts, ModelType
 from civman.domain.compatibility import Part
-from civman.domain.file_suffixes import SAFETENSORS_SUFFIXES
+from civman.domain.file_suffixes import GGUF_SUFFIX, SAFETENSORS_SUFFIXES
 from civman.domain.files.gguf import GgufHeader
 from civman.domain.files.header import Header, Sniffed, sniff
+from civman.domain.files.packed_weights import require_computable
+from civman.domain.files.weight_forms import weight_form
 from civman.domain.identification.claims import Claims, claims
 from civman.domain.identification.identify import conflicts, facts, identify
-from civman.errors import CivmanError, InvalidModelFile, NotFound
-from civman.store.read_header import read_first, read_gguf, read_header, read_numbers
+from civman.errors import CannotRender, CivmanError, InvalidModelFile, NotFound
+from civman.store.read_header import plain_header, read_first, read_gguf, read_header, read_numbers
 from civman.store.read_pickle import PickleFile, looks_like_pickle, read_or_refusal, read_pickled_numbers
 
 
@@ -39,7 +41,7 @@ class Inspected:
     header: Header | None = field(default=None, repr=False)
     asset: Asset | None = None
     gguf: GgufHeader | None = field(default=None, repr=False)
-    """The header of a GGUF file, which civman can describe but not render from; None for all other formats."""
+    """The header of a GGUF file; `header` lists the same tensors. None for all other formats."""
     pickle: PickleFile | None = field(default=None, repr=False)
     """What a pickle contains, read without running it. `header` is that of a safetensors file with the same tensors."""
     refusal: CivmanError | None = field(default=None, repr=False)
@@ -51,13 +53,30 @@ class Inspected:
 
         Raises: StoreError: an adapter's alphas cannot be read.
         """
-        if self.gguf is not None:
-            header = self.gguf.as_header
-            return Part(self.name, self.model_type, self.label, identify(header), header, form=self.gguf.words)
         unread = "" if self.header is not None else str(self.content)
         return Part(
-            self.name, self.model_type, self.label, self.identity, self.header, self._numbers(), content=unread
+            self.name, self.model_type, self.label, self.identity, self._unpacked(), self._numbers(), content=unread
         )  # fmt: skip
+
+    def _unpacked(self) -> Header | None:
+        try:
+            return self.model_header()
+        except (CannotRender, InvalidModelFile):  # the checkpoint's own result says why
+            return self.header
+
+    def model_header(self) -> Header | None:
+        """Return the header with the tensors that the model sees, as `read_header.plain_header` does.
+
+        If only the header is available, it is returned unchanged. Raises: the errors of `plain_header`.
+        """
+        if self.header is None:
+            return None
+        if self.path is None:
+            require_computable(weight_form(self.header.tensors), self.name)
+            return self.header
+        if "plain" not in self.header.notes:
+            self.header.notes["plain"] = plain_header(Path(self.path), self.header)
+        return cast("Header", self.header.notes["plain"])
 
     def _numbers(self) -> dict[str, float] | None:
         """Read an adapter's alphas and flags, which are tensor values, not in the header.
@@ -65,6 +84,8 @@ class Inspected:
         None if only the header is available.
         """
         if self.header is None or self.path is None or self.identity is None or self.identity.kind is not Kind.ADAPTER:
+            return None
+        if self.gguf is not None:
             return None
         notes = self.header.notes
         if "numbers" in notes:
@@ -129,6 +150,8 @@ def facts_of_file(path: Path, base_model: str | None) -> FileFacts:
     """
     if path.suffix.lower() in SAFETENSORS_SUFFIXES:
         return facts(read_header(path), base_model)
+    if path.suffix.lower() == GGUF_SUFFIX and sniff(read_first(path)) is Sniffed.GGUF:
+        return facts(read_gguf(path).as_header, base_model)
     found = read_or_refusal(path, path.name) if looks_like_pickle(path) else None
     return facts(found.header, base_model) if isinstance(found, PickleFile) else FileFacts()
 
@@ -143,14 +166,15 @@ def _inspected(
             raise InvalidModelFile(f"`{name}` is not a safetensors file: its content is {content}", name=name)
         if looks_like_pickle(path):
             return _inspected_pickle(path, name, label, model_type, asset)
-        gguf = read_gguf(path) if content is Sniffed.GGUF else None
-        return Inspected(name, str(path), size, content, label, model_type or ModelType.OTHER, asset=asset, gguf=gguf)
-    header = read_header(path)
+        if content is not Sniffed.GGUF:
+            return Inspected(name, str(path), size, content, label, model_type or ModelType.OTHER, asset=asset)
+    gguf = read_gguf(path) if content is Sniffed.GGUF else None
+    header = gguf.as_header if gguf is not None else read_header(path)
     said = claims(header.metadata)
     identity = identify(header, said)
     return Inspected(
         name, str(path), size, content, label, model_type or identity.model_type, identity, said,
-        conflicts(identity, said, label), header, asset,
+        conflicts(identity, said, label), header, asset, gguf,
     )  # fmt: skip
 
 

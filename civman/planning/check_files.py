@@ -11,7 +11,7 @@ from civman.domain.digests import Sha256
 from civman.errors import CannotRender, InvalidModelFile
 from civman.manage.inspection import Inspected
 from civman.planning.checkpoint_facts import read_checkpoint
-from civman.planning.find_files import Found
+from civman.planning.find_files import Found, model_header
 
 ROLES: Final = {"lora": Kind.ADAPTER, "embedding": Kind.EMBEDDING, "vae": Kind.VAE}
 _DRAWN = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER)
@@ -44,11 +44,13 @@ def in_role(part: Part, role: str | None) -> Part:
 
 def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:
     """Explain why civman cannot render with a checkpoint; empty if it can, or if it supports no model of the family."""
-    base, other = _found("checkpoint", checkpoint), _found("vae", vae)
-    if base is None or base.identity.kind is not Kind.CHECKPOINT or base.identity.architecture not in _DRAWN:
+    identity = checkpoint.identity
+    if identity is None or identity.kind is not Kind.CHECKPOINT or identity.architecture not in _DRAWN:
         return ""
     try:
-        read_checkpoint(base, vae=other)
+        base, other = _found("checkpoint", checkpoint), _found("vae", vae)
+        if base is not None:
+            read_checkpoint(base, vae=other)
     except (CannotRender, InvalidModelFile) as error:
         return error.message
     return ""
@@ -57,4 +59,5 @@ def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:
 def _found(role: str, file: Inspected | None) -> Found | None:
     if file is None or file.header is None or file.identity is None:
         return None
-    return Found(role, Path(file.path or file.name), Sha256(""), file, file.header, file.identity)
+    header = model_header(role, file) or file.header
+    return Found(role, Path(file.path or file.name), Sha256(""), file, header, file.identity)

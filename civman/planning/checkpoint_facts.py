@@ -12,8 +12,8 @@ from civman.diffusion.component_layouts import Source, own_vae_names, text_sourc
 from civman.diffusion.component_shapes import parameter_shapes, require_tensors, require_widths
 from civman.diffusion.families.registry import Family, family_of
 from civman.diffusion.unet_configs import component_configs, require_known_rules, require_parts, text_prefix
-from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, weight_form, wrong_scale
-from civman.errors import CannotRender, Cause, InvalidModelFile, UsageError
+from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES
+from civman.errors import CannotRender, Cause, UsageError
 from civman.planning.find_files import Found
 
 _SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
@@ -56,12 +56,7 @@ def read_checkpoint(
         its parts have widths that do not match. InvalidModelFile: a tensor has a wrong shape.
     """
     shapes, metadata = found.header.shapes, found.header.metadata
-    require_known_rules(shapes, weight_form(found.header.tensors), found.inspected.name)
-    if vae is not None:
-        require_known_rules((), weight_form(vae.header.tensors), vae.inspected.name)
-    for file in (found, *([vae] if vae is not None else [])):
-        if problem := wrong_scale(file.header.tensors):
-            raise InvalidModelFile(problem, name=file.inspected.name)
+    require_known_rules(shapes, found.inspected.name)
     family = family_of(shapes)
     configs = _configs(found, json.loads(config) if config else {}, vae)
     require_parts(family, configs, found.inspected.name)

@@ -39,7 +39,10 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model file for one role: its path, its SHA-256, and what its header shows."""
+    """A model file for one role: its path, its SHA-256, and what its header shows.
+
+    `header` lists the tensors that the model sees after unpacking; `inspected.header` lists those in the file.
+    """
 
     role: str
     path: Path
@@ -196,12 +199,21 @@ class Finder:
         air = str(air_of(version)) if version else None
         autov3 = (self._index.hashes(sha256).autov3 or "") if asset else ""
         copy = copy_place(BlobStore(self._index.folder), sha256) if inspected.pickle is not None else None
-        return Found(role, path, sha256, inspected, inspected.header, inspected.identity, asset, air, autov3, copy)
+        header = model_header(role, inspected) or inspected.header
+        return Found(role, path, sha256, inspected, header, inspected.identity, asset, air, autov3, copy)
 
     def _read(self, path: Path) -> Sha256:
         total = path.stat().st_size
         self._on_event(Started("plan", path.name, total))
         return digest_of(path, _reporter(self._on_event, total))
+
+
+def model_header(role: str, inspected: Inspected) -> Header | None:
+    """Return the header of a file for one role: for weights of a model, as the model sees them after unpacking."""
+    return inspected.model_header() if role in _WITH_WEIGHTS else inspected.header
+
+
+_WITH_WEIGHTS = frozenset({"checkpoint", "vae"})
 
 
 def seen_here(index: Index, sha256: Sha256) -> bool:
@@ -228,7 +240,7 @@ def _require_kind(role: str, inspected: Inspected) -> None:
     if inspected.header is None:
         raise Refused(
             f"`{inspected.name}` is not a safetensors file: its content is {inspected.content}",
-            hint="civman renders from safetensors files, and from pickles that it can read without running them",
+            hint="civman renders from safetensors and GGUF files and from pickles that it reads without running them",
             code=Cause.NOT_SAFETENSORS,
         )  # fmt: skip
     kind = inspected.part.kind

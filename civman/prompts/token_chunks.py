@@ -23,8 +23,6 @@ class Insert:
     offset: int
     name: str
     length: int
-    begin: int = 0
-    """The first of the embedding's vectors at this position."""
 
 
 @dataclass(frozen=True, slots=True)

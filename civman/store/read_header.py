@@ -3,10 +3,12 @@
 import os
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from civman.domain.files.gguf import GgufHeader, NeedsMore, parse_gguf
 from civman.domain.files.header import Header, needed_bytes, parse
+from civman.domain.files.packed_weights import packed_weights, plain_tensors
 from civman.errors import StoreError
 from civman.store.partial import store_error
 from civman.system.file_io import read_at
@@ -33,6 +35,29 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise store_error(error, path) from error
     return parse(first + rest, file_size=size)
+
+
+def plain_header(path: Path, header: Header) -> Header:
+    """Return the header with the tensors that a model sees: packed weights in their own shapes, without their helpers.
+
+    Raises: CannotRender (`quantised-weights`): a form that civman cannot unpack. InvalidModelFile: helper tensors do
+        not belong to their weights. StoreError: the file cannot be read.
+    """
+
+    def read(name: str) -> bytes:
+        tensor = header.tensors[name]
+        data = memoryview(bytearray(tensor.end - tensor.start))
+        try:
+            with path.open("rb", buffering=0) as file:
+                count = read_at(file.fileno(), data, header.header_bytes + tensor.start)
+        except OSError as error:
+            raise store_error(error, path) from error
+        return bytes(data[:count])
+
+    packed = packed_weights(header, read, path.name)
+    if not packed:
+        return header
+    return replace(header, tensors=plain_tensors(header.tensors, packed), notes={})
 
 
 def read_numbers(path: Path, header: Header, names: Iterable[str]) -> dict[str, float]:
@@ -83,7 +108,8 @@ def read_gguf(path: Path) -> GgufHeader:
     count = min(size, _FIRST_GGUF_BYTES)
     while True:
         try:
-            return parse_gguf(read_first(path, count), is_whole=count >= size or count >= _MAX_GGUF_BYTES)
+            whole = count >= size or count >= _MAX_GGUF_BYTES
+            return parse_gguf(read_first(path, count), is_whole=whole, file_size=size)
         except NeedsMore:
             count = min(size, count * 8, _MAX_GGUF_BYTES)
 

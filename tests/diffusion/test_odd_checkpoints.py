@@ -91,11 +91,11 @@ def test_other_noise_levels_are_refused_by_name(tiny_files, tmp_path, kind, extr
 def test_packed_weights_are_refused_by_name(tiny_files, tmp_path):
     tensors = load_file(tiny_files["sd1"])
     name = next(name for name in tensors if name.endswith("to_q.weight"))
-    tensors[f"{name}.quant_state.bitsandbytes__nf4"] = torch.zeros(80, dtype=torch.uint8)
-    save_file(tensors, tmp_path / "nf4.safetensors", load_metadata(tiny_files["sd1"]))
+    tensors[f"{name.removesuffix('.weight')}.wscales"] = torch.zeros(80)
+    save_file(tensors, tmp_path / "nunchaku.safetensors", load_metadata(tiny_files["sd1"]))
 
-    with pytest.raises(CannotRender, match="nf4") as caught:
-        load(tmp_path / "nf4.safetensors")
+    with pytest.raises(CannotRender, match="svdquant") as caught:
+        load(tmp_path / "nunchaku.safetensors")
 
     assert caught.value.code == Cause.QUANTISED_WEIGHTS
 

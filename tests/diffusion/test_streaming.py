@@ -194,3 +194,23 @@ def resident_bytes() -> int:
     if not Path("/proc/self/statm").exists():
         pytest.skip("asks Linux what is resident")
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_packed_weights_are_unpacked_layer_by_layer(tiny_files: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from packed_files import quantised, write_gguf
+    from safetensors.torch import load_file
+
+    stored, _ = quantised(load_file(tiny_files["sd1"]), "Q4_1")
+    said = {key: value for key, value in load(tiny_files["sd1"]).metadata.items() if key == "civman.config"}
+    path = write_gguf(tmp_path / "packed.gguf", stored, said)
+    usual = load(path, dtype=torch.float32)
+    sparing, later = streamed(path, torch.float32)
+    chosen = adapters(usual, tmp_path)
+    for model, each in ((usual, None), (sparing, later)):
+        apply({"unet": model.unet}, model.base_tensor, chosen, done_with=model.forget, later=each)
+
+    ours, theirs = weights_at_work(sparing), weights_at_work(usual)
+
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert any("Q4_1" in note for note in usual.notes)

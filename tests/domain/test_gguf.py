@@ -26,6 +26,7 @@ def written(tensors, *, architecture="flux", extra=()):
 
 
 TENSORS = {"double_blocks.0.img_attn.qkv.weight": (12, (9216, 3072)), "img_in.bias": (0, (3072,))}
+SMALL = {"double_blocks.0.img_attn.qkv.weight": (12, (24, 256)), "img_in.bias": (0, (16,))}
 ARRAY = text("tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b")
 
 
@@ -75,10 +76,20 @@ def test_damaged_headers_are_refused_or_read_and_never_fail_otherwise(noise, at)
 
 def test_inspection_names_a_gguf_file(tmp_path):
     path = tmp_path / "flux-Q4_K.gguf"
-    path.write_bytes(written(TENSORS) + bytes(4096))
+    path.write_bytes(written(SMALL) + bytes(4096))
 
     found = inspect_path(path)
 
     assert found.gguf is not None
     assert found.gguf.words == "GGUF, flux, Q4_K, 2 tensors"
-    assert found.identity is None
+    assert found.header is not None
+    assert found.header.shapes == {name: shape for name, (_, shape) in SMALL.items()}
+    assert found.identity is not None
+
+
+def test_a_file_that_ends_before_its_last_tensor_is_refused(tmp_path):
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(written(TENSORS) + bytes(4096))
+
+    with pytest.raises(InvalidModelFile, match="truncated"):
+        inspect_path(path)

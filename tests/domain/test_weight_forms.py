@@ -70,7 +70,7 @@ def test_each_kind_of_packing_is_recognised(tensors, kind):
     found = form(tensors)
 
     assert found.quantisation is kind
-    assert found.is_computable == (kind is Quantisation.FP8_SCALED)
+    assert found.is_computable == (kind in (Quantisation.FP8_SCALED, Quantisation.INT8_SCALED, Quantisation.NF4))
     assert "fp8" in found.words if kind is Quantisation.FP8_SCALED else found.words == str(kind)
 
 

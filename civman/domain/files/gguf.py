@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
+from civman.domain.files.gguf_types import BLOCKS, TYPES
 from civman.domain.files.header import Header
 from civman.domain.files.header_text import Tensor, refuse, short
 
@@ -22,14 +23,17 @@ MAX_STRING_BYTES = 16 << 20
 MAX_ARRAY_ITEMS = 4_000_000
 """civman's limit on the length of arrays; a language model's vocabulary has about 300,000 words."""
 
-_TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
-    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
-    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
-    29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
-}  # fmt: skip
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+_WHOLE = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
+_STRING, _ARRAY, _ALIGNMENT = 8, 9, 32
+_STATED_SHAPE = "comfy.gguf.orig_shape."
+"""The beginning of a metadata key that states a tensor's shape, where the file stores it as rows of another width.
+
+The rest of the key is the tensor's name. City96's converter writes it for convolutions.
+"""
+
+
+Shape = tuple[int, ...]
 
 
 class NeedsMore(Exception):
@@ -52,6 +56,14 @@ class GgufHeader:
     """Tensor name → its type and shape."""
     metadata: Mapping[str, str] = field(repr=False)
     """The file's metadata entries that are numbers or short strings."""
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    """Tensor name → its first byte and the byte after its last, counted from `data_start`.
+
+    Both are the same if the size of the tensor's type is unknown.
+    """
+    data_start: int = 0
+    """The position in the file of the first tensor."""
+    file_size: int = 0
 
     @property
     def words(self) -> str:
@@ -61,26 +73,29 @@ class GgufHeader:
 
     @property
     def as_header(self) -> Header:
-        """The same tensors and metadata in the form in which safetensors headers are read; offsets are left out."""
-        tensors = {name: Tensor(kind, shape, 0, 0) for name, (kind, shape) in self.tensors.items()}
-        return Header(tensors=tensors, metadata=self.metadata, header_bytes=0, file_size=0)
+        """The same tensors and metadata in the form in which safetensors headers are read."""
+        tensors = {name: Tensor(kind, shape, *self.places[name]) for name, (kind, shape) in self.tensors.items()}
+        return Header(tensors=tensors, metadata=self.metadata, header_bytes=self.data_start, file_size=self.file_size)
 
 
-def parse_gguf(prefix: bytes, *, is_whole: bool = False) -> GgufHeader:
+def parse_gguf(prefix: bytes, *, is_whole: bool = False, file_size: int | None = None) -> GgufHeader:
     """Parse the header of a file that starts with `prefix`; `is_whole` means that `prefix` is the complete file.
 
-    Raises: NeedsMore: the header is longer than `prefix`. InvalidModelFile: it is not a valid GGUF header.
+    With `file_size`, a file that ends before its last tensor is refused.
+
+    Raises: NeedsMore: the header is longer than `prefix`. InvalidModelFile: it is not a valid GGUF header, or the file
+        is too short.
     """
     reader = _Reader(prefix)
     try:
-        return _parse(reader)
+        return _parse(reader, file_size)
     except NeedsMore:
         if is_whole:
             refuse("truncated: the file ends within the GGUF header", cause="truncated")
         raise
 
 
-def _parse(reader: "_Reader") -> GgufHeader:
+def _parse(reader: "_Reader", file_size: int | None) -> GgufHeader:
     if reader.take(4) != MAGIC:
         refuse("the file is not GGUF: it does not start with the GGUF magic bytes", cause="no-header")
     version = reader.number("I")
@@ -90,28 +105,61 @@ def _parse(reader: "_Reader") -> GgufHeader:
     if max(tensor_count, key_count) > MAX_ENTRIES:
         refuse(f"the GGUF header lists more than {MAX_ENTRIES} entries", cause="too-many-tensors")
     metadata: dict[str, str] = {}
+    stated: dict[str, Shape] = {}
     for _ in range(key_count):
-        key = reader.text()
-        value = reader.value(reader.number("I"))
+        key, kind = reader.text(), reader.number("I")
+        if key.startswith(_STATED_SHAPE) and kind == _ARRAY:
+            stated[key.removeprefix(_STATED_SHAPE)] = reader.shape()
+            continue
+        value = reader.value(kind)
         if value is not None and len(value) <= 1000:
             metadata[key] = value
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    tensors: dict[str, tuple[str, Shape]] = {}
+    places: dict[str, tuple[int, int]] = {}
     for _ in range(tensor_count):
-        name = reader.text()
-        axes = reader.number("I")
-        if axes > 8:
-            refuse(f"`{short(name)}` has {axes} axes", cause="bad-shape")
-        shape = tuple(reader.number("Q") for _ in range(axes))[::-1]
-        kind = reader.number("I")
-        reader.number("Q")
+        name, kind_name, shape, start = reader.tensor()
         if name in tensors:
             refuse(f"the header lists `{short(name)}` twice", cause="duplicate-name")
-        tensors[name] = (_TYPES.get(kind, f"type {kind}"), shape)
+        tensors[name] = (kind_name, _true_shape(name, shape, stated))
+        places[name] = (start, start + _stored_bytes(name, kind_name, shape))
+    alignment = int(metadata.get("general.alignment") or _ALIGNMENT) if _is_size(metadata) else 0
+    if not 0 < alignment <= 1 << 20:
+        refuse("the GGUF header states an impossible alignment", cause="bad-header")
+    data_start = -(-reader.position // alignment) * alignment
+    end = data_start + max((end for _, end in places.values()), default=0)
+    if file_size is not None and end > file_size:
+        refuse(
+            f"truncated: according to its header the file should have {end} bytes, but it has {file_size}",
+            cause="truncated", hint="download it again",
+        )  # fmt: skip
     weights: Counter[str] = Counter()
     for kind_name, shape in tensors.values():
         weights[kind_name] += min(prod(shape), 1 << 62)
     most = max(weights, key=lambda name: (weights[name], name), default="")
-    return GgufHeader(version, metadata.get("general.architecture", ""), most, tensors, metadata)
+    architecture = metadata.get("general.architecture", "")
+    return GgufHeader(version, architecture, most, tensors, metadata, places, data_start, file_size or 0)
+
+
+def _is_size(metadata: Mapping[str, str]) -> bool:
+    return metadata.get("general.alignment", "0").isdecimal()
+
+
+def _true_shape(name: str, shape: Shape, stated: Mapping[str, Shape]) -> Shape:
+    true = stated.get(name)
+    if true is None:
+        return shape
+    if prod(true) != prod(shape):
+        refuse(f"the shape stated for `{short(name)}` has another number of elements", cause="bad-shape")
+    return true
+
+
+def _stored_bytes(name: str, kind: str, shape: Shape) -> int:
+    if kind not in BLOCKS:
+        return 0
+    block, size = BLOCKS[kind]
+    if (shape[-1] if shape else 1) % block:
+        refuse(f"the rows of `{short(name)}` are no multiple of {block} wide, as {kind} needs", cause="bad-shape")
+    return prod(shape) // block * size
 
 
 class _Reader:
@@ -129,6 +177,31 @@ class _Reader:
 
     def number(self, form: str) -> int:
         return int(struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))[0])
+
+    @property
+    def position(self) -> int:
+        """The number of bytes read."""
+        return self._at
+
+    def tensor(self) -> tuple[str, str, Shape, int]:
+        """Read one entry of the list of tensors: name, type, shape, first byte."""
+        name = self.text()
+        axes = self.number("I")
+        if axes > 8:
+            refuse(f"`{short(name)}` has {axes} axes", cause="bad-shape")
+        shape = tuple(self.number("Q") for _ in range(axes))[::-1]
+        kind = self.number("I")
+        return name, TYPES.get(kind, f"type {kind}"), shape, self.number("Q")
+
+    def shape(self) -> Shape:
+        """Read an array of whole numbers that is a shape."""
+        inner, count = self.number("I"), self.number("Q")
+        if inner not in _WHOLE or count > 8:
+            refuse("the GGUF header states a shape that is no list of numbers", cause="bad-header")
+        sizes = tuple(self.number(_NUMBERS[inner]) for _ in range(count))
+        if min(sizes, default=0) < 0:
+            refuse("the GGUF header states a shape with a negative size", cause="bad-header")
+        return sizes
 
     def text(self) -> str:
         length = self.number("Q")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from civman.domain.files.gguf_types import BLOCKS, UNREADABLE
 from civman.domain.files.header_text import Tensor
 
 SCALES = (".scale_weight", ".weight_scale")
@@ -33,6 +34,11 @@ class Quantisation(StrEnum):
     SVDQUANT = "svdquant (nunchaku)"
     PACKED_INT4 = "packed int4 (GPTQ or AWQ)"
 
+    @property
+    def is_computable(self) -> bool:
+        """Whether civman turns such weights back into numbers; a file may still be refused for its settings."""
+        return self in (Quantisation.FP8_SCALED, Quantisation.INT8_SCALED, Quantisation.NF4)
+
 
 @dataclass(frozen=True, slots=True)
 class WeightForm:
@@ -49,8 +55,9 @@ class WeightForm:
     def is_computable(self) -> bool:
         """Whether civman can convert the stored weights back into numbers."""
         if self.quantisation is not None:
-            return self.quantisation is Quantisation.FP8_SCALED
-        return not any(number in said.split(" and ") for _, said in self.parts for number in ("int8", "int32", "fp4"))
+            return self.quantisation.is_computable
+        odd = ("int8", "int32", "fp4", *UNREADABLE)
+        return not any(number in said.split(" and ") for _, said in self.parts for number in odd)
 
     @property
     def words(self) -> str:
@@ -71,6 +78,7 @@ _PRECISIONS = {
     "F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8",
     "F8_E4M3FNUZ": "fp8", "F8_E5M2FNUZ": "fp8", "F8_E8M0": "fp8", "F4": "fp4", "I8": "int8", "U8": "int8",
     "I32": "int32",
+    **{kind: kind for kind, (block, _) in BLOCKS.items() if block > 1},
 }  # fmt: skip
 _FP8 = frozenset(("F8_E4M3", "F8_E5M2"))
 _PARTS = (
@@ -122,15 +130,6 @@ def scale_names(tensors: Iterable[str]) -> dict[str, str]:
             if name.endswith(ending) and (weight := f"{name.removesuffix(ending)}.weight") in names:
                 found[weight] = name
     return found
-
-
-def wrong_scale(tensors: Mapping[str, Tensor]) -> str:
-    """Describe the first scale that is neither one number nor one per row of its weight; "" if there is none."""
-    for weight, name in scale_names(tensors).items():
-        rows, scale = tensors[weight].shape, tensors[name].shape
-        if math.prod(scale) not in (1, rows[0] if rows else 1):
-            return f"`{name}` has shape {list(scale)}, which does not fit a weight of shape {list(rows)}"
-    return ""
 
 
 def _quantisation(tensors: Mapping[str, Tensor]) -> Quantisation | None:

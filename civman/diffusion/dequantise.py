@@ -1,0 +1,79 @@
+"""The arithmetic that turns packed weights back into numbers: scaled 8-bit weights, 4-bit tables, GGUF's blocks.
+
+Everything is computed in float32. Which tensors belong to a weight is decided in
+`civman.domain.files.packed_weights`; they are read in `civman.diffusion.mapped_weights`.
+
+Source: ComfyUI's scaled fp8 and int8 formats and stable-diffusion.cpp's description of their rotation, bitsandbytes'
+    4-bit format (Dettmers et al. 2023, QLoRA, 3). GGUF's blocks are computed by the package `gguf`.
+"""
+
+import importlib
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
+
+
+def scaled(values: Tensor, scale: Tensor, rotation: int = 0) -> Tensor:
+    """Multiply a weight (rows first) by its scale, a single number or one for each row, and undo its rotation.
+
+    Args:
+        values: the stored numbers: 8-bit floats or integers, or any wider type.
+        scale: one number, or as many as the weight has rows.
+        rotation: the number of inputs in each group that was rotated (a power of four); 0 if none was.
+    """
+    result = values.to(torch.float32, copy=True)
+    result.mul_(scale.to(torch.float32).reshape(-1, *[1] * (values.ndim - 1)) if values.ndim else scale.reshape(()))
+    if not rotation:
+        return result
+    groups = result.view(result.shape[0], -1, rotation)
+    return torch.matmul(groups, _hadamard(rotation)).view(result.shape)
+
+
+@cache
+def _hadamard(size: int) -> Tensor:
+    """The regular Hadamard matrix of this size, a power of four, with rows of length 1; it is its own inverse."""
+    base = torch.tensor(_ROTATION, dtype=torch.float32) / 2
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.kron(matrix, base)
+    return matrix
+
+
+def four_bit(codes: Tensor, table: Tensor, absmax: Tensor, block: int, shape: tuple[int, ...]) -> Tensor:
+    """Look up 4-bit codes, two in each byte with the first in its upper half, and multiply each block by its maximum.
+
+    Args:
+        codes: bytes, in any shape.
+        table: the 16 values that the codes mean.
+        absmax: one number for each block.
+        block: the number of weights in a block.
+        shape: the weight's shape.
+    """
+    packed = codes.reshape(-1).to(torch.int32)
+    positions = torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1)
+    return by_block(positions, table, absmax, block, shape)
+
+
+def by_block(positions: Tensor, table: Tensor, factors: Tensor, block: int, shape: tuple[int, ...]) -> Tensor:
+    """Look up each position in the table and multiply the values, block by block, by the factors."""
+    count = 1
+    for size in shape:
+        count *= size
+    values = table.to(torch.float32)[positions.reshape(-1)[:count].to(torch.int64)]
+    whole = count // block * block
+    values[:whole].view(-1, block).mul_(factors[: whole // block].to(torch.float32).unsqueeze(1))
+    if whole < count:
+        values[whole:].mul_(factors[whole // block].to(torch.float32))
+    return values.view(shape)
+
+
+def gguf_blocks(stored: Tensor, kind: str, shape: tuple[int, ...]) -> Tensor:
+    """Turn the bytes of a GGUF tensor of this type, such as "Q4_K", into float32 numbers."""
+    constants: Any = importlib.import_module("gguf.constants")  # imported here: only GGUF files need it
+    quants: Any = importlib.import_module("gguf.quants")
+    values = quants.dequantize(stored.numpy(), constants.GGMLQuantizationType[kind])
+    return torch.from_numpy(values).to(torch.float32).reshape(shape)
