@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 CORE_TESTS := $(addprefix tests/,civitai cli demo domain download exchange index manage pictures prompts store system)
 
-.PHONY: demo quick test test-all fixtures-check fuzz long-tests snapshots shells lint check types-linux types-windows types-macos tests coverage core-tests wheel-check bench clean
+.PHONY: demo quick test test-all fixtures-check fuzz long-tests browser-tests snapshots shells lint check types-linux types-windows types-macos tests coverage core-tests wheel-check bench clean
 
 demo: $(VENV)/installed-render
 	$(BIN)/civman demo
@@ -27,13 +27,26 @@ test: lint tests
 
 # All of `make test`, and what takes minutes more: every spelling of an adapter, every sampler with every schedule, every
 # class of diffusers and the journeys without POSIX run; the libraries make the header fixtures anew, the header reader is
-# fuzzed, the types are checked for Linux, Windows and macOS, and completion is tried in real shells (zsh is skipped where
+# fuzzed, the page is looked at in Chromium, the types are checked for Linux, Windows and macOS, and completion is tried in real shells (zsh is skipped where
 # it is not installed).
-test-all: test check long-tests shells
+test-all: test check long-tests browser-tests shells
 	$(MAKE) --no-print-directory --jobs 2 fixtures-check fuzz
 
 long-tests: $(VENV)/installed-all
 	$(BIN)/pytest -m long --numprocesses 2 --dist worksteal
+
+# The page in a real Chromium, with screenshots in build/screenshots. Chromium comes from the system: it is installed here
+# only for root on Debian and Ubuntu, and without one the tests say that they are skipped. axe-core (MPL-2.0) comes from npm.
+AXE := build/axe/package/axe.min.js
+
+browser-tests: $(VENV)/installed-browser
+	@command -v chromium-headless-shell chromium chromium-browser google-chrome >/dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	apt-get install -y -qq --no-install-recommends chromium-headless-shell >/dev/null; } || \
+	echo "no Chromium here: the tests in a browser are skipped"
+	@test -f $(AXE) || { mkdir -p build/axe && cd build/axe && npm pack --silent axe-core@4.14.1 >/dev/null && \
+	tar -xzf axe-core-4.14.1.tgz; } || echo "no axe-core from npm: its test is skipped"
+	$(BIN)/pytest -m browser tests/serve
 
 snapshots: $(VENV)/installed-dev  # after an intended change of help pages, tables or error messages
 	$(BIN)/pytest --quiet --update-snapshots tests/cli/test_snapshots.py
@@ -115,6 +128,10 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt tests/oracles.txt
 
 $(VENV)/installed-all: $(VENV)/installed-dev
 	$(PIP) install --constraint constraints.txt --editable '.[cluster]'
+	touch $@
+
+$(VENV)/installed-browser: $(VENV)/installed-dev
+	$(PIP) install --constraint constraints.txt --editable '.[browser]'
 	touch $@
 
 clean:

@@ -96,6 +96,11 @@ PANELS: dict[str, tuple[Command, ...]] = {
             "civman replay picture.png --fetch",
             "civman replay picture.png --set seed=8 --output other.png",
         )),
+        Command("upscale", "upscale_command.upscale", (
+            "civman upscale picture.png --model 4x-UltraSharp",
+            "civman upscale photos/ --model 'R-ESRGAN 4x+' --scale 2 --output large/",
+            "civman upscale picture.png --model 147759@164821 --size 3840x2160",
+        )),
         Command("serve", "serve_command.serve", ("civman serve", "civman serve --port 8188 --keep 12GB")),
         Command("jobs", "jobs_command.jobs", ("civman jobs", "civman jobs --follow 3", "civman jobs --cancel 3")),
         Command("renders", "renders_command.renders", ("civman renders", "civman renders harbour --limit 10")),

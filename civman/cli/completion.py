@@ -127,15 +127,28 @@ def refs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         return []
 
 
-def _stored(context: typer.Context) -> list[tuple[str, str]]:
-    from civman.index import Index  # importing this takes 0.05 s
+def upscalers(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Complete an upscaler: the built-in ones, and the aliases and printed refs of the models in the library."""
+    from civman.domain.architecture import Kind
+    from civman.domain.recipes.enlargement import METHODS
+    from civman.errors import CivmanError
+
+    own = [(name, "") for name in METHODS if name != "model"]
+    try:
+        return _starting([*own, *_stored(context, Kind.UPSCALER.value)], incomplete)
+    except (CivmanError, OSError):
+        return _starting(own, incomplete)
+
+
+def _stored(context: typer.Context, kind: str | None = None) -> list[tuple[str, str]]:
+    from civman.index import AssetFilter, Index  # importing this takes 0.05 s
     from civman.settings import load_settings
 
     path = load_settings(library=context.params.get("library")).library / "library.db"
     if not path.is_file():
         return []
     with Index.open(path) as index:
-        assets = index.assets(limit=_MOST)
+        assets = index.assets(AssetFilter(kinds=(kind,) if kind else ()), limit=_MOST)
     named = [(asset.alias, asset.name) for asset in assets if asset.alias and not any(map(str.isspace, asset.alias))]
     return [
         *named,

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from civman.download.job import Job, Outcome
 
 
+_AT_ONCE = 3
+
+
 @command(network="option")
 def download(
     session: Session,
@@ -35,7 +38,7 @@ def download(
     ] = None,
     files_at_once: Annotated[
         int, typer.Option("--at-once", min=1, max=8, help="Number of files to download at the same time.")
-    ] = 3,
+    ] = _AT_ONCE,
     limit_rate: Annotated[
         str | None, typer.Option(help="Maximum speed of all downloads together, in bytes per second: 500K, 20M.")
     ] = None,
@@ -59,6 +62,10 @@ def download(
     allow_unverified: Annotated[
         bool, typer.Option("--allow-unverified", help="Allow files without a hash on CivitAI to verify against.")
     ] = False,
+    queue: Annotated[
+        bool,
+        typer.Option("--queue", help="Let the running `civman serve` download, and return at once; see `civman jobs`."),
+    ] = False,
 ) -> Result:
     """Download files, verify them and add them to the library. An interrupted download is resumed."""
     from civman.domain.access import Permits
@@ -66,6 +73,14 @@ def download(
     from civman.download.rate_limit import RateLimit, parse_rate
 
     wanted = given_refs(refs, from_file)
+    if queue:
+        _require_queueable(session, dry_run=dry_run, files_at_once=files_at_once)
+        body: dict[str, object] = {
+            "file": file, "for": for_, "force": force, "preview": preview, "connections": connections,
+            "limit_rate": limit_rate, "allow_pickle": allow_pickle, "allow_unsafe": allow_unsafe,
+            "allow_unverified": allow_unverified,
+        }  # fmt: skip
+        return _queued(session, wanted, body)
     permits = Permits(pickle=allow_pickle, unsafe=allow_unsafe, unverified=allow_unverified)
     options = DownloadOptions(
         connections=connections,
@@ -85,6 +100,37 @@ def download(
         outcomes = downloads.fetch_all(wanted, file=file, permits=permits, options=options, on_event=on_event)
     note_ambiguous(session, outcomes)
     return report(outcomes)
+
+
+def _require_queueable(session: Session, *, dry_run: bool, files_at_once: int) -> None:
+    """Check that no option is set that the server cannot follow. Raises: UsageError."""
+    from civman.errors import UsageError
+
+    refused = {"--dry-run": dry_run, "--at-once": files_at_once != _AT_ONCE, "--offline": bool(session.offline)}
+    for option, is_set in refused.items():
+        if is_set:
+            raise UsageError(f"{option} has no effect on the server's queue", hint=f"leave out {option} or --queue")
+
+
+def _queued(session: Session, refs: Sequence[str], body: dict[str, object]) -> Result:
+    """Queue a download of each ref in the running server. Raises: NotFound: none is running."""
+    from civman.cli.jobs_command import asked, jobs_result
+    from civman.cli.running_server import running_server
+    from civman.errors import CivmanError
+
+    server = running_server(session.library.context.settings.library)
+    jobs: list[dict[str, object]] = []
+    failure = None
+    for ref in refs:
+        try:
+            jobs.append(asked(server, "POST", "/api/v1/jobs", {"kind": "download", "ref": ref, **body}))
+        except CivmanError as error:
+            if not jobs:
+                raise
+            failure = error
+            failure.message = f"{ref}: {error.message}; it and the refs after it were not queued"
+            break
+    return replace(jobs_result(jobs), error=failure)
 
 
 def _planned(plans: "list[tuple[Job | Outcome, Path | None]]") -> Result:

@@ -27,17 +27,21 @@ def jobs(
     """List the renders and downloads of a running `civman serve`, cancel one, or wait for one."""
     server = running_server(session.library.context.settings.library)
     if cancel is not None:
-        job = _asked(server, "DELETE", f"/api/v1/jobs/{cancel}")
+        job = asked(server, "DELETE", f"/api/v1/jobs/{cancel}")
         return _one(job)
     if follow is not None:
         return _one(_followed(session, server, follow))
-    listed = _asked(server, "GET", "/api/v1/jobs")["jobs"]
+    return jobs_result(asked(server, "GET", "/api/v1/jobs")["jobs"])
+
+
+def jobs_result(listed: list[dict[str, Any]]) -> Result:
+    """The result of a command that lists jobs."""
     return Result(
         "jobs", listed, human=lambda console: _table(console, listed), ids=(job["id"] for job in listed)
     )  # fmt: skip
 
 
-def _asked(server: "ServerFile", method: str, path: str) -> Any:
+def asked(server: "ServerFile", method: str, path: str, body: Any = None) -> Any:
     """Ask the server. Raises: the server's error; NetworkError: it does not answer."""
     import http.client
 
@@ -45,7 +49,7 @@ def _asked(server: "ServerFile", method: str, path: str) -> Any:
     from civman.serve.hand_over import request
 
     try:
-        answer = request(server, method, path)
+        answer = request(server, method, path, body)
         value = json.load(answer)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise NetworkError(f"the server does not answer: {error}") from error
@@ -63,7 +67,7 @@ def _followed(session: Session, server: "ServerFile", number: int) -> Any:
 
     told = ""
     while True:
-        job = _asked(server, "GET", f"/api/v1/jobs/{number}")
+        job = asked(server, "GET", f"/api/v1/jobs/{number}")
         words = f"job {number}: {job['state']} {_progress(job)}".strip()
         if words != told:
             session.output.notice(words)

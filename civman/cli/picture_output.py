@@ -11,7 +11,9 @@ from civman.cli.recipe_lines import recipe_lines
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from civman.domain.recipes.record import UpscaleRecord
     from civman.library import Library
+    from civman.pictures.metadata import PictureMetadata
     from civman.rendering.picture_report import PictureReport, UsedModel
 
 
@@ -55,7 +57,7 @@ def show_picture(library: "Library", path: Path, *, recipe: bool) -> Result | No
         return None
     return Result(
         "picture", _value(report), human=lambda console: _print(console, report),
-        ids=[report.record.recipe.sha256] if report.record else [],
+        ids=[made.recipe.sha256] if (made := report.record or report.upscaled) else [],
     )  # fmt: skip
 
 
@@ -63,24 +65,25 @@ def print_recipe(report: "PictureReport") -> None:
     """Print the canonical JSON of the image's record to stdout. Raises: NotFound: the image contains no record."""
     from civman.errors import Cause, NotFound
 
-    if report.record is None:
+    made = report.record or report.upscaled
+    if made is None:
         raise NotFound(
             f"`{report.path.name}` contains no recipe of civman" + (f": {report.problem}" if report.problem else ""),
             code=Cause.NO_RECIPE,
         )
-    sys.stdout.write(report.record.to_json() + "\n")
+    sys.stdout.write(made.to_json() + "\n")
 
 
 def _value(report: "PictureReport") -> dict[str, object]:
-    record = report.record
+    made = report.record or report.upscaled
     return {
         "path": report.path, "format": report.carried.format, "size": report.carried.size, "told": report.metadata,
         "parts": [{"resource": part.resource, "held": _held(part), "by": part.by} for part in report.models],
         "parameters": report.carried.parameters,
-        "recipe": json.loads(record.recipe.to_json()) if record else None,
-        "id": report.number, "recipe_sha256": record.recipe.sha256 if record else None,
-        "pixel_sha256": record.pixel_sha256 if record else None, "parent": record.parent if record else None,
-        "environment": record.environment if record else None, "problem": report.problem or None,
+        "recipe": json.loads(made.recipe.to_json()) if made else None,
+        "id": report.number, "recipe_sha256": made.recipe.sha256 if made else None,
+        "pixel_sha256": made.pixel_sha256 if made else None, "parent": made.parent if made else None,
+        "environment": made.environment if made else None, "problem": report.problem or None,
     }  # fmt: skip
 
 
@@ -97,9 +100,16 @@ def _print(console: "Console", report: "PictureReport") -> None:
     metadata = report.metadata
     if report.problem:
         console.print(f"no recipe: {clean(report.problem)}", style="red", soft_wrap=True)
+    if report.upscaled is not None:
+        _print_upscale(console, report, report.upscaled)
     if metadata is None:
-        console.print("contains no generation data that civman can read")
+        if report.upscaled is None:
+            console.print("contains no generation data that civman can read")
         return
+    _print_metadata(console, report, metadata)
+
+
+def _print_metadata(console: "Console", report: "PictureReport", metadata: "PictureMetadata") -> None:
     console.print(f"made by {metadata.generator.value}")
     for title, words in (("prompt", metadata.prompt), ("negative", metadata.negative)):
         if words:
@@ -117,6 +127,19 @@ def _print(console: "Console", report: "PictureReport") -> None:
         console.print(f"recipe {report.record.recipe.sha256[:12]}{number}; `civman replay` renders it again")
         if report.record.parent:
             console.print(f"  a variation of {report.record.parent[:12]}")
+
+
+def _print_upscale(console: "Console", report: "PictureReport", record: "UpscaleRecord") -> None:
+    from_width, from_height = record.picture_size
+    width, height = record.recipe.enlargement.final_size
+    console.print(
+        f"upscaled from {clean(record.picture_name)} ({from_width}x{from_height}) to {width}x{height} with "
+        f"{clean(record.upscaler_name)}", soft_wrap=True,
+    )  # fmt: skip
+    number = f", picture:{report.number}" if report.number else ""
+    console.print(f"recipe {record.recipe.sha256[:12]}{number}; `civman replay` upscales it again")
+    if record.parent:
+        console.print(f"  the source was rendered from recipe {record.parent[:12]}")
 
 
 def _settings(report: "PictureReport") -> list[str]:

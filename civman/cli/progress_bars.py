@@ -133,6 +133,31 @@ def drawing(output: Output, job: Sequence[Share], *, called: str = "prompt") -> 
         yield on_event
 
 
+@contextmanager
+def upscaling(output: Output, images: int) -> Iterator[OnEvent]:
+    """Show how many tiles of all images are upscaled; without a terminal, only notices are printed."""
+    if not output.is_live:
+        yield _notices(output)
+        return
+    with _display(output, _drawing_columns) as display:
+        progress = display.progress
+        task = progress.add_task("loading the model", total=None, speed="")
+        display.show()
+
+        def on_event(event: Event) -> None:
+            match event:
+                case Step():
+                    which = f"image {event.first} of {images}, " if images > 1 else ""
+                    done = (event.first - 1 + event.step / event.steps) / images
+                    progress.update(
+                        task, description=f"{which}tile {event.step} of {event.steps}", completed=done, total=1.0
+                    )
+                case _:
+                    _print_notice(progress, event)
+
+        yield on_event
+
+
 def _notices(output: Output) -> OnEvent:
     """Return a listener for output without a terminal. It prints notices and ignores other events."""
     return lambda event: output.notice(event.message) if isinstance(event, Notice) else None

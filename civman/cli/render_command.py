@@ -24,6 +24,21 @@ from civman.cli.plan_output import print_plans, print_renderings
 from civman.cli.render_defaults import PresetOpt, checkpoint_and_prompt, chosen_preset
 from civman.cli.render_values import conditions_from, hires_from, loras_from, prompts_from, size_from
 from civman.cli.running_server import HereOpt
+from civman.cli.sampling_options import (
+    FreeUOpt,
+    HiresCfgOpt,
+    HiresResizeOpt,
+    HiresSamplerOpt,
+    HiresScheduleOpt,
+    HiresSeedOpt,
+    JoinNegativeOpt,
+    JoinPromptOpt,
+    NoiseSliceOpt,
+    RescaleVelocityOpt,
+    SamplingRulesOpt,
+    SigmasOpt,
+    StepRngOpt,
+)
 from civman.cli.session import Session, command
 from civman.planning.plan_values import plan_value, rendering_value
 
@@ -107,6 +122,7 @@ def render(
         float | None,
         typer.Option(help="CFG rescale, 0 to 1, which reduces overexposure at high CFG.", show_default="0"),
     ] = None,
+    cfg_rescale_v: RescaleVelocityOpt = False,
     picture_size: Annotated[
         str | None,
         typer.Option(
@@ -151,6 +167,9 @@ def render(
         bool,
         typer.Option("--half-levels", help="Round noise levels to half precision, as A1111 before version 1.8."),
     ] = False,
+    sampling_rules: SamplingRulesOpt = None,
+    sigmas: SigmasOpt = None,
+    freeu: FreeUOpt = None,
     token_merging: Annotated[
         float | None,
         typer.Option(help="Share of image tokens to merge in self-attention, 0 to 0.89 (ToMe).", show_default="0"),
@@ -180,6 +199,8 @@ def render(
             show_default="cpu",
         ),
     ] = None,
+    step_rng: StepRngOpt = None,
+    noise_slice: NoiseSliceOpt = None,
     ensd: Annotated[
         int | None, typer.Option(help="Eta noise seed delta (ENSD), as in A1111.", show_default="0")
     ] = None,
@@ -202,9 +223,12 @@ def render(
     emphasis: Annotated[
         str | None,
         typer.Option(
-            help="How weights in brackets are applied: original, no norm, ignore or none.", show_default="original"
+            help="How weights in brackets are applied: original, no norm, ignore, none or comfyui.",
+            show_default="original",
         ),
     ] = None,
+    join_prompt: JoinPromptOpt = None,
+    join_negative: JoinNegativeOpt = None,
     fit_negative: Annotated[
         bool, typer.Option("--fit-negative", help="Cut or extend the negative prompt to the prompt's length.")
     ] = False,
@@ -286,6 +310,11 @@ def render(
             show_default="latent",
         ),
     ] = None,
+    hires_resize: HiresResizeOpt = None,
+    hires_seed: HiresSeedOpt = None,
+    hires_cfg: HiresCfgOpt = None,
+    hires_sampler: HiresSamplerOpt = None,
+    hires_schedule: HiresScheduleOpt = None,
     odd_sizes: Annotated[
         str | None,
         typer.Option(
@@ -399,7 +428,11 @@ def render(
         guidance_scale=cfg, guidance_rescale=cfg_rescale,
         width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,
-        hires=hires_from(hires, hires_steps, hires_strength, upscaler, hires_token_merging, hires_trim),
+        hires=hires_from(
+            hires, steps=hires_steps, strength=hires_strength, upscaler=upscaler, token_merging=hires_token_merging,
+            trim=hires_trim, seed=hires_seed, guidance_scale=hires_cfg, sampler=hires_sampler,
+            schedule=hires_schedule, resize=hires_resize,
+        ),
         prediction=prediction,
         precision=precision, pad_prompts=pad_prompts, config=config, resize_mode=resize_mode,
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
@@ -410,6 +443,9 @@ def render(
         skip_negative_always=ngms_all or None, skip_early_guidance=skip_early_cfg,
         drop_penultimate=drop_penultimate or None, half_levels=half_levels or None,
         variation_seed=variation_seed, variation_strength=variation_strength, seed_resize=seed_resize,
+        sampling_rules=sampling_rules, sigmas=sigmas, step_rng=step_rng, noise_slice=noise_slice, freeu=freeu,
+        rescales_velocity=cfg_rescale_v or None, prompt_parts=tuple(join_prompt or ()),
+        negative_parts=tuple(join_negative or ()),
     )  # fmt: skip
     wanted = [
         each

@@ -3,12 +3,13 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from civman.domain.recipes.recipe import HiresRequest, LoraRequest
     from civman.planning.plan import Conditions
 
+_HIRES_OPTIONS = {"upscaler": "--upscaler", "guidance_scale": "--hires-cfg"}
 _SIZE = re.compile(r"(\d+)[x×](\d+)")
 
 
@@ -75,32 +76,20 @@ def size_from(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def hires_from(
-    text: str | None,
-    steps: int | None,
-    strength: float | None,
-    upscaler: str | None,
-    token_merging: float | None,
-    trim: str | None,
-) -> "HiresRequest | None":
-    """The second pass that --hires and its companions request, or None. Raises: UsageError."""
+def hires_from(text: str | None, **asked: Any) -> "HiresRequest | None":
+    """The second pass that --hires and its companions request, or None. Raises: UsageError.
+
+    `asked`: the fields of a `HiresRequest`; None if the option was not used.
+    """
     from civman.domain.recipes.recipe import HiresRequest
     from civman.errors import Cause, UsageError
 
     if text is None:
-        asked = {
-            "--hires-steps": steps,
-            "--hires-strength": strength,
-            "--upscaler": upscaler,
-            "--hires-token-merging": token_merging,
-            "--hires-trim": trim,
-        }
-        if alone := [option for option, value in asked.items() if value is not None]:
-            raise UsageError(f"{alone[0]} requires a second pass", hint="`--hires 2` adds one")
+        if alone := [name for name, value in asked.items() if value is not None]:
+            option = _HIRES_OPTIONS.get(alone[0], f"--hires-{alone[0].replace('_', '-')}")
+            raise UsageError(f"{option} requires a second pass", hint="`--hires 2` adds one")
         return None
-    request = HiresRequest(
-        steps=steps, strength=strength, upscaler=upscaler or "latent", token_merging=token_merging, trim=trim
-    )
+    request = HiresRequest(**asked | {"upscaler": asked["upscaler"] or "latent"})
     try:
         scale = float(text)
     except ValueError:

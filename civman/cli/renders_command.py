@@ -7,7 +7,7 @@ import typer
 
 from civman.cli import completion
 from civman.cli.list_command import since_of
-from civman.cli.output import Result, counted
+from civman.cli.output import Result, clean, counted
 from civman.cli.session import Session, command
 from civman.cli.table_layout import Column, print_table
 
@@ -92,6 +92,7 @@ def renders(
 
 def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip: int) -> None:
     from civman.domain.printed_refs import picture_ref
+    from civman.domain.recipes.record import UpscaleRecord
 
     if not found:
         matches = "matches" if total == 1 else "match"
@@ -104,11 +105,15 @@ def _table(console: "Console", found: "Sequence[KeptPicture]", total: int, skip:
         return
     rows = []
     for each in found:
-        prompt = " ".join(each.record.recipe.prompt.split()) or "(no prompt)"
+        record = each.record
+        if isinstance(record, UpscaleRecord):
+            seed, prompt = "", f"(upscaled from {clean(record.picture_name)})"
+        else:
+            seed, prompt = str(record.seed), " ".join(record.recipe.prompt.split()) or "(no prompt)"
         prompt = prompt if len(prompt) <= _PROMPT else f"{prompt[: _PROMPT - 1]}…"
         name = Path(each.path).name
         rows.append([
-            picture_ref(each.id), f"{each.made_at:%Y-%m-%d %H:%M}", str(each.record.seed), prompt,
+            picture_ref(each.id), f"{each.made_at:%Y-%m-%d %H:%M}", seed, prompt,
             name if each.is_here else f"{name} (missing)",
         ])  # fmt: skip
     print_table(console, _COLUMNS, rows)

@@ -17,6 +17,7 @@ from civman.cli.options import (
     output_options,
 )
 from civman.cli.output import Result, clean, size
+from civman.cli.picture_output import is_picture_file
 from civman.cli.picture_preview import viewed
 from civman.cli.plan_output import print_renderings
 from civman.cli.running_server import HereOpt
@@ -76,7 +77,8 @@ def replay(
         list[Path] | None,
         typer.Option(
             "--picture", metavar="FILE",
-            help="The input image or mask of the recipe, if the library has no copy (repeatable).",
+            help="The input image or mask of the recipe, if the library has no copy, or the image that was upscaled "
+            "(repeatable).",
         ),
     ] = None,
     device: DeviceOpt = None,
@@ -118,6 +120,8 @@ def replay(
     library, machine, inputs = session.library, Machine(device, low_vram, threads), picture or ()
     if output is not None:
         library.pictures.require_output(output, options)
+    if extras := _extras_again(session, Path(what), inputs, machine, output, options):
+        return extras
     image = _fetched_image(session, what)
     if image is not None and image.has_recipe:
         what = str(image.path)
@@ -132,6 +136,11 @@ def replay(
         original = image.path if image else Path(what).expanduser()
         return _drawn_again(session, described, original, machine, output, options)
     source = library.pictures.find_recipe(what)
+    if source.origin.upscaled is not None:
+        from civman.cli.replay_upscale import replay_upscale
+
+        _fetch_missing(session, library.pictures.missing_files(source), is_agreed=fetch)
+        return replay_upscale(session, source, inputs, machine, output, options, is_varied=bool(axes or parsed))
     _fetch_missing(session, library.pictures.missing_files(source), is_agreed=fetch)
     if not axes and not parsed:
         recipe = source.origin.recipe
@@ -178,6 +187,26 @@ def _settings(session: Session, what: str | None, file: Path | None, *, is_check
     from civman.cli.settings_output import settings_result
 
     return settings_result(session.library.pictures.check_settings(file))
+
+
+def _extras_again(
+    session: Session, what: Path, sources: "Sequence[Path]", machine: "Machine", output: Path | None,
+    options: "OutputOptions",
+) -> Result | None:  # fmt: skip
+    """Repeat the upscale of A1111's Extras tab if the settings in the image describe one; None otherwise.
+
+    None also if no source is given and the settings describe the image before the upscale, which can be drawn.
+    """
+    if not is_picture_file(str(what)):
+        return None
+    from civman.pictures import image_text, infotext
+
+    carried = image_text.read(what.expanduser())
+    if carried.record is not None or (not sources and infotext.is_infotext(carried.parameters or "")):
+        return None
+    from civman.cli.replay_upscale import replay_extras
+
+    return replay_extras(session, what.expanduser(), next(iter(sources), None), machine, output, options)
 
 
 def _fetched_image(session: Session, what: str) -> "SiteImage | None":

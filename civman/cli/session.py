@@ -112,6 +112,12 @@ class Session:
 
         return progress_bars.verifying(self.output)
 
+    def upscaling(self, images: int) -> "AbstractContextManager[OnEvent]":
+        """Show a progress bar while this number of images is upscaled."""
+        from civman.cli import progress_bars
+
+        return progress_bars.upscaling(self.output, images)
+
     def drawing(
         self, recipes: "Sequence[Recipe]", *, called: str = "prompt", is_spread: bool = False
     ) -> "AbstractContextManager[OnEvent]":

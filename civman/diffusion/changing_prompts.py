@@ -39,6 +39,51 @@ class ChangingConditioning:
         return Moment(_extended(found), tuple(part.weight for part in self.parts), self.negative.stages[last][1])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CombinedConditioning:
+    """The conditioning of one pass whose prompt consists of several texts; the mean of their predictions is used."""
+
+    conds: tuple[Encoded, ...]
+    uncond: Encoded | None
+
+    def key_at(self, call: int) -> tuple[int, ...]:  # noqa: ARG002  # the same in all evaluations
+        """See `civman.diffusion.denoiser.Prompts.key_at`."""
+        return ()
+
+    def at(self, call: int) -> Moment:  # noqa: ARG002
+        """See `civman.diffusion.denoiser.Prompts.at`."""
+        return Moment(self.conds, (1 / len(self.conds),) * len(self.conds), self.uncond)
+
+
+def joined(first: Encoded, others: Sequence[tuple[str, float, Encoded]]) -> tuple[Encoded, ...]:
+    """Join encoded texts in their order; each of `others` with how it is joined and the share that stays of the rest.
+
+    The ways are those of `civman.domain.recipes.prompt_parts`. "average" cuts the later text to the length of the
+    earlier one, or extends it with zeros; "concat" keeps the pooled vector of the earlier one. Source: ComfyUI.
+    """
+    found = [first]
+    for how, kept, other in others:
+        if how == "combine":
+            found.append(other)
+        elif how == "concat":
+            found = [Encoded(torch.cat([each.context, other.context], dim=1), each.pooled) for each in found]
+        else:
+            found = [_averaged(each, other, kept) for each in found]
+    return tuple(found)
+
+
+def _averaged(first: Encoded, other: Encoded, kept: float) -> Encoded:
+    tokens = first.context.shape[1]
+    context = other.context[:, :tokens]
+    missing = tokens - context.shape[1]
+    if missing:
+        context = torch.cat([context, context.new_zeros(1, missing, context.shape[2])], dim=1)
+    mixed = first.context * kept + context * (1 - kept)
+    if first.pooled is None or other.pooled is None:
+        return Encoded(mixed, first.pooled)
+    return Encoded(mixed, first.pooled * kept + other.pooled * (1 - kept))
+
+
 def _extended(found: Sequence[Encoded]) -> tuple[Encoded, ...]:
     """Repeat the last vector of shorter contexts until all are as long as the longest."""
     longest = max(each.context.shape[1] for each in found)

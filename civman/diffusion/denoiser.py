@@ -119,6 +119,8 @@ class Guidance:
     """Cut or extend the negative context to the length of the first positive one."""
     steps: int = 0
     """The number of steps or evaluations that dynamic thresholding and `skips` count."""
+    rescales_velocity: bool = False
+    """Guide and rescale the velocity (v) also if the model predicts the noise."""
 
     def asks_negative(self, weights: tuple[float, ...]) -> bool:
         """Whether the UNet is evaluated for the negative prompt if these are the weights of the combined prompts."""
@@ -181,9 +183,12 @@ class Denoiser:
             answers = [clean_picture(seen, sigma, answer, predicts_v=self._predicts_v) for answer in answers]
             wanted = [self._thresholded(answers, plan.weights)]
         else:
+            predicts_v = self._predicts_v
+            if self._guidance.rescales_velocity and not predicts_v:
+                answers, predicts_v = [velocity(seen, sigma, answer) for answer in answers], True
             guided = self._guided(answers, plan.weights)
             wanted = [guided, answers[-1]] if self._guidance.in_pairs else [guided]
-            wanted = [clean_picture(seen, sigma, answer, predicts_v=self._predicts_v) for answer in wanted]
+            wanted = [clean_picture(seen, sigma, answer, predicts_v=predicts_v) for answer in wanted]
         cleans = []
         for clean in wanted:
             if known is not None and known.is_shown:
@@ -292,3 +297,8 @@ def clean_picture(x: Tensor, sigma: float, answer: Tensor, *, predicts_v: bool) 
     if not predicts_v:
         return x - answer * sigma
     return x / (sigma**2 + 1) - answer * (sigma / math.sqrt(sigma**2 + 1))
+
+
+def velocity(x: Tensor, sigma: float, noise: Tensor) -> Tensor:
+    """Convert the predicted noise to the velocity that a v-prediction model would predict; see `clean_picture`."""
+    return noise * math.sqrt(sigma**2 + 1) - x * (sigma / math.sqrt(sigma**2 + 1))

@@ -84,8 +84,25 @@ class PhiloxDraws:
         return _philox(counter, self._seed)
 
 
-def draws(rng: str, seed: int) -> Draws:
-    """Start a new stream of noise for this seed."""
+class SlicedDraws:
+    """One image's slice of numbers that are drawn for several images at once, as ComfyUI does for a batch."""
+
+    __slots__ = ("_count", "_index", "_whole")
+
+    def __init__(self, whole: Draws, index: int, count: int) -> None:
+        """`index` counts from 0; `count` is the number of images."""
+        self._whole, self._index, self._count = whole, index, count
+
+    def randn(self, shape: tuple[int, ...]) -> Tensor:
+        """Draw for all images and return this image's slice, see `Draws.randn`."""
+        return self._whole.randn((self._count, *shape))[self._index]
+
+
+def draws(rng: str, seed: int, part: str = "") -> Draws:
+    """Start a new stream of noise for this seed. `part`: a slice of each draw, as in `Recipe.noise_slice`."""
+    if part:
+        index, _, count = part.partition("/")
+        return SlicedDraws(draws(rng, seed), int(index) - 1, int(count))
     if rng == Rng.CPU:
         return TorchDraws(seed)
     threads = rng.partition(":")[2]
@@ -109,34 +126,41 @@ class PictureNoise:
     """All noise of one image, from one stream: first the initial latents, then the noise that steps add.
 
     `eta_seed_delta` (often 31337) moves the steps' noise to a stream of its own, with that number added to the seed.
+    `step_rng` gives that stream a generator of its own. `part`: see `draws`.
     """
 
-    __slots__ = ("_rng", "_seed", "_steps", "_stream", "_variation")
+    __slots__ = ("_part", "_rng", "_seed", "_step_rng", "_steps", "_stream", "_variation")
 
     def __init__(
-        self, seed: int, *, rng: str = Rng.CPU, eta_seed_delta: int = 0, variation: Variation | None = None
-    ) -> None:
+        self, seed: int, *, rng: str = Rng.CPU, eta_seed_delta: int = 0, variation: Variation | None = None,
+        step_rng: str = "", part: str = "",
+    ) -> None:  # fmt: skip
         self._variation = variation
         self._seed = seed
         self._rng = rng
-        self._stream = draws(rng, seed)
-        self._steps = draws(rng, seed + eta_seed_delta) if eta_seed_delta else self._stream
+        self._step_rng, self._part = step_rng or rng, part
+        self._stream = draws(rng, seed, part)
+        own = bool(step_rng or eta_seed_delta)
+        self._steps = draws(self._step_rng, seed + eta_seed_delta, part) if own else self._stream
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, seed: int) -> Self:
         """Create the noise of the recipe's image with this seed."""
         height, width = recipe.seed_resize_height // 8, recipe.seed_resize_width // 8
         variation = Variation(recipe.variation_seed, recipe.variation_strength, (height, width) if height else None)
-        return cls(seed, rng=recipe.rng, eta_seed_delta=recipe.eta_seed_delta, variation=variation)
+        return cls(
+            seed, rng=recipe.rng, eta_seed_delta=recipe.eta_seed_delta, variation=variation, step_rng=recipe.step_rng,
+            part=recipe.noise_slice,
+        )  # fmt: skip
 
     def start(self, shape: tuple[int, ...]) -> Tensor:
         """Draw the noise of the initial latents, (channels, height, width)."""
         varied = self._variation or Variation()
         drawn_for = (shape[0], *varied.drawn_for) if varied.drawn_for else shape
         whole = self._stream.randn(shape)
-        noise = whole if drawn_for == shape else draws(self._rng, self._seed).randn(drawn_for)
+        noise = whole if drawn_for == shape else draws(self._rng, self._seed, self._part).randn(drawn_for)
         if varied.strength:
-            noise = _between(noise, draws(self._rng, varied.seed).randn(drawn_for), varied.strength)
+            noise = _between(noise, draws(self._rng, varied.seed, self._part).randn(drawn_for), varied.strength)
         return noise if drawn_for == shape else _pasted(noise, whole)
 
     def next(self, shape: tuple[int, ...]) -> Tensor:
@@ -147,7 +171,9 @@ class PictureNoise:
         self, shape: tuple[int, ...], low: float, high: float, *, falls_upwards: bool = False
     ) -> "BrownianPath":
         """Create a Brownian path over the noise levels low … high, which the seed alone determines."""
-        return BrownianPath(self._seed, shape, low, high, rng=self._rng, falls_upwards=falls_upwards)
+        return BrownianPath(
+            self._seed, shape, low, high, rng=self._step_rng, falls_upwards=falls_upwards, part=self._part
+        )
 
 
 class BrownianPath:
@@ -161,12 +187,13 @@ class BrownianPath:
     numpy's SeedSequence; times are rounded to six digits. torchsde itself is not needed.
     """
 
-    __slots__ = ("_cache", "_falls_upwards", "_high", "_low", "_rng", "_seed", "_shape", "_whole")
+    __slots__ = ("_cache", "_falls_upwards", "_high", "_low", "_part", "_rng", "_seed", "_shape", "_whole")
 
     def __init__(
-        self, seed: int, shape: tuple[int, ...], low: float, high: float, *, rng: str, falls_upwards: bool = False
-    ) -> None:
-        self._falls_upwards = falls_upwards
+        self, seed: int, shape: tuple[int, ...], low: float, high: float, *, rng: str, falls_upwards: bool = False,
+        part: str = "",
+    ) -> None:  # fmt: skip
+        self._falls_upwards, self._part = falls_upwards, part
         self._seed, self._shape, self._rng = seed, shape, rng
         low, high = float(np.float32(low)), float(np.float32(high))
         self._low, self._high = round(low, _DIGITS), round(high, _DIGITS)
@@ -214,7 +241,7 @@ class BrownianPath:
         return left
 
     def _draw(self, seeds: np.random.SeedSequence) -> Tensor:
-        return draws(self._rng, int(seeds.generate_state(1)[0])).randn(self._shape)
+        return draws(self._rng, int(seeds.generate_state(1)[0]), self._part).randn(self._shape)
 
 
 _DIGITS, _POOL, _CACHED_DEPTH = 6, 24, 9

@@ -48,7 +48,8 @@ class NoiseLevels:
 
     `every`: the model was trained on every n-th timestep only (LCM: 19, 39, … 999); levels are interpolated between
     those, and the model is evaluated at the nearest one. `is_by_alpha`: interpolate log ᾱ between timesteps (UniPC)
-    instead of log σ. `is_half`: the levels and their logarithms are rounded to half precision.
+    instead of log σ. `is_half`: the levels and their logarithms are rounded to half precision. `program`: whose rules
+    apply, one of `civman.domain.recipes.sampling.PROGRAMS`.
     """
 
     alphas: tuple[float, ...]
@@ -57,6 +58,7 @@ class NoiseLevels:
     _logs: tuple[float, ...]
     is_by_alpha: bool = False
     is_half: bool = False
+    program: str = "a1111"
 
     @classmethod
     @cache
@@ -68,12 +70,14 @@ class NoiseLevels:
         by_alpha: bool = False,
         is_single: bool = True,
         half: str = "",
+        program: str = "a1111",
     ) -> "NoiseLevels":
         """Compute the levels of Stable Diffusion: β from .00085 to .012, linear in √β, 1000 steps.
 
         `is_single`: rescale to zero terminal SNR in single precision, as the web UIs do; the difference of two nearly
         equal roots moves the highest levels by up to 1.6e-5. `half`: what is rounded to half precision, as when A1111
-        before 1.8 converted a whole model: nothing, "alphas", or all "levels" computed from them.
+        before 1.8 converted a whole model: nothing, "alphas", or all "levels" computed from them. ComfyUI computes all
+        in double precision, and rounds the levels and their logarithms to single precision once.
 
         Source: Rombach et al. 2022.
         """
@@ -82,8 +86,8 @@ class NoiseLevels:
         for t in range(TRAIN_STEPS):
             product *= 1.0 - (low + (high - low) * t / (TRAIN_STEPS - 1)) ** 2
             # all implementations store ᾱ in single precision; without it the lowest level differs in its fifth digit
-            alphas.append(single(product))
-        if is_zero_snr and is_single:
+            alphas.append(product if program == "comfyui" else single(product))
+        if is_zero_snr and is_single and program != "comfyui":
             alphas = single_precision.zero_snr(alphas)
         elif is_zero_snr:
             first, last = math.sqrt(alphas[0]), math.sqrt(alphas[-1])
@@ -98,6 +102,9 @@ class NoiseLevels:
             return cls(tuple(alphas), tuple(halves), every, tuple(logs[every - 1 :: every]), False, True)
         sigmas = [math.sqrt((1 - a) / a) for a in alphas]
         values = [-math.log(a) for a in alphas] if by_alpha else [math.log(s) for s in sigmas]
+        if program == "comfyui":
+            values = [single(math.log(s)) for s in sigmas]
+            return cls(tuple(alphas), tuple(map(single, sigmas)), 1, tuple(values), program=program)
         return cls(tuple(alphas), tuple(sigmas), every, tuple(values[every - 1 :: every]), by_alpha)
 
     @property
@@ -116,6 +123,11 @@ class NoiseLevels:
         return self.sigmas[self.first_time]
 
     @property
+    def logs(self) -> tuple[float, ...]:
+        """The logarithms of the levels, between which timesteps are interpolated."""
+        return self._logs
+
+    @property
     def greatest(self) -> float:
         """The highest noise level: σ at timestep 999."""
         return self.sigmas[-1]
@@ -131,10 +143,11 @@ class NoiseLevels:
     def time(self, sigma: float) -> float:
         """Return the timestep at which the model is evaluated for σ, in 0 … 999: the inverse of `sigma`, not rounded.
 
-        If the model was trained on only some timesteps, return the one of these that is nearest in log σ.
+        If the model was trained on only some timesteps, or by ComfyUI's rules, return the timestep that is nearest in
+        log σ.
         """
         log = math.log1p(sigma**2) if self.is_by_alpha else math.log(sigma)
-        if self.every > 1:
+        if self.every > 1 or self.program == "comfyui":
             return min(range(len(self._logs)), key=lambda i: abs(self._logs[i] - log)) * self.every + self.first_time
         low = min(max(bisect_right(self._logs, log) - 1, 0), TRAIN_STEPS - 2)
         share = (log - self._logs[low]) / (self._logs[low + 1] - self._logs[low])
@@ -155,6 +168,8 @@ def table(
         raise ValueError(f"steps must be at least 1, not {steps}")
     if schedule is Schedule.AUTOMATIC:
         raise ValueError("Automatic stands for the sampler's own schedule and has no table of its own")
+    if levels.program == "comfyui":
+        return _of_comfyui(schedule, steps, levels, is_xl=is_xl)
     if is_single:
         levels = _rounded(levels)
         if schedule.value in single_precision.TABLES and levels.every == 1:
@@ -165,6 +180,29 @@ def table(
     else:
         made = _TABLES[schedule](steps, levels)
     return [single(sigma) for sigma in made] if is_single else made
+
+
+def _of_comfyui(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool) -> list[float]:
+    """Compute a schedule's noise levels as ComfyUI does; all schedules fall to 0."""
+    if schedule.value in single_precision.TABLES:
+        compute = single_precision.TABLES[schedule.value]
+        if schedule in (Schedule.NORMAL, Schedule.SGM_UNIFORM):
+            return [*single_precision.interpolated(steps, levels.logs, is_sgm=schedule is Schedule.SGM_UNIFORM), 0.0]
+        return [*compute(steps, levels.sigmas, single), 0.0]
+    if schedule is Schedule.BETA:
+        last = len(levels.sigmas) - 1
+        times = [round(beta_quantile(1 - i / steps, SAMPLING.beta_shape) * last) for i in range(steps)]
+        return [*(levels.sigmas[time] for time in dict.fromkeys(times)), 0.0]
+    if schedule is Schedule.KL_OPTIMAL:
+        high, low = math.atan(levels.greatest), math.atan(levels.least)
+        shares = _line(0, 1, steps)
+        return [*(single(math.tan(share * low + (1 - share) * high)) for share in shares), 0.0]
+    made = (
+        _align_your_steps(steps, is_xl=is_xl)
+        if schedule is Schedule.ALIGN_YOUR_STEPS
+        else _TABLES[schedule](steps, levels)
+    )
+    return [single(sigma) for sigma in made]
 
 
 @lru_cache(maxsize=8)

@@ -16,11 +16,13 @@ from torch import Tensor
 from civman.diffusion import sampler_names, samplers, second_pass, solvers, start_picture, vae_codec
 from civman.diffusion.denoiser import Denoiser, Guidance, Known, Prompts, Skips
 from civman.diffusion.environment import deterministic
+from civman.diffusion.freed_unet import freed
 from civman.diffusion.guard import check_latents, check_pixels, memory_errors, noise_words, refuse_noise
 from civman.diffusion.hypernetworks import Hypernetwork, acting
 from civman.diffusion.latent_preview import preview_of
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise import PictureNoise
+from civman.diffusion.noise_levels import NoiseLevels, Schedule
 from civman.diffusion.pixels import Picture, Pixels, finished, put_back
 from civman.diffusion.samplers import Start
 from civman.diffusion.skip_sizes import doubled_then_resized
@@ -96,6 +98,22 @@ def iterate(
         yield made  # yield outside the `with`, so that the caller's code does not run under these torch settings
 
 
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """How one pass samples."""
+
+    recipe: Recipe
+    sampler: samplers.Sampler
+    schedule: Schedule
+    levels: NoiseLevels
+    guidance_scale: float
+
+    @property
+    def tuning(self) -> solvers.Tuning:
+        """The recipe's settings that the sampler uses."""
+        return self.sampler.tuning(self.recipe.sampling, self.recipe.rules)
+
+
 class _Job:
     """The state that all batches of one recipe share."""
 
@@ -111,8 +129,8 @@ class _Job:
             )
         self._recipe, self._model, self._prompt, self._hires_prompt = recipe, model, prompt, hires_prompt
         self._on_event, self._keeps_noise = on_event, keeps_noise
-        self._sampler, self._schedule, self._levels = sampler_names.of_recipe(recipe)
-        self._tuning = self._sampler.tuning(recipe.sampling, recipe.rules)
+        self._method = _Method(recipe, *sampler_names.of_recipe(recipe), recipe.guidance_scale)
+        self._sampler = self._method.sampler
         self.upscale: second_pass.Upscale | None = None
         self.hypernetworks: Sequence[tuple[Hypernetwork, float]] = ()
         self._start: start_picture.StartPicture | None = None
@@ -155,9 +173,9 @@ class _Job:
         recipe = self._recipe
         noise = self._start_noise(noises, recipe.width, recipe.height)
         if recipe.start is None or self._start is None:
-            plan = self._plan(recipe.steps)
+            plan = self._plan(self._method, recipe.steps, sigmas=recipe.sampling.sigmas)
             return plan, noise * plan.start_scale, None
-        plan = self._plan(recipe.steps, Start(recipe.start.strength))
+        plan = self._plan(self._method, recipe.steps, Start(recipe.start.strength))
         kept = self._encoded(self._start.image)
         if recipe.start.resize_mode == "just resize (latent upscale)":
             kept = torch.nn.functional.interpolate(kept, size=noise.shape[-2:], mode="bilinear")
@@ -191,22 +209,25 @@ class _Job:
             encode=self._encoded, decode=lambda given: self._decoded(given).pixels,
             upscale=self.upscale,
         )  # fmt: skip
-        plan = self._plan(hires.steps, Start(hires.strength, keeps_steps=True))
-        noises = [self._noise(seed) for seed in seeds]
+        scale = self._recipe.guidance_scale if hires.guidance_scale is None else hires.guidance_scale
+        method = _Method(self._recipe, *sampler_names.of_second_pass(self._recipe), scale)
+        plan = self._plan(method, hires.steps, Start(hires.strength, keeps_steps=True))
+        noises = [self._noise(seed if hires.seed is None else hires.seed) for seed in seeds]
         x = latents * plan.picture_scale + self._start_noise(noises, *size) * plan.start_scale
         # SDXL is conditioned on the size before the crop, as in A1111
         covers = self._recipe.rules > 2 and not hires.stretches
         told = second_pass.covering((self._recipe.width, self._recipe.height), size) if covers else size
         x = self._sample(x, plan, noises, self._hires_prompt, told, None, self._inpaint_input(size),
-                         first=first, stage="hires")  # fmt: skip
+                         first=first, stage="hires", method=method)  # fmt: skip
         check_latents(x, seeds=seeds)
         return x
 
     def _sample(
         self, x: Tensor, plan: samplers.Plan, noises: Sequence[PictureNoise], prompt: Prompts,
         size: tuple[int, int], known: Known | None, extra: Tensor | None, *, first: int, stage: str,
+        method: "_Method | None" = None,
     ) -> Tensor:  # fmt: skip
-        recipe, sampler = self._recipe, plan.sampler
+        recipe, sampler, method = self._recipe, plan.sampler, method or self._method
         told = 0
 
         def tell(step: int, clean: Tensor) -> None:
@@ -222,18 +243,20 @@ class _Job:
         # A1111 before 1.6 counted the steps of the first pass in both passes
         steps = plan.steps * sampler.calls_per_step if found is None or found.counts_calls else recipe.steps
         guidance = Guidance(
-            recipe.guidance_scale * sampler.guidance_factor, recipe.guidance_rescale, sampler.is_cfgpp,
+            method.guidance_scale * sampler.guidance_factor, recipe.guidance_rescale, sampler.is_cfgpp,
             recipe.rules > 1, found, sampler.is_variance_preserving,
             Skips(recipe.skip_negative_below, recipe.skip_negative_always, recipe.skip_early_guidance),
-            recipe.fit_negative, steps,
+            recipe.fit_negative, steps, recipe.rescales_velocity,
         )  # fmt: skip
         denoiser = Denoiser(
-            self._model, prompt, self._levels, guidance=guidance, size=size, known=known, extra=extra,
+            self._model, prompt, method.levels, guidance=guidance, size=size, known=known, extra=extra,
             on_call=self._counter(plan, tell),
         )  # fmt: skip
         ratio = recipe.token_merging if stage == "first" or recipe.hires is None else recipe.hires.token_merging
-        with merging(self._model.unet, ratio, (x.shape[-2], x.shape[-1])):
-            x = solvers.solve(sampler.solver, x, plan.sigmas, self._step_noise(plan, noises, x), denoiser, self._tuning)
+        with merging(self._model.unet, ratio, (x.shape[-2], x.shape[-1])), freed(self._model.unet, recipe.freeu):
+            x = solvers.solve(
+                sampler.solver, x, plan.sigmas, self._step_noise(plan, noises, x), denoiser, method.tuning
+            )
         return x * plan.end_scale
 
     @staticmethod
@@ -294,10 +317,12 @@ class _Job:
             mask = torch.nn.functional.interpolate(hidden, size=mask.shape[-2:])
         return torch.cat([mask.to(device), self._encoded(shown)], dim=1)
 
-    def _plan(self, steps: int, start: Start | None = None) -> samplers.Plan:
+    def _plan(
+        self, method: "_Method", steps: int, start: Start | None = None, sigmas: Sequence[float] = ()
+    ) -> samplers.Plan:
         return samplers.plan(
-            self._sampler, self._schedule, steps, self._levels, is_xl=self._model.family.is_xl, start=start,
-            rules=self._recipe.rules,
+            method.sampler, method.schedule, steps, method.levels, is_xl=self._model.family.is_xl, start=start,
+            rules=self._recipe.rules, sigmas=sigmas,
         )  # fmt: skip
 
     def _noise(self, seed: int) -> PictureNoise:

@@ -104,11 +104,38 @@ def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
 
 def of_recipe(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels]:
     """Return a recipe's sampler, schedule and noise levels, with its options for them applied."""
-    named, schedule = parse(recipe.sampler, recipe.schedule)
+    return _of_pass(recipe, recipe.sampler, recipe.schedule)
+
+
+def of_second_pass(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels]:
+    """Return what `of_recipe` does for the second pass, which may have a sampler and a schedule of its own."""
+    hires = recipe.hires
+    own, schedule = (hires.sampler, hires.schedule) if hires else ("", "")
+    return _of_pass(recipe, own or recipe.sampler, schedule or ("" if own else recipe.schedule))
+
+
+def _of_pass(recipe: Recipe, name: str, stated: str) -> tuple[Sampler, Schedule, NoiseLevels]:
+    named, schedule = parse(name, stated)
     sampling = recipe.sampling
     sampler = with_options(samplers.of_recipe(named.name, recipe.rules), drop_penultimate=sampling.drop_penultimate)
-    levels = sampler.levels(is_zero_snr=recipe.is_zero_snr, rules=recipe.rules, is_half=sampling.half_levels)
+    if sampling.program == "comfyui":
+        sampler = _of_comfyui(sampler)
+    levels = sampler.levels(
+        is_zero_snr=recipe.is_zero_snr, rules=recipe.rules, is_half=sampling.half_levels, program=sampling.program
+    )
     return sampler, schedule, levels
+
+
+def _of_comfyui(sampler: Sampler) -> Sampler:
+    """Return the sampler as ComfyUI runs it. Raises: UsageError (`unknown-sampler`): ComfyUI's rules are another's."""
+    if sampler.own_table:
+        instead = "Euler" if sampler.name == "DDIM" else "DPM++ 2M"
+        raise UsageError(
+            f"civman does not support {sampler.name} by ComfyUI's sampling rules",
+            hint="ComfyUI's `ddim` is Euler" if sampler.name == "DDIM" else f"`{instead}` is the closest one",
+            code=Cause.UNKNOWN_SAMPLER, nearest=[instead],
+        )  # fmt: skip
+    return replace(sampler, every=1, drops_penultimate=sampler.name in ("DPM2", "DPM2 a"), automatic=Schedule.NORMAL)
 
 
 def with_options(sampler: Sampler, *, drop_penultimate: bool) -> Sampler:

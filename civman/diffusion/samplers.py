@@ -65,12 +65,19 @@ class Sampler:
         """How many model evaluations A1111 counts for each step when prompts change during the steps."""
         return 2 if self.name in _COUNTED_TWICE else 1
 
-    def levels(self, *, is_zero_snr: bool = False, rules: int = RULES, is_half: bool = False) -> NoiseLevels:
+    def levels(
+        self, *, is_zero_snr: bool = False, rules: int = RULES, is_half: bool = False, program: str = "a1111"
+    ) -> NoiseLevels:
         """Return the noise levels of the models that this sampler is made for."""
         by_alpha = self.own_table is Table.UNIPC and rules > 1
         half = "" if not is_half else "alphas" if self.is_variance_preserving else "levels"
         return NoiseLevels.of_model(
-            is_zero_snr=is_zero_snr, every=self.every, by_alpha=by_alpha, is_single=rules > 2, half=half
+            is_zero_snr=is_zero_snr,
+            every=self.every,
+            by_alpha=by_alpha,
+            is_single=rules > 2,
+            half=half,
+            program=program,
         )
 
     @property
@@ -263,12 +270,18 @@ class Start:
 
 def plan(
     sampler: Sampler, schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool = False,
-    start: Start | None = None, rules: int = RULES,
+    start: Start | None = None, rules: int = RULES, sigmas: Sequence[float] = (),
 ) -> Plan:  # fmt: skip
     """Plan a run of `steps` steps; `levels` is the result of `sampler.levels`.
 
+    `sigmas`: noise levels to use in place of a schedule's.
+
     Raises: UsageError: fewer than one step, or more than the model has.
     """
+    if levels.program == "comfyui":
+        return _by_comfyui(sampler, schedule, steps, levels, is_xl=is_xl, start=start, sigmas=sigmas)
+    if sigmas:
+        return Plan(sampler, schedule, tuple(sigmas), sigmas[0], 1.0, _span(sigmas))
     # counted as in A1111: strength shortens the table, and one step more than strength · steps is taken
     share = min(start.strength, 0.999) if start else 1.0
     whole = int(steps / share) if start and start.keeps_steps else steps
@@ -301,6 +314,34 @@ def plan(
     if rules == 1 and taken is not None:
         made = made.tail(min(taken + 1, made.steps))
     return made
+
+
+def _by_comfyui(
+    sampler: Sampler, schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: bool, start: Start | None,
+    sigmas: Sequence[float],
+) -> Plan:  # fmt: skip
+    """Plan a run by ComfyUI's rules: strength lengthens the table, of which the last `steps` steps are taken.
+
+    From the highest level on, the first x is noise times √(1 + σ²), else noise times σ.
+    """
+    share = start.strength if start and start.strength <= _WHOLE_STRENGTH else 1.0
+    whole = int(steps / share)
+    if not 1 <= steps <= whole <= _MOST_STEPS:
+        asked = f"{steps}" if whole == steps else f"{steps} from strength {share:g}, which makes {whole}"
+        raise UsageError(f"steps must be 1 to {_MOST_STEPS}, not {asked}", code=Cause.BAD_STEPS)
+    if not sigmas:
+        schedule = sampler.automatic if schedule is Schedule.AUTOMATIC else schedule
+        found = table(schedule, whole + sampler.drops_penultimate, levels, is_xl=is_xl)
+        found = drop_penultimate(found) if sampler.drops_penultimate else found
+        sigmas = found[-(steps + 1) :] if share < 1 else found
+    is_whole = math.isclose(levels.greatest, sigmas[0], rel_tol=1e-5) or sigmas[0] > levels.greatest
+    scale = math.sqrt(1 + sigmas[0] ** 2) if is_whole else sigmas[0]
+    sigmas = [s for i, s in enumerate(sigmas) if i == 0 or s < sigmas[i - 1]]
+    return Plan(sampler, schedule, tuple(sigmas), scale, 1.0, _span(sigmas))
+
+
+_WHOLE_STRENGTH: Final = 0.9999
+_MOST_STEPS: Final = 10000
 
 
 def of_recipe(name: str, rules: int) -> Sampler:

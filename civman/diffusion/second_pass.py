@@ -6,11 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from civman.diffusion import plain_resizing
 from civman.diffusion.pixels import finished, resized, to_tensor
 from civman.domain.recipes.recipe import Hires
 
-Upscale = Callable[[Any, int, int], Any]
-"""A function that enlarges a Pillow image with an upscaler model until it covers a width and a height."""
+Upscale = Callable[..., Any]
+"""A function that enlarges with an upscaler model.
+
+It takes a Pillow image and the width and height to cover or, for a second pass with `Hires.resize`, pixels
+(B, 3, H, W) in 0 … 1.
+"""
+_PLAIN = ("nearest-exact", "bilinear", "bicubic", "area")
+"""Upscalers that resize floating-point pixels in one step."""
 _CELL = 8
 """Pixels per side that one latent covers."""
 
@@ -35,7 +42,14 @@ def enlarged(
         smooth = mode.endswith("antialiased")
         mode = mode.removesuffix("antialiased").removesuffix("-") or "bilinear"
         size = (height // _CELL, width // _CELL)
-        larger = torch.nn.functional.interpolate(latents, size=size, mode=mode, antialias=smooth)
+        if mode == "bislerp":
+            larger = plain_resizing.resized(latents, size[1], size[0], mode)
+        else:
+            larger = torch.nn.functional.interpolate(latents, size=size, mode=mode, antialias=smooth)
+    elif hires.resize or hires.upscaler in _PLAIN:
+        pixels = decode(latents)
+        pixels = upscale(pixels) if hires.resize and upscale is not None else pixels
+        larger = encode(plain_resizing.resized(pixels, width, height, hires.resize or hires.upscaler) * 2 - 1)
     elif rules > 1:
         pictures = [to_tensor(_enlarged(pixels, width, height, hires, upscale)) for pixels in decode(latents)]
         larger = encode(torch.cat(pictures))

@@ -85,6 +85,15 @@ def _sgm(n: int, sigmas: Sequence[float], rounded: Rounded) -> list[float]:
     return [_at(time, logs) for time in line(len(sigmas) - 1, 0, n + 1)[:-1]]
 
 
+def interpolated(n: int, logs: Sequence[float], *, is_sgm: bool) -> list[float]:
+    """Compute the levels at evenly spaced timesteps from the logarithms of all levels, without the final 0.
+
+    `is_sgm`: the timesteps of one step more, without the last one.
+    """
+    times = line(len(logs) - 1, 0, n + 1)[:-1] if is_sgm else line(len(logs) - 1, 0, n)
+    return [_at(time, logs) for time in times]
+
+
 def _karras(n: int, sigmas: Sequence[float], _: Rounded) -> list[float]:
     rho = SAMPLING.rho
     low, high = sigmas[0] ** (1 / rho), sigmas[-1] ** (1 / rho)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from civman.diffusion.textual_inversions import Embedding
 from civman.errors import Cause, UsageError
+from civman.prompts import comfyui_chunks
 from civman.prompts.emphasis import ParsedPrompt
 from civman.prompts.token_chunks import Chunk, cut
 from civman.prompts.tokenizer import CHUNK, END, START, ClipTokenizer
@@ -40,23 +41,27 @@ def encode(
         text_encoders: CLIPTextModel or CLIPTextModelWithProjection, in the model's order.
         tokenizers: one for each encoder; they differ in padding.
         parsed: the prompt.
-        clip_skip: as in A1111: 1 is the last layer, 2 the one before. SD 1.x only; in other families it is fixed.
+        clip_skip: as in A1111: 1 is the last layer, 2 the one before. SD 1.x only; in other families it is fixed,
+            except in SDXL by ComfyUI's rules.
         embeddings: the embeddings that the prompt may use.
         emphasis: how the weights act; one of `civman.domain.recipes.recipe_limits.EMPHASIS`.
-        is_negative: whether it is the negative prompt: an empty one of SDXL gives zeros, not the encoding of "".
+        is_negative: whether it is the negative prompt: an empty one of SDXL gives zeros, not the encoding of "",
+            except by ComfyUI's rules.
 
     Raises:
         UsageError: clip skip is out of range, or two embeddings have the same name.
         Incompatible: an embedding is too long.
     """
     is_xl = any(hasattr(encoder, "text_projection") for encoder in text_encoders)
-    if is_xl and is_negative and parsed.is_empty:
+    if is_xl and is_negative and parsed.is_empty and emphasis != "comfyui":
         return _zeros(text_encoders)
+    layer = 2 if is_xl and emphasis != "comfyui" else clip_skip
     contexts: list[Tensor] = []
     pooled: Tensor | None = None
     with torch.no_grad():
+        split = comfyui_chunks.cut if parsed.syntax == "comfyui" else cut
         pieces = [
-            cut(parsed, tokenizer, {embedding.name: embedding.length_in(number) for embedding in embeddings})
+            split(parsed, tokenizer, {embedding.name: embedding.length_in(number) for embedding in embeddings})
             for number, tokenizer in enumerate(tokenizers)
         ]
         longest = max(map(len, pieces))  # an encoder that an embedding has no vectors for may need fewer chunks
@@ -65,8 +70,13 @@ def encode(
             parts = []
             chunks = [*pieces[number], *[Chunk((), ())] * (longest - len(pieces[number]))]
             for place, chunk in enumerate(chunks):
-                hidden, end = _run(encoder, chunk, tokenizer.padding, vectors, clip_skip, is_xl=is_xl)
-                parts.append(_weighted(hidden, chunk, emphasis))
+                hidden, end = _run(encoder, chunk, tokenizer.padding, vectors, layer, is_xl=is_xl)
+                if emphasis == "comfyui" and any(weight != 1 for weight in chunk.weights):
+                    empty, _ = _run(encoder, Chunk((), ()), tokenizer.padding, {}, layer, is_xl=is_xl)
+                    hidden = _moved(hidden, empty, chunk)
+                else:
+                    hidden = _weighted(hidden, chunk, emphasis)
+                parts.append(hidden)
                 if place == 0 and hasattr(encoder, "text_projection"):
                     pooled = _projection(encoder)(end)
             contexts.append(torch.cat(parts, dim=1))
@@ -115,11 +125,11 @@ def _run(
     with _inserted(model.embeddings.token_embedding, chunk, vectors):
         states = encoder(tokens, output_hidden_states=True)
     at_end = states.last_hidden_state[:, first_end]
-    if is_xl:
-        return states.hidden_states[-2], at_end
+    layers = int(encoder.config.num_hidden_layers)
+    if is_xl and (clip_skip == 2 or 1 <= clip_skip <= layers):
+        return states.hidden_states[-clip_skip], at_end
     if clip_skip == 1 or encoder.config.hidden_act == "gelu":
         return states.last_hidden_state, at_end
-    layers = int(encoder.config.num_hidden_layers)
     if not 1 <= clip_skip <= layers:
         raise UsageError(
             f"clip skip {clip_skip} is not between 1 and {layers}, the text encoder's layers",
@@ -138,7 +148,8 @@ def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) ->
         for insert in chunk.inserts:
             start = insert.offset + 1  # after the start token
             if insert.length:
-                output[:, start : start + insert.length] = vectors[insert.name].to(output)
+                part = vectors[insert.name][insert.begin : insert.begin + insert.length]
+                output[:, start : start + insert.length] = part.to(output)
         return output
 
     hook = embedding.register_forward_hook(put)
@@ -146,6 +157,15 @@ def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) ->
         yield
     finally:
         hook.remove()
+
+
+def _moved(hidden: Tensor, empty: Tensor, chunk: Chunk) -> Tensor:
+    """Move each token's vector away from that of an empty prompt by its weight, as ComfyUI does."""
+    weights = torch.ones(CHUNK + 2)
+    weights[1 : 1 + len(chunk.weights)] = torch.tensor(chunk.weights)
+    weights = weights.to(hidden.device)[None, :, None]
+    exact, base = hidden.float(), empty.float()
+    return torch.where(weights == 1, exact, (exact - base) * weights + base).to(hidden.dtype)
 
 
 def _weighted(hidden: Tensor, chunk: Chunk, emphasis: str) -> Tensor:

@@ -5,6 +5,8 @@ the overlaps are blended linearly. Tiles of SwinIR keep their precision, and the
 blue, green and red in this order.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,73 +14,135 @@ import torch
 from PIL import Image
 
 from civman.diffusion.upscaler_models import AnyUpscaler
+from civman.domain.recipes.enlargement import OVERLAP, TILE, Enlargement
 
-TILE: Final = 192
-OVERLAP: Final = 8
+OnTile = Callable[[int, int], None]
+"""A function that is called after each tile with the number of finished tiles and of all tiles of the pass."""
+
+
+def _ignore(done: int, count: int) -> None:
+    """Ignore the progress."""
+
+
 _MOST_PASSES: Final = 3
 
 
-def enlarge(image: Any, model: AnyUpscaler, width: int, height: int) -> Any:
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How an image is cut: the side of a tile (0: the whole image at once), and how much neighbours share, in pixels.
+
+    `on_tile` is told the progress, and may raise an exception to stop.
+    """
+
+    tile: int = TILE
+    overlap: int = OVERLAP
+    on_tile: OnTile = _ignore
+
+
+A1111: Final = Tiling()
+"""A1111's default tiles."""
+
+
+def enlarge(image: Any, model: AnyUpscaler, width: int, height: int, tiling: Tiling = A1111) -> Any:
     """Run the model up to three times, until the Pillow image is at least as large as wanted."""
     for _ in range(_MOST_PASSES):
         before = image.size
-        image = in_tiles(image, model)
+        image = in_tiles(image, model, tiling)
         if image.size == before or (image.width >= width and image.height >= height):
             break
     return image
 
 
-def tiles_of(width: int, height: int) -> int:
+def upscaled(image: Any, made: Enlargement, model: AnyUpscaler | None, on_tile: OnTile = _ignore) -> Any:
+    """Enlarge a Pillow image (RGB or RGBA) exactly as `made` says, `model` being the upscaler model that it names.
+
+    The result has the size `made.final_size`. Transparency is enlarged by itself with the same upscaler, as a grey
+    image of which the three channels are averaged afterwards; the colours beneath transparent areas are kept.
+    """
+    if image.mode == "RGBA":
+        colours = upscaled(image.convert("RGB"), made, model, on_tile)
+        alpha = upscaled(Image.merge("RGB", [image.getchannel("A")] * 3), made, model, on_tile)
+        mean = np.asarray(alpha).mean(axis=2).round().astype(np.uint8)
+        colours.putalpha(Image.fromarray(mean))
+        return colours
+    way = Image.Resampling.NEAREST if made.method == "nearest" else Image.Resampling.LANCZOS
+    if model is not None:
+        image = enlarge(image, model, made.width, made.height, Tiling(made.tile, made.overlap, on_tile))
+    if image.size != (made.width, made.height):
+        image = image.resize((made.width, made.height), way)
+    width, height = made.final_size
+    left, top = (made.width - width) // 2, (made.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
+
+
+def tiles_of(width: int, height: int, tiling: Tiling = A1111) -> int:
     """Return the number of tiles of the first pass over an image of this size."""
-    return len(_starts(width)) * len(_starts(height))
+    return len(_starts(width, tiling)) * len(_starts(height, tiling))
 
 
-def in_tiles(image: Any, model: AnyUpscaler) -> Any:
+def in_tiles(image: Any, model: AnyUpscaler, tiling: Tiling = A1111) -> Any:
     """Run the model once over an image."""
     if model.kind == "swinir":
-        return _averaged(image, model)
-    scale = model.scale
+        return _averaged(image, model, tiling)
+    if not tiling.tile:
+        result = _run(image, model)
+        tiling.on_tile(1, 1)
+        return result
+    scale, tile = model.scale, tiling.tile
+    overlap, count = tiling.overlap * scale, tiles_of(image.width, image.height, tiling)
     whole = Image.new("RGB", (image.width * scale, image.height * scale))
-    for top in _starts(image.height):
-        row = Image.new("RGB", (whole.width, TILE * scale))
-        for left in _starts(image.width):
-            tile = _run(image.crop((left, top, left + TILE, top + TILE)), model)
-            _lay(row, tile, left * scale, 0, OVERLAP * scale, is_across=True)
-        _lay(whole, row, top * scale, 1, OVERLAP * scale, is_across=False)
+    done = 0
+    for top in _starts(image.height, tiling):
+        row = Image.new("RGB", (whole.width, tile * scale))
+        for left in _starts(image.width, tiling):
+            part = _run(image.crop((left, top, left + tile, top + tile)), model)
+            _lay(row, part, left * scale, 0, overlap, is_across=True)
+            done += 1
+            tiling.on_tile(done, count)
+        _lay(whole, row, top * scale, 1, overlap, is_across=False)
     return whole
 
 
-def _starts(length: int) -> list[int]:
+def _starts(length: int, tiling: Tiling) -> list[int]:
     """List where tiles begin along one side.
 
     The last one ends at the edge, or begins before it if the side is short.
     """
-    count = -(-(length - OVERLAP) // (TILE - OVERLAP))
-    step = (length - TILE) / (count - 1) if count > 1 else 0
+    tile, overlap = tiling.tile, tiling.overlap
+    if not tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    step = (length - tile) / (count - 1) if count > 1 else 0
     found = [int(number * step) for number in range(max(count, 1))]
-    return [length - TILE if start + TILE >= length else start for start in found]
+    return [length - tile if start + tile >= length else start for start in found]
 
 
 def _run(tile: Any, model: AnyUpscaler) -> Any:
     return _image(model(_pixels(tile, model))[0])
 
 
-def _averaged(image: Any, model: AnyUpscaler) -> Any:
+def _averaged(image: Any, model: AnyUpscaler, tiling: Tiling) -> Any:
     """Run the model once over an image, in square tiles of at most its shorter side, whose overlaps are averaged."""
     pixels, scale = _pixels(image, model), model.scale
-    tile = min(TILE, image.width, image.height)
+    wide, high = image.size
+    if tiling.tile:
+        wide = high = min(tiling.tile, wide, high)
     result = torch.zeros(3, image.height * scale, image.width * scale, device=pixels.device)
     counts = torch.zeros_like(result[0])
-    for top in _even_starts(image.height, tile):
-        for left in _even_starts(image.width, tile):
-            rows, columns = (slice(at * scale, (at + tile) * scale) for at in (top, left))
-            result[:, rows, columns] += model(pixels[..., top : top + tile, left : left + tile])[0]
+    tops, lefts = _even_starts(image.height, high, tiling), _even_starts(image.width, wide, tiling)
+    done = 0
+    for top in tops:
+        for left in lefts:
+            rows, columns = slice(top * scale, (top + high) * scale), slice(left * scale, (left + wide) * scale)
+            result[:, rows, columns] += model(pixels[..., top : top + high, left : left + wide])[0]
             counts[rows, columns] += 1
-    return _image(result / counts)
+            done += 1
+            tiling.on_tile(done, len(tops) * len(lefts))
+    return _image(result.div_(counts))
 
 
-def _even_starts(length: int, tile: int) -> list[int]:
-    return [*range(0, length - tile, tile - OVERLAP), length - tile]
+def _even_starts(length: int, tile: int, tiling: Tiling) -> list[int]:
+    return [*range(0, length - tile, max(tile - tiling.overlap, 1)), length - tile]
 
 
 def _pixels(image: Any, model: AnyUpscaler) -> torch.Tensor:
@@ -97,7 +161,7 @@ def _image(pixels: torch.Tensor) -> Any:
 def _lay(onto: Any, tile: Any, at: int, axis: int, overlap: int, *, is_across: bool) -> None:
     """Paste a tile onto the image; its first `overlap` pixels are blended unless it begins at the edge."""
     place = (at, 0) if is_across else (0, at)
-    if at == 0:
+    if at == 0 or not overlap:
         onto.paste(tile, place)
         return
     ramp = (np.arange(overlap, dtype=np.float32) * 255 / overlap).astype(np.uint8)

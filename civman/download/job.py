@@ -70,6 +70,8 @@ class DownloadOptions:
     limit: RateLimit | None = None
     preview: Previews = Previews.SAFE
     examine: Examine | None = None
+    is_stopped: Callable[[], bool] = lambda: False
+    """Asked several times a second; once it returns True, the downloads are interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +226,8 @@ class Downloads:
                 while len(running) >= 2 * at_once:
                     self._collect(running, outcomes, options, on_event)
             while running:
+                if options.is_stopped():
+                    raise Interrupted("stopped")
                 self._collect(running, outcomes, options, on_event)
         finally:
             cancel.set()

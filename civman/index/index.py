@@ -47,7 +47,7 @@ from civman.index.index_types import (
 from civman.index.open_database import prepare
 
 if TYPE_CHECKING:
-    from civman.domain.recipes.record import Record as PictureRecord
+    from civman.domain.recipes.record import AnyRecord as PictureRecord
     from civman.index.read_pictures import KeptPicture, PictureFilter
     from civman.index.transactions import Writer
 
@@ -176,7 +176,7 @@ class Index:
         return read_maintenance.pins(self._reader)
 
     def shares(self, group: str) -> list[Share]:
-        """Number of files and bytes by "type", "base_model", "architecture" or "used", largest first."""
+        """Number of files and bytes by "type", "base_model", "architecture", "used" or "tag", largest first."""
         return read_maintenance.shares(self._reader, group)
 
     def sidecars_due(self, sha256: Sha256 | None = None) -> list[tuple[Sha256, str]]:
@@ -251,6 +251,10 @@ class Index:
     def version(self, version_id: VersionId) -> ModelVersion | None:
         """A version as last saved, with its files, previews and model."""
         return read_catalog.version(self._reader, version_id)
+
+    def preview_levels(self, version_ids: Iterable[VersionId]) -> dict[VersionId, int]:
+        """The rating of the first image of each version."""
+        return read_catalog.preview_levels(self._reader, version_ids)
 
     def model(self, model_id: ModelId) -> Page | None:
         """A model and its versions; None if the index has no such model.

@@ -29,6 +29,15 @@ def model(reader: Reader, model_id: ModelId) -> tuple[Model, tuple[ModelVersion,
         return found, tuple(_version(reader, row, found) for row in reader.all(sql, [model_id]))
 
 
+def preview_levels(reader: Reader, version_ids: Iterable[VersionId]) -> dict[VersionId, int]:
+    """The rating of the first image of each of these versions, which no stored preview image exceeds."""
+    sql = (
+        "SELECT version_id, nsfw_level, min(position) FROM preview WHERE media = 'image' "
+        "AND version_id IN (SELECT value FROM json_each(?)) GROUP BY version_id"
+    )
+    return {VersionId(number): level for number, level, _ in reader.all(sql, [json.dumps(list(version_ids))])}
+
+
 def snapshot(reader: Reader, table: str, number: int) -> Snapshot | None:
     """How current a row of `table` (model or version) is."""
     sql = f"SELECT fetched_at, source, gone_at, gone_status FROM {table} WHERE id = ?"  # noqa: S608

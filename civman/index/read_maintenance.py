@@ -25,6 +25,11 @@ _GROUPS = {
     ),
 }
 
+_TAGS = (
+    "LEFT JOIN model m ON m.id = a.model_id LEFT JOIN annotation n ON n.asset_id = a.id JOIN json_each("
+    "json_array(json(coalesce(m.tags, '[]')), json(coalesce(n.tags, '[]')))) l JOIN json_each(l.value) t"
+)
+
 
 def held_files(reader: Reader, digests: Iterable[Sha256] | None = None) -> list[HeldFile]:
     """The file of each blob that an asset refers to, in row order."""
@@ -70,10 +75,14 @@ def pins(reader: Reader) -> dict[Sha256, tuple[str, ...]]:
 
 
 def shares(reader: Reader, group: str) -> list[Share]:
-    """Files and bytes by group; bytes shared by several assets of a group count once."""
-    label = _GROUPS[group]
+    """Files and bytes by group; bytes shared by several assets of a group count once.
+
+    With the group "tag", a file counts for each of its tags, yours and CivitAI's.
+    """
+    label, more = ("lower(t.value)", _TAGS) if group == "tag" else (_GROUPS[group], "")
     inner = (
-        f"SELECT DISTINCT {label} AS label, b.sha256, b.size_bytes FROM asset a JOIN blob b ON b.sha256 = a.blob_sha256"  # noqa: S608
+        f"SELECT DISTINCT {label} AS label, b.sha256, b.size_bytes FROM asset a "  # noqa: S608
+        f"JOIN blob b ON b.sha256 = a.blob_sha256 {more}"
     )
     sql = f"SELECT label, count(*), sum(size_bytes) FROM ({inner}) GROUP BY label ORDER BY 3 DESC, 1"  # noqa: S608
     return [Share(label, count, size) for label, count, size in reader.all(sql)]

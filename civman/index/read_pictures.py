@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from civman.domain.digests import Sha256
-from civman.domain.recipes.record import Record, read_origin
+from civman.domain.recipes.record import AnyRecord, read_origin
 from civman.index import rows
 from civman.index.database import Reader
 
@@ -19,7 +19,7 @@ class KeptPicture:
 
     id: int
     path: str
-    record: Record
+    record: AnyRecord
     made_at: datetime
 
     @property
@@ -77,7 +77,8 @@ def made_with(reader: Reader, digests: Iterable[Sha256]) -> int:
 
 def _pictures(reader: Reader, found: list[tuple[int, str, str, str]]) -> Iterator[KeptPicture]:
     for number, path, text, made_at in found:
-        record = read_origin(text).record
+        origin = read_origin(text)
+        record = origin.record or origin.upscaled_record
         assert record is not None
         yield KeptPicture(number, _full(reader, path), record, datetime.fromisoformat(made_at))
 

@@ -4,24 +4,21 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
-from civman.domain.recipes.record import Record
+from civman.domain.recipes.record import AnyRecord
 from civman.index import rows
 from civman.index.transactions import IN_LIST, Connection, insert, listed, scalar
 
 
-def record(connection: Connection, made: Iterable[tuple[Path, Record]], *, at: datetime, folder: Path) -> list[int]:
+def record(connection: Connection, made: Iterable[tuple[Path, AnyRecord]], *, at: datetime, folder: Path) -> list[int]:
     """Record images and return their ids. If a path is already known, its row is replaced."""
     numbers = []
     for path, each in made:
         kept = rows.kept_path(path, folder)
         connection.execute("DELETE FROM rendering WHERE path = ?", (kept,))
         recipe = each.recipe
-        words = [recipe.prompt, recipe.negative_prompt]
-        words += [each.typed.prompt] if each.typed else []
-        words += [text for name in each.names for text in (name.name, name.model)]
         insert(connection, "rendering", [{
             "path": kept, "recipe_sha256": recipe.sha256, "pixel_sha256": each.pixel_sha256,
-            "parent_sha256": each.parent, "search_text": rows.key("\n".join(words)), "record": each.to_json(),
+            "parent_sha256": each.parent, "search_text": rows.key("\n".join(each.words)), "record": each.to_json(),
             "made_at": rows.moment(at),
         }])  # fmt: skip
         number = int(scalar(connection, "SELECT last_insert_rowid()"))

@@ -31,6 +31,7 @@ from civman.library.pictures_part import PicturesPart
 from civman.library.project_part import ProjectPart
 from civman.library.trash_part import TrashPart
 from civman.library.updates_part import UpdatesPart
+from civman.library.upscaling_part import UpscalingPart
 from civman.library.views_part import ViewsPart
 from civman.settings import Settings, load_settings
 
@@ -89,6 +90,7 @@ class Library:
         self.files = FilesPart(self.context)
         self.downloads = DownloadsPart(self.context)
         self.pictures = PicturesPart(self.context)
+        self.upscaling = UpscalingPart(self.context)
         self.grids = GridsPart(self.context)
         self.trash = TrashPart(self.context)
         self.maintenance = MaintenancePart(self.context)

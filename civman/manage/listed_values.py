@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from civman.domain.catalog import Asset
 from civman.domain.digests import Sha256
 from civman.domain.printed_refs import picture_ref
+from civman.domain.recipes.record import UpscaleRecord
 from civman.index.read_pictures import KeptPicture
 from civman.manage.places import Presence
 
@@ -25,12 +26,19 @@ def asset_values(assets: Iterable[Asset], absent: Mapping[Sha256, Presence]) -> 
 def picture_value(picture: KeptPicture) -> dict[str, object]:
     """Convert a recorded image to a JSON object."""
     record = picture.record
-    recipe = record.recipe
-    return {
+    common: dict[str, object] = {
         "ref": picture_ref(picture.id), "id": picture.id, "path": picture.path, "is_here": picture.is_here,
-        "made_at": picture.made_at,
+        "made_at": picture.made_at, "files": record.names, "recipe_sha256": record.recipe.sha256,
+        "pixel_sha256": record.pixel_sha256, "parent": record.parent,
+    }  # fmt: skip
+    if isinstance(record, UpscaleRecord):
+        width, height = record.recipe.enlargement.final_size
+        return common | {
+            "seed": None, "prompt": "", "negative_prompt": "", "width": width, "height": height, "sampler": None,
+            "steps": None, "upscaled": record.picture_name, "upscaler": record.upscaler_name,
+        }  # fmt: skip
+    recipe = record.recipe
+    return common | {
         "seed": record.seed, "prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt,
         "width": recipe.width, "height": recipe.height, "sampler": recipe.sampler, "steps": recipe.steps,
-        "files": record.names, "recipe_sha256": recipe.sha256, "pixel_sha256": record.pixel_sha256,
-        "parent": record.parent,
     }  # fmt: skip

@@ -52,10 +52,14 @@ def write(
     parameters: str | None,
     format: Format,  # noqa: A002 - as Pillow calls it
     quality: int | None = None,
+    others: Mapping[str, str] | None = None,
+    profile: bytes | None = None,
 ) -> bytes:
     """Encode (H, W, 3) uint8 pixels as a file that contains both texts. The same input gives the same bytes.
 
-    `quality` is 1 to 100 for JPEG (None: 95; chroma is never subsampled) and for WebP (None: lossless); PNG has none.
+    Pixels may have a fourth channel, transparency, except in a JPEG. `quality` is 1 to 100 for JPEG (None: 95; chroma
+    is never subsampled) and for WebP (None: lossless); PNG has none. `others`: further texts of a PNG by their names.
+    `profile`: the ICC profile of the colours.
 
     Raises: UsageError: `text-too-long` (it does not fit into a JPEG), `unwritable-picture` (too large for the format,
         or a text with half a surrogate pair).
@@ -64,30 +68,40 @@ def write(
 
     data = io.BytesIO()
     image = Image.fromarray(pixels)
-    if image.mode != "RGB":
+    if image.mode not in ("RGB", "RGBA"):
         raise ValueError(f"pixels are (H, W, 3) uint8, not {image.mode}")
+    if image.mode == "RGBA" and format == "jpeg":
+        raise UsageError(
+            "a JPEG cannot contain transparency", hint="save a PNG or a WebP", code=Cause.UNWRITABLE_PICTURE
+        )
     try:
-        options = _png_options(record, parameters) if format == "png" else _exif_options(record, parameters)
+        options = (
+            _png_options(record, parameters, others or {}) if format == "png" else _exif_options(record, parameters)
+        )
         if format == "jpeg":
             _check_segments(options)
             options |= {"quality": _JPEG_QUALITY if quality is None else quality, "subsampling": 0}
         elif format == "webp":
             options |= {"lossless": True, "quality": 80} if quality is None else {"quality": quality}
+            options |= {"exact": True} if image.mode == "RGBA" else {}  # keeps the colours of transparent areas
+        if profile is not None:
+            options["icc_profile"] = profile
         image.save(data, format.upper(), **options)
     except (OSError, ValueError, struct.error) as error:
         raise UsageError(f"cannot write the picture as {format}: {error}", code=Cause.UNWRITABLE_PICTURE) from error
     return data.getvalue()
 
 
-def _png_options(record: str | None, parameters: str | None) -> dict[str, Any]:
+def _png_options(record: str | None, parameters: str | None, others: Mapping[str, str]) -> dict[str, Any]:
     from PIL.PngImagePlugin import PngInfo
 
     notes = PngInfo()
-    if parameters is not None:
+    own = {} if parameters is None else {"parameters": parameters}
+    for name, text in (own | dict(others)).items():
         try:
-            notes.add_text("parameters", parameters.encode("latin-1"))
+            notes.add_text(name, text.encode("latin-1"))
         except UnicodeEncodeError:
-            notes.add_itxt("parameters", parameters)
+            notes.add_itxt(name, text)
     if record is not None:
         notes.add_itxt("civman", record)
     return {"pnginfo": notes}
@@ -119,9 +133,14 @@ def read(source: Path | bytes) -> Carried:
     Raises: UsageError (`bad-picture`): missing, not a PNG, JPEG or WebP, truncated, damaged, or too large.
     """
     data, name = _bytes(source), _name(source)
+    carried = texts(data, name)
+    _decoded(data, carried.format, carried.size, name)
+    return carried
+
+
+def texts(data: bytes, name: str = "") -> Carried:
+    """Read the texts in the bytes of an image file without decoding its pixels. Raises: UsageError: as `read`."""
     kind, notes = _notes(data, name)
-    size = (notes.width, notes.height)
-    _decoded(data, kind, size, name)
     entries: dict[str, str] = {}
     for key, text in notes.texts:
         entries.setdefault(key, text)
@@ -132,14 +151,14 @@ def read(source: Path | bytes) -> Carried:
     )  # fmt: skip
 
 
-def pixels(source: Path | bytes) -> Any:
+def pixels(source: Path | bytes, *, with_alpha: bool = False) -> Any:
     """Decode a file to (H, W, 3) uint8. Colours are unchanged, EXIF rotation is ignored, transparency is dropped.
 
-    Raises: UsageError (`bad-picture`): as `read`.
+    With `with_alpha`, an image that has transparency gives (H, W, 4). Raises: UsageError (`bad-picture`): as `read`.
     """
     data, name = _bytes(source), _name(source)
     kind, notes = _notes(data, name)
-    image = _decoded(data, kind, (notes.width, notes.height), name)
+    image = _decoded(data, kind, (notes.width, notes.height), name, with_alpha=with_alpha)
     import numpy as np  # numpy is needed only for pixels, not for reading an image's texts
 
     return np.asarray(image)
@@ -191,14 +210,14 @@ def _notes(data: bytes, name: str) -> tuple[Format, image_chunks.Notes]:
     return kind, notes
 
 
-def _decoded(data: bytes, kind: Format, size: tuple[int, int], name: str) -> Any:
+def _decoded(data: bytes, kind: Format, size: tuple[int, int], name: str, *, with_alpha: bool = False) -> Any:
     from PIL import Image  # importing Pillow takes 0.1 s, so import it only when there is an image to read
 
     try:
         with Image.open(io.BytesIO(image_chunks.pixels_only(data)), formats=[kind.upper()]) as image:
             if image.size != size:
                 raise _bad(name, "it states two different sizes")
-            return image.convert("RGB")
+            return image.convert("RGBA" if with_alpha and image.has_transparency_data else "RGB")
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise _bad(name, "it is damaged: its pixels cannot be fully decoded") from error
 

@@ -97,7 +97,7 @@ def read(text: str) -> Parsed:
     """Parse a text in A1111's format. If it has no line of settings, the whole text is the prompt."""
     lines = text.replace("\r\n", "\n").split("\n")
     at = _details_at(lines)
-    details = dict(_settings(lines[at])) if at < len(lines) else {}
+    details = dict(settings(lines[at])) if at < len(lines) else {}
     words = "\n".join(lines[:at])
     match = re.search(rf"(?:^|\n)[^\S\n]*{_NEGATIVE}", words)
     if match is None:
@@ -122,8 +122,11 @@ def _details_at(lines: list[str]) -> int:
     return len(lines)
 
 
-def _settings(line: str) -> Iterator[tuple[str, str]]:
-    """Parse key by key with plain string searches: regular expressions take quadratic time on crafted input."""
+def settings(line: str) -> Iterator[tuple[str, str]]:
+    """Parse a line of settings: its keys and values.
+
+    Plain string searches are used, because regular expressions take quadratic time on crafted input.
+    """
     at, decoder, failed = 0, json.JSONDecoder(), 0
     while (colon := line.find(":", at)) >= 0:
         key = line[line.rfind(",", at, colon) + 1 or at : colon].strip()

@@ -3,7 +3,7 @@
 A name that A1111 writes in pictures ("R-ESRGAN 4x+") stands for the published file of this name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from civman.domain.known_upscalers import KnownUpscaler, known_upscaler, upscaler_with
@@ -20,12 +20,20 @@ def upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, 
     """
     if request.hires is None or upscaler_of(request.hires.upscaler) in UPSCALERS[:-1]:
         return None, ()
-    ref = request.hires.upscaler
+    return upscaler_model(finder, request.hires.upscaler, own=UPSCALERS[:-1])
+
+
+def upscaler_model(finder: Finder, ref: str, *, own: Sequence[str]) -> tuple[Found, tuple[str, ...]]:
+    """Find an upscaler model by a ref or a name that A1111 writes. Also returns notices about the model.
+
+    `own`: the names of the upscalers that are built in, for the error. Raises: NotFound. UsageError (`wrong-kind`).
+        Refused.
+    """
     known = known_upscaler(ref)
     try:
         found = _published(finder, known) or finder.find("upscaler", ref)
     except NotFound as error:
-        error.hint = f"civman's own upscalers are {', '.join(UPSCALERS[:-1])}; `civman import` adds models"
+        error.hint = f"civman's own upscalers are {', '.join(own)}; `civman import` adds models"
         if known is not None:
             error.hint = f"its file is usually called `{known.files[0]}.pth`; `civman import` adds it to the library"
         raise

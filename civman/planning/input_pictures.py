@@ -5,7 +5,7 @@ Converted to 8-bit RGB; masks to 8-bit grey.
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,17 @@ def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[
     """Find the files of a recipe's input image and mask by SHA-256, in `given` or among the library's own copies."""
     if recipe.start is None:
         return {}
-    wanted = {digest for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest}
     found = {digest_of(path): path for path in given}
-    for digest in wanted - found.keys():
+    for digest in (recipe.start.sha256, recipe.start.mask_sha256):
+        if digest is not None and digest not in found:
+            found |= find_input(root, digest)
+    return found
+
+
+def find_input(root: Path, digest: Sha256, given: Iterable[Path] = ()) -> dict[Sha256, Path]:
+    """Find an image file by its SHA-256, in `given` or among the library's own copies. Returns all given files, too."""
+    found = {digest_of(path): path for path in given}
+    if digest not in found:
         here = next(iter(sorted(_folder(root).glob(f"{digest}.*"))), None)
         if here is not None and digest_of(here) == digest:
             found[digest] = here
@@ -114,18 +122,22 @@ def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError
 def keep_inputs(root: Path, planned: Planned) -> None:
     """Copy a plan's input image and mask into the library, so that the recipe works without the originals."""
     for file in planned.files:
-        if file.role not in ("picture", "mask"):
-            continue
-        copy = _folder(root) / f"{file.sha256}{file.path.suffix.lower() or '.png'}"
-        if copy.exists():
-            continue
-        try:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            partial = copy.with_name(f".{copy.name}.part")
-            shutil.copyfile(file.path, partial)
-            replace_file(partial, copy)
-        except OSError as error:
-            raise store_error(error, copy) from error
+        if file.role in ("picture", "mask"):
+            keep_input(root, file.path, file.sha256)
+
+
+def keep_input(root: Path, path: Path, sha256: Sha256) -> None:
+    """Copy an image file that a recipe starts from into the library. Raises: StoreError."""
+    copy = _folder(root) / f"{sha256}{path.suffix.lower() or '.png'}"
+    if copy.exists():
+        return
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        partial = copy.with_name(f".{copy.name}.part")
+        shutil.copyfile(path, partial)
+        replace_file(partial, copy)
+    except OSError as error:
+        raise store_error(error, copy) from error
 
 
 def _folder(root: Path) -> Path:

@@ -19,11 +19,12 @@ from civman.domain.compatibility import Compatibility, check
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.complete import Resolved, complete, sampling, steps_of
-from civman.domain.recipes.recipe import RULES, LoraUse, Recipe, RenderRequest
+from civman.domain.recipes.prompt_parts import part_of
+from civman.domain.recipes.recipe import RULES, EmbeddingUse, LoraUse, Recipe, RenderRequest
 from civman.domain.recipes.record import TypedPrompts
 from civman.errors import CannotRender, Cause, Incompatible, NotFound, UsageError
 from civman.index import Index
-from civman.planning import prompt_references, prompt_stages
+from civman.planning import comfyui_embeddings, prompt_references, prompt_stages
 from civman.planning.check_files import in_role
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
 from civman.planning.few_steps import few_steps_defaults, few_steps_notice
@@ -40,6 +41,8 @@ from civman.prompts.foreign_syntax import foreign_notices
 SAMPLER = "DPM++ 2M"
 """The sampler for requests that name none."""
 _SEEDS = 2**32
+_XL_LAYERS = 12
+"""The number of layers of the shorter of SDXL's text encoders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,12 @@ def plan(
     """
     require_render_extra()
     typed = (request.prompt, request.negative_prompt)
-    words = prompt_references.read(*typed)
+    is_comfyui = request.emphasis == "comfyui"
+    words = prompt_references.Words(*typed, ()) if is_comfyui else prompt_references.read(*typed)
     sampler, schedule = sampler_names.parse(SAMPLER if request.sampler is None else request.sampler, request.schedule)
     if schedule is Schedule.AUTOMATIC and not sampler.own_table:
         schedule = sampler.automatic
-    request, without = _without_what_has_no_effect(request, sampler)
+    request, without = _without_what_has_no_effect(_named_second_pass(request, sampler), sampler)
     pictures = _pictures(request)
     finder = Finder(index, on_event)
     found = finder.find("checkpoint", request.checkpoint, request.file)
@@ -87,11 +91,10 @@ def plan(
     checkpoint = read_checkpoint(found, vae=vae, config=config, prediction=request.prediction)
     loras = _loras(finder, request, words)
     prompt, told = prompt_references.add_triggers(words.prompt, loras) if conditions.triggers else (words.prompt, ())
-    request = replace(request, prompt_rules=prompt_stages.rules_for(prompt, words.negative, request.prompt_rules))
-    embeddings, uses = prompt_references.embeddings(
-        finder, request.embeddings, _texts(request, prompt, words.negative, sampler),
-        loras=[lora.found for lora in loras], fits=lambda file: _fits(found, file),
-    )  # fmt: skip
+    if not is_comfyui:
+        rules = prompt_stages.rules_for(prompt, words.negative, request.prompt_rules)
+        request = replace(request, prompt_rules=rules)
+    embeddings, uses, left_out = _embeddings(finder, request, prompt, words.negative, sampler, found, loras)
     parts = [*(lora.found for lora in loras), *embeddings, *([vae] if vae else [])]
     prompt_references.require_widths(
         found, [(use, lora.found) for lora in loras for use in uses if use.sha256 == lora.found.sha256],
@@ -130,8 +133,9 @@ def plan(
     few = usual or few_steps_notice(label, name, steps=recipe.steps, cfg=recipe.guidance_scale)
     return Planned(
         recipe, tuple(files.values()), _memory(recipe, found),
-        (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told, *_foreign(typed), *tiles,
-         *prompt_stages.notices(prompt, words.negative, recipe.prompt_rules)),
+        (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told, *tiles, *left_out,
+         *(() if is_comfyui else (*_foreign(typed),
+                                  *prompt_stages.notices(prompt, words.negative, recipe.prompt_rules)))),
         conditions.allow_partial or conditions.force,
         keeps_noise=conditions.force,
         typed=None if typed == (recipe.prompt, recipe.negative_prompt) else TypedPrompts(*typed),
@@ -144,7 +148,8 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     Raises: NotFound: a model file is missing. UsageError: an input image is missing. CannotRender, IntegrityError.
     """
     require_render_extra()
-    prompt_references.read(recipe.prompt, recipe.negative_prompt)
+    if recipe.emphasis != "comfyui":
+        prompt_references.read(recipe.prompt, recipe.negative_prompt)
     prompt_stages.require_readable(recipe)
     finder = Finder(index, on_event)
     found = finder.with_digest("checkpoint", recipe.checkpoint)
@@ -195,7 +200,36 @@ def _texts(request: RenderRequest, prompt: str, negative: str, sampler: samplers
     both = prompt_stages.passes(
         prompt, negative, request.prompt_rules or "", sampler=sampler, steps=steps, hires_steps=hires_steps
     )
-    return tuple(dict.fromkeys(text for each in both if each is not None for text in each.texts()))
+    parts = [part_of(text).text for text in (*request.prompt_parts, *request.negative_parts)]
+    return tuple(dict.fromkeys([*(text for each in both if each is not None for text in each.texts()), *parts]))
+
+
+def _embeddings(
+    finder: Finder, request: RenderRequest, prompt: str, negative: str, sampler: samplers.Sampler, checkpoint: Found,
+    loras: Sequence[ScaledLora],
+) -> tuple[list[Found], list[EmbeddingUse], tuple[str, ...]]:  # fmt: skip
+    """Find the embeddings of the prompts by the rules of their syntax. Returns files, uses and notices."""
+    texts = _texts(request, prompt, negative, sampler)
+    if request.emphasis == "comfyui":
+        return comfyui_embeddings.embeddings(
+            finder, request.embeddings, texts, fits=lambda file: _fits(checkpoint, file)
+        )
+    found, uses = prompt_references.embeddings(
+        finder, request.embeddings, texts, loras=[lora.found for lora in loras],
+        fits=lambda file: _fits(checkpoint, file),
+    )  # fmt: skip
+    return found, uses, ()
+
+
+def _named_second_pass(request: RenderRequest, sampler: samplers.Sampler) -> RenderRequest:
+    """Write the second pass's own sampler and schedule in civman's names; the steps of given levels are counted."""
+    hires = request.hires
+    if hires is not None and (hires.sampler or hires.schedule):
+        own, schedule = sampler_names.parse(hires.sampler or sampler.name, hires.schedule or request.schedule)
+        if schedule is Schedule.AUTOMATIC and not own.own_table:
+            schedule = own.automatic
+        hires = replace(hires, sampler=own.name, schedule=schedule.value)
+    return replace(request, hires=hires, steps=steps_of(request)[0] if request.sigmas else request.steps)
 
 
 def _dimensions(found: Found, config: str | None) -> str:
@@ -333,6 +367,10 @@ def _within_limits(
         hires = replace(hires, token_merging=None) if hires else None
         request = replace(request, token_merging=None, hires=hires)
     skip, layers = request.clip_skip, checkpoint.clip_layers
+    if checkpoint.family.is_xl and request.emphasis == "comfyui":
+        # ComfyUI takes the second-to-last layer unless a node says otherwise
+        layers, skip = _XL_LAYERS, 2 if skip is None else skip
+        request = replace(request, clip_skip=skip)
     if skip is not None and skip != 1:
         if layers is None:
             words = f"clip skip has no effect on {checkpoint.title}, whose text encoders use a fixed layer"
@@ -359,11 +397,12 @@ def _require_encoder(recipe: Recipe, checkpoint: Checkpoint) -> None:
 
 def _require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Check that noise levels can be computed for these numbers of steps. Raises: UsageError: they cannot."""
-    sampler, schedule, levels = sampler_names.of_recipe(recipe)
-    passes = [(recipe.steps, samplers.Start(recipe.start.strength) if recipe.start else None)]
+    start = samplers.Start(recipe.start.strength) if recipe.start else None
+    passes = [(sampler_names.of_recipe(recipe), recipe.steps, start)]
     if recipe.hires:
-        passes.append((recipe.hires.steps, samplers.Start(recipe.hires.strength, keeps_steps=True)))
-    for steps, start in passes:
+        start = samplers.Start(recipe.hires.strength, keeps_steps=True)
+        passes.append((sampler_names.of_second_pass(recipe), recipe.hires.steps, start))
+    for (sampler, schedule, levels), steps, start in passes:
         samplers.plan(sampler, schedule, steps, levels, is_xl=checkpoint.family.is_xl, start=start, rules=recipe.rules)
 
 

@@ -92,7 +92,7 @@ def passes_of(recipe: Recipe) -> tuple[PassPrompts, PassPrompts | None]:
 def require_readable(recipe: Recipe) -> None:
     """Check that a recipe's rules cover what its prompts contain. Raises: UsageError (`prompt-syntax`): they do not."""
     if not recipe.prompt_rules:
-        if changes(recipe.prompt, recipe.negative_prompt):
+        if recipe.emphasis != "comfyui" and changes(recipe.prompt, recipe.negative_prompt):
             raise UsageError(
                 "a prompt of the recipe changes during the steps or contains AND, and the recipe does not say by which"
                 " rules (`prompt_rules`) to read it",

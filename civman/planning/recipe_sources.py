@@ -10,7 +10,8 @@ from typing import Any
 from civman.domain.digests import Sha256
 from civman.domain.printed_refs import picture_ref
 from civman.domain.recipes.recipe import Recipe
-from civman.domain.recipes.record import Origin, Record, read_origin
+from civman.domain.recipes.record import Origin, Record, UpscaleRecord, read_origin
+from civman.domain.recipes.upscale_recipe import UpscaleRecipe
 from civman.errors import AmbiguousRef, Cause, NotFound, UsageError
 from civman.index import Index
 from civman.index.read_pictures import KeptPicture, PictureFilter
@@ -103,7 +104,7 @@ def _of_file(index: Index, path: Path) -> RecipeSource:
     if not image_text.is_picture(path):
         origin = read_origin(_text(path))
         kept = _kept(index.pictures(PictureFilter(recipe=origin.recipe_sha256)), path, origin)
-        if kept is None or origin.record is None:
+        if kept is None or (origin.record or origin.upscaled_record) is None:
             return RecipeSource(path.name, origin)
         return replace(_of_kept(kept), name=path.name)
     carried = image_text.read(path)
@@ -112,7 +113,7 @@ def _of_file(index: Index, path: Path) -> RecipeSource:
         origin = read_origin(carried.record)
         kept = _kept(index.pictures(PictureFilter(recipe=origin.recipe_sha256)), path, origin)
         # the file was written without prompts, but this library has them
-        if origin.recipe is None and kept is not None:
+        if origin.recipe is None and origin.upscaled is None and kept is not None:
             origin = Origin.of(kept.record)
         return RecipeSource(path.name, origin, path, is_lossless, kept)
     if sheet := contact_sheet.contents(carried.entries):
@@ -169,8 +170,10 @@ def _text(path: Path) -> str:
 
 
 def pixel_sha256(pixels: Any) -> Sha256:
-    """The SHA-256 of (H, W, 3) uint8 pixels, row by row, as stored in records."""
-    return Sha256(hashlib.sha256(pixels.tobytes()).hexdigest())
+    """The SHA-256 of (H, W, 3) or (H, W, 4) uint8 pixels, row by row, as stored in records."""
+    import numpy as np
+
+    return Sha256(hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest())
 
 
 def pixels_of(source: RecipeSource) -> Any:
@@ -180,7 +183,7 @@ def pixels_of(source: RecipeSource) -> Any:
 
 def missing(index: Index, source: RecipeSource) -> tuple[Missing, ...]:
     """List the model files of the recipe that are neither stored nor known to be elsewhere on this disk."""
-    recipe, record = recipe_of(source), source.record
+    recipe, record = _any_recipe(source), source.origin.upscaled_record or source.record
     lacking = []
     for role, digests in recipe.digests.items():
         for sha256 in digests:
@@ -190,6 +193,13 @@ def missing(index: Index, source: RecipeSource) -> tuple[Missing, ...]:
                 facts = (file.size_bytes, file.air, file.file_id) if file else (None, None, None)
                 lacking.append(Missing(role, sha256, name, *facts))
     return tuple(lacking)
+
+
+def _any_recipe(source: RecipeSource) -> Recipe | UpscaleRecipe:
+    upscaled = source.origin.upscaled
+    if upscaled is None:
+        return recipe_of(source)
+    return upscaled.recipe if isinstance(upscaled, UpscaleRecord) else upscaled
 
 
 def require_all(lacking: Sequence[Missing]) -> None:
@@ -209,7 +219,16 @@ def require_all(lacking: Sequence[Missing]) -> None:
 
 
 def recipe_of(source: RecipeSource) -> Recipe:
-    """The source's recipe. Raises: NotFound (`no-recipe`): the picture was written without its recipe."""
+    """The source's recipe.
+
+    Raises: NotFound (`no-recipe`): the picture was written without its recipe. UsageError (`bad-recipe`): it was
+        upscaled, not rendered.
+    """
+    if source.origin.upscaled is not None:
+        raise UsageError(
+            f"`{source.name}` was upscaled from another image, so it has no settings of a render",
+            hint="`civman replay` upscales it again; `civman upscale` upscales other images", code=Cause.BAD_RECIPE,
+        )  # fmt: skip
     if source.origin.recipe is None:
         raise NotFound(
             f"`{source.name}` contains only the SHA-256 of its recipe ({source.origin.recipe_sha256[:12]}…), and this"

@@ -25,12 +25,14 @@ _SEEDS: Final = 2**32
 _ALIASES: Final = {
     "negative": "negative_prompt", "cfg": "guidance_scale", "cfg_rescale": "guidance_rescale",
     "ensd": "eta_seed_delta", "init": "init_image", "mask": "mask_image", "zero_snr": "is_zero_snr",
-    "mask_content": "masked_content", "ngms": "skip_negative_below", "skip_early_cfg": "skip_early_guidance",
+    "hires_cfg": "hires_guidance_scale", "mask_content": "masked_content", "ngms": "skip_negative_below",
+    "skip_early_cfg": "skip_early_guidance",
 }  # fmt: skip
 _TEXTS: Final = (
     "prompt", "negative_prompt", "checkpoint", "vae", "sampler", "schedule", "rng", "precision", "prediction",
     "init_image", "mask_image", "resize_mode", "masked_content", "odd_sizes",
     "prompt_rules", "seed_resize", "thresholding", "emphasis",
+    "sampling_rules", "sigmas", "step_rng", "noise_slice", "freeu",
 )  # fmt: skip
 _WHOLE: Final = (
     "seed", "steps", "width", "height", "clip_skip", "count", "batch_size", "eta_seed_delta", "mask_blur", "padding",
@@ -49,8 +51,14 @@ _TRUTHS: Final = (
     "half_levels",
     "fit_negative",
     "skip_negative_always",
+    "rescales_velocity",
 )
-_HIRES: Final = ("hires_steps", "hires_strength", "hires_token_merging", "hires_trim", "upscaler")
+_HIRES: Final = (
+    "hires_steps", "hires_strength", "hires_token_merging", "hires_trim", "upscaler", "hires_seed",
+    "hires_guidance_scale", "hires_sampler", "hires_schedule", "hires_resize",
+)  # fmt: skip
+_HIRES_WHOLE: Final = ("hires_steps", "hires_seed")
+_HIRES_TEXTS: Final = ("upscaler", "hires_trim", "hires_sampler", "hires_schedule", "hires_resize")
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, "lora:REF")
 """The fields that can be changed; some also have the short names of `civman render`'s options."""
 
@@ -110,7 +118,8 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         noise_multiplier=start.noise_multiplier if start else None,
         hires=HiresRequest(hires.width, hires.height, steps=hires.steps, strength=hires.strength,
                            upscaler=f"sha256:{hires.model}" if hires.model else hires.upscaler,
-                           token_merging=hires.token_merging,
+                           token_merging=hires.token_merging, seed=hires.seed, guidance_scale=hires.guidance_scale,
+                           sampler=hires.sampler or None, schedule=hires.schedule or None, resize=hires.resize or None,
                            trim=f"{hires.trim_width}x{hires.trim_height}" if hires.stretches else None)
         if hires else None,
         prediction=recipe.prediction, is_zero_snr=recipe.is_zero_snr, precision=recipe.precision,
@@ -124,6 +133,10 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         thresholding=text_of(recipe.thresholding) if recipe.thresholding else None,
         skip_negative_always=recipe.skip_negative_always, skip_early_guidance=recipe.skip_early_guidance,
         seed_resize=f"{recipe.seed_resize_width}x{recipe.seed_resize_height}",
+        sampling_rules=sampling.program, sigmas=",".join(map(repr, sampling.sigmas)) or None,
+        step_rng=recipe.step_rng or None, noise_slice=recipe.noise_slice or None,
+        prompt_parts=tuple(map(str, recipe.prompt_parts)), negative_parts=tuple(map(str, recipe.negative_parts)),
+        freeu=str(recipe.freeu) if recipe.freeu else None, rescales_velocity=recipe.rescales_velocity,
     )  # fmt: skip
 
 
@@ -194,9 +207,7 @@ def is_number(name: str) -> bool:
     return name.startswith("lora:") or field in (
         *_WHOLE,
         *_FRACTIONS,
-        "hires_steps",
-        "hires_strength",
-        "hires_token_merging",
+        *(name for name in _HIRES if name not in _HIRES_TEXTS),
     )
 
 
@@ -231,9 +242,7 @@ def _hires(name: str, text: str, before: HiresRequest | None) -> HiresRequest | 
 
 
 def _second_pass(before: HiresRequest, field: str, name: str, text: str) -> HiresRequest:
-    value: Any = (
-        text if field in ("upscaler", "hires_trim") else _number(name, text, int if field == "hires_steps" else float)
-    )
+    value: Any = text if field in _HIRES_TEXTS else _number(name, text, int if field in _HIRES_WHOLE else float)
     return replace(before, **{field.removeprefix("hires_"): value})
 
 

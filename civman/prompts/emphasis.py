@@ -58,6 +58,8 @@ class ParsedPrompt:
     text: str
     sections: tuple[tuple[Fragment, ...], ...]
     loras: tuple[LoraRequest, ...] = ()
+    syntax: str = "a1111"
+    """Whose rules divide the prompt into chunks: "a1111" or "comfyui"."""
 
     @property
     def is_empty(self) -> bool:
@@ -81,17 +83,6 @@ Fragment(text='dog', weight=0.9090909090909091), Fragment(text=' ', weight=1.0))
     text = "".join(prompt[place] for place in places)
     scanner = _Scanner(prompt, text, places)
     return ParsedPrompt(text, scanner.sections(), loras)
-
-
-def parse_by(rule: str, prompt: str) -> ParsedPrompt:
-    """Parse a prompt, or with the rule "none" read it as plain text without brackets, `BREAK` and weights.
-
-    Raises: the errors of `parse`.
-    """
-    parsed = parse(prompt)
-    if rule != "none":
-        return parsed
-    return ParsedPrompt(parsed.text, ((Fragment(parsed.text, 1.0),),), parsed.loras)
 
 
 def escape(text: str) -> str:

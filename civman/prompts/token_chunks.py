@@ -23,6 +23,8 @@ class Insert:
     offset: int
     name: str
     length: int
+    begin: int = 0
+    """The first of the embedding's vectors at this position."""
 
 
 @dataclass(frozen=True, slots=True)

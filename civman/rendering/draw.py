@@ -10,6 +10,7 @@ from typing import Any
 
 from civman.diffusion.environment import environment, threads
 from civman.diffusion.hypernetworks import Hypernetwork, load_hypernetwork
+from civman.diffusion.plain_resizing import enlarged_in_tiles
 from civman.diffusion.run_recipe import Inputs, iterate
 from civman.diffusion.second_pass import Upscale
 from civman.diffusion.upscaler_models import AnyUpscaler, load_upscaler
@@ -17,7 +18,7 @@ from civman.diffusion.upscaler_tiles import enlarge
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.machine import Machine
-from civman.domain.recipes.recipe import Recipe
+from civman.domain.recipes.recipe import Hires, Recipe
 from civman.domain.recipes.record import Environment, Record
 from civman.planning.input_pictures import read_picture
 from civman.planning.plan_types import Applied, Planned, Rendering
@@ -98,7 +99,7 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
     planned, done = job.planned, 0
     batches = iterate(
         planned.recipe, engine.model, job.prompts.first, inputs=job.inputs, hires_prompt=job.prompts.second,
-        on_event=on_event, keeps_noise=planned.keeps_noise, upscale=_upscale(job.upscaler),
+        on_event=on_event, keeps_noise=planned.keeps_noise, upscale=_upscale(job.upscaler, planned.recipe.hires),
         hypernetworks=job.hypernetworks,
     )  # fmt: skip
     for batch in batches:
@@ -130,7 +131,9 @@ def _upscaler(engine: Engine, planned: Planned) -> AnyUpscaler | None:
     return load_upscaler(planned.path(hires.model)).to(engine.device)
 
 
-def _upscale(model: AnyUpscaler | None) -> Upscale | None:
+def _upscale(model: AnyUpscaler | None, hires: Hires | None) -> Upscale | None:
+    if model is not None and hires is not None and hires.resize:
+        return lambda pixels: enlarged_in_tiles(pixels, model)
     return None if model is None else lambda image, width, height: enlarge(image, model, width, height)
 
 

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from civman.diffusion.changing_prompts import ChangingConditioning, EncodedStages
+from civman.diffusion.changing_prompts import ChangingConditioning, CombinedConditioning, EncodedStages, joined
 from civman.diffusion.denoiser import Conditioning, Encoded, Prompts
 from civman.diffusion.text_conditioning import encode, lengthened
 from civman.diffusion.textual_inversions import Embedding, load_embedding
-from civman.domain.recipes.recipe import Recipe
+from civman.domain.recipes.recipe import PromptPart, Recipe
 from civman.planning.plan_types import Planned
 from civman.planning.prompt_stages import PassPrompts, passes_of
 from civman.prompts.editing import Stage
-from civman.prompts.emphasis import ParsedPrompt, parse, parse_by
+from civman.prompts.emphasis import ParsedPrompt, parse
+from civman.prompts.syntaxes import parse_by
 from civman.prompts.tokenizer import ClipTokenizer, clip_tokenizer
 
 
@@ -45,11 +46,31 @@ class EncodedPrompts:
 
 def encode_all(text: TextEncoders, planned: Planned) -> EncodedPrompts:
     """Encode the plan's prompts for both passes. Raises: Incompatible: an embedding does not fit the model."""
-    if not planned.recipe.prompt_rules:
+    recipe = planned.recipe
+    if recipe.prompt_parts or recipe.negative_parts:
+        return EncodedPrompts(_joined(text, planned))
+    if not recipe.prompt_rules:
         return EncodedPrompts(encode_prompts(text, planned))
     first, second = passes_of(planned.recipe)
     encoder = _StageEncoder(text, planned.recipe, _embeddings(text, planned))
     return EncodedPrompts(encoder.conditioning(first), None if second is None else encoder.conditioning(second))
+
+
+def _joined(text: TextEncoders, planned: Planned) -> CombinedConditioning:
+    """Encode prompts that consist of several parts. Raises: Incompatible: an embedding does not fit the model."""
+    recipe, embeddings = planned.recipe, _embeddings(text, planned)
+
+    def all_of(words: str, parts: Sequence[PromptPart], *, is_negative: bool) -> tuple[Encoded, ...]:
+        def one(each: str) -> Encoded:
+            parsed = parse_by(recipe.emphasis, each)
+            return Encoded(*_encoded(text, parsed, recipe, embeddings, is_negative=is_negative))
+
+        return joined(one(words), [(part.how, part.kept, one(part.text)) for part in parts])
+
+    conds = all_of(recipe.prompt, recipe.prompt_parts, is_negative=False)
+    is_used = recipe.uses_negative or len(conds) > 1
+    unconds = all_of(recipe.negative_prompt, recipe.negative_parts, is_negative=True) if is_used else (None,)
+    return CombinedConditioning(conds, unconds[0])
 
 
 class _StageEncoder:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from civman.domain.recipes.record import Record, read_origin
+from civman.domain.recipes.record import AnyRecord, read_origin
 from civman.errors import CivmanError
 from civman.index import Index
 from civman.pictures import image_text
@@ -32,7 +32,7 @@ def import_pictures(index: Index, folder: Path) -> ImportedPictures:
     Files' modification times are used as creation times.
     """
     known = index.picture_paths()
-    found: list[tuple[Path, Record, datetime]] = []
+    found: list[tuple[Path, AnyRecord, datetime]] = []
     counts = {"known": 0, "others": 0}
     problems: list[str] = []
     for path in _pictures(folder):
@@ -41,7 +41,7 @@ def import_pictures(index: Index, folder: Path) -> ImportedPictures:
             continue
         try:
             text = image_text.read(path).record
-            record = read_origin(text).record if text else None
+            record = _record(text) if text else None
         except CivmanError as error:
             problems.append(error.message)
             continue
@@ -53,6 +53,12 @@ def import_pictures(index: Index, folder: Path) -> ImportedPictures:
     for path, record, made_at in found:
         index.record_pictures([(path, record)], made_at)
     return ImportedPictures(len(found), counts["known"], counts["others"], tuple(problems))
+
+
+def _record(text: str) -> AnyRecord | None:
+    """The record of an image that was rendered or upscaled; None if the text is a recipe alone or without prompts."""
+    origin = read_origin(text)
+    return origin.upscaled_record or origin.record
 
 
 def _pictures(folder: Path) -> Iterator[Path]:

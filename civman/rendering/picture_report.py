@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from civman.domain.catalog import Asset, VersionId
-from civman.domain.recipes.record import Record
+from civman.domain.recipes.record import Record, UpscaleRecord
 from civman.errors import CivmanError, NotFound
 from civman.index import Index
 from civman.pictures import image_text, other_programs
@@ -34,6 +34,8 @@ class PictureReport:
     metadata: PictureMetadata | None
     models: tuple[UsedModel, ...]
     record: Record | None = None
+    upscaled: UpscaleRecord | None = None
+    """civman's record of an upscaled image; the metadata is then that of the image that it was made from."""
     number: int | None = None
     problem: str = ""
 
@@ -44,19 +46,20 @@ def describe(index: Index | None, path: Path) -> PictureReport:
     Raises: UsageError (`bad-picture`): the file is not a picture, or it is incomplete.
     """
     carried = image_text.read(path)
-    record, number, problem = None, None, ""
+    record, upscaled, number, problem = None, None, None, ""
     if index is not None:
         try:
             known = find_recipe(index, str(path))
             record, number = known.record, known.kept.id if known.kept else None
-            problem = "" if known.origin.recipe else "the picture was saved without its recipe"
+            upscaled = known.origin.upscaled_record
+            problem = "" if known.origin.recipe or upscaled else "the picture was saved without its recipe"
         except NotFound:
             pass
         except CivmanError as error:
             problem = error.message
     metadata = _of_record(record) if record else other_programs.read(carried)
     models = tuple(_used_model(index, resource) for resource in metadata.resources) if metadata else ()
-    return PictureReport(path, carried, metadata, models, record, number, problem)
+    return PictureReport(path, carried, metadata, models, record, upscaled, number, problem)
 
 
 def _of_record(record: Record) -> PictureMetadata:

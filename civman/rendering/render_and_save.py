@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.machine import Machine
@@ -39,8 +40,16 @@ def render(
     return made
 
 
+class Saved(Protocol):
+    """An image that was saved: rendered or upscaled."""
+
+    @property
+    def path(self) -> Path:
+        """The path of its file."""
+
+
 @contextmanager
-def keeping(made: list[Rendering], place: Place) -> Iterator[None]:
+def keeping(made: Sequence[Saved], place: Place) -> Iterator[None]:
     """Add to an error or interruption which images were finished and saved before it."""
     try:
         yield

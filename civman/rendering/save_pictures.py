@@ -72,10 +72,10 @@ class Place:
             )
         if options.quality is not None and not 1 <= options.quality <= 100:
             raise UsageError(f"the quality must be between 1 and 100, not {options.quality}", code=Cause.BAD_FORMAT)
-        self._format: image_text.Format = (said if is_file and said else None) or _known(options.format)
-        if options.quality is not None and self._format == "png":
+        self.format: image_text.Format = (said if is_file and said else None) or _known(options.format)
+        if options.quality is not None and self.format == "png":
             raise UsageError("PNG is lossless and has no quality setting", code=Cause.BAD_FORMAT)
-        self._options = options
+        self.options = options
         self._file = output if is_file else None
         self.folder = output.parent if self._file else output
         if is_file:
@@ -88,10 +88,18 @@ class Place:
 
         Raises: StoreError. UsageError: the format cannot store the picture or its metadata.
         """
-        data = picture_bytes(pixels, record, self._format, self._options)
-        room = self._room if self._options.metadata is EmbeddedMetadata.ALL else _NO_WORDS
-        name = self._file.name if self._file else _name(record, _SUFFIXES[self._format], room)
+        data = picture_bytes(pixels, record, self.format, self.options)
+        room = self._room if self.options.metadata is EmbeddedMetadata.ALL else _NO_WORDS
+        name = self._file.name if self._file else _name(record, _SUFFIXES[self.format], room)
         return keep_new(self.folder, name, data)
+
+    def keep_bytes(self, data: bytes, stem: str) -> Path:
+        """Save the bytes of an image file in `format`; in a folder, under `stem` or that with the first free number.
+
+        Raises: StoreError.
+        """
+        name = safe_name(f"{stem}{_SUFFIXES[self.format]}", most_bytes=max(self._room, _NO_WORDS))
+        return keep_new(self.folder, self._file.name if self._file else name, data)
 
 
 def _require_writable(folder: Path) -> None:

@@ -9,11 +9,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from civman import __version__
-from civman.download.job import shown_ref
 from civman.errors import NotFound, UsageError
 from civman.serve.api_library import is_set
+from civman.serve.download_jobs import download_payload
 from civman.serve.jobs import JobKind
-from civman.serve.render_requests import kept_value, request_of, require_name
+from civman.serve.render_requests import kept_value, request_of
 from civman.serve.server_file import PROTOCOL
 from civman.serve.serving import client_of, job_of, json_body, serving
 
@@ -40,9 +40,8 @@ async def submit(request: Request) -> Response:
     body, parts = await json_body(request), serving(request)
     kind, client = body.get("kind"), client_of(request)
     if kind == "download":
-        ref = require_name(_text(body, "ref"))
-        ref = shown_ref(ref)  # a URL may contain a key, and jobs are shown and kept
-        job = parts.jobs.submit(JobKind.DOWNLOAD, client, ref, {"ref": ref, "file": body.get("file")}, lasts=True)
+        payload = download_payload(body)
+        job = parts.jobs.submit(JobKind.DOWNLOAD, client, payload["ref"], payload, lasts=True)
     elif kind == "render":
         requests = body.get("requests", [body.get("request")])
         if not isinstance(requests, list) or not 0 < len(requests) <= 100:
@@ -79,7 +78,8 @@ def _text(body: dict[str, Any], name: str) -> str:
 
 async def jobs(request: Request) -> Response:
     """List all jobs that are known, the latest first."""
-    return JSONResponse({"jobs": [job.value() for job in reversed(serving(request).jobs.all())]})
+    queue = serving(request).jobs
+    return JSONResponse({"jobs": [job.value() for job in reversed(queue.all())], "places": queue.places()})
 
 
 async def job(request: Request) -> Response:
@@ -93,6 +93,14 @@ async def cancel(request: Request) -> Response:
     found = job_of(request)
     serving(request).jobs.cancel(found.number)
     return JSONResponse(found.value())
+
+
+async def move(request: Request) -> Response:
+    """Move a waiting job among the jobs of its client; `to` is first, up, down or last."""
+    found, body = job_of(request), await json_body(request)
+    queue = serving(request).jobs
+    queue.move(found.number, str(body.get("to")))
+    return JSONResponse({**found.value(), "places": queue.places()})
 
 
 async def events(request: Request) -> Response:
@@ -172,6 +180,7 @@ ROUTES = [
     Route("/api/v1/jobs", submit, methods=["POST"]),
     Route("/api/v1/jobs/{number:int}", job, methods=["GET"]),
     Route("/api/v1/jobs/{number:int}", cancel, methods=["DELETE"]),
+    Route("/api/v1/jobs/{number:int}/move", move, methods=["POST"]),
     Route("/api/v1/events", events), Route("/api/v1/commands", command, methods=["POST"]),
     Route("/api/v1/unload", unload, methods=["POST"]),
 ]  # fmt: skip

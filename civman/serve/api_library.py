@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from civman.domain.catalog import Asset
 from civman.domain.digests import Sha256
 from civman.domain.file_names import safe_name
+from civman.domain.html_text import plain_text
 from civman.domain.json_values import plain
 from civman.domain.licence import Terms
 from civman.domain.search_query import model_type_named
@@ -67,43 +70,64 @@ async def models(request: Request) -> Response:
             is_commercial=is_set(request, "commercial"), is_safe=is_set(request, "safe"),
         )  # fmt: skip
         assets = library.list(wanted, sort=Sort(sort) if sort else None, limit=limit, offset=offset)
-        listed = asset_values(assets, library.files.absences(assets))
         return {
-            "total": library.files.count(wanted), "offset": offset,
-            "models": [without_paths(plain(each)) for each in listed],
+            "total": library.files.count(wanted), "offset": offset, "models": model_values(library, assets),
+            "corrections": library.files.corrections(words),
         }  # fmt: skip
 
     return JSONResponse(await serving(request).library.run(find))
 
 
+def model_values(library: Library, assets: Sequence[Asset]) -> list[dict[str, Any]]:
+    """Stored files as JSON, with whether they have a preview image and the highest rating that it can have.
+
+    `preview_level` is a bit of `Model.nsfw_level`; 0 if nothing is known.
+    """
+    versions = {asset.version_id for asset in assets if asset.version_id is not None}
+    levels = library.context.index.preview_levels(versions) if versions else {}
+    values = []
+    for asset, value in zip(assets, asset_values(assets, library.files.absences(assets)), strict=True):
+        level = levels.get(asset.version_id, 0) if asset.version_id is not None else 0
+        has_preview = library.context.store.preview(asset.blob.sha256) is not None
+        shown = {**value, "has_preview": has_preview, "preview_level": level}
+        values.append(without_paths(plain(shown)))
+    return values
+
+
 async def model(request: Request) -> Response:
     """Everything that is known about one stored file: details, licence, and images made with it."""
-    sha256 = _digest(request)
+    sha256 = digest_of(request)
 
     def find(library: Library) -> Any:
         (asset,) = library.files.find(f"sha256:{sha256}")[:1]
         seen = library.inspect(f"sha256:{sha256}")
         version = library.context.index.version(asset.version_id) if asset.version_id else None
         made = library.pictures.list(PictureFilter(digests=(sha256,)), limit=24)
-        (held,) = asset_values([asset], library.files.absences([asset]))
+        others = library.files.of_model(asset.model_id) if asset.model_id else []
+        (held,) = model_values(library, [asset])
         return {
-            "model": without_paths(plain(held)),
+            "model": held,
+            "others": model_values(library, [each for each in others if each.blob.sha256 != sha256]),
+            "description": plain_text(version.model.description if version is not None else None),
+            "version_description": plain_text(version.description if version is not None else None),
             "about": plain(version.model) if version is not None else None, "version": plain(version),
             "inspected": {"label": seen.label, "facts": plain(asset.facts)},
-            "licence": _licence(library.files.terms([seen])),
+            "licence": licence_value(library.files.terms([seen])),
             "pictures": [_picture(each) for each in made],
         }  # fmt: skip
 
     return JSONResponse(await serving(request).library.run(find))
 
 
-def _licence(terms: Terms) -> dict[str, Any]:
+def licence_value(terms: Terms) -> dict[str, Any]:
+    """Licence terms as JSON, also in sentences."""
     value = plain(terms)
     assert isinstance(value, dict)
     return {**value, "words": list(terms.words), "reasons": list(terms.reasons)}
 
 
-def _digest(request: Request) -> Sha256:
+def digest_of(request: Request) -> Sha256:
+    """The SHA-256 that the address names. Raises: UsageError."""
     text = request.path_params["sha256"]
     if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise UsageError("a model is named by its SHA-256, 64 digits in lower case")
@@ -112,7 +136,7 @@ def _digest(request: Request) -> Sha256:
 
 async def model_preview(request: Request) -> Response:
     """The thumbnail of a stored file's preview image."""
-    sha256 = _digest(request)
+    sha256 = digest_of(request)
 
     def find(library: Library) -> bytes | None:
         source = library.context.store.preview(sha256)
@@ -241,7 +265,7 @@ async def plan(request: Request) -> Response:
         terms = library.files.terms([library.inspect(f"sha256:{file.sha256}") for file in models])
         value = plain(plan_value(planned))
         value["files"] = [without_paths({**each, "copy": None}) for each in value["files"]]
-        return {**value, "licence": _licence(terms)}
+        return {**value, "licence": licence_value(terms)}
 
     return JSONResponse(await serving(request).library.run(make))
 

@@ -109,7 +109,12 @@ class _EngineProcess:
         now = time.monotonic()
         if self._is_watched and step.preview is not None and now - self._shown_at >= PREVIEW_SECONDS:
             self._shown_at = now
-            self._send(("preview", self._current, step.preview()))
+            try:
+                data = step.preview()
+            except Exception:  # noqa: BLE001  # a render does not fail for want of a preview
+                traceback.print_exc()
+                return
+            self._send(("preview", self._current, data))
 
     def _render(self, payload: dict[str, Any]) -> Any:
         from civman.domain.recipes.machine import Machine

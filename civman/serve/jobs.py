@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
-from civman.errors import Refused, StoreError
+from civman.errors import NotFound, Refused, StoreError, UsageError
 
 _MOST_QUEUED = 100
 _MOST_ENDED = 500
@@ -216,6 +216,34 @@ class JobQueue:
                 journal.rewrite(self._jobs.values())
             else:
                 journal.keep(job)
+
+    def move(self, number: int, to: str) -> ServerJob:
+        """Move a waiting job among its client's jobs; `to` is "first", "up", "down" or "last".
+
+        The next server has the jobs in the order of their numbers again.
+
+        Raises: NotFound: no such job. UsageError: it does not wait, or `to` is something else.
+        """
+        if to not in ("first", "up", "down", "last"):
+            raise UsageError("`to` must be first, up, down or last")
+        with self._changed:
+            job = self._jobs.get(number)
+            if job is None:
+                raise NotFound(f"there is no job {number}", hint="`civman jobs` lists them")
+            if job.state is not JobState.QUEUED:
+                raise UsageError(f"job {number} is {job.state}, so it has no place in the queue")
+            line = self._waiting[job.kind in ENGINE_KINDS][job.client]
+            place = line.index(job)
+            line.remove(job)
+            line.insert({"first": 0, "up": max(0, place - 1), "down": place + 1, "last": len(line)}[to], job)
+        self.tell("job", job)
+        return job
+
+    def places(self) -> dict[int, int]:
+        """The place of every waiting job among its client's jobs, from 1; by its number."""
+        with self._changed:
+            lines = [line for lane in self._waiting.values() for line in lane.values()]
+            return {job.number: place for line in lines for place, job in enumerate(line, 1)}
 
     def get(self, number: int) -> ServerJob | None:
         """The job with this number, if it is still known."""

@@ -27,7 +27,7 @@ def openapi(routes: Sequence[BaseRoute]) -> dict[str, Any]:
                 "summary": (inspect.getdoc(route.endpoint) or "").partition("\n")[0], "parameters": named,
                 "responses": {"200": {"description": "The result."}, "4XX": {"description": "Why it was refused."}},
             }  # fmt: skip
-            if method == "POST":
+            if method in ("POST", "PATCH"):
                 operation["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
             paths.setdefault(path, {})[method.lower()] = operation
     return {"openapi": "3.1.0", "info": {"title": "civman", "version": __version__}, "paths": paths}

@@ -25,7 +25,8 @@ _BODY_TYPES = ("application/json", "application/octet-stream")
 _MOST_GUESSES, _GUESS_SECONDS = 20, 60.0
 _HEADERS: Mapping[str, str] = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
@@ -153,7 +154,7 @@ def refused(status: int, code: str, message: str, headers: Mapping[str, str] | N
 
 def _preflight() -> Response:
     allowed = {
-        "access-control-allow-methods": "GET, POST, DELETE",
+        "access-control-allow-methods": "GET, POST, PATCH, DELETE",
         "access-control-allow-headers": "authorization, content-type",
     }  # fmt: skip
     return Response(status_code=204, headers=allowed)

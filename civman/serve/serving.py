@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from civman.domain.catalog import Preview
-from civman.domain.events import Event, Failed, Finished, Queued, Received, Started, Verifying, Waiting
-from civman.domain.json_values import error_value
-from civman.errors import Cause, CivmanError, ExitCode, Interrupted, NotFound, UsageError
+from civman.errors import NotFound, UsageError
 from civman.library import Library
+from civman.serve.download_jobs import download
 from civman.serve.engine_link import EngineLink
-from civman.serve.jobs import JobKind, JobQueue, JobState, ServerJob
+from civman.serve.jobs import JobKind, JobQueue, ServerJob
 from civman.settings import Settings
 
 T = TypeVar("T")
@@ -143,27 +142,7 @@ class Serving:
     def _download_all(self) -> None:
         while (job := self.jobs.take(engine=False)) is not None:
             with Library(self.settings) as library:
-                self._download(library, job)
-
-    def _download(self, library: Library, job: ServerJob) -> None:
-        def on_event(event: Event) -> None:
-            if job.is_cancelling:
-                raise Interrupted("stopped")
-            job.progress = _download_progress(job.progress, event)
-            self.jobs.tell("step", job)
-
-        try:
-            asset = library.download(job.payload["ref"], file=job.payload.get("file"), on_event=on_event)
-        except CivmanError as error:
-            stopped = job.is_cancelling and error.exit_code == ExitCode.INTERRUPTED
-            self.jobs.end(job, JobState.CANCELLED if stopped else JobState.FAILED, error=error_value(error))
-        except Exception as error:  # noqa: BLE001  # a bug ends this job and not the thread
-            wrong = CivmanError(f"civman has a bug: {type(error).__name__}: {error}", code=Cause.BUG)
-            self.jobs.end(job, JobState.FAILED, error=error_value(wrong))
-        else:
-            self.jobs.end(
-                job, JobState.DONE, result={"sha256": asset.blob.sha256, "name": asset.name, "ref": asset.ref}
-            )
+                download(library, self.jobs, job)
 
 
 def _change_value(what: str, job: ServerJob) -> dict[str, Any] | None:
@@ -174,22 +153,6 @@ def _change_value(what: str, job: ServerJob) -> dict[str, Any] | None:
         return job.value()
     preview = job.preview
     return {"id": job.number, "jpeg": base64.b64encode(preview).decode()} if preview is not None else None
-
-
-def _download_progress(before: dict[str, Any], event: Event) -> dict[str, Any]:
-    match event:
-        case Queued() | Started():
-            held = event.held_bytes if isinstance(event, Started) else 0
-            return {"name": event.name, "total_bytes": event.total_bytes, "received_bytes": held, "stage": "download"}
-        case Received():
-            return {**before, "received_bytes": before.get("received_bytes", 0) + event.count_bytes}
-        case Verifying():
-            return {**before, "stage": "verify", "verified_bytes": event.done_bytes}
-        case Waiting():
-            return {**before, "stage": "wait", "reason": event.reason}
-        case Finished() | Failed():
-            return {**before, "stage": "end"}
-    return before
 
 
 def serving(request: Request) -> Serving:

@@ -15,18 +15,20 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from civman import __version__
 from civman.domain.json_values import error_value
 from civman.errors import Cause, CivmanError, ExitCode, Refused, UsageError
-from civman.serve import api_civitai, api_jobs, api_library, openai_api, sdapi_render, sdapi_state
+from civman.serve import api_civitai, api_jobs, api_library, api_models, openai_api, sdapi_render, sdapi_state
 from civman.serve.engine_link import EngineLink
 from civman.serve.engine_process import RunCommand
 from civman.serve.job_journal import JobJournal
 from civman.serve.jobs import JobQueue
 from civman.serve.openapi import openapi
+from civman.serve.page_files import ROUTES as PAGE_ROUTES
+from civman.serve.page_files import START, page_answer, wants_page
 from civman.serve.request_checks import COOKIE, Access, BodyTooLarge, Guard, hosts_of, refused
 from civman.serve.server_file import ServerFile, read_server_file
 from civman.serve.serving import Serving
@@ -86,12 +88,15 @@ def _bug(_: Request, error: Exception) -> Response:
 
 
 async def _front(request: Request) -> Response:
-    """The root: sets the token's cookie for a browser off this computer, and says what this is."""
-    answer = JSONResponse({"name": "civman", "version": __version__, "openapi": "/api/v1/openapi.json"})
+    """The page for a browser, a short description for a program; sets the token's cookie for other computers."""
     token = request.query_params.get("token")
     if token and request.app.state.access.needs_token:
-        answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
-    return answer
+        entered = RedirectResponse("/", 303)  # so that the token does not stay in the address
+        entered.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        return entered
+    if wants_page(request):
+        return page_answer(request, START)
+    return JSONResponse({"name": "civman", "version": __version__, "openapi": "/api/v1/openapi.json"})
 
 
 async def _openapi(request: Request) -> Response:
@@ -101,8 +106,9 @@ async def _openapi(request: Request) -> Response:
 def make_app(serving: Serving, access: Access) -> Guard:
     """Make the application, behind the checks of `access`."""
     routes: list[BaseRoute] = [
-        Route("/", _front, methods=["GET"]), Route("/api/v1/openapi.json", _openapi), *api_library.ROUTES,
-        *api_jobs.ROUTES, *api_civitai.ROUTES, *sdapi_render.ROUTES, *sdapi_state.ROUTES, *openai_api.ROUTES,
+        Route("/", _front, methods=["GET"]), Route("/api/v1/openapi.json", _openapi), *PAGE_ROUTES,
+        *api_models.ROUTES, *api_library.ROUTES, *api_jobs.ROUTES, *api_civitai.ROUTES, *sdapi_render.ROUTES,
+        *sdapi_state.ROUTES, *openai_api.ROUTES,
     ]  # fmt: skip
     handlers: dict[Any, Callable[[Request, Exception], Response]] = {
         CivmanError: _failed, HTTPException: _http_failed, BodyTooLarge: _too_large, Exception: _bug,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from civman.domain.events import Notice, OnEvent
 from civman.domain.plurals import counted
+from civman.domain.recipes.record import Record
 from civman.index import Index
 from civman.index.read_pictures import PictureFilter
 from civman.planning.input_pictures import keep_inputs
@@ -57,5 +58,9 @@ def is_finished(index: Index, task: Task, place: Place) -> bool:
     """Whether all images of a task are recorded, and still in the folder that they would be saved in now."""
     recipe, folder = task.planned.recipe, str(place.folder.absolute())
     kept = index.pictures(PictureFilter(recipe=recipe.sha256))
-    here = {each.record.seed for each in kept if str(Path(each.path).parent) == folder and each.is_here}
+    here = {
+        each.record.seed
+        for each in kept
+        if isinstance(each.record, Record) and str(Path(each.path).parent) == folder and each.is_here
+    }
     return len(here) >= recipe.count

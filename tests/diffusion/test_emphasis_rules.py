@@ -14,7 +14,8 @@ from tiny_adapters import tiny_text_encoders
 from civman.diffusion.denoiser import Conditioning, Denoiser, Guidance
 from civman.diffusion.noise_levels import NoiseLevels
 from civman.diffusion.text_conditioning import encode
-from civman.prompts.emphasis import Fragment, ParsedPrompt, parse, parse_by
+from civman.prompts.emphasis import Fragment, ParsedPrompt, parse
+from civman.prompts.syntaxes import parse_by
 from civman.prompts.tokenizer import clip_tokenizer
 
 PROMPT = "a (cat:1.5) and [dog] \\(x\\) BREAK grass"

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from swinir_references import EXPECTED, samples, small_image, swinir_tensors
 from swinir_references import LAYOUTS as SWINIR
-from upscaler_oracle import Compact, Esrgan, first_layout, second_layout, seeded
+from upscaler_oracle import Compact, Esrgan, expected_tiles, first_layout, photo, second_layout, seeded
 
 from civman.diffusion import second_pass
 from civman.diffusion.upscaler_models import load_upscaler
@@ -89,41 +89,6 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, path)
     with pytest.raises(Refused):
         load_upscaler(path)
-
-
-def photo(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def expected_tiles(pixels: np.ndarray, network: torch.nn.Module, scale: int) -> np.ndarray:
-    """A1111's grid, with arrays in the place of Pillow: 192 pixels, 8 of them shared, blue first, blended linearly."""
-    height, width = pixels.shape[:2]
-
-    def starts(length: int) -> list[int]:
-        count = int(np.ceil((length - 8) / 184))
-        return [length - 192 if i == count - 1 else int(i * (length - 192) / (count - 1)) for i in range(count)]
-
-    padded = np.zeros((height + 400, width + 400, 3), np.uint8)
-    padded[200 : 200 + height, 200 : 200 + width] = pixels
-    whole = np.zeros(((height + 400) * scale, (width + 400) * scale, 3))
-    for y in starts(height):
-        row = np.zeros((192 * scale, whole.shape[1], 3))
-        for x in starts(width):
-            tile = padded[200 + y : 392 + y, 200 + x : 392 + x, ::-1]
-            with torch.no_grad():
-                out = network(torch.from_numpy(tile.copy()).permute(2, 0, 1)[None].float() / 255)[0]
-            out = np.round(np.clip(out.permute(1, 2, 0).numpy(), 0, 1) * 255)[:, :, ::-1]
-            weights = np.ones(192 * scale)
-            if x != 0:
-                weights[: 8 * scale] = np.floor(np.arange(8 * scale) * 255 / (8 * scale)) / 255
-            place = slice((200 + x) * scale, (392 + x) * scale)
-            row[:, place] = out * weights[None, :, None] + row[:, place] * (1 - weights[None, :, None])
-        weights = np.ones(192 * scale)
-        if y != 0:
-            weights[: 8 * scale] = np.floor(np.arange(8 * scale) * 255 / (8 * scale)) / 255
-        place = slice((200 + y) * scale, (392 + y) * scale)
-        whole[place] = row * weights[:, None, None] + whole[place] * (1 - weights[:, None, None])
-    return whole[200 * scale : (200 + height) * scale, 200 * scale : (200 + width) * scale]
 
 
 @pytest.mark.parametrize(("width", "height", "tiles"), [(400, 192, 3), (200, 376, 4), (100, 64, 1)])

@@ -93,6 +93,15 @@ def stop(served: Served) -> None:
     served.process.stdout.close()
 
 
+def environment_in(folder: Path) -> dict[str, str]:
+    """The environment of commands that use a library in this folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CIVMAN_", "CIVITAI_"))}
+    return {
+        **kept, "CIVMAN_LIBRARY": str(folder / "library"), "CIVMAN_CONFIG_DIR": str(folder / "config"),
+        "COLUMNS": "120", "NO_COLOR": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def stocked_library(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A library with a tiny checkpoint, and the environment in which commands use it."""
@@ -102,11 +111,7 @@ def stocked_library(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
     folder = tmp_path_factory.mktemp("served")
     model = folder / "tiny-sd1.safetensors"
     tiny_models.write(model, "sd1")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CIVMAN_", "CIVITAI_"))}
-    environment = {
-        **kept, "CIVMAN_LIBRARY": str(folder / "library"), "CIVMAN_CONFIG_DIR": str(folder / "config"),
-        "COLUMNS": "120", "NO_COLOR": "1", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    environment = environment_in(folder)
     words = [sys.executable, "-m", "civman", "import", "--offline", str(model)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve_running import QUICK, Served, start, stop
+from serve_running import QUICK, Served
 
 TIMES = ("--size", "64x64", "--steps", "2", "--cfg", "3", "--device", "cpu", "--sampler", "Euler", "--threads", "1")
 
@@ -203,35 +203,6 @@ def test_gc_drops_thumbnails_which_are_made_again(served: Served) -> None:
     assert json.loads(done.stdout)["gc"]["freed_bytes"] >= len(before)
     assert not list((served.library / "thumbnails").glob("*/*"))
     assert served.http.get(f"/api/v1/pictures/{made}/thumb").content == before
-
-
-def test_a_download_is_a_job_with_progress(tmp_path: Path, server: Any, stocked_library: Any) -> None:
-    environment = {**stocked_library[1], "CIVMAN_LIBRARY": str(tmp_path / "library"), "CIVMAN_CIVITAI_URL": server.url,
-                   "CIVITAI_API_TOKEN": server.token}  # fmt: skip
-    served = start(tmp_path / "library", environment)
-    try:
-        found = served.get("/api/v1/civitai/search", limit=5)["models"]
-        listed = next(each for each in found if each["versions"] and each["versions"][0]["files"])
-        ref = f"{listed['model']['id']}@{listed['versions'][0]['id']}"
-        shown = [each["thumb"] for each in listed["versions"][0]["previews"] if each["thumb"]]
-        thumb = served.http.get(shown[0])
-        assert (thumb.status_code, thumb.content[:4]) == (200, b"RIFF"), thumb.text
-        assert served.http.get(shown[0]).content == thumb.content
-        assert served.http.get("/api/v1/civitai/previews/" + "0" * 64).status_code == 404
-
-        done = served.ended(served.submit({"kind": "download", "ref": ref}))
-        wrong = served.ended(served.submit({"kind": "download", "ref": "999999999"}))
-
-        assert done["state"] == "done", done
-        assert served.get(f"/api/v1/models/{done['result']['sha256']}")["about"]["id"] == listed["model"]["id"]
-        assert done["progress"]["received_bytes"] == done["progress"]["total_bytes"]
-        assert wrong["state"] == "failed"
-        assert wrong["error"]["exit_code"] == 3
-        again = served.get("/api/v1/civitai/search", limit=5)["models"]
-        assert [each["is_here"] for each in again if each["model"]["id"] == listed["model"]["id"]] == [True]
-        assert server.token not in served.http.get("/api/v1/jobs").text
-    finally:
-        stop(served)
 
 
 @pytest.mark.long

@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from civman.domain.digests import Sha256
+from civman.domain.recipes.freeu_settings import freeu_of
 from civman.domain.recipes.noise_sources import rng_of
+from civman.domain.recipes.prompt_parts import part_of
 from civman.domain.recipes.recipe import (
     RULES,
     SAMPLING,
@@ -20,6 +22,7 @@ from civman.domain.recipes.recipe import (
 from civman.domain.recipes.recipe_limits import size_of, upscaler_of
 from civman.domain.recipes.render_request import RenderRequest
 from civman.domain.recipes.thresholding import thresholding_of
+from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
 
@@ -83,12 +86,16 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         skip_negative_below=float(_or(request.skip_negative_below, 0.0)),
         skip_negative_always=bool(request.skip_negative_below and request.skip_negative_always),
         skip_early_guidance=float(_or(request.skip_early_guidance, 0.0)),
+        step_rng=rng_of(request.step_rng) if request.step_rng else "", noise_slice=request.noise_slice or "",
+        prompt_parts=tuple(map(part_of, request.prompt_parts)),
+        negative_parts=tuple(map(part_of, request.negative_parts)),
+        freeu=freeu_of(_or(request.freeu, "")), rescales_velocity=_or(request.rescales_velocity, False),
     )  # fmt: skip
 
 
 def steps_of(request: RenderRequest) -> tuple[int, int | None]:
     """Return the number of steps of the first pass, and of the second pass if there is one."""
-    steps = _or(request.steps, 20)
+    steps = max(len(_levels(request.sigmas)) - 1, 1) if request.sigmas else _or(request.steps, 20)
     return steps, _or(request.hires.steps, steps) if request.hires else None
 
 
@@ -100,7 +107,19 @@ def sampling(request: RenderRequest) -> Sampling:
         s_churn=float(_or(request.s_churn, SAMPLING.s_churn)), s_tmin=float(_or(request.s_tmin, SAMPLING.s_tmin)),
         s_tmax=float(_or(request.s_tmax, SAMPLING.s_tmax)),
         drop_penultimate=_or(request.drop_penultimate, False), half_levels=_or(request.half_levels, False),
+        program=_or(request.sampling_rules, SAMPLING.program), sigmas=_levels(request.sigmas),
     )  # fmt: skip
+
+
+def _levels(text: str | None) -> tuple[float, ...]:
+    """Parse noise levels. Raises: UsageError (`bad-value`): one of them is not a number."""
+    try:
+        return tuple(float(word) for word in text.split(",")) if text else ()
+    except ValueError as error:
+        raise UsageError(
+            f"`{text}` is not a list of noise levels", hint="write numbers with commas, such as 14.6,5.1,1.2,0",
+            code=Cause.BAD_VALUE,
+        ) from error  # fmt: skip
 
 
 def _varied(request: RenderRequest) -> dict[str, Any]:
@@ -149,6 +168,11 @@ def _hires(request: RenderRequest, width: int, height: int, steps: int, model: S
         stretches=asked.trim is not None,
         # as in A1111, the second pass merges as many tokens as the first one unless it has its own ratio
         token_merging=float(_or(request.token_merging, 0.0) if asked.token_merging is None else asked.token_merging),
+        seed=asked.seed,
+        guidance_scale=None if asked.guidance_scale is None else float(asked.guidance_scale),
+        sampler=asked.sampler or "",
+        schedule=asked.schedule or "",
+        resize=asked.resize or "",
     )
 
 

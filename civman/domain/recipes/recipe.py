@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from civman.domain.digests import Sha256
+from civman.domain.recipes.freeu_settings import FreeU as FreeU
+from civman.domain.recipes.prompt_parts import PromptPart as PromptPart
 from civman.domain.recipes.recipe_json import canonical, read_json, read_object
 from civman.domain.recipes.recipe_limits import problems
 from civman.domain.recipes.render_request import HiresRequest as HiresRequest
@@ -21,10 +23,10 @@ from civman.domain.recipes.sampling import Sampling as Sampling
 from civman.domain.recipes.thresholding import Thresholding as Thresholding
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 5
+SCHEMA: Final = 6
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 5 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 6 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -56,6 +58,11 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
         ),
         "hires": ("token_merging", "trim_width", "trim_height", "stretches"),
         "sampling": ("drop_penultimate", "half_levels"),
+    },
+    6: {
+        "": ("step_rng", "noise_slice", "prompt_parts", "negative_parts", "freeu", "rescales_velocity"),
+        "hires": ("seed", "guidance_scale", "sampler", "schedule", "resize"),
+        "sampling": ("program", "sigmas"),
     },
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
@@ -132,6 +139,14 @@ class Hires:
     """How many pixels of the first pass are cut off before it is enlarged, half of them at each side."""
     stretches: bool = False
     """Stretch the first image to the size of the second pass in one step, instead of covering it and cropping."""
+    seed: int | None = None
+    """The seed of the second pass's noise; None: the image's seed."""
+    guidance_scale: float | None = None
+    sampler: str = ""
+    schedule: str = ""
+    """The sampler and the schedule of the second pass; "" and None: those of the first."""
+    resize: str = ""
+    """By which filter the result of an upscaler model is resized (`recipe_limits.RESIZES`); "": as in A1111."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +238,15 @@ class Recipe:
     """The hypernetworks in the order in which they are applied."""
     skip_early_guidance: float = 0.0
     """The share of the evaluations that are not guided, counted from the first one."""
+    step_rng: str = ""
+    """The source of the noise that steps add, which is then a stream of its own; "": the stream of the first noise."""
+    noise_slice: str = ""
+    """Which slice of a noise that is drawn for several images at once this image gets, such as "2/4"; "": no slice."""
+    prompt_parts: tuple[PromptPart, ...] = ()
+    negative_parts: tuple[PromptPart, ...] = ()
+    freeu: FreeU | None = None
+    rescales_velocity: bool = False
+    """Apply `guidance_rescale` to the velocity (v), whatever the model predicts, as ComfyUI does."""
 
     def __post_init__(self) -> None:
         for problem in problems(self):
@@ -245,7 +269,9 @@ class Recipe:
             return True
         if self.rules == 1:
             return self.guidance_scale > 1
-        return self.guidance_scale != 1 or self.sampler.endswith("CFG++")
+        second = (self.hires.guidance_scale, self.hires.sampler) if self.hires else (None, "")
+        is_guided = self.guidance_scale != 1 or second[0] not in (None, 1)
+        return is_guided or any(name.endswith("CFG++") for name in (self.sampler, second[1]))
 
     @property
     def sha256(self) -> Sha256:
@@ -288,7 +314,10 @@ class Recipe:
             )  # fmt: skip
         entries = {key: item for key, item in value.items() if key != "schema"}
         if schema == 1:
-            numbers = _without_additions(_without_additions({"sampling": asdict(SAMPLING)}, 5), 3)["sampling"]
+            earliest = {"sampling": asdict(SAMPLING)}
+            for later in _ADDED:
+                earliest = _without_additions(earliest, later)
+            numbers = earliest["sampling"]
             entries = {"config": "", "files": [], "sampling": numbers} | entries
         for later in range(max(schema, 2) + 1, SCHEMA + 1):
             entries = _with_additions(entries, later)
@@ -313,7 +342,7 @@ def _with_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
     usual: dict[str, dict[str, Any]] = {
         "": {each.name: each.default for each in fields(Recipe)} | {"rules": 1},
         "start": asdict(StartImage(Sha256(""), 1.0)),
-        "hires": {"model": None, "token_merging": 0.0, "trim_width": 0, "trim_height": 0, "stretches": False},
+        "hires": {each.name: each.default for each in fields(Hires)},
         "sampling": asdict(SAMPLING),
         "loras": {"blocks": ""},
     }

@@ -3,14 +3,16 @@
 Recipes have the type `Any` here, because `recipe` imports this module to validate a recipe while it is constructed.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
 from typing import Any, Final
 
 from civman.domain.adapters import block_weights
-from civman.domain.recipes import thresholding
+from civman.domain.recipes import freeu_settings, prompt_parts, thresholding
 from civman.domain.recipes.noise_sources import THREADS
+from civman.domain.recipes.sampling import PROGRAMS
 from civman.errors import Cause, UsageError
 
 MAX_SEED: Final = 2**64 - 1
@@ -19,8 +21,11 @@ MAX_SIDE: Final = 16384
 """In pixels. A larger size is probably a typing error, and the attempt would use up the machine's memory."""
 UPSCALERS: Final = (
     "latent", "latent-antialiased", "latent-bicubic", "latent-bicubic-antialiased", "latent-nearest",
-    "latent-nearest-exact", "lanczos", "nearest", "model",
+    "latent-nearest-exact", "latent-area", "latent-bislerp", "lanczos", "nearest", "nearest-exact", "bilinear",
+    "bicubic", "area", "model",
 )  # fmt: skip
+RESIZES: Final = ("", "nearest-exact", "bilinear", "bicubic", "area", "lanczos")
+"""The filters by which the result of an upscaler model is resized; "" stands for A1111's way."""
 RESIZE_MODES: Final = ("just resize", "crop and resize", "resize and fill", "just resize (latent upscale)")
 """A1111's names for the ways to resize the start image."""
 MASKED_CONTENTS: Final = ("fill", "original", "latent noise", "latent nothing")
@@ -30,11 +35,12 @@ MAX_NOISE: Final = 10000
 PRECISIONS: Final = ("float32", "float16", "bfloat16")
 PROMPT_RULES: Final = ("", "a1111-1.0", "a1111-1.3", "a1111-1.6")
 """How prompts that change during the steps or are combined with `AND` are read, by A1111's version."""
-EMPHASIS: Final = ("original", "no norm", "ignore", "none")
-"""A1111's rules for weights in brackets.
+EMPHASIS: Final = ("original", "no norm", "ignore", "none", "comfyui")
+"""Rules for weights in brackets.
 
 "original" multiplies the vectors and restores their mean; "no norm" leaves the mean as it is; "ignore" removes the
-brackets and their weights; "none" reads brackets as text.
+brackets and their weights; "none" reads brackets as text. "comfyui" reads prompts as ComfyUI does: a weight moves a
+vector away from that of an empty prompt, only round brackets count, and `embedding:NAME` stands for an embedding.
 """
 _SIZE: Final = re.compile(r"([0-9]{1,5})\s*[x×]\s*([0-9]{1,5})", re.IGNORECASE)
 _RNG: Final = re.compile(r"cpu|nv(:[0-9]{3,7})?")
@@ -43,7 +49,9 @@ _RNG: Final = re.compile(r"cpu|nv(:[0-9]{3,7})?")
 def upscaler_of(name: str) -> str:
     """Translate an upscaler's name, civman's or A1111's ("Latent (bicubic)", "None"), to civman's."""
     plain = "-".join(re.findall(r"[a-z]+", name.casefold()))
-    return "lanczos" if plain == "none" else plain.replace("bilinear", "").strip("-")
+    if plain.startswith("latent"):
+        plain = plain.replace("bilinear", "").strip("-")
+    return "lanczos" if plain == "none" else plain
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -66,6 +74,10 @@ def problems(recipe: Any) -> Iterator[str]:
         yield "a prompt contains invalid Unicode"
     yield from _sampling_problems(recipe.sampling)
     yield from _guidance_problems(recipe)
+    yield from _noise_problems(recipe)
+    yield from prompt_parts.problems(recipe)
+    if recipe.freeu is not None:
+        yield from freeu_settings.problems(recipe.freeu)
     if recipe.sampling.half_levels and recipe.is_zero_snr:
         yield "noise levels of zero terminal SNR cannot be rounded to half precision"
     if recipe.rules == 1 and (recipe.sampling.half_levels or recipe.sampling.drop_penultimate):
@@ -81,9 +93,11 @@ def problems(recipe: Any) -> Iterator[str]:
         if getattr(recipe, name) not in allowed:
             listed = ", ".join(str(each) or "(none)" for each in allowed)
             yield f"{name} `{getattr(recipe, name)}` is not one of {listed}"
-    if not _RNG.fullmatch(recipe.rng) or int(recipe.rng.partition(":")[2] or 0) % 256:
+    for rng in (recipe.rng, recipe.step_rng or "cpu"):
+        if _RNG.fullmatch(rng) and not int(rng.partition(":")[2] or 0) % 256:
+            continue
         yield (
-            f"rng `{recipe.rng}` is neither cpu, nv, nor nv:THREADS with a multiple of 256, nor one of the cards "
+            f"rng `{rng}` is neither cpu, nv, nor nv:THREADS with a multiple of 256, nor one of the cards "
             + ", ".join(THREADS)
         )
 
@@ -142,6 +156,34 @@ def _guidance_problems(recipe: Any) -> Iterator[str]:
         yield "a CFG++ sampler needs the negative prompt in each step"
 
 
+def _noise_problems(recipe: Any) -> Iterator[str]:
+    sampling = recipe.sampling
+    if recipe.noise_slice:
+        index, _, count = recipe.noise_slice.partition("/")
+        is_slice = index.isdecimal() and count.isdecimal() and len(count) < 5 and 1 <= int(index) <= int(count)
+        if not is_slice:
+            yield f"`{recipe.noise_slice}` is not a slice of a noise: expected, for example, 2/4"
+    own_seed = recipe.hires is not None and recipe.hires.seed is not None
+    if (recipe.noise_slice or own_seed) and recipe.count > 1:
+        yield "with a slice of a noise, or with a seed for the second pass, each image has its own recipe"
+    if own_seed and not 0 <= recipe.hires.seed <= MAX_SEED:
+        yield f"the seed of the second pass must be 0 to {MAX_SEED}"
+    if sampling.program not in PROGRAMS:
+        yield f"sampling rules `{sampling.program}` are not one of {', '.join(PROGRAMS)}"
+    if sampling.sigmas and (
+        len(sampling.sigmas) != recipe.steps + 1
+        or not all(math.isfinite(sigma) and 0 <= sigma <= MAX_NOISE for sigma in sampling.sigmas)
+        or any(here <= after for here, after in itertools.pairwise(sampling.sigmas))
+    ):
+        yield "the noise levels must fall, and there must be one more of them than steps"
+    if sampling.program == "comfyui" and (sampling.half_levels or sampling.drop_penultimate or recipe.rules == 1):
+        yield "ComfyUI's sampling rules cannot be combined with half precision, a dropped noise level or recipe rules 1"
+    if recipe.emphasis == "comfyui" and recipe.prompt_rules:
+        yield "prompts in ComfyUI's syntax cannot change during the steps or contain AND"
+    if recipe.rescales_velocity and not recipe.guidance_rescale:
+        yield "rescaling of the velocity needs CFG rescale"
+
+
 def _are_blocks(text: str) -> bool:
     try:
         return block_weights.blocks_of(text) == text
@@ -161,26 +203,36 @@ def _size_problems(recipe: Any) -> Iterator[str]:
     sizes = [(recipe.width, recipe.height)]
     if recipe.hires:
         sizes.append((recipe.hires.width, recipe.hires.height))
-        if recipe.hires.upscaler not in UPSCALERS:
-            yield f"upscaler `{recipe.hires.upscaler}` is not one of {', '.join(UPSCALERS)}"
-        if (recipe.hires.upscaler == "model") != (recipe.hires.model is not None):
-            yield "a recipe has an upscaler model if its upscaler is `model`, and only then"
-        if recipe.hires.model is not None and recipe.rules == 1:
-            yield "rules 1 have no upscaler models"
-        trims = ((recipe.hires.trim_width, recipe.width), (recipe.hires.trim_height, recipe.height))
-        if any(cut < 0 or cut % 16 or cut >= side for cut, side in trims) or (
-            any(cut for cut, _ in trims) and not recipe.hires.stretches
-        ):
-            yield "the first pass can be trimmed by multiples of 16 pixels, less than its size"
-        if recipe.hires.stretches and recipe.rules == 1:
-            yield "recipe rules 1 do not support stretching the first pass"
-        if recipe.hires.steps < 1 or not 0 < recipe.hires.strength <= 1:
-            yield "the second pass needs at least one step and a strength above 0 and at most 1"
+        yield from _hires_problems(recipe, recipe.hires)
     for width, height in sizes:
         if width < 8 or height < 8 or width % 8 or height % 8:
             yield f"{width}x{height} is not a size: both sides must be positive multiples of 8"
         elif max(width, height) > MAX_SIDE:
             yield f"{width}x{height} is too large: each side can have at most {MAX_SIDE} pixels"
+
+
+def _hires_problems(recipe: Any, hires: Any) -> Iterator[str]:
+    if hires.upscaler not in UPSCALERS:
+        yield f"upscaler `{hires.upscaler}` is not one of {', '.join(UPSCALERS)}"
+    if (hires.upscaler == "model") != (hires.model is not None):
+        yield "a recipe has an upscaler model if its upscaler is `model`, and only then"
+    if hires.model is not None and recipe.rules == 1:
+        yield "rules 1 have no upscaler models"
+    trims = ((hires.trim_width, recipe.width), (hires.trim_height, recipe.height))
+    if any(cut < 0 or cut % 16 or cut >= side for cut, side in trims) or (
+        any(cut for cut, _ in trims) and not hires.stretches
+    ):
+        yield "the first pass can be trimmed by multiples of 16 pixels, less than its size"
+    if hires.stretches and recipe.rules == 1:
+        yield "recipe rules 1 do not support stretching the first pass"
+    if hires.resize not in RESIZES:
+        yield f"resize filter `{hires.resize}` is not one of {', '.join(filter(None, RESIZES))}"
+    if hires.resize and hires.model is None:
+        yield "a resize filter needs an upscaler model, whose result it resizes"
+    if hires.guidance_scale is not None and not 0 <= hires.guidance_scale <= MAX_NOISE:
+        yield f"the guidance of the second pass must be 0 to {MAX_NOISE}"
+    if hires.steps < 1 or not 0 < hires.strength <= 1:
+        yield "the second pass needs at least one step and a strength above 0 and at most 1"
 
 
 def _variation_problems(recipe: Any) -> Iterator[str]:

@@ -6,28 +6,27 @@ environment) and the names of the files. Its JSON is written into images and int
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from civman.domain.digests import Sha256, sha256_from
+from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import Recipe
 from civman.domain.recipes.recipe_json import canonical, read_json
+from civman.domain.recipes.record_parts import Environment as Environment
+from civman.domain.recipes.record_parts import FileName as FileName
+from civman.domain.recipes.record_parts import (
+    names_value,
+    read_environment,
+    read_names,
+    read_notes,
+    read_sha256,
+    read_whole,
+)
+from civman.domain.recipes.upscale_recipe import AnyUpscale, read_upscale
+from civman.domain.recipes.upscale_recipe import UpscaleRecord as UpscaleRecord
 from civman.errors import Cause, IntegrityError, UsageError
 
 SCHEMA: Final = 1
-Environment = Mapping[str, str | int]
-
-
-@dataclass(frozen=True, slots=True)
-class FileName:
-    """The name of a file in a recipe. `autov3`: CivitAI's digest of a LoRA without its header, if known."""
-
-    sha256: Sha256
-    name: str
-    model: str = ""
-    version: str = ""
-    autov3: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,33 +68,52 @@ class Record:
             "seed": self.seed,
             "pixel_sha256": self.pixel_sha256,
             "environment": dict(self.environment),
-            "names": [
-                {"sha256": n.sha256, "name": n.name, "model": n.model, "version": n.version, "autov3": n.autov3}
-                for n in self.names
-            ],
+            "names": names_value(self.names),
             "notes": list(self.notes),
             "parent": self.parent,
             "typed": [self.typed.prompt, self.typed.negative_prompt] if self.typed else None,
         })  # fmt: skip
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words by which `civman renders` finds the image: prompts, and names of files and models."""
+        typed = (self.typed.prompt,) if self.typed else ()
+        names = (text for name in self.names for text in (name.name, name.model))
+        return self.recipe.prompt, self.recipe.negative_prompt, *typed, *names
 
     def name_of(self, sha256: Sha256) -> FileName:
         """Return the name of a file; if it is unknown, the first digits of the file's SHA-256."""
         return next((name for name in self.names if name.sha256 == sha256), FileName(sha256, f"sha256:{sha256[:12]}"))
 
 
+AnyRecord = Record | UpscaleRecord
+"""The record of an image that was made: rendered, or upscaled from another image."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a text or an image contains: a recipe with its record, a recipe alone, or only the digests of both."""
+    """What a text or an image contains: a recipe with its record, a recipe alone, or only the digests of both.
+
+    `upscaled`: instead of a recipe with its record, those of an image that was upscaled.
+    """
 
     recipe_sha256: Sha256
     recipe: Recipe | None = None
     record: Record | None = None
     pixel_sha256: Sha256 | None = None
+    upscaled: AnyUpscale | None = None
 
     @classmethod
-    def of(cls, record: Record) -> "Origin":
+    def of(cls, record: AnyRecord) -> "Origin":
         """Create the origin that consists of a complete record."""
+        if isinstance(record, UpscaleRecord):
+            return cls(record.recipe.sha256, None, None, record.pixel_sha256, record)
         return cls(record.recipe.sha256, record.recipe, record, record.pixel_sha256)
+
+    @property
+    def upscaled_record(self) -> UpscaleRecord | None:
+        """The record of an upscaled image, if there is one."""
+        return self.upscaled if isinstance(self.upscaled, UpscaleRecord) else None
 
 
 def stripped(record: Record) -> str:
@@ -118,6 +136,10 @@ def read_origin(text: str) -> Origin:
     value = read_json(text)
     if not isinstance(value, dict):
         raise UsageError("not a recipe: it is not a JSON object", code=Cause.BAD_RECIPE)
+    if isinstance(upscaled := read_upscale(value), UpscaleRecord):
+        return Origin.of(upscaled)
+    if upscaled is not None:
+        return Origin(upscaled.sha256, upscaled=upscaled)
     if "civman_picture" not in value:
         recipe = Recipe.from_value(value)
         return Origin(recipe.sha256, recipe)
@@ -126,14 +148,14 @@ def read_origin(text: str) -> Origin:
             f"the record has schema {value['civman_picture']}, but this civman reads schemas up to {SCHEMA}",
             hint="update civman", code=Cause.NEWER_RECIPE,
         )  # fmt: skip
-    stated = _sha256(value, "recipe_sha256")
+    stated = read_sha256(value, "recipe_sha256")
     if "recipe" not in value:
-        return Origin(stated, pixel_sha256=_sha256(value, "pixel_sha256"))
+        return Origin(stated, pixel_sha256=read_sha256(value, "pixel_sha256"))
     recipe = _unedited(value["recipe"], stated)
     record = Record(
-        recipe, _whole(value, "seed"), _sha256(value, "pixel_sha256"), _environment(value), _names(value),
-        tuple(str(note) for note in _list(value, "notes")),
-        None if value.get("parent") is None else _sha256(value, "parent"), _typed(value),
+        recipe, read_whole(value, "seed"), read_sha256(value, "pixel_sha256"), read_environment(value),
+        read_names(value), read_notes(value),
+        None if value.get("parent") is None else read_sha256(value, "parent"), _typed(value),
     )  # fmt: skip
     return Origin(stated, recipe, record, record.pixel_sha256)
 
@@ -152,35 +174,6 @@ def _unedited(value: object, stated: Sha256) -> Recipe:
     return recipe
 
 
-def _sha256(value: dict[str, Any], name: str) -> Sha256:
-    found = value.get(name)
-    try:
-        return sha256_from(found if isinstance(found, str) else "")
-    except ValueError as error:
-        raise UsageError(f"not a recipe: `{name}` is not a SHA-256", code=Cause.BAD_RECIPE) from error
-
-
-def _whole(value: dict[str, Any], name: str) -> int:
-    found = value.get(name)
-    if type(found) is not int:
-        raise UsageError(f"not a recipe: `{name}` is not a whole number", code=Cause.BAD_RECIPE)
-    return found
-
-
-def _list(value: dict[str, Any], name: str) -> list[Any]:
-    found = value.get(name, [])
-    if not isinstance(found, list):
-        raise UsageError(f"not a recipe: `{name}` is not a list", code=Cause.BAD_RECIPE)
-    return found
-
-
-def _environment(value: dict[str, Any]) -> Environment:
-    found = value.get("environment")
-    if not isinstance(found, dict) or not all(type(item) in (str, int) for item in found.values()):
-        raise UsageError("not a recipe: `environment` is invalid", code=Cause.BAD_RECIPE)
-    return found
-
-
 def _typed(value: dict[str, Any]) -> TypedPrompts | None:
     match value.get("typed"):
         case None:
@@ -188,13 +181,3 @@ def _typed(value: dict[str, Any]) -> TypedPrompts | None:
         case [str() as prompt, str() as negative]:
             return TypedPrompts(prompt, negative)
     raise UsageError("not a recipe: `typed` is not a pair of strings", code=Cause.BAD_RECIPE)
-
-
-def _names(value: dict[str, Any]) -> tuple[FileName, ...]:
-    names = []
-    for item in _list(value, "names"):
-        if not isinstance(item, dict):
-            raise UsageError("not a recipe: `names` has an invalid entry", code=Cause.BAD_RECIPE)
-        rest = [str(item.get(key, "")) for key in ("name", "model", "version", "autov3")]
-        names.append(FileName(_sha256(item, "sha256"), *rest))
-    return tuple(names)

@@ -30,6 +30,11 @@ class HiresRequest:
     strength: float | None = None
     upscaler: str = "latent"
     token_merging: float | None = None
+    seed: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+    resize: str | None = None
     trim: str | None = None
     """How much to trim the first image before it is stretched, such as "0x64".
 
@@ -100,6 +105,17 @@ class RenderRequest:
     skip_negative_below: float | None = None
     skip_negative_always: bool | None = None
     skip_early_guidance: float | None = None
+    sampling_rules: str | None = None
+    sigmas: str | None = None
+    """Noise levels with commas."""
+    step_rng: str | None = None
+    noise_slice: str | None = None
+    prompt_parts: tuple[str, ...] = ()
+    negative_parts: tuple[str, ...] = ()
+    """Parts in the form that `prompt_parts.part_of` parses."""
+    freeu: str | None = None
+    """Settings in the form that `freeu_settings.freeu_of` parses."""
+    rescales_velocity: bool | None = None
     config: str | None = None
     """Dimensions of the checkpoint that its tensor shapes do not show.
 

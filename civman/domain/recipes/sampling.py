@@ -3,6 +3,13 @@
 from dataclasses import dataclass
 from typing import Final
 
+PROGRAMS: Final = ("a1111", "comfyui")
+"""Programs whose rules for noise levels civman can follow.
+
+ComfyUI computes them in double precision, evaluates the model at whole timesteps, starts from noise times √(1 + σ²),
+has its own Beta and KL Optimal schedules, and drops the second-to-last level for DPM2 and DPM2 a only.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -13,7 +20,8 @@ class Sampling:
     samplers add, and the factor on it; `eta_ddim`: the same as `eta` for DDIM. `s_churn`: how much noise Euler, Heun
     and DPM2 add before each step while the noise level is between `s_tmin` and `s_tmax` (0: no upper limit).
     `drop_penultimate`: drop the second-to-last noise level, whatever the sampler. `half_levels`: round the noise levels
-    to half precision, as A1111 did before 1.8.
+    to half precision, as A1111 did before 1.8. `program`: the program whose rules for noise levels and timesteps apply,
+    one of `PROGRAMS`. `sigmas`: the noise levels of the first pass, in place of a schedule's; empty: the schedule's.
     """
 
     beta_start: float = 0.00085
@@ -29,6 +37,8 @@ class Sampling:
     s_tmax: float = 0.0
     drop_penultimate: bool = False
     half_levels: bool = False
+    program: str = "a1111"
+    sigmas: tuple[float, ...] = ()
 
 
 SAMPLING: Final = Sampling()

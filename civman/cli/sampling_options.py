@@ -1,0 +1,91 @@
+"""Options of `civman render` for the rules of other programs, and for a second pass that samples in its own way."""
+
+from typing import Annotated
+
+import typer
+
+from civman.cli import completion
+
+SamplingRulesOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--sampling-rules",
+        help="Whose noise levels and timesteps to use: a1111 or comfyui.",
+        show_default="a1111",
+    ),
+]
+SigmasOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--sigmas", metavar="N,N,…", help="Noise levels of the first pass, falling, in place of a schedule's steps."
+    ),
+]
+StepRngOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--step-rng", metavar="NAME",
+        help="Source of the noise that steps add, as a stream of its own; takes the same names as --rng.",
+        show_default="the stream of --rng",
+    ),
+]  # fmt: skip
+NoiseSliceOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--noise-slice", metavar="N/COUNT",
+        help="Take the N-th part of noise that is drawn for COUNT images at once, as in ComfyUI's batches.",
+    ),
+]  # fmt: skip
+FreeUOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--freeu",
+        metavar="VERSION[,B1,B2,S1,S2]",
+        help="FreeU: v1 or v2, with its factors, such as v2,1.3,1.4,0.9,0.2.",
+    ),
+]
+RescaleVelocityOpt = Annotated[
+    bool, typer.Option("--cfg-rescale-v", help="Apply --cfg-rescale to the velocity (v), as ComfyUI does.")
+]
+JoinPromptOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--join-prompt", metavar="HOW:TEXT",
+        help="Join a text to the encoded prompt: concat:TEXT, combine:TEXT, or average=0.7:TEXT, which keeps 70% "
+        "(repeatable).",
+    ),
+]  # fmt: skip
+JoinNegativeOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--join-negative", metavar="HOW:TEXT", help="Join a text to the encoded negative prompt: concat or average."
+    ),
+]
+HiresSeedOpt = Annotated[
+    int | None, typer.Option("--hires-seed", help="Seed of the second pass's noise.", show_default="as the first")
+]
+HiresCfgOpt = Annotated[
+    float | None, typer.Option("--hires-cfg", help="CFG scale of the second pass.", show_default="as the first")
+]
+HiresSamplerOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--hires-sampler", autocompletion=completion.samplers, help="Sampler of the second pass.",
+        show_default="as the first",
+    ),
+]  # fmt: skip
+HiresScheduleOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--hires-schedule", autocompletion=completion.schedules, help="Noise schedule of the second pass.",
+        show_default="as the first",
+    ),
+]  # fmt: skip
+HiresResizeOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--hires-resize",
+        help="Run the upscaler model in ComfyUI's tiles and resize its result by nearest-exact, bilinear, bicubic, "
+        "area or lanczos.",
+        show_default="as A1111",
+    ),
+]

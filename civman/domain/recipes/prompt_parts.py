@@ -1,0 +1,66 @@
+"""Further texts of a prompt, joined to it after encoding, as ComfyUI's conditioning nodes do."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from civman.errors import Cause, UsageError
+
+HOW: Final = ("concat", "average", "combine")
+_PART: Final = re.compile(r"(concat|combine|average=([0-9.]+)):(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPart:
+    """A text and how it is joined to the texts before it.
+
+    "concat" appends its vectors to those of the texts before. "average" mixes the vectors: `kept` is the share of the
+    texts before, the rest is this text's. "combine" evaluates the model for this text, too, and uses the mean of the
+    predictions. Sources: ComfyUI's nodes ConditioningConcat, ConditioningAverage and ConditioningCombine.
+    """
+
+    how: str
+    text: str
+    kept: float = 1.0
+
+    def __str__(self) -> str:
+        how = f"average={self.kept!r}" if self.how == "average" else self.how
+        return f"{how}:{self.text}"
+
+
+def part_of(text: str) -> PromptPart:
+    """Parse a part such as "concat:TEXT", "combine:TEXT" or "average=0.7:TEXT".
+
+    Raises: UsageError (`bad-value`).
+    """
+    found = _PART.fullmatch(text)
+    try:
+        kept = float(found[2]) if found and found[2] else 1.0
+    except ValueError:
+        found = None
+    if found is None:
+        raise UsageError(
+            f"`{text[:60]}` is not a part of a prompt",
+            hint="write concat:TEXT, combine:TEXT or average=0.7:TEXT, where 0.7 is the share of the texts before",
+            code=Cause.BAD_VALUE,
+        )
+    return PromptPart("average" if found[2] else found[1], found[3], kept)
+
+
+def problems(recipe: Any) -> Iterator[str]:
+    """Explain why the parts of a recipe's prompts cannot be rendered."""
+    both: Sequence[PromptPart] = (*recipe.prompt_parts, *recipe.negative_parts)
+    for part in both:
+        if part.how not in HOW:
+            yield f"`{part.how}` is not a way to join a part of a prompt: {', '.join(HOW)}"
+        if not 0 <= part.kept <= 1:
+            yield "the share that an averaged part leaves to the texts before must be 0 to 1"
+    if any(part.how == "combine" for part in recipe.negative_parts):
+        yield "texts can be combined in the prompt, but not in the negative prompt"
+    if both and recipe.prompt_rules:
+        yield "a prompt with further parts cannot change during the steps or contain AND"
+    if both and recipe.pad_prompts:
+        yield "prompts with further parts cannot be padded to the same length"
+    if recipe.guidance_rescale and any(part.how == "combine" for part in recipe.prompt_parts):
+        yield "CFG rescale is not defined for combined prompts"

@@ -1,0 +1,101 @@
+"""The texts in an upscaled image: those of the image that it was made from, and A1111's settings of its Extras tab.
+
+A1111 keeps the source's `parameters` and writes the settings of the upscale as `extras` and as `postprocessing` into a
+PNG. A JPEG or WebP has room for one text, so there the settings are added to the source's, as SD.Next does.
+
+Source: A1111 1.6 to 1.10 (its modules for postprocessing and its script for upscaling).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from civman.domain.file_suffixes import MODEL_SUFFIXES
+from civman.domain.known_upscalers import upscaler_with
+from civman.domain.recipes.enlargement import Enlargement, factor_of
+from civman.domain.recipes.upscale_recipe import UpscaleRecord
+from civman.pictures import infotext
+from civman.pictures.image_text import Carried, Format
+
+_BY: Final = "Postprocess upscale by"
+_TO: Final = "Postprocess upscale to"
+_CROP: Final = "Postprocess crop to"
+_UPSCALER: Final = "Postprocess upscaler"
+_SECOND: Final = "Postprocess upscaler 2"
+_MOST_SIDE: Final = "Max side length"
+_OTHERS: Final = ("GFPGAN visibility", "CodeFormer visibility", "Caption", "Deepbooru", "Split", "Flip", "Focal crop")
+"""The keys of the other steps of A1111's Extras tab."""
+CHUNKS: Final = ("postprocessing", "extras")
+"""The names of a PNG's texts in which A1111 writes the settings of its Extras tab."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtrasSettings:
+    """The settings of A1111's Extras tab in an image. `scale` is 0 if the image was enlarged to `size`."""
+
+    upscaler: str
+    scale: float = 0.0
+    size: str = ""
+    is_cropped: bool = False
+    most_side: int = 0
+    others: tuple[str, ...] = ()
+    """Further steps that changed the image, as written."""
+
+
+def settings_of(made: Enlargement, name: str, size: tuple[int, int]) -> dict[str, str]:
+    """A1111's keys and values for an enlargement of an image of this size by an upscaler of this name."""
+    if made.crop_width:
+        to = "x".join(map(str, made.final_size))
+        found = {_TO: to, _CROP: to}
+    else:
+        found = {_BY: f"{factor_of(made, size):g}"}
+    return found | {_UPSCALER: name}
+
+
+def upscaler_title(name: str, made: Enlargement) -> str:
+    """The name that A1111 gives to an upscaler: that of a published model, else that of its file."""
+    known = upscaler_with(made.model) if made.model else None
+    stem = next((name.removesuffix(end) for end in MODEL_SUFFIXES if name.endswith(end)), name)
+    return known.names[0] if known else stem
+
+
+def texts(record: UpscaleRecord, source: str | None, format: Format) -> tuple[str | None, dict[str, str]]:  # noqa: A002
+    """The `parameters` text of an upscaled image, and further texts by name, for a file in this format.
+
+    `source`: the `parameters` text in the image that was enlarged, which is kept.
+    """
+    made = record.recipe.enlargement
+    found = settings_of(made, upscaler_title(record.upscaler_name, made), record.picture_size)
+    settings = ", ".join(f"{key}: {_quoted(value)}" for key, value in found.items())
+    if format == "png":
+        return source, dict.fromkeys(CHUNKS, settings)
+    return f"{source}, {settings}" if source and infotext.is_infotext(source) else source or settings, {}
+
+
+def extras_settings(carried: Carried) -> ExtrasSettings | None:
+    """Read the settings of A1111's Extras tab in an image; None if there are none."""
+    for name in CHUNKS:
+        if found := extras_in(dict(infotext.settings(carried.entries.get(name, "")))):
+            return found
+    if carried.parameters is None:
+        return None
+    details = infotext.read(carried.parameters).details
+    return extras_in(details or dict(infotext.settings(carried.parameters)))
+
+
+def extras_in(details: Mapping[str, str]) -> ExtrasSettings | None:
+    """Convert the keys of A1111's Extras tab; None if there is no upscaler among them."""
+    upscaler = details.get(_UPSCALER, "")
+    scale, size = infotext.number(details.get(_BY, "")), details.get(_TO, "")
+    if not upscaler or not (scale or size):
+        return None
+    others = tuple(f"{key}: {value}" for key, value in details.items() if key.startswith((*_OTHERS, _SECOND)))
+    most = infotext.number(details.get(_MOST_SIDE, ""))
+    return ExtrasSettings(upscaler, scale or 0.0, "" if scale else size, _CROP in details, int(most or 0), others)
+
+
+def _quoted(value: str) -> str:
+    """A value as A1111 writes it: in quotes if it contains a comma, a colon or a line break."""
+    if not any(sign in value for sign in ",:\n"):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

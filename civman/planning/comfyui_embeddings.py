@@ -1,0 +1,58 @@
+"""Find the embeddings that prompts in ComfyUI's syntax name by `embedding:NAME`."""
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+
+from civman.domain.recipes.recipe import EmbeddingUse
+from civman.errors import AmbiguousRef, Cause, UsageError
+from civman.planning.find_files import Finder, Found
+from civman.prompts import comfyui_syntax
+
+
+def embeddings(
+    finder: Finder, named: Sequence[str], prompts: Sequence[str], *, fits: Callable[[Found], bool]
+) -> tuple[list[Found], list[EmbeddingUse], tuple[str, ...]]:
+    """Find each embedding among the requested and the stored ones, by its file name or alias.
+
+    ComfyUI leaves out an embedding that it does not find; so does civman, with a notice. Returns the files, their uses
+    and the notices.
+
+    Raises: UsageError (`embedding-unused`): a requested embedding is not named in a prompt. AmbiguousRef: two stored
+        embeddings have the name.
+    """
+    asked = [finder.find("embedding", ref) for ref in named]
+    uses: dict[str, Found] = {}
+    notices = []
+    for name in dict.fromkeys(name for prompt in prompts for name in comfyui_syntax.embeddings_in(prompt)):
+        wanted = _plain(name)
+        stored = [
+            finder.of_asset("embedding", asset)
+            for asset in finder.embeddings()
+            if wanted in (_plain(asset.name), _plain(asset.alias or ""))
+        ]
+        found = {each.sha256: each for each in (*asked, *stored) if wanted in map(_plain, each.names) and fits(each)}
+        if len(found) > 1:
+            raise AmbiguousRef(
+                f"`embedding:{name}` in the prompt could be one of {len(found)} stored embeddings",
+                hint="give one of them an alias (`civman edit REF --alias NAME`) and use that",
+                candidates=[f"sha256:{digest}" for digest in found],
+            )
+        if found:
+            uses[name] = next(iter(found.values()))
+        else:
+            notices.append(f"the embedding `{name}` is not in the library, so it is left out, as ComfyUI does")
+    for each in asked:
+        if each.sha256 not in {found.sha256 for found in uses.values()}:
+            raise UsageError(
+                f"neither prompt uses the embedding `{each.inspected.name}`",
+                hint=f"to use it, write `embedding:{each.names[0]}` in a prompt", code=Cause.EMBEDDING_UNUSED,
+            )  # fmt: skip
+    files = {found.sha256: found for found in uses.values()}
+    return list(files.values()), [EmbeddingUse(uses[name].sha256, name) for name in sorted(uses)], tuple(notices)
+
+
+def _plain(name: str) -> str:
+    """A name without folder and suffix, in lower case."""
+    file = PurePosixPath(name.replace("\\", "/")).name
+    stem, dot, suffix = file.rpartition(".")
+    return (stem if dot and suffix in ("safetensors", "pt", "bin") else file).casefold()

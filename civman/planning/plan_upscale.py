@@ -1,0 +1,154 @@
+"""Plans upscales: finds the upscaler model, reads every image, and fixes sizes, before a weight is loaded."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from civman.domain.digests import Sha256
+from civman.domain.events import OnEvent, ignore
+from civman.domain.recipes.enlargement import METHODS, UpscaleRequest, enlargement_of
+from civman.domain.recipes.record_parts import FileName
+from civman.domain.recipes.upscale_recipe import UpscaleRecipe, UpscaleRecord
+from civman.errors import CannotRender, Cause, UsageError
+from civman.index import Index
+from civman.pictures import image_text
+from civman.pictures.upscale_text import ExtrasSettings, extras_settings
+from civman.planning.find_files import Finder, Found
+from civman.planning.find_upscaler import upscaler_model
+from civman.planning.input_pictures import find_input
+from civman.planning.plan_types import PlannedFile
+from civman.planning.recipe_sources import RecipeSource
+from civman.planning.render_extra import require_render_extra
+from civman.planning.upscale_sources import SourcePicture, read_source
+
+OWN_UPSCALERS = METHODS[1:]
+"""The upscalers that need no model."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedUpscale:
+    """An upscale that can be computed: its recipe, the image's path and size, and the file of the upscaler model."""
+
+    recipe: UpscaleRecipe
+    picture: Path
+    size: tuple[int, int]
+    model: PlannedFile | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[FileName, ...]:
+        """The name of the model file."""
+        model = self.model
+        return (FileName(model.sha256, model.name, model.model, model.version),) if model is not None else ()
+
+
+def plan_upscales(
+    index: Index, pictures: Iterable[Path], request: UpscaleRequest, *, on_event: OnEvent = ignore
+) -> list[PlannedUpscale]:
+    """Plan the upscale of each image in the same way.
+
+    Raises: NotFound, AmbiguousRef: the upscaler is not in the library, or several match. UsageError: an image cannot be
+        read, the upscaler is another kind of file, or a size is invalid. CannotRender: the render extra is missing.
+    """
+    require_render_extra()
+    found, notices = upscaler_of_request(Finder(index, on_event), request.upscaler)
+    return [_planned(read_source(path), request, found, notices) for path in pictures]
+
+
+def upscaler_of_request(finder: Finder, ref: str) -> tuple[Found | None, tuple[str, ...]]:
+    """Find the model of an upscaler by its ref; None for "lanczos" and "nearest". Raises: as `upscaler_model`."""
+    return (None, ()) if ref.casefold() in OWN_UPSCALERS else upscaler_model(finder, ref, own=OWN_UPSCALERS)
+
+
+def scale_of(found: Found | None) -> int | None:
+    """The factor of an upscaler model, if its tensors show it."""
+    number = found.identity.variant.rpartition(" x")[2] if found is not None else ""
+    return int(number) if number.isdecimal() else None
+
+
+def _planned(
+    source: SourcePicture, request: UpscaleRequest, found: Found | None, notices: tuple[str, ...]
+) -> PlannedUpscale:
+    made = enlargement_of(
+        request, source.size, model=found.sha256 if found else None, model_scale=scale_of(found)
+    )  # fmt: skip
+    recipe = UpscaleRecipe(source.sha256, made, (found.in_recipe,) if found else ())
+    told = tuple(f"`{source.path.name}`: {each}" for each in source.notices)
+    if source.image.mode == "RGBA":
+        told += (f"`{source.path.name}`: its transparency is upscaled by itself, with the same upscaler",)
+    return PlannedUpscale(recipe, source.path, source.size, found.planned if found else None, (*notices, *told))
+
+
+def plan_upscale_recipe(
+    index: Index, recipe: UpscaleRecipe, pictures: Mapping[Sha256, Path], *, on_event: OnEvent = ignore
+) -> PlannedUpscale:
+    """Plan a recipe unchanged. `pictures`: the image files that may be its source, by SHA-256.
+
+    Raises: UsageError (`no-start-image`): the source is not among them. NotFound: the model is not in the library.
+    """
+    require_render_extra()
+    path = pictures.get(recipe.picture)
+    if path is None:
+        raise UsageError(
+            f"the image that was upscaled (sha256 {recipe.picture[:12]}…) is missing",
+            hint="pass the original file with --picture FILE", code=Cause.NO_START_IMAGE, sha256=[str(recipe.picture)],
+        )  # fmt: skip
+    model = recipe.enlargement.model
+    found = Finder(index, on_event).with_digest("upscaler", model) if model else None
+    return PlannedUpscale(recipe, path, read_source(path).size, found.planned if found else None)
+
+
+def plan_extras(index: Index, settings: ExtrasSettings, picture: Path, *, on_event: OnEvent = ignore) -> PlannedUpscale:
+    """Plan an upscale with the settings of A1111's Extras tab, applied to `picture`, with A1111's sizes.
+
+    Raises: CannotRender (`not-drawable`): the settings contain more than one upscale; and what `plan_upscales` raises.
+    """
+    if settings.others:
+        raise CannotRender(
+            f"the image was changed by more than an upscale: {', '.join(settings.others)}",
+            hint="civman repeats one upscaler; A1111 does not record how strongly a second one was mixed in",
+            code=Cause.NOT_DRAWABLE,
+        )  # fmt: skip
+    source = read_source(picture)
+    scale, size = settings.scale or None, settings.size or None
+    width, height = source.size
+    if scale is not None and 0 < settings.most_side < max(width, height) * scale:
+        scale = settings.most_side / max(width, height)
+    elif size is not None and not settings.is_cropped:
+        wanted = [int(side) for side in size.split("x")]
+        scale, size = max(wanted[0] / width, wanted[1] / height), None
+    request = UpscaleRequest(settings.upscaler, scale, size, multiple=8)
+    found, notices = upscaler_of_request(Finder(index, on_event), settings.upscaler)
+    return _planned(source, request, found, notices)
+
+
+def plan_extras_of(
+    index: Index, picture: Path, source: Path | None, *, on_event: OnEvent = ignore
+) -> PlannedUpscale | None:
+    """Plan the upscale that A1111's settings in `picture` describe, of the image `source`; None if it has none.
+
+    Raises: UsageError (`no-start-image`): `source` is None; and what `plan_extras` raises.
+    """
+    settings = extras_settings(image_text.read(picture))
+    if settings is None:
+        return None
+    if source is None:
+        raise UsageError(
+            f"`{picture.name}` was upscaled in A1111's Extras tab from an image that its settings do not contain",
+            hint="pass that image with --picture FILE", code=Cause.NO_START_IMAGE,
+        )  # fmt: skip
+    return plan_extras(index, settings, source, on_event=on_event)
+
+
+def plan_again(
+    index: Index, root: Path, source: RecipeSource, pictures: Iterable[Path], *, on_event: OnEvent = ignore
+) -> PlannedUpscale:
+    """Plan the recipe of an upscaled image unchanged, with its source in `pictures` or among the library's copies.
+
+    Raises: UsageError (`bad-recipe`): the image was not upscaled; and what `plan_upscale_recipe` raises.
+    """
+    upscaled = source.origin.upscaled
+    if upscaled is None:
+        raise UsageError(f"`{source.name}` was not upscaled", code=Cause.BAD_RECIPE)
+    recipe = upscaled.recipe if isinstance(upscaled, UpscaleRecord) else upscaled
+    return plan_upscale_recipe(index, recipe, find_input(root, recipe.picture, pictures), on_event=on_event)

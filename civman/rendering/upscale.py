@@ -1,0 +1,164 @@
+"""Upscales images with the upscaler models of the library, saves the results, and records them in the index."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from civman.diffusion.environment import choose_device, deterministic, environment, threads
+from civman.diffusion.guard import memory_errors
+from civman.diffusion.upscaler_models import AnyUpscaler, load_upscaler
+from civman.diffusion.upscaler_tiles import upscaled
+from civman.domain.digests import Sha256
+from civman.domain.events import OnEvent, Step, ignore
+from civman.domain.recipes.enlargement import UpscaleRequest, enlargement_of
+from civman.domain.recipes.machine import Machine
+from civman.domain.recipes.upscale_recipe import UpscaleRecord
+from civman.errors import IntegrityError
+from civman.index import Index
+from civman.pictures import image_text, upscale_text
+from civman.planning.find_files import Finder
+from civman.planning.input_pictures import keep_input
+from civman.planning.plan_types import PlannedFile
+from civman.planning.plan_upscale import PlannedUpscale, scale_of, upscaler_of_request
+from civman.planning.recipe_sources import pixel_sha256
+from civman.planning.upscale_sources import SourcePicture, read_source
+from civman.rendering.render_and_save import keeping
+from civman.rendering.save_pictures import EmbeddedMetadata, OutputOptions, Place
+from civman.store.safe_copies import make_copy
+
+_KEPT_STEM = 60
+"""How many characters of the source's name the result's name begins with."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpscaledPicture:
+    """One image that was upscaled: (H, W, 3) or, with transparency, (H, W, 4) uint8, its record, and its source."""
+
+    pixels: Any = field(repr=False, compare=False)
+    record: UpscaleRecord
+    source: SourcePicture = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedUpscale:
+    """One image that was upscaled and saved. `id`: its number in the library."""
+
+    path: Path
+    record: UpscaleRecord
+    id: int | None = None
+
+
+def upscale(
+    plans: Iterable[PlannedUpscale], *, machine: Machine, on_event: OnEvent = ignore
+) -> Iterator[UpscaledPicture]:
+    """Compute all plans in order; an upscaler model is loaded once for consecutive plans that use it.
+
+    `on_event` receives a `Step` with the stage "upscale" after each tile.
+
+    Raises: CannotRender: the model cannot be run, or memory is short. IntegrityError: a source was changed meanwhile.
+    """
+    plans = list(plans)
+    loaded: tuple[Sha256 | None, AnyUpscaler | None] = (None, None)
+    with threads(machine.threads):
+        device = choose_device(machine.device)
+        for number, planned in enumerate(plans, 1):
+            made = planned.recipe.enlargement
+            if made.model != loaded[0]:
+                loaded = (made.model, load_model(planned.model).to(device) if planned.model else None)
+            source = read_source(planned.picture)
+            if source.sha256 != planned.recipe.picture:
+                raise IntegrityError(f"`{planned.picture}` was changed after the upscale was planned", hint="try again")
+            with deterministic(), memory_errors("upscaling"):
+                result = upscaled(source.image, made, loaded[1], _reporter(on_event, number, len(plans)))
+            yield _picture(planned, source, result, environment(device).to_facts())
+
+
+def upscale_pixels(
+    index: Index, pixels: Any, request: UpscaleRequest, *, machine: Machine, on_event: OnEvent = ignore
+) -> Any:
+    """Enlarge (H, W, 3) or (H, W, 4) uint8 pixels in memory and return the same kind.
+
+    Raises: the errors of `civman.planning.plan_upscale.plan_upscales` and of `upscale`.
+    """
+    import numpy as np
+    from PIL import Image
+
+    found, _ = upscaler_of_request(Finder(index, on_event), request.upscaler)
+    image = Image.fromarray(pixels)
+    made = enlargement_of(
+        request, image.size, model=found.sha256 if found else None, model_scale=scale_of(found)
+    )  # fmt: skip
+    with threads(machine.threads), deterministic(), memory_errors("upscaling"):
+        model = load_model(found.planned).to(choose_device(machine.device)) if found else None
+        return np.asarray(upscaled(image, made, model, _reporter(on_event, 1, 1)))
+
+
+def load_model(file: PlannedFile) -> AnyUpscaler:
+    """Load an upscaler model; a pickle is read through its safetensors copy. Raises: CannotRender, InvalidModelFile."""
+    return load_upscaler(make_copy(file.path, file.copy).path if file.copy is not None else file.path)
+
+
+def _reporter(on_event: OnEvent, number: int, count: int) -> Callable[[int, int], None]:
+    return lambda done, tiles: on_event(Step("upscale", done, tiles, number, 1, count, "upscale"))
+
+
+def _picture(
+    planned: PlannedUpscale, source: SourcePicture, result: Any, facts: dict[str, str | int]
+) -> UpscaledPicture:
+    import numpy as np
+
+    pixels = np.asarray(result)
+    record = UpscaleRecord(
+        planned.recipe, pixel_sha256(pixels), facts, planned.names, picture_name=source.path.name,
+        picture_size=source.size, parent=source.parent,
+    )  # fmt: skip
+    return UpscaledPicture(pixels, record, source)
+
+
+def upscale_and_save(
+    index: Index, root: Path, plans: Iterable[PlannedUpscale], place: Place, *, machine: Machine,
+    clock: Callable[[], datetime], on_event: OnEvent = ignore,
+) -> list[SavedUpscale]:  # fmt: skip
+    """Upscale all images, saving and recording each as soon as it is finished; the library keeps copies of the sources.
+
+    Images that are finished are kept even after an error, which lists them (`paths`).
+
+    Raises: what `upscale` raises; StoreError, UsageError: an image cannot be saved. Interrupted.
+    """
+    plans = list(plans)
+    made: list[SavedUpscale] = []
+    with keeping(made, place):
+        for each in upscale(plans, machine=machine, on_event=on_event):
+            keep_input(root, each.source.path, each.source.sha256)
+            made.append(save_upscale(index, each, place, clock()))
+    index.mark_used({planned.model.sha256 for planned in plans if planned.model is not None}, clock())
+    return made
+
+
+def save_upscale(index: Index, each: UpscaledPicture, place: Place, at: datetime) -> SavedUpscale:
+    """Save one upscaled image and record it in the index. Raises: UsageError, StoreError, LibraryError."""
+    path = place.keep_bytes(picture_bytes(each, place.format, place.options), _stem(each))
+    (number,) = index.record_pictures([(path.absolute(), each.record)], at)
+    return SavedUpscale(path, each.record, number)
+
+
+def picture_bytes(each: UpscaledPicture, format: image_text.Format, options: OutputOptions) -> bytes:  # noqa: A002
+    """Encode an upscaled image with its record and the texts of its source. The same image gives the same bytes."""
+    if options.metadata is EmbeddedMetadata.NOTHING:
+        record, parameters, others = None, None, dict[str, str]()
+    else:
+        source = each.source.parameters if options.metadata is EmbeddedMetadata.ALL else None
+        record = each.record.to_json()
+        parameters, others = upscale_text.texts(each.record, source, format)
+    return image_text.write(
+        each.pixels, record=record, parameters=parameters, format=format, quality=options.quality, others=others,
+        profile=each.source.profile,
+    )  # fmt: skip
+
+
+def _stem(each: UpscaledPicture) -> str:
+    """The stem of the result's file name: the source's stem and the final size."""
+    width, height = each.record.recipe.enlargement.final_size
+    return f"{each.source.path.stem[:_KEPT_STEM]}-{width}x{height}"
