@@ -230,6 +230,21 @@ class CivitaiClient:
             raise NotFound(f"CivitAI does not show picture {image_id}", hint="it may be private, blocked or deleted")
         return match
 
+    def images(self, version_id: VersionId, *, limit: int = 20) -> tuple[Picture, ...]:
+        """Request published images that were made with a model version, with their generation data, of any rating.
+
+        The most popular ones come first.
+        """
+        from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
+
+        params = [
+            ("modelVersionId", str(checked_id(version_id, "version"))), ("limit", str(limit)),
+            # 31: all ratings from PG to XXX
+            *(("browsingLevel", "31"), ("withMeta", "true"), ("flatMeta", "true"), ("sort", "Most Reactions")),
+        ]  # fmt: skip
+        answer = self._get("/api/v1/images", f"images of version {version_id}", params)
+        return wire_lookups.pictures(answer, now=self._clock(), on_notice=self._on_notice)
+
     def download_address(self, version_id: VersionId, file: ModelFile | FileSelector = ANY_FILE) -> DownloadAddress:
         """Request the current download URL of a version's file, without reading any of the file.
 

@@ -302,12 +302,9 @@ def _save(
     options: "OutputOptions", *, always: bool,
 ) -> "Sequence[Rendering]":  # fmt: skip
     """Save the new images, unless the replayed file already contains exactly the same pixels."""
-    from civman.rendering.compare_pictures import Verdict
+    from civman.rendering.replay_values import is_unchanged
 
-    is_there = source.path is not None and all(
-        each.verdict is Verdict.IDENTICAL and each.file_change is None for each in results
-    )
-    if is_there and output is None and not always:
+    if is_unchanged(source, results) and output is None and not always:
         return ()
     return library.pictures.save([each.drawn for each in results], output=output, options=options)
 
@@ -321,10 +318,12 @@ def _variation(source: "RecipeSource", made: "Sequence[Rendering]") -> Result:
 
 
 def _verdict(source: "RecipeSource", results: "Sequence[ReplayResult]", saved: "Sequence[Rendering]") -> Result:
+    from civman.rendering.replay_values import replay_value
+
     value = {
         "of": source.name,
         "recipe_sha256": source.origin.recipe_sha256,
-        "pictures": [_value(each) for each in results],
+        "pictures": [replay_value(each) for each in results],
         "kept": [rendering_value(each) for each in saved],
     }
     return Result(
@@ -333,20 +332,6 @@ def _verdict(source: "RecipeSource", results: "Sequence[ReplayResult]", saved: "
         ids=(each.verdict.value for each in results),
         error=_error(source, results),
     )  # fmt: skip
-
-
-def _value(result: "ReplayResult") -> dict[str, object]:
-    return {
-        "verdict": result.verdict.value,
-        "seed": result.record.seed,
-        "pixel_sha256": result.record.pixel_sha256,
-        "was": result.original.pixel_sha256 if result.original else None,
-        "psnr_db": result.distance.psnr_db if result.distance else None,
-        "largest_difference": result.distance.largest if result.distance else None,
-        "environment": [{"what": each.what, "then": each.then, "now": each.now} for each in result.environment],
-        "notices": result.notices,
-        "file_change": {"kind": change.kind.value, "words": change.words} if (change := result.file_change) else None,
-    }
 
 
 def _print(

@@ -11,6 +11,7 @@ from civman.library.context import Part
 from civman.library.downloads_part import DownloadsPart
 
 if TYPE_CHECKING:
+    from civman.civitai.responses import Picture
     from civman.domain.recipes.recipe import Recipe
     from civman.index import Index
     from civman.index.read_pictures import KeptPicture, PictureFilter
@@ -166,6 +167,12 @@ class PicturesPart(Part):
             found.id, path, found.meta, found.base_model or "", carried.record is not None,
             text if text is not None and infotext.is_infotext(text) else None,
         )  # fmt: skip
+
+    def examples(self, version: int, *, limit: int = 20) -> "Sequence[Picture]":
+        """Request images on CivitAI that were made with a model version, with their settings, of any rating."""
+        from civman.domain.catalog import VersionId
+
+        return self._context.client.images(VersionId(version), limit=limit)
 
     def missing_versions(self, image: "SiteImage") -> "Sequence[NamedVersion]":
         """List the model versions that an image's settings name by id and of which no file is in the library."""

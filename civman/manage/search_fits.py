@@ -6,6 +6,7 @@ from itertools import islice
 
 from civman.civitai.client import CivitaiClient
 from civman.domain.base_models import Support, architectures_of, known_labels, label_support
+from civman.domain.catalog import ModelType, ModelVersion
 from civman.domain.search_query import ModelPage, SearchQuery
 from civman.errors import UsageError
 from civman.manage.inspection import Inspected
@@ -21,12 +22,14 @@ def search_fitting(
     pages = (
         page
         for page in client.search(replace(query, limit=None), before_page=before_page)
-        if any(
-            label_support(label, version.base_model or "", page.model.type) is not Support.NONE
-            for version in page.versions
-        )
+        if any(support_of(version, label, page.model.type) is not Support.NONE for version in page.versions)
     )
     return islice(pages, query.limit)
+
+
+def support_of(version: ModelVersion, label: str, model_type: ModelType) -> Support:
+    """How far a version works with a checkpoint that has this label, by CivitAI's labels."""
+    return label_support(label, version.base_model or "", model_type)
 
 
 def label_of(checkpoint: Inspected) -> str:

@@ -9,12 +9,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from civman.domain.catalog import ModelVersion
+from civman.civitai.responses import Picture
+from civman.domain.catalog import ModelVersion, Preview
 from civman.domain.json_values import plain
 from civman.domain.search_query import SearchQuery, base_model_named, model_type_named, period_named, sort_named
 from civman.errors import NotFound
 from civman.library import Library
 from civman.manage.listed_values import asset_values
+from civman.manage.search_fits import label_of, support_of
+from civman.planning.redraw import redraw
 from civman.serve.api_library import image_answer, is_set, number_of, without_paths
 from civman.serve.render_requests import require_name
 from civman.serve.serving import Serving, serving
@@ -27,15 +30,20 @@ def _version(parts: Serving, version: ModelVersion) -> dict[str, Any]:
     """A version as JSON; each of its still images has a `thumb`, the address of a thumbnail of it on this server."""
     value: dict[str, Any] = plain(version)
     for shown, preview in zip(value["previews"], version.previews, strict=True):
-        shown["thumb"] = None
-        if preview.media == "image":
-            key = hashlib.sha256(preview.url.encode()).hexdigest()
-            parts.previews.pop(key, None)
-            parts.previews[key] = preview
-            shown["thumb"] = f"/api/v1/civitai/previews/{key}"
+        shown["thumb"] = _thumb(parts, preview)
+    return value
+
+
+def _thumb(parts: Serving, preview: Preview) -> str | None:
+    """The address of a thumbnail of a still image on CivitAI, which this server then shows; None for videos."""
+    if preview.media != "image":
+        return None
+    key = hashlib.sha256(preview.url.encode()).hexdigest()
+    parts.previews.pop(key, None)
+    parts.previews[key] = preview
     while len(parts.previews) > _MOST_PREVIEWS:
         del parts.previews[next(iter(parts.previews))]
-    return value
+    return f"/api/v1/civitai/previews/{key}"
 
 
 async def search(request: Request) -> Response:
@@ -48,17 +56,18 @@ async def search(request: Request) -> Response:
         username=query.get("creator"), sort=sort_named(query["sort"]) if query.get("sort") else None,
         period=period_named(query.get("period", "all-time")), nsfw=is_set(request, "nsfw"), limit=limit,
     )  # fmt: skip
-    checkpoint = query.get("fits")
+    checkpoint, against = query.get("fits"), query.get("against") or query.get("fits")
 
     def find(library: Library) -> Any:
         pages = library.search(wanted, fits=require_name(checkpoint) if checkpoint else None)
+        label = label_of(library.inspect(require_name(against))) if against else None
         found = []
         held = library.files.model_ids()
         for page in pages:
-            found.append({
-                "model": plain(page.model), "versions": [_version(parts, each) for each in page.versions],
-                "is_here": page.model.id in held,
-            })  # fmt: skip
+            versions = [_version(parts, each) for each in page.versions]
+            for shown, version in zip(versions, page.versions, strict=True):
+                shown["support"] = support_of(version, label, page.model.type).value if label else None
+            found.append({"model": plain(page.model), "versions": versions, "is_here": page.model.id in held})
             if len(found) >= limit:
                 break
         return {"models": found}
@@ -85,6 +94,26 @@ async def site_model(request: Request) -> Response:
     return JSONResponse(await parts.site.run(find))
 
 
+async def images(request: Request) -> Response:
+    """Images on CivitAI that were made with a version, with their settings and whether civman can draw them again."""
+    parts = serving(request)
+    version, limit = number_of(request, "version", 0, 2**31 - 1), number_of(request, "limit", 20, 100)
+
+    def find(library: Library) -> Any:
+        return {"images": [_image(parts, each) for each in library.pictures.examples(version, limit=limit)]}
+
+    return JSONResponse(await parts.site.run(find))
+
+
+def _image(parts: Serving, image: Picture) -> dict[str, Any]:
+    thumb = _thumb(parts, Preview(image.url, image.nsfw_level, image.width, image.height, image.media))
+    again = redraw({"id": image.id, "meta": dict(image.meta), "baseModel": image.base_model}) if image.meta else None
+    value = plain(image)
+    assert isinstance(value, dict)
+    drawable = again.drawable.value if again else None
+    return {**value, "thumb": thumb, "redraw": {"drawable": drawable, "reasons": again.reasons if again else []}}
+
+
 async def preview_thumb(request: Request) -> Response:
     """The thumbnail of an image that CivitAI shows; only for images in an answer of this server."""
     parts, key = serving(request), request.path_params["key"]
@@ -106,5 +135,5 @@ async def preview_thumb(request: Request) -> Response:
 
 ROUTES = [
     Route("/api/v1/civitai/search", search), Route("/api/v1/civitai/model", site_model),
-    Route("/api/v1/civitai/previews/{key}", preview_thumb),
+    Route("/api/v1/civitai/images", images), Route("/api/v1/civitai/previews/{key}", preview_thumb),
 ]  # fmt: skip

@@ -1,11 +1,12 @@
 """The API's routes for what happens: the server, jobs, their events, and commands handed over by a terminal."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from civman import __version__
@@ -13,7 +14,15 @@ from civman.errors import NotFound, UsageError
 from civman.serve.api_library import is_set
 from civman.serve.download_jobs import download_payload
 from civman.serve.jobs import JobKind
-from civman.serve.render_requests import kept_value, request_of
+from civman.serve.render_requests import (
+    MOST_TEXT,
+    changes_of,
+    grid_axes,
+    kept_value,
+    recipe_of,
+    request_of,
+    require_recipe,
+)
 from civman.serve.server_file import PROTOCOL
 from civman.serve.serving import client_of, job_of, json_body, serving
 
@@ -38,35 +47,84 @@ async def about(request: Request) -> Response:
 async def submit(request: Request) -> Response:
     """Queue a job."""
     body, parts = await json_body(request), serving(request)
-    kind, client = body.get("kind"), client_of(request)
-    if kind == "download":
-        payload = download_payload(body)
-        job = parts.jobs.submit(JobKind.DOWNLOAD, client, payload["ref"], payload, lasts=True)
-    elif kind == "render":
-        requests = body.get("requests", [body.get("request")])
-        if not isinstance(requests, list) or not 0 < len(requests) <= 100:
-            raise UsageError("`requests` must be a list of 1 to 100 render requests")
-        checked = [request_of(each, library=parts.settings.library) for each in requests]
-        kept = [kept_value(*each) for each in zip(requests, checked, strict=True)]
-        payload = {"requests": kept, "device": body.get("device"), "allow_partial": body.get("allow_partial")}
-        job = parts.jobs.submit(JobKind.RENDER, client, checked[0].prompt, payload, lasts=True)
-    elif kind == "replay":
-        number = body.get("picture")
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise UsageError("`picture` must be the number of an image")
-        changes = body.get("set", {})
-        if not isinstance(changes, dict):
-            raise UsageError("`set` must be an object of fields and their new values")
-        argv = ["replay", f"picture:{number}", "--json"]
-        argv += [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-        payload = {
-            "argv": argv, "folder": str(parts.settings.library), "environment": {},
-            "terminals": {"stdout": False, "stderr": False},
-        }  # fmt: skip
-        job = parts.jobs.submit(JobKind.COMMAND, client, f"replay picture:{number}", payload, lasts=True)
-    else:
-        raise UsageError("`kind` must be render, replay or download")
+    made = _SUBMITTED.get(str(body.get("kind")))
+    if made is None:
+        raise UsageError(f"`kind` must be one of: {', '.join(_SUBMITTED)}")
+    kind, title, payload = made(body, parts.settings.library)
+    job = parts.jobs.submit(kind, client_of(request), title, payload, lasts=True)
     return JSONResponse(job.value(), 202)
+
+
+Submitted = tuple[JobKind, str, dict[str, Any]]
+"""The kind of a job, its title, and what runs it needs."""
+
+
+def _download(body: dict[str, Any], _: Path) -> Submitted:
+    payload = download_payload(body)
+    return JobKind.DOWNLOAD, payload["ref"], payload
+
+
+def _render(body: dict[str, Any], library: Path) -> Submitted:
+    _require_fields(body, "request", "requests", "device", "allow_partial")
+    requests = body.get("requests", [body.get("request")])
+    if not isinstance(requests, list) or not 0 < len(requests) <= 100:
+        raise UsageError("`requests` must be a list of 1 to 100 render requests")
+    checked = [request_of(each, library=library) for each in requests]
+    kept = [kept_value(*each) for each in zip(requests, checked, strict=True)]
+    return JobKind.RENDER, checked[0].prompt, {"requests": kept, **_conditions(body)}
+
+
+def _grid(body: dict[str, Any], library: Path) -> Submitted:
+    _require_fields(body, "request", "axes", "device", "allow_partial")
+    request = request_of(body.get("request"), library=library)
+    axes = grid_axes(body.get("axes"))
+    payload = {"request": kept_value(body["request"], request), "axes": body["axes"], **_conditions(body)}
+    return JobKind.GRID, f"{' × '.join(axis.title for axis in axes)}: {request.prompt}", payload
+
+
+def _replay(body: dict[str, Any], _: Path) -> Submitted:
+    _require_fields(body, "picture", "set", "fetch", "device")
+    number = body.get("picture")
+    if type(number) is not int or number < 0:
+        raise UsageError("`picture` must be the number of an image")
+    changes_of(body.get("set", {}))
+    payload = {
+        "picture": number, "set": body.get("set", {}), "fetch": body.get("fetch") is True, "device": body.get("device"),
+    }  # fmt: skip
+    return JobKind.REPLAY, f"picture:{number}", payload
+
+
+def _redraw(body: dict[str, Any], _: Path) -> Submitted:
+    _require_fields(body, "recipe", "settings", "set", "pixel_sha256", "device", "allow_partial")
+    changes_of(body.get("set", {}))
+    payload: dict[str, Any] = {
+        "set": body.get("set", {}), "pixel_sha256": body.get("pixel_sha256"), **_conditions(body),
+    }  # fmt: skip
+    if ("recipe" in body) == ("settings" in body):
+        raise UsageError("pass either `recipe` or `settings`")
+    if "settings" in body:
+        settings = _text(body, "settings")
+        if len(settings) > MOST_TEXT:
+            raise UsageError(f"`settings` has more than {MOST_TEXT} characters")
+        return JobKind.REDRAW, settings, {**payload, "settings": settings}
+    recipe = recipe_of(body["recipe"])
+    require_recipe(recipe)
+    return JobKind.REDRAW, recipe.prompt, {**payload, "recipe": body["recipe"]}
+
+
+_SUBMITTED: dict[str, Callable[[dict[str, Any], Path], Submitted]] = {
+    "render": _render, "grid": _grid, "replay": _replay, "redraw": _redraw, "download": _download,
+}  # fmt: skip
+
+
+def _conditions(body: dict[str, Any]) -> dict[str, Any]:
+    return {"device": body.get("device"), "allow_partial": body.get("allow_partial")}
+
+
+def _require_fields(body: dict[str, Any], *known: str) -> None:
+    unknown = sorted(set(body) - {"kind", *known})
+    if unknown:
+        raise UsageError(f"a {body['kind']} has no field `{unknown[0]}`", hint=f"fields: {', '.join(known)}")
 
 
 def _text(body: dict[str, Any], name: str) -> str:
@@ -168,6 +226,15 @@ async def command(request: Request) -> Response:
     return StreamingResponse(stream(), media_type="application/x-ndjson")
 
 
+async def sheet(request: Request) -> Response:
+    """The contact sheet of a grid that is done."""
+    found = job_of(request)
+    path = (found.result or {}).get("sheet") if found.kind is JobKind.GRID else None
+    if path is None or not Path(path).is_file():
+        raise NotFound(f"job {found.number} has no contact sheet")
+    return FileResponse(path, media_type="image/png")
+
+
 async def unload(request: Request) -> Response:
     """Free the memory of all loaded models by ending the engine's process; refused while it renders."""
     if not serving(request).engine.unload():
@@ -181,6 +248,6 @@ ROUTES = [
     Route("/api/v1/jobs/{number:int}", job, methods=["GET"]),
     Route("/api/v1/jobs/{number:int}", cancel, methods=["DELETE"]),
     Route("/api/v1/jobs/{number:int}/move", move, methods=["POST"]),
-    Route("/api/v1/events", events), Route("/api/v1/commands", command, methods=["POST"]),
-    Route("/api/v1/unload", unload, methods=["POST"]),
+    Route("/api/v1/jobs/{number:int}/sheet", sheet), Route("/api/v1/events", events),
+    Route("/api/v1/commands", command, methods=["POST"]), Route("/api/v1/unload", unload, methods=["POST"]),
 ]  # fmt: skip

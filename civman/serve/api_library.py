@@ -1,18 +1,16 @@
-"""The API's routes for what is there: models, images, CivitAI's search, plans, doctor."""
+"""The API's routes for stored models, and doctor."""
 
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from civman.domain.catalog import Asset
 from civman.domain.digests import Sha256
-from civman.domain.file_names import safe_name
 from civman.domain.html_text import plain_text
 from civman.domain.json_values import plain
 from civman.domain.licence import Terms
@@ -22,12 +20,11 @@ from civman.index import AssetFilter, Sort
 from civman.index.read_pictures import KeptPicture, PictureFilter
 from civman.library import Library
 from civman.manage.listed_values import asset_values, picture_value
-from civman.planning.plan_values import plan_value
-from civman.serve.render_requests import conditions_of, request_of, require_image, require_name
-from civman.serve.serving import json_body, serving
+from civman.serve.render_requests import require_name
+from civman.serve.serving import serving
 from civman.serve.thumbnails import key_of, thumbnail
 
-_MOST_ROWS = 500
+MOST_ROWS = 500
 _KEEP = {"cache-control": "private, max-age=31536000, immutable"}
 
 
@@ -49,6 +46,11 @@ def without_paths(value: dict[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if key != "path"}
 
 
+def picture_row(picture: KeptPicture) -> dict[str, Any]:
+    """Convert an image that this library made to a JSON object."""
+    return {**without_paths(plain(picture_value(picture))), "name": Path(picture.path).name}
+
+
 async def models(request: Request) -> Response:
     """List stored model files."""
     query = request.query_params
@@ -57,7 +59,7 @@ async def models(request: Request) -> Response:
     if sort and sort not in set(Sort):
         raise UsageError(f"unknown sort order: `{sort}`", hint=f"one of: {', '.join(Sort)}")
     checkpoint = query.get("fits")
-    limit, offset = number_of(request, "limit", 100, _MOST_ROWS), number_of(request, "offset", 0, 10**9)
+    limit, offset = number_of(request, "limit", 100, MOST_ROWS), number_of(request, "offset", 0, 10**9)
 
     def find(library: Library) -> Any:
         fits = library.files.fits(require_name(checkpoint)) if checkpoint else None
@@ -113,7 +115,7 @@ async def model(request: Request) -> Response:
             "about": plain(version.model) if version is not None else None, "version": plain(version),
             "inspected": {"label": seen.label, "facts": plain(asset.facts)},
             "licence": licence_value(library.files.terms([seen])),
-            "pictures": [_picture(each) for each in made],
+            "pictures": [picture_row(each) for each in made],
         }  # fmt: skip
 
     return JSONResponse(await serving(request).library.run(find))
@@ -152,124 +154,6 @@ def image_answer(data: bytes | None, kind: str, otherwise: str) -> Response:
     return Response(data, media_type=kind, headers=_KEEP)
 
 
-def _picture(picture: KeptPicture) -> dict[str, Any]:
-    return {**without_paths(plain(picture_value(picture))), "name": Path(picture.path).name}
-
-
-async def pictures(request: Request) -> Response:
-    """List images that were made with this library, newest first."""
-    limit, offset = number_of(request, "limit", 100, _MOST_ROWS), number_of(request, "offset", 0, 10**9)
-    query = request.query_params
-    digests = tuple(Sha256(each) for each in query.getlist("model"))
-    wanted = PictureFilter(tuple(query.get("q", "").split()), digests=digests, recipe=query.get("recipe", ""))
-
-    def find(library: Library) -> Any:
-        found = library.pictures.list(wanted, limit=limit, offset=offset)
-        return {
-            "total": library.pictures.count(wanted), "offset": offset, "pictures": [_picture(each) for each in found],
-        }  # fmt: skip
-
-    return JSONResponse(await serving(request).library.run(find))
-
-
-def _kept(library: Library, number: int) -> KeptPicture:
-    found = library.pictures.list(PictureFilter(number=number), limit=1)
-    if not found:
-        raise NotFound(f"there is no image with the number {number}")
-    return found[0]
-
-
-async def picture(request: Request) -> Response:
-    """One image with its recipe."""
-    number = int(request.path_params["number"])
-
-    def find(library: Library) -> Any:
-        kept = _kept(library, number)
-        record = plain(kept.record)
-        return {**_picture(kept), "recipe": plain(kept.record.recipe), "environment": record["environment"],
-                "notes": record["notes"]}  # fmt: skip
-
-    return JSONResponse(await serving(request).library.run(find))
-
-
-async def picture_file(request: Request) -> Response:
-    """The file of an image."""
-    number = int(request.path_params["number"])
-    kept = await serving(request).library.run(lambda library: _kept(library, number))
-    suffix = Path(kept.path).suffix.lower()
-    kinds = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
-    if not kept.is_here or suffix not in kinds:
-        raise NotFound(f"the file of image {number} no longer exists")
-    return FileResponse(kept.path, media_type=kinds[suffix])
-
-
-async def picture_thumb(request: Request) -> Response:
-    """The thumbnail of an image."""
-    number = int(request.path_params["number"])
-
-    def find(library: Library) -> bytes | None:
-        kept = _kept(library, number)
-        return thumbnail(library.context.root, Path(kept.path), kept.record.pixel_sha256)
-
-    return image_answer(await serving(request).library.run(find), "image/webp", "the image's file no longer exists")
-
-
-async def read_picture(request: Request) -> Response:
-    """Read the settings in an image file, which is the body; nothing is kept."""
-    data = await request.body()
-    require_image(data)
-    name = safe_name(request.query_params.get("name", "image.png")) or "image.png"
-
-    def read(library: Library) -> Any:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, name)
-            path.write_bytes(data)
-            report = library.pictures.describe(path)
-            value = plain(report)
-        assert isinstance(value, dict)
-        recipe = plain(report.record.recipe) if report.record else None
-        return {**without_paths(value), "name": name, "recipe": recipe}
-
-    return JSONResponse(await serving(request).library.run(read))
-
-
-async def compare(request: Request) -> Response:
-    """Compare the pixels of two images."""
-    numbers = [number_of(request, name, 0, 10**9) for name in ("a", "b")]
-
-    def measure(library: Library) -> Any:
-        from civman.pictures.image_text import pixels
-        from civman.rendering.compare_pictures import distance, judge
-
-        one, other = (_kept(library, number) for number in numbers)
-        is_same = one.record.pixel_sha256 == other.record.pixel_sha256
-        apart = distance(pixels(Path(one.path)), pixels(Path(other.path)))
-        then, now = plain(one.record.recipe), plain(other.record.recipe)
-        return {
-            "verdict": judge(is_same, apart).value, "distance": plain(apart),
-            "recipe_differences": {key: [then[key], now[key]] for key in then if then[key] != now[key]},
-        }  # fmt: skip
-
-    return JSONResponse(await serving(request).library.run(measure))
-
-
-async def plan(request: Request) -> Response:
-    """Plan a render request: the recipe, warnings, memory and licence, before anything is drawn."""
-    body = await json_body(request)
-    root = serving(request).settings.library
-
-    def make(library: Library) -> Any:
-        wanted = request_of(body.get("request"), library=root)
-        planned = library.plan(wanted, conditions_of(body))
-        models = [file for file in planned.files if file.role not in ("picture", "mask")]
-        terms = library.files.terms([library.inspect(f"sha256:{file.sha256}") for file in models])
-        value = plain(plan_value(planned))
-        value["files"] = [without_paths({**each, "copy": None}) for each in value["files"]]
-        return {**value, "licence": licence_value(terms)}
-
-    return JSONResponse(await serving(request).library.run(make))
-
-
 async def doctor(request: Request) -> Response:
     """Check the installation, the library and the settings."""
     found = await serving(request).site.run(lambda library: [plain(each) for each in library.maintenance.doctor()])
@@ -278,10 +162,5 @@ async def doctor(request: Request) -> Response:
 
 ROUTES = [
     Route("/api/v1/models", models), Route("/api/v1/models/{sha256}", model),
-    Route("/api/v1/models/{sha256}/preview", model_preview),
-    Route("/api/v1/pictures", pictures), Route("/api/v1/pictures/read", read_picture, methods=["POST"]),
-    Route("/api/v1/compare", compare),
-    Route("/api/v1/pictures/{number:int}", picture), Route("/api/v1/pictures/{number:int}/file", picture_file),
-    Route("/api/v1/pictures/{number:int}/thumb", picture_thumb),
-    Route("/api/v1/plan", plan, methods=["POST"]), Route("/api/v1/doctor", doctor),
+    Route("/api/v1/models/{sha256}/preview", model_preview), Route("/api/v1/doctor", doctor),
 ]  # fmt: skip

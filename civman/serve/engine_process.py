@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from civman.domain.events import Event, Notice, Step
-from civman.domain.json_values import error_value, plain
+from civman.domain.events import Event, Step
+from civman.domain.json_values import error_value
 from civman.errors import Cause, CivmanError, ExitCode, Interrupted
 from civman.serve.hand_over import passed_environment
 
@@ -51,15 +51,18 @@ class _EngineProcess:
         self._cancelled: set[int] = set()
         self._current = 0
         self._is_watched, self._shown_at = False, 0.0
+        self._images, self._done = 0, 0
+        """How many images the current job has, and how many are done in the plans before the current one."""
+        self._last: tuple[int, str, int, int] | None = None
         self.warm: Any = None
 
     def run(self) -> None:
         threading.Thread(target=self._read, daemon=True).start()
         while (job := self._jobs.get()) is not None:
             number, kind, payload = job
-            self._current = number
+            self._current, self._images, self._done, self._last = number, 0, 0, None
             try:
-                done = self._render(payload) if kind == "render" else self._command(payload)
+                done = self._command(payload) if kind == "command" else self._run(kind, payload)
                 self._send(("done", number, done))
             except CivmanError as error:
                 self._send(("failed", number, error_value(error)))
@@ -95,9 +98,12 @@ class _EngineProcess:
     def on_event(self, event: Event) -> None:
         """Report an event of the current render, and stop it if it was cancelled."""
         if isinstance(event, Step):
+            if self._last is not None and (event.first, event.stage, event.step) <= self._last[:3]:
+                self._done += self._last[3]  # the next plan of the job
+            self._last = event.first, event.stage, event.step, event.count
             value = {
-                "step": event.step, "steps": event.steps, "first": event.first, "pictures": event.pictures,
-                "count": event.count, "stage": event.stage,
+                "step": event.step, "steps": event.steps, "first": self._done + event.first,
+                "pictures": event.pictures, "count": max(self._images, event.count), "stage": event.stage,
             }  # fmt: skip
             self._send(("step", self._current, value))
             self._show(event)
@@ -116,34 +122,17 @@ class _EngineProcess:
                 return
             self._send(("preview", self._current, data))
 
-    def _render(self, payload: dict[str, Any]) -> Any:
-        from civman.domain.recipes.machine import Machine
-        from civman.library import Library
-        from civman.planning.plan_values import rendering_value
-        from civman.serve.render_requests import conditions_of, request_of
+    def _run(self, kind: str, payload: dict[str, Any]) -> Any:
+        from civman.serve.engine_jobs import run_job
 
-        notices: list[str] = []
-        with Library.open(self._library, offline=True, on_notice=notices.append) as library:
-            conditions = conditions_of(payload)
-            plans = []
-            for value in payload["requests"]:
-                planned = library.plan(request_of(value, library=self._library), conditions)
-                notices += planned.notices
-                plans.append(planned)
-            total = sum(each.recipe.count for each in plans)
-            self._send(("plan", self._current, {"count": total, "steps": plans[0].recipe.steps}))
-            if self._current in self._cancelled:
-                raise KeyboardInterrupt
-            made = library.render(plans, machine=Machine(payload.get("device")), on_event=self._notice_to(notices))
-        return plain({"pictures": [rendering_value(each) for each in made], "notices": list(dict.fromkeys(notices))})
+        return run_job(kind, self._library, payload, self._started)
 
-    @staticmethod
-    def _notice_to(notices: list[str]) -> Callable[[Event], None]:
-        def on_event(event: Event) -> None:
-            if isinstance(event, Notice):
-                notices.append(event.message)
-
-        return on_event
+    def _started(self, images: int, steps: int) -> None:
+        """Report how much the current job has to do. Raises: KeyboardInterrupt: it was cancelled."""
+        self._images, self._done, self._last = images, 0, None
+        self._send(("plan", self._current, {"count": images, "steps": steps}))
+        if self._current in self._cancelled:
+            raise KeyboardInterrupt
 
     def _command(self, payload: dict[str, Any]) -> Any:
         with self._as_client(payload):

@@ -31,12 +31,18 @@ class JobKind(StrEnum):
     """What a job does."""
 
     RENDER = "render"
+    GRID = "grid"
+    """Images that vary along one or two axes, and their contact sheet."""
+    REPLAY = "replay"
+    """An image of the library again, as it was or with changed fields."""
+    REDRAW = "redraw"
+    """An image from a recipe, or from settings that another program wrote."""
     COMMAND = "command"
     """A command line, such as `civman render`, that a terminal handed over."""
     DOWNLOAD = "download"
 
 
-ENGINE_KINDS = frozenset({JobKind.RENDER, JobKind.COMMAND})
+ENGINE_KINDS = frozenset(set(JobKind) - {JobKind.DOWNLOAD})
 _FINAL = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 

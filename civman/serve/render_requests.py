@@ -4,22 +4,25 @@ import base64
 import binascii
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from civman.domain.recipes.recipe import RenderRequest
+from civman.domain.recipes.recipe import Recipe, RenderRequest
 from civman.domain.refs import PathRef, parse_ref
 from civman.errors import Refused, UsageError
 from civman.manage.inspection import path_of
+from civman.planning.grid_axes import Axis, axes_of
 from civman.planning.plan import Conditions
+from civman.planning.vary import field_of
 from civman.store.partial import store_error
 from civman.store.served_files import UPLOADS
 
 _REQUEST = TypeAdapter(RenderRequest)
 _FIELDS = {field.name for field in dataclasses.fields(RenderRequest)}
-_MOST_TEXT = 64 * 1024
+MOST_TEXT = 64 * 1024
 _MOST_PIXELS = 4096 * 4096
 _MOST_COUNT = 100
 
@@ -73,6 +76,63 @@ def require_name(ref: str) -> str:
     return ref
 
 
+def changes_of(given: object) -> list[tuple[str, str]]:
+    """Check changed fields, an object of names and values as for `--set`, and return them as text.
+
+    Raises: UsageError: it is no such object. Refused: a value is a path.
+    """
+    if not isinstance(given, dict):
+        raise UsageError("`set` must be an object of fields and their new values")
+    changes = [(str(name), _as_text(value)) for name, value in given.items()]
+    for name, text in changes:
+        _require_no_path_in(name, text)
+    return changes
+
+
+def grid_axes(given: object) -> tuple[Axis, ...]:
+    """Check the axes of a grid: texts as for `--grid`. Raises: UsageError. Refused: a value is a path."""
+    if not isinstance(given, list) or not all(isinstance(text, str) and len(text) <= MOST_TEXT for text in given):
+        raise UsageError("`axes` must be a list of texts such as seed=1..4")
+    axes = axes_of(given)
+    for axis in axes:
+        for value in axis.values:
+            _require_no_path_in(axis.name, value)
+    return axes
+
+
+def recipe_of(value: object) -> Recipe:
+    """Convert a JSON object to a recipe. Raises: UsageError (`bad-recipe`)."""
+    return Recipe.from_json(json.dumps(value))
+
+
+def require_recipe(recipe: Recipe) -> None:
+    """Check that a recipe is not larger than what the server renders. Raises: Refused."""
+    sizes = [(recipe.width, recipe.height)]
+    sizes += [(recipe.hires.width, recipe.hires.height)] if recipe.hires else []
+    for width, height in sizes:
+        if width * height > _MOST_PIXELS:
+            raise Refused(f"{width}x{height} is larger than the 4096x4096 pixels that the server renders")
+    if recipe.count > _MOST_COUNT:
+        raise Refused(f"a job has at most {_MOST_COUNT} images")
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _require_no_path_in(name: str, text: str) -> None:
+    """Check that the value of a field, as for `--set`, is no path. Raises: Refused."""
+    kind, _, ref = name.partition(":")
+    if kind.lower() == "lora" and ref:
+        require_name(ref)
+    elif field_of(name) in ("checkpoint", "vae", "upscaler") and text:
+        require_name(text)
+    elif field_of(name) in ("init_image", "mask_image"):
+        raise Refused(f"`{name}` cannot be changed here: the server opens no path that a client names")
+
+
 def _require_no_paths(request: RenderRequest) -> None:
     refs = [request.checkpoint, *(each.ref for each in request.loras), *request.embeddings]
     refs += [each.partition(":")[0] for each in request.hypernetworks]
@@ -85,8 +145,8 @@ def _require_no_paths(request: RenderRequest) -> None:
 
 
 def _require_bounds(request: RenderRequest) -> None:
-    if len(request.prompt) + len(request.negative_prompt) > _MOST_TEXT:
-        raise Refused(f"the prompts are longer than {_MOST_TEXT} characters")
+    if len(request.prompt) + len(request.negative_prompt) > MOST_TEXT:
+        raise Refused(f"the prompts are longer than {MOST_TEXT} characters")
     if (request.width or 0) * (request.height or 0) > _MOST_PIXELS:
         raise Refused(f"{request.width}x{request.height} is larger than the 4096x4096 pixels that the server renders")
     if request.count > _MOST_COUNT or (request.batch_size or 1) > _MOST_COUNT:

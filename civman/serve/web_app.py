@@ -21,7 +21,17 @@ from starlette.routing import BaseRoute, Route
 from civman import __version__
 from civman.domain.json_values import error_value
 from civman.errors import Cause, CivmanError, ExitCode, Refused, UsageError
-from civman.serve import api_civitai, api_jobs, api_library, api_models, openai_api, sdapi_render, sdapi_state
+from civman.serve import (
+    api_civitai,
+    api_jobs,
+    api_library,
+    api_models,
+    api_pictures,
+    api_plans,
+    openai_api,
+    sdapi_render,
+    sdapi_state,
+)
 from civman.serve.engine_link import EngineLink
 from civman.serve.engine_process import RunCommand
 from civman.serve.job_journal import JobJournal
@@ -107,8 +117,8 @@ def make_app(serving: Serving, access: Access) -> Guard:
     """Make the application, behind the checks of `access`."""
     routes: list[BaseRoute] = [
         Route("/", _front, methods=["GET"]), Route("/api/v1/openapi.json", _openapi), *PAGE_ROUTES,
-        *api_models.ROUTES, *api_library.ROUTES, *api_jobs.ROUTES, *api_civitai.ROUTES, *sdapi_render.ROUTES,
-        *sdapi_state.ROUTES, *openai_api.ROUTES,
+        *api_models.ROUTES, *api_library.ROUTES, *api_pictures.ROUTES, *api_plans.ROUTES, *api_jobs.ROUTES,
+        *api_civitai.ROUTES, *sdapi_render.ROUTES, *sdapi_state.ROUTES, *openai_api.ROUTES,
     ]  # fmt: skip
     handlers: dict[Any, Callable[[Request, Exception], Response]] = {
         CivmanError: _failed, HTTPException: _http_failed, BodyTooLarge: _too_large, Exception: _bug,

@@ -1,0 +1,189 @@
+"""The API's routes for images: those made with this library, comparing two of them, and reading anyone's."""
+
+import dataclasses
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from civman.domain.digests import Sha256
+from civman.domain.file_names import safe_name
+from civman.domain.json_values import error_value, plain
+from civman.domain.recipes.recipe import RenderRequest
+from civman.errors import CivmanError, NotFound, UsageError
+from civman.index.read_pictures import KeptPicture, PictureFilter
+from civman.library import Library
+from civman.pictures.infotext import is_infotext
+from civman.planning.plan_types import Planned
+from civman.planning.vary import as_request
+from civman.rendering.picture_report import PictureReport
+from civman.serve.api_library import MOST_ROWS, image_answer, number_of, picture_row, without_paths
+from civman.serve.api_plans import planned_value
+from civman.serve.render_requests import require_image
+from civman.serve.serving import serving
+from civman.serve.thumbnails import thumbnail
+
+
+async def pictures(request: Request) -> Response:
+    """List images that were made with this library, newest first."""
+    limit, offset = number_of(request, "limit", 100, MOST_ROWS), number_of(request, "offset", 0, 10**9)
+    query = request.query_params
+    digests = tuple(Sha256(each) for each in query.getlist("model"))
+    wanted = PictureFilter(tuple(query.get("q", "").split()), digests=digests, recipe=query.get("recipe", ""))
+
+    def find(library: Library) -> Any:
+        found = library.pictures.list(wanted, limit=limit, offset=offset)
+        return {
+            "total": library.pictures.count(wanted), "offset": offset,
+            "pictures": [picture_row(each) for each in found],
+        }  # fmt: skip
+
+    return JSONResponse(await serving(request).library.run(find))
+
+
+def _kept(library: Library, number: int) -> KeptPicture:
+    found = library.pictures.list(PictureFilter(number=number), limit=1)
+    if not found:
+        raise NotFound(f"there is no image with the number {number}")
+    return found[0]
+
+
+async def picture(request: Request) -> Response:
+    """One image with its recipe."""
+    number = int(request.path_params["number"])
+
+    def find(library: Library) -> Any:
+        kept = _kept(library, number)
+        record = plain(kept.record)
+        return {**picture_row(kept), "recipe": plain(kept.record.recipe), "environment": record["environment"],
+                "notes": record["notes"]}  # fmt: skip
+
+    return JSONResponse(await serving(request).library.run(find))
+
+
+async def picture_file(request: Request) -> Response:
+    """The file of an image."""
+    number = int(request.path_params["number"])
+    kept = await serving(request).library.run(lambda library: _kept(library, number))
+    suffix = Path(kept.path).suffix.lower()
+    kinds = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+    if not kept.is_here or suffix not in kinds:
+        raise NotFound(f"the file of image {number} no longer exists")
+    return FileResponse(kept.path, media_type=kinds[suffix])
+
+
+async def picture_thumb(request: Request) -> Response:
+    """The thumbnail of an image."""
+    number = int(request.path_params["number"])
+
+    def find(library: Library) -> bytes | None:
+        kept = _kept(library, number)
+        return thumbnail(library.context.root, Path(kept.path), kept.record.pixel_sha256)
+
+    return image_answer(await serving(request).library.run(find), "image/webp", "the image's file no longer exists")
+
+
+async def read_picture(request: Request) -> Response:
+    """Read the settings in an image file, which is the body, and plan how to draw it again; nothing is kept."""
+    data = await request.body()
+    require_image(data)
+    name = safe_name(request.query_params.get("name", "image.png")) or "image.png"
+
+    def read(library: Library) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.write_bytes(data)
+            report = library.pictures.describe(path)
+            value = plain(report)
+        assert isinstance(value, dict)
+        recipe = json.loads(report.record.recipe.to_json()) if report.record else None
+        return {**without_paths(value), "name": name, "recipe": recipe, "redraw": _redraw(library, report)}
+
+    return JSONResponse(await serving(request).library.run(read))
+
+
+def _redraw(library: Library, report: PictureReport) -> dict[str, Any]:
+    """How to draw an image again: the job to submit with its plan, or the error that stands against it."""
+    if report.record is not None:
+        pixels = report.record.pixel_sha256
+        job = {"kind": "redraw", "recipe": json.loads(report.record.recipe.to_json()), "pixel_sha256": pixels}
+    elif report.carried.parameters and is_infotext(report.carried.parameters):
+        job = {"kind": "redraw", "settings": report.carried.parameters}
+    else:
+        return {"job": None, "plan": None, "request": None, "error": None}
+    try:
+        if report.record is not None:
+            planned = library.plan(report.record.recipe)
+        else:
+            planned = library.pictures.plan_settings(report.carried.parameters or "")
+        return {
+            "job": job, "plan": planned_value(library, [planned], planned.notices), "request": _request(planned),
+            "error": None,
+        }  # fmt: skip
+    except CivmanError as error:
+        return {"job": job, "plan": None, "request": None, "error": {**error_value(error), "facts": {}}}
+
+
+def _request(planned: Planned) -> Any:
+    """The fields of a render request that differ from their defaults; None if it needs an image as input."""
+    if planned.recipe.start is not None:
+        return None
+    asked, default = as_request(planned.recipe), RenderRequest("")
+    names = [field.name for field in dataclasses.fields(RenderRequest)]
+    return plain({name: getattr(asked, name) for name in names if getattr(asked, name) != getattr(default, name)})
+
+
+async def compare(request: Request) -> Response:
+    """Compare the pixels and recipes of two images."""
+    numbers = [number_of(request, name, 0, 10**9) for name in ("a", "b")]
+
+    def measure(library: Library) -> Any:
+        from civman.pictures.image_text import pixels
+        from civman.rendering.compare_pictures import distance, judge
+
+        one, other = (_kept(library, number) for number in numbers)
+        is_same = one.record.pixel_sha256 == other.record.pixel_sha256
+        apart = distance(pixels(Path(one.path)), pixels(Path(other.path)))
+        then, now = plain(one.record.recipe), plain(other.record.recipe)
+        return {
+            "verdict": judge(is_same, apart).value, "distance": plain(apart),
+            "recipe_differences": {key: [then[key], now[key]] for key in then if then[key] != now[key]},
+        }  # fmt: skip
+
+    return JSONResponse(await serving(request).library.run(measure))
+
+
+async def difference(request: Request) -> Response:
+    """An image of where two images differ: black where they are equal, and the largest difference is white."""
+    numbers = [number_of(request, name, 0, 10**9) for name in ("a", "b")]
+
+    def draw(library: Library) -> bytes:
+        import numpy as np
+        from PIL import Image
+
+        from civman.pictures.image_text import pixels
+
+        one, other = (pixels(Path(_kept(library, number).path)).astype(np.int32) for number in numbers)
+        if one.shape != other.shape:
+            raise UsageError("the images have different sizes, so there is no image of their difference")
+        gap = np.abs(one - other)
+        largest = max(1, int(gap.max()))
+        out = io.BytesIO()
+        Image.fromarray((gap * 255 // largest).astype(np.uint8)).save(out, "PNG", compress_level=1)
+        return out.getvalue()
+
+    data = await serving(request).library.run(draw)
+    return Response(data, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
+
+
+ROUTES = [
+    Route("/api/v1/pictures", pictures), Route("/api/v1/pictures/read", read_picture, methods=["POST"]),
+    Route("/api/v1/compare", compare), Route("/api/v1/compare/image", difference),
+    Route("/api/v1/pictures/{number:int}", picture), Route("/api/v1/pictures/{number:int}/file", picture_file),
+    Route("/api/v1/pictures/{number:int}/thumb", picture_thumb),
+]  # fmt: skip

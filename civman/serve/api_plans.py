@@ -1,0 +1,71 @@
+"""The API's route for plans: what a job would do, before anything is drawn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from civman.domain.json_values import plain
+from civman.library import Library
+from civman.planning.plan_types import Planned
+from civman.planning.plan_values import plan_value
+from civman.serve.api_library import licence_value, without_paths
+from civman.serve.render_requests import changes_of, conditions_of, grid_axes, recipe_of, request_of, require_recipe
+from civman.serve.serving import json_body, serving
+
+
+def planned_value(library: Library, plans: Sequence[Planned], notices: Sequence[str]) -> dict[str, Any]:
+    """Convert the plans of one job to a JSON object: the first plan, the files and notices of all, and the licence."""
+    for each in plans:
+        require_recipe(each.recipe)
+    value = plain(plan_value(plans[0]))
+    assert isinstance(value, dict)
+    files = {(file.role, file.sha256): file for each in plans for file in each.files}.values()
+    models = dict.fromkeys(file.sha256 for file in files if file.role not in ("picture", "mask"))
+    terms = library.files.terms([library.inspect(f"sha256:{sha256}") for sha256 in models])
+    listed = plain(tuple(files))
+    assert isinstance(listed, list)
+    return {
+        **value, "files": [without_paths({**each, "copy": None}) for each in listed],
+        "notices": list(dict.fromkeys(notices)), "licence": licence_value(terms),
+        "images": sum(each.recipe.count for each in plans),
+    }  # fmt: skip
+
+
+async def plan(request: Request) -> Response:
+    """Plan a job: the recipe, warnings, memory and licence, before anything is drawn."""
+    body = await json_body(request)
+    root = serving(request).settings.library
+    return JSONResponse(await serving(request).library.run(lambda library: _planned(library, body, root)))
+
+
+def _planned(library: Library, body: dict[str, Any], root: Path) -> dict[str, Any]:
+    conditions, changes = conditions_of(body), changes_of(body.get("set", {}))
+    if "axes" in body:
+        request = request_of(body.get("request"), library=root)
+        grid = library.grids.plan(request, grid_axes(body["axes"]), conditions=conditions)
+        cells = [
+            {"column": cell.column, "row": cell.row, "values": dict(cell.values), "seed": cell.planned.recipe.seed}
+            for cell in grid.cells
+        ]
+        axes = [{"title": axis.title, "values": list(axis.values)} for axis in grid.axes]
+        plans = [cell.planned for cell in grid.cells]
+        return {**planned_value(library, plans, grid.notices), "cells": cells, "axes": axes}
+    if "picture" in body:
+        source = library.pictures.find_recipe(f"picture:{int(body['picture'])}")
+        planned = library.pictures.plan_variation(source, changes, conditions=conditions)
+    elif "settings" in body:
+        planned = library.pictures.plan_settings(str(body["settings"]), conditions)
+    elif "recipe" in body:
+        planned = library.plan(recipe_of(body["recipe"]))
+    else:
+        planned = library.plan(request_of(body.get("request"), library=root), conditions)
+    if changes and "picture" not in body:
+        planned = library.pictures.plan_variation(planned.recipe, changes, conditions=conditions)
+    return planned_value(library, [planned], planned.notices)
+
+
+ROUTES = [Route("/api/v1/plan", plan, methods=["POST"])]
