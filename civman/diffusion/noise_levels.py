@@ -191,12 +191,12 @@ def _of_comfyui(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: b
         return [*compute(steps, levels.sigmas, single), 0.0]
     if schedule is Schedule.BETA:
         last = len(levels.sigmas) - 1
-        times = [round(beta_quantile(1 - i / steps, SAMPLING.beta_shape) * last) for i in range(steps)]
+        # the quantile is good to about 1e-13, and half a timestep occurs
+        places = (round(beta_quantile(1 - i / steps, SAMPLING.beta_shape) * last, 9) for i in range(steps))
+        times = [round(place) for place in places]
         return [*(levels.sigmas[time] for time in dict.fromkeys(times)), 0.0]
     if schedule is Schedule.KL_OPTIMAL:
-        high, low = math.atan(levels.greatest), math.atan(levels.least)
-        shares = _line(0, 1, steps)
-        return [*(single(math.tan(share * low + (1 - share) * high)) for share in shares), 0.0]
+        return [*single_precision.kl_optimal(steps, levels.least, levels.greatest), 0.0]
     made = (
         _align_your_steps(steps, is_xl=is_xl)
         if schedule is Schedule.ALIGN_YOUR_STEPS

@@ -94,6 +94,14 @@ def interpolated(n: int, logs: Sequence[float], *, is_sgm: bool) -> list[float]:
     return [_at(time, logs) for time in times]
 
 
+def kl_optimal(n: int, least: float, greatest: float) -> list[float]:
+    """Compute ComfyUI's levels at evenly spaced angles, from the highest one to the lowest, without the final 0."""
+    low, high = (single(math.atan(sigma)) for sigma in (least, greatest))
+    shares = [single(place / max(n - 1, 1)) for place in range(n)]
+    angles = [single(single(share * low) + single(single(1 - share) * high)) for share in shares]
+    return [single(math.tan(angle)) for angle in angles]
+
+
 def _karras(n: int, sigmas: Sequence[float], _: Rounded) -> list[float]:
     rho = SAMPLING.rho
     low, high = sigmas[0] ** (1 / rho), sigmas[-1] ** (1 / rho)
