@@ -11,7 +11,7 @@ from civman.cli.recipe_lines import recipe_lines
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from civman.domain.recipes.record import UpscaleRecord
+    from civman.domain.recipes.record import Record, UpscaleRecord
     from civman.library import Library
     from civman.pictures.metadata import PictureMetadata
     from civman.rendering.picture_report import PictureReport, UsedModel
@@ -125,8 +125,15 @@ def _print_metadata(console: "Console", report: "PictureReport", metadata: "Pict
     if report.record is not None:
         number = f", picture:{report.number}" if report.number else ""
         console.print(f"recipe {report.record.recipe.sha256[:12]}{number}; `civman replay` renders it again")
-        if report.record.parent:
-            console.print(f"  a variation of {report.record.parent[:12]}")
+        for line in _record_lines(report.record):
+            console.print(clean(line), soft_wrap=True)
+
+
+def _record_lines(record: "Record") -> list[str]:
+    """Format what a record contains in addition to its recipe."""
+    lines = [f"  a variation of {record.parent[:12]}"] if record.parent else []
+    lines += [f"licence when it was made: {'; '.join(record.licence)}"] if record.licence else []
+    return lines + ([f"prompt as typed: {record.typed.prompt}"] if record.typed else [])
 
 
 def _print_upscale(console: "Console", report: "PictureReport", record: "UpscaleRecord") -> None:

@@ -34,6 +34,10 @@ def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
         )
         weights = plan.memory.unet + plan.memory.vae + plan.memory.text
         console.print(f"  memory     {size(weights)} of weights; about {size(plan.needed_bytes)} at peak")
+        if plan.licence is not None:
+            console.print(f"  licence    {clean('; '.join(plan.licence.words))}", soft_wrap=True)
+            for reason in plan.licence.reasons:
+                console.print(f"             {clean(reason)}", soft_wrap=True)
 
 
 def _form(weights: str) -> str:
@@ -44,6 +48,8 @@ def print_renderings(console: "Console", made: "Sequence[Rendering]") -> None:
     """Print the finished images, and how many modules their adapters changed."""
     for each in made:
         console.print(f"{clean(str(each.path))}  (picture:{each.id}, seed {each.seed})", soft_wrap=True)
+    for terms in dict.fromkeys(each.record.licence for each in made if each.record.licence):
+        console.print(f"  licence: {clean('; '.join(terms))}", style="dim", soft_wrap=True)
     for note in dict.fromkeys(note for each in made for note in each.notes):
         console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
     for use in {(use.sha256, use.scale): use for each in made for use in each.applied}.values():

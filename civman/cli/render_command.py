@@ -1,6 +1,5 @@
 """The command `civman render`."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +20,10 @@ from civman.cli.options import (
 from civman.cli.output import Result
 from civman.cli.picture_preview import Viewing, viewed
 from civman.cli.plan_output import print_plans, print_renderings
+from civman.cli.prompt_options import DynamicOpt, PromptsOpt, RequireOpt, StyleOpt, StylesOpt, WildcardsOpt, requests_of
 from civman.cli.render_defaults import PresetOpt, checkpoint_and_prompt, chosen_preset
-from civman.cli.render_values import conditions_from, hires_from, loras_from, prompts_from, size_from
+from civman.cli.render_panels import PANELS
+from civman.cli.render_values import conditions_from, hires_from, loras_from, size_from
 from civman.cli.running_server import HereOpt
 from civman.cli.sampling_options import (
     FreeUOpt,
@@ -43,7 +44,7 @@ from civman.cli.session import Session, command
 from civman.planning.plan_values import plan_value, rendering_value
 
 
-@command()
+@command(panels=PANELS)
 def render(
     session: Session,
     context: typer.Context,
@@ -61,9 +62,11 @@ def render(
     preset: PresetOpt = None,
     file: FileOpt = None,
     negative: Annotated[str, typer.Option("--negative", "-n", help="The negative prompt.")] = "",
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="Read prompts from a file, one per line; the model is loaded once.")
-    ] = None,
+    prompts: PromptsOpt = None,
+    style: StyleOpt = None,
+    styles: StylesOpt = None,
+    dynamic: DynamicOpt = None,
+    wildcards: WildcardsOpt = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,6 +95,7 @@ def render(
             help="A hypernetwork with its strength (repeatable).",
         ),
     ] = None,
+    require: RequireOpt = None,
     vae: Annotated[
         str | None,
         typer.Option(
@@ -404,8 +408,8 @@ def render(
     from civman.domain.recipes.machine import Machine
     from civman.domain.recipes.recipe import RenderRequest
     from civman.errors import UsageError
+    from civman.planning.expand_prompts import Expansion
     from civman.planning.render_extra import require_render_extra
-    from civman.planning.vary import variations
 
     require_render_extra()
     options = output_options(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
@@ -447,12 +451,9 @@ def render(
         rescales_velocity=cfg_rescale_v or None, prompt_parts=tuple(join_prompt or ()),
         negative_parts=tuple(join_negative or ()),
     )  # fmt: skip
-    wanted = [
-        each
-        for text in prompts_from(prompt, prompts, brought=has_prompts(axes))
-        for each in variations(replace(request, prompt=text))
-    ]
-    conditions = conditions_from(device, trigger, force=force, allow_partial=allow_partial)
+    expansion = Expansion(tuple(style or ()), styles, dynamic, wildcards)
+    wanted = requests_of(request, prompt, prompts, expansion, brought=has_prompts(axes))
+    conditions = conditions_from(device, trigger, require, force=force, allow_partial=allow_partial)
     machine = Machine(device, low_vram, threads)
     if axes:
         with session.reading() as on_event:

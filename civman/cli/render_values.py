@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,42 +12,16 @@ _HIRES_OPTIONS = {"upscaler": "--upscaler", "guidance_scale": "--hires-cfg"}
 _SIZE = re.compile(r"(\d+)[x×](\d+)")
 
 
-def conditions_from(device: str | None, trigger: str, *, force: bool, allow_partial: bool) -> "Conditions":
+def conditions_from(
+    device: str | None, trigger: str, require: str | None, *, force: bool, allow_partial: bool
+) -> "Conditions":
     """The conditions under which a request is planned. Raises: UsageError: an unknown value of --trigger."""
     from civman.errors import UsageError
     from civman.planning.plan import Conditions
 
     if trigger not in ("auto", "off"):
         raise UsageError(f"--trigger must be auto or off, not `{trigger}`")
-    return Conditions(device, force, allow_partial, trigger == "auto")
-
-
-def prompts_from(prompt: str | None, file: Path | None, *, brought: bool) -> list[str]:
-    """Return the prompts from the command line or a file; one empty prompt if a grid varies the prompt (`brought`)."""
-    from civman.errors import Cause, UsageError
-
-    if prompt is None and brought:
-        return [""]
-    if (prompt is None) == (file is None):
-        raise UsageError("pass either a prompt or a file of prompts (--prompts)", hint="`civman render --help`")
-    if file is None:
-        return [prompt or ""]
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
-    except OSError as error:
-        raise UsageError(f"cannot read `{file}`: {error.strerror or error}", code=Cause.UNREADABLE_PROMPTS) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"cannot read `{file}`: it is not UTF-8 text", hint="save it as UTF-8", code=Cause.UNREADABLE_PROMPTS
-        ) from error
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise UsageError(
-            f"`{file}` contains no prompt",
-            hint="write one prompt per line; empty lines and lines that start with # are ignored",
-            code=Cause.UNREADABLE_PROMPTS,
-        )
-    return found
+    return Conditions(device, force, allow_partial, trigger == "auto", require)
 
 
 def loras_from(texts: list[str]) -> "tuple[LoraRequest, ...]":

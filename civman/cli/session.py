@@ -6,12 +6,14 @@ was closed, so that nothing is reported as done before it is.
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Concatenate, Literal, ParamSpec, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Concatenate, Literal, ParamSpec, Protocol, get_args
 
 import typer
 
@@ -143,12 +145,17 @@ def _require_library(folder: Path) -> None:
 
 
 def command(
-    *, network: Literal["never", "settings", "option"] = "never", has_library: bool = True, needs_library: bool = False
+    *,
+    network: Literal["never", "settings", "option"] = "never",
+    has_library: bool = True,
+    needs_library: bool = False,
+    panels: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Callable[[Callable[Concatenate[Session, _Options], Result | None]], Callable[..., None]]:
     """Turn a function into a command: add the common options, pass it a `Session` first, and show its `Result`.
 
     `network`: "never" makes the command work offline, "settings" lets the settings decide, and "option" adds --offline.
     `needs_library`: refuse a --library folder without a library, because a mistyped path would look like an empty one.
+    `panels`: title of a panel of the help page → the parameters that it lists.
     """
     added: dict[str, object] = {"as_json": _JsonOpt, "quiet": _QuietOpt}
     if network == "option":
@@ -168,7 +175,8 @@ def command(
             if result is not None:
                 session.output.show(result)
 
-        own = list(inspect.signature(function).parameters.values())[1:]
+        panel_of = {name: title for title, names in panels.items() for name in names}
+        own = [_in_panel(each, panel_of) for each in list(inspect.signature(function).parameters.values())[1:]]
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         common = [
             inspect.Parameter(name, kind, default=False if name in ("as_json", "quiet") else None, annotation=option)
@@ -179,3 +187,13 @@ def command(
         return run
 
     return decorate
+
+
+def _in_panel(parameter: inspect.Parameter, panel_of: Mapping[str, str]) -> inspect.Parameter:
+    """Return the parameter with its option in the help panel that the table names for it."""
+    if parameter.name not in panel_of:
+        return parameter
+    kind, option = get_args(parameter.annotation)
+    option = copy(option)
+    option.rich_help_panel = panel_of[parameter.name]
+    return parameter.replace(annotation=Annotated[kind, option])

@@ -35,6 +35,10 @@ class Part:
     licence: Licence = Licence()  # noqa: RUF009  # frozen, so instances can share one value
     base_model: str | None = None
     creator: str | None = None
+    stated: Answer | None = None
+    """Whether images may be sold, if that is known without looking at `licence` and `base_model`."""
+    reason: str = ""
+    """Why `stated` is what it is; empty if it is YES."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,10 @@ def terms_of(parts: Sequence[Part]) -> Terms:
     reasons: list[str] = []
     named: list[str] = []
     for part in parts:
+        if part.stated is not None:
+            selling.append(part.stated)
+            reasons += [part.reason] if part.reason else []
+            continue
         answer, why = _creator_on_selling(part)
         base_answer, base_why = _base_on_selling(part)
         selling += [answer, base_answer]

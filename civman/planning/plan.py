@@ -32,6 +32,7 @@ from civman.planning.find_files import Finder, Found
 from civman.planning.find_hypernetworks import hypernetworks_for
 from civman.planning.find_upscaler import upscaler_for
 from civman.planning.input_pictures import InputPicture, missing_inputs, read_picture, size_like
+from civman.planning.plan_licence import plan_terms, require_use
 from civman.planning.plan_types import Planned, PlannedFile
 from civman.planning.prompt_references import ScaledLora
 from civman.planning.recipe_sources import RecipeSource, recipe_of
@@ -58,6 +59,8 @@ class Conditions:
     force: bool = False
     allow_partial: bool = False
     triggers: bool = True
+    require: str | None = None
+    """"commercial": refuse to plan unless the licences of all files together permit selling the images."""
 
 
 def plan(
@@ -71,11 +74,16 @@ def plan(
         NotFound, AmbiguousRef: a ref matches no file, or several.
         Incompatible: the parts cannot work together.
         IntegrityError: a file does not have the SHA-256 in the index.
+        NotAllowed (`licence`): the licences do not permit what `conditions.require` names.
     """
     require_render_extra()
-    typed = (request.prompt, request.negative_prompt)
+    texts = (request.prompt, request.negative_prompt)
+    typed = (
+        texts[0] if request.typed_prompt is None else request.typed_prompt,
+        texts[1] if request.typed_negative is None else request.typed_negative,
+    )
     is_comfyui = request.emphasis == "comfyui"
-    words = prompt_references.Words(*typed, ()) if is_comfyui else prompt_references.read(*typed)
+    words = prompt_references.Words(*texts, ()) if is_comfyui else prompt_references.read(*texts)
     sampler, schedule = sampler_names.parse(SAMPLER if request.sampler is None else request.sampler, request.schedule)
     if schedule is Schedule.AUTOMATIC and not sampler.own_table:
         schedule = sampler.automatic
@@ -124,6 +132,9 @@ def plan(
             files=tuple(file.in_recipe for file in (found, *parts)),
         ),
     )  # fmt: skip
+    terms = plan_terms(index, (found, *parts))
+    if conditions.require is not None:
+        require_use(terms, conditions.require)
     prompt_stages.require_readable(recipe)
     _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)
@@ -134,11 +145,12 @@ def plan(
     return Planned(
         recipe, tuple(files.values()), _memory(recipe, found),
         (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told, *tiles, *left_out,
-         *(() if is_comfyui else (*_foreign(typed),
+         *(() if is_comfyui else (*_foreign(texts),
                                   *prompt_stages.notices(prompt, words.negative, recipe.prompt_rules)))),
         conditions.allow_partial or conditions.force,
         keeps_noise=conditions.force,
         typed=None if typed == (recipe.prompt, recipe.negative_prompt) else TypedPrompts(*typed),
+        licence=terms,
     )  # fmt: skip
 
 
@@ -165,7 +177,10 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     _require_levels(recipe, checkpoint)
     files = {file.sha256: file.planned for file in (found, *parts)}
     files |= _start_files(recipe, pictures)
-    return Planned(recipe, tuple(files.values()), _memory(recipe, found), checkpoint.notices)
+    return Planned(
+        recipe, tuple(files.values()), _memory(recipe, found), checkpoint.notices,
+        licence=plan_terms(index, (found, *parts)),
+    )  # fmt: skip
 
 
 def _start_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, PlannedFile]:

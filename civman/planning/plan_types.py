@@ -7,6 +7,7 @@ from typing import Final
 
 from civman.diffusion.memory_plan import Estimate, MemoryPlan
 from civman.domain.digests import Sha256
+from civman.domain.licence import Terms
 from civman.domain.recipes.recipe import Recipe
 from civman.domain.recipes.record import Environment, FileName, Record, TypedPrompts
 
@@ -53,6 +54,8 @@ class Planned:
     typed: TypedPrompts | None = None
     parent: Sha256 | None = None
     """The SHA-256 of the recipe that this one is a variation of."""
+    licence: Terms | None = None
+    """What is permitted for the images; None if it was not determined."""
 
     @property
     def needed_bytes(self) -> int:

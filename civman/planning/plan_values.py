@@ -13,7 +13,7 @@ def plan_value(plan: "Planned", preset: "Preset | None" = None) -> dict[str, obj
     return {
         "recipe": json.loads(plan.recipe.to_json()), "recipe_sha256": plan.recipe.sha256,
         "files": plan.files, "notices": plan.notices,
-        "memory": plan.memory,
+        "memory": plan.memory, "licence": plan.licence,
         "preset": {"name": preset.name, "values": preset.values, "source": preset.source} if preset else None,
     }  # fmt: skip
 

@@ -108,6 +108,7 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
             record = Record(
                 recipe, picture.seed, Sha256(picture.sha256), job.environment, planned.names,
                 (*job.model_notes, *picture.notes), planned.parent, planned.typed,
+                planned.licence.words if planned.licence else (),
             )  # fmt: skip
             yield Drawn(picture.pixels, record, job.applied)
         done += len(batch)

@@ -7,6 +7,7 @@ import pytest
 import typer.main
 from running import Civman
 
+from civman.cli import render_panels
 from civman.cli.app import build
 from civman.cli.command_table import PANELS, commands
 
@@ -39,6 +40,17 @@ def test_help_lists_the_panels_in_order(civman: Civman, width: int, monkeypatch:
     places = [out.index(f" {panel} ") for panel in PANELS]
     assert places == sorted(places)
     assert all(len(line) <= width for line in out.splitlines())
+
+
+def test_every_option_of_render_is_in_one_panel() -> None:
+    listed = [name for names in render_panels.PANELS.values() for name in names]
+    options: dict[str, Any] = {
+        each.name: each for each in ROOT.commands["render"].params if each.param_type_name == "option"
+    }
+    own = [name for name, each in options.items() if each.rich_help_panel != "Common options" and name != "help"]
+
+    assert sorted(listed) == sorted(own)
+    assert {options[name].rich_help_panel for name in own} == set(render_panels.PANELS)
 
 
 @pytest.mark.parametrize("name", ["render", "du"])

@@ -384,3 +384,59 @@ def test_settings_of_noise_are_used_or_named_as_without_effect(civman: Civman) -
     assert less.json["render"][0]["recipe"]["sampling"]["eta"] == 0.3
     assert "--eta has no effect with LMS" in none.out
     assert none.json["plan"][0]["recipe"]["sampling"]["eta"] == 1.0
+
+
+@pytest.mark.usefixtures("stocked")
+def test_a_wildcard_is_in_the_record_as_drawn_and_as_typed_and_replays_without_its_folder(
+    civman: Civman, tmp_path: Path
+) -> None:
+    pytest.importorskip("dynamicprompts", reason="the extra `wildcards` is not installed")
+    folder = tmp_path / "wildcards"
+    folder.mkdir()
+    (folder / "colour.txt").write_text("red\ngreen\nblue\n")
+    words = ("render", "tiny-sd1", "a __colour__ {cat|dog}", *QUICK, "--seed", 3, "--count", 2)
+
+    made = civman(*words, "--dynamic", "random", "--wildcards", folder, "--json", "--output", tmp_path / "out")
+    plain = civman("render", "tiny-sd1", made.json["render"][1]["recipe"]["prompt"], *QUICK, "--seed", 4, "--json")
+    (folder / "colour.txt").unlink()
+    shown = civman("show", made.json["render"][1]["path"])
+    again = civman("replay", made.json["render"][1]["path"])
+
+    assert [each["seed"] for each in made.json["render"]] == [3, 4]
+    assert "__" not in made.json["render"][0]["recipe"]["prompt"]
+    assert pixels(plain) == pixels(made)[1:]
+    assert "prompt as typed: a __colour__ {cat|dog}" in shown.out
+    assert again.code == 0
+
+
+@pytest.mark.usefixtures("stocked")
+def test_a_file_of_prompts_may_set_options_and_styles_for_each_line(civman: Civman, tmp_path: Path) -> None:
+    (tmp_path / "styles.csv").write_text("name,prompt,negative_prompt\nink,ink of {prompt},photo\n")
+    (tmp_path / "prompts.txt").write_text("a cat\n--prompt a dog --steps 3 --seed 9 --styles ink\n")
+
+    plan = civman(
+        "render", "tiny-sd1", "--prompts", tmp_path / "prompts.txt", "--styles", tmp_path / "styles.csv", *QUICK,
+        "--dry-run", "--json",
+    )  # fmt: skip
+
+    recipes = [each["recipe"] for each in plan.json["plan"]]
+    assert [(each["prompt"], each["negative_prompt"], each["steps"]) for each in recipes] == [
+        ("a cat", "", recipes[0]["steps"]), ("ink of a dog", "photo", 3),
+    ]  # fmt: skip
+    assert recipes[1]["seed"] == 9
+
+
+@pytest.mark.usefixtures("stocked")
+def test_the_licence_is_in_the_plan_and_the_image_and_can_be_required(civman: Civman, tmp_path: Path) -> None:
+    words = ("render", "tiny-sd1", "a cat", *QUICK)
+
+    plan = civman(*words, "--dry-run", "--json").json["plan"][0]
+    refused = civman(*words, "--require", "commercial", "--json", "--output", tmp_path / "out")
+    made = civman(*words, "--json")
+    shown = civman("show", made.json["render"][0]["path"])
+
+    assert plan["licence"]["sell_pictures"] == "unknown"  # the file is not from CivitAI
+    assert (refused.code, refused.json["error"]["code"]) == (4, "licence")
+    assert not (tmp_path / "out").exists()
+    assert "licence when it was made: it is not known whether images may be sold" in shown.out
+    assert civman(*words, "--require", "resale", "--json").json["error"]["code"] == "usage"

@@ -17,6 +17,7 @@ from civman.domain.recipes.record_parts import FileName as FileName
 from civman.domain.recipes.record_parts import (
     names_value,
     read_environment,
+    read_list,
     read_names,
     read_notes,
     read_sha256,
@@ -54,6 +55,8 @@ class Record:
     notes: tuple[str, ...] = ()
     parent: Sha256 | None = None
     typed: TypedPrompts | None = None
+    licence: tuple[str, ...] = ()
+    """What the licences of the model files permitted when the image was made, in sentences; empty if not determined."""
 
     def __post_init__(self) -> None:
         if not self.recipe.seed <= self.seed < self.recipe.seed + self.recipe.count:
@@ -72,6 +75,7 @@ class Record:
             "notes": list(self.notes),
             "parent": self.parent,
             "typed": [self.typed.prompt, self.typed.negative_prompt] if self.typed else None,
+            **({"licence": list(self.licence)} if self.licence else {}),
         })  # fmt: skip
 
     @property
@@ -156,6 +160,7 @@ def read_origin(text: str) -> Origin:
         recipe, read_whole(value, "seed"), read_sha256(value, "pixel_sha256"), read_environment(value),
         read_names(value), read_notes(value),
         None if value.get("parent") is None else read_sha256(value, "parent"), _typed(value),
+        tuple(str(words) for words in read_list(value, "licence")),
     )  # fmt: skip
     return Origin(stated, recipe, record, record.pixel_sha256)
 

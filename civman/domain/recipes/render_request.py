@@ -49,6 +49,9 @@ class RenderRequest:
     checkpoint: str
     prompt: str = ""
     negative_prompt: str = ""
+    typed_prompt: str | None = None
+    typed_negative: str | None = None
+    """Both prompts as typed, before styles and wildcards were expanded; None if they are `prompt` and its negative."""
     loras: tuple[LoraRequest, ...] = ()
     embeddings: tuple[str, ...] = ()
     hypernetworks: tuple[str, ...] = ()

@@ -1,0 +1,33 @@
+"""The panels of `civman render --help`: which options are listed together."""
+
+from typing import Final
+
+PANELS: Final[dict[str, tuple[str, ...]]] = {
+    "Prompt": (
+        "negative", "join_prompt", "join_negative", "prompts", "style", "styles", "dynamic", "wildcards",
+        "trigger", "preset",
+    ),
+    "Models": ("file", "lora", "embedding", "hypernetwork", "vae", "require", "force", "allow_partial"),
+    "Images": ("picture_size", "seed", "count", "batch_size", "exact", "grid", "output", "dry_run", "open_", "preview"),
+    "Sampling": ("sampler", "schedule", "steps", "sigmas", "cfg", "cfg_rescale", "cfg_rescale_v", "clip_skip"),
+    "Second pass": (
+        "hires", "upscaler", "hires_steps", "hires_strength", "hires_token_merging", "hires_trim", "hires_resize",
+        "hires_seed", "hires_cfg", "hires_sampler", "hires_schedule",
+    ),
+    "Input image and mask": (
+        "init", "strength", "resize_mode", "noise_multiplier", "mask", "mask_blur", "mask_content", "only_masked",
+        "padding", "conditional_mask_weight",
+    ),
+    "Noise": (
+        "rng", "step_rng", "noise_slice", "ensd", "eta", "eta_ddim", "s_churn", "s_tmin", "s_tmax", "s_noise",
+        "variation_seed", "variation_strength", "seed_resize",
+    ),
+    "Fine control": (
+        "thresholding", "ngms", "ngms_all", "skip_early_cfg", "token_merging", "drop_penultimate", "half_levels",
+        "emphasis", "prompt_rules", "fit_negative", "pad_prompts", "odd_sizes", "prediction", "config",
+        "sampling_rules", "freeu",
+    ),
+    "Files": ("format", "quality", "no_metadata", "strip_prompt"),
+    "Computing": ("device", "precision", "low_vram", "threads", "on", "resume", "here"),
+}  # fmt: skip
+"""Title → the parameters of `civman render`, in any order; the help lists them in the order of the command."""
