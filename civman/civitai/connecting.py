@@ -77,7 +77,7 @@ def proxy_for(scheme: str, host: str) -> SplitResult | None:
 
 
 def _connected(host: str, port: int, timeout_s: float, *, loopback_allowed: bool, is_own: bool) -> socket.socket:
-    """Open a TCP connection to an IP address of `host` that `allowed_urls.check_ip` accepts; to any, if `is_own`."""
+    """Open a TCP connection to an IP address of `host`. Unless `is_own`, `allowed_urls.check_ip` must accept it."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: the name cannot exist in DNS
@@ -150,7 +150,7 @@ def shut(sock: socket.socket) -> None:
 
     This bypasses SSLSocket's own `shutdown`, after which that thread would continue to read, but without decryption.
     """
-    with contextlib.suppress(OSError):  # it is already closed
+    with contextlib.suppress(OSError):  # the socket is already closed
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 

@@ -135,7 +135,7 @@ class Body:
             self.left_bytes -= count
             if self.left_bytes == 0:
                 self.is_over = True
-                self._response.close()  # lets the connection be reused
+                self._response.close()  # so that the connection can be reused
         return count
 
     def _read(self, view: memoryview) -> int:

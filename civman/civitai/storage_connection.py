@@ -246,7 +246,7 @@ def _refusal(response: http.client.HTTPResponse, start: int, end: int | None) ->
         return Cause.LOGIN_PAGE, "sent a web page instead of the file"
     coding = _coding(response)
     if coding in ENCODINGS and response.status == http.HTTPStatus.OK:
-        return None  # it is decoded
+        return None  # civman decompresses the body
     if coding in ENCODINGS:
         return Cause.COMPRESSED_RANGE, f"sent a part of the compressed file ({coding})"
     if coding != _PLAIN:

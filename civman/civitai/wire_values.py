@@ -17,11 +17,11 @@ from civman.domain.digests import EMPTY_AUTOV3, Hashes, sha256_from
 OnNotice = Callable[[str], None]
 
 _RISING = ("Image", "RentCivit", "Rent", "Sell")
-"""Commercial permissions. In 2023 a single one included those listed before it."""
+"""The commercial permissions, weakest first. In 2023 CivitAI sent only the strongest one; it implied the others."""
 _LENGTHS = {"blake3": 64, "crc32": 8, "autov1": 8, "autov2": 10}
 _HEX = re.compile(r"[0-9a-f]+")
 _NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]")
-"""What no file name has: separators of folders and control characters."""
+"""Characters that no file name may contain: path separators and control characters."""
 _ENCODED = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
 _IMAGE_LEVELS = {"none": 1, "soft": 2, "mature": 4, "x": 8, "blocked": 32}
 

@@ -77,7 +77,7 @@ def protocol_of(environ: Mapping[str, str]) -> Protocol | None:
     """Return the protocol that the terminal with these environment variables understands; None if unknown."""
     term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
     if environ.get("TMUX") or term.startswith(("tmux", "screen", "dumb")) or not term:
-        return None  # tmux and screen do not pass pictures on
+        return None  # tmux and screen do not forward images to the terminal
     konsole = environ.get("KONSOLE_VERSION", "")
     if term in ("xterm-kitty", "xterm-ghostty") or environ.get("KITTY_WINDOW_ID") or program == "ghostty":
         return Protocol.KITTY

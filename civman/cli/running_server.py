@@ -1,4 +1,4 @@
-"""Commands that a running server of the library does instead, because it has the models loaded."""
+"""Hand a command over to the library's running server, which already has models loaded."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _HANDED_OVER = ("render", "replay")
 _STAYS_HERE = ("--here", "--help", "-h", "--on", "--resume")
-"""Options with which a command runs in its own process: workers are processes of it."""
+"""Options that keep a command in its own process, because it starts workers as child processes."""
 
 HereOpt = Annotated[
     bool, typer.Option("--here", help="Render in this process, even if `civman serve` is running for the library.")

@@ -113,7 +113,7 @@ def stronger(name: str, factor: float) -> bytes:
 
 def _values(seed: str, dtype: str, count_bytes: int) -> bytes:
     random = int.from_bytes(hashlib.shake_256(seed.encode()).digest(count_bytes), "little")
-    # `position_ids` may leave a rest that is no multiple of the value's size; the caller overwrites it
+    # the size of `position_ids` may not be a multiple of the value's size; the caller overwrites its bytes
     repeats = -(-count_bytes // len(_KEEP[dtype]))
     keep = int.from_bytes((_KEEP[dtype] * repeats)[:count_bytes], "little")
     pin = int.from_bytes((_PIN[dtype] * repeats)[:count_bytes], "little")

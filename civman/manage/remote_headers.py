@@ -32,7 +32,7 @@ class RemoteHeaders:
     def inspect(self, version: ModelVersion, file: ModelFile) -> Inspected:
         """Inspect a file of `version`.
 
-        Raises: what a download raises; BadAnswer: its header cannot be downloaded separately.
+        Raises: BadAnswer: the file's header cannot be downloaded separately; and the errors of a download.
         """
         header = self._from_list(file) or self._from_file(version, file)
         return inspect_header(

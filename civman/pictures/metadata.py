@@ -76,7 +76,7 @@ class Loose:
     """A JSON object from an untrusted source: a value that is missing or has another type is None or empty."""
 
     def __init__(self, value: object) -> None:
-        """Any value that is not an object counts as an empty object."""
+        """Wrap a parsed JSON value; one that is not an object counts as an empty object."""
         self.value: Mapping[str, Any] = value if isinstance(value, dict) else {}
 
     def __contains__(self, key: str) -> bool:

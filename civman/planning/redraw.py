@@ -464,9 +464,10 @@ class _Reader:
 
 
 def old_first_pass(first: tuple[int, int], final: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size of the first pass before 2023, and how many pixels were cut off it; sizes in pixels.
+    """Compute the size of the first pass as A1111 did before 2023, and how many pixels it then cut off.
 
-    `first` is as stated; 0x0 means an area of 512 x 512 pixels, rounded up to multiples of 64.
+    All sizes are (width, height) in pixels. `first` is the stated size; (0, 0) means an area of 512 x 512 pixels with
+    the aspect ratio of `final`, rounded up to multiples of 64.
     """
     (width, height), (across, down) = first, final
     if width == 0 or height == 0:
