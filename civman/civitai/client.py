@@ -140,15 +140,21 @@ class CivitaiClient:
     def identify(self, sha256s: Iterable[Sha256]) -> dict[Sha256, tuple[ModelId, VersionId]]:
         """Look up the model and version that each digest belongs to; unknown digests are left out.
 
-        A site that cannot be reached is reported after one attempt, since the caller can ask again later.
-
         If several versions contain the same file, the oldest one (with the lowest id) is returned.
+        """
+        return {digest: owners[0] for digest, owners in self.owners(sha256s).items()}
+
+    def owners(self, sha256s: Iterable[Sha256]) -> dict[Sha256, list[tuple[ModelId, VersionId]]]:
+        """Look up all versions that contain each digest, the oldest (with the lowest id) first.
+
+        Unknown digests are left out. A site that cannot be reached is reported after one attempt, since the caller can
+        ask again later.
         """
         # importing this module takes 0.02 s, which other requests can do without
         from civman.civitai import wire_lookups
 
         asked = list(dict.fromkeys(sha256s))
-        found: dict[Sha256, tuple[ModelId, VersionId]] = {}
+        found: dict[Sha256, set[tuple[VersionId, ModelId]]] = {}
         for start in range(0, len(asked), _HASHES_PER_QUESTION):
             chunk = asked[start : start + _HASHES_PER_QUESTION]
             answer = self._transport.post_json(
@@ -161,9 +167,9 @@ class CivitaiClient:
             for digest, model_id, version_id in wire_lookups.identities(
                 answer, now=self._clock(), on_notice=self._on_notice
             ):
-                if digest in wanted and (digest not in found or version_id < found[digest][1]):
-                    found[digest] = (model_id, version_id)
-        return found
+                if digest in wanted:
+                    found.setdefault(digest, set()).add((version_id, model_id))
+        return {digest: [(model, version) for version, model in sorted(pairs)] for digest, pairs in found.items()}
 
     def models_by_ids(self, ids: Iterable[ModelId]) -> Iterator[ModelPage]:
         """Request models by id, in the site's order. Archived models are included, unlisted ones are left out."""

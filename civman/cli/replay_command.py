@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from civman.cli.foreign_replay import draw_again, fetch_named, fetched_image
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid
 from civman.cli.options import (
     DeviceOpt,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from civman.library import Library
     from civman.planning.plan_types import Rendering
     from civman.planning.recipe_sources import Missing, RecipeSource
-    from civman.planning.site_image import SiteImage
     from civman.rendering.replay import ReplayResult
     from civman.rendering.save_pictures import OutputOptions
 
@@ -122,7 +122,7 @@ def replay(
         library.pictures.require_output(output, options)
     if extras := _extras_again(session, Path(what), inputs, machine, output, options):
         return extras
-    image = _fetched_image(session, what)
+    image = fetched_image(session, what)
     if image is not None and image.has_recipe:
         what = str(image.path)
     described = image if image is not None else library.pictures.foreign_settings(what)
@@ -131,10 +131,9 @@ def replay(
             raise UsageError(
                 "--set and --grid vary images that civman made", hint="use `civman render` to change the settings"
             )
-        if image is not None:
-            _fetch_versions(session, image, is_agreed=fetch)
+        fetch_named(session, described, is_agreed=fetch)
         original = image.path if image else Path(what).expanduser()
-        return _drawn_again(session, described, original, machine, output, options)
+        return draw_again(session, described, original, machine, output, options)
     source = library.pictures.find_recipe(what)
     if source.origin.upscaled is not None:
         from civman.cli.replay_upscale import replay_upscale
@@ -207,67 +206,6 @@ def _extras_again(
     from civman.cli.replay_upscale import replay_extras
 
     return replay_extras(session, what.expanduser(), next(iter(sources), None), machine, output, options)
-
-
-def _fetched_image(session: Session, what: str) -> "SiteImage | None":
-    """Download the original if `what` is the URL of an image on CivitAI; None otherwise."""
-    if "://" not in what:
-        return None
-    session.output.notice("requesting the image's settings and its original from CivitAI")
-    return session.library.pictures.fetch_image(what)
-
-
-def _fetch_versions(session: Session, image: "SiteImage", *, is_agreed: bool) -> None:
-    """Download missing model versions that an image names, if agreed. Raises: NotFound (`missing-files`)."""
-    from civman.domain.refs import VersionRef
-    from civman.errors import Cause, NotFound
-
-    missing = session.library.pictures.missing_versions(image)
-    if not missing:
-        return
-    if not is_agreed:
-        named = ", ".join(f"{each.role} version {each.id}" for each in missing)
-        raise NotFound(
-            f"image {image.id} was made with files that are not in the library: {named}",
-            hint="--fetch downloads them from CivitAI and verifies their SHA-256", code=Cause.MISSING_FILES,
-        )  # fmt: skip
-    with session.downloading(len(missing)) as on_event:
-        for each in missing:
-            session.library.downloads.fetch(str(VersionRef(each.id)), on_event=on_event)
-
-
-def _drawn_again(
-    session: Session, settings: "str | SiteImage", original: Path, machine: "Machine", output: Path | None,
-    options: "OutputOptions",
-) -> Result:  # fmt: skip
-    """Draw the image of A1111's text or of CivitAI's answer, print what differs, and compare it with the original."""
-    from civman.pictures import image_text
-    from civman.planning.plan import Conditions
-    from civman.rendering.same_picture import liken
-
-    with session.reading() as on_event:
-        planned = session.library.pictures.plan_settings(settings, Conditions(machine.device), on_event=on_event)
-    for notice in planned.notices:
-        session.output.notice(notice)
-    with session.drawing([planned.recipe]) as on_event:
-        made = session.library.render(planned, output=output, options=options, machine=machine, on_event=on_event)
-    likened = None
-    if image_text.is_picture(original) and len(made) == 1:
-        likened = liken(image_text.pixels(made[0].path), image_text.pixels(original))
-    value = None if likened is None else {
-        "verdict": likened.likeness.value, "gradients": likened.gradients, "psnr_db": likened.psnr_db,
-    }  # fmt: skip
-
-    def human(console: "Console") -> None:
-        print_renderings(console, made)
-        if likened is not None:
-            console.print(f"  compared with the original: {likened}", soft_wrap=True)
-
-    result = Result(
-        "render", [rendering_value(each) | {"compared": value} for each in made], human=human,
-        ids=(each.path for each in made),
-    )  # fmt: skip
-    return viewed(session, result, [each.path for each in made])
 
 
 def _change(text: str) -> tuple[str, str]:

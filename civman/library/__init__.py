@@ -26,6 +26,7 @@ from civman.library.downloads_part import DownloadsPart
 from civman.library.files_part import FilesPart
 from civman.library.grids_part import GridsPart
 from civman.library.maintenance_part import MaintenancePart
+from civman.library.named_files_part import NamedFilesPart
 from civman.library.object_store_part import ObjectStorePart
 from civman.library.pictures_part import PicturesPart
 from civman.library.project_part import ProjectPart
@@ -91,6 +92,7 @@ class Library:
         self.downloads = DownloadsPart(self.context)
         self.pictures = PicturesPart(self.context)
         self.upscaling = UpscalingPart(self.context)
+        self.named_files = NamedFilesPart(self.context)
         self.grids = GridsPart(self.context)
         self.trash = TrashPart(self.context)
         self.maintenance = MaintenancePart(self.context)

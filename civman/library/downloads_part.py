@@ -1,6 +1,6 @@
 """`library.downloads`: download several files at once, and plan downloads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,16 +8,22 @@ from civman.domain.access import Permits
 from civman.domain.catalog import Asset
 from civman.domain.events import OnEvent, ignore
 from civman.errors import NotFound
-from civman.library.context import Part
+from civman.library.context import LibraryContext, Part
 from civman.library.files_part import FilesPart
 
 if TYPE_CHECKING:
     from civman.domain.catalog import Preview
     from civman.download.job import DownloadOptions, Downloads, Examine, Job, Outcome
+    from civman.manage.resolve import ResolvedVersion
 
 
 class DownloadsPart(Part):
     """Plan downloads, and download several files at once."""
+
+    def __init__(self, context: LibraryContext, resolve: "Callable[[str], ResolvedVersion] | None" = None) -> None:
+        """`resolve` looks up refs; None: the context does."""
+        super().__init__(context)
+        self._resolve = resolve or context.resolve
 
     def plan(
         self, ref: str, *, file: str | None = None, permits: Permits | None = None, examine: "Examine | None" = None
@@ -115,7 +121,7 @@ class DownloadsPart(Part):
             store=context.store,
             client=context.client,
             network=context.network,
-            resolve=context.resolve,
+            resolve=self._resolve,
             clock=context.clock,
             patience=context.patience,
         )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from civman.planning.plan_types import Planned, Rendering
     from civman.planning.recipe_sources import Missing, RecipeSource
     from civman.planning.redraw import Redraw
-    from civman.planning.site_image import NamedVersion, SiteImage
+    from civman.planning.site_image import SiteImage
     from civman.planning.vary import Change
     from civman.rendering.draw import Drawn
     from civman.rendering.import_pictures import ImportedPictures
@@ -165,7 +165,7 @@ class PicturesPart(Part):
         text = carried.parameters
         return SiteImage(
             found.id, path, found.meta, found.base_model or "", carried.record is not None,
-            text if text is not None and infotext.is_infotext(text) else None,
+            text if text is not None and infotext.is_infotext(text) else None, found.version_ids,
         )  # fmt: skip
 
     def examples(self, version: int, *, limit: int = 20) -> "Sequence[Picture]":
@@ -173,12 +173,6 @@ class PicturesPart(Part):
         from civman.domain.catalog import VersionId
 
         return self._context.client.images(VersionId(version), limit=limit)
-
-    def missing_versions(self, image: "SiteImage") -> "Sequence[NamedVersion]":
-        """List the model versions that an image's settings name by id and of which no file is in the library."""
-        from civman.planning.site_image import versions_of
-
-        return [each for each in versions_of(image.meta) if not self._context.index.find_by_version(each.id)]
 
     def plan_settings(
         self, settings: "str | SiteImage", conditions: "Conditions | None" = None, *, on_event: OnEvent = ignore
@@ -191,12 +185,9 @@ class PicturesPart(Part):
             (`missing-files`): files that it names are not in the library; and what `Library.plan` raises.
         """
         from civman.planning.plan import Conditions, plan
-        from civman.planning.redraw_request import request_of, row_of
-        from civman.planning.site_image import row_of_image
+        from civman.planning.redraw_request import prepare, request_of
 
-        index = self._context.index
-        row = row_of(settings) if isinstance(settings, str) else row_of_image(index, settings)
-        request, rounding, notices = request_of(index, row)
+        request, rounding, notices = request_of(prepare(self._context.index, settings))
         planned = plan(
             self._context.index, request, replace(conditions or Conditions(), triggers=False), on_event=on_event
         )

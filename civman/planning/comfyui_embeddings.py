@@ -10,21 +10,26 @@ from civman.prompts import comfyui_syntax
 
 
 def embeddings(
-    finder: Finder, named: Sequence[str], prompts: Sequence[str], *, fits: Callable[[Found], bool]
-) -> tuple[list[Found], list[EmbeddingUse], tuple[str, ...]]:
+    finder: Finder, named: Sequence[str], prompts: Sequence[str], *, called: Sequence[tuple[str, str]] = (),
+    fits: Callable[[Found], bool],
+) -> tuple[list[Found], list[EmbeddingUse], tuple[str, ...]]:  # fmt: skip
     """Find each embedding among the requested and the stored ones, by its file name or alias.
 
-    ComfyUI leaves out an embedding that it does not find; so does civman, with a notice. Returns the files, their uses
-    and the notices.
+    `called` are names with the refs of the files that they stand for, whatever the files are called. ComfyUI leaves out
+    an embedding that it does not find; so does civman, with a notice. Returns the files, their uses and the notices.
 
     Raises: UsageError (`embedding-unused`): a requested embedding is not named in a prompt. AmbiguousRef: two stored
         embeddings have the name.
     """
     asked = [finder.find("embedding", ref) for ref in named]
+    bound = {_plain(word): ref for word, ref in called}
     uses: dict[str, Found] = {}
     notices = []
     for name in dict.fromkeys(name for prompt in prompts for name in comfyui_syntax.embeddings_in(prompt)):
         wanted = _plain(name)
+        if wanted in bound:
+            uses[name] = finder.find("embedding", bound[wanted])
+            continue
         stored = [
             finder.of_asset("embedding", asset)
             for asset in finder.embeddings()

@@ -227,10 +227,10 @@ def _embeddings(
     texts = _texts(request, prompt, negative, sampler)
     if request.emphasis == "comfyui":
         return comfyui_embeddings.embeddings(
-            finder, request.embeddings, texts, fits=lambda file: _fits(checkpoint, file)
+            finder, request.embeddings, texts, called=request.called, fits=lambda file: _fits(checkpoint, file)
         )
     found, uses = prompt_references.embeddings(
-        finder, request.embeddings, texts, loras=[lora.found for lora in loras],
+        finder, request.embeddings, texts, called=request.called, loras=[lora.found for lora in loras],
         fits=lambda file: _fits(checkpoint, file),
     )  # fmt: skip
     return found, uses, ()

@@ -123,28 +123,36 @@ def embeddings(
     named: Sequence[str],
     prompts: Sequence[str],
     *,
+    called: Sequence[tuple[str, str]] = (),
     loras: Sequence[Found] = (),
     fits: Callable[[Found], bool],
 ) -> tuple[list[Found], list[EmbeddingUse]]:
     """Find the embeddings in use: the requested ones, stored ones whose name occurs in a prompt, and packed ones.
 
-    A stored embedding's names are its file name, its alias and its trigger words. Packed embeddings are inside the
-    files of `loras`; a file of its own takes precedence over a packed embedding with the same name. `fits` returns
-    whether a file fits the checkpoint; stored embeddings that do not fit are ignored.
+    A stored embedding's names are its file name, its alias and its trigger words. `called` are words with the refs of
+    the embeddings that they stand for, which take precedence over such names. Packed embeddings are inside the files of
+    `loras`; a file of its own takes precedence over a packed embedding with the same name. `fits` returns whether a
+    file fits the checkpoint; stored embeddings that do not fit are ignored.
 
     Raises: UsageError (`embedding-unused`): a requested embedding's name occurs in neither prompt. AmbiguousRef: two
         embeddings have the same name.
     """
     asked = [finder.find("embedding", ref) for ref in named]
-    taken = {found.sha256 for found in asked}
-    called = [
+    by_digest = {found.sha256: found for found in asked}
+    bound: dict[str, Found] = {}
+    for word, ref in called:
+        if _called(prompts, word):
+            found = finder.find("embedding", ref)
+            bound[word] = by_digest.setdefault(found.sha256, found)
+    taken = set(by_digest)
+    named_there = [
         finder.of_asset("embedding", asset)
         for asset in finder.embeddings()
         if asset.blob.sha256 not in taken and any(_called(prompts, name) for name in (*_stems(asset.name, asset.alias),
                                                                                        *asset.trained_words))
     ]  # fmt: skip
-    candidates = [*asked, *(found for found in called if fits(found))]
-    words = _names(candidates, prompts)
+    candidates = [*by_digest.values(), *(found for found in named_there if fits(found))]
+    words = _names(candidates, prompts, bound)
     known = {_folded(name) for name in words}
     for lora in loras:
         for name in deltas_of(lora.header).bundled:
@@ -162,14 +170,15 @@ def embeddings(
     return files, [EmbeddingUse(words[name].sha256, name) for name in sorted(used)]
 
 
-def _names(candidates: Sequence[Found], prompts: Sequence[str]) -> dict[str, Found]:
-    """Map each name that occurs in a prompt to its embedding."""
-    names: dict[str, Found] = {}
+def _names(candidates: Sequence[Found], prompts: Sequence[str], bound: Mapping[str, Found]) -> dict[str, Found]:
+    """Map each name that occurs in a prompt to its embedding. Those in `bound` are certain."""
+    names = dict(bound)
+    certain = {_folded(word) for word in bound}
     folded: dict[str, Found] = {}
     for found in candidates:
         trained = found.asset.trained_words if found.asset else ()
         for name in (*found.names, *trained):
-            if not _called(prompts, name):
+            if not _called(prompts, name) or _folded(name) in certain:
                 continue
             other = folded.setdefault(_folded(name), found)
             if other.sha256 != found.sha256:

@@ -1,30 +1,27 @@
 """Render requests from the settings in images of other programs, with the files that they name found in the library.
 
-A file is found by its hash if the settings give one, else by its name, which is reported in a notice.
+A file is found by its hash if the settings give one, then by its version on CivitAI, and by its name last, which a
+notice reports.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from civman.domain.catalog import Asset
+from civman.domain.catalog import VersionId
 from civman.domain.digests import Sha256
-from civman.domain.known_upscalers import known_upscaler
 from civman.domain.recipes.recipe import LoraRequest, RenderRequest
-from civman.domain.refs import HashKind
 from civman.errors import CannotRender, Cause, NotFound
 from civman.index import Index
 from civman.index.read_pictures import PictureFilter
 from civman.pictures import image_text, infotext
-from civman.pictures.site_settings import NamedFile
-from civman.planning.find_files import plays
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.redraw import Redraw, redraw, stand_in
 from civman.planning.redraw_features import Drawable
+from civman.planning.site_image import SiteImage, listed_versions, settings_row
 from civman.planning.vary import as_request
+from civman.planning.wanted_files import Wanted, wanted_files
 
-_AUTOV3_DIGITS = 12
 _MOST_TEXT = 1 << 20
 """The size in bytes of the largest text file that is read."""
 
@@ -49,28 +46,58 @@ def settings_in(index: Index | None, path: Path) -> str | None:
     return text if text is not None and infotext.is_infotext(text) else None
 
 
-def row_of(text: str) -> dict[str, Any]:
-    """Convert A1111's `parameters` text to a row as in CivitAI's API, for `civman.planning.redraw.redraw`."""
-    parsed = infotext.read(text)
-    meta: dict[str, Any] = dict(parsed.details)
-    return {"meta": meta | {"prompt": parsed.prompt, "negativePrompt": parsed.negative, "hashes": parsed.hashes}}
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An image's settings as far as they are understood: the recipe with stand-ins for files, and these files.
 
-
-def request_of(index: Index, row: dict[str, Any]) -> tuple[RenderRequest, str, tuple[str, ...]]:
-    """Return the request that draws the image of a row again, with how its pixels are rounded, and notices.
-
-    The notices say what differs from the original.
-
-    Raises: CannotRender (`settings`): it cannot be drawn; the message says why. NotFound (`missing-files`): files that
-        the settings name are not in the library.
+    `version_ids`: the versions on CivitAI that the image lists.
     """
-    found = redraw(row)
+
+    found: Redraw
+    files: tuple[Wanted, ...]
+    notices: tuple[str, ...] = ()
+    version_ids: tuple[VersionId, ...] = ()
+
+
+def prepare(index: Index | None, settings: "str | SiteImage") -> Prepared:
+    """Read the settings in A1111's `parameters` text or of an image on CivitAI, and find the files that they name.
+
+    Raises: CannotRender (`not-drawable`): the image cannot be drawn again; the message says why. NotFound
+        (`no-recipe`): CivitAI shows no settings of the image.
+    """
+    if isinstance(settings, SiteImage) and not settings.meta and settings.text is None:
+        raise NotFound(
+            f"CivitAI shows no settings for image {settings.id}, and its file contains none",
+            hint="its uploader hides them, or it was uploaded without them", code=Cause.NO_RECIPE,
+        )  # fmt: skip
+    joined = settings_row(index, settings)
+    found = redraw(joined.row)
     if found.drawable in (Drawable.NO, Drawable.NEEDS_INPUT) or found.made is None:
         raise CannotRender(
             f"the image cannot be drawn again: {'; '.join(found.reasons[:3])}", code=Cause.NOT_DRAWABLE,
             hint="to render it without the missing features, pass the other settings to `civman render`",
         )  # fmt: skip
-    digests, notices = _files(index, found)
+    return Prepared(
+        found, tuple(wanted_files(index, found.resources, joined.versions)), joined.notices,
+        tuple(each.id for each in listed_versions(settings)),
+    )  # fmt: skip
+
+
+def request_of(prepared: Prepared) -> tuple[RenderRequest, str, tuple[str, ...]]:
+    """Return the request that draws an image again, with how its pixels are rounded, and notices.
+
+    The notices say what differs from the original.
+
+    Raises: NotFound (`missing-files`): files that the settings name are not in the library.
+    """
+    found = prepared.found
+    assert found.made is not None, "prepare has checked this"
+    require_held(prepared.files)
+    digests = {
+        stand_in("checkpoint" if each.file.role == "checkpoint" else each.file.name): each.held.blob.sha256
+        for each in prepared.files
+        if each.held is not None
+    }
     request = as_request(found.made)
 
     def ref(digest: Sha256) -> str:
@@ -85,64 +112,27 @@ def request_of(index: Index, row: dict[str, Any]) -> tuple[RenderRequest, str, t
         vae=ref(stand_in(vae.name)) if vae is not None else None,
         loras=tuple(LoraRequest(ref(use.sha256), use.scale, use.text_scale, use.blocks) for use in found.made.loras),
         hypernetworks=tuple(f"{ref(use.sha256)}:{use.strength!r}" for use in found.made.hypernetworks),
+        called=tuple(
+            (each.file.name, f"sha256:{each.held.blob.sha256}")
+            for each in prepared.files
+            if each.file.role == "embedding" and each.held is not None
+        ),
         prediction=None, is_zero_snr=None, precision=None, config=None,
     )  # fmt: skip
-    return request, found.made.rounding, (*found.reasons, *notices)
+    of_files = [each.notice for each in prepared.files if each.notice]
+    return request, found.made.rounding, (*prepared.notices, *found.reasons, *of_files)
 
 
-def _files(index: Index, found: Redraw) -> tuple[dict[Sha256, Sha256], tuple[str, ...]]:
-    """Find the files that the settings name. Returns stand-in → SHA-256, and notices. Raises: NotFound."""
-    digests: dict[Sha256, Sha256] = {}
-    notices: list[str] = []
-    missing: list[NamedFile] = []
-    for each in found.resources:
-        assets = _by_hash(index, each)
-        if not assets and each.name and (assets := _by_name(index, each)):
-            notices.append(f"the {each.role} `{each.name}` was found by its name only")
-        if assets:
-            digests[stand_in("checkpoint" if each.role == "checkpoint" else each.name)] = assets[0].blob.sha256
-        elif each.role != "embedding":
-            missing.append(each)
-        else:
-            notices.append(f"the embedding `{each.name}` is not in the library, so its name is read as plain words")
+def require_held(files: Sequence[Wanted]) -> None:
+    """Check that all files are in the library; without an embedding, its name is just words.
+
+    Raises: NotFound (`missing-files`): the message lists those that are missing.
+    """
+    missing = [each for each in files if each.held is None and each.file.role != "embedding"]
     if missing:
-        named = ", ".join(f"{each.role} `{each.name}`" + (f" ({each.hash})" if each.hash else "") for each in missing)
         raise NotFound(
-            f"the settings name files that are not in the library: {named}",
-            hint=f"`civman download {next((each.hash for each in missing if each.hash), missing[0].name)}` looks for "
-            "the first of them on CivitAI",
+            f"the settings name files that are not in the library: {', '.join(each.words for each in missing)}",
+            hint="--fetch looks for them on CivitAI by their hashes and version ids, and downloads them; "
+            "`civman import` adds files that you have",
             code=Cause.MISSING_FILES,
         )  # fmt: skip
-    return digests, tuple(notices)
-
-
-def _by_hash(index: Index, wanted: NamedFile) -> Sequence[Asset]:
-    """The stored files of the right kind with this hash. A long hash of a LoRA may be AutoV3, stored in 12 digits."""
-    if not wanted.hash:
-        return []
-    if wanted.role == "upscaler" and (known := known_upscaler(wanted.name)):
-        held = [index.find_sha256(digest) for digest in known.sha256]
-        return [asset for asset in held if asset is not None and plays(asset, wanted.role)]
-    found = index.find_by_digest(wanted.hash)
-    if not found and len(wanted.hash) > _AUTOV3_DIGITS:
-        found = index.find_by_digest(wanted.hash[:_AUTOV3_DIGITS], HashKind.AUTOV3)
-    return [asset for asset in found if plays(asset, wanted.role)]
-
-
-def _by_name(index: Index, wanted: NamedFile) -> Sequence[Asset]:
-    """The stored file of the right kind with exactly this name, if there is one; a part of a name is not enough.
-
-    An upscaler's name may be one that A1111 gives to a file of another name.
-    """
-    known = known_upscaler(wanted.name) if wanted.role == "upscaler" else None
-    for name in (wanted.name, *(known.files if known is not None else ())):
-        found = [
-            asset
-            for asset in index.find_by_name(name)
-            if plays(asset, wanted.role)
-            and name.casefold()
-            in {Path(asset.name).stem.casefold(), asset.name.casefold(), (asset.alias or "").casefold()}
-        ]
-        if len({asset.blob.sha256 for asset in found}) == 1:
-            return found
-    return []

@@ -96,10 +96,13 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
     start, hires, sampling = recipe.start, recipe.hires, recipe.sampling
     if start and (error := missing_inputs(start, pictures)):
         raise error
+    adapters = {use.sha256 for use in recipe.loras}  # an embedding may be packed in the file of an adapter
+    own = [use for use in recipe.embeddings if use.sha256 not in adapters]
     return RenderRequest(
         checkpoint=f"sha256:{recipe.checkpoint}", prompt=recipe.prompt, negative_prompt=recipe.negative_prompt,
         loras=tuple(LoraRequest(f"sha256:{use.sha256}", use.scale, use.text_scale, use.blocks) for use in recipe.loras),
-        embeddings=tuple(dict.fromkeys(f"sha256:{use.sha256}" for use in recipe.embeddings)),
+        embeddings=tuple(dict.fromkeys(f"sha256:{use.sha256}" for use in own)),
+        called=tuple((use.word, f"sha256:{use.sha256}") for use in own),
         hypernetworks=tuple(f"sha256:{use.sha256}:{use.strength!r}" for use in recipe.hypernetworks),
         vae=f"sha256:{recipe.vae}" if recipe.vae else None,
         sampler=recipe.sampler, schedule=recipe.schedule, steps=recipe.steps,

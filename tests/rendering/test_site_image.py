@@ -10,7 +10,6 @@ pytest.importorskip("diffusers")
 from running import Civman
 
 from civman.demo.server import CivitaiServer
-from civman.domain.refs import VersionRef
 from civman.library import Library
 from civman.pictures import image_text
 from civman.planning.plan import Conditions
@@ -40,11 +39,12 @@ def test_an_image_whose_file_tells_nothing_is_drawn_from_the_apis_answer(online:
         assert served.has_recipe
         answer = library.context.client.image(served.id)
         bare = SiteImage(served.id, served.path, answer.meta, "SD 1.5", has_recipe=False, text=None)
-        missing = library.pictures.missing_versions(bare)
-        assert [(each.role, each.id) for each in missing] == [("checkpoint", 191010), ("lora", 191021)]
-        for each in missing:
-            library.downloads.fetch(str(VersionRef(each.id)))
-        assert library.pictures.missing_versions(bare) == []
+        prepared = library.named_files.prepare(bare, asks_site=True)
+        offers = library.named_files.offers(prepared)
+        found = [(each.offer.wanted.file.role, each.offer.job.version.id) for each in offers if each.offer.job]
+        assert found == [("checkpoint", 191010), ("lora", 191021)]
+        library.named_files.fetch(offers)
+        assert all(each.is_certain for each in library.named_files.prepare(bare).files)
 
         planned = library.pictures.plan_settings(bare, Conditions("cpu"))
 
@@ -57,6 +57,65 @@ def test_an_image_whose_file_tells_nothing_is_drawn_from_the_apis_answer(online:
     assert record is not None
     assert str(recipe.checkpoint) in record
     assert str(use.sha256) in record
+
+
+DELETED, GATED, TWICE, WORD = (
+    f"https://civitai.com/images/{number}" for number in (12100204, 12100304, 12100402, 12100902)
+)
+"""The demo's images by another program: with a deleted model, one in early access, a file in two versions, a word."""
+
+
+def test_an_image_of_another_program_is_replayed_on_an_empty_machine(civman: Civman, online: CivitaiServer) -> None:
+    refused = civman("replay", TWICE, "--device", "cpu")
+    assert refused.code == 3
+    assert "missing-files" in refused.err
+    downloads = online.requests_to("storage")
+    assert downloads == []
+
+    ran = civman("replay", TWICE, "--fetch", "--device", "cpu", "--json")
+
+    assert ran.code == 0, ran.err
+    (picture,) = ran.json["render"]
+    assert picture["compared"]["verdict"] == "the same picture"
+    said = ran.err
+    assert "checkpoint `tiny-shapes` (4f20cf4bb0): Tiny Shapes v1.0 (91001@191010), found by its hash, 10.9 MB" in said
+    assert "licence: may sell images" in said
+    assert "with the checkpoint: fits (192 of 192 modules fit)" in said
+    assert "in 2 versions on CivitAI (91004@191041, 91004@191040); 91004@191041 is used" in said
+
+
+def test_a_deleted_model_is_named_with_what_could_stand_in(civman: Civman, online: CivitaiServer) -> None:
+    ran = civman("replay", DELETED, "--fetch", "--device", "cpu", "--json")
+
+    assert ran.code == 3
+    assert ran.json["error"]["code"] == "deleted-upstream"
+    assert "`Tiny Outline v1.5`" in ran.json["error"]["message"]
+    assert "91002@191021 (Tiny Outline v2.0, SD 1.5); 91002@191020" in ran.json["error"]["hint"]
+    assert not [each for each in online.requests_to("storage") if "safetensors" in each.path]
+
+
+def test_early_access_is_a_gate_that_is_told_before_anything_is_downloaded(
+    civman: Civman, online: CivitaiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for token, code in ((online.token, "early-access"), ("", "no-key")):  # an account that has not bought it, and none
+        monkeypatch.setenv("CIVITAI_API_TOKEN", token)
+        ran = civman("replay", GATED, "--fetch", "--device", "cpu", "--json")
+
+        assert (ran.code, ran.json["error"]["code"]) == (4, code)
+        assert "in early access until 2099-12-31" in ran.err
+    assert not [each for each in online.requests_to("storage") if "safetensors" in each.path]
+
+
+def test_an_embedding_that_a_prompt_calls_is_fetched(civman: Civman, online: CivitaiServer) -> None:
+    online.catalogue.change_file(159090, name="another-name.safetensors")
+    online.catalogue.change_version(191090, trained_words=())
+
+    ran = civman("replay", WORD, "--fetch", "--device", "cpu", "--json")
+
+    assert ran.code == 0, ran.err
+    (picture,) = ran.json["render"]
+    assert picture["compared"]["verdict"] == "the same picture"
+    assert "embedding `tiny-emblem` (e4d99e96b1): Tiny Emblem v1.0 (91009@191090), found by its hash, 384 B" in ran.err
 
 
 @pytest.mark.usefixtures("online")

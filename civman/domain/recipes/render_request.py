@@ -54,6 +54,8 @@ class RenderRequest:
     """Both prompts as typed, before styles and wildcards were expanded; None if they are `prompt` and its negative."""
     loras: tuple[LoraRequest, ...] = ()
     embeddings: tuple[str, ...] = ()
+    called: tuple[tuple[str, str], ...] = ()
+    """Words by which the prompts call embeddings, each with the ref of its file, whatever the file's name is."""
     hypernetworks: tuple[str, ...] = ()
     """Refs of hypernetworks, each followed by a colon and its strength if that is not 1."""
     vae: str | None = None

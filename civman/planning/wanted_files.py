@@ -1,0 +1,119 @@
+"""The files that an image's settings name: what identifies each of them, and which are in the library.
+
+A file is looked for by its hash, then by the version on CivitAI that the image names, and by its name last.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from civman.domain.catalog import Asset
+from civman.domain.known_upscalers import known_upscaler
+from civman.domain.refs import HashKind
+from civman.index import Index
+from civman.pictures.site_settings import NamedFile
+from civman.planning.find_files import plays
+from civman.planning.site_image import NamedVersion
+
+_AUTOV3_DIGITS = 12
+
+
+class By(StrEnum):
+    """What a file was recognised by."""
+
+    HASH = "its hash"
+    VERSION = "its version's id"
+    NAME = "its name only"
+    NOTHING = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A file that settings name. `version`: the version on CivitAI that they name for it, or None.
+
+    `held`: the stored file that is used for it, or None; `by`: what that file was recognised by.
+    """
+
+    file: NamedFile
+    version: NamedVersion | None = None
+    held: Asset | None = None
+    by: By = By.NOTHING
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the stored file is certainly the one that was used, or nothing but a name is known about it."""
+        is_identified = bool(self.file.hash) or self.version is not None
+        return self.held is not None and (self.by is not By.NAME or not is_identified)
+
+    @property
+    def words(self) -> str:
+        """The file's role, name and hash, for messages."""
+        shown = f" ({self.file.hash[:12]}{'…' if len(self.file.hash) > 12 else ''})" if self.file.hash else ""
+        role = {"lora": "LoRA", "vae": "VAE"}.get(self.file.role, self.file.role)
+        return f"{role} `{self.file.name}`{shown}" if self.file.name else f"{role}{shown}"
+
+    @property
+    def notice(self) -> str:
+        """What the user has to know about the stored file; empty if it is certainly the one that was used."""
+        if self.by is By.NAME:
+            other = f"; its hash is not {self.file.hash[:12]}, which the settings state" if self.file.hash else ""
+            return f"the {self.words} was found by its name only{other}"
+        if self.by is By.VERSION and self.file.hash:
+            return f"the {self.words}: another file of the same version on CivitAI is used"
+        if self.held is None and self.file.role == "embedding":
+            return f"the {self.words} is not in the library, so its name is read as plain words"
+        return ""
+
+
+def wanted_files(
+    index: Index | None, named: Sequence[NamedFile], versions: Mapping[tuple[str, str], NamedVersion]
+) -> list[Wanted]:
+    """Find the files that settings name in the library. `versions`: role and name → the version named for it."""
+    return [_wanted(index, each, versions.get((each.role, each.name))) for each in named]
+
+
+def _wanted(index: Index | None, file: NamedFile, version: NamedVersion | None) -> Wanted:
+    if index is None:
+        return Wanted(file, version)
+    if found := _by_hash(index, file):
+        return Wanted(file, version, found[0], By.HASH)
+    if version is not None:
+        held = [asset for asset in index.find_by_version(version.id) if plays(asset, file.role)]
+        if held:
+            return Wanted(file, version, held[0], By.VERSION)
+    if file.name and (found := _by_name(index, file)):
+        return Wanted(file, version, found[0], By.NAME)
+    return Wanted(file, version)
+
+
+def _by_hash(index: Index, wanted: NamedFile) -> Sequence[Asset]:
+    """The stored files of the right kind with this hash. A long hash of a LoRA may be AutoV3, stored in 12 digits."""
+    if not wanted.hash:
+        return []
+    if wanted.role == "upscaler" and (known := known_upscaler(wanted.name)):
+        held = [index.find_sha256(digest) for digest in known.sha256]
+        return [asset for asset in held if asset is not None and plays(asset, wanted.role)]
+    found = index.find_by_digest(wanted.hash)
+    if not found and len(wanted.hash) > _AUTOV3_DIGITS:
+        found = index.find_by_digest(wanted.hash[:_AUTOV3_DIGITS], HashKind.AUTOV3)
+    return [asset for asset in found if plays(asset, wanted.role)]
+
+
+def _by_name(index: Index, wanted: NamedFile) -> Sequence[Asset]:
+    """The stored file of the right kind with exactly this name, if there is one; a part of a name is not enough.
+
+    An upscaler's name may be one that A1111 gives to a file of another name.
+    """
+    known = known_upscaler(wanted.name) if wanted.role == "upscaler" else None
+    for name in (wanted.name, *(known.files if known is not None else ())):
+        found = [
+            asset
+            for asset in index.find_by_name(name)
+            if plays(asset, wanted.role)
+            and name.casefold()
+            in {Path(asset.name).stem.casefold(), asset.name.casefold(), (asset.alias or "").casefold()}
+        ]
+        if len({asset.blob.sha256 for asset in found}) == 1:
+            return found
+    return []
