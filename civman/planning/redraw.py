@@ -5,11 +5,11 @@ contains, or cannot be expressed. Unknown entries are reported, too. A missing s
 version of the image gives it.
 """
 
-import hashlib
+import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -20,16 +20,19 @@ from civman.domain.known_upscalers import known_upscaler
 from civman.domain.recipes.recipe import Hires, HypernetworkUse, LoraUse, Recipe, Sampling
 from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
 from civman.errors import Cause, UsageError
+from civman.pictures.comfyui_graph import Graph, graph_of
 from civman.pictures.metadata import loads, whole
 from civman.pictures.site_settings import Entries, NamedFile
 from civman.planning import prompt_stages
-from civman.planning.redraw_features import RANK, Drawable, Reason, reasons
+from civman.planning.redraw_features import Drawable, Reason, reasons
+from civman.planning.redraw_graph import redraw_graph
 from civman.planning.redraw_guidance import guidance, second_ratio
+from civman.planning.redraw_programs import redraw_program
 from civman.planning.redraw_prompts import TaggedLora, read_tags
-from civman.prompts import editing, emphasis
+from civman.planning.redraw_result import SMALLEST_CARD, require_plannable, stand_in, verdict_of
+from civman.planning.redraw_result import Redraw as Redraw
+from civman.prompts import editing
 
-_SMALLEST_CARD: Final = 20480
-"""The number of threads of the smallest common GPU. Noise of fewer values is the same on all GPUs."""
 _SIZE: Final = re.compile(r"(-?[0-9]{1,5})x(-?[0-9]{1,5})")
 _OTHER_UPSCALERS: Final = re.compile(r"swin2|scunet|\bdat\b|ldsr|\bhat\b|\bspan", re.IGNORECASE)
 """Names of upscalers whose networks are of other kinds than ESRGAN's, Real-ESRGAN's and SwinIR's."""
@@ -39,26 +42,6 @@ _PRIVATE: Final = re.compile(r" (alt|MOD|Test|Sharp|v2)\b(?=( Karras)?$)")
 _PADDED: Final = ("DDIM", "PLMS", "UniPC")
 
 
-@dataclass(frozen=True, slots=True)
-class Redraw:
-    """The result for one image's settings; `recipe` has names and hashes as the settings give them."""
-
-    id: object
-    drawable: Drawable
-    reasons: tuple[str, ...]
-    resources: tuple[NamedFile, ...] = ()
-    recipe: dict[str, Any] = field(default_factory=dict)
-    made: Recipe | None = None
-    """The recipe with stand-ins for the digests of files (`stand_in`)."""
-
-    def value(self) -> dict[str, Any]:
-        """The result as a dict that can be serialised to JSON."""
-        return {
-            "id": self.id, "drawable": self.drawable.value, "reasons": list(self.reasons),
-            "resources": [asdict(each) for each in self.resources], "recipe": self.recipe,
-        }  # fmt: skip
-
-
 class _Missing(Exception):
     """A setting that every image needs is missing."""
 
@@ -66,8 +49,13 @@ class _Missing(Exception):
 def redraw(row: dict[str, Any]) -> Redraw:
     """Plan one row: an object with `id`, `meta` (settings as in CivitAI's API) and `baseModel`.
 
-    The files that it names are assumed to be present.
+    `meta` may also contain a ComfyUI graph (`comfy`). Instead of both, `foreign` may hold the JSON text that another
+    program wrote into an image. The files that the row names are assumed to be present.
     """
+    if isinstance(text := row.get("foreign"), str):
+        return redraw_program(text, row.get("id"))
+    if (graph := _graph_in(row.get("meta"))) is not None:
+        return redraw_graph(graph, row.get("id"))
     reader = _Reader(
         Entries(row.get("meta")), str(row.get("baseModel") or ""), (whole(row.get("width")), whole(row.get("height")))
     )
@@ -83,9 +71,15 @@ def redraw(row: dict[str, Any]) -> Redraw:
         reader.add(Drawable.NO, "a number in the settings is out of range")
         recipe = {}
     found = reader.finished()
-    verdict = max((each.verdict for each in found), key=RANK.index, default=Drawable.EXACT)
-    words = tuple(dict.fromkeys(each.words for each in sorted(found, key=lambda each: -RANK.index(each.verdict))))
+    verdict, words = verdict_of(found)
     return Redraw(row.get("id"), verdict, words, tuple(reader.resources), recipe, reader.made if recipe else None)
+
+
+def _graph_in(meta: object) -> Graph | None:
+    found = meta.get("comfy") if isinstance(meta, dict) else None
+    if isinstance(found, dict):
+        found = json.dumps(found)
+    return graph_of(found) if isinstance(found, str) else None
 
 
 def redraw_file(path: Path) -> Iterator[Redraw]:
@@ -164,7 +158,7 @@ class _Reader:
             fit_negative=self._fits_negative(sampler),
             **guidance(self._entries, self._version),
         )  # fmt: skip
-        self._check(made)
+        require_plannable(made)
         self.made = made
         self._differences(made)
         return self._value(made, loras, networks)
@@ -397,21 +391,9 @@ class _Reader:
             half_levels=self._entries.is_on("Downcast alphas_cumprod") or self._entries.is_before((1, 7), 225),
         )  # fmt: skip
 
-    def _check(self, made: Recipe) -> None:
-        """Check the recipe without its models. Raises: UsageError: it could not be rendered with any model."""
-        prompt_stages.require_readable(made)
-        sampler, schedule, levels = sampler_names.of_recipe(made)
-        samplers.plan(sampler, schedule, made.steps, levels)
-        if made.hires:
-            start = samplers.Start(made.hires.strength, keeps_steps=True)
-            samplers.plan(sampler, schedule, made.hires.steps, levels, start=start)
-        first, second = prompt_stages.passes_of(made)
-        for text in dict.fromkeys(text for each in (first, second) if each for text in each.texts()):
-            emphasis.parse(text)
-
     def _differences(self, made: Recipe) -> None:
         passes = [(made.width, made.height)] + ([(made.hires.width, made.hires.height)] if made.hires else [])
-        if "RNG" not in self._entries and max(4 * (w // 8) * (h // 8) for w, h in passes) > _SMALLEST_CARD:
+        if "RNG" not in self._entries and max(4 * (w // 8) * (h // 8) for w, h in passes) > SMALLEST_CARD:
             self.add(Drawable.DIFFERS, "the noise came from a graphics card that the settings do not name, and at this"
                                        " size it depends on the card: --rng CARD")  # fmt: skip
         if not any(each.role == "vae" for each in self.resources) and self._version < (1, 5):
@@ -479,8 +461,3 @@ def old_first_pass(first: tuple[int, int], final: tuple[int, int]) -> tuple[tupl
     else:
         kept = height * across / down, height
     return (width // 8 * 8, height // 8 * 8), (int(width - kept[0]), int(height - kept[1]))
-
-
-def stand_in(name: str) -> Sha256:
-    """A placeholder for an unknown digest, so that the other values can be checked."""
-    return Sha256(hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest())

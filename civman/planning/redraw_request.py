@@ -7,6 +7,7 @@ notice reports.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from civman.domain.catalog import VersionId
 from civman.domain.digests import Sha256
@@ -16,8 +17,10 @@ from civman.index import Index
 from civman.index.read_pictures import PictureFilter
 from civman.pictures import image_text, infotext
 from civman.planning.recipe_sources import pixel_sha256
-from civman.planning.redraw import Redraw, redraw, stand_in
+from civman.planning.redraw import Redraw, redraw
 from civman.planning.redraw_features import Drawable
+from civman.planning.redraw_programs import is_known, texts_in
+from civman.planning.redraw_result import stand_in
 from civman.planning.site_image import SiteImage, listed_versions, settings_row
 from civman.planning.vary import as_request
 from civman.planning.wanted_files import Wanted, wanted_files
@@ -27,7 +30,9 @@ _MOST_TEXT = 1 << 20
 
 
 def settings_in(index: Index | None, path: Path) -> str | None:
-    """A1111's `parameters` text in an image or text file; None if there is none, or if civman made the image.
+    """A1111's `parameters` text, or another program's JSON, in an image or text file.
+
+    None if there is none, or if civman made the image.
 
     Raises: UsageError (`bad-picture`): the image is damaged.
     """
@@ -35,15 +40,17 @@ def settings_in(index: Index | None, path: Path) -> str | None:
         return None
     if image_text.is_picture(path):
         carried = image_text.read(path)
-        text = None if carried.record is not None else carried.parameters
+        text = None
+        if carried.record is None:
+            text = carried.parameters or next(filter(is_known, texts_in(carried.entries)), None)
         if text is not None and index is not None:
             made = PictureFilter(pixel_sha256=pixel_sha256(image_text.pixels(path)))
             text = None if index.pictures(made) else text
-    elif path.suffix.lower() == ".txt" and path.stat().st_size <= _MOST_TEXT:
+    elif path.suffix.lower() in (".txt", ".json") and path.stat().st_size <= _MOST_TEXT:
         text = path.read_text(encoding="utf-8", errors="replace")
     else:
         return None
-    return text if text is not None and infotext.is_infotext(text) else None
+    return text if text is not None and (infotext.is_infotext(text) or is_known(text)) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,7 @@ def request_of(prepared: Prepared) -> tuple[RenderRequest, str, tuple[str, ...]]
         if each.held is not None
     }
     request = as_request(found.made)
+    left: dict[str, Any] = dict.fromkeys(found.leaves)
 
     def ref(digest: Sha256) -> str:
         return f"sha256:{digests.get(digest, digest)}"
@@ -117,7 +125,7 @@ def request_of(prepared: Prepared) -> tuple[RenderRequest, str, tuple[str, ...]]
             for each in prepared.files
             if each.file.role == "embedding" and each.held is not None
         ),
-        prediction=None, is_zero_snr=None, precision=None, config=None,
+        **left,
     )  # fmt: skip
     of_files = [each.notice for each in prepared.files if each.notice]
     return request, found.made.rounding, (*prepared.notices, *found.reasons, *of_files)

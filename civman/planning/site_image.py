@@ -18,6 +18,7 @@ from civman.errors import InvalidRef
 from civman.index import Index
 from civman.pictures import infotext
 from civman.pictures.site_settings import Entries, NamedFile
+from civman.planning.redraw_programs import is_known
 from civman.planning.redraw_prompts import read_tags
 
 _ROLES: Final = {
@@ -89,6 +90,8 @@ def settings_row(index: Index | None, settings: "str | SiteImage") -> SettingsRo
     A LoRA that is listed but not named in the prompt gets a tag there: CivitAI's generator writes no tags. What a
     version contains is read from the index; an unknown one is called "version 123".
     """
+    if isinstance(settings, str) and is_known(settings):
+        return SettingsRow({"foreign": settings}, {}, ())
     row, notices = (row_of(settings), ()) if isinstance(settings, str) else _of_site(settings)
     joined = _Join(row["meta"])
     known = [(each, _Known.of(index, each)) for each in listed_versions(settings)]
@@ -117,7 +120,7 @@ def _of_site(image: SiteImage) -> tuple[dict[str, Any], tuple[str, ...]]:
 def listed_versions(settings: "str | SiteImage") -> list[NamedVersion]:
     """List the versions that a `parameters` text or an image on CivitAI names by their ids."""
     if isinstance(settings, str):
-        return list(versions_of(row_of(settings)["meta"]))
+        return [] if is_known(settings) else list(versions_of(row_of(settings)["meta"]))
     return list(versions_of(_of_site(settings)[0]["meta"], settings.version_ids))
 
 

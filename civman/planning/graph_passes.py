@@ -1,0 +1,411 @@
+"""Read the passes of a ComfyUI graph: from the node that saves the image back to the empty latents."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from civman.diffusion import single_precision
+from civman.diffusion.noise_levels import NoiseLevels, Schedule, table
+from civman.diffusion.single_precision import single
+from civman.errors import UsageError
+from civman.pictures.comfyui_graph import Graph, Link, Node
+from civman.planning.graph_values import Model, Reader, Stopped, Text
+from civman.planning.redraw_features import Drawable, Reason
+
+_SAVING: Final = ("SaveImage", "Image Save", "SaveImageWebsocket", "PreviewImage")
+_FILTERS: Final = ("nearest-exact", "bilinear", "area", "bicubic", "bislerp", "lanczos")
+_SCHEDULES: Final = {
+    "normal": Schedule.NORMAL, "karras": Schedule.KARRAS, "exponential": Schedule.EXPONENTIAL,
+    "sgm_uniform": Schedule.SGM_UNIFORM, "simple": Schedule.SIMPLE, "ddim_uniform": Schedule.DDIM,
+    "beta": Schedule.BETA, "kl_optimal": Schedule.KL_OPTIMAL,
+}  # fmt: skip
+_MEMORYLESS: Final = ("euler", "heun", "dpm_2")
+"""Samplers whose steps depend on nothing but the latents, so that a pass may be interrupted after any step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enlarged:
+    """How the latents of a pass were enlarged: to a size in pixels, by an upscaler and perhaps a model of its own."""
+
+    width: int
+    height: int
+    upscaler: str
+    model: str = ""
+    resize: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One pass, as its node states it. `sigmas`: noise levels, if they are not those of the schedule."""
+
+    node: Node
+    model: Model
+    positive: Text
+    negative: Text | None
+    seed: int
+    steps: int
+    cfg: float
+    sampler: str
+    schedule: Schedule
+    strength: float = 1.0
+    sigmas: tuple[float, ...] = ()
+    eta: float = 1.0
+    s_noise: float = 1.0
+
+
+@dataclass(slots=True)
+class Passes:
+    """A graph's result: the size of the first pass, its batch, the passes with what lies between them, and remarks."""
+
+    width: int = 0
+    height: int = 0
+    slice: str = ""
+    passes: list[tuple[Enlarged | None, Sampled]] = field(default_factory=list)
+    vaes: list[tuple[str, str]] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
+
+
+def passes_of(graph: Graph) -> Passes:
+    """Read a graph. Raises: Stopped."""
+    reader = _PassReader(Reader(graph), Passes())
+    reader.read()
+    return reader.found
+
+
+class _PassReader:
+    def __init__(self, reader: Reader, found: Passes) -> None:
+        self._reader, self.found = reader, found
+
+    def read(self) -> None:
+        saving = self._saving()
+        node = self._reader.node(saving.inputs.get("images", saving.inputs.get("image")), f"the image of {saving}")
+        self._reader.seen.add(saving.id)
+        self._image_of_end(node)
+
+    def _saving(self) -> Node:
+        """The last node that saves an image; one that only shows it counts if none saves."""
+        found = [node for node in self._reader.graph.values() if node.kind in _SAVING and _has_image(node)]
+        found = [node for node in found if node.kind != "PreviewImage"] or found
+        if not found:
+            other = next((node for node in self._reader.graph.values() if "save" in node.kind.casefold()), None)
+            raise Stopped(f"{other} saves something that civman does not follow" if other else
+                          "the graph saves no image")  # fmt: skip
+        found.sort(key=lambda node: (len(node.id), node.id))
+        sources = {(node.inputs.get("images") or node.inputs.get("image")) for node in found}
+        if len(sources) > 1:
+            self._add(Drawable.DIFFERS, f"the graph saves {len(sources)} images; the one of {found[-1]} is rendered")
+        return found[-1]
+
+    def _add(self, verdict: Drawable, words: str) -> None:
+        self.found.reasons.append(Reason(verdict, words))
+
+    def _image_of_end(self, node: Node) -> None:
+        if node.kind in ("VAEDecode", "VAEDecodeTiled"):
+            self._decoded(node)
+        elif node.kind in ("ImageUpscaleWithModel", "ImageScale", "ImageScaleBy"):
+            raise Stopped(f"{node} enlarges the finished image; civman renders it before that (`civman upscale`)")
+        elif "LoadImage" in node.kind:
+            raise Stopped(f"{node} loads an image that the graph does not contain", Drawable.NEEDS_INPUT)
+        else:
+            raise self._reader.unknown(node, "the finished image")
+
+    def _decoded(self, node: Node) -> None:
+        if node.kind == "VAEDecodeTiled":
+            self._add(Drawable.DIFFERS, f"{node} decodes in tiles, whose seams civman does not have")
+        self.found.vaes.append(self._reader.vae(node.inputs.get("vae")))
+        self._sampled(node.inputs.get("samples"))
+
+    def _sampled(self, link: object) -> None:
+        """Read a pass and those before it; the first pass comes first in the list."""
+        node = self._reader.node(link, "the latents")
+        if node.kind == "LatentFromBatch":
+            index, length = self._reader.whole(node, "batch_index"), self._reader.whole(node, "length")
+            if length != 1 or self.found.slice or self.found.passes:
+                raise Stopped(f"{node} takes {length} of the batch's images, and civman renders one")
+            self.found.slice = str(index + 1)
+            node = self._reader.node(node.inputs.get("samples"), "the latents")
+        if len(self.found.passes) > 1:
+            raise Stopped(f"{node} is a third pass, which civman does not support")
+        read = {
+            "KSampler": self._ksampler, "KSamplerAdvanced": self._advanced, "SamplerCustom": self._custom,
+            "SamplerCustomAdvanced": self._custom_advanced,
+        }.get(node.kind)  # fmt: skip
+        if read is None:
+            raise self._reader.unknown(node, "the latents")
+        made = read(node)
+        later = len(self.found.passes)
+        self.found.passes.insert(0, (None, made))
+        enlarged = self._before(made.node.inputs.get("latent_image"), made)
+        self.found.passes[len(self.found.passes) - 1 - later] = (enlarged, made)
+
+    def _before(self, link: object, made: Sampled) -> Enlarged | None:
+        """Read what a pass starts from: empty latents, or those of the pass before it, enlarged or not."""
+        node = self._reader.node(link, f"the latents of {made.node}")
+        if node.kind == "EmptyLatentImage":
+            self._empty(node)
+            return None
+        if len(self.found.passes) > 1:
+            raise Stopped(f"{made.node} is the third pass before the end, which civman does not support")
+        if node.kind in ("LatentUpscale", "LatentUpscaleBy"):
+            self._sampled(node.inputs.get("samples"))
+            return self._latent_size(node)
+        if node.kind == "VAEEncode":
+            return self._encoded(node)
+        if node.kind in ("VAEEncodeForInpaint", "SetLatentNoiseMask", "LoadLatent", "VAEEncodeTiled"):
+            raise Stopped(f"{node} starts from an image that the graph does not contain", Drawable.NEEDS_INPUT)
+        self._sampled(Link(node.id, 0))
+        return Enlarged(self.found.width, self.found.height, "latent-nearest-exact")
+
+    def _empty(self, node: Node) -> None:
+        width, height = self._reader.whole(node, "width"), self._reader.whole(node, "height")
+        count = self._reader.whole(node, "batch_size") if "batch_size" in node.inputs else 1
+        self.found.width, self.found.height = width // 8 * 8, height // 8 * 8
+        if count > 1:
+            if not self.found.slice:
+                words = f"{node} makes {count} images at once, and the file does not say which one this is: the first"
+                self._add(Drawable.DIFFERS, f"{words} is rendered (--noise-slice)")
+            self.found.slice = f"{self.found.slice or 1}/{count}"
+        elif self.found.slice not in ("", "1"):
+            raise Stopped(f"{node} makes one image, and another one is taken from it")
+        else:
+            self.found.slice = ""
+
+    def _latent_size(self, node: Node) -> Enlarged:
+        way = self._filter(node)
+        if node.kind == "LatentUpscaleBy":
+            factor = self._reader.number(node, "scale_by")
+            across, down = (round(side // 8 * factor) * 8 for side in (self.found.width, self.found.height))
+        else:
+            across, down = (self._reader.whole(node, name) for name in ("width", "height"))
+            across, down = self._kept_shape(node, across, down)
+            across, down = max(64, across) // 8 * 8, max(64, down) // 8 * 8
+        return Enlarged(across, down, "latent" if way == "bilinear" else f"latent-{way}")
+
+    def _kept_shape(self, node: Node, width: int, height: int) -> tuple[int, int]:
+        """The size in pixels that a node with a width and a height enlarges to; 0 for one of them keeps the shape."""
+        if width == 0 and height == 0:
+            return self.found.width, self.found.height
+        width = width or max(1, round(self.found.width * height / self.found.height))
+        height = height or max(1, round(self.found.height * width / self.found.width))
+        is_cropped = self._reader.value(node, "crop") == "center"
+        if is_cropped and width * self.found.height != height * self.found.width:
+            raise Stopped(f"{node} crops the image to another shape, which civman does not follow")
+        return width, height
+
+    def _filter(self, node: Node) -> str:
+        way = self._reader.text(node, "upscale_method")
+        if way not in _FILTERS:
+            raise Stopped(f"{node} enlarges by `{way}`, which civman does not know")
+        return way
+
+    def _encoded(self, node: Node) -> Enlarged:
+        """Read what lies between the passes if the image is decoded, enlarged and encoded again."""
+        self.found.vaes.append(self._reader.vae(node.inputs.get("vae")))
+        steps: list[Node] = []
+        image = self._reader.node(node.inputs.get("pixels"), f"the image of {node}")
+        while image.kind in ("ImageScale", "ImageScaleBy", "ImageUpscaleWithModel"):
+            steps.insert(0, image)
+            image = self._reader.node(image.inputs.get("image"), f"the image of {image}")
+        if "LoadImage" in image.kind:
+            raise Stopped(f"{image} loads an image that the graph does not contain", Drawable.NEEDS_INPUT)
+        if image.kind not in ("VAEDecode", "VAEDecodeTiled"):
+            raise self._reader.unknown(image, "the image between the passes")
+        self._decoded(image)
+        return self._between(node, steps)
+
+    def _between(self, node: Node, steps: Sequence[Node]) -> Enlarged:
+        models = [step for step in steps if step.kind == "ImageUpscaleWithModel"]
+        scales = [step for step in steps if step.kind != "ImageUpscaleWithModel"]
+        if len(models) > 1 or len(scales) > 1 or (models and steps[0] is not models[0]):
+            raise Stopped(f"{steps[-1]} enlarges the image in several steps, which civman does not follow")
+        name = ""
+        if models:
+            loader = self._reader.node(models[0].inputs.get("upscale_model"), f"the model of {models[0]}")
+            if loader.kind != "UpscaleModelLoader":
+                raise self._reader.unknown(loader, "the upscaler model")
+            name = self._reader.text(loader, "model_name")
+        if not scales:
+            if name:
+                raise Stopped(f"{models[0]} enlarges to a size that only its model shows: civman needs an ImageScale")
+            return Enlarged(self.found.width, self.found.height, "nearest-exact")
+        [scale] = scales
+        way = self._filter(scale)
+        if scale.kind == "ImageScaleBy":
+            if name:
+                raise Stopped(f"{scale} enlarges to a size that only the upscaler model shows")
+            factor = self._reader.number(scale, "scale_by")
+            across, down = round(self.found.width * factor), round(self.found.height * factor)
+        else:
+            across, down = (self._reader.whole(scale, name) for name in ("width", "height"))
+            across, down = self._kept_shape(scale, across, down)
+        if across % 8 or down % 8:
+            raise Stopped(f"{node} crops an image of {across}x{down} pixels to multiples of 8, which civman does not")
+        return Enlarged(across, down, "model", name, way) if name else Enlarged(across, down, way)
+
+    # ---------------------------------------------------------------- samplers
+    def _ksampler(self, node: Node) -> Sampled:
+        cfg, sampler = self._reader.number(node, "cfg"), self._reader.text(node, "sampler_name")
+        schedule, steps = self._schedule(node, "scheduler"), self._reader.whole(node, "steps")
+        strength = self._reader.number(node, "denoise", 1.0)
+        return self._made(node, self._reader.whole(node, "seed"), steps, cfg, sampler, schedule, strength)
+
+    def _made(
+        self, node: Node, seed: int, steps: int, cfg: float, sampler: str, schedule: Schedule, strength: float = 1.0,
+        **more: Any,
+    ) -> Sampled:  # fmt: skip
+        model = self._reader.model(node.inputs.get("model"))
+        positive = self._reader.conditioning(node.inputs.get("positive"))
+        negative = None if cfg == 1 else self._reader.conditioning(node.inputs.get("negative"))
+        return Sampled(node, model, positive, negative, seed, steps, cfg, sampler, schedule, strength, **more)
+
+    def _schedule(self, node: Node, name: str) -> Schedule:
+        found = self._reader.text(node, name)
+        if found not in _SCHEDULES:
+            raise Stopped(f"{node} uses the scheduler `{found}`, which civman does not support")
+        return _SCHEDULES[found]
+
+    def _advanced(self, node: Node) -> Sampled:
+        """Read a KSamplerAdvanced, together with the one before it if it only finishes the pass of that one."""
+        read = self._reader
+        start, end, steps = (read.whole(node, name) for name in ("start_at_step", "end_at_step", "steps"))
+        cfg, sampler = read.number(node, "cfg"), read.text(node, "sampler_name")
+        schedule = self._schedule(node, "scheduler")
+        if end < steps:
+            raise Stopped(f"{node} ends after {end} of {steps} steps, and no pass of the same settings finishes it")
+        if read.value(node, "add_noise") in ("disable", False):
+            return self._finishing(node, start, steps, (cfg, sampler, schedule))
+        # of a table of `steps` steps, those from `start` on: what the strength (steps - start) / steps takes
+        strength = 1.0 if start == 0 else (steps - start) / (steps + 0.5)
+        if start >= steps:
+            raise Stopped(f"{node} starts after its last step")
+        return self._made(node, read.whole(node, "noise_seed"), steps - start, cfg, sampler, schedule, strength)
+
+    def _finishing(self, node: Node, start: int, steps: int, settings: tuple[float, str, Schedule]) -> Sampled:
+        """Join a KSamplerAdvanced without noise to the one that it continues."""
+        read = self._reader
+        before = read.node(node.inputs.get("latent_image"), f"the latents of {node}")
+        if before.kind != "KSamplerAdvanced":
+            raise Stopped(f"{node} adds no noise and does not continue another KSamplerAdvanced")
+        same = (read.number(before, "cfg"), read.text(before, "sampler_name"), self._schedule(before, "scheduler"))
+        links = [(node.inputs.get(name), before.inputs.get(name)) for name in ("model", "positive", "negative")]
+        is_same = same == settings and read.whole(before, "steps") == steps and all(a == b for a, b in links)
+        begun = (read.whole(before, "start_at_step"), read.whole(before, "end_at_step"))
+        leaves = read.value(before, "return_with_leftover_noise") in ("enable", True)
+        adds = read.value(before, "add_noise") in ("enable", True)
+        if not is_same or begun != (0, start) or not leaves or not adds:
+            raise Stopped(f"{node} continues {before} with another model, prompt or settings (a refiner), which civman "
+                          "does not support")  # fmt: skip
+        if settings[1] not in _MEMORYLESS:
+            raise Stopped(f"{node} continues {before}, and the sampler `{settings[1]}` begins anew there, which civman "
+                          "does not support")  # fmt: skip
+        cfg, sampler, schedule = settings
+        return self._made(before, read.whole(before, "noise_seed"), steps, cfg, sampler, schedule)
+
+    def _custom(self, node: Node) -> Sampled:
+        if self._reader.value(node, "add_noise") is False:
+            raise Stopped(f"{node} adds no noise, which civman does not follow")
+        seed, cfg = self._reader.whole(node, "noise_seed"), self._reader.number(node, "cfg")
+        return self._with_sigmas(node, node, seed, cfg)
+
+    def _custom_advanced(self, node: Node) -> Sampled:
+        noise = self._reader.node(node.inputs.get("noise"), f"the noise of {node}")
+        if noise.kind != "RandomNoise":
+            raise self._reader.unknown(noise, "the noise")
+        guider = self._reader.node(node.inputs.get("guider"), f"the guider of {node}")
+        if guider.kind == "BasicGuider":
+            inputs, cfg = {**guider.inputs, "positive": guider.inputs.get("conditioning")}, 1.0
+        elif guider.kind == "CFGGuider":
+            inputs, cfg = dict(guider.inputs), self._reader.number(guider, "cfg")
+        else:
+            raise self._reader.unknown(guider, "the guidance")
+        whole = Node(node.id, node.kind, {**inputs, **node.inputs})
+        return self._with_sigmas(node, whole, self._reader.whole(noise, "noise_seed"), cfg)
+
+    def _with_sigmas(self, node: Node, whole: Node, seed: int, cfg: float) -> Sampled:
+        named = self._reader.node(node.inputs.get("sampler"), f"the sampler of {node}")
+        sampler, more = self._sampler_node(named)
+        schedule, steps, strength, sigmas = self._sigmas(node.inputs.get("sigmas"), sampler)
+        return self._made(whole, seed, steps, cfg, sampler, schedule, strength, sigmas=sigmas, **more)
+
+    def _sampler_node(self, node: Node) -> tuple[str, dict[str, float]]:
+        read = self._reader
+        if node.kind == "KSamplerSelect":
+            return read.text(node, "sampler_name"), {}
+        named = {
+            "SamplerEulerAncestral": "euler_ancestral", "SamplerDPMPP_SDE": "dpmpp_sde",
+            "SamplerDPMPP_2M_SDE": "dpmpp_2m_sde", "SamplerDPMPP_3M_SDE": "dpmpp_3m_sde",
+        }.get(node.kind)  # fmt: skip
+        if named is None or read.number(node, "r", 0.5) != 0.5:
+            raise read.unknown(node, "the sampler")
+        if "solver_type" in node.inputs and read.text(node, "solver_type") == "heun":
+            named = "dpmpp_2m_sde_heun"
+        if "noise_device" in node.inputs and read.text(node, "noise_device") == "gpu":
+            named += "_gpu"
+        return named, {"eta": read.number(node, "eta", 1.0), "s_noise": read.number(node, "s_noise", 1.0)}
+
+    def _sigmas(self, link: object, sampler: str) -> tuple[Schedule, int, float, tuple[float, ...]]:
+        """The schedule, steps and strength that a sigma node stands for, or the noise levels themselves."""
+        node = self._reader.node(link, "the noise levels")
+        read = self._reader
+        if node.kind == "SplitSigmas":
+            whole = self._levels(node.inputs.get("sigmas"))
+            step = read.whole(node, "step")
+            found = whole[: step + 1] if isinstance(link, Link) and link.output == 0 else whole[step:]
+            return Schedule.NORMAL, len(found) - 1, 1.0, tuple(found)
+        if node.kind == "BasicScheduler" and sampler not in ("dpm_2", "dpm_2_ancestral"):
+            return (
+                self._schedule(node, "scheduler"), read.whole(node, "steps"), read.number(node, "denoise", 1.0), ()
+            )  # fmt: skip
+        levels = tuple(self._levels(link))
+        return Schedule.NORMAL, len(levels) - 1, 1.0, levels
+
+    def _levels(self, link: object) -> list[float]:
+        """The noise levels of a sigma node, computed as ComfyUI does."""
+        node, read = self._reader.node(link, "the noise levels"), self._reader
+        levels = NoiseLevels.of_model(program="comfyui")
+        steps = read.whole(node, "steps") if "steps" in node.inputs else 0
+        if node.kind == "BasicScheduler":
+            share = read.number(node, "denoise", 1.0)
+            whole = int(steps / share) if 0 < share < 1 else steps
+            return _table(self._schedule(node, "scheduler"), whole, levels)[-(steps + 1) :]
+        if node.kind == "BetaSamplingScheduler":
+            if (read.number(node, "alpha", 0.6), read.number(node, "beta", 0.6)) != (0.6, 0.6):
+                raise Stopped(f"{node} uses another beta distribution than civman's")
+            return _table(Schedule.BETA, steps, levels)
+        if node.kind == "SDTurboScheduler":
+            begin = 10 - int(10 * read.number(node, "denoise", 1.0))
+            times = [100 * place - 1 for place in range(10, 0, -1)][begin : begin + steps]
+            return [*(single(levels.sigma(time)) for time in times), 0.0]
+        if node.kind not in ("KarrasScheduler", "ExponentialScheduler", "PolyexponentialScheduler") or steps < 1:
+            raise self._reader.unknown(node, "the noise levels")
+        low, high = read.number(node, "sigma_min"), read.number(node, "sigma_max")
+        return _spaced(node.kind, steps, low, high, read.number(node, "rho", 7.0 if node.kind[0] == "K" else 1.0))
+
+
+def _table(schedule: Schedule, steps: int, levels: NoiseLevels) -> list[float]:
+    try:
+        return table(schedule, steps, levels)
+    except (ValueError, ZeroDivisionError, UsageError) as error:
+        raise Stopped(f"no noise levels for {steps} steps") from error
+
+
+def _spaced(kind: str, steps: int, low: float, high: float, rho: float) -> list[float]:
+    """Karras', exponential or polyexponential noise levels, rounded to single precision as in k-diffusion."""
+    if not 0 < low < high or rho <= 0:
+        raise Stopped("the graph's noise levels do not fall")
+    if kind == "KarrasScheduler":
+        ends = [sigma ** (1 / rho) for sigma in (low, high)]
+        width = single(ends[0] - ends[1])
+        shares = single_precision.line(0, 1, steps)
+        return [*(single(single(single(ends[1]) + single(share * width)) ** rho) for share in shares), 0.0]
+    logs = [math.log(sigma) for sigma in (low, high)]
+    if kind == "ExponentialScheduler":
+        return [*(single(math.exp(log)) for log in single_precision.line(logs[1], logs[0], steps)), 0.0]
+    ramp = [single(share**rho) for share in single_precision.line(1, 0, steps)]
+    width = single(logs[1] - logs[0])
+    return [*(single(math.exp(single(single(share * width) + single(logs[0])))) for share in ramp), 0.0]
+
+
+def _has_image(node: Node) -> bool:
+    return isinstance(node.inputs.get("images", node.inputs.get("image")), Link)

@@ -1,0 +1,237 @@
+"""Turn a ComfyUI graph into a recipe that renders its image again by ComfyUI's rules, or say which node prevents that.
+
+Source: ComfyUI; `docs/redraw.md` lists its rules.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+from civman.diffusion import sampler_names, samplers
+from civman.diffusion.noise_levels import NoiseLevels, table
+from civman.domain.recipes.recipe import Hires, LoraUse, Recipe, Sampling
+from civman.errors import UsageError
+from civman.pictures.comfyui_graph import Graph
+from civman.pictures.site_settings import NamedFile
+from civman.planning.graph_passes import Enlarged, Passes, Sampled, passes_of
+from civman.planning.graph_values import Clip, Model, Stopped, Text, stem
+from civman.planning.redraw_features import Drawable, Reason
+from civman.planning.redraw_result import OPEN, SMALLEST_CARD, Redraw, require_plannable, stand_in, verdict_of
+from civman.prompts import comfyui_syntax
+
+_SAMPLERS: Final = {"ddim": "Euler"}
+"""Samplers of ComfyUI that are another sampler of civman."""
+_TREES: Final = ("DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE")
+_FULL: Final = 0.9999
+
+
+def redraw_graph(graph: Graph, name: object = None) -> Redraw:
+    """Plan the image of a graph; the model files that it names are assumed to be present."""
+    builder = _Builder()
+    recipe: dict[str, Any] = {}
+    try:
+        found = passes_of(graph)
+        builder.reasons += found.reasons
+        recipe = builder.recipe(found)
+    except Stopped as stopped:
+        builder.add(stopped.verdict, stopped.words)
+    except UsageError as error:
+        builder.add(Drawable.NO, error.message)
+    except (ArithmeticError, ValueError):
+        builder.add(Drawable.NO, "a number in the graph is out of range")
+    verdict, words = verdict_of(builder.reasons)
+    made = builder.made if recipe else None
+    return Redraw(name, verdict, words, tuple(builder.files.values()), recipe, made, tuple(builder.leaves))
+
+
+@dataclass(slots=True)
+class _Builder:
+    reasons: list[Reason] = field(default_factory=list)
+    files: dict[tuple[str, str], NamedFile] = field(default_factory=dict)
+    leaves: list[str] = field(default_factory=lambda: list(OPEN))
+    """The fields of a request that the graph leaves to the checkpoint."""
+    made: Recipe | None = None
+
+    def add(self, verdict: Drawable, words: str) -> None:
+        self.reasons.append(Reason(verdict, words))
+
+    def recipe(self, found: Passes) -> dict[str, Any]:
+        (_, first), *others = found.passes
+        first = _with_levels(first)
+        second = others[0] if others else None
+        self._require_same(first, second[1] if second else None)
+        checkpoint, clip = first.model.checkpoint, first.positive.clip
+        self._file("checkpoint", checkpoint)
+        loras = self._loras(first.model, clip)
+        sampler = self._sampler(first)
+        self._leave(first.model, clip)
+        vae = self._vae(found, checkpoint)
+        negative = first.negative or Text("", clip)
+        self._sizes((first.positive, negative), found)
+        made = Recipe(
+            checkpoint=stand_in("checkpoint"), prompt=first.positive.text, negative_prompt=negative.text,
+            sampler=sampler.name, schedule=first.schedule.value, steps=first.steps, guidance_scale=first.cfg,
+            width=found.width, height=found.height, seed=first.seed,
+            clip_skip=-clip.layer if clip.layer is not None else 1, prediction=first.model.prediction or "epsilon",
+            is_zero_snr=bool(first.model.is_zero_snr), precision="float16", rng="cpu",
+            step_rng=self._step_rng(first, second[1] if second else None), noise_slice=found.slice, rounding="down",
+            emphasis="comfyui", loras=tuple(loras), prompt_parts=first.positive.parts, negative_parts=negative.parts,
+            guidance_rescale=first.model.rescale, rescales_velocity=bool(first.model.rescale),
+            freeu=first.model.freeu, hires=self._hires(*second) if second else None,
+            sampling=Sampling(
+                program="comfyui", sigmas=first.sigmas, eta=first.eta if sampler.takes_eta else 1.0,
+                noise_scale=first.s_noise if sampler.takes_s_noise else 1.0,
+            ),
+        )  # fmt: skip
+        require_plannable(made)
+        self._embeddings(made)
+        self.made = made
+        self._differences(made)
+        return self._value(made, loras, vae)
+
+    def _require_same(self, first: Sampled, second: Sampled | None) -> None:
+        if first.negative and first.negative.clip != first.positive.clip:
+            raise Stopped(f"{first.node} takes its two prompts from different text encoders, which civman does not do")
+        if first.model.checkpoint != first.positive.clip.checkpoint:
+            raise Stopped(f"{first.node} takes UNet and text encoders from two checkpoints, which civman does not do")
+        if second is None:
+            return
+        if second.model != first.model:
+            raise Stopped(f"{second.node} uses another model, LoRA or setting of the model than the pass before it")
+        same = second.positive == first.positive and (second.negative or first.negative) == first.negative
+        if not same and first.negative is not None:
+            raise Stopped(f"{second.node} uses another prompt than the pass before it, which civman does not support")
+        if first.negative is None and (second.positive != first.positive or second.negative is not None):
+            raise Stopped(f"{second.node} is guided by a negative prompt that the pass before it does not have")
+        if second.sigmas or (second.eta, second.s_noise) != (first.eta, first.s_noise):
+            raise Stopped(f"{second.node} has noise levels or eta of its own, which civman does not support there")
+
+    def _file(self, role: str, name: str, weight: float | None = None) -> str:
+        plain = stem(name)
+        self.files[role, plain] = NamedFile(role, plain, "", weight)
+        return plain
+
+    def _loras(self, model: Model, clip: Clip) -> list[LoraUse]:
+        """The LoRAs of both chains, each node with its strength for the UNet and for the text encoders."""
+        names = {node: name for node, name, _ in (*model.loras, *clip.loras)}
+        unet = {node: strength for node, _, strength in model.loras}
+        text = {node: strength for node, _, strength in clip.loras}
+        uses = []
+        for node, name in names.items():
+            scales = unet.get(node, 0.0), text.get(node, 0.0)
+            if scales != (0.0, 0.0):
+                uses.append(LoraUse(stand_in(self._file("lora", name, scales[0])), *scales))
+        return uses
+
+    def _sampler(self, sampled: Sampled) -> samplers.Sampler:
+        plain = sampled.sampler.removesuffix("_gpu")
+        if plain.startswith("uni_pc"):
+            raise Stopped(f"{sampled.node} uses `{plain}`, whose noise levels end at 0.001 in ComfyUI; civman has only "
+                          "A1111's UniPC")  # fmt: skip
+        try:
+            sampler, _ = sampler_names.parse(_SAMPLERS.get(plain, plain), "Normal")
+        except UsageError as error:
+            raise Stopped(f"{sampled.node}: {error.message}") from error
+        return sampler
+
+    def _step_rng(self, first: Sampled, second: Sampled | None) -> str:
+        """Where the steps' noise comes from: a graphics card, or the CPU for SDE samplers that do not say otherwise."""
+        sources = [
+            "cpu" if sampler.name in _TREES and not each.sampler.endswith("_gpu") else "nv"
+            for each in (first, second)
+            if each is not None and (sampler := self._sampler(each)).noise is not samplers.Kind.NONE
+        ]
+        if len(set(sources)) > 1:
+            raise Stopped("the steps of one pass take their noise from the CPU and those of the other from a graphics "
+                          "card, which civman does not support")  # fmt: skip
+        return sources[0] if sources else ""
+
+    def _leave(self, model: Model, clip: Clip) -> None:
+        """Note which fields of the request the graph itself decides."""
+        if clip.layer is None:
+            self.leaves.append("clip_skip")
+        if model.prediction:
+            self.leaves.remove("prediction")
+            self.leaves.remove("is_zero_snr")
+
+    def _vae(self, found: Passes, checkpoint: str) -> str:
+        """The file of the VAE; empty if it is the checkpoint's."""
+        used = set(found.vaes)
+        if len(used) > 1:
+            raise Stopped("the graph uses two VAEs, which civman does not support")
+        [(own, file)] = used
+        if own and own != checkpoint:
+            raise Stopped("the VAE is part of another checkpoint, which civman does not support")
+        return self._file("vae", file) if file else ""
+
+    def _sizes(self, texts: Sequence[Text], found: Passes) -> None:
+        plain = (found.height, found.width, 0, 0, found.height, found.width)
+        if any(text.sizes not in ((), plain) for text in texts):
+            stated = next(text.sizes for text in texts if text.sizes not in ((), plain))
+            raise Stopped(f"SDXL is told the sizes {stated[1]}x{stated[0]} and {stated[5]}x{stated[4]} instead of the "
+                          "image's own, which civman does not support")  # fmt: skip
+
+    def _hires(self, enlarged: Enlarged | None, second: Sampled) -> Hires:
+        assert enlarged is not None
+        model = self._file("upscaler", enlarged.model) if enlarged.model else ""
+        sampler = self._sampler(second)
+        return Hires(
+            enlarged.width, enlarged.height, second.steps, second.strength, enlarged.upscaler,
+            stand_in(model) if model else None, stretches=True, seed=second.seed, guidance_scale=second.cfg,
+            sampler=sampler.name, schedule=second.schedule.value, resize=enlarged.resize,
+        )  # fmt: skip
+
+    def _embeddings(self, made: Recipe) -> None:
+        texts = (made.prompt, made.negative_prompt, *(part.text for part in (*made.prompt_parts, *made.negative_parts)))
+        for name in dict.fromkeys(name for text in texts for name in comfyui_syntax.embeddings_in(text)):
+            self._file("embedding", name)
+
+    def _differences(self, made: Recipe) -> None:
+        if made.step_rng == "nv" and _values(made) > SMALLEST_CARD:
+            self.add(Drawable.DIFFERS, "the steps' noise came from a graphics card that the graph does not name, and "
+                                       "at this size it depends on the card: --step-rng CARD")  # fmt: skip
+        for each in self.files.values():
+            if each.role != "embedding":
+                self.add(Drawable.DIFFERS, f"the {each.role} `{each.name}` is named without a hash")
+
+    def _value(self, made: Recipe, loras: Sequence[LoraUse], vae: str) -> dict[str, Any]:
+        """The recipe with names instead of digests, without the values that only the checkpoint shows."""
+        value = asdict(made)
+        names = {stand_in(each.name): each.name for each in self.files.values() if each.role == "lora"}
+        for name in ("precision", "files", "config", "vae", "start", "count", "batch_size", *self.leaves):
+            value.pop(name, None)
+        if made.hires:
+            upscaler = next((each.name for each in self.files.values() if each.role == "upscaler"), "")
+            value["hires"] |= {"model": {"name": upscaler, "hash": ""} if upscaler else None}
+        checkpoint = next(each for each in self.files.values() if each.role == "checkpoint")
+        return value | {
+            "checkpoint": {"name": checkpoint.name, "hash": ""}, "vae": {"name": vae, "hash": ""} if vae else None,
+            "loras": [
+                {"name": names[use.sha256], "hash": "", "scale": use.scale, "text_scale": use.text_scale, "blocks": ""}
+                for use in loras
+            ],
+            "hypernetworks": [],
+            "embeddings": [{"name": each.name, "hash": ""} for each in self.files.values() if each.role == "embedding"],
+        }  # fmt: skip
+
+
+def _with_levels(first: Sampled) -> Sampled:
+    """Replace a strength below 1 by the noise levels that it selects; the latents of a first pass are empty."""
+    if first.sigmas or first.strength > _FULL:
+        return first
+    plain = first.sampler.removesuffix("_gpu")
+    drops = plain in ("dpm_2", "dpm_2_ancestral")
+    if first.strength <= 0:
+        raise Stopped(f"{first.node} adds no noise and does nothing")
+    whole = table(first.schedule, int(first.steps / first.strength) + drops, NoiseLevels.of_model(program="comfyui"))
+    whole = [*whole[:-2], whole[-1]] if drops else whole
+    return replace(first, sigmas=tuple(whole[-(first.steps + 1) :]))
+
+
+def _values(made: Recipe) -> int:
+    """The number of values of the largest noise that is drawn at once."""
+    sizes: Iterator[tuple[int, int]] = iter(
+        [(made.width, made.height), *([(made.hires.width, made.hires.height)] if made.hires else [])]
+    )
+    count = int(made.noise_slice.partition("/")[2] or 1)
+    return max(4 * (width // 8) * (height // 8) for width, height in sizes) * count

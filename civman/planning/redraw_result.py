@@ -1,0 +1,68 @@
+"""The result of planning another program's image: a recipe, or why there is none."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from civman.diffusion import sampler_names, samplers
+from civman.domain.digests import Sha256
+from civman.domain.recipes.recipe import Recipe
+from civman.pictures.site_settings import NamedFile
+from civman.planning import prompt_stages
+from civman.planning.redraw_features import RANK, Drawable, Reason
+from civman.prompts import emphasis
+
+SMALLEST_CARD: Final = 20480
+"""The number of threads of the smallest common GPU. Noise of fewer values is the same on all GPUs."""
+OPEN: Final = ("prediction", "is_zero_snr", "precision", "config")
+"""The fields of a request that only the checkpoint and the machine decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redraw:
+    """The result for one image's settings; `recipe` has names and hashes as the settings give them."""
+
+    id: object
+    drawable: Drawable
+    reasons: tuple[str, ...]
+    resources: tuple[NamedFile, ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+    made: Recipe | None = None
+    """The recipe with stand-ins for the digests of files (`stand_in`)."""
+    leaves: tuple[str, ...] = OPEN
+    """The fields of a request that the settings leave to the checkpoint."""
+
+    def value(self) -> dict[str, Any]:
+        """The result as a dict that can be serialised to JSON."""
+        return {
+            "id": self.id, "drawable": self.drawable.value, "reasons": list(self.reasons),
+            "resources": [asdict(each) for each in self.resources], "recipe": self.recipe,
+        }  # fmt: skip
+
+
+def verdict_of(found: Sequence[Reason]) -> tuple[Drawable, tuple[str, ...]]:
+    """The worst verdict of all reasons, and their words, the most serious ones first."""
+    ordered = sorted(found, key=lambda each: -RANK.index(each.verdict))
+    verdict = max((each.verdict for each in found), key=RANK.index, default=Drawable.EXACT)
+    return verdict, tuple(dict.fromkeys(each.words for each in ordered))
+
+
+def require_plannable(made: Recipe) -> None:
+    """Check the recipe without its models. Raises: UsageError: it could not be rendered with any model."""
+    prompt_stages.require_readable(made)
+    sampler, schedule, levels = sampler_names.of_recipe(made)
+    samplers.plan(sampler, schedule, made.steps, levels, sigmas=made.sampling.sigmas)
+    if made.hires:
+        start = samplers.Start(made.hires.strength, keeps_steps=True)
+        sampler, schedule, levels = sampler_names.of_second_pass(made)
+        samplers.plan(sampler, schedule, made.hires.steps, levels, start=start)
+    if made.emphasis != "comfyui":
+        first, second = prompt_stages.passes_of(made)
+        for text in dict.fromkeys(text for each in (first, second) if each for text in each.texts()):
+            emphasis.parse(text)
+
+
+def stand_in(name: str) -> Sha256:
+    """A placeholder for an unknown digest, so that the other values can be checked."""
+    return Sha256(hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest())
