@@ -56,6 +56,8 @@ def test_only_a_family_s_own_module_asks_which_family_it_is() -> None:
 
 def _names_a_family(node: ast.Compare | ast.Match) -> bool:
     sides = [node.subject] if isinstance(node, ast.Match) else [node.left, *node.comparators]
+    if any(isinstance(side, ast.Constant) and side.value is None for side in sides):
+        return False  # whether there is a family at all
     words = [side.attr if isinstance(side, ast.Attribute) else getattr(side, "id", "") for side in sides]
     inner = [side.value for side in sides if isinstance(side, ast.Attribute) and side.attr == "name"]
     words += [side.attr if isinstance(side, ast.Attribute) else getattr(side, "id", "") for side in inner]

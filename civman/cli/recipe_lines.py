@@ -10,12 +10,13 @@ if TYPE_CHECKING:
 
 _ELSEWHERE: Final = frozenset({
     "checkpoint", "vae", "loras", "embeddings", "files", "prompt", "negative_prompt", "sampler", "schedule", "steps",
-    "guidance_scale", "width", "height", "seed", "clip_skip",
+    "guidance_scale", "width", "height", "seed", "clip_skip", "parts",
 })  # fmt: skip
 """Fields that `civman show` prints on other lines."""
 _TITLES: Final = {
     "rng": "RNG", "eta_seed_delta": "ENSD", "guidance_rescale": "CFG rescale", "is_zero_snr": "zero terminal SNR",
     "hires": "second pass", "prompt_rules": "prompt rules", "start": "input image", "config": "model config",
+    "flow": "flow matching",
 }  # fmt: skip
 
 

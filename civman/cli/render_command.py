@@ -102,6 +102,25 @@ def render(
             "--vae", metavar="REF", autocompletion=completion.refs, help="A VAE to use instead of the checkpoint's own."
         ),
     ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROLE=REF",
+            help="A text encoder that is not in the checkpoint, such as t5=REF, clip-l=REF or qwen3=REF (repeatable).",
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            help="Which model of its family the checkpoint is, if its tensors cannot tell: dev, krea, kontext …"
+        ),
+    ] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="The shift of the noise levels of a flow-matching model, such as 3.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="The guidance scale that a model such as Flux.1 dev embeds, apart from --cfg.")
+    ] = None,
     trigger: Annotated[
         str,
         typer.Option(help="auto: add a LoRA's trigger words if the prompt contains none of them; off: never add any."),
@@ -429,7 +448,8 @@ def render(
         checkpoint=checkpoint, file=file, negative_prompt=negative, loras=loras_from(lora or []),
         embeddings=tuple(embedding or ()), hypernetworks=tuple(hypernetwork or ()), vae=vae,
         sampler=sampler, schedule=schedule, steps=steps,
-        guidance_scale=cfg, guidance_rescale=cfg_rescale,
+        guidance_scale=cfg, guidance_rescale=cfg_rescale, parts=tuple(part or ()), variant=variant, shift=shift,
+        guidance=guidance,
         width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,
         hires=hires_from(

@@ -7,9 +7,14 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
         "negative", "join_prompt", "join_negative", "prompts", "style", "styles", "dynamic", "wildcards",
         "trigger", "preset",
     ),
-    "Models": ("file", "lora", "embedding", "hypernetwork", "vae", "require", "force", "allow_partial"),
+    "Models": (
+        "file", "lora", "embedding", "hypernetwork", "vae", "part", "variant", "require", "force", "allow_partial",
+    ),
     "Images": ("picture_size", "seed", "count", "batch_size", "exact", "grid", "output", "dry_run", "open_", "preview"),
-    "Sampling": ("sampler", "schedule", "steps", "sigmas", "cfg", "cfg_rescale", "cfg_rescale_v", "clip_skip"),
+    "Sampling": (
+        "sampler", "schedule", "steps", "sigmas", "cfg", "cfg_rescale", "cfg_rescale_v", "clip_skip", "shift",
+        "guidance",
+    ),
     "Second pass": (
         "hires", "upscaler", "hires_steps", "hires_strength", "hires_token_merging", "hires_trim", "hires_resize",
         "hires_seed", "hires_cfg", "hires_sampler", "hires_schedule",

@@ -14,11 +14,16 @@ from civman.errors import CannotRender, Cause
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The tensor of a parameter: its name, which third of its rows (q, k or v) to take, and whether to transpose it."""
+    """The tensor of a parameter: its name, which third of its rows (q, k or v) to take, and whether to transpose it.
+
+    `rows`: the first row and the number of rows to take; `swaps_halves`: the second half of the rows comes first.
+    """
 
     name: str
     third: int | None = None
     is_transposed: bool = False
+    rows: tuple[int, int] | None = None
+    swaps_halves: bool = False
 
 
 _RES = {

@@ -173,14 +173,11 @@ class Denoiser:
         known, seen = self._known, x
         if known is not None and known.is_shown:
             seen = x * known.mask + known.latents * (1 - known.mask) * math.sqrt(sigma**2 + 1)
-        scaled = seen / math.sqrt(sigma**2 + 1)
-        inputs = scaled if self._extra is None else torch.cat([scaled, self._extra.expand(len(x), -1, -1, -1)], dim=1)
-        time = torch.tensor(self._levels.time(sigma), dtype=torch.float32, device=x.device)
         plan = self._plan_of_call(sigma)
-        answers = [answer for contexts, added in plan.calls for answer in self._ask(inputs, time, contexts, added)]
+        answers = self._answers(seen, sigma, plan)
         thresholding, is_guided = self._guidance.thresholding, len(answers) > len(plan.weights)
         if thresholding is not None and is_guided and not self._guidance.thresholds_noise:
-            answers = [clean_picture(seen, sigma, answer, predicts_v=self._predicts_v) for answer in answers]
+            answers = [self._clean(seen, sigma, answer) for answer in answers]
             wanted = [self._thresholded(answers, plan.weights)]
         else:
             predicts_v = self._predicts_v
@@ -188,7 +185,10 @@ class Denoiser:
                 answers, predicts_v = [velocity(seen, sigma, answer) for answer in answers], True
             guided = self._guided(answers, plan.weights)
             wanted = [guided, answers[-1]] if self._guidance.in_pairs else [guided]
-            wanted = [clean_picture(seen, sigma, answer, predicts_v=predicts_v) for answer in wanted]
+            wanted = [
+                clean_picture(seen, sigma, answer, predicts_v=True) if predicts_v else self._clean(seen, sigma, answer)
+                for answer in wanted
+            ]
         cleans = []
         for clean in wanted:
             if known is not None and known.is_shown:
@@ -198,6 +198,19 @@ class Denoiser:
             cleans.append(clean)
         self._on_call(sigma, cleans[0])
         return tuple(cleans) if self._guidance.in_pairs else cleans[0]
+
+    def _answers(self, seen: Tensor, sigma: float, plan: "_Plan") -> list[Tensor]:
+        """Evaluate the model for each text of the plan."""
+        scaled = seen / math.sqrt(sigma**2 + 1)
+        inputs = (
+            scaled if self._extra is None else torch.cat([scaled, self._extra.expand(len(seen), -1, -1, -1)], dim=1)
+        )
+        time = torch.tensor(self._levels.time(sigma), dtype=torch.float32, device=seen.device)
+        return [answer for contexts, added in plan.calls for answer in self._ask(inputs, time, contexts, added)]
+
+    def _clean(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
+        """Convert an output of the model to the denoised prediction."""
+        return clean_picture(x, sigma, answer, predicts_v=self._predicts_v)
 
     def _plan_of_call(self, sigma: float) -> "_Plan":
         """Return the UNet calls of this evaluation; they are planned again only when the prompts change."""

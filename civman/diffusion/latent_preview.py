@@ -29,7 +29,8 @@ def preview_of(model: LoadedModel, latents: Tensor) -> Callable[[], bytes]:
 @torch.no_grad()
 def _colours(model: LoadedModel, latents: Tensor) -> Tensor:
     """Approximate colours of latents (1, 4, h, w): (3, h', w') in 0 … 1."""
-    if tuple(model.vae.config.block_out_channels) == _KNOWN_WIDTHS:
+    widths = getattr(model.vae.config, "block_out_channels", ())
+    if model.family.latent_rgb and tuple(widths) == _KNOWN_WIDTHS:
         matrix = torch.tensor(model.family.latent_rgb)
         return torch.einsum("chw,cr->rhw", latents[0].cpu(), matrix) / 2 + 0.5
     height, width = latents.shape[-2:]

@@ -23,7 +23,8 @@ from civman.diffusion import model_classes
 from civman.diffusion.checkpoint_names import TITLES, UNET, VAE, Config
 from civman.diffusion.component_layouts import Source, own_vae_names, text_sources, unet_sources, vae_sources
 from civman.diffusion.component_shapes import require_tensors
-from civman.diffusion.families.registry import Family, family_of
+from civman.diffusion.families.registry import Family, unet_family_of
+from civman.diffusion.families.unet_family import UNetFamily
 from civman.diffusion.mapped_weights import Weights
 from civman.diffusion.unet_configs import component_configs, require_known_rules, require_parts, text_prefix
 from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, Quantisation
@@ -45,8 +46,9 @@ _KNOWN_TAILS = (
 class LoadedModel:
     """The components of a checkpoint, ready to use, and the files they are read from.
 
-    `prediction` is "epsilon" or "v_prediction"; `is_zero_snr`: the model was trained with zero terminal SNR. `notes`
-    are sentences for the user (conversions, assumptions); `unused` lists the file's tensors that no component uses.
+    `prediction` is "epsilon", "v_prediction" or "flow"; `is_zero_snr`: the model was trained with zero terminal SNR.
+    `notes` are sentences for the user (conversions, assumptions); `unused` lists the file's tensors that no component
+    uses.
     `files` maps each component to its open file, `sources` maps each of its parameters to a tensor; `pipelines` caches
     the diffusers pipelines built from this model.
     """
@@ -68,8 +70,8 @@ class LoadedModel:
 
     @property
     def unet(self) -> Any:
-        """Diffusers' UNet2DConditionModel."""
-        return self.components["unet"]
+        """The network that is evaluated in each step: diffusers' UNet2DConditionModel, or a transformer."""
+        return self.components.get("unet") or self.components["transformer"]
 
     @property
     def vae(self) -> Any:
@@ -90,7 +92,7 @@ class LoadedModel:
     def base_tensor(self, component: str, parameter: str) -> Tensor:
         """Read a parameter as a CPU view of the memory-mapped file, in the file's dtype and the parameter's shape."""
         tensor = self.files[component].read(self.sources[component][parameter])
-        return tensor.reshape(self.components[component].get_parameter(parameter).shape)
+        return tensor.reshape(_tensor_of(self.components[component], parameter).shape)
 
     def forget(self, component: str, parameter: str) -> None:
         """Release the pages of a tensor that `base_tensor` returned and that has been copied.
@@ -141,7 +143,7 @@ def load(
     """
     weights = Weights(path)
     require_known_rules(weights.shapes, path.name)
-    family = family_of(weights.shapes)
+    family = unet_family_of(weights.shapes)
     vae_file, vae_names = _vae_tensors(weights, vae)
     vae_shapes = {plain: vae_file.shapes[actual] for plain, actual in vae_names.items()}
     stated = _stated_configs(config) if isinstance(config, Path) else config or {}
@@ -177,10 +179,17 @@ def load(
 def build_empty(configs: Mapping[str, Config]) -> dict[str, nn.Module]:
     """Build components from their configs on the meta device: modules without memory, uninitialised."""
     made: dict[str, nn.Module] = {}
-    with _no_initialisation(), torch.device("meta"), _PositionsOnCpu():
+    with unfilled():
         for name, config in configs.items():
             made[name] = model_classes.construct(name, config).eval().requires_grad_(requires_grad=False)
     return made
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Build modules inside this block without memory and without initialisation."""
+    with _no_initialisation(), torch.device("meta"), _PositionsOnCpu():
+        yield
 
 
 class _PositionsOnCpu(TorchFunctionMode):
@@ -222,6 +231,7 @@ def _sources(name: str, module: nn.Module, model: LoadedModel, vae_names: Mappin
     if name == "vae":
         plain = vae_sources(parameters, config, "")
         return {parameter: Source(vae_names.get(source.name, source.name)) for parameter, source in plain.items()}
+    assert isinstance(model.family, UNetFamily)
     usual = model.family.text_encoders[name]
     names = model.files[name].shapes
     return text_sources(parameters, usual["layout"], text_prefix(usual, names) or "", names)
@@ -257,15 +267,32 @@ def _fill(
     weights, sources = model.files[name], model.sources[name]
     wanted = {parameter: tuple(module.get_parameter(parameter).shape) for parameter in sources}
     require_tensors(name, wanted, sources, weights.shapes, weights.path.name)
+    fill(model, name, module, dtype, notes, moved, leaves)
+
+
+def fill(
+    model: LoadedModel,
+    name: str,
+    module: nn.Module,
+    dtype: torch.dtype | None,
+    notes: list[str],
+    moved: dict[str, Tensor],
+    leaves: int | None,
+) -> None:
+    """Give a module built on the meta device the tensors of its file, and put it into `model`.
+
+    `moved` are tensors that are converted already; `leaves` is explained in `load`.
+    """
+    weights, sources = model.files[name], model.sources[name]
     own = weights.dtype_of(source.name for source in sources.values())
     if dtype is None and own.itemsize == 1:
         dtype = torch.float16
     if dtype not in (None, own):
-        notes.append(f"{TITLES[name]}: {_short(own)} in the file, computed in {_short(dtype)}")
+        notes.append(f"{TITLES.get(name, name)}: {_short(own)} in the file, computed in {_short(dtype)}")
     model.components[name] = module
     state = {}
     for parameter, source in sources.items():
-        shape = module.get_parameter(parameter).shape
+        shape = _tensor_of(module, parameter).shape
         if leaves is not None and shape.numel() > leaves:
             state[parameter] = _meta_like(weights, source, shape, dtype or own)
             continue
@@ -275,6 +302,7 @@ def _fill(
         if weights.is_packed(source.name) or state[parameter].data_ptr() != ready.data_ptr():
             weights.forget(source.name)
     module.load_state_dict(state, strict=False, assign=True)
+    module.requires_grad_(requires_grad=False)
     _move_buffers(module, model.device)
 
 
@@ -283,6 +311,12 @@ def _meta_like(weights: Weights, source: Source, shape: torch.Size, dtype: torch
     if weights.is_packed(source.name):
         return torch.empty(shape, dtype=dtype, device="meta")
     return torch.empty_like(weights.read(source).reshape(shape), dtype=dtype, device="meta")
+
+
+def _tensor_of(module: nn.Module, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    found: Tensor = getattr(module.get_submodule(owner), leaf)
+    return found
 
 
 def _move_buffers(module: nn.Module, device: torch.device) -> None:
@@ -323,6 +357,8 @@ def _wanted_dtype(name: str, dtype: torch.dtype | None, device: torch.device, fa
 def _prediction(
     model: LoadedModel, weights: Weights, said: str | None, said_zero: bool | None, notes: list[str]
 ) -> tuple[str, bool]:
+    family = model.family
+    assert isinstance(family, UNetFamily)
     zero = said_zero if said_zero is not None else "ztsnr" in weights.shapes
     claimed = weights.metadata.get("modelspec.prediction_type", "").casefold()
     if said is not None:
@@ -330,8 +366,8 @@ def _prediction(
     elif "v_pred" in weights.shapes or claimed in ("v", "v_prediction", "v-prediction", "vpred"):
         kind = "v_prediction"
     else:
-        kind = model.family.prediction
-        if model.family.is_silent_about_prediction and not claimed:
+        kind = family.prediction
+        if family.is_silent_about_prediction and not claimed:
             notes.append("the file does not state whether it predicts epsilon or v: assuming epsilon")
     if kind not in ("epsilon", "v_prediction"):
         raise CannotRender(f"unknown prediction type: {kind}", code=Cause.UNKNOWN_PREDICTION)

@@ -79,6 +79,11 @@ class Weights:
         if source.third is not None:
             rows = tensor.shape[0] // 3
             tensor = tensor[source.third * rows : (source.third + 1) * rows]
+        if source.rows is not None:
+            tensor = tensor[source.rows[0] : source.rows[0] + source.rows[1]]
+        if source.swaps_halves:
+            half = tensor.shape[0] // 2
+            tensor = torch.cat([tensor[half:], tensor[:half]])
         return tensor.T if source.is_transposed else tensor
 
     def is_packed(self, name: str) -> bool:

@@ -22,6 +22,7 @@ import importlib.util
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,42 @@ def construct(component: str, config: dict[str, Any]) -> nn.Module:
     plain, projecting, configuration = _import(_text)
     encoder: nn.Module = (projecting if component == "text_encoder_2" else plain)(configuration(**config))
     return encoder
+
+
+_CLASSES = {
+    "FluxTransformer2DModel": "diffusers.models.transformers.transformer_flux",
+    "ChromaTransformer2DModel": "diffusers.models.transformers.transformer_chroma",
+    "ZImageTransformer2DModel": "diffusers.models.transformers.transformer_z_image",
+    "QwenImageTransformer2DModel": "diffusers.models.transformers.transformer_qwenimage",
+    "CosmosTransformer3DModel": "diffusers.models.transformers.transformer_cosmos",
+    "SD3Transformer2DModel": "diffusers.models.transformers.transformer_sd3",
+    "Flux2Transformer2DModel": "diffusers.models.transformers.transformer_flux2",
+    "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
+    "AutoencoderKLQwenImage": "diffusers.models.autoencoders.autoencoder_kl_qwenimage",
+    "AutoencoderKLFlux2": "diffusers.models.autoencoders.autoencoder_kl_flux2",
+    "CLIPTextModel": "transformers.models.clip.modeling_clip",
+    "CLIPTextModelWithProjection": "transformers.models.clip.modeling_clip",
+    "T5EncoderModel": "transformers.models.t5.modeling_t5",
+    "Qwen3Model": "transformers.models.qwen3.modeling_qwen3",
+    "Qwen2Model": "transformers.models.qwen2.modeling_qwen2",
+}
+"""The classes of the transformer families, and the modules that define them."""
+
+
+def construct_class(name: str, config: dict[str, Any]) -> nn.Module:
+    """Build one of diffusers' or transformers' models on torch's default device, by the name of its class."""
+    _import(lambda: None)
+    with warnings.catch_warnings():  # diffusers' own classes use names that diffusers calls deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        kind: Any = getattr(importlib.import_module(_CLASSES[name]), name)
+        if _CLASSES[name].startswith("transformers."):
+            encoder: nn.Module = kind(kind.config_class(**config, attn_implementation="sdpa"))
+            return encoder
+        made: Any = kind(**{key: value for key, value in config.items() if key != "decoder_only"})
+    if config.get("decoder_only"):
+        made.encoder = made.quant_conv = None
+    model: nn.Module = made
+    return model
 
 
 def _diffusion() -> Any:

@@ -9,13 +9,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from civman.diffusion import sampler_names, samplers, second_pass, solvers, start_picture, vae_codec
+from civman.diffusion import sampler_names, samplers, sampling_plan, second_pass, solvers, start_picture, vae_codec
 from civman.diffusion.denoiser import Denoiser, Guidance, Known, Prompts, Skips
 from civman.diffusion.environment import deterministic
+from civman.diffusion.flow_denoiser import FlowDenoiser
+from civman.diffusion.flow_levels import FlowLevels
 from civman.diffusion.freed_unet import freed
 from civman.diffusion.guard import check_latents, check_pixels, memory_errors, noise_words, refuse_noise
 from civman.diffusion.hypernetworks import Hypernetwork, acting
@@ -105,13 +108,18 @@ class _Method:
     recipe: Recipe
     sampler: samplers.Sampler
     schedule: Schedule
-    levels: NoiseLevels
+    levels: NoiseLevels | FlowLevels
     guidance_scale: float
 
     @property
     def tuning(self) -> solvers.Tuning:
         """The recipe's settings that the sampler uses."""
         return self.sampler.tuning(self.recipe.sampling, self.recipe.rules)
+
+    @property
+    def solver(self) -> solvers.Solver:
+        """What computes the sampler's steps with this model."""
+        return sampling_plan.solver_of(self.sampler, self.levels)
 
 
 class _Job:
@@ -248,26 +256,24 @@ class _Job:
             Skips(recipe.skip_negative_below, recipe.skip_negative_always, recipe.skip_early_guidance),
             recipe.fit_negative, steps, recipe.rescales_velocity,
         )  # fmt: skip
-        denoiser = Denoiser(
-            self._model, prompt, method.levels, guidance=guidance, size=size, known=known, extra=extra,
+        denoiser = self._denoiser(
+            method, prompt, guidance=guidance, size=size, known=known, extra=extra,
             on_call=self._counter(plan, tell),
         )  # fmt: skip
         ratio = recipe.token_merging if stage == "first" or recipe.hires is None else recipe.hires.token_merging
         with merging(self._model.unet, ratio, (x.shape[-2], x.shape[-1])), freed(self._model.unet, recipe.freeu):
-            x = solvers.solve(
-                sampler.solver, x, plan.sigmas, self._step_noise(plan, noises, x), denoiser, method.tuning
-            )
+            x = solvers.solve(method.solver, x, plan.sigmas, self._step_noise(plan, noises, x), denoiser, method.tuning)
         return x * plan.end_scale
 
-    @staticmethod
-    def _counter(plan: samplers.Plan, tell: Callable[[int, Tensor], None]) -> Callable[[float, Tensor], None]:
+    def _counter(self, plan: samplers.Plan, tell: Callable[[int, Tensor], None]) -> Callable[[float, Tensor], None]:
         """Convert UNet calls to step numbers: by counting or, for adaptive samplers, from the fall of the noise."""
         if plan.sampler.is_adaptive:
             high, low = math.log(plan.sigmas[0]), math.log(plan.span[0])
             return lambda sigma, clean: tell(
                 min(plan.steps, math.ceil(plan.steps * (high - math.log(sigma)) / (high - low))), clean
             )
-        calls = len(solvers.evaluations(plan.sampler.solver, plan.sigmas, in_pairs=plan.sampler.is_cfgpp))
+        solver = sampling_plan.solver_of(plan.sampler, self._method.levels)
+        calls = len(solvers.evaluations(solver, plan.sigmas, in_pairs=plan.sampler.is_cfgpp))
         done = 0
 
         def count(_: float, clean: Tensor) -> None:
@@ -297,7 +303,7 @@ class _Job:
         Without a start image, or at another size than the recipe's (second pass), everything is hidden.
         """
         channels = int(self._model.unet.config.in_channels)
-        if channels == 4:
+        if channels == 4 or self._recipe.flow is not None:
             return None
         if channels != 9:
             raise CannotRender(f"civman does not support a UNet with {channels} input channels", code=Cause.ODD_INPUT,
@@ -320,16 +326,22 @@ class _Job:
     def _plan(
         self, method: "_Method", steps: int, start: Start | None = None, sigmas: Sequence[float] = ()
     ) -> samplers.Plan:
-        return samplers.plan(
+        return sampling_plan.plan(
             method.sampler, method.schedule, steps, method.levels, is_xl=self._model.family.is_xl, start=start,
             rules=self._recipe.rules, sigmas=sigmas,
         )  # fmt: skip
+
+    def _denoiser(self, method: "_Method", prompt: Prompts, **options: Any) -> Denoiser:
+        if self._recipe.flow is not None:
+            return FlowDenoiser(self._model, prompt, self._recipe.flow.guidance, **options)
+        assert isinstance(method.levels, NoiseLevels)
+        return Denoiser(self._model, prompt, method.levels, **options)
 
     def _noise(self, seed: int) -> PictureNoise:
         return PictureNoise.of_recipe(self._recipe, seed)
 
     def _start_noise(self, noises: Sequence[PictureNoise], width: int, height: int) -> Tensor:
-        shape = (int(self._model.vae.config.latent_channels), height // 8, width // 8)
+        shape = vae_codec.latent_shape(self._model.vae, width, height)
         return torch.stack([noise.start(shape) for noise in noises]).to(self._model.device)
 
     def _step_noise(

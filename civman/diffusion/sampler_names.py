@@ -12,6 +12,7 @@ from functools import cache
 from typing import Final
 
 from civman.diffusion import samplers
+from civman.diffusion.flow_levels import FlowLevels
 from civman.diffusion.noise_levels import NoiseLevels, Schedule
 from civman.diffusion.samplers import BY_NAME, SAMPLERS, Sampler
 from civman.domain.recipes.recipe import Recipe
@@ -20,7 +21,6 @@ from civman.errors import Cause, UsageError
 NOT_OFFERED: Final = {
     "SA-Solver": ("a stochastic Adams method of ComfyUI and diffusers", "DPM++ 2M SDE"),
     "SA-Solver PECE": ("a stochastic Adams method of ComfyUI", "DPM++ 2M SDE"),
-    "ER SDE": ("a reverse-time SDE method of ComfyUI", "DPM++ 3M SDE"),
     "SEEDS 2": ("an exponential SDE method of ComfyUI", "DPM++ SDE"),
     "SEEDS 3": ("an exponential SDE method of ComfyUI", "DPM++ SDE"),
     "TCD": ("the sampler of trajectory-consistency models", "LCM"),
@@ -102,22 +102,24 @@ def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
     raise _unknown(text, wanted)
 
 
-def of_recipe(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels]:
+def of_recipe(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels | FlowLevels]:
     """Return a recipe's sampler, schedule and noise levels, with its options for them applied."""
     return _of_pass(recipe, recipe.sampler, recipe.schedule)
 
 
-def of_second_pass(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels]:
+def of_second_pass(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels | FlowLevels]:
     """Return what `of_recipe` does for the second pass, which may have a sampler and a schedule of its own."""
     hires = recipe.hires
     own, schedule = (hires.sampler, hires.schedule) if hires else ("", "")
     return _of_pass(recipe, own or recipe.sampler, schedule or ("" if own else recipe.schedule))
 
 
-def _of_pass(recipe: Recipe, name: str, stated: str) -> tuple[Sampler, Schedule, NoiseLevels]:
+def _of_pass(recipe: Recipe, name: str, stated: str) -> tuple[Sampler, Schedule, NoiseLevels | FlowLevels]:
     named, schedule = parse(name, stated)
     sampling = recipe.sampling
     sampler = with_options(samplers.of_recipe(named.name, recipe.rules), drop_penultimate=sampling.drop_penultimate)
+    if recipe.flow is not None:
+        return sampler, schedule, FlowLevels(recipe.flow.shift, recipe.flow.entries)
     if sampling.program == "comfyui":
         sampler = _of_comfyui(sampler)
     levels = sampler.levels(

@@ -126,7 +126,7 @@ class Sampler:
 
 
 _COUNTED_TWICE: Final = ("Heun", "DPM2", "DPM2 a", "DPM++ SDE", "DPM++ 2S a", "Restart")
-_WITHOUT_ETA: Final = ("LCM", "Restart", "DDPM")
+_WITHOUT_ETA: Final = ("LCM", "Restart", "DDPM", "ER SDE")
 
 SAMPLERS: Final = (
     Sampler("Euler", solvers.euler, "same", "k-diffusion sample_euler", "EulerDiscreteScheduler", ("k_euler",),
@@ -217,6 +217,8 @@ SAMPLERS: Final = (
             "ComfyUI's res_multistep, formula written independently"),
     Sampler("RES multistep a", solvers_rare.res_multistep_ancestral, "same",
             "ComfyUI's res_multistep_ancestral, formula written independently", "", ("res_multistep_ancestral",),
+            noise=Kind.ANCESTRAL, takes_s_noise=True),
+    Sampler("ER SDE", solvers_rare.er_sde, "same", "ComfyUI's er_sde, formula written independently",
             noise=Kind.ANCESTRAL, takes_s_noise=True),
     Sampler("Euler CFG++", solvers_rare.euler_cfgpp, "same", "ComfyUI's euler_cfg_pp, formula written independently",
             is_cfgpp=True),

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from civman.diffusion.checkpoint_names import METADATA_KEY, TITLES, UNET, Config, Shapes
-from civman.diffusion.families.registry import Family, context_width
+from civman.diffusion.clip_and_vae_configs import count, divisor, groups, projection_width, text_config, vae_config
+from civman.diffusion.families.registry import context_width
+from civman.diffusion.families.unet_family import UNetFamily
 from civman.errors import CannotRender, Cause, InvalidModelFile
 
 
@@ -42,7 +44,7 @@ _EDM = (
 
 
 def component_configs(
-    family: Family, shapes: Shapes, vae: Shapes, metadata: Mapping[str, str], stated: Mapping[str, Config]
+    family: UNetFamily, shapes: Shapes, vae: Shapes, metadata: Mapping[str, str], stated: Mapping[str, Config]
 ) -> dict[str, Config]:
     """Build the constructor arguments of every component of the family, by component.
 
@@ -62,7 +64,7 @@ def component_configs(
 
 
 def _component_configs(
-    family: Family, shapes: Shapes, vae: Shapes, metadata: Mapping[str, str], stated: Mapping[str, Config]
+    family: UNetFamily, shapes: Shapes, vae: Shapes, metadata: Mapping[str, str], stated: Mapping[str, Config]
 ) -> dict[str, Config]:
     own = _own_words(metadata)
     result = {"unet": unet_config(family.unet, shapes, _pooled_width(family, shapes))}
@@ -78,7 +80,7 @@ def _component_configs(
     return result
 
 
-def require_parts(family: Family, parts: Iterable[str], name: str) -> None:
+def require_parts(family: UNetFamily, parts: Iterable[str], name: str) -> None:
     """Check that the file called `name` has every component that its family needs.
 
     Raises: CannotRender (`missing-part`).
@@ -124,7 +126,7 @@ def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Conf
         "cross_attention_dim": context_width(shapes),
         "use_linear_projection": _projects_linearly(shapes),
         "transformer_layers_per_block": _one_or_all(depths),
-        "norm_num_groups": _groups(usual["norm_num_groups"], channels),
+        "norm_num_groups": groups(usual["norm_num_groups"], channels),
     }
     climbing = _depths_per_level(up, middle)
     if climbing != depths[::-1] and any(isinstance(d, list) for d in [*depths, *climbing]):
@@ -141,59 +143,6 @@ def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Conf
         config["projection_class_embeddings_input_dim"] = label[1]
         config["addition_time_embed_dim"] = (label[1] - pooled_width) // int(usual["addition_time_ids"])
     return config
-
-
-def vae_config(usual: Config, shapes: Shapes) -> Config:
-    """Build the arguments of diffusers' AutoencoderKL for these shapes (names without prefix)."""
-    decoder_only = not any(name.startswith("encoder.") for name in shapes)
-    side = "decoder.up" if decoder_only else "encoder.down"
-    channels, level = [], 0
-    while (shape := shapes.get(f"{side}.{level}.block.0.conv1.weight")) is not None:
-        channels.append(shape[0])
-        level += 1
-    layers = _count(shapes, f"{side}.0.block.") - int(decoder_only)
-    groups = int(usual["norm_num_groups"])
-    return usual | {
-        "in_channels": shapes["decoder.conv_out.weight"][0] if decoder_only else shapes["encoder.conv_in.weight"][1],
-        "out_channels": shapes["decoder.conv_out.weight"][0],
-        **({"decoder_only": True} if decoder_only else {}),
-        "latent_channels": shapes["decoder.conv_in.weight"][1],
-        "block_out_channels": channels,
-        "layers_per_block": layers,
-        "down_block_types": ["DownEncoderBlock2D"] * level,
-        "up_block_types": ["UpDecoderBlock2D"] * level,
-        # the family has 128 channels in 32 groups; if 32 groups do not fit, use four channels per group
-        "norm_num_groups": groups if _fits(groups, channels) else _groups(max(1, min(channels) // 4), channels),
-    }
-
-
-def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
-    """Build the arguments of transformers' CLIPTextConfig for the text encoder under this prefix."""
-    if usual["layout"] == "transformers":
-        table, places = shapes[f"{prefix}embeddings.token_embedding.weight"], "embeddings.position_embedding.weight"
-        layers, inner = _count(shapes, f"{prefix}encoder.layers."), "encoder.layers.0.mlp.fc1.weight"
-    else:
-        table, places = shapes[f"{prefix}token_embedding.weight"], "positional_embedding"
-        layers, inner = _count(shapes, f"{prefix}transformer.resblocks."), "transformer.resblocks.0.mlp.c_fc.weight"
-    hidden = table[1]
-    # SD 2 skips the last layer; a file with 23 layers has already been pruned to that
-    dropped = 0 if layers == 23 else int(usual["drop_last_layers"])
-    return {
-        "vocab_size": table[0],
-        "hidden_size": hidden,
-        "max_position_embeddings": shapes[prefix + places][0],
-        "num_hidden_layers": layers - dropped,
-        "intermediate_size": shapes[prefix + inner][0],
-        "num_attention_heads": hidden // 64 if hidden % 64 == 0 else _divisor(int(usual["heads"]), hidden),
-        "projection_dim": _projection_width(shapes, prefix) or hidden,
-        "hidden_act": usual["hidden_act"],
-        "layer_norm_eps": 1e-5,
-        "bos_token_id": 49406,
-        # with the value 2 in the Hub's configs, transformers would pool at the highest id, which may be an added
-        # embedding's
-        "eos_token_id": 49407,
-        "pad_token_id": 49407 if usual["layout"] == "transformers" else 0,
-    }
 
 
 class _Layer:
@@ -223,11 +172,7 @@ def _levels(shapes: Shapes, side: str, *, start: int) -> list[list[_Layer]]:
 
 
 def _depth(shapes: Shapes, block: str) -> int:
-    return _count(shapes, f"{UNET}{block}transformer_blocks.")
-
-
-def _count(shapes: Shapes, prefix: str) -> int:
-    return len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)})
+    return count(shapes, f"{UNET}{block}transformer_blocks.")
 
 
 def _attends(level: Iterable[_Layer]) -> bool:
@@ -258,40 +203,21 @@ def _projects_linearly(shapes: Shapes) -> bool:
 
 def _heads(rule: Mapping[str, int], width: int) -> int:
     if "count" in rule:
-        return _divisor(rule["count"], width)
+        return divisor(rule["count"], width)
     return width // rule["width"] if width % rule["width"] == 0 else max(1, width // 8)
 
 
-def _divisor(wanted: int, number: int) -> int:
-    return next(n for n in range(min(wanted, number), 0, -1) if number % n == 0)
-
-
-def _fits(groups: int, channels: list[int]) -> bool:
-    return all(width % groups == 0 for width in channels)
-
-
-def _groups(wanted: int, channels: list[int]) -> int:
-    return next(n for n in range(wanted, 0, -1) if _fits(n, channels))
-
-
-def _pooled_width(family: Family, shapes: Shapes) -> int | None:
+def _pooled_width(family: UNetFamily, shapes: Shapes) -> int | None:
     if not family.is_xl:
         return None
     usual = family.text_encoders["text_encoder_2"]
     prefix = text_prefix(usual, shapes)
     if prefix is None:
         return 1280
-    width = _projection_width(shapes, prefix)
+    width = projection_width(shapes, prefix)
     if width is None:
         raise KeyError(f"{prefix}text_projection")
     return width
-
-
-def _projection_width(shapes: Shapes, prefix: str) -> int | None:
-    if (bare := shapes.get(f"{prefix}text_projection")) is not None:
-        return bare[1]
-    linear = shapes.get(f"{prefix}text_projection.weight")
-    return None if linear is None else linear[0]
 
 
 def _own_words(metadata: Mapping[str, str]) -> dict[str, Config]:

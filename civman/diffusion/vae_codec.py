@@ -93,17 +93,52 @@ def _overflowed(model: VaeHolder, dtype: torch.dtype, done: str) -> tuple[str, .
     return () if dtype is own else (f"the VAE overflowed in {_name(own)}; {done} again in {_name(dtype)}",)
 
 
+def latent_shape(vae: Any, width: int, height: int) -> tuple[int, int, int]:
+    """Return (channels, rows, columns) of the latents of an image of this size in pixels."""
+    channels = vae.config.z_dim if hasattr(vae.config, "z_dim") else vae.config.latent_channels
+    return int(channels), height // 8, width // 8
+
+
+def _affine(vae: Any, like: Tensor) -> tuple[Any, Any]:
+    """Return (shift, scale) between a VAE's own latents and a model's: model = (own − shift) · scale."""
+    config = vae.config
+    if hasattr(config, "latents_mean") and config.latents_mean is not None:  # a VAE of videos, with numbers per channel
+        mean, deviation = (
+            like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
+        )
+        return mean, 1 / deviation
+    return float(getattr(config, "shift_factor", None) or 0.0), float(config.scaling_factor)
+
+
+def _has_frames(vae: Any) -> bool:
+    return hasattr(vae.config, "temperal_downsample")
+
+
 def _encode(model: VaeHolder, pixels: Tensor) -> Tensor:
     vae: Any = model.vae
-    rows = [vae.encode(one[None].to(model.device, _dtype(model))).latent_dist.mode().float() for one in pixels]
-    return torch.cat(rows) * float(vae.config.scaling_factor)
+    ready = [one[None].to(model.device, _dtype(model)) for one in pixels]
+    if _has_frames(vae):
+        own = torch.cat([vae.encode(one[:, :, None]).latent_dist.mode()[:, :, 0].float() for one in ready])
+    else:
+        own = torch.cat([vae.encode(one).latent_dist.mode().float() for one in ready])
+    shift, scale = _affine(vae, own)
+    scaled: Tensor = (own - shift) * scale if _shifts(shift) else own * scale
+    return scaled
 
 
 def _decode(model: VaeHolder, latents: Tensor) -> Tensor:
     vae: Any = model.vae
-    scaled = (latents / float(vae.config.scaling_factor)).to(_dtype(model))
+    shift, scale = _affine(vae, latents)
+    scaled = (latents / scale + shift if _shifts(shift) else latents / scale).to(_dtype(model))
+    if _has_frames(vae):
+        return torch.cat([vae.decode(one[None, :, None], return_dict=False)[0][:, :, 0].float() for one in scaled])
     rows = [vae.decode(one[None], return_dict=False)[0].float() for one in scaled]
     return torch.cat(rows)
+
+
+def _shifts(shift: Any) -> bool:
+    """Whether latents are shifted at all; for those of Stable Diffusion, not even a zero is added."""
+    return not isinstance(shift, float) or shift != 0
 
 
 def _dtype(model: VaeHolder) -> torch.dtype:

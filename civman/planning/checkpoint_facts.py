@@ -10,7 +10,8 @@ from typing import Any
 from civman.diffusion.checkpoint_names import UNET, VAE, Config
 from civman.diffusion.component_layouts import Source, own_vae_names, text_sources, unet_sources, vae_sources
 from civman.diffusion.component_shapes import parameter_shapes, require_tensors, require_widths
-from civman.diffusion.families.registry import Family, family_of
+from civman.diffusion.families.registry import Family, unet_family_of
+from civman.diffusion.families.unet_family import UNetFamily
 from civman.diffusion.unet_configs import component_configs, require_known_rules, require_parts, text_prefix
 from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES
 from civman.errors import CannotRender, Cause, UsageError
@@ -57,7 +58,7 @@ def read_checkpoint(
     """
     shapes, metadata = found.header.shapes, found.header.metadata
     require_known_rules(shapes, found.inspected.name)
-    family = family_of(shapes)
+    family = unet_family_of(shapes)
     configs = _configs(found, json.loads(config) if config else {}, vae)
     require_parts(family, configs, found.inspected.name)
     channels = configs["unet"]["in_channels"]
@@ -128,7 +129,7 @@ def _configs(found: Found, stated: Mapping[str, Config], vae: Found | None = Non
     shapes = found.header.shapes
     own, names = _vae_names(found, vae)
     of_vae = {plain: own.header.shapes[actual] for plain, actual in names.items()}
-    return component_configs(family_of(shapes), shapes, of_vae, found.header.metadata, stated)
+    return component_configs(unet_family_of(shapes), shapes, of_vae, found.header.metadata, stated)
 
 
 def _vae_names(found: Found, vae: Found | None) -> tuple[Found, dict[str, str]]:
@@ -138,7 +139,7 @@ def _vae_names(found: Found, vae: Found | None) -> tuple[Found, dict[str, str]]:
     return found, {name.removeprefix(VAE): name for name in found.header.shapes if name.startswith(VAE)}
 
 
-def _require_shapes(found: Found, vae: Found | None, family: Family, configs: Mapping[str, Config]) -> list[str]:
+def _require_shapes(found: Found, vae: Found | None, family: UNetFamily, configs: Mapping[str, Config]) -> list[str]:
     """Check that the files have all tensors that the components need, in the right shapes.
 
     Returns the names of the UNet's tensors that are not used.

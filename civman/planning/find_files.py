@@ -28,6 +28,9 @@ _WANTED = {
     "upscaler": (Kind.UPSCALER,), "hypernetwork": (Kind.HYPERNETWORK,),
 }  # fmt: skip
 
+_PART = (Kind.TEXT_ENCODER,)
+"""What a file is in any role that is not listed, such as "t5" or "clip-l"."""
+
 _TYPES = {
     "checkpoint": (ModelType.CHECKPOINT,),
     "embedding": (ModelType.EMBEDDING,),
@@ -152,6 +155,15 @@ class Finder:
             hint=f"if CivitAI has it, `civman download sha256:{sha256}` downloads it", sha256=sha256,
         )  # fmt: skip
 
+    def stored(self, role: str) -> list[Found]:
+        """All stored files of the kind that a role needs, each once."""
+        kinds = tuple(kind.value for kind in _WANTED.get(role, _PART))
+        found: dict[Sha256, Found] = {}
+        for asset in self._index.assets(AssetFilter(kinds=kinds)):
+            if asset.blob.sha256 not in found and Path(asset.path).exists() and inspect_asset(asset).header is not None:
+                found[asset.blob.sha256] = self.of_asset(role, asset)
+        return list(found.values())
+
     def embeddings(self) -> Sequence[Asset]:
         """All stored embeddings."""
         return self._index.assets(AssetFilter(kinds=(Kind.EMBEDDING.value,)))
@@ -230,8 +242,10 @@ def _reporter(on_event: OnEvent, total: int) -> Callable[[int], None]:
 def plays(asset: Asset, role: str) -> bool:
     """Whether a stored file can be used in this role, by its tensors, else by its type on CivitAI."""
     if asset.facts.kind:
-        return asset.facts.kind in _WANTED[role]
-    return (role == "lora" and asset.type.is_adapter) or asset.type in _TYPES.get(role, ())
+        return asset.facts.kind in _WANTED.get(role, _PART)
+    return (role == "lora" and asset.type.is_adapter) or asset.type in _TYPES.get(
+        role, (ModelType.TEXT_ENCODER,) if role not in _WANTED else ()
+    )
 
 
 def _require_kind(role: str, inspected: Inspected) -> None:
@@ -244,7 +258,7 @@ def _require_kind(role: str, inspected: Inspected) -> None:
             code=Cause.NOT_SAFETENSORS,
         )  # fmt: skip
     kind = inspected.part.kind
-    if kind not in (*_WANTED[role], Kind.UNKNOWN):
+    if kind not in (*_WANTED.get(role, _PART), Kind.UNKNOWN):
         raise UsageError(
             f"`{inspected.name}` is not {_article(_title(role))}: its tensors are those of {_article(kind.value)}",
             hint=_OPTIONS.get(kind, "`civman inspect` shows what a file is"), code=Cause.WRONG_KIND, kind=kind.value,
@@ -262,4 +276,4 @@ def _article(noun: str) -> str:
 
 
 def _title(role: str) -> str:
-    return {"lora": "LoRA", "vae": "VAE"}.get(role, role)
+    return {"lora": "LoRA", "vae": "VAE", "t5": "T5 text encoder"}.get(role, role.replace("-", " "))

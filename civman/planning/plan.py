@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from civman.diffusion import sampler_names, samplers
+from civman.diffusion import sampler_names, samplers, sampling_plan
 from civman.diffusion.families.registry import family_of
 from civman.diffusion.memory_plan import Estimate, estimate
 from civman.diffusion.noise_levels import Schedule
@@ -31,6 +31,8 @@ from civman.planning.few_steps import few_steps_defaults, few_steps_notice
 from civman.planning.find_files import Finder, Found
 from civman.planning.find_hypernetworks import hypernetworks_for
 from civman.planning.find_upscaler import upscaler_for
+from civman.planning.flow_plan import flow_choice, recorded_choice, require_size
+from civman.planning.flow_request import for_flow, require_no_flow_options, usual_precision
 from civman.planning.input_pictures import InputPicture, missing_inputs, read_picture, size_like
 from civman.planning.plan_licence import plan_terms, require_use
 from civman.planning.plan_types import Planned, PlannedFile
@@ -91,12 +93,16 @@ def plan(
     pictures = _pictures(request)
     finder = Finder(index, on_event)
     found = finder.find("checkpoint", request.checkpoint, request.file)
-    vae = finder.find("vae", request.vae) if request.vae is not None else None
-    label, name = found.inspected.label, found.inspected.name
-    steps, cfg, usual = few_steps_defaults(label, name, steps=request.steps, cfg=request.guidance_scale)
-    request = replace(request, steps=steps, guidance_scale=cfg)
-    config = _dimensions(found, request.config)
-    checkpoint = read_checkpoint(found, vae=vae, config=config, prediction=request.prediction)
+    choice = flow_choice(finder, found, request)
+    if choice is not None:
+        request, sampler, schedule = for_flow(request, choice)
+        vae, config, checkpoint, usual = choice.vae, request.config or "", choice.facts(), None
+    else:
+        vae = finder.find("vae", request.vae) if request.vae is not None else None
+        require_no_flow_options(request, found)
+        request, usual = _few_steps(request, found)
+        config = _dimensions(found, request.config)
+        checkpoint = read_checkpoint(found, vae=vae, config=config, prediction=request.prediction)
     loras = _loras(finder, request, words)
     prompt, told = prompt_references.add_triggers(words.prompt, loras) if conditions.triggers else (words.prompt, ())
     if not is_comfyui:
@@ -109,6 +115,7 @@ def plan(
         allow_partial=conditions.allow_partial or conditions.force,
     )  # fmt: skip
     warned = _compatible(found, parts, conditions)
+    parts += [*choice.parts.values()] if choice else []
     upscaler, tiles = upscaler_for(finder, request)
     parts += [upscaler] if upscaler else []
     networks = hypernetworks_for(finder, request, words)
@@ -129,7 +136,9 @@ def plan(
             upscaler=upscaler.sha256 if upscaler else None,
             init_image=pictures[0].sha256 if pictures else None,
             mask_image=pictures[1].sha256 if len(pictures) > 1 else None, config=config,
-            files=tuple(file.in_recipe for file in (found, *parts)),
+            files=tuple({file.sha256: file.in_recipe for file in (found, *parts)}.values()),
+            parts=choice.uses if choice else (), flow=choice.flow(request) if choice else None,
+            variant=choice.variant if choice else "",
         ),
     )  # fmt: skip
     terms = plan_terms(index, (found, *parts))
@@ -139,11 +148,13 @@ def plan(
     _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)
     if request.precision is None:
-        recipe = replace(recipe, precision=_usual_precision(conditions.device))
+        recipe = replace(recipe, precision=usual_precision(conditions.device, is_flow=choice is not None))
+    if choice is not None:
+        require_size(recipe, choice)
     files = {file.sha256: file.planned for file in (found, *parts)} | _as_files(pictures)
-    few = usual or few_steps_notice(label, name, steps=recipe.steps, cfg=recipe.guidance_scale)
+    few = usual or (None if choice else _few_steps_notice(recipe, found))
     return Planned(
-        recipe, tuple(files.values()), _memory(recipe, found),
+        recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found),
         (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told, *tiles, *left_out,
          *(() if is_comfyui else (*_foreign(texts),
                                   *prompt_stages.notices(prompt, words.negative, recipe.prompt_rules)))),
@@ -165,12 +176,17 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     prompt_stages.require_readable(recipe)
     finder = Finder(index, on_event)
     found = finder.with_digest("checkpoint", recipe.checkpoint)
-    vae = finder.with_digest("vae", recipe.vae) if recipe.vae else None
-    checkpoint = read_checkpoint(found, vae=vae, config=recipe.config, prediction=recipe.prediction)
+    choice = recorded_choice(finder, found, recipe)
+    if choice is not None:
+        vae, checkpoint = choice.vae, choice.facts()
+    else:
+        vae = finder.with_digest("vae", recipe.vae) if recipe.vae else None
+        checkpoint = read_checkpoint(found, vae=vae, config=recipe.config, prediction=recipe.prediction)
     parts = [finder.with_digest("lora", use.sha256) for use in recipe.loras]
     adapters = {part.sha256 for part in parts}  # an embedding may be packed in the file of an adapter
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
     parts += [vae] if vae else []
+    parts += [*choice.parts.values()] if choice else []
     for role in ("upscaler", "hypernetwork"):
         parts += [finder.with_digest(role, digest) for digest in recipe.digests[role]]
     _require_encoder(recipe, checkpoint)
@@ -178,7 +194,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     files = {file.sha256: file.planned for file in (found, *parts)}
     files |= _start_files(recipe, pictures)
     return Planned(
-        recipe, tuple(files.values()), _memory(recipe, found), checkpoint.notices,
+        recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found), checkpoint.notices,
         licence=plan_terms(index, (found, *parts)),
     )  # fmt: skip
 
@@ -418,16 +434,21 @@ def _require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
         start = samplers.Start(recipe.hires.strength, keeps_steps=True)
         passes.append((sampler_names.of_second_pass(recipe), recipe.hires.steps, start))
     for (sampler, schedule, levels), steps, start in passes:
-        samplers.plan(sampler, schedule, steps, levels, is_xl=checkpoint.family.is_xl, start=start, rules=recipe.rules)
+        sampling_plan.plan(
+            sampler, schedule, steps, levels, is_xl=checkpoint.family.is_xl, start=start, rules=recipe.rules
+        )
 
 
-def _usual_precision(device: str | None) -> str:
-    if device == "cpu":
-        return "float32"
-    # imports torch (2 s), which is needed to detect the devices
-    from civman.diffusion.environment import choose_device, choose_dtype
+def _few_steps(request: RenderRequest, found: Found) -> tuple[RenderRequest, str | None]:
+    steps, cfg, usual = few_steps_defaults(
+        found.inspected.label, found.inspected.name, steps=request.steps, cfg=request.guidance_scale
+    )
+    return replace(request, steps=steps, guidance_scale=cfg), usual
 
-    return str(choose_dtype(choose_device(device))).removeprefix("torch.")
+
+def _few_steps_notice(recipe: Recipe, found: Found) -> str | None:
+    label, name = found.inspected.label, found.inspected.name
+    return few_steps_notice(label, name, steps=recipe.steps, cfg=recipe.guidance_scale)
 
 
 def _memory(recipe: Recipe, checkpoint: Found) -> Estimate:

@@ -11,7 +11,7 @@ from civman.domain.licence import Terms
 from civman.domain.recipes.recipe import Recipe
 from civman.domain.recipes.record import Environment, FileName, Record, TypedPrompts
 
-MODEL_FIELDS: Final = ("checkpoint", "vae", "precision", "prediction", "is_zero_snr", "config")
+MODEL_FIELDS: Final = ("checkpoint", "vae", "parts", "precision", "prediction", "is_zero_snr", "config")
 """The recipe fields that determine which weights are loaded, and how.
 
 Adapters are merged and removed without reloading.

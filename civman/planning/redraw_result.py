@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from civman.diffusion import sampler_names, samplers
+from civman.diffusion import sampler_names, samplers, sampling_plan
 from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import Recipe
 from civman.pictures.site_settings import NamedFile
@@ -52,11 +52,11 @@ def require_plannable(made: Recipe) -> None:
     """Check the recipe without its models. Raises: UsageError: it could not be rendered with any model."""
     prompt_stages.require_readable(made)
     sampler, schedule, levels = sampler_names.of_recipe(made)
-    samplers.plan(sampler, schedule, made.steps, levels, sigmas=made.sampling.sigmas)
+    sampling_plan.plan(sampler, schedule, made.steps, levels, sigmas=made.sampling.sigmas)
     if made.hires:
         start = samplers.Start(made.hires.strength, keeps_steps=True)
         sampler, schedule, levels = sampler_names.of_second_pass(made)
-        samplers.plan(sampler, schedule, made.hires.steps, levels, start=start)
+        sampling_plan.plan(sampler, schedule, made.hires.steps, levels, start=start)
     if made.emphasis != "comfyui":
         first, second = prompt_stages.passes_of(made)
         for text in dict.fromkeys(text for each in (first, second) if each for text in each.texts()):

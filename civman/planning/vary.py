@@ -135,6 +135,8 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         token_merging=recipe.token_merging, skip_negative_below=recipe.skip_negative_below,
         thresholding=text_of(recipe.thresholding) if recipe.thresholding else None,
         skip_negative_always=recipe.skip_negative_always, skip_early_guidance=recipe.skip_early_guidance,
+        parts=tuple(f"{use.role}=sha256:{use.sha256}" for use in recipe.parts), variant=recipe.variant or None,
+        shift=recipe.flow.shift if recipe.flow else None, guidance=recipe.flow.guidance if recipe.flow else None,
         seed_resize=f"{recipe.seed_resize_width}x{recipe.seed_resize_height}",
         sampling_rules=sampling.program, sigmas=",".join(map(repr, sampling.sigmas)) or None,
         step_rng=recipe.step_rng or None, noise_slice=recipe.noise_slice or None,

@@ -22,7 +22,7 @@ from civman.domain.recipes.recipe import Hires, Recipe
 from civman.domain.recipes.record import Environment, Record
 from civman.planning.input_pictures import read_picture
 from civman.planning.plan_types import Applied, Planned, Rendering
-from civman.rendering.encode_prompts import EncodedPrompts, TextEncoders, encode_all
+from civman.rendering.encode_prompts import EncodedPrompts, FlowTextEncoders, TextEncoders, encode_all
 from civman.rendering.engine import Engine
 from civman.rendering.save_pictures import Place
 from civman.rendering.warm_engines import WARM, WarmEngines
@@ -79,13 +79,14 @@ def draw(plans: Iterable[Planned], machine: Machine, on_event: OnEvent = ignore)
 def prepare(engine: Engine, planned: Planned) -> Job:
     """Merge the plan's adapters into the engine's model and encode its prompts. Raises: the errors of `draw`."""
     engine.merge(planned)
+    texts = FlowTextEncoders(engine.model) if planned.recipe.flow else TextEncoders.of(engine.encoders)
     return Job(
         planned,
-        encode_all(TextEncoders.of(engine.encoders), planned),
+        encode_all(texts, planned),
         read_inputs(planned),
         engine.merged.applied(),
         environment(engine.device).to_facts(),
-        engine.model.notes,
+        (*engine.model.notes, *texts.notes),
         _upscaler(engine, planned),
         tuple(
             (load_hypernetwork(planned.path(use.sha256), planned.name(use.sha256)), use.strength)

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from civman.diffusion.changing_prompts import ChangingConditioning, CombinedConditioning, EncodedStages, joined
 from civman.diffusion.denoiser import Conditioning, Encoded, Prompts
+from civman.diffusion.flow_text import FlowText
+from civman.diffusion.loader import LoadedModel
 from civman.diffusion.text_conditioning import encode, lengthened
 from civman.diffusion.textual_inversions import Embedding, load_embedding
 from civman.domain.recipes.recipe import PromptPart, Recipe
@@ -35,6 +37,47 @@ class TextEncoders:
         """The hidden size of each encoder."""
         return [int(each.config.hidden_size) for each in self.encoders]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the user about how the prompts were encoded."""
+        return ()
+
+    def encode(
+        self, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
+    ) -> tuple[Any, Any]:
+        """Encode a prompt: the context (1, tokens, width) and the pooled text, if there is any."""
+        return encode(
+            self.encoders, self.tokenizers, parsed, recipe.clip_skip, embeddings, is_negative=is_negative,
+            emphasis=recipe.emphasis,
+        )  # fmt: skip
+
+
+class FlowTextEncoders:
+    """The text encoders of a flow-matching model, which encodes prompts by its family's rules."""
+
+    widths: ClassVar[list[int]] = []
+    """No encoder takes embeddings."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._family: Any = model.family
+        self._texts = FlowText(model.components, model.device)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the user about how the prompts were encoded."""
+        return tuple(self._texts.notes)
+
+    def encode(
+        self, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
+    ) -> tuple[Any, Any]:
+        """Encode a prompt: the context (1, tokens, width) and the pooled text, if there is any."""
+        del recipe, embeddings, is_negative
+        encoded = self._family.encode(self._texts, parsed)
+        return encoded.context, encoded.pooled
+
+
+AnyEncoders = TextEncoders | FlowTextEncoders
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedPrompts:
@@ -44,7 +87,7 @@ class EncodedPrompts:
     second: Prompts | None = None
 
 
-def encode_all(text: TextEncoders, planned: Planned) -> EncodedPrompts:
+def encode_all(text: AnyEncoders, planned: Planned) -> EncodedPrompts:
     """Encode the plan's prompts for both passes. Raises: Incompatible: an embedding does not fit the model."""
     recipe = planned.recipe
     if recipe.prompt_parts or recipe.negative_parts:
@@ -56,7 +99,7 @@ def encode_all(text: TextEncoders, planned: Planned) -> EncodedPrompts:
     return EncodedPrompts(encoder.conditioning(first), None if second is None else encoder.conditioning(second))
 
 
-def _joined(text: TextEncoders, planned: Planned) -> CombinedConditioning:
+def _joined(text: AnyEncoders, planned: Planned) -> CombinedConditioning:
     """Encode prompts that consist of several parts. Raises: Incompatible: an embedding does not fit the model."""
     recipe, embeddings = planned.recipe, _embeddings(text, planned)
 
@@ -76,7 +119,7 @@ def _joined(text: TextEncoders, planned: Planned) -> CombinedConditioning:
 class _StageEncoder:
     """Encodes the texts of prompts that change or are combined. Each text is encoded only once."""
 
-    def __init__(self, text: TextEncoders, recipe: Recipe, embeddings: Sequence[Embedding]) -> None:
+    def __init__(self, text: AnyEncoders, recipe: Recipe, embeddings: Sequence[Embedding]) -> None:
         self._text, self._recipe, self._embeddings = text, recipe, embeddings
         self._known: dict[tuple[str, bool], Encoded] = {}
 
@@ -120,14 +163,14 @@ class _StageEncoder:
         return padded, last
 
 
-def _embeddings(text: TextEncoders, planned: Planned) -> list[Embedding]:
+def _embeddings(text: AnyEncoders, planned: Planned) -> list[Embedding]:
     return [
         load_embedding(planned.path(use.sha256), text.widths, name=use.word, allow_partial=planned.allow_partial)
         for use in planned.recipe.embeddings
     ]
 
 
-def encode_prompts(text: TextEncoders, planned: Planned) -> Conditioning:
+def encode_prompts(text: AnyEncoders, planned: Planned) -> Conditioning:
     """Encode the plan's prompts, which must be the same in all steps, for the UNet.
 
     Raises: Incompatible: an embedding does not fit the model.
@@ -145,15 +188,12 @@ def encode_prompts(text: TextEncoders, planned: Planned) -> Conditioning:
 
 
 def _encoded(
-    text: TextEncoders, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
+    text: AnyEncoders, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
 ) -> tuple[Any, Any]:
-    return encode(
-        text.encoders, text.tokenizers, parsed, recipe.clip_skip, embeddings, is_negative=is_negative,
-        emphasis=recipe.emphasis,
-    )  # fmt: skip
+    return text.encode(parsed, recipe, embeddings, is_negative=is_negative)
 
 
-def _padded(text: TextEncoders, contexts: list[tuple[Any, Any]], recipe: Recipe) -> list[tuple[Any, Any]]:
+def _padded(text: AnyEncoders, contexts: list[tuple[Any, Any]], recipe: Recipe) -> list[tuple[Any, Any]]:
     """Pad the shorter context with empty chunks to the length of the longer one, like "Pad conds" in A1111."""
     longest = max(context.shape[1] for context, _ in contexts)
     empty, _ = _encoded(text, parse(""), recipe, (), is_negative=False)

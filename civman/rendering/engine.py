@@ -13,13 +13,16 @@ from civman.diffusion import memory_plan, merge_adapters
 from civman.diffusion.environment import choose_device, choose_dtype
 from civman.diffusion.guard import memory_errors
 from civman.diffusion.layer_streaming import SMALL, stream
-from civman.diffusion.loader import LoadedModel, load
+from civman.diffusion.loader import LoadedModel
 from civman.diffusion.memory_plan import MemoryPlan
+from civman.diffusion.open_model import load
 from civman.domain.events import Notice, OnEvent
 from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import LoraUse, Recipe
 from civman.planning.plan_types import MODEL_FIELDS, Applied, Planned
 
+BACKBONES = ("unet", "transformer")
+"""The network that is evaluated in each step has one of these names."""
 ENCODERS = ("text_encoder", "text_encoder_2")
 """The text encoders that a model may have, in the order in which their outputs are concatenated."""
 
@@ -74,6 +77,7 @@ class Engine:
                 device="cpu" if self.memory_plan is MemoryPlan.ONE_AT_A_TIME else self.device,
                 dtype=choose_dtype(self.device, recipe.precision),
                 vae=planned.path(recipe.vae) if recipe.vae else None,
+                parts={use.role: planned.path(use.sha256) for use in recipe.parts},
                 config=json.loads(recipe.config) if recipe.config else None,
                 prediction=recipe.prediction,
                 is_zero_snr=recipe.is_zero_snr,
@@ -110,7 +114,7 @@ class Engine:
         merge_adapters.restore(model.components, model.base_tensor, self.merged.coverages)
         self.merged = MergedAdapters()
         coverages = merge_adapters.apply(
-            {name: model.components[name] for name in ("unet", *ENCODERS) if name in model.components},
+            {name: model.components[name] for name in (*BACKBONES, *ENCODERS) if name in model.components},
             model.base_tensor,
             [
                 merge_adapters.Adapter(

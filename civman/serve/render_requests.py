@@ -137,6 +137,7 @@ def _require_no_paths(request: RenderRequest) -> None:
     refs = [request.checkpoint, *(each.ref for each in request.loras), *request.embeddings]
     refs += [each.partition(":")[0] for each in request.hypernetworks]
     refs += [request.vae] if request.vae else []
+    refs += [each.partition("=")[2] for each in request.parts]
     refs += [request.hires.upscaler] if request.hires else []
     for ref in refs:
         require_name(ref)

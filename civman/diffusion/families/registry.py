@@ -4,6 +4,9 @@ import re
 from typing import Final
 
 from civman.diffusion.checkpoint_names import UNET, Shapes
+from civman.diffusion.families.chroma import CHROMA
+from civman.diffusion.families.flow_family import FlowFamily
+from civman.diffusion.families.flux1 import FLUX1
 from civman.diffusion.families.sd1 import SD1
 from civman.diffusion.families.sd2 import SD2
 from civman.diffusion.families.sdxl import SDXL
@@ -11,14 +14,27 @@ from civman.diffusion.families.sdxl_refiner import REFINER
 from civman.diffusion.families.unet_family import UNetFamily
 from civman.errors import CannotRender, Cause
 
-Family = UNetFamily
+Family = UNetFamily | FlowFamily
 """Any family."""
 
 UNET_FAMILIES: Final = (SDXL, REFINER, SD2, SD1)
 """In the order in which their text encoders are looked for: XL has an encoder with the name of the refiner's."""
 
 
+FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (FLUX1, CHROMA)
+
+
 def family_of(names: Shapes) -> Family:
+    """Identify a checkpoint's family by its tensors. Raises: CannotRender: it is of no family that civman renders."""
+    return flow_family_of(names) or unet_family_of(names)
+
+
+def flow_family_of(names: Shapes) -> FlowFamily | None:
+    """Return the family of a checkpoint with a transformer, or None if it has none that civman renders."""
+    return next((family for family in FLOW_FAMILIES if family.prefix_in(names) is not None), None)
+
+
+def unet_family_of(names: Shapes) -> UNetFamily:
     """Identify the family by the text encoders in the file or, if it has none, by the UNet's context width.
 
     Raises: CannotRender: there is no UNet in the original layout, or it is of a family that civman cannot render.

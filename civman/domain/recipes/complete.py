@@ -11,9 +11,11 @@ from civman.domain.recipes.recipe import (
     RULES,
     SAMPLING,
     EmbeddingUse,
+    Flow,
     Hires,
     HypernetworkUse,
     LoraUse,
+    PartUse,
     Recipe,
     RecipeFile,
     Sampling,
@@ -52,6 +54,9 @@ class Resolved:
     mask_image: Sha256 | None = None
     config: str = ""
     files: tuple[RecipeFile, ...] = ()
+    parts: tuple[PartUse, ...] = ()
+    flow: Flow | None = None
+    variant: str = ""
 
 
 def complete(request: RenderRequest, found: Resolved) -> Recipe:
@@ -90,6 +95,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         prompt_parts=tuple(map(part_of, request.prompt_parts)),
         negative_parts=tuple(map(part_of, request.negative_parts)),
         freeu=freeu_of(_or(request.freeu, "")), rescales_velocity=_or(request.rescales_velocity, False),
+        parts=found.parts, flow=found.flow, variant=found.variant,
     )  # fmt: skip
 
 

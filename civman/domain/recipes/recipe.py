@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from civman.domain.digests import Sha256
+from civman.domain.recipes.flow import Flow as Flow
+from civman.domain.recipes.flow import PartUse as PartUse
 from civman.domain.recipes.freeu_settings import FreeU as FreeU
 from civman.domain.recipes.prompt_parts import PromptPart as PromptPart
 from civman.domain.recipes.recipe_json import canonical, read_json, read_object
@@ -23,10 +25,10 @@ from civman.domain.recipes.sampling import Sampling as Sampling
 from civman.domain.recipes.thresholding import Thresholding as Thresholding
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 6
+SCHEMA: Final = 7
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 6 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 7 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -64,6 +66,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
         "hires": ("seed", "guidance_scale", "sampler", "schedule", "resize"),
         "sampling": ("program", "sigmas"),
     },
+    7: {"": ("parts", "flow", "variant")},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
@@ -247,6 +250,12 @@ class Recipe:
     freeu: FreeU | None = None
     rescales_velocity: bool = False
     """Apply `guidance_rescale` to the velocity (v), whatever the model predicts, as ComfyUI does."""
+    parts: tuple[PartUse, ...] = ()
+    """The text encoders that are not in the checkpoint."""
+    flow: Flow | None = None
+    """The noise levels of a flow-matching model; None for all other models."""
+    variant: str = ""
+    """Which model of its family the checkpoint is, if its tensors cannot tell, such as "kontext"."""
 
     def __post_init__(self) -> None:
         for problem in problems(self):
@@ -285,6 +294,7 @@ class Recipe:
             "checkpoint": (self.checkpoint,), "vae": (self.vae,) if self.vae else (),
             "lora": tuple(use.sha256 for use in self.loras), "embedding": tuple(use.sha256 for use in self.embeddings),
             "hypernetwork": tuple(use.sha256 for use in self.hypernetworks),
+            "part": tuple(use.sha256 for use in self.parts),
             "upscaler": (self.hires.model,) if self.hires and self.hires.model else (),
         }  # fmt: skip
         return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}

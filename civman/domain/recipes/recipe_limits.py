@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from civman.domain.adapters import block_weights
-from civman.domain.recipes import freeu_settings, prompt_parts, thresholding
+from civman.domain.recipes import flow, freeu_settings, prompt_parts, thresholding
 from civman.domain.recipes.noise_sources import THREADS
 from civman.domain.recipes.sampling import PROGRAMS
 from civman.errors import Cause, UsageError
@@ -78,6 +78,7 @@ def problems(recipe: Any) -> Iterator[str]:
     yield from prompt_parts.problems(recipe)
     if recipe.freeu is not None:
         yield from freeu_settings.problems(recipe.freeu)
+    yield from flow.problems(recipe)
     if recipe.sampling.half_levels and recipe.is_zero_snr:
         yield "noise levels of zero terminal SNR cannot be rounded to half precision"
     if recipe.rules == 1 and (recipe.sampling.half_levels or recipe.sampling.drop_penultimate):
@@ -87,7 +88,7 @@ def problems(recipe: Any) -> Iterator[str]:
         yield "its list of files does not match the files that it uses"
     closed = {
         "prompt_rules": PROMPT_RULES, "emphasis": EMPHASIS, "precision": PRECISIONS, "rounding": ("nearest", "down"),
-        "prediction": ("epsilon", "v_prediction"), "odd_sizes": ("forge", "a1111"), "rules": (1, 2, 3),
+        "prediction": ("epsilon", "v_prediction", "flow"), "odd_sizes": ("forge", "a1111"), "rules": (1, 2, 3),
     }  # fmt: skip
     for name, allowed in closed.items():
         if getattr(recipe, name) not in allowed:

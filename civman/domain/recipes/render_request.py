@@ -121,6 +121,13 @@ class RenderRequest:
     freeu: str | None = None
     """Settings in the form that `freeu_settings.freeu_of` parses."""
     rescales_velocity: bool | None = None
+    parts: tuple[str, ...] = ()
+    """Text encoders that are not in the checkpoint, as "ROLE=REF", such as "t5=t5xxl_fp16"."""
+    variant: str | None = None
+    """Which model of its family the checkpoint is, if its tensors cannot tell."""
+    shift: float | None = None
+    guidance: float | None = None
+    """The shift of a flow-matching model's noise levels, and the guidance scale that it embeds."""
     config: str | None = None
     """Dimensions of the checkpoint that its tensor shapes do not show.
 

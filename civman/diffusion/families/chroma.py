@@ -1,0 +1,82 @@
+"""Chroma: Flux.1 schnell without per-block modulation, which one small network computes, and without CLIP."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from civman.diffusion.checkpoint_names import Config, Shapes
+from civman.diffusion.clip_and_vae_configs import count
+from civman.diffusion.families.flow_family import (
+    Defaults,
+    FlowEncoded,
+    FlowFamily,
+    Instant,
+    Need,
+    Texts,
+    packed,
+    unpacked,
+)
+from civman.diffusion.families.flux1 import BLOCKS, block_dimensions, positions
+from civman.diffusion.key_table import KeyTable
+from civman.diffusion.part_kinds import FLUX_VAE, T5
+from civman.domain.architecture import Architecture
+from civman.prompts.emphasis import ParsedPrompt
+
+_KEYS = """
+distilled_guidance_layer.layers.#.in_layer = distilled_guidance_layer.layers.#.linear_1
+distilled_guidance_layer.layers.#.out_layer = distilled_guidance_layer.layers.#.linear_2
+distilled_guidance_layer.norms.#.scale = distilled_guidance_layer.norms.#.weight
+"""
+
+
+class Chroma(FlowFamily):
+    """Chroma 1; its variant Radiance works on pixels and is not supported."""
+
+    name = "chroma"
+    title = "Chroma"
+    architecture = Architecture.CHROMA
+    model = "ChromaTransformer2DModel"
+    probes = ("double_blocks.0.img_attn.qkv.weight", "distilled_guidance_layer.in_proj.weight", "img_in.weight")
+    keys = KeyTable(BLOCKS + _KEYS)
+    needs = (Need("text_encoder", T5), Need("vae", FLUX_VAE))
+
+    def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
+        """See `FlowFamily.variants`."""
+        return ("",)
+
+    def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
+        """See `FlowFamily.defaults`. SwarmUI's shift and schedule, CivitAI's steps and scale."""
+        return Defaults(steps=25, cfg=3.5, schedule="Beta", shift=1.0)
+
+    def config(self, shapes: Shapes) -> Config:
+        """See `FlowFamily.config`."""
+        return block_dimensions(shapes, self.title) | {
+            "approximator_num_channels": shapes["distilled_guidance_layer.in_proj.weight"][1],
+            "approximator_hidden_dim": shapes["distilled_guidance_layer.in_proj.weight"][0],
+            "approximator_layers": count(shapes, "distilled_guidance_layer.layers."),
+        }
+
+    def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
+        """See `FlowFamily.widths`."""
+        return {
+            "text_encoder": ("d_model", transformer["joint_attention_dim"]),
+            "vae": ("latent_channels", transformer["out_channels"] // 4),
+        }
+
+    def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
+        """Encode with T5, without padding, as in ComfyUI."""
+        return FlowEncoded(texts.t5("text_encoder", parsed, 1, 512))
+
+    def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
+        """See `FlowFamily.velocity`."""
+        x = at.x
+        batch, _, height, width = x.shape
+        answer = components["transformer"](
+            hidden_states=packed(x).to(text.context.dtype), timestep=x.new_full((batch,), at.sigma),
+            encoder_hidden_states=text.context.expand(batch, -1, -1),
+            txt_ids=x.new_zeros((text.context.shape[1], 3)), img_ids=positions(height, width, x.device),
+            return_dict=False,
+        )[0]  # fmt: skip
+        return unpacked(answer.float(), height, width)
+
+
+CHROMA = Chroma()

@@ -1,0 +1,179 @@
+"""What the flow-matching transformer families have in common, and the questions that each of them answers.
+
+Latents are x = (1 − σ)·clean + σ·noise; a model predicts the velocity v = noise − clean, so that clean = x − σ·v.
+Methods that compute take tensors but this package imports no torch: a plan asks a family before torch is imported.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from civman.diffusion.checkpoint_names import Config, Shapes
+from civman.diffusion.component_layouts import Source
+from civman.diffusion.key_table import KeyTable
+from civman.diffusion.part_kinds import PartKind
+from civman.domain.architecture import Architecture
+from civman.errors import CannotRender, Cause
+from civman.prompts.emphasis import ParsedPrompt
+
+PREFIXES = ("model.diffusion_model.", "net.", "model.", "diffusion_model.", "transformer.", "")
+"""What may precede the names of a transformer in a file, in the order in which it is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A part that a family needs besides the transformer, and the component that it becomes."""
+
+    component: str
+    kind: PartKind
+    is_optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request that leaves values open gets. `guidance`: the scale that the model embeds; 0 if it embeds none."""
+
+    steps: int = 20
+    cfg: float = 1.0
+    guidance: float = 0.0
+    sampler: str = "Euler"
+    schedule: str = "Simple"
+    shift: float = 1.0
+
+
+class Texts(Protocol):
+    """The text encoders of a loaded model, see `civman.diffusion.flow_text`."""
+
+    def clip(self, component: str, parsed: ParsedPrompt, layer: int = -1) -> tuple[Any, Any]:
+        """Hidden states of a layer (1, 77, width), and the pooled text (1, width)."""
+        ...
+
+    def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Any:
+        """States (1, tokens, width) of a text that is padded to `least` tokens and cut at `most`."""
+        ...
+
+    def language_model(self, component: str, ids: Any, layer: int | None) -> Any:
+        """States (1, tokens, width) of a layer before the final norm, or the last one's after it (None)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlowEncoded:
+    """One encoded text: the context (1, tokens, width), and the pooled text (1, width) if the family uses it."""
+
+    context: Any
+    pooled: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """One evaluation: noisy latents (B, channels, h, w), their noise level, and the guidance scale to embed."""
+
+    x: Any
+    sigma: float
+    guidance: float = 0.0
+
+
+class FlowFamily:
+    """Base of all flow-matching families. Instances are singletons without state."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    architecture: ClassVar[Architecture]
+    model: ClassVar[str]
+    """The class of the transformer, as in `model_classes.construct_class`."""
+    probes: ClassVar[tuple[str, ...]]
+    """Tensors that only this family's transformers have, by original name without prefix."""
+    lacks: ClassVar[tuple[str, ...]] = ()
+    keys: ClassVar[KeyTable]
+    needs: ClassVar[tuple[Need, ...]]
+    variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Variant → lower-case words in CivitAI's labels and in file names that mean it, if tensors cannot tell."""
+    known_extras: ClassVar[tuple[str, ...]] = ()
+    """Starts of names that real files contain and the transformer does not use."""
+    native_size: ClassVar[int] = 1024
+    multiple: ClassVar[int] = 16
+    """Both sides of an image are multiples of this many pixels."""
+    entries: ClassVar[int] = 1000
+    """The size of the table of noise levels, see `FlowLevels.entries`."""
+
+    prediction = "flow"
+    is_xl = False
+    needs_picture = False
+    takes_clip_skip = False
+    merges_tokens = False
+    vae_overflows = False
+    drops_text_layer = False
+    zero_for_empty_negative = False
+    scores = None
+    latent_rgb: ClassVar[tuple[tuple[float, ...], ...]] = ()
+    """No matrix is known, so previews decode the latents."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def size_conditioning(self, size: tuple[int, int], *, positive: bool) -> None:
+        """Transformers are told nothing about sizes."""
+
+    def prefix_in(self, names: Shapes) -> str | None:
+        """Return the prefix under which a file has this family's transformer, or None if it is of another family."""
+        for prefix in PREFIXES:
+            if all(prefix + probe in names for probe in self.probes):
+                return None if any(prefix + name in names for name in self.lacks) else prefix
+        return None
+
+    def variants(self, shapes: Shapes) -> tuple[str, ...]:
+        """Return the variants that the tensors allow, the most common one first; `shapes` have no prefix."""
+        raise NotImplementedError
+
+    def defaults(self, variant: str) -> Defaults:
+        """Return what a request that leaves values open gets with this variant."""
+        raise NotImplementedError
+
+    def config(self, shapes: Shapes) -> Config:
+        """Return the arguments of the transformer's class; `shapes` have no prefix."""
+        raise NotImplementedError
+
+    def extra_components(self, shapes: Shapes) -> dict[str, tuple[str, Config]]:  # noqa: ARG002
+        """Return further networks inside the transformer's part of the file: component → (class, arguments)."""
+        return {}
+
+    def sources(self, component: str, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Source]:
+        """Map each parameter of the transformer, or of an extra component, to its tensor in the file."""
+        assert component == "transformer"
+        return self.keys.sources(wanted, prefix)
+
+    def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
+        """Return which width each part must have: component → (option of its config, width)."""
+        raise NotImplementedError
+
+    def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
+        """Encode a prompt."""
+        raise NotImplementedError
+
+    def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
+        """Predict the velocity (B, channels, h, w) float32."""
+        raise NotImplementedError
+
+
+def packed(latents: Any) -> Any:
+    """Fold each 2×2 square of latents (B, c, h, w) into one token: (B, h/2·w/2, 4c)."""
+    batch, channels, height, width = latents.shape
+    squares = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // 2 * (width // 2), channels * 4)
+
+
+def unpacked(tokens: Any, height: int, width: int) -> Any:
+    """Undo `packed` for latents of this height and width."""
+    batch, _, channels = tokens.shape
+    squares = tokens.reshape(batch, height // 2, width // 2, channels // 4, 2, 2)
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, height, width)
+
+
+def require_head(head: int, wanted: int, title: str) -> None:
+    """Refuse a model whose attention heads have another size than the one its position code is known for."""
+    if head != wanted:
+        raise CannotRender(
+            f"the attention heads of this {title} model are {head} wide, but its position code is known for {wanted}",
+            code=Cause.UNKNOWN_FAMILY,
+        )

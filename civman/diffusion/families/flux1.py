@@ -1,0 +1,148 @@
+"""Flux.1: dev, schnell, and the models trained from dev that have its tensors, Krea and Kontext."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from civman.diffusion.checkpoint_names import Config, Shapes
+from civman.diffusion.clip_and_vae_configs import count
+from civman.diffusion.families.flow_family import (
+    Defaults,
+    FlowEncoded,
+    FlowFamily,
+    Instant,
+    Need,
+    Texts,
+    packed,
+    require_head,
+    unpacked,
+)
+from civman.diffusion.key_table import KeyTable
+from civman.diffusion.part_kinds import CLIP_L, FLUX_VAE, T5
+from civman.domain.architecture import Architecture
+from civman.prompts.emphasis import ParsedPrompt
+
+BLOCKS = """
+img_in = x_embedder
+txt_in = context_embedder
+double_blocks.#.img_attn.qkv = transformer_blocks.#.attn.to_q transformer_blocks.#.attn.to_k transformer_blocks.#.attn.to_v
+double_blocks.#.txt_attn.qkv = transformer_blocks.#.attn.add_q_proj transformer_blocks.#.attn.add_k_proj transformer_blocks.#.attn.add_v_proj
+double_blocks.#.img_attn.norm.query_norm.scale = transformer_blocks.#.attn.norm_q.weight
+double_blocks.#.img_attn.norm.key_norm.scale = transformer_blocks.#.attn.norm_k.weight
+double_blocks.#.txt_attn.norm.query_norm.scale = transformer_blocks.#.attn.norm_added_q.weight
+double_blocks.#.txt_attn.norm.key_norm.scale = transformer_blocks.#.attn.norm_added_k.weight
+double_blocks.#.img_attn.proj = transformer_blocks.#.attn.to_out.0
+double_blocks.#.txt_attn.proj = transformer_blocks.#.attn.to_add_out
+double_blocks.#.img_mlp.0 = transformer_blocks.#.ff.net.0.proj
+double_blocks.#.img_mlp.2 = transformer_blocks.#.ff.net.2
+double_blocks.#.txt_mlp.0 = transformer_blocks.#.ff_context.net.0.proj
+double_blocks.#.txt_mlp.2 = transformer_blocks.#.ff_context.net.2
+single_blocks.#.linear1 = single_transformer_blocks.#.attn.to_q single_transformer_blocks.#.attn.to_k single_transformer_blocks.#.attn.to_v single_transformer_blocks.#.proj_mlp
+single_blocks.#.linear2 = single_transformer_blocks.#.proj_out
+single_blocks.#.norm.query_norm.scale = single_transformer_blocks.#.attn.norm_q.weight
+single_blocks.#.norm.key_norm.scale = single_transformer_blocks.#.attn.norm_k.weight
+final_layer.linear = proj_out
+"""  # noqa: E501
+"""The rows that Flux.1 shares with Chroma."""
+
+_KEYS = """
+time_in.in_layer = time_text_embed.timestep_embedder.linear_1
+time_in.out_layer = time_text_embed.timestep_embedder.linear_2
+vector_in.in_layer = time_text_embed.text_embedder.linear_1
+vector_in.out_layer = time_text_embed.text_embedder.linear_2
+guidance_in.in_layer = time_text_embed.guidance_embedder.linear_1
+guidance_in.out_layer = time_text_embed.guidance_embedder.linear_2
+double_blocks.#.img_mod.lin = transformer_blocks.#.norm1.linear
+double_blocks.#.txt_mod.lin = transformer_blocks.#.norm1_context.linear
+single_blocks.#.modulation.lin = single_transformer_blocks.#.norm.linear
+final_layer.adaLN_modulation.1 = ~ norm_out.linear
+"""
+
+
+def block_dimensions(shapes: Shapes, title: str) -> Config:
+    """Read the dimensions that Flux.1 and Chroma have in common."""
+    head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    require_head(head, 128, title)
+    return {
+        "in_channels": shapes["img_in.weight"][1], "out_channels": shapes["final_layer.linear.weight"][0],
+        "num_layers": count(shapes, "double_blocks."), "num_single_layers": count(shapes, "single_blocks."),
+        "attention_head_dim": head, "num_attention_heads": shapes["img_in.weight"][0] // head,
+        "joint_attention_dim": shapes["txt_in.weight"][1], "axes_dims_rope": (16, 56, 56),
+    }  # fmt: skip
+
+
+def positions(height: int, width: int, device: Any) -> Any:
+    """Return the positions (h/2·w/2, 3) of the tokens of a picture: 0, row, column."""
+    import torch  # only called while rendering, when torch has been imported
+
+    rows = torch.arange(height // 2, dtype=torch.float32, device=device)
+    columns = torch.arange(width // 2, dtype=torch.float32, device=device)
+    grid = torch.stack(torch.meshgrid(torch.zeros(1, device=device), rows, columns, indexing="ij"), dim=-1)
+    return grid.reshape(-1, 3)
+
+
+class Flux1(FlowFamily):
+    """Flux.1. Whether guidance is embedded shows in the tensors; dev, Krea and Kontext have the same ones."""
+
+    name = "flux1"
+    title = "Flux.1"
+    architecture = Architecture.FLUX1
+    model = "FluxTransformer2DModel"
+    probes = ("double_blocks.0.img_attn.qkv.weight", "img_in.weight", "vector_in.in_layer.weight")
+    lacks = ("distilled_guidance_layer.in_proj.weight", "single_stream_modulation.lin.weight")
+    keys = KeyTable(BLOCKS + _KEYS)
+    needs = (Need("text_encoder", CLIP_L), Need("text_encoder_2", T5), Need("vae", FLUX_VAE))
+    variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "dev": ("flux.1 d", "dev"), "krea": ("krea",), "kontext": ("kontext",),
+    }  # fmt: skip
+    entries = 10000
+
+    def variants(self, shapes: Shapes) -> tuple[str, ...]:
+        """See `FlowFamily.variants`."""
+        return ("dev", "krea", "kontext") if "guidance_in.in_layer.weight" in shapes else ("schnell",)
+
+    def defaults(self, variant: str) -> Defaults:
+        """See `FlowFamily.defaults`. The shift of dev is ComfyUI's μ of 1.15 at every size."""
+        if variant == "schnell":
+            return Defaults(steps=4, shift=1.0)
+        return Defaults(steps=25, guidance=2.5 if variant == "kontext" else 3.5, shift=math.exp(1.15))
+
+    def config(self, shapes: Shapes) -> Config:
+        """See `FlowFamily.config`."""
+        return block_dimensions(shapes, self.title) | {
+            "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
+            "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
+        }
+
+    def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
+        """See `FlowFamily.widths`."""
+        return {
+            "text_encoder": ("hidden_size", transformer["pooled_projection_dim"]),
+            "text_encoder_2": ("d_model", transformer["joint_attention_dim"]),
+            "vae": ("latent_channels", transformer["out_channels"] // 4),
+        }
+
+    def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
+        """Encode with T5, padded to at least 256 tokens as in ComfyUI, and with CLIP-L for the pooled text."""
+        _, pooled = texts.clip("text_encoder", parsed)
+        context = texts.t5("text_encoder_2", parsed, 256, 512)
+        return FlowEncoded(context, pooled)
+
+    def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
+        """See `FlowFamily.velocity`."""
+        transformer, x = components["transformer"], at.x
+        batch, _, height, width = x.shape
+        dtype, more = text.context.dtype, {}
+        if transformer.config.guidance_embeds:
+            more["guidance"] = x.new_full((batch,), at.guidance)
+        answer = transformer(
+            hidden_states=packed(x).to(dtype), timestep=x.new_full((batch,), at.sigma),
+            pooled_projections=text.pooled.expand(batch, -1),
+            encoder_hidden_states=text.context.expand(batch, -1, -1),
+            txt_ids=x.new_zeros((text.context.shape[1], 3)), img_ids=positions(height, width, x.device),
+            return_dict=False, **more,
+        )[0]  # fmt: skip
+        return unpacked(answer.float(), height, width)
+
+
+FLUX1 = Flux1()

@@ -1,0 +1,129 @@
+"""The noise levels of flow-matching models, and the schedules over them: x = (1 − σ)·clean + σ·noise, σ from 1 to 0.
+
+A model's shift s moves the levels: σ = s·t / (1 + (s − 1)·t) for t evenly spaced. A shift that is given as μ is the
+same with s = e^μ. Plain Python floats, as in `noise_levels`.
+
+Sources: Esser et al. 2024, section 5.3.2 (shift); names and tables as in ComfyUI's `comfy/samplers.py` and
+`comfy/model_sampling.py`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from civman.diffusion.noise_levels import Schedule, beta_quantile
+
+_RHO: Final = 7.0
+_BETA: Final = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class FlowLevels:
+    """The levels of a flow-matching model.
+
+    `shift`: the factor s; 1 leaves the levels evenly spaced. `entries`: the size of the table from which some schedules
+    take their levels; ComfyUI's has 1000 entries, but 10000 for the Flux classes.
+    """
+
+    shift: float = 1.0
+    entries: int = 1000
+
+    def sigma(self, share: float) -> float:
+        """Return σ for t in 0 … 1."""
+        return self.shift * share / (1 + (self.shift - 1) * share)
+
+    @property
+    def least(self) -> float:
+        """The lowest level of the table."""
+        return self.sigma(1 / self.entries)
+
+    @property
+    def greatest(self) -> float:
+        """The highest level: 1, pure noise."""
+        return 1.0
+
+    def entry(self, index: int) -> float:
+        """Return an entry of the table; entry 0 is the lowest level."""
+        return self.sigma((index + 1) / self.entries)
+
+
+def flow_table(schedule: Schedule, steps: int, levels: FlowLevels) -> list[float]:
+    """Compute a schedule's n+1 noise levels for n steps, from 1 down to 0 (KL Optimal: to the lowest level).
+
+    Raises: ValueError: fewer than one step, or a schedule that needs a diffusion model's levels.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    return list(_made(schedule, steps, levels))
+
+
+@lru_cache(maxsize=64)
+def _made(schedule: Schedule, steps: int, levels: FlowLevels) -> tuple[float, ...]:
+    if schedule not in _TABLES:
+        raise ValueError(f"{schedule} has no table for flow matching")
+    return tuple(_TABLES[schedule](steps, levels))
+
+
+def _line(start: float, end: float, count: int) -> list[float]:
+    return [start] if count == 1 else [start + (end - start) * i / (count - 1) for i in range(count)]
+
+
+def _normal(n: int, levels: FlowLevels) -> list[float]:
+    # the last level is shifted twice, as in ComfyUI and in diffusers' `set_timesteps(n)`
+    return [*(levels.sigma(t) for t in _line(1.0, levels.least, n)), 0.0]
+
+
+def _sgm_uniform(n: int, levels: FlowLevels) -> list[float]:
+    return [*(levels.sigma(t) for t in _line(1.0, levels.least, n + 1)[:-1]), 0.0]
+
+
+def _simple(n: int, levels: FlowLevels) -> list[float]:
+    return [*(levels.entry(levels.entries - 1 - int(i * levels.entries / n)) for i in range(n)), 0.0]
+
+
+def _beta(n: int, levels: FlowLevels) -> list[float]:
+    places = [round(beta_quantile(1 - i / n, _BETA) * (levels.entries - 1)) for i in range(n)]
+    return [*(levels.entry(place) for place in dict.fromkeys(places)), 0.0]
+
+
+def _karras(n: int, levels: FlowLevels) -> list[float]:
+    root = 1 / _RHO
+    return [*(r**_RHO for r in _line(1.0, levels.least**root, n)), 0.0]
+
+
+def _exponential(n: int, levels: FlowLevels) -> list[float]:
+    return [*(math.exp(r) for r in _line(0.0, math.log(levels.least), n)), 0.0]
+
+
+def _ddim(n: int, levels: FlowLevels) -> list[float]:
+    gap = max(levels.entries // n, 1)
+    return [*(levels.entry(i) for i in reversed(range(1, levels.entries, gap))), 0.0]
+
+
+def _kl_optimal(n: int, levels: FlowLevels) -> list[float]:
+    high, low = math.atan(1.0), math.atan(levels.least)
+    return [math.tan(high + (low - high) * i / n) for i in range(n + 1)]
+
+
+_TABLES: Final[dict[Schedule, Callable[[int, FlowLevels], list[float]]]] = {
+    Schedule.NORMAL: _normal,
+    Schedule.SGM_UNIFORM: _sgm_uniform,
+    Schedule.SIMPLE: _simple,
+    Schedule.BETA: _beta,
+    Schedule.KARRAS: _karras,
+    Schedule.EXPONENTIAL: _exponential,
+    Schedule.DDIM: _ddim,
+    Schedule.KL_OPTIMAL: _kl_optimal,
+}
+FLOW_SCHEDULES: Final = tuple(_TABLES)
+"""The schedules that flow-matching models can use."""
+
+
+def dynamic_shift(tokens: int, *, least: float = 0.5, most: float = 1.15, low: int = 256, high: int = 4096) -> float:
+    """Return the shift of Flux.1's rule by size: μ grows linearly with the number of picture tokens, s = e^μ.
+
+    Source: Black Forest Labs' `flux/sampling.py`; `least` and `most` are μ at `low` and `high` tokens.
+    """
+    return math.exp(least + (tokens - low) * (most - least) / (high - low))

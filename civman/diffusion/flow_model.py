@@ -1,0 +1,83 @@
+"""Load a flow-matching model: the transformer, and text encoders and a VAE from the same file or their own ones.
+
+As in `loader`, modules are built on the meta device and each parameter becomes a view of a memory-mapped file.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from civman.diffusion import model_classes
+from civman.diffusion.checkpoint_names import Config
+from civman.diffusion.families.flow_family import FlowFamily
+from civman.diffusion.flow_parts import TRANSFORMER, Placed, place_parts
+from civman.diffusion.key_table import require_sources
+from civman.diffusion.loader import LoadedModel, fill, unfilled
+from civman.diffusion.mapped_weights import Weights
+
+_OVERFLOWING = ("T5EncoderModel", "Qwen3Model", "Qwen2Model")
+"""Encoders whose activations exceed float16."""
+
+
+def load_flow(
+    path: Path,
+    family: FlowFamily,
+    *,
+    parts: Mapping[str, Path],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    config: Mapping[str, Config] | None = None,
+    leaves: int | None = None,
+) -> LoadedModel:
+    """Open a checkpoint of `family` and build its components.
+
+    Args:
+        path: the file with the transformer, in the original layout.
+        family: the checkpoint's family.
+        parts: component → file, for text encoders and the VAE that are not in the checkpoint.
+        device: where to put the components.
+        dtype: the dtype to compute in; None uses the files' own.
+        config: options that no shape tells, by component.
+        leaves: as in `loader.load`.
+
+    Raises: CannotRender, InvalidModelFile: as in `flow_parts.place_parts`; a tensor is missing or has a wrong size.
+    """
+    files = {path: Weights(path), **{each: Weights(each) for each in parts.values()}}
+    shapes = {component: files[each].shapes for component, each in parts.items()}
+    placed = place_parts(family, files[path].shapes, path.name, shapes, {c: p.name for c, p in parts.items()}, config)
+    target = torch.device(device)
+    model = LoadedModel(
+        path=path, family=family, prediction=family.prediction, is_zero_snr=False, components={},
+        configs={name: each.config for name, each in placed.items()}, metadata=files[path].metadata, device=target,
+        notes=(), unused=(), tensor_count=len(files[path].shapes),
+        files={name: files[parts.get(name, path)] for name in placed}, sources={},
+    )  # fmt: skip
+    notes: list[str] = []
+    for name, part in placed.items():
+        module = _built(part)
+        wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+        model.sources[name] = part.sources(wanted)
+        require_sources(part.title, wanted, model.sources[name], model.files[name].shapes, model.files[name].path.name)
+        fill(model, name, module, _dtype(part, dtype), notes, {}, leaves)
+    model.notes = tuple(notes)
+    model.unused = _unused(model, family, placed[TRANSFORMER].prefix)
+    return model
+
+
+def _built(part: Placed) -> nn.Module:
+    with unfilled():
+        module = model_classes.construct_class(part.model, part.config)
+    return module.eval().requires_grad_(requires_grad=False)
+
+
+def _dtype(part: Placed, dtype: torch.dtype | None) -> torch.dtype | None:
+    return torch.float32 if dtype is torch.float16 and part.model in _OVERFLOWING else dtype
+
+
+def _unused(model: LoadedModel, family: FlowFamily, prefix: str) -> tuple[str, ...]:
+    weights = model.files[TRANSFORMER]
+    used = {source.name for table in model.sources.values() for source in table.values()}
+    extras = tuple(prefix + name for name in family.known_extras)
+    return tuple(sorted(name for name in weights.shapes if name not in used and not name.startswith(extras)))

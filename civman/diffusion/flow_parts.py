@@ -1,0 +1,144 @@
+"""Find every part that a flow-matching model needs in the files given for it, and read its dimensions. No torch.
+
+A plan and the loader ask the same function, so that a missing or wrong part is refused before any weight is read.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from civman.diffusion.checkpoint_names import Config, Shapes
+from civman.diffusion.component_layouts import Source
+from civman.diffusion.families.flow_family import FlowFamily, Need
+from civman.errors import CannotRender, Cause, InvalidModelFile
+
+TRANSFORMER = "transformer"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One component: the class that computes it, its arguments, and where its tensors are in its file."""
+
+    title: str
+    model: str
+    config: Config
+    prefix: str
+    sources: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Source]] = field(repr=False)
+
+
+def place_parts(
+    family: FlowFamily,
+    checkpoint: Shapes,
+    file: str,
+    own_files: Mapping[str, Shapes] = {},
+    names: Mapping[str, str] = {},
+    stated: Mapping[str, Config] | None = None,
+) -> dict[str, Placed]:
+    """Place all components of a model.
+
+    Args:
+        family: the checkpoint's family.
+        checkpoint: the shapes of the checkpoint's tensors.
+        file: the checkpoint's name, for messages.
+        own_files: the shapes of the parts that have files of their own, by component.
+        names: the names of these files, by component.
+        stated: options that override those from the shapes, by component.
+
+    Raises:
+        CannotRender: a part is missing (`missing-part`), or is of another kind or width (`mismatched-parts`).
+        InvalidModelFile: the shapes of the tensors make no model.
+    """
+    stated = stated or {}
+    prefix = family.prefix_in(checkpoint)
+    assert prefix is not None
+    own = {name[len(prefix) :]: shape for name, shape in checkpoint.items() if name.startswith(prefix)}
+    config = _read(file, lambda: family.config(own)) | dict(stated.get(TRANSFORMER, {}))
+    placed = {
+        TRANSFORMER: Placed("transformer", family.model, config, prefix, _in_transformer(family, TRANSFORMER, prefix))
+    }
+    for component, (model, arguments) in family.extra_components(own).items():
+        inner = _in_transformer(family, component, prefix)
+        placed[component] = Placed(component, model, arguments, prefix, inner)
+    for need in family.needs:
+        shapes, name = own_files.get(need.component, checkpoint), names.get(need.component, file)
+        if (part := _placed(need, shapes, name, is_own=need.component in own_files, stated=stated)) is not None:
+            placed[need.component] = part
+    _require_widths(family, placed, file, names)
+    return placed
+
+
+def missing_parts(family: FlowFamily, checkpoint: Shapes) -> list[Need]:
+    """List the parts that a checkpoint does not contain itself, optional ones included."""
+    return [need for need in family.needs if need.kind.prefix_in(checkpoint) is None]
+
+
+def _in_transformer(
+    family: FlowFamily, component: str, prefix: str
+) -> Callable[[Mapping[str, tuple[int, ...]]], dict[str, Source]]:
+    return lambda wanted: family.sources(component, wanted, prefix)
+
+
+def _placed(need: Need, shapes: Shapes, file: str, *, is_own: bool, stated: Mapping[str, Config]) -> Placed | None:
+    kind = need.kind
+    prefix = kind.prefix_in(shapes)
+    if prefix is None:
+        if need.is_optional and not is_own:
+            return None
+        raise wrong_kind(need, file) if is_own else missing_part(need, file)
+    inner = kind.shapes_in(shapes, prefix)
+    config = _read(file, lambda: kind.config(inner)) | dict(stated.get(need.component, {}))
+    return Placed(
+        kind.title, kind.model, config, prefix, lambda wanted: kind.sources_in(wanted, config, shapes, prefix)
+    )
+
+
+def missing_part(need: Need, file: str) -> CannotRender:
+    """The refusal of a checkpoint without a part that it needs."""
+    return CannotRender(
+        f"`{file}` contains no {need.kind.title}, and none was given",
+        hint=f"pass one with {option_of(need)}; {_FETCH.get(need.kind.role, 'CivitAI has them as separate models')}",
+        code=Cause.MISSING_PART, part=need.kind.role, file=file,
+    )  # fmt: skip
+
+
+def wrong_kind(need: Need, file: str) -> CannotRender:
+    """The refusal of a file that is not the part it was given as."""
+    return CannotRender(
+        f"`{file}` is no {need.kind.title}",
+        hint=f"pass one with {option_of(need)}", code=Cause.MISMATCHED_PARTS, part=need.kind.role, file=file,
+    )  # fmt: skip
+
+
+def option_of(need: Need) -> str:
+    """How the command line names a part."""
+    return "--vae REF" if need.component == "vae" else f"--part {need.kind.role}=REF"
+
+
+_FETCH: Mapping[str, str] = {}
+
+
+def _require_widths(family: FlowFamily, placed: Mapping[str, Placed], file: str, names: Mapping[str, str]) -> None:
+    for component, (option, width) in family.widths(placed[TRANSFORMER].config).items():
+        if component not in placed:
+            continue
+        found = int(placed[component].config[option])
+        if found != width:
+            need = next(each for each in family.needs if each.component == component)
+            name = names.get(component, file)
+            raise CannotRender(
+                f"the {need.kind.title} in `{name}` has a width of {found}, but `{file}` needs one of {width}",
+                hint=f"pass another one with {option_of(need)}", code=Cause.MISMATCHED_PARTS,
+                part=need.kind.role, file=name,
+            )  # fmt: skip
+
+
+def _read(file: str, read: Callable[[], Config]) -> Config:
+    try:
+        return read()
+    except KeyError as missing:
+        raise CannotRender(
+            f"`{file}` lacks the tensor `{missing.args[0]}`, so its structure is unknown",
+            hint="the file is incomplete; another file of this version may be complete",
+            code=Cause.MISSING_TENSOR, missing=[str(missing.args[0])],
+        ) from missing  # fmt: skip
+    except (IndexError, StopIteration, ZeroDivisionError, ValueError) as odd:
+        raise InvalidModelFile(f"the shapes of the tensors in `{file}` match no model of its family") from odd

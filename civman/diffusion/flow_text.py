@@ -1,0 +1,124 @@
+"""Run the text encoders of a flow-matching model: CLIP, T5 and language models, with ComfyUI's rules for weights.
+
+A weight w moves the state of each token from that of the empty text: empty + w · (state − empty). Language models
+ignore weights, as in ComfyUI. `notes` collects what the user should know, such as text that was cut off.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from civman.diffusion.tokenizers import load_tokenizer
+from civman.prompts.emphasis import Fragment, ParsedPrompt
+from civman.prompts.tokenizer import CHUNK, END, START, clip_tokenizer
+
+
+class FlowText:
+    """The text encoders of one model."""
+
+    def __init__(self, components: Mapping[str, nn.Module], device: torch.device) -> None:
+        self._components, self._device = components, device
+        self.notes: list[str] = []
+
+    def clip(self, component: str, parsed: ParsedPrompt, layer: int = -1) -> tuple[Tensor, Tensor]:
+        """Encode the first 75 tokens: hidden states of a layer (1, 77, width), and the pooled text (1, width).
+
+        `layer` counts from the end: -1 is the output of the last layer after the final norm, -2 that of the one before
+        without it. The pooled text is the state of the first end token, projected if the encoder has a projection.
+        """
+        encoder: Any = self._components[component]
+        tokenizer = clip_tokenizer()
+        ids, weights = _weighted(parsed, tokenizer.ids)
+        if len(ids) > CHUNK:
+            self._cut("CLIP", len(ids), CHUNK)
+        ids, weights = ids[:CHUNK], weights[:CHUNK]
+        rows = [[START, *ids, END]]
+        if any(weight != 1 for weight in weights):
+            rows.append([START, END])
+        padding = int(encoder.config.pad_token_id)
+        tokens = torch.tensor([row + [padding] * (CHUNK + 2 - len(row)) for row in rows], device=self._device)
+        with torch.no_grad():
+            answer = encoder(tokens, output_hidden_states=True)
+        states = answer.last_hidden_state if layer == -1 else answer.hidden_states[layer]
+        at_end = answer.last_hidden_state[0, len(ids) + 1][None]
+        pooled = encoder.text_projection(at_end) if hasattr(encoder, "text_projection") else at_end
+        return _moved(states, [1.0, *weights, 1.0]), pooled
+
+    def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Tensor:
+        """Encode a text, padded to `least` tokens and cut at `most`: (1, tokens, width).
+
+        The encoder sees the padding as it sees words, as in ComfyUI and in diffusers' Flux pipeline.
+        """
+        encoder: Any = self._components[component]
+        tokenizer = load_tokenizer("t5")
+        ends = [] if tokenizer.end is None else [tokenizer.end]
+        ids, weights = _weighted(parsed, lambda text: _without(tokenizer.encode(text), tokenizer.end))
+        if len(ids) + len(ends) > most:
+            self._cut("T5", len(ids) + len(ends), most)
+        ids, weights = ids[: most - len(ends)] + ends, weights[: most - len(ends)]
+        length = max(least, len(ids))
+        rows = [ids]
+        if any(weight != 1 for weight in weights):
+            rows.append(ends)
+        tokens = torch.tensor([row + [tokenizer.padding] * (length - len(row)) for row in rows], device=self._device)
+        with torch.no_grad():
+            return _moved(encoder(tokens).last_hidden_state, weights)
+
+    def language_model(self, component: str, ids: Sequence[int], layer: int | None) -> Tensor:
+        """Encode token ids: (1, tokens, width).
+
+        `layer`: an index into the hidden states of all layers, such as -2; None: the last one's, after the final norm.
+        """
+        encoder: Any = self._components[component]
+        tokens = torch.tensor([list(ids)], device=self._device)
+        with torch.no_grad():
+            answer = encoder(input_ids=tokens, output_hidden_states=layer is not None)
+        states: Tensor = answer.last_hidden_state if layer is None else answer.hidden_states[layer]
+        return states
+
+    def note(self, words: str) -> None:
+        """Add a note, once."""
+        if words not in self.notes:
+            self.notes.append(words)
+
+    def _cut(self, title: str, count: int, most: int) -> None:
+        self.note(f"the prompt has {count} tokens, of which {title} reads {most}")
+
+
+def _weighted(parsed: ParsedPrompt, encode: Any) -> tuple[list[int], list[float]]:
+    """Tokenize each fragment on its own, and give each token the weight of its fragment."""
+    ids: list[int] = []
+    weights: list[float] = []
+    for fragment in _merged(chain.from_iterable(parsed.sections)):
+        found = list(encode(fragment.text))
+        ids += found
+        weights += [fragment.weight] * len(found)
+    return ids, weights
+
+
+def _merged(fragments: Iterable[Fragment]) -> list[Fragment]:
+    """Join neighbours of equal weight, so that a prompt without weights is tokenized as a whole."""
+    merged: list[Fragment] = []
+    for fragment in fragments:
+        if merged and merged[-1].weight == fragment.weight:
+            merged[-1] = Fragment(merged[-1].text + fragment.text, fragment.weight)
+        else:
+            merged.append(fragment)
+    return merged
+
+
+def _without(ids: Sequence[int], end: int | None) -> list[int]:
+    return list(ids[:-1]) if ids and ids[-1] == end else list(ids)
+
+
+def _moved(states: Tensor, weights: Sequence[float]) -> Tensor:
+    """Apply weights to the first row of `states`; the second one, if there is one, is that of the empty text."""
+    if len(states) == 1:
+        return states
+    full = torch.ones(states.shape[1])
+    full[: len(weights)] = torch.tensor(list(weights), dtype=torch.float32)
+    text, empty = states[:1].float(), states[1:].float()
+    return (empty + (text - empty) * full.to(states.device)[None, :, None]).to(states.dtype)

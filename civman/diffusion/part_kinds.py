@@ -1,0 +1,238 @@
+"""The kinds of text encoders and VAEs that checkpoints of transformer families need: how to recognise and build each.
+
+A part lies in the checkpoint itself, behind a prefix, or in a file of its own. Its dimensions come from tensor shapes.
+No torch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from civman.diffusion.checkpoint_names import Config, Shapes
+from civman.diffusion.clip_and_vae_configs import count, text_config, vae_config
+from civman.diffusion.component_layouts import Source, own_vae_names, vae_sources
+from civman.errors import CannotRender
+
+Sources = Callable[[Mapping[str, tuple[int, ...]], Config], dict[str, Source]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PartKind:
+    """One kind of part. `role` is its name in recipes and on the command line, such as "t5" or "clip-l"."""
+
+    role: str
+    title: str
+    model: str
+    """The class that computes it, as in `model_classes.construct_class`."""
+    prefixes: tuple[str, ...]
+    """What may precede the names, in the order in which they are looked for; the last ones are those of own files."""
+    probes: tuple[str, ...]
+    """Names, in the kind's own layout and without prefix, that a file with this part contains."""
+    config: Callable[[Shapes], Config] = field(repr=False)
+    """From shapes, by name without prefix, to the arguments of the class."""
+    sources: Sources = field(repr=False)
+    """From the class's parameters to tensors, by name without prefix."""
+    names: Callable[[Iterable[str]], Mapping[str, str]] = field(default=lambda names: {n: n for n in names}, repr=False)
+    """From the names that `config` and `sources` use to the names of a file without prefix, which may differ."""
+
+    def prefix_in(self, shapes: Shapes) -> str | None:
+        """Return the prefix under which a file contains this part, or None if it does not."""
+        for prefix in self.prefixes:
+            own = self.shapes_in(shapes, prefix)
+            if all(probe in own for probe in self.probes):
+                return prefix
+        return None
+
+    def shapes_in(self, shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
+        """Return this part's shapes by name without prefix, in the layout that `config` and `sources` use."""
+        own = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
+        return {plain: own[name] for plain, name in self.names(own).items()}
+
+    def sources_in(
+        self, wanted: Mapping[str, tuple[int, ...]], config: Config, shapes: Shapes, prefix: str
+    ) -> dict[str, Source]:
+        """Map each parameter of the class to its tensor in a file that has this part under `prefix`."""
+        own = [name[len(prefix) :] for name in shapes if name.startswith(prefix)]
+        actual = self.names(own)
+        return {
+            parameter: replace(source, name=prefix + actual.get(source.name, source.name))
+            for parameter, source in self.sources(wanted, config).items()
+        }
+
+
+def _plainly(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Source]:  # noqa: ARG001
+    """The sources of a part whose parameters are named as the file's tensors."""
+    return {parameter: Source(parameter) for parameter in wanted}
+
+
+def _clip_names(names: Iterable[str]) -> dict[str, str]:
+    """CLIP's names without the level `text_model`, which only some versions of transformers' classes have."""
+    return {name.removeprefix("text_model."): name for name in names}
+
+
+def _clip_sources(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Source]:  # noqa: ARG001
+    return {parameter: Source(parameter.removeprefix("text_model.")) for parameter in wanted}
+
+
+def _clip_config(hidden_act: str, heads: int) -> Callable[[Shapes], Config]:
+    usual = {"layout": "transformers", "hidden_act": hidden_act, "heads": heads, "drop_last_layers": 0}
+    return lambda shapes: text_config(usual, shapes, "")
+
+
+def _t5_config(shapes: Shapes) -> Config:
+    vocabulary, width = shapes["shared.weight"]
+    bias = shapes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+    inner = shapes["encoder.block.0.layer.0.SelfAttention.q.weight"][0]
+    return {
+        "vocab_size": vocabulary, "d_model": width, "d_kv": inner // bias[1], "num_heads": bias[1],
+        "d_ff": shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
+        "num_layers": count(shapes, "encoder.block."), "feed_forward_proj": "gated-gelu",
+        "relative_attention_num_buckets": bias[0], "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6, "is_encoder_decoder": False, "use_cache": False, "tie_word_embeddings": True,
+    }  # fmt: skip
+
+
+def _t5_names(names: Iterable[str]) -> dict[str, str]:
+    """Give the table of tokens its first name; files have it as `shared`, as `encoder.embed_tokens`, or as both."""
+    found = {name: name for name in names if not name.startswith("decoder.")}
+    table = found.get("shared.weight") or found.get("encoder.embed_tokens.weight")
+    return found if table is None else found | {"shared.weight": table, "encoder.embed_tokens.weight": table}
+
+
+def _language_model(shapes: Shapes) -> Config:
+    vocabulary, width = shapes["embed_tokens.weight"]
+    first = "layers.0.self_attn."
+    norm = shapes.get(f"{first}q_norm.weight")
+    head = norm[0] if norm is not None else 128
+    return {
+        "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": shapes["layers.0.mlp.gate_proj.weight"][0],
+        "num_hidden_layers": count(shapes, "layers."), "head_dim": head,
+        "num_attention_heads": shapes[f"{first}q_proj.weight"][0] // head,
+        "num_key_value_heads": shapes[f"{first}k_proj.weight"][0] // head,
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 40960, "use_cache": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    }  # fmt: skip
+
+
+def _kl_config(scale: float, shift: float) -> Callable[[Shapes], Config]:
+    usual = {
+        "sample_size": 1024, "act_fn": "silu", "norm_num_groups": 32, "scaling_factor": scale, "shift_factor": shift,
+    }  # fmt: skip
+
+    def config(shapes: Shapes) -> Config:
+        has_convs = {
+            "use_quant_conv": "quant_conv.weight" in shapes, "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+        }  # fmt: skip
+        return vae_config(usual, shapes) | has_convs
+
+    return config
+
+
+def _kl_names(names: Iterable[str]) -> Mapping[str, str]:
+    try:
+        return own_vae_names(names, "")
+    except CannotRender:  # no VAE of this kind
+        return {}
+
+
+def _kl_sources(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Source]:
+    return vae_sources(wanted, config, "")
+
+
+def _wan_config(shapes: Shapes) -> Config:
+    first = shapes["encoder.conv1.weight"][0]
+    widths: list[int] = []
+    while (shape := shapes.get(f"encoder.downsamples.{3 * len(widths)}.residual.6.weight")) is not None:
+        widths.append(shape[0])
+    return {
+        "base_dim": first, "z_dim": shapes["conv2.weight"][0], "dim_mult": [width // first for width in widths],
+        "num_res_blocks": 2, "attn_scales": [],
+        "temperal_downsample": [
+            f"encoder.downsamples.{3 * level + 2}.time_conv.weight" in shapes for level in range(len(widths) - 1)
+        ],
+        "latents_mean": list(WAN_MEAN), "latents_std": list(WAN_STD),
+    }  # fmt: skip
+
+
+_WAN_LEAVES: Final = {
+    "norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6",
+    "conv_shortcut": "shortcut",
+}  # fmt: skip
+_WAN_ENDS: Final = {
+    "conv_in": "conv1", "norm_out": "head.0", "conv_out": "head.2", "quant_conv": "conv1", "post_quant_conv": "conv2",
+}  # fmt: skip
+
+
+def _wan_sources(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Source]:
+    per_level = int(config["num_res_blocks"]) + 2
+    return {parameter: Source(_wan_name(parameter, per_level)) for parameter in wanted}
+
+
+def _wan_name(parameter: str, per_level: int) -> str:
+    """The original name of a parameter of diffusers' AutoencoderKLQwenImage."""
+    side, *rest = parameter.split(".")
+    if side in _WAN_ENDS:
+        return ".".join([_WAN_ENDS[side], *rest])
+    if rest[0] in _WAN_ENDS:
+        return ".".join([side, _WAN_ENDS[rest[0]], *rest[1:]])
+    if rest[0] == "mid_block":
+        if rest[1] == "attentions":
+            return ".".join([side, "middle.1", *rest[3:]])
+        return ".".join([side, "middle", str(2 * int(rest[2])), _WAN_LEAVES[rest[3]], *rest[4:]])
+    if rest[0] == "down_blocks":
+        return ".".join([side, "downsamples", rest[1], _WAN_LEAVES.get(rest[2], rest[2]), *rest[3:]])
+    place = per_level * int(rest[1]) + (int(rest[3]) if rest[2] == "resnets" else per_level - 1)
+    return ".".join([side, "upsamples", str(place), _WAN_LEAVES.get(rest[4], rest[4]), *rest[5:]])
+
+
+WAN_MEAN: Final = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632, -0.1922,
+    -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+WAN_STD: Final = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253,
+    2.8251, 1.9160,
+)  # fmt: skip
+"""The mean and standard deviation of each latent channel of Wan 2.1's autoencoder. Source: Wan 2.1's `vae.py`."""
+
+_CLIP_TABLE: Final = "embeddings.token_embedding.weight"
+
+CLIP_L: Final = PartKind(
+    "clip-l", "CLIP-L text encoder", "CLIPTextModel",
+    ("text_encoders.clip_l.transformer.", "conditioner.embedders.0.transformer.", ""), (_CLIP_TABLE,),
+    _clip_config("quick_gelu", 12), _clip_sources, _clip_names,
+)  # fmt: skip
+CLIP_L_PROJECTED: Final = replace(
+    CLIP_L, model="CLIPTextModelWithProjection", probes=(_CLIP_TABLE, "text_projection.weight")
+)
+"""CLIP-L with its projection, which Stable Diffusion 3 uses."""
+CLIP_G: Final = PartKind(
+    "clip-g", "CLIP-G text encoder", "CLIPTextModelWithProjection", ("text_encoders.clip_g.transformer.", ""),
+    (_CLIP_TABLE, "text_projection.weight"), _clip_config("gelu", 20), _clip_sources, _clip_names,
+)  # fmt: skip
+T5: Final = PartKind(
+    "t5", "T5 text encoder", "T5EncoderModel", ("text_encoders.t5xxl.transformer.", ""),
+    ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "shared.weight"), _t5_config, _plainly,
+    _t5_names,
+)  # fmt: skip
+QWEN3: Final = PartKind(
+    "qwen3", "Qwen3 text encoder", "Qwen3Model",
+    ("text_encoders.qwen3_06b.transformer.model.", "text_encoders.qwen3_4b.transformer.model.",
+     "text_encoders.qwen3_8b.transformer.model.", "model.", ""),
+    ("embed_tokens.weight", "layers.0.self_attn.q_norm.weight"), _language_model, _plainly,
+)  # fmt: skip
+QWEN25: Final = PartKind(
+    "qwen2.5-vl", "Qwen2.5-VL text encoder", "Qwen2Model",
+    ("text_encoders.qwen25_7b.transformer.model.", "model.language_model.", "model.", ""),
+    ("embed_tokens.weight", "layers.0.self_attn.q_proj.bias"), _language_model, _plainly,
+)  # fmt: skip
+FLUX_VAE: Final = PartKind(
+    "vae", "VAE", "AutoencoderKL", ("vae.", "first_stage_model.", ""), ("decoder.conv_in.weight",),
+    _kl_config(0.3611, 0.1159), _kl_sources, _kl_names,
+)  # fmt: skip
+SD3_VAE: Final = replace(FLUX_VAE, config=_kl_config(1.5305, 0.0609))
+XL_VAE: Final = replace(FLUX_VAE, config=_kl_config(0.13025, 0.0))
+WAN_VAE: Final = PartKind(
+    "vae", "VAE", "AutoencoderKLQwenImage", ("vae.", "first_stage_model.", ""),
+    ("decoder.conv1.weight", "conv2.weight", "decoder.middle.0.residual.0.gamma"), _wan_config, _wan_sources,
+)  # fmt: skip

@@ -1,0 +1,47 @@
+"""What a recipe states for a flow-matching model: its noise levels and embedded guidance, and its parts' files."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from civman.domain.digests import Sha256
+
+
+@dataclass(frozen=True, slots=True)
+class PartUse:
+    """A text encoder that is not in the checkpoint: its role, such as "t5", and the digest of its file."""
+
+    role: str
+    sha256: Sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """The noise levels of a flow-matching model and the guidance that it embeds.
+
+    `shift`: the factor s in σ = s·t / (1 + (s − 1)·t). `entries`: the size of the table that some schedules take their
+    levels from. `guidance`: the scale that the model embeds; 0 if it embeds none.
+    """
+
+    shift: float
+    entries: int
+    guidance: float = 0.0
+
+
+def problems(recipe: Any) -> Iterator[str]:
+    """Explain what a recipe states wrongly about flow matching, with one clause for each problem."""
+    if (recipe.flow is None) == (recipe.prediction == "flow"):
+        yield "it needs the noise levels of flow matching if its model predicts a flow, and only then"
+    if recipe.flow is not None:
+        if not (math.isfinite(recipe.flow.shift) and 0 < recipe.flow.shift <= 100):
+            yield "the shift must be above 0 and at most 100"
+        if recipe.flow.entries not in (1000, 10000):
+            yield "the table of noise levels must have 1000 or 10000 entries"
+        if not (math.isfinite(recipe.flow.guidance) and 0 <= recipe.flow.guidance <= 100):
+            yield "the embedded guidance must be 0 to 100"
+        if recipe.rules < 3:
+            yield "flow matching needs version 3 of the rendering rules"
+    roles = [part.role for part in recipe.parts]
+    if len(set(roles)) != len(roles):
+        yield "it names two files for one part"

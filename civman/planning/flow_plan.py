@@ -1,0 +1,228 @@
+"""Plans of flow-matching models: their variant, the files of their parts, and what open values of a request become."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from civman.diffusion.checkpoint_names import Config
+from civman.diffusion.families.flow_family import Defaults, FlowFamily, Need
+from civman.diffusion.families.registry import flow_family_of
+from civman.diffusion.flow_parts import TRANSFORMER, Placed, missing_parts, option_of, place_parts
+from civman.diffusion.memory_plan import Estimate
+from civman.domain.recipes.recipe import Flow, PartUse, Recipe, RenderRequest
+from civman.errors import AmbiguousRef, Cause, UsageError
+from civman.planning.checkpoint_facts import Checkpoint
+from civman.planning.find_files import Finder, Found
+
+_TRANSFORMER_FACTOR = 30
+"""Activations of a transformer, in values per token and channel; a rule of thumb."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowChoice:
+    """What a plan found out about a flow-matching checkpoint. `parts` are by role, and contain no VAE."""
+
+    family: FlowFamily
+    variant: str
+    defaults: Defaults
+    checkpoint: Found
+    placed: Mapping[str, Placed]
+    parts: Mapping[str, Found]
+    vae: Found | None
+    notices: tuple[str, ...]
+
+    @property
+    def uses(self) -> tuple[PartUse, ...]:
+        """The parts in the form in which recipes list them."""
+        return tuple(PartUse(role, found.sha256) for role, found in sorted(self.parts.items()))
+
+    def flow(self, request: RenderRequest) -> Flow:
+        """The noise levels and the embedded guidance that a request results in."""
+        guidance = self.defaults.guidance if request.guidance is None else request.guidance
+        shift = self.defaults.shift if request.shift is None else request.shift
+        return Flow(float(shift), self.family.entries, float(guidance) if self.defaults.guidance else 0.0)
+
+    def facts(self) -> Checkpoint:
+        """The checkpoint's facts in the form that all plans use."""
+        family = self.family
+        return Checkpoint(
+            family, family.title, family.native_size, family.prediction, False, None, self.notices,
+            vae_reads_pictures=not self.placed["vae"].config.get("decoder_only"),
+        )  # fmt: skip
+
+    def memory(self, recipe: Recipe) -> Estimate:
+        """Estimate the memory in bytes that a recipe needs."""
+        sizes = [(recipe.width, recipe.height)] + ([(recipe.hires.width, recipe.hires.height)] if recipe.hires else [])
+        pixels = max(width * height for width, height in sizes)
+        value = 4 if recipe.precision == "float32" else 2
+        counted = {"transformer": 0, "vae": 0, "text": 0}
+        for component, part in self.placed.items():
+            role = component if component in counted else "text" if component.startswith("text") else "transformer"
+            counted[role] += self._elements(component, part)
+        config = self.placed[TRANSFORMER].config
+        width = int(config.get("attention_head_dim", 128)) * int(config.get("num_attention_heads", 24))
+        channels = list(self.placed["vae"].config.get("block_out_channels", [96]))
+        tokens = pixels // 256 + 512
+        return Estimate(
+            unet=counted["transformer"] * value, vae=counted["vae"] * value, text=counted["text"] * value,
+            unet_work=recipe.batch_size * tokens * width * _TRANSFORMER_FACTOR * value,
+            vae_work=pixels * int(channels[0]) * 10 * value,
+        )  # fmt: skip
+
+    def _elements(self, component: str, part: Placed) -> int:
+        """Count the numbers of a component in its file."""
+        need = next((each for each in self.family.needs if each.component == component), None)
+        file = self.checkpoint if need is None else self._file_of(need)
+        return sum(prod(shape) for name, shape in file.header.shapes.items() if name.startswith(part.prefix))
+
+    def _file_of(self, need: Need) -> Found:
+        return (self.vae if need.component == "vae" else self.parts.get(need.kind.role)) or self.checkpoint
+
+
+def flow_choice(finder: Finder, found: Found, request: RenderRequest, *, config: str = "") -> FlowChoice | None:
+    """Find out all that a plan needs to know about a checkpoint; None if its model is no flow-matching transformer.
+
+    Parts that the checkpoint does not contain are taken from the request or, if exactly one stored file fits, from the
+    library.
+
+    Raises:
+        CannotRender: a part is missing (`missing-part`), or is of another kind or width (`mismatched-parts`).
+        UsageError: an unknown variant or role. AmbiguousRef: several stored files fit a part.
+    """
+    family = flow_family_of(found.header.shapes)
+    if family is None:
+        return None
+    given = _given(family, request.parts)
+    refs = dict(given) | ({"vae": request.vae} if request.vae is not None else {})
+    named = {role: finder.find(role, ref) for role, ref in refs.items()}
+    notices: list[str] = []
+    for need in missing_parts(family, found.header.shapes):
+        if need.kind.role not in named and (stored := _stored(finder, need, family, found)) is not None:
+            named[need.kind.role] = stored
+            notices.append(f"the {need.kind.title} is `{stored.inspected.name}`, the only stored file that fits")
+    return _chosen(family, found, named, request.variant, config, notices)
+
+
+def recorded_choice(finder: Finder, found: Found, recipe: Recipe) -> FlowChoice | None:
+    """The same for a recipe, whose files are found by digest. Raises: the errors of `flow_choice`; NotFound."""
+    family = flow_family_of(found.header.shapes)
+    if family is None:
+        return None
+    named = {use.role: finder.with_digest(use.role, use.sha256) for use in recipe.parts}
+    if recipe.vae:
+        named["vae"] = finder.with_digest("vae", recipe.vae)
+    return _chosen(family, found, named, recipe.variant or None, recipe.config, [])
+
+
+def with_defaults(request: RenderRequest, choice: FlowChoice) -> RenderRequest:
+    """Fill in what the request leaves open with the family's values."""
+    usual = choice.defaults
+    return replace(
+        request, steps=usual.steps if request.steps is None else request.steps,
+        guidance_scale=usual.cfg if request.guidance_scale is None else request.guidance_scale,
+        sampler=usual.sampler if request.sampler is None else request.sampler,
+        schedule=usual.schedule if request.schedule is None else request.schedule,
+    )  # fmt: skip
+
+
+def require_size(recipe: Recipe, choice: FlowChoice) -> None:
+    """Check that an image's sides suit the family. Raises: UsageError (`bad-size`)."""
+    sizes = [(recipe.width, recipe.height)] + ([(recipe.hires.width, recipe.hires.height)] if recipe.hires else [])
+    step = choice.family.multiple
+    for width, height in sizes:
+        if width % step or height % step:
+            near = f"{max(step, round(width / step) * step)}x{max(step, round(height / step) * step)}"
+            raise UsageError(
+                f"{width}x{height} is no size for {choice.family.title}: both sides must be multiples of {step}",
+                hint=f"{near} is the nearest one", code=Cause.BAD_SIZE,
+            )  # fmt: skip
+
+
+def _chosen(
+    family: FlowFamily, found: Found, named: Mapping[str, Found], variant: str | None, config: str, notices: list[str]
+) -> FlowChoice:
+    by_component = {
+        need.component: named[need.kind.role] for need in family.needs if need.kind.role in named
+    }  # fmt: skip
+    stated: dict[str, Config] = json.loads(config) if config else {}
+    placed = place_parts(
+        family, found.header.shapes, found.inspected.name,
+        {component: file.header.shapes for component, file in by_component.items()},
+        {component: file.inspected.name for component, file in by_component.items()}, stated,
+    )  # fmt: skip
+    prefix = placed[TRANSFORMER].prefix
+    own = {name[len(prefix) :]: shape for name, shape in found.header.shapes.items() if name.startswith(prefix)}
+    chosen, told = _variant(family, found, family.variants(own), variant)
+    parts = {role: file for role, file in named.items() if role != "vae"}
+    return FlowChoice(
+        family, chosen, family.defaults(chosen), found, placed, parts, named.get("vae"), (*notices, *told)
+    )  # fmt: skip
+
+
+def _variant(
+    family: FlowFamily, found: Found, possible: Sequence[str], asked: str | None
+) -> tuple[str, tuple[str, ...]]:
+    """Choose the variant: as asked, else by CivitAI's label and the file's name, else the most common one."""
+    if asked is not None:
+        if asked not in possible:
+            raise UsageError(
+                f"`{asked}` is no variant of {family.title} that `{found.inspected.name}` can be",
+                hint="one of " + ", ".join(each or "(none)" for each in possible), code=Cause.BAD_CONFIG,
+            )  # fmt: skip
+        return asked, ()
+    if len(possible) == 1:
+        return possible[0], ()
+    label, name = (found.inspected.label or "").casefold(), found.inspected.name.casefold()
+    for words, witness in ((label, f"CivitAI says {found.inspected.label}"), (name, "its name says so")):
+        for variant in reversed(possible):  # the most common one is also the start of the others' names
+            if any(word in words for word in family.variant_words[variant]):
+                return variant, (f"taken for the variant {variant} of {family.title}: {witness}",)
+    words = (
+        f"taken for the variant {possible[0]} of {family.title}, as its tensors cannot tell: --variant overrides this"
+    )
+    return possible[0], (words,)
+
+
+def _given(family: FlowFamily, parts: Sequence[str]) -> dict[str, str]:
+    """Read `--part ROLE=REF`. Raises: UsageError: no role, or one that the family does not have."""
+    roles = [need.kind.role for need in family.needs if need.component != "vae"]
+    found: dict[str, str] = {}
+    for text in parts:
+        role, equals, ref = text.partition("=")
+        if not equals or role not in roles or not ref:
+            raise UsageError(
+                f"`{text}` names no part of {family.title}", hint="write ROLE=REF, where ROLE is " + " or ".join(roles)
+            )
+        found[role] = ref
+    return found
+
+
+def _stored(finder: Finder, need: Need, family: FlowFamily, found: Found) -> Found | None:
+    """The only stored file that fits a part; None if there is none. Raises: UsageError: several fit."""
+    prefix = family.prefix_in(found.header.shapes) or ""
+    own = {name[len(prefix) :]: shape for name, shape in found.header.shapes.items() if name.startswith(prefix)}
+    try:
+        widths = family.widths(family.config(own))
+    except (KeyError, IndexError, ZeroDivisionError):  # `place_parts` says what is wrong
+        return None
+    fitting = [each for each in finder.stored(need.kind.role) if _fits(need, each, widths.get(need.component))]
+    if len(fitting) > 1:
+        raise AmbiguousRef(
+            f"{len(fitting)} stored files fit as the {need.kind.title}: "
+            + ", ".join(f"`{each.inspected.name}` (sha256 {each.sha256[:12]}…)" for each in fitting),
+            hint=f"choose one with {option_of(need)}",
+        )  # fmt: skip
+    return fitting[0] if fitting else None
+
+
+def _fits(need: Need, file: Found, width: tuple[str, int] | None) -> bool:
+    shapes = file.header.shapes
+    prefix = need.kind.prefix_in(shapes)
+    if prefix is None:
+        return False
+    try:
+        config = need.kind.config(need.kind.shapes_in(shapes, prefix))
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
+        return False
+    return width is None or int(config[width[0]]) == width[1]

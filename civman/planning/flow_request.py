@@ -1,0 +1,50 @@
+"""What a request means for a flow-matching model, and which options it has none for."""
+
+from civman.diffusion import sampler_names, samplers, sampling_plan
+from civman.diffusion.noise_levels import Schedule
+from civman.domain.recipes.recipe import RenderRequest
+from civman.errors import Cause, UsageError
+from civman.planning.find_files import Found
+from civman.planning.flow_plan import FlowChoice, with_defaults
+
+
+def for_flow(request: RenderRequest, choice: FlowChoice) -> tuple[RenderRequest, samplers.Sampler, Schedule]:
+    """Fill in a flow-matching family's defaults. Raises: UsageError: an option that its models do not have."""
+    unknown = {
+        "--embedding": request.embeddings, "--hypernetwork": request.hypernetworks, "--prediction": request.prediction,
+        "--thresholding": request.thresholding,
+    }  # fmt: skip
+    if asked := [option for option, value in unknown.items() if value]:
+        raise UsageError(f"{asked[0]} has no meaning for {choice.family.title}", code=Cause.BAD_CONFIG)
+    if request.config and not request.config.startswith("{"):
+        raise UsageError(f"--config is not read for {choice.family.title}", code=Cause.BAD_CONFIG)
+    request = with_defaults(request, choice)
+    sampler, schedule = sampler_names.parse(request.sampler or "", request.schedule)
+    if schedule is Schedule.AUTOMATIC:
+        schedule = Schedule(choice.defaults.schedule)
+    sampling_plan.require_flow(sampler, schedule)
+    return request, sampler, schedule
+
+
+def require_no_flow_options(request: RenderRequest, found: Found) -> None:
+    """Check that a request for another model has no option of flow matching. Raises: UsageError."""
+    asked = {
+        "--part": request.parts, "--variant": request.variant, "--shift": request.shift, "--guidance": request.guidance,
+    }  # fmt: skip
+    if given := [option for option, value in asked.items() if value]:
+        raise UsageError(
+            f"{given[0]} has no meaning for `{found.inspected.name}`: it is no flow-matching transformer",
+            code=Cause.BAD_CONFIG,
+        )
+
+
+def usual_precision(device: str | None, *, is_flow: bool = False) -> str:
+    """Return the precision that a device computes in by default; `is_flow`: of a flow-matching model."""
+    if device == "cpu":
+        return "float32"
+    # imports torch (2 s), which is needed to detect the devices
+    from civman.diffusion.environment import choose_device, choose_dtype
+
+    usual = str(choose_dtype(choose_device(device))).removeprefix("torch.")
+    # the activations of some transformers exceed float16
+    return "bfloat16" if is_flow and usual == "float16" else usual

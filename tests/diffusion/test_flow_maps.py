@@ -1,0 +1,70 @@
+# ruff: noqa: E402  (imports that need torch come after the question whether it is there)
+"""The families' key tables are diffusers' conversions, at the published widths.
+
+A converter sees tensors with their true number of rows and a single column, each value its own row's number, so that a
+full-size file costs nothing and a row that goes astray shows.
+"""
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from diffusers.loaders import single_file_utils
+
+from civman.diffusion.families.registry import FLOW_FAMILIES
+from civman.diffusion.loader import unfilled
+from civman.diffusion.model_classes import construct_class
+
+FULL: dict[str, tuple[str, dict[str, Any]]] = {
+    "flux1": ("flux", {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": True}),
+    "chroma": ("chroma", {"num_layers": 2, "num_single_layers": 2}),
+}
+"""Family → diffusers' converter, and what makes the published model shallow."""
+
+
+def thin(shapes: dict[str, tuple[int, ...]], sources: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+    """A file's tensors with one column, and each parameter's number of rows."""
+    rows = {name: shape[0] for name, shape in shapes.items()}
+    sizes: dict[str, int] = {}
+    for parameter, source in sources.items():
+        end = source.rows[0] + source.rows[1] if source.rows else rows[parameter]
+        sizes[source.name] = max(sizes.get(source.name, 0), end)
+    start = 0
+    tensors = {}
+    for name, size in sorted(sizes.items()):
+        tensors[name] = torch.arange(start, start + size, dtype=torch.float64)
+        start += size
+        if not name.endswith((".bias", ".scale")) and len(shapes.get(name, (1, 1))) > 1:
+            tensors[name] = tensors[name][:, None]
+    return tensors, rows
+
+
+def read(tensors: dict[str, Any], source: Any) -> Any:
+    found = tensors[source.name]
+    if source.rows:
+        found = found[source.rows[0] : source.rows[0] + source.rows[1]]
+    if source.swaps_halves:
+        half = len(found) // 2
+        found = torch.cat([found[half:], found[:half]])
+    return found.flatten()
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_every_parameter_gets_the_rows_that_diffusers_gives_it(name: str) -> None:
+    converter, dimensions = FULL[name]
+    family = next(each for each in FLOW_FAMILIES if each.name == name)
+    with unfilled():
+        model = construct_class(family.model, dimensions)
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    sources = family.sources("transformer", shapes, "")
+    tensors, _ = thin(shapes, sources)
+    convert = getattr(single_file_utils, f"convert_{converter}_transformer_checkpoint_to_diffusers")
+
+    theirs = convert(dict(tensors), config={})
+
+    assert theirs.keys() == shapes.keys()
+    for parameter, source in sources.items():
+        assert torch.equal(read(tensors, source), theirs[parameter].flatten()), parameter

@@ -1,0 +1,118 @@
+"""Tiny flow-matching models with random weights: as diffusers' modules, and as files in the original layouts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from civman.diffusion.model_classes import construct_class
+
+CLIP_L = {
+    "vocab_size": 49408, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 12,
+    "projection_dim": 24, "hidden_act": "quick_gelu", "max_position_embeddings": 77, "bos_token_id": 49406,
+    "eos_token_id": 49407, "pad_token_id": 49407,
+}  # fmt: skip
+T5 = {
+    "vocab_size": 32128, "d_model": 24, "d_kv": 8, "num_heads": 2, "d_ff": 40, "num_layers": 2,
+    "feed_forward_proj": "gated-gelu", "is_encoder_decoder": False, "use_cache": False,
+}  # fmt: skip
+KL = {
+    "in_channels": 3, "out_channels": 3, "latent_channels": 16, "layers_per_block": 1, "sample_size": 64,
+    "block_out_channels": [8, 8, 16, 16], "norm_num_groups": 2, "act_fn": "silu", "scaling_factor": 0.3611,
+    "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+}  # fmt: skip
+
+
+FLUX = {
+    "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 128, "num_attention_heads": 1,
+    "joint_attention_dim": 24, "pooled_projection_dim": 24, "guidance_embeds": True, "in_channels": 64,
+    "out_channels": 64,
+}  # fmt: skip
+CHROMA = {
+    "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 128, "num_attention_heads": 1,
+    "joint_attention_dim": 24, "in_channels": 64, "out_channels": 64, "approximator_hidden_dim": 32,
+    "approximator_layers": 2,
+}  # fmt: skip
+TINY = {
+    "flux1": {
+        "transformer": ("FluxTransformer2DModel", FLUX), "text_encoder": ("CLIPTextModel", CLIP_L),
+        "text_encoder_2": ("T5EncoderModel", T5), "vae": ("AutoencoderKL", KL),
+    },
+    "flux1-schnell": {
+        "transformer": ("FluxTransformer2DModel", FLUX | {"guidance_embeds": False}),
+        "text_encoder": ("CLIPTextModel", CLIP_L), "text_encoder_2": ("T5EncoderModel", T5),
+        "vae": ("AutoencoderKL", KL),
+    },
+    "chroma": {
+        "transformer": ("ChromaTransformer2DModel", CHROMA), "text_encoder": ("T5EncoderModel", T5),
+        "vae": ("AutoencoderKL", KL),
+    },
+}  # fmt: skip
+
+
+def modules(name: str, seed: int = 0) -> dict[str, nn.Module]:
+    """Build a tiny model's components with random weights, the same ones for the same seed."""
+    made = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for component, (kind, config) in TINY[name].items():
+            module = construct_class(kind, dict(config)).eval().requires_grad_(requires_grad=False)
+            for tensor in module.state_dict().values():
+                if tensor.is_floating_point():
+                    wide = tensor.shape[-1] if tensor.ndim > 1 else 1
+                    tensor.copy_(
+                        torch.randn(tensor.shape) / wide**0.5
+                        if tensor.ndim > 1
+                        else 1 + 0.1 * torch.randn(tensor.shape)
+                    )
+            made[component] = module
+    return made
+
+
+def original_tensors(name: str, family: Any, made: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """A tiny model's tensors in the layout of an all-in-one file, by the family's own tables read backwards.
+
+    Whether the tables are right is another test's question, which asks diffusers' converters.
+    """
+    tensors: dict[str, Tensor] = {}
+    kinds = {need.component: need.kind for need in family.needs}
+    for component, module in made.items():
+        state = module.state_dict()
+        shapes = {key: tuple(value.shape) for key, value in state.items()}
+        if component in kinds:
+            kind = kinds[component]
+            prefix = kind.prefixes[0]
+            sources = kind.sources(shapes, dict(TINY[name][component][1]))
+            if "CLIP" in kind.model:
+                prefix += "text_model."
+        else:
+            prefix = "model.diffusion_model."
+            sources = family.sources(component, shapes, "")
+        tensors |= {prefix + key: value for key, value in backwards(state, sources).items()}
+    return tensors
+
+
+def backwards(state: Mapping[str, Tensor], sources: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Join what `sources` takes apart."""
+    pieces: dict[str, list[tuple[int, Tensor]]] = {}
+    for parameter, source in sources.items():
+        tensor = state[parameter]
+        if source.swaps_halves:
+            half = tensor.shape[0] // 2
+            tensor = torch.cat([tensor[half:], tensor[:half]])
+        pieces.setdefault(source.name, []).append((source.rows[0] if source.rows else 0, tensor))
+    whole = {}
+    for key, parts in pieces.items():
+        ordered = [tensor for _, tensor in sorted(parts, key=lambda part: part[0])]
+        whole[key] = torch.cat(ordered) if len({start for start, _ in parts}) == len(parts) else ordered[0]
+    return {key: value.contiguous().clone() for key, value in whole.items()}
+
+
+def write(path: Path, name: str, family: Any, *, made: Mapping[str, nn.Module] | None = None) -> Path:
+    """Write an all-in-one file."""
+    save_file(original_tensors(name, family, made or modules(name)), str(path))
+    return path
