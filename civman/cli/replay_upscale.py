@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from civman.cli.output import Result, clean
 from civman.cli.session import Session
-from civman.cli.upscale_command import upscaled_value
+from civman.rendering.upscale_values import upscaled_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

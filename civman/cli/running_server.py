@@ -1,5 +1,6 @@
 """Hand a command over to the library's running server, which already has models loaded."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,11 +28,30 @@ def handed_over(arguments: Sequence[str]) -> int | None:
     if any(word.partition("=")[0] in _STAYS_HERE for word in arguments):
         return None
     folder = _library_of(arguments)
-    if not (folder / "serve.json").is_file():
+    if not (folder / "serve.json").is_file() or _would_ask(folder, arguments):
         return None
     from civman.serve.hand_over import hand_over
 
     return hand_over(folder, arguments)
+
+
+def _would_ask(folder: Path, arguments: Sequence[str]) -> bool:
+    """Whether a replay in a terminal would ask about missing files, which the server cannot do."""
+    if arguments[0] != "replay" or {"--fetch", "--json", "--quiet", "-q"} & set(arguments):
+        return False
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    from civman.errors import CivmanError
+    from civman.library import Library  # importing this takes 0.1 s, which only a replay in a terminal needs
+
+    with Library.open(folder, offline=True) as library:
+        for word in arguments[1:]:
+            try:
+                if not word.startswith("-") and library.pictures.missing_files(library.pictures.find_recipe(word)):
+                    return True
+            except CivmanError:
+                continue
+    return False
 
 
 def running_server(folder: Path) -> "ServerFile":

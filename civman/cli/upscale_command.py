@@ -16,6 +16,7 @@ from civman.cli.options import (
 )
 from civman.cli.output import Result, clean, counted
 from civman.cli.session import Session, command
+from civman.rendering.upscale_values import upscaled_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,16 +108,6 @@ def plan_value(plan: "PlannedUpscale") -> dict[str, object]:
     return {
         "picture": plan.picture, "from": list(plan.size), "to": [width, height], "recipe": plan.recipe,
         "recipe_sha256": plan.recipe.sha256, "model": plan.model, "notices": plan.notices,
-    }  # fmt: skip
-
-
-def upscaled_value(made: "SavedUpscale") -> dict[str, object]:
-    """Convert an upscaled image to a JSON object."""
-    record = made.record
-    return {
-        "id": made.id, "path": made.path, "pixel_sha256": record.pixel_sha256, "recipe": record.recipe,
-        "recipe_sha256": record.recipe.sha256, "parent": record.parent, "environment": record.environment,
-        "picture": record.picture_name, "upscaler": record.upscaler_name,
     }  # fmt: skip
 
 

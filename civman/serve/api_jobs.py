@@ -10,6 +10,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from civman import __version__
+from civman.domain.recipes.enlargement import UpscaleRequest
 from civman.errors import NotFound, UsageError
 from civman.serve.api_library import is_set
 from civman.serve.download_jobs import download_payload
@@ -21,7 +22,9 @@ from civman.serve.render_requests import (
     kept_value,
     recipe_of,
     request_of,
+    require_name,
     require_recipe,
+    upload_of,
 )
 from civman.serve.server_file import PROTOCOL
 from civman.serve.serving import client_of, job_of, json_body, serving
@@ -112,8 +115,20 @@ def _redraw(body: dict[str, Any], _: Path) -> Submitted:
     return JobKind.REDRAW, recipe.prompt, {**payload, "recipe": body["recipe"]}
 
 
+def _upscale(body: dict[str, Any], library: Path) -> Submitted:
+    _require_fields(body, "image", "upscaler", "scale", "size", "device")
+    upscaler = require_name(_text(body, "upscaler"))
+    UpscaleRequest(upscaler, body.get("scale"), body.get("size"))
+    payload = {
+        "files": [str(upload_of(body.get("image"), library))], "upscaler": upscaler, "scale": body.get("scale"),
+        "size": body.get("size"), "multiple": 1, "device": body.get("device"),
+    }  # fmt: skip
+    return JobKind.UPSCALE, f"upscale with {upscaler}", payload
+
+
 _SUBMITTED: dict[str, Callable[[dict[str, Any], Path], Submitted]] = {
-    "render": _render, "grid": _grid, "replay": _replay, "redraw": _redraw, "download": _download,
+    "render": _render, "grid": _grid, "replay": _replay, "redraw": _redraw, "upscale": _upscale,
+    "download": _download,
 }  # fmt: skip
 
 

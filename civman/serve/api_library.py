@@ -62,6 +62,9 @@ async def models(request: Request) -> Response:
     limit, offset = number_of(request, "limit", 100, MOST_ROWS), number_of(request, "offset", 0, 10**9)
 
     def find(library: Library) -> Any:
+        if ref := query.get("ref"):
+            named = library.files.find(require_name(ref))
+            return {"total": len(named), "offset": 0, "models": model_values(library, named), "corrections": {}}
         fits = library.files.fits(require_name(checkpoint)) if checkpoint else None
         wanted = AssetFilter(
             types=tuple(model_type_named(name) for name in query.getlist("type")),

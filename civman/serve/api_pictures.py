@@ -61,7 +61,7 @@ async def picture(request: Request) -> Response:
         kept = _kept(library, number)
         record = plain(kept.record)
         return {**picture_row(kept), "recipe": plain(kept.record.recipe), "environment": record["environment"],
-                "notes": record["notes"]}  # fmt: skip
+                "notes": record.get("notes", [])}  # fmt: skip
 
     return JSONResponse(await serving(request).library.run(find))
 
@@ -152,7 +152,9 @@ async def compare(request: Request) -> Response:
         then, now = plain(one.record.recipe), plain(other.record.recipe)
         return {
             "verdict": judge(is_same, apart).value, "distance": plain(apart),
-            "recipe_differences": {key: [then[key], now[key]] for key in then if then[key] != now[key]},
+            "recipe_differences": {
+                key: [then.get(key), now.get(key)] for key in {**then, **now} if then.get(key) != now.get(key)
+            },
         }  # fmt: skip
 
     return JSONResponse(await serving(request).library.run(measure))

@@ -31,7 +31,7 @@ def planned_value(library: Library, plans: Sequence[Planned], notices: Sequence[
     return {
         **value, "files": [without_paths({**each, "copy": None}) for each in listed],
         "notices": list(dict.fromkeys(notices)), "licence": licence_value(terms),
-        "images": sum(each.recipe.count for each in plans),
+        "needed_bytes": max(each.needed_bytes for each in plans), "images": sum(each.recipe.count for each in plans),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the engine's process does for each kind of job: renders, grids, replays, and images drawn again from settings.
+"""What the engine's process does for each kind of job: renders, grids, replays, redrawn images and upscales.
 
 Every function takes the library and the job's payload and returns the job's result as JSON values.
 """
@@ -13,7 +13,15 @@ from civman.domain.json_values import plain
 from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import Recipe
 from civman.planning.plan_values import rendering_value
-from civman.serve.render_requests import changes_of, conditions_of, grid_axes, recipe_of, request_of, require_recipe
+from civman.serve.render_requests import (
+    changes_of,
+    conditions_of,
+    grid_axes,
+    recipe_of,
+    request_of,
+    require_enlarged,
+    require_recipe,
+)
 
 if TYPE_CHECKING:
     from civman.library import Library
@@ -112,6 +120,21 @@ def _redraw(library: "Library", payload: dict[str, Any], telling: Telling) -> di
     return {"pictures": made, "verdict": verdict, "notices": planned.notices}
 
 
+def _upscale(library: "Library", payload: dict[str, Any], telling: Telling) -> dict[str, Any]:
+    """Enlarge images with an upscaler."""
+    from civman.domain.recipes.enlargement import UpscaleRequest
+    from civman.rendering.upscale_values import upscaled_value
+
+    asked = UpscaleRequest(payload["upscaler"], payload.get("scale"), payload.get("size"), multiple=payload["multiple"])
+    plans = library.upscaling.plan([Path(each) for each in payload["files"]], asked)
+    for each in plans:
+        require_enlarged(each.recipe.enlargement.final_size)
+    telling.started(len(plans), 1)
+    made = library.upscaling.run(plans, machine=Machine(payload.get("device")), on_event=telling.on_event)
+    notices = [notice for each in plans for notice in each.notices]
+    return {"pictures": [upscaled_value(each) for each in made], "notices": notices}
+
+
 def _begin(plans: "Iterable[Planned]", telling: Telling) -> None:
     """Say how much there is to do, after checking that no image is larger than the server renders. Raises: Refused."""
     recipes: list[Recipe] = [each.recipe for each in plans]
@@ -127,5 +150,5 @@ def _made(library: "Library", plans: "list[Planned]", payload: dict[str, Any], t
 
 
 _KINDS: dict[str, "Callable[[Library, dict[str, Any], Telling], dict[str, Any]]"] = {
-    "render": _render, "grid": _grid, "replay": _replay, "redraw": _redraw,
+    "render": _render, "grid": _grid, "replay": _replay, "redraw": _redraw, "upscale": _upscale,
 }  # fmt: skip

@@ -37,6 +37,8 @@ class JobKind(StrEnum):
     """An image of the library again, as it was or with changed fields."""
     REDRAW = "redraw"
     """An image from a recipe, or from settings that another program wrote."""
+    UPSCALE = "upscale"
+    """Images enlarged with an upscaler."""
     COMMAND = "command"
     """A command line, such as `civman render`, that a terminal handed over."""
     DOWNLOAD = "download"

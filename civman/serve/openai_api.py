@@ -1,17 +1,20 @@
-"""OpenAI's HTTP API for images: generations, and the list of models."""
+"""OpenAI's HTTP API for images: generations, edits, and the list of models."""
 
 import base64
+import io
 import re
 import time
 from typing import Any
 
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from civman.errors import NotFound, UsageError
 from civman.library import Library
-from civman.serve.render_requests import require_name
+from civman.serve.render_requests import require_image, require_name
+from civman.serve.request_checks import MOST_BODY_BYTES
 from civman.serve.sdapi_render import files_of, rendered
 from civman.serve.sdapi_requests import number
 from civman.serve.sdapi_state import checkpoint_in_force, checkpoints, chosen
@@ -25,18 +28,23 @@ _OWN = ("negative_prompt", "steps", "sampler", "schedule", "guidance_scale", "se
 
 async def generations(request: Request) -> Response:
     """Make images from a prompt, in the form of OpenAI's API."""
-    body, parts = await json_body(request), serving(request)
+    return await _made(request, await json_body(request), {})
+
+
+async def _made(request: Request, body: dict[str, Any], start: dict[str, Any]) -> Response:
+    """Render what an OpenAI client asks for; `start`: the fields of the image to start from."""
+    parts = serving(request)
     prompt, model = body.get("prompt"), str(body.get("model") or "")
     if not isinstance(prompt, str):
         raise UsageError("`prompt` must be a text")
     kind = body.get("response_format") or "b64_json"
     if kind not in ("b64_json", "url"):
         raise UsageError("`response_format` must be b64_json or url")
-    if body.get("stream"):
+    if body.get("stream") not in (None, False, "", "false"):
         raise UsageError("`stream` is not offered")
     wanted: dict[str, Any] = {
         "prompt": prompt, "count": number(body.get("n"), "n", 1, whole=True), **_size(body.get("size")),
-        **{name: body[name] for name in _OWN if body.get(name) is not None},
+        **{name: body[name] for name in _OWN if body.get(name) is not None}, **start,
         "checkpoint": await parts.library.run(lambda library: _checkpoint(library, model, parts.options)),
     }  # fmt: skip
     job = await rendered(request, wanted)
@@ -48,6 +56,47 @@ async def generations(request: Request) -> Response:
         for each, content in made
     ]  # fmt: skip
     return JSONResponse({"created": int(time.time()), "data": data})
+
+
+async def edits(request: Request) -> Response:
+    """Change an image, or the part of it where the mask is transparent, in the form of OpenAI's API."""
+    async with request.form(max_files=2, max_fields=40, max_part_size=MOST_BODY_BYTES) as form:
+        body: dict[str, Any] = {name: value for name, value in form.items() if isinstance(value, str)}
+        images = [value for name, value in form.multi_items() if name in ("image", "image[]")]
+        masks = [value for name, value in form.multi_items() if name == "mask"]
+        if len(images) != 1 or not isinstance(images[0], UploadFile):
+            raise UsageError("`image` must be one image file; several are not offered")
+        image = await images[0].read()
+        mask = await masks[0].read() if masks and isinstance(masks[0], UploadFile) else None
+    return await _made(request, body, _edited(image, mask, body))
+
+
+def _edited(image: bytes, mask: bytes | None, body: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a render request that starts from an image; the mask's transparent parts are painted anew."""
+    from PIL import Image
+
+    require_image(image)
+    if mask is not None:
+        require_image(mask, "mask")
+    with Image.open(io.BytesIO(image)) as opened:
+        size, start, kept = opened.size, opened.convert("RGB"), opened.convert("RGBA").getchannel("A")
+    if mask is not None:
+        with Image.open(io.BytesIO(mask)) as opened:
+            kept = opened.convert("RGBA").getchannel("A").resize(size)
+    wanted: dict[str, Any] = {"init_image": _in_base64(start)}
+    if kept.getextrema() != (255, 255):
+        wanted["mask_image"] = _in_base64(kept.point(lambda alpha: 255 - alpha))
+    if body.get("size") in (None, "", "auto"):
+        wanted |= {"width": size[0] // 8 * 8, "height": size[1] // 8 * 8}
+    if body.get("strength"):
+        wanted["strength"] = number(body["strength"], "strength", 0.75)
+    return wanted
+
+
+def _in_base64(image: Any) -> str:
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=1)
+    return base64.b64encode(out.getvalue()).decode()
 
 
 def _size(text: Any) -> dict[str, int]:
@@ -78,4 +127,7 @@ async def models(request: Request) -> Response:
     ]})  # fmt: skip
 
 
-ROUTES = [Route("/v1/images/generations", generations, methods=["POST"]), Route("/v1/models", models)]
+ROUTES = [
+    Route("/v1/images/generations", generations, methods=["POST"]),
+    Route("/v1/images/edits", edits, methods=["POST"]), Route("/v1/models", models),
+]  # fmt: skip

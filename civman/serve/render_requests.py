@@ -24,6 +24,7 @@ _REQUEST = TypeAdapter(RenderRequest)
 _FIELDS = {field.name for field in dataclasses.fields(RenderRequest)}
 MOST_TEXT = 64 * 1024
 _MOST_PIXELS = 4096 * 4096
+MOST_ENLARGED_PIXELS = 8192 * 8192
 _MOST_COUNT = 100
 
 
@@ -114,6 +115,18 @@ def require_recipe(recipe: Recipe) -> None:
             raise Refused(f"{width}x{height} is larger than the 4096x4096 pixels that the server renders")
     if recipe.count > _MOST_COUNT:
         raise Refused(f"a job has at most {_MOST_COUNT} images")
+
+
+def require_enlarged(size: tuple[int, int]) -> None:
+    """Check that an enlarged image is not larger than what the server makes. Raises: Refused."""
+    width, height = size
+    if width * height > MOST_ENLARGED_PIXELS:
+        raise Refused(f"{width}x{height} is larger than the 8192x8192 pixels to which the server enlarges")
+
+
+def upload_of(text: object, library: Path) -> Path:
+    """Keep an image that came as base64, or find one by its SHA-256. Raises: as `image_bytes`."""
+    return _kept(text, "image", library)
 
 
 def _as_text(value: object) -> str:

@@ -22,6 +22,7 @@ MOST_BODY_BYTES = 64 * 1024 * 1024
 COOKIE = "civman-token"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _BODY_TYPES = ("application/json", "application/octet-stream")
+_FORM_PATHS = ("/v1/images/edits",)
 _MOST_GUESSES, _GUESS_SECONDS = 20, 60.0
 _HEADERS: Mapping[str, str] = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -105,7 +106,9 @@ class Guard:
                 return refused(413, "too-large", f"a body may have at most {MOST_BODY_BYTES} bytes")
             has_body = int(length) > 0 or "transfer-encoding" in headers
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-            if has_body and kind not in _BODY_TYPES:
+            # a page of another site can send a form, but not together with this header
+            is_form = kind == "multipart/form-data" and scope["path"] in _FORM_PATHS and "authorization" in headers
+            if has_body and kind not in _BODY_TYPES and not is_form:
                 return refused(415, "content-type", "send the body as application/json")
         return self._refusal_by_token(scope, headers)
 

@@ -33,6 +33,12 @@ async def rendered(request: Request, wanted: dict[str, Any]) -> ServerJob:
     parts = serving(request)
     checked = request_of(wanted, library=parts.settings.library)
     job = parts.jobs.submit(JobKind.RENDER, client_of(request), checked.prompt, {"requests": [wanted]})
+    return await finished(request, job)
+
+
+async def finished(request: Request, job: ServerJob) -> ServerJob:
+    """Wait for a job of this request; a client that goes away frees its place. Raises: the job's error."""
+    parts = serving(request)
     over = asyncio.ensure_future(parts.wait(job))
     while not over.done():
         await asyncio.wait([over], timeout=0.5)

@@ -1,7 +1,5 @@
 """AUTOMATIC1111's HTTP API: models, options, lists of names, and what an image says."""
 
-import base64
-import io
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from civman import __version__
 from civman.diffusion.noise_levels import Schedule
 from civman.diffusion.samplers import SAMPLERS
 from civman.domain.catalog import Asset, ModelType
-from civman.errors import AmbiguousRef, CannotRender, NotFound, UsageError
+from civman.errors import AmbiguousRef, NotFound, UsageError
 from civman.index import AssetFilter
 from civman.library import Library
 from civman.serve.render_requests import image_bytes
@@ -208,55 +206,6 @@ async def png_info(request: Request) -> Response:
     return JSONResponse(await serving(request).library.run(read))
 
 
-async def extra_single_image(request: Request) -> Response:
-    """Enlarge an image with Lanczos or Nearest."""
-    body = await json_body(request)
-    return JSONResponse({"html_info": "", "image": _enlarged(str(body.get("image") or ""), body)})
-
-
-async def extra_batch_images(request: Request) -> Response:
-    """Enlarge several images with Lanczos or Nearest."""
-    body = await json_body(request)
-    given = body.get("imageList")
-    if not isinstance(given, list) or len(given) > 8:
-        raise UsageError("`imageList` must be a list of at most 8 images")
-    texts = [str(each.get("data") or "") if isinstance(each, dict) else "" for each in given]
-    return JSONResponse({"html_info": "", "images": [_enlarged(text, body) for text in texts]})
-
-
-def _enlarged(text: str, body: dict[str, Any]) -> str:
-    from PIL import Image, ImageOps
-
-    from civman.serve.sdapi_requests import number
-
-    for name in ("gfpgan_visibility", "codeformer_visibility", "extras_upscaler_2_visibility"):
-        if number(body.get(name), name, 0.0):
-            raise CannotRender(f"civman cannot do what the request asks for: {name}")
-    named = str(body.get("upscaler_1") or "None")
-    ways = {"none": Image.Resampling.NEAREST, "nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
-    if named.lower() not in ways:
-        raise CannotRender(
-            f"enlarging a finished image with `{named}` is not offered here", hint="use Lanczos or Nearest"
-        )
-    with Image.open(io.BytesIO(image_bytes(text))) as opened:
-        image = opened.convert("RGB")
-    if number(body.get("resize_mode"), "resize_mode", 0, whole=True) == 1:
-        width, height = (number(body.get(f"upscaling_resize_{side}"), "size", 512, whole=True) for side in "wh")
-    else:
-        factor = number(body.get("upscaling_resize"), "upscaling_resize", 2.0)
-        width, height = round(image.width * factor), round(image.height * factor)
-    if width < 1 or height < 1 or width * height > 8192 * 8192:
-        raise UsageError(f"an image cannot be enlarged to {width}x{height}")
-    way = ways[named.lower()]
-    if named.lower() == "none":
-        way = Image.Resampling.LANCZOS
-    is_cropped = number(body.get("resize_mode"), "mode", 0, whole=True) == 1 and body.get("upscaling_crop", True)
-    made = ImageOps.fit(image, (width, height), way) if is_cropped else image.resize((width, height), way)
-    out = io.BytesIO()
-    made.save(out, "PNG")
-    return base64.b64encode(out.getvalue()).decode()
-
-
 async def memory(request: Request) -> Response:
     """The memory that loaded models need."""
     kept = serving(request).engine.kept
@@ -313,8 +262,7 @@ ROUTES = [
     Route(f"{_V1}/sd-vae", sd_vae), Route(f"{_V1}/sd-modules", sd_vae), Route(f"{_V1}/samplers", samplers),
     Route(f"{_V1}/schedulers", schedulers), Route(f"{_V1}/upscalers", upscalers),
     Route(f"{_V1}/latent-upscale-modes", latent_upscale_modes), Route(f"{_V1}/png-info", png_info, methods=["POST"]),
-    Route(f"{_V1}/extra-single-image", extra_single_image, methods=["POST"]),
-    Route(f"{_V1}/extra-batch-images", extra_batch_images, methods=["POST"]), Route(f"{_V1}/memory", memory),
+    Route(f"{_V1}/memory", memory),
     *(Route(f"{_V1}/{name}", empty_list)
       for name in ("prompt-styles", "face-restorers", "hypernetworks", "realesrgan-models", "script-info")),
     *(Route(f"{_V1}/{name}", nothing, methods=["POST"])
