@@ -11,12 +11,14 @@ from pathlib import Path
 
 from torch import nn
 
+from civman.diffusion.component_layouts import Source
 from civman.diffusion.tensor_files import TensorFile
 from civman.domain.adapters.adapter_kinds import factors_on_input, label
 from civman.domain.adapters.adapter_tensors import Delta, StatedAlphas, read_deltas
 from civman.domain.adapters.block_weights import factor
 from civman.domain.adapters.module_fit import Outcome, match
-from civman.domain.adapters.module_names import ModuleIndex, Weight
+from civman.domain.adapters.module_names import ModuleIndex, Piece, Weight
+from civman.domain.adapters.split_modules import Origin, common_prefix, transformer_weights
 from civman.domain.architecture import Adapter as Kind
 from civman.errors import Cause, Incompatible, InvalidModelFile
 
@@ -24,6 +26,8 @@ UNET = "unet"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 _PARTS = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"}
 _COMPONENTS = {part: component for component, part in _PARTS.items()}
+TRANSFORMER = "transformer"
+_TEXT = "text_encoder"
 _ON_BIAS = frozenset({"diff_b", "up_bias"})
 _SHOWN = 5
 """The maximum number of unmatched modules listed in an error message; its facts list all of them."""
@@ -49,7 +53,9 @@ class Adapter:
     def scale(self, place: tuple[str, str]) -> float:
         """Return the adapter's scale for a parameter, given as (component, parameter)."""
         component, parameter = place
-        return (self.unet_scale if component == UNET else self.te_scale) * factor(self.blocks, component, parameter)
+        return (self.te_scale if component.startswith(_TEXT) else self.unet_scale) * factor(
+            self.blocks, component, parameter
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,10 @@ class Act:
     alpha: float | None
     rank: int | None
     is_bias: bool = False
+    rows: tuple[tuple[int, int], ...] = ()
+    """The rows of the change that this parameter takes: (first, count); all if empty."""
+    joint: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
+    """The parameters that together are the layer the change was made for, and the rows that each is; empty if one."""
 
 
 @dataclass(slots=True)
@@ -128,14 +138,21 @@ class Plan:
 
     def note(self, delta: Delta, weight: Weight, alpha: float | None) -> None:
         """Record the effect of a matching adapter module on the parameters of `weight`."""
-        component = _COMPONENTS[weight.part]
-        if not delta.parts.keys() <= _ON_BIAS | {"alpha"}:
-            parts = {part: name for part, name in delta.parts.items() if part not in _ON_BIAS}
-            self.acts[component, f"{weight.name}.weight"] = Act(delta.kind, parts, alpha, delta.rank)
+        component = weight.component or _COMPONENTS[weight.part]
         on_bias = _ON_BIAS | {"ia3_l"} if _scales_bias(delta, weight) else _ON_BIAS
-        if not on_bias.isdisjoint(delta.parts):
-            parts = {part: name for part, name in delta.parts.items() if part in on_bias | {"alpha"}}
-            self.acts[component, f"{weight.name}.bias"] = Act(delta.kind, parts, alpha, delta.rank, is_bias=True)
+        for piece in weight.pieces or (Piece(weight.name, ()),):
+            if not delta.parts.keys() <= _ON_BIAS | {"alpha"}:
+                parts = {part: name for part, name in delta.parts.items() if part not in _ON_BIAS}
+                joint = tuple((f"{each.name}.weight", each.rows) for each in weight.pieces)
+                self.acts[component, f"{piece.name}.weight"] = Act(
+                    delta.kind, parts, alpha, delta.rank, rows=piece.rows, joint=joint
+                )
+            if not on_bias.isdisjoint(delta.parts):
+                parts = {part: name for part, name in delta.parts.items() if part in on_bias | {"alpha"}}
+                joint = tuple((f"{each.name}.bias", each.rows) for each in weight.pieces)
+                self.acts[component, f"{piece.name}.bias"] = Act(
+                    delta.kind, parts, alpha, delta.rank, is_bias=True, rows=piece.rows, joint=joint
+                )
         self.matched.append(f"{component}.{weight.name}")
         self.kinds.add(label(delta.kind, delta.parts))
 
@@ -145,11 +162,20 @@ def _scales_bias(delta: Delta, weight: Weight) -> bool:
     return weight.bias is not None and factors_on_input(delta.shapes) is False
 
 
-def weights_of(components: Mapping[str, nn.Module], unused: Iterable[tuple[str, str]] = ()) -> ModuleIndex:
+def weights_of(
+    components: Mapping[str, nn.Module],
+    unused: Iterable[tuple[str, str]] = (),
+    sources: Mapping[str, Mapping[str, Source]] = {},
+) -> ModuleIndex:
     """Index the weights of a model's components by all the names that adapter files use for them.
 
-    `unused`: (part, start of the path) of layers that the checkpoint's file contains but the model does not use.
+    Args:
+        components: the model's components; those that adapters do not change are left out.
+        unused: (part, start of the path) of layers that the checkpoint's file contains but the model does not use.
+        sources: the tensor of each parameter, by component, for models with a transformer.
     """
+    if TRANSFORMER in components:
+        return _transformer_index(components, unused, sources)
     return ModuleIndex(
         {
             _PARTS[name]: {parameter: tuple(value.shape) for parameter, value in module.named_parameters()}
@@ -157,6 +183,37 @@ def weights_of(components: Mapping[str, nn.Module], unused: Iterable[tuple[str, 
         },
         unused,
     )
+
+
+def _transformer_index(
+    components: Mapping[str, nn.Module],
+    unused: Iterable[tuple[str, str]],
+    sources: Mapping[str, Mapping[str, Source]],
+) -> ModuleIndex:
+    """Index a transformer with the further networks in its part of the file, and its text encoders by their kind."""
+    texts: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {}
+    weights: dict[str, Weight] = {}
+    prefix = common_prefix(source.name for source in sources.get(TRANSFORMER, {}).values())
+    for name, module in components.items():
+        shapes = {parameter: tuple(value.shape) for parameter, value in module.named_parameters()}
+        if name.startswith(_TEXT):
+            texts[_text_part(name, shapes)] = (name, shapes)
+        elif name != "vae":
+            origins = {
+                parameter: Origin(source.name, source.rows, source.swaps_halves)
+                for parameter, source in sources.get(name, {}).items()
+            }
+            weights |= transformer_weights(name, shapes, origins, prefix)
+    index = ModuleIndex.of_transformer(weights, {part: shapes for part, (_, shapes) in texts.items()}, unused)
+    index.name_components({part: name for part, (name, _) in texts.items()})
+    return index
+
+
+def _text_part(component: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the part of adapter files' names for a text encoder: T5 is the third, however many others there are."""
+    if any(".SelfAttention." in name for name in shapes):
+        return "te3"
+    return _PARTS.get(component, "te1")
 
 
 def match_file(adapter: Adapter, file: TensorFile, index: ModuleIndex) -> Plan:

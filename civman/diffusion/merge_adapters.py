@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from civman.diffusion import adapter_formulas, weight_change
+from civman.diffusion.component_layouts import Source
 from civman.diffusion.match_adapter import Act, Adapter, Coverage, Plan, match_file, require_coverage, weights_of
 from civman.diffusion.tensor_files import open_tensors
 from civman.errors import Cause, Incompatible
@@ -44,6 +45,7 @@ def apply(
     *,
     allow_partial: bool = False,
     unused: Iterable[tuple[str, str]] = (),
+    sources: Mapping[str, Mapping[str, Source]] = {},
     done_with: Callable[[str, str], None] = lambda _component, _parameter: None,
     later: "Later | None" = None,
 ) -> list[Coverage]:
@@ -53,12 +55,13 @@ def apply(
     another set of adapters. If an error is raised, this call has left no weight changed.
 
     Args:
-        components: the model's `unet`, `text_encoder` and `text_encoder_2`, as far as it has them; any device and
-            float dtype.
+        components: the model's `unet`, `text_encoder` and `text_encoder_2`, as far as it has them, or all components
+            of a model with a transformer; any device and float dtype.
         base: returns the unchanged weights.
         adapters: any number; the same file may occur twice.
         allow_partial: accept adapters with modules that match nothing in the model.
         unused: layers that the checkpoint's file contains but the model does not use: (part, start of the path).
+        sources: the tensor of each parameter, by component; required for a model with a transformer.
         done_with: called for each of `base`'s tensors that will not be read again.
         later: records the changes of weights that are not loaded (meta device); replaces those it recorded before.
 
@@ -68,14 +71,14 @@ def apply(
             are not finite (`adapter-not-finite`).
         InvalidModelFile, Refused: a file cannot be read.
     """
-    index = weights_of(components, unused)
+    index = weights_of(components, unused, sources)
     with ExitStack() as stack, torch.no_grad(), _full_precision():
         plans = [match_file(adapter, stack.enter_context(open_tensors(adapter.path)), index) for adapter in adapters]
         for plan in plans:
             require_coverage(plan, allow_partial=allow_partial)
         places = _merge_all(components, base, plans, done_with, later)
         if later is not None:
-            later.keep(places, stack.pop_all())
+            later.keep(places, stack.pop_all(), base)
     return [plan.coverage() for plan in plans]
 
 
@@ -94,6 +97,8 @@ class _Change:
     parts: Mapping[str, Tensor]
     scale: float
     device: torch.device
+    layer: Callable[[Tensor], Tensor]
+    """Returns the weight that the change was made for, given this parameter: the parameter, or a joint layer."""
 
     @property
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
@@ -102,7 +107,13 @@ class _Change:
         Strength includes the adapter's scale.
         """
         found = None if self.act.is_bias else weight_change.low_rank(self.act.kind, self.parts)
-        return None if found is None else (found[0], found[1], found[2] * self.scale)
+        return None if found is None else (self._taken(found[0]), found[1], found[2] * self.scale)
+
+    def _taken(self, rows: Tensor) -> Tensor:
+        """The rows of a change, or of its first factor, that this parameter takes."""
+        if not self.act.rows:
+            return rows
+        return torch.cat([rows[first : first + count] for first, count in self.act.rows])
 
     def add_to(self, total: Tensor, weight: Tensor) -> float:
         """Add scale · Δ(weight) to `total` in place, and return the sum of squares of what was added."""
@@ -110,9 +121,9 @@ class _Change:
             total.flatten(1).addmm_(factors[0], factors[1], alpha=factors[2])
             return _square(*factors)
         if self.act.is_bias:
-            delta = adapter_formulas.bias(self.parts, self.act.rank, weight)
+            delta = self._taken(adapter_formulas.bias(self.parts, self.act.rank, self.layer(weight)))
         else:
-            delta = weight_change.change(self.act.kind, self.parts, weight)
+            delta = self._taken(weight_change.change(self.act.kind, self.parts, self.layer(weight)))
         total.add_(delta, alpha=self.scale)
         return float(torch.linalg.vector_norm(delta, dtype=_precise(delta))) ** 2 * self.scale**2
 
@@ -138,16 +149,20 @@ class Later:
         self.device = device
         self._places: dict[tuple[str, str], list[Plan]] = {}
         self._files = ExitStack()
+        self._base: Base | None = None
         self._buffers: SimpleQueue[_Buffer] = SimpleQueue()
         self._pool: ThreadPoolExecutor | None = None
 
     def __contains__(self, place: tuple[str, str]) -> bool:
         return place in self._places
 
-    def keep(self, places: dict[tuple[str, str], list[Plan]], files: ExitStack) -> None:
-        """Replace the recorded changes by `places`; `files` are the open adapter files from which they are read."""
+    def keep(self, places: dict[tuple[str, str], list[Plan]], files: ExitStack, base: Base) -> None:
+        """Replace the recorded changes by `places`.
+
+        `files` are the open adapter files from which they are read; `base` returns the unchanged weights.
+        """
         self._files.close()
-        self._places, self._files = places, files
+        self._places, self._files, self._base = places, files, base
 
     def write(self, place: tuple[str, str], base: Tensor, into: Tensor) -> None:
         """Apply all changes to `base`, the file's tensor, and write the result to `into` (same strides)."""
@@ -155,7 +170,8 @@ class Later:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(threads)
                 self._buffers = _buffers(threads)
-            changes = [_read(plan, place, self.device) for plan in self._places[place]]
+            assert self._base is not None
+            changes = [_read(plan, place, self.device, self._base) for plan in self._places[place]]
             product = _product(base, into, changes)
             if product is None:
                 with _borrowed(self._buffers) as buffer:
@@ -192,7 +208,7 @@ def _merge_all(
         component, name = place
         parameter = components[component].get_parameter(name)
         device = later.device if parameter.is_meta and later is not None else parameter.device
-        changes = [_read(plan, place, device) for plan in acting]
+        changes = [_read(plan, place, device, base) for plan in acting]
         values = base(component, name)
         _prove(values, parameter.dtype, changes, buffer)
         if parameter.is_meta:
@@ -255,7 +271,7 @@ def _one_thread_each() -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def _read(plan: Plan, place: tuple[str, str], device: torch.device) -> _Change:
+def _read(plan: Plan, place: tuple[str, str], device: torch.device, base: Base) -> _Change:
     act = plan.acts[place]
     # alpha and IA3's flag are scalars that are needed on the CPU
     parts = {
@@ -264,7 +280,28 @@ def _read(plan: Plan, place: tuple[str, str], device: torch.device) -> _Change:
     }
     if act.alpha is not None:
         parts["alpha"] = torch.tensor(act.alpha)
-    return _Change(plan, act, parts, plan.adapter.scale(place), device)
+    return _Change(plan, act, parts, plan.adapter.scale(place), device, _layer(act, place[0], parts, base))
+
+
+def _layer(act: Act, component: str, parts: Mapping[str, Tensor], base: Base) -> Callable[[Tensor], Tensor]:
+    """Return a function from a parameter to the layer that a change was made for, float32."""
+    if not act.joint:
+        return lambda weight: weight
+
+    def joint(weight: Tensor) -> Tensor:
+        rows = sum(count for _, taken in act.joint for _, count in taken)
+        shape = (rows, *weight.shape[1:])
+        if weight_change.ignores_weight(act.kind, parts):
+            return weight.new_zeros(1).expand(shape)
+        whole = weight.new_empty(shape)
+        for name, taken in act.joint:
+            at, values = 0, base(component, name).to(weight)
+            for first, count in taken:
+                whole[first : first + count] = values[at : at + count]
+                at += count
+        return whole
+
+    return joint
 
 
 def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[_Change], buffer: "_Buffer") -> None:

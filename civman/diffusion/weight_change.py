@@ -24,6 +24,12 @@ def low_rank(kind: Adapter, parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor
     return parts["up"].flatten(1), parts["down"].flatten(1), strength(parts, parts["down"].shape[0])
 
 
+def ignores_weight(kind: Adapter, parts: Mapping[str, Tensor]) -> bool:
+    """Whether `change` depends on the weight's shape only."""
+    is_sum = kind in (Adapter.LORA, Adapter.LOHA, Adapter.LOKR) or "diff" in parts
+    return is_sum and not {"dora_scale", "magnitude"} & parts.keys()
+
+
 def change(kind: Adapter, parts: Parts, weight: Tensor) -> Tensor:
     """Compute W' - W at scale 1, float32, in the shape of the weight.
 

@@ -86,9 +86,8 @@ def match(deltas: Deltas, index: ModuleIndex, numbers: Numbers | None = None) ->
     for delta in deltas.modules:
         found = _match(delta, index, numbers or {}, misfits, two_encoders=two_encoders)
         if found.weight is not None:
-            place = (found.weight.part, found.weight.name, found.weight.slice)
-            other = taken.setdefault(place, delta.module)
-            if other is not delta.module:
+            others = [taken.setdefault(place, delta.module) for place in _places(found.weight)]
+            if other := next((other for other in others if other is not delta.module), ""):
                 found = Match(
                     delta.module, Outcome.MISMATCHED, f"changes the same weight as another module of the file: {other}"
                 )
@@ -96,6 +95,13 @@ def match(deltas: Deltas, index: ModuleIndex, numbers: Numbers | None = None) ->
     for name in deltas.loose:
         other = deltas.twice.get(name, "")
         yield Match(name, Outcome.UNKNOWN, f"repeats {other}" if other else "not a tensor of any known kind of adapter")
+
+
+def _places(weight: Weight) -> list[tuple[str, str, str]]:
+    part = weight.component or weight.part
+    if weight.pieces:
+        return [(part, piece.name, "") for piece in weight.pieces]
+    return [(part, weight.name, weight.slice)]
 
 
 _Misfits = dict[tuple[object, ...], str | None]

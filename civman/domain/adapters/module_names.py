@@ -20,6 +20,13 @@ from civman.domain.files.header import Header
 Shape = tuple[int, ...]
 
 
+class Piece(NamedTuple):
+    """A module of the model that holds some rows of a layer, and which rows those are: (first, count), in its order."""
+
+    name: str
+    rows: tuple[tuple[int, int], ...]
+
+
 class Weight(NamedTuple):
     """A weight of the model: its part, its module's name there, and the slice of a fused layer ("" for all of it)."""
 
@@ -29,6 +36,10 @@ class Weight(NamedTuple):
     """The shape of the weight: (out, in, *kernel), or (width,) for a norm."""
     bias: Shape | None = None
     slice: str = ""
+    component: str = ""
+    """The component of a loaded model that the module belongs to; "" if the part has only one."""
+    pieces: tuple[Piece, ...] = ()
+    """The modules among which the layer's rows are divided, if the model has no single module for it."""
 
 
 class ModuleIndex:
@@ -56,6 +67,19 @@ class ModuleIndex:
         self.parts = frozenset(part for part, weights in self._weights.items() if weights)
 
     @classmethod
+    def of_transformer(
+        cls,
+        weights: Mapping[str, Weight],
+        texts: Mapping[str, Mapping[str, Shape]],
+        unused: Iterable[tuple[str, str]] = (),
+    ) -> "ModuleIndex":
+        """Index a loaded transformer's weights by name (`split_modules.transformer_weights`), and its text encoders."""
+        index = cls(texts, unused)
+        index._weights["unet"] = {name.replace(".", "_"): weight for name, weight in weights.items()}
+        index.parts |= {"unet"}
+        return index
+
+    @classmethod
     def of_header(cls, header: Header) -> "ModuleIndex":
         """Index the weights that a checkpoint's header lists. The result is computed once per header."""
         found: ModuleIndex | None = header.notes.get("modules")
@@ -64,10 +88,18 @@ class ModuleIndex:
             found = header.notes["modules"] = cls({"unet": backbone, **texts})
         return found
 
+    def name_components(self, components: Mapping[str, str]) -> None:
+        """State which component of the loaded model each of these parts is."""
+        for part, component in components.items():
+            weights = self._weights.get(part, {})
+            for path, weight in weights.items():
+                weights[path] = weight._replace(component=component)
+
     def weight(self, part: str, path: str) -> Weight | None:
         """Look up the weight at this path; None if the model has none under this name."""
-        if part == "te1" and "te1" not in self.parts:
-            part = "te2"  # the SDXL refiner has only the second text encoder
+        if part not in self.parts:
+            # the SDXL refiner has only the second text encoder; in diffusers' names, Flux.1's T5 is the second one
+            part = {"te1": "te2", "te2": "te3"}.get(part, part)
         weights = self._weights.get(part, {})
         found = weights.get(path)
         if found is None and path.endswith("_to_out"):
@@ -123,8 +155,9 @@ def _backbone_weights(tensors: Mapping[str, Shape]) -> dict[str, Weight]:
             inner = name[len(block) + 1 :]
             found[f"{stem}_{inner_names.get(inner, inner).replace('.', '_')}"] = weights[name]
     if not renames:
-        for name, weight in weights.items():
-            for alias, part_shape, which in _translations(name, weight.shape):
+        rules = _rules_for(weights)
+        for name, weight in weights.items() if rules else ():
+            for alias, part_shape, which in _translations(name, weight.shape, rules):
                 found[alias.replace(".", "_")] = Weight("unet", name, part_shape, weight.bias, which)
     return found
 
@@ -334,27 +367,44 @@ def _open_clip(name: str) -> str:
     return name.removeprefix("text_model.").replace(".", "_")
 
 
+_Rules = dict[str, list[tuple[str, str]]]
+"""Pattern of an original name → diffusers' names for it, each with the part of the layer that it means."""
+
+
 @cache
-def _translation_rules() -> dict[str, list[tuple[str, str]]]:
+def _translation_tables() -> list[tuple[str, _Rules]]:
+    """The rules of each family, with the pattern of a module that all models of the family have."""
     text = files("civman.domain.adapters").joinpath("data/module_names.json").read_text(encoding="utf-8")
-    found: dict[str, list[tuple[str, str]]] = {}
+    found = []
     for pairs in json.loads(text)["pairs"].values():
+        rules: _Rules = {}
         for original, theirs, part in pairs:
-            found.setdefault(original, []).append((theirs, part))
+            rules.setdefault(original, []).append((theirs, part))
+        found.append((next(iter(rules)), rules))
     return found
+
+
+def _rules_for(weights: Mapping[str, Weight]) -> _Rules:
+    """Join the rules of all families that a model with these modules may be of: names differ from one to another."""
+    chosen: _Rules = {}
+    for probe, rules in _translation_tables():
+        if probe.replace("#", "0") in weights:
+            for original, names in rules.items():
+                chosen.setdefault(original, []).extend(names)
+    return chosen
 
 
 _BLOCK_NUMBER = re.compile(r"(?<=blocks\.)\d+|(?<=layers\.)\d+|(?<=refiner\.)\d+")
 
 
-def _translations(name: str, shape: Shape) -> Iterable[tuple[str, Shape, str]]:
+def _translations(name: str, shape: Shape, rules: _Rules) -> Iterable[tuple[str, Shape, str]]:
     """Translate the name of a transformer's weight, or of its slices, to diffusers' names.
 
     Each name comes with its shape and the name of the slice.
     """
     number = _BLOCK_NUMBER.search(name)
     pattern = f"{name[: number.start()]}#{name[number.end() :]}" if number else name
-    for theirs, part in _translation_rules().get(pattern, ()):
+    for theirs, part in rules.get(pattern, ()):
         which = "" if part == "whole" else theirs  # the names distinguish two slices of the same kind ("kv")
         yield theirs.replace("#", number[0] if number else "", 1), _slice(shape, part), which
 

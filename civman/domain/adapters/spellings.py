@@ -70,6 +70,9 @@ _PARTS = {
     "conditioner.embedders.0.transformer.": "te1", "conditioner.embedders.1.model.": "te2",
     "model.diffusion_model.": "unet", "diffusion_model.": "unet", "unet.": "unet",
     "transformer.text_model.": "te1", "text_model.": "te1", "transformer.": "unet",
+    **{f"text_encoders.{name}.": "te1" for name in (
+        "qwen3_06b", "qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen25_7b", "gemma2_2b", "mistral3_24b", "ministral3_3b")},
+    "net.": "unet",
     "base_model.model.": "",
 }  # fmt: skip
 """Prefix of a module's name → part of the model; "" if the prefix does not specify the part."""
@@ -84,7 +87,7 @@ _PREFIX = _one_of(list(_PARTS))
 # prefixes that may follow a first one without adding information: the prefix repeated, or that of a wrapper
 _AGAIN = _one_of([*(prefix for prefix in _PARTS if prefix != "lycoris_"), "diffusion_model_", "model_diffusion_model_",
                   "unet_", "base_model_model_"])  # fmt: skip
-_TEXT_LEADS = ("transformer_text_model_", "text_model_", "transformer_")
+_TEXT_LEADS = ("transformer_text_model_", "text_model_", "transformer_", "model_")
 _OLD_TEXT = {
     "_to_q": "_q_proj", "_to_k": "_k_proj", "_to_v": "_v_proj", "_to_out": "_out_proj", "_to_out_0": "_out_proj",
 }  # fmt: skip

@@ -1,0 +1,75 @@
+"""The weights of a loaded transformer under the names of both layouts: the model's own, and that of its file.
+
+Where the model has several modules for one layer of the file (query, key and value of a joint layer), an adapter that
+was made for the joint layer changes some rows of each. The relation between the two layouts is the one that the model
+was loaded with, so that this module knows no family.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from civman.domain.adapters.module_names import Piece, Shape, Weight
+
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.", "model.")
+
+
+class Origin(NamedTuple):
+    """Where a parameter of the model comes from: the tensor's name in the file, and its rows there (None: all).
+
+    `swaps_halves`: the tensor's second half of rows comes first in the model.
+    """
+
+    name: str
+    rows: tuple[int, int] | None = None
+    swaps_halves: bool = False
+
+
+def transformer_weights(
+    component: str, shapes: Mapping[str, Shape], origins: Mapping[str, Origin], prefix: str
+) -> dict[str, Weight]:
+    """Map both names of every module that has a weight to that weight; both without prefix and with dots.
+
+    Args:
+        component: the component's name in the loaded model.
+        shapes: the shapes of its parameters.
+        origins: where each parameter comes from; parameters that are not listed have the file's name.
+        prefix: what precedes the names in the file (`common_prefix`).
+    """
+    found: dict[str, Weight] = {}
+    joint: dict[str, list[str]] = {}
+    for name, shape in shapes.items():
+        if not name.endswith(".weight"):
+            continue
+        module = name.removesuffix(".weight")
+        found[module] = Weight("unet", module, shape, shapes.get(f"{module}.bias"), component=component)
+        origin = origins.get(name, Origin(prefix + name))
+        original = origin.name.removeprefix(prefix).removesuffix(".weight")
+        if origin.rows is not None or origin.swaps_halves:
+            joint.setdefault(original, []).append(module)
+        elif original != module:
+            found.setdefault(original, found[module])
+    for original, modules in joint.items():
+        found[original] = _joint(original, modules, found, origins)
+    return found
+
+
+def _joint(original: str, modules: Iterable[str], found: Mapping[str, Weight], origins: Mapping[str, Origin]) -> Weight:
+    pieces, rows, biases = [], 0, 0
+    for module in modules:
+        weight, origin = found[module], origins[f"{module}.weight"]
+        count = weight.shape[0]
+        start = origin.rows[0] if origin.rows is not None else 0
+        half = count // 2
+        taken = ((start + half, count - half), (start, half)) if origin.swaps_halves else ((start, count),)
+        pieces.append(Piece(module, taken))
+        rows += count
+        biases += weight.bias[0] if weight.bias else 0
+    first = found[pieces[0].name]
+    bias = (biases,) if biases == rows else None
+    return Weight("unet", original, (rows, *first.shape[1:]), bias, component=first.component, pieces=tuple(pieces))
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """Return the known prefix that all of these names of a file have; "" if they have none."""
+    every = list(names)
+    return next((prefix for prefix in _PREFIXES if every and all(name.startswith(prefix) for name in every)), "")
