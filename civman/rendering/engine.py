@@ -21,8 +21,6 @@ from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import LoraUse, Recipe
 from civman.planning.plan_types import MODEL_FIELDS, Applied, Planned
 
-BACKBONES = ("unet", "transformer")
-"""The network that is evaluated in each step has one of these names."""
 ENCODERS = ("text_encoder", "text_encoder_2")
 """The text encoders that a model may have, in the order in which their outputs are concatenated."""
 
@@ -114,7 +112,7 @@ class Engine:
         merge_adapters.restore(model.components, model.base_tensor, self.merged.coverages)
         self.merged = MergedAdapters()
         coverages = merge_adapters.apply(
-            {name: model.components[name] for name in (*BACKBONES, *ENCODERS) if name in model.components},
+            {name: component for name, component in model.components.items() if name != "vae"},
             model.base_tensor,
             [
                 merge_adapters.Adapter(
@@ -129,6 +127,7 @@ class Engine:
             ],
             allow_partial=planned.allow_partial,
             unused=model.unused_layers,
+            sources=model.sources,
             done_with=model.forget,
             later=self._later,
         )
