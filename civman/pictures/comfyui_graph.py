@@ -5,6 +5,7 @@ order of its class, which `WIDGETS` gives for the classes that civman follows; o
 may also be muted or bypassed, and values may come from primitive nodes.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Node:
     inputs: Mapping[str, Any]
 
     def __str__(self) -> str:
-        return f"node {self.id} (`{self.kind[:60]}`)"
+        return f"node {self.id} (`{self.kind[:60]}`)" if self.id else self.kind
 
 
 Graph = Mapping[str, Node]
@@ -111,7 +112,7 @@ def _api_inputs(inputs: object) -> Iterator[tuple[str, Any]]:
         if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int) and not isinstance(value[1], bool):
             yield str(name), Link(str(value[0]), value[1])
         else:
-            yield str(name), value
+            yield str(name), 0.0 if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _of_workflow(value: Mapping[str, Any]) -> Graph | None:

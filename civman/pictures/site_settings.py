@@ -84,6 +84,18 @@ class Entries:
         return self.text("Version").startswith("civman")
 
     @property
+    def is_forge(self) -> bool:
+        """Whether Forge made the image."""
+        return re.match("f[0-9]", self.text("Version")) is not None
+
+    @property
+    def follows_comfyui(self) -> bool:
+        """Whether the image was made by ComfyUI or by CivitAI's own generator, which runs it."""
+        version = self.text("Version").casefold()
+        by_site = "Civitai resources" in self or ("civitaiResources" in self and "workflow" in self)
+        return version.startswith(("comfyui", "swarmui")) or (not version and by_site)
+
+    @property
     def version(self) -> tuple[int, int] | None:
         """A1111's version that made the image, or None if the settings do not show it.
 

@@ -15,11 +15,12 @@ from civman.planning.redraw_features import Drawable, Reason
 
 _SAVING: Final = ("SaveImage", "Image Save", "SaveImageWebsocket", "PreviewImage")
 _FILTERS: Final = ("nearest-exact", "bilinear", "area", "bicubic", "bislerp", "lanczos")
-_SCHEDULES: Final = {
+SCHEDULES: Final = {
     "normal": Schedule.NORMAL, "karras": Schedule.KARRAS, "exponential": Schedule.EXPONENTIAL,
     "sgm_uniform": Schedule.SGM_UNIFORM, "simple": Schedule.SIMPLE, "ddim_uniform": Schedule.DDIM,
     "beta": Schedule.BETA, "kl_optimal": Schedule.KL_OPTIMAL,
 }  # fmt: skip
+"""ComfyUI's names of the schedules that civman has."""
 _MEMORYLESS: Final = ("euler", "heun", "dpm_2")
 """Samplers whose steps depend on nothing but the latents, so that a pass may be interrupted after any step."""
 
@@ -261,9 +262,9 @@ class _PassReader:
 
     def _schedule(self, node: Node, name: str) -> Schedule:
         found = self._reader.text(node, name)
-        if found not in _SCHEDULES:
+        if found not in SCHEDULES:
             raise Stopped(f"{node} uses the scheduler `{found}`, which civman does not support")
-        return _SCHEDULES[found]
+        return SCHEDULES[found]
 
     def _advanced(self, node: Node) -> Sampled:
         """Read a KSamplerAdvanced, together with the one before it if it only finishes the pass of that one."""

@@ -25,7 +25,7 @@ from civman.pictures.metadata import loads, whole
 from civman.pictures.site_settings import Entries, NamedFile
 from civman.planning import prompt_stages
 from civman.planning.redraw_features import Drawable, Reason, reasons
-from civman.planning.redraw_graph import redraw_graph
+from civman.planning.redraw_graph import by_comfyui, redraw_graph
 from civman.planning.redraw_guidance import guidance, second_ratio
 from civman.planning.redraw_programs import redraw_program
 from civman.planning.redraw_prompts import TaggedLora, read_tags
@@ -50,7 +50,8 @@ def redraw(row: dict[str, Any]) -> Redraw:
     """Plan one row: an object with `id`, `meta` (settings as in CivitAI's API) and `baseModel`.
 
     `meta` may also contain a ComfyUI graph (`comfy`). Instead of both, `foreign` may hold the JSON text that another
-    program wrote into an image. The files that the row names are assumed to be present.
+    program wrote into an image; `by_comfyui` says that the settings follow ComfyUI's rules. The files that the row
+    names are assumed to be present.
     """
     if isinstance(text := row.get("foreign"), str):
         return redraw_program(text, row.get("id"))
@@ -59,6 +60,7 @@ def redraw(row: dict[str, Any]) -> Redraw:
     reader = _Reader(
         Entries(row.get("meta")), str(row.get("baseModel") or ""), (whole(row.get("width")), whole(row.get("height")))
     )
+    reader.by_comfyui |= row.get("by_comfyui") is True
     try:
         recipe = reader.recipe()
     except _Missing as missing:
@@ -113,6 +115,7 @@ class _Reader:
         self._entries, self._base_model, self._pixels = entries, base_model, pixels
         self._version = entries.version or (1, 2)  # A1111 wrote its version since 1.2
         self._is_own = entries.is_own
+        self.by_comfyui = entries.follows_comfyui
         self._found: list[Reason] = []
         self.made: Recipe | None = None
         self.resources: list[NamedFile] = list(entries.files())
@@ -149,7 +152,7 @@ class _Reader:
             clip_skip=self._entries.whole("Clip skip") or 1, prediction="epsilon", is_zero_snr=False,
             precision="float16", rng=self._rng(), eta_seed_delta=self._ensd(),
             rounding="nearest" if self._is_own else "down",
-            odd_sizes="forge" if self._is_own else "a1111",
+            odd_sizes="forge" if self._is_own or self._entries.is_forge else "a1111",
             guidance_rescale=self._entries.number("CFG Rescale phi") or 0.0,
             hypernetworks=tuple(HypernetworkUse(stand_in(name), strength) for name, strength in networks),
             loras=tuple(LoraUse(stand_in(each.name), each.unet, each.text, each.blocks) for each in loras),
@@ -158,6 +161,8 @@ class _Reader:
             fit_negative=self._fits_negative(sampler),
             **guidance(self._entries, self._version),
         )  # fmt: skip
+        if self.by_comfyui:
+            made = by_comfyui(made)
         require_plannable(made)
         self.made = made
         self._differences(made)
@@ -393,10 +398,14 @@ class _Reader:
 
     def _differences(self, made: Recipe) -> None:
         passes = [(made.width, made.height)] + ([(made.hires.width, made.hires.height)] if made.hires else [])
-        if "RNG" not in self._entries and max(4 * (w // 8) * (h // 8) for w, h in passes) > SMALLEST_CARD:
+        from_card = made.step_rng == "nv" or (made.rng == "nv" and "RNG" not in self._entries)
+        if from_card and max(4 * (w // 8) * (h // 8) for w, h in passes) > SMALLEST_CARD:
             self.add(Drawable.DIFFERS, "the noise came from a graphics card that the settings do not name, and at this"
                                        " size it depends on the card: --rng CARD")  # fmt: skip
-        if not any(each.role == "vae" for each in self.resources) and self._version < (1, 5):
+        if self.by_comfyui:
+            self.add(Drawable.DIFFERS, "ComfyUI made it, perhaps as CivitAI's generator, and its rules are used; the "
+                                       "settings do not state them")  # fmt: skip
+        elif not any(each.role == "vae" for each in self.resources) and self._version < (1, 5):
             self.add(Drawable.DIFFERS, "A1111 before 1.5 did not state the VAE; the checkpoint's own is used")
         if made.prompt_rules and "Version" not in self._entries:
             self.add(

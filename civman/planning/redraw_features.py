@@ -137,6 +137,24 @@ _FEATURES: Final = (
     _feature("FreeU|HyperTile|Kohya|PAG ", NO, "an extension changed the model, which civman does not support"),
     _feature("Postprocess |Extras", NO, "the finished image was upscaled, which civman does not support"),
     _feature(
+        "Version$",
+        Drawable.DIFFERS,
+        "it was made by stable-diffusion.cpp and is rendered by A1111's rules, from which it differs in details",
+        lambda entries: entries.text("Version").startswith("stable-diffusion.cpp"),
+    ),
+    _feature(
+        "RNG$",
+        NO,
+        "the noise came from a generator of the C++ library, which civman does not have",
+        lambda entries: entries.text("RNG") == "std_default",
+    ),
+    _feature(
+        "Version$",
+        NO,
+        "it was made by Fooocus, which changes the guidance in each step; civman does not follow it",
+        lambda entries: "fooocus" in entries.text("Version").casefold(),
+    ),
+    _feature(
         "Parser$",
         Drawable.DIFFERS,
         "it was made by SD.Next, a fork of A1111, and is drawn by A1111's rules",

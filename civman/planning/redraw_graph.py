@@ -3,7 +3,8 @@
 Source: ComfyUI; `docs/redraw.md` lists its rules.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -23,22 +24,37 @@ _SAMPLERS: Final = {"ddim": "Euler"}
 """Samplers of ComfyUI that are another sampler of civman."""
 _TREES: Final = ("DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE")
 _FULL: Final = 0.9999
+_OTHER_FAMILIES: Final = re.compile(
+    r"flux[._ -]?[12]|sd[_ ]?3(\.5|_medium)|qwen[._ -]image|z[._ -]image|hunyuan|wan2|lumina|auraflow|pixart|"
+    r"stable[._ -]cascade|hidream|cosmos", re.IGNORECASE,
+)  # fmt: skip
 
 
 def redraw_graph(graph: Graph, name: object = None) -> Redraw:
     """Plan the image of a graph; the model files that it names are assumed to be present."""
-    builder = _Builder()
-    recipe: dict[str, Any] = {}
     try:
         found = passes_of(graph)
-        builder.reasons += found.reasons
+    except Stopped as stopped:
+        return Redraw(name, stopped.verdict, (stopped.words,))
+    except (ArithmeticError, ValueError):
+        return Redraw(name, Drawable.NO, ("a number in the graph is out of range",))
+    return redraw_passes(found, name, reasons=found.reasons)
+
+
+def redraw_passes(
+    found: Passes, name: object, *, reasons: Sequence[Reason], digests: Mapping[str, str] = {}
+) -> Redraw:  # fmt: skip
+    """Plan an image that ComfyUI's rules make of these passes. `digests`: the hashes of model files, by name."""
+    builder = _Builder(list(reasons), digests)
+    recipe: dict[str, Any] = {}
+    try:
         recipe = builder.recipe(found)
     except Stopped as stopped:
         builder.add(stopped.verdict, stopped.words)
     except UsageError as error:
         builder.add(Drawable.NO, error.message)
     except (ArithmeticError, ValueError):
-        builder.add(Drawable.NO, "a number in the graph is out of range")
+        builder.add(Drawable.NO, "a number in the settings is out of range")
     verdict, words = verdict_of(builder.reasons)
     made = builder.made if recipe else None
     return Redraw(name, verdict, words, tuple(builder.files.values()), recipe, made, tuple(builder.leaves))
@@ -46,7 +62,8 @@ def redraw_graph(graph: Graph, name: object = None) -> Redraw:
 
 @dataclass(slots=True)
 class _Builder:
-    reasons: list[Reason] = field(default_factory=list)
+    reasons: list[Reason]
+    digests: Mapping[str, str]
     files: dict[tuple[str, str], NamedFile] = field(default_factory=dict)
     leaves: list[str] = field(default_factory=lambda: list(OPEN))
     """The fields of a request that the graph leaves to the checkpoint."""
@@ -61,7 +78,11 @@ class _Builder:
         second = others[0] if others else None
         self._require_same(first, second[1] if second else None)
         checkpoint, clip = first.model.checkpoint, first.positive.clip
-        self._file("checkpoint", checkpoint)
+        plain = self._file("checkpoint", checkpoint)
+        if other := _OTHER_FAMILIES.search(plain):
+            raise Stopped(
+                f"by its name, the checkpoint `{plain}` is of a family that civman does not render: {other[0]}"
+            )
         loras = self._loras(first.model, clip)
         sampler = self._sampler(first)
         self._leave(first.model, clip)
@@ -108,7 +129,7 @@ class _Builder:
 
     def _file(self, role: str, name: str, weight: float | None = None) -> str:
         plain = stem(name)
-        self.files[role, plain] = NamedFile(role, plain, "", weight)
+        self.files[role, plain] = NamedFile(role, plain, self.digests.get(plain, ""), weight)
         return plain
 
     def _loras(self, model: Model, clip: Clip) -> list[LoraUse]:
@@ -191,7 +212,7 @@ class _Builder:
             self.add(Drawable.DIFFERS, "the steps' noise came from a graphics card that the graph does not name, and "
                                        "at this size it depends on the card: --step-rng CARD")  # fmt: skip
         for each in self.files.values():
-            if each.role != "embedding":
+            if each.role != "embedding" and not each.hash:
                 self.add(Drawable.DIFFERS, f"the {each.role} `{each.name}` is named without a hash")
 
     def _value(self, made: Recipe, loras: Sequence[LoraUse], vae: str) -> dict[str, Any]:
@@ -205,14 +226,28 @@ class _Builder:
             value["hires"] |= {"model": {"name": upscaler, "hash": ""} if upscaler else None}
         checkpoint = next(each for each in self.files.values() if each.role == "checkpoint")
         return value | {
-            "checkpoint": {"name": checkpoint.name, "hash": ""}, "vae": {"name": vae, "hash": ""} if vae else None,
+            "checkpoint": {"name": checkpoint.name, "hash": checkpoint.hash},
+            "vae": {"name": vae, "hash": ""} if vae else None,
             "loras": [
-                {"name": names[use.sha256], "hash": "", "scale": use.scale, "text_scale": use.text_scale, "blocks": ""}
+                {"name": names[use.sha256], "hash": self.digests.get(names[use.sha256], ""), "scale": use.scale,
+                 "text_scale": use.text_scale, "blocks": ""}
                 for use in loras
             ],
             "hypernetworks": [],
             "embeddings": [{"name": each.name, "hash": ""} for each in self.files.values() if each.role == "embedding"],
         }  # fmt: skip
+
+
+def by_comfyui(made: Recipe) -> Recipe:
+    """A recipe from settings in A1111's form, of an image that ComfyUI made."""
+    sampler = samplers.BY_NAME[_SAMPLERS.get(made.sampler.casefold(), made.sampler)]
+    source = "" if sampler.noise is samplers.Kind.NONE else "cpu" if sampler.name in _TREES else "nv"
+    return replace(
+        made, sampler=sampler.name, schedule="Normal" if made.schedule == "Automatic" else made.schedule, rng="cpu",
+        step_rng=source, eta_seed_delta=0, emphasis="comfyui", prompt_rules="", odd_sizes="forge", pad_prompts=False,
+        fit_negative=False,
+        sampling=replace(made.sampling, program="comfyui", half_levels=False, drop_penultimate=False),
+    )  # fmt: skip
 
 
 def _with_levels(first: Sampled) -> Sampled:

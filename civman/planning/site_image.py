@@ -97,6 +97,8 @@ def settings_row(index: Index | None, settings: "str | SiteImage") -> SettingsRo
     known = [(each, _Known.of(index, each)) for each in listed_versions(settings)]
     for each, about in sorted(known, key=lambda pair: pair[1].version is None):
         joined.add(each, about)
+    if Entries(row["meta"]).follows_comfyui:
+        row["by_comfyui"] = True
     for name in _LISTS:
         row["meta"].pop(name, None)
     return SettingsRow(row, joined.versions, notices)
