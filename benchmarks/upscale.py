@@ -74,7 +74,8 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         with Image.open(place / "large.png") as image:
             size = image.size
-    print(f"{asked.network}: {asked.side}x{asked.side} to {size[0]}x{size[1]} in {took:.0f} s, peak {peak / 1e9:.2f} GB")
+    sizes = f"{asked.side}x{asked.side} to {size[0]}x{size[1]}"
+    print(f"{asked.network}: {sizes} in {took:.0f} s, peak {peak / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

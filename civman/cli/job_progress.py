@@ -82,7 +82,12 @@ class JobProgress:
         share = self._job[self._plan] if self._plan < len(self._job) else Share(step.count)
         before = sum(each.images for each in self._job[: self._plan]) + step.first - 1
         part = step.step / max(step.steps, 1)
-        part = part * share.first_pass if step.stage == "first" else share.first_pass + part * (1 - share.first_pass)
+        if step.stage == "upscale":
+            part = 1.0  # how long an upscale takes beside the steps is unknown
+        elif step.stage == "first":
+            part *= share.first_pass
+        else:
+            part = share.first_pass + part * (1 - share.first_pass)
         return before + step.pictures * part
 
     def _words(self, step: Step) -> str:
@@ -91,4 +96,5 @@ class JobProgress:
         words = [f"image {which} of {step.count}"] if step.count > 1 or len(self._job) == 1 else []
         words += [f"{self._called} {self._plan + 1} of {len(self._job)}"] * (len(self._job) > 1)
         words += ["second pass"] * (step.stage == "hires")
+        words += [f"upscaling, tile {step.step} of {step.steps}"] * (step.stage == "upscale")
         return ", ".join(words) or counted(self._images, "image")

@@ -15,8 +15,8 @@ _ELSEWHERE: Final = frozenset({
 """Fields that `civman show` prints on other lines."""
 _TITLES: Final = {
     "rng": "RNG", "eta_seed_delta": "ENSD", "guidance_rescale": "CFG rescale", "is_zero_snr": "zero terminal SNR",
-    "hires": "second pass", "prompt_rules": "prompt rules", "start": "input image", "config": "model config",
-    "flow": "flow matching",
+    "hires": "second pass", "prompt_rules": "prompt rules", "start": "input image", "upscale": "upscaled to",
+    "config": "model config", "flow": "flow matching",
 }  # fmt: skip
 
 

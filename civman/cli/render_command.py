@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from civman.cli import completion
+from civman.cli.finishing_options import UpscaleOpt
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid, has_prompts
 from civman.cli.options import (
     DeviceOpt,
@@ -32,13 +33,16 @@ from civman.cli.sampling_options import (
     HiresSamplerOpt,
     HiresScheduleOpt,
     HiresSeedOpt,
+    HiresTokenMergingOpt,
     JoinNegativeOpt,
     JoinPromptOpt,
     NoiseSliceOpt,
+    OddSizesOpt,
     RescaleVelocityOpt,
     SamplingRulesOpt,
     SigmasOpt,
     StepRngOpt,
+    UpscalerOpt,
 )
 from civman.cli.session import Session, command
 from civman.planning.plan_values import plan_value, rendering_value
@@ -315,10 +319,7 @@ def render(
     hires_strength: Annotated[
         float | None, typer.Option(help="Denoising strength of the second (hires) pass.", show_default="0.7")
     ] = None,
-    hires_token_merging: Annotated[
-        float | None,
-        typer.Option(help="Share of image tokens to merge in the second pass (ToMe).", show_default="as the first"),
-    ] = None,
+    hires_token_merging: HiresTokenMergingOpt = None,
     hires_trim: Annotated[
         str | None,
         typer.Option(
@@ -326,25 +327,14 @@ def render(
             help="Trim the first image by this size, then stretch it to the second size, as A1111 did in 2022.",
         ),
     ] = None,
-    upscaler: Annotated[
-        str | None,
-        typer.Option(
-            help="How to enlarge before the second pass: latent, lanczos, nearest …, or a ref of an upscaler model.",
-            show_default="latent",
-        ),
-    ] = None,
+    upscaler: UpscalerOpt = None,
     hires_resize: HiresResizeOpt = None,
     hires_seed: HiresSeedOpt = None,
     hires_cfg: HiresCfgOpt = None,
     hires_sampler: HiresSamplerOpt = None,
     hires_schedule: HiresScheduleOpt = None,
-    odd_sizes: Annotated[
-        str | None,
-        typer.Option(
-            help="Handling of sizes that are not multiples of 64: forge (also ComfyUI and diffusers) or a1111.",
-            show_default="forge",
-        ),
-    ] = None,
+    upscale: UpscaleOpt = None,
+    odd_sizes: OddSizesOpt = None,
     prediction: Annotated[
         str | None, typer.Option(help="What the model predicts, epsilon or v_prediction, if its file does not say.")
     ] = None,
@@ -424,6 +414,7 @@ def render(
     Everything is checked before weights are loaded. Images contain their recipe; existing files are never overwritten.
     With a single argument, that is the prompt, and the default checkpoint is used.
     """
+    from civman.domain.recipes.enlargement import upscale_from
     from civman.domain.recipes.machine import Machine
     from civman.domain.recipes.recipe import RenderRequest
     from civman.errors import UsageError
@@ -457,7 +448,7 @@ def render(
             trim=hires_trim, seed=hires_seed, guidance_scale=hires_cfg, sampler=hires_sampler,
             schedule=hires_schedule, resize=hires_resize,
         ),
-        prediction=prediction,
+        upscale=upscale_from(upscale) if upscale is not None else None, prediction=prediction,
         precision=precision, pad_prompts=pad_prompts, config=config, resize_mode=resize_mode,
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,

@@ -89,3 +89,27 @@ HiresResizeOpt = Annotated[
         show_default="as A1111",
     ),
 ]
+UpscalerOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--upscaler",
+        help="How to enlarge before the second pass: latent, lanczos, nearest …, or a ref of an upscaler model.",
+        show_default="latent",
+    ),
+]
+OddSizesOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--odd-sizes",
+        help="Handling of sizes that are not multiples of 64: forge (also ComfyUI and diffusers) or a1111.",
+        show_default="forge",
+    ),
+]
+HiresTokenMergingOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--hires-token-merging",
+        help="Share of image tokens to merge in the second pass (ToMe).",
+        show_default="as the first",
+    ),
+]

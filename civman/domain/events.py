@@ -95,8 +95,8 @@ class Notice:
 class Step:
     """The sampler has finished `step` of `steps` for images `first` … `first + pictures - 1` of `count`.
 
-    `stage` is "first" or "hires". `preview`, if there is one, makes a small JPEG of the first image as it is predicted
-    now; call it at once.
+    `stage` is "first", "hires" or "upscale", which counts tiles. `preview`, if there is one, makes a small JPEG of the
+    first image as it is predicted now; call it at once.
     """
 
     key: str

@@ -9,6 +9,7 @@ from civman.domain.recipes.record import Record
 from civman.domain.recipes.thresholding import uses_power
 from civman.domain.refs import Air, VersionRef, parse_ref
 from civman.pictures.parameters_text import Generation, Part, SecondPass, text
+from civman.pictures.upscale_text import settings_of, upscaler_title
 
 
 def parameters(record: Record, *, with_words: bool = True) -> str:
@@ -29,7 +30,9 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         denoising=start.strength if start else old.strength if old else None,
         # A1111's default, the graphics card, has no entry
         rng="" if ":" in recipe.rng else recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
-        others=(*_of_old_pass(recipe), *_of_noise(recipe), *_of_guidance(recipe), *_of_pictures(recipe)),
+        others=(
+            *_of_old_pass(recipe), *_of_noise(recipe), *_of_guidance(recipe), *_of_pictures(recipe), *_of_last(record),
+        ),
         hypernetworks=tuple(_part(record, use.sha256) for use in recipe.hypernetworks),
         version=f"civman {record.environment.get('civman', '')}".strip(),
     ))  # fmt: skip
@@ -49,6 +52,14 @@ def _of_old_pass(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
         yield "First pass size", f"{recipe.width}x{recipe.height}"
         if recipe.hires.steps != recipe.steps:
             yield "Hires steps", recipe.hires.steps
+
+
+def _of_last(record: Record) -> Iterator[tuple[str, str | float]]:
+    """A1111's keys for the enlargement of the finished image."""
+    made = record.recipe.upscale
+    if made is not None:
+        name = record.name_of(made.model).name if made.model else made.method.capitalize()
+        yield from settings_of(made, upscaler_title(name, made), record.recipe.drawn_size).items()
 
 
 def _upscaler(record: Record) -> str:

@@ -12,7 +12,8 @@ from typing import Final
 
 from civman.domain.file_suffixes import MODEL_SUFFIXES
 from civman.domain.known_upscalers import upscaler_with
-from civman.domain.recipes.enlargement import Enlargement, factor_of
+from civman.domain.recipes.enlargement import Enlargement, UpscaleRequest, factor_of
+from civman.domain.recipes.recipe_limits import size_of
 from civman.domain.recipes.upscale_recipe import UpscaleRecord
 from civman.pictures import infotext
 from civman.pictures.image_text import Carried, Format
@@ -25,6 +26,8 @@ _SECOND: Final = "Postprocess upscaler 2"
 _MOST_SIDE: Final = "Max side length"
 _OTHERS: Final = ("GFPGAN visibility", "CodeFormer visibility", "Caption", "Deepbooru", "Split", "Flip", "Focal crop")
 """The keys of the other steps of A1111's Extras tab."""
+KEYS: Final = (_BY, _TO, _CROP, _UPSCALER, _SECOND, _MOST_SIDE)
+"""All keys of an upscale."""
 CHUNKS: Final = ("postprocessing", "extras")
 """The names of a PNG's texts in which A1111 writes the settings of its Extras tab."""
 
@@ -92,6 +95,25 @@ def extras_in(details: Mapping[str, str]) -> ExtrasSettings | None:
     others = tuple(f"{key}: {value}" for key, value in details.items() if key.startswith((*_OTHERS, _SECOND)))
     most = infotext.number(details.get(_MOST_SIDE, ""))
     return ExtrasSettings(upscaler, scale or 0.0, "" if scale else size, _CROP in details, int(most or 0), others)
+
+
+def with_extras(carried: Carried, text: str | None) -> str | None:
+    """Add the settings of A1111's Extras tab, which are separate texts of a PNG, to the settings of the image."""
+    if text is None or not infotext.is_infotext(text) or _UPSCALER in infotext.read(text).details:
+        return text
+    added = next((found for name in CHUNKS if (found := carried.entries.get(name, "").strip())), "")
+    return f"{text.rstrip()}, {added}" if _UPSCALER in added else text
+
+
+def request_of(settings: ExtrasSettings, size: tuple[int, int]) -> UpscaleRequest:
+    """The request that enlarges an image of this size as the settings say, with A1111's sizes."""
+    (width, height), scale, to = size, settings.scale or None, settings.size or None
+    if scale is not None and 0 < settings.most_side < max(width, height) * scale:
+        scale = settings.most_side / max(width, height)
+    elif to is not None and not settings.is_cropped:
+        wanted = size_of(to)
+        scale, to = max(wanted[0] / width, wanted[1] / height), None
+    return UpscaleRequest(settings.upscaler, scale, to, multiple=8)
 
 
 def _quoted(value: str) -> str:

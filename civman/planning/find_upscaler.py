@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from civman.domain.known_upscalers import KnownUpscaler, known_upscaler, upscaler_with
+from civman.domain.recipes.enlargement import METHODS
 from civman.domain.recipes.recipe import RenderRequest
 from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
 from civman.errors import NotFound
@@ -21,6 +22,25 @@ def upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, 
     if request.hires is None or upscaler_of(request.hires.upscaler) in UPSCALERS[:-1]:
         return None, ()
     return upscaler_model(finder, request.hires.upscaler, own=UPSCALERS[:-1])
+
+
+def last_upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
+    """Find the model that enlarges the finished image; None if none does. Raises: as `upscaler_for`."""
+    if request.upscale is None:
+        return None, ()
+    return any_upscaler(finder, request.upscale.upscaler)
+
+
+def any_upscaler(finder: Finder, ref: str) -> tuple[Found | None, tuple[str, ...]]:
+    """Find the model of an upscaler by its ref; None for "lanczos" and "nearest". Raises: as `upscaler_model`."""
+    own = METHODS[1:]
+    return (None, ()) if ref.casefold() in own else upscaler_model(finder, ref, own=own)
+
+
+def scale_of(found: Found | None) -> int | None:
+    """The factor of an upscaler model, if its tensors show it."""
+    number = found.identity.variant.rpartition(" x")[2] if found is not None else ""
+    return int(number) if number.isdecimal() else None
 
 
 def upscaler_model(finder: Finder, ref: str, *, own: Sequence[str]) -> tuple[Found, tuple[str, ...]]:

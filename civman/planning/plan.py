@@ -30,7 +30,7 @@ from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated
 from civman.planning.few_steps import few_steps_defaults, few_steps_notice
 from civman.planning.find_files import Finder, Found
 from civman.planning.find_hypernetworks import hypernetworks_for
-from civman.planning.find_upscaler import upscaler_for
+from civman.planning.find_upscaler import last_upscaler_for, scale_of, upscaler_for
 from civman.planning.flow_plan import flow_choice, recorded_choice, require_size
 from civman.planning.flow_request import for_flow, require_no_flow_options, usual_precision
 from civman.planning.input_pictures import InputPicture, missing_inputs, read_picture, size_like
@@ -117,7 +117,9 @@ def plan(
     warned = _compatible(found, parts, conditions)
     parts += [*choice.parts.values()] if choice else []
     upscaler, tiles = upscaler_for(finder, request)
-    parts += [upscaler] if upscaler else []
+    last, last_tiles = last_upscaler_for(finder, request)
+    parts += [each for each in (upscaler, last) if each]
+    tiles = tuple(dict.fromkeys((*tiles, *last_tiles)))
     networks = hypernetworks_for(finder, request, words)
     parts += [each for each, _ in networks]
     request, limited = _within_limits(
@@ -134,6 +136,7 @@ def plan(
             loras=tuple(LoraUse(lora.found.sha256, lora.scale, lora.text_scale, lora.blocks) for lora in loras),
             embeddings=tuple(uses), hypernetworks=tuple(use for _, use in networks), vae=vae.sha256 if vae else None,
             upscaler=upscaler.sha256 if upscaler else None,
+            last_upscaler=last.sha256 if last else None, last_scale=scale_of(last),
             init_image=pictures[0].sha256 if pictures else None,
             mask_image=pictures[1].sha256 if len(pictures) > 1 else None, config=config,
             files=tuple({file.sha256: file.in_recipe for file in (found, *parts)}.values()),

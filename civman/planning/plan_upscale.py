@@ -6,23 +6,20 @@ from pathlib import Path
 
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
-from civman.domain.recipes.enlargement import METHODS, UpscaleRequest, enlargement_of
+from civman.domain.recipes.enlargement import UpscaleRequest, enlargement_of
 from civman.domain.recipes.record_parts import FileName
 from civman.domain.recipes.upscale_recipe import UpscaleRecipe, UpscaleRecord
 from civman.errors import CannotRender, Cause, UsageError
 from civman.index import Index
 from civman.pictures import image_text
-from civman.pictures.upscale_text import ExtrasSettings, extras_settings
+from civman.pictures.upscale_text import ExtrasSettings, extras_settings, request_of
 from civman.planning.find_files import Finder, Found
-from civman.planning.find_upscaler import upscaler_model
+from civman.planning.find_upscaler import any_upscaler, scale_of
 from civman.planning.input_pictures import find_input
 from civman.planning.plan_types import PlannedFile
 from civman.planning.recipe_sources import RecipeSource
 from civman.planning.render_extra import require_render_extra
 from civman.planning.upscale_sources import SourcePicture, read_source
-
-OWN_UPSCALERS = METHODS[1:]
-"""The upscalers that need no model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +48,8 @@ def plan_upscales(
         read, the upscaler is another kind of file, or a size is invalid. CannotRender: the render extra is missing.
     """
     require_render_extra()
-    found, notices = upscaler_of_request(Finder(index, on_event), request.upscaler)
+    found, notices = any_upscaler(Finder(index, on_event), request.upscaler)
     return [_planned(read_source(path), request, found, notices) for path in pictures]
-
-
-def upscaler_of_request(finder: Finder, ref: str) -> tuple[Found | None, tuple[str, ...]]:
-    """Find the model of an upscaler by its ref; None for "lanczos" and "nearest". Raises: as `upscaler_model`."""
-    return (None, ()) if ref.casefold() in OWN_UPSCALERS else upscaler_model(finder, ref, own=OWN_UPSCALERS)
-
-
-def scale_of(found: Found | None) -> int | None:
-    """The factor of an upscaler model, if its tensors show it."""
-    number = found.identity.variant.rpartition(" x")[2] if found is not None else ""
-    return int(number) if number.isdecimal() else None
 
 
 def _planned(
@@ -110,15 +96,8 @@ def plan_extras(index: Index, settings: ExtrasSettings, picture: Path, *, on_eve
             code=Cause.NOT_DRAWABLE,
         )  # fmt: skip
     source = read_source(picture)
-    scale, size = settings.scale or None, settings.size or None
-    width, height = source.size
-    if scale is not None and 0 < settings.most_side < max(width, height) * scale:
-        scale = settings.most_side / max(width, height)
-    elif size is not None and not settings.is_cropped:
-        wanted = [int(side) for side in size.split("x")]
-        scale, size = max(wanted[0] / width, wanted[1] / height), None
-    request = UpscaleRequest(settings.upscaler, scale, size, multiple=8)
-    found, notices = upscaler_of_request(Finder(index, on_event), settings.upscaler)
+    request = request_of(settings, source.size)
+    found, notices = any_upscaler(Finder(index, on_event), settings.upscaler)
     return _planned(source, request, found, notices)
 
 

@@ -6,36 +6,35 @@ version of the image gives it.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from civman.diffusion import sampler_names, samplers
 from civman.diffusion.noise_levels import Schedule
 from civman.domain.digests import Sha256
-from civman.domain.known_upscalers import known_upscaler
+from civman.domain.recipes.enlargement import METHODS, Enlargement, enlargement_of
 from civman.domain.recipes.recipe import Hires, HypernetworkUse, LoraUse, Recipe, Sampling
-from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
 from civman.errors import Cause, UsageError
 from civman.pictures.comfyui_graph import Graph, graph_of
 from civman.pictures.metadata import loads, whole
 from civman.pictures.site_settings import Entries, NamedFile
+from civman.pictures.upscale_text import KEYS, extras_in, request_of
 from civman.planning import prompt_stages
 from civman.planning.redraw_features import Drawable, Reason, reasons
 from civman.planning.redraw_graph import by_comfyui, redraw_graph
 from civman.planning.redraw_guidance import guidance, second_ratio
+from civman.planning.redraw_old_pass import old_first_pass as old_first_pass
 from civman.planning.redraw_programs import redraw_program
 from civman.planning.redraw_prompts import TaggedLora, read_tags
 from civman.planning.redraw_result import SMALLEST_CARD, require_plannable, stand_in, verdict_of
 from civman.planning.redraw_result import Redraw as Redraw
+from civman.planning.redraw_upscalers import upscaler_named
 from civman.prompts import editing
 
 _SIZE: Final = re.compile(r"(-?[0-9]{1,5})x(-?[0-9]{1,5})")
-_OTHER_UPSCALERS: Final = re.compile(r"swin2|scunet|\bdat\b|ldsr|\bhat\b|\bspan", re.IGNORECASE)
-"""Names of upscalers whose networks are of other kinds than ESRGAN's, Real-ESRGAN's and SwinIR's."""
 _FAMILIES: Final = ("SD 1", "SD 2", "SDXL", "Pony", "Illustrious", "NoobAI", "Other", "")
 _PRIVATE: Final = re.compile(r" (alt|MOD|Test|Sharp|v2)\b(?=( Karras)?$)")
 """Endings of the names of samplers that people edited into their own A1111."""
@@ -156,7 +155,9 @@ class _Reader:
             guidance_rescale=self._entries.number("CFG Rescale phi") or 0.0,
             hypernetworks=tuple(HypernetworkUse(stand_in(name), strength) for name, strength in networks),
             loras=tuple(LoraUse(stand_in(each.name), each.unet, each.text, each.blocks) for each in loras),
-            pad_prompts=self._entries.is_on("Pad conds"), hires=hires, sampling=self._sampling(),
+            pad_prompts=self._entries.is_on("Pad conds"), hires=hires,
+            upscale=self._last_upscale(hires, width, height),
+            sampling=self._sampling(),
             prompt_rules=rules, **self._variation(), emphasis=self._entries.text("Emphasis").casefold() or "original",
             fit_negative=self._fits_negative(sampler),
             **guidance(self._entries, self._version),
@@ -326,23 +327,30 @@ class _Reader:
 
     def _upscaler(self, name: str) -> tuple[str, Sha256 | None]:
         """Convert A1111's upscaler name to civman's built-in upscaler, or to "model" with a placeholder digest."""
-        own = upscaler_of(name)
-        if own in UPSCALERS[:-1]:
-            return own, None
-        if _OTHER_UPSCALERS.search(name):
-            self.add(
-                Drawable.NO,
-                f"the second pass used the upscaler `{name}`, whose kind of network civman does not support",
-            )
-        known = known_upscaler(name)
-        if known is not None and known.sha256:
-            self.resources.append(NamedFile("upscaler", name, known.sha256[0]))
-            self.add(Drawable.DIFFERS, f"the upscaler `{name}` is named without a hash: the published one is used")
-        else:
-            self.resources.append(NamedFile("upscaler", name))
-        if self._version < (1, 8):
-            self.add(Drawable.DIFFERS, "A1111 before 1.8 rounded the tiles of an upscaler model in another way")
-        return "model", stand_in(name)
+        found = upscaler_named(name, self._version)
+        self._found += found.reasons
+        if found.file is None:
+            return found.method, None
+        if found.file not in self.resources:
+            self.resources.append(found.file)
+        return found.method, stand_in(name)
+
+    def _last_upscale(self, hires: Hires | None, width: int, height: int) -> Enlargement | None:
+        """The enlargement of the finished image in A1111's Extras tab, or as its last step."""
+        drawn_size = (hires.width, hires.height) if hires else (width // 8 * 8, height // 8 * 8)
+        settings = extras_in({name: self._entries.text(name) for name in KEYS if name in self._entries})
+        if settings is None:
+            if "Postprocess upscaler" in self._entries:
+                self.add(Drawable.NO, "the finished image was upscaled, and the settings do not say to which size")
+            return None
+        if settings.others:
+            self.add(Drawable.NO, "a second upscaler was mixed in, and A1111 does not record how strongly")
+        method, model = self._upscaler(settings.upscaler)
+        if method not in METHODS:
+            raise _Missing(f"the finished image was upscaled with `{settings.upscaler}`, which civman does not support")
+        return enlargement_of(
+            replace(request_of(settings, drawn_size), upscaler=method), drawn_size, model=model, model_scale=None
+        )
 
     def _start(self, *, has_hires: bool) -> None:
         """Record that the image was made from another one, if the settings show that."""
@@ -421,8 +429,11 @@ class _Reader:
         value = asdict(made)
         if made.hires:
             name = self._entries.text("Hires upscaler") or ("None" if made.hires.stretches else "Latent")
-            digest = next((each.hash for each in self.resources if each.role == "upscaler"), "")
+            digest = next((each.hash for each in self.resources if (each.role, each.name) == ("upscaler", name)), "")
             value["hires"] |= {"upscaler": name, "model": {"name": name, "hash": digest} if made.hires.model else None}
+        if made.upscale and made.upscale.model:
+            found = next(each for each in self.resources if stand_in(each.name) == made.upscale.model)
+            value["upscale"] |= {"model": {"name": found.name, "hash": found.hash}}
         for name in (
             "prediction",
             "is_zero_snr",
@@ -452,21 +463,3 @@ class _Reader:
                 {"name": each.name, "hash": each.hash} for each in self.resources if each.role == "embedding"
             ],
         }  # fmt: skip
-
-
-def old_first_pass(first: tuple[int, int], final: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Compute the size of the first pass as A1111 did before 2023, and how many pixels it then cut off.
-
-    All sizes are (width, height) in pixels. `first` is the stated size; (0, 0) means an area of 512 x 512 pixels with
-    the aspect ratio of `final`, rounded up to multiples of 64.
-    """
-    (width, height), (across, down) = first, final
-    if width == 0 or height == 0:
-        scale = math.sqrt(512 * 512 / (across * down))
-        width, height = math.ceil(scale * across / 64) * 64, math.ceil(scale * down / 64) * 64
-        kept: tuple[float, float] = int(scale * across), int(scale * down)
-    elif across * height > down * width:
-        kept = width, width * down / across
-    else:
-        kept = height * across / down, height
-    return (width // 8 * 8, height // 8 * 8), (int(width - kept[0]), int(height - kept[1]))

@@ -135,7 +135,12 @@ _FEATURES: Final = (
         "the second pass used another model, sampler or prompt, which civman does not support",
     ),
     _feature("FreeU|HyperTile|Kohya|PAG ", NO, "an extension changed the model, which civman does not support"),
-    _feature("Postprocess |Extras", NO, "the finished image was upscaled, which civman does not support"),
+    _feature("Extras|Postprocess (?!upscale|crop to)", NO, "A1111's Extras tab changed the finished image"),
+    _feature(
+        "(GFPGAN|CodeFormer) (visibility|weight)",
+        Drawable.DIFFERS,
+        "faces were restored afterwards in A1111's Extras tab; civman leaves them as they were drawn",
+    ),
     _feature(
         "Version$",
         Drawable.DIFFERS,

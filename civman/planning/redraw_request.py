@@ -16,6 +16,7 @@ from civman.errors import CannotRender, Cause, NotFound
 from civman.index import Index
 from civman.index.read_pictures import PictureFilter
 from civman.pictures import image_text, infotext
+from civman.pictures.upscale_text import with_extras
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.redraw import Redraw, redraw
 from civman.planning.redraw_features import Drawable
@@ -46,6 +47,7 @@ def settings_in(index: Index | None, path: Path) -> str | None:
         if text is not None and index is not None:
             made = PictureFilter(pixel_sha256=pixel_sha256(image_text.pixels(path)))
             text = None if index.pictures(made) else text
+        text = with_extras(carried, text)
     elif path.suffix.lower() in (".txt", ".json") and path.stat().st_size <= _MOST_TEXT:
         text = path.read_text(encoding="utf-8", errors="replace")
     else:
@@ -114,9 +116,12 @@ def request_of(prepared: Prepared) -> tuple[RenderRequest, str, tuple[str, ...]]
     hires = request.hires
     if hires is not None and found.made.hires is not None and found.made.hires.model is not None:
         hires = replace(hires, upscaler=ref(found.made.hires.model))
+    upscale = request.upscale
+    if upscale is not None and found.made.upscale is not None and found.made.upscale.model is not None:
+        upscale = replace(upscale, upscaler=ref(found.made.upscale.model))
     vae = next((each for each in found.resources if each.role == "vae"), None)
     request = replace(
-        request, checkpoint=ref(found.made.checkpoint), hires=hires,
+        request, checkpoint=ref(found.made.checkpoint), hires=hires, upscale=upscale,
         vae=ref(stand_in(vae.name)) if vae is not None else None,
         loras=tuple(LoraRequest(ref(use.sha256), use.scale, use.text_scale, use.blocks) for use in found.made.loras),
         hypernetworks=tuple(f"{ref(use.sha256)}:{use.strength!r}" for use in found.made.hypernetworks),

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
+from civman.domain.recipes.enlargement import UpscaleRequest, factor_of, upscale_from
 from civman.domain.recipes.recipe import HiresRequest, LoraRequest, Recipe, RenderRequest
 from civman.domain.recipes.thresholding import text_of
 from civman.domain.scales import parse_scale_pair
@@ -59,7 +60,7 @@ _HIRES: Final = (
 )  # fmt: skip
 _HIRES_WHOLE: Final = ("hires_steps", "hires_seed")
 _HIRES_TEXTS: Final = ("upscaler", "hires_trim", "hires_sampler", "hires_schedule", "hires_resize")
-FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, "lora:REF")
+FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, "upscale", "lora:REF")
 """The fields that can be changed; some also have the short names of `civman render`'s options."""
 
 Change = tuple[str, str]
@@ -137,11 +138,24 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         skip_negative_always=recipe.skip_negative_always, skip_early_guidance=recipe.skip_early_guidance,
         parts=tuple(f"{use.role}=sha256:{use.sha256}" for use in recipe.parts), variant=recipe.variant or None,
         shift=recipe.flow.shift if recipe.flow else None, guidance=recipe.flow.guidance if recipe.flow else None,
+        upscale=_upscale_request(recipe),
         seed_resize=f"{recipe.seed_resize_width}x{recipe.seed_resize_height}",
         sampling_rules=sampling.program, sigmas=",".join(map(repr, sampling.sigmas)) or None,
         step_rng=recipe.step_rng or None, noise_slice=recipe.noise_slice or None,
         prompt_parts=tuple(map(str, recipe.prompt_parts)), negative_parts=tuple(map(str, recipe.negative_parts)),
         freeu=str(recipe.freeu) if recipe.freeu else None, rescales_velocity=recipe.rescales_velocity,
+    )  # fmt: skip
+
+
+def _upscale_request(recipe: Recipe) -> UpscaleRequest | None:
+    """The enlargement of the finished image as a request: by its factor, or to the size to which it was cropped."""
+    made = recipe.upscale
+    if made is None:
+        return None
+    size = "x".join(map(str, made.final_size)) if made.crop_width else None
+    return UpscaleRequest(
+        f"sha256:{made.model}" if made.model else made.method, None if size else factor_of(made, recipe.drawn_size),
+        size, made.tile, made.overlap,
     )  # fmt: skip
 
 
@@ -176,6 +190,8 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
         return replace(request, sampler=text, schedule=None)
     if field == "hires":
         return replace(request, hires=_hires(name, text, request.hires))
+    if field == "upscale":
+        return replace(request, upscale=upscale_from(text) if text not in ("", "off") else None)
     if field in _HIRES:
         if request.hires is None:
             raise UsageError(

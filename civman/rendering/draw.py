@@ -22,8 +22,10 @@ from civman.domain.recipes.recipe import Hires, Recipe
 from civman.domain.recipes.record import Environment, Record
 from civman.planning.input_pictures import read_picture
 from civman.planning.plan_types import Applied, Planned, Rendering
+from civman.planning.recipe_sources import pixel_sha256
 from civman.rendering.encode_prompts import EncodedPrompts, FlowTextEncoders, TextEncoders, encode_all
 from civman.rendering.engine import Engine
+from civman.rendering.finish_pictures import Finisher
 from civman.rendering.save_pictures import Place
 from civman.rendering.warm_engines import WARM, WarmEngines
 from civman.rendering.weight_files import with_safe_copies
@@ -50,6 +52,7 @@ class Job:
     model_notes: tuple[str, ...]
     upscaler: AnyUpscaler | None = field(default=None, repr=False)
     hypernetworks: tuple[tuple[Hypernetwork, float], ...] = field(default=(), repr=False)
+    finisher: Finisher | None = field(default=None, repr=False)
 
     def batch(self, first: int, count: int) -> Recipe:
         """The recipe of one batch: it reproduces the `count` images from number `first` on, and no others."""
@@ -92,6 +95,7 @@ def prepare(engine: Engine, planned: Planned) -> Job:
             (load_hypernetwork(planned.path(use.sha256), planned.name(use.sha256)), use.strength)
             for use in planned.recipe.hypernetworks
         ),
+        Finisher.of(planned, engine.device),
     )
 
 
@@ -105,13 +109,17 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
     )  # fmt: skip
     for batch in batches:
         recipe = job.batch(done, len(batch))
-        for picture in batch:
+        for number, picture in enumerate(batch, done + 1):
+            pixels, digest = picture.pixels, Sha256(picture.sha256)
+            if job.finisher is not None:
+                pixels = job.finisher.finish(pixels, number, on_event)
+                digest = pixel_sha256(pixels)
             record = Record(
-                recipe, picture.seed, Sha256(picture.sha256), job.environment, planned.names,
+                recipe, picture.seed, digest, job.environment, planned.names,
                 (*job.model_notes, *picture.notes), planned.parent, planned.typed,
                 planned.licence.words if planned.licence else (),
             )  # fmt: skip
-            yield Drawn(picture.pixels, record, job.applied)
+            yield Drawn(pixels, record, job.applied)
         done += len(batch)
 
 

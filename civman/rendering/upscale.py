@@ -19,9 +19,10 @@ from civman.errors import IntegrityError
 from civman.index import Index
 from civman.pictures import image_text, upscale_text
 from civman.planning.find_files import Finder
+from civman.planning.find_upscaler import any_upscaler, scale_of
 from civman.planning.input_pictures import keep_input
 from civman.planning.plan_types import PlannedFile
-from civman.planning.plan_upscale import PlannedUpscale, scale_of, upscaler_of_request
+from civman.planning.plan_upscale import PlannedUpscale
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.upscale_sources import SourcePicture, read_source
 from civman.rendering.render_and_save import keeping
@@ -85,7 +86,7 @@ def upscale_pixels(
     import numpy as np
     from PIL import Image
 
-    found, _ = upscaler_of_request(Finder(index, on_event), request.upscaler)
+    found, _ = any_upscaler(Finder(index, on_event), request.upscaler)
     image = Image.fromarray(pixels)
     made = enlargement_of(
         request, image.size, model=found.sha256 if found else None, model_scale=scale_of(found)

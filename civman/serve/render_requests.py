@@ -152,6 +152,7 @@ def _require_no_paths(request: RenderRequest) -> None:
     refs += [request.vae] if request.vae else []
     refs += [each.partition("=")[2] for each in request.parts]
     refs += [request.hires.upscaler] if request.hires else []
+    refs += [request.upscale.upscaler] if request.upscale else []
     for ref in refs:
         require_name(ref)
     if request.config is not None and not request.config.lstrip().startswith("{"):
@@ -168,6 +169,8 @@ def _require_bounds(request: RenderRequest) -> None:
     hires = request.hires
     if hires is not None and ((hires.width or 0) * (hires.height or 0) > _MOST_PIXELS or (hires.scale or 1) > 8):
         raise Refused("the second pass is larger than the 4096x4096 pixels that the server renders")
+    if request.upscale is not None and (request.upscale.scale or 1) > 8:
+        raise Refused("the server enlarges images by a factor of 8 at most")
 
 
 def _kept(text: object, name: str, library: Path) -> Path:

@@ -373,3 +373,38 @@ def test_real_settings_are_read_as_they_are_written_and_fast() -> None:
             assert each["drawable"] in ("needs-input", "no")
     verdicts = [each["drawable"] for each in found[:200]]
     assert sum(verdict in ("exact", "differs") for verdict in verdicts) >= 160
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "size"),
+    [
+        ({"Postprocess upscale by": "2", "Postprocess upscaler": "R-ESRGAN 4x+"}, "differs", (1024, 1536)),
+        ({"Postprocess upscale by": 1.3, "Postprocess upscaler": "Lanczos"}, "exact", (664, 992)),
+        ({"Postprocess upscale to": "1000x1000", "Postprocess upscaler": "Lanczos"}, "exact", (1000, 1496)),
+        (
+            {"Postprocess upscale to": "1000x1000", "Postprocess crop to": "1000x1000",
+             "Postprocess upscaler": "Lanczos"}, "exact", (1000, 1000),
+        ),
+        ({"Postprocess upscale by": "2", "Postprocess upscaler": "Lanczos", "Hires upscale": "2",
+          "Hires upscaler": "Latent", "Denoising strength": "0.5"}, "exact", (2048, 3072)),
+        ({"Postprocess upscale by": "4", "Max side length": "1024", "Postprocess upscaler": "Lanczos"}, "exact",
+         (680, 1024)),
+        ({"Postprocess upscale by": "2", "Postprocess upscaler": "LDSR"}, "no", None),
+        ({"Postprocess upscale by": "2", "Postprocess upscaler": "X", "Postprocess upscaler 2": "Y"}, "no", None),
+        ({"Postprocess upscaler": "Lanczos"}, "no", None),
+        ({"Postprocess upscale by": "99", "Postprocess upscaler": "Lanczos"}, "no", None),
+        ({"Postprocess upscale by": "2", "Postprocess upscaler": "Latent"}, "no", None),
+        ({"Postprocess GFPGAN": "1"}, "no", None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_upscale_of_the_finished_image_is_its_last_step(
+    changes: dict[str, Any], verdict: str, size: tuple[int, int] | None
+) -> None:
+    found = read(**({"Size": "512x768", "RNG": "CPU"} | changes))
+
+    assert found["drawable"] == verdict, found["reasons"]
+    if size is not None:
+        made = found["recipe"]["upscale"]
+        kept = made["crop_width"] or made["width"], made["crop_height"] or made["height"]
+        assert kept == size

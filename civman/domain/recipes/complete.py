@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from civman.domain.digests import Sha256
+from civman.domain.recipes.enlargement import Enlargement, enlargement_of
 from civman.domain.recipes.freeu_settings import freeu_of
 from civman.domain.recipes.noise_sources import rng_of
 from civman.domain.recipes.prompt_parts import part_of
@@ -50,6 +51,10 @@ class Resolved:
     hypernetworks: tuple[HypernetworkUse, ...] = ()
     vae: Sha256 | None = None
     upscaler: Sha256 | None = None
+    """The model that enlarges the image between the passes."""
+    last_upscaler: Sha256 | None = None
+    """The model that enlarges the finished image, and its factor."""
+    last_scale: int | None = None
     init_image: Sha256 | None = None
     mask_image: Sha256 | None = None
     config: str = ""
@@ -70,6 +75,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
     start = None
     if found.init_image is not None:
         start = _start(request, found.init_image, found.mask_image)
+    hires = _hires(request, width, height, steps, found.upscaler) if request.hires else None
     return Recipe(
         checkpoint=found.checkpoint, prompt=request.prompt, negative_prompt=request.negative_prompt,
         sampler=found.sampler, schedule=found.schedule, steps=steps,
@@ -81,7 +87,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         pad_prompts=_or(request.pad_prompts, False),
         prediction=found.prediction, is_zero_snr=found.is_zero_snr, precision=found.precision,
         vae=found.vae, loras=found.loras, embeddings=found.embeddings, start=start,
-        hires=_hires(request, width, height, steps, found.upscaler) if request.hires else None,
+        hires=hires,
         config=found.config, files=tuple(sorted(set(found.files), key=lambda file: file.sha256)),
         sampling=sampling(request), rules=_or(request.rules, RULES), odd_sizes=_or(request.odd_sizes, "forge"),
         prompt_rules=_or(request.prompt_rules, ""), **_varied(request),
@@ -96,7 +102,16 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         negative_parts=tuple(map(part_of, request.negative_parts)),
         freeu=freeu_of(_or(request.freeu, "")), rescales_velocity=_or(request.rescales_velocity, False),
         parts=found.parts, flow=found.flow, variant=found.variant,
+        upscale=_upscale(request, (hires.width, hires.height) if hires else (width, height), found),
     )  # fmt: skip
+
+
+def _upscale(request: RenderRequest, drawn_size: tuple[int, int], found: Resolved) -> Enlargement | None:
+    """The enlargement of the finished image: as in A1111, whose text can express it, to multiples of 8 pixels."""
+    if request.upscale is None:
+        return None
+    asked = replace(request.upscale, multiple=8)
+    return enlargement_of(asked, drawn_size, model=found.last_upscaler, model_scale=found.last_scale)
 
 
 def steps_of(request: RenderRequest) -> tuple[int, int | None]:

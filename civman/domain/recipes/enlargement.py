@@ -16,6 +16,8 @@ METHODS: Final = ("model", "lanczos", "nearest")
 MOST_TIMES: Final = 16.0
 """The largest factor of one enlargement: two passes of a model that quadruples the size."""
 _LEAST_TILE: Final = 16
+_FACTOR: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?")
+_SIZE: Final = re.compile(r"[0-9]{1,5}[x×][0-9]{1,5}", re.IGNORECASE)
 _TILES: Final = re.compile(r"([0-9]{1,5})(?::([0-9]{1,4}))?")
 
 
@@ -151,6 +153,16 @@ def tiles_from(text: str) -> tuple[int, int]:
             code=Cause.BAD_VALUE,
         )
     return tile, overlap
+
+
+def upscale_from(text: str) -> UpscaleRequest:
+    """Parse "REF", "REF:SCALE" or "REF:WxH", such as "4x-UltraSharp:2". Raises: UsageError (`bad-size`)."""
+    ref, colon, rest = text.rpartition(":")
+    if colon and ref and _FACTOR.fullmatch(rest):
+        return UpscaleRequest(ref, scale=float(rest))
+    if colon and ref and _SIZE.fullmatch(rest):
+        return UpscaleRequest(ref, size=rest)
+    return UpscaleRequest(text)
 
 
 def factor_of(made: Enlargement, size: tuple[int, int]) -> float:

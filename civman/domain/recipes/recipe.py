@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from civman.domain.digests import Sha256
+from civman.domain.recipes.enlargement import Enlargement, enlargement_problems
 from civman.domain.recipes.flow import Flow as Flow
 from civman.domain.recipes.flow import PartUse as PartUse
 from civman.domain.recipes.freeu_settings import FreeU as FreeU
@@ -62,7 +63,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
         "sampling": ("drop_penultimate", "half_levels"),
     },
     6: {
-        "": ("step_rng", "noise_slice", "prompt_parts", "negative_parts", "freeu", "rescales_velocity"),
+        "": ("step_rng", "noise_slice", "prompt_parts", "negative_parts", "freeu", "rescales_velocity", "upscale"),
         "hires": ("seed", "guidance_scale", "sampler", "schedule", "resize"),
         "sampling": ("program", "sigmas"),
     },
@@ -256,9 +257,12 @@ class Recipe:
     """The noise levels of a flow-matching model; None for all other models."""
     variant: str = ""
     """Which model of its family the checkpoint is, if its tensors cannot tell, such as "kontext"."""
+    upscale: Enlargement | None = None
+    """How the finished image is enlarged."""
 
     def __post_init__(self) -> None:
-        for problem in problems(self):
+        finishing = enlargement_problems(self.upscale) if self.upscale is not None else ()
+        for problem in (*problems(self), *finishing):
             raise UsageError(f"the recipe cannot be rendered: {problem}", code=Cause.BAD_RECIPE)
 
     def to_json(self) -> str:
@@ -295,9 +299,14 @@ class Recipe:
             "lora": tuple(use.sha256 for use in self.loras), "embedding": tuple(use.sha256 for use in self.embeddings),
             "hypernetwork": tuple(use.sha256 for use in self.hypernetworks),
             "part": tuple(use.sha256 for use in self.parts),
-            "upscaler": (self.hires.model,) if self.hires and self.hires.model else (),
+            "upscaler": tuple(made.model for made in (self.hires, self.upscale) if made and made.model),
         }  # fmt: skip
         return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}
+
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the image after its last pass, before it is enlarged by `upscale`."""
+        return (self.hires.width, self.hires.height) if self.hires else (self.width, self.height)
 
     def file(self, sha256: Sha256) -> RecipeFile | None:
         """Return the download source of the file with this digest, if the recipe contains one."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from civman.domain.recipes.enlargement import UpscaleRequest
+
 
 @dataclass(frozen=True, slots=True)
 class LoraRequest:
@@ -133,6 +135,8 @@ class RenderRequest:
 
     A folder of diffusers-style `<component>/config.json`, or their JSON as in `Recipe.config`.
     """
+    upscale: UpscaleRequest | None = None
+    """How to enlarge the finished image."""
     file: str | None = None
     """The file of the checkpoint's version: a file id, a name, or words such as "fp16 pruned".
 

@@ -1,0 +1,20 @@
+"""The second pass of A1111 before 2023, which settings describe by `First pass size`."""
+
+import math
+
+
+def old_first_pass(first: tuple[int, int], final: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size of the first pass before 2023, and how many pixels were cut off it; sizes in pixels.
+
+    `first` is as stated; 0x0 means an area of 512 x 512 pixels, rounded up to multiples of 64.
+    """
+    (width, height), (across, down) = first, final
+    if width == 0 or height == 0:
+        scale = math.sqrt(512 * 512 / (across * down))
+        width, height = math.ceil(scale * across / 64) * 64, math.ceil(scale * down / 64) * 64
+        kept: tuple[float, float] = int(scale * across), int(scale * down)
+    elif across * height > down * width:
+        kept = width, width * down / across
+    else:
+        kept = height * across / down, height
+    return (width // 8 * 8, height // 8 * 8), (int(width - kept[0]), int(height - kept[1]))

@@ -1,0 +1,46 @@
+"""Upscalers as A1111's settings name them: built in, a published model, or a kind of network that civman lacks."""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from civman.domain.known_upscalers import known_upscaler
+from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
+from civman.pictures.site_settings import NamedFile
+from civman.planning.redraw_features import Drawable, Reason
+
+_OTHER_UPSCALERS: Final = re.compile(r"swin2|scunet|\bdat\b|ldsr|\bhat\b|\bspan", re.IGNORECASE)
+"""Names of upscalers whose networks are of other kinds than ESRGAN's, Real-ESRGAN's and SwinIR's."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedUpscaler:
+    """What a name stands for: civman's built-in upscaler, or "model" with the file; and what may differ."""
+
+    method: str
+    file: NamedFile | None = None
+    reasons: tuple[Reason, ...] = ()
+
+
+def upscaler_named(name: str, version: tuple[int, int]) -> NamedUpscaler:
+    """Find out which upscaler A1111 of this version meant by a name."""
+    own = upscaler_of(name)
+    if own in UPSCALERS[:-1]:
+        return NamedUpscaler(own)
+    reasons = []
+    if _OTHER_UPSCALERS.search(name):
+        reasons.append(Reason(
+            Drawable.NO, f"the upscaler `{name}` was used, whose kind of network civman does not support"
+        ))  # fmt: skip
+    known = known_upscaler(name)
+    file = NamedFile("upscaler", name)
+    if known is not None and known.sha256:
+        file = NamedFile("upscaler", name, known.sha256[0])
+        reasons.append(Reason(
+            Drawable.DIFFERS, f"the upscaler `{name}` is named without a hash: the published one is used"
+        ))  # fmt: skip
+    if version < (1, 8):
+        reasons.append(Reason(
+            Drawable.DIFFERS, "A1111 before 1.8 rounded the tiles of an upscaler model in another way"
+        ))  # fmt: skip
+    return NamedUpscaler("model", file, tuple(reasons))
