@@ -26,7 +26,7 @@ def search_params(query: SearchQuery) -> list[tuple[str, str]]:
 
     Lists are repeated; a false flag is left out, because any text counts as true.
     """
-    pairs = [("limit", str(min(PAGE_SIZE, query.limit or PAGE_SIZE)))]
+    pairs = [("limit", str(min(PAGE_SIZE, query.page_size, query.limit or PAGE_SIZE)))]
     pairs += [("query", query.text)] if query.text else []
     pairs += [("types", kind.value) for kind in query.types]
     pairs += [("baseModels", name) for name in query.base_models]

@@ -38,9 +38,9 @@ def check_gates(
     notices = []
     if version.model.mode == "TakenDown":
         notices.append("CivitAI has taken this model down; it may refuse the download")
-    if _gate(version, now) is not None:
+    if gate_of(version, now) is not None:
         notices.append(
-            f"this version is in {_gate_words(version, now)}; it can be downloaded only if your account has bought it"
+            f"this version is in {gate_words(version, now)}; it can be downloaded only if your account has bought it"
         )
     if is_pickle(file):
         other = next((other for other in version.files if other.suffix in SAFETENSORS_SUFFIXES), None)
@@ -77,10 +77,10 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
             version_id=version.id,
             usage_control=version.usage_control,
         )
-    gate = _gate(version, now)
+    gate = gate_of(version, now)
     if gate is not None and not has_token:
         raise NotAllowed(
-            f"`{version.model.name}` `{version.name}` is in {_gate_words(version, now)}",
+            f"`{version.model.name}` `{version.name}` is in {gate_words(version, now)}",
             code=Cause.EARLY_ACCESS,
             hint="buy it on the site and run `civman login` with that account, or wait",
             version_id=version.id,
@@ -88,13 +88,14 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
         )
 
 
-def _gate(version: ModelVersion, now: datetime) -> Gate | None:
+def gate_of(version: ModelVersion, now: datetime) -> Gate | None:
     """Return the gate that is in force at `now`; saved metadata may contain a gate that has ended since."""
     gate = version.gate
     return None if gate is not None and gate.ends_at is not None and gate.ends_at <= now else gate
 
 
-def _gate_words(version: ModelVersion, now: datetime) -> str:
+def gate_words(version: ModelVersion, now: datetime) -> str:
+    """Describe paid or early access in words, such as "early access until 2026-03-01 (9 days left)"."""
     gate = version.gate
     if gate is None or gate.permanent:
         return "paid access with no end date"

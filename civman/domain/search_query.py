@@ -102,6 +102,8 @@ class SearchQuery:
     checkpoint_type: CheckpointType | None = None
     include_archived: bool = False
     early_access: bool = False
+    page_size: int = 100
+    """How many models to request at once, at most 100; fewer arrive sooner."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

@@ -22,7 +22,7 @@ from civman.library import Library
 from civman.manage.listed_values import asset_values, picture_value
 from civman.serve.render_requests import require_name
 from civman.serve.serving import serving
-from civman.serve.thumbnails import key_of, thumbnail
+from civman.serve.thumbnails import LARGE, SIZE, key_of, thumbnail
 
 MOST_ROWS = 500
 _KEEP = {"cache-control": "private, max-age=31536000, immutable"}
@@ -39,6 +39,11 @@ def number_of(request: Request, name: str, default: int, most: int) -> int:
 def is_set(request: Request, name: str) -> bool:
     """Whether a parameter of the query is set."""
     return request.query_params.get(name, "").lower() in ("1", "true", "yes")
+
+
+def size_of(request: Request) -> int:
+    """The size of the thumbnail that is asked for."""
+    return LARGE if is_set(request, "large") else SIZE
 
 
 def without_paths(value: dict[str, Any]) -> dict[str, Any]:
@@ -140,12 +145,12 @@ def digest_of(request: Request) -> Sha256:
 
 
 async def model_preview(request: Request) -> Response:
-    """The thumbnail of a stored file's preview image."""
-    sha256 = digest_of(request)
+    """The thumbnail of a stored file's preview image; with `large=1`, a larger one."""
+    sha256, size = digest_of(request), size_of(request)
 
     def find(library: Library) -> bytes | None:
         source = library.context.store.preview(sha256)
-        return thumbnail(library.context.root, source, key_of(source)) if source is not None else None
+        return thumbnail(library.context.root, source, key_of(source), size) if source is not None else None
 
     return image_answer(await serving(request).library.run(find), "image/webp", "the model has no preview image")
 

@@ -22,7 +22,7 @@ from civman.pictures.infotext import is_infotext
 from civman.planning.plan_types import Planned
 from civman.planning.vary import as_request
 from civman.rendering.picture_report import PictureReport
-from civman.serve.api_library import MOST_ROWS, image_answer, number_of, picture_row, without_paths
+from civman.serve.api_library import MOST_ROWS, image_answer, number_of, picture_row, size_of, without_paths
 from civman.serve.api_plans import planned_value
 from civman.serve.render_requests import require_image
 from civman.serve.serving import serving
@@ -78,12 +78,12 @@ async def picture_file(request: Request) -> Response:
 
 
 async def picture_thumb(request: Request) -> Response:
-    """The thumbnail of an image."""
-    number = int(request.path_params["number"])
+    """The thumbnail of an image; with `large=1`, a larger one."""
+    number, size = int(request.path_params["number"]), size_of(request)
 
     def find(library: Library) -> bytes | None:
         kept = _kept(library, number)
-        return thumbnail(library.context.root, Path(kept.path), kept.record.pixel_sha256)
+        return thumbnail(library.context.root, Path(kept.path), kept.record.pixel_sha256, size)
 
     return image_answer(await serving(request).library.run(find), "image/webp", "the image's file no longer exists")
 

@@ -17,6 +17,7 @@ from civman.library import Library
 from civman.serve.download_jobs import download
 from civman.serve.engine_link import EngineLink
 from civman.serve.jobs import JobKind, JobQueue, ServerJob
+from civman.serve.site_searches import SiteSearches
 from civman.settings import Settings
 
 T = TypeVar("T")
@@ -58,6 +59,8 @@ class Serving:
         """What clients of AUTOMATIC1111's API have set since the start."""
         self.previews: dict[str, Preview] = {}
         """Images of CivitAI in the latest answers, by the SHA-256 of their addresses."""
+        self.searches = SiteSearches()
+        """The latest searches of CivitAI; only for the thread of `site`."""
         self.images = ThreadPoolExecutor(4, thread_name_prefix="images")
         self.library = LibraryThread(settings, "library")
         self.site = LibraryThread(settings, "civitai")

@@ -11,6 +11,8 @@ from pathlib import Path
 from civman.store.served_files import THUMBNAILS
 
 SIZE = 320
+LARGE = 1024
+"""The longest side in pixels of a thumbnail, and of a larger one for looking at an image alone."""
 _MOST_PIXELS = 64_000_000
 
 
@@ -19,21 +21,21 @@ def folder_of(library: Path) -> Path:
     return library / THUMBNAILS
 
 
-def kept_thumbnail(library: Path, key: str) -> bytes | None:
+def kept_thumbnail(library: Path, key: str, size: int = SIZE) -> bytes | None:
     """The thumbnail that is kept under a key; None if none is."""
     try:
-        return _path(library, key).read_bytes()
+        return _path(library, key, size).read_bytes()
     except OSError:
         return None
 
 
-def thumbnail(library: Path, source: Path | BytesIO, key: str) -> bytes | None:
+def thumbnail(library: Path, source: Path | BytesIO, key: str, size: int = SIZE) -> bytes | None:
     """Return the thumbnail of the image file `source`, making it if it is not kept yet; None if it cannot be made.
 
     `key` identifies the contents of `source`, which is not read if a thumbnail is kept under it.
     """
-    found = kept_thumbnail(library, key) or _made(source)
-    path = _path(library, key)
+    found = kept_thumbnail(library, key, size) or _made(source, size)
+    path = _path(library, key, size)
     if found is not None and not path.exists():
         with contextlib.suppress(OSError):  # a read-only library still shows them
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,8 +45,8 @@ def thumbnail(library: Path, source: Path | BytesIO, key: str) -> bytes | None:
     return found
 
 
-def _path(library: Path, key: str) -> Path:
-    name = hashlib.sha256(f"{key} {SIZE} 1".encode()).hexdigest()
+def _path(library: Path, key: str, size: int) -> Path:
+    name = hashlib.sha256(f"{key} {size} 1".encode()).hexdigest()
     return folder_of(library) / name[:2] / f"{name}.webp"
 
 
@@ -54,7 +56,7 @@ def key_of(path: Path) -> str:
     return f"{seen.st_dev}:{seen.st_ino}:{seen.st_size}:{seen.st_mtime_ns}"
 
 
-def _made(source: Path | BytesIO) -> bytes | None:
+def _made(source: Path | BytesIO, size: int) -> bytes | None:
     from PIL import Image, ImageOps
 
     try:
@@ -62,8 +64,8 @@ def _made(source: Path | BytesIO) -> bytes | None:
             warnings.simplefilter("ignore")
             if image.width * image.height > _MOST_PIXELS:
                 return None
-            image.draft("RGB", (SIZE, SIZE))
-            image.thumbnail((SIZE, SIZE), reducing_gap=2.0)
+            image.draft("RGB", (size, size))
+            image.thumbnail((size, size), reducing_gap=2.0)
             upright = ImageOps.exif_transpose(image).convert("RGB")
             out = BytesIO()
             upright.save(out, "WEBP", quality=80, method=0)

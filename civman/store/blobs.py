@@ -210,7 +210,12 @@ class BlobStore:
 
     def preview(self, sha256: Sha256) -> Path | None:
         """The path of the blob's preview image, or None."""
-        return next(iter(sorted((self._blobs / sha256[:2]).glob(f"{sha256}.preview.*"))), None)
+        folder, start = self._blobs / sha256[:2], f"{sha256}.preview."
+        try:
+            names = [name for name in os.listdir(folder) if name.startswith(start)]  # noqa: PTH208  # ten times faster
+        except FileNotFoundError:
+            return None
+        return folder / min(names) if names else None
 
     def _beside(self, sha256: Sha256, ending: str) -> Path:
         return self._blobs / sha256[:2] / f"{sha256}{ending}"

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from serve_running import Served, start, stop
 
+from civman.demo.demo_models import demo_catalogue
 from civman.demo.server import CivitaiServer
 
 BUILD = Path(__file__).parents[2] / "build"
@@ -89,10 +90,20 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+HOSTILE = "<img src=x onerror=alert(1)>"
+HOSTILE_HTML = (
+    "<p onclick='alert(2)'>Says &lt;hello&gt;</p><script>alert(3)</script><a href='javascript:alert(4)'>here</a>"
+    "<svg onload=alert(5)><iframe src='https://evil.example'></iframe>"
+)
+
+
 @pytest.fixture(scope="session")
 def site() -> Iterator[CivitaiServer]:
-    """The demo's CivitAI, for all tests in a browser."""
-    with CivitaiServer() as running:
+    """The demo's CivitAI for these tests; model 87300 has a hostile name, creator, tag and description."""
+    catalogue = demo_catalogue()
+    (model,) = [each for each in catalogue if each.id == 87300]
+    catalogue.add(replace(model, name=HOSTILE, creator=HOSTILE, tags=(HOSTILE, "style"), description=HOSTILE_HTML))
+    with CivitaiServer(catalogue) as running:
         yield running
 
 

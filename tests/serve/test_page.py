@@ -197,3 +197,15 @@ def test_only_a_waiting_job_can_be_moved() -> None:
         queue.move(2, "nowhere")
     with pytest.raises(NotFound):
         queue.move(9, "first")
+
+
+def test_what_the_library_needs_is_asked_for_at_once() -> None:
+    listed = re.findall(r'rel="modulepreload" href="/page/([\w.]+)"', (PAGE / "index.html").read_text("utf-8"))
+    needed, waiting = set(), ["main.js", "view_library.js"]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += re.findall(r' from "\./([\w.]+)";', (PAGE / name).read_text("utf-8"))
+
+    assert sorted(listed) == sorted(needed)

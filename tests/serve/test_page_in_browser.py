@@ -4,11 +4,11 @@ import re
 from typing import Any
 
 import pytest
-from browser_running import NARROW, WIDE, Look, Seen
+from browser_running import HOSTILE, NARROW, WIDE, Look, Seen
 
 pytestmark = pytest.mark.browser
 SIZES = pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
-VIEWS = ("library", "jobs", "server")
+VIEWS = ("library", "civitai", "jobs", "server")
 
 
 def cards(seen: Seen) -> list[str]:
@@ -154,7 +154,7 @@ def test_the_keyboard_alone_suffices_in_the_library(look: Look) -> None:
 def test_axe_finds_no_serious_fault(look: Look, axe: str, view: str, scheme: str, size: tuple[int, int]) -> None:
     seen = look(f"#/{view}", size, color_scheme=scheme, bypass_csp=True)
     seen.page.wait_for_selector(".cell:not(.pending), .page")
-    if view == "library":
+    if view in ("library", "civitai"):
         seen.page.get_by_role("gridcell").first.click()
         seen.page.wait_for_selector(".panel .part")
     seen.page.evaluate(axe)
@@ -207,3 +207,80 @@ def test_seven_tabs_share_one_stream_of_events(look: Look, page_server: Any) -> 
 
     for each in (seen.page, *others):
         each.get_by_text(f"job {number}", exact=False).wait_for()
+
+
+@SIZES
+def test_a_lora_that_fits_is_found_looked_at_and_downloaded(
+    look: Look, page_server: Any, size: tuple[int, int]
+) -> None:
+    lora, file = {WIDE: ("Tiny Outline", "outline"), NARROW: ("Tiny Night", "night")}[size]
+    seen = look("#/civitai", size)
+    page = seen.page
+    cards(seen)
+    choose_checkpoint(seen, "Tiny Shapes")
+    page.get_by_role("button", name="Fits").click()
+    page.get_by_role("button", name="Remove filter fits Tiny Shapes").wait_for()
+    page.wait_for_selector(".card[data-support='full']")
+    assert "Brass Diorama XL" not in cards(seen)
+    seen.shot("civitai")
+    page.get_by_role("searchbox", name="Search CivitAI").fill(lora.split()[1])
+    page.get_by_role("gridcell", name=re.compile(lora)).click()
+    panel = page.get_by_role("complementary", name="Details")
+    panel.locator(".verdict", has_text="fits").wait_for()
+    seen.shot("civitai-details")
+    panel.get_by_role("button", name=re.compile("Example image 1")).click()
+    dialog = page.get_by_role("dialog", name="Example image")
+    dialog.get_by_role("heading", name="Prompt").or_(dialog.get_by_text("shows no settings")).first.wait_for()
+    seen.shot("civitai-example")
+    page.keyboard.press("Escape")
+    panel.get_by_role("button", name=re.compile("^Download")).click()
+    panel.get_by_role("link", name="In the library").wait_for(timeout=30_000)
+    assert page_server.get("/api/v1/models", q=file)["total"] == 1
+    panel.get_by_role("link", name="In the library").click()
+    page.get_by_role("heading", name=lora).wait_for()
+    seen.shot("civitai-downloaded")
+
+
+def test_what_is_rated_above_the_level_is_blurred_until_it_is_shown(look: Look) -> None:
+    seen = look("#/civitai?open=87300")
+    page = seen.page
+    blurred = page.locator(".examples img.veiled")
+    blurred.first.wait_for()
+    seen.shot("civitai-blurred")
+    assert page.locator(".examples img").count() == blurred.count()
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Show images rated up to").select_option("XXX")
+    page.keyboard.press("Escape")
+    page.locator(".examples img:not(.veiled)").first.wait_for()
+    page.keyboard.press("b")
+    page.locator(".examples img.veiled").first.wait_for()
+
+
+def test_hostile_names_and_descriptions_are_text(look: Look) -> None:
+    seen = look("#/civitai?open=87300")
+    page = seen.page
+    page.on("dialog", lambda dialog: seen.wrong.append(dialog.message))
+
+    page.get_by_role("heading", name=HOSTILE).wait_for()
+    panel = page.locator(".panel")
+    assert "Says <hello>" in panel.inner_text()
+    assert panel.locator("script, iframe, svg:not(.icon), img[src='x']").count() == 0
+    page.get_by_role("link", name=HOSTILE).click()
+    page.get_by_role("button", name=f"Remove filter tag {HOSTILE}").wait_for()
+
+
+def test_early_access_is_said_before_the_download(look: Look) -> None:
+    seen = look("#/civitai?open=84410")
+
+    seen.page.locator(".panel .verdict.care", has_text="early access until").wait_for()
+    seen.page.locator(".download .wrong, .download .reasons").first.wait_for()
+    seen.shot("civitai-early-access")
+
+
+def test_a_pasted_address_opens_its_model(look: Look) -> None:
+    seen = look("#/civitai")
+    page = seen.page
+    page.get_by_role("searchbox", name="Search CivitAI").fill("https://civitai.com/models/91003?modelVersionId=191030")
+    page.keyboard.press("Enter")
+
+    page.get_by_role("heading", name="Tiny Stripes").wait_for()

@@ -50,7 +50,11 @@ export function checkpointMenu() {
     set(made.opener, { "aria-label": chosen ? `Checkpoint ${chosen.name}` : null, title: chosen ? `Fits are checked with ${chosen.name}` : "Choose the checkpoint that others must fit" });
   };
   show();
-  onSetting((name) => name === "checkpoint" && show());
+  const stop = onSetting((name) => {
+    if (name !== "checkpoint") return;
+    if (made.root.isConnected) show();
+    else stop();
+  });
   return made;
 }
 
@@ -79,7 +83,7 @@ export function verdictBox(part, { auto = true } = {}) {
     const mine = ++asked;
     const chosen = chosenCheckpoint();
     if (!chosen) {
-      fill(box, el("p", { class: "hint" }, "Choose a checkpoint above to see whether this fits it."));
+      fill(box, el("p", { class: "hint" }, "Choose a checkpoint to see whether this fits it."), checkpointMenu().root);
       return;
     }
     fill(box, el("p", { class: "waiting" }, `Comparing with ${chosen.name} …`));

@@ -3,7 +3,6 @@
 
 import { el } from "./dom.js";
 
-const PAGE = 100;
 const MOST_PAGES = 12;
 const SETTLE_MS = 90;
 const OVERSCAN = 1;
@@ -13,9 +12,9 @@ const OVERSCAN = 1;
  * `load(offset, limit, signal)`: a promise of `{items, total}`; with `more: true`, the total may grow.
  * `fill(cell, item)`: put an item into an empty cell. `keyOf(item)`: what identifies it. `onOpen(item, cell)`: Enter, click.
  * `shape(width)`: `{columns, rowHeight}` for a width in pixels. `onTotal(total, answer)`: the first answer of a reload.
- * `onError(error)`: an answer that could not be read.
+ * `onError(error)`: an answer that could not be read. `pageSize`: how many items one request reads.
  */
-export function makeGrid({ label, load, fill, keyOf, onOpen, shape, onTotal = () => {}, onError = () => {} }) {
+export function makeGrid({ label, load, fill, keyOf, onOpen, shape, onTotal = () => {}, onError = () => {}, pageSize = 100 }) {
   const space = el("div", { class: "grid-space", role: "grid", "aria-label": label, tabindex: "-1" });
   const root = el("div", { class: "grid", tabindex: "-1" }, space);
   const rows = new Map();
@@ -65,8 +64,8 @@ export function makeGrid({ label, load, fill, keyOf, onOpen, shape, onTotal = ()
   }
 
   function itemAt(index) {
-    const page = pages.get(Math.floor(index / PAGE));
-    return page?.items?.[index % PAGE] ?? null;
+    const page = pages.get(Math.floor(index / pageSize));
+    return page?.items?.[index % pageSize] ?? null;
   }
 
   function draw() {
@@ -117,8 +116,8 @@ export function makeGrid({ label, load, fill, keyOf, onOpen, shape, onTotal = ()
   }
 
   function want(first, last) {
-    const from = Math.floor((first * columns) / PAGE);
-    const to = Math.floor(Math.max(0, Math.min(total - 1, (last + 1) * columns - 1)) / PAGE);
+    const from = Math.floor((first * columns) / pageSize);
+    const to = Math.floor(Math.max(0, Math.min(total - 1, (last + 1) * columns - 1)) / pageSize);
     for (const [number, page] of pages) {
       if (!page.items && (number < from || number > to)) {
         page.stop.abort();
@@ -140,11 +139,12 @@ export function makeGrid({ label, load, fill, keyOf, onOpen, shape, onTotal = ()
     const page = { stop: new AbortController(), items: null };
     pages.set(number, page);
     try {
-      const answer = await load(number * PAGE, PAGE, page.stop.signal);
+      const answer = await load(number * pageSize, pageSize, page.stop.signal);
       if (mine !== generation || !isAlive) return;
       page.items = answer.items;
-      if (answer.total !== total) {
-        total = answer.total;
+      const now = answer.more ? Math.max(total, answer.total) : answer.total;
+      if (now !== total) {
+        total = now;
         resize();
       }
       onTotal(total, answer);

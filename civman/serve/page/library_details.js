@@ -108,7 +108,7 @@ function own(first, changed) {
   }
 
   const rating = el("div", { class: "rating", role: "group", "aria-label": "Your rating" });
-  const heart = button("Favourite", () => save({ is_favourite: !model.own.is_favourite }), { iconName: "heart" });
+  const heart = button("Favourite", () => save({ is_favourite: !model.own.is_favourite }), { iconName: "heart", kind: "heart" });
   const tags = el("div", { class: "chips" });
   const newTag = el("input", { class: "tag-input", placeholder: "Add a tag", "aria-label": "Add a tag", autocomplete: "off", maxlength: 60 });
   newTag.addEventListener("keydown", async (event) => {

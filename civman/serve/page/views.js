@@ -7,6 +7,7 @@
 
 export const VIEWS = [
   { name: "library", title: "Library", key: "l", load: () => import("./view_library.js") },
+  { name: "civitai", title: "CivitAI", key: "c", load: () => import("./view_civitai.js") },
   { name: "jobs", title: "Jobs", key: "j", load: () => import("./view_jobs.js") },
   { name: "server", title: "Server", key: "s", load: () => import("./view_server.js") },
 ];
