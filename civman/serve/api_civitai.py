@@ -270,7 +270,7 @@ async def preview_thumb(request: Request) -> Response:
 
 ROUTES = [
     Route("/api/v1/civitai/search", search), Route("/api/v1/civitai/filters", filters),
-    Route("/api/v1/civitai/model", site_model),
-    Route("/api/v1/civitai/images", images), Route("/api/v1/civitai/plan", plan_download), Route("/api/v1/civitai/images/{number:int}", site_image),
+    Route("/api/v1/civitai/model", site_model), Route("/api/v1/civitai/plan", plan_download),
+    Route("/api/v1/civitai/images", images), Route("/api/v1/civitai/images/{number:int}", site_image),
     Route("/api/v1/civitai/previews/{key}", preview_thumb),
 ]  # fmt: skip

@@ -228,6 +228,10 @@ def test_a_lora_that_fits_is_found_looked_at_and_downloaded(
     panel = page.get_by_role("complementary", name="Details")
     panel.locator(".verdict", has_text="fits").wait_for()
     seen.shot("civitai-details")
+    panel.get_by_role("button", name="Show them").click()
+    panel.get_by_role("button", name=re.compile("^Image 1, rated")).or_(
+        panel.get_by_text("CivitAI shows none")
+    ).first.wait_for()
     panel.get_by_role("button", name=re.compile("Example image 1")).click()
     dialog = page.get_by_role("dialog", name="Example image")
     dialog.get_by_role("heading", name="Prompt").or_(dialog.get_by_text("shows no settings")).first.wait_for()

@@ -33,6 +33,7 @@ export function siteDetails(details, wanted) {
     examples(version),
     section("Download", files(version, details.held)),
     role ? section("Fit", version.support ? el("p", {}, `By its base model, it ${SUPPORT[version.support]}.`) : null, verdictBox({ ref: version.ref, role })) : null,
+    section("Images that others made with it", others(version)),
     version.trained_words.length ? section("Trigger words", el("p", { class: "chips" }, version.trained_words.map((word) => copyButton(word)),
       version.trained_words.length > 1 ? copyButton(version.trained_words.join(", "), { label: "Copy all", kind: "quiet" }) : null)) : null,
     section("Licence", el("p", {}, version.licence.words.join("; ")), el("p", { class: "hint" }, `The creator: ${details.licence_words}`),
@@ -123,13 +124,35 @@ async function tellBefore(file, box) {
 
 function examples(version) {
   const stills = version.previews.filter((each) => each.thumb);
-  if (!stills.length) return null;
+  return stills.length ? strip(stills, "Example image") : null;
+}
+
+function strip(stills, name) {
   return el("div", { class: "strip examples" }, stills.map((each, index) => {
-    const shown = el("button", { type: "button", class: "example", "aria-label": `Example image ${index + 1}, rated ${levelName(each.nsfw_level)}` }, image(each.thumb, each.nsfw_level));
+    const shown = el("button", { type: "button", class: "example", "aria-label": `${name} ${index + 1}, rated ${levelName(each.nsfw_level)}` }, image(each.thumb, each.nsfw_level));
     shown.addEventListener("click", () => openExample(stills, index));
     return shown;
   }));
 }
+
+/** Images of other people, asked for only when somebody wants to see them. */
+function others(version) {
+  const box = el("div", {});
+  const ask = button("Show them", async () => {
+    fill(box, waiting("Asking CivitAI …"));
+    try {
+      const { images } = await get("/api/v1/civitai/images", { version: version.id, limit: 40 });
+      const stills = images.filter((each) => each.thumb);
+      fill(box, stills.length ? strip(stills, "Image") : el("p", { class: "hint" }, "CivitAI shows none."));
+    } catch (error) {
+      fill(box, errorBox(error, { retry: () => fill(box, ask) }));
+    }
+  }, { iconName: "pictures" });
+  add(box, ask);
+  return box;
+}
+
+const AGAIN = { exact: "civman can draw it again from these settings.", differs: "civman can draw it, with differences:", "needs-input": "Drawing it again needs an image that is not in its settings:", no: "civman cannot draw it:" };
 
 /** One example image, large, with the settings that CivitAI shows for it. */
 function openExample(stills, first) {
@@ -152,6 +175,10 @@ function openExample(stills, first) {
     place.textContent = `${index + 1} of ${stills.length} · ${levelName(shown.nsfw_level)}`;
     const settings = el("div", { class: "example-settings" }, waiting("Asking for its settings …"));
     fill(body, framed(`${shown.thumb}?large=1`, shown.nsfw_level, { alt: `Example image ${index + 1}`, eager: true }), settings);
+    if (shown.meta !== undefined) {
+      fill(settings, settingsOf(shown));
+      return;
+    }
     if (!shown.id) {
       fill(settings, el("p", { class: "hint" }, "CivitAI shows no settings for it."));
       return;
@@ -180,6 +207,8 @@ function settingsOf(found) {
     meta.prompt ? section("Prompt", el("p", { class: "description" }, text(meta.prompt)), el("p", {}, copyButton(text(meta.prompt), { label: "Copy prompt", kind: "" }))) : null,
     meta.negativePrompt ? section("Negative prompt", el("p", { class: "description" }, text(meta.negativePrompt))) : null,
     pairs.length ? section("Settings", facts(pairs.map(([name, value]) => [name, text(value)]))) : null,
+    found.redraw?.drawable ? section("Again", el("p", {}, AGAIN[found.redraw.drawable] || found.redraw.drawable),
+      found.redraw.reasons.length ? el("ul", { class: "reasons" }, found.redraw.reasons.map((each) => el("li", {}, each.words || each.message || String(each)))) : null) : null,
     found.version_ids.length ? section("Models", el("p", { class: "chips" }, found.version_ids.map((id) => el("a", { class: "button chip", href: hrefOf("civitai", { open: `@${id}` }) }, `version ${id}`)))) : null,
   ];
 }
