@@ -1,16 +1,18 @@
 """Wrap the UNet for the samplers: it turns noisy x and its noise level into a denoised, guided, masked prediction."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from civman.diffusion import threshold_guidance
+from civman.diffusion import threshold_guidance, unet_calls
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise_levels import NoiseLevels
+from civman.diffusion.unet_calls import Calls, UnetCall
+from civman.diffusion.uploads import sent
 from civman.domain.recipes.thresholding import Thresholding
 
 
@@ -127,11 +129,20 @@ class Guidance:
         return self.in_pairs or weights != (1.0,) or (self.scale != 1 if self.follows_below_1 else self.scale > 1)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    """Prompts that share a call of the UNet: contexts (k·B, tokens, width), SDXL's inputs (k·B, width), and k."""
+
+    contexts: Tensor
+    added: Mapping[str, Tensor]
+    prompts: int
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The UNet calls of one evaluation, each with its contexts and extra inputs, and the weights of the prompts."""
+    """The UNet calls of one evaluation and the weights of the prompts."""
 
-    calls: list[tuple[list[Tensor], list[dict[str, Tensor]]]]
+    groups: tuple[_Group, ...]
     weights: tuple[float, ...]
 
 
@@ -140,8 +151,9 @@ class Denoiser:
 
     Source: Karras et al. 2022, table 1 (VP).
 
-    `extra` holds the additional input channels of inpainting checkpoints: (1 or B, 5, h, w). `on_call` is called after
-    each evaluation with the noise level and the prediction (B, 4, h, w).
+    `extra` holds the additional input channels of inpainting checkpoints: (1 or B, 5, h, w). `called_at`: the noise
+    levels of all evaluations, as far as they are known; what the UNet needs for them is sent to the device once.
+    `on_call` is called after each evaluation with the noise level and the prediction (B, 4, h, w).
     """
 
     def __init__(
@@ -154,6 +166,8 @@ class Denoiser:
         size: tuple[int, int],
         known: Known | None = None,
         extra: Tensor | None = None,
+        called_at: Sequence[float] = (),
+        token_merging: float = 0.0,
         on_call: Callable[[float, Tensor], None] = lambda *_: None,
     ) -> None:
         self._unet = model.unet
@@ -162,19 +176,30 @@ class Denoiser:
         self._guidance = guidance
         self._known = known
         self._extra = extra
+        self._token_merging = token_merging
         self._on_call = on_call
         self._dtype: torch.dtype = next(self._unet.parameters()).dtype
-        self._model, self._prompt, self._size = model, prompt, size
+        self._model, self._prompt = model, prompt
         self._calls = 0
-        self._planned: tuple[tuple[int, ...], _Plan] | None = None
+        self._plans: dict[tuple[int, ...], _Plan] = {}
+        self._times = self._sent_times(tuple(dict.fromkeys(called_at)))
+        self._size = size
+        self._sizes: Tensor | None = None  # sent when the first prompt has a pooled vector
 
     def __call__(self, x: Tensor, sigma: float) -> Any:
         """Predict the denoised image for x (B, 4, h, w) float32; with `in_pairs`, guided and unguided."""
+        return unet_calls.run(self.evaluate(x, sigma), self._unet)
+
+    def evaluate(self, x: Tensor, sigma: float) -> Calls[Any]:
+        """Predict the denoised image for x (B, 4, h, w) float32; with `in_pairs`, guided and unguided.
+
+        Yields the calls of the UNet.
+        """
         known, seen = self._known, x
         if known is not None and known.is_shown:
             seen = x * known.mask + known.latents * (1 - known.mask) * math.sqrt(sigma**2 + 1)
-        plan = self._plan_of_call(sigma)
-        answers = self._answers(seen, sigma, plan)
+        plan = self._plan_of_call(sigma, len(x))
+        answers = yield from self._answers(seen, sigma, plan)
         thresholding, is_guided = self._guidance.thresholding, len(answers) > len(plan.weights)
         if thresholding is not None and is_guided and not self._guidance.thresholds_noise:
             answers = [self._clean(seen, sigma, answer) for answer in answers]
@@ -199,66 +224,73 @@ class Denoiser:
         self._on_call(sigma, cleans[0])
         return tuple(cleans) if self._guidance.in_pairs else cleans[0]
 
-    def _answers(self, seen: Tensor, sigma: float, plan: "_Plan") -> list[Tensor]:
+    def _answers(self, seen: Tensor, sigma: float, plan: _Plan) -> Calls[list[Tensor]]:
         """Evaluate the model for each text of the plan."""
         scaled = seen / math.sqrt(sigma**2 + 1)
         inputs = (
             scaled if self._extra is None else torch.cat([scaled, self._extra.expand(len(seen), -1, -1, -1)], dim=1)
         )
-        time = torch.tensor(self._levels.time(sigma), dtype=torch.float32, device=seen.device)
-        return [answer for contexts, added in plan.calls for answer in self._ask(inputs, time, contexts, added)]
+        answers: list[Tensor] = []
+        for group in plan.groups:
+            answer = yield UnetCall(
+                inputs.to(self._dtype), self._time(sigma), group.contexts, group.added, group.prompts,
+                self._token_merging,
+            )  # fmt: skip
+            answers += answer.chunk(group.prompts)
+        return answers
 
     def _clean(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
         """Convert an output of the model to the denoised prediction."""
         return clean_picture(x, sigma, answer, predicts_v=self._predicts_v)
 
-    def _plan_of_call(self, sigma: float) -> "_Plan":
-        """Return the UNet calls of this evaluation; they are planned again only when the prompts change."""
+    def _time(self, sigma: float) -> Tensor:
+        """Return the UNet's timestep for this noise level: (), float32. Only an adaptive sampler's is not there yet."""
+        if (found := self._times.get(sigma)) is None:
+            found = sent(torch.tensor(self._levels.time(sigma), dtype=torch.float32), self._model.device)
+        return found
+
+    def _sent_times(self, called_at: Sequence[float]) -> dict[float, Tensor]:
+        if not called_at:
+            return {}
+        times = torch.tensor([self._levels.time(sigma) for sigma in called_at], dtype=torch.float32)
+        return dict(zip(called_at, sent(times, self._model.device).unbind(), strict=True))
+
+    def _size_conditioning(self, *, positive: bool) -> Tensor | None:
+        """Return SDXL's size conditioning for the positive or the negative prompt: (1, 5 or 6) float32."""
+        if self._sizes is None:
+            both = [self._model.family.size_conditioning(self._size, positive=each) for each in (True, False)]
+            if None in both:
+                return None
+            self._sizes = sent(torch.tensor(both, dtype=torch.float32), self._model.device)
+        return self._sizes[:1] if positive else self._sizes[1:]
+
+    def _plan_of_call(self, sigma: float, batch: int) -> "_Plan":
+        """Return the UNet calls of this evaluation; each conditioning is planned only once."""
         is_skipped = self._guidance.skips.at(self._calls, self._guidance.steps, sigma)
-        key = (*self._prompt.key_at(self._calls), int(is_skipped))
-        if self._planned is None or self._planned[0] != key:
+        key = (*self._prompt.key_at(self._calls), int(is_skipped), batch)
+        if key not in self._plans:
             moment = self._prompt.at(self._calls)
-            self._planned = key, self._plan(_unguided(moment) if is_skipped else moment)
+            self._plans[key] = self._plan(_unguided(moment) if is_skipped else moment, batch)
         self._calls += 1
-        return self._planned[1]
+        return self._plans[key]
 
-    def _plan(self, moment: Moment) -> "_Plan":
+    def _plan(self, moment: Moment, batch: int) -> "_Plan":
         """Plan the UNet calls of one evaluation: one for each context, or one for all if their lengths are equal."""
-        device, model = self._model.device, self._model
-
-        def entry(encoded: Encoded, *, positive: bool) -> tuple[Tensor, dict[str, Tensor]]:
-            added = {}
-            ids = model.family.size_conditioning(self._size, positive=positive)
-            if encoded.pooled is not None and ids is not None:
-                added = {
-                    "text_embeds": encoded.pooled.to(device, self._dtype),
-                    "time_ids": torch.tensor([ids], dtype=torch.float32, device=device),
-                }
-            return encoded.context.to(device, self._dtype), added
-
-        entries = [entry(encoded, positive=True) for encoded in moment.conds]
+        entries = [self._entry(encoded, positive=True) for encoded in moment.conds]
         if moment.uncond is not None and self._guidance.fits_negative:
             moment = Moment(moment.conds, moment.weights, _fitted(moment.uncond, moment.conds[0]))
         if moment.uncond is not None and self._guidance.asks_negative(moment.weights):
-            entries.append(entry(moment.uncond, positive=False))
+            entries.append(self._entry(moment.uncond, positive=False))
         if len({context.shape for context, _ in entries}) == 1:
-            return _Plan([([context for context, _ in entries], [added for _, added in entries])], moment.weights)
-        return _Plan([([context], [added]) for context, added in entries], moment.weights)
+            return _Plan((_grouped(entries, batch),), moment.weights)
+        return _Plan(tuple(_grouped([entry], batch) for entry in entries), moment.weights)
 
-    def _ask(
-        self, inputs: Tensor, time: Tensor, contexts: list[Tensor], added: list[dict[str, Tensor]]
-    ) -> list[Tensor]:
-        count, batch = len(contexts), len(inputs)
-        joined = torch.cat([context.expand(batch, -1, -1) for context in contexts])
-        more: dict[str, Any] = {}
-        if added[0]:
-            more["added_cond_kwargs"] = {
-                key: torch.cat([one[key].expand(batch, -1) for one in added]) for key in added[0]
-            }
-        answer: Tensor = self._unet(
-            inputs.to(self._dtype).repeat(count, 1, 1, 1), time, encoder_hidden_states=joined, return_dict=False, **more
-        )[0]
-        return list(answer.float().chunk(count))
+    def _entry(self, encoded: Encoded, *, positive: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        added = {}
+        ids = None if encoded.pooled is None else self._size_conditioning(positive=positive)
+        if encoded.pooled is not None and ids is not None:
+            added = {"text_embeds": encoded.pooled.to(self._model.device, self._dtype), "time_ids": ids}
+        return encoded.context.to(self._model.device, self._dtype), added
 
     def _guided(self, answers: list[Tensor], weights: tuple[float, ...]) -> Tensor:
         if len(answers) == 1:
@@ -289,6 +321,14 @@ class Denoiser:
         direction = sum((cond - uncond) * weight for cond, weight in zip(conds, weights, strict=True))
         share = (self._calls - 1) / max(self._guidance.steps - 1, 1)
         return threshold_guidance.guided(uncond, torch.as_tensor(direction), self._guidance.scale, found, share)
+
+
+def _grouped(entries: Sequence[tuple[Tensor, dict[str, Tensor]]], batch: int) -> _Group:
+    """Join prompts for one call of the UNet: each prompt's inputs for all images, then the next prompt's."""
+    contexts = torch.cat([context.expand(batch, -1, -1) for context, _ in entries])
+    names = entries[0][1]
+    added = {name: torch.cat([each[name].expand(batch, -1) for _, each in entries]) for name in names}
+    return _Group(contexts, added, len(entries))
 
 
 def _fitted(uncond: Encoded, cond: Encoded) -> Encoded:

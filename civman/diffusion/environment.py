@@ -4,9 +4,10 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from civman.system.system_facts import processor
 # cuBLAS reads this once, at its first matrix product, which may be a prompt's encoding long before any image is
 # rendered
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+_FILLS: Any = torch.utils.deterministic
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +92,45 @@ def choose_dtype(device: torch.device, wanted: str | None = None) -> torch.dtype
 
 
 @contextmanager
-def deterministic() -> Iterator[None]:
+def deterministic(device: torch.device | None = None) -> Iterator[None]:
     """Make the same recipe give the same bytes inside this block, on this machine with these library versions.
 
     It enables deterministic algorithms where they exist (other operations warn), and disables convolution autotuning
-    and TF32; cuBLAS has a fixed workspace. The previous settings are restored afterwards. The number of CPU threads and
-    the batch size also affect the last bit; keeping them the same is the caller's responsibility, and `environment` and
-    the recipe record them.
+    and TF32; cuBLAS has a fixed workspace. On a CUDA `device`, attention is computed by a fixed choice of kernels. The
+    previous settings are restored afterwards. The number of CPU threads and the batch size also affect the last bit;
+    keeping them the same is the caller's responsibility, and `environment` and the recipe record them.
     """
+    attention = _pinned_attention() if device is not None and device.type == "cuda" else nullcontext()
+    with _repeatable(), attention:
+        yield
+
+
+def _pinned_attention() -> AbstractContextManager[None]:
+    """Fix the order of attention kernels, which torch otherwise chooses by card and version.
+
+    cuDNN's kernel is left out: torch calls it not deterministic, but uses it although warnings are asked for. Flash
+    attention takes half precision only, and the memory-efficient kernel takes what is left.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    pinned: AbstractContextManager[None] = sdpa_kernel(kernels, set_priority=True)
+    return pinned
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
     before = (
         torch.get_deterministic_debug_mode(),
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
+        _FILLS.fill_uninitialized_memory,
     )  # fmt: skip
     # sets the same flag as use_deterministic_algorithms, which would import torch's compiler and take 3 s
     torch.set_deterministic_debug_mode("warn")
+    # no result of ours contains memory that was never written, so filling each new tensor first is wasted work: as many
+    # operations again as a UNet has
+    _FILLS.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
@@ -113,6 +139,7 @@ def deterministic() -> Iterator[None]:
         torch.set_deterministic_debug_mode(before[0])
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[1:3]
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[3:5]
+        _FILLS.fill_uninitialized_memory = before[5]
 
 
 def environment(device: torch.device) -> Environment:
@@ -130,7 +157,8 @@ def environment(device: torch.device) -> Environment:
         transformers=version("transformers"), numpy=version("numpy"), device=name, capability=capability,
         cuda=(torch.version.cuda or "") if is_cuda else "",
         cudnn=_cudnn() if is_cuda else 0,
-        attention="sdpa", threads=torch.get_num_threads(), platform=f"{sys.platform}-{platform.machine()}",
+        attention="sdpa: flash, efficient, math" if is_cuda else "sdpa",
+        threads=torch.get_num_threads(), platform=f"{sys.platform}-{platform.machine()}",
         processor=processor() if device.type == "cpu" else "",
     )  # fmt: skip
 

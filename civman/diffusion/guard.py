@@ -1,9 +1,11 @@
 """Checks that reject invalid images, and the conversion of torch's out-of-memory errors to CannotRender."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from civman.errors import CannotRender, Cause
@@ -14,44 +16,98 @@ _OUT_OF_MEMORY = (
 )  # fmt: skip
 
 
-def check_pixels(pixels: Tensor, *, seed: int) -> None:
-    """Reject an image that is invalid or has no content. `pixels` is (3, H, W) between 0 and 1.
+class Checks:
+    """Checks of an image while it is computed.
 
-    Raises: CannotRender: `not-a-number`, `black-picture` or `flat-picture`.
+    On a CPU, a check is made at once. With `waits`, as for a GPU, its numbers stay on the device until the pixels are
+    read: reading them before would make the CPU wait for all earlier work, and then the GPU for the CPU.
     """
-    if not bool(torch.isfinite(pixels).all()):
-        raise CannotRender(
-            f"seed {seed}: the image has values that are not numbers (NaN)",
-            hint="render with --precision float32, or use another VAE", code=Cause.NOT_A_NUMBER, seed=seed,
-        )  # fmt: skip
+
+    def __init__(self, *, waits: bool) -> None:
+        self._waits = waits
+        self._waiting: list[tuple[Tensor, Judge]] = []
+
+    def add(self, values: Tensor, judge: "Judge") -> None:
+        """Call `judge` with a small tensor's numbers, at once or when they are read. Raises: what `judge` raises."""
+        if self._waits:
+            self._waiting.append((values.flatten().float(), judge))
+        else:
+            judge(values.flatten().tolist())
+
+    def read_with(self, pixels: Tensor) -> NDArray[np.uint8]:
+        """Read uint8 `pixels` together with all numbers that wait, in one copy, and make the checks.
+
+        Raises: what a check raises.
+        """
+        if not self._waiting:
+            return np.ascontiguousarray(pixels.to("cpu").numpy())
+        waiting, self._waiting = self._waiting, []
+        numbers = torch.cat([values for values, _ in waiting])
+        joined = torch.cat([numbers.view(torch.uint8), pixels.flatten()]).to("cpu").numpy()
+        found = joined[: numbers.numel() * 4].view(np.float32).tolist()
+        for values, judge in waiting:
+            judge(found[: values.numel()])
+            del found[: values.numel()]
+        return np.ascontiguousarray(joined[numbers.numel() * 4 :].reshape(pixels.shape))
+
+    def settle(self, device: torch.device) -> None:
+        """Make the checks that wait. Raises: what a check raises."""
+        if self._waiting:
+            self.read_with(torch.empty(0, dtype=torch.uint8, device=device))
+
+
+Judge = Callable[[list[float]], None]
+"""Checks the numbers of a small tensor, flattened. Raises: CannotRender."""
+
+
+def check_pixels(checks: Checks, pixels: Tensor, *, seeds: Sequence[int]) -> None:
+    """Reject an image that is invalid or has no content. `pixels` is (B, 3, H, W) between 0 and 1.
+
+    Raises: CannotRender: `not-a-number`, `black-picture` or `flat-picture`; `facts["seed"]` is the first such seed.
+    """
     shown = (pixels * 255).round()
-    low, high = shown.amin(dim=(1, 2)), shown.amax(dim=(1, 2))
-    if float(high.max()) == 0:
-        raise CannotRender(
-            f"seed {seed}: the image is all black",
-            hint="render with --precision float32, or use another VAE", code=Cause.BLACK_PICTURE, seed=seed,
-        )  # fmt: skip
-    if float((high - low).max()) <= 1:
-        raise CannotRender(
-            f"seed {seed}: the image is a single flat colour",
-            hint="the checkpoint may predict v although epsilon was assumed (try --prediction v_prediction), or "
-            "the CFG scale is far too high",
-            code=Cause.FLAT_PICTURE,
-            seed=seed,
-        )
+    high, low = shown.amax(dim=(2, 3)), shown.amin(dim=(2, 3))
+    numbers = [torch.isfinite(pixels).flatten(1).all(dim=1).float(), high.amax(dim=1), (high - low).amax(dim=1)]
+    checks.add(torch.stack(numbers, dim=1), lambda found: _judge_pixels(found, seeds))
 
 
-def check_latents(latents: Tensor, *, seeds: list[int]) -> None:
-    """Reject latents that are not finite.
+def _judge_pixels(found: list[float], seeds: Sequence[int]) -> None:
+    for seed, is_finite, brightest, spread in zip(seeds, found[::3], found[1::3], found[2::3], strict=True):
+        if not is_finite:
+            raise CannotRender(
+                f"seed {seed}: the image has values that are not numbers (NaN)",
+                hint="render with --precision float32, or use another VAE", code=Cause.NOT_A_NUMBER, seed=seed,
+            )  # fmt: skip
+        if brightest == 0:
+            raise CannotRender(
+                f"seed {seed}: the image is all black",
+                hint="render with --precision float32, or use another VAE", code=Cause.BLACK_PICTURE, seed=seed,
+            )  # fmt: skip
+        if spread <= 1:
+            raise CannotRender(
+                f"seed {seed}: the image is a single flat colour",
+                hint="the checkpoint may predict v although epsilon was assumed (try --prediction v_prediction), or "
+                "the CFG scale is far too high",
+                code=Cause.FLAT_PICTURE,
+                seed=seed,
+            )
+
+
+def check_latents(checks: Checks, latents: Tensor, *, seeds: Sequence[int]) -> None:
+    """Reject latents (B, C, H, W) that are not finite.
 
     Raises: CannotRender: `not-a-number`; `facts["seed"]` is the first such seed.
     """
-    for seed, one in zip(seeds, latents, strict=True):
-        if not bool(torch.isfinite(one).all()):
-            raise CannotRender(
-                f"seed {seed}: the model's output is not a number (NaN)",
-                hint="render with --precision bfloat16 or float32", code=Cause.NOT_A_NUMBER, seed=seed,
-            )  # fmt: skip
+
+    def judge(found: list[float]) -> None:
+        for seed, is_finite in zip(seeds, found, strict=True):
+            if not is_finite:
+                raise CannotRender(
+                    f"seed {seed}: the model's output is not a number (NaN)",
+                    hint="render with --precision bfloat16 or float32", code=Cause.NOT_A_NUMBER, seed=seed,
+                )  # fmt: skip
+
+    checks.add(torch.isfinite(latents).flatten(1).all(dim=1), judge)
 
 
 NOISE_SPREAD = 12.0
@@ -69,39 +125,50 @@ _NOISE_MIN_SIDE = 32
 _NOISE_MIN_STEPS = 10
 
 
-def noise_words(latents: Tensor, *, steps: int) -> str:
-    """Return a message if these final latents (C, H, W) of a txt2img render are still noise, or else "".
+def find_noise(checks: Checks, latents: Tensor, *, steps: int, tell: Callable[[int, str], None]) -> None:
+    """Call `tell` with an image's place and a message for each of these final latents (B, C, H, W) that is still noise.
 
-    Reports noise only if it is certain: below 10 steps or 256 pixels, the statistics of samplers vary too much.
+    They are those of a txt2img render. Reports noise only if it is certain: below 10 steps or 256 pixels, the
+    statistics of samplers vary too much.
     """
     if steps < _NOISE_MIN_STEPS or min(latents.shape[-2:]) < _NOISE_MIN_SIDE:
-        return ""
+        return
+    numbers = [torch.stack(_noise_statistics(one)) for one in latents]
+
+    def judge(found: list[float]) -> None:
+        for place, (spread, likeness) in enumerate(zip(found[::2], found[1::2], strict=True)):
+            if spread >= NOISE_SPREAD and likeness <= NOISE_LIKENESS:
+                tell(place, "the image is noise: the model did not remove the initial noise")
+
+    checks.add(torch.stack(numbers), judge)
+
+
+def _noise_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the standard deviation of latents (C, H, W), and how strongly neighbours correlate."""
     one = latents.detach().float()
     one = one - one.mean((-2, -1), keepdim=True)
     power = one.square().mean((-2, -1)).clamp_min(1e-12)
     across = (one[..., :, 1:] * one[..., :, :-1]).mean((-2, -1)) / power
     down = (one[..., 1:, :] * one[..., :-1, :]).mean((-2, -1)) / power
-    spread, likeness = float(power.mean().sqrt()), float((across.mean() + down.mean()) / 2)
-    if spread < NOISE_SPREAD or likeness > NOISE_LIKENESS:
-        return ""
-    return "the image is noise: the model did not remove the initial noise"
+    return power.mean().sqrt(), (across.mean() + down.mean()) / 2
 
 
-def refuse_noise(latents: Tensor, *, seeds: list[int], steps: int) -> None:
-    """Reject latents that are still noise.
+def refuse_noise(checks: Checks, latents: Tensor, *, seeds: Sequence[int], steps: int) -> None:
+    """Reject latents (B, C, H, W) that are still noise.
 
     Raises: CannotRender: `no-structure`; `facts["seed"]` is the first such seed.
     """
-    for seed, one in zip(seeds, latents, strict=True):
-        if words := noise_words(one, steps=steps):
-            raise CannotRender(
-                f"seed {seed}: {words}",
-                hint="the checkpoint's UNet is damaged, untrained or of a different kind than it seems; --force "
-                "saves the "
-                "image anyway",
-                code=Cause.NO_STRUCTURE,
-                seed=seed,
-            )
+
+    def refuse(place: int, words: str) -> None:
+        raise CannotRender(
+            f"seed {seeds[place]}: {words}",
+            hint="the checkpoint's UNet is damaged, untrained or of a different kind than it seems; --force "
+            "saves the image anyway",
+            code=Cause.NO_STRUCTURE,
+            seed=seeds[place],
+        )
+
+    find_noise(checks, latents, steps=steps, tell=refuse)
 
 
 @contextmanager

@@ -187,7 +187,9 @@ class BrownianPath:
     numpy's SeedSequence; times are rounded to six digits. torchsde itself is not needed.
     """
 
-    __slots__ = ("_cache", "_falls_upwards", "_high", "_low", "_part", "_rng", "_seed", "_shape", "_whole")
+    __slots__ = (
+        "_cache", "_deep", "_falls_upwards", "_high", "_low", "_part", "_passed", "_rng", "_seed", "_shape", "_whole",
+    )  # fmt: skip
 
     def __init__(
         self, seed: int, shape: tuple[int, ...], low: float, high: float, *, rng: str, falls_upwards: bool = False,
@@ -200,12 +202,16 @@ class BrownianPath:
         # the length of the whole interval is computed before rounding
         self._whole = self._draw(np.random.SeedSequence(seed, pool_size=_POOL)) * math.sqrt(high - low)
         self._cache: dict[tuple[int, int], Tensor] = {}
+        self._deep: dict[tuple[int, int], Tensor] = {}
+        self._passed: dict[tuple[int, int], Tensor] = {}
 
     def noise(self, here: float, after: float) -> Tensor:
         """Return the path's increment from one noise level to the next, scaled to unit variance."""
         # k-diffusion passes levels in single precision, which may change the sixth digit, to which the tree rounds
         low, high = (float(np.float32(level)) for level in sorted((here, after)))
         a, b = (min(max(round(value, _DIGITS), self._low), self._high) for value in (low, high))
+        # a step begins at the level where the one before ended, and passes the same deep nodes on the way to it
+        self._deep, self._passed = self._passed, {}
         increment = self._between(a, b, self._low, self._high, key=0, depth=0, whole=self._whole)
         unit = increment / math.sqrt(high - low)
         return unit if self._falls_upwards or here < after else -unit
@@ -229,15 +235,16 @@ class BrownianPath:
     def _left(self, start: float, middle: float, end: float, *, key: int, depth: int, whole: Tensor) -> Tensor:
         if (found := self._cache.get((key, depth))) is not None:
             return found
+        if (found := self._deep.get((key, depth))) is not None:
+            self._passed[key, depth] = found
+            return found
         seeds = np.random.SeedSequence(self._seed, spawn_key=(key, depth), pool_size=_POOL)
         reciprocal = 1 / (end - start)
         mean = (middle - start) * whole * reciprocal
         spread = math.sqrt((middle - start) * (end - middle) * reciprocal)
         left = mean + spread * self._draw(seeds)
-        # every step passes the nodes near the root, so they are cached; deeper ones are cheaper to draw again than to
-        # keep
-        if depth <= _CACHED_DEPTH:
-            self._cache[key, depth] = left
+        # every step passes the nodes near the root, so they are kept; deeper ones only until the next step
+        (self._cache if depth <= _CACHED_DEPTH else self._passed)[key, depth] = left
         return left
 
     def _draw(self, seeds: np.random.SeedSequence) -> Tensor:

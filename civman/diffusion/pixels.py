@@ -37,9 +37,19 @@ class Picture:
 
 def finished(pixels: Tensor, *, seed: int, rounding: str, decoded_in: str, notes: tuple[str, ...]) -> Picture:
     """Convert (3, H, W) in 0 … 1 to an image; `rounding` is "nearest" as in diffusers, "down" as in A1111's web UI."""
+    array = np.ascontiguousarray(eight_bit(pixels, rounding).to("cpu").numpy())
+    return picture_of(array, seed=seed, decoded_in=decoded_in, notes=notes)
+
+
+def eight_bit(pixels: Tensor, rounding: str) -> Tensor:
+    """Convert (…, 3, H, W) in 0 … 1 to (…, H, W, 3) uint8 on the same device; for `rounding`, see `finished`."""
     scaled = pixels.float().clamp(0, 1) * 255
     scaled = scaled.round() if rounding == "nearest" else scaled.floor()
-    array = np.ascontiguousarray(scaled.permute(1, 2, 0).to("cpu", torch.uint8).numpy())
+    return scaled.movedim(-3, -1).to(torch.uint8)
+
+
+def picture_of(array: Pixels, *, seed: int, decoded_in: str, notes: tuple[str, ...]) -> Picture:
+    """Make an image of (H, W, 3) uint8 pixels, with their SHA-256."""
     return Picture(array, seed, hashlib.sha256(array.tobytes()).hexdigest(), decoded_in, notes)
 
 

@@ -1,46 +1,28 @@
 """Compute a recipe's images from a loaded model and encoded prompts.
 
-One loop serves txt2img, img2img, inpainting and the larger second pass; the samplers' arithmetic is in `solvers`, the
-model's side in `denoiser`. Latents are float32 between UNet calls, whatever dtype the UNet computes in. Image n depends
-on seed + n only, not on the other images of its batch (up to the last bit, see `Recipe.batch_size`).
+What one batch goes through is in `recipe_job`. Image n depends on seed + n only, not on the other images of its batch
+(up to the last bit, see `Recipe.batch_size`).
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor
 
-from civman.diffusion import sampler_names, samplers, sampling_plan, second_pass, solvers, start_picture, vae_codec
-from civman.diffusion.denoiser import Denoiser, Guidance, Known, Prompts, Skips
+from civman.diffusion import second_pass, unet_calls
+from civman.diffusion.denoiser import Prompts
 from civman.diffusion.environment import deterministic
-from civman.diffusion.flow_denoiser import FlowDenoiser
-from civman.diffusion.flow_levels import FlowLevels
 from civman.diffusion.freed_unet import freed
-from civman.diffusion.guard import check_latents, check_pixels, memory_errors, noise_words, refuse_noise
+from civman.diffusion.guard import memory_errors
 from civman.diffusion.hypernetworks import Hypernetwork, acting
-from civman.diffusion.latent_preview import preview_of
 from civman.diffusion.loader import LoadedModel
-from civman.diffusion.noise import PictureNoise
-from civman.diffusion.noise_levels import NoiseLevels, Schedule
-from civman.diffusion.pixels import Picture, Pixels, finished, put_back
-from civman.diffusion.samplers import Start
+from civman.diffusion.pixels import Picture
+from civman.diffusion.recipe_job import NO_INPUTS, RecipeJob
+from civman.diffusion.recipe_job import Inputs as Inputs
 from civman.diffusion.skip_sizes import doubled_then_resized
-from civman.diffusion.token_merging import merging
-from civman.domain.events import OnEvent, Step, ignore
-from civman.domain.recipes.recipe import Hires, Recipe
-from civman.errors import CannotRender, Cause, UsageError
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Images that a recipe refers to by digest: (H, W, 3) uint8, and a mask (H, W) uint8, white where to inpaint."""
-
-    image: Pixels | None = None
-    mask: Pixels | None = None
+from civman.domain.events import OnEvent, ignore
+from civman.domain.recipes.recipe import Recipe
+from civman.errors import Cause, UsageError
 
 
 @torch.no_grad()
@@ -49,7 +31,7 @@ def render(
     model: LoadedModel,
     prompt: Prompts,
     *,
-    inputs: Inputs = Inputs(),
+    inputs: Inputs = NO_INPUTS,
     hires_prompt: Prompts | None = None,
     on_event: OnEvent = ignore,
 ) -> list[Picture]:
@@ -76,7 +58,7 @@ def iterate(
     model: LoadedModel,
     prompt: Prompts,
     *,
-    inputs: Inputs = Inputs(),
+    inputs: Inputs = NO_INPUTS,
     hires_prompt: Prompts | None = None,
     on_event: OnEvent = ignore,
     keeps_noise: bool = False,
@@ -91,264 +73,22 @@ def iterate(
         raise UsageError("the recipe uses an upscaler model, which was not passed", code=Cause.NO_UPSCALER)
     if len(recipe.hypernetworks) != len(hypernetworks):
         raise ValueError("the recipe's hypernetworks were not passed")
-    job = _Job(recipe, model, prompt, hires_prompt or prompt, inputs, on_event, keeps_noise)
-    job.upscale, job.hypernetworks = upscale, hypernetworks
+    job = RecipeJob(recipe, model, prompt, hires_prompt or prompt, inputs, on_event, keeps_noise=keeps_noise)
+    job.upscale = upscale
     size = 1 if job.goes_one_by_one else recipe.batch_size
     for first in range(0, recipe.count, size):
         seeds = [recipe.seed + first + i for i in range(min(size, recipe.count - first))]
-        with torch.no_grad(), deterministic():
-            made = job.batch(first, seeds)
+        with torch.no_grad(), deterministic(model.device), computing(recipe, model, hypernetworks):
+            made = unet_calls.run(job.batch(first, seeds), model.unet)
         yield made  # yield outside the `with`, so that the caller's code does not run under these torch settings
 
 
-@dataclass(frozen=True, slots=True)
-class _Method:
-    """How one pass samples."""
-
-    recipe: Recipe
-    sampler: samplers.Sampler
-    schedule: Schedule
-    levels: NoiseLevels | FlowLevels
-    guidance_scale: float
-
-    @property
-    def tuning(self) -> solvers.Tuning:
-        """The recipe's settings that the sampler uses."""
-        return self.sampler.tuning(self.recipe.sampling, self.recipe.rules)
-
-    @property
-    def solver(self) -> solvers.Solver:
-        """What computes the sampler's steps with this model."""
-        return sampling_plan.solver_of(self.sampler, self.levels)
-
-
-class _Job:
-    """The state that all batches of one recipe share."""
-
-    def __init__(
-        self, recipe: Recipe, model: LoadedModel, prompt: Prompts, hires_prompt: Prompts, inputs: Inputs,
-        on_event: OnEvent, keeps_noise: bool,
-    ) -> None:  # fmt: skip
-        if recipe.start is not None and inputs.image is None:
-            raise UsageError("the recipe starts from an input image, which was not passed", code=Cause.NO_START_IMAGE)
-        if model.family.needs_picture and recipe.start is None:
-            raise CannotRender(
-                "a refiner model needs an input image", hint="pass an input image", code=Cause.NEEDS_PICTURE
-            )
-        self._recipe, self._model, self._prompt, self._hires_prompt = recipe, model, prompt, hires_prompt
-        self._on_event, self._keeps_noise = on_event, keeps_noise
-        self._method = _Method(recipe, *sampler_names.of_recipe(recipe), recipe.guidance_scale)
-        self._sampler = self._method.sampler
-        self.upscale: second_pass.Upscale | None = None
-        self.hypernetworks: Sequence[tuple[Hypernetwork, float]] = ()
-        self._start: start_picture.StartPicture | None = None
-        if recipe.start is not None and inputs.image is not None:
-            prepare = start_picture.prepare if recipe.rules > 1 else start_picture.prepare_1
-            self._start = prepare(recipe.start, (recipe.width, recipe.height), inputs.image, inputs.mask)
-
-    @property
-    def goes_one_by_one(self) -> bool:
-        """Whether images must be rendered one by one: in a batch, an adaptive sampler's images affect each other."""
-        return self._sampler.is_adaptive
-
-    def batch(self, first: int, seeds: list[int]) -> list[Picture]:
-        odd = doubled_then_resized(self._model.unet) if self._recipe.odd_sizes == "a1111" else nullcontext()
-        with memory_errors("computing the image"), odd, acting(self._model.unet, self.hypernetworks):
-            return self._batch(first, seeds)
-
-    def _batch(self, first: int, seeds: list[int]) -> list[Picture]:
-        recipe = self._recipe
-        self._notes: list[str] = []
-        noises = [self._noise(seed) for seed in seeds]
-        plan, latents, known = self._first_x(noises, seeds)
-        extra = self._inpaint_input((recipe.width, recipe.height))
-        latents = self._sample(latents, plan, noises, self._prompt, (recipe.width, recipe.height), known, extra,
-                               first=first, stage="first")  # fmt: skip
-        if known is not None:
-            latents = latents * known.mask + known.latents * (1 - known.mask)
-        check_latents(latents, seeds=seeds)
-        if recipe.start is None and not self._keeps_noise:
-            refuse_noise(latents, seeds=seeds, steps=recipe.steps)
-        elif recipe.start is None:
-            self._notes += [words for one in latents if (words := noise_words(one, steps=recipe.steps))]
-        if recipe.hires is not None:
-            latents = self._second_pass(latents, recipe.hires, seeds, first)
-        return self._finish(latents, seeds)
-
-    def _first_x(
-        self, noises: Sequence[PictureNoise], seeds: Sequence[int]
-    ) -> tuple[samplers.Plan, Tensor, Known | None]:
-        recipe = self._recipe
-        noise = self._start_noise(noises, recipe.width, recipe.height)
-        if recipe.start is None or self._start is None:
-            plan = self._plan(self._method, recipe.steps, sigmas=recipe.sampling.sigmas)
-            return plan, noise * plan.start_scale, None
-        plan = self._plan(self._method, recipe.steps, Start(recipe.start.strength))
-        kept = self._encoded(self._start.image)
-        if recipe.start.resize_mode == "just resize (latent upscale)":
-            kept = torch.nn.functional.interpolate(kept, size=noise.shape[-2:], mode="bilinear")
-        known = None
-        if self._start.mask is not None:
-            mask = self._start.mask.to(kept.device)
-            if recipe.start.masked_content == "latent noise":
-                plain = [PictureNoise(seed, rng=recipe.rng) for seed in seeds]  # a variation has no effect here
-                fresh = self._start_noise(plain, recipe.width, recipe.height)
-                kept = kept * (1 - mask) + fresh * mask
-            elif recipe.start.masked_content == "latent nothing":
-                kept = kept * (1 - mask)
-            known = Known(kept, mask, recipe.rules > 1 and self._sampler.is_variance_preserving)
-        noise = noise * recipe.start.noise_multiplier
-        return plan, kept * plan.picture_scale + noise * plan.start_scale, known
-
-    def _encoded(self, pixels: Tensor) -> Tensor:
-        encoded = vae_codec.encode(self._model, pixels.to(self._model.device))
-        self._notes += encoded.notes
-        return encoded.latents
-
-    def _decoded(self, latents: Tensor) -> vae_codec.Decoded:
-        decoded = vae_codec.decode(self._model, latents)
-        self._notes += decoded.notes
-        return decoded
-
-    def _second_pass(self, latents: Tensor, hires: Hires, seeds: list[int], first: int) -> Tensor:
-        size = (hires.width, hires.height)
-        latents = second_pass.enlarged(
-            latents, hires, (self._recipe.width, self._recipe.height), rules=self._recipe.rules,
-            encode=self._encoded, decode=lambda given: self._decoded(given).pixels,
-            upscale=self.upscale,
-        )  # fmt: skip
-        scale = self._recipe.guidance_scale if hires.guidance_scale is None else hires.guidance_scale
-        method = _Method(self._recipe, *sampler_names.of_second_pass(self._recipe), scale)
-        plan = self._plan(method, hires.steps, Start(hires.strength, keeps_steps=True))
-        noises = [self._noise(seed if hires.seed is None else hires.seed) for seed in seeds]
-        x = latents * plan.picture_scale + self._start_noise(noises, *size) * plan.start_scale
-        # SDXL is conditioned on the size before the crop, as in A1111
-        covers = self._recipe.rules > 2 and not hires.stretches
-        told = second_pass.covering((self._recipe.width, self._recipe.height), size) if covers else size
-        x = self._sample(x, plan, noises, self._hires_prompt, told, None, self._inpaint_input(size),
-                         first=first, stage="hires", method=method)  # fmt: skip
-        check_latents(x, seeds=seeds)
-        return x
-
-    def _sample(
-        self, x: Tensor, plan: samplers.Plan, noises: Sequence[PictureNoise], prompt: Prompts,
-        size: tuple[int, int], known: Known | None, extra: Tensor | None, *, first: int, stage: str,
-        method: "_Method | None" = None,
-    ) -> Tensor:  # fmt: skip
-        recipe, sampler, method = self._recipe, plan.sampler, method or self._method
-        told = 0
-
-        def tell(step: int, clean: Tensor) -> None:
-            nonlocal told
-            if step > told:
-                told = step
-                self._on_event(Step(
-                    key="render", step=step, steps=plan.steps, first=first + 1, pictures=len(noises),
-                    count=recipe.count, stage=stage, preview=preview_of(self._model, clean),
-                ))  # fmt: skip
-
-        found = recipe.thresholding
-        # A1111 before 1.6 counted the steps of the first pass in both passes
-        steps = plan.steps * sampler.calls_per_step if found is None or found.counts_calls else recipe.steps
-        guidance = Guidance(
-            method.guidance_scale * sampler.guidance_factor, recipe.guidance_rescale, sampler.is_cfgpp,
-            recipe.rules > 1, found, sampler.is_variance_preserving,
-            Skips(recipe.skip_negative_below, recipe.skip_negative_always, recipe.skip_early_guidance),
-            recipe.fit_negative, steps, recipe.rescales_velocity,
-        )  # fmt: skip
-        denoiser = self._denoiser(
-            method, prompt, guidance=guidance, size=size, known=known, extra=extra,
-            on_call=self._counter(plan, tell),
-        )  # fmt: skip
-        ratio = recipe.token_merging if stage == "first" or recipe.hires is None else recipe.hires.token_merging
-        with merging(self._model.unet, ratio, (x.shape[-2], x.shape[-1])), freed(self._model.unet, recipe.freeu):
-            x = solvers.solve(method.solver, x, plan.sigmas, self._step_noise(plan, noises, x), denoiser, method.tuning)
-        return x * plan.end_scale
-
-    def _counter(self, plan: samplers.Plan, tell: Callable[[int, Tensor], None]) -> Callable[[float, Tensor], None]:
-        """Convert UNet calls to step numbers: by counting or, for adaptive samplers, from the fall of the noise."""
-        if plan.sampler.is_adaptive:
-            high, low = math.log(plan.sigmas[0]), math.log(plan.span[0])
-            return lambda sigma, clean: tell(
-                min(plan.steps, math.ceil(plan.steps * (high - math.log(sigma)) / (high - low))), clean
-            )
-        solver = sampling_plan.solver_of(plan.sampler, self._method.levels)
-        calls = len(solvers.evaluations(solver, plan.sigmas, in_pairs=plan.sampler.is_cfgpp))
-        done = 0
-
-        def count(_: float, clean: Tensor) -> None:
-            nonlocal done
-            done += 1
-            tell(math.ceil(done * plan.steps / calls), clean)
-
-        return count
-
-    def _finish(self, latents: Tensor, seeds: list[int]) -> list[Picture]:
-        recipe = self._recipe
-        decoded = self._decoded(latents)
-        laid_over = self._start.put_back if self._start is not None and recipe.hires is None else None
-        pictures = []
-        for seed, pixels in zip(seeds, decoded.pixels, strict=True):
-            check_pixels(pixels, seed=seed)
-            if laid_over is not None and recipe.rules == 1:
-                pixels = laid_over(pixels)
-            made = finished(pixels, seed=seed, rounding=recipe.rounding, decoded_in=decoded.dtype,
-                            notes=tuple(dict.fromkeys(self._notes)))  # fmt: skip
-            pictures.append(put_back(made, laid_over) if laid_over is not None and recipe.rules > 1 else made)
-        return pictures
-
-    def _inpaint_input(self, size: tuple[int, int]) -> Tensor | None:
-        """Build the extra input of a nine-channel inpainting UNet: the mask, then the image without its masked part.
-
-        Without a start image, or at another size than the recipe's (second pass), everything is hidden.
-        """
-        channels = int(self._model.unet.config.in_channels)
-        if channels == 4 or self._recipe.flow is not None:
-            return None
-        if channels != 9:
-            raise CannotRender(f"civman does not support a UNet with {channels} input channels", code=Cause.ODD_INPUT,
-                               channels=channels)  # fmt: skip
-        recipe, (width, height), device = self._recipe, size, self._model.device
-        begun = self._start if size == (recipe.width, recipe.height) else None
-        # the hidden part is mid-grey: 0 in the range -1 … 1, or 0.5 under recipe rules 1
-        shown, hidden = torch.full((1, 3, height, width), 0.0 if recipe.rules > 1 else 0.5), None
-        mask = torch.ones(1, 1, height // 8, width // 8)
-        if recipe.rules == 1 and begun is not None and begun.hidden is not None and begun.mask is not None:
-            shown, mask = begun.image * (1 - begun.hidden), begun.mask
-        elif recipe.rules > 1 and begun is not None and recipe.start is not None:
-            hidden = torch.ones(1, 1, height, width) if begun.hidden is None else begun.hidden
-            if begun.image.shape[-2:] == hidden.shape[-2:]:
-                weight = recipe.start.conditioning_weight
-                shown = begun.image * (1 - hidden * weight)
-            mask = torch.nn.functional.interpolate(hidden, size=mask.shape[-2:])
-        return torch.cat([mask.to(device), self._encoded(shown)], dim=1)
-
-    def _plan(
-        self, method: "_Method", steps: int, start: Start | None = None, sigmas: Sequence[float] = ()
-    ) -> samplers.Plan:
-        return sampling_plan.plan(
-            method.sampler, method.schedule, steps, method.levels, is_xl=self._model.family.is_xl, start=start,
-            rules=self._recipe.rules, sigmas=sigmas,
-        )  # fmt: skip
-
-    def _denoiser(self, method: "_Method", prompt: Prompts, **options: Any) -> Denoiser:
-        if self._recipe.flow is not None:
-            return FlowDenoiser(self._model, prompt, self._recipe.flow.guidance, **options)
-        assert isinstance(method.levels, NoiseLevels)
-        return Denoiser(self._model, prompt, method.levels, **options)
-
-    def _noise(self, seed: int) -> PictureNoise:
-        return PictureNoise.of_recipe(self._recipe, seed)
-
-    def _start_noise(self, noises: Sequence[PictureNoise], width: int, height: int) -> Tensor:
-        shape = vae_codec.latent_shape(self._model.vae, width, height)
-        return torch.stack([noise.start(shape) for noise in noises]).to(self._model.device)
-
-    def _step_noise(
-        self, plan: samplers.Plan, noises: Sequence[PictureNoise], x: Tensor
-    ) -> Callable[[float, float], Tensor]:
-        shape = tuple(x.shape[1:])
-        if plan.sampler.noise is samplers.Kind.BROWNIAN:
-            paths = [noise.brownian(shape, *plan.span, falls_upwards=self._recipe.rules == 1) for noise in noises]
-            return lambda here, after: torch.stack([path.noise(here, after) for path in paths]).to(x.device)
-        return lambda here, after: torch.stack([noise.next(shape) for noise in noises]).to(x.device)  # noqa: ARG005
+@contextmanager
+def computing(
+    recipe: Recipe, model: LoadedModel, hypernetworks: Sequence[tuple[Hypernetwork, float]]
+) -> Iterator[None]:
+    """Apply inside this block what the recipe changes in the UNet itself, and convert errors of memory."""
+    odd = doubled_then_resized(model.unet) if recipe.odd_sizes == "a1111" else nullcontext()
+    changed = freed(model.unet, recipe.freeu)
+    with memory_errors("computing the image"), odd, acting(model.unet, hypernetworks), changed:
+        yield

@@ -16,10 +16,13 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 # a tensor when sampling, a float in a dry run, which torch's own type annotations would not allow
 X = Any
+T = TypeVar("T")
+Calls = Generator[Any, Any, T]
+"""See `civman.diffusion.unet_calls`."""
 Noise = Callable[[float, float], X]
 Steps = Generator[tuple[X, float], Any, X]
 
@@ -61,18 +64,54 @@ def solve(
         answer = clean(*asked)
 
 
-def evaluations(
-    solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN, *, in_pairs: bool = False
-) -> list[float]:
-    """List the noise levels of all model evaluations, in order. `in_pairs`: the solver is a CFG++ one, see `solve`."""
+def solved(
+    solver: Solver, x: X, sigmas: Sequence[float], noise: Noise, evaluate: Callable[[X, float], Calls[Any]],
+    tuning: Tuning = PLAIN,
+) -> Calls[X]:  # fmt: skip
+    """Run a solver like `solve`, for a model whose evaluations yield calls of the UNet."""
+    steps = solver(x, sigmas, noise, tuning)
+    clean = None
+    while True:
+        try:
+            asked = steps.send(clean)
+        except StopIteration as stop:
+            return stop.value
+        clean = yield from evaluate(*asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What a solver asks for, in order: the levels of its evaluations, and the pairs between which it adds noise."""
+
+    evaluations: tuple[float, ...]
+    noises: tuple[tuple[float, float], ...]
+
+
+def requests_of(solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN, *, in_pairs: bool = False) -> Requests:
+    """Run a solver on plain numbers to find out what it asks for. `in_pairs`: it is a CFG++ solver, see `solve`.
+
+    Not for adaptive solvers, whose steps depend on the image.
+    """
     levels: list[float] = []
+    noises: list[tuple[float, float]] = []
 
     def note(_: X, sigma: float) -> Any:
         levels.append(sigma)
         return (0.0, 0.0) if in_pairs else 0.0
 
-    solve(solver, 0.0, sigmas, lambda _, __: 0.0, note, tuning)
-    return levels
+    def noise(here: float, after: float) -> float:
+        noises.append((here, after))
+        return 0.0
+
+    solve(solver, 0.0, sigmas, noise, note, tuning)
+    return Requests(tuple(levels), tuple(noises))
+
+
+def evaluations(
+    solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN, *, in_pairs: bool = False
+) -> list[float]:
+    """List the noise levels of all model evaluations, in order. `in_pairs`: the solver is a CFG++ one, see `solve`."""
+    return list(requests_of(solver, sigmas, tuning, in_pairs=in_pairs).evaluations)
 
 
 def ancestral(here: float, after: float, eta: float = 1.0) -> tuple[float, float]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from civman.diffusion.textual_inversions import Embedding
+from civman.diffusion.uploads import sent
 from civman.errors import Cause, UsageError
 from civman.prompts import comfyui_chunks
 from civman.prompts.emphasis import ParsedPrompt
@@ -69,13 +70,18 @@ def encode(
             vectors = {each.name: values for each in embeddings if (values := each.vectors[number]) is not None}
             parts = []
             chunks = [*pieces[number], *[Chunk((), ())] * (longest - len(pieces[number]))]
+            empty = Chunk((), ())
+            tokens = [_tokens(chunk, tokenizer.padding) for chunk in (*chunks, empty)]
+            device = _device(encoder)
+            ids, weights = sent(torch.tensor(tokens), device), sent(_weights(chunks), device)
             for place, chunk in enumerate(chunks):
-                hidden, end = _run(encoder, chunk, tokenizer.padding, vectors, layer, is_xl=is_xl)
+                row = slice(place, place + 1)
+                hidden, end = _run(encoder, chunk, ids[row], _end(tokens[place]), vectors, layer, is_xl=is_xl)
                 if emphasis == "comfyui" and any(weight != 1 for weight in chunk.weights):
-                    empty, _ = _run(encoder, Chunk((), ()), tokenizer.padding, {}, layer, is_xl=is_xl)
-                    hidden = _moved(hidden, empty, chunk)
+                    plain, _ = _run(encoder, empty, ids[-1:], _end(tokens[-1]), {}, layer, is_xl=is_xl)
+                    hidden = _moved(hidden, plain, weights[row])
                 else:
-                    hidden = _weighted(hidden, chunk, emphasis)
+                    hidden = _weighted(hidden, chunk, weights[row], emphasis)
                 parts.append(hidden)
                 if place == 0 and hasattr(encoder, "text_projection"):
                     pooled = _projection(encoder)(end)
@@ -109,21 +115,28 @@ def _projection(encoder: Any) -> Any:
     return encoder.text_projection
 
 
+def _tokens(chunk: Chunk, padding: int) -> list[int]:
+    """Return the 77 token ids of a chunk; nothing after the first end token counts, which a prompt may contain."""
+    ids = [START, *chunk.ids, END]
+    ids = ids[: _end(ids) + 1] if padding != END else ids
+    return ids + [padding] * (CHUNK + 2 - len(ids))
+
+
+def _end(ids: list[int]) -> int:
+    return ids.index(END)
+
+
 def _run(
-    encoder: Any, chunk: Chunk, padding: int, vectors: dict[str, Tensor], clip_skip: int, *, is_xl: bool
-) -> tuple[Tensor, Tensor]:
-    """Encode one chunk as hidden states (1, 77, width), and the last layer's at the first end token (1, width).
+    encoder: Any, chunk: Chunk, ids: Tensor, first_end: int, vectors: dict[str, Tensor], clip_skip: int,
+    *, is_xl: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Encode one chunk, ids (1, 77), as hidden states (1, 77, width), and the last layer's at the first end (1, width).
 
     `hidden_states[-1]` is the last layer's output before the final norm (transformers 5.17 to 5.23).
     """
-    ids = [START, *chunk.ids, END]
-    first_end = ids.index(END)  # a prompt may contain the end token itself; nothing after the first one counts
-    ids = ids[: first_end + 1] if padding != END else ids
-    ids += [padding] * (CHUNK + 2 - len(ids))
     model = getattr(encoder, "text_model", encoder)
-    tokens = torch.tensor([ids], device=_device(encoder))
     with _inserted(model.embeddings.token_embedding, chunk, vectors):
-        states = encoder(tokens, output_hidden_states=True)
+        states = encoder(ids, output_hidden_states=True)
     at_end = states.last_hidden_state[:, first_end]
     layers = int(encoder.config.num_hidden_layers)
     if is_xl and (clip_skip == 2 or 1 <= clip_skip <= layers):
@@ -159,23 +172,30 @@ def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) ->
         hook.remove()
 
 
-def _moved(hidden: Tensor, empty: Tensor, chunk: Chunk) -> Tensor:
-    """Move each token's vector away from that of an empty prompt by its weight, as ComfyUI does."""
-    weights = torch.ones(CHUNK + 2)
-    weights[1 : 1 + len(chunk.weights)] = torch.tensor(chunk.weights)
-    weights = weights.to(hidden.device)[None, :, None]
+def _weights(chunks: Sequence[Chunk]) -> Tensor:
+    """Return the weights of all tokens, (chunks, 77); 1 for the start, the end and the padding."""
+    weights = torch.ones(len(chunks), CHUNK + 2)
+    for row, chunk in zip(weights, chunks, strict=True):
+        row[1 : 1 + len(chunk.weights)] = torch.tensor(chunk.weights)
+    return weights
+
+
+def _moved(hidden: Tensor, empty: Tensor, weights: Tensor) -> Tensor:
+    """Move each token's vector away from that of an empty prompt by its weight (1, 77), as ComfyUI does."""
+    weights = weights[..., None]
     exact, base = hidden.float(), empty.float()
     return torch.where(weights == 1, exact, (exact - base) * weights + base).to(hidden.dtype)
 
 
-def _weighted(hidden: Tensor, chunk: Chunk, emphasis: str) -> Tensor:
-    """Multiply each token's vector by its weight; with "original", rescale the result to the original mean."""
+def _weighted(hidden: Tensor, chunk: Chunk, weights: Tensor, emphasis: str) -> Tensor:
+    """Multiply each token's vector by its weight; with "original", rescale the result to the original mean.
+
+    `hidden` is (1, 77, width), `weights` (1, 77).
+    """
     if emphasis in ("ignore", "none") or all(weight == 1 for weight in chunk.weights):
         return hidden
-    weights = torch.ones(CHUNK + 2)
-    weights[1 : 1 + len(chunk.weights)] = torch.tensor(chunk.weights)
     exact = hidden.float()
-    turned = exact * weights.to(hidden.device)[None, :, None]
+    turned = exact * weights[..., None]
     if emphasis == "no norm":
         return turned.to(hidden.dtype)
     return (turned * (exact.mean() / turned.mean())).to(hidden.dtype)

@@ -23,8 +23,8 @@ def merging(unet: nn.Module, ratio: float, size: tuple[int, int]) -> Iterator[No
     """Merge the share `ratio` of the tokens inside this block; `size` is the latents' height and width."""
     with ExitStack() as stack:
         block: Any
-        for block in unet.modules():
-            if ratio and hasattr(block, "attn1") and hasattr(block, "norm1"):
+        for block in unet.modules() if ratio else ():
+            if hasattr(block, "attn1") and hasattr(block, "norm1"):
                 merged = _Merged(size, ratio)
                 stack.callback(block.register_forward_pre_hook(merged.look, with_kwargs=True).remove)
                 stack.callback(block.attn1.register_forward_pre_hook(merged.join, with_kwargs=True).remove)

@@ -1,6 +1,6 @@
 """Encode pixels to latents and decode latents to pixels with the VAE, in single precision if it overflows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,6 +52,28 @@ def decode(model: VaeHolder, latents: Tensor) -> Decoded:
     with memory_errors("decoding the image"):
         values, dtype = _finite(model, lambda: _decode(model, latents))
     return Decoded((values / 2 + 0.5).clamp(0, 1), _name(dtype), _overflowed(model, dtype, "decoded"))
+
+
+@torch.no_grad()
+def decodings(model: VaeHolder, latents: Tensor) -> Iterator[tuple[Decoded, Tensor | None]]:
+    """Decode latents like `decode`, but leave it to the caller to read whether the values are finite.
+
+    Yields the images and a tensor () that says so, None if that does not matter. Whoever finds it false asks for the
+    next pair, which was computed in single precision and is the last one.
+    """
+    with memory_errors("decoding the image"):
+        dtype = _dtype(model)
+        values = _decode(model, latents)
+        finite = None if dtype is torch.float32 else torch.isfinite(values).all()
+        yield Decoded((values / 2 + 0.5).clamp(0, 1), _name(dtype)), finite
+        del values, finite
+        model.vae.to(torch.float32)
+        try:
+            values = _decode(model, latents)
+        finally:
+            model.vae.to(dtype)
+        notes = _overflowed(model, torch.float32, "decoded")
+        yield Decoded((values / 2 + 0.5).clamp(0, 1), _name(torch.float32), notes), None
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 torch's FakeTensorMode follows tensors on `cuda:0` on a build without CUDA. Three things are added here. A few methods
 of `Tensor` ask the driver for the current device before they reach the fake mode, so they are sent to their operators
 directly. Values that Python reads become stand-ins. And every operation after which the host waits for the card, or
-the card for the host, is recorded with the function of civman that caused it.
+the card for the host, is recorded with the function of civman that caused it. Copies from pinned memory, for which
+nobody waits, are recorded as "queued".
 
 What this cannot show: numbers, memory, kernels, and code in other threads.
 """
@@ -30,7 +31,9 @@ STAND_IN = 100.0
 """What Python reads instead of a number: a picture of this spread is neither black nor flat nor noise."""
 
 aten = torch.ops.aten
-_HOME = str(Path(civman.__file__).parent)
+_HOME = Path(civman.__file__).parent
+_CARRIERS = {str(_HOME / "diffusion" / "uploads.py")}
+"""Files whose functions copy what others give them; the caller is the cause."""
 _READS = {"_local_scalar_dense", "equal", "nonzero"}
 _DTYPES = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}
 
@@ -46,6 +49,7 @@ class _WithoutDriver(TorchFunctionMode):
             Tensor.contiguous: aten.contiguous,
             Tensor.__getitem__: _indexed,
             Tensor.numpy: self._array,
+            Tensor.pin_memory: _pinned,
             **dict.fromkeys((Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.item), aten._local_scalar_dense),
             **{getattr(Tensor, name): _cast(dtype) for name, dtype in _DTYPES.items()},
         }
@@ -56,6 +60,8 @@ class _WithoutDriver(TorchFunctionMode):
     def _array(self, tensor: Tensor) -> np.ndarray[Any, Any]:
         if tensor.device.type != "cpu":
             raise TypeError("numpy cannot read a tensor on the card")
+        if tensor.dtype is torch.uint8:  # pixels, which may come with numbers in single precision before them
+            return np.resize(np.float32([STAND_IN]).view(np.uint8), tuple(tensor.shape))
         return np.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
@@ -63,7 +69,9 @@ def _cast(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return lambda tensor: _moved(tensor, dtype)
 
 
-def _moved(tensor: Tensor, *where: Any, device: Any = None, dtype: Any = None, **_: Any) -> Tensor:
+def _moved(
+    tensor: Tensor, *where: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False, **_: Any
+) -> Tensor:
     """`Tensor.to`, in all the ways in which it can be called."""
     for each in where:
         if isinstance(each, Tensor):
@@ -75,8 +83,16 @@ def _moved(tensor: Tensor, *where: Any, device: Any = None, dtype: Any = None, *
     device, dtype = torch.device(device or tensor.device), dtype or tensor.dtype
     if (device, dtype) == (tensor.device, tensor.dtype):
         return tensor
-    moved: Tensor = aten._to_copy(tensor, device=device, dtype=dtype)
+    is_queued = non_blocking and getattr(tensor, "is_in_pinned_memory", False)
+    moved: Tensor = aten._to_copy(tensor, device=device, dtype=dtype, non_blocking=is_queued)
     return moved
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """`Tensor.pin_memory`: a copy from such a tensor can be queued."""
+    pinned: Tensor = aten.clone(tensor)
+    pinned.is_in_pinned_memory = True  # type: ignore[attr-defined]
+    return pinned
 
 
 def _indexed(tensor: Tensor, key: Any) -> Any:
@@ -117,24 +133,30 @@ class _Crossings(TorchDispatchMode):
             source, target = (args[1], args[0].device) if name == "copy_" else (args[0], kwargs.get("device"))
             kinds = (source.device.type, torch.device(target or source.device).type)
             if kinds[0] != kinds[1]:
-                self._record(f"{kinds[0]} to {kinds[1]}")
+                queued = "queued " if kwargs.get("non_blocking") else ""
+                self._record(f"{queued}{kinds[0]} to {kinds[1]}")
         if name == "_local_scalar_dense":
             return {torch.bool: True, torch.int64: int(STAND_IN)}.get(args[0].dtype, STAND_IN)
         return func(*args, **kwargs)
 
     def _record(self, what: str) -> None:
         frame: Any = sys._getframe()
-        while frame is not None and not frame.f_code.co_filename.startswith(_HOME):
+        while frame is not None and not _is_cause(frame.f_code.co_filename):
             frame = frame.f_back
         where = "elsewhere" if frame is None else f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_qualname}"
         self.seen[what, where] += 1
+
+
+def _is_cause(file: str) -> bool:
+    return file.startswith(str(_HOME)) and file not in _CARRIERS
 
 
 @contextmanager
 def fake_card() -> Iterator["FakeCard"]:
     """Inside the block, tensors have no values, and `cuda:0` is a device like any other."""
     crossings = _Crossings()
-    with FakeTensorMode(), _WithoutDriver(), crossings, torch.no_grad():
+    # noise is drawn in a thread, where no mode acts, and arrives here as a real tensor
+    with FakeTensorMode(allow_non_fake_inputs=True), _WithoutDriver(), crossings, torch.no_grad():
         yield FakeCard(crossings.seen)
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("diffusers")
 
 import tiny_models
 
-from civman.diffusion.guard import noise_words, refuse_noise
+from civman.diffusion.guard import Checks, find_noise, refuse_noise
 from civman.errors import CannotRender, Cause
 from tests.running import Civman
 
@@ -25,6 +25,12 @@ def smooth(spread, side=64):
     """Latents of broad shapes: noise at an eighth of the size, enlarged."""
     small = noise(spread, side // 8)[None]
     return torch.nn.functional.interpolate(small, size=(side, side), mode="bilinear")[0]
+
+
+def noise_words(latents, *, steps):
+    found = []
+    find_noise(Checks(waits=False), latents[None], steps=steps, tell=lambda _, words: found.append(words))
+    return "".join(found)
 
 
 @pytest.mark.parametrize("spread", [13, 17, 40, 4000])
@@ -48,7 +54,7 @@ def test_what_may_be_a_picture_is_never_called_noise(latents, steps):
 
 def test_the_refusal_names_the_seed():
     with pytest.raises(CannotRender, match="seed 8") as caught:
-        refuse_noise(torch.stack([smooth(1), noise(20)]), seeds=[7, 8], steps=20)
+        refuse_noise(Checks(waits=False), torch.stack([smooth(1), noise(20)]), seeds=[7, 8], steps=20)
 
     assert caught.value.code == Cause.NO_STRUCTURE
 

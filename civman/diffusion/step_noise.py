@@ -1,0 +1,66 @@
+"""The noise that steps add, drawn ahead of the device that computes.
+
+Which noise a sampler needs is known before its first step. For a GPU, a thread draws it on the CPU while the GPU
+computes, so a step finds its noise ready. If the CPU itself computes the image there is nothing to gain, and noise is
+drawn when it is needed. Both ways ask for the same noise in the same order, so they give the same bits.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from civman.diffusion.uploads import sent
+
+Draw = Callable[[float, float], Tensor]
+"""Draws the noise between two levels on the CPU, (B, 4, h, w) float32; called in the order of the steps."""
+_AHEAD = 16
+"""Draws that may be ready or under way at once."""
+
+
+@contextmanager
+def step_noise(draw: Draw, wanted: Sequence[tuple[float, float]] | None, device: torch.device) -> Iterator[Draw]:
+    """Inside the block, the yielded function returns the steps' noise on `device`.
+
+    `wanted`: the pairs of levels in the order in which the sampler will ask for them; None if that is not known.
+    """
+    if device.type == "cpu" or not wanted:
+        yield lambda here, after: sent(draw(here, after), device)
+        return
+    ahead = DrawnAhead(draw, wanted)
+    try:
+        yield lambda here, after: sent(ahead(here, after), device)
+    finally:
+        ahead.close()
+
+
+class DrawnAhead:
+    """Calls `draw` in a thread of its own for each pair of levels in `wanted`, in order, a few pairs ahead."""
+
+    def __init__(self, draw: Draw, wanted: Sequence[tuple[float, float]]) -> None:
+        self._draw = draw
+        self._wanted = deque(wanted)
+        self._pool = ThreadPoolExecutor(1, "civman noise")
+        self._coming: deque[tuple[tuple[float, float], Future[Tensor]]] = deque()
+        for _ in range(_AHEAD):
+            self._submit()
+
+    def __call__(self, here: float, after: float) -> Tensor:
+        """Return the next draw. Raises: RuntimeError: these are not the levels that were to come next."""
+        if not self._coming or self._coming[0][0] != (here, after):
+            raise RuntimeError(f"the sampler asked for the noise from {here} to {after} out of order")
+        _, drawn = self._coming.popleft()
+        self._submit()
+        return drawn.result()
+
+    def close(self) -> None:
+        """Stop drawing."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self) -> None:
+        if self._wanted:
+            pair = self._wanted.popleft()
+            self._coming.append((pair, self._pool.submit(self._draw, *pair)))
