@@ -42,6 +42,7 @@ from civman.cli.sampling_options import (
     SamplingRulesOpt,
     SigmasOpt,
     StepRngOpt,
+    ToldSizesOpt,
     UpscalerOpt,
 )
 from civman.cli.session import Session, command
@@ -197,6 +198,7 @@ def render(
     sampling_rules: SamplingRulesOpt = None,
     sigmas: SigmasOpt = None,
     freeu: FreeUOpt = None,
+    told_sizes: ToldSizesOpt = None,
     token_merging: Annotated[
         float | None,
         typer.Option(help="Share of image tokens to merge in self-attention, 0 to 0.89 (ToMe).", show_default="0"),
@@ -459,7 +461,7 @@ def render(
         drop_penultimate=drop_penultimate or None, half_levels=half_levels or None,
         variation_seed=variation_seed, variation_strength=variation_strength, seed_resize=seed_resize,
         sampling_rules=sampling_rules, sigmas=sigmas, step_rng=step_rng, noise_slice=noise_slice, freeu=freeu,
-        rescales_velocity=cfg_rescale_v or None, prompt_parts=tuple(join_prompt or ()),
+        rescales_velocity=cfg_rescale_v or None, told_sizes=told_sizes, prompt_parts=tuple(join_prompt or ()),
         negative_parts=tuple(join_negative or ()),
     )  # fmt: skip
     expansion = Expansion(tuple(style or ()), styles, dynamic, wildcards)

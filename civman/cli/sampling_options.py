@@ -43,6 +43,14 @@ FreeUOpt = Annotated[
         help="FreeU: v1 or v2, with its factors, such as v2,1.3,1.4,0.9,0.2.",
     ),
 ]
+ToldSizesOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--told-sizes", metavar="WxH+X+Y,WxH",
+        help="Sizes to tell SDXL: original size, left and top cut, target size, such as 4096x4096+0+0,1024x1024.",
+        show_default="the image's size",
+    ),
+]  # fmt: skip
 RescaleVelocityOpt = Annotated[
     bool, typer.Option("--cfg-rescale-v", help="Apply --cfg-rescale to the velocity (v), as ComfyUI does.")
 ]

@@ -169,7 +169,10 @@ class Denoiser:
         called_at: Sequence[float] = (),
         token_merging: float = 0.0,
         on_call: Callable[[float, Tensor], None] = lambda *_: None,
+        told: Sequence[float] = (),
     ) -> None:
+        """`told`: the sizes that SDXL is told, in the order of the family's; empty: those that follow from `size`."""
+        self._told = list(told)
         self._unet = model.unet
         self._levels = levels
         self._predicts_v = model.prediction == "v_prediction"
@@ -261,6 +264,7 @@ class Denoiser:
             both = [self._model.family.size_conditioning(self._size, positive=each) for each in (True, False)]
             if None in both:
                 return None
+            both = [self._told if self._told and each and len(each) == len(self._told) else each for each in both]
             self._sizes = sent(torch.tensor(both, dtype=torch.float32), self._model.device)
         return self._sizes[:1] if positive else self._sizes[1:]
 

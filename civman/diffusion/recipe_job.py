@@ -29,6 +29,7 @@ from civman.diffusion.unet_calls import Calls
 from civman.diffusion.uploads import sent
 from civman.domain.events import OnEvent, Step
 from civman.domain.recipes.recipe import Hires, Recipe
+from civman.domain.recipes.recipe_limits import sizes_told
 from civman.errors import CannotRender, Cause, UsageError
 
 
@@ -303,7 +304,8 @@ class RecipeJob:
         if self._recipe.flow is not None:
             return FlowDenoiser(self._model, prompt, self._recipe.flow.guidance, **options)
         assert isinstance(method.levels, NoiseLevels)
-        return Denoiser(self._model, prompt, method.levels, **options)
+        told = sizes_told(self._recipe.told_sizes)
+        return Denoiser(self._model, prompt, method.levels, told=told, **options)
 
     def _noise(self, seed: int) -> PictureNoise:
         return PictureNoise.of_recipe(self._recipe, seed)

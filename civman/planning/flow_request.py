@@ -12,7 +12,10 @@ def for_flow(request: RenderRequest, choice: FlowChoice) -> tuple[RenderRequest,
     """Fill in a flow-matching family's defaults. Raises: UsageError: an option that its models do not have."""
     unknown = {
         "--embedding": request.embeddings, "--hypernetwork": request.hypernetworks, "--prediction": request.prediction,
-        "--thresholding": request.thresholding,
+        "--thresholding": request.thresholding, "--emphasis comfyui": request.emphasis == "comfyui",
+        "--sampling-rules comfyui": request.sampling_rules == "comfyui", "--sigmas": request.sigmas,
+        "--freeu": request.freeu, "--cfg-rescale-v": request.rescales_velocity, "--join-prompt": request.prompt_parts,
+        "--join-negative": request.negative_parts, "--told-sizes": request.told_sizes,
     }  # fmt: skip
     if asked := [option for option, value in unknown.items() if value]:
         raise UsageError(f"{asked[0]} has no meaning for {choice.family.title}", code=Cause.BAD_CONFIG)

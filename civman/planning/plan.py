@@ -400,6 +400,9 @@ def _within_limits(
         notices = (*notices, words)
         hires = replace(hires, token_merging=None) if hires else None
         request = replace(request, token_merging=None, hires=hires)
+    if request.told_sizes and not checkpoint.family.is_xl:
+        notices = (*notices, f"--told-sizes has no effect with {checkpoint.title}, which is told no sizes")
+        request = replace(request, told_sizes=None)
     skip, layers = request.clip_skip, checkpoint.clip_layers
     if checkpoint.family.is_xl and request.emphasis == "comfyui":
         # ComfyUI takes the second-to-last layer unless a node says otherwise

@@ -81,14 +81,16 @@ class _Builder:
         plain = self._file("checkpoint", checkpoint)
         if other := _OTHER_FAMILIES.search(plain):
             raise Stopped(
-                f"by its name, the checkpoint `{plain}` is of a family that civman does not render: {other[0]}"
+                f"by its name, the checkpoint `{plain}` is no Stable Diffusion model ({other[0]}); civman reads graphs "
+                "and settings of ComfyUI for SD 1, SD 2 and SDXL"
             )
         loras = self._loras(first.model, clip)
         sampler = self._sampler(first)
         self._leave(first.model, clip)
         vae = self._vae(found, checkpoint)
         negative = first.negative or Text("", clip)
-        self._sizes((first.positive, negative), found)
+        texts = (first.positive,) if first.negative is None else (first.positive, first.negative)
+        told = self._sizes(texts, found)
         made = Recipe(
             checkpoint=stand_in("checkpoint"), prompt=first.positive.text, negative_prompt=negative.text,
             sampler=sampler.name, schedule=first.schedule.value, steps=first.steps, guidance_scale=first.cfg,
@@ -98,7 +100,7 @@ class _Builder:
             step_rng=self._step_rng(first, second[1] if second else None), noise_slice=found.slice, rounding="down",
             emphasis="comfyui", loras=tuple(loras), prompt_parts=first.positive.parts, negative_parts=negative.parts,
             guidance_rescale=first.model.rescale, rescales_velocity=bool(first.model.rescale),
-            freeu=first.model.freeu, hires=self._hires(*second) if second else None,
+            freeu=first.model.freeu, told_sizes=told, hires=self._hires(*second) if second else None,
             sampling=Sampling(
                 program="comfyui", sigmas=first.sigmas, eta=first.eta if sampler.takes_eta else 1.0,
                 noise_scale=first.s_noise if sampler.takes_s_noise else 1.0,
@@ -185,12 +187,17 @@ class _Builder:
             raise Stopped("the VAE is part of another checkpoint, which civman does not support")
         return self._file("vae", file) if file else ""
 
-    def _sizes(self, texts: Sequence[Text], found: Passes) -> None:
+    def _sizes(self, texts: Sequence[Text], found: Passes) -> str:
+        """The sizes that SDXL is told, if they are stated and not the image's own in both passes."""
+        stated = {text.sizes for text in texts}
+        if len(stated) > 1:
+            raise Stopped("SDXL is told other sizes with the prompt than with the negative prompt, which civman does "
+                          "not support")  # fmt: skip
+        [sizes] = stated
         plain = (found.height, found.width, 0, 0, found.height, found.width)
-        if any(text.sizes not in ((), plain) for text in texts):
-            stated = next(text.sizes for text in texts if text.sizes not in ((), plain))
-            raise Stopped(f"SDXL is told the sizes {stated[1]}x{stated[0]} and {stated[5]}x{stated[4]} instead of the "
-                          "image's own, which civman does not support")  # fmt: skip
+        if not sizes or (sizes == plain and len(found.passes) == 1):
+            return ""
+        return f"{sizes[1]}x{sizes[0]}+{sizes[3]}+{sizes[2]},{sizes[5]}x{sizes[4]}"
 
     def _hires(self, enlarged: Enlarged | None, second: Sampled) -> Hires:
         assert enlarged is not None

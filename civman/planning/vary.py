@@ -33,7 +33,7 @@ _TEXTS: Final = (
     "prompt", "negative_prompt", "checkpoint", "vae", "sampler", "schedule", "rng", "precision", "prediction",
     "init_image", "mask_image", "resize_mode", "masked_content", "odd_sizes",
     "prompt_rules", "seed_resize", "thresholding", "emphasis",
-    "sampling_rules", "sigmas", "step_rng", "noise_slice", "freeu",
+    "sampling_rules", "sigmas", "step_rng", "noise_slice", "freeu", "told_sizes",
 )  # fmt: skip
 _WHOLE: Final = (
     "seed", "steps", "width", "height", "clip_skip", "count", "batch_size", "eta_seed_delta", "mask_blur", "padding",
@@ -144,6 +144,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         step_rng=recipe.step_rng or None, noise_slice=recipe.noise_slice or None,
         prompt_parts=tuple(map(str, recipe.prompt_parts)), negative_parts=tuple(map(str, recipe.negative_parts)),
         freeu=str(recipe.freeu) if recipe.freeu else None, rescales_velocity=recipe.rescales_velocity,
+        told_sizes=recipe.told_sizes or None,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import comfyui_oracle
 
 from civman.diffusion import sampler_names, samplers
 from civman.diffusion.changing_prompts import CombinedConditioning
-from civman.diffusion.denoiser import Encoded, Prompts
+from civman.diffusion.denoiser import Conditioning, Encoded, Prompts
 from civman.diffusion.noise import PhiloxDraws, PictureNoise
 from civman.diffusion.run_recipe import render
 from civman.domain.digests import Sha256
@@ -139,6 +139,32 @@ def test_combined_prompts_give_the_mean_of_their_predictions(cfg: float) -> None
     wanted = theirs(recipe, LEVELS.sampled("euler", "normal", recipe.steps), conds=texts)
 
     assert close(mine(recipe, prompt), wanted)
+
+
+def test_sdxl_is_told_the_stated_sizes_in_both_passes() -> None:
+    seen: list[list[float]] = []
+
+    class Unet(closed_form.Unet):
+        def forward(self, x: Any, time: Any, *, encoder_hidden_states: Any, **more: Any) -> Any:
+            seen.extend(more["added_cond_kwargs"]["time_ids"].tolist())
+            return super().forward(x, time, encoder_hidden_states=encoder_hidden_states)
+
+    pooled = torch.zeros(1, 8)
+    prompt = Conditioning(closed_form.COND, closed_form.UNCOND, pooled, pooled)
+    for told, first, second in (
+        ("", [48, 64, 0, 0, 48, 64], [72, 96, 0, 0, 72, 96]),
+        ("4096x2048+8+16,1024x832", [2048, 4096, 16, 8, 832, 1024], [2048, 4096, 16, 8, 832, 1024]),
+    ):  # fmt: skip
+        seen.clear()
+        model = closed_form.model(xl=True)
+        model.components["unet"] = Unet()
+        hires = Hires(96, 72, 2, 0.5, "latent", stretches=True)
+        render(replace(PLAIN, steps=2, told_sizes=told, hires=hires), model, prompt)
+
+        assert seen[0] == first
+        assert seen[-1] == second
+    with pytest.raises(UsageError, match="sizes to tell SDXL"):
+        replace(PLAIN, told_sizes="1024")
 
 
 def test_the_noise_of_steps_may_come_from_a_graphics_card() -> None:

@@ -101,6 +101,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         prompt_parts=tuple(map(part_of, request.prompt_parts)),
         negative_parts=tuple(map(part_of, request.negative_parts)),
         freeu=freeu_of(_or(request.freeu, "")), rescales_velocity=_or(request.rescales_velocity, False),
+        told_sizes=request.told_sizes or "",
         parts=found.parts, flow=found.flow, variant=found.variant,
         upscale=_upscale(request, (hires.width, hires.height) if hires else (width, height), found),
     )  # fmt: skip

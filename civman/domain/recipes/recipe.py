@@ -63,7 +63,8 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
         "sampling": ("drop_penultimate", "half_levels"),
     },
     6: {
-        "": ("step_rng", "noise_slice", "prompt_parts", "negative_parts", "freeu", "rescales_velocity", "upscale"),
+        "": ("step_rng", "noise_slice", "prompt_parts", "negative_parts", "freeu", "rescales_velocity", "upscale",
+             "told_sizes"),
         "hires": ("seed", "guidance_scale", "sampler", "schedule", "resize"),
         "sampling": ("program", "sigmas"),
     },
@@ -249,6 +250,11 @@ class Recipe:
     prompt_parts: tuple[PromptPart, ...] = ()
     negative_parts: tuple[PromptPart, ...] = ()
     freeu: FreeU | None = None
+    told_sizes: str = ""
+    """The sizes that SDXL is told instead of the image's own, such as "1024x1024+0+0,832x1216".
+
+    The size that an image had before training, its left and top edges that were cut off, and the size that it got.
+    """
     rescales_velocity: bool = False
     """Apply `guidance_rescale` to the velocity (v), whatever the model predicts, as ComfyUI does."""
     parts: tuple[PartUse, ...] = ()

@@ -43,6 +43,7 @@ brackets and their weights; "none" reads brackets as text. "comfyui" reads promp
 vector away from that of an empty prompt, only round brackets count, and `embedding:NAME` stands for an embedding.
 """
 _SIZE: Final = re.compile(r"([0-9]{1,5})\s*[x×]\s*([0-9]{1,5})", re.IGNORECASE)
+_TOLD: Final = re.compile(r"([0-9]{1,5})x([0-9]{1,5})\+([0-9]{1,5})\+([0-9]{1,5}),([0-9]{1,5})x([0-9]{1,5})")
 _RNG: Final = re.compile(r"cpu|nv(:[0-9]{3,7})?")
 
 
@@ -62,6 +63,18 @@ def size_of(text: str) -> tuple[int, int]:
             f"`{text}` is not a size: expected width x height in pixels, such as 512x768", code=Cause.BAD_SIZE
         )
     return int(found[1]), int(found[2])
+
+
+def sizes_told(text: str) -> tuple[int, ...]:
+    """Parse `Recipe.told_sizes` as SDXL is told it: height, width, top, left, and the height and width of the target.
+
+    Empty if the text is invalid.
+    """
+    found = _TOLD.fullmatch(text)
+    if found is None:
+        return ()
+    width, height, left, top, across, down = map(int, found.groups())
+    return height, width, top, left, down, across
 
 
 def problems(recipe: Any) -> Iterator[str]:
@@ -181,6 +194,8 @@ def _noise_problems(recipe: Any) -> Iterator[str]:
         yield "ComfyUI's sampling rules cannot be combined with half precision, a dropped noise level or recipe rules 1"
     if recipe.emphasis == "comfyui" and recipe.prompt_rules:
         yield "prompts in ComfyUI's syntax cannot change during the steps or contain AND"
+    if recipe.told_sizes and not sizes_told(recipe.told_sizes):
+        yield f"`{recipe.told_sizes[:40]}` are no sizes to tell SDXL: expected, for example, 1024x1024+0+0,832x1216"
     if recipe.rescales_velocity and not recipe.guidance_rescale:
         yield "rescaling of the velocity needs CFG rescale"
 

@@ -123,6 +123,7 @@ class RenderRequest:
     freeu: str | None = None
     """Settings in the form that `freeu_settings.freeu_of` parses."""
     rescales_velocity: bool | None = None
+    told_sizes: str | None = None
     parts: tuple[str, ...] = ()
     """Text encoders that are not in the checkpoint, as "ROLE=REF", such as "t5=t5xxl_fp16"."""
     variant: str | None = None
