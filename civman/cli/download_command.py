@@ -15,7 +15,11 @@ from civman.cli.session import Session, command
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from civman.domain.digests import Sha256
     from civman.download.job import Job, Outcome
+    from civman.planning.needed_parts import NeededPart
+
+    Needs = dict[Sha256, tuple[NeededPart, ...]]
 
 
 _AT_ONCE = 3
@@ -99,7 +103,21 @@ def download(
     with session.downloading(len(wanted)) as on_event:
         outcomes = downloads.fetch_all(wanted, file=file, permits=permits, options=options, on_event=on_event)
     note_ambiguous(session, outcomes)
-    return report(outcomes)
+    return report(outcomes, _needs(session, outcomes))
+
+
+def _needs(session: Session, outcomes: "Sequence[Outcome]") -> "Needs":
+    """Find out which parts the downloaded checkpoints need besides themselves."""
+    from civman.errors import CannotRender, InvalidModelFile
+
+    found: Needs = {}
+    for asset in (outcome.asset for outcome in outcomes):
+        if asset is not None:
+            try:
+                found[asset.blob.sha256] = session.library.downloads.needed_parts(asset)
+            except (CannotRender, InvalidModelFile) as error:  # the file is stored, but not for rendering
+                session.output.notice(f"{clean(asset.name)}: {clean(error.message)}")
+    return found
 
 
 def _require_queueable(session: Session, *, dry_run: bool, files_at_once: int) -> None:
@@ -199,8 +217,11 @@ def note_ambiguous(session: Session, outcomes: "Sequence[Outcome]") -> None:
             )
 
 
-def report(outcomes: "Sequence[Outcome]") -> Result:
-    """Build the result of downloads. Raises: the download's error, if there was only one download and it failed."""
+def report(outcomes: "Sequence[Outcome]", needs: "Needs | None" = None) -> Result:
+    """Build the result of downloads. Raises: the download's error, if there was only one download and it failed.
+
+    `needs`: the parts that each stored checkpoint needs besides itself, by digest.
+    """
     from civman.errors import PartlyFailedError
 
     failed = [outcome for outcome in outcomes if outcome.error is not None]
@@ -215,24 +236,25 @@ def report(outcomes: "Sequence[Outcome]") -> Result:
         )
     return Result(
         "download",
-        [_value(outcome) for outcome in outcomes],
-        human=lambda console: _print(console, outcomes),
+        [_value(outcome, needs or {}) for outcome in outcomes],
+        human=lambda console: _print(console, outcomes, needs or {}),
         ids=(outcome.asset.blob.sha256 for outcome in outcomes if outcome.asset is not None),
         error=error,
     )
 
 
-def _value(outcome: "Outcome") -> dict[str, object]:
+def _value(outcome: "Outcome", needs: "Needs") -> dict[str, object]:
     return {
         "asked": outcome.ref,
         "ref": outcome.asset.ref if outcome.asset is not None else outcome.ref,
         "asset": outcome.asset,
         "was_present": outcome.was_present,
+        "needs": needs.get(outcome.asset.blob.sha256, ()) if outcome.asset is not None else (),
         "error": error_value(outcome.error) if outcome.error is not None else None,
     }
 
 
-def _print(console: "Console", outcomes: "Sequence[Outcome]") -> None:
+def _print(console: "Console", outcomes: "Sequence[Outcome]", needs: "Needs") -> None:
     from civman.domain.catalog import OTHER_CONTENTS
     from civman.domain.file_suffixes import MODEL_SUFFIXES
 
@@ -249,6 +271,10 @@ def _print(console: "Console", outcomes: "Sequence[Outcome]") -> None:
                 console.print(f"  trigger words: {clean(', '.join(asset.trained_words))}")
             for conflict in asset.facts.conflicts:
                 console.print(f"  caution: {clean(conflict)}")
+            for part in needs.get(asset.blob.sha256, ()):
+                from civman.planning.needed_parts import said
+
+                console.print(f"  {clean(said(part))}")
         elif outcome.error is not None:
             error = outcome.error
             console.print(f"{outcome.ref}: failed [{error.code}]: {clean(error.message)}", style="red")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from civman.diffusion.checkpoint_names import Config, Shapes
 from civman.diffusion.component_layouts import Source
 from civman.diffusion.families.flow_family import FlowFamily, Need
+from civman.domain.known_parts import parts_for
 from civman.errors import CannotRender, Cause, InvalidModelFile
 
 TRANSFORMER = "transformer"
@@ -60,7 +61,8 @@ def place_parts(
         placed[component] = Placed(component, model, arguments, prefix, inner)
     for need in family.needs:
         shapes, name = own_files.get(need.component, checkpoint), names.get(need.component, file)
-        if (part := _placed(need, shapes, name, is_own=need.component in own_files, stated=stated)) is not None:
+        is_own = need.component in own_files
+        if (part := _placed(need, shapes, name, family, is_own=is_own, stated=stated)) is not None:
             placed[need.component] = part
     _require_widths(family, placed, file, names)
     return placed
@@ -77,13 +79,15 @@ def _in_transformer(
     return lambda wanted: family.sources(component, wanted, prefix)
 
 
-def _placed(need: Need, shapes: Shapes, file: str, *, is_own: bool, stated: Mapping[str, Config]) -> Placed | None:
+def _placed(
+    need: Need, shapes: Shapes, file: str, family: FlowFamily, *, is_own: bool, stated: Mapping[str, Config]
+) -> Placed | None:
     kind = need.kind
     prefix = kind.prefix_in(shapes)
     if prefix is None:
         if need.is_optional and not is_own:
             return None
-        raise wrong_kind(need, file) if is_own else missing_part(need, file)
+        raise wrong_kind(need, file) if is_own else missing_part(need, file, family)
     inner = kind.shapes_in(shapes, prefix)
     config = _read(file, lambda: kind.config(inner)) | dict(stated.get(need.component, {}))
     return Placed(
@@ -91,11 +95,11 @@ def _placed(need: Need, shapes: Shapes, file: str, *, is_own: bool, stated: Mapp
     )
 
 
-def missing_part(need: Need, file: str) -> CannotRender:
+def missing_part(need: Need, file: str, family: FlowFamily) -> CannotRender:
     """The refusal of a checkpoint without a part that it needs."""
     return CannotRender(
         f"`{file}` contains no {need.kind.title}, and none was given",
-        hint=f"pass one with {option_of(need)}; {_FETCH.get(need.kind.role, 'CivitAI has them as separate models')}",
+        hint=f"pass one with {option_of(need)}; {_how_to_fetch(need, family)}",
         code=Cause.MISSING_PART, part=need.kind.role, file=file,
     )  # fmt: skip
 
@@ -113,7 +117,11 @@ def option_of(need: Need) -> str:
     return "--vae REF" if need.component == "vae" else f"--part {need.kind.role}=REF"
 
 
-_FETCH: Mapping[str, str] = {}
+def _how_to_fetch(need: Need, family: FlowFamily) -> str:
+    known = parts_for(str(family.architecture), need.kind.role)
+    if not known:
+        return "CivitAI has such files as separate models"
+    return f"`civman download {known[0].sha256}` fetches {known[0].title} (`{known[0].name}`) if CivitAI has it"
 
 
 def _require_widths(family: FlowFamily, placed: Mapping[str, Placed], file: str, names: Mapping[str, str]) -> None:

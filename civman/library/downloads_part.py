@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from civman.domain.access import Permits
+from civman.domain.architecture import Kind
 from civman.domain.catalog import Asset
 from civman.domain.events import OnEvent, ignore
-from civman.errors import NotFound
+from civman.errors import NetworkError, NotFound
 from civman.library.context import LibraryContext, Part
 from civman.library.files_part import FilesPart
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from civman.domain.catalog import Preview
     from civman.download.job import DownloadOptions, Downloads, Examine, Job, Outcome
     from civman.manage.resolve import ResolvedVersion
+    from civman.planning.needed_parts import NeededPart
 
 
 class DownloadsPart(Part):
@@ -107,6 +109,26 @@ class DownloadsPart(Part):
         files = FilesPart(self._context)
         base, headers = files.inspect(checkpoint), files.remote_headers()
         return lambda version, file: require_fit(base, headers.inspect(version, file), force=force)
+
+    def needed_parts(self, asset: Asset) -> "tuple[NeededPart, ...]":
+        """List the text encoders and the VAE that a stored checkpoint needs besides itself.
+
+        CivitAI is asked for published files of the parts that the library does not have; if it cannot be reached, their
+        `was_asked` is False.
+
+        Raises: the errors of reading the checkpoint.
+        """
+        if asset.facts.kind != Kind.CHECKPOINT.value:
+            return ()
+        from civman.planning.find_files import Finder  # these read the families of models: 0.1 s
+        from civman.planning.needed_parts import needed_parts, with_offers
+
+        finder = Finder(self._context.index, ignore)
+        parts = needed_parts(finder, finder.of_asset("checkpoint", asset))
+        try:
+            return with_offers(parts, self._context.client.versions_by_hashes)
+        except NetworkError:
+            return parts
 
     def preview_bytes(self, preview: "Preview") -> bytes:
         """Download an image that CivitAI shows for a version. Raises: NetworkError, NotFound, UnsafeRedirect."""

@@ -198,15 +198,20 @@ def _given(family: FlowFamily, parts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _stored(finder: Finder, need: Need, family: FlowFamily, found: Found) -> Found | None:
-    """The only stored file that fits a part; None if there is none. Raises: UsageError: several fit."""
+def fitting_files(finder: Finder, need: Need, family: FlowFamily, found: Found) -> list[Found]:
+    """List the stored files that fit a part of a checkpoint, by kind and width."""
     prefix = family.prefix_in(found.header.shapes) or ""
     own = {name[len(prefix) :]: shape for name, shape in found.header.shapes.items() if name.startswith(prefix)}
     try:
         widths = family.widths(family.config(own))
     except (KeyError, IndexError, ZeroDivisionError):  # `place_parts` says what is wrong
-        return None
-    fitting = [each for each in finder.stored(need.kind.role) if _fits(need, each, widths.get(need.component))]
+        return []
+    return [each for each in finder.stored(need.kind.role) if _fits(need, each, widths.get(need.component))]
+
+
+def _stored(finder: Finder, need: Need, family: FlowFamily, found: Found) -> Found | None:
+    """The only stored file that fits a part; None if there is none. Raises: AmbiguousRef: several fit."""
+    fitting = fitting_files(finder, need, family, found)
     if len(fitting) > 1:
         raise AmbiguousRef(
             f"{len(fitting)} stored files fit as the {need.kind.title}: "

@@ -117,6 +117,8 @@ CLIP = "text_model_encoder_layers_0_self_attn_q_proj"
 SDXL_KV = "input_blocks_4_1_transformer_blocks_0_attn2_to_k"
 LEVEL0 = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 
+_NORM = "model.layers.0.self_attn.q_norm.weight"
+
 CASES: dict[str, Tensors] = {
     # whole diffusion models
     "svd": {**unet(1024), "model.diffusion_model.input_blocks.1.1.time_stack.0.attn1.to_q.weight": W},
@@ -315,6 +317,24 @@ CASES: dict[str, Tensors] = {
     "open-clip-text": plain("transformer.resblocks.0.attn.in_proj_weight"),
     "t5": plain("encoder.block.0.layer.0.SelfAttention.q.weight"),
     "language-model": plain("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.gate_proj.weight"),
+    **{f"clip-text-{name}": {"text_model.encoder.layers.0.self_attn.q_proj.weight": (width, width)}
+       for name, width in (("clip-l", 768), ("clip-h", 1024), ("clip-g", 1280))},
+    **{f"open-clip-text-{name}": {"transformer.resblocks.0.attn.in_proj_weight": (3 * width, width)}
+       for name, width in (("clip-h", 1024), ("clip-g", 1280))},
+    **{f"t5-{name}": {"encoder.block.0.layer.0.SelfAttention.q.weight": (width, width), "shared.weight": (words, width),
+                      **{f"encoder.block.{n}.layer.0.SelfAttention.relative_attention_bias.weight": (32, 64)
+                         for n in range(blocks)}}
+       for name, width, words, blocks in (
+           ("t5-xxl", 4096, 32128, 1), ("umt5-xxl", 4096, 256384, 2), ("pile-t5-xl", 2048, 32128, 2))},
+    **{f"language-model-{name}": {
+           "model.layers.0.self_attn.q_proj.weight": (4096, width), "model.layers.0.mlp.gate_proj.weight": (8, width),
+           **dict.fromkeys(marks, (128,))}
+       for name, width, marks in (
+           ("qwen3-vl-4b", 2560, (_NORM, "visual.blocks.0.attn.qkv.weight")), ("qwen3-0.6b", 1024, (_NORM,)),
+           ("qwen3-4b", 2560, (_NORM,)), ("qwen3-8b", 4096, (_NORM,)),
+           ("qwen2.5-vl-7b", 3584, ("model.layers.0.self_attn.q_proj.bias",)),
+           ("gemma-2-2b", 2304, ("model.layers.0.pre_feedforward_layernorm.weight",)),
+           ("mistral-small-3", 5120, ()), ("ministral-3-3b", 3072, ()), ("llama-3.1-8b", 4096, ()))},
     "esrgan": plain("model.1.sub.0.RDB1.conv1.0.weight"),
     "swinir": plain("layers.0.residual_group.blocks.0.attn.relative_position_bias_table", "conv_first.weight"),
     "upscaler-of-windows": plain("layers.0.blocks.0.attn.qkv.weight", "conv_first.weight", "conv_after_body.weight"),

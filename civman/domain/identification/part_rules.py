@@ -99,17 +99,44 @@ _PICTURE_ADAPTERS: tuple[Rule, ...] = (
          needs=(r"^#\.#\.linear(1|\.#)\.weight$",), lacks=(r"^(?!#\.#\.linear)",)),
 )  # fmt: skip
 
+_CLIP_TEXT = r"(^|\.)text_model\.encoder\.layers\.#\.self_attn\.q_proj\.weight$"
+_OPEN_CLIP_TEXT = r"^(model\.)?transformer\.resblocks\.#\.attn\.in_proj_weight$"
+_T5 = r"^(.*\.)?encoder\.block\.#\.layer\.#\.SelfAttention\.q\.weight$"
+_T5_TABLE = r"^(.*\.)?(shared|encoder\.embed_tokens)\.weight$"
+_LLM = r"(^|\.)layers\.#\.self_attn\.q_proj\.weight$"
+_LLM_MLP = r"(^|\.)layers\.#\.mlp\.gate_proj\."
+_Q_NORM, _Q_BIAS = r"\.self_attn\.q_norm\.", r"\.self_attn\.q_proj\.bias$"
+
 _ENCODERS: tuple[Rule, ...] = (
     Rule("clip-vision", A.UNKNOWN, "a picture encoder", kind=Kind.CLIP_VISION,
          needs=(r"^(vision_model\.(embeddings|encoder)|visual\.transformer\.resblocks)\.",)),
-    Rule("clip-text", A.UNKNOWN, "CLIP's text encoder", kind=Kind.TEXT_ENCODER,
-         needs=(r"(^|\.)text_model\.encoder\.layers\.#\.self_attn\.q_proj\.weight$",)),
-    Rule("open-clip-text", A.UNKNOWN, "OpenCLIP's text encoder", kind=Kind.TEXT_ENCODER,
-         needs=(r"^(model\.)?transformer\.resblocks\.#\.attn\.in_proj_weight$",)),
-    Rule("t5", A.UNKNOWN, "T5's encoder", kind=Kind.TEXT_ENCODER,
-         needs=(r"^(.*\.)?encoder\.block\.#\.layer\.#\.SelfAttention\.q\.",)),
-    Rule("language-model", A.UNKNOWN, "a language model's layers", kind=Kind.TEXT_ENCODER,
-         needs=(r"(^|\.)layers\.#\.self_attn\.q_proj\.", r"(^|\.)layers\.#\.mlp\.gate_proj\.")),
+    *(Rule(f"clip-text-{said}", A.UNKNOWN, f"CLIP's text encoder, {width} wide", kind=Kind.TEXT_ENCODER, variant=said,
+           needs=(_CLIP_TEXT,), axis=(_CLIP_TEXT, 1, (width,)))
+      for said, width in (("clip-l", 768), ("clip-h", 1024), ("clip-g", 1280))),
+    Rule("clip-text", A.UNKNOWN, "CLIP's text encoder", kind=Kind.TEXT_ENCODER, needs=(_CLIP_TEXT,)),
+    *(Rule(f"open-clip-text-{said}", A.UNKNOWN, f"OpenCLIP's text encoder, {width} wide", kind=Kind.TEXT_ENCODER,
+           variant=said, needs=(_OPEN_CLIP_TEXT,), axis=(_OPEN_CLIP_TEXT, 1, (width,)))
+      for said, width in (("clip-h", 1024), ("clip-g", 1280))),
+    Rule("open-clip-text", A.UNKNOWN, "OpenCLIP's text encoder", kind=Kind.TEXT_ENCODER, needs=(_OPEN_CLIP_TEXT,)),
+    *(Rule(f"t5-{said}", A.UNKNOWN, f"T5's encoder, {width} wide, {words} tokens", kind=Kind.TEXT_ENCODER, variant=said,
+           needs=(_T5,), where=((_T5, 1, (width,)), (_T5_TABLE, 0, (words,))))
+      for said, width, words in (
+          ("t5-xxl", 4096, 32128), ("umt5-xxl", 4096, 256384))),
+    Rule("t5-pile-t5-xl", A.UNKNOWN, "T5's encoder, 2048 wide, with a table of positions in every block",
+         kind=Kind.TEXT_ENCODER, variant="pile-t5-xl", needs=(_T5,),
+         where=((_T5, 1, (2048,)), (_T5_TABLE, 0, (32128,))),
+         top=(r"^(.*\.)?encoder\.block\.#\.layer\.#\.SelfAttention\.relative_attention_bias\.weight$", 1, 99)),
+    Rule("t5", A.UNKNOWN, "T5's encoder", kind=Kind.TEXT_ENCODER, needs=(_T5,)),
+    *(Rule(f"language-model-{said}", A.UNKNOWN, f"a language model's layers, {width} wide", kind=Kind.TEXT_ENCODER,
+           variant=said, needs=(_LLM, _LLM_MLP, *marks), lacks=lacks, axis=(_LLM, 1, (width,)))
+      for said, width, marks, lacks in (
+          ("qwen3-vl-4b", 2560, (_Q_NORM, r"(^|\.)visual\."), ()), ("qwen3-0.6b", 1024, (_Q_NORM,), ()),
+          ("qwen3-4b", 2560, (_Q_NORM,), ()), ("qwen3-8b", 4096, (_Q_NORM,), ()),
+          ("qwen2.5-vl-7b", 3584, (_Q_BIAS,), ()),
+          ("gemma-2-2b", 2304, (r"\.pre_feedforward_layernorm\.",), (_Q_NORM,)),
+          ("mistral-small-3", 5120, (), (_Q_NORM, _Q_BIAS)), ("ministral-3-3b", 3072, (), (_Q_NORM, _Q_BIAS)),
+          ("llama-3.1-8b", 4096, (), (_Q_NORM, _Q_BIAS)))),
+    Rule("language-model", A.UNKNOWN, "a language model's layers", kind=Kind.TEXT_ENCODER, needs=(_LLM, _LLM_MLP)),
 )  # fmt: skip
 
 _UPSCALERS: tuple[Rule, ...] = (

@@ -1,0 +1,51 @@
+"""Published files of the parts that checkpoints need besides their transformer: text encoders and VAEs.
+
+The files are known by SHA-256 (`data/model_parts.json`), so that CivitAI can be asked for them and a file that was
+downloaded elsewhere can be recognised. Which parts a checkpoint needs is decided by its family in `civman.diffusion`.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from civman.domain.digests import Sha256
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPart:
+    """A published text encoder or VAE."""
+
+    role: str
+    """The role in recipes and on the command line, such as "t5"."""
+    title: str
+    families: tuple[str, ...]
+    """The architectures of the checkpoints that use it."""
+    name: str
+    """The file's usual name, without suffix."""
+    sha256: Sha256
+    published: str
+    """The public repository that has the file, and its path there."""
+
+
+@cache
+def known_parts() -> tuple[KnownPart, ...]:
+    """List all published files that are known."""
+    data = json.loads(files("civman.domain").joinpath("data/model_parts.json").read_text(encoding="utf-8"))
+    return tuple(
+        KnownPart(
+            entry["role"], entry["title"], tuple(entry["families"]), entry["name"], Sha256(entry["sha256"]),
+            entry["published"],
+        )
+        for entry in data["parts"]
+    )  # fmt: skip
+
+
+def parts_for(family: str, role: str) -> tuple[KnownPart, ...]:
+    """List the published files of one role that checkpoints of a family use."""
+    return tuple(part for part in known_parts() if part.role == role and family in part.families)
+
+
+def known_part(sha256: Sha256) -> KnownPart | None:
+    """Look up a published file by its digest."""
+    return next((part for part in known_parts() if part.sha256 == sha256), None)

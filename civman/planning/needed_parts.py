@@ -1,0 +1,87 @@
+"""The text encoders and the VAE that a transformer checkpoint needs, and where to get those that are missing."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from civman.diffusion.families.registry import flow_family_of
+from civman.diffusion.flow_parts import missing_parts
+from civman.domain.catalog import ModelVersion
+from civman.domain.digests import Sha256
+from civman.domain.known_parts import KnownPart, parts_for
+from civman.domain.printed_refs import file_ref
+from civman.planning.find_files import Finder, Found
+from civman.planning.flow_plan import fitting_files
+
+Lookup = Callable[[Iterable[Sha256]], Mapping[Sha256, ModelVersion]]
+"""Asks CivitAI which versions have files with these digests."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeededPart:
+    """A part that a checkpoint does not contain itself."""
+
+    role: str
+    title: str
+    is_optional: bool
+    held: tuple[str, ...]
+    """The names of the stored files that fit."""
+    published: tuple[KnownPart, ...]
+    """Published files that are known to fit the family."""
+    refs: Mapping[Sha256, str]
+    """The ref on CivitAI of each published file that CivitAI has."""
+    was_asked: bool = False
+    """Whether CivitAI was asked for the published files."""
+
+
+def needed_parts(finder: Finder, checkpoint: Found) -> tuple[NeededPart, ...]:
+    """List the parts that a stored checkpoint needs; empty for families whose checkpoints contain all of them."""
+    family = flow_family_of(checkpoint.header.shapes)
+    if family is None:
+        return ()
+    found = []
+    for need in missing_parts(family, checkpoint.header.shapes):
+        held = tuple(file.inspected.name for file in fitting_files(finder, need, family, checkpoint))
+        published = parts_for(str(family.architecture), need.kind.role)
+        found.append(NeededPart(need.kind.role, need.kind.title, need.is_optional, held, published, {}))
+    return tuple(found)
+
+
+def with_offers(parts: Iterable[NeededPart], look_up: Lookup) -> tuple[NeededPart, ...]:
+    """Look up on CivitAI the published files of all parts of which no stored file fits."""
+    every = tuple(parts)
+    wanted = [known.sha256 for part in every if not part.held for known in part.published]
+    versions = look_up(wanted) if wanted else {}
+    refs = {
+        sha256: file_ref(version, file)
+        for sha256, version in versions.items()
+        for file in version.files
+        if file.hashes.sha256 == sha256
+    }
+    return tuple(
+        part
+        if part.held
+        else replace(
+            part,
+            was_asked=True,
+            refs={each.sha256: refs[each.sha256] for each in part.published if each.sha256 in refs},
+        )
+        for part in every
+    )
+
+
+def said(part: NeededPart) -> str:
+    """Describe for people which part is needed, whether it is stored, and where to get it."""
+    what = f"needs a {part.title}" + (" (optional)" if part.is_optional else "")
+    if part.held:
+        return f"{what}: in the library as {', '.join(f'`{name}`' for name in part.held)}"
+    for known in part.published:
+        if ref := part.refs.get(known.sha256):
+            return f"{what}, which is not in the library: `civman download {ref}` fetches {known.title}"
+    if not part.published:
+        return f"{what}, which is not in the library"
+    known = part.published[0]
+    asked = "CivitAI has none of the known files" if part.was_asked else "CivitAI was not asked for it"
+    return (
+        f"{what}, which is not in the library, and {asked}: {known.title} is published as `{known.name}` "
+        f"({known.published}, sha256 {known.sha256}); `civman import FILE` adds it"
+    )
