@@ -25,7 +25,7 @@ from civman.pictures.upscale_text import KEYS, extras_in, request_of
 from civman.planning import prompt_stages
 from civman.planning.redraw_features import Drawable, Reason, reasons
 from civman.planning.redraw_graph import by_comfyui, redraw_graph
-from civman.planning.redraw_guidance import guidance, second_ratio
+from civman.planning.redraw_guidance import guidance, second_ratio, second_sampling
 from civman.planning.redraw_old_pass import old_first_pass as old_first_pass
 from civman.planning.redraw_programs import redraw_program
 from civman.planning.redraw_prompts import TaggedLora, read_tags
@@ -138,7 +138,7 @@ class _Reader:
         sampler, schedule = self._sampler()
         width, height = self._size()
         steps = self._need("Steps", self._entries.whole("Steps"))
-        hires = self._hires(width, height, steps)
+        hires = self._hires(width, height, steps, sampler)
         if found := _SIZE.fullmatch(self._entries.text("First pass size")):
             (width, height), hires = self._old_passes((int(found[1]), int(found[2])), (width, height), steps)
         self._start(has_hires=hires is not None)
@@ -288,7 +288,7 @@ class _Reader:
         self.add(Drawable.DIFFERS, "the settings contain no size; the image's own size is used")
         return int(self._pixels[0] or 0), int(self._pixels[1] or 0)
 
-    def _hires(self, width: int, height: int, steps: int) -> Hires | None:
+    def _hires(self, width: int, height: int, steps: int, sampler: samplers.Sampler) -> Hires | None:
         entries = self._entries
         scale, resize = entries.number("Hires upscale"), _SIZE.fullmatch(entries.text("Hires resize"))
         if scale is None and resize is None and "Hires upscaler" not in entries:
@@ -310,6 +310,7 @@ class _Reader:
         return Hires(
             larger[0] // 8 * 8, larger[1] // 8 * 8, entries.whole("Hires steps") or steps,
             0.7 if strength is None else strength, upscaler, model, second_ratio(entries),
+            **second_sampling(entries, sampler.name),
         )  # fmt: skip
 
     def _old_passes(self, first: tuple[int, int], final: tuple[int, int], steps: int) -> tuple[tuple[int, int], Hires]:

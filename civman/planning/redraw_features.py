@@ -130,9 +130,19 @@ _FEATURES: Final = (
     ),
     _feature("NPW_", NO, "an extension weighted the negative prompt, which civman does not support"),
     _feature(
-        "Refiner|Hires (checkpoint|sampler|schedule type|prompt|negative prompt)",
+        "Refiner|Hires (checkpoint|prompt|negative prompt)",
         NO,
-        "the second pass used another model, sampler or prompt, which civman does not support",
+        "the second pass used another model or prompt, which civman does not support",
+    ),
+    _feature(
+        "Hires (Distilled CFG|Module)",
+        NO,
+        "the second pass used other modules or a guidance that civman does not support",
+        lambda entries: any(
+            entries.text(name).casefold() not in ("", "use same choices", "built in", "0", "0.0")
+            for name in entries.names()
+            if name.startswith(("Hires Distilled CFG", "Hires Module"))
+        ),
     ),
     _feature("FreeU|HyperTile|Kohya|PAG ", NO, "an extension changed the model, which civman does not support"),
     _feature("Extras|Postprocess (?!upscale|crop to)", NO, "A1111's Extras tab changed the finished image"),
@@ -185,7 +195,8 @@ _FEATURES: Final = (
     _feature(
         "Score|aesthetic_score|needsReview|modelVersionId|Batch (size|pos)|Lora hashes|TI hashes|VAE hash|"
         "First pass size$|CFG Rescale phi$|Hashes$|Civitai resources$|Model( hash)?$|"
-        "hashes|resources|civitaiResources|Version|Hires (upscaler|upscale|resize|steps)|User|Size|"
+        "hashes|resources|civitaiResources|Version|Hires (upscaler|upscale|resize|steps|sampler|schedule type)|User|"
+        "Hires CFG Scale$|Size|"
         "Created Date|Time|Steps$|Sampler$|Seed$|CFG scale$|Clip skip$|Negative prompt$|prompt$|"
         "Denoising strength$|Schedule type$",
         FINE,

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from civman.diffusion import sampler_names
+from civman.diffusion.noise_levels import Schedule
 from civman.domain.recipes.thresholding import MODES, Thresholding
 from civman.pictures.site_settings import Entries
 
@@ -25,6 +27,26 @@ def guidance(entries: Entries, version: tuple[int, int]) -> dict[str, Any]:
         "skip_negative_always": bool(entries.number("NGMS")) and entries.is_on("NGMS all steps"),
         "skip_early_guidance": entries.number("Skip Early CFG") or 0.0,
     }
+
+
+def second_sampling(entries: Entries, first: str) -> dict[str, Any]:
+    """The fields of a second pass that sets a sampler, a schedule or a CFG scale of its own.
+
+    `first`: the name of the first pass's sampler. Without a schedule of its own, the second pass has the first's.
+
+    Raises: UsageError: the sampler or the schedule is unknown.
+    """
+    own, schedule = entries.text("Hires sampler"), entries.text("Hires schedule type")
+    own, schedule = ("" if name.casefold().startswith("use same") else name for name in (own, schedule))
+    scale = entries.number("Hires CFG Scale")
+    found: dict[str, Any] = {} if scale is None else {"guidance_scale": scale}
+    if own or schedule:
+        named = schedule or entries.text("Schedule type") or None
+        sampler, chosen = sampler_names.parse(own or first, named)
+        if chosen is Schedule.AUTOMATIC and not sampler.own_table:
+            chosen = sampler.automatic
+        found |= {"sampler": sampler.name, "schedule": chosen.value}
+    return found
 
 
 def second_ratio(entries: Entries) -> float:

@@ -408,3 +408,32 @@ def test_an_upscale_of_the_finished_image_is_its_last_step(
         made = found["recipe"]["upscale"]
         kept = made["crop_width"] or made["width"], made["crop_height"] or made["height"]
         assert kept == size
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"Hires sampler": "DPM++ 2M Karras"}, {"sampler": "DPM++ 2M", "schedule": "Karras"}),
+        ({"Hires sampler": "DPM++ 2M", "Schedule type": "Beta"}, {"sampler": "DPM++ 2M", "schedule": "Beta"}),
+        ({"Hires sampler": "DPM++ 3M SDE", "Version": "v1.10.1"}, {"schedule": "Exponential"}),
+        ({"Hires schedule type": "Beta"}, {"schedule": "Beta"}),
+        ({"Hires sampler": "Use same sampler", "Hires schedule type": "Use same scheduler"}, {"sampler": ""}),
+        ({"Hires CFG Scale": "5.5", "Hires Module 1": "Use same choices"}, {"guidance_scale": 5.5, "sampler": ""}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_second_pass_may_have_its_own_sampler_and_guidance(changes: dict[str, str], wanted: dict[str, Any]) -> None:
+    hires = {"Hires upscale": "2", "Hires upscaler": "Latent", "Denoising strength": "0.5", "Sampler": "Euler"}
+
+    found = read(**hires | changes)
+
+    assert found["drawable"] != "no", found["reasons"]
+    assert wanted.items() <= found["recipe"]["hires"].items()
+
+
+def test_a_changing_prompt_and_a_second_sampler_cannot_be_counted_together() -> None:
+    found = read(**{"Hires upscale": "2", "Hires upscaler": "Latent", "Denoising strength": "0.5",
+                    "Hires sampler": "Heun", "prompt": "[a:b:0.5]"})  # fmt: skip
+
+    assert found["drawable"] == "no"
+    assert "second pass has a sampler of its own" in found["reasons"][0]
