@@ -6,8 +6,21 @@ from typing import Annotated
 import typer
 
 from civman.cli import completion
+from civman.cli.control_options import ControlMapOpt, ControlModeOpt, ControlOpt, controls_from
 from civman.cli.finishing_options import UpscaleOpt
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid, has_prompts
+from civman.cli.noise_options import (
+    EnsdOpt,
+    EtaDdimOpt,
+    EtaOpt,
+    SChurnOpt,
+    SeedResizeOpt,
+    SNoiseOpt,
+    STmaxOpt,
+    STminOpt,
+    VariationSeedOpt,
+    VariationStrengthOpt,
+)
 from civman.cli.options import (
     DeviceOpt,
     FileOpt,
@@ -101,6 +114,9 @@ def render(
         ),
     ] = None,
     require: RequireOpt = None,
+    control: ControlOpt = None,
+    control_map: ControlMapOpt = None,
+    control_mode: ControlModeOpt = None,
     vae: Annotated[
         str | None,
         typer.Option(
@@ -168,26 +184,12 @@ def render(
     ] = False,
     grid: GridOpt = None,
     clip_skip: Annotated[int | None, typer.Option(help="Clip skip as in A1111: 1 uses the last layer.")] = None,
-    eta: Annotated[
-        float | None,
-        typer.Option(help="Eta: how much noise ancestral and SDE samplers add in each step.", show_default="1"),
-    ] = None,
-    eta_ddim: Annotated[
-        float | None, typer.Option(help="Eta DDIM: how much noise DDIM adds in each step.", show_default="0")
-    ] = None,
-    s_churn: Annotated[
-        float | None,
-        typer.Option(help="Sigma churn: how much noise Euler, Heun and DPM2 add before their steps.", show_default="0"),
-    ] = None,
-    s_tmin: Annotated[
-        float | None, typer.Option(help="Lowest noise level at which --s-churn adds noise.", show_default="0")
-    ] = None,
-    s_tmax: Annotated[
-        float | None, typer.Option(help="Highest noise level at which --s-churn adds noise.", show_default="no limit")
-    ] = None,
-    s_noise: Annotated[
-        float | None, typer.Option(help="Sigma noise: factor on the noise that a sampler adds.", show_default="1")
-    ] = None,
+    eta: EtaOpt = None,
+    eta_ddim: EtaDdimOpt = None,
+    s_churn: SChurnOpt = None,
+    s_tmin: STminOpt = None,
+    s_tmax: STmaxOpt = None,
+    s_noise: SNoiseOpt = None,
     drop_penultimate: Annotated[
         bool, typer.Option("--drop-penultimate", help="Drop the second-to-last noise level, with any sampler.")
     ] = False,
@@ -230,19 +232,10 @@ def render(
     ] = None,
     step_rng: StepRngOpt = None,
     noise_slice: NoiseSliceOpt = None,
-    ensd: Annotated[
-        int | None, typer.Option(help="Eta noise seed delta (ENSD), as in A1111.", show_default="0")
-    ] = None,
-    variation_seed: Annotated[
-        int | None, typer.Option(help="Variation seed: mix in the noise of this seed.", show_default="drawn")
-    ] = None,
-    variation_strength: Annotated[
-        float | None, typer.Option(help="How much of the variation seed's noise to mix in, 0 to 1.", show_default="0")
-    ] = None,
-    seed_resize: Annotated[
-        str | None,
-        typer.Option(metavar="WxH", help="Draw the noise for this size, so that the seed gives a similar image."),
-    ] = None,
+    ensd: EnsdOpt = None,
+    variation_seed: VariationSeedOpt = None,
+    variation_strength: VariationStrengthOpt = None,
+    seed_resize: SeedResizeOpt = None,
     prompt_rules: Annotated[
         str | None,
         typer.Option(
@@ -439,6 +432,7 @@ def render(
     width, height = size_from(picture_size) if picture_size else (None, None)
     request = RenderRequest(
         checkpoint=checkpoint, file=file, negative_prompt=negative, loras=loras_from(lora or []),
+        controls=controls_from(control or [], control_map or [], control_mode or []),
         embeddings=tuple(embedding or ()), hypernetworks=tuple(hypernetwork or ()), vae=vae,
         sampler=sampler, schedule=schedule, steps=steps,
         guidance_scale=cfg, guidance_rescale=cfg_rescale, parts=tuple(part or ()), variant=variant, shift=shift,

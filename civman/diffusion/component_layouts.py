@@ -26,10 +26,11 @@ class Source:
     swaps_halves: bool = False
 
 
-_RES = {
+RES_PARTS = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
     "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
 }  # fmt: skip
+"""Part of a resnet in diffusers' layout → in the original layout."""
 _OPEN_CLIP = {
     "self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
     "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
@@ -48,7 +49,7 @@ def unet_sources(parameters: Iterable[str], config: Mapping[str, Any]) -> dict[s
             rest = f"{leaf}.{rest}" if rest else leaf
         if ".resnets." in module:
             part, _, leaf = rest.partition(".")
-            rest = f"{_RES[part]}.{leaf}"
+            rest = f"{RES_PARTS[part]}.{leaf}"
         result[parameter] = Source(f"{UNET}{prefixes[module]}.{rest}")
     return result
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from civman.diffusion import threshold_guidance, unet_calls
+from civman.diffusion.controlnet import ActiveControl, control_sum
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise_levels import NoiseLevels
 from civman.diffusion.unet_calls import Calls, UnetCall
@@ -136,6 +137,8 @@ class _Group:
     contexts: Tensor
     added: Mapping[str, Tensor]
     prompts: int
+    positive: tuple[bool, ...]
+    """Whether each of the prompts is a positive one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,8 @@ class Denoiser:
 
     `extra` holds the additional input channels of inpainting checkpoints: (1 or B, 5, h, w). `called_at`: the noise
     levels of all evaluations, as far as they are known; what the UNet needs for them is sent to the device once.
-    `on_call` is called after each evaluation with the noise level and the prediction (B, 4, h, w).
+    `on_call` is called after each evaluation with the noise level and the prediction (B, 4, h, w). `controls` returns
+    the ControlNets that act in the evaluation with this number.
     """
 
     def __init__(
@@ -170,6 +174,7 @@ class Denoiser:
         token_merging: float = 0.0,
         on_call: Callable[[float, Tensor], None] = lambda *_: None,
         told: Sequence[float] = (),
+        controls: Callable[[int], Sequence[ActiveControl]] = lambda _: (),
     ) -> None:
         """`told`: the sizes that SDXL is told, in the order of the family's; empty: those that follow from `size`."""
         self._told = list(told)
@@ -180,7 +185,7 @@ class Denoiser:
         self._known = known
         self._extra = extra
         self._token_merging = token_merging
-        self._on_call = on_call
+        self._on_call, self._controls = on_call, controls
         self._dtype: torch.dtype = next(self._unet.parameters()).dtype
         self._model, self._prompt = model, prompt
         self._calls = 0
@@ -234,10 +239,15 @@ class Denoiser:
             scaled if self._extra is None else torch.cat([scaled, self._extra.expand(len(seen), -1, -1, -1)], dim=1)
         )
         answers: list[Tensor] = []
+        acting = self._controls(self._calls - 1)
         for group in plan.groups:
+            latents = scaled.to(self._dtype).repeat(group.prompts, 1, 1, 1) if acting else scaled
+            outputs = [
+                each.outputs(latents, self._time(sigma), group.contexts, group.added, group.positive) for each in acting
+            ]
             answer = yield UnetCall(
                 inputs.to(self._dtype), self._time(sigma), group.contexts, group.added, group.prompts,
-                self._token_merging,
+                self._token_merging, control_sum(outputs, self._dtype),
             )  # fmt: skip
             answers += answer.chunk(group.prompts)
         return answers
@@ -285,9 +295,11 @@ class Denoiser:
             moment = Moment(moment.conds, moment.weights, _fitted(moment.uncond, moment.conds[0]))
         if moment.uncond is not None and self._guidance.asks_negative(moment.weights):
             entries.append(self._entry(moment.uncond, positive=False))
+        signs = [number < len(moment.conds) for number in range(len(entries))]
         if len({context.shape for context, _ in entries}) == 1:
-            return _Plan((_grouped(entries, batch),), moment.weights)
-        return _Plan(tuple(_grouped([entry], batch) for entry in entries), moment.weights)
+            return _Plan((_grouped(entries, batch, signs),), moment.weights)
+        separate = zip(entries, signs, strict=True)
+        return _Plan(tuple(_grouped([entry], batch, [sign]) for entry, sign in separate), moment.weights)
 
     def _entry(self, encoded: Encoded, *, positive: bool) -> tuple[Tensor, dict[str, Tensor]]:
         added = {}
@@ -327,12 +339,12 @@ class Denoiser:
         return threshold_guidance.guided(uncond, torch.as_tensor(direction), self._guidance.scale, found, share)
 
 
-def _grouped(entries: Sequence[tuple[Tensor, dict[str, Tensor]]], batch: int) -> _Group:
+def _grouped(entries: Sequence[tuple[Tensor, dict[str, Tensor]]], batch: int, positive: Sequence[bool]) -> _Group:
     """Join prompts for one call of the UNet: each prompt's inputs for all images, then the next prompt's."""
     contexts = torch.cat([context.expand(batch, -1, -1) for context, _ in entries])
     names = entries[0][1]
     added = {name: torch.cat([each[name].expand(batch, -1) for _, each in entries]) for name in names}
-    return _Group(contexts, added, len(entries))
+    return _Group(contexts, added, len(entries), tuple(positive))
 
 
 def _fitted(uncond: Encoded, cond: Encoded) -> Encoded:

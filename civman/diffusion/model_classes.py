@@ -44,7 +44,10 @@ _LOCK = threading.Lock()
 
 
 def construct(component: str, config: dict[str, Any]) -> nn.Module:
-    """Build a component ("unet", "vae", "text_encoder", "text_encoder_2") on torch's default device."""
+    """Build a component ("unet", "vae", "text_encoder", "text_encoder_2", "controlnet") on torch's default device."""
+    if component == "controlnet":
+        made_control: nn.Module = _import(_control)(**config)
+        return made_control
     if component in ("unet", "vae"):
         has_encoder = not config.get("decoder_only")
         made: Any = _import(_diffusion)[component](**{k: v for k, v in config.items() if k != "decoder_only"})
@@ -98,6 +101,12 @@ def _diffusion() -> Any:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     return {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+
+
+def _control() -> Any:
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+
+    return ControlNetModel
 
 
 def _text() -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from civman.diffusion import sampler_names, samplers, sampling_plan, second_pass, solvers, start_picture, vae_codec
+from civman.diffusion.controlnet import ActiveControl, ControlNet, control_tensor
 from civman.diffusion.denoiser import Denoiser, Guidance, Known, Prompts, Skips
 from civman.diffusion.flow_denoiser import FlowDenoiser
 from civman.diffusion.flow_levels import FlowLevels
@@ -28,7 +29,7 @@ from civman.diffusion.step_noise import Draw, step_noise
 from civman.diffusion.unet_calls import Calls
 from civman.diffusion.uploads import sent
 from civman.domain.events import OnEvent, Step
-from civman.domain.recipes.recipe import Hires, Recipe
+from civman.domain.recipes.recipe import ControlUse, Hires, Recipe
 from civman.domain.recipes.recipe_limits import sizes_told
 from civman.errors import CannotRender, Cause, UsageError
 
@@ -39,6 +40,8 @@ class Inputs:
 
     image: Pixels | None = None
     mask: Pixels | None = None
+    controls: tuple[Pixels, ...] = ()
+    """The control images of the recipe's ControlNets, in their order."""
 
 
 NO_INPUTS: Final = Inputs()
@@ -83,6 +86,7 @@ class RecipeJob:
         self._method = _Method(recipe, *sampler_names.of_recipe(recipe), recipe.guidance_scale)
         self._sampler = self._method.sampler
         self.upscale: second_pass.Upscale | None = None
+        self.controls: Sequence[tuple[ControlNet, ControlUse, Pixels]] = ()
         self._start: start_picture.StartPicture | None = None
         if recipe.start is not None and inputs.image is not None:
             prepare = start_picture.prepare if recipe.rules > 1 else start_picture.prepare_1
@@ -210,12 +214,28 @@ class RecipeJob:
             called_at=() if wanted is None else wanted.evaluations,
             token_merging=recipe.token_merging if stage == "first" or recipe.hires is None
             else recipe.hires.token_merging,
-            on_call=self._counter(plan, wanted, tell),
+            on_call=self._counter(plan, wanted, tell), controls=self._acting(plan, wanted, x),
         )  # fmt: skip
         draw = self._draw_noise(plan, noises, x)
         with step_noise(draw, None if wanted is None else wanted.noises, x.device) as noise:
             x = yield from solvers.solved(method.solver, x, plan.sigmas, noise, denoiser.evaluate, method.tuning)
         return x * plan.end_scale
+
+    def _acting(
+        self, plan: samplers.Plan, wanted: solvers.Requests | None, x: Tensor
+    ) -> Callable[[int], Sequence[ActiveControl]]:
+        """Return a function from the number of an evaluation to the ControlNets that act in it."""
+        if not self.controls:
+            return lambda _: ()
+        size = (8 * x.shape[-1], 8 * x.shape[-2])
+        active = [
+            ActiveControl(net, use, control_tensor(pixels, size, use.resize_mode, x.device))
+            for net, use, pixels in self.controls
+        ]
+        if wanted is None:
+            return lambda _: active
+        calls = len(wanted.evaluations)
+        return lambda call: [each for each in active if each.use.acts_at(call * plan.steps // calls, plan.steps)]
 
     @staticmethod
     def _counter(

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from civman.diffusion import second_pass, unet_calls
+from civman.diffusion.controlnet import ControlNet
 from civman.diffusion.denoiser import Prompts
 from civman.diffusion.environment import deterministic
 from civman.diffusion.freed_unet import freed
@@ -64,6 +65,7 @@ def iterate(
     keeps_noise: bool = False,
     upscale: second_pass.Upscale | None = None,
     hypernetworks: Sequence[tuple[Hypernetwork, float]] = (),
+    controlnets: Sequence[ControlNet] = (),
 ) -> Iterator[list[Picture]]:
     """Render like `render`, but yield each batch as soon as it is finished, so that its images can be saved.
 
@@ -74,7 +76,9 @@ def iterate(
     if len(recipe.hypernetworks) != len(hypernetworks):
         raise ValueError("the recipe's hypernetworks were not passed")
     job = RecipeJob(recipe, model, prompt, hires_prompt or prompt, inputs, on_event, keeps_noise=keeps_noise)
-    job.upscale = upscale
+    if not len(recipe.controls) == len(controlnets) == len(inputs.controls):
+        raise ValueError("the recipe's ControlNets or their control images were not passed")
+    job.upscale, job.controls = upscale, tuple(zip(controlnets, recipe.controls, inputs.controls, strict=True))
     size = 1 if job.goes_one_by_one else recipe.batch_size
     for first in range(0, recipe.count, size):
         seeds = [recipe.seed + first + i for i in range(min(size, recipe.count - first))]

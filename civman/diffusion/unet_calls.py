@@ -31,6 +31,8 @@ class UnetCall:
     prompts: int
     """k, the number of prompts."""
     token_merging: float = 0.0
+    residuals: tuple[Tensor, ...] = ()
+    """What ControlNets add to the UNet's skip connections and last to its middle block; empty without ControlNets."""
 
 
 Calls = Generator[UnetCall, Tensor, T]
@@ -51,6 +53,9 @@ def run(calls: Calls[T], unet: Any) -> T:
 def answer(call: UnetCall, unet: Any) -> Tensor:
     """Call the UNet. Returns (k·B, 4, h, w) float32."""
     more: dict[str, Any] = {"added_cond_kwargs": dict(call.added)} if call.added else {}
+    if call.residuals:
+        *skips, middle = call.residuals
+        more |= {"down_block_additional_residuals": tuple(skips), "mid_block_additional_residual": middle}
     with merging(unet, call.token_merging, (call.inputs.shape[-2], call.inputs.shape[-1])):
         made: Tensor = unet(
             call.inputs.repeat(call.prompts, 1, 1, 1), call.time, encoder_hidden_states=call.contexts,

@@ -145,6 +145,19 @@ def unet_config(usual: Config, shapes: Shapes, pooled_width: int | None) -> Conf
     return config
 
 
+def encoder_layout(shapes: Shapes) -> Config:
+    """Return the types and depths of the down blocks and the middle block, as arguments for diffusers' models.
+
+    `shapes` are those of a UNet or of its first half, under the original names with the UNet's prefix.
+    """
+    down, middle = _levels(shapes, "input_blocks", start=1), _depth(shapes, "middle_block.1.")
+    return {
+        "down_block_types": ["CrossAttnDownBlock2D" if _attends(level) else "DownBlock2D" for level in down],
+        "transformer_layers_per_block": _one_or_all(_depths_per_level(down, middle)),
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D",
+    }
+
+
 class _Layer:
     """One numbered block of the UNet: its channels and its number of transformer blocks (0: no attention)."""
 

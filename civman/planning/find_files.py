@@ -25,7 +25,7 @@ from civman.store.safe_copies import copy_place
 
 _WANTED = {
     "checkpoint": (Kind.CHECKPOINT,), "lora": (Kind.ADAPTER,), "embedding": (Kind.EMBEDDING,), "vae": (Kind.VAE,),
-    "upscaler": (Kind.UPSCALER,), "hypernetwork": (Kind.HYPERNETWORK,),
+    "controlnet": (Kind.CONTROLNET,), "upscaler": (Kind.UPSCALER,), "hypernetwork": (Kind.HYPERNETWORK,),
 }  # fmt: skip
 
 _PART = (Kind.TEXT_ENCODER,)
@@ -35,6 +35,7 @@ _TYPES = {
     "checkpoint": (ModelType.CHECKPOINT,),
     "embedding": (ModelType.EMBEDDING,),
     "vae": (ModelType.VAE,),
+    "controlnet": (ModelType.CONTROLNET,),
     "upscaler": (ModelType.UPSCALER,),
     "hypernetwork": (ModelType.HYPERNETWORK,),
 }

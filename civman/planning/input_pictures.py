@@ -4,6 +4,7 @@ Converted to 8-bit RGB; masks to 8-bit grey.
 """
 
 import hashlib
+import io
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import RULES, Recipe, StartImage
 from civman.errors import Cause, UsageError
-from civman.planning.plan_types import Planned
+from civman.planning.plan_types import PICTURE_ROLES, Planned
 from civman.store.blobs import digest_of
 from civman.store.partial import store_error
 from civman.system.move_files import replace_file
@@ -31,9 +32,10 @@ class InputPicture:
     """(H, W, 3) uint8; for a mask (H, W) uint8."""
 
 
-def read_picture(path: Path, *, is_mask: bool = False, rules: int = RULES) -> InputPicture:
+def read_picture(path: Path, *, is_mask: bool = False, rules: int = RULES, data: bytes | None = None) -> InputPicture:
     """Read the image at `path`, rotated as its EXIF data says, with transparent areas over white.
 
+    `data`: the contents of the file, if they are known already.
     Transparent areas of a mask are not inpainted. Under version 1 of the recipe rules they are.
 
     Raises: UsageError (`unreadable-picture`): the file is missing, not an image, or incomplete.
@@ -42,8 +44,8 @@ def read_picture(path: Path, *, is_mask: bool = False, rules: int = RULES) -> In
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        data = path.expanduser().read_bytes()
-        with Image.open(path.expanduser()) as opened:
+        data = path.expanduser().read_bytes() if data is None else data
+        with Image.open(io.BytesIO(data)) as opened:
             image: Any = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
@@ -76,12 +78,18 @@ def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
 
 
 def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[Sha256, Path]:
-    """Find the files of a recipe's input image and mask by SHA-256, in `given` or among the library's own copies."""
-    if recipe.start is None:
+    """Find the files of a recipe's input image, mask and control images by SHA-256.
+
+    They are looked for in `given` and among the library's own copies.
+    """
+    wanted = [use.picture for use in recipe.controls]
+    wanted += [recipe.start.sha256] if recipe.start else []
+    wanted += [recipe.start.mask_sha256] if recipe.start and recipe.start.mask_sha256 else []
+    if not wanted:
         return {}
     found = {digest_of(path): path for path in given}
-    for digest in (recipe.start.sha256, recipe.start.mask_sha256):
-        if digest is not None and digest not in found:
+    for digest in wanted:
+        if digest not in found:
             found |= find_input(root, digest)
     return found
 
@@ -122,19 +130,22 @@ def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError
 def keep_inputs(root: Path, planned: Planned) -> None:
     """Copy a plan's input image and mask into the library, so that the recipe works without the originals."""
     for file in planned.files:
-        if file.role in ("picture", "mask"):
-            keep_input(root, file.path, file.sha256)
+        if file.role in PICTURE_ROLES:
+            keep_input(root, file.path, file.sha256, file.data)
 
 
-def keep_input(root: Path, path: Path, sha256: Sha256) -> None:
-    """Copy an image file that a recipe starts from into the library. Raises: StoreError."""
+def keep_input(root: Path, path: Path, sha256: Sha256, data: bytes | None = None) -> None:
+    """Copy an image file of a recipe into the library, or write its contents `data` there. Raises: StoreError."""
     copy = _folder(root) / f"{sha256}{path.suffix.lower() or '.png'}"
     if copy.exists():
         return
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         partial = copy.with_name(f".{copy.name}.part")
-        shutil.copyfile(path, partial)
+        if data is None:
+            shutil.copyfile(path, partial)
+        else:
+            partial.write_bytes(data)
         replace_file(partial, copy)
     except OSError as error:
         raise store_error(error, copy) from error

@@ -28,6 +28,7 @@ from civman.planning import comfyui_embeddings, prompt_references, prompt_stages
 from civman.planning.check_files import in_role
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
 from civman.planning.few_steps import few_steps_defaults, few_steps_notice
+from civman.planning.find_controls import control_files, controls_for
 from civman.planning.find_files import Finder, Found
 from civman.planning.find_hypernetworks import hypernetworks_for
 from civman.planning.find_upscaler import last_upscaler_for, scale_of, upscaler_for
@@ -120,6 +121,8 @@ def plan(
     last, last_tiles = last_upscaler_for(finder, request)
     parts += [each for each in (upscaler, last) if each]
     tiles = tuple(dict.fromkeys((*tiles, *last_tiles)))
+    controls = controls_for(finder, request, found)
+    parts += [each.model for each in controls]
     networks = hypernetworks_for(finder, request, words)
     parts += [each for each, _ in networks]
     request, limited = _within_limits(
@@ -137,6 +140,7 @@ def plan(
             embeddings=tuple(uses), hypernetworks=tuple(use for _, use in networks), vae=vae.sha256 if vae else None,
             upscaler=upscaler.sha256 if upscaler else None,
             last_upscaler=last.sha256 if last else None, last_scale=scale_of(last),
+            controls=tuple(each.use for each in controls),
             init_image=pictures[0].sha256 if pictures else None,
             mask_image=pictures[1].sha256 if len(pictures) > 1 else None, config=config,
             files=tuple({file.sha256: file.in_recipe for file in (found, *parts)}.values()),
@@ -155,6 +159,7 @@ def plan(
     if choice is not None:
         require_size(recipe, choice)
     files = {file.sha256: file.planned for file in (found, *parts)} | _as_files(pictures)
+    files |= {each.use.picture: each.file for each in controls}
     few = usual or (None if choice else _few_steps_notice(recipe, found))
     return Planned(
         recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found),
@@ -190,12 +195,12 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
     parts += [vae] if vae else []
     parts += [*choice.parts.values()] if choice else []
-    for role in ("upscaler", "hypernetwork"):
+    for role in ("upscaler", "hypernetwork", "controlnet"):
         parts += [finder.with_digest(role, digest) for digest in recipe.digests[role]]
     _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)
     files = {file.sha256: file.planned for file in (found, *parts)}
-    files |= _start_files(recipe, pictures)
+    files |= _start_files(recipe, pictures) | control_files(recipe, pictures)
     return Planned(
         recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found), checkpoint.notices,
         licence=plan_terms(index, (found, *parts)),

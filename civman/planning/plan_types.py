@@ -1,7 +1,7 @@
 """The results of planning and of rendering, as plain values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +18,13 @@ Adapters are merged and removed without reloading.
 """
 
 
+PICTURE_ROLES: Final = ("picture", "mask", "control image")
+"""The roles of files that are images."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """One file of a plan. `role` is "checkpoint", "lora", "embedding", "vae", "picture" or "mask".
+    """One file of a plan. `role` is "checkpoint", "lora", "controlnet" …, or one of `PICTURE_ROLES`.
 
     `model`, `version`: their names on CivitAI; `autov3`: the start of the file's SHA-256 without its header. An empty
     string means unknown.
@@ -37,6 +41,8 @@ class PlannedFile:
     """How the weights are stored, such as "UNet fp8 with scales, rest fp16"."""
     copy: Path | None = None
     """Where the safetensors copy of a pickle is or will be; None for all other files."""
+    data: bytes | None = field(default=None, repr=False, compare=False)
+    """The contents of a control image that was made for the plan and is not stored yet; None for all other files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,7 @@ class Planned:
         return tuple(
             FileName(file.sha256, file.name, file.model, file.version, file.autov3)
             for file in sorted(self.files, key=lambda file: file.sha256)
-            if file.role not in ("picture", "mask")
+            if file.role not in PICTURE_ROLES
         )
 
     def name(self, sha256: Sha256) -> str:

@@ -17,6 +17,7 @@ from civman.domain.recipes.thresholding import text_of
 from civman.domain.scales import parse_scale_pair
 from civman.errors import Cause, UsageError
 from civman.index import Index
+from civman.planning.find_controls import as_control
 from civman.planning.find_files import Finder
 from civman.planning.input_pictures import missing_inputs
 from civman.planning.plan import Conditions, plan
@@ -105,6 +106,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         embeddings=tuple(dict.fromkeys(f"sha256:{use.sha256}" for use in own)),
         called=tuple((use.word, f"sha256:{use.sha256}") for use in own),
         hypernetworks=tuple(f"sha256:{use.sha256}:{use.strength!r}" for use in recipe.hypernetworks),
+        controls=tuple(as_control(use, pictures) for use in recipe.controls),
         vae=f"sha256:{recipe.vae}" if recipe.vae else None,
         sampler=recipe.sampler, schedule=recipe.schedule, steps=recipe.steps,
         guidance_scale=recipe.guidance_scale, guidance_rescale=recipe.guidance_rescale,

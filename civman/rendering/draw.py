@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from civman.diffusion.environment import environment, threads
+from civman.diffusion.controlnet import ControlNet, load_controlnet
+from civman.diffusion.environment import choose_dtype, environment, threads
 from civman.diffusion.hypernetworks import Hypernetwork, load_hypernetwork
 from civman.diffusion.plain_resizing import enlarged_in_tiles
 from civman.diffusion.run_recipe import Inputs, iterate
@@ -53,6 +54,7 @@ class Job:
     upscaler: AnyUpscaler | None = field(default=None, repr=False)
     hypernetworks: tuple[tuple[Hypernetwork, float], ...] = field(default=(), repr=False)
     finisher: Finisher | None = field(default=None, repr=False)
+    controlnets: tuple[ControlNet, ...] = field(default=(), repr=False)
 
     def batch(self, first: int, count: int) -> Recipe:
         """The recipe of one batch: it reproduces the `count` images from number `first` on, and no others."""
@@ -96,6 +98,7 @@ def prepare(engine: Engine, planned: Planned) -> Job:
             for use in planned.recipe.hypernetworks
         ),
         Finisher.of(planned, engine.device),
+        _controlnets(engine, planned),
     )
 
 
@@ -105,7 +108,7 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
     batches = iterate(
         planned.recipe, engine.model, job.prompts.first, inputs=job.inputs, hires_prompt=job.prompts.second,
         on_event=on_event, keeps_noise=planned.keeps_noise, upscale=_upscale(job.upscaler, planned.recipe.hires),
-        hypernetworks=job.hypernetworks,
+        hypernetworks=job.hypernetworks, controlnets=job.controlnets,
     )  # fmt: skip
     for batch in batches:
         recipe = job.batch(done, len(batch))
@@ -134,6 +137,19 @@ def make(
         yield Rendering(place.keep(drawn.pixels, drawn.record), drawn.record, drawn.applied)
 
 
+def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlNet, ...]:
+    """Load the plan's ControlNets in the dtype that the UNet computes in; a file that is used twice is loaded once."""
+    recipe = planned.recipe
+    loaded = {
+        digest: load_controlnet(
+            planned.path(digest), engine.model.configs["unet"], device=engine.device,
+            dtype=choose_dtype(engine.device, recipe.precision),
+        )
+        for digest in recipe.digests["controlnet"]
+    }  # fmt: skip
+    return tuple(loaded[use.sha256] for use in recipe.controls)
+
+
 def _upscaler(engine: Engine, planned: Planned) -> AnyUpscaler | None:
     hires = planned.recipe.hires
     if hires is None or hires.model is None:
@@ -149,10 +165,14 @@ def _upscale(model: AnyUpscaler | None, hires: Hires | None) -> Upscale | None:
 
 def read_inputs(planned: Planned) -> Inputs:
     """Read the pixels of the start picture and its mask, if the plan has them."""
+    data = {file.sha256: file.data for file in planned.files}
+    controls = tuple(
+        read_picture(planned.path(use.picture), data=data[use.picture]).pixels for use in planned.recipe.controls
+    )
     start = planned.recipe.start
     if start is None:
-        return Inputs()
+        return Inputs(controls=controls)
     mask = None
     if start.mask_sha256:
         mask = read_picture(planned.path(start.mask_sha256), is_mask=True, rules=planned.recipe.rules).pixels
-    return Inputs(read_picture(planned.path(start.sha256)).pixels, mask)
+    return Inputs(read_picture(planned.path(start.sha256)).pixels, mask, controls)

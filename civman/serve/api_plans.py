@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from civman.domain.json_values import plain
 from civman.library import Library
-from civman.planning.plan_types import Planned
+from civman.planning.plan_types import PICTURE_ROLES, Planned
 from civman.planning.plan_values import plan_value
 from civman.serve.api_library import licence_value, without_paths
 from civman.serve.render_requests import changes_of, conditions_of, grid_axes, recipe_of, request_of, require_recipe
@@ -24,7 +24,7 @@ def planned_value(library: Library, plans: Sequence[Planned], notices: Sequence[
     value = plain(plan_value(plans[0]))
     assert isinstance(value, dict)
     files = {(file.role, file.sha256): file for each in plans for file in each.files}.values()
-    models = dict.fromkeys(file.sha256 for file in files if file.role not in ("picture", "mask"))
+    models = dict.fromkeys(file.sha256 for file in files if file.role not in PICTURE_ROLES)
     terms = library.files.terms([library.inspect(f"sha256:{sha256}") for sha256 in models])
     listed = plain(tuple(files))
     assert isinstance(listed, list)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from civman.domain.digests import Sha256
+from civman.domain.recipes.control import ControlUse
 from civman.domain.recipes.enlargement import Enlargement, enlargement_of
 from civman.domain.recipes.freeu_settings import freeu_of
 from civman.domain.recipes.noise_sources import rng_of
@@ -55,6 +56,7 @@ class Resolved:
     last_upscaler: Sha256 | None = None
     """The model that enlarges the finished image, and its factor."""
     last_scale: int | None = None
+    controls: tuple[ControlUse, ...] = ()
     init_image: Sha256 | None = None
     mask_image: Sha256 | None = None
     config: str = ""
@@ -92,7 +94,8 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         sampling=sampling(request), rules=_or(request.rules, RULES), odd_sizes=_or(request.odd_sizes, "forge"),
         prompt_rules=_or(request.prompt_rules, ""), **_varied(request),
         emphasis=_or(request.emphasis, "original"), fit_negative=_or(request.fit_negative, False),
-        hypernetworks=found.hypernetworks, token_merging=float(_or(request.token_merging, 0.0)),
+        hypernetworks=found.hypernetworks, controls=found.controls,
+        token_merging=float(_or(request.token_merging, 0.0)),
         thresholding=thresholding_of(_or(request.thresholding, "")),
         skip_negative_below=float(_or(request.skip_negative_below, 0.0)),
         skip_negative_always=bool(request.skip_negative_below and request.skip_negative_always),

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from civman.domain.digests import Sha256
+from civman.domain.recipes.control import ControlUse as ControlUse
 from civman.domain.recipes.enlargement import Enlargement, enlargement_problems
 from civman.domain.recipes.flow import Flow as Flow
 from civman.domain.recipes.flow import PartUse as PartUse
@@ -64,7 +65,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     },
     6: {
         "": ("step_rng", "noise_slice", "prompt_parts", "negative_parts", "freeu", "rescales_velocity", "upscale",
-             "told_sizes"),
+             "told_sizes", "controls"),
         "hires": ("seed", "guidance_scale", "sampler", "schedule", "resize"),
         "sampling": ("program", "sigmas"),
     },
@@ -265,6 +266,8 @@ class Recipe:
     """Which model of its family the checkpoint is, if its tensors cannot tell, such as "kontext"."""
     upscale: Enlargement | None = None
     """How the finished image is enlarged."""
+    controls: tuple[ControlUse, ...] = ()
+    """The ControlNets that guide the image, each with its control image."""
 
     def __post_init__(self) -> None:
         finishing = enlargement_problems(self.upscale) if self.upscale is not None else ()
@@ -305,6 +308,7 @@ class Recipe:
             "lora": tuple(use.sha256 for use in self.loras), "embedding": tuple(use.sha256 for use in self.embeddings),
             "hypernetwork": tuple(use.sha256 for use in self.hypernetworks),
             "part": tuple(use.sha256 for use in self.parts),
+            "controlnet": tuple(use.sha256 for use in self.controls),
             "upscaler": tuple(made.model for made in (self.hires, self.upscale) if made and made.model),
         }  # fmt: skip
         return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from civman.domain.adapters import block_weights
 from civman.domain.recipes import flow, freeu_settings, prompt_parts, thresholding
+from civman.domain.recipes.control import CONTROL_MODES
 from civman.domain.recipes.noise_sources import THREADS
 from civman.domain.recipes.sampling import PROGRAMS
 from civman.errors import Cause, UsageError
@@ -87,6 +88,7 @@ def problems(recipe: Any) -> Iterator[str]:
         yield "a prompt contains invalid Unicode"
     yield from _sampling_problems(recipe.sampling)
     yield from _guidance_problems(recipe)
+    yield from _control_problems(recipe)
     yield from _noise_problems(recipe)
     yield from prompt_parts.problems(recipe)
     if recipe.freeu is not None:
@@ -198,6 +200,18 @@ def _noise_problems(recipe: Any) -> Iterator[str]:
         yield f"`{recipe.told_sizes[:40]}` are no sizes to tell SDXL: expected, for example, 1024x1024+0+0,832x1216"
     if recipe.rescales_velocity and not recipe.guidance_rescale:
         yield "rescaling of the velocity needs CFG rescale"
+
+
+def _control_problems(recipe: Any) -> Iterator[str]:
+    for use in recipe.controls:
+        if not math.isfinite(use.weight) or not 0 <= use.weight <= 10:
+            yield "the weight of a ControlNet must be between 0 and 10"
+        if not 0 <= use.start <= use.end <= 1:
+            yield "a ControlNet must start and end at shares of the steps between 0 and 1, in this order"
+        if use.mode not in CONTROL_MODES:
+            yield f"control mode `{use.mode}` is not one of {', '.join(CONTROL_MODES)}"
+        if use.resize_mode not in RESIZE_MODES[:3]:
+            yield f"resize mode `{use.resize_mode}` is not one of {', '.join(RESIZE_MODES[:3])}"
 
 
 def _are_blocks(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from civman.domain.recipes.control import ControlRequest
 from civman.domain.recipes.enlargement import UpscaleRequest
 
 
@@ -60,6 +61,7 @@ class RenderRequest:
     """Words by which the prompts call embeddings, each with the ref of its file, whatever the file's name is."""
     hypernetworks: tuple[str, ...] = ()
     """Refs of hypernetworks, each followed by a colon and its strength if that is not 1."""
+    controls: tuple[ControlRequest, ...] = ()
     vae: str | None = None
     sampler: str | None = None
     schedule: str | None = None

@@ -1,0 +1,84 @@
+"""The options of `civman render` for ControlNets."""
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from civman.domain.recipes.control import ControlRequest
+
+ControlOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control",
+        metavar="FILE:REF[:WEIGHT][:START-END]",
+        help="A ControlNet and the picture that guides it, with its weight and the share of steps (repeatable).",
+    ),
+]
+ControlMapOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control-map",
+        metavar="none|canny|invert",
+        help="How each --control picture becomes a control image, in order; one value is for all.",
+    ),
+]
+ControlModeOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control-mode",
+        metavar="balanced|prompt|control",
+        help="What counts more, the prompt or the control image (A1111's control mode), for each --control in order.",
+    ),
+]
+_NUMBER = r"\d+(?:\.\d+)?"
+_PARTS = re.compile(rf"(?P<rest>.+?)(?::(?P<weight>{_NUMBER}))?(?::(?P<start>{_NUMBER})-(?P<end>{_NUMBER}))?")
+
+
+def controls_from(texts: list[str], maps: list[str], modes: list[str]) -> "tuple[ControlRequest, ...]":
+    """Parse the values of --control with those of --control-map and --control-mode.
+
+    Raises: UsageError (`bad-value`): a text names no existing file, or the options do not match in number.
+    """
+    from civman.domain.recipes.control import ControlRequest
+    from civman.errors import Cause, UsageError
+
+    for option, values in (("--control-map", maps), ("--control-mode", modes)):
+        if len(values) > 1 and len(values) != len(texts):
+            raise UsageError(
+                f"{option} is given {len(values)} times, but --control {len(texts)} times",
+                hint=f"give {option} once, or once for each --control", code=Cause.BAD_VALUE,
+            )  # fmt: skip
+        if values and not texts:
+            raise UsageError(f"{option} requires a ControlNet", hint="add one with --control", code=Cause.BAD_VALUE)
+    found = []
+    for number, text in enumerate(texts):
+        parts = _PARTS.fullmatch(text)
+        picture, ref = _parted(parts["rest"] if parts else text)
+        weight, start, end = parts.group("weight", "start", "end") if parts else (None, None, None)
+        found.append(ControlRequest(
+            picture, ref, float(weight or 1), float(start or 0), float(end or 1), _chosen(modes, number, "balanced"),
+            control_map=_chosen(maps, number, "none"),
+        ))  # fmt: skip
+    return tuple(found)
+
+
+def _chosen(values: list[str], number: int, usual: str) -> str:
+    return usual if not values else values[number if len(values) > 1 else 0]
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """Split FILE:REF at the first colon before which an existing file is named."""
+    from pathlib import Path
+
+    from civman.errors import Cause, UsageError
+
+    places = [place for place, sign in enumerate(text) if sign == ":"]
+    for place in places:
+        if text[place + 1 :] and Path(text[:place]).expanduser().is_file():
+            return text[:place], text[place + 1 :]
+    raise UsageError(
+        f"--control {text}: no picture of this name was found, or no ControlNet is named",
+        hint="write the picture, a colon and the ControlNet, such as edges.png:canny:0.8", code=Cause.BAD_VALUE,
+    )  # fmt: skip

@@ -1,0 +1,61 @@
+"""Control images in a recipe: a ControlNet, the image that it reads, and how strongly it acts on which steps."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from civman.domain.digests import Sha256
+
+CONTROL_MODES: Final = ("balanced", "prompt", "control")
+"""A1111's control modes: balanced, "My prompt is more important" and "ControlNet is more important"."""
+CONTROL_MAPS: Final = ("none", "canny", "invert")
+"""How a picture becomes a control image: unchanged, by its edges, or inverted."""
+SOFT: Final = 0.825
+"""The factor from one layer to the next with which the modes other than "balanced" weaken the outer layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlUse:
+    """A ControlNet in a recipe.
+
+    `sha256` is the model's; `picture` is that of the file of the control image, to which any preprocessor was already
+    applied. `start` and `end` are shares of the steps between which it acts, from 0 to 1.
+    """
+
+    sha256: Sha256
+    picture: Sha256
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mode: str = "balanced"
+    """One of `CONTROL_MODES`."""
+    resize_mode: str = "just resize"
+    """How the control image is resized to the size of the rendering; one of `recipe_limits.RESIZE_MODES`."""
+
+    def acts_at(self, step: int, steps: int) -> bool:
+        """Whether it acts in this step, counted from 0. Source: A1111's ControlNet extension (the rule)."""
+        return self.start <= step / max(steps, 1) <= self.end
+
+    def weights(self, layers: int) -> tuple[float, ...]:
+        """The factor for the output of each layer, from the outermost to the middle block, which is the last one.
+
+        Source: Zhang et al. 2023, the code's guess mode; the exponents count from the middle block of an SD 1 model,
+        so that in smaller models the outermost layers' factors are larger.
+        """
+        if self.mode == "balanced":
+            return (self.weight,) * layers
+        return tuple(self.weight * SOFT ** float(12 - layer) for layer in range(layers))
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRequest:
+    """A requested control: the path of a picture, the ref of a ControlNet, and how the picture is processed."""
+
+    picture: str
+    ref: str
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mode: str = "balanced"
+    resize_mode: str = "just resize"
+    control_map: str = "none"
+    """One of `CONTROL_MAPS`."""

@@ -1,0 +1,110 @@
+"""Finds the ControlNets of a request, makes their control images, and checks that they fit the checkpoint."""
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from civman.diffusion.control_shapes import original_names, require_control_fits
+from civman.domain.digests import Sha256
+from civman.domain.recipes.control import CONTROL_MAPS, ControlRequest, ControlUse
+from civman.domain.recipes.recipe import Recipe, RenderRequest
+from civman.errors import Cause, UsageError
+from civman.pictures.edges import edges
+from civman.planning.find_files import Finder, Found
+from civman.planning.input_pictures import InputPicture, read_picture
+from civman.planning.plan_types import PlannedFile
+from civman.store.blobs import digest_of
+
+
+@dataclass(frozen=True, slots=True)
+class FoundControl:
+    """One control of a plan: its use in the recipe, its model, and the file of its control image."""
+
+    use: ControlUse
+    model: Found
+    file: PlannedFile
+
+
+def controls_for(finder: Finder, request: RenderRequest, checkpoint: Found) -> list[FoundControl]:
+    """Find the ControlNets of a request and make their control images.
+
+    Raises: NotFound: a model or picture is missing. UsageError (`wrong-kind`, `bad-value`): a file is something else.
+        Incompatible (`cannot-work`): a ControlNet does not fit the checkpoint. CannotRender (`unknown-family`): it is
+        of a kind that civman cannot use.
+    """
+    return [_found(finder, asked, checkpoint) for asked in request.controls]
+
+
+def _found(finder: Finder, asked: ControlRequest, checkpoint: Found) -> FoundControl:
+    if asked.control_map not in CONTROL_MAPS:
+        raise UsageError(
+            f"`{asked.control_map}` is not a way to make a control image",
+            hint=f"choose one of: {', '.join(CONTROL_MAPS)}", code=Cause.BAD_VALUE,
+        )  # fmt: skip
+    model = finder.find("controlnet", asked.ref)
+    require_fit(model, checkpoint)
+    file = _control_image(read_picture(Path(asked.picture)), asked.control_map)
+    use = ControlUse(
+        model.sha256, file.sha256, float(asked.weight), float(asked.start), float(asked.end), asked.mode,
+        asked.resize_mode,
+    )  # fmt: skip
+    return FoundControl(use, model, file)
+
+
+def require_fit(model: Found, checkpoint: Found) -> None:
+    """Check that a ControlNet fits the checkpoint. Raises: Incompatible, CannotRender: see `controls_for`."""
+    shapes = model.header.shapes
+    plain = {name: shapes[actual] for name, actual in original_names(shapes).items()}
+    require_control_fits(checkpoint.header.shapes, plain, model.inspected.name)
+
+
+def _control_image(picture: InputPicture, control_map: str) -> PlannedFile:
+    """Make the control image of a picture; without a preprocessor that is the picture's own file."""
+    path = picture.path.expanduser().absolute()
+    if control_map == "none":
+        return PlannedFile("control image", path.name, picture.sha256, path)
+    made = edges(picture.pixels) if control_map == "canny" else 255 - picture.pixels
+    data = _png(made)
+    name = f"{path.stem}-{control_map}.png"
+    return PlannedFile("control image", name, Sha256(hashlib.sha256(data).hexdigest()), path.with_name(name), data=data)
+
+
+def _png(pixels: Any) -> bytes:
+    from PIL import Image
+
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG")
+    return target.getvalue()
+
+
+def control_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, PlannedFile]:
+    """Find the control images of a recipe among `pictures` by SHA-256.
+
+    Raises: UsageError (`no-start-image`): one is missing; the message says which.
+    """
+    here = {digest_of(path): path for path in pictures} if recipe.controls else {}
+    found = {}
+    for use in recipe.controls:
+        path = _here(use, here)
+        found[use.picture] = PlannedFile("control image", path.name, use.picture, path.expanduser().absolute())
+    return found
+
+
+def as_control(use: ControlUse, pictures: Mapping[Sha256, Path]) -> ControlRequest:
+    """Convert a control of a recipe to a request. Raises: UsageError (`no-start-image`): its image is missing."""
+    path = _here(use, pictures)
+    return ControlRequest(
+        str(path), f"sha256:{use.sha256}", use.weight, use.start, use.end, use.mode, use.resize_mode
+    )  # fmt: skip
+
+
+def _here(use: ControlUse, pictures: Mapping[Sha256, Path]) -> Path:
+    if use.picture not in pictures:
+        raise UsageError(
+            f"the control image (sha256 {use.picture[:12]}…) of the recipe is missing",
+            hint="pass it with --picture FILE", code=Cause.NO_START_IMAGE, sha256=[str(use.picture)],
+        )  # fmt: skip
+    return pictures[use.picture]

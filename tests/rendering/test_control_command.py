@@ -1,0 +1,111 @@
+# ruff: noqa: E402  (imports that need torch come after the question whether it is there)
+"""`civman render --control`: found, checked, drawn, recorded, and drawn again without the picture or preprocessor."""
+
+from pathlib import Path
+
+import pytest
+from running import Civman
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import tiny_models
+from rendering_stock import QUICK, picture
+from safetensors.torch import save_file
+
+from civman.cli.control_options import controls_from
+from civman.domain.recipes.control import ControlRequest
+from civman.errors import UsageError
+
+
+def write_net(path: Path, kind: str) -> Path:
+    from diffusers import ControlNetModel
+
+    spared = {"sample_size", "out_channels", "up_block_types", "center_input_sample"}
+    torch.manual_seed(5)
+    made = ControlNetModel(**{k: v for k, v in tiny_models.KINDS[kind]["unet"].items() if k not in spared})
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    save_file({name: value.contiguous() for name, value in made.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nets")
+    for kind in ("sd1", "sdxl"):
+        write_net(folder / f"{kind}-lines.safetensors", kind)
+    return folder
+
+
+@pytest.fixture
+def with_nets(stocked: Path, nets: Path, civman: Civman) -> None:
+    assert civman("import", "--offline", nets).code == 0
+
+
+@pytest.mark.usefixtures("with_nets")
+def test_an_image_with_control_replays_without_its_picture(civman: Civman, tmp_path: Path) -> None:
+    guide = picture(tmp_path / "guide.png", (80, 48))
+    words = ("render", "tiny-sd1", "a cat", *QUICK)
+
+    plain = civman(*words, "--json")
+    made = civman(*words, "--control", f"{guide}:sd1-lines:0.8:0-0.9", "--control-map", "canny", "--json")
+    other = civman(*words, "--control", f"{guide}:sd1-lines:0.8:0-0.9", "--json")
+    guide.unlink()
+    first = made.json["render"][0]
+    again = civman("replay", first["path"])
+    weaker = civman("replay", first["path"], "--set", "seed=8", "--json")
+
+    (use,) = first["recipe"]["controls"]
+    assert (use["weight"], use["start"], use["end"], use["mode"]) == (0.8, 0.0, 0.9, "balanced")
+    assert len({each.json["render"][0]["pixel_sha256"] for each in (plain, made, other)}) == 3
+    assert again.code == 0, again.err
+    assert weaker.json["render"][0]["recipe"]["controls"] == [use]
+    assert "controls" not in plain.json["render"][0]["recipe"]
+    assert plain.json["render"][0]["recipe"]["schema"] < first["recipe"]["schema"]
+
+
+@pytest.mark.usefixtures("with_nets")
+@pytest.mark.parametrize(
+    ("control", "code", "says"),
+    [
+        ("guide.png:sdxl-lines", "cannot-work", "does not fit the checkpoint"),
+        ("guide.png:ink", "wrong-kind", "ink"),
+        ("guide.png:nothing", "not-found", "nothing"),
+        ("none.png:sd1-lines", "bad-value", "no picture of this name"),
+        ("guide.png:sd1-lines:0.8:0.9-0.1", "bad-recipe", "in this order"),
+        ("guide.png:sd1-lines:20", "bad-recipe", "between 0 and 10"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_loading(
+    civman: Civman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: str, code: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "guide.png", (64, 64))
+
+    found = civman("render", "tiny-sd1", "a cat", *QUICK, "--control", control, "--dry-run", "--json")
+
+    assert found.json["error"]["code"] == code
+    assert says in found.json["error"]["message"]
+    assert found.json["error"]["hint"] or code == "bad-recipe"
+
+
+def test_control_options_are_parsed_with_and_without_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").touch()
+    Path("b:1.png").touch()
+
+    found = controls_from(
+        ["a.png:canny", "a.png:civitai:1234@5678:0.5", "b:1.png:canny:0.25-0.75", "a.png:sha256:ab12:1:0-0.5"],
+        ["none", "canny", "invert", "none"], ["prompt"],
+    )  # fmt: skip
+
+    assert found == (
+        ControlRequest("a.png", "canny", mode="prompt"),
+        ControlRequest("a.png", "civitai:1234@5678", 0.5, mode="prompt", control_map="canny"),
+        ControlRequest("b:1.png", "canny", 1.0, 0.25, 0.75, "prompt", control_map="invert"),
+        ControlRequest("a.png", "sha256:ab12", 1.0, 0.0, 0.5, "prompt"),
+    )
+    for texts, maps, modes in ((["a.png:x"] * 3, ["none"] * 2, []), ([], ["canny"], []), ([], [], ["prompt"])):
+        with pytest.raises(UsageError):
+            controls_from(texts, maps, modes)
