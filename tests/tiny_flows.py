@@ -26,6 +26,7 @@ KL = {
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
 }  # fmt: skip
 
+SD3_KL = KL | {"scaling_factor": 1.5305, "shift_factor": 0.0609}
 
 FLUX = {
     "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 128, "num_attention_heads": 1,
@@ -37,6 +38,42 @@ CHROMA = {
     "joint_attention_dim": 24, "in_channels": 64, "out_channels": 64, "approximator_hidden_dim": 32,
     "approximator_layers": 2,
 }  # fmt: skip
+QWEN3 = {
+    "vocab_size": 151936, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "head_dim": 16,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "max_position_embeddings": 40960,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "use_cache": False,
+}  # fmt: skip
+QWEN25 = QWEN3 | {"head_dim": 128, "num_attention_heads": 1, "hidden_size": 128}
+CLIP_G = CLIP_L | {
+    "hidden_size": 40, "num_attention_heads": 20, "projection_dim": 40, "hidden_act": "gelu", "pad_token_id": 0,
+}  # fmt: skip
+WAN_VAE = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 2, "attn_scales": [],
+           "temperal_downsample": [False, True, True]}  # fmt: skip
+Z_IMAGE = {
+    "dim": 256, "n_layers": 2, "n_refiner_layers": 2, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 24,
+    "axes_lens": [1536, 512, 512],
+}  # fmt: skip
+ANIMA = {
+    "in_channels": 17, "out_channels": 16, "num_attention_heads": 1, "attention_head_dim": 128, "num_layers": 2,
+    "mlp_ratio": 2.0, "text_embed_dim": 24, "adaln_lora_dim": 16, "rope_scale": (1.0, 4.0, 4.0),
+    "concat_padding_mask": False, "extra_pos_embed_type": None,
+}  # fmt: skip
+ADAPTER = {
+    "source_dim": 24, "target_dim": 24, "model_dim": 24, "num_layers": 2, "num_attention_heads": 3,
+    "target_vocab_size": 32128, "use_self_attention": True,
+}  # fmt: skip
+QWEN_IMAGE = {
+    "num_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 128, "in_channels": 64, "out_channels": 16,
+}  # fmt: skip
+SD3 = {
+    "num_layers": 3, "num_attention_heads": 1, "attention_head_dim": 64, "joint_attention_dim": 72,
+    "caption_projection_dim": 64, "pooled_projection_dim": 64, "pos_embed_max_size": 24, "sample_size": 16,
+}  # fmt: skip
+_SD3_TEXT = {
+    "text_encoder": ("CLIPTextModelWithProjection", CLIP_L),
+    "text_encoder_2": ("CLIPTextModelWithProjection", CLIP_G),
+    "text_encoder_3": ("T5EncoderModel", T5 | {"d_model": 72}),
+}
 TINY = {
     "flux1": {
         "transformer": ("FluxTransformer2DModel", FLUX), "text_encoder": ("CLIPTextModel", CLIP_L),
@@ -51,6 +88,23 @@ TINY = {
         "transformer": ("ChromaTransformer2DModel", CHROMA), "text_encoder": ("T5EncoderModel", T5),
         "vae": ("AutoencoderKL", KL),
     },
+    "z-image": {
+        "transformer": ("ZImageTransformer2DModel", Z_IMAGE), "text_encoder": ("Qwen3Model", QWEN3),
+        "vae": ("AutoencoderKL", KL),
+    },
+    "anima": {
+        "transformer": ("CosmosTransformer3DModel", ANIMA), "text_conditioner": ("AnimaTextConditioner", ADAPTER),
+        "text_encoder": ("Qwen3Model", QWEN3), "vae": ("AutoencoderKLQwenImage", WAN_VAE),
+    },
+    "qwen-image": {
+        "transformer": ("QwenImageTransformer2DModel", QWEN_IMAGE), "text_encoder": ("Qwen2Model", QWEN25),
+        "vae": ("AutoencoderKLQwenImage", WAN_VAE),
+    },
+    "sd3": {"transformer": ("SD3Transformer2DModel", SD3), **_SD3_TEXT, "vae": ("AutoencoderKL", SD3_KL)},
+    "sd3.5-medium": {
+        "transformer": ("SD3Transformer2DModel", SD3 | {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)}),
+        **_SD3_TEXT, "vae": ("AutoencoderKL", SD3_KL),
+    },
 }  # fmt: skip
 
 
@@ -62,13 +116,10 @@ def modules(name: str, seed: int = 0) -> dict[str, nn.Module]:
         for component, (kind, config) in TINY[name].items():
             module = construct_class(kind, dict(config)).eval().requires_grad_(requires_grad=False)
             for tensor in module.state_dict().values():
-                if tensor.is_floating_point():
-                    wide = tensor.shape[-1] if tensor.ndim > 1 else 1
-                    tensor.copy_(
-                        torch.randn(tensor.shape) / wide**0.5
-                        if tensor.ndim > 1
-                        else 1 + 0.1 * torch.randn(tensor.shape)
-                    )
+                if tensor.is_floating_point() and tensor.ndim > 1:
+                    tensor.copy_(torch.randn(tensor.shape) * (0.7 / tensor[0].numel() ** 0.5))
+                elif tensor.is_floating_point():
+                    tensor.copy_(1 + 0.1 * torch.randn(tensor.shape))
             made[component] = module
     return made
 

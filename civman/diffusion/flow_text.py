@@ -54,11 +54,8 @@ class FlowText:
         """
         encoder: Any = self._components[component]
         tokenizer = load_tokenizer("t5")
-        ends = [] if tokenizer.end is None else [tokenizer.end]
-        ids, weights = _weighted(parsed, lambda text: _without(tokenizer.encode(text), tokenizer.end))
-        if len(ids) + len(ends) > most:
-            self._cut("T5", len(ids) + len(ends), most)
-        ids, weights = ids[: most - len(ends)] + ends, weights[: most - len(ends)]
+        first, weights = self.t5_ids(parsed, most)
+        ids, ends = first[0].tolist(), [] if tokenizer.end is None else [tokenizer.end]
         length = max(least, len(ids))
         rows = [ids]
         if any(weight != 1 for weight in weights):
@@ -66,6 +63,42 @@ class FlowText:
         tokens = torch.tensor([row + [tokenizer.padding] * (length - len(row)) for row in rows], device=self._device)
         with torch.no_grad():
             return _moved(encoder(tokens).last_hidden_state, weights)
+
+    @property
+    def context_width(self) -> int:
+        """The width of the text that the transformer takes."""
+        transformer: Any = self._components["transformer"]
+        return int(transformer.config.joint_attention_dim)
+
+    def has(self, component: str) -> bool:
+        """Whether the model has this optional text encoder."""
+        return component in self._components
+
+    def qwen_ids(self, text: str, most: int) -> list[int]:
+        """Return the token ids of a text for a Qwen model; of a longer one, the first `most`."""
+        fitted = load_tokenizer("qwen").fit(text, most)
+        if fitted.note:
+            self.note(fitted.note)
+        return fitted.ids
+
+    def t5_ids(self, parsed: ParsedPrompt, most: int) -> tuple[Tensor, list[float]]:
+        """Return T5's token ids (1, tokens) with the end token, and the weight of each token."""
+        tokenizer = load_tokenizer("t5")
+        ids, weights = _weighted(parsed, lambda text: _without(tokenizer.encode(text), tokenizer.end))
+        if len(ids) + 1 > most:
+            self._cut("T5", len(ids) + 1, most)
+        ends = [] if tokenizer.end is None else [tokenizer.end]
+        ids, weights = ids[: most - len(ends)] + ends, weights[: most - len(ends)]
+        return torch.tensor([ids], device=self._device), [*weights, *[1.0] * len(ends)]
+
+    def plain(self, parsed: ParsedPrompt) -> str:
+        """Return the prompt without brackets and weights."""
+        return "".join(fragment.text for section in parsed.sections for fragment in section)
+
+    def run(self, component: str, *arguments: Any) -> Any:
+        """Call another network of the model."""
+        with torch.no_grad():
+            return self._components[component](*arguments)
 
     def language_model(self, component: str, ids: Sequence[int], layer: int | None) -> Tensor:
         """Encode token ids: (1, tokens, width).

@@ -293,7 +293,8 @@ def fill(
     state = {}
     for parameter, source in sources.items():
         shape = _tensor_of(module, parameter).shape
-        if leaves is not None and shape.numel() > leaves:
+        is_parameter = isinstance(_tensor_of(module, parameter), nn.Parameter)
+        if leaves is not None and is_parameter and shape.numel() > leaves:
             state[parameter] = _meta_like(weights, source, shape, dtype or own)
             continue
         is_whole = source == Source(source.name)

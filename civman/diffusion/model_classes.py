@@ -66,6 +66,7 @@ _CLASSES = {
     "ZImageTransformer2DModel": "diffusers.models.transformers.transformer_z_image",
     "QwenImageTransformer2DModel": "diffusers.models.transformers.transformer_qwenimage",
     "CosmosTransformer3DModel": "diffusers.models.transformers.transformer_cosmos",
+    "AnimaTextConditioner": "diffusers.models.condition_embedders.condition_embedder_anima",
     "SD3Transformer2DModel": "diffusers.models.transformers.transformer_sd3",
     "Flux2Transformer2DModel": "diffusers.models.transformers.transformer_flux2",
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",

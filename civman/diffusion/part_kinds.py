@@ -76,7 +76,9 @@ def _clip_sources(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict
 
 def _clip_config(hidden_act: str, heads: int) -> Callable[[Shapes], Config]:
     usual = {"layout": "transformers", "hidden_act": hidden_act, "heads": heads, "drop_last_layers": 0}
-    return lambda shapes: text_config(usual, shapes, "")
+    # CLIP-G was trained on texts padded with 0, CLIP-L on texts padded with the end token
+    padding = 49407 if hidden_act == "quick_gelu" else 0
+    return lambda shapes: text_config(usual, shapes, "") | {"pad_token_id": padding}
 
 
 def _t5_config(shapes: Shapes) -> Config:

@@ -4,9 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import ChromaPipeline, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import (
+    ChromaPipeline,
+    ClassifierFreeGuidance,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    QwenImagePipeline,
+    StableDiffusion3Pipeline,
+    ZImagePipeline,
+)
+from diffusers.modular_pipelines.anima import AnimaAutoBlocks
 from tokenizers import Tokenizer, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from civman.diffusion.tokenizers import load_tokenizer
 from civman.prompts.tokenizer import clip_tokenizer
@@ -41,7 +50,9 @@ def draw(
     # the levels are given as they are, so the scheduler must not shift them again
     plain = FlowMatchEulerDiscreteScheduler(shift=1.0)
     with torch.no_grad():
-        return _DRAW[name.partition("-")[0]](plain, parts, negative, latents, cfg, common)[0]
+        return next(draw for start, draw in _DRAW.items() if name.startswith(start))(
+            plain, parts, negative, latents, cfg, common
+        )[0]
 
 
 def _flux(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
@@ -64,4 +75,98 @@ def _chroma(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, com
     ).images
 
 
-_DRAW = {"flux1": _flux, "chroma": _chroma}
+def qwen() -> Any:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=load_tokenizer("qwen").words, pad_token="<|endoftext|>", eos_token="<|im_end|>",
+        model_max_length=4096,
+        chat_template="{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{{ '<|im_start|>assistant\n' }}",
+    )  # fmt: skip
+
+
+def _z_image(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
+    pipe = ZImagePipeline(plain, parts["vae"], parts["text_encoder"], qwen(), parts["transformer"])
+    # diffusers' scale is on top of the positive prompt's output
+    return pipe(**common, latents=latents, guidance_scale=cfg - 1, negative_prompt=negative).images
+
+
+def _qwen_image(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
+    assert cfg == 1
+    del negative
+    pipe = QwenImagePipeline(plain, parts["vae"], _Vl(parts["text_encoder"]), qwen(), parts["transformer"])
+    packed = pipe._pack_latents(latents, *latents.shape)
+    return pipe(**common, latents=packed, true_cfg_scale=1.0).images
+
+
+class _Vl(torch.nn.Module):
+    """Qwen2.5-VL as transformers builds it, with the weights of the language model alone."""
+
+    def __init__(self, language: Any) -> None:
+        super().__init__()
+        plain = language.config
+        text = {name: getattr(plain, name) for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "rms_norm_eps", "max_position_embeddings",
+        )}  # fmt: skip
+        rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+        vision = {"depth": 1, "hidden_size": 16, "num_heads": 1, "out_hidden_size": 24, "intermediate_size": 16}
+        config = Qwen2_5_VLConfig(text_config=text | {"head_dim": 128, "rope_parameters": rope}, vision_config=vision)
+        self.whole = Qwen2_5_VLForConditionalGeneration(config).eval()
+        for layer in self.whole.model.language_model.layers:
+            layer.self_attn.head_dim = 128
+        self.whole.model.language_model.load_state_dict(language.state_dict())
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+        self.config = config
+
+    def forward(self, **named: Any) -> Any:
+        return self.whole(**named)
+
+
+def _sd3(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
+    wide = clip()
+    wide.pad_token = "!"
+    pipe = StableDiffusion3Pipeline(
+        parts["transformer"],
+        plain,
+        parts["vae"],
+        parts["text_encoder"],
+        clip(),
+        parts["text_encoder_2"],
+        wide,
+        parts["text_encoder_3"],
+        t5(),
+    )
+    return pipe(**common, latents=latents, guidance_scale=cfg, negative_prompt=negative, max_sequence_length=77).images
+
+
+def _anima(plain: Any, parts: Any, negative: str, latents: Any, cfg: float, common: Any) -> Any:
+    blocks = AnimaAutoBlocks().init_pipeline()
+    transformer = parts["transformer"]
+    blocks.update_components(
+        transformer=transformer, text_conditioner=parts["text_conditioner"], text_encoder=parts["text_encoder"],
+        tokenizer=qwen(), t5_tokenizer=t5(), vae=parts["vae"], scheduler=plain,
+        guider=ClassifierFreeGuidance(guidance_scale=cfg),
+    )  # fmt: skip
+    original = transformer.forward
+
+    def forward(hidden_states: Any, padding_mask: Any = None, **named: Any) -> Any:
+        # the tiny transformer takes the mask as a channel; diffusers adds it only with torchvision, which is not here
+        assert not padding_mask.any()
+        masked = torch.cat([hidden_states, torch.zeros_like(hidden_states[:, :1])], dim=1)
+        return original(hidden_states=masked, **named)
+
+    transformer.forward = forward
+    try:
+        state = blocks(
+            prompt=common["prompt"], negative_prompt=negative, height=common["height"], width=common["width"],
+            sigmas=common["sigmas"], num_inference_steps=len(common["sigmas"]), latents=latents[:, :, None],
+            output_type="pt",
+        )  # fmt: skip
+    finally:
+        del transformer.forward
+    return state.get("images")
+
+
+_DRAW = {
+    "flux1": _flux, "chroma": _chroma, "z-image": _z_image, "qwen-image": _qwen_image, "sd3": _sd3, "anima": _anima,
+}  # fmt: skip

@@ -21,6 +21,27 @@ from civman.diffusion.model_classes import construct_class
 FULL: dict[str, tuple[str, dict[str, Any]]] = {
     "flux1": ("flux", {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": True}),
     "chroma": ("chroma", {"num_layers": 2, "num_single_layers": 2}),
+    "z-image": ("z_image", {"n_layers": 2}),
+    "anima": (
+        "cosmos",
+        {
+            "in_channels": 17,
+            "num_attention_heads": 16,
+            "num_layers": 2,
+            "concat_padding_mask": False,
+            "extra_pos_embed_type": None,
+        },
+    ),
+    "sd3": ("sd3", {"num_layers": 3, "pos_embed_max_size": 192}),
+    "sd3.5": (
+        "sd3",
+        {
+            "num_layers": 3,
+            "pos_embed_max_size": 384,
+            "qk_norm": "rms_norm",
+            "dual_attention_layers": (0, 1),
+        },
+    ),
 }
 """Family → diffusers' converter, and what makes the published model shallow."""
 
@@ -55,7 +76,7 @@ def read(tensors: dict[str, Any], source: Any) -> Any:
 @pytest.mark.parametrize("name", FULL)
 def test_every_parameter_gets_the_rows_that_diffusers_gives_it(name: str) -> None:
     converter, dimensions = FULL[name]
-    family = next(each for each in FLOW_FAMILIES if each.name == name)
+    family = next(each for each in FLOW_FAMILIES if each.name == name.partition(".")[0])
     with unfilled():
         model = construct_class(family.model, dimensions)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}

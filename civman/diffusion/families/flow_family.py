@@ -52,6 +52,29 @@ class Texts(Protocol):
         """States (1, tokens, width) of a text that is padded to `least` tokens and cut at `most`."""
         ...
 
+    context_width: int
+    """The width of the text that the transformer takes."""
+
+    def has(self, component: str) -> bool:
+        """Whether the model has this optional text encoder."""
+        ...
+
+    def qwen_ids(self, text: str, most: int) -> list[int]:
+        """The token ids of a text for a Qwen model, at most `most`."""
+        ...
+
+    def t5_ids(self, parsed: ParsedPrompt, most: int) -> tuple[Any, list[float]]:
+        """T5's token ids (1, tokens) with the end token, and the weight of each token."""
+        ...
+
+    def plain(self, parsed: ParsedPrompt) -> str:
+        """The prompt without brackets and weights."""
+        ...
+
+    def run(self, component: str, *arguments: Any) -> Any:
+        """Call another network of the model."""
+        ...
+
     def language_model(self, component: str, ids: Any, layer: int | None) -> Any:
         """States (1, tokens, width) of a layer before the final norm, or the last one's after it (None)."""
         ...

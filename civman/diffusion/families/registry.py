@@ -4,14 +4,18 @@ import re
 from typing import Final
 
 from civman.diffusion.checkpoint_names import UNET, Shapes
+from civman.diffusion.families.anima import ANIMA
 from civman.diffusion.families.chroma import CHROMA
 from civman.diffusion.families.flow_family import FlowFamily
 from civman.diffusion.families.flux1 import FLUX1
+from civman.diffusion.families.qwen_image import QWEN_IMAGE
 from civman.diffusion.families.sd1 import SD1
 from civman.diffusion.families.sd2 import SD2
+from civman.diffusion.families.sd3 import SD3_FAMILY
 from civman.diffusion.families.sdxl import SDXL
 from civman.diffusion.families.sdxl_refiner import REFINER
 from civman.diffusion.families.unet_family import UNetFamily
+from civman.diffusion.families.z_image import Z_IMAGE
 from civman.errors import CannotRender, Cause
 
 Family = UNetFamily | FlowFamily
@@ -21,7 +25,7 @@ UNET_FAMILIES: Final = (SDXL, REFINER, SD2, SD1)
 """In the order in which their text encoders are looked for: XL has an encoder with the name of the refiner's."""
 
 
-FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (FLUX1, CHROMA)
+FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (FLUX1, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY)
 
 
 def family_of(names: Shapes) -> Family:

@@ -1,0 +1,92 @@
+"""Qwen-Image: its files have diffusers' names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from civman.diffusion.checkpoint_names import Config, Shapes
+from civman.diffusion.clip_and_vae_configs import count
+from civman.diffusion.families.flow_family import (
+    Defaults,
+    FlowEncoded,
+    FlowFamily,
+    Instant,
+    Need,
+    Texts,
+    packed,
+    require_head,
+    unpacked,
+)
+from civman.diffusion.key_table import KeyTable
+from civman.diffusion.part_kinds import QWEN25, WAN_VAE
+from civman.domain.architecture import Architecture
+from civman.prompts.emphasis import ParsedPrompt
+
+_SYSTEM = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+)
+"""The text before the prompt; the states of its 34 tokens are dropped. Source: Qwen-Image's pipeline."""
+_DROPPED = 34
+_MOST_TOKENS = 1024
+
+
+class QwenImage(FlowFamily):
+    """Qwen-Image 1: 2508, 2512, and the Edit models without their pictures."""
+
+    name = "qwen-image"
+    title = "Qwen-Image"
+    architecture = Architecture.QWEN_IMAGE
+    model = "QwenImageTransformer2DModel"
+    probes = ("txt_norm.weight", "transformer_blocks.0.img_mod.1.weight", "img_in.weight")
+    lacks = ("transformer_blocks.0.img_mlp.experts.0.weight",)
+    keys = KeyTable()
+    needs = (Need("text_encoder", QWEN25), Need("vae", WAN_VAE))
+    known_extras = ("__index_timestep_zero__",)
+
+    def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
+        """See `FlowFamily.variants`."""
+        return ("",)
+
+    def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
+        """See `FlowFamily.defaults`. CivitAI's scale; SwarmUI's and sd.cpp's shift."""
+        return Defaults(steps=20, cfg=3.5, shift=3.0)
+
+    def config(self, shapes: Shapes) -> Config:
+        """See `FlowFamily.config`."""
+        head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
+        require_head(head, 128, self.title)
+        width, channels = shapes["img_in.weight"]
+        return {
+            "in_channels": channels, "out_channels": shapes["proj_out.weight"][0] // 4,
+            "num_layers": count(shapes, "transformer_blocks."), "attention_head_dim": head,
+            "num_attention_heads": width // head, "joint_attention_dim": shapes["txt_in.weight"][1],
+            "axes_dims_rope": (16, 56, 56), "zero_cond_t": "__index_timestep_zero__" in shapes,
+        }  # fmt: skip
+
+    def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
+        """See `FlowFamily.widths`."""
+        return {
+            "text_encoder": ("hidden_size", transformer["joint_attention_dim"]),
+            "vae": ("z_dim", transformer["out_channels"]),
+        }
+
+    def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
+        """Encode with Qwen2.5-VL's last states, as a user's message after a fixed instruction."""
+        words = f"{_SYSTEM}{parsed.text}<|im_end|>\n<|im_start|>assistant\n"
+        ids = texts.qwen_ids(words, _MOST_TOKENS + _DROPPED)
+        return FlowEncoded(texts.language_model("text_encoder", ids, None)[:, _DROPPED:])
+
+    def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
+        """See `FlowFamily.velocity`."""
+        x = at.x
+        batch, _, height, width = x.shape
+        context = text.context.expand(batch, -1, -1)
+        answer = components["transformer"](
+            hidden_states=packed(x).to(context.dtype), timestep=x.new_full((batch,), at.sigma).to(context.dtype),
+            encoder_hidden_states=context, encoder_hidden_states_mask=None,
+            img_shapes=[[(1, height // 2, width // 2)]] * batch, return_dict=False,
+        )[0]  # fmt: skip
+        return unpacked(answer.float(), height, width)
+
+
+QWEN_IMAGE = QwenImage()
