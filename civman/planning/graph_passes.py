@@ -21,6 +21,7 @@ SCHEDULES: Final = {
     "beta": Schedule.BETA, "kl_optimal": Schedule.KL_OPTIMAL,
 }  # fmt: skip
 """ComfyUI's names of the schedules that civman has."""
+_MOST_STEPS: Final = 10000
 _MEMORYLESS: Final = ("euler", "heun", "dpm_2")
 """Samplers whose steps depend on nothing but the latents, so that a pass may be interrupted after any step."""
 
@@ -247,7 +248,7 @@ class _PassReader:
     # ---------------------------------------------------------------- samplers
     def _ksampler(self, node: Node) -> Sampled:
         cfg, sampler = self._reader.number(node, "cfg"), self._reader.text(node, "sampler_name")
-        schedule, steps = self._schedule(node, "scheduler"), self._reader.whole(node, "steps")
+        schedule, steps = self._schedule(node, "scheduler"), self._steps(node)
         strength = self._reader.number(node, "denoise", 1.0)
         return self._made(node, self._reader.whole(node, "seed"), steps, cfg, sampler, schedule, strength)
 
@@ -260,6 +261,13 @@ class _PassReader:
         negative = None if cfg == 1 else self._reader.conditioning(node.inputs.get("negative"))
         return Sampled(node, model, positive, negative, seed, steps, cfg, sampler, schedule, strength, **more)
 
+    def _steps(self, node: Node) -> int:
+        """The number of steps that a node states, within ComfyUI's own limits."""
+        found = self._reader.whole(node, "steps")
+        if not 1 <= found <= _MOST_STEPS:
+            raise Stopped(f"{node} has {found} steps, and ComfyUI takes 1 to {_MOST_STEPS}")
+        return found
+
     def _schedule(self, node: Node, name: str) -> Schedule:
         found = self._reader.text(node, name)
         if found not in SCHEDULES:
@@ -270,6 +278,7 @@ class _PassReader:
         """Read a KSamplerAdvanced, together with the one before it if it only finishes the pass of that one."""
         read = self._reader
         start, end, steps = (read.whole(node, name) for name in ("start_at_step", "end_at_step", "steps"))
+        self._steps(node)
         cfg, sampler = read.number(node, "cfg"), read.text(node, "sampler_name")
         schedule = self._schedule(node, "scheduler")
         if end < steps:
@@ -290,7 +299,7 @@ class _PassReader:
             raise Stopped(f"{node} adds no noise and does not continue another KSamplerAdvanced")
         same = (read.number(before, "cfg"), read.text(before, "sampler_name"), self._schedule(before, "scheduler"))
         links = [(node.inputs.get(name), before.inputs.get(name)) for name in ("model", "positive", "negative")]
-        is_same = same == settings and read.whole(before, "steps") == steps and all(a == b for a, b in links)
+        is_same = same == settings and self._steps(before) == steps and all(a == b for a, b in links)
         begun = (read.whole(before, "start_at_step"), read.whole(before, "end_at_step"))
         leaves = read.value(before, "return_with_leftover_noise") in ("enable", True)
         adds = read.value(before, "add_noise") in ("enable", True)
@@ -356,7 +365,7 @@ class _PassReader:
             return Schedule.NORMAL, len(found) - 1, 1.0, tuple(found)
         if node.kind == "BasicScheduler" and sampler not in ("dpm_2", "dpm_2_ancestral"):
             return (
-                self._schedule(node, "scheduler"), read.whole(node, "steps"), read.number(node, "denoise", 1.0), ()
+                self._schedule(node, "scheduler"), self._steps(node), read.number(node, "denoise", 1.0), ()
             )  # fmt: skip
         levels = tuple(self._levels(link))
         return Schedule.NORMAL, len(levels) - 1, 1.0, levels
@@ -365,15 +374,15 @@ class _PassReader:
         """The noise levels of a sigma node, computed as ComfyUI does."""
         node, read = self._reader.node(link, "the noise levels"), self._reader
         levels = NoiseLevels.of_model(program="comfyui")
-        steps = read.whole(node, "steps") if "steps" in node.inputs else 0
+        steps = self._steps(node) if "steps" in node.inputs else 0
         if node.kind == "BasicScheduler":
             share = read.number(node, "denoise", 1.0)
             whole = int(steps / share) if 0 < share < 1 else steps
-            return _table(self._schedule(node, "scheduler"), whole, levels)[-(steps + 1) :]
+            return table_of(self._schedule(node, "scheduler"), whole, levels)[-(steps + 1) :]
         if node.kind == "BetaSamplingScheduler":
             if (read.number(node, "alpha", 0.6), read.number(node, "beta", 0.6)) != (0.6, 0.6):
                 raise Stopped(f"{node} uses another beta distribution than civman's")
-            return _table(Schedule.BETA, steps, levels)
+            return table_of(Schedule.BETA, steps, levels)
         if node.kind == "SDTurboScheduler":
             begin = 10 - int(10 * read.number(node, "denoise", 1.0))
             times = [100 * place - 1 for place in range(10, 0, -1)][begin : begin + steps]
@@ -384,7 +393,10 @@ class _PassReader:
         return _spaced(node.kind, steps, low, high, read.number(node, "rho", 7.0 if node.kind[0] == "K" else 1.0))
 
 
-def _table(schedule: Schedule, steps: int, levels: NoiseLevels) -> list[float]:
+def table_of(schedule: Schedule, steps: int, levels: NoiseLevels) -> list[float]:
+    """Compute ComfyUI's noise levels. Raises: Stopped: fewer than one step, or more than ComfyUI takes."""
+    if not 1 <= steps <= _MOST_STEPS:
+        raise Stopped(f"a schedule of {steps} steps; civman takes 1 to {_MOST_STEPS}")
     try:
         return table(schedule, steps, levels)
     except (ValueError, ZeroDivisionError, UsageError) as error:

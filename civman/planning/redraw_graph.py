@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from civman.diffusion import sampler_names, samplers
-from civman.diffusion.noise_levels import NoiseLevels, table
+from civman.diffusion.noise_levels import NoiseLevels
 from civman.domain.recipes.recipe import Hires, LoraUse, Recipe, Sampling
 from civman.errors import UsageError
 from civman.pictures.comfyui_graph import Graph
 from civman.pictures.site_settings import NamedFile
-from civman.planning.graph_passes import Enlarged, Passes, Sampled, passes_of
+from civman.planning.graph_passes import Enlarged, Passes, Sampled, passes_of, table_of
 from civman.planning.graph_values import Clip, Model, Stopped, Text, stem
 from civman.planning.redraw_features import Drawable, Reason
 from civman.planning.redraw_result import OPEN, SMALLEST_CARD, Redraw, require_plannable, stand_in, verdict_of
@@ -265,7 +265,7 @@ def _with_levels(first: Sampled) -> Sampled:
     drops = plain in ("dpm_2", "dpm_2_ancestral")
     if first.strength <= 0:
         raise Stopped(f"{first.node} adds no noise and does nothing")
-    whole = table(first.schedule, int(first.steps / first.strength) + drops, NoiseLevels.of_model(program="comfyui"))
+    whole = table_of(first.schedule, int(first.steps / first.strength) + drops, NoiseLevels.of_model(program="comfyui"))
     whole = [*whole[:-2], whole[-1]] if drops else whole
     return replace(first, sigmas=tuple(whole[-(first.steps + 1) :]))
 

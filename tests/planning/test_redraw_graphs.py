@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from civman.planning.redraw import redraw
 from civman.planning.redraw_result import Redraw
@@ -256,6 +258,8 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
      "no", "third pass"),
     ("computed values", graph(n10=node("MathExpression", a=1), n3=sampler(steps=("10", 0))), "no",
      "node 10 (`MathExpression`) computes the input `steps`"),
+    ("a strength of almost nothing", graph(n3=sampler(denoise=1e-9)), "no", "takes 1 to 10000"),
+    ("more steps than ComfyUI takes", graph(n3=sampler(steps=10**9)), "no", "ComfyUI takes 1 to 10000"),
     ("a circle", graph(n3=sampler(latent_image=("3", 0))), "no", "third pass"),
     ("nothing saved", {key: item for key, item in BASE.items() if key != "9"}, "no", "saves no image"),
     ("missing links", graph(n3=sampler(model=("99", 0))), "no", "leaves a model open"),
@@ -281,6 +285,31 @@ def test_civitai_s_answer_may_hold_the_graph() -> None:
 
     assert found.id == 5
     assert (found.recipe["steps"], found.recipe["guidance_scale"]) == (20, 0.0)
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=20),
+    st.sampled_from(["", "euler", "karras", "enable", "center", "v_prediction", 0, 0.0, 1e-9, 0.00001, 10**9, -1]),
+    st.lists(st.one_of(st.integers(0, 20), st.text(max_size=2)), max_size=3),
+    st.tuples(st.integers(0, 16).map(str), st.integers(-1, 3)).map(list),
+    st.dictionaries(st.text(max_size=3), st.none()),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, len(DRAWN) - 1), st.data())
+def test_no_graph_makes_the_reader_fail(place: int, data: st.DataObject) -> None:
+    value = json.loads(json.dumps(DRAWN[place][1]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        inputs = value[data.draw(st.sampled_from(sorted(value)))]["inputs"]
+        if inputs:
+            inputs[data.draw(st.sampled_from(sorted(inputs)))] = data.draw(JUNK)
+
+    found = planned(value)
+
+    assert found.drawable in ("exact", "differs", "needs-input", "no")
+    assert (found.made is not None) == bool(found.recipe)
+    assert found.reasons
 
 
 FIXTURES = {

@@ -32,10 +32,30 @@ def drawn(civman: Civman, folder: Path, case: int, kind: str) -> tuple[Any, Any]
     recipe = folder / "recipe.json"
     recipe.write_text(json.dumps(plan["plan"][0]["recipe"] | {"rounding": "down"}))
     value(civman, "replay", recipe, "-o", folder / "mine.png", "--device", "cpu")
+    mine = image_text.pixels(folder / "mine.png")
     graph = folder / "graph.json"
-    graph.write_text(json.dumps(made.nodes))
-    value(civman, "replay", graph, "-o", folder / "theirs.png", "--device", "cpu")
-    return image_text.pixels(folder / "mine.png"), image_text.pixels(folder / "theirs.png")
+    if case % 2:
+        graph = folder / "ComfyUI_00001_.png"
+        save_as_comfyui(graph, mine, made.nodes)
+    else:
+        graph.write_text(json.dumps(made.nodes))
+    again = value(civman, "replay", graph, "-o", folder / "theirs.png", "--device", "cpu")
+    if case % 2:
+        assert again["render"][0]["compared"]["verdict"] == "the same picture", again
+    return mine, image_text.pixels(folder / "theirs.png")
+
+
+def save_as_comfyui(path: Path, pixels: Any, nodes: Any) -> None:
+    """A PNG as ComfyUI saves it. One pixel is changed, because civman knows its own images by their pixels."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    changed = pixels.copy()
+    changed[0, 0, 0] ^= 1
+    info = PngInfo()
+    info.add_text("prompt", json.dumps(nodes))
+    info.add_text("workflow", json.dumps({"nodes": [], "links": []}))
+    Image.fromarray(changed).save(path, pnginfo=info)
 
 
 @pytest.mark.usefixtures("stocked")
