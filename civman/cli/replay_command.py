@@ -104,8 +104,8 @@ def replay(
     The recipe is stored in the image and identifies every file by its SHA-256. Exit code 0: identical pixels; 9: close;
     10: different. --set makes a variation with its own recipe; --grid makes a contact sheet of variations. --settings
     checks whether images of other programs could be rendered again; with --json, it prints one object per image.
-    An image of A1111 or on CivitAI is rendered again from its settings and compared with the original, and differences
-    are listed.
+    An image of A1111, of ComfyUI or on CivitAI is rendered again from its settings or its graph and compared with the
+    original, and differences are listed.
     """
     from civman.domain.recipes.machine import Machine
     from civman.errors import UsageError

@@ -126,7 +126,9 @@ class PicturesPart(Part):
         return redraw_file(file)
 
     def foreign_settings(self, what: str) -> str | None:
-        """A1111's `parameters` text in an image or text file that no civman made; None for everything else.
+        """A1111's `parameters` text or another program's JSON, such as a ComfyUI graph, in an image, text or JSON file.
+
+        None if there is none, or if civman made the image.
 
         An image that this library made is recognised by its pixels, even if its metadata was removed.
 
@@ -177,7 +179,7 @@ class PicturesPart(Part):
     def plan_settings(
         self, settings: "str | SiteImage", conditions: "Conditions | None" = None, *, on_event: OnEvent = ignore
     ) -> "Planned":
-        """Plan the image that A1111's `parameters` text or an image on CivitAI describes.
+        """Plan the image that A1111's `parameters` text, a ComfyUI graph or an image on CivitAI describes.
 
         The plan's notices say what differs from the original.
 
