@@ -57,6 +57,11 @@ class Output:
         """Whether progress bars make sense: stderr is a terminal and the output is for people."""
         return not self.as_json and not self.quiet and self._stderr.isatty()
 
+    @property
+    def is_for_people_on_a_terminal(self) -> bool:
+        """Whether stdout is a terminal and the output is for people."""
+        return not self.as_json and not self.quiet and self._stdout.isatty()
+
     def show(self, result: Result) -> None:
         """Show the result: its `value` under its `kind` with --json, `ids` with --quiet, else what `human` prints.
 

@@ -100,10 +100,36 @@ def print_preview(console: "Console", path: Path, *, rows: int = _ROWS) -> bool:
         data = small_png(path)
     except (OSError, ValueError, SyntaxError):  # what Pillow raises for a damaged picture
         return False
-    sequence = kitty_sequence(data, rows) if protocol is Protocol.KITTY else iterm_sequence(data, rows)
+    print_png(console, data, protocol, rows=rows)
+    return True
+
+
+def print_png(console: "Console", png: bytes, protocol: Protocol, *, rows: int) -> None:
+    """Print an image with a protocol that the terminal understands."""
+    sequence = kitty_sequence(png, rows) if protocol is Protocol.KITTY else iterm_sequence(png, rows)
     console.file.write(f"{sequence}\n")
     console.file.flush()
-    return True
+
+
+def half_blocks(console: "Console", png: bytes) -> None:
+    """Print an image as coloured characters, two pixels in each, as wide as the terminal."""
+    from PIL import Image  # see `small_png`
+
+    with Image.open(io.BytesIO(png)) as opened:
+        image = opened.convert("RGB")
+    width = max(1, min(console.width, image.width))
+    height = max(2, round(image.height * width / image.width) // 2 * 2)
+    image = image.resize((width, height), Image.Resampling.BOX)
+    data = image.tobytes()
+
+    def colour(x: int, y: int) -> str:
+        place = 3 * (y * width + x)
+        return ";".join(map(str, data[place : place + 3]))
+
+    for y in range(0, height, 2):
+        cells = (f"\x1b[38;2;{colour(x, y)};48;2;{colour(x, y + 1)}m▀" for x in range(width))
+        console.file.write("".join(cells) + "\x1b[0m\n")
+    console.file.flush()
 
 
 def small_png(path: Path) -> bytes:

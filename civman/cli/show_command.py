@@ -1,5 +1,6 @@
 """The command `civman show`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,6 +41,15 @@ def show(
     recipe: Annotated[
         bool, typer.Option("--recipe", help="For an image: print only its recipe as JSON, for `civman replay`.")
     ] = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Show the example images of the version in the terminal.")
+    ] = False,
+    unblurred: Annotated[
+        bool, typer.Option("--unblurred", help="With --pictures: do not blur what is rated above PG-13.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With --pictures: save them in this PNG instead.")
+    ] = None,
 ) -> Result | None:
     """Show all information about a model or an image.
 
@@ -50,6 +60,8 @@ def show(
     from civman.domain.replaced_upstream import replaced  # importing this takes 0.02 s, which --help does not need
     from civman.errors import UsageError
 
+    if (output is not None or unblurred) and not pictures:
+        raise UsageError("--output and --unblurred belong to --pictures", hint="add --pictures")
     if (path := picture_path(session.library, ref)) is not None:
         shown_picture = show_picture(session.library, path, recipe=recipe)
         return viewed(session, shown_picture, [path], Viewing(opens=False)) if shown_picture is not None else None
@@ -88,12 +100,17 @@ def show(
         "is_saved_copy": resolved.is_saved_copy,
         "saved_at": resolved.saved_at,
     }
-    return Result(
+    result = Result(
         "show",
         value,
         human=lambda console: _print(console, resolved, shown.assets, absent),
         ids=(_version_ref(version, shown.assets) for version in versions),
     )
+    if not pictures:
+        return result
+    from civman.cli.example_pictures import with_examples  # only images need it
+
+    return with_examples(session, result, resolved.version, shows_all=unblurred, output=output)
 
 
 def _print_unlisted(console: "Console", asset: "Asset", absent: "Absences") -> None:
