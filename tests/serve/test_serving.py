@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from serve_running import QUICK, Served
 
 TIMES = ("--size", "64x64", "--steps", "2", "--cfg", "3", "--device", "cpu", "--sampler", "Euler", "--threads", "1")
@@ -207,24 +208,40 @@ def test_gc_drops_thumbnails_which_are_made_again(served: Served) -> None:
 
 @pytest.mark.long
 def test_fifty_jobs_of_four_clients_with_cancels_and_a_kill_all_end(served: Served) -> None:
-    numbers = [served.submit(render(f"job {n}", n), client=f"client {n % 4}") for n in range(50)]
-    for number in (numbers[30], numbers[44]):
+    """Every job ends with its image, or with the reason why it has none."""
+    numbers: dict[int, int] = {}
+
+    def submit(client: int) -> None:
+        for n in range(client, 50, 4):
+            numbers[n] = served.submit(render(f"job {n}", n), client=f"client {client}")
+
+    threads = [threading.Thread(target=submit, args=(client,)) for client in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    cancelled = {numbers[30], numbers[44]}
+    for number in cancelled:
         assert served.http.delete(f"/api/v1/jobs/{number}").status_code == 200
     served.ended(numbers[12])
     os.kill(served.get("/api/v1/server")["engine"]["pid"], signal.SIGKILL)
 
-    ended = [served.ended(number) for number in numbers]
+    ended = {n: served.ended(number) for n, number in numbers.items()}
 
-    states = [job["state"] for job in ended]
-    assert states.count("cancelled") == 2
+    assert len(ended) == 50
+    states = [job["state"] for job in ended.values()]
     assert states.count("failed") <= 1
-    assert states.count("done") >= 47
-    for job in ended:
-        if job["state"] == "done":
-            (made,) = job["result"]["pictures"]
-            assert hashlib.sha256(Path(made["path"]).read_bytes()).hexdigest()
+    for n, job in ended.items():
+        if job["id"] in cancelled:
+            assert job["state"] == "cancelled"
         elif job["state"] == "failed":
             assert job["error"]["code"] == "worker-lost"
+            assert "signal 9" in job["error"]["message"]
+        else:
+            (made,) = job["result"]["pictures"]
+            assert (made["seed"], made["recipe"]["prompt"]) == (n, f"job {n}")
+            with Image.open(made["path"]) as image:
+                assert hashlib.sha256(image.convert("RGB").tobytes()).hexdigest() == made["pixel_sha256"]
 
 
 @pytest.mark.long
