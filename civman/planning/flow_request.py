@@ -41,10 +41,15 @@ def require_no_flow_options(request: RenderRequest, found: Found) -> None:
         )
 
 
-def usual_precision(device: str | None, *, is_flow: bool = False) -> str:
-    """Return the precision that a device computes in by default; `is_flow`: of a flow-matching model."""
+def usual_precision(device: str | None, *, is_flow: bool = False, is_there: bool = False) -> str:
+    """Return the precision that a device computes in by default; `is_flow`: of a flow-matching model.
+
+    `is_there`: the device is known to exist, so that torch need not be asked.
+    """
     if device == "cpu":
         return "float32"
+    if device is not None and is_there:
+        return "bfloat16" if is_flow else "float16"
     # imports torch (2 s), which is needed to detect the devices
     from civman.diffusion.environment import choose_device, choose_dtype
 

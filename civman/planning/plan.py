@@ -64,6 +64,8 @@ class Conditions:
     triggers: bool = True
     require: str | None = None
     """"commercial": refuse to plan unless the licences of all files together permit selling the images."""
+    is_device_there: bool = False
+    """Whether `device` is known to exist, as told by the process that will render; this one then needs no torch."""
 
 
 def plan(
@@ -155,7 +157,12 @@ def plan(
     _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)
     if request.precision is None:
-        recipe = replace(recipe, precision=usual_precision(conditions.device, is_flow=choice is not None))
+        recipe = replace(
+            recipe,
+            precision=usual_precision(
+                conditions.device, is_flow=choice is not None, is_there=conditions.is_device_there
+            ),
+        )
     if choice is not None:
         require_size(recipe, choice)
     files = {file.sha256: file.planned for file in (found, *parts)} | _as_files(pictures)

@@ -19,12 +19,13 @@ from civman.errors import CivmanError, NotFound, UsageError
 from civman.index.read_pictures import KeptPicture, PictureFilter
 from civman.library import Library
 from civman.pictures.infotext import is_infotext
+from civman.planning.plan import Conditions
 from civman.planning.plan_types import Planned
 from civman.planning.vary import as_request
 from civman.rendering.picture_report import PictureReport
 from civman.serve.api_library import MOST_ROWS, image_answer, number_of, picture_row, size_of, without_paths
 from civman.serve.api_plans import planned_value
-from civman.serve.render_requests import require_image
+from civman.serve.render_requests import conditions_of, require_image
 from civman.serve.serving import serving
 from civman.serve.thumbnails import thumbnail
 
@@ -93,6 +94,7 @@ async def read_picture(request: Request) -> Response:
     data = await request.body()
     require_image(data)
     name = safe_name(request.query_params.get("name", "image.png")) or "image.png"
+    conditions = conditions_of({}, await serving(request).device())
 
     def read(library: Library) -> Any:
         with tempfile.TemporaryDirectory() as folder:
@@ -102,12 +104,12 @@ async def read_picture(request: Request) -> Response:
             value = plain(report)
         assert isinstance(value, dict)
         recipe = json.loads(report.record.recipe.to_json()) if report.record else None
-        return {**without_paths(value), "name": name, "recipe": recipe, "redraw": _redraw(library, report)}
+        return {**without_paths(value), "name": name, "recipe": recipe, "redraw": _redraw(library, report, conditions)}
 
     return JSONResponse(await serving(request).library.run(read))
 
 
-def _redraw(library: Library, report: PictureReport) -> dict[str, Any]:
+def _redraw(library: Library, report: PictureReport, conditions: Conditions) -> dict[str, Any]:
     """How to draw an image again: the job to submit with its plan, or the error that stands against it."""
     if report.record is not None:
         pixels = report.record.pixel_sha256
@@ -120,7 +122,7 @@ def _redraw(library: Library, report: PictureReport) -> dict[str, Any]:
         if report.record is not None:
             planned = library.plan(report.record.recipe)
         else:
-            planned = library.pictures.plan_settings(report.carried.parameters or "")
+            planned = library.pictures.plan_settings(report.carried.parameters or "", conditions)
         return {
             "job": job, "plan": planned_value(library, [planned], planned.notices), "request": _request(planned),
             "error": None,

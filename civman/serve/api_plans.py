@@ -37,13 +37,13 @@ def planned_value(library: Library, plans: Sequence[Planned], notices: Sequence[
 
 async def plan(request: Request) -> Response:
     """Plan a job: the recipe, warnings, memory and licence, before anything is drawn."""
-    body = await json_body(request)
-    root = serving(request).settings.library
-    return JSONResponse(await serving(request).library.run(lambda library: _planned(library, body, root)))
+    body, parts = await json_body(request), serving(request)
+    root, device = parts.settings.library, await parts.device()
+    return JSONResponse(await parts.library.run(lambda library: _planned(library, body, root, device)))
 
 
-def _planned(library: Library, body: dict[str, Any], root: Path) -> dict[str, Any]:
-    conditions, changes = conditions_of(body), changes_of(body.get("set", {}))
+def _planned(library: Library, body: dict[str, Any], root: Path, device: str | None) -> dict[str, Any]:
+    conditions, changes = conditions_of(body, device), changes_of(body.get("set", {}))
     if "axes" in body:
         request = request_of(body.get("request"), library=root)
         grid = library.grids.plan(request, grid_axes(body["axes"]), conditions=conditions)

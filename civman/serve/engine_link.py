@@ -23,7 +23,8 @@ class EngineLink:
         self.budget_bytes = budget_bytes
         self._process: BaseProcess | None = None
         self._pipe: Any = None  # a Connection or, on Windows, a PipeConnection
-        self._lock = threading.Lock()
+        self._lock, self._start_lock = threading.Lock(), threading.Lock()
+        self._device: str | None = None
         self._is_closed = False
         self._current: ServerJob | None = None
         self.kept = (0, 0)
@@ -58,9 +59,16 @@ class EngineLink:
 
     def start(self, *, at_once: bool = False) -> None:
         """Start taking jobs. `at_once`: start the process now, not with the first job."""
-        if at_once:
-            self._ensure()
         self._thread.start()
+        if at_once:
+            threading.Thread(target=self.device, name="engine-start", daemon=True).start()
+
+    def device(self) -> str | None:
+        """The device that renders by default; the process is started to find out. None: it cannot be started."""
+        if self._device is None and not self._is_closed:
+            with contextlib.suppress(EOFError, OSError):
+                self._ensure()
+        return self._device
 
     def close(self) -> None:
         """End the process and the thread."""
@@ -93,6 +101,11 @@ class EngineLink:
                 process.join()
 
     def _ensure(self) -> Any:
+        """Start the process unless it runs, and wait until it is ready. Raises: EOFError, OSError: it has ended."""
+        with self._start_lock:
+            return self._started()
+
+    def _started(self) -> Any:
         if self._process is not None and self._process.is_alive() and self._pipe is not None:
             return self._pipe
         self._end_process()
@@ -105,6 +118,7 @@ class EngineLink:
         process.start()
         theirs.close()
         self._process, self._pipe, self._is_told_watched = process, ours, False
+        _, _, self._device = ours.recv()  # it has loaded torch
         return ours
 
     def _heard(self, what: str, job: ServerJob) -> None:
@@ -151,7 +165,7 @@ class EngineLink:
         what, rest = message[0], message[1:]
         if what == "kept":
             self.kept = (rest[0], rest[1])
-        if not rest or what in ("ready", "kept") or rest[0] != job.number:
+        if not rest or what == "kept" or rest[0] != job.number:
             return
         if what in ("step", "plan"):
             job.progress = {**job.progress, **rest[1]}

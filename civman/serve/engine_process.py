@@ -34,12 +34,13 @@ def run_engine(pipe: Connection, library: str, budget_bytes: int, run_command: R
     """Run jobs from `pipe` until it is closed. The whole of the engine's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the server's terminal: the server ends this process
     os.environ["CIVMAN_LIBRARY"] = library
-    from civman.rendering.warm_engines import WARM, WarmEngines  # torch
+    from civman.diffusion.environment import choose_device  # torch
+    from civman.rendering.warm_engines import WARM, WarmEngines
 
     engine = _EngineProcess(pipe, Path(library), run_command)
     engine.warm = WarmEngines(budget_bytes, engine.on_event)
     WARM.set(engine.warm)
-    pipe.send(("ready", os.getpid()))
+    pipe.send(("ready", os.getpid(), str(choose_device())))
     engine.run()
 
 

@@ -61,9 +61,12 @@ def kept_value(value: dict[str, Any], request: RenderRequest) -> dict[str, Any]:
     return {**value, **{name: Path(path).stem for name, path in paths.items() if path is not None}}
 
 
-def conditions_of(payload: dict[str, Any]) -> Conditions:
-    """The conditions of a plan from a job's payload."""
-    return Conditions(payload.get("device"), allow_partial=bool(payload.get("allow_partial")))
+def conditions_of(payload: dict[str, Any], device: str | None = None) -> Conditions:
+    """The conditions of a plan from a job's payload. `device`: the one that renders if the payload names none."""
+    allow_partial = bool(payload.get("allow_partial"))
+    if device is not None and payload.get("device") in (None, device):
+        return Conditions(device, allow_partial=allow_partial, is_device_there=True)
+    return Conditions(payload.get("device"), allow_partial=allow_partial)
 
 
 def require_name(ref: str) -> str:

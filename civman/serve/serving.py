@@ -85,6 +85,10 @@ class Serving:
         self.site.close()
         self.images.shutdown(cancel_futures=True)
 
+    async def device(self) -> str | None:
+        """The device that renders, so that plans are made for it without loading torch in this process."""
+        return await asyncio.get_running_loop().run_in_executor(self.images, self.engine.device)
+
     def end_streams(self) -> None:
         """End all streams of events, so that the server can stop."""
         for stream in tuple(self._streams):

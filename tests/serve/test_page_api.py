@@ -230,6 +230,16 @@ def test_a_variation_larger_than_the_server_renders_fails_before_it_is_drawn(pag
         assert post(page, "/api/v1/plan", body, 403)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list a process's memory")
+def test_the_server_itself_loads_no_torch_and_needs_little_memory(page: Served) -> None:
+    post(page, "/api/v1/plan", {"request": request()})
+    process = Path("/proc", str(page.process.pid))
+
+    assert "libtorch" not in (process / "maps").read_text()
+    (peak,) = [line.split()[1] for line in (process / "status").read_text().splitlines() if line.startswith("VmHWM")]
+    assert int(peak) * 1024 <= 250_000_000
+
+
 def test_the_description_names_every_route(page: Served) -> None:
     paths = json.loads(file(page, "/api/v1/openapi.json"))["paths"]
 
