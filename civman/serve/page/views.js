@@ -8,6 +8,8 @@
 export const VIEWS = [
   { name: "library", title: "Library", key: "l", load: () => import("./view_library.js") },
   { name: "civitai", title: "CivitAI", key: "c", load: () => import("./view_civitai.js") },
+  { name: "draw", title: "Draw", key: "d", load: () => import("./view_draw.js") },
+  { name: "pictures", title: "Pictures", key: "p", load: () => import("./view_pictures.js") },
   { name: "jobs", title: "Jobs", key: "j", load: () => import("./view_jobs.js") },
   { name: "server", title: "Server", key: "s", load: () => import("./view_server.js") },
 ];
