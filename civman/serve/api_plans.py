@@ -8,11 +8,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from civman.domain.json_values import plain
+from civman.domain.json_values import error_value, plain
+from civman.errors import CivmanError
 from civman.library import Library
 from civman.planning.plan_types import PICTURE_ROLES, Planned
 from civman.planning.plan_values import plan_value
-from civman.serve.api_library import licence_value, without_paths
+from civman.serve.api_library import is_set, licence_value, without_paths
 from civman.serve.render_requests import changes_of, conditions_of, grid_axes, recipe_of, request_of, require_recipe
 from civman.serve.serving import json_body, serving
 
@@ -39,7 +40,12 @@ async def plan(request: Request) -> Response:
     """Plan a job: the recipe, warnings, memory and licence, before anything is drawn."""
     body, parts = await json_body(request), serving(request)
     root, device = parts.settings.library, await parts.device()
-    return JSONResponse(await parts.library.run(lambda library: _planned(library, body, root, device)))
+    try:
+        return JSONResponse(await parts.library.run(lambda library: _planned(library, body, root, device)))
+    except CivmanError as error:
+        if not is_set(request, "soft"):
+            raise
+        return JSONResponse({"error": {**error_value(error), "facts": {}}})  # what is typed is often not complete yet
 
 
 def _planned(library: Library, body: dict[str, Any], root: Path, device: str | None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_draw_with_a_lora_compare_two_scales_and_replay(look: Look, page_server:
     page.get_by_role("button", name="tiny-stripes", exact=True).click()
     assert "tiny-stripes" in page.get_by_label("Prompt", exact=True).input_value()
     plan = page.get_by_role("status", name="Plan")
-    plan.get_by_text("1 image, 64×64").wait_for()
+    plan.get_by_text("1 image, 64×64").wait_for(timeout=DRAWN)  # the first plan starts the process that renders
     assert "Licence: " in plan.inner_text()
     seen.shot("draw-plan")
 

@@ -22,8 +22,9 @@ export function planBox(body, onPlan) {
       return;
     }
     try {
-      const plan = await post("/api/v1/plan", wanted);
+      const plan = await post("/api/v1/plan?soft=1", wanted); // refusals are no failed requests while somebody types
       if (mine !== asked) return;
+      if (plan.error) throw plan.error;
       fill(root, planWords(plan));
       onPlan(plan);
     } catch (error) {
