@@ -190,6 +190,16 @@ def test_a_strangers_image_is_read_planned_and_drawn(page: Served) -> None:
     assert read(page, plain.getvalue())["redraw"] == {"job": None, "plan": None, "request": None, "error": None}
 
 
+def test_a_plan_of_what_is_typed_may_be_refused_without_a_failed_request(page: Served) -> None:
+    wrong = {"request": {**request(), "steps": 0}}
+
+    told = post(page, "/api/v1/plan?soft=1", wrong)
+
+    assert told["error"]["exit_code"] == 2
+    assert "steps" in told["error"]["message"]
+    assert post(page, "/api/v1/plan", wrong, 400)["message"] == told["error"]["message"]
+
+
 PATH = "/etc/passwd.safetensors"
 
 
