@@ -75,12 +75,11 @@ class Weights:
 
         Raises: KeyError. InvalidModelFile: a dtype that torch does not support.
         """
-        tensor = self._values(source.name)
+        rows = source.rows
         if source.third is not None:
-            rows = tensor.shape[0] // 3
-            tensor = tensor[source.third * rows : (source.third + 1) * rows]
-        if source.rows is not None:
-            tensor = tensor[source.rows[0] : source.rows[0] + source.rows[1]]
+            third = self._entries[source.name].shape[0] // 3
+            rows = (source.third * third, third)
+        tensor = self._values(source.name, rows)
         if source.swaps_halves:
             half = tensor.shape[0] // 2
             tensor = torch.cat([tensor[half:], tensor[:half]])
@@ -90,20 +89,24 @@ class Weights:
         """Whether this tensor is unpacked when it is read, so that its values are in memory and not in the file."""
         return name in self._packed or is_packed_type(self._entries[name].dtype)
 
-    def _values(self, name: str) -> Tensor:
+    def _values(self, name: str, rows: tuple[int, int] | None) -> Tensor:
+        """Read a tensor, or the rows (first, count) of it; only these are unpacked."""
         entry = self._entries[name]
-        if is_packed_type(entry.dtype):
-            stored = torch.frombuffer(
-                self._map, dtype=torch.uint8, count=entry.end - entry.start, offset=self._begin + entry.start
-            )
-            return dequantise.gguf_blocks(stored, entry.dtype, entry.shape)
         packed = self._packed.get(name)
+        if is_packed_type(entry.dtype):
+            count = entry.end - entry.start
+            stored = torch.frombuffer(self._map, dtype=torch.uint8, count=count, offset=self._begin + entry.start)
+            if rows is None:
+                return dequantise.gguf_blocks(stored, entry.dtype, entry.shape)
+            part = stored.view(entry.shape[0], -1)[rows[0] : rows[0] + rows[1]].reshape(-1)
+            return dequantise.gguf_blocks(part, entry.dtype, (rows[1], *entry.shape[1:]))
         if packed is None:
-            return self._tensor(entry)
+            return _rows(self._tensor(entry), rows)
         if packed.scale:
-            stored = self._tensor(entry._replace(dtype=packed.dtype or entry.dtype))
-            return dequantise.scaled(stored, self._tensor(self._entries[packed.scale]), packed.rotation)
-        return self._four_bit(entry, packed)
+            stored = _rows(self._tensor(entry._replace(dtype=packed.dtype or entry.dtype)), rows)
+            scale = self._tensor(self._entries[packed.scale]).reshape(-1)
+            return dequantise.scaled(stored, _rows(scale, rows) if len(scale) > 1 else scale, packed.rotation)
+        return _rows(self._four_bit(entry, packed), rows)
 
     def _four_bit(self, entry: Entry, packed: Packed) -> Tensor:
         absmax = self._tensor(self._entries[packed.absmax])
@@ -142,6 +145,10 @@ class Weights:
         if count == 0:
             return torch.empty(entry.shape, dtype=dtype)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=self._begin + entry.start).view(entry.shape)
+
+
+def _rows(tensor: Tensor, rows: tuple[int, int] | None) -> Tensor:
+    return tensor if rows is None else tensor[rows[0] : rows[0] + rows[1]]
 
 
 def _header(file: BinaryIO, size: int) -> Header:

@@ -2,12 +2,13 @@
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from civman.diffusion.checkpoint_names import UNET, VAE, Shapes
+from civman.domain.files.header import Tensor
 from civman.errors import CannotRender, Cause
 from civman.system.system_facts import available_memory_bytes
 
@@ -39,6 +40,8 @@ class Estimate:
     text: int
     unet_work: int
     vae_work: int
+    layer: int = 2**28
+    """What one layer takes while its weights are read, unpacked and converted (`layer_bytes`)."""
 
     def needed(self, plan: MemoryPlan) -> int:
         """Return the peak memory in bytes that a plan needs."""
@@ -49,7 +52,7 @@ class Estimate:
             return self.unet + self.vae + self.text + max(self.unet_work, tile)
         if plan is MemoryPlan.ONE_AT_A_TIME:
             return max(self.unet + self.unet_work, self.vae + tile, self.text)
-        return max(self.unet_work, tile) + _LAYER
+        return max(self.unet_work, tile) + self.layer
 
     def plan(self, available: int) -> MemoryPlan:
         """Choose the fastest plan that fits with a tenth to spare. Raises: CannotRender: no plan fits."""
@@ -70,14 +73,30 @@ class Estimate:
 # activation memory, in multiples of one value per latent (UNet, first layer's width) or per pixel (VAE, first width),
 # measured as growth in resident memory for SD 1 at 512 px (43), the VAE at 512 and 256 px (8, 10), float32 on the CPU
 _UNET_FACTOR, _VAE_FACTOR = 44, 10
-_TILE_WORK, _LAYER = 2**30, 2**28
+_TILE_WORK, _LEAST_LAYER = 2**30, 2**28
+
+
+def layer_bytes(tensors: Iterable[Tensor], dtype_bytes: int) -> int:
+    """Return the memory that the largest layer of these tensors takes in layer-by-layer rendering.
+
+    Its weights in the dtype to compute in; and if they are packed or of another type, the single-precision numbers that
+    they are converted from.
+    """
+    most = 0
+    for tensor in tensors:
+        is_plain = tensor.dtype in ("F32", "F16", "BF16")
+        most = max(most, math.prod(tensor.shape) * (dtype_bytes + (0 if is_plain else 4)))
+    return max(most + _LEAST_LAYER // 2, _LEAST_LAYER)
 
 
 def estimate(
     shapes: Shapes, *, width: int, height: int, batch: int = 1, is_guided: bool = True, dtype_bytes: int = 2,
-    vae_bytes: int | None = None,
+    vae_bytes: int | None = None, layer: int = _LEAST_LAYER,
 ) -> Estimate:  # fmt: skip
-    """Estimate the memory that a checkpoint with these shapes (`Weights.shapes`) needs for images of this size."""
+    """Estimate the memory that a checkpoint with these shapes (`Weights.shapes`) needs for images of this size.
+
+    `layer`: what its largest layer takes (`layer_bytes`).
+    """
     parts = {"unet": 0, "vae": 0, "text": 0}
     for name, shape in shapes.items():
         if not name.startswith("model_ema."):
@@ -90,6 +109,7 @@ def estimate(
         unet=parts["unet"] * dtype_bytes, vae=parts["vae"] * vae_bytes, text=parts["text"] * dtype_bytes,
         unet_work=pictures * (width // 8) * (height // 8) * first * _UNET_FACTOR * dtype_bytes,
         vae_work=width * height * last * _VAE_FACTOR * vae_bytes,
+        layer=layer,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from civman.diffusion.checkpoint_names import Config
 from civman.diffusion.families.flow_family import Defaults, FlowFamily, Need
 from civman.diffusion.families.registry import flow_family_of
 from civman.diffusion.flow_parts import TRANSFORMER, Placed, missing_parts, option_of, place_parts
-from civman.diffusion.memory_plan import Estimate
+from civman.diffusion.memory_plan import Estimate, layer_bytes
 from civman.domain.recipes.recipe import Flow, PartUse, Recipe, RenderRequest
 from civman.errors import AmbiguousRef, Cause, UsageError
 from civman.planning.checkpoint_facts import Checkpoint
@@ -68,7 +68,11 @@ class FlowChoice:
             unet=counted["transformer"] * value, vae=counted["vae"] * value, text=counted["text"] * value,
             unet_work=recipe.batch_size * tokens * width * _TRANSFORMER_FACTOR * value,
             vae_work=pixels * int(channels[0]) * 10 * value,
+            layer=layer_bytes((tensor for file in self._files() for tensor in file.header.tensors.values()), value),
         )  # fmt: skip
+
+    def _files(self) -> list[Found]:
+        return [self.checkpoint, *self.parts.values(), *([self.vae] if self.vae is not None else [])]
 
     def _elements(self, component: str, part: Placed) -> int:
         """Count the numbers of a component in its file."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from civman.diffusion import sampler_names, samplers, sampling_plan
 from civman.diffusion.families.registry import family_of
-from civman.diffusion.memory_plan import Estimate, estimate
+from civman.diffusion.memory_plan import Estimate, estimate, layer_bytes
 from civman.diffusion.noise_levels import Schedule
 from civman.domain.adapters.block_weights import blocks_of
 from civman.domain.compatibility import Compatibility, check
@@ -479,4 +479,5 @@ def _memory(recipe: Recipe, checkpoint: Found) -> Estimate:
         dtype_bytes=4 if single else 2,
         # SDXL's VAE overflows in float16, so it is kept in float32; see `civman.diffusion.loader`
         vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).vae_overflows) else 2,
+        layer=layer_bytes(checkpoint.header.tensors.values(), 4 if single else 2),
     )  # fmt: skip
