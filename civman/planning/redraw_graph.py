@@ -219,7 +219,7 @@ class _Builder:
             self.add(Drawable.DIFFERS, "the steps' noise came from a graphics card that the graph does not name, and "
                                        "at this size it depends on the card: --step-rng CARD")  # fmt: skip
         for each in self.files.values():
-            if each.role != "embedding" and not each.hash:
+            if each.role != "embedding" and not each.hash and not each.name.startswith("urn:air:"):
                 self.add(Drawable.DIFFERS, f"the {each.role} `{each.name}` is named without a hash")
 
     def _value(self, made: Recipe, loras: Sequence[LoraUse], vae: str) -> dict[str, Any]:

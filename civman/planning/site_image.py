@@ -18,6 +18,7 @@ from civman.errors import InvalidRef
 from civman.index import Index
 from civman.pictures import infotext
 from civman.pictures.site_settings import Entries, NamedFile
+from civman.planning.graph_values import stem
 from civman.planning.redraw_programs import is_known
 from civman.planning.redraw_prompts import read_tags
 
@@ -26,6 +27,7 @@ _ROLES: Final = {
     "dora": "lora", "embed": "embedding", "embedding": "embedding", "textualinversion": "embedding", "vae": "vae",
     "hypernetwork": "hypernetwork", "hypernet": "hypernetwork", "upscaler": "upscaler",
 }  # fmt: skip
+_AIR: Final = re.compile(r"urn:air:[\w.:@-]{1,200}")
 _LISTS: Final = ("civitaiResources", "Civitai resources", "additionalResources")
 """The entries of an image's settings that list model versions on CivitAI by their ids."""
 _ADDNET: Final = re.compile(r"(.*?)\s*\(([0-9a-fA-F]{8,12})\)")
@@ -91,7 +93,8 @@ def settings_row(index: Index | None, settings: "str | SiteImage") -> SettingsRo
     version contains is read from the index; an unknown one is called "version 123".
     """
     if isinstance(settings, str) and is_known(settings):
-        return SettingsRow({"foreign": settings}, {}, ())
+        versions = {(each.role, stem(air)): each for air, each in _named_in(settings)}
+        return SettingsRow({"foreign": settings}, versions, ())
     row, notices = (row_of(settings), ()) if isinstance(settings, str) else _of_site(settings)
     joined = _Join(row["meta"])
     known = [(each, _Known.of(index, each)) for each in listed_versions(settings)]
@@ -122,7 +125,9 @@ def _of_site(image: SiteImage) -> tuple[dict[str, Any], tuple[str, ...]]:
 def listed_versions(settings: "str | SiteImage") -> list[NamedVersion]:
     """List the versions that a `parameters` text or an image on CivitAI names by their ids."""
     if isinstance(settings, str):
-        return [] if is_known(settings) else list(versions_of(row_of(settings)["meta"]))
+        if is_known(settings):
+            return [each for _, each in _named_in(settings)]
+        return list(versions_of(row_of(settings)["meta"]))
     return list(versions_of(_of_site(settings)[0]["meta"], settings.version_ids))
 
 
@@ -139,6 +144,14 @@ def versions_of(meta: Mapping[str, Any] | None, extra: "tuple[VersionId, ...]" =
         if number not in seen:
             seen.add(number)
             yield NamedVersion("", number, is_listed=False)
+
+
+def _named_in(text: str) -> Iterator[tuple[str, NamedVersion]]:
+    """Each AIR in a graph, as CivitAI's generator names files, with the version that it names."""
+    for air in dict.fromkeys(_AIR.findall(text)):
+        found = _version({"air": air})
+        if found is not None:
+            yield air, found
 
 
 def _entries(value: object) -> list[dict[str, Any]]:

@@ -312,6 +312,24 @@ def test_no_graph_makes_the_reader_fail(place: int, data: st.DataObject) -> None
     assert found.reasons
 
 
+def test_files_named_by_air_are_looked_for_by_their_versions() -> None:
+    from civman.planning.site_image import settings_row
+
+    air = "urn:air:sd1:checkpoint:civitai:4384@128713"
+    lora = "urn:air:sd1:lora:civitai:7@8.safetensors"
+    value = graph(
+        n4=node("CheckpointLoaderSimple", ckpt_name=air), n3=sampler(model=("10", 0)),
+        n10=node("LoraLoaderModelOnly", model=("4", 0), lora_name=lora, strength_model=1.0),
+    )  # fmt: skip
+
+    joined = settings_row(None, json.dumps(value))
+    found = redraw(joined.row)
+
+    assert found.drawable == "exact", found.reasons
+    named = {(each.role, each.name): joined.versions[each.role, each.name].id for each in found.resources}
+    assert named == {("checkpoint", air): 128713, ("lora", "urn:air:sd1:lora:civitai:7@8"): 8}
+
+
 FIXTURES = {
     "a1111-jpg-usercomment.jpg": ("differs", "did not state the VAE"),
     "a1111-png-tiny.png": ("differs", "did not state the VAE"),
