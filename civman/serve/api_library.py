@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from civman.domain.catalog import Asset
+from civman.domain.catalog import Asset, Licence, ModelVersion
 from civman.domain.digests import Sha256
 from civman.domain.html_text import plain_text
 from civman.domain.json_values import plain
-from civman.domain.licence import Terms
+from civman.domain.licence import Part, Terms, terms_of
 from civman.domain.search_query import model_type_named
 from civman.errors import NotFound, UsageError
 from civman.index import AssetFilter, Sort
@@ -110,7 +110,6 @@ async def model(request: Request) -> Response:
 
     def find(library: Library) -> Any:
         (asset,) = library.files.find(f"sha256:{sha256}")[:1]
-        seen = library.inspect(f"sha256:{sha256}")
         version = library.context.index.version(asset.version_id) if asset.version_id else None
         made = library.pictures.list(PictureFilter(digests=(sha256,)), limit=24)
         others = library.files.of_model(asset.model_id) if asset.model_id else []
@@ -121,12 +120,18 @@ async def model(request: Request) -> Response:
             "description": plain_text(version.model.description if version is not None else None),
             "version_description": plain_text(version.description if version is not None else None),
             "about": plain(version.model) if version is not None else None, "version": plain(version),
-            "inspected": {"label": seen.label, "facts": plain(asset.facts)},
-            "licence": licence_value(library.files.terms([seen])),
+            "licence": licence_value(_terms(asset, version)),
             "pictures": [picture_row(each) for each in made],
         }  # fmt: skip
 
     return JSONResponse(await serving(request).library.run(find))
+
+
+def _terms(asset: Asset, version: ModelVersion | None) -> Terms:
+    """The licence terms of a stored file, which need not be there now."""
+    if version is None:
+        return terms_of([Part(asset.name, Licence(), asset.base_model)])
+    return terms_of([Part(version.model.name, version.model.licence, asset.base_model, version.model.creator)])
 
 
 def licence_value(terms: Terms) -> dict[str, Any]:

@@ -209,3 +209,21 @@ def test_what_the_library_needs_is_asked_for_at_once() -> None:
             waiting += re.findall(r' from "\./([\w.]+)";', (PAGE / name).read_text("utf-8"))
 
     assert sorted(listed) == sorted(needed)
+
+
+def test_a_file_that_is_missing_has_details_and_the_licence_of_the_command_line(
+    served: Served, stocked_library: Any, tmp_path: Path
+) -> None:
+    sha256 = sha256_of(served)
+    before = served.get(f"/api/v1/models/{sha256}")
+    path = stocked_library[0].parent / "tiny-sd1.safetensors"
+    path.rename(tmp_path / "away")
+    try:
+        after = served.get(f"/api/v1/models/{sha256}")
+    finally:
+        (tmp_path / "away").rename(path)
+
+    assert (before["model"]["presence"], after["model"]["presence"]) == ("here", "missing")
+    assert after["licence"] == before["licence"]
+    checked = served.http.post("/api/v1/check", json={"checkpoint": "tiny-sd1", "parts": ["tiny-sd1"]}).json()
+    assert after["licence"]["words"] == checked["licence"]["words"]

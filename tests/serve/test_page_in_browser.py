@@ -288,3 +288,45 @@ def test_a_pasted_address_opens_its_model(look: Look) -> None:
     page.keyboard.press("Enter")
 
     page.get_by_role("heading", name="Tiny Stripes").wait_for()
+
+
+def focused(seen: Seen, words: str) -> None:
+    """Press Tab until what has the keyboard says these words."""
+    for _ in range(80):
+        seen.page.keyboard.press("Tab")
+        text = seen.page.evaluate("document.activeElement.textContent + ' ' + document.activeElement.ariaLabel")
+        if words in text:
+            return
+    raise AssertionError(f"Tab never reaches `{words}`")
+
+
+def test_the_keyboard_alone_downloads_and_never_loses_its_place(look: Look, page_server: Any) -> None:
+    seen = look("#/library")
+    page = seen.page
+    cards(seen)
+    page.keyboard.press("g")
+    page.keyboard.press("c")
+    page.locator("#view.view-civitai .cell:not(.pending)").first.wait_for()
+    page.keyboard.press("/")
+    page.keyboard.type("diamond")
+    page.get_by_role("gridcell", name=re.compile("Tiny Diamond")).wait_for()
+    page.get_by_role("gridcell", name=re.compile("Soft Edges")).wait_for(state="detached")
+    focused(seen, "Tiny Diamond")
+    page.keyboard.press("Enter")
+    page.locator(".panel-title:focus", has_text="Tiny Diamond").wait_for()
+    assert page.get_by_role("complementary", name="Details").get_by_role("link", name="In the library").count() == 1
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("warm vae")
+    page.get_by_role("gridcell", name=re.compile("Tiny Warm VAE")).wait_for()
+    page.get_by_role("gridcell", name=re.compile("Tiny Diamond")).wait_for(state="detached")
+    focused(seen, "Tiny Warm VAE")
+    page.keyboard.press("Enter")
+    page.locator(".panel-title:focus", has_text="Tiny Warm VAE").wait_for()
+    focused(seen, "Download")
+    page.keyboard.press("Enter")
+    page.get_by_role("link", name="In the library").wait_for(timeout=30_000)
+    assert page_server.get("/api/v1/models", q="warm")["total"] == 1
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.activeElement !== document.body")

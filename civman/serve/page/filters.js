@@ -139,8 +139,10 @@ export function toggle(label, isOn, onChange) {
 
 /** Show what is filtered. `chips`: `[{label, remove}]`; an empty list shows nothing. */
 export function showChips(holder, chips, clearAll) {
+  const hadFocus = holder.contains(document.activeElement);
   holder.hidden = !chips.length;
   fill(holder, chips.map((chip) => button(chip.label, chip.remove, { kind: "chip on", "aria-label": `Remove filter ${chip.label}` })));
   for (const each of holder.children) each.append(icon("close"));
   if (chips.length > 1) add(holder, button("Clear all", clearAll, { kind: "quiet" }));
+  if (hadFocus) (holder.querySelector("button") || document.querySelector(".search-input"))?.focus();
 }

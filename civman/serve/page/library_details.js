@@ -135,11 +135,13 @@ function own(first, changed) {
     }));
     if (at) rating.querySelector(`[data-star="${at}"]`)?.focus();
     set(heart, { "aria-pressed": String(model.own.is_favourite) });
+    const hadFocus = tags.contains(document.activeElement);
     fill(tags, model.own.tags.map((tag) => {
       const chip = button(tag, () => save({ no_tags: [tag] }), { kind: "chip on", "aria-label": `Remove tag ${tag}` });
       chip.append(icon("close"));
       return chip;
     }), newTag);
+    if (hadFocus) newTag.focus();
     if (document.activeElement !== alias) alias.value = model.alias || "";
     if (document.activeElement !== note) note.value = model.own.note;
   }

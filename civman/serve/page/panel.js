@@ -19,11 +19,13 @@ export function makePanel({ label, onClose }) {
     /** Show these contents. `focus`: move the keyboard there, for what was opened by a key. */
     show(heading, contents, { focus = true } = {}) {
       const was = !root.hidden;
+      const hadFocus = root.contains(document.activeElement);
       root.hidden = false;
       fill(title, heading);
       fill(body, contents);
       if (!was) body.scrollTop = 0;
-      if (focus) title.focus({ preventScroll: true });
+      const isLost = hadFocus && !root.contains(document.activeElement);
+      if (focus || isLost) title.focus({ preventScroll: true });
     },
     fill: (contents) => fill(body, contents),
     scrollToTop: () => { body.scrollTop = 0; },

@@ -3,7 +3,7 @@
 import { get, post } from "./api.js";
 import { add, button, copyButton, el, fill, icon } from "./dom.js";
 import { allJobs, noteJob, on } from "./events.js";
-import { verdictBox } from "./checkpoint.js";
+import { checkpointRef, isCheckpoint, verdictBox } from "./checkpoint.js";
 import { select } from "./filters.js";
 import { count, day, size } from "./format.js";
 import { framed, image, levelName } from "./images.js";
@@ -11,6 +11,7 @@ import { isOver, progressOf } from "./job_words.js";
 import { complain, errorBox, waiting } from "./notices.js";
 import { facts, section } from "./panel.js";
 import { amend, hrefOf } from "./route.js";
+import { VIEWS } from "./views.js";
 
 const ROLES = { LORA: "lora", LoCon: "lora", DoRA: "lora", TextualInversion: "embedding", VAE: "vae" };
 const SUPPORT = { full: "fits the chosen checkpoint", partial: "partly fits the chosen checkpoint", none: "does not fit the chosen checkpoint" };
@@ -31,7 +32,7 @@ export function siteDetails(details, wanted) {
     el("p", {}, [version.base_model || "base model not stated", version.published_at ? `published ${day(version.published_at)}` : ""].filter(Boolean).join(" · "),
       version.access ? el("span", { class: "verdict care" }, ` ${version.access}`) : null),
     examples(version),
-    section("Download", files(version, details.held)),
+    section("Download", files(version, details.held, model.type)),
     role ? section("Fit", version.support ? el("p", {}, `By its base model, it ${SUPPORT[version.support]}.`) : null, verdictBox({ ref: version.ref, role })) : null,
     section("Images that others made with it", others(version)),
     version.trained_words.length ? section("Trigger words", el("p", { class: "chips" }, version.trained_words.map((word) => copyButton(word)),
@@ -49,7 +50,7 @@ function held(models) {
   return el("ul", { class: "files" }, models.map((model) => el("li", {}, el("a", { href: hrefOf("library", { open: model.blob.sha256 }) }, model.name))));
 }
 
-function files(version, stored) {
+function files(version, stored, type) {
   if (!version.files.length) return el("p", { class: "hint" }, "CivitAI lists no files of this version.");
   const byDigest = new Map(stored.map((model) => [model.blob.sha256, model]));
   return el("ul", { class: "site-files" }, version.files.map((file) => {
@@ -57,13 +58,22 @@ function files(version, stored) {
     const about = [size(file.size_bytes), file.type, file.precision, file.size_class, file.format, ...file.warnings].filter(Boolean).join(" · ");
     const here = byDigest.get(file.hashes.sha256);
     return el("li", {}, el("div", { class: "site-file" }, el("strong", {}, file.name), el("small", {}, about)),
-      here ? el("a", { class: "button", href: hrefOf("library", { open: here.blob.sha256 }) }, icon("check"), el("span", {}, "In the library"))
-        : downloadBox(file, { isDefault }));
+      here ? heldLinks(here.blob.sha256, isCheckpoint(here))
+        : downloadBox(file, { isDefault, isBase: type === "Checkpoint" }));
   }));
 }
 
+/** The ways on from a file that the library has. */
+function heldLinks(sha256, isBase) {
+  const ref = `sha256:${sha256}`;
+  const draws = VIEWS.some((view) => view.name === "draw");
+  return el("p", { class: "actions" },
+    el("a", { class: "button", href: hrefOf("library", { open: sha256 }) }, icon("check"), el("span", {}, "In the library")),
+    draws ? el("a", { class: "button primary", href: hrefOf("draw", isBase ? { checkpoint: ref } : { checkpoint: checkpointRef(), add: ref }) }, icon("draw"), el("span", {}, "Draw with it")) : null);
+}
+
 /** A download button that becomes the download's progress, and then the way to the file. */
-function downloadBox(file, { isDefault }) {
+function downloadBox(file, { isDefault, isBase }) {
   const box = el("div", { class: "download" });
   const bar = el("progress", { max: 1, "aria-label": `Download of ${file.name}` });
   const words = el("small", { "aria-live": "off" });
@@ -82,8 +92,14 @@ function downloadBox(file, { isDefault }) {
   }, { iconName: "download", kind: isDefault ? "primary" : "" });
 
   function show(job) {
+    const hadFocus = box.contains(document.activeElement);
+    change(job);
+    if (hadFocus && !box.contains(document.activeElement)) box.querySelector("a, button")?.focus();
+  }
+
+  function change(job) {
     if (job.state === "done") {
-      fill(box, el("a", { class: "button", href: hrefOf("library", { open: job.result?.sha256 }) }, icon("check"), el("span", {}, "In the library")));
+      fill(box, heldLinks(job.result.sha256, isBase));
       return;
     }
     if (isOver(job)) {

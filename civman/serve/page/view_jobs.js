@@ -78,7 +78,7 @@ function jobRow() {
   }, { iconName: to, iconOnly: true, kind: "quiet" }));
   const tools = el("div", { class: "job-tools" }, moves, cancel);
   const mark = el("span", { class: "job-mark" });
-  const root = el("li", { class: "job" }, mark, el("div", { class: "job-words" }, title, about, bar, result), tools);
+  const root = el("li", { class: "job", tabindex: "-1" }, mark, el("div", { class: "job-words" }, title, about, bar, result), tools);
   let shown = "";
 
   function show(next) {
@@ -94,6 +94,7 @@ function jobRow() {
     set(bar, { "aria-label": `Progress of job ${job.id}` });
     set(cancel, { hidden: isOver(job), disabled: job.is_cancelling, "aria-label": `Cancel job ${job.id}` });
     for (const each of moves) each.hidden = job.state !== "queued";
+    if (tools.contains(document.activeElement) && document.activeElement.hidden) root.focus();
     const outcome = job.state + JSON.stringify(job.error);
     if (outcome === shown) return;
     shown = outcome;
