@@ -83,11 +83,17 @@ export function icon(name) {
 
 /** A button. `label`: its text; with `iconName` alone, the text becomes its `aria-label` and tooltip. */
 export function button(label, onclick, { iconName = null, iconOnly = false, kind = "", ...props } = {}) {
-  const made = el("button", { type: "button", class: `button ${kind}`.trim(), onclick, ...props });
+  const pressed = (event) => { if (!made.hasAttribute("aria-disabled")) onclick(event); };
+  const made = el("button", { type: "button", class: `button ${kind}`.trim(), onclick: pressed, ...props });
   if (iconName) made.append(icon(iconName));
   if (iconOnly) set(made, { "aria-label": label, title: label });
   else made.append(el("span", {}, label));
   return made;
+}
+
+/** Make a button do nothing for now, without losing the keyboard's place as `disabled` does. */
+export function hold(made, isHeld) {
+  set(made, { "aria-disabled": isHeld ? "true" : null });
 }
 
 /** A button that copies a text and says so. */

@@ -1,7 +1,7 @@
 // The details of a model on CivitAI: versions, what fits, files to download, example images, licence and description.
 
 import { get, post } from "./api.js";
-import { add, button, copyButton, el, fill, icon } from "./dom.js";
+import { add, button, copyButton, el, fill, hold, icon } from "./dom.js";
 import { allJobs, noteJob, on } from "./events.js";
 import { checkpointRef, isCheckpoint, verdictBox } from "./checkpoint.js";
 import { select } from "./filters.js";
@@ -80,14 +80,14 @@ function downloadBox(file, { isDefault, isBase }) {
   let number = allJobs().find((job) => job.kind === "download" && !isOver(job) && job.title === file.ref)?.id ?? null;
 
   const begin = button(`Download ${size(file.size_bytes)}`, async () => {
-    begin.disabled = true;
+    hold(begin, true);
     try {
       const job = await post("/api/v1/jobs", { kind: "download", ref: file.ref });
       number = job.id;
       noteJob(job);
     } catch (error) {
       complain(error);
-      begin.disabled = false;
+      hold(begin, false);
     }
   }, { iconName: "download", kind: isDefault ? "primary" : "" });
 
@@ -103,7 +103,7 @@ function downloadBox(file, { isDefault, isBase }) {
       return;
     }
     if (isOver(job)) {
-      begin.disabled = false;
+      hold(begin, false);
       fill(box, begin, job.error ? el("p", { class: "wrong" }, `${job.error.message}${job.error.hint ? `; ${job.error.hint}` : ""}`) : null);
       return;
     }

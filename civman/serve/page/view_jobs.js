@@ -1,7 +1,7 @@
 // Jobs: what the server does, what waits, and what became of the rest.
 
 import { api, post } from "./api.js";
-import { add, button, el, fill, icon, set } from "./dom.js";
+import { add, button, el, fill, hold, icon, set } from "./dom.js";
 import { allJobs, noteJob, on, placesOf, refreshJobs } from "./events.js";
 import { clock } from "./format.js";
 import { image, OWN } from "./images.js";
@@ -92,7 +92,8 @@ function jobRow() {
     if (part === null) bar.removeAttribute("value");
     else bar.value = part;
     set(bar, { "aria-label": `Progress of job ${job.id}` });
-    set(cancel, { hidden: isOver(job), disabled: job.is_cancelling, "aria-label": `Cancel job ${job.id}` });
+    hold(cancel, job.is_cancelling);
+    set(cancel, { hidden: isOver(job), "aria-label": `Cancel job ${job.id}` });
     for (const each of moves) each.hidden = job.state !== "queued";
     if (tools.contains(document.activeElement) && document.activeElement.hidden) root.focus();
     const outcome = job.state + JSON.stringify(job.error);

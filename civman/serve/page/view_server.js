@@ -1,7 +1,7 @@
 // The server and the doctor: what runs, what it holds in memory, and what is wrong with the installation.
 
 import { get, post } from "./api.js";
-import { add, button, el, fill } from "./dom.js";
+import { add, button, el, fill, hold } from "./dom.js";
 import { on } from "./events.js";
 import { counted, size } from "./format.js";
 import { complain, errorBox, say, waiting } from "./notices.js";
@@ -44,14 +44,14 @@ export function mount(root) {
 
   async function examine() {
     fill(found, waiting("Checking …"));
-    check.disabled = true;
+    hold(check, true);
     try {
       const { findings } = await get("/api/v1/doctor");
       if (isAlive) fill(found, el("ul", { class: "findings" }, findings.map(finding)));
     } catch (error) {
       if (isAlive) fill(found, errorBox(error, { retry: examine }));
     }
-    check.disabled = false;
+    hold(check, false);
   }
 
   const stops = [on("jobs", (job) => { if (!job || ["done", "failed", "cancelled"].includes(job.state)) describe(); })];
