@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     CLOSE = 9
     DIFFERENT = 10
     UNKNOWN = 11
+    ANOTHER = 12
     BUG = 70
     INTERRUPTED = 130
 
@@ -260,6 +261,8 @@ class Cause(StrEnum):
     BLACK_PICTURE = "black-picture"
     CLOSE = "close"
     DIFFERENT = "different"
+    ANOTHER_PICTURE = "another-picture"
+    CANNOT_TELL = "cannot-tell"
     FLAT_PICTURE = "flat-picture"
     MISSING_PART = "missing-part"
     MISSING_TENSOR = "missing-tensor"

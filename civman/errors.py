@@ -218,3 +218,15 @@ class NotIdentical(CivmanError):
     def __init__(self, message: str, *, is_close: bool, hint: str | None = None, **facts: Fact) -> None:
         super().__init__(message, hint=hint, code=Cause.CLOSE if is_close else Cause.DIFFERENT, **facts)
         self.exit_code = ExitCode.CLOSE if is_close else ExitCode.DIFFERENT
+
+
+class AnotherPicture(CivmanError):
+    """An image drawn from another program's settings is not the original, or it cannot be told (`is_known`)."""
+
+    code = Cause.ANOTHER_PICTURE
+    exit_code = ExitCode.ANOTHER
+
+    def __init__(self, message: str, *, is_known: bool, hint: str | None = None, **facts: Fact) -> None:
+        code = Cause.ANOTHER_PICTURE if is_known else Cause.CANNOT_TELL
+        super().__init__(message, hint=hint, code=code, **facts)
+        self.exit_code = ExitCode.ANOTHER if is_known else ExitCode.UNKNOWN

@@ -1,10 +1,12 @@
 """What `civman replay` does with images of other programs and with images on CivitAI: fetch, draw, compare."""
 
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from civman.cli.output import Result, counted, size
+from civman.cli.picture_output import is_site_image
 from civman.cli.picture_preview import viewed
 from civman.cli.plan_output import print_renderings
 from civman.cli.session import Session
@@ -16,14 +18,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from civman.domain.recipes.machine import Machine
+    from civman.errors import CivmanError
     from civman.library.named_files_part import JudgedOffer
+    from civman.planning.plan_types import Planned, Rendering
     from civman.planning.site_image import SiteImage
+    from civman.rendering.draw import Drawn
     from civman.rendering.save_pictures import OutputOptions
 
 
 def fetched_image(session: Session, what: str) -> "SiteImage | None":
     """Download the original if `what` is the URL of an image on CivitAI; None otherwise."""
-    if "://" not in what:
+    if not is_site_image(what):
         return None
     session.output.notice("requesting the image's settings and its original from CivitAI")
     return session.library.pictures.fetch_image(what)
@@ -59,38 +64,150 @@ def fetch_named(session: Session, settings: "str | SiteImage", *, is_agreed: boo
         files.fetch(obtained, on_event=on_event)
 
 
-def draw_again(
-    session: Session, settings: "str | SiteImage", original: Path, machine: "Machine", output: Path | None,
-    options: "OutputOptions",
-) -> Result:  # fmt: skip
-    """Draw the image of A1111's text or of CivitAI's answer, print what differs, and compare it with the original."""
-    from civman.pictures import image_text
-    from civman.planning.plan import Conditions
-    from civman.rendering.same_picture import liken
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How to draw an image again, and what to compare it with.
 
-    with session.reading() as on_event:
-        planned = session.library.pictures.plan_settings(settings, Conditions(machine.device), on_event=on_event)
-    for notice in planned.notices:
-        session.output.notice(notice)
-    with session.drawing([planned.recipe]) as on_event:
-        made = session.library.render(planned, output=output, options=options, machine=machine, on_event=on_event)
-    likened = None
-    if image_text.is_picture(original) and len(made) == 1:
-        likened = liken(image_text.pixels(made[0].path), image_text.pixels(original))
-    value = None if likened is None else {
-        "verdict": likened.likeness.value, "gradients": likened.gradients, "psnr_db": likened.psnr_db,
-    }  # fmt: skip
+    `changes` are changes to the recipe; `other` is a file to compare with instead of the original; `sheet` is where to
+    write both next to each other.
+    """
+
+    machine: "Machine"
+    output: Path | None
+    options: "OutputOptions"
+    changes: "Sequence[tuple[str, str]]" = ()
+    other: Path | None = None
+    sheet: Path | None = None
+    tries_cards: bool = False
+
+
+def draw_again(session: Session, settings: "str | SiteImage", original: Path, how: Again) -> Result:
+    """Draw the image of A1111's text or of CivitAI's answer, print what differs, and compare it with the original."""
+    made, judged = new_image(session, settings, original, how)
 
     def human(console: "Console") -> None:
         print_renderings(console, made)
-        if likened is not None:
-            console.print(f"  compared with the original: {likened}", soft_wrap=True)
+        if judged is not None:
+            console.print(f"  compared with the original: {judged.words}", soft_wrap=True)
 
+    value = judged.value if judged is not None else None
     result = Result(
         "render", [rendering_value(each) | {"compared": value} for each in made], human=human,
-        ids=(each.path for each in made),
+        ids=(each.path for each in made), error=judged.error if judged is not None else None,
     )  # fmt: skip
     return viewed(session, result, [each.path for each in made])
+
+
+def new_image(
+    session: Session, settings: "str | SiteImage", original: Path, how: Again
+) -> "tuple[Sequence[Rendering], Judged | None]":
+    """Draw the image of A1111's text or of CivitAI's answer again; None instead of a verdict without an original."""
+    from civman.planning.plan import Conditions
+
+    library, conditions = session.library, Conditions(how.machine.device)
+    with session.reading() as on_event:
+        planned = library.pictures.plan_settings(settings, conditions, on_event=on_event)
+        if how.changes:
+            varied = library.pictures.plan_variation(
+                planned.recipe, how.changes, conditions=conditions, on_event=on_event
+            )
+            planned = replace(varied, notices=(*planned.notices, *varied.notices))
+    for notice in planned.notices:
+        session.output.notice(notice)
+    pixels = original_pixels(how.other or original, is_required=how.other is not None)
+    if pixels is not None and how.tries_cards:
+        planned, drawn = _best_card(session, planned, pixels, how.machine)
+        made = library.pictures.save([drawn], output=how.output, options=how.options)
+    else:
+        with session.drawing([planned.recipe]) as on_event:
+            made = library.render(
+                planned, output=how.output, options=how.options, machine=how.machine, on_event=on_event
+            )
+    return made, _judged(session, settings, planned, made, pixels, how.sheet) if len(made) == 1 else None
+
+
+def original_pixels(path: Path, *, is_required: bool) -> "Any | None":
+    """The pixels of the image to compare with; None if `path` is no image. Raises: UsageError: it has to be one."""
+    from civman.errors import Cause, UsageError
+    from civman.pictures import image_text
+
+    if image_text.is_picture(path):
+        return image_text.pixels(path)
+    if is_required:
+        raise UsageError(f"`{path}` is not an image to compare with", hint="pass a PNG, JPEG or WebP file",
+                         code=Cause.BAD_PICTURE)  # fmt: skip
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The verdict on a new image, in words and as JSON, and the error that decides the exit code."""
+
+    words: str
+    value: dict[str, Any]
+    error: "CivmanError | None"
+
+
+def _judged(
+    session: Session, settings: "str | SiteImage", planned: "Planned", made: "Sequence[Rendering]", original: Any,
+    sheet: Path | None,
+) -> Judged | None:  # fmt: skip
+    """Compare the new image with the original, and write the sheet if it was requested; None without an original."""
+    from civman.errors import AnotherPicture
+    from civman.pictures import image_text
+    from civman.planning.likely_causes import likely_causes
+    from civman.rendering.same_picture import Likeness, liken
+
+    if original is None:
+        return None
+    drawn = image_text.pixels(made[0].path)
+    likened = liken(drawn, original)
+    if sheet is not None:
+        from civman.rendering.side_by_side import write_side_by_side
+
+        write_side_by_side(sheet, original, drawn)
+    causes: tuple[str, ...] = ()
+    if likened.likeness in (Likeness.ANOTHER, Likeness.DOUBTFUL):
+        prepared = session.library.named_files.prepare(settings)
+        causes = likely_causes(prepared, planned.recipe, (original.shape[1], original.shape[0]))
+    value = {
+        "verdict": likened.likeness.value, "gradients": likened.gradients, "psnr_db": likened.psnr_db,
+        "differs": likened.differs, "causes": causes, "rng": planned.recipe.rng,
+    }  # fmt: skip
+    because = f", probably because {'; or '.join(causes)}" if causes else ""
+    error = None
+    if likened.likeness not in (Likeness.SAME, Likeness.COMPOSITION):
+        error = AnotherPicture(
+            f"compared with the original: {likened}{because}", is_known=likened.likeness is not Likeness.UNKNOWN,
+            hint="--side-by-side FILE writes both images next to each other",
+        )  # fmt: skip
+    return Judged(f"{likened}{because}", value, error)
+
+
+def _best_card(session: Session, planned: "Planned", original: Any, machine: "Machine") -> "tuple[Planned, Drawn]":
+    """Draw with the noise of the common graphics cards, and keep the image that is most like the original."""
+    from civman.planning.likely_causes import cards_to_try, depends_on_card
+    from civman.rendering.same_picture import Likeness, liken
+
+    cards = [(planned.recipe.rng, "a card with more threads than values")]
+    if depends_on_card(planned.recipe):
+        cards += cards_to_try(planned.recipe)
+    else:
+        session.output.notice("--try-cards has no effect: the noise of this image is the same on all cards, or stated")
+    plans = [replace(planned, recipe=replace(planned.recipe, rng=rng)) for rng, _ in cards]
+    found: list[tuple[float, int, Drawn]] = []
+    with session.drawing([each.recipe for each in plans]) as on_event:
+        for place, drawn in enumerate(session.library.pictures.drawn(plans, machine=machine, on_event=on_event)):
+            likened = liken(drawn.pixels, original)
+            found.append((-2.0 if likened.gradients is None else likened.gradients, -place, drawn))
+            if len(plans) > 1:
+                session.output.notice(f"noise of {cards[place][1]}: {likened}")
+            if likened.likeness is Likeness.SAME:
+                break
+    _, place, best = max(found, key=lambda each: each[:2])
+    if len(plans) > 1:
+        session.output.notice(f"the noise of {cards[-place][1]} is used")
+    return plans[-place], best
 
 
 def _lines(judged: "JudgedOffer") -> list[str]:

@@ -27,6 +27,19 @@ def is_picture_file(text: str) -> bool:
     return is_picture(path)
 
 
+def is_site_image(text: str) -> bool:
+    """Whether `text` is the URL of an image on CivitAI."""
+    if "/images/" not in text:
+        return False
+    from civman.domain.refs import ImageRef, parse_ref
+    from civman.errors import InvalidRef
+
+    try:
+        return isinstance(parse_ref(text), ImageRef)
+    except InvalidRef:
+        return False
+
+
 def picture_path(library: "Library", text: str) -> Path | None:
     """Find the image file that `text` refers to, as a path or as a ref such as `picture:12`; None if there is none.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.foreign_replay import draw_again, fetch_named, fetched_image
+from civman.cli.foreign_replay import Again, draw_again, fetch_named, fetched_image
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid
 from civman.cli.options import (
     DeviceOpt,
@@ -21,6 +21,7 @@ from civman.cli.output import Result, clean, size
 from civman.cli.picture_output import is_picture_file
 from civman.cli.picture_preview import viewed
 from civman.cli.plan_output import print_renderings
+from civman.cli.replay_many import MOST, Many, replay_many
 from civman.cli.running_server import HereOpt
 from civman.cli.session import Session, command
 from civman.planning.plan_values import rendering_value
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from civman.domain.recipes.machine import Machine
     from civman.errors import CivmanError
     from civman.library import Library
+    from civman.planning.grid_axes import Axis
     from civman.planning.plan_types import Rendering
     from civman.planning.recipe_sources import Missing, RecipeSource
     from civman.rendering.replay import ReplayResult
@@ -63,7 +65,9 @@ def replay(
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="With --settings: report whether and how each image can be rendered again."),
+        typer.Option(
+            "--dry-run", help="With --settings, --images-of or --images: report whether images can be rendered again."
+        ),
     ] = False,
     fetch: Annotated[bool, typer.Option("--fetch", help="Download missing files from CivitAI without asking.")] = False,
     changes: Annotated[
@@ -73,6 +77,45 @@ def replay(
         ),
     ] = None,
     grid: GridOpt = None,
+    images_of: Annotated[
+        str | None,
+        typer.Option(
+            "--images-of", metavar="MODEL",
+            help="Instead of PICTURE: the images on CivitAI that were made with this model version.",
+        ),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--images", metavar="FILE",
+            help="Instead of PICTURE: images on CivitAI whose ids or URLs a text file lists; `-` reads stdin.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=MOST, help="With --images-of or --images: at most this many images.")
+    ] = 10,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare", metavar="FILE",
+            help="For an image of another program: compare the new image with this file instead of the original.",
+        ),
+    ] = None,
+    side_by_side: Annotated[
+        Path | None,
+        typer.Option(
+            "--side-by-side", metavar="FILE.png",
+            help="For an image of another program: write the original, the new image and their difference to one file.",
+        ),
+    ] = None,
+    try_cards: Annotated[
+        bool,
+        typer.Option(
+            "--try-cards",
+            help="For an image of another program: render with the noise of the common graphics cards, and keep the "
+            "image that is most like the original.",
+        ),
+    ] = False,
     picture: Annotated[
         list[Path] | None,
         typer.Option(
@@ -105,13 +148,15 @@ def replay(
     10: different. --set makes a variation with its own recipe; --grid makes a contact sheet of variations. --settings
     checks whether images of other programs could be rendered again; with --json, it prints one object per image.
     An image of A1111, of ComfyUI or on CivitAI is rendered again from its settings or its graph and compared with the
-    original, and differences are listed.
+    original: the same picture, the same composition (with the differences), or another picture (exit code 12, with
+    likely causes).
     """
     from civman.domain.recipes.machine import Machine
     from civman.errors import UsageError
     from civman.planning.render_extra import require_render_extra
 
-    if settings is not None or what is None or dry_run or assume_files:
+    is_many = images_of is not None or images is not None
+    if not is_many and (settings is not None or what is None or dry_run or assume_files):
         return _settings(session, what, settings, is_check=dry_run and assume_files)
     require_render_extra()
     options = output_options(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
@@ -120,6 +165,9 @@ def replay(
     library, machine, inputs = session.library, Machine(device, low_vram, threads), picture or ()
     if output is not None:
         library.pictures.require_output(output, options)
+    again = Again(machine, output, options, parsed, compare, side_by_side, try_cards)
+    if is_many or what is None:
+        return _many(session, what, Many(images_of, images, limit, is_agreed=fetch, only_reads=dry_run), again)
     if extras := _extras_again(session, Path(what), inputs, machine, output, options):
         return extras
     image = fetched_image(session, what)
@@ -127,14 +175,13 @@ def replay(
         what = str(image.path)
     described = image if image is not None else library.pictures.foreign_settings(what)
     if described is not None and not (image and image.has_recipe):
-        if axes or parsed:
-            raise UsageError(
-                "--set and --grid vary images that civman made", hint="use `civman render` to change the settings"
-            )
+        if axes:
+            raise UsageError("--grid varies images that civman made", hint="--set changes a single field")
         fetch_named(session, described, is_agreed=fetch)
         original = image.path if image else Path(what).expanduser()
-        return draw_again(session, described, original, machine, output, options)
+        return draw_again(session, described, original, again)
     source = library.pictures.find_recipe(what)
+    _require_own_comparison(what, again)
     if source.origin.upscaled is not None:
         from civman.cli.replay_upscale import replay_upscale
 
@@ -147,24 +194,51 @@ def replay(
             results = library.replay(source, pictures=inputs, machine=machine, on_event=on_event)
         saved = _save(library, source, results, output, options, always=image is not None)
         return viewed(session, _verdict(source, results, saved), [each.path for each in saved])
+    return _varied(session, source, axes, inputs, again)
+
+
+def _varied(
+    session: Session, source: "RecipeSource", axes: "Sequence[Axis]", inputs: "Sequence[Path]", how: Again
+) -> Result:
+    """Draw a recipe with some fields changed, or a contact sheet of such variations."""
     from civman.planning.plan import Conditions
 
-    conditions = Conditions(device)
+    library, conditions = session.library, Conditions(how.machine.device)
     if axes:
         with session.reading() as on_event:
             cells = library.grids.plan(
-                source, axes, changes=parsed, pictures=inputs, conditions=conditions, on_event=on_event
+                source, axes, changes=how.changes, pictures=inputs, conditions=conditions, on_event=on_event
             )
-        return draw_grid(session, cells, output, options, machine)
+        return draw_grid(session, cells, how.output, how.options, how.machine)
     with session.reading() as on_event:
         planned = library.pictures.plan_variation(
-            source, parsed, pictures=inputs, conditions=conditions, on_event=on_event
+            source, how.changes, pictures=inputs, conditions=conditions, on_event=on_event
         )
     for notice in planned.notices:
         session.output.notice(notice)
     with session.drawing([planned.recipe]) as on_event:
-        made = library.render(planned, output=output, options=options, machine=machine, on_event=on_event)
+        made = library.render(planned, output=how.output, options=how.options, machine=how.machine, on_event=on_event)
     return viewed(session, _variation(source, made), [each.path for each in made])
+
+
+def _require_own_comparison(what: str, how: Again) -> None:
+    """Check that no option asks for another comparison than with the recorded pixels. Raises: UsageError."""
+    from civman.errors import UsageError
+
+    if how.other is not None or how.sheet is not None or how.tries_cards:
+        raise UsageError(
+            f"`{what}` contains civman's recipe, and its own pixels are what the new image is compared with",
+            hint="--compare, --side-by-side and --try-cards are for images of other programs",
+        )
+
+
+def _many(session: Session, what: str | None, many: Many, how: Again) -> Result:
+    """Draw many images on CivitAI again. Raises: UsageError: an option conflicts."""
+    from civman.errors import UsageError
+
+    if what is not None or (many.model is not None and many.file is not None):
+        raise UsageError("--images-of, --images and an image exclude each other", hint="leave out all but one of them")
+    return replay_many(session, many, how)
 
 
 def _settings(session: Session, what: str | None, file: Path | None, *, is_check: bool) -> Result:

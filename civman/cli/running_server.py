@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from civman.serve.server_file import ServerFile
 
 _HANDED_OVER = ("render", "replay")
-_STAYS_HERE = ("--here", "--help", "-h", "--on", "--resume")
-"""Options that keep a command in its own process, because it starts workers as child processes."""
+_STAYS_HERE = ("--here", "--help", "-h", "--on", "--resume", "--images")
+"""Options that keep a command in its own process, because it starts workers as child processes or reads stdin."""
 
 HereOpt = Annotated[
     bool, typer.Option("--here", help="Render in this process, even if `civman serve` is running for the library.")

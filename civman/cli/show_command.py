@@ -8,7 +8,7 @@ import typer
 from civman.cli.edit_command import own_lines
 from civman.cli.options import RefArg
 from civman.cli.output import Result, clean, size
-from civman.cli.picture_output import picture_path, show_picture
+from civman.cli.picture_output import is_site_image, picture_path, show_picture
 from civman.cli.picture_preview import Viewing, viewed
 from civman.cli.session import Session, command
 from civman.cli.table_layout import Column, print_table
@@ -54,7 +54,8 @@ def show(
     """Show all information about a model or an image.
 
     For a model: versions, files, hashes, trigger words, licence, and which files are in the library. For a PNG, JPEG or
-    WebP made by any program: prompts, settings, models, which of these are in the library, and civman's recipe.
+    WebP made by any program: prompts, settings, models, which of these are in the library, and civman's recipe. For the
+    URL of an image on CivitAI: the same, and whether `civman replay` can draw it again.
     """
     from civman.domain.refs import ModelRef
     from civman.domain.replaced_upstream import replaced  # importing this takes 0.02 s, which --help does not need
@@ -62,6 +63,10 @@ def show(
 
     if (output is not None or unblurred) and not pictures:
         raise UsageError("--output and --unblurred belong to --pictures", hint="add --pictures")
+    if is_site_image(ref):
+        from civman.cli.site_image_output import show_site_image
+
+        return show_site_image(session, ref, recipe=recipe)
     if (path := picture_path(session.library, ref)) is not None:
         shown_picture = show_picture(session.library, path, recipe=recipe)
         return viewed(session, shown_picture, [path], Viewing(opens=False)) if shown_picture is not None else None

@@ -23,7 +23,12 @@ def gc(
     yes: YesOpt = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be freed.")] = False,
     partials: Annotated[
-        int, typer.Option(min=0, metavar="DAYS", help="Delete partial downloads older than this many days.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="DAYS",
+            help="Delete partial downloads and images from CivitAI older than this many days.",
+        ),
     ] = 14,
     trash: Annotated[
         int, typer.Option(min=0, metavar="DAYS", help="Permanently delete files removed more than this many days ago.")
@@ -51,6 +56,7 @@ def gc(
         ],
         "copies": plan.copies,
         "served": plan.served,
+        "originals": plan.originals,
         "kept_pinned": plan.kept,
         "freed_bytes": freed,
     }
@@ -102,6 +108,8 @@ def _print(console: "Console", plan: "Collection") -> None:
         console.print(
             f"  delete permanently: {counted(len(plan.served), 'thumbnail')} or input images of `civman serve`"
         )
+    if plan.originals:
+        console.print(f"  delete permanently: {counted(len(plan.originals), 'original')} of images on CivitAI")
     for sha256 in plan.kept:
         console.print(f"  keep: {sha256[:10]} is pinned, and this is its last copy")
     if plan.is_empty:
@@ -120,6 +128,7 @@ def _print_usage(console: "Console", usage: "Usage") -> None:
         "safetensors copies of pickles": usage.safe_copy_bytes,
         "outside the store": usage.outside_bytes,
         "partial downloads": usage.partial_bytes,
+        "originals of images on CivitAI": usage.originals_bytes,
         "trash": usage.trash_bytes,
         "index": usage.index_bytes,
     }

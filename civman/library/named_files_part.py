@@ -36,15 +36,16 @@ class JudgedOffer:
 class NamedFilesPart(Part):
     """Find on CivitAI what an image's settings name: by hash, by version id, and by name last."""
 
-    def prepare(self, settings: "str | SiteImage", *, asks_site: bool = False) -> "Prepared":
+    def prepare(self, settings: "str | SiteImage", *, asks_site: bool = False, must_draw: bool = True) -> "Prepared":
         """Read an image's settings and find the files that they name in the library.
 
         `settings`: A1111's `parameters` text, or an image on CivitAI. `asks_site`: ask CivitAI what the model versions
-        contain that the settings name by their ids; otherwise only the library knows.
+        contain that the settings name by their ids; otherwise only the library knows. `must_draw=False`: also return
+        settings with which the image cannot be drawn again.
 
         Raises: CannotRender (`not-drawable`); NotFound (`no-recipe`): CivitAI shows no settings; NetworkError.
         """
-        from civman.planning.redraw_request import prepare
+        from civman.planning.redraw_request import prepare, understood
 
         if asks_site:
             from civman.download.find_named import learn_versions
@@ -52,7 +53,9 @@ class NamedFilesPart(Part):
 
             context = self._context
             learn_versions(context.client, context.index, listed_versions(settings), context.clock())
-        return prepare(self._context.index if self._context.has_index else None, settings)
+        return (prepare if must_draw else understood)(
+            self._context.index if self._context.has_index else None, settings
+        )
 
     def offers(self, prepared: "Prepared") -> "Sequence[JudgedOffer]":
         """Find the files on CivitAI that are not certainly in the library, and check how they fit the checkpoint.

@@ -1,6 +1,6 @@
 """`library.pictures`: rendered pictures, the recipes in picture files, and the model files that recipes need."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from civman.library.downloads_part import DownloadsPart
 
 if TYPE_CHECKING:
     from civman.civitai.responses import Picture
+    from civman.domain.recipes.machine import Machine
     from civman.domain.recipes.recipe import Recipe
     from civman.index import Index
     from civman.index.read_pictures import KeptPicture, PictureFilter
@@ -138,35 +139,37 @@ class PicturesPart(Part):
 
         return settings_in(self._context.index if self._context.has_index else None, Path(what).expanduser())
 
-    def fetch_image(self, url: str) -> "SiteImage | None":
+    def fetch_image(self, url: str, *, with_original: bool = True) -> "SiteImage | None":
         """Request an image on CivitAI and download its original to the library's `originals` folder.
 
         None if `url` is not the URL of an image there. An original that was downloaded before is not requested again.
+        `with_original=False`: only its settings are requested.
 
         Raises: NotFound: the image is hidden from this account or was deleted. UsageError (`bad-picture`): it is a
             video or damaged; and what `civman.download.fetch_image.fetch_image` raises.
         """
         from civman.domain.refs import ImageRef, parse_ref
 
-        if "://" not in url or not isinstance(ref := parse_ref(url), ImageRef):
+        if "/images/" not in url or not isinstance(ref := parse_ref(url), ImageRef):
             return None
         from civman.civitai.storage_connection import StorageConnection, tls_context
         from civman.download.fetch_image import fetch_image
         from civman.errors import Cause, UsageError
         from civman.pictures import image_text, infotext
         from civman.planning.site_image import SiteImage
+        from civman.store.served_files import ORIGINALS
 
         context = self._context
         found = context.client.image(ref.image_id)
         if found.media != "image":
             raise UsageError(f"image {found.id} on CivitAI is a {found.media}", code=Cause.BAD_PICTURE)
-        path = context.root / "originals" / f"{found.id}.image"
-        if not path.is_file():
+        path = context.root / ORIGINALS / f"{found.id}.image"
+        if with_original and not path.is_file():
             fetch_image(lambda: StorageConnection(context.network, tls_context), found.url, path)
-        carried = image_text.read(path)
-        text = carried.parameters
+        carried = image_text.read(path) if path.is_file() else None
+        text = carried.parameters if carried is not None else None
         return SiteImage(
-            found.id, path, found.meta, found.base_model or "", carried.record is not None,
+            found.id, path, found.meta, found.base_model or "", carried is not None and carried.record is not None,
             text if text is not None and infotext.is_infotext(text) else None, found.version_ids,
         )  # fmt: skip
 
@@ -195,6 +198,18 @@ class PicturesPart(Part):
         )
         recipe = replace(planned.recipe, rounding=rounding)
         return replace(planned, recipe=recipe, notices=(*notices, *planned.notices), typed=None)
+
+    def drawn(
+        self, plans: "Iterable[Planned]", *, machine: "Machine | None" = None, on_event: OnEvent = ignore
+    ) -> "Iterator[Drawn]":
+        """Render plans without saving; an image is computed when it is asked for. `save` saves the results.
+
+        Raises: the errors of `Library.render`.
+        """
+        from civman.domain.recipes.machine import Machine
+        from civman.rendering.draw import draw  # importing torch takes 2 s or more, so do it last
+
+        return draw(plans, machine or Machine(), on_event)
 
     def default_checkpoint(self) -> "DefaultCheckpoint":
         """Return the checkpoint for requests without one: the default in the settings, or the only one in the library.

@@ -9,6 +9,7 @@ from civman.index import Index, Share
 from civman.store.blobs import BlobStore
 from civman.store.resume_journal import allocated_bytes
 from civman.store.safe_copies import copies
+from civman.store.served_files import ORIGINALS
 
 GROUPS = ("type", "base_model", "architecture", "used")
 
@@ -17,7 +18,8 @@ GROUPS = ("type", "base_model", "architecture", "used")
 class Usage:
     """The disk usage in bytes: `shares` by group of files, and the total of each kind of storage.
 
-    `safe_copy_bytes` counts the safetensors copies of pickles, `outside_bytes` indexed files that are not in the store.
+    `safe_copy_bytes` counts the safetensors copies of pickles, `outside_bytes` indexed files that are not in the store,
+    `originals_bytes` the images on CivitAI that were downloaded to compare replays with them.
     """
 
     group: str
@@ -28,6 +30,7 @@ class Usage:
     partial_bytes: int
     trash_bytes: int
     index_bytes: int
+    originals_bytes: int = 0
 
 
 def usage(index: Index, store: BlobStore, group: str) -> Usage:
@@ -56,6 +59,7 @@ def usage(index: Index, store: BlobStore, group: str) -> Usage:
         sum(_sizes((root / "partial").glob("*.part"))),
         sum(_sizes((root / "trash").glob("*/*"))),
         sum(_sizes(root.glob("library.db*"))),
+        sum(_sizes((root / ORIGINALS).glob("*"))),
     )
 
 

@@ -22,7 +22,7 @@ from civman.store.blobs import INCOMING, BlobStore, StoredBlob, digest_of
 from civman.store.partial import store_error
 from civman.store.resume_journal import allocated_bytes
 from civman.store.safe_copies import copies, drop_copy, find_copy
-from civman.store.served_files import drop_served, served_files
+from civman.store.served_files import drop_served, original_images, served_files
 from civman.store.trash import Removal, Trash, blob_lock, has_blob
 from civman.system.move_files import remove_file
 from civman.system.process_lock import FileLock
@@ -74,6 +74,8 @@ class Collection:
     """Safetensors copies of pickles."""
     served: tuple[Path, ...] = ()
     """Thumbnails and input images of the server."""
+    originals: tuple[Path, ...] = ()
+    """Originals of images on CivitAI, which can be downloaded again."""
 
     @property
     def freed_bytes(self) -> int:
@@ -84,13 +86,13 @@ class Collection:
         return (
             sum(partial.size_bytes for partial in self.partials)
             + sum(gone.size_bytes for gone in self.removals)
-            + sum(path.stat().st_size for path in (*self.copies, *self.served) if path.exists())
+            + sum(path.stat().st_size for path in (*self.copies, *self.served, *self.originals) if path.exists())
         )
 
     @property
     def is_empty(self) -> bool:
         """Whether the collection has nothing to remove."""
-        return not (self.orphans or self.partials or self.removals or self.copies or self.served)
+        return not (self.orphans or self.partials or self.removals or self.copies or self.served or self.originals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +256,7 @@ def plan_collection(
             if all_copies or Sha256(copy.name[:64]) not in known or find_copy(copy) is None
         ),
         tuple(served_files(store.root, now - partials_after)),
+        tuple(original_images(store.root, now - partials_after)),
     )  # fmt: skip
 
 
@@ -274,7 +277,7 @@ def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) 
             if not taken:
                 trash.empty(removal)
     freed = sum(_discard(partial) for partial in plan.partials) + sum(map(drop_copy, plan.copies))
-    freed += sum(map(drop_served, plan.served))
+    freed += sum(map(drop_served, (*plan.served, *plan.originals)))
     # the oldest first: a file that was removed twice is in the later removal, which the earlier one also relies on
     for old in sorted(plan.removals, key=lambda removal: removal.id):
         with trash.held(old):

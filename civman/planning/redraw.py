@@ -410,7 +410,7 @@ class _Reader:
         from_card = made.step_rng == "nv" or (made.rng == "nv" and "RNG" not in self._entries)
         if from_card and max(4 * (w // 8) * (h // 8) for w, h in passes) > SMALLEST_CARD:
             self.add(Drawable.DIFFERS, "the noise came from a graphics card that the settings do not name, and at this"
-                                       " size it depends on the card: --rng CARD")  # fmt: skip
+                                       " size it depends on the card: `--set rng=CARD` states it")  # fmt: skip
         if self.by_comfyui:
             self.add(Drawable.DIFFERS, "ComfyUI made it, perhaps as CivitAI's generator, and its rules are used; the "
                                        "settings do not state them")  # fmt: skip

@@ -69,10 +69,24 @@ class Prepared:
 
 
 def prepare(index: Index | None, settings: "str | SiteImage") -> Prepared:
+    """Read the settings of an image that is to be drawn again, as `understood` does.
+
+    Raises: CannotRender (`not-drawable`): it cannot be drawn again; the message says why. NotFound (`no-recipe`).
+    """
+    prepared = understood(index, settings)
+    found = prepared.found
+    if found.drawable in (Drawable.NO, Drawable.NEEDS_INPUT) or found.made is None:
+        raise CannotRender(
+            f"the image cannot be drawn again: {'; '.join(found.reasons[:3])}", code=Cause.NOT_DRAWABLE,
+            hint="to render it without the missing features, pass the other settings to `civman render`",
+        )  # fmt: skip
+    return prepared
+
+
+def understood(index: Index | None, settings: "str | SiteImage") -> Prepared:
     """Read the settings in A1111's `parameters` text or of an image on CivitAI, and find the files that they name.
 
-    Raises: CannotRender (`not-drawable`): the image cannot be drawn again; the message says why. NotFound
-        (`no-recipe`): CivitAI shows no settings of the image.
+    Raises: NotFound (`no-recipe`): CivitAI shows no settings of the image.
     """
     if isinstance(settings, SiteImage) and not settings.meta and settings.text is None:
         raise NotFound(
@@ -81,11 +95,6 @@ def prepare(index: Index | None, settings: "str | SiteImage") -> Prepared:
         )  # fmt: skip
     joined = settings_row(index, settings)
     found = redraw(joined.row)
-    if found.drawable in (Drawable.NO, Drawable.NEEDS_INPUT) or found.made is None:
-        raise CannotRender(
-            f"the image cannot be drawn again: {'; '.join(found.reasons[:3])}", code=Cause.NOT_DRAWABLE,
-            hint="to render it without the missing features, pass the other settings to `civman render`",
-        )  # fmt: skip
     return Prepared(
         found, tuple(wanted_files(index, found.resources, joined.versions)), joined.notices,
         tuple(each.id for each in listed_versions(settings)),

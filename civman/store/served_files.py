@@ -1,4 +1,7 @@
-"""What the server keeps in the library and can make or receive again: thumbnails, and input images of clients."""
+"""What the library keeps and can make or receive again: the server's thumbnails and input images, and originals.
+
+Originals are images on CivitAI that were downloaded to compare a replay with them.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,13 +10,22 @@ from pathlib import Path
 
 from civman.system.move_files import remove_file
 
-THUMBNAILS, UPLOADS = "thumbnails", "uploads"
+THUMBNAILS, UPLOADS, ORIGINALS = "thumbnails", "uploads", "originals"
 
 
 def served_files(library: Path, before: datetime) -> Iterator[Path]:
     """All thumbnails, and the input images that were received before this time."""
     yield from sorted((library / THUMBNAILS).glob("*/*"))
-    for path in sorted((library / UPLOADS).glob("*")):
+    yield from _older(library / UPLOADS, before)
+
+
+def original_images(library: Path, before: datetime) -> Iterator[Path]:
+    """The originals of images on CivitAI that were downloaded before this time."""
+    yield from _older(library / ORIGINALS, before)
+
+
+def _older(folder: Path, before: datetime) -> Iterator[Path]:
+    for path in sorted(folder.glob("*")):
         with contextlib.suppress(OSError):  # somebody else has deleted it
             if path.stat().st_mtime < before.timestamp():
                 yield path

@@ -62,5 +62,61 @@ def test_flat_images_and_other_shapes_cannot_be_compared() -> None:
     for path in ALL:
         if path.stem in FLAT:
             assert liken(enlarged(path), jpeg(enlarged(path), 50, 450)).likeness is Likeness.UNKNOWN
-    assert liken(pixels[:256], pixels).likeness is Likeness.UNKNOWN
+    assert liken(pixels[:100], pixels).likeness is Likeness.UNKNOWN
     assert liken(pixels, pixels[:, ::-1].copy()).likeness is not Likeness.SAME or (pixels == pixels[:, ::-1]).all()
+
+
+BUSY = [path for path in PREVIEWS if path.stem in ("tiny-outline-1", "tiny-stripes-2", "tiny-shapes-2")]
+
+
+@pytest.mark.parametrize("path", BUSY, ids=lambda path: path.stem)
+def test_of_images_with_other_shapes_the_shared_middle_is_compared(path: Path) -> None:
+    pixels = enlarged(path)
+    for cropped in (pixels[64:-64], pixels[:, 100:-100]):
+        found = liken(pixels, cropped)
+
+        assert (found.likeness, found.is_cropped) == (Likeness.SAME, True)
+        assert "of the middle that both show" in str(found)
+
+
+@pytest.mark.parametrize("path", BUSY, ids=lambda path: path.stem)
+def test_a_mirror_image_is_the_same_composition(path: Path) -> None:
+    pixels = enlarged(path)
+    found = liken(pixels, pixels[:, ::-1])
+
+    if found.likeness is not Likeness.SAME:  # some are symmetrical
+        assert found.likeness is Likeness.COMPOSITION
+        assert "left and right" in str(found)
+
+
+def test_it_is_said_in_what_the_same_composition_differs() -> None:
+    pixels = enlarged(BUSY[1]).astype(np.float64)  # yellow on purple
+    changes = {
+        "colours": pixels * [0.6, 1.0, 1.2],
+        "brightness": pixels * 0.6 + 90,
+        "contrast": (pixels - pixels.mean()) * 0.5 + pixels.mean(),
+    }
+    for word, changed in changes.items():
+        found = liken(np.clip(changed, 0, 255).astype(np.uint8), pixels.astype(np.uint8))
+
+        assert found.likeness is Likeness.COMPOSITION, word
+        assert any(each.startswith(word) for each in found.differs), found
+
+
+def test_a_part_that_differs_is_named() -> None:
+    pixels = enlarged(next(path for path in PREVIEWS if path.stem == "tiny-stripes-1")).copy()
+    changed = pixels.copy()
+    changed[340:, 340:] = pixels[:172, :172][::-1]
+
+    found = liken(changed, pixels)
+
+    assert found.likeness in (Likeness.COMPOSITION, Likeness.SAME)
+    assert found.differs in ((), ("parts of the picture (lower right)",)) or "lower right" in str(found)
+
+
+@pytest.mark.parametrize("level", [-3, -1, 1, 3])
+def test_numbers_do_not_depend_on_a_common_shift(level: int) -> None:
+    pixels = enlarged(BUSY[1])
+    shifted = np.clip(pixels.astype(np.int16) + level, 0, 255).astype(np.uint8)
+
+    assert liken(shifted, pixels).likeness is Likeness.SAME

@@ -119,6 +119,49 @@ def test_an_embedding_that_a_prompt_calls_is_fetched(civman: Civman, online: Civ
 
 
 @pytest.mark.usefixtures("online")
+def test_another_picture_has_its_own_exit_code_and_a_likely_cause(
+    civman: Civman, tmp_path: Path, library: Library
+) -> None:
+    library.download("91001@191010")
+    library.close()
+    sheet = tmp_path / "sheet.png"
+
+    ran = civman("replay", WORD, "--device", "cpu", "--json", "--side-by-side", sheet)
+
+    assert (ran.code, ran.json["error"]["code"]) == (12, "another-picture")
+    assert (
+        "probably because the embedding `tiny-emblem` (e4d99e96b1) is not in the library"
+        in ran.json["error"]["message"]
+    )
+    compared = ran.json["render"][0]["compared"]
+    assert compared["verdict"] == "another picture"
+    assert len(compared["causes"]) == 1
+    assert image_text.pixels(sheet).shape[1] > 3 * 64
+
+
+@pytest.mark.usefixtures("online")
+def test_a_new_image_is_compared_with_a_file_of_choice_and_can_be_varied(
+    civman: Civman, tmp_path: Path, root: Path
+) -> None:
+    text = tmp_path / "settings.txt"
+    first = civman("replay", TWICE, "--fetch", "--device", "cpu", "--json")
+    original = root / "originals" / "12100402.image"
+    text.write_text(image_text.read(original).parameters or "", encoding="utf-8")
+
+    same = civman("replay", text, "--compare", original, "--device", "cpu", "--json")
+    varied = civman("replay", text, "--compare", original, "--set", "seed=8", "--device", "cpu", "--json")
+    wrong = civman("replay", text, "--compare", text, "--device", "cpu", "--json")
+    own = civman("replay", first.json["render"][0]["path"], "--compare", original, "--json")
+
+    assert same.json["render"][0]["compared"]["verdict"] == "the same picture"
+    assert same.code == 0
+    assert varied.json["render"][0]["seed"] == 8
+    assert varied.json["render"][0]["compared"]["verdict"] != "the same picture"
+    assert (wrong.code, wrong.json["error"]["code"]) == (2, "bad-picture")
+    assert (own.code, "civman's recipe" in own.err + own.out) == (2, True)
+
+
+@pytest.mark.usefixtures("online")
 def test_what_is_no_image_is_an_error(civman: Civman) -> None:
     hidden = civman("replay", "https://civitai.com/images/1", "--fetch")
     assert hidden.code != 0

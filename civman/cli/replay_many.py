@@ -1,0 +1,155 @@
+"""`civman replay` for many images on CivitAI: those of a model, or those that a file lists. One verdict for each."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from civman.cli.foreign_replay import Again, fetch_named, new_image
+from civman.cli.output import Result, clean, counted
+from civman.cli.session import Session
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from civman.errors import CivmanError
+    from civman.planning.site_image import SiteImage
+
+MOST: Final = 100
+"""The maximum number of images in one run, so that CivitAI is not asked for more by mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """Which images on CivitAI to draw again: those made with `model`, or those listed in `file` ("-": stdin)."""
+
+    model: str | None = None
+    file: str | None = None
+    limit: int = 10
+    is_agreed: bool = False
+    """Whether missing files are downloaded."""
+    only_reads: bool = False
+    """Whether to report only if each image can be drawn again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What became of one image."""
+
+    image: str
+    verdict: str
+    error: "CivmanError | None" = None
+    path: str | None = None
+    compared: dict[str, Any] | None = None
+
+    @property
+    def words(self) -> str:
+        """One line: the image, the verdict, and why."""
+        return f"{self.image}  {self.verdict}" + (f": {self.error.message}" if self.error is not None else "")
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """The row for --json."""
+        error = None if self.error is None else {"code": self.error.code.value, "message": self.error.message}
+        return {"image": self.image, "verdict": self.verdict, "error": error, "path": self.path,
+                "compared": self.compared}  # fmt: skip
+
+
+def replay_many(session: Session, many: Many, how: Again) -> Result:
+    """Draw images on CivitAI again, one after the other; an image that fails does not stop the others.
+
+    Raises: UsageError: the file cannot be read or lists no images. NotFound: there is no such model; NetworkError.
+    """
+    from civman.errors import PartlyFailedError
+
+    urls = _listed(session, many)
+    session.output.notice(f"requesting {counted(len(urls), 'image')} from CivitAI, one after the other")
+    rows = []
+    for url in urls:
+        rows.append(_row(session, url, many, how))
+        session.output.notice(rows[-1].words)
+    failed = [each for each in rows if each.error is not None]
+    error = None
+    if failed and failed[0].error is not None:
+        error = PartlyFailedError(
+            f"{len(failed)} of {counted(len(rows), 'image')} were not drawn again as they were",
+            exit_code=failed[0].error.exit_code, refs=[each.image for each in failed],
+        )  # fmt: skip
+
+    def human(console: "Console") -> None:
+        for each in rows:
+            console.print(clean(each.words), soft_wrap=True)
+
+    return Result(
+        "replays", [each.value for each in rows], human=human, ids=(f"{each.image} {each.verdict}" for each in rows),
+        error=error,
+    )  # fmt: skip
+
+
+def _listed(session: Session, many: Many) -> list[str]:
+    """The URLs of the images."""
+    from civman.errors import Cause, UsageError
+
+    if many.model is not None:
+        version = session.library.context.resolve(many.model).version.id
+        found = session.library.pictures.examples(version, limit=many.limit)
+        return [f"https://civitai.com/images/{each.id}" for each in found if each.media == "image"][: many.limit]
+    assert many.file is not None, "the command has checked that there is a model or a file"
+    try:
+        text = sys.stdin.read() if many.file == "-" else Path(many.file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read `{many.file}`: {error}", code=Cause.BAD_VALUE) from error
+    urls = [f"https://civitai.com/images/{line}" if line.isdecimal() else line for line in text.split()]
+    if not urls:
+        raise UsageError(f"`{many.file}` lists no images", hint="one id or URL of an image on CivitAI per line")
+    if len(urls) > many.limit:
+        session.output.notice(f"{many.file} lists {len(urls)} images; the first {many.limit} are drawn: --limit")
+    return list(dict.fromkeys(urls))[: many.limit]
+
+
+def _row(session: Session, url: str, many: Many, how: Again) -> _Row:
+    """Draw one image again, or say why that is impossible."""
+    from civman.errors import CivmanError, Interrupted, NetworkError, UsageError
+
+    name = url.rpartition("/")[2].partition("?")[0]
+    try:
+        image = session.library.pictures.fetch_image(url, with_original=not many.only_reads)
+        if image is None:
+            raise UsageError(f"`{url}` is not the URL of an image on CivitAI")
+        if many.only_reads:
+            prepared = session.library.named_files.prepare(image, asks_site=True, must_draw=False)
+            return _Row(name, prepared.found.drawable.value)
+        if image.has_recipe:
+            return _of_recipe(session, name, image, many, how)
+        fetch_named(session, image, is_agreed=many.is_agreed)
+        made, judged = new_image(session, image, image.path, replace(how, sheet=None))
+    except (Interrupted, NetworkError):
+        raise
+    except CivmanError as error:
+        return _Row(name, "not drawn", error)
+    if judged is None:
+        return _Row(name, "drawn", path=str(made[0].path))
+    return _Row(name, judged.value["verdict"], judged.error, str(made[0].path), judged.value)
+
+
+def _of_recipe(session: Session, name: str, image: "SiteImage", many: Many, how: Again) -> _Row:
+    """Replay an image that contains civman's recipe."""
+    from civman.errors import NotIdentical
+    from civman.planning.recipe_sources import require_all
+    from civman.rendering.compare_pictures import Verdict
+
+    library = session.library
+    source = library.pictures.find_recipe(str(image.path))
+    missing = library.pictures.missing_files(source)
+    if missing and not many.is_agreed:
+        require_all(missing)
+    with session.downloading(len(missing)) as on_event:
+        library.pictures.fetch_missing(missing, on_event=on_event)
+    recipe = source.origin.recipe
+    with session.drawing([recipe] if recipe else []) as on_event:
+        result = library.replay(source, machine=how.machine, on_event=on_event)[0]
+    made = library.pictures.save([result.drawn], output=how.output, options=how.options)
+    error = None
+    if result.verdict in (Verdict.CLOSE, Verdict.DIFFERENT):
+        error = NotIdentical("its pixels differ from the recorded ones", is_close=result.verdict is Verdict.CLOSE)
+    return _Row(name, result.verdict.value, error, str(made[0].path))

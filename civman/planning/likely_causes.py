@@ -1,0 +1,65 @@
+"""Why an image that was drawn again from its settings is another picture than the original: the likely causes first."""
+
+from collections.abc import Iterator
+
+from civman.domain.recipes.noise_sources import THREADS
+from civman.domain.recipes.recipe import Recipe
+from civman.planning.redraw_request import Prepared
+from civman.planning.wanted_files import By
+
+_COMMON = (40960, 43008, 70656, 104448)
+_MOST = 3
+_SMALLEST_SHARE = 0.02
+
+
+def likely_causes(prepared: Prepared, recipe: Recipe, size: tuple[int, int]) -> tuple[str, ...]:
+    """List the likely causes, at most three. `size`: the original's width and height in pixels."""
+    found = tuple(dict.fromkeys(_causes(prepared, recipe, size)))[:_MOST]
+    return found or ("the settings are not those of this image, or it was changed afterwards",)
+
+
+def final_size(recipe: Recipe) -> tuple[int, int]:
+    """The width and height of the image that a recipe draws."""
+    return (recipe.hires.width, recipe.hires.height) if recipe.hires else (recipe.width, recipe.height)
+
+
+def values_of_noise(recipe: Recipe) -> int:
+    """The number of values in the largest noise that a recipe draws for one image."""
+    width, height = final_size(recipe)
+    return max(4 * (recipe.width // 8) * (recipe.height // 8), 4 * (width // 8) * (height // 8))
+
+
+def depends_on_card(recipe: Recipe) -> bool:
+    """Whether the noise is a graphics card's whose number of threads is not stated and makes a difference."""
+    return recipe.rng == "nv" and values_of_noise(recipe) > min(THREADS.values())
+
+
+def cards_to_try(recipe: Recipe) -> list[tuple[str, str]]:
+    """The noise sources of the common cards whose numbers differ for this recipe, each with the cards' names.
+
+    The most common cards of A1111's users come first: Colab's T4, RTX 3060, 3070, 3080; then the others.
+    """
+    cards: dict[int, list[str]] = {}
+    for name, threads in THREADS.items():
+        if threads < values_of_noise(recipe):
+            cards.setdefault(threads, []).append(name.upper().replace(" TI", " Ti"))
+    order = sorted(cards, key=lambda threads: (_COMMON.index(threads) if threads in _COMMON else len(_COMMON), threads))
+    return [(f"nv:{threads}", ", ".join(cards[threads])) for threads in order]
+
+
+def _causes(prepared: Prepared, recipe: Recipe, size: tuple[int, int]) -> Iterator[str]:
+    for each in prepared.files:
+        if each.by is By.NAME or (each.by is By.VERSION and each.file.hash) or each.held is None:
+            yield each.notice
+    width, height = final_size(recipe)
+    if abs(width * size[1] / (height * size[0]) - 1) > _SMALLEST_SHARE:
+        yield (
+            f"the original has {size[0]}x{size[1]} pixels and the settings say {width}x{height}: it was cropped or"
+            " joined with others, or the settings are not its own"
+        )
+    if depends_on_card(recipe):
+        yield (
+            "the noise came from a graphics card that the settings do not name: `--set rng=CARD` states it, and"
+            " --try-cards tries the common ones"
+        )
+    yield from prepared.found.reasons
