@@ -12,18 +12,22 @@ export function planBox(body, onPlan) {
   const root = el("div", { class: "plan", role: "status", "aria-label": "Plan" });
   let timer = 0;
   let asked = 0;
+  let hasShown = false;
 
   async function read() {
     const mine = ++asked;
     const wanted = body();
     if (!wanted) {
+      hasShown = false;
       fill(root, el("p", { class: "hint" }, "Choose a checkpoint above."));
       onPlan(null);
       return;
     }
+    if (!hasShown) fill(root, el("p", { class: "waiting" }, "Planning …")); // the first plan loads the libraries
     try {
       const plan = await post("/api/v1/plan?soft=1", wanted); // refusals are no failed requests while somebody types
       if (mine !== asked) return;
+      hasShown = true;
       if (plan.error) throw plan.error;
       fill(root, planWords(plan));
       onPlan(plan);
