@@ -196,9 +196,14 @@ def _scale_where_peft_is() -> None:
 
 
 def _only_with_peft(function: Callable[..., None]) -> Callable[..., None]:
-    def wrapped(*arguments: Any, **named: Any) -> None:
-        if _PEFT[2] in sys.modules:
-            function(*arguments, **named)
+    def wrapped(model: Any, *arguments: Any, **named: Any) -> None:
+        # a compiler would compile again whenever a module has been imported, so it looks at the model instead
+        if torch.compiler.is_compiling():
+            has_layers = bool(getattr(model, "_hf_peft_config_loaded", False))
+        else:
+            has_layers = _PEFT[2] in sys.modules
+        if has_layers:
+            function(model, *arguments, **named)
 
     return wrapped
 

@@ -22,12 +22,11 @@ from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import Hires, Recipe
 from civman.domain.recipes.record import Environment, Record
 from civman.planning.input_pictures import read_picture
-from civman.planning.plan_types import Applied, Planned, Rendering
+from civman.planning.plan_types import Applied, Planned
 from civman.planning.recipe_sources import pixel_sha256
 from civman.rendering.encode_prompts import EncodedPrompts, FlowTextEncoders, TextEncoders, encode_all
 from civman.rendering.engine import Engine
 from civman.rendering.finish_pictures import Finisher
-from civman.rendering.save_pictures import Place
 from civman.rendering.warm_engines import WARM, WarmEngines
 from civman.rendering.weight_files import with_safe_copies
 
@@ -124,17 +123,6 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
             )  # fmt: skip
             yield Drawn(pixels, record, job.applied)
         done += len(batch)
-
-
-def make(
-    plans: Iterable[Planned], place: Place, *, machine: Machine, on_event: OnEvent = ignore
-) -> Iterator[Rendering]:
-    """Render all plans and save each image in `place` as soon as it is finished.
-
-    Raises: what `draw` raises; UsageError, StoreError: an image cannot be saved.
-    """
-    for drawn in draw(plans, machine, on_event):
-        yield Rendering(place.keep(drawn.pixels, drawn.record), drawn.record, drawn.applied)
 
 
 def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlNet, ...]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -13,15 +12,16 @@ from civman.errors import CivmanError, Interrupted
 from civman.index import Index
 from civman.planning.input_pictures import keep_inputs
 from civman.planning.plan_types import Planned, Rendering
-from civman.rendering.draw import Drawn, make
+from civman.rendering.draw import Drawn, draw
 from civman.rendering.save_pictures import OutputOptions, Place
+from civman.rendering.saver import Saver
 
 
 def render(
     index: Index, root: Path, plans: Iterable[Planned], place: Place, *, machine: Machine,
     clock: Callable[[], datetime], on_event: OnEvent = ignore,
 ) -> list[Rendering]:  # fmt: skip
-    """Render all plans in order, saving and recording each picture as soon as it is finished.
+    """Render all plans in order, saving and recording each picture while the next one is computed.
 
     Finished pictures are kept even after an error, which lists them (`paths`).
 
@@ -32,12 +32,21 @@ def render(
     for planned in plans:
         keep_inputs(root, planned)
     made: list[Rendering] = []
-    with keeping(made, place):
-        for rendering in make(plans, place, machine=machine, on_event=on_event):
-            (number,) = index.record_pictures([(rendering.path.absolute(), rendering.record)], clock())
-            made.append(replace(rendering, id=number))
+    with (
+        keeping(made, place),
+        Saver[Drawn, Rendering](lambda drawn: save_one(index, place, drawn, clock()), made.append) as saver,
+    ):
+        for drawn in draw(plans, machine, on_event):
+            saver.put(drawn)
     index.mark_used({file.sha256 for planned in plans for file in planned.files}, clock())
     return made
+
+
+def save_one(index: Index, place: Place, drawn: Drawn, at: datetime) -> Rendering:
+    """Save one picture and record it in the index. Raises: StoreError, UsageError, LibraryError."""
+    path = place.keep(drawn.pixels, drawn.record)
+    (number,) = index.record_pictures([(path.absolute(), drawn.record)], at)
+    return Rendering(path, drawn.record, drawn.applied, number)
 
 
 class Saved(Protocol):

@@ -12,9 +12,11 @@ from civman.index import Index
 from civman.index.read_pictures import PictureFilter
 from civman.planning.input_pictures import keep_inputs
 from civman.planning.plan_types import Planned, Rendering
+from civman.rendering.draw import Drawn
 from civman.rendering.import_pictures import import_pictures
-from civman.rendering.render_and_save import keeping
+from civman.rendering.render_and_save import keeping, save_one
 from civman.rendering.save_pictures import Place
+from civman.rendering.saver import Saver
 from civman.workers.dispatch import Pool, work_off
 from civman.workers.tasks import Task, tasks_of
 
@@ -43,13 +45,15 @@ def render_on(
     made: list[Rendering] = []
     places: list[tuple[int, int]] = []
     if tasks:
-        with closing(start(tasks)) as pool, keeping(made, place):
+        with (
+            closing(start(tasks)) as pool,
+            keeping(made, place),
+            Saver[Drawn, Rendering](lambda drawn: save_one(index, place, drawn, clock()), made.append) as saver,
+        ):
             for task, drawn in work_off(tasks, pool, on_event):
                 for number, each in enumerate(drawn):
-                    path = place.keep(each.pixels, each.record)
-                    (row,) = index.record_pictures([(path.absolute(), each.record)], clock())
-                    made.append(Rendering(path, each.record, each.applied, row))
                     places.append((task.number, number))
+                    saver.put(each)
         index.mark_used({file.sha256 for task in tasks for file in task.planned.files}, clock())
     return [rendering for _, rendering in sorted(zip(places, made, strict=True), key=lambda pair: pair[0])]
 

@@ -4,6 +4,7 @@ A task is one batch of one plan. It is fixed before the work is distributed, so 
 many workers there are.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -50,7 +51,7 @@ def _batches(recipe: Recipe) -> Iterator[Recipe]:
 class TaskQueue:
     """Tasks that are not assigned to a worker yet, grouped by the model that they need."""
 
-    groups: dict[tuple[object, ...], list[Task]] = field(default_factory=dict)
+    groups: dict[tuple[object, ...], deque[Task]] = field(default_factory=dict)
     holders: dict[tuple[object, ...], int] = field(default_factory=dict)
     """How many workers have loaded the model of each group."""
 
@@ -59,7 +60,7 @@ class TaskQueue:
         """Queue all `tasks`; those of one group keep their order."""
         queue = cls()
         for task in tasks:
-            queue.groups.setdefault(task.model, []).append(task)
+            queue.groups.setdefault(task.model, deque()).append(task)
         return queue
 
     def take(self, held: tuple[object, ...] | None) -> Task | None:
@@ -76,14 +77,14 @@ class TaskQueue:
             held = max(self.groups, key=lambda model: len(self.groups[model]) / (1 + self.holders.get(model, 0)))
             self.holders[held] = self.holders.get(held, 0) + 1
         assert held is not None
-        task = self.groups[held].pop(0)
+        task = self.groups[held].popleft()
         if not self.groups[held]:
             del self.groups[held]
         return task
 
     def put_back(self, task: Task) -> None:
         """Queue a task again, to be taken first among those of its group."""
-        self.groups.setdefault(task.model, []).insert(0, task)
+        self.groups.setdefault(task.model, deque()).appendleft(task)
 
     def __len__(self) -> int:
         return sum(map(len, self.groups.values()))
