@@ -31,9 +31,15 @@ SCALES = {
 """Block type → where its 16-bit floating-point numbers are."""
 
 
-def write_gguf(path: Path, tensors: dict[str, tuple[np.ndarray, str]], metadata: dict[str, str] | None = None) -> Path:
+def write_gguf(
+    path: Path,
+    tensors: dict[str, tuple[np.ndarray, str]],
+    metadata: dict[str, str] | None = None,
+    *,
+    architecture: str = "test",
+) -> Path:
     """Write a GGUF file. `tensors`: name → (values, or bytes of blocks; type)."""
-    writer = gguf.GGUFWriter(path, "test")
+    writer = gguf.GGUFWriter(path, architecture)
     for key, value in (metadata or {}).items():
         writer.add_string(key, value)
     for name, (data, kind) in tensors.items():

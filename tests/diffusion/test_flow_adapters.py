@@ -105,6 +105,7 @@ def test_check_and_merge_know_the_same_names_with_the_same_shapes(files: Path, n
 
     original = [key.removeprefix("model.diffusion_model.") for key in read_header(path).shapes if "diffusion" in key]
     theirs = [key for key, _ in model.components["transformer"].named_parameters()]
+    assert len(theirs) > 20
     for key in (*original, *theirs):
         if key.endswith(".weight"):
             module = key.removesuffix(".weight").replace(".", "_")
@@ -167,3 +168,24 @@ def test_a_streamed_gguf_file_has_the_layers_of_a_loaded_one(files: Path, tmp_pa
         whole.components["transformer"].x_embedder(torch.ones(1, width)),
         sparing.components["transformer"].x_embedder(torch.ones(1, width)),
     )
+
+
+def test_a_text_encoder_in_gguf_gives_the_model_of_the_unpacked_file(files: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    from packed_files import quantised, write_gguf
+
+    prefix = "text_encoders.t5xxl.transformer."
+    tensors = load_file(files / "flux1.safetensors")
+    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    own.pop("encoder.embed_tokens.weight", None)
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, 4)
+    stored, meant = quantised(own, "Q8_0")
+    packed = {table.get_name(key, try_suffixes=(".weight",)): value for key, value in stored.items()}
+    path = write_gguf(tmp_path / "t5.gguf", packed, architecture="t5encoder")
+    rest = {key: value for key, value in tensors.items() if not key.startswith(prefix)}
+    save_file(rest, tmp_path / "rest.safetensors")
+
+    model = load(tmp_path / "rest.safetensors", dtype=torch.float32, parts={"t5": path})
+
+    for name, value in model.components["text_encoder_2"].named_parameters():
+        assert torch.equal(value, meant["shared.weight" if "embed_tokens" in name else name]), name

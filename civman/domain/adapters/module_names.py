@@ -18,6 +18,8 @@ from typing import NamedTuple
 from civman.domain.files.header import Header
 
 Shape = tuple[int, ...]
+_WITH_PROJECTION = "joint_blocks."
+"""The beginning of names that only Stable Diffusion 3's transformer has, which uses CLIP-L's projection."""
 
 
 class Piece(NamedTuple):
@@ -45,14 +47,22 @@ class Weight(NamedTuple):
 class ModuleIndex:
     """All weights of one model under all their names. `weight(part, path)` looks one up."""
 
-    def __init__(self, parts: Mapping[str, Mapping[str, Shape]], unused: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self,
+        parts: Mapping[str, Mapping[str, Shape]],
+        unused: Iterable[tuple[str, str]] = (),
+        *,
+        projects: bool = False,
+    ) -> None:
         """Index the weights of a model's parts ("unet", "te1", "te2", "te3"), given as name of the tensor → shape.
 
         `unused`: (part, path prefix) of layers that a file may contain but the model does not use.
+        `projects`: the model uses CLIP-L's projection.
         """
         self._weights: dict[str, dict[str, Weight]] = {}
-        # CLIP-L's projection: some files contain it, but no model supported here uses it
-        self._unused = (("te1", "text_projection"), *unused)
+        # CLIP-L's projection: many files contain it, but only Stable Diffusion 3 uses it
+        projects = projects or any(name.startswith(_WITH_PROJECTION) for name in parts.get("unet", ()))
+        self._unused = (*(() if projects else (("te1", "text_projection"),)), *unused)
         for part, tensors in parts.items():
             if part == "unet":
                 self._weights[part] = _backbone_weights(tensors)
@@ -74,7 +84,7 @@ class ModuleIndex:
         unused: Iterable[tuple[str, str]] = (),
     ) -> "ModuleIndex":
         """Index a loaded transformer's weights by name (`split_modules.transformer_weights`), and its text encoders."""
-        index = cls(texts, unused)
+        index = cls(texts, unused, projects="text_projection.weight" in texts.get("te1", {}))
         index._weights["unet"] = {name.replace(".", "_"): weight for name, weight in weights.items()}
         index.parts |= {"unet"}
         return index

@@ -5,7 +5,7 @@ was made for the joint layer changes some rows of each. The relation between the
 was loaded with, so that this module knows no family.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from civman.domain.adapters.module_names import Piece, Shape, Weight
@@ -29,6 +29,8 @@ def transformer_weights(
 ) -> dict[str, Weight]:
     """Map both names of every module that has a weight to that weight; both without prefix and with dots.
 
+    The own names of a further network in the transformer's part of the file begin with the component's name.
+
     Args:
         component: the component's name in the loaded model.
         shapes: the shapes of its parameters.
@@ -36,27 +38,28 @@ def transformer_weights(
         prefix: what precedes the names in the file (`common_prefix`).
     """
     found: dict[str, Weight] = {}
+    own = "" if component == "transformer" else f"{component}."
     joint: dict[str, list[str]] = {}
     for name, shape in shapes.items():
         if not name.endswith(".weight"):
             continue
         module = name.removesuffix(".weight")
-        found[module] = Weight("unet", module, shape, shapes.get(f"{module}.bias"), component=component)
+        found[own + module] = Weight("unet", module, shape, shapes.get(f"{module}.bias"), component=component)
         origin = origins.get(name, Origin(prefix + name))
         original = origin.name.removeprefix(prefix).removesuffix(".weight")
         if origin.rows is not None or origin.swaps_halves:
             joint.setdefault(original, []).append(module)
         elif original != module:
-            found.setdefault(original, found[module])
+            found.setdefault(original, found[own + module])
     for original, modules in joint.items():
-        found[original] = _joint(original, modules, found, origins)
+        found[original] = _joint(original, [found[own + module] for module in modules], origins)
     return found
 
 
-def _joint(original: str, modules: Iterable[str], found: Mapping[str, Weight], origins: Mapping[str, Origin]) -> Weight:
+def _joint(original: str, weights: Sequence[Weight], origins: Mapping[str, Origin]) -> Weight:
     pieces, rows, biases = [], 0, 0
-    for module in modules:
-        weight, origin = found[module], origins[f"{module}.weight"]
+    for weight in weights:
+        module, origin = weight.name, origins[f"{weight.name}.weight"]
         count = weight.shape[0]
         start = origin.rows[0] if origin.rows is not None else 0
         half = count // 2
@@ -64,7 +67,7 @@ def _joint(original: str, modules: Iterable[str], found: Mapping[str, Weight], o
         pieces.append(Piece(module, taken))
         rows += count
         biases += weight.bias[0] if weight.bias else 0
-    first = found[pieces[0].name]
+    first = weights[0]
     bias = (biases,) if biases == rows else None
     return Weight("unet", original, (rows, *first.shape[1:]), bias, component=first.component, pieces=tuple(pieces))
 

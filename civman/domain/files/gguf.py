@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
+from civman.domain.files.gguf_names import author_names
 from civman.domain.files.gguf_types import BLOCKS, TYPES
 from civman.domain.files.header import Header
 from civman.domain.files.header_text import Tensor, refuse, short
@@ -73,8 +74,14 @@ class GgufHeader:
 
     @property
     def as_header(self) -> Header:
-        """The same tensors and metadata in the form in which safetensors headers are read."""
-        tensors = {name: Tensor(kind, shape, *self.places[name]) for name, (kind, shape) in self.tensors.items()}
+        """The same tensors and metadata in the form in which safetensors headers are read.
+
+        A text encoder's tensors have their authors' names, see `gguf_names`.
+        """
+        names = author_names(self.architecture, self.tensors)
+        if len(set(names.values())) < len(names):
+            refuse("two tensors of the GGUF file are the same one of its model", cause="duplicate-name")
+        tensors = {names[name]: Tensor(kind, shape, *self.places[name]) for name, (kind, shape) in self.tensors.items()}
         return Header(tensors=tensors, metadata=self.metadata, header_bytes=self.data_start, file_size=self.file_size)
 
 
