@@ -23,6 +23,8 @@ from civman.prompts import comfyui_syntax
 _SAMPLERS: Final = {"ddim": "Euler"}
 """Samplers of ComfyUI that are another sampler of civman."""
 _TREES: Final = ("DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE")
+_NOISELESS: Final = ("DPM fast", "DPM adaptive")
+"""Samplers that add noise in A1111, and none in ComfyUI (eta 0)."""
 _FULL: Final = 0.9999
 _OTHER_FAMILIES: Final = re.compile(
     r"flux[._ -]?[12]|sd[_ ]?3(\.5|_medium)|qwen[._ -]image|z[._ -]image|hunyuan|wan2|lumina|auraflow|pixart|"
@@ -102,7 +104,7 @@ class _Builder:
             guidance_rescale=first.model.rescale, rescales_velocity=bool(first.model.rescale),
             freeu=first.model.freeu, told_sizes=told, hires=self._hires(*second) if second else None,
             sampling=Sampling(
-                program="comfyui", sigmas=first.sigmas, eta=first.eta if sampler.takes_eta else 1.0,
+                program="comfyui", sigmas=first.sigmas, eta=self._eta(first, second[1] if second else None),
                 noise_scale=first.s_noise if sampler.takes_s_noise else 1.0,
             ),
         )  # fmt: skip
@@ -126,6 +128,11 @@ class _Builder:
             raise Stopped(f"{second.node} uses another prompt than the pass before it, which civman does not support")
         if first.negative is None and (second.positive != first.positive or second.negative is not None):
             raise Stopped(f"{second.node} is guided by a negative prompt that the pass before it does not have")
+        adds = [self._sampler(each).name not in _NOISELESS for each in (first, second)]
+        kinds = [self._sampler(each).noise for each in (first, second)]
+        if adds[0] != adds[1] and samplers.Kind.NONE not in kinds:
+            raise Stopped(f"of {first.node} and {second.node}, one adds noise in its steps and one does not, which "
+                          "civman does not support")  # fmt: skip
         if second.sigmas or (second.eta, second.s_noise) != (first.eta, first.s_noise):
             raise Stopped(f"{second.node} has noise levels or eta of its own, which civman does not support there")
 
@@ -162,12 +169,21 @@ class _Builder:
         sources = [
             "cpu" if sampler.name in _TREES and not each.sampler.endswith("_gpu") else "nv"
             for each in (first, second)
-            if each is not None and (sampler := self._sampler(each)).noise is not samplers.Kind.NONE
+            if each is not None
+            and (sampler := self._sampler(each)).noise is not samplers.Kind.NONE
+            and sampler.name not in _NOISELESS
         ]
         if len(set(sources)) > 1:
             raise Stopped("the steps of one pass take their noise from the CPU and those of the other from a graphics "
                           "card, which civman does not support")  # fmt: skip
         return sources[0] if sources else ""
+
+    def _eta(self, first: Sampled, second: Sampled | None) -> float:
+        """How much noise the steps of both passes add."""
+        names = [self._sampler(each).name for each in (first, second) if each is not None]
+        if any(name in _NOISELESS for name in names):
+            return 0.0
+        return first.eta if self._sampler(first).takes_eta else 1.0
 
     def _leave(self, model: Model, clip: Clip) -> None:
         """Note which fields of the request the graph itself decides."""
@@ -248,12 +264,14 @@ class _Builder:
 def by_comfyui(made: Recipe) -> Recipe:
     """A recipe from settings in A1111's form, of an image that ComfyUI made."""
     sampler = samplers.BY_NAME[_SAMPLERS.get(made.sampler.casefold(), made.sampler)]
-    source = "" if sampler.noise is samplers.Kind.NONE else "cpu" if sampler.name in _TREES else "nv"
+    is_plain = sampler.noise is samplers.Kind.NONE or sampler.name in _NOISELESS
+    source = "" if is_plain else "cpu" if sampler.name in _TREES else "nv"
+    eta = 0.0 if sampler.name in _NOISELESS else made.sampling.eta
     return replace(
         made, sampler=sampler.name, schedule="Normal" if made.schedule == "Automatic" else made.schedule, rng="cpu",
         step_rng=source, eta_seed_delta=0, emphasis="comfyui", prompt_rules="", odd_sizes="forge", pad_prompts=False,
         fit_negative=False,
-        sampling=replace(made.sampling, program="comfyui", half_levels=False, drop_penultimate=False),
+        sampling=replace(made.sampling, program="comfyui", half_levels=False, drop_penultimate=False, eta=eta),
     )  # fmt: skip
 
 

@@ -119,5 +119,8 @@ def sample(
         more["noise_sampler"] = lambda *_: torch.randn(x.shape, generator=generator)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchsde's, about times outside its interval by one bit
-        result: Tensor = getattr(k, f"sample_{name}")(model, x, sigmas, disable=True, **more)
+        places: tuple[Any, ...] = (sigmas,)
+        if name in ("dpm_fast", "dpm_adaptive"):
+            places = (float(sigmas[-2]), float(sigmas[0]), *([len(sigmas) - 1] if name == "dpm_fast" else []))
+        result: Tensor = getattr(k, f"sample_{name}")(model, x, *places, disable=True, **more)
     return result

@@ -1,6 +1,7 @@
 # ruff: noqa: E402  (imports that need torch come after the question whether it is there)
 """Sampling by ComfyUI's rules, against ComfyUI's formulas around k-diffusion's own functions."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +84,32 @@ def test_a_render_ends_where_comfyui_does(sampler: str, schedule: str, xl: bool)
     sigmas = LEVELS.sampled(comfyui_oracle.K_NAMES[sampler], comfyui_oracle.SCHEDULES[schedule], recipe.steps)
 
     assert close(mine(recipe, xl=xl), theirs(recipe, sigmas))
+
+
+@pytest.mark.parametrize(("sampler", "name"), [("DPM fast", "dpm_fast"), ("DPM adaptive", "dpm_adaptive")])
+def test_dpm_fast_and_adaptive_add_no_noise_in_comfyui(sampler: str, name: str) -> None:
+    from civman.planning.redraw import redraw
+
+    value = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["1", 1]}},
+        "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 48, "batch_size": 1}},
+        "4": {"class_type": "KSampler", "inputs": {
+            "model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0], "seed": 5,
+            "steps": 12, "cfg": 3.0, "sampler_name": name, "scheduler": "karras", "denoise": 1.0}},
+        "5": {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}},
+        "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0]}},
+    }  # fmt: skip
+    found = redraw({"foreign": json.dumps(value)}).made
+    assert found is not None
+    assert found.sampler == sampler
+    sigmas = LEVELS.sampled(name, "karras", 12)
+
+    wanted = comfyui_oracle.sample(
+        closed_form.answer, name, sigmas, 5, cfg=3.0, conds=[closed_form.COND], uncond=closed_form.UNCOND, shape=SHAPE
+    )
+
+    assert close(mine(replace(found, precision="float32", loras=())), wanted)
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ 2M SDE"])

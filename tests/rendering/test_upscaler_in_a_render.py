@@ -56,6 +56,23 @@ def test_an_upscaler_model_is_part_of_the_recipe_and_comes_back(civman: Civman, 
     assert other["recipe"]["schema"] == 3
 
 
+@pytest.mark.usefixtures("stocked", "no_sockets")
+def test_the_model_s_result_may_be_resized_as_in_comfyui(civman: Civman, upscaler: Path) -> None:
+    assert civman("import", "--offline", upscaler.parent).code == 0
+    hires = ("--hires", "96x96", "--hires-trim", "0x0", "--hires-strength", "0.5", "--upscaler", "2x-tiny")
+    made = {}
+    for way in ("", "area", "lanczos"):
+        options = ("--hires-resize", way) if way else ()
+        done = civman("render", "tiny-sd1", "a cat", *QUICK, *hires, *options, "--json")
+        assert done.code == 0, done.out + done.err
+        [made[way]] = done.json["render"]
+
+    assert made["area"]["recipe"]["hires"]["resize"] == "area"
+    assert len({each["pixel_sha256"] for each in made.values()}) == 3
+    again = civman("replay", made["area"]["path"], "--json").json["replay"]["pictures"][0]
+    assert again["verdict"] == "identical"
+
+
 @pytest.mark.usefixtures("stocked")
 @pytest.mark.parametrize(("ref", "code"), [("nowhere", "not-found"), ("ink", "wrong-kind")])
 def test_what_is_no_upscaler_is_refused(civman: Civman, ref: str, code: str) -> None:
