@@ -269,6 +269,7 @@ class Cause(StrEnum):
     MISMATCHED_PARTS = "mismatched-parts"
     NEEDS_PICTURE = "needs-picture"
     NO_DEVICE = "no-device"
+    NO_FACE_MODEL = "no-face-model"
     NO_UPSCALER = "no-upscaler"
     NO_PIPELINE = "no-pipeline"
     NO_PIPELINE_SAMPLER = "no-pipeline-sampler"

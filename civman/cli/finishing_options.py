@@ -6,6 +6,13 @@ import typer
 
 from civman.cli import completion
 
+FaceRestorationOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--face-restoration", metavar="gfpgan|codeformer[:WEIGHT]",
+        help="Restore faces with models of the library; CodeFormer keeps this share of a face's details (0.5).",
+    ),
+]  # fmt: skip
 UpscaleOpt = Annotated[
     str | None,
     typer.Option(

@@ -7,7 +7,7 @@ import typer
 
 from civman.cli import completion
 from civman.cli.control_options import ControlMapOpt, ControlModeOpt, ControlOpt, controls_from
-from civman.cli.finishing_options import UpscaleOpt
+from civman.cli.finishing_options import FaceRestorationOpt, UpscaleOpt
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid, has_prompts
 from civman.cli.noise_options import (
     EnsdOpt,
@@ -328,6 +328,7 @@ def render(
     hires_cfg: HiresCfgOpt = None,
     hires_sampler: HiresSamplerOpt = None,
     hires_schedule: HiresScheduleOpt = None,
+    face_restoration: FaceRestorationOpt = None,
     upscale: UpscaleOpt = None,
     odd_sizes: OddSizesOpt = None,
     prediction: Annotated[
@@ -444,7 +445,7 @@ def render(
             trim=hires_trim, seed=hires_seed, guidance_scale=hires_cfg, sampler=hires_sampler,
             schedule=hires_schedule, resize=hires_resize,
         ),
-        upscale=upscale_from(upscale) if upscale is not None else None, prediction=prediction,
+        face_restoration=face_restoration, upscale=upscale_from(upscale) if upscale else None, prediction=prediction,
         precision=precision, pad_prompts=pad_prompts, config=config, resize_mode=resize_mode,
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,

@@ -28,6 +28,10 @@ class Picture:
     decoded_in: str
     notes: tuple[str, ...] = ()
 
+    def noted(self, note: str) -> "Picture":
+        """The same image with a further note."""
+        return replace(self, notes=(*self.notes, note))
+
     def to_image(self) -> Any:
         """Convert to a `PIL.Image.Image`."""
         from PIL import Image  # importing this takes 0.1 s, which a caller of `pixels` does not need

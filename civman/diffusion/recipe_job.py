@@ -45,6 +45,14 @@ class Inputs:
 
 
 NO_INPUTS: Final = Inputs()
+Restore = Callable[[Pixels], tuple[Pixels, str]]
+"""A function that restores the faces in (H, W, 3) uint8 pixels. Returns such pixels and a note."""
+
+
+def _with_faces(picture: Picture, restore: Restore) -> Picture:
+    """Restore the faces, as in A1111, before the preserved part of a start image is laid over them."""
+    better, note = restore(picture.pixels)
+    return put_back(picture, lambda _: better).noted(note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,7 @@ class RecipeJob:
         self._method = _Method(recipe, *sampler_names.of_recipe(recipe), recipe.guidance_scale)
         self._sampler = self._method.sampler
         self.upscale: second_pass.Upscale | None = None
+        self.restore: Restore | None = None
         self.controls: Sequence[tuple[ControlNet, ControlUse, Pixels]] = ()
         self._start: start_picture.StartPicture | None = None
         if recipe.start is not None and inputs.image is not None:
@@ -267,6 +276,8 @@ class RecipeJob:
             picture_of(array, seed=seed, decoded_in=decoded.dtype, notes=notes)
             for seed, array in zip(seeds, arrays, strict=True)
         ]
+        if self.restore is not None:
+            pictures = [_with_faces(picture, self.restore) for picture in pictures]
         if laid_over is None or recipe.rules == 1:
             return pictures
         return [put_back(picture, laid_over) for picture in pictures]

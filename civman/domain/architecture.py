@@ -30,7 +30,14 @@ class Kind(StrEnum):
     GLIGEN = "gligen"
     HYPERNETWORK = "hypernetwork"
     UPSCALER = "upscaler"
+    FACE_MODEL = "face-model"
+    """Finds, parses or restores faces: RetinaFace, ParseNet, GFPGAN, CodeFormer."""
     UNKNOWN = "unknown"
+
+    @property
+    def spoken(self) -> str:
+        """The kind with its article, such as "an upscaler"."""
+        return f"{'an' if self.value[0] in 'aeiou' else 'a'} {self.value.replace('-', ' ')}"
 
 
 class Architecture(StrEnum):

@@ -263,9 +263,9 @@ def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResu
             finding = _embedding(checkpoint, part, support)
         case Kind.VAE:
             finding = _vae(checkpoint, part, support)
-        case Kind.UPSCALER:
+        case Kind.UPSCALER | Kind.FACE_MODEL:
             depth = Depth.ARCHITECTURE if part.identity else Depth.LABELS
-            finding = _Finding(Verdict.FITS, depth, ["an upscaler works on finished images"])
+            finding = _Finding(Verdict.FITS, depth, [f"{part.kind.spoken} works on finished images"])
         case _:
             finding = _by_family(checkpoint, part, support)
     for conflict in _label_conflict(part):

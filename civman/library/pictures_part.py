@@ -192,7 +192,7 @@ class PicturesPart(Part):
         from civman.planning.plan import Conditions, plan
         from civman.planning.redraw_request import prepare, request_of
 
-        request, rounding, notices = request_of(prepare(self._context.index, settings))
+        request, rounding, notices = request_of(self._context.index, prepare(self._context.index, settings))
         planned = plan(
             self._context.index, request, replace(conditions or Conditions(), triggers=False), on_event=on_event
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from civman.domain.digests import Sha256, autov2
 from civman.domain.file_suffixes import MODEL_SUFFIXES
+from civman.domain.recipes.faces import WEIGHT
 from civman.domain.recipes.recipe import Recipe, Sampling
 from civman.domain.recipes.record import Record
 from civman.domain.recipes.thresholding import uses_power
@@ -55,7 +56,11 @@ def _of_old_pass(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_last(record: Record) -> Iterator[tuple[str, str | float]]:
-    """A1111's keys for the enlargement of the finished image."""
+    """A1111's keys for restored faces and for the enlargement of the finished image."""
+    if record.recipe.faces is not None:
+        yield "Face restoration", {"codeformer": "CodeFormer", "gfpgan": "GFPGAN"}[record.recipe.faces.method]
+        if record.recipe.faces.weight != WEIGHT:
+            yield "CodeFormer weight", record.recipe.faces.weight
     made = record.recipe.upscale
     if made is not None:
         name = record.name_of(made.model).name if made.model else made.method.capitalize()

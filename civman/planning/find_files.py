@@ -26,6 +26,7 @@ from civman.store.safe_copies import copy_place
 _WANTED = {
     "checkpoint": (Kind.CHECKPOINT,), "lora": (Kind.ADAPTER,), "embedding": (Kind.EMBEDDING,), "vae": (Kind.VAE,),
     "controlnet": (Kind.CONTROLNET,), "upscaler": (Kind.UPSCALER,), "hypernetwork": (Kind.HYPERNETWORK,),
+    "face-restorer": (Kind.FACE_MODEL,), "face-detector": (Kind.FACE_MODEL,), "face-parser": (Kind.FACE_MODEL,),
 }  # fmt: skip
 
 _PART = (Kind.TEXT_ENCODER,)
@@ -269,6 +270,7 @@ def _require_kind(role: str, inspected: Inspected) -> None:
 _OPTIONS = {
     Kind.ADAPTER: "pass it with --lora", Kind.EMBEDDING: "pass it with --embedding", Kind.VAE: "pass it with --vae",
     Kind.CHECKPOINT: "pass it as the checkpoint", Kind.UPSCALER: "pass it with --upscaler",
+    Kind.FACE_MODEL: "pass it with --face-restoration",
 }  # fmt: skip
 
 

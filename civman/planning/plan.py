@@ -29,6 +29,7 @@ from civman.planning.check_files import in_role
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
 from civman.planning.few_steps import few_steps_defaults, few_steps_notice
 from civman.planning.find_controls import control_files, controls_for
+from civman.planning.find_faces import faces_for
 from civman.planning.find_files import Finder, Found
 from civman.planning.find_hypernetworks import hypernetworks_for
 from civman.planning.find_upscaler import last_upscaler_for, scale_of, upscaler_for
@@ -122,7 +123,9 @@ def plan(
     upscaler, tiles = upscaler_for(finder, request)
     last, last_tiles = last_upscaler_for(finder, request)
     parts += [each for each in (upscaler, last) if each]
-    tiles = tuple(dict.fromkeys((*tiles, *last_tiles)))
+    faces = faces_for(finder, request)
+    parts += faces.files if faces else ()
+    tiles = tuple(dict.fromkeys((*tiles, *last_tiles, *(faces.notices if faces else ()))))
     controls = controls_for(finder, request, found)
     parts += [each.model for each in controls]
     networks = hypernetworks_for(finder, request, words)
@@ -143,6 +146,7 @@ def plan(
             upscaler=upscaler.sha256 if upscaler else None,
             last_upscaler=last.sha256 if last else None, last_scale=scale_of(last),
             controls=tuple(each.use for each in controls),
+            faces=faces.restoration if faces else None,
             init_image=pictures[0].sha256 if pictures else None,
             mask_image=pictures[1].sha256 if len(pictures) > 1 else None, config=config,
             files=tuple({file.sha256: file.in_recipe for file in (found, *parts)}.values()),
@@ -202,7 +206,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
     parts += [vae] if vae else []
     parts += [*choice.parts.values()] if choice else []
-    for role in ("upscaler", "hypernetwork", "controlnet"):
+    for role in ("upscaler", "hypernetwork", "controlnet", "face-restorer", "face-detector", "face-parser"):
         parts += [finder.with_digest(role, digest) for digest in recipe.digests[role]]
     _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)

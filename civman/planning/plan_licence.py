@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from civman.domain.catalog import Licence
+from civman.domain.known_face_models import face_model_with, known_face_models
 from civman.domain.known_upscalers import upscaler_with
 from civman.domain.licence import Answer, Part, Terms, terms_of
 from civman.errors import Cause, NotAllowed, UsageError
@@ -42,6 +43,13 @@ def _part(index: Index, found: Found) -> Part:
     if found.role == "upscaler" and (known := upscaler_with(found.sha256)) is not None:
         why = f"{Path(name).stem}: its licence ({known.licence}) excludes commercial use"
         return Part(name, stated=Answer.YES) if known.is_commercial else Part(name, stated=Answer.NO, reason=why)
+    if found.role == "face-restorer" and found.identity.variant == "codeformer":
+        licence = known_face_models("codeformer")[0].licence
+        return Part(
+            name, stated=Answer.NO, reason=f"{Path(name).stem}: its licence ({licence}) excludes commercial use"
+        )
+    if found.role.startswith("face-") and (face := face_model_with(found.sha256)) is not None:
+        return Part(name, stated=Answer.YES if face.is_commercial else Answer.NO)
     asset = found.asset
     version = index.version(asset.version_id) if asset is not None and asset.version_id is not None else None
     model = version.model if version is not None else None

@@ -16,6 +16,7 @@ from civman.diffusion import sampler_names, samplers
 from civman.diffusion.noise_levels import Schedule
 from civman.domain.digests import Sha256
 from civman.domain.recipes.enlargement import METHODS, Enlargement, enlargement_of
+from civman.domain.recipes.faces import WEIGHT, FaceRestoration
 from civman.domain.recipes.recipe import Hires, HypernetworkUse, LoraUse, Recipe, Sampling
 from civman.errors import Cause, UsageError
 from civman.pictures.comfyui_graph import Graph, graph_of
@@ -23,7 +24,7 @@ from civman.pictures.metadata import loads, whole
 from civman.pictures.site_settings import Entries, NamedFile
 from civman.pictures.upscale_text import KEYS, extras_in, request_of
 from civman.planning import prompt_stages
-from civman.planning.redraw_features import Drawable, Reason, reasons
+from civman.planning.redraw_features import Drawable, Reason, face_method, reasons
 from civman.planning.redraw_graph import by_comfyui, redraw_graph
 from civman.planning.redraw_guidance import guidance, second_ratio, second_sampling
 from civman.planning.redraw_old_pass import old_first_pass as old_first_pass
@@ -156,7 +157,7 @@ class _Reader:
             hypernetworks=tuple(HypernetworkUse(stand_in(name), strength) for name, strength in networks),
             loras=tuple(LoraUse(stand_in(each.name), each.unet, each.text, each.blocks) for each in loras),
             pad_prompts=self._entries.is_on("Pad conds"), hires=hires,
-            upscale=self._last_upscale(hires, width, height),
+            upscale=self._last_upscale(hires, width, height), faces=self._faces(),
             sampling=self._sampling(),
             prompt_rules=rules, **self._variation(), emphasis=self._entries.text("Emphasis").casefold() or "original",
             fit_negative=self._fits_negative(sampler),
@@ -336,6 +337,25 @@ class _Reader:
             self.resources.append(found.file)
         return found.method, stand_in(name)
 
+    def _faces(self) -> FaceRestoration | None:
+        """The restoration of faces, with placeholders for its models."""
+        method = face_method(self._entries)
+        if method is None:
+            return None
+        weight = self._entries.number("CodeFormer weight") if self._is_own else None
+        if method == "gfpgan":
+            self.add(Drawable.DIFFERS, "A1111 adds random noise within GFPGAN, which restored the faces")
+        elif not self._is_own:
+            self.add(
+                Drawable.DIFFERS,
+                f"faces were restored by CodeFormer with a weight that is not stated; {WEIGHT:g} is A1111's default",
+            )
+        if self._version < (1, 8):
+            self.add(Drawable.DIFFERS, "A1111 before 1.8 rounded restored faces in another way")
+        return FaceRestoration(
+            method, stand_in(method), stand_in("retinaface"), stand_in("parsenet"), WEIGHT if weight is None else weight
+        )
+
     def _last_upscale(self, hires: Hires | None, width: int, height: int) -> Enlargement | None:
         """The enlargement of the finished image in A1111's Extras tab, or as its last step."""
         drawn_size = (hires.width, hires.height) if hires else (width // 8 * 8, height // 8 * 8)
@@ -432,6 +452,8 @@ class _Reader:
             name = self._entries.text("Hires upscaler") or ("None" if made.hires.stretches else "Latent")
             digest = next((each.hash for each in self.resources if (each.role, each.name) == ("upscaler", name)), "")
             value["hires"] |= {"upscaler": name, "model": {"name": name, "hash": digest} if made.hires.model else None}
+        if made.faces:
+            value["faces"] = {"method": made.faces.method, "weight": made.faces.weight}
         if made.upscale and made.upscale.model:
             found = next(each for each in self.resources if stand_in(each.name) == made.upscale.model)
             value["upscale"] |= {"model": {"name": found.name, "hash": found.hash}}

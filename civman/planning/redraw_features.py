@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from civman.domain.recipes.faces import METHODS as FACE_METHODS
 from civman.pictures.site_settings import Entries
 
 
@@ -51,8 +52,10 @@ def _feature(
     return _Feature(re.compile(pattern), verdict, words, counts)
 
 
-def _is_face(entries: Entries) -> bool:
-    return entries.is_on("Face restoration")
+def face_method(entries: Entries) -> str | None:
+    """How faces were restored: a method that civman has too, or None."""
+    name = entries.text("Face restoration").casefold()
+    return name if name in FACE_METHODS else None
 
 
 NO, NEEDS, FINE = Drawable.NO, Drawable.NEEDS_INPUT, Drawable.EXACT
@@ -64,8 +67,8 @@ _FEATURES: Final = (
     _feature(
         "Face restoration$",
         Drawable.DIFFERS,
-        "faces were restored afterwards (GFPGAN, CodeFormer); civman leaves them as they were drawn",
-        _is_face,
+        "faces were restored by a model that civman does not know; they are left as they were drawn",
+        lambda entries: entries.is_on("Face restoration") and face_method(entries) is None,
     ),
     _feature(
         "(ADetailer|DDetailer|YOLO) ",

@@ -17,6 +17,7 @@ from civman.index import Index
 from civman.index.read_pictures import PictureFilter
 from civman.pictures import image_text, infotext
 from civman.pictures.upscale_text import with_extras
+from civman.planning.find_faces import faces_of
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.redraw import Redraw, redraw
 from civman.planning.redraw_features import Drawable
@@ -101,7 +102,7 @@ def understood(index: Index | None, settings: "str | SiteImage") -> Prepared:
     )  # fmt: skip
 
 
-def request_of(prepared: Prepared) -> tuple[RenderRequest, str, tuple[str, ...]]:
+def request_of(index: Index, prepared: Prepared) -> tuple[RenderRequest, str, tuple[str, ...]]:
     """Return the request that draws an image again, with how its pixels are rounded, and notices.
 
     The notices say what differs from the original.
@@ -142,6 +143,9 @@ def request_of(prepared: Prepared) -> tuple[RenderRequest, str, tuple[str, ...]]
         **left,
     )  # fmt: skip
     of_files = [each.notice for each in prepared.files if each.notice]
+    if found.made.faces is not None:
+        text, without = faces_of(index, found.made.faces)
+        request, of_files = replace(request, face_restoration=text), [*of_files, *without]
     return request, found.made.rounding, (*prepared.notices, *found.reasons, *of_files)
 
 

@@ -61,7 +61,8 @@ _HIRES: Final = (
 )  # fmt: skip
 _HIRES_WHOLE: Final = ("hires_steps", "hires_seed")
 _HIRES_TEXTS: Final = ("upscaler", "hires_trim", "hires_sampler", "hires_schedule", "hires_resize")
-FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, "upscale", "lora:REF")
+_LAST: Final = ("upscale", "face_restoration")
+FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, *_LAST, "lora:REF")
 """The fields that can be changed; some also have the short names of `civman render`'s options."""
 
 Change = tuple[str, str]
@@ -140,7 +141,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         skip_negative_always=recipe.skip_negative_always, skip_early_guidance=recipe.skip_early_guidance,
         parts=tuple(f"{use.role}=sha256:{use.sha256}" for use in recipe.parts), variant=recipe.variant or None,
         shift=recipe.flow.shift if recipe.flow else None, guidance=recipe.flow.guidance if recipe.flow else None,
-        upscale=_upscale_request(recipe),
+        upscale=_upscale_request(recipe), face_restoration=_faces_text(recipe),
         seed_resize=f"{recipe.seed_resize_width}x{recipe.seed_resize_height}",
         sampling_rules=sampling.program, sigmas=",".join(map(repr, sampling.sigmas)) or None,
         step_rng=recipe.step_rng or None, noise_slice=recipe.noise_slice or None,
@@ -160,6 +161,14 @@ def _upscale_request(recipe: Recipe) -> UpscaleRequest | None:
         f"sha256:{made.model}" if made.model else made.method, None if size else factor_of(made, recipe.drawn_size),
         size, made.tile, made.overlap,
     )  # fmt: skip
+
+
+def _faces_text(recipe: Recipe) -> str | None:
+    """The restoration of faces in the form of a request; its model is named by SHA-256."""
+    faces = recipe.faces
+    if faces is None:
+        return None
+    return f"sha256:{faces.model}" + (f":{faces.weight:g}" if faces.method == "codeformer" else "")
 
 
 def variations(request: RenderRequest) -> tuple[RenderRequest, ...]:
@@ -193,8 +202,10 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
         return replace(request, sampler=text, schedule=None)
     if field == "hires":
         return replace(request, hires=_hires(name, text, request.hires))
-    if field == "upscale":
-        return replace(request, upscale=upscale_from(text) if text not in ("", "off") else None)
+    if field in _LAST:
+        asked = text if text not in ("", "off") else None
+        last: Any = upscale_from(asked) if asked and field == "upscale" else asked
+        return replace(request, **{field: last})
     if field in _HIRES:
         if request.hires is None:
             raise UsageError(

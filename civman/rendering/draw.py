@@ -108,6 +108,7 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
         planned.recipe, engine.model, job.prompts.first, inputs=job.inputs, hires_prompt=job.prompts.second,
         on_event=on_event, keeps_noise=planned.keeps_noise, upscale=_upscale(job.upscaler, planned.recipe.hires),
         hypernetworks=job.hypernetworks, controlnets=job.controlnets,
+        restore=job.finisher.restorer if job.finisher else None,
     )  # fmt: skip
     for batch in batches:
         recipe = job.batch(done, len(batch))

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from civman.domain.recipes.faces import faces_from
 from civman.domain.recipes.recipe import Recipe, RenderRequest
 from civman.domain.refs import PathRef, parse_ref
 from civman.errors import Refused, UsageError
@@ -156,6 +157,7 @@ def _require_no_paths(request: RenderRequest) -> None:
     refs += [each.partition("=")[2] for each in request.parts]
     refs += [request.hires.upscaler] if request.hires else []
     refs += [request.upscale.upscaler] if request.upscale else []
+    refs += [faces_from(request.face_restoration)[0]] if request.face_restoration else []
     for ref in refs:
         require_name(ref)
     if request.config is not None and not request.config.lstrip().startswith("{"):

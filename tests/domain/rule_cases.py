@@ -341,6 +341,14 @@ CASES: dict[str, Tensors] = {
     "hat": plain("layers.0.residual_group.overlap_attn.q.weight", "conv_first.weight"),
     "span": plain("block_1.c1_r.sk.weight"),
     "plksr": plain("feats.1.lk.conv.weight"),
+    "codeformer": plain(
+        "quantize.embedding.weight", "ft_layers.0.self_attn.in_proj_weight", "idx_pred_layer.1.weight"
+    ),
+    "gfpgan": plain(
+        "stylegan_decoder.style_convs.0.modulated_conv.weight", "condition_scale.0.0.weight", "conv_body_first.weight"
+    ),
+    "retinaface": plain("LandmarkHead.0.conv1x1.weight", "body.layer4.0.conv3.weight"),
+    "parsenet": plain("out_mask_conv.conv2d.weight", "body.0.conv1.conv2d.weight"),
     "compact-upscaler": {"body.0.weight": (64, 3, 3, 3), "body.0.bias": (64,)},
     # adapters
     "on-flux3": lora(("transformer.txt_mode_blocks.0.attn.to_q", 3072, 3072)),

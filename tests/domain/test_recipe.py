@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from civman.domain.digests import Sha256
 from civman.domain.recipes.complete import Resolved, complete
+from civman.domain.recipes.faces import FaceRestoration
 from civman.domain.recipes.recipe import (
     EmbeddingUse,
     Hires,
@@ -181,8 +182,9 @@ def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
 def test_nothing_may_be_left_out(name: str) -> None:
-    value = json.loads(replace(FULL, variant="kontext").to_json())
-    assert value["schema"] == 7
+    faces = FaceRestoration("gfpgan", FULL.checkpoint, FULL.checkpoint, FULL.checkpoint)
+    value = json.loads(replace(FULL, variant="kontext", faces=faces).to_json())
+    assert value["schema"] == 8
     del value[name]
 
     with pytest.raises(UsageError, match=f"`recipe.{name}` is missing"):
@@ -228,7 +230,7 @@ def test_other_texts_are_no_recipes(text: str) -> None:
 
 def test_a_later_schema_says_to_update() -> None:
     with pytest.raises(UsageError) as caught:
-        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 8}))
+        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 9}))
 
     assert caught.value.code == "newer-recipe"
 

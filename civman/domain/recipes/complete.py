@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from civman.domain.digests import Sha256
 from civman.domain.recipes.control import ControlUse
 from civman.domain.recipes.enlargement import Enlargement, enlargement_of
+from civman.domain.recipes.faces import FaceRestoration
 from civman.domain.recipes.freeu_settings import freeu_of
 from civman.domain.recipes.noise_sources import rng_of
 from civman.domain.recipes.prompt_parts import part_of
@@ -53,6 +54,7 @@ class Resolved:
     vae: Sha256 | None = None
     upscaler: Sha256 | None = None
     """The model that enlarges the image between the passes."""
+    faces: FaceRestoration | None = None
     last_upscaler: Sha256 | None = None
     """The model that enlarges the finished image, and its factor."""
     last_scale: int | None = None
@@ -106,7 +108,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         freeu=freeu_of(_or(request.freeu, "")), rescales_velocity=_or(request.rescales_velocity, False),
         told_sizes=request.told_sizes or "",
         parts=found.parts, flow=found.flow, variant=found.variant,
-        upscale=_upscale(request, (hires.width, hires.height) if hires else (width, height), found),
+        faces=found.faces, upscale=_upscale(request, (hires.width, hires.height) if hires else (width, height), found),
     )  # fmt: skip
 
 

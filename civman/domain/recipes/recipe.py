@@ -13,6 +13,7 @@ from typing import Any, Final
 from civman.domain.digests import Sha256
 from civman.domain.recipes.control import ControlUse as ControlUse
 from civman.domain.recipes.enlargement import Enlargement, enlargement_problems
+from civman.domain.recipes.faces import FaceRestoration, face_problems
 from civman.domain.recipes.flow import Flow as Flow
 from civman.domain.recipes.flow import PartUse as PartUse
 from civman.domain.recipes.freeu_settings import FreeU as FreeU
@@ -27,10 +28,10 @@ from civman.domain.recipes.sampling import Sampling as Sampling
 from civman.domain.recipes.thresholding import Thresholding as Thresholding
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 7
+SCHEMA: Final = 8
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 7 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 8 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -70,6 +71,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
         "sampling": ("program", "sigmas"),
     },
     7: {"": ("parts", "flow", "variant")},
+    8: {"": ("faces",)},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
@@ -268,10 +270,13 @@ class Recipe:
     """How the finished image is enlarged."""
     controls: tuple[ControlUse, ...] = ()
     """The ControlNets that guide the image, each with its control image."""
+    faces: FaceRestoration | None = None
+    """How the faces in the finished image are restored, before it is enlarged."""
 
     def __post_init__(self) -> None:
         finishing = enlargement_problems(self.upscale) if self.upscale is not None else ()
-        for problem in (*problems(self), *finishing):
+        faces = face_problems(self.faces) if self.faces is not None else ()
+        for problem in (*problems(self), *finishing, *faces):
             raise UsageError(f"the recipe cannot be rendered: {problem}", code=Cause.BAD_RECIPE)
 
     def to_json(self) -> str:
@@ -309,6 +314,9 @@ class Recipe:
             "hypernetwork": tuple(use.sha256 for use in self.hypernetworks),
             "part": tuple(use.sha256 for use in self.parts),
             "controlnet": tuple(use.sha256 for use in self.controls),
+            "face-restorer": (self.faces.model,) if self.faces else (),
+            "face-detector": (self.faces.detector,) if self.faces else (),
+            "face-parser": (self.faces.parser,) if self.faces else (),
             "upscaler": tuple(made.model for made in (self.hires, self.upscale) if made and made.model),
         }  # fmt: skip
         return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}

@@ -138,6 +138,8 @@ class RenderRequest:
 
     A folder of diffusers-style `<component>/config.json`, or their JSON as in `Recipe.config`.
     """
+    face_restoration: str | None = None
+    """How to restore faces: "codeformer", "codeformer:WEIGHT", "gfpgan", or a ref of such a model."""
     upscale: UpscaleRequest | None = None
     """How to enlarge the finished image."""
     file: str | None = None

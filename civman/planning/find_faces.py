@@ -1,0 +1,96 @@
+"""Finds the three models that restoring faces needs: the one that restores, the detector and the parser."""
+
+from dataclasses import dataclass
+
+from civman.domain.events import ignore
+from civman.domain.known_face_models import face_model_with, known_face_models
+from civman.domain.recipes.faces import METHODS, WEIGHT, FaceRestoration, faces_from
+from civman.domain.recipes.recipe import RenderRequest
+from civman.errors import Cause, NotFound, UsageError
+from civman.index import Index
+from civman.manage.find_assets import ambiguous
+from civman.planning.find_files import Finder, Found
+
+_ROLES = {"retinaface": "face-detector", "parsenet": "face-parser"}
+_WORK = {"codeformer": "restores faces", "gfpgan": "restores faces", "retinaface": "finds faces",
+         "parsenet": "says what belongs to a face"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFaces:
+    """The models of a restoration, how a recipe states it, and notices."""
+
+    restoration: FaceRestoration
+    files: tuple[Found, ...]
+    notices: tuple[str, ...]
+
+
+def faces_for(finder: Finder, request: RenderRequest) -> FoundFaces | None:
+    """Find the models that restore the faces of a request; None if it asks for no restoration.
+
+    Raises: NotFound: a model is not in the library. AmbiguousRef: several are. UsageError: the request is unclear, or
+        its ref is another kind of file.
+    """
+    if request.face_restoration is None:
+        return None
+    ref, weight = faces_from(request.face_restoration)
+    method = ref.casefold() if ref.casefold() in METHODS else ""
+    restorer = _held(finder, method, "face-restorer") if method else finder.find("face-restorer", ref)
+    method = restorer.identity.variant
+    if method not in METHODS:
+        raise UsageError(
+            f"`{restorer.inspected.name}` does not restore faces: it {_WORK.get(method, 'is another kind of model')}",
+            hint="use CodeFormer or GFPGAN", code=Cause.WRONG_KIND,
+        )  # fmt: skip
+    detector, parser = (_held(finder, kind, role) for kind, role in _ROLES.items())
+    made = FaceRestoration(
+        method, restorer.sha256, detector.sha256, parser.sha256,
+        WEIGHT if weight is None or method == "gfpgan" else weight,
+    )  # fmt: skip
+    return FoundFaces(made, (restorer, detector, parser), tuple(_notices(restorer)))
+
+
+def _notices(restorer: Found) -> list[str]:
+    known, method = face_model_with(restorer.sha256), restorer.identity.variant
+    licence = known or known_face_models(method)[0]
+    told = []
+    if known is None:
+        told.append(
+            f"`{restorer.inspected.name}` was found by its tensors: its SHA-256 is not that of a published file"
+        )
+    if not licence.is_commercial:
+        told.append(f"the licence of CodeFormer ({licence.licence}) excludes commercial use")
+    if method == "gfpgan":
+        told.append("A1111 adds random noise within GFPGAN, which civman replaces by the noise in its file")
+    return told
+
+
+def _held(finder: Finder, kind: str, role: str) -> Found:
+    """Find the stored model of a kind: a published file first, else the only one. Raises: NotFound, AmbiguousRef."""
+    known = known_face_models(kind)
+    held = [found for found in finder.stored(role) if found.identity.variant == kind]
+    published = [digest for each in known for digest in each.sha256]
+    held.sort(key=lambda found: published.index(found.sha256) if found.sha256 in published else len(published))
+    if len(held) == 1 or (held and held[0].sha256 in published):
+        return held[0]
+    if held:
+        raise ambiguous(kind, [found.asset for found in held if found.asset is not None])
+    raise NotFound(
+        f"face restoration needs `{known[0].files[0]}.pth`, which {_WORK[kind]} and is not in the library",
+        hint="`civman import FILE` adds it; a copy is in the models folder of a web UI that restored faces before",
+        code=Cause.MISSING_FILES,
+    )  # fmt: skip
+
+
+def faces_of(index: Index, wanted: FaceRestoration) -> tuple[str | None, tuple[str, ...]]:
+    """How a request asks for a restoration of which only the method is known, with notices.
+
+    None if its models are not in the library: a face is a small part of an image, which is drawn without it.
+    """
+    finder = Finder(index, ignore)
+    try:
+        for kind, role in ((wanted.method, "face-restorer"), *_ROLES.items()):
+            _held(finder, kind, role)
+    except NotFound as error:
+        return None, (f"faces are left as they were drawn: {error.message}",)
+    return wanted.method + (f":{wanted.weight:g}" if wanted.method == "codeformer" else ""), ()

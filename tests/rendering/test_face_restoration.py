@@ -1,0 +1,126 @@
+# ruff: noqa: E402  (imports that need torch come after the question whether it is there)
+"""Renders with restored faces: files identified, recorded, replayed, written into and drawn from A1111's text."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Civman
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from face_models import tensors_of
+from PIL import Image
+from rendering_stock import QUICK
+
+NAMES = {"gfpgan": "GFPGANv1.4.pth", "codeformer": "codeformer-v0.1.0.pth",
+         "retinaface": "detection_Resnet50_Final.pth", "parsenet": "parsing_parsenet.pth"}  # fmt: skip
+
+
+@pytest.fixture
+def face_files(tmp_path: Path) -> Path:
+    """Pickles of the four models as they are published; the detector finds one face, near the left top corner."""
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for kind, name in NAMES.items():
+        tensors = tensors_of(kind)
+        if kind == "retinaface":
+            heads = [key for key in tensors if "Head" in key]
+            tensors |= {key: torch.zeros_like(tensors[key]) for key in heads}
+            tensors["ClassHead.2.conv1x1.bias"] = torch.tensor([0.0, -50.0, 0.0, 50.0])
+            for level in (0, 1):
+                tensors[f"ClassHead.{level}.conv1x1.bias"] = torch.tensor([0.0, -50.0] * 2)
+            tensors["BboxHead.2.conv1x1.bias"] = torch.tensor([0.0, 0.0, 9.0, 9.0] * 2)
+            marks = [-0.6, -0.7, 0.6, -0.65, 0.05, 0.0, -0.5, 0.75, 0.55, 0.7]
+            tensors["LandmarkHead.2.conv1x1.bias"] = torch.tensor([mark + 1.5 for mark in marks] * 2)
+            tensors = {f"module.{key}": value for key, value in tensors.items()}
+        wrapped = {"params_ema": tensors} if kind in ("gfpgan", "codeformer") else tensors
+        torch.save(wrapped, folder / name)
+    return folder
+
+
+def made(run: Any, kind: str = "render") -> Any:
+    assert run.code == 0, run.out + run.err
+    return run.json[kind]
+
+
+@pytest.fixture
+def with_faces(civman: Civman, stocked: Path, face_files: Path) -> None:
+    assert civman("import", "--offline", face_files).code == 0
+
+
+@pytest.mark.usefixtures("with_faces")
+def test_the_files_are_identified(civman: Civman, face_files: Path) -> None:
+    for kind, name in NAMES.items():
+        found = civman("inspect", face_files / name, "--json")
+        assert "face-model" in found.out, found.out
+        assert kind in found.out
+
+
+@pytest.mark.usefixtures("with_faces")
+def test_restored_faces_are_part_of_the_recipe_and_of_a1111_s_text(civman: Civman, tmp_path: Path) -> None:
+    options = ("tiny-sd1", "a cat", *QUICK, "--json")
+    [plain] = made(civman("render", *options))
+    run = civman("render", *options, "--face-restoration", "gfpgan", "--upscale", "lanczos:2")
+    [done] = made(run)
+
+    assert done["pixel_sha256"] != plain["pixel_sha256"]
+    assert "1 face restored" in done["notes"]
+    assert done["recipe"]["faces"]["method"] == "gfpgan"
+    assert (done["recipe"]["schema"], "faces" in plain["recipe"]) == (8, False)
+    with Image.open(done["path"]) as image:
+        assert image.size == (128, 128)
+        assert "Face restoration: GFPGAN" in image.text["parameters"]
+        (tmp_path / "settings.txt").write_text(image.text["parameters"])
+    [again] = made(civman("replay", tmp_path / "settings.txt", "--json"))
+    assert again["pixel_sha256"] == done["pixel_sha256"], "from A1111's text alone"
+    assert made(civman("replay", done["path"], "--json"), "replay")["pictures"][0]["verdict"] == "identical"
+    [without] = made(civman("replay", done["path"], "--set", "face_restoration=off", "--set", "upscale=off", "--json"))
+    assert without["pixel_sha256"] == plain["pixel_sha256"]
+
+
+@pytest.mark.usefixtures("with_faces")
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [("codeformer:2", "bad-value"), ("gfpgan:0.5", "bad-value"), ("nowhere", "not-found"), ("tiny-sd1", "wrong-kind"),
+     ("parsing_parsenet.pth", "wrong-kind")],
+)  # fmt: skip
+def test_what_restores_no_faces_is_refused(civman: Civman, asked: str, code: str) -> None:
+    done = civman("render", "tiny-sd1", "a cat", *QUICK, "--face-restoration", asked, "--dry-run", "--json")
+
+    assert done.json["error"]["code"] == code
+
+
+@pytest.mark.usefixtures("with_faces")
+def test_codeformer_s_licence_is_said_and_its_weight_kept(civman: Civman) -> None:
+    done = civman("render", "tiny-sd1", "a cat", *QUICK, "--face-restoration", "codeformer:0.7", "--dry-run", "--json")
+
+    [plan] = made(done, "plan")
+    assert any("S-Lab" in notice for notice in plan["notices"])
+    assert plan["recipe"]["faces"]["weight"] == 0.7
+
+
+@pytest.mark.usefixtures("stocked")
+def test_a_missing_model_is_named_with_its_file(civman: Civman, face_files: Path) -> None:
+    (face_files / NAMES["parsenet"]).unlink()
+    assert civman("import", "--offline", face_files).code == 0
+
+    done = civman("render", "tiny-sd1", "a cat", *QUICK, "--face-restoration", "gfpgan", "--dry-run", "--json")
+
+    assert done.json["error"]["code"] == "missing-files"
+    assert "parsing_parsenet.pth" in done.json["error"]["message"]
+
+
+@pytest.mark.usefixtures("stocked")
+def test_faces_are_left_out_of_a1111_s_image_if_their_models_are_missing(civman: Civman, tmp_path: Path) -> None:
+    [plain] = made(civman("render", "tiny-sd1", "a cat", *QUICK, "--json"))
+    with Image.open(plain["path"]) as image:
+        text = image.text["parameters"].replace(", Seed:", ", Face restoration: CodeFormer, Seed:")
+    (tmp_path / "settings.txt").write_text(text)
+
+    done = civman("replay", tmp_path / "settings.txt", "--json")
+
+    [again] = made(done)
+    assert again["pixel_sha256"] == plain["pixel_sha256"]
+    assert "faces are left as they were drawn" in done.err + done.out
