@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from civman.diffusion.families.registry import flow_family_of
+from civman.diffusion.flow_parts import missing_parts, option_of
 from civman.domain.architecture import Architecture, Kind
 from civman.domain.compatibility import Compatibility, Part, Verdict, check, worst
 from civman.domain.digests import Sha256
@@ -31,6 +33,7 @@ def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspect
         parted = [*found.parts]
         parted[number] = replace(parted[number], verdict=Verdict.CANNOT, reasons=(problem, *parted[number].reasons))
         return replace(found, parts=tuple(parted), verdict=worst((found.verdict, Verdict.CANNOT)))
+    found = replace(found, reasons=(*found.reasons, *_parts_needed(checkpoint, [file for _, file in parts])))
     if problem:
         reasons = (*found.reasons, f"civman cannot render with `{checkpoint.name}`: {problem}")
         return replace(found, reasons=reasons, verdict=worst((found.verdict, Verdict.CAUTION)))
@@ -40,6 +43,20 @@ def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspect
 def in_role(part: Part, role: str | None) -> Part:
     """Set the role of a part; `role` is one of `ROLES`, or None, which leaves the part unchanged."""
     return replace(part, role=ROLES[role]) if role in ROLES else part
+
+
+def _parts_needed(checkpoint: Inspected, given: Sequence[Inspected]) -> tuple[str, ...]:
+    """Say which text encoders and VAE a transformer needs besides its own file and the files given."""
+    family = flow_family_of(checkpoint.header.shapes) if checkpoint.header is not None else None
+    if checkpoint.header is None or family is None:
+        return ()
+    return tuple(
+        f"`{checkpoint.name}` contains no {need.kind.title}: `civman render` takes the one in the library that fits, "
+        f"or {option_of(need)}"
+        for need in missing_parts(family, checkpoint.header.shapes)
+        if not need.is_optional
+        and not any(each.header is not None and need.kind.prefix_in(each.header.shapes) is not None for each in given)
+    )
 
 
 def _why_not_drawn(checkpoint: Inspected, vae: Inspected | None) -> str:

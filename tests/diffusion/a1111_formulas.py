@@ -163,6 +163,36 @@ def gradient_estimation(model: Any, x: Tensor, sigmas: list[float], draw: Any, *
     return x
 
 
+def er_sde(model: Any, x: Tensor, sigmas: list[float], draw: Any, *, s_noise: float = 1.0, **_: float) -> Tensor:
+    """ComfyUI's er_sde for a diffusion model, whose signal is not scaled."""
+
+    def scale(lam: Any) -> Any:
+        return lam * (torch.exp(lam**0.3) + 10.0)
+
+    lambdas = torch.tensor(sigmas, dtype=torch.float64)
+    old = old_slope = None
+    for i in range(len(sigmas) - 1):
+        clean = model(x, sigmas[i])
+        if sigmas[i + 1] == 0:
+            return clean
+        begin, end = lambdas[i], lambdas[i + 1]
+        r = scale(end) / scale(begin)
+        new = r * x + (1 - r) * clean
+        if old is not None:
+            step = (begin - end) / 200
+            places = end + torch.arange(200, dtype=torch.float64) * step
+            slope = (clean - old) / (begin - lambdas[i - 1])
+            new = new + (end - begin + (1 / scale(places)).sum() * step * scale(end)) * slope
+            if old_slope is not None:
+                bend = (slope - old_slope) / ((begin - lambdas[i - 2]) / 2)
+                weight = ((places - begin) / scale(places)).sum() * step * scale(end)
+                new = new + ((end - begin) ** 2 / 2 + weight) * bend
+            old_slope = slope
+        old = clean
+        x = (new + draw() * s_noise * (end**2 - begin**2 * r**2).clamp(min=0).sqrt()).to(x.dtype)
+    return x
+
+
 def res(model: Any, x: Tensor, sigmas: list[float], draw: Any, *, eta: float = 1.0, s_noise: float = 1.0,
         is_ancestral: bool = False) -> Tensor:  # fmt: skip
     old, old_down = None, 0.0
@@ -242,5 +272,5 @@ AGAIN: dict[str, Callable[..., Tensor]] = {
     "Restart": restart, "LCM": lcm, "Heun++": heunpp, "iPNDM": ipndm, "iPNDM_v": ipndm_v, "DEIS": deis,
     "DEIS multistep": deis_multistep, "DDPM": ddpm, "Gradient Estimation": gradient_estimation, "RES multistep": res,
     "RES multistep a": res_ancestral, "Euler CFG++": euler_pp, "Euler a CFG++": euler_a_pp,
-    "DPM++ 2M CFG++": dpmpp_2m_pp,
+    "DPM++ 2M CFG++": dpmpp_2m_pp, "ER SDE": er_sde,
 }  # fmt: skip

@@ -1,0 +1,97 @@
+# ruff: noqa: E402  (imports that need torch come after the question whether it is there)
+"""Flux.1 by command: the parts come from the library, from the command line or from one file, or are asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import tiny_flows
+from safetensors.torch import save_file
+
+from civman.diffusion.families.flux1 import FLUX1
+from civman.domain.recipes.recipe import Recipe
+
+QUICK = ("--size", "64x64", "--steps", "2", "--seed", "7", "--device", "cpu")
+PARTS = {
+    "model": "model.diffusion_model.", "clip": "text_encoders.clip_l.transformer.",
+    "t5": "text_encoders.t5xxl.transformer.", "vae": "vae.",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Flux.1 in one file ("whole") and taken apart, and a T5 of another width ("narrow")."""
+    folder = tmp_path_factory.mktemp("flux")
+    tensors = tiny_flows.original_tensors("flux1", FLUX1, tiny_flows.modules("flux1"))
+    made = {"whole": folder / "whole.safetensors"}
+    save_file(tensors, str(made["whole"]))
+    for name, prefix in PARTS.items():
+        made[name] = folder / f"{name}.safetensors"
+        own = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+        save_file({key: value.clone() for key, value in own.items()}, str(made[name]))
+    made["narrow"] = folder / "narrow.safetensors"
+    other = tiny_flows.modules("sd3")["text_encoder_3"].state_dict()
+    save_file({key: value.clone() for key, value in other.items() if "embed_tokens" not in key}, str(made["narrow"]))
+    return made
+
+
+def given(files: dict[str, Path], *roles: str) -> list[str]:
+    options = {"clip": "clip-l", "t5": "t5"}
+    found = [word for role in roles if role in options for word in ("--part", f"{options[role]}={files[role]}")]
+    return [*found, *(["--vae", str(files["vae"])] if "vae" in roles else [])]
+
+
+def test_the_parts_are_named_by_digest_and_give_the_picture_of_the_whole_file(
+    civman: Any, files: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = civman("render", str(files["whole"]), "a cat", *QUICK, "-o", str(tmp_path / "whole.png"), "--json")
+    apart = civman("render", str(files["model"]), "a cat", *QUICK, *given(files, "clip", "t5", "vae"),
+                   "-o", str(tmp_path / "apart.png"), "--json")  # fmt: skip
+
+    assert (whole.code, apart.code) == (0, 0), (whole.err, apart.err)
+    (a,), (b,) = whole.json["render"], apart.json["render"]
+    assert a["pixel_sha256"] == b["pixel_sha256"]
+    recipe = Recipe.from_value(b["recipe"])
+    assert {part.role for part in recipe.parts} == {"clip-l", "t5"}
+    assert recipe.vae is not None
+    assert recipe.flow is not None
+    assert recipe.flow.guidance == 3.5
+    assert (recipe.prediction, recipe.variant) == ("flow", "dev")
+
+
+@pytest.mark.parametrize(
+    ("roles", "code", "words"),
+    [(("clip", "vae"), "missing-part", "--part t5=REF"), (("clip", "t5"), "missing-part", "--vae REF"),
+     (("clip", "narrow", "vae"), "mismatched-parts", "width of 72"),
+     (("clip", "wrong", "vae"), "mismatched-parts", "no T5 text encoder")],
+)  # fmt: skip
+def test_a_missing_or_wrong_part_is_refused_before_anything_is_loaded(
+    civman: Any, files: dict[str, Path], roles: tuple[str, ...], code: str, words: str
+) -> None:
+    options = given(files, *roles)
+    if "narrow" in roles or "wrong" in roles:
+        options += ["--part", f"t5={files['narrow' if 'narrow' in roles else 'clip']}"]
+
+    asked = civman("render", str(files["model"]), "a cat", *QUICK, *options, "--dry-run")
+
+    assert asked.code != 0
+    assert code in asked.err
+    assert words in asked.err
+
+
+def test_a_size_that_the_patches_do_not_fill_names_the_nearest_one(civman: Any, files: dict[str, Path]) -> None:
+    asked = civman("render", str(files["whole"]), "a cat", "--size", "72x64", "--device", "cpu", "--dry-run")
+
+    assert "bad-size" in asked.err
+    assert "64x64" in asked.err
+
+
+def test_a_sampler_that_flow_matching_does_not_have_is_refused(civman: Any, files: dict[str, Path]) -> None:
+    asked = civman("render", str(files["whole"]), "a cat", *QUICK, "--sampler", "DDIM", "--dry-run")
+
+    assert "unknown-sampler" in asked.err
+    assert "Euler" in asked.err
