@@ -32,10 +32,11 @@ def serve(
     ] = None,
     warm: Annotated[bool, typer.Option("--warm", help="Start the process that renders at once.")] = False,
 ) -> Result | None:
-    """Keep models loaded and render for other commands and programs, over HTTP on this computer.
+    """Serve a page for browsers, keep models loaded, and render for other commands and programs.
 
-    While it runs, `civman render` and `civman replay` use it and start at once. Other programs can use its JSON API,
-    which `/api/v1/openapi.json` describes, or the image APIs of AUTOMATIC1111 and OpenAI. Ctrl-C stops it.
+    The printed address is the page: library, CivitAI, images and jobs in a browser of this computer. While the server
+    runs, `civman render` and `civman replay` use it and start at once. Other programs can use its JSON API, which
+    `/api/v1/openapi.json` describes, or the image APIs of AUTOMATIC1111 and OpenAI. Ctrl-C stops it.
     """
     _require_serve_extra()
     from civman.cli.app import main
@@ -55,7 +56,7 @@ def serve(
         else:
             output.notice(f"serving the library in {settings.library} on {address}; Ctrl-C stops it")
             if not is_local:
-                output.notice(f"other computers need this token: {token}")
+                output.notice(f"other computers need this token: {token}; in a browser, add /?token={token}")
 
     run_server(settings, options, main, ready)
     return None

@@ -242,9 +242,27 @@ def test_a_lora_that_fits_is_found_looked_at_and_downloaded(
     panel.get_by_role("button", name=re.compile("^Download")).click()
     panel.get_by_role("link", name="In the library").wait_for(timeout=30_000)
     assert page_server.get("/api/v1/models", q=file)["total"] == 1
-    panel.get_by_role("link", name="In the library").click()
-    page.get_by_role("heading", name=lora).wait_for()
+    panel.get_by_role("link", name="Draw with it").wait_for()
     seen.shot("civitai-downloaded")
+    panel.get_by_role("link", name="Draw with it").click()
+    page.locator(".lora-rows", has_text=lora).wait_for()
+    if size == WIDE:
+        draw_a_square(seen)
+
+
+def draw_a_square(seen: Seen) -> None:
+    """Draw with what was just downloaded; the plan is there before."""
+    pytest.importorskip("torch")
+    page = seen.page
+    page.get_by_label("Prompt", exact=True).fill("a large green square on a black background, tiny-outline")
+    page.get_by_label("Steps").fill("4")
+    page.get_by_label("Seed", exact=True).fill("1")
+    page.locator(".plan", has_text="images may be sold").wait_for(timeout=60_000)
+    seen.shot("draw-plan")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.locator(".stage-images img").first.wait_for(timeout=120_000)
+    page.wait_for_timeout(300)
+    seen.shot("draw-done")
 
 
 def test_what_is_rated_above_the_level_is_blurred_until_it_is_shown(look: Look) -> None:
