@@ -1,6 +1,6 @@
 """Measure how well the comparison with another program's original tells the same picture from another one.
 
-python benchmarks/same_picture.py [--recipes 24] [--work DIR]
+python benchmarks/same_picture.py [--recipes 12] [--work DIR]
 
 Draws images with the demo's models, each together with changes of its recipe, and compares every pair: files that were
 compressed or shrunk, other precisions, other settings, and other pictures. Prints the table of docs/redraw.md.
@@ -66,7 +66,7 @@ def base_request(number: int) -> tuple[RenderRequest, dict[str, RenderRequest]]:
     shape, lora = draw.choice(SHAPES), LORAS[number % len(LORAS)]
     prompt = f"a large {colour} {shape} on a {ground} background"
     base = RenderRequest(
-        file("tiny-shapes"), prompt, seed=number, sampler="DPM++ 2M", schedule="Karras", steps=20, guidance_scale=4.0,
+        file("tiny-shapes"), prompt, seed=number, sampler="DPM++ 2M", schedule="Karras", steps=10, guidance_scale=4.0,
         width=64, height=64, precision="float32", loras=(LoraRequest(file(lora), 0.8),),
     )  # fmt: skip
     other_colour = draw.choice([each for each in COLOURS if each not in (colour, ground)])
@@ -75,7 +75,7 @@ def base_request(number: int) -> tuple[RenderRequest, dict[str, RenderRequest]]:
         "same recipe, weights with 5 bits": replace(base, checkpoint=str(rounded(5))),
         "same recipe, weights with 3 bits, as fp8": replace(base, checkpoint=str(rounded(3))),
         "CFG scale 4.5 instead of 4": replace(base, guidance_scale=4.5),
-        "30 steps instead of 20": replace(base, steps=30),
+        "15 steps instead of 10": replace(base, steps=15),
         "Euler instead of DPM++ 2M": replace(base, sampler="Euler"),
         "LoRA at 0.6 instead of 0.8": replace(base, loras=(LoraRequest(file(lora), 0.6),)),
         "another VAE": replace(base, vae=file("tiny-warm-vae")),
@@ -128,7 +128,7 @@ def drawn(count: int, work: Path) -> dict[tuple[int, str], Any]:
 def main() -> None:
     """Draw, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipes", type=int, default=24)
+    parser.add_argument("--recipes", type=int, default=12)
     parser.add_argument("--work", type=Path, help="a folder that keeps the images for the next run")
     asked = parser.parse_args()
     found: dict[str, list[Likened]] = defaultdict(list)
@@ -138,14 +138,15 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         images = drawn(asked.recipes, work)
     for (number, kind), pixels in images.items():
-        base = images[number, ""]
         if kind:
-            found[kind].append(liken(base, jpeg(pixels, 80, 450)))
-            continue
+            found[kind].append(liken(images[number, ""], jpeg(pixels, 80, 450)))
+    pictures = [images[number, ""] for number in range(asked.recipes)]
+    pictures += [enlarged(path) for path in sorted((MODELS.parent / "previews").glob("*.png"))]
+    for number, pixels in enumerate(pictures):
         for name, other in files_of(pixels):
             found[name].append(liken(pixels, other))
-        for other_number in range(number):
-            found["unrelated pictures"].append(liken(pixels, images[other_number, ""]))
+        for other in pictures[:number]:
+            found["unrelated pictures"].append(liken(pixels, other))
     print(f"{asked.recipes} recipes, {len(images)} images, {time.monotonic() - start:.0f} s\n")
     print("| pairs | number | correlation of gradients: 5 %, median, 95 % | PSNR at 64 pixels, median | verdicts |")
     print("|---|---|---|---|---|")

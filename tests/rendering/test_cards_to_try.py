@@ -56,6 +56,7 @@ def test_the_second_pass_counts_and_a_stated_card_does_not() -> None:
     assert not depends_on_card(replace(hires, rng="cpu"))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("online")
 def test_the_card_of_the_original_is_found(civman: Civman, tmp_path: Path, library: Library) -> None:
     library.download("91001@191010")
