@@ -62,6 +62,7 @@ class Serving:
         self.searches = SiteSearches()
         """The latest searches of CivitAI; only for the thread of `site`."""
         self.images = ThreadPoolExecutor(4, thread_name_prefix="images")
+        self._starting = ThreadPoolExecutor(1, thread_name_prefix="starting")  # waits while the engine loads torch
         self.library = LibraryThread(settings, "library")
         self.site = LibraryThread(settings, "civitai")
         """For what may wait for CivitAI, so that listing does not wait as well."""
@@ -84,10 +85,11 @@ class Serving:
         self.library.close()
         self.site.close()
         self.images.shutdown(cancel_futures=True)
+        self._starting.shutdown(cancel_futures=True)
 
     async def device(self) -> str | None:
         """The device that renders, so that plans are made for it without loading torch in this process."""
-        return await asyncio.get_running_loop().run_in_executor(self.images, self.engine.device)
+        return await asyncio.get_running_loop().run_in_executor(self._starting, self.engine.device)
 
     def end_streams(self) -> None:
         """End all streams of events, so that the server can stop."""

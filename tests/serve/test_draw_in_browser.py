@@ -153,6 +153,23 @@ def test_a_strangers_image_is_read_and_drawn_again(look: Look, page_server: Serv
     assert seen.page.get_by_label("Prompt", exact=True).input_value() == "a yellow circle"
 
 
+def test_images_are_filtered_by_words_and_by_model(look: Look, page_server: Served) -> None:
+    for prompt, loras in (("a striped square", [{"ref": "91005"}]), ("a plain square", [])):
+        request = {"checkpoint": "91001", "prompt": prompt, "steps": 2, "seed": 3, "loras": loras}
+        job = page_server.ended(page_server.submit({"kind": "render", "request": request, "device": "cpu"}))
+        assert job["state"] == "done", job
+    seen = look("#/pictures?q=square")
+    seen.page.locator(".total", has_text=re.compile("^2 images$")).wait_for()
+
+    seen.page.get_by_role("button", name="Model", exact=True).click()
+    seen.page.get_by_role("dialog", name="Model").get_by_role("button", name=re.compile("Tiny Stripes")).click()
+
+    seen.page.locator(".total", has_text=re.compile("^1 image$")).wait_for()
+    assert "a striped square" in seen.page.get_by_role("gridcell").first.inner_text()
+    seen.page.get_by_role("button", name="Remove filter made with Tiny Stripes").click()
+    seen.page.locator(".total", has_text=re.compile("^2 images$")).wait_for()
+
+
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_draw_and_pictures_have_no_serious_fault(

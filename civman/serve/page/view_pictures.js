@@ -1,10 +1,10 @@
 // Pictures: what was made here, its recipe, replays and comparisons; and any image that is dropped, read and drawn again.
 
 import { api, get } from "./api.js";
-import { add, button, el, fill } from "./dom.js";
+import { add, button, el, fill, set } from "./dom.js";
 import { on } from "./events.js";
-import { searchField } from "./filters.js";
-import { counted } from "./format.js";
+import { menuButton, searchField } from "./filters.js";
+import { counted, titleOf } from "./format.js";
 import { makeGrid } from "./grid.js";
 import { OWN, image } from "./images.js";
 import { complain, empty, errorBox, waiting } from "./notices.js";
@@ -30,7 +30,8 @@ export function mount(root, params) {
   });
   const file = el("input", { type: "file", accept: "image/png,image/jpeg,image/webp", class: "offscreen", tabindex: "-1", "aria-label": "An image file to read" });
   const pick = button("Read an image …", () => file.click(), { iconName: "pictures", title: "Read the settings in an image of any program; or drop it here" });
-  const model = button("", () => amend({ model: null }, { replace: true }), { kind: "chip on", iconName: "close" });
+  const models = menuButton("Model", (close) => modelMenu((model) => { amend({ model: model.blob.sha256 }, { replace: true }); close(); }));
+  const model = button("", () => amend({ model: null, recipe: null }, { replace: true }), { kind: "chip on", iconName: "close" });
   const grid = makeGrid({
     label: "Images made here",
     load: async (offset, limit, signal) => {
@@ -51,7 +52,7 @@ export function mount(root, params) {
   });
   const panel = makePanel({ label: "Details", onClose: () => { amend({ open: null }); if (wasOpen === null) panel.hide(); grid.focus(); } });
   const list = el("div", { class: "split" }, el("div", { class: "list" }, notice, grid.root), panel.root);
-  const bar = el("div", { class: "bar" }, search.root, el("div", { class: "bar-filters" }, pick, file, model), total);
+  const bar = el("div", { class: "bar" }, search.root, el("div", { class: "bar-filters" }, models.root, pick, file, model), total);
   const compared = el("div", { class: "compare", hidden: true });
   add(root, bar, choosing, list, compared);
 
@@ -63,8 +64,7 @@ export function mount(root, params) {
   async function show(next) {
     now = next;
     if (document.activeElement !== search.field) search.field.value = now.get("q") || "";
-    model.hidden = !now.get("model");
-    model.lastChild.textContent = `made with ${(now.get("model") || "").slice(0, 12)}`;
+    nameFilter();
     const query = JSON.stringify([now.get("q"), now.get("model"), now.get("recipe")]);
     if (query !== asked) {
       asked = query;
@@ -77,6 +77,21 @@ export function mount(root, params) {
     compared.hidden = !other;
     if (other) comparison(compared, one, other, () => amend({ compare: null, open: one }));
     open(now.get("open"));
+  }
+
+  /** Say in the chip which images are left out. */
+  async function nameFilter() {
+    const [sha256, recipe] = [now.get("model"), now.get("recipe")];
+    model.hidden = !sha256 && !recipe;
+    const show = (words) => {
+      model.lastChild.textContent = words;
+      set(model, { "aria-label": `Remove filter ${words}` });
+    };
+    if (recipe) show(`recipe ${recipe.slice(0, 12)}…`);
+    if (!sha256) return;
+    show(`made with ${sha256.slice(0, 12)}…`);
+    const found = await get(`/api/v1/models/${sha256}`).catch(() => null);
+    if (found && now.get("model") === sha256) show(`made with ${titleOf(found.model)}`);
   }
 
   async function open(id, { again = false } = {}) {
@@ -143,6 +158,23 @@ export function mount(root, params) {
       grid.close();
     },
   };
+}
+
+/** A menu of stored models; `choose(model)` is called with the one that is picked. */
+function modelMenu(choose) {
+  const list = el("div", { class: "choices", role: "group", "aria-label": "Models" });
+  const narrow = el("input", { type: "search", class: "narrow", placeholder: "Search models", "aria-label": "Search models", autofocus: true });
+  const find = async () => {
+    const text = narrow.value.trim();
+    const answer = await get("/api/v1/models", { q: text, limit: 40, sort: text ? "" : "used" }).catch((error) => ({ models: [], error }));
+    fill(list, answer.models.map((each) => el("button", { type: "button", class: "choice pick", onclick: () => choose(each) },
+      el("span", {}, titleOf(each)), el("small", {}, [each.type_raw, each.base_model].filter(Boolean).join(" · ")))),
+    answer.models.length ? null : el("p", { class: "waiting" }, answer.error ? answer.error.message : "No model matches"));
+  };
+  let timer = 0;
+  narrow.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(find, 130); });
+  find();
+  return el("div", {}, el("p", { class: "hint" }, "Only images that were made with it."), narrow, list);
 }
 
 function fillCard(cell, each) {
