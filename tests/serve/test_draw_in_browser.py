@@ -154,8 +154,12 @@ def test_a_strangers_image_is_read_and_drawn_again(look: Look, page_server: Serv
 
 
 def test_images_are_filtered_by_words_and_by_model(look: Look, page_server: Served) -> None:
-    for prompt, loras in (("a striped square", [{"ref": "91005"}]), ("a plain square", [])):
-        request = {"checkpoint": "91001", "prompt": prompt, "steps": 2, "seed": 3, "loras": loras}
+    (stripes,) = page_server.get("/api/v1/models", q="tiny stripes", type="LORA")["models"]
+    for prompt, loras in (
+        ("a striped square", [{"ref": f"sha256:{stripes['blob']['sha256']}"}]),
+        ("a plain square", []),
+    ):
+        request = {"checkpoint": "91001", "prompt": prompt, "steps": 4, "seed": 3, "loras": loras}
         job = page_server.ended(page_server.submit({"kind": "render", "request": request, "device": "cpu"}))
         assert job["state"] == "done", job
     seen = look("#/pictures?q=square")
