@@ -101,11 +101,12 @@ def look(address: str, browser: Any, process: psutil.Process) -> dict[str, objec
     before, asked = layout_s(), len(requests)
     page.evaluate("longTasks.length = 0")
     scroll(page, 60)
-    lists = [url for url in requests[asked:] if "/api/v1/models?" in url]
-    thumbs = [url for url in requests[asked:] if url.endswith("/preview")]
     end = time.perf_counter()
     page.locator(".cell:not(.pending)").first.wait_for()
     settled_ms = (time.perf_counter() - end) * 1000
+    page.wait_for_timeout(500)
+    lists = [url for url in requests[asked:] if "/api/v1/models?" in url]
+    thumbs = [url for url in requests[asked:] if url.endswith("/preview")]
     most = page.evaluate("document.querySelectorAll('*').length")
     long = page.evaluate("longTasks")
     page.evaluate("document.querySelector('.grid').scrollTop = 0")
