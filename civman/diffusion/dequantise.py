@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from civman.domain.files.gguf_types import BLOCKS
+
+_PIECE = 1 << 20
+"""Numbers that are unpacked at once."""
 _ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
 
 
@@ -75,5 +79,11 @@ def gguf_blocks(stored: Tensor, kind: str, shape: tuple[int, ...]) -> Tensor:
     """Turn the bytes of a GGUF tensor of this type, such as "Q4_K", into float32 numbers."""
     constants: Any = importlib.import_module("gguf.constants")  # imported here: only GGUF files need it
     quants: Any = importlib.import_module("gguf.quants")
-    values = quants.dequantize(stored.numpy(), constants.GGMLQuantizationType[kind])
-    return torch.from_numpy(values).to(torch.float32).reshape(shape)
+    block, size = BLOCKS[kind]
+    blocks = stored.numpy().reshape(-1, size)
+    result = torch.empty(len(blocks), block, dtype=torch.float32)
+    # in pieces, because the package needs several times the memory of its result
+    for start in range(0, len(blocks), step := max(1, _PIECE // block)):
+        piece = quants.dequantize(blocks[start : start + step], constants.GGMLQuantizationType[kind])
+        result[start : start + step] = torch.from_numpy(piece).view(-1, block)
+    return result.view(shape)

@@ -4,7 +4,6 @@ A packed weight (8-bit with a scale, 4-bit, GGUF's blocks) is unpacked when it i
 shape that the model sees; every other tensor is a view of the file.
 """
 
-import mmap
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
@@ -21,7 +20,7 @@ from civman.domain.files.header import Tensor as Entry
 from civman.domain.files.packed_weights import Packed, is_packed_type, packed_weights, plain_tensors
 from civman.domain.files.weight_forms import WeightForm, weight_form
 from civman.errors import InvalidModelFile
-from civman.system.file_io import forget_mapped
+from civman.system.file_io import forget_mapped, map_privately
 
 _DTYPES: Final = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -57,8 +56,7 @@ class Weights:
         try:
             with path.open("rb") as file:
                 header = _header(file, path.stat().st_size)
-                # private and writable, because torch warns about read-only buffers
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self._map = map_privately(file.fileno())
         except OSError as error:
             raise InvalidModelFile(f"cannot read `{path.name}`: {error}") from error
         self._entries = header.tensors

@@ -3,12 +3,19 @@
 import errno
 import mmap
 import os
+import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_NO_RESERVE: int = getattr(
+    mmap,
+    "MAP_NORESERVE",
+    0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0,
+)
+"""The system's flag for a mapping without reserved memory, which Python does not name before 3.13; 0 if unknown."""
 _SEEK = threading.Lock()
 """Serialises reads and writes on Windows, which has no pread and pwrite."""
 
@@ -101,6 +108,17 @@ def forget_pages(descriptor: int, start: int, end: int) -> None:
     """Let the system drop `[start, end)`, which is on disk already, from the page cache, if the system supports it."""
     if end > start and sys.platform == "linux" and hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+
+
+def map_privately(descriptor: int) -> mmap.mmap:
+    """Map a whole file into memory: private and writable, because torch warns about read-only buffers.
+
+    No memory is reserved for changes, which nobody makes: a file may be larger than the memory. Raises: OSError.
+    """
+    if sys.platform != "win32" and _NO_RESERVE:
+        flags = mmap.MAP_PRIVATE | _NO_RESERVE
+        return mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
 
 
 def forget_mapped(mapping: mmap.mmap, start: int, end: int) -> None:

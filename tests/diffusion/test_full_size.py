@@ -15,7 +15,9 @@ pytest.importorskip("diffusers")
 
 from headers import prefix
 
+from civman.diffusion.families.flow_family import FlowEncoded, FlowFamily, Instant
 from civman.diffusion.families.flux1 import FLUX1
+from civman.diffusion.families.registry import FLOW_FAMILIES
 from civman.diffusion.layer_streaming import SMALL, stream
 from civman.diffusion.loader import LoadedModel, unfilled
 from civman.diffusion.mapped_weights import Weights
@@ -36,7 +38,16 @@ PARTS = {
                               "layers_per_block": 2, "use_quant_conv": False, "use_post_quant_conv": False,
                               "down_block_types": ["DownEncoderBlock2D"] * 4,
                               "up_block_types": ["UpDecoderBlock2D"] * 4}),
+    "wan-vae": ("AutoencoderKLQwenImage", {"num_res_blocks": 2}),
+    "qwen3": ("Qwen3Model", {"vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "head_dim": 128,
+                             "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}),
+    "qwen2.5-vl": ("Qwen2Model", {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+                                  "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}),
 }  # fmt: skip
+OTHERS = {
+    "z-image": (12_000_000_000, 2560, {"cap_feat_dim": 2560}), "qwen-image": (40_000_000_000, 3584, {"num_layers": 60}),
+}  # fmt: skip
+"""Family → the least size of its file in bytes, the width of its text, and the arguments of its class."""
 
 
 def shapes_of(model: str, config: dict[str, object]) -> dict[str, Shape]:
@@ -45,20 +56,21 @@ def shapes_of(model: str, config: dict[str, object]) -> dict[str, Shape]:
     return {name: tuple(value.shape) for name, value in module.state_dict().items() if "position_ids" not in name}
 
 
-def transformer() -> dict[str, Shape]:
-    """The file of Flux.1 dev: the rows of diffusers' parameters put together."""
-    wanted = shapes_of("FluxTransformer2DModel", {"guidance_embeds": True})
+def transformer(family: FlowFamily = FLUX1, **config: object) -> dict[str, Shape]:
+    """A family's file: the rows of diffusers' parameters put together."""
+    wanted = shapes_of(family.model, config or {"guidance_embeds": True})
     found: dict[str, Shape] = {}
-    for name, source in FLUX1.sources("transformer", wanted, "").items():
+    for name, source in family.sources("transformer", wanted, "").items():
         before = found.get(source.name, (0,))[0] if source.rows else 0
         found[source.name] = (before + wanted[name][0], *wanted[name][1:])
     return found
 
 
-def part(role: str) -> dict[str, Shape]:
-    kind = next(need.kind for need in FLUX1.needs if need.kind.role == role)
-    wanted = shapes_of(*PARTS[role])
-    return {source.name: wanted[name] for name, source in kind.sources(wanted, PARTS[role][1]).items()}
+def part(family: FlowFamily, role: str) -> dict[str, Shape]:
+    kind = next(need.kind for need in family.needs if need.kind.role == role)
+    model, config = PARTS[role] if role != "vae" or family.name != "qwen-image" else PARTS["wan-vae"]
+    wanted = shapes_of(model, config)
+    return {source.name: wanted[name] for name, source in kind.sources(wanted, config).items()}
 
 
 def sparse(path: Path, tensors: Mapping[str, tuple[str, Shape]]) -> Path:
@@ -97,18 +109,22 @@ FORMS = {
         {n: ("F8_E4M3" if len(s) == 2 else "BF16", s) for n, s in transformer().items()}
         | {f"{n.removesuffix('.weight')}.scale_weight": ("F32", ()) for n, s in transformer().items() if len(s) == 2},
     ),
-    "Q8_0": lambda path: sparse_gguf(path.with_suffix(".gguf"), transformer(), "Q8_0"),
     "Q4_K": lambda path: sparse_gguf(path.with_suffix(".gguf"), transformer(), "Q4_K"),
+    "Q4_K, shallow": lambda path: sparse_gguf(
+        path.with_suffix(".gguf"), transformer(guidance_embeds=True, num_layers=1, num_single_layers=1), "Q4_K"
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("parts")
-    return {
-        role: sparse(folder / f"{role}.safetensors", {name: ("BF16", shape) for name, shape in part(role).items()})
-        for role in PARTS
-    }
+    return {need.kind.role: _part_file(folder, FLUX1, need.kind.role) for need in FLUX1.needs}
+
+
+def _part_file(folder: Path, family: FlowFamily, role: str) -> Path:
+    path = folder / f"{family.name}-{role}.safetensors"
+    return sparse(path, {name: ("BF16", shape) for name, shape in part(family, role).items()})
 
 
 def opened(file: Path, parts: dict[str, Path]) -> LoadedModel:
@@ -160,8 +176,40 @@ def test_a_full_size_model_loads_without_its_weights(tmp_path: Path, parts: dict
     assert most[0] < 300 << 20
 
 
+def other_model(name: str, folder: Path) -> tuple[FlowFamily, Path, LoadedModel]:
+    family = next(each for each in FLOW_FAMILIES if each.name == name)
+    _, _, config = OTHERS[name]
+    shapes = transformer(family, **config)
+    file = sparse(folder / f"{name}.safetensors", {key: ("BF16", shape) for key, shape in shapes.items()})
+    return family, file, opened(file, {n.kind.role: _part_file(folder, family, n.kind.role) for n in family.needs})
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families_load_at_full_size_without_their_weights(tmp_path: Path, name: str) -> None:
+    with growth() as most:
+        _, file, model = other_model(name, tmp_path)
+
+    assert file.stat().st_size > OTHERS[name][0]
+    assert model.unused == ()
+    assert most[0] < 300 << 20
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families_compute_a_step_in_the_memory_of_a_layer(tmp_path: Path, name: str) -> None:
+    family, file, model = other_model(name, tmp_path)
+    stream(model)
+    text = FlowEncoded(torch.zeros(1, 4, OTHERS[name][1], dtype=torch.bfloat16))
+
+    with growth() as most, torch.no_grad():
+        answer = family.velocity(model.components, Instant(torch.zeros(1, 16, 2, 2), 1.0), text)
+
+    assert answer.shape == (1, 16, 2, 2)
+    assert most[0] <= planned(file)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["bf16", "scaled fp8", "Q4_K, shallow"])
 def test_a_first_step_takes_the_memory_of_a_layer(tmp_path: Path, parts: dict[str, Path], form: str) -> None:
     file = FORMS[form](tmp_path / "flux1-dev")
     model = opened(file, parts)
