@@ -188,4 +188,4 @@ def test_settings_with_a1111_s_name_of_an_upscaler_draw_with_its_file(
 
     assert done.code == 0, done.out + done.err
     assert done.json["render"][0]["pixel_sha256"] == made["pixel_sha256"]
-    assert "`R-ESRGAN 4x+` was found by its name only" in done.out + done.err
+    assert "`R-ESRGAN 4x+` (4fa0d38905f7…) was found by its name only; its hash is not" in done.out + done.err
