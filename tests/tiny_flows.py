@@ -115,13 +115,12 @@ def modules(name: str, seed: int = 0) -> dict[str, nn.Module]:
         torch.manual_seed(seed)
         for component, (kind, config) in TINY[name].items():
             module = construct_class(kind, dict(config)).eval().requires_grad_(requires_grad=False)
-            for tensor in module.state_dict().values():
+            spread = 1.0 if component == "vae" else 0.7
+            for key, tensor in module.state_dict().items():
                 if tensor.is_floating_point() and tensor.ndim > 1:
-                    tensor.copy_(
-                        torch.randn(tensor.shape) * ((1.0 if component == "vae" else 0.7) / tensor[0].numel() ** 0.5)
-                    )
+                    tensor.copy_(torch.randn(tensor.shape) * (spread / tensor[0].numel() ** 0.5))
                 elif tensor.is_floating_point():
-                    tensor.copy_(1 + 0.1 * torch.randn(tensor.shape))
+                    tensor.copy_((not key.endswith("bias")) + 0.1 * torch.randn(tensor.shape))
             made[component] = module
     return made
 
