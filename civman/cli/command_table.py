@@ -12,7 +12,7 @@ class Command:
 
     name: str
     place: str
-    """Its module in this package and its function, such as "list_command.list_assets"."""
+    """The command's module in this package and its function, such as "list_command.list_assets"."""
     examples: tuple[str, ...]
     alias: str | None = None
 

@@ -1,4 +1,4 @@
-"""`civman show --pictures`: a contact sheet of the example images of a version on CivitAI, blurred by their rating."""
+"""`civman show --pictures`: a contact sheet of a version's example images on CivitAI, with explicit ones blurred."""
 
 import io
 import os

@@ -10,7 +10,7 @@ FaceRestorationOpt = Annotated[
     str | None,
     typer.Option(
         "--face-restoration", metavar="gfpgan|codeformer[:WEIGHT]",
-        help="Restore faces with models of the library; CodeFormer keeps this share of a face's details (0.5).",
+        help="Restore faces with a model from the library; WEIGHT (0.5): how closely CodeFormer keeps the face.",
     ),
 ]  # fmt: skip
 UpscaleOpt = Annotated[

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TextIO
 
-from civman.domain.json_values import error_value as error_value  # the commands take these from here
+from civman.domain.json_values import error_value as error_value  # re-exported for the commands
 from civman.domain.json_values import plain as plain
 from civman.domain.plurals import counted as counted
 

@@ -51,7 +51,7 @@ def construct(component: str, config: dict[str, Any]) -> nn.Module:
     if component in ("unet", "vae"):
         has_encoder = not config.get("decoder_only")
         made: Any = _import(_diffusion)[component](**{k: v for k, v in config.items() if k != "decoder_only"})
-        if not has_encoder:  # such a VAE cannot encode; `civman.diffusion.vae_codec` raises an error for it
+        if not has_encoder:  # a VAE without an encoder cannot encode; `vae_codec` raises the error
             made.encoder = made.quant_conv = None
         model: nn.Module = made
         return model

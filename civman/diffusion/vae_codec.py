@@ -124,7 +124,7 @@ def latent_shape(vae: Any, width: int, height: int) -> tuple[int, int, int]:
 def _affine(vae: Any, like: Tensor) -> tuple[Any, Any]:
     """Return (shift, scale) between a VAE's own latents and a model's: model = (own − shift) · scale."""
     config = vae.config
-    if hasattr(config, "latents_mean") and config.latents_mean is not None:  # a VAE of videos, with numbers per channel
+    if hasattr(config, "latents_mean") and config.latents_mean is not None:  # video VAE: per channel
         mean, deviation = (
             like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
         )

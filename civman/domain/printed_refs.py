@@ -32,7 +32,7 @@ def file_ref(version: ModelVersion, file: ModelFile) -> str:
 
 
 def bare_version_ref(version_id: int, model_id: int | None = None) -> str:
-    """Format the ref of a version as such, whichever files it has."""
+    """Format the ref of a version without naming a file, even if the version has several."""
     return str(VersionRef(VersionId(version_id), None if model_id is None else ModelId(model_id)))
 
 

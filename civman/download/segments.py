@@ -111,7 +111,7 @@ class Spans:
             span.connection.abort()
 
     def abort_unanswered(self, longest_s: float) -> None:
-        """Abort connections that have not received all response headers within `longest_s`; some are not enough."""
+        """Abort every connection whose response headers are still incomplete after `longest_s` seconds."""
         now = time.monotonic()
         for span in self._spans:
             if span.asked_at and now - span.asked_at > longest_s:

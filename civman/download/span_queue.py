@@ -33,7 +33,7 @@ class SpanQueue:
         self._received_bytes = 0
         self._progress_bytes = 0
 
-    # -- for the thread that supervises -----------------------------------------------------------------------------
+    # -- for the supervising thread ---------------------------------------------------------------------------------
 
     @property
     def is_open(self) -> bool:

@@ -186,12 +186,12 @@ def _packed_from(data: bytes) -> list[Packed]:
     try:
         facts = json.loads(data)
         if facts["format"] != _FORMAT:
-            raise bad_bundle(f"it has format {facts['format']!r}, but this civman reads format {_FORMAT}")
+            raise bad_bundle(f"format {facts['format']!r} is not supported; this civman reads format {_FORMAT}")
         packed = [_packed(item) for item in facts["blobs"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise bad_bundle("its manifest cannot be read") from error
+        raise bad_bundle("the manifest cannot be read") from error
     if [each.sha256 for each in packed] != sorted({each.sha256 for each in packed}):
-        raise bad_bundle("its manifest lists a file twice or out of order")
+        raise bad_bundle("the manifest lists a file twice or out of order")
     return packed
 
 

@@ -28,7 +28,7 @@ def place(blob: Path, folder: Path, entry: Entry, methods: tuple[Method, ...]) -
         raise StoreError(
             f"`{path}` was created by another program in the meantime; it is left unchanged", path=str(path)
         )
-    remove_file(_temporary(path), missing_ok=True)  # a killed process may have left one
+    remove_file(_temporary(path), missing_ok=True)  # a killed process may have left the temporary file
     reasons = []
     for method in methods:
         refusal = _MAKERS[method](blob, path, entry.sha256)

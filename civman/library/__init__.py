@@ -239,7 +239,7 @@ class Library:
         return verify(context.index, context.store, assets, is_full=is_full, on_event=on_event, clock=context.clock)
 
     def remove(self, what: "Sequence[str] | RemovalPlan", *, force: bool = False) -> "Removal | None":
-        """Move the files that refs mean, or those of a plan (`trash.plan_removal`), to the trash.
+        """Move files to the trash: the files that the refs stand for, or those of a plan (`trash.plan_removal`).
 
         Raises: Refused (`pinned`): a file is pinned, and `force` is not set. NotFound, AmbiguousRef: a ref cannot be
         resolved.

@@ -25,7 +25,7 @@ _KINDS = (
     _FewSteps("Hyper", (1, 12), (1, 5), (8, 1.5), "--steps 8 --cfg 1.5 --sampler Euler"),
     _FewSteps("DMD2", (1, 12), (1, 2.5), (8, 1.0), "--steps 8 --cfg 1 --sampler LCM"),
 )
-"""The widest ranges that the models' own pages give. Merged models still work with more steps than the originals."""
+"""The widest ranges of steps and guidance that the models' pages recommend; merged models work with more steps."""
 
 
 def few_steps_notice(label: str | None, name: str, *, steps: int, cfg: float) -> str | None:

@@ -35,7 +35,7 @@ def depends_on_card(recipe: Recipe) -> bool:
 
 
 def cards_to_try(recipe: Recipe) -> list[tuple[str, str]]:
-    """The noise sources of the common cards whose numbers differ for this recipe, each with the cards' names.
+    """The common GPUs whose noise for this recipe depends on their thread count: (noise source, names of the cards).
 
     The most common cards of A1111's users come first: Colab's T4, RTX 3060, 3070, 3080; then the others.
     """

@@ -175,7 +175,7 @@ _FEATURES: Final = (
     _feature(
         "Parser$",
         Drawable.DIFFERS,
-        "it was made by SD.Next, a fork of A1111, and is drawn by A1111's rules",
+        "the image was made by SD.Next, a fork of A1111; civman draws it by A1111's rules",
         lambda entries: entries.text("Parser") in ("Full parser", "A1111 parser"),
     ),
     _feature(

@@ -207,8 +207,9 @@ class _Builder:
         """The sizes that SDXL is told, if they are stated and not the image's own in both passes."""
         stated = {text.sizes for text in texts}
         if len(stated) > 1:
-            raise Stopped("SDXL is told other sizes with the prompt than with the negative prompt, which civman does "
-                          "not support")  # fmt: skip
+            raise Stopped(
+                "the SDXL sizes of the prompt and of the negative prompt differ, which civman does not support"
+            )
         [sizes] = stated
         plain = (found.height, found.width, 0, 0, found.height, found.width)
         if not sizes or (sizes == plain and len(found.passes) == 1):

@@ -92,7 +92,7 @@ def understood(index: Index | None, settings: "str | SiteImage") -> Prepared:
     if isinstance(settings, SiteImage) and not settings.meta and settings.text is None:
         raise NotFound(
             f"CivitAI shows no settings for image {settings.id}, and its file contains none",
-            hint="its uploader hides them, or it was uploaded without them", code=Cause.NO_RECIPE,
+            hint="the uploader hides the settings, or uploaded the image without them", code=Cause.NO_RECIPE,
         )  # fmt: skip
     joined = settings_row(index, settings)
     found = redraw(joined.row)

@@ -280,7 +280,7 @@ class JobQueue:
             self._changed.notify_all()
 
     def listen(self, listener: OnJob) -> Callable[[], None]:
-        """Call `listener` on every change. Returns the function that ends this."""
+        """Call `listener` on every change of a job. Returns a function that removes the listener."""
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 

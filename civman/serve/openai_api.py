@@ -36,7 +36,7 @@ async def _made(request: Request, body: dict[str, Any], start: dict[str, Any]) -
     parts = serving(request)
     prompt, model = body.get("prompt"), str(body.get("model") or "")
     if not isinstance(prompt, str):
-        raise UsageError("`prompt` must be a text")
+        raise UsageError("`prompt` must be a string")
     kind = body.get("response_format") or "b64_json"
     if kind not in ("b64_json", "url"):
         raise UsageError("`response_format` must be b64_json or url")

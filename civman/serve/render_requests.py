@@ -97,7 +97,7 @@ def changes_of(given: object) -> list[tuple[str, str]]:
 def grid_axes(given: object) -> tuple[Axis, ...]:
     """Check the axes of a grid: texts as for `--grid`. Raises: UsageError. Refused: a value is a path."""
     if not isinstance(given, list) or not all(isinstance(text, str) and len(text) <= MOST_TEXT for text in given):
-        raise UsageError("`axes` must be a list of texts such as seed=1..4")
+        raise UsageError("`axes` must be a list of strings such as seed=1..4")
     axes = axes_of(given)
     for axis in axes:
         for value in axis.values:
@@ -202,7 +202,7 @@ def image_bytes(text: str, name: str = "image") -> bytes:
     Raises: UsageError: it is not base64, or no image. Refused: it has too many pixels.
     """
     if text.startswith(("http:", "https:", "file:")):
-        raise Refused(f"`{name}` is an address, and the server fetches nothing that a client names")
+        raise Refused(f"`{name}` is a URL, and the server fetches no URLs for clients; send the image in base64")
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:

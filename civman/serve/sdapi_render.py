@@ -124,7 +124,7 @@ def _stamp(at: datetime | None) -> str:
 
 
 async def progress(request: Request) -> Response:
-    """How far the current render is; nothing runs if `job_count` is 0."""
+    """The progress of the current render; `job_count` is 0 if none is running."""
     parts = serving(request)
     told, job = _progress(parts, parts.engine.current), parts.engine.current
     if not is_set(request, "skip_current_image"):

@@ -39,7 +39,7 @@ def checkpoints(library: Library) -> list[Asset]:
 
 
 def chosen(library: Library, named: str) -> Asset:
-    """The checkpoint that a client means: by title, file name, stem, hash or path, else by a part of one title.
+    """Find a client's checkpoint by title, file name, stem, hash or path, else by text that only one title contains.
 
     Raises: NotFound, AmbiguousRef.
     """

@@ -58,11 +58,13 @@ class Serving:
         self.options: dict[str, Any] = {}
         """What clients of AUTOMATIC1111's API have set since the start."""
         self.previews: dict[str, Preview] = {}
-        """Images of CivitAI in the latest answers, by the SHA-256 of their addresses."""
+        """Images of CivitAI in the latest answers, by the SHA-256 of their URLs."""
         self.searches = SiteSearches()
         """The latest searches of CivitAI; only for the thread of `site`."""
         self.images = ThreadPoolExecutor(4, thread_name_prefix="images")
-        self._starting = ThreadPoolExecutor(1, thread_name_prefix="starting")  # waits while the engine loads torch
+        self._starting = ThreadPoolExecutor(
+            1, thread_name_prefix="starting"
+        )  # this thread waits for the engine to load torch
         self.library = LibraryThread(settings, "library")
         self.site = LibraryThread(settings, "civitai")
         """For what may wait for CivitAI, so that listing does not wait as well."""

@@ -239,7 +239,7 @@ def glora_parts(shapes: Shapes, weight: Shape) -> tuple[str, str, str, str]:
 
 def _same_rank(first: int, second: int) -> None:
     if first != second:
-        raise MisfitError(f"ranks {first} and {second} of its factors differ")
+        raise MisfitError(f"the ranks of the factors differ: {first} and {second}")
 
 
 def _two_axes(shape: Shape) -> Shape:

@@ -163,7 +163,7 @@ def parse(prefix: bytes, *, file_size: int) -> Header:
 
 def _check_places(tensors: Mapping[str, Tensor], *, data_bytes: int, header_bytes: int) -> None:
     at = 0
-    for tensor in sorted(tensors.values(), key=itemgetter(2, 3)):  # by start, then by end
+    for tensor in sorted(tensors.values(), key=itemgetter(2, 3)):  # by start offset, then by end offset
         if tensor.start != at:
             name = next(name for name, each in tensors.items() if each is tensor)
             what = "overlaps another tensor" if tensor.start < at else "leaves a gap before it"

@@ -31,7 +31,7 @@ class Storage:
 
     @property
     def usable(self) -> int:
-        """The number of elements that tensors may use."""
+        """The number of elements of the storage that tensors may use: of its view, else all."""
         return self.count if self.view_count < 0 else self.view_count
 
 

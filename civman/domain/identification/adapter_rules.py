@@ -48,7 +48,7 @@ ADAPTED: tuple[Rule, ...] = (
     Rule("on-chroma", A.CHROMA, "changes the distilled guidance layer", needs=(r"^distilled_guidance_layer_",)),
     Rule("on-flux2-single", A.FLUX2, "single blocks nine times as wide inside", needs=(r"^single_blocks_#_linear1$",),
          ratio=(r"^single_blocks_#_linear1$", 8.5, 9.5)),
-    Rule("on-joyimage", A.JOYIMAGE, "double blocks with names of JoyImage's attention",
+    Rule("on-joyimage", A.JOYIMAGE, "double blocks with JoyImage's names for the attention layers",
          needs=(r"^double_blocks_#_(attn_(img|txt)_attn_(qkv|proj)|(img|txt)_mlp_net_#(_proj)?)$",)),
     Rule("on-flux2-double", A.FLUX2, "double blocks with a gated sixfold layer",
          ratio=(r"^double_blocks_#_(img|txt)_mlp_#$", 5.5, 6.5)),

@@ -46,7 +46,7 @@ VAES: tuple[Rule, ...] = (
     Rule("vae-mochi", A.MOCHI, "an asymmetric autoencoder of videos, 12 latent channels", kind=V,
          needs=(r"^decoder\.(block_in\.resnets\.#|blocks\.#\.#)\.",), lacks=(r"_tokens$", r"snake", r"gamma$"),
          axis=(r"^decoder\.(conv_in|blocks\.#\.#)\.weight$", 1, (12,))),
-    *(Rule(f"vae-wan-{said}", A.WAN, f"autoencoder of gated residuals, {channels} latent channels", kind=V, also=also,
+    *(Rule(f"vae-wan-{said}", A.WAN, f"autoencoder with RMS norms, {channels} latent channels", kind=V, also=also,
            needs=(r"^decoder\.(middle\.#\.residual\.#|mid_block\.resnets\.#\.norm1)\.gamma$",), variant=said,
            lacks=(r"\.upsampler\.", r"norm_layer"), dims=(r"^decoder\.(conv1|conv_in)\.weight$", 5),
            axis=(r"^decoder\.(conv1|conv_in)\.weight$", 1, (channels,)))

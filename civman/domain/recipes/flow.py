@@ -32,7 +32,7 @@ class Flow:
 def problems(recipe: Any) -> Iterator[str]:
     """Explain what a recipe states wrongly about flow matching, with one clause for each problem."""
     if (recipe.flow is None) == (recipe.prediction == "flow"):
-        yield "it needs the noise levels of flow matching if its model predicts a flow, and only then"
+        yield "a recipe has flow-matching noise levels if and only if its model predicts a flow"
     if recipe.flow is not None:
         if not (math.isfinite(recipe.flow.shift) and 0 < recipe.flow.shift <= 100):
             yield "the shift must be above 0 and at most 100"
@@ -44,4 +44,4 @@ def problems(recipe: Any) -> Iterator[str]:
             yield "flow matching needs version 3 of the rendering rules"
     roles = [part.role for part in recipe.parts]
     if len(set(roles)) != len(roles):
-        yield "it names two files for one part"
+        yield "the recipe names two files for one part"

@@ -271,7 +271,7 @@ def _variation_problems(recipe: Any) -> Iterator[str]:
     if not 0 <= recipe.variation_seed <= MAX_SEED:
         yield f"the variation seed must be 0 to {MAX_SEED}"
     if recipe.variation_strength and recipe.count > 1:
-        yield "with a variation seed, each image has its own recipe"
+        yield "with a variation seed, a recipe has exactly one image"
     width, height = recipe.seed_resize_width, recipe.seed_resize_height
     if (width or height) and not 8 <= min(width, height) <= max(width, height) <= MAX_SIDE:
         yield f"a seed cannot be resized from {width}x{height}: both sides must be 8 to {MAX_SIDE} pixels"
