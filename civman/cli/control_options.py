@@ -33,7 +33,7 @@ ControlModeOpt = Annotated[
     ),
 ]
 _NUMBER = r"\d+(?:\.\d+)?"
-_PARTS = re.compile(rf"(?P<rest>.+?)(?::(?P<weight>{_NUMBER}))?(?::(?P<start>{_NUMBER})-(?P<end>{_NUMBER}))?")
+_SHARE = re.compile(rf"(.+):({_NUMBER})-({_NUMBER})")
 
 
 def controls_from(texts: list[str], maps: list[str], modes: list[str]) -> "tuple[ControlRequest, ...]":
@@ -42,6 +42,7 @@ def controls_from(texts: list[str], maps: list[str], modes: list[str]) -> "tuple
     Raises: UsageError (`bad-value`): a text names no existing file, or the options do not match in number.
     """
     from civman.domain.recipes.control import ControlRequest
+    from civman.domain.scales import parse_scaled
     from civman.errors import Cause, UsageError
 
     for option, values in (("--control-map", maps), ("--control-mode", modes)):
@@ -54,11 +55,18 @@ def controls_from(texts: list[str], maps: list[str], modes: list[str]) -> "tuple
             raise UsageError(f"{option} requires a ControlNet", hint="add one with --control", code=Cause.BAD_VALUE)
     found = []
     for number, text in enumerate(texts):
-        parts = _PARTS.fullmatch(text)
-        picture, ref = _parted(parts["rest"] if parts else text)
-        weight, start, end = parts.group("weight", "start", "end") if parts else (None, None, None)
+        share = _SHARE.fullmatch(text)
+        before, start, end = share.groups() if share else (text, "0", "1")
+        picture, model = _parted(before)
+        scaled = parse_scaled(model)
+        if scaled.text_encoder != scaled.unet:
+            raise UsageError(
+                f"--control {text}: a ControlNet has one weight, not two", hint="such as edges.png:canny:0.8",
+                code=Cause.BAD_VALUE,
+            )  # fmt: skip
         found.append(ControlRequest(
-            picture, ref, float(weight or 1), float(start or 0), float(end or 1), _chosen(modes, number, "balanced"),
+            picture, scaled.ref, 1.0 if scaled.unet is None else scaled.unet, float(start), float(end),
+            _chosen(modes, number, "balanced"),
             control_map=_chosen(maps, number, "none"),
         ))  # fmt: skip
     return tuple(found)

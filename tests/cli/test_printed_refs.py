@@ -18,6 +18,7 @@ from civman.cli import completion
 from civman.cli.command_table import commands
 from civman.demo.demo_catalog import DemoFile, DemoVersion, utc
 from civman.demo.demo_weights import sd1_checkpoint, sd1_lora
+from civman.demo.preview_pictures import png
 from civman.demo.server import CivitaiServer
 
 HARBOUR, INK, SHAPES, STRIPES = 51207, 139562, 91001, 91003
@@ -85,7 +86,10 @@ COMMANDS = (
     ("render", "@191010", "a fox", "--embedding", "{}", "--dry-run"),
     ("render", "@191010", "a fox", "--hypernetwork", "{}", "--dry-run"),
     ("render", "@191010", "a fox", "--vae", "{}", "--dry-run"), ("add", "{}"), ("drop", "{}"),
-    ("update", "{}", "--yes"), ("remove", "{}", "--yes"), ("restore", "{}"),
+    ("render", "@191010", "a fox", "--upscale", "{}", "--dry-run"),
+    ("render", "@191010", "a fox", "--control", "picture.png:{}", "--dry-run"),
+    ("upscale", "picture.png", "--model", "{}", "--dry-run"), ("update", "{}", "--yes"),
+    ("remove", "{}", "--yes"), ("restore", "{}"),
 )  # fmt: skip
 
 
@@ -108,7 +112,7 @@ def taking_refs() -> set[tuple[str, str]]:
 def test_the_test_of_printed_refs_covers_every_place_for_a_ref() -> None:
     tried = set()
     for name, *words in COMMANDS:
-        place = words.index("{}")
+        place = next(number for number, word in enumerate(words) if word.endswith("{}"))
         before = words[place - 1] if place else ""
         tried.add((name, before if before.startswith("--") else ""))
 
@@ -122,6 +126,7 @@ def test_every_printed_ref_is_accepted_by_every_command(
     stocked: CivitaiServer, civman: Civman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "picture.png").write_bytes(png(1, 64, 64))
     sources: tuple[tuple[object, ...], ...] = (
         ("list",), ("show", "@114620"), ("show", "@191030"),
         ("show", "brush"), ("outdated",), ("show", INK), ("render", INK, "a fox"), ("inspect", INK),

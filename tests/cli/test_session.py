@@ -14,7 +14,7 @@ from civman.library import Library
 
 LOCAL = {
     "config", "logout", "whoami", "list", "render", "renders", "edit", "remove", "restore", "gc", "du", "link",
-    "export", "verify", "login", "jobs",
+    "export", "verify", "login", "jobs", "upscale",
 }  # fmt: skip
 """Commands without --offline: they never ask CivitAI, or cannot do without it."""
 

@@ -96,15 +96,18 @@ def test_control_options_are_parsed_with_and_without_numbers(tmp_path: Path, mon
     Path("b:1.png").touch()
 
     found = controls_from(
-        ["a.png:canny", "a.png:civitai:1234@5678:0.5", "b:1.png:canny:0.25-0.75", "a.png:sha256:ab12:1:0-0.5"],
-        ["none", "canny", "invert", "none"], ["prompt"],
+        ["a.png:canny", "a.png:civitai:1234@5678:0.5", "b:1.png:canny:0.25-0.75", "a.png:sha256:ab12cd34ef:1:0-0.5",
+         "a.png:civitai:1234", "a.png:1234"],
+        ["none", "canny", "invert", "none", "none", "none"], ["prompt"],
     )  # fmt: skip
 
     assert found == (
         ControlRequest("a.png", "canny", mode="prompt"),
         ControlRequest("a.png", "civitai:1234@5678", 0.5, mode="prompt", control_map="canny"),
         ControlRequest("b:1.png", "canny", 1.0, 0.25, 0.75, "prompt", control_map="invert"),
-        ControlRequest("a.png", "sha256:ab12", 1.0, 0.0, 0.5, "prompt"),
+        ControlRequest("a.png", "sha256:ab12cd34ef", 1.0, 0.0, 0.5, "prompt"),
+        ControlRequest("a.png", "civitai:1234", mode="prompt"),
+        ControlRequest("a.png", "1234", mode="prompt"),
     )
     for texts, maps, modes in ((["a.png:x"] * 3, ["none"] * 2, []), ([], ["canny"], []), ([], [], ["prompt"])):
         with pytest.raises(UsageError):
