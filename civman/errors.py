@@ -221,7 +221,7 @@ class NotIdentical(CivmanError):
 
 
 class AnotherPicture(CivmanError):
-    """An image drawn from another program's settings is not the original, or it cannot be told (`is_known`)."""
+    """An image drawn from another program's settings is not the original, or that is not known (`is_known`)."""
 
     code = Cause.ANOTHER_PICTURE
     exit_code = ExitCode.ANOTHER

@@ -21,7 +21,7 @@ ControlMapOpt = Annotated[
     typer.Option(
         "--control-map",
         metavar="none|canny|invert",
-        help="How each --control picture becomes a control image, in order; one value is for all.",
+        help="How to make the control image from each --control picture, in order; one value applies to all.",
     ),
 ]
 ControlModeOpt = Annotated[
@@ -39,7 +39,7 @@ _SHARE = re.compile(rf"(.+):({_NUMBER})-({_NUMBER})")
 def controls_from(texts: list[str], maps: list[str], modes: list[str]) -> "tuple[ControlRequest, ...]":
     """Parse the values of --control with those of --control-map and --control-mode.
 
-    Raises: UsageError (`bad-value`): a text names no existing file, or the options do not match in number.
+    Raises: UsageError (`bad-value`): a value names no existing file, or the options are not equal in number.
     """
     from civman.domain.recipes.control import ControlRequest
     from civman.domain.scales import parse_scaled
@@ -52,7 +52,9 @@ def controls_from(texts: list[str], maps: list[str], modes: list[str]) -> "tuple
                 hint=f"give {option} once, or once for each --control", code=Cause.BAD_VALUE,
             )  # fmt: skip
         if values and not texts:
-            raise UsageError(f"{option} requires a ControlNet", hint="add one with --control", code=Cause.BAD_VALUE)
+            raise UsageError(
+                f"{option} requires a ControlNet", hint="add a ControlNet with --control", code=Cause.BAD_VALUE
+            )
     found = []
     for number, text in enumerate(texts):
         share = _SHARE.fullmatch(text)
@@ -77,7 +79,7 @@ def _chosen(values: list[str], number: int, usual: str) -> str:
 
 
 def _parted(text: str) -> tuple[str, str]:
-    """Split FILE:REF at the first colon before which an existing file is named."""
+    """Split FILE:REF at the first colon that follows the path of an existing file."""
     from pathlib import Path
 
     from civman.errors import Cause, UsageError

@@ -68,7 +68,8 @@ def download(
     ] = False,
     queue: Annotated[
         bool,
-        typer.Option("--queue", help="Let the running `civman serve` download, and return at once; see `civman jobs`."),
+        typer.Option("--queue", help="Queue the download in the running `civman serve` and return at once; see `civman
+        jobs`."),
     ] = False,
 ) -> Result:
     """Download files, verify them and add them to the library. An interrupted download is resumed."""
@@ -146,7 +147,7 @@ def _queued(session: Session, refs: Sequence[str], body: dict[str, object]) -> R
             if not jobs:
                 raise
             failure = error
-            failure.message = f"{ref}: {error.message}; it and the refs after it were not queued"
+            failure.message = f"{ref}: {error.message}; this ref and those after it were not queued"
             break
     return replace(jobs_result(jobs), error=failure)
 

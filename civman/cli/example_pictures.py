@@ -42,7 +42,8 @@ def with_examples(
 ) -> Result:
     """Add the version's example images to a result: as a contact sheet in the terminal, or in the file `output`.
 
-    Raises: UsageError: there is neither a terminal that shows images nor `output`. StoreError: it cannot be written.
+    Raises: UsageError: there is neither a terminal that shows images nor `output`. StoreError: the file cannot be
+    written.
     """
     from dataclasses import replace
 

@@ -17,6 +17,6 @@ UpscaleOpt = Annotated[
     str | None,
     typer.Option(
         "--upscale", metavar="REF[:SCALE|:WxH]", autocompletion=completion.upscalers,
-        help="Enlarge the finished image with an upscaler: a ref, a name that A1111 writes, lanczos or nearest.",
+        help="Enlarge the finished image with an upscaler: a ref, A1111's name for it, lanczos or nearest.",
     ),
 ]  # fmt: skip

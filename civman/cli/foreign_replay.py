@@ -40,7 +40,7 @@ def fetch_named(session: Session, settings: "str | SiteImage", *, is_agreed: boo
     For settings of a local file, CivitAI is asked only if the user has agreed already.
 
     Raises: CannotRender (`not-drawable`): the image cannot be drawn again. NotFound (`missing-files`): the user does
-        not agree; and the error of a file that cannot be had.
+        not agree; and the error for a file that cannot be downloaded.
     """
     files, asks_site = session.library.named_files, is_agreed or not isinstance(settings, str)
     prepared = files.prepare(settings, asks_site=asks_site)
@@ -101,7 +101,7 @@ def draw_again(session: Session, settings: "str | SiteImage", original: Path, ho
 def new_image(
     session: Session, settings: "str | SiteImage", original: Path, how: Again
 ) -> "tuple[Sequence[Rendering], Judged | None]":
-    """Draw the image of A1111's text or of CivitAI's answer again; None instead of a verdict without an original."""
+    """Render the image again from A1111's text or CivitAI's response; the verdict is None if there is no original."""
     from civman.planning.plan import Conditions
 
     library, conditions = session.library, Conditions(how.machine.device)
@@ -127,7 +127,7 @@ def new_image(
 
 
 def original_pixels(path: Path, *, is_required: bool) -> "Any | None":
-    """The pixels of the image to compare with; None if `path` is no image. Raises: UsageError: it has to be one."""
+    """The pixels of the original; None if `path` is not an image. Raises: UsageError: with `is_required`."""
     from civman.errors import Cause, UsageError
     from civman.pictures import image_text
 
@@ -235,8 +235,8 @@ def _lines(judged: "JudgedOffer") -> list[str]:
 def _require_obtainable(offers: "Sequence[JudgedOffer]") -> None:
     """Check that nothing prevents the image from being drawn, before anything is downloaded.
 
-    Raises: the error of a file that cannot be had and that nothing in the library stands in for; Incompatible: a file
-        does not fit the checkpoint.
+    Raises: the error for a file that cannot be downloaded and for which the library has no substitute; Incompatible: a
+        file does not fit the checkpoint.
     """
     from civman.domain.compatibility import Verdict
     from civman.errors import Cause, Incompatible

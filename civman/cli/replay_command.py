@@ -227,7 +227,7 @@ def _require_own_comparison(what: str, how: Again) -> None:
 
     if how.other is not None or how.sheet is not None or how.tries_cards:
         raise UsageError(
-            f"`{what}` contains civman's recipe, and its own pixels are what the new image is compared with",
+            f"`{what}` contains civman's recipe, so the new image is compared with its recorded pixels",
             hint="--compare, --side-by-side and --try-cards are for images of other programs",
         )
 

@@ -34,7 +34,7 @@ class Many:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What became of one image."""
+    """The result for one image."""
 
     image: str
     verdict: str
@@ -87,7 +87,7 @@ def replay_many(session: Session, many: Many, how: Again) -> Result:
 
 
 def _listed(session: Session, many: Many) -> list[str]:
-    """The URLs of the images."""
+    """The URLs of the images to render again."""
     from civman.errors import Cause, UsageError
 
     if many.model is not None:
@@ -108,7 +108,7 @@ def _listed(session: Session, many: Many) -> list[str]:
 
 
 def _row(session: Session, url: str, many: Many, how: Again) -> _Row:
-    """Draw one image again, or say why that is impossible."""
+    """Render one image again, or explain why that is impossible."""
     from civman.errors import CivmanError, Interrupted, NetworkError, UsageError
 
     name = url.rpartition("/")[2].partition("?")[0]

@@ -24,7 +24,7 @@ def replay_upscale(
     session: Session, source: "RecipeSource", pictures: "Sequence[Path]", machine: "Machine", output: Path | None,
     options: "OutputOptions", *, is_varied: bool,
 ) -> Result:  # fmt: skip
-    """Repeat the upscale of an image that civman made, and compare. The result is saved unless the file has the same.
+    """Repeat the upscale of an image that civman made, and compare. Identical results are not saved.
 
     Raises: UsageError: the fields of an upscale recipe cannot be varied; and what `library.upscaling.again` raises.
     """
@@ -34,7 +34,7 @@ def replay_upscale(
     if is_varied:
         raise UsageError(
             f"--set and --grid vary rendered images, and `{source.name}` was upscaled",
-            hint="`civman upscale` upscales its source in another way",
+            hint="to upscale the source with other settings, use `civman upscale`",
         )
     upscaling = session.library.upscaling
     with session.upscaling(1) as on_event:

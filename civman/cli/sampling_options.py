@@ -17,7 +17,7 @@ SamplingRulesOpt = Annotated[
 SigmasOpt = Annotated[
     str | None,
     typer.Option(
-        "--sigmas", metavar="N,N,…", help="Noise levels of the first pass, falling, in place of a schedule's steps."
+        "--sigmas", metavar="N,N,…", help="Noise levels (sigmas) of the first pass, falling, instead of a schedule."
     ),
 ]
 StepRngOpt = Annotated[
@@ -47,8 +47,8 @@ ToldSizesOpt = Annotated[
     str | None,
     typer.Option(
         "--told-sizes", metavar="WxH+X+Y,WxH",
-        help="Sizes to tell SDXL: original size, left and top cut, target size, such as 4096x4096+0+0,1024x1024.",
-        show_default="the image's size",
+        help="SDXL's size conditioning: original size, left and top crop, target size, such as
+        4096x4096+0+0,1024x1024.", show_default="the image's size",
     ),
 ]  # fmt: skip
 RescaleVelocityOpt = Annotated[

@@ -45,10 +45,11 @@ def show(
         bool, typer.Option("--pictures", help="Show the example images of the version in the terminal.")
     ] = False,
     unblurred: Annotated[
-        bool, typer.Option("--unblurred", help="With --pictures: do not blur what is rated above PG-13.")
+        bool, typer.Option("--unblurred", help="With --pictures: do not blur images rated above PG-13.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="With --pictures: save them in this PNG instead.")
+        Path | None, typer.Option("--output", "-o", help="With --pictures: save the contact sheet as this PNG file
+        instead.")
     ] = None,
 ) -> Result | None:
     """Show all information about a model or an image.

@@ -37,7 +37,7 @@ def upscale(
         str,
         typer.Option(
             "--model", "-m", metavar="REF", autocompletion=completion.upscalers, show_default=False,
-            help='The upscaler: a ref of a model, a name that A1111 writes ("R-ESRGAN 4x+"), lanczos or nearest.',
+            help='The upscaler: a ref, A1111's name for it ("R-ESRGAN 4x+"), lanczos or nearest.',
         ),
     ],
     scale: Annotated[
@@ -47,7 +47,7 @@ def upscale(
         str | None,
         typer.Option(
             "--size", metavar="WxH",
-            help="Final size in pixels: enlarge to cover it and crop; 0 for one side keeps the shape.",
+            help="Final size in pixels: enlarge to cover it and crop; 0 for one side keeps the aspect ratio.",
         ),
     ] = None,
     tile: Annotated[

@@ -56,7 +56,7 @@ class CombinedConditioning:
 
 
 def joined(first: Encoded, others: Sequence[tuple[str, float, Encoded]]) -> tuple[Encoded, ...]:
-    """Join encoded texts in their order; each of `others` with how it is joined and the share that stays of the rest.
+    """Join encoded texts in order. Each of `others`: how to join it, the share kept of the texts before it, the text.
 
     The ways are those of `civman.domain.recipes.prompt_parts`. "average" cuts the later text to the length of the
     earlier one, or extends it with zeros; "concat" keeps the pooled vector of the earlier one. Source: ComfyUI.

@@ -1,4 +1,4 @@
-"""The words that all families share: the prefixes of single-file checkpoints and the titles of components. No torch."""
+"""Names that all families share: the prefixes of single-file checkpoints and the titles of components. No torch."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -13,4 +13,4 @@ METADATA_KEY: Final = "civman.config"
 TITLES: Final = {
     "unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder",
 }  # fmt: skip
-"""Component → how messages call it."""
+"""Component → its name in messages."""

@@ -152,7 +152,7 @@ def require_control_fits(checkpoint: Shapes, control: Mapping[str, Any], name: s
     if widths[0] != widths[1]:
         problems.append(f"it takes text of width {widths[1]}, but the checkpoint gives {widths[0]}")
     if (pooled[0] is None) != (pooled[1] is None) or (pooled[0] and pooled[1] and pooled[0][1] != pooled[1][1]):
-        problems.append("the sizes and pooled texts that the two take differ")
+        problems.append("the inputs for SDXL's sizes and pooled text differ")
     if problems:
         raise Incompatible(
             f"the ControlNet `{name}` does not fit the checkpoint: {'; '.join(problems)}",

@@ -114,5 +114,5 @@ def control_tensor(pixels: Pixels, size: tuple[int, int], mode: str, device: tor
 
 
 def control_sum(outputs: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Add up what several ControlNets give; empty if there are none."""
+    """Sum the outputs of several ControlNets; empty if there are none."""
     return tuple(sum(same[1:], start=same[0]).to(dtype) for same in zip(*outputs, strict=True))

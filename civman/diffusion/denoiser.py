@@ -176,7 +176,7 @@ class Denoiser:
         told: Sequence[float] = (),
         controls: Callable[[int], Sequence[ActiveControl]] = lambda _: (),
     ) -> None:
-        """`told`: the sizes that SDXL is told, in the order of the family's; empty: those that follow from `size`."""
+        """`told`: SDXL's size conditioning, in the order in which the family takes it; empty: derived from `size`."""
         self._told = list(told)
         self._unet = model.unet
         self._levels = levels
@@ -257,7 +257,7 @@ class Denoiser:
         return clean_picture(x, sigma, answer, predicts_v=self._predicts_v)
 
     def _time(self, sigma: float) -> Tensor:
-        """Return the UNet's timestep for this noise level: (), float32. Only an adaptive sampler's is not there yet."""
+        """Return the UNet's timestep for this noise level, (), float32; an adaptive sampler's is only sent here."""
         if (found := self._times.get(sigma)) is None:
             found = sent(torch.tensor(self._levels.time(sigma), dtype=torch.float32), self._model.device)
         return found

@@ -17,7 +17,7 @@ from torch import Tensor
 from civman.domain.files.gguf_types import BLOCKS
 
 _PIECE = 1 << 20
-"""Numbers that are unpacked at once."""
+"""How many numbers are unpacked at once."""
 _ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
 
 

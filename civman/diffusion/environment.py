@@ -108,7 +108,7 @@ def deterministic(device: torch.device | None = None) -> Iterator[None]:
 def _pinned_attention() -> AbstractContextManager[None]:
     """Fix the order of attention kernels, which torch otherwise chooses by card and version.
 
-    cuDNN's kernel is left out: torch calls it not deterministic, but uses it although warnings are asked for. Flash
+    cuDNN's kernel is excluded: it is not deterministic, and in warn-only mode torch would use it all the same. Flash
     attention takes half precision only, and the memory-efficient kernel takes what is left.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel

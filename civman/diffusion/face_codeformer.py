@@ -1,4 +1,4 @@
-"""CodeFormer, which puts a blurred face together from a book of learned codes.
+"""CodeFormer, which restores a blurred face from a codebook of learned features.
 
 Source: Zhou et al. 2022. The names are those of `codeformer.pth`. Its weights may not be used commercially.
 """
@@ -32,7 +32,7 @@ class CodeFormer:
 
     @torch.no_grad()
     def __call__(self, face: Tensor, weight: float = 0.5) -> Tensor:
-        """Restore a face: (1, 3, 512, 512) in -1 … 1; the result is the same.
+        """Restore a face: (1, 3, 512, 512) in -1 … 1; the result has the same shape and range.
 
         `weight`: how much of the input's details is kept, from 0 (the codes alone) to 1.
         """
@@ -69,14 +69,14 @@ class CodeFormer:
         return inner + (conv(x, tensors, f"{name}.conv_out") if f"{name}.conv_out.weight" in tensors else x)
 
     def _attention(self, x: Tensor, name: str) -> Tensor:
-        """Let each place of the image attend to all others, with a single head."""
+        """Apply single-head self-attention over all positions of a feature map."""
         normed = self._norm(x, f"{name}.norm")
         query, key, value = (conv(normed, self._tensors, f"{name}.{part}").flatten(2) for part in "qkv")
         shares = torch.softmax(query.transpose(1, 2) @ key * x.shape[1] ** -0.5, 2)
         return x + conv((value @ shares.transpose(1, 2)).view(x.shape), self._tensors, f"{name}.proj_out")
 
     def _codes(self, x: Tensor) -> Tensor:
-        """Choose the most likely code of the book for each place of (1, width, side, side) features."""
+        """Choose the most likely codebook entry for each position of (1, width, side, side) features."""
         tensors, (_, width, high, wide) = self._tensors, x.shape
         tokens = linear(x.flatten(2).permute(2, 0, 1), tensors, "feat_emb")
         places = tensors["position_emb"][:, None]
@@ -87,7 +87,7 @@ class CodeFormer:
         return chosen.view(1, high, wide, width).permute(0, 3, 1, 2).contiguous()
 
     def _layer(self, tokens: Tensor, places: Tensor, name: str) -> Tensor:
-        """Apply a transformer layer to (tokens, 1, width); queries and keys know their places, values do not."""
+        """Apply a transformer layer to (tokens, 1, width); positions are added to queries and keys, not to values."""
         tensors = self._tensors
         normed = layer_norm(tokens, tensors, f"{name}.norm1")
         weights, biases = tensors[f"{name}.self_attn.in_proj_weight"], tensors[f"{name}.self_attn.in_proj_bias"]
@@ -102,7 +102,7 @@ class CodeFormer:
         return tokens + linear(functional.gelu(inner), tensors, f"{name}.linear2")
 
     def _fused(self, encoded: Tensor, x: Tensor, name: str, weight: float) -> Tensor:
-        """Scale and shift the generator's features by what the encoder saw."""
+        """Scale and shift the generator's features by the encoder's."""
         seen = self._residual(torch.cat([encoded, x], 1), f"{name}.encode_enc")
         scale, shift = (
             conv(functional.leaky_relu(conv(seen, self._tensors, f"{name}.{part}.0"), _SLOPE), self._tensors,
@@ -117,7 +117,7 @@ class CodeFormer:
 
 
 def _coloured_like(x: Tensor, other: Tensor) -> Tensor:
-    """Give each channel of (1, C, H, W) the mean and the deviation that it has in `other`."""
+    """Give each channel of (1, C, H, W) the mean and the standard deviation that it has in `other`."""
     means, wanted = x.mean((2, 3), keepdim=True), other.mean((2, 3), keepdim=True)
     spreads = [(each.var((2, 3), keepdim=True) + _VARIANCE).sqrt() for each in (x, other)]
     return (x - means) / spreads[0] * spreads[1] + wanted

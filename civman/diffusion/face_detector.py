@@ -22,13 +22,13 @@ _MEANS: Final = (104.0, 117.0, 123.0)
 """The mean of blue, green and red, which is subtracted from the image."""
 _SURE: Final = 0.97
 _OVERLAP: Final = 0.4
-"""Of boxes whose intersection is a larger share of their union, only the surest is kept."""
+"""The limit of non-maximum suppression: of boxes with a larger IoU, only the most confident one is kept."""
 _NARROW: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """The faces in an image, the surest first: boxes (N, 4) from left top to right bottom, and landmarks (N, 5, 2)."""
+    """The faces in an image, most confident first: boxes (N, 4), left top to right bottom; landmarks (N, 5, 2)."""
 
     boxes: Any
     scores: Any
@@ -90,7 +90,7 @@ class FaceDetector:
         return [first, second, third]
 
     def _context(self, x: Tensor, name: str) -> Tensor:
-        """Join convolutions that see 3, 5 and 7 pixels."""
+        """Concatenate convolutions with receptive fields of 3, 5 and 7 pixels."""
         five = self._unit(x, f"{name}.conv5X5_1")
         seven = self._unit(five, f"{name}.conv7X7_2")
         parts = [self._plain(x, f"{name}.conv3X3"), self._plain(five, f"{name}.conv5X5_2")]
@@ -140,7 +140,7 @@ def _decoded(boxes: Tensor, marks: Tensor, scores: Tensor, anchors: Tensor, size
 
 
 def _distinct(boxes: Any) -> list[int]:
-    """Return the numbers of the boxes that do not overlap an earlier kept one too much."""
+    """Apply non-maximum suppression: return the indices of the boxes to keep."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept: list[int] = []
     for number, box in enumerate(boxes):

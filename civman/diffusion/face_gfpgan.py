@@ -1,4 +1,4 @@
-"""GFPGAN 1.3 and 1.4, which draws a blurred face again with the knowledge of a StyleGAN2.
+"""GFPGAN 1.3 and 1.4, which restores a blurred face with a pretrained StyleGAN2 as generator.
 
 A1111 adds random noise within the network; here, it is the noise that the file contains, so that the result can be
 repeated.
@@ -28,7 +28,7 @@ class Gfpgan:
 
     @torch.no_grad()
     def __call__(self, face: Tensor, weight: float = 0.5) -> Tensor:  # noqa: ARG002  # CodeFormer has a weight
-        """Restore a face: (1, 3, H, H) in -1 … 1, of the size for which the model was made; the result is the same."""
+        """Restore a face: (1, 3, H, H) in -1 … 1, at the model's size; the result has the same shape and range."""
         tensors, skips = self._tensors, []
         x = self._act(conv(face, tensors, "conv_body_first"))
         for level in range(self._levels):
@@ -77,7 +77,7 @@ class Gfpgan:
         return functional.conv2d(x, weight[0], padding=weight.shape[-1] // 2)
 
     def _resized(self, x: Tensor, name: str, factor: float) -> Tensor:
-        """Apply two convolutions, with a change of size between them, beside a plain change of size."""
+        """Apply a residual block that resizes: two convolutions with a resize between them, and a resized shortcut."""
         tensors = self._tensors
         inner = self._act(conv(x, tensors, f"{name}.conv1"))
         inner, x = (functional.interpolate(each, scale_factor=factor, mode="bilinear") for each in (inner, x))

@@ -1,4 +1,4 @@
-"""ParseNet, which says for each pixel of an aligned face whether it is skin, an eye, hair, a hat or background.
+"""ParseNet, which labels each pixel of an aligned face as skin, an eye, hair, a hat, background and so on.
 
 Source: Chen et al. 2020 (PSFR-GAN). The names are those of facexlib's `parsing_parsenet.pth`.
 """
@@ -53,7 +53,7 @@ class FaceParser:
         return kept + self._conv(x, f"{name}.conv2", stride=2 if down else 1)
 
     def _conv(self, x: Tensor, name: str, stride: int = 1) -> Tensor:
-        """Apply a convolution, mirroring the image at its edges, and normalise if the file has numbers for it."""
+        """Apply a convolution, mirroring the image at its edges, and apply batch norm if the file has it."""
         weight, bias = self._tensors[f"{name}.conv2d.weight"], self._tensors.get(f"{name}.conv2d.bias")
         around = weight.shape[-1] // 2
         x = functional.conv2d(functional.pad(x, [around] * 4, mode="reflect"), weight, bias, stride)

@@ -1,7 +1,7 @@
 """Restore the faces in an image as A1111 does: find, align, restore, and blend each of them back.
 
 Source: A1111 1.8 to 1.10 with facexlib. Faces are found in the image with its shorter side at 640 pixels; a face is
-restored if its eyes are at least 5 pixels apart. What ParseNet takes for the face is blended over the image.
+restored if its eyes are at least 5 pixels apart. The pixels that ParseNet labels as face are blended over the image.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ from civman.errors import CannotRender, Cause
 _SHORTER_SIDE: Final = 640
 _LEAST_EYES: Final = 5
 _BORDER: Final = (135.0, 133.0, 132.0)
-"""Blue, green and red of what lies outside the image."""
+"""The colour (blue, green, red) of pixels outside the image."""
 _RIM: Final = 10
 """Pixels at the edges of an aligned face that are never blended over the image."""
 
@@ -62,7 +62,7 @@ def load_face_model(path: Path, kind: str, device: torch.device) -> Any:
 
 
 def restored(pixels: Any, models: FaceModels, weight: float) -> tuple[Any, int]:
-    """Restore all faces in (H, W, 3) uint8 pixels; returns such pixels and the number of faces.
+    """Restore all faces in (H, W, 3) uint8 pixels; returns the new pixels and the number of faces.
 
     Raises: CannotRender (`no-face-model`): the tensors of a model do not fit together.
     """

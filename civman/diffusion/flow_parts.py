@@ -96,7 +96,7 @@ def _placed(
 
 
 def missing_part(need: Need, file: str, family: FlowFamily) -> CannotRender:
-    """The refusal of a checkpoint without a part that it needs."""
+    """The error for a checkpoint that lacks a part it needs."""
     return CannotRender(
         f"`{file}` contains no {need.kind.title}, and none was given",
         hint=f"pass one with {option_of(need)}; {_how_to_fetch(need, family)}",
@@ -105,15 +105,15 @@ def missing_part(need: Need, file: str, family: FlowFamily) -> CannotRender:
 
 
 def wrong_kind(need: Need, file: str) -> CannotRender:
-    """The refusal of a file that is not the part it was given as."""
+    """The error for a file that is not the kind of part it was passed as."""
     return CannotRender(
-        f"`{file}` is no {need.kind.title}",
+        f"`{file}` is not the required part ({need.kind.title})",
         hint=f"pass one with {option_of(need)}", code=Cause.MISMATCHED_PARTS, part=need.kind.role, file=file,
     )  # fmt: skip
 
 
 def option_of(need: Need) -> str:
-    """How the command line names a part."""
+    """The command-line option for a part."""
     return "--vae REF" if need.component == "vae" else f"--part {need.kind.role}=REF"
 
 

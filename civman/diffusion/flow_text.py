@@ -50,7 +50,7 @@ class FlowText:
     def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Tensor:
         """Encode a text, padded to `least` tokens and cut at `most`: (1, tokens, width).
 
-        The encoder sees the padding as it sees words, as in ComfyUI and in diffusers' Flux pipeline.
+        The encoder attends to the padding like to words, as in ComfyUI and in diffusers' Flux pipeline.
         """
         encoder: Any = self._components[component]
         tokenizer = load_tokenizer("t5")
@@ -133,7 +133,7 @@ def _weighted(parsed: ParsedPrompt, encode: Any) -> tuple[list[int], list[float]
 
 
 def _merged(fragments: Iterable[Fragment]) -> list[Fragment]:
-    """Join neighbours of equal weight, so that a prompt without weights is tokenized as a whole."""
+    """Join adjacent fragments of equal weight, so that a prompt without weights is tokenized as a whole."""
     merged: list[Fragment] = []
     for fragment in fragments:
         if merged and merged[-1].weight == fragment.weight:

@@ -1,6 +1,6 @@
-"""FreeU: while a UNet computes, scale the features of its upward half and the low frequencies of its skip connections.
+"""FreeU: while a UNet computes, scale the features of its decoder half and the low frequencies of its skip connections.
 
-The features enter a residual block of the upward half together with those of a skip connection, joined along the
+The features enter a residual block of the decoder half together with those of a skip connection, joined along the
 channels. A hook separates them, changes both and joins them again.
 
 Sources: Si et al. 2023, "FreeU"; which blocks are changed, and version 2's scaling by the mean, as in ComfyUI.
@@ -34,7 +34,7 @@ def freed(unet: Any, found: FreeU | None) -> Iterator[None]:
 
 
 def _blocks(unet: Any) -> Iterator[tuple[nn.Module, int]]:
-    """The residual blocks of the upward half, each with the number of channels that come from the block before."""
+    """The residual blocks of the decoder half, each with the number of channels that come from the block before."""
     channels = int(unet.mid_block.resnets[-1].out_channels)
     for level in unet.up_blocks:
         for block in level.resnets:

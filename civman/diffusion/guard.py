@@ -35,7 +35,7 @@ class Checks:
             judge(values.flatten().tolist())
 
     def read_with(self, pixels: Tensor) -> NDArray[np.uint8]:
-        """Read uint8 `pixels` together with all numbers that wait, in one copy, and make the checks.
+        """Read uint8 `pixels` together with the numbers of all pending checks, in one copy, and run the checks.
 
         Raises: what a check raises.
         """
@@ -51,7 +51,7 @@ class Checks:
         return np.ascontiguousarray(joined[numbers.numel() * 4 :].reshape(pixels.shape))
 
     def settle(self, device: torch.device) -> None:
-        """Make the checks that wait. Raises: what a check raises."""
+        """Run the pending checks. Raises: what a check raises."""
         if self._waiting:
             self.read_with(torch.empty(0, dtype=torch.uint8, device=device))
 

@@ -101,7 +101,7 @@ class Act:
     rows: tuple[tuple[int, int], ...] = ()
     """The rows of the change that this parameter takes: (first, count); all if empty."""
     joint: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
-    """The parameters that together are the layer the change was made for, and the rows that each is; empty if one."""
+    """The parameters that together form the layer the change was made for, each with its rows; empty if just one."""
 
 
 @dataclass(slots=True)

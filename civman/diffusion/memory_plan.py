@@ -79,7 +79,7 @@ _TILE_WORK, _LEAST_LAYER = 2**30, 2**28
 def layer_bytes(tensors: Iterable[Tensor], dtype_bytes: int) -> int:
     """Return the memory that the largest layer of these tensors takes in layer-by-layer rendering.
 
-    Its weights in the dtype to compute in; and if they are packed or of another type, the single-precision numbers that
+    These are its weights in the compute dtype and, if they are packed or of another type, the single-precision numbers
     they are converted from.
     """
     most = 0

@@ -33,7 +33,7 @@ def load(
         dtype: the dtype to compute in; None uses the file's own.
         vae: a file with the VAE, if it is not the checkpoint's own.
         parts: role, such as "t5" → file, for text encoders that are not in the checkpoint.
-        config: options that no shape tells, by component.
+        config: options that no tensor shape reveals, by component.
         leaves: as in `loader.load`.
         for_unets: further arguments of `loader.load`, which have no meaning for transformers.
 

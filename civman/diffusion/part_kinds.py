@@ -25,7 +25,7 @@ class PartKind:
     model: str
     """The class that computes it, as in `model_classes.construct_class`."""
     prefixes: tuple[str, ...]
-    """What may precede the names, in the order in which they are looked for; the last ones are those of own files."""
+    """The prefixes of the names, in the order in which they are tried; the last ones are those of separate files."""
     probes: tuple[str, ...]
     """Names, in the kind's own layout and without prefix, that a file with this part contains."""
     config: Callable[[Shapes], Config] = field(repr=False)
@@ -95,7 +95,7 @@ def _t5_config(shapes: Shapes) -> Config:
 
 
 def _t5_names(names: Iterable[str]) -> dict[str, str]:
-    """Give the table of tokens its first name; files have it as `shared`, as `encoder.embed_tokens`, or as both."""
+    """Map both names of the token embeddings, `shared` and `encoder.embed_tokens`, to the one that the file has."""
     found = {name: name for name in names if not name.startswith("decoder.")}
     table = found.get("shared.weight") or found.get("encoder.embed_tokens.weight")
     return found if table is None else found | {"shared.weight": table, "encoder.embed_tokens.weight": table}

@@ -57,7 +57,7 @@ def _with_faces(picture: Picture, restore: Restore) -> Picture:
 
 @dataclass(frozen=True, slots=True)
 class _Method:
-    """How one pass samples."""
+    """The sampler, schedule, noise levels and guidance of one pass."""
 
     recipe: Recipe
     sampler: samplers.Sampler
@@ -72,7 +72,7 @@ class _Method:
 
     @property
     def solver(self) -> solvers.Solver:
-        """What computes the sampler's steps with this model."""
+        """The solver that computes the sampler's steps with this model."""
         return sampling_plan.solver_of(self.sampler, self.levels)
 
 

@@ -95,7 +95,7 @@ def iterate(
 def computing(
     recipe: Recipe, model: LoadedModel, hypernetworks: Sequence[tuple[Hypernetwork, float]]
 ) -> Iterator[None]:
-    """Apply inside this block what the recipe changes in the UNet itself, and convert errors of memory."""
+    """Apply the recipe's changes to the UNet itself inside this block, and convert out-of-memory errors."""
     odd = doubled_then_resized(model.unet) if recipe.odd_sizes == "a1111" else nullcontext()
     changed = freed(model.unet, recipe.freeu)
     with memory_errors("computing the image"), odd, acting(model.unet, hypernetworks), changed:

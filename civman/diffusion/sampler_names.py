@@ -129,7 +129,7 @@ def _of_pass(recipe: Recipe, name: str, stated: str) -> tuple[Sampler, Schedule,
 
 
 def _of_comfyui(sampler: Sampler) -> Sampler:
-    """Return the sampler as ComfyUI runs it. Raises: UsageError (`unknown-sampler`): ComfyUI's rules are another's."""
+    """Return the sampler as ComfyUI runs it. Raises: UsageError (`unknown-sampler`): unsupported by these rules."""
     if sampler.own_table:
         instead = "Euler" if sampler.name == "DDIM" else "DPM++ 2M"
         raise UsageError(

@@ -81,14 +81,14 @@ def solved(
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What a solver asks for, in order: the levels of its evaluations, and the pairs between which it adds noise."""
+    """What a solver requests, in order: the levels of its evaluations, and the pairs between which it adds noise."""
 
     evaluations: tuple[float, ...]
     noises: tuple[tuple[float, float], ...]
 
 
 def requests_of(solver: Solver, sigmas: Sequence[float], tuning: Tuning = PLAIN, *, in_pairs: bool = False) -> Requests:
-    """Run a solver on plain numbers to find out what it asks for. `in_pairs`: it is a CFG++ solver, see `solve`.
+    """Run a solver on plain numbers to find out what it requests. `in_pairs`: it is a CFG++ solver, see `solve`.
 
     Not for adaptive solvers, whose steps depend on the image.
     """

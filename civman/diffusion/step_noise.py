@@ -18,7 +18,7 @@ from civman.diffusion.uploads import sent
 Draw = Callable[[float, float], Tensor]
 """Draws the noise between two levels on the CPU, (B, 4, h, w) float32; called in the order of the steps."""
 _AHEAD = 16
-"""Draws that may be ready or under way at once."""
+"""The maximum number of draws that are finished or in progress."""
 
 
 @contextmanager
@@ -49,7 +49,7 @@ class DrawnAhead:
             self._submit()
 
     def __call__(self, here: float, after: float) -> Tensor:
-        """Return the next draw. Raises: RuntimeError: these are not the levels that were to come next."""
+        """Return the next draw. Raises: RuntimeError: these are not the next levels in `wanted`."""
         if not self._coming or self._coming[0][0] != (here, after):
             raise RuntimeError(f"the sampler asked for the noise from {here} to {after} out of order")
         _, drawn = self._coming.popleft()

@@ -1,7 +1,7 @@
-"""Calls of the UNet as values: who samples an image yields a call and goes on with the answer.
+"""Calls of the UNet as values: a generator that samples an image yields each call and is sent its output.
 
-So images can be sampled side by side: whoever runs several of them collects one call from each, and answers all with
-one call of the UNet.
+Several images can thus be sampled side by side: the runner collects one call from each generator and answers all of
+them with one call of the UNet.
 """
 
 from collections.abc import Generator, Mapping

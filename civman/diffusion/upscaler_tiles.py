@@ -31,7 +31,7 @@ _MOST_PASSES: Final = 3
 class Tiling:
     """How an image is cut: the side of a tile (0: the whole image at once), and how much neighbours share, in pixels.
 
-    `on_tile` is told the progress, and may raise an exception to stop.
+    `on_tile` receives the progress, and may raise an exception to stop.
     """
 
     tile: int = TILE

@@ -58,8 +58,8 @@ def decode(model: VaeHolder, latents: Tensor) -> Decoded:
 def decodings(model: VaeHolder, latents: Tensor) -> Iterator[tuple[Decoded, Tensor | None]]:
     """Decode latents like `decode`, but leave it to the caller to read whether the values are finite.
 
-    Yields the images and a tensor () that says so, None if that does not matter. Whoever finds it false asks for the
-    next pair, which was computed in single precision and is the last one.
+    Yields the images and a tensor () that says so, None if that does not matter. If it is false, the caller takes the
+    next pair, which is computed in single precision and is the last one.
     """
     with memory_errors("decoding the image"):
         dtype = _dtype(model)

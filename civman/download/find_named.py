@@ -1,7 +1,7 @@
 """Finds on CivitAI the files that an image's settings name: by hash, by version id, and by name last.
 
-A short hash is accepted only if the file has the kind that the image needs. A file that cannot be had is described with
-the reason and with what could take its place; nothing is replaced without being asked for.
+A short hash is accepted only if the file has the kind that the image needs. A file that cannot be downloaded is
+described with the reason and with what could take its place; nothing is replaced without being asked for.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ Hit = tuple[ModelVersion, ModelFile]
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A file that settings name, as CivitAI offers it, or the reason why it cannot be had.
+    """A file that settings name, as CivitAI offers it, or the reason why it cannot be downloaded.
 
     `job`: the download, or None; `by`: what the file was found by; `notices`: what the user has to know about this
     choice; `stand_ins`: in words, what could take its place.
@@ -170,7 +170,7 @@ class NamedFinder:
     def _of_hash(
         self, wanted: Wanted, hit: Hit, owned: Sequence[tuple[ModelId, VersionId]], listed: Collection[VersionId]
     ) -> Offer:
-        """Choose one of the versions with the file: one that the image lists, else the oldest; one that can be had."""
+        """Choose one of the file's versions: one that the image lists, else the oldest that can be downloaded."""
         named = wanted.version.id if wanted.version is not None else None
         order = sorted(owned, key=lambda each: (each[1] != named, each[1] not in listed, each[1]))
         first: CivmanError | None = None
@@ -189,7 +189,7 @@ class NamedFinder:
             notice = f"the file of the {wanted.words} is in {len(order)} versions on CivitAI ({shown});" \
                      f" {bare_version_ref(version_id, model_id)} is used, because {why}"  # fmt: skip
             return Offer(wanted, job, By.HASH, (notice,) if len(order) > 1 else ())
-        assert first is not None, "a file that was found is in at least one version"
+        assert first is not None, "a file that CivitAI knows is in at least one version"
         return self._without(wanted, first, self._versions_beside(*order[0]))
 
     def _of_version(self, wanted: Wanted, named: NamedVersion) -> Offer:

@@ -71,7 +71,7 @@ class DownloadOptions:
     preview: Previews = Previews.SAFE
     examine: Examine | None = None
     is_stopped: Callable[[], bool] = lambda: False
-    """Asked several times a second; once it returns True, the downloads are interrupted."""
+    """Called several times a second; once it returns True, the downloads are interrupted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from civman.errors import CannotRender, Cause
 from civman.prompts.emphasis import ParsedPrompt
 
 PREFIXES = ("model.diffusion_model.", "net.", "model.", "diffusion_model.", "transformer.", "")
-"""What may precede the names of a transformer in a file, in the order in which it is looked for."""
+"""The prefixes that a transformer's tensors may have in a file, in the order in which they are tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request that leaves values open gets. `guidance`: the scale that the model embeds; 0 if it embeds none."""
+    """Defaults for a request's unset options. `guidance`: the scale that the model embeds; 0 if it embeds none."""
 
     steps: int = 20
     cfg: float = 1.0
@@ -113,7 +113,7 @@ class FlowFamily:
     variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Variant → lower-case words in CivitAI's labels and in file names that mean it, if tensors cannot tell."""
     known_extras: ClassVar[tuple[str, ...]] = ()
-    """Starts of names that real files contain and the transformer does not use."""
+    """Prefixes of tensors that real files contain and the transformer does not use."""
     native_size: ClassVar[int] = 1024
     multiple: ClassVar[int] = 16
     """Both sides of an image are multiples of this many pixels."""
@@ -136,7 +136,7 @@ class FlowFamily:
         return self.name
 
     def size_conditioning(self, size: tuple[int, int], *, positive: bool) -> None:
-        """Transformers are told nothing about sizes."""
+        """Return None: these transformers have no size conditioning."""
 
     def prefix_in(self, names: Shapes) -> str | None:
         """Return the prefix under which a file has this family's transformer, or None if it is of another family."""
@@ -150,7 +150,7 @@ class FlowFamily:
         raise NotImplementedError
 
     def defaults(self, variant: str) -> Defaults:
-        """Return what a request that leaves values open gets with this variant."""
+        """Return this variant's values of options that a request does not set."""
         raise NotImplementedError
 
     def config(self, shapes: Shapes) -> Config:

@@ -43,7 +43,7 @@ single_blocks.#.norm.query_norm.scale = single_transformer_blocks.#.attn.norm_q.
 single_blocks.#.norm.key_norm.scale = single_transformer_blocks.#.attn.norm_k.weight
 final_layer.linear = proj_out
 """  # noqa: E501
-"""The rows that Flux.1 shares with Chroma."""
+"""The rows of the key table that Flux.1 shares with Chroma."""
 
 _KEYS = """
 time_in.in_layer = time_text_embed.timestep_embedder.linear_1

@@ -22,14 +22,14 @@ Family = UNetFamily | FlowFamily
 """Any family."""
 
 UNET_FAMILIES: Final = (SDXL, REFINER, SD2, SD1)
-"""In the order in which their text encoders are looked for: XL has an encoder with the name of the refiner's."""
+"""The UNet families, in the order in which they are tried: one of XL's text encoders has the refiner's name."""
 
 
 FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (FLUX1, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY)
 
 
 def family_of(names: Shapes) -> Family:
-    """Identify a checkpoint's family by its tensors. Raises: CannotRender: it is of no family that civman renders."""
+    """Identify a checkpoint's family by its tensors. Raises: CannotRender: civman renders no such family."""
     return flow_family_of(names) or unet_family_of(names)
 
 

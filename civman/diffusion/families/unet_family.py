@@ -16,7 +16,7 @@ discuss.huggingface.co/t/23204 (SD 1; SD 2 has the same VAE); AUTOMATIC1111's we
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class UNetFamily:
-    """All answers of one family. The options in `unet`, `vae` and `text_encoders` are those that no shape reveals.
+    """What one family needs for rendering. `unet`, `vae` and `text_encoders`: options that no tensor shape reveals.
 
     Instances are singletons and compare by identity.
     """
@@ -44,7 +44,7 @@ class UNetFamily:
     epsilon_size: int | None = None
     """The native size of the models that predict epsilon, if it differs."""
     drops_text_layer: bool = False
-    """Whether the text encoder is used without its last layer, which adapters may change all the same."""
+    """Whether the text encoder is used without its last layer; adapter files may still change that layer."""
     zero_for_empty_negative: bool = False
     """Whether diffusers replaces the conditioning of an empty negative prompt by zeros."""
     latent_rgb: tuple[tuple[float, ...], ...] = field(default=SD_RGB, repr=False)
@@ -65,7 +65,7 @@ class UNetFamily:
         return not self.is_xl
 
     def size_conditioning(self, size: tuple[int, int], *, positive: bool) -> list[float] | None:
-        """Return what the UNet is told about sizes: original size, crop corner, target size or score; None if nothing.
+        """Return the UNet's size conditioning: original size, crop corner, target size or score; None if it takes none.
 
         `size` is (width, height) in pixels.
         """

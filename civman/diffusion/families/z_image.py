@@ -85,7 +85,7 @@ class ZImage(FlowFamily):
 
 
 def _stacked(answers: Any) -> Any:
-    """Join the answers (channels, 1, h, w) of a batch, without their frame axis."""
+    """Stack the outputs (channels, 1, h, w) of a batch, without their frame axis."""
     import torch  # only called while rendering, when torch has been imported
 
     return torch.stack([answer.float()[:, 0] for answer in answers])

@@ -80,7 +80,7 @@ class GgufHeader:
         """
         names = author_names(self.architecture, self.tensors)
         if len(set(names.values())) < len(names):
-            refuse("two tensors of the GGUF file are the same one of its model", cause="duplicate-name")
+            refuse("two tensors of the GGUF file stand for the same tensor of the model", cause="duplicate-name")
         tensors = {names[name]: Tensor(kind, shape, *self.places[name]) for name, (kind, shape) in self.tensors.items()}
         return Header(tensors=tensors, metadata=self.metadata, header_bytes=self.data_start, file_size=self.file_size)
 

@@ -82,7 +82,7 @@ def packed_weights(header: Header, read: Read, file: str) -> dict[str, Packed]:
 
 
 _WITHOUT_SCALES = (Quantisation.SVDQUANT, Quantisation.PACKED_INT4, Quantisation.INT8_BITSANDBYTES)
-"""Forms that are recognised by other tensors than a weight's scale, so that no single weight is found refused."""
+"""Forms without a scale for each weight, which the checks of single weights above cannot find and refuse."""
 
 
 class _UnknownFormError(ValueError):

@@ -1,4 +1,4 @@
-"""Make a recipe from a request: what the request leaves open gets the library's findings or the default."""
+"""Make a recipe from a request: options that the request does not set come from the library's files or the defaults."""
 
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar

@@ -23,7 +23,7 @@ _TILES: Final = re.compile(r"([0-9]{1,5})(?::([0-9]{1,4}))?")
 
 @dataclass(frozen=True, slots=True)
 class UpscaleRequest:
-    """A requested enlargement: an upscaler (a ref, a name that A1111 writes, "lanczos" or "nearest"), and a size.
+    """A requested enlargement: an upscaler (a ref, A1111's name for it, "lanczos" or "nearest"), and a size.
 
     Exactly one of `scale` and `size` is needed; neither means the scale of the upscaler model.
     """
@@ -34,7 +34,7 @@ class UpscaleRequest:
     size: str | None = None
     """The final size, such as "2048x1536".
 
-    The image is enlarged to cover this size and cropped; 0 for one side keeps the shape.
+    The image is enlarged to cover this size and cropped; 0 for one side keeps the aspect ratio.
     """
     tile: int = TILE
     """The side of a tile in pixels; 0: the image is not cut into tiles."""
@@ -97,7 +97,9 @@ def enlargement_of(
         request.overlap,
     )  # fmt: skip
     for problem in enlargement_problems(made):
-        raise UsageError(f"an image of {size[0]}x{size[1]} cannot be enlarged so: {problem}", code=Cause.BAD_SIZE)
+        raise UsageError(
+            f"an image of {size[0]}x{size[1]} cannot be enlarged like this: {problem}", code=Cause.BAD_SIZE
+        )
     return made
 
 
@@ -120,7 +122,7 @@ def _times(request: UpscaleRequest, size: tuple[int, int], model_scale: int | No
 
 
 def _crop(wanted: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:
-    """The size to keep: a side that is 0 was not asked for, so it is kept whole."""
+    """The size to keep; a side that was requested as 0 is kept whole."""
     return wanted[0] or whole[0], wanted[1] or whole[1]
 
 

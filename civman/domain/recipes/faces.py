@@ -39,13 +39,15 @@ def faces_from(text: str) -> tuple[str, float | None]:
     weight = float(rest) if rest else None
     if not name or (weight is not None and not 0 <= weight <= 1):
         raise UsageError(
-            f"`{text}` does not say how to restore faces: expected codeformer, codeformer:WEIGHT with a weight from 0 "
+            f"`{text}` is not a way to restore faces: expected codeformer, codeformer:WEIGHT with a weight from 0 "
             "to 1, or gfpgan",
             code=Cause.BAD_VALUE,
         )
     if weight is not None and name.casefold() == "gfpgan":
         raise UsageError(
-            "GFPGAN has no weight", hint="CodeFormer has one, such as codeformer:0.7", code=Cause.BAD_VALUE
+            "GFPGAN has no weight",
+            hint="leave out the weight, or use CodeFormer, such as codeformer:0.7",
+            code=Cause.BAD_VALUE,
         )
     return name, weight
 

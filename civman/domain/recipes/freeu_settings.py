@@ -1,4 +1,4 @@
-"""FreeU: factors on the features that a UNet's upward half passes on, and on its skip connections."""
+"""FreeU: factors for the features in a UNet's decoder half and for its skip connections."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _USUAL: Final = {"v1": (1.1, 1.2, 0.9, 0.2), "v2": (1.3, 1.4, 0.9, 0.2)}
 class FreeU:
     """The settings of FreeU.
 
-    `b1` and `b2` multiply half of the features at the two widest levels of the upward half, `s1` and `s2` the lowest
+    `b1` and `b2` multiply half of the features at the two widest levels of the decoder half, `s1` and `s2` the lowest
     frequencies of the skip connections there. `version` "v2" scales the features by their own mean.
 
     Sources: Si et al. 2023, "FreeU"; ComfyUI's nodes FreeU and FreeU_V2.

@@ -154,7 +154,7 @@ class Hires:
     schedule: str = ""
     """The sampler and the schedule of the second pass; "" and None: those of the first."""
     resize: str = ""
-    """By which filter the result of an upscaler model is resized (`recipe_limits.RESIZES`); "": as in A1111."""
+    """The filter that resizes an upscaler model's result (one of `recipe_limits.RESIZES`); "": as in A1111."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,16 +247,16 @@ class Recipe:
     skip_early_guidance: float = 0.0
     """The share of the evaluations that are not guided, counted from the first one."""
     step_rng: str = ""
-    """The source of the noise that steps add, which is then a stream of its own; "": the stream of the first noise."""
+    """The source of the noise that steps add, as a separate stream; "": the stream of the first noise."""
     noise_slice: str = ""
-    """Which slice of a noise that is drawn for several images at once this image gets, such as "2/4"; "": no slice."""
+    """This image's slice of noise that is drawn for several images at once, such as "2/4"; "": no slice."""
     prompt_parts: tuple[PromptPart, ...] = ()
     negative_parts: tuple[PromptPart, ...] = ()
     freeu: FreeU | None = None
     told_sizes: str = ""
-    """The sizes that SDXL is told instead of the image's own, such as "1024x1024+0+0,832x1216".
+    """SDXL's size conditioning instead of the image's own sizes, such as "1024x1024+0+0,832x1216".
 
-    The size that an image had before training, its left and top edges that were cut off, and the size that it got.
+    The original size, the left and top crop, and the target size, as in SDXL's training.
     """
     rescales_velocity: bool = False
     """Apply `guidance_rescale` to the velocity (v), whatever the model predicts, as ComfyUI does."""

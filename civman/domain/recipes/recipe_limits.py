@@ -67,7 +67,7 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 def sizes_told(text: str) -> tuple[int, ...]:
-    """Parse `Recipe.told_sizes` as SDXL is told it: height, width, top, left, and the height and width of the target.
+    """Parse `Recipe.told_sizes` in SDXL's order: height, width, top, left, and the height and width of the target.
 
     Empty if the text is invalid.
     """
@@ -178,7 +178,7 @@ def _noise_problems(recipe: Any) -> Iterator[str]:
         index, _, count = recipe.noise_slice.partition("/")
         is_slice = index.isdecimal() and count.isdecimal() and len(count) < 5 and 1 <= int(index) <= int(count)
         if not is_slice:
-            yield f"`{recipe.noise_slice}` is not a slice of a noise: expected, for example, 2/4"
+            yield f"`{recipe.noise_slice}` is not a slice of the noise: expected, for example, 2/4"
     own_seed = recipe.hires is not None and recipe.hires.seed is not None
     if (recipe.noise_slice or own_seed) and recipe.count > 1:
         yield "with a slice of a noise, or with a seed for the second pass, each image has its own recipe"
@@ -197,7 +197,7 @@ def _noise_problems(recipe: Any) -> Iterator[str]:
     if recipe.emphasis == "comfyui" and recipe.prompt_rules:
         yield "prompts in ComfyUI's syntax cannot change during the steps or contain AND"
     if recipe.told_sizes and not sizes_told(recipe.told_sizes):
-        yield f"`{recipe.told_sizes[:40]}` are no sizes to tell SDXL: expected, for example, 1024x1024+0+0,832x1216"
+        yield f"`{recipe.told_sizes[:40]}` is not SDXL size conditioning: expected, for example, 1024x1024+0+0,832x1216"
     if recipe.rescales_velocity and not recipe.guidance_rescale:
         yield "rescaling of the velocity needs CFG rescale"
 

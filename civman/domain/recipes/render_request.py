@@ -58,7 +58,7 @@ class RenderRequest:
     loras: tuple[LoraRequest, ...] = ()
     embeddings: tuple[str, ...] = ()
     called: tuple[tuple[str, str], ...] = ()
-    """Words by which the prompts call embeddings, each with the ref of its file, whatever the file's name is."""
+    """Words that stand for embeddings in the prompts, each with the ref of its file, whatever the file is called."""
     hypernetworks: tuple[str, ...] = ()
     """Refs of hypernetworks, each followed by a colon and its strength if that is not 1."""
     controls: tuple[ControlRequest, ...] = ()
