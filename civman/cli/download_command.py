@@ -68,8 +68,9 @@ def download(
     ] = False,
     queue: Annotated[
         bool,
-        typer.Option("--queue", help="Queue the download in the running `civman serve` and return at once; see `civman
-        jobs`."),
+        typer.Option(
+            "--queue", help="Queue the download in the running `civman serve` and return at once; see `civman jobs`."
+        ),
     ] = False,
 ) -> Result:
     """Download files, verify them and add them to the library. An interrupted download is resumed."""

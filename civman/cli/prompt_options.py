@@ -19,15 +19,36 @@ PromptsOpt = Annotated[
 ]
 StyleOpt = Annotated[
     list[str] | None,
-    typer.Option("--style", metavar="NAME", help="Combine the prompts with this style from the --styles file
-    (repeatable)."),
+    typer.Option(
+        "--style", metavar="NAME", help="Combine the prompts with this style from the --styles file (repeatable)."
+    ),
 ]
-StylesOpt = Annotated[Path | None, typer.Option("--styles", help="A file of styles in the format of A1111's
-styles.csv.")] DynamicOpt = Annotated[ str | None, typer.Option( "--dynamic", metavar="random|all", help="Expand
-{red|green} and __wildcards__ in prompts: random (drawn for each image) or all (every " "combination).", ), ]
-WildcardsOpt = Annotated[ Path | None, typer.Option( "--wildcards", metavar="FOLDER", help="With --dynamic: the folder
-of wildcard files, such as colour.txt." ), ] RequireOpt = Annotated[ str | None, typer.Option( "--require",
-metavar="commercial", help="Refuse to render unless the licences of all files together permit selling the images.", ), ]
+StylesOpt = Annotated[
+    Path | None, typer.Option("--styles", help="A file of styles in the format of A1111's styles.csv.")
+]
+DynamicOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--dynamic",
+        metavar="random|all",
+        help="Expand {red|green} and __wildcards__ in prompts: random (drawn for each image) or all (every "
+        "combination).",
+    ),
+]
+WildcardsOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--wildcards", metavar="FOLDER", help="With --dynamic: the folder of wildcard files, such as colour.txt."
+    ),
+]
+RequireOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--require",
+        metavar="commercial",
+        help="Refuse to render unless the licences of all files together permit selling the images.",
+    ),
+]
 
 
 def requests_of(

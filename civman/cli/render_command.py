@@ -140,8 +140,10 @@ def render(
         float | None, typer.Option(help="The shift of the noise levels of a flow-matching model, such as 3.")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="The embedded (distilled) guidance scale of a model such as Flux.1 dev;
-        independent of --cfg.")
+        float | None,
+        typer.Option(
+            help="The embedded (distilled) guidance scale of a model such as Flux.1 dev; independent of --cfg."
+        ),
     ] = None,
     trigger: Annotated[
         str,

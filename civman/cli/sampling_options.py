@@ -47,8 +47,8 @@ ToldSizesOpt = Annotated[
     str | None,
     typer.Option(
         "--told-sizes", metavar="WxH+X+Y,WxH",
-        help="SDXL's size conditioning: original size, left and top crop, target size, such as
-        4096x4096+0+0,1024x1024.", show_default="the image's size",
+        help="SDXL's size conditioning: original size, left and top crop, target size, e.g. 4096x4096+0+0,1024x1024.",
+        show_default="the image's size",
     ),
 ]  # fmt: skip
 RescaleVelocityOpt = Annotated[

@@ -48,8 +48,8 @@ def show(
         bool, typer.Option("--unblurred", help="With --pictures: do not blur images rated above PG-13.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="With --pictures: save the contact sheet as this PNG file
-        instead.")
+        Path | None,
+        typer.Option("--output", "-o", help="With --pictures: save the contact sheet as this PNG file instead."),
     ] = None,
 ) -> Result | None:
     """Show all information about a model or an image.

@@ -25,8 +25,10 @@ def show_site_image(session: Session, url: str, *, recipe: bool) -> Result:
     from civman.errors import UsageError
 
     if recipe:
-        raise UsageError("--recipe needs the image's file", hint="`civman replay URL` renders the image again; the new
-        file contains a recipe")
+        raise UsageError(
+            "--recipe needs the image's file",
+            hint="`civman replay URL` renders the image again; the new file contains a recipe",
+        )
     session.output.notice("requesting the image's settings from CivitAI")
     image = session.library.pictures.fetch_image(url, with_original=False)
     assert image is not None, "the caller has checked that it is an image"

@@ -37,7 +37,7 @@ def upscale(
         str,
         typer.Option(
             "--model", "-m", metavar="REF", autocompletion=completion.upscalers, show_default=False,
-            help='The upscaler: a ref, A1111's name for it ("R-ESRGAN 4x+"), lanczos or nearest.',
+            help='The upscaler: a ref, the name used by A1111 ("R-ESRGAN 4x+"), lanczos or nearest.',
         ),
     ],
     scale: Annotated[

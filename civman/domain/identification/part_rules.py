@@ -163,12 +163,13 @@ _FACES: tuple[Rule, ...] = (
          kind=Kind.FACE_MODEL, variant="codeformer",
          needs=(r"^quantize\.embedding\.weight$", r"^ft_layers\.#\.self_attn\.in_proj_weight$",
                 r"^idx_pred_layer\.#\.")),
-    Rule("gfpgan", A.UNKNOWN, "a StyleGAN2 generator controlled by a face encoder", kind=Kind.FACE_MODEL,
-         variant="gfpgan", needs=(r"^stylegan_decoder\.style_convs\.#\.modulated_conv\.weight$",
-         r"^condition_scale\.#\.", r"^conv_body_first\.")), Rule("retinaface", A.UNKNOWN, "a ResNet with heads for face
-         boxes and landmarks", kind=Kind.FACE_MODEL, variant="retinaface",
-         needs=(r"^(module\.)?LandmarkHead\.#\.conv1x1\.", r"^(module\.)?body\.layer4\.#\.conv3\.")), Rule("parsenet",
-         A.UNKNOWN, "a face-parsing network", kind=Kind.FACE_MODEL, variant="parsenet",
+    Rule("gfpgan", A.UNKNOWN, "a StyleGAN2 that a face encoder controls", kind=Kind.FACE_MODEL, variant="gfpgan",
+         needs=(r"^stylegan_decoder\.style_convs\.#\.modulated_conv\.weight$", r"^condition_scale\.#\.",
+                r"^conv_body_first\.")),
+    Rule("retinaface", A.UNKNOWN, "a ResNet with heads for face boxes and landmarks", kind=Kind.FACE_MODEL,
+         variant="retinaface",
+         needs=(r"^(module\.)?LandmarkHead\.#\.conv1x1\.", r"^(module\.)?body\.layer4\.#\.conv3\.")),
+    Rule("parsenet", A.UNKNOWN, "a face-parsing network", kind=Kind.FACE_MODEL, variant="parsenet",
          needs=(r"^out_mask_conv\.conv2d\.weight$", r"^body\.#\.conv1\.conv2d\.weight$")),
 )  # fmt: skip
 
