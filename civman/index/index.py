@@ -196,7 +196,7 @@ class Index:
         return read_maintenance.unidentified(self._reader)
 
     def places(self, digests: Iterable[Sha256]) -> list[SeenFile]:
-        """List all paths at which files with these digests were read, with the files' state then, newest last."""
+        """List all paths where files with these digests were read, with the files' state at that time, newest last."""
         return read_maintenance.places(self._reader, digests)
 
     def seen_files(self, paths: Iterable[str] | None = None) -> dict[str, SeenFile]:

@@ -23,7 +23,7 @@ class DownloadsPart(Part):
     """Plan downloads, and download several files at once."""
 
     def __init__(self, context: LibraryContext, resolve: "Callable[[str], ResolvedVersion] | None" = None) -> None:
-        """`resolve` looks up refs; None: the context does."""
+        """`resolve` looks up refs; None: the library's context looks them up."""
         super().__init__(context)
         self._resolve = resolve or context.resolve
 

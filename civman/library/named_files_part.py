@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class JudgedOffer:
     """A file that an image names, as CivitAI offers it, and how it fits the image's checkpoint.
 
-    `fit`: the verdict from the file's header; None for the checkpoint, or if it is unknown, for which `why` says why.
+    `fit`: the verdict from the file's header; None for the checkpoint, or if the fit is unknown; `why` has the reason.
     """
 
     offer: "Offer"
@@ -106,7 +106,7 @@ class NamedFilesPart(Part):
         return [_judged(each, base, reason) for each in headers]
 
     def _header(self, offer: "Offer") -> "_Read":
-        """Read the header of a file on CivitAI. A file that CivitAI refuses to this account is no offer."""
+        """Read the header of a file on CivitAI. If CivitAI refuses the file to this account, the offer is withdrawn."""
         if offer.job is None:
             return _Read(offer)
         try:
@@ -131,7 +131,7 @@ class NamedFilesPart(Part):
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """An offer with what the file's header shows; None if it could not be read before the download: `why`."""
+    """An offer, and what the file's header shows; None if the header could not be read in advance (`why`)."""
 
     offer: "Offer"
     part: "ModelPart | None" = None

@@ -202,7 +202,7 @@ class PicturesPart(Part):
     def drawn(
         self, plans: "Iterable[Planned]", *, machine: "Machine | None" = None, on_event: OnEvent = ignore
     ) -> "Iterator[Drawn]":
-        """Render plans without saving; an image is computed when it is asked for. `save` saves the results.
+        """Render plans without saving; each image is computed when the iterator reaches it. `save` saves the results.
 
         Raises: the errors of `Library.render`.
         """

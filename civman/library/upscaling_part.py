@@ -79,7 +79,7 @@ class UpscalingPart(Part):
         machine: "Machine | None" = None,
         on_event: OnEvent = ignore,
     ) -> "UpscaledAgain":
-        """Repeat the upscale of an image that civman upscaled, and compare the pixels. Saves nothing; `save` does.
+        """Repeat the upscale of an image that civman upscaled, and compare the pixels. `save` saves the result.
 
         The image that it was made from is found in `pictures` or among the library's copies. Raises: UsageError
         (`no-start-image`): it is missing. NotFound (`missing-files`): the upscaler model is missing.
@@ -100,8 +100,8 @@ class UpscalingPart(Part):
     ) -> "PlannedUpscale | None":
         """Plan the upscale that A1111's Extras tab made of `source`, as the settings in `picture` say.
 
-        None if `picture` contains no such settings. Raises: UsageError (`no-start-image`): it does, but `source` is
-        None. CannotRender (`not-drawable`): more than an upscale changed the image; and what `plan` raises.
+        None if `picture` contains no such settings. Raises: UsageError (`no-start-image`): `source` is None, but
+        needed. CannotRender (`not-drawable`): more than an upscale changed the image; and what `plan` raises.
         """
         from civman.planning.plan_upscale import plan_extras_of
 

@@ -1,4 +1,4 @@
-"""Find the stored files that a ref means. The rules are those of `civman.manage.resolve`."""
+"""Find the stored files that a ref stands for. The rules are those of `civman.manage.resolve`."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence

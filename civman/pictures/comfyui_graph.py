@@ -15,7 +15,7 @@ from civman.pictures.metadata import loads
 
 _MOST_NODES: Final = 5000
 _DEEPEST: Final = 20
-"""How many nodes in a row may pass a value on."""
+"""The maximum number of nodes in a row that only pass a value on."""
 _NOT_JSON: Final = re.compile(r"(?<=[:\[,\s])-?(?:NaN|Infinity|undefined)(?=[,\]}\s])")
 _MUTED, _BYPASSED = 2, 4
 _SEED: Final = ("", "control_after_generate")
@@ -78,7 +78,7 @@ Graph = Mapping[str, Node]
 
 
 def graph_of(text: str) -> Graph | None:
-    """Read a graph in API format, in the editor's format, or CivitAI's object with both; None if it is none.
+    """Read a graph in API format, in the editor's format, or CivitAI's object with both; None if it is none of these.
 
     Numbers that are not JSON (`NaN`) count as 0, as on CivitAI.
     """

@@ -25,11 +25,11 @@ _UPSCALER: Final = "Postprocess upscaler"
 _SECOND: Final = "Postprocess upscaler 2"
 _MOST_SIDE: Final = "Max side length"
 _OTHERS: Final = ("GFPGAN visibility", "CodeFormer visibility", "Caption", "Deepbooru", "Split", "Flip", "Focal crop")
-"""The keys of the other steps of A1111's Extras tab."""
+"""A1111's keys for the steps of its Extras tab other than upscaling."""
 KEYS: Final = (_BY, _TO, _CROP, _UPSCALER, _SECOND, _MOST_SIDE)
-"""All keys of an upscale."""
+"""All of A1111's keys for an upscale."""
 CHUNKS: Final = ("postprocessing", "extras")
-"""The names of a PNG's texts in which A1111 writes the settings of its Extras tab."""
+"""The names of the PNG text chunks in which A1111 writes the settings of its Extras tab."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class ExtrasSettings:
     is_cropped: bool = False
     most_side: int = 0
     others: tuple[str, ...] = ()
-    """Further steps that changed the image, as written."""
+    """Other steps of the Extras tab that changed the image, as written in its settings."""
 
 
 def settings_of(made: Enlargement, name: str, size: tuple[int, int]) -> dict[str, str]:

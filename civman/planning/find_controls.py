@@ -31,7 +31,7 @@ class FoundControl:
 def controls_for(finder: Finder, request: RenderRequest, checkpoint: Found) -> list[FoundControl]:
     """Find the ControlNets of a request and make their control images.
 
-    Raises: NotFound: a model or picture is missing. UsageError (`wrong-kind`, `bad-value`): a file is something else.
+    Raises: NotFound: a model or picture is missing. UsageError (`wrong-kind`, `bad-value`): a file is of another kind.
         Incompatible (`cannot-work`): a ControlNet does not fit the checkpoint. CannotRender (`unknown-family`): it is
         of a kind that civman cannot use.
     """

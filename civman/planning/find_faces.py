@@ -1,4 +1,4 @@
-"""Finds the three models that restoring faces needs: the one that restores, the detector and the parser."""
+"""Finds the three models that restoring faces needs: the restorer, the detector and the parser."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from civman.planning.find_files import Finder, Found
 
 _ROLES = {"retinaface": "face-detector", "parsenet": "face-parser"}
 _WORK = {"codeformer": "restores faces", "gfpgan": "restores faces", "retinaface": "finds faces",
-         "parsenet": "says what belongs to a face"}  # fmt: skip
+         "parsenet": "separates a face from its background"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class FoundFaces:
 
 
 def faces_for(finder: Finder, request: RenderRequest) -> FoundFaces | None:
-    """Find the models that restore the faces of a request; None if it asks for no restoration.
+    """Find the models that restore the faces of a request; None if it requests no restoration.
 
     Raises: NotFound: a model is not in the library. AmbiguousRef: several are. UsageError: the request is unclear, or
         its ref is another kind of file.
@@ -83,7 +83,7 @@ def _held(finder: Finder, kind: str, role: str) -> Found:
 
 
 def faces_of(index: Index, wanted: FaceRestoration) -> tuple[str | None, tuple[str, ...]]:
-    """How a request asks for a restoration of which only the method is known, with notices.
+    """The request for a face restoration of which only the method is known, with notices.
 
     None if its models are not in the library: a face is a small part of an image, which is drawn without it.
     """

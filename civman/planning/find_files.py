@@ -30,7 +30,7 @@ _WANTED = {
 }  # fmt: skip
 
 _PART = (Kind.TEXT_ENCODER,)
-"""What a file is in any role that is not listed, such as "t5" or "clip-l"."""
+"""The kind of file for every role that is not listed, such as "t5" or "clip-l"."""
 
 _TYPES = {
     "checkpoint": (ModelType.CHECKPOINT,),

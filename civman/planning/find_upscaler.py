@@ -44,7 +44,7 @@ def scale_of(found: Found | None) -> int | None:
 
 
 def upscaler_model(finder: Finder, ref: str, *, own: Sequence[str]) -> tuple[Found, tuple[str, ...]]:
-    """Find an upscaler model by a ref or a name that A1111 writes. Also returns notices about the model.
+    """Find an upscaler model by a ref or by A1111's name for it. Also returns notices about the model.
 
     `own`: the names of the upscalers that are built in, for the error. Raises: NotFound. UsageError (`wrong-kind`).
         Refused.

@@ -1,4 +1,4 @@
-"""Plans of flow-matching models: their variant, the files of their parts, and what open values of a request become."""
+"""Plans of flow-matching models: the variant, the files of the parts, and defaults for options that are not set."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -85,7 +85,7 @@ class FlowChoice:
 
 
 def flow_choice(finder: Finder, found: Found, request: RenderRequest, *, config: str = "") -> FlowChoice | None:
-    """Find out all that a plan needs to know about a checkpoint; None if its model is no flow-matching transformer.
+    """Find out all that a plan needs to know about a checkpoint; None if its model is not a flow-matching transformer.
 
     Parts that the checkpoint does not contain are taken from the request or, if exactly one stored file fits, from the
     library.
@@ -120,7 +120,7 @@ def recorded_choice(finder: Finder, found: Found, recipe: Recipe) -> FlowChoice 
 
 
 def with_defaults(request: RenderRequest, choice: FlowChoice) -> RenderRequest:
-    """Fill in what the request leaves open with the family's values."""
+    """Fill in the options that the request does not set with the family's values."""
     usual = choice.defaults
     return replace(
         request, steps=usual.steps if request.steps is None else request.steps,
@@ -138,7 +138,7 @@ def require_size(recipe: Recipe, choice: FlowChoice) -> None:
         if width % step or height % step:
             near = f"{max(step, round(width / step) * step)}x{max(step, round(height / step) * step)}"
             raise UsageError(
-                f"{width}x{height} is no size for {choice.family.title}: both sides must be multiples of {step}",
+                f"{width}x{height} is not a size for {choice.family.title}: both sides must be multiples of {step}",
                 hint=f"{near} is the nearest one", code=Cause.BAD_SIZE,
             )  # fmt: skip
 
@@ -167,7 +167,7 @@ def _chosen(
 def _variant(
     family: FlowFamily, found: Found, possible: Sequence[str], asked: str | None
 ) -> tuple[str, tuple[str, ...]]:
-    """Choose the variant: as asked, else by CivitAI's label and the file's name, else the most common one."""
+    """Choose the variant: the requested one, else by CivitAI's label and the file's name, else the most common one."""
     if asked is not None:
         if asked not in possible:
             raise UsageError(
@@ -196,7 +196,7 @@ def _given(family: FlowFamily, parts: Sequence[str]) -> dict[str, str]:
         role, equals, ref = text.partition("=")
         if not equals or role not in roles or not ref:
             raise UsageError(
-                f"`{text}` names no part of {family.title}", hint="write ROLE=REF, where ROLE is " + " or ".join(roles)
+                f"`{text}` is not a part of {family.title}", hint="write ROLE=REF, where ROLE is " + " or ".join(roles)
             )
         found[role] = ref
     return found

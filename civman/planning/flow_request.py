@@ -1,4 +1,4 @@
-"""What a request means for a flow-matching model, and which options it has none for."""
+"""Complete a request for a flow-matching model, and refuse the options that such models do not have."""
 
 from civman.diffusion import sampler_names, samplers, sampling_plan
 from civman.diffusion.noise_levels import Schedule
@@ -36,7 +36,7 @@ def require_no_flow_options(request: RenderRequest, found: Found) -> None:
     }  # fmt: skip
     if given := [option for option, value in asked.items() if value]:
         raise UsageError(
-            f"{given[0]} has no meaning for `{found.inspected.name}`: it is no flow-matching transformer",
+            f"{given[0]} has no meaning for `{found.inspected.name}`: the model is not a flow-matching transformer",
             code=Cause.BAD_CONFIG,
         )
 
@@ -44,7 +44,7 @@ def require_no_flow_options(request: RenderRequest, found: Found) -> None:
 def usual_precision(device: str | None, *, is_flow: bool = False, is_there: bool = False) -> str:
     """Return the precision that a device computes in by default; `is_flow`: of a flow-matching model.
 
-    `is_there`: the device is known to exist, so that torch need not be asked.
+    `is_there`: the device is known to exist, so torch is not imported to check it.
     """
     if device == "cpu":
         return "float32"

@@ -23,7 +23,7 @@ SCHEDULES: Final = {
 """ComfyUI's names of the schedules that civman has."""
 _MOST_STEPS: Final = 10000
 _MEMORYLESS: Final = ("euler", "heun", "dpm_2")
-"""Samplers whose steps depend on nothing but the latents, so that a pass may be interrupted after any step."""
+"""Samplers without state between steps, so that a pass can be split between two nodes after any step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class _PassReader:
         self._image_of_end(node)
 
     def _saving(self) -> Node:
-        """The last node that saves an image; one that only shows it counts if none saves."""
+        """The last node that saves an image; if none does, the last one that previews an image."""
         found = [node for node in self._reader.graph.values() if node.kind in _SAVING and _has_image(node)]
         found = [node for node in found if node.kind != "PreviewImage"] or found
         if not found:
@@ -185,7 +185,7 @@ class _PassReader:
         return Enlarged(across, down, "latent" if way == "bilinear" else f"latent-{way}")
 
     def _kept_shape(self, node: Node, width: int, height: int) -> tuple[int, int]:
-        """The size in pixels that a node with a width and a height enlarges to; 0 for one of them keeps the shape."""
+        """The size in pixels that a node with a width and a height enlarges to; one 0 keeps the aspect ratio."""
         if width == 0 and height == 0:
             return self.found.width, self.found.height
         width = width or max(1, round(self.found.width * height / self.found.height))
@@ -275,7 +275,7 @@ class _PassReader:
         return SCHEDULES[found]
 
     def _advanced(self, node: Node) -> Sampled:
-        """Read a KSamplerAdvanced, together with the one before it if it only finishes the pass of that one."""
+        """Read a KSamplerAdvanced, together with the one before it if the two share one pass."""
         read = self._reader
         start, end, steps = (read.whole(node, name) for name in ("start_at_step", "end_at_step", "steps"))
         self._steps(node)

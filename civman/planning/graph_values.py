@@ -22,7 +22,7 @@ _VALUES: Final = re.compile(
     r"Text Multiline|CR (Text|Prompt Text|Seed|Integer|Float)( .*)?|Seed \(rgthree\)|easy (seed|int|float|string)|"
     r"(INT|FLOAT|STRING)Constant"
 )
-"""Classes of nodes that hold one value."""
+"""Classes of nodes that provide a single value."""
 _VALUE_NAMES: Final = ("value", "string", "text", "Text", "prompt", "int", "float", "number", "seed", "Value")
 _LOADERS: Final = ("CheckpointLoaderSimple", "CheckpointLoader", "CheckpointLoader|pysssss")
 _SEPARATE: Final = re.compile(r"UNETLoader|Unet.*Loader|.*CLIPLoader.*|DiffusersLoader|Load Diffusion Model")
@@ -77,7 +77,7 @@ class Reader:
     """The nodes that were followed."""
 
     def node(self, link: object, what: str) -> Node:
-        """The node that a link leads to, through reroutes."""
+        """The node at the other end of a link, past reroute nodes."""
         for _ in range(_DEEPEST):
             if not isinstance(link, Link) or link.node not in self.graph:
                 raise Stopped(f"the graph leaves {what} open")
@@ -89,7 +89,7 @@ class Reader:
         raise Stopped(f"the graph leads {what} in a circle")
 
     def value(self, node: Node, name: str) -> Any:
-        """The value of a node's input, through nodes that hold a value; None if the input is missing."""
+        """The value of a node's input, read through primitive nodes; None if the input is missing."""
         item = node.inputs.get(name)
         for _ in range(_DEEPEST):
             if not isinstance(item, Link):
@@ -104,21 +104,21 @@ class Reader:
         raise Stopped(f"the graph leads the input `{name}` of {node} in a circle")
 
     def text(self, node: Node, name: str) -> str:
-        """The text of an input."""
+        """The string in a node's input."""
         found = self.value(node, name)
         if not isinstance(found, str):
             raise Stopped(f"{node} has no text in its input `{name}`")
         return found
 
     def whole(self, node: Node, name: str) -> int:
-        """The integer of an input."""
+        """The integer in a node's input."""
         found = whole(self.value(node, name))
         if found is None:
             raise Stopped(f"{node} has no whole number in its input `{name}`")
         return found
 
     def number(self, node: Node, name: str, usual: float | None = None) -> float:
-        """The number of an input, or `usual` if it is missing."""
+        """The number in a node's input, or `usual` if the input is missing."""
         found = number(self.value(node, name)) if name in node.inputs or usual is None else usual
         if found is None:
             raise Stopped(f"{node} has no number in its input `{name}`")

@@ -30,7 +30,7 @@ def values_of_noise(recipe: Recipe) -> int:
 
 
 def depends_on_card(recipe: Recipe) -> bool:
-    """Whether the noise is a graphics card's whose number of threads is not stated and makes a difference."""
+    """Whether the noise depends on a GPU's thread count that is not stated."""
     return recipe.rng == "nv" and values_of_noise(recipe) > min(THREADS.values())
 
 

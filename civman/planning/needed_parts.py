@@ -13,7 +13,7 @@ from civman.planning.find_files import Finder, Found
 from civman.planning.flow_plan import fitting_files
 
 Lookup = Callable[[Iterable[Sha256]], Mapping[Sha256, ModelVersion]]
-"""Asks CivitAI which versions have files with these digests."""
+"""A function that asks CivitAI which versions have files with these digests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class NeededPart:
     published: tuple[KnownPart, ...]
     """Published files that are known to fit the family."""
     refs: Mapping[Sha256, str]
-    """The ref on CivitAI of each published file that CivitAI has."""
+    """The ref of each of the published files that is on CivitAI."""
     was_asked: bool = False
     """Whether CivitAI was asked for the published files."""
 
@@ -70,7 +70,7 @@ def with_offers(parts: Iterable[NeededPart], look_up: Lookup) -> tuple[NeededPar
 
 
 def said(part: NeededPart) -> str:
-    """Describe for people which part is needed, whether it is stored, and where to get it."""
+    """Describe in a sentence which part is needed, whether it is stored, and where to get it."""
     what = f"needs a {part.title}" + (" (optional)" if part.is_optional else "")
     if part.held:
         return f"{what}: in the library as {', '.join(f'`{name}`' for name in part.held)}"

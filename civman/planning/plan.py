@@ -66,7 +66,7 @@ class Conditions:
     require: str | None = None
     """"commercial": refuse to plan unless the licences of all files together permit selling the images."""
     is_device_there: bool = False
-    """Whether `device` is known to exist, as told by the process that will render; this one then needs no torch."""
+    """Whether `device` is known to exist, as stated by the process that will render; the plan then needs no torch."""
 
 
 def plan(
@@ -417,7 +417,7 @@ def _within_limits(
         hires = replace(hires, token_merging=None) if hires else None
         request = replace(request, token_merging=None, hires=hires)
     if request.told_sizes and not checkpoint.family.is_xl:
-        notices = (*notices, f"--told-sizes has no effect with {checkpoint.title}, which is told no sizes")
+        notices = (*notices, f"--told-sizes has no effect with {checkpoint.title}, which has no size conditioning")
         request = replace(request, told_sizes=None)
     skip, layers = request.clip_skip, checkpoint.clip_layers
     if checkpoint.family.is_xl and request.emphasis == "comfyui":

@@ -12,7 +12,7 @@ from civman.index import Index
 from civman.planning.find_files import Found
 
 USES = ("commercial",)
-"""What `require_use` can require."""
+"""The uses that `require_use` can require."""
 
 
 def plan_terms(index: Index, found: Iterable[Found]) -> Terms:

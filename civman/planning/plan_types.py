@@ -61,7 +61,7 @@ class Planned:
     parent: Sha256 | None = None
     """The SHA-256 of the recipe that this one is a variation of."""
     licence: Terms | None = None
-    """What is permitted for the images; None if it was not determined."""
+    """The licence terms for the images; None if they were not determined."""
 
     @property
     def needed_bytes(self) -> int:

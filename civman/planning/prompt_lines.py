@@ -104,7 +104,7 @@ def prompt_line(line: str, request: RenderRequest, where: str = "the line") -> P
 def _settled(changes: dict[str, Any], frame: dict[str, int], where: str) -> dict[str, Any]:
     """Complete the changes: A1111's off values are left out, and its images in batches become one number of images."""
     if "prompt" not in changes:
-        raise _bad(where, "it has no prompt", "write it after --prompt")
+        raise _bad(where, "the line has no prompt", "write the prompt after --prompt")
     if changes.get("seed") == -1:
         del changes["seed"]
     if changes.get("variation_seed") == -1:

@@ -53,7 +53,7 @@ def _feature(
 
 
 def face_method(entries: Entries) -> str | None:
-    """How faces were restored: a method that civman has too, or None."""
+    """The method of face restoration, if civman supports it; otherwise None."""
     name = entries.text("Face restoration").casefold()
     return name if name in FACE_METHODS else None
 
@@ -157,7 +157,7 @@ _FEATURES: Final = (
     _feature(
         "Version$",
         Drawable.DIFFERS,
-        "it was made by stable-diffusion.cpp and is rendered by A1111's rules, from which it differs in details",
+        "the image was made by stable-diffusion.cpp; civman renders it by A1111's rules, which differ in details",
         lambda entries: entries.text("Version").startswith("stable-diffusion.cpp"),
     ),
     _feature(
@@ -169,7 +169,7 @@ _FEATURES: Final = (
     _feature(
         "Version$",
         NO,
-        "it was made by Fooocus, which changes the guidance in each step; civman does not follow it",
+        "the image was made by Fooocus, which changes the guidance in each step; civman does not support this",
         lambda entries: "fooocus" in entries.text("Version").casefold(),
     ),
     _feature(

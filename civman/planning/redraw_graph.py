@@ -21,7 +21,7 @@ from civman.planning.redraw_result import OPEN, SMALLEST_CARD, Redraw, require_p
 from civman.prompts import comfyui_syntax
 
 _SAMPLERS: Final = {"ddim": "Euler"}
-"""Samplers of ComfyUI that are another sampler of civman."""
+"""ComfyUI's samplers that have another name in civman."""
 _TREES: Final = ("DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE")
 _NOISELESS: Final = ("DPM fast", "DPM adaptive")
 """Samplers that add noise in A1111, and none in ComfyUI (eta 0)."""
@@ -68,7 +68,7 @@ class _Builder:
     digests: Mapping[str, str]
     files: dict[tuple[str, str], NamedFile] = field(default_factory=dict)
     leaves: list[str] = field(default_factory=lambda: list(OPEN))
-    """The fields of a request that the graph leaves to the checkpoint."""
+    """The fields of a request that depend on the checkpoint, not on the graph."""
     made: Recipe | None = None
 
     def add(self, verdict: Drawable, words: str) -> None:
@@ -186,7 +186,7 @@ class _Builder:
         return first.eta if self._sampler(first).takes_eta else 1.0
 
     def _leave(self, model: Model, clip: Clip) -> None:
-        """Note which fields of the request the graph itself decides."""
+        """Record which fields of the request the graph itself sets."""
         if clip.layer is None:
             self.leaves.append("clip_skip")
         if model.prediction:
@@ -204,7 +204,7 @@ class _Builder:
         return self._file("vae", file) if file else ""
 
     def _sizes(self, texts: Sequence[Text], found: Passes) -> str:
-        """The sizes that SDXL is told, if they are stated and not the image's own in both passes."""
+        """SDXL's size conditioning, if it is stated and differs from the image's size in a pass."""
         stated = {text.sizes for text in texts}
         if len(stated) > 1:
             raise Stopped(

@@ -44,7 +44,7 @@ _SWARM_TAG: Final = re.compile(r"<(\w+)[:\[>]")
 
 
 def texts_in(entries: Mapping[str, str]) -> Iterator[str]:
-    """The texts of an image that may be such JSON, in the order in which they are tried."""
+    """The texts of an image that may be another program's JSON, in the order in which they are tried."""
     for name in _TEXTS:
         if entries.get(name, "").lstrip().startswith("{"):
             yield entries[name]
@@ -62,7 +62,7 @@ def is_known(text: str) -> bool:
 
 
 def redraw_program(text: str, name: object = None) -> Redraw:
-    """Plan the image of such a text; the model files that it names are assumed to be present."""
+    """Plan the image that a program's JSON describes; the model files named in it are assumed to be present."""
     program = _program(text)
     if program == "SwarmUI":
         return _swarm(Loose(loads(text)), name)
@@ -70,7 +70,7 @@ def redraw_program(text: str, name: object = None) -> Redraw:
         return Redraw(name, Drawable.NO, (_REFUSED[program],))
     graph = graph_of(text)
     if graph is None:
-        return Redraw(name, Drawable.NO, ("the image's metadata are of no program that civman knows",))
+        return Redraw(name, Drawable.NO, ("the image's metadata were written by a program that civman does not know",))
     return redraw_graph(graph, name)
 
 

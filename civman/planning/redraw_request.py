@@ -72,7 +72,8 @@ class Prepared:
 def prepare(index: Index | None, settings: "str | SiteImage") -> Prepared:
     """Read the settings of an image that is to be drawn again, as `understood` does.
 
-    Raises: CannotRender (`not-drawable`): it cannot be drawn again; the message says why. NotFound (`no-recipe`).
+    Raises: CannotRender (`not-drawable`): the image cannot be drawn again; the message says why. NotFound
+    (`no-recipe`).
     """
     prepared = understood(index, settings)
     found = prepared.found
@@ -110,7 +111,7 @@ def request_of(index: Index, prepared: Prepared) -> tuple[RenderRequest, str, tu
     Raises: NotFound (`missing-files`): files that the settings name are not in the library.
     """
     found = prepared.found
-    assert found.made is not None, "prepare has checked this"
+    assert found.made is not None, "`prepare` has checked that there is a recipe"
     require_held(prepared.files)
     digests = {
         stand_in("checkpoint" if each.file.role == "checkpoint" else each.file.name): each.held.blob.sha256

@@ -17,7 +17,7 @@ from civman.prompts import emphasis
 SMALLEST_CARD: Final = 20480
 """The number of threads of the smallest common GPU. Noise of fewer values is the same on all GPUs."""
 OPEN: Final = ("prediction", "is_zero_snr", "precision", "config")
-"""The fields of a request that only the checkpoint and the machine decide."""
+"""The fields of a request that depend only on the checkpoint and the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Redraw:
     made: Recipe | None = None
     """The recipe with stand-ins for the digests of files (`stand_in`)."""
     leaves: tuple[str, ...] = OPEN
-    """The fields of a request that the settings leave to the checkpoint."""
+    """The fields of a request that depend on the checkpoint, not on the settings."""
 
     def value(self) -> dict[str, Any]:
         """The result as a dict that can be serialised to JSON."""
@@ -43,7 +43,7 @@ class Redraw:
 
 
 def verdict_of(found: Sequence[Reason]) -> tuple[Drawable, tuple[str, ...]]:
-    """The worst verdict of all reasons, and their words, the most serious ones first."""
+    """The worst verdict of all reasons, and the reasons in words, the most serious ones first."""
     ordered = sorted(found, key=lambda each: -RANK.index(each.verdict))
     verdict = max((each.verdict for each in found), key=RANK.index, default=Drawable.EXACT)
     return verdict, tuple(dict.fromkeys(each.words for each in ordered))

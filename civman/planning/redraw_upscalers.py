@@ -15,7 +15,7 @@ _OTHER_UPSCALERS: Final = re.compile(r"swin2|scunet|\bdat\b|ldsr|\bhat\b|\bspan"
 
 @dataclass(frozen=True, slots=True)
 class NamedUpscaler:
-    """What a name stands for: civman's built-in upscaler, or "model" with the file; and what may differ."""
+    """The upscaler that a name stands for: built into civman, or "model" with the file; and what may differ."""
 
     method: str
     file: NamedFile | None = None

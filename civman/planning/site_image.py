@@ -38,7 +38,7 @@ class SiteImage:
     """An image on CivitAI. `path`: its downloaded original; `has_recipe`: whether civman's recipe is in it.
 
     `text`: A1111's `parameters` in the original, or None. They are preferred to `meta`, the API's answer, in which
-    CivitAI has torn some entries apart. `version_ids`: the model versions that CivitAI found in the image.
+    CivitAI has split some entries wrongly. `version_ids`: the model versions that CivitAI found in the image.
     """
 
     id: int
@@ -185,7 +185,7 @@ def _version(entry: Mapping[str, Any]) -> NamedVersion | None:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the index knows about a version: CivitAI's metadata, and the stored files."""
+    """A version as the index has it: CivitAI's metadata, and the stored files."""
 
     version: ModelVersion | None
     held: tuple[Asset, ...]
@@ -209,7 +209,7 @@ class _Known:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words by which a prompt may call an embedding: its files' names and its trigger words."""
+        """The words that stand for an embedding in a prompt: its files' names and its trigger words."""
         return (*self.names, *(self.version.trained_words if self.version is not None else ()))
 
     @property

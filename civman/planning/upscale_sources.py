@@ -24,7 +24,7 @@ class SourcePicture:
     sha256: Sha256
     image: Any = field(repr=False, compare=False)
     profile: bytes | None = field(default=None, repr=False)
-    """The ICC profile of its colours."""
+    """The image's ICC colour profile."""
     parameters: str | None = None
     """A1111's text in the image."""
     parent: Sha256 | None = None
@@ -41,7 +41,7 @@ class SourcePicture:
 def read_source(path: Path) -> SourcePicture:
     """Read the image at `path`, turned as its EXIF data says; a fourth channel is kept unless it is opaque everywhere.
 
-    Raises: UsageError (`unreadable-picture`): it is missing, no image, incomplete, or has several frames.
+    Raises: UsageError (`unreadable-picture`): the file is missing, not an image, incomplete, or has several frames.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -83,7 +83,7 @@ def _eight_bit(image: Any) -> tuple[Any, list[str]]:
 
 
 def _texts(data: bytes) -> tuple[str | None, Sha256 | None]:
-    """A1111's text in an image, and the SHA-256 of civman's recipe in it. Damaged texts count as none."""
+    """A1111's text in an image, and the SHA-256 of civman's recipe in it. Damaged texts are ignored."""
     try:
         carried = image_text.texts(data)
     except UsageError:
@@ -97,7 +97,7 @@ def _texts(data: bytes) -> tuple[str | None, Sha256 | None]:
 
 
 def pictures_in(paths: Iterable[Path]) -> Iterator[Path]:
-    """Replace each folder by the image files directly in it, ordered by name. Raises: UsageError: it contains none."""
+    """Replace each folder by the image files directly in it, ordered by name. Raises: UsageError: one has no images."""
     for path in paths:
         folder = path.expanduser()
         if not folder.is_dir():

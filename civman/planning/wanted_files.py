@@ -1,6 +1,6 @@
 """The files that an image's settings name: what identifies each of them, and which are in the library.
 
-A file is looked for by its hash, then by the version on CivitAI that the image names, and by its name last.
+A file is searched for by its hash, then by the version on CivitAI that the image names, and by its name last.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _AUTOV3_DIGITS = 12
 
 
 class By(StrEnum):
-    """What a file was recognised by."""
+    """How a file was recognised: by hash, version or name."""
 
     HASH = "its hash"
     VERSION = "its version's id"
@@ -55,7 +55,7 @@ class Wanted:
 
     @property
     def notice(self) -> str:
-        """What the user has to know about the stored file; empty if it is certainly the one that was used."""
+        """A notice about the stored file for the user; empty if it is certainly the one that was used."""
         if self.by is By.NAME:
             other = f"; its hash is not {self.file.hash[:12]}, which the settings state" if self.file.hash else ""
             return f"the {self.words} was found by its name only{other}"

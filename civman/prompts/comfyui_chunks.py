@@ -34,7 +34,7 @@ def cut(parsed: ParsedPrompt, tokenizer: ClipTokenizer, lengths: Mapping[str, in
 
 
 class _Packer:
-    """Fills chunks from left to right with groups of tokens."""
+    """Fills chunks with groups of tokens, from left to right."""
 
     def __init__(self) -> None:
         self._done: list[Chunk] = []

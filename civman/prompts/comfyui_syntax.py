@@ -71,7 +71,7 @@ def _unescaped(text: str) -> str:
 
 
 def embeddings_in(prompt: str) -> tuple[str, ...]:
-    """The names of the embeddings that a prompt asks for, each once, without commas around them."""
+    """The names of the embeddings that a prompt uses, each once, without the commas around them."""
     found = (named(piece) for fragment in parse(prompt).sections[0] for piece in pieces(fragment.text))
     return tuple(dict.fromkeys(name.strip(",") for name, _ in found if name.strip(",")))
 

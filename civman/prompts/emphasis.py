@@ -59,7 +59,7 @@ class ParsedPrompt:
     sections: tuple[tuple[Fragment, ...], ...]
     loras: tuple[LoraRequest, ...] = ()
     syntax: str = "a1111"
-    """Whose rules divide the prompt into chunks: "a1111" or "comfyui"."""
+    """The program whose rules divide the prompt into chunks: "a1111" or "comfyui"."""
 
     @property
     def is_empty(self) -> bool:

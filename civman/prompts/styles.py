@@ -14,7 +14,7 @@ from typing import Final
 from civman.errors import Cause, UsageError
 
 _PLACE: Final = "{prompt}"
-"""Where the text of a style takes the prompt; a style without it is appended to the prompt."""
+"""The placeholder for the prompt in a style's text; a style without it is appended to the prompt."""
 _MOST_BYTES: Final = 16 * 1024 * 1024
 
 

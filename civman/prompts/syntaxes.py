@@ -5,7 +5,7 @@ from civman.prompts.emphasis import Fragment, ParsedPrompt, parse
 
 
 def parse_by(rule: str, prompt: str) -> ParsedPrompt:
-    """Parse a prompt; with "none" read it as plain text without brackets, `BREAK` and weights, with "comfyui" as there.
+    """Parse a prompt; "none" reads plain text without brackets, `BREAK` or weights, "comfyui" follows ComfyUI's rules.
 
     Raises: the errors of `parse`.
     """

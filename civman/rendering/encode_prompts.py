@@ -56,7 +56,7 @@ class FlowTextEncoders:
     """The text encoders of a flow-matching model, which encodes prompts by its family's rules."""
 
     widths: ClassVar[list[int]] = []
-    """No encoder takes embeddings."""
+    """Empty, because the text encoders of flow-matching models take no embeddings."""
 
     def __init__(self, model: LoadedModel) -> None:
         self._family: Any = model.family

@@ -40,7 +40,7 @@ class Finisher:
 
     @property
     def restorer(self) -> Callable[[Any], tuple[Any, str]] | None:
-        """The function that restores faces in pixels, and says how many there were; None if the recipe has none."""
+        """The function that restores faces and reports their number; None if the recipe restores none."""
         faces, models = self.planned.recipe.faces, self.faces
         if faces is None or models is None:
             return None
@@ -52,7 +52,7 @@ class Finisher:
         return restore
 
     def finish(self, pixels: Any, number: int, on_event: OnEvent) -> Any:
-        """Enlarge (H, W, 3) uint8 pixels of image `number` of the plan, and return such pixels.
+        """Enlarge (H, W, 3) uint8 pixels of image `number` of the plan, and return the new pixels.
 
         Raises: CannotRender (`out-of-memory`).
         """

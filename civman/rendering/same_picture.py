@@ -108,7 +108,7 @@ def _judged(gradients: float, psnr_db: float | None) -> Likeness:
 
 
 def _differences(one: Any, other: Any, small: Any, small_other: Any) -> Iterator[str]:
-    """Say in words in what two pictures with the same composition differ."""
+    """Describe how two pictures with the same composition differ."""
     import numpy as np
 
     chroma, chroma_other = _chroma(small), _chroma(small_other)
@@ -177,14 +177,14 @@ def _correlation(first: Any, second: Any) -> float:
 
 
 def _grey(pixels: Any) -> Any:
-    """The luminance. It withstands JPEG better than red, green and blue: JPEG halves the resolution of colour."""
+    """The luminance, which survives JPEG better than the colours do: JPEG halves the resolution of colour."""
     import numpy as np
 
     return pixels @ np.array([0.299, 0.587, 0.114])
 
 
 def _chroma(pixels: Any) -> Any:
-    """What is left of blue and red without the luminance, averaged over 8 x 8 pixels or less."""
+    """Blue and red minus the luminance, averaged over 8 x 8 pixels or fewer."""
     import numpy as np
 
     grey = _grey(pixels)

@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_WAITING = 3
-"""Images that may be unsaved at once, the one that is being saved included."""
+"""The maximum number of unsaved images, including the one that is being saved."""
 
 
 class Saver(Generic[Item, Result]):

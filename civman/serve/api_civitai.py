@@ -46,7 +46,7 @@ _PAGE = 40
 
 
 def _label(library: Library, checkpoint: str | None) -> str | None:
-    """The base model label of the checkpoint that is worked with."""
+    """The base model label of the checkpoint that the client has selected."""
     return label_of(library.inspect(require_name(checkpoint))) if checkpoint else None
 
 
@@ -147,7 +147,7 @@ async def filters(_: Request) -> Response:
 
 
 async def site_model(request: Request) -> Response:
-    """What CivitAI says about a model or version: versions, files, licence, images, and what of it is here."""
+    """A model or version on CivitAI: versions, files, licence, images, and what is in the library."""
     parts = serving(request)
     ref, checkpoint = require_name(request.query_params.get("ref", "")), request.query_params.get("against")
 
@@ -170,7 +170,7 @@ async def site_model(request: Request) -> Response:
 
 
 def _whole(parts: Serving, library: Library, version: ModelVersion, label: str | None) -> dict[str, Any]:
-    """A version with its description as text, its licence, and for each file what to call it and what to know."""
+    """A version with its description as text, its licence, and each file with its label and notices."""
     value = _version(parts, library, version, label)
     value["description"] = plain_text(version.description)
     model = version.model
@@ -187,7 +187,7 @@ def _file(version: ModelVersion, file: ModelFile) -> dict[str, Any]:
 
 
 async def plan_download(request: Request) -> Response:
-    """What `civman download --dry-run` says about a file: whether it is here, its size, and what to know before."""
+    """The information of `civman download --dry-run` about a file: whether it is stored, its size, and notices."""
     query, parts = request.query_params, serving(request)
     ref, file = require_name(query.get("ref", "")), query.get("file")
 
@@ -213,7 +213,7 @@ async def plan_download(request: Request) -> Response:
 
 
 async def site_image(request: Request) -> Response:
-    """The settings that CivitAI shows for an image, and the model versions that it names."""
+    """The settings that CivitAI shows for an image, and the model versions named in them."""
     number = int(request.path_params["number"])
     if not 0 < number < 2**31:
         raise UsageError("an image has a number from 1 to 2147483647")
@@ -250,7 +250,7 @@ def _image(parts: Serving, image: Picture) -> dict[str, Any]:
 
 
 async def preview_thumb(request: Request) -> Response:
-    """The thumbnail of an image that CivitAI shows, with `large=1` a larger one; only of images in an answer."""
+    """The thumbnail of an image that CivitAI shows, with `large=1` a larger one; only images in earlier responses."""
     parts, key, size = serving(request), request.path_params["key"], size_of(request)
     shown = parts.previews.get(key)
     if shown is None:

@@ -59,7 +59,7 @@ async def submit(request: Request) -> Response:
 
 
 Submitted = tuple[JobKind, str, dict[str, Any]]
-"""The kind of a job, its title, and what runs it needs."""
+"""The kind of a job, its title, and the payload for the process that runs it."""
 
 
 def _download(body: dict[str, Any], _: Path) -> Submitted:

@@ -42,7 +42,7 @@ def is_set(request: Request, name: str) -> bool:
 
 
 def size_of(request: Request) -> int:
-    """The size of the thumbnail that is asked for."""
+    """The size of the requested thumbnail."""
     return LARGE if is_set(request, "large") else SIZE
 
 
@@ -128,7 +128,7 @@ async def model(request: Request) -> Response:
 
 
 def _terms(asset: Asset, version: ModelVersion | None) -> Terms:
-    """The licence terms of a stored file, which need not be there now."""
+    """The licence terms of a file that is or was stored."""
     if version is None:
         return terms_of([Part(asset.name, Licence(), asset.base_model)])
     return terms_of([Part(version.model.name, version.model.licence, asset.base_model, version.model.creator)])
@@ -142,7 +142,7 @@ def licence_value(terms: Terms) -> dict[str, Any]:
 
 
 def digest_of(request: Request) -> Sha256:
-    """The SHA-256 that the address names. Raises: UsageError."""
+    """The SHA-256 in the request's URL. Raises: UsageError."""
     text = request.path_params["sha256"]
     if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise UsageError("a model is named by its SHA-256, 64 digits in lower case")

@@ -97,7 +97,7 @@ def _part(value: object) -> tuple[str | None, str, str | None]:
         raise UsageError("each of `parts` is a ref, or an object with a `ref`")
     role, file = given.get("role"), given.get("file")
     if role not in (None, *ROLES) or not isinstance(file, str | None):
-        raise UsageError(f"the `role` of a part is one of {', '.join(ROLES)}, and its `file` a text")
+        raise UsageError(f"the `role` of a part is one of {', '.join(ROLES)}, and its `file` a string")
     parse_ref(given["ref"])
     return role, require_name(given["ref"]), file
 

@@ -1,4 +1,4 @@
-"""The API's routes for images: those made with this library, comparing two of them, and reading anyone's."""
+"""The API's routes for images: those made with this library, comparing two of them, and reading other images."""
 
 import dataclasses
 import io
@@ -110,7 +110,7 @@ async def read_picture(request: Request) -> Response:
 
 
 def _redraw(library: Library, report: PictureReport, conditions: Conditions) -> dict[str, Any]:
-    """How to draw an image again: the job to submit with its plan, or the error that stands against it."""
+    """How to draw an image again: the job to submit with its plan, or the error that prevents it."""
     if report.record is not None:
         pixels = report.record.pixel_sha256
         job = {"kind": "redraw", "recipe": json.loads(report.record.recipe.to_json()), "pixel_sha256": pixels}

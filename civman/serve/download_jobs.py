@@ -1,4 +1,4 @@
-"""Downloads as jobs of the server: what a client may ask for, and running one."""
+"""Downloads as jobs of the server: checking a client's request, and running it."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ _FIELDS = ("kind", "ref", "connections", *_TEXTS, *_SWITCHES)
 
 
 def download_payload(body: dict[str, Any]) -> dict[str, Any]:
-    """Check what a client asks to download, and return what the job needs. Its fields are the command's options.
+    """Check a client's request for a download, and return the job's payload. Its fields are the command's options.
 
     Raises: UsageError: a field is unknown or has a wrong type. Refused: a ref is a path.
     """
@@ -30,7 +30,7 @@ def download_payload(body: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"a download has no field `{unknown[0]}`", hint=f"fields: {', '.join(_FIELDS)}")
     ref = body.get("ref")
     if not isinstance(ref, str) or not ref.strip():
-        raise UsageError("`ref` must be a text")
+        raise UsageError("`ref` must be a string")
     for name in _TEXTS:
         if not isinstance(body.get(name), str | None):
             raise UsageError(f"`{name}` must be a text")
@@ -52,7 +52,7 @@ def download_payload(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def download(library: Library, jobs: JobQueue, job: ServerJob) -> None:
-    """Run a download job to its end, whatever that is."""
+    """Run a download job until it succeeds, fails or is cancelled."""
     listener = _Listener(jobs, job)
     try:
         asset = library.download(
@@ -90,7 +90,7 @@ def _options(library: Library, job: ServerJob) -> DownloadOptions:
 
 
 class _Listener:
-    """Turns events of a download, which come from several threads, into progress that is told a few times a second."""
+    """Turns events of a download, which come from several threads, into progress reports, a few per second."""
 
     def __init__(self, jobs: JobQueue, job: ServerJob) -> None:
         self._jobs, self._job = jobs, job
@@ -100,7 +100,7 @@ class _Listener:
         self.was_present = False
 
     def on_event(self, event: Event) -> None:
-        """Take an event."""
+        """Receive an event of the download."""
         with self._lock:
             if isinstance(event, Notice):
                 self.notices.append(event.message)

@@ -80,7 +80,7 @@ def _grid(library: "Library", payload: dict[str, Any], telling: Telling) -> dict
 
 
 def _replay(library: "Library", payload: dict[str, Any], telling: Telling) -> dict[str, Any]:
-    """Render an image of the library again and judge it, or render it with changed fields."""
+    """Render an image of the library again and compare it, or render it with changed fields."""
     source = library.pictures.find_recipe(f"picture:{payload['picture']}")
     missing = library.pictures.missing_files(source)
     if missing and payload.get("fetch"):
@@ -136,7 +136,7 @@ def _upscale(library: "Library", payload: dict[str, Any], telling: Telling) -> d
 
 
 def _begin(plans: "Iterable[Planned]", telling: Telling) -> None:
-    """Say how much there is to do, after checking that no image is larger than the server renders. Raises: Refused."""
+    """Report the amount of work, after checking that no image is larger than the server allows. Raises: Refused."""
     recipes: list[Recipe] = [each.recipe for each in plans]
     for recipe in recipes:
         require_recipe(recipe)

@@ -30,7 +30,7 @@ class EngineLink:
         self.kept = (0, 0)
         """How many models are loaded, and the approximate memory in bytes that they need."""
         self.watchers = 0
-        """How many clients want previews of what is computed."""
+        """How many clients want previews of the image being rendered."""
         self._watched_until, self._is_told_watched = 0.0, False
         self._thread = threading.Thread(target=self._run, name="engine-link", daemon=True)
         self._unlisten = jobs.listen(self._heard)
@@ -47,11 +47,11 @@ class EngineLink:
         return self._current
 
     def watch_for(self, seconds: float) -> None:
-        """Make previews for this long; for clients that ask again and again."""
+        """Make previews for this many seconds; for clients that poll."""
         self._watched_until = time.monotonic() + seconds
 
     def _tell_watched(self, pipe: Any) -> None:
-        """Tell the process whether anybody wants previews, if that has changed."""
+        """Tell the engine's process whether any client wants previews, if that has changed."""
         is_watched = self.watchers > 0 or time.monotonic() < self._watched_until
         if is_watched != self._is_told_watched:
             self._is_told_watched = is_watched
@@ -64,7 +64,7 @@ class EngineLink:
             threading.Thread(target=self.device, name="engine-start", daemon=True).start()
 
     def device(self) -> str | None:
-        """The device that renders by default; the process is started to find out. None: it cannot be started."""
+        """The device that renders by default; the process is started to find out. None if it cannot be started."""
         if self._device is None and not self._is_closed:
             with contextlib.suppress(EOFError, OSError):
                 self._ensure()

@@ -27,7 +27,7 @@ from civman.serve.hand_over import passed_environment
 RunCommand = Callable[[Sequence[str]], int]
 """Runs a command line, writing to `sys.stdout` and `sys.stderr`, and returns its exit code."""
 PREVIEW_SECONDS = 0.2
-"""The least time between two previews of a render."""
+"""The minimum time in seconds between two previews of a render."""
 
 
 def run_engine(pipe: Connection, library: str, budget_bytes: int, run_command: RunCommand) -> None:
@@ -112,7 +112,7 @@ class _EngineProcess:
             raise KeyboardInterrupt
 
     def _show(self, step: Step) -> None:
-        """Send a preview if somebody looks on and the last one is old enough."""
+        """Send a preview if a client wants previews and the last one is old enough."""
         now = time.monotonic()
         if self._is_watched and step.preview is not None and now - self._shown_at >= PREVIEW_SECONDS:
             self._shown_at = now

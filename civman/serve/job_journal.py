@@ -1,6 +1,6 @@
-"""The queue on disk: every state of every job, one JSON object a line, so that a killed server's jobs are known again.
+"""The queue on disk: every state of every job, one JSON object per line; the next server reads a killed one's jobs.
 
-Only jobs that nobody has to wait for on a connection are run again. Of the others, only what became of them is kept.
+Only jobs without a client that waits on its connection are run again. Of the others, only the outcome is kept.
 """
 
 import json
@@ -32,7 +32,7 @@ class JobJournal:
         self._file: Any = None
 
     def load(self) -> list[ServerJob]:
-        """Read the jobs as the last server left them, in the order of their numbers; what ran has failed.
+        """Read the jobs that the last server left, in the order of their numbers; those that cannot go on have failed.
 
         Raises: StoreError: the file is damaged or of a later version.
         """
@@ -91,7 +91,7 @@ class JobJournal:
 
     @property
     def is_long(self) -> bool:
-        """Whether most lines tell states that later ones have replaced."""
+        """Whether most lines contain states that later lines have replaced."""
         return self._lines > _SPARE_LINES
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ def _left(job: ServerJob) -> ServerJob:
     else:
         job.state = JobState.FAILED
         when = "while this job was running" if was_running else "before this job began"
-        gone = "" if job.lasts else ", and whoever waited for the job is gone"
+        gone = "" if job.lasts else ", and the client that waited for the job is no longer connected"
         job.error = error_value(
             CannotRender(f"the server ended {when}{gone}", hint="start the job again", code=Cause.WORKER_LOST)
         )

@@ -34,9 +34,9 @@ class JobKind(StrEnum):
     GRID = "grid"
     """Images that vary along one or two axes, and their contact sheet."""
     REPLAY = "replay"
-    """An image of the library again, as it was or with changed fields."""
+    """Render an image of the library again, unchanged or with changed fields."""
     REDRAW = "redraw"
-    """An image from a recipe, or from settings that another program wrote."""
+    """Render an image from a recipe, or from settings that another program wrote."""
     UPSCALE = "upscale"
     """Images enlarged with an upscaler."""
     COMMAND = "command"
@@ -68,7 +68,7 @@ class ServerJob:
     error: dict[str, Any] | None = None
     is_cancelling: bool = False
     lasts: bool = False
-    """Whether a later server runs the job if this one ends before: nobody waits for it on a connection."""
+    """Whether the next server runs the job if this one stops first; True if no client waits on a connection."""
     written: list[tuple[str, str]] = field(default_factory=list, repr=False)
     """What a handed-over command has written: pairs of "stdout" or "stderr" and text."""
 
@@ -98,20 +98,20 @@ class Journal(Protocol):
     """Where the jobs are kept; see `job_journal.JobJournal`."""
 
     def load(self) -> list[ServerJob]:
-        """Read the jobs of the last server."""
+        """Read the jobs that the last server left."""
         ...
 
     def rewrite(self, jobs: Iterable[ServerJob]) -> None:
-        """Keep the present state of these jobs and nothing else."""
+        """Replace the journal by the current state of these jobs."""
         ...
 
     def keep(self, job: ServerJob) -> None:
-        """Add the present state of a job."""
+        """Append the current state of a job."""
         ...
 
     @property
     def is_long(self) -> bool:
-        """Whether it is time to rewrite it."""
+        """Whether the journal is long enough to be rewritten."""
         ...
 
 
@@ -140,7 +140,7 @@ class JobQueue:
     def submit(
         self, kind: JobKind, client: str, title: str, payload: dict[str, Any], *, lasts: bool = False
     ) -> ServerJob:
-        """Queue a job. Raises: Refused (`queue-full`); StoreError: it cannot be kept."""
+        """Queue a job. Raises: Refused (`queue-full`); StoreError: the journal cannot be written."""
         with self._changed:
             lane = self._waiting[kind in ENGINE_KINDS]
             if sum(map(len, lane.values())) >= _MOST_QUEUED:
@@ -215,7 +215,7 @@ class JobQueue:
         return job
 
     def _keep(self, job: ServerJob) -> None:
-        """Keep a job's new state. If that fails, for want of space for example, the jobs go on nevertheless."""
+        """Write a job's new state to the journal. If that fails, for example on a full disk, the jobs still go on."""
         journal = self._journal
         if journal is None or self._is_closed:
             return
@@ -230,7 +230,7 @@ class JobQueue:
 
         The next server has the jobs in the order of their numbers again.
 
-        Raises: NotFound: no such job. UsageError: it does not wait, or `to` is something else.
+        Raises: NotFound: no such job. UsageError: the job is not waiting, or `to` is invalid.
         """
         if to not in ("first", "up", "down", "last"):
             raise UsageError("`to` must be first, up, down or last")
@@ -248,7 +248,7 @@ class JobQueue:
         return job
 
     def places(self) -> dict[int, int]:
-        """The place of every waiting job among its client's jobs, from 1; by its number."""
+        """The position of every waiting job among its client's jobs, from 1, by job number."""
         with self._changed:
             lines = [line for lane in self._waiting.values() for line in lane.values()]
             return {job.number: place for line in lines for place, job in enumerate(line, 1)}

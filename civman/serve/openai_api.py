@@ -32,7 +32,7 @@ async def generations(request: Request) -> Response:
 
 
 async def _made(request: Request, body: dict[str, Any], start: dict[str, Any]) -> Response:
-    """Render what an OpenAI client asks for; `start`: the fields of the image to start from."""
+    """Render an OpenAI client's request; `start`: the fields of the image to start from."""
     parts = serving(request)
     prompt, model = body.get("prompt"), str(body.get("model") or "")
     if not isinstance(prompt, str):
@@ -65,14 +65,14 @@ async def edits(request: Request) -> Response:
         images = [value for name, value in form.multi_items() if name in ("image", "image[]")]
         masks = [value for name, value in form.multi_items() if name == "mask"]
         if len(images) != 1 or not isinstance(images[0], UploadFile):
-            raise UsageError("`image` must be one image file; several are not offered")
+            raise UsageError("`image` must be one image file; several are not supported")
         image = await images[0].read()
         mask = await masks[0].read() if masks and isinstance(masks[0], UploadFile) else None
     return await _made(request, body, _edited(image, mask, body))
 
 
 def _edited(image: bytes, mask: bytes | None, body: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a render request that starts from an image; the mask's transparent parts are painted anew."""
+    """The fields of a render request that starts from an image; the mask's transparent parts are inpainted."""
     from PIL import Image
 
     require_image(image)

@@ -30,7 +30,7 @@ def page_files() -> dict[str, tuple[bytes, str, str]]:
 
 
 def wants_page(request: Request) -> bool:
-    """Whether a browser asks, and not a program that expects JSON."""
+    """Whether the request comes from a browser, and not from a program that expects JSON."""
     return "text/html" in request.headers.get("accept", "")
 
 

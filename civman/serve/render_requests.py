@@ -84,7 +84,7 @@ def require_name(ref: str) -> str:
 def changes_of(given: object) -> list[tuple[str, str]]:
     """Check changed fields, an object of names and values as for `--set`, and return them as text.
 
-    Raises: UsageError: it is no such object. Refused: a value is a path.
+    Raises: UsageError: `given` is not such an object. Refused: a value is a path.
     """
     if not isinstance(given, dict):
         raise UsageError("`set` must be an object of fields and their new values")
@@ -95,7 +95,7 @@ def changes_of(given: object) -> list[tuple[str, str]]:
 
 
 def grid_axes(given: object) -> tuple[Axis, ...]:
-    """Check the axes of a grid: texts as for `--grid`. Raises: UsageError. Refused: a value is a path."""
+    """Check the axes of a grid: strings as for `--grid`. Raises: UsageError. Refused: a value is a path."""
     if not isinstance(given, list) or not all(isinstance(text, str) and len(text) <= MOST_TEXT for text in given):
         raise UsageError("`axes` must be a list of strings such as seed=1..4")
     axes = axes_of(given)
@@ -129,7 +129,7 @@ def require_enlarged(size: tuple[int, int]) -> None:
 
 
 def upload_of(text: object, library: Path) -> Path:
-    """Keep an image that came as base64, or find one by its SHA-256. Raises: as `image_bytes`."""
+    """Store an image that was sent as base64, or find one by its SHA-256. Raises: as `image_bytes`."""
     return _kept(text, "image", library)
 
 
@@ -140,7 +140,7 @@ def _as_text(value: object) -> str:
 
 
 def _require_no_path_in(name: str, text: str) -> None:
-    """Check that the value of a field, as for `--set`, is no path. Raises: Refused."""
+    """Check that the value of a field, as for `--set`, is not a path. Raises: Refused."""
     kind, _, ref = name.partition(":")
     if kind.lower() == "lora" and ref:
         require_name(ref)

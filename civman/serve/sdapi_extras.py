@@ -40,7 +40,7 @@ async def extra_batch_images(request: Request) -> Response:
 
 
 async def _enlarged(request: Request, body: dict[str, Any], texts: list[str]) -> list[str]:
-    """Enlarge images in base64. Raises: UsageError, CannotRender: the request asks for more than an enlargement."""
+    """Enlarge images in base64. Raises: UsageError, CannotRender: the request contains more than an enlargement."""
     for name in _OTHERS:
         if number(body.get(name), name, 0.0):
             raise CannotRender(f"civman cannot do what the request asks for: {name}")

@@ -22,11 +22,11 @@ from civman.serve.sdapi_state import checkpoint_in_force
 from civman.serve.serving import Serving, client_of, json_body, serving
 
 _PREVIEW_SECONDS = 5.0
-"""How long previews are made after a client has asked for one; clients ask at least every two seconds."""
+"""How many seconds previews are made after a client has requested one; clients poll every two seconds or faster."""
 
 
 async def rendered(request: Request, wanted: dict[str, Any]) -> ServerJob:
-    """Queue one render and wait for it; a client that goes away frees its place.
+    """Queue one render and wait for it; if the client disconnects, the job is cancelled.
 
     Raises: the job's error.
     """
@@ -37,7 +37,7 @@ async def rendered(request: Request, wanted: dict[str, Any]) -> ServerJob:
 
 
 async def finished(request: Request, job: ServerJob) -> ServerJob:
-    """Wait for a job of this request; a client that goes away frees its place. Raises: the job's error."""
+    """Wait for a job of this request; if the client disconnects, it is cancelled. Raises: the job's error."""
     parts = serving(request)
     over = asyncio.ensure_future(parts.wait(job))
     while not over.done():

@@ -99,9 +99,9 @@ class Serving:
             stream.put_nowait(None)
 
     async def changes(self, *, previews: bool = False) -> AsyncIterator[Change | None]:
-        """Yield every change of a job; None from time to time, so that a stream notices that its reader is gone.
+        """Yield every change of a job; None from time to time, so that a stream notices when its client disconnects.
 
-        `previews`: also small images of what is being computed, which are made only while somebody wants them.
+        `previews`: also small images of what is being computed, which are made only while a client wants them.
         """
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Change | None](10_000)
 
@@ -157,7 +157,7 @@ class Serving:
 
 
 def _change_value(what: str, job: ServerJob) -> dict[str, Any] | None:
-    """A change as JSON; None: a preview that is no longer there."""
+    """A change as JSON; None if it is about a preview that no longer exists."""
     if what == "step":
         return {"id": job.number, "progress": job.progress}
     if what != "preview":

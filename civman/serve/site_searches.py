@@ -1,4 +1,4 @@
-"""Searches of CivitAI that go on: a page of results continues where the one before it ended."""
+"""Resumable searches of CivitAI: each page of results continues where the previous one ended."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ class _Search:
 
 
 class SiteSearches:
-    """The latest searches, by what was searched for. Use it from one thread, that of the library that searches."""
+    """The latest searches, by query. Use it from one thread, that of the library that searches."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._searches: dict[str, _Search] = {}

@@ -1,4 +1,4 @@
-"""What the library keeps and can make or receive again: the server's thumbnails and input images, and originals.
+"""Files of the library that can be made or received again: the server's thumbnails and input images, and originals.
 
 Originals are images on CivitAI that were downloaded to compare a replay with them.
 """

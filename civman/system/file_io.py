@@ -113,7 +113,7 @@ def forget_pages(descriptor: int, start: int, end: int) -> None:
 def map_privately(descriptor: int) -> mmap.mmap:
     """Map a whole file into memory: private and writable, because torch warns about read-only buffers.
 
-    No memory is reserved for changes, which nobody makes: a file may be larger than the memory. Raises: OSError.
+    No memory is reserved for changes, since none are made: a file may be larger than the memory. Raises: OSError.
     """
     if sys.platform != "win32" and _NO_RESERVE:
         flags = mmap.MAP_PRIVATE | _NO_RESERVE
