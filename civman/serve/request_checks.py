@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
+from ipaddress import IPv6Address, ip_address
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import JSONResponse, Response
@@ -39,12 +40,37 @@ class Access:
     """Who may use the server. `hosts`: the values of the Host header that mean it; `origins`: other sites that may.
 
     `needs_token`: every request needs the token, not only those that act as the user who started the server.
+    `by_address`: the server listens on all addresses of the machine; the one at which a request arrives means it too.
     """
 
     token: str
     hosts: frozenset[str]
     origins: frozenset[str] = frozenset()
     needs_token: bool = False
+    by_address: bool = False
+
+    def hosts_for(self, scope: Scope) -> frozenset[str]:
+        """The values of the Host header that mean the server in this request.
+
+        The system says at which of its addresses a connection arrived. That holds on every system, and also for an
+        address that the machine was given after the start. A page that rebinds its name sends the name, so an address
+        in the Host header is never that page's.
+        """
+        server = scope.get("server")
+        if not self.by_address or not server or server[1] is None:
+            return self.hosts
+        return self.hosts | {f"{_bracketed(str(server[0]))}:{server[1]}"}
+
+
+def _bracketed(address: str) -> str:
+    """An IP address as the Host header writes one: IPv6 in brackets and without a zone, IPv4 in IPv6 as IPv4."""
+    try:
+        found = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address.lower()
+    if isinstance(found, IPv6Address):
+        return str(found.ipv4_mapped) if found.ipv4_mapped is not None else f"[{found}]"
+    return str(found)
 
 
 def hosts_of(host: str, port: int) -> frozenset[str]:
@@ -90,10 +116,11 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         access = self._access
-        if len(headers.getlist("host")) != 1 or headers["host"].lower() not in access.hosts:
+        hosts = access.hosts_for(scope)
+        if len(headers.getlist("host")) != 1 or headers["host"].lower() not in hosts:
             return refused(403, "foreign-host", "this server is not reached under that name; open it by its address")
         origin = headers.get("origin")
-        is_own = origin is not None and origin.partition("://")[2].lower() in access.hosts
+        is_own = origin is not None and origin.partition("://")[2].lower() in hosts
         is_allowed = is_own or origin in access.origins
         if origin is not None and not is_allowed and scope["method"] not in ("GET", "HEAD"):
             return refused(403, "foreign-origin", "the request comes from a page of another site")

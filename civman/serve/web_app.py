@@ -183,9 +183,12 @@ def _serve(
     is_loopback = options.host in ("127.0.0.1", "localhost", "::1")
     token = secrets.token_urlsafe(32)
     hosts = hosts_of(options.host, port) | {f"{name.lower()}:{port}" for name in options.names}
-    if not is_loopback and options.host in ("0.0.0.0", "::"):  # noqa: S104  # asked for
-        hosts |= {f"{name}:{port}" for name in _own_addresses()}
-    access = Access(token, hosts, frozenset(options.origins), needs_token=not is_loopback)
+    is_everywhere = options.host in ("0.0.0.0", "::")  # noqa: S104  # asked for
+    if is_everywhere:
+        hosts |= {f"{socket.gethostname().lower()}:{port}"}
+    access = Access(
+        token, hosts, frozenset(options.origins), needs_token=not is_loopback, by_address=is_everywhere
+    )  # fmt: skip
     serving = Serving(settings, jobs, EngineLink(jobs, root, options.budget_bytes, run_command))
     config = uvicorn.Config(
         make_app(serving, access), loop="asyncio", http="h11", ws="none", lifespan="off", access_log=False,
@@ -246,11 +249,3 @@ def _bound(options: ServeOptions) -> socket.socket:
             f"cannot listen on {options.host}, port {options.port}: {error}", hint="choose another one with --port"
         ) from error
     return made
-
-
-def _own_addresses() -> set[str]:
-    try:
-        found = {str(each[4][0]) for each in socket.getaddrinfo(socket.gethostname(), None)}
-    except OSError:
-        found = set()
-    return {f"[{each}]" if ":" in each else each for each in found} | {socket.gethostname().lower()}

@@ -5,13 +5,18 @@ import io
 import json
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from socket import AF_INET
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from serve_running import QUICK, Served, start, stop
+
+from civman.serve.request_checks import Access
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", ""])
@@ -204,6 +209,56 @@ def test_off_loopback_every_request_needs_the_token(tmp_path: Path, stocked_libr
             assert 200 not in guesses
     finally:
         stop(served)
+
+
+def own_addresses() -> list[str]:
+    """The IPv4 addresses of this machine's network interfaces, asked of the system and not of its host name."""
+    found = {each.address for listed in psutil.net_if_addrs().values() for each in listed if each.family == AF_INET}
+    if sys.platform == "linux":
+        found.add("127.0.0.2")  # every address in 127.0.0.0/8 is this machine, and no host name leads there
+    return sorted(found)
+
+
+def test_a_server_on_all_addresses_is_reached_under_each_and_under_no_other(
+    tmp_path: Path, stocked_library: Any
+) -> None:
+    environment = {**stocked_library[1], "CIVMAN_LIBRARY": str(tmp_path / "library")}
+    served = start(tmp_path / "library", environment, "--host", "0.0.0.0")
+    port = served.url.rpartition(":")[2]
+    try:
+        with httpx.Client(headers={"Authorization": f"Bearer {served.token}"}, trust_env=False) as http:
+
+            def status(address: str, method: str = "GET", **headers: str) -> int:
+                url = f"http://{address}:{port}/api/v1/jobs"
+                return http.request(method, url, headers={"Host": f"{address}:{port}", **headers}).status_code
+
+            for own in own_addresses():
+                assert status(own) == 200, own
+                assert status(own, "POST", Origin=f"http://{own}:{port}") != 403, "its own page may post"
+                for foreign in ("evil.example", "192.0.2.77", "0.0.0.0", f"{own}.evil.example", f"{own}@evil.example"):
+                    assert status(own, Host=f"{foreign}:{port}") == 403, foreign
+                    assert status(own, "POST", Origin=f"http://{foreign}:{port}") == 403, foreign
+                assert status(own, Host=f"{own}:1") == 403
+                assert status(own, Host=own) == 403
+    finally:
+        stop(served)
+
+
+@pytest.mark.parametrize(
+    ("arrived", "host"),
+    [
+        ("192.168.1.7", "192.168.1.7:7860"),
+        ("fd00::2", "[fd00::2]:7860"),
+        ("FD00:0:0::2", "[fd00::2]:7860"),
+        ("fe80::1%eth0", "[fe80::1]:7860"),
+        ("::ffff:192.168.1.7", "192.168.1.7:7860"),  # IPv4 on a socket of IPv6
+    ],
+)
+def test_a_browser_names_the_address_at_which_a_request_arrives(arrived: str, host: str) -> None:
+    scope = {"server": (arrived, 7860)}
+
+    assert host in Access("token", frozenset({"127.0.0.1:7860"}), by_address=True).hosts_for(scope)
+    assert Access("token", frozenset({"127.0.0.1:7860"})).hosts_for(scope) == {"127.0.0.1:7860"}
 
 
 def test_no_answer_contains_a_key_or_the_token(tmp_path: Path, stocked_library: Any) -> None:
