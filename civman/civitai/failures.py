@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from urllib.parse import urljoin, urlsplit
 
@@ -244,7 +245,7 @@ def _forbidden(said: _Said, asked: Asked) -> CivmanError:
 def _early_access(asked: Asked, deadline: str | None) -> CivmanError:
     if deadline:
         return NotAllowed(
-            f"in early access until {_quotable(deadline)}: {asked.what}",
+            f"in early access until {_day(deadline)}: {asked.what}",
             code=Cause.EARLY_ACCESS, hint="wait until then, or buy access on its page on the site",
             status=403, deadline=deadline,
         )  # fmt: skip
@@ -354,6 +355,15 @@ def _issue(text: str) -> str:
 def _quoted(text: str) -> str:
     shown = _quotable(text)
     return f": {shown}" if shown else ""
+
+
+def _day(moment: str) -> str:
+    """The date of an ISO 8601 time, such as "2026-03-01" in UTC; what is no such time stays as CivitAI wrote it."""
+    try:
+        found = datetime.fromisoformat(moment)
+    except ValueError:
+        return _quotable(moment)
+    return f"{found.astimezone(UTC) if found.tzinfo else found:%Y-%m-%d}"
 
 
 def _quotable(text: str) -> str:

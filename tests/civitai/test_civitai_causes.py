@@ -130,8 +130,27 @@ def test_early_access_says_until_when() -> None:
 
     error = cause(403, {}, body, Asked("version 12", Endpoint.DOWNLOAD, has_key=True))
 
-    assert "2026-08-23" in error.message
+    assert error.message == "in early access until 2026-08-23: version 12"
     assert error.facts["deadline"] == "2026-08-23T20:55:59.248Z"
+
+
+@pytest.mark.parametrize(
+    ("deadline", "words"),
+    [
+        ("2099-12-31T00:00:00.000Z", "2099-12-31"),
+        ("2026-03-01T00:30:00+02:00", "2026-02-28"),  # the date in UTC, as everywhere
+        ("2026-03-01T23:59", "2026-03-01"),
+        ("2026-03-01", "2026-03-01"),
+        ("the end of\nthe month", "the end of the month"),
+        ("2026-02-30T00:00:00Z", "2026-02-30T00:00:00Z"),
+    ],
+)
+def test_the_end_of_early_access_is_a_date(deadline: str, words: str) -> None:
+    body = json.dumps({"error": "Early Access", "deadline": deadline}).encode()
+
+    error = cause(403, {}, body, Asked("version 12", Endpoint.DOWNLOAD, has_key=True))
+
+    assert error.message == f"in early access until {words}: version 12"
 
 
 def test_validation_error_names_the_parameter() -> None:
