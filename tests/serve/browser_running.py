@@ -68,6 +68,16 @@ class Seen:
         SHOTS.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=str(SHOTS / f"{name}-{width}.png"))
 
+    def faults(self, axe: str) -> list[tuple[str, str, list[str]]]:
+        """The serious and critical faults that axe-core finds in what the page shows now; the page needs bypass_csp."""
+        self.page.evaluate(axe)
+        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        return [
+            (each["id"], each["impact"], [node["html"][:160] for node in each["nodes"]])
+            for each in found["violations"]
+            if each["impact"] in ("serious", "critical")
+        ]
+
     def check(self) -> None:
         """Nothing went wrong, and nothing left this computer."""
         assert self.wrong == []
