@@ -190,7 +190,7 @@ def test_sdxl_is_told_the_stated_sizes_in_both_passes() -> None:
 
         assert seen[0] == first
         assert seen[-1] == second
-    with pytest.raises(UsageError, match="sizes to tell SDXL"):
+    with pytest.raises(UsageError, match="not SDXL size conditioning"):
         replace(PLAIN, told_sizes="1024")
 
 
