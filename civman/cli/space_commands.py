@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from civman.manage.remove import Collection
 
 
-@command(needs_library=True)
+@command(needs_library=True, network="option")
 def gc(
     session: Session,
     yes: YesOpt = False,
@@ -36,12 +36,23 @@ def gc(
     safe_copies: Annotated[
         bool, typer.Option("--safe-copies", help="Delete the safetensors copies of pickles; the next use makes them.")
     ] = False,
+    trust_store: Annotated[
+        bool,
+        typer.Option(
+            "--trust-store",
+            help="Also delete pinned files in old trash of which the object store has a copy; it is read and verified.",
+        ),
+    ] = False,
+    store_leftovers: Annotated[
+        bool, typer.Option("--store-leftovers", help="Delete what stopped uploads left in the object store.")
+    ] = False,
 ) -> Result | None:
     """Free disk space: delete old trash and partial downloads, and move files missing from the index to the trash."""
     maintenance = session.library.maintenance
     plan = maintenance.plan_gc(
-        partials_after=timedelta(days=partials), trash_after=timedelta(days=trash), all_copies=safe_copies
-    )
+        partials_after=timedelta(days=partials), trash_after=timedelta(days=trash), all_copies=safe_copies,
+        trusts_store=trust_store, drops_leftovers=store_leftovers,
+    )  # fmt: skip
     is_carried_out = not plan.is_empty and not dry_run
     if is_carried_out and not yes:
         question = f"Free {size(plan.freed_bytes)}?"
@@ -58,6 +69,8 @@ def gc(
         "served": plan.served,
         "originals": plan.originals,
         "kept_pinned": plan.kept,
+        "in_object_store": plan.elsewhere,
+        "store_leftovers": plan.leftovers,
         "freed_bytes": freed,
     }
     return Result(
@@ -110,10 +123,28 @@ def _print(console: "Console", plan: "Collection") -> None:
         )
     if plan.originals:
         console.print(f"  delete permanently: {counted(len(plan.originals), 'original')} of images on CivitAI")
-    for sha256 in plan.kept:
-        console.print(f"  keep: {sha256[:10]} is pinned, and this is its last copy")
+    _print_store(console, plan)
     if plan.is_empty:
         console.print("nothing to free")
+
+
+def _print_store(console: "Console", plan: "Collection") -> None:
+    elsewhere = {copy.sha256: copy.is_verified for copy in plan.elsewhere}
+    for sha256 in plan.kept:
+        known = " outside the object store; --trust-store deletes it" if sha256 in elsewhere else ""
+        console.print(f"  keep: {sha256[:10]} is pinned, and this is its last copy{known}", soft_wrap=True)
+    doomed = {sha256 for removal in plan.removals for sha256 in removal.digests}
+    for sha256, is_verified in elsewhere.items():
+        if sha256 in doomed:
+            how = "its SHA-256 was verified" if is_verified else "not verified"
+            console.print(f"  {sha256[:10]} will be in the object store only ({how})", soft_wrap=True)
+    for left in plan.leftovers:
+        what = "delete from the object store" if plan.drops_leftovers else "in the object store, kept"
+        console.print(
+            f"  {what}: {left.key.rpartition('/')[2][:10]}  {size(left.size_bytes)}  "
+            f"{'preview' if '.preview.' in left.key else 'sidecar'} without its file, {left.written_at:%Y-%m-%d}",
+            soft_wrap=True,
+        )
 
 
 def _print_usage(console: "Console", usage: "Usage") -> None:

@@ -11,18 +11,20 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 from civman.domain.digests import Sha256
 from civman.errors import BadAnswer, Cause, CivmanError, NetworkError, NotAllowed, NotFound, UsageError
+from civman.manage.second_copies import StoreLeftover
 
 _SCHEME = "s3"
 _OPTIONS = ("endpoint", "region")
 _EXAMPLE = "s3://bucket/models or s3://bucket?endpoint=https://minio.example:9000"
 _BLOB = re.compile(r"blobs/sha256/[0-9a-f]{2}/([0-9a-f]{64})")
+_BESIDE = re.compile(r"blobs/sha256/[0-9a-f]{2}/([0-9a-f]{64})\.(?:civman\.json|preview\.[A-Za-z0-9]+)")
 _SIGNED_FOR = timedelta(hours=1)
 _MOST_SMALL_BYTES = 32 << 20
 _PART_BYTES = 32 << 20
@@ -127,6 +129,30 @@ class ObjectStore:
                     if match := _BLOB.fullmatch(entry["path"]):
                         found[Sha256(match[1])] = int(entry["size"])
         return found
+
+    def beside_missing(self, before: datetime) -> list[StoreLeftover]:
+        """List sidecars and previews whose blob is not in the store, and that were written before this time.
+
+        An upload writes them before its blob, so recent ones may belong to an upload that is still running. Objects
+        that civman does not write are left out.
+        """
+        found: list[StoreLeftover] = []
+        blobs: set[str] = set()
+        with self._errors():
+            for page in _obstore().list(self._store, prefix="blobs/sha256/"):
+                for entry in page:
+                    key, written_at = str(entry["path"]), entry["last_modified"]
+                    if match := _BLOB.fullmatch(key):
+                        blobs.add(match[1])
+                    elif (match := _BESIDE.fullmatch(key)) and written_at < before:
+                        found.append(StoreLeftover(key, Sha256(match[1]), int(entry["size"]), written_at))
+        return [each for each in found if each.sha256 not in blobs]
+
+    def drop_beside(self, leftovers: Iterable[StoreLeftover]) -> None:
+        """Delete these sidecars and previews."""
+        with self._errors():
+            if keys := [each.key for each in leftovers]:
+                _obstore().delete(self._store, keys)
 
     def size_of(self, sha256: Sha256) -> int | None:
         """The size in bytes of a blob in the store, or None if it is not there."""

@@ -1,5 +1,6 @@
 """`library.maintenance`: repair files, rebuild the index, free disk space, find problems."""
 
+from collections.abc import Collection as Some
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -7,15 +8,18 @@ from typing import TYPE_CHECKING
 
 from civman.domain.access import Permits
 from civman.domain.catalog import Asset
+from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
+from civman.errors import CivmanError
 from civman.library.context import Part
 from civman.library.downloads_part import DownloadsPart
-from civman.library.open_store import is_configured, pull_digests
+from civman.library.open_store import is_configured, open_store, pull_digests
 
 if TYPE_CHECKING:
     from civman.manage.disk_usage import Usage
     from civman.manage.doctor import Finding
     from civman.manage.remove import Collection
+    from civman.manage.second_copies import SecondCopy, StoreLeftover
     from civman.manage.verify import Rebuilt, Verdict
 
 
@@ -65,24 +69,78 @@ class MaintenancePart(Part):
             import_pictures(context.index, context.renders)
         return rebuilt
 
-    def plan_gc(self, *, partials_after: timedelta, trash_after: timedelta, all_copies: bool = False) -> "Collection":
+    def plan_gc(
+        self, *, partials_after: timedelta, trash_after: timedelta, all_copies: bool = False,
+        trusts_store: bool = False, drops_leftovers: bool = False, on_event: OnEvent = ignore,
+    ) -> "Collection":  # fmt: skip
         """Plan what to delete: files that are not in the index, and partial downloads and trash older than these ages.
 
         `all_copies`: also delete all safetensors copies of pickles, which are recreated when they are next needed.
+        The object store in the settings, if any, is asked for copies of the files that are in old trash only.
+        `trusts_store`: also delete pinned ones, if their copy in the store was read in full and has the right SHA-256.
+        `drops_leftovers`: also delete what stopped uploads left in the store. Without these two, errors of the store
+        are notices, and the plan is made without it.
+
+        Raises, with one of these two: UsageError: there is no object store in the settings. NotAllowed, NetworkError.
         """
         from civman.manage.remove import plan_collection
 
         context = self._context
-        return plan_collection(
+        if trusts_store or drops_leftovers:
+            open_store(context)  # fails if there is none
+
+        def ask(last: Some[Sha256], pinned: Some[Sha256]) -> "Some[SecondCopy]":
+            return self._second_copies(last, pinned if trusts_store else (), on_event, is_needed=trusts_store)
+
+        plan = plan_collection(
             context.index, context.store, now=context.clock(), partials_after=partials_after, trash_after=trash_after,
-            all_copies=all_copies,
+            all_copies=all_copies, ask_second_home=ask,
         )  # fmt: skip
+        found = self._leftovers(partials_after, is_needed=drops_leftovers)
+        return replace(plan, leftovers=found, drops_leftovers=drops_leftovers)
+
+    def _second_copies(
+        self, last: Some[Sha256], read: Some[Sha256], on_event: OnEvent, *, is_needed: bool
+    ) -> "Some[SecondCopy]":
+        if not is_needed and not is_configured(self._context):
+            return ()
+        from civman.exchange.collect_store import second_copies
+
+        try:
+            remote = open_store(self._context)
+            return second_copies(remote, last, read, now=self._context.clock(), on_event=on_event)
+        except CivmanError as error:
+            if is_needed:
+                raise
+            self._context.on_notice(f"the object store was not asked for copies: {error.message}")
+            return ()
+
+    def _leftovers(self, older_than: timedelta, *, is_needed: bool) -> "tuple[StoreLeftover, ...]":
+        if not is_needed and not is_configured(self._context):
+            return ()
+        from civman.exchange.collect_store import leftovers
+
+        try:
+            return tuple(leftovers(open_store(self._context), now=self._context.clock(), older_than=older_than))
+        except CivmanError as error:
+            if is_needed:
+                raise
+            self._context.on_notice(f"the object store was not asked for remains of uploads: {error.message}")
+            return ()
 
     def gc(self, plan: "Collection") -> int:
-        """Delete what a plan lists. Returns the number of bytes freed."""
+        """Delete what a plan lists. Returns the number of bytes freed in the library.
+
+        Raises: NetworkError, NotAllowed: remains in the object store cannot be deleted; the library's part is done.
+        """
         from civman.manage.remove import collect
 
-        return collect(self._context.index, self._context.store, plan, now=self._context.clock())
+        freed = collect(self._context.index, self._context.store, plan, now=self._context.clock())
+        if plan.drops_leftovers and plan.leftovers:
+            from civman.exchange.collect_store import drop_leftovers
+
+            drop_leftovers(open_store(self._context), plan.leftovers, now=self._context.clock())
+        return freed
 
     def disk_usage(self, group: str) -> "Usage":
         """Compute the disk usage by "type", "base_model", "architecture" or "used", and by kind of storage."""

@@ -17,6 +17,7 @@ from civman.domain.ref_matching import KnownIds, means
 from civman.errors import Cause, NotFound, Refused
 from civman.index import USER_PIN, Index
 from civman.manage.file_state import seen_now
+from civman.manage.second_copies import AskSecondHome, SecondCopy, StoreLeftover, no_second_home
 from civman.manage.sidecar import described, file_facts, restore, write_sidecar
 from civman.store.blobs import INCOMING, BlobStore, StoredBlob, digest_of
 from civman.store.partial import store_error
@@ -76,6 +77,12 @@ class Collection:
     """Thumbnails and input images of the server."""
     originals: tuple[Path, ...] = ()
     """Originals of images on CivitAI, which can be downloaded again."""
+    elsewhere: tuple[SecondCopy, ...] = ()
+    """Files of old trash without another copy in the library, of which the object store has one."""
+    leftovers: tuple[StoreLeftover, ...] = ()
+    """Sidecars and previews in the object store without their files. They take no space on this disk."""
+    drops_leftovers: bool = False
+    """Whether `leftovers` are to be deleted."""
 
     @property
     def freed_bytes(self) -> int:
@@ -92,7 +99,8 @@ class Collection:
     @property
     def is_empty(self) -> bool:
         """Whether the collection has nothing to remove."""
-        return not (self.orphans or self.partials or self.removals or self.copies or self.served or self.originals)
+        local = (self.orphans, self.partials, self.removals, self.copies, self.served, self.originals)
+        return not any(local) and not (self.leftovers and self.drops_leftovers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,13 +227,15 @@ def removal_named(store: BlobStore, name: str | None) -> Removal:
 
 def plan_collection(
     index: Index, store: BlobStore, *, now: datetime, partials_after: timedelta, trash_after: timedelta,
-    all_copies: bool = False,
+    all_copies: bool = False, ask_second_home: AskSecondHome = no_second_home,
 ) -> Collection:  # fmt: skip
     """Plan a garbage collection of orphaned blobs, old partial downloads and old trash.
 
     Partial downloads are collected if they were not used for `partials_after`, trash if it is older than `trash_after`.
 
     Safetensors copies of pickles are collected if they cannot be used any more, with `all_copies` all of them.
+
+    The last copy of a pinned file is kept, unless `ask_second_home` returns a verified copy of the file.
 
     Raises: Refused (`index-empty`): the index is empty, so that every file in the store would be collected.
     """
@@ -240,24 +250,32 @@ def plan_collection(
         )
     trash = Trash(store)
     old = [removal for removal in trash.removals() if now - removal.removed_at >= trash_after]
-    last = {
-        sha256
-        for removal in old
-        for sha256 in removal.digests
-        if sha256 in pins and has_blob(removal, sha256) and store.find(sha256) is None
-    }
+    last = _last_copies(store, old)
+    elsewhere = tuple(ask_second_home(last, last & pins.keys())) if last else ()
+    needed = (last & pins.keys()) - {copy.sha256 for copy in elsewhere if copy.is_verified}
     return Collection(
         tuple(blob for blob in strangers if blob.sha256 not in pins),
         tuple(_stale(store.root / "partial", now - partials_after)),
-        (*(removal for removal in old if not last.intersection(removal.digests)), *trash.leavings()),
-        (*(blob.sha256 for blob in strangers if blob.sha256 in pins), *sorted(last)),
+        (*(removal for removal in old if not needed.intersection(removal.digests)), *trash.leavings()),
+        (*(blob.sha256 for blob in strangers if blob.sha256 in pins), *sorted(needed)),
         tuple(
             copy for copy in copies(store)
             if all_copies or Sha256(copy.name[:64]) not in known or find_copy(copy) is None
         ),
         tuple(served_files(store.root, now - partials_after)),
         tuple(original_images(store.root, now - partials_after)),
+        elsewhere,
     )  # fmt: skip
+
+
+def _last_copies(store: BlobStore, removals: Iterable[Removal]) -> set[Sha256]:
+    """The digests of files that these removals contain and the library's store does not."""
+    return {
+        sha256
+        for removal in removals
+        for sha256 in removal.digests
+        if has_blob(removal, sha256) and store.find(sha256) is None
+    }
 
 
 def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) -> int:

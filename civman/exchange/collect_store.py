@@ -1,0 +1,49 @@
+"""What `civman gc` asks an object store, and what it may delete there: remains of uploads, never a file."""
+
+from collections.abc import Collection, Iterable
+from datetime import datetime, timedelta
+
+from civman.domain.digests import Sha256
+from civman.domain.events import OnEvent, ignore
+from civman.exchange.object_store import ObjectStore
+from civman.exchange.second_home import offers, verify_remote
+from civman.manage.second_copies import SecondCopy, StoreLeftover
+
+SHORTEST_AGE = timedelta(days=1)
+"""Younger sidecars and previews may belong to an upload that is still running."""
+
+
+def second_copies(
+    remote: ObjectStore, last: Collection[Sha256], read: Collection[Sha256], *, now: datetime,
+    on_event: OnEvent = ignore,
+) -> list[SecondCopy]:  # fmt: skip
+    """Which of the files `last` can be pulled from the store again. Those in `read` are read there and verified.
+
+    A file without a readable sidecar cannot be pulled, and a file with other bytes is worthless; both are left out.
+
+    Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
+    """
+    found = {offer.sha256: offer.size_bytes for offer in offers(remote, sorted(last), now=now)}
+    chosen = [sha256 for sha256 in found if sha256 in read]
+    states = {moved.sha256: moved.error is None for moved in verify_remote(remote, chosen, on_event=on_event)}
+    return [
+        SecondCopy(sha256, size, states.get(sha256, False))
+        for sha256, size in sorted(found.items())
+        if states.get(sha256, True)
+    ]
+
+
+def leftovers(remote: ObjectStore, *, now: datetime, older_than: timedelta) -> list[StoreLeftover]:
+    """List sidecars and previews in the store without their file, older than `older_than` and than a day."""
+    return remote.beside_missing(now - max(older_than, SHORTEST_AGE))
+
+
+def drop_leftovers(remote: ObjectStore, chosen: Iterable[StoreLeftover], *, now: datetime) -> list[StoreLeftover]:
+    """Delete those of `chosen` that are still the same objects and still without their file. Returns them.
+
+    Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
+    """
+    still = set(remote.beside_missing(now - SHORTEST_AGE))
+    doomed = [each for each in chosen if each in still]
+    remote.drop_beside(doomed)
+    return doomed
