@@ -1,4 +1,4 @@
-"""Options of `civman render` for what happens to a finished image."""
+"""Options of `civman render` for enlarging: the finished image, or an input image that is redrawn in tiles."""
 
 from typing import Annotated
 
@@ -20,3 +20,17 @@ UpscaleOpt = Annotated[
         help="Enlarge the finished image with an upscaler: a ref, A1111's name for it, lanczos or nearest.",
     ),
 ]  # fmt: skip
+TiledUpscaleOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--tiled-upscale", metavar="REF[:SCALE|:WxH]", autocompletion=completion.upscalers,
+        help="Enlarge --init with an upscaler (or none), then redraw it in tiles of --size, as A1111's SD upscale.",
+    ),
+]  # fmt: skip
+TileOverlapOpt = Annotated[
+    int | None, typer.Option(help="Pixels that neighbouring tiles of --tiled-upscale share.", show_default="64")
+]
+TileBatchOpt = Annotated[
+    int | None,
+    typer.Option(help="Number of tiles that A1111 drew together; it decides their seeds.", show_default="1"),
+]

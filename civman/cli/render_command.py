@@ -7,7 +7,7 @@ import typer
 
 from civman.cli import completion
 from civman.cli.control_options import ControlMapOpt, ControlModeOpt, ControlOpt, controls_from
-from civman.cli.finishing_options import FaceRestorationOpt, UpscaleOpt
+from civman.cli.finishing_options import FaceRestorationOpt, TileBatchOpt, TiledUpscaleOpt, TileOverlapOpt, UpscaleOpt
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid, has_prompts
 from civman.cli.noise_options import (
     EnsdOpt,
@@ -304,6 +304,9 @@ def render(
             show_default="1",
         ),
     ] = None,
+    tiled_upscale: TiledUpscaleOpt = None,
+    tile_overlap: TileOverlapOpt = None,
+    tile_batch: TileBatchOpt = None,
     hires: Annotated[
         str | None,
         typer.Option(
@@ -416,6 +419,7 @@ def render(
     from civman.domain.recipes.enlargement import upscale_from
     from civman.domain.recipes.machine import Machine
     from civman.domain.recipes.recipe import RenderRequest
+    from civman.domain.recipes.tiled import tiled_from
     from civman.errors import UsageError
     from civman.planning.expand_prompts import Expansion
     from civman.planning.render_extra import require_render_extra
@@ -449,6 +453,7 @@ def render(
             schedule=hires_schedule, resize=hires_resize,
         ),
         face_restoration=face_restoration, upscale=upscale_from(upscale) if upscale else None, prediction=prediction,
+        tiled_upscale=tiled_from(tiled_upscale, tile_overlap, tile_batch),
         precision=precision, pad_prompts=pad_prompts, config=config, resize_mode=resize_mode,
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,

@@ -77,7 +77,7 @@ def upscaled(image: Any, made: Enlargement, model: AnyUpscaler | None, on_tile: 
 
 def tiles_of(width: int, height: int, tiling: Tiling = A1111) -> int:
     """Return the number of tiles of the first pass over an image of this size."""
-    return len(_starts(width, tiling)) * len(_starts(height, tiling))
+    return len(_tiled(width, tiling)) * len(_tiled(height, tiling))
 
 
 def in_tiles(image: Any, model: AnyUpscaler, tiling: Tiling = A1111) -> Any:
@@ -92,25 +92,26 @@ def in_tiles(image: Any, model: AnyUpscaler, tiling: Tiling = A1111) -> Any:
     overlap, count = tiling.overlap * scale, tiles_of(image.width, image.height, tiling)
     whole = Image.new("RGB", (image.width * scale, image.height * scale))
     done = 0
-    for top in _starts(image.height, tiling):
+    for top in _tiled(image.height, tiling):
         row = Image.new("RGB", (whole.width, tile * scale))
-        for left in _starts(image.width, tiling):
+        for left in _tiled(image.width, tiling):
             part = _run(image.crop((left, top, left + tile, top + tile)), model)
-            _lay(row, part, left * scale, 0, overlap, is_across=True)
+            lay(row, part, left * scale, overlap, is_across=True)
             done += 1
             tiling.on_tile(done, count)
-        _lay(whole, row, top * scale, 1, overlap, is_across=False)
+        lay(whole, row, top * scale, overlap, is_across=False)
     return whole
 
 
-def _starts(length: int, tiling: Tiling) -> list[int]:
-    """List where tiles begin along one side.
+def _tiled(length: int, tiling: Tiling) -> list[int]:
+    return starts(length, tiling.tile, tiling.overlap) if tiling.tile else [0]
 
-    The last one ends at the edge, or begins before it if the side is short.
+
+def starts(length: int, tile: int, overlap: int) -> list[int]:
+    """List where tiles of `tile` pixels begin along one side of an image, spread evenly with at least this overlap.
+
+    The last tile ends at the edge, or begins before 0 if the side is shorter than a tile.
     """
-    tile, overlap = tiling.tile, tiling.overlap
-    if not tile:
-        return [0]
     count = -(-(length - overlap) // (tile - overlap))
     step = (length - tile) / (count - 1) if count > 1 else 0
     found = [int(number * step) for number in range(max(count, 1))]
@@ -158,14 +159,17 @@ def _image(pixels: torch.Tensor) -> Any:
     return Image.fromarray(np.ascontiguousarray(array[::-1].transpose(1, 2, 0)))
 
 
-def _lay(onto: Any, tile: Any, at: int, axis: int, overlap: int, *, is_across: bool) -> None:
-    """Paste a tile onto the image; its first `overlap` pixels are blended unless it begins at the edge."""
+def lay(onto: Any, tile: Any, at: int, overlap: int, *, is_across: bool) -> None:
+    """Paste a tile onto an image from pixel `at` on, from the left if `is_across`, else from the top.
+
+    The first `overlap` pixels of the tile are blended linearly with the image, unless the tile begins at its edge.
+    """
     place = (at, 0) if is_across else (0, at)
     if at == 0 or not overlap:
         onto.paste(tile, place)
         return
     ramp = (np.arange(overlap, dtype=np.float32) * 255 / overlap).astype(np.uint8)
-    length = tile.size[1 - axis]
+    length = tile.height if is_across else tile.width
     mask = np.tile(ramp, (length, 1)) if is_across else np.tile(ramp[:, None], (1, length))
     box = (0, 0, overlap, length) if is_across else (0, 0, length, overlap)
     onto.paste(tile.crop(box), place, mask=Image.fromarray(mask))

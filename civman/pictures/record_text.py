@@ -56,11 +56,18 @@ def _of_old_pass(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_last(record: Record) -> Iterator[tuple[str, str | float]]:
-    """A1111's keys for restored faces and for the enlargement of the finished image."""
+    """A1111's keys for restored faces, for a redraw in tiles and for the enlargement of the finished image."""
     if record.recipe.faces is not None:
         yield "Face restoration", {"codeformer": "CodeFormer", "gfpgan": "GFPGAN"}[record.recipe.faces.method]
         if record.recipe.faces.weight != WEIGHT:
             yield "CodeFormer weight", record.recipe.faces.weight
+    tiled = record.recipe.tiled
+    if tiled is not None:
+        name = _stem(record.name_of(tiled.model).name) if tiled.model else tiled.method.capitalize()
+        yield "SD upscale overlap", tiled.overlap
+        yield "SD upscale upscaler", name
+        if tiled.batch > 1:
+            yield "Batch size", tiled.batch
     made = record.recipe.upscale
     if made is not None:
         name = record.name_of(made.model).name if made.model else made.method.capitalize()

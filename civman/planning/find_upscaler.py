@@ -31,6 +31,17 @@ def last_upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | N
     return any_upscaler(finder, request.upscale.upscaler)
 
 
+def tiled_upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
+    """Find the model that enlarges the input image before it is redrawn in tiles; None if none does.
+
+    Raises: as `upscaler_for`.
+    """
+    asked = request.tiled_upscale
+    if asked is None or asked.upscaler.casefold() == "none":
+        return None, ()
+    return any_upscaler(finder, asked.upscaler)
+
+
 def any_upscaler(finder: Finder, ref: str) -> tuple[Found | None, tuple[str, ...]]:
     """Find the model of an upscaler by its ref; None for "lanczos" and "nearest". Raises: as `upscaler_model`."""
     own = METHODS[1:]

@@ -32,7 +32,7 @@ from civman.planning.find_controls import control_files, controls_for
 from civman.planning.find_faces import faces_for
 from civman.planning.find_files import Finder, Found
 from civman.planning.find_hypernetworks import hypernetworks_for
-from civman.planning.find_upscaler import last_upscaler_for, scale_of, upscaler_for
+from civman.planning.find_upscaler import last_upscaler_for, scale_of, tiled_upscaler_for, upscaler_for
 from civman.planning.flow_plan import flow_choice, recorded_choice, require_size
 from civman.planning.flow_request import for_flow, require_no_flow_options, usual_precision
 from civman.planning.input_pictures import InputPicture, missing_inputs, read_picture, size_like
@@ -121,11 +121,11 @@ def plan(
     warned = _compatible(found, parts, conditions)
     parts += [*choice.parts.values()] if choice else []
     upscaler, tiles = upscaler_for(finder, request)
-    last, last_tiles = last_upscaler_for(finder, request)
-    parts += [each for each in (upscaler, last) if each]
+    (last, last_tiles), (tiled, more_tiles) = last_upscaler_for(finder, request), tiled_upscaler_for(finder, request)
+    parts += [each for each in (upscaler, tiled, last) if each]
     faces = faces_for(finder, request)
     parts += faces.files if faces else ()
-    tiles = tuple(dict.fromkeys((*tiles, *last_tiles, *(faces.notices if faces else ()))))
+    tiles = tuple(dict.fromkeys((*tiles, *last_tiles, *more_tiles, *(faces.notices if faces else ()))))
     controls = controls_for(finder, request, found)
     parts += [each.model for each in controls]
     networks = hypernetworks_for(finder, request, words)
@@ -143,11 +143,12 @@ def plan(
             seed=secrets.randbelow(_SEEDS),
             loras=tuple(LoraUse(lora.found.sha256, lora.scale, lora.text_scale, lora.blocks) for lora in loras),
             embeddings=tuple(uses), hypernetworks=tuple(use for _, use in networks), vae=vae.sha256 if vae else None,
-            upscaler=upscaler.sha256 if upscaler else None,
+            upscaler=upscaler.sha256 if upscaler else None, tiled_upscaler=tiled.sha256 if tiled else None,
             last_upscaler=last.sha256 if last else None, last_scale=scale_of(last),
             controls=tuple(each.use for each in controls),
             faces=faces.restoration if faces else None,
             init_image=pictures[0].sha256 if pictures else None,
+            init_size=(pictures[0].width, pictures[0].height) if pictures else (0, 0),
             mask_image=pictures[1].sha256 if len(pictures) > 1 else None, config=config,
             files=tuple({file.sha256: file.in_recipe for file in (found, *parts)}.values()),
             parts=choice.uses if choice else (), flow=choice.flow(request) if choice else None,
@@ -313,6 +314,7 @@ def _pictures(request: RenderRequest) -> list[InputPicture]:
             "masked content": request.masked_content, "a resize mode": request.resize_mode,
             "inpainting only the masked area": request.only_masked or None, "padding": request.padding,
             "a noise multiplier": request.noise_multiplier, "a conditioning weight": request.conditioning_weight,
+            "a redraw in tiles": request.tiled_upscale,
         }  # fmt: skip
         if alone := [name for name, value in asked.items() if value is not None]:
             raise UsageError(
@@ -407,7 +409,8 @@ def _within_limits(
     notices: tuple[str, ...] = ()
     if checkpoint.family.needs_picture and not pictures:
         raise CannotRender("a refiner model needs an input image", hint="pass it with --init", code=Cause.NEEDS_PICTURE)
-    if pictures and not request.only_masked and request.width is None and request.height is None:
+    is_open = request.width is None and request.height is None and request.tiled_upscale is None
+    if pictures and not request.only_masked and is_open:
         width, height = size_like(pictures[0], checkpoint.native_size)
         request = replace(request, width=width, height=height)
     hires = request.hires

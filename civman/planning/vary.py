@@ -14,6 +14,7 @@ from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.enlargement import UpscaleRequest, factor_of, upscale_from
 from civman.domain.recipes.recipe import HiresRequest, LoraRequest, Recipe, RenderRequest
 from civman.domain.recipes.thresholding import text_of
+from civman.domain.recipes.tiled import TiledRequest, tiled_from
 from civman.domain.scales import parse_scale_pair
 from civman.errors import Cause, UsageError
 from civman.index import Index
@@ -61,7 +62,7 @@ _HIRES: Final = (
 )  # fmt: skip
 _HIRES_WHOLE: Final = ("hires_steps", "hires_seed")
 _HIRES_TEXTS: Final = ("upscaler", "hires_trim", "hires_sampler", "hires_schedule", "hires_resize")
-_LAST: Final = ("upscale", "face_restoration")
+_LAST: Final = ("upscale", "face_restoration", "tiled_upscale", "tile_overlap", "tile_batch")
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, *_LAST, "lora:REF")
 """The fields that can be changed; some also have the short names of `civman render`'s options."""
 
@@ -141,7 +142,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         skip_negative_always=recipe.skip_negative_always, skip_early_guidance=recipe.skip_early_guidance,
         parts=tuple(f"{use.role}=sha256:{use.sha256}" for use in recipe.parts), variant=recipe.variant or None,
         shift=recipe.flow.shift if recipe.flow else None, guidance=recipe.flow.guidance if recipe.flow else None,
-        upscale=_upscale_request(recipe), face_restoration=_faces_text(recipe),
+        upscale=_upscale_request(recipe), tiled_upscale=_tiled_request(recipe), face_restoration=_faces_text(recipe),
         seed_resize=f"{recipe.seed_resize_width}x{recipe.seed_resize_height}",
         sampling_rules=sampling.program, sigmas=",".join(map(repr, sampling.sigmas)) or None,
         step_rng=recipe.step_rng or None, noise_slice=recipe.noise_slice or None,
@@ -161,6 +162,15 @@ def _upscale_request(recipe: Recipe) -> UpscaleRequest | None:
         f"sha256:{made.model}" if made.model else made.method, None if size else factor_of(made, recipe.drawn_size),
         size, made.tile, made.overlap,
     )  # fmt: skip
+
+
+def _tiled_request(recipe: Recipe) -> TiledRequest | None:
+    made = recipe.tiled
+    if made is None:
+        return None
+    size = None if made.method == "none" else f"{made.width}x{made.height}"
+    upscaler = f"sha256:{made.model}" if made.model else made.method
+    return TiledRequest(upscaler, None, size, made.overlap, made.batch)
 
 
 def _faces_text(recipe: Recipe) -> str | None:
@@ -203,9 +213,7 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
     if field == "hires":
         return replace(request, hires=_hires(name, text, request.hires))
     if field in _LAST:
-        asked = text if text not in ("", "off") else None
-        last: Any = upscale_from(asked) if asked and field == "upscale" else asked
-        return replace(request, **{field: last})
+        return _last(request, field, name, text)
     if field in _HIRES:
         if request.hires is None:
             raise UsageError(
@@ -227,6 +235,25 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
         raise UsageError(
             f"a recipe has no field `{name}`", hint="the fields are " + ", ".join(FIELDS), code=Cause.UNKNOWN_FIELD
         )
+    return replace(request, **{field: value})
+
+
+def _last(request: RenderRequest, field: str, name: str, text: str) -> RenderRequest:
+    """Change what happens to a finished image, or how the input image is redrawn in tiles."""
+    asked, tiled = text if text not in ("", "off") else None, request.tiled_upscale
+    if field in ("tile_overlap", "tile_batch"):
+        if tiled is None:
+            raise UsageError(
+                f"`{name}` requires a redraw in tiles", hint="set tiled_upscale first, such as tiled_upscale=lanczos:2",
+                code=Cause.BAD_VALUE,
+            )  # fmt: skip
+        changed_tiles: dict[str, Any] = {field.removeprefix("tile_"): _number(name, text, int)}
+        return replace(request, tiled_upscale=replace(tiled, **changed_tiles))
+    value: Any = asked
+    if asked and field == "upscale":
+        value = upscale_from(asked)
+    elif asked and field == "tiled_upscale":
+        value = tiled_from(asked, tiled.overlap if tiled else None, tiled.batch if tiled else None)
     return replace(request, **{field: value})
 
 

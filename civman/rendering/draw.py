@@ -14,6 +14,7 @@ from civman.diffusion.hypernetworks import Hypernetwork, load_hypernetwork
 from civman.diffusion.plain_resizing import enlarged_in_tiles
 from civman.diffusion.run_recipe import Inputs, iterate
 from civman.diffusion.second_pass import Upscale
+from civman.diffusion.tiled_redraw import redraw_in_tiles
 from civman.diffusion.upscaler_models import AnyUpscaler, load_upscaler
 from civman.diffusion.upscaler_tiles import enlarge
 from civman.domain.digests import Sha256
@@ -104,12 +105,17 @@ def prepare(engine: Engine, planned: Planned) -> Job:
 def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]:
     """Render a job, which must have been prepared with `engine` in its current state. Raises: CannotRender."""
     planned, done = job.planned, 0
-    batches = iterate(
-        planned.recipe, engine.model, job.prompts.first, inputs=job.inputs, hires_prompt=job.prompts.second,
-        on_event=on_event, keeps_noise=planned.keeps_noise, upscale=_upscale(job.upscaler, planned.recipe.hires),
-        hypernetworks=job.hypernetworks, controlnets=job.controlnets,
-        restore=job.finisher.restorer if job.finisher else None,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "inputs": job.inputs, "on_event": on_event, "keeps_noise": planned.keeps_noise,
+        "hypernetworks": job.hypernetworks, "restore": job.finisher.restorer if job.finisher else None,
+    }  # fmt: skip
+    if planned.recipe.tiled is not None:
+        batches = redraw_in_tiles(planned.recipe, engine.model, job.prompts.first, upscaler=job.upscaler, **given)
+    else:
+        batches = iterate(
+            planned.recipe, engine.model, job.prompts.first, hires_prompt=job.prompts.second,
+            upscale=_upscale(job.upscaler, planned.recipe.hires), controlnets=job.controlnets, **given,
+        )  # fmt: skip
     for batch in batches:
         recipe = job.batch(done, len(batch))
         for number, picture in enumerate(batch, done + 1):
@@ -140,10 +146,11 @@ def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlNet, ...]:
 
 
 def _upscaler(engine: Engine, planned: Planned) -> AnyUpscaler | None:
-    hires = planned.recipe.hires
-    if hires is None or hires.model is None:
+    """Load the model that enlarges an image before it is drawn again: in the second pass, or in tiles."""
+    before = planned.recipe.hires or planned.recipe.tiled
+    if before is None or before.model is None:
         return None
-    return load_upscaler(planned.path(hires.model)).to(engine.device)
+    return load_upscaler(planned.path(before.model)).to(engine.device)
 
 
 def _upscale(model: AnyUpscaler | None, hires: Hires | None) -> Upscale | None:

@@ -117,6 +117,8 @@ def require_recipe(recipe: Recipe) -> None:
     for width, height in sizes:
         if width * height > _MOST_PIXELS:
             raise Refused(f"{width}x{height} is larger than the 4096x4096 pixels that the server renders")
+    if recipe.tiled is not None:
+        require_enlarged(recipe.drawn_size)
     if recipe.count > _MOST_COUNT:
         raise Refused(f"a job has at most {_MOST_COUNT} images")
 
@@ -156,7 +158,7 @@ def _require_no_paths(request: RenderRequest) -> None:
     refs += [request.vae] if request.vae else []
     refs += [each.partition("=")[2] for each in request.parts]
     refs += [request.hires.upscaler] if request.hires else []
-    refs += [request.upscale.upscaler] if request.upscale else []
+    refs += [each.upscaler for each in (request.upscale, request.tiled_upscale) if each]
     refs += [faces_from(request.face_restoration)[0]] if request.face_restoration else []
     for ref in refs:
         require_name(ref)

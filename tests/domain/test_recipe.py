@@ -24,6 +24,7 @@ from civman.domain.recipes.recipe import (
     Thresholding,
     canonical,
 )
+from civman.domain.recipes.tiled import TiledRedraw
 from civman.errors import UsageError
 
 A, B = Sha256("a" * 64), Sha256("b" * 64)
@@ -183,8 +184,10 @@ def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
 def test_nothing_may_be_left_out(name: str) -> None:
     faces = FaceRestoration("gfpgan", FULL.checkpoint, FULL.checkpoint, FULL.checkpoint)
-    value = json.loads(replace(FULL, variant="kontext", faces=faces).to_json())
-    assert value["schema"] == 8
+    tiled = TiledRedraw("lanczos", 4096, 4096)
+    full = replace(FULL, start=StartImage(A, 0.5), hires=None, variant="kontext", faces=faces, tiled=tiled)
+    value = json.loads(full.to_json())
+    assert value["schema"] == 9
     del value[name]
 
     with pytest.raises(UsageError, match=f"`recipe.{name}` is missing"):
@@ -230,7 +233,7 @@ def test_other_texts_are_no_recipes(text: str) -> None:
 
 def test_a_later_schema_says_to_update() -> None:
     with pytest.raises(UsageError) as caught:
-        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 9}))
+        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 10}))
 
     assert caught.value.code == "newer-recipe"
 

@@ -27,6 +27,7 @@ from civman.domain.recipes.recipe import (
 from civman.domain.recipes.recipe_limits import size_of, upscaler_of
 from civman.domain.recipes.render_request import RenderRequest
 from civman.domain.recipes.thresholding import thresholding_of
+from civman.domain.recipes.tiled import tiled_of
 from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
@@ -55,11 +56,15 @@ class Resolved:
     upscaler: Sha256 | None = None
     """The model that enlarges the image between the passes."""
     faces: FaceRestoration | None = None
+    tiled_upscaler: Sha256 | None = None
+    """The model that enlarges the input image before it is redrawn in tiles."""
     last_upscaler: Sha256 | None = None
     """The model that enlarges the finished image, and its factor."""
     last_scale: int | None = None
     controls: tuple[ControlUse, ...] = ()
     init_image: Sha256 | None = None
+    init_size: tuple[int, int] = (0, 0)
+    """Width and height of the input image in pixels."""
     mask_image: Sha256 | None = None
     config: str = ""
     files: tuple[RecipeFile, ...] = ()
@@ -80,6 +85,10 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
     if found.init_image is not None:
         start = _start(request, found.init_image, found.mask_image)
     hires = _hires(request, width, height, steps, found.upscaler) if request.hires else None
+    tiled = None
+    if request.tiled_upscale is not None:
+        tiled = tiled_of(request.tiled_upscale, found.init_size, model=found.tiled_upscaler)
+    last = hires or tiled
     return Recipe(
         checkpoint=found.checkpoint, prompt=request.prompt, negative_prompt=request.negative_prompt,
         sampler=found.sampler, schedule=found.schedule, steps=steps,
@@ -108,7 +117,8 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         freeu=freeu_of(_or(request.freeu, "")), rescales_velocity=_or(request.rescales_velocity, False),
         told_sizes=request.told_sizes or "",
         parts=found.parts, flow=found.flow, variant=found.variant,
-        faces=found.faces, upscale=_upscale(request, (hires.width, hires.height) if hires else (width, height), found),
+        faces=found.faces, tiled=tiled,
+        upscale=_upscale(request, (last.width, last.height) if last else (width, height), found),
     )  # fmt: skip
 
 

@@ -26,12 +26,13 @@ from civman.domain.recipes.render_request import RenderRequest as RenderRequest
 from civman.domain.recipes.sampling import SAMPLING as SAMPLING
 from civman.domain.recipes.sampling import Sampling as Sampling
 from civman.domain.recipes.thresholding import Thresholding as Thresholding
+from civman.domain.recipes.tiled import TiledRedraw, tiled_problems
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 8
+SCHEMA: Final = 9
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 8 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 9 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -72,6 +73,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     },
     7: {"": ("parts", "flow", "variant")},
     8: {"": ("faces",)},
+    9: {"": ("tiled",)},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
@@ -272,11 +274,14 @@ class Recipe:
     """The ControlNets that guide the image, each with its control image."""
     faces: FaceRestoration | None = None
     """How the faces in the finished image are restored, before it is enlarged."""
+    tiled: TiledRedraw | None = None
+    """How the input image is enlarged and redrawn in tiles, which have the size `width` x `height`."""
 
     def __post_init__(self) -> None:
         finishing = enlargement_problems(self.upscale) if self.upscale is not None else ()
         faces = face_problems(self.faces) if self.faces is not None else ()
-        for problem in (*problems(self), *finishing, *faces):
+        tiled = tiled_problems(self) if self.tiled is not None else ()
+        for problem in (*problems(self), *finishing, *faces, *tiled):
             raise UsageError(f"the recipe cannot be rendered: {problem}", code=Cause.BAD_RECIPE)
 
     def to_json(self) -> str:
@@ -317,14 +322,17 @@ class Recipe:
             "face-restorer": (self.faces.model,) if self.faces else (),
             "face-detector": (self.faces.detector,) if self.faces else (),
             "face-parser": (self.faces.parser,) if self.faces else (),
-            "upscaler": tuple(made.model for made in (self.hires, self.upscale) if made and made.model),
+            "upscaler": tuple(
+                made.model for made in (self.hires, self.tiled, self.upscale) if made and made.model
+            ),
         }  # fmt: skip
         return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}
 
     @property
     def drawn_size(self) -> tuple[int, int]:
         """Width and height in pixels of the image after its last pass, before it is enlarged by `upscale`."""
-        return (self.hires.width, self.hires.height) if self.hires else (self.width, self.height)
+        last = self.hires or self.tiled or self
+        return last.width, last.height
 
     def file(self, sha256: Sha256) -> RecipeFile | None:
         """Return the download source of the file with this digest, if the recipe contains one."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from civman.domain.recipes.control import ControlRequest
 from civman.domain.recipes.enlargement import UpscaleRequest
+from civman.domain.recipes.tiled import TiledRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,8 @@ class RenderRequest:
     """
     face_restoration: str | None = None
     """How to restore faces: "codeformer", "codeformer:WEIGHT", "gfpgan", or a ref of such a model."""
+    tiled_upscale: TiledRequest | None = None
+    """How to enlarge the input image and redraw it in tiles."""
     upscale: UpscaleRequest | None = None
     """How to enlarge the finished image."""
     file: str | None = None
