@@ -117,7 +117,7 @@ def _needs(session: Session, outcomes: "Sequence[Outcome]") -> "Needs":
         if asset is not None:
             try:
                 found[asset.blob.sha256] = session.library.downloads.needed_parts(asset)
-            except (CannotRender, InvalidModelFile) as error:  # the file is stored, but not for rendering
+            except (CannotRender, InvalidModelFile) as error:  # stored, but not usable for rendering
                 session.output.notice(f"{clean(asset.name)}: {clean(error.message)}")
     return found
 

@@ -83,7 +83,7 @@ class JobProgress:
         before = sum(each.images for each in self._job[: self._plan]) + step.first - 1
         part = step.step / max(step.steps, 1)
         if step.stage == "upscale":
-            part = 1.0  # how long an upscale takes beside the steps is unknown
+            part = 1.0  # how long upscaling takes compared with the steps is unknown
         elif step.stage == "first":
             part *= share.first_pass
         else:

@@ -151,5 +151,5 @@ def _of_recipe(session: Session, name: str, image: "SiteImage", many: Many, how:
     made = library.pictures.save([result.drawn], output=how.output, options=how.options)
     error = None
     if result.verdict in (Verdict.CLOSE, Verdict.DIFFERENT):
-        error = NotIdentical("its pixels differ from the recorded ones", is_close=result.verdict is Verdict.CLOSE)
+        error = NotIdentical("the new pixels differ from the recorded ones", is_close=result.verdict is Verdict.CLOSE)
     return _Row(name, result.verdict.value, error, str(made[0].path))

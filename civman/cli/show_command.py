@@ -114,7 +114,7 @@ def show(
     )
     if not pictures:
         return result
-    from civman.cli.example_pictures import with_examples  # only images need it
+    from civman.cli.example_pictures import with_examples  # only needed for images
 
     return with_examples(session, result, resolved.version, shows_all=unblurred, output=output)
 

@@ -76,7 +76,9 @@ def _print(console: "Console", image: "SiteImage", prepared: "Prepared") -> None
     for reason in (*found.reasons, *prepared.notices):
         console.print(f"  {clean(reason)}", soft_wrap=True)
     if found.drawable.value in ("exact", "differs"):
-        console.print(f"`civman replay https://civitai.com/images/{image.id} --fetch` draws it and compares")
+        console.print(
+            f"`civman replay https://civitai.com/images/{image.id} --fetch` draws the image again and compares"
+        )
 
 
 def _words(wanted: "Wanted") -> str:

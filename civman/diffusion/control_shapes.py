@@ -23,12 +23,12 @@ def original_names(shapes: Mapping[str, object]) -> dict[str, str]:
     names = [name for name in shapes if name.startswith(_PREFIX)] or list(shapes)
     plain = {name.removeprefix(_PREFIX): name for name in names}
     if any(name in plain for name in ("task_embedding", "control_add_embedding.linear_1.weight")):
-        raise _unknown("it is a union of several ControlNets")
+        raise _unknown("the file is a union of several ControlNets")
     if "input_hint_block.0.weight" in plain:
         return plain
     if f"{_HINT}conv_in.weight" in plain:
         return _from_diffusers(plain)
-    raise _unknown("it has no input for a control image in a layout that civman knows")
+    raise _unknown("the file has no input for a control image in a layout that civman knows")
 
 
 def _unknown(why: str) -> CannotRender:
@@ -148,9 +148,9 @@ def require_control_fits(checkpoint: Shapes, control: Mapping[str, Any], name: s
     pooled = [checkpoint.get(f"{UNET}label_emb.0.0.weight"), control.get("label_emb.0.0.weight")]
     problems = []
     if ours != theirs:
-        problems.append(f"it is for a UNet with {_channels(theirs)}, but the checkpoint's has {_channels(ours)}")
+        problems.append(f"the ControlNet's UNet has {_channels(theirs)}, but the checkpoint's has {_channels(ours)}")
     if widths[0] != widths[1]:
-        problems.append(f"it takes text of width {widths[1]}, but the checkpoint gives {widths[0]}")
+        problems.append(f"the ControlNet takes text of width {widths[1]}, but the checkpoint's is {widths[0]} wide")
     if (pooled[0] is None) != (pooled[1] is None) or (pooled[0] and pooled[1] and pooled[0][1] != pooled[1][1]):
         problems.append("the inputs for SDXL's sizes and pooled text differ")
     if problems:

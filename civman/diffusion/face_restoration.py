@@ -69,7 +69,7 @@ def restored(pixels: Any, models: FaceModels, weight: float) -> tuple[Any, int]:
     try:
         return _restored(pixels, models, weight)
     except (KeyError, RuntimeError, ValueError) as error:
-        if "memory" in str(error):  # reported as such by the caller
+        if "memory" in str(error):  # the caller reports it
             raise
         raise CannotRender(
             f"the face models cannot be run: {error}", hint="use the published files", code=Cause.NO_FACE_MODEL

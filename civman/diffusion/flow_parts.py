@@ -46,7 +46,7 @@ def place_parts(
 
     Raises:
         CannotRender: a part is missing (`missing-part`), or is of another kind or width (`mismatched-parts`).
-        InvalidModelFile: the shapes of the tensors make no model.
+        InvalidModelFile: the shapes of the tensors match no model of the family.
     """
     stated = stated or {}
     prefix = family.prefix_in(checkpoint)

@@ -197,7 +197,7 @@ def _scale_where_peft_is() -> None:
 
 def _only_with_peft(function: Callable[..., None]) -> Callable[..., None]:
     def wrapped(model: Any, *arguments: Any, **named: Any) -> None:
-        # a compiler would compile again whenever a module has been imported, so it looks at the model instead
+        # torch.compile would recompile whenever a module is imported, so compiled code looks at the model instead
         if torch.compiler.is_compiling():
             has_layers = bool(getattr(model, "_hf_peft_config_loaded", False))
         else:

@@ -352,7 +352,7 @@ class RecipeJob:
         paths: list[BrownianPath] = []
 
         def draw(here: float, after: float) -> Tensor:
-            if not paths:  # they begin with a draw, too
+            if not paths:  # starting the paths draws noise, too
                 upwards = self._recipe.rules == 1
                 paths.extend(noise.brownian(shape, *plan.span, falls_upwards=upwards) for noise in noises)
             return torch.stack([path.noise(here, after) for path in paths])

@@ -150,7 +150,7 @@ class ModelFile:
     hashes: Hashes = Hashes()  # noqa: RUF009  # frozen, so instances can share one value
     is_primary: bool = False
     is_linked: bool = False
-    """Whether it belongs to another version (a shared VAE), so its id does not work in this version's download URL."""
+    """Whether the file belongs to another version (shared VAE): this version's download URL does not accept its id."""
     format: str | None = None
     """CivitAI's value: "SafeTensor", "PickleTensor", "GGUF", "Other" … The extension and contents are more reliable."""
     precision: str | None = None

@@ -1,7 +1,7 @@
 """Finds on CivitAI the files that an image's settings name: by hash, by version id, and by name last.
 
 A short hash is accepted only if the file has the kind that the image needs. A file that cannot be downloaded is
-described with the reason and with what could take its place; nothing is replaced without being asked for.
+described with the reason and with what could take its place; nothing is replaced unless the user asks for it.
 """
 
 import contextlib

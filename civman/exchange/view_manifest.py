@@ -48,7 +48,7 @@ class Entry:
     of: Sha256
     """The SHA-256 of the model: the file itself, or the one it is a companion of."""
     kind: str
-    """"model", or the kind of companion."""
+    """"model" for a model file, otherwise the kind of companion file, such as a preview."""
     size_bytes: int
     sha256: Sha256
     method: Method = Method.COPY

@@ -369,7 +369,7 @@ class Library:
         Raises: CannotRender: `pipe` has another model or other LoRAs. Incompatible: an embedding does not fit.
         """
         from civman.domain.recipes.machine import Machine
-        from civman.rendering.plan_pipeline import embeddings  # torch, see `render`
+        from civman.rendering.plan_pipeline import embeddings  # imports torch, see `render`
 
         return embeddings(planned, pipe, machine=machine or Machine(), on_event=on_event)
 

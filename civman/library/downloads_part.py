@@ -120,7 +120,7 @@ class DownloadsPart(Part):
         """
         if asset.facts.kind != Kind.CHECKPOINT.value:
             return ()
-        from civman.planning.find_files import Finder  # these read the families of models: 0.1 s
+        from civman.planning.find_files import Finder  # these import all families: 0.1 s
         from civman.planning.needed_parts import needed_parts, with_offers
 
         finder = Finder(self._context.index, ignore)

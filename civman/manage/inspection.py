@@ -61,7 +61,7 @@ class Inspected:
     def _unpacked(self) -> Header | None:
         try:
             return self.model_header()
-        except (CannotRender, InvalidModelFile):  # the checkpoint's own result says why
+        except (CannotRender, InvalidModelFile):  # the result for the checkpoint itself reports the error
             return self.header
 
     def model_header(self) -> Header | None:

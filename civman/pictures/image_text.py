@@ -83,7 +83,7 @@ def write(
             options |= {"quality": _JPEG_QUALITY if quality is None else quality, "subsampling": 0}
         elif format == "webp":
             options |= {"lossless": True, "quality": 80} if quality is None else {"quality": quality}
-            options |= {"exact": True} if image.mode == "RGBA" else {}  # keeps the colours of transparent areas
+            options |= {"exact": True} if image.mode == "RGBA" else {}  # keep the colours of transparent areas
         if profile is not None:
             options["icc_profile"] = profile
         image.save(data, format.upper(), **options)

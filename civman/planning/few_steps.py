@@ -71,5 +71,5 @@ def _kind(label: str | None, name: str) -> tuple[_FewSteps, str] | None:
         if re.search(word, (label or "").lower()):
             return kind, f"CivitAI says {label}"
         if re.search(word, name.lower()):
-            return kind, "its name says so"
+            return kind, "the file's name says so"
     return None

@@ -178,8 +178,10 @@ def _variant(
     if len(possible) == 1:
         return possible[0], ()
     label, name = (found.inspected.label or "").casefold(), found.inspected.name.casefold()
-    for words, witness in ((label, f"CivitAI says {found.inspected.label}"), (name, "its name says so")):
-        for variant in reversed(possible):  # the most common one is also the start of the others' names
+    for words, witness in ((label, f"CivitAI says {found.inspected.label}"), (name, "the file's name says so")):
+        for variant in reversed(
+            possible
+        ):  # the most common variant's name begins the others' names, so it is tried last
             if any(word in words for word in family.variant_words[variant]):
                 return variant, (f"taken for the variant {variant} of {family.title}: {witness}",)
     words = (
@@ -208,7 +210,7 @@ def fitting_files(finder: Finder, need: Need, family: FlowFamily, found: Found) 
     own = {name[len(prefix) :]: shape for name, shape in found.header.shapes.items() if name.startswith(prefix)}
     try:
         widths = family.widths(family.config(own))
-    except (KeyError, IndexError, ZeroDivisionError):  # `place_parts` says what is wrong
+    except (KeyError, IndexError, ZeroDivisionError):  # `place_parts` reports the error
         return []
     return [each for each in finder.stored(need.kind.role) if _fits(need, each, widths.get(need.component))]
 

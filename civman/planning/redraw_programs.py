@@ -1,7 +1,7 @@
 """Turn the JSON that programs other than A1111 write into images into recipes, or say why that is impossible.
 
 ComfyUI's graphs and SwarmUI's settings are followed. The other programs sample, guide or read prompts by rules that
-civman does not have, and are refused with these rules.
+civman does not have; they are refused, and the error names these rules.
 """
 
 import json

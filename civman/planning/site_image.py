@@ -37,7 +37,7 @@ _ADDNET: Final = re.compile(r"(.*?)\s*\(([0-9a-fA-F]{8,12})\)")
 class SiteImage:
     """An image on CivitAI. `path`: its downloaded original; `has_recipe`: whether civman's recipe is in it.
 
-    `text`: A1111's `parameters` in the original, or None. They are preferred to `meta`, the API's answer, in which
+    `text`: A1111's `parameters` in the original, or None. The text is preferred to `meta`, the API's response, in which
     CivitAI has split some entries wrongly. `version_ids`: the model versions that CivitAI found in the image.
     """
 

@@ -2,8 +2,8 @@
 
 The syntax is that of A1111's extension sd-dynamic-prompts, and so is the choice for a seed: both are computed by that
 extension's own library, `dynamicprompts`. A wildcard stands for a line of `colour.txt` in the folder of wildcards, or
-for an entry of a YAML or JSON file there. What the library would leave in the prompt without a word, such as the name
-of a wildcard that does not exist, is an error here.
+for an entry of a YAML or JSON file there. What the library would leave in the prompt without a warning, such as the
+name of a wildcard that does not exist, is an error here.
 """
 
 import logging

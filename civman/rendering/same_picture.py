@@ -47,8 +47,8 @@ class Likeness(StrEnum):
 class Likened:
     """The verdict with its numbers: `gradients`, a correlation from -1 to 1, and the reduced images' PSNR in dB.
 
-    Both are None if the images cannot be compared; `psnr_db` also if the reduced images are equal. `differs`: in what
-    two pictures with the same composition differ, in words. `is_cropped`: only the shared middle was compared.
+    Both are None if the images cannot be compared; `psnr_db` also if the reduced images are equal. `differs`: how two
+    pictures with the same composition differ, in words. `is_cropped`: only the shared middle was compared.
     """
 
     likeness: Likeness

@@ -1,7 +1,7 @@
 """Saves images in a thread of its own, so that the next image is computed meanwhile.
 
 Compressing a PNG of 1024x1024 pixels takes about as long as a fast GPU needs for several steps. Images are saved in the
-order in which they come, and only a few may wait: whoever computes faster than the disk takes them has to wait, too.
+order in which they come, and only a few may wait: if they come faster than the disk can take them, `put` waits.
 """
 
 from collections import deque
@@ -49,7 +49,7 @@ class Saver(Generic[Item, Result]):
             if (failure := saved.exception()) is None:
                 self._done(saved.result())
             elif failure is not error:
-                # it concerns an earlier image than the error that ended the block
+                # the failed image comes before the error that ended the block
                 raise failure from error
             else:
                 return

@@ -45,7 +45,9 @@ async def plan(request: Request) -> Response:
     except CivmanError as error:
         if not is_set(request, "soft"):
             raise
-        return JSONResponse({"error": {**error_value(error), "facts": {}}})  # what is typed is often not complete yet
+        return JSONResponse(
+            {"error": {**error_value(error), "facts": {}}}
+        )  # the client plans while the user types, so incomplete input is normal
 
 
 def _planned(library: Library, body: dict[str, Any], root: Path, device: str | None) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class EngineLink:
         process.start()
         theirs.close()
         self._process, self._pipe, self._is_told_watched = process, ours, False
-        _, _, self._device = ours.recv()  # it has loaded torch
+        _, _, self._device = ours.recv()  # the process sends this once it has loaded torch
         return ours
 
     def _heard(self, what: str, job: ServerJob) -> None:

@@ -100,7 +100,7 @@ class _EngineProcess:
         """Report an event of the current render, and stop it if it was cancelled."""
         if isinstance(event, Step):
             if self._last is not None and (event.first, event.stage, event.step) <= self._last[:3]:
-                self._done += self._last[3]  # the next plan of the job
+                self._done += self._last[3]  # the job's next plan has begun
             self._last = event.first, event.stage, event.step, event.count
             value = {
                 "step": event.step, "steps": event.steps, "first": self._done + event.first,

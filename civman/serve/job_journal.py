@@ -43,7 +43,9 @@ class JobJournal:
             return []
         except OSError as error:
             raise store_error(error, self._path) from error
-        for number, line in enumerate(lines[:-1], 1):  # the kill came while a line without an end was written
+        for number, line in enumerate(
+            lines[:-1], 1
+        ):  # the last line has no end if the server was killed while writing it
             try:
                 value = json.loads(line)
                 if value.get("version", _VERSION) != _VERSION:

@@ -62,7 +62,7 @@ async def _by_model(
         path = upload_of(text, root)
         with Image.open(path) as image:
             scale, size = _wanted(body, image.size)
-        # A1111 takes multiples of 8 and crops to a size only if it is asked to
+        # A1111 rounds to multiples of 8, and crops only on request
         payload = {"files": [str(path)], "upscaler": upscaler, "scale": scale, "size": size, "multiple": 8}
         job = parts.jobs.submit(JobKind.UPSCALE, client_of(request), f"upscale with {upscaler}", payload)
         done = await finished(request, job)

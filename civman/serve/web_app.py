@@ -102,7 +102,7 @@ async def _front(request: Request) -> Response:
     """The page for a browser, a short description for a program; sets the token's cookie for other computers."""
     token = request.query_params.get("token")
     if token and request.app.state.access.needs_token:
-        entered = RedirectResponse("/", 303)  # so that the token does not stay in the address
+        entered = RedirectResponse("/", 303)  # so that the token does not stay in the URL
         entered.set_cookie(COOKIE, token, httponly=True, samesite="strict")
         return entered
     if wants_page(request):

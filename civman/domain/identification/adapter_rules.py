@@ -97,7 +97,7 @@ ADAPTED: tuple[Rule, ...] = (
     Rule("on-ltx2", A.LTX2, "sound and picture attention",
          needs=(r"audio_attn|audio_to_video|video_to_audio|^av_ca_",)),
     Rule("on-anima-adapter", A.ANIMA, "changes the adapter for a language model", needs=(r"^llm_adapter_",)),
-    Rule("on-anima", A.ANIMA, "Cosmos blocks, 2048 wide, as Anima's", also=(A.COSMOS,),
+    Rule("on-anima", A.ANIMA, "Cosmos blocks, 2048 wide like Anima's", also=(A.COSMOS,),
          axis=(r"^blocks_#_(self_attn|cross_attn)_([qkv]|output)_proj$|^blocks_#_mlp_layer1$", 1, (2048,))),
     Rule("on-cosmos", A.COSMOS, "Cosmos blocks", also=(A.ANIMA,),
          needs=(r"^blocks_#_(self_attn|cross_attn)_output_proj$|^blocks_#_mlp_layer\d$|^blocks_#_adaln_modulation_",)),

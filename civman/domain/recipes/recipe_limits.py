@@ -122,7 +122,7 @@ def _start_problems(start: Any) -> Iterator[str]:
     if not 0 < start.strength <= 1:
         yield "strength must be above 0 and at most 1"
     if start.only_masked and start.mask_sha256 is None:
-        yield "it should inpaint only the masked area, but has no mask"
+        yield "the recipe inpaints only the masked area, but has no mask"
     if start.resize_mode == RESIZE_MODES[-1] and start.mask_sha256 is not None:
         yield "a latent upscale cannot be combined with a mask"
     if start.mask_blur < 0 or start.padding < 0:
