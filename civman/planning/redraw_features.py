@@ -105,7 +105,13 @@ _FEATURES: Final = (
         f"Tiled Diffusion|{_TILED}", NO, "the image was drawn in tiles (Tiled Diffusion), which civman does not support"
     ),
     _feature(
-        "(SD upscale|Ultimate SD upscale) ",
+        "SD upscale ",
+        NEEDS,
+        "the script SD upscale drew it again from an image that the settings do not contain; "
+        "`civman render --init IMAGE --tiled-upscale` does the same",
+    ),
+    _feature(
+        "Ultimate SD upscale ",
         NO,
         "an upscale script drew it again from an image that the settings do not contain; civman does not support "
         "such scripts",

@@ -225,6 +225,11 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
         ({"Size": "0x512"}, "no", "not a size"),
         ({"ADetailer model": "face_yolov8n.pt"}, "differs", "detector"),
         ({"Ultimate SD upscale upscaler": "x", "Denoising strength": "0.2"}, "no", "upscale script"),
+        (
+            {"SD upscale upscaler": "x", "SD upscale overlap": "64", "Denoising strength": "0.2"},
+            "needs-input",
+            "--tiled-upscale",
+        ),
         ({"First pass size": "0x0", "Denoising strength": "0.7"}, "differs", "encoded again"),
         ({"Parser": "Full parser"}, "differs", "SD.Next"),
         ({"Parser": "Fixed attention"}, "no", "SD.Next"),
