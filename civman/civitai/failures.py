@@ -358,7 +358,7 @@ def _quoted(text: str) -> str:
 
 
 def _day(moment: str) -> str:
-    """The date of an ISO 8601 time, such as "2026-03-01" in UTC; what is no such time stays as CivitAI wrote it."""
+    """The date of an ISO 8601 time, such as "2026-03-01" in UTC; any other text is returned as it is."""
     try:
         found = datetime.fromisoformat(moment)
     except ValueError:

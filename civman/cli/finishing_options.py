@@ -32,5 +32,7 @@ TileOverlapOpt = Annotated[
 ]
 TileBatchOpt = Annotated[
     int | None,
-    typer.Option(help="Number of tiles that A1111 drew together; it decides their seeds.", show_default="1"),
+    typer.Option(
+        help="Number of tiles that A1111 drew in one batch, which determines the tiles' seeds.", show_default="1"
+    ),
 ]

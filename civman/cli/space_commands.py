@@ -40,11 +40,14 @@ def gc(
         bool,
         typer.Option(
             "--trust-store",
-            help="Also delete pinned files in old trash of which the object store has a copy; it is read and verified.",
+            help="Also delete pinned files in old trash if the object store has a copy; it is verified first.",
         ),
     ] = False,
     store_leftovers: Annotated[
-        bool, typer.Option("--store-leftovers", help="Delete what stopped uploads left in the object store.")
+        bool,
+        typer.Option(
+            "--store-leftovers", help="Delete sidecars and previews that interrupted uploads left in the object store."
+        ),
     ] = False,
 ) -> Result | None:
     """Free disk space: delete old trash and partial downloads, and move files missing from the index to the trash."""

@@ -88,7 +88,7 @@ def redraw_in_tiles(
         drawn: list[Picture] = []
         for number, box in enumerate(grid.boxes):
             seed = tiled.seed_of(recipe.seed + first, number)
-            # the upscaler is no part of the tile's recipe, so neither is the list of files
+            # a tile's recipe contains neither the upscaler nor the list of files
             one = replace(recipe, tiled=None, upscale=None, files=(), seed=seed, count=1, batch_size=1)
             given = Inputs(np.ascontiguousarray(np.asarray(image.crop(box))))
             told = _Told(on_event, number, len(grid.boxes), first + 1, recipe.count)

@@ -1,4 +1,4 @@
-"""What `civman gc` asks an object store, and what it may delete there: remains of uploads, never a file."""
+"""The requests of `civman gc` to an object store. It may delete remains of uploads there, never a file."""
 
 from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta

@@ -22,7 +22,7 @@ class SecondCopy:
 
 @dataclass(frozen=True, slots=True)
 class StoreLeftover:
-    """A sidecar or preview in the object store whose file is not there, as a stopped upload leaves it."""
+    """A sidecar or preview in the object store without its file, left by an interrupted upload."""
 
     key: str
     sha256: Sha256

@@ -40,7 +40,8 @@ class Access:
     """Who may use the server. `hosts`: the values of the Host header that mean it; `origins`: other sites that may.
 
     `needs_token`: every request needs the token, not only those that act as the user who started the server.
-    `by_address`: the server listens on all addresses of the machine; the one at which a request arrives means it too.
+    `by_address`: the server listens on all addresses of the machine; the address at which a request arrives is then a
+    valid host, too.
     """
 
     token: str
@@ -52,9 +53,9 @@ class Access:
     def hosts_for(self, scope: Scope) -> frozenset[str]:
         """The values of the Host header that mean the server in this request.
 
-        The system says at which of its addresses a connection arrived. That holds on every system, and also for an
-        address that the machine was given after the start. A page that rebinds its name sends the name, so an address
-        in the Host header is never that page's.
+        The socket states the local address at which a connection arrived. This works on every system, and also for an
+        address that the machine was given after the start. A page that uses DNS rebinding sends its own name in the
+        Host header, never an IP address.
         """
         server = scope.get("server")
         if not self.by_address or not server or server[1] is None:

@@ -58,7 +58,7 @@ class Serving:
         self.options: dict[str, Any] = {}
         """What clients of AUTOMATIC1111's API have set since the start."""
         self.previews: dict[str, Preview] = {}
-        """Images of CivitAI in the latest answers, by the SHA-256 of their URLs."""
+        """Images from CivitAI in the latest responses, by the SHA-256 of their URLs."""
         self.searches = SiteSearches()
         """The latest searches of CivitAI; only for the thread of `site`."""
         self.images = ThreadPoolExecutor(4, thread_name_prefix="images")

@@ -25,7 +25,7 @@ class TiledRequest:
     """A requested redraw in tiles of the size of the rendering."""
 
     upscaler: str
-    """A ref, a name that A1111 writes, "lanczos", "nearest", or "none" if the image is not enlarged."""
+    """A ref, A1111's name for an upscaler, "lanczos", "nearest", or "none" if the image is not enlarged."""
     scale: float | None = None
     """The factor for width and height, after which both are rounded down to multiples of 8; None: 2."""
     size: str | None = None
