@@ -209,8 +209,7 @@ class Index:
         self, wanted: "PictureFilter | None" = None, *, limit: int | None = None, offset: int = 0
     ) -> "list[KeptPicture]":
         """Images that match the filter, newest first; all of them without a filter."""
-        # importing this module loads the recipe types (0.02 s), which listing files does not need
-        from civman.index import read_pictures
+        from civman.index import read_pictures  # loads the recipe types (0.02 s), which listing files does not need
 
         return read_pictures.select(self._reader, wanted or read_pictures.PictureFilter(), limit=limit, offset=offset)
 
@@ -225,6 +224,12 @@ class Index:
         from civman.index import read_pictures
 
         return read_pictures.paths(self._reader)
+
+    def seeds_of(self, recipes: Iterable[str]) -> list[tuple[str, str, int]]:
+        """The recipe's SHA-256, path and seed of each image that was made with one of these recipes; one query."""
+        from civman.index import read_pictures
+
+        return read_pictures.seeds_of(self._reader, recipes)
 
     def pictures_with(self, digests: Iterable[Sha256]) -> int:
         """The number of images that were made with one of these files."""
@@ -270,8 +275,6 @@ class Index:
     def snapshot_of_version(self, version_id: VersionId) -> Snapshot | None:
         """When and from where the version was last fetched, and whether CivitAI still has it."""
         return read_catalog.snapshot(self._reader, "version", version_id)
-
-    # Writing
 
     @cached_property
     def _writer(self) -> "Writer":

@@ -1,5 +1,6 @@
 """Render a large job on several workers, and continue one that was stopped."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import datetime
@@ -7,9 +8,7 @@ from pathlib import Path
 
 from civman.domain.events import Notice, OnEvent
 from civman.domain.plurals import counted
-from civman.domain.recipes.record import Record
 from civman.index import Index
-from civman.index.read_pictures import PictureFilter
 from civman.planning.input_pictures import keep_inputs
 from civman.planning.plan_types import Planned, Rendering
 from civman.rendering.draw import Drawn
@@ -38,7 +37,7 @@ def render_on(
     tasks = tasks_of(plans)
     if resumes:
         import_pictures(index, place.folder)  # an image may have been saved but not recorded when the job was killed
-        left = [task for task in tasks if not is_finished(index, task, place)]
+        left = unfinished(index, tasks, place)
         if len(left) < len(tasks):
             on_event(Notice("render", f"{counted(len(tasks) - len(left), 'image')} of {len(tasks)} rendered before"))
         tasks = left
@@ -58,13 +57,18 @@ def render_on(
     return [rendering for _, rendering in sorted(zip(places, made, strict=True), key=lambda pair: pair[0])]
 
 
-def is_finished(index: Index, task: Task, place: Place) -> bool:
-    """Whether all images of a task are recorded, and still in the folder that they would be saved in now."""
-    recipe, folder = task.planned.recipe, str(place.folder.absolute())
-    kept = index.pictures(PictureFilter(recipe=recipe.sha256))
-    here = {
-        each.record.seed
-        for each in kept
-        if isinstance(each.record, Record) and str(Path(each.path).parent) == folder and each.is_here
-    }
-    return len(here) >= recipe.count
+def unfinished(index: Index, tasks: Sequence[Task], place: Place) -> list[Task]:
+    """The tasks of which an image is not recorded, or no longer in the folder that it would be saved in now.
+
+    The index is asked once for all tasks.
+    """
+    folder, kept = str(place.folder.absolute()), defaultdict[str, list[tuple[str, int]]](list)
+    for recipe, path, seed in index.seeds_of(task.planned.recipe.sha256 for task in tasks):
+        if str(Path(path).parent) == folder:
+            kept[recipe].append((path, seed))
+
+    def is_finished(task: Task) -> bool:
+        recipe = task.planned.recipe
+        return len({seed for path, seed in kept[recipe.sha256] if Path(path).is_file()}) >= recipe.count
+
+    return [task for task in tasks if not is_finished(task)]

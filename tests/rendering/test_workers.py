@@ -42,6 +42,8 @@ from civman.workers.tasks import Task, TaskQueue, tasks_of
 
 ONE = Machine("cpu", threads=1)
 MODELS = ("tiny-sd1", "tiny-sd2", "tiny-sdxl")
+LARGE = 2**63 + 2**20
+"""A seed that floating-point numbers cannot tell from the next one."""
 QUICKEST: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "guidance_scale": 1.0, "sampler": "Euler"}
 
 
@@ -106,6 +108,28 @@ def test_an_image_that_was_saved_but_not_recorded_is_not_rendered_again(civman: 
     assert civman(*words, "--resume").json["render"] == []
     assert len(civman("renders", "--json").json["renders"]["pictures"]) == 1
     assert number
+
+
+@pytest.mark.usefixtures("stocked")
+def test_resuming_asks_the_index_once_and_renders_what_is_no_longer_in_this_folder(
+    library: Library, tmp_path: Path
+) -> None:
+    plans = plan(library, 5, ("tiny-sd1",))
+    twice = library.plan(RenderRequest("tiny-sd1", "a dog", seed=LARGE, count=2, batch_size=2, **QUICKEST))
+    whole = library.plan(RenderRequest("tiny-sd1", "a cow", seed=LARGE, count=2, batch_size=2, **QUICKEST))
+    folder, other = tmp_path / "out", tmp_path / "other"
+    made = library.render([*plans[:3], twice, whole], output=folder, machine=ONE)
+    library.render(plans[3:4], output=other, machine=ONE)
+    made[1].path.unlink()  # recorded, but gone
+    made[4].path.unlink()  # one of the two images of a plan
+    asked: list[str] = []
+    library.context.index._reader._connection.set_trace_callback(asked.append)
+
+    again = library.render([*plans, twice, whole], output=folder, machine=ONE, resume=True)
+
+    assert [each.record.seed for each in again] == [1, 3, 4, LARGE, LARGE + 1]
+    assert len([sql for sql in asked if "json_extract(record" in sql]) == 1
+    assert not [sql for sql in asked if "recipe_sha256 >=" in sql], "no query for each task"
 
 
 @pytest.mark.usefixtures("stocked")
