@@ -15,7 +15,7 @@ from civman.domain.plurals import counted
 from civman.errors import CivmanError
 from civman.index import Index
 from civman.settings import Settings
-from civman.system.system_facts import gpu_names
+from civman.system.system_facts import computes_bfloat16, gpu_names
 
 _LITTLE_SPACE_BYTES = 20_000_000_000
 _REBUILD = "move it away, then rebuild it from the files with `civman verify --rebuild`"
@@ -139,3 +139,8 @@ def _renderer() -> Iterator[Finding]:
     yield Finding(
         "gpu", State.OK if devices else State.NOTE, ", ".join(devices) or "no GPU found: rendering uses the CPU"
     )
+    if not devices and computes_bfloat16():
+        yield Finding(
+            "cpu", State.NOTE, "has instructions for bfloat16 (AVX512_BF16)",
+            remedy="`--precision bfloat16` renders faster; images differ from those in float32 (by 36 to 37 dB PSNR)",
+        )  # fmt: skip

@@ -94,6 +94,16 @@ def test_doctor_tells_what_holds_and_where_it_comes_from(online: CivitaiServer, 
     assert DEMO_TOKEN not in result.out
 
 
+def test_doctor_proposes_bfloat16_where_the_processor_has_it(online: CivitaiServer, civman: Civman) -> None:
+    torch = pytest.importorskip("torch")
+    findings = {finding["name"]: finding for finding in civman("doctor", "--json").json["doctor"]}
+
+    has_it = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    assert ("cpu" in findings) == (has_it and findings["gpu"]["state"] == "note")
+    if "cpu" in findings:
+        assert "--precision bfloat16" in findings["cpu"]["remedy"]
+
+
 def test_doctor_names_a_bad_key_and_fails(
     online: CivitaiServer, civman: Civman, monkeypatch: pytest.MonkeyPatch
 ) -> None:

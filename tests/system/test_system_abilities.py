@@ -236,3 +236,21 @@ def test_names_that_the_terminal_cannot_write_do_not_end_a_command(tmp_path: Pat
         assert "Traceback" not in told
         assert done.returncode in (2, 3), told
     assert "モデル" in json.loads(done.stdout)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "has"),
+    [
+        (
+            "processor\t: 0\nflags\t\t: avx512_bf16 amx_bf16\n\nprocessor\t: 1\nflags\t\t: fpu avx512_bf16\n",
+            True,
+        ),
+        ("processor\t: 0\nflags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\nflags\t\t: fpu avx512f\n", False),
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16x\n", False),
+        ("processor\t: 0\nvmx flags\t: avx512_bf16\nflags\t\t: fpu\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", False),
+        ("", False),
+    ],
+)
+def test_bfloat16_is_known_by_the_flag_of_every_processor(text: str, has: bool) -> None:
+    assert system_facts.states_bfloat16(text) is has
