@@ -37,7 +37,8 @@ from civman.library import Library
 from civman.manage.search_fits import label_of, support_of
 from civman.planning.redraw import redraw
 from civman.serve.api_library import image_answer, is_set, licence_value, model_values, number_of, size_of
-from civman.serve.render_requests import require_name
+from civman.serve.api_pictures import redraw_value
+from civman.serve.render_requests import conditions_of, require_name
 from civman.serve.serving import Serving, serving
 from civman.serve.thumbnails import kept_thumbnail, thumbnail
 
@@ -229,6 +230,27 @@ async def site_image(request: Request) -> Response:
     return JSONResponse(await serving(request).site.run(find))
 
 
+def _image_number(request: Request) -> int:
+    number = int(request.path_params["number"])
+    if not 0 < number < 2**31:
+        raise UsageError("an image has a number from 1 to 2147483647")
+    return number
+
+
+async def redraw_image(request: Request) -> Response:
+    """Plan how to draw an image on CivitAI again from the settings that CivitAI shows; nothing is downloaded."""
+    number, parts = _image_number(request), serving(request)
+    conditions = conditions_of({}, await parts.device())
+
+    def plan(library: Library) -> Any:
+        url = f"https://civitai.com/images/{number}"
+        found = library.pictures.fetch_image(url, with_original=False)
+        assert found is not None, "this is the address of an image"
+        return redraw_value(library, None, lambda: library.pictures.plan_settings(found, conditions))
+
+    return JSONResponse(await parts.site.run(plan))
+
+
 async def images(request: Request) -> Response:
     """Images on CivitAI that were made with a version, with their settings and whether civman can draw them again."""
     parts = serving(request)
@@ -272,5 +294,6 @@ ROUTES = [
     Route("/api/v1/civitai/search", search), Route("/api/v1/civitai/filters", filters),
     Route("/api/v1/civitai/model", site_model), Route("/api/v1/civitai/plan", plan_download),
     Route("/api/v1/civitai/images", images), Route("/api/v1/civitai/images/{number:int}", site_image),
+    Route("/api/v1/civitai/images/{number:int}/redraw", redraw_image),
     Route("/api/v1/civitai/previews/{key}", preview_thumb),
 ]  # fmt: skip

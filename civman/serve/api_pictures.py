@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +119,26 @@ def _redraw(library: Library, report: PictureReport, conditions: Conditions) -> 
         job = {"kind": "redraw", "settings": report.carried.parameters}
     else:
         return {"job": None, "plan": None, "request": None, "error": None}
+    record = report.record
+    if record is not None:
+        return redraw_value(library, job, lambda: library.plan(record.recipe))
+    return redraw_value(
+        library, job, lambda: library.pictures.plan_settings(report.carried.parameters or "", conditions)
+    )  # fmt: skip
+
+
+def redraw_value(library: Library, job: dict[str, Any] | None, make_plan: Callable[[], Planned]) -> dict[str, Any]:
+    """How to draw an image again: a job with its plan, or the error that stands against it.
+
+    Without a `job`, the one that draws the plan's recipe. `request`: what Draw can change, None if nothing.
+    """
     try:
-        if report.record is not None:
-            planned = library.plan(report.record.recipe)
-        else:
-            planned = library.pictures.plan_settings(report.carried.parameters or "", conditions)
-        return {
-            "job": job, "plan": planned_value(library, [planned], planned.notices), "request": _request(planned),
-            "error": None,
-        }  # fmt: skip
+        planned = make_plan()
+        value = planned_value(library, [planned], planned.notices)
     except CivmanError as error:
         return {"job": job, "plan": None, "request": None, "error": {**error_value(error), "facts": {}}}
+    drawn = job or {"kind": "redraw", "recipe": json.loads(planned.recipe.to_json())}
+    return {"job": drawn, "plan": value, "request": _request(planned), "error": None}
 
 
 def _request(planned: Planned) -> Any:
@@ -157,6 +167,7 @@ async def compare(request: Request) -> Response:
             "recipe_differences": {
                 key: [then.get(key), now.get(key)] for key in {**then, **now} if then.get(key) != now.get(key)
             },
+            "files": plain({file.sha256: file for kept in (one, other) for file in kept.record.names}),
         }  # fmt: skip
 
     return JSONResponse(await serving(request).library.run(measure))

@@ -54,6 +54,7 @@ def test_draw_with_a_lora_compare_two_scales_and_replay(look: Look, page_server:
     plan = page.get_by_role("status", name="Plan")
     plan.get_by_text("1 image, 64×64").wait_for(timeout=DRAWN)  # the first plan starts the process that renders
     assert "Licence: " in plan.inner_text()
+    assert "With Tiny Shapes v1.0, Tiny Stripes v1.0 at 1\n" in plan.inner_text()
     seen.shot("draw-plan")
 
     drawn(seen)
@@ -72,7 +73,10 @@ def test_draw_with_a_lora_compare_two_scales_and_replay(look: Look, page_server:
     page.get_by_text("Choose the image to compare").wait_for()
     page.get_by_role("gridcell").nth(1).click()
     page.locator(".verdict", has_text="different").wait_for()
-    assert "loras" in page.locator(".compare table").inner_text()
+    (row,) = page.locator(".compare tbody tr").all()
+    assert [cell.inner_text() for cell in row.locator("th, td").all()] == [
+        "loras", "Tiny Stripes v1.0 at 0.3", "Tiny Stripes v1.0 at 1",
+    ]  # fmt: skip
     page.get_by_alt_text("Where the two images differ").wait_for()
     seen.shot("compare")
     page.get_by_role("button", name="Back to the images").click()
@@ -151,6 +155,29 @@ def test_a_strangers_image_is_read_and_drawn_again(look: Look, page_server: Serv
     panel.get_by_role("button", name="Edit in Draw").click()
     seen.page.get_by_label("Seed", exact=True).wait_for()
     assert seen.page.get_by_label("Prompt", exact=True).input_value() == "a yellow circle"
+
+
+def test_an_example_image_of_civitai_is_drawn_again_and_edited(look: Look, page_server: Served) -> None:
+    seen = look("#/civitai?open=91003")
+    page = seen.page
+    page.get_by_role("button", name=re.compile("^Example image 1, rated")).click()
+    dialog = page.get_by_role("dialog", name="Example image")
+    dialog.get_by_role("button", name="Draw with these settings").click()
+    dialog.locator(".plan", has_text="With Tiny Shapes v1.0, Tiny Stripes v1.0 at 1").wait_for(timeout=DRAWN)
+    prompt = dialog.locator(".description").first.inner_text()
+    seen.shot("civitai-example-plan")
+
+    dialog.get_by_role("button", name="Draw it").click()
+
+    dialog.locator(".results img").wait_for(timeout=DRAWN)
+    drawn_again = newest(page_server)
+    assert drawn_again["prompt"] == prompt
+    seen.shot("civitai-example-drawn")
+    dialog.get_by_role("button", name="Edit in Draw").click()
+    page.get_by_label("Scale of Tiny Stripes v1.0").wait_for()
+    assert page.get_by_label("Prompt", exact=True).input_value() == prompt
+    assert page.get_by_label("Seed", exact=True).input_value() == str(drawn_again["seed"])
+    assert page.get_by_role("dialog", name="Example image").count() == 0
 
 
 def test_images_are_filtered_by_words_and_by_model(look: Look, page_server: Served) -> None:

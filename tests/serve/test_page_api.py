@@ -126,6 +126,9 @@ def test_a_replay_has_a_verdict_and_a_variation_differs(page: Served) -> None:
     compared = page.get("/api/v1/compare", a=first["id"], b=other["id"])
     assert compared["verdict"] == "different"
     assert set(compared["recipe_differences"]) == {"guidance_scale", "prompt"}
+    assert [(digest, each["model"]) for digest, each in compared["files"].items()] == [
+        (first["recipe"]["checkpoint"], "Tiny Shapes")
+    ]
     one, two = (
         np.asarray(Image.open(io.BytesIO(file(page, f"/api/v1/pictures/{each['id']}/file")))).astype(int)
         for each in (first, other)
@@ -248,6 +251,52 @@ def test_the_server_itself_loads_no_torch_and_needs_little_memory(page: Served) 
     assert "libtorch" not in (process / "maps").read_text()
     (peak,) = [line.split()[1] for line in (process / "status").read_text().splitlines() if line.startswith("VmHWM")]
     assert int(peak) * 1024 <= 250_000_000
+
+
+def test_an_example_image_is_drawn_again_from_the_settings_that_civitai_shows(page: Served) -> None:
+    version = page.get("/api/v1/civitai/model", ref=str(LORA))["version"]
+    shown = page.get("/api/v1/civitai/images", version=version["id"])["images"]
+    example = next(each for each in shown if each["meta"])
+
+    again = page.get(f"/api/v1/civitai/images/{example['id']}/redraw")
+
+    assert again["error"] is None
+    meta, planned = example["meta"], again["plan"]["recipe"]
+    names = ("prompt", "seed", "steps", "cfgScale")
+    fields = ("prompt", "seed", "steps", "guidance_scale")
+    assert [planned[field] for field in fields] == [meta[name] for name in names]
+    assert f"{planned['sampler']} {planned['schedule']}" == meta["sampler"]
+    assert f"{planned['width']}x{planned['height']}" == meta["Size"]
+    digests = {each["version_id"]: each["blob"]["sha256"] for each in page.get("/api/v1/models")["models"]}
+    base, lora = meta["civitaiResources"]
+    assert planned["checkpoint"] == digests[base["modelVersionId"]]
+    assert [(use["sha256"], use["scale"]) for use in planned["loras"]] == [
+        (digests[lora["modelVersionId"]], lora["weight"])
+    ]
+    assert (again["request"]["prompt"], again["request"]["seed"]) == (meta["prompt"], meta["seed"])
+    result = made(page, again["job"])
+    assert [each["recipe"] for each in result["pictures"]] == [planned]
+
+
+def test_what_stands_against_drawing_an_example_image_is_said(page: Served) -> None:
+    def error(number: int) -> Any:
+        again = page.get(f"/api/v1/civitai/images/{number}/redraw")
+        assert (again["job"], again["plan"], again["request"]) == (None, None, None)
+        return again["error"]["code"], again["error"]["message"]
+
+    code, message = error(12100204)  # made with a model that was deleted
+    assert code == "missing-files"
+    assert "not in the library" in message
+    bare = next(
+        each["id"]
+        for number in (87300, 60344)
+        for version in page.get("/api/v1/civitai/model", ref=str(number))["versions"]
+        for each in page.get("/api/v1/civitai/images", version=version["id"])["images"]
+        if not each["meta"]
+    )
+    assert error(bare)[0] == "no-recipe"
+    for number, status in ((7, 404), (0, 400), (2**31, 400)):
+        assert page.http.get(f"/api/v1/civitai/images/{number}/redraw").status_code == status
 
 
 def test_the_description_names_every_route(page: Served) -> None:

@@ -2,10 +2,11 @@
 
 import { post } from "./api.js";
 import { el, fill } from "./dom.js";
-import { counted, size } from "./format.js";
+import { counted, namesOf, size } from "./format.js";
 import { errorBox } from "./notices.js";
 
 const DELAY = 450;
+const PICTURE_ROLES = ["picture", "mask", "control image"];
 
 /** A place that shows the plan of `body()`, asked again shortly after `ask()`; `onPlan(plan or null)` tells of each. */
 export function planBox(body, onPlan) {
@@ -54,8 +55,18 @@ export function planWords(plan) {
   return [
     el("p", {}, el("b", {}, `${counted(plan.images, "image")}, ${recipe.width}×${recipe.height}`),
       ` · ${sampler}, ${counted(recipe.steps, "step")}, CFG ${recipe.guidance_scale} · about ${size(plan.needed_bytes)} of memory`),
+    plan.files?.length ? el("p", {}, "With ", filesWords(plan)) : null,
     plan.notices.length ? el("ul", { class: "notices" }, plan.notices.map((each) => el("li", {}, each))) : null,
     el("p", { class: "licence" }, el("span", {}, "Licence: "), licence.words.join("; ")),
     licence.reasons.length ? el("ul", { class: "reasons" }, licence.reasons.map((each) => el("li", {}, each))) : null,
   ];
+}
+
+/** The files of a plan by name, LoRAs with their scales. */
+function filesWords(plan) {
+  const names = namesOf(plan.files);
+  return plan.files.filter((file) => !PICTURE_ROLES.includes(file.role)).map((file) => {
+    const lora = (plan.recipe.loras || []).find((each) => each.sha256 === file.sha256);
+    return `${names[file.sha256]}${lora ? ` at ${lora.scale}` : ""}`;
+  }).join(", ");
 }

@@ -38,6 +38,24 @@ export function duration(seconds) {
 /** The name under which a stored file is shown. */
 export const titleOf = (model) => model.alias || model.model_name || model.name.replace(/\.\w+$/, "");
 
+/** The names of a recipe's files by digest: the model's name on CivitAI, or the file's own. */
+export const namesOf = (files) => Object.fromEntries(files.map((each) => [each.sha256, each.model ? [each.model, each.version].filter(Boolean).join(" ") : each.name]));
+
+/** A value of a recipe in words; files are called by `names`, and by the start of their digest where it is unknown. */
+export function recipeWords(value, names) {
+  if (value === null || value === undefined || value === "") return "none";
+  if (Array.isArray(value)) return value.length ? value.map((each) => recipeWords(each, names)).join(", ") : "none";
+  if (typeof value === "object") {
+    const { sha256, scale, text_scale: textScale, ...rest } = value;
+    const scales = scale === undefined ? "" : ` at ${scale}${textScale === undefined || textScale === scale ? "" : ` (text ${textScale})`}`;
+    const others = Object.entries(rest).filter(([, each]) => each !== null && each !== "").map(([name, each]) => `${name.replaceAll("_", " ")} ${recipeWords(each, names)}`);
+    if (!sha256) return others.join(", ") || "none";
+    return `${recipeWords(sha256, names)}${scales}${others.length ? ` (${others.join(", ")})` : ""}`;
+  }
+  if (/^[0-9a-f]{64}$/.test(value)) return names[value] || `${value.slice(0, 12)}…`;
+  return String(value);
+}
+
 /** What a file's header shows, in a few words: "lora sdxl fp16". */
 export function factsWords(model) {
   const facts = model.facts || {};

@@ -2,6 +2,7 @@
 
 import { get } from "./api.js";
 import { button, el, fill } from "./dom.js";
+import { namesOf, recipeWords } from "./format.js";
 import { OWN, image } from "./images.js";
 import { errorBox, waiting } from "./notices.js";
 import { VERDICTS } from "./picture_details.js";
@@ -20,7 +21,7 @@ export async function comparison(root, one, other, close) {
       el("div", { class: "compare-images" }, figure(one), figure(other),
         apart ? el("figure", {}, image(`/api/v1/compare/image?a=${one}&b=${other}`, OWN, { alt: "Where the two images differ", class: "shown" }),
           el("figcaption", { class: "hint" }, "Difference: black is equal, the largest difference is white")) : null),
-      differences(found.recipe_differences, one, other));
+      differences(found.recipe_differences, namesOf(Object.values(found.files)), one, other));
   } catch (error) {
     fill(root, el("p", { class: "actions" }, back), errorBox(error));
   }
@@ -37,17 +38,10 @@ function figure(id) {
     el("figcaption", {}, el("a", { href: hrefOf("pictures", { open: id }) }, `Image ${id}`)));
 }
 
-function differences(fields, one, other) {
-  const names = Object.keys(fields);
-  if (!names.length) return el("p", { class: "hint" }, "Their recipes are the same.");
+function differences(fields, names, one, other) {
+  const isMore = Object.keys(fields).length > 1;
+  const differing = Object.keys(fields).filter((name) => name !== "files" || !isMore); // other fields name the same files
+  if (!differing.length) return el("p", { class: "hint" }, "Their recipes are the same.");
   return el("table", {}, el("thead", {}, el("tr", {}, ["What differs", `Image ${one}`, `Image ${other}`].map((each) => el("th", { scope: "col" }, each)))),
-    el("tbody", {}, names.map((name) => el("tr", {}, el("th", { scope: "row" }, name.replaceAll("_", " ")), fields[name].map((value) => el("td", {}, words(value)))))));
-}
-
-function words(value) {
-  if (value === null || value === undefined) return "none";
-  if (Array.isArray(value) && value.every((each) => each?.sha256 && each?.scale !== undefined)) {
-    return value.length ? value.map((each) => `${each.sha256.slice(0, 10)}… at ${each.scale}`).join(", ") : "none";
-  }
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+    el("tbody", {}, differing.map((name) => el("tr", {}, el("th", { scope: "row" }, name.replaceAll("_", " ")), fields[name].map((value) => el("td", {}, recipeWords(value, names)))))));
 }

@@ -3,7 +3,7 @@
 import { get, post } from "./api.js";
 import { button, copyButton, el, fill, icon } from "./dom.js";
 import { noteJob, on } from "./events.js";
-import { clock, day } from "./format.js";
+import { clock, day, namesOf } from "./format.js";
 import { OWN, image } from "./images.js";
 import { isOver, progressOf } from "./job_words.js";
 import { complain, errorBox } from "./notices.js";
@@ -17,7 +17,7 @@ export function pictureDetails(picture, { compare }) {
   const recipe = picture.recipe;
   const isDrawn = recipe.prompt !== undefined;
   const told = el("div", { class: "verdict-box", role: "status" });
-  const names = Object.fromEntries((picture.files || []).map((each) => [each.sha256, each.model || each.name]));
+  const names = namesOf(picture.files || []);
   return [
     picture.is_here ? el("a", { href: `/api/v1/pictures/${picture.id}/file`, target: "_blank", rel: "noopener", title: "Open the file" },
       image(`/api/v1/pictures/${picture.id}/file`, OWN, { alt: picture.prompt || `Image ${picture.id}`, class: "shown" })) : el("p", { class: "hint" }, "The file no longer exists; its recipe is kept."),
@@ -36,17 +36,22 @@ export function pictureDetails(picture, { compare }) {
       ["recipe", copyButton(picture.recipe_sha256, { label: `${picture.recipe_sha256.slice(0, 12)}…` })],
       ["pixels", copyButton(picture.pixel_sha256, { label: `${picture.pixel_sha256.slice(0, 12)}…` })],
     ])),
-    section("Models", el("ul", { class: "files" }, (picture.files || []).map((each) => el("li", {}, el("a", { href: hrefOf("library", { open: each.sha256 }) }, each.model || each.name),
-      el("small", {}, scaleOf(recipe, each.sha256)))))),
+    section("Models", el("ul", { class: "files" }, (picture.files || []).map((each) => el("li", {}, el("a", { href: hrefOf("library", { open: each.sha256 }) }, names[each.sha256]),
+      el("small", {}, useOf(recipe, each.sha256)))))),
     Object.keys(names).length ? null : el("p", { class: "hint" }, "No model is recorded."),
     picture.parent ? section("Made from", el("a", { href: hrefOf("pictures", { recipe: picture.parent }) }, `recipe ${picture.parent.slice(0, 12)}…`)) : null,
     section("Computed with", facts(Object.entries(picture.environment || {}).filter(([, value]) => value !== "" && value !== 0))),
   ];
 }
 
-function scaleOf(recipe, sha256) {
-  const use = (recipe.loras || []).find((each) => each.sha256 === sha256);
-  return use ? `scale ${use.scale}` : recipe.checkpoint === sha256 ? "checkpoint" : "";
+/** What a recipe uses a file for: its scale as a LoRA, the word of an embedding, or the name of its field. */
+function useOf(recipe, sha256) {
+  const lora = (recipe.loras || []).find((each) => each.sha256 === sha256);
+  if (lora) return `scale ${lora.scale}`;
+  const embedding = (recipe.embeddings || []).find((each) => each.sha256 === sha256);
+  if (embedding) return `embedding ${embedding.word}`;
+  const field = Object.keys(recipe).find((name) => name !== "files" && JSON.stringify(recipe[name]).includes(sha256));
+  return field ? field.replaceAll("_", " ") : "";
 }
 
 async function replay(picture, told) {

@@ -5,6 +5,7 @@ import { button, copyButton, el } from "./dom.js";
 import { chooseCheckpoint } from "./checkpoint.js";
 import { keepDrawState, stateOf } from "./draw_request.js";
 import { planWords } from "./draw_plan.js";
+import { namesOf } from "./format.js";
 import { OWN, image } from "./images.js";
 import { complain, errorBox } from "./notices.js";
 import { facts, section } from "./panel.js";
@@ -25,7 +26,7 @@ export function readDetails(told, url) {
     told.problem ? el("p", { class: "wrong" }, told.problem) : null,
     again.plan ? el("p", { class: "actions" },
       button("Draw it again", () => redraw(again.job, result), { iconName: "draw", kind: "primary" }),
-      again.request ? button("Edit in Draw", () => edit(again, told), { iconName: "settings" }) : null) : null,
+      again.request ? button("Edit in Draw", () => edit(again, told.models), { iconName: "settings" }) : null) : null,
     result,
     again.plan ? section("The plan", el("div", { class: "plan" }, planWords(again.plan))) : null,
     again.error ? section("It cannot be drawn again now", errorBox(again.error)) : null,
@@ -50,7 +51,8 @@ function model({ resource, held, by }) {
     el("small", {}, [resource.kind, resource.weight === null ? "" : `scale ${resource.weight}`, held ? `in the library, recognised by its ${by}` : "not in the library"].filter(Boolean).join(" · ")));
 }
 
-async function redraw(job, result) {
+/** Submit a job that draws an image again, and show its progress and result in `result`. */
+export async function redraw(job, result) {
   try {
     followed(await post("/api/v1/jobs", job), result, (done) => [
       done.verdict ? el("p", {}, el("span", { class: `verdict ${done.verdict === "identical" ? "good" : "bad"}` }, done.verdict),
@@ -63,8 +65,12 @@ async function redraw(job, result) {
   }
 }
 
-async function edit(again, told) {
-  const names = Object.fromEntries(told.models.filter((each) => each.held).map((each) => [`sha256:${each.held.blob.sha256}`, each.resource.name || each.held.name]));
+/** Take the settings of an image that can be drawn again over into Draw. `models`: what its settings call the files. */
+export async function edit(again, models = []) {
+  const names = {
+    ...Object.fromEntries(Object.entries(namesOf(again.plan.files)).map(([sha256, name]) => [`sha256:${sha256}`, name])),
+    ...Object.fromEntries(models.filter((each) => each.held && each.resource.name).map((each) => [`sha256:${each.held.blob.sha256}`, each.resource.name])),
+  };
   keepDrawState(stateOf(again.request, names));
   try {
     const { model: checkpoint } = await get(`/api/v1/models/${again.plan.recipe.checkpoint}`);

@@ -10,6 +10,8 @@ import { framed, image, levelName } from "./images.js";
 import { isOver, progressOf } from "./job_words.js";
 import { complain, errorBox, waiting } from "./notices.js";
 import { facts, section } from "./panel.js";
+import { planWords } from "./draw_plan.js";
+import { edit, redraw } from "./picture_read.js";
 import { amend, hrefOf } from "./route.js";
 import { VIEWS } from "./views.js";
 
@@ -225,6 +227,35 @@ function settingsOf(found) {
     pairs.length ? section("Settings", facts(pairs.map(([name, value]) => [name, text(value)]))) : null,
     found.redraw?.drawable ? section("Again", el("p", {}, AGAIN[found.redraw.drawable] || found.redraw.drawable),
       found.redraw.reasons.length ? el("ul", { class: "reasons" }, found.redraw.reasons.map((each) => el("li", {}, each.words || each.message || String(each)))) : null) : null,
+    found.meta && !["no", "needs-input"].includes(found.redraw?.drawable) ? drawAgain(found.id) : null,
     found.version_ids.length ? section("Models", el("p", { class: "chips" }, found.version_ids.map((id) => el("a", { class: "button chip", href: hrefOf("civitai", { open: `@${id}` }) }, `version ${id}`)))) : null,
   ];
+}
+
+/** A button that plans a render with an image's settings, and then draws it or takes the settings over into Draw. */
+function drawAgain(number) {
+  const box = el("div", { class: "draw-again" });
+  const result = el("div", { class: "verdict-box", role: "status" });
+  const ask = button("Draw with these settings", async () => {
+    fill(box, waiting("Planning …"));
+    try {
+      const again = await get(`/api/v1/civitai/images/${number}/redraw`);
+      fill(box, again.plan ? drawable(again) : [el("p", {}, ask), errorBox(obstacle(again.error))], result);
+    } catch (error) {
+      fill(box, errorBox(error, { retry: () => fill(box, ask) }));
+    }
+  }, { iconName: "draw" });
+
+  function drawable(again) {
+    const begin = button("Draw it", () => redraw(again.job, result), { iconName: "draw", kind: "primary" });
+    const change = again.request ? button("Edit in Draw", () => { box.closest("dialog").close(); edit(again); }, { iconName: "settings" }) : null;
+    return [el("div", { class: "plan" }, planWords(again.plan)), el("p", { class: "actions" }, begin, change)];
+  }
+
+  return add(box, ask);
+}
+
+/** What stands against a render, with a remedy that this page has. */
+function obstacle(error) {
+  return error.code === "missing-files" ? { ...error, hint: "download them from CivitAI; Models below opens those that it knows" } : error;
 }
