@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from civman.errors import CivmanError
     from civman.library.named_files_part import JudgedOffer
     from civman.planning.plan_types import Planned, Rendering
+    from civman.planning.redraw_tiles import SourceImage
     from civman.planning.site_image import SiteImage
     from civman.rendering.draw import Drawn
     from civman.rendering.save_pictures import OutputOptions
@@ -34,7 +35,9 @@ def fetched_image(session: Session, what: str) -> "SiteImage | None":
     return session.library.pictures.fetch_image(what)
 
 
-def fetch_named(session: Session, settings: "str | SiteImage", *, is_agreed: bool) -> None:
+def fetch_named(
+    session: Session, settings: "str | SiteImage", *, is_agreed: bool, source: "SourceImage | None" = None
+) -> None:
     """Download the files that the settings name and the library lacks, if the user agrees.
 
     For settings of a local file, CivitAI is asked only if the user has agreed already.
@@ -43,7 +46,7 @@ def fetch_named(session: Session, settings: "str | SiteImage", *, is_agreed: boo
         not agree; and the error for a file that cannot be downloaded.
     """
     files, asks_site = session.library.named_files, is_agreed or not isinstance(settings, str)
-    prepared = files.prepare(settings, asks_site=asks_site)
+    prepared = files.prepare(settings, asks_site=asks_site, source=source)
     wanted = [each for each in prepared.files if not each.is_certain]
     if not wanted or not asks_site:
         return
@@ -79,6 +82,19 @@ class Again:
     other: Path | None = None
     sheet: Path | None = None
     tries_cards: bool = False
+    source: "SourceImage | None" = None
+
+
+def source_image(given: "Sequence[Path]", original: Path) -> "SourceImage | None":
+    """Read the image that a script was given, the first of `given`. Raises: UsageError: it cannot be read."""
+    if not given:
+        return None
+    from civman.planning.input_pictures import read_picture
+    from civman.planning.redraw_tiles import SourceImage
+
+    found, final = read_picture(given[0]), original_pixels(original, is_required=False)
+    size = None if final is None else (final.shape[1], final.shape[0])
+    return SourceImage(found.path, found.sha256, (found.width, found.height), size)
 
 
 def draw_again(session: Session, settings: "str | SiteImage", original: Path, how: Again) -> Result:
@@ -106,10 +122,14 @@ def new_image(
 
     library, conditions = session.library, Conditions(how.machine.device)
     with session.reading() as on_event:
-        planned = library.pictures.plan_settings(settings, conditions, on_event=on_event)
+        planned = library.pictures.plan_settings(settings, conditions, source=how.source, on_event=on_event)
         if how.changes:
             varied = library.pictures.plan_variation(
-                planned.recipe, how.changes, conditions=conditions, on_event=on_event
+                planned.recipe,
+                how.changes,
+                pictures=[how.source.path] if how.source else (),
+                conditions=conditions,
+                on_event=on_event,
             )
             planned = replace(varied, notices=(*planned.notices, *varied.notices))
     for notice in planned.notices:
@@ -123,7 +143,7 @@ def new_image(
             made = library.render(
                 planned, output=how.output, options=how.options, machine=how.machine, on_event=on_event
             )
-    return made, _judged(session, settings, planned, made, pixels, how.sheet) if len(made) == 1 else None
+    return made, _judged(session, settings, planned, made, pixels, how) if len(made) == 1 else None
 
 
 def original_pixels(path: Path, *, is_required: bool) -> "Any | None":
@@ -150,7 +170,7 @@ class Judged:
 
 def _judged(
     session: Session, settings: "str | SiteImage", planned: "Planned", made: "Sequence[Rendering]", original: Any,
-    sheet: Path | None,
+    how: Again,
 ) -> Judged | None:  # fmt: skip
     """Compare the new image with the original, and write the sheet if it was requested; None without an original."""
     from civman.errors import AnotherPicture
@@ -162,13 +182,13 @@ def _judged(
         return None
     drawn = image_text.pixels(made[0].path)
     likened = liken(drawn, original)
-    if sheet is not None:
+    if how.sheet is not None:
         from civman.rendering.side_by_side import write_side_by_side
 
-        write_side_by_side(sheet, original, drawn)
+        write_side_by_side(how.sheet, original, drawn)
     causes: tuple[str, ...] = ()
     if likened.likeness in (Likeness.ANOTHER, Likeness.DOUBTFUL):
-        prepared = session.library.named_files.prepare(settings)
+        prepared = session.library.named_files.prepare(settings, source=how.source)
         causes = likely_causes(prepared, planned.recipe, (original.shape[1], original.shape[0]))
     value = {
         "verdict": likened.likeness.value, "gradients": likened.gradients, "psnr_db": likened.psnr_db,

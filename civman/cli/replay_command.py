@@ -1,12 +1,13 @@
 """The command `civman replay`."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from civman.cli.foreign_replay import Again, draw_again, fetch_named, fetched_image
+from civman.cli.foreign_replay import Again, draw_again, fetch_named, fetched_image, source_image
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid
 from civman.cli.options import (
     DeviceOpt,
@@ -177,8 +178,9 @@ def replay(
     if described is not None and not (image and image.has_recipe):
         if axes:
             raise UsageError("--grid varies images that civman made", hint="--set changes a single field")
-        fetch_named(session, described, is_agreed=fetch)
         original = image.path if image else Path(what).expanduser()
+        again = replace(again, source=source_image(inputs, original))
+        fetch_named(session, described, is_agreed=fetch, source=again.source)
         return draw_again(session, described, original, again)
     source = library.pictures.find_recipe(what)
     _require_own_comparison(what, again)

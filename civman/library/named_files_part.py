@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from civman.domain.compatibility import PartResult
     from civman.download.find_named import KnownVersions, Offer
     from civman.planning.redraw_request import Prepared
+    from civman.planning.redraw_tiles import SourceImage
     from civman.planning.site_image import SiteImage
 
 
@@ -36,7 +37,10 @@ class JudgedOffer:
 class NamedFilesPart(Part):
     """Find on CivitAI what an image's settings name: by hash, by version id, and by name last."""
 
-    def prepare(self, settings: "str | SiteImage", *, asks_site: bool = False, must_draw: bool = True) -> "Prepared":
+    def prepare(
+        self, settings: "str | SiteImage", *, asks_site: bool = False, must_draw: bool = True,
+        source: "SourceImage | None" = None,
+    ) -> "Prepared":  # fmt: skip
         """Read an image's settings and find the files that they name in the library.
 
         `settings`: A1111's `parameters` text, or an image on CivitAI. `asks_site`: ask CivitAI what the model versions
@@ -54,7 +58,7 @@ class NamedFilesPart(Part):
             context = self._context
             learn_versions(context.client, context.index, listed_versions(settings), context.clock())
         return (prepare if must_draw else understood)(
-            self._context.index if self._context.has_index else None, settings
+            self._context.index if self._context.has_index else None, settings, source
         )
 
     def offers(self, prepared: "Prepared") -> "Sequence[JudgedOffer]":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from civman.planning.plan_types import Planned, Rendering
     from civman.planning.recipe_sources import Missing, RecipeSource
     from civman.planning.redraw import Redraw
+    from civman.planning.redraw_tiles import SourceImage
     from civman.planning.site_image import SiteImage
     from civman.planning.vary import Change
     from civman.rendering.draw import Drawn
@@ -180,11 +181,13 @@ class PicturesPart(Part):
         return self._context.client.images(VersionId(version), limit=limit)
 
     def plan_settings(
-        self, settings: "str | SiteImage", conditions: "Conditions | None" = None, *, on_event: OnEvent = ignore
-    ) -> "Planned":
+        self, settings: "str | SiteImage", conditions: "Conditions | None" = None, *,
+        source: "SourceImage | None" = None, on_event: OnEvent = ignore,
+    ) -> "Planned":  # fmt: skip
         """Plan the image that A1111's `parameters` text, a ComfyUI graph or an image on CivitAI describes.
 
-        The plan's notices say what differs from the original.
+        `source`: the image that A1111's script SD upscale was given. The plan's notices say what differs from the
+        original.
 
         Raises: CannotRender (`not-drawable`): the text requests what civman does not render. NotFound
             (`missing-files`): files that it names are not in the library; and what `Library.plan` raises.
@@ -192,7 +195,9 @@ class PicturesPart(Part):
         from civman.planning.plan import Conditions, plan
         from civman.planning.redraw_request import prepare, request_of
 
-        request, rounding, notices = request_of(self._context.index, prepare(self._context.index, settings))
+        request, rounding, notices = request_of(
+            self._context.index, prepare(self._context.index, settings, source), source
+        )
         planned = plan(
             self._context.index, request, replace(conditions or Conditions(), triggers=False), on_event=on_event
         )

@@ -32,6 +32,7 @@ from civman.planning.redraw_programs import redraw_program
 from civman.planning.redraw_prompts import TaggedLora, read_tags
 from civman.planning.redraw_result import SMALLEST_CARD, require_plannable, stand_in, verdict_of
 from civman.planning.redraw_result import Redraw as Redraw
+from civman.planning.redraw_tiles import SourceImage, redraw_in_tiles
 from civman.planning.redraw_upscalers import upscaler_named
 from civman.prompts import editing
 
@@ -60,6 +61,7 @@ def redraw(row: dict[str, Any]) -> Redraw:
     reader = _Reader(
         Entries(row.get("meta")), str(row.get("baseModel") or ""), (whole(row.get("width")), whole(row.get("height")))
     )
+    reader.source = row.get("source")
     reader.by_comfyui |= row.get("by_comfyui") is True
     try:
         recipe = reader.recipe()
@@ -118,6 +120,7 @@ class _Reader:
         self.by_comfyui = entries.follows_comfyui
         self._found: list[Reason] = []
         self.made: Recipe | None = None
+        self.source: SourceImage | None = None
         self.resources: list[NamedFile] = list(entries.files())
 
     def add(self, verdict: Drawable, words: str) -> None:
@@ -142,7 +145,7 @@ class _Reader:
         hires = self._hires(width, height, steps, sampler)
         if found := _SIZE.fullmatch(self._entries.text("First pass size")):
             (width, height), hires = self._old_passes((int(found[1]), int(found[2])), (width, height), steps)
-        self._start(has_hires=hires is not None)
+        tiles = self._start(has_hires=hires is not None)
         rules = prompt_stages.rules_for(prompt, negative, self._rule().value)
         made = Recipe(
             checkpoint=stand_in("checkpoint"), prompt=prompt, negative_prompt=negative, sampler=sampler.name,
@@ -158,7 +161,7 @@ class _Reader:
             loras=tuple(LoraUse(stand_in(each.name), each.unet, each.text, each.blocks) for each in loras),
             pad_prompts=self._entries.is_on("Pad conds"), hires=hires,
             upscale=self._last_upscale(hires, width, height), faces=self._faces(),
-            sampling=self._sampling(),
+            sampling=self._sampling(), **tiles,
             prompt_rules=rules, **self._variation(), emphasis=self._entries.text("Emphasis").casefold() or "original",
             fit_negative=self._fits_negative(sampler),
             **guidance(self._entries, self._version),
@@ -373,14 +376,19 @@ class _Reader:
             replace(request_of(settings, drawn_size), upscaler=method), drawn_size, model=model, model_scale=None
         )
 
-    def _start(self, *, has_hires: bool) -> None:
-        """Record that the image was made from another one, if the settings show that."""
+    def _start(self, *, has_hires: bool) -> dict[str, Any]:
+        """Return the input image and its redraw in tiles, or record that the settings do not contain the image."""
         strength = self._entries.number("Denoising strength")
+        tiles = redraw_in_tiles(self._entries, self.source, self._upscaler)
+        self._found += tiles.reasons
+        if tiles.recipe:
+            return tiles.recipe
         from_image = self._entries.take(
             re.compile("Mask blur|Inpaint|Masked|Conditional mask weight|Noise multiplier|Init image|Image CFG")
         )
         if (strength is not None or from_image) and not has_hires and "First pass size" not in self._entries:
             self.add(Drawable.NEEDS_INPUT, "it was made from another image, which the settings do not contain")
+        return {}
 
     def _rule(self) -> editing.Rule:
         if self._entries.is_on("Old prompt editing timelines") or self._version < (1, 3):
@@ -454,9 +462,10 @@ class _Reader:
             value["hires"] |= {"upscaler": name, "model": {"name": name, "hash": digest} if made.hires.model else None}
         if made.faces:
             value["faces"] = {"method": made.faces.method, "weight": made.faces.weight}
-        if made.upscale and made.upscale.model:
-            found = next(each for each in self.resources if stand_in(each.name) == made.upscale.model)
-            value["upscale"] |= {"model": {"name": found.name, "hash": found.hash}}
+        for key, model in ((each, getattr(made, each) and getattr(made, each).model) for each in ("upscale", "tiled")):
+            if model:
+                found = next(each for each in self.resources if stand_in(each.name) == model)
+                value[key] |= {"model": {"name": found.name, "hash": found.hash}}
         for name in (
             "prediction",
             "is_zero_snr",

@@ -106,9 +106,8 @@ _FEATURES: Final = (
     ),
     _feature(
         "SD upscale ",
-        NEEDS,
-        "the script SD upscale drew it again from an image that the settings do not contain; "
-        "`civman render --init IMAGE --tiled-upscale` does the same",
+        FINE,
+        "",
     ),
     _feature(
         "Ultimate SD upscale ",

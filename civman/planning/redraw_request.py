@@ -23,6 +23,7 @@ from civman.planning.redraw import Redraw, redraw
 from civman.planning.redraw_features import Drawable
 from civman.planning.redraw_programs import is_known, texts_in
 from civman.planning.redraw_result import stand_in
+from civman.planning.redraw_tiles import SourceImage
 from civman.planning.site_image import SiteImage, listed_versions, settings_row
 from civman.planning.vary import as_request
 from civman.planning.wanted_files import Wanted, wanted_files
@@ -69,13 +70,13 @@ class Prepared:
     version_ids: tuple[VersionId, ...] = ()
 
 
-def prepare(index: Index | None, settings: "str | SiteImage") -> Prepared:
+def prepare(index: Index | None, settings: "str | SiteImage", source: SourceImage | None = None) -> Prepared:
     """Read the settings of an image that is to be drawn again, as `understood` does.
 
     Raises: CannotRender (`not-drawable`): the image cannot be drawn again; the message says why. NotFound
     (`no-recipe`).
     """
-    prepared = understood(index, settings)
+    prepared = understood(index, settings, source)
     found = prepared.found
     if found.drawable in (Drawable.NO, Drawable.NEEDS_INPUT) or found.made is None:
         raise CannotRender(
@@ -85,8 +86,10 @@ def prepare(index: Index | None, settings: "str | SiteImage") -> Prepared:
     return prepared
 
 
-def understood(index: Index | None, settings: "str | SiteImage") -> Prepared:
+def understood(index: Index | None, settings: "str | SiteImage", source: SourceImage | None = None) -> Prepared:
     """Read the settings in A1111's `parameters` text or of an image on CivitAI, and find the files that they name.
+
+    `source`: the image that a script was given.
 
     Raises: NotFound (`no-recipe`): CivitAI shows no settings of the image.
     """
@@ -96,14 +99,16 @@ def understood(index: Index | None, settings: "str | SiteImage") -> Prepared:
             hint="the uploader hides the settings, or uploaded the image without them", code=Cause.NO_RECIPE,
         )  # fmt: skip
     joined = settings_row(index, settings)
-    found = redraw(joined.row)
+    found = redraw(joined.row | {"source": source})
     return Prepared(
         found, tuple(wanted_files(index, found.resources, joined.versions)), joined.notices,
         tuple(each.id for each in listed_versions(settings)),
     )  # fmt: skip
 
 
-def request_of(index: Index, prepared: Prepared) -> tuple[RenderRequest, str, tuple[str, ...]]:
+def request_of(
+    index: Index, prepared: Prepared, source: SourceImage | None = None
+) -> tuple[RenderRequest, str, tuple[str, ...]]:
     """Return the request that draws an image again, with how its pixels are rounded, and notices.
 
     The notices say what differs from the original.
@@ -118,7 +123,7 @@ def request_of(index: Index, prepared: Prepared) -> tuple[RenderRequest, str, tu
         for each in prepared.files
         if each.held is not None
     }
-    request = as_request(found.made)
+    request = as_request(found.made, {source.sha256: source.path} if source is not None else {})
     left: dict[str, Any] = dict.fromkeys(found.leaves)
 
     def ref(digest: Sha256) -> str:
@@ -130,9 +135,13 @@ def request_of(index: Index, prepared: Prepared) -> tuple[RenderRequest, str, tu
     upscale = request.upscale
     if upscale is not None and found.made.upscale is not None and found.made.upscale.model is not None:
         upscale = replace(upscale, upscaler=ref(found.made.upscale.model))
+    tiled = request.tiled_upscale
+    if tiled is not None and found.made.tiled is not None and found.made.tiled.model is not None:
+        tiled = replace(tiled, upscaler=ref(found.made.tiled.model))
     vae = next((each for each in found.resources if each.role == "vae"), None)
     request = replace(
         request, checkpoint=ref(found.made.checkpoint), hires=hires, upscale=upscale,
+        tiled_upscale=tiled,
         vae=ref(stand_in(vae.name)) if vae is not None else None,
         loras=tuple(LoraRequest(ref(use.sha256), use.scale, use.text_scale, use.blocks) for use in found.made.loras),
         hypernetworks=tuple(f"{ref(use.sha256)}:{use.strength!r}" for use in found.made.hypernetworks),

@@ -228,7 +228,7 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
         (
             {"SD upscale upscaler": "x", "SD upscale overlap": "64", "Denoising strength": "0.2"},
             "needs-input",
-            "--tiled-upscale",
+            "--picture SOURCE",
         ),
         ({"First pass size": "0x0", "Denoising strength": "0.7"}, "differs", "encoded again"),
         ({"Parser": "Full parser"}, "differs", "SD.Next"),

@@ -14,7 +14,7 @@ from running import Civman
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from rendering_stock import QUICK, picture
 
 from civman.diffusion.tiled_redraw import Grid
@@ -163,6 +163,28 @@ def test_recipe_replay_variation_and_several_images(civman: Civman, tmp_path: Pa
     [plain] = made(civman("replay", first["path"], "--set", "tiled_upscale=off", "--json"))
     assert pixels(plain["path"]).shape == (64, 64, 3)
     assert "tiled" not in plain["recipe"], "digests of other recipes stay as they were"
+
+
+@pytest.mark.usefixtures("stocked", "no_sockets")
+def test_a1111_s_text_and_the_source_give_the_same_image(civman: Civman, tmp_path: Path) -> None:
+    source = picture(tmp_path / "source.png", (70, 56))
+    [done] = made(civman(
+        "render", *IMG2IMG, "--init", source, "--tiled-upscale", "lanczos:1.5", "--tile-overlap", "16", "--json"
+    ))  # fmt: skip
+    texts, plain = PngImagePlugin.PngInfo(), tmp_path / "a1111.png"
+    with Image.open(done["path"]) as image:
+        texts.add_text("parameters", image.text["parameters"])
+        changed = np.asarray(image).copy()
+        changed[0, 0, 0] ^= 1  # so that the library does not recognise an image of its own
+        Image.fromarray(changed).save(plain, pnginfo=texts)
+
+    [again] = made(civman("replay", plain, "--picture", source, "--json"))
+    without = civman("replay", plain, "--json")
+
+    assert again["pixel_sha256"] == done["pixel_sha256"]
+    assert again["compared"]["verdict"] == "the same picture"
+    assert without.json["error"]["code"] == "not-drawable"
+    assert "--picture SOURCE" in without.json["error"]["message"]
 
 
 @pytest.mark.usefixtures("stocked")
