@@ -104,6 +104,8 @@ def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
         if precision is not None and tensor.shape and part:
             row = counts.setdefault(part, {})
             row[precision] = row.get(precision, 0) + math.prod(tensor.shape)
+    if counts.keys() & {"UNet", "transformer"}:
+        counts.pop("model", None)  # what else such a file contains, such as the training schedule, is no weight
     order = ("UNet", "transformer", "model", "text encoders", "VAE")
     parts = []
     for part in sorted(counts, key=order.index):
