@@ -142,7 +142,10 @@ def remove(index: Index, store: BlobStore, plan: RemovalPlan, *, force: bool, no
         of them in the meantime. StoreError.
     """
     if plan.pinned and not force:
-        named = "; ".join(f"{asset.name} ({', '.join(asset.pins)})" for asset in plan.pinned[:5])
+        named = "; ".join(
+            f"{asset.name} (by {', '.join('you' if pin == 'user' else pin for pin in asset.pins)})"
+            for asset in plan.pinned[:5]
+        )
         raise Refused(
             f"these files are pinned: {named}",
             code=Cause.PINNED,
