@@ -102,7 +102,7 @@ def test_early_access_is_a_gate_that_is_told_before_anything_is_downloaded(
         ran = civman("replay", GATED, "--fetch", "--device", "cpu", "--json")
 
         assert (ran.code, ran.json["error"]["code"]) == (4, code)
-        assert "in early access until 2099-12-31" in ran.err
+        assert "in early access until 2099-12-31" in ran.json["error"]["message"]
     assert not [each for each in online.requests_to("storage") if "safetensors" in each.path]
 
 
