@@ -32,7 +32,7 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
     "Fine control": (
         "thresholding", "ngms", "ngms_all", "skip_early_cfg", "token_merging", "drop_penultimate", "half_levels",
         "emphasis", "prompt_rules", "fit_negative", "pad_prompts", "odd_sizes", "prediction", "config",
-        "sampling_rules", "freeu",
+        "sampling_rules", "freeu", "told_sizes",
     ),
     "Files": ("format", "quality", "no_metadata", "strip_prompt"),
     "Computing": ("device", "precision", "low_vram", "threads", "on", "resume", "here"),

@@ -87,6 +87,7 @@ COMMANDS = (
     ("render", "@191010", "a fox", "--hypernetwork", "{}", "--dry-run"),
     ("render", "@191010", "a fox", "--vae", "{}", "--dry-run"), ("add", "{}"), ("drop", "{}"),
     ("render", "@191010", "a fox", "--upscale", "{}", "--dry-run"),
+    ("render", "@191010", "a fox", "--init", "picture.png", "--tiled-upscale", "{}", "--dry-run"),
     ("render", "@191010", "a fox", "--control", "picture.png:{}", "--dry-run"),
     ("upscale", "picture.png", "--model", "{}", "--dry-run"), ("update", "{}", "--yes"),
     ("remove", "{}", "--yes"), ("restore", "{}"),

@@ -13,7 +13,7 @@ from civman.errors import DiskFull
 from civman.library import Library
 
 LOCAL = {
-    "config", "logout", "whoami", "list", "render", "renders", "edit", "remove", "restore", "gc", "du", "link",
+    "config", "logout", "whoami", "list", "render", "renders", "edit", "remove", "restore", "du", "link",
     "export", "verify", "login", "jobs", "upscale",
 }  # fmt: skip
 """Commands without --offline: they never ask CivitAI, or cannot do without it."""
