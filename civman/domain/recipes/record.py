@@ -167,9 +167,8 @@ def read_origin(text: str) -> Origin:
 
 def _unedited(value: object, stated: Sha256) -> Recipe:
     recipe = Recipe.from_value(value)
-    if (
-        recipe.sha256 != stated and hashlib.sha256(canonical(value).encode()).hexdigest() != stated
-    ):  # the second form is that of a record with an earlier schema
+    # first the recipe's text as it stands there, whatever its schema: that is cheaper than writing the recipe out
+    if hashlib.sha256(canonical(value).encode()).hexdigest() != stated and recipe.sha256 != stated:
         raise IntegrityError(
             f"the recipe was changed after the image was made: its SHA-256 is {recipe.sha256[:12]}…, but the image"
             f" says {stated[:12]}…",
