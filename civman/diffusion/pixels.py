@@ -54,7 +54,8 @@ def eight_bit(pixels: Tensor, rounding: str) -> Tensor:
 
 def picture_of(array: Pixels, *, seed: int, decoded_in: str, notes: tuple[str, ...]) -> Picture:
     """Make an image of (H, W, 3) uint8 pixels, with their SHA-256."""
-    return Picture(array, seed, hashlib.sha256(array.tobytes()).hexdigest(), decoded_in, notes)
+    data: Any = array
+    return Picture(array, seed, hashlib.sha256(data.tobytes()).hexdigest(), decoded_in, notes)
 
 
 def put_back(picture: Picture, kept: Callable[[Pixels], Pixels]) -> Picture:

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from civman.domain.recipes.faces import faces_from
 from civman.domain.recipes.recipe import Recipe, RenderRequest
 from civman.domain.refs import PathRef, parse_ref
-from civman.errors import Refused, UsageError
+from civman.errors import InvalidRef, Refused, UsageError
 from civman.manage.inspection import path_of
 from civman.planning.grid_axes import Axis, axes_of
 from civman.planning.plan import Conditions
@@ -32,7 +33,8 @@ _MOST_COUNT = 100
 def request_of(value: object, *, library: Path) -> RenderRequest:
     """Convert a JSON object to a request; its fields are those of `RenderRequest`.
 
-    `init_image` and `mask_image` are base64 of an image file, which is kept in the library's `uploads` folder.
+    `init_image`, `mask_image` and the `picture` of each of the `controls` are base64 of an image file, which is kept in
+    the library's `uploads` folder.
 
     Raises: UsageError: a field is unknown or has a wrong type. Refused: a path, or more than the server renders.
     """
@@ -45,6 +47,11 @@ def request_of(value: object, *, library: Path) -> RenderRequest:
     for name in ("init_image", "mask_image"):
         if value.get(name) is not None:
             value[name] = str(_kept(value[name], name, library))
+    if isinstance(value.get("controls"), list):
+        value["controls"] = [
+            {**each, "picture": str(_kept(each.get("picture"), "picture", library))} if isinstance(each, dict) else None
+            for each in value["controls"]
+        ]
     try:
         request = _REQUEST.validate_python(value)
     except ValidationError as error:
@@ -59,7 +66,13 @@ def request_of(value: object, *, library: Path) -> RenderRequest:
 def kept_value(value: dict[str, Any], request: RenderRequest) -> dict[str, Any]:
     """The JSON object of a checked request with its images, which are in the library now, named by SHA-256."""
     paths = {"init_image": request.init_image, "mask_image": request.mask_image}
-    return {**value, **{name: Path(path).stem for name, path in paths.items() if path is not None}}
+    kept: dict[str, Any] = {name: Path(path).stem for name, path in paths.items() if path is not None}
+    if request.controls:
+        pictures = [Path(each.picture).stem for each in request.controls]
+        kept["controls"] = [
+            {**each, "picture": picture} for each, picture in zip(value["controls"], pictures, strict=True)
+        ]
+    return {**value, **kept}
 
 
 def conditions_of(payload: dict[str, Any], device: str | None = None) -> Conditions:
@@ -148,12 +161,23 @@ def _require_no_path_in(name: str, text: str) -> None:
         require_name(ref)
     elif field_of(name) in ("checkpoint", "vae", "upscaler") and text:
         require_name(text)
+    elif field_of(name) in ("upscale", "tiled_upscale", "face_restoration"):
+        _require_no_path_before_numbers(text)
     elif field_of(name) in ("init_image", "mask_image"):
         raise Refused(f"`{name}` cannot be changed here: the server opens no path that a client names")
 
 
+def _require_no_path_before_numbers(text: str) -> None:
+    """Check that neither a text such as `REF:2` nor what precedes any of its colons is a path. Raises: Refused."""
+    places = [place for place, sign in enumerate(text) if sign == ":"]
+    for head in (text, *(text[:place] for place in places if place)):
+        with contextlib.suppress(InvalidRef):  # not a ref at all
+            require_name(head)
+
+
 def _require_no_paths(request: RenderRequest) -> None:
     refs = [request.checkpoint, *(each.ref for each in request.loras), *request.embeddings]
+    refs += [each.ref for each in request.controls]
     refs += [each.partition(":")[0] for each in request.hypernetworks]
     refs += [request.vae] if request.vae else []
     refs += [each.partition("=")[2] for each in request.parts]

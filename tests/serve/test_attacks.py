@@ -16,6 +16,9 @@ import psutil
 import pytest
 from serve_running import QUICK, Served, start, stop
 
+from civman.demo.preview_pictures import png
+from civman.errors import Refused
+from civman.serve.render_requests import changes_of
 from civman.serve.request_checks import Access
 
 
@@ -104,16 +107,40 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("field", ["checkpoint", "vae", "embeddings", "loras", "config", "init_image"])
+@pytest.mark.parametrize("field", [
+    "checkpoint", "vae", "embeddings", "loras", "config", "init_image", "parts", "upscale", "tiled_upscale", "hires",
+    "face_restoration", "controls", "control_picture",
+])  # fmt: skip
 def test_no_path_from_a_client_is_opened(served: Served, path: str, field: str) -> None:
-    value: Any = {"embeddings": [path], "loras": [{"ref": path}]}.get(field, path)
-    request = {"checkpoint": "tiny-sd1", "prompt": "a", **QUICK, field: value}
+    picture = base64.b64encode(png(1, 8, 8)).decode()
+    values: dict[str, Any] = {
+        "embeddings": [path], "loras": [{"ref": path}], "parts": [f"vae={path}"], "upscale": {"upscaler": path},
+        "tiled_upscale": {"upscaler": path}, "hires": {"upscaler": path},
+        "controls": [{"picture": picture, "ref": path}], "control_picture": [{"picture": path, "ref": "tiny-sd1"}],
+    }  # fmt: skip
+    name = "controls" if field == "control_picture" else field
+    request = {"checkpoint": "tiny-sd1", "prompt": "a", **QUICK, name: values.get(field, path)}
 
     for where, body in (("plan", {"request": request}), ("jobs", {"kind": "render", "request": request})):
         answer = served.http.post(f"/api/v1/{where}", json=body)
         assert answer.status_code in (400, 403, 500), answer.text
         assert "root:" not in answer.text
         assert answer.status_code != 500 or answer.json()["code"] == "refused"
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("field", ["checkpoint", "vae", "upscaler", "upscale", "tiled_upscale", "face_restoration"])
+@pytest.mark.parametrize("tail", ["", ":2", ":0.5:1"])
+def test_no_path_in_a_changed_field_is_accepted(path: str, field: str, tail: str) -> None:
+    if tail and field in ("checkpoint", "vae", "upscaler"):
+        tail = ""  # these take no number
+    with pytest.raises(Refused):
+        changes_of({field: path + tail})
+
+
+@pytest.mark.parametrize("text", ["lanczos", "lanczos:2", "civitai:123@456:1.5", "4x-UltraSharp:2048x0", "gfpgan:0.5"])
+def test_names_and_ids_with_numbers_are_accepted(text: str) -> None:
+    assert changes_of({"upscale": text}) == [("upscale", text)]
 
 
 TRAVERSALS = [
