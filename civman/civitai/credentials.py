@@ -108,7 +108,8 @@ def _from_keyring(address: str) -> str | None:
             "the key is in the system keyring, but the keyring package is not installed",
             hint="pip install 'civman[keyring]', or run `civman login` again",
         )
-    keyring = importlib.import_module("keyring")  # takes 0.1 s, see `save`
+    # importing this takes 0.1 s, so do it only if the key is in the keyring
+    keyring = importlib.import_module("keyring")
 
     try:
         token = keyring.get_password(_SERVICE, address)

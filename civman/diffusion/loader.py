@@ -308,7 +308,7 @@ def fill(
 
 
 def _meta_like(weights: Weights, source: Source, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A parameter without memory; of a weight that is not packed, it has the order in memory of the file's tensor."""
+    """A parameter on the meta device. Unless the weight is packed, its memory layout is that of the file's tensor."""
     if weights.is_packed(source.name):
         return torch.empty(shape, dtype=dtype, device="meta")
     return torch.empty_like(weights.read(source).reshape(shape), dtype=dtype, device="meta")

@@ -35,7 +35,10 @@ class Table(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """One row of the table. `diffusers` is the closest scheduler class in diffusers; its name is accepted as well."""
+    """A sampler: one row of the table of samplers.
+
+    `diffusers` is the closest scheduler class in diffusers; its name is accepted as well.
+    """
 
     name: str
     solver: solvers.Solver

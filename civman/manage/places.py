@@ -48,7 +48,7 @@ def presence(path: str, seen: SeenFile | None) -> Presence:
         pass
     except PermissionError:
         return Presence.HERE  # reading it tells what is wrong
-    except OSError:  # a network share that does not answer
+    except OSError:  # for example, a network share that does not respond
         return Presence.AWAY
     else:
         return Presence.HERE

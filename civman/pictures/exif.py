@@ -42,7 +42,7 @@ def exif_with(comment: str) -> bytes:
 def exif_texts(block: bytes) -> dict[str, str]:
     """Read the entries of an EXIF block that contain text, under the standard's names.
 
-    Raises: ValueError: not an EXIF block, or one with offsets outside of itself.
+    Raises: ValueError: not an EXIF block, or one with offsets that point outside the block.
     """
     block = block.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(block[:2])

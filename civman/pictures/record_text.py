@@ -29,7 +29,7 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, _upscaler(record))
         if hires and not old else None,
         denoising=start.strength if start else old.strength if old else None,
-        # A1111's default, the graphics card, has no entry
+        # A1111 writes no RNG entry if the noise comes from the GPU, its default
         rng="" if ":" in recipe.rng else recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
         others=(
             *_of_old_pass(recipe), *_of_noise(recipe), *_of_guidance(recipe), *_of_pictures(recipe), *_of_last(record),

@@ -63,9 +63,9 @@ def upscaler_title(name: str, made: Enlargement) -> str:
 
 
 def texts(record: UpscaleRecord, source: str | None, format: Format) -> tuple[str | None, dict[str, str]]:  # noqa: A002
-    """The `parameters` text of an upscaled image, and further texts by name, for a file in this format.
+    """The texts to write into an upscaled image: its `parameters` text, and for a PNG further text chunks by name.
 
-    `source`: the `parameters` text in the image that was enlarged, which is kept.
+    `source`: the `parameters` text of the image that was enlarged; it is kept.
     """
     made = record.recipe.enlargement
     found = settings_of(made, upscaler_title(record.upscaler_name, made), record.picture_size)

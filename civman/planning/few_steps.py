@@ -66,7 +66,7 @@ def few_steps_defaults(
 def _kind(label: str | None, name: str) -> tuple[_FewSteps, str] | None:
     """Find the kind of model that the label or the file's name indicates. Also returns which of them does, in words."""
     for kind in _KINDS:
-        # "lightning" means nothing else in a model's name; the others are parts of common words
+        # match "lightning" anywhere, the other labels only as whole words: they are also parts of common words
         word = "lightning" if kind.word == "Lightning" else rf"(?<![a-z]){kind.word.lower()}(?![a-z])"
         if re.search(word, (label or "").lower()):
             return kind, f"CivitAI says {label}"

@@ -262,7 +262,7 @@ class _PassReader:
         return Sampled(node, model, positive, negative, seed, steps, cfg, sampler, schedule, strength, **more)
 
     def _steps(self, node: Node) -> int:
-        """The number of steps that a node states, within ComfyUI's own limits."""
+        """Read a node's number of steps. Raises: Stopped: it is outside ComfyUI's limits."""
         found = self._reader.whole(node, "steps")
         if not 1 <= found <= _MOST_STEPS:
             raise Stopped(f"{node} has {found} steps, and ComfyUI takes 1 to {_MOST_STEPS}")
@@ -400,7 +400,7 @@ def table_of(schedule: Schedule, steps: int, levels: NoiseLevels) -> list[float]
     try:
         return table(schedule, steps, levels)
     except (ValueError, ZeroDivisionError, UsageError) as error:
-        raise Stopped(f"no noise levels for {steps} steps") from error
+        raise Stopped(f"the schedule {schedule} has no noise levels for {steps} steps") from error
 
 
 def _spaced(kind: str, steps: int, low: float, high: float, rho: float) -> list[float]:

@@ -61,7 +61,7 @@ def _planned(
     recipe = UpscaleRecipe(source.sha256, made, (found.in_recipe,) if found else ())
     told = tuple(f"`{source.path.name}`: {each}" for each in source.notices)
     if source.image.mode == "RGBA":
-        told += (f"`{source.path.name}`: its transparency is upscaled by itself, with the same upscaler",)
+        told += (f"`{source.path.name}`: its alpha channel is upscaled separately, with the same upscaler",)
     return PlannedUpscale(recipe, source.path, source.size, found.planned if found else None, (*notices, *told))
 
 

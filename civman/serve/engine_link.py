@@ -150,11 +150,11 @@ class EngineLink:
         if process is not None:
             process.join(2)
         code = process.exitcode if process is not None else None
-        why = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        why = f"was killed by signal {-code}" if code is not None and code < 0 else f"exited with code {code}"
         if self._is_closed:
-            why = "because the server stopped"
+            why = "was ended because the server stopped"
         wrong = CannotRender(
-            f"the process that renders was ended {why}", code=Cause.WORKER_LOST,
+            f"the process that renders {why}", code=Cause.WORKER_LOST,
             hint="the next job starts it again; if the system ended it for want of memory, a smaller size may help",
         )  # fmt: skip
         del error

@@ -228,7 +228,7 @@ class JobQueue:
     def move(self, number: int, to: str) -> ServerJob:
         """Move a waiting job among its client's jobs; `to` is "first", "up", "down" or "last".
 
-        The next server has the jobs in the order of their numbers again.
+        The new position is not saved: after a restart of the server, the jobs are in the order of their numbers.
 
         Raises: NotFound: no such job. UsageError: the job is not waiting, or `to` is invalid.
         """

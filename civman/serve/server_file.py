@@ -44,7 +44,10 @@ class ServerFile:
 
 
 def read_server_file(library: Path) -> ServerFile | None:
-    """Read the file of a library's server; None if there is none, or none that this version understands."""
+    """Read the file in which a library's server stores its port and token.
+
+    None if the file is missing or invalid, or if its protocol version is not the one that this civman uses.
+    """
     try:
         value = json.loads((library / NAME).read_text(encoding="utf-8"))
         found = ServerFile(**value)

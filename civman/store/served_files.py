@@ -14,7 +14,7 @@ THUMBNAILS, UPLOADS, ORIGINALS = "thumbnails", "uploads", "originals"
 
 
 def served_files(library: Path, before: datetime) -> Iterator[Path]:
-    """All thumbnails, and the input images that were received before this time."""
+    """All thumbnails, and the input images that were received before the time `before`."""
     yield from sorted((library / THUMBNAILS).glob("*/*"))
     yield from _older(library / UPLOADS, before)
 

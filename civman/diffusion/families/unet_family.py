@@ -24,7 +24,7 @@ class UNetFamily:
     name: str
     title: str
     native_size: int
-    """The side in pixels of the square that the models were trained on."""
+    """The side length, in pixels, of the square images that the models were trained on."""
     text_mark: str
     """The start of tensor names that only the family's own text encoder has."""
     context_width: int

@@ -19,7 +19,7 @@ _NOT_SD = (
     r"motion_modules|temporal|temp_conv|temp_attentions|time_mixer|time_stack|^transformer_in_|(^|_)(base|ctrl)_|_fuser_"
     r"|depthwise|image_latents|control"
 )
-"""Modules in a UNet that no Stable Diffusion model has: those of video models and of other networks next to it."""
+"""Modules in a UNet that no Stable Diffusion model has: those of video models, and of networks added to a UNet."""
 
 
 def _sd(width: int) -> dict[str, Any]:

@@ -80,4 +80,4 @@ VAES: tuple[Rule, ...] = (
            dims=(r"^decoder\.conv_in(\.conv)?\.weight$", axes))
       for mark, axes in (("", 4), ("-of-videos", 5))),
 )  # fmt: skip
-"""The models that an autoencoder belongs to."""
+"""The rules that recognise VAEs and the model families they belong to."""

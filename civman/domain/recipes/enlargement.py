@@ -14,7 +14,7 @@ OVERLAP: Final = 8
 """A1111's defaults in pixels: the side of a tile, and how much of it neighbouring tiles share."""
 METHODS: Final = ("model", "lanczos", "nearest")
 MOST_TIMES: Final = 16.0
-"""The largest factor of one enlargement: two passes of a model that quadruples the size."""
+"""The largest factor of one enlargement: two passes of a 4x model."""
 _LEAST_TILE: Final = 16
 _FACTOR: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?")
 _SIZE: Final = re.compile(r"[0-9]{1,5}[x×][0-9]{1,5}", re.IGNORECASE)
