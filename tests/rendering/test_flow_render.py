@@ -67,7 +67,7 @@ def test_the_parts_are_named_by_digest_and_give_the_picture_of_the_whole_file(
     ("roles", "code", "words"),
     [(("clip", "vae"), "missing-part", "--part t5=REF"), (("clip", "t5"), "missing-part", "--vae REF"),
      (("clip", "narrow", "vae"), "mismatched-parts", "width of 72"),
-     (("clip", "wrong", "vae"), "mismatched-parts", "no T5 text encoder")],
+     (("clip", "wrong", "vae"), "mismatched-parts", "is not the required part (T5 text encoder)")],
 )  # fmt: skip
 def test_a_missing_or_wrong_part_is_refused_before_anything_is_loaded(
     civman: Any, files: dict[str, Path], roles: tuple[str, ...], code: str, words: str

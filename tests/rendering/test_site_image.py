@@ -89,7 +89,7 @@ def test_a_deleted_model_is_named_with_what_could_stand_in(civman: Civman, onlin
 
     assert ran.code == 3
     assert ran.json["error"]["code"] == "deleted-upstream"
-    assert "`Tiny Outline v1.5`" in ran.json["error"]["message"]
+    assert "`Tiny Outline v1.5`" in ran.err
     assert "91002@191021 (Tiny Outline v2.0, SD 1.5); 91002@191020" in ran.json["error"]["hint"]
     assert not [each for each in online.requests_to("storage") if "safetensors" in each.path]
 
@@ -102,7 +102,7 @@ def test_early_access_is_a_gate_that_is_told_before_anything_is_downloaded(
         ran = civman("replay", GATED, "--fetch", "--device", "cpu", "--json")
 
         assert (ran.code, ran.json["error"]["code"]) == (4, code)
-        assert "in early access until 2099-12-31" in ran.json["error"]["message"]
+        assert "in early access until 2099-12-31" in ran.err
     assert not [each for each in online.requests_to("storage") if "safetensors" in each.path]
 
 
