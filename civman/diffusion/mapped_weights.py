@@ -156,6 +156,8 @@ def _header(file: BinaryIO, size: int) -> Header:
     while True:
         first += file.read(max(_FIRST_GGUF_BYTES, 7 * len(first)))
         try:
-            return parse_gguf(first, is_whole=len(first) >= size, file_size=size).as_header
+            found = parse_gguf(first, is_whole=len(first) >= size, file_size=size)
         except NeedsMore:
             continue
+        found.require_complete()
+        return found.as_header

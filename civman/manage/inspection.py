@@ -172,9 +172,10 @@ def _inspected(
     header = gguf.as_header if gguf is not None else read_header(path)
     said = claims(header.metadata)
     identity = identify(header, said)
+    cut = (gguf.cut_words,) if gguf is not None and gguf.cut_words else ()
     return Inspected(
         name, str(path), size, content, label, model_type or identity.model_type, identity, said,
-        conflicts(identity, said, label), header, asset, gguf,
+        (*cut, *conflicts(identity, said, label)), header, asset, gguf,
     )  # fmt: skip
 
 

@@ -253,6 +253,8 @@ def plays(asset: Asset, role: str) -> bool:
 def _require_kind(role: str, inspected: Inspected) -> None:
     if inspected.refusal is not None:
         raise inspected.refusal
+    if inspected.gguf is not None:
+        inspected.gguf.require_complete()
     if inspected.header is None:
         raise Refused(
             f"`{inspected.name}` is not a safetensors file: its content is {inspected.content}",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from civman.domain.recipes.recipe_limits import size_of
 from civman.domain.recipes.render_request import RenderRequest
 from civman.errors import Cause, UsageError
 
@@ -167,10 +168,10 @@ def _number(name: str, values: Sequence[str], where: str, kind: Callable[[str], 
 
 
 def _size(text: str, where: str) -> tuple[int, int]:
-    width, _, height = text.lower().replace("×", "x").partition("x")
-    if not (width.strip().isdecimal() and height.strip().isdecimal()):
-        raise _bad(where, f"`--size {text}` is not a size", "write it as 832x1216")
-    return int(width), int(height)
+    try:
+        return size_of(text.lower())
+    except UsageError as error:
+        raise _bad(where, f"`--size {text}` is not a size", "write it as 832x1216") from error
 
 
 def _bad(where: str, why: str, hint: str) -> UsageError:

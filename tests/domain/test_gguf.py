@@ -87,9 +87,13 @@ def test_inspection_names_a_gguf_file(tmp_path):
     assert found.identity is not None
 
 
-def test_a_file_that_ends_before_its_last_tensor_is_refused(tmp_path):
+def test_of_a_file_that_ends_before_its_last_tensor_the_header_is_read_and_the_weights_are_not(tmp_path):
     path = tmp_path / "cut.gguf"
     path.write_bytes(written(TENSORS) + bytes(4096))
 
+    found = inspect_path(path)
+
+    assert found.gguf is not None
+    assert found.conflicts[0].startswith("truncated: according to its header")
     with pytest.raises(InvalidModelFile, match="truncated"):
-        inspect_path(path)
+        found.gguf.require_complete()

@@ -91,3 +91,18 @@ def test_a_packed_checkpoint_is_inspected_and_checked(civman: Civman, stock: Pat
     assert "checkpoint, sd1" in inspected.out
     assert checked.code == 0, checked.out + checked.err
     assert "fits" in checked.out
+
+
+def test_a_cut_gguf_is_inspected_with_a_word_and_refused_before_it_is_loaded(
+    stocked: Path, civman: Civman, tmp_path: Path
+) -> None:
+    whole, _ = as_gguf(stocked / "tiny-sd1.safetensors", tmp_path)
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(whole.read_bytes()[:-4096])
+
+    seen, render = civman("inspect", cut), civman("render", cut, "a cat", *QUICK, "--dry-run", "--json")
+
+    assert seen.code == 0
+    assert "truncated: according to its header" in " ".join(seen.out.split())
+    assert (render.code, render.json["error"]["code"]) == (6, "invalid-model-file")
+    assert civman("render", whole, "a cat", *QUICK, "--dry-run").code == 0

@@ -73,6 +73,19 @@ class GgufHeader:
         return ", ".join(part for part in parts if part)
 
     @property
+    def cut_words(self) -> str:
+        """A message if the file ends before its last tensor, or else ""."""
+        end = self.data_start + max((end for _, end in self.places.values()), default=0)
+        if end <= self.file_size:
+            return ""
+        return f"truncated: according to its header the file should have {end} bytes, but it has {self.file_size}"
+
+    def require_complete(self) -> None:
+        """Check that the file contains all of its tensors. Raises: InvalidModelFile."""
+        if self.cut_words:
+            refuse(self.cut_words, cause="truncated", hint="download it again")
+
+    @property
     def as_header(self) -> Header:
         """The same tensors and metadata in the form in which safetensors headers are read.
 
@@ -85,13 +98,12 @@ class GgufHeader:
         return Header(tensors=tensors, metadata=self.metadata, header_bytes=self.data_start, file_size=self.file_size)
 
 
-def parse_gguf(prefix: bytes, *, is_whole: bool = False, file_size: int | None = None) -> GgufHeader:
+def parse_gguf(prefix: bytes, *, is_whole: bool = False, file_size: int = 0) -> GgufHeader:
     """Parse the header of a file that starts with `prefix`; `is_whole` means that `prefix` is the complete file.
 
-    With `file_size`, a file that ends before its last tensor is refused.
+    A file of `file_size` bytes may end before its last tensor, see `GgufHeader.require_complete`.
 
-    Raises: NeedsMore: the header is longer than `prefix`. InvalidModelFile: it is not a valid GGUF header, or the file
-        is too short.
+    Raises: NeedsMore: the header is longer than `prefix`. InvalidModelFile: it is not a valid GGUF header.
     """
     reader = _Reader(prefix)
     try:
@@ -102,7 +114,7 @@ def parse_gguf(prefix: bytes, *, is_whole: bool = False, file_size: int | None =
         raise
 
 
-def _parse(reader: "_Reader", file_size: int | None) -> GgufHeader:
+def _parse(reader: "_Reader", file_size: int) -> GgufHeader:
     if reader.take(4) != MAGIC:
         refuse("the file is not GGUF: it does not start with the GGUF magic bytes", cause="no-header")
     version = reader.number("I")
@@ -133,18 +145,12 @@ def _parse(reader: "_Reader", file_size: int | None) -> GgufHeader:
     if not 0 < alignment <= 1 << 20:
         refuse("the GGUF header states an impossible alignment", cause="bad-header")
     data_start = -(-reader.position // alignment) * alignment
-    end = data_start + max((end for _, end in places.values()), default=0)
-    if file_size is not None and end > file_size:
-        refuse(
-            f"truncated: according to its header the file should have {end} bytes, but it has {file_size}",
-            cause="truncated", hint="download it again",
-        )  # fmt: skip
     weights: Counter[str] = Counter()
     for kind_name, shape in tensors.values():
         weights[kind_name] += min(prod(shape), 1 << 62)
     most = max(weights, key=lambda name: (weights[name], name), default="")
     architecture = metadata.get("general.architecture", "")
-    return GgufHeader(version, architecture, most, tensors, metadata, places, data_start, file_size or 0)
+    return GgufHeader(version, architecture, most, tensors, metadata, places, data_start, file_size)
 
 
 def _is_size(metadata: Mapping[str, str]) -> bool:
