@@ -46,7 +46,9 @@ def check_address(url: str, *, loopback_allowed: bool) -> SplitResult:
         check_ip(host if literal is not None else "127.0.0.1", host=host, loopback_allowed=loopback_allowed)
     if parts.scheme != "https":
         raise UnsafeRedirect(
-            f"the server redirects to plain http on `{host}`", hint="nothing was sent there", host=host
+            f"the server redirects to plain http on `{host}`",
+            hint="the request was not sent; if this happens again, a proxy may be altering the traffic",
+            host=host,
         )
     return parts
 

@@ -27,11 +27,11 @@ _DOWNLOADS = "/api/download/"
 
 
 class CivitaiClient:
-    """The client of the site's public API, with or without an API key. Close it, or use it as a context manager.
+    """The client of CivitAI's public API, with or without an API key. Close it or use it as a context manager.
 
     Args:
         transport: sends the requests.
-        clock: the current time, which decides whether early access is still in force.
+        clock: returns the current time, which decides whether early access is still in force.
         on_notice: receives notices that are not errors, such as skipped entries or filters that the site ignored.
 
     Every method raises a CivmanError that depends on the cause (see `failures`), Offline, or BadAnswer if the response
@@ -67,7 +67,10 @@ class CivitaiClient:
         return matches(ask, query, now=self._clock(), on_notice=self._on_notice, before_page=before_page)
 
     def model(self, model_id: ModelId) -> ModelPage:
-        """Request a model with its versions, archived or not. For minutes after an update, `versions` may be empty."""
+        """Request a model with its versions, even if it is archived.
+
+        For some minutes after an update of the model, `versions` may be empty.
+        """
         answer = self._get(f"/api/v1/models/{checked_id(model_id, 'model')}", f"model {model_id}")
         page = wire_models.page(answer, now=self._clock(), on_notice=self._on_notice)
         _check_same(page.model.id, model_id, "model")
@@ -98,9 +101,9 @@ class CivitaiClient:
         return version, next((file for file in found if file.is_primary), found[0])
 
     def version_by_hash(self, digest: str) -> tuple[ModelVersion, list[ModelFile]]:
-        """Look up a digest and return the version with all of its files that have it; see `by_hash` for its forms.
+        """Look up a digest and return the version, with those of its files that have this digest.
 
-        Raises: BadAnswer: no file of the version has it.
+        `by_hash` describes the accepted forms of a digest. Raises: BadAnswer: no file of the version has it.
         """
         wanted = digest.strip().lower()
         if not re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{10}|[0-9a-f]{12}|[0-9a-f]{64}", wanted):
@@ -150,7 +153,7 @@ class CivitaiClient:
         Unknown digests are left out. A site that cannot be reached is reported after one attempt, since the caller can
         ask again later.
         """
-        # importing this module takes 0.02 s, which other requests can do without
+        # imported here, not at the top: it takes 0.02 s, and most requests do not need it
         from civman.civitai import wire_lookups
 
         asked = list(dict.fromkeys(sha256s))
@@ -172,7 +175,10 @@ class CivitaiClient:
         return {digest: [(model, version) for version, model in sorted(pairs)] for digest, pairs in found.items()}
 
     def models_by_ids(self, ids: Iterable[ModelId]) -> Iterator[ModelPage]:
-        """Request models by id, in the site's order. Archived models are included, unlisted ones are left out."""
+        """Request models by id, in the order in which the site returns them.
+
+        Archived models are included, unlisted ones are not.
+        """
         asked = list(dict.fromkeys(ids))
         for start in range(0, len(asked), _IDS_PER_QUESTION):
             chunk = tuple(asked[start : start + _IDS_PER_QUESTION])
@@ -183,7 +189,8 @@ class CivitaiClient:
 
         With `file_id` None: the version's primary file.
         """
-        from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
+        # imported here, not at the top: it takes 0.02 s, and most requests do not need it
+        from civman.civitai import wire_lookups
 
         params = [("modelFileId", str(checked_id(file_id, "file")))] if file_id is not None else []
         path = f"/api/v1/model-versions/mini/{checked_id(version_id, 'version')}"
@@ -192,7 +199,8 @@ class CivitaiClient:
 
     def tensor_metadata(self, file_id: FileId) -> list[tuple[str, str, tuple[int, ...]]] | None:
         """Request each tensor's name, dtype and shape, without a download; None if the site does not list them."""
-        from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
+        # imported here, not at the top: it takes 0.02 s, and most requests do not need it
+        from civman.civitai import wire_lookups
 
         try:
             answer = self._get(
@@ -209,20 +217,23 @@ class CivitaiClient:
 
         Raises: NotAllowed (`no-key`, `bad-key`).
         """
-        from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
+        # imported here, not at the top: it takes 0.02 s, and most requests do not need it
+        from civman.civitai import wire_lookups
 
         answer = self._transport.get_json("/api/v1/me", asked=self._asked("your account", Endpoint.ACCOUNT))
         return wire_lookups.account(answer, now=self._clock(), on_notice=self._on_notice)
 
     def enums(self) -> dict[str, tuple[str, ...]]:
         """Request the site's lists: "ModelType", "ModelFileType", "BaseModel", "ActiveBaseModel", "BaseModelType"."""
-        from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
+        # imported here, not at the top: it takes 0.02 s, and most requests do not need it
+        from civman.civitai import wire_lookups
 
         return wire_lookups.enums(self._get("/api/v1/enums", "its table of valid values"))
 
     def image(self, image_id: int) -> Picture:
         """Request a published image with its generation data. Raises: NotFound: unknown or hidden from this account."""
-        from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
+        # imported here, not at the top: it takes 0.02 s, and most requests do not need it
+        from civman.civitai import wire_lookups
 
         params = [
             ("imageId", str(checked_id(image_id, "picture"))),
@@ -241,7 +252,8 @@ class CivitaiClient:
 
         The most popular ones come first.
         """
-        from civman.civitai import wire_lookups  # importing this module takes 0.02 s, see `identify`
+        # imported here, not at the top: it takes 0.02 s, and most requests do not need it
+        from civman.civitai import wire_lookups
 
         params = [
             ("modelVersionId", str(checked_id(version_id, "version"))), ("limit", str(limit)),
@@ -272,9 +284,9 @@ class CivitaiClient:
         return self._resolved(last, asked)
 
     def _download_urls(self, version_id: VersionId, file: ModelFile | FileSelector) -> list[str]:
-        """List the site's URLs for a file, in the order to try them.
+        """List the site's download URLs for a file, in the order in which to try them.
 
-        Those after the first are used only if a digest will verify the bytes.
+        The second and later URLs are used only if a digest will verify the downloaded bytes.
         """
         bare = f"{_DOWNLOADS}models/{version_id}"
         if isinstance(file, FileSelector):

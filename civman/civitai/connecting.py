@@ -27,13 +27,12 @@ def dial(
     is_own: bool = False,
     publish: Publish,
 ) -> socket.socket:
-    """Connect a socket to the host of `parts`, through the environment's proxy and with TLS if they are needed.
+    """Connect a socket to the host of `parts`, through the proxy that the environment sets, and with TLS for https.
 
-    `is_own`: the user has configured this server, so its address is not checked.
-    `publish` receives the socket as soon as it exists, and again after TLS has wrapped it, so that another thread can
-    shut it down meanwhile.
+    `is_own`: the user has configured this server, so its address is not checked. `publish` receives the socket as soon
+    as it exists, and again after TLS has wrapped it, so that another thread can shut it down meanwhile.
 
-    Raises: UnsafeRedirect, NetworkError. ConfigError: a proxy that cannot be used. OSError: the connection failed.
+    Raises: UnsafeRedirect, NetworkError. ConfigError: the proxy cannot be used. OSError: the connection failed.
     """
     host, secure = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if secure else 80)

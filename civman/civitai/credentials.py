@@ -44,7 +44,9 @@ def load(settings: Settings) -> Credential:
     except FileNotFoundError:
         return Credential("none", None)
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"cannot read `{path}`", hint="`civman login` writes it again", path=str(path)) from error
+        raise ConfigError(
+            f"cannot read `{path}`", hint="run `civman login` to store the API key again", path=str(path)
+        ) from error
     return Credential(str(path), token) if token else Credential("none", None)
 
 
@@ -53,7 +55,7 @@ def save(settings: Settings, token: str, *, use_keyring: bool) -> str:
     path = settings.config_folder / _FILE
     token = check_shape(token)
     if use_keyring and importlib.util.find_spec("keyring") is not None:
-        # takes 0.1 s and needs a desktop service, so import it only for `civman login`
+        # importing keyring takes 0.1 s and needs a desktop service, so only `civman login` imports it
         keyring = importlib.import_module("keyring")
 
         try:
@@ -108,7 +110,7 @@ def _from_keyring(address: str) -> str | None:
             "the key is in the system keyring, but the keyring package is not installed",
             hint="pip install 'civman[keyring]', or run `civman login` again",
         )
-    # importing this takes 0.1 s, so do it only if the key is in the keyring
+    # importing keyring takes 0.1 s, so it is imported only if the key is stored there
     keyring = importlib.import_module("keyring")
 
     try:

@@ -8,7 +8,7 @@ from civman.civitai.response_body import Body
 from civman.errors import BadAnswer, Cause
 
 ENCODINGS = frozenset({"gzip", "x-gzip", "deflate"})
-"""The codings that the standard library can decode."""
+"""The compression formats (HTTP content codings) that the standard library can decode."""
 _READ_BYTES = 1 << 16
 
 
@@ -48,7 +48,7 @@ class DecodedBody(Body):
             return self._decoder.decompress(data, most)
         except zlib.error as error:
             if self._coding == "deflate" and not self._has_decoded:
-                # some servers send the bare stream under this name
+                # some servers send a raw DEFLATE stream, without the zlib header, as "deflate"
                 self._decoder, self._has_decoded = zlib.decompressobj(-zlib.MAX_WBITS), True
                 return self._decoded(data, most)
             raise BadAnswer(

@@ -77,10 +77,10 @@ def cause(status: int, headers: Mapping[str, str], body: bytes, asked: Asked) ->
 
 
 def storage_cause(status: int, headers: Mapping[str, str], body: bytes) -> CivmanError:
-    """Translate an error response of the storage behind a download URL into an error, which the caller raises.
+    """Translate an error response of the server that stores the file into an error, which the caller raises.
 
-    Storage responds with the XML of S3 or the JSON of B2 (`code`, `message`). A mirror that serves its own files may
-    respond like CivitAI (`error`), which is read too.
+    Storage servers respond with the XML of S3 or the JSON of B2 (`code`, `message`). A mirror that stores the files
+    itself may respond like CivitAI (`error`); this form is read too.
     """
     said = _said(status, headers, body)
     if "error" in said.fields:
@@ -158,7 +158,7 @@ def _redirected(said: _Said, asked: Asked) -> CivmanError:
 
 
 def _edge(said: _Said) -> CivmanError | None:
-    """Recognise a refusal by Cloudflare, which comes as text or as a web page, and return its error, else None."""
+    """Return an error if this response is a refusal by Cloudflare, which comes as text or as a web page; else None."""
     match = _EDGE_CODE.search(said.all_text) if not said.fields else None
     code = int(match[1]) if match else 0
     if code == 1009:
@@ -358,7 +358,7 @@ def _quoted(text: str) -> str:
 
 
 def _day(moment: str) -> str:
-    """The date of an ISO 8601 time, such as "2026-03-01" in UTC; any other text is returned as it is."""
+    """Return the date of an ISO 8601 time in UTC, such as "2026-03-01"; any other text is returned unchanged."""
     try:
         found = datetime.fromisoformat(moment)
     except ValueError:

@@ -106,7 +106,7 @@ def _next(page: SearchPage, first: list[tuple[str, str]]) -> list[tuple[str, str
 
 
 def _is_unfiltered(page: SearchPage, query: SearchQuery) -> bool:
-    """Whether the site responded as if no tag or creator had been requested."""
+    """Whether the site ignored the requested tag or creator and returned models of all kinds."""
     if not page.items or not (query.tag or query.username):
         return False
     return not any(_has_tag(item, query) and _is_by(item, query) for item in page.items)
@@ -123,8 +123,8 @@ def _narrowed(item: ModelPage, query: SearchQuery, now: datetime) -> ModelPage |
     if query.base_models and item.versions:
         fitting = tuple(version for version in item.versions if version.base_model in query.base_models)
         return ModelPage(item.model, fitting) if fitting else None
-    # with a search text the site filters late, and the base model filter may remove the last version, which decides the
-    # period
+    # with a search text, the site does not apply all filters; removing versions by base model here may also remove the
+    # latest version, whose date decides whether the model is in the requested period
     return None if query.text and not query.base_models and not _is_young(item, query, now) else item
 
 

@@ -41,7 +41,9 @@ class Body:
         self._stall_s = stall_s
         self._heard_at = time.monotonic()
         self._is_past_head = False
-        """Whether http.client's own buffer is empty, so that the socket can be read directly."""
+        """Whether http.client's own buffer has been read completely, so that the rest can be read from the socket
+        directly.
+        """
         self._can_fill = sockets.CAN_FILL and type(sock) is socket.socket and not response.chunked
 
     def fill(self, view: memoryview, within_s: float) -> int:
@@ -64,7 +66,7 @@ class Body:
             except NetworkError:
                 if not filled:
                     raise
-                break  # keep the bytes before the end; the next call reports the end
+                break  # return the bytes that arrived before the end; the next call reports the end
         now = time.monotonic()
         if filled:
             self._heard_at = now
@@ -135,7 +137,7 @@ class Body:
             self.left_bytes -= count
             if self.left_bytes == 0:
                 self.is_over = True
-                self._response.close()  # so that the connection can be reused
+                self._response.close()  # close the response, so that its connection can be used for the next request
         return count
 
     def _read(self, view: memoryview) -> int:

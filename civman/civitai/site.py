@@ -102,7 +102,7 @@ _ASIDE = "x-civman-location"
 
 
 def _set_target_aside(response: httpx.Response) -> None:
-    """Move a redirect's target to another header, because httpx parses `Location` and fails if it is malformed."""
+    """Move the `Location` header to another name: httpx parses `Location` and fails if it is malformed."""
     if "location" in response.headers:
         response.headers[_ASIDE] = response.headers.pop("location")
 

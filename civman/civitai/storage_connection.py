@@ -25,7 +25,7 @@ from civman.errors import BadAnswer, Cause, NetworkError
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 _KEPT = "%/:=&?~#+!$,;'@()*[]"
-"""Characters that are not quoted in a URL: reserved ones and existing escapes."""
+"""Characters of a URL that are not percent-encoded: reserved characters, and the `%` of existing escapes."""
 _ERROR_BODY_BYTES = 1 << 16
 _PLAIN = "identity"
 
@@ -69,13 +69,13 @@ class StorageConnection:
         """
 
     def open(self, url: str, *, start: int, end: int | None, send_token: bool = False, etag: str | None = None) -> Body:
-        """Request the bytes `[start, end)` (None: to the end) of `url`, following safe redirects.
+        """Request the bytes `[start, end)` of `url` (`end` None: to the end of the file), following safe redirects.
 
-        `etag` is sent as If-Range: a changed file is returned whole, from 0. A server without ranges also returns the
-        whole file, and so does every server if `start` is 0 and `end` is None, because that is not a range request.
+        `etag` is sent as If-Range, so a file that has changed is returned whole, from byte 0. A server that does not
+        support ranges also returns the whole file. If `start` is 0 and `end` is None, no range is requested.
 
         Raises: NetworkError, NotAllowed, NotFound, by the server's response. UnsafeRedirect. BadAnswer: a web page, a
-            compressed body, or a range that was not requested.
+        compressed body, or a range that was not requested.
         """
         headers = {
             "User-Agent": self._network.user_agent,
@@ -108,7 +108,10 @@ class StorageConnection:
         return allowed_urls.check_address(url, loopback_allowed=self._network.loopback_allowed)
 
     def abort(self) -> None:
-        """Stop the transfer from another thread: a waiting read fails at once, and so do all later calls."""
+        """Stop the transfer; may be called from another thread.
+
+        A read that is waiting fails at once, and so do all later calls.
+        """
         with self._lock:
             self.is_aborted = True
             if self._socket is not None:
@@ -121,7 +124,8 @@ class StorageConnection:
         if self._connection is not None:
             self._connection.close()
         if self._response is not None:
-            self._response.close()  # http.client drops a connection that the server will close
+            # close the response; http.client then drops the connection if the server is going to close it
+            self._response.close()
         self._connection, self._response, self._origin, self._body = None, None, None, None
 
     def _request(self, parts: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:

@@ -131,9 +131,9 @@ class Transport:
         return self._json(self._persist("POST", self.url(path), asked, content=body, is_probe=is_probe), asked)
 
     def first_hop(self, url: str, *, asked: Asked) -> Answer:
-        """Send `GET url` to the site itself and return the status and headers of a redirect or of the start of a file.
+        """Send `GET url` to CivitAI and return the status and headers of the response, a redirect or a file.
 
-        The body is not read.
+        Redirects are not followed, and the body is not read.
 
         Raises: CivmanError: any other response, by cause.
         """
@@ -244,7 +244,10 @@ class Transport:
         return body.replace(self._token.encode(), b"***") if self._token else body
 
     def _translated(self, error: Exception) -> tuple[CivmanError, bool]:
-        """Translate an error of httpx into ours, and return with it whether another try may help."""
+        """Translate an error of httpx into an error of civman.
+
+        Returns it together with whether another attempt may help.
+        """
         host = urlsplit(self.address).hostname or ""
         tls = _cause_of_kind(error, ssl.SSLError)
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
@@ -265,7 +268,9 @@ class Transport:
             return NetworkError(f"`{host}` does not respond", code=Cause.TIMEOUT, hint=_ONLINE_HINT), True
         if isinstance(error, httpx.DecodingError):
             return BadAnswer(
-                f"the response of `{host}` is not compressed as its headers say", code=Cause.BAD_ANSWER
+                f"the response of `{host}` cannot be decompressed: it is not compressed in the way "
+                "that its headers state",
+                code=Cause.BAD_ANSWER,
             ), True
         return NetworkError(f"the connection to `{host}` broke", code=Cause.CONNECTION_CUT, hint=_ONLINE_HINT), True
 
@@ -282,7 +287,7 @@ _TLS_HINT = "check the clock and SSL_CERT_FILE; a proxy that decrypts TLS needs 
 
 
 class _UnreachedError(Exception):
-    """Carries our error out of one try, together with whether another try may help."""
+    """Carries the error of one attempt to the retry loop, together with whether another attempt may help."""
 
     def __init__(self, failure: CivmanError, may_pass: bool) -> None:
         super().__init__(failure.message)

@@ -81,7 +81,7 @@ class _IdentityList(Wire):
 
 
 def pictures(answer: object, *, now: datetime, on_notice: OnNotice) -> tuple[Picture, ...]:
-    """Parse the images of `GET /images`. Raises: BadAnswer: the response has another form."""
+    """Parse the images in a response to `GET /images`. Raises: BadAnswer: the response has another form."""
     got = read(_ImageList, answer, Reading(now, on_notice), "a page of pictures")
     return tuple(
         Picture(

@@ -300,7 +300,7 @@ def versions(answer: object, *, now: datetime, on_notice: OnNotice) -> list[Mode
     Raises: BadAnswer: not an array.
     """
     if not isinstance(answer, list):
-        raise BadAnswer("CivitAI's answer is not a list of versions")
+        raise BadAnswer("CivitAI's response is not a list of versions")
     found = []
     for entry in answer:
         if entry is None:

@@ -77,7 +77,7 @@ def hashes(raw: Mapping[str, object], tell: OnNotice) -> Hashes:
         if not text or key not in Hashes.__slots__:
             continue
         if key == "autov3" and len(text) == 64:
-            text = text[:12]  # responses of early 2024 contain the whole digest
+            text = text[:12]  # keep 12 digits: responses of early 2024 contain the whole digest
         if len(text) != {**_LENGTHS, "sha256": 64, "autov3": 12}[key] or not _HEX.fullmatch(text):
             tell(f"the declared {name} is not a valid digest and is ignored")
         elif not (key == "autov3" and text == EMPTY_AUTOV3):
@@ -116,10 +116,11 @@ def gate(
     availability: str | None,
     now: datetime,
 ) -> Gate | None:
-    """Determine the paid or early access in force at `now`, from those of the site's fields that the response contains.
+    """Determine which kind of restricted access (paid or early access) is in force at `now`.
 
-    `paid_access` is (permanent, end) of 2026, `ends` are the dates of 2024 to 2026, `days_after_publication` is of
-    2023, `availability` "EarlyAccess" of 2025. Dates in the past mean no gate, because responses are cached.
+    A response contains only some of the arguments: `paid_access` is (permanent, end) of 2026, `ends` are the dates of
+    2024 to 2026, `days_after_publication` is of 2023, `availability` "EarlyAccess" is of 2025. Dates in the past mean
+    that access is no longer restricted, because responses are cached.
     """
     if paid_access is not None:
         permanent, end = paid_access
@@ -138,7 +139,7 @@ def file_id_in(download_url: str | None) -> int | None:
     """Parse the `fileId` in a download URL, or return None."""
     try:
         query = parse_qs(urlsplit(download_url or "").query)
-    except ValueError:  # square brackets that do not enclose an IPv6 address
+    except ValueError:  # not a URL: square brackets that do not enclose an IPv6 address
         return None
     digits = next(iter(query.get("fileId", [])), "")
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None

@@ -118,7 +118,8 @@ class Fetcher:
             if present is not None:
                 return present
             if partial.acquire():
-                # the other process may have stored it after the check above and before we got the lock
+                # look again: another process may have stored the file after the first check and before this process got
+                # the lock
                 present = self._present(file)
                 if present is not None:
                     partial.close(discard=True)
@@ -268,7 +269,7 @@ def _has_declaration(hashes: Hashes) -> bool:
 
 
 def _small_digest(path: Path, algorithm: str) -> str | None:
-    """The file's digest by `algorithm`, or None for those that are not checked here (BLAKE3, AutoV1)."""
+    """Compute the file's digest by `algorithm`; None for BLAKE3 and AutoV1, which are not verified after a download."""
     if algorithm == "crc32":
         value = 0
         with path.open("rb") as file:

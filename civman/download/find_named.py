@@ -76,7 +76,7 @@ class KnownVersions:
 
 
 def learn_versions(client: CivitaiClient, index: Index, named: Iterable[NamedVersion], now: datetime) -> None:
-    """Request the versions that an image names and the index does not know, and save the responses there.
+    """Request the versions that an image names and that the index does not contain, and save them in the index.
 
     One request covers all of them, except those that CivitAI's list leaves out.
     """
@@ -95,9 +95,10 @@ def learn_versions(client: CivitaiClient, index: Index, named: Iterable[NamedVer
 
 @dataclass(frozen=True, slots=True)
 class NamedFinder:
-    """Finds files on CivitAI. `resolve` looks up a version; `plan` checks whether one of its files may be downloaded.
+    """Finds files on CivitAI.
 
-    `plan` takes a ref and a file id.
+    `resolve` looks up a version. `plan` takes a ref and the id of a file, and checks whether that file may be
+    downloaded.
     """
 
     client: CivitaiClient
@@ -251,7 +252,7 @@ class NamedFinder:
         return Offer(wanted, None, problem=problem, stand_ins=found)
 
     def _versions_beside(self, model_id: ModelId, version_id: VersionId) -> Iterator[str]:
-        """The other versions of a model, on CivitAI or in the library."""
+        """Describe the other versions of a model that are on CivitAI or in the library."""
         try:
             for version in self.client.model(model_id).versions:
                 if version.id != version_id:
@@ -262,7 +263,7 @@ class NamedFinder:
             yield f"{asset.ref} ({asset.model_name} {asset.version_name}, in the library)"
 
     def _same_tensors(self, saved: ModelVersion | None) -> Iterator[str]:
-        """Stored files with the same tensors as a version that was deleted, by the AutoV3 that was saved of it."""
+        """Describe the stored files that have the AutoV3 digest, and so the tensors, of a deleted version."""
         for file in saved.files if saved is not None else ():
             for asset in self.index.find_by_digest(file.hashes.autov3) if file.hashes.autov3 else ():
                 yield f"{asset.ref} (`{asset.name}` in the library, with the same tensors)"
@@ -274,7 +275,7 @@ class NamedFinder:
             yield f"{_words_of(version)}, whose file has only the same name"
 
     def _searched(self, wanted: Wanted) -> Iterator[Hit]:
-        """Files on CivitAI with exactly this name, of the right kind."""
+        """Search CivitAI for files of the right kind that have exactly this name."""
         name = wanted.file.name
         if not name.strip():
             return
@@ -300,7 +301,7 @@ def _search_words(name: str) -> str:
 
 
 def _plays(version: ModelVersion, file: ModelFile, role: str) -> bool:
-    """Whether a version's file can have this role; a checkpoint's version may contain a VAE."""
+    """Whether a file can have this role in a recipe; a version of a checkpoint may also contain a VAE."""
     return role_of(version.model.type) == role or (role == "vae" and file.type == "VAE")
 
 

@@ -57,7 +57,10 @@ def previews_named(name: str) -> Previews:
 
 
 Examine = Callable[[ModelVersion, ModelFile], list[str]]
-"""Called for each file before it is downloaded. Returns notices for the user, or raises a CivmanError to refuse it."""
+"""A function that is called for each file before its download.
+
+It returns notices for the user, or raises a CivmanError to refuse the file.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +223,10 @@ class Downloads:
                         fetcher.fetch, self._wanted(job, named), on_event=on_event, cancel=cancel, places=job.places
                     )
                     running[future] = number, job
-                    remember(self._index, job.resolved, self._clock())  # done now, while the file is being downloaded
-                    # importing the detection rules takes 0.05 s: do it now, while the file is being downloaded
+                    # save the metadata now, while the file is being downloaded
+                    remember(self._index, job.resolved, self._clock())
+                    # importing the rules that identify model files takes 0.05 s: do it now, while the file is being
+                    # downloaded
                     from civman.manage import inspection  # noqa: F401
                 while len(running) >= 2 * at_once:
                     self._collect(running, outcomes, options, on_event)
@@ -281,7 +286,7 @@ class Downloads:
         is_outside = not stored.path.is_relative_to(self._store.root)
         if job.held is not None and fetched.was_present and (not is_outside or job.held.path == str(stored.path)):
             return Outcome(job.ref, job.held, was_present=True)
-        # importing this takes 0.05 s, so do not delay the start of the download with it
+        # imported here, not at the top: it takes 0.05 s, which would delay the start of the download
         from civman.manage.inspection import facts_of_file
 
         now = self._clock()
@@ -307,7 +312,8 @@ class Downloads:
             write_sidecar(self._store, self._index, stored.sha256)
         kept_path = None if is_outside else stored.path.relative_to(self._store.root).as_posix()
         seen = seen_now(str(stored.path), stored.sha256, kept_path=kept_path)
-        if seen is not None and not fetched.was_present:  # the bytes have just been read back from disk
+        # record the file as verified: its bytes have just been read back from disk
+        if seen is not None and not fetched.was_present:
             self._index.save_seen([seen])
         if options.preview is not Previews.NONE and self._store.preview(stored.sha256) is None:
             self._keep_preview(job, asset, options.preview, on_event)

@@ -24,7 +24,10 @@ _LEAST_SHARE = 1 / 3
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The state of a transfer at one moment. `spare_spans`: how many pieces of the file no connection is working on."""
+    """The state of a transfer at one moment.
+
+    `spare_spans`: the number of pieces of the file that no connection is downloading.
+    """
 
     now: float
     received_bytes: int
@@ -49,7 +52,7 @@ class Ramp:
     before_connections: int = 0
     """The number of connections before the last step. 0: there was no step whose benefit has to be checked."""
     before_rate: float = 0.0
-    """The speed in bytes per second that those connections reached together."""
+    """The total speed, in bytes per second, that the connections reached before the last step."""
 
     def begin(self, now: float, received_bytes: int) -> Self:
         """Start measuring, because the first response has arrived."""

@@ -7,7 +7,7 @@ from civman.store.resume_journal import Validator
 
 
 class Changed(Exception):  # signals a restart, not a failure, hence no name ending in Error
-    """The file on the server is not the one that the first bytes came from, so those bytes are useless."""
+    """The file on the server has changed since the first bytes were received, so those bytes cannot be used."""
 
 
 class Identity:

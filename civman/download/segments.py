@@ -31,7 +31,10 @@ class Span:
     end: int
     connection: StorageConnection
     is_whole: bool = False
-    """Requested without a Range header: the response repeats bytes that are on disk already, which are skipped."""
+    """Whether the span was requested without a Range header.
+
+    The response then repeats bytes that are on disk already; they are skipped.
+    """
     since: float = field(default_factory=time.monotonic)
     last: float = field(default_factory=time.monotonic)
     """When bytes last arrived. With a speed limit: the earliest time at which more may be read."""
@@ -81,9 +84,9 @@ class Spans:
         return self._added(Span(0, size, connection, is_whole=True))
 
     def next(self, gaps: Gaps, size: int, connection: StorageConnection) -> Span | None:
-        """Add a span for the lowest part of `gaps` that no connection is downloading.
+        """Add a span for the part of `gaps` nearest to the start of the file that no connection is downloading.
 
-        If there is none: a part of the slowest span, if taking it over saves time.
+        If there is none, take over a part of the slowest span, provided that this saves time.
         """
         for start, end in self._unclaimed(gaps):
             return self._added(Span(start, min(end, start + self._span_bytes(size)), connection))

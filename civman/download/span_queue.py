@@ -33,7 +33,7 @@ class SpanQueue:
         self._received_bytes = 0
         self._progress_bytes = 0
 
-    # -- for the supervising thread ---------------------------------------------------------------------------------
+    # -- methods for the supervising thread -------------------------------------------------------------------------
 
     @property
     def is_open(self) -> bool:
@@ -74,11 +74,14 @@ class SpanQueue:
             self._changed.notify_all()
 
     def abort_unanswered(self, longest_s: float) -> None:
-        """Abort connections that have not received all response headers within `longest_s`; some are not enough."""
+        """Abort connections that have not received all headers of their response within `longest_s`.
+
+        Not all of them have to be aborted.
+        """
         with self._changed:
             self._spans.abort_unanswered(longest_s)
 
-    # -- for the threads that download ------------------------------------------------------------------------------
+    # -- methods for the threads that download ----------------------------------------------------------------------
 
     def claim(self, connection: StorageConnection) -> Span | None:
         """Return the next span to download over `connection`, waiting for one if necessary.
@@ -186,7 +189,7 @@ class SpanQueue:
         if self._needs_whole_bodies:
             is_free = not len(self._spans) and not self._partial.is_complete
             return self._spans.whole(size or self._identity.size_bytes or 0, connection) if is_free else None
-        # no response has been seen yet: one connection goes first, the others wait
+        # before the first response, only one connection sends a request, and the others wait
         if size is None or not self._is_open:
             if len(self._spans) or self._partial.is_complete:
                 return None

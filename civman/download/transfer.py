@@ -151,7 +151,7 @@ class Transfer:
     def _fetch(self, address: DownloadAddress, span: Span, view: memoryview) -> None:
         start, end, etag = self._queue.request(span)
         if end is not None and end <= start:
-            return  # another worker has taken over the whole span in the meantime
+            return  # stop here: another worker has taken over the whole span in the meantime
         try:
             body = span.connection.open(address.url, start=start, end=end, send_token=address.send_token, etag=etag)
             self._queue.answered(span)
@@ -160,13 +160,14 @@ class Transfer:
         self._queue.accept(body, span)
         self._read(body, span, view)
         if body.left_bytes != 0:
-            span.connection.close()  # another worker downloads the rest of this range
+            # close the connection: another worker downloads the rest of the range that it requested
+            span.connection.close()
 
     def _read(self, body: Body, span: Span, view: memoryview) -> None:
-        """Read the response body into the partial file, one buffer at a time.
+        """Write the response body to the partial file, one buffer at a time.
 
-        After `_FLUSH_S` seconds, a buffer is written even if it is not full, so that little is lost if the process is
-        killed.
+        A buffer that is not full is written after `_FLUSH_S` seconds at the latest, so that little is lost if the
+        process is killed.
 
         Raises: NetworkError: the connection was closed early. The bytes received so far are kept.
         """
@@ -209,13 +210,13 @@ class Transfer:
         """
         stopped = self._workers.stopped
         if stopped.is_set() or not span.left_bytes:
-            return not stopped.is_set()  # another worker is downloading the span, so nothing is lost
+            return not stopped.is_set()  # end this worker: another one is downloading the span, so nothing is lost
         if error.code is Cause.RANGE_NOT_SATISFIABLE:
             self._queue.refused(span, error)
         if error.code is Cause.COMPRESSED_RANGE:
             self._queue.without_ranges()
         if error.code is Cause.LINK_EXPIRED and not self._url.is_current(address):
-            return True  # another worker has already requested a fresh URL
+            return True  # try again at once: another worker has already requested a fresh URL
         others = self._queue.leave_to_others(span) if error.code.is_of_one_connection else 0
         self._workers.note_failure(most=others if others and error.code is Cause.STORAGE_BUSY else None)
         if others:

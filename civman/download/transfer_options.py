@@ -7,7 +7,7 @@ from civman.download.rate_limit import RateLimit
 from civman.errors import Cause, NetworkError
 
 _LIMITED_BYTES_PER_S = 1_000_000
-"""The part of a speed limit, in bytes per second, for which one connection is used."""
+"""With a speed limit, one connection is used for each full or partial amount of this many bytes per second."""
 
 
 @dataclass(frozen=True, slots=True)

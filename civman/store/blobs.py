@@ -30,7 +30,7 @@ _SIDECAR = ".civman.json"
 INCOMING = ".incoming"
 """The suffix of a file in `partial/` that is being copied or linked into the store."""
 _LONGEST_PLACE = len("blobs/sha256/ab/") + 64
-"""Characters of the longest path below the library's folder, without suffixes."""
+"""The length in characters of the longest path that the store uses below the library's folder, without suffixes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,8 @@ class BlobStore:
             made = _make_folders(target.parent)
             partial.path.chmod(0o444)
             rename_file(partial.path, target)
-            for folder in (target.parent, *made):  # otherwise a power failure could lose the file but keep its row
+            # sync the new folder entries: otherwise a power failure could lose the file but keep its row
+            for folder in (target.parent, *made):
                 sync_folder(folder)
         except OSError as error:
             raise store_error(error, target) from error
@@ -192,7 +193,8 @@ class BlobStore:
         """Store a preview image next to the blob."""
         path = self._beside(sha256, f".preview{suffix if _SUFFIX.fullmatch(suffix) else '.bin'}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)  # a file outside the store has no blob folder yet
+            # create the folder: a file outside the store has no blob folder yet
+            path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise store_error(error, path.parent) from error
         self._write(path, data)
@@ -292,7 +294,7 @@ def _linked(path: Path, target: Path) -> bool:
         return False
     try:
         hard_link(path, target)
-    except OSError:  # another file system, or one without hard links
+    except OSError:  # sharing blocks failed: the paths are on different file systems, or on one that cannot do it
         return False
     return True
 

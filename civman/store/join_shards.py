@@ -28,7 +28,7 @@ def is_shard_index(path: Path) -> bool:
 
 
 def joined_name(index_file: Path) -> str:
-    """The name of the joined file: that of the index file or, if it says nothing, of its folder."""
+    """The name of the joined file: the name of the index file or, if that is a generic name, the name of its folder."""
     match = _INDEX.fullmatch(index_file.name)
     stem = match[1] if match is not None else index_file.stem
     folder = index_file.absolute().parent.name

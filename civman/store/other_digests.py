@@ -16,7 +16,10 @@ from civman.store.partial import store_error
 _READ_BYTES = 1 << 20
 _AUTOV1_START, _AUTOV1_BYTES = 0x100000, 0x10000
 _MOST_READ = 512 << 20
-"""Files larger than this are not read a second time: programs name checkpoints by AutoV2, part of the SHA-256."""
+"""Files with more bytes than this are not read a second time for further digests.
+
+Only checkpoints are that large, and programs name those by AutoV2, a part of the SHA-256.
+"""
 
 
 @cache
@@ -67,5 +70,5 @@ def other_digests(path: Path, *, whole: bool = False) -> Hashes:
 
 
 def _blake3() -> Any:
-    """A BLAKE3 of the package `blake3`; None if it is not installed."""
+    """Create a BLAKE3 hash object; None if the package `blake3` is not installed."""
     return importlib.import_module("blake3").blake3() if HashKind.BLAKE3 in computed_kinds() else None

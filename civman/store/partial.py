@@ -90,7 +90,8 @@ class Partial:
             return False
         try:
             if self.path.exists() and not os.access(self.path, os.W_OK):
-                self.path.chmod(0o644)  # a process was killed after making the file read-only and before renaming it
+                # make the file writable again: a process was killed after making it read-only and before renaming it
+                self.path.chmod(0o644)
             self._descriptor = open_for_update(self.path)
             self._resume()
         except OSError as error:
@@ -212,7 +213,7 @@ class Partial:
             elif self.size_bytes is not None and self.path.exists():
                 self._remember()
         except OSError:
-            pass  # report the error that led here; nothing wrong is left behind, at most an unused file
+            pass  # ignore this error and report the original one; at most an unused file is left behind
         finally:
             self._let_go()
 
@@ -255,7 +256,8 @@ class Partial:
     def _remember(self) -> None:
         memory = self._memory()
         self._journal.note(memory)
-        if not boot_id() and self._descriptor >= 0:  # a restart cannot be detected here, so only synced bytes count
+        # this system provides no boot id, so a restart cannot be detected: trust only synced bytes
+        if not boot_id() and self._descriptor >= 0:
             os.fsync(self._descriptor)
             self._journal.note_synced(memory)
 

@@ -38,10 +38,10 @@ def read_header(path: Path) -> Header:
 
 
 def plain_header(path: Path, header: Header) -> Header:
-    """Return the header with the tensors that a model sees: packed weights in their own shapes, without their helpers.
+    """Return the header as a model sees it: packed (quantised) weights are unpacked, their scales left out.
 
-    Raises: CannotRender (`quantised-weights`): a form that civman cannot unpack. InvalidModelFile: helper tensors do
-        not belong to their weights. StoreError: the file cannot be read.
+    Raises: CannotRender (`quantised-weights`): a packed form that civman cannot unpack. InvalidModelFile: helper
+    tensors do not belong to their weights. StoreError: the file cannot be read.
     """
 
     def read(name: str) -> bytes:
@@ -94,7 +94,7 @@ def number_of(dtype: str, data: bytes) -> float | None:
 
 
 def _number(form: str, data: bytes) -> float:
-    if form == _BF16:  # the upper half of a float32
+    if form == _BF16:  # a bfloat16 is the upper half of a float32
         return float(struct.unpack("<f", b"\0\0" + data)[0])
     return float(struct.unpack(form, data)[0])
 

@@ -31,7 +31,7 @@ from civman.system.file_io import read_at
 
 _ZIP_START = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C
-"""The number with which a file of torch.save before 1.6 begins, as a pickle of its own."""
+"""The magic number at the start of a file written by torch.save before version 1.6; it is a pickle of its own."""
 _PROTOCOL = 1001
 _FIRST_BYTES = 1 << 18
 _PIECE_BYTES = 4 << 20
@@ -264,11 +264,11 @@ class _Sequence:
         self.at = 0
 
     def next(self, member: str) -> Any:
-        """The value of the next pickle."""
+        """Read the next pickle and return its value."""
         return self.read(member).value
 
     def read(self, member: str) -> Unpickled:
-        """The next pickle."""
+        """Read and return the next pickle of the file, without running it."""
         count = _FIRST_BYTES
         while True:
             data = self._read(self.at, count)
@@ -354,7 +354,7 @@ def _rows(storage: memoryview, tensor: StoredTensor) -> Iterator[bytes]:
     with storage[:length] as whole, whole.cast(_FORMS[width]) as items:
         for numbers in product(*(range(each) for each in outer)):
             at = tensor.offset + sum(number * jump for number, jump in zip(numbers, jumps, strict=True))
-            step = stride or 1  # one element, whose stride does not matter
+            step = stride or 1  # an axis with one element, whose stride does not matter, may have stride 0
             buffer += items[at : at + (size - 1) * step + 1 : step].tobytes()
             if len(buffer) >= _PIECE_BYTES:
                 yield bytes(buffer)

@@ -87,7 +87,7 @@ class Journal:
                     os.fsync(file.fileno())
             replace_file(temporary, path)
         except OSError:
-            remove_file(temporary, missing_ok=True)  # an incomplete journal, left by a full disk
+            remove_file(temporary, missing_ok=True)  # delete an incomplete journal that a full disk left behind
             raise
 
 
@@ -127,7 +127,7 @@ def _read(path: Path) -> tuple[Memory, str] | None:
         validator = Validator(*map(str, entry["validator"])) if entry["validator"] else None
         return Memory(size, ranges, validator), str(entry["boot"])
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None  # missing, damaged or of another format: ignored
+        return None  # ignore a journal that is missing, damaged or in another format
 
 
 def _pairs(listed: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

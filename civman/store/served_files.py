@@ -32,7 +32,10 @@ def _older(folder: Path, before: datetime) -> Iterator[Path]:
 
 
 def drop_served(path: Path) -> int:
-    """Delete one of these files. Returns the bytes freed; 0 if it cannot be deleted, since it is then deleted later."""
+    """Delete one file that the server no longer needs.
+
+    Returns the bytes freed; 0 if it cannot be deleted now and will be deleted later.
+    """
     try:
         freed = path.stat().st_size
         remove_file(path)

@@ -43,7 +43,7 @@ class Removal:
 
     @property
     def size_bytes(self) -> int:
-        """The size in bytes of the files in it."""
+        """The total size in bytes of the removed files."""
         return sum(path.stat().st_size for path in self.folder.iterdir()) if self.folder.is_dir() else 0
 
     @property
@@ -103,7 +103,10 @@ class Trash:
         return self._store.find(sha256)
 
     def lying(self, removal: Removal, sha256: Sha256) -> tuple[Removal, Path] | None:
-        """Find the blob's file, in this removal if possible, and the removal that contains it. None: there is none."""
+        """Find the file of a removed blob, in this removal if possible, else in another one.
+
+        Returns the file and the removal that contains it, or None.
+        """
         for place in (removal, *self.removals()):
             path = _blob_in(place, sha256)
             if path is not None:
@@ -129,7 +132,7 @@ class Trash:
     def empty(self, removal: Removal) -> int:
         """Permanently delete a removal with its files. Returns the bytes freed.
 
-        It cannot be restored as soon as this starts.
+        The removal cannot be restored as soon as the deletion starts.
         """
         if removal.id.endswith(_EMPTIED):
             return _delete(removal.folder)

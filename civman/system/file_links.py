@@ -23,7 +23,7 @@ def share_blocks(source: Path, target: Path) -> None:
     if sys.platform != "linux":
         raise OSError(errno.EOPNOTSUPP, "shared blocks are used on Linux only")
     else:  # noqa: RET506  # mypy checks this branch only for Linux
-        import fcntl  # this module exists only on Linux and macOS
+        import fcntl  # imported here: the module exists only on Linux and macOS
 
         with source.open("rb") as old, target.open("xb") as new:
             fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
@@ -42,7 +42,7 @@ def symbolic_link(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSYS, "this system does not support symbolic links")
     try:
         words = os.path.relpath(source.resolve(), target.parent.resolve())
-    except ValueError:  # on Windows: the two are on different drives
+    except ValueError:  # the two paths are on different drives (Windows), so use an absolute target
         words = str(source.resolve())
     os.symlink(words, target)  # noqa: PTH211  # this module wraps the functions of os
 

@@ -58,7 +58,9 @@ def _run(command: list[str]) -> str:
         code = started.wait(_WAIT_S)
     except subprocess.TimeoutExpired:
         started.returncode = (
-            0  # the program continues without civman; otherwise Python would warn that it is still running
+            # set the return code, because the program continues without civman and Python would warn that it is still
+            # running
+            0
         )
         return ""
     return f"{command[0]} ended with code {code}" if code else ""

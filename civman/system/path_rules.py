@@ -12,7 +12,7 @@ from civman.errors import Cause, StoreError, UsageError
 
 _WINDOWS: Final = 259
 _LONG: Final = 4095 if sys.platform == "linux" else 1023
-"""PATH_MAX of Linux or macOS in bytes; 1023 is also used for Windows with long paths enabled."""
+"""The longest path in bytes: PATH_MAX of Linux or macOS; 1023 is also used for Windows with long paths enabled."""
 _NAMES_DEVICES: Final = sys.platform == "win32"
 _SPARE: Final = 32
 """Characters to spare for suffixes of related and temporary files: `.preview.jpeg`, `.civman-new`, a number."""

@@ -38,4 +38,4 @@ def is_readable(sock: socket.socket, within_s: float) -> bool:
         waiting = select.poll()
         waiting.register(sock, select.POLLIN)
         return bool(waiting.poll(within_s * 1000))
-    return bool(select.select([sock], [], [], within_s)[0])  # Windows, where select accepts any socket handle
+    return bool(select.select([sock], [], [], within_s)[0])  # on Windows, select accepts any socket handle

@@ -1,6 +1,6 @@
 """Facts about this machine: free memory, boot time, disks and GPUs.
 
-Each is None or empty if the system does not report it.
+A fact is None or empty if the system does not report it.
 """
 
 import contextlib
@@ -129,7 +129,8 @@ def gpu_names() -> list[str]:
 
 
 def _proc_bytes() -> int | None:
-    try:  # Linux's estimate counts page cache as available, including the pages of the model's own file
+    # read MemAvailable: Linux's estimate counts page cache as available, including the pages of the model's own file
+    try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError, IndexError):
