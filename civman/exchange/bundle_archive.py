@@ -30,7 +30,7 @@ _SUFFIX = re.compile(r"\.[a-z0-9]{1,12}")
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """A sidecar or preview: the SHA-256 and size of its contents."""
+    """The SHA-256 and size of a sidecar or preview in a bundle."""
 
     sha256: Sha256
     size_bytes: int
@@ -48,7 +48,7 @@ class Packed:
     preview: Small | None = None
 
     def members(self) -> Iterator[tuple[str, int]]:
-        """The names and sizes of its tar members, in order."""
+        """The names and sizes of the tar members for this blob, in order."""
         yield f"sidecars/{self.sha256}.json", self.sidecar.size_bytes
         if self.preview is not None:
             yield f"previews/{self.sha256}{self.preview.suffix}", self.preview.size_bytes
@@ -58,7 +58,7 @@ class Packed:
 def is_bundle(path: Path) -> bool:
     """Whether the file starts like a bundle; False if it cannot be read or is not a regular file."""
     try:
-        if not path.is_file():  # reading a pipe would wait for ever
+        if not path.is_file():  # do not read a pipe: that would wait for ever
             return False
         with path.open("rb") as file:
             block = file.read(BLOCK)
@@ -139,7 +139,7 @@ class Reader:
         self._end_member(size_bytes)
 
     def end(self) -> None:
-        """Check that only the end of the tar file follows."""
+        """Check that nothing but the end marker of the tar file follows."""
         if self._take(2 * BLOCK) != bytes(2 * BLOCK) or self._file.read(1):
             raise bad_bundle("there is data after its last file")
 

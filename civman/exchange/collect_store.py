@@ -10,7 +10,9 @@ from civman.exchange.second_home import offers, verify_remote
 from civman.manage.second_copies import SecondCopy, StoreLeftover
 
 SHORTEST_AGE = timedelta(days=1)
-"""Younger sidecars and previews may belong to an upload that is still running."""
+"""The minimum age of a sidecar or preview that may be deleted; a younger one may belong to an upload that is still
+running.
+"""
 
 
 def second_copies(
@@ -39,9 +41,9 @@ def leftovers(remote: ObjectStore, *, now: datetime, older_than: timedelta) -> l
 
 
 def drop_leftovers(remote: ObjectStore, chosen: Iterable[StoreLeftover], *, now: datetime) -> list[StoreLeftover]:
-    """Delete those of `chosen` that are still the same objects and still without their file. Returns them.
+    """Delete those sidecars and previews of `chosen` that have not changed and whose blob is still missing.
 
-    Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
+    Returns the ones that were deleted. Raises: NetworkError, NotAllowed, NotFound: the store cannot be used.
     """
     still = set(remote.beside_missing(now - SHORTEST_AGE))
     doomed = [each for each in chosen if each in still]

@@ -220,7 +220,8 @@ class ObjectStore:
         known = _exceptions()
         try:
             yield
-        except (known.NotFoundError, FileNotFoundError) as error:  # obstore raises Python's own
+        # obstore raises Python's FileNotFoundError for some missing objects
+        except (known.NotFoundError, FileNotFoundError) as error:
             if "NoSuchBucket" in str(error):
                 raise NotFound(
                     f"there is no bucket `{self.address.bucket}`", hint="check the URL, its endpoint and its region"
@@ -238,7 +239,8 @@ class ObjectStore:
         scheme, host = self.server
         return NetworkError(
             f"the object store `{self.address}` cannot be used: {_first_line(error)}",
-            hint=f"check that {scheme}://{host} can be reached, then try again; what was complete is kept",
+            hint=f"check that {scheme}://{host} can be reached, then try again; files that were transferred"
+            " completely are kept",
         )
 
 
@@ -284,7 +286,7 @@ def _server(store: Any) -> tuple[str, str]:
 
 def _obstore() -> Any:
     try:
-        import obstore  # an extra: only for object stores
+        import obstore  # imported here, not at the top: obstore belongs to the extra `s3`
     except ImportError as error:
         raise UsageError(
             "object stores need the extra `s3`", hint="install it: pip install 'civman[s3]'", code=Cause.NO_S3_EXTRA

@@ -67,9 +67,9 @@ def checked_facts(data: bytes, now: datetime) -> dict[str, Any]:
 def _entry(entry: dict[str, Any], now: datetime) -> dict[str, Any]:
     added_at = datetime.fromisoformat(entry["added_at"])
     if entry.get("model") and entry.get("version"):
-        from civman.civitai import wire_models  # importing pydantic takes 0.2 s
+        from civman.civitai import wire_models  # imported here, not at the top: it imports pydantic, which takes 0.2 s
 
-        # checked before the file's contents are imported, not after
+        # check the metadata before the file's contents are imported
         wire_models.page({**entry["model"], "modelVersions": [entry["version"]]}, now=now, on_notice=lambda _: None)
     asked = {what: _asked((entry.get("asked") or {}).get(what), now) for what in ("model", "version")}
     return {

@@ -158,7 +158,7 @@ class Project:
 
     def write_lock(self, entries: Iterable[Locked]) -> None:
         """Write the lock, sorted by content."""
-        import tomlkit  # importing tomlkit takes 0.04 s and is only needed for writing
+        import tomlkit  # imported here, not at the top: it takes 0.04 s, and only writing needs it
 
         document = tomlkit.document()
         document["version"] = _LOCK_VERSION
@@ -253,14 +253,14 @@ def _refs(document: dict[str, Any], path: Path) -> list[str]:
         ref = item.get("ref") if isinstance(item, dict) else item
         if not isinstance(ref, str) or not ref.strip():
             raise ConfigError(
-                f'`models` in `{path}` must be a list of tables that each have `ref = "…"`', hint=f"fix `{path}`"
+                f'`models` in `{path}` must be a list of tables that each have `ref = "…"`', hint=f"correct `{path}`"
             )
         refs.append(ref)
     return refs
 
 
 def _with_models(text: str, entries: Sequence[Locked]) -> str:
-    import tomlkit  # importing tomlkit takes 0.04 s, see `write_lock`
+    import tomlkit  # imported here, not at the top: it takes 0.04 s, and only writing needs it
     from tomlkit.items import AoT, Array
 
     document = tomlkit.parse(text)
@@ -287,7 +287,7 @@ def _with_models(text: str, entries: Sequence[Locked]) -> str:
 
 
 def _without_models(text: str, refs: set[str]) -> str:
-    import tomlkit  # importing tomlkit takes 0.04 s, see `write_lock`
+    import tomlkit  # imported here, not at the top: it takes 0.04 s, and only writing needs it
 
     document = tomlkit.parse(text)
     models: Any = document["models"]

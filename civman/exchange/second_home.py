@@ -37,7 +37,9 @@ _SIDECAR = ".civman.json"
 _READ_BYTES = 4 << 20
 _AT_ONCE = 16
 _FEW = 20
-"""For up to this many files the store is asked about each; for more, it is asked for the list of all."""
+"""For up to this many files, the store is asked about each one; for more files, all objects in the store are listed
+instead.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class Syncing:
         ]
 
     def relock(self) -> list[Added]:
-        """Update the lock to match civman.toml: new entries are resolved now, others stay as they are."""
+        """Update the lock to match civman.toml: new entries are resolved, existing ones stay as they are."""
         stale = self.project.stale()
         entries = [entry for entry in self.project.locked() if entry.ref not in stale.extra]
         self.project.write_lock(entries)
@@ -196,7 +196,7 @@ def check_declared(
 
 
 def _wish(ref: str, version: ModelVersion | None, file_id: FileId | None, sha256: Sha256 | None) -> str:
-    """The ref to write to civman.toml: as typed if it is unambiguous; else what it resolved to."""
+    """Return the ref to write to civman.toml: as typed if it is unambiguous, else the exact ref of its file."""
     parsed = parse_ref(ref)
     if isinstance(parsed, NameRef | HashRef | PathRef | NumberRef | ImageRef):
         if version is None:

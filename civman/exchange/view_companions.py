@@ -44,7 +44,7 @@ def companions(
             case Companion.SWARM_JSON:
                 ending, data = ".swarm.json", _swarm_json(asset, version)
             case Companion.CONFIG:
-                continue  # see `config_of`
+                continue  # leave out the checkpoint's config: `config_of` finds it
         if data is not None:
             found.append(Beside(kind, ending, data))
     return found

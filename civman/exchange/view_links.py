@@ -31,7 +31,7 @@ from civman.system.process_lock import FileLock
 
 _LOCK = ".civman-view.lock"
 _SHORTEST_NAME = 40
-"""Room for a suffix and enough of a digest to tell two files apart."""
+"""The minimum length of a file name: room for a suffix, and for enough of a digest to distinguish two files."""
 
 
 class Act(StrEnum):
@@ -40,7 +40,9 @@ class Act(StrEnum):
     ADD = "add"
     RENAME = "rename"
     RENEW = "renew"
-    """Created again in the same place: with another method, with changed companion files, or after a new download."""
+    """The file is created again in the same place: by another method, with other companion files, or after a new
+    download.
+    """
     REMOVE = "remove"
     KEEP = "keep"
     LEAVE = "leave"
@@ -366,7 +368,7 @@ class _Worker:
                 f"`{target}` was created by another program in the meantime; it is left unchanged", path=str(target)
             )
         self._make_folder(step.entry.folder)
-        if step.entry.method is Method.SYMLINK:  # a relative link must be rewritten when its place changes
+        if step.entry.method is Method.SYMLINK:  # rewrite the link: a relative link depends on the place where it is
             remove_file(self._plan.folder / step.old_path)
             self._entries.pop(step.old_path, None)
             self.add(step)
@@ -428,7 +430,7 @@ def _removal(folder: Path, entry: Entry, store: BlobStore) -> Step:
 
 
 def _remove_folders(folder: Path, made: Sequence[str]) -> set[str]:
-    """Remove those of `made` that are empty, the deepest first. Returns the others."""
+    """Remove the empty folders of `made`, the deepest first. Returns the folders that are not empty."""
     kept = set()
     for name in sorted(made, key=lambda name: name.count("/"), reverse=True):
         path = folder / name

@@ -31,7 +31,7 @@ class Method(StrEnum):
 
 
 class State(StrEnum):
-    """What is now at the path of an entry: the file that the view created, no file, or a different one."""
+    """Whether the file at an entry's path is the one that the view created, is missing, or is a different file."""
 
     OURS = "ours"
     MISSING = "missing"
@@ -120,7 +120,7 @@ def read(folder: Path) -> Manifest | None:
         raise store_error(error, path) from error
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"`{path}` is damaged, so civman cannot tell its own links from other files",
+            f"`{path}` is damaged, so civman cannot distinguish its own links from other files",
             hint="delete it and the links you no longer want, then run `civman link` again",
             path=str(path),
         ) from error
@@ -163,7 +163,7 @@ def state_of(folder: Path, entry: Entry, blob: Path | None) -> State:
 
 
 def entries_by_path(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """The entries by path."""
+    """Index the entries by their paths."""
     return {entry.path: entry for entry in entries}
 
 

@@ -50,7 +50,7 @@ def plan_requested_view(index: Index, store: BlobStore, root: Path, folder: Path
 
 
 def tidy(folder: Path) -> Path:
-    """The absolute path of `folder` without `..`."""
+    """Return the absolute path of `folder`, with `..` resolved."""
     return Path(os.path.abspath(folder))  # noqa: PTH100  # pathlib keeps `..`, and resolving would follow links
 
 
@@ -92,7 +92,7 @@ def _assets(index: Index, wanted: Wanted, *, is_asked_now: bool) -> list[Asset]:
     for ref in wanted.refs:
         try:
             found += find_assets(index, parse_ref(ref))
-        except NotFound:  # refreshing a view drops links to files that are no longer in the library
+        except NotFound:  # ignore files that are no longer in the library: refreshing a view removes their links
             if is_asked_now:
                 raise
     labels = {label_key(label) for label in wanted.base_models}

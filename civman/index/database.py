@@ -69,7 +69,7 @@ def library_error(path: Path, error: sqlite3.Error) -> LibraryError:
     """The LibraryError for a SQLite error, chosen by its result code alone."""
     number = getattr(error, "sqlite_errorcode", None)
     if number is None:
-        raise error  # wrong use of the driver: a bug in civman
+        raise error  # any other error is a wrong use of the driver, and so a bug in civman
     primary = number & 0xFF
     if primary == sqlite3.SQLITE_IOERR and _is_full(path):
         primary = sqlite3.SQLITE_FULL
@@ -211,7 +211,7 @@ class Reader:
 
 def _is_full(path: Path) -> bool:
     """Whether the disk of the database has no room for the side files of an open database."""
-    import shutil  # importing this takes 5 ms, and only errors need it
+    import shutil  # imported here, not at the top: it takes 5 ms, and only errors need it
 
     try:
         return shutil.disk_usage(path.parent).free < _SIDE_FILES

@@ -13,7 +13,9 @@ from civman.index.database import Reader
 _QUOTED = re.compile(r'"([^"]*)"?|(\S+)')
 _TOKEN = re.compile(r"[^\W_]+")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
-"""Scripts written without spaces between words: these are also searched for inside longer words."""
+"""Characters of scripts that are written without spaces between words; words in these scripts are also searched for
+inside longer words.
+"""
 _MOST_TERMS = 40
 _MOST_NEAR = 4
 
@@ -115,7 +117,7 @@ def _near(reader: Reader, token: str) -> list[str]:
     rated = []
     for term, count in reader.all(sql, [len(token) - slack, len(token) + slack + 3]):
         shared = sum(pair in term for pair in pairs)
-        # one wrong letter changes two adjacent letter pairs, two swapped letters change three
+        # count shared pairs of adjacent letters: one wrong letter changes two pairs, two swapped letters change three
         if shared >= len(pairs) - 2 * slack - 1:
             distance = min(spelling_distance(token, part, slack) for part in {term, term[: len(token)]})
             if distance <= slack:

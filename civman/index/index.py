@@ -58,7 +58,7 @@ class Index:
     """One library's database, for one thread at a time; a context manager. Every method may raise LibraryError."""
 
     def __init__(self, path: Path) -> None:
-        """Use `Index.open`, which creates or upgrades the database first."""
+        """Do not call this directly: `Index.open` creates or upgrades the database first."""
         self._path = path
         self._reader = Reader(path)
         self._asked: tuple[object, Understood] = ((), Understood())
@@ -102,10 +102,7 @@ class Index:
         limit: int | None = None,
         offset: int = 0,
     ) -> list[Asset]:
-        """Assets that match the filter.
-
-        Without `sort`, the best match comes first; without search words, the newest.
-        """
+        """Assets that match the filter, in the order of `sort`, else best match first, or newest without words."""
         asked = self.understood(wanted.words)
         return read_assets.select(self._reader, wanted, asked, sort=sort, limit=limit, offset=offset)
 
@@ -157,7 +154,7 @@ class Index:
         yield from self._reader.all("SELECT sha256, size_bytes, suffix FROM blob ORDER BY sha256")
 
     def held_files(self, digests: Iterable[Sha256] | None = None) -> list[HeldFile]:
-        """The file of each blob (or of those in `digests`) and its stat information at the last verification."""
+        """The file of each blob (or of these `digests`), with its stat information at the last verification."""
         return read_maintenance.held_files(self._reader, digests)
 
     def without_verdict(self, fits: Fits) -> list[Asset]:
@@ -209,7 +206,8 @@ class Index:
         self, wanted: "PictureFilter | None" = None, *, limit: int | None = None, offset: int = 0
     ) -> "list[KeptPicture]":
         """Images that match the filter, newest first; all of them without a filter."""
-        from civman.index import read_pictures  # loads the recipe types (0.02 s), which listing files does not need
+        # imported here, not at the top: it loads the recipe types (0.02 s), which listing files does not need
+        from civman.index import read_pictures
 
         return read_pictures.select(self._reader, wanted or read_pictures.PictureFilter(), limit=limit, offset=offset)
 
@@ -254,7 +252,7 @@ class Index:
     # CivitAI metadata
 
     def version(self, version_id: VersionId) -> ModelVersion | None:
-        """A version as last saved, with its files, previews and model."""
+        """Return a version with its files, previews and model, as it was last saved."""
         return read_catalog.version(self._reader, version_id)
 
     def preview_levels(self, version_ids: Iterable[VersionId]) -> dict[VersionId, int]:
@@ -369,7 +367,7 @@ class Index:
             if alias is not None and write_assets.alias_owner(connection, alias) not in (None, number):
                 hint = f"remove it from the other file first: `civman edit {alias} --no-alias`"
                 raise UsageError(
-                    f"the alias belongs to another file: {alias}", code=Cause.ALIAS_TAKEN, hint=hint, alias=alias
+                    f"another file already has the alias: {alias}", code=Cause.ALIAS_TAKEN, hint=hint, alias=alias
                 )
             write_assets.set_alias(connection, number, alias)
         return read_assets.where(self._reader, "a.id = ?", [number])[0]

@@ -36,7 +36,7 @@ class Snapshot:
 USER_PIN = "user"
 """The reason of a pin that a user set; other reasons are "recipe <id>"."""
 UNREAD = FileFacts()
-"""The facts of a file whose header has not been read."""
+"""The placeholder for the facts of a file whose header has not been read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,10 @@ class Fits:
 
 @dataclass(frozen=True, slots=True)
 class HeldFile:
-    """A blob's file as recorded in the index. `seen` is its stat information when its contents were last verified."""
+    """The file of a blob as recorded in the index.
+
+    `seen` is the stat information of the file when its contents were last verified.
+    """
 
     sha256: Sha256
     size_bytes: int

@@ -44,7 +44,8 @@ def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head")
     known = frozenset(script.revision for script in scripts.walk_revisions())
     wanted = scripts.as_revision_number(target)
     with translated(path):
-        refuse_unknown(path, read_revision(path), known)  # before anything is written, including the journal mode
+        # check the revision before anything is written, including the journal mode
+        refuse_unknown(path, read_revision(path), known)
     with _locked(path) as connection:
         driver = _driver(connection)
         revision = revision_of(driver, path)
@@ -70,8 +71,8 @@ def upgrade(path: Path, *, migrations: Path | None = None, target: str = "head")
 def _locked(path: Path) -> Iterator[Connection]:
     """Open a connection inside `BEGIN IMMEDIATE` with foreign keys off; commit at the end, roll back on any error.
 
-    With foreign keys on, rebuilding a parent table would silently delete its ON DELETE CASCADE children. They cannot be
-    switched off inside a transaction, so this is done when connecting.
+    With foreign keys on, rebuilding a parent table would silently delete its ON DELETE CASCADE children. Foreign keys
+    cannot be switched off inside a transaction, so this happens when connecting.
     """
 
     def make() -> sqlite3.Connection:

@@ -32,7 +32,9 @@ _LABELS = (
     "SELECT base_model FROM (SELECT DISTINCT base_model FROM asset) "
     "WHERE replace(replace(replace(lower(base_model), ' ', ''), '-', ''), '_', '') IN (SELECT value FROM json_each(?))"
 )
-"""Compare the keys of CivitAI's base models (see `label_key`), in a form that still uses the index."""
+"""The condition that compares base models by their normalised names (see `label_key`), in a form for which SQLite uses
+the index.
+"""
 FIT_ROW = (
     "EXISTS (SELECT 1 FROM fit f WHERE f.checkpoint_sha256 = ? AND f.part_sha256 = a.blob_sha256"
     " AND f.labels = ? || coalesce(a.base_model, '') AND f.rules = ?"

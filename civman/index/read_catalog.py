@@ -12,7 +12,7 @@ from civman.index.index_types import SeenFile, Snapshot
 
 
 def version(reader: Reader, version_id: VersionId) -> ModelVersion | None:
-    """A version as last saved, or None."""
+    """Return a version as it was last saved, or None."""
     with reader.snapshot():
         row = reader.one(f"SELECT model_id, {rows.VERSION_COLUMNS} FROM version WHERE id = ?", [version_id])  # noqa: S608
         found = None if row is None else _model(reader, row[0])
@@ -39,7 +39,7 @@ def preview_levels(reader: Reader, version_ids: Iterable[VersionId]) -> dict[Ver
 
 
 def snapshot(reader: Reader, table: str, number: int) -> Snapshot | None:
-    """How current a row of `table` (model or version) is."""
+    """Return how current a row of `table` ("model" or "version") is."""
     sql = f"SELECT fetched_at, source, gone_at, gone_status FROM {table} WHERE id = ?"  # noqa: S608
     if (row := reader.one(sql, [number])) is None:
         return None

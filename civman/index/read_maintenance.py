@@ -133,5 +133,5 @@ def without_digests(reader: Reader) -> list[Undigested]:
 
 
 def _absolute(reader: Reader, kept: str) -> str:
-    # strings instead of Path objects: there may be 30,000 of them
+    # return strings instead of Path objects, because there may be 30,000 of them
     return kept if os.path.isabs(kept) else os.path.join(reader.folder, *kept.split("/"))  # noqa: PTH117, PTH118

@@ -34,7 +34,7 @@ def revision_of(connection: sqlite3.Connection, path: Path) -> str | None:
     elif not tables:
         return None
     raise LibraryError(
-        f"a database that does not belong to civman: {path}",
+        f"this database does not belong to civman: {path}",
         code=Cause.LIBRARY_FOREIGN,
         hint="use another library with --library",
         path=str(path),

@@ -68,36 +68,36 @@ ASSET_TABLES = (
 
 
 def moment(when: datetime) -> str:
-    """A time as the text that the database stores. Raises: ValueError: it has no time zone."""
+    """Convert a time to the text that the database stores. Raises: ValueError: it has no time zone."""
     if when.tzinfo is None:
         raise ValueError(f"a time without a time zone: {when}")
     return when.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def maybe_moment(when: datetime | None) -> str | None:
-    """A time as stored text; None stays None."""
+    """Convert a time to the text that the database stores; None stays None."""
     return None if when is None else moment(when)
 
 
 def when(text: str | None) -> datetime | None:
-    """The time that a stored text represents."""
+    """Convert a stored text to a time."""
     return None if text is None else datetime.fromisoformat(text)
 
 
 def key(text: str) -> str:
-    """`text` normalised for comparison: without case, Unicode composition differences and surrounding spaces."""
+    """Normalise `text` for comparison: ignore case, Unicode composition differences and surrounding spaces."""
     if text.isascii():
         return text.strip().lower()
     return unicodedata.normalize("NFKC", text).strip().casefold()
 
 
 def words(given: Sequence[str]) -> str:
-    """A list of strings as JSON."""
+    """Convert a list of strings to JSON."""
     return json.dumps(list(given)) if given else "[]"
 
 
 def from_words(text: str) -> tuple[str, ...]:
-    """The list of strings that a JSON text represents."""
+    """Convert a JSON text to the list of strings that it represents."""
     return () if text == "[]" else tuple(json.loads(text))
 
 
@@ -282,7 +282,7 @@ def asset_from(row: Sequence[Any], folder: str) -> Asset:
 
 
 def own_values(own: Own) -> Values:
-    """The column values of the user's annotations."""
+    """The column values for the user's annotations of an asset."""
     return {
         "note": own.note,
         "tags": words(own.tags),

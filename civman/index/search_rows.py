@@ -54,7 +54,7 @@ def refill_if_empty(connection: Connection) -> None:
 
 
 def plain_text(markup: str | None) -> str:
-    """The text of a creator's HTML description.
+    """Extract the plain text of a creator's HTML description.
 
     >>> plain_text("<p>Use <b>0.8</b> &amp; up</p>")
     'Use 0.8 & up'

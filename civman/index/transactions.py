@@ -17,7 +17,7 @@ from civman.index.database import connect, translated, use_wal
 Connection = sqlite3.Connection
 Values = Mapping[str, Any]
 IN_LIST = "IN (SELECT value FROM json_each(?))"
-"""For a parameter made by `listed`: one statement for any number of values."""
+"""An SQL expression for `IN`, whose parameter `listed` makes: one statement works for any number of values."""
 
 
 class Writer:
@@ -57,7 +57,7 @@ class Writer:
         connection = connect(self._path)
         try:
             use_wal(connection)
-            # FULL: a row that was reported as written survives a power failure
+            # synchronous=FULL: a row that was reported as written survives a power failure
             connection.execute("PRAGMA synchronous = FULL")
         except sqlite3.Error:
             connection.close()
@@ -96,7 +96,7 @@ def named(connection: Connection, sql: str, parameters: Sequence[object] = ()) -
     return cursor.execute(sql, parameters).fetchall()
 
 
-# the type depends on the column
+# Any, because the type depends on the column
 def scalar(connection: Connection, sql: str, parameters: Sequence[object] = ()) -> Any:
     """The first column of the first row, or None."""
     row = connection.execute(sql, parameters).fetchone()

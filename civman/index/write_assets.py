@@ -17,7 +17,7 @@ from civman.index.write_catalog import add_missing, file_identity, file_keys, re
 CHUNK = 500
 """Records per group of statements: below SQLite's limit of bound values, large enough for speed."""
 _OF_FILE = ("model_id", "version_id", "file_key", "name", "name_key", "stem_key", "origin", "type", "type_raw")
-"""The columns of an asset that recording it again may change."""
+"""The columns of an asset that change when the same file is recorded again."""
 _DIGESTS = ("blake3", "crc32", "autov1", "autov3")
 
 
@@ -201,7 +201,7 @@ def _held(connection: Connection, digests: set[Sha256]) -> dict[str, list[rows.V
 
 
 def _same(held: list[rows.Values], item: Record, file_key: int | None) -> rows.Values | None:
-    """The existing row that `item` refers to."""
+    """Find the existing row for the same file as `item`."""
     if item.version is None:
         return held[0] if held else None
     of_version = [row for row in held if row["version_id"] == item.version.id]

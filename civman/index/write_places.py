@@ -12,9 +12,10 @@ from civman.index.write_catalog import refresh_assets
 
 
 def rehome(connection: Connection, moves: Iterable[tuple[Sha256, str, str]], *, folder: Path) -> None:
-    """Change the paths of blobs: SHA-256, old path, new path.
+    """Change the paths of blobs, given as SHA-256, old path and new path.
 
-    An imported asset that is named like its old file is named like the new one, unless that is in the store.
+    An imported asset whose name is that of the old file gets the name of the new one, unless the file is now in the
+    store.
     """
     named: list[tuple[str, str, str, str, str]] = []
     given = list(moves)

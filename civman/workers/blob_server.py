@@ -46,8 +46,8 @@ class _Handler(BaseHTTPRequestHandler):
     paths: ClassVar[dict[Sha256, Path]]
     token: ClassVar[str]
 
-    def do_GET(self) -> None:  # the name that http.server calls
-        """Send a file or a range of it."""
+    def do_GET(self) -> None:  # http.server requires this name
+        """Send a file, or the requested range of a file."""
         if not secrets.compare_digest(self.headers.get("Authorization", ""), f"Bearer {self.token}"):
             self._refuse(HTTPStatus.UNAUTHORIZED)
             return
@@ -82,4 +82,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # http.server's name
-        """Log nothing."""
+        """Discard the message: requests are not logged."""

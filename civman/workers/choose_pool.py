@@ -24,7 +24,7 @@ def choose_pool(where: str | None, machine: Machine) -> Callable[[list[Task]], P
     Raises: UsageError (`bad-workers`): anything else.
     """
     if where is None:
-        from civman.workers.inline import Inline  # importing torch takes 2 s
+        from civman.workers.inline import Inline  # imported here, not at the top: it imports torch, which takes 2 s
 
         return lambda _: Inline(machine)
     if where == "ray" or where.startswith("ray://"):

@@ -63,7 +63,7 @@ def work_off(tasks: Sequence[Task], pool: Pool, on_event: OnEvent) -> Iterator[t
     images, done = sum(task.planned.recipe.count for task in tasks), 0
 
     def supply() -> None:
-        for most in range(1, _AHEAD + 1):  # everyone gets a first task before anyone gets a second
+        for most in range(1, _AHEAD + 1):  # give each worker its first task before any worker gets a second one
             for worker in range(pool.size):
                 if len(given[worker]) < most and (task := queue.take(held[worker])) is not None:
                     held[worker] = task.model
@@ -84,7 +84,8 @@ def work_off(tasks: Sequence[Task], pool: Pool, on_event: OnEvent) -> Iterator[t
                 if attempts[lost[0].number] >= _ATTEMPTS:
                     raise CannotRender(
                         f"the worker that rendered image {lost[0].number + 1} was lost {_ATTEMPTS} times",
-                        hint="it may need more memory than there is: use fewer workers (--on)", code=Cause.WORKER_LOST,
+                        hint="the image may need more memory than is available: use fewer workers (--on)",
+                        code=Cause.WORKER_LOST,
                     )  # fmt: skip
             supply()
             continue
@@ -101,7 +102,7 @@ def work_off(tasks: Sequence[Task], pool: Pool, on_event: OnEvent) -> Iterator[t
 
 
 def _require_honest(task: Task, drawn: Sequence[Drawn]) -> None:
-    """Check that images belong to their task and have the pixels that their records say."""
+    """Check that a worker's images belong to its task and that their pixels match their records."""
     recipe = task.planned.recipe
     is_right = len(drawn) == recipe.count and all(
         each.record.recipe == recipe and pixel_sha256(each.pixels) == each.record.pixel_sha256 for each in drawn

@@ -24,9 +24,9 @@ class Source:
 
 
 def with_local_files(planned: Planned, source: Source, cache: Path) -> Planned:
-    """Replace the paths of a plan's files by those in the folder `cache`, after fetching what it lacks.
+    """Change a plan to use files in the folder `cache`, after fetching those that the folder lacks.
 
-    Raises: NetworkError: the head cannot be reached. HashMismatch: it sent something else. StoreError.
+    Raises: NetworkError: the head cannot be reached. HashMismatch: the head sent other bytes. StoreError.
     """
     store = BlobStore(cache)
     return replace(planned, files=tuple(_local(file, source, store) for file in planned.files))

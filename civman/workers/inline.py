@@ -32,5 +32,5 @@ class Inline:
             return Report(0, task.number, error=error)
 
     def close(self) -> None:
-        """Release the model."""
+        """Release the loaded model."""
         self._worker.__exit__(None, None, None)

@@ -18,7 +18,8 @@ from civman.workers.dispatch import Report
 from civman.workers.packed_errors import Packed, packed, unpacked
 from civman.workers.tasks import Task
 
-_SPAWN = multiprocessing.get_context("spawn")  # a forked process could not use CUDA, and would copy every lock
+# use spawn: a forked process could not use CUDA, and would copy locks that are held
+_SPAWN = multiprocessing.get_context("spawn")
 _PATIENCE_S = 5.0
 
 
@@ -103,8 +104,10 @@ def _started(machine: Machine) -> _Running:
 
 def serve(connection: Any, machine: Machine) -> None:
     """Process the tasks that arrive on `connection` until it is closed. Each worker process runs this."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the head ends this one
-    from civman.workers.warm_worker import WarmWorker  # importing torch takes 2 s: only now, in the new process
+    # ignore Ctrl-C, which reaches all processes of a terminal; the head ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # imported here, in the new process: it imports torch, which takes 2 s
+    from civman.workers.warm_worker import WarmWorker
 
     with WarmWorker(machine) as worker:
         while True:
@@ -115,7 +118,7 @@ def serve(connection: Any, machine: Machine) -> None:
             report = attempted(task, lambda: worker.draw(task.planned))  # noqa: B023  # called at once
             try:
                 connection.send(report)
-            except OSError:  # the head has ended
+            except OSError:  # end: the head process no longer exists
                 return
 
 

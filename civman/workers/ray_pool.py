@@ -25,7 +25,7 @@ from civman.workers.tasks import Task
 CACHE_VARIABLE = "CIVMAN_WORKER_CACHE"
 _CORES_EACH = 4
 _RETRIES = 2
-"""How often Ray gives a task again to an actor that was lost and has been started again."""
+"""How often Ray repeats a task after its actor was lost and started again."""
 
 
 class RayPool:
@@ -69,7 +69,8 @@ class RayPool:
         worker = self._waiting.pop(ready)
         try:
             number, drawn, error = self._ray.get(ready)
-        except self._ray.exceptions.RayError:  # in spite of Ray's retries; the actor's other tasks fail with it
+        # the actor failed in spite of Ray's retries, and its other tasks fail with it
+        except self._ray.exceptions.RayError:
             self._waiting = {ref: other for ref, other in self._waiting.items() if other != worker}
             return Report(worker)
         return Report(worker, number, drawn, None if error is None else unpacked(error))
@@ -109,7 +110,7 @@ class _Actor:
         self._worker = WarmWorker(machine).__enter__()
 
     def draw(self, task: Task) -> tuple[int, Any, Any]:
-        """Render a task. Returns its number, its images, and its error in place of them."""
+        """Render a task. Returns its number with its images or, if it failed, with the error."""
         from civman.workers.processes import attempted
 
         return attempted(task, lambda: self._worker.draw(self._localised(task.planned)))

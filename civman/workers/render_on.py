@@ -27,8 +27,8 @@ def render_on(
 ) -> list[Rendering]:  # fmt: skip
     """Render all plans on the workers of a pool; each image is saved and recorded as soon as it arrives.
 
-    `start` starts a pool for these tasks. `resumes`: leave out images that the index has with the same recipe
-    in the same folder. Returns the images that were rendered now, in the order of the plans.
+    `start` starts a pool for these tasks. `resumes`: leave out images that the index lists with the same recipe in the
+    same folder. Returns the newly rendered images, in the order of the plans.
 
     Raises: what `civman.workers.dispatch.work_off` raises; StoreError, LibraryError. Interrupted.
     """
@@ -36,7 +36,8 @@ def render_on(
         keep_inputs(root, planned)
     tasks = tasks_of(plans)
     if resumes:
-        import_pictures(index, place.folder)  # an image may have been saved but not recorded when the job was killed
+        # import the images of the folder: one may have been saved but not recorded when the job was killed
+        import_pictures(index, place.folder)
         left = unfinished(index, tasks, place)
         if len(left) < len(tasks):
             on_event(Notice("render", f"{counted(len(tasks) - len(left), 'image')} of {len(tasks)} rendered before"))
@@ -58,9 +59,9 @@ def render_on(
 
 
 def unfinished(index: Index, tasks: Sequence[Task], place: Place) -> list[Task]:
-    """The tasks of which an image is not recorded, or no longer in the folder that it would be saved in now.
+    """List the tasks with an image that is not recorded, or not in the folder where it would be saved.
 
-    The index is asked once for all tasks.
+    The index is queried once for all tasks.
     """
     folder, kept = str(place.folder.absolute()), defaultdict[str, list[tuple[str, int]]](list)
     for recipe, path, seed in index.seeds_of(task.planned.recipe.sha256 for task in tasks):

@@ -16,7 +16,7 @@ from civman.planning.plan_types import MODEL_FIELDS, Planned
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One batch of one plan. `number` is its place in the whole job; `plan` that of its plan."""
+    """One batch of one plan. `number` is its position in the whole job; `plan` is the position of its plan."""
 
     number: int
     plan: int
@@ -41,7 +41,8 @@ def tasks_of(plans: Iterable[Planned]) -> list[Task]:
 
 def _batches(recipe: Recipe) -> Iterator[Recipe]:
     is_adaptive = samplers.of_recipe(recipe.sampler, recipe.rules).is_adaptive
-    size = 1 if is_adaptive else recipe.batch_size  # an adaptive sampler's images would affect each other
+    # with an adaptive sampler, the images of a batch would affect each other
+    size = 1 if is_adaptive else recipe.batch_size
     for first in range(0, recipe.count, size):
         number = min(size, recipe.count - first)
         yield replace(recipe, seed=recipe.seed + first, count=number, batch_size=number)

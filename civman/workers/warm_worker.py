@@ -1,4 +1,4 @@
-"""What a worker does: it renders one task after another, and keeps its model loaded for as long as it serves."""
+"""A worker, which renders one task after another and keeps its model loaded between them."""
 
 from contextlib import ExitStack
 from types import TracebackType
