@@ -52,8 +52,9 @@ def fetch_named(
         return
     session.output.notice(f"asking CivitAI for {counted(len(wanted), 'file')} that the settings name")
     offers = files.offers(prepared)
+    prevents = next((each for each in offers if _prevents(each)), None)
     for each in offers:
-        for line in _lines(each):
+        for line in () if each is prevents else _lines(each):  # its error, which follows, says the same
             session.output.notice(line)
     _require_obtainable(offers)
     obtained = [each for each in offers if each.offer.job is not None]
@@ -252,6 +253,12 @@ def _lines(judged: "JudgedOffer") -> list[str]:
     return about + [f"  {notice}" for notice in (*offer.notices, *offer.job.notices)]
 
 
+def _prevents(judged: "JudgedOffer") -> bool:
+    """Whether the image cannot be drawn because this file cannot be downloaded and the library has no substitute."""
+    wanted = judged.offer.wanted
+    return judged.offer.problem is not None and wanted.held is None and wanted.file.role != "embedding"
+
+
 def _require_obtainable(offers: "Sequence[JudgedOffer]") -> None:
     """Check that nothing prevents the image from being drawn, before anything is downloaded.
 
@@ -262,9 +269,8 @@ def _require_obtainable(offers: "Sequence[JudgedOffer]") -> None:
     from civman.errors import Cause, Incompatible
 
     for each in offers:
-        wanted, problem = each.offer.wanted, each.offer.problem
-        if problem is not None and wanted.held is None and wanted.file.role != "embedding":
-            raise problem
+        if _prevents(each) and each.offer.problem is not None:
+            raise each.offer.problem
     for each in offers:
         if each.fit is not None and each.fit.verdict is Verdict.CANNOT and each.offer.wanted.file.role != "embedding":
             raise Incompatible(

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from civman.cli.foreign_replay import Again, fetch_named, new_image
-from civman.cli.output import Result, clean, counted
+from civman.cli.output import Result, clean, counted, error_value
 from civman.cli.session import Session
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from civman.cli.output import Output
     from civman.errors import CivmanError
     from civman.planning.site_image import SiteImage
 
@@ -50,7 +49,7 @@ class _Row:
     @property
     def value(self) -> dict[str, Any]:
         """The row for --json."""
-        error = None if self.error is None else {"code": self.error.code.value, "message": self.error.message}
+        error = None if self.error is None else error_value(self.error)
         return {"image": self.image, "verdict": self.verdict, "error": error, "path": self.path,
                 "compared": self.compared}  # fmt: skip
 
@@ -67,7 +66,7 @@ def replay_many(session: Session, many: Many, how: Again) -> Result:
     rows = []
     for url in urls:
         rows.append(_row(session, url, many, how))
-        session.output.notice(rows[-1].words)
+        _tell(session.output, rows[-1])
     failed = [each for each in rows if each.error is not None]
     error = None
     if failed and failed[0].error is not None:
@@ -76,14 +75,21 @@ def replay_many(session: Session, many: Many, how: Again) -> Result:
             exit_code=failed[0].error.exit_code, refs=[each.image for each in failed],
         )  # fmt: skip
 
-    def human(console: "Console") -> None:
-        for each in rows:
-            console.print(clean(each.words), soft_wrap=True)
-
     return Result(
-        "replays", [each.value for each in rows], human=human, ids=(f"{each.image} {each.verdict}" for each in rows),
-        error=error,
+        "replays", [each.value for each in rows], human=lambda _: None,
+        ids=(f"{each.image} {each.verdict}" for each in rows), error=error,
     )  # fmt: skip
+
+
+def _tell(output: "Output", row: _Row) -> None:
+    """Print the verdict on an image as soon as it is known: on stdout, or on stderr with --json."""
+    if output.as_json:
+        output.notice(row.words)
+    elif not output.quiet:
+        output.console().print(clean(row.words), soft_wrap=True)
+        output.flush()
+    if row.error is not None and row.error.hint:
+        output.notice(f"  {row.error.hint}")
 
 
 def _listed(session: Session, many: Many) -> list[str]:

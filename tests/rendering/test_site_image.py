@@ -89,7 +89,8 @@ def test_a_deleted_model_is_named_with_what_could_stand_in(civman: Civman, onlin
 
     assert ran.code == 3
     assert ran.json["error"]["code"] == "deleted-upstream"
-    assert "`Tiny Outline v1.5`" in ran.err
+    assert "`Tiny Outline v1.5`" in ran.json["error"]["message"]
+    assert "Tiny Outline v1.5" not in ran.err, "the error alone names it, not also a note"
     assert "91002@191021 (Tiny Outline v2.0, SD 1.5); 91002@191020" in ran.json["error"]["hint"]
     assert not [each for each in online.requests_to("storage") if "safetensors" in each.path]
 
@@ -102,7 +103,7 @@ def test_early_access_is_a_gate_that_is_told_before_anything_is_downloaded(
         ran = civman("replay", GATED, "--fetch", "--device", "cpu", "--json")
 
         assert (ran.code, ran.json["error"]["code"]) == (4, code)
-        assert "in early access until 2099-12-31" in ran.err
+        assert "in early access until 2099-12-31" in ran.err + ran.json["error"]["message"]
     assert not [each for each in online.requests_to("storage") if "safetensors" in each.path]
 
 
@@ -159,6 +160,29 @@ def test_a_new_image_is_compared_with_a_file_of_choice_and_can_be_varied(
     assert varied.json["render"][0]["compared"]["verdict"] != "the same picture"
     assert (wrong.code, wrong.json["error"]["code"]) == (2, "bad-picture")
     assert (own.code, "civman's recipe" in own.err + own.out) == (2, True)
+
+
+@pytest.mark.usefixtures("online")
+def test_several_images_are_drawn_in_one_run_each_with_its_verdict(civman: Civman, tmp_path: Path) -> None:
+    listed = tmp_path / "images.txt"
+    listed.write_text("12100402\n12100204\nhttps://civitai.com/images/12100201\n", encoding="utf-8")
+
+    ran = civman("replay", "--images", listed, "--fetch", "--device", "cpu")
+    again = civman("replay", "--images", listed, "--device", "cpu", "--json", "-o", tmp_path)
+
+    verdicts = ["12100402  the same picture", "12100204  not drawn", "12100201  identical"]
+    assert [line[: len(each)] for line, each in zip(ran.out.splitlines(), verdicts, strict=True)] == verdicts
+    assert not any(each in ran.err for each in verdicts), "each verdict is printed once"
+    assert (ran.out + ran.err).count("`Tiny Outline v1.5` is no longer on CivitAI") == 1
+    assert "could stand in" in ran.err
+    assert ran.code == again.code == 3
+    drawn, deleted, replayed = again.json["replays"]
+    assert (drawn["verdict"], drawn["compared"]["verdict"]) == ("the same picture",) * 2
+    assert (deleted["error"]["code"], deleted["path"]) == ("deleted-upstream", None)
+    assert (replayed["verdict"], replayed["error"]) == ("identical", None)
+    assert [image_text.pixels(Path(each["path"])).shape for each in (drawn, replayed)] == [(64, 64, 3)] * 2
+    assert drawn["path"] != replayed["path"]
+    assert all(Path(each["path"]).parent == tmp_path for each in (drawn, replayed))
 
 
 @pytest.mark.usefixtures("online")
