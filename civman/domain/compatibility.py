@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from civman.domain.adapters.adapter_tensors import StatedAlphas, deltas_of
+from civman.domain.adapters.ip_adapters import attention_problem, cross_attention, unusable
 from civman.domain.adapters.module_fit import ModuleFit, fit_modules
 from civman.domain.adapters.module_names import ModuleIndex
 from civman.domain.architecture import Architecture, Identity, Kind
@@ -19,9 +20,10 @@ from civman.domain.catalog import ModelType
 from civman.domain.files.header import Header
 from civman.domain.files.weight_forms import Quantisation, weight_form
 from civman.domain.identification.claims import prediction_type
+from civman.domain.part_families import TEXT_WIDTHS, VAE_FAMILIES
 from civman.errors import Cause, Incompatible, UnknownFit
 
-RULES = 2
+RULES = 3
 """The version of the rules behind the verdicts.
 
 Increase it whenever `check` returns a different verdict for the same files.
@@ -263,6 +265,8 @@ def _result(checkpoint: Part, part: Part, index: ModuleIndex | None) -> PartResu
             finding = _embedding(checkpoint, part, support)
         case Kind.VAE:
             finding = _vae(checkpoint, part, support)
+        case Kind.IP_ADAPTER:
+            finding = _ip_adapter(checkpoint, part, support)
         case Kind.UPSCALER | Kind.FACE_MODEL:
             depth = Depth.ARCHITECTURE if part.identity else Depth.LABELS
             finding = _Finding(Verdict.FITS, depth, [f"{part.kind.spoken} works on finished images"])
@@ -426,16 +430,25 @@ def _changes_nothing(header: Header, fit: ModuleFit) -> str:
     return ""
 
 
-_TEXT_WIDTHS = {
-    Architecture.SD1: (768,), Architecture.SD2: (1024,), Architecture.SDXL: (768, 1280),
-    Architecture.SDXL_REFINER: (1280,), Architecture.SD3: (768, 1280), Architecture.FLUX1: (768,),
-}  # fmt: skip
-"""The widths of the CLIP text encoders. Source: the models' own configurations."""
+def _ip_adapter(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
+    """Compare the shapes of all cross-attention layers if both headers show them, else the architectures."""
+    finding, ours, theirs = _by_family(checkpoint, part, support), checkpoint.header, part.header
+    if ours is None or theirs is None or weight_form(ours.tensors).quantisation in _WITHOUT_SHAPES:
+        return finding
+    layers = cross_attention(ours.shapes)
+    if layers and (problem := attention_problem(ours.shapes, theirs.shapes)):
+        finding = _Finding(Verdict.CANNOT, Depth.MODULES, [problem, *finding.reasons])
+    elif layers:
+        finding = _Finding(Verdict.FITS, Depth.MODULES, [f"its {len(layers)} attention layers fit the checkpoint's"])
+        _weigh_labels(checkpoint, part, support, finding)
+    if reason := unusable(theirs.shapes, part.name):
+        finding.at_least(Verdict.CAUTION, reason)
+    return finding
 
 
 def _embedding(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
     ours = checkpoint.identity.text_widths if checkpoint.identity else ()
-    ours = ours or _TEXT_WIDTHS.get(checkpoint.architecture, ())
+    ours = ours or TEXT_WIDTHS.get(checkpoint.architecture, ())
     theirs = part.identity.text_widths if part.identity else ()
     if not ours or not theirs:
         return _by_family(checkpoint, part, support)
@@ -455,16 +468,6 @@ def _embedding(checkpoint: Part, part: Part, support: Support | None) -> _Findin
     return finding
 
 
-_VAE_FAMILIES = {
-    Architecture.SD: {Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER,
-                      Architecture.KOLORS, Architecture.PIXART, Architecture.AURAFLOW, Architecture.HUNYUAN_DIT},
-    Architecture.FLUX1: {Architecture.FLUX1, Architecture.SD3, Architecture.CHROMA, Architecture.Z_IMAGE,
-                         Architecture.LUMINA2, Architecture.HIDREAM},
-    Architecture.WAN: {Architecture.WAN, Architecture.QWEN_IMAGE, Architecture.ANIMA},
-}  # fmt: skip
-"""Architecture of a VAE → the models whose latents have its layout."""
-
-
 def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
     """Compare the number of latent channels and the layouts; if these match, the labels decide.
 
@@ -474,7 +477,7 @@ def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
     theirs = part.identity.latent_channels if part.identity else None
     if ours and theirs and ours != theirs:
         return _Finding(Verdict.CANNOT, Depth.MODULES, [f"{theirs} latent channels, but the checkpoint has {ours}"])
-    allowed = _VAE_FAMILIES.get(part.architecture, set()) | part.possible
+    allowed = VAE_FAMILIES.get(part.architecture, set()) | part.possible
     known = Architecture.UNKNOWN not in (checkpoint.architecture, part.architecture)
     if known and checkpoint.architecture not in allowed:
         return _Finding(

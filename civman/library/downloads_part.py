@@ -111,20 +111,20 @@ class DownloadsPart(Part):
         return lambda version, file: require_fit(base, headers.inspect(version, file), force=force)
 
     def needed_parts(self, asset: Asset) -> "tuple[NeededPart, ...]":
-        """List the text encoders and the VAE that a stored checkpoint needs besides itself.
+        """List the text encoders and the VAE that a stored checkpoint needs besides itself, or an IP-Adapter's encoder.
 
         CivitAI is asked for published files of the parts that the library does not have; if it cannot be reached, their
         `was_asked` is False.
 
         Raises: the errors of reading the checkpoint.
         """
-        if asset.facts.kind != Kind.CHECKPOINT.value:
+        if asset.facts.kind not in (Kind.CHECKPOINT.value, Kind.IP_ADAPTER.value):
             return ()
         from civman.planning.find_files import Finder  # these import all families: 0.1 s
         from civman.planning.needed_parts import needed_parts, with_offers
 
         finder = Finder(self._context.index, ignore)
-        parts = needed_parts(finder, finder.of_asset("checkpoint", asset))
+        parts = needed_parts(finder, finder.of_asset(asset.facts.kind, asset))
         try:
             return with_offers(parts, self._context.client.versions_by_hashes)
         except NetworkError:

@@ -26,6 +26,7 @@ from civman.store.safe_copies import copy_place
 _WANTED = {
     "checkpoint": (Kind.CHECKPOINT,), "lora": (Kind.ADAPTER,), "embedding": (Kind.EMBEDDING,), "vae": (Kind.VAE,),
     "controlnet": (Kind.CONTROLNET,), "upscaler": (Kind.UPSCALER,), "hypernetwork": (Kind.HYPERNETWORK,),
+    "ip-adapter": (Kind.IP_ADAPTER,), "clip-vision": (Kind.CLIP_VISION,),
     "face-restorer": (Kind.FACE_MODEL,), "face-detector": (Kind.FACE_MODEL,), "face-parser": (Kind.FACE_MODEL,),
 }  # fmt: skip
 
@@ -39,6 +40,7 @@ _TYPES = {
     "controlnet": (ModelType.CONTROLNET,),
     "upscaler": (ModelType.UPSCALER,),
     "hypernetwork": (ModelType.HYPERNETWORK,),
+    "clip-vision": (ModelType.CLIP_VISION,),
 }
 
 
@@ -273,6 +275,7 @@ _OPTIONS = {
     Kind.ADAPTER: "pass it with --lora", Kind.EMBEDDING: "pass it with --embedding", Kind.VAE: "pass it with --vae",
     Kind.CHECKPOINT: "pass it as the checkpoint", Kind.UPSCALER: "pass it with --upscaler",
     Kind.FACE_MODEL: "pass it with --face-restoration",
+    Kind.CONTROLNET: "pass it with --control",
 }  # fmt: skip
 
 
@@ -281,4 +284,10 @@ def _article(noun: str) -> str:
 
 
 def _title(role: str) -> str:
-    return {"lora": "LoRA", "vae": "VAE", "t5": "T5 text encoder"}.get(role, role.replace("-", " "))
+    return {
+        "lora": "LoRA",
+        "vae": "VAE",
+        "t5": "T5 text encoder",
+        "ip-adapter": "IP-Adapter",
+        "clip-vision": "CLIP vision encoder",
+    }.get(role, role.replace("-", " "))

@@ -1,14 +1,17 @@
-"""The text encoders and the VAE that a transformer checkpoint needs, and where to get those that are missing."""
+"""The text encoders, VAE or vision encoder that a model needs besides its own file, and where to get missing ones."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from civman.diffusion.families.registry import flow_family_of
 from civman.diffusion.flow_parts import missing_parts
+from civman.domain.adapters.ip_adapters import read_ip_adapter
+from civman.domain.architecture import Kind
 from civman.domain.catalog import ModelVersion
 from civman.domain.digests import Sha256
 from civman.domain.known_parts import KnownPart, parts_for
 from civman.domain.printed_refs import file_ref
+from civman.planning.find_encoder import fitting_encoders, known_encoders
 from civman.planning.find_files import Finder, Found
 from civman.planning.flow_plan import fitting_files
 
@@ -18,7 +21,7 @@ Lookup = Callable[[Iterable[Sha256]], Mapping[Sha256, ModelVersion]]
 
 @dataclass(frozen=True, slots=True)
 class NeededPart:
-    """A part that a checkpoint does not contain itself."""
+    """A part that a checkpoint or an IP-Adapter does not contain itself."""
 
     role: str
     title: str
@@ -34,7 +37,14 @@ class NeededPart:
 
 
 def needed_parts(finder: Finder, checkpoint: Found) -> tuple[NeededPart, ...]:
-    """List the parts that a stored checkpoint needs; empty for families whose checkpoints contain all of them."""
+    """List the parts that a stored checkpoint or IP-Adapter needs; empty for models that contain all of them.
+
+    Raises: CannotRender: it is an IP-Adapter that civman cannot use.
+    """
+    if checkpoint.identity.kind is Kind.IP_ADAPTER:
+        adapter = read_ip_adapter(checkpoint.header.shapes, checkpoint.inspected.name)
+        held = tuple(file.inspected.name for file in fitting_encoders(finder, adapter))
+        return (NeededPart("clip-vision", adapter.encoder_title, False, held, known_encoders(adapter), {}),)
     family = flow_family_of(checkpoint.header.shapes)
     if family is None:
         return ()

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from civman.domain.adapters.adapter_kinds import input_width
 from civman.domain.adapters.adapter_tensors import Delta, Deltas, deltas_of
+from civman.domain.adapters.ip_adapters import ip_adapter_kind
 from civman.domain.adapters.module_names import parts_of
 from civman.domain.adapters.spellings import means_the_only_encoder
 from civman.domain.architecture import (
@@ -32,6 +33,7 @@ from civman.domain.files.weight_forms import weight_form
 from civman.domain.identification import rule_tables, rules
 from civman.domain.identification.claims import Claims, claims
 from civman.domain.identification.rules import Look, Rule, Shape
+from civman.domain.vision_encoders import read_vision_encoder
 
 _FAMILIES = {
     "F64": Precision.FP64, "F32": Precision.FP32, "F16": Precision.FP16, "BF16": Precision.BF16,
@@ -52,7 +54,9 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
     if any(name.startswith("ip_adapter.") for name in shapes):  # some carry LoRAs beside their own layers
         look = Look.at(shapes.items())
         if rule := rules.first([rule for rule in rule_tables.PARTS if rule.kind is Kind.IP_ADAPTER], look):
-            return _spoken(replace(base, kind=Kind.IP_ADAPTER, weights=_words(base.precision)), rule, said)
+            words = _words(base.precision)
+            base = replace(base, kind=Kind.IP_ADAPTER, weights=words, variant=ip_adapter_kind(shapes))
+            return _spoken(base, rule, said)
     deltas = deltas_of(header)
     if deltas.modules and len(deltas.loose) <= len(deltas.modules):
         # one precision for the whole file: sorting its tensors into parts would take as long as everything else
@@ -253,7 +257,9 @@ def _other_part(base: Identity, header: Header, said: Claims) -> Identity | None
     rule = rules.first(rule_tables.PARTS, look)
     if rule is None:
         return None
-    identity = _spoken(replace(base, kind=rule.kind or Kind.UNKNOWN), rule, said)
+    encoder = read_vision_encoder(inner) if rule.kind is Kind.CLIP_VISION else None
+    variant = encoder.slug if encoder is not None else ""
+    identity = _spoken(replace(base, kind=rule.kind or Kind.UNKNOWN, variant=variant), rule, said)
     scale = upscaler_scale(rule.variant, inner) if rule.kind is Kind.UPSCALER else None
     return replace(identity, variant=f"{rule.variant} x{scale}") if scale else identity
 

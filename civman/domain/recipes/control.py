@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from civman.domain.digests import Sha256
+from civman.domain.recipes.step_share import acts_at
 
 CONTROL_MODES: Final = ("balanced", "prompt", "control")
 """A1111's control modes: balanced, "My prompt is more important" and "ControlNet is more important"."""
@@ -32,8 +33,8 @@ class ControlUse:
     """How the control image is resized to the size of the rendering; one of `recipe_limits.RESIZE_MODES`."""
 
     def acts_at(self, step: int, steps: int) -> bool:
-        """Whether it acts in this step, counted from 0. Source: A1111's ControlNet extension (the rule)."""
-        return self.start <= step / max(steps, 1) <= self.end
+        """Whether it acts in this step, counted from 0."""
+        return acts_at(self.start, self.end, step, steps)
 
     def weights(self, layers: int) -> tuple[float, ...]:
         """The factor for the output of each layer, from the outermost to the middle block, which is the last one.

@@ -1,0 +1,20 @@
+"""Which CLIP text encoders and autoencoders belong to an architecture, as far as the widths of tensors show it."""
+
+from typing import Final
+
+from civman.domain.architecture import Architecture
+
+TEXT_WIDTHS: Final = {
+    Architecture.SD1: (768,), Architecture.SD2: (1024,), Architecture.SDXL: (768, 1280),
+    Architecture.SDXL_REFINER: (1280,), Architecture.SD3: (768, 1280), Architecture.FLUX1: (768,),
+}  # fmt: skip
+"""The widths of the CLIP text encoders. Source: the models' own configurations."""
+
+VAE_FAMILIES: Final = {
+    Architecture.SD: {Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER,
+                      Architecture.KOLORS, Architecture.PIXART, Architecture.AURAFLOW, Architecture.HUNYUAN_DIT},
+    Architecture.FLUX1: {Architecture.FLUX1, Architecture.SD3, Architecture.CHROMA, Architecture.Z_IMAGE,
+                         Architecture.LUMINA2, Architecture.HIDREAM},
+    Architecture.WAN: {Architecture.WAN, Architecture.QWEN_IMAGE, Architecture.ANIMA},
+}  # fmt: skip
+"""Architecture of a VAE → the models whose latents have its layout."""

@@ -1,0 +1,67 @@
+"""Finds the CLIP vision encoder with which an IP-Adapter reads pictures: the one that was named, else a stored one."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from civman.domain.adapters.ip_adapters import IpAdapter
+from civman.domain.known_parts import KnownPart, known_parts
+from civman.domain.vision_encoders import read_vision_encoder
+from civman.errors import AmbiguousRef, CannotRender, Cause
+from civman.planning.find_files import Finder, Found
+
+ROLE: Final = "clip-vision"
+
+
+def known_encoders(adapter: IpAdapter) -> tuple[KnownPart, ...]:
+    """List the published encoders for an IP-Adapter."""
+    return tuple(part for part in known_parts() if part.role == ROLE and part.title.endswith(adapter.encoder_title))
+
+
+def fitting_encoders(finder: Finder, adapter: IpAdapter) -> list[Found]:
+    """List the stored encoders for an IP-Adapter."""
+    return [file for file in finder.stored(ROLE) if _fits(file, adapter)]
+
+
+def encoder_for(finder: Finder, adapter: IpAdapter, name: str, given: Sequence[Found]) -> tuple[Found, str]:
+    """Find the encoder for the IP-Adapter in the file `name`: one of those given, else the only stored one that fits.
+
+    Returns it with a notice for the user, which is empty if the encoder was given.
+
+    Raises: CannotRender: none is stored (`missing-part`), or none of those given fits (`mismatched-parts`).
+        AmbiguousRef: several stored files fit.
+    """
+    if found := next((file for file in given if _fits(file, adapter)), None):
+        return found, ""
+    if given:
+        raise CannotRender(
+            f"`{given[0].inspected.name}` is not the encoder of `{name}`, which needs the {adapter.encoder_title}",
+            hint=f"pass it with --part {ROLE}=REF", code=Cause.MISMATCHED_PARTS, part=ROLE, file=name,
+        )  # fmt: skip
+    fitting = fitting_encoders(finder, adapter)
+    if len(fitting) > 1:
+        raise AmbiguousRef(
+            f"{len(fitting)} stored files fit as the {adapter.encoder_title}: "
+            + ", ".join(f"`{each.inspected.name}` (sha256 {each.sha256[:12]}…)" for each in fitting),
+            hint=f"choose one with --part {ROLE}=REF",
+        )  # fmt: skip
+    if not fitting:
+        raise CannotRender(
+            f"`{name}` needs the {adapter.encoder_title}, which is not in the library",
+            hint=_how_to_get(adapter), code=Cause.MISSING_PART, part=ROLE, file=name,
+        )  # fmt: skip
+    return fitting[0], f"the {adapter.encoder_title} is `{fitting[0].inspected.name}`, the only stored file that fits"
+
+
+def _fits(file: Found, adapter: IpAdapter) -> bool:
+    encoder = read_vision_encoder(file.header.shapes)
+    return encoder is not None and adapter.takes(encoder)
+
+
+def _how_to_get(adapter: IpAdapter) -> str:
+    known = known_encoders(adapter)
+    if not known:
+        return "`civman import FILE` adds one"
+    return (
+        f"it is published as `{known[0].name}` ({known[0].published}, sha256 {known[0].sha256}): "
+        "`civman import FILE` adds it"
+    )
