@@ -62,8 +62,8 @@ class Shown:
     """The information about one ref.
 
     `resolved`: its model and version; None if CivitAI does not know the file, or lists no version of the model.
-    `assets`: the stored files of the model, or the one file that CivitAI does not know. `model`: a model without
-    versions.
+    `assets`: the stored files of the model, or the one file that CivitAI does not know. `model`: the model, if CivitAI
+    lists no version of it.
     """
 
     resolved: "ResolvedVersion | None"
@@ -162,7 +162,7 @@ class Library:
             return Shown(None, (asset,))
         try:
             remember(context.index, resolved, context.clock())
-        except LibraryError as error:  # a read-only library can still be listed and searched
+        except LibraryError as error:  # ignore the error: a read-only library can still be listed and searched
             context.on_notice(f"CivitAI's information could not be saved: {error.message}")
         return Shown(resolved, tuple(context.index.find_by_model(resolved.page.model.id)))
 
@@ -239,7 +239,7 @@ class Library:
         return verify(context.index, context.store, assets, is_full=is_full, on_event=on_event, clock=context.clock)
 
     def remove(self, what: "Sequence[str] | RemovalPlan", *, force: bool = False) -> "Removal | None":
-        """Move files to the trash: the files that the refs stand for, or those of a plan (`trash.plan_removal`).
+        """Move files to the trash: the files that the refs mean, or those of a plan (`trash.plan_removal`).
 
         Raises: Refused (`pinned`): a file is pinned, and `force` is not set. NotFound, AmbiguousRef: a ref cannot be
         resolved.
@@ -332,7 +332,7 @@ class Library:
         cannot do. Incompatible. UsageError: `kind` is unknown.
         """
         from civman.domain.recipes.machine import Machine
-        from civman.rendering.plan_pipeline import pipeline  # torch, see `render`
+        from civman.rendering.plan_pipeline import pipeline  # imported here: it imports torch, which takes 2 s or more
 
         return pipeline(planned, kind, machine=machine or Machine(), on_event=on_event)
 
@@ -346,7 +346,7 @@ class Library:
 
         Raises: CannotRender: the pipeline has another model or other LoRAs, or cannot draw the plan.
         """
-        from civman.rendering.plan_pipeline import call  # torch, see `render`
+        from civman.rendering.plan_pipeline import call  # imported here: it imports torch, which takes 2 s or more
 
         return call(planned, pipe)
 
@@ -369,7 +369,9 @@ class Library:
         Raises: CannotRender: `pipe` has another model or other LoRAs. Incompatible: an embedding does not fit.
         """
         from civman.domain.recipes.machine import Machine
-        from civman.rendering.plan_pipeline import embeddings  # imports torch, see `render`
+
+        # imported here: it imports torch, which takes 2 s or more
+        from civman.rendering.plan_pipeline import embeddings
 
         return embeddings(planned, pipe, machine=machine or Machine(), on_event=on_event)
 

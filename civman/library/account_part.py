@@ -18,7 +18,8 @@ class AccountPart(Part):
         Raises: NotAllowed (`bad-key`): CivitAI rejects the key. UsageError: civman is offline, or `token` has no valid
             form.
         """
-        from civman.civitai import credentials  # importing this takes 0.3 s, see `LibraryContext.client`
+        # imported here: it takes 0.3 s, which commands without network need not spend
+        from civman.civitai import credentials
         from civman.civitai.client import CivitaiClient
         from civman.civitai.transport import Transport
 

@@ -51,7 +51,8 @@ class DownloadsPart(Part):
 
     def place_of(self, job: "Job | Outcome") -> Path | None:
         """Where a job's file is or will be stored; None if that is unknown because CivitAI declares no SHA-256."""
-        from civman.download.job import Outcome  # importing this takes 0.3 s, see `LibraryContext.client`
+        # imported here: it takes 0.3 s, which commands without network need not spend
+        from civman.download.job import Outcome
 
         if isinstance(job, Outcome):
             return None if job.asset is None else Path(job.asset.path)
@@ -86,14 +87,17 @@ class DownloadsPart(Part):
         options: "DownloadOptions | None" = None,
         on_event: OnEvent = ignore,
     ) -> "Sequence[Outcome]":
-        """Download several refs, a few at a time. Returns an outcome for each, failed or not, in the same order.
+        """Download the files of several refs, a few at a time.
+
+        Returns an outcome for each, failed or not, in the same order.
 
         `on_event` is called from several threads. A KeyboardInterrupt stops all downloads; the bytes received so far
         are kept.
 
-        Raises: an error that concerns all of them, such as a library that is not writable.
+        Raises: an error that concerns all downloads, such as a library that is not writable.
         """
-        from civman.download.job import DownloadOptions  # importing this takes 0.3 s, see `LibraryContext.client`
+        # imported here: it takes 0.3 s, which commands without network need not spend
+        from civman.download.job import DownloadOptions
 
         return self._downloads().run(
             refs, file=file, permits=permits or Permits(), options=options or DownloadOptions(), on_event=on_event
@@ -104,7 +108,8 @@ class DownloadsPart(Part):
 
         `force`: return a notice instead of refusing.
         """
-        from civman.manage.remote_headers import require_fit  # importing this takes 0.3 s, see `LibraryContext.client`
+        # imported here: it takes 0.3 s, which commands without network need not spend
+        from civman.manage.remote_headers import require_fit
 
         files = FilesPart(self._context)
         base, headers = files.inspect(checkpoint), files.remote_headers()
@@ -120,7 +125,8 @@ class DownloadsPart(Part):
         """
         if asset.facts.kind not in (Kind.CHECKPOINT.value, Kind.IP_ADAPTER.value):
             return ()
-        from civman.planning.find_files import Finder  # these import all families: 0.1 s
+        # imported here: planning imports all model families, which takes 0.1 s
+        from civman.planning.find_files import Finder
         from civman.planning.needed_parts import needed_parts, with_offers
 
         finder = Finder(self._context.index, ignore)
@@ -135,7 +141,8 @@ class DownloadsPart(Part):
         return self._downloads().preview_bytes(preview)
 
     def _downloads(self) -> "Downloads":
-        from civman.download.job import Downloads  # importing this takes 0.3 s, see `LibraryContext.client`
+        # imported here: it takes 0.3 s, which commands without network need not spend
+        from civman.download.job import Downloads
 
         context = self._context
         return Downloads(

@@ -88,7 +88,7 @@ class FilesPart(Part):
         Every file is hashed once, and CivitAI is asked once about all of them (never when offline). After an
         interruption, the next call continues where this one stopped.
         """
-        # importing this takes 0.3 s, see `LibraryContext.client`
+        # imported here: it takes 0.3 s, which commands without network need not spend
         from civman.manage.import_files import ImportMode, import_files
 
         context = self._context
@@ -111,7 +111,8 @@ class FilesPart(Part):
         from civman.store.trash import blob_lock
 
         context, name = self._context, safe_name(joined_name(index_file))
-        _ = context.index  # opens the library, so that an unusable one is reported before the files are read
+        # open the library first, so that one that cannot be used is reported before the files are read
+        _ = context.index
         stored = join_shards(
             index_file, context.store, lambda done, total: on_event(Verifying("join", done, total, name))
         )
@@ -147,7 +148,7 @@ class FilesPart(Part):
 
     def remote_headers(self) -> "RemoteHeaders":
         """Create a reader for the headers of files on CivitAI."""
-        # importing this takes 0.3 s, see `LibraryContext.client`
+        # imported here: it takes 0.3 s, which commands without network need not spend
         from civman.civitai.storage_connection import StorageConnection, tls_context
         from civman.manage.remote_headers import RemoteHeaders
 

@@ -87,7 +87,7 @@ class MaintenancePart(Part):
 
         context = self._context
         if trusts_store or drops_leftovers:
-            open_store(context)  # fails if there is none
+            open_store(context)  # raise an error if the settings name no object store
 
         def ask(last: Some[Sha256], pinned: Some[Sha256]) -> "Some[SecondCopy]":
             return self._second_copies(last, pinned if trusts_store else (), on_event, is_needed=trusts_store)

@@ -79,7 +79,7 @@ class NamedFilesPart(Part):
     def fetch(
         self, offers: "Sequence[JudgedOffer]", *, permits: Permits | None = None, on_event: OnEvent = ignore
     ) -> Sequence[Asset]:
-        """Download what the offers contain, verified by SHA-256. Raises: the first error of a download."""
+        """Download the files of the offers, verified by SHA-256. Raises: the first error of a download."""
         from civman.domain.printed_refs import file_ref
 
         refs = [file_ref(each.offer.job.version, each.offer.job.file) for each in offers if each.offer.job is not None]
@@ -135,7 +135,10 @@ class NamedFilesPart(Part):
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """An offer, and what the file's header shows; None if the header could not be read in advance (`why`)."""
+    """An offer with the header of its file.
+
+    The header is None if it could not be read in advance; `why` gives the reason.
+    """
 
     offer: "Offer"
     part: "ModelPart | None" = None
@@ -143,7 +146,7 @@ class _Read:
 
 
 def _judged(read: _Read, base: "ModelPart | None", reason: str) -> JudgedOffer:
-    """Check how a file fits the checkpoint `base`; `reason`: why the checkpoint is unknown."""
+    """Check how a file fits the checkpoint `base`. If the checkpoint is unknown, `reason` says why."""
     role = read.offer.wanted.file.role
     if read.offer.job is None or role in ("checkpoint", "upscaler", "hypernetwork"):
         return JudgedOffer(read.offer)

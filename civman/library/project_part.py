@@ -96,7 +96,8 @@ class ProjectPart(Part):
         return [each.asset for each in synced if each.asset is not None]
 
     def _syncing(self, folder: Path, file: str | None, permits: Permits | None, on_event: OnEvent) -> "Syncing":
-        from civman.download.job import DownloadOptions  # importing this takes 0.3 s, see `LibraryContext.client`
+        # imported here: it takes 0.3 s, which commands without network need not spend
+        from civman.download.job import DownloadOptions
         from civman.exchange.project import Project
         from civman.exchange.sync import Syncing
 

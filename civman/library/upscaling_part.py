@@ -91,7 +91,8 @@ class UpscalingPart(Part):
         context = self._context
         require_all(missing(context.index, source))
         planned = plan_again(context.index, context.root, source, pictures, on_event=on_event)
-        from civman.rendering.upscale_again import upscale_again  # imports torch, see `run`
+        # imported here: it imports torch, which takes 2 s or more
+        from civman.rendering.upscale_again import upscale_again
 
         return upscale_again(source, planned, machine=machine or Machine(), on_event=on_event)
 

@@ -27,9 +27,10 @@ def find_computed(index: Index, ref: HashRef) -> list[Asset]:
         if blob.size_bytes > left_bytes:
             break
         left_bytes -= blob.size_bytes
-        with contextlib.suppress(CivmanError):  # the file is away, or cannot be read
+        with contextlib.suppress(CivmanError):  # skip a file that is on a disconnected drive or cannot be read
             found = other_digests(Path(blob.path), whole=True)
-            with contextlib.suppress(LibraryError):  # a read-only library can be searched, too
+            # do not save the digests in a read-only library, which can be searched, too
+            with contextlib.suppress(LibraryError):
                 index.save_hashes({blob.sha256: found})
             if any(getattr(found, kind.value) == ref.digest for kind in kinds):
                 return index.referrers(blob.sha256)

@@ -68,4 +68,4 @@ def _sizes(paths: Iterable[Path]) -> Iterator[int]:
         try:
             yield allocated_bytes(path.stat())
         except FileNotFoundError:
-            continue  # another process has deleted it in the meantime
+            continue  # skip a file that another process has deleted in the meantime

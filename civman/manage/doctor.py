@@ -86,7 +86,7 @@ def _index(settings: Settings) -> Finding:
     try:
         with Index.open(database) as index:
             count = index.count()
-        from civman.index.schema_check import faults  # imports SQLModel and Alembic, which takes 1 s
+        from civman.index.schema_check import faults  # imported here: it imports SQLModel and Alembic, which takes 1 s
 
         if wrong := faults(database):
             return Finding("index", State.BAD, "; ".join(wrong[:5]), str(database), _REBUILD)
@@ -115,7 +115,7 @@ def _key(settings: Settings) -> Finding:
         )
     if settings.offline:
         return Finding("key", State.NOTE, "present, not checked because civman is offline", credential.source)
-    from civman.civitai.client import CivitaiClient  # imports httpx and pydantic, which takes 0.3 s
+    from civman.civitai.client import CivitaiClient  # imported here: it imports httpx and pydantic, which takes 0.3 s
     from civman.civitai.transport import Transport
 
     try:

@@ -31,13 +31,14 @@ def set_value(file: Path, key: str, texts: list[str]) -> Any:
     Raises: UsageError (`unknown-name`, `bad-value`): there is no such setting, or the value does not fit it.
     ConfigError: the file cannot be read or written.
     """
-    import tomlkit  # importing this takes 0.04 s and is only needed for writing
+    import tomlkit  # imported here: tomlkit takes 0.04 s to import and is only needed for writing
     from tomlkit.exceptions import TOMLKitError
 
     *tables, last = _split(key)
     value = _value(key, texts)
     if key == "library" and file.name == USER_FILE:
-        value = str(Path(value).expanduser().absolute())  # a project's library may be relative to its file
+        # store an absolute path, because a relative one in a project's file is relative to that file
+        value = str(Path(value).expanduser().absolute())
     if not tables:
         checked_value(key, value, file.parent, "the command line")
     try:
@@ -50,14 +51,16 @@ def set_value(file: Path, key: str, texts: list[str]) -> Any:
         table[last] = value
         text = tomlkit.dumps(document)
     except (TOMLKitError, TypeError) as error:
-        raise ConfigError(f"cannot change `{file}`: {error}", hint=f"fix `{file}`") from error
+        raise ConfigError(
+            f"cannot change `{file}`: {error}", hint=f"correct the error in `{file}`, then try again"
+        ) from error
     _write(file, text)
     return value
 
 
 def unset(file: Path, key: str) -> bool:
     """Remove a setting, or a whole preset, from the file. Returns False if it was not set there."""
-    import tomlkit  # importing this takes 0.04 s and is only needed for writing
+    import tomlkit  # imported here: tomlkit takes 0.04 s to import and is only needed for writing
 
     is_preset = key.startswith(PRESETS) and key.count(".") == 2
     *tables, last = key.split(".") if is_preset else _split(key)
@@ -94,7 +97,9 @@ def _value(key: str, texts: list[str]) -> Any:
     if key in _SWITCHES:
         text = texts[0].strip().lower()
         if text not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
-            raise UsageError(f"`{key}` is not `{texts[0]}`", hint="use true or false", code=Cause.BAD_VALUE)
+            raise UsageError(
+                f"`{texts[0]}` is not a valid value of `{key}`", hint="use true or false", code=Cause.BAD_VALUE
+            )
         return text in ("true", "1", "yes", "on")
     if not key.startswith(PRESETS):
         if not texts[0].strip():
@@ -124,7 +129,9 @@ def _text(file: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read `{file}`: {error}", hint=f"fix or remove `{file}`") from error
+        raise ConfigError(
+            f"cannot read `{file}`: {error}", hint=f"correct the error in `{file}`, or delete the file"
+        ) from error
     checked_table(text, file)
     return text
 

@@ -74,7 +74,7 @@ def find_unlisted(index: Index, ref: Ref) -> Asset | None:
 
 
 def ambiguous(text: str, assets: Iterable[Asset]) -> AmbiguousRef:
-    """The error for a ref that means several assets. It lists a ref for each of them."""
+    """Build the error for a ref that means several assets. The error lists an unambiguous ref for each asset."""
     names = {asset.ref: f"{asset.model_name or asset.name} {asset.version_name}".strip() for asset in assets}
     by_name = {asset.ref: asset.name for asset in assets}
     is_same = len(set(names.values())) < len(names)
@@ -171,11 +171,14 @@ def _primary(index: Index, assets: Sequence[Asset]) -> Asset | None:
 
 
 def not_stored(index: Index, ref: Ref, found: Sequence[Asset], words: str | None) -> NotFound:
-    """The error for a ref without a stored file; `found` are the ref's files if `words` select none of them."""
+    """Build the error for a ref without a stored file.
+
+    `found`: the files of the ref, if there are some but `words` select none of them.
+    """
     if found:
         files = "; ".join(f"{asset.ref} {asset.name}" for asset in found[:_MOST_SHOWN])
         message = f"`{ref}` has no file `{words}` in the library"
-        return NotFound(message, hint=f"it has {files}", code=Cause.NO_SUCH_FILE)
+        return NotFound(message, hint=f"the library has {files} of it", code=Cause.NO_SUCH_FILE)
     if isinstance(ref, NumberRef) and has_picture(index, ref.number):
         return NotFound(
             f"no model or version {ref.number} is in the library",
@@ -192,6 +195,7 @@ def is_missing_path(ref: Ref) -> bool:
 
 def has_picture(index: Index, number: int) -> bool:
     """Whether an image with this number was made with the library."""
-    from civman.index.read_pictures import PictureFilter  # loads the recipe types (0.02 s), only for this error
+    # imported here: it loads the recipe types (0.02 s), which only this error needs
+    from civman.index.read_pictures import PictureFilter
 
     return bool(index.pictures(PictureFilter(number=number), limit=1))

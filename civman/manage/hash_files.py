@@ -75,7 +75,7 @@ class _Progress:
         self._lock = Lock()
 
     def tell(self, file: SeenFile, done: int) -> None:
-        """Report that `done` bytes of a file have been read."""
+        """Report that `done` bytes of a file have been hashed."""
         with self._lock:
             self._done_bytes += done - self._read.get(file.path, 0)
             self._read[file.path] = done
@@ -103,7 +103,7 @@ def _read(index: Index, fresh: dict[State, list[SeenFile]], hashed: Hashed, on_e
             if len(unsaved) >= _SAVE_EVERY:
                 index.save_seen(unsaved)
                 unsaved = []
-    finally:  # also after an interruption, so that files need not be read twice
+    finally:  # save the digests even after an interruption, so that files need not be read twice
         if unsaved:
             index.save_seen(unsaved)
 
@@ -139,7 +139,7 @@ def _digest(before: SeenFile, progress: "_Progress") -> Sha256 | CivmanError:
     except OSError as error:
         return NotFound(error.strerror or str(error))
     if (after.st_size, after.st_mtime_ns) != (before.size_bytes, before.mtime_ns):
-        return InvalidModelFile("it changed while it was read; another program may still be writing it")
+        return InvalidModelFile("the file changed while it was read; another program may still be writing it")
     return digest
 
 

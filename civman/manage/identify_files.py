@@ -24,7 +24,7 @@ from civman.index import Index, Source
 _MODELS_AT_ONCE = 100
 _ASKERS = 4
 _MOST_BY_TENSORS = 200
-"""CivitAI has no batch request for AutoV3, so each import asks about this many files at most"""
+"""The number of files that one import looks up by AutoV3, because CivitAI has no batch request for it."""
 _MOST_FAILURES_AT_FIRST, _MOST_FAILURES = 3, 12
 """After this many failed requests in a row, before or after the first answer, CivitAI is not asked any further."""
 _NOT_REACHED = frozenset(
@@ -204,7 +204,8 @@ class _Asking:
         try:
             versions = self._answered(self._client.versions_by_hashes(file.sha256 for file in files))
         except CivmanError as error:
-            if not isinstance(error, NotFound):  # a mirror may lack this request, and each version is asked for alone
+            # ignore NotFound: a mirror may not support this request, so each version is requested separately
+            if not isinstance(error, NotFound):
                 self._failed(error)
             versions = {}
         left = [file for file in files if file.sha256 not in versions]

@@ -65,7 +65,7 @@ class ImportResult:
     entries: int
     """The number of all files and links that were found."""
     found: int
-    """The number of model files among them."""
+    """The number of model files that were found."""
     taken: int
     """The number of new assets."""
     known_before: int
@@ -263,13 +263,13 @@ def _identified(
     """
     identified = Identified()
     held = [(sha256, Path(path)) for sha256, path in index.unidentified() if sha256 not in by_digest]
-    # the tensors of files outside this import are not digested
+    # tensors are hashed only for files of this import, which have just been read
     digests = {
         sha256: partial(_held_autov3, index, sha256, path if sha256 in places else None) for sha256, path in held
     }
     if client is not None:
         files = [Unidentified(sha256, found.path, found.autov3) for sha256, found in by_digest.items()]
-        # one import asks about the tensors of a few files only, later imports about others
+        # each import looks up the tensors of a few files only; later imports look up the others
         start = now.toordinal() * _ROTATION % (len(held) or 1)
         files += [Unidentified(sha256, path, digests[sha256]) for sha256, path in held[start:] + held[:start]]
         if files:
@@ -301,7 +301,7 @@ def _identified_later(index: Index, identified: Identified, by_digest: Mapping[S
             continue
         for asset in index.referrers(sha256)[:1]:
             known = asset.facts
-            # if the file is unavailable at the moment, what was read from it before is kept
+            # keep what was read from the file before, if the file is unavailable at the moment
             with contextlib.suppress(CivmanError, OSError):
                 known = facts_of_file(Path(asset.path), found.version.base_model)
             records.append(

@@ -30,7 +30,7 @@ class Inspected:
 
     name: str
     path: str | None
-    """None if the header was read from CivitAI and the file is not on this disk."""
+    """The file's path; None if the header was read from CivitAI and the file is not on this disk."""
     size_bytes: int | None
     content: Sniffed
     label: str | None = None
@@ -61,7 +61,8 @@ class Inspected:
     def _unpacked(self) -> Header | None:
         try:
             return self.model_header()
-        except (CannotRender, InvalidModelFile):  # the result for the checkpoint itself reports the error
+        # ignore the error: it is reported when the checkpoint itself is examined
+        except (CannotRender, InvalidModelFile):
             return self.header
 
     def model_header(self) -> Header | None:

@@ -29,7 +29,7 @@ class Presence(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rehomed:
-    """A file that was found again: its old and its new path."""
+    """The old and the new path of a file that was found again after it was moved."""
 
     sha256: Sha256
     old: str
@@ -47,8 +47,9 @@ def presence(path: str, seen: SeenFile | None) -> Presence:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except PermissionError:
-        return Presence.HERE  # reading it tells what is wrong
-    except OSError:  # for example, a network share that does not respond
+        # the path cannot be examined: report the file as present, so that reading it shows the actual error
+        return Presence.HERE
+    except OSError:  # an error such as that of a network share that does not respond
         return Presence.AWAY
     else:
         return Presence.HERE

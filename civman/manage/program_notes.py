@@ -143,7 +143,7 @@ def _add(
     try:
         beside.version = wire_models.version(note.version, now=now, on_notice=lambda _: None)
     except CivmanError:
-        return  # it states the file's digest, but names no version
+        return  # the note states the file's digest, but names no version
     # a file without an id could not be recognised as the same one when CivitAI is asked later
     same = (file for file in beside.version.files if file.hashes.sha256 == sha256 and file.id is not None)
     beside.file = next(same, None)
@@ -176,7 +176,7 @@ def _read(place: Path, text: str) -> _Note | None:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        # half a surrogate pair, which no database could store
+        # the text contains half a surrogate pair, which no database could store
         value = json.loads(
             json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         )
@@ -214,7 +214,7 @@ def _lora_manager(value: Mapping[str, Any]) -> _Note:
         if isinstance(parsed, dict):
             tips = ", ".join(f"{str(name).replace('_', ' ')} {each}" for name, each in parsed.items())
     except ValueError:
-        pass  # the tips are plain words
+        pass  # the tips are plain text, not JSON
     notes = _joined_lines([_text(value.get("notes")), f"usage tips: {tips}" if tips else ""])
     own = Own(
         notes,
@@ -289,7 +289,7 @@ def _joined_lines(lines: Iterable[str]) -> str:
 
 
 def _described(value: object) -> str:
-    """A description without HTML markup, if it has any; `<lora:name:1>` does not count as markup."""
+    """Remove HTML markup from a description, if it has any; `<lora:name:1>` does not count as markup."""
     text = _text(value)
     return plain_text(text) if _MARKUP.search(text) else text
 

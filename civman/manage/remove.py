@@ -173,7 +173,7 @@ def remove(index: Index, store: BlobStore, plan: RemovalPlan, *, force: bool, no
             trash.empty(removal)
             raise NotFound(
                 f"another process has already removed {', '.join(asset.name for asset in plan.assets[:5])}",
-                hint="`civman restore` restores it",
+                hint="run `civman restore` to undo that removal",
             )
     return removal
 
@@ -272,7 +272,7 @@ def plan_collection(
 
 
 def _last_copies(store: BlobStore, removals: Iterable[Removal]) -> set[Sha256]:
-    """The digests of files that these removals contain and the library's store does not."""
+    """The digests of files that only these removals contain, not the library's store."""
     return {
         sha256
         for removal in removals
@@ -299,12 +299,13 @@ def collect(index: Index, store: BlobStore, plan: Collection, *, now: datetime) 
                 trash.empty(removal)
     freed = sum(_discard(partial) for partial in plan.partials) + sum(map(drop_copy, plan.copies))
     freed += sum(map(drop_served, (*plan.served, *plan.originals)))
-    # the oldest first: a file that was removed twice is in the later removal, which the earlier one also relies on
+    # process the oldest removal first: a file that was removed twice is in the later removal, which the earlier one
+    # also relies on
     for old in sorted(plan.removals, key=lambda removal: removal.id):
         with trash.held(old):
             freed += trash.empty(old)
     _tidy(store.root)
-    # a file of the library that was moved is recognised by its old state
+    # recognise a file that was moved by its old state
     known = {file.sha256 for file in index.held_files()}
     gone = [
         seen.path
@@ -349,7 +350,7 @@ def _orphan(store: BlobStore, blob: StoredBlob) -> dict[str, Any]:
         "size_bytes": blob.size_bytes,
         "name": str((sidecar.get("assets") or [{}])[0].get("name") or blob.path.name),
         "outside": None,
-        # a state that matches no file, so that the bytes are verified by reading them when they are restored
+        # record a state that matches no file, so that restoring verifies the bytes by reading them
         "looks": None if seen is None else [0, seen.size_bytes, 0],
         "sidecar": sidecar,
     }
@@ -393,7 +394,8 @@ def _known_ids(entry: dict[str, Any]) -> Iterator[KnownIds]:
 
 
 def _stale(folder: Path, before: datetime) -> Iterator[StalePartial]:
-    for path in sorted(folder.glob(f"*{INCOMING}")) if folder.is_dir() else []:  # of an import that was killed
+    # leftovers of an import that was killed
+    for path in sorted(folder.glob(f"*{INCOMING}")) if folder.is_dir() else []:
         found = path.stat()
         yield StalePartial(path, allocated_bytes(found), datetime.fromtimestamp(found.st_mtime, before.tzinfo))
     for path in sorted(folder.glob("*.part")) if folder.is_dir() else []:

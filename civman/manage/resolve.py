@@ -52,7 +52,8 @@ from civman.manage.find_assets import (
 )
 
 if TYPE_CHECKING:
-    from civman.civitai.client import CivitaiClient  # importing it takes 0.3 s, which `civman list` does without
+    # imported only for type checking: it takes 0.3 s, which `civman list` need not spend
+    from civman.civitai.client import CivitaiClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,8 @@ class Resolver:
             raise NotFound(
                 f"CivitAI lists no version of `{page.model.name}` at the moment",
                 code=Cause.NO_VERSIONS,
-                hint="this lasts a few minutes after an update; until then, use the id of a version: `@VERSION`",
+                hint="wait a few minutes if the model was just updated; until then, use the id of a "
+                "version: `@VERSION`",
                 model_id=model_id,
             )
         if self._client is None:
@@ -175,7 +177,7 @@ class Resolver:
         except NotFound as error:
             saved_version = self._index.version(version_id)
             listed = self._listed(version_id, model_id or (saved_version.model.id if saved_version else None))
-            if listed is not None:  # versions that have no rating yet are listed only on their model's page
+            if listed is not None:  # use the model's page: a version that has no rating yet is listed only there
                 return self._complete(*listed, file)
             self._mark_gone(error, version_id=version_id)
             if saved_version is None:
@@ -216,7 +218,7 @@ class Resolver:
             try:
                 own = self._client.version(version.id)
             except (Gone, NotFound):
-                own = version  # CivitAI's caches lag behind its pages
+                own = version  # CivitAI's caches lag behind its pages: keep what the model's page lists
         joined = replace(
             listed if listed is not None and listed.files else own,
             model=page.model,
@@ -275,7 +277,8 @@ class Resolver:
         if self._client is None:
             return self._stored(ref, "leave out --offline and unset CIVMAN_OFFLINE to ask CivitAI")
         is_cut = ref.kind is HashKind.SHA256 and len(ref.digest) < 64
-        digest = ref.digest[:LEAST_PREFIX] if is_cut else ref.digest  # CivitAI knows the first ten digits as AutoV2
+        # cut the digest to its first ten digits, which CivitAI knows as AutoV2
+        digest = ref.digest[:LEAST_PREFIX] if is_cut else ref.digest
         try:
             version, file = self._client.by_hash(digest)
         except NotFound as error:

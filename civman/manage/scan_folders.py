@@ -115,7 +115,7 @@ class Scan:
 
     files: list[Path] = field(default_factory=list)
     links: set[Path] = field(default_factory=set)
-    """Those of `files` that are symbolic links to a file elsewhere."""
+    """The entries of `files` that are symbolic links to a file elsewhere."""
     by_reason: dict[Reason, LeftOut] = field(default_factory=dict)
 
     @property
@@ -162,7 +162,9 @@ class _Scanner:
         self._files: set[str] = set()
         self._inodes: set[Identity] = set()
         self._links: list[str] = []
-        """Links are followed after everything else, so that a file is found by its real path first."""
+        """The links found so far. They are followed after everything else, so that a file is found by its real path
+        first.
+        """
 
     def start(self, path: Path) -> None:
         text = str(path)
@@ -269,15 +271,15 @@ class _Scanner:
     def _take(self, path: str, *, is_link: bool) -> None:
         try:
             path.encode()
-        except UnicodeEncodeError:  # the database holds Unicode only
+        except UnicodeEncodeError:  # leave out a name that is not Unicode, which the database cannot store
             self._scan.leave_out(path, Reason.BAD_NAME)
             return
         try:
             found = os.stat(path)  # noqa: PTH116
-        except OSError:  # reported when it is read
+        except OSError:  # treat the entry as a file: the error is reported when it is read
             pass
         else:
-            if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+            if not stat.S_ISREG(found.st_mode):  # leave out special files: reading a pipe would wait for ever
                 self._scan.leave_out(path, Reason.OTHER)
                 return
             self._inodes.add((found.st_dev, found.st_ino))
@@ -333,7 +335,7 @@ def _reason(entry: os.DirEntry[str], names: set[str], models: set[str], stems: s
 
 
 def _heads(name: str) -> Iterator[str]:
-    """The parts of a name before each of its dots."""
+    """The parts of a file name that end before each of its dots."""
     position = name.find(".")
     while position > 0:
         yield name[:position]
@@ -343,7 +345,7 @@ def _heads(name: str) -> Iterator[str]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that points at itself
+    except OSError:  # the link points at itself
         return False
 
 

@@ -12,7 +12,7 @@ from civman.errors import UsageError
 from civman.manage.inspection import Inspected
 
 _PLAIN_LABELS = ("SD 1.5", "SD 2.1", "SDXL 1.0", "Flux.1 D")
-"""The labels to prefer if several have the same architecture, because they are the most general."""
+"""The most general labels, which are preferred if several labels have the same architecture."""
 
 
 def search_fitting(

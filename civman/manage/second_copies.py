@@ -31,9 +31,10 @@ class StoreLeftover:
 
 
 AskSecondHome = Callable[[Collection[Sha256], Collection[Sha256]], Collection[SecondCopy]]
-"""Called with the digests of the last copies in the library that are in its trash, and those of them that are pinned.
+"""A function that says which files a second home has, and whether each was verified.
 
-Returns which of them the second home has, and whether each was verified.
+It is called with the digests of files whose last copy in the library is in the trash, and with those of them that are
+pinned.
 """
 
 

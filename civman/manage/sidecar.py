@@ -39,7 +39,7 @@ def write_sidecar(store: BlobStore, index: Index, sha256: Sha256) -> None:
 def write_due(store: BlobStore, index: Index, *, most: int = _MOST_AT_ONCE) -> int:
     """Write up to `most` sidecars whose index rows have changed. Returns their number. Raises: StoreError."""
     due = index.sidecars_due()[:most]
-    # a sidecar waits for the disk most of the time, and disks sync many small files at once as fast as one
+    # use threads: writing a sidecar mostly waits for the disk, and disks sync many small files at once as fast as one
     reading = Lock()
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="sidecar") as pool:
         for start in range(0, len(due), _SIDECARS_AT_ONCE):
@@ -67,7 +67,8 @@ def _written(store: BlobStore, index: Index, sha256: Sha256, reading: Lock) -> l
 def _write(store: BlobStore, sha256: Sha256, facts: dict[str, Any]) -> None:
     place = store.place_of(sha256, "")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)  # a file outside the store has no blob folder yet
+        # create the folder: a file outside the store has no blob folder yet
+        place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise store_error(error, place.parent) from error
     store.write_sidecar(sha256, facts)
@@ -133,7 +134,7 @@ def file_facts(stored: StoredBlob, facts: dict[str, Any] | None, on_notice: Call
     """Read the facts about a file from its header, compared with the base model label in its sidecar."""
     from civman.manage.inspection import (
         facts_of_file,
-    )  # importing the detection rules takes 0.05 s, and only a rebuild uses them
+    )  # imported here: the identification rules take 0.05 s to import, and only a rebuild uses them
 
     first = ((facts or {}).get("assets") or [{}])[0]
     label = (first.get("version") or {}).get("baseModel")
@@ -187,7 +188,7 @@ def _remembered(
     """Return the version that a sidecar entry describes, after adding it to the index unless it is there already."""
     if not entry.get("model") or not entry.get("version"):
         return None
-    from civman.civitai import wire_models  # imports pydantic, which takes 0.2 s
+    from civman.civitai import wire_models  # imported here: it imports pydantic, which takes 0.2 s
 
     page = wire_models.page({**entry["model"], "modelVersions": [entry["version"]]}, now=now, on_notice=on_notice)
     if not page.versions:
@@ -218,7 +219,8 @@ def _restore_own(entry: dict[str, Any], asset: Asset, index: Index, on_notice: C
         entry.get("rating"),
         bool(entry.get("is_favourite")),
     )
-    if own != NOTHING_SAID and asset.own == NOTHING_SAID:  # if the index has data of its own, that is newer
+    # restore the annotations only if the index has none, because those would be newer
+    if own != NOTHING_SAID and asset.own == NOTHING_SAID:
         index.annotate(asset, own)
     if entry.get("alias") and asset.alias is None:
         try:

@@ -136,8 +136,8 @@ class Taking:
     def _links_to_store(self, path: Path) -> bool:
         """Whether a file may be hard-linked into the store, which makes it read-only.
 
-        Not if it belongs to another user, or is a link; nor if moving would leave it where it is, or leave another hard
-        link of it.
+        It may not if it belongs to another user or is a symbolic link, or if moving the file would leave it or another
+        hard link to it in place.
         """
         if self._mode is ImportMode.COPY or path in self._links:
             return False

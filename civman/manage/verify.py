@@ -209,7 +209,7 @@ def refetch(
     if asset.version_id is not None:
         ref = bare_version_ref(asset.version_id, asset.model_id)
     file = str(asset.file_id) if asset.file_id is not None else None
-    # the user has accepted this file before, and only the same bytes are accepted now
+    # skip the check: the user accepted this file before, and only the same bytes are accepted now
     permits = Permits(pickle=True, unsafe=True)
     declared = plan(ref, file=file, permits=permits).file.hashes.sha256
     if declared != asset.blob.sha256:
@@ -273,9 +273,9 @@ def _read_all(
             if verdict.sha256 in strays:
                 verdict = _stray(verdict)
                 if seen is None and not Path(verdict.path).exists():
-                    continue  # garbage-collected in the meantime
+                    continue  # skip a blob that was garbage-collected in the meantime
             elif verdict.state is State.MISSING and not index.referrers(verdict.sha256):
-                continue  # removed in the meantime: without a row, nothing is missing
+                continue  # skip a file that was removed in the meantime: without a row, nothing is missing
             elif seen is not None:
                 verified.append(seen)
             if len(verified) >= _SAVE_EVERY:
@@ -371,7 +371,10 @@ def _device(path: str) -> int:
 
 
 def _strays(store: BlobStore, known: set[Sha256]) -> Iterator[StoredBlob]:
-    """The blobs that are not in `known`, found by file name alone, since `store.blobs` takes 0.5 s for 30,000 files."""
+    """The blobs that are not in `known`.
+
+    Blobs are found by file name alone, since `store.blobs` takes 0.5 s for 30,000 files.
+    """
     folder = store.root / "blobs" / "sha256"
     try:
         names = {name[:64] for place in os.scandir(folder) if place.is_dir() for name in os.listdir(place)}  # noqa: PTH208
