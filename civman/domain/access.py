@@ -65,7 +65,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
         raise Gone(
             f"`{version.model.name}` is archived: CivitAI no longer provides its files",
             code=Cause.ARCHIVED,
-            hint="if you have the file, `civman import` adds it with its metadata from CivitAI",
+            hint="if you have the file, import it with `civman import`, which adds its metadata from CivitAI",
             model_id=version.model.id,
             version_id=version.id,
         )
@@ -73,7 +73,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
         raise NotAllowed(
             f"the creator of `{version.model.name}` has disabled downloads of `{version.name}`",
             code=Cause.DOWNLOADS_DISABLED,
-            hint="it can only be used on the site; no API key changes that",
+            hint="this version can only be used on the site; no API key changes that",
             version_id=version.id,
             usage_control=version.usage_control,
         )
@@ -82,7 +82,7 @@ def check_version(version: ModelVersion, *, has_token: bool, now: datetime) -> N
         raise NotAllowed(
             f"`{version.model.name}` `{version.name}` is in {gate_words(version, now)}",
             code=Cause.EARLY_ACCESS,
-            hint="buy it on the site and run `civman login` with that account, or wait",
+            hint="buy access on the site and run `civman login` with that account, or wait until it becomes free",
             version_id=version.id,
             ends_at=gate.ends_at.isoformat() if gate.ends_at else None,
         )

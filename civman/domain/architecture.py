@@ -26,7 +26,7 @@ class Kind(StrEnum):
     STYLE_MODEL = "style-model"
     """Turns an image's embedding into text conditioning: Flux Redux, T2I-Adapter's style model."""
     TINY_VAE = "tiny-vae"
-    """A small autoencoder for previews (TAESD); it cannot replace a VAE."""
+    """A small autoencoder for previews (TAESD), which cannot replace a VAE."""
     GLIGEN = "gligen"
     HYPERNETWORK = "hypernetwork"
     UPSCALER = "upscaler"
@@ -179,7 +179,7 @@ class Identity:
     flags: tuple[str, ...] = ()
     confidence: Confidence = Confidence.NONE
     also: tuple[Architecture, ...] = ()
-    """Other architectures whose files look the same; empty if the architecture is certain."""
+    """Other architectures whose files look the same as this one; empty if the architecture is certain."""
     rules: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     tensor_count: int = 0

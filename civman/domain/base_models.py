@@ -30,12 +30,12 @@ class Support(StrEnum):
 class _Table:
     labels: tuple[str, ...]
     ecosystems: Mapping[str, str]
-    """The key of a base-model label → the ecosystem it belongs to."""
+    """Maps the key of a base-model label (see `label_key`) to the ecosystem that the label belongs to."""
     architectures: Mapping[str, frozenset[Architecture]]
-    """Ecosystem → the architectures of its models."""
+    """Maps each ecosystem to the architectures of its models."""
     few_steps: frozenset[str]
     partial: Mapping[str, Mapping[str, frozenset[str]]]
-    """Model type → checkpoint's ecosystem → ecosystems of supported resources."""
+    """Maps a model type and the ecosystem of a checkpoint to the ecosystems of partly supported resources."""
 
 
 @cache

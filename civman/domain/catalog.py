@@ -53,7 +53,7 @@ class ModelType(StrEnum):
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it modifies a checkpoint's weights and cannot be used alone."""
+        """Whether a model of this type modifies a checkpoint's weights and cannot be used alone."""
         return self in (ModelType.LORA, ModelType.LOCON, ModelType.DORA)
 
 
@@ -257,7 +257,7 @@ class Own:
 
 
 NOTHING_SAID = Own()
-"""The `Own` of a file that the user has not annotated."""
+"""The annotations of a file that the user has not annotated."""
 
 
 @dataclass(frozen=True, slots=True)

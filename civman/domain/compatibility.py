@@ -134,7 +134,10 @@ class Compatibility:
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """The checkpoint's reasons, and for each part that does not simply fit a sentence with up to three reasons."""
+        """The warnings: the reasons that concern the checkpoint, and a sentence for each part that does not fit.
+
+        A part's sentence has up to three reasons; a part that partly applies also has one.
+        """
         parts = (
             f"`{part.name}`: {part.verdict}: {'; '.join(part.reasons[:3]) or 'no reason known'}"
             for part in self.parts
@@ -469,9 +472,9 @@ def _embedding(checkpoint: Part, part: Part, support: Support | None) -> _Findin
 
 
 def _vae(checkpoint: Part, part: Part, support: Support | None) -> _Finding:
-    """Compare the number of latent channels and the layouts; if these match, the labels decide.
+    """Compare a VAE with a checkpoint by the number of latent channels and the layout.
 
-    The scaling factor of the latents is not stored in any tensor.
+    If these match, the labels decide: the scaling factor of the latents is not stored in any tensor.
     """
     ours = checkpoint.identity.latent_channels if checkpoint.identity else None
     theirs = part.identity.latent_channels if part.identity else None

@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 _PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 _SINGLE = ("emb_params", "string_to_param.*", "string_to_param", "clip_l", "clip_g")
 _OTHERS = ("t5", "t5xxl", "name", "step", "sd_checkpoint", "sd_checkpoint_name", "string_to_token.*")
-"""Names of entries that may accompany the vectors and do not concern a CLIP text encoder."""
+"""Names of entries that a file may contain besides the vectors, and that do not concern a CLIP text encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,10 @@ class EmbeddingTensors:
     """The number of vectors, which is the number of tokens that the embedding takes up in a prompt."""
 
     def places(self, widths: Sequence[int]) -> list[str | None]:
-        """Return a tensor for each of a model's text encoders, given their widths; None for an encoder without one."""
+        """Assign the embedding's tensors to a model's text encoders, by the encoders' widths.
+
+        An encoder without a tensor gets None.
+        """
         pairs = list(zip(self.names, self.widths, strict=True))
         if len(pairs) > len(widths):
             pairs = pairs[-len(widths) :]  # the SDXL refiner has only the second text encoder

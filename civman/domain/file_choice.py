@@ -29,7 +29,7 @@ def choose_file(version: ModelVersion, words: str | None = None, file_id: FileId
         raise NotFound(
             f"version {version.id} of `{version.model.name}` lists no files",
             code=Cause.NO_FILES,
-            hint="its creator may have archived it; check with `civman show`",
+            hint="the creator may have archived the version; check with `civman show`",
             version_id=version.id,
         )
     if file_id is not None:
@@ -75,7 +75,7 @@ def _selected(version: ModelVersion, words: str) -> ModelFile:
         raise NotFound(
             f"no file `{words}` in version {version.id} of `{version.model.name}`",
             code=Cause.NO_SUCH_FILE,
-            hint=f"its files are {_listed(version, version.files)}",
+            hint=f"the version has {_listed(version, version.files)}",
             version_id=version.id,
         )
     if len(found) > 1:

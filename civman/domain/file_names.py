@@ -7,7 +7,9 @@ _PORTS = {f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹
 _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | _PORTS
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]')
 MOST_BYTES = 200
-"""Less than the limit of 255 that file systems have, so that a suffix such as `.preview.png` still fits."""
+"""The maximum length of a file name in bytes: less than the 255 of file systems, so that a suffix such as
+`.preview.png` still fits.
+"""
 
 
 def safe_name(name: str, fallback: str = "file", *, most_bytes: int = MOST_BYTES) -> str:
@@ -20,7 +22,7 @@ def safe_name(name: str, fallback: str = "file", *, most_bytes: int = MOST_BYTES
     its suffix is kept. Idempotent.
     """
     text = unicodedata.normalize("NFC", name)
-    text = text.encode("utf-8", "ignore").decode()  # removes lone surrogates
+    text = text.encode("utf-8", "ignore").decode()  # remove lone surrogates, which cannot be encoded
     text = re.split(r"[/\\]", text)[-1]
     text = _UNSAFE.sub("_", text).strip(" .")
     stem, dot, suffix = text.rpartition(".")

@@ -21,7 +21,7 @@ UNFINISHED_SUFFIXES: Final = frozenset(
 )  # fmt: skip
 """Extensions of files that a download or another program has not finished writing."""
 CONTROL_SUFFIXES: Final = (".aria2", ".part", ".crdownload", ".incomplete", ".ytdl", ".st", ".!ut", ".!qb")
-"""While `NAME` plus one of these exists, `NAME` itself is unfinished."""
+"""Suffixes of control files: while a file `NAME` plus one of these exists, `NAME` itself is unfinished."""
 
 
 def suffix_of(name: str) -> str:

@@ -22,7 +22,7 @@ class Answer(StrEnum):
 
     YES = "yes"
     CONDITIONAL = "conditional"
-    """Yes, if a condition named in the reasons is met."""
+    """Allowed if a condition is met, which the reasons name."""
     NO = "no"
     UNKNOWN = "unknown"
 
@@ -38,7 +38,7 @@ class Part:
     stated: Answer | None = None
     """Whether images may be sold, if that is known without looking at `licence` and `base_model`."""
     reason: str = ""
-    """Why `stated` is what it is; empty if it is YES."""
+    """The reason for the answer in `stated`; empty if it is YES."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,14 @@ def require_model(ref: Ref) -> None:
     if isinstance(ref, ImageRef):
         raise NotFound(
             f"{ref} is an image on CivitAI; the library does not know which model made it",
-            hint="`civman show` asks CivitAI which model made it",
+            hint="run `civman show` to ask CivitAI which model made the image",
         )
 
 
 def not_a_model(ref: PictureRef | PostRef) -> UsageError:
     """Build the error for a ref to an image or a post where a model is needed."""
     if isinstance(ref, PictureRef):
-        return UsageError(f"`{ref}` is an image, not a model file", hint="use it with `civman show` or `civman replay`")
-    return UsageError(f"{ref} is a post, which may contain many images", hint="open it and copy the URL of one image")
+        return UsageError(f"`{ref}` is an image, not a model file", hint="use `civman show` or `civman replay`")
+    return UsageError(
+        f"{ref} is a post, which may contain many images", hint="open the post and copy the URL of one image"
+    )

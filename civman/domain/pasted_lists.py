@@ -16,7 +16,7 @@ def decoded(data: bytes) -> str:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16")
     if data and len(data) % 2 == 0 and data[1::2].count(0) > len(data) // 4:
-        return data.decode("utf-16-le")  # without a mark, as some Windows programs write it
+        return data.decode("utf-16-le")  # UTF-16 without a byte order mark, as some Windows programs write it
     return data.decode("utf-8-sig")
 
 
@@ -36,7 +36,7 @@ def split_refs(text: str) -> list[str]:
     parts = [part.strip() for part in _SEPARATORS.split(text) if part.strip()]
     plain = [part for part in parts if _is_plain(part)]
     if plain and (len(plain) == len(parts) or any("civitai" in part.lower() for part in plain)):
-        # the other columns of a table are names and notes
+        # use only these columns of a table; the others are names and notes
         return plain if len(plain) == len(parts) else [part for part in plain if not part.isdecimal()]
     words = text.split()
     if len(words) > 1 and all(map(_is_plain, words)):

@@ -18,7 +18,7 @@ from civman.domain.architecture import Adapter
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-"""Name of the part of a change → shape of its tensor."""
+"""Maps each part of a change, such as "down", to the shape of its tensor."""
 
 
 class MisfitError(ValueError):
@@ -108,7 +108,7 @@ def describe(kind: Adapter, shapes: Shapes) -> Described:
     return found
 
 
-@cache  # cached: the thousand modules of a file have only one or two different sets of parts
+@cache  # cached, because the thousand modules of a file have only one or two different sets of parts
 def _why_no_layout(kind: Adapter, have: frozenset[str]) -> str:
     if any(layout.needs <= have <= layout.needs | layout.allows for layout in LAYOUTS):
         return ""
@@ -183,7 +183,7 @@ def has_strength(shapes: Collection[str]) -> bool:
     It does not for OFT, whose alpha is a bound, nor for a LoKr with two full factors, which has no rank.
     """
     if {"dora_scale", "magnitude", "diff_b"} & set(shapes):
-        return False  # these kinds still change the weight or the bias if alpha is 0
+        return False  # alpha 0 does not disable these kinds: they still change the weight or the bias
     return bool({"down", "a1", "hada_w1_a", "lokr_w1_a", "lokr_w2_a"} & set(shapes))
 
 
@@ -204,13 +204,14 @@ def times(shape: Shape) -> str:
 
 
 def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
-    """Return the axis of DoRA's magnitudes.
+    """Return the axis along which DoRA's magnitudes lie.
 
-    0 is one magnitude per output row, 1 is one per input column; None if there are no magnitudes.
+    0: one magnitude for each output row. 1: one for each input column. None: there are no magnitudes.
 
     Raises: MisfitError: the number of magnitudes matches neither the rows nor the columns.
     """
-    # PEFT's own name: always one magnitude per output, whichever axis PEFT stores it on for convolutions
+    # under PEFT's own name there is always one magnitude for each output, whichever axis PEFT stores it on for
+    # convolutions
     if "magnitude" in shapes:
         if prod(shapes["magnitude"]) != weight[0]:
             raise MisfitError(f"magnitude of shape {times(shapes['magnitude'])}, but the weight has {weight[0]} rows")
@@ -226,7 +227,7 @@ def dora_axis(shapes: Shapes, weight: Shape) -> int | None:
 
 
 def glora_parts(shapes: Shapes, weight: Shape) -> tuple[str, str, str, str]:
-    """Return the names of GLoRA's tensors that have the shapes in→r, r→in, out←r and r←in, in this order.
+    """Return the names of GLoRA's four tensors in the order in→r, r→in, out←r, r←in, by their shapes.
 
     Older files swap the names within each pair.
     """

@@ -36,7 +36,7 @@ class Delta(NamedTuple):
     part: str
     """The part of the model: "unet", "te1", "te2" or "te3"."""
     path: str
-    """The module's path within that part of the model, with underscores instead of dots."""
+    """The module's path within its part of the model, with underscores instead of dots."""
     kind: Adapter
     shape: Shape = ()
     sides: tuple[int, ...] = ()
@@ -47,13 +47,13 @@ class Delta(NamedTuple):
     Empty if all is well.
     """
     parts: Mapping[str, str] = {}
-    """Name of the part of the change → name of its tensor in the file."""
+    """Maps each part of the change, such as "down", to the name of its tensor in the file."""
     shapes: Mapping[str, Shape] = {}
-    """Name of the part of the change → shape of its tensor."""
+    """Maps each part of the change, such as "down", to the shape of its tensor."""
 
     @property
     def is_whole(self) -> bool:
-        """False if a required tensor is missing or the tensors contradict each other."""
+        """Whether all required tensors are present and do not contradict each other."""
         return not self.problem
 
     @property
@@ -82,9 +82,9 @@ class Deltas:
     bundled: tuple[str, ...] = ()
     """Names of the embeddings bundled in the file."""
     twice: Mapping[str, str] = field(default_factory=dict)
-    """Tensor that repeats a part of a module under another name → the tensor that is used instead.
+    """Maps each tensor that repeats a part of a module under another name to the tensor that is used instead.
 
-    All are in `loose` too.
+    All of them are in `loose` too.
     """
     of_base: tuple[str, ...] = ()
     """Weights of the model that the adapter was trained on, which PEFT saves with it if its layers are not unwrapped.
@@ -103,7 +103,8 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
     `problem`.
     """
     names = "\n".join(shapes) + "\n"
-    if not any(mark in names for mark in MARKS):  # a checkpoint: no need to parse its 2,515 names
+    # a file without these strings is no adapter: the 2,515 names of a checkpoint need not be parsed
+    if not any(mark in names for mark in MARKS):
         return Deltas(loose=tuple(shapes))
     groups: dict[str, dict[str, str]] = {}
     loose: list[str] = []
@@ -123,7 +124,8 @@ def read_deltas(shapes: Mapping[str, Shape], types: Mapping[str, str] | None = N
             loose.append(name)
             twice[name] = other
     deltas: list[Delta] = []
-    known: dict[tuple[Adapter, tuple[tuple[str, Shape], ...]], _Described] = {}  # a file has only a few dozen
+    # a cache: a file has only a few dozen different sets of shapes
+    known: dict[tuple[Adapter, tuple[tuple[str, Shape], ...]], _Described] = {}
     odd = {name for name, kind in (types or {}).items() if kind not in _COMPUTABLE and math.prod(shapes[name]) > 1}
     for module, parts in groups.items():
         kind = adapter_kinds.kind_of(frozenset(parts))
@@ -151,7 +153,7 @@ def deltas_of(header: Header) -> Deltas:
     """
     found: Deltas | None = header.notes.get("deltas")
     if found is None:
-        plain = header.elements.keys() <= _COMPUTABLE  # nearly every file
+        plain = header.elements.keys() <= _COMPUTABLE  # nearly every file has plain numbers only
         types = None if plain else {name: tensor.dtype for name, tensor in header.tensors.items()}
         found = read_deltas(header.shapes, types)
     header.notes["deltas"] = found
@@ -167,7 +169,7 @@ def bundled_name(name: str, shape: Shape) -> str:
 
 
 class _Described(NamedTuple):
-    """What the shapes of a module's tensors show. The fields are those of `Delta`, in its order."""
+    """What the shapes of a module's tensors show: the same fields as those of `Delta`, in the same order."""
 
     kind: Adapter
     shape: Shape

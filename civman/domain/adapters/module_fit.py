@@ -15,7 +15,7 @@ from civman.domain.adapters.module_names import ModuleIndex, Weight
 from civman.domain.adapters.spellings import says_which_encoder
 
 Numbers = Mapping[str, float]
-"""Name of a tensor with a single number → that number: alphas, and IA3's flags."""
+"""Maps the name of a tensor with one element to its value: alphas, and IA3's flags."""
 
 _ABSENT = "not in the model"
 
@@ -25,13 +25,13 @@ class Outcome(Enum):
 
     APPLIES = auto()
     IDLE = auto()
-    """It fits but changes nothing: its alpha is 0, or no image depends on the weight."""
+    """The module fits but changes nothing: its alpha is 0, or no image depends on the weight."""
     ELSEWHERE = auto()
-    """It changes a text encoder, but the checkpoint's file contains none."""
+    """The module changes a text encoder that the checkpoint's file does not contain."""
     MISSING = auto()
     MISMATCHED = auto()
     UNKNOWN = auto()
-    """It belongs to no known kind of adapter."""
+    """The module belongs to no known kind of adapter."""
 
 
 class Match(NamedTuple):
@@ -105,7 +105,7 @@ def _places(weight: Weight) -> list[tuple[str, str, str]]:
 
 
 _Misfits = dict[tuple[object, ...], str | None]
-"""The reasons found so far: a thousand modules have only a few dozen different shapes."""
+"""A cache of the reasons for misfits: a thousand modules have only a few dozen different shapes."""
 
 
 def _match(delta: Delta, index: ModuleIndex, numbers: Numbers, misfits: _Misfits, *, two_encoders: bool) -> Match:

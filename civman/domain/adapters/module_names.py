@@ -19,18 +19,24 @@ from civman.domain.files.header import Header
 
 Shape = tuple[int, ...]
 _WITH_PROJECTION = "joint_blocks."
-"""The beginning of names that only Stable Diffusion 3's transformer has, which uses CLIP-L's projection."""
+"""The prefix of tensors that only Stable Diffusion 3's transformer has; that model uses CLIP-L's projection."""
 
 
 class Piece(NamedTuple):
-    """A module of the model that holds some rows of a layer, and which rows those are: (first, count), in its order."""
+    """A module of the model that contains some rows of a layer of the file.
+
+    The rows are given as (first, count), in the order of the module's own rows.
+    """
 
     name: str
     rows: tuple[tuple[int, int], ...]
 
 
 class Weight(NamedTuple):
-    """A weight of the model: its part, its module's name there, and the slice of a fused layer ("" for all of it)."""
+    """A weight of the model: the part it belongs to, the name of its module, and the slice of a fused layer.
+
+    The slice is "" for the whole layer.
+    """
 
     part: str
     name: str
@@ -113,7 +119,7 @@ class ModuleIndex:
         weights = self._weights.get(part, {})
         found = weights.get(path)
         if found is None and path.endswith("_to_out"):
-            # in diffusers a list of a linear layer and a dropout, elsewhere a single layer
+            # diffusers has a list of a linear layer and a dropout where other layouts have a single layer
             return weights.get(f"{path}_0")
         return found
 
@@ -160,7 +166,7 @@ def _backbone_weights(tensors: Mapping[str, Shape]) -> dict[str, Weight]:
         stem = other.replace(".", "_")
         if block in weights:
             found[stem] = weights[block]
-        # the end of the range: "/" sorts directly after "."
+        # the end of the range of names with this prefix: "/" sorts directly after "."
         for name in names[bisect_left(names, f"{block}.") : bisect_left(names, f"{block}/")]:
             inner = name[len(block) + 1 :]
             found[f"{stem}_{inner_names.get(inner, inner).replace('.', '_')}"] = weights[name]
@@ -184,7 +190,8 @@ def _text_weights(part: str, tensors: Mapping[str, Shape]) -> dict[str, Weight]:
         elif name.endswith(".weight"):
             stem = name.removesuffix(".weight")
             found[_open_clip(stem)] = Weight(part, stem, shape, tensors.get(f"{stem}.bias"))
-        elif name.endswith("text_projection"):  # OpenCLIP's own projection matrix, which is multiplied from the right
+        # the projection is OpenCLIP's own matrix, which is multiplied from the right
+        elif name.endswith("text_projection"):
             found[_open_clip(name)] = Weight(part, name, shape[::-1])
         elif name.endswith("positional_embedding"):
             found[_open_clip(name)] = Weight(part, name, shape)
@@ -231,7 +238,8 @@ def _split_parts(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[st
             bare[name] = shape
     backbone = parts["unet"]
     if not backbone and bare and all(name.startswith("model.") for name in bare):
-        bare = {name[6:]: shape for name, shape in bare.items()}  # files in AuraFlow's own layout
+        # files in AuraFlow's own layout have a prefix of six characters
+        bare = {name[6:]: shape for name, shape in bare.items()}
     return backbone or bare, {part: found for part, found in parts.items() if found and part.startswith("te")}
 
 
@@ -275,7 +283,9 @@ class _Heads:
 
 _LEAD = re.compile(r"(?:[^.]*+\.){1,4}+")
 _MAX_BLOCKS = 64
-"""More than any UNet has; prevents a malicious name from causing a walk through a million blocks."""
+"""The limit on the number of blocks, above that of any UNet: it keeps a malicious name from causing a loop over a
+million blocks.
+"""
 _LDM_BLOCKS = ("input_blocks.", "output_blocks.", "middle_block.", "time_embed.", "label_emb.", "out.")
 _ENDS = {
     "input_blocks.0.0": "conv_in", "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
@@ -367,9 +377,9 @@ _OPEN_CLIP = (
 
 
 def _open_clip(name: str) -> str:
-    """Translate the name of a text encoder's module to transformers' name.
+    """Translate the OpenCLIP name of a text encoder's module to transformers' name.
 
-    It is joined with underscores and lacks the `text_model` level.
+    The result is joined with underscores and lacks the `text_model` level.
     """
     if not name.startswith("text_model."):
         for pattern, instead in _OPEN_CLIP:

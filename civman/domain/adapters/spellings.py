@@ -36,22 +36,22 @@ _NAMED = re.compile(
     r"|b?oft_R|boft_s|ia3_l)"
     r"\.(?P<name>[^.]+)(?P<leaf>\.weight|\.bias)?\Z"
 )
-"""PEFT includes the name of its adapter in the key: `lora_A.default.weight`."""
+"""Matches PEFT's tensor names, which include the name of the adapter: `lora_A.default.weight`."""
 
 _XLABS = {
     "qkv_lora1": "img_attn.qkv", "qkv_lora2": "txt_attn.qkv", "proj_lora1": "img_attn.proj",
     "proj_lora2": "txt_attn.proj", "qkv_lora": "linear1", "proj_lora": "linear2",
 }  # fmt: skip
-"""XLabs' attention processors for Flux → the layers that they change."""
+"""Maps XLabs' attention processors for Flux to the layers that they change."""
 _BARE_SIDES = ("down.weight", "up.weight")
 _FIRST = re.compile(r"(unet|text_encoder):(\d{1,4}):(up|down)\Z")
-"""cloneofsimo's first layout, in which the layers have numbers instead of names."""
+"""Matches names in cloneofsimo's first layout, in which the layers have numbers instead of names."""
 
 MARKS = (
     "lora", "hada_w", "lokr_w", "oft_", ".diff\n", ".diff_b\n", ".set_weight", ".a1.weight", ".on_input", "_norm\n",
     "magnitude_vector", "unet:0:", "text_encoder:0:", "ia3_l",
 )  # fmt: skip
-"""A list of tensor names, each followed by a line break, is not an adapter's if it contains none of these strings."""
+"""Strings of which at least one occurs in the tensor names of every adapter, where a line break follows each name."""
 WRAPPED = ".base_layer."
 """Occurs in the names of PEFT's wrapped layers, if a file was saved together with the weights of the base model."""
 BUNDLED = "bundle_emb."
@@ -106,7 +106,7 @@ def split_name(name: str) -> tuple[str, str]:
     if ending in ENDINGS and ending not in _BARE_SIDES:
         return module, ENDINGS[
             ending
-        ]  # kohya's names contain no other dot, and no ending is longer than what follows the first dot
+        ]  # the ending is searched after the first dot: kohya's names contain no other dot, and no ending is longer
     last = name.rfind(".")
     middle = name.rfind(".", 0, max(last, 0))
     for dot in (name.rfind(".", 0, max(middle, 0)), middle, last):

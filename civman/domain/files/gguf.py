@@ -74,7 +74,7 @@ class GgufHeader:
 
     @property
     def cut_words(self) -> str:
-        """A message if the file ends before its last tensor, or else ""."""
+        """Return a message if the file ends before its last tensor, else ""."""
         end = self.data_start + max((end for _, end in self.places.values()), default=0)
         if end <= self.file_size:
             return ""
@@ -83,7 +83,7 @@ class GgufHeader:
     def require_complete(self) -> None:
         """Check that the file contains all of its tensors. Raises: InvalidModelFile."""
         if self.cut_words:
-            refuse(self.cut_words, cause="truncated", hint="download it again")
+            refuse(self.cut_words, cause="truncated", hint="download the file again")
 
     @property
     def as_header(self) -> Header:

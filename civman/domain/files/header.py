@@ -73,7 +73,7 @@ class Header:
     """The number of bytes before the first tensor: eight for the length, then the JSON text."""
     file_size: int
     notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """A cache for values that other modules compute from this header alone."""
+    """A cache in which other modules keep values that they compute from this header alone."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -163,7 +163,7 @@ def parse(prefix: bytes, *, file_size: int) -> Header:
 
 def _check_places(tensors: Mapping[str, Tensor], *, data_bytes: int, header_bytes: int) -> None:
     at = 0
-    for tensor in sorted(tensors.values(), key=itemgetter(2, 3)):  # by start offset, then by end offset
+    for tensor in sorted(tensors.values(), key=itemgetter(2, 3)):  # sort by start offset, then by end offset
         if tensor.start != at:
             name = next(name for name, each in tensors.items() if each is tensor)
             what = "overlaps another tensor" if tensor.start < at else "leaves a gap before it"
@@ -174,7 +174,7 @@ def _check_places(tensors: Mapping[str, Tensor], *, data_bytes: int, header_byte
             f"truncated: according to its header the file should have {header_bytes + at} bytes, but it has "
             f"{header_bytes + data_bytes}",
             cause="truncated",
-            hint="download it again",
+            hint="download the file again",
         )
     if at < data_bytes:
         refuse(f"{data_bytes - at} bytes follow the last tensor", cause="trailing-bytes")

@@ -16,11 +16,11 @@ from typing import NamedTuple, NoReturn, TypeGuard
 from civman.errors import InvalidModelFile
 
 MAX_TENSORS = 250_000
-"""civman's limit; the largest image and video models have about 10,000 tensors."""
+"""civman's limit on the number of tensors; the largest image and video models have about 10,000."""
 MAX_METADATA_BYTES = 32 << 20
-"""civman's limit; a thumbnail and a list of tags take a few megabytes at most."""
+"""civman's limit on the size of the metadata; a thumbnail and a list of tags take a few megabytes at most."""
 MAX_METADATA_ENTRIES = 20_000
-"""civman's limit; trainers write about a hundred entries."""
+"""civman's limit on the number of metadata entries; trainers write about a hundred."""
 _MAX_ENTRY_BYTES = 1 << 16
 _MAX_DIMS = 64
 _MAX_AT_ONCE = 4 << 20
@@ -81,10 +81,11 @@ def _all_at_once(text: str) -> dict[str, Tensor] | None:
     entries: list[tuple[str, str, str, str, str]] = _USUAL.findall(text)
     if sum(len(entry[0]) for entry in entries) != len(text) or not text.rstrip().endswith("}"):
         return None  # the text contains something else between the entries
-    # cached, because a file has only a few dozen combinations of type and shape
+    # cache the results, because a file has only a few dozen combinations of type and shape
     kinds: dict[str, tuple[str, tuple[int, ...], int]] = {}
     tensors: dict[str, Tensor] = {}
-    new = tuple.__new__  # what a NamedTuple's constructor calls; this way takes a third of the time
+    # call tuple.__new__ as a NamedTuple's constructor does; calling it directly takes a third of the time
+    new = tuple.__new__
     for _, name, kind, begin, stop in entries:
         known = kinds.get(kind)
         if known is None:

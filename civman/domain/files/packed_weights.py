@@ -21,11 +21,11 @@ from civman.errors import CannotRender, Cause, InvalidModelFile
 
 Shape = tuple[int, ...]
 Read = Callable[[str], bytes]
-"""Reads the bytes of a small tensor, by its name."""
+"""A function that reads the bytes of a small tensor, by the tensor's name."""
 
 _QUANT_STATE = ".quant_state.bitsandbytes__"
 _FLOATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-"""ComfyUI's names of formats → the type of their numbers."""
+"""Maps ComfyUI's names of formats to the types of their numbers."""
 _INT8 = "int8_tensorwise"
 _MAX_JSON_BYTES = 1 << 16
 
@@ -82,7 +82,7 @@ def packed_weights(header: Header, read: Read, file: str) -> dict[str, Packed]:
 
 
 _WITHOUT_SCALES = (Quantisation.SVDQUANT, Quantisation.PACKED_INT4, Quantisation.INT8_BITSANDBYTES)
-"""Forms without a scale for each weight, which the checks of single weights above cannot find and refuse."""
+"""Packed forms that have no scale for each weight, so that the checks of single weights cannot find and refuse them."""
 
 
 class _UnknownFormError(ValueError):
@@ -90,7 +90,7 @@ class _UnknownFormError(ValueError):
 
 
 def plain_tensors(tensors: Mapping[str, Tensor], packed: Mapping[str, Packed]) -> dict[str, Tensor]:
-    """List the tensors that the model sees: packed weights in their own shapes, and no helper tensors."""
+    """List the tensors as the model uses them: packed weights with their unpacked shapes, and no helper tensors."""
     if not packed:
         return dict(tensors)
     hidden = {name for each in packed.values() for name in each.helpers}
@@ -166,7 +166,7 @@ def _rotation(weight: str, stored: Tensor, settings: Mapping[str, Any]) -> int:
         return 0
     group = settings.get("convrot_groupsize", 256)
     width = stored.shape[1] if len(stored.shape) == 2 else 0
-    # a power of four that divides the number of inputs
+    # the group must be a power of four that divides the number of inputs
     is_size = isinstance(group, int) and group > 1 and group & (group - 1) == 0 and group.bit_length() % 2 == 1
     if not is_size or not width or width % group:
         raise InvalidModelFile(f"`{short(weight)}` of shape {list(stored.shape)} has no rotation in groups of {group}")

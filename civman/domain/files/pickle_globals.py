@@ -17,7 +17,7 @@ class Meaning(Enum):
 
     DICT = auto()
     PARAMETERS = auto()
-    """A module that holds named parameters, whose state is a dictionary with `_parameters`."""
+    """A torch module with named parameters, whose state is a dictionary with `_parameters`."""
     STORAGE = auto()
     DTYPE = auto()
     TENSOR = auto()
@@ -27,7 +27,7 @@ class Meaning(Enum):
     SEQUENCE = auto()
     TEXT_TO_BYTES = auto()
     INSTANCE = auto()
-    """The result is a placeholder that keeps nothing."""
+    """Calling the name gives a placeholder that keeps nothing."""
     NAME = auto()
     """The name may occur, for instance as the key of a dictionary, but must not be called."""
 

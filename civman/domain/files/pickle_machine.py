@@ -22,14 +22,17 @@ from civman.errors import Cause, InvalidModelFile, Refused
 __all__ = ["MAX_OPCODES", "MAX_PICKLE_BYTES", "NeedsMore", "Unpickled", "run"]
 
 MAX_OPCODES = 1_000_000
-"""civman's limit; a checkpoint with its optimizer's state takes about 200,000."""
+"""civman's limit on the number of opcodes; a checkpoint with its optimizer's state takes about 200,000."""
 _MAX_MARKS = 1_000
 _MAX_NAME_BYTES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Unpickled:
-    """The value of a pickle. `end` is the position after its last byte, `storages` are those that it refers to."""
+    """The value of a pickle.
+
+    `end`: the position after the pickle's last byte. `storages`: the storages that the value refers to.
+    """
 
     value: Any
     end: int
@@ -142,7 +145,7 @@ class _Machine(Cursor):
             case Meaning.SEQUENCE:
                 return self._sequence(what, arguments)
             case Meaning.TEXT_TO_BYTES if len(arguments) != 2 or arguments[1] not in ("latin1", "latin-1"):
-                self._not_callable(what)  # other encodings decompress or load modules
+                self._not_callable(what)  # refuse other encodings, because they decompress or load modules
         return Placeholder(what.name)
 
     def _charge(self, count: int) -> None:
@@ -237,7 +240,8 @@ class _Machine(Cursor):
     def persistent(self) -> None:
         said = self._stack.pop()
         if isinstance(said, tuple) and len(said) == 4 and said[0] == "module" and isinstance(said[1], Global):
-            self._push(said[1])  # torch.save before 1.6 wrote a class together with its source
+            # the second item is the class: torch.save before 1.6 wrote a class together with its source
+            self._push(said[1])
             return
         found = storage_of(said)
         known = self._storages.setdefault(found.key, found)

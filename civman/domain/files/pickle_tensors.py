@@ -84,7 +84,8 @@ class _Walk:
             refuse("the pickle nests its values too deeply", cause="too-deep")
         if isinstance(value, Pairs):
             entries = [(_key(key), inner) for key, inner in value.items] if len(value.items) <= _MAX_VISITS else []
-            last = {key: inner for key, inner in entries if key is not None}  # a later entry replaces an earlier one
+            # a dictionary: a later entry replaces an earlier one with the same key
+            last = {key: inner for key, inner in entries if key is not None}
             for key, inner in last.items():
                 if depth or key not in _TRAINING:
                     self.take(inner, f"{name}.{key}" if name else key, depth + 1)
@@ -151,7 +152,7 @@ def _plain_values(value: Any) -> dict[str, str]:
 def _as_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value if len(value) <= _MAX_VALUE else None
-    if isinstance(value, int | float):  # JSON for True and False, too
+    if isinstance(value, int | float):  # use JSON, which also covers True and False
         return json.dumps(value) if not isinstance(value, int) or abs(value) < 1 << 63 else None
     if isinstance(value, list | tuple) and 0 < len(value) <= _MAX_ENTRIES:
         return json.dumps(list(value)) if all(type(each) in (int, float, str, bool) for each in value) else None

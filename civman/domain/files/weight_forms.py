@@ -15,7 +15,8 @@ from civman.domain.files.gguf_types import BLOCKS, UNREADABLE
 from civman.domain.files.header_text import Tensor
 
 SCALES = (".scale_weight", ".weight_scale")
-"""Endings of the tensor that multiplies the weight of its module, as ComfyUI used to name it and names it now."""
+"""Endings of the names of tensors that multiply the weight of their module: ComfyUI's former name and its present one.
+"""
 INPUT_SCALES = (".scale_input", ".input_scale", ".comfy_quant")
 """Endings of tensors that only an 8-bit matrix product needs; computing in 16 or 32 bits ignores them."""
 MARKER = "scaled_fp8"
@@ -92,7 +93,7 @@ def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
     """Determine how these tensors' weights are stored."""
     found = _quantisation(tensors)
     precisions = {_PRECISIONS.get(dtype) for dtype in {tensor.dtype for tensor in tensors.values()}} - {None}
-    if len(precisions) == 1 and found is None:  # most files: no need to sort the tensors into parts
+    if len(precisions) == 1 and found is None:  # true for most files, whose tensors need not be sorted into parts
         return WeightForm((("model", str(precisions.pop())),)) if _has_weights(tensors) else WeightForm()
     counts: dict[str, dict[str, int]] = {}
     scaled: set[str] = set()
@@ -105,7 +106,8 @@ def weight_form(tensors: Mapping[str, Tensor]) -> WeightForm:
             row = counts.setdefault(part, {})
             row[precision] = row.get(precision, 0) + math.prod(tensor.shape)
     if counts.keys() & {"UNet", "transformer"}:
-        counts.pop("model", None)  # what else such a file contains, such as the training schedule, is no weight
+        # ignore tensors outside all parts, such as the training schedule, which are no weights
+        counts.pop("model", None)
     order = ("UNet", "transformer", "model", "text encoders", "VAE")
     parts = []
     for part in sorted(counts, key=order.index):
@@ -126,7 +128,7 @@ def scale_names(tensors: Iterable[str]) -> dict[str, str]:
     if not any(ending in "\n".join(names) for ending in SCALES):
         return found
     for name in names:
-        if not name.endswith(SCALES):  # true for nearly all names: one call instead of one for each ending
+        if not name.endswith(SCALES):  # test all endings with one call, because nearly all names have none of them
             continue
         for ending in SCALES:
             if name.endswith(ending) and (weight := f"{name.removesuffix(ending)}.weight") in names:

@@ -30,7 +30,7 @@ _NAME = re.compile(r"([^/]{1,200})/(data\.pkl|version|byteorder|\.data/serializa
 _SCRIPT = re.compile(r"[^/]{1,200}/(code/.*|constants\.pkl|attributes\.pkl)")
 
 ReadAt = Callable[[int, int], bytes]
-"""Returns the bytes at a position of the file; fewer bytes at its end."""
+"""A function that returns the bytes at a position of the file; at the file's end, fewer bytes than requested."""
 
 
 class Member(NamedTuple):
@@ -75,7 +75,7 @@ def _end(read: ReadAt, file_size: int) -> tuple[int, int, int]:
     """Find the central directory: its size, its offset and its number of entries."""
     raw = read(max(0, file_size - _END.size), _END.size)
     if len(raw) < _END.size or raw[:4] != b"PK\x05\x06":
-        refuse("truncated: the archive has no directory at its end", cause="truncated", hint="download it again")
+        refuse("truncated: the archive has no directory at its end", cause="truncated", hint="download the file again")
     _, *stated, _ = _END.unpack(raw)
     end = file_size - _END.size
     locator = read(end - _LOCATOR.size, _LOCATOR.size) if end >= _LOCATOR.size else b""

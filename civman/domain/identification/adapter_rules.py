@@ -19,7 +19,8 @@ _NOT_SD = (
     r"motion_modules|temporal|temp_conv|temp_attentions|time_mixer|time_stack|^transformer_in_|(^|_)(base|ctrl)_|_fuser_"
     r"|depthwise|image_latents|control"
 )
-"""Modules in a UNet that no Stable Diffusion model has: those of video models, and of networks added to a UNet."""
+"""Matches modules of a UNet that no Stable Diffusion model has: those of video models, and of networks added to a UNet.
+"""
 
 
 def _sd(width: int) -> dict[str, Any]:
@@ -171,4 +172,7 @@ ADAPTED: tuple[Rule, ...] = (
     Rule("on-text-sd2", A.SD2, "a single 1024-wide text encoder", needs=(r"^:only-text$",),
          axis=(r"^:te1_.*self_attn_[kqv]_proj$", 1, (1024,))),
 )  # fmt: skip
-"""Which family's weights an adapter changes. Names that start with `:` are added by `identify._adapter_look`."""
+"""The rules that find out which family's weights an adapter changes.
+
+Names that start with `:` are added by `identify._adapter_look`.
+"""

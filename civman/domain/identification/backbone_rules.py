@@ -201,7 +201,7 @@ BACKBONES: tuple[Rule, ...] = (
     Rule("cascade", A.CASCADE, "channel-wise blocks with a mapping of pooled text",
          needs=(r"^down_blocks\.#\.#\.channelwise\.#\.weight$", r"^clip_txt_pooled_mapper\.weight$")),
 )  # fmt: skip
-"""The family of a diffusion model."""
+"""The rules that recognise the family of a diffusion model."""
 
 _IMG_IN = r"^(img_in|x_embedder)\.weight$"
 _GUIDE = r"^(guidance_in|time_text_embed\.guidance_embedder)\."
@@ -231,7 +231,7 @@ VARIANTS: tuple[Rule, ...] = (
     Rule("wan-1.3b", A.WAN, "1536 wide", axis=(_WAN_IN, 0, (1536,)), variant="t2v-1.3b"),
     Rule("chroma-radiance", A.CHROMA, "works on pixels", needs=(r"^nerf_",), variant="radiance"),
 )  # fmt: skip
-"""The member of a family; each rule is tried only within the family it names."""
+"""The rules that recognise the member of a family; each rule is tried only within the family that it names."""
 
 FLAGS: tuple[Rule, ...] = (
     Rule("inpainting", A.UNKNOWN, "9 input channels: image and mask", axis=(_CONV_IN, 1, (9,)), flag="inpainting"),
@@ -273,7 +273,7 @@ FLAGS: tuple[Rule, ...] = (
         needs=(_UNET, r"\.motion_modules\.#\."),
     ),
 )
-"""Further facts about a diffusion model; every rule that matches adds its own."""
+"""The rules for further facts about a diffusion model; every rule that matches adds its own fact."""
 
 MARKS: tuple[Rule, ...] = (
     Rule("v-pred", A.UNKNOWN, "the tensor `v_pred`", needs=(r"^v_pred$",), flag="v-prediction"),
@@ -285,7 +285,7 @@ MARKS: tuple[Rule, ...] = (
          needs=(r"\.(scale_weight|weight_scale|quant_state\.|absmax|qweight|comfy_quant|smooth_factor)"
                 r"|^scaled_fp8$|\.input_scale$",)),
 )  # fmt: skip
-"""Facts that tensors outside the diffusion model show; the rules are matched against all names of the file."""
+"""The rules for facts that tensors outside the diffusion model show; they are matched against all names of the file."""
 
 LATENT: tuple[tuple[frozenset[str], str, int, int], ...] = (
     (frozenset({"qwen-image-2"}), r"^proj_out\.weight$", 0, 1),

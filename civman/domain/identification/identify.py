@@ -51,7 +51,8 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
         tensor_count=len(shapes),
         parameter_count=header.parameter_count,
     )
-    if any(name.startswith("ip_adapter.") for name in shapes):  # some carry LoRAs beside their own layers
+    # checked before LoRAs: some IP-Adapters contain LoRAs besides their own layers
+    if any(name.startswith("ip_adapter.") for name in shapes):
         look = Look.at(shapes.items())
         if rule := rules.first([rule for rule in rule_tables.PARTS if rule.kind is Kind.IP_ADAPTER], look):
             words = _words(base.precision)
@@ -59,7 +60,7 @@ def identify(header: Header, said: Claims | None = None) -> Identity:
             return _spoken(base, rule, said)
     deltas = deltas_of(header)
     if deltas.modules and len(deltas.loose) <= len(deltas.modules):
-        # one precision for the whole file: sorting its tensors into parts would take as long as everything else
+        # find one precision for the whole file: sorting its tensors into parts would take as long as everything else
         return _adapter(replace(base, weights=_words(base.precision)), shapes, deltas, said)
     base = replace(base, weights=weight_form(header.tensors).words)
     for question in (_embedding, _control, _diffusion_model, _other_part):
@@ -159,7 +160,7 @@ _VECTORS = frozenset({"emb_params", "clip_l", "clip_g", "t5xxl"})
 
 def _embedding(base: Identity, header: Header, _: Claims) -> Identity | None:
     """Recognise an embedding: a file with a few tensors of a few rows."""
-    # the token's number stands beside its vectors in the oldest files
+    # the oldest files contain the token's number in addition to the vectors
     shapes = {name: shape for name, shape in header.shapes.items() if not name.startswith("string_to_token.")}
     small = 0 < len(shapes) <= 4 and all(
         1 <= len(shape) <= 2 and 0 < shape[-1] <= 8192 and math.prod(shape[:-1]) <= 512 for shape in shapes.values()
@@ -270,7 +271,8 @@ _RISES = r"^decoder\.up(_blocks)?\.#\.(upsample|upsamplers\.#)\.(conv\.)?conv\.w
 _TOLD_BY_LEVELS = frozenset({
     Architecture.SD, Architecture.FLUX1, Architecture.FLUX2, Architecture.COGVIDEOX, Architecture.HUNYUAN_VIDEO,
 })  # fmt: skip
-"""Autoencoders that upscale by a factor of two at each level and nowhere else."""
+"""Autoencoders whose downscaling factor follows from their levels: they upscale by two at each level and nowhere else.
+"""
 
 
 def _autoencoder(base: Identity, rule: Rule, look: Look, tensors: Mapping[str, Shape]) -> Identity:
@@ -401,7 +403,7 @@ def facts(header: Header, civitai_base_model: str | None = None) -> FileFacts:
 
 
 def facts_of(identity: Identity, said: Claims, civitai_base_model: str | None) -> FileFacts:
-    """Collect the same facts as `facts` for a file that has already been identified."""
+    """Collect the facts that `facts` collects, for a file that has already been identified."""
     flags = identity.flags
     if identity.kind is Kind.CHECKPOINT:
         lacking = (("no-text-encoder", identity.has_text_encoder), ("no-vae", identity.has_vae))

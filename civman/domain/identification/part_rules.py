@@ -174,4 +174,6 @@ _FACES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 PARTS: tuple[Rule, ...] = (*_FACES, *_CONTROLNETS, *_PICTURE_ADAPTERS, *_ENCODERS, *_UPSCALERS)
-"""The kind of a file that is neither a diffusion model, nor an autoencoder, nor an adapter that changes weights."""
+"""The rules that recognise files that are neither a diffusion model, nor an autoencoder, nor an adapter that changes
+weights.
+"""

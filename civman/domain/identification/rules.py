@@ -25,9 +25,9 @@ class Look:
     text: str
     """The patterns of the file's names, one per line."""
     shapes: Mapping[str, frozenset[Shape]] = field(repr=False)
-    """Pattern → the shapes of its tensors."""
+    """Maps each pattern to the shapes of its tensors."""
     tops: Mapping[str, int] = field(repr=False)
-    """Pattern → the highest number that its first `#` stands for."""
+    """Maps each pattern to the highest number that its first `#` stands for."""
     depth: int = -1
     """The highest number of a transformer block inside a UNet's attention; -1 if there is none."""
     _found: dict[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
@@ -101,13 +101,15 @@ def _highest(texts: set[str], mark: str) -> int:
 
 
 _MAX_PATTERNS = 5_000
-"""Real files have a few hundred; without a limit, every rule would search megabytes of a malicious file."""
+"""The maximum number of patterns; real files have a few hundred. Without a limit, every rule would search megabytes of
+a malicious file.
+"""
 _INNER = "transformer_blocks"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a file must and must not contain to match, and what a matching file is.
+    """One rule: what a file must and must not contain to match, and what a matching file is.
 
     `also`: families whose files look the same.
     """

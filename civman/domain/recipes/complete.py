@@ -160,7 +160,7 @@ def _levels(text: str | None) -> tuple[float, ...]:
 
 
 def _varied(request: RenderRequest) -> dict[str, Any]:
-    """Build the entries that describe how the noise differs from that of the seed alone.
+    """Build the recipe's entries for variation seed and seed resize.
 
     They are 0 if they have no effect.
     """
@@ -188,7 +188,7 @@ def _hires(request: RenderRequest, width: int, height: int, steps: int, model: S
     trim = size_of(asked.trim) if asked.trim else (0, 0)
     scale = _or(asked.scale, 2.0)
     larger = int(width * scale) // 8 * 8, int(height * scale) // 8 * 8
-    # with one side given, the aspect ratio is kept, as in A1111's "Hires resize" with a 0
+    # if only one side is given, keep the aspect ratio, as A1111's "Hires resize" does for a side of 0
     if asked.width and not asked.height:
         larger = asked.width, asked.width * height // width // 8 * 8
     elif asked.height and not asked.width:
@@ -203,7 +203,7 @@ def _hires(request: RenderRequest, width: int, height: int, steps: int, model: S
         trim_width=trim[0],
         trim_height=trim[1],
         stretches=asked.trim is not None,
-        # as in A1111, the second pass merges as many tokens as the first one unless it has its own ratio
+        # as in A1111, the second pass merges as many tokens as the first pass unless it has a ratio of its own
         token_merging=float(_or(request.token_merging, 0.0) if asked.token_merging is None else asked.token_merging),
         seed=asked.seed,
         guidance_scale=None if asked.guidance_scale is None else float(asked.guidance_scale),

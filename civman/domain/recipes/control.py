@@ -11,7 +11,7 @@ CONTROL_MODES: Final = ("balanced", "prompt", "control")
 CONTROL_MAPS: Final = ("none", "canny", "invert")
 """How a picture becomes a control image: unchanged, by its edges, or inverted."""
 SOFT: Final = 0.825
-"""The factor from one layer to the next with which the modes other than "balanced" weaken the outer layers."""
+"""The factor by which each layer further out is weaker than the layer before, in all modes but "balanced"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,14 @@ class ControlUse:
     """How the control image is resized to the size of the rendering; one of `recipe_limits.RESIZE_MODES`."""
 
     def acts_at(self, step: int, steps: int) -> bool:
-        """Whether it acts in this step, counted from 0."""
+        """Whether the ControlNet acts in this step, counted from 0."""
         return acts_at(self.start, self.end, step, steps)
 
     def weights(self, layers: int) -> tuple[float, ...]:
-        """The factor for the output of each layer, from the outermost to the middle block, which is the last one.
+        """Compute the factor for the output of each layer, from the outermost layer to the middle block.
 
-        Source: Zhang et al. 2023, the code's guess mode; the exponents count from the middle block of an SD 1 model,
-        so that in smaller models the outermost layers' factors are larger.
+        Source: Zhang et al. 2023, the code's guess mode; the exponents count from the middle block of an SD 1 model, so
+        that in smaller models the outermost layers' factors are larger.
         """
         if self.mode == "balanced":
             return (self.weight,) * layers

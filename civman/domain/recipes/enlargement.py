@@ -66,7 +66,7 @@ class Enlargement:
     """The upscaler model, if `method` is "model"."""
     crop_width: int = 0
     crop_height: int = 0
-    """The size of the part that is kept from the centre; 0: the whole image."""
+    """The size in pixels of the part that is kept from the centre of the enlarged image; 0: the whole image."""
     tile: int = TILE
     overlap: int = OVERLAP
 
@@ -122,7 +122,7 @@ def _times(request: UpscaleRequest, size: tuple[int, int], model_scale: int | No
 
 
 def _crop(wanted: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:
-    """The size to keep; a side that was requested as 0 is kept whole."""
+    """Return the size of the part to keep; a side that was requested as 0 is kept whole."""
     return wanted[0] or whole[0], wanted[1] or whole[1]
 
 

@@ -154,7 +154,7 @@ class Hires:
     guidance_scale: float | None = None
     sampler: str = ""
     schedule: str = ""
-    """The sampler and the schedule of the second pass; "" and None: those of the first."""
+    """The sampler and the schedule of the second pass; "" and None mean those of the first pass."""
     resize: str = ""
     """The filter that resizes an upscaler model's result (one of `recipe_limits.RESIZES`); "": as in A1111."""
 

@@ -17,9 +17,11 @@ from civman.domain.recipes.sampling import PROGRAMS
 from civman.errors import Cause, UsageError
 
 MAX_SEED: Final = 2**64 - 1
-"""The largest seed that torch's generator takes, and ComfyUI with it."""
+"""The largest seed that the random generators of torch and ComfyUI accept."""
 MAX_SIDE: Final = 16384
-"""In pixels. A larger size is probably a typing error, and the attempt would use up the machine's memory."""
+"""The maximum width and height in pixels. A larger size is probably a typing error and would use up the machine's
+memory.
+"""
 UPSCALERS: Final = (
     "latent", "latent-antialiased", "latent-bicubic", "latent-bicubic-antialiased", "latent-nearest",
     "latent-nearest-exact", "latent-area", "latent-bislerp", "lanczos", "nearest", "nearest-exact", "bilinear",
@@ -280,7 +282,7 @@ def _variation_problems(recipe: Any) -> Iterator[str]:
 def _number_problems(recipe: Any) -> Iterator[str]:
     if min(recipe.steps, recipe.count, recipe.batch_size, recipe.clip_skip) < 1:
         yield "steps, count, batch size and clip skip must be at least 1"
-    last_seed = MAX_SEED - (recipe.count - 1)  # image n has seed + n
+    last_seed = MAX_SEED - (recipe.count - 1)  # image n has seed + n, so the last seed must not exceed the maximum
     if not 0 <= recipe.seed <= last_seed:
         yield f"seed must be 0 to {last_seed}, not {recipe.seed}; without a seed, a random one is drawn and recorded"
     yield from _variation_problems(recipe)

@@ -167,12 +167,13 @@ def read_origin(text: str) -> Origin:
 
 def _unedited(value: object, stated: Sha256) -> Recipe:
     recipe = Recipe.from_value(value)
-    # first the recipe's text as it stands there, whatever its schema: that is cheaper than writing the recipe out
+    # compare the recipe's text as it is in the record first: that is cheaper than serialising the recipe
     if hashlib.sha256(canonical(value).encode()).hexdigest() != stated and recipe.sha256 != stated:
         raise IntegrityError(
             f"the recipe was changed after the image was made: its SHA-256 is {recipe.sha256[:12]}…, but the image"
             f" says {stated[:12]}…",
-            hint="use the image as civman wrote it; `civman replay … --set FIELD=VALUE` makes a variation",
+            hint="use the image as civman wrote it, or make a variation with `civman replay … --set "
+                    "FIELD=VALUE`",
             code=Cause.EDITED_RECIPE, expected=stated, actual=recipe.sha256,
         )  # fmt: skip
     return recipe

@@ -29,7 +29,7 @@ def names_value(names: Iterable[FileName]) -> list[dict[str, str]]:
 
 
 def read_sha256(value: dict[str, Any], name: str) -> Sha256:
-    """The digest under this key. Raises: UsageError (`bad-recipe`)."""
+    """Read the SHA-256 under this key. Raises: UsageError (`bad-recipe`)."""
     found = value.get(name)
     try:
         return sha256_from(found if isinstance(found, str) else "")
@@ -38,7 +38,7 @@ def read_sha256(value: dict[str, Any], name: str) -> Sha256:
 
 
 def read_whole(value: dict[str, Any], name: str) -> int:
-    """The integer under this key. Raises: UsageError (`bad-recipe`)."""
+    """Read the integer under this key. Raises: UsageError (`bad-recipe`)."""
     found = value.get(name)
     if type(found) is not int:
         raise UsageError(f"not a recipe: `{name}` is not a whole number", code=Cause.BAD_RECIPE)
@@ -46,7 +46,7 @@ def read_whole(value: dict[str, Any], name: str) -> int:
 
 
 def read_list(value: dict[str, Any], name: str) -> list[Any]:
-    """The list under this key; empty if the key is missing. Raises: UsageError (`bad-recipe`)."""
+    """Read the list under this key; empty if the key is missing. Raises: UsageError (`bad-recipe`)."""
     found = value.get(name, [])
     if not isinstance(found, list):
         raise UsageError(f"not a recipe: `{name}` is not a list", code=Cause.BAD_RECIPE)
@@ -54,7 +54,7 @@ def read_list(value: dict[str, Any], name: str) -> list[Any]:
 
 
 def read_environment(value: dict[str, Any]) -> Environment:
-    """The environment in a record. Raises: UsageError (`bad-recipe`)."""
+    """Read the environment of a record. Raises: UsageError (`bad-recipe`)."""
     found = value.get("environment")
     if not isinstance(found, dict) or not all(type(item) in (str, int) for item in found.values()):
         raise UsageError("not a recipe: `environment` is invalid", code=Cause.BAD_RECIPE)
@@ -62,7 +62,7 @@ def read_environment(value: dict[str, Any]) -> Environment:
 
 
 def read_names(value: dict[str, Any]) -> tuple[FileName, ...]:
-    """The names of files in a record. Raises: UsageError (`bad-recipe`)."""
+    """Read the names of the files of a record. Raises: UsageError (`bad-recipe`)."""
     names = []
     for item in read_list(value, "names"):
         if not isinstance(item, dict):
@@ -73,5 +73,5 @@ def read_names(value: dict[str, Any]) -> tuple[FileName, ...]:
 
 
 def read_notes(value: dict[str, Any]) -> tuple[str, ...]:
-    """The notes in a record. Raises: UsageError (`bad-recipe`)."""
+    """Read the notes of a record. Raises: UsageError (`bad-recipe`)."""
     return tuple(str(note) for note in read_list(value, "notes"))

@@ -59,7 +59,9 @@ class RenderRequest:
     loras: tuple[LoraRequest, ...] = ()
     embeddings: tuple[str, ...] = ()
     called: tuple[tuple[str, str], ...] = ()
-    """Words that stand for embeddings in the prompts, each with the ref of its file, whatever the file is called."""
+    """Words in the prompts that stand for embeddings, each with the ref of the embedding's file, whatever that file's
+    name is.
+    """
     hypernetworks: tuple[str, ...] = ()
     """Refs of hypernetworks, each followed by a colon and its strength if that is not 1."""
     controls: tuple[ControlRequest, ...] = ()
@@ -106,25 +108,25 @@ class RenderRequest:
     variation_seed: int | None = None
     variation_strength: float | None = None
     seed_resize: str | None = None
-    """A size such as "512x768"."""
+    """The size for which the noise is drawn before it is pasted into that of the image, such as "512x768"."""
     emphasis: str | None = None
     fit_negative: bool | None = None
     token_merging: float | None = None
     thresholding: str | None = None
-    """Settings in the form that `thresholding.thresholding_of` parses."""
+    """The settings of dynamic thresholding, in the form that `thresholding.thresholding_of` parses."""
     skip_negative_below: float | None = None
     skip_negative_always: bool | None = None
     skip_early_guidance: float | None = None
     sampling_rules: str | None = None
     sigmas: str | None = None
-    """Noise levels with commas."""
+    """The noise levels of the steps as numbers separated by commas."""
     step_rng: str | None = None
     noise_slice: str | None = None
     prompt_parts: tuple[str, ...] = ()
     negative_parts: tuple[str, ...] = ()
-    """Parts in the form that `prompt_parts.part_of` parses."""
+    """Further parts of the negative prompt, in the form that `prompt_parts.part_of` parses."""
     freeu: str | None = None
-    """Settings in the form that `freeu_settings.freeu_of` parses."""
+    """The settings of FreeU, in the form that `freeu_settings.freeu_of` parses."""
     rescales_velocity: bool | None = None
     told_sizes: str | None = None
     parts: tuple[str, ...] = ()

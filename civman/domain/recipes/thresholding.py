@@ -79,7 +79,7 @@ def thresholding_of(text: str) -> Thresholding | None:
     for name, value in values.items():
         if name not in known:
             raise UsageError(
-                f"dynamic thresholding has no setting `{name}`", hint=f"its settings are {', '.join(known)}",
+                f"dynamic thresholding has no setting `{name}`", hint=f"the settings are {', '.join(known)}",
                 code=Cause.BAD_VALUE,
             )  # fmt: skip
         made[name] = _value(name, value.strip(), known[name])
@@ -99,9 +99,9 @@ def _value(name: str, text: str, usual: object) -> object:
         return next((mode for mode in MODES if mode.casefold() == text.casefold()), text)
     if isinstance(usual, bool):
         if text.casefold() not in ("true", "false", "yes", "no"):
-            raise UsageError(f"`{name}={text}`: expected yes or no", code=Cause.BAD_VALUE)
+            raise UsageError(f"`{name}={text}` is not valid: expected yes or no", code=Cause.BAD_VALUE)
         return text.casefold() in ("true", "yes")
     try:
         return float(text)
     except ValueError as error:
-        raise UsageError(f"`{name}={text}`: expected a number", code=Cause.BAD_VALUE) from error
+        raise UsageError(f"`{name}={text}` is not valid: expected a number", code=Cause.BAD_VALUE) from error

@@ -16,13 +16,13 @@ from civman.errors import Cause, UsageError
 OVERLAP: Final = 64
 """A1111's default in pixels for how much neighbouring tiles share."""
 SCALE: Final = 2.0
-"""A1111's default factor."""
+"""The factor by which A1111's script "SD upscale" enlarges the image by default."""
 METHODS: Final = (*UPSCALERS, "none")
 
 
 @dataclass(frozen=True, slots=True)
 class TiledRequest:
-    """A requested redraw in tiles of the size of the rendering."""
+    """A request to redraw the input image in tiles of the size of the rendering."""
 
     upscaler: str
     """A ref, A1111's name for an upscaler, "lanczos", "nearest", or "none" if the image is not enlarged."""
