@@ -128,7 +128,7 @@ class DemoImage:
 
 @dataclass(frozen=True, slots=True)
 class DemoGate:
-    """Paid or early access."""
+    """The paid or early access of a demo version."""
 
     permanent: bool = False
     ends_at: datetime | None = None

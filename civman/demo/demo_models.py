@@ -53,7 +53,7 @@ class Shelf:
         key = "-".join(str(part).replace("/", "-") for part in recipe if not isinstance(part, dict))
         if key not in self._contents:
             kind, *arguments = recipe
-            folder = None if kind == "packaged" else self._folder  # these are already files
+            folder = None if kind == "packaged" else self._folder  # packaged contents are files already
             self._contents[key] = Content(lambda: _MAKERS[kind](*arguments), folder=folder, name=f"{key}.bin")
         return self._contents[key]
 

@@ -265,7 +265,7 @@ class Answers:
         page = {key: value for key, value in file.items() if by_hash or key != "overrideName"}
         page["metadata"] = {key: value for key, value in file["metadata"].items() if key != "quantType"}
         if page["scannedAt"] and not by_hash:
-            page["scannedAt"] = page["scannedAt"].removesuffix("Z")  # this endpoint leaves out the time zone
+            page["scannedAt"] = page["scannedAt"].removesuffix("Z")  # the real endpoint leaves out the time zone
         return page
 
     def _images(self, model: DemoModel, version: DemoVersion) -> tuple[DemoImage, ...]:

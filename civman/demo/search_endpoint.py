@@ -180,7 +180,7 @@ def _relevance(model: DemoModel, words: Sequence[str]) -> int:
 
 def _visible(catalogue: Catalogue, model: DemoModel, search: Search, now: datetime) -> Hit | None:
     """Return the model with the versions to show, or None if a filter excludes it."""
-    ids = None if search.query else search.ids  # the result of the text search replaces the requested ids
+    ids = None if search.query else search.ids  # with a search text, its result replaces the requested ids
     if not _is_listed(model, search) or (ids is not None and model.id not in ids):
         return None
     known_tag = search.tag and any(_has_tag(each, search.tag) for each in catalogue)

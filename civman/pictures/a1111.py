@@ -106,7 +106,7 @@ def _checkpoint(parsed: infotext.Parsed, entries: list[infotext.CivitaiEntry]) -
     name = parsed.details.get("Model", "")
     same = [entry for entry in entries if entry.kind.casefold() in ("checkpoint", "model")]
     if name or digest:
-        if len(same) == 1:  # there is only one checkpoint, so both entries mean the same one
+        if len(same) == 1:  # merge both entries: a text names only one checkpoint
             entries.remove(same[0])
             yield Resource("checkpoint", name, digest, same[0].version_id, same[0].air)
         else:

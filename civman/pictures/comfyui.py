@@ -109,7 +109,7 @@ class _Graph:
         """All nodes that the given nodes depend on, the nearest first."""
         found = dict.fromkeys(starts)
         queue = list(starts)
-        for key in queue:  # the list grows during iteration
+        for key in queue:  # the loop also visits nodes that it appends to the list
             for value in self._inputs(key).values():
                 target = self._target(value)
                 if target is not None and target not in found:
@@ -147,7 +147,7 @@ class _Graph:
         return None
 
     def _literal(self, value: object, seen: set[str] | None = None) -> object:
-        """A value; if it is a link, the value in the node that it refers to."""
+        """Return a value; if it is a link, the value in the node that the link refers to."""
         target = self._target(value)
         if target is None:
             return value if isinstance(value, str | int | float) else None
@@ -174,7 +174,7 @@ class _Graph:
         )  # fmt: skip
 
     def _size(self, key: str) -> tuple[int | None, int | None]:
-        """The size of the empty latents that the sampler starts from."""
+        """Return the size of the empty latents from which the sampler starts."""
         for other in self._before(key):
             inputs = self._inputs(other)
             width, height = (whole(self._literal(inputs.get(name))) for name in ("width", "height"))
@@ -231,7 +231,7 @@ class _Graph:
             yield _model("lora", file, number(self._literal(inputs.get("strength_model", inputs.get("strength")))))
         for value in inputs.values():
             for entry in map(Loose, value if isinstance(value, list) else [value]):
-                # nodes that hold a list of LoRAs: rgthree's and LoRA Manager's
+                # nodes with a list of LoRAs: rgthree's and LoRA Manager's
                 name, is_on = entry.text("lora", "name"), entry.value.get("on", entry.value.get("active", False))
                 if name and is_on is True and entry.number("strength") is not None:
                     yield _model("lora", name, entry.number("strength"))

@@ -64,7 +64,7 @@ class Contents:
         """The canonical JSON text; the inverse of `contents`."""
         axes = [{"name": name, "values": values} for name, values in self.axes]
         text = canonical({"civman_grid": SCHEMA, "axes": axes, "recipes": self.recipes})
-        return text.encode(errors="replace").decode()  # a file name may contain half a surrogate pair
+        return text.encode(errors="replace").decode()  # replace half surrogate pairs, which a file name may contain
 
 
 def contents(entries: Mapping[str, str]) -> Contents | None:
@@ -79,11 +79,13 @@ def contents(entries: Mapping[str, str]) -> Contents | None:
         if value["civman_grid"] == SCHEMA:
             axes = tuple((str(axis["name"]), tuple(map(str, axis["values"]))) for axis in value["axes"])
             told = Contents(axes, tuple(tuple(map(str, row)) for row in value["recipes"]))
-            _ = list(told.cells)  # as many values as there are cells
+            _ = list(told.cells)  # check that there are as many labels as cells
             return told
     except (UsageError, KeyError, IndexError, TypeError) as error:
-        raise UsageError("a contact sheet whose list of cells is damaged", code=Cause.BAD_GRID) from error
-    raise UsageError("a contact sheet written by a newer version of civman", hint="update civman", code=Cause.BAD_GRID)
+        raise UsageError("the list of cells in this contact sheet is damaged", code=Cause.BAD_GRID) from error
+    raise UsageError(
+        "this contact sheet was written by a newer version of civman", hint="update civman", code=Cause.BAD_GRID
+    )
 
 
 def as_png(pixels: Any, told: Contents | None) -> bytes:
@@ -256,7 +258,7 @@ def _wrapped(text: str, font: "FreeTypeFont", width: int, most: int) -> list[str
 
 
 def _fitting(text: str, font: "FreeTypeFont", width: float) -> int:
-    """How many characters from the start of the text fit."""
+    """Count how many characters from the start of the text fit into the width."""
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2

@@ -21,7 +21,7 @@ _MOST_ENTRIES: Final = 2000
 _ITEM_BYTES: Final = {1: 1, 2: 1, 6: 1, 7: 1, 129: 1}
 """The field types that may contain text, with the size of one item in bytes (129 is UTF-8, from Exif 3)."""
 _SIGNS: Final = ("Steps: ", "sui_image_params", '{"', "{\n")
-"""Strings that occur in generation data and thus reveal the right byte order."""
+"""Strings that occur in generation data: decoded text that contains one has the right byte order."""
 
 _NAMESPACE: Final = "urn:civman:1.0/"
 _PLAIN: Final = re.compile("[\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0001fffd]*")

@@ -69,7 +69,7 @@ def png(data: bytes) -> Notes:
 def pixels_only(data: bytes) -> bytes:
     """Reduce a verified image to what is needed to decode its pixels (a WebP is returned unchanged).
 
-    For Pillow, which has lower limits for text chunks and warns about unusual EXIF data.
+    The result is for Pillow, whose limits on text chunks are lower and which warns about unusual EXIF data.
     """
     if data.startswith(_PNG):
         return _png_pixels(data)

@@ -19,7 +19,7 @@ from civman.pictures import exif, image_chunks
 
 Format = Literal["png", "jpeg", "webp"]
 SUFFIXES: Final[Mapping[str, Format]] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-"""File extension in lower case → format."""
+"""Maps each file extension, in lower case, to its image format."""
 _JPEG_QUALITY: Final = 95
 _MOST_SEGMENT: Final = 65_500
 """The maximum size in bytes of one JPEG segment, without its length and prefix."""
@@ -83,7 +83,7 @@ def write(
             options |= {"quality": _JPEG_QUALITY if quality is None else quality, "subsampling": 0}
         elif format == "webp":
             options |= {"lossless": True, "quality": 80} if quality is None else {"quality": quality}
-            options |= {"exact": True} if image.mode == "RGBA" else {}  # keep the colours of transparent areas
+            options |= {"exact": True} if image.mode == "RGBA" else {}  # exact: keep the colours of transparent areas
         if profile is not None:
             options["icc_profile"] = profile
         image.save(data, format.upper(), **options)

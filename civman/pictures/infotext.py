@@ -17,7 +17,9 @@ _STEPS: Final = re.compile(r"\s*Steps: ?[0-9]")
 _PAIR: Final = re.compile(r"(?:^|,)\s*\w[\w /-]{0,60}:")
 _MOST_KEY: Final = 200
 _MOST_FAILED: Final = 100
-"""The number of values that look like JSON but are not: each parse error costs time, because Python counts lines."""
+"""The maximum number of values that are tried as JSON without success: each error costs time, because Python counts
+lines.
+"""
 _NOT_IN_KEYS: Final = frozenset('"{}[]')
 _TAG: Final = re.compile(r"<(lora|lyco|hypernet):([^:<>]{1,300}+):?([^<>]{0,800}+)>")
 _DIGITS: Final = re.compile(r"-?[0-9]{1,20}(\.0*)?")
@@ -157,7 +159,7 @@ def pairs(text: str) -> Iterator[tuple[str, str]]:
 
 
 def number(text: str) -> float | None:
-    """The number that a text represents, or None."""
+    """Parse a number, or return None if the text is none."""
     match = _SCALE.fullmatch(text.strip())
     return float(match[1]) if match else None
 

@@ -120,7 +120,7 @@ def whole(value: object) -> int | None:
     if found is None or isinstance(value, bool) or found != int(found) or abs(found) > _MOST_WHOLE:
         return None
     if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
-        return int(value)  # a float would lose the last digits of a seed
+        return int(value)  # parse an integer directly: a float would lose the last digits of a seed
     return int(found)
 
 

@@ -67,7 +67,7 @@ def _comfy(entries: Mapping[str, str]) -> PictureMetadata | None:
 
 def _swarm(value: Loose) -> PictureMetadata:
     params, weights = value.inner("sui_image_params"), {}
-    # a single LoRA is written without a list
+    # a single LoRA is a plain value, not a list
     names, scales = (params.items(key) or params.text(key).split(",") for key in ("loras", "loraweights"))
     for name, scale in zip(names, scales, strict=False):
         weights[_stem(str(name))] = number(scale)
@@ -76,7 +76,7 @@ def _swarm(value: Loose) -> PictureMetadata:
 
     def part(kind: str, name: str, weight: float | None = None) -> Resource:
         digest = digests.get(_stem(name))
-        # the hash of the file without its header, which is AutoV3
+        # this is the hash of the file without its header, which is AutoV3
         return Resource(kind, name, digest[:12] if digest else None, weight=weight)
 
     parts = [part("checkpoint", params.text("model"))] if params.text("model") else []

@@ -39,7 +39,7 @@ _KEYS: Final = frozenset({
     "cfg scale minimum", "separate feature channels", "scaling startpoint", "variability measure", "interpolate phi",
     "threshold percentile", "scheduler value",
 })  # fmt: skip
-"""Setting names: simple readers would take a LoRA with such a name for the setting."""
+"""The names of settings, which a LoRA must not have: simple readers would take it for the setting."""
 _SPLITTER: Final = re.compile(r"((?:^|\n)[^\S\n]*(?:Steps|Template|Negative Template)|Negative prompt)(?=:)")
 _TAG: Final = re.compile(r"<lora:([^:>]+)")
 _SITE_TAG: Final = re.compile(r"<lora:([a-zA-Z0-9_.\-]+):[0-9.]+>")
@@ -140,7 +140,7 @@ def text(generation: Generation) -> str:
 
 
 def sampler_name(sampler: str, schedule: str) -> str:
-    """CivitAI's single name for a sampler with its schedule, if it has one; else the sampler's name."""
+    """Return CivitAI's single name for a sampler with its schedule if there is one, else the sampler's name."""
     both = f"{sampler} {schedule}"
     return both if both in _names()["site_samplers"] else sampler
 
@@ -262,18 +262,18 @@ def _harmless(prompt: str) -> str:
 
 
 def _whole(words: str) -> str:
-    """Remove what no file can contain (half surrogate pairs, NUL), and convert all line breaks to one kind."""
+    """Remove characters that cannot be written to a file (half surrogate pairs, NUL), and unify line breaks."""
     whole = words.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
     return whole.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _short(digest: str | None) -> str:
-    """A checkpoint's hash in the form that CivitAI and A1111 use; "" if there is none."""
+    """Return a checkpoint's hash in the form that CivitAI and A1111 use (AutoV2); "" if there is none."""
     return _checked(digest)[:10]
 
 
 def _hash(part: Part) -> str:
-    """The hash of a LoRA: AutoV3, which A1111 writes, or AutoV2 if that is unknown."""
+    """Return a LoRA's hash: AutoV3, which A1111 writes, or AutoV2 if that is unknown."""
     return _checked(part.autov3)[:12] or _short(part.autov2)
 
 

@@ -17,7 +17,8 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
     """Write the text for one image; with `with_words=False`, only settings and models without prompts."""
     recipe = record.recipe
     hires, start = recipe.hires, recipe.start
-    old = hires if hires and hires.stretches else None  # then the size is that of the second pass
+    # with a stretched second pass, the size in the text is that of the second pass
+    old = hires if hires and hires.stretches else None
     return text(Generation(
         prompt=_prompt(record, with_words=with_words), negative=recipe.negative_prompt if with_words else "",
         steps=recipe.steps, sampler=recipe.sampler, schedule=recipe.schedule, cfg=recipe.guidance_scale,
@@ -40,7 +41,7 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
 
 
 def _prompt(record: Record, *, with_words: bool) -> str:
-    """The prompt with the tags of hypernetworks, from which A1111 learns their strengths."""
+    """Add the tags of hypernetworks to the prompt, from which A1111 learns their strengths."""
     tags = [
         f"<hypernet:{_part(record, use.sha256).name}:{use.strength:g}>" for use in record.recipe.hypernetworks
     ]  # fmt: skip
@@ -48,7 +49,7 @@ def _prompt(record: Record, *, with_words: bool) -> str:
 
 
 def _of_old_pass(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """The keys of A1111 before 2023 for a second pass."""
+    """Build the keys by which A1111 before 2023 describes a second pass."""
     if recipe.hires and recipe.hires.stretches:
         yield "First pass size", f"{recipe.width}x{recipe.height}"
         if recipe.hires.steps != recipe.steps:
@@ -56,7 +57,7 @@ def _of_old_pass(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_last(record: Record) -> Iterator[tuple[str, str | float]]:
-    """A1111's keys for restored faces, for a redraw in tiles and for the enlargement of the finished image."""
+    """Build A1111's keys for restored faces, for a redraw in tiles and for the enlargement of the finished image."""
     if record.recipe.faces is not None:
         yield "Face restoration", {"codeformer": "CodeFormer", "gfpgan": "GFPGAN"}[record.recipe.faces.method]
         if record.recipe.faces.weight != WEIGHT:
@@ -82,7 +83,7 @@ def _upscaler(record: Record) -> str:
 
 
 def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """A1111's keys and values for settings of sampler, noise and prompt that differ from the defaults."""
+    """Build A1111's keys and values for settings of sampler, noise and prompt that differ from the defaults."""
     made, usual = recipe.sampling, Sampling()
     for key, name in (
         ("Eta", "eta"), ("Eta DDIM", "eta_ddim"), ("Sigma churn", "s_churn"), ("Sigma tmin", "s_tmin"),
@@ -110,7 +111,7 @@ def _of_noise(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_guidance(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """The keys and values of A1111 and its extensions for settings of guidance and of attention."""
+    """Build the keys and values that A1111 and its extensions have for settings of guidance and attention."""
     if recipe.guidance_rescale:
         yield "CFG Rescale phi", recipe.guidance_rescale
     if recipe.token_merging:
@@ -142,7 +143,7 @@ def _of_guidance(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
 
 
 def _of_pictures(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
-    """A1111's keys and values for an input image and a mask."""
+    """Build A1111's keys and values for an input image and a mask."""
     start = recipe.start
     if start is None:
         return

@@ -14,7 +14,7 @@ _API_NAMES: Final = {
     "steps": "Steps", "sampler": "Sampler", "cfgscale": "CFG scale", "seed": "Seed", "clipskip": "Clip skip",
     "negativeprompt": "Negative prompt",
 }  # fmt: skip
-"""The API's own names of entries, in lower case, and A1111's."""
+"""Maps the names that only CivitAI's API uses, in lower case, to A1111's names."""
 _VERSION: Final = re.compile(r"(?:f[0-9.]+)?v?([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
 _HASH: Final = re.compile(r"[0-9a-fA-F]{8,64}")
 
@@ -43,7 +43,7 @@ class Entries:
         return name in self._values
 
     def value(self, name: str) -> Any:
-        """The entry as it is, or None."""
+        """Return the entry unchanged, or None if it is missing."""
         self._used.add(name)
         return self._values.get(name)
 

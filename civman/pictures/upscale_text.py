@@ -87,7 +87,7 @@ def extras_settings(carried: Carried) -> ExtrasSettings | None:
 
 
 def extras_in(details: Mapping[str, str]) -> ExtrasSettings | None:
-    """Convert the keys of A1111's Extras tab; None if there is no upscaler among them."""
+    """Convert the entries of A1111's Extras tab to settings; None if they name no upscaler."""
     upscaler = details.get(_UPSCALER, "")
     scale, size = infotext.number(details.get(_BY, "")), details.get(_TO, "")
     if not upscaler or not (scale or size):
@@ -106,7 +106,7 @@ def with_extras(carried: Carried, text: str | None) -> str | None:
 
 
 def request_of(settings: ExtrasSettings, size: tuple[int, int]) -> UpscaleRequest:
-    """The request that enlarges an image of this size as the settings say, with A1111's sizes."""
+    """Build the request that enlarges an image of this size as the settings say, with A1111's rules for sizes."""
     (width, height), scale, to = size, settings.scale or None, settings.size or None
     if scale is not None and 0 < settings.most_side < max(width, height) * scale:
         scale = settings.most_side / max(width, height)
@@ -117,7 +117,7 @@ def request_of(settings: ExtrasSettings, size: tuple[int, int]) -> UpscaleReques
 
 
 def _quoted(value: str) -> str:
-    """A value as A1111 writes it: in quotes if it contains a comma, a colon or a line break."""
+    """Format a value as A1111 writes it: in quotes if it contains a comma, a colon or a line break."""
     if not any(sign in value for sign in ",:\n"):
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -285,7 +285,7 @@ def _changing(items: _Items) -> "Iterator[_Edit | _Alternation]":
 
 
 def _words(items: _Items, end: int, timing: Timing) -> Iterator[str]:
-    """The text of the stage that ends with evaluation `end`."""
+    """Return the text of the stage that ends with evaluation `end`."""
     for item in items:
         if isinstance(item, str):
             yield item

@@ -31,7 +31,8 @@ def foreign_notices(prompt: str) -> tuple[str, ...]:
     >>> foreign_notices(r"a \(red\) ball")
     ()
     """
-    text = re.sub(r"\\.", lambda pair: " " * len(pair[0]), prompt, flags=re.DOTALL)  # what is escaped is meant
+    # ignore escaped characters, which are meant literally
+    text = re.sub(r"\\.", lambda pair: " " * len(pair[0]), prompt, flags=re.DOTALL)
     notices = []
     for pattern, what in _FOREIGN:
         if found := pattern.search(text):

@@ -96,7 +96,7 @@ class _Finder:
                 raise UsageError(
                     f"the embeddings `{seen[ids]}` and `{name}` have names that a prompt cannot tell apart",
                     code=Cause.AMBIGUOUS_EMBEDDING,
-                    hint="give one of them another name",
+                    hint="rename one of the two embeddings",
                 )
             seen[ids] = name
             self._by_first.setdefault(ids[0], []).append((ids, name))
@@ -146,7 +146,7 @@ class _Packer:
             self._move_tail()
         if len(self.ids) == CHUNK:
             self.close()
-            # a comma at the start of a chunk does not count
+            # ignore a comma at the start of a chunk
         self.ids.append(token)
         self.weights.append(weight)
 
@@ -168,7 +168,7 @@ class _Packer:
         return tuple(self.done)
 
     def _move_tail(self) -> None:
-        """When the chunk is full, move the tokens after the last comma to the next one if the comma is near the end."""
+        """Move the tokens after the last comma of a full chunk to the next chunk, if the comma is near the end."""
         if len(self.ids) != CHUNK or self.comma is None or CHUNK - self.comma > _BACKTRACK:
             return
         start = self.comma + 1

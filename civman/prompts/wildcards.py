@@ -18,7 +18,7 @@ from typing import Any, Final
 from civman.errors import CannotRender, Cause, UsageError
 
 MOST: Final = 1000
-"""The maximum number of combinations of one prompt."""
+"""The maximum number of combinations to which one prompt may expand."""
 _LONGEST: Final = 64 * 1024
 """The maximum length of a prompt that is expanded, in characters."""
 _WILDCARD = re.compile(r"__(.+?)__")

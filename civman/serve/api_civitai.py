@@ -47,7 +47,7 @@ _PAGE = 40
 
 
 def _label(library: Library, checkpoint: str | None) -> str | None:
-    """The base model label of the checkpoint that the client has selected."""
+    """Return the base model label of the checkpoint that the client has selected."""
     return label_of(library.inspect(require_name(checkpoint))) if checkpoint else None
 
 
@@ -70,7 +70,7 @@ def _version(parts: Serving, library: Library, version: ModelVersion, label: str
 
 
 def _thumb(parts: Serving, preview: Preview) -> str | None:
-    """The address of a thumbnail of a still image on CivitAI, which this server then shows; None for videos."""
+    """Return the address of this server's thumbnail of a still image on CivitAI; None for videos."""
     if preview.media != "image":
         return None
     key = hashlib.sha256(preview.url.encode()).hexdigest()
@@ -140,7 +140,7 @@ def _chosen(library: Library, page: ModelPage, label: str | None) -> ModelVersio
 
 
 async def filters(_: Request) -> Response:
-    """The values that CivitAI's search knows for its filters."""
+    """List the values that CivitAI's search accepts for its filters."""
     return JSONResponse({
         "type": [kind.value for kind in ModelType], "base": list(known_base_models()),
         "sort": [each.value for each in Sort], "period": [each.value for each in Period],
@@ -148,7 +148,7 @@ async def filters(_: Request) -> Response:
 
 
 async def site_model(request: Request) -> Response:
-    """A model or version on CivitAI: versions, files, licence, images, and what is in the library."""
+    """Describe a model or version on CivitAI: versions, files, licence, images, and what the library has of it."""
     parts = serving(request)
     ref, checkpoint = require_name(request.query_params.get("ref", "")), request.query_params.get("against")
 
@@ -171,7 +171,7 @@ async def site_model(request: Request) -> Response:
 
 
 def _whole(parts: Serving, library: Library, version: ModelVersion, label: str | None) -> dict[str, Any]:
-    """A version with its description as text, its licence, and each file with its label and notices."""
+    """Convert a version to JSON, with its description as text, its licence, and the label and notices of each file."""
     value = _version(parts, library, version, label)
     value["description"] = plain_text(version.description)
     model = version.model
@@ -188,7 +188,7 @@ def _file(version: ModelVersion, file: ModelFile) -> dict[str, Any]:
 
 
 async def plan_download(request: Request) -> Response:
-    """The information of `civman download --dry-run` about a file: whether it is stored, its size, and notices."""
+    """Describe a download as `civman download --dry-run` does: whether the file is stored, its size, and notices."""
     query, parts = request.query_params, serving(request)
     ref, file = require_name(query.get("ref", "")), query.get("file")
 
@@ -214,7 +214,7 @@ async def plan_download(request: Request) -> Response:
 
 
 async def site_image(request: Request) -> Response:
-    """The settings that CivitAI shows for an image, and the model versions named in them."""
+    """Return the settings that CivitAI shows for an image, and the model versions named in them."""
     number = int(request.path_params["number"])
     if not 0 < number < 2**31:
         raise UsageError("an image has a number from 1 to 2147483647")
@@ -252,7 +252,7 @@ async def redraw_image(request: Request) -> Response:
 
 
 async def images(request: Request) -> Response:
-    """Images on CivitAI that were made with a version, with their settings and whether civman can draw them again."""
+    """List images on CivitAI made with a version, with their settings and whether civman can draw them again."""
     parts = serving(request)
     version, limit = number_of(request, "version", 0, 2**31 - 1), number_of(request, "limit", 20, 100)
 
@@ -272,11 +272,14 @@ def _image(parts: Serving, image: Picture) -> dict[str, Any]:
 
 
 async def preview_thumb(request: Request) -> Response:
-    """The thumbnail of an image that CivitAI shows, with `large=1` a larger one; only images in earlier responses."""
+    """Return the thumbnail of an image from an earlier response about CivitAI; with `large=1`, a larger one."""
     parts, key, size = serving(request), request.path_params["key"], size_of(request)
     shown = parts.previews.get(key)
     if shown is None:
-        raise NotFound("this image was in no answer of the server", hint="search again")
+        raise NotFound(
+            "this server has not listed this image since it started",
+            hint="repeat the search, then request the image again",
+        )
     root = parts.settings.library
 
     def fetch() -> bytes | None:

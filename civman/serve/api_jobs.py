@@ -1,4 +1,4 @@
-"""The API's routes for what happens: the server, jobs, their events, and commands handed over by a terminal."""
+"""The API's routes for the server's state, jobs, their events, and commands handed over by a terminal."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -34,7 +34,7 @@ HANDED_OVER = ("render", "replay")
 
 
 async def about(request: Request) -> Response:
-    """The server's version, its engine and how many jobs wait."""
+    """Return the server's version, its engine and the number of waiting jobs."""
     parts = serving(request)
     waiting = sum(not job.is_over for job in parts.jobs.all())
     models, needed = parts.engine.kept
@@ -156,7 +156,7 @@ async def jobs(request: Request) -> Response:
 
 
 async def job(request: Request) -> Response:
-    """One job, with what it has written if it is a command."""
+    """Return one job; for a command, with what the command has written."""
     found = job_of(request)
     return JSONResponse({**found.value(), "written": found.written})
 
@@ -234,7 +234,7 @@ async def command(request: Request) -> Response:
                     break
         finally:
             if not queued.is_over:
-                parts.jobs.cancel(queued.number)  # nobody reads the rest
+                parts.jobs.cancel(queued.number)  # the client has disconnected, so nobody reads the rest
         result = queued.result or {}
         yield json.dumps({"exit_code": result.get("exit_code"), "error": queued.error}) + "\n"
 
@@ -242,7 +242,7 @@ async def command(request: Request) -> Response:
 
 
 async def sheet(request: Request) -> Response:
-    """The contact sheet of a grid that is done."""
+    """Return the contact sheet of a finished grid."""
     found = job_of(request)
     path = (found.result or {}).get("sheet") if found.kind is JobKind.GRID else None
     if path is None or not Path(path).is_file():
@@ -253,7 +253,10 @@ async def sheet(request: Request) -> Response:
 async def unload(request: Request) -> Response:
     """Free the memory of all loaded models by ending the engine's process; refused while it renders."""
     if not serving(request).engine.unload():
-        raise NotFound("a render is running, so the models stay loaded", hint="cancel it first")
+        raise NotFound(
+            "a render is running, so the models stay loaded",
+            hint="wait until the render has finished, or cancel it first",
+        )
     return JSONResponse({})
 
 

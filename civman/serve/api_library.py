@@ -1,4 +1,4 @@
-"""The API's routes for stored models, and doctor."""
+"""The API's routes for stored models and for the checks of `civman doctor`."""
 
 import re
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def size_of(request: Request) -> int:
 
 
 def without_paths(value: dict[str, Any]) -> dict[str, Any]:
-    """Leave out where files are, which no client needs, since none can open them."""
+    """Leave out the paths of files, which no client needs, since clients cannot open them."""
     return {key: item for key, item in value.items() if key != "path"}
 
 
@@ -105,7 +105,7 @@ def model_values(library: Library, assets: Sequence[Asset]) -> list[dict[str, An
 
 
 async def model(request: Request) -> Response:
-    """Everything that is known about one stored file: details, licence, and images made with it."""
+    """Return everything that is known about one stored file: details, licence, and images made with it."""
     sha256 = digest_of(request)
 
     def find(library: Library) -> Any:
@@ -128,7 +128,7 @@ async def model(request: Request) -> Response:
 
 
 def _terms(asset: Asset, version: ModelVersion | None) -> Terms:
-    """The licence terms of a file that is or was stored."""
+    """Return the licence terms of a file that is or was stored."""
     if version is None:
         return terms_of([Part(asset.name, Licence(), asset.base_model)])
     return terms_of([Part(version.model.name, version.model.licence, asset.base_model, version.model.creator)])
@@ -142,7 +142,7 @@ def licence_value(terms: Terms) -> dict[str, Any]:
 
 
 def digest_of(request: Request) -> Sha256:
-    """The SHA-256 in the request's URL. Raises: UsageError."""
+    """Read the SHA-256 in the request's URL. Raises: UsageError."""
     text = request.path_params["sha256"]
     if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise UsageError("a model is named by its SHA-256, 64 digits in lower case")
@@ -150,7 +150,7 @@ def digest_of(request: Request) -> Sha256:
 
 
 async def model_preview(request: Request) -> Response:
-    """The thumbnail of a stored file's preview image; with `large=1`, a larger one."""
+    """Return the thumbnail of a stored file's preview image; with `large=1`, a larger one."""
     sha256, size = digest_of(request), size_of(request)
 
     def find(library: Library) -> bytes | None:

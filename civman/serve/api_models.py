@@ -91,7 +91,7 @@ async def check(request: Request) -> Response:
 
 
 def _part(value: object) -> tuple[str | None, str, str | None]:
-    """The role, the ref and the file of one part. Raises: UsageError, Refused."""
+    """Read the role, the ref and the file of one part. Raises: UsageError, Refused."""
     given = {"ref": value} if isinstance(value, str) else value
     if not isinstance(given, dict) or not isinstance(given.get("ref"), str):
         raise UsageError("each of `parts` is a ref, or an object with a `ref`")

@@ -56,7 +56,7 @@ def _kept(library: Library, number: int) -> KeptPicture:
 
 
 async def picture(request: Request) -> Response:
-    """One image with its recipe."""
+    """Return one image with its recipe."""
     number = int(request.path_params["number"])
 
     def find(library: Library) -> Any:
@@ -69,7 +69,7 @@ async def picture(request: Request) -> Response:
 
 
 async def picture_file(request: Request) -> Response:
-    """The file of an image."""
+    """Send the file of an image."""
     number = int(request.path_params["number"])
     kept = await serving(request).library.run(lambda library: _kept(library, number))
     suffix = Path(kept.path).suffix.lower()
@@ -80,7 +80,7 @@ async def picture_file(request: Request) -> Response:
 
 
 async def picture_thumb(request: Request) -> Response:
-    """The thumbnail of an image; with `large=1`, a larger one."""
+    """Return the thumbnail of an image; with `large=1`, a larger one."""
     number, size = int(request.path_params["number"]), size_of(request)
 
     def find(library: Library) -> bytes | None:
@@ -111,7 +111,7 @@ async def read_picture(request: Request) -> Response:
 
 
 def _redraw(library: Library, report: PictureReport, conditions: Conditions) -> dict[str, Any]:
-    """How to draw an image again: the job to submit with its plan, or the error that prevents it."""
+    """Find out how to draw an image again: returns the job to submit with its plan, or the error that prevents it."""
     if report.record is not None:
         pixels = report.record.pixel_sha256
         job = {"kind": "redraw", "recipe": json.loads(report.record.recipe.to_json()), "pixel_sha256": pixels}
@@ -128,9 +128,10 @@ def _redraw(library: Library, report: PictureReport, conditions: Conditions) -> 
 
 
 def redraw_value(library: Library, job: dict[str, Any] | None, make_plan: Callable[[], Planned]) -> dict[str, Any]:
-    """How to draw an image again: a job with its plan, or the error that stands against it.
+    """Describe how to draw an image again, as a job with its plan or as the error that prevents it.
 
-    Without a `job`, the one that draws the plan's recipe. `request`: what Draw can change, None if nothing.
+    `job` None: the job that draws the plan's recipe. `request`: the fields that the page's form can change; None if
+    there are none.
     """
     try:
         planned = make_plan()
@@ -174,7 +175,7 @@ async def compare(request: Request) -> Response:
 
 
 async def difference(request: Request) -> Response:
-    """An image of where two images differ: black where they are equal, and the largest difference is white."""
+    """Return an image of the differences between two images: black where equal, white at the largest difference."""
     numbers = [number_of(request, name, 0, 10**9) for name in ("a", "b")]
 
     def draw(library: Library) -> bytes:

@@ -47,7 +47,7 @@ async def plan(request: Request) -> Response:
             raise
         return JSONResponse(
             {"error": {**error_value(error), "facts": {}}}
-        )  # the client plans while the user types, so incomplete input is normal
+        )  # return the error as a value: a client plans while its user types, so incomplete input is normal
 
 
 def _planned(library: Library, body: dict[str, Any], root: Path, device: str | None) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _options(library: Library, job: ServerJob) -> DownloadOptions:
 
 
 class _Listener:
-    """Turns events of a download, which come from several threads, into progress reports, a few per second."""
+    """Turns the events of a download, which come from several threads, into a few progress reports per second."""
 
     def __init__(self, jobs: JobQueue, job: ServerJob) -> None:
         self._jobs, self._job = jobs, job

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """How a job reports.
+    """The functions through which a job reports.
 
     `started`: called with the number of images and steps; it raises KeyboardInterrupt if the job was cancelled.
-    `on_event`: takes the events of the work that the job's result needs.
+    `on_event`: receives the events of the work that the job's result needs.
     """
 
     started: Callable[[int, int], None]

@@ -1,4 +1,4 @@
-"""The server's side of the engine's process: it starts it, gives it jobs, and starts it again after a crash."""
+"""The server's side of the engine's process: starts the process, gives it jobs, and restarts it after a crash."""
 
 import contextlib
 import multiprocessing
@@ -43,7 +43,7 @@ class EngineLink:
 
     @property
     def current(self) -> ServerJob | None:
-        """The job that is rendering."""
+        """The job that the engine is rendering; None if it renders none."""
         return self._current
 
     def watch_for(self, seconds: float) -> None:
@@ -101,7 +101,10 @@ class EngineLink:
                 process.join()
 
     def _ensure(self) -> Any:
-        """Start the process unless it runs, and wait until it is ready. Raises: EOFError, OSError: it has ended."""
+        """Start the process unless it runs, and wait until it is ready.
+
+        Raises: EOFError, OSError: the process has ended.
+        """
         with self._start_lock:
             return self._started()
 

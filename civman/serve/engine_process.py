@@ -32,7 +32,7 @@ PREVIEW_SECONDS = 0.2
 
 def run_engine(pipe: Connection, library: str, budget_bytes: int, run_command: RunCommand) -> None:
     """Run jobs from `pipe` until it is closed. The whole of the engine's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the server's terminal: the server ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore Ctrl-C in the server's terminal: the server ends this process
     os.environ["CIVMAN_LIBRARY"] = library
     from civman.diffusion.environment import choose_device  # torch
     from civman.rendering.warm_engines import WARM, WarmEngines
@@ -100,7 +100,8 @@ class _EngineProcess:
         """Report an event of the current render, and stop it if it was cancelled."""
         if isinstance(event, Step):
             if self._last is not None and (event.first, event.stage, event.step) <= self._last[:3]:
-                self._done += self._last[3]  # the job's next plan has begun
+                # the event belongs to the job's next plan: add the images of the finished one
+                self._done += self._last[3]
             self._last = event.first, event.stage, event.step, event.count
             value = {
                 "step": event.step, "steps": event.steps, "first": self._done + event.first,
@@ -129,7 +130,7 @@ class _EngineProcess:
         return run_job(kind, self._library, payload, self._started)
 
     def _started(self, images: int, steps: int) -> None:
-        """Report how much the current job has to do. Raises: KeyboardInterrupt: it was cancelled."""
+        """Report how much work the current job has. Raises: KeyboardInterrupt: the job was cancelled."""
         self._images, self._done, self._last = images, 0, None
         self._send(("plan", self._current, {"count": images, "steps": steps}))
         if self._current in self._cancelled:
@@ -140,7 +141,7 @@ class _EngineProcess:
             command, *rest = payload["argv"]
             code = self._run_command([command, "--here", *rest])
         if self._current in self._cancelled and code != ExitCode.INTERRUPTED:
-            self._cancelled.discard(self._current)  # it was over before it noticed
+            self._cancelled.discard(self._current)  # the job ended before it noticed that it was cancelled
         return {"exit_code": int(code)}
 
     @contextmanager

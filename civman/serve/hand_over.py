@@ -13,7 +13,7 @@ from typing import Any
 from civman.serve.server_file import ServerFile, read_server_file
 
 _PASSED = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM", "COLORTERM", "TERM_PROGRAM", "KITTY_WINDOW_ID")
-"""Variables that decide how output looks; civman's own settings are passed, too."""
+"""Environment variables that decide how output looks. They are passed to the server, as are civman's own settings."""
 
 
 def passed_environment() -> dict[str, str]:
@@ -74,7 +74,7 @@ def hand_over(library: Path, argv: Sequence[str]) -> int | None:
     try:
         answer = request(server, "POST", "/api/v1/commands", body, timeout=None)
     except (OSError, http.client.HTTPException):
-        return None  # its file was left behind
+        return None  # no server runs: its file was left behind
     if answer.status != 200:
         return None
     return _follow(server, answer)
@@ -89,7 +89,8 @@ def _follow(server: ServerFile, answer: http.client.HTTPResponse) -> int:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 request(server, "DELETE", f"/api/v1/jobs/{number}").close()
 
-    before = signal.signal(signal.SIGINT, cancel)  # an exception here would leave half a line unread
+    # install a handler instead of raising: an exception here would leave half a line unread
+    before = signal.signal(signal.SIGINT, cancel)
     streams = {"stdout": sys.stdout, "stderr": sys.stderr}
     try:
         while line := answer.readline():

@@ -45,7 +45,7 @@ class JobJournal:
             raise store_error(error, self._path) from error
         for number, line in enumerate(
             lines[:-1], 1
-        ):  # the last line has no end if the server was killed while writing it
+        ):  # the last line is incomplete if the server was killed while writing it
             try:
                 value = json.loads(line)
                 if value.get("version", _VERSION) != _VERSION:
@@ -126,7 +126,7 @@ def _job_of(value: dict[str, Any]) -> ServerJob:
 
 
 def _left(job: ServerJob) -> ServerJob:
-    """The job as it is once its server is gone: queued again, or over."""
+    """Return the state of a job after its server has ended: queued again, or finished."""
     if job.is_over:
         return job
     was_running = job.state is JobState.RUNNING
@@ -134,7 +134,7 @@ def _left(job: ServerJob) -> ServerJob:
     if job.is_cancelling:
         job.state = JobState.CANCELLED
     elif job.lasts and (not was_running or job.kind is JobKind.DOWNLOAD):
-        # a download continues where it stopped
+        # queue it again: a download continues where it stopped
         job.state, job.started_at, job.ended_at, job.progress = JobState.QUEUED, None, None, {}
     else:
         job.state = JobState.FAILED

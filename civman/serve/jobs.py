@@ -91,11 +91,11 @@ class ServerJob:
 
 
 OnJob = Callable[[str, ServerJob], None]
-"""Called with what happened ("job", "step", "preview", "written") and the job, from any thread."""
+"""A function that is called from any thread with what happened ("job", "step", "preview", "written") and the job."""
 
 
 class Journal(Protocol):
-    """Where the jobs are kept; see `job_journal.JobJournal`."""
+    """A place where the jobs are stored; see `job_journal.JobJournal`."""
 
     def load(self) -> list[ServerJob]:
         """Read the jobs that the last server left."""
@@ -237,7 +237,7 @@ class JobQueue:
         with self._changed:
             job = self._jobs.get(number)
             if job is None:
-                raise NotFound(f"there is no job {number}", hint="`civman jobs` lists them")
+                raise NotFound(f"there is no job {number}", hint="`civman jobs` lists all jobs")
             if job.state is not JobState.QUEUED:
                 raise UsageError(f"job {number} is {job.state}, so it has no place in the queue")
             line = self._waiting[job.kind in ENGINE_KINDS][job.client]
@@ -263,18 +263,18 @@ class JobQueue:
             return list(self._jobs.values())
 
     def write(self, job: ServerJob, stream: str, text: str) -> None:
-        """Add to what a command has written."""
+        """Add a piece to the output of a command."""
         if len(job.written) < _MOST_LINES:
             job.written.append((stream, text))
         self.tell("written", job)
 
     def wait(self, job: ServerJob, timeout: float | None = None) -> bool:
-        """Wait until a job is over. Returns whether it is."""
+        """Wait until a job has ended. Returns whether it has."""
         with self._changed:
             return self._changed.wait_for(lambda: job.is_over or self._is_closed, timeout)
 
     def close(self) -> None:
-        """Wake everybody who waits; nothing is taken any more."""
+        """Wake all waiting threads; no more jobs are handed out."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

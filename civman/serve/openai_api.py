@@ -21,7 +21,7 @@ from civman.serve.sdapi_state import checkpoint_in_force, checkpoints, chosen
 from civman.serve.serving import json_body, serving
 
 _FOREIGN = ("", "dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "default")
-"""Model names that clients send when nobody chose one: the default checkpoint is used."""
+"""Model names that clients send by default; they mean the library's default checkpoint."""
 _OWN = ("negative_prompt", "steps", "sampler", "schedule", "guidance_scale", "seed", "clip_skip", "loras")
 """Fields of civman's own render requests that a client may add."""
 
@@ -109,7 +109,7 @@ def _size(text: Any) -> dict[str, int]:
 
 
 def _checkpoint(library: Library, model: str, options: dict[str, Any]) -> str:
-    """The checkpoint that `model` means: a title or file name, or any ref that civman knows. Raises: NotFound."""
+    """Find the checkpoint that `model` means: a title or file name, or any ref that civman knows. Raises: NotFound."""
     if model.lower() in _FOREIGN:
         return f"sha256:{checkpoint_in_force(library, options).blob.sha256}"
     try:
@@ -119,7 +119,7 @@ def _checkpoint(library: Library, model: str, options: dict[str, Any]) -> str:
 
 
 async def models(request: Request) -> Response:
-    """The stored checkpoints, in the form of OpenAI's API."""
+    """List the stored checkpoints, in the form of OpenAI's API."""
     found = await serving(request).library.run(checkpoints)
     return JSONResponse({"object": "list", "data": [
         {"id": asset.name, "object": "model", "created": int(asset.added_at.timestamp()), "owned_by": "civman"}

@@ -47,7 +47,7 @@ def page_answer(request: Request, name: str) -> Response:
 
 
 async def page_file(request: Request) -> Response:
-    """A file of the page."""
+    """Send a file of the page."""
     return page_answer(request, request.path_params["name"])
 
 

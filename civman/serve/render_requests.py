@@ -171,7 +171,7 @@ def _require_no_path_before_numbers(text: str) -> None:
     """Check that neither a text such as `REF:2` nor what precedes any of its colons is a path. Raises: Refused."""
     places = [place for place, sign in enumerate(text) if sign == ":"]
     for head in (text, *(text[:place] for place in places if place)):
-        with contextlib.suppress(InvalidRef):  # not a ref at all
+        with contextlib.suppress(InvalidRef):  # ignore text that is not a ref
             require_name(head)
 
 

@@ -75,7 +75,7 @@ def _bracketed(address: str) -> str:
 
 
 def hosts_of(host: str, port: int) -> frozenset[str]:
-    """The values of the Host header under which a server on this address is reached."""
+    """List the values of the Host header under which a server on this address is reached."""
     names = {"127.0.0.1", "localhost", "[::1]"} | ({f"[{host}]" if ":" in host else host.lower()} - {"0.0.0.0", "[::]"})  # noqa: S104
     return frozenset(f"{name}:{port}" for name in names)
 
@@ -88,7 +88,7 @@ class Guard:
         self._wrong: deque[float] = deque(maxlen=_MOST_GUESSES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or pass on one request."""
+        """Refuse a request, or pass it on to the application."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -134,7 +134,7 @@ class Guard:
                 return refused(413, "too-large", f"a body may have at most {MOST_BODY_BYTES} bytes")
             has_body = int(length) > 0 or "transfer-encoding" in headers
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-            # a page of another site can send a form, but not together with this header
+            # allowed: a page of another site can send a form, but not together with this header
             is_form = kind == "multipart/form-data" and scope["path"] in _FORM_PATHS and "authorization" in headers
             if has_body and kind not in _BODY_TYPES and not is_form:
                 return refused(415, "content-type", "send the body as application/json")
@@ -178,7 +178,7 @@ def _token(scope: Scope, headers: Headers, *, bearer_only: bool) -> str | None:
 
 
 def refused(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer that refuses a request, in a form that every kind of client finds its message in."""
+    """Build a response that refuses a request, with the message where every kind of client looks for it."""
     body = {"code": code, "message": message, "detail": message, "error": {"message": message, "code": code}}
     return JSONResponse(body, status, headers=headers)
 
@@ -192,7 +192,7 @@ def _preflight() -> Response:
 
 
 class BodyTooLarge(Exception):
-    """A body without a declared length turned out to be too large."""
+    """The body of a request without a declared length is too large."""
 
 
 def _bounded(receive: Receive) -> Receive:

@@ -62,7 +62,7 @@ async def _by_model(
         path = upload_of(text, root)
         with Image.open(path) as image:
             scale, size = _wanted(body, image.size)
-        # A1111 rounds to multiples of 8, and crops only on request
+        # round as A1111 does: to multiples of 8, and crop only on request
         payload = {"files": [str(path)], "upscaler": upscaler, "scale": scale, "size": size, "multiple": 8}
         job = parts.jobs.submit(JobKind.UPSCALE, client_of(request), f"upscale with {upscaler}", payload)
         done = await finished(request, job)
@@ -71,7 +71,10 @@ async def _by_model(
 
 
 def _wanted(body: dict[str, Any], size: tuple[int, int]) -> tuple[float | None, str | None]:
-    """The factor or the size, "WxH", to which an image of `size` is enlarged; the size crops it. Raises: UsageError."""
+    """Return the factor or the size ("WxH") to which an image of `size` is enlarged; a size crops the image.
+
+    Raises: UsageError.
+    """
     if number(body.get("resize_mode"), "resize_mode", 0, whole=True) != 1:
         return number(body.get("upscaling_resize"), "upscaling_resize", 2.0), None
     sides = [number(body.get(f"upscaling_resize_{side}"), f"upscaling_resize_{side}", 512, whole=True) for side in "wh"]

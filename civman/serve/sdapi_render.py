@@ -88,7 +88,7 @@ async def _render(request: Request, *, has_image: bool) -> Response:
 
 
 def _with_texts(library: Library, made: list[tuple[dict[str, Any], bytes]]) -> list[tuple[dict[str, Any], bytes, str]]:
-    """Add the parameters that each file carries."""
+    """Add the `parameters` text of each file to the response."""
     described = [library.pictures.describe(Path(each["path"])).carried.parameters or "" for each, _ in made]
     return [(each, data, text) for (each, data), text in zip(made, described, strict=True)]
 
@@ -124,7 +124,7 @@ def _stamp(at: datetime | None) -> str:
 
 
 async def progress(request: Request) -> Response:
-    """The progress of the current render; `job_count` is 0 if none is running."""
+    """Return the progress of the current render; `job_count` is 0 if none is running."""
     parts = serving(request)
     told, job = _progress(parts, parts.engine.current), parts.engine.current
     if not is_set(request, "skip_current_image"):

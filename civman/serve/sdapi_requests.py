@@ -16,7 +16,7 @@ _RESIZES = ("just resize", "crop and resize", "resize and fill", "just resize (l
 _CLIP_SKIP = "CLIP_stop_at_last_layers"
 _AUTOMATIC = ("", "automatic", "use same scheduler", "none")
 SECRETS = ("auth", "url", "username", "password")
-"""Fields that clients send along and that are answered to nobody."""
+"""Names of fields with secrets, which clients send along and which no response repeats."""
 
 
 def number(value: Any, name: str, default: float, *, whole: bool = False) -> Any:
@@ -140,7 +140,7 @@ def _inverted(text: str) -> str:
 
 
 def _require_possible(body: dict[str, Any]) -> None:
-    """Refuse by name what a request asks for and civman does not do. Raises: CannotRender."""
+    """Refuse a request that needs something that civman cannot do, and name it. Raises: CannotRender."""
     scripts = body.get("alwayson_scripts") or {}
     asked = [name for name in scripts if not _is_off(scripts[name])] if isinstance(scripts, dict) else ["?"]
     asked += [name for name in ("restore_faces", "tiling") if body.get(name)]
@@ -158,7 +158,7 @@ def _require_possible(body: dict[str, Any]) -> None:
     if asked:
         raise CannotRender(
             f"civman cannot do what the request asks for: {', '.join(map(str, asked))}",
-            hint="leave it out or set it to its default",
+            hint="leave these fields out, or set them to their defaults",
         )
 
 

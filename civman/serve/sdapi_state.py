@@ -66,7 +66,7 @@ def chosen(library: Library, named: str) -> Asset:
 
 
 def checkpoint_in_force(library: Library, settings: dict[str, Any]) -> Asset:
-    """The checkpoint that renders use: the one that was set, else the library's default, else the first.
+    """Return the checkpoint that renders use: the one that was set, else the library's default, else the first.
 
     Raises: NotFound: there is no checkpoint.
     """
@@ -87,7 +87,7 @@ def checkpoint_in_force(library: Library, settings: dict[str, Any]) -> Asset:
 
 
 async def get_options(request: Request) -> Response:
-    """The options in force."""
+    """Return the current options."""
     parts = serving(request)
 
     def find(library: Library) -> dict[str, Any]:
@@ -119,7 +119,7 @@ async def set_options(request: Request) -> Response:
 
 
 async def sd_models(request: Request) -> Response:
-    """The stored checkpoints."""
+    """List the stored checkpoints."""
     found = await serving(request).library.run(checkpoints)
     return JSONResponse([
         {"title": title(asset), "model_name": Path(asset.name).stem, "hash": asset.blob.sha256[:10],
@@ -129,7 +129,7 @@ async def sd_models(request: Request) -> Response:
 
 
 async def loras(request: Request) -> Response:
-    """The stored LoRAs and other adapters."""
+    """List the stored LoRAs and other adapters."""
     kinds = (ModelType.LORA, ModelType.LOCON, ModelType.DORA)
     found = await serving(request).library.run(lambda library: library.list(AssetFilter(types=kinds)))
     return JSONResponse([
@@ -140,7 +140,7 @@ async def loras(request: Request) -> Response:
 
 
 async def embeddings(request: Request) -> Response:
-    """The stored embeddings."""
+    """List the stored embeddings."""
     wanted = AssetFilter(types=(ModelType.EMBEDDING,))
     found = await serving(request).library.run(lambda library: library.list(wanted))
     value = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 0, "vectors": 0}
@@ -148,19 +148,19 @@ async def embeddings(request: Request) -> Response:
 
 
 async def sd_vae(request: Request) -> Response:
-    """The stored VAEs."""
+    """List the stored VAEs."""
     wanted = AssetFilter(types=(ModelType.VAE,))
     found = await serving(request).library.run(lambda library: library.list(wanted))
     return JSONResponse([{"model_name": asset.name, "filename": asset.path} for asset in found])
 
 
 async def samplers(_: Request) -> Response:
-    """The samplers."""
+    """List the samplers."""
     return JSONResponse([{"name": each.name, "aliases": [], "options": {}} for each in SAMPLERS])
 
 
 async def schedulers(_: Request) -> Response:
-    """The noise schedules."""
+    """List the noise schedules."""
     automatic = {"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1.0,
                  "need_inner_model": False}  # fmt: skip
     return JSONResponse([
@@ -170,7 +170,7 @@ async def schedulers(_: Request) -> Response:
 
 
 async def upscalers(request: Request) -> Response:
-    """The upscalers: two of civman's own, and the stored models."""
+    """List the upscalers: two built-in ones, and the stored models."""
     wanted = AssetFilter(types=(ModelType.UPSCALER,))
     found = await serving(request).library.run(lambda library: library.list(wanted))
     own = [
@@ -185,12 +185,12 @@ async def upscalers(request: Request) -> Response:
 
 
 async def latent_upscale_modes(_: Request) -> Response:
-    """The ways to enlarge latents."""
+    """List the methods for upscaling latents."""
     return JSONResponse([{"name": name} for name in _LATENT])
 
 
 async def png_info(request: Request) -> Response:
-    """The settings that an image carries."""
+    """Read the settings in an image."""
     import tempfile
 
     data = image_bytes(str((await json_body(request)).get("image") or ""))
@@ -207,18 +207,18 @@ async def png_info(request: Request) -> Response:
 
 
 async def memory(request: Request) -> Response:
-    """The memory that loaded models need."""
+    """Return the memory that the loaded models need."""
     kept = serving(request).engine.kept
     return JSONResponse({"ram": {"used": kept[1]}, "cuda": {"error": "not measured"}})
 
 
 async def empty_list(_: Request) -> Response:
-    """Nothing: civman has none of these."""
+    """Return an empty list, for kinds of models and extensions that civman does not have."""
     return JSONResponse([])
 
 
 async def nothing(_: Request) -> Response:
-    """Nothing to do: the library is always read anew."""
+    """Do nothing: civman reads the library anew for every request."""
     return JSONResponse(None)
 
 
@@ -228,7 +228,7 @@ async def scripts(_: Request) -> Response:
 
 
 async def cmd_flags(_: Request) -> Response:
-    """The flags that clients look at."""
+    """Return the command-line flags of A1111 that clients look at."""
     return JSONResponse({"api": True, "api_auth": None, "nowebui": True, "civman": __version__})
 
 
@@ -239,13 +239,13 @@ async def unload(request: Request) -> Response:
 
 
 async def not_offered(_: Request) -> Response:
-    """Something that civman does not do."""
+    """Refuse a route of A1111 for something that civman does not do."""
     detail = "civman does not describe images"
     return JSONResponse({"error": "NotImplemented", "detail": detail, "body": "", "errors": detail}, 501)
 
 
 async def config(_: Request) -> Response:
-    """What Gradio's clients ask at their start."""
+    """Return what Gradio's clients ask for when they start."""
     return JSONResponse({"version": __version__, "mode": "blocks", "components": [], "dependencies": []})
 
 

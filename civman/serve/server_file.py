@@ -13,7 +13,9 @@ from pathlib import Path
 from civman.system.move_files import remove_file
 
 PROTOCOL = 1
-"""Changes when a server and a command of different versions would misunderstand each other."""
+"""The version of the protocol between server and commands. Increase it whenever different versions would misunderstand
+each other.
+"""
 NAME = "serve.json"
 
 

@@ -1,4 +1,4 @@
-"""What all routes share: the queue, the engine, and threads in which a library may be used."""
+"""What all routes share: the queue, the engine, and the threads in which the library is used."""
 
 import asyncio
 import base64
@@ -27,7 +27,7 @@ Change = tuple[str, dict[str, Any]]
 
 
 class LibraryThread:
-    """A thread with a library of its own, since a library is used from one thread."""
+    """A thread with a `Library` of its own, since a library may be used from one thread only."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
@@ -44,7 +44,7 @@ class LibraryThread:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._call, function)
 
     def close(self) -> None:
-        """Close the library and end the thread."""
+        """Close the library of this thread, and end the thread."""
         if self._library is not None:
             self._pool.submit(self._library.close).result()
         self._pool.shutdown()
@@ -64,10 +64,10 @@ class Serving:
         self.images = ThreadPoolExecutor(4, thread_name_prefix="images")
         self._starting = ThreadPoolExecutor(
             1, thread_name_prefix="starting"
-        )  # this thread waits for the engine to load torch
+        )  # a thread that waits until the engine has loaded torch
         self.library = LibraryThread(settings, "library")
         self.site = LibraryThread(settings, "civitai")
-        """For what may wait for CivitAI, so that listing does not wait as well."""
+        """The library's thread for requests that may have to wait for CivitAI, so that lists need not wait too."""
         self._downloads = [
             threading.Thread(target=self._download_all, name=f"downloads {number}", daemon=True)
             for number in range(_DOWNLOADS_AT_ONCE)
@@ -81,7 +81,7 @@ class Serving:
             thread.start()
 
     def close(self) -> None:
-        """End everything."""
+        """End the queue, the engine, the downloads and the threads."""
         self.jobs.close()
         self.engine.close()
         self.library.close()
@@ -119,7 +119,7 @@ class Serving:
         self._streams.add(queue)
         self.engine.watchers += previews
         try:
-            yield None  # from here on nothing is missed
+            yield None  # tell the reader that no change is missed from here on
             while True:
                 try:
                     change = await asyncio.wait_for(queue.get(), 10)
@@ -173,7 +173,7 @@ def serving(request: Request) -> Serving:
 
 
 def client_of(request: Request) -> str:
-    """Who sent a request, for the queue: the name that it gives itself, else its program and address."""
+    """Identify the sender of a request for the queue: the client's own name, else its program and address."""
     name = request.headers.get("x-civman-client") or request.headers.get("user-agent", "").partition("/")[0]
     address = request.client.host if request.client else ""
     return f"{name[:60] or 'unknown'} at {address}"
@@ -192,9 +192,9 @@ async def json_body(request: Request) -> dict[str, Any]:
 
 
 def job_of(request: Request) -> ServerJob:
-    """The job that the address names. Raises: NotFound."""
+    """Find the job whose number is in the request's path. Raises: NotFound."""
     number = int(request.path_params["number"])
     job = serving(request).jobs.get(number)
     if job is None:
-        raise NotFound(f"there is no job {number}", hint="`civman jobs` lists them")
+        raise NotFound(f"there is no job {number}", hint="`civman jobs` lists all jobs")
     return job

@@ -22,7 +22,7 @@ def folder_of(library: Path) -> Path:
 
 
 def kept_thumbnail(library: Path, key: str, size: int = SIZE) -> bytes | None:
-    """The thumbnail that is kept under a key; None if none is."""
+    """Find the thumbnail that is stored under a key; None if there is none."""
     try:
         return _path(library, key, size).read_bytes()
     except OSError:
@@ -37,7 +37,8 @@ def thumbnail(library: Path, source: Path | BytesIO, key: str, size: int = SIZE)
     found = kept_thumbnail(library, key, size) or _made(source, size)
     path = _path(library, key, size)
     if found is not None and not path.exists():
-        with contextlib.suppress(OSError):  # a read-only library still shows them
+        # ignore the error: a read-only library can show thumbnails without keeping them
+        with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{secrets.token_hex(6)}")
             partial.write_bytes(found)
@@ -51,7 +52,7 @@ def _path(library: Path, key: str, size: int) -> Path:
 
 
 def key_of(path: Path) -> str:
-    """What identifies the contents of a file without reading it."""
+    """Build a key that identifies the contents of a file without reading it."""
     seen = os.stat(path)  # noqa: PTH116  # one call for all four numbers
     return f"{seen.st_dev}:{seen.st_ino}:{seen.st_size}:{seen.st_mtime_ns}"
 

@@ -71,7 +71,7 @@ class ServeOptions:
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    """Answer an error in the form of the API that was asked."""
+    """Send an error in the form of the API that the client uses."""
     assert isinstance(error, CivmanError)
     value, status = error_value(error), STATUS.get(error.exit_code, 500)
     message = f"{error.message}; {error.hint}" if error.hint else error.message
@@ -81,7 +81,7 @@ def _failed(request: Request, error: Exception) -> Response:
     if request.url.path.startswith("/v1/"):
         told = {"message": message, "type": "invalid_request_error", "code": value["code"], "param": None}
         return JSONResponse({"error": told}, status)
-    value["facts"] = {}  # they may contain paths of this computer
+    value["facts"] = {}  # the facts may contain paths of this computer
     return JSONResponse(value, status)
 
 
@@ -102,7 +102,7 @@ async def _front(request: Request) -> Response:
     """The page for a browser, a short description for a program; sets the token's cookie for other computers."""
     token = request.query_params.get("token")
     if token and request.app.state.access.needs_token:
-        entered = RedirectResponse("/", 303)  # so that the token does not stay in the URL
+        entered = RedirectResponse("/", 303)  # redirect, so that the token does not stay in the URL
         entered.set_cookie(COOKIE, token, httponly=True, samesite="strict")
         return entered
     if wants_page(request):
@@ -221,7 +221,7 @@ def _quiet_signals() -> Iterator[None]:
 
 @contextmanager
 def _alone(library: Path) -> Iterator[None]:
-    """Hold the lock that only one server of a library can have. Raises: Refused: another one has it."""
+    """Hold the lock that only one server of a library can have. Raises: Refused: another server has it."""
     lock = FileLock(library / "serve.lock")
     if not lock.acquire():
         there = read_server_file(library)
@@ -246,6 +246,6 @@ def _bound(options: ServeOptions) -> socket.socket:
     except (OSError, OverflowError) as error:
         made.close()
         raise UsageError(
-            f"cannot listen on {options.host}, port {options.port}: {error}", hint="choose another one with --port"
+            f"cannot listen on {options.host}, port {options.port}: {error}", hint="choose another port with --port"
         ) from error
     return made
