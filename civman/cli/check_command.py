@@ -57,11 +57,20 @@ def check(
             "--vae", metavar="REF", autocompletion=completion.refs, help="A VAE to use instead of the checkpoint's own."
         ),
     ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            metavar="REF",
+            autocompletion=completion.refs,
+            help="A ControlNet or T2I-Adapter (repeatable).",
+        ),
+    ] = None,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Accept adapters that only partly fit the model.")
     ] = False,
 ) -> Result:
-    """Check whether LoRAs, embeddings and a VAE fit a checkpoint, module by module, from the file headers.
+    """Check whether LoRAs, embeddings, control models and a VAE fit a checkpoint, from the file headers.
 
     Exit code 7: something cannot work or applies only partly. Exit code 11: it is unknown whether it works.
     """
@@ -71,6 +80,7 @@ def check(
 
     asked = [("lora", parse_scaled(text).ref) for text in lora or []]
     asked += [("embedding", ref) for ref in embedding or []] + ([("vae", vae)] if vae else [])
+    asked += [("control", ref) for ref in control or []]
     base = session.library.inspect(checkpoint, file=file)
     parts = [(role, session.library.inspect(ref)) for role, ref in asked]
     models = [base, *(model for _, model in parts)]

@@ -1,4 +1,4 @@
-"""The options of `civman render` for ControlNets."""
+"""The options of `civman render` for ControlNets and T2I-Adapters."""
 
 import re
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,7 @@ ControlOpt = Annotated[
     typer.Option(
         "--control",
         metavar="FILE:REF[:WEIGHT][:START-END]",
-        help="A ControlNet and the picture that guides it, with its weight and the share of steps (repeatable).",
+        help="A ControlNet or T2I-Adapter and its picture, with its weight and the share of steps (repeatable).",
     ),
 ]
 ControlMapOpt = Annotated[

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from civman.diffusion.checkpoint_names import Config
 from civman.diffusion.component_layouts import Source, unet_modules
+from civman.diffusion.control_additions import Additions, control_tensor, marked
 from civman.diffusion.control_shapes import control_config, original_name, original_names
 from civman.diffusion.loader import build_empty
 from civman.diffusion.mapped_weights import Weights
 from civman.diffusion.pixels import Pixels
-from civman.diffusion.uploads import sent
 from civman.domain.recipes.control import ControlUse
 from civman.errors import CannotRender, Cause
 
@@ -38,6 +37,12 @@ class ControlNet:
         """The dtype in which it computes."""
         found: torch.dtype = next(self.module.parameters()).dtype
         return found
+
+    def active(
+        self, use: ControlUse, pixels: Pixels, size: tuple[int, int], device: torch.device
+    ) -> "ActiveControlNet":
+        """Prepare a control image (H, W, 3) uint8 for a pass of this size in pixels."""
+        return ActiveControlNet(self, use, control_tensor(pixels, size, use.resize_mode, device))
 
 
 def load_controlnet(path: Path, unet: Config, *, device: torch.device, dtype: torch.dtype | None) -> ControlNet:
@@ -70,21 +75,21 @@ def load_controlnet(path: Path, unet: Config, *, device: torch.device, dtype: to
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ActiveControl:
+class ActiveControlNet:
     """A ControlNet during one pass: its use in the recipe, and the control image (1, 3, H, W) in 0 … 1."""
 
     net: ControlNet
     use: ControlUse
     image: Tensor
 
-    def outputs(
-        self, latents: Tensor, time: Tensor, contexts: Tensor, added: Mapping[str, Any], positive: Sequence[bool]
-    ) -> list[Tensor]:
-        """Compute what the ControlNet adds to the UNet's skip connections, and last to its middle block.
+    def at(self, step: int, steps: int) -> "ActiveControlNet | None":
+        """See `control_additions.ActiveControl`."""
+        return self if self.use.acts_at(step, steps) else None
 
-        `latents` (B, 4, h, w) and `contexts` (B, tokens, width) are the UNet's inputs; they consist of one batch of
-        equal size for each entry of `positive`, which says whether it is for a positive prompt.
-        """
+    def additions(
+        self, latents: Tensor, time: Tensor, contexts: Tensor, added: Mapping[str, Any], positive: Sequence[bool]
+    ) -> Additions:
+        """See `control_additions.ActiveControl`."""
         dtype = self.net.dtype
         more = {"added_cond_kwargs": {key: value.to(dtype) for key, value in added.items()}} if added else {}
         skips, middle = self.net.module(
@@ -94,25 +99,4 @@ class ActiveControl:
         )  # fmt: skip
         found = [*skips, middle]
         scaled = [output * weight for output, weight in zip(found, self.use.weights(len(found)), strict=True)]
-        if self.use.mode == "control":  # only the positive prompts are controlled
-            each = len(latents) // len(positive)
-            marks = sent(torch.tensor([float(one) for one in positive for _ in range(each)]), latents.device)
-            scaled = [output * marks.to(output.dtype).reshape(-1, 1, 1, 1) for output in scaled]
-        return scaled
-
-
-def control_tensor(pixels: Pixels, size: tuple[int, int], mode: str, device: torch.device) -> Tensor:
-    """Resize a control image (H, W, 3) uint8 to `size` (width, height), and convert it to (1, 3, H, W) in 0 … 1."""
-    from PIL import Image
-
-    from civman.diffusion.start_picture import fitted
-
-    image = Image.fromarray(pixels)
-    image = image if image.size == size else fitted(image, size, mode)
-    values = torch.from_numpy(np.array(image)).to(torch.float32) / 255
-    return sent(values.permute(2, 0, 1)[None], device)
-
-
-def control_sum(outputs: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Sum the outputs of several ControlNets; empty if there are none."""
-    return tuple(sum(same[1:], start=same[0]).to(dtype) for same in zip(*outputs, strict=True))
+        return Additions(residuals=marked(scaled, self.use, positive))

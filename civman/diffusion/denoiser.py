@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from civman.diffusion import threshold_guidance, unet_calls
-from civman.diffusion.controlnet import ActiveControl, control_sum
+from civman.diffusion.control_additions import ActiveControl, total
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise_levels import NoiseLevels
 from civman.diffusion.unet_calls import Calls, UnetCall
@@ -157,7 +157,7 @@ class Denoiser:
     `extra` holds the additional input channels of inpainting checkpoints: (1 or B, 5, h, w). `called_at`: the noise
     levels of all evaluations, as far as they are known; what the UNet needs for them is sent to the device once.
     `on_call` is called after each evaluation with the noise level and the prediction (B, 4, h, w). `controls` returns
-    the ControlNets that act in the evaluation with this number.
+    the control models that act in the evaluation with this number.
     """
 
     def __init__(
@@ -242,12 +242,13 @@ class Denoiser:
         acting = self._controls(self._calls - 1)
         for group in plan.groups:
             latents = scaled.to(self._dtype).repeat(group.prompts, 1, 1, 1) if acting else scaled
-            outputs = [
-                each.outputs(latents, self._time(sigma), group.contexts, group.added, group.positive) for each in acting
+            controlled = [
+                each.additions(latents, self._time(sigma), group.contexts, group.added, group.positive)
+                for each in acting
             ]
             answer = yield UnetCall(
                 inputs.to(self._dtype), self._time(sigma), group.contexts, group.added, group.prompts,
-                self._token_merging, control_sum(outputs, self._dtype),
+                self._token_merging, total(controlled, self._dtype),
             )  # fmt: skip
             answers += answer.chunk(group.prompts)
         return answers

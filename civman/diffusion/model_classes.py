@@ -44,9 +44,12 @@ _LOCK = threading.Lock()
 
 
 def construct(component: str, config: dict[str, Any]) -> nn.Module:
-    """Build a component ("unet", "vae", "text_encoder", "text_encoder_2", "controlnet") on torch's default device."""
-    if component == "controlnet":
-        made_control: nn.Module = _import(_control)(**config)
+    """Build a component on torch's default device.
+
+    It is "unet", "vae", "text_encoder", "text_encoder_2", or one of the control models in `_CONTROLS`.
+    """
+    if component in _CONTROLS:
+        made_control: nn.Module = _import(lambda: _control(component))(**config)
         return made_control
     if component in ("unet", "vae"):
         has_encoder = not config.get("decoder_only")
@@ -104,10 +107,16 @@ def _diffusion() -> Any:
     return {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 
 
-def _control() -> Any:
-    from diffusers.models.controlnets.controlnet import ControlNetModel
+_CONTROLS = {
+    "controlnet": ("diffusers.models.controlnets.controlnet", "ControlNetModel"),
+    "t2i-adapter": ("diffusers.models.adapter", "T2IAdapter"),
+}
+"""Kinds of control models, and the modules and names of their classes."""
 
-    return ControlNetModel
+
+def _control(component: str) -> Any:
+    module, name = _CONTROLS[component]
+    return getattr(importlib.import_module(module), name)
 
 
 def _text() -> Any:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from civman.diffusion import sampler_names, samplers, sampling_plan, second_pass, solvers, start_picture, vae_codec
-from civman.diffusion.controlnet import ActiveControl, ControlNet, control_tensor
+from civman.diffusion.control_additions import ActiveControl
+from civman.diffusion.control_models import ControlModel
 from civman.diffusion.denoiser import Denoiser, Guidance, Known, Prompts, Skips
 from civman.diffusion.flow_denoiser import FlowDenoiser
 from civman.diffusion.flow_levels import FlowLevels
@@ -95,7 +96,7 @@ class RecipeJob:
         self._sampler = self._method.sampler
         self.upscale: second_pass.Upscale | None = None
         self.restore: Restore | None = None
-        self.controls: Sequence[tuple[ControlNet, ControlUse, Pixels]] = ()
+        self.controls: Sequence[tuple[ControlModel, ControlUse, Pixels]] = ()
         self._start: start_picture.StartPicture | None = None
         if recipe.start is not None and inputs.image is not None:
             prepare = start_picture.prepare if recipe.rules > 1 else start_picture.prepare_1
@@ -233,18 +234,19 @@ class RecipeJob:
     def _acting(
         self, plan: samplers.Plan, wanted: solvers.Requests | None, x: Tensor
     ) -> Callable[[int], Sequence[ActiveControl]]:
-        """Return a function from the number of an evaluation to the ControlNets that act in it."""
+        """Return a function from the number of an evaluation to the control models that act in it."""
         if not self.controls:
             return lambda _: ()
         size = (8 * x.shape[-1], 8 * x.shape[-2])
-        active = [
-            ActiveControl(net, use, control_tensor(pixels, size, use.resize_mode, x.device))
-            for net, use, pixels in self.controls
+        active: list[ActiveControl] = [
+            model.active(use, pixels, size, x.device) for model, use, pixels in self.controls
         ]
         if wanted is None:
             return lambda _: active
         calls = len(wanted.evaluations)
-        return lambda call: [each for each in active if each.use.acts_at(call * plan.steps // calls, plan.steps)]
+        return lambda call: [
+            acting for each in active if (acting := each.at(call * plan.steps // calls, plan.steps)) is not None
+        ]
 
     @staticmethod
     def _counter(

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from civman.diffusion import second_pass, unet_calls
-from civman.diffusion.controlnet import ControlNet
+from civman.diffusion.control_models import ControlModel
 from civman.diffusion.denoiser import Prompts
 from civman.diffusion.environment import deterministic
 from civman.diffusion.freed_unet import freed
@@ -65,7 +65,7 @@ def iterate(
     keeps_noise: bool = False,
     upscale: second_pass.Upscale | None = None,
     hypernetworks: Sequence[tuple[Hypernetwork, float]] = (),
-    controlnets: Sequence[ControlNet] = (),
+    controlnets: Sequence[ControlModel] = (),
     restore: Restore | None = None,
 ) -> Iterator[list[Picture]]:
     """Render like `render`, but yield each batch as soon as it is finished, so that its images can be saved.

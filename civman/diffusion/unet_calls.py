@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from civman.diffusion.control_additions import NOTHING_ADDED, Additions
 from civman.diffusion.token_merging import merging
 
 T = TypeVar("T")
@@ -31,8 +32,8 @@ class UnetCall:
     prompts: int
     """k, the number of prompts."""
     token_merging: float = 0.0
-    residuals: tuple[Tensor, ...] = ()
-    """What ControlNets add to the UNet's skip connections and last to its middle block; empty without ControlNets."""
+    controlled: Additions = NOTHING_ADDED
+    """What control models add inside the UNet."""
 
 
 Calls = Generator[UnetCall, Tensor, T]
@@ -53,9 +54,11 @@ def run(calls: Calls[T], unet: Any) -> T:
 def answer(call: UnetCall, unet: Any) -> Tensor:
     """Call the UNet. Returns (k·B, 4, h, w) float32."""
     more: dict[str, Any] = {"added_cond_kwargs": dict(call.added)} if call.added else {}
-    if call.residuals:
-        *skips, middle = call.residuals
+    if call.controlled.residuals:
+        *skips, middle = call.controlled.residuals
         more |= {"down_block_additional_residuals": tuple(skips), "mid_block_additional_residual": middle}
+    if call.controlled.features:
+        more["down_intrablock_additional_residuals"] = list(call.controlled.features)
     with merging(unet, call.token_merging, (call.inputs.shape[-2], call.inputs.shape[-1])):
         made: Tensor = unet(
             call.inputs.repeat(call.prompts, 1, 1, 1), call.time, encoder_hidden_states=call.contexts,

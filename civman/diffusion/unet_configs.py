@@ -158,6 +158,11 @@ def encoder_layout(shapes: Shapes) -> Config:
     }
 
 
+def level_widths(shapes: Shapes) -> list[int]:
+    """Return the number of channels of each level of a UNet (original names with the UNet's prefix)."""
+    return [level[-1].channels for level in _levels(shapes, "input_blocks", start=1)]
+
+
 class _Layer:
     """One numbered block of the UNet: its channels and its number of transformer blocks (0: no attention)."""
 

@@ -8,19 +8,21 @@ from typing import Final
 from civman.diffusion.families.registry import flow_family_of
 from civman.diffusion.flow_parts import missing_parts, option_of
 from civman.domain.architecture import Architecture, Kind
-from civman.domain.compatibility import Compatibility, Part, Verdict, check, worst
+from civman.domain.compatibility import Compatibility, Depth, Part, Verdict, check, worst
 from civman.domain.digests import Sha256
-from civman.errors import CannotRender, InvalidModelFile
+from civman.errors import CannotRender, Incompatible, InvalidModelFile
 from civman.manage.inspection import Inspected
 from civman.planning.checkpoint_facts import read_checkpoint
+from civman.planning.find_controls import require_fit
 from civman.planning.find_files import Found, model_header
 
-ROLES: Final = {"lora": Kind.ADAPTER, "embedding": Kind.EMBEDDING, "vae": Kind.VAE}
+ROLES: Final = {"lora": Kind.ADAPTER, "embedding": Kind.EMBEDDING, "vae": Kind.VAE, "control": Kind.CONTROLNET}
+_FITS_UNET: Final = "its outputs and inputs have the sizes that the checkpoint's UNet has"
 _DRAWN = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER)
 
 
 def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspected]]) -> Compatibility:
-    """Check how parts fit a checkpoint. Each has a role: "lora", "embedding", "vae" or None (its own kind).
+    """Check how parts fit a checkpoint. Each has a role: one of `ROLES`, or None (its own kind).
 
     If civman renders this family, but not this checkpoint, the reason that a render would give is added: the
     files may still fit each other in other programs. A VAE that cannot take the place of the checkpoint's cannot work.
@@ -33,11 +35,34 @@ def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspect
         parted = [*found.parts]
         parted[number] = replace(parted[number], verdict=Verdict.CANNOT, reasons=(problem, *parted[number].reasons))
         return replace(found, parts=tuple(parted), verdict=worst((found.verdict, Verdict.CANNOT)))
+    found = _with_controls(found, checkpoint, [file for _, file in parts])
     found = replace(found, reasons=(*found.reasons, *_parts_needed(checkpoint, [file for _, file in parts])))
     if problem:
         reasons = (*found.reasons, f"civman cannot render with `{checkpoint.name}`: {problem}")
         return replace(found, reasons=reasons, verdict=worst((found.verdict, Verdict.CAUTION)))
     return found
+
+
+def _with_controls(found: Compatibility, checkpoint: Inspected, files: Sequence[Inspected]) -> Compatibility:
+    """Compare the dimensions of control models with the checkpoint's UNet, as a render does before loading them."""
+    identity = checkpoint.identity
+    if identity is None or identity.kind is not Kind.CHECKPOINT or identity.architecture not in _DRAWN:
+        return found
+    parts = [*found.parts]
+    for number, (part, file) in enumerate(zip(found.parts, files, strict=True)):
+        if file.part.kind is not Kind.CONTROLNET or file.header is None or part.verdict is Verdict.CANNOT:
+            continue
+        try:
+            require_fit(file.header, checkpoint.model_header() or file.header, file.name)
+            if part.verdict is Verdict.UNKNOWN:
+                parts[number] = replace(part, verdict=Verdict.FITS, depth=Depth.MODULES, reasons=(_FITS_UNET,))
+        except (CannotRender, Incompatible, InvalidModelFile) as error:
+            verdict = Verdict.CANNOT if isinstance(error, Incompatible) else Verdict.CAUTION
+            parts[number] = replace(
+                part, verdict=worst((part.verdict, verdict)), reasons=(error.message, *part.reasons)
+            )  # fmt: skip
+    about_checkpoint = check(checkpoint.part, ()).verdict
+    return replace(found, parts=tuple(parts), verdict=worst((about_checkpoint, *(part.verdict for part in parts))))
 
 
 def in_role(part: Part, role: str | None) -> Part:

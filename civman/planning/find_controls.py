@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from civman.diffusion.control_shapes import original_names, require_control_fits
+from civman.diffusion.t2i_shapes import is_adapter, require_adapter_fits
 from civman.domain.digests import Sha256
+from civman.domain.files.header import Header
 from civman.domain.recipes.control import CONTROL_MAPS, ControlRequest, ControlUse
 from civman.domain.recipes.recipe import Recipe, RenderRequest
 from civman.errors import Cause, UsageError
@@ -45,7 +47,7 @@ def _found(finder: Finder, asked: ControlRequest, checkpoint: Found) -> FoundCon
             hint=f"choose one of: {', '.join(CONTROL_MAPS)}", code=Cause.BAD_VALUE,
         )  # fmt: skip
     model = finder.find("controlnet", asked.ref)
-    require_fit(model, checkpoint)
+    require_fit(model.header, checkpoint.header, model.inspected.name)
     file = _control_image(read_picture(Path(asked.picture)), asked.control_map)
     use = ControlUse(
         model.sha256, file.sha256, float(asked.weight), float(asked.start), float(asked.end), asked.mode,
@@ -54,11 +56,16 @@ def _found(finder: Finder, asked: ControlRequest, checkpoint: Found) -> FoundCon
     return FoundControl(use, model, file)
 
 
-def require_fit(model: Found, checkpoint: Found) -> None:
-    """Check that a ControlNet fits the checkpoint. Raises: Incompatible, CannotRender: see `controls_for`."""
-    shapes = model.header.shapes
-    plain = {name: shapes[actual] for name, actual in original_names(shapes).items()}
-    require_control_fits(checkpoint.header.shapes, plain, model.inspected.name)
+def require_fit(control: Header, checkpoint: Header, name: str) -> None:
+    """Check that the control model called `name` fits the checkpoint.
+
+    Raises: Incompatible, CannotRender: see `controls_for`.
+    """
+    if is_adapter(control.shapes):
+        require_adapter_fits(checkpoint.shapes, control.shapes, name)
+        return
+    plain = {original: control.shapes[actual] for original, actual in original_names(control.shapes).items()}
+    require_control_fits(checkpoint.shapes, plain, name)
 
 
 def _control_image(picture: InputPicture, control_map: str) -> PlannedFile:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from civman.diffusion.controlnet import ControlNet, load_controlnet
+from civman.diffusion.control_models import ControlModel, load_control
 from civman.diffusion.environment import choose_dtype, environment, threads
 from civman.diffusion.hypernetworks import Hypernetwork, load_hypernetwork
 from civman.diffusion.plain_resizing import enlarged_in_tiles
@@ -54,7 +54,7 @@ class Job:
     upscaler: AnyUpscaler | None = field(default=None, repr=False)
     hypernetworks: tuple[tuple[Hypernetwork, float], ...] = field(default=(), repr=False)
     finisher: Finisher | None = field(default=None, repr=False)
-    controlnets: tuple[ControlNet, ...] = field(default=(), repr=False)
+    controlnets: tuple[ControlModel, ...] = field(default=(), repr=False)
 
     def batch(self, first: int, count: int) -> Recipe:
         """The recipe of one batch: it reproduces the `count` images from number `first` on, and no others."""
@@ -132,11 +132,11 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
         done += len(batch)
 
 
-def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlNet, ...]:
-    """Load the plan's ControlNets in the dtype that the UNet computes in; a file that is used twice is loaded once."""
+def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlModel, ...]:
+    """Load the plan's control models in the dtype of the UNet's computations; a file that is used twice, once."""
     recipe = planned.recipe
     loaded = {
-        digest: load_controlnet(
+        digest: load_control(
             planned.path(digest), engine.model.configs["unet"], device=engine.device,
             dtype=choose_dtype(engine.device, recipe.precision),
         )

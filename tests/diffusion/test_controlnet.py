@@ -90,8 +90,8 @@ def test_every_layout_loads_with_every_tensor(
     asked = torch.randn(1, 4, 8, 8), torch.tensor(7.0), torch.randn(1, 77, width), torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         ours, reference = found(*asked, return_dict=False, **more), theirs(*asked, return_dict=False, **more)
-    assert torch.equal(ours[1], reference[1])
-    assert all(torch.equal(one, other) for one, other in zip(ours[0], reference[0], strict=True))
+    for one, other in zip([*ours[0], ours[1]], [*reference[0], reference[1]], strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def recipe_with(*uses: ControlUse, **changes: Any) -> Recipe:
@@ -205,12 +205,13 @@ def test_in_control_mode_only_the_positive_prompt_is_controlled(tiny_files: dict
     own, pixels = loaded(net, "sd1", model, tmp_path / "n.safetensors"), picture()
     given, zeros = prompt(model), []
     x, time = torch.randn(2, 4, 8, 8), torch.tensor(5.0)
-    from civman.diffusion.controlnet import ActiveControl, control_tensor
+    from civman.diffusion.control_additions import control_tensor
+    from civman.diffusion.controlnet import ActiveControlNet
 
     image = control_tensor(pixels, (64, 64), "just resize", torch.device("cpu"))
-    active = ActiveControl(own, ControlUse(MODEL, PICTURE, 0.8, mode="control"), image)
+    active = ActiveControlNet(own, ControlUse(MODEL, PICTURE, 0.8, mode="control"), image)
     with torch.no_grad():
-        outputs = active.outputs(x, time, torch.cat([given.cond, given.uncond]), {}, [True, False])
+        outputs = active.additions(x, time, torch.cat([given.cond, given.uncond]), {}, [True, False]).residuals
         skips, middle = net(
             x, time, torch.cat([given.cond, given.uncond]), image.expand(2, -1, -1, -1), return_dict=False
         )

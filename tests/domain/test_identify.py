@@ -431,3 +431,13 @@ def test_a_loha_written_flat_does_not_pass_for_sd2():
     tensors = {f"{module}.hada_w{n}_{side}": (48, 4) if side == "a" else (4, 48) for n in (1, 2) for side in "ab"}
 
     assert identify(made(tensors)).architecture is Architecture.UNKNOWN
+
+
+def test_a_light_t2i_adapter_is_known_by_its_folded_input():
+    names = {"body.0.in_conv.weight": (320, 192, 1, 1), "body.0.body.0.block1.weight": (320, 320, 3, 3),
+             "body.0.out_conv.weight": (320, 320, 1, 1)}  # fmt: skip
+    diffusers = {f"adapter.{name.replace('.body.', '.resnets.')}": shape for name, shape in names.items()}
+
+    for tensors in (names, diffusers):
+        found = identify(made(tensors))
+        assert (found.kind, found.architecture, found.variant) == (Kind.CONTROLNET, Architecture.SD1, "t2i-adapter")

@@ -30,11 +30,24 @@ def write_net(path: Path, kind: str) -> Path:
     return path
 
 
+def write_adapter(path: Path, *, is_xl: bool) -> Path:
+    from diffusers import T2IAdapter
+
+    torch.manual_seed(6)
+    kind = {"adapter_type": "full_adapter_xl", "downscale_factor": 16} if is_xl else {}
+    made = T2IAdapter(channels=[16, 32, 32, 32], **kind)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_file({name: value.contiguous() for name, value in made.state_dict().items()}, path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nets")
     for kind in ("sd1", "sdxl"):
         write_net(folder / f"{kind}-lines.safetensors", kind)
+        write_adapter(folder / f"{kind}-sketch.safetensors", is_xl=kind == "sdxl")
     return folder
 
 
@@ -70,6 +83,7 @@ def test_an_image_with_control_replays_without_its_picture(civman: Civman, tmp_p
     ("control", "code", "says"),
     [
         ("guide.png:sdxl-lines", "cannot-work", "does not fit the checkpoint"),
+        ("guide.png:sdxl-sketch", "cannot-work", "was made for a UNet of SDXL"),
         ("guide.png:ink", "wrong-kind", "ink"),
         ("guide.png:nothing", "not-found", "nothing"),
         ("none.png:sd1-lines", "bad-value", "no picture of this name"),
@@ -88,6 +102,31 @@ def test_what_cannot_be_used_is_refused_before_loading(
     assert found.json["error"]["code"] == code
     assert says in found.json["error"]["message"]
     assert found.json["error"]["hint"] or code == "bad-recipe"
+
+
+@pytest.mark.usefixtures("with_nets")
+def test_an_image_with_a_t2i_adapter_replays(civman: Civman, tmp_path: Path) -> None:
+    guide = picture(tmp_path / "guide.png", (80, 48))
+    words = ("render", "tiny-sd1", "a cat", *QUICK)
+
+    plain = civman(*words, "--json")
+    made = civman(*words, "--control", f"{guide}:sd1-sketch:0.8:0-0.9", "--control-mode", "prompt", "--json")
+    guide.unlink()
+    again = civman("replay", made.json["render"][0]["path"])
+
+    assert made.json["render"][0]["pixel_sha256"] != plain.json["render"][0]["pixel_sha256"]
+    assert again.code == 0, again.err
+
+
+@pytest.mark.usefixtures("with_nets")
+@pytest.mark.parametrize(
+    ("control", "verdict"),
+    [("sd1-lines", "fits"), ("sd1-sketch", "fits"), ("sdxl-lines", "cannot work"), ("sdxl-sketch", "cannot work")],
+)
+def test_check_says_what_a_control_model_fits(civman: Civman, control: str, verdict: str) -> None:
+    found = civman("check", "tiny-sd1", "--control", control, "--json")
+
+    assert found.json["check"]["parts"][0]["verdict"] == verdict
 
 
 def test_control_options_are_parsed_with_and_without_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

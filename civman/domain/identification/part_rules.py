@@ -63,7 +63,7 @@ _CONTROLNETS: tuple[Rule, ...] = (
          needs=(r"^lllite_unet",), also=(A.SD1,)),
 )  # fmt: skip
 
-_T2I_IN = r"^(adapter\.)?conv_in\.weight$"
+_T2I_IN = r"^(adapter\.)?(conv_in|body\.#\.in_conv)\.weight$"
 _T2I = (r"^(adapter\.)?body\.#\.((resnets|body)\.#\.)?block1\.weight$",)
 
 _PICTURE_ADAPTERS: tuple[Rule, ...] = (

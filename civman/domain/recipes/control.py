@@ -12,11 +12,13 @@ CONTROL_MAPS: Final = ("none", "canny", "invert")
 """How a picture becomes a control image: unchanged, by its edges, or inverted."""
 SOFT: Final = 0.825
 """The factor by which each layer further out is weaker than the layer before, in all modes but "balanced"."""
+SOFT_FEATURES: Final = (0.25, 0.62, 0.825, 1.0)
+"""The factors for a T2I-Adapter's features in all modes but "balanced", from the outermost level inwards."""
 
 
 @dataclass(frozen=True, slots=True)
 class ControlUse:
-    """A ControlNet in a recipe.
+    """A ControlNet or T2I-Adapter in a recipe.
 
     `sha256` is the model's; `picture` is that of the file of the control image, to which any preprocessor was already
     applied. `start` and `end` are shares of the steps between which it acts, from 0 to 1.
@@ -45,6 +47,15 @@ class ControlUse:
         if self.mode == "balanced":
             return (self.weight,) * layers
         return tuple(self.weight * SOFT ** float(12 - layer) for layer in range(layers))
+
+    def feature_weights(self, levels: int) -> tuple[float, ...]:
+        """The factor for each feature map of a T2I-Adapter, from the outermost level inwards.
+
+        Source: A1111's ControlNet extension (the rule).
+        """
+        if self.mode == "balanced":
+            return (self.weight,) * levels
+        return tuple(self.weight * factor for factor in SOFT_FEATURES[-levels:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,77 @@
+"""What control models add to a UNet, and the parts of the computation that all kinds of them share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from civman.diffusion.pixels import Pixels
+from civman.diffusion.uploads import sent
+from civman.domain.recipes.control import ControlUse
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Additions:
+    """What is added inside the UNet, each tensor (k·B, channels, h, w) for k prompts and B images.
+
+    `residuals`, from ControlNets: one for each skip connection, and last for the output of the middle block.
+    `features`, from T2I-Adapters: one for each level of the UNet's first half.
+    """
+
+    residuals: tuple[Tensor, ...] = ()
+    features: tuple[Tensor, ...] = ()
+
+
+NOTHING_ADDED = Additions()
+
+
+class ActiveControl(Protocol):
+    """A control model during one pass, with its control image at the size of the pass."""
+
+    def at(self, step: int, steps: int) -> "ActiveControl | None":
+        """Return what acts in this step, counted from 0; None if nothing does."""
+        ...
+
+    def additions(
+        self, latents: Tensor, time: Tensor, contexts: Tensor, added: Mapping[str, Any], positive: Sequence[bool]
+    ) -> Additions:
+        """Compute what the model adds to the UNet in one call.
+
+        `latents` (k·B, 4, h, w) and `contexts` (k·B, tokens, width) are the UNet's inputs; they consist of one batch of
+        equal size for each entry of `positive`, which says whether it is for a positive prompt.
+        """
+        ...
+
+
+def marked(outputs: Sequence[Tensor], use: ControlUse, positive: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Set the outputs (k·B, channels, h, w) for negative prompts to 0 if only the positive ones are controlled."""
+    if use.mode != "control":
+        return tuple(outputs)
+    each = len(outputs[0]) // len(positive)
+    marks = sent(torch.tensor([float(one) for one in positive for _ in range(each)]), outputs[0].device)
+    return tuple(output * marks.to(output.dtype).reshape(-1, 1, 1, 1) for output in outputs)
+
+
+def control_tensor(pixels: Pixels, size: tuple[int, int], mode: str, device: torch.device) -> Tensor:
+    """Resize a control image (H, W, 3) uint8 to `size` (width, height), and convert it to (1, 3, H, W) in 0 … 1."""
+    from PIL import Image
+
+    from civman.diffusion.start_picture import fitted
+
+    image = Image.fromarray(pixels)
+    image = image if image.size == size else fitted(image, size, mode)
+    values = torch.from_numpy(np.array(image)).to(torch.float32) / 255
+    return sent(values.permute(2, 0, 1)[None], device)
+
+
+def total(found: Sequence[Additions], dtype: torch.dtype) -> Additions:
+    """Sum what several control models add to the UNet, in the UNet's dtype."""
+    return Additions(_sums([each.residuals for each in found], dtype), _sums([each.features for each in found], dtype))
+
+
+def _sums(outputs: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    given = [each for each in outputs if each]
+    return tuple(sum(same[1:], start=same[0]).to(dtype) for same in zip(*given, strict=True))
