@@ -140,7 +140,7 @@ PANELS: dict[str, tuple[Command, ...]] = {
         Command("help", "help_command.help_", ("civman help render",)),
     ),
 }  # fmt: skip
-"""Panel of `civman --help` → its commands, in the order in which they are listed."""
+"""Maps each panel of `civman --help` to its commands, in the order in which they are listed."""
 
 
 def commands() -> Iterator[tuple[str, Command]]:

@@ -80,7 +80,7 @@ def bash_words() -> Iterator[None]:
     joined, cursor = _joined(words, place)
     os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = "\n".join(joined), str(cursor)
     incomplete = joined[cursor] if cursor < len(joined) else ""
-    # bash replaces what follows `:` or `=`, but a word that follows `@` together with the `@`
+    # bash replaces only what follows `:` or `=`, but it replaces `@` together with the word after it
     skip = max(0, incomplete.rfind("@"), incomplete.rfind(":") + 1, incomplete.rfind("=") + 1)
     offered = io.StringIO()
     try:
@@ -120,7 +120,7 @@ def refs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
     try:
         stored = _stored(context)
-        if incomplete.startswith("@"):  # a version without its model's id
+        if incomplete.startswith("@"):  # `@` begins a version without its model's id
             stored = [(ref[ref.index("@") :], text) for ref, text in stored if "@" in ref]
         return _starting(stored, incomplete)
     except (CivmanError, OSError):
@@ -141,7 +141,7 @@ def upscalers(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def _stored(context: typer.Context, kind: str | None = None) -> list[tuple[str, str]]:
-    from civman.index import AssetFilter, Index  # importing this takes 0.05 s
+    from civman.index import AssetFilter, Index  # imported here, not at the top: it takes 0.05 s
     from civman.settings import load_settings
 
     path = load_settings(library=context.params.get("library")).library / "library.db"

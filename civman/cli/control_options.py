@@ -49,7 +49,7 @@ def controls_from(texts: list[str], maps: list[str], modes: list[str]) -> "tuple
         if len(values) > 1 and len(values) != len(texts):
             raise UsageError(
                 f"{option} is given {len(values)} times, but --control {len(texts)} times",
-                hint=f"give {option} once, or once for each --control", code=Cause.BAD_VALUE,
+                hint=f"pass {option} once for all, or once for each --control", code=Cause.BAD_VALUE,
             )  # fmt: skip
         if values and not texts:
             raise UsageError(
@@ -63,8 +63,8 @@ def controls_from(texts: list[str], maps: list[str], modes: list[str]) -> "tuple
         scaled = parse_scaled(model)
         if scaled.text_encoder != scaled.unet:
             raise UsageError(
-                f"--control {text}: a ControlNet has one weight, not two", hint="such as edges.png:canny:0.8",
-                code=Cause.BAD_VALUE,
+                f"--control {text}: a ControlNet has one weight, not two",
+                hint="write a single weight, such as edges.png:canny:0.8", code=Cause.BAD_VALUE,
             )  # fmt: skip
         found.append(ControlRequest(
             picture, scaled.ref, 1.0 if scaled.unet is None else scaled.unet, float(start), float(end),

@@ -31,7 +31,7 @@ _DRAWING: tuple[tuple[str, ...], ...] = (
     ),
     ("renders", "--limit", "3"),
 )  # fmt: skip
-"""Further steps if the packages for rendering are installed; a last step replays the newest image."""
+"""The further steps of the demo if the packages for rendering are installed; a last step replays the newest image."""
 
 
 def demo(
@@ -49,7 +49,8 @@ def demo(
     settings = load_settings(library=library)
     place = settings.library
     if settings.sources["library"] == "default":
-        place = place.with_name("demo-library")  # do not add demo models to the user's own library
+        # use a folder of its own, so that no demo models are added to the user's library
+        place = place.with_name("demo-library")
     with CivitaiServer(port=port) as server:
         environ = {
             **os.environ,

@@ -117,7 +117,8 @@ def _needs(session: Session, outcomes: "Sequence[Outcome]") -> "Needs":
         if asset is not None:
             try:
                 found[asset.blob.sha256] = session.library.downloads.needed_parts(asset)
-            except (CannotRender, InvalidModelFile) as error:  # stored, but not usable for rendering
+            # the checkpoint was stored, but it cannot be used for rendering
+            except (CannotRender, InvalidModelFile) as error:
                 session.output.notice(f"{clean(asset.name)}: {clean(error.message)}")
     return found
 

@@ -55,7 +55,8 @@ def with_examples(
         from civman.errors import UsageError
 
         raise UsageError(
-            "example images are shown in a terminal with colours only", hint="save them with --output sheet.png"
+            "example images are shown in a terminal with colours only",
+            hint="save the images as a contact sheet: --output sheet.png",
         )
     found = _examples(session.library, version, shows_all=shows_all)
     sheet = None
@@ -107,7 +108,7 @@ def _examples(library: "Library", version: "ModelVersion", *, shows_all: bool) -
 
 
 def rating_of(level: int) -> str:
-    """CivitAI's rating of an image in words, from its bits."""
+    """Convert the bits of CivitAI's rating of an image to words."""
     return next((words for bit, words in reversed(_RATINGS.items()) if level & bit), "unrated")
 
 

@@ -42,7 +42,9 @@ def export(
     from civman.errors import UsageError
 
     if [bool(refs), lock, everything].count(True) != 1:
-        raise UsageError("export needs either REFs, --lock or --all", hint="use exactly one of the three")
+        raise UsageError(
+            "export needs either REFs, --lock or --all", hint="pass exactly one of the three: REFs, --lock or --all"
+        )
     with session.reading() as on_event:
         exported = session.library.bundles.export(
             target,

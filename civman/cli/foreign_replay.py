@@ -54,7 +54,8 @@ def fetch_named(
     offers = files.offers(prepared)
     prevents = next((each for each in offers if _prevents(each)), None)
     for each in offers:
-        for line in () if each is prevents else _lines(each):  # its error, which follows, says the same
+        # print nothing for this file: the error that follows says the same
+        for line in () if each is prevents else _lines(each):
             session.output.notice(line)
     _require_obtainable(offers)
     obtained = [each for each in offers if each.offer.job is not None]
@@ -232,7 +233,7 @@ def _best_card(session: Session, planned: "Planned", original: Any, machine: "Ma
 
 
 def _lines(judged: "JudgedOffer") -> list[str]:
-    """What the user should know about a file before it is downloaded."""
+    """List what the user should know about a file before it is downloaded, one line for each fact."""
     from civman.domain.licence import licence_words
     from civman.domain.printed_refs import file_ref
 

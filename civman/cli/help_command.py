@@ -20,7 +20,7 @@ def prepare_help(arguments: Sequence[str]) -> None:
     """
     completing = os.environ.get("_CIVMAN_COMPLETE")
     if completing == "complete_bash":
-        return  # only other shells are sent descriptions, which typer formats like help
+        return  # stop here: only other shells get descriptions, which typer formats like help
     if not completing and arguments and arguments[0] != "help" and not {"--help", "-h"} & set(arguments):
         return
     absent = {name: class_ for name, class_ in _UNUSED.items() if name not in sys.modules}

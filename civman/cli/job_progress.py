@@ -69,7 +69,8 @@ class JobProgress:
         if is_new_pass and step.first == 1 and step.stage == "first":
             self._plan += 1
         if is_new_pass:
-            self._times.clear()  # work between two passes, such as decoding, sends no step events
+            # forget the earlier times: work between two passes, such as decoding, sends no step events
+            self._times.clear()
             self._times.append((now, step.step))
         else:
             self._times.append((now, step.step - (last.step if last else 0)))
@@ -83,7 +84,7 @@ class JobProgress:
         before = sum(each.images for each in self._job[: self._plan]) + step.first - 1
         part = step.step / max(step.steps, 1)
         if step.stage == "upscale":
-            part = 1.0  # how long upscaling takes compared with the steps is unknown
+            part = 1.0  # count upscaling as nothing: how long it takes compared with the steps is unknown
         elif step.stage == "first":
             part *= share.first_pass
         else:

@@ -35,14 +35,14 @@ def jobs(
 
 
 def jobs_result(listed: list[dict[str, Any]]) -> Result:
-    """The result of a command that lists jobs."""
+    """Build the result of a command that lists jobs."""
     return Result(
         "jobs", listed, human=lambda console: _table(console, listed), ids=(job["id"] for job in listed)
     )  # fmt: skip
 
 
 def asked(server: "ServerFile", method: str, path: str, body: Any = None) -> Any:
-    """Ask the server. Raises: the server's error; NetworkError: it does not answer."""
+    """Send a request to the server. Raises: the server's error; NetworkError: the server does not respond."""
     import http.client
 
     from civman.errors import CivmanError, ExitCode, NetworkError
@@ -62,7 +62,7 @@ def asked(server: "ServerFile", method: str, path: str, body: Any = None) -> Any
 
 
 def _followed(session: Session, server: "ServerFile", number: int) -> Any:
-    """Wait until a job is over, saying each change of its progress."""
+    """Wait until a job has ended, and print each change of its progress."""
     import time
 
     told = ""

@@ -43,7 +43,8 @@ def given_refs(refs: list[str] | None, from_file: Path | None = None) -> list[st
 
     Empty lines and text after `#` are ignored. Raises: UsageError: there are no refs, or the file cannot be read.
     """
-    from civman.domain.pasted_lists import decoded, listed_refs, split_refs  # --help does not need them
+    # imported here, because --help does not need them
+    from civman.domain.pasted_lists import decoded, listed_refs, split_refs
     from civman.errors import UsageError
 
     found: list[str] = []

@@ -42,7 +42,7 @@ class Result:
 
 
 class Output:
-    """Writes the output of one command, in the mode that its options select."""
+    """Writes the output of one command, in the mode (text, JSON or quiet) that its options select."""
 
     def __init__(
         self, *, as_json: bool = False, quiet: bool = False, stdout: TextIO | None = None, stderr: TextIO | None = None
@@ -132,7 +132,7 @@ class Output:
         """Write a message to stderr; on a terminal, wrap it between words."""
         lines = clean(message).split("\n")
         if self._stderr.isatty():
-            import shutil  # importing these takes 0.01 s, and only messages on a terminal need them
+            import shutil  # imported here: they take 0.01 s, and only messages on a terminal need them
             import textwrap
 
             width = max(shutil.get_terminal_size().columns, 20)
@@ -146,7 +146,7 @@ class Output:
 
     def console(self, *, to_stderr: bool = False) -> "Console":
         """Create a rich console for stdout or stderr. Without a terminal it uses no colours and shortens nothing."""
-        from rich.console import Console  # importing this takes 0.03 s, which --json and --quiet can skip
+        from rich.console import Console  # imported here: it takes 0.03 s, which --json and --quiet need not spend
 
         stream = self._stderr if to_stderr else self._stdout
         width = None if stream.isatty() or "COLUMNS" in os.environ else 200

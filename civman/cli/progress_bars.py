@@ -198,7 +198,7 @@ class _Display:
 @contextmanager
 def _display(output: Output, columns: Any) -> Iterator[_Display]:
     """Show bars with the columns that `columns` returns for the width of the terminal."""
-    from rich.progress import Progress  # importing this takes 0.06 s, and only a terminal needs it
+    from rich.progress import Progress  # imported here: it takes 0.06 s, and only a terminal needs it
 
     console = output.console(to_stderr=True)
     display = _Display(
@@ -344,7 +344,7 @@ class _Bars:
             case Finished(key, _, total, was_present):
                 self._received[key] = self._sizes[key] = total
                 self._end(key, "stored already" if was_present else "verified")
-            case Failed(key):  # the error itself is printed once, at the end
+            case Failed(key):  # print nothing: the error itself is printed once, at the end
                 self._sizes[key] = self._received.get(key, 0)
                 self._end(key, "failed")
             case Notice(_, message):
@@ -396,7 +396,7 @@ class _Lines:
                 case Finished(key, name, total, was_present):
                     self._names.pop(key, None)
                     self._output.notice(f"{name}: {'stored already' if was_present else 'verified'}, {size(total)}")
-                case Failed(key):  # the error itself is printed once, at the end
+                case Failed(key):  # print nothing: the error itself is printed once, at the end
                     self._names.pop(key, None)
                 case Notice(_, message):
                     self._output.notice(message)

@@ -12,7 +12,7 @@ _ELSEWHERE: Final = frozenset({
     "checkpoint", "vae", "loras", "embeddings", "files", "prompt", "negative_prompt", "sampler", "schedule", "steps",
     "guidance_scale", "width", "height", "seed", "clip_skip", "parts",
 })  # fmt: skip
-"""Fields that `civman show` prints on other lines."""
+"""Fields of a recipe that `civman show` prints on lines of their own."""
 _TITLES: Final = {
     "rng": "RNG", "eta_seed_delta": "ENSD", "guidance_rescale": "CFG rescale", "is_zero_snr": "zero terminal SNR",
     "hires": "second pass", "prompt_rules": "prompt rules", "start": "input image", "upscale": "upscaled to",

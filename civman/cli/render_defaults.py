@@ -33,11 +33,11 @@ def _apply(context: typer.Context, name: str | None) -> str | None:
     """Make a preset's values the defaults of the other options; typer calls this before it reads those options."""
     if name is None or context.resilient_parsing:
         return name
-    from civman.settings import load_settings  # importing this takes 0.02 s, which --help does not need
+    from civman.settings import load_settings  # imported here: it takes 0.02 s, which --help need not spend
 
     preset = load_settings().render.presets.get(name)
     if preset is None:
-        return name  # `chosen_preset` reports it, so that errors in the command line come first
+        return name  # `chosen_preset` reports an unknown preset later, so that errors in the command line come first
     options = preset_options(context.command)
     defaults: dict[str, Any] = {}
     for key, value in preset.values.items():

@@ -37,4 +37,5 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
     "Files": ("format", "quality", "no_metadata", "strip_prompt"),
     "Computing": ("device", "precision", "low_vram", "threads", "on", "resume", "here"),
 }  # fmt: skip
-"""Title → the parameters of `civman render`, in any order; the help lists them in the order of the command."""
+"""Maps the title of a panel to parameters of `civman render`, in any order; the help lists them in the command's order.
+"""

@@ -177,7 +177,7 @@ def replay(
     described = image if image is not None else library.pictures.foreign_settings(what)
     if described is not None and not (image and image.has_recipe):
         if axes:
-            raise UsageError("--grid varies images that civman made", hint="--set changes a single field")
+            raise UsageError("--grid varies images that civman made", hint="change a single field with --set")
         original = image.path if image else Path(what).expanduser()
         again = replace(again, source=source_image(inputs, original))
         fetch_named(session, described, is_agreed=fetch, source=again.source)

@@ -42,7 +42,7 @@ def _would_ask(folder: Path, arguments: Sequence[str]) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     from civman.errors import CivmanError
-    from civman.library import Library  # importing this takes 0.1 s, which only a replay in a terminal needs
+    from civman.library import Library  # imported here: it takes 0.1 s, which only a replay in a terminal needs
 
     with Library.open(folder, offline=True) as library:
         for word in arguments[1:]:
@@ -67,7 +67,7 @@ def running_server(folder: Path) -> "ServerFile":
 
 
 def _library_of(arguments: Sequence[str]) -> Path:
-    from civman.settings import load_settings  # importing this takes 0.02 s, which other commands do not need here
+    from civman.settings import load_settings  # imported here: it takes 0.02 s, which other commands do not need
 
     named: str | None = None
     for position, word in enumerate(arguments):

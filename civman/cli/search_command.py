@@ -91,7 +91,7 @@ def search(
     held, now = session.library.files.model_ids(), session.library.context.clock()
     empty = "no models match; try fewer words or filters, or --nsfw for models rated above PG"
     with StreamedRows(session.output, "search", _COLUMNS, empty=empty) as rows:
-        # the results so far are shown before the next page is requested, and stay visible if that request fails
+        # show the results so far before the next page is requested, so that they stay visible if that request fails
         for page in session.library.search(query, fits=fits, before_page=rows.flush):
             version = page.default_version(now)
             ref = version_ref(version) if version is not None else str(ModelRef(page.model.id))

@@ -72,7 +72,7 @@ class Session:
     @cached_property
     def library(self) -> "Library":
         """The open library. Its notices are written to `output`."""
-        from civman.library import Library  # importing this takes 0.1 s or more, which --help does not need
+        from civman.library import Library  # imported here: it takes 0.1 s or more, which --help need not spend
         from civman.settings import load_settings
 
         settings = load_settings(library=self._folder, offline=self.offline or None)
@@ -98,7 +98,7 @@ class Session:
 
     def downloading(self, files: int = 1) -> "AbstractContextManager[OnEvent]":
         """Show a progress bar for each download and, if there are several (`files` are expected), one for all."""
-        from civman.cli import progress_bars  # importing this takes 0.01 s, which --help does not need
+        from civman.cli import progress_bars  # imported here: it takes 0.01 s, which --help need not spend
 
         return progress_bars.downloading(self.output, files)
 

@@ -31,7 +31,7 @@ _FILE_COLUMNS = (
     Column("size", is_whole=True), Column("facts", drop=1), Column("sha256", "dim", is_whole=True, drop=3),
     Column("here", drop=2), Column("scan", "red"),
 )  # fmt: skip
-"""The columns of the table of files: one for indentation, then those of `_file_row`."""
+"""The columns of the table of files: one for indentation, then the columns that `_file_row` fills."""
 
 
 @command(network="option")
@@ -59,7 +59,7 @@ def show(
     URL of an image on CivitAI: the same, and whether `civman replay` can draw it again.
     """
     from civman.domain.refs import ModelRef
-    from civman.domain.replaced_upstream import replaced  # importing this takes 0.02 s, which --help does not need
+    from civman.domain.replaced_upstream import replaced  # imported here: it takes 0.02 s, which --help need not spend
     from civman.errors import UsageError
 
     if (output is not None or unblurred) and not pictures:
@@ -114,7 +114,7 @@ def show(
     )
     if not pictures:
         return result
-    from civman.cli.example_pictures import with_examples  # only needed for images
+    from civman.cli.example_pictures import with_examples  # imported here, because only --pictures needs it
 
     return with_examples(session, result, resolved.version, shows_all=unblurred, output=output)
 
@@ -178,7 +178,7 @@ def _print_others(console: "Console", assets: "Sequence[Asset]", absent: "Absenc
 def _print(console: "Console", resolved: "ResolvedVersion", assets: "Sequence[Asset]", absent: "Absences") -> None:
     from rich.text import Text
 
-    from civman.domain.replaced_upstream import replaced  # importing this takes 0.02 s, which --help does not need
+    from civman.domain.replaced_upstream import replaced  # imported here: it takes 0.02 s, which --help need not spend
 
     chosen = resolved.version
     _print_model(console, resolved.page.model)

@@ -99,7 +99,7 @@ def _require_one_choice(verb: str, given: list[bool], choices: str) -> None:
 
     if given.count(True) != 1:
         raise UsageError(
-            f"`civman {verb}` needs exactly one of: {choices}", hint=f"`civman {verb} --help` explains them"
+            f"`civman {verb}` needs exactly one of: {choices}", hint=f"`civman {verb} --help` explains the choices"
         )
 
 
