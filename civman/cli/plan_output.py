@@ -24,7 +24,11 @@ def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
                 f"  {file.role:<10} {clean(file.name)}  sha256 {file.sha256[:12]}…{_form(file.weights)}", soft_wrap=True
             )
         for use in recipe.loras:
-            console.print(f"  scale      {clean(plan.name(use.sha256))}: UNet {use.scale:g}, text {use.text_scale:g}")
+            second = f", second pass {use.hires_keyframes}" if use.hires_keyframes else ""
+            console.print(
+                f"  scale      {clean(plan.name(use.sha256))}: UNet {use.keyframes or f'{use.scale:g}'}{second}, "
+                f"text {use.text_scale:g}", soft_wrap=True,
+            )  # fmt: skip
         console.print(
             f"  {recipe.width}x{recipe.height}, {recipe.steps} steps of {recipe.sampler} ({recipe.schedule}), "
             f"cfg {recipe.guidance_scale:g}, clip skip {recipe.clip_skip}, {recipe.precision}"
@@ -52,10 +56,9 @@ def print_renderings(console: "Console", made: "Sequence[Rendering]") -> None:
         console.print(f"  licence: {clean('; '.join(terms))}", style="dim", soft_wrap=True)
     for note in dict.fromkeys(note for each in made for note in each.notes):
         console.print(f"  note: {clean(note)}", style="dim", soft_wrap=True)
-    for use in {(use.sha256, use.scale): use for each in made for use in each.applied}.values():
+    for use in {(use.sha256, use.scale, use.keyframes): use for each in made for use in each.applied}.values():
         rest = f", {len(use.unmatched)} modules of the adapter do not fit" if use.unmatched else ""
-        console.print(
-            f"  {clean(use.name)}: changed {use.matched} modules at scale {use.scale:g}{rest}", soft_wrap=True
-        )
+        scale = use.keyframes or f"{use.scale:g}"
+        console.print(f"  {clean(use.name)}: changed {use.matched} modules at scale {scale}{rest}", soft_wrap=True)
         for name in use.unmatched[:_SHOWN]:
             console.print(f"    {clean(name)}", soft_wrap=True)

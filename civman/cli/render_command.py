@@ -90,9 +90,10 @@ def render(
         typer.Option(
             "--lora",
             "-l",
-            metavar="REF[:UNET[:TE]][:lbw=BLOCKS]",
+            metavar="REF[:UNET[:TE]]",
             autocompletion=completion.refs,
-            help="A LoRA or other adapter, with its scale and block weights (repeatable).",
+            help="A LoRA or other adapter with its scales (repeatable). A UNet scale may change over the steps, as in "
+            "REF:0@0,1@0.5; :hr=UNET adds one for the second pass, :lbw=BLOCKS adds block weights.",
         ),
     ] = None,
     embedding: Annotated[

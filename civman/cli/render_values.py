@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from civman.planning.plan import Conditions
 
 _HIRES_OPTIONS = {"upscaler": "--upscaler", "guidance_scale": "--hires-cfg"}
+_LORA_SETTING = re.compile(":(lbw|hr)=")
 _SIZE = re.compile(r"(\d+)[x×](\d+)")
 
 
@@ -29,12 +30,15 @@ def loras_from(texts: list[str]) -> "tuple[LoraRequest, ...]":
     from civman.domain.recipes.recipe import LoraRequest
     from civman.domain.scales import parse_scaled
 
-    parted = [text.partition(":lbw=") for text in texts]
-    scaled = [(parse_scaled(text), blocks) for text, _, blocks in parted]
-    return tuple(
-        LoraRequest(each.ref, 1.0 if each.unet is None else each.unet, each.text_encoder, blocks)
-        for each, blocks in scaled
-    )
+    made = []
+    for text in texts:
+        scaled, *rest = _LORA_SETTING.split(text)
+        named, each = dict(zip(rest[::2], rest[1::2], strict=True)), parse_scaled(scaled)
+        made.append(LoraRequest(
+            each.ref, 1.0 if each.unet is None else each.unet, each.text_encoder, named.get("lbw", ""), each.keyframes,
+            named.get("hr", ""),
+        ))  # fmt: skip
+    return tuple(made)
 
 
 def size_from(text: str) -> tuple[int, int]:

@@ -157,7 +157,7 @@ class Denoiser:
     `extra` holds the additional input channels of inpainting checkpoints: (1 or B, 5, h, w). `called_at`: the noise
     levels of all evaluations, as far as they are known; what the UNet needs for them is sent to the device once.
     `on_call` is called after each evaluation with the noise level and the prediction (B, 4, h, w). `controls` returns
-    the control models that act in the evaluation with this number.
+    the control models that act in the evaluation with this number. `before_call` is called with this number first.
     """
 
     def __init__(
@@ -175,6 +175,7 @@ class Denoiser:
         on_call: Callable[[float, Tensor], None] = lambda *_: None,
         told: Sequence[float] = (),
         controls: Callable[[int], Sequence[ActiveControl]] = lambda _: (),
+        before_call: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`told`: SDXL's size conditioning, in the order in which the family takes it; empty: derived from `size`."""
         self._told = list(told)
@@ -185,7 +186,7 @@ class Denoiser:
         self._known = known
         self._extra = extra
         self._token_merging = token_merging
-        self._on_call, self._controls = on_call, controls
+        self._on_call, self._controls, self._before_call = on_call, controls, before_call
         self._dtype: torch.dtype = next(self._unet.parameters()).dtype
         self._model, self._prompt = model, prompt
         self._calls = 0
@@ -203,6 +204,7 @@ class Denoiser:
 
         Yields the calls of the UNet.
         """
+        self._before_call(self._calls)
         known, seen = self._known, x
         if known is not None and known.is_shown:
             seen = x * known.mask + known.latents * (1 - known.mask) * math.sqrt(sigma**2 + 1)

@@ -156,6 +156,11 @@ class Later:
     def __contains__(self, place: tuple[str, str]) -> bool:
         return place in self._places
 
+    def change(self, place: tuple[str, str], plans: list[Plan]) -> None:
+        """Replace the recorded changes of one weight; the caller keeps the files open."""
+        self._places.pop(place, None)
+        self._places |= {place: plans} if plans else {}
+
     def keep(self, places: dict[tuple[str, str], list[Plan]], files: ExitStack, base: Base) -> None:
         """Replace the recorded changes by `places`.
 
@@ -192,10 +197,7 @@ def _merge_all(
     done_with: Callable[[str, str], None],
     later: Later | None,
 ) -> dict[tuple[str, str], list[Plan]]:
-    ordered = sorted(
-        plans,
-        key=lambda plan: (plan.adapter.sha256, plan.adapter.unet_scale, plan.adapter.te_scale, plan.adapter.blocks),
-    )
+    ordered = in_order(plans)
     places: dict[tuple[str, str], list[Plan]] = {}
     for plan in ordered:
         for place in plan.acts:
@@ -235,6 +237,41 @@ def _merge_all(
         _restore(components, base, written)
         raise
     return waiting
+
+
+def in_order(plans: Iterable[Plan]) -> list[Plan]:
+    """Sort adapters into the order in which their changes are summed."""
+    return sorted(
+        plans,
+        key=lambda plan: (plan.adapter.sha256, plan.adapter.unet_scale, plan.adapter.te_scale, plan.adapter.blocks),
+    )
+
+
+def rewrite(
+    components: Mapping[str, nn.Module], base: Base, places: Mapping[tuple[str, str], list[Plan]], later: Later | None
+) -> None:
+    """Merge adapters at their present scales into each weight of `places`, or restore a weight without adapters.
+
+    Weights that are not loaded (meta device) are changed in `later`. Raises: Incompatible (`adapter-not-finite`).
+    """
+    loaded: dict[tuple[str, str], list[Plan]] = {}
+    for place, plans in places.items():
+        if later is not None and components[place[0]].get_parameter(place[1]).is_meta:
+            later.change(place, plans)
+        elif plans:
+            loaded[place] = plans
+    _restore(components, base, [place for place, plans in places.items() if not plans])
+
+    def merge(place: tuple[str, str], plans: list[Plan], buffer: _Buffer) -> list[float]:
+        parameter, values = components[place[0]].get_parameter(place[1]), base(*place)
+        fresh = _room(parameter, values)
+        squares = _write(values, fresh, [_read(plan, place, parameter.device, base) for plan in plans], buffer)
+        parameter.data = fresh
+        return squares
+
+    kinds = {components[name].get_parameter(each).device.type for name, each in loaded}
+    with torch.no_grad(), _full_precision():
+        _all(merge, loaded, on_cpu=kinds == {"cpu"})
 
 
 def _all(

@@ -46,6 +46,7 @@ def require_drawable(recipe: Recipe) -> None:
         "prompts that change during the steps or are combined with AND": bool(recipe.prompt_rules),
         "noise levels in half precision": recipe.sampling.half_levels,
         "a dropped noise level (drop_penultimate)": recipe.sampling.drop_penultimate,
+        "a LoRA scale that changes over the steps": recipe.changes_scales,
         "a hypernetwork": bool(recipe.hypernetworks),
         "a negative prompt that is fitted to the prompt": recipe.fit_negative,
         "merged tokens": bool(recipe.token_merging),

@@ -29,6 +29,7 @@ from civman.diffusion.samplers import Start
 from civman.diffusion.step_noise import Draw, step_noise
 from civman.diffusion.unet_calls import Calls
 from civman.diffusion.uploads import sent
+from civman.domain.adapters.scale_keyframes import step_reported
 from civman.domain.events import OnEvent, Step
 from civman.domain.recipes.recipe import ControlUse, Hires, Recipe
 from civman.domain.recipes.recipe_limits import sizes_told
@@ -48,6 +49,8 @@ class Inputs:
 NO_INPUTS: Final = Inputs()
 Restore = Callable[[Pixels], tuple[Pixels, str]]
 """A function that restores the faces in (H, W, 3) uint8 pixels. Returns such pixels and a note."""
+SetScales = Callable[[Sequence[float]], None]
+"""A function that merges the recipe's LoRAs, in their order, at these scales for the UNet."""
 
 
 def _with_faces(picture: Picture, restore: Restore) -> Picture:
@@ -96,6 +99,7 @@ class RecipeJob:
         self._sampler = self._method.sampler
         self.upscale: second_pass.Upscale | None = None
         self.restore: Restore | None = None
+        self.set_scales: SetScales | None = None
         self.controls: Sequence[tuple[ControlModel, ControlUse, Pixels]] = ()
         self._start: start_picture.StartPicture | None = None
         if recipe.start is not None and inputs.image is not None:
@@ -225,6 +229,7 @@ class RecipeJob:
             token_merging=recipe.token_merging if stage == "first" or recipe.hires is None
             else recipe.hires.token_merging,
             on_call=self._counter(plan, wanted, tell), controls=self._acting(plan, wanted, x),
+            before_call=self._scaling(plan, wanted, is_hires=stage == "hires"),
         )  # fmt: skip
         draw = self._draw_noise(plan, noises, x)
         with step_noise(draw, None if wanted is None else wanted.noises, x.device) as noise:
@@ -247,6 +252,21 @@ class RecipeJob:
         return lambda call: [
             acting for each in active if (acting := each.at(call * plan.steps // calls, plan.steps)) is not None
         ]
+
+    def _scaling(
+        self, plan: samplers.Plan, wanted: solvers.Requests | None, *, is_hires: bool
+    ) -> Callable[[int], None]:
+        """Return a function that merges the LoRAs at their scales in the evaluation with a number."""
+        set_scales, uses, steps = self.set_scales, self._recipe.loras, plan.steps
+        if set_scales is None or wanted is None:
+            return lambda _: None
+        calls = len(wanted.evaluations)
+
+        def scale(call: int) -> None:
+            step = step_reported(call, calls, steps)
+            set_scales([use.scale_at(step, steps, is_hires=is_hires) for use in uses])
+
+        return scale
 
     @staticmethod
     def _counter(

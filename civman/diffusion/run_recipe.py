@@ -18,7 +18,7 @@ from civman.diffusion.guard import memory_errors
 from civman.diffusion.hypernetworks import Hypernetwork, acting
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.pixels import Picture
-from civman.diffusion.recipe_job import NO_INPUTS, RecipeJob, Restore
+from civman.diffusion.recipe_job import NO_INPUTS, RecipeJob, Restore, SetScales
 from civman.diffusion.recipe_job import Inputs as Inputs
 from civman.diffusion.skip_sizes import doubled_then_resized
 from civman.domain.events import OnEvent, ignore
@@ -67,6 +67,7 @@ def iterate(
     hypernetworks: Sequence[tuple[Hypernetwork, float]] = (),
     controlnets: Sequence[ControlModel] = (),
     restore: Restore | None = None,
+    set_scales: SetScales | None = None,
 ) -> Iterator[list[Picture]]:
     """Render like `render`, but yield each batch as soon as it is finished, so that its images can be saved.
 
@@ -84,7 +85,9 @@ def iterate(
     job.upscale, job.controls = upscale, tuple(zip(controlnets, recipe.controls, inputs.controls, strict=True))
     if (recipe.faces is None) != (restore is None):
         raise ValueError("the models that restore faces were not passed, or are not part of the recipe")
-    job.restore = restore
+    if recipe.changes_scales and set_scales is None:
+        raise ValueError("the scales of the recipe's LoRAs change, but nothing was passed that changes them")
+    job.restore, job.set_scales = restore, set_scales if recipe.changes_scales else None
     size = 1 if job.goes_one_by_one else recipe.batch_size
     for first in range(0, recipe.count, size):
         seeds = [recipe.seed + first + i for i in range(min(size, recipe.count - first))]

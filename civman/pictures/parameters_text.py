@@ -67,6 +67,9 @@ class Part:
     """The scale of a LoRA on the text encoders; None means the same as `scale`."""
     blocks: str = ""
     """The block weights of a LoRA."""
+    keyframes: str = ""
+    hires_keyframes: str = ""
+    """How the scale of a LoRA on the UNet changes over the steps of each pass; "": not, or as in the first pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +238,10 @@ def _missing_tags(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[st
             text_scale = lora.scale if lora.text_scale is None else lora.text_scale
             scales = [lora.scale] if text_scale == lora.scale else [text_scale, lora.scale]
             words = [*map(_number, scales), *([f"lbw={lora.blocks}"] if lora.blocks else [])]
+            if lora.keyframes:
+                words[: len(scales)] = [f"te={_number(text_scale)}", f"unet={lora.keyframes}"]
+            if lora.hires_keyframes:
+                words.append(f"hrunet={lora.hires_keyframes}")
             yield f"<lora:{name}:{':'.join(words)}>"
 
 

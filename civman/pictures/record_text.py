@@ -1,6 +1,7 @@
 """Convert a record into the `parameters` text that A1111, CivitAI and others read."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from civman.domain.digests import Sha256, autov2
 from civman.domain.file_suffixes import MODEL_SUFFIXES
@@ -25,7 +26,13 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         seed=record.seed, width=(old or recipe).width, height=(old or recipe).height,
         clip_skip=recipe.clip_skip if recipe.clip_skip > 1 else None,
         model=_part(record, recipe.checkpoint), vae=_part(record, recipe.vae) if recipe.vae else None,
-        loras=tuple(_part(record, use.sha256, use.scale, use.text_scale, blocks=use.blocks) for use in recipe.loras),
+        loras=tuple(
+            replace(
+                _part(record, use.sha256, use.scale, use.text_scale), blocks=use.blocks, keyframes=use.keyframes,
+                hires_keyframes=use.hires_keyframes,
+            )
+            for use in recipe.loras
+        ),
         embeddings=tuple(_part(record, use.sha256, name=use.word) for use in recipe.embeddings),
         hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, _upscaler(record))
         if hires and not old else None,
@@ -167,14 +174,12 @@ def _part(
     scale: float = 1.0,
     text_scale: float | None = None,
     name: str | None = None,
-    *,
-    blocks: str = "",
 ) -> Part:
     called, listed = record.name_of(sha256), record.recipe.file(sha256)
     air = listed.air if listed else None
     return Part(
         name or _stem(called.name), autov2(sha256), called.autov3 or None,
-        _version_id(air), air, scale, text_scale, blocks,
+        _version_id(air), air, scale, text_scale,
     )  # fmt: skip
 
 

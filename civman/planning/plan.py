@@ -14,13 +14,12 @@ from civman.diffusion import sampler_names, samplers, sampling_plan
 from civman.diffusion.families.registry import family_of
 from civman.diffusion.memory_plan import Estimate, estimate, layer_bytes
 from civman.diffusion.noise_levels import Schedule
-from civman.domain.adapters.block_weights import blocks_of
 from civman.domain.compatibility import Compatibility, check
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.complete import Resolved, complete, sampling, steps_of
 from civman.domain.recipes.prompt_parts import part_of
-from civman.domain.recipes.recipe import RULES, EmbeddingUse, LoraUse, Recipe, RenderRequest
+from civman.domain.recipes.recipe import RULES, EmbeddingUse, Recipe, RenderRequest
 from civman.domain.recipes.record import TypedPrompts
 from civman.errors import CannotRender, Cause, Incompatible, NotFound, UsageError
 from civman.index import Index
@@ -141,7 +140,7 @@ def plan(
             is_zero_snr=checkpoint.is_zero_snr if request.is_zero_snr is None else request.is_zero_snr,
             precision=request.precision or "float32", sampler=sampler.name, schedule=schedule.value,
             seed=secrets.randbelow(_SEEDS),
-            loras=tuple(LoraUse(lora.found.sha256, lora.scale, lora.text_scale, lora.blocks) for lora in loras),
+            loras=tuple(lora.use(has_hires=request.hires is not None) for lora in loras),
             embeddings=tuple(uses), hypernetworks=tuple(use for _, use in networks), vae=vae.sha256 if vae else None,
             upscaler=upscaler.sha256 if upscaler else None, tiled_upscaler=tiled.sha256 if tiled else None,
             last_upscaler=last.sha256 if last else None, last_scale=scale_of(last),
@@ -349,17 +348,18 @@ def _as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
 
 def _loras(finder: Finder, request: RenderRequest, words: prompt_references.Words) -> list[ScaledLora]:
     named = [
-        ScaledLora(
-            _lora(finder, asked.ref),
-            asked.scale,
-            asked.scale if asked.text_scale is None else asked.text_scale,
-            blocks_of(asked.blocks) if asked.blocks else "",
+        ScaledLora.of(
+            _lora(finder, asked.ref), asked.scale, asked.text_scale, asked.blocks, asked.keyframes,
+            asked.hires_keyframes,
         )
         for asked in request.loras
-    ]
-    return named + [
-        ScaledLora(finder.named("lora", tag.name), tag.unet_scale, tag.te_scale, tag.blocks) for tag in words.loras
     ]  # fmt: skip
+    return named + [
+        ScaledLora.of(
+            finder.named("lora", tag.name), tag.unet_scale, tag.te_scale, tag.blocks, tag.keyframes, tag.hires_keyframes
+        )
+        for tag in words.loras
+    ]
 
 
 def _lora(finder: Finder, ref: str) -> Found:
@@ -459,6 +459,9 @@ def _require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
         start = samplers.Start(recipe.hires.strength, keeps_steps=True)
         passes.append((sampler_names.of_second_pass(recipe), recipe.hires.steps, start))
     for (sampler, schedule, levels), steps, start in passes:
+        if sampler.is_adaptive and recipe.changes_scales:
+            raise UsageError(f"`{sampler.name}` has no fixed steps over which the scale of a LoRA could change",
+                             hint="choose another sampler, or a scale without keyframes")  # fmt: skip
         sampling_plan.plan(
             sampler, schedule, steps, levels, is_xl=checkpoint.family.is_xl, start=start, rules=recipe.rules
         )

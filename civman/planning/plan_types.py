@@ -101,7 +101,9 @@ class Applied:
     matched: int
     unmatched: tuple[str, ...]
     norms: Mapping[str, float]
-    """Component → the Frobenius norm of what the adapter added to its weights."""
+    """Component → the Frobenius norm of what the adapter added to its weights, with the scale farthest from 0."""
+    keyframes: str = ""
+    """How the UNet's scale changes over the steps, starting with `scale`; "" if it does not."""
 
 
 @dataclass(frozen=True, slots=True)

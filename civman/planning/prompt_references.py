@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from civman.domain.adapters.adapter_tensors import deltas_of
+from civman.domain.adapters.block_weights import blocks_of
+from civman.domain.adapters.scale_keyframes import read_scale
 from civman.domain.embedding_tensors import packed, read_embedding
-from civman.domain.recipes.recipe import EmbeddingUse
+from civman.domain.recipes.recipe import EmbeddingUse, LoraUse
 from civman.errors import AmbiguousRef, Cause, Incompatible, InvalidModelFile, UsageError
 from civman.planning.find_files import Finder, Found
 from civman.prompts import editing, emphasis
@@ -25,6 +27,31 @@ class ScaledLora:
     scale: float
     text_scale: float
     blocks: str = ""
+    keyframes: str = ""
+    hires_keyframes: str = ""
+
+    @classmethod
+    def of(
+        cls, found: Found, scale: float, text_scale: float | None, blocks: str, keyframes: str, hires_keyframes: str
+    ) -> "ScaledLora":
+        """Parse the block weights and scales of a request; `text_scale` None means the scale of the first step.
+
+        Raises: UsageError (`bad-scale`).
+        """
+        first, changing = read_scale(keyframes) if keyframes else (scale, "")
+        second = ""
+        if hires_keyframes:
+            number, second = read_scale(hires_keyframes)
+            second = second or f"{number:g}@0"
+        if second == (changing or f"{first:g}@0"):
+            second = ""
+        text = first if text_scale is None else text_scale
+        return cls(found, first, text, blocks_of(blocks) if blocks else "", changing, second)
+
+    def use(self, *, has_hires: bool) -> LoraUse:
+        """The adapter in a recipe; without a second pass, its scale there has no effect."""
+        second = self.hires_keyframes if has_hires else ""
+        return LoraUse(self.found.sha256, self.scale, self.text_scale, self.blocks, self.keyframes, second)
 
     def __post_init__(self) -> None:
         if any(not abs(scale) <= _MOST_SCALE for scale in (self.scale, self.text_scale)):

@@ -17,7 +17,7 @@ from civman.diffusion.noise_levels import Schedule
 from civman.domain.digests import Sha256
 from civman.domain.recipes.enlargement import METHODS, Enlargement, enlargement_of
 from civman.domain.recipes.faces import WEIGHT, FaceRestoration
-from civman.domain.recipes.recipe import Hires, HypernetworkUse, LoraUse, Recipe, Sampling
+from civman.domain.recipes.recipe import Hires, HypernetworkUse, Recipe, Sampling
 from civman.errors import Cause, UsageError
 from civman.pictures.comfyui_graph import Graph, graph_of
 from civman.pictures.metadata import loads, whole
@@ -158,7 +158,7 @@ class _Reader:
             odd_sizes="forge" if self._is_own or self._entries.is_forge else "a1111",
             guidance_rescale=self._entries.number("CFG Rescale phi") or 0.0,
             hypernetworks=tuple(HypernetworkUse(stand_in(name), strength) for name, strength in networks),
-            loras=tuple(LoraUse(stand_in(each.name), each.unet, each.text, each.blocks) for each in loras),
+            loras=tuple(each.use(stand_in(each.name), has_hires=hires is not None) for each in loras),
             pad_prompts=self._entries.is_on("Pad conds"), hires=hires,
             upscale=self._last_upscale(hires, width, height), faces=self._faces(),
             sampling=self._sampling(), **tiles,
@@ -484,7 +484,8 @@ class _Reader:
             "checkpoint": named["checkpoint"], "vae": named.get("vae"),
             "loras": [
                 {"name": each.name, "hash": hashes.get(("lora", each.name), ""), "scale": each.unet,
-                 "text_scale": each.text, "blocks": each.blocks}
+                 "text_scale": each.text, "blocks": each.blocks, "keyframes": each.keyframes,
+                 "hires_keyframes": each.hires_keyframes}
                 for each in loras
             ],
             "hypernetworks": [

@@ -254,7 +254,8 @@ class _Builder:
             "vae": {"name": vae, "hash": ""} if vae else None,
             "loras": [
                 {"name": names[use.sha256], "hash": self.digests.get(names[use.sha256], ""), "scale": use.scale,
-                 "text_scale": use.text_scale, "blocks": ""}
+                 "text_scale": use.text_scale, "blocks": "", "keyframes": "",
+                 "hires_keyframes": ""}
                 for use in loras
             ],
             "hypernetworks": [],

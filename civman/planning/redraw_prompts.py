@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from civman.domain.adapters.block_weights import blocks_of
+from civman.domain.adapters.scale_keyframes import is_changing, read_scale
+from civman.domain.digests import Sha256
+from civman.domain.recipes.recipe import LoraUse
 from civman.errors import UsageError
 from civman.pictures.metadata import number
 from civman.planning.redraw_features import Drawable, Reason
@@ -21,6 +24,23 @@ class TaggedLora:
     unet: float
     text: float
     blocks: str = ""
+    keyframes: str = ""
+    hires_keyframes: str = ""
+    """The UNet's scale over the steps of each pass, in canonical form; "": constant, or as in the first pass."""
+
+    def use(self, sha256: Sha256, *, has_hires: bool) -> LoraUse:
+        """The LoRA in a recipe, with the digest of its file."""
+        second = self.hires_keyframes if has_hires else ""
+        return LoraUse(sha256, self.unet, self.text, self.blocks, self.keyframes, second)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scales:
+    unet: float
+    text: float
+    keyframes: str = ""
+    hires_keyframes: str = ""
+    text_changes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +67,15 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
             else:
                 networks.append((parts[0].strip(), strength))
             continue
-        if kind not in ("lora", "lyco"):
+        if kind not in ("lora", "lyco", "loractl"):
             words = f"the tag `{tag[0][:60]}` names nothing that civman or A1111 knows"
             reasons.append(Reason(Drawable.EXACT, words))
             continue
         blocks, unknown = "", ""
         for each in parts[1:] if len(parts) > 2 else ():
             words = each.strip().removeprefix("lbw=")
-            if words != each.strip() or (each is parts[2] and number(words) is None and "=" not in words):
+            is_list = each is parts[2] and number(words) is None and "=" not in words and not is_changing(words)
+            if words != each.strip() or is_list:
                 parts.remove(each)
                 blocks, unknown = _blocks(words)
                 break
@@ -69,7 +90,14 @@ def read_tags(prompt: str, version: tuple[int, int]) -> Tags:
         if isinstance(found, str):
             reasons.append(Reason(Drawable.NO, f"the tag `{tag[0][:60]}` {found}"))
         else:
-            loras.append(TaggedLora(parts[0].strip(), *found, blocks))
+            loras.append(TaggedLora(
+                parts[0].strip(), found.unet, found.text, blocks, found.keyframes, found.hires_keyframes
+            ))  # fmt: skip
+            if found.text_changes:
+                reasons.append(Reason(
+                    Drawable.DIFFERS, f"the text encoders' scale of `{parts[0].strip()[:40]}` changes over the steps; "
+                    "which scale A1111 used depends on the images that it made before, and the first one is taken",
+                ))  # fmt: skip
     return Tags(_TAG.sub("", prompt), tuple(loras), tuple(networks), tuple(reasons))
 
 
@@ -81,8 +109,10 @@ def _blocks(words: str) -> tuple[str, str]:
         return "", words[:40]
 
 
-def _scales(arguments: list[str], *, takes_both: bool) -> tuple[float, float] | str:
+def _scales(arguments: list[str], *, takes_both: bool) -> _Scales | str:
     """The scales for the UNet and for the text encoders, or why they cannot be expressed."""
+    if any(is_changing(each) or each.strip().startswith("hr") for each in arguments):
+        return _changing_scales(arguments)
     named = {match[1]: match[2] for each in arguments if (match := _NAMED.fullmatch(each))}
     positional = [each.strip() for each in arguments if not _NAMED.fullmatch(each)]
     if "dyn" in named or len(positional) > 2:
@@ -102,4 +132,20 @@ def _scales(arguments: list[str], *, takes_both: bool) -> tuple[float, float] | 
     unet = number(named.get("unet", str(second if "te" not in named or len(values) > 1 else text)))
     if text is None or unet is None:
         return "has a strength that is not a number"
-    return unet, text
+    return _Scales(unet, text)
+
+
+def _changing_scales(arguments: list[str]) -> _Scales | str:
+    """The scales of a tag that the extension sd-webui-loractl reads, or why they cannot be expressed."""
+    named = {match[1]: match[2].strip() for each in arguments if (match := _NAMED.fullmatch(each))}
+    positional = [each.strip() for each in arguments if not _NAMED.fullmatch(each)]
+    text_words = named.get("te", positional[0] if positional else "1")
+    unet_words = named.get("unet", positional[1] if len(positional) > 1 else text_words)
+    second_words = named.get("hrunet", named.get("hr", ""))
+    try:
+        (text, changing), (unet, keyframes) = read_scale(text_words), read_scale(unet_words)
+        second = read_scale(second_words) if second_words else (0.0, "")
+    except UsageError:
+        return "has keyframes that cannot be read"
+    hires = (second[1] or f"{second[0]:g}@0") if second_words else ""
+    return _Scales(unet, text, keyframes, "" if hires == (keyframes or f"{unet:g}@0") else hires, bool(changing))

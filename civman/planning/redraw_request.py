@@ -11,7 +11,7 @@ from typing import Any
 
 from civman.domain.catalog import VersionId
 from civman.domain.digests import Sha256
-from civman.domain.recipes.recipe import LoraRequest, RenderRequest
+from civman.domain.recipes.recipe import RenderRequest
 from civman.errors import CannotRender, Cause, NotFound
 from civman.index import Index
 from civman.index.read_pictures import PictureFilter
@@ -143,7 +143,7 @@ def request_of(
         request, checkpoint=ref(found.made.checkpoint), hires=hires, upscale=upscale,
         tiled_upscale=tiled,
         vae=ref(stand_in(vae.name)) if vae is not None else None,
-        loras=tuple(LoraRequest(ref(use.sha256), use.scale, use.text_scale, use.blocks) for use in found.made.loras),
+        loras=tuple(use.request(ref(use.sha256)) for use in found.made.loras),
         hypernetworks=tuple(f"{ref(use.sha256)}:{use.strength!r}" for use in found.made.hypernetworks),
         called=tuple(
             (each.file.name, f"sha256:{each.held.blob.sha256}")

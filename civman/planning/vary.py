@@ -104,7 +104,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
     own = [use for use in recipe.embeddings if use.sha256 not in adapters]
     return RenderRequest(
         checkpoint=f"sha256:{recipe.checkpoint}", prompt=recipe.prompt, negative_prompt=recipe.negative_prompt,
-        loras=tuple(LoraRequest(f"sha256:{use.sha256}", use.scale, use.text_scale, use.blocks) for use in recipe.loras),
+        loras=tuple(use.request(f"sha256:{use.sha256}") for use in recipe.loras),
         embeddings=tuple(dict.fromkeys(f"sha256:{use.sha256}" for use in own)),
         called=tuple((use.word, f"sha256:{use.sha256}") for use in own),
         hypernetworks=tuple(f"sha256:{use.sha256}:{use.strength!r}" for use in recipe.hypernetworks),
@@ -276,13 +276,16 @@ def is_number(name: str) -> bool:
 def _with_scale(request: RenderRequest, ref: str, text: str, digest_of: DigestOf) -> RenderRequest:
     wanted = digest_of(ref)
     try:
-        scale, text_scale = parse_scale_pair(text)
+        scales = parse_scale_pair(text)
     except ValueError as error:
         raise UsageError(f"`lora:{ref}={text}`: `{text}` is not a valid scale", code=Cause.BAD_VALUE) from error
     kept = [lora for lora in request.loras if digest_of(lora.ref) != wanted]
     here = [i for i, lora in enumerate(request.loras) if digest_of(lora.ref) == wanted]
-    if scale or text_scale:
-        kept.insert(here[0] if here else len(kept), LoraRequest(f"sha256:{wanted}", scale, text_scale))
+    if scales.acts:
+        asked = LoraRequest(
+            f"sha256:{wanted}", scales.unet or 0.0, scales.text_encoder, keyframes=scales.keyframes
+        )  # fmt: skip
+        kept.insert(here[0] if here else len(kept), asked)
     return replace(request, loras=tuple(kept))
 
 

@@ -3,7 +3,8 @@ r"""Parse prompts in A1111's syntax: the meaning of brackets, tags and `BREAK`.
 `(x)` multiplies the weight by 1.1, `[x]` divides it by 1.1, `(x:1.3)` multiplies it by 1.3, and the factors of nested
 brackets multiply. Round and square brackets may overlap; an unclosed bracket lasts to the end of the prompt. `\` makes
 the next character literal. `BREAK` ends a chunk. `<lora:name:scale>` (also `<lora:name:te:unet>`, or `lyco` for `lora`)
-requests an adapter and is not part of the text; `<hypernet:name:strength>` requests a hypernetwork.
+requests an adapter and is not part of the text. A scale may be keyframes such as `0@0,1@0.5`, and `hr=` sets that of
+the second pass, as in the extension sd-webui-loractl. `<hypernet:name:strength>` requests a hypernetwork.
 
 Other kinds of tags raise an error with their name and position; they are never ignored. Syntax that needs several
 texts for one image (`AND`, `[from:to:when]`, `[a|b]`) is resolved by `editing` before; to this module it is plain text.
@@ -15,11 +16,12 @@ import re
 from dataclasses import dataclass, field
 
 from civman.domain.adapters.block_weights import PRESETS, blocks_of
+from civman.domain.adapters.scale_keyframes import is_changing, read_scale
 from civman.errors import Cause, UsageError
 
 _ROUND, _SQUARE = 1.1, 1 / 1.1
 _TAG = re.compile(r"<(\w+):([^<>]*)>")
-_ADAPTERS = ("lora", "lyco")
+_ADAPTERS = ("lora", "lyco", "loractl")
 _HYPERNETWORK = "hypernet"
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _WEIGHT = re.compile(r":\s*([+-]?[.\d]+)\s*\)")
@@ -44,6 +46,9 @@ class LoraRequest:
     unet_scale: float
     blocks: str = ""
     """Block weights, as in the tag's third field or after `lbw=`."""
+    keyframes: str = ""
+    hires_keyframes: str = ""
+    """The UNet's scale over the steps of each pass, as typed; "" if it does not change, or if it is as in the first."""
     kind: str = "lora"
     """"lora", or "hypernet", whose strength is in both scales."""
 
@@ -115,9 +120,10 @@ def _refusal(prompt: str, place: int, reason: str, hint: str) -> UsageError:
 def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
     """Parse a tag such as `<lora:name:0.8>` into the adapter that it requests, with its scales.
 
-    A single number is the scale of both the UNet and the text encoder; `te=` and `unet=` set them separately.
+    A single scale is that of both the UNet and the text encoder; `te=` and `unet=` set them separately. The text
+    encoder's scale does not change over the steps: of keyframes, it takes the first scale, in both passes.
 
-    Source: A1111, `<lora:name:te:unet>`.
+    Source: A1111, `<lora:name:te:unet>`; cheald/sd-webui-loractl for `hr=`, `hrunet=` and `hrte=`, which has no effect.
     """
     kind, place = tag[1].lower(), tag.start()
     if kind not in (*_ADAPTERS, _HYPERNETWORK):
@@ -130,9 +136,9 @@ def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
     if kind == _HYPERNETWORK and (len(positional) > 1 or named):
         raise _refusal(prompt, place, "a hypernetwork has one strength", f"write `<hypernet:{name}:STRENGTH>`")
     blocks = named.pop("lbw", "")
-    if len(positional) == 2 and not _NUMBER.fullmatch(positional[1]) and _looks_like_blocks(positional[1]):
+    if len(positional) == 2 and not _is_scale(positional[1]) and _looks_like_blocks(positional[1]):
         blocks = positional.pop()
-    if len(positional) > 2 or not set(named) <= {"te", "unet"}:
+    if len(positional) > 2 or not set(named) <= {"te", "unet", "hr", "hrte", "hrunet"}:
         reason = "only a name and the scales for text encoder and UNet are supported in a tag"
         short = ":".join([tag[1], name, *positional[:2]])
         raise _refusal(prompt, place, reason, f"write `<{short}>`, without the rest")
@@ -146,15 +152,25 @@ def _lora(prompt: str, tag: re.Match[str]) -> LoraRequest:
             raise _refusal(prompt, place, f"`{written}` is not a number", _TAG_HINT)
         return value
 
-    te = number(named.get("te", positional[0] if positional else "1"))
-    unet = number(positional[1]) if len(positional) > 1 else te
-    unet = number(named["unet"]) if "unet" in named else unet
-    if blocks:
-        try:
-            blocks = blocks_of(blocks)
-        except UsageError as error:
-            raise _refusal(prompt, place, error.message, error.hint or _TAG_HINT) from error
-    return LoraRequest(name, te, unet, blocks, kind if kind == _HYPERNETWORK else "lora")
+    te_text = named.get("te", positional[0] if positional else "1")
+    unet_text = named.get("unet", positional[1] if len(positional) > 1 else te_text)
+    hires = named.get("hrunet", named.get("hr", ""))
+    try:
+        te, unet, _ = (
+            read_scale(text)[0] if is_changing(text) else number(text) for text in (te_text, unet_text, hires or "1")
+        )
+        blocks = blocks_of(blocks) if blocks else ""
+    except UsageError as error:
+        if error.code is Cause.PROMPT_SYNTAX:
+            raise
+        raise _refusal(prompt, place, error.message, error.hint or _TAG_HINT) from error
+    keyframes = unet_text if is_changing(unet_text) else ""
+    kind = kind if kind == _HYPERNETWORK else "lora"
+    return LoraRequest(name, te, unet, blocks, keyframes, hires, kind)
+
+
+def _is_scale(text: str) -> bool:
+    return _NUMBER.fullmatch(text) is not None or is_changing(text)
 
 
 def _looks_like_blocks(text: str) -> bool:

@@ -108,6 +108,7 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
     given: dict[str, Any] = {
         "inputs": job.inputs, "on_event": on_event, "keeps_noise": planned.keeps_noise,
         "hypernetworks": job.hypernetworks, "restore": job.finisher.restorer if job.finisher else None,
+        "set_scales": engine.set_scales,
     }  # fmt: skip
     if planned.recipe.tiled is not None:
         batches = redraw_in_tiles(planned.recipe, engine.model, job.prompts.first, upscaler=job.upscaler, **given)

@@ -6,6 +6,7 @@ plan (see `draw`).
 """
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from civman.diffusion.guard import memory_errors
 from civman.diffusion.layer_streaming import SMALL, stream
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.memory_plan import MemoryPlan
+from civman.diffusion.moving_scales import MovingScales
 from civman.diffusion.open_model import load
 from civman.domain.events import Notice, OnEvent
 from civman.domain.recipes.machine import Machine
@@ -68,6 +70,7 @@ class Engine:
         self.device = choose_device(machine.device)
         self.memory_plan = _memory_plan(planned, self.device, machine, on_event)
         self.merged = MergedAdapters()
+        self._moving: MovingScales | None = None
         by_layer = self.memory_plan is MemoryPlan.LAYER_BY_LAYER
         with memory_errors("loading the model"):
             self.model: LoadedModel = load(
@@ -109,29 +112,36 @@ class Engine:
         if self.merged.are_those_of(planned):
             return
         model, loras = self.model, planned.recipe.loras
+        self._release_moving()
         merge_adapters.restore(model.components, model.base_tensor, self.merged.coverages)
         self.merged = MergedAdapters()
+        components = {name: component for name, component in model.components.items() if name != "vae"}
+        adapters = [
+            merge_adapters.Adapter(
+                planned.path(use.sha256), use.sha256, use.peak, use.text_scale, planned.name(use.sha256), use.blocks
+            )
+            for use in loras
+        ]  # fmt: skip
         coverages = merge_adapters.apply(
-            {name: component for name, component in model.components.items() if name != "vae"},
-            model.base_tensor,
-            [
-                merge_adapters.Adapter(
-                    planned.path(use.sha256),
-                    use.sha256,
-                    use.scale,
-                    use.text_scale,
-                    planned.name(use.sha256),
-                    use.blocks,
-                )
-                for use in loras
-            ],
-            allow_partial=planned.allow_partial,
-            unused=model.unused_layers,
-            sources=model.sources,
-            done_with=model.forget,
-            later=self._later,
-        )
+            components, model.base_tensor, adapters, allow_partial=planned.allow_partial, unused=model.unused_layers,
+            sources=model.sources, done_with=model.forget, later=self._later,
+        )  # fmt: skip
         self.merged = MergedAdapters(loras, tuple(coverages))
+        if planned.recipe.changes_scales:
+            self._moving = MovingScales(
+                components, model.base_tensor, adapters, unused=model.unused_layers, sources=model.sources,
+                later=self._later,
+            )  # fmt: skip
+
+    @property
+    def set_scales(self) -> Callable[[Sequence[float]], None] | None:
+        """A function that merges the LoRAs at other scales for the UNet; None if no scale changes over the steps."""
+        return None if self._moving is None else self._moving.set
+
+    def _release_moving(self) -> None:
+        if self._moving is not None:
+            self._moving.close()
+            self._moving = None
 
 
 def _memory_plan(planned: Planned, device: Any, machine: Machine, on_event: OnEvent) -> MemoryPlan:
@@ -157,4 +167,5 @@ def _applied(coverage: merge_adapters.Coverage, use: LoraUse) -> Applied:
     return Applied(
         coverage.name, coverage.sha256, use.scale, use.text_scale, coverage.kinds, len(coverage.matched),
         tuple(f"{each.module}: {each.reason}" for each in coverage.unmatched), coverage.norms,
+        use.keyframes,
     )  # fmt: skip

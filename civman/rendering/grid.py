@@ -247,7 +247,7 @@ def _require_scales(planned: Planned, changes: Sequence[Change], digest_of: Dige
         kind, _, ref = name.partition(":")
         if kind != "lora":
             continue
-        wanted = int(any(parse_scale_pair(text)))
+        wanted = int(parse_scale_pair(text).acts)
         if sum(use.sha256 == digest_of(ref) for use in planned.recipe.loras) != wanted:
             raise bad_grid(
                 f"a tag in the prompt and the axis `{name}` set the same LoRA", "remove the tag from the prompt"
@@ -323,7 +323,7 @@ def _lora_title(axis: Axis, along: Sequence[Cell]) -> str:
     ref = axis.name.partition(":")[2]
     for cell, value in zip(along, axis.values, strict=True):
         mine = [file for file in cell.planned.files if file.role == "lora"]
-        if any(parse_scale_pair(value)) and len(mine) == 1:
+        if parse_scale_pair(value).acts and len(mine) == 1:
             name = Path(mine[0].name).stem
             return axis.name if name.casefold() in ref.casefold() else f"{axis.name} ({name})"
     return axis.name

@@ -12,6 +12,7 @@ from civman.domain.digests import Sha256
 from civman.domain.recipes.complete import Resolved, complete
 from civman.domain.recipes.faces import FaceRestoration
 from civman.domain.recipes.recipe import (
+    SCHEMA,
     EmbeddingUse,
     Hires,
     HiresRequest,
@@ -174,6 +175,18 @@ def test_a_recipe_of_the_first_schema_is_still_read() -> None:
     assert Recipe.from_json(text) == replace(FULL, rules=1)
 
 
+def test_keyframes_of_scales_need_the_tenth_schema() -> None:
+    for use in (LoraUse(A, 0.0, 0.5, "", "0@0,1@0.5"), LoraUse(A, 1.0, 1.0, "", "", "0.5@0")):
+        new = replace(FULL, loras=(use,), files=(), hires=Hires(128, 128, 4, 0.7, "latent"))
+        assert json.loads(new.to_json())["schema"] == 10
+        assert Recipe.from_json(new.to_json()) == new
+    for wrong in (
+        LoraUse(A, 0.5, 0.5, "", "0@0,1@0.5"), LoraUse(A, 0.0, 0.0, "", "0@0,1"), LoraUse(A, 1.0, 1.0, "", "", "1@0"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=r"first step|keyframes|second pass"):
+            replace(FULL, loras=(wrong,), files=(), hires=None)
+
+
 def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
     value = json.loads(FULL.to_json()) | {"guidance_scale": 5}
 
@@ -233,7 +246,7 @@ def test_other_texts_are_no_recipes(text: str) -> None:
 
 def test_a_later_schema_says_to_update() -> None:
     with pytest.raises(UsageError) as caught:
-        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 10}))
+        Recipe.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": SCHEMA + 1}))
 
     assert caught.value.code == "newer-recipe"
 

@@ -280,7 +280,15 @@ def test_additional_networks_are_loras_with_the_unet_first() -> None:
     })  # fmt: skip
 
     assert found["recipe"]["loras"] == [
-        {"name": "one", "hash": "4bd1b9a1e0d2", "scale": 0.7, "text_scale": 0.3, "blocks": ""}
+        {
+            "name": "one",
+            "hash": "4bd1b9a1e0d2",
+            "scale": 0.7,
+            "text_scale": 0.3,
+            "blocks": "",
+            "keyframes": "",
+            "hires_keyframes": "",
+        }
     ]
     assert found["drawable"] == "exact"
 

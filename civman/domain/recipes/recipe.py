@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
+from civman.domain.adapters import scale_keyframes
 from civman.domain.digests import Sha256
 from civman.domain.recipes.control import ControlUse as ControlUse
 from civman.domain.recipes.enlargement import Enlargement, enlargement_problems
@@ -29,10 +30,10 @@ from civman.domain.recipes.thresholding import Thresholding as Thresholding
 from civman.domain.recipes.tiled import TiledRedraw, tiled_problems
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 9
+SCHEMA: Final = 10
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 9 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 10 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -74,6 +75,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     7: {"": ("parts", "flow", "variant")},
     8: {"": ("faces",)},
     9: {"": ("tiled",)},
+    10: {"": (), "loras": ("keyframes", "hires_keyframes")},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
@@ -87,6 +89,25 @@ class LoraUse:
     text_scale: float
     blocks: str = ""
     """Block weights (`domain.adapters.block_weights`): numbers with commas; "" if all blocks have the same scale."""
+    keyframes: str = ""
+    """How the scale for the UNet changes over the steps (`domain.adapters.scale_keyframes`), starting with `scale`."""
+    hires_keyframes: str = ""
+    """How the scale for the UNet changes in the second pass; "": as in the first one."""
+
+    def scale_at(self, step: int, steps: int, *, is_hires: bool) -> float:
+        """Return the scale for the UNet when A1111 reports `step`, counted from 0, of a pass of `steps` steps."""
+        keyframes = (self.hires_keyframes if is_hires else "") or self.keyframes
+        return scale_keyframes.scale_at(keyframes, step, steps) if keyframes else self.scale
+
+    @property
+    def peak(self) -> float:
+        """The scale for the UNet that is farthest from 0 in any step."""
+        both = [scale_keyframes.largest(each) for each in (self.keyframes, self.hires_keyframes) if each]
+        return max([self.scale, *both], key=abs)
+
+    def request(self, ref: str) -> LoraRequest:
+        """Return a request for the file that `ref` names, with the same scales and block weights."""
+        return LoraRequest(ref, self.scale, self.text_scale, self.blocks, self.keyframes, self.hires_keyframes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +350,11 @@ class Recipe:
         return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}
 
     @property
+    def changes_scales(self) -> bool:
+        """Whether the scale of a LoRA changes between the steps or the passes."""
+        return any(use.keyframes or use.hires_keyframes for use in self.loras)
+
+    @property
     def drawn_size(self) -> tuple[int, int]:
         """Width and height in pixels of the image after its last pass, before it is enlarged by `upscale`."""
         last = self.hires or self.tiled or self
@@ -389,7 +415,7 @@ def _with_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
         "start": asdict(StartImage(Sha256(""), 1.0)),
         "hires": {each.name: each.default for each in fields(Hires)},
         "sampling": asdict(SAMPLING),
-        "loras": {"blocks": ""},
+        "loras": {"blocks": "", "keyframes": "", "hires_keyframes": ""},
     }
     added = {part: {key: usual[part][key] for key in keys} for part, keys in _ADDED[schema].items()}
     whole = added[""] | value

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from civman.domain.adapters import block_weights
+from civman.domain.adapters import block_weights, scale_keyframes
 from civman.domain.recipes import flow, freeu_settings, prompt_parts, thresholding
 from civman.domain.recipes.control import CONTROL_MODES
 from civman.domain.recipes.noise_sources import THREADS
@@ -90,6 +90,8 @@ def problems(recipe: Any) -> Iterator[str]:
         yield "a prompt contains invalid Unicode"
     yield from _sampling_problems(recipe.sampling)
     yield from _guidance_problems(recipe)
+    for use in recipe.loras:
+        yield from _lora_problems(use, has_hires=recipe.hires is not None)
     yield from _control_problems(recipe)
     yield from _noise_problems(recipe)
     yield from prompt_parts.problems(recipe)
@@ -157,9 +159,6 @@ def _guidance_problems(recipe: Any) -> Iterator[str]:
         yield "the ratio of merged tokens must be 0 to 0.89"
     if not all(math.isfinite(use.strength) and abs(use.strength) <= 100 for use in recipe.hypernetworks):
         yield "the strength of a hypernetwork must be between -100 and 100"
-    for use in recipe.loras:
-        if use.blocks and not _are_blocks(use.blocks):
-            yield f"`{use.blocks[:40]}` is not a list of block weights"
     if recipe.thresholding is not None:
         yield from thresholding.problems(recipe.thresholding)
         if recipe.guidance_rescale or recipe.sampler.endswith("CFG++"):
@@ -172,6 +171,18 @@ def _guidance_problems(recipe: Any) -> Iterator[str]:
         yield "the share of steps without guidance must be 0 to 1"
     if (recipe.skip_negative_below or recipe.skip_early_guidance) and recipe.sampler.endswith("CFG++"):
         yield "a CFG++ sampler needs the negative prompt in each step"
+
+
+def _lora_problems(use: Any, *, has_hires: bool) -> Iterator[str]:
+    if use.blocks and not _are_blocks(use.blocks):
+        yield f"`{use.blocks[:40]}` is not a list of block weights"
+    wrong = [each for each in (use.keyframes, use.hires_keyframes) if each and not scale_keyframes.are_keyframes(each)]
+    if wrong:
+        yield f"`{wrong[0][:40]}` is not a list of keyframes in canonical form"
+    elif use.keyframes and scale_keyframes.scale_at(use.keyframes, 0, 0) != use.scale:
+        yield "the scale of a LoRA is not that of its first step"
+    if use.hires_keyframes and not has_hires:
+        yield "a LoRA has a scale for the second pass, but the recipe has no second pass"
 
 
 def _noise_problems(recipe: Any) -> Iterator[str]:

@@ -17,6 +17,10 @@ class LoraRequest:
     """The scale for the text encoders; None means the same as `scale`."""
     blocks: str = ""
     """Block weights: a preset or numbers with commas; "" if all blocks have the same scale."""
+    keyframes: str = ""
+    """How the scale for the UNet changes over the steps, such as "0@0,1@0.5"; "": it does not change."""
+    hires_keyframes: str = ""
+    """The scale for the UNet in the second pass: a number or keyframes; "": as in the first pass."""
 
 
 @dataclass(frozen=True, slots=True)
