@@ -32,12 +32,22 @@ ControlModeOpt = Annotated[
         help="What counts more, the prompt or the control image (A1111's control mode), for each --control in order.",
     ),
 ]
+ControlTypeOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control-type",
+        metavar="canny|depth|openpose|lineart|tile|…",
+        help="What each --control picture shows, for a union of ControlNets that reads several kinds.",
+    ),
+]
 _NUMBER = r"\d+(?:\.\d+)?"
 _SHARE = re.compile(rf"(.+):({_NUMBER})-({_NUMBER})")
 
 
-def controls_from(texts: list[str], maps: list[str], modes: list[str]) -> "tuple[ControlRequest, ...]":
-    """Parse the values of --control with those of --control-map and --control-mode.
+def controls_from(
+    texts: list[str] | None, maps: list[str] | None, modes: list[str] | None, types: list[str] | None = None
+) -> "tuple[ControlRequest, ...]":
+    """Parse the values of --control with those of --control-map, --control-mode and --control-type.
 
     Raises: UsageError (`bad-value`): a value names no existing file, or the options are not equal in number.
     """
@@ -45,7 +55,8 @@ def controls_from(texts: list[str], maps: list[str], modes: list[str]) -> "tuple
     from civman.domain.scales import parse_scaled
     from civman.errors import Cause, UsageError
 
-    for option, values in (("--control-map", maps), ("--control-mode", modes)):
+    texts, maps, modes, types = texts or [], maps or [], modes or [], types or []
+    for option, values in (("--control-map", maps), ("--control-mode", modes), ("--control-type", types)):
         if len(values) > 1 and len(values) != len(texts):
             raise UsageError(
                 f"{option} is given {len(values)} times, but --control {len(texts)} times",
@@ -69,7 +80,7 @@ def controls_from(texts: list[str], maps: list[str], modes: list[str]) -> "tuple
         found.append(ControlRequest(
             picture, scaled.ref, 1.0 if scaled.unet is None else scaled.unet, float(start), float(end),
             _chosen(modes, number, "balanced"),
-            control_map=_chosen(maps, number, "none"),
+            control_map=_chosen(maps, number, "none"), control_type=_chosen(types, number, ""),
         ))  # fmt: skip
     return tuple(found)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from civman.cli import completion
-from civman.cli.control_options import ControlMapOpt, ControlModeOpt, ControlOpt, controls_from
+from civman.cli.control_options import ControlMapOpt, ControlModeOpt, ControlOpt, ControlTypeOpt, controls_from
 from civman.cli.finishing_options import FaceRestorationOpt, TileBatchOpt, TiledUpscaleOpt, TileOverlapOpt, UpscaleOpt
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid, has_prompts
 from civman.cli.noise_options import (
@@ -118,6 +118,7 @@ def render(
     control: ControlOpt = None,
     control_map: ControlMapOpt = None,
     control_mode: ControlModeOpt = None,
+    control_type: ControlTypeOpt = None,
     vae: Annotated[
         str | None,
         typer.Option(
@@ -441,7 +442,7 @@ def render(
     width, height = size_from(picture_size) if picture_size else (None, None)
     request = RenderRequest(
         checkpoint=checkpoint, file=file, negative_prompt=negative, loras=loras_from(lora or []),
-        controls=controls_from(control or [], control_map or [], control_mode or []),
+        controls=controls_from(control, control_map, control_mode, control_type),
         embeddings=tuple(embedding or ()), hypernetworks=tuple(hypernetwork or ()), vae=vae,
         sampler=sampler, schedule=schedule, steps=steps,
         guidance_scale=cfg, guidance_rescale=cfg_rescale, parts=tuple(part or ()), variant=variant, shift=shift,

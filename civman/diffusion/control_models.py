@@ -1,16 +1,40 @@
-"""Load any control model: a ControlNet or a T2I-Adapter, recognised by its tensors."""
+"""Load any control model, recognised by its tensors, and prepare several of them for a pass."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from civman.diffusion.checkpoint_names import Config
+from civman.diffusion.control_additions import ActiveControl
 from civman.diffusion.controlnet import ControlNet, load_controlnet
+from civman.diffusion.controlnet_union import ActiveUnion, ControlNetUnion
 from civman.diffusion.mapped_weights import Weights
+from civman.diffusion.pixels import Pixels
 from civman.diffusion.t2i_adapter import T2IAdapter, load_adapter
 from civman.diffusion.t2i_shapes import is_adapter
+from civman.domain.recipes.control import ControlUse
 
-ControlModel = ControlNet | T2IAdapter
+ControlModel = ControlNet | ControlNetUnion | T2IAdapter
+
+
+def active_controls(
+    controls: Iterable[tuple[ControlModel, ControlUse, Pixels]], size: tuple[int, int], device: torch.device
+) -> list[ActiveControl]:
+    """Prepare control models and their images (H, W, 3) uint8 for a pass of this size in pixels.
+
+    The uses of one union are joined.
+    """
+    found: list[ActiveControl] = []
+    for model, use, pixels in controls:
+        made = model.active(use, pixels, size, device)
+        for number, other in enumerate(found):
+            if isinstance(made, ActiveUnion) and isinstance(other, ActiveUnion) and (both := other.joined(made)):
+                found[number] = both
+                break
+        else:
+            found.append(made)
+    return found
 
 
 def load_control(path: Path, unet: Config, *, device: torch.device, dtype: torch.dtype | None) -> ControlModel:

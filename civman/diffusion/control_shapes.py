@@ -12,6 +12,7 @@ from civman.diffusion.unet_configs import encoder_layout
 from civman.errors import CannotRender, Cause, Incompatible
 
 _PREFIX = "control_model."
+_KINDS = "task_embedding"
 _HINT = "controlnet_cond_embedding."
 
 
@@ -22,13 +23,19 @@ def original_names(shapes: Mapping[str, object]) -> dict[str, str]:
     """
     names = [name for name in shapes if name.startswith(_PREFIX)] or list(shapes)
     plain = {name.removeprefix(_PREFIX): name for name in names}
-    if any(name in plain for name in ("task_embedding", "control_add_embedding.linear_1.weight")):
-        raise _unknown("the file is a union of several ControlNets")
     if "input_hint_block.0.weight" in plain:
         return plain
     if f"{_HINT}conv_in.weight" in plain:
         return _from_diffusers(plain)
     raise _unknown("the file has no input for a control image in a layout that civman knows")
+
+
+def union_size(shapes: Shapes) -> int:
+    """The number of kinds of control image that a union tells apart; 0 if the file is for one kind.
+
+    `shapes` are under original names without prefix.
+    """
+    return shapes[_KINDS][0] if _KINDS in shapes else 0
 
 
 def _unknown(why: str) -> CannotRender:
@@ -94,7 +101,7 @@ _SHARED = (
 
 
 def control_config(unet: Config, shapes: Shapes) -> Config:
-    """Build the arguments of diffusers' ControlNetModel for a UNet with the arguments `unet`.
+    """Build the arguments of diffusers' ControlNetModel, or ControlNetUnionModel, for a UNet with the arguments `unet`.
 
     `shapes` are the ControlNet's, under original names without prefix. Its attention may have fewer layers than the
     UNet's.
@@ -104,16 +111,35 @@ def control_config(unet: Config, shapes: Shapes) -> Config:
     try:
         hint = [shapes[f"input_hint_block.{number}.weight"] for number in _hint_numbers(shapes)]
         inputs = shapes["input_blocks.0.0.weight"][1]
+        union = _union_config(unet, shapes) if union_size(shapes) else {}
     except (KeyError, IndexError, ValueError) as missing:
         raise CannotRender(
             "the ControlNet lacks tensors that show its structure",
             hint="the file is incomplete; another file of this version may be complete", code=Cause.MISSING_TENSOR,
         ) from missing  # fmt: skip
     layout = encoder_layout({f"{UNET}{name}": shape for name, shape in shapes.items()})
+    if union:
+        layout = {key: value for key, value in layout.items() if key != "mid_block_type"} | union
     return {key: unet[key] for key in _SHARED if key in unet} | layout | {
         "in_channels": inputs,
         "conditioning_channels": hint[0][1],
         "conditioning_embedding_out_channels": [hint[0][0], *(shape[0] for shape in hint[2:-1:2])],
+    }  # fmt: skip
+
+
+_UNION_HEADS = 8
+"""The attention heads of the layers that a union has in addition, which no shape shows."""
+
+
+def _union_config(unet: Config, shapes: Shapes) -> Config:
+    kinds, width = shapes[_KINDS]
+    layers = {name.split(".")[1] for name in shapes if name.startswith("transformer_layes.")}
+    told = shapes.get("control_add_embedding.linear_1.weight", (0, 0))[1]
+    if told != kinds * unet.get("addition_time_embed_dim", 0) or width % _UNION_HEADS:
+        raise _unknown("its input for the kind of control image does not have the size of the known unions")
+    return {
+        "num_control_type": kinds, "num_trans_channel": width, "num_trans_head": _UNION_HEADS,
+        "num_trans_layer": len(layers), "num_proj_channel": shapes["spatial_ch_projs.weight"][0],
     }  # fmt: skip
 
 

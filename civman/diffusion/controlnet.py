@@ -17,7 +17,8 @@ from torch import Tensor
 from civman.diffusion.checkpoint_names import Config
 from civman.diffusion.component_layouts import Source, unet_modules
 from civman.diffusion.control_additions import Additions, control_tensor, marked
-from civman.diffusion.control_shapes import control_config, original_name, original_names
+from civman.diffusion.control_shapes import control_config, original_name, original_names, union_size
+from civman.diffusion.controlnet_union import ControlNetUnion
 from civman.diffusion.loader import build_empty
 from civman.diffusion.mapped_weights import Weights
 from civman.diffusion.pixels import Pixels
@@ -45,15 +46,19 @@ class ControlNet:
         return ActiveControlNet(self, use, control_tensor(pixels, size, use.resize_mode, device))
 
 
-def load_controlnet(path: Path, unet: Config, *, device: torch.device, dtype: torch.dtype | None) -> ControlNet:
-    """Load a ControlNet for a UNet that was built with the arguments `unet`.
+def load_controlnet(
+    path: Path, unet: Config, *, device: torch.device, dtype: torch.dtype | None
+) -> ControlNet | ControlNetUnion:
+    """Load a ControlNet, or a union of several, for a UNet that was built with the arguments `unet`.
 
     Raises: CannotRender (`missing-tensor`): a tensor is missing. InvalidModelFile: the file cannot be read.
     """
     weights = Weights(path)
     names = original_names(weights.shapes)
-    config = control_config(unet, {plain: weights.shapes[name] for plain, name in names.items()})
-    module = build_empty({"controlnet": config})["controlnet"]
+    shapes = {plain: weights.shapes[name] for plain, name in names.items()}
+    config = control_config(unet, shapes)
+    component = "controlnet-union" if union_size(shapes) else "controlnet"
+    module = build_empty({component: config})[component]
     modules = unet_modules({**config, "up_block_types": ["CrossAttn"] * len(config["block_out_channels"])})
     last_hint = 2 * len(config["conditioning_embedding_out_channels"]) - 3
     state = {}
@@ -71,7 +76,7 @@ def load_controlnet(path: Path, unet: Config, *, device: torch.device, dtype: to
     for owner in module.modules():
         for name, buffer in list(owner.named_buffers(recurse=False)):
             owner.register_buffer(name, buffer.to(device), persistent=False)
-    return ControlNet(path.name, module)
+    return ControlNetUnion(path.name, module) if union_size(shapes) else ControlNet(path.name, module)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

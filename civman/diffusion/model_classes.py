@@ -109,6 +109,7 @@ def _diffusion() -> Any:
 
 _CONTROLS = {
     "controlnet": ("diffusers.models.controlnets.controlnet", "ControlNetModel"),
+    "controlnet-union": ("diffusers.models.controlnets.controlnet_union", "ControlNetUnionModel"),
     "t2i-adapter": ("diffusers.models.adapter", "T2IAdapter"),
 }
 """Kinds of control models, and the modules and names of their classes."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from civman.diffusion import sampler_names, samplers, sampling_plan, second_pass, solvers, start_picture, vae_codec
 from civman.diffusion.control_additions import ActiveControl
-from civman.diffusion.control_models import ControlModel
+from civman.diffusion.control_models import ControlModel, active_controls
 from civman.diffusion.denoiser import Denoiser, Guidance, Known, Prompts, Skips
 from civman.diffusion.flow_denoiser import FlowDenoiser
 from civman.diffusion.flow_levels import FlowLevels
@@ -243,9 +243,7 @@ class RecipeJob:
         if not self.controls:
             return lambda _: ()
         size = (8 * x.shape[-1], 8 * x.shape[-2])
-        active: list[ActiveControl] = [
-            model.active(use, pixels, size, x.device) for model, use, pixels in self.controls
-        ]
+        active = active_controls(self.controls, size, x.device)
         if wanted is None:
             return lambda _: active
         calls = len(wanted.evaluations)

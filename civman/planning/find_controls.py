@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from civman.diffusion.control_shapes import original_names, require_control_fits
+from civman.diffusion.control_shapes import original_names, require_control_fits, union_size
 from civman.diffusion.t2i_shapes import is_adapter, require_adapter_fits
 from civman.domain.digests import Sha256
 from civman.domain.files.header import Header
-from civman.domain.recipes.control import CONTROL_MAPS, ControlRequest, ControlUse
+from civman.domain.recipes.control import (
+    CONTROL_MAPS,
+    CONTROL_TYPES,
+    MAP_TYPES,
+    ControlRequest,
+    ControlUse,
+    control_type,
+)
 from civman.domain.recipes.recipe import Recipe, RenderRequest
 from civman.errors import Cause, UsageError
 from civman.pictures.edges import edges
@@ -48,12 +55,39 @@ def _found(finder: Finder, asked: ControlRequest, checkpoint: Found) -> FoundCon
         )  # fmt: skip
     model = finder.find("controlnet", asked.ref)
     require_fit(model.header, checkpoint.header, model.inspected.name)
+    kind = _type_of(asked, model)
     file = _control_image(read_picture(Path(asked.picture)), asked.control_map)
     use = ControlUse(
         model.sha256, file.sha256, float(asked.weight), float(asked.start), float(asked.end), asked.mode,
-        asked.resize_mode,
+        asked.resize_mode, kind,
     )  # fmt: skip
     return FoundControl(use, model, file)
+
+
+def _type_of(asked: ControlRequest, model: Found) -> str:
+    """The kind of control image for a union of ControlNets, as stated or as the preprocessor makes it; "" for others.
+
+    Raises: UsageError (`bad-value`): the kind is unknown, unstated, or one that the model does not tell apart.
+    """
+    shapes = model.header.shapes
+    known = (
+        0 if is_adapter(shapes) else union_size({name: shapes[each] for name, each in original_names(shapes).items()})
+    )
+    kinds, name = CONTROL_TYPES[:known], model.inspected.name
+    if not known and asked.control_type:
+        raise UsageError(
+            f"`{name}` is for one kind of control image, so no kind can be chosen",
+            hint="leave out --control-type, which is for unions of ControlNets", code=Cause.BAD_VALUE,
+        )  # fmt: skip
+    kind = control_type(asked.control_type) if asked.control_type else MAP_TYPES.get(asked.control_map, "")
+    if known and kind not in kinds:
+        why = (
+            f"`{name}` does not read control images of the kind `{asked.control_type or kind}`"
+            if asked.control_type or kind
+            else f"`{name}` reads several kinds of control image, and nothing says which kind {asked.picture} is"
+        )
+        raise UsageError(why, hint=f"state the kind with --control-type: {', '.join(kinds)}", code=Cause.BAD_VALUE)
+    return (kind or "") if known else ""
 
 
 def require_fit(control: Header, checkpoint: Header, name: str) -> None:
@@ -104,7 +138,8 @@ def as_control(use: ControlUse, pictures: Mapping[Sha256, Path]) -> ControlReque
     """Convert a control of a recipe to a request. Raises: UsageError (`no-start-image`): its image is missing."""
     path = _here(use, pictures)
     return ControlRequest(
-        str(path), f"sha256:{use.sha256}", use.weight, use.start, use.end, use.mode, use.resize_mode
+        str(path), f"sha256:{use.sha256}", use.weight, use.start, use.end, use.mode, use.resize_mode,
+        control_type=use.type,
     )  # fmt: skip
 
 

@@ -221,18 +221,13 @@ def test_in_control_mode_only_the_positive_prompt_is_controlled(tiny_files: dict
     assert zeros == [False] * 13
 
 
-def test_an_incomplete_controlnet_and_a_union_are_refused(tiny_files: dict[str, Path], tmp_path: Path) -> None:
+def test_an_incomplete_controlnet_is_refused(tiny_files: dict[str, Path], tmp_path: Path) -> None:
     model = load(tiny_files["sd1"], dtype=torch.float32)
     state = network("sd1").state_dict()
     save_file({k: v for k, v in state.items() if "mid_block.resnets.1" not in k}, tmp_path / "part.safetensors")
-    save_file({**state, "task_embedding": torch.zeros(6, 16)}, tmp_path / "union.safetensors")
     save_file({"x.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
 
-    for name, says in (
-        ("part", "lacks the tensor"),
-        ("union", "union of several"),
-        ("other", "no input for a control"),
-    ):
+    for name, says in (("part", "lacks the tensor"), ("other", "no input for a control")):
         with pytest.raises(CannotRender, match=says):
             load_controlnet(
                 tmp_path / f"{name}.safetensors", model.configs["unet"], device=torch.device("cpu"), dtype=None

@@ -248,6 +248,7 @@ CASES: dict[str, Tensors] = {
     "controlnet-z-image": CLASSES["ZImageControlNetModel"],
     "controlnet-cosmos": CLASSES["CosmosControlNetModel"],
     "controlnet-union": CLASSES["ControlNetUnionModel"],
+    "controlnet-union-promax": {**CLASSES["ControlNetUnionModel"], "task_embedding": (8, 320)},
     "sparsectrl": CLASSES["SparseControlNetModel"],
     "controlnet-xs-sd1": xs(768),
     "controlnet-xs-sd2": xs(1024),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from civman.domain.digests import Sha256
 from civman.domain.recipes.complete import Resolved, complete
+from civman.domain.recipes.control import ControlUse
 from civman.domain.recipes.faces import FaceRestoration
 from civman.domain.recipes.recipe import (
     SCHEMA,
@@ -281,3 +282,13 @@ def test_what_was_asked_for_wins() -> None:
 def test_impossible_sizes_are_refused_before_anything_is_loaded() -> None:
     with pytest.raises(UsageError, match="multiples of 8"):
         complete(RenderRequest(checkpoint="a model", width=500), FOUND)
+
+
+def test_only_the_kind_of_a_control_image_needs_the_schema_that_added_it() -> None:
+    plain, union = ControlUse(A, B), ControlUse(A, B, type="openpose")
+
+    recipes = [replace(FULL, rules=3, controls=uses) for uses in ((plain,), (union,), (plain, union))]
+
+    assert [json.loads(each.to_json())["schema"] for each in recipes] == [6, 11, 11]
+    assert [Recipe.from_json(each.to_json()) for each in recipes] == recipes
+    assert "type" not in json.loads(recipes[0].to_json())["controls"][0]

@@ -30,6 +30,21 @@ def write_net(path: Path, kind: str) -> Path:
     return path
 
 
+def write_union(path: Path) -> Path:
+    from diffusers import ControlNetUnionModel
+
+    spared = {"sample_size", "out_channels", "up_block_types", "center_input_sample"}
+    torch.manual_seed(7)
+    made = ControlNetUnionModel(
+        **{k: v for k, v in tiny_models.KINDS["sdxl"]["unet"].items() if k not in spared}, num_trans_channel=16,
+        num_proj_channel=16,
+    )  # fmt: skip
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    save_file({name: value.contiguous() for name, value in made.state_dict().items()}, path)
+    return path
+
+
 def write_adapter(path: Path, *, is_xl: bool) -> Path:
     from diffusers import T2IAdapter
 
@@ -48,6 +63,7 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("sd1", "sdxl"):
         write_net(folder / f"{kind}-lines.safetensors", kind)
         write_adapter(folder / f"{kind}-sketch.safetensors", is_xl=kind == "sdxl")
+    write_union(folder / "sdxl-union.safetensors")
     return folder
 
 
@@ -119,6 +135,33 @@ def test_an_image_with_a_t2i_adapter_replays(civman: Civman, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("with_nets")
+def test_a_union_is_told_the_kinds_of_its_control_images(civman: Civman, tmp_path: Path) -> None:
+    guide = picture(tmp_path / "guide.png", (80, 48))
+    words = ("render", "tiny-sdxl", "a cat", *QUICK, "--control", f"{guide}:sdxl-union:0.8", "--json")
+
+    unsaid = civman(*words, "--dry-run")
+    told = civman(*words, "--control-type", "OpenPose")
+    inferred = civman(*words, "--control-map", "canny", "--dry-run")
+    beyond = civman(*words, "--control-type", "tile", "--dry-run")
+    both = civman(*words, "--control", f"{guide}:sdxl-union", "--control-type", "depth", "--control-type", "lineart")
+    single = civman(
+        "render", "tiny-sdxl", "a cat", *QUICK, "--control", f"{guide}:sdxl-lines", "--control-type", "depth",
+        "--dry-run", "--json",
+    )  # fmt: skip
+    guide.unlink()
+    again = civman("replay", both.json["render"][0]["path"])
+
+    assert "nothing says which kind" in unsaid.json["error"]["message"]
+    assert "openpose, depth, softedge, hardedge, normal, segment" in unsaid.json["error"]["hint"]
+    assert [use["type"] for use in told.json["render"][0]["recipe"]["controls"]] == ["openpose"]
+    assert [use["type"] for use in inferred.json["plan"][0]["recipe"]["controls"]] == ["hardedge"]
+    assert "does not read control images of the kind `tile`" in beyond.json["error"]["message"]
+    assert [use["type"] for use in both.json["render"][0]["recipe"]["controls"]] == ["depth", "hardedge"]
+    assert "is for one kind of control image" in single.json["error"]["message"]
+    assert again.code == 0, again.err
+
+
+@pytest.mark.usefixtures("with_nets")
 @pytest.mark.parametrize(
     ("control", "verdict"),
     [("sd1-lines", "fits"), ("sd1-sketch", "fits"), ("sdxl-lines", "cannot work"), ("sdxl-sketch", "cannot work")],
@@ -148,6 +191,8 @@ def test_control_options_are_parsed_with_and_without_numbers(tmp_path: Path, mon
         ControlRequest("a.png", "civitai:1234", mode="prompt"),
         ControlRequest("a.png", "1234", mode="prompt"),
     )
-    for texts, maps, modes in ((["a.png:x"] * 3, ["none"] * 2, []), ([], ["canny"], []), ([], [], ["prompt"])):
+    for wrong in (
+        (["a.png:x"] * 3, ["none"] * 2, []), ([], ["canny"], []), ([], [], ["prompt"]), (None, None, None, ["tile"])
+    ):  # fmt: skip
         with pytest.raises(UsageError):
-            controls_from(texts, maps, modes)
+            controls_from(*wrong)

@@ -10,6 +10,18 @@ CONTROL_MODES: Final = ("balanced", "prompt", "control")
 """A1111's control modes: balanced, "My prompt is more important" and "ControlNet is more important"."""
 CONTROL_MAPS: Final = ("none", "canny", "invert")
 """How a picture becomes a control image: unchanged, by its edges, or inverted."""
+CONTROL_TYPES: Final = ("openpose", "depth", "softedge", "hardedge", "normal", "segment", "tile", "inpaint")
+"""The kinds of control image that a union of ControlNets tells apart, in the order of its trained embeddings.
+
+The first unions know six of them; "tile" and "inpaint" came with the version called ProMax.
+"""
+_ALIASES: Final = {
+    "pose": "openpose", "hed": "softedge", "pidi": "softedge", "scribble": "softedge", "teed": "softedge",
+    "canny": "hardedge", "lineart": "hardedge", "mlsd": "hardedge", "normalmap": "normal", "seg": "segment",
+    "segmentation": "segment", "blur": "tile", "repaint": "inpaint",
+}  # fmt: skip
+MAP_TYPES: Final = {"canny": "hardedge"}
+"""Preprocessor → the kind of control image that it makes, if that is one of `CONTROL_TYPES`."""
 SOFT: Final = 0.825
 """The factor by which each layer further out is weaker than the layer before, in all modes but "balanced"."""
 SOFT_FEATURES: Final = (0.25, 0.62, 0.825, 1.0)
@@ -33,6 +45,9 @@ class ControlUse:
     """One of `CONTROL_MODES`."""
     resize_mode: str = "just resize"
     """How the control image is resized to the size of the rendering; one of `recipe_limits.RESIZE_MODES`."""
+
+    type: str = ""
+    """For a union of ControlNets: the kind of control image, one of `CONTROL_TYPES`; "" for all other models."""
 
     def acts_at(self, step: int, steps: int) -> bool:
         """Whether the ControlNet acts in this step, counted from 0."""
@@ -71,3 +86,12 @@ class ControlRequest:
     resize_mode: str = "just resize"
     control_map: str = "none"
     """One of `CONTROL_MAPS`."""
+    control_type: str = ""
+    """The kind of control image, by any name that `control_type` knows; "": not stated."""
+
+
+def control_type(name: str) -> str | None:
+    """Return the kind of control image that a name such as "canny" or "OpenPose" stands for; None if it is unknown."""
+    plain = name.casefold().replace(" ", "").replace("_", "").replace("-", "")
+    found = _ALIASES.get(plain, plain)
+    return found if found in CONTROL_TYPES else None

@@ -30,10 +30,10 @@ from civman.domain.recipes.thresholding import Thresholding as Thresholding
 from civman.domain.recipes.tiled import TiledRedraw, tiled_problems
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 10
+SCHEMA: Final = 11
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 10 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 11 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -76,6 +76,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     8: {"": ("faces",)},
     9: {"": ("tiled",)},
     10: {"": (), "loras": ("keyframes", "hires_keyframes")},
+    11: {"": (), "controls": ("type",)},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
@@ -416,6 +417,7 @@ def _with_additions(value: dict[str, Any], schema: int) -> dict[str, Any]:
         "hires": {each.name: each.default for each in fields(Hires)},
         "sampling": asdict(SAMPLING),
         "loras": {"blocks": "", "keyframes": "", "hires_keyframes": ""},
+        "controls": {"type": ""},
     }
     added = {part: {key: usual[part][key] for key in keys} for part, keys in _ADDED[schema].items()}
     whole = added[""] | value
