@@ -28,7 +28,7 @@ PHASES = (
 )  # fmt: skip
 MEANING = {
     "plan": "interpreter, command line, planning", "torch": "import torch", "renderer": "import civman's renderer",
-    "model classes": "import diffusers' and transformers' classes", "load": "build the model and read its weights",
+    "model classes": "import the model's classes", "load": "build the model and read its weights",
     "encode": "encode the prompts", "first step": "first step", "other steps": "other steps",
     "decode": "decode with the VAE", "save": "write the image and its row", "exit": "end of the process",
 }  # fmt: skip
@@ -89,7 +89,7 @@ def run(words: list[str]) -> None:
         from civman.rendering import draw, engine, render_and_save  # noqa: F401
 
         marks.end("renderer")
-        marks.summed(model_classes, "_import")
+        marks.summed(model_classes, "class_of")
         marks.after(engine.Engine, "__init__", "load")
         marks.after(draw, "prepare", "encode")
         marks.after(recipe_job.RecipeJob, "_finish", "decode")

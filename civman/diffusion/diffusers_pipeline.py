@@ -21,11 +21,15 @@ _KINDS = {
 def pipeline_of(model: LoadedModel, kind: str = "txt2img", *, tokenizers: Mapping[str, Any] | None = None) -> Any:
     """Build a diffusers pipeline from the model's components; `kind` is "txt2img", "img2img" or "inpaint".
 
+    The model must have been loaded with `for_diffusers`.
+
     Pipelines of several kinds share the components. Without `tokenizers` ("tokenizer", "tokenizer_2") the pipeline
     accepts only prompt embeddings. Importing diffusers' pipelines takes about 2 s, which `render` avoids.
 
     Raises: UsageError: unknown kind.
     """
+    if not type(model.unet).__module__.startswith("diffusers."):
+        raise ValueError("a pipeline needs a model that was loaded with `for_diffusers`")
     if kind not in model.pipelines or tokenizers:
         model.pipelines[kind] = _build(model, kind, tokenizers or {})
     return model.pipelines[kind]

@@ -121,6 +121,7 @@ def load(
     prediction: str | None = None,
     is_zero_snr: bool | None = None,
     leaves: int | None = None,
+    for_diffusers: bool = False,
 ) -> LoadedModel:
     """Open a checkpoint in the original single-file layout and build its components.
 
@@ -135,6 +136,7 @@ def load(
         is_zero_snr: whether the model was trained with zero terminal SNR, if known.
         leaves: parameters with more elements than this are not loaded (they stay on the meta device, in the dtype to
             compute in); `layer_streaming.stream` makes such a model usable.
+        for_diffusers: build diffusers' and transformers' own classes, which diffusers' pipelines need.
 
     Raises:
         CannotRender: the family is unknown, or a component or parameter is missing (`facts["part"]`,
@@ -160,7 +162,7 @@ def load(
     with ThreadPoolExecutor(max_workers=1) as pool:
         moving = () if leaves is not None else (weights, target, _wanted_dtype("unet", dtype, target, family))
         coming = pool.submit(_moved_unet, *moving) if moving else None
-        modules = build_empty(configs)
+        modules = build_empty(configs, for_diffusers=for_diffusers)
     for name, module in modules.items():
         model.sources[name] = _sources(name, module, model, vae_names)
         moved = coming.result() if name == "unet" and coming is not None else {}
@@ -176,12 +178,13 @@ def load(
     return model
 
 
-def build_empty(configs: Mapping[str, Config]) -> dict[str, nn.Module]:
+def build_empty(configs: Mapping[str, Config], *, for_diffusers: bool = False) -> dict[str, nn.Module]:
     """Build components from their configs on the meta device: modules without memory, uninitialised."""
     made: dict[str, nn.Module] = {}
     with unfilled():
         for name, config in configs.items():
-            made[name] = model_classes.construct(name, config).eval().requires_grad_(requires_grad=False)
+            built = model_classes.construct(name, config, for_diffusers=for_diffusers)
+            made[name] = built.eval().requires_grad_(requires_grad=False)
     return made
 
 

@@ -1,8 +1,10 @@
-"""Import diffusers' and transformers' model classes when a model is built, without the rest of those libraries.
+"""Build models from diffusers' and transformers' classes, and import these without the rest of those libraries.
 
-Importing one UNet the plain way also imports all of diffusers' transformer models, torch's compiler, its distributed
-tensors, PEFT, sympy and (if installed) scipy: 5.1 of 6.3 CPU seconds, against 1.1 of 2.4 this way [2 cores, torch
-2.13]. During the first import, five things are disabled or replaced, and nothing else is changed:
+The parts of Stable Diffusion come from `diffusers_files` and `clip_text_model`, which import neither library. For the
+transformer families and for diffusers' pipelines, the libraries themselves are imported. Importing one UNet the plain
+way also imports all of diffusers' transformer models, torch's compiler, its distributed tensors, PEFT, sympy and (if
+installed) scipy: 5.1 of 6.3 CPU seconds, against 1.1 of 2.4 this way [2 cores, torch 2.13]. During the first import,
+five things are disabled or replaced, and nothing else is changed:
 
 * the `__init__` of packages that import or list all their submodules (four of diffusers', two of transformers', two of
   scipy's) runs when a name from it is first used;
@@ -25,12 +27,15 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
+
+from civman.diffusion.clip_text_model import ClipText, ClipTextWithProjection
+from civman.diffusion.diffusers_files import class_of
+from civman.diffusion.no_compiler import no_compiler
 
 # civman renders from local files, so nothing imported below may contact a model hub
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,23 +48,35 @@ _LAZY = (
 _LOCK = threading.Lock()
 
 
-def construct(component: str, config: dict[str, Any]) -> nn.Module:
-    """Build a component on torch's default device.
+_FILES: dict[str, tuple[str, str]] = {
+    "unet": ("models.unets.unet_2d_condition", "UNet2DConditionModel"),
+    "vae": ("models.autoencoders.autoencoder_kl", "AutoencoderKL"),
+    "controlnet": ("models.controlnets.controlnet", "ControlNetModel"),
+    "controlnet-union": ("models.controlnets.controlnet_union", "ControlNetUnionModel"),
+    "t2i-adapter": ("models.adapter", "T2IAdapter"),
+}
+"""Component → diffusers' file and the class in it."""
 
-    It is "unet", "vae", "text_encoder", "text_encoder_2", or one of the control models in `_CONTROLS`.
+
+def construct(component: str, config: dict[str, Any], *, for_diffusers: bool = False) -> nn.Module:
+    """Build a component on torch's default device: one of those in `_FILES`, "text_encoder" or "text_encoder_2".
+
+    `for_diffusers`: build diffusers' and transformers' own classes, which diffusers' pipelines need and which take much
+    longer to import. Both compute the same bits.
     """
-    if component in _CONTROLS:
-        made_control: nn.Module = _import(lambda: _control(component))(**config)
-        return made_control
-    if component in ("unet", "vae"):
+    if component in _FILES:
         has_encoder = not config.get("decoder_only")
-        made: Any = _import(_diffusion)[component](**{k: v for k, v in config.items() if k != "decoder_only"})
+        kind: Any = _import(lambda: _diffusion(component)) if for_diffusers else class_of(*_FILES[component])
+        made: Any = kind(**{k: v for k, v in config.items() if k != "decoder_only"})
         if not has_encoder:  # a VAE without an encoder cannot encode; `vae_codec` raises the error
             made.encoder = made.quant_conv = None
         model: nn.Module = made
         return model
+    projects = component == "text_encoder_2"
+    if not for_diffusers:
+        return ClipTextWithProjection(config) if projects else ClipText(config)
     plain, projecting, configuration = _import(_text)
-    encoder: nn.Module = (projecting if component == "text_encoder_2" else plain)(configuration(**config))
+    encoder: nn.Module = (projecting if projects else plain)(configuration(**config))
     return encoder
 
 
@@ -100,24 +117,9 @@ def construct_class(name: str, config: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _diffusion() -> Any:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    return {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-
-
-_CONTROLS = {
-    "controlnet": ("diffusers.models.controlnets.controlnet", "ControlNetModel"),
-    "controlnet-union": ("diffusers.models.controlnets.controlnet_union", "ControlNetUnionModel"),
-    "t2i-adapter": ("diffusers.models.adapter", "T2IAdapter"),
-}
-"""Kinds of control models, and the modules and names of their classes."""
-
-
-def _control(component: str) -> Any:
-    module, name = _CONTROLS[component]
-    return getattr(importlib.import_module(module), name)
+def _diffusion(component: str) -> Any:
+    module, name = _FILES[component]
+    return getattr(importlib.import_module(f"diffusers.{module}"), name)
 
 
 def _text() -> Any:
@@ -131,7 +133,7 @@ def _import(what: Callable[[], Any]) -> Any:
     with _LOCK:
         if "diffusers" not in sys.modules and "transformers" not in sys.modules:
             # torch's default device would also apply to tensors that the libraries create while being imported
-            with _no_compiler(), _no_distribution(), torch.device("cpu"):
+            with no_compiler(), _no_distribution(), torch.device("cpu"):
                 importlib.import_module("diffusers")  # diffusers detects scipy and PEFT here
                 with _no_scipy():
                     for name in _LAZY_FIRST:
@@ -140,22 +142,9 @@ def _import(what: Callable[[], Any]) -> Any:
                 for name in _LAZY:
                     _postpone(name)
                 with _no_peft():
-                    _diffusion()
+                    _diffusion("unet")
+                    _diffusion("vae")
         return what()
-
-
-@contextmanager
-def _no_compiler() -> Iterator[None]:
-    if "torch._dynamo" in sys.modules:
-        yield
-        return
-    sys.modules["torch._dynamo"] = _stand_in()
-    try:
-        yield
-    finally:
-        del sys.modules["torch._dynamo"]
-        # importing the stub sets this attribute; the real module is imported on first use
-        vars(torch).pop("_dynamo", None)
 
 
 @contextmanager
@@ -243,20 +232,6 @@ class _IsTunerLayer(type):
 
 class _TunerLayer(metaclass=_IsTunerLayer):
     """Replaces PEFT's BaseTunerLayer, which diffusers only uses in isinstance checks."""
-
-
-def _stand_in() -> ModuleType:
-    """Build a stub for torch._dynamo with just enough for its decorators. Its submodules are the real ones."""
-
-    def unchanged(function: Any = None, *_: Any, **__: Any) -> Any:
-        return (lambda inner: inner) if function is None else function
-
-    module = ModuleType("torch._dynamo")
-    module.__spec__ = importlib.machinery.ModuleSpec("torch._dynamo", None, is_package=True)
-    module.__path__ = [str(Path(torch.__file__).parent / "_dynamo")]
-    for name in ("disable", "allow_in_graph", "assume_constant_result"):
-        setattr(module, name, unchanged)
-    return module
 
 
 class _Postponed(ModuleType):

@@ -59,8 +59,8 @@ class MergedAdapters:
 class Engine:
     """A model on a device. Use it from one thread only. `merge` is the only method that changes it."""
 
-    def __init__(self, planned: Planned, machine: Machine, on_event: OnEvent) -> None:
-        """Load the plan's model and merge the plan's adapters.
+    def __init__(self, planned: Planned, machine: Machine, on_event: OnEvent, *, for_diffusers: bool = False) -> None:
+        """Load the plan's model and merge the plan's adapters; `for_diffusers`: for use in diffusers' pipelines.
 
         Raises: CannotRender: not enough memory, or the file is not a usable checkpoint. Incompatible: an adapter does
             not fit the model.
@@ -83,6 +83,7 @@ class Engine:
                 prediction=recipe.prediction,
                 is_zero_snr=recipe.is_zero_snr,
                 leaves=SMALL if by_layer else None,
+                for_diffusers=for_diffusers,
             )
         self._later = stream(self.model) if by_layer else None
         with memory_errors("merging the adapters"):

@@ -47,7 +47,7 @@ def pipeline(planned: Planned, kind: str | None, *, machine: Machine, on_event: 
     recipe = planned.recipe
     pipeline_call.require_drawable(recipe)
     planned = with_safe_copies(planned)
-    engine = Engine(planned, machine, on_event)
+    engine = Engine(planned, machine, on_event, for_diffusers=True)
     model = engine.model
     if kind is None:
         pipeline_call.require_own_kind(recipe, is_xl=model.family.is_xl)

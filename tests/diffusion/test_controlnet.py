@@ -118,7 +118,7 @@ def of_diffusers(model: LoadedModel, kind: str, nets: Any, images: Any, **option
     import diffusers
 
     name = "StableDiffusionXLControlNetPipeline" if kind == "sdxl" else "StableDiffusionControlNetPipeline"
-    plain = pipeline_of(model)
+    plain = pipeline_of(load(model.path, dtype=torch.float32, for_diffusers=True))
     parts = {key: value for key, value in plain.components.items() if key != "image_encoder"}
     parts |= {"force_zeros_for_empty_prompt": True} if kind == "sdxl" else {"requires_safety_checker": False}
     pipe = getattr(diffusers, name)(**parts, controlnet=nets)

@@ -35,7 +35,7 @@ from civman.errors import UsageError
 def test_pipelines_are_diffusers_own_and_share_the_components(
     tiny_files: dict[str, Path], kind: str, wish: str, name: str
 ) -> None:
-    model = load(tiny_files[kind])
+    model = load(tiny_files[kind], for_diffusers=True)
 
     pipeline = pipeline_of(model, wish)
 
@@ -48,14 +48,14 @@ def test_pipelines_are_diffusers_own_and_share_the_components(
 
 def test_a_kind_of_pipeline_that_is_none_is_refused(tiny_files: dict[str, Path]) -> None:
     with pytest.raises(UsageError):
-        pipeline_of(load(tiny_files["sd1"]), "txt2video")
+        pipeline_of(load(tiny_files["sd1"], for_diffusers=True), "txt2video")
     with pytest.raises(UsageError):
-        pipeline_of(load(tiny_files["refiner"]), "txt2img")
+        pipeline_of(load(tiny_files["refiner"], for_diffusers=True), "txt2img")
 
 
 @pytest.mark.parametrize("name", ["Euler", "Heun", "DPM++ 2M", "DPM++ 2S a", "DPM++ SDE", "DDIM", "UniPC"])
 def test_our_scheduler_in_diffusers_loop_makes_our_picture(tiny_files: dict[str, Path], name: str) -> None:
-    model = load(tiny_files["sd1"], dtype=torch.float32)
+    model = load(tiny_files["sd1"], dtype=torch.float32, for_diffusers=True)
     given = prompt(model)
     pipeline = pipeline_of(model)
     pipeline.set_progress_bar_config(disable=True)
@@ -77,7 +77,7 @@ import sys
 from pathlib import Path
 from civman.diffusion.loader import load
 from civman.diffusion.environment import deterministic
-model = load(Path({str(tiny_files["sd1"])!r}))
+model = load(Path({str(tiny_files["sd1"])!r}), for_diffusers=True)
 with deterministic():
     pass
 import torch

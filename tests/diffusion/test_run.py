@@ -41,17 +41,18 @@ PLAIN = Recipe(
     is_zero_snr=False,
     precision="float32",
 )
-Models = Callable[[str], LoadedModel]
+Models = Callable[..., LoadedModel]
 
 
 @pytest.fixture(scope="module")
 def models(tiny_files: dict[str, Path]) -> Models:
-    kept: dict[str, LoadedModel] = {}
+    kept: dict[tuple[str, bool], LoadedModel] = {}
 
-    def get(kind: str) -> LoadedModel:
-        if kind not in kept:
-            kept[kind] = load(tiny_files[kind], dtype=torch.float32)
-        return kept[kind]
+    def get(kind: str, *, for_diffusers: bool = False) -> LoadedModel:
+        key = (kind, for_diffusers)
+        if key not in kept:
+            kept[key] = load(tiny_files[kind], dtype=torch.float32, for_diffusers=for_diffusers)
+        return kept[key]
 
     return get
 
@@ -98,7 +99,7 @@ def test_euler_equals_diffusers_own_pipeline(models: Models) -> None:
     """The same components, prompt embeddings and start noise through diffusers' loop."""
     model = models("sd1")
     given = prompt(model)
-    pipeline = pipeline_of(model)
+    pipeline = pipeline_of(models("sd1", for_diffusers=True))
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     pipeline.scheduler.set_timesteps(3)
@@ -124,7 +125,7 @@ def test_euler_equals_diffusers_own_pipeline(models: Models) -> None:
 def test_sdxl_equals_diffusers_own_pipeline(models: Models) -> None:
     model = models("sdxl")
     given = prompt(model)
-    pipeline = pipeline_of(model)
+    pipeline = pipeline_of(models("sdxl", for_diffusers=True))
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     pipeline.scheduler.set_timesteps(3)

@@ -26,8 +26,8 @@ from civman.errors import Incompatible
 FEW = 100
 
 
-def streamed(path: Path, dtype: "torch.dtype | None") -> tuple[LoadedModel, Later]:
-    model = load(path, dtype=dtype, leaves=FEW)
+def streamed(path: Path, dtype: "torch.dtype | None", **how: bool) -> tuple[LoadedModel, Later]:
+    model = load(path, dtype=dtype, leaves=FEW, **how)
     return model, stream(model)
 
 
@@ -147,7 +147,8 @@ def test_a_layer_that_fails_gives_its_memory_back(tiny_files: dict[str, Path]) -
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_diffusers_own_pipeline_draws_with_it_too(tiny_files: dict[str, Path], kind: str) -> None:
     pixels = []
-    for model in (load(tiny_files[kind], dtype=torch.float32), streamed(tiny_files[kind], torch.float32)[0]):
+    sparing, _ = streamed(tiny_files[kind], torch.float32, for_diffusers=True)
+    for model in (load(tiny_files[kind], dtype=torch.float32, for_diffusers=True), sparing):
         given = prompt(model)
         pipeline = pipeline_of(model)
         pipeline.set_progress_bar_config(disable=True)
