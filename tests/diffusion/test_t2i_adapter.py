@@ -88,7 +88,8 @@ def of_diffusers(model: LoadedModel, adapters: Any, images: Any, *, is_xl: bool,
     import diffusers
 
     name = "StableDiffusionXLAdapterPipeline" if is_xl else "StableDiffusionAdapterPipeline"
-    parts = {key: value for key, value in pipeline_of(model).components.items() if key != "image_encoder"}
+    plain = pipeline_of(load(model.path, dtype=torch.float32, for_diffusers=True))
+    parts = {key: value for key, value in plain.components.items() if key != "image_encoder"}
     parts |= {"force_zeros_for_empty_prompt": True} if is_xl else {"requires_safety_checker": False}
     pipe = getattr(diffusers, name)(**parts, adapter=adapters)
     pipe.set_progress_bar_config(disable=True)
