@@ -73,7 +73,8 @@ def of_diffusers(model: LoadedModel, theirs: Any, images: list[Any], kinds: list
     """The image of diffusers' own union pipeline, with civman's Euler behind its scheduler interface."""
     from diffusers import StableDiffusionXLControlNetUnionPipeline
 
-    parts = {key: value for key, value in pipeline_of(model).components.items() if key != "image_encoder"}
+    plain = pipeline_of(load(model.path, dtype=torch.float32, for_diffusers=True))
+    parts = {key: value for key, value in plain.components.items() if key != "image_encoder"}
     pipe = StableDiffusionXLControlNetUnionPipeline(**parts, controlnet=theirs, force_zeros_for_empty_prompt=True)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = PipelineScheduler("Euler")
