@@ -1,4 +1,4 @@
-"""Options of `civman render` for enlarging: the finished image, or an input image that is redrawn in tiles."""
+"""Options of `civman render` for enlarging: the finished image, or an input image that is drawn again."""
 
 from typing import Annotated
 
@@ -36,3 +36,11 @@ TileBatchOpt = Annotated[
         help="Number of tiles that A1111 drew in one batch, which determines the tiles' seeds.", show_default="1"
     ),
 ]
+UltimateUpscaleOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--ultimate-upscale", metavar="REF[,NAME=VALUE…]", autocompletion=completion.upscalers,
+        help="Enlarge --init by an upscaler, such as lanczos:2, then redraw it tile by tile as Ultimate SD upscale; "
+        "settings: tile=768x512, padding=32, redraw=chess, seams=half-tile …",
+    ),
+]  # fmt: skip

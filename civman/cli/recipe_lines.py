@@ -17,7 +17,7 @@ _TITLES: Final = {
     "rng": "RNG", "eta_seed_delta": "ENSD", "guidance_rescale": "CFG rescale", "is_zero_snr": "zero terminal SNR",
     "hires": "second pass", "prompt_rules": "prompt rules", "start": "input image", "upscale": "upscaled to",
     "config": "model config", "flow": "flow matching", "faces": "restored faces",
-    "tiled": "redrawn in tiles",
+    "tiled": "redrawn in tiles", "ultimate": "Ultimate SD upscale",
 }  # fmt: skip
 
 

@@ -7,8 +7,27 @@ import typer
 
 from civman.cli import completion
 from civman.cli.control_options import ControlMapOpt, ControlModeOpt, ControlOpt, ControlTypeOpt, controls_from
-from civman.cli.finishing_options import FaceRestorationOpt, TileBatchOpt, TiledUpscaleOpt, TileOverlapOpt, UpscaleOpt
+from civman.cli.finishing_options import (
+    FaceRestorationOpt,
+    TileBatchOpt,
+    TiledUpscaleOpt,
+    TileOverlapOpt,
+    UltimateUpscaleOpt,
+    UpscaleOpt,
+)
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid, has_prompts
+from civman.cli.input_options import (
+    ConditionalMaskWeightOpt,
+    InitOpt,
+    MaskBlurOpt,
+    MaskContentOpt,
+    MaskOpt,
+    NoiseMultiplierOpt,
+    OnlyMaskedOpt,
+    PaddingOpt,
+    ResizeModeOpt,
+    StrengthOpt,
+)
 from civman.cli.noise_options import (
     EnsdOpt,
     EtaDdimOpt,
@@ -262,53 +281,20 @@ def render(
     pad_prompts: Annotated[
         bool, typer.Option("--pad-prompts", help="Pad prompt and negative prompt to the same length.")
     ] = False,
-    init: Annotated[str | None, typer.Option(metavar="FILE", help="Input image for image-to-image.")] = None,
-    mask: Annotated[str | None, typer.Option(metavar="FILE", help="Mask image: white areas are inpainted.")] = None,
-    mask_blur: Annotated[
-        int | None, typer.Option(help="Blur radius of the mask's edge in pixels.", show_default="4")
-    ] = None,
-    mask_content: Annotated[
-        str | None,
-        typer.Option(
-            help="Masked content at the start: fill, original, latent noise or latent nothing.",
-            show_default="original",
-        ),
-    ] = None,
-    only_masked: Annotated[
-        bool,
-        typer.Option("--only-masked", help="Inpaint the masked area alone at --size and paste it into the image."),
-    ] = False,
-    padding: Annotated[
-        int | None,
-        typer.Option(help="Pixels around the mask that --only-masked includes.", show_default="32"),
-    ] = None,
-    resize_mode: Annotated[
-        str | None,
-        typer.Option(
-            help="How to fit the input image to --size: just resize, crop and resize, resize and fill, "
-            "or just resize (latent upscale).",
-            show_default="just resize",
-        ),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(
-            help="Denoising strength, above 0 up to 1: how much the input image may change.", show_default="0.75"
-        ),
-    ] = None,
-    noise_multiplier: Annotated[
-        float | None, typer.Option(help="Factor on the noise added to the input image.", show_default="1")
-    ] = None,
-    conditional_mask_weight: Annotated[
-        float | None,
-        typer.Option(
-            help="Inpainting checkpoints: how much of the masked area to hide from the model, 0 to 1.",
-            show_default="1",
-        ),
-    ] = None,
+    init: InitOpt = None,
+    mask: MaskOpt = None,
+    mask_blur: MaskBlurOpt = None,
+    mask_content: MaskContentOpt = None,
+    only_masked: OnlyMaskedOpt = False,
+    padding: PaddingOpt = None,
+    resize_mode: ResizeModeOpt = None,
+    strength: StrengthOpt = None,
+    noise_multiplier: NoiseMultiplierOpt = None,
+    conditional_mask_weight: ConditionalMaskWeightOpt = None,
     tiled_upscale: TiledUpscaleOpt = None,
     tile_overlap: TileOverlapOpt = None,
     tile_batch: TileBatchOpt = None,
+    ultimate_upscale: UltimateUpscaleOpt = None,
     hires: Annotated[
         str | None,
         typer.Option(
@@ -422,6 +408,7 @@ def render(
     from civman.domain.recipes.machine import Machine
     from civman.domain.recipes.recipe import RenderRequest
     from civman.domain.recipes.tiled import tiled_from
+    from civman.domain.recipes.ultimate import ultimate_from
     from civman.errors import UsageError
     from civman.planning.expand_prompts import Expansion
     from civman.planning.render_extra import require_render_extra
@@ -456,6 +443,7 @@ def render(
         ),
         face_restoration=face_restoration, upscale=upscale_from(upscale) if upscale else None, prediction=prediction,
         tiled_upscale=tiled_from(tiled_upscale, tile_overlap, tile_batch),
+        ultimate_upscale=ultimate_from(ultimate_upscale) if ultimate_upscale else None,
         precision=precision, pad_prompts=pad_prompts, config=config, resize_mode=resize_mode,
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,

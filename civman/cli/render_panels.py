@@ -24,6 +24,7 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
     "Input image and mask": (
         "init", "strength", "resize_mode", "noise_multiplier", "mask", "mask_blur", "mask_content", "only_masked",
         "padding", "conditional_mask_weight", "tiled_upscale", "tile_overlap", "tile_batch",
+        "ultimate_upscale",
     ),
     "Noise": (
         "rng", "step_rng", "noise_slice", "ensd", "eta", "eta_ddim", "s_churn", "s_tmin", "s_tmax", "s_noise",

@@ -35,6 +35,7 @@ def require_drawable(recipe: Recipe) -> None:
     problems = {
         "a second pass (hires)": recipe.hires is not None,
         "a redraw in tiles": recipe.tiled is not None,
+        "an upscale in areas (Ultimate SD upscale)": recipe.ultimate is not None,
         "restored faces": recipe.faces is not None,
         "an enlargement of the finished image": recipe.upscale is not None,
         f"the rules of an earlier version of civman (rules {recipe.rules})": (

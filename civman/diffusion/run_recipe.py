@@ -77,8 +77,8 @@ def iterate(
         raise UsageError("the recipe uses an upscaler model, which was not passed", code=Cause.NO_UPSCALER)
     if len(recipe.hypernetworks) != len(hypernetworks):
         raise ValueError("the recipe's hypernetworks were not passed")
-    if recipe.tiled is not None:
-        raise ValueError("a redraw in tiles is computed by `tiled_redraw.redraw_in_tiles`")
+    if recipe.enlarged_input is not None:
+        raise ValueError("a redraw in tiles is computed by `redraw_in_tiles` or `ultimate_upscale`")
     job = RecipeJob(recipe, model, prompt, hires_prompt or prompt, inputs, on_event, keeps_noise=keeps_noise)
     if not len(recipe.controls) == len(controlnets) == len(inputs.controls):
         raise ValueError("the recipe's ControlNets or their control images were not passed")

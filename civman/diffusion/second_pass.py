@@ -8,6 +8,7 @@ from torch import Tensor
 
 from civman.diffusion import plain_resizing
 from civman.diffusion.pixels import finished, resized, to_tensor
+from civman.diffusion.upscaler_tiles import scaled
 from civman.domain.recipes.recipe import Hires
 
 Upscale = Callable[..., Any]
@@ -80,12 +81,7 @@ def _enlarged(pixels: Tensor, width: int, height: int, hires: Hires, upscale: Up
     image = Image.fromarray(shrunk)
     scale = max(width / image.width, height / image.height)
     if scale > 1 and not (hires.stretches and hires.upscaler == "lanczos"):
-        way = Image.Resampling.NEAREST if hires.upscaler == "nearest" else Image.Resampling.LANCZOS
-        even = (int(image.width * scale) // _CELL * _CELL, int(image.height * scale) // _CELL * _CELL)
-        size = int(image.width * scale), int(image.height * scale)
-        image = upscale(image, *even) if upscale is not None else image.resize(size, way)
-        if image.size != even:
-            image = image.resize(even, Image.Resampling.LANCZOS)
+        image = scaled(image, scale, hires.upscaler, upscale)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(image)

@@ -91,7 +91,7 @@ def redraw_in_tiles(
             # a tile's recipe contains neither the upscaler nor the list of files
             one = replace(recipe, tiled=None, upscale=None, files=(), seed=seed, count=1, batch_size=1)
             given = Inputs(np.ascontiguousarray(np.asarray(image.crop(box))))
-            told = _Told(on_event, number, len(grid.boxes), first + 1, recipe.count)
+            told = StepsOfTile(on_event, number, len(grid.boxes), first + 1, recipe.count)
             for made in iterate(one, model, prompt, inputs=given, on_event=told, **options):
                 drawn += made
         pixels = np.ascontiguousarray(np.asarray(grid.joined([Image.fromarray(each.pixels) for each in drawn])))
@@ -107,7 +107,7 @@ def enlarged(image: Any, tiled: TiledRedraw, upscaler: AnyUpscaler | None, on_ti
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class StepsOfTile:
     """Reports the steps of one tile as steps of the whole image."""
 
     on_event: OnEvent
@@ -117,6 +117,7 @@ class _Told:
     count: int
 
     def __call__(self, event: Event) -> None:
+        """Pass on an event; a step of the tile becomes a step of the whole image."""
         if isinstance(event, Step):
             event = replace(
                 event, step=self.number * event.steps + event.step, steps=self.tiles * event.steps, first=self.first,

@@ -25,6 +25,8 @@ def _ignore(done: int, count: int) -> None:
 
 
 _MOST_PASSES: Final = 3
+_EVEN: Final = 8
+"""A1111 rounds the size of an enlarged image down to multiples of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,19 @@ def enlarge(image: Any, model: AnyUpscaler, width: int, height: int, tiling: Til
         if image.size == before or (image.width >= width and image.height >= height):
             break
     return image
+
+
+def scaled(image: Any, scale: float, method: str, upscale: Callable[[Any, int, int], Any] | None) -> Any:
+    """Enlarge a Pillow image by a factor as any upscaler of A1111 does, to multiples of 8 pixels.
+
+    `upscale` runs an upscaler model until the image has at least this width and height; without it, `method` is
+    "lanczos" or "nearest". If the result has another size than the multiples of 8, Lanczos resizes it once more.
+    """
+    size = int(image.width * scale), int(image.height * scale)
+    even = size[0] // _EVEN * _EVEN, size[1] // _EVEN * _EVEN
+    way = Image.Resampling.NEAREST if method == "nearest" else Image.Resampling.LANCZOS
+    image = upscale(image, *even) if upscale is not None else image.resize(size, way)
+    return image if image.size == even else image.resize(even, Image.Resampling.LANCZOS)
 
 
 def upscaled(image: Any, made: Enlargement, model: AnyUpscaler | None, on_tile: OnTile = _ignore) -> Any:

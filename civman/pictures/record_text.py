@@ -76,6 +76,14 @@ def _of_last(record: Record) -> Iterator[tuple[str, str | float]]:
         yield "SD upscale upscaler", name
         if tiled.batch > 1:
             yield "Batch size", tiled.batch
+    ultimate = record.recipe.ultimate
+    if ultimate is not None:
+        name = _stem(record.name_of(ultimate.model).name) if ultimate.model else ultimate.method.capitalize()
+        yield "Ultimate SD upscale upscaler", name
+        yield "Ultimate SD upscale tile_width", ultimate.tile_width
+        yield "Ultimate SD upscale tile_height", ultimate.tile_height
+        yield "Ultimate SD upscale mask_blur", ultimate.blur
+        yield "Ultimate SD upscale padding", ultimate.padding
     made = record.recipe.upscale
     if made is not None:
         name = record.name_of(made.model).name if made.model else made.method.capitalize()

@@ -10,7 +10,7 @@ from civman.domain.known_upscalers import KnownUpscaler, known_upscaler, upscale
 from civman.domain.recipes.enlargement import METHODS
 from civman.domain.recipes.recipe import RenderRequest
 from civman.domain.recipes.recipe_limits import UPSCALERS, upscaler_of
-from civman.errors import NotFound
+from civman.errors import Cause, NotFound, UsageError
 from civman.planning.find_files import Finder, Found
 
 
@@ -31,15 +31,20 @@ def last_upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | N
     return any_upscaler(finder, request.upscale.upscaler)
 
 
-def tiled_upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
-    """Find the model that enlarges the input image before it is redrawn in tiles; None if none does.
+def input_upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | None, tuple[str, ...]]:
+    """Find the model that enlarges the input image before it is drawn again; None if none does.
 
-    Raises: as `upscaler_for`.
+    Raises: as `upscaler_for`; UsageError: the image is to be enlarged in two ways.
     """
-    asked = request.tiled_upscale
-    if asked is None or asked.upscaler.casefold() == "none":
+    asked = [each.upscaler for each in (request.tiled_upscale, request.ultimate_upscale) if each is not None]
+    if len(asked) > 1:
+        raise UsageError(
+            "the input image can be enlarged in only one way", hint="leave out all but one of its upscalers",
+            code=Cause.BAD_VALUE,
+        )  # fmt: skip
+    if not asked or asked[0].casefold() == "none":
         return None, ()
-    return any_upscaler(finder, asked.upscaler)
+    return any_upscaler(finder, asked[0])
 
 
 def any_upscaler(finder: Finder, ref: str) -> tuple[Found | None, tuple[str, ...]]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from civman.domain.digests import Sha256
-from civman.domain.recipes.recipe import RULES, Recipe, StartImage
+from civman.domain.recipes.recipe import RULES, Recipe, RenderRequest, StartImage
 from civman.errors import Cause, UsageError
-from civman.planning.plan_types import PICTURE_ROLES, Planned
+from civman.planning.plan_types import PICTURE_ROLES, Planned, PlannedFile
 from civman.store.blobs import digest_of
 from civman.store.partial import store_error
 from civman.system.move_files import replace_file
@@ -75,6 +75,52 @@ def size_like(picture: InputPicture, native: int) -> tuple[int, int]:
         factor = (native * native / (width * height)) ** 0.5
         width, height = int(width * factor), int(height * factor)
     return max(8, width // 8 * 8), max(8, height // 8 * 8)
+
+
+def requested_pictures(request: RenderRequest) -> list[InputPicture]:
+    """Read a request's input image and mask, if any.
+
+    Raises: UsageError: `no-start-image` (an option needs an image that is not given), `empty-mask`,
+        `unreadable-picture`.
+    """
+    if request.init_image is None:
+        asked = {
+            "a mask": request.mask_image, "a strength": request.strength, "mask blur": request.mask_blur,
+            "masked content": request.masked_content, "a resize mode": request.resize_mode,
+            "inpainting only the masked area": request.only_masked or None, "padding": request.padding,
+            "a noise multiplier": request.noise_multiplier, "a conditioning weight": request.conditioning_weight,
+            "a redraw in tiles": request.tiled_upscale, "Ultimate SD upscale": request.ultimate_upscale,
+        }  # fmt: skip
+        if alone := [name for name, value in asked.items() if value is not None]:
+            raise UsageError(
+                f"{alone[0]} requires an input image", hint="pass it with --init", code=Cause.NO_START_IMAGE
+            )
+        return []
+    first = read_picture(Path(request.init_image))
+    if request.mask_image is None:
+        asked = {
+            "mask blur": request.mask_blur, "masked content": request.masked_content,
+            "inpainting only the masked area": request.only_masked or None, "padding": request.padding,
+        }  # fmt: skip
+        if alone := [name for name, value in asked.items() if value is not None]:
+            raise UsageError(f"{alone[0]} requires a mask", hint="pass it with --mask", code=Cause.NO_START_IMAGE)
+        return [first]
+    mask = read_picture(Path(request.mask_image), is_mask=True, rules=RULES if request.rules is None else request.rules)
+    if request.rules != 1 and not mask.pixels.any():
+        raise UsageError(
+            f"the mask `{request.mask_image}` selects nothing: it is black or transparent everywhere",
+            hint="white areas of the mask are inpainted", code=Cause.EMPTY_MASK,
+        )  # fmt: skip
+    return [first, mask]
+
+
+def as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
+    """Return an input image and its mask as files of a plan, by their SHA-256."""
+    roles = ("picture", "mask")
+    return {
+        picture.sha256: PlannedFile(role, picture.path.name, picture.sha256, picture.path.expanduser().absolute())
+        for role, picture in zip(roles, pictures, strict=False)
+    }
 
 
 def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[Sha256, Path]:

@@ -19,7 +19,7 @@ from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.complete import Resolved, complete, sampling, steps_of
 from civman.domain.recipes.prompt_parts import part_of
-from civman.domain.recipes.recipe import RULES, EmbeddingUse, Recipe, RenderRequest
+from civman.domain.recipes.recipe import EmbeddingUse, Recipe, RenderRequest
 from civman.domain.recipes.record import TypedPrompts
 from civman.errors import CannotRender, Cause, Incompatible, NotFound, UsageError
 from civman.index import Index
@@ -31,10 +31,17 @@ from civman.planning.find_controls import control_files, controls_for
 from civman.planning.find_faces import faces_for
 from civman.planning.find_files import Finder, Found
 from civman.planning.find_hypernetworks import hypernetworks_for
-from civman.planning.find_upscaler import last_upscaler_for, scale_of, tiled_upscaler_for, upscaler_for
+from civman.planning.find_upscaler import input_upscaler_for, last_upscaler_for, scale_of, upscaler_for
 from civman.planning.flow_plan import flow_choice, recorded_choice, require_size
 from civman.planning.flow_request import for_flow, require_no_flow_options, usual_precision
-from civman.planning.input_pictures import InputPicture, missing_inputs, read_picture, size_like
+from civman.planning.input_pictures import (
+    InputPicture,
+    as_files,
+    missing_inputs,
+    read_picture,
+    requested_pictures,
+    size_like,
+)
 from civman.planning.plan_licence import plan_terms, require_use
 from civman.planning.plan_types import Planned, PlannedFile
 from civman.planning.prompt_references import ScaledLora
@@ -93,7 +100,7 @@ def plan(
     if schedule is Schedule.AUTOMATIC and not sampler.own_table:
         schedule = sampler.automatic
     request, without = _without_what_has_no_effect(_named_second_pass(request, sampler), sampler)
-    pictures = _pictures(request)
+    pictures = requested_pictures(request)
     finder = Finder(index, on_event)
     found = finder.find("checkpoint", request.checkpoint, request.file)
     choice = flow_choice(finder, found, request)
@@ -120,8 +127,8 @@ def plan(
     warned = _compatible(found, parts, conditions)
     parts += [*choice.parts.values()] if choice else []
     upscaler, tiles = upscaler_for(finder, request)
-    (last, last_tiles), (tiled, more_tiles) = last_upscaler_for(finder, request), tiled_upscaler_for(finder, request)
-    parts += [each for each in (upscaler, tiled, last) if each]
+    (last, last_tiles), (larger, more_tiles) = last_upscaler_for(finder, request), input_upscaler_for(finder, request)
+    parts += [each for each in (upscaler, larger, last) if each]
     faces = faces_for(finder, request)
     parts += faces.files if faces else ()
     tiles = tuple(dict.fromkeys((*tiles, *last_tiles, *more_tiles, *(faces.notices if faces else ()))))
@@ -142,7 +149,7 @@ def plan(
             seed=secrets.randbelow(_SEEDS),
             loras=tuple(lora.use(has_hires=request.hires is not None) for lora in loras),
             embeddings=tuple(uses), hypernetworks=tuple(use for _, use in networks), vae=vae.sha256 if vae else None,
-            upscaler=upscaler.sha256 if upscaler else None, tiled_upscaler=tiled.sha256 if tiled else None,
+            upscaler=upscaler.sha256 if upscaler else None, input_upscaler=larger.sha256 if larger else None,
             last_upscaler=last.sha256 if last else None, last_scale=scale_of(last),
             controls=tuple(each.use for each in controls),
             faces=faces.restoration if faces else None,
@@ -169,7 +176,7 @@ def plan(
         )
     if choice is not None:
         require_size(recipe, choice)
-    files = {file.sha256: file.planned for file in (found, *parts)} | _as_files(pictures)
+    files = {file.sha256: file.planned for file in (found, *parts)} | as_files(pictures)
     files |= {each.use.picture: each.file for each in controls}
     few = usual or (None if choice else _few_steps_notice(recipe, found))
     return Planned(
@@ -228,7 +235,7 @@ def _start_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, Plann
     here = {picture.sha256: picture for picture in map(read_picture, pictures)}
     if error := missing_inputs(recipe.start, {digest: picture.path for digest, picture in here.items()}):
         raise error
-    return _as_files([here[digest] for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest])
+    return as_files([here[digest] for digest in (recipe.start.sha256, recipe.start.mask_sha256) if digest])
 
 
 def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *, on_event: OnEvent = ignore) -> Planned:
@@ -305,47 +312,6 @@ def _without_what_has_no_effect(
     return replace(request, **unset), tuple(f"--{option} has no effect with {sampler.name}" for option in options)
 
 
-def _pictures(request: RenderRequest) -> list[InputPicture]:
-    """Read the request's input image and mask, if any."""
-    if request.init_image is None:
-        asked = {
-            "a mask": request.mask_image, "a strength": request.strength, "mask blur": request.mask_blur,
-            "masked content": request.masked_content, "a resize mode": request.resize_mode,
-            "inpainting only the masked area": request.only_masked or None, "padding": request.padding,
-            "a noise multiplier": request.noise_multiplier, "a conditioning weight": request.conditioning_weight,
-            "a redraw in tiles": request.tiled_upscale,
-        }  # fmt: skip
-        if alone := [name for name, value in asked.items() if value is not None]:
-            raise UsageError(
-                f"{alone[0]} requires an input image", hint="pass it with --init", code=Cause.NO_START_IMAGE
-            )
-        return []
-    first = read_picture(Path(request.init_image))
-    if request.mask_image is None:
-        asked = {
-            "mask blur": request.mask_blur, "masked content": request.masked_content,
-            "inpainting only the masked area": request.only_masked or None, "padding": request.padding,
-        }  # fmt: skip
-        if alone := [name for name, value in asked.items() if value is not None]:
-            raise UsageError(f"{alone[0]} requires a mask", hint="pass it with --mask", code=Cause.NO_START_IMAGE)
-        return [first]
-    mask = read_picture(Path(request.mask_image), is_mask=True, rules=RULES if request.rules is None else request.rules)
-    if request.rules != 1 and not mask.pixels.any():
-        raise UsageError(
-            f"the mask `{request.mask_image}` selects nothing: it is black or transparent everywhere",
-            hint="white areas of the mask are inpainted", code=Cause.EMPTY_MASK,
-        )  # fmt: skip
-    return [first, mask]
-
-
-def _as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
-    roles = ("picture", "mask")
-    return {
-        picture.sha256: PlannedFile(role, picture.path.name, picture.sha256, picture.path.expanduser().absolute())
-        for role, picture in zip(roles, pictures, strict=False)
-    }
-
-
 def _loras(finder: Finder, request: RenderRequest, words: prompt_references.Words) -> list[ScaledLora]:
     named = [
         ScaledLora.of(
@@ -409,7 +375,8 @@ def _within_limits(
     notices: tuple[str, ...] = ()
     if checkpoint.family.needs_picture and not pictures:
         raise CannotRender("a refiner model needs an input image", hint="pass it with --init", code=Cause.NEEDS_PICTURE)
-    is_open = request.width is None and request.height is None and request.tiled_upscale is None
+    is_open = request.width is None and request.height is None
+    is_open = is_open and request.tiled_upscale is None and request.ultimate_upscale is None
     if pictures and not request.only_masked and is_open:
         width, height = size_like(pictures[0], checkpoint.native_size)
         request = replace(request, width=width, height=height)
@@ -480,8 +447,7 @@ def _few_steps_notice(recipe: Recipe, found: Found) -> str | None:
 
 
 def _memory(recipe: Recipe, checkpoint: Found) -> Estimate:
-    sizes = [(recipe.width, recipe.height)] + ([(recipe.hires.width, recipe.hires.height)] if recipe.hires else [])
-    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    width, height = max(recipe.drawn_sizes, key=lambda size: size[0] * size[1])
     shapes = checkpoint.header.shapes
     single = recipe.precision == "float32"
     return estimate(

@@ -381,7 +381,7 @@ class _Reader:
         strength = self._entries.number("Denoising strength")
         tiles = redraw_in_tiles(self._entries, self.source, self._upscaler)
         self._found += tiles.reasons
-        if tiles.recipe:
+        if tiles.reasons:
             return tiles.recipe
         from_image = self._entries.take(
             re.compile("Mask blur|Inpaint|Masked|Conditional mask weight|Noise multiplier|Init image|Image CFG")
@@ -434,9 +434,8 @@ class _Reader:
         )  # fmt: skip
 
     def _differences(self, made: Recipe) -> None:
-        passes = [(made.width, made.height)] + ([(made.hires.width, made.hires.height)] if made.hires else [])
         from_card = made.step_rng == "nv" or (made.rng == "nv" and "RNG" not in self._entries)
-        if from_card and max(4 * (w // 8) * (h // 8) for w, h in passes) > SMALLEST_CARD:
+        if from_card and max(4 * (w // 8) * (h // 8) for w, h in made.drawn_sizes) > SMALLEST_CARD:
             self.add(Drawable.DIFFERS, "the noise came from a graphics card that the settings do not name, and at this"
                                        " size it depends on the card: `--set rng=CARD` states it")  # fmt: skip
         if self.by_comfyui:
@@ -462,9 +461,9 @@ class _Reader:
             value["hires"] |= {"upscaler": name, "model": {"name": name, "hash": digest} if made.hires.model else None}
         if made.faces:
             value["faces"] = {"method": made.faces.method, "weight": made.faces.weight}
-        for key, model in ((each, getattr(made, each) and getattr(made, each).model) for each in ("upscale", "tiled")):
-            if model:
-                found = next(each for each in self.resources if stand_in(each.name) == model)
+        for key in ("upscale", "tiled", "ultimate"):
+            if (part := getattr(made, key)) and part.model:
+                found = next(each for each in self.resources if stand_in(each.name) == part.model)
                 value[key] |= {"model": {"name": found.name, "hash": found.hash}}
         for name in (
             "prediction",

@@ -105,15 +105,9 @@ _FEATURES: Final = (
         f"Tiled Diffusion|{_TILED}", NO, "the image was drawn in tiles (Tiled Diffusion), which civman does not support"
     ),
     _feature(
-        "SD upscale ",
+        "(Ultimate )?SD upscale ",
         FINE,
         "",
-    ),
-    _feature(
-        "Ultimate SD upscale ",
-        NO,
-        "an upscale script drew it again from an image that the settings do not contain; civman does not support "
-        "such scripts",
     ),
     _feature("SAG ", NO, "self-attention guidance changed the image, which civman does not support"),
     _feature(

@@ -138,10 +138,13 @@ def request_of(
     tiled = request.tiled_upscale
     if tiled is not None and found.made.tiled is not None and found.made.tiled.model is not None:
         tiled = replace(tiled, upscaler=ref(found.made.tiled.model))
+    ultimate = request.ultimate_upscale
+    if ultimate is not None and found.made.ultimate is not None and found.made.ultimate.model is not None:
+        ultimate = replace(ultimate, upscaler=ref(found.made.ultimate.model))
     vae = next((each for each in found.resources if each.role == "vae"), None)
     request = replace(
         request, checkpoint=ref(found.made.checkpoint), hires=hires, upscale=upscale,
-        tiled_upscale=tiled,
+        tiled_upscale=tiled, ultimate_upscale=ultimate,
         vae=ref(stand_in(vae.name)) if vae is not None else None,
         loras=tuple(use.request(ref(use.sha256)) for use in found.made.loras),
         hypernetworks=tuple(f"{ref(use.sha256)}:{use.strength!r}" for use in found.made.hypernetworks),

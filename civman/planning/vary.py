@@ -15,6 +15,7 @@ from civman.domain.recipes.enlargement import UpscaleRequest, factor_of, upscale
 from civman.domain.recipes.recipe import HiresRequest, LoraRequest, Recipe, RenderRequest
 from civman.domain.recipes.thresholding import text_of
 from civman.domain.recipes.tiled import TiledRequest, tiled_from
+from civman.domain.recipes.ultimate import UltimateRequest, ultimate_from
 from civman.domain.scales import parse_scale_pair
 from civman.errors import Cause, UsageError
 from civman.index import Index
@@ -62,7 +63,7 @@ _HIRES: Final = (
 )  # fmt: skip
 _HIRES_WHOLE: Final = ("hires_steps", "hires_seed")
 _HIRES_TEXTS: Final = ("upscaler", "hires_trim", "hires_sampler", "hires_schedule", "hires_resize")
-_LAST: Final = ("upscale", "face_restoration", "tiled_upscale", "tile_overlap", "tile_batch")
+_LAST: Final = ("upscale", "face_restoration", "tiled_upscale", "tile_overlap", "tile_batch", "ultimate_upscale")
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, *_LAST, "lora:REF")
 """The fields that can be changed; some also have the short names of `civman render`'s options."""
 
@@ -142,7 +143,8 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         skip_negative_always=recipe.skip_negative_always, skip_early_guidance=recipe.skip_early_guidance,
         parts=tuple(f"{use.role}=sha256:{use.sha256}" for use in recipe.parts), variant=recipe.variant or None,
         shift=recipe.flow.shift if recipe.flow else None, guidance=recipe.flow.guidance if recipe.flow else None,
-        upscale=_upscale_request(recipe), tiled_upscale=_tiled_request(recipe), face_restoration=_faces_text(recipe),
+        upscale=_upscale_request(recipe), tiled_upscale=_tiled_request(recipe),
+        ultimate_upscale=_ultimate_request(recipe), face_restoration=_faces_text(recipe),
         seed_resize=f"{recipe.seed_resize_width}x{recipe.seed_resize_height}",
         sampling_rules=sampling.program, sigmas=",".join(map(repr, sampling.sigmas)) or None,
         step_rng=recipe.step_rng or None, noise_slice=recipe.noise_slice or None,
@@ -171,6 +173,13 @@ def _tiled_request(recipe: Recipe) -> TiledRequest | None:
     size = None if made.method == "none" else f"{made.width}x{made.height}"
     upscaler = f"sha256:{made.model}" if made.model else made.method
     return TiledRequest(upscaler, None, size, made.overlap, made.batch)
+
+
+def _ultimate_request(recipe: Recipe) -> UltimateRequest | None:
+    made = recipe.ultimate
+    if made is None:
+        return None
+    return UltimateRequest(f"sha256:{made.model}" if made.model else made.method, settings=made)
 
 
 def _faces_text(recipe: Recipe) -> str | None:
@@ -254,6 +263,8 @@ def _last(request: RenderRequest, field: str, name: str, text: str) -> RenderReq
         value = upscale_from(asked)
     elif asked and field == "tiled_upscale":
         value = tiled_from(asked, tiled.overlap if tiled else None, tiled.batch if tiled else None)
+    elif asked and field == "ultimate_upscale":
+        value = ultimate_from(asked)
     return replace(request, **{field: value})
 
 

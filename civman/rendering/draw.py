@@ -15,6 +15,7 @@ from civman.diffusion.plain_resizing import enlarged_in_tiles
 from civman.diffusion.run_recipe import Inputs, iterate
 from civman.diffusion.second_pass import Upscale
 from civman.diffusion.tiled_redraw import redraw_in_tiles
+from civman.diffusion.ultimate_upscale import ultimate_upscale
 from civman.diffusion.upscaler_models import AnyUpscaler, load_upscaler
 from civman.diffusion.upscaler_tiles import enlarge
 from civman.domain.digests import Sha256
@@ -110,8 +111,9 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]
         "hypernetworks": job.hypernetworks, "restore": job.finisher.restorer if job.finisher else None,
         "set_scales": engine.set_scales,
     }  # fmt: skip
-    if planned.recipe.tiled is not None:
-        batches = redraw_in_tiles(planned.recipe, engine.model, job.prompts.first, upscaler=job.upscaler, **given)
+    if planned.recipe.enlarged_input is not None:
+        redraw = redraw_in_tiles if planned.recipe.tiled is not None else ultimate_upscale
+        batches = redraw(planned.recipe, engine.model, job.prompts.first, upscaler=job.upscaler, **given)
     else:
         batches = iterate(
             planned.recipe, engine.model, job.prompts.first, hires_prompt=job.prompts.second,
@@ -148,7 +150,7 @@ def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlModel, ...]:
 
 def _upscaler(engine: Engine, planned: Planned) -> AnyUpscaler | None:
     """Load the model that enlarges an image before it is drawn again: in the second pass, or in tiles."""
-    before = planned.recipe.hires or planned.recipe.tiled
+    before = planned.recipe.hires or planned.recipe.enlarged_input
     if before is None or before.model is None:
         return None
     return load_upscaler(planned.path(before.model)).to(engine.device)

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from civman.domain.recipes.faces import faces_from
 from civman.domain.recipes.recipe import Recipe, RenderRequest
+from civman.domain.recipes.ultimate import ultimate_from
 from civman.domain.refs import PathRef, parse_ref
 from civman.errors import InvalidRef, Refused, UsageError
 from civman.manage.inspection import path_of
@@ -125,12 +126,10 @@ def recipe_of(value: object) -> Recipe:
 
 def require_recipe(recipe: Recipe) -> None:
     """Check that a recipe is not larger than what the server renders. Raises: Refused."""
-    sizes = [(recipe.width, recipe.height)]
-    sizes += [(recipe.hires.width, recipe.hires.height)] if recipe.hires else []
-    for width, height in sizes:
+    for width, height in recipe.drawn_sizes:
         if width * height > _MOST_PIXELS:
             raise Refused(f"{width}x{height} is larger than the 4096x4096 pixels that the server renders")
-    if recipe.tiled is not None:
+    if recipe.enlarged_input is not None:
         require_enlarged(recipe.drawn_size)
     if recipe.count > _MOST_COUNT:
         raise Refused(f"a job has at most {_MOST_COUNT} images")
@@ -163,6 +162,8 @@ def _require_no_path_in(name: str, text: str) -> None:
         require_name(text)
     elif field_of(name) in ("upscale", "tiled_upscale", "face_restoration"):
         _require_no_path_before_numbers(text)
+    elif field_of(name) == "ultimate_upscale" and text not in ("", "off"):
+        require_name(ultimate_from(text).upscaler)
     elif field_of(name) in ("init_image", "mask_image"):
         raise Refused(f"`{name}` cannot be changed here: the server opens no path that a client names")
 
@@ -182,7 +183,7 @@ def _require_no_paths(request: RenderRequest) -> None:
     refs += [request.vae] if request.vae else []
     refs += [each.partition("=")[2] for each in request.parts]
     refs += [request.hires.upscaler] if request.hires else []
-    refs += [each.upscaler for each in (request.upscale, request.tiled_upscale) if each]
+    refs += [each.upscaler for each in (request.upscale, request.tiled_upscale, request.ultimate_upscale) if each]
     refs += [faces_from(request.face_restoration)[0]] if request.face_restoration else []
     for ref in refs:
         require_name(ref)

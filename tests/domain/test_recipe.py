@@ -26,7 +26,7 @@ from civman.domain.recipes.recipe import (
     Thresholding,
     canonical,
 )
-from civman.domain.recipes.tiled import TiledRedraw
+from civman.domain.recipes.ultimate import UltimateUpscale
 from civman.errors import UsageError
 
 A, B = Sha256("a" * 64), Sha256("b" * 64)
@@ -198,10 +198,10 @@ def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
 def test_nothing_may_be_left_out(name: str) -> None:
     faces = FaceRestoration("gfpgan", FULL.checkpoint, FULL.checkpoint, FULL.checkpoint)
-    tiled = TiledRedraw("lanczos", 4096, 4096)
-    full = replace(FULL, start=StartImage(A, 0.5), hires=None, variant="kontext", faces=faces, tiled=tiled)
+    ultimate = UltimateUpscale("lanczos")
+    full = replace(FULL, start=StartImage(A, 0.5), hires=None, variant="kontext", faces=faces, ultimate=ultimate)
     value = json.loads(full.to_json())
-    assert value["schema"] == 9
+    assert value["schema"] == SCHEMA
     del value[name]
 
     with pytest.raises(UsageError, match=f"`recipe.{name}` is missing"):

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import SHARED, Civman
 
+from civman.domain.digests import Sha256
 from civman.planning.redraw import redraw
+from civman.planning.redraw_tiles import SourceImage
 
 ROWS = SHARED / "fixtures" / "real-settings" / "rows.jsonl"
 PLAIN: dict[str, Any] = {
@@ -224,7 +226,7 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
         ({"steps": 5000}, "no", "steps must be"),
         ({"Size": "0x512"}, "no", "not a size"),
         ({"ADetailer model": "face_yolov8n.pt"}, "differs", "detector"),
-        ({"Ultimate SD upscale upscaler": "x", "Denoising strength": "0.2"}, "no", "upscale script"),
+        ({"Ultimate SD upscale upscaler": "x", "Denoising strength": "0.2"}, "needs-input", "Ultimate SD upscale"),
         (
             {"SD upscale upscaler": "x", "SD upscale overlap": "64", "Denoising strength": "0.2"},
             "needs-input",
@@ -244,6 +246,27 @@ def test_what_differs_or_cannot_be_drawn_says_why(changes: dict[str, Any], verdi
 
     assert found["drawable"] == verdict, found["reasons"]
     assert any(reason in words for words in found["reasons"]) or not reason
+
+
+@pytest.mark.parametrize(
+    ("stated", "tile"),
+    [({"tile_width": "640", "tile_height": "0"}, (640, 640)), ({"tile_size": "768"}, (768, 768)), ({}, (512, 512))],
+)
+def test_ultimate_upscale_is_a_recipe_with_the_image_that_it_was_given(stated: dict[str, str], tile: Any) -> None:
+    names = {"upscaler": "4x-UltraSharp", "mask_blur": "6", "padding": "24"} | stated
+    meta = PLAIN | {f"Ultimate SD upscale {name}": value for name, value in names.items()}
+    meta |= {"Size": "1024x1536", "Mask blur": "4", "Denoising strength": "0.3"}
+    source = SourceImage(Path("source.png"), Sha256("a" * 64), (512, 768))
+
+    found = redraw({"id": 1, "baseModel": "SD 1.5", "meta": meta, "source": source})
+
+    assert found.made is not None, found.reasons
+    made = found.made.ultimate
+    assert made is not None
+    assert (made.method, made.tile_width, made.tile_height, made.blur, made.padding) == ("model", *tile, 6, 24)
+    assert (found.made.width, found.made.height, found.drawable) == (1024, 1536, "differs")
+    assert found.recipe["ultimate"]["model"]["name"] == "4x-UltraSharp"
+    assert not any("not known" in words for words in found.reasons)
 
 
 def test_other_families_are_not_promised() -> None:

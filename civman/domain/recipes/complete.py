@@ -28,6 +28,7 @@ from civman.domain.recipes.recipe_limits import size_of, upscaler_of
 from civman.domain.recipes.render_request import RenderRequest
 from civman.domain.recipes.thresholding import thresholding_of
 from civman.domain.recipes.tiled import tiled_of
+from civman.domain.recipes.ultimate import ultimate_of
 from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
@@ -56,8 +57,8 @@ class Resolved:
     upscaler: Sha256 | None = None
     """The model that enlarges the image between the passes."""
     faces: FaceRestoration | None = None
-    tiled_upscaler: Sha256 | None = None
-    """The model that enlarges the input image before it is redrawn in tiles."""
+    input_upscaler: Sha256 | None = None
+    """The model that enlarges the input image before it is drawn again."""
     last_upscaler: Sha256 | None = None
     """The model that enlarges the finished image, and its factor."""
     last_scale: int | None = None
@@ -87,7 +88,11 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
     hires = _hires(request, width, height, steps, found.upscaler) if request.hires else None
     tiled = None
     if request.tiled_upscale is not None:
-        tiled = tiled_of(request.tiled_upscale, found.init_size, model=found.tiled_upscaler)
+        tiled = tiled_of(request.tiled_upscale, found.init_size, model=found.input_upscaler)
+    asked, ultimate = request.ultimate_upscale, None
+    if asked is not None:
+        ultimate = ultimate_of(asked, model=found.input_upscaler)
+        width, height = asked.target(found.init_size, (request.width, request.height))
     last = hires or tiled
     return Recipe(
         checkpoint=found.checkpoint, prompt=request.prompt, negative_prompt=request.negative_prompt,
@@ -117,7 +122,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         freeu=freeu_of(_or(request.freeu, "")), rescales_velocity=_or(request.rescales_velocity, False),
         told_sizes=request.told_sizes or "",
         parts=found.parts, flow=found.flow, variant=found.variant,
-        faces=found.faces, tiled=tiled,
+        faces=found.faces, tiled=tiled, ultimate=ultimate,
         upscale=_upscale(request, (last.width, last.height) if last else (width, height), found),
     )  # fmt: skip
 

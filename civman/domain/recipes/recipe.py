@@ -28,12 +28,13 @@ from civman.domain.recipes.sampling import SAMPLING as SAMPLING
 from civman.domain.recipes.sampling import Sampling as Sampling
 from civman.domain.recipes.thresholding import Thresholding as Thresholding
 from civman.domain.recipes.tiled import TiledRedraw, tiled_problems
+from civman.domain.recipes.ultimate import UltimateUpscale, ultimate_problems
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 11
+SCHEMA: Final = 12
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 11 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 12 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -77,6 +78,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     9: {"": ("tiled",)},
     10: {"": (), "loras": ("keyframes", "hires_keyframes")},
     11: {"": (), "controls": ("type",)},
+    12: {"": ("ultimate",)},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
@@ -298,12 +300,15 @@ class Recipe:
     """How the faces in the finished image are restored, before it is enlarged."""
     tiled: TiledRedraw | None = None
     """How the input image is enlarged and redrawn in tiles, which have the size `width` x `height`."""
+    ultimate: UltimateUpscale | None = None
+    """How the input image is enlarged to `width` x `height` and redrawn area by area (Ultimate SD upscale)."""
 
     def __post_init__(self) -> None:
         finishing = enlargement_problems(self.upscale) if self.upscale is not None else ()
         faces = face_problems(self.faces) if self.faces is not None else ()
         tiled = tiled_problems(self) if self.tiled is not None else ()
-        for problem in (*problems(self), *finishing, *faces, *tiled):
+        ultimate = ultimate_problems(self) if self.ultimate is not None else ()
+        for problem in (*problems(self), *finishing, *faces, *tiled, *ultimate):
             raise UsageError(f"the recipe cannot be rendered: {problem}", code=Cause.BAD_RECIPE)
 
     def to_json(self) -> str:
@@ -345,7 +350,7 @@ class Recipe:
             "face-detector": (self.faces.detector,) if self.faces else (),
             "face-parser": (self.faces.parser,) if self.faces else (),
             "upscaler": tuple(
-                made.model for made in (self.hires, self.tiled, self.upscale) if made and made.model
+                made.model for made in (self.hires, self.enlarged_input, self.upscale) if made and made.model
             ),
         }  # fmt: skip
         return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}
@@ -354,6 +359,19 @@ class Recipe:
     def changes_scales(self) -> bool:
         """Whether the scale of a LoRA changes between the steps or the passes."""
         return any(use.keyframes or use.hires_keyframes for use in self.loras)
+
+    @property
+    def enlarged_input(self) -> TiledRedraw | UltimateUpscale | None:
+        """How the input image is enlarged before it is drawn again."""
+        return self.tiled or self.ultimate
+
+    @property
+    def drawn_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of all renderings of the UNet, each once."""
+        if self.ultimate is not None:
+            return self.ultimate.drawn_sizes((self.width, self.height))
+        second = [(self.hires.width, self.hires.height)] if self.hires else []
+        return tuple(dict.fromkeys([(self.width, self.height), *second]))
 
     @property
     def drawn_size(self) -> tuple[int, int]:

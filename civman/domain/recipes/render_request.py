@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from civman.domain.recipes.control import ControlRequest
 from civman.domain.recipes.enlargement import UpscaleRequest
 from civman.domain.recipes.tiled import TiledRequest
+from civman.domain.recipes.ultimate import UltimateRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,8 @@ class RenderRequest:
     """How to restore faces: "codeformer", "codeformer:WEIGHT", "gfpgan", or a ref of such a model."""
     tiled_upscale: TiledRequest | None = None
     """How to enlarge the input image and redraw it in tiles."""
+    ultimate_upscale: UltimateRequest | None = None
+    """How to enlarge the input image and redraw it area by area."""
     upscale: UpscaleRequest | None = None
     """How to enlarge the finished image."""
     file: str | None = None

@@ -1,0 +1,46 @@
+"""Options of `civman render` for an input image and a mask."""
+
+from typing import Annotated
+
+import typer
+
+InitOpt = Annotated[str | None, typer.Option(metavar="FILE", help="Input image for image-to-image.")]
+MaskOpt = Annotated[str | None, typer.Option(metavar="FILE", help="Mask image: white areas are inpainted.")]
+MaskBlurOpt = Annotated[int | None, typer.Option(help="Blur radius of the mask's edge in pixels.", show_default="4")]
+MaskContentOpt = Annotated[
+    str | None,
+    typer.Option(
+        help="Masked content at the start: fill, original, latent noise or latent nothing.",
+        show_default="original",
+    ),
+]
+OnlyMaskedOpt = Annotated[
+    bool,
+    typer.Option("--only-masked", help="Inpaint the masked area alone at --size and paste it into the image."),
+]
+PaddingOpt = Annotated[
+    int | None,
+    typer.Option(help="Pixels around the mask that --only-masked includes.", show_default="32"),
+]
+ResizeModeOpt = Annotated[
+    str | None,
+    typer.Option(
+        help="How to fit the input image to --size: just resize, crop and resize, resize and fill, "
+        "or just resize (latent upscale).",
+        show_default="just resize",
+    ),
+]
+StrengthOpt = Annotated[
+    float | None,
+    typer.Option(help="Denoising strength, above 0 up to 1: how much the input image may change.", show_default="0.75"),
+]
+NoiseMultiplierOpt = Annotated[
+    float | None, typer.Option(help="Factor on the noise added to the input image.", show_default="1")
+]
+ConditionalMaskWeightOpt = Annotated[
+    float | None,
+    typer.Option(
+        help="Inpainting checkpoints: how much of the masked area to hide from the model, 0 to 1.",
+        show_default="1",
+    ),
+]

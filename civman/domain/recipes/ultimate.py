@@ -1,0 +1,208 @@
+"""Ultimate SD upscale, a script for A1111: enlarge an image, redraw it area by area, and redraw the seams in between.
+
+Each area is inpainted through a mask, with its surroundings, in the image as the areas before it have left it. All
+areas have the same seed. Source: Coyote-A/ultimate-upscale-for-automatic1111.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+from civman.domain.digests import Sha256
+from civman.domain.recipes.enlargement import METHODS as UPSCALERS
+from civman.domain.recipes.enlargement import MOST_TIMES, upscale_from
+from civman.domain.recipes.recipe_limits import MAX_SIDE, size_of
+from civman.errors import Cause, UsageError
+
+SCALE: Final = 2.0
+"""The script's default factor."""
+METHODS: Final = (*UPSCALERS, "none")
+REDRAWS: Final = ("linear", "chess", "none")
+"""The order of the tiles: row by row, or first every second tile as on a chessboard; "none": no tile is redrawn."""
+SEAMS: Final = ("none", "band-pass", "half-tile", "half-tile-intersections")
+"""What is redrawn after the tiles: nothing, bands along their borders, tiles shifted by half, or these and corners."""
+_STEP: Final = 64
+"""The script rounds the size at which a tile is rendered, and that of an image enlarged by a factor, up to this."""
+_LEAST_TILE: Final = 64
+_NAMES: Final = (
+    "blur", "padding", "redraw", "seams", "seams-strength", "seams-width", "seams-blur", "seams-padding",
+)  # fmt: skip
+"""The settings that can be typed, besides the size of the tiles."""
+_SETTING: Final = re.compile(r",(?=\s*[a-z_-]+\s*=)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class UltimateUpscale:
+    """The settings of Ultimate SD upscale in a recipe, whose size is that of the enlarged image. Sizes are in pixels.
+
+    Default values are those of the script.
+    """
+
+    method: str
+    """How the image is enlarged: one of `METHODS`; "none" resizes it with Lanczos."""
+    model: Sha256 | None = None
+    """The upscaler model, if `method` is "model"."""
+    tile_width: int = 512
+    tile_height: int = 512
+    blur: int = 8
+    """The blur radius of the tiles' masks."""
+    padding: int = 32
+    """The width of the surroundings that are rendered with each tile."""
+    redraw: str = "linear"
+    """One of `REDRAWS`."""
+    seams: str = "none"
+    """One of `SEAMS`."""
+    seams_strength: float = 0.35
+    seams_width: int = 64
+    """The width of a band of "band-pass"."""
+    seams_blur: int = 4
+    """The blur radius of the masks of "half-tile" and "half-tile-intersections"."""
+    seams_padding: int = 16
+
+    def drawn_sizes(self, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Width and height of the renderings with which an image of this size is redrawn, each once."""
+        found = []
+        if self.redraw != "none":
+            found.append(self.tile_size)
+        if self.seams == "band-pass":
+            band = self.seams_width + 2 * self.seams_padding
+            found += [(band, size[1])] if size[0] > self.tile_width else []
+            found += [(size[0], band)] if size[1] > self.tile_height else []
+        elif self.seams != "none" and (size[0] > self.tile_width or size[1] > self.tile_height):
+            found.append((self.tile_width, self.tile_height))
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """Width and height at which a tile and its surroundings are rendered."""
+        width, height = (-(-(side + self.padding) // _STEP) * _STEP for side in (self.tile_width, self.tile_height))
+        return width, height
+
+
+@dataclass(frozen=True, slots=True)
+class UltimateRequest:
+    """A requested Ultimate SD upscale. `settings`: everything but the upscaler and the size."""
+
+    upscaler: str
+    """A ref, A1111's name for an upscaler, "lanczos", "nearest", or "none" for a plain resize."""
+    scale: float | None = None
+    """The factor for width and height, after which both are rounded up to multiples of 64."""
+    size: str | None = None
+    """Instead of a factor, the exact size of the enlarged image, such as "2048x1536"."""
+    settings: UltimateUpscale = UltimateUpscale("none")
+
+    def target(self, source: tuple[int, int], asked: tuple[int | None, int | None]) -> tuple[int, int]:
+        """The size of the enlarged image for a source of this size; `asked` is the size of the rendering, if given."""
+        if self.size is not None:
+            return size_of(self.size)
+        if self.scale is None and None not in asked:
+            return asked[0] or 0, asked[1] or 0
+        scale = SCALE if self.scale is None else self.scale
+        width, height = (math.ceil(side * scale / _STEP) * _STEP for side in source)
+        return width, height
+
+
+def ultimate_from(text: str) -> UltimateRequest:
+    """Parse "REF", "REF:SCALE" or "REF:WxH", with settings such as "4x-UltraSharp:2,tile=768x768,seams=band-pass".
+
+    Raises: UsageError: `bad-value` (an unknown setting or no number), `bad-size`.
+    """
+    first, *others = _SETTING.split(text)
+    parsed = upscale_from(first.strip())
+    if parsed.scale is not None and not 0 < parsed.scale <= MOST_TIMES:
+        raise UsageError(f"an image can be enlarged by a factor above 0 and up to {MOST_TIMES:g}", code=Cause.BAD_SIZE)
+    values: dict[str, Any] = {}
+    usual = {field.name: field.default for field in fields(UltimateUpscale)}
+    for other in others:
+        name, _, value = (part.strip() for part in other.partition("="))
+        key = name.casefold().replace("_", "-")
+        if key == "tile":
+            values["tile_width"], values["tile_height"] = _tile(value)
+        elif key in _NAMES:
+            plain = key.replace("-", "_")
+            values[plain] = _value(name, value, usual[plain])
+        else:
+            raise UsageError(
+                f"Ultimate SD upscale has no setting `{name}`", code=Cause.BAD_VALUE,
+                hint="its settings are tile, " + ", ".join(_NAMES),
+            )  # fmt: skip
+    return UltimateRequest(parsed.upscaler, parsed.scale, parsed.size, replace(UltimateUpscale("none"), **values))
+
+
+def _tile(text: str) -> tuple[int, int]:
+    """Parse the size of a tile: "768x512", or "768" for a square."""
+    return (int(text), int(text)) if text.isdecimal() and len(text) < 6 else size_of(text)
+
+
+def _value(name: str, text: str, usual: object) -> object:
+    if isinstance(usual, str):
+        return text.casefold()
+    try:
+        return int(text) if isinstance(usual, int) else float(text)
+    except ValueError as error:
+        raise UsageError(f"`{name}={text}`: expected a number", code=Cause.BAD_VALUE) from error
+
+
+def ultimate_of(request: UltimateRequest, *, model: Sha256 | None) -> UltimateUpscale:
+    """Complete a request with the SHA-256 of its upscaler model, if it needs one."""
+    return replace(request.settings, method="model" if model else request.upscaler.casefold(), model=model)
+
+
+def factors(source: tuple[int, int], target: tuple[int, int]) -> list[int]:
+    """The factors by which the script enlarges an image one after the other, before it resizes the result to `target`.
+
+    The whole factor is the ratio of the longer sides, rounded up until 4, 3 or 2 divides it.
+    """
+    whole = math.ceil(max(target) / max(source))
+    if whole == 1:
+        return []
+    while not any(whole % each == 0 for each in (4, 3, 2)):
+        whole += 1
+    found: list[int] = []
+    while (rest := whole // math.prod(found)) > 1:
+        divisor = next((each for each in (4, 3, 2) if rest % each == 0), 0)
+        if not divisor:
+            break  # the script fails at such a factor
+        found.append(divisor)
+    return found
+
+
+def ultimate_problems(recipe: Any) -> Iterator[str]:
+    """Explain why a recipe's Ultimate SD upscale cannot be computed, with one clause for each problem."""
+    made, start = recipe.ultimate, recipe.start
+    if start is None:
+        yield "Ultimate SD upscale needs an input image"
+    elif start.mask_sha256 is not None or start.resize_mode != "just resize":
+        yield "Ultimate SD upscale can be combined neither with a mask nor with another resize mode than `just resize`"
+    if recipe.hires is not None or recipe.tiled is not None or recipe.controls or recipe.noise_slice:
+        yield "Ultimate SD upscale cannot be combined with a second pass, other tiles, ControlNet or a slice of a noise"
+    if recipe.rules == 1 or recipe.flow is not None:
+        yield "Ultimate SD upscale is a script for Stable Diffusion models, under recipe rules 2 and later"
+    yield from _setting_problems(made)
+    for width, height in made.drawn_sizes((recipe.width, recipe.height)):
+        if width % 8 or height % 8 or max(width, height) > MAX_SIDE:
+            yield (
+                f"a rendering of {width}x{height} is impossible: both sides must be multiples of 8 and at most "
+                f"{MAX_SIDE} (that of a band has the band's width and twice the padding)"
+            )
+
+
+def _setting_problems(made: UltimateUpscale) -> Iterator[str]:
+    for name, value, allowed in (
+        ("upscaler", made.method, METHODS), ("redraw", made.redraw, REDRAWS), ("seams", made.seams, SEAMS)
+    ):  # fmt: skip
+        if value not in allowed:
+            yield f"the {name} `{value}` is not one of {', '.join(allowed)}"
+    if (made.method == "model") != (made.model is not None):
+        yield "Ultimate SD upscale has an upscaler model if its method is `model`, and only then"
+    if made.redraw == "none" and made.seams == "none":
+        yield "Ultimate SD upscale must redraw tiles, seams or both"
+    if min(made.tile_width, made.tile_height) < _LEAST_TILE or made.tile_width % 8 or made.tile_height % 8:
+        size = f"{made.tile_width}x{made.tile_height}"
+        yield f"the sides of a tile must be multiples of 8 and at least {_LEAST_TILE}, not {size}"
+    if min(made.blur, made.padding, made.seams_blur, made.seams_padding) < 0 or made.seams_width < 1:
+        yield "blur and padding cannot be negative, and a band along a seam is at least one pixel wide"
+    if not 0 < made.seams_strength <= 1:
+        yield "the strength of the seams must be above 0 and at most 1"
