@@ -5,6 +5,7 @@ turns the result into what the merge does to each parameter. A mismatch is detec
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from civman.diffusion.component_layouts import Source
 from civman.diffusion.tensor_files import TensorFile
 from civman.domain.adapters.adapter_kinds import factors_on_input, label
 from civman.domain.adapters.adapter_tensors import Delta, StatedAlphas, read_deltas
-from civman.domain.adapters.block_weights import factor
+from civman.domain.adapters.block_weights import block_name, block_order, factor
 from civman.domain.adapters.module_fit import Outcome, match
 from civman.domain.adapters.module_names import ModuleIndex, Piece, Weight
 from civman.domain.adapters.split_modules import Origin, common_prefix, transformer_weights
@@ -84,6 +85,8 @@ class Coverage:
     norms: Mapping[str, float]
     parameters: tuple[tuple[str, str], ...]
     idle: tuple[Unmatched, ...] = ()
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    """Block → the Frobenius norm of scale · Δ there (before rounding)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,8 @@ class Plan:
     unmatched: list[Unmatched] = field(default_factory=list)
     idle: list[Unmatched] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)
-    squares: dict[str, float] = field(default_factory=dict)
+    squares: dict[tuple[str, str], float] = field(default_factory=dict)
+    """(component, block) → the sum of the squares of what was added there."""
     changes_bits: bool = False
 
     @property
@@ -123,15 +127,26 @@ class Plan:
         """Whether the adapter's scale is 0 for every parameter that it could change."""
         return bool(self.acts) and all(self.adapter.scale(place) == 0 for place in self.acts)
 
+    def add(self, place: tuple[str, str], square: float) -> None:
+        """Add the sum of squares of the change of one parameter to that of its block."""
+        key = (place[0], block_name(*place))
+        self.squares[key] = self.squares.get(key, 0.0) + square
+
     def coverage(self) -> Coverage:
         """Build the report of what the adapter did."""
+        components: defaultdict[str, float] = defaultdict(float)
+        blocks: defaultdict[str, float] = defaultdict(float)
+        for (component, block), square in self.squares.items():
+            components[component] += square
+            blocks[block] += square
         return Coverage(
             name=self.adapter.label,
             sha256=self.adapter.sha256,
             kinds=tuple(sorted(self.kinds)),
             matched=tuple(self.matched),
             unmatched=tuple(self.unmatched),
-            norms={component: math.sqrt(square) for component, square in sorted(self.squares.items())},
+            norms={component: math.sqrt(square) for component, square in sorted(components.items())},
+            blocks={block: math.sqrt(blocks[block]) for block in sorted(blocks, key=block_order)},
             parameters=tuple(place for place in self.acts if self.adapter.scale(place) != 0),
             idle=tuple(self.idle),
         )

@@ -18,16 +18,13 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor, nn
 
-from civman.diffusion import adapter_formulas, weight_change
+from civman.diffusion.adapter_change import Base, Change, read_change, square_of
 from civman.diffusion.component_layouts import Source
-from civman.diffusion.match_adapter import Act, Adapter, Coverage, Plan, match_file, require_coverage, weights_of
+from civman.diffusion.match_adapter import Adapter, Coverage, Plan, match_file, require_coverage, weights_of
 from civman.diffusion.tensor_files import open_tensors
 from civman.errors import Cause, Incompatible
 
 __all__ = ["Adapter", "Base", "Coverage", "Later", "apply", "restore"]
-
-Base = Callable[[str, str], Tensor]
-"""Maps (component, parameter) to the tensor stored in the checkpoint's file, in the parameter's shape."""
 
 _PIECE = 1 << 20
 """Elements of a weight merged at once: 4 MiB of float32."""
@@ -72,7 +69,7 @@ def apply(
         InvalidModelFile, Refused: a file cannot be read.
     """
     index = weights_of(components, unused, sources)
-    with ExitStack() as stack, torch.no_grad(), _full_precision():
+    with ExitStack() as stack, torch.no_grad(), full_precision():
         plans = [match_file(adapter, stack.enter_context(open_tensors(adapter.path)), index) for adapter in adapters]
         for plan in plans:
             require_coverage(plan, allow_partial=allow_partial)
@@ -86,56 +83,6 @@ def restore(components: Mapping[str, nn.Module], base: Base, coverages: Iterable
     """Restore the parameters that the reports list as written, with the bits of the checkpoint's file."""
     with torch.no_grad():
         _restore(components, base, {place for coverage in coverages for place in coverage.parameters})
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """One adapter's change to one parameter, with its tensors as float32 on the parameter's device."""
-
-    plan: Plan
-    act: Act
-    parts: Mapping[str, Tensor]
-    scale: float
-    device: torch.device
-    layer: Callable[[Tensor], Tensor]
-    """Returns the weight that the change was made for, given this parameter: the parameter, or a joint layer."""
-
-    @property
-    def factors(self) -> tuple[Tensor, Tensor, float] | None:
-        """The change as (up, down, strength) if it is a low-rank product up · down, else None.
-
-        Strength includes the adapter's scale.
-        """
-        found = None if self.act.is_bias else weight_change.low_rank(self.act.kind, self.parts)
-        return None if found is None else (self._taken(found[0]), found[1], found[2] * self.scale)
-
-    def _taken(self, rows: Tensor) -> Tensor:
-        """The rows of a change, or of its first factor, that this parameter takes."""
-        if not self.act.rows:
-            return rows
-        return torch.cat([rows[first : first + count] for first, count in self.act.rows])
-
-    def add_to(self, total: Tensor, weight: Tensor) -> float:
-        """Add scale · Δ(weight) to `total` in place, and return the sum of squares of what was added."""
-        if (factors := self.factors) is not None:
-            total.flatten(1).addmm_(factors[0], factors[1], alpha=factors[2])
-            return _square(*factors)
-        if self.act.is_bias:
-            delta = self._taken(adapter_formulas.bias(self.parts, self.act.rank, self.layer(weight)))
-        else:
-            delta = self._taken(weight_change.change(self.act.kind, self.parts, self.layer(weight)))
-        total.add_(delta, alpha=self.scale)
-        return float(torch.linalg.vector_norm(delta, dtype=_precise(delta))) ** 2 * self.scale**2
-
-
-def _square(up: Tensor, down: Tensor, strength: float) -> float:
-    """Compute the squared Frobenius norm of strength · U · D without the product: |UD|² = tr(UᵀU · DDᵀ)."""
-    return float(((up.T @ up) * (down @ down.T)).sum(dtype=_precise(up)).clamp(min=0)) * strength**2
-
-
-def _precise(tensor: Tensor) -> torch.dtype:
-    """Return the dtype in which sums are accumulated: float64, except on Apple's GPUs (MPS), which lack it."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 class Later:
@@ -171,12 +118,12 @@ class Later:
 
     def write(self, place: tuple[str, str], base: Tensor, into: Tensor) -> None:
         """Apply all changes to `base`, the file's tensor, and write the result to `into` (same strides)."""
-        with torch.no_grad(), _full_precision(), _one_thread_each() as threads:
+        with torch.no_grad(), full_precision(), _one_thread_each() as threads:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(threads)
                 self._buffers = _buffers(threads)
             assert self._base is not None
-            changes = [_read(plan, place, self.device, self._base) for plan in self._places[place]]
+            changes = [read_change(plan, place, self.device, self._base) for plan in self._places[place]]
             product = _product(base, into, changes)
             if product is None:
                 with _borrowed(self._buffers) as buffer:
@@ -203,14 +150,14 @@ def _merge_all(
         for place in plan.acts:
             if plan.adapter.scale(place) != 0:
                 places.setdefault(place, []).append(plan)
-            plan.squares.setdefault(place[0], 0.0)
+            plan.add(place, 0.0)
     written: set[tuple[str, str]] = set()
 
     def merge(place: tuple[str, str], acting: list[Plan], buffer: _Buffer) -> list[float]:
         component, name = place
         parameter = components[component].get_parameter(name)
         device = later.device if parameter.is_meta and later is not None else parameter.device
-        changes = [_read(plan, place, device, base) for plan in acting]
+        changes = [read_change(plan, place, device, base) for plan in acting]
         values = base(component, name)
         _prove(values, parameter.dtype, changes, buffer)
         if parameter.is_meta:
@@ -230,7 +177,7 @@ def _merge_all(
     try:
         for (place, acting), squares in zip(places.items(), _all(merge, places, on_cpu=on_cpu), strict=True):
             for plan, square in zip(acting, squares, strict=True):
-                plan.squares[place[0]] += square
+                plan.add(place, square)
         for plan in ordered:
             _check_change(plan)
     except BaseException:
@@ -265,12 +212,12 @@ def rewrite(
     def merge(place: tuple[str, str], plans: list[Plan], buffer: _Buffer) -> list[float]:
         parameter, values = components[place[0]].get_parameter(place[1]), base(*place)
         fresh = _room(parameter, values)
-        squares = _write(values, fresh, [_read(plan, place, parameter.device, base) for plan in plans], buffer)
+        squares = _write(values, fresh, [read_change(plan, place, parameter.device, base) for plan in plans], buffer)
         parameter.data = fresh
         return squares
 
     kinds = {components[name].get_parameter(each).device.type for name, each in loaded}
-    with torch.no_grad(), _full_precision():
+    with torch.no_grad(), full_precision():
         _all(merge, loaded, on_cpu=kinds == {"cpu"})
 
 
@@ -308,40 +255,7 @@ def _one_thread_each() -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def _read(plan: Plan, place: tuple[str, str], device: torch.device, base: Base) -> _Change:
-    act = plan.acts[place]
-    # alpha and IA3's flag are scalars that are needed on the CPU
-    parts = {
-        part: plan.file.get_tensor(key).to("cpu" if part in ("alpha", "on_input") else device).float()
-        for part, key in act.parts.items()
-    }
-    if act.alpha is not None:
-        parts["alpha"] = torch.tensor(act.alpha)
-    return _Change(plan, act, parts, plan.adapter.scale(place), device, _layer(act, place[0], parts, base))
-
-
-def _layer(act: Act, component: str, parts: Mapping[str, Tensor], base: Base) -> Callable[[Tensor], Tensor]:
-    """Return a function from a parameter to the layer that a change was made for, float32."""
-    if not act.joint:
-        return lambda weight: weight
-
-    def joint(weight: Tensor) -> Tensor:
-        rows = sum(count for _, taken in act.joint for _, count in taken)
-        shape = (rows, *weight.shape[1:])
-        if weight_change.ignores_weight(act.kind, parts):
-            return weight.new_zeros(1).expand(shape)
-        whole = weight.new_empty(shape)
-        for name, taken in act.joint:
-            at, values = 0, base(component, name).to(weight)
-            for first, count in taken:
-                whole[first : first + count] = values[at : at + count]
-                at += count
-        return whole
-
-    return joint
-
-
-def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[_Change], buffer: "_Buffer") -> None:
+def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[Change], buffer: "_Buffer") -> None:
     """For each adapter not yet known to change a bit of any weight, check whether it changes a bit of this one."""
     for change in changes:
         if not change.plan.changes_bits:
@@ -351,7 +265,7 @@ def _prove(base: Tensor, dtype: torch.dtype, changes: Sequence[_Change], buffer:
             change.plan.changes_bits = not torch.equal(alone.to(dtype), weight.to(dtype))
 
 
-def _write(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Buffer") -> list[float]:
+def _write(base: Tensor, into: Tensor, changes: Sequence[Change], buffer: "_Buffer") -> list[float]:
     """Write W + Σ s · Δ(W), rounded once, to `into`; return the sum of squares of each s · Δ(W)."""
     product = _product(base, into, changes)
     if product is None:
@@ -361,7 +275,7 @@ def _write(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Buf
     return product.squares
 
 
-def _examine(base: Tensor, parameter: nn.Parameter, changes: Sequence[_Change], buffer: "_Buffer") -> list[float]:
+def _examine(base: Tensor, parameter: nn.Parameter, changes: Sequence[Change], buffer: "_Buffer") -> list[float]:
     """Return the sums that `_write` would return, without changing the parameter.
 
     The merged weights are computed only if the changes cannot be combined into one product (`_product`).
@@ -392,20 +306,20 @@ class _Product:
         into.flatten(1)[rows].copy_(piece.addmm_(self.up[rows], self.down))
 
 
-def _product(base: Tensor, into: Tensor, changes: Sequence[_Change]) -> _Product | None:
+def _product(base: Tensor, into: Tensor, changes: Sequence[Change]) -> _Product | None:
     """Combine the changes into one product; None if one is not a product or is so large that it may overflow."""
     factors = [change.factors for change in changes]
     known = [each for each in factors if each is not None]
     if len(known) < len(factors) or not base.is_contiguous() or not into.is_contiguous():
         return None
-    squares = [_square(*each) for each in known]
+    squares = [square_of(*each) for each in known]
     if not all(square < _SUSPECT**2 for square in squares):
         return None
     up = torch.cat([up * strength for up, _, strength in known], dim=1)
     return _Product(up, torch.cat([down for _, down, _ in known]), squares)
 
 
-def _add_up(base: Tensor, into: Tensor, changes: Sequence[_Change], buffer: "_Buffer") -> list[float]:
+def _add_up(base: Tensor, into: Tensor, changes: Sequence[Change], buffer: "_Buffer") -> list[float]:
     """Write W + Σ s · Δ(W) to `into`, adding one change after the other."""
     weight = buffer.holding(base, into.device)
     apart = len(changes) > 1 and any(change.factors is None for change in changes)
@@ -490,7 +404,7 @@ def _borrowed(buffers: "SimpleQueue[_Buffer]") -> Iterator[_Buffer]:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Compute float32 products in full precision, even if the caller allows TF32 (which drops 13 bits)."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -14,6 +14,7 @@ from civman.library.context import Part
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from civman.diffusion.block_norms import BlockNorm
     from civman.domain.digests import Sha256
     from civman.domain.licence import Terms
     from civman.manage.annotate import Edit
@@ -168,6 +169,25 @@ class FilesPart(Part):
             name = version.model.name if version is not None else seen.name
             parts.append(licence.Part(name, allowed, seen.label, creator))
         return licence.terms_of(parts)
+
+    def block_norms(
+        self, checkpoint: str, loras: Sequence[str], *, file: str | None = None, vae: str | None = None,
+        on_event: OnEvent = ignore,
+    ) -> "list[tuple[BlockNorm, ...]]":  # fmt: skip
+        """Measure how much each LoRA changes each block of a checkpoint at scale 1, without merging any.
+
+        Modules that do not fit the checkpoint are left out. Needs the render extra. Raises: NotFound: a file is not on
+        this machine. CannotRender, InvalidModelFile.
+        """
+        from civman.domain.recipes.recipe import LoraRequest, RenderRequest
+        from civman.planning.plan import Conditions, plan
+
+        request = RenderRequest(checkpoint, file=file, vae=vae, loras=tuple(map(LoraRequest, loras)))
+        anyhow = Conditions("cpu", force=True, allow_partial=True, triggers=False, is_device_there=True)
+        planned = plan(self._context.index, request, anyhow, on_event=on_event)
+        from civman.rendering.adapter_norms import adapter_norms  # importing torch takes 2 s or more, so do it last
+
+        return adapter_norms(planned)
 
     def fits(self, checkpoint: str, *, on_event: OnEvent = ignore) -> Fits:
         """Create a value for `AssetFilter.fits` that selects the stored files that `check` accepts with a checkpoint.

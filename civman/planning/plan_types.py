@@ -102,6 +102,8 @@ class Applied:
     unmatched: tuple[str, ...]
     norms: Mapping[str, float]
     """Component → the Frobenius norm of what the adapter added to its weights, with the scale farthest from 0."""
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    """The same for each block, by the names that block weights use."""
     keyframes: str = ""
     """How the UNet's scale changes over the steps, starting with `scale`; "" if it does not."""
 

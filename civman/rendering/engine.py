@@ -168,5 +168,5 @@ def _applied(coverage: merge_adapters.Coverage, use: LoraUse) -> Applied:
     return Applied(
         coverage.name, coverage.sha256, use.scale, use.text_scale, coverage.kinds, len(coverage.matched),
         tuple(f"{each.module}: {each.reason}" for each in coverage.unmatched), coverage.norms,
-        use.keyframes,
+        coverage.blocks, use.keyframes,
     )  # fmt: skip

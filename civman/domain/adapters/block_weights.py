@@ -33,6 +33,9 @@ PRESETS: Final = {
 """The presets that come with the extension; all others are in a user's own file."""
 _DOWN = re.compile(r"down_blocks\.(\d+)\.(?:(?:resnets|attentions)\.(\d+)|downsamplers)")
 _UP = re.compile(r"up_blocks\.(\d+)\.(?:(?:resnets|attentions)\.(\d+)|upsamplers)")
+_NUMBERED = re.compile(r"([a-z_.]+?\.\d+)\.")
+_NAME_AND_NUMBER = re.compile(r"(.*?)(\d*)", re.DOTALL)
+_OTHER: Final = "OTHER"
 _LAYERS: Final = 3
 """Blocks of the original layout for each level: two pairs of a ResNet and attention, and one that changes the size."""
 
@@ -62,6 +65,27 @@ def factor(blocks: str, component: str, parameter: str) -> float:
         return named["BASE"]
     block = _block(parameter)
     return 1.0 if block is None else named.get(block, 0.0)
+
+
+def block_name(component: str, parameter: str) -> str:
+    """Name the block of a parameter of diffusers' model as block weights do.
+
+    Text encoders are "BASE", a UNet's layers outside all blocks "OTHER". A transformer's blocks have the model's names,
+    such as "transformer_blocks.3".
+    """
+    if component.startswith("text_encoder"):
+        return "BASE"
+    if component == "unet":
+        return _block(parameter) or _OTHER
+    numbered = _NUMBERED.match(parameter)
+    return numbered[1] if numbered else _OTHER
+
+
+def block_order(block: str) -> tuple[int, str, int]:
+    """Return a key that sorts blocks in the order in which an image passes them: BASE, IN, M, OUT, all others."""
+    name, number = _NAME_AND_NUMBER.fullmatch(block).groups()  # type: ignore[union-attr]  # it matches any text
+    ranks = {"BASE": 0, "IN": 1, "M": 2, "OUT": 3, _OTHER: 5}
+    return ranks.get(name, 4), name, int(number or 0)
 
 
 def _block(parameter: str) -> str | None:
