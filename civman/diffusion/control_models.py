@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from civman.diffusion.checkpoint_names import Config
 from civman.diffusion.control_additions import ActiveControl
 from civman.diffusion.controlnet import ControlNet, load_controlnet
 from civman.diffusion.controlnet_union import ActiveUnion, ControlNetUnion
+from civman.diffusion.loader import LoadedModel
 from civman.diffusion.mapped_weights import Weights
 from civman.diffusion.pixels import Pixels
 from civman.diffusion.t2i_adapter import T2IAdapter, load_adapter
@@ -37,12 +37,12 @@ def active_controls(
     return found
 
 
-def load_control(path: Path, unet: Config, *, device: torch.device, dtype: torch.dtype | None) -> ControlModel:
-    """Load a control model for a UNet that was built with the arguments `unet`.
+def load_control(path: Path, model: LoadedModel, *, device: torch.device, dtype: torch.dtype | None) -> ControlModel:
+    """Load a control model for the UNet of a loaded model.
 
     Raises: CannotRender: a tensor is missing (`missing-tensor`), or the file is of a kind that civman cannot use
         (`unknown-family`). InvalidModelFile: the file cannot be read.
     """
     if is_adapter(Weights(path).shapes):
         return load_adapter(path, device=device, dtype=dtype)
-    return load_controlnet(path, unet, device=device, dtype=dtype)
+    return load_controlnet(path, model, device=device, dtype=dtype)

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from civman.diffusion.checkpoint_names import Config
 from civman.diffusion.component_layouts import Source, unet_modules
 from civman.diffusion.control_additions import Additions, control_tensor, marked
+from civman.diffusion.control_lora_shapes import factors, is_control_lora, is_difference, whole_shapes
 from civman.diffusion.control_shapes import control_config, original_name, original_names, union_size
 from civman.diffusion.controlnet_union import ControlNetUnion
-from civman.diffusion.loader import build_empty
+from civman.diffusion.loader import LoadedModel, build_empty
 from civman.diffusion.mapped_weights import Weights
 from civman.diffusion.pixels import Pixels
 from civman.domain.recipes.control import ControlUse
@@ -47,36 +47,57 @@ class ControlNet:
 
 
 def load_controlnet(
-    path: Path, unet: Config, *, device: torch.device, dtype: torch.dtype | None
+    path: Path, model: LoadedModel, *, device: torch.device, dtype: torch.dtype | None
 ) -> ControlNet | ControlNetUnion:
-    """Load a ControlNet, or a union of several, for a UNet that was built with the arguments `unet`.
+    """Load a ControlNet, or a union of several, for the UNet of a loaded model.
+
+    One that is stored as changes is added to the UNet's weights as they are in the checkpoint's file.
 
     Raises: CannotRender (`missing-tensor`): a tensor is missing. InvalidModelFile: the file cannot be read.
     """
     weights = Weights(path)
     names = original_names(weights.shapes)
     shapes = {plain: weights.shapes[name] for plain, name in names.items()}
-    config = control_config(unet, shapes)
+    if is_control_lora(weights.shapes):
+        shapes = whole_shapes(model.files["unet"].shapes, weights.shapes)
+    if is_control_lora(weights.shapes) or is_difference(weights.shapes):
+        dtype = dtype or next(model.unet.parameters()).dtype
+    config = control_config(model.configs["unet"], shapes)
     component = "controlnet-union" if union_size(shapes) else "controlnet"
     module = build_empty({component: config})[component]
     modules = unet_modules({**config, "up_block_types": ["CrossAttn"] * len(config["block_out_channels"])})
     last_hint = 2 * len(config["conditioning_embedding_out_channels"]) - 3
     state = {}
-    for parameter, _ in module.named_parameters():
+    for parameter, empty in module.named_parameters():
         plain = original_name(parameter, modules, last_hint)
-        if plain not in names:
+        if plain not in shapes:
             raise CannotRender(
                 f"the ControlNet `{path.name}` lacks the tensor `{plain}`",
                 hint="the file is incomplete or of an unknown kind", code=Cause.MISSING_TENSOR, missing=[plain],
             )  # fmt: skip
-        tensor = weights.read(Source(names[plain]))
+        tensor = _tensor(weights, names, plain, parameter, model)
         wanted = dtype or (torch.float16 if tensor.dtype.itemsize == 1 else tensor.dtype)
-        state[parameter] = tensor.reshape(module.get_parameter(parameter).shape).to(device, wanted)
+        state[parameter] = tensor.reshape(empty.shape).to(device, wanted)
     module.load_state_dict(state, strict=False, assign=True)
     for owner in module.modules():
         for name, buffer in list(owner.named_buffers(recurse=False)):
             owner.register_buffer(name, buffer.to(device), persistent=False)
     return ControlNetUnion(path.name, module) if union_size(shapes) else ControlNet(path.name, module)
+
+
+def _tensor(weights: Weights, names: Mapping[str, str], plain: str, parameter: str, model: LoadedModel) -> Tensor:
+    """Read a parameter of a ControlNet (`plain` is its original name), added to the UNet's if it is a change."""
+    if plain not in names:
+        base = model.base_tensor("unet", parameter)
+        if (pair := factors(plain, names)) is None:
+            return base
+        up, down = (weights.read(Source(names[each])).to(torch.float32).flatten(1) for each in pair)
+        return base.to(torch.float32) + (up @ down).reshape(base.shape)
+    tensor = weights.read(Source(names[plain]))
+    if is_difference(weights.shapes) and parameter in model.sources["unet"]:
+        base = model.base_tensor("unet", parameter)
+        return base.to(torch.float32) + tensor.reshape(base.shape).to(torch.float32)
+    return tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)

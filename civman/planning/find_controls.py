@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from civman.diffusion.control_lora_shapes import is_control_lora, require_lora_fits, whole_shapes
 from civman.diffusion.control_shapes import original_names, require_control_fits, union_size
 from civman.diffusion.t2i_shapes import is_adapter, require_adapter_fits
 from civman.domain.digests import Sha256
@@ -98,7 +99,11 @@ def require_fit(control: Header, checkpoint: Header, name: str) -> None:
     if is_adapter(control.shapes):
         require_adapter_fits(checkpoint.shapes, control.shapes, name)
         return
+    if is_control_lora(control.shapes):
+        require_lora_fits(checkpoint.shapes, control.shapes, name)
     plain = {original: control.shapes[actual] for original, actual in original_names(control.shapes).items()}
+    if is_control_lora(control.shapes):
+        plain = whole_shapes(checkpoint.shapes, plain)
     require_control_fits(checkpoint.shapes, plain, name)
 
 

@@ -140,7 +140,7 @@ def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlModel, ...]:
     recipe = planned.recipe
     loaded = {
         digest: load_control(
-            planned.path(digest), engine.model.configs["unet"], device=engine.device,
+            planned.path(digest), engine.model, device=engine.device,
             dtype=choose_dtype(engine.device, recipe.precision),
         )
         for digest in recipe.digests["controlnet"]

@@ -76,7 +76,7 @@ def test_every_layout_loads_with_every_tensor(
     theirs, model = network(kind), load(tiny_files[kind], dtype=torch.float32)
 
     found = load_controlnet(
-        write(theirs, kind, layout, tmp_path / "net.safetensors"), model.configs["unet"],
+        write(theirs, kind, layout, tmp_path / "net.safetensors"), model,
         device=torch.device("cpu"), dtype=None,
     ).module  # fmt: skip
 
@@ -110,7 +110,7 @@ def ours(model: LoadedModel, recipe: Recipe, nets: list[Any], pictures: list[Any
 
 def loaded(theirs: Any, kind: str, model: LoadedModel, path: Path) -> Any:
     file = write(theirs, kind, "original", path)
-    return load_controlnet(file, model.configs["unet"], device=torch.device("cpu"), dtype=torch.float32)
+    return load_controlnet(file, model, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def of_diffusers(model: LoadedModel, kind: str, nets: Any, images: Any, **options: Any) -> Any:
@@ -229,6 +229,4 @@ def test_an_incomplete_controlnet_is_refused(tiny_files: dict[str, Path], tmp_pa
 
     for name, says in (("part", "lacks the tensor"), ("other", "no input for a control")):
         with pytest.raises(CannotRender, match=says):
-            load_controlnet(
-                tmp_path / f"{name}.safetensors", model.configs["unet"], device=torch.device("cpu"), dtype=None
-            )
+            load_controlnet(tmp_path / f"{name}.safetensors", model, device=torch.device("cpu"), dtype=None)

@@ -51,7 +51,7 @@ def of_file(module: Any, model: LoadedModel, path: Path, layout: str = "diffuser
             for name, value in state.items()
         }
     save_file(state, path)
-    return load_control(path, model.configs["unet"], device=CPU, dtype=torch.float32)
+    return load_control(path, model, device=CPU, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
@@ -168,4 +168,4 @@ def test_a_union_of_unknown_size_is_refused(tiny_files: dict[str, Path], tmp_pat
     save_file(state, tmp_path / "odd.safetensors")
 
     with pytest.raises(CannotRender, match="does not have the size of the known unions"):
-        load_control(tmp_path / "odd.safetensors", model.configs["unet"], device=CPU, dtype=None)
+        load_control(tmp_path / "odd.safetensors", model, device=CPU, dtype=None)

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from test_controlnet import MODEL, PICTURE, loaded, network, ours, picture, recipe_with
 from test_run import prompt
 
-from civman.diffusion.control_models import load_control
 from civman.diffusion.diffusers_pipeline import pipeline_of
 from civman.diffusion.loader import LoadedModel, load
 from civman.diffusion.pipeline_scheduler import PipelineScheduler
+from civman.diffusion.t2i_adapter import load_adapter
 from civman.diffusion.t2i_shapes import require_adapter_fits
 from civman.domain.recipes.control import ControlUse
 from civman.errors import CannotRender, Incompatible
@@ -63,7 +63,7 @@ def write(module: Any, kind: str, layout: str, path: Path) -> Path:
 
 
 def of_file(module: Any, kind: str, path: Path, layout: str = "original") -> Any:
-    return load_control(write(module, kind, layout, path), {}, device=CPU, dtype=torch.float32)
+    return load_adapter(write(module, kind, layout, path), device=CPU, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("layout", ["original", "prefixed", "diffusers"])
@@ -225,4 +225,4 @@ def test_an_incomplete_adapter_and_an_unknown_structure_are_refused(tmp_path: Pa
 
     for name, says in (("part", "lacks the tensor"), ("odd", "is not one of the known"), ("wide", "is not one of")):
         with pytest.raises(CannotRender, match=says):
-            load_control(tmp_path / f"{name}.safetensors", {}, device=CPU, dtype=None)
+            load_adapter(tmp_path / f"{name}.safetensors", device=CPU, dtype=None)

@@ -11,7 +11,7 @@ pytest.importorskip("diffusers")
 
 import tiny_models
 from rendering_stock import QUICK, picture
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from civman.cli.control_options import controls_from
 from civman.domain.recipes.control import ControlRequest
@@ -45,6 +45,23 @@ def write_union(path: Path) -> Path:
     return path
 
 
+def write_lora(path: Path) -> Path:
+    """A ControlLoRA for the tiny SD 1 model: its own layers, and a change to the UNet's first convolution."""
+    net, state = load_file(path.with_name("sd1-lines.safetensors")), {"lora_controlnet": torch.zeros(0)}
+    for name, value in net.items():
+        place = name.split(".")
+        if place[0] == "controlnet_cond_embedding":
+            number = {"conv_in": 0, "conv_out": 14}.get(place[1]) if place[1] != "blocks" else 2 * int(place[2]) + 2
+            state[f"input_hint_block.{number}.{place[-1]}"] = value
+        elif place[0] == "controlnet_down_blocks":
+            state[f"zero_convs.{place[1]}.0.{place[2]}"] = value
+        elif place[0] == "controlnet_mid_block":
+            state[f"middle_block_out.0.{place[1]}"] = value
+    state |= {"input_blocks.0.0.up": torch.randn(16, 2, 1, 1), "input_blocks.0.0.down": torch.randn(2, 4, 3, 3)}
+    save_file(state, path)
+    return path
+
+
 def write_adapter(path: Path, *, is_xl: bool) -> Path:
     from diffusers import T2IAdapter
 
@@ -64,6 +81,9 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_net(folder / f"{kind}-lines.safetensors", kind)
         write_adapter(folder / f"{kind}-sketch.safetensors", is_xl=kind == "sdxl")
     write_union(folder / "sdxl-union.safetensors")
+    write_lora(folder / "sd1-light.safetensors")
+    module = "lllite_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    save_file({f"{module}.down.0.weight": torch.zeros(4, 56)}, folder / "sdxl-lllite.safetensors")
     return folder
 
 
@@ -99,6 +119,7 @@ def test_an_image_with_control_replays_without_its_picture(civman: Civman, tmp_p
     ("control", "code", "says"),
     [
         ("guide.png:sdxl-lines", "cannot-work", "does not fit the checkpoint"),
+        ("guide.png:sdxl-lllite", "unknown-family", "the file is a ControlNet-LLLite"),
         ("guide.png:sdxl-sketch", "cannot-work", "was made for a UNet of SDXL"),
         ("guide.png:ink", "wrong-kind", "ink"),
         ("guide.png:nothing", "not-found", "nothing"),
@@ -121,12 +142,13 @@ def test_what_cannot_be_used_is_refused_before_loading(
 
 
 @pytest.mark.usefixtures("with_nets")
-def test_an_image_with_a_t2i_adapter_replays(civman: Civman, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sketch", "light"])
+def test_an_image_with_an_adapter_or_a_control_lora_replays(civman: Civman, tmp_path: Path, kind: str) -> None:
     guide = picture(tmp_path / "guide.png", (80, 48))
     words = ("render", "tiny-sd1", "a cat", *QUICK)
 
     plain = civman(*words, "--json")
-    made = civman(*words, "--control", f"{guide}:sd1-sketch:0.8:0-0.9", "--control-mode", "prompt", "--json")
+    made = civman(*words, "--control", f"{guide}:sd1-{kind}:0.8:0-0.9", "--control-mode", "prompt", "--json")
     guide.unlink()
     again = civman("replay", made.json["render"][0]["path"])
 
@@ -164,7 +186,13 @@ def test_a_union_is_told_the_kinds_of_its_control_images(civman: Civman, tmp_pat
 @pytest.mark.usefixtures("with_nets")
 @pytest.mark.parametrize(
     ("control", "verdict"),
-    [("sd1-lines", "fits"), ("sd1-sketch", "fits"), ("sdxl-lines", "cannot work"), ("sdxl-sketch", "cannot work")],
+    [
+        ("sd1-lines", "fits"),
+        ("sd1-sketch", "fits"),
+        ("sd1-light", "fits"),
+        ("sdxl-lines", "cannot work"),
+        ("sdxl-sketch", "cannot work"),
+    ],
 )
 def test_check_says_what_a_control_model_fits(civman: Civman, control: str, verdict: str) -> None:
     found = civman("check", "tiny-sd1", "--control", control, "--json")

@@ -1,0 +1,74 @@
+"""ControlNets that are stored as changes to a checkpoint's UNet: which tensors they have, and whether they fit.
+
+Two forms exist. A ControlLoRA (Stability AI) has two factors `up` and `down` for most weights; their product is added
+to the UNet's weight. Its other tensors replace the UNet's. A ControlNet that was saved as a difference has the marker
+`difference`, and each of its weights that the UNet also has is added to the UNet's. No torch.
+"""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Final
+
+from civman.diffusion.checkpoint_names import UNET, Shapes
+from civman.errors import Cause, Incompatible
+
+_LORA: Final = "lora_controlnet"
+_DIFFERENCE: Final = "difference"
+_HALF: Final = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
+"""The part of a UNet that a ControlNet is a copy of."""
+
+
+def is_control_lora(shapes: Mapping[str, object]) -> bool:
+    """Whether the tensors are those of a ControlLoRA."""
+    return _LORA in shapes
+
+
+def is_difference(shapes: Mapping[str, object]) -> bool:
+    """Whether the tensors are those of a ControlNet that was saved as a difference to a UNet."""
+    return _DIFFERENCE in shapes
+
+
+def factors(name: str, names: Mapping[str, object]) -> tuple[str, str] | None:
+    """Return the names of the two factors (up, down) of a weight's change in a ControlLoRA; None if it has none."""
+    module = name.removesuffix(".weight")
+    for tail in ("", ".weight"):
+        if f"{module}.up{tail}" in names and f"{module}.down{tail}" in names:
+            return f"{module}.up{tail}", f"{module}.down{tail}"
+    return None
+
+
+def whole_shapes(checkpoint: Shapes, lora: Shapes) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the ControlNet that a ControlLoRA makes of a checkpoint, under original names."""
+    base = {name.removeprefix(UNET): shape for name, shape in checkpoint.items() if name.startswith(UNET)}
+    half = {name: shape for name, shape in base.items() if name.startswith(_HALF)}
+    return {**half, **{name: shape for name, shape in lora.items() if name.endswith((".weight", ".bias"))
+                       and not name.endswith((".up.weight", ".down.weight"))}}  # fmt: skip
+
+
+def require_lora_fits(checkpoint: Shapes, lora: Shapes, name: str) -> None:
+    """Check that all changes of a ControlLoRA have the shapes of the checkpoint's UNet.
+
+    Raises: Incompatible (`cannot-work`): they differ, or the UNet lacks a changed weight.
+    """
+    modules = {part.rpartition(".up")[0] for part in lora if part.endswith((".up", ".up.weight"))}
+    odd = [module for module in sorted(modules) if not _fits(module, checkpoint, lora)]
+    odd += [
+        part
+        for part, shape in lora.items()
+        if part.startswith(_HALF) and part.endswith((".weight", ".bias")) and f"{UNET}{part}" in checkpoint
+        and not part.endswith((".up.weight", ".down.weight")) and prod(checkpoint[f"{UNET}{part}"]) != prod(shape)
+    ]  # fmt: skip
+    if odd or not modules:
+        raise Incompatible(
+            f"the ControlLoRA `{name}` does not fit the checkpoint: {len(odd)} of its {len(modules)} changes have "
+            f"other shapes than the checkpoint's UNet{f', such as `{odd[0]}`' if odd else ''}",
+            hint="choose a ControlLoRA made for the checkpoint's base model", code=Cause.CANNOT_WORK,
+        )  # fmt: skip
+
+
+def _fits(module: str, checkpoint: Shapes, lora: Shapes) -> bool:
+    names, wanted = factors(module, lora), checkpoint.get(f"{UNET}{module}.weight")
+    if names is None or wanted is None:
+        return False
+    up, down = lora[names[0]], lora[names[1]]
+    return up[0] == wanted[0] and prod(up[1:]) == down[0] and prod(down[1:]) == prod(wanted[1:])
