@@ -21,8 +21,6 @@ def original_names(shapes: Mapping[str, object]) -> dict[str, str]:
 
     Raises: CannotRender (`unknown-family`): it is a kind of ControlNet that civman cannot use.
     """
-    if any(name.startswith("lllite_") for name in shapes):
-        raise _unknown("the file is a ControlNet-LLLite, whose modules change single attention layers")
     names = [name for name in shapes if name.startswith(_PREFIX)] or list(shapes)
     plain = {name.removeprefix(_PREFIX): name for name in names}
     if "input_hint_block.0.weight" in plain:

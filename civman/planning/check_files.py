@@ -44,16 +44,16 @@ def check_files(checkpoint: Inspected, parts: Sequence[tuple[str | None, Inspect
 
 
 def _with_controls(found: Compatibility, checkpoint: Inspected, files: Sequence[Inspected]) -> Compatibility:
-    """Compare the dimensions of control models with the checkpoint's UNet, as a render does before loading them."""
+    """Check control models as a render does before loading them: their kind, and the dimensions of the UNet."""
     identity = checkpoint.identity
-    if identity is None or identity.kind is not Kind.CHECKPOINT or identity.architecture not in _DRAWN:
+    if identity is None or identity.kind is not Kind.CHECKPOINT or identity.architecture is Architecture.UNKNOWN:
         return found
     parts = [*found.parts]
     for number, (part, file) in enumerate(zip(found.parts, files, strict=True)):
         if file.part.kind is not Kind.CONTROLNET or file.header is None or part.verdict is Verdict.CANNOT:
             continue
         try:
-            require_fit(file.header, checkpoint.model_header() or file.header, file.name)
+            require_fit(file, checkpoint)
             if part.verdict is Verdict.UNKNOWN:
                 parts[number] = replace(part, verdict=Verdict.FITS, depth=Depth.MODULES, reasons=(_FITS_UNET,))
         except (CannotRender, Incompatible, InvalidModelFile) as error:

@@ -5,13 +5,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from civman.diffusion.control_lora_shapes import is_control_lora, require_lora_fits, whole_shapes
 from civman.diffusion.control_shapes import original_names, require_control_fits, union_size
 from civman.diffusion.t2i_shapes import is_adapter, require_adapter_fits
+from civman.domain.architecture import Architecture
+from civman.domain.compatibility import Part
 from civman.domain.digests import Sha256
-from civman.domain.files.header import Header
 from civman.domain.recipes.control import (
     CONTROL_MAPS,
     CONTROL_TYPES,
@@ -21,7 +22,8 @@ from civman.domain.recipes.control import (
     control_type,
 )
 from civman.domain.recipes.recipe import Recipe, RenderRequest
-from civman.errors import Cause, UsageError
+from civman.errors import CannotRender, Cause, Incompatible, UsageError
+from civman.manage.inspection import Inspected
 from civman.pictures.edges import edges
 from civman.planning.find_files import Finder, Found
 from civman.planning.input_pictures import InputPicture, read_picture
@@ -55,7 +57,7 @@ def _found(finder: Finder, asked: ControlRequest, checkpoint: Found) -> FoundCon
             hint=f"choose one of: {', '.join(CONTROL_MAPS)}", code=Cause.BAD_VALUE,
         )  # fmt: skip
     model = finder.find("controlnet", asked.ref)
-    require_fit(model.header, checkpoint.header, model.inspected.name)
+    require_fit(model.inspected, checkpoint.inspected)
     kind = _type_of(asked, model)
     file = _control_image(read_picture(Path(asked.picture)), asked.control_map)
     use = ControlUse(
@@ -91,20 +93,51 @@ def _type_of(asked: ControlRequest, model: Found) -> str:
     return (kind or "") if known else ""
 
 
-def require_fit(control: Header, checkpoint: Header, name: str) -> None:
-    """Check that the control model called `name` fits the checkpoint.
+def require_fit(control: Inspected, checkpoint: Inspected) -> None:
+    """Check that a control model is of a kind that civman can draw with, and fits the checkpoint.
 
     Raises: Incompatible, CannotRender: see `controls_for`.
     """
-    if is_adapter(control.shapes):
-        require_adapter_fits(checkpoint.shapes, control.shapes, name)
+    theirs, ours = control.header, checkpoint.model_header()
+    if theirs is None or ours is None:
+        raise AssertionError("a file has been inspected without its header")
+    _require_kind(control.part, checkpoint.part, control.name)
+    if is_adapter(theirs.shapes):
+        require_adapter_fits(ours.shapes, theirs.shapes, control.name)
         return
-    if is_control_lora(control.shapes):
-        require_lora_fits(checkpoint.shapes, control.shapes, name)
-    plain = {original: control.shapes[actual] for original, actual in original_names(control.shapes).items()}
-    if is_control_lora(control.shapes):
-        plain = whole_shapes(checkpoint.shapes, plain)
-    require_control_fits(checkpoint.shapes, plain, name)
+    plain = {original: theirs.shapes[actual] for original, actual in original_names(theirs.shapes).items()}
+    if is_control_lora(theirs.shapes):
+        require_lora_fits(ours.shapes, theirs.shapes, control.name)
+        plain = whole_shapes(ours.shapes, plain)
+    require_control_fits(ours.shapes, plain, control.name)
+
+
+_BASES: Final = frozenset({Architecture.SD1, Architecture.SD2, Architecture.SDXL})
+_OTHER_KINDS: Final = {
+    "xs": "a ControlNet-XS, which is computed together with the UNet",
+    "sparsectrl": "a SparseCtrl, made for animations",
+    "lllite": "a ControlNet-LLLite, whose modules change single attention layers",
+}  # fmt: skip
+"""Variants of control models that civman does not draw with."""
+
+
+def _require_kind(control: Part, checkpoint: Part, name: str) -> None:
+    """Refuse control models of another base, of other families, and of kinds that civman does not draw with."""
+    known = Architecture.UNKNOWN not in (control.architecture, checkpoint.architecture)
+    if known and not control.possible & checkpoint.possible:
+        raise Incompatible(
+            f"the control model `{name}` was made for {control.architecture}, but the checkpoint is "
+            f"{checkpoint.architecture}",
+            hint="choose a control model made for the checkpoint's base model", code=Cause.CANNOT_WORK,
+        )  # fmt: skip
+    why = _OTHER_KINDS.get(control.identity.variant, "") if control.identity else ""
+    if control.architecture not in (*_BASES, Architecture.UNKNOWN):
+        why = f"a control model of {control.architecture}"
+    if why:
+        raise CannotRender(
+            f"`{name}` is {why}: civman draws with ControlNets, ControlLoRAs and T2I-Adapters of SD 1, SD 2 and SDXL",
+            hint="choose another control model, or draw without one", code=Cause.UNKNOWN_FAMILY,
+        )  # fmt: skip
 
 
 def _control_image(picture: InputPicture, control_map: str) -> PlannedFile:

@@ -19,7 +19,7 @@ from civman.diffusion.control_lora_shapes import require_lora_fits
 from civman.diffusion.control_models import load_control
 from civman.diffusion.loader import LoadedModel, load
 from civman.domain.recipes.control import ControlUse
-from civman.errors import CannotRender, Incompatible
+from civman.errors import Incompatible
 
 CPU = torch.device("cpu")
 HALF = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
@@ -123,10 +123,3 @@ def test_a_control_lora_of_another_base_does_not_fit(tiny_files: dict[str, Path]
             else:
                 with pytest.raises(Incompatible, match=r"of its .* changes have other shapes"):
                     require_lora_fits(checkpoint, lora, "a")
-
-
-def test_controlnet_lllite_is_refused_by_name(tiny_files: dict[str, Path], tmp_path: Path) -> None:
-    model, module = load(tiny_files["sdxl"], dtype=torch.float32), "lllite_unet_input_blocks_4_1_attn1_to_q"
-
-    with pytest.raises(CannotRender, match="ControlNet-LLLite"):
-        of_file({f"{module}.down.0.weight": torch.zeros(4, 32)}, model, tmp_path / "lllite.safetensors")

@@ -259,6 +259,7 @@ CASES: dict[str, Tensors] = {
     "control-lllite-sd1": lllite(768),
     "control-lllite-sdxl": lllite(2048),
     "controlnet-qwen-image": plain("controlnet_blocks.0.weight", "transformer_blocks.0.img_mod.1.weight"),
+    "controlnet-qwen-image-blocks": plain("controlnet_blocks.0.y_rms.weight", "img_in.weight"),
     "controlnet-other": plain("control_layers.0.attention.qkv.weight"),
     "controlnet-sd1": control(768),
     "controlnet-sd2": control(1024),

@@ -441,3 +441,11 @@ def test_a_light_t2i_adapter_is_known_by_its_folded_input():
     for tensors in (names, diffusers):
         found = identify(made(tensors))
         assert (found.kind, found.architecture, found.variant) == (Kind.CONTROLNET, Architecture.SD1, "t2i-adapter")
+
+
+def test_the_sd3_controlnet_of_stability_is_known_by_its_joint_layers():
+    tensors = plain("controlnet_blocks.0.weight", "transformer_blocks.0.attn.qkv.weight", "pos_embed_input.proj.weight")
+
+    found = identify(made(tensors))
+
+    assert (found.kind, found.architecture) == (Kind.CONTROLNET, Architecture.SD3)

@@ -119,8 +119,8 @@ def test_an_image_with_control_replays_without_its_picture(civman: Civman, tmp_p
     ("control", "code", "says"),
     [
         ("guide.png:sdxl-lines", "cannot-work", "does not fit the checkpoint"),
-        ("guide.png:sdxl-lllite", "unknown-family", "the file is a ControlNet-LLLite"),
-        ("guide.png:sdxl-sketch", "cannot-work", "was made for a UNet of SDXL"),
+        ("guide.png:sdxl-lllite", "unknown-family", "is a ControlNet-LLLite"),
+        ("guide.png:sdxl-sketch", "cannot-work", "was made for sdxl, but the checkpoint is sd1"),
         ("guide.png:ink", "wrong-kind", "ink"),
         ("guide.png:nothing", "not-found", "nothing"),
         ("none.png:sd1-lines", "bad-value", "no picture of this name"),
