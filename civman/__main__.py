@@ -5,8 +5,11 @@ import io
 import os
 import sys
 
-_GARBAGE_EVERY = 100_000
-"""The garbage collection threshold: with Python's default of 700, the imports of a command take 0.04 s longer."""
+_GARBAGE_EVERY = 500_000
+"""The garbage collection threshold: the imports of a render create 360,000 objects and no garbage.
+
+With Python's default of 700, they take 0.3 s longer, and with 100,000 still 0.2 s.
+"""
 
 
 def main() -> int:

@@ -16,10 +16,13 @@ from civman.cli.help_command import prepare_help
 from civman.cli.output import Output
 from civman.cli.running_server import handed_over
 from civman.cli.session import MAKE_LIBRARY, MakeLibrary
+from civman.diffusion import quick_start
 from civman.errors import Cause, CivmanError, ExitCode, Interrupted, UsageError
 
 _NEED_OTHERS = ("help", "config")
 """Commands that need the other commands to be loaded, too."""
+_RENDERING = ("render", "replay", "upscale")
+"""Commands that import torch."""
 
 
 def build(only: str | None = None) -> typer.Typer:
@@ -78,8 +81,11 @@ def main(argv: Sequence[str] | None = None, *, make_library: MakeLibrary | None 
     try:
         if make_library is None and (code := handed_over(arguments)) is not None:
             return code
+        needed = _needed(arguments)
+        if argv is None and needed in _RENDERING and not {"--help", "-h", "--dry-run"} & {*arguments}:
+            quick_start.begin()
         with completion.answering():
-            ended = build(_needed(arguments))(arguments, prog_name="civman", standalone_mode=False)
+            ended = build(needed)(arguments, prog_name="civman", standalone_mode=False)
         if ended == ExitCode.INTERRUPTED:
             raise KeyboardInterrupt  # noqa: TRY301  # typer had turned it into an exit code
     except CivmanError as error:

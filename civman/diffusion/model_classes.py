@@ -18,9 +18,8 @@ five things are disabled or replaced, and nothing else is changed:
 If another part of the program has already imported diffusers or transformers, none of this is done.
 """
 
+import contextlib
 import importlib
-import importlib.machinery
-import importlib.util
 import os
 import sys
 import threading
@@ -36,6 +35,7 @@ from torch import nn
 from civman.diffusion.clip_text_model import ClipText, ClipTextWithProjection
 from civman.diffusion.diffusers_files import class_of
 from civman.diffusion.no_compiler import no_compiler
+from civman.diffusion.postponed import postpone
 
 # civman renders from local files, so nothing imported below may contact a model hub
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -234,31 +234,6 @@ class _TunerLayer(metaclass=_IsTunerLayer):
     """Replaces PEFT's BaseTunerLayer, which diffusers only uses in isinstance checks."""
 
 
-class _Postponed(ModuleType):
-    """A package whose submodules can be imported before its own `__init__` runs. A missing attribute runs it."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or self.__spec__ is None or self.__spec__.loader is None:
-            raise AttributeError(name)
-        if "__postponed__" in vars(self):
-            del vars(self)["__postponed__"]
-            self.__spec__.loader.exec_module(self)
-            if name in vars(self):
-                return vars(self)[name]
-        real = sys.modules[self.__name__]  # transformers replaces itself in sys.modules by another module
-        if real is self:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        return getattr(real, name)
-
-
 def _postpone(name: str) -> None:
-    try:
-        parent = importlib.import_module(name.rpartition(".")[0])
-    except ModuleNotFoundError:
-        return
-    spec = importlib.machinery.PathFinder.find_spec(name, parent.__path__)
-    if spec is not None and name not in sys.modules:
-        module = importlib.util.module_from_spec(spec)
-        module.__class__ = _Postponed
-        vars(module)["__postponed__"] = True
-        sys.modules[name] = module
+    with contextlib.suppress(ModuleNotFoundError):
+        postpone(name, importlib.import_module(name.rpartition(".")[0]).__path__)

@@ -71,3 +71,25 @@ def test_every_public_name_is_there() -> None:
     assert all(getattr(civman, name) is not None for name in civman.__all__)
     with pytest.raises(AttributeError):
         civman.nothing  # noqa: B018
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only builds for the CPU on Linux are loaded ahead")
+def test_torch_s_library_is_loaded_while_python_does_something_else(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.version.cuda or torch.version.hip:
+        pytest.skip("a build for GPUs")
+    code = """
+import sys, threading
+from pathlib import Path
+from civman.diffusion import quick_start
+quick_start.begin()
+for thread in threading.enumerate():
+    if thread is not threading.main_thread():
+        thread.join()
+assert "torch" not in sys.modules
+assert "libtorch_cpu.so" in Path("/proc/self/maps").read_text()
+import torch
+assert float(torch.ones(3) @ torch.ones(3)) == 3
+"""
+
+    assert "torch" in loaded_by(code, tmp_path)

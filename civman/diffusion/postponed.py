@@ -1,0 +1,38 @@
+"""Modules that run only when something from them is first used."""
+
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+
+class Postponed(ModuleType):
+    """A package or module that has not run yet, but can be imported, and whose submodules can be imported, too.
+
+    A missing attribute runs it.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or self.__spec__ is None or self.__spec__.loader is None:
+            raise AttributeError(name)
+        if "__postponed__" in vars(self):
+            del vars(self)["__postponed__"]
+            self.__spec__.loader.exec_module(self)
+            if name in vars(self):
+                return vars(self)[name]
+        real = sys.modules[self.__name__]  # transformers replaces itself in sys.modules by another module
+        if real is self:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(real, name)
+
+
+def postpone(name: str, folders: Sequence[str]) -> None:
+    """Put a module from these folders into `sys.modules` without running it; do nothing if it is imported already."""
+    spec = importlib.machinery.PathFinder.find_spec(name, folders)
+    if spec is not None and name not in sys.modules:
+        module = importlib.util.module_from_spec(spec)
+        module.__class__ = Postponed
+        vars(module)["__postponed__"] = True
+        sys.modules[name] = module

@@ -1,0 +1,53 @@
+"""Load torch's largest library while this process still reads its command line and plans.
+
+The system's loader does not need Python, so a thread can load a library at the same time. Nothing here imports torch.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import importlib.util
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Final
+
+_FIRST: Final = (
+    "array", "binascii", "bisect", "csv", "decimal", "hashlib", "mmap", "pydantic_core", "random", "socket", "sqlite3",
+    "ssl", "unicodedata", "zoneinfo",
+)  # fmt: skip
+"""Modules that a render imports before torch and that contain libraries.
+
+The system's loader loads one library at a time, so these would have to wait for torch's.
+"""
+
+
+def begin() -> None:
+    """Start to load torch's library; do nothing if torch is imported already or is not installed."""
+    spec = None if "torch" in sys.modules else importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None or not _is_for_cpu(folder := Path(spec.origin).parent / "lib"):
+        return
+    for name in _FIRST:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    threading.Thread(target=_load_libraries, args=(folder,), daemon=True).start()
+
+
+def _is_for_cpu(folder: Path) -> bool:
+    """Whether this is a build for the CPU on Linux: others search for further libraries before they load this one."""
+    return sys.platform == "linux" and not any((folder / f"libtorch_{kind}.so").exists() for kind in _GPUS)
+
+
+_GPUS: Final = ("cuda", "hip", "xpu")
+
+
+def _load_libraries(folder: Path) -> None:
+    """Load torch's libraries as torch itself would, in its order; what fails here is left to torch."""
+    with contextlib.suppress(OSError, AttributeError):
+        # called as a C function, because ctypes releases Python's global interpreter lock only around these
+        load = ctypes.CDLL(None).dlopen
+        load.restype, load.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_int)
+        for name, scope in (("libtorch_global_deps.so", os.RTLD_GLOBAL), ("libtorch_cpu.so", os.RTLD_LOCAL)):
+            if not load(os.fsencode(folder / name), os.RTLD_NOW | scope):
+                return
