@@ -20,8 +20,8 @@ ControlMapOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--control-map",
-        metavar="none|canny|invert",
-        help="How to make the control image from each --control picture, in order; one value applies to all.",
+        metavar="none|canny|invert|blur|tile|gray|xdog",
+        help="How to make the control image from each --control picture, such as canny:50:150; one applies to all.",
     ),
 ]
 ControlModeOpt = Annotated[
@@ -40,14 +40,24 @@ ControlTypeOpt = Annotated[
         help="What each --control picture shows, for a union of ControlNets that reads several kinds.",
     ),
 ]
+ControlResizeOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control-resize",
+        metavar="just|crop|fill",
+        help="How each control image gets the size of the image (A1111's resize mode); default: just.",
+    ),
+]
+_RESIZES = {"just": "just resize", "crop": "crop and resize", "fill": "resize and pad"}
 _NUMBER = r"\d+(?:\.\d+)?"
 _SHARE = re.compile(rf"(.+):({_NUMBER})-({_NUMBER})")
 
 
 def controls_from(
-    texts: list[str] | None, maps: list[str] | None, modes: list[str] | None, types: list[str] | None = None
-) -> "tuple[ControlRequest, ...]":
-    """Parse the values of --control with those of --control-map, --control-mode and --control-type.
+    texts: list[str] | None, maps: list[str] | None, modes: list[str] | None, types: list[str] | None = None,
+    resizes: list[str] | None = None,
+) -> "tuple[ControlRequest, ...]":  # fmt: skip
+    """Parse the values of --control with those of the other options of this module.
 
     Raises: UsageError (`bad-value`): a value names no existing file, or the options are not equal in number.
     """
@@ -55,8 +65,10 @@ def controls_from(
     from civman.domain.scales import parse_scaled
     from civman.errors import Cause, UsageError
 
-    texts, maps, modes, types = texts or [], maps or [], modes or [], types or []
-    for option, values in (("--control-map", maps), ("--control-mode", modes), ("--control-type", types)):
+    texts, maps, modes, types, resizes = texts or [], maps or [], modes or [], types or [], resizes or []
+    for option, values in (
+        ("--control-map", maps), ("--control-mode", modes), ("--control-type", types), ("--control-resize", resizes),
+    ):  # fmt: skip
         if len(values) > 1 and len(values) != len(texts):
             raise UsageError(
                 f"{option} is given {len(values)} times, but --control {len(texts)} times",
@@ -66,6 +78,11 @@ def controls_from(
             raise UsageError(
                 f"{option} requires a ControlNet", hint="add a ControlNet with --control", code=Cause.BAD_VALUE
             )
+    if odd := [each for each in resizes if each not in _RESIZES]:
+        raise UsageError(
+            f"--control-resize {odd[0]}: not a resize mode", hint=f"choose one of: {', '.join(_RESIZES)}",
+            code=Cause.BAD_VALUE,
+        )  # fmt: skip
     found = []
     for number, text in enumerate(texts):
         share = _SHARE.fullmatch(text)
@@ -79,7 +96,7 @@ def controls_from(
             )  # fmt: skip
         found.append(ControlRequest(
             picture, scaled.ref, 1.0 if scaled.unet is None else scaled.unet, float(start), float(end),
-            _chosen(modes, number, "balanced"),
+            _chosen(modes, number, "balanced"), _RESIZES[_chosen(resizes, number, "just")],
             control_map=_chosen(maps, number, "none"), control_type=_chosen(types, number, ""),
         ))  # fmt: skip
     return tuple(found)

@@ -6,7 +6,14 @@ from typing import Annotated
 import typer
 
 from civman.cli import completion
-from civman.cli.control_options import ControlMapOpt, ControlModeOpt, ControlOpt, ControlTypeOpt, controls_from
+from civman.cli.control_options import (
+    ControlMapOpt,
+    ControlModeOpt,
+    ControlOpt,
+    ControlResizeOpt,
+    ControlTypeOpt,
+    controls_from,
+)
 from civman.cli.finishing_options import (
     FaceRestorationOpt,
     TileBatchOpt,
@@ -138,6 +145,7 @@ def render(
     control_map: ControlMapOpt = None,
     control_mode: ControlModeOpt = None,
     control_type: ControlTypeOpt = None,
+    control_resize: ControlResizeOpt = None,
     vae: Annotated[
         str | None,
         typer.Option(
@@ -429,7 +437,7 @@ def render(
     width, height = size_from(picture_size) if picture_size else (None, None)
     request = RenderRequest(
         checkpoint=checkpoint, file=file, negative_prompt=negative, loras=loras_from(lora or []),
-        controls=controls_from(control, control_map, control_mode, control_type),
+        controls=controls_from(control, control_map, control_mode, control_type, control_resize),
         embeddings=tuple(embedding or ()), hypernetworks=tuple(hypernetwork or ()), vae=vae,
         sampler=sampler, schedule=schedule, steps=steps,
         guidance_scale=cfg, guidance_rescale=cfg_rescale, parts=tuple(part or ()), variant=variant, shift=shift,

@@ -62,9 +62,26 @@ def control_tensor(pixels: Pixels, size: tuple[int, int], mode: str, device: tor
     from civman.diffusion.start_picture import fitted
 
     image = Image.fromarray(pixels)
-    image = image if image.size == size else fitted(image, size, mode)
+    if image.size != size:
+        image = _padded(image, size) if mode == "resize and pad" else fitted(image, size, mode)
     values = torch.from_numpy(np.array(image)).to(torch.float32) / 255
     return sent(values.permute(2, 0, 1)[None], device)
+
+
+def _padded(image: Any, size: tuple[int, int]) -> Any:
+    """Resize a Pillow image so that it fits into `size`, and put it on the median colour of its border.
+
+    Source: A1111's ControlNet extension, "Resize and Fill" (the rule).
+    """
+    from PIL import Image
+
+    pixels = np.asarray(image)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    ground = Image.new("RGB", size, tuple(int(value) for value in np.median(border, axis=0)))
+    factor = min(size[0] / image.width, size[1] / image.height)
+    inner = image.resize(tuple(max(1, round(side * factor)) for side in image.size), Image.Resampling.LANCZOS)
+    ground.paste(inner, (max(0, (size[0] - inner.width) // 2), max(0, (size[1] - inner.height) // 2)))
+    return ground
 
 
 def total(found: Sequence[Additions], dtype: torch.dtype) -> Additions:

@@ -14,17 +14,17 @@ from civman.domain.architecture import Architecture
 from civman.domain.compatibility import Part
 from civman.domain.digests import Sha256
 from civman.domain.recipes.control import (
-    CONTROL_MAPS,
     CONTROL_TYPES,
     MAP_TYPES,
     ControlRequest,
     ControlUse,
     control_type,
+    map_of,
 )
 from civman.domain.recipes.recipe import Recipe, RenderRequest
 from civman.errors import CannotRender, Cause, Incompatible, UsageError
 from civman.manage.inspection import Inspected
-from civman.pictures.edges import edges
+from civman.pictures.control_maps import control_map
 from civman.planning.find_files import Finder, Found
 from civman.planning.input_pictures import InputPicture, read_picture
 from civman.planning.plan_types import PlannedFile
@@ -51,15 +51,11 @@ def controls_for(finder: Finder, request: RenderRequest, checkpoint: Found) -> l
 
 
 def _found(finder: Finder, asked: ControlRequest, checkpoint: Found) -> FoundControl:
-    if asked.control_map not in CONTROL_MAPS:
-        raise UsageError(
-            f"`{asked.control_map}` is not a way to make a control image",
-            hint=f"choose one of: {', '.join(CONTROL_MAPS)}", code=Cause.BAD_VALUE,
-        )  # fmt: skip
+    preprocessor = map_of(asked.control_map)
     model = finder.find("controlnet", asked.ref)
     require_fit(model.inspected, checkpoint.inspected)
-    kind = _type_of(asked, model)
-    file = _control_image(read_picture(Path(asked.picture)), asked.control_map)
+    kind = _type_of(asked, model, preprocessor[0])
+    file = _control_image(read_picture(Path(asked.picture)), *preprocessor)
     use = ControlUse(
         model.sha256, file.sha256, float(asked.weight), float(asked.start), float(asked.end), asked.mode,
         asked.resize_mode, kind,
@@ -67,7 +63,7 @@ def _found(finder: Finder, asked: ControlRequest, checkpoint: Found) -> FoundCon
     return FoundControl(use, model, file)
 
 
-def _type_of(asked: ControlRequest, model: Found) -> str:
+def _type_of(asked: ControlRequest, model: Found, preprocessor: str) -> str:
     """The kind of control image for a union of ControlNets, as stated or as the preprocessor makes it; "" for others.
 
     Raises: UsageError (`bad-value`): the kind is unknown, unstated, or one that the model does not tell apart.
@@ -82,7 +78,7 @@ def _type_of(asked: ControlRequest, model: Found) -> str:
             f"`{name}` is for one kind of control image, so no kind can be chosen",
             hint="leave out --control-type, which is for unions of ControlNets", code=Cause.BAD_VALUE,
         )  # fmt: skip
-    kind = control_type(asked.control_type) if asked.control_type else MAP_TYPES.get(asked.control_map, "")
+    kind = control_type(asked.control_type) if asked.control_type else MAP_TYPES.get(preprocessor, "")
     if known and kind not in kinds:
         why = (
             f"`{name}` does not read control images of the kind `{asked.control_type or kind}`"
@@ -140,14 +136,13 @@ def _require_kind(control: Part, checkpoint: Part, name: str) -> None:
         )  # fmt: skip
 
 
-def _control_image(picture: InputPicture, control_map: str) -> PlannedFile:
+def _control_image(picture: InputPicture, preprocessor: str, numbers: tuple[float, ...]) -> PlannedFile:
     """Make the control image of a picture; without a preprocessor that is the picture's own file."""
     path = picture.path.expanduser().absolute()
-    if control_map == "none":
+    if preprocessor == "none":
         return PlannedFile("control image", path.name, picture.sha256, path)
-    made = edges(picture.pixels) if control_map == "canny" else 255 - picture.pixels
-    data = _png(made)
-    name = f"{path.stem}-{control_map}.png"
+    data = _png(control_map(picture.pixels, preprocessor, numbers))
+    name = f"{path.stem}-{preprocessor}.png"
     return PlannedFile("control image", name, Sha256(hashlib.sha256(data).hexdigest()), path.with_name(name), data=data)
 
 

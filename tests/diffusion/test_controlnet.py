@@ -230,3 +230,18 @@ def test_an_incomplete_controlnet_is_refused(tiny_files: dict[str, Path], tmp_pa
     for name, says in (("part", "lacks the tensor"), ("other", "no input for a control")):
         with pytest.raises(CannotRender, match=says):
             load_controlnet(tmp_path / f"{name}.safetensors", model, device=torch.device("cpu"), dtype=None)
+
+
+def test_a_control_image_is_padded_with_the_median_of_its_border_as_in_a1111() -> None:
+    from civman.diffusion.control_additions import control_tensor
+
+    pixels = picture(3, 40)[:20]
+    pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1] = (10, 20, 30), (10, 20, 30), (10, 20, 30), 200
+
+    found = control_tensor(pixels, (64, 64), "resize and pad", torch.device("cpu"))[0].permute(1, 2, 0) * 255
+
+    # the extension scales 40x20 by min(64/40, 64/20) = 1.6 to 64x32, and starts at row (64 - 32) // 2
+    inner = np.asarray(Image.fromarray(pixels).resize((64, 32), Image.Resampling.LANCZOS))
+    assert np.abs(found[16:48].numpy() - inner).max() < 1e-3
+    assert np.abs(found[:16].numpy() - (10, 20, 30)).max() < 1e-3
+    assert np.abs(found[48:].numpy() - (10, 20, 30)).max() < 1e-3

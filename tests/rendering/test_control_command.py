@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import tiny_models
+from PIL import Image
 from rendering_stock import QUICK, picture
 from safetensors.torch import load_file, save_file
 
@@ -154,6 +155,27 @@ def test_an_image_with_an_adapter_or_a_control_lora_replays(civman: Civman, tmp_
 
     assert made.json["render"][0]["pixel_sha256"] != plain.json["render"][0]["pixel_sha256"]
     assert again.code == 0, again.err
+
+
+@pytest.mark.usefixtures("with_nets")
+def test_every_preprocessor_and_resize_mode_makes_an_image_of_its_own_that_replays(
+    civman: Civman, tmp_path: Path
+) -> None:
+    guide = tmp_path / "guide.png"
+    Image.effect_noise((80, 48), 60).convert("RGB").save(guide)
+    words = ("render", "tiny-sd1", "a cat", *QUICK, "--control", f"{guide}:sd1-lines")
+
+    ways = [("--control-map", each) for each in ("blur:2", "tile:2", "gray", "xdog:4", "canny:20:60")]
+    ways += [("--control-resize", each) for each in ("just", "crop", "fill")]
+    made = [civman(*words, *way, "--json").json["render"][0] for way in ways]
+    guide.unlink()
+
+    assert len({each["pixel_sha256"] for each in made}) == len(ways)
+    assert [each["recipe"]["controls"][0]["resize_mode"] for each in made[5:]] == [
+        "just resize", "crop and resize", "resize and pad",
+    ]  # fmt: skip
+    for each in (made[0], made[-1]):
+        assert civman("replay", each["path"]).code == 0
 
 
 @pytest.mark.usefixtures("with_nets")

@@ -1,15 +1,25 @@
 """Control images in a recipe: a ControlNet, the image that it reads, and how strongly it acts on which steps."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 from civman.domain.digests import Sha256
 from civman.domain.recipes.step_share import acts_at
+from civman.errors import Cause, UsageError
 
 CONTROL_MODES: Final = ("balanced", "prompt", "control")
 """A1111's control modes: balanced, "My prompt is more important" and "ControlNet is more important"."""
-CONTROL_MAPS: Final = ("none", "canny", "invert")
-"""How a picture becomes a control image: unchanged, by its edges, or inverted."""
+_Number = tuple[float, float, float]
+MAPS: Final[dict[str, tuple[_Number, ...]]] = {
+    "none": (), "canny": ((100, 1, 255), (200, 1, 255)), "invert": (), "blur": ((9, 0.01, 64),), "tile": ((1, 1, 8),),
+    "gray": ((1, 0.1, 2),), "xdog": ((32, 1, 64),),
+}  # fmt: skip
+"""Preprocessor → its numbers, each as (default, least, most): A1111's defaults and limits."""
+_A1111_MAPS: Final = {
+    "invert (from white bg & black line)": "invert", "blurgaussian": "blur", "tileresample": "tile",
+    "recolorluminance": "gray", "scribblexdog": "xdog",
+}  # fmt: skip
 CONTROL_TYPES: Final = ("openpose", "depth", "softedge", "hardedge", "normal", "segment", "tile", "inpaint")
 """The kinds of control image that a union of ControlNets tells apart, in the order of its trained embeddings.
 
@@ -20,12 +30,20 @@ _ALIASES: Final = {
     "canny": "hardedge", "lineart": "hardedge", "mlsd": "hardedge", "normalmap": "normal", "seg": "segment",
     "segmentation": "segment", "blur": "tile", "repaint": "inpaint",
 }  # fmt: skip
-MAP_TYPES: Final = {"canny": "hardedge"}
+MAP_TYPES: Final = {"canny": "hardedge", "blur": "tile", "tile": "tile", "xdog": "softedge"}
 """Preprocessor → the kind of control image that it makes, if that is one of `CONTROL_TYPES`."""
 SOFT: Final = 0.825
 """The factor by which each layer further out is weaker than the layer before, in all modes but "balanced"."""
 SOFT_FEATURES: Final = (0.25, 0.62, 0.825, 1.0)
 """The factors for a T2I-Adapter's features in all modes but "balanced", from the outermost level inwards."""
+
+
+CONTROL_RESIZE_MODES: Final = ("just resize", "crop and resize", "resize and fill", "resize and pad")
+"""How a control image gets the size of the rendering.
+
+"resize and fill" repeats its edges beside it, as A1111's img2img does; "resize and pad" puts it on the median colour
+of its border, as A1111's ControlNet extension does.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +62,7 @@ class ControlUse:
     mode: str = "balanced"
     """One of `CONTROL_MODES`."""
     resize_mode: str = "just resize"
-    """How the control image is resized to the size of the rendering; one of `recipe_limits.RESIZE_MODES`."""
+    """How the control image is resized to the size of the rendering; one of `CONTROL_RESIZE_MODES`."""
 
     type: str = ""
     """For a union of ControlNets: the kind of control image, one of `CONTROL_TYPES`; "" for all other models."""
@@ -85,7 +103,7 @@ class ControlRequest:
     mode: str = "balanced"
     resize_mode: str = "just resize"
     control_map: str = "none"
-    """One of `CONTROL_MAPS`."""
+    """A preprocessor of `MAPS` with its numbers in the form that `map_of` parses, such as "canny:50:150"."""
     control_type: str = ""
     """The kind of control image, by any name that `control_type` knows; "": not stated."""
 
@@ -95,3 +113,39 @@ def control_type(name: str) -> str | None:
     plain = name.casefold().replace(" ", "").replace("_", "").replace("-", "")
     found = _ALIASES.get(plain, plain)
     return found if found in CONTROL_TYPES else None
+
+
+def map_named(name: str) -> str | None:
+    """Return the preprocessor of `MAPS` for its name here or in A1111, such as "tile_resample"; None if unknown."""
+    plain = name.strip().casefold()
+    plain = plain if plain in _A1111_MAPS else plain.replace("_", "")
+    found = _A1111_MAPS.get(plain, plain)
+    return found if found in MAPS else None
+
+
+def map_of(text: str) -> tuple[str, tuple[float, ...]]:
+    """Parse a preprocessor with its numbers, such as "canny" or "canny:50:150".
+
+    Raises: UsageError (`bad-value`): the preprocessor is unknown, or a number is outside its limits.
+    """
+    name, *given = text.split(":")
+    found = map_named(name)
+    if found is None:
+        raise UsageError(
+            f"`{name}` is not a way to make a control image",
+            hint=f"choose one of: {', '.join(MAPS)}", code=Cause.BAD_VALUE,
+        )  # fmt: skip
+    limits = MAPS[found]
+    try:
+        numbers = [float(each) for each in given]
+    except ValueError:
+        numbers = [math.nan]
+    inside = all(least <= number <= most for number, (_, least, most) in zip(numbers, limits, strict=False))
+    if len(numbers) > len(limits) or not inside:
+        words = " and ".join(f"{least:g} to {most:g} (default {usual:g})" for usual, least, most in limits)
+        takes = f"takes {len(limits)} number{'s' * (len(limits) > 1)}: {words}" if limits else "takes no number"
+        raise UsageError(
+            f"`{text}` is not a way to make a control image: `{found}` {takes}",
+            hint=f"such as {':'.join([found, *(f'{usual:g}' for usual, _, _ in limits)])}", code=Cause.BAD_VALUE,
+        )  # fmt: skip
+    return found, (*numbers, *(usual for usual, _, _ in limits[len(numbers) :]))

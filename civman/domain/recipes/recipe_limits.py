@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from civman.domain.adapters import block_weights, scale_keyframes
 from civman.domain.recipes import flow, freeu_settings, prompt_parts, thresholding
-from civman.domain.recipes.control import CONTROL_MODES, CONTROL_TYPES
+from civman.domain.recipes.control import CONTROL_MODES, CONTROL_RESIZE_MODES, CONTROL_TYPES
 from civman.domain.recipes.noise_sources import THREADS
 from civman.domain.recipes.sampling import PROGRAMS
 from civman.errors import Cause, UsageError
@@ -225,8 +225,8 @@ def _control_problems(recipe: Any) -> Iterator[str]:
             yield f"control mode `{use.mode}` is not one of {', '.join(CONTROL_MODES)}"
         if use.type not in ("", *CONTROL_TYPES):
             yield f"type of control image `{use.type}` is not one of {', '.join(CONTROL_TYPES)}"
-        if use.resize_mode not in RESIZE_MODES[:3]:
-            yield f"resize mode `{use.resize_mode}` is not one of {', '.join(RESIZE_MODES[:3])}"
+        if use.resize_mode not in CONTROL_RESIZE_MODES:
+            yield f"resize mode `{use.resize_mode}` is not one of {', '.join(CONTROL_RESIZE_MODES)}"
 
 
 def _are_blocks(text: str) -> bool:
