@@ -87,7 +87,7 @@ def _value(drawn: "DrawnGrid") -> dict[str, object]:
 
 
 def _print_plan(console: "Console", grid: "Grid") -> None:
-    print_plans(console, [grid.cells[0].planned])
+    print_plans(console, [grid.cells[0].planned], among=[cell.planned for cell in grid.cells])
     console.print(f"{_words(grid)}, the first of them above:")
     for cell in grid.cells:
         console.print(f"  {clean(cell.name)}: recipe {cell.planned.recipe.sha256[:12]}", soft_wrap=True)

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 _SHOWN = 3
 
 
-def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
-    """Print the files, settings and memory requirement of each plan."""
-    for plan in plans:
+def print_plans(console: "Console", plans: "Sequence[Planned]", *, among: "Sequence[Planned] | None" = None) -> None:
+    """Print the files, settings and memory requirement of each plan; `among`: the job of which these are the first."""
+    from civman.planning.slot_groups import beside
+
+    others = beside(plans if among is None else among)
+    for number, plan in enumerate(plans):
         recipe = plan.recipe
         console.print(f"recipe {recipe.sha256[:12]}: {clean(recipe.prompt) or '(no prompt)'}", soft_wrap=True)
         for file in plan.files:
@@ -33,8 +36,11 @@ def print_plans(console: "Console", plans: "Sequence[Planned]") -> None:
             f"  {recipe.width}x{recipe.height}, {recipe.steps} steps of {recipe.sampler} ({recipe.schedule}), "
             f"cfg {recipe.guidance_scale:g}, clip skip {recipe.clip_skip}, {recipe.precision}"
         )
+        shared = f" in slots that {counted(others[number], 'other image')} can share" if recipe.slots else ""
         console.print(
-            f"  {counted(recipe.count, 'image')} from seed {recipe.seed} ({recipe.rng}), {recipe.batch_size} at a time"
+            f"  {counted(recipe.count, 'image')} from seed {recipe.seed} ({recipe.rng}), {recipe.at_a_time} at a time"
+            f"{shared}",
+            soft_wrap=True,
         )
         weights = plan.memory.unet + plan.memory.vae + plan.memory.text
         console.print(f"  memory     {size(weights)} of weights; about {size(plan.needed_bytes)} at peak")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from civman.cli import completion
+from civman.cli.batch_options import BatchSizeOpt, ExactOpt, SlotsOpt, require_one_way
 from civman.cli.control_options import (
     ControlMapOpt,
     ControlModeOpt,
@@ -207,13 +208,9 @@ def render(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first image.", show_default="drawn")] = None,
     count: Annotated[int, typer.Option(help="Number of images; each one has the next seed.")] = 1,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Number of images to compute at the same time.", show_default="1")
-    ] = None,
-    exact: Annotated[
-        bool,
-        typer.Option("--exact", help="Compute images one at a time, so that each is identical to a single render."),
-    ] = False,
+    batch_size: BatchSizeOpt = None,
+    slots: SlotsOpt = None,
+    exact: ExactOpt = False,
     grid: GridOpt = None,
     clip_skip: Annotated[int | None, typer.Option(help="Clip skip as in A1111: 1 uses the last layer.")] = None,
     eta: EtaOpt = None,
@@ -430,10 +427,7 @@ def render(
     checkpoint, prompt = checkpoint_and_prompt(
         session, checkpoint, prompt, chosen, has_prompts=prompts is not None or has_prompts(axes)
     )
-    if exact and batch_size not in (None, 1):
-        raise UsageError(
-            f"--exact renders one image at a time, so it cannot be combined with --batch-size {batch_size}"
-        )
+    require_one_way(batch_size, slots, exact=exact)
     width, height = size_from(picture_size) if picture_size else (None, None)
     request = RenderRequest(
         checkpoint=checkpoint, file=file, negative_prompt=negative, loras=loras_from(lora or []),
@@ -442,7 +436,8 @@ def render(
         sampler=sampler, schedule=schedule, steps=steps,
         guidance_scale=cfg, guidance_rescale=cfg_rescale, parts=tuple(part or ()), variant=variant, shift=shift,
         guidance=guidance,
-        width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, rng=rng,
+        width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, slots=slots,
+        rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,
         hires=hires_from(
             hires, steps=hires_steps, strength=hires_strength, upscaler=upscaler, token_merging=hires_token_merging,

@@ -11,7 +11,10 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
         "file", "lora", "embedding", "hypernetwork", "vae", "part", "variant", "require", "force", "allow_partial",
     ),
     "ControlNet": ("control", "control_map", "control_mode", "control_type", "control_resize"),
-    "Images": ("picture_size", "seed", "count", "batch_size", "exact", "grid", "output", "dry_run", "open_", "preview"),
+    "Images": (
+        "picture_size", "seed", "count", "batch_size", "slots", "exact", "grid", "output", "dry_run", "open_",
+        "preview",
+    ),
     "Sampling": (
         "sampler", "schedule", "steps", "sigmas", "cfg", "cfg_rescale", "cfg_rescale_v", "clip_skip", "shift",
         "guidance",

@@ -123,11 +123,12 @@ class Session:
     def drawing(
         self, recipes: "Sequence[Recipe]", *, called: str = "prompt", is_spread: bool = False
     ) -> "AbstractContextManager[OnEvent]":
-        """Show a progress bar while these recipes are rendered: in this order, or spread over workers."""
+        """Show a progress bar while these recipes are rendered: in this order, or spread over workers or slots."""
         from civman.cli import progress_bars
         from civman.cli.job_progress import Share, shares
 
         whole = [Share(sum(recipe.count for recipe in recipes))]
+        is_spread = is_spread or any(recipe.slots for recipe in recipes)
         return progress_bars.drawing(self.output, whole if is_spread else shares(recipes), called=called)
 
 

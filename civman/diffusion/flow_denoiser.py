@@ -1,14 +1,48 @@
 """Wrap a flow-matching transformer for the samplers: from noisy latents to a guided, denoised prediction."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from civman.diffusion.denoiser import Denoiser, Encoded, Moment, Prompts, _Plan
-from civman.diffusion.families.flow_family import Instant
+from civman.diffusion.families.flow_family import FlowEncoded, Instant
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise_levels import NoiseLevels
 from civman.diffusion.unet_calls import Calls
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlowCall:
+    """One call of a transformer for a batch of B images and one text, which is (1 or B, tokens, width)."""
+
+    model: LoadedModel
+    at: Instant
+    text: FlowEncoded
+    prompts: int = 1
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """See `ModelCall.key`."""
+        return (self.at.x.shape, self.text.context.shape)
+
+    def joined(self, calls: Sequence["FlowCall"]) -> "FlowCall":
+        """See `ModelCall.joined`."""
+        at = Instant(
+            torch.cat([call.at.x for call in calls]),
+            tuple(call.at.sigmas[0] for call in calls),
+            tuple(call.at.guidances[0] for call in calls),
+        )
+        pooled = None if self.text.pooled is None else torch.cat([call.text.pooled for call in calls])
+        return FlowCall(self.model, at, FlowEncoded(torch.cat([call.text.context for call in calls]), pooled))
+
+    def answer(self, unet: Any) -> Tensor:  # noqa: ARG002  # the family calls the transformer in its own way
+        """See `ModelCall.answer`."""
+        family: Any = self.model.family
+        velocity: Tensor = family.velocity(self.model.components, self.at, self.text)
+        return velocity
 
 
 class FlowDenoiser(Denoiser):
@@ -23,10 +57,11 @@ class FlowDenoiser(Denoiser):
         self._embedded = guidance_embedded
 
     def _answers(self, seen: Tensor, sigma: float, plan: Any) -> Calls[list[Tensor]]:
-        yield from ()  # the model is called here, so images of other recipes are not computed in the same call
-        family: Any = self._model.family
-        at = Instant(seen, sigma, self._embedded)
-        return [family.velocity(self._model.components, at, encoded) for encoded in plan.groups]
+        answers: list[Tensor] = []
+        for encoded in plan.groups:
+            at = Instant(seen, (sigma,), (self._embedded,))
+            answers.append((yield FlowCall(self._model, at, FlowEncoded(encoded.context, encoded.pooled))))
+        return answers
 
     def _clean(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
         return x - answer * sigma

@@ -5,7 +5,8 @@ What one batch goes through is in `recipe_job`. Image n depends on seed + n only
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,9 +22,12 @@ from civman.diffusion.pixels import Picture
 from civman.diffusion.recipe_job import NO_INPUTS, RecipeJob, Restore, SetScales
 from civman.diffusion.recipe_job import Inputs as Inputs
 from civman.diffusion.skip_sizes import doubled_then_resized
+from civman.diffusion.unet_calls import Calls
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.recipe import Recipe
 from civman.errors import Cause, UsageError
+
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -54,7 +58,7 @@ def render(
                                          on_event=on_event) for picture in batch]  # fmt: skip
 
 
-def iterate(
+def job_of(
     recipe: Recipe,
     model: LoadedModel,
     prompt: Prompts,
@@ -64,19 +68,13 @@ def iterate(
     on_event: OnEvent = ignore,
     keeps_noise: bool = False,
     upscale: second_pass.Upscale | None = None,
-    hypernetworks: Sequence[tuple[Hypernetwork, float]] = (),
     controlnets: Sequence[ControlModel] = (),
     restore: Restore | None = None,
     set_scales: SetScales | None = None,
-) -> Iterator[list[Picture]]:
-    """Render like `render`, but yield each batch as soon as it is finished, so that its images can be saved.
-
-    `keeps_noise`: add a note to an image that is nothing but noise, instead of raising CannotRender (`no-structure`).
-    """
+) -> RecipeJob:
+    """Return what renders the recipe's batches, one at a time. Arguments and errors are those of `iterate`."""
     if recipe.hires is not None and recipe.hires.model is not None and upscale is None:
         raise UsageError("the recipe uses an upscaler model, which was not passed", code=Cause.NO_UPSCALER)
-    if len(recipe.hypernetworks) != len(hypernetworks):
-        raise ValueError("the recipe's hypernetworks were not passed")
     if recipe.enlarged_input is not None:
         raise ValueError("a redraw in tiles is computed by `redraw_in_tiles` or `ultimate_upscale`")
     job = RecipeJob(recipe, model, prompt, hires_prompt or prompt, inputs, on_event, keeps_noise=keeps_noise)
@@ -88,20 +86,66 @@ def iterate(
     if recipe.changes_scales and set_scales is None:
         raise ValueError("the scales of the recipe's LoRAs change, but nothing was passed that changes them")
     job.restore, job.set_scales = restore, set_scales if recipe.changes_scales else None
+    return job
+
+
+def iterate(
+    recipe: Recipe,
+    model: LoadedModel,
+    prompt: Prompts,
+    *,
+    hypernetworks: Sequence[tuple[Hypernetwork, float]] = (),
+    **options: Any,
+) -> Iterator[list[Picture]]:
+    """Render like `render`, but yield each batch as soon as it is finished, so that its images can be saved.
+
+    `options` are those of `job_of`. `keeps_noise`: add a note to an image that is nothing but noise, instead of raising
+    CannotRender (`no-structure`).
+    """
+    if recipe.slots:
+        raise ValueError("a recipe with slots is computed by `run_in_slots`")
+    _require_hypernetworks(recipe, hypernetworks)
+    job = job_of(recipe, model, prompt, **options)
     size = 1 if job.goes_one_by_one else recipe.batch_size
     for first in range(0, recipe.count, size):
         seeds = [recipe.seed + first + i for i in range(min(size, recipe.count - first))]
-        with torch.no_grad(), deterministic(model.device), computing(recipe, model, hypernetworks):
+        with computing(recipe, model, hypernetworks):
             made = unet_calls.run(job.batch(first, seeds), model.unet)
         yield made  # yield outside the `with`, so that the caller's code does not run under these torch settings
+
+
+def run_in_slots(
+    recipe: Recipe,
+    model: LoadedModel,
+    images: Iterator[Calls[T]],
+    *,
+    hypernetworks: Sequence[tuple[Hypernetwork, float]] = (),
+) -> Iterator[T]:
+    """Render images of several recipes side by side, as many as `recipe` has slots; yield each one when it is finished.
+
+    `images`: generators such as `RecipeJob.batch` of a single seed, each from a job of its own; the next one is taken
+    when it is needed. `recipe`: one of their recipes; the others need the same changes to the UNet (see `computing`).
+    """
+    _require_hypernetworks(recipe, hypernetworks)
+    return unet_calls.run_in_slots(images, model.unet, recipe.slots, lambda: computing(recipe, model, hypernetworks))
+
+
+def _require_hypernetworks(recipe: Recipe, hypernetworks: Sequence[tuple[Hypernetwork, float]]) -> None:
+    if len(recipe.hypernetworks) != len(hypernetworks):
+        raise ValueError("the recipe's hypernetworks were not passed")
 
 
 @contextmanager
 def computing(
     recipe: Recipe, model: LoadedModel, hypernetworks: Sequence[tuple[Hypernetwork, float]]
 ) -> Iterator[None]:
-    """Apply the recipe's changes to the UNet itself inside this block, and convert out-of-memory errors."""
+    """Compute repeatably inside this block, with the recipe's changes to the UNet; convert out-of-memory errors."""
     odd = doubled_then_resized(model.unet) if recipe.odd_sizes == "a1111" else nullcontext()
     changed = freed(model.unet, recipe.freeu)
-    with memory_errors("computing the image"), odd, acting(model.unet, hypernetworks), changed:
+    with ExitStack() as stack:
+        for each in (
+            torch.no_grad(), deterministic(model.device), memory_errors("computing the image"), odd,
+            acting(model.unet, hypernetworks), changed,
+        ):  # fmt: skip
+            stack.enter_context(each)
         yield

@@ -66,7 +66,7 @@ class FlowChoice:
         tokens = pixels // 256 + 512
         return Estimate(
             unet=counted["transformer"] * value, vae=counted["vae"] * value, text=counted["text"] * value,
-            unet_work=recipe.batch_size * tokens * width * _TRANSFORMER_FACTOR * value,
+            unet_work=recipe.at_a_time * tokens * width * _TRANSFORMER_FACTOR * value,
             vae_work=pixels * int(channels[0]) * 10 * value,
             layer=layer_bytes((tensor for file in self._files() for tensor in file.header.tensors.values()), value),
         )  # fmt: skip

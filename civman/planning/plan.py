@@ -47,6 +47,7 @@ from civman.planning.plan_types import Planned, PlannedFile
 from civman.planning.prompt_references import ScaledLora
 from civman.planning.recipe_sources import RecipeSource, recipe_of
 from civman.planning.render_extra import require_render_extra
+from civman.planning.slot_groups import slot_notices
 from civman.prompts.foreign_syntax import foreign_notices
 
 SAMPLER = "DPM++ 2M"
@@ -181,7 +182,8 @@ def plan(
     few = usual or (None if choice else _few_steps_notice(recipe, found))
     return Planned(
         recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found),
-        (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without, *told, *tiles, *left_out,
+        (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without,
+         *slot_notices(request, recipe), *told, *tiles, *left_out,
          *(() if is_comfyui else (*_foreign(texts),
                                   *prompt_stages.notices(prompt, words.negative, recipe.prompt_rules)))),
         conditions.allow_partial or conditions.force,
@@ -451,7 +453,7 @@ def _memory(recipe: Recipe, checkpoint: Found) -> Estimate:
     shapes = checkpoint.header.shapes
     single = recipe.precision == "float32"
     return estimate(
-        shapes, width=width, height=height, batch=recipe.batch_size, is_guided=recipe.uses_negative,
+        shapes, width=width, height=height, batch=recipe.at_a_time, is_guided=recipe.uses_negative,
         dtype_bytes=4 if single else 2,
         # SDXL's VAE overflows in float16, so it is kept in float32; see `civman.diffusion.loader`
         vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).vae_overflows) else 2,

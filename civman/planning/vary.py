@@ -39,8 +39,8 @@ _TEXTS: Final = (
     "sampling_rules", "sigmas", "step_rng", "noise_slice", "freeu", "told_sizes",
 )  # fmt: skip
 _WHOLE: Final = (
-    "seed", "steps", "width", "height", "clip_skip", "count", "batch_size", "eta_seed_delta", "mask_blur", "padding",
-    "rules", "variation_seed",
+    "seed", "steps", "width", "height", "clip_skip", "count", "batch_size", "slots", "eta_seed_delta", "mask_blur",
+    "padding", "rules", "variation_seed",
 )  # fmt: skip
 _FRACTIONS: Final = (
     "guidance_scale", "guidance_rescale", "strength", "conditioning_weight", "noise_multiplier", "eta", "eta_ddim",
@@ -114,7 +114,8 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         sampler=recipe.sampler, schedule=recipe.schedule, steps=recipe.steps,
         guidance_scale=recipe.guidance_scale, guidance_rescale=recipe.guidance_rescale,
         width=recipe.width, height=recipe.height, clip_skip=recipe.clip_skip, seed=recipe.seed,
-        count=recipe.count, batch_size=recipe.batch_size, rng=recipe.rng, eta_seed_delta=recipe.eta_seed_delta,
+        count=recipe.count, batch_size=recipe.batch_size, slots=recipe.slots, rng=recipe.rng,
+        eta_seed_delta=recipe.eta_seed_delta,
         init_image=str(pictures[start.sha256]) if start else None,
         mask_image=str(pictures[start.mask_sha256]) if start and start.mask_sha256 else None,
         strength=start.strength if start else None,

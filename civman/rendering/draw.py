@@ -4,18 +4,21 @@ If the next plan differs only in its adapters, the original weights are restored
 merged. `Engine` contains what is reused between plans; a `Job` is a value with what belongs to one plan.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from civman.diffusion.control_models import ControlModel, load_control
 from civman.diffusion.environment import choose_dtype, environment, threads
 from civman.diffusion.hypernetworks import Hypernetwork, load_hypernetwork
+from civman.diffusion.pixels import Picture
 from civman.diffusion.plain_resizing import enlarged_in_tiles
-from civman.diffusion.run_recipe import Inputs, iterate
+from civman.diffusion.run_recipe import Inputs, iterate, job_of, run_in_slots
 from civman.diffusion.second_pass import Upscale
 from civman.diffusion.tiled_redraw import redraw_in_tiles
 from civman.diffusion.ultimate_upscale import ultimate_upscale
+from civman.diffusion.unet_calls import Calls
 from civman.diffusion.upscaler_models import AnyUpscaler, load_upscaler
 from civman.diffusion.upscaler_tiles import enlarge
 from civman.domain.digests import Sha256
@@ -26,9 +29,11 @@ from civman.domain.recipes.record import Environment, Record
 from civman.planning.input_pictures import read_picture
 from civman.planning.plan_types import Applied, Planned
 from civman.planning.recipe_sources import pixel_sha256
+from civman.planning.slot_groups import slot_groups
 from civman.rendering.encode_prompts import EncodedPrompts, FlowTextEncoders, TextEncoders, encode_all
 from civman.rendering.engine import Engine
 from civman.rendering.finish_pictures import Finisher
+from civman.rendering.slot_progress import SlotProgress
 from civman.rendering.warm_engines import WARM, WarmEngines
 from civman.rendering.weight_files import with_safe_copies
 
@@ -40,6 +45,8 @@ class Drawn:
     pixels: Any = field(repr=False, compare=False)
     record: Record
     applied: tuple[Applied, ...]
+    place: tuple[int, int] = (0, 0)
+    """The number of the image's plan among the plans that were rendered, and its own number in this plan, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +69,59 @@ class Job:
         recipe = self.planned.recipe
         return replace(recipe, seed=recipe.seed + first, count=count, batch_size=count)
 
+    def options(self, on_event: OnEvent) -> dict[str, Any]:
+        """The arguments of `run_recipe.job_of` besides the recipe, the model and the prompts of the first pass."""
+        return {
+            "inputs": self.inputs, "on_event": on_event, "keeps_noise": self.planned.keeps_noise,
+            "restore": self.finisher.restorer if self.finisher else None,
+            "hires_prompt": self.prompts.second, "upscale": _upscale(self.upscaler, self.planned.recipe.hires),
+            "controlnets": self.controlnets,
+        }  # fmt: skip
 
-def draw(plans: Iterable[Planned], machine: Machine, on_event: OnEvent = ignore) -> Iterator[Drawn]:
-    """Render all plans in order, yielding each image as it is finished.
+    def finished(self, recipe: Recipe, picture: Picture, place: tuple[int, int], on_event: OnEvent) -> Drawn:
+        """Finish an image of this plan, and describe it; `recipe` is the one that reproduces it."""
+        pixels, digest, planned = picture.pixels, Sha256(picture.sha256), self.planned
+        if self.finisher is not None:
+            pixels = self.finisher.finish(pixels, place[1] + 1, on_event)
+            digest = pixel_sha256(pixels)
+        record = Record(
+            recipe, picture.seed, digest, self.environment, planned.names,
+            (*self.model_notes, *picture.notes), planned.parent, planned.typed,
+            planned.licence.words if planned.licence else (),
+        )  # fmt: skip
+        return Drawn(pixels, record, self.applied, place)
+
+
+def draw(
+    plans: Iterable[Planned], machine: Machine, on_event: OnEvent = ignore, *, warm: WarmEngines | None = None
+) -> Iterator[Drawn]:
+    """Render all plans, yielding each image as it is finished: in order, but images in slots as they share them.
+
+    `warm`: the models that stay loaded; None: those of this context, if it has any.
 
     Raises: CannotRender: not enough memory, or the output is not a valid image. Incompatible: an adapter or embedding
         does not fit the model.
     """
-    warm = WARM.get() or WarmEngines(0)
+    warm, plans = warm or WARM.get() or WarmEngines(0), list(plans)
+    progress = SlotProgress(sum(planned.recipe.count for planned in plans), warm.telling(on_event))
     with threads(machine.threads):
-        for planned in map(with_safe_copies, plans):
-            engine = warm.engine(planned, machine, on_event)
-            try:
-                job = prepare(engine, planned)
-            except BaseException:
-                warm.drop(engine)  # its weights may be half merged
-                raise
-            yield from run(engine, job, warm.telling(on_event))
-            del engine, job  # so that a model which is released has its memory freed before the next one is loaded
+        for places in slot_groups(plans):
+            group = {place: with_safe_copies(plans[place]) for place in places}
+            engine = warm.engine(group[places[0]], machine, on_event)
+            prepared = partial(_prepared, warm, engine)
+            if plans[places[0]].recipe.slots:
+                yield from _run_in_slots(engine, group, prepared, progress)
+            else:
+                yield from run(engine, prepared(group[places[0]]), warm.telling(on_event), places[0])
+            del engine, prepared  # so that a model which is released has its memory freed before the next one is loaded
+
+
+def _prepared(warm: WarmEngines, engine: Engine, planned: Planned) -> Job:
+    try:
+        return prepare(engine, planned)
+    except BaseException:
+        warm.drop(engine)  # its weights may be half merged
+        raise
 
 
 def prepare(engine: Engine, planned: Planned) -> Job:
@@ -103,36 +145,53 @@ def prepare(engine: Engine, planned: Planned) -> Job:
     )
 
 
-def run(engine: Engine, job: Job, on_event: OnEvent = ignore) -> Iterator[Drawn]:
-    """Render a job, which must have been prepared with `engine` in its current state. Raises: CannotRender."""
-    planned, done = job.planned, 0
-    given: dict[str, Any] = {
-        "inputs": job.inputs, "on_event": on_event, "keeps_noise": planned.keeps_noise,
-        "hypernetworks": job.hypernetworks, "restore": job.finisher.restorer if job.finisher else None,
-        "set_scales": engine.set_scales,
-    }  # fmt: skip
-    if planned.recipe.enlarged_input is not None:
-        redraw = redraw_in_tiles if planned.recipe.tiled is not None else ultimate_upscale
-        batches = redraw(planned.recipe, engine.model, job.prompts.first, upscaler=job.upscaler, **given)
+def run(engine: Engine, job: Job, on_event: OnEvent = ignore, place: int = 0) -> Iterator[Drawn]:
+    """Render a job, which must have been prepared with `engine` in its current state. Raises: CannotRender.
+
+    `place`: the number of its plan, for `Drawn.place`.
+    """
+    recipe, done = job.planned.recipe, 0
+    given = job.options(on_event) | {"hypernetworks": job.hypernetworks, "set_scales": engine.set_scales}
+    if recipe.enlarged_input is not None:
+        for name in ("hires_prompt", "upscale", "controlnets"):
+            del given[name]
+        redraw = redraw_in_tiles if recipe.tiled is not None else ultimate_upscale
+        batches = redraw(recipe, engine.model, job.prompts.first, upscaler=job.upscaler, **given)
     else:
-        batches = iterate(
-            planned.recipe, engine.model, job.prompts.first, hires_prompt=job.prompts.second,
-            upscale=_upscale(job.upscaler, planned.recipe.hires), controlnets=job.controlnets, **given,
-        )  # fmt: skip
+        batches = iterate(recipe, engine.model, job.prompts.first, **given)
     for batch in batches:
         recipe = job.batch(done, len(batch))
-        for number, picture in enumerate(batch, done + 1):
-            pixels, digest = picture.pixels, Sha256(picture.sha256)
-            if job.finisher is not None:
-                pixels = job.finisher.finish(pixels, number, on_event)
-                digest = pixel_sha256(pixels)
-            record = Record(
-                recipe, picture.seed, digest, job.environment, planned.names,
-                (*job.model_notes, *picture.notes), planned.parent, planned.typed,
-                planned.licence.words if planned.licence else (),
-            )  # fmt: skip
-            yield Drawn(pixels, record, job.applied)
+        for number, picture in enumerate(batch, done):
+            yield job.finished(recipe, picture, (place, number), on_event)
         done += len(batch)
+
+
+def _run_in_slots(
+    engine: Engine, plans: Mapping[int, Planned], prepared: Callable[[Planned], Job], progress: SlotProgress
+) -> Iterator[Drawn]:
+    """Render a group of plans (see `slot_groups`) side by side, yielding images in the order of their completion.
+
+    `plans`: the number of each plan, for `Drawn.place`, and the plan.
+    """
+
+    def calls(job: Job, place: tuple[int, int]) -> Calls[Drawn]:
+        recipe = job.batch(place[1], 1)
+        one = job_of(recipe, engine.model, job.prompts.first, **job.options(progress.of(place)))
+        (picture,) = yield from one.batch(0, [recipe.seed])
+        return job.finished(recipe, picture, place, ignore)
+
+    def images() -> Iterator[Calls[Drawn]]:
+        for number, planned in plans.items():
+            job = first if number == start else prepared(planned)
+            for image in range(planned.recipe.count):
+                yield calls(job, (number, image))
+
+    start, *_ = plans
+    first = prepared(plans[start])
+    recipe = first.planned.recipe
+    for drawn in run_in_slots(recipe, engine.model, images(), hypernetworks=first.hypernetworks):
+        progress.finish(drawn.place)
+        yield drawn
 
 
 def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlModel, ...]:

@@ -21,9 +21,9 @@ def render(
     index: Index, root: Path, plans: Iterable[Planned], place: Place, *, machine: Machine,
     clock: Callable[[], datetime], on_event: OnEvent = ignore,
 ) -> list[Rendering]:  # fmt: skip
-    """Render all plans in order, saving and recording each picture while the next one is computed.
+    """Render all plans, saving and recording each picture while the next one is computed.
 
-    Finished pictures are kept even after an error, which lists them (`paths`).
+    Finished pictures are kept even after an error, which lists them (`paths`). Returns them in the order of the plans.
 
     Raises: CannotRender, Incompatible: as in `civman.rendering.draw.draw`. StoreError, LibraryError. Interrupted: the
         user interrupted it.
@@ -32,14 +32,16 @@ def render(
     for planned in plans:
         keep_inputs(root, planned)
     made: list[Rendering] = []
+    places: list[tuple[int, int]] = []
     with (
         keeping(made, place),
         Saver[Drawn, Rendering](lambda drawn: save_one(index, place, drawn, clock()), made.append) as saver,
     ):
         for drawn in draw(plans, machine, on_event):
+            places.append(drawn.place)
             saver.put(drawn)
     index.mark_used({file.sha256 for planned in plans for file in planned.files}, clock())
-    return made
+    return [rendering for _, rendering in sorted(zip(places, made, strict=True), key=lambda pair: pair[0])]
 
 
 def save_one(index: Index, place: Place, drawn: Drawn, at: datetime) -> Rendering:

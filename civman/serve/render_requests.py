@@ -196,7 +196,7 @@ def _require_bounds(request: RenderRequest) -> None:
         raise Refused(f"the prompts are longer than {MOST_TEXT} characters")
     if (request.width or 0) * (request.height or 0) > _MOST_PIXELS:
         raise Refused(f"{request.width}x{request.height} is larger than the 4096x4096 pixels that the server renders")
-    if request.count > _MOST_COUNT or (request.batch_size or 1) > _MOST_COUNT:
+    if request.count > _MOST_COUNT or max(request.batch_size or 1, request.slots or 1) > _MOST_COUNT:
         raise Refused(f"a job has at most {_MOST_COUNT} images")
     hires = request.hires
     if hires is not None and ((hires.width or 0) * (hires.height or 0) > _MOST_PIXELS or (hires.scale or 1) > 8):

@@ -7,6 +7,7 @@ starts the job again continues with the rest.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 from civman.domain.events import Notice, OnEvent, Step
@@ -52,7 +53,7 @@ class Pool(Protocol):
 
 
 def work_off(tasks: Sequence[Task], pool: Pool, on_event: OnEvent) -> Iterator[tuple[Task, tuple[Drawn, ...]]]:
-    """Render all `tasks`, yielding each one's images as soon as they arrive, in any order.
+    """Render all `tasks` and those beside them, yielding each one's images as soon as they arrive, in any order.
 
     Raises: the first error of a task, after which nothing more is given out; CannotRender (`worker-lost`): a task's
         workers are lost again and again; IntegrityError (`worker-lied`): a worker's images do not match its records.
@@ -60,7 +61,7 @@ def work_off(tasks: Sequence[Task], pool: Pool, on_event: OnEvent) -> Iterator[t
     queue, attempts = TaskQueue.of(tasks), dict.fromkeys((task.number for task in tasks), 0)
     given: list[list[Task]] = [[] for _ in range(pool.size)]
     held: list[tuple[object, ...] | None] = [None] * pool.size
-    images, done = sum(task.planned.recipe.count for task in tasks), 0
+    images, done = sum(each.planned.recipe.count for task in tasks for each in task.together), 0
 
     def supply() -> None:
         for most in range(1, _AHEAD + 1):  # give each worker its first task before any worker gets a second one
@@ -93,22 +94,29 @@ def work_off(tasks: Sequence[Task], pool: Pool, on_event: OnEvent) -> Iterator[t
         mine.remove(task)
         if report.error is not None:
             raise report.error
-        _require_honest(task, report.drawn)
+        found = _require_honest(task, report.drawn)
         supply()
         done += len(report.drawn)
         on_event(Step(key="render", step=1, steps=1, first=done - len(report.drawn) + 1, pictures=len(report.drawn),
                       count=images, stage="first"))  # fmt: skip
-        yield task, report.drawn
+        yield from found
 
 
-def _require_honest(task: Task, drawn: Sequence[Drawn]) -> None:
-    """Check that a worker's images belong to its task and that their pixels match their records."""
-    recipe = task.planned.recipe
-    is_right = len(drawn) == recipe.count and all(
-        each.record.recipe == recipe and pixel_sha256(each.pixels) == each.record.pixel_sha256 for each in drawn
+def _require_honest(task: Task, drawn: Sequence[Drawn]) -> list[tuple[Task, tuple[Drawn, ...]]]:
+    """Check that a worker's images belong to its tasks and that their pixels match their records. Returns them by task.
+
+    Raises: IntegrityError (`worker-lied`).
+    """
+    remaining = iter(drawn)
+    found = [(each, tuple(islice(remaining, each.planned.recipe.count))) for each in task.together]
+    is_right = len(drawn) == sum(each.planned.recipe.count for each in task.together) and all(
+        one.record.recipe == each.planned.recipe and pixel_sha256(one.pixels) == one.record.pixel_sha256
+        for each, mine in found
+        for one in mine
     )
     if not is_right:
         raise IntegrityError(
             "a worker returned images that do not match their own records; none of them was saved",
             hint="check that all machines have the same version of civman and no memory errors", code=Cause.WORKER_LIED,
         )  # fmt: skip
+    return found

@@ -16,7 +16,6 @@ class Inline:
 
     def __init__(self, machine: Machine) -> None:
         self._worker = WarmWorker(machine)
-        self._worker.__enter__()
         self._tasks: deque[Task] = deque()
 
     def send(self, worker: int, task: Task) -> None:  # noqa: ARG002  # there is only one
@@ -27,10 +26,10 @@ class Inline:
         """Render the next task."""
         task = self._tasks.popleft()
         try:
-            return Report(0, task.number, self._worker.draw(task.planned))
+            return Report(0, task.number, self._worker.draw([each.planned for each in task.together]))
         except CivmanError as error:
             return Report(0, task.number, error=error)
 
     def close(self) -> None:
         """Release the loaded model."""
-        self._worker.__exit__(None, None, None)
+        self._worker.close()

@@ -109,17 +109,18 @@ def serve(connection: Any, machine: Machine) -> None:
     # imported here, in the new process: it imports torch, which takes 2 s
     from civman.workers.warm_worker import WarmWorker
 
-    with WarmWorker(machine) as worker:
-        while True:
-            try:
-                task: Task = connection.recv()
-            except (EOFError, OSError):
-                return
-            report = attempted(task, lambda: worker.draw(task.planned))  # noqa: B023  # called at once
-            try:
-                connection.send(report)
-            except OSError:  # end: the head process no longer exists
-                return
+    worker = WarmWorker(machine)
+    while True:
+        try:
+            task: Task = connection.recv()
+        except (EOFError, OSError):
+            return
+        plans = [each.planned for each in task.together]
+        report = attempted(task, lambda: worker.draw(plans))  # noqa: B023  # called at once
+        try:
+            connection.send(report)
+        except OSError:  # end: the head process no longer exists
+            return
 
 
 def attempted(task: Task, draw: Callable[[], tuple[Drawn, ...]]) -> tuple[int, tuple[Drawn, ...], Packed | str | None]:

@@ -45,7 +45,7 @@ class RayPool:
                 f"there is no Ray cluster {f'at `{address}`' if address else 'on this machine'}",
                 hint="start one with `ray start --head`, and `ray start --address=HOST:PORT` on the other machines",
             ) from error
-        files = {file.sha256: file.path for task in tasks for file in task.planned.files}
+        files = {file.sha256: file.path for each in tasks for task in each.together for file in task.planned.files}
         self._server = BlobServer(files, str(self._ray.util.get_node_ip_address())).__enter__()
         room, each = self._share(machine)
         self._actors = [self._actor(machine, each) for _ in range(max(1, min(int(room), len(tasks))))]
@@ -107,13 +107,13 @@ class _Actor:
         is_at_home = ray.get_runtime_context().get_node_id() == home
         self._source = None if is_at_home else Source(origin, token)
         self._cache = Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("civman") / "worker")
-        self._worker = WarmWorker(machine).__enter__()
+        self._worker = WarmWorker(machine)
 
     def draw(self, task: Task) -> tuple[int, Any, Any]:
         """Render a task. Returns its number with its images or, if it failed, with the error."""
         from civman.workers.processes import attempted
 
-        return attempted(task, lambda: self._worker.draw(self._localised(task.planned)))
+        return attempted(task, lambda: self._worker.draw([self._localised(each.planned) for each in task.together]))
 
     def _localised(self, planned: Planned) -> Planned:
         if self._source is None:

@@ -17,7 +17,7 @@ from civman.rendering.render_and_save import keeping, save_one
 from civman.rendering.save_pictures import Place
 from civman.rendering.saver import Saver
 from civman.workers.dispatch import Pool, work_off
-from civman.workers.tasks import Task, tasks_of
+from civman.workers.tasks import Task, side_by_side, tasks_of
 
 
 def render_on(
@@ -42,6 +42,8 @@ def render_on(
         if len(left) < len(tasks):
             on_event(Notice("render", f"{counted(len(tasks) - len(left), 'image')} of {len(tasks)} rendered before"))
         tasks = left
+    files = {file.sha256 for task in tasks for file in task.planned.files}
+    tasks = side_by_side(tasks)
     made: list[Rendering] = []
     places: list[tuple[int, int]] = []
     if tasks:
@@ -54,7 +56,7 @@ def render_on(
                 for number, each in enumerate(drawn):
                     places.append((task.number, number))
                     saver.put(each)
-        index.mark_used({file.sha256 for task in tasks for file in task.planned.files}, clock())
+        index.mark_used(files, clock())
     return [rendering for _, rendering in sorted(zip(places, made, strict=True), key=lambda pair: pair[0])]
 
 

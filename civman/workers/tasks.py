@@ -1,7 +1,7 @@
 """The units of work of a large job, and the order in which workers take them.
 
-A task is one batch of one plan. It is fixed before the work is distributed, so what it renders does not depend on how
-many workers there are.
+A task is one batch of one plan, and images in slots that are computed beside it. It is fixed before the work is
+distributed, so what it renders does not depend on how many workers there are.
 """
 
 from collections import deque
@@ -12,6 +12,7 @@ from itertools import count
 from civman.diffusion import samplers
 from civman.domain.recipes.recipe import Recipe
 from civman.planning.plan_types import MODEL_FIELDS, Planned
+from civman.planning.slot_groups import slot_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,13 @@ class Task:
     number: int
     plan: int
     planned: Planned
+    others: tuple["Task", ...] = ()
+    """The tasks that the same worker computes in the other slots; empty for images without slots."""
+
+    @property
+    def together(self) -> tuple["Task", ...]:
+        """This task and those that are computed beside it."""
+        return (self, *self.others)
 
     @property
     def model(self) -> tuple[object, ...]:
@@ -37,6 +45,17 @@ def tasks_of(plans: Iterable[Planned]) -> list[Task]:
         for place, planned in enumerate(plans)
         for recipe in _batches(planned.recipe)
     ]
+
+
+def side_by_side(tasks: Sequence[Task]) -> list[Task]:
+    """Join tasks whose images can share slots, as many as there are slots; other tasks are unchanged."""
+    joined = []
+    for places in slot_groups([task.planned for task in tasks]):
+        width = tasks[places[0]].planned.recipe.slots or 1
+        for first in range(0, len(places), width):
+            task, *others = (tasks[place] for place in places[first : first + width])
+            joined.append(replace(task, others=tuple(others)))
+    return joined
 
 
 def _batches(recipe: Recipe) -> Iterator[Recipe]:

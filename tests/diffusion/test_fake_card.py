@@ -160,4 +160,4 @@ def test_a_read_in_the_loop_is_seen(model: LoadedModel) -> None:
 
     seen = drawn_on_a_fake_card(model, HALF, Inputs(), plant)
 
-    assert seen["_local_scalar_dense", "unet_calls.answer"] == 4  # two steps, two prompts of unequal length
+    assert seen["_local_scalar_dense", "unet_calls.UnetCall.answer"] == 4  # two steps, two prompts of unequal length

@@ -202,7 +202,7 @@ def test_other_families_compute_a_step_in_the_memory_of_a_layer(tmp_path: Path, 
     text = FlowEncoded(torch.zeros(1, 4, OTHERS[name][1], dtype=torch.bfloat16))
 
     with growth() as most, torch.no_grad():
-        answer = family.velocity(model.components, Instant(torch.zeros(1, 16, 2, 2), 1.0), text)
+        answer = family.velocity(model.components, Instant(torch.zeros(1, 16, 2, 2), (1.0,)), text)
 
     assert answer.shape == (1, 16, 2, 2)
     assert most[0] <= planned(file)

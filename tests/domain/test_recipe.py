@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -188,6 +189,25 @@ def test_keyframes_of_scales_need_the_tenth_schema() -> None:
             replace(FULL, loras=(wrong,), files=(), hires=None)
 
 
+def test_only_a_recipe_with_slots_is_written_in_their_schema() -> None:
+    alone = replace(FULL, batch_size=1)
+
+    new = replace(alone, slots=4)
+
+    assert json.loads(new.to_json())["schema"] == 13
+    assert Recipe.from_json(new.to_json()) == new
+    assert "slots" not in json.loads(alone.to_json())
+    assert (new.at_a_time, alone.at_a_time, FULL.at_a_time) == (4, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "change", [{"slots": 1}, {"slots": 257}, {"slots": -1}, {"slots": 2, "batch_size": 2}], ids=str
+)
+def test_slots_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="slots"):
+        replace(FULL, **{"batch_size": 1} | change)
+
+
 def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
     value = json.loads(FULL.to_json()) | {"guidance_scale": 5}
 
@@ -200,8 +220,7 @@ def test_nothing_may_be_left_out(name: str) -> None:
     faces = FaceRestoration("gfpgan", FULL.checkpoint, FULL.checkpoint, FULL.checkpoint)
     ultimate = UltimateUpscale("lanczos")
     full = replace(FULL, start=StartImage(A, 0.5), hires=None, variant="kontext", faces=faces, ultimate=ultimate)
-    value = json.loads(full.to_json())
-    assert value["schema"] == SCHEMA
+    value = json.loads(full.to_json()) | {"schema": SCHEMA, "slots": 0}
     del value[name]
 
     with pytest.raises(UsageError, match=f"`recipe.{name}` is missing"):

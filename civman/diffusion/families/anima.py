@@ -127,7 +127,7 @@ class Anima(FlowFamily):
         x = at.x
         masked = torch.cat([x, torch.zeros_like(x[:, :1])], dim=1)[:, :, None].to(text.context.dtype)
         answer = components["transformer"](
-            hidden_states=masked, timestep=x.new_full((len(x),), at.sigma).to(masked.dtype),
+            hidden_states=masked, timestep=at.of_each(at.sigmas).to(masked.dtype),
             encoder_hidden_states=text.context.expand(len(x), -1, -1), return_dict=False,
         )[0]  # fmt: skip
         return answer.float()[:, :, 0]

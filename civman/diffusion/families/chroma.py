@@ -71,7 +71,7 @@ class Chroma(FlowFamily):
         x = at.x
         batch, _, height, width = x.shape
         answer = components["transformer"](
-            hidden_states=packed(x).to(text.context.dtype), timestep=x.new_full((batch,), at.sigma),
+            hidden_states=packed(x).to(text.context.dtype), timestep=at.of_each(at.sigmas),
             encoder_hidden_states=text.context.expand(batch, -1, -1),
             txt_ids=x.new_zeros((text.context.shape[1], 3)), img_ids=positions(height, width, x.device),
             return_dict=False,

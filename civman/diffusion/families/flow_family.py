@@ -4,7 +4,7 @@ Latents are x = (1 − σ)·clean + σ·noise; a model predicts the velocity v =
 Methods that compute take tensors but this package imports no torch: a plan asks a family before torch is imported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -90,11 +90,22 @@ class FlowEncoded:
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """One evaluation: noisy latents (B, channels, h, w), their noise level, and the guidance scale to embed."""
+    """One evaluation: noisy latents (B, channels, h, w), their noise level, and the guidance scale to embed.
+
+    `sigmas` and `guidances` have one number for all images, or one for each.
+    """
 
     x: Any
-    sigma: float
-    guidance: float = 0.0
+    sigmas: tuple[float, ...]
+    guidances: tuple[float, ...] = (0.0,)
+
+    def of_each(self, numbers: Sequence[float]) -> Any:
+        """Return these numbers, one for all images or one for each, as a tensor (B,) in the latents' dtype."""
+        if len(set(numbers)) == 1:
+            return self.x.new_full((len(self.x),), numbers[0])
+        import torch  # only called while rendering, when torch has been imported
+
+        return torch.cat([self.x.new_full((1,), number) for number in numbers])
 
 
 class FlowFamily:

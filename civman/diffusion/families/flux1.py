@@ -134,9 +134,9 @@ class Flux1(FlowFamily):
         batch, _, height, width = x.shape
         dtype, more = text.context.dtype, {}
         if transformer.config.guidance_embeds:
-            more["guidance"] = x.new_full((batch,), at.guidance)
+            more["guidance"] = at.of_each(at.guidances)
         answer = transformer(
-            hidden_states=packed(x).to(dtype), timestep=x.new_full((batch,), at.sigma),
+            hidden_states=packed(x).to(dtype), timestep=at.of_each(at.sigmas),
             pooled_projections=text.pooled.expand(batch, -1),
             encoder_hidden_states=text.context.expand(batch, -1, -1),
             txt_ids=x.new_zeros((text.context.shape[1], 3)), img_ids=positions(height, width, x.device),

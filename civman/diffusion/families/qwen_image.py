@@ -82,7 +82,7 @@ class QwenImage(FlowFamily):
         batch, _, height, width = x.shape
         context = text.context.expand(batch, -1, -1)
         answer = components["transformer"](
-            hidden_states=packed(x).to(context.dtype), timestep=x.new_full((batch,), at.sigma).to(context.dtype),
+            hidden_states=packed(x).to(context.dtype), timestep=at.of_each(at.sigmas).to(context.dtype),
             encoder_hidden_states=context, encoder_hidden_states_mask=None,
             img_shapes=[[(1, height // 2, width // 2)]] * batch, return_dict=False,
         )[0]  # fmt: skip

@@ -124,7 +124,7 @@ class SD3(FlowFamily):
         x = at.x
         context = text.context.expand(len(x), -1, -1)
         answer = components["transformer"](
-            hidden_states=x.to(context.dtype), timestep=x.new_full((len(x),), at.sigma * 1000),
+            hidden_states=x.to(context.dtype), timestep=at.of_each([sigma * 1000 for sigma in at.sigmas]),
             encoder_hidden_states=context, pooled_projections=text.pooled.expand(len(x), -1), return_dict=False,
         )[0]  # fmt: skip
         return answer.float()

@@ -79,8 +79,9 @@ class ZImage(FlowFamily):
         x = at.x
         pictures = list(x.to(text.context.dtype)[:, :, None].unbind(0))
         answers = components["transformer"](
-            pictures, x.new_full((len(x),), 1 - at.sigma), [text.context[0]] * len(x), return_dict=False
-        )[0]
+            pictures, at.of_each([1 - sigma for sigma in at.sigmas]), list(text.context.expand(len(x), -1, -1)),
+            return_dict=False,
+        )[0]  # fmt: skip
         return -_stacked(answers)
 
 

@@ -101,6 +101,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         guidance_rescale=float(_or(request.guidance_rescale, 0.0)),
         width=width, height=height, seed=_or(request.seed, found.seed), clip_skip=_or(request.clip_skip, 1),
         count=request.count, batch_size=min(_or(request.batch_size, 1), max(request.count, 1)),
+        slots=_slots(request, found),
         rng=rng_of(_or(request.rng, "cpu")), eta_seed_delta=_or(request.eta_seed_delta, 0),
         pad_prompts=_or(request.pad_prompts, False),
         prediction=found.prediction, is_zero_snr=found.is_zero_snr, precision=found.precision,
@@ -125,6 +126,13 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         faces=found.faces, tiled=tiled, ultimate=ultimate,
         upscale=_upscale(request, (last.width, last.height) if last else (width, height), found),
     )  # fmt: skip
+
+
+def _slots(request: RenderRequest, found: Resolved) -> int:
+    """The number of slots, 0 for an image that is computed alone: one slot, or a model that changes in between."""
+    is_in_tiles = request.tiled_upscale is not None or request.ultimate_upscale is not None
+    changes_scales = any(use.keyframes or use.hires_keyframes for use in found.loras)
+    return 0 if is_in_tiles or changes_scales or request.slots in (None, 1) else request.slots
 
 
 def _upscale(request: RenderRequest, drawn_size: tuple[int, int], found: Resolved) -> Enlargement | None:

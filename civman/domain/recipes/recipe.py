@@ -31,10 +31,10 @@ from civman.domain.recipes.tiled import TiledRedraw, tiled_problems
 from civman.domain.recipes.ultimate import UltimateUpscale, ultimate_problems
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 12
+SCHEMA: Final = 13
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 12 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 13 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -79,6 +79,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     10: {"": (), "loras": ("keyframes", "hires_keyframes")},
     11: {"": (), "controls": ("type",)},
     12: {"": ("ultimate",)},
+    13: {"": ("slots",)},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
@@ -302,6 +303,11 @@ class Recipe:
     """How the input image is enlarged and redrawn in tiles, which have the size `width` x `height`."""
     ultimate: UltimateUpscale | None = None
     """How the input image is enlarged to `width` x `height` and redrawn area by area (Ultimate SD upscale)."""
+    slots: int = 0
+    """For how many images the UNet is called at once, whichever images these are; 0: for the recipe's own batches.
+
+    An image depends on this number, but not on its neighbours: alone, it is computed beside copies of itself.
+    """
 
     def __post_init__(self) -> None:
         finishing = enlargement_problems(self.upscale) if self.upscale is not None else ()
@@ -331,6 +337,11 @@ class Recipe:
         second = (self.hires.guidance_scale, self.hires.sampler) if self.hires else (None, "")
         is_guided = self.guidance_scale != 1 or second[0] not in (None, 1)
         return is_guided or any(name.endswith("CFG++") for name in (self.sampler, second[1]))
+
+    @property
+    def at_a_time(self) -> int:
+        """For how many images the UNet is called at once."""
+        return self.slots or self.batch_size
 
     @property
     def sha256(self) -> Sha256:

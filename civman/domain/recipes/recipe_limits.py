@@ -22,6 +22,7 @@ MAX_SIDE: Final = 16384
 """The maximum width and height in pixels. A larger size is probably a typing error and would use up the machine's
 memory.
 """
+MAX_SLOTS: Final = 256
 UPSCALERS: Final = (
     "latent", "latent-antialiased", "latent-bicubic", "latent-bicubic-antialiased", "latent-nearest",
     "latent-nearest-exact", "latent-area", "latent-bislerp", "lanczos", "nearest", "nearest-exact", "bilinear",
@@ -295,6 +296,12 @@ def _variation_problems(recipe: Any) -> Iterator[str]:
 def _number_problems(recipe: Any) -> Iterator[str]:
     if min(recipe.steps, recipe.count, recipe.batch_size, recipe.clip_skip) < 1:
         yield "steps, count, batch size and clip skip must be at least 1"
+    if recipe.slots and not 2 <= recipe.slots <= MAX_SLOTS:
+        yield f"slots must be 2 to {MAX_SLOTS}, or 0 for none"
+    if recipe.slots and recipe.batch_size > 1:
+        yield "images are computed either in batches of their own or in slots"
+    if recipe.slots and (recipe.enlarged_input is not None or recipe.changes_scales):
+        yield "a redraw in tiles, or a LoRA whose scale changes over the steps, cannot be computed in slots"
     last_seed = MAX_SEED - (recipe.count - 1)  # image n has seed + n, so the last seed must not exceed the maximum
     if not 0 <= recipe.seed <= last_seed:
         yield f"seed must be 0 to {last_seed}, not {recipe.seed}; without a seed, a random one is drawn and recorded"

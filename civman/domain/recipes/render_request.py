@@ -82,6 +82,7 @@ class RenderRequest:
     seed: int | None = None
     count: int = 1
     batch_size: int | None = None
+    slots: int | None = None
     rng: str | None = None
     eta_seed_delta: int | None = None
     init_image: str | None = None

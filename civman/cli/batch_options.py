@@ -1,0 +1,34 @@
+"""Options of `civman render` that say how many images are computed at the same time."""
+
+from typing import Annotated
+
+import typer
+
+BatchSizeOpt = Annotated[
+    int | None, typer.Option(help="Number of images to compute at the same time.", show_default="1")
+]
+SlotsOpt = Annotated[
+    int | None,
+    typer.Option(
+        help="Compute this many images at the same time, of different prompts, too; each can be rendered again alone.",
+        show_default="1",
+    ),
+]
+ExactOpt = Annotated[
+    bool, typer.Option("--exact", help="Compute images one at a time, so that each is identical to a single render.")
+]
+
+
+def require_one_way(batch_size: int | None, slots: int | None, *, exact: bool) -> None:
+    """Check that the options do not contradict each other. Raises: UsageError: two of them do."""
+    from civman.errors import UsageError
+
+    several = [f"--batch-size {batch_size}"] if batch_size not in (None, 1) else []
+    several += [f"--slots {slots}"] if slots not in (None, 1) else []
+    if exact and several:
+        raise UsageError(f"--exact renders one image at a time, so it cannot be combined with {several[0]}")
+    if len(several) > 1:
+        raise UsageError(
+            "--batch-size and --slots exclude each other",
+            hint="--slots computes images of all prompts and seeds together; --batch-size only those of one prompt",
+        )

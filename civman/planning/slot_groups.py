@@ -1,0 +1,59 @@
+"""Which images are rendered side by side in slots, decided before anything is loaded."""
+
+from collections.abc import Sequence
+
+from civman.domain.recipes.recipe import Recipe, RenderRequest
+from civman.planning.plan_types import MODEL_FIELDS, Planned
+
+_UNET_FIELDS = ("slots", "loras", "hypernetworks", "freeu", "odd_sizes")
+"""The recipe fields, besides those of the model, that change the UNet itself."""
+_SHAPE_FIELDS = ("width", "height", "steps", "sampler", "guidance_scale")
+
+
+def slot_groups(plans: Sequence[Planned]) -> list[tuple[int, ...]]:
+    """Group plans whose images share slots, and return the numbers of the plans, from 0, of each group.
+
+    Images share slots if their recipes have the same number of slots and need the same model with the same adapters,
+    hypernetworks and FreeU. Prompts, seeds, sizes, samplers, steps, guidance and everything else may differ. Images of
+    the same shape become neighbours, because only calls of the UNet for the same size can be answered together. A plan
+    without slots is a group of its own.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for number, planned in enumerate(plans):
+        recipe = planned.recipe
+        shared = tuple(getattr(recipe, name) for name in (*MODEL_FIELDS, *_UNET_FIELDS))
+        groups.setdefault((*shared, planned.allow_partial) if recipe.slots else (number,), []).append(number)
+    return [_by_shape(plans, numbers) for numbers in groups.values()]
+
+
+def slot_notices(request: RenderRequest, recipe: Recipe) -> tuple[str, ...]:
+    """The notice that an image is computed alone although slots were requested."""
+    if request.slots in (None, 1) or recipe.slots:
+        return ()
+    why = (
+        "it is redrawn in tiles"
+        if recipe.enlarged_input is not None
+        else "the scale of its LoRA changes over the steps"
+    )
+    return (f"--slots has no effect on an image that is computed alone: {why}",)
+
+
+def beside(plans: Sequence[Planned]) -> list[int]:
+    """Return for each plan how many images of the other plans can share its slots."""
+    others = [0] * len(plans)
+    for numbers in slot_groups(plans):
+        images = sum(plans[number].recipe.count for number in numbers)
+        for number in numbers:
+            others[number] = images - plans[number].recipe.count
+    return others
+
+
+def _by_shape(plans: Sequence[Planned], numbers: Sequence[int]) -> tuple[int, ...]:
+    """Sort the plans of a group so that those of the same shape follow each other, in the order of their first one."""
+    shapes: dict[tuple[object, ...], list[int]] = {}
+    for number in numbers:
+        recipe = plans[number].recipe
+        last = recipe.hires and (recipe.hires.width, recipe.hires.height, recipe.hires.steps)
+        shape = (*(getattr(recipe, name) for name in _SHAPE_FIELDS), last)
+        shapes.setdefault(shape, []).append(number)
+    return tuple(number for same in shapes.values() for number in same)
