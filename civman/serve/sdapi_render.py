@@ -17,6 +17,7 @@ from civman.library import Library
 from civman.serve.api_library import is_set
 from civman.serve.jobs import JobKind, JobState, ServerJob
 from civman.serve.render_requests import request_of
+from civman.serve.sdapi_controlnet import controls_of
 from civman.serve.sdapi_requests import SECRETS, render_request
 from civman.serve.sdapi_state import checkpoint_in_force
 from civman.serve.serving import Serving, client_of, json_body, serving
@@ -75,7 +76,8 @@ async def _render(request: Request, *, has_image: bool) -> Response:
     settings = {**parts.options, **overrides}
     asset = await parts.library.run(lambda library: checkpoint_in_force(library, settings))
     wanted = render_request(body, f"sha256:{asset.blob.sha256}", settings, has_image=has_image)
-    job = await rendered(request, wanted)
+    controls = await parts.library.run(lambda library: controls_of(library, body))
+    job = await rendered(request, wanted | ({"controls": controls} if controls else {}))
     if overrides and not body.get("override_settings_restore_afterwards", True):
         parts.options.update(overrides)
     made = await parts.library.run(lambda library: _with_texts(library, files_of(job)))

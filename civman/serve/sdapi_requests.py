@@ -15,6 +15,8 @@ _FILLS = ("fill", "original", "latent noise", "latent nothing")
 _RESIZES = ("just resize", "crop and resize", "resize and fill", "just resize (latent upscale)")
 _CLIP_SKIP = "CLIP_stop_at_last_layers"
 _AUTOMATIC = ("", "automatic", "use same scheduler", "none")
+CONTROL_SCRIPTS = ("controlnet", "sd forge controlnet")
+"""The names of the ControlNet extension in `alwayson_scripts`, in A1111 and in Forge, in lower case."""
 SECRETS = ("auth", "url", "username", "password")
 """Names of fields with secrets, which clients send along and which no response repeats."""
 
@@ -142,7 +144,11 @@ def _inverted(text: str) -> str:
 def _require_possible(body: dict[str, Any]) -> None:
     """Refuse a request that needs something that civman cannot do, and name it. Raises: CannotRender."""
     scripts = body.get("alwayson_scripts") or {}
-    asked = [name for name in scripts if not _is_off(scripts[name])] if isinstance(scripts, dict) else ["?"]
+    asked = (
+        [name for name in scripts if not _is_off(scripts[name]) and str(name).casefold() not in CONTROL_SCRIPTS]
+        if isinstance(scripts, dict)
+        else ["?"]
+    )
     asked += [name for name in ("restore_faces", "tiling") if body.get(name)]
     asked += [f"script {body['script_name']}"] if body.get("script_name") else []
     asked += [f"style {name}" for name in body.get("styles") or [] if name not in (None, "None", "")]

@@ -249,12 +249,6 @@ async def config(_: Request) -> Response:
     return JSONResponse({"version": __version__, "mode": "blocks", "components": [], "dependencies": []})
 
 
-async def no_controlnet(request: Request) -> Response:
-    """ControlNet's lists, which are empty."""
-    name = request.url.path.rpartition("/")[2]
-    return JSONResponse({"version": {"version": 0}, "settings": {"control_net_unit_count": 0}}.get(name, {name: []}))
-
-
 _V1 = "/sdapi/v1"
 ROUTES = [
     Route(f"{_V1}/options", get_options, methods=["GET"]), Route(f"{_V1}/options", set_options, methods=["POST"]),
@@ -270,5 +264,4 @@ ROUTES = [
     Route(f"{_V1}/unload-checkpoint", unload, methods=["POST"]), Route(f"{_V1}/scripts", scripts),
     Route(f"{_V1}/cmd-flags", cmd_flags), Route(f"{_V1}/interrogate", not_offered, methods=["POST"]),
     Route("/config", config),
-    *(Route(f"/controlnet/{name}", no_controlnet) for name in ("version", "model_list", "module_list", "settings")),
 ]  # fmt: skip

@@ -29,6 +29,7 @@ from civman.serve import (
     api_pictures,
     api_plans,
     openai_api,
+    sdapi_controlnet,
     sdapi_extras,
     sdapi_render,
     sdapi_state,
@@ -119,7 +120,7 @@ def make_app(serving: Serving, access: Access) -> Guard:
     routes: list[BaseRoute] = [
         Route("/", _front, methods=["GET"]), Route("/api/v1/openapi.json", _openapi), *PAGE_ROUTES,
         *api_models.ROUTES, *api_library.ROUTES, *api_pictures.ROUTES, *api_plans.ROUTES, *api_jobs.ROUTES,
-        *api_civitai.ROUTES, *sdapi_render.ROUTES, *sdapi_state.ROUTES, *sdapi_extras.ROUTES,
+        *api_civitai.ROUTES, *sdapi_render.ROUTES, *sdapi_state.ROUTES, *sdapi_controlnet.ROUTES, *sdapi_extras.ROUTES,
         *openai_api.ROUTES,
     ]  # fmt: skip
     handlers: dict[Any, Callable[[Request, Exception], Response]] = {

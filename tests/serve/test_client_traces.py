@@ -92,9 +92,9 @@ def open_webui(client: Client) -> None:
 
 def photoshop(client: Client) -> None:
     assert client.get("/config")
-    assert client.get("/controlnet/version")["version"] == 0
+    assert client.get("/controlnet/version")["version"] == 3
     assert client.get("/controlnet/model_list") == {"model_list": []}
-    assert client.get("/controlnet/module_list") == {"module_list": []}
+    assert "canny" in client.get("/controlnet/module_list")["module_list"]
     assert client.get("/sdapi/v1/scripts") == {"txt2img": [], "img2img": []}
     for name in ("options", "samplers", "sd-models", "upscalers", "loras", "embeddings"):
         client.get(f"/sdapi/v1/{name}")
