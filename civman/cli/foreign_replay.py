@@ -101,17 +101,17 @@ def source_image(given: "Sequence[Path]", original: Path) -> "SourceImage | None
 
 def draw_again(session: Session, settings: "str | SiteImage", original: Path, how: Again) -> Result:
     """Draw the image of A1111's text or of CivitAI's answer, print what differs, and compare it with the original."""
-    made, judged = new_image(session, settings, original, how)
+    made, verdict = new_image(session, settings, original, how)
 
     def human(console: "Console") -> None:
         print_renderings(console, made)
-        if judged is not None:
-            console.print(f"  compared with the original: {judged.words}", soft_wrap=True)
+        if verdict is not None:
+            console.print(f"  compared with the original: {verdict.words}", soft_wrap=True)
 
-    value = judged.value if judged is not None else None
+    value = verdict.value if verdict is not None else None
     result = Result(
         "render", [rendering_value(each) | {"compared": value} for each in made], human=human,
-        ids=(each.path for each in made), error=judged.error if judged is not None else None,
+        ids=(each.path for each in made), error=verdict.error if verdict is not None else None,
     )  # fmt: skip
     return viewed(session, result, [each.path for each in made])
 
@@ -120,6 +120,21 @@ def new_image(
     session: Session, settings: "str | SiteImage", original: Path, how: Again
 ) -> "tuple[Sequence[Rendering], Judged | None]":
     """Render the image again from A1111's text or CivitAI's response; the verdict is None if there is no original."""
+    library, planned = session.library, planned_again(session, settings, how)
+    pixels = original_pixels(how.other or original, is_required=how.other is not None)
+    if pixels is not None and how.tries_cards:
+        planned, drawn = _best_card(session, planned, pixels, how.machine)
+        made = library.pictures.save([drawn], output=how.output, options=how.options)
+    else:
+        with session.drawing([planned.recipe]) as on_event:
+            made = library.render(
+                planned, output=how.output, options=how.options, machine=how.machine, on_event=on_event
+            )
+    return made, judged(session, settings, planned, made[0].path, pixels, how) if len(made) == 1 else None
+
+
+def planned_again(session: Session, settings: "str | SiteImage", how: Again) -> "Planned":
+    """Plan the image from A1111's text or CivitAI's response, with the requested changes, and print the notices."""
     from civman.planning.plan import Conditions
 
     library, conditions = session.library, Conditions(how.machine.device)
@@ -136,16 +151,7 @@ def new_image(
             planned = replace(varied, notices=(*planned.notices, *varied.notices))
     for notice in planned.notices:
         session.output.notice(notice)
-    pixels = original_pixels(how.other or original, is_required=how.other is not None)
-    if pixels is not None and how.tries_cards:
-        planned, drawn = _best_card(session, planned, pixels, how.machine)
-        made = library.pictures.save([drawn], output=how.output, options=how.options)
-    else:
-        with session.drawing([planned.recipe]) as on_event:
-            made = library.render(
-                planned, output=how.output, options=how.options, machine=how.machine, on_event=on_event
-            )
-    return made, _judged(session, settings, planned, made, pixels, how) if len(made) == 1 else None
+    return planned
 
 
 def original_pixels(path: Path, *, is_required: bool) -> "Any | None":
@@ -170,9 +176,8 @@ class Judged:
     error: "CivmanError | None"
 
 
-def _judged(
-    session: Session, settings: "str | SiteImage", planned: "Planned", made: "Sequence[Rendering]", original: Any,
-    how: Again,
+def judged(
+    session: Session, settings: "str | SiteImage", planned: "Planned", made: Path, original: Any, how: Again
 ) -> Judged | None:  # fmt: skip
     """Compare the new image with the original, and write the sheet if it was requested; None without an original."""
     from civman.errors import AnotherPicture
@@ -182,7 +187,7 @@ def _judged(
 
     if original is None:
         return None
-    drawn = image_text.pixels(made[0].path)
+    drawn = image_text.pixels(made)
     likened = liken(drawn, original)
     if how.sheet is not None:
         from civman.rendering.side_by_side import write_side_by_side

@@ -92,6 +92,17 @@ StripPromptOpt = Annotated[
 DeviceOpt = Annotated[
     str | None, typer.Option("--device", help="Device to compute on: cpu, cuda, cuda:1, mps.", show_default="the best")
 ]
+OnOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--on", metavar="WHERE",
+        help="Work on several workers: auto (one for each GPU), a number of processes, ray or ray://HOST:PORT.",
+        show_default="this process",
+    ),
+]  # fmt: skip
+ResumeOpt = Annotated[
+    bool, typer.Option("--resume", help="Skip images that were made before with the same recipe and folder.")
+]
 LowVramOpt = Annotated[bool, typer.Option("--low-vram", help="Use as little device memory as possible; slower.")]
 
 

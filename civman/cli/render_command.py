@@ -54,7 +54,9 @@ from civman.cli.options import (
     FormatOpt,
     LowVramOpt,
     NoMetadataOpt,
+    OnOpt,
     QualityOpt,
+    ResumeOpt,
     StripPromptOpt,
     output_options,
 )
@@ -354,17 +356,8 @@ def render(
         ),
     ] = None,
     low_vram: LowVramOpt = False,
-    on: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHERE",
-            help="Render on several workers: auto (one for each GPU), a number of processes, ray or ray://HOST:PORT.",
-            show_default="this process",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Skip images that were rendered before with the same recipe and folder.")
-    ] = False,
+    on: OnOpt = None,
+    resume: ResumeOpt = False,
     force: Annotated[
         bool,
         typer.Option(

@@ -14,7 +14,9 @@ from civman.cli.options import (
     FormatOpt,
     LowVramOpt,
     NoMetadataOpt,
+    OnOpt,
     QualityOpt,
+    ResumeOpt,
     StripPromptOpt,
     output_options,
 )
@@ -130,6 +132,8 @@ def replay(
         int | None, typer.Option(min=1, max=1024, help="Number of CPU threads.", show_default="as originally")
     ] = None,
     low_vram: LowVramOpt = False,
+    on: OnOpt = None,
+    resume: ResumeOpt = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -168,7 +172,10 @@ def replay(
         library.pictures.require_output(output, options)
     again = Again(machine, output, options, parsed, compare, side_by_side, try_cards)
     if is_many or what is None:
-        return _many(session, what, Many(images_of, images, limit, is_agreed=fetch, only_reads=dry_run), again)
+        many = Many(images_of, images, limit, is_agreed=fetch, only_reads=dry_run, on=on, resumes=resume)
+        return _many(session, what, many, again)
+    if on is not None or resume:
+        raise UsageError("--on and --resume are for many images: --images-of MODEL or --images FILE")
     if extras := _extras_again(session, Path(what), inputs, machine, output, options):
         return extras
     image = fetched_image(session, what)
@@ -240,6 +247,8 @@ def _many(session: Session, what: str | None, many: Many, how: Again) -> Result:
 
     if what is not None or (many.model is not None and many.file is not None):
         raise UsageError("--images-of, --images and an image exclude each other", hint="leave out all but one of them")
+    if how.tries_cards and (many.on is not None or many.resumes):
+        raise UsageError("--try-cards renders in this process", hint="leave out --on and --resume, or --try-cards")
     return replay_many(session, many, how)
 
 

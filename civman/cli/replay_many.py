@@ -1,21 +1,27 @@
 """`civman replay` for many images on CivitAI: those of a model, or those that a file lists. One verdict for each."""
 
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from civman.cli.foreign_replay import Again, fetch_named, new_image
+from civman.cli.foreign_replay import Again, fetch_named, judged, new_image, original_pixels, planned_again
 from civman.cli.output import Result, clean, counted, error_value
 from civman.cli.session import Session
 
 if TYPE_CHECKING:
+    from civman.cli.foreign_replay import Judged
     from civman.cli.output import Output
     from civman.errors import CivmanError
+    from civman.planning.plan_types import Planned
     from civman.planning.site_image import SiteImage
 
 MOST: Final = 100
 """The maximum number of images in one run, so that CivitAI is not asked for more by mistake."""
+
+
+Found = TypeVar("Found", "_Row", "_Row | None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,10 @@ class Many:
     """Whether missing files are downloaded."""
     only_reads: bool = False
     """Whether to report only if each image can be drawn again."""
+    on: str | None = None
+    """The workers that draw the images, as for `civman render --on`; None: this process, one image after the other."""
+    resumes: bool = False
+    """Whether to leave out images that are in the output folder already; they are compared all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,7 @@ class _Row:
 
 
 def replay_many(session: Session, many: Many, how: Again) -> Result:
-    """Draw images on CivitAI again, one after the other; an image that fails does not stop the others.
+    """Draw images on CivitAI again; an image that fails does not stop the others.
 
     Raises: UsageError: the file cannot be read or lists no images. NotFound: there is no such model; NetworkError.
     """
@@ -64,9 +74,10 @@ def replay_many(session: Session, many: Many, how: Again) -> Result:
     urls = _listed(session, many)
     session.output.notice(f"requesting {counted(len(urls), 'image')} from CivitAI, one after the other")
     rows = []
-    for url in urls:
-        rows.append(_row(session, url, many, how))
-        _tell(session.output, rows[-1])
+    is_large = many.on is not None or many.resumes
+    for row in _on_workers(session, urls, many, how) if is_large else (_row(session, url, many, how) for url in urls):
+        rows.append(row)
+        _tell(session.output, row)
     failed = [each for each in rows if each.error is not None]
     error = None
     if failed and failed[0].error is not None:
@@ -115,6 +126,70 @@ def _listed(session: Session, many: Many) -> list[str]:
 
 def _row(session: Session, url: str, many: Many, how: Again) -> _Row:
     """Render one image again, or explain why that is impossible."""
+
+    def draw(name: str, image: "SiteImage") -> _Row:
+        made, verdict = new_image(session, image, image.path, replace(how, sheet=None))
+        return _drawn(name, str(made[0].path), verdict)
+
+    return _attempted(session, url, many, how, draw)
+
+
+def _on_workers(session: Session, urls: list[str], many: Many, how: Again) -> Iterator[_Row]:
+    """Plan all images, render them on workers, and compare each; images with civman's recipe are rendered here."""
+    from civman.errors import CivmanError, NotFound
+
+    waiting: list[tuple[str, SiteImage, Planned]] = []
+
+    def plan(name: str, image: "SiteImage") -> _Row | None:
+        waiting.append((name, image, planned_again(session, image, how)))
+        return None
+
+    for url in urls:
+        row = _attempted(session, url, many, how, plan)
+        if row is not None:
+            yield row
+    if not waiting:
+        return
+    library, failures = session.library, dict[str, CivmanError]()
+    plans = [planned for _, _, planned in waiting]
+    with session.drawing([each.recipe for each in plans]) as on_event:
+        made = library.render(
+            plans, output=how.output, options=how.options, machine=how.machine, on=many.on, resume=many.resumes,
+            on_event=on_event, on_failure=lambda planned, error: failures.update({planned.recipe.sha256: error}),
+        )  # fmt: skip
+    paths = {each.recipe.sha256: each.path for each in made}
+    for name, image, planned in waiting:
+        digest = planned.recipe.sha256
+        path = paths.get(digest) or _earlier(session, planned, how)
+        if path is None:
+            lost = NotFound(f"image {name} was not rendered, and an earlier render of it was not found")
+            yield _Row(name, "not drawn", failures.get(digest, lost))
+            continue
+        original = original_pixels(image.path, is_required=False)
+        yield _drawn(name, str(path), judged(session, image, planned, path, original, replace(how, sheet=None)))
+
+
+def _earlier(session: Session, planned: "Planned", how: Again) -> Path | None:
+    """Find the file of an image that was rendered before into the output folder; None if there is none."""
+    from civman.index.read_pictures import PictureFilter
+
+    folder = (how.output or session.library.context.renders).expanduser().absolute()
+    for kept in session.library.pictures.list(PictureFilter(recipe=planned.recipe.sha256)):
+        if Path(kept.path).parent in (folder, folder.parent) and kept.is_here:
+            return Path(kept.path)
+    return None
+
+
+def _drawn(name: str, path: str, verdict: "Judged | None") -> _Row:
+    if verdict is None:
+        return _Row(name, "drawn", path=path)
+    return _Row(name, verdict.value["verdict"], verdict.error, path, verdict.value)
+
+
+def _attempted(
+    session: Session, url: str, many: Many, how: Again, draw: "Callable[[str, SiteImage], Found]"
+) -> "_Row | Found":
+    """Request an image and the files that it needs, and hand it to `draw`; an error becomes the image's result."""
     from civman.errors import CivmanError, Interrupted, NetworkError, UsageError
 
     name = url.rpartition("/")[2].partition("?")[0]
@@ -128,14 +203,11 @@ def _row(session: Session, url: str, many: Many, how: Again) -> _Row:
         if image.has_recipe:
             return _of_recipe(session, name, image, many, how)
         fetch_named(session, image, is_agreed=many.is_agreed)
-        made, judged = new_image(session, image, image.path, replace(how, sheet=None))
+        return draw(name, image)
     except (Interrupted, NetworkError):
         raise
     except CivmanError as error:
         return _Row(name, "not drawn", error)
-    if judged is None:
-        return _Row(name, "drawn", path=str(made[0].path))
-    return _Row(name, judged.value["verdict"], judged.error, str(made[0].path), judged.value)
 
 
 def _of_recipe(session: Session, name: str, image: "SiteImage", many: Many, how: Again) -> _Row:

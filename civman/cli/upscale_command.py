@@ -10,7 +10,9 @@ from civman.cli.options import (
     DeviceOpt,
     FormatOpt,
     NoMetadataOpt,
+    OnOpt,
     QualityOpt,
+    ResumeOpt,
     StripPromptOpt,
     output_options,
 )
@@ -61,6 +63,8 @@ def upscale(
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Number of CPU threads.", show_default="torch's")
     ] = None,
+    on: OnOpt = None,
+    resume: ResumeOpt = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Output file or folder.", show_default="the library's renders folder"),
@@ -97,8 +101,9 @@ def upscale(
         )  # fmt: skip
     with session.upscaling(len(plans)) as on_event:
         made = upscaling.run(
-            plans, output=output, options=options, machine=Machine(device, threads=threads), on_event=on_event
-        )
+            plans, output=output, options=options, machine=Machine(device, threads=threads), on=on, resume=resume,
+            on_event=on_event,
+        )  # fmt: skip
     return upscaled_result(made)
 
 

@@ -223,8 +223,8 @@ class Index:
 
         return read_pictures.paths(self._reader)
 
-    def seeds_of(self, recipes: Iterable[str]) -> list[tuple[str, str, int]]:
-        """The recipe's SHA-256, path and seed of each image that was made with one of these recipes; one query."""
+    def seeds_of(self, recipes: Iterable[str]) -> list[tuple[str, str, int | None]]:
+        """The recipe's SHA-256, path and seed (None: upscaled) of each image made with one of these recipes."""
         from civman.index import read_pictures
 
         return read_pictures.seeds_of(self._reader, recipes)

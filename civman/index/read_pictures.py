@@ -66,16 +66,16 @@ def paths(reader: Reader) -> set[str]:
     return {_full(reader, path) for (path,) in reader.all("SELECT path FROM rendering")}
 
 
-def seeds_of(reader: Reader, recipes: Iterable[str]) -> list[tuple[str, str, int]]:
-    """The recipe's SHA-256, the absolute path and the seed of each image that was made with one of these recipes."""
+def seeds_of(reader: Reader, recipes: Iterable[str]) -> list[tuple[str, str, int | None]]:
+    """List the images made with these recipes: the recipe's SHA-256, the absolute path, the seed (None: upscaled)."""
     found = (
         reader.all(  # with two paths, SQLite returns the numbers as text: as values, those of 64 bits become inexact
             "SELECT recipe_sha256, path, json_extract(record, '$.seed', '$.seed') FROM rendering "
-            "WHERE recipe_sha256 IN (SELECT value FROM json_each(?)) AND json_type(record, '$.seed') = 'integer'",
+            "WHERE recipe_sha256 IN (SELECT value FROM json_each(?))",
             [json.dumps(sorted(set(recipes)))],
         )
     )
-    return [(recipe, _full(reader, path), int(json.loads(seeds)[0])) for recipe, path, seeds in found]
+    return [(recipe, _full(reader, path), json.loads(seeds)[0]) for recipe, path, seeds in found]
 
 
 def made_with(reader: Reader, digests: Iterable[Sha256]) -> int:

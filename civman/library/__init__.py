@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from civman.domain.recipes.recipe import Recipe, RenderRequest
     from civman.domain.search_query import ModelPage, SearchQuery
     from civman.download.job import DownloadOptions
+    from civman.errors import CivmanError
     from civman.manage.inspection import Inspected
     from civman.manage.remove import RemovalPlan
     from civman.manage.resolve import ResolvedVersion
@@ -282,18 +283,20 @@ class Library:
         on: str | None = None,
         resume: bool = False,
         on_event: OnEvent = ignore,
+        on_failure: "Callable[[Planned, CivmanError], None] | None" = None,
     ) -> "Sequence[Rendering]":
         """Render a plan, a recipe or several plans and save the pictures in `output` (default: the library's renders/).
 
         `on`: the workers to render on: "auto", a number of processes, "ray" or "ray://HOST:PORT"; None: this process.
         `resume`: leave out images that were rendered before, with the same recipe in the same folder.
+        `on_failure`, with `on` or `resume`: is called with a plan that fails and its error; the others are rendered.
 
         Uses the network only for Ray. Raises: CannotRender, Incompatible, StoreError; Interrupted: pictures finished
         before are kept.
         """
         from civman.domain.recipes.machine import Machine
         from civman.domain.recipes.recipe import Recipe
-        from civman.planning.plan_types import Planned
+        from civman.planning.plan_types import Planned, Rendering
         from civman.rendering.save_pictures import OutputOptions, Place
 
         if isinstance(what, Recipe):
@@ -304,10 +307,12 @@ class Library:
             from civman.workers.choose_pool import choose_pool
             from civman.workers.render_on import render_on
 
-            return render_on(
+            made = render_on(
                 context.index, context.root, plans, place, resumes=resume, clock=context.clock, on_event=on_event,
                 start=choose_pool(on, machine or Machine()),
+                on_failure=None if on_failure is None else lambda task, error: on_failure(plans[task.plan], error),
             )  # fmt: skip
+            return [each for each in made if isinstance(each, Rendering)]
         from civman.rendering.render_and_save import render  # importing torch takes 2 s or more, so do it last
 
         return render(

@@ -40,20 +40,33 @@ class UpscalingPart(Part):
         output: Path | None = None,
         options: "OutputOptions | None" = None,
         machine: "Machine | None" = None,
+        on: str | None = None,
+        resume: bool = False,
         on_event: OnEvent = ignore,
     ) -> "Sequence[SavedUpscale]":
         """Compute upscales and save each image in `output` (default: the library's renders/) as soon as it is finished.
 
-        `on_event` receives a `Step` with the stage "upscale" after each tile. Raises: CannotRender, StoreError;
-        Interrupted: images finished before are kept.
+        `on` and `resume`: as in `Library.render`. Without them, `on_event` receives a `Step` with the stage "upscale"
+        after each tile, with them after each image. Raises: CannotRender, StoreError; Interrupted: images finished
+        before are kept.
         """
         from civman.domain.recipes.machine import Machine
         from civman.rendering.save_pictures import OutputOptions, Place
 
         context = self._context
         place = Place(output or context.renders, options or OutputOptions())
-        from civman.rendering.upscale import upscale_and_save  # importing torch takes 2 s or more, so do it last
+        # imported here: it imports torch, which takes 2 s or more
+        from civman.rendering.upscale import SavedUpscale, upscale_and_save
 
+        if on is not None or resume:
+            from civman.workers.choose_pool import choose_pool
+            from civman.workers.render_on import render_on
+
+            made = render_on(
+                context.index, context.root, list(plans), place, resumes=resume, clock=context.clock,
+                on_event=on_event, start=choose_pool(on, machine or Machine()),
+            )  # fmt: skip
+            return [each for each in made if isinstance(each, SavedUpscale)]
         return upscale_and_save(
             context.index, context.root, plans, place, machine=machine or Machine(), clock=context.clock,
             on_event=on_event,

@@ -14,7 +14,7 @@ from typing import Any
 from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import RULES, Recipe, RenderRequest, StartImage
 from civman.errors import Cause, UsageError
-from civman.planning.plan_types import PICTURE_ROLES, Planned, PlannedFile
+from civman.planning.plan_types import PICTURE_ROLES, PlannedFile
 from civman.store.blobs import digest_of
 from civman.store.partial import store_error
 from civman.system.move_files import replace_file
@@ -173,9 +173,9 @@ def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError
     )  # fmt: skip
 
 
-def keep_inputs(root: Path, planned: Planned) -> None:
-    """Copy a plan's input image and mask into the library, so that the recipe works without the originals."""
-    for file in planned.files:
+def keep_inputs(root: Path, files: Iterable[PlannedFile]) -> None:
+    """Copy the images among a plan's files into the library, so that the recipe works without the originals."""
+    for file in files:
         if file.role in PICTURE_ROLES:
             keep_input(root, file.path, file.sha256, file.data)
 

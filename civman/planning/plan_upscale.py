@@ -1,7 +1,7 @@
 """Plans upscales: finds the upscaler model, reads every image, and fixes sizes, before a weight is loaded."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from civman.domain.digests import Sha256
@@ -31,6 +31,23 @@ class PlannedUpscale:
     size: tuple[int, int]
     model: PlannedFile | None = None
     notices: tuple[str, ...] = ()
+    picture_name: str = ""
+    """The image's file name, if `picture` is a copy under another name."""
+
+    @property
+    def name(self) -> str:
+        """The file name of the image."""
+        return self.picture_name or self.picture.name
+
+    @property
+    def files(self) -> tuple[PlannedFile, ...]:
+        """The image and, if there is one, the upscaler model."""
+        picture = PlannedFile("picture", self.name, self.recipe.picture, self.picture)
+        return (picture, self.model) if self.model is not None else (picture,)
+
+    def with_files(self, files: Sequence[PlannedFile]) -> "PlannedUpscale":
+        """Return the same plan with copies of its files, which are given in the order of `files`."""
+        return replace(self, picture=files[0].path, picture_name=self.name, model=files[1] if files[1:] else None)
 
     @property
     def names(self) -> tuple[FileName, ...]:

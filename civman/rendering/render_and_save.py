@@ -30,7 +30,7 @@ def render(
     """
     plans = list(plans)
     for planned in plans:
-        keep_inputs(root, planned)
+        keep_inputs(root, planned.files)
     made: list[Rendering] = []
     places: list[tuple[int, int]] = []
     with (

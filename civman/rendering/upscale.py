@@ -61,19 +61,35 @@ def upscale(
     Raises: CannotRender: the model cannot be run, or memory is short. IntegrityError: a source was changed meanwhile.
     """
     plans = list(plans)
-    loaded: tuple[Sha256 | None, AnyUpscaler | None] = (None, None)
     with threads(machine.threads):
-        device = choose_device(machine.device)
+        upscaler = Upscaler(machine)
         for number, planned in enumerate(plans, 1):
-            made = planned.recipe.enlargement
-            if made.model != loaded[0]:
-                loaded = (made.model, load_model(planned.model).to(device) if planned.model else None)
-            source = read_source(planned.picture)
-            if source.sha256 != planned.recipe.picture:
-                raise IntegrityError(f"`{planned.picture}` was changed after the upscale was planned", hint="try again")
-            with deterministic(), memory_errors("upscaling"):
-                result = upscaled(source.image, made, loaded[1], _reporter(on_event, number, len(plans)))
-            yield _picture(planned, source, result, environment(device).to_facts())
+            yield upscaler.upscale(planned, _reporter(on_event, number, len(plans)))
+
+
+class Upscaler:
+    """Computes one upscale after another, and keeps the last upscaler model loaded."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._device = choose_device(machine.device)
+        self._sha256: Sha256 | None = None
+        self._model: AnyUpscaler | None = None
+
+    def upscale(self, planned: PlannedUpscale, on_tile: Callable[[int, int], None]) -> UpscaledPicture:
+        """Compute one plan. `on_tile` is called after each tile with its number and the number of tiles.
+
+        Raises: as `upscale`.
+        """
+        made = planned.recipe.enlargement
+        if made.model != self._sha256:
+            self._model = load_model(planned.model).to(self._device) if planned.model else None
+            self._sha256 = made.model
+        source = read_source(planned.picture)
+        if source.sha256 != planned.recipe.picture:
+            raise IntegrityError(f"`{planned.picture}` was changed after the upscale was planned", hint="try again")
+        with deterministic(), memory_errors("upscaling"):
+            result = upscaled(source.image, made, self._model, on_tile)
+        return _picture(planned, source, result, environment(self._device).to_facts())
 
 
 def upscale_pixels(
@@ -112,7 +128,7 @@ def _picture(
 
     pixels = np.asarray(result)
     record = UpscaleRecord(
-        planned.recipe, pixel_sha256(pixels), facts, planned.names, picture_name=source.path.name,
+        planned.recipe, pixel_sha256(pixels), facts, planned.names, picture_name=planned.name,
         picture_size=source.size, parent=source.parent,
     )  # fmt: skip
     return UpscaledPicture(pixels, record, source)
@@ -162,4 +178,4 @@ def picture_bytes(each: UpscaledPicture, format: image_text.Format, options: Out
 def _stem(each: UpscaledPicture) -> str:
     """The stem of the result's file name: the source's stem and the final size."""
     width, height = each.record.recipe.enlargement.final_size
-    return f"{each.source.path.stem[:_KEPT_STEM]}-{width}x{height}"
+    return f"{Path(each.record.picture_name).stem[:_KEPT_STEM]}-{width}x{height}"

@@ -5,16 +5,23 @@ given to another one. The state that counts is on the head's disk: what is saved
 starts the job again continues with the rest.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
 from civman.domain.events import Notice, OnEvent, Step
-from civman.errors import CannotRender, Cause, IntegrityError
+from civman.errors import CannotRender, Cause, CivmanError, IntegrityError
+from civman.planning.plan_upscale import PlannedUpscale
 from civman.planning.recipe_sources import pixel_sha256
 from civman.rendering.draw import Drawn
+from civman.rendering.upscale import UpscaledPicture
 from civman.workers.tasks import Task, TaskQueue
+
+Made = Drawn | UpscaledPicture
+"""An image that a worker made."""
+OnFailure = Callable[[Task, CivmanError], None]
+"""Called with a task that failed and its error, if the other tasks are to go on."""
 
 _AHEAD = 2
 """Tasks that a worker has at once: the one that it works on and the next one."""
@@ -27,7 +34,7 @@ class Report:
 
     worker: int
     task: int | None = None
-    drawn: tuple[Drawn, ...] = field(default=(), repr=False)
+    drawn: "tuple[Made, ...]" = field(default=(), repr=False)
     error: Exception | None = None
 
 
@@ -52,8 +59,12 @@ class Pool(Protocol):
         ...
 
 
-def work_off(tasks: Sequence[Task], pool: Pool, on_event: OnEvent) -> Iterator[tuple[Task, tuple[Drawn, ...]]]:
+def work_off(
+    tasks: Sequence[Task], pool: Pool, on_event: OnEvent, on_failure: OnFailure | None = None
+) -> Iterator[tuple[Task, tuple[Made, ...]]]:
     """Render all `tasks` and those beside them, yielding each one's images as soon as they arrive, in any order.
+
+    `on_failure` receives each task that fails with its error; without it, the first error ends the job.
 
     Raises: the first error of a task, after which nothing more is given out; CannotRender (`worker-lost`): a task's
         workers are lost again and again; IntegrityError (`worker-lied`): a worker's images do not match its records.
@@ -61,7 +72,7 @@ def work_off(tasks: Sequence[Task], pool: Pool, on_event: OnEvent) -> Iterator[t
     queue, attempts = TaskQueue.of(tasks), dict.fromkeys((task.number for task in tasks), 0)
     given: list[list[Task]] = [[] for _ in range(pool.size)]
     held: list[tuple[object, ...] | None] = [None] * pool.size
-    images, done = sum(each.planned.recipe.count for task in tasks for each in task.together), 0
+    images, done = sum(each.count for task in tasks for each in task.together), 0
 
     def supply() -> None:
         for most in range(1, _AHEAD + 1):  # give each worker its first task before any worker gets a second one
@@ -93,23 +104,29 @@ def work_off(tasks: Sequence[Task], pool: Pool, on_event: OnEvent) -> Iterator[t
         task = next(each for each in mine if each.number == report.task)
         mine.remove(task)
         if report.error is not None:
-            raise report.error
+            if on_failure is None or not isinstance(report.error, CivmanError):
+                raise report.error
+            for each in task.together:
+                on_failure(each, report.error)
+            supply()
+            continue
         found = _require_honest(task, report.drawn)
         supply()
         done += len(report.drawn)
+        stage = "upscale" if isinstance(task.planned, PlannedUpscale) else "first"
         on_event(Step(key="render", step=1, steps=1, first=done - len(report.drawn) + 1, pictures=len(report.drawn),
-                      count=images, stage="first"))  # fmt: skip
+                      count=images, stage=stage))  # fmt: skip
         yield from found
 
 
-def _require_honest(task: Task, drawn: Sequence[Drawn]) -> list[tuple[Task, tuple[Drawn, ...]]]:
+def _require_honest(task: Task, drawn: Sequence[Made]) -> list[tuple[Task, tuple[Made, ...]]]:
     """Check that a worker's images belong to its tasks and that their pixels match their records. Returns them by task.
 
     Raises: IntegrityError (`worker-lied`).
     """
     remaining = iter(drawn)
-    found = [(each, tuple(islice(remaining, each.planned.recipe.count))) for each in task.together]
-    is_right = len(drawn) == sum(each.planned.recipe.count for each in task.together) and all(
+    found = [(each, tuple(islice(remaining, each.count))) for each in task.together]
+    is_right = len(drawn) == sum(each.count for each in task.together) and all(
         one.record.recipe == each.planned.recipe and pixel_sha256(one.pixels) == one.record.pixel_sha256
         for each, mine in found
         for one in mine

@@ -11,8 +11,10 @@ from civman.domain.catalog import ModelFile
 from civman.domain.digests import Hashes
 from civman.domain.events import ignore
 from civman.download.fetch import Fetcher, Wanted
-from civman.planning.plan_types import Planned, PlannedFile
+from civman.planning.plan_types import PlannedFile
+from civman.planning.plan_upscale import PlannedUpscale
 from civman.store.blobs import BlobStore
+from civman.workers.tasks import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +25,19 @@ class Source:
     token: str = field(repr=False)
 
 
-def with_local_files(planned: Planned, source: Source, cache: Path) -> Planned:
+def with_local_files(planned: Work, source: Source, cache: Path) -> Work:
     """Change a plan to use files in the folder `cache`, after fetching those that the folder lacks.
 
     Raises: NetworkError: the head cannot be reached. HashMismatch: the head sent other bytes. StoreError.
     """
     store = BlobStore(cache)
-    return replace(planned, files=tuple(_local(file, source, store) for file in planned.files))
+    files = tuple(_local(file, source, store) for file in planned.files)
+    return planned.with_files(files) if isinstance(planned, PlannedUpscale) else replace(planned, files=files)
 
 
 def _local(file: PlannedFile, source: Source, store: BlobStore) -> PlannedFile:
+    if file.data is not None:  # an image that travels with its plan
+        return file
     stored = store.find(file.sha256)
     if stored is None:
         network = Network(user_agent(), token=source.token, own_server=("http", source.origin))

@@ -13,8 +13,7 @@ from typing import Any, Self
 
 from civman.domain.recipes.machine import Machine
 from civman.errors import CivmanError
-from civman.rendering.draw import Drawn
-from civman.workers.dispatch import Report
+from civman.workers.dispatch import Made, Report
 from civman.workers.packed_errors import Packed, packed, unpacked
 from civman.workers.tasks import Task
 
@@ -123,7 +122,7 @@ def serve(connection: Any, machine: Machine) -> None:
             return
 
 
-def attempted(task: Task, draw: Callable[[], tuple[Drawn, ...]]) -> tuple[int, tuple[Drawn, ...], Packed | str | None]:
+def attempted(task: Task, draw: Callable[[], tuple[Made, ...]]) -> tuple[int, tuple[Made, ...], Packed | str | None]:
     """Call `draw`. Returns the task's number and its images, or its error; a bug is returned as its traceback."""
     try:
         return task.number, draw(), None

@@ -16,11 +16,10 @@ import platformdirs
 
 from civman.domain.recipes.machine import Machine
 from civman.errors import Cause, NetworkError, UsageError
-from civman.planning.plan_types import Planned
 from civman.workers.blob_server import BlobServer
 from civman.workers.dispatch import Report
 from civman.workers.packed_errors import unpacked
-from civman.workers.tasks import Task
+from civman.workers.tasks import Task, Work
 
 CACHE_VARIABLE = "CIVMAN_WORKER_CACHE"
 _CORES_EACH = 4
@@ -115,7 +114,7 @@ class _Actor:
 
         return attempted(task, lambda: self._worker.draw([self._localised(each.planned) for each in task.together]))
 
-    def _localised(self, planned: Planned) -> Planned:
+    def _localised(self, planned: Work) -> Work:
         if self._source is None:
             return planned
         from civman.workers.fetch_files import with_local_files

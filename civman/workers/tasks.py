@@ -1,7 +1,7 @@
 """The units of work of a large job, and the order in which workers take them.
 
-A task is one batch of one plan, and images in slots that are computed beside it. It is fixed before the work is
-distributed, so what it renders does not depend on how many workers there are.
+A task is one batch of one plan, and images in slots that are computed beside it, or the upscale of one image. It is
+fixed before the work is distributed, so what it makes does not depend on how many workers there are.
 """
 
 from collections import deque
@@ -10,18 +10,24 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 from civman.diffusion import samplers
-from civman.domain.recipes.recipe import Recipe
 from civman.planning.plan_types import MODEL_FIELDS, Planned
+from civman.planning.plan_upscale import PlannedUpscale
 from civman.planning.slot_groups import slot_groups
+
+Work = Planned | PlannedUpscale
+"""What a job consists of: plans of renders or of upscales."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One batch of one plan. `number` is its position in the whole job; `plan` is the position of its plan."""
+    """One batch of one plan, or one upscale.
+
+    `number`: its position in the whole job. `plan`: the position of its plan.
+    """
 
     number: int
     plan: int
-    planned: Planned
+    planned: Work
     others: tuple["Task", ...] = ()
     """The tasks that the same worker computes in the other slots; empty for images without slots."""
 
@@ -31,40 +37,50 @@ class Task:
         return (self, *self.others)
 
     @property
+    def count(self) -> int:
+        """The number of images that the task makes, without those beside it."""
+        return self.planned.recipe.count if isinstance(self.planned, Planned) else 1
+
+    @property
     def model(self) -> tuple[object, ...]:
         """What a worker has to load and merge for this task; equal for tasks that can follow each other at no cost."""
+        if isinstance(self.planned, PlannedUpscale):
+            return ("upscaler", self.planned.recipe.enlargement.model)
         recipe = self.planned.recipe
         return (*(getattr(recipe, name) for name in MODEL_FIELDS), recipe.loras)
 
 
-def tasks_of(plans: Iterable[Planned]) -> list[Task]:
+def tasks_of(plans: Iterable[Work]) -> list[Task]:
     """Split plans into tasks, in order. Each task's recipe is the one that its images are recorded with."""
     numbers = count()
     return [
-        Task(next(numbers), place, replace(planned, recipe=recipe))
+        Task(next(numbers), place, batch)
         for place, planned in enumerate(plans)
-        for recipe in _batches(planned.recipe)
+        for batch in ([planned] if isinstance(planned, PlannedUpscale) else _batches(planned))
     ]
 
 
 def side_by_side(tasks: Sequence[Task]) -> list[Task]:
     """Join tasks whose images can share slots, as many as there are slots; other tasks are unchanged."""
-    joined = []
-    for places in slot_groups([task.planned for task in tasks]):
-        width = tasks[places[0]].planned.recipe.slots or 1
+    renders = [(task, task.planned) for task in tasks if isinstance(task.planned, Planned)]
+    joined = [task for task in tasks if not isinstance(task.planned, Planned)]
+    for places in slot_groups([planned for _, planned in renders]):
+        width = renders[places[0]][1].recipe.slots or 1
         for first in range(0, len(places), width):
-            task, *others = (tasks[place] for place in places[first : first + width])
+            task, *others = (renders[place][0] for place in places[first : first + width])
             joined.append(replace(task, others=tuple(others)))
     return joined
 
 
-def _batches(recipe: Recipe) -> Iterator[Recipe]:
+def _batches(planned: Planned) -> Iterator[Planned]:
+    recipe = planned.recipe
     is_adaptive = samplers.of_recipe(recipe.sampler, recipe.rules).is_adaptive
     # with an adaptive sampler, the images of a batch would affect each other
     size = 1 if is_adaptive else recipe.batch_size
     for first in range(0, recipe.count, size):
         number = min(size, recipe.count - first)
-        yield replace(recipe, seed=recipe.seed + first, count=number, batch_size=number)
+        batch = replace(recipe, seed=recipe.seed + first, count=number, batch_size=number)
+        yield replace(planned, recipe=batch)
 
 
 @dataclass(slots=True)
