@@ -104,10 +104,7 @@ def work_off(
         task = next(each for each in mine if each.number == report.task)
         mine.remove(task)
         if report.error is not None:
-            if on_failure is None or not isinstance(report.error, CivmanError):
-                raise report.error
-            for each in task.together:
-                on_failure(each, report.error)
+            _report_failure(task, report.error, on_failure)
             supply()
             continue
         found = _require_honest(task, report.drawn)
@@ -117,6 +114,14 @@ def work_off(
         on_event(Step(key="render", step=1, steps=1, first=done - len(report.drawn) + 1, pictures=len(report.drawn),
                       count=images, stage=stage))  # fmt: skip
         yield from found
+
+
+def _report_failure(task: Task, error: Exception, on_failure: OnFailure | None) -> None:
+    """Report a failed task and those beside it to `on_failure`; without it, or for a bug, raise the error."""
+    if on_failure is None or not isinstance(error, CivmanError):
+        raise error
+    for each in task.together:
+        on_failure(each, error)
 
 
 def _require_honest(task: Task, drawn: Sequence[Made]) -> list[tuple[Task, tuple[Made, ...]]]:

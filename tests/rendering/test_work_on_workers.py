@@ -1,3 +1,4 @@
+# ruff: noqa: E402  (imports that need torch come after the question whether it is there)
 """Upscales and redraws of images on CivitAI on several processes: the same files as in one, whoever fails."""
 
 import hashlib
@@ -86,8 +87,9 @@ def test_the_image_and_the_model_reach_another_machine_and_the_result_keeps_the_
     assert all(file.path.is_relative_to(tmp_path / "cache") for file in away.files)
     assert away.picture.name != planned.picture.name
 
-    with WarmWorker(Machine("cpu", threads=1)) as worker:
-        (near,), (far,) = worker.draw(planned), worker.draw(away)
+    worker = WarmWorker(Machine("cpu", threads=1))
+    near, far = worker.draw([planned, away])
+    worker.close()
 
     assert far.record == near.record
     assert (far.pixels == near.pixels).all()
