@@ -71,6 +71,10 @@ def check(
             help="A ControlNet or T2I-Adapter (repeatable).",
         ),
     ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REF", autocompletion=completion.refs, help="An IP-Adapter (repeatable)."),
+    ] = None,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Accept adapters that only partly fit the model.")
     ] = False,
@@ -79,7 +83,7 @@ def check(
         typer.Option("--blocks", help="Also show how much each LoRA changes each block of the model, at scale 1."),
     ] = False,
 ) -> Result:
-    """Check whether LoRAs, embeddings, control models and a VAE fit a checkpoint, from the file headers.
+    """Check whether LoRAs, embeddings, control models, IP-Adapters and a VAE fit a checkpoint, from the file headers.
 
     With --blocks, the weights are read, too; for this, all files must be on this machine. Exit code 7: something cannot
     work or applies only partly. Exit code 11: it is unknown whether it works.
@@ -91,7 +95,7 @@ def check(
 
     asked = [("lora", parse_scaled(text).ref) for text in lora or []]
     asked += [("embedding", ref) for ref in embedding or []] + ([("vae", vae)] if vae else [])
-    asked += [("control", ref) for ref in control or []]
+    asked += [("control", ref) for ref in control or []] + [("reference", ref) for ref in reference or []]
     base = session.library.inspect(checkpoint, file=file)
     parts = [(role, session.library.inspect(ref)) for role, ref in asked]
     models = [base, *(model for _, model in parts)]

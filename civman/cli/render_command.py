@@ -64,6 +64,7 @@ from civman.cli.output import Result
 from civman.cli.picture_preview import Viewing, viewed
 from civman.cli.plan_output import print_plans, print_renderings
 from civman.cli.prompt_options import DynamicOpt, PromptsOpt, RequireOpt, StyleOpt, StylesOpt, WildcardsOpt, requests_of
+from civman.cli.reference_options import ReferenceCropOpt, ReferenceOpt, references_from
 from civman.cli.render_defaults import PresetOpt, checkpoint_and_prompt, chosen_preset
 from civman.cli.render_panels import PANELS
 from civman.cli.render_values import conditions_from, hires_from, loras_from, size_from
@@ -149,6 +150,8 @@ def render(
     control_mode: ControlModeOpt = None,
     control_type: ControlTypeOpt = None,
     control_resize: ControlResizeOpt = None,
+    reference: ReferenceOpt = None,
+    reference_crop: ReferenceCropOpt = None,
     vae: Annotated[
         str | None,
         typer.Option(
@@ -159,7 +162,7 @@ def render(
         list[str] | None,
         typer.Option(
             metavar="ROLE=REF",
-            help="A text encoder that is not in the checkpoint, such as t5=REF, clip-l=REF or qwen3=REF (repeatable).",
+            help="An encoder that is not in the checkpoint, such as t5=REF, qwen3=REF, clip-vision=REF (repeatable).",
         ),
     ] = None,
     variant: Annotated[
@@ -428,7 +431,7 @@ def render(
         embeddings=tuple(embedding or ()), hypernetworks=tuple(hypernetwork or ()), vae=vae,
         sampler=sampler, schedule=schedule, steps=steps,
         guidance_scale=cfg, guidance_rescale=cfg_rescale, parts=tuple(part or ()), variant=variant, shift=shift,
-        guidance=guidance,
+        guidance=guidance, references=references_from(reference, reference_crop),
         width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, slots=slots,
         rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,
@@ -444,9 +447,8 @@ def render(
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,
         s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise, odd_sizes=odd_sizes, prompt_rules=prompt_rules,
-        emphasis=emphasis, fit_negative=fit_negative or None,
-        token_merging=token_merging, thresholding=thresholding, skip_negative_below=ngms,
-        skip_negative_always=ngms_all or None, skip_early_guidance=skip_early_cfg,
+        emphasis=emphasis, fit_negative=fit_negative or None, token_merging=token_merging, thresholding=thresholding,
+        skip_negative_below=ngms, skip_negative_always=ngms_all or None, skip_early_guidance=skip_early_cfg,
         drop_penultimate=drop_penultimate or None, half_levels=half_levels or None,
         variation_seed=variation_seed, variation_strength=variation_strength, seed_resize=seed_resize,
         sampling_rules=sampling_rules, sigmas=sigmas, step_rng=step_rng, noise_slice=noise_slice, freeu=freeu,

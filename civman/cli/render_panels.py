@@ -11,6 +11,7 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
         "file", "lora", "embedding", "hypernetwork", "vae", "part", "variant", "require", "force", "allow_partial",
     ),
     "ControlNet": ("control", "control_map", "control_mode", "control_type", "control_resize"),
+    "Reference pictures": ("reference", "reference_crop"),
     "Images": (
         "picture_size", "seed", "count", "batch_size", "slots", "exact", "grid", "output", "dry_run", "open_",
         "preview",

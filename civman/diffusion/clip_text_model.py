@@ -39,8 +39,8 @@ class ClipText(nn.Module):
         super().__init__()
         self.config = SimpleNamespace(**{**DEFAULTS, **config})
         self.embeddings = _Embeddings(self.config)
-        self.encoder = _Layers(self.config)
-        self.final_layer_norm = _norm(self.config)
+        self.encoder = Layers(self.config)
+        self.final_layer_norm = norm(self.config)
 
     def forward(self, input_ids: Tensor, **_: Any) -> Encoded:
         """Encode token ids."""
@@ -80,19 +80,21 @@ class _Embeddings(nn.Module):
         return added
 
 
-class _Layers(nn.Module):
-    def __init__(self, config: Any) -> None:
+class Layers(nn.Module):
+    """The layers of one of CLIP's encoders. With `is_causal`, each token sees only itself and those before it."""
+
+    def __init__(self, config: Any, *, is_causal: bool = True) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([_Layer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([_Layer(config, is_causal) for _ in range(config.num_hidden_layers)])
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, is_causal: bool) -> None:
         super().__init__()
-        self.self_attn = _Attention(config)
-        self.layer_norm1 = _norm(config)
+        self.self_attn = _Attention(config, is_causal)
+        self.layer_norm1 = norm(config)
         self.mlp = _Mlp(config)
-        self.layer_norm2 = _norm(config)
+        self.layer_norm2 = norm(config)
 
     def forward(self, hidden: Tensor) -> Tensor:
         hidden = hidden + self.self_attn(self.layer_norm1(hidden))
@@ -101,8 +103,9 @@ class _Layer(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, is_causal: bool) -> None:
         super().__init__()
+        self._is_causal = is_causal
         width = config.hidden_size
         self._head = width // config.num_attention_heads
         self.k_proj, self.v_proj = nn.Linear(width, width), nn.Linear(width, width)
@@ -113,7 +116,9 @@ class _Attention(nn.Module):
         query, key, value = (
             each(hidden).view(shape).transpose(1, 2) for each in (self.q_proj, self.k_proj, self.v_proj)
         )
-        seen = functional.scaled_dot_product_attention(query, key, value, scale=self._head**-0.5, is_causal=True)
+        seen = functional.scaled_dot_product_attention(
+            query, key, value, scale=self._head**-0.5, is_causal=self._is_causal
+        )
         joined: Tensor = self.out_proj(seen.transpose(1, 2).reshape(hidden.shape).contiguous())
         return joined
 
@@ -132,5 +137,6 @@ class _Mlp(nn.Module):
         return projected
 
 
-def _norm(config: Any) -> nn.LayerNorm:
+def norm(config: Any) -> nn.LayerNorm:
+    """A norm of an encoder's width."""
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

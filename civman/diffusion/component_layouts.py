@@ -157,6 +157,11 @@ def _open_clip(plain: str, prefix: str, names: Mapping[str, object]) -> Source:
         plain = plain.replace("embeddings.token_embedding", "token_embedding")
         plain = plain.replace("embeddings.position_embedding.weight", "positional_embedding")
         return Source(prefix + plain.replace("final_layer_norm", "ln_final"))
+    return open_clip_layer(plain, prefix)
+
+
+def open_clip_layer(plain: str, prefix: str) -> Source:
+    """Map a parameter of a layer of transformers' CLIP ("encoder.layers.0.mlp.fc1.weight") to OpenCLIP's tensor."""
     _, _, number, *rest = plain.split(".")
     block = f"{prefix}transformer.resblocks.{number}."
     if rest[0] == "self_attn" and rest[1] != "out_proj":

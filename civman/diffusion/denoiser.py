@@ -12,6 +12,7 @@ from civman.diffusion import threshold_guidance, unet_calls
 from civman.diffusion.control_additions import ActiveControl, total
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise_levels import NoiseLevels
+from civman.diffusion.reference_pictures import ActiveReference
 from civman.diffusion.unet_calls import Calls, UnetCall
 from civman.diffusion.uploads import sent
 from civman.domain.recipes.thresholding import Thresholding
@@ -156,8 +157,9 @@ class Denoiser:
 
     `extra` holds the additional input channels of inpainting checkpoints: (1 or B, 5, h, w). `called_at`: the noise
     levels of all evaluations, as far as they are known; what the UNet needs for them is sent to the device once.
-    `on_call` is called after each evaluation with the noise level and the prediction (B, 4, h, w). `controls` returns
-    the control models that act in the evaluation with this number. `before_call` is called with this number first.
+    `on_call` is called after each evaluation with the noise level and the prediction (B, 4, h, w). `controls` and
+    `references` return the control models and reference pictures that act in the evaluation with this number.
+    `before_call` is called with this number first.
     """
 
     def __init__(
@@ -176,6 +178,7 @@ class Denoiser:
         told: Sequence[float] = (),
         controls: Callable[[int], Sequence[ActiveControl]] = lambda _: (),
         before_call: Callable[[int], None] = lambda _: None,
+        references: Callable[[int], Sequence[ActiveReference]] = lambda _: (),
     ) -> None:
         """`told`: SDXL's size conditioning, in the order in which the family takes it; empty: derived from `size`."""
         self._told = list(told)
@@ -187,6 +190,7 @@ class Denoiser:
         self._extra = extra
         self._token_merging = token_merging
         self._on_call, self._controls, self._before_call = on_call, controls, before_call
+        self._references = references
         self._dtype: torch.dtype = next(self._unet.parameters()).dtype
         self._model, self._prompt = model, prompt
         self._calls = 0
@@ -241,7 +245,7 @@ class Denoiser:
             scaled if self._extra is None else torch.cat([scaled, self._extra.expand(len(seen), -1, -1, -1)], dim=1)
         )
         answers: list[Tensor] = []
-        acting = self._controls(self._calls - 1)
+        acting, shown = self._controls(self._calls - 1), self._references(self._calls - 1)
         for group in plan.groups:
             latents = scaled.to(self._dtype).repeat(group.prompts, 1, 1, 1) if acting else scaled
             controlled = [
@@ -251,6 +255,7 @@ class Denoiser:
             answer = yield UnetCall(
                 inputs.to(self._dtype), self._time(sigma), group.contexts, group.added, group.prompts,
                 self._token_merging, total(controlled, self._dtype),
+                tuple(each.asked(group.positive, len(inputs)) for each in shown),
             )  # fmt: skip
             answers += answer.chunk(group.prompts)
         return answers

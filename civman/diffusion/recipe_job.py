@@ -8,7 +8,7 @@ calls of the UNet nothing waits for the device: values that the CPU has to know 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise import BrownianPath, PictureNoise
 from civman.diffusion.noise_levels import NoiseLevels, Schedule
 from civman.diffusion.pixels import Picture, Pixels, eight_bit, picture_of, put_back
+from civman.diffusion.reference_pictures import ActiveReference
 from civman.diffusion.samplers import Start
 from civman.diffusion.step_noise import Draw, step_noise
 from civman.diffusion.unet_calls import Calls
@@ -47,6 +48,7 @@ class Inputs:
 
 
 NO_INPUTS: Final = Inputs()
+Acting = TypeVar("Acting", ActiveControl, ActiveReference)
 Restore = Callable[[Pixels], tuple[Pixels, str]]
 """A function that restores the faces in (H, W, 3) uint8 pixels. Returns such pixels and a note."""
 SetScales = Callable[[Sequence[float]], None]
@@ -101,6 +103,7 @@ class RecipeJob:
         self.restore: Restore | None = None
         self.set_scales: SetScales | None = None
         self.controls: Sequence[tuple[ControlModel, ControlUse, Pixels]] = ()
+        self.references: Sequence[ActiveReference] = ()
         self._start: start_picture.StartPicture | None = None
         if recipe.start is not None and inputs.image is not None:
             prepare = start_picture.prepare if recipe.rules > 1 else start_picture.prepare_1
@@ -228,7 +231,8 @@ class RecipeJob:
             called_at=() if wanted is None else wanted.evaluations,
             token_merging=recipe.token_merging if stage == "first" or recipe.hires is None
             else recipe.hires.token_merging,
-            on_call=self._counter(plan, wanted, tell), controls=self._acting(plan, wanted, x),
+            on_call=self._counter(plan, wanted, tell), controls=self._acting(plan, wanted, self._active_controls(x)),
+            references=self._acting(plan, wanted, self.references),
             before_call=self._scaling(plan, wanted, is_hires=stage == "hires"),
         )  # fmt: skip
         draw = self._draw_noise(plan, noises, x)
@@ -236,15 +240,16 @@ class RecipeJob:
             x = yield from solvers.solved(method.solver, x, plan.sigmas, noise, denoiser.evaluate, method.tuning)
         return x * plan.end_scale
 
-    def _acting(
-        self, plan: samplers.Plan, wanted: solvers.Requests | None, x: Tensor
-    ) -> Callable[[int], Sequence[ActiveControl]]:
-        """Return a function from the number of an evaluation to the control models that act in it."""
-        if not self.controls:
-            return lambda _: ()
+    def _active_controls(self, x: Tensor) -> list[ActiveControl]:
         size = (8 * x.shape[-1], 8 * x.shape[-2])
-        active = active_controls(self.controls, size, x.device)
-        if wanted is None:
+        return active_controls(self.controls, size, x.device)
+
+    @staticmethod
+    def _acting(
+        plan: samplers.Plan, wanted: solvers.Requests | None, active: Sequence[Acting]
+    ) -> Callable[[int], Sequence[Acting]]:
+        """Return a function from the number of an evaluation to those of `active` that act in it."""
+        if wanted is None or not active:
             return lambda _: active
         calls = len(wanted.evaluations)
         return lambda call: [

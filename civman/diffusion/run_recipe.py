@@ -21,6 +21,7 @@ from civman.diffusion.loader import LoadedModel
 from civman.diffusion.pixels import Picture
 from civman.diffusion.recipe_job import NO_INPUTS, RecipeJob, Restore, SetScales
 from civman.diffusion.recipe_job import Inputs as Inputs
+from civman.diffusion.reference_pictures import ActiveReference, Reference
 from civman.diffusion.skip_sizes import doubled_then_resized
 from civman.diffusion.unet_calls import Calls
 from civman.domain.events import OnEvent, ignore
@@ -71,6 +72,7 @@ def job_of(
     controlnets: Sequence[ControlModel] = (),
     restore: Restore | None = None,
     set_scales: SetScales | None = None,
+    references: Sequence[Reference] = (),
 ) -> RecipeJob:
     """Return what renders the recipe's batches, one at a time. Arguments and errors are those of `iterate`."""
     if recipe.hires is not None and recipe.hires.model is not None and upscale is None:
@@ -81,6 +83,10 @@ def job_of(
     if not len(recipe.controls) == len(controlnets) == len(inputs.controls):
         raise ValueError("the recipe's ControlNets or their control images were not passed")
     job.upscale, job.controls = upscale, tuple(zip(controlnets, recipe.controls, inputs.controls, strict=True))
+    if len(recipe.references) != len(references):
+        raise ValueError("the recipe's reference pictures were not passed")
+    uses = zip(references, recipe.references, strict=True)
+    job.references = [ActiveReference(reference, use) for reference, use in uses if use.weight]
     if (recipe.faces is None) != (restore is None):
         raise ValueError("the models that restore faces were not passed, or are not part of the recipe")
     if recipe.changes_scales and set_scales is None:

@@ -7,7 +7,7 @@ together with one call of the UNet for a fixed number of images, its width.
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Protocol, Self, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from civman.diffusion.control_additions import NOTHING_ADDED, Additions
+from civman.diffusion.reference_pictures import Asked, attending
 from civman.diffusion.token_merging import merging
 
 T = TypeVar("T")
@@ -59,13 +60,16 @@ class UnetCall:
     token_merging: float = 0.0
     controlled: Additions = NOTHING_ADDED
     """What control models add inside the UNet."""
+    references: tuple[Asked, ...] = ()
+    """The image tokens of reference pictures."""
 
     @property
     def key(self) -> tuple[object, ...]:
         """See `ModelCall.key`."""
         added = tuple((name, tensor.shape) for name, tensor in self.added.items())
         controlled = [tuple(map(_shape, part)) for part in (self.controlled.residuals, self.controlled.features)]
-        return (self.inputs.shape, self.contexts.shape, added, self.prompts, self.token_merging, *controlled)
+        shown = tuple(each.key for each in self.references)
+        return (self.inputs.shape, self.contexts.shape, added, self.prompts, self.token_merging, *controlled, shown)
 
     def joined(self, calls: Sequence["UnetCall"]) -> "UnetCall":
         """See `ModelCall.joined`."""
@@ -87,6 +91,10 @@ class UnetCall:
                 of_each_place(call.controlled.residuals for call in calls),
                 of_each_place(call.controlled.features for call in calls),
             ),
+            tuple(
+                replace(each, tokens=of_each_prompt([call.references[place].tokens for call in calls]))
+                for place, each in enumerate(self.references)
+            ),
         )
 
     def answer(self, unet: Any) -> Tensor:
@@ -98,7 +106,8 @@ class UnetCall:
         if self.controlled.features:
             more["down_intrablock_additional_residuals"] = list(self.controlled.features)
         time = self.time if self.time.ndim == 0 else self.time.repeat(self.prompts)
-        with merging(unet, self.token_merging, (self.inputs.shape[-2], self.inputs.shape[-1])):
+        size = (self.inputs.shape[-2], self.inputs.shape[-1])
+        with merging(unet, self.token_merging, size), attending(unet, self.references):
             made: Tensor = unet(
                 self.inputs.repeat(self.prompts, 1, 1, 1), time, encoder_hidden_states=self.contexts,
                 return_dict=False, **more,

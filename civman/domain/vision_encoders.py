@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
-from typing import Final
+from typing import Any, Final
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -46,7 +46,7 @@ class VisionEncoder:
         return _TITLES.get((self.width, self.projection), "").casefold().partition("/")[0]
 
     @property
-    def config(self) -> dict[str, object]:
+    def config(self) -> dict[str, Any]:
         """The arguments of transformers' CLIPVisionConfig."""
         is_quick = self.layout == "transformers" and self.width in _QUICK
         return {

@@ -16,7 +16,10 @@ from civman.planning.checkpoint_facts import read_checkpoint
 from civman.planning.find_controls import require_fit
 from civman.planning.find_files import Found, model_header
 
-ROLES: Final = {"lora": Kind.ADAPTER, "embedding": Kind.EMBEDDING, "vae": Kind.VAE, "control": Kind.CONTROLNET}
+ROLES: Final = {
+    "lora": Kind.ADAPTER, "embedding": Kind.EMBEDDING, "vae": Kind.VAE, "control": Kind.CONTROLNET,
+    "reference": Kind.IP_ADAPTER,
+}  # fmt: skip
 _FITS_UNET: Final = "its outputs and inputs have the sizes that the checkpoint's UNet has"
 _DRAWN = (Architecture.SD1, Architecture.SD2, Architecture.SDXL, Architecture.SDXL_REFINER)
 

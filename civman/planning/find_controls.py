@@ -26,7 +26,7 @@ from civman.errors import CannotRender, Cause, Incompatible, UsageError
 from civman.manage.inspection import Inspected
 from civman.pictures.control_maps import control_map
 from civman.planning.find_files import Finder, Found
-from civman.planning.input_pictures import InputPicture, read_picture
+from civman.planning.input_pictures import InputPicture, input_file, read_picture
 from civman.planning.plan_types import PlannedFile
 from civman.store.blobs import digest_of
 
@@ -160,26 +160,13 @@ def control_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, Plan
     Raises: UsageError (`no-start-image`): one is missing; the message says which.
     """
     here = {digest_of(path): path for path in pictures} if recipe.controls else {}
-    found = {}
-    for use in recipe.controls:
-        path = _here(use, here)
-        found[use.picture] = PlannedFile("control image", path.name, use.picture, path.expanduser().absolute())
-    return found
+    return {use.picture: input_file("control image", use.picture, here) for use in recipe.controls}
 
 
 def as_control(use: ControlUse, pictures: Mapping[Sha256, Path]) -> ControlRequest:
     """Convert a control of a recipe to a request. Raises: UsageError (`no-start-image`): its image is missing."""
-    path = _here(use, pictures)
+    path = input_file("control image", use.picture, pictures).path
     return ControlRequest(
         str(path), f"sha256:{use.sha256}", use.weight, use.start, use.end, use.mode, use.resize_mode,
         control_type=use.type,
     )  # fmt: skip
-
-
-def _here(use: ControlUse, pictures: Mapping[Sha256, Path]) -> Path:
-    if use.picture not in pictures:
-        raise UsageError(
-            f"the control image (sha256 {use.picture[:12]}…) of the recipe is missing",
-            hint="pass it with --picture FILE", code=Cause.NO_START_IMAGE, sha256=[str(use.picture)],
-        )  # fmt: skip
-    return pictures[use.picture]

@@ -274,13 +274,14 @@ def _require_kind(role: str, inspected: Inspected) -> None:
 _OPTIONS = {
     Kind.ADAPTER: "pass it with --lora", Kind.EMBEDDING: "pass it with --embedding", Kind.VAE: "pass it with --vae",
     Kind.CHECKPOINT: "pass it as the checkpoint", Kind.UPSCALER: "pass it with --upscaler",
-    Kind.FACE_MODEL: "pass it with --face-restoration",
+    Kind.FACE_MODEL: "pass it with --face-restoration", Kind.IP_ADAPTER: "pass it with --reference",
+    Kind.CLIP_VISION: "pass it with --part clip-vision=REF",
     Kind.CONTROLNET: "pass it with --control",
 }  # fmt: skip
 
 
 def _article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    return f"{'an' if noun[0] in 'aeiouI' else 'a'} {noun}"
 
 
 def _title(role: str) -> str:

@@ -16,6 +16,7 @@ def for_flow(request: RenderRequest, choice: FlowChoice) -> tuple[RenderRequest,
         "--sampling-rules comfyui": request.sampling_rules == "comfyui", "--sigmas": request.sigmas,
         "--freeu": request.freeu, "--cfg-rescale-v": request.rescales_velocity, "--join-prompt": request.prompt_parts,
         "--join-negative": request.negative_parts, "--told-sizes": request.told_sizes,
+        "--reference": request.references,
     }  # fmt: skip
     if asked := [option for option, value in unknown.items() if value]:
         raise UsageError(f"{asked[0]} has no meaning for {choice.family.title}", code=Cause.BAD_CONFIG)
@@ -31,8 +32,9 @@ def for_flow(request: RenderRequest, choice: FlowChoice) -> tuple[RenderRequest,
 
 def require_no_flow_options(request: RenderRequest, found: Found) -> None:
     """Check that a request for another model has no option of flow matching. Raises: UsageError."""
+    parts = [part for part in request.parts if not part.startswith("clip-vision=")]  # the encoder of an IP-Adapter
     asked = {
-        "--part": request.parts, "--variant": request.variant, "--shift": request.shift, "--guidance": request.guidance,
+        "--part": parts, "--variant": request.variant, "--shift": request.shift, "--guidance": request.guidance,
     }  # fmt: skip
     if given := [option for option, value in asked.items() if value]:
         raise UsageError(

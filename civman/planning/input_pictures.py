@@ -124,11 +124,11 @@ def as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
 
 
 def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[Sha256, Path]:
-    """Find the files of a recipe's input image, mask and control images by SHA-256.
+    """Find the files of a recipe's input image, mask, control images and reference pictures by SHA-256.
 
     They are looked for in `given` and among the library's own copies.
     """
-    wanted = [use.picture for use in recipe.controls]
+    wanted = [use.picture for use in recipe.controls] + [use.picture for use in recipe.references]
     wanted += [recipe.start.sha256] if recipe.start else []
     wanted += [recipe.start.mask_sha256] if recipe.start and recipe.start.mask_sha256 else []
     if not wanted:
@@ -148,6 +148,20 @@ def find_input(root: Path, digest: Sha256, given: Iterable[Path] = ()) -> dict[S
         if here is not None and digest_of(here) == digest:
             found[digest] = here
     return found
+
+
+def input_file(role: str, digest: Sha256, here: Mapping[Sha256, Path]) -> PlannedFile:
+    """Find an image of a recipe among the files `here`. `role` is one of `PICTURE_ROLES`.
+
+    Raises: UsageError (`no-start-image`): it is missing.
+    """
+    if digest not in here:
+        raise UsageError(
+            f"the {role} (sha256 {digest[:12]}…) of the recipe is missing",
+            hint="pass it with --picture FILE", code=Cause.NO_START_IMAGE, sha256=[str(digest)],
+        )  # fmt: skip
+    path = here[digest]
+    return PlannedFile(role, path.name, digest, path.expanduser().absolute())
 
 
 def missing_inputs(start: StartImage, here: Mapping[Sha256, Path]) -> UsageError | None:

@@ -31,6 +31,7 @@ from civman.planning.find_controls import control_files, controls_for
 from civman.planning.find_faces import faces_for
 from civman.planning.find_files import Finder, Found
 from civman.planning.find_hypernetworks import hypernetworks_for
+from civman.planning.find_references import reference_files, references_for, with_references
 from civman.planning.find_upscaler import input_upscaler_for, last_upscaler_for, scale_of, upscaler_for
 from civman.planning.flow_plan import flow_choice, recorded_choice, require_size
 from civman.planning.flow_request import for_flow, require_no_flow_options, usual_precision
@@ -53,6 +54,10 @@ from civman.prompts.foreign_syntax import foreign_notices
 SAMPLER = "DPM++ 2M"
 """The sampler for requests that name none."""
 _SEEDS = 2**32
+_OTHER_ROLES = (
+    "upscaler", "hypernetwork", "controlnet", "ip-adapter", "clip-vision", "face-restorer", "face-detector",
+    "face-parser",
+)  # fmt: skip
 _XL_LAYERS = 12
 """The number of layers of the shorter of SDXL's text encoders."""
 
@@ -134,7 +139,8 @@ def plan(
     parts += faces.files if faces else ()
     tiles = tuple(dict.fromkeys((*tiles, *last_tiles, *more_tiles, *(faces.notices if faces else ()))))
     controls = controls_for(finder, request, found)
-    parts += [each.model for each in controls]
+    references = references_for(finder, request, found, is_adaptive=sampler.is_adaptive)
+    parts += [each.model for each in controls] + [file for each in references for file in (each.adapter, each.encoder)]
     networks = hypernetworks_for(finder, request, words)
     parts += [each for each, _ in networks]
     request, limited = _within_limits(
@@ -152,7 +158,7 @@ def plan(
             embeddings=tuple(uses), hypernetworks=tuple(use for _, use in networks), vae=vae.sha256 if vae else None,
             upscaler=upscaler.sha256 if upscaler else None, input_upscaler=larger.sha256 if larger else None,
             last_upscaler=last.sha256 if last else None, last_scale=scale_of(last),
-            controls=tuple(each.use for each in controls),
+            controls=tuple(each.use for each in controls), references=tuple(each.use for each in references),
             faces=faces.restoration if faces else None,
             init_image=pictures[0].sha256 if pictures else None,
             init_size=(pictures[0].width, pictures[0].height) if pictures else (0, 0),
@@ -169,19 +175,17 @@ def plan(
     _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)
     if request.precision is None:
-        recipe = replace(
-            recipe,
-            precision=usual_precision(
-                conditions.device, is_flow=choice is not None, is_there=conditions.is_device_there
-            ),
-        )
+        is_there = conditions.is_device_there
+        precision = usual_precision(conditions.device, is_flow=choice is not None, is_there=is_there)
+        recipe = replace(recipe, precision=precision)
     if choice is not None:
         require_size(recipe, choice)
     files = {file.sha256: file.planned for file in (found, *parts)} | as_files(pictures)
-    files |= {each.use.picture: each.file for each in controls}
+    files |= {each.use.picture: each.file for each in controls} | {each.use.picture: each.file for each in references}
+    tiles += tuple(dict.fromkeys(each.notice for each in references if each.notice))
     few = usual or (None if choice else _few_steps_notice(recipe, found))
     return Planned(
-        recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found),
+        recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found, parts),
         (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without,
          *slot_notices(request, recipe), *told, *tiles, *left_out,
          *(() if is_comfyui else (*_foreign(texts),
@@ -215,15 +219,15 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
     parts += [vae] if vae else []
     parts += [*choice.parts.values()] if choice else []
-    for role in ("upscaler", "hypernetwork", "controlnet", "face-restorer", "face-detector", "face-parser"):
+    for role in _OTHER_ROLES:
         parts += [finder.with_digest(role, digest) for digest in recipe.digests[role]]
     _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)
     files = {file.sha256: file.planned for file in (found, *parts)}
-    files |= _start_files(recipe, pictures) | control_files(recipe, pictures)
+    files |= _start_files(recipe, pictures) | control_files(recipe, pictures) | reference_files(recipe, pictures)
     return Planned(
-        recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found), checkpoint.notices,
-        licence=plan_terms(index, (found, *parts)),
+        recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found, parts),
+        checkpoint.notices, licence=plan_terms(index, (found, *parts)),
     )  # fmt: skip
 
 
@@ -448,14 +452,15 @@ def _few_steps_notice(recipe: Recipe, found: Found) -> str | None:
     return few_steps_notice(label, name, steps=recipe.steps, cfg=recipe.guidance_scale)
 
 
-def _memory(recipe: Recipe, checkpoint: Found) -> Estimate:
+def _memory(recipe: Recipe, checkpoint: Found, parts: Sequence[Found]) -> Estimate:
     width, height = max(recipe.drawn_sizes, key=lambda size: size[0] * size[1])
     shapes = checkpoint.header.shapes
     single = recipe.precision == "float32"
-    return estimate(
+    needed = estimate(
         shapes, width=width, height=height, batch=recipe.at_a_time, is_guided=recipe.uses_negative,
         dtype_bytes=4 if single else 2,
         # SDXL's VAE overflows in float16, so it is kept in float32; see `civman.diffusion.loader`
         vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).vae_overflows) else 2,
         layer=layer_bytes(checkpoint.header.tensors.values(), 4 if single else 2),
     )  # fmt: skip
+    return with_references(needed, parts, recipe.precision)

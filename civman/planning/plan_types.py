@@ -18,7 +18,7 @@ Adapters are merged and removed without reloading.
 """
 
 
-PICTURE_ROLES: Final = ("picture", "mask", "control image")
+PICTURE_ROLES: Final = ("picture", "mask", "control image", "reference picture")
 """The roles of files that are images."""
 
 

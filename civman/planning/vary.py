@@ -21,6 +21,7 @@ from civman.errors import Cause, UsageError
 from civman.index import Index
 from civman.planning.find_controls import as_control
 from civman.planning.find_files import Finder
+from civman.planning.find_references import as_reference, encoder_parts
 from civman.planning.input_pictures import missing_inputs
 from civman.planning.plan import Conditions, plan
 from civman.planning.plan_types import Planned
@@ -63,8 +64,9 @@ _HIRES: Final = (
 )  # fmt: skip
 _HIRES_WHOLE: Final = ("hires_steps", "hires_seed")
 _HIRES_TEXTS: Final = ("upscaler", "hires_trim", "hires_sampler", "hires_schedule", "hires_resize")
+_REFERENCE: Final = ("reference_weight", "reference_start", "reference_end")
 _LAST: Final = ("upscale", "face_restoration", "tiled_upscale", "tile_overlap", "tile_batch", "ultimate_upscale")
-FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, *_LAST, "lora:REF")
+FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, *_REFERENCE, *_LAST, "lora:REF")
 """The fields that can be changed; some also have the short names of `civman render`'s options."""
 
 Change = tuple[str, str]
@@ -110,6 +112,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         called=tuple((use.word, f"sha256:{use.sha256}") for use in own),
         hypernetworks=tuple(f"sha256:{use.sha256}:{use.strength!r}" for use in recipe.hypernetworks),
         controls=tuple(as_control(use, pictures) for use in recipe.controls),
+        references=tuple(as_reference(use, pictures) for use in recipe.references),
         vae=f"sha256:{recipe.vae}" if recipe.vae else None,
         sampler=recipe.sampler, schedule=recipe.schedule, steps=recipe.steps,
         guidance_scale=recipe.guidance_scale, guidance_rescale=recipe.guidance_rescale,
@@ -142,7 +145,8 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         token_merging=recipe.token_merging, skip_negative_below=recipe.skip_negative_below,
         thresholding=text_of(recipe.thresholding) if recipe.thresholding else None,
         skip_negative_always=recipe.skip_negative_always, skip_early_guidance=recipe.skip_early_guidance,
-        parts=tuple(f"{use.role}=sha256:{use.sha256}" for use in recipe.parts), variant=recipe.variant or None,
+        parts=(*(f"{use.role}=sha256:{use.sha256}" for use in recipe.parts), *encoder_parts(recipe)),
+        variant=recipe.variant or None,
         shift=recipe.flow.shift if recipe.flow else None, guidance=recipe.flow.guidance if recipe.flow else None,
         upscale=_upscale_request(recipe), tiled_upscale=_tiled_request(recipe),
         ultimate_upscale=_ultimate_request(recipe), face_restoration=_faces_text(recipe),
@@ -222,8 +226,8 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
         return replace(request, sampler=text, schedule=None)
     if field == "hires":
         return replace(request, hires=_hires(name, text, request.hires))
-    if field in _LAST:
-        return _last(request, field, name, text)
+    if field in (*_REFERENCE, *_LAST):
+        return (_with_references if field in _REFERENCE else _last)(request, field, name, text)
     if field in _HIRES:
         if request.hires is None:
             raise UsageError(
@@ -246,6 +250,16 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
             f"a recipe has no field `{name}`", hint="the fields are " + ", ".join(FIELDS), code=Cause.UNKNOWN_FIELD
         )
     return replace(request, **{field: value})
+
+
+def _with_references(request: RenderRequest, field: str, name: str, text: str) -> RenderRequest:
+    """Change the weight, or the share of the steps, of all reference pictures."""
+    if not request.references:
+        raise UsageError(
+            f"`{name}` requires a reference picture", hint="add one with --reference", code=Cause.BAD_VALUE
+        )
+    value: Any = {field.removeprefix("reference_"): _number(name, text, float)}
+    return replace(request, references=tuple(replace(each, **value) for each in request.references))
 
 
 def _last(request: RenderRequest, field: str, name: str, text: str) -> RenderRequest:
@@ -281,6 +295,7 @@ def is_number(name: str) -> bool:
     return name.startswith("lora:") or field in (
         *_WHOLE,
         *_FRACTIONS,
+        *_REFERENCE,
         *(name for name in _HIRES if name not in _HIRES_TEXTS),
     )
 

@@ -14,6 +14,7 @@ from civman.diffusion.environment import choose_dtype, environment, threads
 from civman.diffusion.hypernetworks import Hypernetwork, load_hypernetwork
 from civman.diffusion.pixels import Picture
 from civman.diffusion.plain_resizing import enlarged_in_tiles
+from civman.diffusion.reference_pictures import Reference
 from civman.diffusion.run_recipe import Inputs, iterate, job_of, run_in_slots
 from civman.diffusion.second_pass import Upscale
 from civman.diffusion.tiled_redraw import redraw_in_tiles
@@ -31,6 +32,7 @@ from civman.planning.plan_types import Applied, Planned
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.slot_groups import slot_groups
 from civman.rendering.encode_prompts import EncodedPrompts, FlowTextEncoders, TextEncoders, encode_all
+from civman.rendering.encode_references import encode_references
 from civman.rendering.engine import Engine
 from civman.rendering.finish_pictures import Finisher
 from civman.rendering.slot_progress import SlotProgress
@@ -63,6 +65,7 @@ class Job:
     hypernetworks: tuple[tuple[Hypernetwork, float], ...] = field(default=(), repr=False)
     finisher: Finisher | None = field(default=None, repr=False)
     controlnets: tuple[ControlModel, ...] = field(default=(), repr=False)
+    references: tuple[Reference, ...] = field(default=(), repr=False)
 
     def batch(self, first: int, count: int) -> Recipe:
         """The recipe of one batch: it reproduces the `count` images from number `first` on, and no others."""
@@ -75,7 +78,7 @@ class Job:
             "inputs": self.inputs, "on_event": on_event, "keeps_noise": self.planned.keeps_noise,
             "restore": self.finisher.restorer if self.finisher else None,
             "hires_prompt": self.prompts.second, "upscale": _upscale(self.upscaler, self.planned.recipe.hires),
-            "controlnets": self.controlnets,
+            "controlnets": self.controlnets, "references": self.references,
         }  # fmt: skip
 
     def finished(self, recipe: Recipe, picture: Picture, place: tuple[int, int], on_event: OnEvent) -> Drawn:
@@ -142,6 +145,7 @@ def prepare(engine: Engine, planned: Planned) -> Job:
         ),
         Finisher.of(planned, engine.device),
         _controlnets(engine, planned),
+        encode_references(planned, engine.device),
     )
 
 

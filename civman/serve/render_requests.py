@@ -25,6 +25,8 @@ from civman.store.served_files import UPLOADS
 
 _REQUEST = TypeAdapter(RenderRequest)
 _FIELDS = {field.name for field in dataclasses.fields(RenderRequest)}
+_WITH_PICTURES = ("controls", "references")
+"""The fields of a request that are lists of objects with a picture."""
 MOST_TEXT = 64 * 1024
 _MOST_PIXELS = 4096 * 4096
 MOST_ENLARGED_PIXELS = 8192 * 8192
@@ -34,8 +36,8 @@ _MOST_COUNT = 100
 def request_of(value: object, *, library: Path) -> RenderRequest:
     """Convert a JSON object to a request; its fields are those of `RenderRequest`.
 
-    `init_image`, `mask_image` and the `picture` of each of the `controls` are base64 of an image file, which is kept in
-    the library's `uploads` folder.
+    `init_image`, `mask_image` and the `picture` of each of the `controls` and `references` are base64 of an image file,
+    which is kept in the library's `uploads` folder.
 
     Raises: UsageError: a field is unknown or has a wrong type. Refused: a path, or more than the server renders.
     """
@@ -48,11 +50,14 @@ def request_of(value: object, *, library: Path) -> RenderRequest:
     for name in ("init_image", "mask_image"):
         if value.get(name) is not None:
             value[name] = str(_kept(value[name], name, library))
-    if isinstance(value.get("controls"), list):
-        value["controls"] = [
-            {**each, "picture": str(_kept(each.get("picture"), "picture", library))} if isinstance(each, dict) else None
-            for each in value["controls"]
-        ]
+    for name in _WITH_PICTURES:
+        if isinstance(value.get(name), list):
+            value[name] = [
+                {**each, "picture": str(_kept(each.get("picture"), "picture", library))}
+                if isinstance(each, dict)
+                else None
+                for each in value[name]
+            ]
     try:
         request = _REQUEST.validate_python(value)
     except ValidationError as error:
@@ -68,11 +73,10 @@ def kept_value(value: dict[str, Any], request: RenderRequest) -> dict[str, Any]:
     """The JSON object of a checked request with its images, which are in the library now, named by SHA-256."""
     paths = {"init_image": request.init_image, "mask_image": request.mask_image}
     kept: dict[str, Any] = {name: Path(path).stem for name, path in paths.items() if path is not None}
-    if request.controls:
-        pictures = [Path(each.picture).stem for each in request.controls]
-        kept["controls"] = [
-            {**each, "picture": picture} for each, picture in zip(value["controls"], pictures, strict=True)
-        ]
+    for name in _WITH_PICTURES:
+        if asked := getattr(request, name):
+            pictures = [Path(each.picture).stem for each in asked]
+            kept[name] = [{**each, "picture": picture} for each, picture in zip(value[name], pictures, strict=True)]
     return {**value, **kept}
 
 
@@ -178,7 +182,7 @@ def _require_no_path_before_numbers(text: str) -> None:
 
 def _require_no_paths(request: RenderRequest) -> None:
     refs = [request.checkpoint, *(each.ref for each in request.loras), *request.embeddings]
-    refs += [each.ref for each in request.controls]
+    refs += [each.ref for each in request.controls] + [each.ref for each in request.references]
     refs += [each.partition(":")[0] for each in request.hypernetworks]
     refs += [request.vae] if request.vae else []
     refs += [each.partition("=")[2] for each in request.parts]

@@ -27,6 +27,7 @@ from civman.domain.recipes.recipe import (
     Thresholding,
     canonical,
 )
+from civman.domain.recipes.reference import ReferenceUse
 from civman.domain.recipes.ultimate import UltimateUpscale
 from civman.errors import UsageError
 
@@ -219,7 +220,10 @@ def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
 def test_nothing_may_be_left_out(name: str) -> None:
     faces = FaceRestoration("gfpgan", FULL.checkpoint, FULL.checkpoint, FULL.checkpoint)
     ultimate = UltimateUpscale("lanczos")
-    full = replace(FULL, start=StartImage(A, 0.5), hires=None, variant="kontext", faces=faces, ultimate=ultimate)
+    full = replace(
+        FULL, start=StartImage(A, 0.5), hires=None, variant="kontext", faces=faces, ultimate=ultimate,
+        references=(ReferenceUse(A, B, A),),
+    )  # fmt: skip
     value = json.loads(full.to_json()) | {"schema": SCHEMA, "slots": 0}
     del value[name]
 
@@ -311,3 +315,16 @@ def test_only_the_kind_of_a_control_image_needs_the_schema_that_added_it() -> No
     assert [json.loads(each.to_json())["schema"] for each in recipes] == [6, 11, 11]
     assert [Recipe.from_json(each.to_json()) for each in recipes] == recipes
     assert "type" not in json.loads(recipes[0].to_json())["controls"][0]
+
+
+def test_only_a_recipe_with_a_reference_needs_the_schema_that_added_it() -> None:
+    use = ReferenceUse(A, B, A, 0.5, 0.1, 0.9, (1, 2, 3, 4))
+    new = replace(FULL, references=(use,))
+
+    assert json.loads(new.to_json())["schema"] == 14
+    assert Recipe.from_json(new.to_json()) == new
+    assert Recipe.from_json(replace(new, references=()).to_json()) == FULL
+    wrong = ({"weight": 11.0}, {"start": 0.9, "end": 0.1}, {"end": 1.5}, {"crop": (1, 2, 3)}, {"crop": (0, 0, 0, 4)})
+    for change in wrong:
+        with pytest.raises(UsageError):
+            replace(FULL, references=(replace(use, **change),))

@@ -25,6 +25,7 @@ from civman.domain.recipes.recipe import (
     StartImage,
 )
 from civman.domain.recipes.recipe_limits import size_of, upscaler_of
+from civman.domain.recipes.reference import ReferenceUse
 from civman.domain.recipes.render_request import RenderRequest
 from civman.domain.recipes.thresholding import thresholding_of
 from civman.domain.recipes.tiled import tiled_of
@@ -63,6 +64,7 @@ class Resolved:
     """The model that enlarges the finished image, and its factor."""
     last_scale: int | None = None
     controls: tuple[ControlUse, ...] = ()
+    references: tuple[ReferenceUse, ...] = ()
     init_image: Sha256 | None = None
     init_size: tuple[int, int] = (0, 0)
     """Width and height of the input image in pixels."""
@@ -111,7 +113,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         sampling=sampling(request), rules=_or(request.rules, RULES), odd_sizes=_or(request.odd_sizes, "forge"),
         prompt_rules=_or(request.prompt_rules, ""), **_varied(request),
         emphasis=_or(request.emphasis, "original"), fit_negative=_or(request.fit_negative, False),
-        hypernetworks=found.hypernetworks, controls=found.controls,
+        hypernetworks=found.hypernetworks, controls=found.controls, references=found.references,
         token_merging=float(_or(request.token_merging, 0.0)),
         thresholding=thresholding_of(_or(request.thresholding, "")),
         skip_negative_below=float(_or(request.skip_negative_below, 0.0)),

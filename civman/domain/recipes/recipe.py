@@ -21,6 +21,7 @@ from civman.domain.recipes.freeu_settings import FreeU as FreeU
 from civman.domain.recipes.prompt_parts import PromptPart as PromptPart
 from civman.domain.recipes.recipe_json import canonical, read_json, read_object
 from civman.domain.recipes.recipe_limits import problems
+from civman.domain.recipes.reference import ReferenceUse as ReferenceUse
 from civman.domain.recipes.render_request import HiresRequest as HiresRequest
 from civman.domain.recipes.render_request import LoraRequest as LoraRequest
 from civman.domain.recipes.render_request import RenderRequest as RenderRequest
@@ -31,10 +32,10 @@ from civman.domain.recipes.tiled import TiledRedraw, tiled_problems
 from civman.domain.recipes.ultimate import UltimateUpscale, ultimate_problems
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 13
+SCHEMA: Final = 14
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 13 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 14 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -80,6 +81,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     11: {"": (), "controls": ("type",)},
     12: {"": ("ultimate",)},
     13: {"": ("slots",)},
+    14: {"": ("references",)},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
@@ -308,6 +310,8 @@ class Recipe:
 
     An image depends on this number, but not on its neighbours: alone, it is computed beside copies of itself.
     """
+    references: tuple[ReferenceUse, ...] = ()
+    """The reference pictures, each with the IP-Adapter that reads it."""
 
     def __post_init__(self) -> None:
         finishing = enlargement_problems(self.upscale) if self.upscale is not None else ()
@@ -357,6 +361,8 @@ class Recipe:
             "hypernetwork": tuple(use.sha256 for use in self.hypernetworks),
             "part": tuple(use.sha256 for use in self.parts),
             "controlnet": tuple(use.sha256 for use in self.controls),
+            "ip-adapter": tuple(use.sha256 for use in self.references),
+            "clip-vision": tuple(use.encoder for use in self.references),
             "face-restorer": (self.faces.model,) if self.faces else (),
             "face-detector": (self.faces.detector,) if self.faces else (),
             "face-parser": (self.faces.parser,) if self.faces else (),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from civman.domain.adapters import block_weights, scale_keyframes
-from civman.domain.recipes import flow, freeu_settings, prompt_parts, thresholding
+from civman.domain.recipes import flow, freeu_settings, prompt_parts, reference, thresholding
 from civman.domain.recipes.control import CONTROL_MODES, CONTROL_RESIZE_MODES, CONTROL_TYPES
 from civman.domain.recipes.noise_sources import THREADS
 from civman.domain.recipes.sampling import PROGRAMS
@@ -94,6 +94,7 @@ def problems(recipe: Any) -> Iterator[str]:
     for use in recipe.loras:
         yield from _lora_problems(use, has_hires=recipe.hires is not None)
     yield from _control_problems(recipe)
+    yield from reference.problems(recipe)
     yield from _noise_problems(recipe)
     yield from prompt_parts.problems(recipe)
     if recipe.freeu is not None:

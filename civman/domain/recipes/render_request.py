@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from civman.domain.recipes.control import ControlRequest
 from civman.domain.recipes.enlargement import UpscaleRequest
+from civman.domain.recipes.reference import ReferenceRequest
 from civman.domain.recipes.tiled import TiledRequest
 from civman.domain.recipes.ultimate import UltimateRequest
 
@@ -70,6 +71,7 @@ class RenderRequest:
     hypernetworks: tuple[str, ...] = ()
     """Refs of hypernetworks, each followed by a colon and its strength if that is not 1."""
     controls: tuple[ControlRequest, ...] = ()
+    references: tuple[ReferenceRequest, ...] = ()
     vae: str | None = None
     sampler: str | None = None
     schedule: str | None = None
@@ -136,7 +138,7 @@ class RenderRequest:
     rescales_velocity: bool | None = None
     told_sizes: str | None = None
     parts: tuple[str, ...] = ()
-    """Text encoders that are not in the checkpoint, as "ROLE=REF", such as "t5=t5xxl_fp16"."""
+    """Encoders that are not in the checkpoint, as "ROLE=REF", such as "t5=t5xxl_fp16"."""
     variant: str | None = None
     """Which model of its family the checkpoint is, if its tensors cannot tell."""
     shift: float | None = None

@@ -6,7 +6,7 @@ import { counted, namesOf, size } from "./format.js";
 import { errorBox } from "./notices.js";
 
 const DELAY = 450;
-const PICTURE_ROLES = ["picture", "mask", "control image"];
+const PICTURE_ROLES = ["picture", "mask", "control image", "reference picture"];
 
 /** A place that shows the plan of `body()`, asked again shortly after `ask()`; `onPlan(plan or null)` tells of each. */
 export function planBox(body, onPlan) {

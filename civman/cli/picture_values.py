@@ -1,0 +1,75 @@
+"""Values of options that name a picture, the model that reads the picture, a weight and a share of the steps."""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+_NUMBER: Final = r"\d+(?:\.\d+)?"
+_SHARE: Final = re.compile(rf"(.+):({_NUMBER})-({_NUMBER})")
+
+
+@dataclass(frozen=True, slots=True)
+class PictureValue:
+    """A value such as `edges.png:canny:0.8:0-0.5`."""
+
+    picture: str
+    ref: str
+    weight: float
+    start: float
+    end: float
+
+
+def picture_value(text: str, *, option: str, model: str, example: str) -> PictureValue:
+    """Parse a value of `option`; `model` says what the ref means, such as "a ControlNet".
+
+    Raises: UsageError (`bad-value`): the value names no existing file or has two weights.
+    """
+    from civman.domain.scales import parse_scaled
+    from civman.errors import Cause, UsageError
+
+    share = _SHARE.fullmatch(text)
+    before, start, end = share.groups() if share else (text, "0", "1")
+    picture, named = _parted(before, option, model, example)
+    scaled = parse_scaled(named)
+    if scaled.text_encoder != scaled.unet:
+        raise UsageError(
+            f"{option} {text}: {model} has one weight, not two",
+            hint=f"write a single weight, such as {example}",
+            code=Cause.BAD_VALUE,
+        )
+    return PictureValue(picture, scaled.ref, 1.0 if scaled.unet is None else scaled.unet, float(start), float(end))
+
+
+def require_counts(option: str, values: list[str], given: str, texts: list[str], model: str) -> None:
+    """Check that `option` is given once, or once for each value of the option `given`. Raises: UsageError."""
+    from civman.errors import Cause, UsageError
+
+    if len(values) > 1 and len(values) != len(texts):
+        raise UsageError(
+            f"{option} is given {len(values)} times, but {given} {len(texts)} times",
+            hint=f"pass {option} once for all, or once for each {given}", code=Cause.BAD_VALUE,
+        )  # fmt: skip
+    if values and not texts:
+        raise UsageError(f"{option} requires {model}", hint=f"add {model} with {given}", code=Cause.BAD_VALUE)
+
+
+def chosen(values: list[str], number: int, usual: str) -> str:
+    """The value for the picture with this number: its own, the only one for all pictures, or `usual`."""
+    return usual if not values else values[number if len(values) > 1 else 0]
+
+
+def _parted(text: str, option: str, model: str, example: str) -> tuple[str, str]:
+    """Split FILE:REF at the first colon that follows the path of an existing file."""
+    from pathlib import Path
+
+    from civman.errors import Cause, UsageError
+
+    kind = model.partition(" ")[2]
+    places = [place for place, sign in enumerate(text) if sign == ":"]
+    for place in places:
+        if text[place + 1 :] and Path(text[:place]).expanduser().is_file():
+            return text[:place], text[place + 1 :]
+    raise UsageError(
+        f"{option} {text}: no picture of this name was found, or no {kind} is named",
+        hint=f"write the picture, a colon and the {kind}, such as {example}", code=Cause.BAD_VALUE,
+    )  # fmt: skip

@@ -1,0 +1,144 @@
+"""Finds the IP-Adapters of a request, their encoders and pictures, and checks that they fit the checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from civman.diffusion.memory_plan import Estimate
+from civman.domain.adapters.ip_adapters import attention_problem, cross_attention, read_ip_adapter
+from civman.domain.digests import Sha256
+from civman.domain.recipes.recipe import Recipe, ReferenceUse, RenderRequest
+from civman.domain.recipes.reference import ReferenceRequest
+from civman.errors import Cause, Incompatible, UsageError
+from civman.planning.find_encoder import ROLE, encoder_for
+from civman.planning.find_files import Finder, Found
+from civman.planning.input_pictures import InputPicture, input_file, read_picture
+from civman.planning.plan_types import PlannedFile
+from civman.store.blobs import digest_of
+
+
+@dataclass(frozen=True, slots=True)
+class FoundReference:
+    """One reference of a plan: its use in the recipe, its IP-Adapter and encoder, and the file of its picture.
+
+    `notice`: for the user; it may be empty.
+    """
+
+    use: ReferenceUse
+    adapter: Found
+    encoder: Found
+    file: PlannedFile
+    notice: str
+
+
+def references_for(
+    finder: Finder, request: RenderRequest, checkpoint: Found, *, is_adaptive: bool
+) -> list[FoundReference]:
+    """Find the IP-Adapters of a request, their encoders and pictures.
+
+    `is_adaptive`: the sampler chooses its steps while it draws.
+
+    Raises: NotFound: a file or picture is missing. UsageError (`wrong-kind`, `bad-value`): a file is of another kind,
+        or a crop exceeds its picture. Incompatible (`cannot-work`): an IP-Adapter does not fit the checkpoint.
+        CannotRender: civman cannot use an IP-Adapter, or its encoder is missing. AmbiguousRef: several encoders fit.
+    """
+    given = [part.partition("=")[2] for part in request.parts if part.startswith(f"{ROLE}=")]
+    if given and not request.references:
+        raise UsageError(f"--part {ROLE} requires an IP-Adapter", hint="add one with --reference", code=Cause.BAD_VALUE)
+    if is_adaptive and any((each.start, each.end) != (0, 1) for each in request.references):
+        raise UsageError(
+            "a reference cannot start or end at a share of the steps of an adaptive sampler, which chooses its steps "
+            "while it draws",
+            hint="choose another sampler, or leave out START-END", code=Cause.BAD_VALUE,
+        )  # fmt: skip
+    encoders = [finder.find(ROLE, ref) for ref in given]
+    return [_found(finder, asked, checkpoint, encoders) for asked in request.references]
+
+
+def _found(
+    finder: Finder, asked: ReferenceRequest, checkpoint: Found, encoders: Sequence[Found]
+) -> FoundReference:  # fmt: skip
+    adapter = finder.find("ip-adapter", asked.ref)
+    name = adapter.inspected.name
+    kind = read_ip_adapter(adapter.header.shapes, name)
+    require_fit(adapter, checkpoint)
+    encoder, notice = encoder_for(finder, kind, name, encoders)
+    picture = read_picture(Path(asked.picture))
+    cropped(picture, asked.crop)
+    use = ReferenceUse(
+        adapter.sha256, encoder.sha256, picture.sha256, float(asked.weight), float(asked.start), float(asked.end),
+        tuple(asked.crop),
+    )  # fmt: skip
+    file = input_file("reference picture", picture.sha256, {picture.sha256: picture.path})
+    return FoundReference(use, adapter, encoder, file, notice)
+
+
+def require_fit(adapter: Found, checkpoint: Found) -> None:
+    """Check that an IP-Adapter fits the attention of a checkpoint. Raises: Incompatible (`cannot-work`)."""
+    problem = attention_problem(checkpoint.header.shapes, adapter.header.shapes)
+    if not cross_attention(checkpoint.header.shapes):
+        problem = "the checkpoint shows no cross-attention of a UNet of SD 1, SD 2 or SDXL"
+    if problem:
+        raise Incompatible(
+            f"the IP-Adapter `{adapter.inspected.name}` does not fit the checkpoint: {problem}",
+            hint="choose an IP-Adapter made for the checkpoint's base model", code=Cause.CANNOT_WORK,
+        )  # fmt: skip
+
+
+def cropped(picture: InputPicture, crop: Sequence[int]) -> InputPicture:
+    """Cut out the part of a picture that a reference reads. Raises: UsageError (`bad-value`): no such part."""
+    if not crop:
+        return picture
+    if len(crop) != 4 or min(crop) < 0 or min(crop[2:]) < 1:
+        raise UsageError(
+            f"`{','.join(map(str, crop))}` is not a part of a picture",
+            hint="write the left and top edge, the width and the height in pixels, such as 100,40,256,256",
+            code=Cause.BAD_VALUE,
+        )  # fmt: skip
+    left, top, width, height = crop
+    if left + width > picture.width or top + height > picture.height:
+        raise UsageError(
+            f"the part {left},{top},{width},{height} exceeds the picture `{picture.path.name}`, which has "
+            f"{picture.width}x{picture.height} pixels",
+            hint="the numbers are the left and top edge, the width and the height in pixels", code=Cause.BAD_VALUE,
+        )  # fmt: skip
+    pixels = picture.pixels[top : top + height, left : left + width]
+    return InputPicture(picture.path, picture.sha256, width, height, pixels)
+
+
+def with_references(memory: Estimate, files: Sequence[Found], precision: str) -> Estimate:
+    """Add to an estimate the weights of IP-Adapters, which stay on the device, and of their encoders."""
+    value = 4 if precision == "float32" else 2
+    sizes = {
+        file.sha256: (file.role, value * sum(prod(shape) for shape in file.header.shapes.values())) for file in files
+    }
+    adapters = sum(size for role, size in sizes.values() if role == "ip-adapter")
+    encoders = sum(size for role, size in sizes.values() if role == ROLE)
+    return Estimate(
+        memory.unet, memory.vae, memory.text + encoders, memory.unet_work + adapters, memory.vae_work, memory.layer
+    )
+
+
+def reference_files(recipe: Recipe, pictures: Sequence[Path]) -> dict[Sha256, PlannedFile]:
+    """Find the reference pictures of a recipe among `pictures` by SHA-256.
+
+    Raises: UsageError: one is missing (`no-start-image`), or smaller than its crop (`bad-value`).
+    """
+    here = {digest_of(path): path for path in pictures} if recipe.references else {}
+    found = {}
+    for use in recipe.references:
+        found[use.picture] = input_file("reference picture", use.picture, here)
+        cropped(read_picture(found[use.picture].path), use.crop)
+    return found
+
+
+def as_reference(use: ReferenceUse, pictures: Mapping[Sha256, Path]) -> ReferenceRequest:
+    """Convert a reference of a recipe to a request. Raises: UsageError (`no-start-image`): its picture is missing."""
+    path = input_file("reference picture", use.picture, pictures).path
+    return ReferenceRequest(str(path), f"sha256:{use.sha256}", use.weight, use.start, use.end, use.crop)
+
+
+def encoder_parts(recipe: Recipe) -> tuple[str, ...]:
+    """The encoders of a recipe's IP-Adapters in the form in which a request lists parts."""
+    return tuple(dict.fromkeys(f"{ROLE}=sha256:{use.encoder}" for use in recipe.references))
