@@ -23,7 +23,10 @@ class Change:
     scale: float
     device: torch.device
     layer: Callable[[Tensor], Tensor]
-    """Returns the weight that the change was made for, given this parameter: the parameter, or a joint layer."""
+    """A function that returns the weight of the layer that the change was made for, given this parameter.
+
+    The layer is the parameter's own or, if the file joins several layers, the joint one.
+    """
 
     @property
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
@@ -35,7 +38,7 @@ class Change:
         return None if found is None else (self._taken(found[0]), found[1], found[2] * self.scale)
 
     def _taken(self, rows: Tensor) -> Tensor:
-        """The rows of a change, or of its first factor, that this parameter takes."""
+        """Select the rows of a change, or of its first factor, that belong to this parameter."""
         if not self.act.rows:
             return rows
         return torch.cat([rows[first : first + count] for first, count in self.act.rows])
@@ -71,7 +74,7 @@ def _precise(tensor: Tensor) -> torch.dtype:
 def read_change(plan: Plan, place: tuple[str, str], device: torch.device, base: Base) -> Change:
     """Read the change of the parameter at `place` from the adapter's file to `device`."""
     act = plan.acts[place]
-    # alpha and IA3's flag are scalars that are needed on the CPU
+    # read scalars (alpha, IA3's flag) to the CPU, which needs their values
     parts = {
         part: plan.file.get_tensor(key).to("cpu" if part in ("alpha", "on_input") else device).float()
         for part, key in act.parts.items()

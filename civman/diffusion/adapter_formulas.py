@@ -76,7 +76,7 @@ def _lokr(parts: Parts, weight: Tensor) -> Tensor:
     second = second if second.ndim > 2 else second.reshape(second.shape[0], -1, *(ones if wide else kernel))
     product = torch.kron(first.contiguous(), second.contiguous())
     thin = [parts[name] for name in ("lokr_w1_b", "lokr_w2_b") if name in parts]
-    # two full factors have no rank to divide alpha by
+    # without a low-rank factor there is no rank to divide alpha by
     return product * strength(parts, thin[0].shape[0]) if thin else product
 
 
@@ -118,7 +118,11 @@ def _oft(parts: Parts, weight: Tensor) -> Tensor:
 
 
 def _boft(turn: Tensor, parts: Parts, weight: Tensor) -> Tensor:
-    """Compute BOFT. Stage i mixes rows that are 2^i · b/2 apart; after the last one, all rows are mixed."""
+    """Compute BOFT, a product of stages of rotations.
+
+    Stage i mixes rows that are 2^i · b/2 apart (b: the size of a block), so that after all stages every row depends on
+    all others.
+    """
     stages, blocks, size, _ = turn.shape
     rows = weight.flatten(1)
     columns = rows.shape[1]

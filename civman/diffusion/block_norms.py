@@ -20,7 +20,7 @@ from civman.domain.adapters.block_weights import block_name, block_order
 
 @dataclass(frozen=True, slots=True)
 class BlockNorm:
-    """The Frobenius norms of an adapter's change of one block, and of the block's weights that it changes."""
+    """The Frobenius norms of an adapter's change of one block, and of the weights that the adapter changes there."""
 
     block: str
     """The block's name in block weights, see `block_weights.block_name`."""

@@ -47,19 +47,20 @@ class CombinedConditioning:
     uncond: Encoded | None
 
     def key_at(self, call: int) -> tuple[int, ...]:  # noqa: ARG002  # the same in all evaluations
-        """See `civman.diffusion.denoiser.Prompts.key_at`."""
+        """Return a value that is equal for evaluations with the same conditioning."""
         return ()
 
     def at(self, call: int) -> Moment:  # noqa: ARG002
-        """See `civman.diffusion.denoiser.Prompts.at`."""
+        """Return the conditioning of evaluation `call`."""
         return Moment(self.conds, (1 / len(self.conds),) * len(self.conds), self.uncond)
 
 
 def joined(first: Encoded, others: Sequence[tuple[str, float, Encoded]]) -> tuple[Encoded, ...]:
-    """Join encoded texts in order. Each of `others`: how to join it, the share kept of the texts before it, the text.
+    """Join encoded texts in order.
 
-    The ways are those of `civman.domain.recipes.prompt_parts`. "average" cuts the later text to the length of the
-    earlier one, or extends it with zeros; "concat" keeps the pooled vector of the earlier one. Source: ComfyUI.
+    Each entry of `others` has the way to join a text (see `civman.domain.recipes.prompt_parts`), the share of the texts
+    before it that is kept, and the text. "average" cuts the later text to the length of the earlier one, or extends it
+    with zeros; "concat" keeps the pooled vector of the earlier one. Source: ComfyUI.
     """
     found = [first]
     for how, kept, other in others:

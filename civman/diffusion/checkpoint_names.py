@@ -13,4 +13,4 @@ METADATA_KEY: Final = "civman.config"
 TITLES: Final = {
     "unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder",
 }  # fmt: skip
-"""Component → its name in messages."""
+"""Maps each component to its name in messages."""

@@ -22,7 +22,7 @@ def vae_config(usual: Config, shapes: Shapes) -> Config:
         "layers_per_block": layers,
         "down_block_types": ["DownEncoderBlock2D"] * level,
         "up_block_types": ["UpDecoderBlock2D"] * level,
-        # the family has 128 channels in 32 groups; if 32 groups do not fit, use four channels per group
+        # the family's VAE has 128 channels in 32 groups; if 32 groups do not fit, use four channels per group
         "norm_num_groups": usual_groups
         if fits(usual_groups, channels)
         else groups(max(1, min(channels) // 4), channels),
@@ -51,8 +51,8 @@ def text_config(usual: Config, shapes: Shapes, prefix: str) -> Config:
         "hidden_act": usual["hidden_act"],
         "layer_norm_eps": 1e-5,
         "bos_token_id": 49406,
-        # with the value 2 in the Hub's configs, transformers would pool at the highest id, which may be an added
-        # embedding's
+        # not 2 as in the Hub's configs: with 2, transformers would pool at the highest id, which may be that of an
+        # added embedding
         "eos_token_id": 49407,
         "pad_token_id": 49407 if usual["layout"] == "transformers" else 0,
     }
@@ -69,12 +69,12 @@ def divisor(wanted: int, number: int) -> int:
 
 
 def fits(groups: int, channels: list[int]) -> bool:
-    """Whether all of these channels can be divided into this number of groups."""
+    """Whether all of these numbers of channels are divisible by this number of groups."""
     return all(width % groups == 0 for width in channels)
 
 
 def groups(wanted: int, channels: list[int]) -> int:
-    """Return the largest number of groups, at most `wanted`, into which all of these channels can be divided."""
+    """Return the largest number of groups, at most `wanted`, by which all these numbers of channels are divisible."""
     return next(n for n in range(wanted, 0, -1) if fits(n, channels))
 
 

@@ -43,7 +43,7 @@ class ClipText(nn.Module):
         self.final_layer_norm = norm(self.config)
 
     def forward(self, input_ids: Tensor, **_: Any) -> Encoded:
-        """Encode token ids."""
+        """Encode token ids (B, tokens)."""
         states = [self.embeddings(input_ids)]
         for layer in self.encoder.layers:
             states.append(layer(states[-1]))
@@ -60,7 +60,7 @@ class ClipTextWithProjection(nn.Module):
         self.text_projection = nn.Linear(self.config.hidden_size, self.config.projection_dim, bias=False)
 
     def forward(self, input_ids: Tensor, **_: Any) -> Encoded:
-        """Encode token ids."""
+        """Encode token ids (B, tokens); the pooled output is not projected yet."""
         encoded: Encoded = self.text_model(input_ids)
         return encoded
 

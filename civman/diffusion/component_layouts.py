@@ -30,7 +30,7 @@ RES_PARTS = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
     "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
 }  # fmt: skip
-"""Part of a resnet in diffusers' layout → in the original layout."""
+"""Maps each part of a residual block from diffusers' name to the original name."""
 _OPEN_CLIP = {
     "self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
     "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
@@ -142,7 +142,7 @@ def text_sources(parameters: Iterable[str], layout: str, prefix: str, names: Map
     """Map parameters of CLIPTextModel[WithProjection] to tensors; `layout` is "transformers" or "open_clip"."""
     result = {}
     for parameter in parameters:
-        # transformers 5.6 removed this level from one of the two classes
+        # without the level `text_model`, which transformers 5.6 removed from one of the two classes
         plain = parameter.removeprefix("text_model.")
         result[parameter] = Source(prefix + plain) if layout == "transformers" else _open_clip(plain, prefix, names)
     return result

@@ -15,7 +15,7 @@ from civman.domain.recipes.control import ControlUse
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Additions:
-    """What is added inside the UNet, each tensor (k·B, channels, h, w) for k prompts and B images.
+    """What control models add inside the UNet, each tensor (k·B, channels, h, w) for k prompts and B images.
 
     `residuals`, from ControlNets: one for each skip connection, and last for the output of the middle block.
     `features`, from T2I-Adapters: one for each level of the UNet's first half.
@@ -85,7 +85,7 @@ def _padded(image: Any, size: tuple[int, int]) -> Any:
 
 
 def total(found: Sequence[Additions], dtype: torch.dtype) -> Additions:
-    """Sum what several control models add to the UNet, in the UNet's dtype."""
+    """Add up what several control models add to the UNet, in the UNet's dtype."""
     return Additions(_sums([each.residuals for each in found], dtype), _sums([each.features for each in found], dtype))
 
 

@@ -86,7 +86,10 @@ def load_controlnet(
 
 
 def _tensor(weights: Weights, names: Mapping[str, str], plain: str, parameter: str, model: LoadedModel) -> Tensor:
-    """Read a parameter of a ControlNet (`plain` is its original name), added to the UNet's if it is a change."""
+    """Read a parameter of a ControlNet; a stored change is added to the UNet's parameter.
+
+    `plain` is the parameter's original name without prefix.
+    """
     if plain not in names:
         base = model.base_tensor("unet", parameter)
         if (pair := factors(plain, names)) is None:
@@ -109,13 +112,13 @@ class ActiveControlNet:
     image: Tensor
 
     def at(self, step: int, steps: int) -> "ActiveControlNet | None":
-        """See `control_additions.ActiveControl`."""
+        """Return what acts in this step, counted from 0; None if nothing does."""
         return self if self.use.acts_at(step, steps) else None
 
     def additions(
         self, latents: Tensor, time: Tensor, contexts: Tensor, added: Mapping[str, Any], positive: Sequence[bool]
     ) -> Additions:
-        """See `control_additions.ActiveControl`."""
+        """Compute what the model adds to the UNet in one call; see `ActiveControl.additions` for the shapes."""
         dtype = self.net.dtype
         more = {"added_cond_kwargs": {key: value.to(dtype) for key, value in added.items()}} if added else {}
         skips, middle = self.net.module(

@@ -40,20 +40,20 @@ class ActiveUnion:
     parts: tuple[tuple[ControlUse, Tensor], ...]
 
     def joined(self, other: "ActiveUnion") -> "ActiveUnion | None":
-        """Return both together; None if they cannot be computed in one call."""
+        """Join two uses of one union; None if they cannot be computed in one call."""
         if other.net is not self.net or other.parts[0][0].mode != self.parts[0][0].mode:
             return None
         return replace(self, parts=(*self.parts, *other.parts))
 
     def at(self, step: int, steps: int) -> "ActiveUnion | None":
-        """See `control_additions.ActiveControl`."""
+        """Return what acts in this step, counted from 0; None if nothing does."""
         acting = tuple(part for part in self.parts if part[0].acts_at(step, steps))
         return replace(self, parts=acting) if acting else None
 
     def additions(
         self, latents: Tensor, time: Tensor, contexts: Tensor, added: Mapping[str, Any], positive: Sequence[bool]
     ) -> Additions:
-        """See `control_additions.ActiveControl`."""
+        """Compute what the model adds to the UNet in one call; see `ActiveControl.additions` for the shapes."""
         dtype = next(self.net.module.parameters()).dtype
         uses, kinds = [use for use, _ in self.parts], [CONTROL_TYPES.index(use.type) for use, _ in self.parts]
         told = torch.zeros(self.net.module.config.num_control_type)

@@ -61,11 +61,11 @@ class Conditioning:
     uncond_pooled: Tensor | None = None
 
     def key_at(self, call: int) -> tuple[int, ...]:  # noqa: ARG002  # the same in all evaluations
-        """See `Prompts.key_at`."""
+        """Return a value that is equal for all evaluations, since the conditioning never changes."""
         return ()
 
     def at(self, call: int) -> Moment:  # noqa: ARG002
-        """See `Prompts.at`."""
+        """Return the same conditioning for every evaluation."""
         uncond = None if self.uncond is None else Encoded(self.uncond, self.uncond_pooled)
         return Moment((Encoded(self.cond, self.pooled),), (1.0,), uncond)
 
@@ -127,7 +127,7 @@ class Guidance:
     """Guide and rescale the velocity (v) also if the model predicts the noise."""
 
     def asks_negative(self, weights: tuple[float, ...]) -> bool:
-        """Whether the UNet is evaluated for the negative prompt if these are the weights of the combined prompts."""
+        """Whether the UNet must be evaluated for the negative prompt, given the weights of the combined prompts."""
         return self.in_pairs or weights != (1.0,) or (self.scale != 1 if self.follows_below_1 else self.scale > 1)
 
 
@@ -197,7 +197,8 @@ class Denoiser:
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._times = self._sent_times(tuple(dict.fromkeys(called_at)))
         self._size = size
-        self._sizes: Tensor | None = None  # sent when the first prompt has a pooled vector
+        # the size conditioning is sent to the device when the first prompt has a pooled vector
+        self._sizes: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: float) -> Any:
         """Predict the denoised image for x (B, 4, h, w) float32; with `in_pairs`, guided and unguided."""
@@ -231,7 +232,7 @@ class Denoiser:
         cleans = []
         for clean in wanted:
             if known is not None and known.is_shown:
-                clean = clean + (x - seen)  # the noise that the model predicted here is the noise of x
+                clean = clean + (x - seen)  # add the noise of x to what is preserved: the model predicted that noise
             elif known is not None:
                 clean = clean * known.mask + known.latents * (1 - known.mask)
             cleans.append(clean)
@@ -321,7 +322,8 @@ class Denoiser:
             return answers[0]
         if self._guidance.thresholding is not None and len(answers) > len(weights):
             return self._thresholded(answers, weights)
-        if len(weights) == len(answers):  # the negative prompt is skipped: as in A1111, the first part stands for it
+        # if the negative prompt is skipped, the first part takes its place, as in A1111
+        if len(weights) == len(answers):
             answers = [*answers, answers[0]]
         if weights != (1.0,):
             *conds, uncond = answers
@@ -365,7 +367,7 @@ def _fitted(uncond: Encoded, cond: Encoded) -> Encoded:
 
 
 def _unguided(moment: Moment) -> Moment:
-    """The conditioning of an evaluation without the negative prompt."""
+    """Return the conditioning of an evaluation without its negative prompt."""
     return Moment(moment.conds, moment.weights, None)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from civman.domain.files.gguf_types import BLOCKS
 
 _PIECE = 1 << 20
-"""How many numbers are unpacked at once."""
+"""The number of packed numbers that are unpacked in one pass, which limits the memory for intermediate values."""
 _ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
 
 
@@ -39,7 +39,7 @@ def scaled(values: Tensor, scale: Tensor, rotation: int = 0) -> Tensor:
 
 @cache
 def _hadamard(size: int) -> Tensor:
-    """The regular Hadamard matrix of this size, a power of four, with rows of length 1; it is its own inverse."""
+    """Build the regular Hadamard matrix of this size, a power of four, with rows of length 1. It is its own inverse."""
     base = torch.tensor(_ROTATION, dtype=torch.float32) / 2
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
@@ -82,7 +82,7 @@ def gguf_blocks(stored: Tensor, kind: str, shape: tuple[int, ...]) -> Tensor:
     block, size = BLOCKS[kind]
     blocks = stored.numpy().reshape(-1, size)
     result = torch.empty(len(blocks), block, dtype=torch.float32)
-    # in pieces, because the package needs several times the memory of its result
+    # unpack in pieces, because the package needs several times the memory of its result
     for start in range(0, len(blocks), step := max(1, _PIECE // block)):
         piece = quants.dequantize(blocks[start : start + step], constants.GGMLQuantizationType[kind])
         result[start : start + step] = torch.from_numpy(piece).view(-1, block)

@@ -29,7 +29,7 @@ _NAME: Final = "civman_diffusers_files"
 
 def class_of(module: str, name: str) -> Any:
     """Import a class from a file of diffusers, such as "models.unets.unet_2d_condition"."""
-    # torch's default device would also apply to tensors that the files create while being imported
+    # import under the CPU as default device, which would also apply to tensors that the files create
     with no_compiler(), torch.device("cpu"):
         if _NAME not in sys.modules:
             _make_packages()
@@ -116,7 +116,7 @@ def _is_torch_version(sign: str, wanted: str) -> bool:
 
 
 class _Checks(ModuleType):
-    """`utils.import_utils`: of the optional packages, only torch is there."""
+    """Replaces diffusers' checks for optional packages: only torch is reported as available."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("is_"):
@@ -155,7 +155,7 @@ def _make_packages() -> None:
 
 
 def _base(name: str) -> type:
-    """Create a class of its own, since a model cannot have the same base class twice."""
+    """Create a separate empty base class, since a model cannot have the same base class twice."""
     return type(name, (_Nothing,), {})
 
 

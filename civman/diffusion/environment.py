@@ -128,8 +128,8 @@ def _repeatable() -> Iterator[None]:
     )  # fmt: skip
     # sets the same flag as use_deterministic_algorithms, which would import torch's compiler and take 3 s
     torch.set_deterministic_debug_mode("warn")
-    # no result of ours contains memory that was never written, so filling each new tensor first is wasted work: as many
-    # operations again as a UNet has
+    # do not fill new tensors: no result contains memory that was never written, and filling would double the number of
+    # operations of a UNet call
     _FILLS.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -18,7 +18,7 @@ _VARIANCE: Final = 1e-5
 _SLOPE: Final = 0.2
 _ENCODER_BLOCK: Final = {512: 2, 256: 5, 128: 8, 64: 11, 32: 14, 16: 18}
 _GENERATOR_BLOCK: Final = {16: 6, 32: 9, 64: 12, 128: 15, 256: 18, 512: 21}
-"""The side of a feature map in pixels → the block after which the encoder's features flow into the generator's."""
+"""Maps the side of a feature map in pixels to the generator's block after which the encoder's features are added."""
 
 
 class CodeFormer:

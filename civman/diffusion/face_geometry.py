@@ -17,7 +17,7 @@ _TEMPLATE: Final = np.array([
 ])  # fmt: skip
 """Where the eyes, the nose and the corners of the mouth lie in an aligned face."""
 _TRIES: Final = 13
-"""How many pairs of points OpenCV tries: enough to meet two good ones with a probability of 99 %."""
+"""The number of pairs of points that OpenCV tries, with which it meets two good ones with a probability of 99 %."""
 _RANDOM: Final = 4164903690
 _BITS: Final = 2**32
 
@@ -41,7 +41,7 @@ def alignment(landmarks: Any) -> Any:
 
 
 def _pairs(count: int) -> Iterator[tuple[int, int]]:
-    """The pairs of points that OpenCV's random numbers choose."""
+    """Yield the pairs of points that OpenCV's random numbers choose."""
     state = 2**64 - 1
 
     def drawn() -> int:
@@ -57,7 +57,7 @@ def _pairs(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _similarity(points: Any, wanted: Any) -> Any:
-    """The least squares similarity from points to wanted points, both (N, 2)."""
+    """Fit a similarity (rotation, scale, shift) that maps points to wanted points, both (N, 2), by least squares."""
     ones, zeros = np.ones(len(points)), np.zeros(len(points))
     x, y = points[:, 0], points[:, 1]
     rows = np.concatenate([np.stack([x, -y, ones, zeros], 1), np.stack([y, x, zeros, ones], 1)])
@@ -70,7 +70,7 @@ def _errors(matrix: Any, points: Any, wanted: Any) -> Any:
 
 
 def inverted(matrix: Any) -> Any:
-    """The inverse of an affine map, as (2, 3)."""
+    """Invert an affine map, given as (2, 3)."""
     inverse = np.linalg.inv(matrix[:, :2])
     return np.concatenate([inverse, -inverse @ matrix[:, 2:]], 1)
 
@@ -116,7 +116,7 @@ def resized(image: Any, size: tuple[int, int]) -> Any:
 
 
 def _kernel(before: int, after: int) -> tuple[Any, Any]:
-    """For each new pixel along one side: the eight old ones that it is made of, and their weights."""
+    """For each new pixel along one side, compute which eight old pixels it is made of, and their weights."""
     centre = (np.arange(after) + 0.5) * (before / after) - 0.5
     first = np.floor(centre).astype(int) - 3
     places = first[:, None] + np.arange(8)
@@ -130,7 +130,7 @@ def blurred(mask: Any, radius: int = 50, deviation: float = 11.0) -> Any:
     weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * deviation**2))
     weights /= weights.sum()
     result = np.asarray(mask, dtype=np.float64)
-    for _ in range(2):  # rows, then columns
+    for _ in range(2):  # blur the rows, then the columns
         padded = np.pad(result, ((0, 0), (radius, radius)), mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(padded, len(weights), axis=1)
         result = (windows @ weights).T

@@ -1,6 +1,6 @@
 """GFPGAN 1.3 and 1.4, which restores a blurred face with a pretrained StyleGAN2 as generator.
 
-A1111 adds random noise within the network; here, it is the noise that the file contains, so that the result can be
+A1111 adds random noise within the network. This module adds the noise that the file contains, so that the result can be
 repeated.
 
 Sources: Wang et al. 2021 (GFP-GAN), Karras et al. 2020 (StyleGAN2). The names are those of the "clean" layout of

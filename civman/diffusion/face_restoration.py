@@ -57,7 +57,7 @@ def load_face_model(path: Path, kind: str, device: torch.device) -> Any:
     except KeyError as error:
         raise CannotRender(
             f"`{path.name}` is not a complete {kind} model: the tensor {error} is missing",
-            hint="download the file again", code=Cause.NO_FACE_MODEL,
+            hint="download the complete file again", code=Cause.NO_FACE_MODEL,
         ) from error  # fmt: skip
 
 
@@ -69,10 +69,12 @@ def restored(pixels: Any, models: FaceModels, weight: float) -> tuple[Any, int]:
     try:
         return _restored(pixels, models, weight)
     except (KeyError, RuntimeError, ValueError) as error:
-        if "memory" in str(error):  # the caller reports it
+        if "memory" in str(error):  # out of memory: the caller reports it
             raise
         raise CannotRender(
-            f"the face models cannot be run: {error}", hint="use the published files", code=Cause.NO_FACE_MODEL
+            f"the face models cannot be run: {error}",
+            hint="use the published files of the face models, such as `codeformer.pth`",
+            code=Cause.NO_FACE_MODEL,
         ) from error
 
 

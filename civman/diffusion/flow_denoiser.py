@@ -25,11 +25,11 @@ class FlowCall:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """See `ModelCall.key`."""
+        """Return a value that is equal for calls that can be joined into one."""
         return (self.at.x.shape, self.text.context.shape)
 
     def joined(self, calls: Sequence["FlowCall"]) -> "FlowCall":
-        """See `ModelCall.joined`."""
+        """Join calls with equal keys into one call of the transformer."""
         at = Instant(
             torch.cat([call.at.x for call in calls]),
             tuple(call.at.sigmas[0] for call in calls),
@@ -39,7 +39,7 @@ class FlowCall:
         return FlowCall(self.model, at, FlowEncoded(torch.cat([call.text.context for call in calls]), pooled))
 
     def answer(self, unet: Any) -> Tensor:  # noqa: ARG002  # the family calls the transformer in its own way
-        """See `ModelCall.answer`."""
+        """Call the transformer and return its output."""
         family: Any = self.model.family
         velocity: Tensor = family.velocity(self.model.components, self.at, self.text)
         return velocity

@@ -31,7 +31,7 @@ class FlowLevels:
     entries: int = 1000
 
     def sigma(self, share: float) -> float:
-        """Return σ for t in 0 … 1."""
+        """Return the noise level σ for t in 0 … 1."""
         return self.shift * share / (1 + (self.shift - 1) * share)
 
     @property
@@ -71,7 +71,7 @@ def _line(start: float, end: float, count: int) -> list[float]:
 
 
 def _normal(n: int, levels: FlowLevels) -> list[float]:
-    # the last level is shifted twice, as in ComfyUI and in diffusers' `set_timesteps(n)`
+    # shift the last level twice, as ComfyUI and diffusers' `set_timesteps(n)` do
     return [*(levels.sigma(t) for t in _line(1.0, levels.least, n)), 0.0]
 
 

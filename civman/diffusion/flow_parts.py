@@ -96,7 +96,7 @@ def _placed(
 
 
 def missing_part(need: Need, file: str, family: FlowFamily) -> CannotRender:
-    """The error for a checkpoint that lacks a part it needs."""
+    """Build the error for a checkpoint that lacks a part it needs."""
     return CannotRender(
         f"`{file}` contains no {need.kind.title}, and none was given",
         hint=f"pass one with {option_of(need)}; {_how_to_fetch(need, family)}",
@@ -105,7 +105,7 @@ def missing_part(need: Need, file: str, family: FlowFamily) -> CannotRender:
 
 
 def wrong_kind(need: Need, file: str) -> CannotRender:
-    """The error for a file that is not the kind of part it was passed as."""
+    """Build the error for a file that is not the kind of part it was passed as."""
     return CannotRender(
         f"`{file}` is not the required part ({need.kind.title})",
         hint=f"pass one with {option_of(need)}", code=Cause.MISMATCHED_PARTS, part=need.kind.role, file=file,
@@ -113,7 +113,7 @@ def wrong_kind(need: Need, file: str) -> CannotRender:
 
 
 def option_of(need: Need) -> str:
-    """The command-line option for a part."""
+    """Return the command-line option with which a user passes this part."""
     return "--vae REF" if need.component == "vae" else f"--part {need.kind.role}=REF"
 
 

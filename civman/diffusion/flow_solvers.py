@@ -112,12 +112,12 @@ FLOW_SOLVERS: Final[dict[str, Solver]] = {
     "Gradient Estimation": solvers_rare.gradient_estimation,
     "Euler a": euler_ancestral, "DPM2 a": dpm2_ancestral, "DPM++ 2S a": dpmpp_2s_ancestral, "LCM": lcm,
 }  # fmt: skip
-"""Sampler → its solver for flow matching."""
+"""Maps each sampler to its solver for flow matching."""
 RATIO_SOLVERS: Final[dict[str, Solver]] = {
     "ER SDE": _in_ratio(solvers_rare.er_sde), "DPM++ SDE": _in_ratio(solvers_dpm.dpmpp_sde),
     "DPM++ 2M SDE": _in_ratio(solvers_dpm.dpmpp_2m_sde), "DPM++ 2M SDE Heun": _in_ratio(solvers_dpm.dpmpp_2m_sde_heun),
     "DPM++ 3M SDE": _in_ratio(solvers_dpm.dpmpp_3m_sde),
 }  # fmt: skip
-"""Sampler → its solver, if it needs a first level below 1 (`FIRST_SHARE`)."""
+"""Maps each sampler that needs a first level below 1 (`FIRST_SHARE`) to its solver."""
 FIRST_SHARE: Final = 1 - 1e-4
 """The t of the first level of `RATIO_SOLVERS`, before the shift."""

@@ -113,7 +113,7 @@ class FlowText:
         return states
 
     def note(self, words: str) -> None:
-        """Add a note, once."""
+        """Add a note for the user, unless it was added before."""
         if words not in self.notes:
             self.notes.append(words)
 

@@ -34,7 +34,7 @@ def freed(unet: Any, found: FreeU | None) -> Iterator[None]:
 
 
 def _blocks(unet: Any) -> Iterator[tuple[nn.Module, int]]:
-    """The residual blocks of the decoder half, each with the number of channels that come from the block before."""
+    """List the residual blocks of the decoder half, each with its number of input channels from the block before."""
     channels = int(unet.mid_block.resnets[-1].out_channels)
     for level in unet.up_blocks:
         for block in level.resnets:
@@ -57,7 +57,7 @@ class _Hook:
             mean = own.mean(1, keepdim=True)
             flat = mean.flatten(1)
             low, high = (each.view(-1, 1, 1, 1) for each in (flat.min(1).values, flat.max(1).values))
-            # at a single pixel, the mean has no range; ComfyUI divides by zero there
+            # at a single pixel the mean has no range, and ComfyUI would divide by zero
             factor = (self._features - 1) * ((mean - low) / (high - low)).nan_to_num(0.0) + 1
         own = torch.cat([own[:, :half] * factor, own[:, half:]], dim=1)
         return (torch.cat([own, low_scaled(skip, self._skipped)], dim=1), *arguments[1:])

@@ -57,7 +57,7 @@ class Checks:
 
 
 Judge = Callable[[list[float]], None]
-"""Checks the numbers of a small tensor, flattened. Raises: CannotRender."""
+"""A function that checks the numbers of a small tensor, flattened. Raises: CannotRender."""
 
 
 def check_pixels(checks: Checks, pixels: Tensor, *, seeds: Sequence[int]) -> None:
@@ -117,9 +117,9 @@ Sampling starts at 14.6 and ends near 1. Measured: trained models end between 0.
 sampler, random weights between 16.8 and 41.7.
 """
 NOISE_LIKENESS = 0.4
-"""Latents whose neighbours correlate more strongly than this are an image, whatever their standard deviation.
+"""Final latents whose neighbours correlate more strongly than this are an image, whatever their standard deviation.
 
-Random weights reach 0.3.
+Latents from random weights reach 0.3.
 """
 _NOISE_MIN_SIDE = 32
 _NOISE_MIN_STEPS = 10

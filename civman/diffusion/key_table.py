@@ -21,7 +21,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line: the original name, the target names in the order of their rows, and whether halves are swapped."""
+    """One line of a table: an original name, its targets in the order of their rows, whether halves are swapped."""
 
     original: str
     targets: tuple[str, ...]

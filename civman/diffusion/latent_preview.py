@@ -28,7 +28,7 @@ def preview_of(model: LoadedModel, latents: Tensor) -> Callable[[], bytes]:
 
 @torch.no_grad()
 def _colours(model: LoadedModel, latents: Tensor) -> Tensor:
-    """Approximate colours of latents (1, 4, h, w): (3, h', w') in 0 … 1."""
+    """Compute approximate colours of latents (1, 4, h, w): (3, h', w') in 0 … 1."""
     widths = getattr(model.vae.config, "block_out_channels", ())
     if model.family.latent_rgb and tuple(widths) == _KNOWN_WIDTHS:
         matrix = torch.tensor(model.family.latent_rgb)

@@ -33,7 +33,7 @@ def stream(model: LoadedModel) -> Later:
             waiting = [key for key, weight in module.named_parameters(recurse=False) if weight.is_meta]
             if waiting:
                 _attend(model, component, name, module, waiting, later, room)
-        # diffusers' pipelines read from here the device on which to create their own tensors
+        # set the device on which diffusers' pipelines create their own tensors
         setattr(whole, "_hf_hook", SimpleNamespace(execution_device=model.device))  # noqa: B010  # accelerate's name
     return later
 
@@ -89,7 +89,8 @@ class _Room:
             flat = self._flat.get((place, dtype))
             if flat is None or flat.numel() < like.numel():
                 flat = self._flat[place, dtype] = torch.empty(like.numel(), dtype=dtype, device=self._device)
-            # keep the strides of the file's tensor, as conversion does: another memory order may change the last bits
+            # keep the strides of the file's tensor, as converting it does: another memory order may change the last
+            # bits
             strides = torch.empty_like(like, device="meta").stride()
             return flat[: like.numel()].as_strided(like.shape, strides)
 

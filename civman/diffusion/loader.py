@@ -30,7 +30,7 @@ from civman.diffusion.unet_configs import component_configs, require_known_rules
 from civman.domain.files.weight_forms import INPUT_SCALES, MARKER, SCALES, Quantisation
 from civman.errors import CannotRender, Cause
 
-# tensors that real files contain and no component needs
+# prefixes of tensors that real files contain and no component needs
 _KNOWN_EXTRAS = (
     "model_ema.", "alphas_cumprod", "alphas_cumprod_prev", "betas", "log_one_minus_alphas_cumprod", "posterior_",
     "sqrt_", "logvar", "cond_stage_model.logit_scale", "v_pred", "ztsnr", "denoiser.sigmas", "embedding_manager.",
@@ -252,7 +252,7 @@ def _moved_unet(weights: Weights, device: torch.device, dtype: torch.dtype | Non
     # a single call: many small calls would each wait for Python's global interpreter lock
     torch._foreach_copy_([made[name] for name in plain], [weights.read(Source(name)) for name in plain])
     for name in names:
-        if weights.is_packed(name):  # one after the other: each is unpacked to four bytes per number
+        if weights.is_packed(name):  # unpack one after the other: each weight needs four bytes per number
             made[name].copy_(weights.read(Source(name)))
             weights.forget(name)
     return made
@@ -311,7 +311,10 @@ def fill(
 
 
 def _meta_like(weights: Weights, source: Source, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A parameter on the meta device. Unless the weight is packed, its memory layout is that of the file's tensor."""
+    """Create a parameter on the meta device.
+
+    Unless the weight is packed, its memory layout is that of the file's tensor.
+    """
     if weights.is_packed(source.name):
         return torch.empty(shape, dtype=dtype, device="meta")
     return torch.empty_like(weights.read(source).reshape(shape), dtype=dtype, device="meta")

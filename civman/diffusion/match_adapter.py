@@ -86,7 +86,7 @@ class Coverage:
     parameters: tuple[tuple[str, str], ...]
     idle: tuple[Unmatched, ...] = ()
     blocks: Mapping[str, float] = field(default_factory=dict)
-    """Block → the Frobenius norm of scale · Δ there (before rounding)."""
+    """Maps each block to the Frobenius norm of scale · Δ there (before rounding)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,11 @@ class Act:
     rank: int | None
     is_bias: bool = False
     rows: tuple[tuple[int, int], ...] = ()
-    """The rows of the change that this parameter takes: (first, count); all if empty."""
+    """The rows (first, count) of the change that belong to this parameter; all rows if empty."""
     joint: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
-    """The parameters that together form the layer the change was made for, each with its rows; empty if just one."""
+    """The parameters that together form the layer for which the change was made, each with its rows; empty for a single
+    parameter.
+    """
 
 
 @dataclass(slots=True)
@@ -119,7 +121,7 @@ class Plan:
     idle: list[Unmatched] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)
     squares: dict[tuple[str, str], float] = field(default_factory=dict)
-    """(component, block) → the sum of the squares of what was added there."""
+    """Maps (component, block) to the sum of the squares of what was added there."""
     changes_bits: bool = False
 
     @property
@@ -273,7 +275,7 @@ def require_coverage(plan: Plan, *, allow_partial: bool) -> None:
         raise Incompatible(
             f"adapter `{name}` fits no part of this model" + (f": {reasons[0]}" if reasons else ": it is empty"),
             code=Cause.ADAPTER_NO_MATCH,
-            hint="it was made for another kind of model",
+            hint="the adapter was made for another kind of model; `civman check` shows what it fits",
             adapter=name,
             unmatched=reasons,
         )

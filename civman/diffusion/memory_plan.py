@@ -77,10 +77,10 @@ _TILE_WORK, _LEAST_LAYER = 2**30, 2**28
 
 
 def layer_bytes(tensors: Iterable[Tensor], dtype_bytes: int) -> int:
-    """Return the memory that the largest layer of these tensors takes in layer-by-layer rendering.
+    """Return the memory that the largest of these layers takes in layer-by-layer rendering.
 
-    These are its weights in the compute dtype and, if they are packed or of another type, the single-precision numbers
-    they are converted from.
+    It consists of the layer's weights in the compute dtype and, if they are packed or of another type, of the
+    single-precision numbers they are converted from.
     """
     most = 0
     for tensor in tensors:
@@ -155,7 +155,7 @@ def take_turns(modules: "Sequence[torch.nn.Module]", device: "torch.device") -> 
     here: list[torch.nn.Module] = []
 
     class Turn(hooks.ModelHook):  # type: ignore[misc]  # accelerate is only imported here
-        execution_device = device  # diffusers' pipelines read from here the device on which to create their own tensors
+        execution_device = device  # the device on which diffusers' pipelines create their own tensors
 
         def pre_forward(self, module: "torch.nn.Module", *arguments: Any, **named: Any) -> tuple[Any, Any]:
             if here != [module]:

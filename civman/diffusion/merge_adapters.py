@@ -27,9 +27,9 @@ from civman.errors import Cause, Incompatible
 __all__ = ["Adapter", "Base", "Coverage", "Later", "apply", "restore"]
 
 _PIECE = 1 << 20
-"""Elements of a weight merged at once: 4 MiB of float32."""
+"""The number of elements of a weight that are merged at once: 4 MiB of float32."""
 _SUSPECT = 1000.0
-"""If a change's norm is at least this, the merged weight is checked for overflow.
+"""The norm of a change from which on the merged weight is checked for overflow.
 
 float16 ends at 65504; ordinary changes stay below 100.
 """

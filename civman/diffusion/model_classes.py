@@ -55,7 +55,7 @@ _FILES: dict[str, tuple[str, str]] = {
     "controlnet-union": ("models.controlnets.controlnet_union", "ControlNetUnionModel"),
     "t2i-adapter": ("models.adapter", "T2IAdapter"),
 }
-"""Component → diffusers' file and the class in it."""
+"""Maps each component to diffusers' file and the class in it."""
 
 
 def construct(component: str, config: dict[str, Any], *, for_diffusers: bool = False) -> nn.Module:
@@ -104,7 +104,7 @@ _CLASSES = {
 def construct_class(name: str, config: dict[str, Any]) -> nn.Module:
     """Build one of diffusers' or transformers' models on torch's default device, by the name of its class."""
     _import(lambda: None)
-    with warnings.catch_warnings():  # diffusers' own classes use names that diffusers calls deprecated
+    with warnings.catch_warnings():  # hide warnings: diffusers' own classes use names that diffusers calls deprecated
         warnings.simplefilter("ignore", FutureWarning)
         kind: Any = getattr(importlib.import_module(_CLASSES[name]), name)
         if _CLASSES[name].startswith("transformers."):
@@ -132,7 +132,8 @@ def _text() -> Any:
 def _import(what: Callable[[], Any]) -> Any:
     with _LOCK:
         if "diffusers" not in sys.modules and "transformers" not in sys.modules:
-            # torch's default device would also apply to tensors that the libraries create while being imported
+            # use the CPU as default device, which would also apply to tensors that the libraries create while being
+            # imported
             with no_compiler(), _no_distribution(), torch.device("cpu"):
                 importlib.import_module("diffusers")  # diffusers detects scipy and PEFT here
                 with _no_scipy():

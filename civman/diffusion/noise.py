@@ -20,7 +20,10 @@ from civman.domain.recipes.recipe import Recipe
 
 
 class Rng(StrEnum):
-    """The random number generator that a seed is for. `nv:THREADS` is also possible, see the module's docstring."""
+    """The random number generator that a seed is for.
+
+    `nv:THREADS`, which is no member, is also possible: see the module's docstring.
+    """
 
     CPU = "cpu"
     NV = "nv"
@@ -43,7 +46,7 @@ class TorchDraws:
         self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def randn(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw from torch's CPU generator, see `Draws.randn`."""
+        """Draw the next numbers with torch's CPU generator: a float32 tensor of this shape."""
         return torch.randn(shape, generator=self._generator, dtype=torch.float32)
 
 
@@ -94,12 +97,15 @@ class SlicedDraws:
         self._whole, self._index, self._count = whole, index, count
 
     def randn(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw for all images and return this image's slice, see `Draws.randn`."""
+        """Draw the next numbers for all images, and return those of this image."""
         return self._whole.randn((self._count, *shape))[self._index]
 
 
 def draws(rng: str, seed: int, part: str = "") -> Draws:
-    """Start a new stream of noise for this seed. `part`: a slice of each draw, as in `Recipe.noise_slice`."""
+    """Start a new stream of noise for this seed.
+
+    `part`: a slice of each draw, as in `Recipe.noise_slice`.
+    """
     if part:
         index, _, count = part.partition("/")
         return SlicedDraws(draws(rng, seed), int(index) - 1, int(count))
@@ -199,7 +205,7 @@ class BrownianPath:
         self._seed, self._shape, self._rng = seed, shape, rng
         low, high = float(np.float32(low)), float(np.float32(high))
         self._low, self._high = round(low, _DIGITS), round(high, _DIGITS)
-        # the length of the whole interval is computed before rounding
+        # compute the length of the whole interval before rounding
         self._whole = self._draw(np.random.SeedSequence(seed, pool_size=_POOL)) * math.sqrt(high - low)
         self._cache: dict[tuple[int, int], Tensor] = {}
         self._deep: dict[tuple[int, int], Tensor] = {}

@@ -191,7 +191,8 @@ def _of_comfyui(schedule: Schedule, steps: int, levels: NoiseLevels, *, is_xl: b
         return [*compute(steps, levels.sigmas, single), 0.0]
     if schedule is Schedule.BETA:
         last = len(levels.sigmas) - 1
-        # the quantile is exact to about 1e-13 only, which decides how a place at half a timestep is rounded
+        # round first: the quantile is exact to about 1e-13 only, which would decide how a place at half a timestep is
+        # rounded
         places = (round(beta_quantile(1 - i / steps, SAMPLING.beta_shape) * last, 9) for i in range(steps))
         times = [round(place) for place in places]
         return [*(levels.sigmas[time] for time in dict.fromkeys(times)), 0.0]

@@ -29,11 +29,13 @@ class PartKind:
     probes: tuple[str, ...]
     """Names, in the kind's own layout and without prefix, that a file with this part contains."""
     config: Callable[[Shapes], Config] = field(repr=False)
-    """From shapes, by name without prefix, to the arguments of the class."""
+    """A function from shapes, by name without prefix, to the arguments of the class."""
     sources: Sources = field(repr=False)
-    """From the class's parameters to tensors, by name without prefix."""
+    """A function from the class's parameters to tensors, by name without prefix."""
     names: Callable[[Iterable[str]], Mapping[str, str]] = field(default=lambda names: {n: n for n in names}, repr=False)
-    """From the names that `config` and `sources` use to the names of a file without prefix, which may differ."""
+    """A function from the names that `config` and `sources` use to the names of a file without prefix, which may
+    differ.
+    """
 
     def prefix_in(self, shapes: Shapes) -> str | None:
         """Return the prefix under which a file contains this part, or None if it does not."""
@@ -61,12 +63,12 @@ class PartKind:
 
 
 def _plainly(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Source]:  # noqa: ARG001
-    """The sources of a part whose parameters are named as the file's tensors."""
+    """Map parameters to tensors for a part whose parameters are named like the file's tensors."""
     return {parameter: Source(parameter) for parameter in wanted}
 
 
 def _clip_names(names: Iterable[str]) -> dict[str, str]:
-    """CLIP's names without the level `text_model`, which only some versions of transformers' classes have."""
+    """Remove the level `text_model` from CLIP's names, which only some versions of transformers' classes have."""
     return {name.removeprefix("text_model."): name for name in names}
 
 
@@ -133,7 +135,7 @@ def _kl_config(scale: float, shift: float) -> Callable[[Shapes], Config]:
 def _kl_names(names: Iterable[str]) -> Mapping[str, str]:
     try:
         return own_vae_names(names, "")
-    except CannotRender:  # no VAE of this kind
+    except CannotRender:  # the file contains no VAE of this kind
         return {}
 
 
@@ -171,7 +173,7 @@ def _wan_sources(wanted: Mapping[str, tuple[int, ...]], config: Config) -> dict[
 
 
 def _wan_name(parameter: str, per_level: int) -> str:
-    """The original name of a parameter of diffusers' AutoencoderKLQwenImage."""
+    """Translate a parameter of diffusers' AutoencoderKLQwenImage to its original name."""
     side, *rest = parameter.split(".")
     if side in _WAN_ENDS:
         return ".".join([_WAN_ENDS[side], *rest])

@@ -61,7 +61,10 @@ def _starts(length: int) -> list[int]:
 
 
 def _ramp(length: int, feather: int) -> Tensor:
-    """The weights along one side of a tile: they rise over the overlap at both ends, if the tile is long enough."""
+    """Compute the weights along one side of a tile.
+
+    They rise over the overlap at both ends, if the tile is long enough.
+    """
     weights = torch.ones(length)
     if feather < length:
         for place in range(feather):
@@ -71,7 +74,7 @@ def _ramp(length: int, feather: int) -> Tensor:
 
 
 def _lanczos(pixels: Tensor, width: int, height: int) -> Tensor:
-    from PIL import Image  # importing this takes 0.1 s, and few recipes need it
+    from PIL import Image  # imported here: it takes 0.1 s, and few recipes need it
 
     eight = finished(pixels, seed=0, rounding="down", decoded_in="", notes=()).pixels
     larger = np.array(Image.fromarray(eight).resize((width, height), Image.Resampling.LANCZOS))
@@ -85,7 +88,7 @@ def _bislerp(latents: Tensor, width: int, height: int) -> Tensor:
 
 
 def _along(vectors: Tensor, axis: int, length: int) -> Tensor:
-    """Resize (B, h, w, C) along one axis."""
+    """Resize (B, h, w, C) along one axis by spherical interpolation."""
     before = vectors.shape[axis]
     places = torch.arange(before, dtype=torch.float32).view(1, 1, 1, -1)
     at = functional.interpolate(places, size=(1, length), mode="bilinear").flatten()

@@ -22,7 +22,7 @@ class Postponed(ModuleType):
             self.__spec__.loader.exec_module(self)
             if name in vars(self):
                 return vars(self)[name]
-        real = sys.modules[self.__name__]  # transformers replaces itself in sys.modules by another module
+        real = sys.modules[self.__name__]  # look again: transformers replaces itself in sys.modules by another module
         if real is self:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(real, name)

@@ -45,7 +45,8 @@ _GPUS: Final = ("cuda", "hip", "xpu")
 def _load_libraries(folder: Path) -> None:
     """Load torch's libraries as torch itself would, in its order; what fails here is left to torch."""
     with contextlib.suppress(OSError, AttributeError):
-        # called as a C function, because ctypes releases Python's global interpreter lock only around these
+        # call the loader as a C function, because ctypes releases Python's global interpreter lock only around such
+        # calls
         load = ctypes.CDLL(None).dlopen
         load.restype, load.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_int)
         for name, scope in (("libtorch_global_deps.so", os.RTLD_GLOBAL), ("libtorch_cpu.so", os.RTLD_LOCAL)):

@@ -155,7 +155,8 @@ class RecipeJob:
         if self._start.mask is not None:
             mask = sent(self._start.mask, kept.device)
             if recipe.start.masked_content == "latent noise":
-                plain = [PictureNoise(seed, rng=recipe.rng) for seed in seeds]  # a variation has no effect here
+                # without a variation, which has no effect on this noise
+                plain = [PictureNoise(seed, rng=recipe.rng) for seed in seeds]
                 fresh = self._start_noise(plain, recipe.width, recipe.height)
                 kept = kept * (1 - mask) + fresh * mask
             elif recipe.start.masked_content == "latent nothing":
@@ -170,7 +171,8 @@ class RecipeJob:
         return encoded.latents
 
     def _decoded(self, latents: Tensor) -> vae_codec.Decoded:
-        self._checks.settle(latents.device)  # these pixels are about to be read, so nothing is gained by waiting
+        # run the checks now: these pixels are about to be read, so waiting gains nothing
+        self._checks.settle(latents.device)
         decoded = vae_codec.decode(self._model, latents)
         self._notes += decoded.notes
         return decoded
@@ -377,7 +379,7 @@ class RecipeJob:
         paths: list[BrownianPath] = []
 
         def draw(here: float, after: float) -> Tensor:
-            if not paths:  # starting the paths draws noise, too
+            if not paths:  # start the paths here, because that draws noise, too
                 upwards = self._recipe.rules == 1
                 paths.extend(noise.brownian(shape, *plan.span, falls_upwards=upwards) for noise in noises)
             return torch.stack([path.noise(here, after) for path in paths])

@@ -97,7 +97,7 @@ def parse(text: str, schedule: str | None = None) -> tuple[Sampler, Schedule]:
             apart = _schedule(plain(schedule), schedule) if schedule else Schedule.AUTOMATIC
             if Schedule.AUTOMATIC not in (named, apart) and named is not apart:
                 raise UsageError(f"two schedules for one sampler: {named} and {apart}", code=Cause.TWO_SCHEDULES,
-                                 hint="pass only one of them")  # fmt: skip
+                                 hint="pass the schedule only once: in the sampler's name or separately")  # fmt: skip
             return sampler, apart if named is Schedule.AUTOMATIC else named
     raise _unknown(text, wanted)
 

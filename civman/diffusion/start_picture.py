@@ -20,7 +20,8 @@ from civman.errors import Cause, UsageError
 _BLUR_REACH = 2.5
 """Reach of the mask's Gaussian blur on each side, in standard deviations."""
 _FILLS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
-"""(radius of a Gaussian blur, how many times it is composited) for the masked content "fill"."""
+"""How the masked content "fill" is made: (radius of a Gaussian blur, how many times the blurred image is composited).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def prepare(start: StartImage, size: tuple[int, int], picture: Pixels, mask: Pix
 
     Raises: UsageError (`empty-mask`): only the masked area is to be rendered, but the mask is empty.
     """
-    from PIL import Image  # importing this takes 0.1 s, which txt2img does not need
+    from PIL import Image  # imported here: it takes 0.1 s, which txt2img need not spend
 
     image, modes = Image.fromarray(picture), (start.resize_mode, "resize and fill")
     if mask is None:
@@ -117,7 +118,7 @@ def region(mask: Any, padding: int, size: tuple[int, int]) -> tuple[int, int, in
     box = mask.getbbox()
     if box is None:
         raise UsageError(
-            "the mask selects nothing", hint="white areas of the mask are inpainted", code=Cause.EMPTY_MASK
+            "the mask selects nothing", hint="make the area to inpaint white in the mask", code=Cause.EMPTY_MASK
         )
     width, height = mask.size
     left, top, right, bottom = (

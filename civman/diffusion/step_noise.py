@@ -16,7 +16,9 @@ from torch import Tensor
 from civman.diffusion.uploads import sent
 
 Draw = Callable[[float, float], Tensor]
-"""Draws the noise between two levels on the CPU, (B, 4, h, w) float32; called in the order of the steps."""
+"""A function that draws the noise between two levels on the CPU, (B, 4, h, w) float32. It is called in the order of the
+steps.
+"""
 _AHEAD = 16
 """The maximum number of draws that are finished or in progress."""
 
@@ -57,7 +59,7 @@ class DrawnAhead:
         return drawn.result()
 
     def close(self) -> None:
-        """Stop drawing."""
+        """Stop the thread that draws ahead."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self) -> None:

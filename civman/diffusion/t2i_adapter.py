@@ -52,13 +52,13 @@ class ActiveAdapter:
     features: tuple[Tensor, ...]
 
     def at(self, step: int, steps: int) -> "ActiveAdapter | None":
-        """See `control_additions.ActiveControl`."""
+        """Return what acts in this step, counted from 0; None if nothing does."""
         return self if self.use.acts_at(step, steps) else None
 
     def additions(
         self, latents: Tensor, time: Tensor, contexts: Tensor, added: Mapping[str, Any], positive: Sequence[bool]
     ) -> Additions:
-        """See `control_additions.ActiveControl`."""
+        """Compute what the model adds to the UNet in one call; see `ActiveControl.additions` for the shapes."""
         del time, contexts, added
         whole = [each.expand(len(latents), -1, -1, -1) for each in self.features]
         return Additions(features=marked(whole, self.use, positive))

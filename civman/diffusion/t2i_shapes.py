@@ -15,7 +15,9 @@ from civman.errors import CannotRender, Cause, Incompatible
 
 _LEVELS: Final = 4
 _FOLDS: Final = {64: (1, 8), 192: (3, 8), 256: (1, 16), 768: (3, 16)}
-"""Input channels of the first layer → channels of the picture, and the side of the squares that are folded into one."""
+"""Maps the number of input channels of the first layer to the picture's channels, and the side of the squares that are
+folded into one pixel.
+"""
 
 
 def is_adapter(shapes: Mapping[str, object]) -> bool:

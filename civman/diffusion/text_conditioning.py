@@ -159,7 +159,7 @@ def _inserted(embedding: nn.Module, chunk: Chunk, vectors: dict[str, Tensor]) ->
 
     def put(_module: nn.Module, _arguments: object, output: Tensor) -> Tensor:
         for insert in chunk.inserts:
-            start = insert.offset + 1  # after the start token
+            start = insert.offset + 1  # skip the start token
             if insert.length:
                 part = vectors[insert.name][insert.begin : insert.begin + insert.length]
                 output[:, start : start + insert.length] = part.to(output)

@@ -49,7 +49,7 @@ class Grid:
 
     @property
     def boxes(self) -> list[tuple[int, int, int, int]]:
-        """Left, top, right and bottom of each tile, row by row."""
+        """The left, top, right and bottom edge of each tile, row by row."""
         return [
             (left, top, left + self.width, top + self.height) for top in self.tops for left in self.lefts
         ]  # fmt: skip

@@ -65,14 +65,14 @@ class UnetCall:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """See `ModelCall.key`."""
+        """Return a value that is equal for calls that can be joined into one."""
         added = tuple((name, tensor.shape) for name, tensor in self.added.items())
         controlled = [tuple(map(_shape, part)) for part in (self.controlled.residuals, self.controlled.features)]
         shown = tuple(each.key for each in self.references)
         return (self.inputs.shape, self.contexts.shape, added, self.prompts, self.token_merging, *controlled, shown)
 
     def joined(self, calls: Sequence["UnetCall"]) -> "UnetCall":
-        """See `ModelCall.joined`."""
+        """Join calls with equal keys into one call of the transformer."""
 
         def of_each_prompt(tensors: Sequence[Tensor]) -> Tensor:
             return torch.stack(list(tensors), dim=1).flatten(0, 1)
@@ -98,7 +98,7 @@ class UnetCall:
         )
 
     def answer(self, unet: Any) -> Tensor:
-        """See `ModelCall.answer`."""
+        """Call the transformer and return its output."""
         more: dict[str, Any] = {"added_cond_kwargs": dict(self.added)} if self.added else {}
         if self.controlled.residuals:
             *skips, middle = self.controlled.residuals

@@ -58,17 +58,23 @@ class Anima(FlowFamily):
     variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {"base": ("base", "preview"), "turbo": ("turbo",)}
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """See `FlowFamily.variants`."""
+        """Return the family's variants that the tensors allow, the most common one first."""
         return ("base", "turbo")
 
     def defaults(self, variant: str) -> Defaults:
-        """See `FlowFamily.defaults`. CivitAI's steps and sampler; the scale is within its authors' range."""
+        """Return a variant's values of options that a request does not set.
+
+        The steps and the sampler are CivitAI's; the scale is within the range of the model's authors.
+        """
         if variant == "turbo":
             return Defaults(steps=8, sampler="Euler a", shift=3.0)
         return Defaults(steps=25, cfg=4.5, sampler="Euler a", shift=3.0)
 
     def config(self, shapes: Shapes) -> Config:
-        """See `FlowFamily.config`. The mask of padding is an input channel like any other to the class built here."""
+        """Build the arguments of the transformer's class from the tensors' shapes.
+
+        The mask of padding is an input channel like any other to the class built here.
+        """
         head = shapes["blocks.0.self_attn.q_norm.weight"][0]
         require_head(head, 128, self.title)
         width, patch = shapes["x_embedder.proj.1.weight"]
@@ -83,7 +89,7 @@ class Anima(FlowFamily):
         }  # fmt: skip
 
     def extra_components(self, shapes: Shapes) -> dict[str, tuple[str, Config]]:
-        """See `FlowFamily.extra_components`: the adapter."""
+        """Return the further networks inside the transformer's part of the file: the adapter."""
         vocabulary, target = shapes["llm_adapter.embed.weight"]
         inner, width = shapes["llm_adapter.blocks.0.cross_attn.q_proj.weight"]
         config = {
@@ -97,13 +103,16 @@ class Anima(FlowFamily):
         return {_ADAPTER: ("AnimaTextConditioner", config)}
 
     def sources(self, component: str, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Source]:
-        """See `FlowFamily.sources`."""
+        """Map each parameter of the transformer, or of an extra component, to its tensor in the file."""
         if component == _ADAPTER:
             return {parameter: Source(f"{prefix}llm_adapter.{parameter}") for parameter in wanted}
         return self.keys.sources(wanted, prefix)
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """See `FlowFamily.widths`. The adapter's own input has the width of its output in all known models."""
+        """Return which width each part must have: component → (option of its config, width).
+
+        The adapter's own input has the width of its output in all known models.
+        """
         return {
             "text_encoder": ("hidden_size", transformer["text_embed_dim"]),
             "vae": ("z_dim", transformer["out_channels"]),
@@ -121,8 +130,8 @@ class Anima(FlowFamily):
         return FlowEncoded(context)
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
-        """See `FlowFamily.velocity`."""
-        import torch  # only called while rendering, when torch has been imported
+        """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
+        import torch  # imported here: a plan asks the family before torch is imported
 
         x = at.x
         masked = torch.cat([x, torch.zeros_like(x[:, :1])], dim=1)[:, :, None].to(text.context.dtype)

@@ -40,15 +40,18 @@ class Chroma(FlowFamily):
     needs = (Need("text_encoder", T5), Need("vae", FLUX_VAE))
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """See `FlowFamily.variants`."""
+        """Return the family's variants that the tensors allow, the most common one first."""
         return ("",)
 
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
-        """See `FlowFamily.defaults`. SwarmUI's shift and schedule, CivitAI's steps and scale."""
+        """Return a variant's values of options that a request does not set.
+
+        The shift and the schedule are SwarmUI's, the steps and the scale CivitAI's.
+        """
         return Defaults(steps=25, cfg=3.5, schedule="Beta", shift=1.0)
 
     def config(self, shapes: Shapes) -> Config:
-        """See `FlowFamily.config`."""
+        """Build the arguments of the transformer's class from the tensors' shapes."""
         return block_dimensions(shapes, self.title) | {
             "approximator_num_channels": shapes["distilled_guidance_layer.in_proj.weight"][1],
             "approximator_hidden_dim": shapes["distilled_guidance_layer.in_proj.weight"][0],
@@ -56,7 +59,7 @@ class Chroma(FlowFamily):
         }
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """See `FlowFamily.widths`."""
+        """Return which width each part must have: component → (option of its config, width)."""
         return {
             "text_encoder": ("d_model", transformer["joint_attention_dim"]),
             "vae": ("latent_channels", transformer["out_channels"] // 4),
@@ -67,7 +70,7 @@ class Chroma(FlowFamily):
         return FlowEncoded(texts.t5("text_encoder", parsed, 1, 512))
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
-        """See `FlowFamily.velocity`."""
+        """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
         x = at.x
         batch, _, height, width = x.shape
         answer = components["transformer"](

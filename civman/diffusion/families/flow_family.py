@@ -31,7 +31,10 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """Defaults for a request's unset options. `guidance`: the scale that the model embeds; 0 if it embeds none."""
+    """Values of the options that a request does not set.
+
+    `guidance`: the scale that the model embeds; 0 if it embeds none.
+    """
 
     steps: int = 20
     cfg: float = 1.0
@@ -45,11 +48,11 @@ class Texts(Protocol):
     """The text encoders of a loaded model, see `civman.diffusion.flow_text`."""
 
     def clip(self, component: str, parsed: ParsedPrompt, layer: int = -1) -> tuple[Any, Any]:
-        """Hidden states of a layer (1, 77, width), and the pooled text (1, width)."""
+        """Encode with CLIP: the hidden states of a layer (1, 77, width), and the pooled text (1, width)."""
         ...
 
     def t5(self, component: str, parsed: ParsedPrompt, least: int, most: int) -> Any:
-        """States (1, tokens, width) of a text that is padded to `least` tokens and cut at `most`."""
+        """Encode with T5: the states (1, tokens, width) of a text padded to `least` tokens and cut at `most`."""
         ...
 
     context_width: int
@@ -60,15 +63,15 @@ class Texts(Protocol):
         ...
 
     def qwen_ids(self, text: str, most: int) -> list[int]:
-        """The token ids of a text for a Qwen model, at most `most`."""
+        """Return the token ids of a text for a Qwen model, at most `most`."""
         ...
 
     def t5_ids(self, parsed: ParsedPrompt, most: int) -> tuple[Any, list[float]]:
-        """T5's token ids (1, tokens) with the end token, and the weight of each token."""
+        """Return T5's token ids (1, tokens) with the end token, and the weight of each token."""
         ...
 
     def plain(self, parsed: ParsedPrompt) -> str:
-        """The prompt without brackets and weights."""
+        """Return the prompt without brackets and weights."""
         ...
 
     def run(self, component: str, *arguments: Any) -> Any:
@@ -76,7 +79,10 @@ class Texts(Protocol):
         ...
 
     def language_model(self, component: str, ids: Any, layer: int | None) -> Any:
-        """States (1, tokens, width) of a layer before the final norm, or the last one's after it (None)."""
+        """Encode with a language model: the states (1, tokens, width) of a layer before the final norm.
+
+        `layer` None: the last layer's states after the final norm.
+        """
         ...
 
 
@@ -103,7 +109,7 @@ class Instant:
         """Return these numbers, one for all images or one for each, as a tensor (B,) in the latents' dtype."""
         if len(set(numbers)) == 1:
             return self.x.new_full((len(self.x),), numbers[0])
-        import torch  # only called while rendering, when torch has been imported
+        import torch  # imported here: a plan asks the family before torch is imported
 
         return torch.cat([self.x.new_full((1,), number) for number in numbers])
 
@@ -122,12 +128,14 @@ class FlowFamily:
     keys: ClassVar[KeyTable]
     needs: ClassVar[tuple[Need, ...]]
     variant_words: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Variant → lower-case words in CivitAI's labels and in file names that mean it, if tensors cannot tell."""
+    """Maps each variant to words in CivitAI's labels and in file names, in lower case, that mean it, if tensors cannot
+    tell.
+    """
     known_extras: ClassVar[tuple[str, ...]] = ()
     """Prefixes of tensors that real files contain and the transformer does not use."""
     native_size: ClassVar[int] = 1024
     multiple: ClassVar[int] = 16
-    """Both sides of an image are multiples of this many pixels."""
+    """The number of pixels of which both sides of an image must be multiples."""
     entries: ClassVar[int] = 1000
     """The size of the table of noise levels, see `FlowLevels.entries`."""
 
@@ -141,7 +149,7 @@ class FlowFamily:
     zero_for_empty_negative = False
     scores = None
     latent_rgb: ClassVar[tuple[tuple[float, ...], ...]] = ()
-    """No matrix is known, so previews decode the latents."""
+    """None: no matrix from latents to colours is known, so previews decode the latents."""
 
     def __str__(self) -> str:
         return self.name

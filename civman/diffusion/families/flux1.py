@@ -73,7 +73,7 @@ def block_dimensions(shapes: Shapes, title: str) -> Config:
 
 def positions(height: int, width: int, device: Any) -> Any:
     """Return the positions (h/2·w/2, 3) of the tokens of a picture: 0, row, column."""
-    import torch  # only called while rendering, when torch has been imported
+    import torch  # imported here: a plan asks the family before torch is imported
 
     rows = torch.arange(height // 2, dtype=torch.float32, device=device)
     columns = torch.arange(width // 2, dtype=torch.float32, device=device)
@@ -98,24 +98,27 @@ class Flux1(FlowFamily):
     entries = 10000
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:
-        """See `FlowFamily.variants`."""
+        """Return the family's variants that the tensors allow, the most common one first."""
         return ("dev", "krea", "kontext") if "guidance_in.in_layer.weight" in shapes else ("schnell",)
 
     def defaults(self, variant: str) -> Defaults:
-        """See `FlowFamily.defaults`. The shift of dev is ComfyUI's μ of 1.15 at every size."""
+        """Return a variant's values of options that a request does not set.
+
+        The shift of dev is ComfyUI's μ of 1.15 at every size.
+        """
         if variant == "schnell":
             return Defaults(steps=4, shift=1.0)
         return Defaults(steps=25, guidance=2.5 if variant == "kontext" else 3.5, shift=math.exp(1.15))
 
     def config(self, shapes: Shapes) -> Config:
-        """See `FlowFamily.config`."""
+        """Build the arguments of the transformer's class from the tensors' shapes."""
         return block_dimensions(shapes, self.title) | {
             "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
             "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
         }
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """See `FlowFamily.widths`."""
+        """Return which width each part must have: component → (option of its config, width)."""
         return {
             "text_encoder": ("hidden_size", transformer["pooled_projection_dim"]),
             "text_encoder_2": ("d_model", transformer["joint_attention_dim"]),
@@ -129,7 +132,7 @@ class Flux1(FlowFamily):
         return FlowEncoded(context, pooled)
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
-        """See `FlowFamily.velocity`."""
+        """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
         transformer, x = components["transformer"], at.x
         batch, _, height, width = x.shape
         dtype, more = text.context.dtype, {}

@@ -25,7 +25,9 @@ _SYSTEM = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
 )
-"""The text before the prompt; the states of its 34 tokens are dropped. Source: Qwen-Image's pipeline."""
+"""The instruction before the prompt; the states of its 34 tokens are dropped after encoding. Source: Qwen-Image's
+pipeline.
+"""
 _DROPPED = 34
 _MOST_TOKENS = 1024
 
@@ -44,15 +46,18 @@ class QwenImage(FlowFamily):
     known_extras = ("__index_timestep_zero__",)
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """See `FlowFamily.variants`."""
+        """Return the family's variants that the tensors allow, the most common one first."""
         return ("",)
 
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
-        """See `FlowFamily.defaults`. CivitAI's scale; SwarmUI's and sd.cpp's shift."""
+        """Return a variant's values of options that a request does not set.
+
+        CivitAI's scale; SwarmUI's and sd.cpp's shift.
+        """
         return Defaults(steps=20, cfg=3.5, shift=3.0)
 
     def config(self, shapes: Shapes) -> Config:
-        """See `FlowFamily.config`."""
+        """Build the arguments of the transformer's class from the tensors' shapes."""
         head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
         require_head(head, 128, self.title)
         width, channels = shapes["img_in.weight"]
@@ -64,7 +69,7 @@ class QwenImage(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """See `FlowFamily.widths`."""
+        """Return which width each part must have: component → (option of its config, width)."""
         return {
             "text_encoder": ("hidden_size", transformer["joint_attention_dim"]),
             "vae": ("z_dim", transformer["out_channels"]),
@@ -77,7 +82,7 @@ class QwenImage(FlowFamily):
         return FlowEncoded(texts.language_model("text_encoder", ids, None)[:, _DROPPED:])
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
-        """See `FlowFamily.velocity`."""
+        """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
         x = at.x
         batch, _, height, width = x.shape
         context = text.context.expand(batch, -1, -1)

@@ -22,7 +22,9 @@ Family = UNetFamily | FlowFamily
 """Any family."""
 
 UNET_FAMILIES: Final = (SDXL, REFINER, SD2, SD1)
-"""The UNet families, in the order in which they are tried: one of XL's text encoders has the refiner's name."""
+"""The UNet families, in the order in which they are tried. XL comes before its refiner, because one of XL's text
+encoders has the refiner's name.
+"""
 
 
 FLOW_FAMILIES: Final[tuple[FlowFamily, ...]] = (FLUX1, CHROMA, Z_IMAGE, ANIMA, QWEN_IMAGE, SD3_FAMILY)

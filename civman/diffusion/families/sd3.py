@@ -61,15 +61,18 @@ class SD3(FlowFamily):
     )  # fmt: skip
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """See `FlowFamily.variants`."""
+        """Return the family's variants that the tensors allow, the most common one first."""
         return ("",)
 
     def defaults(self, variant: str) -> Defaults:  # noqa: ARG002
-        """See `FlowFamily.defaults`."""
+        """Return a variant's values of options that a request does not set."""
         return Defaults(steps=28, cfg=4.5, schedule="SGM Uniform", shift=3.0)
 
     def config(self, shapes: Shapes) -> Config:
-        """See `FlowFamily.config`. Heads are 64 wide in all published models."""
+        """Build the arguments of the transformer's class from the tensors' shapes.
+
+        Heads are 64 wide in all published models.
+        """
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
         blocks = count(shapes, "joint_blocks.")
         return {
@@ -87,7 +90,10 @@ class SD3(FlowFamily):
         }  # fmt: skip
 
     def sources(self, component: str, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Source]:
-        """See `FlowFamily.sources`. The last block's text is only normed, with shift and scale swapped in diffusers."""
+        """Map each parameter of the transformer, or of an extra component, to its tensor in the file.
+
+        The last block's text is only normed, with shift and scale swapped in diffusers.
+        """
         assert component == "transformer"
         found = self.keys.sources(wanted, prefix)
         numbers = [int(match[1]) for name in wanted if (match := re.match(r"transformer_blocks\.(\d+)\.", name))]
@@ -98,7 +104,10 @@ class SD3(FlowFamily):
         }
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """See `FlowFamily.widths`. Of the pooled text, three eighths are CLIP-L's (768) and five CLIP-G's (1280)."""
+        """Return which width each part must have: component → (option of its config, width).
+
+        Of the pooled text, three eighths are CLIP-L's (768) and five CLIP-G's (1280).
+        """
         pooled = transformer["pooled_projection_dim"]
         return {
             "text_encoder": ("projection_dim", pooled * 3 // 8), "text_encoder_2": ("projection_dim", pooled * 5 // 8),
@@ -108,7 +117,7 @@ class SD3(FlowFamily):
 
     def encode(self, texts: Texts, parsed: ParsedPrompt) -> FlowEncoded:
         """Encode with both CLIPs side by side, padded with zeros to T5's width, followed by T5's states."""
-        import torch  # only called while rendering, when torch has been imported
+        import torch  # imported here: a plan asks the family before torch is imported
 
         (narrow, first), (wide, second) = (texts.clip(each, parsed, -2) for each in ("text_encoder", "text_encoder_2"))
         context = torch.cat([narrow, wide], dim=-1)
@@ -120,7 +129,7 @@ class SD3(FlowFamily):
         return FlowEncoded(context, torch.cat([first, second], dim=-1))
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
-        """See `FlowFamily.velocity`."""
+        """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
         x = at.x
         context = text.context.expand(len(x), -1, -1)
         answer = components["transformer"](

@@ -41,15 +41,15 @@ class ZImage(FlowFamily):
     known_extras = ("norm_final.",)
 
     def variants(self, shapes: Shapes) -> tuple[str, ...]:  # noqa: ARG002
-        """See `FlowFamily.variants`."""
+        """Return the family's variants that the tensors allow, the most common one first."""
         return ("turbo", "base")
 
     def defaults(self, variant: str) -> Defaults:
-        """See `FlowFamily.defaults`. CivitAI's steps and scales."""
+        """Return a variant's values of options that a request does not set. CivitAI's steps and scales."""
         return Defaults(steps=20, cfg=4.0, shift=3.0) if variant == "base" else Defaults(steps=9, shift=3.0)
 
     def config(self, shapes: Shapes) -> Config:
-        """See `FlowFamily.config`."""
+        """Build the arguments of the transformer's class from the tensors' shapes."""
         head = shapes["layers.0.attention.q_norm.weight"][0]
         require_head(head, 128, self.title)
         width = shapes["x_embedder.weight"][0]
@@ -62,7 +62,7 @@ class ZImage(FlowFamily):
         }  # fmt: skip
 
     def widths(self, transformer: Config) -> dict[str, tuple[str, int]]:
-        """See `FlowFamily.widths`."""
+        """Return which width each part must have: component → (option of its config, width)."""
         return {
             "text_encoder": ("hidden_size", transformer["cap_feat_dim"]),
             "vae": ("latent_channels", transformer["in_channels"]),
@@ -75,7 +75,7 @@ class ZImage(FlowFamily):
         return FlowEncoded(texts.language_model("text_encoder", ids, -2))
 
     def velocity(self, components: Mapping[str, Any], at: Instant, text: FlowEncoded) -> Any:
-        """See `FlowFamily.velocity`."""
+        """Predict the velocity (B, channels, h, w) float32 in one evaluation."""
         x = at.x
         pictures = list(x.to(text.context.dtype)[:, :, None].unbind(0))
         answers = components["transformer"](
@@ -87,7 +87,7 @@ class ZImage(FlowFamily):
 
 def _stacked(answers: Any) -> Any:
     """Stack the outputs (channels, 1, h, w) of a batch, without their frame axis."""
-    import torch  # only called while rendering, when torch has been imported
+    import torch  # imported here: a plan asks the family before torch is imported
 
     return torch.stack([answer.float()[:, 0] for answer in answers])
 
