@@ -31,7 +31,7 @@ from civman.planning.input_pictures import read_picture
 from civman.planning.plan_types import Applied, Planned
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.slot_groups import slot_groups
-from civman.rendering.encode_prompts import EncodedPrompts, FlowTextEncoders, TextEncoders, encode_all
+from civman.rendering.encode_prompts import EncodedPrompts, FlowTextEncoders, KeptEncoders, TextEncoders, encode_all
 from civman.rendering.encode_references import encode_references
 from civman.rendering.engine import Engine
 from civman.rendering.finish_pictures import Finisher
@@ -130,7 +130,10 @@ def _prepared(warm: WarmEngines, engine: Engine, planned: Planned) -> Job:
 def prepare(engine: Engine, planned: Planned) -> Job:
     """Merge the plan's adapters into the engine's model and encode its prompts. Raises: the errors of `draw`."""
     engine.merge(planned)
-    texts = FlowTextEncoders(engine.model) if planned.recipe.flow else TextEncoders.of(engine.encoders)
+    is_flow = planned.recipe.flow is not None
+    texts = KeptEncoders(
+        lambda: FlowTextEncoders(engine.model) if is_flow else TextEncoders.of(engine.encoders), engine.texts, planned
+    )
     return Job(
         planned,
         encode_all(texts, planned),

@@ -1,12 +1,13 @@
 """The conditioning of one plan: its prompts and embeddings, encoded by the text encoders of a loaded model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from civman.diffusion.changing_prompts import ChangingConditioning, CombinedConditioning, EncodedStages, joined
 from civman.diffusion.denoiser import Conditioning, Encoded, Prompts
 from civman.diffusion.flow_text import FlowText
+from civman.diffusion.kept_texts import KeptTexts
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.text_conditioning import encode, lengthened
 from civman.diffusion.textual_inversions import Embedding, load_embedding
@@ -76,7 +77,44 @@ class FlowTextEncoders:
         return encoded.context, encoded.pooled
 
 
-AnyEncoders = TextEncoders | FlowTextEncoders
+class KeptEncoders:
+    """A model's text encoders for one plan, which encode only what is not kept from an earlier plan or text."""
+
+    def __init__(
+        self, encoders: Callable[[], TextEncoders | FlowTextEncoders], kept: KeptTexts, planned: Planned
+    ) -> None:
+        """`encoders` returns the model's text encoders, into which exactly the plan's adapters are merged."""
+        self._encoders, self._kept = encoders, kept
+        recipe = planned.recipe
+        adapters = sorted((use.sha256, use.text_scale, use.blocks) for use in recipe.loras if use.text_scale)
+        self._adapters = tuple(adapters)
+        self._embeddings = (recipe.embeddings, planned.allow_partial)
+        self._notes: dict[str, None] = {}
+        self.widths = encoders().widths
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the user about how the prompts were encoded."""
+        return tuple(self._notes)
+
+    def encode(
+        self, parsed: ParsedPrompt, recipe: Recipe, embeddings: Sequence[Embedding], *, is_negative: bool
+    ) -> tuple[Any, Any]:
+        """Encode a prompt: the context (1, tokens, width) and the pooled text, if there is any."""
+
+        def encoded() -> tuple[Any, Any, tuple[str, ...]]:
+            encoders = self._encoders()
+            made = encoders.encode(parsed, recipe, embeddings, is_negative=is_negative)
+            return (*made, encoders.notes)
+
+        given = self._embeddings if embeddings else None
+        key = (parsed, recipe.clip_skip, recipe.emphasis, is_negative, given, self._adapters)
+        context, pooled, notes = self._kept.get(key, encoded)
+        self._notes |= dict.fromkeys(notes)
+        return context, pooled
+
+
+AnyEncoders = TextEncoders | FlowTextEncoders | KeptEncoders
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ from typing import Any, Self
 from civman.diffusion import memory_plan, merge_adapters
 from civman.diffusion.environment import choose_device, choose_dtype
 from civman.diffusion.guard import memory_errors
+from civman.diffusion.kept_texts import KeptTexts
 from civman.diffusion.layer_streaming import SMALL, stream
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.memory_plan import MemoryPlan
@@ -70,6 +71,7 @@ class Engine:
         self.device = choose_device(machine.device)
         self.memory_plan = _memory_plan(planned, self.device, machine, on_event)
         self.merged = MergedAdapters()
+        self.texts = KeptTexts()
         self._moving: MovingScales | None = None
         by_layer = self.memory_plan is MemoryPlan.LAYER_BY_LAYER
         with memory_errors("loading the model"):
