@@ -44,3 +44,18 @@ UltimateUpscaleOpt = Annotated[
         "settings: tile=768x512, padding=32, redraw=chess, seams=half-tile …",
     ),
 ]  # fmt: skip
+InitUpscaleOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--init-upscale", metavar="REF[:SCALE|:WxH]", autocompletion=completion.upscalers,
+        help="Enlarge --init with an upscaler before image-to-image rendering.",
+    ),
+]  # fmt: skip
+TiledDiffusionOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--tiled-diffusion", metavar="METHOD[,NAME=VALUE…]",
+        help="Average the first pass over tiles of the latents, as the extension Tiled Diffusion: multidiffusion or "
+        "mixture, with tile=96x96 and overlap=48 (8 pixels each).",
+    ),
+]  # fmt: skip

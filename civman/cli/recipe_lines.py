@@ -18,6 +18,7 @@ _TITLES: Final = {
     "hires": "second pass", "prompt_rules": "prompt rules", "start": "input image", "upscale": "upscaled to",
     "config": "model config", "flow": "flow matching", "faces": "restored faces",
     "tiled": "redrawn in tiles", "ultimate": "Ultimate SD upscale",
+    "tiled_diffusion": "Tiled Diffusion", "input_upscale": "input image enlarged to",
 }  # fmt: skip
 
 

@@ -17,7 +17,9 @@ from civman.cli.control_options import (
 )
 from civman.cli.finishing_options import (
     FaceRestorationOpt,
+    InitUpscaleOpt,
     TileBatchOpt,
+    TiledDiffusionOpt,
     TiledUpscaleOpt,
     TileOverlapOpt,
     UltimateUpscaleOpt,
@@ -234,6 +236,7 @@ def render(
     sampling_rules: SamplingRulesOpt = None,
     sigmas: SigmasOpt = None,
     freeu: FreeUOpt = None,
+    tiled_diffusion: TiledDiffusionOpt = None,
     told_sizes: ToldSizesOpt = None,
     token_merging: Annotated[
         float | None,
@@ -305,6 +308,7 @@ def render(
     tile_overlap: TileOverlapOpt = None,
     tile_batch: TileBatchOpt = None,
     ultimate_upscale: UltimateUpscaleOpt = None,
+    init_upscale: InitUpscaleOpt = None,
     hires: Annotated[
         str | None,
         typer.Option(
@@ -443,6 +447,7 @@ def render(
         face_restoration=face_restoration, upscale=upscale_from(upscale) if upscale else None, prediction=prediction,
         tiled_upscale=tiled_from(tiled_upscale, tile_overlap, tile_batch),
         ultimate_upscale=ultimate_from(ultimate_upscale) if ultimate_upscale else None,
+        init_upscale=upscale_from(init_upscale) if init_upscale else None, tiled_diffusion=tiled_diffusion,
         precision=precision, pad_prompts=pad_prompts, config=config, resize_mode=resize_mode,
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,

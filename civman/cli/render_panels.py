@@ -28,7 +28,7 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
     "Input image and mask": (
         "init", "strength", "resize_mode", "noise_multiplier", "mask", "mask_blur", "mask_content", "only_masked",
         "padding", "conditional_mask_weight", "tiled_upscale", "tile_overlap", "tile_batch",
-        "ultimate_upscale",
+        "ultimate_upscale", "init_upscale",
     ),
     "Noise": (
         "rng", "step_rng", "noise_slice", "ensd", "eta", "eta_ddim", "s_churn", "s_tmin", "s_tmax", "s_noise",
@@ -37,7 +37,7 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
     "Fine control": (
         "thresholding", "ngms", "ngms_all", "skip_early_cfg", "token_merging", "drop_penultimate", "half_levels",
         "emphasis", "prompt_rules", "fit_negative", "pad_prompts", "odd_sizes", "prediction", "config",
-        "sampling_rules", "freeu", "told_sizes",
+        "sampling_rules", "freeu", "tiled_diffusion", "told_sizes",
     ),
     "Files": ("format", "quality", "no_metadata", "strip_prompt"),
     "Computing": ("device", "precision", "low_vram", "threads", "on", "resume", "here"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from civman.diffusion import threshold_guidance, unet_calls
 from civman.diffusion.control_additions import ActiveControl, total
+from civman.diffusion.latent_tiles import LatentTiles
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise_levels import NoiseLevels
 from civman.diffusion.reference_pictures import ActiveReference
@@ -175,6 +176,7 @@ class Denoiser:
         called_at: Sequence[float] = (),
         token_merging: float = 0.0,
         on_call: Callable[[float, Tensor], None] = lambda *_: None,
+        tiles: LatentTiles | None = None,
         told: Sequence[float] = (),
         controls: Callable[[int], Sequence[ActiveControl]] = lambda _: (),
         before_call: Callable[[int], None] = lambda _: None,
@@ -183,6 +185,7 @@ class Denoiser:
         """`told`: SDXL's size conditioning, in the order in which the family takes it; empty: derived from `size`."""
         self._told = list(told)
         self._unet = model.unet
+        self._tiles = tiles
         self._levels = levels
         self._predicts_v = model.prediction == "v_prediction"
         self._guidance = guidance
@@ -253,11 +256,12 @@ class Denoiser:
                 each.additions(latents, self._time(sigma), group.contexts, group.added, group.positive)
                 for each in acting
             ]
-            answer = yield UnetCall(
+            call = UnetCall(
                 inputs.to(self._dtype), self._time(sigma), group.contexts, group.added, group.prompts,
                 self._token_merging, total(controlled, self._dtype),
                 tuple(each.asked(group.positive, len(inputs)) for each in shown),
             )  # fmt: skip
+            answer = (yield call) if self._tiles is None else (yield from self._tiles.answer(call))
             answers += answer.chunk(group.prompts)
         return answers
 

@@ -91,11 +91,12 @@ def layer_bytes(tensors: Iterable[Tensor], dtype_bytes: int) -> int:
 
 def estimate(
     shapes: Shapes, *, width: int, height: int, batch: int = 1, is_guided: bool = True, dtype_bytes: int = 2,
-    vae_bytes: int | None = None, layer: int = _LEAST_LAYER,
+    vae_bytes: int | None = None, layer: int = _LEAST_LAYER, unet_pixels: int | None = None,
 ) -> Estimate:  # fmt: skip
     """Estimate the memory that a checkpoint with these shapes (`Weights.shapes`) needs for images of this size.
 
-    `layer`: what its largest layer takes (`layer_bytes`).
+    `layer`: what its largest layer takes (`layer_bytes`). `unet_pixels`: the most pixels for which the UNet computes at
+    once, if that is less than the image.
     """
     parts = {"unet": 0, "vae": 0, "text": 0}
     for name, shape in shapes.items():
@@ -107,7 +108,7 @@ def estimate(
     pictures = batch * (2 if is_guided else 1)
     return Estimate(
         unet=parts["unet"] * dtype_bytes, vae=parts["vae"] * vae_bytes, text=parts["text"] * dtype_bytes,
-        unet_work=pictures * (width // 8) * (height // 8) * first * _UNET_FACTOR * dtype_bytes,
+        unet_work=pictures * ((unet_pixels or width * height) // 64) * first * _UNET_FACTOR * dtype_bytes,
         vae_work=width * height * last * _VAE_FACTOR * vae_bytes,
         layer=layer,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from civman.diffusion.flow_denoiser import FlowDenoiser
 from civman.diffusion.flow_levels import FlowLevels
 from civman.diffusion.guard import Checks, check_latents, check_pixels, find_noise, refuse_noise
 from civman.diffusion.latent_preview import preview_of
+from civman.diffusion.latent_tiles import LatentTiles
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.noise import BrownianPath, PictureNoise
 from civman.diffusion.noise_levels import NoiseLevels, Schedule
@@ -104,6 +105,7 @@ class RecipeJob:
         self.set_scales: SetScales | None = None
         self.controls: Sequence[tuple[ControlModel, ControlUse, Pixels]] = ()
         self.references: Sequence[ActiveReference] = ()
+        self._tiles = _tiles_of(recipe, model.device)
         self._start: start_picture.StartPicture | None = None
         if recipe.start is not None and inputs.image is not None:
             prepare = start_picture.prepare if recipe.rules > 1 else start_picture.prepare_1
@@ -358,12 +360,15 @@ class RecipeJob:
             rules=self._recipe.rules, sigmas=sigmas,
         )  # fmt: skip
 
-    def _denoiser(self, method: "_Method", prompt: Prompts, **options: Any) -> Denoiser:
+    def _denoiser(self, method: "_Method", prompt: Prompts, size: tuple[int, int], **options: Any) -> Denoiser:
         if self._recipe.flow is not None:
-            return FlowDenoiser(self._model, prompt, self._recipe.flow.guidance, **options)
+            return FlowDenoiser(self._model, prompt, self._recipe.flow.guidance, size=size, **options)
         assert isinstance(method.levels, NoiseLevels)
         told = sizes_told(self._recipe.told_sizes)
-        return Denoiser(self._model, prompt, method.levels, told=told, **options)
+        # as in the extension, a second pass is tiled only if it has the size of the first one
+        is_tiled = size == (self._recipe.width, self._recipe.height)
+        tiles = self._tiles if is_tiled else None
+        return Denoiser(self._model, prompt, method.levels, told=told, size=size, tiles=tiles, **options)
 
     def _noise(self, seed: int) -> PictureNoise:
         return PictureNoise.of_recipe(self._recipe, seed)
@@ -385,6 +390,12 @@ class RecipeJob:
             return torch.stack([path.noise(here, after) for path in paths])
 
         return draw
+
+
+def _tiles_of(recipe: Recipe, device: torch.device) -> LatentTiles | None:
+    """The tiles over the latents of the first pass; None if one tile covers them, as in the extension."""
+    made, size = recipe.tiled_diffusion, (recipe.width // 8, recipe.height // 8)
+    return None if made is None or made.is_single(*size) else LatentTiles(made, size, device)
 
 
 class _OverflowedError(Exception):

@@ -84,6 +84,15 @@ def _of_last(record: Record) -> Iterator[tuple[str, str | float]]:
         yield "Ultimate SD upscale tile_height", ultimate.tile_height
         yield "Ultimate SD upscale mask_blur", ultimate.blur
         yield "Ultimate SD upscale padding", ultimate.padding
+    tiles, larger = record.recipe.tiled_diffusion, record.recipe.input_upscale
+    if tiles is not None:  # in the form of the extension's first versions, which no reader tears apart
+        yield "Tiled Diffusion method", tiles.method
+        yield "Tiled Diffusion tile width", tiles.tile_width
+        yield "Tiled Diffusion tile height", tiles.tile_height
+        yield "Tiled Diffusion overlap", tiles.overlap
+    if larger is not None:
+        name = _stem(record.name_of(larger.model).name) if larger.model else larger.method.capitalize()
+        yield "Tiled Diffusion upscaler", name
     made = record.recipe.upscale
     if made is not None:
         name = record.name_of(made.model).name if made.model else made.method.capitalize()

@@ -36,7 +36,8 @@ def input_upscaler_for(finder: Finder, request: RenderRequest) -> tuple[Found | 
 
     Raises: as `upscaler_for`; UsageError: the image is to be enlarged in two ways.
     """
-    asked = [each.upscaler for each in (request.tiled_upscale, request.ultimate_upscale) if each is not None]
+    ways = (request.tiled_upscale, request.ultimate_upscale, request.init_upscale)
+    asked = [each.upscaler for each in ways if each is not None]
     if len(asked) > 1:
         raise UsageError(
             "the input image can be enlarged in only one way", hint="leave out all but one of its upscalers",

@@ -90,6 +90,7 @@ def requested_pictures(request: RenderRequest) -> list[InputPicture]:
             "inpainting only the masked area": request.only_masked or None, "padding": request.padding,
             "a noise multiplier": request.noise_multiplier, "a conditioning weight": request.conditioning_weight,
             "a redraw in tiles": request.tiled_upscale, "Ultimate SD upscale": request.ultimate_upscale,
+            "enlarging an input image": request.init_upscale,
         }  # fmt: skip
         if alone := [name for name, value in asked.items() if value is not None]:
             raise UsageError(

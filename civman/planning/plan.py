@@ -4,6 +4,7 @@ No weights are loaded here. torch is imported last, and only if the device was n
 fast.
 """
 
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -156,7 +157,8 @@ def plan(
             seed=secrets.randbelow(_SEEDS),
             loras=tuple(lora.use(has_hires=request.hires is not None) for lora in loras),
             embeddings=tuple(uses), hypernetworks=tuple(use for _, use in networks), vae=vae.sha256 if vae else None,
-            upscaler=upscaler.sha256 if upscaler else None, input_upscaler=larger.sha256 if larger else None,
+            upscaler=upscaler.sha256 if upscaler else None,
+            input_upscaler=larger.sha256 if larger else None, input_scale=scale_of(larger),
             last_upscaler=last.sha256 if last else None, last_scale=scale_of(last),
             controls=tuple(each.use for each in controls), references=tuple(each.use for each in references),
             faces=faces.restoration if faces else None,
@@ -383,7 +385,7 @@ def _within_limits(
         raise CannotRender("a refiner model needs an input image", hint="pass it with --init", code=Cause.NEEDS_PICTURE)
     is_open = request.width is None and request.height is None
     is_open = is_open and request.tiled_upscale is None and request.ultimate_upscale is None
-    if pictures and not request.only_masked and is_open:
+    if is_open and request.init_upscale is None and pictures and not request.only_masked:
         width, height = size_like(pictures[0], checkpoint.native_size)
         request = replace(request, width=width, height=height)
     hires = request.hires
@@ -454,6 +456,9 @@ def _few_steps_notice(recipe: Recipe, found: Found) -> str | None:
 
 def _memory(recipe: Recipe, checkpoint: Found, parts: Sequence[Found]) -> Estimate:
     width, height = max(recipe.drawn_sizes, key=lambda size: size[0] * size[1])
+    tiles = recipe.tiled_diffusion
+    second = recipe.hires.width * recipe.hires.height if recipe.hires else 0
+    tile = math.prod(tiles.grid(recipe.width // 8, recipe.height // 8)[0]) * 64 if tiles else None
     shapes = checkpoint.header.shapes
     single = recipe.precision == "float32"
     needed = estimate(
@@ -462,5 +467,6 @@ def _memory(recipe: Recipe, checkpoint: Found, parts: Sequence[Found]) -> Estima
         # SDXL's VAE overflows in float16, so it is kept in float32; see `civman.diffusion.loader`
         vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).vae_overflows) else 2,
         layer=layer_bytes(checkpoint.header.tensors.values(), 4 if single else 2),
+        unet_pixels=max(tile, second) if tile else None,
     )  # fmt: skip
     return with_references(needed, parts, recipe.precision)

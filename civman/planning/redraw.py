@@ -32,7 +32,7 @@ from civman.planning.redraw_programs import redraw_program
 from civman.planning.redraw_prompts import TaggedLora, read_tags
 from civman.planning.redraw_result import SMALLEST_CARD, require_plannable, stand_in, verdict_of
 from civman.planning.redraw_result import Redraw as Redraw
-from civman.planning.redraw_tiles import SourceImage, redraw_in_tiles
+from civman.planning.redraw_tiles import SourceImage, started
 from civman.planning.redraw_upscalers import upscaler_named
 from civman.prompts import editing
 
@@ -145,7 +145,7 @@ class _Reader:
         hires = self._hires(width, height, steps, sampler)
         if found := _SIZE.fullmatch(self._entries.text("First pass size")):
             (width, height), hires = self._old_passes((int(found[1]), int(found[2])), (width, height), steps)
-        tiles = self._start(has_hires=hires is not None)
+        tiles = self._start((width, height), has_hires=hires is not None)
         rules = prompt_stages.rules_for(prompt, negative, self._rule().value)
         made = Recipe(
             checkpoint=stand_in("checkpoint"), prompt=prompt, negative_prompt=negative, sampler=sampler.name,
@@ -376,19 +376,14 @@ class _Reader:
             replace(request_of(settings, drawn_size), upscaler=method), drawn_size, model=model, model_scale=None
         )
 
-    def _start(self, *, has_hires: bool) -> dict[str, Any]:
-        """Return the input image and its redraw in tiles, or record that the settings do not contain the image."""
-        strength = self._entries.number("Denoising strength")
-        tiles = redraw_in_tiles(self._entries, self.source, self._upscaler)
-        self._found += tiles.reasons
-        if tiles.reasons:
-            return tiles.recipe
-        from_image = self._entries.take(
-            re.compile("Mask blur|Inpaint|Masked|Conditional mask weight|Noise multiplier|Init image|Image CFG")
-        )
-        if (strength is not None or from_image) and not has_hires and "First pass size" not in self._entries:
-            self.add(Drawable.NEEDS_INPUT, "it was made from another image, which the settings do not contain")
-        return {}
+    def _start(self, size: tuple[int, int], *, has_hires: bool) -> dict[str, Any]:
+        """Return the input image and what redraws it in tiles, or record that the settings do not contain the image."""
+        found = started(
+            self._entries, self.source, self._upscaler, self._version, size,
+            has_passes=has_hires or "First pass size" in self._entries,
+        )  # fmt: skip
+        self._found += found.reasons
+        return found.recipe
 
     def _rule(self) -> editing.Rule:
         if self._entries.is_on("Old prompt editing timelines") or self._version < (1, 3):
@@ -461,7 +456,7 @@ class _Reader:
             value["hires"] |= {"upscaler": name, "model": {"name": name, "hash": digest} if made.hires.model else None}
         if made.faces:
             value["faces"] = {"method": made.faces.method, "weight": made.faces.weight}
-        for key in ("upscale", "tiled", "ultimate"):
+        for key in ("upscale", "tiled", "ultimate", "input_upscale"):
             if (part := getattr(made, key)) and part.model:
                 found = next(each for each in self.resources if stand_in(each.name) == part.model)
                 value[key] |= {"model": {"name": found.name, "hash": found.hash}}

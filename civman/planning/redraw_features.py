@@ -59,10 +59,6 @@ def face_method(entries: Entries) -> str | None:
 
 
 NO, NEEDS, FINE = Drawable.NO, Drawable.NEEDS_INPUT, Drawable.EXACT
-_TILED: Final = (
-    r"[\"{]*'?\"?(Method|Upscaler|Keep input size|Tile batch size|Tile Overlap|Overlap|Upscale factor|Scale factor|"
-    r"Tile tile (width|height)|Latent tile (width|height))['\"]"
-)
 _FEATURES: Final = (
     _feature(
         "Face restoration$",
@@ -100,9 +96,6 @@ _FEATURES: Final = (
                 "ControlNet-2 Enabled",
             )
         ),
-    ),
-    _feature(
-        f"Tiled Diffusion|{_TILED}", NO, "the image was drawn in tiles (Tiled Diffusion), which civman does not support"
     ),
     _feature(
         "(Ultimate )?SD upscale ",

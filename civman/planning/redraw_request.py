@@ -141,10 +141,13 @@ def request_of(
     ultimate = request.ultimate_upscale
     if ultimate is not None and found.made.ultimate is not None and found.made.ultimate.model is not None:
         ultimate = replace(ultimate, upscaler=ref(found.made.ultimate.model))
+    larger = request.init_upscale
+    if larger is not None and found.made.input_upscale is not None and found.made.input_upscale.model is not None:
+        larger = replace(larger, upscaler=ref(found.made.input_upscale.model))
     vae = next((each for each in found.resources if each.role == "vae"), None)
     request = replace(
         request, checkpoint=ref(found.made.checkpoint), hires=hires, upscale=upscale,
-        tiled_upscale=tiled, ultimate_upscale=ultimate,
+        tiled_upscale=tiled, ultimate_upscale=ultimate, init_upscale=larger,
         vae=ref(stand_in(vae.name)) if vae is not None else None,
         loras=tuple(use.request(ref(use.sha256)) for use in found.made.loras),
         hypernetworks=tuple(f"{ref(use.sha256)}:{use.strength!r}" for use in found.made.hypernetworks),

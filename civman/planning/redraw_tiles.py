@@ -1,19 +1,24 @@
-"""Scripts that redraw an image in tiles, in an image's settings: drawn again from the image that they were given.
+"""What an image was made from, in its settings: another image, perhaps enlarged or redrawn in tiles.
 
-They are A1111's "SD upscale" and the extension "Ultimate SD upscale".
+That is plain img2img, A1111's script "SD upscale", and the extensions "Ultimate SD upscale" and "Tiled Diffusion".
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from civman.domain.digests import Sha256
+from civman.domain.recipes.enlargement import Enlargement
 from civman.domain.recipes.recipe import StartImage
 from civman.domain.recipes.tiled import OVERLAP, SCALE, TiledRedraw, enlarged_size
+from civman.domain.recipes.tiled_diffusion import TiledDiffusion, tiled_diffusion_of
 from civman.domain.recipes.ultimate import UltimateUpscale
+from civman.errors import UsageError
+from civman.pictures.metadata import number
 from civman.pictures.site_settings import Entries
+from civman.pictures.tiled_diffusion_text import tiled_diffusion_in
 from civman.planning.redraw_features import Drawable, Reason
 
 _FACTORS: Final = tuple(number / 20 for number in range(20, 81))
@@ -22,11 +27,23 @@ _SD: Final = re.compile("SD upscale ")
 _ULTIMATE: Final = re.compile("Ultimate SD upscale ")
 _OF_MASK: Final = re.compile("Mask blur|Inpaint area|Masked area padding|Masked content")
 """A1111's entries for a mask, which the script Ultimate SD upscale makes itself."""
+_OF_IMAGE: Final = re.compile(
+    "Mask blur|Inpaint|Masked|Conditional mask weight|Noise multiplier|Init image|Image CFG|Resize mode"
+)
+"""A1111's entries for an input image and a mask."""
+_INPAINTED: Final = (
+    "Inpaint area",
+    "Masked content",
+    "Masked area padding",
+    "Conditional mask weight",
+    "Image CFG scale",
+)
+"""Those that A1111 writes only with a mask, or with a model that edits images by instructions."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """The image that a script was given; sizes are width and height in pixels.
+    """The image that another one was made from; sizes are width and height in pixels.
 
     `final_size`: the size of the image that is drawn again, None if it is not known.
     """
@@ -39,7 +56,7 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """What the settings say about a script: entries of the recipe, and reasons. Both are empty without a script."""
+    """What the settings say: entries of the recipe, and reasons."""
 
     recipe: dict[str, Any]
     reasons: tuple[Reason, ...] = ()
@@ -48,8 +65,85 @@ class Tiles:
 FindUpscaler = Callable[[str], tuple[str, Sha256 | None]]
 """A function from A1111's name of an upscaler to its method in civman and a stand-in for its model."""
 _ENCODED: Final = Reason(
-    Drawable.DIFFERS, "A1111 encodes each tile from a distribution, and civman takes the mean of that"
+    Drawable.DIFFERS, "A1111 encodes the input image from a distribution, and civman takes the mean of that"
 )
+
+
+def started(
+    entries: Entries, source: SourceImage | None, upscaler: FindUpscaler, version: tuple[int, int],
+    size: tuple[int, int], *, has_passes: bool,
+) -> Tiles:  # fmt: skip
+    """Read what an image of this size was made from. `has_passes`: it has a second pass, which explains a strength."""
+    tiles = redraw_in_tiles(entries, source, upscaler)
+    if tiles.reasons:
+        return tiles
+    found = tiled_diffusion_in(entries)
+    recipe: dict[str, Any] = {}
+    reasons = list(_refused(found))
+    if "method" in found:
+        recipe["tiled_diffusion"] = _tiled_diffusion(found, reasons)
+    name = found.get("upscaler", "None")
+    is_larger = name.casefold() != "none"
+    from_image = entries.take(_OF_IMAGE)
+    has_strength = entries.number("Denoising strength") is not None
+    if not is_larger and (has_passes or not (from_image or has_strength)):
+        return Tiles(recipe, tuple(reasons))
+    if source is None:
+        words = "it was made from another image, which the settings do not contain"
+        hint = ": `civman replay IMAGE --picture SOURCE` passes it"
+        is_plain = not any(each in entries for each in _INPAINTED)
+        return Tiles(recipe, (*reasons, Reason(Drawable.NEEDS_INPUT, words + (hint if is_plain else ""))))
+    if any(each in entries for each in _INPAINTED):
+        words = "it was inpainted, and the settings do not contain the mask: `civman render --init --mask` takes both"
+        return Tiles(recipe, (*reasons, Reason(Drawable.NEEDS_INPUT, words)))
+    reasons.append(_ENCODED)
+    if "Mask blur" in entries:
+        words = "if it was inpainted, its mask is missing: A1111 stated a mask blur, at first also without a mask"
+        reasons.append(Reason(Drawable.DIFFERS, words))
+    recipe["start"], begun = _begun(entries, source, reasons), source.size
+    if is_larger:
+        recipe["input_upscale"] = made = _larger(found, source.size, upscaler(name), version, size)
+        begun = made.final_size
+    if abs(begun[0] * size[1] - begun[1] * size[0]) > max(*begun, *size):
+        reasons.append(Reason(
+            Drawable.DIFFERS,
+            "the input image has another aspect ratio, and the settings do not say how it was resized; `just resize` "
+            "is A1111's default",
+        ))  # fmt: skip
+    return Tiles(recipe, tuple(reasons))
+
+
+def _refused(found: dict[str, str]) -> Iterator[Reason]:
+    for name, words in (
+        ("inverts noise", "Tiled Diffusion began with inverted noise, which civman does not support"),
+        ("has regions", "Tiled Diffusion had regions with prompts of their own, which civman does not support"),
+    ):  # fmt: skip
+        if found.get(name, "False").casefold() not in ("false", "none", ""):
+            yield Reason(Drawable.NO, words)
+
+
+def _tiled_diffusion(found: dict[str, str], reasons: list[Reason]) -> TiledDiffusion | None:
+    words = [found["method"]]
+    words += [f"tile={found['width']}x{found['height']}"] if "width" in found and "height" in found else []
+    words += [f"overlap={found['overlap']}"] if "overlap" in found else []
+    try:
+        return tiled_diffusion_of(",".join(words))
+    except UsageError as error:
+        reasons.append(Reason(Drawable.NO, error.message))
+        return None
+
+
+def _larger(
+    found: dict[str, str], source: tuple[int, int], upscaler: tuple[str, Sha256 | None], version: tuple[int, int],
+    size: tuple[int, int],
+) -> Enlargement:  # fmt: skip
+    """How Tiled Diffusion enlarged the input image: by its factor, or to the size of the rendering."""
+    factor = number(found.get("factor"))
+    if factor is None:
+        return Enlargement(upscaler[0], *size, upscaler[1])
+    even = 8 if version >= (1, 4) else 1
+    width, height = (int(side * factor) // even * even for side in source)
+    return Enlargement(upscaler[0], width, height, upscaler[1])
 
 
 def redraw_in_tiles(entries: Entries, source: SourceImage | None, upscaler: FindUpscaler) -> Tiles:

@@ -37,7 +37,7 @@ _TEXTS: Final = (
     "prompt", "negative_prompt", "checkpoint", "vae", "sampler", "schedule", "rng", "precision", "prediction",
     "init_image", "mask_image", "resize_mode", "masked_content", "odd_sizes",
     "prompt_rules", "seed_resize", "thresholding", "emphasis",
-    "sampling_rules", "sigmas", "step_rng", "noise_slice", "freeu", "told_sizes",
+    "tiled_diffusion", "sampling_rules", "sigmas", "step_rng", "noise_slice", "freeu", "told_sizes",
 )  # fmt: skip
 _WHOLE: Final = (
     "seed", "steps", "width", "height", "clip_skip", "count", "batch_size", "slots", "eta_seed_delta", "mask_blur",
@@ -65,7 +65,9 @@ _HIRES: Final = (
 _HIRES_WHOLE: Final = ("hires_steps", "hires_seed")
 _HIRES_TEXTS: Final = ("upscaler", "hires_trim", "hires_sampler", "hires_schedule", "hires_resize")
 _REFERENCE: Final = ("reference_weight", "reference_start", "reference_end")
-_LAST: Final = ("upscale", "face_restoration", "tiled_upscale", "tile_overlap", "tile_batch", "ultimate_upscale")
+_LAST: Final = (
+    "upscale", "face_restoration", "tiled_upscale", "tile_overlap", "tile_batch", "ultimate_upscale", "init_upscale",
+)  # fmt: skip
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, *_REFERENCE, *_LAST, "lora:REF")
 """The fields that can be changed; some also have the short names of `civman render`'s options."""
 
@@ -149,7 +151,9 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         variant=recipe.variant or None,
         shift=recipe.flow.shift if recipe.flow else None, guidance=recipe.flow.guidance if recipe.flow else None,
         upscale=_upscale_request(recipe), tiled_upscale=_tiled_request(recipe),
-        ultimate_upscale=_ultimate_request(recipe), face_restoration=_faces_text(recipe),
+        ultimate_upscale=_ultimate_request(recipe), init_upscale=_input_request(recipe),
+        tiled_diffusion=str(recipe.tiled_diffusion) if recipe.tiled_diffusion else None,
+        face_restoration=_faces_text(recipe),
         seed_resize=f"{recipe.seed_resize_width}x{recipe.seed_resize_height}",
         sampling_rules=sampling.program, sigmas=",".join(map(repr, sampling.sigmas)) or None,
         step_rng=recipe.step_rng or None, noise_slice=recipe.noise_slice or None,
@@ -178,6 +182,16 @@ def _tiled_request(recipe: Recipe) -> TiledRequest | None:
     size = None if made.method == "none" else f"{made.width}x{made.height}"
     upscaler = f"sha256:{made.model}" if made.model else made.method
     return TiledRequest(upscaler, None, size, made.overlap, made.batch)
+
+
+def _input_request(recipe: Recipe) -> UpscaleRequest | None:
+    made = recipe.input_upscale
+    if made is None:
+        return None
+    return UpscaleRequest(
+        f"sha256:{made.model}" if made.model else made.method, None, f"{made.width}x{made.height}", made.tile,
+        made.overlap,
+    )  # fmt: skip
 
 
 def _ultimate_request(recipe: Recipe) -> UltimateRequest | None:
@@ -274,7 +288,7 @@ def _last(request: RenderRequest, field: str, name: str, text: str) -> RenderReq
         changed_tiles: dict[str, Any] = {field.removeprefix("tile_"): _number(name, text, int)}
         return replace(request, tiled_upscale=replace(tiled, **changed_tiles))
     value: Any = asked
-    if asked and field == "upscale":
+    if asked and field in ("upscale", "init_upscale"):
         value = upscale_from(asked)
     elif asked and field == "tiled_upscale":
         value = tiled_from(asked, tiled.overlap if tiled else None, tiled.batch if tiled else None)

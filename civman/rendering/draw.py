@@ -12,6 +12,7 @@ from typing import Any
 from civman.diffusion.control_models import ControlModel, load_control
 from civman.diffusion.environment import choose_dtype, environment, threads
 from civman.diffusion.hypernetworks import Hypernetwork, load_hypernetwork
+from civman.diffusion.larger_input import with_larger_image
 from civman.diffusion.pixels import Picture
 from civman.diffusion.plain_resizing import enlarged_in_tiles
 from civman.diffusion.reference_pictures import Reference
@@ -75,7 +76,8 @@ class Job:
     def options(self, on_event: OnEvent) -> dict[str, Any]:
         """The arguments of `run_recipe.job_of` besides the recipe, the model and the prompts of the first pass."""
         return {
-            "inputs": self.inputs, "on_event": on_event, "keeps_noise": self.planned.keeps_noise,
+            "inputs": with_larger_image(self.inputs, self.planned.recipe, self.upscaler, on_event),
+            "on_event": on_event, "keeps_noise": self.planned.keeps_noise,
             "restore": self.finisher.restorer if self.finisher else None,
             "hires_prompt": self.prompts.second, "upscale": _upscale(self.upscaler, self.planned.recipe.hires),
             "controlnets": self.controlnets, "references": self.references,
@@ -216,10 +218,9 @@ def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlModel, ...]:
 
 def _upscaler(engine: Engine, planned: Planned) -> AnyUpscaler | None:
     """Load the model that enlarges an image before it is drawn again: in the second pass, or in tiles."""
-    before = planned.recipe.hires or planned.recipe.enlarged_input
-    if before is None or before.model is None:
-        return None
-    return load_upscaler(planned.path(before.model)).to(engine.device)
+    recipe = planned.recipe
+    models = [each.model for each in (recipe.hires, recipe.enlarged_input, recipe.input_upscale) if each and each.model]
+    return load_upscaler(planned.path(models[0])).to(engine.device) if models else None
 
 
 def _upscale(model: AnyUpscaler | None, hires: Hires | None) -> Upscale | None:

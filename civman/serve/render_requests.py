@@ -135,6 +135,8 @@ def require_recipe(recipe: Recipe) -> None:
             raise Refused(f"{width}x{height} is larger than the 4096x4096 pixels that the server renders")
     if recipe.enlarged_input is not None:
         require_enlarged(recipe.drawn_size)
+    if recipe.input_upscale is not None:
+        require_enlarged(recipe.input_upscale.final_size)
     if recipe.count > _MOST_COUNT:
         raise Refused(f"a job has at most {_MOST_COUNT} images")
 
@@ -164,7 +166,7 @@ def _require_no_path_in(name: str, text: str) -> None:
         require_name(ref)
     elif field_of(name) in ("checkpoint", "vae", "upscaler") and text:
         require_name(text)
-    elif field_of(name) in ("upscale", "tiled_upscale", "face_restoration"):
+    elif field_of(name) in ("upscale", "tiled_upscale", "init_upscale", "face_restoration"):
         _require_no_path_before_numbers(text)
     elif field_of(name) == "ultimate_upscale" and text not in ("", "off"):
         require_name(ultimate_from(text).upscaler)
@@ -187,12 +189,17 @@ def _require_no_paths(request: RenderRequest) -> None:
     refs += [request.vae] if request.vae else []
     refs += [each.partition("=")[2] for each in request.parts]
     refs += [request.hires.upscaler] if request.hires else []
-    refs += [each.upscaler for each in (request.upscale, request.tiled_upscale, request.ultimate_upscale) if each]
+    refs += [each.upscaler for each in _enlarged(request) if each]
     refs += [faces_from(request.face_restoration)[0]] if request.face_restoration else []
     for ref in refs:
         require_name(ref)
     if request.config is not None and not request.config.lstrip().startswith("{"):
         raise Refused("`config` must be JSON; the server opens no folder that a client names")
+
+
+def _enlarged(request: RenderRequest) -> tuple[Any, ...]:
+    """What the request enlarges: the finished image, or the input image in one of three ways."""
+    return request.upscale, request.tiled_upscale, request.ultimate_upscale, request.init_upscale
 
 
 def _require_bounds(request: RenderRequest) -> None:

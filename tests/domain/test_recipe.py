@@ -28,7 +28,7 @@ from civman.domain.recipes.recipe import (
     canonical,
 )
 from civman.domain.recipes.reference import ReferenceUse
-from civman.domain.recipes.ultimate import UltimateUpscale
+from civman.domain.recipes.tiled_diffusion import TiledDiffusion
 from civman.errors import UsageError
 
 A, B = Sha256("a" * 64), Sha256("b" * 64)
@@ -219,9 +219,9 @@ def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
 def test_nothing_may_be_left_out(name: str) -> None:
     faces = FaceRestoration("gfpgan", FULL.checkpoint, FULL.checkpoint, FULL.checkpoint)
-    ultimate = UltimateUpscale("lanczos")
+    tiles = TiledDiffusion("MultiDiffusion")
     full = replace(
-        FULL, start=StartImage(A, 0.5), hires=None, variant="kontext", faces=faces, ultimate=ultimate,
+        FULL, start=StartImage(A, 0.5), hires=None, variant="kontext", faces=faces, tiled_diffusion=tiles,
         references=(ReferenceUse(A, B, A),),
     )  # fmt: skip
     value = json.loads(full.to_json()) | {"schema": SCHEMA, "slots": 0}

@@ -269,6 +269,81 @@ def test_ultimate_upscale_is_a_recipe_with_the_image_that_it_was_given(stated: d
     assert not any("not known" in words for words in found.reasons)
 
 
+FORMS = {
+    "torn": {
+        "\"{'Method'": "'MultiDiffusion'", "'Tile tile width'": "96", "'Tile tile height'": "80",
+        "'Tile Overlap'": "40", "'Tile batch size'": "4", "'Upscaler'": "'4x-UltraSharp'", "'Upscale factor'": "2",
+        "'Keep input size'": 'True}"', "Tiled Diffusion upscaler": "4x-UltraSharp", "Tiled Diffusion scale factor": "2",
+    },
+    "torn JSON": {
+        '{"Method"': '"MultiDiffusion"', '"Tile tile width"': "96", '"Tile tile height"': "80", '"Tile Overlap"': "40",
+        '"Upscaler"': '"4x-UltraSharp"', '"Upscale factor"': "2}",
+    },
+    "older names": {
+        "\"{'Method'": "'MultiDiffusion'", "'Latent tile width'": "96", "'Latent tile height'": "80", "'Overlap'": "40",
+        "'Upscaler'": "'4x-UltraSharp'", "'Scale factor'": "2", "'Keep input size'": 'True}"',
+    },
+    "flat": {
+        "Tiled Diffusion method": "MultiDiffusion", "Tiled Diffusion tile width": "96",
+        "Tiled Diffusion tile height": "80", "Tiled Diffusion overlap": "40", "Tiled Diffusion batch size": "2",
+        "Tiled Diffusion upscaler": "4x-UltraSharp", "Tiled Diffusion scale factor": "2",
+    },
+    "Python": {
+        "Tiled Diffusion": "{'Method': 'MultiDiffusion', 'Tile tile width': 96, 'Tile tile height': 80, "
+        "'Tile Overlap': 40, 'Tile batch size': 4, 'Upscaler': '4x-UltraSharp', 'Upscale factor': 2, 'Keep input "
+        "size': True}",
+    },
+    "JSON": {
+        "Tiled Diffusion": '{"Method": "MultiDiffusion", "Tile tile width": 96, "Tile tile height": 80, '
+        '"Tile Overlap": 40, "Upscaler": "4x-UltraSharp", "Upscale factor": 2}',
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("version", "larger"), [("v1.3.2", (1026, 1536)), ("v1.6.0", (1024, 1536))])
+def test_each_form_of_tiled_diffusion_is_read(form: str, version: str, larger: tuple[int, int]) -> None:
+    meta = PLAIN | FORMS[form] | {"Size": "1024x1536", "Denoising strength": "0.3", "Version": version}
+    source = SourceImage(Path("source.png"), Sha256("a" * 64), (513, 768))
+    row = {"id": 1, "baseModel": "SD 1.5", "meta": meta}
+
+    found, without = redraw(row | {"source": source}), redraw(row)
+
+    assert found.made is not None, found.reasons
+    made, enlarged = found.made.tiled_diffusion, found.made.input_upscale
+    assert made is not None
+    assert enlarged is not None
+    assert (made.method, made.tile_width, made.tile_height, made.overlap) == ("MultiDiffusion", 96, 80, 40)
+    assert (enlarged.method, enlarged.width, enlarged.height) == ("model", *larger)
+    assert found.recipe["input_upscale"]["model"]["name"] == "4x-UltraSharp"
+    assert (found.drawable, without.drawable) == ("differs", "needs-input")
+    assert not any("not known" in words for words in (*found.reasons, *without.reasons))
+
+
+def test_tiled_diffusion_without_an_image_is_exact_and_what_it_adds_is_refused() -> None:
+    plain = {"Tiled Diffusion": '{"Method": "Mixture of Diffusers", "Tile tile width": 64, "Tile tile height": 64}'}
+    found = redraw({"id": 1, "baseModel": "SD 1.5", "meta": PLAIN | plain})
+    assert (found.drawable, found.reasons) == ("exact", ())
+    assert found.made is not None
+    assert found.made.tiled_diffusion is not None
+    assert found.made.tiled_diffusion.method == "Mixture of Diffusers"
+    for more, words in (("'NoiseInv'", "inverted noise"), ("'Region control'", "regions")):
+        assert any(words in each for each in read(**plain, **{more: "True"})["reasons"])
+
+
+def test_plain_img2img_is_drawn_from_the_image_that_it_was_given() -> None:
+    row = {"id": 1, "baseModel": "SD 1.5", "meta": PLAIN | {"Denoising strength": "0.4"}}
+    found = redraw(row | {"source": SourceImage(Path("source.png"), Sha256("a" * 64), (1024, 1024))})
+    other = redraw(row | {"source": SourceImage(Path("source.png"), Sha256("a" * 64), (1024, 768))})
+
+    assert found.made is not None
+    assert found.made.start is not None
+    assert (found.made.start.strength, found.drawable) == (0.4, "differs")
+    assert any("aspect ratio" in words for words in other.reasons)
+    masked = row | {"meta": PLAIN | {"Denoising strength": "0.4", "Masked content": "fill"}}
+    assert redraw(masked | {"source": SourceImage(Path("a"), Sha256("a" * 64), (512, 512))}).drawable == "needs-input"
+
+
 def test_other_families_are_not_promised() -> None:
     assert read(base="Flux.1 D")["drawable"] == "no"
     assert read(base="SDXL 1.0")["drawable"] == "exact"

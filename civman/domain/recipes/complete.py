@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from civman.domain.digests import Sha256
 from civman.domain.recipes.control import ControlUse
-from civman.domain.recipes.enlargement import Enlargement, enlargement_of
+from civman.domain.recipes.enlargement import Enlargement, UpscaleRequest, enlargement_of
 from civman.domain.recipes.faces import FaceRestoration
 from civman.domain.recipes.freeu_settings import freeu_of
 from civman.domain.recipes.noise_sources import rng_of
@@ -29,6 +29,7 @@ from civman.domain.recipes.reference import ReferenceUse
 from civman.domain.recipes.render_request import RenderRequest
 from civman.domain.recipes.thresholding import thresholding_of
 from civman.domain.recipes.tiled import tiled_of
+from civman.domain.recipes.tiled_diffusion import tiled_diffusion_of
 from civman.domain.recipes.ultimate import ultimate_of
 from civman.errors import Cause, UsageError
 
@@ -59,7 +60,8 @@ class Resolved:
     """The model that enlarges the image between the passes."""
     faces: FaceRestoration | None = None
     input_upscaler: Sha256 | None = None
-    """The model that enlarges the input image before it is drawn again."""
+    """The model that enlarges the input image before it is drawn again, and its factor."""
+    input_scale: int | None = None
     last_upscaler: Sha256 | None = None
     """The model that enlarges the finished image, and its factor."""
     last_scale: int | None = None
@@ -95,6 +97,11 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
     if asked is not None:
         ultimate = ultimate_of(asked, model=found.input_upscaler)
         width, height = asked.target(found.init_size, (request.width, request.height))
+    larger = None
+    if request.init_upscale is not None:
+        larger = larger_input(request.init_upscale, found.init_size, found.input_upscaler, found.input_scale)
+        if request.width is None and request.height is None and not request.only_masked:
+            width, height = (side // 8 * 8 for side in larger.final_size)
     last = hires or tiled
     return Recipe(
         checkpoint=found.checkpoint, prompt=request.prompt, negative_prompt=request.negative_prompt,
@@ -126,15 +133,26 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         told_sizes=request.told_sizes or "",
         parts=found.parts, flow=found.flow, variant=found.variant,
         faces=found.faces, tiled=tiled, ultimate=ultimate,
+        tiled_diffusion=tiled_diffusion_of(_or(request.tiled_diffusion, "")), input_upscale=larger,
         upscale=_upscale(request, (last.width, last.height) if last else (width, height), found),
     )  # fmt: skip
 
 
 def _slots(request: RenderRequest, found: Resolved) -> int:
     """The number of slots, 0 for an image that is computed alone: one slot, or a model that changes in between."""
-    is_in_tiles = request.tiled_upscale is not None or request.ultimate_upscale is not None
+    is_in_tiles = any(
+        each is not None
+        for each in (request.tiled_upscale, request.ultimate_upscale, request.init_upscale, request.tiled_diffusion)
+    )
     changes_scales = any(use.keyframes or use.hires_keyframes for use in found.loras)
     return 0 if is_in_tiles or changes_scales or request.slots in (None, 1) else request.slots
+
+
+def larger_input(
+    request: UpscaleRequest, source: tuple[int, int], model: Sha256 | None, scale: int | None
+) -> Enlargement:
+    """The enlargement of an input image of this size, to multiples of 8 pixels."""
+    return enlargement_of(replace(request, multiple=8), source, model=model, model_scale=scale)
 
 
 def _upscale(request: RenderRequest, drawn_size: tuple[int, int], found: Resolved) -> Enlargement | None:

@@ -6,7 +6,7 @@ SHA-256 is the digest of that text.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -29,13 +29,14 @@ from civman.domain.recipes.sampling import SAMPLING as SAMPLING
 from civman.domain.recipes.sampling import Sampling as Sampling
 from civman.domain.recipes.thresholding import Thresholding as Thresholding
 from civman.domain.recipes.tiled import TiledRedraw, tiled_problems
+from civman.domain.recipes.tiled_diffusion import TiledDiffusion, tiled_diffusion_problems
 from civman.domain.recipes.ultimate import UltimateUpscale, ultimate_problems
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 14
+SCHEMA: Final = 15
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 14 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 15 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -82,6 +83,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     12: {"": ("ultimate",)},
     13: {"": ("slots",)},
     14: {"": ("references",)},
+    15: {"": ("tiled_diffusion", "input_upscale")},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
@@ -312,13 +314,17 @@ class Recipe:
     """
     references: tuple[ReferenceUse, ...] = ()
     """The reference pictures, each with the IP-Adapter that reads it."""
+    tiled_diffusion: TiledDiffusion | None = None
+    """How the UNet's predictions in the first pass are averaged over tiles of the latents."""
+    input_upscale: Enlargement | None = None
+    """How the input image is enlarged before it is resized to `width` x `height`."""
 
     def __post_init__(self) -> None:
         finishing = enlargement_problems(self.upscale) if self.upscale is not None else ()
         faces = face_problems(self.faces) if self.faces is not None else ()
         tiled = tiled_problems(self) if self.tiled is not None else ()
         ultimate = ultimate_problems(self) if self.ultimate is not None else ()
-        for problem in (*problems(self), *finishing, *faces, *tiled, *ultimate):
+        for problem in (*problems(self), *finishing, *faces, *tiled, *ultimate, *self._tile_problems()):
             raise UsageError(f"the recipe cannot be rendered: {problem}", code=Cause.BAD_RECIPE)
 
     def to_json(self) -> str:
@@ -367,7 +373,8 @@ class Recipe:
             "face-detector": (self.faces.detector,) if self.faces else (),
             "face-parser": (self.faces.parser,) if self.faces else (),
             "upscaler": tuple(
-                made.model for made in (self.hires, self.enlarged_input, self.upscale) if made and made.model
+                made.model for made in (self.hires, self.enlarged_input, self.input_upscale, self.upscale)
+                if made and made.model
             ),
         }  # fmt: skip
         return {role: tuple(dict.fromkeys(digests)) for role, digests in found.items()}
@@ -376,6 +383,16 @@ class Recipe:
     def changes_scales(self) -> bool:
         """Whether the scale of a LoRA changes between the steps or the passes."""
         return any(use.keyframes or use.hires_keyframes for use in self.loras)
+
+    def _tile_problems(self) -> Iterator[str]:
+        if self.tiled_diffusion is not None:
+            yield from tiled_diffusion_problems(self)
+        if self.input_upscale is not None:
+            yield from enlargement_problems(self.input_upscale)
+            if self.start is None or self.enlarged_input is not None:
+                yield "only an input image can be enlarged before it is rendered again, and only in one way"
+            if self.input_upscale.model is not None and self.hires is not None and self.hires.model is not None:
+                yield "either the input image or the second pass can have an upscaler model, but not both"
 
     @property
     def enlarged_input(self) -> TiledRedraw | UltimateUpscale | None:

@@ -155,6 +155,10 @@ class RenderRequest:
     """How to enlarge the input image and redraw it in tiles."""
     ultimate_upscale: UltimateRequest | None = None
     """How to enlarge the input image and redraw it area by area."""
+    init_upscale: UpscaleRequest | None = None
+    """How to enlarge the input image before image-to-image rendering."""
+    tiled_diffusion: str | None = None
+    """Settings in the form that `tiled_diffusion.tiled_diffusion_of` parses."""
     upscale: UpscaleRequest | None = None
     """How to enlarge the finished image."""
     file: str | None = None

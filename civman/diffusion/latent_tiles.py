@@ -1,0 +1,64 @@
+"""Average the UNet's predictions on overlapping tiles of the latents (Tiled Diffusion).
+
+"MultiDiffusion" takes the mean of the tiles at each place. "Mixture of Diffusers" weights each tile by a Gaussian
+around its middle. In MultiDiffusion the extension averages the denoised predictions; the mean of the UNet's predictions
+gives the same, since one depends linearly on the other.
+
+Source: pkuliyi2015/multidiffusion-upscaler-for-automatic1111.
+"""
+
+import math
+from dataclasses import replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from civman.diffusion.unet_calls import Calls, UnetCall
+from civman.diffusion.uploads import sent
+from civman.domain.recipes.tiled_diffusion import METHODS, TiledDiffusion
+
+_VARIANCE: Final = 0.01
+"""The variance of the Gaussian, in units of the tile's width."""
+
+
+class LatentTiles:
+    """Tiles over latents of one size, with the weight of each tile at each place."""
+
+    def __init__(self, made: TiledDiffusion, size: tuple[int, int], device: torch.device) -> None:
+        """`size`: width and height of the latents."""
+        tile, lefts, tops = made.grid(*size)
+        self.size = size
+        self._places = [
+            (..., slice(top, top + tile[1]), slice(left, left + tile[0])) for top in tops for left in lefts
+        ]  # fmt: skip
+        weight = torch.ones(tile[1], tile[0]) if made.method == METHODS[0] else gaussian(*tile)
+        total = torch.zeros(size[1], size[0])
+        for place in self._places:
+            total[place] += weight
+        self._is_mean = made.method == METHODS[0]
+        self._total, self._weight = sent(total, device), sent(weight, device)
+
+    def answer(self, call: UnetCall) -> Calls[Tensor]:
+        """Answer a call of the UNet, with latents of this size, by one call for each tile."""
+        whole: Tensor | None = None
+        for place in self._places:
+            answer = yield replace(call, inputs=call.inputs[place].contiguous())
+            if whole is None:
+                whole = answer.new_zeros(*answer.shape[:-2], *self._total.shape)
+            whole[place] += answer if self._is_mean else answer * (self._weight * (1 / self._total)[place])
+        assert whole is not None, "there is at least one tile"
+        return whole / self._total if self._is_mean else whole
+
+
+def gaussian(width: int, height: int) -> Tensor:
+    """The weights of a tile (height, width): highest in the middle, and below it by half a latent.
+
+    The extension divides the distances along both sides by the tile's width.
+    """
+
+    def line(length: int, middle: float) -> Tensor:
+        away = torch.arange(length, dtype=torch.float64) - middle
+        return torch.exp(-(away**2) / width**2 / (2 * _VARIANCE)) / math.sqrt(2 * math.pi * _VARIANCE)
+
+    return torch.outer(line(height, height / 2), line(width, (width - 1) / 2)).float()

@@ -1,0 +1,63 @@
+"""The settings of the extension Tiled Diffusion as images contain them, in each of the extension's forms.
+
+The first versions wrote plain entries ("Tiled Diffusion method"), later ones an object in a single entry. CivitAI's
+reader tears that object apart, so that the names and values of the entries have its quotes and brackets.
+"""
+
+import ast
+import re
+from typing import Final
+
+from civman.pictures.metadata import loads
+from civman.pictures.site_settings import Entries
+
+_NAMES: Final = {
+    "method": "method", "tile tile width": "width", "latent tile width": "width", "tile width": "width",
+    "tile tile height": "height", "latent tile height": "height", "tile height": "height",
+    "tile overlap": "overlap", "overlap": "overlap", "upscaler": "upscaler", "upscale factor": "factor",
+    "scale factor": "factor", "keep input size": "keeps size", "noiseinv": "inverts noise",
+    "region control": "has regions",
+}  # fmt: skip
+"""The extension's names of settings, in lower case, and what they mean."""
+_TORN: Final = (
+    r"[\"{]*'?\"?(Method|Upscaler|Keep input size|Tile batch size|Tile Overlap|Overlap|Upscale factor|Scale factor|"
+    r"Tile tile (width|height)|Latent tile (width|height)|NoiseInv( .*)?|Region control)['\"]"
+)
+PATTERN: Final = re.compile(f"Tiled Diffusion|{_TORN}")
+"""The names of all entries of the extension."""
+_MOST_TEXT: Final = 20_000
+_PREFIX: Final = "Tiled Diffusion"
+
+
+def tiled_diffusion_in(entries: Entries) -> dict[str, str]:
+    """The settings by their meaning: "method", "width", "height", "overlap", "upscaler", "factor" and others.
+
+    Empty if the extension took no part.
+    """
+    found: dict[str, str] = {}
+    for name in entries.take(PATTERN):
+        value = entries.value(name)
+        if name == _PREFIX:
+            found |= _of_object(value)
+            continue
+        plain = name.removeprefix(_PREFIX).strip(" '\"{").casefold()
+        if meaning := _NAMES.get(plain):
+            found.setdefault(meaning, str(value).strip(" '\"{}"))
+    return found
+
+
+def _of_object(value: object) -> dict[str, str]:
+    """Read the object of a single entry: JSON, or as Python writes it."""
+    if isinstance(value, str) and len(value) <= _MOST_TEXT:
+        value = loads(value) or _literal(value)
+    items = value.items() if isinstance(value, dict) else ()
+    return {_NAMES[name]: str(item) for key, item in items if (name := str(key).casefold()) in _NAMES}
+
+
+def _literal(text: str) -> object:
+    """The value of an object as Python writes it, without running anything; None if the text is something else."""
+    try:
+        found: object = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    return found
