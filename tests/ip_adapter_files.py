@@ -78,25 +78,11 @@ def adapter(kind: str, base: str, seed: int = 11, *, width: int = WIDTH, project
 
 
 def in_diffusers_names(image: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of an image projection in the names of diffusers' modules, written down a second time."""
-    if "proj.weight" in image:
-        return {name.replace("proj.", "image_embeds."): value for name, value in image.items()}
-    if "proj.0.weight" in image:
-        names = {"proj.0": "ff.net.0.proj", "proj.2": "ff.net.2", "proj.3": "norm"}
-        return {f"{names[name[:6]]}{name[6:]}": value for name, value in image.items()}
-    names = {"0.norm1": "ln0", "0.norm2": "ln1", "0.to_q": "attn.to_q", "0.to_out": "attn.to_out.0", "1.0": "ff.0",
-             "1.1": "ff.1.net.0.proj", "1.3": "ff.1.net.2"}  # fmt: skip
-    found = {}
-    for name, value in image.items():
-        start, block, *rest = name.split(".")
-        if start != "layers":
-            found[name] = value
-        elif rest[:2] == ["0", "to_kv"]:
-            found |= {
-                f"layers.{block}.attn.to_{side}.weight": part for side, part in zip("kv", value.chunk(2), strict=True)
-            }
-        else:
-            found[f"layers.{block}.{names['.'.join(rest[:2])]}.{rest[2]}"] = value
+    """The tensors of an image projection in the names of diffusers' own modules."""
+    from diffusers.loaders.unet import UNet2DConditionLoadersMixin
+
+    made: Any = UNet2DConditionLoadersMixin._convert_ip_adapter_image_proj_to_diffusers
+    found: dict[str, Tensor] = made(None, dict(image), low_cpu_mem_usage=False).state_dict()
     return found
 
 
