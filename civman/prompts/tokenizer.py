@@ -6,6 +6,7 @@ Source: OpenAI CLIP, `simple_tokenizer.py`: 256 byte symbols, the same 256 with 
 
 import gzip
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
@@ -43,10 +44,13 @@ class ClipTokenizer:
 
 
 def clip_tokenizer(padding: int = END) -> ClipTokenizer:
-    """Build a tokenizer. This takes about 0.2 s, so build one and share it; `padded_with` costs nothing.
+    """Return a tokenizer; `padding` is END for CLIP-L (SD 1.x, SDXL's first encoder), ZERO for OpenCLIP."""
+    return ClipTokenizer(_words(), padding)
 
-    `padding` is END for CLIP-L (SD 1.x, SDXL's first encoder), ZERO for OpenCLIP.
-    """
+
+@cache
+def _words() -> Tokenizer:
+    """Build CLIP's tokenizer, which takes about 0.1 s; it is kept as long as the process runs."""
     token_ids, merges = vocabulary()
     words = Tokenizer(
         models.BPE(
@@ -67,7 +71,7 @@ def clip_tokenizer(padding: int = END) -> ClipTokenizer:
         ]
     )
     words.add_special_tokens([START_TEXT, END_TEXT])
-    return ClipTokenizer(words, padding)
+    return words
 
 
 def vocabulary() -> tuple[dict[str, int], list[str]]:
