@@ -88,15 +88,18 @@ class Again:
 
 
 def source_image(given: "Sequence[Path]", original: Path) -> "SourceImage | None":
-    """Read the image that a script was given, the first of `given`. Raises: UsageError: it cannot be read."""
+    """Read the images that a script or ControlNets were given, in order. Raises: UsageError: one cannot be read."""
     if not given:
         return None
     from civman.planning.input_pictures import read_picture
     from civman.planning.redraw_tiles import SourceImage
 
-    found, final = read_picture(given[0]), original_pixels(original, is_required=False)
+    final = original_pixels(original, is_required=False)
     size = None if final is None else (final.shape[1], final.shape[0])
-    return SourceImage(found.path, found.sha256, (found.width, found.height), size)
+    first, *others = (
+        SourceImage(found.path, found.sha256, (found.width, found.height), size) for found in map(read_picture, given)
+    )
+    return replace(first, others=tuple(others))
 
 
 def draw_again(session: Session, settings: "str | SiteImage", original: Path, how: Again) -> Result:
@@ -141,6 +144,7 @@ def planned_again(session: Session, settings: "str | SiteImage", how: Again) -> 
     with session.reading() as on_event:
         planned = library.pictures.plan_settings(settings, conditions, source=how.source, on_event=on_event)
         if how.changes:
+            library.pictures.keep_inputs(planned)  # the variation needs the control images that were made
             varied = library.pictures.plan_variation(
                 planned.recipe,
                 how.changes,

@@ -123,8 +123,8 @@ def replay(
         list[Path] | None,
         typer.Option(
             "--picture", metavar="FILE",
-            help="The input image or mask of the recipe, if the library has no copy, or the image that was upscaled "
-            "(repeatable).",
+            help="The input image, mask or control image of the recipe, if the library has no copy; for an image of "
+            "another program, the image that was upscaled, or those that ControlNets followed (repeatable, in order).",
         ),
     ] = None,
     device: DeviceOpt = None,

@@ -117,6 +117,12 @@ class PicturesPart(Part):
         planned = vary(context.index, recipe, changes, conditions or Conditions(), pictures=inputs, on_event=on_event)
         return planned if isinstance(of, Recipe) else replace(planned, parent=recipe.sha256)
 
+    def keep_inputs(self, planned: "Planned") -> None:
+        """Copy a plan's input and control images into the library, so that variations of the recipe find them."""
+        from civman.planning.input_pictures import keep_inputs
+
+        keep_inputs(self._context.root, planned.files)
+
     def check_settings(self, file: Path) -> "Iterator[Redraw]":
         """Check whether images can be rendered again, and how, from their settings in a JSON Lines file.
 

@@ -84,6 +84,20 @@ class SecondPass:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlUnit:
+    """A unit of A1111's ControlNet extension: its model and its fields in the extension's words."""
+
+    model: Part
+    weight: float
+    start: float
+    end: float
+    control_mode: str
+    resize_mode: str
+    union_type: str = ""
+    """The kind of control image for a union of ControlNets; "" for other models."""
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """Everything that the text can express about one image. `version` names the program, such as "civman 0.3".
 
@@ -107,6 +121,7 @@ class Generation:
     embeddings: tuple[Part, ...] = ()
     hypernetworks: tuple[Part, ...] = ()
     """The hypernetworks whose tags are in the prompt."""
+    controls: tuple[ControlUnit, ...] = ()
     vae: Part | None = None
     hires: SecondPass | None = None
     denoising: float | None = None
@@ -163,6 +178,9 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
     yield "CFG scale", _number(generation.cfg)
     yield "Seed", str(generation.seed)
     yield "Size", f"{generation.width}x{generation.height}"
+    # before the model, because readers that tear the units apart would take a unit's model for the checkpoint
+    for number, (name, unit) in enumerate(_control_units(generation)):
+        yield f"ControlNet {number}", _unit_text(name, unit)
     if model is not None:
         # CivitAI ignores a hash without a name
         yield "Model hash", _short(model.autov2)
@@ -183,6 +201,24 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
         yield key, _plain(value) if isinstance(value, str) else _number(value)
 
 
+def _control_units(generation: Generation) -> list[tuple[str, ControlUnit]]:
+    """Each unit with the name of its model; a model that several units use has one name."""
+    models = list(dict.fromkeys(unit.model for unit in generation.controls))
+    named = {part: name for name, part in _named(models)}
+    return [(named[unit.model], unit) for unit in generation.controls]
+
+
+def _unit_text(name: str, unit: ControlUnit) -> str:
+    """Write a unit as the extension does, without the hash in brackets, which makes CivitAI's reader fail."""
+    fields = {
+        "Module": "none", "Model": name, "Weight": float(_finite(unit.weight)), "Resize Mode": unit.resize_mode,
+        "Processor Res": -1, "Threshold A": -1, "Threshold B": -1, "Guidance Start": float(unit.start),
+        "Guidance End": float(unit.end), "Pixel Perfect": False, "Control Mode": unit.control_mode,
+    }  # fmt: skip
+    fields |= {"Union Control Type": unit.union_type} if unit.union_type else {}
+    return f'"{", ".join(f"{key}: {value}" for key, value in fields.items())}"'
+
+
 def _listed_by_hash(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[tuple[str, Part]]:
     """The LoRAs to list in `Lora hashes`.
 
@@ -198,8 +234,10 @@ def _hashes(generation: Generation, loras: Iterable[tuple[str, Part]]) -> Iterat
         yield "model", digest
     if generation.vae is not None and (digest := _short(generation.vae.autov2)):
         yield "vae", digest
+    controls = {name: unit.model for name, unit in _control_units(generation)}.items()
     for kind, parts in (
         ("lora", loras), ("embed", _named(generation.embeddings)), ("hypernet", _named(generation.hypernetworks)),
+        ("controlnet", controls),
     ):  # fmt: skip
         for name, part in parts:
             if digest := _hash(part):

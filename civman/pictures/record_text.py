@@ -6,11 +6,11 @@ from dataclasses import replace
 from civman.domain.digests import Sha256, autov2
 from civman.domain.file_suffixes import MODEL_SUFFIXES
 from civman.domain.recipes.faces import WEIGHT
-from civman.domain.recipes.recipe import Recipe, Sampling
+from civman.domain.recipes.recipe import ControlUse, Recipe, Sampling
 from civman.domain.recipes.record import Record
 from civman.domain.recipes.thresholding import uses_power
 from civman.domain.refs import Air, VersionRef, parse_ref
-from civman.pictures.parameters_text import Generation, Part, SecondPass, text
+from civman.pictures.parameters_text import ControlUnit, Generation, Part, SecondPass, text
 from civman.pictures.upscale_text import settings_of, upscaler_title
 
 
@@ -33,6 +33,7 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
             )
             for use in recipe.loras
         ),
+        controls=tuple(_control_unit(record, use) for use in recipe.controls),
         embeddings=tuple(_part(record, use.sha256, name=use.word) for use in recipe.embeddings),
         hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, _upscaler(record))
         if hires and not old else None,
@@ -97,6 +98,27 @@ def _of_last(record: Record) -> Iterator[tuple[str, str | float]]:
     if made is not None:
         name = record.name_of(made.model).name if made.model else made.method.capitalize()
         yield from settings_of(made, upscaler_title(name, made), record.recipe.drawn_size).items()
+
+
+_CONTROL_MODES = {
+    "balanced": "Balanced", "prompt": "My prompt is more important", "control": "ControlNet is more important",
+}  # fmt: skip
+_CONTROL_TYPES = {
+    "openpose": "OpenPose", "depth": "Depth", "softedge": "Soft Edge", "hardedge": "Hard Edge", "normal": "Normal Map",
+    "segment": "Segmentation", "tile": "Tile", "inpaint": "Inpaint", "": "",
+}  # fmt: skip
+_CONTROL_RESIZES = {
+    "just resize": "Just Resize", "crop and resize": "Crop and Resize", "resize and fill": "Resize and Fill",
+    "resize and pad": "Resize and Fill",
+}  # fmt: skip
+"""Values of a control in a recipe, and A1111's ControlNet extension's words for them."""
+
+
+def _control_unit(record: Record, use: ControlUse) -> ControlUnit:
+    return ControlUnit(
+        _part(record, use.sha256), use.weight, use.start, use.end, _CONTROL_MODES[use.mode],
+        _CONTROL_RESIZES[use.resize_mode], _CONTROL_TYPES[use.type],
+    )  # fmt: skip
 
 
 def _upscaler(record: Record) -> str:

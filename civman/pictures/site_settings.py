@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from civman.pictures.metadata import number, whole
+from civman.pictures.metadata import loads, number, whole
 
 _API_NAMES: Final = {
     "steps": "Steps", "sampler": "Sampler", "cfgscale": "CFG scale", "seed": "Seed", "clipskip": "Clip skip",
@@ -135,6 +135,11 @@ class Entries:
             kind, _, name = key.partition(":")
             if name and kind in ("lora", "embed"):
                 yield NamedFile("embedding" if kind == "embed" else "lora", name, self._hash(value))
+
+    def listed_hash(self, key: str) -> str:
+        """The hash of this entry in `Hashes`, such as "controlnet:canny"; "" if there is none."""
+        listed = {**_pairs(loads(self.text("Hashes"))), **_pairs(self.value("hashes"))}
+        return self._hash(listed.get(key, ""))
 
     def listed_loras(self) -> list[NamedFile]:
         """The LoRAs in the API's list of resources, with their weights if it gives them."""

@@ -24,6 +24,7 @@ from civman.pictures.metadata import loads, whole
 from civman.pictures.site_settings import Entries, NamedFile
 from civman.pictures.upscale_text import KEYS, extras_in, request_of
 from civman.planning import prompt_stages
+from civman.planning.redraw_controls import Controls, controls_in
 from civman.planning.redraw_features import Drawable, Reason, face_method, reasons
 from civman.planning.redraw_graph import by_comfyui, redraw_graph
 from civman.planning.redraw_guidance import guidance, second_ratio, second_sampling
@@ -76,7 +77,8 @@ def redraw(row: dict[str, Any]) -> Redraw:
         recipe = {}
     found = reader.finished()
     verdict, words = verdict_of(found)
-    return Redraw(row.get("id"), verdict, words, tuple(reader.resources), recipe, reader.made if recipe else None)
+    made, controls = (reader.made, reader.controls.requests) if recipe else (None, ())
+    return Redraw(row.get("id"), verdict, words, tuple(reader.resources), recipe, made, controls=controls)
 
 
 def _graph_in(meta: object) -> Graph | None:
@@ -121,6 +123,7 @@ class _Reader:
         self._found: list[Reason] = []
         self.made: Recipe | None = None
         self.source: SourceImage | None = None
+        self.controls = Controls()
         self.resources: list[NamedFile] = list(entries.files())
 
     def add(self, verdict: Drawable, words: str) -> None:
@@ -146,6 +149,7 @@ class _Reader:
         if found := _SIZE.fullmatch(self._entries.text("First pass size")):
             (width, height), hires = self._old_passes((int(found[1]), int(found[2])), (width, height), steps)
         tiles = self._start((width, height), has_hires=hires is not None)
+        self._control(tiles)
         rules = prompt_stages.rules_for(prompt, negative, self._rule().value)
         made = Recipe(
             checkpoint=stand_in("checkpoint"), prompt=prompt, negative_prompt=negative, sampler=sampler.name,
@@ -385,6 +389,12 @@ class _Reader:
         self._found += found.reasons
         return found.recipe
 
+    def _control(self, started: dict[str, Any]) -> None:
+        """Read ControlNet's units, and what prevents or changes them. `started`: see `_start`."""
+        self.controls = controls_in(self._entries, self.source, started)
+        self.resources += [each for each in self.controls.files if each not in self.resources]
+        self._found += self.controls.reasons
+
     def _rule(self) -> editing.Rule:
         if self._entries.is_on("Old prompt editing timelines") or self._version < (1, 3):
             return editing.Rule.V1_0 if self._version < (1, 3) else editing.Rule.V1_3
@@ -460,22 +470,13 @@ class _Reader:
             if (part := getattr(made, key)) and part.model:
                 found = next(each for each in self.resources if stand_in(each.name) == part.model)
                 value[key] |= {"model": {"name": found.name, "hash": found.hash}}
-        for name in (
-            "prediction",
-            "is_zero_snr",
-            "precision",
-            "files",
-            "config",
-            "vae",
-            "start",
-            "count",
-            "batch_size",
-        ):
+        shown = ("prediction", "is_zero_snr", "precision", "files", "config", "vae", "start", "count", "batch_size")
+        for name in shown:
             del value[name]
         hashes = {(each.role, each.name): each.hash for each in self.resources}
         named = {each.role: {"name": each.name, "hash": each.hash} for each in self.resources}
         return value | {
-            "checkpoint": named["checkpoint"], "vae": named.get("vae"),
+            "checkpoint": named["checkpoint"], "vae": named.get("vae"), "controls": self.controls.values(),
             "loras": [
                 {"name": each.name, "hash": hashes.get(("lora", each.name), ""), "scale": each.unet,
                  "text_scale": each.text, "blocks": each.blocks, "keyframes": each.keyframes,

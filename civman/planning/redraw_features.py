@@ -58,7 +58,7 @@ def face_method(entries: Entries) -> str | None:
     return name if name in FACE_METHODS else None
 
 
-NO, NEEDS, FINE = Drawable.NO, Drawable.NEEDS_INPUT, Drawable.EXACT
+NO, FINE = Drawable.NO, Drawable.EXACT
 _FEATURES: Final = (
     _feature(
         "Face restoration$",
@@ -77,25 +77,6 @@ _FEATURES: Final = (
         NO,
         "an extension combined several hypernetworks, which civman does not support",
         lambda entries: "," in entries.text("Hypernetworks"),
-    ),
-    _feature(
-        r"ControlNet|(\"preprocessor|model|weight|resize mode|control mode|pixel perfect|starting/ending|"
-        r"preprocessor params)$",
-        NEEDS,
-        "a ControlNet followed an image that the settings do not contain",
-        lambda entries: any(
-            name in entries
-            for name in (
-                '"preprocessor',
-                "ControlNet Enabled",
-                "ControlNet-0 Enabled",
-                "ControlNet 0 Enabled",
-                "ControlNet 0",
-                "ControlNet Model",
-                "ControlNet-1 Enabled",
-                "ControlNet-2 Enabled",
-            )
-        ),
     ),
     _feature(
         "(Ultimate )?SD upscale ",

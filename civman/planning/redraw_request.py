@@ -20,6 +20,7 @@ from civman.pictures.upscale_text import with_extras
 from civman.planning.find_faces import faces_of
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.redraw import Redraw, redraw
+from civman.planning.redraw_controls import with_refs
 from civman.planning.redraw_features import Drawable
 from civman.planning.redraw_programs import is_known, texts_in
 from civman.planning.redraw_result import stand_in
@@ -148,6 +149,7 @@ def request_of(
     request = replace(
         request, checkpoint=ref(found.made.checkpoint), hires=hires, upscale=upscale,
         tiled_upscale=tiled, ultimate_upscale=ultimate, init_upscale=larger,
+        controls=with_refs(found.controls, lambda name: ref(stand_in(name))),
         vae=ref(stand_in(vae.name)) if vae is not None else None,
         loras=tuple(use.request(ref(use.sha256)) for use in found.made.loras),
         hypernetworks=tuple(f"{ref(use.sha256)}:{use.strength!r}" for use in found.made.hypernetworks),

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from civman.diffusion import sampler_names, samplers, sampling_plan
 from civman.domain.digests import Sha256
+from civman.domain.recipes.control import ControlRequest
 from civman.domain.recipes.recipe import Recipe
 from civman.errors import Cause, UsageError
 from civman.pictures.site_settings import NamedFile
@@ -33,6 +34,8 @@ class Redraw:
     """The recipe with stand-ins for the digests of files (`stand_in`)."""
     leaves: tuple[str, ...] = OPEN
     """The fields of a request that depend on the checkpoint, not on the settings."""
+    controls: tuple[ControlRequest, ...] = ()
+    """ControlNet's units; each ref is the name of a model, and `picture` is empty if no picture was passed for it."""
 
     def value(self) -> dict[str, Any]:
         """The result as a dict that can be serialised to JSON."""

@@ -43,15 +43,17 @@ _INPAINTED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """The image that another one was made from; sizes are width and height in pixels.
+    """An image that another one was made from, or that a ControlNet followed; sizes are width and height in pixels.
 
-    `final_size`: the size of the image that is drawn again, None if it is not known.
+    `final_size`: the size of the image that is drawn again, None if it is not known. `others`: further images, in the
+    order in which the user passed them.
     """
 
     path: Path
     sha256: Sha256
     size: tuple[int, int]
     final_size: tuple[int, int] | None = None
+    others: tuple["SourceImage", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,12 @@ from running import Civman
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+import numpy as np
 import tiny_models
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from rendering_stock import QUICK, picture
 from safetensors.torch import load_file, save_file
+from site_rules import judge
 
 from civman.cli.control_options import controls_from
 from civman.domain.recipes.control import ControlRequest
@@ -176,6 +178,74 @@ def test_every_preprocessor_and_resize_mode_makes_an_image_of_its_own_that_repla
     ]  # fmt: skip
     for each in (made[0], made[-1]):
         assert civman("replay", each["path"]).code == 0
+
+
+@pytest.mark.usefixtures("with_nets")
+def test_a1111_s_text_and_the_control_images_give_the_same_image(civman: Civman, tmp_path: Path) -> None:
+    guides = [tmp_path / "first.png", tmp_path / "second.png"]
+    for guide in guides:
+        Image.effect_noise((80, 48), 60).convert("RGB").save(guide)
+    [done] = civman(
+        "render", "tiny-sd1", "a cat", *QUICK, "--control", f"{guides[0]}:sd1-lines:0.8:0-0.9", "--control",
+        f"{guides[1]}:sd1-sketch:0.5", "--control-mode", "prompt", "--control-mode", "balanced", "--control-resize",
+        "crop", "--json",
+    ).json["render"]  # fmt: skip
+    plain, texts = tmp_path / "a1111.png", PngImagePlugin.PngInfo()
+    with Image.open(done["path"]) as image:
+        text = image.text["parameters"]  # type: ignore[attr-defined]
+        texts.add_text("parameters", text)
+        changed = np.asarray(image).copy()
+        changed[0, 0, 0] ^= 1  # so that the library does not recognise an image of its own
+        Image.fromarray(changed).save(plain, pnginfo=texts)
+
+    without = civman("replay", plain, "--json")
+    [again] = civman("replay", plain, "--picture", guides[0], "--picture", guides[1], "--json").json["render"]
+    [other] = civman(
+        "replay", plain, "--picture", guides[0], "--picture", guides[1], "--set", "seed=8", "--json"
+    ).json["render"]  # fmt: skip
+
+    assert (
+        'ControlNet 0: "Module: none, Model: sd1-lines, Weight: 0.8, Resize Mode: Crop and Resize, Processor Res: -1, '
+        "Threshold A: -1, Threshold B: -1, Guidance Start: 0.0, Guidance End: 0.9, Pixel Perfect: False, "
+        'Control Mode: My prompt is more important"'
+    ) in text
+    kept = judge(text)
+    assert kept.values["Model"] == "tiny-sd1"
+    assert kept.values["ControlNet 1"]["Model"] == "sd1-sketch"  # type: ignore[index]
+    assert len([key for key in kept.hashes if key.startswith("controlnet:")]) == 2
+    assert without.json["error"]["code"] == "not-drawable"
+    assert "--picture CONTROL" in without.json["error"]["message"]
+    assert again["pixel_sha256"] == done["pixel_sha256"]
+    assert again["compared"]["verdict"] == "the same picture"
+    assert again["recipe"]["controls"] == other["recipe"]["controls"] == done["recipe"]["controls"]
+
+
+@pytest.mark.usefixtures("with_nets")
+def test_a1111_s_preprocessor_runs_on_the_picture_that_a_replay_is_given(civman: Civman, tmp_path: Path) -> None:
+    guide = tmp_path / "guide.png"
+    Image.effect_noise((64, 64), 60).convert("RGB").save(guide)
+    [done] = civman(
+        "render", "tiny-sd1", "a cat", *QUICK, "--control", f"{guide}:sd1-lines", "--control-map", "canny:50:150",
+        "--json",
+    ).json["render"]  # fmt: skip
+    plain, texts = tmp_path / "a1111.png", PngImagePlugin.PngInfo()
+    unit = (
+        "Module: canny, Model: sd1-lines [d14c016b], Weight: 1.0, Resize Mode: Just Resize, Processor Res: 512, "
+        "Threshold A: 50.0, Threshold B: 150.0, Guidance Start: 0.0, Guidance End: 1.0, Pixel Perfect: False, "
+        "Control Mode: Balanced"
+    )
+    texts.add_text(
+        "parameters",
+        f"a cat\nSteps: 2, Sampler: Euler, Schedule type: Automatic, CFG scale: 3, Seed: 7, Size: 64x64, "
+        f'Model: tiny-sd1, RNG: CPU, ControlNet 0: "{unit}", Version: v1.10.1',
+    )
+    with Image.open(done["path"]) as image:
+        Image.fromarray(np.asarray(image) ^ 1).save(plain, pnginfo=texts)
+
+    [again] = civman("replay", plain, "--picture", guide, "--json").json["render"]
+    [other] = civman("replay", plain, "--picture", guide, "--set", "seed=8", "--json").json["render"]
+
+    assert again["recipe"]["controls"] == other["recipe"]["controls"] == done["recipe"]["controls"]
 
 
 @pytest.mark.usefixtures("with_nets")

@@ -1,0 +1,187 @@
+"""ControlNet's units in an image's settings: drawn again with the control pictures that the user passes.
+
+A1111's extension has written them in three forms: as entries of their own (`ControlNet 0 Module`), and as one quoted
+entry for each unit with the field names of 2023 (`preprocessor: …`) or of today (`Module: …`). CivitAI's readers turn a
+quoted entry into an object, or tear it apart into entries whose first name begins with a quotation mark.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from civman.domain.recipes.control import MAPS, ControlRequest, control_type, map_named
+from civman.pictures.site_settings import Entries, NamedFile
+from civman.planning.redraw_features import Drawable, Reason
+from civman.planning.redraw_tiles import SourceImage
+
+_QUOTED: Final = re.compile(r"ControlNet ([0-9]{1,2})$")
+_FLAT: Final = re.compile(
+    r"ControlNet(?:[- ]([0-9]{1,2}))? (Enabled|Mod.*|Preproc.*|W.*|Guid.*|Start.*|End.*|Res.*|C.*|P.*)$"
+)
+_TORN: Final = {
+    '"preprocessor': re.compile(
+        '("preprocessor|model|weight|resize mode|control mode|pixel perfect|starting/ending|preprocessor params)$'
+    ),
+    '"Module': re.compile(
+        '("Module|Model|Weight|Resize Mode|Processor Res|Threshold [AB]|Guidance (Start|End)|Pixel Perfect|'
+        "Control Mode|Union Control Type)$"
+    ),
+}
+"""The first name of a torn entry → the names of its parts; of several units, the parts of one are left.
+
+The entry of today names the unit's model `Model`, so that the checkpoint's name is lost.
+"""
+_ANY: Final = re.compile("ControlNet")
+_MODEL: Final = re.compile(r"(.*?)(?:\s*\[([0-9a-fA-F]{8,64})\])?", re.DOTALL)
+_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
+_SIZED: Final = ("canny", "blur", "xdog")
+"""Preprocessors whose result depends on the size at which A1111 runs them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """What the settings say about ControlNet: requests whose refs are names of models, these models, and reasons."""
+
+    requests: tuple[ControlRequest, ...] = ()
+    files: tuple[NamedFile, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+
+    def values(self) -> list[dict[str, Any]]:
+        """The units as plain values, with names and hashes of their models."""
+        return [
+            {"model": {"name": file.name, "hash": file.hash}, "module": request.control_map, "weight": request.weight,
+             "start": request.start, "end": request.end, "mode": request.mode, "resize_mode": request.resize_mode}
+            for request, file in zip(self.requests, self.files, strict=True)
+        ]  # fmt: skip
+
+
+def controls_in(entries: Entries, source: SourceImage | None, started: Mapping[str, Any]) -> Controls:
+    """Read ControlNet's units. `source`: the pictures that the user passes, the start image first if there is one.
+
+    `started`: what the recipe says about the start image and about tiles.
+    """
+    units = _units(entries)
+    entries.take(_ANY)
+    given = [source, *source.others]["start" in started :] if source is not None else []
+    requests, files, reasons = [], [], []
+    for number, unit in enumerate(units):
+        made, found = _control(unit, number, given, is_own=entries.is_own)
+        reasons += found
+        if made is not None:
+            requests.append(made[0])
+            files.append(
+                made[1] if made[1].hash else replace(made[1], hash=entries.listed_hash(f"controlnet:{made[1].name}"))
+            )
+    if units and started.keys() & {"tiled", "ultimate", "tiled_diffusion"}:
+        reasons.append(Reason(Drawable.NO, "a ControlNet acted on an image in tiles, which civman does not support"))
+    return Controls(tuple(requests), tuple(files), tuple(reasons))
+
+
+def _units(entries: Entries) -> list[dict[str, str]]:
+    """The enabled units in their order: field names in lower case and values as text."""
+    found: dict[int, dict[str, str]] = {}
+    for name in entries.names():
+        if match := _QUOTED.match(name):
+            found[int(match[1])] = _fields(entries.value(name))
+        elif match := _FLAT.match(name):
+            found.setdefault(int(match[1] or 0), {})[match[2].casefold()] = entries.text(name)
+    if not found and (first := next((name for name in _TORN if name in entries), None)):
+        found[0] = {name.strip('"').casefold(): entries.text(name) for name in entries.take(_TORN[first])}
+    # in the oldest form, units that are off have entries, too
+    units = [unit for _, unit in sorted(found.items()) if unit.get("enabled", "True").casefold() != "false"]
+    return [unit for unit in units if _field(unit, "model", "module", "preprocessor")]
+
+
+def _fields(value: Any) -> dict[str, str]:
+    """The fields of a quoted entry: of its text, or of the object that CivitAI makes of it."""
+    if isinstance(value, Mapping):
+        return {str(key).casefold(): str(item) for key, item in value.items()}
+    pairs = re.findall(r"(?:^|,)\s*([A-Za-z][\w/ ]*?):\s*(\([^)]*\)|[^,]*)", str(value).strip().strip('"'))
+    return {key.casefold(): item.strip() for key, item in pairs}
+
+
+def _field(unit: Mapping[str, str], *names: str) -> str:
+    return next((unit[name].strip().strip('"') for name in names if unit.get(name)), "")
+
+
+def _number(unit: Mapping[str, str], usual: float, *names: str) -> float:
+    found = _NUMBER.search(_field(unit, *names))
+    return float(found[0]) if found else usual
+
+
+def _control(
+    unit: Mapping[str, str], number: int, given: Sequence[SourceImage], *, is_own: bool
+) -> tuple[tuple[ControlRequest, NamedFile] | None, list[Reason]]:
+    """Convert a unit to a request and its model; without a picture for it, the request names none."""
+    module = _field(unit, "module", "preprocessor") or "none"
+    model = _MODEL.fullmatch(_field(unit, "model"))
+    name, digest = (model[1].strip(), (model[2] or "").casefold()) if model else ("", "")
+    if name.casefold() in ("", "none") or module.casefold().startswith(
+        ("reference", "ip-adapter", "revision", "inpaint")
+    ):
+        words = f"a unit of the ControlNet extension ran the module `{module}`, which civman does not support"
+        return None, [Reason(Drawable.NO, words)]
+    shares = _NUMBER.findall(_field(unit, "starting/ending"))
+    start = _number(unit, float(shares[0]) if shares else 0.0, "guidance start", "starting step")
+    end = _number(unit, float(shares[1]) if len(shares) > 1 else 1.0, "guidance end", "ending step")
+    request = ControlRequest(
+        str(given[number].path) if number < len(given) else "", name, _number(unit, 1.0, "weight"), start, end,
+        _mode(unit), _resize_mode(unit), _map(unit, module), control_type(_field(unit, "union control type")) or "",
+    )  # fmt: skip
+    reasons = [] if is_own else [*_differences(unit, module, request)]
+    if number >= len(given):
+        reasons.append(Reason(
+            Drawable.NEEDS_INPUT,
+            f"a ControlNet (`{name}`, module `{module}`) followed an image that the settings do not contain: "
+            "`civman replay IMAGE --picture CONTROL` passes it",
+        ))  # fmt: skip
+    return (request, NamedFile("controlnet", name, digest)), reasons
+
+
+def _mode(unit: Mapping[str, str]) -> str:
+    text = _field(unit, "control mode").casefold()
+    if "prompt" in text:
+        return "prompt"
+    return "control" if text.startswith("controlnet") or text.endswith(".control") else "balanced"
+
+
+def _resize_mode(unit: Mapping[str, str]) -> str:
+    text = _field(unit, "resize mode").casefold()
+    if any(word in text for word in ("fill", "outer", "envelope")) and not text.startswith("inner"):
+        return "resize and pad"
+    return "just resize" if "just" in text or text.endswith(".resize") else "crop and resize"
+
+
+def _map(unit: Mapping[str, str], module: str) -> str:
+    """The preprocessor with its numbers, in the form of `ControlRequest.control_map`; "none" if civman has none."""
+    name = map_named(module)
+    if name is None:
+        return "none"
+    listed = _NUMBER.findall(_field(unit, "preprocessor params", "preprocessor parameters"))[1:]
+    numbers = []
+    for place, (usual, least, most) in enumerate(MAPS[name]):
+        stated = float(listed[place]) if place < len(listed) else usual
+        given = _number(unit, stated, f"threshold {'ab'[place]}")
+        numbers.append(f"{given if least <= given <= most else usual:g}")
+    return ":".join([name, *numbers])
+
+
+def _differences(unit: Mapping[str, str], module: str, request: ControlRequest) -> list[Reason]:
+    if map_named(module) is None:
+        return [Reason(
+            Drawable.DIFFERS,
+            f"civman does not have the ControlNet module `{module}`: the picture for it is used as it is, so it must "
+            "be the processed one",
+        )]  # fmt: skip
+    words = ["A1111 resizes a control image by a method that depends on its content; civman uses Lanczos"]
+    if request.control_map.partition(":")[0] in _SIZED:
+        words.append(f"the ControlNet module `{module}` works at the picture's own size, in A1111 at another one")
+    if "starting/ending" in unit and len(_NUMBER.findall(unit["starting/ending"])) < 2:
+        words.append("the share of the steps in which a ControlNet acts is cut off; it acts until the end")
+    return [Reason(Drawable.DIFFERS, each) for each in words]
+
+
+def with_refs(requests: Sequence[ControlRequest], ref: Any) -> tuple[ControlRequest, ...]:
+    """Replace the names of models by refs; `ref` is a function from a name to a ref."""
+    return tuple(replace(each, ref=ref(each.ref)) for each in requests)
