@@ -16,6 +16,8 @@ _ELSEWHERE: Final = frozenset({
 _TITLES: Final = {
     "rng": "RNG", "eta_seed_delta": "ENSD", "guidance_rescale": "CFG rescale", "is_zero_snr": "zero terminal SNR",
     "hires": "second pass", "prompt_rules": "prompt rules", "start": "input image", "upscale": "upscaled to",
+    "references": "reference picture", "controls": "control image", "hypernetworks": "hypernetwork",
+    "prompt_parts": "prompt part", "negative_parts": "negative prompt part",
     "config": "model config", "flow": "flow matching", "faces": "restored faces",
     "tiled": "redrawn in tiles", "ultimate": "Ultimate SD upscale",
     "tiled_diffusion": "Tiled Diffusion", "input_upscale": "input image enlarged to",
@@ -31,7 +33,9 @@ def recipe_lines(recipe: "Recipe") -> Iterator[str]:
             continue
         if value is False and field.default is MISSING:
             continue
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            yield from (f"{_title(field.name)}: {', '.join(_parts(each, MISSING))}" for each in value)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             if words := ", ".join(_parts(value, field.default)):
                 yield f"{_title(field.name)}: {words}"
         else:
@@ -56,6 +60,8 @@ def _parts(value: Any, usual: object) -> Iterator[str]:
 def _setting(name: str, value: object) -> str:
     if isinstance(value, bool):
         return _title(name) if value else f"{_title(name)} off"
+    if isinstance(value, tuple):
+        return f"{_title(name)} {','.join(map(str, value))}"
     if isinstance(value, float):
         return f"{_title(name)} {value:g}"
     return f"{_title(name)} {value}"

@@ -1,4 +1,4 @@
-"""Encoded texts that are kept, so that a prompt which occurs again is not encoded again."""
+"""Encoded texts that are kept, so that a prompt which occurs again is not encoded again; also reference pictures."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable

@@ -150,7 +150,7 @@ def prepare(engine: Engine, planned: Planned) -> Job:
         ),
         Finisher.of(planned, engine.device),
         _controlnets(engine, planned),
-        encode_references(planned, engine.device),
+        encode_references(engine, planned),
     )
 
 

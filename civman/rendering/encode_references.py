@@ -6,37 +6,50 @@ from weakref import WeakValueDictionary
 from civman.diffusion.environment import choose_dtype
 from civman.diffusion.guard import memory_errors
 from civman.diffusion.reference_pictures import ImageAttention, Reference, encode_reference, load_ip_adapter
-from civman.diffusion.vision_encoder import encoder_input, load_vision_encoder
+from civman.diffusion.vision_encoder import ClipVision, encoder_input, load_vision_encoder
 from civman.domain.digests import Sha256
+from civman.domain.recipes.recipe import ReferenceUse
 from civman.planning.find_references import cropped
 from civman.planning.input_pictures import read_picture
 from civman.planning.plan_types import Planned
+from civman.rendering.engine import Engine
 
 _LOADED: WeakValueDictionary[tuple[Sha256, str, str], ImageAttention] = WeakValueDictionary()
 """The IP-Adapters in use: plans that share the slots of an engine also share them."""
 
 
-def encode_references(planned: Planned, device: Any) -> tuple[Reference, ...]:
+def encode_references(engine: Engine, planned: Planned) -> tuple[Reference, ...]:
     """Encode a plan's reference pictures in the recipe's precision, in the order of the recipe.
 
-    Each encoder is loaded once and released afterwards; the IP-Adapters stay on the device.
+    A picture that the engine has encoded before for the same IP-Adapter is not encoded again. Encoders are loaded one
+    at a time and released afterwards; the IP-Adapters stay on the device.
 
     Raises: CannotRender: not enough memory, or a file is incomplete.
     """
-    recipe, dtype = planned.recipe, choose_dtype(device, planned.recipe.precision)
-    found: dict[int, Reference] = {}
+    dtype = choose_dtype(engine.device, planned.recipe.precision)
+    encoders: dict[Sha256, ClipVision] = {}
+
+    def encoder_of(use: ReferenceUse) -> ClipVision:
+        if use.encoder not in encoders:
+            encoders.clear()
+            encoders[use.encoder] = load_vision_encoder(planned.path(use.encoder), device=engine.device, dtype=dtype)
+        return encoders[use.encoder]
+
+    def encoded(use: ReferenceUse) -> Reference:
+        adapter = _adapter(planned, use.sha256, engine.device, dtype)
+
+        def encode() -> tuple[Any, Any, tuple[str, ...]]:
+            pixels, encoder = cropped(read_picture(planned.path(use.picture)), use.crop).pixels, encoder_of(use)
+            inputs = encoder_input(pixels, int(encoder.config.image_size)).to(engine.device, dtype)
+            made = encode_reference(adapter, encoder, inputs)
+            return made.positive, made.negative, ()
+
+        positive, negative, _ = engine.pictures.get((use.sha256, use.encoder, use.picture, use.crop), encode)
+        assert negative is not None
+        return Reference(adapter, positive, negative)
+
     with memory_errors("encoding the reference pictures"):
-        adapters = {digest: _adapter(planned, digest, device, dtype) for digest in recipe.digests["ip-adapter"]}
-        for digest in recipe.digests["clip-vision"]:
-            encoder = load_vision_encoder(planned.path(digest), device=device, dtype=dtype)
-            side = int(encoder.config.image_size)
-            for number, use in enumerate(recipe.references):
-                if use.encoder == digest:
-                    pixels = cropped(read_picture(planned.path(use.picture)), use.crop).pixels
-                    inputs = encoder_input(pixels, side).to(device, dtype)
-                    found[number] = encode_reference(adapters[use.sha256], encoder, inputs)
-            del encoder
-    return tuple(found[number] for number in range(len(recipe.references)))
+        return tuple(map(encoded, planned.recipe.references))
 
 
 def _adapter(planned: Planned, digest: Sha256, device: Any, dtype: Any) -> ImageAttention:

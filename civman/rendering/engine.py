@@ -72,6 +72,8 @@ class Engine:
         self.memory_plan = _memory_plan(planned, self.device, machine, on_event)
         self.merged = MergedAdapters()
         self.texts = KeptTexts()
+        self.pictures = KeptTexts()
+        """The encoded reference pictures: image tokens for positive and for negative prompts."""
         self._moving: MovingScales | None = None
         by_layer = self.memory_plan is MemoryPlan.LAYER_BY_LAYER
         with memory_errors("loading the model"):

@@ -7,7 +7,9 @@ import pytest
 
 from civman.cli.recipe_lines import _ELSEWHERE, recipe_lines
 from civman.domain.digests import Sha256
+from civman.domain.recipes.control import ControlUse
 from civman.domain.recipes.recipe import Hires, Recipe, Sampling, StartImage
+from civman.domain.recipes.reference import ReferenceUse
 
 SHA = Sha256("a" * 64)
 BASE: dict[str, Any] = {
@@ -65,3 +67,14 @@ def test_usual_values_are_left_out() -> None:
 
     assert "mask" not in words
     assert "rng" not in words.lower()
+
+
+def test_each_control_image_and_reference_picture_has_a_line_of_its_own() -> None:
+    references = (ReferenceUse(SHA, SHA, SHA, 0.5, crop=(1, 2, 30, 40)), ReferenceUse(SHA, SHA, SHA))
+    recipe = Recipe(**BASE, references=references, controls=(ControlUse(SHA, SHA, 0.7),))
+
+    lines = list(recipe_lines(recipe))
+
+    assert [line.partition(":")[0] for line in lines[:3]] == ["control image", "reference picture", "reference picture"]
+    assert f"sha256 {SHA}, encoder {SHA}, picture {SHA}, weight 0.5, crop 1,2,30,40" in lines[1]
+    assert "weight 0.7" in lines[0]
