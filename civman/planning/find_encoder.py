@@ -62,6 +62,6 @@ def _how_to_get(adapter: IpAdapter) -> str:
     if not known:
         return "`civman import FILE` adds one"
     return (
-        f"it is published as `{known[0].name}` ({known[0].published}, sha256 {known[0].sha256}): "
-        "`civman import FILE` adds it"
+        f"`civman download {known[0].sha256}` fetches it if CivitAI has it; it is published as `{known[0].name}` "
+        f"({known[0].published}), and `civman import FILE` adds it"
     )

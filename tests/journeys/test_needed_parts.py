@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+import ip_adapter_files
 import tiny_flows
 from running import Civman
 from safetensors.torch import save_file
@@ -105,3 +106,25 @@ def test_other_checkpoints_need_nothing_more(civman: Civman, online: CivitaiServ
     done = civman("download", f"{model.id}@{version.id}+{file.id}", "--json")
 
     assert done.json["download"][0]["needs"] == []
+
+
+def test_a_downloaded_ip_adapter_names_the_encoder_that_it_needs(
+    civman: Civman, online: CivitaiServer, tmp_path: Path
+) -> None:
+    *_, file = row = next(row for row in online.catalogue.files() if row[2].format == "SafeTensor")
+    ip_adapter_files.write(ip_adapter_files.adapter("plain", "sd1", projection=1024), tmp_path / "ip.safetensors")
+    online.catalogue.replace_bytes(file.id, (tmp_path / "ip.safetensors").read_bytes())
+    ref = f"{row[0].id}@{row[1].id}+{file.id}"
+
+    done = civman("download", ref, "--json")
+    encoder = ip_adapter_files.write_encoder(ip_adapter_files.encoder(projection=1024), tmp_path / "h.safetensors")
+    assert civman("import", "--offline", encoder).code == 0
+    again = civman("download", ref, "--json")
+    shown = " ".join(civman("download", ref).out.split())
+
+    (need,) = done.json["download"][0]["needs"]
+    (stored,) = again.json["download"][0]["needs"]
+    assert (need["role"], need["title"], need["held"]) == ("clip-vision", "CLIP vision encoder ViT-H/14", [])
+    assert [known["name"] for known in need["published"]] == ["CLIP-ViT-H-14-laion2B-s32B-b79K"]
+    assert stored["held"] == ["h.safetensors"]
+    assert "needs a CLIP vision encoder ViT-H/14: in the library as `h.safetensors`" in shown

@@ -27,6 +27,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files.write(files.adapter("plus", "sd1", 12), folder / "sd1-plus.bin", "bin")
     files.write(files.adapter("plain", "sdxl"), folder / "xl-plain.safetensors")
     files.write(files.adapter("plain", "sd1", projection=40), folder / "other-encoder.safetensors")
+    files.write(files.adapter("plain", "sd1", projection=1024), folder / "needs-vit-h.safetensors")
     face = files.adapter("full-face", "sd1")
     image = {name.replace("proj.3", "norm"): value for name, value in face["image_proj"].items()}
     files.write({**face, "image_proj": image}, folder / "faceid.safetensors")
@@ -86,6 +87,7 @@ def test_an_image_with_references_is_recorded_replayed_and_varied(civman: Civman
         (("--reference", "guide.png:ink"), "wrong-kind", "is not an IP-Adapter"),
         (("--reference", "guide.png:faceid"), "unknown-family", "insightface"),
         (("--reference", "guide.png:other-encoder"), "missing-part", "projecting to 40, which is not in the library"),
+        (("--reference", "guide.png:needs-vit-h"), "missing-part", "needs the CLIP vision encoder ViT-H/14"),
         (("--reference", "guide.png:nothing"), "not-found", "nothing"),
         (("--reference", "none.png:sd1-plain"), "bad-value", "no IP-Adapter is named"),
         (("--reference", "guide.png:sd1-plain:0.8:0.9-0.1"), "bad-recipe", "in this order"),
