@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FILE_NAMES = {"gfpgan": "GFPGANv1.4.pth", "codeformer": "codeformer-v0.1.0.pth",
+         "retinaface": "detection_Resnet50_Final.pth", "parsenet": "parsing_parsenet.pth"}  # fmt: skip
+"""Kind of model → the name of its published file."""
 FIXTURE = Path(__file__).parent / "fixtures" / "face_models.json"
 
 

@@ -13,6 +13,34 @@ FaceRestorationOpt = Annotated[
         help="Restore faces with a model from the library; WEIGHT (0.5): how closely CodeFormer keeps the face.",
     ),
 ]  # fmt: skip
+DetailOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--detail", metavar="REGION[:NAME=VALUE,…]",
+        help="Draw a region of the finished image again at full size, as ADetailer does: face, a box X,Y,W,H or a mask "
+        "file (repeatable). Settings: strength, blur, dilate, x, y, padding, whole, size, steps, cfg, sampler, "
+        "schedule, noise.",
+    ),
+]  # fmt: skip
+DetailPromptOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--detail-prompt", metavar="TEXT",
+        help="The prompt of a --detail, in their order; [SEP] divides it for several faces, [PROMPT] is the image's.",
+        show_default="the image's",
+    ),
+]  # fmt: skip
+DetailNegativeOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--detail-negative", metavar="TEXT", help="The negative prompt of a --detail, in their order.",
+        show_default="the image's",
+    ),
+]  # fmt: skip
+DetailStrengthOpt = Annotated[
+    float | None,
+    typer.Option(help="Denoising strength of each --detail without its own strength.", show_default="0.4"),
+]
 UpscaleOpt = Annotated[
     str | None,
     typer.Option(

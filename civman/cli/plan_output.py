@@ -36,6 +36,11 @@ def print_plans(console: "Console", plans: "Sequence[Planned]", *, among: "Seque
             f"  {recipe.width}x{recipe.height}, {recipe.steps} steps of {recipe.sampler} ({recipe.schedule}), "
             f"cfg {recipe.guidance_scale:g}, clip skip {recipe.clip_skip}, {recipe.precision}"
         )
+        for made in recipe.details:
+            console.print(
+                f"  detail     {made.box or made.region} at strength {made.strength:g}, {made.steps} steps, "
+                f"{made.width}x{made.height}"
+            )
         shared = f" in slots that {counted(others[number], 'other image')} can share" if recipe.slots else ""
         console.print(
             f"  {counted(recipe.count, 'image')} from seed {recipe.seed} ({recipe.rng}), {recipe.at_a_time} at a time"

@@ -16,6 +16,10 @@ from civman.cli.control_options import (
     controls_from,
 )
 from civman.cli.finishing_options import (
+    DetailNegativeOpt,
+    DetailOpt,
+    DetailPromptOpt,
+    DetailStrengthOpt,
     FaceRestorationOpt,
     InitUpscaleOpt,
     TileBatchOpt,
@@ -69,7 +73,7 @@ from civman.cli.prompt_options import DynamicOpt, PromptsOpt, RequireOpt, StyleO
 from civman.cli.reference_options import ReferenceCropOpt, ReferenceOpt, references_from
 from civman.cli.render_defaults import PresetOpt, checkpoint_and_prompt, chosen_preset
 from civman.cli.render_panels import PANELS
-from civman.cli.render_values import conditions_from, hires_from, loras_from, size_from
+from civman.cli.render_values import conditions_from, details_from, hires_from, loras_from, size_from
 from civman.cli.running_server import HereOpt
 from civman.cli.sampling_options import (
     FreeUOpt,
@@ -337,6 +341,10 @@ def render(
     hires_sampler: HiresSamplerOpt = None,
     hires_schedule: HiresScheduleOpt = None,
     face_restoration: FaceRestorationOpt = None,
+    detail: DetailOpt = None,
+    detail_prompt: DetailPromptOpt = None,
+    detail_negative: DetailNegativeOpt = None,
+    detail_strength: DetailStrengthOpt = None,
     upscale: UpscaleOpt = None,
     odd_sizes: OddSizesOpt = None,
     prediction: Annotated[
@@ -444,6 +452,7 @@ def render(
             trim=hires_trim, seed=hires_seed, guidance_scale=hires_cfg, sampler=hires_sampler,
             schedule=hires_schedule, resize=hires_resize,
         ),
+        details=details_from(detail or [], detail_prompt or [], detail_negative or [], detail_strength),
         face_restoration=face_restoration, upscale=upscale_from(upscale) if upscale else None, prediction=prediction,
         tiled_upscale=tiled_from(tiled_upscale, tile_overlap, tile_batch),
         ultimate_upscale=ultimate_from(ultimate_upscale) if ultimate_upscale else None,

@@ -24,7 +24,9 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
         "hires", "upscaler", "hires_steps", "hires_strength", "hires_token_merging", "hires_trim", "hires_resize",
         "hires_seed", "hires_cfg", "hires_sampler", "hires_schedule",
     ),
-    "Finished image": ("face_restoration", "upscale"),
+    "Finished image": (
+        "face_restoration", "detail", "detail_prompt", "detail_negative", "detail_strength", "upscale",
+    ),
     "Input image and mask": (
         "init", "strength", "resize_mode", "noise_multiplier", "mask", "mask_blur", "mask_content", "only_masked",
         "padding", "conditional_mask_weight", "tiled_upscale", "tile_overlap", "tile_batch",

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from civman.domain.recipes.details import DetailRequest
     from civman.domain.recipes.recipe import HiresRequest, LoraRequest
     from civman.planning.plan import Conditions
 
@@ -39,6 +40,24 @@ def loras_from(texts: list[str]) -> "tuple[LoraRequest, ...]":
             named.get("hr", ""),
         ))  # fmt: skip
     return tuple(made)
+
+
+def details_from(
+    regions: list[str], prompts: list[str], negatives: list[str], strength: float | None
+) -> "tuple[DetailRequest, ...]":
+    """The detail passes that --detail and its companions request. Raises: UsageError."""
+    from civman.domain.recipes.details import detail_from
+    from civman.errors import UsageError
+
+    for option, texts in (("--detail-prompt", prompts), ("--detail-negative", negatives)):
+        if len(texts) > len(regions):
+            raise UsageError(f"{option} is used more often than --detail", hint="each one belongs to one --detail")
+    if strength is not None and not regions:
+        raise UsageError("--detail-strength requires --detail", hint="`--detail face` draws faces again")
+    more = [""] * len(regions)
+    words = zip(regions, [*prompts, *more], [*negatives, *more], strict=False)
+    asked = [detail_from(region, prompt, negative) for region, prompt, negative in words]
+    return tuple(replace(each, strength=strength) if each.strength is None else each for each in asked)
 
 
 def size_from(text: str) -> tuple[int, int]:

@@ -78,6 +78,25 @@ def restored(pixels: Any, models: FaceModels, weight: float) -> tuple[Any, int]:
         ) from error
 
 
+def face_boxes(pixels: Any, detector: FaceDetector) -> list[tuple[float, float, float, float]]:
+    """Find the faces in (H, W, 3) uint8 pixels, the most certain first: left, top, right and bottom of each.
+
+    Raises: CannotRender (`no-face-model`): the tensors of the detector do not fit together.
+    """
+    image = np.ascontiguousarray(pixels[..., ::-1])
+    height, width = image.shape[:2]
+    scale = min(height, width) / _SHORTER_SIDE
+    try:
+        found = detector(resized(image, (int(width / scale), int(height / scale))))
+    except (KeyError, RuntimeError, ValueError) as error:
+        if "memory" in str(error):  # the caller reports it
+            raise
+        raise CannotRender(
+            f"the face detector cannot be run: {error}", hint="use the published file", code=Cause.NO_FACE_MODEL
+        ) from error
+    return [(float(left), float(top), float(right), float(bottom)) for left, top, right, bottom in found.boxes * scale]
+
+
 def _restored(pixels: Any, models: FaceModels, weight: float) -> tuple[Any, int]:
     image = np.ascontiguousarray(pixels[..., ::-1])
     height, width = image.shape[:2]

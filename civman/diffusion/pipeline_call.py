@@ -38,6 +38,7 @@ def require_drawable(recipe: Recipe) -> None:
         "an upscale in areas (Ultimate SD upscale)": recipe.ultimate is not None,
         "an evaluation in tiles (Tiled Diffusion)": recipe.tiled_diffusion is not None,
         "an enlarged input image": recipe.input_upscale is not None,
+        "a detail pass": bool(recipe.details),
         "restored faces": recipe.faces is not None,
         "an enlargement of the finished image": recipe.upscale is not None,
         f"the rules of an earlier version of civman (rules {recipe.rules})": (

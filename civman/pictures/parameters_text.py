@@ -72,6 +72,10 @@ class Part:
     """How the scale of a LoRA on the UNet changes over the steps of each pass; "": not, or as in the first pass."""
 
 
+class Words(str):
+    """A setting that is a text such as a prompt: it is quoted as A1111 does, instead of being changed."""
+
+
 @dataclass(frozen=True, slots=True)
 class SecondPass:
     """The hires pass: final size in pixels, steps, denoising strength, and the upscaler by civman's or A1111's name."""
@@ -198,7 +202,11 @@ def _details(generation: Generation) -> Iterator[tuple[str, str]]:
     yield "RNG", _plain(generation.rng) if generation.rng else ""
     yield "ENSD", str(generation.ensd) if generation.ensd else ""
     for key, value in generation.others:
-        yield key, _plain(value) if isinstance(value, str) else _number(value)
+        if isinstance(value, Words):
+            whole = _harmless(value)
+            yield key, json.dumps(whole, ensure_ascii=False) if set(whole) & set(',:"\n') else whole
+        else:
+            yield key, _plain(value) if isinstance(value, str) else _number(value)
 
 
 def _control_units(generation: Generation) -> list[tuple[str, ControlUnit]]:

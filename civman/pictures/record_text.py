@@ -5,12 +5,13 @@ from dataclasses import replace
 
 from civman.domain.digests import Sha256, autov2
 from civman.domain.file_suffixes import MODEL_SUFFIXES
+from civman.domain.recipes.details import SEPARATOR, DetailPass
 from civman.domain.recipes.faces import WEIGHT
 from civman.domain.recipes.recipe import ControlUse, Recipe, Sampling
 from civman.domain.recipes.record import Record
 from civman.domain.recipes.thresholding import uses_power
 from civman.domain.refs import Air, VersionRef, parse_ref
-from civman.pictures.parameters_text import ControlUnit, Generation, Part, SecondPass, text
+from civman.pictures.parameters_text import ControlUnit, Generation, Part, SecondPass, Words, text
 from civman.pictures.upscale_text import settings_of, upscaler_title
 
 
@@ -41,7 +42,8 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         # A1111 writes no RNG entry if the noise comes from the GPU, its default
         rng="" if ":" in recipe.rng else recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
         others=(
-            *_of_old_pass(recipe), *_of_noise(recipe), *_of_guidance(recipe), *_of_pictures(recipe), *_of_last(record),
+            *_of_old_pass(recipe), *_of_noise(recipe), *_of_guidance(recipe), *_of_pictures(recipe),
+            *_of_details(recipe), *_of_last(record),
         ),
         hypernetworks=tuple(_part(record, use.sha256) for use in recipe.hypernetworks),
         version=f"civman {record.environment.get('civman', '')}".strip(),
@@ -119,6 +121,42 @@ def _control_unit(record: Record, use: ControlUse) -> ControlUnit:
         _part(record, use.sha256), use.weight, use.start, use.end, _CONTROL_MODES[use.mode],
         _CONTROL_RESIZES[use.resize_mode], _CONTROL_TYPES[use.type],
     )  # fmt: skip
+
+
+def _of_details(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
+    """ADetailer's keys for detail passes of faces; it has none for a mask or a box."""
+    faces = [made for made in recipe.details if made.region == "faces"]
+    for number, made in enumerate(faces, 1):
+        end = {1: "", 2: " 2nd", 3: " 3rd"}.get(number, f" {number}th")
+        yield from ((f"ADetailer {key}{end}", value) for key, value in _of_detail(recipe, made))
+
+
+def _of_detail(recipe: Recipe, made: DetailPass) -> Iterator[tuple[str, str | float]]:
+    yield "model", "retinaface"
+    for key, texts in (("prompt", made.prompts), ("negative prompt", made.negatives)):
+        if texts:
+            yield key, Words(f" {SEPARATOR} ".join(texts))
+    yield from ((key, offset) for key, offset in (("x offset", made.x_offset), ("y offset", made.y_offset)) if offset)
+    yield "dilate erode", made.dilate
+    yield "mask blur", made.mask_blur
+    yield "denoising strength", made.strength
+    yield "inpaint only masked", str(made.only_masked)
+    if made.only_masked:
+        yield "inpaint padding", made.padding
+    separate: tuple[tuple[str, bool, tuple[tuple[str, str | float], ...]], ...] = (
+        ("use inpaint width height", (made.width, made.height) != (recipe.width, recipe.height),
+         (("inpaint width", made.width), ("inpaint height", made.height))),
+        ("use separate steps", made.steps != recipe.steps, (("steps", made.steps),)),
+        ("use separate CFG scale", made.guidance_scale != recipe.guidance_scale,
+         (("CFG scale", made.guidance_scale),)),
+        ("use separate sampler", (made.sampler, made.schedule) != (recipe.sampler, recipe.schedule),
+         (("sampler", made.sampler), ("scheduler", made.schedule))),
+        ("use separate noise multiplier", made.noise_multiplier != 1, (("noise multiplier", made.noise_multiplier),)),
+    )  # fmt: skip
+    for key, is_own, values in separate:
+        if is_own:
+            yield key, "True"
+            yield from values
 
 
 def _upscaler(record: Record) -> str:

@@ -50,6 +50,11 @@ def faces_for(finder: Finder, request: RenderRequest) -> FoundFaces | None:
     return FoundFaces(made, (restorer, detector, parser), tuple(_notices(restorer)))
 
 
+def face_detector(finder: Finder) -> Found:
+    """Find the model that finds faces. Raises: NotFound (`missing-files`): none is in the library. AmbiguousRef."""
+    return _held(finder, "retinaface", _ROLES["retinaface"], "a detail pass of faces")
+
+
 def _notices(restorer: Found) -> list[str]:
     known, method = face_model_with(restorer.sha256), restorer.identity.variant
     licence = known or known_face_models(method)[0]
@@ -65,8 +70,11 @@ def _notices(restorer: Found) -> list[str]:
     return told
 
 
-def _held(finder: Finder, kind: str, role: str) -> Found:
-    """Find the stored model of a kind: a published file first, else the only one. Raises: NotFound, AmbiguousRef."""
+def _held(finder: Finder, kind: str, role: str, user: str = "face restoration") -> Found:
+    """Find the stored model of a kind: a published file first, else the only one. `user`: what needs it, in words.
+
+    Raises: NotFound, AmbiguousRef.
+    """
     known = known_face_models(kind)
     held = [found for found in finder.stored(role) if found.identity.variant == kind]
     published = [digest for each in known for digest in each.sha256]
@@ -76,7 +84,7 @@ def _held(finder: Finder, kind: str, role: str) -> Found:
     if held:
         raise ambiguous(kind, [found.asset for found in held if found.asset is not None])
     raise NotFound(
-        f"face restoration needs `{known[0].files[0]}.pth`, which {_WORK[kind]} and is not in the library",
+        f"{user} needs `{known[0].files[0]}.pth`, which {_WORK[kind]} and is not in the library",
         hint="`civman import FILE` adds it; a copy is in the models folder of a web UI that restored faces before",
         code=Cause.MISSING_FILES,
     )  # fmt: skip

@@ -133,6 +133,7 @@ def with_defaults(request: RenderRequest, choice: FlowChoice) -> RenderRequest:
 def require_size(recipe: Recipe, choice: FlowChoice) -> None:
     """Check that an image's sides suit the family. Raises: UsageError (`bad-size`)."""
     sizes = [(recipe.width, recipe.height)] + ([(recipe.hires.width, recipe.hires.height)] if recipe.hires else [])
+    sizes += [(made.width, made.height) for made in recipe.details]
     step = choice.family.multiple
     for width, height in sizes:
         if width % step or height % step:

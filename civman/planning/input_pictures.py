@@ -125,13 +125,14 @@ def as_files(pictures: Sequence[InputPicture]) -> dict[Sha256, PlannedFile]:
 
 
 def kept_inputs(root: Path, recipe: Recipe, given: Sequence[Path] = ()) -> dict[Sha256, Path]:
-    """Find the files of a recipe's input image, mask, control images and reference pictures by SHA-256.
+    """Find the files of a recipe's input image, masks, control images and reference pictures by SHA-256.
 
     They are looked for in `given` and among the library's own copies.
     """
     wanted = [use.picture for use in recipe.controls] + [use.picture for use in recipe.references]
     wanted += [recipe.start.sha256] if recipe.start else []
     wanted += [recipe.start.mask_sha256] if recipe.start and recipe.start.mask_sha256 else []
+    wanted += [made.mask for made in recipe.details if made.mask]
     if not wanted:
         return {}
     found = {digest_of(path): path for path in given}

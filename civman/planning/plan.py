@@ -29,6 +29,7 @@ from civman.planning.check_files import in_role
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
 from civman.planning.few_steps import few_steps_defaults, few_steps_notice
 from civman.planning.find_controls import control_files, controls_for
+from civman.planning.find_details import detail_files, details_for
 from civman.planning.find_faces import faces_for
 from civman.planning.find_files import Finder, Found
 from civman.planning.find_hypernetworks import hypernetworks_for
@@ -125,7 +126,12 @@ def plan(
     if not is_comfyui:
         rules = prompt_stages.rules_for(prompt, words.negative, request.prompt_rules)
         request = replace(request, prompt_rules=rules)
-    embeddings, uses, left_out = _embeddings(finder, request, prompt, words.negative, sampler, found, loras)
+    details = details_for(
+        finder, replace(request, prompt=prompt, negative_prompt=words.negative), sampler.name, schedule
+    )
+    embeddings, uses, left_out = _embeddings(
+        finder, request, (*_texts(request, prompt, words.negative, sampler), *details.texts()), found, loras
+    )
     parts = [*(lora.found for lora in loras), *embeddings, *([vae] if vae else [])]
     prompt_references.require_widths(
         found, [(use, lora.found) for lora in loras for use in uses if use.sha256 == lora.found.sha256],
@@ -137,7 +143,7 @@ def plan(
     (last, last_tiles), (larger, more_tiles) = last_upscaler_for(finder, request), input_upscaler_for(finder, request)
     parts += [each for each in (upscaler, larger, last) if each]
     faces = faces_for(finder, request)
-    parts += faces.files if faces else ()
+    parts += [*(faces.files if faces else ()), *([details.detector] if details.detector else [])]
     tiles = tuple(dict.fromkeys((*tiles, *last_tiles, *more_tiles, *(faces.notices if faces else ()))))
     controls = controls_for(finder, request, found)
     references = references_for(finder, request, found, is_adaptive=sampler.is_adaptive)
@@ -167,7 +173,7 @@ def plan(
             mask_image=pictures[1].sha256 if len(pictures) > 1 else None, config=config,
             files=tuple({file.sha256: file.in_recipe for file in (found, *parts)}.values()),
             parts=choice.uses if choice else (), flow=choice.flow(request) if choice else None,
-            variant=choice.variant if choice else "",
+            variant=choice.variant if choice else "", details=details.passes,
         ),
     )  # fmt: skip
     terms = plan_terms(index, (found, *parts))
@@ -185,6 +191,7 @@ def plan(
     files = {file.sha256: file.planned for file in (found, *parts)} | as_files(pictures)
     files |= {each.use.picture: each.file for each in controls} | {each.use.picture: each.file for each in references}
     tiles += tuple(dict.fromkeys(each.notice for each in references if each.notice))
+    files |= {each.sha256: each for each in details.masks}
     few = usual or (None if choice else _few_steps_notice(recipe, found))
     return Planned(
         recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found, parts),
@@ -227,6 +234,7 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     _require_levels(recipe, checkpoint)
     files = {file.sha256: file.planned for file in (found, *parts)}
     files |= _start_files(recipe, pictures) | control_files(recipe, pictures) | reference_files(recipe, pictures)
+    files |= detail_files(recipe, pictures)
     return Planned(
         recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found, parts),
         checkpoint.notices, licence=plan_terms(index, (found, *parts)),
@@ -270,11 +278,9 @@ def _texts(request: RenderRequest, prompt: str, negative: str, sampler: samplers
 
 
 def _embeddings(
-    finder: Finder, request: RenderRequest, prompt: str, negative: str, sampler: samplers.Sampler, checkpoint: Found,
-    loras: Sequence[ScaledLora],
-) -> tuple[list[Found], list[EmbeddingUse], tuple[str, ...]]:  # fmt: skip
-    """Find the embeddings of the prompts by the rules of their syntax. Returns files, uses and notices."""
-    texts = _texts(request, prompt, negative, sampler)
+    finder: Finder, request: RenderRequest, texts: Sequence[str], checkpoint: Found, loras: Sequence[ScaledLora]
+) -> tuple[list[Found], list[EmbeddingUse], tuple[str, ...]]:
+    """Find the embeddings of the texts by the rules of their syntax. Returns files, uses and notices."""
     if request.emphasis == "comfyui":
         return comfyui_embeddings.embeddings(
             finder, request.embeddings, texts, called=request.called, fits=lambda file: _fits(checkpoint, file)
@@ -418,7 +424,7 @@ def _within_limits(
 def _require_encoder(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Check that the VAE can encode an image if that is needed. Raises: CannotRender (`missing-part`): it cannot."""
     rereads = recipe.hires is not None and not recipe.hires.upscaler.startswith("latent")
-    if not checkpoint.vae_reads_pictures and (recipe.start is not None or rereads):
+    if not checkpoint.vae_reads_pictures and (recipe.start is not None or rereads or recipe.details):
         raise CannotRender(
             "the VAE has only a decoder, so it cannot encode the input image",
             hint="name another VAE with --vae" + (", or a latent upscaler" if recipe.start is None else ""),
@@ -433,6 +439,10 @@ def _require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
     if recipe.hires:
         start = samplers.Start(recipe.hires.strength, keeps_steps=True)
         passes.append((sampler_names.of_second_pass(recipe), recipe.hires.steps, start))
+    for made in recipe.details:
+        plain = replace(recipe.sampling, sigmas=())
+        one = replace(recipe, details=(), files=(), sampler=made.sampler, schedule=made.schedule, sampling=plain)
+        passes.append((sampler_names.of_recipe(one), made.steps, samplers.Start(made.strength)))
     for (sampler, schedule, levels), steps, start in passes:
         if sampler.is_adaptive and recipe.changes_scales:
             raise UsageError(f"`{sampler.name}` has no fixed steps over which the scale of a LoRA could change",

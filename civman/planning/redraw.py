@@ -25,6 +25,7 @@ from civman.pictures.site_settings import Entries, NamedFile
 from civman.pictures.upscale_text import KEYS, extras_in, request_of
 from civman.planning import prompt_stages
 from civman.planning.redraw_controls import Controls, controls_in
+from civman.planning.redraw_details import with_details
 from civman.planning.redraw_features import Drawable, Reason, face_method, reasons
 from civman.planning.redraw_graph import by_comfyui, redraw_graph
 from civman.planning.redraw_guidance import guidance, second_ratio, second_sampling
@@ -170,6 +171,7 @@ class _Reader:
             fit_negative=self._fits_negative(sampler),
             **guidance(self._entries, self._version),
         )  # fmt: skip
+        made = with_details(made, self._entries, self._found)
         if self.by_comfyui:
             made = by_comfyui(made)
         require_plannable(made)

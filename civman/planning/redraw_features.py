@@ -67,9 +67,9 @@ _FEATURES: Final = (
         lambda entries: entries.is_on("Face restoration") and face_method(entries) is None,
     ),
     _feature(
-        "(ADetailer|DDetailer|YOLO) ",
+        "(DDetailer|YOLO) ",
         Drawable.DIFFERS,
-        "a detector found faces or hands, which were then drawn again (ADetailer and others); civman leaves "
+        "a detector found faces or hands, which were then drawn again (DDetailer and others); civman leaves "
         "them as they are before that",
     ),
     _feature(

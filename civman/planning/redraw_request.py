@@ -17,6 +17,7 @@ from civman.index import Index
 from civman.index.read_pictures import PictureFilter
 from civman.pictures import image_text, infotext
 from civman.pictures.upscale_text import with_extras
+from civman.planning.find_details import without_missing_detector
 from civman.planning.find_faces import faces_of
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.redraw import Redraw, redraw
@@ -164,6 +165,8 @@ def request_of(
     if found.made.faces is not None:
         text, without = faces_of(index, found.made.faces)
         request, of_files = replace(request, face_restoration=text), [*of_files, *without]
+    request, left_out = without_missing_detector(index, request)
+    of_files = [*of_files, *left_out]
     return request, found.made.rounding, (*prepared.notices, *found.reasons, *of_files)
 
 

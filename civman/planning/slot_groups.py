@@ -33,6 +33,8 @@ def slot_notices(request: RenderRequest, recipe: Recipe) -> tuple[str, ...]:
     why = (
         "it is redrawn in tiles"
         if recipe.enlarged_input is not None
+        else "regions of it are drawn again"
+        if recipe.details
         else "the scale of its LoRA changes over the steps"
     )
     return (f"--slots has no effect on an image that is computed alone: {why}",)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
+from civman.domain.recipes.details import detail_from
 from civman.domain.recipes.enlargement import UpscaleRequest, factor_of, upscale_from
 from civman.domain.recipes.recipe import HiresRequest, LoraRequest, Recipe, RenderRequest
 from civman.domain.recipes.thresholding import text_of
@@ -20,6 +21,7 @@ from civman.domain.scales import parse_scale_pair
 from civman.errors import Cause, UsageError
 from civman.index import Index
 from civman.planning.find_controls import as_control
+from civman.planning.find_details import as_details
 from civman.planning.find_files import Finder
 from civman.planning.find_references import as_reference, encoder_parts
 from civman.planning.input_pictures import missing_inputs
@@ -66,7 +68,8 @@ _HIRES_WHOLE: Final = ("hires_steps", "hires_seed")
 _HIRES_TEXTS: Final = ("upscaler", "hires_trim", "hires_sampler", "hires_schedule", "hires_resize")
 _REFERENCE: Final = ("reference_weight", "reference_start", "reference_end")
 _LAST: Final = (
-    "upscale", "face_restoration", "tiled_upscale", "tile_overlap", "tile_batch", "ultimate_upscale", "init_upscale",
+    "upscale", "face_restoration", "details", "tiled_upscale", "tile_overlap", "tile_batch", "ultimate_upscale",
+    "init_upscale",
 )  # fmt: skip
 FIELDS: Final = (*_TEXTS, *_WHOLE, *_FRACTIONS, *_TRUTHS, "size", "hires", *_HIRES, *_REFERENCE, *_LAST, "lora:REF")
 """The fields that can be changed; some also have the short names of `civman render`'s options."""
@@ -159,7 +162,7 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         step_rng=recipe.step_rng or None, noise_slice=recipe.noise_slice or None,
         prompt_parts=tuple(map(str, recipe.prompt_parts)), negative_parts=tuple(map(str, recipe.negative_parts)),
         freeu=str(recipe.freeu) if recipe.freeu else None, rescales_velocity=recipe.rescales_velocity,
-        told_sizes=recipe.told_sizes or None,
+        told_sizes=recipe.told_sizes or None, details=as_details(recipe, pictures),
     )  # fmt: skip
 
 
@@ -294,6 +297,8 @@ def _last(request: RenderRequest, field: str, name: str, text: str) -> RenderReq
         value = tiled_from(asked, tiled.overlap if tiled else None, tiled.batch if tiled else None)
     elif asked and field == "ultimate_upscale":
         value = ultimate_from(asked)
+    elif field == "details":
+        value = (detail_from(asked),) if asked else ()
     return replace(request, **{field: value})
 
 

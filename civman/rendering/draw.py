@@ -10,7 +10,10 @@ from functools import partial
 from typing import Any
 
 from civman.diffusion.control_models import ControlModel, load_control
+from civman.diffusion.denoiser import Prompts
+from civman.diffusion.detail_passes import DetailInputs, redraw_details, region_recipe
 from civman.diffusion.environment import choose_dtype, environment, threads
+from civman.diffusion.face_restoration import load_face_model
 from civman.diffusion.hypernetworks import Hypernetwork, load_hypernetwork
 from civman.diffusion.larger_input import with_larger_image
 from civman.diffusion.pixels import Picture
@@ -25,6 +28,7 @@ from civman.diffusion.upscaler_models import AnyUpscaler, load_upscaler
 from civman.diffusion.upscaler_tiles import enlarge
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
+from civman.domain.recipes.details import DetailPass
 from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import Hires, Recipe
 from civman.domain.recipes.record import Environment, Record
@@ -32,7 +36,14 @@ from civman.planning.input_pictures import read_picture
 from civman.planning.plan_types import Applied, Planned
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.slot_groups import slot_groups
-from civman.rendering.encode_prompts import EncodedPrompts, FlowTextEncoders, KeptEncoders, TextEncoders, encode_all
+from civman.rendering.encode_prompts import (
+    AnyEncoders,
+    EncodedPrompts,
+    FlowTextEncoders,
+    KeptEncoders,
+    TextEncoders,
+    encode_all,
+)
 from civman.rendering.encode_references import encode_references
 from civman.rendering.engine import Engine
 from civman.rendering.finish_pictures import Finisher
@@ -67,6 +78,7 @@ class Job:
     finisher: Finisher | None = field(default=None, repr=False)
     controlnets: tuple[ControlModel, ...] = field(default=(), repr=False)
     references: tuple[Reference, ...] = field(default=(), repr=False)
+    details: DetailInputs | None = field(default=None, repr=False)
 
     def batch(self, first: int, count: int) -> Recipe:
         """The recipe of one batch: it reproduces the `count` images from number `first` on, and no others."""
@@ -151,6 +163,7 @@ def prepare(engine: Engine, planned: Planned) -> Job:
         Finisher.of(planned, engine.device),
         _controlnets(engine, planned),
         encode_references(engine, planned),
+        _details(engine, planned, texts),
     )
 
 
@@ -168,6 +181,11 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore, place: int = 0) ->
         batches = redraw(recipe, engine.model, job.prompts.first, upscaler=job.upscaler, **given)
     else:
         batches = iterate(recipe, engine.model, job.prompts.first, **given)
+    if job.details is not None:
+        batches = redraw_details(
+            recipe, batches, engine.model, job.details, on_event, keeps_noise=job.planned.keeps_noise,
+            hypernetworks=job.hypernetworks, set_scales=engine.set_scales,
+        )  # fmt: skip
     for batch in batches:
         recipe = job.batch(done, len(batch))
         for number, picture in enumerate(batch, done):
@@ -214,6 +232,29 @@ def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlModel, ...]:
         for digest in recipe.digests["controlnet"]
     }  # fmt: skip
     return tuple(loaded[use.sha256] for use in recipe.controls)
+
+
+def _details(engine: Engine, planned: Planned, texts: AnyEncoders) -> DetailInputs | None:
+    """Encode the prompts of the detail passes, and load their detector and masks; None if the plan has no passes."""
+    recipe = planned.recipe
+    if not recipe.details:
+        return None
+
+    def prompt(made: DetailPass, number: int) -> Prompts | None:
+        if made.texts(number, "", "") is None:
+            return None
+        one = region_recipe(recipe, made, recipe.seed, number, recipe.drawn_size)
+        return encode_all(texts, replace(planned, recipe=one)).first
+
+    detector = next((made.detector for made in recipe.details if made.detector), None)
+    return DetailInputs(
+        [[prompt(made, number) for number in range(made.different_texts)] for made in recipe.details],
+        {
+            made.mask: read_picture(planned.path(made.mask), is_mask=True, rules=recipe.rules).pixels
+            for made in recipe.details if made.mask
+        },
+        load_face_model(planned.path(detector), "retinaface", engine.device) if detector else None,
+    )  # fmt: skip
 
 
 def _upscaler(engine: Engine, planned: Planned) -> AnyUpscaler | None:

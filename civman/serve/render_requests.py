@@ -11,8 +11,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from civman.domain.recipes.details import FACE, box_of, detail_from
 from civman.domain.recipes.faces import faces_from
 from civman.domain.recipes.recipe import Recipe, RenderRequest
+from civman.domain.recipes.recipe_limits import size_of
 from civman.domain.recipes.ultimate import ultimate_from
 from civman.domain.refs import PathRef, parse_ref
 from civman.errors import InvalidRef, Refused, UsageError
@@ -170,8 +172,19 @@ def _require_no_path_in(name: str, text: str) -> None:
         _require_no_path_before_numbers(text)
     elif field_of(name) == "ultimate_upscale" and text not in ("", "off"):
         require_name(ultimate_from(text).upscaler)
+    elif field_of(name) == "details" and text not in ("", "off"):
+        _require_no_mask(detail_from(text).region)
     elif field_of(name) in ("init_image", "mask_image"):
         raise Refused(f"`{name}` cannot be changed here: the server opens no path that a client names")
+
+
+def _require_no_mask(region: str) -> None:
+    """Check that the region of a detail pass is not the path of a mask. Raises: Refused."""
+    if region.casefold() != FACE and box_of(region) is None:
+        raise Refused(
+            "the region of a detail pass must be `face` or a box X,Y,W,H here: the server opens no path that a client "
+            "names"
+        )
 
 
 def _require_no_path_before_numbers(text: str) -> None:
@@ -185,6 +198,8 @@ def _require_no_path_before_numbers(text: str) -> None:
 def _require_no_paths(request: RenderRequest) -> None:
     refs = [request.checkpoint, *(each.ref for each in request.loras), *request.embeddings]
     refs += [each.ref for each in request.controls] + [each.ref for each in request.references]
+    for asked in request.details:
+        _require_no_mask(asked.region)
     refs += [each.partition(":")[0] for each in request.hypernetworks]
     refs += [request.vae] if request.vae else []
     refs += [each.partition("=")[2] for each in request.parts]
@@ -203,7 +218,8 @@ def _enlarged(request: RenderRequest) -> tuple[Any, ...]:
 
 
 def _require_bounds(request: RenderRequest) -> None:
-    if len(request.prompt) + len(request.negative_prompt) > MOST_TEXT:
+    more = sum(len(asked.prompt) + len(asked.negative_prompt) for asked in request.details)
+    if len(request.prompt) + len(request.negative_prompt) + more > MOST_TEXT:
         raise Refused(f"the prompts are longer than {MOST_TEXT} characters")
     if (request.width or 0) * (request.height or 0) > _MOST_PIXELS:
         raise Refused(f"{request.width}x{request.height} is larger than the 4096x4096 pixels that the server renders")
@@ -212,6 +228,10 @@ def _require_bounds(request: RenderRequest) -> None:
     hires = request.hires
     if hires is not None and ((hires.width or 0) * (hires.height or 0) > _MOST_PIXELS or (hires.scale or 1) > 8):
         raise Refused("the second pass is larger than the 4096x4096 pixels that the server renders")
+    for asked in request.details:
+        across, down = size_of(asked.size) if asked.size else (0, 0)
+        if across * down > _MOST_PIXELS:
+            raise Refused("a detail pass is larger than the 4096x4096 pixels that the server renders")
     if request.upscale is not None and (request.upscale.scale or 1) > 8:
         raise Refused("the server enlarges images by a factor of 8 at most")
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from civman.domain.digests import Sha256
 from civman.domain.recipes.complete import Resolved, complete
 from civman.domain.recipes.control import ControlUse
+from civman.domain.recipes.details import DetailPass
 from civman.domain.recipes.faces import FaceRestoration
 from civman.domain.recipes.recipe import (
     SCHEMA,
@@ -220,8 +221,10 @@ def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
 def test_nothing_may_be_left_out(name: str) -> None:
     faces = FaceRestoration("gfpgan", FULL.checkpoint, FULL.checkpoint, FULL.checkpoint)
     tiles = TiledDiffusion("MultiDiffusion")
+    details = (DetailPass("box", "Euler", "Normal", 4, 7.0, 64, 64, box="1,2,30,40"),)
     full = replace(
         FULL, start=StartImage(A, 0.5), hires=None, variant="kontext", faces=faces, tiled_diffusion=tiles,
+        details=details,
         references=(ReferenceUse(A, B, A),),
     )  # fmt: skip
     value = json.loads(full.to_json()) | {"schema": SCHEMA, "slots": 0}

@@ -548,3 +548,58 @@ def test_a_changing_prompt_and_a_second_sampler_cannot_be_counted_together() -> 
 
     assert found["drawable"] == "no"
     assert "second pass has a sampler of its own" in found["reasons"][0]
+
+
+FACES = {
+    "ADetailer model": "face_yolov8n.pt",
+    "ADetailer confidence": "0.3",
+    "ADetailer dilate erode": "4",
+    "ADetailer mask blur": "4",
+    "ADetailer denoising strength": "0.4",
+    "ADetailer inpaint only masked": "True",
+    "ADetailer inpaint padding": "32",
+    "ADetailer version": "24.1.1",
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "values", "words"),
+    [
+        ({}, {"strength": 0.4, "dilate": 4, "padding": 32, "only_masked": True, "prompts": ()}, "civman's detector"),
+        ({"ADetailer conf": "30", "ADetailer dilate/erode": "32", "ADetailer dilate erode": None,
+          "ADetailer inpaint full": "False", "ADetailer inpaint only masked": None},
+         {"dilate": 32, "only_masked": False}, "civman's detector"),
+        ({"ADetailer prompt": '"a face, [PROMPT] [SEP] <lora:x:1> two"'},
+         {"prompts": ("a face, [PROMPT]", "two")}, "tags for adapters"),
+        ({"ADetailer use separate steps": "True", "ADetailer steps": "30", "ADetailer use separate CFG scale": "True",
+          "ADetailer CFG scale": "5", "ADetailer use separate sampler": "True", "ADetailer sampler": "Euler a",
+          "ADetailer use inpaint width height": "True", "ADetailer inpaint width": "768",
+          "ADetailer inpaint height": "640"},
+         {"steps": 30, "guidance_scale": 5, "sampler": "Euler a", "width": 768, "height": 640}, "civman's detector"),
+        ({"ADetailer restore face": "True"}, {}, "restored the face"),
+        ({"ADetailer ControlNet model": "control_x"}, {}, "ControlNet"),
+        ({"ADetailer prompt": '"torn, words'}, None, "cut off"),
+        ({"ADetailer model": "hand_yolov8n.pt"}, None, "no such detector"),
+        ({"ADetailer denoising strength": "0"}, None, "above 0"),
+    ],
+)  # fmt: skip
+def test_passes_of_adetailer_for_faces_are_read(
+    more: dict[str, Any], values: dict[str, Any] | None, words: str
+) -> None:
+    settings = {key: value for key, value in (FACES | more).items() if value is not None}
+    found = read(**settings)
+
+    assert found["drawable"] == "differs"
+    assert any(words in reason for reason in found["reasons"]), found["reasons"]
+    assert not any("not known" in reason for reason in found["reasons"])
+    passes = found["recipe"]["details"]
+    assert len(passes) == (values is not None)
+    for key, value in (values or {}).items():
+        assert passes[0][key] == value, key
+
+
+def test_a_second_pass_of_adetailer_may_be_for_hands() -> None:
+    second = {f"{key} 2nd": value for key, value in FACES.items() if key != "ADetailer version"}
+    found = read(**FACES, **second | {"ADetailer model 2nd": "hand_yolov8n.pt"})
+    assert len(found["recipe"]["details"]) == 1
+    assert len(read(**FACES, **second)["recipe"]["details"]) == 2

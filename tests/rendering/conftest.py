@@ -63,3 +63,33 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
+
+
+@pytest.fixture
+def face_files(tmp_path: Path) -> Path:
+    """Pickles of the four models as they are published; the detector finds one face, near the left top corner."""
+    import torch
+    from face_models import FILE_NAMES, tensors_of
+
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for kind, name in FILE_NAMES.items():
+        tensors = tensors_of(kind)
+        if kind == "retinaface":
+            heads = [key for key in tensors if "Head" in key]
+            tensors |= {key: torch.zeros_like(tensors[key]) for key in heads}
+            tensors["ClassHead.2.conv1x1.bias"] = torch.tensor([0.0, -50.0, 0.0, 50.0])
+            for level in (0, 1):
+                tensors[f"ClassHead.{level}.conv1x1.bias"] = torch.tensor([0.0, -50.0] * 2)
+            tensors["BboxHead.2.conv1x1.bias"] = torch.tensor([0.0, 0.0, 9.0, 9.0] * 2)
+            marks = [-0.6, -0.7, 0.6, -0.65, 0.05, 0.0, -0.5, 0.75, 0.55, 0.7]
+            tensors["LandmarkHead.2.conv1x1.bias"] = torch.tensor([mark + 1.5 for mark in marks] * 2)
+            tensors = {f"module.{key}": value for key, value in tensors.items()}
+        wrapped = {"params_ema": tensors} if kind in ("gfpgan", "codeformer") else tensors
+        torch.save(wrapped, folder / name)
+    return folder
+
+
+@pytest.fixture
+def with_faces(civman: Civman, stocked: Path, face_files: Path) -> None:
+    assert civman("import", "--offline", face_files).code == 0

@@ -10,44 +10,14 @@ from running import Civman
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from face_models import tensors_of
+from face_models import FILE_NAMES as NAMES
 from PIL import Image
 from rendering_stock import QUICK
-
-NAMES = {"gfpgan": "GFPGANv1.4.pth", "codeformer": "codeformer-v0.1.0.pth",
-         "retinaface": "detection_Resnet50_Final.pth", "parsenet": "parsing_parsenet.pth"}  # fmt: skip
-
-
-@pytest.fixture
-def face_files(tmp_path: Path) -> Path:
-    """Pickles of the four models as they are published; the detector finds one face, near the left top corner."""
-    folder = tmp_path / "faces"
-    folder.mkdir()
-    for kind, name in NAMES.items():
-        tensors = tensors_of(kind)
-        if kind == "retinaface":
-            heads = [key for key in tensors if "Head" in key]
-            tensors |= {key: torch.zeros_like(tensors[key]) for key in heads}
-            tensors["ClassHead.2.conv1x1.bias"] = torch.tensor([0.0, -50.0, 0.0, 50.0])
-            for level in (0, 1):
-                tensors[f"ClassHead.{level}.conv1x1.bias"] = torch.tensor([0.0, -50.0] * 2)
-            tensors["BboxHead.2.conv1x1.bias"] = torch.tensor([0.0, 0.0, 9.0, 9.0] * 2)
-            marks = [-0.6, -0.7, 0.6, -0.65, 0.05, 0.0, -0.5, 0.75, 0.55, 0.7]
-            tensors["LandmarkHead.2.conv1x1.bias"] = torch.tensor([mark + 1.5 for mark in marks] * 2)
-            tensors = {f"module.{key}": value for key, value in tensors.items()}
-        wrapped = {"params_ema": tensors} if kind in ("gfpgan", "codeformer") else tensors
-        torch.save(wrapped, folder / name)
-    return folder
 
 
 def made(run: Any, kind: str = "render") -> Any:
     assert run.code == 0, run.out + run.err
     return run.json[kind]
-
-
-@pytest.fixture
-def with_faces(civman: Civman, stocked: Path, face_files: Path) -> None:
-    assert civman("import", "--offline", face_files).code == 0
 
 
 @pytest.mark.usefixtures("with_faces")

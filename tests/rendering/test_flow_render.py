@@ -124,3 +124,21 @@ def test_an_input_image_at_little_strength_stays_like_itself(
         distances.append(abs(first - changed).mean())
 
     assert distances[0] < distances[1]
+
+
+def test_a_detail_pass_is_the_inpainting_of_its_region(civman: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 16:40] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    common = ("render", str(files["whole"]), "a cat", *QUICK, "--json")
+    (plain,) = civman(*common, "-o", str(tmp_path / "plain.png")).json["render"]
+    (done,) = civman(*common, "--detail", "16,16,24,32:dilate=0,strength=0.9").json["render"]
+    inpaint = ("--init", str(tmp_path / "plain.png"), "--mask", str(tmp_path / "mask.png"), "--only-masked")
+    (hand,) = civman(*common, *inpaint, "--strength", "0.9").json["render"]
+    refused = civman(*common, "--detail", "16,16,24,32:size=72x64", "--dry-run")
+
+    assert done["pixel_sha256"] == hand["pixel_sha256"] != plain["pixel_sha256"]
+    assert "multiples of 16" in refused.out

@@ -109,13 +109,13 @@ PATHS = [
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("field", [
     "checkpoint", "vae", "embeddings", "loras", "config", "init_image", "parts", "upscale", "tiled_upscale", "hires",
-    "face_restoration", "controls", "control_picture",
+    "face_restoration", "controls", "control_picture", "details",
 ])  # fmt: skip
 def test_no_path_from_a_client_is_opened(served: Served, path: str, field: str) -> None:
     picture = base64.b64encode(png(1, 8, 8)).decode()
     values: dict[str, Any] = {
         "embeddings": [path], "loras": [{"ref": path}], "parts": [f"vae={path}"], "upscale": {"upscaler": path},
-        "tiled_upscale": {"upscaler": path}, "hires": {"upscaler": path},
+        "tiled_upscale": {"upscaler": path}, "hires": {"upscaler": path}, "details": [{"region": path}],
         "controls": [{"picture": picture, "ref": path}], "control_picture": [{"picture": path, "ref": "tiny-sd1"}],
     }  # fmt: skip
     name = "controls" if field == "control_picture" else field
@@ -129,7 +129,8 @@ def test_no_path_from_a_client_is_opened(served: Served, path: str, field: str) 
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("field", ["checkpoint", "vae", "upscaler", "upscale", "tiled_upscale", "face_restoration"])
+@pytest.mark.parametrize("field", ["checkpoint", "vae", "upscaler", "upscale", "tiled_upscale", "face_restoration",
+                                   "details"])  # fmt: skip
 @pytest.mark.parametrize("tail", ["", ":2", ":0.5:1"])
 def test_no_path_in_a_changed_field_is_accepted(path: str, field: str, tail: str) -> None:
     if tail and field in ("checkpoint", "vae", "upscaler"):

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from civman.domain.digests import Sha256
 from civman.domain.recipes.control import ControlUse
+from civman.domain.recipes.details import DetailPass
 from civman.domain.recipes.enlargement import Enlargement, UpscaleRequest, enlargement_of
 from civman.domain.recipes.faces import FaceRestoration
 from civman.domain.recipes.freeu_settings import freeu_of
@@ -76,6 +77,8 @@ class Resolved:
     parts: tuple[PartUse, ...] = ()
     flow: Flow | None = None
     variant: str = ""
+    details: tuple[DetailPass, ...] = ()
+    """The detail passes, with 0 for the size and steps of the image, and a guidance of -1 for that of the image."""
 
 
 def complete(request: RenderRequest, found: Resolved) -> Recipe:
@@ -134,6 +137,14 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         parts=found.parts, flow=found.flow, variant=found.variant,
         faces=found.faces, tiled=tiled, ultimate=ultimate,
         tiled_diffusion=tiled_diffusion_of(_or(request.tiled_diffusion, "")), input_upscale=larger,
+        details=tuple(
+            replace(
+                each, width=each.width or width, height=each.height or height, steps=each.steps or steps,
+                guidance_scale=float(_or(request.guidance_scale, 7.0)) if each.guidance_scale < 0
+                else each.guidance_scale,
+            )
+            for each in found.details
+        ),
         upscale=_upscale(request, (last.width, last.height) if last else (width, height), found),
     )  # fmt: skip
 
@@ -145,7 +156,7 @@ def _slots(request: RenderRequest, found: Resolved) -> int:
         for each in (request.tiled_upscale, request.ultimate_upscale, request.init_upscale, request.tiled_diffusion)
     )
     changes_scales = any(use.keyframes or use.hires_keyframes for use in found.loras)
-    return 0 if is_in_tiles or changes_scales or request.slots in (None, 1) else request.slots
+    return 0 if is_in_tiles or changes_scales or found.details or request.slots in (None, 1) else request.slots
 
 
 def larger_input(

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from civman.domain.adapters import scale_keyframes
 from civman.domain.digests import Sha256
+from civman.domain.recipes.adapter_uses import EmbeddingUse as EmbeddingUse
+from civman.domain.recipes.adapter_uses import HypernetworkUse as HypernetworkUse
+from civman.domain.recipes.adapter_uses import LoraUse as LoraUse
 from civman.domain.recipes.control import ControlUse as ControlUse
+from civman.domain.recipes.details import DetailPass, detail_problems
 from civman.domain.recipes.enlargement import Enlargement, enlargement_problems
 from civman.domain.recipes.faces import FaceRestoration, face_problems
 from civman.domain.recipes.flow import Flow as Flow
@@ -33,10 +36,10 @@ from civman.domain.recipes.tiled_diffusion import TiledDiffusion, tiled_diffusio
 from civman.domain.recipes.ultimate import UltimateUpscale, ultimate_problems
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 15
+SCHEMA: Final = 16
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 15 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 16 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -84,54 +87,9 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     13: {"": ("slots",)},
     14: {"": ("references",)},
     15: {"": ("tiled_diffusion", "input_upscale")},
+    16: {"": ("details",)},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoraUse:
-    """An adapter in a recipe: its digest, and its scales for the UNet and the text encoders."""
-
-    sha256: Sha256
-    scale: float
-    text_scale: float
-    blocks: str = ""
-    """Block weights (`domain.adapters.block_weights`): numbers with commas; "" if all blocks have the same scale."""
-    keyframes: str = ""
-    """How the scale for the UNet changes over the steps (`domain.adapters.scale_keyframes`), starting with `scale`."""
-    hires_keyframes: str = ""
-    """How the scale for the UNet changes in the second pass; "": as in the first one."""
-
-    def scale_at(self, step: int, steps: int, *, is_hires: bool) -> float:
-        """Return the scale for the UNet when A1111 reports `step`, counted from 0, of a pass of `steps` steps."""
-        keyframes = (self.hires_keyframes if is_hires else "") or self.keyframes
-        return scale_keyframes.scale_at(keyframes, step, steps) if keyframes else self.scale
-
-    @property
-    def peak(self) -> float:
-        """The scale for the UNet that is farthest from 0 in any step."""
-        both = [scale_keyframes.largest(each) for each in (self.keyframes, self.hires_keyframes) if each]
-        return max([self.scale, *both], key=abs)
-
-    def request(self, ref: str) -> LoraRequest:
-        """Return a request for the file that `ref` names, with the same scales and block weights."""
-        return LoraRequest(ref, self.scale, self.text_scale, self.blocks, self.keyframes, self.hires_keyframes)
-
-
-@dataclass(frozen=True, slots=True)
-class HypernetworkUse:
-    """A hypernetwork in a recipe: its digest and its strength."""
-
-    sha256: Sha256
-    strength: float
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingUse:
-    """An embedding in a recipe: its digest, and the word that stands for it in the prompt."""
-
-    sha256: Sha256
-    word: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,12 +277,23 @@ class Recipe:
     input_upscale: Enlargement | None = None
     """How the input image is enlarged before it is resized to `width` x `height`."""
 
+    details: tuple[DetailPass, ...] = ()
+    """The regions of the finished image that are drawn again, after faces are restored and before it is enlarged."""
+
     def __post_init__(self) -> None:
         finishing = enlargement_problems(self.upscale) if self.upscale is not None else ()
         faces = face_problems(self.faces) if self.faces is not None else ()
         tiled = tiled_problems(self) if self.tiled is not None else ()
         ultimate = ultimate_problems(self) if self.ultimate is not None else ()
-        for problem in (*problems(self), *finishing, *faces, *tiled, *ultimate, *self._tile_problems()):
+        for problem in (
+            *problems(self),
+            *finishing,
+            *faces,
+            *tiled,
+            *ultimate,
+            *self._tile_problems(),
+            *detail_problems(self),
+        ):
             raise UsageError(f"the recipe cannot be rendered: {problem}", code=Cause.BAD_RECIPE)
 
     def to_json(self) -> str:
@@ -370,7 +339,10 @@ class Recipe:
             "ip-adapter": tuple(use.sha256 for use in self.references),
             "clip-vision": tuple(use.encoder for use in self.references),
             "face-restorer": (self.faces.model,) if self.faces else (),
-            "face-detector": (self.faces.detector,) if self.faces else (),
+            "face-detector": (
+                *((self.faces.detector,) if self.faces else ()),
+                *(made.detector for made in self.details if made.detector),
+            ),
             "face-parser": (self.faces.parser,) if self.faces else (),
             "upscaler": tuple(
                 made.model for made in (self.hires, self.enlarged_input, self.input_upscale, self.upscale)
@@ -405,7 +377,8 @@ class Recipe:
         if self.ultimate is not None:
             return self.ultimate.drawn_sizes((self.width, self.height))
         second = [(self.hires.width, self.hires.height)] if self.hires else []
-        return tuple(dict.fromkeys([(self.width, self.height), *second]))
+        details = [(made.width, made.height) for made in self.details if made.only_masked]
+        return tuple(dict.fromkeys([(self.width, self.height), *second, *details]))
 
     @property
     def drawn_size(self) -> tuple[int, int]:

@@ -302,8 +302,11 @@ def _number_problems(recipe: Any) -> Iterator[str]:
     if recipe.slots and recipe.batch_size > 1:
         yield "images are computed either in batches of their own or in slots"
     is_in_tiles = recipe.enlarged_input or recipe.input_upscale or recipe.tiled_diffusion
-    if recipe.slots and (is_in_tiles or recipe.changes_scales):
-        yield "an enlarged input image, tiles or a LoRA whose scale changes over the steps cannot be computed in slots"
+    if recipe.slots and (is_in_tiles or recipe.changes_scales or recipe.details):
+        yield (
+            "an enlarged input image, tiles, detail passes or a LoRA whose scale changes over the steps cannot be "
+            "computed in slots"
+        )
     last_seed = MAX_SEED - (recipe.count - 1)  # image n has seed + n, so the last seed must not exceed the maximum
     if not 0 <= recipe.seed <= last_seed:
         yield f"seed must be 0 to {last_seed}, not {recipe.seed}; without a seed, a random one is drawn and recorded"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from civman.domain.recipes.control import ControlRequest
+from civman.domain.recipes.details import DetailRequest
 from civman.domain.recipes.enlargement import UpscaleRequest
 from civman.domain.recipes.reference import ReferenceRequest
 from civman.domain.recipes.tiled import TiledRequest
@@ -159,6 +160,8 @@ class RenderRequest:
     """How to enlarge the input image before image-to-image rendering."""
     tiled_diffusion: str | None = None
     """Settings in the form that `tiled_diffusion.tiled_diffusion_of` parses."""
+    details: tuple[DetailRequest, ...] = ()
+    """The regions of the finished image to draw again, pass by pass."""
     upscale: UpscaleRequest | None = None
     """How to enlarge the finished image."""
     file: str | None = None

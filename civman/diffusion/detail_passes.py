@@ -1,0 +1,153 @@
+"""Draw regions of finished images again, as ADetailer does: each by an inpainting of that region alone, put back.
+
+Source: Bing-su/adetailer (the rules, not the code). A mask is moved, then enlarged by a square, and drawn by A1111's
+img2img with masked content "original". The regions of a pass are those of the image before the pass, and each one is
+drawn into the result of the one before.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from civman.diffusion.denoiser import Prompts
+from civman.diffusion.face_detector import FaceDetector
+from civman.diffusion.face_restoration import face_boxes
+from civman.diffusion.loader import LoadedModel
+from civman.diffusion.pixels import Picture, Pixels, picture_of, resized
+from civman.diffusion.recipe_job import Inputs
+from civman.diffusion.run_recipe import iterate
+from civman.domain.digests import Sha256
+from civman.domain.events import Event, OnEvent, Step
+from civman.domain.plurals import counted
+from civman.domain.recipes.details import DetailPass
+from civman.domain.recipes.recipe import Recipe, StartImage
+
+_UNNAMED = Sha256("0" * 64)
+"""Stands for the SHA-256 of an image that is in no file."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DetailInputs:
+    """What the detail passes of a recipe need besides its model.
+
+    `prompts`: for each pass the conditioning of its regions with prompts of their own, None where one is left as it is.
+    """
+
+    prompts: Sequence[Sequence[Prompts | None]]
+    masks: Mapping[Sha256, Pixels]
+    detector: FaceDetector | None = None
+
+
+def redraw_details(
+    recipe: Recipe, batches: Iterator[list[Picture]], model: LoadedModel, inputs: DetailInputs, on_event: OnEvent,
+    **options: Any,
+) -> Iterator[list[Picture]]:  # fmt: skip
+    """Apply the recipe's detail passes to each image of `batches`. `options`: as for `run_recipe.iterate`."""
+    drawn = 0
+    for batch in batches:
+        done = []
+        for picture in batch:
+            drawn += 1
+            told = _told(on_event, drawn, recipe.count)
+            for made, prompts in zip(recipe.details, inputs.prompts, strict=True):
+                picture = _redrawn(recipe, made, picture, model, prompts, inputs, told, options)
+            done.append(picture)
+        yield done
+
+
+def _redrawn(
+    recipe: Recipe, made: DetailPass, picture: Picture, model: LoadedModel, prompts: Sequence[Prompts | None],
+    inputs: DetailInputs, on_event: OnEvent, options: Mapping[str, Any],
+) -> Picture:  # fmt: skip
+    """Apply one pass to an image."""
+    pixels, words = picture.pixels, []
+    for number, mask in enumerate(_masks(made, pixels, inputs)):
+        prompt = prompts[min(number, len(prompts) - 1)]
+        if prompt is None:
+            continue
+        one = region_recipe(recipe, made, picture.seed, number, (pixels.shape[1], pixels.shape[0]))
+        [[drawn]] = iterate(one, model, prompt, inputs=Inputs(pixels, mask), on_event=on_event, **options)
+        words += [note for note in drawn.notes if note not in picture.notes]
+        pixels = drawn.pixels
+        rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+        left, top = int(columns[0]), int(rows[0])
+        words.append(f"{left},{top},{int(columns[-1]) - left + 1},{int(rows[-1]) - top + 1}")
+    boxes = [word for word in words if word[0].isdecimal()]
+    listed = f": {'; '.join(boxes)}" if boxes else ""
+    note = f"detail pass: {counted(len(boxes), 'region')} of `{made.region}` drawn again{listed}"
+    notes = dict.fromkeys((*picture.notes, *(word for word in words if word not in boxes)))
+    return picture_of(
+        np.ascontiguousarray(pixels), seed=picture.seed, decoded_in=picture.decoded_in, notes=(*notes, note)
+    )
+
+
+def region_recipe(recipe: Recipe, made: DetailPass, seed: int, number: int, image_size: tuple[int, int]) -> Recipe:
+    """The recipe by which region `number` of an image with this seed is drawn again: img2img with a mask."""
+    width, height = (made.width, made.height) if made.only_masked else image_size
+    varied = made.seed_of(recipe.variation_seed, number) if recipe.variation_strength else recipe.variation_seed
+    prompt, negative = made.texts(number, recipe.prompt, recipe.negative_prompt) or ("", "")
+    return replace(
+        recipe, details=(), slots=0, references=(), tiled_diffusion=None, input_upscale=None,
+        hires=None, upscale=None, faces=None, controls=(), files=(), noise_slice="", told_sizes="",
+        prompt_parts=(), negative_parts=(), prompt=prompt, negative_prompt=negative, prompt_rules=made.prompt_rules,
+        loras=tuple(replace(use, hires_keyframes="") for use in recipe.loras), count=1, batch_size=1,
+        seed=made.seed_of(seed, number), variation_seed=varied, width=width, height=height, steps=made.steps,
+        guidance_scale=made.guidance_scale, sampler=made.sampler, schedule=made.schedule,
+        sampling=replace(recipe.sampling, sigmas=()),
+        start=StartImage(
+            _UNNAMED, made.strength, _UNNAMED, made.mask_blur, only_masked=made.only_masked, padding=made.padding,
+            noise_multiplier=made.noise_multiplier,
+        ),
+    )  # fmt: skip
+
+
+def _masks(made: DetailPass, pixels: Pixels, inputs: DetailInputs) -> list[Pixels]:
+    """The masks of the regions in an image, as they are drawn; those that select nothing are left out."""
+    height, width = pixels.shape[:2]
+    if made.mask is not None:
+        masks = [resized(inputs.masks[made.mask], width, height)]
+    elif inputs.detector is not None and made.detector is not None:
+        masks = [rectangle(box, (width, height)) for box in face_boxes(pixels, inputs.detector)]
+    else:
+        masks = [rectangle(made.corners, (width, height))]
+    moved = (np.roll(mask, (-made.y_offset, made.x_offset), (0, 1)) for mask in masks)
+    return [grown for mask in moved if (grown := dilated(mask, made.dilate)).any()]
+
+
+def rectangle(box: Sequence[float], size: tuple[int, int]) -> Pixels:
+    """A mask of a size (width, height) that is white in a box: left, top, right and bottom, all inside."""
+    from PIL import Image, ImageDraw
+
+    mask = Image.new("L", size, 0)
+    left, top, right, bottom = box
+    ImageDraw.Draw(mask).rectangle((left, top, max(left, right), max(top, bottom)), fill=255)
+    return np.asarray(mask)
+
+
+def dilated(mask: Pixels, side: int) -> Pixels:
+    """Enlarge the white area of a mask by a square with this side or, if it is negative, shrink it.
+
+    The square's centre is its pixel number side // 2 in each direction, counted from 0, as in OpenCV.
+    """
+    count, pick = abs(side), np.max if side > 0 else np.min
+    before = count // 2
+    for axis in (0, 1):
+        if count > 1:
+            wide = [(0, 0), (0, 0)]
+            wide[axis] = (before, count - 1 - before)
+            padded = np.pad(mask, wide, constant_values=0 if side > 0 else 255)
+            mask = pick(np.lib.stride_tricks.sliding_window_view(padded, count, axis), axis=-1)
+    return np.ascontiguousarray(mask)
+
+
+def _told(on_event: OnEvent, number: int, count: int) -> Callable[[Event], None]:
+    """Report the steps of a region as those of image `number` of `count`."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Step):
+            event = replace(event, first=number, pictures=1, count=count, stage="detail", preview=None)
+        on_event(event)
+
+    return tell

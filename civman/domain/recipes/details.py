@@ -1,0 +1,220 @@
+"""Detail passes: a region of the finished image is drawn again by img2img, at full size, and put back, as by ADetailer.
+
+Source: Bing-su/adetailer (the rules, not the code). The seed of a region, such as a face, is that of the image plus the
+number of the region, which counts from 0 in every pass.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from civman.domain.digests import Sha256
+from civman.domain.recipes.recipe_limits import MAX_SEED, MAX_SIDE, PROMPT_RULES, size_of
+from civman.errors import Cause, UsageError
+
+REGIONS: Final = ("faces", "mask", "box")
+FACE: Final = "face"
+"""The region of a request that stands for all faces."""
+SEPARATOR: Final = "[SEP]"
+"""Divides a prompt into prompts for the first, second … region of a pass; the last one is also for all further ones."""
+WHOLE_PROMPT: Final = "[PROMPT]"
+"""Stands for the prompt of the image."""
+SKIP: Final = "[SKIP]"
+"""As the prompt of a region: leave the region as it is."""
+_MOST: Final = 1000
+"""In pixels, for blurs, offsets and what is added to a mask."""
+_MOST_PASSES: Final = 20
+_BOX: Final = re.compile(r"(\d{1,5}),(\d{1,5}),(\d{1,5}),(\d{1,5})")
+_SETTINGS: Final = re.compile(r":(?=(?:[a-z]+=|whole(?:,|$)))")
+_WHOLE: Final = {"blur": "mask_blur", "dilate": "dilate", "x": "x_offset", "y": "y_offset", "padding": "padding",
+                 "steps": "steps"}  # fmt: skip
+_FRACTIONS: Final = {"strength": "strength", "cfg": "guidance_scale", "noise": "noise_multiplier"}
+_TEXTS: Final = {"size": "size", "sampler": "sampler", "schedule": "schedule"}
+_NAMES: Final = (*_WHOLE, *_FRACTIONS, *_TEXTS, "whole")
+
+
+@dataclass(frozen=True, slots=True)
+class DetailRequest:
+    """A requested detail pass. `region`: "face", "X,Y,W,H" in pixels, or the path of a mask, white where to draw.
+
+    None means ADetailer's default, which for size, steps, guidance scale, sampler and schedule is that of the image. An
+    empty prompt stands for the prompt of the image.
+    """
+
+    region: str
+    prompt: str = ""
+    negative_prompt: str = ""
+    strength: float | None = None
+    mask_blur: int | None = None
+    dilate: int | None = None
+    x_offset: int | None = None
+    y_offset: int | None = None
+    only_masked: bool | None = None
+    padding: int | None = None
+    size: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+    noise_multiplier: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DetailPass:
+    """A detail pass in a recipe.
+
+    `region`: one of `REGIONS`, with the SHA-256 of the detector of faces, that of the file of a mask, or a box
+    "X,Y,W,H" in pixels of the finished image.
+    """
+
+    region: str
+    sampler: str
+    schedule: str
+    steps: int
+    guidance_scale: float
+    width: int
+    height: int
+    """The size in pixels at which a region is drawn; without `only_masked`, the size of the image counts."""
+    strength: float = 0.4
+    mask: Sha256 | None = None
+    box: str = ""
+    detector: Sha256 | None = None
+    prompts: tuple[str, ...] = ()
+    """The prompts of the first, second … region; the last one is for all further ones. "": the image's prompt."""
+    negatives: tuple[str, ...] = ()
+    prompt_rules: str = ""
+    """The rules for prompts with editing or `AND`; see `Recipe.prompt_rules`."""
+    dilate: int = 4
+    """The side in pixels of the square by which a mask grows or, if negative, shrinks."""
+    x_offset: int = 0
+    y_offset: int = 0
+    """How far a mask is moved to the right and upwards, in pixels."""
+    mask_blur: int = 4
+    only_masked: bool = True
+    """Whether only the region and its surroundings are drawn, at full size, and then pasted into the image."""
+    padding: int = 32
+    noise_multiplier: float = 1.0
+
+    def texts(self, number: int, prompt: str, negative: str) -> tuple[str, str] | None:
+        """Return both prompts of a region of an image with these prompts; None if the region is left as it is."""
+        mine, other = _text(self.prompts, number, prompt), _text(self.negatives, number, negative)
+        return None if mine.strip() == SKIP else (mine, other)
+
+    @property
+    def different_texts(self) -> int:
+        """How many regions may have prompts of their own; all further ones have those of the last of them."""
+        return max(len(self.prompts), len(self.negatives), 1)
+
+    def seed_of(self, seed: int, number: int) -> int:
+        """The seed of a region of an image with this seed."""
+        return (seed + number) & MAX_SEED
+
+    @property
+    def corners(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the box, whose last pixels are inside. Raises: UsageError: it is no box."""
+        left, top, width, height = box_of(self.box) or (0, 0, 0, 0)
+        return left, top, left + width - 1, top + height - 1
+
+    def request(self, region: str) -> DetailRequest:
+        """The pass as a request, for the region in the form of a request."""
+        return DetailRequest(
+            region, f" {SEPARATOR} ".join(self.prompts), f" {SEPARATOR} ".join(self.negatives), self.strength,
+            self.mask_blur, self.dilate, self.x_offset, self.y_offset, self.only_masked, self.padding,
+            f"{self.width}x{self.height}", self.steps, self.guidance_scale, self.sampler, self.schedule,
+            self.noise_multiplier,
+        )  # fmt: skip
+
+
+def _text(texts: tuple[str, ...], number: int, usual: str) -> str:
+    mine = texts[min(number, len(texts) - 1)] if texts else ""
+    return mine.replace(WHOLE_PROMPT, usual) if mine.strip() else usual
+
+
+def texts_of(typed: str) -> tuple[str, ...]:
+    """Divide a typed prompt into those of the regions; empty if all regions have the prompt of the image."""
+    parts = tuple(part.strip() for part in typed.split(SEPARATOR))
+    return parts if any(parts) else ()
+
+
+def box_of(text: str) -> tuple[int, int, int, int] | None:
+    """Parse a box "X,Y,W,H" in pixels; None if `text` is not a box, or is empty."""
+    found = _BOX.fullmatch(text.replace(" ", ""))
+    if found is None:
+        return None
+    left, top, width, height = map(int, found.groups())
+    return (left, top, width, height) if width and height else None
+
+
+def detail_from(text: str, prompt: str = "", negative: str = "") -> DetailRequest:
+    """Parse "REGION" or "REGION:NAME=VALUE,…", such as "face:strength=0.3,steps=30".
+
+    Raises: UsageError (`bad-value`): a setting is unknown or has an invalid value.
+    """
+    region, *rest = _SETTINGS.split(text.strip(), maxsplit=1)
+    asked = DetailRequest(region, prompt, negative)
+    if not region:
+        raise _wrong(text, "it names no region")
+    for word in rest[0].split(",") if rest else ():
+        name, sign, value = (each.strip() for each in word.partition("="))
+        asked = replace(asked, **_setting(text, name, value, has_value=bool(sign)))
+    return asked
+
+
+def _setting(text: str, name: str, value: str, *, has_value: bool) -> dict[str, Any]:
+    if name == "whole" and not has_value:
+        return {"only_masked": False}
+    if name not in _NAMES or not value:
+        raise _wrong(text, f"`{name}` is not a setting with a value")
+    if name in _TEXTS:
+        if name == "size":
+            size_of(value)
+        return {_TEXTS[name]: value}
+    try:
+        return {_WHOLE[name]: int(value)} if name in _WHOLE else {_FRACTIONS[name]: float(value)}
+    except (ValueError, KeyError) as error:
+        raise _wrong(text, f"`{value}` is not a value of `{name}`") from error
+
+
+def _wrong(text: str, why: str) -> UsageError:
+    return UsageError(
+        f"`{text[:80]}` is not a detail pass: {why}",
+        hint="write face, a box X,Y,W,H or the path of a mask, and after a colon settings with commas: "
+        f"{', '.join(_NAMES)}", code=Cause.BAD_VALUE,
+    )  # fmt: skip
+
+
+def detail_problems(recipe: Any) -> Iterator[str]:
+    """Explain why the detail passes of a recipe cannot be computed, with one clause for each problem."""
+    if not recipe.details:
+        return
+    if recipe.enlarged_input is not None or recipe.rules == 1 or (recipe.start and recipe.start.mask_sha256):
+        yield "detail passes cannot be combined with a mask of the input image, a redraw in tiles, or rules 1"
+    if len(recipe.details) > _MOST_PASSES:
+        yield f"an image can have at most {_MOST_PASSES} detail passes"
+    width, height = recipe.drawn_size
+    for made in recipe.details:
+        yield from _problems(made)
+        if made.region == "box" and box_of(made.box) and (made.corners[0] >= width or made.corners[1] >= height):
+            yield f"the box {made.box} lies outside the image, which has {width}x{height} pixels"
+
+
+def _problems(made: DetailPass) -> Iterator[str]:
+    wanted = {"faces": made.detector, "mask": made.mask, "box": box_of(made.box)}
+    others = [made.detector, made.mask, made.box or None]
+    if wanted.get(made.region) is None or sum(each is not None for each in others) != 1:
+        yield f"a detail pass of the region `{made.region}` has a detector, a mask or a box, as its region says"
+    if not 0 < made.strength <= 1:
+        yield "the strength of a detail pass must be above 0 and at most 1"
+    if made.mask_blur < 0 or made.padding < 0:
+        yield "the mask blur and padding of a detail pass cannot be negative"
+    if max(map(abs, (made.dilate, made.x_offset, made.y_offset, made.mask_blur))) > _MOST:
+        yield f"the mask of a detail pass can be moved, blurred and enlarged by at most {_MOST} pixels"
+    if any(side < 8 or side % 8 or side > MAX_SIDE for side in (made.width, made.height)):
+        yield f"{made.width}x{made.height} is not a size of a detail pass: both sides must be multiples of 8"
+    if made.steps < 1 or not 0 <= made.guidance_scale <= _MOST:
+        yield f"a detail pass needs at least one step and a guidance of 0 to {_MOST}"
+    if not 0.5 <= made.noise_multiplier <= 1.5:
+        yield "the noise multiplier of a detail pass must be between 0.5 and 1.5"
+    if made.prompt_rules not in PROMPT_RULES:
+        yield f"prompt rules `{made.prompt_rules}` are not one of {', '.join(filter(None, PROMPT_RULES))}"

@@ -1,0 +1,130 @@
+"""Read the settings of the extension ADetailer, which drew regions of the finished image again.
+
+Only its passes for faces can be drawn again, with civman's own detector; other passes are left out.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from civman.diffusion import sampler_names
+from civman.diffusion.noise_levels import Schedule
+from civman.domain.recipes.details import WHOLE_PROMPT, DetailPass, texts_of
+from civman.domain.recipes.recipe import Recipe
+from civman.errors import UsageError
+from civman.pictures.site_settings import Entries
+from civman.planning import prompt_stages
+from civman.planning.redraw_features import Drawable, Reason
+from civman.planning.redraw_result import stand_in
+
+OWN_DETECTOR: Final = "retinaface"
+"""What civman writes as the detector of its own detail passes."""
+_FACES: Final = re.compile(r"(face|mediapipe_face(?!_mesh_eyes))", re.IGNORECASE)
+_ANY: Final = re.compile("ADetailer ")
+_LEFT_OUT: Final = {
+    "model classes": "detected only some classes", "mask only top k": "drew only the largest regions",
+    "mask min ratio": "left out small regions", "mask max ratio": "left out large regions",
+    "mask merge invert": "merged the regions", "use separate checkpoint": "used another checkpoint",
+    "use separate VAE": "used another VAE", "use separate CLIP skip": "used another clip skip",
+    "restore face": "restored the face afterwards", "ControlNet model": "followed a ControlNet",
+}  # fmt: skip
+_COMMON: Final = (
+    "civman's detector may find other faces than ADetailer's, or other edges of them, and A1111 encodes the image from "
+    "a distribution, of which civman takes the mean"
+)
+
+
+def with_details(made: Recipe, entries: Entries, found: list[Reason]) -> Recipe:
+    """Add ADetailer's passes to the recipe of an image, and the reasons for what differs to `found`."""
+    passes = []
+    for suffix in _suffixes(entries):
+        name = entries.text(f"ADetailer model{suffix}")
+        if not _FACES.match(name) and name != OWN_DETECTOR:
+            found.append(Reason(
+                Drawable.DIFFERS, f"ADetailer drew again what the detector `{name[:40]}` found; civman has no such "
+                "detector and leaves it as it was drawn",
+            ))  # fmt: skip
+            continue
+        try:
+            one, words = _pass(made, entries, suffix)
+            replace(made, details=(one,))
+        except (UsageError, ValueError) as error:
+            message = error.message if isinstance(error, UsageError) else "a number cannot be read"
+            found.append(Reason(Drawable.DIFFERS, f"faces are left as they were drawn, without ADetailer: {message}"))
+            continue
+        passes.append(one)
+        found += [Reason(Drawable.DIFFERS, each) for each in words]
+        if name != OWN_DETECTOR:
+            found.append(Reason(Drawable.DIFFERS, f"ADetailer drew faces again: {_COMMON}"))
+    entries.take(_ANY)
+    return replace(made, details=tuple(passes))
+
+
+def _suffixes(entries: Entries) -> Iterator[str]:
+    """The endings of the keys of each pass, such as "", " 2nd" and " 3rd"."""
+    for number in range(1, 31):
+        ending = {1: "", 2: " 2nd", 3: " 3rd"}.get(number, f" {number}th")
+        if f"ADetailer model{ending}" in entries:
+            yield ending
+
+
+def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list[str]]:
+    """One pass, and what differs. Raises: UsageError, ValueError: a setting cannot be read."""
+
+    def text(name: str) -> str:
+        return _unquoted(str(entries.value(f"ADetailer {name}{suffix}") or "").strip())
+
+    def number(name: str, usual: float) -> float:
+        stated = entries.number(f"ADetailer {name}{suffix}")
+        return usual if stated is None else stated
+
+    def is_on(name: str, *, usual: bool = False) -> bool:
+        return entries.is_on(f"ADetailer {name}{suffix}") if f"ADetailer {name}{suffix}" in entries else usual
+
+    words = [
+        f"ADetailer {what}, which civman does not do" for name, what in _LEFT_OUT.items()
+        if text(name).casefold() not in ("", "false", "none", "0", "0.0", "1.0")
+    ]  # fmt: skip
+    prompts, negatives = texts_of(text("prompt")), texts_of(text("negative prompt"))
+    tags = re.compile(r"<\w+:[^>]*>")
+    if any(tags.search(each) for each in prompts):
+        words.append("ADetailer's prompt has tags for adapters; the regions are drawn with the adapters of the image")
+        prompts = tuple(tags.sub("", each).strip() for each in prompts)
+    elif made.loras and any(each and WHOLE_PROMPT not in each for each in prompts):
+        words.append("A1111 drew the regions without LoRAs; civman draws them with those of the image")
+    sampler, schedule = made.sampler, made.schedule
+    if is_on("use separate sampler") and text("sampler").casefold() not in ("", "use same sampler"):
+        given, kind = sampler_names.parse(text("sampler"), text("scheduler") or None)
+        kind = given.automatic if kind is Schedule.AUTOMATIC and not given.own_table else kind
+        sampler, schedule = given.name, kind.value
+    width, height = made.width, made.height
+    if is_on("use inpaint width height"):
+        width, height = int(number("inpaint width", 512)) // 8 * 8, int(number("inpaint height", 512)) // 8 * 8
+    whole = next((key for key in ("inpaint only masked", "inpaint full") if f"ADetailer {key}{suffix}" in entries), "")
+    dilate = number("dilate erode", number("dilate/erode", 4))
+    rules = prompt_stages.rules_for(" ".join(prompts), " ".join(negatives), made.prompt_rules or None)
+    if made.prompt_rules and not all(prompts):
+        rules = made.prompt_rules
+    return DetailPass(
+        "faces", sampler, schedule, int(number("steps", made.steps)) if is_on("use separate steps") else made.steps,
+        number("CFG scale", made.guidance_scale) if is_on("use separate CFG scale") else made.guidance_scale,
+        width, height, number("denoising strength", 0.4), detector=stand_in(OWN_DETECTOR), prompts=prompts,
+        negatives=negatives, prompt_rules=rules if prompts or negatives else made.prompt_rules, dilate=int(dilate),
+        x_offset=int(number("x offset", 0)), y_offset=int(number("y offset", 0)),
+        mask_blur=int(number("mask blur", 4)), only_masked=not whole or is_on(whole),
+        padding=int(number("inpaint padding", 32)),
+        noise_multiplier=number("noise multiplier", 1.0) if is_on("use separate noise multiplier") else 1.0,
+    ), words  # fmt: skip
+
+
+def _unquoted(text: str) -> str:
+    """Undo the quotes of A1111. Raises: UsageError: the text is cut off within them."""
+    if not text.startswith('"'):
+        return text
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UsageError("a prompt of ADetailer is cut off in the settings") from error
+    return str(found)
