@@ -48,7 +48,7 @@ class ActiveControl(Protocol):
 
 def marked(outputs: Sequence[Tensor], use: ControlUse, positive: Sequence[bool]) -> tuple[Tensor, ...]:
     """Set the outputs (k·B, channels, h, w) for negative prompts to 0 if only the positive ones are controlled."""
-    if use.mode != "control":
+    if use.mode != "control" and not use.pools:
         return tuple(outputs)
     each = len(outputs[0]) // len(positive)
     marks = sent(torch.tensor([float(one) for one in positive for _ in range(each)]), outputs[0].device)

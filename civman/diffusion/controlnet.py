@@ -127,5 +127,7 @@ class ActiveControlNet:
             return_dict=False, **more,
         )  # fmt: skip
         found = [*skips, middle]
+        if self.use.pools:
+            found = [output.mean(dim=(2, 3), keepdim=True).expand_as(output) for output in found]
         scaled = [output * weight for output, weight in zip(found, self.use.weights(len(found)), strict=True)]
         return Additions(residuals=marked(scaled, self.use, positive))

@@ -58,7 +58,7 @@ def _found(finder: Finder, asked: ControlRequest, checkpoint: Found) -> FoundCon
     file = _control_image(read_picture(Path(asked.picture)), *preprocessor)
     use = ControlUse(
         model.sha256, file.sha256, float(asked.weight), float(asked.start), float(asked.end), asked.mode,
-        asked.resize_mode, kind,
+        asked.resize_mode, kind, _pools(model) if asked.pools is None else asked.pools,
     )  # fmt: skip
     return FoundControl(use, model, file)
 
@@ -87,6 +87,18 @@ def _type_of(asked: ControlRequest, model: Found, preprocessor: str) -> str:
         )
         raise UsageError(why, hint=f"state the kind with --control-type: {', '.join(kinds)}", code=Cause.BAD_VALUE)
     return (kind or "") if known else ""
+
+
+def _pools(model: Found) -> bool:
+    """Whether a ControlNet's outputs are averaged over the image, as for the kind "shuffle".
+
+    No tensor shows it: A1111's extension and this rule go by the word in the file's name.
+    """
+    shapes = model.header.shapes
+    is_plain = not is_adapter(shapes) and not is_control_lora(shapes)
+    return (
+        is_plain and model.identity.architecture is not Architecture.SDXL and "shuffle" in model.inspected.name.lower()
+    )
 
 
 def require_fit(control: Inspected, checkpoint: Inspected) -> None:
@@ -168,5 +180,5 @@ def as_control(use: ControlUse, pictures: Mapping[Sha256, Path]) -> ControlReque
     path = input_file("control image", use.picture, pictures).path
     return ControlRequest(
         str(path), f"sha256:{use.sha256}", use.weight, use.start, use.end, use.mode, use.resize_mode,
-        control_type=use.type,
+        control_type=use.type, pools=use.pools,
     )  # fmt: skip

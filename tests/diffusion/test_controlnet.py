@@ -245,3 +245,19 @@ def test_a_control_image_is_padded_with_the_median_of_its_border_as_in_a1111() -
     assert np.abs(found[16:48].numpy() - inner).max() < 1e-3
     assert np.abs(found[:16].numpy() - (10, 20, 30)).max() < 1e-3
     assert np.abs(found[48:].numpy() - (10, 20, 30)).max() < 1e-3
+
+
+def test_a_pooled_controlnet_equals_that_of_diffusers(tiny_files: dict[str, Path], tmp_path: Path) -> None:
+    model, theirs, pixels = load(tiny_files["sd1"], dtype=torch.float32), network("sd1"), picture()
+    theirs.register_to_config(global_pool_conditions=True)
+    recipe = recipe_with(ControlUse(MODEL, PICTURE, 0.7, pools=True), sampler="Euler", steps=3)
+
+    found = ours(model, recipe, [loaded(theirs, "sd1", model, tmp_path / "n.safetensors")], [pixels])
+
+    expected = of_diffusers(
+        model, "sd1", theirs, Image.fromarray(pixels), num_inference_steps=3, controlnet_conditioning_scale=0.7
+    )
+    assert np.abs(found - expected).max() < 0.5 / 255 + 1e-4
+    plain = replace(recipe, controls=(ControlUse(MODEL, PICTURE, 0.7),))
+    other = ours(model, plain, [loaded(theirs, "sd1", model, tmp_path / "n.safetensors")], [pixels])
+    assert np.abs(found - other).max() > 1 / 255

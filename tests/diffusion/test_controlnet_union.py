@@ -87,8 +87,7 @@ def of_diffusers(model: LoadedModel, theirs: Any, images: list[Any], kinds: list
     ).images[0]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [0, 3, 6])
-@pytest.mark.parametrize("weight", [1.0, 0.4])
+@pytest.mark.parametrize(("kind", "weight"), [(0, 1.0), (3, 0.4), (6, 0.4)])
 def test_an_image_with_one_kind_equals_that_of_diffusers(
     tiny_files: dict[str, Path], tmp_path: Path, kind: int, weight: float
 ) -> None:

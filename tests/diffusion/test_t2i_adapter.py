@@ -105,8 +105,11 @@ def of_diffusers(model: LoadedModel, adapters: Any, images: Any, *, is_xl: bool,
     ).images[0]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "base"), [("full", "sd1"), ("full", "sd2"), ("light", "sd1"), ("xl", "sdxl")])
-@pytest.mark.parametrize(("channels", "weight"), [(3, 1.0), (1, 0.4)])
+@pytest.mark.parametrize(
+    ("kind", "base", "channels", "weight"),
+    [("full", "sd1", 3, 1.0), ("full", "sd2", 1, 0.4), ("light", "sd1", 3, 0.4), ("xl", "sdxl", 3, 1.0),
+     ("xl", "sdxl", 1, 0.4)],
+)  # fmt: skip
 def test_an_image_equals_that_of_diffusers_pipeline(
     tiny_files: dict[str, Path], tmp_path: Path, kind: str, base: str, channels: int, weight: float
 ) -> None:

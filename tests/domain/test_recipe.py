@@ -310,6 +310,13 @@ def test_impossible_sizes_are_refused_before_anything_is_loaded() -> None:
         complete(RenderRequest(checkpoint="a model", width=500), FOUND)
 
 
+def test_only_a_pooled_controlnet_needs_the_schema_that_added_it() -> None:
+    pooled = replace(FULL, rules=3, controls=(ControlUse(A, B, pools=True),))
+
+    assert json.loads(pooled.to_json())["schema"] == 17
+    assert Recipe.from_json(pooled.to_json()) == pooled
+
+
 def test_only_the_kind_of_a_control_image_needs_the_schema_that_added_it() -> None:
     plain, union = ControlUse(A, B), ControlUse(A, B, type="openpose")
 

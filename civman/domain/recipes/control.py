@@ -67,6 +67,12 @@ class ControlUse:
     type: str = ""
     """For a union of ControlNets: the kind of control image, one of `CONTROL_TYPES`; "" for all other models."""
 
+    pools: bool = False
+    """Whether each of the ControlNet's outputs is averaged over the image and only positive prompts are controlled.
+
+    ControlNets of the kind "shuffle" were trained so.
+    """
+
     def acts_at(self, step: int, steps: int) -> bool:
         """Whether the ControlNet acts in this step, counted from 0."""
         return acts_at(self.start, self.end, step, steps)
@@ -106,6 +112,8 @@ class ControlRequest:
     """A preprocessor of `MAPS` with its numbers in the form that `map_of` parses, such as "canny:50:150"."""
     control_type: str = ""
     """The kind of control image, by any name that `control_type` knows; "": not stated."""
+    pools: bool | None = None
+    """See `ControlUse.pools`; None: by the name of the model's file."""
 
 
 def control_type(name: str) -> str | None:
