@@ -1,7 +1,10 @@
 """Names that all families share: the prefixes of single-file checkpoints and the titles of components. No torch."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
+
+from civman.errors import InvalidModelFile
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = dict[str, Any]
@@ -14,3 +17,17 @@ TITLES: Final = {
     "unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder",
 }  # fmt: skip
 """Maps each component to its name in messages."""
+
+
+def stated_in(metadata: Mapping[str, str]) -> dict[str, Config]:
+    """Read the options that a file states itself, by component, for dimensions that no tensor shape shows.
+
+    Raises: InvalidModelFile: the metadata entry is not a JSON object of objects.
+    """
+    try:
+        words = json.loads(metadata.get(METADATA_KEY, "{}"))
+    except ValueError as error:
+        raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not JSON") from error
+    if not isinstance(words, dict) or not all(isinstance(value, dict) for value in words.values()):
+        raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not a JSON object of objects")
+    return words

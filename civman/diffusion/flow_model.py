@@ -46,7 +46,8 @@ def load_flow(
     """
     files = {path: Weights(path), **{each: Weights(each) for each in parts.values()}}
     shapes = {component: files[each].shapes for component, each in parts.items()}
-    placed = place_parts(family, files[path].shapes, path.name, shapes, {c: p.name for c, p in parts.items()}, config)
+    names = {component: each.name for component, each in parts.items()}
+    placed = place_parts(family, files[path].shapes, path.name, shapes, names, config, files[path].metadata)
     target = torch.device(device)
     model = LoadedModel(
         path=path, family=family, prediction=family.prediction, is_zero_snr=False, components={},

@@ -6,7 +6,7 @@ A plan and the loader ask the same function, so that a missing or wrong part is 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from civman.diffusion.checkpoint_names import Config, Shapes
+from civman.diffusion.checkpoint_names import Config, Shapes, stated_in
 from civman.diffusion.component_layouts import Source
 from civman.diffusion.families.flow_family import FlowFamily, Need
 from civman.domain.known_parts import parts_for
@@ -33,6 +33,7 @@ def place_parts(
     own_files: Mapping[str, Shapes] = {},
     names: Mapping[str, str] = {},
     stated: Mapping[str, Config] | None = None,
+    metadata: Mapping[str, str] = {},
 ) -> dict[str, Placed]:
     """Place all components of a model.
 
@@ -43,16 +44,19 @@ def place_parts(
         own_files: the shapes of the parts that have files of their own, by component.
         names: the names of these files, by component.
         stated: options that override those from the shapes, by component.
+        metadata: the checkpoint's metadata, which may state such options for its own components.
 
     Raises:
         CannotRender: a part is missing (`missing-part`), or is of another kind or width (`mismatched-parts`).
         InvalidModelFile: the shapes of the tensors match no model of the family.
     """
-    stated = stated or {}
+    options = {component: words for component, words in stated_in(metadata).items() if component not in own_files}
+    for component, words in (stated or {}).items():
+        options[component] = options.get(component, {}) | words
     prefix = family.prefix_in(checkpoint)
     assert prefix is not None
     own = {name[len(prefix) :]: shape for name, shape in checkpoint.items() if name.startswith(prefix)}
-    config = _read(file, lambda: family.config(own)) | dict(stated.get(TRANSFORMER, {}))
+    config = _read(file, lambda: family.config(own)) | options.get(TRANSFORMER, {})
     placed = {
         TRANSFORMER: Placed("transformer", family.model, config, prefix, _in_transformer(family, TRANSFORMER, prefix))
     }
@@ -62,7 +66,7 @@ def place_parts(
     for need in family.needs:
         shapes, name = own_files.get(need.component, checkpoint), names.get(need.component, file)
         is_own = need.component in own_files
-        if (part := _placed(need, shapes, name, family, is_own=is_own, stated=stated)) is not None:
+        if (part := _placed(need, shapes, name, family, is_own=is_own, stated=options)) is not None:
             placed[need.component] = part
     _require_widths(family, placed, file, names)
     return placed
@@ -89,7 +93,7 @@ def _placed(
             return None
         raise wrong_kind(need, file) if is_own else missing_part(need, file, family)
     inner = kind.shapes_in(shapes, prefix)
-    config = _read(file, lambda: kind.config(inner)) | dict(stated.get(need.component, {}))
+    config = _read(file, lambda: kind.config(inner)) | stated.get(need.component, {})
     return Placed(
         kind.title, kind.model, config, prefix, lambda wanted: kind.sources_in(wanted, config, shapes, prefix)
     )

@@ -6,11 +6,10 @@ the family's rule, unless the file specifies its own in the metadata entry `civm
 value}).
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from civman.diffusion.checkpoint_names import METADATA_KEY, TITLES, UNET, Config, Shapes
+from civman.diffusion.checkpoint_names import TITLES, UNET, Config, Shapes, stated_in
 from civman.diffusion.clip_and_vae_configs import count, divisor, groups, projection_width, text_config, vae_config
 from civman.diffusion.families.registry import context_width
 from civman.diffusion.families.unet_family import UNetFamily
@@ -66,7 +65,7 @@ def component_configs(
 def _component_configs(
     family: UNetFamily, shapes: Shapes, vae: Shapes, metadata: Mapping[str, str], stated: Mapping[str, Config]
 ) -> dict[str, Config]:
-    own = _own_words(metadata)
+    own = stated_in(metadata)
     result = {"unet": unet_config(family.unet, shapes, _pooled_width(family, shapes))}
     if vae:
         result["vae"] = vae_config(family.vae, vae)
@@ -236,13 +235,3 @@ def _pooled_width(family: UNetFamily, shapes: Shapes) -> int | None:
     if width is None:
         raise KeyError(f"{prefix}text_projection")
     return width
-
-
-def _own_words(metadata: Mapping[str, str]) -> dict[str, Config]:
-    try:
-        words = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except ValueError as error:
-        raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not JSON") from error
-    if not isinstance(words, dict) or not all(isinstance(value, dict) for value in words.values()):
-        raise InvalidModelFile(f"metadata entry `{METADATA_KEY}` is not a JSON object of objects")
-    return words

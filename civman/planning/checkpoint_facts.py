@@ -83,7 +83,7 @@ def read_checkpoint(
             *notices,
             "the file does not state whether it predicts epsilon or v: assuming epsilon (--prediction overrides this)",
         )
-    native = _native_size(metadata)
+    native = native_size(metadata)
     if native is None:
         native = family.native_size_of(prediction)
     return Checkpoint(
@@ -171,7 +171,7 @@ def _require_shapes(found: Found, vae: Found | None, family: UNetFamily, configs
     return [name for name in left if not name.endswith((*SCALES, *INPUT_SCALES, MARKER))]
 
 
-def _native_size(metadata: Mapping[str, str]) -> int | None:
+def native_size(metadata: Mapping[str, str], multiple: int = 8) -> int | None:
     """The side in pixels of a square with the area of the resolution stated in the metadata; None if not stated."""
     said = _SIZE.fullmatch(metadata.get("modelspec.resolution", "").strip())
-    return (int((int(said[1]) * int(said[2])) ** 0.5) // 8 * 8 or None) if said else None
+    return (int((int(said[1]) * int(said[2])) ** 0.5) // multiple * multiple or None) if said else None

@@ -12,7 +12,7 @@ from civman.diffusion.flow_parts import TRANSFORMER, Placed, missing_parts, opti
 from civman.diffusion.memory_plan import Estimate, layer_bytes
 from civman.domain.recipes.recipe import Flow, PartUse, Recipe, RenderRequest
 from civman.errors import AmbiguousRef, Cause, UsageError
-from civman.planning.checkpoint_facts import Checkpoint
+from civman.planning.checkpoint_facts import Checkpoint, native_size
 from civman.planning.find_files import Finder, Found
 
 _TRANSFORMER_FACTOR = 30
@@ -47,7 +47,8 @@ class FlowChoice:
         """The checkpoint's facts in the form that all plans use."""
         family = self.family
         return Checkpoint(
-            family, family.title, family.native_size, family.prediction, False, None, self.notices,
+            family, family.title, native_size(self.checkpoint.header.metadata, family.multiple) or family.native_size,
+            family.prediction, False, None, self.notices,
             vae_reads_pictures=not self.placed["vae"].config.get("decoder_only"),
         )  # fmt: skip
 
@@ -155,6 +156,7 @@ def _chosen(
         family, found.header.shapes, found.inspected.name,
         {component: file.header.shapes for component, file in by_component.items()},
         {component: file.inspected.name for component, file in by_component.items()}, stated,
+        found.header.metadata,
     )  # fmt: skip
     prefix = placed[TRANSFORMER].prefix
     own = {name[len(prefix) :]: shape for name, shape in found.header.shapes.items() if name.startswith(prefix)}

@@ -10,9 +10,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import tiny_flows
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from civman.diffusion.families.flux1 import FLUX1
+from civman.diffusion.open_model import load
 from civman.domain.recipes.recipe import Recipe
 
 QUICK = ("--size", "64x64", "--steps", "2", "--seed", "7", "--device", "cpu")
@@ -142,3 +143,22 @@ def test_a_detail_pass_is_the_inpainting_of_its_region(civman: Any, files: dict[
 
     assert done["pixel_sha256"] == hand["pixel_sha256"] != plain["pixel_sha256"]
     assert "multiples of 16" in refused.out
+
+
+def test_a_file_may_state_its_size_and_what_no_shape_shows(civman: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    own = tmp_path / "own.safetensors"
+    about = {"civman.config": '{"text_encoder": {"num_attention_heads": 4}}', "modelspec.resolution": "72x64"}
+    save_file(load_file(files["whole"]), str(own), metadata=about)
+
+    words = ("a cat", "--steps", "1", "--seed", "7", "--device", "cpu", "--json")
+    stated, plain = civman("render", str(own), *words), civman("render", str(files["whole"]), *words, "--size", "64x64")
+
+    assert (stated.code, plain.code) == (0, 0), (stated.err, plain.err)
+    recipe, other = (each.json["render"][0] for each in (stated, plain))
+    assert (recipe["recipe"]["width"], recipe["recipe"]["height"]) == (64, 64)
+    assert recipe["pixel_sha256"] != other["pixel_sha256"]
+    heads = [
+        load(file, config=given).components["text_encoder"].config.num_attention_heads
+        for file, given in ((own, None), (files["whole"], None), (own, {"text_encoder": {"num_attention_heads": 6}}))
+    ]
+    assert heads == [4, 12, 6]
