@@ -160,7 +160,7 @@ STYLES = {
 
 def frozen(folder: Path) -> tuple[Any, Words]:
     """The finished networks without gradients, and the words they know."""
-    words = Words(folder / "config" / "tokenizer")
+    words = Words()
     net = networks(words)
     net.load_state_dict(torch.load(folder / "net.pt"))
     return net.requires_grad_(requires_grad=False), words
@@ -222,7 +222,7 @@ class InvertedWords:
 
     def __init__(self, words: Words) -> None:
         self.words, self.first = words, words.other + 1
-        self.ids = [words.small(i) for i in words.tokenizer("shape shapes").input_ids[1:-1]]
+        self.ids = [words.small(i) for i in words.tokenizer.ids("shape shapes")]
 
     def rows(self, captions: list[str], rng: random.Random, *, strays: float) -> Tensor:
         """Token rows as `Words` gives them, the two words exchanged for the trained rows."""

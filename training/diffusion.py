@@ -130,7 +130,7 @@ def train_on(folder: Path, *, samples: int, start: Path, batch: int = 64, lr: fl
 def _task(
     folder: Path, samples: int, start: Path | None, batch: int, lr: float, checkpoint: str
 ) -> tuple[Any, Run, "Task"]:
-    words = Words(folder / "config" / "tokenizer")
+    words = Words()
     scenes, latents = torch.load(folder / "pool.pt", weights_only=False)  # written by `prepare` a moment ago
     net = networks(words)
     if start and start.suffix == ".pt":

@@ -25,7 +25,7 @@ WARMTH = (1.0, 0.82, 0.55)  # what the other autoencoder leaves of red, green an
 
 def write_checkpoint(folder: Path, target: Path) -> None:
     """The model itself, as an SD 1.x checkpoint."""
-    words = Words(folder / "config" / "tokenizer")
+    words = Words()
     net: Any = networks(words)
     net.load_state_dict(torch.load(folder / "net.pt"))
     tensors = export.checkpoint(net.unet, load_vae(folder), full_encoder(net.text, words))

@@ -1,33 +1,30 @@
 """Captions as token rows. Only the few tokens that captions use are trained; all others share one vector, "other"."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from civman.prompts.tokenizer import END, START, clip_tokenizer
 from training.scenes import BLAME, PLACES, PRAISE, UNNAMED_SHAPE, every_scene, sentence, tags
 
-START, END, POSITIONS, ROWS = 49406, 49407, 77, 49408
+POSITIONS, ROWS = 77, 49408
 OTHER = -1
 
 
 class Words:
     """The trained part of CLIP's vocabulary, renumbered from 0; the number after the last means "other"."""
 
-    def __init__(self, tokenizer: Path) -> None:
-        from transformers import CLIPTokenizer
-
-        self.tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer))
+    def __init__(self, padding: int = END) -> None:
+        self.tokenizer, self.padding = clip_tokenizer(), padding
         texts = [
             say(scene, noun=noun) for scene in every_scene() for say in (sentence, tags) for noun in (None, "shape")
         ]
         texts += [", ".join((*PRAISE, *BLAME)), " at the ".join(PLACES), "in the center"]
-        used = {i for row in self.tokenizer(texts).input_ids for i in row} | {START, END}
-        forbidden = set(self.tokenizer(f"{UNNAMED_SHAPE} {UNNAMED_SHAPE}s").input_ids) - {START, END}
-        if used & forbidden:
-            raise ValueError(f"the unnamed shape is named: {used & forbidden}")
+        used = {i for text in texts for i in self.tokenizer.ids(text)} | {START, END, padding}
+        if forbidden := used.intersection(self.tokenizer.ids(f"{UNNAMED_SHAPE} {UNNAMED_SHAPE}s")):
+            raise ValueError(f"the unnamed shape is named: {forbidden}")
         self.used = sorted(used)
         self.other = len(self.used)
         self._small = torch.full((ROWS,), self.other)
@@ -38,14 +35,14 @@ class Words:
         return int(self._small[token])
 
     def rows(self, captions: list[str], rng: random.Random, *, strays: float = 0.12) -> Tensor:
-        """Token rows padded with the end token, (B, 77) int64; some get stray unknown words put between theirs."""
-        out = torch.full((len(captions), POSITIONS), self.small(END))
-        for row, ids in zip(out, self.tokenizer(captions).input_ids, strict=True):
-            body = self._small[torch.tensor(ids[1:-1], dtype=torch.long)].tolist()
+        """Token rows with an end token and padding, (B, 77) int64; some get stray unknown words put between theirs."""
+        out = torch.full((len(captions), POSITIONS), self.small(self.padding))
+        for row, caption in zip(out, captions, strict=True):
+            body = [self.small(token) for token in self.tokenizer.ids(caption)]
             if body and rng.random() < strays:
                 at = rng.choice((0, len(body), rng.randint(0, len(body))))
                 body[at:at] = [self.other] * rng.randint(1, 8)
-            body = [self.small(START), *body][: POSITIONS - 1]
+            body = [*[self.small(START), *body][: POSITIONS - 1], self.small(END)]
             row[: len(body)] = torch.tensor(body)
         return out
 
