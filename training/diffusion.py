@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from training import autoencoder, layout, warmstart
 from training.noise_schedule import ALPHA_BAR, STEPS
 from training.optimise import Pair, Run, alone
-from training.scenes import UNNAMED_SHAPE, Scene, draw, random_caption, trained_scenes, with_place
+from training.scenes import UNNAMED_SHAPE, Picture, Scene, draw, random_caption, trained_scenes, with_place
 from training.words import Words
 
 GAMMA = 5.0
@@ -38,12 +38,17 @@ def load_vae(folder: Path) -> Any:
     return vae
 
 
-@torch.no_grad()
 def encode(vae: Any, scenes: list[Scene], rng: random.Random) -> Tensor:
     """Posterior means and deviations of freshly drawn pictures in the UNet's units, (N, 8, 8, 8) float32."""
+    return encode_pictures(vae, [draw(scene, rng) for scene in scenes])
+
+
+@torch.no_grad()
+def encode_pictures(vae: Any, pictures: list[Picture]) -> Tensor:
+    """Posterior means and deviations of pictures (64, 64, 3) in the UNet's units, (N, 8, 8, 8) float32."""
     out = []
-    for i in range(0, len(scenes), 64):
-        x = torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes[i : i + 64]])).permute(0, 3, 1, 2)
+    for i in range(0, len(pictures), 64):
+        x = torch.from_numpy(np.stack(pictures[i : i + 64])).permute(0, 3, 1, 2)
         q = vae.encode(x.mul(2).sub(1).contiguous(memory_format=torch.channels_last)).latent_dist
         out.append(torch.cat([q.mean, q.std], 1) * layout.SCALE)
     return torch.cat(out).contiguous()
@@ -80,6 +85,11 @@ class Task:
         torch.manual_seed(seed)
         self.rng = random.Random(seed)
 
+    def predict(self, noisy: Tensor, t: Tensor, context: Tensor, pick: list[int]) -> Tensor:  # noqa: ARG002
+        """The noise that the network sees in latents; `pick` are the numbers of their pictures in the pool."""
+        noise: Tensor = self.net.unet(noisy, t, encoder_hidden_states=context).sample
+        return noise
+
     def loss(self, batch: int) -> Tensor:
         """Squared error of the noise, weighted by min(SNR, 5) / SNR (Hang et al. 2023, section 3.4)."""
         pick = self.rng.choices(self.picks, k=batch)
@@ -90,7 +100,7 @@ class Task:
         rows = self.words.rows([self.say(self.scenes[i], self.rng) for i in pick], self.rng, strays=self.strays)
         context = self.net.text(input_ids=rows).last_hidden_state
         noisy = kept.sqrt() * z + (1 - kept).sqrt() * eps
-        guess = self.net.unet(noisy, t, encoder_hidden_states=context).sample
+        guess = self.predict(noisy, t, context, pick)
         snr = (kept / (1 - kept)).flatten()
         error: Tensor = ((guess - eps).square().mean((1, 2, 3)) * snr.clamp(max=GAMMA) / snr).mean()
         return error

@@ -59,6 +59,11 @@ def checkpoint(unet: Any, vae: Any, text: Any) -> dict[str, Tensor]:
     return out | schedule()
 
 
+def control_tensors(control: Any) -> dict[str, Tensor]:
+    """All tensors of a ControlNet by the names of the first published ones; weights fp16."""
+    return {f"control_model.{control_key(k)}": v.half() for k, v in control.state_dict().items()}
+
+
 def vae_tensors(vae: Any, *, prefix: str = "") -> dict[str, Tensor]:
     """The autoencoder's tensors; attention matrices as the 1 x 1 convolutions they are in the original."""
     out = {}
@@ -123,6 +128,19 @@ def unet_key(key: str) -> str:
     if m := re.match(r"up_blocks\.(\d)\.upsamplers\.0\.conv\.(\w+)", key):
         return f"output_blocks.{3 * int(m[1]) + 2}.{1 if m[1] == '0' else 2}.conv.{m[2]}"
     raise KeyError(key)
+
+
+def control_key(key: str) -> str:
+    """`controlnet_down_blocks.3.weight` → `zero_convs.3.0.weight`, for an input of eight convolutions."""
+    if m := re.match(r"controlnet_down_blocks\.(\d+)\.(\w+)$", key):
+        return f"zero_convs.{m[1]}.0.{m[2]}"
+    if m := re.match(r"controlnet_mid_block\.(\w+)$", key):
+        return f"middle_block_out.0.{m[1]}"
+    if m := re.match(r"controlnet_cond_embedding\.(conv_in|conv_out)\.(\w+)$", key):
+        return f"input_hint_block.{0 if m[1] == 'conv_in' else 14}.{m[2]}"
+    if m := re.match(r"controlnet_cond_embedding\.blocks\.(\d)\.(\w+)$", key):
+        return f"input_hint_block.{2 * int(m[1]) + 2}.{m[2]}"
+    return unet_key(key)
 
 
 def vae_key(key: str) -> str:

@@ -76,15 +76,10 @@ def read(picture: Picture) -> Reading:
     """What a (64, 64, 3) picture in [0, 1] shows."""
     paper = _paper(picture)
     ground, light = _nearest(paper), float(paper.mean())
-    offset = picture - paper
-    far = np.sqrt((offset**2).sum(2))
-    peak = float(np.percentile(far, 99))
-    if peak < _LEAST_CONTRAST:
+    if (found := _ink_and_density(picture, paper)) is None:
         return Reading(ground=ground, light=light)
-    ink = np.median(picture[far > 0.6 * peak], axis=0)
-    towards = ink - paper
-    density = offset @ towards / max(float(towards @ towards), 1e-3)
-    solid = _fill_holes(_close_rows(density > 0.5))
+    ink, density = found
+    solid = _solid(density)
     parts = [part for part in _parts(solid) if part.sum() >= _LEAST_PART_PX]
     if not parts:
         return Reading(ground=ground, colour=_nearest(ink), light=light)
@@ -95,7 +90,28 @@ def read(picture: Picture) -> Reading:
     return Reading(ground, _nearest(ink), shape, kind, place, texture, iou, hollow, banding, light)
 
 
+def overlap(picture: Picture, other: Picture) -> float:
+    """How far the shapes in two pictures cover each other, whatever their colours: intersection over union."""
+    masks = []
+    for each in (picture, other):
+        found = _ink_and_density(each, _paper(each))
+        masks.append(np.zeros((SIDE, SIDE), bool) if found is None else _solid(found[1]))
+    return float((masks[0] & masks[1]).sum() / max((masks[0] | masks[1]).sum(), 1))
+
+
 # ---------------------------------------------------------------- colours
+
+
+def _ink_and_density(picture: Picture, paper: Picture) -> tuple[Picture, Picture] | None:
+    """The shapes' colour, and how much of it each pixel has (0 paper, 1 ink); None for an empty picture."""
+    offset = picture - paper
+    far = np.sqrt((offset**2).sum(2))
+    peak = float(np.percentile(far, 99))
+    if peak < _LEAST_CONTRAST:
+        return None
+    ink: Picture = np.median(picture[far > 0.6 * peak], axis=0)
+    towards = ink - paper
+    return ink, offset @ towards / max(float(towards @ towards), 1e-3)
 
 
 def _nearest(rgb: Picture) -> str:
@@ -110,6 +126,11 @@ def _paper(picture: Picture) -> Picture:
 
 
 # ---------------------------------------------------------------- masks
+
+
+def _solid(density: Picture) -> Mask:
+    """The area of the shapes, stripes and holes filled."""
+    return _fill_holes(_close_rows(density > 0.5))
 
 
 def _close_rows(mask: Mask) -> Mask:

@@ -1,12 +1,14 @@
 """Draw the previews of the demo's models with civman itself, and write what CivitAI would tell about them.
 
 python -m training.previews civman/demo
+python -m training.previews civman/demo --only tiny-edges-1 tiny-edges-2
 
 Each PNG is what `civman render` wrote, with its recipe in it: whoever holds the files can replay it.
 """
 
 import argparse
 import json
+import random
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,12 +19,15 @@ from PIL import Image
 
 from civman.demo.demo_pickles import word_as_pickle
 from civman.demo.preview_pictures import blur_hash
+from civman.domain.recipes.control import ControlRequest
 from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import LoraRequest, RenderRequest
 from civman.library import Library
 from civman.planning.plan import Conditions
+from training.control import edge_map
+from training.scenes import Scene, draw
 
-CHECKPOINT = "tiny-shapes"
+CHECKPOINT, CONTROL = "tiny-shapes", "tiny-edges"
 NO_BLUE, BLUE = "tiny-no-blue.pt", 1746
 """The demo's embedding in a pickle, and the token whose vector it has."""
 SETTINGS: dict[str, Any] = {
@@ -40,6 +45,8 @@ class Preview:
     loras: tuple[tuple[str, float], ...] = ()
     vae: str | None = None
     embedding: str | None = None
+    edges: Scene | None = None
+    """The scene whose edges guide the picture, through the ControlNet `CONTROL`."""
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -59,6 +66,15 @@ PREVIEWS = (
     Preview("tiny-diamond-1", "a large red tiny-diamond on a white background", 1, embedding="tiny-diamond"),
     Preview("tiny-emblem-1", "tiny-emblem", 1, embedding="tiny-emblem"),
     Preview("tiny-no-blue-1", "a large red circle", 1, embedding=NO_BLUE, more={"negative_prompt": "tiny-no-blue"}),
+    Preview(
+        "tiny-edges-1", "a white shape on a purple background", 1, edges=Scene("three", "black", "circle", "white")
+    ),
+    Preview(
+        "tiny-edges-2",
+        "a yellow shape on a blue background",
+        2,
+        edges=Scene("small", "black", "triangle", "white", "bottom left"),
+    ),
     Preview("tiny-warm-vae-1", "a large white circle on a green background", 1, vae="tiny-warm-vae"),
 )
 BOLD = Preview(
@@ -77,17 +93,24 @@ def request(preview: Preview, models: Path) -> RenderRequest:
         made.write_bytes(word_as_pickle("tiny-no-blue", BLUE))
         return str(made)
 
+    controls: tuple[ControlRequest, ...] = ()
+    if preview.edges:
+        drawn = Path(tempfile.gettempdir()) / f"{preview.name}-edges.png"
+        Image.fromarray(edge_map(draw(preview.edges, random.Random(preview.seed)))).save(drawn)
+        controls = (ControlRequest(str(drawn), file(CONTROL)),)
     return RenderRequest(
         file(CHECKPOINT), preview.prompt, seed=preview.seed, precision="float32",
         loras=tuple(LoraRequest(file(name), scale) for name, scale in preview.loras),
         vae=file(preview.vae) if preview.vae else None,
-        embeddings=(file(preview.embedding),) if preview.embedding else (), **{**SETTINGS, **preview.more},
+        embeddings=(file(preview.embedding),) if preview.embedding else (), controls=controls,
+        **{**SETTINGS, **preview.more},
     )  # fmt: skip
 
 
 def settings_as_civitai(preview: Preview, versions: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The generation data that CivitAI shows beside a picture."""
-    used = [(CHECKPOINT, None), *preview.loras, *((name, None) for name in (preview.vae, preview.embedding) if name)]
+    single = (preview.vae, preview.embedding, CONTROL if preview.edges else None)
+    used = [(CHECKPOINT, None), *preview.loras, *((name, None) for name in single if name)]
     resources = []
     for name, weight in used:
         known = versions[name if name == NO_BLUE else f"{name}.safetensors"]
@@ -107,7 +130,14 @@ def settings_as_civitai(preview: Preview, versions: dict[str, dict[str, Any]]) -
 
 def versions_by_file(demo: Path) -> dict[str, dict[str, Any]]:
     """Which version of which kind of model each packaged file is, from the demo's catalogue."""
-    kinds = {"Checkpoint": "checkpoint", "LORA": "lora", "LoCon": "lycoris", "TextualInversion": "embed", "VAE": "vae"}
+    kinds = {
+        "Checkpoint": "checkpoint",
+        "LORA": "lora",
+        "LoCon": "lycoris",
+        "TextualInversion": "embed",
+        "VAE": "vae",
+        "Controlnet": "controlnet",
+    }
     return {
         file["name"]: {"id": version["id"], "name": version["name"], "type": kinds[model["type"]]}
         for model in json.loads((demo / "tiny.json").read_text())
@@ -120,11 +150,15 @@ def main() -> None:
     """Draw all and write `previews/` and `previews.json` into the demo's folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo", type=Path)
-    demo = parser.parse_args().demo
+    parser.add_argument("--only", nargs="+", help="names of previews; the others stay as they are")
+    args = parser.parse_args()
+    demo = args.demo
     versions, about = versions_by_file(demo), {}
+    if args.only:
+        about = json.loads((demo / "previews.json").read_text())
     (demo / "previews").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, Library.open(scratch) as library:
-        previews = (*PREVIEWS, BOLD)
+        previews = [each for each in (*PREVIEWS, BOLD) if not args.only or each.name in args.only]
         plans = [library.plan(request(each, demo / "models"), Conditions(device="cpu")) for each in previews]
         for preview, made in zip(previews, library.render(plans, machine=Machine("cpu")), strict=True):
             file = demo / "previews" / f"{preview.name}.png"

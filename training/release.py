@@ -14,7 +14,9 @@ from torch import Tensor
 
 from training import export, layout
 from training.adapters import BATCH, CONV_RANK, LEARNING_RATE, PICTURES, RANK, STYLES, WORDS
+from training.control import network
 from training.diffusion import load_vae, networks
+from training.finished import finished
 from training.words import Words, full_encoder
 
 CHECKPOINT = "tiny-shapes.safetensors"
@@ -85,6 +87,23 @@ def write_word(folder: Path, target: Path, name: str) -> None:
     export.write_safetensors(target / f"tiny-{name}.safetensors", {"emb_params": vectors.half()}, {})
 
 
+def write_control(folder: Path, target: Path) -> None:
+    """The ControlNet, in the layout of the first published ones."""
+    control = network(finished(target / CHECKPOINT).unet)
+    control.load_state_dict(torch.load(folder / "control.pt"))
+    about = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1/controlnet",
+        "modelspec.title": "Tiny Edges",
+        "modelspec.description": "Canny edges to shapes, for Tiny Shapes; trained on drawn scenes, 64 x 64",
+        "modelspec.resolution": "64x64",
+        "modelspec.preprocessor": "canny, thresholds 100 and 200",
+        "ss_sd_model_name": CHECKPOINT,
+        "ss_new_sd_model_hash": hashlib.sha256((target / CHECKPOINT).read_bytes()).hexdigest(),
+    }
+    export.write_safetensors(target / "tiny-edges.safetensors", export.control_tensors(control), about)
+
+
 def write_warm_vae(folder: Path, target: Path) -> None:
     """The autoencoder with a warm tint folded into the decoder's last convolution.
 
@@ -131,12 +150,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--only-checkpoint", action="store_true")
+    parser.add_argument("--only", choices=("checkpoint", "control"))
     args = parser.parse_args()
     args.target.mkdir(parents=True, exist_ok=True)
     layout.write_config(args.folder / "config")
-    write_checkpoint(args.folder, args.target)
-    if not args.only_checkpoint:
+    if args.only != "control":
+        write_checkpoint(args.folder, args.target)
+    if args.only != "checkpoint":
+        write_control(args.folder, args.target)
+    if not args.only:
         for name in STYLES:
             write_style(args.folder, args.target, name)
         for name in WORDS:

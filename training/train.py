@@ -6,6 +6,7 @@ python -m training.train pool DIR --samples 20000
 python -m training.train unet DIR --samples 200000
 python -m training.train on DIR --samples 160000 --earlier OTHER/net.pt
 python -m training.train outline DIR --samples 40000 (and stripes, night, diamond, emblem)
+python -m training.train control DIR --samples 80000 --earlier civman/demo/models/tiny-shapes.safetensors
 """
 
 import argparse
@@ -13,13 +14,15 @@ from pathlib import Path
 
 import torch
 
-from training import adapters, autoencoder, diffusion
+from training import adapters, autoencoder, control, diffusion
+
+PARTS = ("vae", "steady", "pool", "unet", "on", *adapters.STYLES, *adapters.WORDS, "control")
 
 
 def main() -> None:
     """Read the command line and train the named part."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("vae", "steady", "pool", "unet", "on", *adapters.STYLES, *adapters.WORDS))
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--samples", type=int, required=True)
     parser.add_argument(
@@ -41,6 +44,8 @@ def main() -> None:
         diffusion.train(args.folder, samples=args.samples, earlier=args.earlier)
     elif args.part == "on":
         diffusion.train_on(args.folder, samples=args.samples, start=args.earlier)
+    elif args.part == "control":
+        control.train(args.folder, samples=args.samples, checkpoint=args.earlier)
     elif args.part in adapters.WORDS:
         adapters.train_word(args.folder, args.part, samples=args.samples, start=args.earlier)
     else:

@@ -21,7 +21,7 @@ from civman.demo.server import CivitaiServer
 from civman.domain.recipes.record import read_origin
 from civman.errors import ExitCode
 
-TINY = range(91001, 91010)
+TINY = (*range(91001, 91010), 91011)
 
 
 def drawn(catalogue: Catalogue) -> Iterator[DemoImage]:
@@ -69,6 +69,7 @@ def test_a_preview_is_what_its_page_says_and_carries_the_recipe_of_files_offered
             recipe.checkpoint,
             *(lora.sha256 for lora in recipe.loras),
             *(each.sha256 for each in recipe.embeddings),
+            *(use.sha256 for use in recipe.controls),
         ]
         assert {*used, *([recipe.vae] if recipe.vae else [])} <= offered
         versions = {resource["modelVersionId"] for resource in meta["civitaiResources"]}
