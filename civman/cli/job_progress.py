@@ -83,8 +83,8 @@ class JobProgress:
         share = self._job[self._plan] if self._plan < len(self._job) else Share(step.count)
         before = sum(each.images for each in self._job[: self._plan]) + step.first - 1
         part = step.step / max(step.steps, 1)
-        if step.stage == "upscale":
-            part = 1.0  # count upscaling as nothing: how long it takes compared with the steps is unknown
+        if step.stage in ("redraw", "upscale"):
+            part = 1.0  # count these stages as nothing: how long they take compared with the steps is unknown
         elif step.stage == "first":
             part *= share.first_pass
         else:
@@ -97,5 +97,6 @@ class JobProgress:
         words = [f"image {which} of {step.count}"] if step.count > 1 or len(self._job) == 1 else []
         words += [f"{self._called} {self._plan + 1} of {len(self._job)}"] * (len(self._job) > 1)
         words += ["second pass"] * (step.stage == "hires")
+        words += ["detail pass"] * (step.stage == "redraw")
         words += [f"upscaling, tile {step.step} of {step.steps}"] * (step.stage == "upscale")
         return ", ".join(words) or counted(self._images, "image")

@@ -5,7 +5,7 @@ img2img with masked content "original". The regions of a pass are those of the i
 drawn into the result of the one before.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,13 +47,13 @@ def redraw_details(
     """Apply the recipe's detail passes to each image of `batches`. `options`: as for `run_recipe.iterate`."""
     drawn = 0
     for batch in batches:
+        told = _Told(on_event, drawn + 1, len(batch), recipe.count)
         done = []
         for picture in batch:
-            drawn += 1
-            told = _told(on_event, drawn, recipe.count)
             for made, prompts in zip(recipe.details, inputs.prompts, strict=True):
                 picture = _redrawn(recipe, made, picture, model, prompts, inputs, told, options)
             done.append(picture)
+        drawn += len(batch)
         yield done
 
 
@@ -62,22 +62,20 @@ def _redrawn(
     inputs: DetailInputs, on_event: OnEvent, options: Mapping[str, Any],
 ) -> Picture:  # fmt: skip
     """Apply one pass to an image."""
-    pixels, words = picture.pixels, []
+    pixels, notes, boxes = picture.pixels, dict.fromkeys(picture.notes), []
     for number, mask in enumerate(_masks(made, pixels, inputs)):
         prompt = prompts[min(number, len(prompts) - 1)]
         if prompt is None:
             continue
         one = region_recipe(recipe, made, picture.seed, number, (pixels.shape[1], pixels.shape[0]))
         [[drawn]] = iterate(one, model, prompt, inputs=Inputs(pixels, mask), on_event=on_event, **options)
-        words += [note for note in drawn.notes if note not in picture.notes]
+        notes |= dict.fromkeys(drawn.notes)
         pixels = drawn.pixels
         rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
         left, top = int(columns[0]), int(rows[0])
-        words.append(f"{left},{top},{int(columns[-1]) - left + 1},{int(rows[-1]) - top + 1}")
-    boxes = [word for word in words if word[0].isdecimal()]
+        boxes.append(f"{left},{top},{int(columns[-1]) - left + 1},{int(rows[-1]) - top + 1}")
     listed = f": {'; '.join(boxes)}" if boxes else ""
     note = f"detail pass: {counted(len(boxes), 'region')} of `{made.region}` drawn again{listed}"
-    notes = dict.fromkeys((*picture.notes, *(word for word in words if word not in boxes)))
     return picture_of(
         np.ascontiguousarray(pixels), seed=picture.seed, decoded_in=picture.decoded_in, notes=(*notes, note)
     )
@@ -142,12 +140,27 @@ def dilated(mask: Pixels, side: int) -> Pixels:
     return np.ascontiguousarray(mask)
 
 
-def _told(on_event: OnEvent, number: int, count: int) -> Callable[[Event], None]:
-    """Report the steps of a region as those of image `number` of `count`."""
+@dataclass(slots=True)
+class _Told:
+    """Reports the steps of all regions of a batch, one after the other, as steps of the batch's images.
 
-    def tell(event: Event) -> None:
-        if isinstance(event, Step):
-            event = replace(event, first=number, pictures=1, count=count, stage="detail", preview=None)
-        on_event(event)
+    How many regions there are is known only when the last one is drawn, so `steps` grows with them.
+    """
 
-    return tell
+    on_event: OnEvent
+    first: int
+    pictures: int
+    count: int
+    before: int = 0
+    """The steps of the regions before."""
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Step):
+            self.on_event(event)
+            return
+        self.on_event(replace(
+            event, step=self.before + event.step, steps=self.before + event.steps, first=self.first,
+            pictures=self.pictures, count=self.count, stage="redraw", preview=None,
+        ))  # fmt: skip
+        if event.step == event.steps:
+            self.before += event.steps

@@ -95,8 +95,9 @@ class Notice:
 class Step:
     """The sampler has finished `step` of `steps` for images `first` … `first + pictures - 1` of `count`.
 
-    `stage` is "first", "hires" or "upscale", which counts tiles. `preview`, if there is one, makes a small JPEG of the
-    first image as it is predicted now; call it at once.
+    `stage` is "first", "hires", "redraw", which counts the steps of all regions of detail passes, or "upscale", which
+    counts tiles; the names are in the alphabetical order in which the stages follow each other. `preview`, if there is
+    one, makes a small JPEG of the first image as it is predicted now; call it at once.
     """
 
     key: str

@@ -97,6 +97,8 @@ def _pass(made: Recipe, entries: Entries, suffix: str) -> tuple[DetailPass, list
     sampler, schedule = made.sampler, made.schedule
     if is_on("use separate sampler") and text("sampler").casefold() not in ("", "use same sampler"):
         given, kind = sampler_names.parse(text("sampler"), text("scheduler") or None)
+        if kind is Schedule.AUTOMATIC and not text("scheduler") and "Schedule type" in entries:
+            given, kind = sampler_names.parse(text("sampler"), made.schedule)  # "Use same scheduler" is not written
         kind = given.automatic if kind is Schedule.AUTOMATIC and not given.own_table else kind
         sampler, schedule = given.name, kind.value
     width, height = made.width, made.height

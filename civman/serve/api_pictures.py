@@ -144,7 +144,7 @@ def redraw_value(library: Library, job: dict[str, Any] | None, make_plan: Callab
 
 def _request(planned: Planned) -> Any:
     """The fields of a render request that differ from their defaults; None if it needs an image as input."""
-    if planned.recipe.start is not None:
+    if planned.recipe.start is not None or any(made.mask for made in planned.recipe.details):
         return None
     asked, default = as_request(planned.recipe), RenderRequest("")
     names = [field.name for field in dataclasses.fields(RenderRequest)]

@@ -603,3 +603,11 @@ def test_a_second_pass_of_adetailer_may_be_for_hands() -> None:
     found = read(**FACES, **second | {"ADetailer model 2nd": "hand_yolov8n.pt"})
     assert len(found["recipe"]["details"]) == 1
     assert len(read(**FACES, **second)["recipe"]["details"]) == 2
+
+
+def test_a_sampler_of_adetailer_without_a_scheduler_has_the_image_s() -> None:
+    own = {"ADetailer use separate sampler": "True", "ADetailer sampler": "DPM++ 2M"}
+    [made] = read(**FACES, **own, **{"Schedule type": "Exponential", "Version": "v1.10.0"})["recipe"]["details"]
+    assert (made["sampler"], made["schedule"]) == ("DPM++ 2M", "Exponential")
+    [older] = read(**FACES, **own | {"ADetailer sampler": "DPM++ 2M Karras"}, Version="v1.7.0")["recipe"]["details"]
+    assert (older["sampler"], older["schedule"]) == ("DPM++ 2M", "Karras")

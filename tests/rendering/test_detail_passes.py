@@ -238,3 +238,31 @@ def test_requests_are_parsed() -> None:
         "C:\\masks\\a.png", 0.3, False, -2, "Euler a",
     )  # fmt: skip
     assert detail_from("face").region == "face"
+
+
+def test_steps_of_all_regions_are_told_in_the_order_of_the_stages(library: Any, stock: Path) -> None:
+    from civman.cli.job_progress import JobProgress, shares
+    from civman.domain.events import Step
+    from civman.domain.recipes.details import DetailRequest
+    from civman.domain.recipes.enlargement import UpscaleRequest
+    from civman.domain.recipes.recipe import RenderRequest
+
+    request = RenderRequest(
+        str(stock / "tiny-sd1.safetensors"), "a cat", width=64, height=64, steps=2, seed=7, count=3, batch_size=2,
+        sampler="Euler", details=(DetailRequest("1,1,9,9"), DetailRequest("20,20,9,9", strength=1.0)),
+        upscale=UpscaleRequest("lanczos", 2.0),
+    )  # fmt: skip
+    planned = library.plan(request)
+    steps: list[Step] = []
+    progress = JobProgress(shares([planned.recipe]), called="image")
+    library.render(planned, on_event=lambda event: steps.append(event) if isinstance(event, Step) else None)
+
+    keys = [(each.first, each.stage, each.step) for each in steps if each.stage != "upscale"]
+    assert keys == sorted(set(keys)), "never back, or a server would count the images of another plan"
+    assert {each.stage for each in steps} >= {"first", "redraw"}
+    completed = []
+    for number, each in enumerate(steps):
+        progress.advance(each, number)
+        completed.append(progress.completed)
+    assert completed == sorted(completed)
+    assert completed[-1] == 1
