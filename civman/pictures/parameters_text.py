@@ -99,6 +99,7 @@ class ControlUnit:
     resize_mode: str
     union_type: str = ""
     """The kind of control image for a union of ControlNets; "" for other models."""
+    module: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,7 @@ def _control_units(generation: Generation) -> list[tuple[str, ControlUnit]]:
 def _unit_text(name: str, unit: ControlUnit) -> str:
     """Write a unit as the extension does, without the hash in brackets, which makes CivitAI's reader fail."""
     fields = {
-        "Module": "none", "Model": name, "Weight": float(_finite(unit.weight)), "Resize Mode": unit.resize_mode,
+        "Module": unit.module, "Model": name, "Weight": float(_finite(unit.weight)), "Resize Mode": unit.resize_mode,
         "Processor Res": -1, "Threshold A": -1, "Threshold B": -1, "Guidance Start": float(unit.start),
         "Guidance End": float(unit.end), "Pixel Perfect": False, "Control Mode": unit.control_mode,
     }  # fmt: skip

@@ -7,7 +7,7 @@ from civman.domain.digests import Sha256, autov2
 from civman.domain.file_suffixes import MODEL_SUFFIXES
 from civman.domain.recipes.details import SEPARATOR, DetailPass
 from civman.domain.recipes.faces import WEIGHT
-from civman.domain.recipes.recipe import ControlUse, Recipe, Sampling
+from civman.domain.recipes.recipe import ControlUse, Recipe, ReferenceUse, Sampling
 from civman.domain.recipes.record import Record
 from civman.domain.recipes.thresholding import uses_power
 from civman.domain.refs import Air, VersionRef, parse_ref
@@ -34,7 +34,10 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
             )
             for use in recipe.loras
         ),
-        controls=tuple(_control_unit(record, use) for use in recipe.controls),
+        controls=(
+            *(_control_unit(record, use) for use in recipe.controls),
+            *(_reference_unit(record, use) for use in recipe.references),
+        ),
         embeddings=tuple(_part(record, use.sha256, name=use.word) for use in recipe.embeddings),
         hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, _upscaler(record))
         if hires and not old else None,
@@ -114,6 +117,14 @@ _CONTROL_RESIZES = {
     "resize and pad": "Resize and Fill",
 }  # fmt: skip
 """Values of a control in a recipe, and A1111's ControlNet extension's words for them."""
+
+
+def _reference_unit(record: Record, use: ReferenceUse) -> ControlUnit:
+    """A unit for an IP-Adapter; the extension's automatic module chooses the encoder. A crop cannot be expressed."""
+    return ControlUnit(
+        _part(record, use.sha256), use.weight, use.start, use.end, "Balanced", "Crop and Resize",
+        module="ip-adapter-auto",
+    )  # fmt: skip
 
 
 def _control_unit(record: Record, use: ControlUse) -> ControlUnit:

@@ -78,8 +78,11 @@ def redraw(row: dict[str, Any]) -> Redraw:
         recipe = {}
     found = reader.finished()
     verdict, words = verdict_of(found)
-    made, controls = (reader.made, reader.controls.requests) if recipe else (None, ())
-    return Redraw(row.get("id"), verdict, words, tuple(reader.resources), recipe, made, controls=controls)
+    made, units = (reader.made, reader.controls) if recipe else (None, Controls())
+    return Redraw(
+        row.get("id"), verdict, words, tuple(reader.resources), recipe, made, controls=units.requests,
+        references=units.references,
+    )  # fmt: skip
 
 
 def _graph_in(meta: object) -> Graph | None:
@@ -394,7 +397,8 @@ class _Reader:
     def _control(self, started: dict[str, Any]) -> None:
         """Read ControlNet's units, and what prevents or changes them. `started`: see `_start`."""
         self.controls = controls_in(self._entries, self.source, started)
-        self.resources += [each for each in self.controls.files if each not in self.resources]
+        models = dict.fromkeys((*self.controls.files, *self.controls.adapters))
+        self.resources += [each for each in models if each not in self.resources]
         self._found += self.controls.reasons
 
     def _rule(self) -> editing.Rule:

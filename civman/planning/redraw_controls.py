@@ -8,9 +8,10 @@ quoted entry into an object, or tear it apart into entries whose first name begi
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from civman.domain.recipes.control import MAPS, ControlRequest, control_type, map_named
+from civman.domain.recipes.reference import ReferenceRequest
 from civman.pictures.site_settings import Entries, NamedFile
 from civman.planning.redraw_features import Drawable, Reason
 from civman.planning.redraw_tiles import SourceImage
@@ -35,6 +36,10 @@ The entry of today names the unit's model `Model`, so that the checkpoint's name
 _ANY: Final = re.compile("ControlNet")
 _MODEL: Final = re.compile(r"(.*?)(?:\s*\[([0-9a-fA-F]{8,64})\])?", re.DOTALL)
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
+_SIGNED: Final = re.compile(r"-?\d+(?:\.\d+)?")
+_IP_ADAPTERS: Final = ("ip-adapter_clip", "ip-adapter-auto")
+"""How the names of modules begin that prepare a picture for an IP-Adapter; those for faces need insightface."""
+_Request = TypeVar("_Request", ControlRequest, ReferenceRequest)
 _SIZED: Final = ("canny", "blur", "xdog")
 """Preprocessors whose result depends on the size at which A1111 runs them."""
 
@@ -46,6 +51,9 @@ class Controls:
     requests: tuple[ControlRequest, ...] = ()
     files: tuple[NamedFile, ...] = ()
     reasons: tuple[Reason, ...] = ()
+    references: tuple[ReferenceRequest, ...] = ()
+    """The units that are IP-Adapters, and their models."""
+    adapters: tuple[NamedFile, ...] = ()
 
     def values(self) -> list[dict[str, Any]]:
         """The units as plain values, with names and hashes of their models."""
@@ -64,18 +72,26 @@ def controls_in(entries: Entries, source: SourceImage | None, started: Mapping[s
     units = _units(entries)
     entries.take(_ANY)
     given = [source, *source.others]["start" in started :] if source is not None else []
-    requests, files, reasons = [], [], []
+    requests: list[tuple[ControlRequest, NamedFile]] = []
+    references: list[tuple[ReferenceRequest, NamedFile]] = []
+    reasons: list[Reason] = []
     for number, unit in enumerate(units):
         made, found = _control(unit, number, given, is_own=entries.is_own)
         reasons += found
-        if made is not None:
-            requests.append(made[0])
-            files.append(
-                made[1] if made[1].hash else replace(made[1], hash=entries.listed_hash(f"controlnet:{made[1].name}"))
-            )
+        if made is None:
+            continue
+        request, file = made
+        file = file if file.hash else replace(file, hash=entries.listed_hash(f"controlnet:{file.name}"))
+        if isinstance(request, ReferenceRequest):
+            references.append((request, file))
+        else:
+            requests.append((request, file))
     if units and started.keys() & {"tiled", "ultimate", "tiled_diffusion"}:
         reasons.append(Reason(Drawable.NO, "a ControlNet acted on an image in tiles, which civman does not support"))
-    return Controls(tuple(requests), tuple(files), tuple(reasons))
+    return Controls(
+        tuple(request for request, _ in requests), tuple(file for _, file in requests), tuple(reasons),
+        tuple(request for request, _ in references), tuple(file for _, file in references),
+    )  # fmt: skip
 
 
 def _units(entries: Entries) -> list[dict[str, str]]:
@@ -112,19 +128,21 @@ def _number(unit: Mapping[str, str], usual: float, *names: str) -> float:
 
 def _control(
     unit: Mapping[str, str], number: int, given: Sequence[SourceImage], *, is_own: bool
-) -> tuple[tuple[ControlRequest, NamedFile] | None, list[Reason]]:
+) -> tuple[tuple[ControlRequest | ReferenceRequest, NamedFile] | None, list[Reason]]:
     """Convert a unit to a request and its model; without a picture for it, the request names none."""
     module = _field(unit, "module", "preprocessor") or "none"
     model = _MODEL.fullmatch(_field(unit, "model"))
     name, digest = (model[1].strip(), (model[2] or "").casefold()) if model else ("", "")
-    if name.casefold() in ("", "none") or module.casefold().startswith(
-        ("reference", "ip-adapter", "revision", "inpaint")
-    ):
+    is_reference = module.casefold().startswith(_IP_ADAPTERS)
+    unknown = not is_reference and module.casefold().startswith(("reference", "ip-adapter", "revision", "inpaint"))
+    if unknown or name.casefold() in ("", "none"):
         words = f"a unit of the ControlNet extension ran the module `{module}`, which civman does not support"
         return None, [Reason(Drawable.NO, words)]
     shares = _NUMBER.findall(_field(unit, "starting/ending"))
     start = _number(unit, float(shares[0]) if shares else 0.0, "guidance start", "starting step")
     end = _number(unit, float(shares[1]) if len(shares) > 1 else 1.0, "guidance end", "ending step")
+    if is_reference:
+        return _reference(unit, name, digest, given[number] if number < len(given) else None, (start, end))
     request = ControlRequest(
         str(given[number].path) if number < len(given) else "", name, _number(unit, 1.0, "weight"), start, end,
         _mode(unit), _resize_mode(unit), _map(unit, module), control_type(_field(unit, "union control type")) or "",
@@ -137,6 +155,29 @@ def _control(
             "`civman replay IMAGE --picture CONTROL` passes it",
         ))  # fmt: skip
     return (request, NamedFile("controlnet", name, digest)), reasons
+
+
+def _reference(
+    unit: Mapping[str, str], name: str, digest: str, picture: SourceImage | None, share: tuple[float, float]
+) -> tuple[tuple[ReferenceRequest, NamedFile], list[Reason]]:
+    """Convert a unit that is an IP-Adapter."""
+    weight = _SIGNED.match(_field(unit, "weight"))
+    request = ReferenceRequest(str(picture.path) if picture else "", name, float(weight[0]) if weight else 1.0, *share)
+    words = (
+        "A1111 may read another part of the picture of an IP-Adapter, or prepare it in another way; civman follows "
+        "diffusers"
+    )
+    reasons = [Reason(Drawable.DIFFERS, words)]
+    if _mode(unit) != "balanced":
+        words = f"the control mode of the IP-Adapter `{name}` has no counterpart in civman"
+        reasons.append(Reason(Drawable.DIFFERS, words))
+    if picture is None:
+        reasons.append(Reason(
+            Drawable.NEEDS_INPUT,
+            f"an IP-Adapter (`{name}`) read a picture that the settings do not contain: "
+            "`civman replay IMAGE --picture PICTURE` passes it",
+        ))  # fmt: skip
+    return (request, NamedFile("ip-adapter", name, digest)), reasons
 
 
 def _mode(unit: Mapping[str, str]) -> str:
@@ -182,6 +223,6 @@ def _differences(unit: Mapping[str, str], module: str, request: ControlRequest) 
     return [Reason(Drawable.DIFFERS, each) for each in words]
 
 
-def with_refs(requests: Sequence[ControlRequest], ref: Any) -> tuple[ControlRequest, ...]:
+def with_refs(requests: Sequence[_Request], ref: Any) -> tuple[_Request, ...]:
     """Replace the names of models by refs; `ref` is a function from a name to a ref."""
     return tuple(replace(each, ref=ref(each.ref)) for each in requests)

@@ -151,6 +151,7 @@ def request_of(
         request, checkpoint=ref(found.made.checkpoint), hires=hires, upscale=upscale,
         tiled_upscale=tiled, ultimate_upscale=ultimate, init_upscale=larger,
         controls=with_refs(found.controls, lambda name: ref(stand_in(name))),
+        references=with_refs(found.references, lambda name: ref(stand_in(name))),
         vae=ref(stand_in(vae.name)) if vae is not None else None,
         loras=tuple(use.request(ref(use.sha256)) for use in found.made.loras),
         hypernetworks=tuple(f"{ref(use.sha256)}:{use.strength!r}" for use in found.made.hypernetworks),

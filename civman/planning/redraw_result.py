@@ -9,6 +9,7 @@ from civman.diffusion import sampler_names, samplers, sampling_plan
 from civman.domain.digests import Sha256
 from civman.domain.recipes.control import ControlRequest
 from civman.domain.recipes.recipe import Recipe
+from civman.domain.recipes.reference import ReferenceRequest
 from civman.errors import Cause, UsageError
 from civman.pictures.site_settings import NamedFile
 from civman.planning import prompt_stages
@@ -36,6 +37,8 @@ class Redraw:
     """The fields of a request that depend on the checkpoint, not on the settings."""
     controls: tuple[ControlRequest, ...] = ()
     """ControlNet's units; each ref is the name of a model, and `picture` is empty if no picture was passed for it."""
+    references: tuple[ReferenceRequest, ...] = ()
+    """The units that are IP-Adapters, in the same form."""
 
     def value(self) -> dict[str, Any]:
         """The result as a dict that can be serialised to JSON."""

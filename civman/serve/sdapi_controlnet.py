@@ -33,6 +33,10 @@ _MODULES: Final = {
     "gray": "recolor_luminance", "xdog": "scribble_xdog",
 }  # fmt: skip
 """civman's preprocessors and their names in the extension."""
+_IP_ADAPTERS: Final = (
+    "ip-adapter-auto", "ip-adapter_clip_sd15", "ip-adapter_clip_sdxl", "ip-adapter_clip_sdxl_plus_vith",
+)  # fmt: skip
+"""The extension's modules for IP-Adapters; which encoder is used depends on the model."""
 _UNUSED: Final = ("mask", "mask_image", "advanced_weighting", "effective_region_mask", "ipadapter_input", "loopback")
 """Fields that change the image if they are set, and that civman cannot follow."""
 _MOST_UNITS: Final = 10
@@ -60,8 +64,8 @@ def units_of(body: dict[str, Any]) -> list[dict[str, Any]]:
     return units
 
 
-def controls_of(library: Library, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Translate the ControlNet units of a request to the `controls` of a render request.
+def controls_of(library: Library, body: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Translate the ControlNet units of a request to the `controls` and `references` of a render request.
 
     Raises: UsageError, CannotRender: a value that civman cannot use. NotFound, AmbiguousRef: a model.
     """
@@ -71,10 +75,24 @@ def controls_of(library: Library, body: dict[str, Any]) -> list[dict[str, Any]]:
             "civman cannot follow a control image where only the masked area is rendered",
             hint="set `inpaint_full_res` to false, or leave out the ControlNet units",
         )
-    return [_control(library, unit, body) for unit in units]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for unit in units:
+        is_reference = str(unit.get("module") or "").casefold() in _IP_ADAPTERS
+        name, made = ("references", _reference) if is_reference else ("controls", _control)
+        found.setdefault(name, []).append(made(library, unit, body))
+    return found
 
 
-def _control(library: Library, unit: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+def _reference(library: Library, unit: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    """Translate a unit that is an IP-Adapter."""
+    _require_followed(unit)
+    if _mode(unit.get("control_mode")) != "balanced":
+        raise CannotRender("civman has no control mode for IP-Adapters", hint="leave out `control_mode`")
+    return {"picture": _picture(unit, body), **_acting(library, unit)}
+
+
+def _require_followed(unit: dict[str, Any]) -> None:
+    """Check that a unit has no field that civman cannot follow. Raises: CannotRender."""
     refused = [name for name in _UNUSED if unit.get(name)]
     if str(unit.get("hr_option") or "both").casefold() not in ("both", "0", "hiresfixoption.both"):
         refused.append("hr_option")
@@ -83,12 +101,23 @@ def _control(library: Library, unit: dict[str, Any], body: dict[str, Any]) -> di
             f"civman cannot do what the ControlNet unit asks for: {', '.join(refused)}",
             hint="leave these fields out, or set them to their defaults",
         )
-    kind = str(unit.get("union_control_type") or "")
+
+
+def _acting(library: Library, unit: dict[str, Any]) -> dict[str, Any]:
+    """Which model a unit uses, how strongly, and in which steps."""
     return {
-        "picture": _picture(unit, body), "ref": f"sha256:{_model(library, str(unit.get('model') or '')).blob.sha256}",
+        "ref": f"sha256:{_model(library, str(unit.get('model') or '')).blob.sha256}",
         "weight": number(unit.get("weight"), "weight", 1.0),
         "start": number(unit.get("guidance_start"), "guidance_start", 0.0),
         "end": number(unit.get("guidance_end", unit.get("guidance")), "guidance_end", 1.0),
+    }
+
+
+def _control(library: Library, unit: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    _require_followed(unit)
+    kind = str(unit.get("union_control_type") or "")
+    return {
+        "picture": _picture(unit, body), **_acting(library, unit),
         "mode": _mode(unit.get("control_mode")), "resize_mode": _resize_mode(unit.get("resize_mode")),
         "control_map": _preprocessor(unit), "control_type": "" if control_type(kind) is None else kind,
     }  # fmt: skip
@@ -150,7 +179,7 @@ def _title(asset: Asset) -> str:
 
 
 def _models(library: Library) -> list[Asset]:
-    found = library.list(AssetFilter(kinds=(Kind.CONTROLNET.value,)))
+    found = library.list(AssetFilter(kinds=(Kind.CONTROLNET.value, Kind.IP_ADAPTER.value)))
     return sorted(found, key=lambda asset: (asset.name.lower(), asset.blob.sha256))
 
 
@@ -192,15 +221,15 @@ async def model_list(request: Request) -> Response:
 
 async def module_list(_: Request) -> Response:
     """List the preprocessors."""
-    return JSONResponse({"module_list": [*_MODULES.values()]})
+    return JSONResponse({"module_list": [*_MODULES.values(), *_IP_ADAPTERS]})
 
 
 async def control_types(request: Request) -> Response:
     """List the models and preprocessors as one group, which the extension calls "All"."""
     found = await serving(request).library.run(_models)
     return JSONResponse({"control_types": {"All": {
-        "module_list": [*_MODULES.values()], "model_list": ["None", *map(_title, found)], "default_option": "none",
-        "default_model": "None",
+        "module_list": [*_MODULES.values(), *_IP_ADAPTERS], "model_list": ["None", *map(_title, found)],
+        "default_option": "none", "default_model": "None",
     }}})  # fmt: skip
 
 

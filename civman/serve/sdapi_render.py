@@ -77,7 +77,7 @@ async def _render(request: Request, *, has_image: bool) -> Response:
     asset = await parts.library.run(lambda library: checkpoint_in_force(library, settings))
     wanted = render_request(body, f"sha256:{asset.blob.sha256}", settings, has_image=has_image)
     controls = await parts.library.run(lambda library: controls_of(library, body))
-    job = await rendered(request, wanted | ({"controls": controls} if controls else {}))
+    job = await rendered(request, wanted | controls)
     if overrides and not body.get("override_settings_restore_afterwards", True):
         parts.options.update(overrides)
     made = await parts.library.run(lambda library: _with_texts(library, files_of(job)))

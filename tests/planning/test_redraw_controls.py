@@ -10,6 +10,7 @@ from test_redraw import PLAIN, read
 
 from civman.domain.digests import Sha256
 from civman.domain.recipes.control import ControlRequest
+from civman.domain.recipes.reference import ReferenceRequest
 from civman.pictures import infotext
 from civman.pictures.site_settings import Entries
 from civman.planning.redraw import redraw
@@ -156,7 +157,7 @@ def _meta(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("unit", [
-    {**FULL, "module": "reference_only", "model": "None"}, {**FULL, "module": "ip-adapter_clip_sd15"},
+    {**FULL, "module": "reference_only", "model": "None"}, {**FULL, "module": "ip-adapter_face_id"},
     {**FULL, "module": "inpaint_only+lama"},
 ])  # fmt: skip
 def test_units_that_civman_does_not_have_are_named(unit: dict[str, Any]) -> None:
@@ -164,6 +165,23 @@ def test_units_that_civman_does_not_have_are_named(unit: dict[str, Any]) -> None
 
     assert found["drawable"] == "no"
     assert any(f"`{unit['module']}`" in reason for reason in found["reasons"])
+
+
+def test_a_unit_of_an_ip_adapter_is_a_reference_picture_in_its_order() -> None:
+    shown = FULL | {"module": "ip-adapter_clip_sd15", "model": "ip-adapter_sd15 [6a3f6166]", "control_mode": "Balanced"}
+    entries = {f"ControlNet {n}": json.loads(serialized(unit)) for n, unit in enumerate((shown, FULL))}
+
+    none = read(**entries)
+    both = redraw({"meta": _meta(**entries), "source": BOTH})
+
+    assert none["drawable"] == "needs-input"
+    assert any("an IP-Adapter (`ip-adapter_sd15`) read a picture" in reason for reason in none["reasons"])
+    assert both.drawable == "differs"
+    assert both.references == (ReferenceRequest("control.png", "ip-adapter_sd15", 0.8, 0.1, 0.9),)
+    assert [each.picture for each in both.controls] == ["second.png"]
+    assert {(each.role, each.hash) for each in both.resources} >= {
+        ("ip-adapter", "6a3f6166"), ("controlnet", "d14c016b")
+    }  # fmt: skip
 
 
 def test_a_unit_in_a_text_keeps_the_checkpoint_apart() -> None:

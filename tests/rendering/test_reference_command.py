@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import ip_adapter_files as files
+import numpy as np
+from PIL import Image, PngImagePlugin
 from rendering_stock import QUICK, picture
 
 from civman.cli.reference_options import references_from
@@ -112,6 +114,34 @@ def test_what_cannot_be_used_is_refused_before_loading(
     assert found.json["error"]["code"] == code
     assert says in found.json["error"]["message"]
     assert found.json["error"]["hint"] or code == "bad-recipe"
+
+
+@pytest.mark.usefixtures("with_adapters")
+def test_a1111_s_text_and_the_pictures_give_the_same_image(civman: Civman, tmp_path: Path) -> None:
+    shown = [picture(tmp_path / "first.png", (80, 48)), picture(tmp_path / "second.png", (64, 64))]
+    [done] = civman(
+        "render", "tiny-sd1", "a cat", *QUICK, "--reference", f"{shown[0]}:sd1-plain:-0.8:0-0.9", "--reference",
+        f"{shown[1]}:sd1-plus:0.5", "--json",
+    ).json["render"]  # fmt: skip
+    plain, texts = tmp_path / "a1111.png", PngImagePlugin.PngInfo()
+    with Image.open(done["path"]) as image:
+        text = image.text["parameters"]  # type: ignore[attr-defined]
+        texts.add_text("parameters", text)
+        changed = np.asarray(image).copy()
+        changed[0, 0, 0] ^= 1  # so that the library does not recognise an image of its own
+        Image.fromarray(changed).save(plain, pnginfo=texts)
+
+    without = civman("replay", plain, "--json")
+    [again] = civman("replay", plain, "--picture", shown[0], "--picture", shown[1], "--json").json["render"]
+
+    assert (
+        'ControlNet 0: "Module: ip-adapter-auto, Model: sd1-plain, Weight: -0.8, Resize Mode: Crop and Resize, '
+        "Processor Res: -1, Threshold A: -1, Threshold B: -1, Guidance Start: 0.0, Guidance End: 0.9, "
+    ) in text
+    assert without.json["error"]["code"] == "not-drawable"
+    assert "--picture PICTURE" in without.json["error"]["message"]
+    assert again["pixel_sha256"] == done["pixel_sha256"]
+    assert again["recipe"]["references"] == done["recipe"]["references"]
 
 
 @pytest.mark.usefixtures("with_adapters")

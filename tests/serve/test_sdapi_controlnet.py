@@ -15,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+import ip_adapter_files
 import tiny_models
 from PIL import Image
 from safetensors.torch import save_file
@@ -38,12 +39,14 @@ def write_net(path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server whose library has a checkpoint and a ControlNet."""
+    """A server whose library has a checkpoint, a ControlNet and an IP-Adapter."""
     folder = tmp_path_factory.mktemp("controlled")
     environment = environment_in(folder)
     files = [
         tiny_models.write(folder / "tiny-sd1.safetensors", "sd1"),
         write_net(folder / "control_v11p_canny.safetensors"),
+        ip_adapter_files.write(ip_adapter_files.adapter("plain", "sd1"), folder / "ip-adapter_sd15.safetensors"),
+        ip_adapter_files.write_encoder(ip_adapter_files.encoder(), folder / "vision.safetensors"),
     ]
     words = [sys.executable, "-m", "civman", "import", "--offline", *map(str, files)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
@@ -78,7 +81,7 @@ def recipe_of(served: Served, made: dict[str, Any]) -> dict[str, Any]:
 def test_the_python_client_draws_with_its_units(server: Served) -> None:
     webuiapi = pytest.importorskip("webuiapi")
     api = webuiapi.WebUIApi(host="127.0.0.1", port=int(server.url.rpartition(":")[2]), sampler="Euler", steps=2)
-    (model,) = api.controlnet_model_list()
+    (model,) = (each for each in api.controlnet_model_list() if each.startswith("control_"))
 
     units = [
         webuiapi.ControlNetUnit(image=IMAGE, model=model, module=module, weight=0.8, guidance_end=0.9, control_mode=1)
@@ -129,9 +132,23 @@ def test_img2img_takes_the_start_image_where_a_unit_has_none(server: Served) -> 
     assert "no `image`" in controlled(server, unit, 400)["detail"]
 
 
+def test_a_unit_of_an_ip_adapter_is_a_reference_picture(server: Served) -> None:
+    unit = {"image": base64_of(IMAGE), "model": "ip-adapter_sd15 [6a3f6166]", "module": "ip-adapter_clip_sd15"}
+    both = [{**unit, "weight": 0.6, "guidance_end": 0.5}, {"image": unit["image"], "model": "control_v11p_canny"}]
+
+    made = recipe_of(server, post(server, {"alwayson_scripts": {"controlnet": {"args": both}}}))
+    refused = controlled(server, {**unit, "control_mode": 1}, 422)
+
+    (use,) = made["references"]
+    assert (use["weight"], use["start"], use["end"], use["crop"]) == (0.6, 0.0, 0.5, [])
+    assert len(made["controls"]) == 1
+    assert "control mode" in refused["detail"]
+
+
 @pytest.mark.parametrize(
     ("change", "status", "word"),
     [
+        ({"module": "ip-adapter_face_id"}, 422, "`ip-adapter_face_id`"),
         ({"module": "depth_midas"}, 422, "`depth_midas`"),
         ({"module": "openpose_full"}, 422, "`openpose_full`"),
         ({"model": "control_v11f1p_depth"}, 404, "control_v11f1p_depth"),
