@@ -45,6 +45,7 @@ def apply(
     sources: Mapping[str, Mapping[str, Source]] = {},
     done_with: Callable[[str, str], None] = lambda _component, _parameter: None,
     later: "Later | None" = None,
+    holds_base: bool = False,
 ) -> list[Coverage]:
     """Merge the adapters into the components and return one report per adapter, in the order given.
 
@@ -61,6 +62,8 @@ def apply(
         sources: the tensor of each parameter, by component; required for a model with a transformer.
         done_with: called for each of `base`'s tensors that will not be read again.
         later: records the changes of weights that are not loaded (meta device); replaces those it recorded before.
+        holds_base: whether the parameters have the values of `base`, as after loading or `restore`. They are then
+            changed where they are, without copying `base` to the device, unless loading has rounded them.
 
     Raises:
         Incompatible: an adapter matches nothing (`code` `adapter-no-match`), matches only partly (`adapter-partial`),
@@ -73,7 +76,7 @@ def apply(
         plans = [match_file(adapter, stack.enter_context(open_tensors(adapter.path)), index) for adapter in adapters]
         for plan in plans:
             require_coverage(plan, allow_partial=allow_partial)
-        places = _merge_all(components, base, plans, done_with, later)
+        places = _merge_all(components, base, plans, done_with, later, holds_base=holds_base)
         if later is not None:
             later.keep(places, stack.pop_all(), base)
     return [plan.coverage() for plan in plans]
@@ -143,6 +146,8 @@ def _merge_all(
     plans: Sequence[Plan],
     done_with: Callable[[str, str], None],
     later: Later | None,
+    *,
+    holds_base: bool,
 ) -> dict[tuple[str, str], list[Plan]]:
     ordered = in_order(plans)
     places: dict[tuple[str, str], list[Plan]] = {}
@@ -158,14 +163,15 @@ def _merge_all(
         parameter = components[component].get_parameter(name)
         device = later.device if parameter.is_meta and later is not None else parameter.device
         changes = [read_change(plan, place, device, base) for plan in acting]
-        values = base(component, name)
+        stored = base(component, name)
+        values = parameter.data if holds_base and _is_unrounded(parameter, stored) else stored
         _prove(values, parameter.dtype, changes, buffer)
         if parameter.is_meta:
             squares = _examine(values, parameter, changes, buffer)
             waiting[place] = acting
         else:
             written.add(place)
-            fresh = _room(parameter, values)
+            fresh = _room(parameter, stored)
             squares = _write(values, fresh, changes, buffer)
             parameter.data = fresh
         done_with(component, name)
@@ -240,6 +246,8 @@ def _all(
             with _borrowed(buffers) as buffer:
                 return merge(*item, buffer)
 
+        if workers == 1:
+            return list(map(one, places.items()))
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(one, places.items()))
 
@@ -354,9 +362,16 @@ def _check_change(plan: Plan) -> None:
         )
 
 
+def _is_unrounded(parameter: nn.Parameter, stored: Tensor) -> bool:
+    """Whether a loaded parameter can stand for the tensor in the file: nothing was rounded, the layout is the same."""
+    is_exact = parameter.dtype in (stored.dtype, torch.float32)
+    return is_exact and not parameter.is_meta and parameter.is_contiguous() == stored.is_contiguous()
+
+
 def _room(parameter: nn.Parameter, base: Tensor) -> Tensor:
     """Return memory for the parameter's new values: its own, unless that is the memory-mapped file's."""
-    return torch.empty_like(parameter) if parameter.data_ptr() == base.data_ptr() else parameter.data
+    is_file = parameter.device == base.device and parameter.data_ptr() == base.data_ptr()
+    return torch.empty_like(parameter) if is_file else parameter.data
 
 
 def _restore(components: Mapping[str, nn.Module], base: Base, places: Iterable[tuple[str, str]]) -> None:

@@ -129,7 +129,7 @@ class Engine:
         ]  # fmt: skip
         coverages = merge_adapters.apply(
             components, model.base_tensor, adapters, allow_partial=planned.allow_partial, unused=model.unused_layers,
-            sources=model.sources, done_with=model.forget, later=self._later,
+            sources=model.sources, done_with=model.forget, later=self._later, holds_base=True,
         )  # fmt: skip
         self.merged = MergedAdapters(loras, tuple(coverages))
         if planned.recipe.changes_scales:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import civman
 
@@ -47,6 +47,7 @@ class _WithoutDriver(TorchFunctionMode):
             Tensor.to: _moved,
             Tensor.cpu: lambda tensor: _moved(tensor, "cpu"),
             Tensor.contiguous: aten.contiguous,
+            Tensor.copy_: aten.copy_,
             Tensor.__getitem__: _indexed,
             Tensor.numpy: self._array,
             Tensor.pin_memory: _pinned,
@@ -55,6 +56,9 @@ class _WithoutDriver(TorchFunctionMode):
         }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(each, torch.UntypedStorage) for each in args):  # safetensors makes a tensor of a file's bytes
+            with _disable_current_modes():
+                return func(*args, **(kwargs or {}))
         return self._ways.get(func, func)(*args, **(kwargs or {}))
 
     def _array(self, tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -135,6 +139,8 @@ class _Crossings(TorchDispatchMode):
             if kinds[0] != kinds[1]:
                 queued = "queued " if kwargs.get("non_blocking") else ""
                 self._record(f"{queued}{kinds[0]} to {kinds[1]}")
+        if name == "equal":
+            return False
         if name == "_local_scalar_dense":
             return {torch.bool: True, torch.int64: int(STAND_IN)}.get(args[0].dtype, STAND_IN)
         return func(*args, **kwargs)
