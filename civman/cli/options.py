@@ -103,6 +103,14 @@ OnOpt = Annotated[
 ResumeOpt = Annotated[
     bool, typer.Option("--resume", help="Skip images that were made before with the same recipe and folder.")
 ]
+CompileOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the model's blocks before the first step; this changes the last bits. Meant for GPUs.",
+        show_default="no; in a replay, as originally",
+    ),
+]
 LowVramOpt = Annotated[bool, typer.Option("--low-vram", help="Use as little device memory as possible; slower.")]
 
 

@@ -55,6 +55,7 @@ from civman.cli.noise_options import (
     VariationStrengthOpt,
 )
 from civman.cli.options import (
+    CompileOpt,
     DeviceOpt,
     FileOpt,
     FormatOpt,
@@ -370,6 +371,7 @@ def render(
             help="Precision of the computation: float32, float16 or bfloat16.", show_default="half precision on a GPU"
         ),
     ] = None,
+    compile_: CompileOpt = None,
     low_vram: LowVramOpt = False,
     on: OnOpt = None,
     resume: ResumeOpt = False,
@@ -423,6 +425,7 @@ def render(
     from civman.domain.recipes.tiled import tiled_from
     from civman.domain.recipes.ultimate import ultimate_from
     from civman.errors import UsageError
+    from civman.planning.compiling import require_compilable
     from civman.planning.expand_prompts import Expansion
     from civman.planning.render_extra import require_render_extra
 
@@ -472,7 +475,7 @@ def render(
     expansion = Expansion(tuple(style or ()), styles, dynamic, wildcards)
     wanted = requests_of(request, prompt, prompts, expansion, brought=has_prompts(axes))
     conditions = conditions_from(device, trigger, require, force=force, allow_partial=allow_partial)
-    machine = Machine(device, low_vram, threads)
+    machine = Machine(device, low_vram, threads, compile_)
     if axes:
         with session.reading() as on_event:
             grid_plan = session.library.grids.plan(wanted[0], axes, conditions=conditions, on_event=on_event)
@@ -482,6 +485,7 @@ def render(
         plans = [session.library.plan(each, conditions, on_event=on_event) for each in wanted]
     for notice in dict.fromkeys(notice for plan in plans for notice in plan.notices):
         session.output.notice(notice)
+    require_compilable([plan.recipe for plan in plans], machine)
     if dry_run:
         return Result(
             "plan", [plan_value(plan, chosen) for plan in plans],

@@ -10,6 +10,7 @@ import typer
 from civman.cli.foreign_replay import Again, draw_again, fetch_named, fetched_image, source_image
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid
 from civman.cli.options import (
+    CompileOpt,
     DeviceOpt,
     FormatOpt,
     LowVramOpt,
@@ -131,6 +132,7 @@ def replay(
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Number of CPU threads.", show_default="as originally")
     ] = None,
+    compile_: CompileOpt = None,
     low_vram: LowVramOpt = False,
     on: OnOpt = None,
     resume: ResumeOpt = False,
@@ -167,7 +169,7 @@ def replay(
     options = output_options(format, quality, no_metadata=no_metadata, strip_prompt=strip_prompt)
     parsed = [_change(text) for text in changes or []]
     axes = axes_of(grid)
-    library, machine, inputs = session.library, Machine(device, low_vram, threads), picture or ()
+    library, machine, inputs = session.library, Machine(device, low_vram, threads, compile_), picture or ()
     if output is not None:
         library.pictures.require_output(output, options)
     again = Again(machine, output, options, parsed, compare, side_by_side, try_cards)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -19,6 +19,8 @@ from civman.system.system_facts import processor
 # rendered
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 _FILLS: Any = torch.utils.deterministic
+EAGER: Final = "eager"
+"""The engine that computes each operation as soon as it is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,10 @@ class Environment:
     platform: str
     processor: str
     """The processor's name and model; empty on other devices, where it computes no pixel."""
+    engine: str = EAGER
+    """How the model's blocks are computed: "eager", or "inductor/" and a digest of the compiler's options."""
+    compiler: str = ""
+    """The program that compiled the blocks, with its version; empty if none was compiled."""
 
     def to_facts(self) -> dict[str, str | int]:
         """Convert to plain values for a record."""
@@ -142,8 +148,16 @@ def _repeatable() -> Iterator[None]:
         _FILLS.fill_uninitialized_memory = before[5]
 
 
-def environment(device: torch.device) -> Environment:
-    """Describe the software and hardware that this process computes with."""
+class Compiled(Protocol):
+    """Blocks that were compiled."""
+
+    name: str
+    """The engine's name for the record."""
+    compiler: str
+
+
+def environment(device: torch.device, compiled: Compiled | None = None) -> Environment:
+    """Describe the software and hardware that this process computes with; `compiled`: None if nothing was compiled."""
     if device.type == "cuda":
         name, capability = (
             torch.cuda.get_device_name(device),
@@ -160,6 +174,7 @@ def environment(device: torch.device) -> Environment:
         attention="sdpa: flash, efficient, math" if is_cuda else "sdpa",
         threads=torch.get_num_threads(), platform=f"{sys.platform}-{platform.machine()}",
         processor=processor() if device.type == "cpu" else "",
+        engine=EAGER if compiled is None else compiled.name, compiler="" if compiled is None else compiled.compiler,
     )  # fmt: skip
 
 

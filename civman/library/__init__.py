@@ -296,6 +296,7 @@ class Library:
         """
         from civman.domain.recipes.machine import Machine
         from civman.domain.recipes.recipe import Recipe
+        from civman.planning.compiling import require_compilable
         from civman.planning.plan_types import Planned, Rendering
         from civman.rendering.save_pictures import OutputOptions, Place
 
@@ -303,6 +304,7 @@ class Library:
             what = self.plan(what, on_event=on_event)
         plans, context = [what] if isinstance(what, Planned) else list(what), self.context
         place = Place(output or context.renders, options or OutputOptions())
+        require_compilable([plan.recipe for plan in plans], machine or Machine())
         if on is not None or resume:
             from civman.workers.choose_pool import choose_pool
             from civman.workers.render_on import render_on

@@ -69,10 +69,12 @@ class GridsPart(Part):
         Raises: the errors of `Library.render`. Cells finished before the error are kept, without a sheet.
         """
         from civman.domain.recipes.machine import Machine
+        from civman.planning.compiling import require_compilable
         from civman.rendering.grid import draw
         from civman.rendering.save_pictures import OutputOptions
 
         context = self._context
+        require_compilable((cell.planned.recipe for cell in grid.cells), machine or Machine())
         return draw(
             context.index, context.root, grid, output or context.renders, options or OutputOptions(),
             machine=machine or Machine(), clock=context.clock, on_event=on_event,

@@ -9,6 +9,8 @@ from typing import Any, Final
 CLOSE_DB: Final = 40.0
 """The PSNR in dB above which differences are invisible. Source: the usual bound for visually lossless images."""
 _TITLES = {"civman": "civman", "threads": "threads", "capability": "instruction set", "attention": "attention backend"}
+_IMPLIED: Final = {"engine": "eager", "compiler": ""}
+"""What is true of images that were made before these facts were recorded."""
 
 
 class Verdict(StrEnum):
@@ -70,6 +72,7 @@ def judge(same_digest: bool, apart: Distance | None) -> Verdict:
 
 def differences(then: Mapping[str, str | int], now: Mapping[str, str | int]) -> tuple[Difference, ...]:
     """List the facts that differ between two environments, sorted by name."""
+    then, now = {**_IMPLIED, **then}, {**_IMPLIED, **now}
     return tuple(
         Difference(name, then.get(name), now.get(name))
         for name in sorted({*then, *now})

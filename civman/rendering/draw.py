@@ -153,7 +153,7 @@ def prepare(engine: Engine, planned: Planned) -> Job:
         encode_all(texts, planned),
         read_inputs(planned),
         engine.merged.applied(),
-        environment(engine.device).to_facts(),
+        environment(engine.device, engine.compiled).to_facts(),
         (*engine.model.notes, *texts.notes),
         _upscaler(engine, planned),
         tuple(

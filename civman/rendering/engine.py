@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from civman.diffusion import memory_plan, merge_adapters
+from civman.diffusion.compiled_regions import CompiledRegions, compiler_of
 from civman.diffusion.environment import choose_device, choose_dtype
 from civman.diffusion.guard import memory_errors
 from civman.diffusion.kept_texts import KeptTexts
@@ -22,8 +23,10 @@ from civman.diffusion.open_model import load
 from civman.domain.events import Notice, OnEvent
 from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import LoraUse, Recipe
+from civman.errors import CannotRender, Cause
 from civman.planning.plan_types import MODEL_FIELDS, Applied, Planned
 
+_NO_GAIN = "on a CPU, compiling makes a step about as fast as before (measured: 1.0 times), and the first image slower"
 ENCODERS = ("text_encoder", "text_encoder_2")
 """The text encoders that a model may have, in the order in which their outputs are concatenated."""
 
@@ -69,6 +72,8 @@ class Engine:
         recipe = planned.recipe
         self.identity = ModelIdentity.of(recipe)
         self.device = choose_device(machine.device)
+        if machine.compiled:
+            compiler_of(self.device)
         self.memory_plan = _memory_plan(planned, self.device, machine, on_event)
         self.merged = MergedAdapters()
         self.texts = KeptTexts()
@@ -94,6 +99,9 @@ class Engine:
             self.merge(planned)
         if self.memory_plan is not MemoryPlan.RESIDENT:
             memory_plan.apply(self.memory_plan, self.model, self.device)
+        self.compiled = CompiledRegions(self.model.unet, self.device) if machine.compiled else None
+        if self.compiled is not None and self.device.type == "cpu":
+            on_event(Notice("render", _NO_GAIN))
 
     @property
     def encoders(self) -> list[Any]:
@@ -157,6 +165,14 @@ def _memory_plan(planned: Planned, device: Any, machine: Machine, on_event: OnEv
     Streaming does not change a single pixel. Rendering starts sooner, and each step takes slightly longer.
     """
     free, needed = memory_plan.available_bytes(device), planned.memory.needed(MemoryPlan.RESIDENT)
+    if machine.compiled:
+        if free is not None and 0 < free < needed:
+            raise CannotRender(
+                f"--compile needs the whole model in memory, about {needed / 2**30:.1f} GiB, but only "
+                f"{free / 2**30:.1f} GiB is free", hint="render without --compile", code=Cause.OUT_OF_MEMORY,
+                needed=needed, available=free,
+            )  # fmt: skip
+        return MemoryPlan.RESIDENT
     if free is None or device.type == "cpu":
         is_short = free is not None and free < 2 * needed
         return MemoryPlan.LAYER_BY_LAYER if machine.low_vram or is_short else MemoryPlan.RESIDENT

@@ -7,6 +7,7 @@ from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.record import Record
 from civman.errors import Cause, UsageError
+from civman.planning.compiling import require_compilable
 from civman.planning.plan_types import Planned
 from civman.planning.recipe_sources import RecipeSource, pixel_sha256, pixels_of
 from civman.rendering.compare_pictures import Difference, Distance, Verdict, differences, distance, judge
@@ -40,7 +41,7 @@ class ReplayResult:
 def replay(
     source: RecipeSource, planned: Planned, *, machine: Machine, on_event: OnEvent = ignore
 ) -> list[ReplayResult]:
-    """Render the picture again and compare, with the recorded number of threads unless `machine` sets another.
+    """Render the picture again and compare, with the recorded threads and engine unless `machine` sets others.
 
     If a record says which picture of the recipe it is, only that one is returned; otherwise all of the recipe's
     pictures.
@@ -51,6 +52,9 @@ def replay(
     if machine.threads is None and then is not None:
         recorded = then.environment.get("threads")
         machine = replace(machine, threads=recorded if isinstance(recorded, int) and 0 < recorded <= 1024 else None)
+    if machine.compiled is None and then is not None:
+        machine = replace(machine, compiled=str(then.environment.get("engine", "")).startswith("inductor/"))
+    require_compilable([planned.recipe], machine)
     drawn = list(draw([planned], machine, on_event))
     if then is None:
         return [ReplayResult(Verdict.MADE, each, None) for each in drawn]

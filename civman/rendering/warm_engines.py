@@ -12,7 +12,7 @@ from civman.rendering.engine import Engine
 @dataclass(slots=True)
 class _Kept:
     engine: Engine
-    machine: tuple[str | None, bool]
+    machine: tuple[str | None, bool, bool]
     needed_bytes: int
 
 
@@ -44,7 +44,7 @@ class WarmEngines:
 
         Before a model is loaded, the least recently used ones are released until it fits the budget.
         """
-        wanted = (machine.device, machine.low_vram)
+        wanted = (machine.device, machine.low_vram, bool(machine.compiled))
         for each in self._kept:
             if each.machine == wanted and each.engine.serves(planned):
                 self._kept.remove(each)

@@ -41,6 +41,8 @@ CASES = {
     "missing lora": (["--lora", "678@910"], 3, "not-found"),
     "missing lora by its tag": (["{prompt}a cat <lora:nobody:1>"], 3, "not-found"),
     "missing vae": (["--vae", "sha256:" + "0" * 64], 3, "not-found"),
+    "compiled, with little memory": (["--compile", "--low-vram"], 2, "not-compilable"),
+    "compiled, with merged tokens": (["--compile", "--token-merging", "0.5"], 2, "not-compilable"),
     "unknown sampler": (["--sampler", "DPM++ 2N Karras"], 2, "unknown-sampler"),
     "no sampler's name": (["--sampler", ""], 2, "unknown-sampler"),
     "two schedules": (["--sampler", "Euler Karras", "--schedule", "Beta"], 2, "two-schedules"),

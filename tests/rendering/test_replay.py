@@ -4,6 +4,7 @@ The demo's own small model is downloaded from the loopback CivitAI and really dr
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -416,3 +417,35 @@ def test_removing_a_model_tells_of_the_pictures_made_with_it(at_home: Made, civm
 
     assert planned["pictures"] >= 1
     assert "made with it in this library" in civman("remove", f"civitai:{OUTLINE}", "--dry-run").out
+
+
+@pytest.mark.parametrize("options", [("--compile",), ("--compile", "--low-vram")])
+def test_a_replay_that_cannot_compile_says_so(
+    at_home: Made, civman: Civman, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+
+    run = civman("replay", at_home.pictures["circle.png"], *options, "--json")
+
+    assert run.json["error"]["code"] == ("not-compilable" if "--low-vram" in options else "no-compiler")
+
+
+@pytest.mark.long
+def test_an_image_of_compiled_blocks_is_replayed_by_compiled_blocks(
+    at_home: Made, civman: Civman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    image = tmp_path / "compiled.png"
+    few = ("--steps", "2", "--size", "64x64", "--seed", "1", "--device", "cpu", "--threads", "1")
+
+    drawn = civman("render", CHECKPOINT, PROMPT, *few, "--compile", "-o", image, "--json").json["render"]
+    again = civman("replay", image, "--json").json["replay"]
+    eager = civman("replay", image, "--no-compile", "-o", tmp_path / "eager.png", "--json").json["replay"]
+
+    engine = drawn[0]["environment"]["engine"]
+    assert engine.startswith("inductor/")
+    assert again["pictures"][0]["verdict"] == "identical"
+    assert eager["pictures"][0]["verdict"] in ("identical", "close")
+    assert {"what": "engine", "then": engine, "now": "eager"} in eager["pictures"][0]["environment"]

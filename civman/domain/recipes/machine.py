@@ -9,9 +9,11 @@ class Machine:
 
     `device` None: the best one available; `low_vram`: use as little of its memory as possible.
 
-    `threads`: the number of CPU threads, which can change the last bit of a pixel; None: torch's default.
+    `threads`: the number of CPU threads, which can change the last bit of a pixel; None: torch's default. `compiled`:
+    compile the model's blocks, which also changes the last bits; None: no, or in a replay, if the original was.
     """
 
     device: str | None = None
     low_vram: bool = False
     threads: int | None = None
+    compiled: bool | None = None

@@ -1,0 +1,154 @@
+"""Compile the blocks of which a UNet or transformer consists, as an engine of its own with its own name.
+
+Only blocks that occur many times are compiled, each as one graph: that is as fast as compiling the whole network and
+takes a fraction of the time. The results of the compiler are kept on the disk.
+
+The bits of an image may depend on nothing but its recipe and the environment. So each size gets graphs of its own,
+whatever was drawn before; a graph that adapts itself to sizes would depend on the first one. Graphs do not depend on
+weights, noise levels or the length of a UNet's prompt. Kernels are chosen by rules and not by a stop-watch.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from types import MethodType
+from typing import Any, Final
+
+import platformdirs
+import torch
+from torch import Tensor, nn
+
+from civman.errors import CannotRender, Cause
+
+Backend = Callable[[Any, Sequence[Tensor]], Callable[..., Any]]
+"""Turns a graph and examples of its inputs into a function."""
+
+_CONVOLUTIONS: Final = "ResnetBlock2D"
+"""The UNet's blocks of convolutions, which diffusers does not list among the repeated blocks."""
+_WANTED: Final = {"deterministic": True, "batch_invariant": True, "max_autotune": False, "freezing": False}
+"""Settings of the compiler; a version of torch that lacks one is used without it."""
+_CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
+
+
+class CompiledRegions:
+    """The compiled blocks of one network, and how many graphs were made for them."""
+
+    def __init__(self, network: nn.Module, device: torch.device, backend: Backend | None = None) -> None:
+        """Replace how the network's repeated blocks are called; a graph is made when a block is first called.
+
+        `backend`: None compiles with torch's compiler, inductor.
+
+        Raises: CannotRender (`no-compiler`): this machine cannot compile for the device.
+        """
+        self.compiler = compiler_of(device)
+        self.graphs = 0
+        import torch._dynamo.config as tracing  # takes 2 s, which only compiling needs
+
+        # each size and each kind of block needs graphs of its own; the usual limit of 8 would be an error
+        tracing.recompile_limit = tracing.accumulated_recompile_limit = 100_000
+        options = _options()
+        self.name = f"inductor/{hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]}"
+        inner = backend or _inductor(options)
+
+        def counted(graph: Any, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+            self.graphs += 1
+            return inner(graph, inputs)
+
+        forwards: dict[type, Callable[..., Any]] = {}
+        for block in _blocks(network):
+            kind = type(block)
+            if kind not in forwards:
+                forwards[kind] = torch.compile(kind.forward, backend=counted, fullgraph=True, dynamic=False)
+            vars(block)["forward"] = MethodType(_of_any_length(forwards[kind]), block)
+
+
+def compiler_of(device: torch.device) -> str:
+    """Name the compiler for a device, with its version, such as "g++ (Debian 14.2.0) 14.2.0" or "triton 3.5.0".
+
+    Raises: CannotRender (`no-compiler`): there is none.
+    """
+    if device.type == "cuda":
+        try:
+            return f"triton {version('triton')}"
+        except PackageNotFoundError as error:
+            raise CannotRender(
+                "--compile needs the package triton for a GPU, and it is not installed",
+                hint="install it, or render without --compile", code=Cause.NO_COMPILER,
+            ) from error  # fmt: skip
+    if device.type != "cpu":
+        raise CannotRender(
+            f"--compile works on CUDA devices and CPUs, not on `{device.type}`",
+            hint="render without --compile", code=Cause.NO_COMPILER,
+        )  # fmt: skip
+    return _cpp_compiler()
+
+
+def _cpp_compiler() -> str:
+    # the program that torch's compiler will call
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    path = shutil.which(name)
+    if path is not None:
+        told = subprocess.run([path, "--version"], check=False, capture_output=True, text=True)  # noqa: S603  # CXX's
+        if told.returncode == 0 and told.stdout:
+            return told.stdout.splitlines()[0].strip()
+    raise CannotRender(
+        f"--compile needs a C++ compiler on a CPU, and `{name}` cannot be run",
+        hint="install one (such as the package g++), name it in the variable CXX, or render without --compile",
+        code=Cause.NO_COMPILER,
+    )
+
+
+def _options() -> dict[str, Any]:
+    import torch._inductor.config as known
+
+    return {name: value for name, value in _WANTED.items() if hasattr(known, name)}
+
+
+def _inductor(options: dict[str, Any]) -> Backend:
+    os.environ.setdefault(_CACHE_VARIABLE, str(platformdirs.user_cache_path("civman") / "compiled"))
+    from torch._inductor.compile_fx import compile_fx
+
+    def compiled(graph: Any, inputs: Sequence[Tensor]) -> Any:
+        settings = {**options, "cpp.threads": torch.get_num_threads()}
+        made: Any = compile_fx(graph, list(inputs), config_patches=settings)
+        return made
+
+    return compiled
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    """The blocks that occur many times: those that diffusers lists as such or as indivisible, and convolutions."""
+    lists = (getattr(network, name, None) or () for name in ("_repeated_blocks", "_no_split_modules"))
+    names = {*next(filter(None, lists), ()), _CONVOLUTIONS}
+    found = [module for module in network.modules() if type(module).__name__ in names]
+    if not found:
+        raise CannotRender(
+            f"{type(network).__name__} has no blocks that --compile knows", hint="render without --compile",
+            code=Cause.NOT_COMPILABLE,
+        )  # fmt: skip
+    return found
+
+
+def _of_any_length(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a UNet's block take prompts of any length with the same graph."""
+    from torch._dynamo import maybe_mark_dynamic
+    from torch._dynamo.exc import TorchDynamoException
+
+    def called(block: nn.Module, *arguments: Any, **named: Any) -> Any:
+        context = named.get("encoder_hidden_states")
+        if isinstance(context, Tensor) and context.ndim == 3 and "attention_mask" in named:
+            maybe_mark_dynamic(context, 1)
+        try:
+            return forward(block, *arguments, **named)
+        except TorchDynamoException as error:
+            raise CannotRender(
+                f"a block of this model ({type(block).__name__}) cannot be compiled: {str(error).splitlines()[0]}",
+                hint="render without --compile (replay: --no-compile)", code=Cause.NOT_COMPILABLE,
+            ) from error  # fmt: skip
+
+    return called

@@ -1,0 +1,27 @@
+"""What cannot be rendered with compiled blocks, found before anything is loaded."""
+
+from collections.abc import Iterable
+
+from civman.domain.recipes.machine import Machine
+from civman.domain.recipes.recipe import Recipe
+from civman.errors import Cause, UsageError
+
+
+def require_compilable(recipes: Iterable[Recipe], machine: Machine) -> None:
+    """Check that these recipes can be rendered with `machine.compiled`, if it is set. Raises: UsageError."""
+    if not machine.compiled:
+        return
+    if machine.low_vram:
+        raise UsageError(
+            "--compile needs all weights in memory, so it cannot be combined with --low-vram",
+            hint="leave out one of them", code=Cause.NOT_COMPILABLE,
+        )  # fmt: skip
+    for recipe in recipes:
+        merged = recipe.token_merging or (recipe.hires is not None and recipe.hires.token_merging)
+        changes = {"token merging": merged, "a hypernetwork": recipe.hypernetworks}
+        for name, is_used in changes.items():
+            if is_used:
+                raise UsageError(
+                    f"{name} changes the inside of the model's blocks, which --compile compiles as they are",
+                    hint="render without --compile (replay: --no-compile)", code=Cause.NOT_COMPILABLE,
+                )  # fmt: skip
