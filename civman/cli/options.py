@@ -103,6 +103,13 @@ OnOpt = Annotated[
 ResumeOpt = Annotated[
     bool, typer.Option("--resume", help="Skip images that were made before with the same recipe and folder.")
 ]
+FastOpt = Annotated[
+    bool,
+    typer.Option(
+        "--fast",
+        help="Choose the fastest precision of the device: bfloat16 where it gains time. A note says what it costs.",
+    ),
+]
 CompileOpt = Annotated[
     bool | None,
     typer.Option(

@@ -57,6 +57,7 @@ from civman.cli.noise_options import (
 from civman.cli.options import (
     CompileOpt,
     DeviceOpt,
+    FastOpt,
     FileOpt,
     FormatOpt,
     LowVramOpt,
@@ -74,7 +75,14 @@ from civman.cli.prompt_options import DynamicOpt, PromptsOpt, RequireOpt, StyleO
 from civman.cli.reference_options import ReferenceCropOpt, ReferenceOpt, references_from
 from civman.cli.render_defaults import PresetOpt, checkpoint_and_prompt, chosen_preset
 from civman.cli.render_panels import PANELS
-from civman.cli.render_values import conditions_from, details_from, hires_from, loras_from, size_from
+from civman.cli.render_values import (
+    conditions_from,
+    details_from,
+    hires_from,
+    loras_from,
+    precision_from,
+    size_from,
+)
 from civman.cli.running_server import HereOpt
 from civman.cli.sampling_options import (
     FreeUOpt,
@@ -371,6 +379,7 @@ def render(
             help="Precision of the computation: float32, float16 or bfloat16.", show_default="half precision on a GPU"
         ),
     ] = None,
+    fast: FastOpt = False,
     compile_: CompileOpt = None,
     low_vram: LowVramOpt = False,
     on: OnOpt = None,
@@ -460,7 +469,8 @@ def render(
         tiled_upscale=tiled_from(tiled_upscale, tile_overlap, tile_batch),
         ultimate_upscale=ultimate_from(ultimate_upscale) if ultimate_upscale else None,
         init_upscale=upscale_from(init_upscale) if init_upscale else None, tiled_diffusion=tiled_diffusion,
-        precision=precision, pad_prompts=pad_prompts, config=config, resize_mode=resize_mode,
+        precision=precision_from(precision, is_fast=fast), pad_prompts=pad_prompts, config=config,
+        resize_mode=resize_mode,
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,
         s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise, odd_sizes=odd_sizes, prompt_rules=prompt_rules,

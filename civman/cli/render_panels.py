@@ -42,7 +42,7 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
         "sampling_rules", "freeu", "tiled_diffusion", "told_sizes",
     ),
     "Files": ("format", "quality", "no_metadata", "strip_prompt"),
-    "Computing": ("device", "precision", "compile_", "low_vram", "threads", "on", "resume", "here"),
+    "Computing": ("device", "precision", "fast", "compile_", "low_vram", "threads", "on", "resume", "here"),
 }  # fmt: skip
 """Maps the title of a panel to parameters of `civman render`, in any order; the help lists them in the command's order.
 """

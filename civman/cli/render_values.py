@@ -72,6 +72,18 @@ def size_from(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def precision_from(text: str | None, *, is_fast: bool) -> str | None:
+    """The precision that --precision or --fast requests. Raises: UsageError: both are given."""
+    from civman.errors import UsageError
+    from civman.planning.fast_precision import FAST
+
+    if not is_fast:
+        return text
+    if text is not None:
+        raise UsageError(f"--fast chooses the precision, so it cannot be combined with --precision {text}")
+    return FAST
+
+
 def hires_from(text: str | None, **asked: Any) -> "HiresRequest | None":
     """The second pass that --hires and its companions request, or None. Raises: UsageError.
 

@@ -27,6 +27,7 @@ from civman.index import Index
 from civman.planning import comfyui_embeddings, prompt_references, prompt_stages
 from civman.planning.check_files import in_role
 from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
+from civman.planning.fast_precision import with_precision
 from civman.planning.few_steps import few_steps_defaults, few_steps_notice
 from civman.planning.find_controls import control_files, controls_for
 from civman.planning.find_details import detail_files, details_for
@@ -36,7 +37,7 @@ from civman.planning.find_hypernetworks import hypernetworks_for
 from civman.planning.find_references import reference_files, references_for, with_references
 from civman.planning.find_upscaler import input_upscaler_for, last_upscaler_for, scale_of, upscaler_for
 from civman.planning.flow_plan import flow_choice, recorded_choice, require_size
-from civman.planning.flow_request import for_flow, require_no_flow_options, usual_precision
+from civman.planning.flow_request import for_flow, require_no_flow_options
 from civman.planning.input_pictures import (
     InputPicture,
     as_files,
@@ -159,7 +160,7 @@ def plan(
             checkpoint=found.sha256, native_size=checkpoint.native_size,
             prediction=checkpoint.prediction,
             is_zero_snr=checkpoint.is_zero_snr if request.is_zero_snr is None else request.is_zero_snr,
-            precision=request.precision or "float32", sampler=sampler.name, schedule=schedule.value,
+            precision="float32", sampler=sampler.name, schedule=schedule.value,
             seed=secrets.randbelow(_SEEDS),
             loras=tuple(lora.use(has_hires=request.hires is not None) for lora in loras),
             embeddings=tuple(uses), hypernetworks=tuple(use for _, use in networks), vae=vae.sha256 if vae else None,
@@ -182,10 +183,10 @@ def plan(
     prompt_stages.require_readable(recipe)
     _require_encoder(recipe, checkpoint)
     _require_levels(recipe, checkpoint)
-    if request.precision is None:
-        is_there = conditions.is_device_there
-        precision = usual_precision(conditions.device, is_flow=choice is not None, is_there=is_there)
-        recipe = replace(recipe, precision=precision)
+    recipe, hastened = with_precision(
+        request.precision, recipe, found, conditions.device, is_flow=choice is not None,
+        is_there=conditions.is_device_there,
+    )  # fmt: skip
     if choice is not None:
         require_size(recipe, choice)
     files = {file.sha256: file.planned for file in (found, *parts)} | as_files(pictures)
@@ -196,7 +197,7 @@ def plan(
     return Planned(
         recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found, parts),
         (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without,
-         *slot_notices(request, recipe), *told, *tiles, *left_out,
+         *hastened, *slot_notices(request, recipe), *told, *tiles, *left_out,
          *(() if is_comfyui else (*_foreign(texts),
                                   *prompt_stages.notices(prompt, words.negative, recipe.prompt_rules)))),
         conditions.allow_partial or conditions.force,

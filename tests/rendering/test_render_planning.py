@@ -12,6 +12,7 @@ from civman.domain.recipes.recipe import HiresRequest, LoraRequest, Recipe, Rend
 from civman.errors import CannotRender, CivmanError, UsageError
 from civman.library import Library
 from civman.planning.plan import Conditions
+from civman.system.system_facts import computes_bfloat16
 
 SHAPES = SHARED / "fixtures" / "models" / "tiny-shapes-v0.safetensors"
 ON_CPU = Conditions(device="cpu")
@@ -38,6 +39,18 @@ def test_what_is_usual_depends_on_the_family(held: Library) -> None:
         "sd1": (512, 512), "sd2": (512, 512), "sdxl": (1024, 1024),
     }  # fmt: skip
     assert {recipe.precision for recipe in sizes.values()} == {"float32"}
+
+
+def test_the_fastest_precision_is_recorded_and_explained(held: Library) -> None:
+    there = Conditions("cuda", is_device_there=True)
+    usual, fast = (held.plan(RenderRequest("tiny-sdxl", precision=each, seed=1), there) for each in (None, "fast"))
+    on_cpu = held.plan(RenderRequest("tiny-sdxl", precision="fast", seed=1), ON_CPU)
+
+    assert (usual.recipe.precision, fast.recipe.precision) == ("float16", "bfloat16")
+    assert fast.memory.vae < usual.memory.vae
+    assert [notice for notice in fast.notices if "--fast" in notice] != []
+    assert on_cpu.recipe.precision == ("bfloat16" if computes_bfloat16() else "float32")
+    assert usual.notices == tuple(notice for notice in fast.notices if "--fast" not in notice)
 
 
 def test_clip_skip_that_has_no_effect_is_said_and_not_recorded(held: Library) -> None:

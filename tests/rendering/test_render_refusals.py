@@ -41,6 +41,7 @@ CASES = {
     "missing lora": (["--lora", "678@910"], 3, "not-found"),
     "missing lora by its tag": (["{prompt}a cat <lora:nobody:1>"], 3, "not-found"),
     "missing vae": (["--vae", "sha256:" + "0" * 64], 3, "not-found"),
+    "two choices of the precision": (["--fast", "--precision", "float16"], 2, "usage"),
     "compiled, with little memory": (["--compile", "--low-vram"], 2, "not-compilable"),
     "compiled, with merged tokens": (["--compile", "--token-merging", "0.5"], 2, "not-compilable"),
     "unknown sampler": (["--sampler", "DPM++ 2N Karras"], 2, "unknown-sampler"),

@@ -1,0 +1,47 @@
+"""The precision of a request that leaves it open, and the one that `--fast` chooses, with what that gives up."""
+
+from dataclasses import replace
+from typing import Final
+
+from civman.diffusion.families.registry import family_of
+from civman.domain.recipes.recipe import Recipe
+from civman.planning.find_files import Found
+from civman.planning.flow_request import usual_precision
+from civman.system.system_facts import computes_bfloat16
+
+FAST: Final = "fast"
+"""The precision of a request that leaves the choice to `fast_precision`."""
+
+
+def fast_precision(usual: str, *, vae_overflows: bool) -> tuple[str, str]:
+    """Choose the fastest precision for a device that usually computes in `usual`; also return a notice about it.
+
+    Only a CPU usually computes in "float32". `vae_overflows`: the model's VAE is computed in single precision if the
+    rest is computed in float16.
+    """
+    if usual == "float32":
+        if not computes_bfloat16():
+            return usual, "--fast changes nothing: this processor has no instructions for bfloat16 (AVX512_BF16)"
+        words = "a step takes about half the time (measured with SD 1.5), and images differ by 36 to 44 dB PSNR"
+        return "bfloat16", f"--fast computes in bfloat16 instead of float32: {words}"
+    if usual == "float16" and vae_overflows:
+        words = "so that the VAE, too, computes in 16 bits; images differ slightly"
+        return "bfloat16", f"--fast computes in bfloat16 instead of float16, {words} (not measured)"
+    return usual, f"--fast changes nothing: this model is computed in {usual} on a GPU in any case"
+
+
+def with_precision(
+    wanted: str | None, recipe: Recipe, checkpoint: Found, device: str | None, *, is_flow: bool, is_there: bool
+) -> tuple[Recipe, tuple[str, ...]]:
+    """Give a recipe the wanted precision, and return notices about it.
+
+    None: the precision that is usual for the device; FAST: the fastest one. `is_there`: see `usual_precision`.
+    """
+    if wanted not in (None, FAST):
+        return replace(recipe, precision=wanted), ()
+    usual = usual_precision(device, is_flow=is_flow, is_there=is_there)
+    if wanted is None:
+        return replace(recipe, precision=usual), ()
+    overflows = not is_flow and family_of(checkpoint.header.shapes).vae_overflows
+    precision, notice = fast_precision(usual, vae_overflows=overflows)
+    return replace(recipe, precision=precision), (notice,)
