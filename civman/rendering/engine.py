@@ -13,6 +13,7 @@ from typing import Any, Self
 from civman.diffusion import memory_plan, merge_adapters
 from civman.diffusion.compiled_regions import CompiledRegions, compiler_of
 from civman.diffusion.environment import choose_device, choose_dtype
+from civman.diffusion.graphed_calls import CudaRecorder, GraphedCalls
 from civman.diffusion.guard import memory_errors
 from civman.diffusion.kept_texts import KeptTexts
 from civman.diffusion.layer_streaming import SMALL, stream
@@ -100,8 +101,8 @@ class Engine:
         if self.memory_plan is not MemoryPlan.RESIDENT:
             memory_plan.apply(self.memory_plan, self.model, self.device)
         self.compiled = CompiledRegions(self.model.unet, self.device) if machine.compiled else None
-        if self.compiled is not None and self.device.type == "cpu":
-            on_event(Notice("render", _NO_GAIN))
+        if self.compiled is not None:
+            _start_at_once(self.model, self.device, on_event)
 
     @property
     def encoders(self) -> list[Any]:
@@ -155,6 +156,17 @@ class Engine:
         if self._moving is not None:
             self._moving.close()
             self._moving = None
+
+
+def _start_at_once(model: LoadedModel, device: Any, on_event: OnEvent) -> None:
+    """Record the compiled model's calls as CUDA graphs; on a CPU, say that compiling gains nothing."""
+    if device.type == "cuda":
+        GraphedCalls(
+            model.unet, CudaRecorder(device),
+            lambda why: on_event(Notice("render", f"CUDA graphs are not used: {why}")),
+        )  # fmt: skip
+    else:
+        on_event(Notice("render", _NO_GAIN))
 
 
 def _memory_plan(planned: Planned, device: Any, machine: Machine, on_event: OnEvent) -> MemoryPlan:

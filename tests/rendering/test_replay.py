@@ -431,6 +431,7 @@ def test_a_replay_that_cannot_compile_says_so(
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler
 def test_an_image_of_compiled_blocks_is_replayed_by_compiled_blocks(
     at_home: Made, civman: Civman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,7 +441,9 @@ def test_an_image_of_compiled_blocks_is_replayed_by_compiled_blocks(
     image = tmp_path / "compiled.png"
     few = ("--steps", "2", "--size", "64x64", "--seed", "1", "--device", "cpu", "--threads", "1")
 
-    drawn = civman("render", CHECKPOINT, PROMPT, *few, "--compile", "-o", image, "--json").json["render"]
+    run = civman("render", CHECKPOINT, PROMPT, *few, "--compile", "-o", image, "--json")
+    assert run.code == 0, run.out + run.err
+    drawn = run.json["render"]
     again = civman("replay", image, "--json").json["replay"]
     eager = civman("replay", image, "--no-compile", "-o", tmp_path / "eager.png", "--json").json["replay"]
 

@@ -1,0 +1,126 @@
+"""Record the work that a network starts on a GPU, and start all of it at once in later calls (CUDA graphs).
+
+A small network waits for the host, which starts hundreds of operations one by one. A graph starts the same kernels with
+the same numbers, so it should change no bit. Each graph proves that: its first result is compared with that of a call
+without a graph, and if a single bit differs, no graph is used any more.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as trees
+
+Run = Callable[[], Any]
+_WARM_UPS = 2
+"""Calls before a graph is recorded, in which libraries choose kernels and allocate memory."""
+
+
+class Recorder(Protocol):
+    """Records what `run` starts on a device."""
+
+    def record(self, run: Run) -> tuple[Any, Callable[[], None]]:
+        """Return the results of `run`, and a function that computes them again, in the same memory."""
+        ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def record(self, run: Run) -> tuple[Any, Callable[[], None]]:
+        """See `Recorder`."""
+        aside: Any = torch.cuda.Stream(self._device)
+        aside.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UPS):
+                run()
+        torch.cuda.current_stream(self._device).wait_stream(aside)
+        graph: Any = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = run()
+        return results, graph.replay
+
+
+class _Graph:
+    """One recorded call: the tensors that it reads, its results, and where the weights were."""
+
+    def __init__(self, recorder: Recorder, forward: Callable[..., Any], flat: list[Any], shape: Any) -> None:
+        self._inputs = [each.clone() if isinstance(each, Tensor) else each for each in flat]
+        given, named = trees.tree_unflatten(self._inputs, shape)
+        self._results, self._replay = recorder.record(lambda: forward(*given, **named))
+
+    def run(self, flat: list[Any]) -> Any:
+        """Compute the results for other inputs of the same shapes."""
+        for kept, new in zip(self._inputs, flat, strict=True):
+            if isinstance(kept, Tensor):
+                kept.copy_(new)
+        self._replay()
+        return trees.tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, self._results)
+
+
+class GraphedCalls:
+    """Replaces how a network is called by recorded calls: one for each shape of the inputs."""
+
+    def __init__(self, network: nn.Module, recorder: Recorder, on_refusal: Callable[[str], None]) -> None:
+        """`on_refusal` is called once, with the reason, if graphs are given up."""
+        self._network, self._recorder, self._on_refusal = network, recorder, on_refusal
+        self._forward = network.forward
+        self._graphs: dict[Any, _Graph] = {}
+        self._places: tuple[int, ...] = ()
+        self._changed = {module for module in network.modules() if "forward" in vars(module)}
+        self.is_on = True
+        self.recorded = 0
+        vars(network)["forward"] = self
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """Call the network."""
+        if not self.is_on or self._is_changed():
+            return self._forward(*given, **named)
+        flat, shape = trees.tree_flatten((given, named))
+        key = (shape, *(_kind(each) for each in flat))
+        places = tuple(parameter.data_ptr() for parameter in self._network.parameters())
+        if places != self._places:  # other adapters were merged: graphs read the weights where they were
+            self._graphs.clear()
+            self._places = places
+        if (graph := self._graphs.get(key)) is not None:
+            return graph.run(flat)
+        expected = self._forward(*given, **named)
+        try:
+            graph = _Graph(self._recorder, self._forward, flat, shape)
+            is_same = _equal(graph.run(flat), expected)
+        except RuntimeError as error:
+            self._refuse(str(error).splitlines()[0])
+            return expected
+        if is_same:
+            self._graphs[key] = graph
+            self.recorded += 1
+        else:
+            self._refuse("a graph's result differs from that of the operations one by one")
+        return expected
+
+    def _is_changed(self) -> bool:
+        """Whether something changes the network's inside for a while; such calls are not recorded."""
+        return any(
+            module._forward_pre_hooks or module._forward_hooks  # noqa: SLF001  # torch's
+            or ("forward" in vars(module) and module not in self._changed)
+            for module in self._network.modules() if module is not self._network
+        )  # fmt: skip
+
+    def _refuse(self, why: str) -> None:
+        self.is_on = False
+        self._graphs.clear()
+        self._on_refusal(why)
+
+
+def _kind(value: Any) -> Any:
+    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two results have the same tensors, bit for bit."""
+    pairs = zip(trees.tree_leaves(one), trees.tree_leaves(other), strict=True)
+    return all(torch.equal(first, second) for first, second in pairs if isinstance(first, Tensor))
