@@ -33,7 +33,7 @@ class CudaRecorder:
 
     def record(self, run: Run) -> tuple[Any, Callable[[], None]]:
         """See `Recorder`."""
-        aside: Any = torch.cuda.Stream(self._device)
+        aside: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UPS):

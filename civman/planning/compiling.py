@@ -18,7 +18,7 @@ def require_compilable(recipes: Iterable[Recipe], machine: Machine) -> None:
         )  # fmt: skip
     for recipe in recipes:
         merged = recipe.token_merging or (recipe.hires is not None and recipe.hires.token_merging)
-        changes = {"token merging": merged, "a hypernetwork": recipe.hypernetworks}
+        changes = {"token merging": merged, "a hypernetwork": recipe.hypernetworks, "an IP-Adapter": recipe.references}
         for name, is_used in changes.items():
             if is_used:
                 raise UsageError(
