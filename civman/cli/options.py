@@ -92,6 +92,24 @@ StripPromptOpt = Annotated[
 DeviceOpt = Annotated[
     str | None, typer.Option("--device", help="Device to compute on: cpu, cuda, cuda:1, mps.", show_default="the best")
 ]
+ThreadsOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        max=1024,
+        help="Number of CPU threads; it affects the last bit of the result.",
+        show_default="torch's",
+    ),
+]
+PrecisionOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        help="Precision of the computation: float32, float16 or bfloat16.",
+        show_default="half precision on a GPU",
+    ),
+]
 OnOpt = Annotated[
     str | None,
     typer.Option(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from civman.cli import completion
+from civman.cli import completion, render_values
 from civman.cli.batch_options import BatchSizeOpt, ExactOpt, SlotsOpt, require_one_way
 from civman.cli.control_options import (
     ControlMapOpt,
@@ -63,9 +63,11 @@ from civman.cli.options import (
     LowVramOpt,
     NoMetadataOpt,
     OnOpt,
+    PrecisionOpt,
     QualityOpt,
     ResumeOpt,
     StripPromptOpt,
+    ThreadsOpt,
     output_options,
 )
 from civman.cli.output import Result
@@ -75,14 +77,6 @@ from civman.cli.prompt_options import DynamicOpt, PromptsOpt, RequireOpt, StyleO
 from civman.cli.reference_options import ReferenceCropOpt, ReferenceOpt, references_from
 from civman.cli.render_defaults import PresetOpt, checkpoint_and_prompt, chosen_preset
 from civman.cli.render_panels import PANELS
-from civman.cli.render_values import (
-    conditions_from,
-    details_from,
-    hires_from,
-    loras_from,
-    precision_from,
-    size_from,
-)
 from civman.cli.running_server import HereOpt
 from civman.cli.sampling_options import (
     FreeUOpt,
@@ -364,21 +358,8 @@ def render(
         typer.Option(metavar="DIR", help="Folder with diffusers configs, for settings that tensor shapes do not show."),
     ] = None,
     device: DeviceOpt = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1024,
-            help="Number of CPU threads; it affects the last bit of the result.",
-            show_default="torch's",
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="Precision of the computation: float32, float16 or bfloat16.", show_default="half precision on a GPU"
-        ),
-    ] = None,
+    threads: ThreadsOpt = None,
+    precision: PrecisionOpt = None,
     fast: FastOpt = False,
     compile_: CompileOpt = None,
     low_vram: LowVramOpt = False,
@@ -448,9 +429,9 @@ def render(
         session, checkpoint, prompt, chosen, has_prompts=prompts is not None or has_prompts(axes)
     )
     require_one_way(batch_size, slots, exact=exact)
-    width, height = size_from(picture_size) if picture_size else (None, None)
+    width, height = render_values.size_from(picture_size) if picture_size else (None, None)
     request = RenderRequest(
-        checkpoint=checkpoint, file=file, negative_prompt=negative, loras=loras_from(lora or []),
+        checkpoint=checkpoint, file=file, negative_prompt=negative, loras=render_values.loras_from(lora or []),
         controls=controls_from(control, control_map, control_mode, control_type, control_resize),
         embeddings=tuple(embedding or ()), hypernetworks=tuple(hypernetwork or ()), vae=vae,
         sampler=sampler, schedule=schedule, steps=steps,
@@ -459,17 +440,17 @@ def render(
         width=width, height=height, clip_skip=clip_skip, seed=seed, count=count, batch_size=batch_size, slots=slots,
         rng=rng,
         eta_seed_delta=ensd, init_image=init, mask_image=mask, strength=strength, mask_blur=mask_blur,
-        hires=hires_from(
+        hires=render_values.hires_from(
             hires, steps=hires_steps, strength=hires_strength, upscaler=upscaler, token_merging=hires_token_merging,
             trim=hires_trim, seed=hires_seed, guidance_scale=hires_cfg, sampler=hires_sampler,
             schedule=hires_schedule, resize=hires_resize,
         ),
-        details=details_from(detail or [], detail_prompt or [], detail_negative or [], detail_strength),
+        details=render_values.details_from(detail or [], detail_prompt or [], detail_negative or [], detail_strength),
         face_restoration=face_restoration, upscale=upscale_from(upscale) if upscale else None, prediction=prediction,
         tiled_upscale=tiled_from(tiled_upscale, tile_overlap, tile_batch),
         ultimate_upscale=ultimate_from(ultimate_upscale) if ultimate_upscale else None,
         init_upscale=upscale_from(init_upscale) if init_upscale else None, tiled_diffusion=tiled_diffusion,
-        precision=precision_from(precision, is_fast=fast), pad_prompts=pad_prompts, config=config,
+        precision=render_values.precision_from(precision, is_fast=fast), pad_prompts=pad_prompts, config=config,
         resize_mode=resize_mode,
         masked_content=mask_content, only_masked=only_masked or None, padding=padding, eta=eta, eta_ddim=eta_ddim,
         conditioning_weight=conditional_mask_weight, noise_multiplier=noise_multiplier, s_churn=s_churn,
@@ -484,7 +465,7 @@ def render(
     )  # fmt: skip
     expansion = Expansion(tuple(style or ()), styles, dynamic, wildcards)
     wanted = requests_of(request, prompt, prompts, expansion, brought=has_prompts(axes))
-    conditions = conditions_from(device, trigger, require, force=force, allow_partial=allow_partial)
+    conditions = render_values.conditions_from(device, trigger, require, force=force, allow_partial=allow_partial)
     machine = Machine(device, low_vram, threads, compile_)
     if axes:
         with session.reading() as on_event:
