@@ -85,7 +85,6 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_net(folder / f"{kind}-lines.safetensors", kind)
         write_adapter(folder / f"{kind}-sketch.safetensors", is_xl=kind == "sdxl")
     write_union(folder / "sdxl-union.safetensors")
-    shutil.copy(folder / "sd1-lines.safetensors", folder / "control_v11e_sd15_shuffle.safetensors")
     write_lora(folder / "sd1-light.safetensors")
     module = "lllite_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
     save_file({f"{module}.down.0.weight": torch.zeros(4, 56)}, folder / "sdxl-lllite.safetensors")
@@ -279,11 +278,12 @@ def test_a_union_is_told_the_kinds_of_its_control_images(civman: Civman, tmp_pat
 
 @pytest.mark.usefixtures("stocked", "civman")
 def test_a_controlnet_called_shuffle_averages_its_outputs(civman: Civman, nets: Path, tmp_path: Path) -> None:
-    guide = picture(tmp_path / "guide.png", (80, 48))
+    guide, shuffle = picture(tmp_path / "guide.png", (80, 48)), tmp_path / "control_v11e_sd15_shuffle.safetensors"
+    shutil.copy(nets / "sd1-lines.safetensors", shuffle)
     words = ("render", "tiny-sd1", "a cat", *QUICK, "--dry-run", "--json", "--control")
 
     plain = civman(*words, f"{guide}:{nets / 'sd1-lines.safetensors'}").json["plan"][0]["recipe"]["controls"][0]
-    pooled = civman(*words, f"{guide}:{nets / 'control_v11e_sd15_shuffle.safetensors'}").json["plan"][0]["recipe"]
+    pooled = civman(*words, f"{guide}:{shuffle}").json["plan"][0]["recipe"]
 
     assert pooled["controls"][0]["pools"] is True
     assert "pools" not in plain
