@@ -26,7 +26,9 @@ def print_plans(console: "Console", plans: "Sequence[Planned]", *, among: "Seque
             console.print(
                 f"  {file.role:<10} {clean(file.name)}  sha256 {file.sha256[:12]}…{_form(file.weights)}", soft_wrap=True
             )
-        for use in recipe.loras:
+        if recipe.hires is not None and recipe.hires.prompt is not None:
+            console.print(f"  second     {clean(recipe.hires.prompt) or '(no prompt)'}", soft_wrap=True)
+        for use in dict.fromkeys((*recipe.loras, *((recipe.hires and recipe.hires.loras) or ()))):
             second = f", second pass {use.hires_keyframes}" if use.hires_keyframes else ""
             console.print(
                 f"  scale      {clean(plan.name(use.sha256))}: UNet {use.keyframes or f'{use.scale:g}'}{second}, "

@@ -58,6 +58,9 @@ def _parts(value: Any, usual: object) -> Iterator[str]:
 
 
 def _setting(name: str, value: object) -> str:
+    files = value if isinstance(value, tuple) else (value,)
+    if all(hasattr(each, "sha256") for each in files):
+        return f"{_title(name)} {' + '.join(map(_file, files)) or 'none'}"
     if isinstance(value, bool):
         return _title(name) if value else f"{_title(name)} off"
     if isinstance(value, tuple):
@@ -65,6 +68,12 @@ def _setting(name: str, value: object) -> str:
     if isinstance(value, float):
         return f"{_title(name)} {value:g}"
     return f"{_title(name)} {value}"
+
+
+def _file(use: Any) -> str:
+    """A file in a nested value: the start of its SHA-256, with its scale or strength."""
+    scale = getattr(use, "scale", getattr(use, "strength", None))
+    return f"{use.sha256[:12]}" + (f" at {scale:g}" if scale is not None else "")
 
 
 def _title(name: str) -> str:

@@ -30,6 +30,7 @@ from civman.cli.finishing_options import (
     UpscaleOpt,
 )
 from civman.cli.grid_option import GridOpt, axes_of, draw_grid, has_prompts
+from civman.cli.guidance_options import NgmsAllOpt, NgmsOpt, SkipEarlyCfgOpt, ThresholdingOpt, TokenMergingOpt
 from civman.cli.input_options import (
     ConditionalMaskWeightOpt,
     InitOpt,
@@ -80,12 +81,6 @@ from civman.cli.render_panels import PANELS
 from civman.cli.running_server import HereOpt
 from civman.cli.sampling_options import (
     FreeUOpt,
-    HiresCfgOpt,
-    HiresResizeOpt,
-    HiresSamplerOpt,
-    HiresScheduleOpt,
-    HiresSeedOpt,
-    HiresTokenMergingOpt,
     JoinNegativeOpt,
     JoinPromptOpt,
     NoiseSliceOpt,
@@ -95,7 +90,28 @@ from civman.cli.sampling_options import (
     SigmasOpt,
     StepRngOpt,
     ToldSizesOpt,
+)
+from civman.cli.second_pass_options import (
+    HiresCfgOpt,
+    HiresCheckpointOpt,
+    HiresLoraOpt,
+    HiresNegativeOpt,
+    HiresOpt,
+    HiresPromptOpt,
+    HiresResizeOpt,
+    HiresSamplerOpt,
+    HiresScheduleOpt,
+    HiresSeedOpt,
+    HiresStepsOpt,
+    HiresStrengthOpt,
+    HiresTokenMergingOpt,
+    HiresTrimOpt,
+    RefinerAtOpt,
+    RefinerByStepsOpt,
+    RefinerOpt,
+    RefinerPassesOpt,
     UpscalerOpt,
+    hires_loras,
 )
 from civman.cli.session import Session, command
 from civman.planning.plan_values import plan_value, rendering_value
@@ -245,27 +261,11 @@ def render(
     freeu: FreeUOpt = None,
     tiled_diffusion: TiledDiffusionOpt = None,
     told_sizes: ToldSizesOpt = None,
-    token_merging: Annotated[
-        float | None,
-        typer.Option(help="Share of image tokens to merge in self-attention, 0 to 0.89 (ToMe).", show_default="0"),
-    ] = None,
-    thresholding: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MIMIC[,NAME=VALUE…]",
-            help='Dynamic thresholding: the CFG scale to mimic and further settings, such as "7,percentile=99.5".',
-        ),
-    ] = None,
-    ngms: Annotated[
-        float | None,
-        typer.Option(help="Noise level below which every second step skips the negative prompt.", show_default="0"),
-    ] = None,
-    ngms_all: Annotated[
-        bool, typer.Option("--ngms-all", help="With --ngms: skip the negative prompt in each of these steps.")
-    ] = False,
-    skip_early_cfg: Annotated[
-        float | None, typer.Option(help="Share of the first steps without guidance, 0 to 1.", show_default="0")
-    ] = None,
+    token_merging: TokenMergingOpt = None,
+    thresholding: ThresholdingOpt = None,
+    ngms: NgmsOpt = None,
+    ngms_all: NgmsAllOpt = False,
+    skip_early_cfg: SkipEarlyCfgOpt = None,
     rng: Annotated[
         str | None,
         typer.Option(
@@ -316,33 +316,25 @@ def render(
     tile_batch: TileBatchOpt = None,
     ultimate_upscale: UltimateUpscaleOpt = None,
     init_upscale: InitUpscaleOpt = None,
-    hires: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SCALE|WxH",
-            help="Add a second (hires) pass, larger by this factor or at this size; 0 for one side keeps the shape.",
-        ),
-    ] = None,
-    hires_steps: Annotated[
-        int | None, typer.Option(help="Sampling steps of the second (hires) pass.", show_default="as the first")
-    ] = None,
-    hires_strength: Annotated[
-        float | None, typer.Option(help="Denoising strength of the second (hires) pass.", show_default="0.7")
-    ] = None,
+    hires: HiresOpt = None,
+    hires_steps: HiresStepsOpt = None,
+    hires_strength: HiresStrengthOpt = None,
     hires_token_merging: HiresTokenMergingOpt = None,
-    hires_trim: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WxH",
-            help="Trim the first image by this size, then stretch it to the second size, as A1111 did in 2022.",
-        ),
-    ] = None,
+    hires_trim: HiresTrimOpt = None,
     upscaler: UpscalerOpt = None,
     hires_resize: HiresResizeOpt = None,
     hires_seed: HiresSeedOpt = None,
     hires_cfg: HiresCfgOpt = None,
     hires_sampler: HiresSamplerOpt = None,
     hires_schedule: HiresScheduleOpt = None,
+    hires_prompt: HiresPromptOpt = None,
+    hires_negative: HiresNegativeOpt = None,
+    hires_lora: HiresLoraOpt = None,
+    hires_checkpoint: HiresCheckpointOpt = None,
+    refiner: RefinerOpt = None,
+    refiner_at: RefinerAtOpt = None,
+    refiner_by_steps: RefinerByStepsOpt = False,
+    refiner_passes: RefinerPassesOpt = None,
     face_restoration: FaceRestorationOpt = None,
     detail: DetailOpt = None,
     detail_prompt: DetailPromptOpt = None,
@@ -443,9 +435,12 @@ def render(
         hires=render_values.hires_from(
             hires, steps=hires_steps, strength=hires_strength, upscaler=upscaler, token_merging=hires_token_merging,
             trim=hires_trim, seed=hires_seed, guidance_scale=hires_cfg, sampler=hires_sampler,
-            schedule=hires_schedule, resize=hires_resize,
+            schedule=hires_schedule, resize=hires_resize, prompt=hires_prompt, negative_prompt=hires_negative,
+            loras=hires_loras(hires_lora), checkpoint=hires_checkpoint,
         ),
         details=render_values.details_from(detail or [], detail_prompt or [], detail_negative or [], detail_strength),
+        refiner=refiner, refiner_at=refiner_at, refiner_by_steps=refiner_by_steps or None,
+        refiner_passes=refiner_passes,
         face_restoration=face_restoration, upscale=upscale_from(upscale) if upscale else None, prediction=prediction,
         tiled_upscale=tiled_from(tiled_upscale, tile_overlap, tile_batch),
         ultimate_upscale=ultimate_from(ultimate_upscale) if ultimate_upscale else None,

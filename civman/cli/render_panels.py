@@ -22,8 +22,10 @@ PANELS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "Second pass": (
         "hires", "upscaler", "hires_steps", "hires_strength", "hires_token_merging", "hires_trim", "hires_resize",
-        "hires_seed", "hires_cfg", "hires_sampler", "hires_schedule",
+        "hires_seed", "hires_cfg", "hires_sampler", "hires_schedule", "hires_prompt", "hires_negative", "hires_lora",
+        "hires_checkpoint",
     ),
+    "Refiner": ("refiner", "refiner_at", "refiner_by_steps", "refiner_passes"),
     "Finished image": (
         "face_restoration", "detail", "detail_prompt", "detail_negative", "detail_strength", "upscale",
     ),

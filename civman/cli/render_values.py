@@ -9,7 +9,10 @@ if TYPE_CHECKING:
     from civman.domain.recipes.recipe import HiresRequest, LoraRequest
     from civman.planning.plan import Conditions
 
-_HIRES_OPTIONS = {"upscaler": "--upscaler", "guidance_scale": "--hires-cfg"}
+_HIRES_OPTIONS = {
+    "upscaler": "--upscaler", "guidance_scale": "--hires-cfg", "negative_prompt": "--hires-negative",
+    "loras": "--hires-lora",
+}  # fmt: skip
 _LORA_SETTING = re.compile(":(lbw|hr)=")
 _SIZE = re.compile(r"(\d+)[x×](\d+)")
 

@@ -1,10 +1,8 @@
-"""Options of `civman render` for the rules of other programs, and for a second pass that samples in its own way."""
+"""Options of `civman render` for the rules of other programs."""
 
 from typing import Annotated
 
 import typer
-
-from civman.cli import completion
 
 SamplingRulesOpt = Annotated[
     str | None,
@@ -68,56 +66,11 @@ JoinNegativeOpt = Annotated[
         "--join-negative", metavar="HOW:TEXT", help="Join a text to the encoded negative prompt: concat or average."
     ),
 ]
-HiresSeedOpt = Annotated[
-    int | None, typer.Option("--hires-seed", help="Seed of the second pass's noise.", show_default="as the first")
-]
-HiresCfgOpt = Annotated[
-    float | None, typer.Option("--hires-cfg", help="CFG scale of the second pass.", show_default="as the first")
-]
-HiresSamplerOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--hires-sampler", autocompletion=completion.samplers, help="Sampler of the second pass.",
-        show_default="as the first",
-    ),
-]  # fmt: skip
-HiresScheduleOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--hires-schedule", autocompletion=completion.schedules, help="Noise schedule of the second pass.",
-        show_default="as the first",
-    ),
-]  # fmt: skip
-HiresResizeOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--hires-resize",
-        help="Run the upscaler model in ComfyUI's tiles and resize its result by nearest-exact, bilinear, bicubic, "
-        "area or lanczos.",
-        show_default="as A1111",
-    ),
-]
-UpscalerOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--upscaler",
-        help="How to enlarge before the second pass: latent, lanczos, nearest …, or a ref of an upscaler model.",
-        show_default="latent",
-    ),
-]
 OddSizesOpt = Annotated[
     str | None,
     typer.Option(
         "--odd-sizes",
         help="Handling of sizes that are not multiples of 64: forge (also ComfyUI and diffusers) or a1111.",
         show_default="forge",
-    ),
-]
-HiresTokenMergingOpt = Annotated[
-    float | None,
-    typer.Option(
-        "--hires-token-merging",
-        help="Share of image tokens to merge in the second pass (ToMe).",
-        show_default="as the first",
     ),
 ]

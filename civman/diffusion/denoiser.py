@@ -181,8 +181,12 @@ class Denoiser:
         controls: Callable[[int], Sequence[ActiveControl]] = lambda _: (),
         before_call: Callable[[int], None] = lambda _: None,
         references: Callable[[int], Sequence[ActiveReference]] = lambda _: (),
+        calls_before: int = 0,
     ) -> None:
-        """`told`: SDXL's size conditioning, in the order in which the family takes it; empty: derived from `size`."""
+        """`told`: SDXL's size conditioning, in the order in which the family takes it; empty: derived from `size`.
+
+        `calls_before`: how many evaluations of this pass another model has made.
+        """
         self._told = list(told)
         self._unet = model.unet
         self._tiles = tiles
@@ -196,7 +200,7 @@ class Denoiser:
         self._references = references
         self._dtype: torch.dtype = next(self._unet.parameters()).dtype
         self._model, self._prompt = model, prompt
-        self._calls = 0
+        self._calls = calls_before
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._times = self._sent_times(tuple(dict.fromkeys(called_at)))
         self._size = size
@@ -205,7 +209,7 @@ class Denoiser:
 
     def __call__(self, x: Tensor, sigma: float) -> Any:
         """Predict the denoised image for x (B, 4, h, w) float32; with `in_pairs`, guided and unguided."""
-        return unet_calls.run(self.evaluate(x, sigma), self._unet)
+        return unet_calls.run(self.evaluate(x, sigma), lambda: self._unet)
 
     def evaluate(self, x: Tensor, sigma: float) -> Calls[Any]:
         """Predict the denoised image for x (B, 4, h, w) float32; with `in_pairs`, guided and unguided.

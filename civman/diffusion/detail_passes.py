@@ -14,10 +14,10 @@ import numpy as np
 from civman.diffusion.denoiser import Prompts
 from civman.diffusion.face_detector import FaceDetector
 from civman.diffusion.face_restoration import face_boxes
-from civman.diffusion.loader import LoadedModel
 from civman.diffusion.pixels import Picture, Pixels, picture_of, resized
 from civman.diffusion.recipe_job import Inputs
 from civman.diffusion.run_recipe import iterate
+from civman.diffusion.stage_model import Stages
 from civman.domain.digests import Sha256
 from civman.domain.events import Event, OnEvent, Step
 from civman.domain.plurals import counted
@@ -41,24 +41,27 @@ class DetailInputs:
 
 
 def redraw_details(
-    recipe: Recipe, batches: Iterator[list[Picture]], model: LoadedModel, inputs: DetailInputs, on_event: OnEvent,
+    recipe: Recipe, batches: Iterator[list[Picture]], stages: Stages, inputs: DetailInputs, on_event: OnEvent,
     **options: Any,
 ) -> Iterator[list[Picture]]:  # fmt: skip
-    """Apply the recipe's detail passes to each image of `batches`. `options`: as for `run_recipe.iterate`."""
+    """Apply the recipe's detail passes to each image of `batches`, with the model of the first pass, as in A1111.
+
+    `stages` and `options`: as for `run_recipe.iterate`.
+    """
     drawn = 0
     for batch in batches:
         told = _Told(on_event, drawn + 1, len(batch), recipe.count)
         done = []
         for picture in batch:
             for made, prompts in zip(recipe.details, inputs.prompts, strict=True):
-                picture = _redrawn(recipe, made, picture, model, prompts, inputs, told, options)
+                picture = _redrawn(recipe, made, picture, stages, prompts, inputs, told, options)
             done.append(picture)
         drawn += len(batch)
         yield done
 
 
 def _redrawn(
-    recipe: Recipe, made: DetailPass, picture: Picture, model: LoadedModel, prompts: Sequence[Prompts | None],
+    recipe: Recipe, made: DetailPass, picture: Picture, stages: Stages, prompts: Sequence[Prompts | None],
     inputs: DetailInputs, on_event: OnEvent, options: Mapping[str, Any],
 ) -> Picture:  # fmt: skip
     """Apply one pass to an image."""
@@ -68,7 +71,8 @@ def _redrawn(
         if prompt is None:
             continue
         one = region_recipe(recipe, made, picture.seed, number, (pixels.shape[1], pixels.shape[0]))
-        [[drawn]] = iterate(one, model, prompt, inputs=Inputs(pixels, mask), on_event=on_event, **options)
+        given = Inputs(pixels, mask)
+        [[drawn]] = iterate(one, _first_with(stages, prompt), inputs=given, on_event=on_event, **options)
         notes |= dict.fromkeys(drawn.notes)
         pixels = drawn.pixels
         rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
@@ -81,13 +85,18 @@ def _redrawn(
     )
 
 
+def _first_with(stages: Stages, prompt: Prompts) -> Stages:
+    """The model of the first pass with other prompts."""
+    return lambda stage: replace(stages(stage), prompt=prompt)
+
+
 def region_recipe(recipe: Recipe, made: DetailPass, seed: int, number: int, image_size: tuple[int, int]) -> Recipe:
     """The recipe by which region `number` of an image with this seed is drawn again: img2img with a mask."""
     width, height = (made.width, made.height) if made.only_masked else image_size
     varied = made.seed_of(recipe.variation_seed, number) if recipe.variation_strength else recipe.variation_seed
     prompt, negative = made.texts(number, recipe.prompt, recipe.negative_prompt) or ("", "")
     return replace(
-        recipe, details=(), slots=0, references=(), tiled_diffusion=None, input_upscale=None,
+        recipe, details=(), refiner=None, slots=0, references=(), tiled_diffusion=None, input_upscale=None,
         hires=None, upscale=None, faces=None, controls=(), files=(), noise_slice="", told_sizes="",
         prompt_parts=(), negative_parts=(), prompt=prompt, negative_prompt=negative, prompt_rules=made.prompt_rules,
         loras=tuple(replace(use, hires_keyframes="") for use in recipe.loras), count=1, batch_size=1,

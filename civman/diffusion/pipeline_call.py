@@ -39,6 +39,7 @@ def require_drawable(recipe: Recipe) -> None:
         "an evaluation in tiles (Tiled Diffusion)": recipe.tiled_diffusion is not None,
         "an enlarged input image": recipe.input_upscale is not None,
         "a detail pass": bool(recipe.details),
+        "a refiner": recipe.refiner is not None,
         "restored faces": recipe.faces is not None,
         "an enlargement of the finished image": recipe.upscale is not None,
         f"the rules of an earlier version of civman (rules {recipe.rules})": (

@@ -7,7 +7,7 @@ calls of the UNet nothing waits for the device: values that the CPU has to know 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from civman.diffusion import sampler_names, samplers, sampling_plan, second_pass, solvers, start_picture, vae_codec
 from civman.diffusion.control_additions import ActiveControl
 from civman.diffusion.control_models import ControlModel, active_controls
-from civman.diffusion.denoiser import Denoiser, Guidance, Known, Prompts, Skips
+from civman.diffusion.denoiser import Denoiser, Guidance, Known, Skips
 from civman.diffusion.flow_denoiser import FlowDenoiser
 from civman.diffusion.flow_levels import FlowLevels
 from civman.diffusion.guard import Checks, check_latents, check_pixels, find_noise, refuse_noise
@@ -28,6 +28,7 @@ from civman.diffusion.noise_levels import NoiseLevels, Schedule
 from civman.diffusion.pixels import Picture, Pixels, eight_bit, picture_of, put_back
 from civman.diffusion.reference_pictures import ActiveReference
 from civman.diffusion.samplers import Start
+from civman.diffusion.stage_model import RefinedDenoiser, StageModel, Stages, Switch
 from civman.diffusion.step_noise import Draw, step_noise
 from civman.diffusion.unet_calls import Calls
 from civman.diffusion.uploads import sent
@@ -35,6 +36,7 @@ from civman.domain.adapters.scale_keyframes import step_reported
 from civman.domain.events import OnEvent, Step
 from civman.domain.recipes.recipe import ControlUse, Hires, Recipe
 from civman.domain.recipes.recipe_limits import sizes_told
+from civman.domain.recipes.stages import Stage, stages_of
 from civman.errors import CannotRender, Cause, UsageError
 
 
@@ -52,8 +54,6 @@ NO_INPUTS: Final = Inputs()
 Acting = TypeVar("Acting", ActiveControl, ActiveReference)
 Restore = Callable[[Pixels], tuple[Pixels, str]]
 """A function that restores the faces in (H, W, 3) uint8 pixels. Returns such pixels and a note."""
-SetScales = Callable[[Sequence[float]], None]
-"""A function that merges the recipe's LoRAs, in their order, at these scales for the UNet."""
 
 
 def _with_faces(picture: Picture, restore: Restore) -> Picture:
@@ -77,6 +77,14 @@ class _Method:
         """The recipe's settings that the sampler uses."""
         return self.sampler.tuning(self.recipe.sampling, self.recipe.rules)
 
+    def with_levels(self, *, is_zero_snr: bool) -> "_Method":
+        """The same method with the noise levels of another model."""
+        sampling = self.recipe.sampling
+        levels = self.sampler.levels(
+            is_zero_snr=is_zero_snr, rules=self.recipe.rules, is_half=sampling.half_levels, program=sampling.program
+        )
+        return replace(self, levels=levels)
+
     @property
     def solver(self) -> solvers.Solver:
         """The solver that computes the sampler's steps with this model."""
@@ -87,25 +95,23 @@ class RecipeJob:
     """The state that all batches of one recipe share."""
 
     def __init__(
-        self, recipe: Recipe, model: LoadedModel, prompt: Prompts, hires_prompt: Prompts, inputs: Inputs,
-        on_event: OnEvent, *, keeps_noise: bool = False,
-    ) -> None:  # fmt: skip
+        self, recipe: Recipe, stages: Stages, inputs: Inputs, on_event: OnEvent, *, keeps_noise: bool = False
+    ) -> None:
         if recipe.start is not None and inputs.image is None:
             raise UsageError("the recipe starts from an input image, which was not passed", code=Cause.NO_START_IMAGE)
-        if model.family.needs_picture and recipe.start is None:
-            raise CannotRender(
-                "a refiner model needs an input image", hint="pass an input image", code=Cause.NEEDS_PICTURE
-            )
-        self._recipe, self._model, self._prompt, self._hires_prompt = recipe, model, prompt, hires_prompt
-        self._on_event, self._keeps_noise = on_event, keeps_noise
+        self._recipe, self._on_event, self._keeps_noise = recipe, on_event, keeps_noise
+        self.stages = stages
+        """Makes the models of the recipe's stages ready."""
+        self._stages = stages_of(recipe)
+        self._stage: Stage | None = None
+        self._now: StageModel | None = None
         self._method = _Method(recipe, *sampler_names.of_recipe(recipe), recipe.guidance_scale)
         self._sampler = self._method.sampler
         self.upscale: second_pass.Upscale | None = None
         self.restore: Restore | None = None
-        self.set_scales: SetScales | None = None
         self.controls: Sequence[tuple[ControlModel, ControlUse, Pixels]] = ()
         self.references: Sequence[ActiveReference] = ()
-        self._tiles = _tiles_of(recipe, model.device)
+        self._tiles: LatentTiles | None = None
         self._start: start_picture.StartPicture | None = None
         if recipe.start is not None and inputs.image is not None:
             prepare = start_picture.prepare if recipe.rules > 1 else start_picture.prepare_1
@@ -116,19 +122,37 @@ class RecipeJob:
         """Whether images must be rendered one by one: in a batch, an adaptive sampler's images affect each other."""
         return self._sampler.is_adaptive
 
+    @property
+    def _model(self) -> LoadedModel:
+        """The model that computes the present stage."""
+        assert self._now is not None
+        return self._now.model
+
+    def _enter(self, stage: Stage) -> None:
+        """Make the model of a stage ready; before that, the model of the present stage is released."""
+        if stage is not self._stage:
+            self._now = None
+            self._now, self._stage = self.stages(stage), stage
+
     def batch(self, first: int, seeds: list[int]) -> Calls[list[Picture]]:
         """Render the images from number `first` on, with these seeds. Yields the calls of the UNet.
 
         Raises: CannotRender: an output is not a valid image, or the model cannot do what the recipe needs.
         """
-        recipe = self._recipe
+        recipe, self._stage = self._recipe, None
+        self._enter(Stage.FIRST)
+        self._tiles = _tiles_of(recipe, self._model.device)
+        if self._model.family.needs_picture and recipe.start is None:
+            raise CannotRender(
+                "a refiner model needs an input image", hint="pass an input image", code=Cause.NEEDS_PICTURE
+            )
         self._notes: list[str] = []
         self._checks = Checks(waits=self._model.device.type == "cuda")
         noises = [self._noise(seed) for seed in seeds]
         plan, latents, known = self._first_x(noises, seeds)
         extra = self._inpaint_input((recipe.width, recipe.height))
         latents = yield from self._sample(
-            latents, plan, noises, self._prompt, (recipe.width, recipe.height), known, extra, first=first, stage="first"
+            latents, plan, noises, (recipe.width, recipe.height), known, extra, first=first
         )
         if known is not None:
             latents = latents * known.mask + known.latents * (1 - known.mask)
@@ -139,7 +163,9 @@ class RecipeJob:
             find_noise(self._checks, latents, steps=recipe.steps, tell=lambda _, words: self._notes.append(words))
         if recipe.hires is not None:
             latents = yield from self._second_pass(latents, recipe.hires, seeds, first)
-        return self._finish(latents, seeds)
+        made = self._finish(latents, seeds)
+        self._now = None
+        return made
 
     def _first_x(
         self, noises: Sequence[PictureNoise], seeds: Sequence[int]
@@ -181,11 +207,17 @@ class RecipeJob:
 
     def _second_pass(self, latents: Tensor, hires: Hires, seeds: list[int], first: int) -> Calls[Tensor]:
         size = (hires.width, hires.height)
+
+        def encode(pixels: Tensor) -> Tensor:
+            self._enter(Stage.SECOND)  # as in A1111, the second pass's checkpoint is loaded before its VAE encodes
+            return self._encoded(pixels)
+
         latents = second_pass.enlarged(
             latents, hires, (self._recipe.width, self._recipe.height), rules=self._recipe.rules,
-            encode=self._encoded, decode=lambda given: self._decoded(given).pixels,
+            encode=encode, decode=lambda given: self._decoded(given).pixels,
             upscale=self.upscale,
         )  # fmt: skip
+        self._enter(Stage.SECOND)
         scale = self._recipe.guidance_scale if hires.guidance_scale is None else hires.guidance_scale
         method = _Method(self._recipe, *sampler_names.of_second_pass(self._recipe), scale)
         plan = self._plan(method, hires.steps, Start(hires.strength, keeps_steps=True))
@@ -195,18 +227,19 @@ class RecipeJob:
         covers = self._recipe.rules > 2 and not hires.stretches
         told = second_pass.covering((self._recipe.width, self._recipe.height), size) if covers else size
         x = yield from self._sample(
-            x, plan, noises, self._hires_prompt, told, None, self._inpaint_input(size), first=first, stage="hires",
-            method=method,
+            x, plan, noises, told, None, self._inpaint_input(size), first=first, method=method
         )  # fmt: skip
         check_latents(self._checks, x, seeds=seeds)
         return x
 
     def _sample(
-        self, x: Tensor, plan: samplers.Plan, noises: Sequence[PictureNoise], prompt: Prompts,
-        size: tuple[int, int], known: Known | None, extra: Tensor | None, *, first: int, stage: str,
+        self, x: Tensor, plan: samplers.Plan, noises: Sequence[PictureNoise],
+        size: tuple[int, int], known: Known | None, extra: Tensor | None, *, first: int,
         method: "_Method | None" = None,
     ) -> Calls[Tensor]:  # fmt: skip
         recipe, sampler, method = self._recipe, plan.sampler, method or self._method
+        assert self._stage is not None
+        begun = self._stage
         told = 0
 
         def tell(step: int, clean: Tensor) -> None:
@@ -215,7 +248,8 @@ class RecipeJob:
                 told = step
                 self._on_event(Step(
                     key="render", step=step, steps=plan.steps, first=first + 1, pictures=len(noises),
-                    count=recipe.count, stage=stage, preview=preview_of(self._model, clean),
+                    count=recipe.count, stage="hires" if begun.is_second else "first",
+                    preview=preview_of(self._model, clean),
                 ))  # fmt: skip
 
         found = recipe.thresholding
@@ -230,18 +264,19 @@ class RecipeJob:
         wanted = None if sampler.is_adaptive else solvers.requests_of(
             method.solver, plan.sigmas, method.tuning, in_pairs=sampler.is_cfgpp
         )  # fmt: skip
-        denoiser = self._denoiser(
-            method, prompt, guidance=guidance, size=size, known=known, extra=extra,
-            called_at=() if wanted is None else wanted.evaluations,
-            token_merging=recipe.token_merging if stage == "first" or recipe.hires is None
-            else recipe.hires.token_merging,
-            on_call=self._counter(plan, wanted, tell), controls=self._acting(plan, wanted, self._active_controls(x)),
-            references=self._acting(plan, wanted, self.references),
-            before_call=self._scaling(plan, wanted, is_hires=stage == "hires"),
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "guidance": guidance, "size": size, "known": known, "extra": extra,
+            "called_at": () if wanted is None else wanted.evaluations,
+            "token_merging": recipe.hires.token_merging if begun.is_second and recipe.hires else recipe.token_merging,
+            "on_call": self._counter(plan, wanted, tell),
+            "controls": self._acting(plan, wanted, self._active_controls(x)),
+            "references": self._acting(plan, wanted, self.references),
+            "before_call": self._scaling(plan, wanted, is_hires=begun.is_second),
+        }  # fmt: skip
+        evaluate = self._evaluation(method, begun, **options)
         draw = self._draw_noise(plan, noises, x)
         with step_noise(draw, None if wanted is None else wanted.noises, x.device) as noise:
-            x = yield from solvers.solved(method.solver, x, plan.sigmas, noise, denoiser.evaluate, method.tuning)
+            x = yield from solvers.solved(method.solver, x, plan.sigmas, noise, evaluate, method.tuning)
         return x * plan.end_scale
 
     def _active_controls(self, x: Tensor) -> list[ActiveControl]:
@@ -264,14 +299,14 @@ class RecipeJob:
         self, plan: samplers.Plan, wanted: solvers.Requests | None, *, is_hires: bool
     ) -> Callable[[int], None]:
         """Return a function that merges the LoRAs at their scales in the evaluation with a number."""
-        set_scales, uses, steps = self.set_scales, self._recipe.loras, plan.steps
-        if set_scales is None or wanted is None:
+        if not self._recipe.changes_scales or wanted is None:
             return lambda _: None
-        calls = len(wanted.evaluations)
+        calls, steps = len(wanted.evaluations), plan.steps
 
         def scale(call: int) -> None:
-            step = step_reported(call, calls, steps)
-            set_scales([use.scale_at(step, steps, is_hires=is_hires) for use in uses])
+            step, now = step_reported(call, calls, steps), self._now
+            if now is not None and now.set_scales is not None:
+                now.set_scales([use.scale_at(step, steps, is_hires=is_hires) for use in now.loras])
 
         return scale
 
@@ -360,15 +395,39 @@ class RecipeJob:
             rules=self._recipe.rules, sigmas=sigmas,
         )  # fmt: skip
 
-    def _denoiser(self, method: "_Method", prompt: Prompts, size: tuple[int, int], **options: Any) -> Denoiser:
+    def _evaluation(self, method: "_Method", begun: Stage, **options: Any) -> Callable[[Tensor, float], Calls[Any]]:
+        """Return the function that evaluates the model of a stage, and then the refiner if it continues the stage."""
+        denoiser, refiner = self._denoiser(method, **options), self._recipe.refiner
+        if refiner is None or begun.refined not in self._stages:
+            return denoiser.evaluate
+        switch = Switch(refiner, method.sampler, method.levels, self._counted_steps() * method.sampler.calls_per_step)
+
+        def refined(calls: int) -> Denoiser:
+            self._enter(begun.refined)
+            zero = refiner.checkpoint.is_zero_snr
+            return self._denoiser(method.with_levels(is_zero_snr=zero), calls_before=calls, **options)
+
+        return RefinedDenoiser(denoiser, switch, refined).evaluate
+
+    def _counted_steps(self) -> int:
+        """The steps that A1111 counts for the present pass."""
+        recipe = self._recipe
+        if self._stage is not None and self._stage.is_second and recipe.hires is not None:
+            return recipe.hires.steps
+        return recipe.steps if recipe.start is None else int(min(recipe.start.strength, 0.999) * recipe.steps) + 1
+
+    def _denoiser(self, method: "_Method", size: tuple[int, int], **options: Any) -> Denoiser:
+        """Wrap the present stage's model for the samplers."""
+        assert self._now is not None
+        model, prompt = self._now.model, self._now.prompt
         if self._recipe.flow is not None:
-            return FlowDenoiser(self._model, prompt, self._recipe.flow.guidance, size=size, **options)
+            return FlowDenoiser(model, prompt, self._recipe.flow.guidance, size=size, **options)
         assert isinstance(method.levels, NoiseLevels)
         told = sizes_told(self._recipe.told_sizes)
         # as in the extension, a second pass is tiled only if it has the size of the first one
         is_tiled = size == (self._recipe.width, self._recipe.height)
         tiles = self._tiles if is_tiled else None
-        return Denoiser(self._model, prompt, method.levels, told=told, size=size, tiles=tiles, **options)
+        return Denoiser(model, prompt, method.levels, told=told, size=size, tiles=tiles, **options)
 
     def _noise(self, seed: int) -> PictureNoise:
         return PictureNoise.of_recipe(self._recipe, seed)

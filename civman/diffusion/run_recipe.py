@@ -6,7 +6,8 @@ What one batch goes through is in `recipe_job`. Image n depends on seed + n only
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -19,13 +20,15 @@ from civman.diffusion.guard import memory_errors
 from civman.diffusion.hypernetworks import Hypernetwork, acting
 from civman.diffusion.loader import LoadedModel
 from civman.diffusion.pixels import Picture
-from civman.diffusion.recipe_job import NO_INPUTS, RecipeJob, Restore, SetScales
+from civman.diffusion.recipe_job import NO_INPUTS, RecipeJob, Restore
 from civman.diffusion.recipe_job import Inputs as Inputs
 from civman.diffusion.reference_pictures import ActiveReference, Reference
 from civman.diffusion.skip_sizes import doubled_then_resized
+from civman.diffusion.stage_model import StageModel, Stages, one_model
 from civman.diffusion.unet_calls import Calls
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.recipe import Recipe
+from civman.domain.recipes.stages import Stage, stage_recipe
 from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
@@ -55,23 +58,20 @@ def render(
         CannotRender: an output is not a valid image, memory ran out, or the model cannot do what the recipe needs.
         UsageError: unknown sampler, or the recipe has a start image but `inputs` does not.
     """
-    return [picture for batch in iterate(recipe, model, prompt, inputs=inputs, hires_prompt=hires_prompt,
-                                         on_event=on_event) for picture in batch]  # fmt: skip
+    stages = one_model(model, prompt, hires_prompt)
+    return [picture for batch in iterate(recipe, stages, inputs=inputs, on_event=on_event) for picture in batch]
 
 
 def job_of(
     recipe: Recipe,
-    model: LoadedModel,
-    prompt: Prompts,
+    stages: Stages,
     *,
     inputs: Inputs = NO_INPUTS,
-    hires_prompt: Prompts | None = None,
     on_event: OnEvent = ignore,
     keeps_noise: bool = False,
     upscale: second_pass.Upscale | None = None,
     controlnets: Sequence[ControlModel] = (),
     restore: Restore | None = None,
-    set_scales: SetScales | None = None,
     references: Sequence[Reference] = (),
 ) -> RecipeJob:
     """Return what renders the recipe's batches, one at a time. Arguments and errors are those of `iterate`."""
@@ -79,7 +79,7 @@ def job_of(
         raise UsageError("the recipe uses an upscaler model, which was not passed", code=Cause.NO_UPSCALER)
     if recipe.enlarged_input is not None:
         raise ValueError("a redraw in tiles is computed by `redraw_in_tiles` or `ultimate_upscale`")
-    job = RecipeJob(recipe, model, prompt, hires_prompt or prompt, inputs, on_event, keeps_noise=keeps_noise)
+    job = RecipeJob(recipe, stages, inputs, on_event, keeps_noise=keeps_noise)
     if not len(recipe.controls) == len(controlnets) == len(inputs.controls):
         raise ValueError("the recipe's ControlNets or their control images were not passed")
     job.upscale, job.controls = upscale, tuple(zip(controlnets, recipe.controls, inputs.controls, strict=True))
@@ -89,34 +89,26 @@ def job_of(
     job.references = [ActiveReference(reference, use) for reference, use in uses if use.weight]
     if (recipe.faces is None) != (restore is None):
         raise ValueError("the models that restore faces were not passed, or are not part of the recipe")
-    if recipe.changes_scales and set_scales is None:
-        raise ValueError("the scales of the recipe's LoRAs change, but nothing was passed that changes them")
-    job.restore, job.set_scales = restore, set_scales if recipe.changes_scales else None
+    job.restore = restore
     return job
 
 
-def iterate(
-    recipe: Recipe,
-    model: LoadedModel,
-    prompt: Prompts,
-    *,
-    hypernetworks: Sequence[tuple[Hypernetwork, float]] = (),
-    **options: Any,
-) -> Iterator[list[Picture]]:
+def iterate(recipe: Recipe, stages: Stages, **options: Any) -> Iterator[list[Picture]]:
     """Render like `render`, but yield each batch as soon as it is finished, so that its images can be saved.
 
-    `options` are those of `job_of`. `keeps_noise`: add a note to an image that is nothing but noise, instead of raising
+    `stages` makes the models of the recipe's stages ready, one after another for each batch. `options` are those of
+    `job_of`. `keeps_noise`: add a note to an image that is nothing but noise, instead of raising
     CannotRender (`no-structure`).
     """
     if recipe.slots:
         raise ValueError("a recipe with slots is computed by `run_in_slots`")
-    _require_hypernetworks(recipe, hypernetworks)
-    job = job_of(recipe, model, prompt, **options)
+    job = job_of(recipe, stages, **options)
     size = 1 if job.goes_one_by_one else recipe.batch_size
     for first in range(0, recipe.count, size):
         seeds = [recipe.seed + first + i for i in range(min(size, recipe.count - first))]
-        with computing(recipe, model, hypernetworks):
-            made = unet_calls.run(job.batch(first, seeds), model.unet)
+        with _Entered(recipe, stages) as entered:
+            job.stages = entered
+            made = unet_calls.run(job.batch(first, seeds), entered.unet)
         yield made  # yield outside the `with`, so that the caller's code does not run under these torch settings
 
 
@@ -139,6 +131,38 @@ def run_in_slots(
 def _require_hypernetworks(recipe: Recipe, hypernetworks: Sequence[tuple[Hypernetwork, float]]) -> None:
     if len(recipe.hypernetworks) != len(hypernetworks):
         raise ValueError("the recipe's hypernetworks were not passed")
+
+
+class _Entered:
+    """Makes the models of stages ready and applies the recipe's changes to their UNets, to one model at a time."""
+
+    def __init__(self, recipe: Recipe, stages: Stages) -> None:
+        self._recipe, self._stages = recipe, stages
+        self._stack = ExitStack()
+        self._now: StageModel | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self._now = None
+        return self._stack.__exit__(kind, error, trace)
+
+    def __call__(self, stage: Stage) -> StageModel:
+        """See `Stages`."""
+        self._now = None
+        self._stack.close()  # undoes the changes to the model of the stage before
+        found = self._now = self._stages(stage)
+        _require_hypernetworks(stage_recipe(self._recipe, stage), found.hypernetworks)
+        self._stack.enter_context(computing(self._recipe, found.model, found.hypernetworks))
+        return found
+
+    def unet(self) -> Any:
+        """The UNet of the present stage."""
+        assert self._now is not None
+        return self._now.model.unet
 
 
 @contextmanager

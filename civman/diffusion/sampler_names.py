@@ -111,6 +111,8 @@ def of_second_pass(recipe: Recipe) -> tuple[Sampler, Schedule, NoiseLevels | Flo
     """Return what `of_recipe` does for the second pass, which may have a sampler and a schedule of its own."""
     hires = recipe.hires
     own, schedule = (hires.sampler, hires.schedule) if hires else ("", "")
+    if hires is not None and hires.checkpoint is not None:
+        recipe = replace(recipe, is_zero_snr=hires.checkpoint.is_zero_snr, files=())
     return _of_pass(recipe, own or recipe.sampler, schedule or ("" if own else recipe.schedule))
 
 

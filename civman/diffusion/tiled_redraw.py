@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from civman.diffusion.denoiser import Prompts
 from civman.diffusion.environment import deterministic
 from civman.diffusion.guard import memory_errors
-from civman.diffusion.loader import LoadedModel
 from civman.diffusion.pixels import Picture, picture_of
 from civman.diffusion.recipe_job import Inputs
 from civman.diffusion.run_recipe import iterate
+from civman.diffusion.stage_model import Stages
 from civman.diffusion.upscaler_models import AnyUpscaler
 from civman.diffusion.upscaler_tiles import OnTile, lay, starts, upscaled
 from civman.domain.events import Event, OnEvent, Step
@@ -67,12 +66,12 @@ class Grid:
 
 
 def redraw_in_tiles(
-    recipe: Recipe, model: LoadedModel, prompt: Prompts, *, inputs: Inputs, upscaler: AnyUpscaler | None,
+    recipe: Recipe, stages: Stages, *, inputs: Inputs, upscaler: AnyUpscaler | None,
     on_event: OnEvent, **options: Any,
 ) -> Iterator[list[Picture]]:  # fmt: skip
     """Render a recipe with `tiled`: yield each of its images, in a list, as soon as it is finished.
 
-    `upscaler`: the model that enlarges the input image. `options`: as for `run_recipe.iterate`.
+    `upscaler`: the model that enlarges the input image. `stages` and `options`: as for `run_recipe.iterate`.
     """
     tiled = recipe.tiled
     assert tiled is not None
@@ -92,7 +91,7 @@ def redraw_in_tiles(
             one = replace(recipe, tiled=None, upscale=None, files=(), seed=seed, count=1, batch_size=1)
             given = Inputs(np.ascontiguousarray(np.asarray(image.crop(box))))
             told = StepsOfTile(on_event, number, len(grid.boxes), first + 1, recipe.count)
-            for made in iterate(one, model, prompt, inputs=given, on_event=told, **options):
+            for made in iterate(one, stages, inputs=given, on_event=told, **options):
                 drawn += made
         pixels = np.ascontiguousarray(np.asarray(grid.joined([Image.fromarray(each.pixels) for each in drawn])))
         notes = tuple(dict.fromkeys(note for each in drawn for note in each.notes))

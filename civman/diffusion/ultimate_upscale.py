@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from civman.diffusion.denoiser import Prompts
 from civman.diffusion.environment import deterministic
 from civman.diffusion.guard import memory_errors
-from civman.diffusion.loader import LoadedModel
 from civman.diffusion.pixels import Picture, Pixels, picture_of
 from civman.diffusion.recipe_job import Inputs
 from civman.diffusion.run_recipe import iterate
+from civman.diffusion.stage_model import Stages
 from civman.diffusion.tiled_redraw import StepsOfTile
 from civman.diffusion.upscaler_models import AnyUpscaler
 from civman.diffusion.upscaler_tiles import A1111, Tiling, enlarge, scaled
@@ -43,12 +42,11 @@ class Area:
 
 
 def ultimate_upscale(
-    recipe: Recipe, model: LoadedModel, prompt: Prompts, *, inputs: Inputs, upscaler: AnyUpscaler | None,
-    on_event: OnEvent, **options: Any,
+    recipe: Recipe, stages: Stages, *, inputs: Inputs, upscaler: AnyUpscaler | None, on_event: OnEvent, **options: Any
 ) -> Iterator[list[Picture]]:  # fmt: skip
     """Render a recipe with `ultimate`: yield each of its images, in a list, as soon as it is finished.
 
-    `upscaler`: the model that enlarges the input image. `options`: as for `run_recipe.iterate`.
+    `upscaler`: the model that enlarges the input image. `stages` and `options`: as for `run_recipe.iterate`.
     """
     made, start, size = recipe.ultimate, recipe.start, (recipe.width, recipe.height)
     assert made is not None
@@ -72,7 +70,7 @@ def ultimate_upscale(
             )  # fmt: skip
             told = StepsOfTile(on_event, number, count, first + 1, recipe.count)
             given = Inputs(np.ascontiguousarray(pixels), area.mask)
-            [[drawn]] = iterate(one, model, prompt, inputs=given, on_event=told, **options)
+            [[drawn]] = iterate(one, stages, inputs=given, on_event=told, **options)
             pixels, decoded_in = drawn.pixels, drawn.decoded_in
             notes |= dict.fromkeys(drawn.notes)
         yield [picture_of(pixels, seed=recipe.seed + first, decoded_in=decoded_in, notes=tuple(notes))]

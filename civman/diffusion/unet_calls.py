@@ -123,12 +123,12 @@ Calls = Generator[Any, Tensor, T]
 """Computes something with the model: yields `ModelCall`s, is sent their answers, and returns T."""
 
 
-def run(calls: Calls[T], unet: Any) -> T:
-    """Answer all calls with the model, one by one, and return the result."""
+def run(calls: Calls[T], unet: Callable[[], Any]) -> T:
+    """Answer all calls with the model that `unet` returns at that moment, one by one, and return the result."""
     try:
         call = next(calls)
         while True:
-            call = calls.send(call.answer(unet))
+            call = calls.send(call.answer(unet()))
     except StopIteration as stop:
         result: T = stop.value
         return result

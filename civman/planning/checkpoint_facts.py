@@ -44,6 +44,8 @@ class Checkpoint:
     notices: tuple[str, ...]
     vae_reads_pictures: bool = True
     """False if the VAE has only a decoder."""
+    input_channels: int = 4
+    """The number of channels that the UNet takes: 9 for an inpainting model."""
 
 
 def read_checkpoint(
@@ -90,7 +92,7 @@ def read_checkpoint(
         family, family.title, native, prediction,
         "zero-terminal-snr" in flags,
         int(configs["text_encoder"]["num_hidden_layers"]) if family.takes_clip_skip else None, notices,
-        vae_reads_pictures=not configs["vae"].get("decoder_only"),
+        vae_reads_pictures=not configs["vae"].get("decoder_only"), input_channels=channels,
     )  # fmt: skip
 
 

@@ -4,49 +4,60 @@ No weights are loaded here. torch is imported last, and only if the device was n
 fast.
 """
 
-import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from civman.diffusion import sampler_names, samplers, sampling_plan
-from civman.diffusion.families.registry import family_of
-from civman.diffusion.memory_plan import Estimate, estimate, layer_bytes
+from civman.diffusion import sampler_names, samplers
 from civman.diffusion.noise_levels import Schedule
 from civman.domain.compatibility import Compatibility, check
 from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
-from civman.domain.recipes.complete import Resolved, complete, sampling, steps_of
+from civman.domain.recipes.complete import Resolved, SecondResolved, complete, sampling, steps_of
 from civman.domain.recipes.prompt_parts import part_of
 from civman.domain.recipes.recipe import EmbeddingUse, Recipe, RenderRequest
 from civman.domain.recipes.record import TypedPrompts
-from civman.errors import CannotRender, Cause, Incompatible, NotFound, UsageError
+from civman.errors import Cause, Incompatible
 from civman.index import Index
 from civman.planning import comfyui_embeddings, prompt_references, prompt_stages
 from civman.planning.check_files import in_role
-from civman.planning.checkpoint_facts import Checkpoint, read_checkpoint, stated_dimensions
+from civman.planning.checkpoint_facts import read_checkpoint, stated_dimensions
 from civman.planning.fast_precision import with_precision
-from civman.planning.few_steps import few_steps_defaults, few_steps_notice
 from civman.planning.find_controls import control_files, controls_for
 from civman.planning.find_details import detail_files, details_for
 from civman.planning.find_faces import faces_for
 from civman.planning.find_files import Finder, Found
-from civman.planning.find_hypernetworks import hypernetworks_for
-from civman.planning.find_references import reference_files, references_for, with_references
+from civman.planning.find_loras import uses_of
+from civman.planning.find_references import reference_files, references_for
 from civman.planning.find_upscaler import input_upscaler_for, last_upscaler_for, scale_of, upscaler_for
 from civman.planning.flow_plan import flow_choice, recorded_choice, require_size
 from civman.planning.flow_request import for_flow, require_no_flow_options
 from civman.planning.input_pictures import (
-    InputPicture,
     as_files,
     missing_inputs,
     read_picture,
     requested_pictures,
-    size_like,
 )
 from civman.planning.plan_licence import plan_terms, require_use
+from civman.planning.plan_limits import (
+    few_steps_notice_of,
+    memory_of,
+    require_encoder,
+    require_levels,
+    with_few_steps,
+    within_limits,
+)
+from civman.planning.plan_stages import (
+    FurtherCheckpoints,
+    PassParts,
+    counts_own_steps,
+    parts_of_pass,
+    recorded_checkpoints,
+    requested_checkpoints,
+    second_parts,
+)
 from civman.planning.plan_types import Planned, PlannedFile
 from civman.planning.prompt_references import ScaledLora
 from civman.planning.recipe_sources import RecipeSource, recipe_of
@@ -61,8 +72,6 @@ _OTHER_ROLES = (
     "upscaler", "hypernetwork", "controlnet", "ip-adapter", "clip-vision", "face-restorer", "face-detector",
     "face-parser",
 )  # fmt: skip
-_XL_LAYERS = 12
-"""The number of layers of the shorter of SDXL's text encoders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,26 +128,34 @@ def plan(
     else:
         vae = finder.find("vae", request.vae) if request.vae is not None else None
         require_no_flow_options(request, found)
-        request, usual = _few_steps(request, found)
+        request, usual = with_few_steps(request, found)
         config = _dimensions(found, request.config)
         checkpoint = read_checkpoint(found, vae=vae, config=config, prediction=request.prediction)
-    loras = _loras(finder, request, words)
-    prompt, told = prompt_references.add_triggers(words.prompt, loras) if conditions.triggers else (words.prompt, ())
+    further = requested_checkpoints(
+        finder, request, found, checkpoint, vae=vae, config=config, is_flow=choice is not None
+    )
+    first = parts_of_pass(finder, request, words, triggers=conditions.triggers)
+    second = second_parts(finder, request, words, first, triggers=conditions.triggers)
+    passes = (first, *([second] if second not in (None, first) else []))
     if not is_comfyui:
-        rules = prompt_stages.rules_for(prompt, words.negative, request.prompt_rules)
-        request = replace(request, prompt_rules=rules)
+        request = replace(request, prompt_rules=_rules_for(request, passes))
+    own = SecondResolved()
+    if second is not None:
+        own = second.after(first, keeps_prompts=counts_own_steps(request, request.prompt_rules, sampler))
+        own = replace(own, checkpoint=further.second.use if further.second else None)
+    loras = [*{lora.found.sha256: lora for each in passes for lora in each.loras}.values()]
     details = details_for(
-        finder, replace(request, prompt=prompt, negative_prompt=words.negative), sampler.name, schedule
+        finder, replace(request, prompt=first.prompt, negative_prompt=first.negative), sampler.name, schedule
     )
     embeddings, uses, left_out = _embeddings(
-        finder, request, (*_texts(request, prompt, words.negative, sampler), *details.texts()), found, loras
+        finder, request, (*_texts(request, first, own, sampler), *details.texts()), found, loras
     )
-    parts = [*(lora.found for lora in loras), *embeddings, *([vae] if vae else [])]
     prompt_references.require_widths(
         found, [(use, lora.found) for lora in loras for use in uses if use.sha256 == lora.found.sha256],
         allow_partial=conditions.allow_partial or conditions.force,
     )  # fmt: skip
-    warned = _compatible(found, parts, conditions)
+    warned = _fitting(found, passes, further, [*embeddings, *([vae] if vae else [])], conditions)
+    parts = [*further.files, *(file for each in passes for file in each.files), *embeddings, *([vae] if vae else [])]
     parts += [*choice.parts.values()] if choice else []
     upscaler, tiles = upscaler_for(finder, request)
     (last, last_tiles), (larger, more_tiles) = last_upscaler_for(finder, request), input_upscaler_for(finder, request)
@@ -149,10 +166,8 @@ def plan(
     controls = controls_for(finder, request, found)
     references = references_for(finder, request, found, is_adaptive=sampler.is_adaptive)
     parts += [each.model for each in controls] + [file for each in references for file in (each.adapter, each.encoder)]
-    networks = hypernetworks_for(finder, request, words)
-    parts += [each for each, _ in networks]
-    request, limited = _within_limits(
-        replace(request, prompt=prompt, negative_prompt=words.negative), checkpoint, pictures
+    request, limited = within_limits(
+        replace(request, prompt=first.prompt, negative_prompt=first.negative), checkpoint, pictures
     )
     recipe = complete(
         request,
@@ -162,8 +177,10 @@ def plan(
             is_zero_snr=checkpoint.is_zero_snr if request.is_zero_snr is None else request.is_zero_snr,
             precision="float32", sampler=sampler.name, schedule=schedule.value,
             seed=secrets.randbelow(_SEEDS),
-            loras=tuple(lora.use(has_hires=request.hires is not None) for lora in loras),
-            embeddings=tuple(uses), hypernetworks=tuple(use for _, use in networks), vae=vae.sha256 if vae else None,
+            loras=uses_of(first.loras, has_hires=request.hires is not None), embeddings=tuple(uses),
+            hypernetworks=tuple(use for _, use in first.networks),
+            vae=vae.sha256 if vae else None, second=own, refiner=further.refiner.use if further.refiner else None,
+            is_refiner_same_family=further.refiner is None or further.refiner.is_same_family,
             upscaler=upscaler.sha256 if upscaler else None,
             input_upscaler=larger.sha256 if larger else None, input_scale=scale_of(larger),
             last_upscaler=last.sha256 if last else None, last_scale=scale_of(last),
@@ -181,8 +198,8 @@ def plan(
     if conditions.require is not None:
         require_use(terms, conditions.require)
     prompt_stages.require_readable(recipe)
-    _require_encoder(recipe, checkpoint)
-    _require_levels(recipe, checkpoint)
+    require_encoder(recipe, checkpoint, further)
+    require_levels(recipe, checkpoint)
     recipe, hastened = with_precision(
         request.precision, recipe, found, conditions.device, is_flow=choice is not None,
         is_there=conditions.is_device_there,
@@ -193,13 +210,13 @@ def plan(
     files |= {each.use.picture: each.file for each in controls} | {each.use.picture: each.file for each in references}
     tiles += tuple(dict.fromkeys(each.notice for each in references if each.notice))
     files |= {each.sha256: each for each in details.masks}
-    few = usual or (None if choice else _few_steps_notice(recipe, found))
+    few = usual or (None if choice else few_steps_notice_of(recipe, found))
+    told = (notice for each in passes for notice in each.notices)
     return Planned(
-        recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found, parts),
-        (*checkpoint.notices, *((few,) if few else ()), *warned, *limited, *without,
+        recipe, tuple(files.values()), choice.memory(recipe) if choice else memory_of(recipe, found, further, parts),
+        (*checkpoint.notices, *further.notices, *((few,) if few else ()), *warned, *limited, *without,
          *hastened, *slot_notices(request, recipe), *told, *tiles, *left_out,
-         *(() if is_comfyui else (*_foreign(texts),
-                                  *prompt_stages.notices(prompt, words.negative, recipe.prompt_rules)))),
+         *(() if is_comfyui else _prompt_notices(texts, passes, recipe))),
         conditions.allow_partial or conditions.force,
         keeps_noise=conditions.force,
         typed=None if typed == (recipe.prompt, recipe.negative_prompt) else TypedPrompts(*typed),
@@ -224,20 +241,22 @@ def plan_recipe(index: Index, recipe: Recipe, pictures: Sequence[Path] = (), *, 
     else:
         vae = finder.with_digest("vae", recipe.vae) if recipe.vae else None
         checkpoint = read_checkpoint(found, vae=vae, config=recipe.config, prediction=recipe.prediction)
-    parts = [finder.with_digest("lora", use.sha256) for use in recipe.loras]
+    parts = [finder.with_digest("lora", digest) for digest in recipe.digests["lora"]]
     adapters = {part.sha256 for part in parts}  # an embedding may be packed in the file of an adapter
     parts += [finder.with_digest("embedding", use.sha256) for use in recipe.embeddings if use.sha256 not in adapters]
     parts += [vae] if vae else []
     parts += [*choice.parts.values()] if choice else []
     for role in _OTHER_ROLES:
         parts += [finder.with_digest(role, digest) for digest in recipe.digests[role]]
-    _require_encoder(recipe, checkpoint)
-    _require_levels(recipe, checkpoint)
+    further = recorded_checkpoints(finder, recipe, checkpoint, vae)
+    parts += further.files
+    require_encoder(recipe, checkpoint, further)
+    require_levels(recipe, checkpoint)
     files = {file.sha256: file.planned for file in (found, *parts)}
     files |= _start_files(recipe, pictures) | control_files(recipe, pictures) | reference_files(recipe, pictures)
     files |= detail_files(recipe, pictures)
     return Planned(
-        recipe, tuple(files.values()), choice.memory(recipe) if choice else _memory(recipe, found, parts),
+        recipe, tuple(files.values()), choice.memory(recipe) if choice else memory_of(recipe, found, further, parts),
         checkpoint.notices, licence=plan_terms(index, (found, *parts)),
     )  # fmt: skip
 
@@ -268,11 +287,21 @@ def plan_replay(index: Index, source: RecipeSource, pictures: Sequence[Path], *,
     )  # nothing is refused: the comparison with the original shows whether the result is the same
 
 
-def _texts(request: RenderRequest, prompt: str, negative: str, sampler: samplers.Sampler) -> tuple[str, ...]:
+def _rules_for(request: RenderRequest, passes: Sequence[PassParts]) -> str:
+    """The prompt rules that the prompts of all passes need together."""
+    found = [prompt_stages.rules_for(each.prompt, each.negative, request.prompt_rules) for each in passes]
+    return next(filter(None, found), "")
+
+
+def _texts(request: RenderRequest, first: PassParts, own: SecondResolved, sampler: samplers.Sampler) -> tuple[str, ...]:
     """All texts that the text encoders will read, in both passes."""
     steps, hires_steps = steps_of(request)
+    second, hires = None, request.hires
+    if hires_steps is not None and hires is not None:
+        named = samplers.BY_NAME[hires.sampler] if hires.sampler else sampler
+        second = prompt_stages.SecondPass(hires_steps, named, own.prompt, own.negative_prompt)
     both = prompt_stages.passes(
-        prompt, negative, request.prompt_rules or "", sampler=sampler, steps=steps, hires_steps=hires_steps
+        first.prompt, first.negative, request.prompt_rules or "", sampler=sampler, steps=steps, second=second
     )
     parts = [part_of(text).text for text in (*request.prompt_parts, *request.negative_parts)]
     return tuple(dict.fromkeys([*(text for each in both if each is not None for text in each.texts()), *parts]))
@@ -327,36 +356,18 @@ def _without_what_has_no_effect(
     return replace(request, **unset), tuple(f"--{option} has no effect with {sampler.name}" for option in options)
 
 
-def _loras(finder: Finder, request: RenderRequest, words: prompt_references.Words) -> list[ScaledLora]:
-    named = [
-        ScaledLora.of(
-            _lora(finder, asked.ref), asked.scale, asked.text_scale, asked.blocks, asked.keyframes,
-            asked.hires_keyframes,
-        )
-        for asked in request.loras
-    ]  # fmt: skip
-    return named + [
-        ScaledLora.of(
-            finder.named("lora", tag.name), tag.unet_scale, tag.te_scale, tag.blocks, tag.keyframes, tag.hires_keyframes
-        )
-        for tag in words.loras
-    ]
+def _prompt_notices(texts: tuple[str, str], passes: Sequence[PassParts], recipe: Recipe) -> tuple[str, ...]:
+    """Notices about how the prompts are read, and what other programs would read as syntax in them.
 
-
-def _lora(finder: Finder, ref: str) -> Found:
-    try:
-        return finder.find("lora", ref)
-    except NotFound as error:
-        name, colon, _ = ref.partition(":")
-        if colon and finder.holds("lora", name):
-            error.hint = f"a scale is one number or two, such as `{name}:0.7` or `{name}:0.7:0.5`"
-        raise
-
-
-def _foreign(prompts: tuple[str, str]) -> tuple[str, ...]:
-    """Notices about what other programs would read as syntax in the prompts."""
-    own, negative = map(foreign_notices, prompts)
-    return (*own, *(f"negative prompt: {notice}" for notice in negative))
+    `texts`: the first pass's prompts as requested.
+    """
+    found: list[str] = []
+    for number, each in enumerate(passes):
+        own, negative = map(foreign_notices, (each.prompt, each.negative) if number else texts)
+        found += (*own, *(f"negative prompt: {notice}" for notice in negative))
+    for each in passes:
+        found += prompt_stages.notices(each.prompt, each.negative, recipe.prompt_rules)
+    return tuple(dict.fromkeys(found))
 
 
 def _fits(checkpoint: Found, file: Found) -> bool:
@@ -365,6 +376,24 @@ def _fits(checkpoint: Found, file: Found) -> bool:
     except Incompatible:
         return False
     return True
+
+
+def _fitting(
+    checkpoint: Found, passes: Sequence[PassParts], further: FurtherCheckpoints, shared: Sequence[Found],
+    conditions: Conditions,
+) -> tuple[str, ...]:  # fmt: skip
+    """Check each checkpoint with all files that change it. `shared`: those of all passes. Returns cautions."""
+    of_passes = [[lora.found for lora in each.loras] for each in passes]
+    found = [*_compatible(checkpoint, [*of_passes[0], *shared], conditions)]
+    if len(passes) > 1 or further.second is not None:
+        other = further.second.found if further.second is not None else checkpoint
+        found += _compatible(other, [*of_passes[-1], *shared], conditions)
+    if further.refiner is not None:
+        adapted = [file for files in of_passes for file in files] if further.refiner.is_same_family else []
+        kept = shared if further.refiner.is_same_family else [file for file in shared if file.role == "vae"]
+        parts = {file.sha256: file for file in (*adapted, *kept)}
+        found += _compatible(further.refiner.found, [*parts.values()], conditions)
+    return tuple(dict.fromkeys(found))
 
 
 def _compatible(checkpoint: Found, parts: Sequence[Found], conditions: Conditions) -> tuple[str, ...]:
@@ -378,106 +407,3 @@ def _compatible(checkpoint: Found, parts: Sequence[Found], conditions: Condition
             error.hint = f"`civman list --fits CHECKPOINT` lists the files that fit; {option}"
             raise
     return found.cautions
-
-
-def _within_limits(
-    request: RenderRequest, checkpoint: Checkpoint, pictures: Sequence[InputPicture]
-) -> tuple[RenderRequest, tuple[str, ...]]:
-    """Fill in the values that depend on the checkpoint or the input image.
-
-    Returns the request, and notices for the user.
-    """
-    notices: tuple[str, ...] = ()
-    if checkpoint.family.needs_picture and not pictures:
-        raise CannotRender("a refiner model needs an input image", hint="pass it with --init", code=Cause.NEEDS_PICTURE)
-    is_open = request.width is None and request.height is None
-    is_open = is_open and request.tiled_upscale is None and request.ultimate_upscale is None
-    if is_open and request.init_upscale is None and pictures and not request.only_masked:
-        width, height = size_like(pictures[0], checkpoint.native_size)
-        request = replace(request, width=width, height=height)
-    hires = request.hires
-    if not checkpoint.family.merges_tokens and (request.token_merging or (hires and hires.token_merging)):
-        words = f"tokens are not merged on {checkpoint.title}, which has no attention at full resolution"
-        notices = (*notices, words)
-        hires = replace(hires, token_merging=None) if hires else None
-        request = replace(request, token_merging=None, hires=hires)
-    if request.told_sizes and not checkpoint.family.is_xl:
-        notices = (*notices, f"--told-sizes has no effect with {checkpoint.title}, which has no size conditioning")
-        request = replace(request, told_sizes=None)
-    skip, layers = request.clip_skip, checkpoint.clip_layers
-    if checkpoint.family.is_xl and request.emphasis == "comfyui":
-        # ComfyUI takes the second-to-last layer unless a node says otherwise
-        layers, skip = _XL_LAYERS, 2 if skip is None else skip
-        request = replace(request, clip_skip=skip)
-    if skip is not None and skip != 1:
-        if layers is None:
-            words = f"clip skip has no effect on {checkpoint.title}, whose text encoders use a fixed layer"
-            notices = (*notices, words)
-            request = replace(request, clip_skip=1)
-        elif not 1 <= skip <= layers:
-            raise UsageError(
-                f"clip skip must be between 1 and {layers} (the text encoder's layers), not {skip}",
-                code=Cause.CLIP_SKIP, clip_skip=skip, layers=layers,
-            )  # fmt: skip
-    return request, notices
-
-
-def _require_encoder(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Check that the VAE can encode an image if that is needed. Raises: CannotRender (`missing-part`): it cannot."""
-    rereads = recipe.hires is not None and not recipe.hires.upscaler.startswith("latent")
-    if not checkpoint.vae_reads_pictures and (recipe.start is not None or rereads or recipe.details):
-        raise CannotRender(
-            "the VAE has only a decoder, so it cannot encode the input image",
-            hint="name another VAE with --vae" + (", or a latent upscaler" if recipe.start is None else ""),
-            code=Cause.MISSING_PART, part="vae",
-        )  # fmt: skip
-
-
-def _require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Check that noise levels can be computed for these numbers of steps. Raises: UsageError: they cannot."""
-    start = samplers.Start(recipe.start.strength) if recipe.start else None
-    passes = [(sampler_names.of_recipe(recipe), recipe.steps, start)]
-    if recipe.hires:
-        start = samplers.Start(recipe.hires.strength, keeps_steps=True)
-        passes.append((sampler_names.of_second_pass(recipe), recipe.hires.steps, start))
-    for made in recipe.details:
-        plain = replace(recipe.sampling, sigmas=())
-        one = replace(recipe, details=(), files=(), sampler=made.sampler, schedule=made.schedule, sampling=plain)
-        passes.append((sampler_names.of_recipe(one), made.steps, samplers.Start(made.strength)))
-    for (sampler, schedule, levels), steps, start in passes:
-        if sampler.is_adaptive and recipe.changes_scales:
-            raise UsageError(f"`{sampler.name}` has no fixed steps over which the scale of a LoRA could change",
-                             hint="choose another sampler, or a scale without keyframes")  # fmt: skip
-        sampling_plan.plan(
-            sampler, schedule, steps, levels, is_xl=checkpoint.family.is_xl, start=start, rules=recipe.rules
-        )
-
-
-def _few_steps(request: RenderRequest, found: Found) -> tuple[RenderRequest, str | None]:
-    steps, cfg, usual = few_steps_defaults(
-        found.inspected.label, found.inspected.name, steps=request.steps, cfg=request.guidance_scale
-    )
-    return replace(request, steps=steps, guidance_scale=cfg), usual
-
-
-def _few_steps_notice(recipe: Recipe, found: Found) -> str | None:
-    label, name = found.inspected.label, found.inspected.name
-    return few_steps_notice(label, name, steps=recipe.steps, cfg=recipe.guidance_scale)
-
-
-def _memory(recipe: Recipe, checkpoint: Found, parts: Sequence[Found]) -> Estimate:
-    width, height = max(recipe.drawn_sizes, key=lambda size: size[0] * size[1])
-    tiles = recipe.tiled_diffusion
-    second = recipe.hires.width * recipe.hires.height if recipe.hires else 0
-    tile = math.prod(tiles.grid(recipe.width // 8, recipe.height // 8)[0]) * 64 if tiles else None
-    shapes = checkpoint.header.shapes
-    single = recipe.precision == "float32"
-    needed = estimate(
-        shapes, width=width, height=height, batch=recipe.at_a_time, is_guided=recipe.uses_negative,
-        dtype_bytes=4 if single else 2,
-        # SDXL's VAE overflows in float16, so it is kept in float32; see `civman.diffusion.loader`
-        vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).vae_overflows) else 2,
-        layer=layer_bytes(checkpoint.header.tensors.values(), 4 if single else 2),
-        unet_pixels=max(tile, second) if tile else None,
-    )  # fmt: skip
-    return with_references(needed, parts, recipe.precision)

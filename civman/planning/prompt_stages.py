@@ -64,35 +64,80 @@ def notices(prompt: str, negative: str, rules: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+@dataclass(frozen=True, slots=True)
+class SecondPass:
+    """What determines the texts of the second pass; prompts that are None are those of the first pass.
+
+    With prompts of its own, the second pass counts the evaluations of its own sampler, as in A1111. Without them, it
+    counts those of the first pass's sampler, as recipes before schema 10 did.
+    """
+
+    steps: int
+    sampler: samplers.Sampler
+    prompt: str | None = None
+    negative: str | None = None
+
+    @property
+    def has_own_prompts(self) -> bool:
+        """Whether the second pass has a prompt or a negative prompt of its own."""
+        return (self.prompt, self.negative) != (None, None)
+
+
 def passes(
-    prompt: str, negative: str, rules: str, *, sampler: samplers.Sampler, steps: int, hires_steps: int | None
+    prompt: str, negative: str, rules: str, *, sampler: samplers.Sampler, steps: int, second: SecondPass | None
 ) -> tuple[PassPrompts, PassPrompts | None]:
     """Compute the texts of the first pass, and those of the second pass, or None if they are the same.
 
     Raises: UsageError (`prompt-syntax`): brackets are nested too deeply.
     """
-    if not rules:
-        return PassPrompts(((1.0, (Stage(_EVER, prompt),)),), (Stage(_EVER, negative),)), None
-    first, second = editing.timings(
-        Rule(rules), steps=steps, calls_per_step=sampler.calls_per_step, hires_steps=hires_steps
+    after = second or SecondPass(steps, sampler)
+    texts = (
+        prompt if after.prompt is None else after.prompt,
+        negative if after.negative is None else after.negative,
     )
-    parts = editing.parts(prompt)
-    return _pass(parts, negative, first), _pass(parts, negative, second) if second and second != first else None
+    if not rules:
+        both = [
+            PassPrompts(((1.0, (Stage(_EVER, words),)),), (Stage(_EVER, unwanted),))
+            for words, unwanted in ((prompt, negative), texts)
+        ]
+        return both[0], both[1] if both[1] != both[0] else None
+    first, then = editing.timings(
+        Rule(rules), steps=steps, calls_per_step=sampler.calls_per_step,
+        hires_steps=second.steps if second else None,
+        hires_calls_per_step=(after.sampler if after.has_own_prompts else sampler).calls_per_step,
+    )  # fmt: skip
+    made = _pass(editing.parts(prompt), negative, first)
+    if then is None or (then == first and texts == (prompt, negative)):
+        return made, None
+    return made, _pass(editing.parts(texts[0]), texts[1], then)
 
 
 def passes_of(recipe: Recipe) -> tuple[PassPrompts, PassPrompts | None]:
     """The texts of a recipe's passes."""
+    hires = recipe.hires
+    second = None
+    if hires is not None:
+        named = sampler_names.of_second_pass(recipe)[0]
+        second = SecondPass(hires.steps, named, hires.prompt, hires.negative_prompt)
     return passes(
         recipe.prompt, recipe.negative_prompt, recipe.prompt_rules,
-        sampler=sampler_names.of_recipe(recipe)[0], steps=recipe.steps,
-        hires_steps=recipe.hires.steps if recipe.hires else None,
+        sampler=sampler_names.of_recipe(recipe)[0], steps=recipe.steps, second=second,
     )  # fmt: skip
 
 
 def require_readable(recipe: Recipe) -> None:
     """Check that a recipe's rules cover what its prompts contain. Raises: UsageError (`prompt-syntax`): they do not."""
+    hires = recipe.hires
+    _require_readable(recipe, recipe.prompt, recipe.negative_prompt, recipe.sampler)
+    if hires is not None and (hires.prompt, hires.negative_prompt) != (None, None):
+        prompt = recipe.prompt if hires.prompt is None else hires.prompt
+        negative = recipe.negative_prompt if hires.negative_prompt is None else hires.negative_prompt
+        _require_readable(recipe, prompt, negative, hires.sampler or recipe.sampler)
+
+
+def _require_readable(recipe: Recipe, prompt: str, negative: str, sampler: str) -> None:
     if not recipe.prompt_rules:
-        if recipe.emphasis != "comfyui" and changes(recipe.prompt, recipe.negative_prompt):
+        if recipe.emphasis != "comfyui" and changes(prompt, negative):
             raise UsageError(
                 "a prompt of the recipe changes during the steps or contains AND, and the recipe does not say by which"
                 " rules (`prompt_rules`) to read it",
@@ -100,16 +145,16 @@ def require_readable(recipe: Recipe) -> None:
                 code=Cause.PROMPT_SYNTAX,
             )
         return
-    if len(editing.parts(recipe.prompt)) == 1:
+    if len(editing.parts(prompt)) == 1:
         return
     if recipe.guidance_rescale:
         raise UsageError(
             "CFG rescale is not defined for prompts that are combined with AND",
             hint="leave out --cfg-rescale, or combine the prompts in another way", code=Cause.PROMPT_SYNTAX,
         )  # fmt: skip
-    if recipe.prompt_rules != Rule.V1_6 and recipe.sampler in _WITHOUT_AND:
+    if recipe.prompt_rules != Rule.V1_6 and sampler in _WITHOUT_AND:
         raise UsageError(
-            f"A1111 before version 1.6 could not combine prompts with AND with the sampler {recipe.sampler}",
+            f"A1111 before version 1.6 could not combine prompts with AND with the sampler {sampler}",
             hint="use --prompt-rules a1111-1.6, or another sampler", code=Cause.PROMPT_SYNTAX,
         )  # fmt: skip
 

@@ -35,6 +35,8 @@ def slot_notices(request: RenderRequest, recipe: Recipe) -> tuple[str, ...]:
         if recipe.enlarged_input is not None
         else "regions of it are drawn again"
         if recipe.details
+        else "its model changes between the passes or within one"
+        if recipe.changes_model
         else "the scale of its LoRA changes over the steps"
     )
     return (f"--slots has no effect on an image that is computed alone: {why}",)

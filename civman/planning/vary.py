@@ -13,7 +13,15 @@ from civman.domain.digests import Sha256
 from civman.domain.events import OnEvent, ignore
 from civman.domain.recipes.details import detail_from
 from civman.domain.recipes.enlargement import UpscaleRequest, factor_of, upscale_from
-from civman.domain.recipes.recipe import HiresRequest, LoraRequest, Recipe, RenderRequest
+from civman.domain.recipes.recipe import (
+    Hires,
+    HiresRequest,
+    HypernetworkUse,
+    LoraRequest,
+    LoraUse,
+    Recipe,
+    RenderRequest,
+)
 from civman.domain.recipes.thresholding import text_of
 from civman.domain.recipes.tiled import TiledRequest, tiled_from
 from civman.domain.recipes.ultimate import UltimateRequest, ultimate_from
@@ -33,13 +41,14 @@ _ALIASES: Final = {
     "negative": "negative_prompt", "cfg": "guidance_scale", "cfg_rescale": "guidance_rescale",
     "ensd": "eta_seed_delta", "init": "init_image", "mask": "mask_image", "zero_snr": "is_zero_snr",
     "hires_cfg": "hires_guidance_scale", "mask_content": "masked_content", "ngms": "skip_negative_below",
-    "skip_early_cfg": "skip_early_guidance",
+    "skip_early_cfg": "skip_early_guidance", "hires_negative": "hires_negative_prompt",
 }  # fmt: skip
 _TEXTS: Final = (
     "prompt", "negative_prompt", "checkpoint", "vae", "sampler", "schedule", "rng", "precision", "prediction",
     "init_image", "mask_image", "resize_mode", "masked_content", "odd_sizes",
     "prompt_rules", "seed_resize", "thresholding", "emphasis",
     "tiled_diffusion", "sampling_rules", "sigmas", "step_rng", "noise_slice", "freeu", "told_sizes",
+    "refiner", "refiner_passes",
 )  # fmt: skip
 _WHOLE: Final = (
     "seed", "steps", "width", "height", "clip_skip", "count", "batch_size", "slots", "eta_seed_delta", "mask_blur",
@@ -48,7 +57,7 @@ _WHOLE: Final = (
 _FRACTIONS: Final = (
     "guidance_scale", "guidance_rescale", "strength", "conditioning_weight", "noise_multiplier", "eta", "eta_ddim",
     "s_churn", "s_tmin", "s_tmax", "s_noise", "variation_strength", "token_merging", "skip_negative_below",
-    "skip_early_guidance",
+    "skip_early_guidance", "refiner_at",
 )  # fmt: skip
 _TRUTHS: Final = (
     "pad_prompts",
@@ -59,13 +68,19 @@ _TRUTHS: Final = (
     "fit_negative",
     "skip_negative_always",
     "rescales_velocity",
+    "refiner_by_steps",
 )
 _HIRES: Final = (
     "hires_steps", "hires_strength", "hires_token_merging", "hires_trim", "upscaler", "hires_seed",
-    "hires_guidance_scale", "hires_sampler", "hires_schedule", "hires_resize",
+    "hires_guidance_scale", "hires_sampler", "hires_schedule", "hires_resize", "hires_prompt",
+    "hires_negative_prompt", "hires_checkpoint",
 )  # fmt: skip
 _HIRES_WHOLE: Final = ("hires_steps", "hires_seed")
-_HIRES_TEXTS: Final = ("upscaler", "hires_trim", "hires_sampler", "hires_schedule", "hires_resize")
+_HIRES_AS_FIRST: Final = ("hires_prompt", "hires_negative_prompt", "hires_checkpoint")
+"""Fields of the second pass for which an empty text stands for the first pass's value."""
+_HIRES_TEXTS: Final = (
+    "upscaler", "hires_trim", "hires_sampler", "hires_schedule", "hires_resize", *_HIRES_AS_FIRST,
+)  # fmt: skip
 _REFERENCE: Final = ("reference_weight", "reference_start", "reference_end")
 _LAST: Final = (
     "upscale", "face_restoration", "details", "tiled_upscale", "tile_overlap", "tile_batch", "ultimate_upscale",
@@ -95,12 +110,18 @@ def vary(
         request = replace(request, prediction=None, is_zero_snr=None, file=None)
     for name, text in changes:
         request = changed(request, name, text, lambda ref: finder.find("lora", ref).sha256)
-    if (request.prompt, request.negative_prompt) != (recipe.prompt, recipe.negative_prompt):
-        words = f"{request.prompt}\n{request.negative_prompt}".casefold()
+    words = _words(request.prompt, request.negative_prompt, request.hires)
+    if words != _words(recipe.prompt, recipe.negative_prompt, recipe.hires):
         used = {f"sha256:{use.sha256}" for use in recipe.embeddings if use.word.casefold() in words}
         request = replace(request, embeddings=tuple(ref for ref in request.embeddings if ref in used))
     planned = plan(index, request, replace(conditions, triggers=False), on_event=on_event)
     return replace(planned, recipe=replace(planned.recipe, rounding=recipe.rounding), typed=None)
+
+
+def _words(prompt: str, negative: str, second: HiresRequest | Hires | None) -> str:
+    """The prompts of both passes in lower case, as one text."""
+    own = (second.prompt, second.negative_prompt) if second is not None else ()
+    return "\n".join([prompt, negative, *(text or "" for text in own)]).casefold()
 
 
 def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRequest:
@@ -112,10 +133,10 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
     own = [use for use in recipe.embeddings if use.sha256 not in adapters]
     return RenderRequest(
         checkpoint=f"sha256:{recipe.checkpoint}", prompt=recipe.prompt, negative_prompt=recipe.negative_prompt,
-        loras=tuple(use.request(f"sha256:{use.sha256}") for use in recipe.loras),
+        loras=_lora_requests(recipe.loras),
         embeddings=tuple(dict.fromkeys(f"sha256:{use.sha256}" for use in own)),
         called=tuple((use.word, f"sha256:{use.sha256}") for use in own),
-        hypernetworks=tuple(f"sha256:{use.sha256}:{use.strength!r}" for use in recipe.hypernetworks),
+        hypernetworks=_network_texts(recipe.hypernetworks),
         controls=tuple(as_control(use, pictures) for use in recipe.controls),
         references=tuple(as_reference(use, pictures) for use in recipe.references),
         vae=f"sha256:{recipe.vae}" if recipe.vae else None,
@@ -138,7 +159,11 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
                            upscaler=f"sha256:{hires.model}" if hires.model else hires.upscaler,
                            token_merging=hires.token_merging, seed=hires.seed, guidance_scale=hires.guidance_scale,
                            sampler=hires.sampler or None, schedule=hires.schedule or None, resize=hires.resize or None,
-                           trim=f"{hires.trim_width}x{hires.trim_height}" if hires.stretches else None)
+                           trim=f"{hires.trim_width}x{hires.trim_height}" if hires.stretches else None,
+                           prompt=hires.prompt, negative_prompt=hires.negative_prompt,
+                           loras=None if hires.loras is None else _lora_requests(hires.loras),
+                           hypernetworks=None if hires.hypernetworks is None else _network_texts(hires.hypernetworks),
+                           checkpoint=f"sha256:{hires.checkpoint.sha256}" if hires.checkpoint else None)
         if hires else None,
         prediction=recipe.prediction, is_zero_snr=recipe.is_zero_snr, precision=recipe.precision,
         pad_prompts=recipe.pad_prompts, config=recipe.config or None, rules=recipe.rules, odd_sizes=recipe.odd_sizes,
@@ -163,7 +188,19 @@ def as_request(recipe: Recipe, pictures: Mapping[Sha256, Path] = {}) -> RenderRe
         prompt_parts=tuple(map(str, recipe.prompt_parts)), negative_parts=tuple(map(str, recipe.negative_parts)),
         freeu=str(recipe.freeu) if recipe.freeu else None, rescales_velocity=recipe.rescales_velocity,
         told_sizes=recipe.told_sizes or None, details=as_details(recipe, pictures),
+        refiner=f"sha256:{recipe.refiner.checkpoint.sha256}" if recipe.refiner else None,
+        refiner_at=recipe.refiner.switch_at if recipe.refiner else None,
+        refiner_by_steps=recipe.refiner.by_steps if recipe.refiner else None,
+        refiner_passes=recipe.refiner.passes if recipe.refiner and hires else None,
     )  # fmt: skip
+
+
+def _lora_requests(uses: Sequence[LoraUse]) -> tuple[LoraRequest, ...]:
+    return tuple(use.request(f"sha256:{use.sha256}") for use in uses)
+
+
+def _network_texts(uses: Sequence[HypernetworkUse]) -> tuple[str, ...]:
+    return tuple(f"sha256:{use.sha256}:{use.strength!r}" for use in uses)
 
 
 def _upscale_request(recipe: Recipe) -> UpscaleRequest | None:
@@ -241,18 +278,12 @@ def changed(request: RenderRequest, name: str, text: str, digest_of: DigestOf) -
         return replace(request, width=width, height=height)
     if field == "sampler":
         return replace(request, sampler=text, schedule=None)
-    if field == "hires":
-        return replace(request, hires=_hires(name, text, request.hires))
+    if field == "refiner" and text in ("", "off"):
+        return replace(request, refiner=None, refiner_at=None, refiner_by_steps=None, refiner_passes=None)
     if field in (*_REFERENCE, *_LAST):
         return (_with_references if field in _REFERENCE else _last)(request, field, name, text)
-    if field in _HIRES:
-        if request.hires is None:
-            raise UsageError(
-                f"`{name}` requires a second pass (hires)",
-                hint="set hires to a factor or a size first, such as hires=2",
-                code=Cause.BAD_VALUE,
-            )
-        return replace(request, hires=_second_pass(request.hires, field, name, text))
+    if field in ("hires", *_HIRES):
+        return _with_second_pass(request, field, name, text)
     value: Any
     if field in _TEXTS:
         value = text or None if field == "vae" else text
@@ -277,6 +308,20 @@ def _with_references(request: RenderRequest, field: str, name: str, text: str) -
         )
     value: Any = {field.removeprefix("reference_"): _number(name, text, float)}
     return replace(request, references=tuple(replace(each, **value) for each in request.references))
+
+
+def _with_second_pass(request: RenderRequest, field: str, name: str, text: str) -> RenderRequest:
+    """Add, change or remove the second pass."""
+    if field == "hires":
+        second = _hires(name, text, request.hires)
+        return replace(request, hires=second, refiner_passes=request.refiner_passes if second else None)
+    if request.hires is None:
+        raise UsageError(
+            f"`{name}` requires a second pass (hires)",
+            hint="set hires to a factor or a size first, such as hires=2",
+            code=Cause.BAD_VALUE,
+        )
+    return replace(request, hires=_second_pass(request.hires, field, name, text))
 
 
 def _last(request: RenderRequest, field: str, name: str, text: str) -> RenderRequest:
@@ -325,14 +370,21 @@ def _with_scale(request: RenderRequest, ref: str, text: str, digest_of: DigestOf
         scales = parse_scale_pair(text)
     except ValueError as error:
         raise UsageError(f"`lora:{ref}={text}`: `{text}` is not a valid scale", code=Cause.BAD_VALUE) from error
-    kept = [lora for lora in request.loras if digest_of(lora.ref) != wanted]
-    here = [i for i, lora in enumerate(request.loras) if digest_of(lora.ref) == wanted]
-    if scales.acts:
-        asked = LoraRequest(
-            f"sha256:{wanted}", scales.unet or 0.0, scales.text_encoder, keyframes=scales.keyframes
-        )  # fmt: skip
-        kept.insert(here[0] if here else len(kept), asked)
-    return replace(request, loras=tuple(kept))
+
+    def rescaled(loras: tuple[LoraRequest, ...], *, adds: bool) -> tuple[LoraRequest, ...]:
+        kept = [lora for lora in loras if digest_of(lora.ref) != wanted]
+        here = [i for i, lora in enumerate(loras) if digest_of(lora.ref) == wanted]
+        if scales.acts and (here or adds):
+            asked = LoraRequest(
+                f"sha256:{wanted}", scales.unet or 0.0, scales.text_encoder, keyframes=scales.keyframes
+            )  # fmt: skip
+            kept.insert(here[0] if here else len(kept), asked)
+        return tuple(kept)
+
+    hires = request.hires
+    if hires is not None and hires.loras is not None:  # the second pass's own adapters, if this is one of them
+        hires = replace(hires, loras=rescaled(hires.loras, adds=False))
+    return replace(request, loras=rescaled(request.loras, adds=True), hires=hires)
 
 
 def _size(name: str, text: str) -> tuple[int, int]:
@@ -354,6 +406,8 @@ def _hires(name: str, text: str, before: HiresRequest | None) -> HiresRequest | 
 
 def _second_pass(before: HiresRequest, field: str, name: str, text: str) -> HiresRequest:
     value: Any = text if field in _HIRES_TEXTS else _number(name, text, int if field in _HIRES_WHOLE else float)
+    if field in _HIRES_AS_FIRST:
+        value = text or None
     return replace(before, **{field.removeprefix("hires_"): value})
 
 

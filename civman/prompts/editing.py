@@ -80,16 +80,20 @@ class Part:
     weight: float = 1.0
 
 
-def timings(rule: Rule, *, steps: int, calls_per_step: int, hires_steps: int | None) -> tuple[Timing, Timing | None]:
+def timings(
+    rule: Rule, *, steps: int, calls_per_step: int, hires_steps: int | None, hires_calls_per_step: int | None = None
+) -> tuple[Timing, Timing | None]:
     """Compute the timing of the first pass, and of the second pass if there is one.
 
-    `calls_per_step`: how many evaluations A1111 counts for each step of the sampler, 1 or 2.
+    `calls_per_step`: how many evaluations A1111 counts for each step of the sampler, 1 or 2. `hires_calls_per_step`:
+    those of the second pass's sampler; None: as many.
     """
     length = steps if rule is Rule.V1_0 else steps * calls_per_step
     first = Timing(rule, length)
     if hires_steps is None:
         return first, None
-    return first, Timing(rule, hires_steps * calls_per_step, length) if rule is Rule.V1_6 else first
+    calls = calls_per_step if hires_calls_per_step is None else hires_calls_per_step
+    return first, Timing(rule, hires_steps * calls, length) if rule is Rule.V1_6 else first
 
 
 def parts(prompt: str) -> tuple[Part, ...]:

@@ -6,7 +6,6 @@ merged. `Engine` contains what is reused between plans; a `Job` is a value with 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from civman.diffusion.control_models import ControlModel, load_control
@@ -14,7 +13,6 @@ from civman.diffusion.denoiser import Prompts
 from civman.diffusion.detail_passes import DetailInputs, redraw_details, region_recipe
 from civman.diffusion.environment import choose_dtype, environment, threads
 from civman.diffusion.face_restoration import load_face_model
-from civman.diffusion.hypernetworks import Hypernetwork, load_hypernetwork
 from civman.diffusion.larger_input import with_larger_image
 from civman.diffusion.pixels import Picture
 from civman.diffusion.plain_resizing import enlarged_in_tiles
@@ -32,22 +30,16 @@ from civman.domain.recipes.details import DetailPass
 from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import Hires, Recipe
 from civman.domain.recipes.record import Environment, Record
+from civman.domain.recipes.stages import Stage
 from civman.planning.input_pictures import read_picture
 from civman.planning.plan_types import Applied, Planned
 from civman.planning.recipe_sources import pixel_sha256
 from civman.planning.slot_groups import slot_groups
-from civman.rendering.encode_prompts import (
-    AnyEncoders,
-    EncodedPrompts,
-    FlowTextEncoders,
-    KeptEncoders,
-    TextEncoders,
-    encode_all,
-)
 from civman.rendering.encode_references import encode_references
 from civman.rendering.engine import Engine
 from civman.rendering.finish_pictures import Finisher
 from civman.rendering.slot_progress import SlotProgress
+from civman.rendering.stage_models import StageModels
 from civman.rendering.warm_engines import WARM, WarmEngines
 from civman.rendering.weight_files import with_safe_copies
 
@@ -68,13 +60,10 @@ class Job:
     """One plan that is ready to be rendered: everything that its batches share."""
 
     planned: Planned
-    prompts: EncodedPrompts = field(repr=False)
+    models: StageModels = field(repr=False)
     inputs: Inputs = field(repr=False)
-    applied: tuple[Applied, ...]
     environment: Environment
-    model_notes: tuple[str, ...]
     upscaler: AnyUpscaler | None = field(default=None, repr=False)
-    hypernetworks: tuple[tuple[Hypernetwork, float], ...] = field(default=(), repr=False)
     finisher: Finisher | None = field(default=None, repr=False)
     controlnets: tuple[ControlModel, ...] = field(default=(), repr=False)
     references: tuple[Reference, ...] = field(default=(), repr=False)
@@ -86,13 +75,13 @@ class Job:
         return replace(recipe, seed=recipe.seed + first, count=count, batch_size=count)
 
     def options(self, on_event: OnEvent) -> dict[str, Any]:
-        """The arguments of `run_recipe.job_of` besides the recipe, the model and the prompts of the first pass."""
+        """The arguments of `run_recipe.job_of` besides the recipe and its models."""
         return {
             "inputs": with_larger_image(self.inputs, self.planned.recipe, self.upscaler, on_event),
             "on_event": on_event, "keeps_noise": self.planned.keeps_noise,
             "restore": self.finisher.restorer if self.finisher else None,
-            "hires_prompt": self.prompts.second, "upscale": _upscale(self.upscaler, self.planned.recipe.hires),
-            "controlnets": self.controlnets, "references": self.references,
+            "upscale": _upscale(self.upscaler, self.planned.recipe.hires), "controlnets": self.controlnets,
+            "references": self.references,
         }  # fmt: skip
 
     def finished(self, recipe: Recipe, picture: Picture, place: tuple[int, int], on_event: OnEvent) -> Drawn:
@@ -103,10 +92,10 @@ class Job:
             digest = pixel_sha256(pixels)
         record = Record(
             recipe, picture.seed, digest, self.environment, planned.names,
-            (*self.model_notes, *picture.notes), planned.parent, planned.typed,
+            (*self.models.notes, *picture.notes), planned.parent, planned.typed,
             planned.licence.words if planned.licence else (),
         )  # fmt: skip
-        return Drawn(pixels, record, self.applied, place)
+        return Drawn(pixels, record, self.models.applied, place)
 
 
 def draw(
@@ -124,68 +113,45 @@ def draw(
     with threads(machine.threads):
         for places in slot_groups(plans):
             group = {place: with_safe_copies(plans[place]) for place in places}
-            engine = warm.engine(group[places[0]], machine, on_event)
-            prepared = partial(_prepared, warm, engine)
+            # no job is kept here, so that a model which is released has its memory freed before the next one is loaded
             if plans[places[0]].recipe.slots:
-                yield from _run_in_slots(engine, group, prepared, progress)
+                yield from _run_in_slots(group, lambda plan: _prepared(plan, machine, warm, on_event), progress)
             else:
-                yield from run(engine, prepared(group[places[0]]), warm.telling(on_event), places[0])
-            del engine, prepared  # so that a model which is released has its memory freed before the next one is loaded
+                job = _prepared(group[places[0]], machine, warm, on_event)
+                yield from run(job, warm.telling(on_event), places[0])
+                del job
 
 
-def _prepared(warm: WarmEngines, engine: Engine, planned: Planned) -> Job:
-    try:
-        return prepare(engine, planned)
-    except BaseException:
-        warm.drop(engine)  # its weights may be half merged
-        raise
+def _prepared(planned: Planned, machine: Machine, warm: WarmEngines, on_event: OnEvent) -> Job:
+    return prepare(StageModels(planned, machine, warm, on_event))
 
 
-def prepare(engine: Engine, planned: Planned) -> Job:
-    """Merge the plan's adapters into the engine's model and encode its prompts. Raises: the errors of `draw`."""
-    engine.merge(planned)
-    is_flow = planned.recipe.flow is not None
-    texts = KeptEncoders(
-        lambda: FlowTextEncoders(engine.model) if is_flow else TextEncoders.of(engine.encoders), engine.texts, planned
-    )
+def prepare(models: StageModels) -> Job:
+    """Load the first model of a plan, merge its adapters and encode its prompts. Raises: the errors of `draw`."""
+    models(Stage.FIRST)
+    planned, engine = models.planned, models.engine
     return Job(
-        planned,
-        encode_all(texts, planned),
-        read_inputs(planned),
-        engine.merged.applied(),
-        environment(engine.device, engine.compiled).to_facts(),
-        (*engine.model.notes, *texts.notes),
+        planned, models, read_inputs(planned), environment(engine.device, engine.compiled).to_facts(),
         _upscaler(engine, planned),
-        tuple(
-            (load_hypernetwork(planned.path(use.sha256), planned.name(use.sha256)), use.strength)
-            for use in planned.recipe.hypernetworks
-        ),
-        Finisher.of(planned, engine.device),
-        _controlnets(engine, planned),
-        encode_references(engine, planned),
-        _details(engine, planned, texts),
-    )
+        Finisher.of(planned, engine.device), _controlnets(engine, planned), encode_references(engine, planned),
+        _details(models),
+    )  # fmt: skip
 
 
-def run(engine: Engine, job: Job, on_event: OnEvent = ignore, place: int = 0) -> Iterator[Drawn]:
-    """Render a job, which must have been prepared with `engine` in its current state. Raises: CannotRender.
-
-    `place`: the number of its plan, for `Drawn.place`.
-    """
-    recipe, done = job.planned.recipe, 0
-    given = job.options(on_event) | {"hypernetworks": job.hypernetworks, "set_scales": engine.set_scales}
+def run(job: Job, on_event: OnEvent = ignore, place: int = 0) -> Iterator[Drawn]:
+    """Render a job. `place`: the number of its plan, for `Drawn.place`. Raises: the errors of `draw`."""
+    recipe, done, given = job.planned.recipe, 0, job.options(on_event)
     if recipe.enlarged_input is not None:
-        for name in ("hires_prompt", "upscale", "controlnets"):
+        for name in ("upscale", "controlnets"):
             del given[name]
         redraw = redraw_in_tiles if recipe.tiled is not None else ultimate_upscale
-        batches = redraw(recipe, engine.model, job.prompts.first, upscaler=job.upscaler, **given)
+        batches = redraw(recipe, job.models, upscaler=job.upscaler, **given)
     else:
-        batches = iterate(recipe, engine.model, job.prompts.first, **given)
+        batches = iterate(recipe, job.models, **given)
     if job.details is not None:
         batches = redraw_details(
-            recipe, batches, engine.model, job.details, on_event, keeps_noise=job.planned.keeps_noise,
-            hypernetworks=job.hypernetworks, set_scales=engine.set_scales,
-        )  # fmt: skip
+            recipe, batches, job.models, job.details, on_event, keeps_noise=job.planned.keeps_noise
+        )
     for batch in batches:
         recipe = job.batch(done, len(batch))
         for number, picture in enumerate(batch, done):
@@ -194,7 +160,7 @@ def run(engine: Engine, job: Job, on_event: OnEvent = ignore, place: int = 0) ->
 
 
 def _run_in_slots(
-    engine: Engine, plans: Mapping[int, Planned], prepared: Callable[[Planned], Job], progress: SlotProgress
+    plans: Mapping[int, Planned], prepared: Callable[[Planned], Job], progress: SlotProgress
 ) -> Iterator[Drawn]:
     """Render a group of plans (see `slot_groups`) side by side, yielding images in the order of their completion.
 
@@ -203,7 +169,7 @@ def _run_in_slots(
 
     def calls(job: Job, place: tuple[int, int]) -> Calls[Drawn]:
         recipe = job.batch(place[1], 1)
-        one = job_of(recipe, engine.model, job.prompts.first, **job.options(progress.of(place)))
+        one = job_of(recipe, job.models, **job.options(progress.of(place)))
         (picture,) = yield from one.batch(0, [recipe.seed])
         return job.finished(recipe, picture, place, ignore)
 
@@ -215,8 +181,8 @@ def _run_in_slots(
 
     start, *_ = plans
     first = prepared(plans[start])
-    recipe = first.planned.recipe
-    for drawn in run_in_slots(recipe, engine.model, images(), hypernetworks=first.hypernetworks):
+    recipe, shared = first.planned.recipe, first.models(Stage.FIRST)
+    for drawn in run_in_slots(recipe, shared.model, images(), hypernetworks=shared.hypernetworks):
         progress.finish(drawn.place)
         yield drawn
 
@@ -234,9 +200,9 @@ def _controlnets(engine: Engine, planned: Planned) -> tuple[ControlModel, ...]:
     return tuple(loaded[use.sha256] for use in recipe.controls)
 
 
-def _details(engine: Engine, planned: Planned, texts: AnyEncoders) -> DetailInputs | None:
+def _details(models: StageModels) -> DetailInputs | None:
     """Encode the prompts of the detail passes, and load their detector and masks; None if the plan has no passes."""
-    recipe = planned.recipe
+    planned, recipe = models.planned, models.planned.recipe
     if not recipe.details:
         return None
 
@@ -244,7 +210,7 @@ def _details(engine: Engine, planned: Planned, texts: AnyEncoders) -> DetailInpu
         if made.texts(number, "", "") is None:
             return None
         one = region_recipe(recipe, made, recipe.seed, number, recipe.drawn_size)
-        return encode_all(texts, replace(planned, recipe=one)).first
+        return models.encoded(one)
 
     detector = next((made.detector for made in recipe.details if made.detector), None)
     return DetailInputs(
@@ -253,7 +219,7 @@ def _details(engine: Engine, planned: Planned, texts: AnyEncoders) -> DetailInpu
             made.mask: read_picture(planned.path(made.mask), is_mask=True, rules=recipe.rules).pixels
             for made in recipe.details if made.mask
         },
-        load_face_model(planned.path(detector), "retinaface", engine.device) if detector else None,
+        load_face_model(planned.path(detector), "retinaface", models.engine.device) if detector else None,
     )  # fmt: skip
 
 

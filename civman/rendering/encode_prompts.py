@@ -13,7 +13,7 @@ from civman.diffusion.text_conditioning import encode, lengthened
 from civman.diffusion.textual_inversions import Embedding, load_embedding
 from civman.domain.recipes.recipe import PromptPart, Recipe
 from civman.planning.plan_types import Planned
-from civman.planning.prompt_stages import PassPrompts, passes_of
+from civman.planning.prompt_stages import PassPrompts
 from civman.prompts.editing import Stage
 from civman.prompts.emphasis import ParsedPrompt, parse
 from civman.prompts.syntaxes import parse_by
@@ -117,24 +117,18 @@ class KeptEncoders:
 AnyEncoders = TextEncoders | FlowTextEncoders | KeptEncoders
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EncodedPrompts:
-    """The conditioning of the first pass, and of the second pass if it differs."""
+def encode_stage(text: AnyEncoders, planned: Planned, texts: PassPrompts) -> Prompts:
+    """Encode the prompts of one stage of a render. Raises: Incompatible: an embedding does not fit the model.
 
-    first: Prompts
-    second: Prompts | None = None
-
-
-def encode_all(text: AnyEncoders, planned: Planned) -> EncodedPrompts:
-    """Encode the plan's prompts for both passes. Raises: Incompatible: an embedding does not fit the model."""
+    `planned`: a plan whose recipe is that of the stage (`stages.stage_recipe`). `texts`: what the prompts of the
+    stage's pass become during its steps.
+    """
     recipe = planned.recipe
     if recipe.prompt_parts or recipe.negative_parts:
-        return EncodedPrompts(_joined(text, planned))
+        return _joined(text, planned)
     if not recipe.prompt_rules:
-        return EncodedPrompts(encode_prompts(text, planned))
-    first, second = passes_of(planned.recipe)
-    encoder = _StageEncoder(text, planned.recipe, _embeddings(text, planned))
-    return EncodedPrompts(encoder.conditioning(first), None if second is None else encoder.conditioning(second))
+        return encode_prompts(text, planned)
+    return _StageEncoder(text, recipe, _embeddings(text, planned)).conditioning(texts)
 
 
 def _joined(text: AnyEncoders, planned: Planned) -> CombinedConditioning:

@@ -65,7 +65,7 @@ def describe(index: Index | None, path: Path) -> PictureReport:
 def _of_record(record: Record) -> PictureMetadata:
     """Convert a civman record into the form used for the metadata of all programs."""
     recipe = record.recipe
-    uses = {use.sha256: use for use in recipe.loras}
+    uses = {use.sha256: use for use in (*((recipe.hires and recipe.hires.loras) or ()), *recipe.loras)}
     resources = [
         Resource(role, record.name_of(digest).name, digest, air=file.air if (file := recipe.file(digest)) else None,
                  weight=uses[digest].scale if role == "lora" else None,

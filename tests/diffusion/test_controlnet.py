@@ -21,6 +21,7 @@ from civman.diffusion.diffusers_pipeline import pipeline_of
 from civman.diffusion.loader import LoadedModel, load
 from civman.diffusion.pipeline_scheduler import PipelineScheduler
 from civman.diffusion.run_recipe import Inputs, iterate
+from civman.diffusion.stage_model import one_model
 from civman.domain.digests import Sha256
 from civman.domain.recipes.control import ControlUse
 from civman.domain.recipes.recipe import Recipe
@@ -104,7 +105,7 @@ def picture(seed: int = 1, size: int = 64) -> Any:
 
 def ours(model: LoadedModel, recipe: Recipe, nets: list[Any], pictures: list[Any]) -> Any:
     inputs = Inputs(controls=tuple(pictures))
-    ((image,),) = iterate(recipe, model, prompt(model), inputs=inputs, controlnets=nets)
+    ((image,),) = iterate(recipe, one_model(model, prompt(model)), inputs=inputs, controlnets=nets)
     return image.pixels / 255
 
 

@@ -19,6 +19,7 @@ from civman.diffusion.layer_streaming import stream
 from civman.diffusion.loader import LoadedModel, load
 from civman.diffusion.moving_scales import MovingScales
 from civman.diffusion.run_recipe import iterate
+from civman.diffusion.stage_model import one_model
 from civman.domain.digests import Sha256
 from civman.domain.recipes.recipe import Hires, LoraUse, Recipe
 
@@ -106,9 +107,10 @@ def test_each_evaluation_has_the_weights_of_its_own_scales(
     order = {name: layer.register_forward_pre_hook(lambda module, _, name=name: keep(name, module))
              for name, layer in layers.items()}  # fmt: skip
     order[""] = model.unet.register_forward_pre_hook(lambda *_: seen.append({}))
-    [[first]] = iterate(wanted, model, prompt(model), set_scales=moving.set)
+    stages = one_model(model, prompt(model), loras=wanted.loras, set_scales=moving.set)
+    [[first]] = iterate(wanted, stages)
     calls = len(seen)
-    [[again]] = iterate(wanted, model, prompt(model), set_scales=moving.set)
+    [[again]] = iterate(wanted, stages)
     for hook in order.values():
         hook.remove()
 

@@ -23,6 +23,7 @@ from civman.diffusion.families.flow_family import FlowEncoded, Instant
 from civman.diffusion.flow_denoiser import FlowCall
 from civman.diffusion.loader import LoadedModel, load
 from civman.diffusion.run_recipe import job_of, render, run_in_slots
+from civman.diffusion.stage_model import one_model
 from civman.diffusion.unet_calls import Calls, Slots, UnetCall
 from civman.diffusion.unet_calls import run_in_slots as side_by_side
 from civman.domain.events import Step
@@ -150,7 +151,7 @@ def drawn(model: LoadedModel, recipes: list[Recipe]) -> dict[int, str]:
 
     def calls(recipe: Recipe) -> Calls[tuple[int, str]]:
         given = prompt(model, seed=recipe.seed, chunks=1 + recipe.seed % 2)
-        (made,) = yield from job_of(recipe, model, given).batch(0, [recipe.seed])
+        (made,) = yield from job_of(recipe, one_model(model, given)).batch(0, [recipe.seed])
         return recipe.seed, made.sha256
 
     return dict(run_in_slots(recipes[0], model, map(calls, recipes)))
@@ -249,7 +250,9 @@ def test_a_recipe_with_slots_differs_from_one_without_by_rounding_only(models: M
     recipe = replace(PLAIN, slots=4)
 
     def calls() -> Calls[Any]:
-        (made,) = yield from job_of(recipe, model, prompt(model), on_event=steps.append).batch(0, [recipe.seed])
+        (made,) = yield from job_of(recipe, one_model(model, prompt(model)), on_event=steps.append).batch(
+            0, [recipe.seed]
+        )
         return made
 
     (beside_copies,) = run_in_slots(recipe, model, iter([calls()]))

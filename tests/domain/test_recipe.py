@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 from civman.domain.digests import Sha256
 from civman.domain.recipes.complete import Resolved, complete
 from civman.domain.recipes.control import ControlUse
-from civman.domain.recipes.details import DetailPass
 from civman.domain.recipes.faces import FaceRestoration
 from civman.domain.recipes.recipe import (
     SCHEMA,
+    CheckpointUse,
     EmbeddingUse,
     Hires,
     HiresRequest,
     HypernetworkUse,
     LoraUse,
     Recipe,
+    RecipeFile,
+    Refiner,
     RenderRequest,
     Sampling,
     StartImage,
@@ -29,7 +31,6 @@ from civman.domain.recipes.recipe import (
     canonical,
 )
 from civman.domain.recipes.reference import ReferenceUse
-from civman.domain.recipes.tiled_diffusion import TiledDiffusion
 from civman.errors import UsageError
 
 A, B = Sha256("a" * 64), Sha256("b" * 64)
@@ -210,6 +211,32 @@ def test_slots_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
         replace(FULL, **{"batch_size": 1} | change)
 
 
+def test_values_of_the_second_pass_and_a_refiner_need_the_schema_that_added_them() -> None:
+    hires, other = Hires(128, 128, 4, 0.7, "latent"), CheckpointUse(A, "v_prediction", is_zero_snr=True)
+    own: tuple[dict[str, Any], ...] = (
+        {"prompt": ""}, {"negative_prompt": "b"}, {"loras": ()}, {"loras": (LoraUse(A, 0.5, 0.25),)},
+        {"hypernetworks": (HypernetworkUse(A, 0.5),)}, {"checkpoint": other},
+    )  # fmt: skip
+    recipes = [replace(FULL, files=(), hires=replace(hires, **each)) for each in own]
+    recipes.append(replace(FULL, files=(), hires=hires, refiner=Refiner(other, 0.25, True, "both", False)))
+
+    for recipe in recipes:
+        assert json.loads(recipe.to_json())["schema"] == 18
+        assert Recipe.from_json(recipe.to_json()) == recipe
+    assert len({recipe.sha256 for recipe in recipes}) == len(recipes)
+    assert json.loads(replace(FULL, files=(), hires=hires).to_json())["schema"] < 18
+    for changes, why in (
+        ({"rules": 1}, "rules 1"),
+        ({"hires": replace(hires, loras=(LoraUse(A, 1.0, 1.0, "1,2"),))}, "block weights"),
+        ({"hires": replace(hires, checkpoint=replace(other, prediction="x"))}, "prediction"),
+        ({"refiner": Refiner(other, 1.5)}, "0 to 1"),
+        ({"refiner": Refiner(other, 0.5, passes="third")}, "first, second, both"),
+        ({"files": (RecipeFile(FULL.checkpoint, 5),)}, "list of files"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            replace(FULL, **{"files": (), "hires": replace(hires, prompt="a")} | changes)
+
+
 def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
     value = json.loads(FULL.to_json()) | {"guidance_scale": 5}
 
@@ -220,14 +247,13 @@ def test_whole_numbers_are_read_where_fractions_are_meant() -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
 def test_nothing_may_be_left_out(name: str) -> None:
     faces = FaceRestoration("gfpgan", FULL.checkpoint, FULL.checkpoint, FULL.checkpoint)
-    tiles = TiledDiffusion("MultiDiffusion")
-    details = (DetailPass("box", "Euler", "Normal", 4, 7.0, 64, 64, box="1,2,30,40"),)
+    refiner = Refiner(CheckpointUse(A, "epsilon", is_zero_snr=False), 0.8)
     full = replace(
-        FULL, start=StartImage(A, 0.5), hires=None, variant="kontext", faces=faces, tiled_diffusion=tiles,
-        details=details,
+        FULL, start=StartImage(A, 0.5), hires=None, variant="kontext", faces=faces, refiner=refiner, files=(),
         references=(ReferenceUse(A, B, A),),
     )  # fmt: skip
-    value = json.loads(full.to_json()) | {"schema": SCHEMA, "slots": 0}
+    value = json.loads(full.to_json())
+    assert value["schema"] == SCHEMA
     del value[name]
 
     with pytest.raises(UsageError, match=f"`recipe.{name}` is missing"):

@@ -93,3 +93,23 @@ def face_files(tmp_path: Path) -> Path:
 @pytest.fixture
 def with_faces(civman: Civman, stocked: Path, face_files: Path) -> None:
     assert civman("import", "--offline", face_files).code == 0
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Further checkpoints: one of each family with other weights, an inpainting one, and a refiner."""
+    import tiny_models
+
+    folder = tmp_path_factory.mktemp("others")
+    for kind in ("sd1", "sdxl"):
+        tiny_models.write(folder / f"other-{kind}.safetensors", kind, seed=21)
+    tiny_models.write(folder / "masked-sd1.safetensors", "sd1-inpaint")
+    tiny_models.write(folder / "finisher.safetensors", "refiner", seed=31)
+    return folder
+
+
+@pytest.fixture
+def filled(stocked: Path, others: Path, civman: Civman) -> dict[str, Path]:
+    """The library holds the stock and the further checkpoints. Returns the files by their names."""
+    assert civman("import", "--offline", others).code == 0
+    return {path.stem: path for folder in (stocked, others) for path in folder.glob("*.safetensors")}

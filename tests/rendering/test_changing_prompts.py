@@ -16,13 +16,15 @@ from rendering_stock import QUICK
 from civman.diffusion.text_conditioning import encode
 from civman.domain.recipes.machine import Machine
 from civman.domain.recipes.recipe import HiresRequest, RenderRequest
+from civman.domain.recipes.stages import Stage
 from civman.errors import CannotRender, UsageError
 from civman.library import Library
 from civman.planning.plan import Conditions
 from civman.prompts.emphasis import parse
 from civman.rendering import draw
 from civman.rendering.encode_prompts import TextEncoders
-from civman.rendering.engine import Engine
+from civman.rendering.stage_models import StageModels
+from civman.rendering.warm_engines import WarmEngines
 
 ON_CPU = Conditions(device="cpu")
 REQUEST = RenderRequest(
@@ -36,11 +38,12 @@ class Watched:
 
     def __init__(self, library: Library, request: RenderRequest) -> None:
         self.planned = library.plan(request, ON_CPU)
-        self.engine = Engine(self.planned, Machine("cpu", threads=1), lambda _: None)
+        self.job = draw.prepare(StageModels(self.planned, Machine("cpu", threads=1), WarmEngines(0)))
+        self.engine = self.job.models.engine
         self.contexts: list[Any] = []
         hook = self.engine.model.unet.register_forward_pre_hook(self._note, with_kwargs=True)
         try:
-            [drawn] = draw.run(self.engine, draw.prepare(self.engine, self.planned))
+            [drawn] = draw.run(self.job)
         finally:
             hook.remove()
         self.pixels = drawn.pixels
@@ -114,7 +117,7 @@ def test_combined_prompts_pull_with_their_weights(library: Library, kind: str) -
 
     calls: list[Any] = []
     hook = model.unet.register_forward_hook(lambda _m, _a, result: calls.append(result[0]))
-    [*_] = draw.run(seen.engine, draw.prepare(seen.engine, seen.planned))
+    [*_] = draw.run(seen.job)
     hook.remove()
     assert [len(each) for each in calls] == [1] * 6, "each part and the negative prompt, in two steps"
     wanted = [answer("a cat", tokens=154), answer(f" {long}", tokens=154), answer("bad", is_negative=True)]
@@ -125,7 +128,7 @@ def test_combined_prompts_pull_with_their_weights(library: Library, kind: str) -
     from civman.diffusion.noise_levels import NoiseLevels
 
     denoiser = Denoiser(
-        model, draw.prepare(seen.engine, seen.planned).prompts.first, NoiseLevels.of_model(), guidance=Guidance(3.0),
+        model, seen.job.models(Stage.FIRST).prompt, NoiseLevels.of_model(), guidance=Guidance(3.0),
         size=(64, 64),
     )  # fmt: skip
     with torch.no_grad():

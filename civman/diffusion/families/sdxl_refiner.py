@@ -36,5 +36,6 @@ REFINER: Final = UNetFamily(
     is_xl=True,
     latent_rgb=XL_RGB,
     needs_picture=True,
+    refines="sdxl",
     scores=(6.0, 2.5),
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from civman.diffusion.checkpoint_names import Config
 
@@ -37,6 +37,8 @@ class UNetFamily:
     """Whether the UNet takes image sizes and a pooled text vector in addition to the prompt."""
     needs_picture: bool = False
     """Whether the model can only change an existing image."""
+    refines: str = ""
+    """The name of the family whose images the model can finish, if that is another family."""
     takes_clip_skip: bool = False
     """Whether clip skip selects the text encoder's layer."""
     is_silent_about_prediction: bool = False
@@ -58,6 +60,14 @@ class UNetFamily:
     def native_size_of(self, prediction: str) -> int:
         """Return the native size of the family's models with this prediction."""
         return self.epsilon_size if self.epsilon_size and prediction == "epsilon" else self.native_size
+
+    def is_same(self, other: Any) -> bool:
+        """Whether `other` is this family, so that the adapters of one checkpoint fit the other's."""
+        return other is self
+
+    def continues(self, other: Any) -> bool:
+        """Whether a model of this family can continue an image that a model of the family `other` has begun."""
+        return other is self or bool(self.refines and other.name == self.refines)
 
     @property
     def merges_tokens(self) -> bool:

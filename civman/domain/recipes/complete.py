@@ -1,7 +1,7 @@
 """Make a recipe from a request: options that the request does not set come from the library's files or the defaults."""
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from civman.domain.digests import Sha256
 from civman.domain.recipes.control import ControlUse
@@ -14,6 +14,7 @@ from civman.domain.recipes.prompt_parts import part_of
 from civman.domain.recipes.recipe import (
     RULES,
     SAMPLING,
+    CheckpointUse,
     EmbeddingUse,
     Flow,
     Hires,
@@ -22,6 +23,7 @@ from civman.domain.recipes.recipe import (
     PartUse,
     Recipe,
     RecipeFile,
+    Refiner,
     Sampling,
     StartImage,
 )
@@ -35,6 +37,19 @@ from civman.domain.recipes.ultimate import ultimate_of
 from civman.errors import Cause, UsageError
 
 T = TypeVar("T")
+REFINER_AT: Final = 0.8
+"""The share of the denoising after which a refiner takes over, A1111's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecondResolved:
+    """What the library found for the second pass's own values; None: those of the first pass."""
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    loras: tuple[LoraUse, ...] | None = None
+    hypernetworks: tuple[HypernetworkUse, ...] | None = None
+    checkpoint: CheckpointUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +74,9 @@ class Resolved:
     vae: Sha256 | None = None
     upscaler: Sha256 | None = None
     """The model that enlarges the image between the passes."""
+    second: SecondResolved = SecondResolved()
+    refiner: CheckpointUse | None = None
+    is_refiner_same_family: bool = True
     faces: FaceRestoration | None = None
     input_upscaler: Sha256 | None = None
     """The model that enlarges the input image before it is drawn again, and its factor."""
@@ -92,7 +110,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
     start = None
     if found.init_image is not None:
         start = _start(request, found.init_image, found.mask_image)
-    hires = _hires(request, width, height, steps, found.upscaler) if request.hires else None
+    hires = _hires(request, width, height, steps, found) if request.hires else None
     tiled = None
     if request.tiled_upscale is not None:
         tiled = tiled_of(request.tiled_upscale, found.init_size, model=found.input_upscaler)
@@ -135,7 +153,7 @@ def complete(request: RenderRequest, found: Resolved) -> Recipe:
         freeu=freeu_of(_or(request.freeu, "")), rescales_velocity=_or(request.rescales_velocity, False),
         told_sizes=request.told_sizes or "",
         parts=found.parts, flow=found.flow, variant=found.variant,
-        faces=found.faces, tiled=tiled, ultimate=ultimate,
+        faces=found.faces, tiled=tiled, ultimate=ultimate, refiner=_refiner(request, found),
         tiled_diffusion=tiled_diffusion_of(_or(request.tiled_diffusion, "")), input_upscale=larger,
         details=tuple(
             replace(
@@ -156,7 +174,9 @@ def _slots(request: RenderRequest, found: Resolved) -> int:
         for each in (request.tiled_upscale, request.ultimate_upscale, request.init_upscale, request.tiled_diffusion)
     )
     changes_scales = any(use.keyframes or use.hires_keyframes for use in found.loras)
-    return 0 if is_in_tiles or changes_scales or found.details or request.slots in (None, 1) else request.slots
+    second = (found.second.loras, found.second.hypernetworks, found.second.checkpoint)
+    changes_model = changes_scales or found.refiner is not None or any(each is not None for each in second)
+    return 0 if is_in_tiles or changes_model or found.details or request.slots in (None, 1) else request.slots
 
 
 def larger_input(
@@ -226,8 +246,19 @@ def _start(request: RenderRequest, image: Sha256, mask: Sha256 | None) -> StartI
     )  # fmt: skip
 
 
-def _hires(request: RenderRequest, width: int, height: int, steps: int, model: Sha256 | None) -> Hires:
-    asked = request.hires
+def _refiner(request: RenderRequest, found: Resolved) -> Refiner | None:
+    if found.refiner is None:
+        return None
+    # without a second pass, there is no choice of passes
+    passes = _or(request.refiner_passes, "second") if request.hires else "second"
+    return Refiner(
+        found.refiner, float(_or(request.refiner_at, REFINER_AT)), _or(request.refiner_by_steps, False), passes,
+        found.is_refiner_same_family,
+    )  # fmt: skip
+
+
+def _hires(request: RenderRequest, width: int, height: int, steps: int, found: Resolved) -> Hires:
+    asked, model, second = request.hires, found.upscaler, found.second
     assert asked is not None
     trim = size_of(asked.trim) if asked.trim else (0, 0)
     scale = _or(asked.scale, 2.0)
@@ -254,6 +285,11 @@ def _hires(request: RenderRequest, width: int, height: int, steps: int, model: S
         sampler=asked.sampler or "",
         schedule=asked.schedule or "",
         resize=asked.resize or "",
+        prompt=second.prompt,
+        negative_prompt=second.negative_prompt,
+        loras=second.loras,
+        hypernetworks=second.hypernetworks,
+        checkpoint=second.checkpoint,
     )
 
 

@@ -14,6 +14,7 @@ from civman.domain.digests import Sha256
 from civman.domain.recipes.adapter_uses import EmbeddingUse as EmbeddingUse
 from civman.domain.recipes.adapter_uses import HypernetworkUse as HypernetworkUse
 from civman.domain.recipes.adapter_uses import LoraUse as LoraUse
+from civman.domain.recipes.checkpoint_use import CheckpointUse as CheckpointUse
 from civman.domain.recipes.control import ControlUse as ControlUse
 from civman.domain.recipes.details import DetailPass, detail_problems
 from civman.domain.recipes.enlargement import Enlargement, enlargement_problems
@@ -21,10 +22,14 @@ from civman.domain.recipes.faces import FaceRestoration, face_problems
 from civman.domain.recipes.flow import Flow as Flow
 from civman.domain.recipes.flow import PartUse as PartUse
 from civman.domain.recipes.freeu_settings import FreeU as FreeU
+from civman.domain.recipes.hires import Hires as Hires
+from civman.domain.recipes.hires import own_value_problems
 from civman.domain.recipes.prompt_parts import PromptPart as PromptPart
 from civman.domain.recipes.recipe_json import canonical, read_json, read_object
 from civman.domain.recipes.recipe_limits import problems
 from civman.domain.recipes.reference import ReferenceUse as ReferenceUse
+from civman.domain.recipes.refiner import Refiner as Refiner
+from civman.domain.recipes.refiner import further_checkpoint_problems
 from civman.domain.recipes.render_request import HiresRequest as HiresRequest
 from civman.domain.recipes.render_request import LoraRequest as LoraRequest
 from civman.domain.recipes.render_request import RenderRequest as RenderRequest
@@ -36,10 +41,10 @@ from civman.domain.recipes.tiled_diffusion import TiledDiffusion, tiled_diffusio
 from civman.domain.recipes.ultimate import UltimateUpscale, ultimate_problems
 from civman.errors import Cause, UsageError
 
-SCHEMA: Final = 17
+SCHEMA: Final = 18
 """The version of the recipe's JSON format.
 
-Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 17 added the entries in
+Schema 1 had no `files` and `sampling`, and `config` only if it was not empty. Schemas 3 to 18 added the entries in
 `_ADDED`; images of schema 2 follow version 1 of the rules (see `RULES`). A recipe that needs no entry of a schema is
 still written in the schema before it, so that its digest stays the same.
 """
@@ -89,6 +94,7 @@ _ADDED: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     15: {"": ("tiled_diffusion", "input_upscale")},
     16: {"": ("details",)},
     17: {"": (), "controls": ("pools",)},
+    18: {"": ("refiner",), "hires": ("prompt", "negative_prompt", "loras", "hypernetworks", "checkpoint")},
 }  # fmt: skip
 """Schema → the entries that it added to the recipe itself, to its start image, second pass and sampling numbers."""
 
@@ -117,34 +123,6 @@ class StartImage:
     """How much of the masked area is hidden from an inpainting checkpoint: 1 hides it completely, 0 not at all."""
     noise_multiplier: float = 1.0
     """The factor for the noise that is added to the image."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hires:
-    """The second pass: upscale the image to this size, then sample `steps` more steps, starting at noise `strength`."""
-
-    width: int
-    height: int
-    steps: int
-    strength: float
-    upscaler: str
-    model: Sha256 | None = None
-    """The upscaler model that enlarges the image, if `upscaler` is "model"."""
-    token_merging: float = 0.0
-    """The share of tokens that are merged in the second pass, see `Recipe.token_merging`."""
-    trim_width: int = 0
-    trim_height: int = 0
-    """How many pixels of the first pass are cut off before it is enlarged, half of them at each side."""
-    stretches: bool = False
-    """Stretch the first image to the size of the second pass in one step, instead of covering it and cropping."""
-    seed: int | None = None
-    """The seed of the second pass's noise; None: the image's seed."""
-    guidance_scale: float | None = None
-    sampler: str = ""
-    schedule: str = ""
-    """The sampler and the schedule of the second pass; "" and None mean those of the first pass."""
-    resize: str = ""
-    """The filter that resizes an upscaler model's result (one of `recipe_limits.RESIZES`); "": as in A1111."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +255,8 @@ class Recipe:
     """How the UNet's predictions in the first pass are averaged over tiles of the latents."""
     input_upscale: Enlargement | None = None
     """How the input image is enlarged before it is resized to `width` x `height`."""
+    refiner: Refiner | None = None
+    """The checkpoint that continues the sampling in the middle of a pass."""
 
     details: tuple[DetailPass, ...] = ()
     """The regions of the finished image that are drawn again, after faces are restored and before it is enlarged."""
@@ -286,15 +266,10 @@ class Recipe:
         faces = face_problems(self.faces) if self.faces is not None else ()
         tiled = tiled_problems(self) if self.tiled is not None else ()
         ultimate = ultimate_problems(self) if self.ultimate is not None else ()
-        for problem in (
-            *problems(self),
-            *finishing,
-            *faces,
-            *tiled,
-            *ultimate,
-            *self._tile_problems(),
-            *detail_problems(self),
-        ):
+        own = own_value_problems(self) if self.hires is not None else ()
+        found = (*problems(self), *own, *finishing, *faces, *tiled, *ultimate, *self._tile_problems(),
+                 *detail_problems(self), *further_checkpoint_problems(self))  # fmt: skip
+        for problem in found:
             raise UsageError(f"the recipe cannot be rendered: {problem}", code=Cause.BAD_RECIPE)
 
     def to_json(self) -> str:
@@ -331,10 +306,14 @@ class Recipe:
     @property
     def digests(self) -> dict[str, tuple[Sha256, ...]]:
         """The digests of the model files by role ("checkpoint", "vae", "lora" …), each once per role."""
+        second, refiner = self.hires and self.hires.checkpoint, self.refiner and self.refiner.checkpoint
+        loras = (*self.loras, *self._second_loras)
+        networks = (*self.hypernetworks, *((self.hires and self.hires.hypernetworks) or ()))
         found = {
-            "checkpoint": (self.checkpoint,), "vae": (self.vae,) if self.vae else (),
-            "lora": tuple(use.sha256 for use in self.loras), "embedding": tuple(use.sha256 for use in self.embeddings),
-            "hypernetwork": tuple(use.sha256 for use in self.hypernetworks),
+            "checkpoint": (self.checkpoint, *(other.sha256 for other in (second, refiner) if other)),
+            "vae": (self.vae,) if self.vae else (),
+            "lora": tuple(use.sha256 for use in loras), "embedding": tuple(use.sha256 for use in self.embeddings),
+            "hypernetwork": tuple(use.sha256 for use in networks),
             "part": tuple(use.sha256 for use in self.parts),
             "controlnet": tuple(use.sha256 for use in self.controls),
             "ip-adapter": tuple(use.sha256 for use in self.references),
@@ -355,7 +334,17 @@ class Recipe:
     @property
     def changes_scales(self) -> bool:
         """Whether the scale of a LoRA changes between the steps or the passes."""
-        return any(use.keyframes or use.hires_keyframes for use in self.loras)
+        return any(use.keyframes or use.hires_keyframes for use in (*self.loras, *self._second_loras))
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether the passes have different checkpoints, adapters or hypernetworks, or a refiner continues one."""
+        own = (self.hires.loras, self.hires.hypernetworks, self.hires.checkpoint) if self.hires else ()
+        return self.refiner is not None or any(each is not None for each in own)
+
+    @property
+    def _second_loras(self) -> tuple[LoraUse, ...]:
+        return (self.hires.loras if self.hires else None) or ()
 
     def _tile_problems(self) -> Iterator[str]:
         if self.tiled_diffusion is not None:

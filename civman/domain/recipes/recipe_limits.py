@@ -87,11 +87,12 @@ def problems(recipe: Any) -> Iterator[str]:
     yield from _number_problems(recipe)
     if recipe.start:
         yield from _start_problems(recipe.start)
-    if not all(_is_text(words) for words in (recipe.prompt, recipe.negative_prompt)):
+    second = (recipe.hires.prompt, recipe.hires.negative_prompt) if recipe.hires else ()
+    if not all(_is_text(words) for words in (recipe.prompt, recipe.negative_prompt, *filter(None, second))):
         yield "a prompt contains invalid Unicode"
     yield from _sampling_problems(recipe.sampling)
     yield from _guidance_problems(recipe)
-    for use in recipe.loras:
+    for use in (*recipe.loras, *((recipe.hires and recipe.hires.loras) or ())):
         yield from _lora_problems(use, has_hires=recipe.hires is not None)
     yield from _control_problems(recipe)
     yield from reference.problems(recipe)
@@ -159,7 +160,9 @@ def _guidance_problems(recipe: Any) -> Iterator[str]:
     ratios = [recipe.token_merging, *([recipe.hires.token_merging] if recipe.hires else [])]
     if not all(0 <= ratio < 0.9 for ratio in ratios):
         yield "the ratio of merged tokens must be 0 to 0.89"
-    if not all(math.isfinite(use.strength) and abs(use.strength) <= 100 for use in recipe.hypernetworks):
+    second = recipe.hires
+    networks = (*recipe.hypernetworks, *((second and second.hypernetworks) or ()))
+    if not all(math.isfinite(use.strength) and abs(use.strength) <= 100 for use in networks):
         yield "the strength of a hypernetwork must be between -100 and 100"
     if recipe.thresholding is not None:
         yield from thresholding.problems(recipe.thresholding)
@@ -313,7 +316,8 @@ def _number_problems(recipe: Any) -> Iterator[str]:
     yield from _variation_problems(recipe)
     if recipe.eta_seed_delta and not 0 <= recipe.seed + recipe.eta_seed_delta <= last_seed:
         yield f"seed plus eta seed delta must be 0 to {last_seed}, not {recipe.seed + recipe.eta_seed_delta}"
-    scales = [scale for use in recipe.loras for scale in (use.scale, use.text_scale)]
+    loras = (*recipe.loras, *((recipe.hires and recipe.hires.loras) or ()))
+    scales = [scale for use in loras for scale in (use.scale, use.text_scale)]
     if not all(math.isfinite(number) for number in (recipe.guidance_scale, recipe.guidance_rescale, *scales)):
         yield "guidance and scales must be finite numbers"
     if recipe.guidance_scale < 0 or not 0 <= recipe.guidance_rescale <= 1:

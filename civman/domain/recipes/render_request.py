@@ -51,6 +51,14 @@ class HiresRequest:
 
     None: it is enlarged to cover the second size, and cropped.
     """
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    """The prompts of the second pass; None: those of the first."""
+    loras: tuple[LoraRequest, ...] | None = None
+    hypernetworks: tuple[str, ...] | None = None
+    """In place of the first pass's `loras` and `hypernetworks`; the tags in the second pass's prompt are added."""
+    checkpoint: str | None = None
+    """The ref of the second pass's checkpoint; None: that of the first pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,13 @@ class RenderRequest:
     conditioning_weight: float | None = None
     noise_multiplier: float | None = None
     hires: HiresRequest | None = None
+    refiner: str | None = None
+    """The ref of the checkpoint that continues the sampling in the middle of a pass."""
+    refiner_at: float | None = None
+    """The share of the denoising after which the refiner takes over; None: 0.8."""
+    refiner_by_steps: bool | None = None
+    refiner_passes: str | None = None
+    """Whether `refiner_at` counts steps; and which passes the refiner continues: "first", "second" or "both"."""
     eta: float | None = None
     eta_ddim: float | None = None
     s_churn: float | None = None

@@ -1,0 +1,139 @@
+"""Options of `civman render` for the second (hires) pass, and for a refiner that continues a pass."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from civman.cli import completion
+from civman.cli.render_values import loras_from
+
+if TYPE_CHECKING:
+    from civman.domain.recipes.recipe import LoraRequest
+
+HiresOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SCALE|WxH",
+        help="Add a second (hires) pass, larger by this factor or at this size; 0 for one side keeps the shape.",
+    ),
+]
+HiresStepsOpt = Annotated[
+    int | None, typer.Option(help="Sampling steps of the second (hires) pass.", show_default="as the first")
+]
+HiresStrengthOpt = Annotated[
+    float | None, typer.Option(help="Denoising strength of the second (hires) pass.", show_default="0.7")
+]
+HiresTrimOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WxH",
+        help="Trim the first image by this size, then stretch it to the second size, as A1111 did in 2022.",
+    ),
+]
+UpscalerOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--upscaler",
+        help="How to enlarge before the second pass: latent, lanczos, nearest …, or a ref of an upscaler model.",
+        show_default="latent",
+    ),
+]
+HiresResizeOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--hires-resize",
+        help="Run the upscaler model in ComfyUI's tiles and resize its result by nearest-exact, bilinear, bicubic, "
+        "area or lanczos.",
+        show_default="as A1111",
+    ),
+]
+HiresSeedOpt = Annotated[
+    int | None, typer.Option("--hires-seed", help="Seed of the second pass's noise.", show_default="as the first")
+]
+HiresCfgOpt = Annotated[
+    float | None, typer.Option("--hires-cfg", help="CFG scale of the second pass.", show_default="as the first")
+]
+HiresSamplerOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--hires-sampler", autocompletion=completion.samplers, help="Sampler of the second pass.",
+        show_default="as the first",
+    ),
+]  # fmt: skip
+HiresScheduleOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--hires-schedule", autocompletion=completion.schedules, help="Noise schedule of the second pass.",
+        show_default="as the first",
+    ),
+]  # fmt: skip
+HiresTokenMergingOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--hires-token-merging",
+        help="Share of image tokens to merge in the second pass (ToMe).",
+        show_default="as the first",
+    ),
+]
+HiresPromptOpt = Annotated[
+    str | None, typer.Option("--hires-prompt", help="Prompt of the second pass.", show_default="as the first")
+]
+HiresNegativeOpt = Annotated[
+    str | None,
+    typer.Option("--hires-negative", help="Negative prompt of the second pass.", show_default="as the first"),
+]
+HiresLoraOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hires-lora",
+        metavar="REF[:UNET[:TE]][:lbw=BLOCKS]|none",
+        autocompletion=completion.refs,
+        help="A LoRA of the second pass, in place of those of --lora; none leaves them out (repeatable).",
+    ),
+]
+HiresCheckpointOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--hires-checkpoint",
+        metavar="REF",
+        autocompletion=completion.refs,
+        help="Checkpoint of the second pass, of the same family.",
+        show_default="as the first",
+    ),
+]
+RefinerOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--refiner",
+        metavar="REF",
+        autocompletion=completion.refs,
+        help="A checkpoint that continues the sampling: SDXL's refiner, or one of the checkpoint's family.",
+    ),
+]
+RefinerAtOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--refiner-at",
+        help="Share of the denoising after which the refiner takes over, 0 to 1.",
+        show_default="0.8",
+    ),
+]
+RefinerByStepsOpt = Annotated[
+    bool,
+    typer.Option("--refiner-by-steps", help="Count --refiner-at in steps, as A1111 before version 1.8."),
+]
+RefinerPassesOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--refiner-passes",
+        help="With --hires: which passes the refiner continues, first, second or both.",
+        show_default="second",
+    ),
+]
+
+
+def hires_loras(texts: list[str] | None) -> "tuple[LoraRequest, ...] | None":
+    """The adapters that --hires-lora requests; None if the option was not used."""
+    if texts is None:
+        return None
+    return () if texts == ["none"] else loras_from(texts)

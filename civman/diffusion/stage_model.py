@@ -1,0 +1,88 @@
+"""The models of a render's stages, and the switch to the refiner in the middle of a pass."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from civman.diffusion.denoiser import Denoiser, Prompts
+from civman.diffusion.flow_levels import FlowLevels
+from civman.diffusion.hypernetworks import Hypernetwork
+from civman.diffusion.loader import LoadedModel
+from civman.diffusion.noise_levels import TRAIN_STEPS, NoiseLevels
+from civman.diffusion.samplers import Sampler
+from civman.diffusion.unet_calls import Calls
+from civman.domain.recipes.recipe import LoraUse
+from civman.domain.recipes.refiner import Refiner
+from civman.domain.recipes.stages import Stage
+
+SetScales = Callable[[Sequence[float]], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StageModel:
+    """The model that computes a stage of a render, with the stage's encoded prompts and hypernetworks."""
+
+    model: LoadedModel
+    prompt: Prompts
+    hypernetworks: Sequence[tuple[Hypernetwork, float]] = ()
+    loras: Sequence[LoraUse] = ()
+    set_scales: SetScales | None = None
+    """Merges `loras`, in their order, at other scales for the UNet; None if no scale changes over the steps."""
+
+
+Stages = Callable[[Stage], StageModel]
+"""Makes the model of a stage ready. The model of the stage before may be released, so no reference to it is kept."""
+
+
+def one_model(model: LoadedModel, prompt: Prompts, second: Prompts | None = None, **more: Any) -> Stages:
+    """The stages of a render that one model computes. `second`: the second pass's prompts, if they are others."""
+    return lambda stage: StageModel(model, second if stage.is_second and second is not None else prompt, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """When the refiner takes over from the model that began a pass.
+
+    `total`: the number of evaluations that A1111 counts for the pass.
+
+    Source: A1111 1.6 (by steps) and 1.8 (by timesteps: that of the nearest noise level, or the sampler's own).
+    """
+
+    refiner: Refiner
+    sampler: Sampler
+    levels: NoiseLevels | FlowLevels
+    total: int
+
+    def is_due(self, call: int, sigma: float) -> bool:
+        """Whether the refiner makes evaluation number `call` (from 0) at this noise level, and all that follow."""
+        if self.refiner.by_steps:
+            return call / self.total >= self.refiner.switch_at
+        assert isinstance(self.levels, NoiseLevels)
+        if self.sampler.own_table:
+            # these samplers count in timesteps; the small share makes up for rounding on the way to a noise level
+            time = int(self.levels.time(sigma) + 1e-3)
+        else:
+            known = self.levels.known  # for LCM 50 levels, which A1111 numbers from 0 as well
+            time = min(range(len(known)), key=lambda place: abs(known[place] - sigma))
+        return (TRAIN_STEPS - 1 - time) / TRAIN_STEPS >= self.refiner.switch_at
+
+
+class RefinedDenoiser:
+    """Evaluates the model that begins a pass, and from the switch on the refiner."""
+
+    def __init__(self, first: Denoiser, switch: Switch, refined: Callable[[int], Denoiser]) -> None:
+        """`refined` makes the refiner's denoiser; its argument is the number of evaluations before."""
+        self._denoiser: Denoiser | None = first
+        self._switch, self._refined, self._calls = switch, refined, 0
+        self._is_refined = False
+
+    def evaluate(self, x: Tensor, sigma: float) -> Calls[Any]:
+        """Predict the denoised image, see `Denoiser.evaluate`. Yields the calls of the UNet."""
+        if not self._is_refined and self._switch.is_due(self._calls, sigma):
+            self._denoiser = None  # releases the first model before the refiner is loaded
+            self._denoiser, self._is_refined = self._refined(self._calls), True
+        assert self._denoiser is not None
+        self._calls += 1
+        return (yield from self._denoiser.evaluate(x, sigma))

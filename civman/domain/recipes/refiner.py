@@ -1,0 +1,64 @@
+"""The refiner of a recipe: a second checkpoint that continues the sampling of a pass in the middle of its steps.
+
+Source: A1111 1.6 to 1.10, which decides by noise level since 1.8 and by steps before.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from civman.domain.recipes.checkpoint_use import CheckpointUse
+
+PASSES: Final = ("first", "second", "both")
+"""Which passes the refiner continues if there are two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refiner:
+    """The checkpoint that continues a pass once a share of the denoising is done."""
+
+    checkpoint: CheckpointUse
+    switch_at: float
+    """The share after which the refiner takes over: 0 from the first step on, 1 never."""
+    by_steps: bool = False
+    """Whether the share is counted in steps, instead of in timesteps of the model's noise levels."""
+    passes: str = "second"
+    """Which passes the refiner continues if there are two; one of `PASSES`."""
+    is_same_family: bool = True
+    """Whether the refiner is of the checkpoint's family. LoRAs and embeddings have no effect on one that is not."""
+
+    def continues(self, *, is_second: bool, has_second: bool) -> bool:
+        """Whether the refiner continues this pass. `has_second`: there are two passes."""
+        return not has_second or self.passes == "both" or (self.passes == "second") == is_second
+
+
+def further_checkpoint_problems(recipe: Any) -> Iterator[str]:
+    """Explain why a recipe cannot be rendered with its further checkpoints, with one clause for each problem."""
+    refiner: Refiner | None = recipe.refiner
+    second: CheckpointUse | None = recipe.hires.checkpoint if recipe.hires else None
+    for use in (second, refiner.checkpoint if refiner else None):
+        if use is None:
+            continue
+        if use.prediction not in ("epsilon", "v_prediction"):
+            yield f"prediction `{use.prediction}` is not one of epsilon, v_prediction"
+        if use.is_zero_snr and recipe.sampling.half_levels:
+            yield "noise levels of zero terminal SNR cannot be rounded to half precision"
+    if recipe.slots and recipe.changes_model:
+        yield "an image whose model changes between the passes or within one is computed alone, not in slots"
+    if refiner is not None:
+        yield from _refiner_problems(recipe, refiner)
+
+
+def _refiner_problems(recipe: Any, refiner: Refiner) -> Iterator[str]:
+    if not 0 <= refiner.switch_at <= 1:
+        yield "the share after which the refiner takes over must be 0 to 1"
+    if refiner.passes not in PASSES:
+        yield f"the passes of the refiner `{refiner.passes}` are not one of {', '.join(PASSES)}"
+    if recipe.flow is not None:
+        yield "a refiner cannot continue a flow-matching model"
+    if recipe.sampling.program != "a1111":
+        yield "a refiner takes over by A1111's rules only"
+    if recipe.rules == 1:
+        yield "rules 1 have no refiner"
+    if recipe.enlarged_input is not None:
+        yield "a redraw in tiles has no refiner"

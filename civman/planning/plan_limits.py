@@ -1,0 +1,129 @@
+"""Values of a request and a recipe that depend on the checkpoint: what is filled in, refused, or needs memory."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from civman.diffusion import sampler_names, samplers, sampling_plan
+from civman.diffusion.families.registry import family_of
+from civman.diffusion.memory_plan import Estimate, MemoryPlan, estimate, layer_bytes
+from civman.domain.recipes.recipe import Recipe, RenderRequest
+from civman.errors import CannotRender, Cause, UsageError
+from civman.planning.checkpoint_facts import Checkpoint
+from civman.planning.few_steps import few_steps_defaults, few_steps_notice
+from civman.planning.find_files import Found
+from civman.planning.find_references import with_references
+from civman.planning.input_pictures import InputPicture, size_like
+from civman.planning.plan_stages import FurtherCheckpoints
+
+_XL_LAYERS: Final = 12
+"""The number of layers of the shorter of SDXL's text encoders."""
+
+
+def within_limits(
+    request: RenderRequest, checkpoint: Checkpoint, pictures: Sequence[InputPicture]
+) -> tuple[RenderRequest, tuple[str, ...]]:
+    """Fill in the values that depend on the checkpoint or the input image.
+
+    Returns the request, and notices for the user.
+    """
+    notices: tuple[str, ...] = ()
+    if checkpoint.family.needs_picture and not pictures:
+        raise CannotRender("a refiner model needs an input image", hint="pass it with --init", code=Cause.NEEDS_PICTURE)
+    is_open = request.width is None and request.height is None
+    is_open = is_open and request.tiled_upscale is None and request.ultimate_upscale is None
+    if is_open and request.init_upscale is None and pictures and not request.only_masked:
+        width, height = size_like(pictures[0], checkpoint.native_size)
+        request = replace(request, width=width, height=height)
+    hires = request.hires
+    if not checkpoint.family.merges_tokens and (request.token_merging or (hires and hires.token_merging)):
+        words = f"tokens are not merged on {checkpoint.title}, which has no attention at full resolution"
+        notices = (*notices, words)
+        hires = replace(hires, token_merging=None) if hires else None
+        request = replace(request, token_merging=None, hires=hires)
+    if request.told_sizes and not checkpoint.family.is_xl:
+        notices = (*notices, f"--told-sizes has no effect with {checkpoint.title}, which has no size conditioning")
+        request = replace(request, told_sizes=None)
+    skip, layers = request.clip_skip, checkpoint.clip_layers
+    if checkpoint.family.is_xl and request.emphasis == "comfyui":
+        # ComfyUI takes the second-to-last layer unless a node says otherwise
+        layers, skip = _XL_LAYERS, 2 if skip is None else skip
+        request = replace(request, clip_skip=skip)
+    if skip is not None and skip != 1:
+        if layers is None:
+            words = f"clip skip has no effect on {checkpoint.title}, whose text encoders use a fixed layer"
+            notices = (*notices, words)
+            request = replace(request, clip_skip=1)
+        elif not 1 <= skip <= layers:
+            raise UsageError(
+                f"clip skip must be between 1 and {layers} (the text encoder's layers), not {skip}",
+                code=Cause.CLIP_SKIP, clip_skip=skip, layers=layers,
+            )  # fmt: skip
+    return request, notices
+
+
+def require_encoder(recipe: Recipe, checkpoint: Checkpoint, further: FurtherCheckpoints) -> None:
+    """Check that the VAE can encode an image if that is needed. Raises: CannotRender (`missing-part`): it cannot."""
+    rereads = recipe.hires is not None and not recipe.hires.upscaler.startswith("latent")
+    second = further.second.facts if further.second is not None else checkpoint
+    starts = (recipe.start is not None or bool(recipe.details)) and not checkpoint.vae_reads_pictures
+    if starts or (rereads and not second.vae_reads_pictures):
+        raise CannotRender(
+            "the VAE has only a decoder, so it cannot encode the input image",
+            hint="name another VAE with --vae" + (", or a latent upscaler" if recipe.start is None else ""),
+            code=Cause.MISSING_PART, part="vae",
+        )  # fmt: skip
+
+
+def require_levels(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Check that noise levels can be computed for these numbers of steps. Raises: UsageError: they cannot."""
+    start = samplers.Start(recipe.start.strength) if recipe.start else None
+    passes = [(sampler_names.of_recipe(recipe), recipe.steps, start)]
+    if recipe.hires:
+        start = samplers.Start(recipe.hires.strength, keeps_steps=True)
+        passes.append((sampler_names.of_second_pass(recipe), recipe.hires.steps, start))
+    for made in recipe.details:
+        plain = replace(recipe.sampling, sigmas=())
+        one = replace(recipe, details=(), files=(), sampler=made.sampler, schedule=made.schedule, sampling=plain)
+        passes.append((sampler_names.of_recipe(one), made.steps, samplers.Start(made.strength)))
+    for (sampler, schedule, levels), steps, start in passes:
+        if sampler.is_adaptive and recipe.changes_scales:
+            raise UsageError(f"`{sampler.name}` has no fixed steps over which the scale of a LoRA could change",
+                             hint="choose another sampler, or a scale without keyframes")  # fmt: skip
+        sampling_plan.plan(
+            sampler, schedule, steps, levels, is_xl=checkpoint.family.is_xl, start=start, rules=recipe.rules
+        )
+
+
+def with_few_steps(request: RenderRequest, found: Found) -> tuple[RenderRequest, str | None]:
+    """Fill in the steps and the CFG scale of a model for few steps. Returns the request, and a notice about them."""
+    steps, cfg, usual = few_steps_defaults(
+        found.inspected.label, found.inspected.name, steps=request.steps, cfg=request.guidance_scale
+    )
+    return replace(request, steps=steps, guidance_scale=cfg), usual
+
+
+def few_steps_notice_of(recipe: Recipe, found: Found) -> str | None:
+    """A notice for a recipe whose steps or CFG scale do not suit a model for few steps; None if they do."""
+    label, name = found.inspected.label, found.inspected.name
+    return few_steps_notice(label, name, steps=recipe.steps, cfg=recipe.guidance_scale)
+
+
+def memory_of(recipe: Recipe, checkpoint: Found, further: FurtherCheckpoints, parts: Sequence[Found]) -> Estimate:
+    """The memory that the render needs with the largest of its checkpoints, of which one is loaded at a time."""
+    each = [_memory(recipe, found, parts) for found in (checkpoint, *further.files)]
+    return max(each, key=lambda estimated: estimated.needed(MemoryPlan.RESIDENT))
+
+
+def _memory(recipe: Recipe, checkpoint: Found, parts: Sequence[Found]) -> Estimate:
+    width, height = max(recipe.drawn_sizes, key=lambda size: size[0] * size[1])
+    shapes = checkpoint.header.shapes
+    single = recipe.precision == "float32"
+    needed = estimate(
+        shapes, width=width, height=height, batch=recipe.at_a_time, is_guided=recipe.uses_negative,
+        dtype_bytes=4 if single else 2,
+        # SDXL's VAE overflows in float16, so it is kept in float32; see `civman.diffusion.loader`
+        vae_bytes=4 if single or (recipe.precision == "float16" and family_of(shapes).vae_overflows) else 2,
+        layer=layer_bytes(checkpoint.header.tensors.values(), 4 if single else 2),
+    )  # fmt: skip
+    return with_references(needed, parts, recipe.precision)
