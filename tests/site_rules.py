@@ -109,7 +109,9 @@ def _details(line: str) -> dict[str, object]:
             key = word = ""
         else:
             word += letter
-    if is_quoted or "{" in line or "[" in line:
+    # A1111 writes a checkpoint's hash in brackets after its name: plain text, like all without , : and "
+    bare = re.sub(r" \[[0-9a-f]{10}\](?=,|$)", "", line)
+    if is_quoted or "{" in bare or "[" in bare:
         raise DiscardedError("details that are left open")
     if key:
         values[key] = word.strip(JS_SPACE)

@@ -92,6 +92,8 @@ def _resources(parsed: infotext.Parsed) -> Iterator[Resource]:
     if (refiner := details.get("Refiner", "")) not in _NO_NAMES:
         name, digest = _name_and_hash(refiner)
         yield Resource("refiner", name, digest or hex_of(details.get("Refiner hash", "")))
+    if (second := details.get("Hires checkpoint", "")) not in _NO_NAMES and not second.startswith("Use same"):
+        yield Resource("hires-checkpoint", *_name_and_hash(second))
     for number in range(1, 10):
         if module := details.get(f"Module {number}"):
             yield Resource("module", module)

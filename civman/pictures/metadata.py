@@ -46,8 +46,9 @@ class Settings:
 class Resource:
     """A model that the metadata names.
 
-    `kind`: checkpoint, lora, embedding, vae, hypernetwork, controlnet, text-encoder, refiner, module or model. `hash`
-    is lower-case hex of whatever length was written (AutoV2, AutoV3, SHA-256); `version_id` is CivitAI's.
+    `kind`: checkpoint, lora, embedding, vae, hypernetwork, controlnet, text-encoder, refiner, hires-checkpoint,
+    module or model. `hash` is lower-case hex of whatever length was written (AutoV2, AutoV3, SHA-256); `version_id` is
+    CivitAI's.
     """
 
     kind: str

@@ -37,9 +37,13 @@ _KEYS: Final = frozenset({
     "token merging ratio", "token merging ratio hr", "ngms", "ngms all steps",
     "skip early cfg", "dynamic thresholding enabled", "mimic scale", "mimic mode", "mimic scale minimum", "cfg mode",
     "cfg scale minimum", "separate feature channels", "scaling startpoint", "variability measure", "interpolate phi",
-    "threshold percentile", "scheduler value",
+    "threshold percentile", "scheduler value", "hires sampler",
+    "hires schedule type", "hires cfg scale", "hires checkpoint", "hires prompt", "hires negative prompt", "refiner",
+    "refiner switch at", "refiner switch by sampling steps", "hires refiner",
 })  # fmt: skip
 """The names of settings, which a LoRA must not have: simple readers would take it for the setting."""
+_ENDS_IN_QUOTES: Final = re.compile(r"(?i)(resources|prompt|hashes|template|steps|metadata):")
+"""Words before a colon at which readers end a line of settings, even within quotes."""
 _SPLITTER: Final = re.compile(r"((?:^|\n)[^\S\n]*(?:Steps|Template|Negative Template)|Negative prompt)(?=:)")
 _TAG: Final = re.compile(r"<lora:([^:>]+)")
 _SITE_TAG: Final = re.compile(r"<lora:([a-zA-Z0-9_.\-]+):[0-9.]+>")
@@ -85,6 +89,12 @@ class SecondPass:
     steps: int
     denoising: float
     upscaler: str
+    prompt: str | None = None
+    negative: str | None = None
+    """The second pass's own prompts; None: those of the first pass."""
+    loras: tuple[Part, ...] | None = None
+    """The LoRAs of the second pass, whose tags are added to its prompt; None: those of the first pass."""
+    checkpoint: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +139,7 @@ class Generation:
     controls: tuple[ControlUnit, ...] = ()
     vae: Part | None = None
     hires: SecondPass | None = None
+    refiner: Part | None = None
     denoising: float | None = None
     """The denoising strength, if the image was made from another image."""
     rng: str = ""
@@ -143,14 +154,13 @@ def text(generation: Generation) -> str:
 
     Raises: UsageError (`bad-parameters`): a number is infinite or not a number.
     """
-    loras = _named(generation.loras)
-    prompt = _harmless(generation.prompt)
-    if missing := list(_missing_tags(prompt, loras)):
-        prompt = " ".join([prompt, *missing] if prompt else missing)
+    hires = generation.hires
+    loras = _named(_distinct((*generation.loras, *((hires and hires.loras) or ()))))
+    prompt = _with_tags(_harmless(generation.prompt), generation.loras, loras)
     lines = [prompt]
     if generation.negative.strip():
         lines.append(f"Negative prompt: {_harmless(generation.negative)}")
-    details = [f"{key}: {value}" for key, value in _details(generation) if value]
+    details = [f"{key}: {value}" for key, value in (*_details(generation), *_of_stages(generation, loras)) if value]
     if listed := ", ".join(f"{name}: {_hash(lora)}" for name, lora in _listed_by_hash(prompt, loras)):
         details.append(f'Lora hashes: "{listed}"')
     details.append(f"Version: {_plain(generation.version)}")
@@ -228,6 +238,36 @@ def _unit_text(name: str, unit: ControlUnit) -> str:
     return f'"{", ".join(f"{key}: {value}" for key, value in fields.items())}"'
 
 
+def _of_stages(generation: Generation, loras: Sequence[tuple[str, Part]]) -> Iterator[tuple[str, str]]:
+    """The second pass's own prompts and checkpoint, and the refiner."""
+    hires = generation.hires
+    if hires is not None:
+        yield "Hires checkpoint", _titled(hires.checkpoint) if hires.checkpoint is not None else ""
+        if hires.prompt is not None:
+            parts = generation.loras if hires.loras is None else hires.loras
+            yield "Hires prompt", _quoted(_with_tags(_whole(hires.prompt), parts, loras))
+        if hires.negative is not None:
+            yield "Hires negative prompt", _quoted(_whole(hires.negative))
+    yield "Refiner", _titled(generation.refiner) if generation.refiner is not None else ""
+
+
+def _titled(checkpoint: Part) -> str:
+    """A checkpoint's name and hash as A1111 writes them in one value."""
+    digest = _short(checkpoint.autov2)
+    return _plain(checkpoint.name, digest or "model") + (f" [{digest}]" if digest else "")
+
+
+def _quoted(prompt: str) -> str:
+    """A prompt as a quoted value, which A1111 reads as JSON; where an empty one would be no value, a space.
+
+    Characters that CivitAI's reader takes for the end of the value or for other settings are escaped.
+    """
+    text = json.dumps(prompt or " ", ensure_ascii=False)[1:-1]
+    for sign in ('\\"', "[", "{"):
+        text = text.replace(sign, f"\\u{ord(sign[-1]):04x}")
+    return '"' + _ENDS_IN_QUOTES.sub(r"\1\\u003a", text) + '"'
+
+
 def _listed_by_hash(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[tuple[str, Part]]:
     """The LoRAs to list in `Lora hashes`.
 
@@ -275,6 +315,23 @@ def _resources(generation: Generation) -> Iterator[dict[str, object]]:
         if match and int(match["version"]) == version and kind != "VAE":
             entry["air"] = match[0]
         yield entry
+
+
+def _with_tags(prompt: str, parts: Sequence[Part], loras: Sequence[tuple[str, Part]]) -> str:
+    """Add the tags of LoRAs that the prompt does not contain. `loras`: all LoRAs of the image with their names."""
+    names = {_key(part): name for name, part in loras}
+    missing = list(_missing_tags(prompt, [(names[_key(part)], part) for part in parts]))
+    return " ".join([prompt, *missing] if prompt else missing)
+
+
+def _key(part: Part) -> tuple[str, str | None, str | None]:
+    """What is equal for two uses of one file."""
+    return part.name, part.autov2, part.autov3
+
+
+def _distinct(parts: Sequence[Part]) -> list[Part]:
+    """The parts without a second use of a file."""
+    return [*{_key(part): part for part in reversed(parts)}.values()][::-1]
 
 
 def _missing_tags(prompt: str, loras: Iterable[tuple[str, Part]]) -> Iterator[str]:

@@ -1,13 +1,13 @@
 """Convert a record into the `parameters` text that A1111, CivitAI and others read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from civman.domain.digests import Sha256, autov2
 from civman.domain.file_suffixes import MODEL_SUFFIXES
 from civman.domain.recipes.details import SEPARATOR, DetailPass
 from civman.domain.recipes.faces import WEIGHT
-from civman.domain.recipes.recipe import ControlUse, Recipe, ReferenceUse, Sampling
+from civman.domain.recipes.recipe import ControlUse, Hires, HypernetworkUse, LoraUse, Recipe, ReferenceUse, Sampling
 from civman.domain.recipes.record import Record
 from civman.domain.recipes.thresholding import uses_power
 from civman.domain.refs import Air, VersionRef, parse_ref
@@ -27,26 +27,21 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
         seed=record.seed, width=(old or recipe).width, height=(old or recipe).height,
         clip_skip=recipe.clip_skip if recipe.clip_skip > 1 else None,
         model=_part(record, recipe.checkpoint), vae=_part(record, recipe.vae) if recipe.vae else None,
-        loras=tuple(
-            replace(
-                _part(record, use.sha256, use.scale, use.text_scale), blocks=use.blocks, keyframes=use.keyframes,
-                hires_keyframes=use.hires_keyframes,
-            )
-            for use in recipe.loras
-        ),
+        loras=_loras(record, recipe.loras),
         controls=(
             *(_control_unit(record, use) for use in recipe.controls),
             *(_reference_unit(record, use) for use in recipe.references),
         ),
         embeddings=tuple(_part(record, use.sha256, name=use.word) for use in recipe.embeddings),
-        hires=SecondPass(hires.width, hires.height, hires.steps, hires.strength, _upscaler(record))
-        if hires and not old else None,
+        hires=_second_pass(record, hires, with_words=with_words) if hires and not old else None,
+        refiner=_part(record, recipe.refiner.checkpoint.sha256) if recipe.refiner else None,
         denoising=start.strength if start else old.strength if old else None,
         # A1111 writes no RNG entry if the noise comes from the GPU, its default
         rng="" if ":" in recipe.rng else recipe.rng.upper(), ensd=recipe.eta_seed_delta or None,
         others=(
             *_of_old_pass(recipe), *_of_noise(recipe), *_of_guidance(recipe), *_of_pictures(recipe),
             *_of_details(recipe), *_of_last(record),
+            *_of_second_sampling(recipe), *_of_refiner(recipe),
         ),
         hypernetworks=tuple(_part(record, use.sha256) for use in recipe.hypernetworks),
         version=f"civman {record.environment.get('civman', '')}".strip(),
@@ -54,11 +49,67 @@ def parameters(record: Record, *, with_words: bool = True) -> str:
 
 
 def _prompt(record: Record, *, with_words: bool) -> str:
-    """Add the tags of hypernetworks to the prompt, from which A1111 learns their strengths."""
-    tags = [
-        f"<hypernet:{_part(record, use.sha256).name}:{use.strength:g}>" for use in record.recipe.hypernetworks
-    ]  # fmt: skip
-    return " ".join([*([record.recipe.prompt] if with_words and record.recipe.prompt else []), *tags])
+    """The prompt of the first pass with the tags of its hypernetworks."""
+    return _with_networks(record, record.recipe.prompt if with_words else "", record.recipe.hypernetworks)
+
+
+def _with_networks(record: Record, prompt: str, networks: Sequence[HypernetworkUse]) -> str:
+    """Add the tags of hypernetworks to a prompt, from which A1111 learns their strengths."""
+    tags = [f"<hypernet:{_part(record, use.sha256).name}:{use.strength:g}>" for use in networks]
+    return " ".join([*([prompt] if prompt else []), *tags])
+
+
+def _loras(record: Record, uses: Sequence[LoraUse]) -> tuple[Part, ...]:
+    return tuple(
+        replace(
+            _part(record, use.sha256, use.scale, use.text_scale), blocks=use.blocks, keyframes=use.keyframes,
+            hires_keyframes=use.hires_keyframes,
+        )
+        for use in uses
+    )  # fmt: skip
+
+
+def _second_pass(record: Record, hires: Hires, *, with_words: bool) -> SecondPass:
+    """The second pass. Its prompt is written if it has other words or networks, all of which its tags name."""
+    recipe, (prompt, negative) = record.recipe, (hires.prompt, hires.negative_prompt)
+    has_networks = hires.loras is not None or hires.hypernetworks is not None
+    if has_networks or (with_words and prompt not in (None, recipe.prompt)):
+        words = (recipe.prompt if prompt is None else prompt) if with_words else ""
+        networks = recipe.hypernetworks if hires.hypernetworks is None else hires.hypernetworks
+        prompt = _with_networks(record, words, networks)
+    else:
+        prompt = None
+    return SecondPass(
+        hires.width, hires.height, hires.steps, hires.strength, _upscaler(record), prompt,
+        negative if with_words and negative != recipe.negative_prompt else None,
+        None if hires.loras is None else _loras(record, hires.loras),
+        _part(record, hires.checkpoint.sha256) if hires.checkpoint else None,
+    )  # fmt: skip
+
+
+def _of_second_sampling(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
+    """Build A1111's keys, and Forge's for the CFG scale, for a second pass that samples in its own way."""
+    hires = recipe.hires
+    if hires is None or hires.stretches:
+        return
+    if hires.sampler and hires.sampler != recipe.sampler:
+        yield "Hires sampler", hires.sampler
+    if hires.schedule and (hires.sampler, hires.schedule) != (recipe.sampler, recipe.schedule):
+        yield "Hires schedule type", hires.schedule
+    if hires.guidance_scale is not None and hires.guidance_scale != recipe.guidance_scale:
+        yield "Hires CFG Scale", hires.guidance_scale
+
+
+def _of_refiner(recipe: Recipe) -> Iterator[tuple[str, str | float]]:
+    """Build A1111's keys for how a refiner takes over."""
+    refiner = recipe.refiner
+    if refiner is None:
+        return
+    yield "Refiner switch at", refiner.switch_at
+    if refiner.by_steps:
+        yield "Refiner switch by sampling steps", "True"
+    if recipe.hires and refiner.passes != "second":
+        yield "Hires refiner", {"first": "first pass", "both": "both passes"}[refiner.passes]
 
 
 def _of_old_pass(recipe: Recipe) -> Iterator[tuple[str, str | float]]:

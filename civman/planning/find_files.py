@@ -24,7 +24,8 @@ from civman.store.blobs import BlobStore, digest_of
 from civman.store.safe_copies import copy_place
 
 _WANTED = {
-    "checkpoint": (Kind.CHECKPOINT,), "lora": (Kind.ADAPTER,), "embedding": (Kind.EMBEDDING,), "vae": (Kind.VAE,),
+    "checkpoint": (Kind.CHECKPOINT,), "hires-checkpoint": (Kind.CHECKPOINT,), "refiner": (Kind.CHECKPOINT,),
+    "lora": (Kind.ADAPTER,), "embedding": (Kind.EMBEDDING,), "vae": (Kind.VAE,),
     "controlnet": (Kind.CONTROLNET,), "upscaler": (Kind.UPSCALER,), "hypernetwork": (Kind.HYPERNETWORK,),
     "ip-adapter": (Kind.IP_ADAPTER,), "clip-vision": (Kind.CLIP_VISION,),
     "face-restorer": (Kind.FACE_MODEL,), "face-detector": (Kind.FACE_MODEL,), "face-parser": (Kind.FACE_MODEL,),
@@ -35,6 +36,8 @@ _PART = (Kind.TEXT_ENCODER,)
 
 _TYPES = {
     "checkpoint": (ModelType.CHECKPOINT,),
+    "hires-checkpoint": (ModelType.CHECKPOINT,),
+    "refiner": (ModelType.CHECKPOINT,),
     "embedding": (ModelType.EMBEDDING,),
     "vae": (ModelType.VAE,),
     "controlnet": (ModelType.CONTROLNET,),

@@ -17,7 +17,7 @@ from civman.diffusion.noise_levels import Schedule
 from civman.domain.digests import Sha256
 from civman.domain.recipes.enlargement import METHODS, Enlargement, enlargement_of
 from civman.domain.recipes.faces import WEIGHT, FaceRestoration
-from civman.domain.recipes.recipe import Hires, HypernetworkUse, Recipe, Sampling
+from civman.domain.recipes.recipe import Hires, HypernetworkUse, Recipe, Refiner, Sampling
 from civman.errors import Cause, UsageError
 from civman.pictures.comfyui_graph import Graph, graph_of
 from civman.pictures.metadata import loads, whole
@@ -29,11 +29,23 @@ from civman.planning.redraw_details import with_details
 from civman.planning.redraw_features import Drawable, Reason, face_method, reasons
 from civman.planning.redraw_graph import by_comfyui, redraw_graph
 from civman.planning.redraw_guidance import guidance, second_ratio, second_sampling
+from civman.planning.redraw_networks import additional_networks, network_hash, old_hypernetworks
 from civman.planning.redraw_old_pass import old_first_pass as old_first_pass
 from civman.planning.redraw_programs import redraw_program
 from civman.planning.redraw_prompts import TaggedLora, read_tags
-from civman.planning.redraw_result import SMALLEST_CARD, require_plannable, stand_in, verdict_of
+from civman.planning.redraw_result import OPEN, SMALLEST_CARD, require_plannable, stand_in, verdict_of
 from civman.planning.redraw_result import Redraw as Redraw
+from civman.planning.redraw_stages import (
+    HIRES_CHECKPOINT,
+    SECOND_ENTRIES,
+    OwnTexts,
+    counted_for_own_sampler,
+    named_stages,
+    own_texts,
+    refiner,
+    second_checkpoint,
+    with_second_checkpoint,
+)
 from civman.planning.redraw_tiles import SourceImage, started
 from civman.planning.redraw_upscalers import upscaler_named
 from civman.prompts import editing
@@ -129,6 +141,7 @@ class _Reader:
         self.source: SourceImage | None = None
         self.controls = Controls()
         self.resources: list[NamedFile] = list(entries.files())
+        self._own = OwnTexts()
 
     def add(self, verdict: Drawable, words: str) -> None:
         """Record a reason why the image cannot be rendered exactly."""
@@ -155,6 +168,14 @@ class _Reader:
         tiles = self._start((width, height), has_hires=hires is not None)
         self._control(tiles)
         rules = prompt_stages.rules_for(prompt, negative, self._rule().value)
+        if hires is not None:
+            hires = self._own.of_hires(hires)
+            rules = rules or prompt_stages.rules_for(
+                hires.prompt or prompt, hires.negative_prompt or negative, self._rule().value
+            )
+            hires = counted_for_own_sampler(hires, prompt, rules, sampler)
+        elif self._entries.take(SECOND_ENTRIES):
+            self.add(Drawable.DIFFERS, "the settings give a second pass values of its own, but describe no second pass")
         made = Recipe(
             checkpoint=stand_in("checkpoint"), prompt=prompt, negative_prompt=negative, sampler=sampler.name,
             schedule=schedule.value, steps=steps,
@@ -170,7 +191,8 @@ class _Reader:
             pad_prompts=self._entries.is_on("Pad conds"), hires=hires,
             upscale=self._last_upscale(hires, width, height), faces=self._faces(),
             sampling=self._sampling(), **tiles,
-            prompt_rules=rules, **self._variation(), emphasis=self._entries.text("Emphasis").casefold() or "original",
+            refiner=self._refiner(has_hires=hires is not None), prompt_rules=rules, **self._variation(),
+            emphasis=self._entries.text("Emphasis").casefold() or "original",
             fit_negative=self._fits_negative(sampler),
             **guidance(self._entries, self._version),
         )  # fmt: skip
@@ -204,61 +226,18 @@ class _Reader:
         self._found += (*read.reasons, *unwanted.reasons)
         if unwanted.loras or unwanted.hypernetworks:
             self.add(Drawable.DIFFERS, "A1111 reads tags in the negative prompt as words; they are left out")
-        loras = [*read.loras, *self._additional_networks()]
-        self._name_loras(loras)
-        networks = [*self._old_hypernetworks(), *read.hypernetworks]
-        self.resources += [NamedFile("hypernetwork", name, self._network_hash(name), w) for name, w in networks]
+        added, files, words = additional_networks(self._entries)
+        old = [*old_hypernetworks(self._entries)]
+        self._own = own_texts(self._entries, self._version, added, old)
+        self.resources += files
+        self._found += (*words, *self._own.reasons)
+        loras, networks = [*read.loras, *added], [*old, *read.hypernetworks]
+        self._name_loras([*(self._own.loras or ()), *loras])
+        every = dict([*(self._own.networks or ()), *networks])
+        self.resources += [
+            NamedFile("hypernetwork", name, network_hash(self._entries, name), w) for name, w in every.items()
+        ]
         return read.text, unwanted.text, loras, networks
-
-    def _old_hypernetworks(self) -> Iterator[tuple[str, float]]:
-        """The hypernetwork that A1111 named in entries until February 2023."""
-        entries = self._entries
-        name, strength = entries.text("Hypernet"), entries.number("Hypernet strength")
-        if name.casefold() not in ("", "none"):
-            yield re.sub(r"\([0-9a-fA-F]{8}\)$", "", name).strip(), 1.0 if strength is None else strength
-
-        name, strength = entries.text("Hypernetworks"), entries.number("Hypernetworks Strengths")
-        if name and "," not in name:  # an extension's entry; with one hypernetwork, it means the same
-            yield name, 1.0 if strength is None else strength
-
-    def _network_hash(self, name: str) -> str:
-        digest = self._entries.text("Hypernet hash")
-        found = digest.casefold() if name == self._entries.text("Hypernet") else ""
-        return found if re.fullmatch("[0-9a-f]{8,64}", found) else ""
-
-    def _additional_networks(self) -> Iterator[TaggedLora]:
-        """The LoRAs of the extension Additional Networks."""
-        keys = self._entries.take(re.compile(r"AddNet Model \d+$"))
-        for key in keys:
-            number = key.rpartition(" ")[2]
-            kind = self._entries.text(f"AddNet Module {number}")
-            both = self._entries.number(f"AddNet Weight {number}")
-            unet, text = (self._entries.number(f"AddNet Weight {side} {number}") for side in "AB")
-            unet = both if unet is None else unet
-            if not self._entries.is_on("AddNet Enabled") or unet is None:
-                continue
-            if kind.casefold() not in ("lora", ""):
-                self.add(Drawable.NO, f"additional networks of the kind {kind} are not supported")
-            found = re.fullmatch(r"(.*?)\s*\(([0-9a-fA-F]{8,12})\)", self._entries.text(key))
-            name, digest = (found[1], found[2].casefold()) if found else (self._entries.text(key), "")
-            if name.casefold() in ("none", ""):
-                continue
-            if not digest:
-                name, digest = self._listed_with(unet, name, alone=len(keys) == 1)
-            self.resources.append(NamedFile("lora", name, digest, unet))
-            yield TaggedLora(name, unet, unet if text is None else text)
-        self._entries.take(re.compile("AddNet "))
-
-    def _listed_with(self, weight: float, name: str, *, alone: bool) -> tuple[str, str]:
-        """The name and hash of the only LoRA that the API lists with this weight; the given name if there is none.
-
-        `alone`: the settings name no other one, so it may also be the only one that is listed without a weight.
-        """
-        listed = self._entries.listed_loras()
-        found = [each for each in listed if each.weight == weight]
-        if not found and alone:
-            found = [each for each in listed if each.weight is None and len(each.hash) == 12]
-        return (found[0].name, found[0].hash) if len(found) == 1 else (name, "")
 
     def _name_loras(self, loras: list[TaggedLora]) -> None:
         """Give LoRAs in the resources their weights in the prompt, add missing ones, and remove unused ones."""
@@ -320,11 +299,21 @@ class _Reader:
         strength = entries.number("Denoising strength")
         if strength is None:
             self.add(Drawable.DIFFERS, "the strength of the second pass is not stated; 0.7 is A1111's default")
-        return Hires(
+        made = Hires(
             larger[0] // 8 * 8, larger[1] // 8 * 8, entries.whole("Hires steps") or steps,
             0.7 if strength is None else strength, upscaler, model, second_ratio(entries),
             **second_sampling(entries, sampler.name),
         )  # fmt: skip
+        checkpoint = second_checkpoint(entries)
+        self.resources += [checkpoint] if checkpoint is not None else []
+        return with_second_checkpoint(made, checkpoint)
+
+    def _refiner(self, *, has_hires: bool) -> Refiner | None:
+        found = refiner(self._entries, self._version, has_hires=has_hires)
+        if found is None:
+            return None
+        self.resources.append(found[0])
+        return found[1]
 
     def _old_passes(self, first: tuple[int, int], final: tuple[int, int], steps: int) -> tuple[tuple[int, int], Hires]:
         """The size of the first pass, and the second pass, by the rules of A1111 before 2023."""
@@ -460,7 +449,8 @@ class _Reader:
             )
         by_name = [each for each in self.resources if not each.hash and (each.role != "embedding")]
         for each in by_name:
-            words = f"the {each.role} `{each.name}` is named without a hash" if each.name else "no checkpoint is named"
+            role = "checkpoint of the second pass" if each.role == HIRES_CHECKPOINT else each.role
+            words = f"the {role} `{each.name}` is named without a hash" if each.name else "no checkpoint is named"
             self.add(Drawable.DIFFERS if each.name else Drawable.NO, words)
 
     def _value(self, made: Recipe, loras: list[TaggedLora], networks: list[tuple[str, float]]) -> dict[str, Any]:
@@ -476,8 +466,8 @@ class _Reader:
             if (part := getattr(made, key)) and part.model:
                 found = next(each for each in self.resources if stand_in(each.name) == part.model)
                 value[key] |= {"model": {"name": found.name, "hash": found.hash}}
-        shown = ("prediction", "is_zero_snr", "precision", "files", "config", "vae", "start", "count", "batch_size")
-        for name in shown:
+        named_stages(made, value, self.resources)
+        for name in (*OPEN, "files", "vae", "start", "count", "batch_size"):
             del value[name]
         hashes = {(each.role, each.name): each.hash for each in self.resources}
         named = {each.role: {"name": each.name, "hash": each.hash} for each in self.resources}

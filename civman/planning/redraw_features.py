@@ -106,11 +106,6 @@ _FEATURES: Final = (
     ),
     _feature("NPW_", NO, "an extension weighted the negative prompt, which civman does not support"),
     _feature(
-        "Refiner|Hires (checkpoint|prompt|negative prompt)",
-        NO,
-        "the second pass used another model or prompt, which civman does not support",
-    ),
-    _feature(
         "Hires (Distilled CFG|Module)",
         NO,
         "the second pass used other modules or a guidance that civman does not support",

@@ -4,14 +4,14 @@ A file is found by its hash if the settings give one, then by its version on Civ
 notice reports.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from civman.domain.catalog import VersionId
 from civman.domain.digests import Sha256
-from civman.domain.recipes.recipe import RenderRequest
+from civman.domain.recipes.recipe import Hires, HiresRequest, RenderRequest
 from civman.errors import CannotRender, Cause, NotFound
 from civman.index import Index
 from civman.index.read_pictures import PictureFilter
@@ -25,6 +25,7 @@ from civman.planning.redraw_controls import with_refs
 from civman.planning.redraw_features import Drawable
 from civman.planning.redraw_programs import is_known, texts_in
 from civman.planning.redraw_result import stand_in
+from civman.planning.redraw_stages import stand_in_of
 from civman.planning.redraw_tiles import SourceImage
 from civman.planning.site_image import SiteImage, listed_versions, settings_row
 from civman.planning.vary import as_request
@@ -120,11 +121,7 @@ def request_of(
     found = prepared.found
     assert found.made is not None, "`prepare` has checked that there is a recipe"
     require_held(prepared.files)
-    digests = {
-        stand_in("checkpoint" if each.file.role == "checkpoint" else each.file.name): each.held.blob.sha256
-        for each in prepared.files
-        if each.held is not None
-    }
+    digests = {stand_in_of(each.file): each.held.blob.sha256 for each in prepared.files if each.held is not None}
     request = as_request(found.made, {source.sha256: source.path} if source is not None else {})
     left: dict[str, Any] = dict.fromkeys(found.leaves)
 
@@ -134,6 +131,9 @@ def request_of(
     hires = request.hires
     if hires is not None and found.made.hires is not None and found.made.hires.model is not None:
         hires = replace(hires, upscaler=ref(found.made.hires.model))
+    if hires is not None and found.made.hires is not None:
+        hires = _with_files(hires, found.made.hires, ref)
+    refiner = found.made.refiner
     upscale = request.upscale
     if upscale is not None and found.made.upscale is not None and found.made.upscale.model is not None:
         upscale = replace(upscale, upscaler=ref(found.made.upscale.model))
@@ -149,6 +149,7 @@ def request_of(
     vae = next((each for each in found.resources if each.role == "vae"), None)
     request = replace(
         request, checkpoint=ref(found.made.checkpoint), hires=hires, upscale=upscale,
+        refiner=ref(refiner.checkpoint.sha256) if refiner is not None else None,
         tiled_upscale=tiled, ultimate_upscale=ultimate, init_upscale=larger,
         controls=with_refs(found.controls, lambda name: ref(stand_in(name))),
         references=with_refs(found.references, lambda name: ref(stand_in(name))),
@@ -169,6 +170,16 @@ def request_of(
     request, left_out = without_missing_detector(index, request)
     of_files = [*of_files, *left_out]
     return request, found.made.rounding, (*prepared.notices, *found.reasons, *of_files)
+
+
+def _with_files(asked: HiresRequest, made: Hires, ref: Callable[[Sha256], str]) -> HiresRequest:
+    """The second pass with the refs of its own adapters, hypernetworks and checkpoint."""
+    networks = made.hypernetworks
+    return replace(
+        asked, checkpoint=ref(made.checkpoint.sha256) if made.checkpoint is not None else None,
+        loras=None if made.loras is None else tuple(use.request(ref(use.sha256)) for use in made.loras),
+        hypernetworks=None if networks is None else tuple(f"{ref(use.sha256)}:{use.strength!r}" for use in networks),
+    )  # fmt: skip
 
 
 def require_held(files: Sequence[Wanted]) -> None:

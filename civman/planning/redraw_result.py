@@ -10,7 +10,6 @@ from civman.domain.digests import Sha256
 from civman.domain.recipes.control import ControlRequest
 from civman.domain.recipes.recipe import Recipe
 from civman.domain.recipes.reference import ReferenceRequest
-from civman.errors import Cause, UsageError
 from civman.pictures.site_settings import NamedFile
 from civman.planning import prompt_stages
 from civman.planning.redraw_features import RANK, Drawable, Reason
@@ -60,12 +59,6 @@ def require_plannable(made: Recipe) -> None:
     prompt_stages.require_readable(made)
     sampler, schedule, levels = sampler_names.of_recipe(made)
     sampling_plan.plan(sampler, schedule, made.steps, levels, sigmas=made.sampling.sigmas)
-    if made.hires and made.hires.sampler and made.prompt_rules:
-        raise UsageError(
-            "the prompt changes during the steps, and the second pass has a sampler of its own, by which civman does "
-            "not count its steps",
-            hint="use the same sampler in both passes", code=Cause.PROMPT_SYNTAX,
-        )  # fmt: skip
     if made.hires:
         start = samplers.Start(made.hires.strength, keeps_steps=True)
         sampler, schedule, levels = sampler_names.of_second_pass(made)

@@ -17,6 +17,7 @@ from civman.planning.find_files import plays
 from civman.planning.site_image import NamedVersion
 
 _AUTOV3_DIGITS = 12
+_TITLES = {"lora": "LoRA", "vae": "VAE", "hires-checkpoint": "checkpoint of the second pass"}
 
 
 class By(StrEnum):
@@ -50,7 +51,7 @@ class Wanted:
     def words(self) -> str:
         """The file's role, name and hash, for messages."""
         shown = f" ({self.file.hash[:12]}{'…' if len(self.file.hash) > 12 else ''})" if self.file.hash else ""
-        role = {"lora": "LoRA", "vae": "VAE"}.get(self.file.role, self.file.role)
+        role = _TITLES.get(self.file.role, self.file.role)
         return f"{role} `{self.file.name}`{shown}" if self.file.name else f"{role}{shown}"
 
     @property

@@ -235,7 +235,7 @@ def test_a_dropped_level_is_part_of_the_recipe() -> None:
         ({"First pass size": "0x0", "Denoising strength": "0.7"}, "differs", "encoded again"),
         ({"Parser": "Full parser"}, "differs", "SD.Next"),
         ({"Parser": "Fixed attention"}, "no", "SD.Next"),
-        ({"Hires prompt": "other"}, "no", "second pass used another"),
+        ({"Hires prompt": "other"}, "differs", "describe no second pass"),
         ({"Wildcard prompt": "__x__"}, "exact", "template"),
         ({"Score": "6.5", "resources": []}, "exact", ""),
     ],
@@ -542,12 +542,13 @@ def test_a_second_pass_may_have_its_own_sampler_and_guidance(changes: dict[str, 
     assert wanted.items() <= found["recipe"]["hires"].items()
 
 
-def test_a_changing_prompt_and_a_second_sampler_cannot_be_counted_together() -> None:
+def test_a_changing_prompt_counts_the_evaluations_of_the_second_sampler() -> None:
+    """The recipe states the prompt of the second pass, because only then its own sampler is counted."""
     found = read(**{"Hires upscale": "2", "Hires upscaler": "Latent", "Denoising strength": "0.5",
                     "Hires sampler": "Heun", "prompt": "[a:b:0.5]"})  # fmt: skip
 
-    assert found["drawable"] == "no"
-    assert "second pass has a sampler of its own" in found["reasons"][0]
+    assert found["drawable"] == "differs"
+    assert found["recipe"]["hires"]["prompt"] == found["recipe"]["prompt"] == "[a:b:0.5]"
 
 
 FACES = {

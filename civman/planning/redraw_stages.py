@@ -1,0 +1,148 @@
+"""What the settings of other programs say about a second pass with values of its own, and about a refiner.
+
+Source: A1111 1.3 (prompts of the second pass), 1.5 (its LoRAs are those in its own prompt), 1.6 (its own checkpoint,
+and refiners) and 1.8 (the refiner is switched to by noise level); Forge switches to it by steps.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from civman.diffusion import samplers
+from civman.domain.digests import Sha256
+from civman.domain.recipes.complete import REFINER_AT
+from civman.domain.recipes.recipe import CheckpointUse, Hires, HypernetworkUse, Recipe, Refiner
+from civman.pictures.site_settings import Entries, NamedFile
+from civman.planning.redraw_features import Drawable, Reason
+from civman.planning.redraw_prompts import TaggedLora, read_tags
+from civman.planning.redraw_result import stand_in
+from civman.prompts import editing
+
+HIRES_CHECKPOINT: Final = "hires-checkpoint"
+REFINER: Final = "refiner"
+"""The roles of the further checkpoints among the files that settings name."""
+SECOND_ENTRIES: Final = re.compile("Hires (checkpoint|prompt|negative prompt)$")
+"""The entries with which a second pass has values of its own."""
+_NAMED: Final = re.compile(r"(.*?)\s*\[([0-9a-fA-F]{8,64})\]")
+
+
+@dataclass(slots=True)
+class OwnTexts:
+    """The second pass's own prompts without tags, and the networks that act in it; None: as in the first pass."""
+
+    prompt: str | None = None
+    negative: str | None = None
+    loras: Sequence[TaggedLora] | None = None
+    networks: Sequence[tuple[str, float]] | None = None
+    reasons: list[Reason] = field(default_factory=list)
+
+    def of_hires(self, hires: Hires) -> Hires:
+        """The second pass with these values, with stand-ins for the files."""
+        loras, networks = self.loras, self.networks
+        return replace(
+            hires, prompt=self.prompt, negative_prompt=self.negative,
+            loras=None if loras is None else tuple(each.use(stand_in(each.name), has_hires=True) for each in loras),
+            hypernetworks=None if networks is None else tuple(
+                HypernetworkUse(stand_in(name), strength) for name, strength in networks
+            ),
+        )  # fmt: skip
+
+
+def own_texts(
+    entries: Entries, version: tuple[int, int], loras: Sequence[TaggedLora], networks: Sequence[tuple[str, float]]
+) -> OwnTexts:
+    """Read the second pass's own prompts. `loras` and `networks` are not named in prompts, and act in both passes."""
+    found = OwnTexts()
+    prompt, negative = (_whole(entries, name, found) for name in ("Hires prompt", "Hires negative prompt"))
+    if negative is not None:
+        found.negative = read_tags(negative, version).text
+    if prompt is not None:
+        read = read_tags(prompt, version)
+        found.prompt, found.reasons = read.text, [*found.reasons, *read.reasons]
+        if version >= (1, 5):
+            found.loras, found.networks = [*read.loras, *loras], [*networks, *read.hypernetworks]
+    return found
+
+
+def _whole(entries: Entries, name: str, found: OwnTexts) -> str | None:
+    """A prompt of the second pass as it was written; None if the settings give none."""
+    text = entries.value(name)
+    if not isinstance(text, str) or not text:
+        return None
+    if text.startswith('"'):
+        words = f"CivitAI's reader cut off the {name.partition(' ')[2]} of the second pass at its first comma"
+        found.reasons.append(Reason(Drawable.NO, f"{words}; the image's own file has all of it"))
+        return None
+    return text
+
+
+def counted_for_own_sampler(hires: Hires, prompt: str, rules: str, sampler: samplers.Sampler) -> Hires:
+    """State the first pass's prompt as that of the second pass where its sampler has another number of evaluations.
+
+    A recipe counts the evaluations of the second pass's own sampler only if the second pass has a prompt of its own.
+    """
+    if not hires.sampler or rules != editing.Rule.V1_6 or (hires.prompt, hires.negative_prompt) != (None, None):
+        return hires
+    own = samplers.BY_NAME[hires.sampler]
+    return hires if own.calls_per_step == sampler.calls_per_step else replace(hires, prompt=prompt)
+
+
+def second_checkpoint(entries: Entries) -> NamedFile | None:
+    """The checkpoint of the second pass; None if it is that of the first."""
+    return _named(entries.text("Hires checkpoint"), HIRES_CHECKPOINT)
+
+
+def refiner(entries: Entries, version: tuple[int, int], *, has_hires: bool) -> tuple[NamedFile, Refiner] | None:
+    """The refiner's checkpoint, and how it takes over, with a stand-in for the checkpoint; None if there is none."""
+    entries.take(re.compile("Refiner|Hires refiner$"))
+    file = _named(entries.text("Refiner"), REFINER)
+    if file is None:
+        return None
+    if not file.hash:
+        file = replace(file, hash=entries.text("Refiner hash").casefold())
+    at = entries.number("Refiner switch at")
+    by_steps = entries.is_on("Refiner switch by sampling steps") or entries.is_forge or version < (1, 8)
+    passes = entries.text("Hires refiner").casefold().partition(" ")[0] or "second"
+    return file, Refiner(
+        _use(file), REFINER_AT if at is None else at, by_steps, passes if has_hires else "second"
+    )  # fmt: skip
+
+
+def with_second_checkpoint(hires: Hires, file: NamedFile | None) -> Hires:
+    """The second pass with a stand-in for its checkpoint."""
+    return hires if file is None else replace(hires, checkpoint=_use(file))
+
+
+def stand_in_of(file: NamedFile) -> Sha256:
+    """The stand-in in a recipe for the digest of a file that settings name."""
+    if file.role in (HIRES_CHECKPOINT, REFINER):
+        return stand_in(f"{file.role} {file.name} {file.hash}")
+    return stand_in("checkpoint" if file.role == "checkpoint" else file.name)
+
+
+def named_stages(made: Recipe, value: dict[str, Any], resources: Sequence[NamedFile]) -> None:
+    """Name the files of the second pass and of the refiner in the JSON value of a recipe by their names and hashes."""
+    names = {(each.role, stand_in_of(each)): {"name": each.name, "hash": each.hash} for each in resources}
+    if made.refiner is not None:
+        value["refiner"] |= {"checkpoint": names[REFINER, made.refiner.checkpoint.sha256]}
+        del value["refiner"]["is_same_family"]
+    hires = made.hires
+    if hires is None:
+        return
+    if hires.checkpoint is not None:
+        value["hires"] |= {"checkpoint": names[HIRES_CHECKPOINT, hires.checkpoint.sha256]}
+    for key, role in (("loras", "lora"), ("hypernetworks", "hypernetwork")):
+        for each in value["hires"][key] or ():
+            each |= names[role, each.pop("sha256")]
+
+
+def _use(file: NamedFile) -> CheckpointUse:
+    return CheckpointUse(stand_in_of(file), "epsilon", is_zero_snr=False)
+
+
+def _named(text: str, role: str) -> NamedFile | None:
+    if text.casefold() in ("", "none") or text.casefold().startswith("use same"):
+        return None
+    found = _NAMED.fullmatch(text)
+    return NamedFile(role, found[1], found[2].casefold()) if found else NamedFile(role, text)
