@@ -166,7 +166,7 @@ def _require_no_path_in(name: str, text: str) -> None:
     kind, _, ref = name.partition(":")
     if kind.lower() == "lora" and ref:
         require_name(ref)
-    elif field_of(name) in ("checkpoint", "vae", "upscaler") and text:
+    elif field_of(name) in ("checkpoint", "vae", "upscaler", "hires_checkpoint", "refiner") and text:
         require_name(text)
     elif field_of(name) in ("upscale", "tiled_upscale", "init_upscale", "face_restoration"):
         _require_no_path_before_numbers(text)
@@ -203,7 +203,11 @@ def _require_no_paths(request: RenderRequest) -> None:
     refs += [each.partition(":")[0] for each in request.hypernetworks]
     refs += [request.vae] if request.vae else []
     refs += [each.partition("=")[2] for each in request.parts]
-    refs += [request.hires.upscaler] if request.hires else []
+    if request.hires:
+        refs += [request.hires.upscaler, *(each.ref for each in request.hires.loras or ())]
+        refs += [each.partition(":")[0] for each in request.hires.hypernetworks or ()]
+        refs += [request.hires.checkpoint] if request.hires.checkpoint else []
+    refs += [request.refiner] if request.refiner else []
     refs += [each.upscaler for each in _enlarged(request) if each]
     refs += [faces_from(request.face_restoration)[0]] if request.face_restoration else []
     for ref in refs:
@@ -218,14 +222,15 @@ def _enlarged(request: RenderRequest) -> tuple[Any, ...]:
 
 
 def _require_bounds(request: RenderRequest) -> None:
-    more = sum(len(asked.prompt) + len(asked.negative_prompt) for asked in request.details)
-    if len(request.prompt) + len(request.negative_prompt) + more > MOST_TEXT:
+    hires = request.hires
+    texts = [request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ())]
+    texts += [text for asked in request.details for text in (asked.prompt, asked.negative_prompt)]
+    if sum(len(text or "") for text in texts) > MOST_TEXT:
         raise Refused(f"the prompts are longer than {MOST_TEXT} characters")
     if (request.width or 0) * (request.height or 0) > _MOST_PIXELS:
         raise Refused(f"{request.width}x{request.height} is larger than the 4096x4096 pixels that the server renders")
     if request.count > _MOST_COUNT or max(request.batch_size or 1, request.slots or 1) > _MOST_COUNT:
         raise Refused(f"a job has at most {_MOST_COUNT} images")
-    hires = request.hires
     if hires is not None and ((hires.width or 0) * (hires.height or 0) > _MOST_PIXELS or (hires.scale or 1) > 8):
         raise Refused("the second pass is larger than the 4096x4096 pixels that the server renders")
     for asked in request.details:

@@ -18,8 +18,8 @@ from civman.serve.api_library import is_set
 from civman.serve.jobs import JobKind, JobState, ServerJob
 from civman.serve.render_requests import request_of
 from civman.serve.sdapi_controlnet import controls_of
-from civman.serve.sdapi_requests import SECRETS, render_request
-from civman.serve.sdapi_state import checkpoint_in_force
+from civman.serve.sdapi_requests import SECRETS, further_checkpoints, render_request
+from civman.serve.sdapi_state import checkpoint_in_force, chosen
 from civman.serve.serving import Serving, client_of, json_body, serving
 
 _PREVIEW_SECONDS = 5.0
@@ -75,7 +75,8 @@ async def _render(request: Request, *, has_image: bool) -> Response:
         raise CannotRender("`override_settings` must be an object")
     settings = {**parts.options, **overrides}
     asset = await parts.library.run(lambda library: checkpoint_in_force(library, settings))
-    wanted = render_request(body, f"sha256:{asset.blob.sha256}", settings, has_image=has_image)
+    named = await parts.library.run(lambda library: _with_digests(library, body))
+    wanted = render_request(named, f"sha256:{asset.blob.sha256}", settings, has_image=has_image)
     controls = await parts.library.run(lambda library: controls_of(library, body))
     job = await rendered(request, wanted | controls)
     if overrides and not body.get("override_settings_restore_afterwards", True):
@@ -87,6 +88,12 @@ async def _render(request: Request, *, has_image: bool) -> Response:
     names = {"sd_model_name": Path(asset.name).stem, "sd_model_hash": asset.blob.sha256[:10]}
     info = _info([(each, text) for each, _, text in made], names, wanted, job)
     return JSONResponse({"images": images, "parameters": echoed, "info": json.dumps(info)})
+
+
+def _with_digests(library: Library, body: dict[str, Any]) -> dict[str, Any]:
+    """Name the further checkpoints of a request by SHA-256. Raises: NotFound, AmbiguousRef: a title."""
+    titles = further_checkpoints(body)
+    return body | {field: f"sha256:{chosen(library, title).blob.sha256}" for field, title in titles.items()}
 
 
 def _with_texts(library: Library, made: list[tuple[dict[str, Any], bytes]]) -> list[tuple[dict[str, Any], bytes, str]]:

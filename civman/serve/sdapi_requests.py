@@ -78,7 +78,7 @@ def render_request(
     delta = number(settings.get("eta_noise_seed_delta"), "eta_noise_seed_delta", 0, whole=True)
     if delta:
         wanted["eta_seed_delta"] = delta
-    return wanted | (_start(body) if has_image else _second_pass(body))
+    return wanted | _refiner(body, settings) | (_start(body) if has_image else _second_pass(body))
 
 
 def _second_pass(body: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +92,36 @@ def _second_pass(body: dict[str, Any]) -> dict[str, Any]:
         **size, "steps": number(body.get("hr_second_pass_steps"), "hr_second_pass_steps", 0, whole=True) or None,
         "strength": number(body.get("denoising_strength"), "denoising_strength", 0.7),
         "upscaler": str(body.get("hr_upscaler") or "latent"),
+        "prompt": str(body.get("hr_prompt") or "") or None,
+        "negative_prompt": str(body.get("hr_negative_prompt") or "") or None,
+        "checkpoint": _own(body, "hr_checkpoint_name"), "sampler": _own(body, "hr_sampler_name"),
+        "schedule": _own(body, "hr_scheduler"),
     }}  # fmt: skip
+
+
+def _own(body: dict[str, Any], name: str) -> str | None:
+    """A value of the request; None if it is empty or stands for that of the first pass."""
+    value = str(body.get(name) or "").strip()
+    return None if value.casefold() in _AUTOMATIC or re.match(r"(?i)use same", value) else value
+
+
+def further_checkpoints(body: dict[str, Any]) -> dict[str, str]:
+    """The titles of the checkpoints that take over in a render, by the fields that name them."""
+    fields = ["refiner_checkpoint", *(["hr_checkpoint_name"] if body.get("enable_hr") else [])]
+    return {field: title for field in fields if (title := _own(body, field)) is not None}
+
+
+def _refiner(body: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    refiner = _own(body, "refiner_checkpoint")
+    if refiner is None:
+        return {}
+    found: dict[str, Any] = {
+        "refiner": refiner, "refiner_at": number(body.get("refiner_switch_at"), "refiner_switch_at", 0.8),
+        "refiner_by_steps": bool(settings.get("refiner_switch_by_sample_steps")),
+    }  # fmt: skip
+    if body.get("enable_hr"):
+        found["refiner_passes"] = str(settings.get("hires_fix_refiner_pass") or "second pass").partition(" ")[0]
+    return found
 
 
 def _start(body: dict[str, Any]) -> dict[str, Any]:
@@ -152,15 +181,6 @@ def _require_possible(body: dict[str, Any]) -> None:
     asked += [name for name in ("restore_faces", "tiling") if body.get(name)]
     asked += [f"script {body['script_name']}"] if body.get("script_name") else []
     asked += [f"style {name}" for name in body.get("styles") or [] if name not in (None, "None", "")]
-    for name in ("hr_checkpoint_name", "hr_sampler_name"):
-        value = str(body.get(name) or "")
-        if (
-            body.get("enable_hr")
-            and value
-            and not re.match(r"(?i)use same", value)
-            and value != body.get("sampler_name")
-        ):
-            asked.append(name)
     if asked:
         raise CannotRender(
             f"civman cannot do what the request asks for: {', '.join(map(str, asked))}",

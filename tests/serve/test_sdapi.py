@@ -176,6 +176,25 @@ def test_a_second_pass_enlarges(served: Served) -> None:
         assert image.size == (96, 96)
 
 
+def test_the_second_pass_and_a_refiner_have_values_of_their_own(served: Served) -> None:
+    titles = [each["title"] for each in served.http.get("/sdapi/v1/sd-models").json()]
+    body = {
+        "prompt": "a", **SMALL, "enable_hr": True, "hr_scale": 1.5, "hr_second_pass_steps": 2,
+        "denoising_strength": 0.6, "hr_prompt": "a dog", "hr_negative_prompt": "ugly", "hr_sampler_name": "Heun",
+        "hr_checkpoint_name": titles[0], "refiner_checkpoint": titles[0], "refiner_switch_at": 0.4,
+        "override_settings": {"sd_model_checkpoint": titles[0], "hires_fix_refiner_pass": "both passes"},
+    }  # fmt: skip
+
+    info = json.loads(post(served, "txt2img", body)["info"])
+
+    wanted = ('Hires prompt: "a dog"', 'Hires negative prompt: "ugly"', "Hires sampler: Heun",
+              "Refiner: ", "Refiner switch at: 0.4", "Hires refiner: both passes")  # fmt: skip
+    assert [words for words in wanted if words not in info["infotexts"][0]] == []
+    assert "Hires checkpoint" not in info["infotexts"][0], "the same one"
+    post(served, "txt2img", body | {"hr_checkpoint_name": "gone"}, status=404)
+    post(served, "txt2img", body | {"refiner_checkpoint": "gone"}, status=404)
+
+
 @pytest.mark.parametrize(
     ("change", "status", "word"),
     [
