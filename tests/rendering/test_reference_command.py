@@ -187,3 +187,23 @@ def test_the_api_keeps_the_pictures_and_names_them_by_digest(tmp_path: Path) -> 
     assert request_of(kept, library=tmp_path) == request
     with pytest.raises(UsageError):
         request_of({**body, "references": [{"picture": "/etc/passwd", "ref": "plus"}]}, library=tmp_path)
+
+
+@pytest.mark.usefixtures("with_adapters")
+@pytest.mark.parametrize("options", [
+    ("--tiled-upscale", "lanczos:1.5", "--tile-overlap", "16"), ("--low-vram",), ("--lora", "ink"),
+], ids=lambda options: options[0])  # fmt: skip
+def test_a_reference_acts_in_tiles_in_little_memory_and_with_a_lora(
+    civman: Civman, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    guide = picture(tmp_path / "guide.png", (80, 48))
+    init = ("--init", guide) if "upscale" in options[0] else ()
+    words = ("render", "tiny-sd1", "a cat", *QUICK, *init, *options, "--json")
+
+    plain = civman(*words)
+    made = civman(*words, "--reference", f"{guide}:sd1-plus")
+
+    assert made.code == 0, made.err
+    first = made.json["render"][0]
+    assert first["pixel_sha256"] != plain.json["render"][0]["pixel_sha256"]
+    assert civman("replay", first["path"]).code == 0
