@@ -94,15 +94,17 @@ def adapt(unet: Any, kind: str, *, has_convolutions: bool = False) -> dict[str, 
         for name, module in unet.named_modules()
         if places.search(name) and isinstance(module, nn.Linear | nn.Conv2d)
     }
-    out = {}
-    for name, module in chosen.items():
-        rows, columns = module.weight.flatten(1).shape
-        rank = CONV_RANK if ".resnets." in name else RANK[kind]
-        delta = {"lora": LoraDelta, "loha": LohaDelta}[kind](rows, columns, rank)
-        parent, _, leaf = name.rpartition(".")
-        out[name] = Adapted(module, delta)
-        setattr(unet.get_submodule(parent), leaf, out[name])
-    return out
+    return {name: put_change(unet, name, kind, CONV_RANK if ".resnets." in name else RANK[kind]) for name in chosen}
+
+
+def put_change(network: Any, name: str, kind: str, rank: int) -> Adapted:
+    """Put an untrained change on one layer of a network."""
+    module = network.get_submodule(name)
+    delta = {"lora": LoraDelta, "loha": LohaDelta}[kind](*module.weight.flatten(1).shape, rank)
+    parent, _, leaf = name.rpartition(".")
+    adapted = Adapted(module, delta)
+    setattr(network.get_submodule(parent), leaf, adapted)
+    return adapted
 
 
 def take_up(adapted: dict[str, Adapted], tensors: dict[str, Tensor]) -> None:

@@ -44,6 +44,27 @@ TEXT: dict[str, Any] = {
     "eos_token_id": 49407,
     "pad_token_id": 49407,
 }
+FLOW: dict[str, Any] = {
+    "sample_size": 32,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 4,
+    "attention_head_dim": 64,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 96,
+    "caption_projection_dim": 128,
+    "pooled_projection_dim": 64,
+    "pos_embed_max_size": 16,
+    "dual_attention_layers": (),
+    "qk_norm": "rms_norm",
+}
+"""The transformer of the second model, in the layout of Stable Diffusion 3.5."""
+FLOW_CLIP_L: dict[str, Any] = {**TEXT, "num_hidden_layers": 3, "projection_dim": 24}
+FLOW_CLIP_G: dict[str, Any] = {**FLOW_CLIP_L, "projection_dim": 40, "hidden_act": "gelu", "pad_token_id": 0}
+FLOW_VAE: dict[str, Any] = {
+    **VAE, "scaling_factor": 1.5305, "shift_factor": 0.0609, "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
 
 SCHEDULER: dict[str, Any] = {
     "_class_name": "PNDMScheduler",

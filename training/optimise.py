@@ -67,11 +67,19 @@ class Run:
     """One resumable training. The schedule counts samples, never time, since other load changes the speed."""
 
     def __init__(
-        self, module: nn.Module, *, samples: int, batch: int, lr: float, checkpoint: Path, uses_muon: bool = True
+        self,
+        module: nn.Module,
+        *,
+        samples: int,
+        batch: int,
+        lr: float,
+        checkpoint: Path,
+        uses_muon: bool = True,
+        by_adam: tuple[str, ...] = ("embedding", "conv_out"),
     ) -> None:
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.module, self.samples, self.batch, self.lr, self.checkpoint = module, samples, batch, lr, checkpoint
-        matrices = [p for n, p in named if uses_muon and p.ndim >= 2 and "embedding" not in n and "conv_out" not in n]
+        matrices = [p for n, p in named if uses_muon and p.ndim >= 2 and not any(word in n for word in by_adam)]
         chosen = {id(p) for p in matrices}
         self.params = [p for _, p in named]
         rest = [p for p in self.params if id(p) not in chosen]

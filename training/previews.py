@@ -35,6 +35,12 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+FLOW = "tiny-flow"
+FLOW_SETTINGS: dict[str, Any] = {
+    "sampler": "Euler", "schedule": "SGM Uniform", "steps": 28, "guidance_scale": 4.5, "width": 64, "height": 64,
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Preview:
     """One picture to draw. `more` are other fields of a request than `SETTINGS` has."""
@@ -48,6 +54,12 @@ class Preview:
     edges: Scene | None = None
     """The scene whose edges guide the picture, through the ControlNet `CONTROL`."""
     more: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str = CHECKPOINT
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The usual settings of the checkpoint."""
+        return SETTINGS if self.checkpoint == CHECKPOINT else FLOW_SETTINGS
 
 
 PREVIEWS = (
@@ -75,6 +87,15 @@ PREVIEWS = (
         2,
         edges=Scene("small", "black", "triangle", "white", "bottom left"),
     ),
+    Preview("tiny-flow-1", "a large green square on a white background", 1, checkpoint=FLOW),
+    Preview("tiny-flow-2", "a large red triangle on a yellow background", 2, checkpoint=FLOW),
+    Preview(
+        "tiny-flow-stripes-1",
+        "a large blue circle on a white background",
+        1,
+        (("tiny-flow-stripes", 1.0),),
+        checkpoint=FLOW,
+    ),
     Preview("tiny-warm-vae-1", "a large white circle on a green background", 1, vae="tiny-warm-vae"),
 )
 BOLD = Preview(
@@ -99,18 +120,18 @@ def request(preview: Preview, models: Path) -> RenderRequest:
         Image.fromarray(edge_map(draw(preview.edges, random.Random(preview.seed)))).save(drawn)
         controls = (ControlRequest(str(drawn), file(CONTROL)),)
     return RenderRequest(
-        file(CHECKPOINT), preview.prompt, seed=preview.seed, precision="float32",
+        file(preview.checkpoint), preview.prompt, seed=preview.seed, precision="float32",
         loras=tuple(LoraRequest(file(name), scale) for name, scale in preview.loras),
         vae=file(preview.vae) if preview.vae else None,
         embeddings=(file(preview.embedding),) if preview.embedding else (), controls=controls,
-        **{**SETTINGS, **preview.more},
+        **{**preview.settings, **preview.more},
     )  # fmt: skip
 
 
 def settings_as_civitai(preview: Preview, versions: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The generation data that CivitAI shows beside a picture."""
     single = (preview.vae, preview.embedding, CONTROL if preview.edges else None)
-    used = [(CHECKPOINT, None), *preview.loras, *((name, None) for name in single if name)]
+    used = [(preview.checkpoint, None), *preview.loras, *((name, None) for name in single if name)]
     resources = []
     for name, weight in used:
         known = versions[name if name == NO_BLUE else f"{name}.safetensors"]
@@ -120,10 +141,10 @@ def settings_as_civitai(preview: Preview, versions: dict[str, dict[str, Any]]) -
         "prompt": preview.prompt,
         "negativePrompt": preview.more.get("negative_prompt", ""),
         "seed": preview.seed,
-        "steps": SETTINGS["steps"],
-        "cfgScale": SETTINGS["guidance_scale"],
-        "sampler": "DPM++ 2M Karras",
-        "Size": f"{SETTINGS['width']}x{SETTINGS['height']}",
+        "steps": preview.settings["steps"],
+        "cfgScale": preview.settings["guidance_scale"],
+        "sampler": "DPM++ 2M Karras" if preview.settings is SETTINGS else "Euler",
+        "Size": f"{preview.settings['width']}x{preview.settings['height']}",
         "civitaiResources": resources,
     }
 

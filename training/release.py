@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import export, layout
+from training import export, flow, flow_export, layout
 from training.adapters import BATCH, CONV_RANK, LEARNING_RATE, PICTURES, RANK, STYLES, WORDS
 from training.control import network
 from training.diffusion import load_vae, networks
@@ -20,6 +20,8 @@ from training.finished import finished
 from training.words import Words, full_encoder
 
 CHECKPOINT = "tiny-shapes.safetensors"
+FLOW_STYLE = "stripes"
+"""The style that the second model has an adapter of."""
 HEADS = {"unet": ("attention_head_dim",), "text_encoder": ("num_attention_heads",)}
 """The dimensions that no tensor's shape tells and where ours are not SD 1.x's usual ones."""
 WARMTH = (1.0, 0.82, 0.55)  # what the other autoencoder leaves of red, green and blue
@@ -104,6 +106,40 @@ def write_control(folder: Path, target: Path) -> None:
     export.write_safetensors(target / "tiny-edges.safetensors", export.control_tensors(control), about)
 
 
+def write_flow(folder: Path, target: Path) -> None:
+    """The second model, in the layout of Stable Diffusion 3.5, with its text encoders and the autoencoder."""
+    net = flow.networks()
+    net.load_state_dict(torch.load(folder / "flow.pt"))
+    tensors = flow_export.checkpoint(net.transformer, net.texts, finished(target / CHECKPOINT).vae)
+    export.write_safetensors(target / "tiny-flow.safetensors", tensors, flow_metadata())
+
+
+def flow_metadata() -> dict[str, str]:
+    """What the second model's file says about itself."""
+    heads = {"num_attention_heads": layout.TEXT["num_attention_heads"]}
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v3.5",
+        "modelspec.title": "Tiny Flow",
+        "modelspec.description": "draws flat shapes, 64 x 64; trained from scratch on drawn scenes",
+        "modelspec.resolution": "64x64",
+        "civman.config": json.dumps({"text_encoder": heads, "text_encoder_2": heads}, separators=(",", ":")),
+    }
+
+
+def write_flow_style(folder: Path, target: Path, name: str) -> None:
+    """An adapter of the second model, as diffusers' trainers write it."""
+    about = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v3.5/lora",
+        "modelspec.title": f"Tiny Flow {name.title()}",
+        "modelspec.description": f"{STYLES[name].about}, for Tiny Flow; trained on drawn scenes",
+    }
+    tensors = torch.load(folder / f"flow-{name}.pt")
+    export.write_safetensors(target / f"tiny-flow-{name}.safetensors", tensors, about)
+
+
 def write_warm_vae(folder: Path, target: Path) -> None:
     """The autoencoder with a warm tint folded into the decoder's last convolution.
 
@@ -150,14 +186,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--only", choices=("checkpoint", "control"))
+    parser.add_argument("--only", choices=("checkpoint", "control", "flow"))
     args = parser.parse_args()
     args.target.mkdir(parents=True, exist_ok=True)
     layout.write_config(args.folder / "config")
-    if args.only != "control":
+    if args.only in (None, "checkpoint"):
         write_checkpoint(args.folder, args.target)
-    if args.only != "checkpoint":
+    if args.only in (None, "control"):
         write_control(args.folder, args.target)
+    if args.only in (None, "flow"):
+        write_flow(args.folder, args.target)
+        write_flow_style(args.folder, args.target, FLOW_STYLE)
     if not args.only:
         for name in STYLES:
             write_style(args.folder, args.target, name)

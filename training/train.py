@@ -7,6 +7,7 @@ python -m training.train unet DIR --samples 200000
 python -m training.train on DIR --samples 160000 --earlier OTHER/net.pt
 python -m training.train outline DIR --samples 40000 (and stripes, night, diamond, emblem)
 python -m training.train control DIR --samples 80000 --earlier civman/demo/models/tiny-shapes.safetensors
+python -m training.train flow DIR --samples 400000 --earlier civman/demo/models/tiny-shapes.safetensors
 """
 
 import argparse
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import torch
 
-from training import adapters, autoencoder, control, diffusion
+from training import adapters, autoencoder, control, diffusion, flow
 
-PARTS = ("vae", "steady", "pool", "unet", "on", *adapters.STYLES, *adapters.WORDS, "control")
+FLOW_STYLES = [f"flow-{name}" for name in adapters.STYLES]
+
+PARTS = ("vae", "steady", "pool", "unet", "on", *adapters.STYLES, *adapters.WORDS, "control", "flow", *FLOW_STYLES)
 
 
 def main() -> None:
@@ -46,6 +49,10 @@ def main() -> None:
         diffusion.train_on(args.folder, samples=args.samples, start=args.earlier)
     elif args.part == "control":
         control.train(args.folder, samples=args.samples, checkpoint=args.earlier)
+    elif args.part == "flow":
+        flow.train(args.folder, samples=args.samples, checkpoint=args.earlier)
+    elif args.part in FLOW_STYLES:
+        flow.train_style(args.folder, args.part.removeprefix("flow-"), samples=args.samples, checkpoint=args.earlier)
     elif args.part in adapters.WORDS:
         adapters.train_word(args.folder, args.part, samples=args.samples, start=args.earlier)
     else:

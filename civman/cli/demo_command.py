@@ -23,7 +23,11 @@ _STEPS: tuple[tuple[str, ...], ...] = (
     ("verify", "--full"),
 )
 _DRAWING: tuple[tuple[str, ...], ...] = (
-    ("download", "91001", "civitai:91003"),
+    ("download", "91001", "civitai:91003", "91012"),
+    (
+        "render", "91012", "a large red circle on a blue background", "--seed", "1", "--threads", "1",
+        "--grid", "checkpoint=91012,91001", "--grid", "s/r=red circle,green square,yellow triangle",
+    ),
     (
         "render", "91001", "a large red circle on a blue background", "--lora", "91003:1", "--cfg", "4", "--seed", "1",
         "--threads", "1",

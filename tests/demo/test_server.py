@@ -29,7 +29,8 @@ from civman.demo.server import CivitaiServer
 
 Get = Callable[..., Reply]
 HARBOUR, MERIDIAN, INK, BRASS = 51207, 60344, 139562, 80233
-TINY, STRIPES, DIAMOND, EMBLEM, WARM, NO_BLUE, EDGES = 91001, 91003, 91005, 91009, 91006, 91010, 91011
+TINY, STRIPES, DIAMOND, EMBLEM, WARM, NO_BLUE = 91001, 91003, 91005, 91009, 91006, 91010
+EDGES, FLOW = 91011, 91012
 ERRORS = Path(__file__).parents[3] / "shared" / "fixtures" / "civitai" / "errors.derived.json"
 
 
@@ -107,7 +108,7 @@ def test_text_search_pages_by_offset_and_filters_afterwards(crowd: Catalogue) ->
         ("query=mirabel", [71820, INK]),
         ("query=clockwork", [BRASS]),
         ("query=nothing%20like%20this", []),
-        ("types=Checkpoint&sort=Oldest", [53990, HARBOUR, MERIDIAN, TINY]),
+        ("types=Checkpoint&sort=Oldest", [53990, HARBOUR, MERIDIAN, TINY, FLOW]),
         ("types=VAE&types=TextualInversion&sort=Oldest", [70115, 71820, DIAMOND, WARM, EMBLEM, NO_BLUE]),
         ("types=Controlnet", [EDGES]),
         ("baseModels=SDXL%201.0&types=Checkpoint", [MERIDIAN]),

@@ -21,7 +21,7 @@ from civman.demo.server import CivitaiServer
 from civman.domain.recipes.record import read_origin
 from civman.errors import ExitCode
 
-TINY = (*range(91001, 91010), 91011)
+TINY = (*range(91001, 91010), 91011, 91012, 91013)
 
 
 def drawn(catalogue: Catalogue) -> Iterator[DemoImage]:

@@ -75,9 +75,14 @@ def model(name: str) -> str:
 
 def shots(studio: Library, asks: Sequence[Ask], count: int) -> list[Shots]:
     """`count` pictures of each ask, computed together, seeds 0 and up."""
-    plans = [studio.plan(ask.request(count), Conditions(device="cpu")) for ask in asks]
+    return shots_of(studio, [ask.request(count) for ask in asks], count)
+
+
+def shots_of(studio: Library, requests: Sequence[RenderRequest], count: int) -> list[Shots]:
+    """`count` pictures of each request, computed together; the requests have `count` images each."""
+    plans = [studio.plan(request, Conditions(device="cpu")) for request in requests]
     made = studio.render(plans, machine=Machine("cpu"))
-    assert [each.seed for each in made] == list(range(count)) * len(asks)
+    assert [each.seed for each in made] == list(range(count)) * len(requests)
     out = []
     for start in range(0, len(made), count):
         part = made[start : start + count]
