@@ -70,7 +70,8 @@ def test_civman_loads_every_tensor_into_its_place(trained: Any, file: Path) -> N
 
     assert {name.rpartition(".")[2] for name in model.unused} == {"position_ids"}
     assert model.components["text_encoder"].config.num_attention_heads == 4
-    loaded = model.components["transformer"].state_dict()
+    transformer = model.components["transformer"]
+    loaded = {**transformer.state_dict(), **dict(transformer.named_buffers())}
     for name, value in trained.transformer.state_dict().items():
         assert torch.equal(loaded[name], value.half().float()), name
 
